@@ -1,0 +1,59 @@
+"""The environment of the processes: what was set outside, then `.env`, then what the launcher adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch.console import LaunchError
+
+DEFAULT_PORT = 8000
+
+
+def load(root: Path, outside: Mapping[str, str]) -> dict[str, str]:
+    """Merge `.env`, if there is one, under the variables set outside; empty ones outside count as unset.
+
+    Raises LaunchError for a line that is no NAME=value.
+    """
+    path = root / ".env"
+    inside = parse(path.read_text(encoding="utf-8"), path.name) if path.exists() else {}
+    return {**inside, **{name: value for name, value in outside.items() if value or name not in inside}}
+
+
+def parse(text: str, source: str = ".env") -> dict[str, str]:
+    """Read NAME=value lines as docker compose does in its simple cases: comments, `export`, quotes, no expansion."""
+    values: dict[str, str] = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip().removeprefix("export ").strip()
+        if not line or line.startswith("#"):
+            continue
+        name, separator, value = line.partition("=")
+        if not separator or not name.strip().isidentifier():
+            raise LaunchError(f"{source}, line {number}: write it as NAME=value")
+        values[name.strip()] = _unquoted(value.strip())
+    return values
+
+
+def address(env: Mapping[str, str]) -> tuple[str, int]:
+    """Return HOST and PORT with their defaults; raise LaunchError when PORT is no port number."""
+    port = env.get("PORT") or str(DEFAULT_PORT)
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise LaunchError("PORT must be a whole number from 1 to 65535")
+    return env.get("HOST") or "127.0.0.1", int(port)
+
+
+def has_provider(env: Mapping[str, str]) -> bool:
+    """Tell whether a provider is configured, directly or by a file that holds the value."""
+    names = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
+    return any(env.get(name) or env.get(f"{name}_FILE") for name in names)
+
+
+def has_redis(env: Mapping[str, str]) -> bool:
+    """Tell whether the state store is configured, so that records come through its stream."""
+    return bool(env.get("REDIS_URL") or env.get("REDIS_URL_FILE"))
+
+
+def _unquoted(value: str) -> str:
+    if value[:1] in ("'", '"'):
+        return value[1:].partition(value[0])[0]
+    return value.split(" #", 1)[0].rstrip()

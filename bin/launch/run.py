@@ -1,0 +1,108 @@
+"""bin/run: from a fresh clone to a running service in one command."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import environment, system, venv
+from launch.console import LaunchError, say
+from launch.processes import Group, Stopped, end_on_signals
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Seconds for the server, and for the local model before it, to answer at first.
+START_TIMEOUT = 90.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Start everything and stay until it ends; return the exit status, 0 after Ctrl-C or SIGTERM."""
+    started = time.monotonic()
+    if arguments:
+        say("usage: bin/run   (settings: environment variables and .env; see .env.example)")
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    os.chdir(ROOT)
+    end_on_signals()
+    group = Group()
+    try:
+        _start_all(group, started)
+        group.watch()
+    except LaunchError as error:
+        say(f"error: {error}")
+        return 1
+    except Stopped:
+        say("\nStopping.")
+    finally:
+        group.stop()
+    return 0
+
+
+def _start_all(group: Group, started: float) -> None:
+    env = environment.load(ROOT, os.environ)
+    host, port = environment.address(env)
+    system.require_free_port(host, port)
+    local = not environment.has_provider(env)
+    python = str(venv.ensure(ROOT, [venv.BASE, venv.LOCAL] if local else [venv.BASE]))
+    env["PYTHONUNBUFFERED"] = "1"
+    if local:
+        _start_local_model(group, python, env)
+    _manage(python, env, "migrate", "--verbosity=0")
+    _manage(python, env, "bootstrap")
+    if environment.has_redis(env):
+        group.start("the ingester", [python, "manage.py", "ingest_usage"], env)
+    group.start("the server", [python, "manage.py", "serve"], env)
+    group.wait_until(lambda: _is_live(_shown(host), port), timeout=START_TIMEOUT, what="the server")
+    _welcome(f"http://{_shown(host)}:{port}", env, time.monotonic() - started)
+
+
+def _start_local_model(group: Group, python: str, env: dict[str, str]) -> None:
+    """Start the small model that a package ships, on a free port that the server learns as LOCAL_MODEL_URL."""
+    system.ensure_libgomp(ROOT)
+    port = system.free_port()
+    env["LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}/v1"
+    command = [python, "manage.py", "local_model", "--port", str(port)]
+    group.start("the local model", command, env, log=ROOT / "var" / "log" / "local_model.log")
+    say("No provider is configured: a small local model answers (set OPENAI_API_KEY or OPENAI_BASE_URL for another).")
+
+
+def _manage(python: str, env: dict[str, str], *arguments: str) -> None:
+    """Run a management command to its end; its own output is the explanation when it fails."""
+    if subprocess.run([python, "manage.py", *arguments], env=env, check=False).returncode != 0:
+        raise LaunchError(f"manage.py {arguments[0]} failed: see above")
+
+
+def _is_live(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", "/health/live")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _shown(host: str) -> str:
+    """Return a host that a browser on this machine can open, whatever address the server listens on."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _welcome(base: str, env: dict[str, str], seconds: float) -> None:
+    production = env.get("ENVIRONMENT") == "production"
+    key = "YOUR_KEY" if production else "dev_key_123"
+    create = ".venv/bin/python manage.py key create --account NAME --tier free --name NAME"
+    say(f"""
+AI API is ready after {seconds:.0f} seconds.
+  {base}/         overview and playground
+  {base}/docs     API documentation
+  {base}/admin/   administration
+  keys            {f"make one: {create}" if production else "dev_key_123 (free), prod_key_456 (premium)"}
+  try             curl -s {base}/chat -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\
+                    -d '{{"message": "What is the capital of France?"}}'
+Ctrl-C stops everything.
+""")
