@@ -117,9 +117,10 @@ def _start(
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  (no threads here)
+        preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  (no threads here)
     )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when the thread that started it is gone (Linux; for preexec_fn)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

