@@ -1,0 +1,133 @@
+"""bin/test: every check and every test, one after the other, all of them even when one fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from launch import system, venv
+from launch.console import LaunchError, say
+from launch.processes import Stopped, end_on_signals
+from launch.steps import Results, Step
+
+ROOT = Path(__file__).resolve().parents[2]
+APPS = ["accounts", "aiapi", "inference", "monitoring"]
+
+#: What a step gets of the caller's environment; the platform's own settings stay outside.
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TERM", "CI", "LD_LIBRARY_PATH")
+
+#: What production must be given, with secrets that are nobody's.
+PRODUCTION = {
+    "ENVIRONMENT": "production",
+    "SECRET_KEY": "0123456789-of-the-checks-only-abcdefghijklmnopqrstuvwxyz-ABCDEFGH",
+    "API_KEY_PEPPERS": "0123456789-of-the-checks-only-abcdefghijklmnopqrstuvwxyz",
+    "ALLOWED_HOSTS": "api.example.com",
+    "OPENAI_API_KEY": "sk-of-the-checks-only",
+    "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+    "REDIS_URL": "redis://127.0.0.1:1/0",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the checks, or only pytest with the arguments given; return the exit status."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        say((ROOT / "bin" / "test").read_text().split('"""')[1])
+        return 0
+    os.chdir(ROOT)
+    end_on_signals()
+    try:
+        return _run([part for part in arguments if part != "--full"], full="--full" in arguments)
+    except LaunchError as error:
+        say(f"error: {error}")
+        return 1
+    except Stopped:
+        say("\nStopped.")
+        return 130
+
+
+def _run(arguments: list[str], *, full: bool) -> int:
+    results = Results()
+    python = results.timed("install", lambda: _prepare(arguments))
+    with _temporary_folder() as folder:
+        env = {name: os.environ[name] for name in KEPT if name in os.environ}
+        env |= {"TMPDIR": folder, "PYTHONUNBUFFERED": "1", "FULL": "1" if full else "0"}
+        if arguments:
+            results.run(Step("pytest", [python, "-m", "pytest", *arguments], live=True), env)
+        else:
+            for step in _static_steps(python, folder):
+                results.run(step, env)
+            _test_suites(results, python, env)
+    return results.summary()
+
+
+def _prepare(arguments: list[str]) -> str:
+    python = venv.ensure(ROOT, [venv.BASE, venv.DEVELOPMENT, venv.LOCAL])
+    system.ensure_libgomp(ROOT)
+    if not arguments or any(part.startswith(("tests", "./tests")) for part in arguments):
+        system.ensure_chromium(ROOT)
+    return str(python)
+
+
+def _static_steps(python: str, folder: str) -> list[Step]:
+    manage, schema = [python, "manage.py"], f"{folder}/openapi.yaml"
+    lint_imports = str(ROOT / ".venv" / "bin" / "lint-imports")
+    return [
+        Step("format", [python, "-m", "ruff", "format", "--check", "."]),
+        Step("lint", [python, "-m", "ruff", "check", "."]),
+        Step("types", [python, "-m", "mypy"]),
+        Step("import direction", [python, lint_imports]),
+        Step("requirements", [python, "-m", "launch.requirements"], {"PYTHONPATH": "bin"}),
+        Step("migrations", [*manage, "makemigrations", "--check", "--dry-run"]),
+        Step("production settings", [*manage, "check", "--deploy", "--fail-level", "WARNING"], PRODUCTION),
+        Step("OpenAPI schema", [*manage, "spectacular", "--validate", "--fail-on-warn", "--file", schema]),
+    ]
+
+
+def _test_suites(results: Results, python: str, env: dict[str, str]) -> None:
+    pytest = [python, "-m", "pytest", "-q", "--durations=5"]
+    unit = [*pytest, "-p", "tests.isolation", "-n", "2", *APPS]
+    results.run(Step("unit tests on SQLite and memory", unit, live=True), env)
+    with _stores(python, env) as urls:
+        results.run(Step("unit tests on PostgreSQL and Redis", unit, urls, live=True), env)
+    results.run(Step("end-to-end tests", [*pytest, "tests"], live=True), env)
+
+
+@contextmanager
+def _stores(python: str, env: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Yield DATABASE_URL and REDIS_URL of real servers: the caller's test servers, or new ones out of wheels."""
+    given = {name: os.environ.get(f"TEST_{name}", "") for name in ("DATABASE_URL", "REDIS_URL")}
+    if all(given.values()):
+        yield given
+        return
+    command = [python, "-m", "tests.serve_stores"]
+    with subprocess.Popen(
+        command, env={**env, "PYTHONPATH": "bin"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise LaunchError("PostgreSQL and Redis for the tests did not start: see above")
+            started: dict[str, str] = json.loads(line)
+            yield {**started, **{name: url for name, url in given.items() if url}}
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Yield a folder for everything temporary, removed at the end whatever happens.
+
+    It can be passed through by other users, because PostgreSQL runs as one of them.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="aiapi-test-"))
+    folder.chmod(0o711)
+    try:
+        yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
