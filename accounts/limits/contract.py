@@ -1,0 +1,339 @@
+"""What a limit is, and what every backend promises: the contract of accounts.limits.
+
+A call goes through three steps, each of them atomic over all its subjects and idempotent by its operation id:
+
+    admit    counts one request against the request rates, before anything else happens
+    reserve  takes a slot and the bound of what the call may cost, before the provider is asked
+    settle   gives the slot back and replaces the bound by what was used, together with the usage record
+
+Time is integer microseconds since the epoch, by Redis's clock (or the injected one in memory). Money is integer
+nano-dollars. `None` as a limit means unlimited. Windows of a minute are closed at their start and open at their end.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from accounts.limits.bounds import Amount, Bound
+from accounts.limits.months import month_of
+
+SHARDS = 64
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+
+DEFAULT_LEASE_SECONDS = 20
+LAZY_REAPS = 16  # expired leases of a shard that a reserve clears on its way: keeps its time bounded
+
+Draft = Mapping[str, Any]
+
+
+class LimitName(StrEnum):
+    """The limits by the names of their fields, as refusals and bodies of errors carry them."""
+
+    REQUESTS_PER_MINUTE = "requests_per_minute"
+    TOKENS_PER_MINUTE = "tokens_per_minute"
+    CONCURRENT_REQUESTS = "concurrent_requests"
+    MONTHLY_TOKENS = "monthly_tokens"
+    MONTHLY_COST = "monthly_cost"
+
+
+class Unavailable(Exception):
+    """Raised when a limit can't be held exactly now, because Redis is away: a 503, never the caller's fault.
+
+    `retry_after` is in whole seconds.
+    """
+
+    def __init__(self, message: str = "limits are unavailable", *, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class OperationClosed(Exception):
+    """Raised by reserve for an operation that was settled, or whose lease ran out and was charged already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one subject; None is unlimited, 0 admits nothing. `monthly_cost` is in nano-dollars."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    monthly_tokens: int | None = None
+    monthly_cost: int | None = None
+
+    @property
+    def has_budget(self) -> bool:
+        """Tell whether a monthly budget is set: such calls are refused while the ledger is out of reach."""
+        return self.monthly_tokens is not None or self.monthly_cost is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Somebody or something that has limits: a key, its account, later a key's model or a provider.
+
+    Kind and id make its name in the store, so neither may contain whitespace or braces, and the kind no colon.
+    """
+
+    kind: str
+    id: str
+    limits: Limits
+
+    @property
+    def name(self) -> str:
+        """Name the subject in the store, as in `key:17`."""
+        return f"{self.kind}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """All the subjects that one call counts against. They live in the shard of the account."""
+
+    account_id: int
+    subjects: tuple[Subject, ...]
+
+    @property
+    def shard(self) -> int:
+        """Give the shard whose hash tag all keys of the account carry."""
+        return self.account_id % SHARDS
+
+    @property
+    def has_budget(self) -> bool:
+        """Tell whether any subject has a monthly budget."""
+        return any(subject.limits.has_budget for subject in self.subjects)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Where one limit of one subject stands: what is left of it, and when (µs) it is whole again.
+
+    For a request that was refused, `reset_at` is when the next slot is free.
+    """
+
+    limit: int
+    remaining: int
+    reset_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a call was refused: which limit, whose it is, how much of it is used, and when (µs) to try again.
+
+    When several limits refuse, this is the one that binds longest. `impossible` says that the bound of the call
+    alone is above the whole limit, so that waiting does not help. Amounts are in the limit's own unit.
+    """
+
+    limit: LimitName
+    subject: Subject
+    used: int
+    limit_value: int
+    at: int
+    reset_at: int
+    impossible: bool = False
+
+    @property
+    def retry_after(self) -> int:
+        """Give the seconds to wait, rounded up, at least 1."""
+        return max(1, -((self.at - self.reset_at) // SECOND))
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where the rates of one subject stand; None where it has no such limit."""
+
+    subject: Subject
+    requests: Window | None
+    tokens: Window | None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer to admit (counted, if admitted) and to peek (never counted), with one status per subject.
+
+    `at` is the time of admission in µs: month and hour of the call's record follow from it.
+    """
+
+    admitted: bool
+    at: int
+    statuses: tuple[Status, ...]
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A granted reservation: the output tokens to send upstream as the maximum, and the bound that is held.
+
+    `lease_until` is when (µs) it turns into a charge of the bound unless renewed or settled. `tokens` has the
+    tokens-per-minute window of each subject of the scope after this reservation, None where there is no limit.
+    """
+
+    output_tokens: int
+    held: Amount
+    at: int
+    lease_until: int
+    tokens: tuple[Window | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerMissing:
+    """A backend's inner answer: these subjects have no ledger for this month (YYYYMM). Missing is not zero."""
+
+    subjects: tuple[Subject, ...]
+    month: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What settle did: the charge that now stands, whether it was above the bound, and how it came about.
+
+    `late` means that the lease had run out and the charge of the bound was replaced. `duplicate` means that the
+    operation had been settled before, and nothing changed.
+    """
+
+    charged: Amount
+    overrun: bool = False
+    late: bool = False
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectUsage:
+    """What a subject uses now and has used in a month. `requests` is None where requests are not counted."""
+
+    subject: Subject
+    requests: int | None
+    tokens: int
+    slots: int
+    settled: Amount
+    reserved: Amount
+
+
+Seeder = Callable[[Subject, int], Amount]
+"""Gives what a subject has settled in a month (YYYYMM), from the database. It may raise what the database raises."""
+
+
+class LimitBackend(ABC):
+    """The limits of all subjects, kept in one place. All methods are safe to call from any thread or greenlet.
+
+    The `seeder` is asked once for each subject and month whose ledger is missing; the first writer wins.
+    """
+
+    def __init__(self, *, seeder: Seeder, lease_seconds: int = DEFAULT_LEASE_SECONDS) -> None:
+        self.seeder = seeder
+        self.lease_seconds = lease_seconds
+
+    @abstractmethod
+    def admit(self, scope: Scope, operation: str) -> Admission:
+        """Count one request against all subjects, or against none if any of them has no slot left.
+
+        An operation that was admitted in the last two minutes is admitted again without counting.
+        """
+
+    @abstractmethod
+    def peek(self, scope: Scope) -> Admission:
+        """Tell what admit would answer now, without counting."""
+
+    def reserve(
+        self, scope: Scope, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+    ) -> Reserved | Refusal:
+        """Take one slot and the bound from all subjects, or nothing from any of them.
+
+        The most output that fits, from `bound.minimum_output` to `bound.output_tokens`, is granted. Budgets are those
+        of the month of `admitted_at`. The `draft` (JSON-able) is the usage record to be emitted if the lease runs out.
+        A higher `attempt` of an open operation adds its bound to what is held and takes no second slot: for a retry
+        after a try that may have been billed. The same attempt again changes nothing. Raises OperationClosed if the
+        operation is no longer open, and what the seeder raises.
+        """
+        while True:
+            answer = self._reserve(scope, operation, admitted_at, bound, draft, attempt)
+            if not isinstance(answer, LedgerMissing):
+                return answer
+            self._seed_missing(scope, answer)
+
+    @abstractmethod
+    def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
+        """Prolong the leases of open operations to a whole lease from now; answer which of them are still open."""
+
+    def settle(
+        self,
+        scope: Scope,
+        operation: str,
+        *,
+        admitted_at: int,
+        used: Amount,
+        record: Draft | None,
+        recorded_at: int | None = None,
+    ) -> Settlement:
+        """Release the slot, replace the bound by what was used, and emit the record, all in one step.
+
+        The ledger is that of the month of `admitted_at`. If the lease had run out, the charge of the bound is replaced
+        once. For an operation that the backend does not know (its store was emptied) what was used is charged, except
+        to ledgers seeded from the database after `recorded_at` (µs), the time at which the record went there.
+        A record of None settles without emitting.
+        """
+        while True:
+            answer = self._settle(scope, operation, admitted_at, used, record, recorded_at)
+            if not isinstance(answer, LedgerMissing):
+                return answer
+            self._seed_missing(scope, answer)
+
+    def charge(self, scope: Scope, operation: str, *, admitted_at: int, used: Amount, recorded_at: int) -> Settlement:
+        """Charge a call that was served and recorded while the store was away. Idempotent for 24 hours."""
+        return self.settle(scope, operation, admitted_at=admitted_at, used=used, record=None, recorded_at=recorded_at)
+
+    @abstractmethod
+    def emit(self, account_id: int, operation: str, record: Draft) -> bool:
+        """Emit the record of a request that reserved nothing (a hit, a refusal); False if it was emitted before.
+
+        If the operation turns out to hold a reservation (the reply to reserve was lost), that is released.
+        """
+
+    @abstractmethod
+    def reap(self, shard: int, *, at_most: int = 256) -> int:
+        """Turn reservations of the shard whose lease has run out into charges of their bound; answer how many."""
+
+    def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
+        """Tell what each subject uses now, and has used in the month (YYYYMM; by default the current one)."""
+        month = month or month_of(self.now())
+        while True:
+            answer = self._usage(scope, month)
+            if not isinstance(answer, LedgerMissing):
+                return answer
+            self._seed_missing(scope, answer)
+
+    @abstractmethod
+    def now(self) -> int:
+        """Give the time (µs) by the backend's clock."""
+
+    @abstractmethod
+    def _reserve(
+        self, scope: Scope, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
+    ) -> Reserved | Refusal | LedgerMissing: ...
+
+    @abstractmethod
+    def _settle(
+        self,
+        scope: Scope,
+        operation: str,
+        admitted_at: int,
+        used: Amount,
+        record: Draft | None,
+        recorded_at: int | None,
+    ) -> Settlement | LedgerMissing: ...
+
+    @abstractmethod
+    def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing: ...
+
+    @abstractmethod
+    def _seed(self, scope: Scope, month: int, amounts: Mapping[Subject, Amount]) -> None: ...
+
+    def _seed_missing(self, scope: Scope, missing: LedgerMissing) -> None:
+        amounts = {subject: self.seeder(subject, missing.month) for subject in missing.subjects}
+        self._seed(scope, missing.month, amounts)
+
+
+def binding(refusals: Iterable[Refusal]) -> Refusal:
+    """Pick the refusal that binds longest: one that can never fit first, then the latest reset, then the first."""
+    return max(refusals, key=lambda refusal: (refusal.impossible, refusal.reset_at))

@@ -1,0 +1,103 @@
+-- Count one request against the request rates of all subjects, or of none.
+-- ARGV: clock override, operation, '1' to count or '0' to peek, then of each subject: name, requests per minute and
+-- tokens per minute (-1 is unlimited).
+-- Answers {admitted, time, then of each subject: requests used, their reset, tokens used, their reset}.
+
+local FIRST = 4
+local MARK_TTL = 120000
+local now = clock(ARGV[1])
+local marker = P .. 'a:' .. ARGV[2]
+local counting = ARGV[3] == '1'
+
+-- The clock never runs backward. A log more than a window ahead of it was written before a step of the clock and
+-- would block for as long as that step: it is dropped.
+local latest = {}
+for i = FIRST, #ARGV, 3 do
+  if ARGV[i + 1] ~= '-1' then
+    local key = P .. ARGV[i] .. ':q'
+    local last = tonumber(redis.call('LINDEX', key, -1) or 0)
+    if last > now + MINUTE then
+      redis.call('UNLINK', key)
+      last = 0
+    end
+    latest[i] = last
+  end
+end
+for _, last in pairs(latest) do
+  now = math.max(now, last)
+end
+
+-- Cut off what has left the window, in leaps of doubling length: few calls, whatever the length.
+local function trim(key)
+  local gone, leap = 0, 1
+  while true do
+    local entry = redis.call('LINDEX', key, gone + leap - 1)
+    if entry and tonumber(entry) + MINUTE <= now then
+      gone = gone + leap
+      leap = leap * 2
+    elseif leap > 1 then
+      leap = leap / 2
+    else
+      break
+    end
+  end
+  if gone > 0 then
+    redis.call('LTRIM', key, gone, -1)
+  end
+end
+
+local used, reset = {}, {}
+local fits = true
+for i, last in pairs(latest) do
+  local key, limit = P .. ARGV[i] .. ':q', tonumber(ARGV[i + 1])
+  if last + MINUTE <= now then
+    if last > 0 then
+      redis.call('UNLINK', key)
+    end
+    used[i], reset[i] = 0, now
+  else
+    trim(key)
+    used[i], reset[i] = redis.call('LLEN', key), last + MINUTE
+  end
+  if used[i] >= limit then
+    fits = false
+    local blocking = redis.call('LINDEX', key, used[i] - limit)
+    reset[i] = blocking and tonumber(blocking) + MINUTE or now + MINUTE
+  end
+end
+
+local admitted, at = fits and 1 or 0, now
+if counting then
+  local known
+  if fits then
+    if not redis.call('SET', marker, str(now), 'PX', MARK_TTL, 'NX') then
+      known = redis.call('GET', marker)
+    end
+  else
+    known = redis.call('GET', marker)
+  end
+  if known then
+    admitted, at = 1, tonumber(known)
+  elseif fits then
+    for i in pairs(latest) do
+      local key = P .. ARGV[i] .. ':q'
+      redis.call('RPUSH', key, str(now))
+      redis.call('EXPIRE', key, WINDOW_TTL)
+      used[i], reset[i] = used[i] + 1, now + MINUTE
+    end
+  end
+end
+
+local reply = { admitted, at }
+local second = math.floor(now / 1000000)
+for i = FIRST, #ARGV, 3 do
+  local tokens, whole = 0, now
+  if ARGV[i + 2] ~= '-1' then
+    local w = window_load(P .. ARGV[i] .. ':w', second)
+    tokens, whole = w.t + w.s, window_reset(w, now)
+  end
+  for _, value in ipairs({ used[i] or 0, reset[i] or now, tokens, whole }) do
+    reply[#reply + 1] = value
+  end
+end
+return reply

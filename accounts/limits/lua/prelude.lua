@@ -1,0 +1,129 @@
+-- Shared by every script of accounts.limits; scripts.py puts it in front of them.
+--
+-- KEYS[1] is the prefix of a shard, `aiapi:{s17}:`. All keys derive from it, so all are in one slot of a cluster:
+--   <subject>:q        list     request log: times (µs) of the requests admitted in the last minute
+--   <subject>:w        hash     n open slots, t open tokens, s settled tokens of the last minute, and those by second:
+--                               h oldest and l latest second that has any, <second> -> tokens
+--   <subject>:m:YYYYMM hash     ledger: st sc settled tokens and cost, rt rc reserved, at when it was seeded (µs)
+--   a:<operation>      string   when (µs) the operation was admitted
+--   o:<operation>      hash     z state (o open, b bound charged, s settled), k attempt, s subjects, m month,
+--                               t c tokens and cost held or charged, u output tokens, d draft, y second of the charge
+--   l                  zset     open operations by the end of their lease (µs)
+--   records            stream   usage records on their way to the database
+-- Times and amounts are integers below 2^53. Never `..` a large one: Lua would write it as 1.7e+15; use str().
+
+local P = KEYS[1]
+local MINUTE = 60000000
+local LEAVES = 61        -- a second's bucket leaves the window when its last moment is a minute old: never early
+local WINDOW_TTL = 120   -- seconds
+local LONG_TTL = 3888000 -- 45 days, for what must outlive an outage: open reservations, leases, records
+local SETTLED_TTL = 3600
+local CHARGED_TTL = 86400
+
+local function str(number)
+  return string.format('%.0f', number)
+end
+
+local function clock(override)
+  if override ~= '' then
+    return tonumber(override)
+  end
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+local function window_save(w)
+  redis.call('HSET', w.key, 'n', w.n, 't', w.t, 's', w.s, 'h', w.h, 'l', w.l)
+  redis.call('EXPIRE', w.key, w.n > 0 and LONG_TTL or WINDOW_TTL)
+end
+
+-- Answer the numbers of a window, after taking out of it what has left.
+local function window_load(key, second)
+  local v = redis.call('HMGET', key, 'n', 't', 's', 'h', 'l')
+  local w = { key = key, n = tonumber(v[1] or 0), t = tonumber(v[2] or 0), s = tonumber(v[3] or 0),
+              h = tonumber(v[4] or 0), l = tonumber(v[5] or 0) }
+  local gone = math.min(w.l, second - LEAVES)
+  if w.h > 0 and w.h <= gone then
+    local fields = {}
+    for bucket = w.h, gone do
+      fields[#fields + 1] = str(bucket)
+    end
+    for _, tokens in ipairs(redis.call('HMGET', key, unpack(fields))) do
+      w.s = w.s - tonumber(tokens or 0)
+    end
+    redis.call('HDEL', key, unpack(fields))
+    w.h = gone + 1
+    window_save(w)
+  end
+  return w
+end
+
+-- Put settled tokens into the bucket of this second, or of the latest one if the clock has run backward.
+local function window_add(w, second, tokens)
+  second = math.max(second, w.l)
+  if w.h == 0 or w.h > w.l then
+    w.h = second
+  end
+  redis.call('HINCRBY', w.key, str(second), tokens)
+  w.s = w.s + tokens
+  w.l = second
+  return second
+end
+
+-- When (µs) the window will be whole again, if nothing more comes.
+local function window_reset(w, now)
+  if w.t > 0 then
+    return now + LEAVES * 1000000
+  end
+  return w.s > 0 and (w.l + LEAVES) * 1000000 or now
+end
+
+-- Move amounts in a ledger. A missing ledger stays missing: it will be seeded from the database.
+local function ledger_move(key, settled_tokens, settled_cost, reserved_tokens, reserved_cost)
+  local v = redis.call('HMGET', key, 'st', 'sc', 'rt', 'rc')
+  if v[1] then
+    redis.call('HSET', key, 'st', tonumber(v[1]) + settled_tokens, 'sc', tonumber(v[2]) + settled_cost,
+      'rt', tonumber(v[3]) + reserved_tokens, 'rc', tonumber(v[4]) + reserved_cost)
+  end
+end
+
+local function emit(...)
+  redis.call('XADD', P .. 'records', '*', ...)
+  redis.call('EXPIRE', P .. 'records', LONG_TTL)
+end
+
+-- Replace the bound that an open operation holds by a charge, for each of its subjects; answers the charge's second.
+local function conclude(subjects, month, held_tokens, held_cost, tokens, cost, now)
+  local second = math.floor(now / 1000000)
+  local charged = second
+  for name in string.gmatch(subjects, '%S+') do
+    local w = window_load(P .. name .. ':w', second)
+    w.n = math.max(0, w.n - 1)
+    w.t = math.max(0, w.t - held_tokens)
+    if tokens > 0 then
+      charged = window_add(w, second, tokens)
+    end
+    window_save(w)
+    ledger_move(P .. name .. ':m:' .. month, tokens, cost, -held_tokens, -held_cost)
+  end
+  return charged
+end
+
+-- Turn up to so many reservations whose lease has run out into charges of their bound; answers how many.
+local function reap(now, at_most)
+  local expired = redis.call('ZRANGEBYSCORE', P .. 'l', '-inf', str(now), 'LIMIT', 0, at_most)
+  for _, operation in ipairs(expired) do
+    local key = P .. 'o:' .. operation
+    local v = redis.call('HMGET', key, 'z', 's', 'm', 't', 'c', 'u', 'd')
+    if v[1] == 'o' then
+      local tokens, cost = tonumber(v[4]), tonumber(v[5])
+      local charged = conclude(v[2], v[3], tokens, cost, tokens, cost, now)
+      emit('o', operation, 't', v[4], 'c', v[5], 'u', v[6], 'r', v[7])
+      redis.call('HDEL', key, 'd')
+      redis.call('HSET', key, 'z', 'b', 'y', charged)
+      redis.call('EXPIRE', key, CHARGED_TTL)
+    end
+    redis.call('ZREM', P .. 'l', operation)
+  end
+  return #expired
+end

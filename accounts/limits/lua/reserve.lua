@@ -1,0 +1,155 @@
+-- Take a slot and the bound of a call from all subjects, or nothing from any.
+-- ARGV: 1 clock override, 2 operation, 3 lease (µs), 4 attempt, 5 month, 6 when the month's budgets are whole again,
+-- 7 prompt tokens, 8 prompt cost, 9 most output, 10 least output, 11 step, 12 and 13 price of output (whole
+-- nano-dollars a token, and the rest in millionths), 14 draft, 15 leases to reap on the way, then of each subject: name,
+-- tokens per minute, concurrent requests, monthly tokens, monthly cost (-1 is unlimited).
+-- Answers {'ok', output, tokens held, cost held, time, lease end, then of each subject tokens used, their reset},
+-- {'closed'}, {'missing', numbers of subjects}, or {'refused', time, then of each refusal: number of the subject,
+-- number of the limit, used, reset, impossible}.
+
+local FIRST, WIDTH = 16, 5
+local TPM, CONCURRENT, MONTHLY_TOKENS, MONTHLY_COST = 1, 2, 3, 4
+local now = clock(ARGV[1])
+local second = math.floor(now / 1000000)
+local operation, attempt, month = P .. 'o:' .. ARGV[2], tonumber(ARGV[4]), ARGV[5]
+local prompt_tokens, prompt_cost = tonumber(ARGV[7]), tonumber(ARGV[8])
+local most, least, step = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local whole_price, rest_price = tonumber(ARGV[12]), tonumber(ARGV[13])
+
+reap(now, tonumber(ARGV[15]))
+
+local subjects = {}
+for i = FIRST, #ARGV, WIDTH do
+  local s = { number = #subjects + 1, name = ARGV[i], limits = {}, ledger = P .. ARGV[i] .. ':m:' .. month }
+  for limit = TPM, MONTHLY_COST do
+    local value = tonumber(ARGV[i + limit])
+    s.limits[limit] = value >= 0 and value or nil
+  end
+  s.w = window_load(P .. s.name .. ':w', second)
+  subjects[s.number] = s
+end
+
+local function granted(output, tokens, cost, lease_end)
+  local reply = { 'ok', output, tokens, cost, now, lease_end }
+  for _, s in ipairs(subjects) do
+    reply[#reply + 1] = s.w.t + s.w.s
+    reply[#reply + 1] = window_reset(s.w, now)
+  end
+  return reply
+end
+
+local held = redis.call('HMGET', operation, 'z', 'k', 't', 'c', 'u', 'g')
+local held_tokens, held_cost, held_output = tonumber(held[3] or 0), tonumber(held[4] or 0), tonumber(held[5] or 0)
+if held[1] and held[1] ~= 'o' then
+  return { 'closed' }
+end
+local slot = held[1] and 0 or 1
+if held[1] and attempt <= tonumber(held[2]) then
+  return granted(tonumber(held[6]), held_tokens, held_cost, tonumber(redis.call('ZSCORE', P .. 'l', ARGV[2])))
+end
+
+local missing = { 'missing' }
+for _, s in ipairs(subjects) do
+  local v = redis.call('HMGET', s.ledger, 'st', 'sc', 'rt', 'rc')
+  if v[1] then
+    s.reserved_tokens, s.reserved_cost = tonumber(v[3]), tonumber(v[4])
+    s.month_tokens, s.month_cost = tonumber(v[1]) + s.reserved_tokens, tonumber(v[2]) + s.reserved_cost
+  else
+    missing[#missing + 1] = s.number
+  end
+end
+if #missing > 1 then
+  return missing
+end
+
+local function cost_of(output)
+  return prompt_cost + output * whole_price + math.ceil(output * rest_price / 1000000)
+end
+
+-- When (µs) enough settled tokens will have left a window; open ones leave at a time nobody knows.
+local function tokens_reset(w, excess)
+  local at = now + 1000000
+  if w.s == 0 then
+    return at
+  end
+  local fields = {}
+  for bucket = w.h, w.l do
+    fields[#fields + 1] = str(bucket)
+  end
+  for i, tokens in ipairs(redis.call('HMGET', w.key, unpack(fields))) do
+    if excess <= 0 then
+      break
+    end
+    if tokens then
+      excess = excess - tonumber(tokens)
+      at = (w.h + i - 1 + LEAVES) * 1000000
+    end
+  end
+  return at
+end
+
+local need_tokens, need_cost = prompt_tokens + least, cost_of(least)
+local refused = { 'refused', now }
+local function check(s, limit, used, need, reset)
+  local most_allowed = s.limits[limit]
+  if most_allowed and used + need > most_allowed then
+    local impossible = need > most_allowed and 1 or 0
+    for _, value in ipairs({ s.number, limit, used, reset(used + need - most_allowed), impossible }) do
+      refused[#refused + 1] = value
+    end
+  end
+end
+
+for _, s in ipairs(subjects) do
+  local function in_a_second() return now + 1000000 end
+  local function next_month() return tonumber(ARGV[6]) end
+  check(s, TPM, s.w.t + s.w.s, need_tokens, function(excess) return tokens_reset(s.w, excess) end)
+  check(s, CONCURRENT, s.w.n, slot, in_a_second)
+  check(s, MONTHLY_TOKENS, s.month_tokens, need_tokens, next_month)
+  check(s, MONTHLY_COST, s.month_cost, need_cost, next_month)
+end
+if #refused > 2 then
+  return refused
+end
+
+-- The least fits; grant as much more as does. Doubles estimate the affordable output, integers correct it.
+local output = most
+local function affordable(room)
+  local price = whole_price + rest_price / 1000000
+  local guess = price > 0 and math.min(most, math.floor((room - prompt_cost) / price)) or most
+  while guess > least and cost_of(guess) > room do
+    guess = guess - 1
+  end
+  while guess < most and cost_of(guess + 1) <= room do
+    guess = guess + 1
+  end
+  return guess
+end
+for _, s in ipairs(subjects) do
+  if s.limits[TPM] then
+    output = math.min(output, s.limits[TPM] - s.w.t - s.w.s - prompt_tokens)
+  end
+  if s.limits[MONTHLY_TOKENS] then
+    output = math.min(output, s.limits[MONTHLY_TOKENS] - s.month_tokens - prompt_tokens)
+  end
+  if s.limits[MONTHLY_COST] then
+    output = math.min(output, affordable(s.limits[MONTHLY_COST] - s.month_cost))
+  end
+end
+output = output - output % step
+
+local tokens, cost = prompt_tokens + output, cost_of(output)
+local names = {}
+for _, s in ipairs(subjects) do
+  s.w.n, s.w.t = s.w.n + slot, s.w.t + tokens
+  window_save(s.w)
+  redis.call('HSET', s.ledger, 'rt', s.reserved_tokens + tokens, 'rc', s.reserved_cost + cost)
+  names[s.number] = s.name
+end
+local lease_end = now + tonumber(ARGV[3])
+redis.call('HSET', operation, 'z', 'o', 'k', attempt, 's', table.concat(names, ' '), 'm', month,
+  't', held_tokens + tokens, 'c', held_cost + cost, 'u', held_output + output, 'g', output, 'd', ARGV[14])
+redis.call('EXPIRE', operation, LONG_TTL)
+redis.call('ZADD', P .. 'l', str(lease_end), ARGV[2])
+redis.call('EXPIRE', P .. 'l', LONG_TTL)
+return granted(output, held_tokens + tokens, held_cost + cost, lease_end)

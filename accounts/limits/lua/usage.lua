@@ -1,0 +1,35 @@
+-- Tell what subjects use now and have used in a month. ARGV: clock override, month, then of each subject: name and
+-- '1' if its requests are counted. Answers {'ok', then of each subject: requests, tokens in the window, slots, settled
+-- tokens and cost, reserved tokens and cost}, or {'missing', numbers of subjects}.
+local now = clock(ARGV[1])
+local second = math.floor(now / 1000000)
+local reply, missing = { 'ok' }, { 'missing' }
+
+-- Count the requests of the last minute without trimming the log: halve the interval that has the first of them.
+local function requests(key)
+  local length = redis.call('LLEN', key)
+  local low, high = 0, length
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if tonumber(redis.call('LINDEX', key, middle)) + MINUTE <= now then
+      low = middle + 1
+    else
+      high = middle
+    end
+  end
+  return length - low
+end
+
+for i = 3, #ARGV, 2 do
+  local v = redis.call('HMGET', P .. ARGV[i] .. ':m:' .. ARGV[2], 'st', 'sc', 'rt', 'rc')
+  if v[1] then
+    local w = window_load(P .. ARGV[i] .. ':w', second)
+    local counted = ARGV[i + 1] == '1' and requests(P .. ARGV[i] .. ':q') or 0
+    for _, value in ipairs({ counted, w.t + w.s, w.n, tonumber(v[1]), tonumber(v[2]), tonumber(v[3]), tonumber(v[4]) }) do
+      reply[#reply + 1] = value
+    end
+  else
+    missing[#missing + 1] = (i - 3) / 2 + 1
+  end
+end
+return #missing > 1 and missing or reply

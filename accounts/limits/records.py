@@ -1,0 +1,54 @@
+"""Usage records on their way out of the limits: what is added to them, and how a stream carries them.
+
+A record is a JSON-able dict of the caller's. Emitting adds `id` (the operation), `revision` and `overrun`. One record
+may be emitted under the same id twice, when a late settle corrects a charge of the bound: the higher revision counts.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from accounts.limits.bounds import Amount, Bound
+
+REVISION_BOUND = 1  # the lease ran out, the bound was charged
+REVISION_FINAL = 2  # what the call itself reported, early or late
+
+Record = dict[str, Any]
+
+
+def final_record(operation: str, record: Mapping[str, Any], *, overrun: bool = False) -> Record:
+    """Complete the record that a call settled or emitted by itself."""
+    return {**record, "id": operation, "revision": REVISION_FINAL, "overrun": overrun}
+
+
+def bound_record(operation: str, draft: Mapping[str, Any], held: Amount, output_tokens: int) -> Record:
+    """Complete the draft of a call whose lease ran out: it is charged all that it held."""
+    return {
+        **draft,
+        "id": operation,
+        "revision": REVISION_BOUND,
+        "overrun": False,
+        "usage_source": "bound",
+        "input_tokens": held.tokens - output_tokens,
+        "output_tokens": output_tokens,
+        "cost": held.cost,
+    }
+
+
+def draft_record(operation: str, draft: Mapping[str, Any], bound: Bound, output_tokens: int) -> Record:
+    """Complete a draft as if its lease had run out just after it was reserved: what a journal keeps."""
+    return bound_record(operation, draft, bound.at(output_tokens), output_tokens)
+
+
+def decode_record(fields: Mapping[bytes, bytes]) -> Record:
+    """Read a record from the fields of a stream entry, as settle.lua and the prelude write them.
+
+    `o` operation, `r` the caller's JSON, `x` overrun, and `t c u` (tokens, cost, output) of a bound that was charged.
+    Raises KeyError or ValueError for an entry that is none of ours.
+    """
+    operation = fields[b"o"].decode()
+    content: Record = json.loads(fields[b"r"])
+    if b"t" in fields:
+        held = Amount(int(fields[b"t"]), int(fields[b"c"]))
+        return bound_record(operation, content, held, int(fields[b"u"]))
+    return final_record(operation, content, overrun=fields[b"x"] == b"1")

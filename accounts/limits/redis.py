@@ -1,0 +1,249 @@
+"""The Redis backend: the limits of any number of processes, exact by one Lua call for each step.
+
+All keys of an account begin with `aiapi:{s<shard>}:`, so that a call touches one slot of a cluster. Redis's clock is
+the only one. What goes wrong comes out as redis.RedisError; failover.py says what is done about it.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from accounts.limits.bounds import MILLION, Amount, Bound
+from accounts.limits.contract import (
+    DEFAULT_LEASE_SECONDS,
+    LAZY_REAPS,
+    SECOND,
+    SHARDS,
+    Admission,
+    Draft,
+    LedgerMissing,
+    LimitBackend,
+    LimitName,
+    OperationClosed,
+    Refusal,
+    Reserved,
+    Scope,
+    Seeder,
+    Settlement,
+    Status,
+    Subject,
+    SubjectUsage,
+    Window,
+    binding,
+)
+from accounts.limits.months import DAY, month_end, month_of
+from accounts.limits.scripts import load
+from accounts.limits.wire import Argument, Wire, redis_client, wire_for
+
+__all__ = ["RedisBackend", "prefix_of", "records_stream", "redis_client", "wire_for"]
+
+UNLIMITED = -1
+LEDGER_KEPT = 45 * DAY * SECOND  # past the end of its month, for late settles and reports
+RESERVE_LIMITS = (  # by their numbers in reserve.lua
+    LimitName.TOKENS_PER_MINUTE,
+    LimitName.CONCURRENT_REQUESTS,
+    LimitName.MONTHLY_TOKENS,
+    LimitName.MONTHLY_COST,
+)
+
+
+def prefix_of(shard: int) -> str:
+    """Give the prefix, with the hash tag, of all keys of a shard."""
+    return f"aiapi:{{s{shard}}}:"
+
+
+def records_stream(shard: int) -> str:
+    """Give the key of the stream that a shard's usage records go to."""
+    return prefix_of(shard) + "records"
+
+
+class RedisBackend(LimitBackend):
+    """The limits of all processes. See the contract for what each method promises.
+
+    A `clock` replaces Redis's in tests.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        seeder: Seeder,
+        lease_seconds: int = DEFAULT_LEASE_SECONDS,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        super().__init__(seeder=seeder, lease_seconds=lease_seconds)
+        self.wire = wire
+        self._clock = clock
+
+    def now(self) -> int:
+        """Give the time (µs) by Redis's clock."""
+        return int(self._call("now", 0, ()))
+
+    def admit(self, scope: Scope, operation: str) -> Admission:
+        """Count one request against all subjects, or none."""
+        return self._admission(scope, operation, 1)
+
+    def peek(self, scope: Scope) -> Admission:
+        """Tell what admit would answer."""
+        return self._admission(scope, "", 0)
+
+    def _admission(self, scope: Scope, operation: str, counting: int) -> Admission:
+        arguments: list[Argument] = [operation, counting]
+        for subject in scope.subjects:
+            limits = subject.limits
+            arguments += (subject.name, _number(limits.requests_per_minute), _number(limits.tokens_per_minute))
+        admitted, at, *numbers = self._call("admit", scope.shard, arguments)
+        rows = _rows(numbers, 4)
+        statuses = tuple(_status(subject, row) for subject, row in zip(scope.subjects, rows, strict=True))
+        if admitted:
+            return Admission(True, at, statuses)
+        refusals = [
+            Refusal(LimitName.REQUESTS_PER_MINUTE, subject, used, limit, at, reset)
+            for subject, (used, reset, _, _) in zip(scope.subjects, rows, strict=True)
+            if (limit := subject.limits.requests_per_minute) is not None and used >= limit
+        ]
+        return Admission(False, at, statuses, binding(refusals))
+
+    def _reserve(
+        self, scope: Scope, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
+    ) -> Reserved | Refusal | LedgerMissing:
+        month = month_of(admitted_at)
+        arguments: list[Argument] = [
+            operation, self.lease_seconds * SECOND, attempt, month, month_end(month),
+            bound.prompt.tokens, bound.prompt.cost, bound.output_tokens, bound.least_output, bound.step,
+            *divmod(bound.output_price, MILLION), _json(draft), LAZY_REAPS,
+        ]  # fmt: skip
+        for subject in scope.subjects:
+            limits = subject.limits
+            arguments += (
+                subject.name,
+                _number(limits.tokens_per_minute),
+                _number(limits.concurrent_requests),
+                _number(limits.monthly_tokens),
+                _number(limits.monthly_cost),
+            )
+        kind, *answer = self._call("reserve", scope.shard, arguments)
+        if kind == b"ok":
+            return _reserved(scope, answer)
+        if kind == b"refused":
+            return _refusal(scope, answer)
+        if kind == b"missing":
+            return _missing(scope, answer, month)
+        raise OperationClosed(operation)
+
+    def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
+        """Prolong the leases of open operations."""
+        names = list(operations)
+        if not names:
+            return frozenset()
+        still_open = self._call("renew", account_id % SHARDS, [self.lease_seconds * SECOND, *names])
+        return frozenset(name for name, held in zip(names, still_open, strict=True) if held)
+
+    def _settle(
+        self,
+        scope: Scope,
+        operation: str,
+        admitted_at: int,
+        used: Amount,
+        record: Draft | None,
+        recorded_at: int | None,
+    ) -> Settlement | LedgerMissing:
+        month = month_of(admitted_at)
+        written = "" if record is None else _json(record)
+        arguments: list[Argument] = [operation, month, used.tokens, used.cost, written, recorded_at or ""]
+        arguments += [subject.name for subject in scope.subjects]
+        state, *rest = self._call("settle", scope.shard, arguments)
+        if state == b"missing":
+            return _missing(scope, rest, month)
+        tokens, cost, overrun = rest
+        return Settlement(Amount(tokens, cost), bool(overrun), late=state == b"b", duplicate=state == b"s")
+
+    def emit(self, account_id: int, operation: str, record: Mapping[str, Any]) -> bool:
+        """Emit the record of a request that reserved nothing."""
+        # The month does not matter: an operation that reserved has it, and nothing is charged to one that did not.
+        nobody = Scope(account_id, ())
+        return not self.settle(nobody, operation, admitted_at=0, used=Amount(), record=record).duplicate
+
+    def reap(self, shard: int, *, at_most: int = 256) -> int:
+        """Turn reservations whose lease has run out into charges of their bound."""
+        return int(self._call("reap", shard, [at_most]))
+
+    def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing:
+        arguments: list[Argument] = [month]
+        for subject in scope.subjects:
+            arguments += (subject.name, int(subject.limits.requests_per_minute is not None))
+        kind, *numbers = self._call("usage", scope.shard, arguments)
+        if kind == b"missing":
+            return _missing(scope, numbers, month)
+        return tuple(_usage(subject, row) for subject, row in zip(scope.subjects, _rows(numbers, 7), strict=True))
+
+    def _seed(self, scope: Scope, month: int, amounts: Mapping[Subject, Amount]) -> None:
+        arguments: list[Argument] = [month, month_end(month) + LEDGER_KEPT]
+        for subject, amount in amounts.items():
+            arguments += (subject.name, amount.tokens, amount.cost)
+        self._call("seed", scope.shard, arguments)
+
+    def _call(self, script: str, shard: int, arguments: Sequence[Argument]) -> Any:
+        now = "" if self._clock is None else self._clock()
+        return self.wire.call(load(script), prefix_of(shard), [now, *arguments])
+
+
+def _number(limit: int | None) -> int:
+    return UNLIMITED if limit is None else limit
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+
+
+def _rows(numbers: Sequence[int], width: int) -> list[Sequence[int]]:
+    return [numbers[start : start + width] for start in range(0, len(numbers), width)]
+
+
+def _window(limit: int | None, used: int, reset_at: int) -> Window | None:
+    return None if limit is None else Window(limit, max(0, limit - used), reset_at)
+
+
+def _status(subject: Subject, row: Sequence[int]) -> Status:
+    requests, requests_reset, tokens, tokens_reset = row
+    limits = subject.limits
+    return Status(
+        subject,
+        _window(limits.requests_per_minute, requests, requests_reset),
+        _window(limits.tokens_per_minute, tokens, tokens_reset),
+    )
+
+
+def _reserved(scope: Scope, answer: Sequence[int]) -> Reserved:
+    output, tokens, cost, at, lease_until, *numbers = answer
+    windows = tuple(
+        _window(subject.limits.tokens_per_minute, *row)
+        for subject, row in zip(scope.subjects, _rows(numbers, 2), strict=True)
+    )
+    return Reserved(output, Amount(tokens, cost), at, lease_until, windows)
+
+
+def _refusal(scope: Scope, answer: Sequence[int]) -> Refusal:
+    at, *numbers = answer
+    refusals = []
+    for number, limit_number, used, reset_at, impossible in _rows(numbers, 5):
+        subject, name = scope.subjects[number - 1], RESERVE_LIMITS[limit_number - 1]
+        limit_value = getattr(subject.limits, name.value)
+        refusals.append(Refusal(name, subject, used, limit_value, at, reset_at, impossible=bool(impossible)))
+    return binding(refusals)
+
+
+def _missing(scope: Scope, numbers: Sequence[int], month: int) -> LedgerMissing:
+    return LedgerMissing(tuple(scope.subjects[number - 1] for number in numbers), month)
+
+
+def _usage(subject: Subject, row: Sequence[int]) -> SubjectUsage:
+    requests, tokens, slots, settled_tokens, settled_cost, reserved_tokens, reserved_cost = row
+    return SubjectUsage(
+        subject,
+        None if subject.limits.requests_per_minute is None else requests,
+        tokens,
+        slots,
+        Amount(settled_tokens, settled_cost),
+        Amount(reserved_tokens, reserved_cost),
+    )
