@@ -1,0 +1,51 @@
+"""Where a request comes from, as far as it can't be forged."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from django.conf import settings
+from django.http import HttpRequest
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def client_address(request: HttpRequest) -> str:
+    """Return the caller's IP address as text.
+
+    Behind TRUSTED_PROXIES proxies (0: none) it is the entry of X-Forwarded-For that the outermost trusted one wrote,
+    counted from the right: whatever a caller puts in front of it is ignored. Without such an entry it is the peer's.
+    """
+    peer = str(request.META.get("REMOTE_ADDR", ""))
+    hops = int(settings.TRUSTED_PROXIES)
+    if not hops:
+        return peer
+    entries = [entry.strip() for entry in str(request.META.get("HTTP_X_FORWARDED_FOR", "")).split(",")]
+    candidate = entries[-hops] if len(entries) >= hops else peer
+    return candidate if parse_address(candidate) else peer
+
+
+def parse_address(text: str) -> Address | None:
+    """Parse an address; an IPv4 address mapped into IPv6 becomes plain IPv4. Returns None for anything else."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address
+
+
+def is_within(text: str, networks: Iterable[Network]) -> bool:
+    """Say whether an address lies in one of the networks; what is no address lies in none."""
+    address = parse_address(text)
+    return address is not None and any(address in network for network in networks)
+
+
+def rate_limit_group_key(group: str, request: HttpRequest) -> str:
+    """Name the counter of failed attempts for django-ratelimit: IPv4 by address, IPv6 by /64 (one customer's line)."""
+    address = parse_address(client_address(request))
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)

@@ -1,0 +1,66 @@
+"""From a request's headers to the identity of its key."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.http import HttpRequest
+from django_ratelimit.core import is_ratelimited
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.request import Request
+
+from accounts.addresses import client_address, is_within, rate_limit_group_key
+from accounts.exceptions import AddressDenied, KeyInvalid, KeyRequired, TooManyFailures
+from accounts.keys import is_well_formed
+from accounts.snapshots import Identity, directory
+
+FAILURE_WINDOW_SECONDS = 60
+
+
+def sent_key(request: HttpRequest | Request) -> str | None:
+    """Return the key that a request carries: X-API-Key, else a bearer token, else None."""
+    key = request.META.get("HTTP_X_API_KEY")
+    if key:
+        return str(key).strip()
+    scheme, _, token = str(request.META.get("HTTP_AUTHORIZATION", "")).partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+def authenticate_key(request: HttpRequest) -> Identity:
+    """Find the identity of the key that a request carries.
+
+    Raises KeyRequired without one, KeyInvalid for any that is not usable, TooManyFailures for a bad key from an
+    address that sent too many of them, AddressDenied for one that is restricted to other addresses, and
+    DependencyUnavailable when the database can't be asked.
+    """
+    key = sent_key(request)
+    if not key:
+        raise KeyRequired
+    identity = directory.find(key) if is_well_formed(key) else None
+    if identity is None:
+        _count_failure(request)
+        raise KeyInvalid
+    if identity.networks and not is_within(client_address(request), identity.networks):
+        raise AddressDenied
+    return identity
+
+
+def _count_failure(request: HttpRequest) -> None:
+    """Count a bad key against its address; only further bad keys are blocked, never a good one from there."""
+    if is_ratelimited(
+        request, group="failed-keys", key=rate_limit_group_key, rate=settings.FAILED_KEY_RATE, increment=True
+    ):
+        raise TooManyFailures(retry_after=FAILURE_WINDOW_SECONDS)
+
+
+class ApiKeyAuthentication(BaseAuthentication):
+    """DRF authentication by API key; `request.user` becomes an Identity."""
+
+    def authenticate(self, request: Request) -> tuple[Identity, None]:
+        """Return the identity, or raise as authenticate_key does."""
+        identity = authenticate_key(request._request)
+        request._request.identity = identity  # type: ignore[attr-defined]  # for headers, log and record
+        return identity, None
+
+    def authenticate_header(self, request: Request) -> str:
+        """Name the scheme for WWW-Authenticate."""
+        return 'Bearer realm="api"'

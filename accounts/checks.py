@@ -1,0 +1,60 @@
+"""System checks of keys and limits; each names the variable and the mend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.db import Error as DatabaseError
+
+DEMO_KEYS = ("dev_key_123", "prod_key_456")
+
+
+@register(Tags.security)
+def check_peppers(**options: Any) -> list[CheckMessage]:
+    """Refuse the default or short peppers in production (accounts.E001, accounts.E002)."""
+    if not settings.IS_PRODUCTION:
+        return []
+    if not settings.API_KEY_PEPPERS or settings.API_KEY_PEPPERS == settings.DEFAULT_PEPPERS:
+        return [
+            Error(
+                "API_KEY_PEPPERS is not set.",
+                hint="Set it to a random text: python -c 'import secrets; print(secrets.token_urlsafe(48))'",
+                id="accounts.E001",
+            )
+        ]
+    if any(len(pepper) < 32 for pepper in settings.API_KEY_PEPPERS):
+        return [Error("API_KEY_PEPPERS is too short.", hint="Use 32 characters or more each.", id="accounts.E002")]
+    return []
+
+
+@register(Tags.database)
+def check_demo_keys(databases: Any = None, **options: Any) -> list[CheckMessage]:
+    """Refuse the demo keys, known to everybody, in a production database (accounts.E003)."""
+    if not databases or not settings.IS_PRODUCTION:
+        return []
+    from accounts.keys import digests
+    from accounts.models import ApiKey
+
+    known = [digest for key in DEMO_KEYS for digest in digests(key)]
+    try:
+        found = ApiKey.objects.filter(digest__in=known, revoked_at=None).exists()
+    except DatabaseError:
+        return []  # not migrated yet, or away: other checks say so
+    hint = "Revoke them: manage.py key revoke --account demo --name dev; ... --name prod"
+    return [Error("The database holds demo keys.", hint=hint, id="accounts.E003")] if found else []
+
+
+@register()
+def check_worker_count(**options: Any) -> list[CheckMessage]:
+    """Refuse several workers without Redis: each would keep limits of its own (accounts.E004)."""
+    if settings.WEB_CONCURRENCY > 1 and not settings.REDIS_URL:
+        return [
+            Error(
+                f"WEB_CONCURRENCY is {settings.WEB_CONCURRENCY}, but limits in the process serve one worker only.",
+                hint="Set REDIS_URL, or WEB_CONCURRENCY=1.",
+                id="accounts.E004",
+            )
+        ]
+    return []

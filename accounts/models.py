@@ -1,0 +1,187 @@
+"""Who may call and how much: accounts pay, tiers set limits, keys identify; every change leaves an audit entry.
+
+A limit that is null is no limit. Money is NUMERIC in US dollars here and integer nano-dollars in code.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django.core.validators import MinValueValidator
+from django.db import models
+from django.utils import timezone
+
+from accounts.validators import validate_model_names, validate_networks, validate_scopes
+
+DOLLARS = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
+
+
+class RequestLimits(models.Model):
+    """The limits on the flow of requests that tiers and accounts share."""
+
+    requests_per_minute = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="In any 60 seconds. Empty: unlimited."
+    )
+    tokens_per_minute = models.PositiveBigIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="In any 60 seconds. Empty: unlimited."
+    )
+    concurrent_requests = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Open at once. Empty: unlimited."
+    )
+
+    class Meta:
+        abstract = True
+
+
+class Budgets(models.Model):
+    """What may be used in a calendar month (UTC), by an account or by one key."""
+
+    monthly_token_budget = models.PositiveBigIntegerField(
+        null=True, blank=True, help_text="Tokens a calendar month (UTC). Empty: no budget."
+    )
+    monthly_cost_budget = models.DecimalField(
+        null=True, blank=True, **DOLLARS, help_text="US dollars a calendar month (UTC). Empty: no budget."
+    )
+
+    class Meta:
+        abstract = True
+
+
+class Tier(RequestLimits):
+    """What a class of keys may do: limits, models, and whether answers are cached."""
+
+    name = models.SlugField(max_length=50, unique=True)
+    cache_enabled = models.BooleanField(default=True, help_text="Whether answers may come from and go to the cache.")
+    max_output_tokens = models.PositiveIntegerField(
+        default=1024,
+        validators=[MinValueValidator(1)],
+        help_text="The longest answer, in tokens, where the request doesn't ask for less.",
+    )
+    # Last, because from here on the name hides the module in this class's body.
+    models = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[validate_model_names],
+        help_text='Public names, as a list: ["gpt-3.5-turbo"]. Empty: every model.',
+    )
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Account(RequestLimits, Budgets):
+    """Who pays: the owner of keys, with caps over all of them together."""
+
+    name = models.SlugField(max_length=100, unique=True)
+    contact = models.EmailField(blank=True, help_text="Who is told about budgets.")
+    is_active = models.BooleanField(default=True, help_text="Off: every key of this account is refused at once.")
+    max_keys = models.PositiveIntegerField(null=True, blank=True, help_text="Usable keys at a time. Empty: any number.")
+    metadata = models.JSONField(default=dict, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ApiKey(Budgets):
+    """A credential of an account. The secret itself is shown once and never stored: only its HMAC digest is."""
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="api_keys")
+    tier = models.ForeignKey(Tier, on_delete=models.PROTECT, related_name="api_keys")
+    name = models.CharField(max_length=100)
+    prefix = models.CharField(max_length=16, editable=False, db_index=True)
+    last_four = models.CharField(max_length=4, editable=False)
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    pepper_id = models.CharField(max_length=32, editable=False)
+    scopes = models.JSONField(
+        default=list, blank=True, validators=[validate_scopes], help_text="Empty: every scope but keys:manage."
+    )
+    allowed_ips = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[validate_networks],
+        help_text='Addresses or networks, as a list: ["192.0.2.7", "2001:db8::/32"]. Empty: anywhere.',
+    )
+    requests_per_minute_override = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Instead of the tier's."
+    )
+    tokens_per_minute_override = models.PositiveBigIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Instead of the tier's."
+    )
+    concurrent_requests_override = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Instead of the tier's."
+    )
+    overrides_until = models.DateTimeField(
+        null=True, blank=True, help_text="When the overrides end. Empty: they don't."
+    )
+    successor = models.ForeignKey(
+        "self", null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="predecessors"
+    )
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # Last, because from here on the name hides the module in this class's body.
+    models = models.JSONField(
+        default=list, blank=True, validators=[validate_model_names], help_text="Empty: every model of the tier."
+    )
+
+    class Meta:
+        ordering = ["account__name", "name"]
+        verbose_name = "API key"
+        constraints = [models.UniqueConstraint(fields=["account", "name"], name="api_key_name_unique_in_account")]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.masked})"
+
+    @property
+    def masked(self) -> str:
+        """What may be shown of the key: its prefix and last four characters."""
+        return f"{self.prefix}…{self.last_four}"
+
+    def state_at(self, moment: datetime) -> str:
+        """Say what the key is at a moment: `active`, `revoked`, `expired` or `disabled` (by its account)."""
+        if self.revoked_at is not None and self.revoked_at <= moment:
+            return "revoked"
+        if self.expires_at is not None and self.expires_at <= moment:
+            return "expired"
+        return "active" if self.account.is_active else "disabled"
+
+
+class AuditEntry(models.Model):
+    """One change by anyone, in any way: append-only, without secrets."""
+
+    at = models.DateTimeField(default=timezone.now, db_index=True)
+    actor = models.CharField(max_length=200, help_text="admin:NAME, key:ACCOUNT/NAME or command:NAME")
+    action = models.CharField(max_length=50)
+    target_type = models.CharField(max_length=50)
+    target_id = models.CharField(max_length=50)
+    target = models.CharField(max_length=250)
+    before = models.JSONField(default=dict)
+    after = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["-at", "-id"]
+        verbose_name_plural = "audit entries"
+        indexes = [models.Index(fields=["target_type", "target_id"], name="audit_target")]
+
+    def __str__(self) -> str:
+        return f"{self.actor} {self.action} {self.target_type} {self.target}"
+
+
+class OpenReservation(models.Model):
+    """A call in flight in the embedded mode: what a crash leaves of it becomes a charge of its bound."""
+
+    operation = models.CharField(max_length=64, primary_key=True)
+    account_id = models.BigIntegerField()
+    record = models.JSONField(help_text="The usage record to write if the process dies.")
+    opened_at = models.DateTimeField(default=timezone.now)
+
+    def __str__(self) -> str:
+        return self.operation

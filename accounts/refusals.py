@@ -1,0 +1,120 @@
+"""From what the limits answer to what the caller is told: the error of a refusal, the headers of an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accounts.exceptions import (
+    ApiError,
+    BoundExceedsLimit,
+    BudgetExhausted,
+    ConcurrencyLimited,
+    LimitExceeded,
+    RateLimited,
+    TokensLimited,
+)
+from accounts.limits.contract import MINUTE, SECOND, Admission, LimitName, Refusal, Status, Window
+
+WINDOW_SECONDS = MINUTE // SECOND
+NANO_DOLLARS = 1_000_000_000
+
+_ERRORS: dict[LimitName, type[LimitExceeded]] = {
+    LimitName.REQUESTS_PER_MINUTE: RateLimited,
+    LimitName.TOKENS_PER_MINUTE: TokensLimited,
+    LimitName.CONCURRENT_REQUESTS: ConcurrencyLimited,
+    LimitName.MONTHLY_TOKENS: BudgetExhausted,
+    LimitName.MONTHLY_COST: BudgetExhausted,
+}
+
+
+def refusal_error(refusal: Refusal) -> ApiError:
+    """Make the 429 of a refusal, or the 400 of a bound that could never fit."""
+    told = {"limit": describe_refusal(refusal)}
+    if refusal.impossible:
+        error = BoundExceedsLimit()
+        error.extra.update(told)
+        return error
+    if refusal.limit is LimitName.REQUESTS_PER_MINUTE:
+        return RateLimited(retry_after=refusal.retry_after, extra=told)
+    return _ERRORS[refusal.limit](retry_after=refusal.retry_after, extra=told)
+
+
+def describe_refusal(refusal: Refusal) -> dict[str, Any]:
+    """Name the limit, whose it is, what is used of it, how much it is, and when (epoch seconds) it has room again.
+
+    Amounts of money are in US dollars, as texts with all their digits.
+    """
+    amount = dollars if refusal.limit is LimitName.MONTHLY_COST else int
+    return {
+        "name": str(refusal.limit),
+        "owner": refusal.subject.kind,
+        "used": amount(refusal.used),
+        "limit": amount(refusal.limit_value),
+        "reset": epoch_seconds(refusal.reset_at),
+    }
+
+
+def dollars(nano: int) -> str:
+    """Write nano-dollars as US dollars with nine decimals, without going through a float."""
+    return f"{nano // NANO_DOLLARS}.{nano % NANO_DOLLARS:09d}"
+
+
+def epoch_seconds(micros: int) -> int:
+    """Round microseconds up to whole seconds since the epoch."""
+    return -(-micros // SECOND)
+
+
+def rate_headers(admission: Admission) -> dict[str, str]:
+    """Make the rate headers of WIRE.md: X-RateLimit-* of the tightest request limit, and the IETF draft's of all.
+
+    The draft is draft-ietf-httpapi-ratelimit-headers-10. A key without any limit gets none of them.
+    """
+    windows = [(status.subject.kind, status.requests) for status in admission.statuses if status.requests]
+    headers: dict[str, str] = {}
+    if windows:
+        tightest = _tightest([window for _, window in windows], admission)
+        headers["X-RateLimit-Limit"] = str(tightest.limit)
+        headers["X-RateLimit-Remaining"] = str(tightest.remaining)
+        headers["X-RateLimit-Reset"] = str(epoch_seconds(tightest.reset_at))
+    policies, states = _draft_items(admission)
+    if policies:
+        headers["RateLimit-Policy"], headers["RateLimit"] = ", ".join(policies), ", ".join(states)
+    return headers
+
+
+def openai_rate_headers(admission: Admission) -> dict[str, str]:
+    """Make OpenAI's x-ratelimit-{limit,remaining,reset}-{requests,tokens}; resets are durations such as `12s`."""
+    headers: dict[str, str] = {}
+    for unit in ("requests", "tokens"):
+        windows = [window for status in admission.statuses if (window := getattr(status, unit)) is not None]
+        if windows:
+            tightest = _tightest(windows, admission)
+            headers[f"x-ratelimit-limit-{unit}"] = str(tightest.limit)
+            headers[f"x-ratelimit-remaining-{unit}"] = str(tightest.remaining)
+            headers[f"x-ratelimit-reset-{unit}"] = f"{_seconds_left(tightest, admission)}s"
+    return headers
+
+
+def _tightest(windows: list[Window], admission: Admission) -> Window:
+    """Pick the window with the least left; of a refusal, the one that keeps the caller waiting longest."""
+    if admission.admitted:
+        return min(windows, key=lambda window: window.remaining)
+    return max(windows, key=lambda window: (window.remaining == 0, window.reset_at))
+
+
+def _draft_items(admission: Admission) -> tuple[list[str], list[str]]:
+    policies, states = [], []
+    for status in admission.statuses:
+        for name, unit, window in _named_windows(status):
+            policies.append(f'"{name}";q={window.limit}{unit};w={WINDOW_SECONDS}')
+            states.append(f'"{name}";r={window.remaining};t={_seconds_left(window, admission)}')
+    return policies, states
+
+
+def _named_windows(status: Status) -> list[tuple[str, str, Window]]:
+    named = [(status.subject.kind, "", status.requests), (f"{status.subject.kind}-tokens", ';qu="tokens"', status.tokens)]
+    return [(name, unit, window) for name, unit, window in named if window is not None]
+
+
+def _seconds_left(window: Window, admission: Admission) -> int:
+    return max(0, -((admission.at - window.reset_at) // SECOND))

@@ -1,0 +1,195 @@
+"""What a worker knows of a key for at most one second, so that a change anywhere takes effect within that time.
+
+One database query per key, worker and second; unknown keys are remembered as unknown for the same second. The age of
+a snapshot counts from before its query began, so a change that the query could not see is seen one second later.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import structlog
+from django.conf import settings
+from django.db import Error as DatabaseError
+
+from accounts.addresses import Network
+from accounts.exceptions import DependencyUnavailable
+from accounts.keys import digests
+from accounts.limits.contract import Limits, Scope, Subject
+from accounts.models import ApiKey
+from accounts.validators import DEFAULT_SCOPES
+
+MAX_AGE = 1.0  # seconds
+MAX_ENTRIES = 10_000
+LAST_USED_PRECISION = timedelta(minutes=1)
+NANO_DOLLARS = 1_000_000_000
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A usable key and all that its holder may do; plain values, shared by the requests of a process."""
+
+    key_id: int
+    key_name: str
+    key_prefix: str
+    account_id: int
+    account_name: str
+    tier_name: str
+    tier_models: frozenset[str]
+    key_models: frozenset[str]
+    scopes: frozenset[str]
+    networks: tuple[Network, ...]
+    cache_enabled: bool
+    max_output_tokens: int
+    limits: Scope
+    ends_at: datetime | None
+
+    #: DRF asks this of request.user.
+    is_authenticated = True
+
+    def may_use_model(self, name: str) -> bool:
+        """Say whether tier and key allow a public model name; an empty list allows all."""
+        return all(not allowed or name in allowed for allowed in (self.tier_models, self.key_models))
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    identity: Identity | None
+    loaded_at: float
+
+
+class KeyDirectory:
+    """Looks keys up by their text, from the database at most once a second each."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._loading: dict[str, threading.Lock] = {}
+
+    def find(self, key: str) -> Identity | None:
+        """Return the identity of a usable key, or None for any other.
+
+        Raises DependencyUnavailable when the database is away and nothing known is young enough
+        (AUTH_STALE_SECONDS on top of the second that a snapshot lives).
+        """
+        candidates = digests(key)
+        entry = self._fresh(candidates[0])
+        if entry is None:
+            with self._loading.setdefault(candidates[0], threading.Lock()):
+                entry = self._fresh(candidates[0]) or self._load(candidates)
+            self._loading.pop(candidates[0], None)
+        identity = entry.identity
+        if identity is not None and identity.ends_at is not None and identity.ends_at <= datetime.now(UTC):
+            return None
+        return identity
+
+    def forget(self) -> None:
+        """Drop every snapshot, as after a change that this very process made."""
+        self._entries.clear()
+
+    def _fresh(self, digest: str, grace: float = 0.0) -> _Entry | None:
+        entry = self._entries.get(digest)
+        return entry if entry is not None and self._clock() - entry.loaded_at < MAX_AGE + grace else None
+
+    def _load(self, candidates: list[str]) -> _Entry:
+        started = self._clock()
+        try:
+            entry = _Entry(_query(candidates), started)
+        except DatabaseError as error:
+            stale = self._fresh(candidates[0], grace=settings.AUTH_STALE_SECONDS)
+            if stale is not None:
+                return stale
+            log.error("key_lookup_failed", cause=type(error).__name__)
+            raise DependencyUnavailable from error
+        self._entries[candidates[0]] = entry
+        self._entries.move_to_end(candidates[0])
+        while len(self._entries) > MAX_ENTRIES:
+            self._entries.popitem(last=False)
+        return entry
+
+
+directory = KeyDirectory()
+
+
+def _query(candidates: list[str]) -> Identity | None:
+    key = ApiKey.objects.select_related("account", "tier").filter(digest__in=candidates).first()
+    now = datetime.now(UTC)
+    if key is None or key.state_at(now) != "active":
+        return None
+    _touch(key, now)
+    return build_identity(key, now)
+
+
+def _touch(key: ApiKey, now: datetime) -> None:
+    """Note the use of a key at most once a minute; losing that note is better than refusing the request."""
+    if key.last_used_at is not None and now - key.last_used_at < LAST_USED_PRECISION:
+        return
+    try:
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
+    except DatabaseError as error:
+        log.warning("last_used_not_written", key_id=key.pk, cause=type(error).__name__)
+
+
+def build_identity(key: ApiKey, now: datetime) -> Identity:
+    """Make the snapshot of a key whose account and tier are loaded, as things stand at `now`."""
+    ends = [moment for moment in (key.expires_at, key.revoked_at) if moment is not None]
+    return Identity(
+        key_id=key.pk,
+        key_name=key.name,
+        key_prefix=key.prefix,
+        account_id=key.account_id,
+        account_name=key.account.name,
+        tier_name=key.tier.name,
+        tier_models=frozenset(key.tier.models),
+        key_models=frozenset(key.models),
+        scopes=frozenset(key.scopes) or DEFAULT_SCOPES,
+        networks=tuple(ipaddress.ip_network(text) for text in key.allowed_ips),
+        cache_enabled=key.tier.cache_enabled,
+        max_output_tokens=key.tier.max_output_tokens,
+        limits=Scope(account_id=key.account_id, subjects=(_key_subject(key, now), _account_subject(key))),
+        ends_at=min(ends, default=None),
+    )
+
+
+def _key_subject(key: ApiKey, now: datetime) -> Subject:
+    overriding = key.overrides_until is None or now < key.overrides_until
+
+    def effective(name: str) -> int | None:
+        override: int | None = getattr(key, f"{name}_override") if overriding else None
+        tier_limit: int | None = getattr(key.tier, name)
+        return tier_limit if override is None else override
+
+    limits = Limits(
+        requests_per_minute=effective("requests_per_minute"),
+        tokens_per_minute=effective("tokens_per_minute"),
+        concurrent_requests=effective("concurrent_requests"),
+        monthly_tokens=key.monthly_token_budget,
+        monthly_cost=nano_dollars(key.monthly_cost_budget),
+    )
+    return Subject(kind="key", id=str(key.pk), limits=limits)
+
+
+def _account_subject(key: ApiKey) -> Subject:
+    account = key.account
+    limits = Limits(
+        requests_per_minute=account.requests_per_minute,
+        tokens_per_minute=account.tokens_per_minute,
+        concurrent_requests=account.concurrent_requests,
+        monthly_tokens=account.monthly_token_budget,
+        monthly_cost=nano_dollars(account.monthly_cost_budget),
+    )
+    return Subject(kind="account", id=str(account.pk), limits=limits)
+
+
+def nano_dollars(dollars: Decimal | None) -> int | None:
+    """Convert US dollars to integer nano-dollars; None stays None."""
+    return None if dollars is None else int(dollars * NANO_DOLLARS)

@@ -1,0 +1,54 @@
+"""What every endpoint behind a key has in common: who calls, and what the answer's headers tell of the limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from django.utils.cache import patch_vary_headers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.exceptions import ScopeDenied
+from accounts.limits import get_limits
+from accounts.limits.contract import Admission, Unavailable
+from accounts.refusals import rate_headers
+from accounts.snapshots import Identity
+
+log = structlog.get_logger(__name__)
+
+
+class KeyView(APIView):
+    """A view behind an API key; `required_scope` names the scope that the key must have."""
+
+    required_scope: str | None = None
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Authenticate and count the request, then ask for the scope: a refusal for want of it counts as well."""
+        super().initial(request, *args, **kwargs)
+        identity = getattr(request._request, "identity", None)
+        if self.required_scope and identity is not None and self.required_scope not in identity.scopes:
+            raise ScopeDenied
+
+    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Response:
+        """Add the headers that every authenticated answer has, errors included."""
+        response = super().finalize_response(request, response, *args, **kwargs)
+        identity: Identity | None = getattr(request._request, "identity", None)
+        if identity is not None:
+            for name, value in self.limit_headers(request, identity).items():
+                response[name] = value
+        if request.auth is not None or identity is not None:
+            response["Cache-Control"] = "private, no-store"
+            patch_vary_headers(response, ["Authorization", "X-API-Key"])
+        return response
+
+    def limit_headers(self, request: Request, identity: Identity) -> dict[str, str]:
+        """Tell where the key's limits stand: as counted for this request, or as they are where it didn't count."""
+        admission: Admission | None = getattr(request._request, "admission", None)
+        if admission is None:
+            try:
+                admission = get_limits().peek(identity.limits)
+            except Unavailable:
+                return {}
+        return rate_headers(admission)

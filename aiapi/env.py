@@ -1,0 +1,149 @@
+"""The one place where environment variables are read: typed, strict, and listed.
+
+Every variable is declared by the call that reads it, so the list of what exists (`Environment.declared`) can't drift
+from what has an effect. `NAME_FILE` names a file that holds the value (for secrets mounted by an orchestrator).
+An empty value counts as unset, because compose files and platforms pass `NAME=` for what nobody set.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+
+T = TypeVar("T")
+
+#: How alike an unknown name must be to a known one to be reported as a slip (REDIS_URI for REDIS_URL scores 0.89).
+NEAR_MISS_RATIO = 0.85
+
+
+class ConfigurationError(ImproperlyConfigured):
+    """A variable is missing or its value can't be used; the message names it and the mend, never its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable that the project reads."""
+
+    name: str
+    kind: str
+    default: str
+    help: str
+    secret: bool
+
+
+class Environment:
+    """Reads typed values from a mapping such as os.environ and remembers what was declared.
+
+    Each reader returns `default` when the variable is unset or empty, and raises ConfigurationError when its value
+    doesn't have the type asked for.
+    """
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+        self.declared: dict[str, Variable] = {}
+
+    def text(self, name: str, default: str = "", *, help: str, secret: bool = False) -> str:
+        """Read a text, stripped of surrounding white space."""
+        return self._read(name, str, default, kind="text", help=help, secret=secret)
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str, *, help: str) -> str:
+        """Read one of a few words."""
+
+        def parse(raw: str) -> str:
+            if raw not in choices:
+                raise ValueError(f"must be one of {', '.join(choices)}")
+            return raw
+
+        return self._read(name, parse, default, kind=" or ".join(choices), help=help)
+
+    def integer(self, name: str, default: int, *, minimum: int, maximum: int = 2**53, help: str) -> int:
+        """Read a whole number between minimum and maximum, both included."""
+        return self._read(name, _bounded(int, minimum, maximum), default, kind="whole number", help=help)
+
+    def number(self, name: str, default: float, *, minimum: float, maximum: float = 1e9, help: str) -> float:
+        """Read a number between minimum and maximum, both included."""
+        return self._read(name, _bounded(float, minimum, maximum), default, kind="number", help=help)
+
+    def boolean(self, name: str, default: bool, *, help: str) -> bool:
+        """Read true or false (also yes, no, on, off, 1, 0)."""
+        return self._read(name, _parse_boolean, default, kind="true or false", help=help)
+
+    def names(self, name: str, default: Iterable[str] = (), *, help: str, secret: bool = False) -> list[str]:
+        """Read a comma-separated list; empty parts are dropped."""
+
+        def parse(raw: str) -> list[str]:
+            return [part.strip() for part in raw.split(",") if part.strip()]
+
+        return self._read(name, parse, list(default), kind="comma-separated list", help=help, secret=secret)
+
+    def url(self, name: str, schemes: tuple[str, ...], default: str = "", *, help: str, secret: bool = False) -> str:
+        """Read a URL of one of the schemes."""
+
+        def parse(raw: str) -> str:
+            if urlsplit(raw).scheme not in schemes:
+                raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+            return raw
+
+        return self._read(name, parse, default, kind="URL", help=help, secret=secret)
+
+    def near_misses(self) -> list[tuple[str, str]]:
+        """List (name that is set but unknown, known name it resembles), sorted."""
+        known = set(self.declared) | {f"{name}_FILE" for name in self.declared}
+        found = []
+        for name in sorted(set(self._values) - known):
+            alike = difflib.get_close_matches(name, self.declared, n=1, cutoff=NEAR_MISS_RATIO)
+            if alike and alike[0] not in self._values:
+                found.append((name, alike[0]))
+        return found
+
+    def _read(
+        self, name: str, parse: Callable[[str], T], default: T, *, kind: str, help: str, secret: bool = False
+    ) -> T:
+        shown = ",".join(default) if isinstance(default, list) else str(default)
+        self.declared[name] = Variable(name, kind, shown.lower() if isinstance(default, bool) else shown, help, secret)
+        raw = self._raw(name)
+        if not raw:
+            return default
+        try:
+            return parse(raw)
+        except ValueError as error:
+            raise ConfigurationError(f"{name} {error}") from None
+
+    def _raw(self, name: str) -> str:
+        path = self._values.get(f"{name}_FILE", "").strip()
+        if path and self._values.get(name, "").strip():
+            raise ConfigurationError(f"{name} and {name}_FILE are both set: unset one of them")
+        if not path:
+            return self._values.get(name, "").strip()
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigurationError(f"{name}_FILE names a file that can't be read") from None
+
+
+def _bounded(kind: type[T], minimum: float, maximum: float) -> Callable[[str], T]:
+    word = "a whole number" if kind is int else "a number"
+
+    def parse(raw: str) -> T:
+        try:
+            value = kind(raw)  # type: ignore[call-arg]
+        except ValueError:
+            raise ValueError(f"must be {word}") from None
+        if not minimum <= float(value) <= maximum:  # type: ignore[arg-type]
+            raise ValueError(f"must be {word} from {minimum:g} to {maximum:g}")
+        return value
+
+    return parse
+
+
+def _parse_boolean(raw: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if raw.lower() not in words:
+        raise ValueError("must be true or false")
+    return words[raw.lower()]

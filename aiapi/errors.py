@@ -1,0 +1,111 @@
+"""The one handler that turns every exception into an answer.
+
+Shape (WIRE.md, Errors): `{detail, code, request_id, errors?}`, and under /v1 OpenAI's `{error: {...}}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.db import Error as DatabaseError
+from django.http import Http404, HttpRequest, JsonResponse
+from rest_framework import exceptions as drf
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts import exceptions as api
+from inference.openai.errors import is_openai_path, openai_error_body
+
+log = structlog.get_logger("aiapi.errors")
+
+
+def error_body(request: HttpRequest | Request, error: api.ApiError) -> dict[str, Any]:
+    """Make the body of an error answer, in the shape of the request's surface."""
+    if is_openai_path(request.path):
+        return openai_error_body(error)
+    trace = getattr(request, "trace", None)
+    return {
+        "detail": error.detail,
+        "code": error.error_code,
+        "request_id": trace.label if trace else None,
+        **error.extra,
+    }
+
+
+def handle_exception(exception: Exception, context: dict[str, Any]) -> Response:
+    """Answer an exception raised in a DRF view; what nobody expected is logged with its traceback and becomes 500."""
+    request: Request = context["request"]
+    error = as_api_error(exception)
+    if error is None:
+        log.error("unhandled_exception", exc_info=exception)
+        error = api.InternalError()
+    request._request.api_error = error  # type: ignore[attr-defined]  # for the record
+    return Response(error_body(request, error), status=error.status, headers=error.headers)
+
+
+def as_api_error(exception: Exception) -> api.ApiError | None:
+    """Translate an exception into the tree of accounts.exceptions; None if it is none of those that are expected."""
+    if isinstance(exception, api.ApiError):
+        return exception
+    if isinstance(exception, drf.ValidationError):
+        return _from_validation(exception)
+    if isinstance(exception, DatabaseError):
+        log.error("database_failed", cause=type(exception).__name__)
+        return api.DependencyUnavailable()
+    for kinds, error in _TRANSLATIONS:
+        if isinstance(exception, kinds):
+            return error()
+    return None
+
+
+_TRANSLATIONS: list[tuple[tuple[type[Exception], ...], type[api.ApiError]]] = [
+    ((drf.NotAuthenticated,), api.KeyRequired),
+    ((drf.AuthenticationFailed,), api.KeyInvalid),
+    ((drf.PermissionDenied, DjangoPermissionDenied), api.PermissionDenied),
+    ((drf.NotFound, Http404), api.NotFound),
+    ((drf.MethodNotAllowed,), api.MethodNotAllowed),
+    ((drf.NotAcceptable,), api.NotAcceptable),
+    ((drf.UnsupportedMediaType,), api.UnsupportedMediaType),
+    ((RequestDataTooBig,), api.BodyTooLarge),
+    ((drf.ParseError, SuspiciousOperation), api.MalformedBody),
+]
+
+
+def _from_validation(exception: drf.ValidationError) -> api.InvalidRequest:
+    detail = exception.detail
+    if not isinstance(detail, dict):
+        return api.InvalidRequest(errors={"non_field_errors": [str(text) for text in detail]})
+    errors = {str(field): [str(text) for text in _texts(texts)] for field, texts in detail.items()}
+    return api.InvalidRequest(errors=errors)
+
+
+def _texts(detail: Any) -> list[Any]:
+    return list(detail) if isinstance(detail, list | tuple) else [detail]
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
+    """Answer what Django refused before any view (handler400)."""
+    return _answer(request, api.InvalidRequest())
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:
+    """Answer a refusal outside DRF (handler403)."""
+    return _answer(request, api.PermissionDenied())
+
+
+def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
+    """Answer an unknown path (handler404)."""
+    return _answer(request, api.NotFound())
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    """Answer an exception outside DRF (handler500) and log its traceback."""
+    log.error("unhandled_exception", exc_info=True)
+    return _answer(request, api.InternalError())
+
+
+def _answer(request: HttpRequest, error: api.ApiError) -> JsonResponse:
+    return JsonResponse(error_body(request, error), status=error.status, headers=error.headers)

@@ -1,0 +1,18 @@
+"""gunicorn's settings: `gunicorn -c aiapi/gunicorn_config.py aiapi.wsgi` (`manage.py serve` runs just that)."""
+
+from aiapi import settings
+
+bind = f"{settings.HOST}:{settings.PORT}"
+workers = settings.WEB_CONCURRENCY
+worker_class = "gevent"
+worker_connections = 2000
+http_parser = "fast"  # gunicorn_h1c, the parser in C
+graceful_timeout = settings.GRACEFUL_TIMEOUT
+timeout = 60  # a worker whose event loop stands still for so long is replaced
+keepalive = 75  # longer than the idle time of usual balancers, so that they close first
+max_requests = 0
+limit_request_line = 8190
+accesslog = None  # aiapi.middleware writes a line a request
+errorlog = "-"
+loglevel = settings.LOG_LEVEL.lower()
+control_socket_disable = True

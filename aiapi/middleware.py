@@ -1,0 +1,83 @@
+"""What happens to every request before and after its view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+from django.conf import settings
+from django.http import HttpRequest, JsonResponse
+from django.http.response import HttpResponseBase
+from django_ratelimit.core import is_ratelimited
+
+from accounts.addresses import rate_limit_group_key
+from accounts.exceptions import TooManyFailures
+from aiapi.errors import error_body
+from monitoring.trace import begin_trace
+
+GetResponse = Callable[[HttpRequest], HttpResponseBase]
+LOGIN_WINDOW_SECONDS = 60
+
+log = structlog.get_logger("aiapi.request")
+
+
+class RequestMiddleware:
+    """Give the request its trace, the answer its id and time, and the log its line."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer the request."""
+        trace = begin_trace(request.headers.get("X-Request-ID"))
+        request.trace = trace  # type: ignore[attr-defined]
+        with structlog.contextvars.bound_contextvars(request_id=trace.label):
+            response = self.get_response(request)
+            response["X-Request-ID"] = trace.label
+            elapsed = trace.elapsed_ms
+            response["X-Process-Time"] = f"{elapsed / 1000:.3f}"
+            self._log(request, response, elapsed)
+        return response
+
+    def _log(self, request: HttpRequest, response: HttpResponseBase, elapsed_ms: float) -> None:
+        if request.path.startswith("/health") and response.status_code < 400:
+            return
+        identity = getattr(request, "identity", None)
+        log.info(
+            "request",
+            record_id=str(request.trace.id),  # type: ignore[attr-defined]
+            method=request.method,
+            path=request.path[:200],
+            status=response.status_code,
+            ms=round(elapsed_ms, 1),
+            account=identity and identity.account_name,
+            key=identity and identity.key_prefix,
+        )
+
+
+class AdminLoginLimit:
+    """Limit log-in attempts in the admin by address (ADMIN_LOGIN_RATE)."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer 429 to an attempt over the rate."""
+        if request.method == "POST" and request.path == "/admin/login/" and self._is_over(request):
+            error = TooManyFailures(retry_after=LOGIN_WINDOW_SECONDS)
+            return JsonResponse(error_body(request, error), status=error.status, headers=error.headers)
+        return self.get_response(request)
+
+    def _is_over(self, request: HttpRequest) -> bool:
+        return bool(
+            is_ratelimited(
+                request,
+                group="admin-login",
+                key=rate_limit_group_key,
+                rate=settings.ADMIN_LOGIN_RATE,
+                method="POST",
+                increment=True,
+            )
+        )
+
+

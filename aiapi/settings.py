@@ -1,0 +1,279 @@
+"""Django's settings, from environment variables read by aiapi.env; nothing else in the project reads the environment.
+
+The one exception is a provider's secret: inference reads the variable whose *name* the provider's row holds.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from csp.constants import NONE, SELF
+
+from aiapi.env import Environment
+from aiapi.stores import cache_settings, database_settings
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+ENV = Environment(os.environ)
+
+NAME = "AI API"
+VERSION = "1.0.0"
+DESCRIPTION = "Production-ready AI API with authentication and rate limiting"
+
+# What kind of place this is
+ENVIRONMENT = ENV.choice(
+    "ENVIRONMENT",
+    ("development", "production"),
+    "development",
+    help="production refuses default secrets and demo keys, and turns on everything that HTTPS needs",
+)
+IS_PRODUCTION = ENVIRONMENT == "production"
+DEBUG = False
+DEFAULT_SECRET_KEY = "development-only-secret-key-that-production-refuses-0123456789"  # noqa: S105
+DEFAULT_PEPPERS = ["development-only-pepper-that-production-refuses"]
+SECRET_KEY = ENV.text(
+    "SECRET_KEY", DEFAULT_SECRET_KEY, secret=True, help="signs admin sessions; 50 random characters or more"
+)
+API_KEY_PEPPERS = ENV.names(
+    "API_KEY_PEPPERS",
+    DEFAULT_PEPPERS,
+    secret=True,
+    help="secrets mixed into the digests of API keys: the first for new keys, the others still accepted",
+)
+ALLOW_PLAIN_KEYS = not IS_PRODUCTION  # demo keys such as dev_key_123 exist in development only
+
+# Where it listens, and who may talk to it
+HOST = ENV.text("HOST", "127.0.0.1", help="address to listen on; 0.0.0.0 in the image")
+PORT = ENV.integer("PORT", 8000, minimum=1, maximum=65535, help="port to listen on")
+WEB_CONCURRENCY = ENV.integer("WEB_CONCURRENCY", 1, minimum=1, maximum=256, help="worker processes; more need REDIS_URL")
+GRACEFUL_TIMEOUT = ENV.integer(
+    "GRACEFUL_TIMEOUT", 30, minimum=1, maximum=3600, help="seconds that open requests get to end at shutdown"
+)
+ALLOWED_HOSTS = ENV.names(
+    "ALLOWED_HOSTS",
+    [] if IS_PRODUCTION else ["localhost", "127.0.0.1", "[::1]"],
+    help="host names under which the service is reached; needed in production",
+)
+CORS_ALLOWED_ORIGINS = ENV.names("CORS_ALLOWED_ORIGINS", help="origins whose pages may call the API from a browser")
+CSRF_TRUSTED_ORIGINS = ENV.names("CSRF_TRUSTED_ORIGINS", help="https:// origins of the admin behind a proxy")
+TRUSTED_PROXIES = ENV.integer(
+    "TRUSTED_PROXIES", 0, minimum=0, maximum=10, help="proxies in front whose X-Forwarded-* headers are believed"
+)
+HTTPS_ONLY = ENV.boolean(
+    "HTTPS_ONLY", IS_PRODUCTION, help="redirect to HTTPS, send HSTS, and keep cookies to HTTPS (default: in production)"
+)
+
+# Stores
+DATABASE_URL = ENV.url(
+    "DATABASE_URL",
+    ("postgres", "postgresql", "sqlite"),
+    f"sqlite:///{BASE_DIR / 'var' / 'aiapi.sqlite3'}",
+    secret=True,
+    help="PostgreSQL or SQLite; default: a SQLite file under var/",
+)
+DATABASE_POOL_SIZE = ENV.integer(
+    "DATABASE_POOL_SIZE", 8, minimum=1, maximum=1000, help="PostgreSQL connections of one worker process at most"
+)
+REDIS_URL = ENV.url(
+    "REDIS_URL",
+    ("redis", "rediss", "redis+cluster", "rediss+cluster"),
+    secret=True,
+    help="Redis for limits and records (not evicting); without it they are kept in the one process",
+)
+CACHE_URL = ENV.url(
+    "CACHE_URL",
+    ("redis", "rediss"),
+    "" if "+cluster" in REDIS_URL else REDIS_URL,
+    secret=True,
+    help="Redis for cached answers, never a cluster; default: REDIS_URL, or the process's memory",
+)
+CACHE_TTL = ENV.integer("CACHE_TTL", 3600, minimum=1, help="seconds for which an answer is kept in the cache")
+REDIS_TIMEOUT = ENV.number(
+    "REDIS_TIMEOUT", 0.25, minimum=0.01, maximum=10, help="seconds that one call to Redis may take"
+)
+LIMITS_LEASE_SECONDS = ENV.integer(
+    "LIMITS_LEASE_SECONDS", 20, minimum=5, maximum=25, help="seconds until a dead process's reservations are charged"
+)
+AUTH_STALE_SECONDS = ENV.integer(
+    "AUTH_STALE_SECONDS", 0, minimum=0, maximum=86400, help="seconds for which known keys go on without the database"
+)
+
+# The model
+OPENAI_API_KEY = ENV.text("OPENAI_API_KEY", secret=True, help="secret of the provider")
+OPENAI_BASE_URL = ENV.url("OPENAI_BASE_URL", ("http", "https"), help="an OpenAI-compatible server, up to and with /v1")
+OPENAI_MODEL = ENV.text("OPENAI_MODEL", help="default model; gpt-3.5-turbo at the provider, the local model without one")
+LOCAL_MODEL_URL = ENV.url("LOCAL_MODEL_URL", ("http",), help="the local model's address; bin/run sets it")
+UPSTREAM_TIMEOUT = ENV.number(
+    "UPSTREAM_TIMEOUT", 60, minimum=0.1, maximum=3600, help="seconds that a model call may take altogether"
+)
+UPSTREAM_CONNECT_TIMEOUT = ENV.number(
+    "UPSTREAM_CONNECT_TIMEOUT", 5, minimum=0.1, maximum=60, help="seconds to reach a provider"
+)
+
+# Bounds
+MAX_BODY_BYTES = ENV.integer("MAX_BODY_BYTES", 64 * 1024, minimum=1024, help="largest body of /chat and /summarize")
+MAX_V1_BODY_BYTES = ENV.integer("MAX_V1_BODY_BYTES", 32 * 1024 * 1024, minimum=1024, help="largest body under /v1")
+FAILED_KEY_RATE = ENV.text("FAILED_KEY_RATE", "30/m", help="bad keys from one address before they get 429")
+ADMIN_LOGIN_RATE = ENV.text("ADMIN_LOGIN_RATE", "10/m", help="log-in attempts in the admin from one address")
+
+# The first administrator, made by `manage.py bootstrap`
+ADMIN_USERNAME = ENV.text("ADMIN_USERNAME", "admin", help="name of the first administrator")
+ADMIN_PASSWORD = ENV.text(
+    "ADMIN_PASSWORD", secret=True, help="password of the first administrator; default: made up and printed once"
+)
+LOG_LEVEL = ENV.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", help="least severe level logged")
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "corsheaders",
+    "csp",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "accounts",
+    "monitoring",
+    "inference",
+    "aiapi",
+]
+
+MIDDLEWARE = [
+    "aiapi.middleware.RequestMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "corsheaders.middleware.CorsMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "aiapi.middleware.AdminLoginLimit",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "aiapi.urls"
+APPEND_SLASH = True  # for the admin; API paths exist in both forms
+WSGI_APPLICATION = "aiapi.wsgi.application"
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+DATABASES = {"default": database_settings(DATABASE_URL, pool_size=DATABASE_POOL_SIZE)}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+CACHES = cache_settings(CACHE_URL, ttl=CACHE_TTL, timeout=REDIS_TIMEOUT)
+ANSWER_CACHE = "answers"
+# Failed attempts are counted in an alias that ignores exceptions: a counter that is away must not be a 500.
+RATELIMIT_USE_CACHE = "attempts"
+RATELIMIT_FAIL_OPEN = True
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+SESSION_COOKIE_AGE = 12 * 3600
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS_ONLY
+SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS_ONLY else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS_ONLY
+SECURE_REDIRECT_EXEMPT = [r"^health(/|$)", r"^metrics/?$"]  # asked by machines beside us, in plain HTTP
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "base-uri": [NONE],
+    }
+}
+CORS_EXPOSE_HEADERS = [
+    "X-Request-ID",
+    "X-Process-Time",
+    "X-Cache",
+    "X-Model",
+    "X-Cost-USD",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+]
+CORS_ALLOW_HEADERS = [
+    "accept",
+    "authorization",
+    "cache-control",
+    "content-type",
+    "idempotency-key",
+    "x-api-key",
+    "x-request-id",
+]
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+WHITENOISE_USE_FINDERS = not IS_PRODUCTION
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {
+        "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        if IS_PRODUCTION
+        else "django.contrib.staticfiles.storage.StaticFilesStorage"
+    },
+}
+LOGGING_CONFIG = "aiapi.logs.configure"
+LOGGING = {"level": LOG_LEVEL}
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["inference.parsers.StrictJSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "aiapi.schema.ApiSchema",
+    "EXCEPTION_HANDLER": "aiapi.errors.handle_exception",
+    "UNAUTHENTICATED_USER": None,
+    "COMPACT_JSON": True,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "AI API",
+    "VERSION": VERSION,
+    "DESCRIPTION": DESCRIPTION,
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PUBLIC": True,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "LICENSE": {"name": "MIT"},
+}
+UNFOLD: dict[str, Any] = {"SITE_TITLE": "AI API", "SITE_HEADER": "AI API", "SHOW_VIEW_ON_SITE": False}

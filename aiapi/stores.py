@@ -1,0 +1,75 @@
+"""Django's settings for the database and the caches, from their URLs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import environ
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+#: Seconds that a statement waits for another process's write to a SQLite file.
+SQLITE_BUSY_TIMEOUT = 20
+SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
+#: Seconds to wait for a PostgreSQL connection: a new one, and one of the pool's.
+CONNECT_TIMEOUT = 5
+
+
+def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
+    """Make the DATABASES entry of a postgres:// or sqlite:// URL.
+
+    PostgreSQL connections come from a pool of each process and go back at the end of a request, so that slow model
+    calls hold none. SQLite runs in WAL mode and takes its write lock when a transaction begins: a transaction that
+    would have to wait in its middle could not be retried.
+    """
+    config: dict[str, Any] = dict(environ.Env.db_url_config(url))
+    if config["ENGINE"].endswith("sqlite3"):
+        if config["NAME"] != ":memory:":
+            Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
+        config["OPTIONS"] = {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": SQLITE_BUSY_TIMEOUT,
+            "init_command": SQLITE_PRAGMAS,
+        }
+        config["CONN_MAX_AGE"] = None
+        return config
+    pool = {"min_size": 0, "max_size": pool_size, "timeout": CONNECT_TIMEOUT, "max_idle": 60}
+    config["OPTIONS"] = {**config.get("OPTIONS", {}), "pool": pool, "connect_timeout": CONNECT_TIMEOUT}
+    config["CONN_MAX_AGE"] = 0
+    return config
+
+
+def cache_settings(url: str, *, ttl: int, timeout: float) -> dict[str, dict[str, Any]]:
+    """Make CACHES: `answers` for model answers, `attempts` for counters of failed log-ins, `default` for the rest.
+
+    Without a URL all live in the process. With one, a call takes at most `timeout` seconds and is not retried;
+    exceptions are ignored and logged, apart from `answers`, where inference.cache has a policy of its own for them.
+    """
+    return {
+        alias: _cache(alias, url, lifetime, timeout)
+        for alias, lifetime in (("default", 300), ("answers", ttl), ("attempts", 300))
+    }
+
+
+def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any]:
+    if not url:
+        return {
+            "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+            "LOCATION": alias,
+            "TIMEOUT": lifetime,
+            "OPTIONS": {"MAX_ENTRIES": 10_000},
+        }
+    return {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": url,
+        "TIMEOUT": lifetime,
+        "KEY_PREFIX": f"aiapi:{alias}",
+        "OPTIONS": {
+            "IGNORE_EXCEPTIONS": alias != "answers",
+            "LOG_IGNORED_EXCEPTIONS": True,
+            "SOCKET_CONNECT_TIMEOUT": timeout,
+            "SOCKET_TIMEOUT": timeout,
+            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
+        },
+    }

@@ -1,0 +1,175 @@
+"""The models that can be called, as a worker knows them for at most one second (see accounts.snapshots for why)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+from django.conf import settings
+from django.db import Error as DatabaseError
+
+from accounts.exceptions import DependencyUnavailable
+from accounts.snapshots import MAX_AGE, nano_dollars
+from inference.models import Deployment, Model, Price
+
+TOKENS_PER_PRICE = 1_000_000
+LOCAL_MODEL = "smollm2-135m-instruct"
+OPENAI_DEFAULT_MODEL = "gpt-3.5-turbo"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Nano-dollars per million tokens."""
+
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+
+    def cost(self, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
+        """Compute what a call costs in nano-dollars, rounded up once. `cached_tokens` are part of the input."""
+        total = (
+            (input_tokens - cached_tokens) * self.input
+            + cached_tokens * self.cached_input
+            + output_tokens * self.output
+        )
+        return -(-total // TOKENS_PER_PRICE)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One deployment of a model: where to send a call, and what it costs there."""
+
+    deployment_id: int
+    name: str
+    provider: str
+    base_url: str
+    api_key_variable: str
+    extra_headers: tuple[tuple[str, str], ...]
+    upstream_name: str
+    order: int
+    weight: int
+    rates: Rates
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogModel:
+    """A model that is enabled, with its usable routes, the first to be tried first."""
+
+    public_name: str
+    kind: str
+    context_size: int
+    routes: tuple[Route, ...]
+
+    @property
+    def dearest(self) -> Rates:
+        """The highest price of each kind among the routes: what a bound is reckoned with."""
+        return Rates(
+            input=max((max(r.rates.input, r.rates.cached_input) for r in self.routes), default=0),
+            cached_input=max((r.rates.cached_input for r in self.routes), default=0),
+            output=max((r.rates.output for r in self.routes), default=0),
+        )
+
+
+@dataclass(slots=True)
+class Catalog:
+    """Finds models by public name; reads the database at most once a second."""
+
+    clock: Callable[[], float] = time.monotonic
+    _models: dict[str, CatalogModel] = field(default_factory=dict)
+    _loaded_at: float = float("-inf")
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def find(self, public_name: str) -> CatalogModel | None:
+        """Return an enabled model of that name, None if there is none.
+
+        Raises DependencyUnavailable when the database is away (after AUTH_STALE_SECONDS on top of the second).
+        """
+        return self.models().get(public_name)
+
+    def models(self) -> dict[str, CatalogModel]:
+        """Return all enabled models by public name."""
+        if self._age() >= MAX_AGE:
+            with self._lock:
+                if self._age() >= MAX_AGE:
+                    self._load()
+        return self._models
+
+    def forget(self) -> None:
+        """Read the database again at the next question."""
+        self._loaded_at = float("-inf")
+
+    def _age(self) -> float:
+        return self.clock() - self._loaded_at
+
+    def _load(self) -> None:
+        started = self.clock()
+        try:
+            self._models = _read_models()
+        except DatabaseError as error:
+            if self._age() < MAX_AGE + settings.AUTH_STALE_SECONDS:
+                return
+            log.error("catalog_read_failed", cause=type(error).__name__)
+            raise DependencyUnavailable from error
+        self._loaded_at = started
+
+
+catalog = Catalog()
+
+
+def default_model_name() -> str:
+    """Name the model that a request gets which names none."""
+    if settings.OPENAI_MODEL:
+        return str(settings.OPENAI_MODEL)
+    return LOCAL_MODEL if uses_local_model() else OPENAI_DEFAULT_MODEL
+
+
+def uses_local_model() -> bool:
+    """Say whether the local model answers: where neither a provider's secret nor its address is configured."""
+    return not settings.OPENAI_API_KEY and not settings.OPENAI_BASE_URL
+
+
+def _read_models() -> dict[str, CatalogModel]:
+    deployments = Deployment.objects.select_related("provider").filter(is_enabled=True, provider__is_enabled=True)
+    routes: dict[int, list[Route]] = defaultdict(list)
+    rates = _current_rates()
+    for deployment in deployments.order_by("order", "-weight", "id"):
+        routes[deployment.model_id].append(_route(deployment, rates.get(deployment.pk, Rates())))
+    return {
+        model.public_name: CatalogModel(model.public_name, model.kind, model.context_size, tuple(routes[model.pk]))
+        for model in Model.objects.filter(is_enabled=True)
+    }
+
+
+def _current_rates() -> dict[int, Rates]:
+    prices: Iterable[Price] = Price.objects.filter(valid_from__lte=datetime.now(UTC)).order_by("valid_from")
+    return {
+        price.deployment_id: Rates(
+            input=nano_dollars(price.input_per_million) or 0,
+            cached_input=nano_dollars(price.cached_input_per_million) or 0,
+            output=nano_dollars(price.output_per_million) or 0,
+        )
+        for price in prices
+    }
+
+
+def _route(deployment: Deployment, rates: Rates) -> Route:
+    provider = deployment.provider
+    return Route(
+        deployment_id=deployment.pk,
+        name=f"{provider.name}/{deployment.upstream_name}",
+        provider=provider.name,
+        base_url=provider.base_url,
+        api_key_variable=provider.api_key_variable,
+        extra_headers=tuple(sorted(provider.extra_headers.items())),
+        upstream_name=deployment.upstream_name,
+        order=deployment.order,
+        weight=deployment.weight,
+        rates=rates,
+    )

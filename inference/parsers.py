@@ -1,0 +1,82 @@
+"""From the bytes of a request to JSON that is safe to handle, or a clear error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import IO, Any
+
+from django.conf import settings
+from django.core.handlers.wsgi import WSGIRequest
+from rest_framework.parsers import BaseParser
+from rest_framework.request import Request
+
+from accounts.exceptions import BodyTooLarge, MalformedBody
+from inference.openai.errors import is_openai_path
+
+
+class StrictJSONParser(BaseParser):
+    """Parse a JSON object as RFC 8259 has it: no NaN, no lone surrogates, within the size limit of its surface."""
+
+    media_type = "application/json"
+
+    def parse(
+        self,
+        stream: IO[Any],
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return the body as an object. Raises MalformedBody or BodyTooLarge."""
+        request: Request = (parser_context or {})["request"]
+        return parse_object(read_body(request._request))
+
+
+def read_body(request: Any) -> bytes:
+    """Read a body of at most MAX_BODY_BYTES (under /v1 MAX_V1_BODY_BYTES); raises BodyTooLarge for more.
+
+    A chunked body is read from the server's own stream, which knows its end; Django takes it for empty.
+    """
+    limit = settings.MAX_V1_BODY_BYTES if is_openai_path(request.path) else settings.MAX_BODY_BYTES
+    if int(request.META.get("CONTENT_LENGTH") or 0) > limit:
+        raise BodyTooLarge
+    chunked = "chunked" in str(request.META.get("HTTP_TRANSFER_ENCODING", "")).lower()
+    stream = request.environ["wsgi.input"] if chunked and isinstance(request, WSGIRequest) else request
+    try:
+        body: bytes = stream.read(limit + 1)
+    except OSError as error:
+        raise MalformedBody("The body broke off.") from error
+    if len(body) > limit:
+        raise BodyTooLarge
+    return body
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object from UTF-8; raises MalformedBody for anything else."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise MalformedBody from None
+    if not isinstance(value, dict):
+        raise MalformedBody("The body must be a JSON object.")
+    if b"\\u" in body:
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("a number too large")
+    return number
+
+
+def _refuse_lone_surrogates(value: dict[str, Any]) -> None:
+    """Refuse escapes such as \\ud800 alone: they are no text, and no store or provider takes them."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (UnicodeEncodeError, RecursionError):
+        raise MalformedBody("The body holds a lone surrogate.") from None

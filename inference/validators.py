@@ -1,0 +1,78 @@
+"""Checks of what operators enter about providers."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.core.exceptions import ValidationError
+
+API_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY\Z")
+HEADER_NAME = re.compile(r"[A-Za-z0-9-]+\Z")
+#: Headers that the client itself sets; an operator's value would break the call or smuggle a second secret.
+RESERVED_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
+SECRET_HEADER = re.compile(r"key|token|secret|auth|cookie", re.IGNORECASE)
+
+
+def validate_api_key_variable(name: str) -> None:
+    """Accept only variables named *_API_KEY, so that no other secret of the server can be sent to a provider."""
+    if not API_KEY_VARIABLE.match(name):
+        raise ValidationError("Name an environment variable in capitals that ends in _API_KEY.")
+
+
+def validate_extra_headers(value: Any) -> None:
+    """Accept a mapping of header names to texts; a value that begins with $ must name a *_API_KEY variable."""
+    if not isinstance(value, dict):
+        raise ValidationError('Give headers as an object, such as {"X-Project": "blue"}.')
+    for name, text in value.items():
+        _validate_header(name, text)
+
+
+def _validate_header(name: str, text: Any) -> None:
+    if not HEADER_NAME.match(name) or name.lower() in RESERVED_HEADERS:
+        raise ValidationError(f"{name} is no header that may be set here.")
+    if not isinstance(text, str) or not text.isprintable():
+        raise ValidationError(f"The value of {name} must be a printable text.")
+    if text.startswith("$"):
+        validate_api_key_variable(text[1:])
+    elif SECRET_HEADER.search(name):
+        raise ValidationError(f"{name} looks like a secret: name its variable as $SOMETHING_API_KEY.")
+
+
+def validate_provider_url(url: str) -> None:
+    """Refuse URLs that lead to this machine, its link-local neighbourhood or a cloud's metadata service.
+
+    Names are resolved as well: one that points to such an address is refused, one that doesn't resolve now is not
+    (the call will fail then). Private networks are allowed: that is where self-hosted models live.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValidationError("Give an http:// or https:// URL.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValidationError("Leave user name, password, query and fragment out of the URL.")
+    for address in _addresses(parts.hostname):
+        if is_forbidden_address(address):
+            raise ValidationError("Loopback, link-local and metadata addresses are not allowed here.")
+
+
+def is_forbidden_address(text: str) -> bool:
+    """Say whether an address is one that no provider of an organisation has."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    return bool(
+        address.is_loopback
+        or address.is_link_local
+        or address.is_unspecified
+        or address.is_multicast
+        or str(address) in ("100.100.100.200", "fd00:ec2::254")  # metadata services outside link-local
+    )
+
+
+def _addresses(host: str) -> set[str]:
+    try:
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)}
+    except (OSError, UnicodeError):
+        return set()

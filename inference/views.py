@@ -1,0 +1,128 @@
+"""The model endpoints of the platform's own: /chat and /summarize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.exceptions import ApiError
+from accounts.refusals import dollars
+from accounts.views import KeyView
+from inference import prompts
+from inference.pipeline import Answer, Caller, ModelCall, answer_call, emit_record
+from inference.serializers import ChatRequest, SummarizeRequest
+from inference.throttles import RequestRateThrottle
+from inference.upstream.client import answer_text
+from monitoring.records import begin_record
+from monitoring.trace import Trace
+
+
+class ModelEndpoint(KeyView):
+    """A POST that asks a model: counted, recorded once whatever becomes of it, and told about in headers."""
+
+    throttle_classes = [RequestRateThrottle]
+    endpoint: str
+
+    def caller(self, request: Request) -> Caller:
+        """Return who asks, in which request."""
+        plain = request._request
+        return Caller(plain.identity, plain.trace, plain.admission)  # type: ignore[attr-defined]
+
+    def respond(self, answer: Answer, body: dict[str, Any]) -> Response:
+        """Make the answer with the headers that tell where it came from and what it cost."""
+        headers = {"X-Cache": answer.cache.upper(), "X-Model": answer.model, "X-Cost-USD": dollars(answer.cost)}
+        return Response(body, headers=headers)
+
+    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Response:
+        """Record what the pipeline did not, and say what the platform itself took, by stage."""
+        response = super().finalize_response(request, response, *args, **kwargs)
+        trace: Trace = request._request.trace  # type: ignore[attr-defined]
+        if getattr(request._request, "admission", None) is not None and not trace.is_recorded:
+            self._record_failure(request, response)
+        response["Server-Timing"] = ", ".join(f"{name};dur={spent:.2f}" for name, spent in trace.stages.items())
+        return response
+
+    def _record_failure(self, request: Request, response: Response) -> None:
+        caller = self.caller(request)
+        error: ApiError | None = getattr(request._request, "api_error", None)
+        record = begin_record(
+            trace=caller.trace,
+            identity=caller.identity,
+            endpoint=self.endpoint,
+            admitted_at=caller.admission.at,
+        )
+        record.update(
+            status=response.status_code,
+            error_code=error.error_code if error else "",
+            latency_ms=caller.trace.elapsed_ms,
+        )
+        emit_record(caller, record)
+
+
+def cache_directives(request: Request) -> dict[str, bool]:
+    """Read the request's Cache-Control: `no-cache` doesn't read the cache, `no-store` neither reads nor writes it."""
+    directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
+    no_store = "no-store" in directives
+    return {"reads_cache": not no_store and "no-cache" not in directives, "writes_cache": not no_store}
+
+
+class ChatView(ModelEndpoint):
+    """POST /chat."""
+
+    endpoint = "chat"
+    required_scope = "chat"
+
+    def post(self, request: Request) -> Response:
+        """Ask a model one question."""
+        body = ChatRequest(data=request.data)
+        body.is_valid(raise_exception=True)
+        asked = body.validated_data
+        payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": asked["temperature"]}
+        caller = self.caller(request)
+        call = ModelCall(self.endpoint, asked.get("model"), payload, answer_text, **cache_directives(request))
+        answer = answer_call(call, caller)
+        return self.respond(
+            answer,
+            {
+                "response": answer.text,
+                "tokens_used": answer.tokens,
+                "cached": answer.is_cached,
+                "request_id": caller.trace.label,
+            },
+        )
+
+
+class SummarizeView(ModelEndpoint):
+    """POST /summarize."""
+
+    endpoint = "summarize"
+    required_scope = "summarize"
+
+    def post(self, request: Request) -> Response:
+        """Summarize a text in so many sentences."""
+        body = SummarizeRequest(data=request.data)
+        body.is_valid(raise_exception=True)
+        asked = body.validated_data
+        caller = self.caller(request)
+        answer = answer_call(self._call(asked, request), caller)
+        summary = answer.text.strip()
+        return self.respond(
+            answer,
+            {
+                "summary": summary,
+                "original_length": len(asked["text"]),
+                "summary_length": len(summary),
+                "cached": answer.is_cached,
+                "request_id": caller.trace.label,
+            },
+        )
+
+    def _call(self, asked: dict[str, Any], request: Request) -> ModelCall:
+        length = asked["length"]
+        payload = {
+            "messages": prompts.summary_messages(asked["text"], length),
+            "temperature": prompts.SUMMARY_TEMPERATURE,
+        }
+        return ModelCall(self.endpoint, asked.get("model"), payload, answer_text, **cache_directives(request))

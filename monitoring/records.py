@@ -1,0 +1,77 @@
+"""The usage record on its way from a request to the database: a JSON-able dict, and the row that it becomes.
+
+Its keys are the fields of RequestRecord, apart from `cost` (integer nano-dollars), `admitted_at` (µs since the epoch),
+`partial` and `overrun`. `id`, `revision` and `overrun` are added by accounts.limits when it emits the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from accounts.refusals import NANO_DOLLARS
+from accounts.snapshots import Identity
+from monitoring.models import RequestRecord
+from monitoring.trace import Trace
+
+MICROSECONDS = 1_000_000
+
+
+def begin_record(*, trace: Trace, identity: Identity, endpoint: str, admitted_at: int) -> dict[str, Any]:
+    """Make the part of a record that is known when a request has been admitted (at `admitted_at`, in µs)."""
+    return {
+        "label": trace.label,
+        "admitted_at": admitted_at,
+        "account_id": identity.account_id,
+        "account_name": identity.account_name,
+        "key_id": identity.key_id,
+        "key_name": identity.key_name,
+        "endpoint": endpoint,
+    }
+
+
+def as_row(record: Mapping[str, Any]) -> RequestRecord:
+    """Make the row of a complete record; raises KeyError or ValueError for one that is none."""
+    return RequestRecord(
+        id=UUID(record["id"]),
+        revision=record["revision"],
+        label=record["label"],
+        admitted_at=_moment(record["admitted_at"]),
+        account_id=record["account_id"],
+        account_name=record["account_name"],
+        key_id=record["key_id"],
+        key_name=record["key_name"],
+        endpoint=record["endpoint"],
+        model=record.get("model", ""),
+        deployment=record.get("deployment", ""),
+        status=record.get("status", 500),
+        error_code=record.get("error_code", ""),
+        cache=record.get("cache", ""),
+        input_tokens=record.get("input_tokens", 0),
+        cached_tokens=record.get("cached_tokens", 0),
+        output_tokens=record.get("output_tokens", 0),
+        cost=Decimal(record.get("cost", 0)) / NANO_DOLLARS,
+        usage_source=record.get("usage_source", ""),
+        is_partial=record.get("partial", False),
+        is_overrun=record.get("overrun", False),
+        latency_ms=record.get("latency_ms", 0.0),
+        first_token_ms=record.get("first_token_ms"),
+        attempts=record.get("attempts", 0),
+    )
+
+
+def newest_revisions(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Keep of each id the record with the highest revision: one statement can't write a row twice."""
+    newest: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        known = newest.get(record["id"])
+        if known is None or known["revision"] < record["revision"]:
+            newest[record["id"]] = record
+    return list(newest.values())
+
+
+def _moment(micros: int) -> datetime:
+    return datetime.fromtimestamp(micros / MICROSECONDS, tz=UTC)
