@@ -76,6 +76,7 @@ class Service:
     env: dict[str, str]
     log: Path
     process: subprocess.Popen[bytes]
+    folder: Path = ROOT
 
     @property
     def base_url(self) -> str:
@@ -102,7 +103,7 @@ class Service:
 
     def manage(self, *arguments: str) -> str:
         """Run a management command in the platform's environment and return what it printed; fail with its output."""
-        return _manage(self.env, *arguments)
+        return _manage(self.env, self.folder, *arguments)
 
     def create_key(self, *, account: str, tier: str, name: str) -> str:
         """Make a key as an operator does and return its secret."""
@@ -129,21 +130,28 @@ class Service:
 
 
 @contextmanager
-def aiapi_server(env: Mapping[str, str] | None = None, *, workers: int = 1, prepare: bool = True) -> Iterator[Service]:
+def aiapi_server(
+    env: Mapping[str, str] | None = None,
+    *,
+    workers: int = 1,
+    prepare: bool = True,
+    root: Path = ROOT,
+    user: str | None = None,
+) -> Iterator[Service]:
     """Run the platform by `manage.py serve` on a free port, migrated and bootstrapped unless `prepare` is false.
 
     Without DATABASE_URL in `env` it has an SQLite file of its own. Nothing of the caller's environment that the
-    platform reads gets through: only `env` counts.
+    platform reads gets through: only `env` counts. It runs from the folder `root`, as `user` where that is given.
     """
     with tempfile.TemporaryDirectory(prefix="aiapi-service-") as folder:
         port, log = free_port(), Path(folder, "log")
         own = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "DATABASE_URL": f"sqlite:///{folder}/aiapi.sqlite3"}
         complete = {**clean_environment(), **SECRETS, **own, **(env or {})}
         if prepare:
-            _manage(complete, "migrate", "--verbosity=0")
-            _manage(complete, "bootstrap")
-        process = spawn([sys.executable, "manage.py", "serve"], log, env=complete, cwd=ROOT)
-        service = Service(port, complete, log, process)
+            _manage(complete, root, "migrate", "--verbosity=0")
+            _manage(complete, root, "bootstrap")
+        process = spawn([sys.executable, "manage.py", "serve"], log, env=complete, cwd=root, user=user)
+        service = Service(port, complete, log, process, root)
         try:
             wait_until(service.is_live, "/health/live")
             yield service
@@ -192,9 +200,9 @@ def clean_environment() -> dict[str, str]:
     return {"PYTHONUNBUFFERED": "1", **{name: os.environ[name] for name in kept if name in os.environ}}
 
 
-def _manage(env: Mapping[str, str], *arguments: str) -> str:
+def _manage(env: Mapping[str, str], root: Path, *arguments: str) -> str:
     command = [sys.executable, "manage.py", *arguments]
-    done = subprocess.run(command, env=dict(env), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=dict(env), cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"manage.py {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
     return done.stdout
 

