@@ -1,0 +1,91 @@
+"""Limits and budgets that hold exactly: the process's one backend, built from the settings when first asked for.
+
+Settings: `REDIS_URL` (None: in process), `LIMITS_LEASE_SECONDS`. What the limits need from rooms above them is
+installed by those when Django starts; see install.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from accounts.limits.contract import DEFAULT_LEASE_SECONDS, LimitBackend
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.journal import Journal, NoJournal
+from accounts.limits.memory import MemoryBackend
+from accounts.limits.records import Record
+from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from accounts.limits.seeding import Seeder
+
+__all__ = ["get_limits", "install", "reset_limits"]
+
+Sink = Callable[[Record], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    seeder: Seeder | None = None
+    sink: Sink | None = None
+    journal: Journal | None = None
+
+
+@dataclass(slots=True)
+class _Process:
+    """What this process has: the parts that were installed, and the backend with the process id that built it."""
+
+    parts: _Parts
+    backend: LimitBackend | None = None
+    pid: int = 0
+
+
+_process = _Process(_Parts())
+_lock = threading.Lock()
+
+
+def install(*, seeder: Seeder | None = None, sink: Sink | None = None, journal: Journal | None = None) -> None:
+    """Install what the limits need from others; what is None stays as it was. Called by AppConfig.ready.
+
+    `seeder` gives what a subject has settled in a month, from the usage records. `sink` stores a record in the
+    database, one row an id with the highest revision, and raises if it can't. `journal` keeps open reservations of the
+    in-process backend. A backend that was built before is built anew.
+    """
+    parts = _process.parts
+    _process.parts = _Parts(seeder or parts.seeder, sink or parts.sink, journal or parts.journal)
+    reset_limits()
+
+
+def get_limits() -> LimitBackend:
+    """Give the process's backend, building it if need be; a forked process builds its own.
+
+    Raises ImproperlyConfigured if nobody has installed a seeder and a sink.
+    """
+    backend = _process.backend
+    if backend is None or _process.pid != os.getpid():
+        with _lock:
+            if _process.backend is None or _process.pid != os.getpid():
+                _process.backend, _process.pid = _build(_process.parts), os.getpid()
+            backend = _process.backend
+    return backend
+
+
+def reset_limits() -> None:
+    """Forget the backend, so that the next get_limits builds one from the settings of then."""
+    _process.backend = None
+
+
+def _build(parts: _Parts) -> LimitBackend:
+    if parts.seeder is None or parts.sink is None:
+        raise ImproperlyConfigured("accounts.limits needs a seeder and a sink: see accounts.limits.install")
+    lease_seconds: int = getattr(settings, "LIMITS_LEASE_SECONDS", DEFAULT_LEASE_SECONDS)
+    url: str | None = getattr(settings, "REDIS_URL", None)
+    if not url:
+        return MemoryBackend(
+            seeder=parts.seeder, sink=parts.sink, journal=parts.journal or NoJournal(), lease_seconds=lease_seconds
+        )
+    wire = wire_for(redis_client(url))
+    return FailoverBackend(
+        RedisBackend(wire, seeder=parts.seeder, lease_seconds=lease_seconds), probe=wire.ping, sink=parts.sink
+    )

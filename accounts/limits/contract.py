@@ -11,13 +11,12 @@ nano-dollars. `None` as a limit means unlimited. Windows of a minute are closed 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from accounts.limits.bounds import Amount, Bound
-from accounts.limits.months import month_of
 
 SHARDS = 64
 SECOND = 1_000_000
@@ -177,14 +176,6 @@ class Reserved:
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerMissing:
-    """A backend's inner answer: these subjects have no ledger for this month (YYYYMM). Missing is not zero."""
-
-    subjects: tuple[Subject, ...]
-    month: int
-
-
-@dataclass(frozen=True, slots=True)
 class Settlement:
     """What settle did: the charge that now stands, whether it was above the bound, and how it came about.
 
@@ -210,19 +201,10 @@ class SubjectUsage:
     reserved: Amount
 
 
-Seeder = Callable[[Subject, int], Amount]
-"""Gives what a subject has settled in a month (YYYYMM), from the database. It may raise what the database raises."""
-
-
 class LimitBackend(ABC):
-    """The limits of all subjects, kept in one place. All methods are safe to call from any thread or greenlet.
+    """The limits of all subjects, kept in one place. All methods are safe to call from any thread or greenlet."""
 
-    The `seeder` is asked once for each subject and month whose ledger is missing; the first writer wins.
-    """
-
-    def __init__(self, *, seeder: Seeder, lease_seconds: int = DEFAULT_LEASE_SECONDS) -> None:
-        self.seeder = seeder
-        self.lease_seconds = lease_seconds
+    lease_seconds: int
 
     @abstractmethod
     def admit(self, scope: Scope, operation: str) -> Admission:
@@ -235,27 +217,24 @@ class LimitBackend(ABC):
     def peek(self, scope: Scope) -> Admission:
         """Tell what admit would answer now, without counting."""
 
+    @abstractmethod
     def reserve(
         self, scope: Scope, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
     ) -> Reserved | Refusal:
         """Take one slot and the bound from all subjects, or nothing from any of them.
 
-        The most output that fits, from `bound.minimum_output` to `bound.output_tokens`, is granted. Budgets are those
+        The most output that fits, from `bound.least_output` to `bound.output_tokens`, is granted. Budgets are those
         of the month of `admitted_at`. The `draft` (JSON-able) is the usage record to be emitted if the lease runs out.
         A higher `attempt` of an open operation adds its bound to what is held and takes no second slot: for a retry
         after a try that may have been billed. The same attempt again changes nothing. Raises OperationClosed if the
-        operation is no longer open, and what the seeder raises.
+        operation is no longer open, Unavailable, and what the seeder raises.
         """
-        while True:
-            answer = self._reserve(scope, operation, admitted_at, bound, draft, attempt)
-            if not isinstance(answer, LedgerMissing):
-                return answer
-            self._seed_missing(scope, answer)
 
     @abstractmethod
     def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
         """Prolong the leases of open operations to a whole lease from now; answer which of them are still open."""
 
+    @abstractmethod
     def settle(
         self,
         scope: Scope,
@@ -273,11 +252,6 @@ class LimitBackend(ABC):
         to ledgers seeded from the database after `recorded_at` (µs), the time at which the record went there.
         A record of None settles without emitting.
         """
-        while True:
-            answer = self._settle(scope, operation, admitted_at, used, record, recorded_at)
-            if not isinstance(answer, LedgerMissing):
-                return answer
-            self._seed_missing(scope, answer)
 
     def charge(self, scope: Scope, operation: str, *, admitted_at: int, used: Amount, recorded_at: int) -> Settlement:
         """Charge a call that was served and recorded while the store was away. Idempotent for 24 hours."""
@@ -294,44 +268,13 @@ class LimitBackend(ABC):
     def reap(self, shard: int, *, at_most: int = 256) -> int:
         """Turn reservations of the shard whose lease has run out into charges of their bound; answer how many."""
 
+    @abstractmethod
     def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
         """Tell what each subject uses now, and has used in the month (YYYYMM; by default the current one)."""
-        month = month or month_of(self.now())
-        while True:
-            answer = self._usage(scope, month)
-            if not isinstance(answer, LedgerMissing):
-                return answer
-            self._seed_missing(scope, answer)
 
     @abstractmethod
     def now(self) -> int:
         """Give the time (µs) by the backend's clock."""
-
-    @abstractmethod
-    def _reserve(
-        self, scope: Scope, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
-    ) -> Reserved | Refusal | LedgerMissing: ...
-
-    @abstractmethod
-    def _settle(
-        self,
-        scope: Scope,
-        operation: str,
-        admitted_at: int,
-        used: Amount,
-        record: Draft | None,
-        recorded_at: int | None,
-    ) -> Settlement | LedgerMissing: ...
-
-    @abstractmethod
-    def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing: ...
-
-    @abstractmethod
-    def _seed(self, scope: Scope, month: int, amounts: Mapping[Subject, Amount]) -> None: ...
-
-    def _seed_missing(self, scope: Scope, missing: LedgerMissing) -> None:
-        amounts = {subject: self.seeder(subject, missing.month) for subject in missing.subjects}
-        self._seed(scope, missing.month, amounts)
 
 
 def binding(refusals: Iterable[Refusal]) -> Refusal:

@@ -20,15 +20,12 @@ from accounts.limits.contract import (
     SECOND,
     Admission,
     Draft,
-    LedgerMissing,
-    LimitBackend,
     LimitName,
     Limits,
     OperationClosed,
     Refusal,
     Reserved,
     Scope,
-    Seeder,
     Settlement,
     Status,
     Subject,
@@ -41,6 +38,7 @@ from accounts.limits.memory_operations import CHARGED_TTL, MARK_TTL, Operation, 
 from accounts.limits.memory_subject import Ledger, SubjectState
 from accounts.limits.months import month_end, month_of
 from accounts.limits.records import Record, bound_record, final_record
+from accounts.limits.seeding import LedgerMissing, Seeder, SeedingBackend
 
 IDLE = 15 * MINUTE  # longer than any record takes to the database, from which a dropped ledger is seeded
 MONTHS_KEPT = 3
@@ -51,7 +49,7 @@ def wall_clock() -> int:
     return time.time_ns() // 1000
 
 
-class MemoryBackend(LimitBackend):
+class MemoryBackend(SeedingBackend):
     """The limits of one process. See the contract for what each method promises."""
 
     def __init__(

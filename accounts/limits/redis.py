@@ -16,14 +16,11 @@ from accounts.limits.contract import (
     SHARDS,
     Admission,
     Draft,
-    LedgerMissing,
-    LimitBackend,
     LimitName,
     OperationClosed,
     Refusal,
     Reserved,
     Scope,
-    Seeder,
     Settlement,
     Status,
     Subject,
@@ -33,6 +30,7 @@ from accounts.limits.contract import (
 )
 from accounts.limits.months import DAY, month_end, month_of
 from accounts.limits.scripts import load
+from accounts.limits.seeding import LedgerMissing, Seeder, SeedingBackend
 from accounts.limits.wire import Argument, Wire, redis_client, wire_for
 
 __all__ = ["RedisBackend", "prefix_of", "records_stream", "redis_client", "wire_for"]
@@ -57,7 +55,7 @@ def records_stream(shard: int) -> str:
     return prefix_of(shard) + "records"
 
 
-class RedisBackend(LimitBackend):
+class RedisBackend(SeedingBackend):
     """The limits of all processes. See the contract for what each method promises.
 
     A `clock` replaces Redis's in tests.

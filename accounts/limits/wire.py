@@ -132,7 +132,7 @@ class ClusterWire:
     """Runs scripts on a Redis Cluster: each on the node that has the prefix's slot."""
 
     def __init__(self, client: RedisCluster) -> None:
-        self._client = client
+        self._client: Any = client  # redis-py's cluster client is not typed
 
     def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
         """Run a script by its name, or by its source if that node has not seen it yet."""

@@ -17,6 +17,7 @@ from accounts.limits.contract import (
     SubjectUsage,
 )
 from accounts.limits.months import month_end
+from accounts.limits.seeding import SeedingBackend
 from accounts.tests.limits_fixtures import (
     DECEMBER,
     NOVEMBER,
@@ -306,8 +307,9 @@ class TestBudgets:
 
     def test_it_lets_the_first_seed_win(self, world: World) -> None:
         scope = a_scope(monthly_tokens=100)
-        world.backend._seed(scope, NOVEMBER, dict.fromkeys(scope.subjects, Amount(40, 7)))
-        world.backend._seed(scope, NOVEMBER, dict.fromkeys(scope.subjects, Amount(90, 9)))
+        assert isinstance(world.backend, SeedingBackend)
+        for amount in (Amount(40, 7), Amount(90, 9)):
+            world.backend._seed(scope, NOVEMBER, dict.fromkeys(scope.subjects, amount))
         assert usage(world, scope).settled == Amount(40, 7)
 
     def test_it_reports_the_impossible_before_what_merely_takes_long(self, world: World) -> None:

@@ -1,0 +1,302 @@
+"""What happens to limits while Redis is away, in one place.
+
+- Request rates, token rates and slots go on, per process, in memory. A call under a budget raises Unavailable: what is
+  left of it is known to Redis alone. Cache hits reserve nothing and are served.
+- A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits
+  for Redis. If it succeeds, the call is made once more (all are idempotent), and then raises Unavailable.
+- Settlements that could not reach Redis wait in a bounded queue, their records go to the database directly.
+- While anything is to be mended, one thread probes each second. It closes the breaker and makes the settlements that
+  wait; calls never pay for that.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from accounts.limits.bounds import Amount, Bound
+from accounts.limits.breaker import Breaker
+from accounts.limits.contract import (
+    SHARDS,
+    Admission,
+    Draft,
+    LimitBackend,
+    Refusal,
+    Reserved,
+    Scope,
+    Settlement,
+    Subject,
+    SubjectUsage,
+    Unavailable,
+)
+from accounts.limits.memory import MemoryBackend, wall_clock
+from accounts.limits.pending import Pending, PendingSettlements
+from accounts.limits.records import Record, final_record
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MEND_INTERVAL = 1.0  # seconds between probes while Redis is away
+RETRY_AFTER = 5  # seconds: within so many of its recovery Redis is used again
+HELD_CAPACITY = 50_000
+
+
+class _Away(Exception):
+    """Redis is away. `sent` says that the call may have reached it."""
+
+    def __init__(self, *, sent: bool) -> None:
+        super().__init__()
+        self.sent = sent
+
+
+def start_thread(target: Callable[[], None]) -> None:
+    """Run a function beside the calls: in a greenlet where gevent has patched threads."""
+    threading.Thread(target=target, name="limits-mender", daemon=True).start()
+
+
+class FailoverBackend(LimitBackend):
+    """Redis, and memory where Redis is away. See the contract for what each method promises.
+
+    `sink` stores a record in the database and raises if it can't. `start` runs the mender; tests pass one that does
+    not, and call `mend_once` themselves.
+    """
+
+    def __init__(
+        self,
+        primary: LimitBackend,
+        *,
+        probe: Callable[[], None],
+        sink: Callable[[Record], None],
+        clock: Callable[[], int] = wall_clock,
+        start: Callable[[Callable[[], None]], None] = start_thread,
+    ) -> None:
+        self.lease_seconds = primary.lease_seconds
+        self.primary = primary
+        self.fallback = MemoryBackend(
+            seeder=_nothing_settled, sink=self._fallback_reaped, clock=clock, lease_seconds=primary.lease_seconds
+        )
+        self.breaker = Breaker(probe)
+        self.pending = PendingSettlements(clock)
+        self._sink = sink
+        self._clock = clock
+        self._start = start
+        self._lock = threading.Lock()
+        self._mending = False
+        self._held: OrderedDict[str, Amount] = OrderedDict()
+        self._alone: dict[str, tuple[Scope, int]] = {}
+
+    @property
+    def is_degraded(self) -> bool:
+        """Tell whether Redis is away, for the health check."""
+        return self.breaker.is_open
+
+    def now(self) -> int:
+        """Give the time (µs), by this machine's clock while Redis is away."""
+        try:
+            return self._on_primary(self.primary.now)
+        except _Away:
+            return self._clock()
+
+    def admit(self, scope: Scope, operation: str) -> Admission:
+        """Count one request, in this process alone while Redis is away."""
+        try:
+            return self._on_primary(lambda: self.primary.admit(scope, operation))
+        except _Away:
+            return self.fallback.admit(scope, operation)
+
+    def peek(self, scope: Scope) -> Admission:
+        """Tell what admit would answer."""
+        try:
+            return self._on_primary(lambda: self.primary.peek(scope))
+        except _Away:
+            return self.fallback.peek(scope)
+
+    def reserve(
+        self, scope: Scope, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+    ) -> Reserved | Refusal:
+        """Reserve, in this process alone while Redis is away; raises Unavailable for a call under a budget then."""
+
+        def call(backend: LimitBackend) -> Reserved | Refusal:
+            return backend.reserve(scope, operation, admitted_at=admitted_at, bound=bound, draft=draft, attempt=attempt)
+
+        try:
+            answer = self._on_primary(lambda: call(self.primary))
+        except Unavailable:
+            self._release_later(scope, operation, admitted_at)
+            raise
+        except _Away as away:
+            if scope.has_budget:
+                if away.sent:
+                    self._release_later(scope, operation, admitted_at)
+                raise Unavailable(retry_after=RETRY_AFTER) from away
+            answer = call(self.fallback)
+            if isinstance(answer, Reserved):
+                self._alone[operation] = (scope, admitted_at)
+            return answer
+        if isinstance(answer, Reserved):
+            self._hold(operation, answer.held)
+        return answer
+
+    def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
+        """Prolong leases. While Redis is away its operations are taken to be open: a late settle corrects it."""
+        names = frozenset(operations)
+        alone = self.fallback.renew(account_id, names)
+        try:
+            return alone | self._on_primary(lambda: self.primary.renew(account_id, names - alone))
+        except (_Away, Unavailable):
+            return names
+
+    def settle(
+        self,
+        scope: Scope,
+        operation: str,
+        *,
+        admitted_at: int,
+        used: Amount,
+        record: Draft | None,
+        recorded_at: int | None = None,
+    ) -> Settlement:
+        """Settle; what Redis has to know of it waits until it is back, the record does not. Never Unavailable."""
+        held = self._held.pop(operation, None)
+        pending = Pending(scope, operation, admitted_at, used, self._clock(), recorded_at, record)
+        if self.fallback.holds(operation):
+            self._alone.pop(operation, None)
+            settlement = self.fallback.settle(scope, operation, admitted_at=admitted_at, used=used, record=None)
+            if not settlement.duplicate:
+                self._settle_later(pending, overrun=settlement.overrun, sent=False)
+            return settlement
+        try:
+            return self._on_primary(
+                lambda: self.primary.settle(
+                    scope, operation, admitted_at=admitted_at, used=used, record=record, recorded_at=recorded_at
+                )
+            )
+        except (_Away, Unavailable) as error:
+            sent = not isinstance(error, _Away) or error.sent
+        except Exception:
+            logger.exception("limits: the settlement of %s has to wait", operation)  # the seeder's database is away
+            sent = False
+        overrun = held is not None and (used.tokens > held.tokens or used.cost > held.cost)
+        self._settle_later(pending, overrun=overrun, sent=sent)
+        return Settlement(used, overrun)
+
+    def emit(self, account_id: int, operation: str, record: Mapping[str, Any]) -> bool:
+        """Emit a record, to the database while Redis is away."""
+        try:
+            return self._on_primary(lambda: self.primary.emit(account_id, operation, record))
+        except (_Away, Unavailable):
+            pending = Pending(Scope(account_id, ()), operation, 0, Amount(), self._clock(), None, record)
+            if not self._stored(final_record(operation, record)):
+                self._keep(pending)
+            return True
+
+    def reap(self, shard: int, *, at_most: int = 256) -> int:
+        """Charge expired leases; none while Redis is away: they are there when it is back."""
+        try:
+            return self._on_primary(lambda: self.primary.reap(shard, at_most=at_most))
+        except _Away:
+            return 0
+
+    def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
+        """Tell what is used; raises Unavailable while Redis is away."""
+        try:
+            return self._on_primary(lambda: self.primary.usage(scope, month))
+        except _Away as away:
+            raise Unavailable(retry_after=RETRY_AFTER) from away
+
+    def mend_once(self) -> bool:
+        """Probe, settle what waits, charge what died in this process; answer whether nothing is left to mend."""
+        for shard in range(SHARDS):
+            self.fallback.reap(shard)
+        return self.breaker.try_close() and self.pending.flush(self.primary) and not self._alone
+
+    def _on_primary(self, call: Callable[[], T]) -> T:
+        """Make a call on Redis; raise _Away if Redis is, Unavailable if it is there and fails all the same."""
+        if self.breaker.is_open:
+            raise _Away(sent=False)
+        try:
+            return call()
+        except (RedisConnectionError, RedisTimeoutError):
+            if self.breaker.suspect():
+                self._start_mending()
+                raise _Away(sent=True) from None
+        except RedisError as error:
+            raise self._failing(error) from error
+        try:
+            return call()
+        except RedisError as error:
+            raise self._failing(error) from error
+
+    def _failing(self, error: RedisError) -> Unavailable:
+        logger.error("limits: Redis answers the probe, but not the call: %s", error)
+        return Unavailable(retry_after=1)
+
+    def _hold(self, operation: str, held: Amount) -> None:
+        self._held[operation] = held
+        if len(self._held) > HELD_CAPACITY:
+            self._held.popitem(last=False)
+
+    def _release_later(self, scope: Scope, operation: str, admitted_at: int) -> None:
+        """Give back what Redis may have reserved for a call that went no further."""
+        now = self._clock()
+        self._keep(Pending(scope, operation, admitted_at, Amount(), now, now, maybe_done=True))
+
+    def _settle_later(self, pending: Pending, *, overrun: bool, sent: bool) -> None:
+        """Store the record directly, and keep the settlement; with the record in it if that failed."""
+        record = pending.record
+        if record is not None and self._stored(final_record(pending.operation, record, overrun=overrun)):
+            pending = replace(pending, record=None, recorded_at=self._clock())
+        self._keep(replace(pending, maybe_done=sent))
+
+    def _stored(self, record: Record) -> bool:
+        try:
+            self._sink(record)
+        except Exception:
+            logger.exception("limits: the record of %s waits for Redis and the database", record["id"])
+            return False
+        return True
+
+    def _fallback_reaped(self, record: Record) -> None:
+        """Take the record of a call that died in this process while Redis was away: charge it there too."""
+        operation = record["id"]
+        scope, admitted_at = self._alone.pop(operation)
+        used = Amount(record["input_tokens"] + record["output_tokens"], record["cost"])
+        stored = self._stored(record)
+        now = self._clock()
+        self._keep(
+            Pending(scope, operation, admitted_at, used, now, now if stored else None, None if stored else record)
+        )
+
+    def _keep(self, pending: Pending) -> None:
+        self.pending.add(pending)
+        self._start_mending()
+
+    def _start_mending(self) -> None:
+        with self._lock:
+            if self._mending:
+                return
+            self._mending = True
+        self._start(self._mend)
+
+    def _mend(self) -> None:
+        """Mend until nothing is left to mend: the body of the mender's thread."""
+        while True:
+            time.sleep(MEND_INTERVAL)
+            done = self.mend_once()
+            with self._lock:
+                if done and not self.breaker.is_open and not self.pending:
+                    self._mending = False
+                    return
+
+
+def _nothing_settled(subject: Subject, month: int) -> Amount:
+    """Seed the fallback: only calls without a budget reach it."""
+    return Amount()
