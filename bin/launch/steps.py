@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -46,20 +47,14 @@ class Results:
         """Run one step to its end, and end what it left behind; its failure is kept for the summary."""
         say(f"\n== {step.name}")
         started = time.monotonic()
-        output = None if step.live else subprocess.PIPE
-        process = subprocess.Popen(
-            step.command,
-            env={**env, **step.env},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT if output else None,
-            text=True,
-            process_group=0,
-        )
-        try:
-            told = process.communicate()[0]
-        finally:
-            _end_group(process)
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            process = _start(step, env, None if step.live else output.fileno())
+            try:
+                process.wait()
+            finally:
+                _end_group(process)
+            output.seek(0)
+            told = output.read()
         seconds = time.monotonic() - started
         passed = process.returncode == 0
         if told and not passed:
@@ -78,7 +73,22 @@ class Results:
         return 1 if failed else 0
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
+def _start(step: Step, env: Mapping[str, str], output: int | None) -> subprocess.Popen[bytes]:
+    """Start a step in a process group of its own, with its output in a file (None: the terminal).
+
+    A pipe would stay open, and so be waited for, as long as anything that the step left behind.
+    """
+    return subprocess.Popen(
+        step.command,
+        env={**env, **step.env},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output is not None else None,
+        process_group=0,
+    )
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End the step's process group: gently while its leader lives (an interruption), then whatever is left of it."""
     with suppress(ProcessLookupError, subprocess.TimeoutExpired):
         if process.poll() is None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launch.commands import run_logged
+from launch.console import LaunchError, say
 
 BASE = "requirements.txt"
 LOCAL = "requirements-local.txt"
@@ -27,6 +28,8 @@ WITHOUT_DEPENDENCIES = {LOCAL}
 def ensure(root: Path, names: list[str]) -> Path:
     """Install the requirement files into `.venv` where they changed since the last time; return its interpreter.
 
+    Where a C compiler is, requirements-fast.txt is installed too; that may fail.
+
     Raises LaunchError when an installation fails. An interrupted one is taken up again at the next start.
     """
     folder = root / ".venv"
@@ -34,8 +37,10 @@ def ensure(root: Path, names: list[str]) -> Path:
     with _locked(folder / ".lock"):
         if not _usable(folder):
             _create(root, folder)
-        for name in [*names, *([FAST] if _can_compile() else [])]:
+        for name in names:
             _install(root, folder, name)
+        if _can_compile():
+            _install_optional(root, folder, FAST)
     return folder / "bin" / "python"
 
 
@@ -79,6 +84,13 @@ def _install(root: Path, folder: Path, name: str) -> None:
     command += ["--progress-bar=off", *(["--no-deps"] if name in WITHOUT_DEPENDENCIES else []), "-r", str(root / name)]
     run_logged(f"Installing {name}", command, _log(root), mend="check the network and start again")
     _stamps_file(folder).write_text(json.dumps({**stamps, name: fingerprint}, indent=1))
+
+
+def _install_optional(root: Path, folder: Path, name: str) -> None:
+    try:
+        _install(root, folder, name)
+    except LaunchError as error:
+        say(f"going on without {name}, which is optional: {error}")
 
 
 def _stamps(folder: Path) -> dict[str, str]:

@@ -1,0 +1,206 @@
+"""The deployment files agree with the code, with each other, and with what their own linters say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from django.core.management import get_commands
+
+from aiapi.settings import ENV
+from launch.requirements import read as read_requirements
+
+ROOT = Path(__file__).resolve().parents[1]
+KUBERNETES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
+#: Names that the image or the stores read, not the platform.
+OTHERS = {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB"}
+
+
+def test_it_pins_every_requirement() -> None:
+    for path in ROOT.glob("requirements*.txt"):
+        loose = [str(r) for r in read_requirements(path) if [s.operator for s in r.specifier] != ["=="]]
+        assert loose == [], path.name
+
+
+def test_it_writes_a_dockerfile_that_hadolint_accepts() -> None:
+    assert run_tool(str(Path(sys.executable).parent / "hadolint"), "Dockerfile") == ""
+
+
+def test_it_runs_the_image_as_a_numeric_user_that_is_not_root() -> None:
+    users = instructions("USER")
+    assert users, "without USER the image runs as root"
+    assert all(int(part) > 0 for part in users[-1].split(":")), "Kubernetes' runAsNonRoot needs numbers"
+
+
+def test_it_bakes_no_secret_and_no_unknown_name_into_the_image() -> None:
+    names = set(re.findall(r"(\w+)=", " ".join(instructions("ENV"))))
+    assert names - OTHERS <= set(ENV.declared)
+    assert not [name for name in names & set(ENV.declared) if ENV.declared[name].secret]
+
+
+def test_it_copies_into_the_image_only_what_is_named() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*"
+    assert all((ROOT / line[1:]).exists() for line in lines if line.startswith("!"))
+
+
+def test_it_writes_a_compose_file_that_the_specification_accepts() -> None:
+    run_tool(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+
+
+def test_it_passes_only_known_settings_through_compose() -> None:
+    settings = set(compose()["services"]["api"]["environment"])
+    read_by_compose = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    assert (settings | read_by_compose) - OTHERS <= set(ENV.declared)
+
+
+@pytest.mark.parametrize("name", ["SECRET_KEY", "API_KEY_PEPPERS", "POSTGRES_PASSWORD"])
+def test_it_stops_compose_with_the_mend_when_a_secret_is_missing(name: str) -> None:
+    assert re.search(rf"\$\{{{name}:\?put it into \.env", (ROOT / "docker-compose.yml").read_text())
+
+
+def test_it_publishes_no_port_of_compose_but_the_api_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in compose()["services"].items() if "ports" in service}
+    assert list(published) == ["api"]
+    assert all(port.startswith("127.0.0.1:") for port in published["api"])
+    assert compose()["networks"]["inside"] == {"internal": True}
+
+
+def test_it_starts_compose_services_in_the_order_of_their_health() -> None:
+    services = compose()["services"]
+    for service in services.values():
+        for name, condition in service.get("depends_on", {}).items():
+            one_shot = services[name]["restart"] == "no"
+            assert condition["condition"] == ("service_completed_successfully" if one_shot else "service_healthy")
+            assert one_shot or services[name].get("healthcheck", {}).get("test") or name == "api"
+
+
+def test_it_keeps_state_and_lets_go_of_cached_answers() -> None:
+    state = " ".join(compose()["services"]["redis-state"]["command"])
+    cache = " ".join(compose()["services"]["redis-cache"]["command"])
+    assert "--appendonly yes --appendfsync everysec" in state
+    assert "--maxmemory-policy noeviction" in state
+    assert "--appendonly no" in cache
+    assert re.search(r"--maxmemory \d+mb --maxmemory-policy allkeys-lru", cache)
+    assert set(compose()["volumes"]) == {"postgres", "redis-state"}
+
+
+def test_it_names_only_management_commands_that_exist() -> None:
+    text = "\n".join(path.read_text() for path in [ROOT / "Dockerfile", *deployment_files()])
+    named = set(re.findall(r"manage\.py(?:\", \"|, | )([a-z_]+)", text))
+    assert named >= {"serve", "migrate", "bootstrap", "ingest_usage", "collectstatic"}
+    assert named <= set(get_commands())
+
+
+def test_it_gives_heroku_and_railway_the_settings_and_paths_that_exist() -> None:
+    app, railway = (json.loads((ROOT / name).read_text()) for name in ("app.json", "railway.json"))
+    assert set(app["env"]) <= set(ENV.declared)
+    assert set(app["formation"]) == {"web", "ingester"} == set(yaml_of("heroku.yml")["run"])
+    assert railway["deploy"]["healthcheckPath"] == "/health/ready"
+    assert {"release", "web", "ingester"} == set(yaml.safe_load((ROOT / "Procfile").read_text()))
+
+
+def test_it_writes_manifests_that_kubernetes_accepts() -> None:
+    manifests = [str(path) for path in KUBERNETES if path.name != "kustomization.yaml"]
+    run_tool(str(Path(sys.executable).parent / "kubernetes-validate"), "--strict", *manifests)
+
+
+def test_it_lists_in_kustomize_every_manifest_but_those_applied_by_hand() -> None:
+    listed = set(manifest("kustomization")["resources"])
+    assert {path.name for path in KUBERNETES} - listed == {"kustomization.yaml", "secret.example.yaml", "job.yaml"}
+
+
+def test_it_gives_kubernetes_only_known_settings() -> None:
+    names = set(manifest("configmap")["data"]) | set(manifest("secret.example")["stringData"])
+    assert names <= set(ENV.declared)
+    assert not [name for name in manifest("configmap")["data"] if ENV.declared[name].secret]
+    assert not any(manifest("secret.example")["stringData"].values()), "the example holds no secret"
+
+
+def test_it_names_the_same_ports_and_paths_everywhere() -> None:
+    port = int(instructions("EXPOSE")[-1])
+    api = container("deployment")
+    assert api["ports"] == [{"name": "http", "containerPort": port}]
+    assert api["startupProbe"]["httpGet"] == api["livenessProbe"]["httpGet"] == {"path": "/health/live", "port": "http"}
+    assert api["readinessProbe"]["httpGet"] == {"path": "/health/ready", "port": "http"}
+    assert manifest("service")["spec"]["ports"][0]["targetPort"] == "http"
+    assert manifest("networkpolicy")["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port}]
+    assert compose()["services"]["api"]["ports"][0].endswith(f":{port}")
+    assert f"PORT={port}" in " ".join(instructions("ENV"))
+
+
+def test_it_selects_the_pods_that_it_makes() -> None:
+    for name in ("deployment", "ingester"):
+        spec = manifest(name)["spec"]
+        assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+    labels = manifest("deployment")["spec"]["template"]["metadata"]["labels"]
+    assert manifest("service")["spec"]["selector"] == labels
+    assert manifest("poddisruptionbudget")["spec"]["selector"]["matchLabels"] == labels
+    assert manifest("networkpolicy")["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+@pytest.mark.parametrize("name", ["deployment", "ingester", "job"])
+def test_it_gives_pods_the_image_s_user_and_nothing_to_write_on(name: str) -> None:
+    pod = manifest(name)["spec"]["template"]["spec"]
+    user, group = (int(part) for part in instructions("USER")[-1].split(":"))
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]) == (user, group)
+    assert container(name)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_it_lets_open_requests_end_before_anything_kills_the_server() -> None:
+    graceful = int(ENV.declared["GRACEFUL_TIMEOUT"].default)
+    pod = manifest("deployment")["spec"]["template"]["spec"]
+    pre_stop = int(container("deployment")["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert pod["terminationGracePeriodSeconds"] >= graceful + pre_stop + 5
+    assert int(compose()["services"]["api"]["stop_grace_period"].removesuffix("s")) >= graceful + 5
+
+
+def instructions(name: str) -> list[str]:
+    """List the arguments of an instruction of the Dockerfile, in order, with continued lines joined."""
+    text = re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text())
+    return [line.partition(" ")[2].strip() for line in text.splitlines() if line.startswith(f"{name} ")]
+
+
+def compose() -> Any:
+    """Parse docker-compose.yml."""
+    return yaml_of("docker-compose.yml")
+
+
+def manifest(name: str) -> Any:
+    """Parse one of the Kubernetes manifests."""
+    return yaml_of(f"deploy/kubernetes/{name}.yaml")
+
+
+def container(name: str) -> Any:
+    """Return the one container of a manifest's pods."""
+    (only,) = manifest(name)["spec"]["template"]["spec"]["containers"]
+    return only
+
+
+def yaml_of(path: str) -> Any:
+    """Parse a file of one YAML document."""
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def deployment_files() -> list[Path]:
+    """List the files besides the Dockerfile that start processes."""
+    names = ("docker-compose.yml", "Procfile", "heroku.yml", "railway.json")
+    return [*(ROOT / name for name in names), *KUBERNETES]
+
+
+def run_tool(*command: str) -> str:
+    """Run a linter in the project's folder, fail with what it says, and return its standard output."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

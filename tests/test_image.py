@@ -1,0 +1,90 @@
+"""What the image holds is enough to run: its files, environment and commands, tried without a container engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from inference.upstream.fake import FakeUpstream
+from tests.conftest import provider
+from tests.servers import Postgres, Redis, Service, aiapi_server, clean_environment
+from tests.test_deploy import ROOT, instructions
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    """Lay out the image's /app: what .dockerignore lets through, and the static files collected as in the build."""
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    left_out = shutil.ignore_patterns("tests", "__pycache__", "*.pyc")
+    with tempfile.TemporaryDirectory(prefix="aiapi-image-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for part in allowed:
+            copy = partial(shutil.copytree, ignore=left_out) if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, folder / part)
+        collect = next(step for step in instructions("RUN") if "collectstatic" in step).split(" && ")[0]
+        command = collect.replace("python ", f"{sys.executable} ", 1)
+        subprocess.run(["sh", "-c", command], cwd=folder, env=clean_environment(), check=True)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def production(image: Path, fake: FakeUpstream, postgres: Postgres, redis: Redis) -> Iterator[Service]:
+    """Run the image's command with its environment as its user, on PostgreSQL and Redis."""
+    baked = dict(re.findall(r"(\w+)=(\S+)", " ".join(instructions("ENV"))))
+    stores = {"DATABASE_URL": postgres.create_database(), "REDIS_URL": redis.url}
+    env = {name: value for name, value in baked.items() if name not in ("PATH", "PORT", "HOST")}
+    hosts = {
+        "ALLOWED_HOSTS": "api.example.com",
+        "TRUSTED_PROXIES": "1",
+        "ADMIN_PASSWORD": "correct-horse-battery-staple",
+    }
+    complete = {**env, **stores, **hosts, **provider(fake)}
+    with aiapi_server(complete, workers=2, root=image, user=image_user()) as server:
+        yield server
+
+
+def test_it_answers_the_image_s_health_check(production: Service) -> None:
+    command = json.loads(instructions("HEALTHCHECK")[-1].partition("CMD ")[2])
+    command[0] = sys.executable
+    env = {**clean_environment(), "PORT": str(production.port)}
+    assert subprocess.run(command, env=env, check=False).returncode == 0
+    nobody_there = {**env, "PORT": "1"}
+    assert subprocess.run(command, env=nobody_there, capture_output=True, check=False).returncode != 0
+
+
+def test_it_serves_production_from_what_the_image_holds(production: Service) -> None:
+    key = production.create_key(account="acme", tier="premium", name="first")
+    headers = {"Host": "api.example.com", "X-Forwarded-Proto": "https"}
+    answer = production.request("POST", "/chat", {"message": "Hello"}, key=key, headers=headers)
+    assert answer.status == 200, answer.body
+    page = production.request("GET", "/admin/login/", headers=headers)
+    style = re.search(r'href="(/static/[^"]+\.css)"', page.body.decode())
+    assert style, "the admin's pages name collected static files"
+    assert production.request("GET", style.group(1), headers=headers).status == 200
+
+
+def test_it_answers_probes_whatever_host_and_scheme_they_name(production: Service) -> None:
+    for path in ("/health/live", "/health/ready"):
+        assert production.request("GET", path, headers={"Host": "10.1.2.3:8000"}).status == 200, path
+
+
+def image_user() -> str | None:
+    """Return a user without rights, where this one may become that and that one may run this Python."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        subprocess.run([sys.executable, "-c", ""], user="nobody", check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return "nobody"

@@ -1,0 +1,205 @@
+"""The launcher's parts: settings, requirements, ports, and processes that live and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from launch import environment, system, venv
+from launch.commands import run_logged
+from launch.console import LaunchError
+from launch.processes import Group
+from launch.steps import Results, Step
+from tests.processes import wait_until
+
+BIN = Path(__file__).resolve().parents[1] / "bin"
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def test_it_reads_env_files_as_people_write_them() -> None:
+    text = """
+        # a comment
+        PLAIN=value
+        export EXPORTED = spaced
+        QUOTED="with # and = inside"  # a comment
+        SINGLE='as it is'
+        COMMENTED=value # a comment
+        EMPTY=
+    """
+    assert environment.parse(textwrap.dedent(text)) == {
+        "PLAIN": "value",
+        "EXPORTED": "spaced",
+        "QUOTED": "with # and = inside",
+        "SINGLE": "as it is",
+        "COMMENTED": "value",
+        "EMPTY": "",
+    }
+
+
+@pytest.mark.parametrize("line", ["no assignment", "2ND=digit first", "with space=value"])
+def test_it_names_the_line_of_an_env_file_that_it_cannot_read(line: str) -> None:
+    with pytest.raises(LaunchError, match=r"\.env, line 2: write it as NAME=value"):
+        environment.parse(f"GOOD=1\n{line}")
+
+
+def test_it_lets_the_outside_win_over_the_env_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PORT=9000\nHOST=::1\n")
+    loaded = environment.load(tmp_path, {"PORT": "8001", "HOST": "", "OTHER": ""})
+    assert loaded == {"PORT": "8001", "HOST": "::1", "OTHER": ""}
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "80.5"])
+def test_it_refuses_a_port_that_is_none(port: str) -> None:
+    with pytest.raises(LaunchError, match="PORT must be a whole number from 1 to 65535"):
+        environment.address({"PORT": port})
+
+
+@pytest.mark.parametrize(
+    ("env", "has"),
+    [
+        ({}, False),
+        ({"OPENAI_API_KEY": ""}, False),
+        ({"OPENAI_API_KEY": "sk"}, True),
+        ({"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, True),
+        ({"OPENAI_API_KEY_FILE": "/run/secrets/key"}, True),
+    ],
+)
+def test_it_knows_when_a_provider_is_configured(env: dict[str, str], has: bool) -> None:
+    assert environment.has_provider(env) is has
+
+
+def test_it_says_in_one_line_that_a_port_is_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LaunchError, match=f"port {port} is in use.*PORT") as raised:
+            system.require_free_port("127.0.0.1", port)
+    assert "\n" not in str(raised.value)
+    system.require_free_port("127.0.0.1", port)
+
+
+def test_it_says_in_one_line_that_an_address_is_not_this_machine_s() -> None:
+    with pytest.raises(LaunchError, match=r"can't listen on 192\.0\.2\.1:8000 .*set HOST and PORT"):
+        system.require_free_port("192.0.2.1", 8000)
+
+
+def test_it_installs_a_requirement_file_again_only_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(venv, "run_logged", lambda title, command, log, mend="": ran.append(command))
+    monkeypatch.setattr(venv, "_can_compile", lambda: False)
+    monkeypatch.setattr(venv, "_usable", lambda folder: True)
+    for name in (venv.BASE, venv.LOCAL):
+        (tmp_path / name).write_text("one==1\n")
+    for _ in range(2):
+        venv.ensure(tmp_path, [venv.BASE, venv.LOCAL])
+    assert [command[-1] for command in ran] == [str(tmp_path / venv.BASE), str(tmp_path / venv.LOCAL)]
+    assert ["--no-deps" in command for command in ran] == [False, True]
+    (tmp_path / venv.BASE).write_text("one==2\n")
+    venv.ensure(tmp_path, [venv.BASE, venv.LOCAL])
+    assert len(ran) == 3
+
+
+def test_it_makes_the_environment_anew_when_its_python_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(venv, "run_logged", lambda title, command, log, mend="": None)
+    monkeypatch.setattr(venv, "_can_compile", lambda: False)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(tmp_path / "gone")
+    (tmp_path / ".venv" / ".installed.json").write_text('{"requirements.txt": "0"}')
+    venv.ensure(tmp_path, [])
+    assert sorted(path.name for path in (tmp_path / ".venv").iterdir()) == [".lock"]
+
+
+def test_it_tells_a_failed_command_in_one_line_and_keeps_its_output(tmp_path: Path) -> None:
+    script = "print('a'); print('ERROR: no such package'); print('a hint'); raise SystemExit(1)"
+    log = tmp_path / "log" / "install.log"
+    with pytest.raises(LaunchError) as raised:
+        run_logged("Installing", [sys.executable, "-c", script], log, mend="check the network")
+    assert str(raised.value) == (f"Installing failed: ERROR: no such package; check the network (whole output: {log})")
+    assert log.read_text() == "a\nERROR: no such package\na hint\n"
+
+
+def test_it_ends_the_whole_group_when_one_member_ends(tmp_path: Path) -> None:
+    group = Group()
+    try:
+        group.start("the sleeper", SLEEPER, os.environ)
+        dying = [sys.executable, "-c", "print('out of luck'); raise SystemExit(3)"]
+        group.start("the model", dying, os.environ, log=tmp_path / "log" / "model.log")
+        with pytest.raises(LaunchError, match="the model ended by itself with status 3: out of luck"):
+            group.watch()
+    finally:
+        group.stop()
+    assert all(member.process.poll() is not None for member in group.members)
+
+
+def test_it_ends_the_group_when_the_launcher_is_killed_outright() -> None:
+    script = f"""
+        import os, sys, time
+        sys.path.insert(0, {str(BIN)!r})
+        from launch.processes import Group
+        group = Group()
+        group.start("the sleeper", {SLEEPER!r}, os.environ)
+        print(group.members[0].process.pid, flush=True)
+        time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        sleeper = int(launcher.stdout.readline())
+        launcher.send_signal(signal.SIGKILL)
+    wait_until(lambda: not is_running(sleeper), "the member to follow its launcher")
+
+
+def test_it_goes_on_without_what_is_optional_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(title: str, command: list[str], log: Path, mend: str = "") -> None:
+        raise LaunchError("no such header")
+
+    monkeypatch.setattr(venv, "run_logged", fail)
+    monkeypatch.setattr(venv, "_can_compile", lambda: True)
+    monkeypatch.setattr(venv, "_usable", lambda folder: True)
+    (tmp_path / venv.FAST).write_text("one==1\n")
+    venv.ensure(tmp_path, [])
+    assert capsys.readouterr().out == "going on without requirements-fast.txt, which is optional: no such header\n"
+
+
+def test_it_gives_up_waiting_for_what_does_not_answer() -> None:
+    group = Group()
+    with pytest.raises(LaunchError, match="the server did not answer within 0 seconds"):
+        group.wait_until(lambda: False, timeout=0, what="the server")
+
+
+def test_it_goes_on_after_a_failed_check_and_sums_up(capfd: pytest.CaptureFixture[str]) -> None:
+    results = Results()
+    results.run(Step("bad", [sys.executable, "-c", "print('why'); raise SystemExit(1)"]), os.environ)
+    results.run(Step("good", [sys.executable, "-c", "print('quiet')"]), os.environ)
+    assert results.summary() == 1
+    printed = capfd.readouterr().out
+    assert "why" in printed
+    assert "quiet" not in printed
+    assert printed.rstrip().endswith("steps: 1 passed, 1 failed")
+
+
+def test_it_ends_what_a_check_left_running(capfd: pytest.CaptureFixture[str]) -> None:
+    script = f"import subprocess; print(subprocess.Popen({SLEEPER!r}).pid); raise SystemExit(1)"
+    Results().run(Step("careless", [sys.executable, "-c", script]), os.environ)
+    left = int(next(line for line in capfd.readouterr().out.splitlines() if line.isdigit()))
+    wait_until(lambda: not is_running(left), "what the check left behind to end")
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process exists and is no zombie waiting for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
