@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from .answer import Json
 from .faults import FaultPlan, check_fault
-from .http import Connection, Reply, Request
+from .http import Connection, Door, Reply, Request
 from .ledger import Call, Ledger, Received
 from .replies import Provider, json_reply
 from .settings import FakeSettings
@@ -35,7 +35,7 @@ class FakeUpstream:
         self._plan = FaultPlan(seed)
         self._provider = Provider(self._first_settings, self._plan, self._ledger)
         self._host, self.port = host, port
-        self._connections: set[Connection] = set()
+        self._door = Door()
         self._reserved: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._refusing: asyncio.Future[None] | None = None
@@ -89,6 +89,7 @@ class FakeUpstream:
         if self._reserved is not None:
             loop = asyncio.get_running_loop()
             bound, self._reserved = self._reserved, None
+            self._door.is_open = True
             self._server = await loop.create_server(self._connection, sock=bound, backlog=_BACKLOG)
 
     async def _refuse(self) -> None:
@@ -96,21 +97,19 @@ class FakeUpstream:
             self._server.close()
             self._server = None
             self._reserved = self._reserve()
-        for connection in list(self._connections):
-            connection.close()
+        self._door.shut()
 
     async def _close(self) -> None:
         if self._server is not None:
             self._server.close()
         if self._reserved is not None:
             self._reserved.close()
-        for connection in list(self._connections):
-            connection.close()
+        self._door.shut()
         # Aborted connections tell their calls in the loop's next turns.
         await asyncio.sleep(0.01)
 
     def _connection(self) -> Connection:
-        return Connection(self._handle, self._connections)
+        return Connection(self._handle, self._door)
 
     # Drive it
 

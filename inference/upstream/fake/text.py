@@ -15,7 +15,7 @@ _FILLER = " and so the answer goes on, word after word, until it has the length 
 IMAGE_TOKENS = 85
 """What an image in a message counts; OpenAI's figure for one of low detail."""
 ECHOED_TOKENS = 200
-_MAX_DEPTH = 12
+_DEEP, _MAX_DEPTH = 4, 24
 
 
 class Prompt(NamedTuple):
@@ -101,31 +101,39 @@ def _scalar_example(kind: Any, schema: Mapping[str, Any], text: str) -> Any:
     return value.ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength")]
 
 
+def _chosen(choices: list[Any], depth: int) -> Any:
+    """Return the first of the schemas to choose from; far down one that ends a recursion, if there is one."""
+    empty = [choice for choice in choices if isinstance(choice, dict) and choice.get("type") == "null"]
+    return empty[0] if empty and depth > _DEEP else choices[0]
+
+
+def _example_of_type(kind: Any, schema: Mapping[str, Any], text: str, root: Mapping[str, Any], depth: int) -> Any:
+    if kind == "object" or "properties" in schema:
+        properties = schema.get("properties", {})
+        return {name: schema_example(each, text, root, depth + 1) for name, each in properties.items()}
+    if kind == "array":
+        least = schema.get("minItems", 0 if depth > _DEEP else 1)
+        return [schema_example(schema.get("items", {}), text, root, depth + 1)] * least if least else []
+    return _scalar_example(kind, schema, text)
+
+
 def schema_example(schema: Mapping[str, Any], text: str, root: Mapping[str, Any] | None = None, depth: int = 0) -> Any:
     """Return a value that fits a JSON schema of the simple kind that SDKs make of classes.
 
-    Strings are `text`, numbers the least allowed, choices the first. What nests deeper than 12 levels becomes None.
+    Strings are `text`, numbers the least allowed, choices the first. What nests deeper than 24 levels becomes None.
     """
     root = schema if root is None else root
     if depth > _MAX_DEPTH:
         return None
     if "$ref" in schema:
         return schema_example(_resolved(schema, root), text, root, depth + 1)
-    for choice in ("enum", "anyOf", "oneOf", "allOf"):
+    if "const" in schema or schema.get("enum"):
+        return schema["const"] if "const" in schema else schema["enum"][0]
+    for choice in ("anyOf", "oneOf", "allOf"):
         if schema.get(choice):
-            first = schema[choice][0]
-            return first if choice == "enum" else schema_example(first, text, root, depth + 1)
-    if "const" in schema:
-        return schema["const"]
+            return schema_example(_chosen(schema[choice], depth), text, root, depth + 1)
     kind = schema.get("type")
-    kind = kind[0] if isinstance(kind, list) else kind
-    if kind == "object" or "properties" in schema:
-        properties = schema.get("properties", {})
-        return {name: schema_example(each, text, root, depth + 1) for name, each in properties.items()}
-    if kind == "array":
-        item = schema_example(schema.get("items", {}), text, root, depth + 1)
-        return [item] * max(1, schema.get("minItems", 1))
-    return _scalar_example(kind, schema, text)
+    return _example_of_type(kind[0] if isinstance(kind, list) else kind, schema, text, root, depth)
 
 
 def json_answer(schema: Mapping[str, Any] | None, text: str) -> str:
