@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from django.conf import settings
 from django.core.management import get_commands
 
 from aiapi.settings import ENV
@@ -50,14 +51,21 @@ def test_it_copies_into_the_image_only_what_is_named() -> None:
     assert all((ROOT / line[1:]).exists() for line in lines if line.startswith("!"))
 
 
+def test_it_copies_into_the_image_every_folder_that_the_settings_name() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    folders = [*settings.STATICFILES_DIRS, *(folder for engine in settings.TEMPLATES for folder in engine["DIRS"])]
+    apps = [app.split(".")[0] for app in settings.INSTALLED_APPS if (ROOT / app.split(".")[0]).is_dir()]
+    assert {Path(folder).name for folder in folders} | set(apps) <= allowed
+
+
 def test_it_writes_a_compose_file_that_the_specification_accepts() -> None:
     run_tool(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
 
 
 def test_it_passes_only_known_settings_through_compose() -> None:
-    settings = set(compose()["services"]["api"]["environment"])
+    passed = set(compose()["services"]["api"]["environment"])
     read_by_compose = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
-    assert (settings | read_by_compose) - OTHERS <= set(ENV.declared)
+    assert (passed | read_by_compose) - OTHERS <= set(ENV.declared)
 
 
 @pytest.mark.parametrize("name", ["SECRET_KEY", "API_KEY_PEPPERS", "POSTGRES_PASSWORD"])

@@ -19,16 +19,22 @@ START_TIMEOUT = 90.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Start everything and stay until it ends; return the exit status, 0 after Ctrl-C or SIGTERM."""
+    """Start everything and stay until it ends, or run one management command; return the exit status.
+
+    A stop by Ctrl-C or SIGTERM is no failure: 0.
+    """
     started = time.monotonic()
-    if arguments:
-        say("usage: bin/run   (settings: environment variables and .env; see .env.example)")
-        return 0 if arguments[0] in ("-h", "--help") else 2
+    if arguments[:1] in (["-h"], ["--help"]):
+        say((ROOT / "bin" / "run").read_text().split('"""')[1])
+        return 0
     os.chdir(ROOT)
     end_on_signals()
     group = Group()
     try:
-        _start_all(group, started)
+        env = environment.load(ROOT, os.environ)
+        if arguments:
+            return _command(env, arguments)
+        _start_all(group, env, started)
         group.watch()
     except LaunchError as error:
         say(f"error: {error}")
@@ -40,8 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _start_all(group: Group, started: float) -> None:
-    env = environment.load(ROOT, os.environ)
+def _command(env: dict[str, str], arguments: Sequence[str]) -> int:
+    python = str(venv.ensure(ROOT, [venv.BASE]))
+    return subprocess.run([python, "manage.py", *arguments], env=env, check=False).returncode
+
+
+def _start_all(group: Group, env: dict[str, str], started: float) -> None:
     host, port = environment.address(env)
     system.require_free_port(host, port)
     local = not environment.has_provider(env)
@@ -95,7 +105,7 @@ def _shown(host: str) -> str:
 def _welcome(base: str, env: dict[str, str], seconds: float) -> None:
     production = env.get("ENVIRONMENT") == "production"
     key = "YOUR_KEY" if production else "dev_key_123"
-    create = ".venv/bin/python manage.py key create --account NAME --tier free --name NAME"
+    create = "bin/run key create --account NAME --tier free --name NAME"
     say(f"""
 AI API is ready after {seconds:.0f} seconds.
   {base}/         overview and playground
