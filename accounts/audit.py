@@ -1,0 +1,113 @@
+"""The audit log: what changed, from what to what, by whom; written in the transaction of the change itself.
+
+An actor is `admin:NAME`, `key:ACCOUNT/NAME` or `command:NAME`. Secrets and what is derived from them never enter it.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models, router, transaction
+from django.db.models.deletion import Collector
+
+from accounts.models import AuditEntry
+
+Values = dict[str, Any]
+
+#: Secrets and their digests, and what changes by mere use.
+UNRECORDED_FIELDS = frozenset({"password", "digest", "pepper_id", "last_used_at", "last_login"})
+
+
+def audit_record(
+    *, actor: str, action: str, target: models.Model, before: Values | None = None, after: Values | None = None
+) -> AuditEntry:
+    """Write an entry about a change that the surrounding transaction makes."""
+    return AuditEntry.objects.create(
+        actor=actor[:200],
+        action=action,
+        target_type=str(target._meta.verbose_name),
+        target_id=str(target.pk),
+        target=str(target)[:250],
+        before=before or {},
+        after=after or {},
+    )
+
+
+def audited_save(instance: models.Model, *, actor: str, action: str = "") -> None:
+    """Save an object and leave an entry with its changed fields; a save that changes nothing leaves none.
+
+    The action is `created` or `changed` unless it is given. Many-to-many fields are saved elsewhere; see audit_change.
+    """
+    with transaction.atomic():
+        before = stored_values(instance)
+        instance.save()
+        audit_change(instance, before=before, actor=actor, action=action)
+
+
+def audited_delete(instance: models.Model, *, actor: str) -> None:
+    """Delete an object with all that goes with it, and leave an entry for each of them."""
+    with transaction.atomic():
+        for doomed in _cascade(instance):
+            audit_record(actor=actor, action="deleted", target=doomed, before=recorded_values(doomed))
+        instance.delete()
+
+
+def audit_change(instance: models.Model, *, before: Values | None, actor: str, action: str = "") -> AuditEntry | None:
+    """Write an entry on how a saved object differs from `before` (None: it is new); None if it doesn't."""
+    after = recorded_values(instance)
+    if before is None:
+        return audit_record(actor=actor, action=action or "created", target=instance, after=after)
+    changed = [name for name in after if after[name] != before.get(name)]
+    if not changed:
+        return None
+    return audit_record(
+        actor=actor,
+        action=action or "changed",
+        target=instance,
+        before={name: before.get(name) for name in changed},
+        after={name: after[name] for name in changed},
+    )
+
+
+def stored_values(instance: models.Model) -> Values | None:
+    """Read what the database holds of an object and lock its row till the transaction ends; None if it is new."""
+    if instance.pk is None:
+        return None
+    stored = type(instance)._base_manager.select_for_update().filter(pk=instance.pk).first()
+    return None if stored is None else recorded_values(stored)
+
+
+def recorded_values(instance: models.Model) -> Values:
+    """Return an object's fields as the log keeps them: plain JSON, related objects by their text, no secret."""
+    values = {
+        field.name: _recorded(instance, field)
+        for field in chain(instance._meta.concrete_fields, instance._meta.many_to_many)
+        if field.name not in UNRECORDED_FIELDS and not getattr(field, "primary_key", False)
+    }
+    plain: Values = json.loads(json.dumps(values, cls=DjangoJSONEncoder))
+    return plain
+
+
+def _recorded(instance: models.Model, field: models.Field[Any, Any]) -> Any:
+    if field.many_to_many:
+        return sorted(str(related) for related in getattr(instance, field.name).all())
+    value = getattr(instance, field.name)
+    # As a database reads it back: a Decimal with all its places, a date without what it can't hold.
+    return str(value) if isinstance(value, models.Model) else _as_stored(field, value)
+
+
+def _as_stored(field: models.Field[Any, Any], value: Any) -> Any:
+    if isinstance(field, models.DecimalField) and value is not None:
+        return format(value, f".{field.decimal_places}f")
+    return value
+
+
+def _cascade(instance: models.Model) -> list[models.Model]:
+    collector = Collector(using=router.db_for_write(type(instance), instance=instance), origin=instance)
+    collector.collect([instance])
+    fast = (list(queryset) for queryset in collector.fast_deletes)
+    found = chain.from_iterable(chain(collector.data.values(), fast))
+    return [item for item in found if not item._meta.auto_created]

@@ -1,0 +1,207 @@
+"""`manage.py key`: API keys from the command line."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+from django.utils import timezone
+
+from accounts import selectors, services
+from accounts.models import ApiKey, Tier
+from accounts.validators import SCOPES
+
+ACTOR = "command:key"
+DEFAULT_GRACE_SECONDS = 24 * 3600
+COLUMNS = ("account", "name", "tier", "masked", "state", "created_at", "last_used_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A sub-command: what it does, how it is told, and the method that does it."""
+
+    help: str
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Command, dict[str, Any]], None]
+
+
+class Command(BaseCommand):
+    """Create, list, rotate and revoke API keys."""
+
+    help = "Create, list, rotate and revoke API keys."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare one sub-command for each action."""
+        subparsers = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
+        for name, action in ACTIONS.items():
+            subparser = subparsers.add_parser(name, help=action.help, description=action.help)
+            action.add_arguments(subparser)
+            subparser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run the chosen action; what can't be done ends with one line that says why."""
+        try:
+            ACTIONS[options["action"]].run(self, options)
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages)) from None
+
+    def create(self, options: dict[str, Any]) -> None:
+        """Make a key, and its account if need be, and print the key."""
+        with transaction.atomic():
+            key, plain = self._create(options)
+        self._show_secret(key, plain, as_json=options["json"])
+
+    def _create(self, options: dict[str, Any]) -> tuple[ApiKey, str]:
+        tier = _find_tier(options["tier"])
+        account = services.account_ensure(name=options["account"], actor=ACTOR)
+        _require_free_name(account.name, options["name"])
+        days: float | None = options["expires_days"]
+        return services.api_key_create(
+            account=account,
+            tier=tier,
+            name=options["name"],
+            actor=ACTOR,
+            scopes=options["scope"],
+            expires_at=None if days is None else timezone.now() + timedelta(days=days),
+        )
+
+    def show(self, options: dict[str, Any]) -> None:
+        """Print the keys, none of them in full."""
+        rows = [describe(key) for key in selectors.api_key_list(account=options["account"])]
+        if options["json"]:
+            for row in rows:
+                self.stdout.write(json.dumps(row))
+        elif rows:
+            self._show_table(rows)
+        else:
+            self.stdout.write("No keys. Make one: manage.py key create --account NAME --tier free --name NAME")
+
+    def rotate(self, options: dict[str, Any]) -> None:
+        """Make a successor, print it, and let the old key work for the grace period."""
+        old = _find_key(options)
+        key, plain = services.api_key_rotate(key=old, grace=timedelta(seconds=options["grace"]), actor=ACTOR)
+        if not options["json"]:
+            self.stdout.write(f"{old} works for {options['grace']} more seconds; {key.name} replaces it.")
+        self._show_secret(key, plain, as_json=options["json"])
+
+    def revoke(self, options: dict[str, Any]) -> None:
+        """Stop a key within a second."""
+        key = _find_key(options)
+        done = services.api_key_revoke(key=key, actor=ACTOR)
+        if options["json"]:
+            self.stdout.write(json.dumps(describe(key)))
+        elif done:
+            self.stdout.write(f"Revoked {key} of {key.account}: it is refused everywhere within a second.")
+        else:
+            self.stdout.write(f"{key} of {key.account} had been revoked before.")
+
+    def _show_secret(self, key: ApiKey, plain: str, *, as_json: bool) -> None:
+        if as_json:
+            self.stdout.write(json.dumps({"key": plain, **describe(key)}))
+            return
+        self.stdout.write(
+            f"Key {key.name} of {key.account}, tier {key.tier}. It will not be shown again:\n\n  {plain}\n"
+        )
+
+    def _show_table(self, rows: list[dict[str, Any]]) -> None:
+        table = [[column.upper().replace("_AT", "").replace("_", " ") for column in COLUMNS]]
+        table += [[str(row[column] or "never") for column in COLUMNS] for row in rows]
+        widths = [max(len(cells[i]) for cells in table) for i in range(len(COLUMNS))]
+        for cells in table:
+            self.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def describe(key: ApiKey) -> dict[str, Any]:
+    """Tell of a key what may be shown, as plain JSON values; moments in ISO 8601, null where there is none."""
+    return {
+        "account": key.account.name,
+        "name": key.name,
+        "tier": key.tier.name,
+        "prefix": key.prefix,
+        "masked": key.masked,
+        "state": key.state_at(timezone.now()),
+        "scopes": key.scopes,
+        "created_at": _written(key.created_at),
+        "expires_at": _written(key.expires_at),
+        "revoked_at": _written(key.revoked_at),
+        "last_used_at": _written(key.last_used_at),
+    }
+
+
+def _written(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")
+
+
+def _find_tier(name: str) -> Tier:
+    tier = Tier.objects.filter(name=name).first()
+    if tier is None:
+        known = ", ".join(selectors.tier_names()) or "none yet; manage.py bootstrap makes free and premium"
+        raise CommandError(f"No tier is named {name}. Tiers: {known}.")
+    return tier
+
+
+def _require_free_name(account: str, name: str) -> None:
+    names = selectors.api_key_list(account=account).values_list("name", flat=True)
+    if name in names:
+        raise CommandError(f"Account {account} already has a key named {name}. Its keys: {', '.join(names)}.")
+
+
+def _find_key(options: dict[str, Any]) -> ApiKey:
+    if options["prefix"]:
+        return _find_by_prefix(options["prefix"])
+    if not options["account"] or not options["name"]:
+        raise CommandError("Name the key: --account NAME --name NAME, or --prefix PREFIX.")
+    keys = {key.name: key for key in selectors.api_key_list(account=options["account"])}
+    if options["name"] not in keys:
+        known = ", ".join(keys) or "none"
+        raise CommandError(f"Account {options['account']} has no key named {options['name']}. Its keys: {known}.")
+    return keys[options["name"]]
+
+
+def _find_by_prefix(prefix: str) -> ApiKey:
+    keys = list(selectors.api_keys_by_prefix(prefix=prefix))
+    if not keys:
+        raise CommandError("No key has this prefix. See manage.py key list.")
+    if len(keys) > 1:
+        found = ", ".join(f"{key.account}/{key.name}" for key in keys)
+        raise CommandError(f"Several keys have this prefix: {found}. Use --account and --name.")
+    return keys[0]
+
+
+def _create_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--account", required=True, help="whose key; made if there is none of that name")
+    parser.add_argument("--tier", required=True, help="the tier that sets its limits, such as free")
+    parser.add_argument("--name", required=True, help="what the key is called, unique in its account")
+    parser.add_argument("--scope", action="append", default=[], choices=SCOPES, help="may be repeated; none: the usual")
+    parser.add_argument("--expires-days", type=float, help="days until it expires; default: never")
+
+
+def _list_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--account", help="only this account's keys")
+
+
+def _choice_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--account", help="whose key")
+    parser.add_argument("--name", help="its name")
+    parser.add_argument("--prefix", help="or what is shown of it, such as ak_live_AbCd")
+
+
+def _rotate_arguments(parser: ArgumentParser) -> None:
+    _choice_arguments(parser)
+    help_text = "seconds for which the old key goes on working (default: a day)"
+    parser.add_argument("--grace", type=int, default=DEFAULT_GRACE_SECONDS, metavar="SECONDS", help=help_text)
+
+
+ACTIONS: dict[str, Action] = {
+    "create": Action("Make a key and print it, once.", _create_arguments, Command.create),
+    "list": Action("List keys, masked.", _list_arguments, Command.show),
+    "rotate": Action("Replace a key; the old one works for a grace period.", _rotate_arguments, Command.rotate),
+    "revoke": Action("Stop a key for good.", _choice_arguments, Command.revoke),
+}

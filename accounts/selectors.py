@@ -1,0 +1,39 @@
+"""Reads of accounts, tiers and keys."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django.db.models import Q, QuerySet
+
+from accounts.keys import SHOWN_PREFIX
+from accounts.models import Account, ApiKey, Tier
+
+#: What separates prefix and last four characters where a key is shown masked.
+ELLIPSIS = "…"
+
+
+def tier_names() -> list[str]:
+    """List the tiers, by name."""
+    return list(Tier.objects.order_by("name").values_list("name", flat=True))
+
+
+def api_key_list(*, account: str | None = None) -> QuerySet[ApiKey]:
+    """List keys with their accounts and tiers: all, or those of the account of that name."""
+    keys = ApiKey.objects.select_related("account", "tier").order_by("account__name", "name")
+    return keys if account is None else keys.filter(account__name=account)
+
+
+def api_keys_usable(*, account: Account, at: datetime) -> QuerySet[ApiKey]:
+    """List an account's keys that are neither revoked nor expired at a moment; those in a grace period are usable."""
+    return account.api_keys.filter(Q(revoked_at=None) | Q(revoked_at__gt=at), Q(expires_at=None) | Q(expires_at__gt=at))
+
+
+def api_keys_by_prefix(*, prefix: str) -> QuerySet[ApiKey]:
+    """Find keys by what is shown of them: the prefix, or prefix and last four characters as in `ak_live_AbCd…wxyz`.
+
+    Of a whole key only the prefix is looked at.
+    """
+    head, _, last_four = prefix.strip().partition(ELLIPSIS)
+    keys = api_key_list().filter(prefix=head[:SHOWN_PREFIX])
+    return keys.filter(last_four=last_four) if last_four else keys

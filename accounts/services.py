@@ -1,0 +1,241 @@
+"""Writes of accounts, tiers and keys. Each leaves its audit entry in the same transaction and takes effect within 1 s:
+here at once after the commit, in other processes as their snapshots age.
+
+What can't be saved raises django.core.exceptions.ValidationError with messages that are fit to show.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, TypedDict, Unpack
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.utils import timezone
+
+from accounts.audit import audit_change, audited_save
+from accounts.keys import accepted_peppers, digest_key, generate_key, is_well_formed, shown_prefix
+from accounts.models import Account, ApiKey, Tier
+from accounts.selectors import api_keys_usable
+from accounts.snapshots import directory
+
+MAX_GRACE = timedelta(days=90)
+NAME_LENGTH = 100
+LAST_FOUR = 4
+#: Fields that a successor takes over when a key is rotated.
+INHERITED_FIELDS = (
+    "account",
+    "tier",
+    "scopes",
+    "models",
+    "allowed_ips",
+    "requests_per_minute_override",
+    "tokens_per_minute_override",
+    "concurrent_requests_override",
+    "overrides_until",
+    "expires_at",
+    "monthly_token_budget",
+    "monthly_cost_budget",
+)
+
+
+class KeySettings(TypedDict, total=False):
+    """What a key may have beyond account, tier and name; what is left out is not restricted."""
+
+    scopes: list[str]
+    models: list[str]
+    allowed_ips: list[str]
+    requests_per_minute_override: int | None
+    tokens_per_minute_override: int | None
+    concurrent_requests_override: int | None
+    overrides_until: datetime | None
+    expires_at: datetime | None
+    monthly_token_budget: int | None
+    monthly_cost_budget: Decimal | None
+
+
+def account_ensure(*, name: str, actor: str) -> Account:
+    """Return the account of that name, made without caps if there is none."""
+    with transaction.atomic():
+        Account(name=name).clean_fields()
+        account, created = Account.objects.get_or_create(name=name)
+        if created:
+            audit_change(account, before=None, actor=actor)
+        return account
+
+
+def account_save(*, account: Account, actor: str) -> None:
+    """Save an account, new or changed."""
+    _save(account, actor=actor)
+
+
+def account_set_active(*, account: Account, active: bool, actor: str) -> None:
+    """Enable an account, or disable it, which refuses all its keys within a second."""
+    with transaction.atomic():
+        account = _lock(account)
+        account.is_active = active
+        _write(account, actor=actor, action="enabled" if active else "disabled")
+
+
+def tier_ensure(*, name: str, actor: str, **limits: Any) -> Tier:
+    """Return the tier of that name, made with these fields if there is none; one that exists stays as it is."""
+    with transaction.atomic():
+        tier = Tier.objects.filter(name=name).first()
+        if tier is None:
+            tier = Tier(name=name, **limits)
+            _save(tier, actor=actor)
+        return tier
+
+
+def tier_save(*, tier: Tier, actor: str) -> None:
+    """Save a tier, new or changed: all keys of it follow within a second."""
+    _save(tier, actor=actor)
+
+
+def api_key_create(
+    *, account: Account, tier: Tier, name: str, actor: str, **optional: Unpack[KeySettings]
+) -> tuple[ApiKey, str]:
+    """Make a key and return it with its text, which nothing keeps."""
+    key = ApiKey(account=account, tier=tier, name=name, **optional)
+    return key, api_key_issue(key=key, actor=actor)
+
+
+def api_key_issue(*, key: ApiKey, actor: str) -> str:
+    """Give an unsaved key its secret, save it, and return the text.
+
+    Raises ValidationError also when the account has no room for another usable key.
+    """
+    plain = generate_key(settings.ENVIRONMENT)
+    with transaction.atomic():
+        _require_room(key)
+        _store(key, plain, actor=actor)
+    return plain
+
+
+def api_key_import(*, account: Account, tier: Tier, name: str, plain: str, actor: str) -> ApiKey:
+    """Make a key of a text that is known beforehand, as the demo keys are; a key of that name stays as it is.
+
+    Raises ValidationError where such keys could not be used: in production for texts that aren't of our format.
+    """
+    if not is_well_formed(plain):
+        raise ValidationError("This text can't be a key here: outside development a key begins with ak_.")
+    with transaction.atomic():
+        existing = account.api_keys.filter(name=name).first()
+        if existing is not None:
+            return existing
+        key = ApiKey(account=account, tier=tier, name=name)
+        _store(key, plain, actor=actor)
+        return key
+
+
+def api_key_save(*, key: ApiKey, actor: str) -> None:
+    """Save what an operator may change of a key; one that becomes usable again needs room in its account.
+
+    Whether it is revoked or replaced stays as it is in the database: an old form must not bring a revoked key back.
+    """
+    with transaction.atomic():
+        _lock(key.account)
+        stored = ApiKey.objects.select_related("account").get(pk=key.pk)
+        key.revoked_at, key.successor, key.last_used_at = stored.revoked_at, stored.successor, stored.last_used_at
+        if stored.state_at(timezone.now()) == "expired" and key.state_at(timezone.now()) != "expired":
+            _require_room(key)
+        _save(key, actor=actor)
+
+
+def api_key_rotate(*, key: ApiKey, grace: timedelta, actor: str) -> tuple[ApiKey, str]:
+    """Make a successor with the same settings and let the old key work for the grace period (0 to 90 days).
+
+    Returns the successor with its text. It needs no room of its own in the account; but where the account has
+    `max_keys`, a key whose own predecessor still works can't be rotated, so that rotation never multiplies keys.
+    """
+    if not timedelta(0) <= grace <= MAX_GRACE:
+        raise ValidationError(f"The grace period must be between 0 and {MAX_GRACE.days} days.")
+    with transaction.atomic():
+        account = _lock(key.account)
+        key = ApiKey.objects.select_related("account", "tier").get(pk=key.pk)
+        _require_rotatable(key, account)
+        successor = ApiKey(name=_successor_name(key), **{field: getattr(key, field) for field in INHERITED_FIELDS})
+        plain = generate_key(settings.ENVIRONMENT)
+        _store(successor, plain, actor=actor)
+        key.successor = successor
+        key.revoked_at = timezone.now() + grace
+        _write(key, actor=actor, action="rotated")
+    return successor, plain
+
+
+def api_key_revoke(*, key: ApiKey, actor: str) -> bool:
+    """Stop a key for good; one in its grace period too. Returns False if it had been revoked before."""
+    with transaction.atomic():
+        _lock(key.account)
+        key.refresh_from_db()
+        now = timezone.now()
+        if key.revoked_at is not None and key.revoked_at <= now:
+            return False
+        key.revoked_at = now
+        _write(key, actor=actor, action="revoked")
+    return True
+
+
+def _save(instance: Account | Tier | ApiKey, *, actor: str) -> None:
+    instance.full_clean()
+    _write(instance, actor=actor)
+
+
+def _write(instance: Account | Tier | ApiKey, *, actor: str, action: str = "") -> None:
+    """Save without asking whether the rest of the row is valid: nothing may keep a key from being stopped."""
+    audited_save(instance, actor=actor, action=action)
+    transaction.on_commit(directory.forget)
+
+
+def _store(key: ApiKey, plain: str, *, actor: str) -> None:
+    pepper = accepted_peppers()[0]
+    key.prefix, key.last_four = shown_prefix(plain), plain[-min(LAST_FOUR, len(plain) // 3) :]
+    key.digest, key.pepper_id = digest_key(plain, pepper), pepper.id
+    _save(key, actor=actor)
+
+
+def _lock(account: Account) -> Account:
+    """Read an account and hold its row, so that changes to its keys come one after the other.
+
+    SQLite has no row locks and needs none: a transaction there begins with the database's one write lock.
+    """
+    return Account.objects.select_for_update().get(pk=account.pk)
+
+
+def _require_room(key: ApiKey) -> None:
+    now = timezone.now()
+    if key.expires_at is not None and key.expires_at <= now:
+        raise ValidationError({"expires_at": "This moment is in the past: the key could never be used."})
+    account = _lock(key.account)
+    if account.max_keys is not None and api_keys_usable(account=account, at=now).count() >= account.max_keys:
+        raise ValidationError(f"Account {account} has its {account.max_keys} usable keys: revoke one first.")
+
+
+def _require_rotatable(key: ApiKey, account: Account) -> None:
+    now = timezone.now()
+    state = "replaced" if key.successor_id else key.state_at(now)
+    if state not in ("active", "disabled"):
+        raise ValidationError(f"Key {key} is {state}: only a key that works can be rotated.")
+    if account.max_keys is None:
+        return
+    for predecessor in key.predecessors.filter(revoked_at__gt=now):
+        raise ValidationError(
+            f"Key {key} replaced {predecessor}, which still works, and account {account} has a limit of keys: "
+            f"revoke {predecessor.name} first."
+        )
+
+
+def _successor_name(key: ApiKey) -> str:
+    """Name the successor: the name with the next free number, `ci` becoming `ci-2`, `ci-2` becoming `ci-3`."""
+    matched = re.fullmatch(r"(.+)-(\d+)", key.name)
+    base, number = (matched[1], int(matched[2])) if matched else (key.name, 1)
+    taken = set(key.account.api_keys.values_list("name", flat=True))
+    while True:
+        number += 1
+        suffix = f"-{number}"
+        name = base[: NAME_LENGTH - len(suffix)] + suffix
+        if name not in taken:
+            return name

@@ -1,0 +1,40 @@
+"""The shared cast, as fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from accounts.snapshots import directory
+from accounts.tests.factories import Cast, make_admin, make_cast
+
+
+@pytest.fixture(autouse=True)
+def _no_snapshots() -> Iterator[None]:
+    """Begin and end without what an earlier test's database held."""
+    directory.forget()
+    yield
+    directory.forget()
+
+
+@pytest.fixture
+def cast(db: None) -> Cast:
+    """Make everybody whom a test should meet: owner, colleague, stranger, revoked, expired, disabled."""
+    return make_cast()
+
+
+@pytest.fixture
+def admin(db: None) -> User:
+    """Make a superuser."""
+    return make_admin()
+
+
+@pytest.fixture
+def admin_site(admin: User) -> Client:
+    """Return a browser that is logged in as the superuser."""
+    client = Client()
+    client.force_login(admin)
+    return client

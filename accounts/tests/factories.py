@@ -1,0 +1,125 @@
+"""The cast of the tests of every app: real rows, made by the services that make them in life."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from typing import Any, Unpack
+
+from django.contrib.auth.models import Permission, User
+from django.utils import timezone
+
+from accounts import services
+from accounts.models import Account, ApiKey, Tier
+
+ACTOR = "command:test"
+PASSWORD = "correct horse battery staple"
+_numbers = count(1)
+
+
+@dataclass(frozen=True)
+class IssuedKey:
+    """A key and its text."""
+
+    key: ApiKey
+    plain: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header that authenticates, for Django's test client: `client.get(url, **issued.headers)`."""
+        return {"HTTP_X_API_KEY": self.plain}
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Everybody whom a test of an endpoint should meet."""
+
+    owner: IssuedKey
+    colleague: IssuedKey  # another key of the owner's account
+    stranger: IssuedKey  # a key of another account
+    revoked: IssuedKey
+    expired: IssuedKey
+    disabled: IssuedKey  # its account is switched off
+
+
+def make_tier(name: str = "free", **fields: Any) -> Tier:
+    """Return the tier of that name, made with 5 requests a minute unless said otherwise."""
+    existing = Tier.objects.filter(name=name).first()
+    if existing is not None and not fields:
+        return existing
+    tier = existing or Tier(name=name, requests_per_minute=5)
+    for field, value in fields.items():
+        setattr(tier, field, value)
+    services.tier_save(tier=tier, actor=ACTOR)
+    return tier
+
+
+def make_account(name: str = "", **fields: Any) -> Account:
+    """Make an account."""
+    account = Account(name=name or f"account-{next(_numbers)}", **fields)
+    services.account_save(account=account, actor=ACTOR)
+    return account
+
+
+def make_key(
+    *,
+    account: Account | None = None,
+    tier: Tier | None = None,
+    name: str = "",
+    **optional: Unpack[services.KeySettings],
+) -> IssuedKey:
+    """Make a key; account and tier are made if they aren't given."""
+    key, plain = services.api_key_create(
+        account=account or make_account(),
+        tier=tier or make_tier(),
+        name=name or f"key-{next(_numbers)}",
+        actor=ACTOR,
+        **optional,
+    )
+    return IssuedKey(key, plain)
+
+
+def make_revoked_key(account: Account) -> IssuedKey:
+    """Make a key that was revoked a minute ago."""
+    issued = make_key(account=account, name="revoked")
+    ApiKey.objects.filter(pk=issued.key.pk).update(revoked_at=timezone.now() - timedelta(minutes=1))
+    issued.key.refresh_from_db()
+    return issued
+
+
+def make_expired_key(account: Account) -> IssuedKey:
+    """Make a key that expired a minute ago."""
+    issued = make_key(account=account, name="expired")
+    ApiKey.objects.filter(pk=issued.key.pk).update(expires_at=timezone.now() - timedelta(minutes=1))
+    issued.key.refresh_from_db()
+    return issued
+
+
+def make_cast() -> Cast:
+    """Make the cast: accounts `acme` and `globex`, and `closed`, which is disabled."""
+    acme, closed = make_account("acme"), make_account("closed")
+    cast = Cast(
+        owner=make_key(account=acme, name="owner"),
+        colleague=make_key(account=acme, name="colleague"),
+        stranger=make_key(account=make_account("globex"), name="stranger"),
+        revoked=make_revoked_key(acme),
+        expired=make_expired_key(acme),
+        disabled=make_key(account=closed, name="disabled"),
+    )
+    services.account_set_active(account=closed, active=False, actor=ACTOR)
+    return cast
+
+
+def make_admin(name: str = "root") -> User:
+    """Make a superuser whose password is PASSWORD."""
+    return User.objects.create_superuser(name, password=PASSWORD)
+
+
+def make_staff(*permissions: str, name: str = "staff") -> User:
+    """Make a user who may enter the admin and has these permissions, such as `accounts.view_apikey`."""
+    user = User.objects.create_user(name, password=PASSWORD, is_staff=True)
+    for permission in permissions:
+        app, codename = permission.split(".")
+        user.user_permissions.add(Permission.objects.get(content_type__app_label=app, codename=codename))
+    return user
