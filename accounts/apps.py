@@ -4,10 +4,14 @@ from django.apps import AppConfig
 
 
 class AccountsConfig(AppConfig):
-    """Register what the app adds to the others when Django starts."""
+    """Give the limits their journal, and Django its checks."""
 
     name = "accounts"
 
     def ready(self) -> None:
-        """Register the app's system checks."""
+        """Register the system checks and install the journal of the in-process limits."""
         from accounts import checks  # noqa: F401
+        from accounts.journal import DatabaseJournal
+        from accounts.limits import install
+
+        install(journal=DatabaseJournal())

@@ -23,6 +23,12 @@ class KeyView(APIView):
     """A view behind an API key; `required_scope` names the scope that the key must have."""
 
     required_scope: str | None = None
+    is_authenticated = False
+
+    def perform_authentication(self, request: Request) -> None:
+        """Authenticate, and remember that it went well: asking the request again would do it again."""
+        super().perform_authentication(request)
+        self.is_authenticated = request.user is not None
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Authenticate and count the request, then ask for the scope: a refusal for want of it counts as well."""
@@ -38,7 +44,7 @@ class KeyView(APIView):
         if identity is not None:
             for name, value in self.limit_headers(request, identity).items():
                 response[name] = value
-        if request.auth is not None or identity is not None:
+        if self.is_authenticated:
             response["Cache-Control"] = "private, no-store"
             patch_vary_headers(response, ["Authorization", "X-API-Key"])
         return response

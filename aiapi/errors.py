@@ -86,26 +86,29 @@ def _texts(detail: Any) -> list[Any]:
     return list(detail) if isinstance(detail, list | tuple) else [detail]
 
 
+def json_error(request: HttpRequest, error: api.ApiError) -> JsonResponse:
+    """Make the answer of an error outside DRF, written as DRF writes it."""
+    compact = {"separators": (",", ":")}
+    body = error_body(request, error)
+    return JsonResponse(body, status=error.status, headers=error.headers, json_dumps_params=compact)
+
+
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
     """Answer what Django refused before any view (handler400)."""
-    return _answer(request, api.InvalidRequest())
+    return json_error(request, api.InvalidRequest())
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:
     """Answer a refusal outside DRF (handler403)."""
-    return _answer(request, api.PermissionDenied())
+    return json_error(request, api.PermissionDenied())
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
     """Answer an unknown path (handler404)."""
-    return _answer(request, api.NotFound())
+    return json_error(request, api.NotFound())
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
     """Answer an exception outside DRF (handler500) and log its traceback."""
     log.error("unhandled_exception", exc_info=True)
-    return _answer(request, api.InternalError())
-
-
-def _answer(request: HttpRequest, error: api.ApiError) -> JsonResponse:
-    return JsonResponse(error_body(request, error), status=error.status, headers=error.headers)
+    return json_error(request, api.InternalError())

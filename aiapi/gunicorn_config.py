@@ -1,12 +1,16 @@
 """gunicorn's settings: `gunicorn -c aiapi/gunicorn_config.py aiapi.wsgi` (`manage.py serve` runs just that)."""
 
-from aiapi import settings
+from gevent import monkey
+
+monkey.patch_all()  # before anything imports sockets, as reading the settings does
+
+from aiapi import settings  # noqa: E402
 
 bind = f"{settings.HOST}:{settings.PORT}"
 workers = settings.WEB_CONCURRENCY
 worker_class = "gevent"
 worker_connections = 2000
-http_parser = "fast"  # gunicorn_h1c, the parser in C
+http_parser = "auto"  # gunicorn_h1c, the parser in C, where it is installed
 graceful_timeout = settings.GRACEFUL_TIMEOUT
 timeout = 60  # a worker whose event loop stands still for so long is replaced
 keepalive = 75  # longer than the idle time of usual balancers, so that they close first

@@ -16,6 +16,8 @@ _SHARED: list[Any] = [
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
+#: Tracebacks without the values of variables: those may hold keys, prompts and answers.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
 
 def configure(options: dict[str, Any]) -> None:
@@ -30,7 +32,7 @@ def configure(options: dict[str, Any]) -> None:
                     "foreign_pre_chain": _SHARED,
                     "processors": [
                         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                        structlog.processors.dict_tracebacks,
+                        _TRACEBACKS,
                         structlog.processors.JSONRenderer(),
                     ],
                 }

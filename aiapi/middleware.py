@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import structlog
 from django.conf import settings
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django_ratelimit.core import is_ratelimited
 
 from accounts.addresses import rate_limit_group_key
 from accounts.exceptions import TooManyFailures
-from aiapi.errors import error_body
+from aiapi.errors import json_error
 from monitoring.trace import begin_trace
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
@@ -64,8 +64,7 @@ class AdminLoginLimit:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Answer 429 to an attempt over the rate."""
         if request.method == "POST" and request.path == "/admin/login/" and self._is_over(request):
-            error = TooManyFailures(retry_after=LOGIN_WINDOW_SECONDS)
-            return JsonResponse(error_body(request, error), status=error.status, headers=error.headers)
+            return json_error(request, TooManyFailures(retry_after=LOGIN_WINDOW_SECONDS))
         return self.get_response(request)
 
     def _is_over(self, request: HttpRequest) -> bool:

@@ -1,9 +1,126 @@
-"""How the API describes itself in OpenAPI (drf-spectacular)."""
+"""How the API describes itself in OpenAPI 3.1 (drf-spectacular): both ways to send a key, and every error answer."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.openapi import AutoSchema
+from rest_framework import serializers
+
+from inference.openai.errors import is_openai_path
+
+#: What may go wrong, by status: a sentence for readers of the documentation.
+ERRORS = {
+    400: "The body or a parameter is invalid; `errors` names the fields.",
+    401: "No key was sent, or it is not usable.",
+    403: "The key may not be used for this, or from this address.",
+    404: "The model does not exist, or this key may not use it.",
+    406: "Accept names nothing that can be answered.",
+    409: "A request with the same Idempotency-Key is in progress.",
+    413: "The body is too large.",
+    415: "The body is not declared as application/json.",
+    422: "The Idempotency-Key was used with another body.",
+    429: "A limit has no room now; `limit` says which, and Retry-After when it has.",
+    500: "A fault of ours; the log has it under the request's id.",
+    502: "The model provider failed.",
+    503: "Something that is needed is away, or has no capacity; Retry-After says when to try again.",
+    504: "The model provider did not answer in time.",
+}
+KEY_ERRORS = (401, 403, 406, 429, 500, 503)
+MODEL_ERRORS = (400, 404, 413, 415, 502, 504)
+OPEN_ERRORS = (406, 500)
+
+SCHEMES = {
+    "ApiKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "BearerKey": {"type": "http", "scheme": "bearer"},
+}
+
+
+class LimitBody(serializers.Serializer[Any]):
+    """The limit that refused a request."""
+
+    name = serializers.CharField(help_text="Such as requests_per_minute or monthly_cost.")
+    owner = serializers.CharField(help_text="key or account.")
+    used = serializers.JSONField(help_text="In the limit's unit; money as a text in US dollars.")
+    limit = serializers.JSONField(help_text="In the same unit.")
+    reset = serializers.IntegerField(help_text="When there is room again, in seconds since the epoch.")
+
+
+class ErrorBody(serializers.Serializer[Any]):
+    """The body of every error answer."""
+
+    detail = serializers.CharField(help_text="What is wrong, for a person.")
+    code = serializers.CharField(help_text="What is wrong, for a program: stable.")
+    request_id = serializers.CharField(allow_null=True, help_text="As in X-Request-ID.")
+    errors = serializers.DictField(
+        child=serializers.ListField(child=serializers.CharField()), required=False, help_text="Messages by field."
+    )
+    limit = LimitBody(required=False)
+
+
+class OpenAIError(serializers.Serializer[Any]):
+    """What is wrong, as OpenAI's clients expect it."""
+
+    message = serializers.CharField()
+    type = serializers.CharField()
+    param = serializers.CharField(allow_null=True)
+    code = serializers.CharField(allow_null=True)
+
+
+class OpenAIErrorBody(serializers.Serializer[Any]):
+    """The body of every error answer under /v1."""
+
+    error = OpenAIError()
+
+
+class KeySecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registers itself when defined
+    """Describes ApiKeyAuthentication and what derives from it: two schemes, either of which will do."""
+
+    target_class = "accounts.authentication.ApiKeyAuthentication"
+    match_subclasses = True
+    name = list(SCHEMES)
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> list[dict[str, Any]]:
+        """Return the schemes' definitions in the order of their names."""
+        return list(SCHEMES.values())
+
+    def get_security_requirement(self, auto_schema: AutoSchema) -> list[dict[str, list[str]]]:
+        """Offer the schemes as alternatives; as one mapping they would both be required."""
+        return [{name: []} for name in SCHEMES]
+
+
+class StaffSecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    """Describes the admin's session."""
+
+    target_class = "monitoring.views.StaffSession"
+    name = "AdminSession"
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, Any]:
+        """Return the cookie."""
+        return {"type": "apiKey", "in": "cookie", "name": "sessionid"}
 
 
 class ApiSchema(AutoSchema):
-    """Describes an endpoint; extended below with what all have in common."""
+    """Describes an endpoint, with the error answers that it shares with others of its kind."""
+
+    def get_auth(self) -> list[dict[str, Any]]:
+        """Spread alternatives that one authentication class offers."""
+        spread: list[dict[str, Any]] = []
+        for requirement in super().get_auth():
+            spread.extend(requirement if isinstance(requirement, list) else [requirement])
+        return spread
+
+    def _get_response_bodies(self, direction: str = "response") -> dict[str, Any]:
+        bodies: dict[str, Any] = super()._get_response_bodies(direction)
+        serializer = OpenAIErrorBody if is_openai_path(self.path) else ErrorBody
+        for status in self._error_statuses():
+            if str(status) not in bodies:
+                body = self._get_response_for_code(serializer(), str(status))
+                bodies[str(status)] = {**body, "description": ERRORS[status]}
+        return dict(sorted(bodies.items()))
+
+    def _error_statuses(self) -> tuple[int, ...]:
+        if not self.view.authentication_classes:
+            return OPEN_ERRORS
+        return KEY_ERRORS + MODEL_ERRORS if self.method == "POST" else KEY_ERRORS

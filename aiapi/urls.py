@@ -8,7 +8,9 @@ from typing import Any
 from django.contrib import admin
 from django.urls import URLPattern, path, re_path
 
+from aiapi.views import OpenAPIView, RedocView, RootView, SwaggerView
 from inference.views import ChatView, SummarizeView
+from monitoring.views import HealthView, LiveView, ReadyView, StatsView
 
 handler400 = "aiapi.errors.bad_request"
 handler403 = "aiapi.errors.permission_denied"
@@ -22,7 +24,15 @@ def api(route: str, view: Callable[..., Any], name: str) -> URLPattern:
 
 
 urlpatterns = [
+    path("", RootView.as_view(), name="root"),
     api("chat", ChatView.as_view(), "chat"),
     api("summarize", SummarizeView.as_view(), "summarize"),
+    api("stats", StatsView.as_view(), "stats"),
+    api("health", HealthView.as_view(), "health"),
+    api("health/live", LiveView.as_view(), "health-live"),
+    api("health/ready", ReadyView.as_view(), "health-ready"),
+    api("docs", SwaggerView.as_view(), "docs"),
+    api("redoc", RedocView.as_view(), "redoc"),
+    api(r"openapi\.json", OpenAPIView.as_view(), "openapi"),
     path("admin/", admin.site.urls),
 ]

@@ -19,6 +19,7 @@ from accounts.exceptions import ApiError, DependencyUnavailable, ModelNotFound, 
 from accounts.limits import get_limits
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import Admission, Refusal, Reserved, Unavailable
+from accounts.limits.leases import keeper
 from accounts.refusals import refusal_error
 from accounts.snapshots import Identity
 from inference import bounds, cache
@@ -189,8 +190,9 @@ def _answer_from_upstream(progress: _Progress) -> Answer:
 def _ask(progress: _Progress, route: Route, payload: dict[str, Any]) -> Reply:
     """Call a deployment, holding no database connection meanwhile. A try that may have been billed costs its bound."""
     progress.record.update(deployment=route.name, attempts=progress.record.get("attempts", 0) + 1)
+    caller = progress.caller
     _release_connections()
-    with progress.caller.trace.stage("upstream"):
+    with caller.trace.stage("upstream"), keeper.held(caller.identity.account_id, caller.trace.id.hex):
         try:
             return client.complete_chat(route, payload, seconds=settings.UPSTREAM_TIMEOUT)
         except AttemptFailed as failure:

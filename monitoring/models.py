@@ -56,6 +56,7 @@ class RequestRecord(models.Model):
             models.Index(fields=["account_id", "-id"], name="record_account"),
             models.Index(fields=["key_id", "-id"], name="record_key"),
             models.Index(fields=["account_id", "admitted_at"], name="record_account_month"),
+            models.Index(fields=["key_id", "admitted_at"], name="record_key_month"),
             models.Index(fields=["label"], name="record_label"),
         ]
 

@@ -25,7 +25,8 @@ from inference.upstream.errors import may_be_billed, translate
 #: Connections of a process to its providers; more calls than that wait for a free one.
 MAX_CONNECTIONS = 1000
 KEEPALIVE_CONNECTIONS = 200
-LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
+#: How a call can fail: the SDK's errors, the connection's, an answer that is no JSON.
+FAILURES = (openai.OpenAIError, httpx2.HTTPError, ValueError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,20 @@ class Client:
         try:
             with _deadline(seconds):
                 answer = self._post(route, "/chat/completions", body, seconds)
-        except (openai.OpenAIError, httpx2.HTTPError, ValueError, TimeoutError, OSError) as error:
+        except FAILURES as error:
             raise AttemptFailed(translate(error, route=route.name), may_be_billed=may_be_billed(error)) from error
         return _read_completion(answer, route)
+
+    def is_reachable(self, route: Route, *, seconds: float) -> bool:
+        """Ask for the provider's list of models, and say whether it came. Failures are logged like any call's."""
+        try:
+            with _deadline(seconds):
+                options: Any = {"timeout": self._timeout(seconds), "headers": _headers(route)}
+                self._client(route).get("/models", cast_to=httpx2.Response, options=options)
+        except FAILURES as error:
+            translate(error, route=route.name)
+            return False
+        return True
 
     def _post(self, route: Route, path: str, body: dict[str, Any], seconds: float) -> Any:
         response = self._client(route).post(

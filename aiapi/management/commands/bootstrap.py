@@ -1,0 +1,59 @@
+"""Set up what a new installation needs: tiers, provider, models, prices, the first administrator, demo keys."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.management.base import BaseCommand
+
+from accounts.checks import DEMO_KEYS
+from accounts.models import ApiKey, Tier
+from accounts.services import account_ensure, api_key_import
+from inference.seeds import provider_seed
+
+#: Requests a minute of the tiers that a new installation has.
+TIERS = {"free": 5, "premium": 20}
+DEMO_ACCOUNT = "demo"
+ACTOR = "command:bootstrap"
+
+
+class Command(BaseCommand):
+    """Idempotent: what is there stays, the provider of the environment is brought up to date."""
+
+    help = __doc__
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Set everything up, and print what is new and worth knowing."""
+        for name, rate in TIERS.items():
+            Tier.objects.get_or_create(name=name, defaults={"requests_per_minute": rate})
+        self._seed_provider()
+        self._ensure_admin()
+        if not settings.IS_PRODUCTION:
+            self._ensure_demo_keys()
+
+    def _seed_provider(self) -> None:
+        seeded = provider_seed()
+        if seeded.provider is None:
+            self.stderr.write("No model provider: set OPENAI_API_KEY or OPENAI_BASE_URL, or add one in the admin.")
+        else:
+            self.stdout.write(f"Provider {seeded.provider} serves {', '.join(seeded.models)}.")
+
+    def _ensure_admin(self) -> None:
+        users = get_user_model().objects
+        if users.filter(is_superuser=True).exists():
+            return
+        password = settings.ADMIN_PASSWORD or secrets.token_urlsafe(12)
+        users.create_superuser(settings.ADMIN_USERNAME, password=password)
+        told = "the one of ADMIN_PASSWORD" if settings.ADMIN_PASSWORD else f"{password} (shown this once)"
+        self.stdout.write(f"Administrator {settings.ADMIN_USERNAME}, password {told}.")
+
+    def _ensure_demo_keys(self) -> None:
+        if ApiKey.objects.filter(account__name=DEMO_ACCOUNT).exists():
+            return
+        account = account_ensure(name=DEMO_ACCOUNT, actor=ACTOR)
+        for plain, tier, name in zip(DEMO_KEYS, TIERS, ("dev", "prod"), strict=True):
+            api_key_import(plain=plain, account=account, tier=Tier.objects.get(name=tier), name=name, actor=ACTOR)
+        self.stdout.write("Demo keys: dev_key_123 (free), prod_key_456 (premium).")

@@ -1,0 +1,83 @@
+"""The service's front: what it is, and its documentation."""
+
+from __future__ import annotations
+
+from csp.constants import SELF, UNSAFE_INLINE
+from csp.decorators import csp_update
+from django.conf import settings
+from django.http import HttpResponse
+from django.shortcuts import render
+from django.utils.decorators import method_decorator
+from drf_spectacular.utils import extend_schema
+from drf_spectacular.views import SpectacularJSONAPIView, SpectacularRedocView, SpectacularSwaggerSplitView
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.renderers import BaseRenderer, JSONRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from monitoring.serializers import ServiceAnswer
+
+
+class BrowserOrJSON(BaseContentNegotiation):
+    """JSON for everyone but a browser, which says first that it wants HTML."""
+
+    def select_parser(self, request: Request, parsers: list[type]) -> type | None:
+        """Take the first parser."""
+        return parsers[0] if parsers else None
+
+    def select_renderer(
+        self, request: Request, renderers: list[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        """Take JSON whatever is accepted: a page is made by the view itself."""
+        return renderers[0], renderers[0].media_type or ""
+
+
+class RootView(APIView):
+    """GET /."""
+
+    authentication_classes = []
+    permission_classes = []
+    renderer_classes = [JSONRenderer]
+    content_negotiation_class = BrowserOrJSON
+
+    @extend_schema(operation_id="root", summary="See what this service is", responses=ServiceAnswer)
+    def get(self, request: Request) -> Response | HttpResponse:
+        """Answer JSON, or the landing page to a browser."""
+        about = {
+            "name": settings.NAME,
+            "version": settings.VERSION,
+            "description": settings.DESCRIPTION,
+            "docs": "/docs",
+            "health": "/health",
+        }
+        wants_page = "text/html" in request.headers.get("Accept", "")
+        response = render(request._request, "landing.html", about) if wants_page else Response(about)
+        response["Vary"] = "Accept"
+        return response
+
+
+class OpenAPIView(SpectacularJSONAPIView):
+    """GET /openapi.json."""
+
+    authentication_classes = []
+    permission_classes = []
+
+
+class SwaggerView(SpectacularSwaggerSplitView):
+    """GET /docs: Swagger UI from the project's own static files, without an inline script."""
+
+    authentication_classes = []
+    permission_classes = []
+    url_name = "openapi"
+    url_self = "/docs"
+
+
+@method_decorator(csp_update({"worker-src": [SELF, "blob:"], "style-src": [SELF, UNSAFE_INLINE]}), name="dispatch")
+class RedocView(SpectacularRedocView):
+    """GET /redoc: ReDoc from the project's own static files; it styles itself inline and works in a worker."""
+
+    authentication_classes = []
+    permission_classes = []
+    url_name = "openapi"
+    template_name = "redoc.html"

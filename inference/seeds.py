@@ -1,0 +1,88 @@
+"""The provider, models and prices that the environment implies; asked for again, they are brought up to date."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+import genai_prices
+from django.conf import settings
+from django.db import transaction
+
+from inference.catalog import LOCAL_MODEL, catalog, default_model_name, uses_local_model
+from inference.models import Deployment, Model, Price, Provider
+
+OPENAI_URL = "https://api.openai.com/v1"
+LOCAL_CONTEXT = 8192
+#: Seeded beside the default model where OpenAI itself answers.
+OPENAI_MODELS = ("gpt-4o-mini", "gpt-4.1-mini")
+OPENAI_EMBEDDING_MODELS = ("text-embedding-3-small",)
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Seeded:
+    """What bootstrap set up: the provider's name, and the models it serves. No provider: none is configured."""
+
+    provider: str | None
+    models: tuple[str, ...] = ()
+
+
+@transaction.atomic
+def provider_seed() -> Seeded:
+    """Set up the provider that the environment names, its models, and prices where none were entered yet.
+
+    The other provider that an earlier environment had set up is switched off; what operators entered stays.
+    """
+    name, url, variable = _configured()
+    Provider.objects.filter(from_environment=True).exclude(name=name).update(is_enabled=False)
+    catalog.forget()
+    if not url:
+        return Seeded(None)
+    provider, _ = Provider.objects.update_or_create(
+        name=name,
+        defaults={"base_url": url, "api_key_variable": variable, "from_environment": True, "is_enabled": True},
+    )
+    chat = [default_model_name(), *(OPENAI_MODELS if url == OPENAI_URL else ())]
+    embedding = OPENAI_EMBEDDING_MODELS if url == OPENAI_URL else ()
+    for model in dict.fromkeys(chat):
+        _seed_model(provider, model, Model.Kind.CHAT)
+    for model in embedding:
+        _seed_model(provider, model, Model.Kind.EMBEDDING)
+    return Seeded(name, (*dict.fromkeys(chat), *embedding))
+
+
+def _configured() -> tuple[str, str, str]:
+    """Return name, address and secret's variable of the provider that the environment names."""
+    if uses_local_model():
+        return "local", settings.LOCAL_MODEL_URL, ""
+    variable = "OPENAI_API_KEY" if settings.OPENAI_API_KEY else ""
+    return "openai", settings.OPENAI_BASE_URL or OPENAI_URL, variable
+
+
+def _seed_model(provider: Provider, name: str, kind: str) -> None:
+    context = LOCAL_CONTEXT if name == LOCAL_MODEL else 128_000
+    model, _ = Model.objects.get_or_create(public_name=name, defaults={"kind": kind, "context_size": context})
+    deployment, _ = Deployment.objects.get_or_create(model=model, provider=provider, upstream_name=name)
+    if not deployment.prices.exists():
+        price = listed_price(name)
+        if price is not None:
+            Price.objects.create(deployment=deployment, **price)
+
+
+def listed_price(model: str) -> dict[str, Decimal] | None:
+    """Look a model up in genai-prices' table, as US dollars per million tokens; None where it has none."""
+    try:
+        plain = _price(genai_prices.Usage(input_tokens=MILLION, output_tokens=MILLION), model)
+        cached = _price(genai_prices.Usage(input_tokens=MILLION, cache_read_tokens=MILLION), model)
+    except LookupError:
+        return None
+    return {
+        "input_per_million": Decimal(plain.input_price),
+        "cached_input_per_million": Decimal(cached.input_price),
+        "output_per_million": Decimal(plain.output_price),
+    }
+
+
+def _price(usage: genai_prices.Usage, model: str) -> genai_prices.types.PriceCalculation:
+    return genai_prices.calc_price(usage, model_ref=model, provider_id="openai")

@@ -1,0 +1,114 @@
+"""Is the service able to answer? Checks by name, registered by the rooms that know.
+
+A check returns OK, DEGRADED or AWAY, never an exception's text: what is wrong is in the log. The service as a whole is
+unhealthy only when the database is away; anything else that is away leaves it degraded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.core.cache import caches
+from django.db import connection
+
+from accounts.limits import get_limits
+from accounts.limits.contract import SHARDS
+from accounts.limits.redis import records_stream, redis_client
+
+#: Seconds that a record may wait for the ingester before that is called a lag.
+LAG_SECONDS = 30
+
+log = structlog.get_logger(__name__)
+
+
+class Health(StrEnum):
+    """What a check can say."""
+
+    OK = "healthy"
+    DEGRADED = "degraded"
+    AWAY = "unhealthy"
+
+
+Check = Callable[[], Health]
+_checks: dict[str, Check] = {}
+
+
+def register_check(name: str, check: Check) -> None:
+    """Add a check; a later one of the same name replaces it."""
+    _checks[name] = check
+
+
+def health_report() -> dict[str, Any]:
+    """Run all checks; return `{status, checks, response_time_ms}`."""
+    began = time.perf_counter()
+    results = {"api": Health.OK} | {name: probe(name, check) for name, check in _checks.items()}
+    status = Health.OK if all(result is Health.OK for result in results.values()) else Health.DEGRADED
+    if results.get("database") is Health.AWAY:
+        status = Health.AWAY
+    return {
+        "status": str(status),
+        "checks": {name: str(result) for name, result in results.items()},
+        "response_time_ms": round((time.perf_counter() - began) * 1000, 1),
+    }
+
+
+def database_health() -> Health:
+    """Ask the database for one row."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return Health.OK
+
+
+def cache_health() -> Health:
+    """Write to the cache of answers and read it back."""
+    cache = caches[settings.ANSWER_CACHE]
+    cache.set("health", "ok", 10)
+    return Health.OK if cache.get("health") == "ok" else Health.AWAY
+
+
+def limits_health() -> Health:
+    """Ask the limits' backend whether it does without its store."""
+    limits = get_limits()
+    limits.now()
+    return Health.DEGRADED if getattr(limits, "is_degraded", False) else Health.OK
+
+
+def ingest_health() -> Health:
+    """See whether records wait for the ingester longer than LAG_SECONDS; in process they are written directly."""
+    if not settings.REDIS_URL:
+        return Health.OK
+    return Health.DEGRADED if ingest_lag() > LAG_SECONDS else Health.OK
+
+
+def ingest_lag() -> float:
+    """Return for how many seconds the oldest record has been waiting; 0 when none is."""
+    client = redis_client(settings.REDIS_URL)
+    try:
+        pipeline = client.pipeline(transaction=False)
+        for shard in range(SHARDS):
+            pipeline.xrange(records_stream(shard), count=1)
+        oldest = [int(entries[0][0].split(b"-")[0]) for entries in pipeline.execute() if entries]
+    finally:
+        client.close()
+    return max(0.0, time.time() - min(oldest) / 1000) if oldest else 0.0
+
+
+def probe(name: str, check: Check) -> Health:
+    """Run one check; whatever it raises means that what it asks is away."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001  # a check fails in whatever way its driver has; the log names it
+        log.warning("health_check_failed", check=name, cause=type(error).__name__)
+        return Health.AWAY
+
+
+register_check("database", database_health)
+register_check("cache", cache_health)
+register_check("limits", limits_health)
+register_check("ingest", ingest_health)
+

@@ -1,0 +1,55 @@
+"""Move usage records from Redis into the database."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from argparse import ArgumentParser
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from django.db import Error as DatabaseError
+from django.db import close_old_connections
+from redis.exceptions import RedisError
+
+from monitoring.ingester import Ingester
+
+IDLE_SECONDS = 0.2
+TROUBLE_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Command(BaseCommand):
+    """Runs until it is told to stop; a batch that was begun is ended first."""
+
+    help = __doc__
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Take --once."""
+        parser.add_argument("--once", action="store_true", help="move what is there, print how much, and end")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Ingest once or until SIGTERM."""
+        if not settings.REDIS_URL:
+            raise CommandError("REDIS_URL is not set: without Redis records are written directly, nothing to ingest.")
+        ingester = Ingester()
+        if options["once"]:
+            self.stdout.write(f"Ingested {ingester.run_once():,} records.")
+            return
+        stopping = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopping.set())
+        while not stopping.is_set():
+            stopping.wait(self._pause_after(ingester))
+
+    def _pause_after(self, ingester: Ingester) -> float:
+        """Do one round, and answer how long to wait before the next one (seconds). Trouble is logged and outlived."""
+        close_old_connections()
+        try:
+            return 0.0 if ingester.run_once() else IDLE_SECONDS
+        except (DatabaseError, RedisError) as error:
+            log.error("ingest_failed", cause=type(error).__name__)
+            return TROUBLE_SECONDS

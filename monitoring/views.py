@@ -1,0 +1,104 @@
+"""What happened, and whether the service is well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema
+from rest_framework.authentication import SessionAuthentication
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.authentication import ApiKeyAuthentication, sent_key
+from accounts.exceptions import KeyRequired
+from accounts.snapshots import Identity
+from accounts.views import KeyView
+from monitoring.health import Health, database_health, health_report, probe
+from monitoring.selectors import stats
+from monitoring.serializers import HealthAnswer, ProbeAnswer, StatsAnswer
+
+
+class StaffSession(SessionAuthentication):
+    """The admin's session, of staff only."""
+
+    def authenticate(self, request: Request) -> Any:
+        """Return the user of a staff session; None for any other, so that a key is asked for."""
+        found = super().authenticate(request)
+        return found if found is not None and found[0].is_staff else None
+
+
+class KeyOrStaff(ApiKeyAuthentication):
+    """A key, where one was sent."""
+
+    def authenticate(self, request: Request) -> tuple[Identity, None] | None:
+        """Leave a request without a key to the next class."""
+        return super().authenticate(request) if sent_key(request) else None
+
+
+class StatsView(KeyView):
+    """GET /stats."""
+
+    authentication_classes = [KeyOrStaff, StaffSession]
+
+    @extend_schema(
+        operation_id="stats",
+        summary="Count requests, cache hits and keys",
+        description="Over the model endpoints: of the key's account, or of all for a staff session of the admin.",
+        responses=StatsAnswer,
+    )
+    def get(self, request: Request) -> Response:
+        """Count the requests of the caller's account, or of all for staff."""
+        if request.user is None:
+            raise KeyRequired
+        account_id = request.user.account_id if isinstance(request.user, Identity) else None
+        return Response(stats(account_id=account_id))
+
+
+class HealthView(APIView):
+    """GET /health."""
+
+    authentication_classes = []
+    permission_classes = []
+
+    @extend_schema(
+        operation_id="health",
+        summary="See whether the service and what it needs are well",
+        description="`unhealthy` (503) only when the database is away; `degraded` when anything else is. Costs nothing.",
+        responses={200: HealthAnswer, 503: HealthAnswer},
+    )
+    def get(self, request: Request) -> Response:
+        """Run all checks."""
+        report = health_report()
+        return Response(report, status=503 if report["status"] == Health.AWAY else 200)
+
+
+class LiveView(APIView):
+    """GET /health/live: the process answers."""
+
+    authentication_classes = []
+    permission_classes = []
+
+    @extend_schema(operation_id="health_live", summary="See whether the process answers", responses=ProbeAnswer)
+    def get(self, request: Request) -> Response:
+        """Answer."""
+        return Response({"status": str(Health.OK)})
+
+
+class ReadyView(APIView):
+    """GET /health/ready: requests can be answered."""
+
+    authentication_classes = []
+    permission_classes = []
+
+    @extend_schema(
+        operation_id="health_ready",
+        summary="See whether requests can be answered",
+        responses={200: ProbeAnswer, 503: ProbeAnswer},
+    )
+    def get(self, request: Request) -> Response:
+        """Ask the database, without which no key can be checked."""
+        state = probe("database", database_health)
+        return Response({"status": str(state)}, status=200 if state is Health.OK else 503)
+
+
