@@ -1,5 +1,6 @@
 """Run the fake provider."""
 
+import resource
 import signal
 from argparse import ArgumentParser
 from typing import Any
@@ -34,6 +35,7 @@ class Command(BaseCommand):
         """Serve until a signal comes."""
         # Blocked before the server's thread begins, so that the wait below is the one to get them.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        _allow_many_connections()
         try:
             fake = self._fake(options).start()
         except (ValueError, OSError) as error:
@@ -57,3 +59,9 @@ class Command(BaseCommand):
             api_key=options["api_key"],
             models=options["model"],
         )
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files as far as this user may."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

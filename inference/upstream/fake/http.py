@@ -8,7 +8,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple, cast
 
@@ -141,26 +141,12 @@ def _take_sized(buffer: bytearray, length: str) -> bytes | None:
     return body
 
 
-@dataclass(slots=True)
-class Door:
-    """Who is connected, and whether anyone may be: asyncio may hand over a connection just after its server closed."""
-
-    is_open: bool = True
-    inside: "set[Connection]" = field(default_factory=set)
-
-    def shut(self) -> None:
-        """Send everyone away and let nobody in."""
-        self.is_open = False
-        for connection in list(self.inside):
-            connection.close()
-
-
 class Connection(asyncio.Protocol):
     """One client's connection: requests one after the other, each answered by `handle`."""
 
-    def __init__(self, handle: Callable[[Request], Reply], door: Door) -> None:
+    def __init__(self, handle: Callable[[Request], Reply], everyone: "set[Connection]") -> None:
         self._handle = handle
-        self._door = door
+        self._everyone = everyone
         self._buffer = bytearray()
         self._head: Request | None = None
         self._playing: asyncio.Task[None] | None = None
@@ -171,13 +157,11 @@ class Connection(asyncio.Protocol):
         """Keep the transport; small writes go out at once."""
         self._transport = cast("asyncio.Transport", transport)
         self._socket: socket.socket = transport.get_extra_info("socket")
-        self._door.inside.add(self)
-        if not self._door.is_open:
-            self.close()
+        self._everyone.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop what is being sent: the client left, or the server closed."""
-        self._door.inside.discard(self)
+        self._everyone.discard(self)
         if self._playing is not None:
             self._playing.cancel()
 

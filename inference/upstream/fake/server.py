@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any, Self
 
 from .answer import Json
 from .faults import FaultPlan, check_fault
-from .http import Connection, Door, Reply, Request
+from .http import Connection, Reply, Request
 from .ledger import Call, Ledger, Received
 from .replies import Provider, json_reply
 from .settings import FakeSettings
@@ -18,6 +19,9 @@ from .settings import FakeSettings
 CONTROL = "/_fake/"
 _START_SECONDS = 10.0
 _BACKLOG = 4096
+_ACCEPT_PAUSE = 0.05
+
+logger = logging.getLogger(__name__)
 
 
 class FakeUpstream:
@@ -35,10 +39,9 @@ class FakeUpstream:
         self._plan = FaultPlan(seed)
         self._provider = Provider(self._first_settings, self._plan, self._ledger)
         self._host, self.port = host, port
-        self._door = Door()
-        self._reserved: socket.socket | None = None
-        self._server: asyncio.Server | None = None
-        self._refusing: asyncio.Future[None] | None = None
+        self._connections: set[Connection] = set()
+        self._accepting: asyncio.Task[None] | None = None
+        self._refusing: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="fake-upstream", daemon=True)
 
@@ -46,14 +49,14 @@ class FakeUpstream:
 
     def start(self) -> Self:
         """Listen, in a thread of its own; raises OSError if the port is taken."""
-        self._reserved = self._reserve()
+        self._socket = self._reserve()
         self._thread.start()
         self.listen()
         return self
 
     def stop(self) -> None:
         """Close the socket and all connections, and end the thread."""
-        self._call(self._close())
+        self._call(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_START_SECONDS)
         self._loop.close()
@@ -76,6 +79,7 @@ class FakeUpstream:
     def _reserve(self) -> socket.socket:
         """Bind the port without listening: connections are refused, yet nobody else can take it."""
         reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        reserved.setblocking(False)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             reserved.bind((self._host, self.port))
@@ -86,30 +90,46 @@ class FakeUpstream:
         return reserved
 
     async def _listen(self) -> None:
-        if self._reserved is not None:
-            loop = asyncio.get_running_loop()
-            bound, self._reserved = self._reserved, None
-            self._door.is_open = True
-            self._server = await loop.create_server(self._connection, sock=bound, backlog=_BACKLOG)
+        if self._accepting is None:
+            self._socket.listen(_BACKLOG)
+            self._accepting = asyncio.create_task(self._accept(self._socket))
+
+    async def _accept(self, listener: socket.socket) -> None:
+        # Not asyncio's own server: closing that one leaks a connection which it accepts in the same moment.
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+            except OSError:
+                # Too many open files, or a client that left at once: the others are served on.
+                logger.warning("the fake upstream could not accept a connection", exc_info=True)
+                await asyncio.sleep(_ACCEPT_PAUSE)
+                continue
+            await loop.connect_accepted_socket(self._connection, accepted)
 
     async def _refuse(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-            self._reserved = self._reserve()
-        self._door.shut()
+        await self._shut()
+        self._socket = self._reserve()
 
-    async def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        if self._reserved is not None:
-            self._reserved.close()
-        self._door.shut()
+    async def _stop(self) -> None:
+        if self._refusing is not None:
+            self._refusing.cancel()
+        await self._shut()
+
+    async def _shut(self) -> None:
+        """Close the socket and every connection."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+            self._accepting = None
+        self._socket.close()
+        for connection in list(self._connections):
+            connection.close()
         # Aborted connections tell their calls in the loop's next turns.
         await asyncio.sleep(0.01)
 
     def _connection(self) -> Connection:
-        return Connection(self._handle, self._door)
+        return Connection(self._handle, self._connections)
 
     # Drive it
 
@@ -209,7 +229,7 @@ class FakeUpstream:
         if fail is not None:
             self._plan.fail_next(fail["kind"], fail.get("times", 1))
         if refuse_ms is not None:
-            self._refusing = asyncio.ensure_future(self._refuse_for(refuse_ms / 1000))
+            self._refusing = asyncio.create_task(self._refuse_for(refuse_ms / 1000))
 
     async def _refuse_for(self, seconds: float) -> None:
         # The answer to this very request goes out first.
