@@ -1,0 +1,412 @@
+"""What the limits do while Redis is away: first with a primary that fails on demand, then with a real one."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from accounts.limits.bounds import Amount
+from accounts.limits.contract import SECOND, Limits, Refusal, Reserved, Scope, Unavailable
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.memory import MemoryBackend
+from accounts.limits.pending import REMEMBERED, Pending, PendingSettlements
+from accounts.limits.records import Record, decode_record
+from accounts.limits.redis import RedisBackend, records_stream, redis_client, wire_for
+from accounts.tests.limits_fixtures import NOVEMBER, Clock, Database, a_bound, a_scope, an_operation, memory_world
+from tests.processes import wait_until
+from tests.stores import Redis, redis_server
+
+RECORD = {"account": 1, "usage_source": "provider"}
+
+
+class Failing(MemoryBackend):
+    """A primary that fails while told to: before it does anything, or after (the reply is lost)."""
+
+    error: redis.RedisError | None = None
+    reply_lost = False
+    calls = 0
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        self.calls += 1
+        if self.error and self.reply_lost:
+            call()
+        if self.error:
+            raise self.error
+        return call()
+
+    def admit(self, *args: Any, **more: Any) -> Any:
+        return self._run(lambda: MemoryBackend.admit(self, *args, **more))
+
+    def peek(self, *args: Any, **more: Any) -> Any:
+        return self._run(lambda: MemoryBackend.peek(self, *args, **more))
+
+    def reserve(self, *args: Any, **more: Any) -> Any:
+        return self._run(lambda: MemoryBackend.reserve(self, *args, **more))
+
+    def renew(self, *args: Any, **more: Any) -> Any:
+        return self._run(lambda: MemoryBackend.renew(self, *args, **more))
+
+    def settle(self, *args: Any, **more: Any) -> Any:
+        return self._run(lambda: MemoryBackend.settle(self, *args, **more))
+
+    def usage(self, *args: Any, **more: Any) -> Any:
+        return self._run(lambda: MemoryBackend.usage(self, *args, **more))
+
+
+class Outage:
+    """A failover backend over a primary that fails on demand, and all that comes out of them."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.stream: list[Record] = []
+        self.stored: list[Record] = []
+        self.database = Database()
+        self.database_is_away = False
+        self.probe_fails = False
+        self.probes = 0
+        self.primary = Failing(seeder=self.database, sink=self.stream.append, clock=self.clock)
+        self.limits = FailoverBackend(
+            self.primary, probe=self.probe, sink=self.store, clock=self.clock, start=lambda target: None
+        )
+
+    def probe(self) -> None:
+        self.probes += 1
+        if self.probe_fails:
+            raise redis.ConnectionError("refused")
+
+    def store(self, record: Record) -> None:
+        if self.database_is_away:
+            raise OSError("the database is away")
+        self.stored.append(record)
+
+    def begin(self, error: redis.RedisError | None = None, *, reply_lost: bool = False) -> None:
+        self.primary.error, self.primary.reply_lost = error or redis.ConnectionError("refused"), reply_lost
+        self.probe_fails = True
+
+    def end(self) -> bool:
+        self.primary.error, self.probe_fails = None, False
+        return self.limits.mend_once()
+
+    def reserve(self, scope: Scope, operation: str = "") -> Reserved | Refusal:
+        return self.limits.reserve(
+            scope, operation or an_operation(), admitted_at=self.clock.now, bound=a_bound(), draft=RECORD
+        )
+
+    def settle(self, scope: Scope, operation: str, tokens: int) -> Any:
+        used = Amount(tokens, tokens)
+        return self.limits.settle(scope, operation, admitted_at=self.clock.now, used=used, record=RECORD)
+
+    def settled(self, scope: Scope) -> Amount:
+        settled: Amount = self.primary.usage(scope, NOVEMBER)[0].settled
+        return settled
+
+
+@pytest.fixture
+def outage() -> Outage:
+    return Outage()
+
+
+class TestBreaker:
+    def test_it_opens_only_when_a_separate_probe_fails_too(self, outage: Outage) -> None:
+        outage.begin(redis.TimeoutError("slow"))
+        outage.probe_fails = False
+        with pytest.raises(Unavailable) as refused:
+            outage.limits.admit(a_scope(), an_operation())
+        assert refused.value.retry_after == 1
+        assert not outage.limits.is_degraded
+        assert outage.primary.calls == 2
+
+    def test_it_asks_redis_no_more_once_it_is_open(self, outage: Outage) -> None:
+        outage.begin()
+        for _ in range(5):
+            assert outage.limits.admit(a_scope(), an_operation()).admitted
+        assert (outage.primary.calls, outage.probes) == (1, 1)
+        assert outage.limits.is_degraded
+
+    def test_it_closes_when_the_probe_succeeds_again(self, outage: Outage) -> None:
+        outage.begin()
+        outage.limits.admit(a_scope(), an_operation())
+        assert not outage.limits.mend_once()
+        assert outage.limits.is_degraded
+        assert outage.end()
+        assert not outage.limits.is_degraded
+
+    def test_it_turns_answers_that_are_errors_into_unavailable(self, outage: Outage) -> None:
+        outage.begin(redis.exceptions.OutOfMemoryError("OOM command not allowed"))
+        with pytest.raises(Unavailable):
+            outage.limits.admit(a_scope(), an_operation())
+        assert outage.probes == 0
+
+    def test_it_starts_one_mender_for_all_that_fails(self, outage: Outage) -> None:
+        started: list[Callable[[], None]] = []
+        outage.limits._start = started.append
+        outage.begin()
+        for _ in range(3):
+            outage.limits.admit(a_scope(), an_operation())
+        assert len(started) == 1
+
+
+class TestAway:
+    def test_it_holds_request_rates_and_slots_in_this_process(self, outage: Outage) -> None:
+        outage.begin()
+        scope = a_scope(requests_per_minute=2, concurrent_requests=1)
+        admitted = [outage.limits.admit(scope, an_operation()).admitted for _ in range(3)]
+        assert admitted == [True, True, False]
+        assert not outage.limits.peek(scope).admitted
+        assert isinstance(outage.reserve(scope), Reserved)
+        assert isinstance(outage.reserve(scope), Refusal)
+
+    def test_it_refuses_calls_under_a_budget(self, outage: Outage) -> None:
+        outage.begin()
+        for limits in (Limits(monthly_tokens=10**9), Limits(monthly_cost=10**12)):
+            with pytest.raises(Unavailable):
+                outage.reserve(a_scope(limits))
+
+    def test_it_charges_what_it_served_alone_when_redis_is_back(self, outage: Outage) -> None:
+        scope, operation = a_scope(), an_operation()
+        outage.begin()
+        outage.reserve(scope, operation)
+        outage.settle(scope, operation, 30)
+        assert [(record["id"], record["revision"]) for record in outage.stored] == [(operation, 2)]
+        assert outage.end()
+        assert outage.stream == []
+        assert outage.settle(scope, operation, 30).duplicate
+
+    def test_it_charges_ledgers_that_were_there_before_the_outage(self, outage: Outage) -> None:
+        scope, operation = a_scope(), an_operation()
+        outage.primary.usage(scope)
+        outage.clock.step(1)
+        outage.begin()
+        outage.reserve(scope, operation)
+        outage.settle(scope, operation, 30)
+        outage.end()
+        assert outage.settled(scope) == Amount(30, 30)
+
+    def test_it_settles_later_what_redis_had_reserved(self, outage: Outage) -> None:
+        scope, operation = a_scope(monthly_tokens=1000), an_operation()
+        outage.reserve(scope, operation)
+        outage.begin()
+        assert not outage.settle(scope, operation, 30).duplicate
+        assert [record["id"] for record in outage.stored] == [operation]
+        assert outage.end()
+        used = outage.primary.usage(scope)[0]
+        assert (used.settled, used.reserved, used.slots) == (Amount(30, 30), Amount(), 0)
+        assert outage.stream == []
+
+    def test_it_flags_an_overrun_that_redis_does_not_see(self, outage: Outage) -> None:
+        scope, operation = a_scope(), an_operation()
+        outage.reserve(scope, operation)
+        outage.begin()
+        assert outage.settle(scope, operation, 101).overrun
+        assert outage.stored[0]["overrun"] is True
+
+    def test_it_replaces_the_charge_of_a_lease_that_ran_out_meanwhile(self, outage: Outage) -> None:
+        scope, operation = a_scope(), an_operation()
+        outage.reserve(scope, operation)
+        outage.begin()
+        outage.clock.step(30)
+        outage.primary.reap(scope.shard)
+        outage.settle(scope, operation, 30)
+        outage.end()
+        assert outage.settled(scope) == Amount(30, 30)
+        assert [(record["id"], record["revision"]) for record in outage.stream + outage.stored] == [
+            (operation, 1),
+            (operation, 2),
+        ]
+
+    def test_it_settles_once_when_only_the_reply_was_lost(self, outage: Outage) -> None:
+        scope, operation = a_scope(), an_operation()
+        outage.reserve(scope, operation)
+        outage.begin(redis.TimeoutError("lost"), reply_lost=True)
+        outage.settle(scope, operation, 30)
+        outage.end()
+        assert outage.settled(scope) == Amount(30, 30)
+
+    def test_it_gives_back_what_a_lost_reply_had_reserved(self, outage: Outage) -> None:
+        scope = a_scope(monthly_tokens=1000)
+        outage.begin(redis.TimeoutError("lost"), reply_lost=True)
+        with pytest.raises(Unavailable):
+            outage.reserve(scope)
+        outage.end()
+        used = outage.primary.usage(scope)[0]
+        assert (used.reserved, used.slots, used.settled) == (Amount(), 0, Amount())
+
+    def test_it_charges_calls_that_died_in_this_process(self, outage: Outage) -> None:
+        scope, operation = a_scope(), an_operation()
+        outage.primary.usage(scope)
+        outage.clock.step(1)
+        outage.begin()
+        outage.reserve(scope, operation)
+        assert not outage.end()
+        outage.clock.step(30)
+        assert outage.limits.mend_once()
+        assert outage.settled(scope) == Amount(100, 100_000)
+        assert [record["usage_source"] for record in outage.stored] == ["bound"]
+
+    def test_it_keeps_records_while_the_database_is_away_too(self, outage: Outage) -> None:
+        scope, operation = a_scope(), an_operation()
+        outage.reserve(scope, operation)
+        outage.begin()
+        outage.database_is_away = True
+        outage.settle(scope, operation, 30)
+        outage.limits.emit(scope.account_id, an_operation(), RECORD)
+        outage.end()
+        assert outage.stream[0]["id"] == operation
+        assert len(outage.stream) == 2
+
+    def test_it_emits_to_the_database(self, outage: Outage) -> None:
+        outage.begin()
+        outage.limits.settle(a_scope(), "x", admitted_at=outage.clock.now, used=Amount(), record=RECORD)
+        assert outage.limits.emit(1, "op", RECORD)
+        assert outage.stored[-1] == {**RECORD, "id": "op", "revision": 2, "overrun": False}
+
+    def test_it_takes_leases_it_cannot_renew_to_be_held(self, outage: Outage) -> None:
+        outage.begin()
+        assert outage.limits.renew(1, ["a"]) == {"a"}
+
+    def test_it_does_not_guess_usage(self, outage: Outage) -> None:
+        outage.begin()
+        with pytest.raises(Unavailable):
+            outage.limits.usage(a_scope())
+
+
+class TestPending:
+    def pending(self, operation: str, **more: Any) -> Pending:
+        return Pending(a_scope(), operation, 0, Amount(1, 1), 0, None, **more)
+
+    def test_it_drops_the_oldest_when_it_is_full(self) -> None:
+        queue = PendingSettlements(Clock(), capacity=2)
+        for operation in "abc":
+            queue.add(self.pending(operation))
+        assert (len(queue), queue.dropped) == (2, 1)
+
+    def test_it_does_not_repeat_what_redis_may_have_forgotten(self) -> None:
+        world, queue = memory_world(), PendingSettlements(Clock(REMEMBERED))
+        queue.add(self.pending("a", maybe_done=True))
+        queue.add(self.pending("b"))
+        assert queue.flush(world.backend)
+        assert queue.dropped == 1
+
+    def test_it_keeps_what_fails(self) -> None:
+        outage, queue = Outage(), PendingSettlements(Clock())
+        outage.begin()
+        queue.add(self.pending("a"))
+        assert not queue.flush(outage.primary)
+        assert len(queue) == 1
+
+
+@pytest.fixture
+def server() -> Iterator[Redis]:
+    with redis_server(appendonly=True) as server:
+        yield server
+
+
+class TestRealRedis:
+    """A real Redis is killed, stopped in its tracks, and restarted empty. The mender's thread runs as in production."""
+
+    @pytest.fixture
+    def stored(self) -> list[Record]:
+        return []
+
+    @pytest.fixture
+    def database(self) -> Database:
+        return Database()
+
+    @pytest.fixture
+    def limits(self, server: Redis, stored: list[Record], database: Database) -> FailoverBackend:
+        wire = wire_for(redis_client(server.url))
+        return FailoverBackend(RedisBackend(wire, seeder=database), probe=wire.ping, sink=stored.append)
+
+    def reserve(self, limits: FailoverBackend, scope: Scope, operation: str) -> Reserved | Refusal:
+        return limits.reserve(scope, operation, admitted_at=limits.now(), bound=a_bound(), draft=RECORD)
+
+    def test_it_survives_a_crash_and_a_restart(
+        self, server: Redis, limits: FailoverBackend, stored: list[Record]
+    ) -> None:
+        scope, budget = a_scope(requests_per_minute=3), a_scope(monthly_tokens=1000)
+        operation = an_operation()
+        self.reserve(limits, budget, operation)
+        time.sleep(1.1)  # the append-only file is synced once a second
+        server.kill()
+        assert limits.admit(scope, an_operation()).admitted
+        with pytest.raises(Unavailable):
+            self.reserve(limits, budget, an_operation())
+        limits.settle(budget, operation, admitted_at=limits.now(), used=Amount(30, 30), record=RECORD)
+        assert [record["id"] for record in stored] == [operation]
+        server.restart()
+        wait_until(lambda: not limits.is_degraded and not limits.pending, "the mender", timeout=5)
+        used = limits.usage(budget)[0]
+        assert (used.settled, used.reserved) == (Amount(30, 30), Amount())
+
+    def test_it_waits_for_a_paused_redis_once(self, server: Redis, limits: FailoverBackend) -> None:
+        scope = a_scope(requests_per_minute=100)
+        limits.admit(scope, an_operation())
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            waits = []
+            for _ in range(20):
+                began = time.monotonic()
+                assert limits.admit(scope, an_operation()).admitted
+                waits.append(time.monotonic() - began)
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        assert waits[0] < 0.35
+        assert max(waits[1:]) < 0.05
+        wait_until(lambda: not limits.is_degraded, "the breaker to close", timeout=5)
+        assert limits.admit(scope, an_operation()).admitted
+
+    def test_it_reads_a_spent_budget_back_when_redis_comes_back_empty(
+        self, server: Redis, limits: FailoverBackend, database: Database
+    ) -> None:
+        scope, operation = a_scope(monthly_tokens=150), an_operation()
+        self.reserve(limits, scope, operation)
+        limits.settle(scope, operation, admitted_at=limits.now(), used=Amount(100, 100), record=RECORD)
+        month = database.asked[0][1]
+        database.ledgers[scope.subjects[0].name, month] = Amount(100, 100)
+        redis.Redis.from_url(server.url).flushall()
+        refusal = self.reserve(limits, scope, an_operation())
+        assert isinstance(refusal, Refusal)
+        assert (refusal.used, refusal.impossible) == (100, False)
+
+    def test_it_replaces_connections_that_a_restart_made_stale(self, server: Redis, limits: FailoverBackend) -> None:
+        limits.admit(a_scope(), an_operation())
+        server.kill()
+        server.restart()
+        assert limits.primary.admit(a_scope(), an_operation()).admitted
+        assert not limits.is_degraded
+
+    def test_it_loads_scripts_again_that_redis_has_forgotten(self, server: Redis, limits: FailoverBackend) -> None:
+        limits.admit(a_scope(), an_operation())
+        redis.Redis.from_url(server.url).script_flush()
+        assert limits.admit(a_scope(), an_operation()).admitted
+
+    def test_it_gives_every_key_a_time_to_live(self, server: Redis, limits: FailoverBackend) -> None:
+        scope = a_scope(requests_per_minute=3, tokens_per_minute=1000, monthly_tokens=1000)
+        for tokens in (1, None):
+            operation = an_operation()
+            limits.admit(scope, operation)
+            self.reserve(limits, scope, operation)
+            if tokens:
+                limits.settle(scope, operation, admitted_at=limits.now(), used=Amount(1, 1), record=RECORD)
+        client: Any = redis.Redis.from_url(server.url)
+        keys = client.keys("*")
+        assert len(keys) > 8
+        assert all(key.startswith(b"aiapi:{s%d}:" % scope.shard) for key in keys)
+        assert [key for key in keys if client.ttl(key) < 1] == []
+
+    def test_it_puts_records_into_the_stream_of_the_shard(self, server: Redis, limits: FailoverBackend) -> None:
+        scope, operation = a_scope(), an_operation()
+        limits.emit(scope.account_id, operation, RECORD)
+        client: Any = redis.Redis.from_url(server.url)
+        [(_, fields)] = client.xrange(records_stream(scope.shard))
+        assert decode_record(fields) == {**RECORD, "id": operation, "revision": 2, "overrun": False}
+
+
+def test_it_uses_redis_time() -> None:
+    with redis_server() as server:
+        backend = RedisBackend(wire_for(redis_client(server.url)), seeder=Database())
+        assert abs(backend.now() - time.time_ns() // 1000) < SECOND
