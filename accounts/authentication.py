@@ -9,7 +9,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
 from accounts.addresses import client_address, is_within, rate_limit_group_key
-from accounts.exceptions import AddressDenied, KeyInvalid, KeyRequired, TooManyFailures
+from accounts.exceptions import AddressDenied, KeyInvalid, TooManyFailures
 from accounts.keys import is_well_formed
 from accounts.snapshots import Identity, directory
 
@@ -25,16 +25,13 @@ def sent_key(request: HttpRequest | Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
-def authenticate_key(request: HttpRequest) -> Identity:
-    """Find the identity of the key that a request carries.
+def authenticate_key(key: str, request: HttpRequest) -> Identity:
+    """Find the identity of a key that a request carries.
 
-    Raises KeyRequired without one, KeyInvalid for any that is not usable, TooManyFailures for a bad key from an
-    address that sent too many of them, AddressDenied for one that is restricted to other addresses, and
-    DependencyUnavailable when the database can't be asked.
+    Raises KeyInvalid for any that is not usable, TooManyFailures for a bad key from an address that sent too many of
+    them, AddressDenied for one that is restricted to other addresses, and DependencyUnavailable when the database
+    can't be asked.
     """
-    key = sent_key(request)
-    if not key:
-        raise KeyRequired
     identity = directory.find(key) if is_well_formed(key) else None
     if identity is None:
         _count_failure(request)
@@ -55,9 +52,12 @@ def _count_failure(request: HttpRequest) -> None:
 class ApiKeyAuthentication(BaseAuthentication):
     """DRF authentication by API key; `request.user` becomes an Identity."""
 
-    def authenticate(self, request: Request) -> tuple[Identity, None]:
-        """Return the identity, or raise as authenticate_key does."""
-        identity = authenticate_key(request._request)
+    def authenticate(self, request: Request) -> tuple[Identity, None] | None:
+        """Return the identity, or raise as authenticate_key does; None without a key, for another class to try."""
+        key = sent_key(request)
+        if not key:
+            return None
+        identity = authenticate_key(key, request._request)
         request._request.identity = identity  # type: ignore[attr-defined]  # for headers, log and record
         return identity, None
 

@@ -6,6 +6,7 @@ A limit that is null is no limit. Money is NUMERIC in US dollars here and intege
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from django.core.validators import MinValueValidator
 from django.db import models
@@ -13,7 +14,7 @@ from django.utils import timezone
 
 from accounts.validators import validate_model_names, validate_networks, validate_scopes
 
-DOLLARS = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
+DOLLARS: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
 
 
 class RequestLimits(models.Model):

@@ -112,7 +112,10 @@ def _draft_items(admission: Admission) -> tuple[list[str], list[str]]:
 
 
 def _named_windows(status: Status) -> list[tuple[str, str, Window]]:
-    named = [(status.subject.kind, "", status.requests), (f"{status.subject.kind}-tokens", ';qu="tokens"', status.tokens)]
+    named = [
+        (status.subject.kind, "", status.requests),
+        (f"{status.subject.kind}-tokens", ';qu="tokens"', status.tokens),
+    ]
     return [(name, unit, window) for name, unit, window in named if window is not None]
 
 

@@ -5,6 +5,7 @@ Shape (WIRE.md, Errors): `{detail, code, request_id, errors?}`, and under /v1 Op
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import structlog
@@ -110,5 +111,5 @@ def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
 
 def server_error(request: HttpRequest) -> JsonResponse:
     """Answer an exception outside DRF (handler500) and log its traceback."""
-    log.error("unhandled_exception", exc_info=True)
+    log.error("unhandled_exception", exc_info=sys.exc_info())
     return json_error(request, api.InternalError())

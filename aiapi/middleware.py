@@ -78,5 +78,3 @@ class AdminLoginLimit:
                 increment=True,
             )
         )
-
-

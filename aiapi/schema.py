@@ -6,6 +6,7 @@ from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.utils import Direction
 from rest_framework import serializers
 
 from inference.openai.errors import is_openai_path
@@ -53,7 +54,7 @@ class ErrorBody(serializers.Serializer[Any]):
     detail = serializers.CharField(help_text="What is wrong, for a person.")
     code = serializers.CharField(help_text="What is wrong, for a program: stable.")
     request_id = serializers.CharField(allow_null=True, help_text="As in X-Request-ID.")
-    errors = serializers.DictField(
+    errors = serializers.DictField(  # type: ignore[assignment]  # a field of the body, not the property it hides
         child=serializers.ListField(child=serializers.CharField()), required=False, help_text="Messages by field."
     )
     limit = LimitBody(required=False)
@@ -75,10 +76,9 @@ class OpenAIErrorBody(serializers.Serializer[Any]):
 
 
 class KeySecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registers itself when defined
-    """Describes ApiKeyAuthentication and what derives from it: two schemes, either of which will do."""
+    """Describes ApiKeyAuthentication: two schemes, either of which will do."""
 
     target_class = "accounts.authentication.ApiKeyAuthentication"
-    match_subclasses = True
     name = list(SCHEMES)
 
     def get_security_definition(self, auto_schema: AutoSchema) -> list[dict[str, Any]]:
@@ -107,16 +107,17 @@ class ApiSchema(AutoSchema):
     def get_auth(self) -> list[dict[str, Any]]:
         """Spread alternatives that one authentication class offers."""
         spread: list[dict[str, Any]] = []
-        for requirement in super().get_auth():
+        offered: list[Any] = super().get_auth()
+        for requirement in offered:
             spread.extend(requirement if isinstance(requirement, list) else [requirement])
         return spread
 
-    def _get_response_bodies(self, direction: str = "response") -> dict[str, Any]:
+    def _get_response_bodies(self, direction: Direction = "response") -> dict[str, Any]:
         bodies: dict[str, Any] = super()._get_response_bodies(direction)
         serializer = OpenAIErrorBody if is_openai_path(self.path) else ErrorBody
         for status in self._error_statuses():
             if str(status) not in bodies:
-                body = self._get_response_for_code(serializer(), str(status))
+                body: dict[str, Any] = self._get_response_for_code(serializer(), str(status))  # type: ignore[no-untyped-call]
                 bodies[str(status)] = {**body, "description": ERRORS[status]}
         return dict(sorted(bodies.items()))
 

@@ -46,7 +46,9 @@ ALLOW_PLAIN_KEYS = not IS_PRODUCTION  # demo keys such as dev_key_123 exist in d
 # Where it listens, and who may talk to it
 HOST = ENV.text("HOST", "127.0.0.1", help="address to listen on; 0.0.0.0 in the image")
 PORT = ENV.integer("PORT", 8000, minimum=1, maximum=65535, help="port to listen on")
-WEB_CONCURRENCY = ENV.integer("WEB_CONCURRENCY", 1, minimum=1, maximum=256, help="worker processes; more need REDIS_URL")
+WEB_CONCURRENCY = ENV.integer(
+    "WEB_CONCURRENCY", 1, minimum=1, maximum=256, help="worker processes; more need REDIS_URL"
+)
 GRACEFUL_TIMEOUT = ENV.integer(
     "GRACEFUL_TIMEOUT", 30, minimum=1, maximum=3600, help="seconds that open requests get to end at shutdown"
 )
@@ -102,7 +104,9 @@ AUTH_STALE_SECONDS = ENV.integer(
 # The model
 OPENAI_API_KEY = ENV.text("OPENAI_API_KEY", secret=True, help="secret of the provider")
 OPENAI_BASE_URL = ENV.url("OPENAI_BASE_URL", ("http", "https"), help="an OpenAI-compatible server, up to and with /v1")
-OPENAI_MODEL = ENV.text("OPENAI_MODEL", help="default model; gpt-3.5-turbo at the provider, the local model without one")
+OPENAI_MODEL = ENV.text(
+    "OPENAI_MODEL", help="default model; gpt-3.5-turbo at the provider, the local model without one"
+)
 LOCAL_MODEL_URL = ENV.url("LOCAL_MODEL_URL", ("http",), help="the local model's address; bin/run sets it")
 UPSTREAM_TIMEOUT = ENV.number(
     "UPSTREAM_TIMEOUT", 60, minimum=0.1, maximum=3600, help="seconds that a model call may take altogether"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
@@ -9,7 +11,7 @@ from django.utils import timezone
 from inference.validators import validate_api_key_variable, validate_extra_headers, validate_provider_url
 
 MODEL_NAME = RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z", "Letters, digits and . _ : / @ - only.")
-PRICE = {"max_digits": 19, "decimal_places": 9, "default": 0, "validators": [MinValueValidator(0)]}
+PRICE: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "default": 0, "validators": [MinValueValidator(0)]}
 
 
 class Provider(models.Model):
@@ -80,9 +82,7 @@ class Deployment(models.Model):
 
     class Meta:
         ordering = ["model__public_name", "order", "-weight", "id"]
-        constraints = [
-            models.UniqueConstraint(fields=["model", "provider", "upstream_name"], name="deployment_unique")
-        ]
+        constraints = [models.UniqueConstraint(fields=["model", "provider", "upstream_name"], name="deployment_unique")]
 
     def __str__(self) -> str:
         return f"{self.provider}/{self.upstream_name}"

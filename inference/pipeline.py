@@ -256,5 +256,3 @@ def emit_record(caller: Caller, record: Mapping[str, Any]) -> None:
     with caller.trace.stage("limits"):
         get_limits().emit(caller.identity.account_id, caller.trace.id.hex, record)
     caller.trace.is_recorded = True
-
-

@@ -28,7 +28,7 @@ class RequestRateThrottle(BaseThrottle):
         trace = django_request.trace  # type: ignore[attr-defined]
         with trace.stage("limits"):
             try:
-                admission = get_limits().admit(request.user.limits, trace.id.hex)
+                admission = get_limits().admit(django_request.identity.limits, trace.id.hex)  # type: ignore[attr-defined]
             except Unavailable as error:
                 raise DependencyUnavailable(retry_after=error.retry_after) from error
         django_request.admission = admission  # type: ignore[attr-defined]

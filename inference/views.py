@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -11,8 +12,9 @@ from accounts.exceptions import ApiError
 from accounts.refusals import dollars
 from accounts.views import KeyView
 from inference import prompts
+from inference.documentation import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
 from inference.pipeline import Answer, Caller, ModelCall, answer_call, emit_record
-from inference.serializers import ChatRequest, SummarizeRequest
+from inference.serializers import ChatAnswer, ChatRequest, SummarizeAnswer, SummarizeRequest
 from inference.throttles import RequestRateThrottle
 from inference.upstream.client import answer_text
 from monitoring.records import begin_record
@@ -35,9 +37,9 @@ class ModelEndpoint(KeyView):
         headers = {"X-Cache": answer.cache.upper(), "X-Model": answer.model, "X-Cost-USD": dollars(answer.cost)}
         return Response(body, headers=headers)
 
-    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Response:
+    def finalize_response(self, request: Request, answer: Any, *args: Any, **kwargs: Any) -> Response:
         """Record what the pipeline did not, and say what the platform itself took, by stage."""
-        response = super().finalize_response(request, response, *args, **kwargs)
+        response = super().finalize_response(request, answer, *args, **kwargs)
         trace: Trace = request._request.trace  # type: ignore[attr-defined]
         if getattr(request._request, "admission", None) is not None and not trace.is_recorded:
             self._record_failure(request, response)
@@ -74,6 +76,15 @@ class ChatView(ModelEndpoint):
     endpoint = "chat"
     required_scope = "chat"
 
+    @extend_schema(
+        operation_id="chat",
+        summary="Ask a model one question",
+        description="The same question again is answered from the cache of your account, and costs nothing.",
+        request=ChatRequest,
+        responses=model_answer(ChatAnswer),
+        examples=CHAT_EXAMPLES,
+        parameters=REQUEST_HEADERS,
+    )
     def post(self, request: Request) -> Response:
         """Ask a model one question."""
         body = ChatRequest(data=request.data)
@@ -100,6 +111,15 @@ class SummarizeView(ModelEndpoint):
     endpoint = "summarize"
     required_scope = "summarize"
 
+    @extend_schema(
+        operation_id="summarize",
+        summary="Summarize a text in so many sentences",
+        description="short, medium and long are 1-2, 3-4 and 5-6 sentences.",
+        request=SummarizeRequest,
+        responses=model_answer(SummarizeAnswer),
+        examples=SUMMARIZE_EXAMPLES,
+        parameters=REQUEST_HEADERS,
+    )
     def post(self, request: Request) -> Response:
         """Summarize a text in so many sentences."""
         body = SummarizeRequest(data=request.data)

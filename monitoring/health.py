@@ -111,4 +111,3 @@ register_check("database", database_health)
 register_check("cache", cache_health)
 register_check("limits", limits_health)
 register_check("ingest", ingest_health)
-

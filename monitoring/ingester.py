@@ -114,5 +114,3 @@ def _decoded(entries: Iterable[Entry]) -> Iterable[dict[str, Any]]:
             yield decode_record(fields)
         except (KeyError, ValueError) as error:
             log.error("record_unreadable", entry=identifier.decode(), cause=type(error).__name__)
-
-

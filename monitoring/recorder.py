@@ -34,15 +34,13 @@ def write_records(records: Sequence[Mapping[str, Any]]) -> int:
 
 def _upsert(rows: Sequence[RequestRecord]) -> None:
     """Insert rows or replace those of a lower revision: the condition is what Django's bulk_create can't say."""
-    columns = [field.column for field in _FIELDS]
+    columns = [str(field.column) for field in _FIELDS]
     line = f"({', '.join(['%s'] * len(columns))})"
     updates = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "id")
     statement = (
         f"INSERT INTO {_TABLE} ({', '.join(columns)}) VALUES {', '.join([line] * len(rows))} "  # noqa: S608
         f"ON CONFLICT (id) DO UPDATE SET {updates} WHERE excluded.revision > {_TABLE}.revision"
     )
-    values = [
-        field.get_db_prep_save(getattr(row, field.attname), connection) for row in rows for field in _FIELDS
-    ]
+    values = [field.get_db_prep_save(getattr(row, field.attname), connection) for row in rows for field in _FIELDS]
     with connection.cursor() as cursor:
         cursor.execute(statement, values)

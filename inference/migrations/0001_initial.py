@@ -3,79 +3,173 @@
 import django.core.validators
 import django.db.models.deletion
 import django.utils.timezone
-import inference.validators
 from django.db import migrations, models
+
+import inference.validators
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Model',
+            name="Model",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('public_name', models.CharField(max_length=100, unique=True, validators=[django.core.validators.RegexValidator('^[A-Za-z0-9][A-Za-z0-9._:/@-]*\\Z', 'Letters, digits and . _ : / @ - only.')])),
-                ('kind', models.CharField(choices=[('chat', 'Chat'), ('embedding', 'Embedding')], default='chat', max_length=20)),
-                ('context_size', models.PositiveIntegerField(default=8192, help_text='Prompt and answer together, in tokens.', validators=[django.core.validators.MinValueValidator(1)])),
-                ('is_enabled', models.BooleanField(default=True, help_text='Off: callers get 404, at once.')),
-                ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "public_name",
+                    models.CharField(
+                        max_length=100,
+                        unique=True,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[A-Za-z0-9][A-Za-z0-9._:/@-]*\\Z", "Letters, digits and . _ : / @ - only."
+                            )
+                        ],
+                    ),
+                ),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[("chat", "Chat"), ("embedding", "Embedding")], default="chat", max_length=20
+                    ),
+                ),
+                (
+                    "context_size",
+                    models.PositiveIntegerField(
+                        default=8192,
+                        help_text="Prompt and answer together, in tokens.",
+                        validators=[django.core.validators.MinValueValidator(1)],
+                    ),
+                ),
+                ("is_enabled", models.BooleanField(default=True, help_text="Off: callers get 404, at once.")),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now, editable=False)),
             ],
             options={
-                'ordering': ['public_name'],
+                "ordering": ["public_name"],
             },
         ),
         migrations.CreateModel(
-            name='Provider',
+            name="Provider",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.SlugField(unique=True)),
-                ('base_url', models.CharField(help_text='Up to and with /v1, such as https://api.openai.com/v1.', max_length=500)),
-                ('api_key_variable', models.CharField(blank=True, help_text='Environment variable that holds the secret; must end in _API_KEY. Empty: no secret is sent.', max_length=100, validators=[inference.validators.validate_api_key_variable])),
-                ('extra_headers', models.JSONField(blank=True, default=dict, help_text='Sent with each call: {"X-Project": "blue"}; a value "$NAME_API_KEY" is read from the environment.', validators=[inference.validators.validate_extra_headers])),
-                ('is_enabled', models.BooleanField(default=True, help_text='Off: nothing is sent there, at once.')),
-                ('from_environment', models.BooleanField(default=False, editable=False, help_text='Set up by bootstrap from the environment, which keeps it up to date.')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.SlugField(unique=True)),
+                (
+                    "base_url",
+                    models.CharField(
+                        help_text="Up to and with /v1, such as https://api.openai.com/v1.", max_length=500
+                    ),
+                ),
+                (
+                    "api_key_variable",
+                    models.CharField(
+                        blank=True,
+                        help_text="Environment variable that holds the secret; must end in _API_KEY. Empty: no secret is sent.",
+                        max_length=100,
+                        validators=[inference.validators.validate_api_key_variable],
+                    ),
+                ),
+                (
+                    "extra_headers",
+                    models.JSONField(
+                        blank=True,
+                        default=dict,
+                        help_text='Sent with each call: {"X-Project": "blue"}; a value "$NAME_API_KEY" is read from the environment.',
+                        validators=[inference.validators.validate_extra_headers],
+                    ),
+                ),
+                ("is_enabled", models.BooleanField(default=True, help_text="Off: nothing is sent there, at once.")),
+                (
+                    "from_environment",
+                    models.BooleanField(
+                        default=False,
+                        editable=False,
+                        help_text="Set up by bootstrap from the environment, which keeps it up to date.",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['name'],
+                "ordering": ["name"],
             },
         ),
         migrations.CreateModel(
-            name='Deployment',
+            name="Deployment",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('upstream_name', models.CharField(help_text='What the provider calls the model.', max_length=200)),
-                ('order', models.PositiveSmallIntegerField(default=0)),
-                ('weight', models.PositiveSmallIntegerField(default=1, validators=[django.core.validators.MinValueValidator(1)])),
-                ('is_enabled', models.BooleanField(default=True)),
-                ('model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='deployments', to='inference.model')),
-                ('provider', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='deployments', to='inference.provider')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("upstream_name", models.CharField(help_text="What the provider calls the model.", max_length=200)),
+                ("order", models.PositiveSmallIntegerField(default=0)),
+                (
+                    "weight",
+                    models.PositiveSmallIntegerField(
+                        default=1, validators=[django.core.validators.MinValueValidator(1)]
+                    ),
+                ),
+                ("is_enabled", models.BooleanField(default=True)),
+                (
+                    "model",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="deployments", to="inference.model"
+                    ),
+                ),
+                (
+                    "provider",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="deployments", to="inference.provider"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['model__public_name', 'order', '-weight', 'id'],
+                "ordering": ["model__public_name", "order", "-weight", "id"],
             },
         ),
         migrations.CreateModel(
-            name='Price',
+            name="Price",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('valid_from', models.DateTimeField(default=django.utils.timezone.now)),
-                ('input_per_million', models.DecimalField(decimal_places=9, default=0, max_digits=19, validators=[django.core.validators.MinValueValidator(0)])),
-                ('cached_input_per_million', models.DecimalField(decimal_places=9, default=0, max_digits=19, validators=[django.core.validators.MinValueValidator(0)])),
-                ('output_per_million', models.DecimalField(decimal_places=9, default=0, max_digits=19, validators=[django.core.validators.MinValueValidator(0)])),
-                ('deployment', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='prices', to='inference.deployment')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("valid_from", models.DateTimeField(default=django.utils.timezone.now)),
+                (
+                    "input_per_million",
+                    models.DecimalField(
+                        decimal_places=9,
+                        default=0,
+                        max_digits=19,
+                        validators=[django.core.validators.MinValueValidator(0)],
+                    ),
+                ),
+                (
+                    "cached_input_per_million",
+                    models.DecimalField(
+                        decimal_places=9,
+                        default=0,
+                        max_digits=19,
+                        validators=[django.core.validators.MinValueValidator(0)],
+                    ),
+                ),
+                (
+                    "output_per_million",
+                    models.DecimalField(
+                        decimal_places=9,
+                        default=0,
+                        max_digits=19,
+                        validators=[django.core.validators.MinValueValidator(0)],
+                    ),
+                ),
+                (
+                    "deployment",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="prices", to="inference.deployment"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['deployment', '-valid_from'],
-                'constraints': [models.UniqueConstraint(fields=('deployment', 'valid_from'), name='price_unique')],
+                "ordering": ["deployment", "-valid_from"],
+                "constraints": [models.UniqueConstraint(fields=("deployment", "valid_from"), name="price_unique")],
             },
         ),
         migrations.AddConstraint(
-            model_name='deployment',
-            constraint=models.UniqueConstraint(fields=('model', 'provider', 'upstream_name'), name='deployment_unique'),
+            model_name="deployment",
+            constraint=models.UniqueConstraint(fields=("model", "provider", "upstream_name"), name="deployment_unique"),
         ),
     ]

@@ -4,44 +4,80 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='RequestRecord',
+            name="RequestRecord",
             fields=[
-                ('id', models.UUIDField(help_text='UUIDv7, made here.', primary_key=True, serialize=False)),
-                ('revision', models.PositiveSmallIntegerField(default=1, help_text='A record replaces those of lower revision.')),
-                ('label', models.CharField(help_text='X-Request-ID as the caller saw it.', max_length=64)),
-                ('admitted_at', models.DateTimeField()),
-                ('account_id', models.BigIntegerField()),
-                ('account_name', models.CharField(max_length=100)),
-                ('key_id', models.BigIntegerField()),
-                ('key_name', models.CharField(max_length=100)),
-                ('endpoint', models.CharField(max_length=50)),
-                ('model', models.CharField(blank=True, max_length=100)),
-                ('deployment', models.CharField(blank=True, max_length=260)),
-                ('status', models.PositiveSmallIntegerField()),
-                ('error_code', models.CharField(blank=True, max_length=50)),
-                ('cache', models.CharField(blank=True, choices=[('hit', 'Hit'), ('miss', 'Miss'), ('coalesced', 'Coalesced'), ('bypass', 'Bypass'), ('', 'none')], max_length=10)),
-                ('input_tokens', models.BigIntegerField(default=0)),
-                ('cached_tokens', models.BigIntegerField(default=0, help_text='Part of the input tokens.')),
-                ('output_tokens', models.BigIntegerField(default=0)),
-                ('cost', models.DecimalField(decimal_places=9, default=0, help_text='US dollars.', max_digits=19)),
-                ('usage_source', models.CharField(blank=True, choices=[('provider', 'Provider'), ('estimated', 'Estimated'), ('bound', 'Bound'), ('cache', 'Cache'), ('', 'none')], max_length=10)),
-                ('is_partial', models.BooleanField(default=False, help_text='The answer was broken off.')),
-                ('is_overrun', models.BooleanField(default=False, help_text='The provider billed more than the bound.')),
-                ('latency_ms', models.FloatField(default=0)),
-                ('first_token_ms', models.FloatField(blank=True, null=True)),
-                ('attempts', models.PositiveSmallIntegerField(default=0, help_text='Calls made to providers.')),
+                ("id", models.UUIDField(help_text="UUIDv7, made here.", primary_key=True, serialize=False)),
+                (
+                    "revision",
+                    models.PositiveSmallIntegerField(default=1, help_text="A record replaces those of lower revision."),
+                ),
+                ("label", models.CharField(help_text="X-Request-ID as the caller saw it.", max_length=64)),
+                ("admitted_at", models.DateTimeField()),
+                ("account_id", models.BigIntegerField()),
+                ("account_name", models.CharField(max_length=100)),
+                ("key_id", models.BigIntegerField()),
+                ("key_name", models.CharField(max_length=100)),
+                ("endpoint", models.CharField(max_length=50)),
+                ("model", models.CharField(blank=True, max_length=100)),
+                ("deployment", models.CharField(blank=True, max_length=260)),
+                ("status", models.PositiveSmallIntegerField()),
+                ("error_code", models.CharField(blank=True, max_length=50)),
+                (
+                    "cache",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("hit", "Hit"),
+                            ("miss", "Miss"),
+                            ("coalesced", "Coalesced"),
+                            ("bypass", "Bypass"),
+                            ("", "none"),
+                        ],
+                        max_length=10,
+                    ),
+                ),
+                ("input_tokens", models.BigIntegerField(default=0)),
+                ("cached_tokens", models.BigIntegerField(default=0, help_text="Part of the input tokens.")),
+                ("output_tokens", models.BigIntegerField(default=0)),
+                ("cost", models.DecimalField(decimal_places=9, default=0, help_text="US dollars.", max_digits=19)),
+                (
+                    "usage_source",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("provider", "Provider"),
+                            ("estimated", "Estimated"),
+                            ("bound", "Bound"),
+                            ("cache", "Cache"),
+                            ("", "none"),
+                        ],
+                        max_length=10,
+                    ),
+                ),
+                ("is_partial", models.BooleanField(default=False, help_text="The answer was broken off.")),
+                (
+                    "is_overrun",
+                    models.BooleanField(default=False, help_text="The provider billed more than the bound."),
+                ),
+                ("latency_ms", models.FloatField(default=0)),
+                ("first_token_ms", models.FloatField(blank=True, null=True)),
+                ("attempts", models.PositiveSmallIntegerField(default=0, help_text="Calls made to providers.")),
             ],
             options={
-                'ordering': ['-id'],
-                'indexes': [models.Index(fields=['account_id', '-id'], name='record_account'), models.Index(fields=['key_id', '-id'], name='record_key'), models.Index(fields=['account_id', 'admitted_at'], name='record_account_month'), models.Index(fields=['key_id', 'admitted_at'], name='record_key_month'), models.Index(fields=['label'], name='record_label')],
+                "ordering": ["-id"],
+                "indexes": [
+                    models.Index(fields=["account_id", "-id"], name="record_account"),
+                    models.Index(fields=["key_id", "-id"], name="record_key"),
+                    models.Index(fields=["account_id", "admitted_at"], name="record_account_month"),
+                    models.Index(fields=["key_id", "admitted_at"], name="record_key_month"),
+                    models.Index(fields=["label"], name="record_label"),
+                ],
             },
         ),
     ]

@@ -54,5 +54,3 @@ class Command(BaseCommand):
 
 def _line(message: checks.CheckMessage) -> str:
     return f"{message.id}: {message.msg} {message.hint or ''}".strip()
-
-
