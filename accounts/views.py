@@ -37,9 +37,9 @@ class KeyView(APIView):
         if self.required_scope and identity is not None and self.required_scope not in identity.scopes:
             raise ScopeDenied
 
-    def finalize_response(self, request: Request, answer: Any, *args: Any, **kwargs: Any) -> Response:
+    def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         """Add the headers that every authenticated answer has, errors included."""
-        response: Response = super().finalize_response(request, answer, *args, **kwargs)
+        response = super().finalize_response(request, response, *args, **kwargs)
         identity: Identity | None = getattr(request._request, "identity", None)
         if identity is not None:
             for name, value in self.limit_headers(request, identity).items():

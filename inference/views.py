@@ -37,9 +37,9 @@ class ModelEndpoint(KeyView):
         headers = {"X-Cache": answer.cache.upper(), "X-Model": answer.model, "X-Cost-USD": dollars(answer.cost)}
         return Response(body, headers=headers)
 
-    def finalize_response(self, request: Request, answer: Any, *args: Any, **kwargs: Any) -> Response:
+    def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         """Record what the pipeline did not, and say what the platform itself took, by stage."""
-        response = super().finalize_response(request, answer, *args, **kwargs)
+        response = super().finalize_response(request, response, *args, **kwargs)
         trace: Trace = request._request.trace  # type: ignore[attr-defined]
         if getattr(request._request, "admission", None) is not None and not trace.is_recorded:
             self._record_failure(request, response)
