@@ -1,6 +1,6 @@
 """Limits and budgets that hold exactly: the process's one backend, built from the settings when first asked for.
 
-Settings: `REDIS_URL` (None: in process), `LIMITS_LEASE_SECONDS`. What the limits need from rooms above them is
+Settings: `REDIS_URL` (empty: in process), `REDIS_TIMEOUT`, `LIMITS_LEASE_SECONDS`. What the limits need from rooms above them is
 installed by those when Django starts; see install.
 """
 
@@ -19,6 +19,7 @@ from accounts.limits.memory import MemoryBackend
 from accounts.limits.records import Record
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
 from accounts.limits.seeding import Seeder
+from accounts.limits.wire import PROBE_TIMEOUT, READ_TIMEOUT
 
 __all__ = ["get_limits", "install", "reset_limits"]
 
@@ -85,7 +86,9 @@ def _build(parts: _Parts) -> LimitBackend:
         return MemoryBackend(
             seeder=parts.seeder, sink=parts.sink, journal=parts.journal or NoJournal(), lease_seconds=lease_seconds
         )
-    wire = wire_for(redis_client(url))
+    # The probe that follows a call which got no reply is part of what a caller waits for a Redis that is gone.
+    wait: float = getattr(settings, "REDIS_TIMEOUT", READ_TIMEOUT + PROBE_TIMEOUT)
+    wire = wire_for(redis_client(url, read_timeout=max(wait - PROBE_TIMEOUT, PROBE_TIMEOUT)))
     return FailoverBackend(
         RedisBackend(wire, seeder=parts.seeder, lease_seconds=lease_seconds), probe=wire.ping, sink=parts.sink
     )
