@@ -33,6 +33,7 @@ __all__ = [
     "aiapi_server",
     "browser",
     "fake_upstream",
+    "launched",
     "local_model",
     "postgres_server",
     "redis_cluster",
@@ -154,6 +155,25 @@ def aiapi_server(
         service = Service(port, complete, log, process, root)
         try:
             wait_until(service.is_live, "/health/live")
+            yield service
+        finally:
+            stop(process, signal.SIGTERM)
+
+
+@contextmanager
+def launched(env: Mapping[str, str] | None = None) -> Iterator[Service]:
+    """Run the whole of bin/run on a free port, without anybody's .env, until it says that it is ready.
+
+    Its processes are a session of their own: `os.killpg(service.process.pid, ...)` is a Ctrl-C.
+    """
+    with tempfile.TemporaryDirectory(prefix="aiapi-launched-") as folder:
+        port, log = free_port(), Path(folder, "log")
+        own = {"PORT": str(port), "ENV_FILE": os.devnull, "DATABASE_URL": f"sqlite:///{folder}/aiapi.sqlite3"}
+        complete = {**clean_environment(), **own, **(env or {})}
+        process = spawn([sys.executable, "bin/run"], log, env=complete, cwd=ROOT, session=True)
+        service = Service(port, complete, log, process)
+        try:
+            wait_until(lambda: service.is_live() and "is ready" in log.read_text(), "bin/run to be ready", timeout=120)
             yield service
         finally:
             stop(process, signal.SIGTERM)

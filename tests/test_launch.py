@@ -55,6 +55,15 @@ def test_it_lets_the_outside_win_over_the_env_file(tmp_path: Path) -> None:
     assert loaded == {"PORT": "8001", "HOST": "::1", "OTHER": ""}
 
 
+def test_it_takes_another_env_file_by_name_and_misses_it_aloud(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PORT=9000\n")
+    (tmp_path / "other").write_text("PORT=9001\n")
+    assert environment.load(tmp_path, {"ENV_FILE": "other"})["PORT"] == "9001"
+    assert environment.load(tmp_path / "elsewhere", {}) == {}
+    with pytest.raises(LaunchError, match="gone can't be read"):
+        environment.load(tmp_path, {"ENV_FILE": "gone"})
+
+
 @pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "80.5"])
 def test_it_refuses_a_port_that_is_none(port: str) -> None:
     with pytest.raises(LaunchError, match="PORT must be a whole number from 1 to 65535"):

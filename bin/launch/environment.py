@@ -11,12 +11,18 @@ DEFAULT_PORT = 8000
 
 
 def load(root: Path, outside: Mapping[str, str]) -> dict[str, str]:
-    """Merge `.env`, if there is one, under the variables set outside; empty ones outside count as unset.
+    """Merge `.env` (or the file that ENV_FILE names) under the variables set outside; empty ones there count as unset.
 
-    Raises LaunchError for a line that is no NAME=value.
+    No `.env` is fine. Raises LaunchError for a line that is no NAME=value, and for an ENV_FILE that can't be read.
     """
-    path = root / ".env"
-    inside = parse(path.read_text(encoding="utf-8"), path.name) if path.exists() else {}
+    named = outside.get("ENV_FILE")
+    path = root / (named or ".env")
+    try:
+        inside = parse(path.read_text(encoding="utf-8"), path.name)
+    except OSError as error:
+        if named or path.exists():
+            raise LaunchError(f"{path} can't be read ({error.strerror})") from None
+        inside = {}
     return {**inside, **{name: value for name, value in outside.items() if value or name not in inside}}
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -75,7 +74,7 @@ def _needs(requirement: Requirement) -> Iterator[Requirement]:
     for text in metadata.requires(requirement.name) or []:
         need = Requirement(text)
         extras = requirement.extras or {""}
-        if need.marker is None or any(need.marker.evaluate({**default_environment(), "extra": e}) for e in extras):
+        if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras):
             yield need
 
 
