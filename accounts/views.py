@@ -6,15 +6,18 @@ from typing import Any
 
 import structlog
 from django.utils.cache import patch_vary_headers
+from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts.exceptions import ScopeDenied
+from accounts.exceptions import DependencyUnavailable, ScopeDenied
 from accounts.limits import get_limits
 from accounts.limits.contract import Admission, Unavailable
 from accounts.refusals import rate_headers
+from accounts.serializers import UsageAnswer
 from accounts.snapshots import Identity
+from accounts.usage import limit_states, month_text
 
 log = structlog.get_logger(__name__)
 
@@ -58,3 +61,32 @@ class KeyView(APIView):
             except Unavailable:
                 return {}
         return rate_headers(admission)
+
+
+class UsageView(KeyView):
+    """GET /usage."""
+
+    required_scope = "usage"
+
+    @extend_schema(
+        operation_id="usage",
+        summary="See the key's limits and what is left of them",
+        responses=UsageAnswer,
+    )
+    def get(self, request: Request) -> Response:
+        """Tell where every limit of key and account stands."""
+        identity: Identity = request._request.identity  # type: ignore[attr-defined]
+        try:
+            states = limit_states(identity.limits)
+            now = get_limits().now()
+        except Unavailable as error:
+            raise DependencyUnavailable(retry_after=error.retry_after) from error
+        return Response(
+            {
+                "account": identity.account_name,
+                "key": identity.key_name,
+                "tier": identity.tier_name,
+                "month": month_text(now),
+                "limits": states,
+            }
+        )

@@ -8,6 +8,8 @@ from typing import Any
 from django.contrib import admin
 from django.urls import URLPattern, path, re_path
 
+from accounts.key_views import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
+from accounts.views import UsageView
 from aiapi.views import OpenAPIView, RedocView, RootView, SwaggerView
 from inference.views import ChatView, SummarizeView
 from monitoring.views import HealthView, LiveView, ReadyView, StatsView
@@ -27,6 +29,11 @@ urlpatterns = [
     path("", RootView.as_view(), name="root"),
     api("chat", ChatView.as_view(), "chat"),
     api("summarize", SummarizeView.as_view(), "summarize"),
+    api("usage", UsageView.as_view(), "usage"),
+    api("keys", KeysView.as_view(), "keys"),
+    api(r"keys/(?P<key_id>\d{1,18})", KeyDetailView.as_view(), "key"),
+    api(r"keys/(?P<key_id>\d{1,18})/revoke", KeyRevokeView.as_view(), "key-revoke"),
+    api(r"keys/(?P<key_id>\d{1,18})/rotate", KeyRotateView.as_view(), "key-rotate"),
     api("stats", StatsView.as_view(), "stats"),
     api("health", HealthView.as_view(), "health"),
     api("health/live", LiveView.as_view(), "health-live"),

@@ -31,6 +31,7 @@ class StatsView(KeyView):
     """GET /stats."""
 
     authentication_classes = [ApiKeyAuthentication, StaffSession]
+    required_scope = "usage"
 
     @extend_schema(
         operation_id="stats",

@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand
 
 from accounts.checks import DEMO_KEYS
 from accounts.models import ApiKey, Tier
-from accounts.services import account_ensure, api_key_import
+from accounts.services import account_ensure, api_key_import, tier_ensure
 from inference.seeds import provider_seed
 
 #: Requests a minute of the tiers that a new installation has.
@@ -28,7 +28,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Set everything up, and print what is new and worth knowing."""
         for name, rate in TIERS.items():
-            Tier.objects.get_or_create(name=name, defaults={"requests_per_minute": rate})
+            tier_ensure(name=name, actor=ACTOR, requests_per_minute=rate)
         self._seed_provider()
         self._ensure_admin()
         if not settings.IS_PRODUCTION:

@@ -1,0 +1,123 @@
+"""What a key that manages keys may hand on: no limit, scope, model, address or time that is not its own."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from accounts.addresses import Network
+from accounts.exceptions import InvalidRequest
+from accounts.models import ApiKey
+from accounts.services import KeySettings
+from accounts.snapshots import build_identity
+from accounts.validators import DEFAULT_SCOPES
+
+_RATES = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
+_BUDGETS = ("monthly_token_budget", "monthly_cost_budget")
+
+
+def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings:
+    """Return the settings of a new key of the creator's tier: as asked, and where nothing is asked, the creator's.
+
+    Raises InvalidRequest that names every field in which more was asked than the creator has.
+    """
+    errors: dict[str, list[str]] = {}
+    settings: dict[str, Any] = {
+        "scopes": _subset("scopes", asked, creator.scopes or sorted(DEFAULT_SCOPES), errors),
+        "models": _subset("models", asked, _models(creator), errors),
+        "allowed_ips": _networks(asked, creator, errors),
+        "expires_at": _earlier(asked.get("expires_at"), creator.expires_at, errors),
+        **_rates(asked, creator, errors),
+    }
+    for name in _BUDGETS:
+        settings[name] = _at_most(name, asked.get(name), getattr(creator, name), errors)
+    if errors:
+        raise InvalidRequest("A key can't be given more than the key that makes it has.", errors=errors)
+    return cast("KeySettings", settings)
+
+
+def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
+    """Name what a key of the same account has beyond another: rotating it would hand that on."""
+    now = datetime.now(UTC)
+    mine, other = build_identity(creator, now), build_identity(key, now)
+    beyond = []
+    if not other.scopes <= mine.scopes:
+        beyond.append("scopes")
+    if not _covers(_models(creator), _models(key)):
+        beyond.append("models")
+    if not _within(other.networks, mine.networks):
+        beyond.append("allowed_ips")
+    own_limits, other_limits = mine.limits.subjects[0].limits, other.limits.subjects[0].limits
+    for name in type(own_limits).__slots__:
+        own, others = getattr(own_limits, name), getattr(other_limits, name)
+        if own is not None and (others is None or others > own):
+            beyond.append(name)
+    return beyond
+
+
+def _covers(ours: list[str], theirs: list[str]) -> bool:
+    return not ours or (bool(theirs) and set(theirs) <= set(ours))
+
+
+def _models(key: ApiKey) -> list[str]:
+    """Return the models that tier and key allow together; empty: all."""
+    if not key.models or not key.tier.models:
+        return list(key.models or key.tier.models)
+    return [name for name in key.models if name in key.tier.models]
+
+
+def _subset(field: str, asked: Mapping[str, Any], own: list[str], errors: dict[str, list[str]]) -> list[str]:
+    wanted = list(asked.get(field) or own)
+    beyond = [item for item in wanted if own and item not in own]
+    if beyond:
+        errors[field] = [f"Not among this key's own: {', '.join(beyond)}."]
+    return wanted
+
+
+def _networks(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> list[str]:
+    wanted = list(asked.get("allowed_ips") or creator.allowed_ips)
+    own = [ipaddress.ip_network(text) for text in creator.allowed_ips]
+    if not _within([ipaddress.ip_network(text) for text in wanted], own):
+        errors["allowed_ips"] = ["Not within this key's own addresses."]
+    return wanted
+
+
+def _within(inner: Any, outer: Any) -> bool:
+    """Say whether every network lies in one of the outer ones; no outer ones: anywhere is allowed."""
+    return not outer or (bool(inner) and all(any(_contains(big, small) for big in outer) for small in inner))
+
+
+def _contains(big: Network, small: Network) -> bool:
+    if isinstance(big, ipaddress.IPv4Network) and isinstance(small, ipaddress.IPv4Network):
+        return small.subnet_of(big)
+    if isinstance(big, ipaddress.IPv6Network) and isinstance(small, ipaddress.IPv6Network):
+        return small.subnet_of(big)
+    return False
+
+
+def _earlier(asked: datetime | None, own: datetime | None, errors: dict[str, list[str]]) -> datetime | None:
+    if asked is not None and own is not None and asked > own:
+        errors["expires_at"] = ["Later than this key's own."]
+    return asked or own
+
+
+def _rates(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> dict[str, Any]:
+    """Return the overrides of a new key. They end when the creator's do, and with them what it may hand on."""
+    now = datetime.now(UTC)
+    are_ended = creator.overrides_until is not None and creator.overrides_until <= now
+    effective = build_identity(creator, now).limits.subjects[0].limits
+    rates: dict[str, Any] = {"overrides_until": None if are_ended else creator.overrides_until}
+    for name in _RATES:
+        own = None if are_ended else getattr(creator, f"{name}_override")
+        if name in asked:
+            own = _at_most(name, asked[name], getattr(effective, name), errors)
+        rates[f"{name}_override"] = own
+    return rates
+
+
+def _at_most(name: str, asked: Any, own: Any, errors: dict[str, list[str]]) -> Any:
+    if asked is not None and own is not None and asked > own:
+        errors[name] = [f"More than this key's own {own}."]
+    return own if asked is None else asked

@@ -1,0 +1,126 @@
+"""The bodies of /usage and /keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.exceptions import ValidationError as DjangoValidationError
+from rest_framework import serializers
+
+from accounts.limits.contract import LimitName
+from accounts.models import ApiKey
+from accounts.validators import SCOPES, validate_model_names, validate_networks
+
+MAX_GRACE_SECONDS = 90 * 24 * 3600
+DAY_SECONDS = 24 * 3600
+LIMIT_NAMES = [str(name) for name in LimitName]
+
+
+class LimitState(serializers.Serializer[Any]):
+    """One limit of the key or its account. Money is a text in US dollars with nine decimals."""
+
+    name = serializers.ChoiceField(choices=LIMIT_NAMES)
+    owner = serializers.ChoiceField(choices=["key", "account"])
+    limit = serializers.JSONField(allow_null=True, help_text="null: no limit.")  # type: ignore[assignment]
+    used = serializers.JSONField(allow_null=True, help_text="null: not counted, because there is no limit.")
+    remaining = serializers.JSONField(allow_null=True)
+    reset = serializers.IntegerField(allow_null=True, help_text="When it is whole again, in seconds since the epoch.")
+
+
+class UsageAnswer(serializers.Serializer[Any]):
+    """What GET /usage answers."""
+
+    account = serializers.CharField()
+    key = serializers.CharField()
+    tier = serializers.CharField()
+    month = serializers.CharField(help_text="The calendar month (UTC) that the budgets are of, as in 2026-11.")
+    limits = LimitState(many=True)
+
+
+class KeyAnswer(serializers.ModelSerializer[ApiKey]):
+    """A key as its account sees it: never the secret."""
+
+    tier = serializers.CharField(source="tier.name")
+    requests_per_minute = serializers.IntegerField(
+        source="requests_per_minute_override", allow_null=True, help_text="null: the tier's."
+    )
+    tokens_per_minute = serializers.IntegerField(
+        source="tokens_per_minute_override", allow_null=True, help_text="null: the tier's."
+    )
+    concurrent_requests = serializers.IntegerField(
+        source="concurrent_requests_override", allow_null=True, help_text="null: the tier's."
+    )
+    state = serializers.ChoiceField(choices=["active", "revoked", "expired", "disabled"], read_only=True)
+
+    class Meta:
+        model = ApiKey
+        fields = [
+            "id",
+            "name",
+            "prefix",
+            "last_four",
+            "tier",
+            "state",
+            "scopes",
+            "models",
+            "allowed_ips",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "concurrent_requests",
+            "overrides_until",
+            "monthly_token_budget",
+            "monthly_cost_budget",
+            "created_at",
+            "expires_at",
+            "revoked_at",
+            "last_used_at",
+        ]
+        read_only_fields = fields
+
+
+class NewKeyAnswer(KeyAnswer):
+    """A key that was just made: the only time its secret is told."""
+
+    key = serializers.CharField(read_only=True, help_text="The secret. It is shown this once.")
+
+    class Meta(KeyAnswer.Meta):
+        fields = ["key", *KeyAnswer.Meta.fields]
+        read_only_fields = fields
+
+
+class KeyRequest(serializers.Serializer[Any]):
+    """What POST /keys takes; what is left out is as with the key that asks."""
+
+    name = serializers.CharField(max_length=100)
+    scopes = serializers.ListField(child=serializers.ChoiceField(choices=list(SCOPES)), required=False)
+    models = serializers.ListField(child=serializers.CharField(), required=False, validators=[validate_model_names])
+    allowed_ips = serializers.ListField(child=serializers.CharField(), required=False)
+    requests_per_minute = serializers.IntegerField(min_value=1, required=False)
+    tokens_per_minute = serializers.IntegerField(min_value=1, required=False)
+    concurrent_requests = serializers.IntegerField(min_value=1, required=False)
+    monthly_token_budget = serializers.IntegerField(min_value=0, required=False)
+    monthly_cost_budget = serializers.DecimalField(max_digits=19, decimal_places=9, min_value=0, required=False)
+    expires_at = serializers.DateTimeField(required=False)
+
+    def to_internal_value(self, data: Any) -> Any:
+        """Validate the fields, then refuse what is none, so that a misspelt restriction is not ignored."""
+        unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
+        if unknown:
+            raise serializers.ValidationError({name[:100]: ["Unknown field."] for name in unknown[:20]})
+        return super().to_internal_value(data)
+
+    def validate_allowed_ips(self, value: list[str]) -> list[str]:
+        """Accept addresses and networks only."""
+        try:
+            validate_networks(value)
+        except DjangoValidationError as error:
+            raise serializers.ValidationError(error.messages) from None
+        return value
+
+
+class RotateRequest(serializers.Serializer[Any]):
+    """What POST /keys/{id}/rotate takes."""
+
+    grace_seconds = serializers.IntegerField(
+        min_value=0, max_value=MAX_GRACE_SECONDS, default=DAY_SECONDS, help_text="How long the old key goes on working."
+    )
