@@ -1,7 +1,7 @@
 """Limits and budgets that hold exactly: the process's one backend, built from the settings when first asked for.
 
-Settings: `REDIS_URL` (empty: in process), `REDIS_TIMEOUT`, `LIMITS_LEASE_SECONDS`. What the limits need from rooms above them is
-installed by those when Django starts; see install.
+Settings: `REDIS_URL` (empty: in process), `REDIS_TIMEOUT`, `LIMITS_LEASE_SECONDS`. What the limits need from rooms
+above them is installed by those when Django starts; see install.
 """
 
 import os

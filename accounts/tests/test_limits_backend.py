@@ -1,0 +1,84 @@
+"""The process's one backend: which it is, when it is built, and that a fork does not share it."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from accounts import limits
+from accounts.limits.bounds import Amount
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.memory import MemoryBackend
+from accounts.limits.redis import RedisBackend
+from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(limits._process, "parts", limits._Parts(Database(), lambda record: None))
+    limits.reset_limits()
+    yield
+    limits.reset_limits()
+
+
+def test_it_is_in_process_without_redis(settings: Any) -> None:
+    settings.REDIS_URL = ""
+    assert isinstance(limits.get_limits(), MemoryBackend)
+    assert limits.get_limits() is limits.get_limits()
+
+
+def test_it_is_redis_with_a_fallback_where_redis_is_set(settings: Any) -> None:
+    settings.REDIS_URL = shared_redis_url()
+    backend = limits.get_limits()
+    assert isinstance(backend, FailoverBackend)
+    assert isinstance(backend.primary, RedisBackend)
+    assert backend.admit(a_scope(requests_per_minute=1), an_operation()).admitted
+
+
+def test_it_takes_the_lease_from_the_settings(settings: Any) -> None:
+    for url in ("", shared_redis_url()):
+        settings.REDIS_URL, settings.LIMITS_LEASE_SECONDS = url, 11
+        limits.reset_limits()
+        assert limits.get_limits().lease_seconds == 11
+
+
+def test_it_waits_for_redis_as_long_as_the_settings_say_probe_included(settings: Any) -> None:
+    settings.REDIS_URL, settings.REDIS_TIMEOUT = shared_redis_url(), 0.75
+    backend = limits.get_limits()
+    assert isinstance(backend, FailoverBackend)
+    assert isinstance(backend.primary, RedisBackend)
+    options = backend.primary.wire._pool.connection_kwargs  # type: ignore[attr-defined]
+    assert options["socket_timeout"] == pytest.approx(0.7)
+
+
+def test_it_says_what_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits._process, "parts", limits._Parts())
+    with pytest.raises(ImproperlyConfigured, match="seeder"):
+        limits.get_limits()
+
+
+def test_it_keeps_what_was_installed_before() -> None:
+    seeder = Database()
+    limits.install(seeder=seeder)
+    backend = limits.get_limits()
+    assert isinstance(backend, MemoryBackend | FailoverBackend)
+    assert limits._process.parts.seeder is seeder
+    assert limits._process.parts.sink is not None
+
+
+def test_it_is_built_anew_in_a_forked_process(settings: Any) -> None:
+    settings.REDIS_URL = shared_redis_url()
+    scope = a_scope(requests_per_minute=10)
+    backend = limits.get_limits()
+    backend.admit(scope, an_operation())
+    child = os.fork()
+    if child == 0:
+        own = limits.get_limits()
+        fresh = own is not backend and own.admit(scope, f"child-{os.getpid()}").admitted
+        shared = backend.admit(scope, f"shared-{os.getpid()}").admitted  # a wire leaves its parent's sockets alone
+        os._exit(0 if fresh and shared else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert backend.usage(scope)[0].requests == 3
+    assert backend.usage(scope)[0].settled == Amount()

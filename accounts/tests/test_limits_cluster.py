@@ -1,0 +1,87 @@
+"""The limits on a real Redis Cluster of three primaries: every script finds all its keys in one slot."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from accounts.limits.bounds import Amount
+from accounts.limits.contract import SHARDS, Refusal, Reserved, Scope, Unavailable
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.records import Record, decode_record
+from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
+from accounts.tests.limits_fixtures import Clock, Database, a_bound, a_scope, an_operation
+from tests.stores import Redis, redis_cluster
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[list[Redis]]:
+    with redis_cluster() as servers:
+        yield servers
+
+
+@pytest.fixture
+def url(nodes: list[Redis]) -> str:
+    return f"redis+cluster://127.0.0.1:{nodes[0].port}"
+
+
+@pytest.fixture
+def backend(url: str) -> RedisBackend:
+    return RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database(), clock=Clock())
+
+
+def in_every_shard() -> list[Scope]:
+    """Give a scope in each of the shards."""
+    scopes = {(scope := a_scope(requests_per_minute=2, monthly_tokens=150)).shard: scope for _ in range(SHARDS)}
+    assert len(scopes) == SHARDS
+    return list(scopes.values())
+
+
+def test_it_runs_every_step_in_every_shard(backend: RedisBackend, url: str) -> None:
+    client: Any = redis_client(url)
+    for scope in in_every_shard():
+        operation, at = an_operation(), backend.now()
+        assert [backend.admit(scope, an_operation()).admitted for _ in range(3)] == [True, True, False]
+        assert not backend.peek(scope).admitted
+        granted = backend.reserve(scope, operation, admitted_at=at, bound=a_bound(), draft={"n": 1})
+        assert isinstance(granted, Reserved)
+        assert isinstance(backend.reserve(scope, an_operation(), admitted_at=at, bound=a_bound(), draft={}), Refusal)
+        assert backend.renew(scope.account_id, [operation]) == {operation}
+        backend.settle(scope, operation, admitted_at=at, used=Amount(30, 30), record={"n": 2})
+        assert backend.usage(scope)[0].settled == Amount(30, 30)
+        assert backend.emit(scope.account_id, an_operation(), {"n": 3})
+        assert backend.reap(scope.shard) == 0
+        records = [decode_record(fields) for _, fields in client.xrange(records_stream(scope.shard))]
+        assert [record["n"] for record in records] == [2, 3]
+
+
+def test_it_spreads_the_shards_over_all_nodes(nodes: list[Redis], url: str) -> None:
+    client: Any = redis_client(url)
+    owners = {client.get_node_from_key(prefix_of(shard)).port for shard in range(SHARDS)}
+    assert owners == {node.port for node in nodes}
+
+
+def test_it_keeps_all_keys_of_an_account_in_one_slot(nodes: list[Redis], backend: RedisBackend, url: str) -> None:
+    scope, operation = a_scope(requests_per_minute=5, tokens_per_minute=1000), an_operation()
+    backend.admit(scope, operation)
+    backend.reserve(scope, operation, admitted_at=backend.now(), bound=a_bound(), draft={})
+    keys = {key for node in nodes for key in redis.Redis.from_url(node.url).keys(f"*{scope.account_id}*")}
+    client: Any = redis_client(url)
+    assert len(keys) >= 5
+    assert len({client.keyslot(key) for key in keys}) == 1
+
+
+def test_it_goes_on_alone_when_a_node_is_lost() -> None:
+    records: list[Record] = []
+    with redis_cluster() as servers:
+        wire = wire_for(redis_client(f"redis+cluster://127.0.0.1:{servers[0].port}"))
+        primary = RedisBackend(wire, seeder=Database())
+        limits = FailoverBackend(primary, probe=wire.ping, sink=records.append, start=lambda target: None)
+        scopes = in_every_shard()
+        assert all(limits.admit(scope, an_operation()).admitted for scope in scopes)
+        servers[1].kill()
+        assert all(limits.admit(scope, an_operation()).admitted for scope in scopes)
+        assert limits.is_degraded
+        with pytest.raises(Unavailable):
+            limits.reserve(scopes[0], an_operation(), admitted_at=limits.now(), bound=a_bound(), draft={})

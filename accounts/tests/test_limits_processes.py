@@ -1,0 +1,126 @@
+"""Exactness over processes: 8 of them with 8 threads each race for one limit in Redis, by Redis's own clock."""
+
+import multiprocessing
+import threading
+from multiprocessing.synchronize import Barrier
+from typing import Any, NamedTuple
+
+import pytest
+
+from accounts.limits.bounds import Amount, Bound
+from accounts.limits.contract import LimitBackend, Limits, Refusal, Scope, Subject
+from accounts.limits.memory import MemoryBackend
+from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from accounts.tests.limits_fixtures import Clock, Database, a_scope, an_operation, shared_redis_url
+
+PROCESSES, THREADS, TRIES = 8, 8, 3  # 192 tries in each round
+LIMIT = 100
+TOKENS_EACH = 7
+ROUNDS = {
+    "requests": (20, Limits(requests_per_minute=LIMIT)),
+    "concurrency": (5, Limits(concurrent_requests=LIMIT)),
+    "tokens": (5, Limits(tokens_per_minute=LIMIT * TOKENS_EACH + TOKENS_EACH - 1)),
+    "budget": (5, Limits(monthly_tokens=LIMIT * TOKENS_EACH + TOKENS_EACH - 1)),
+}
+
+
+class Outcome(NamedTuple):
+    """What one process saw in one round: how many it got, and when (µs) those it did not get could try again."""
+
+    number: int
+    admitted: int
+    resets: tuple[int, ...]
+
+
+def try_once(backend: LimitBackend, scope: Scope, kind: str, admitted_at: int) -> int | None:
+    """Try to pass the limit; answer None if it did, and when to try again if it did not."""
+    if kind == "requests":
+        refusal = backend.admit(scope, an_operation()).refusal
+        return None if refusal is None else refusal.reset_at
+    bound = Bound(Amount(TOKENS_EACH, 1))
+    answer = backend.reserve(scope, an_operation(), admitted_at=admitted_at, bound=bound, draft={})
+    return answer.reset_at if isinstance(answer, Refusal) else None
+
+
+def race(backend: LimitBackend, scope: Scope, kind: str, admitted_at: int) -> list[int | None]:
+    """Try from all threads at once."""
+    results: list[int | None] = []
+    start = threading.Barrier(THREADS)
+
+    def run() -> None:
+        start.wait()
+        results.extend(try_once(backend, scope, kind, admitted_at) for _ in range(TRIES))
+
+    threads = [threading.Thread(target=run) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def worker(url: str, rounds: list[tuple[str, Scope]], together: Barrier, outcomes: Any) -> None:
+    """Run all rounds in one process, each of them begun together with the other processes."""
+    backend = RedisBackend(wire_for(redis_client(url, read_timeout=10)), seeder=Database())
+    admitted_at = backend.now()
+    for number, (kind, scope) in enumerate(rounds):
+        together.wait()
+        results = race(backend, scope, kind, admitted_at)
+        resets = tuple(reset for reset in results if reset is not None)
+        outcomes.put(Outcome(number, len(results) - len(resets), resets))
+
+
+def a_limited_scope(limits: Limits) -> Scope:
+    scope = a_scope()
+    return Scope(scope.account_id, (Subject("key", scope.subjects[0].id, limits), scope.subjects[1]))
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, list[tuple[Scope, list[Outcome]]]]:
+    """Run all rounds once; give the outcomes of each round by kind."""
+    rounds = [(kind, a_limited_scope(limits)) for kind, (count, limits) in ROUNDS.items() for _ in range(count)]
+    context = multiprocessing.get_context("spawn")
+    together, queue = context.Barrier(PROCESSES), context.Queue()
+    arguments = (shared_redis_url(), rounds, together, queue)
+    processes = [context.Process(target=worker, args=arguments, daemon=True) for _ in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    seen = [queue.get(timeout=90) for _ in range(PROCESSES * len(rounds))]
+    for process in processes:
+        process.join()
+    found: dict[str, list[tuple[Scope, list[Outcome]]]] = {kind: [] for kind in ROUNDS}
+    for number, (kind, scope) in enumerate(rounds):
+        found[kind].append((scope, [outcome for outcome in seen if outcome.number == number]))
+    return found
+
+
+@pytest.mark.parametrize("kind", list(ROUNDS))
+def test_it_admits_exactly_the_limit_in_every_round(
+    kind: str, outcomes: dict[str, list[tuple[Scope, list[Outcome]]]]
+) -> None:
+    admitted = [sum(outcome.admitted for outcome in seen) for _, seen in outcomes[kind]]
+    assert admitted == [LIMIT] * ROUNDS[kind][0]
+
+
+def test_it_admits_the_first_request_sent_at_the_announced_time(
+    outcomes: dict[str, list[tuple[Scope, list[Outcome]]]],
+) -> None:
+    clock = Clock()
+    backend = RedisBackend(wire_for(redis_client(shared_redis_url())), seeder=Database(), clock=clock)
+    for scope, seen in outcomes["requests"]:
+        announced = {reset for outcome in seen for reset in outcome.resets}
+        assert len(announced) == 1  # the oldest of the 100 was the same for all who were refused
+        [clock.now] = announced
+        clock.now -= 1
+        assert not backend.admit(scope, an_operation()).admitted
+        clock.now += 1
+        assert backend.admit(scope, an_operation()).admitted
+
+
+def test_it_is_exact_among_the_threads_of_one_process_without_redis() -> None:
+    for kind, (_, limits) in ROUNDS.items():
+        backend = MemoryBackend(seeder=Database(), sink=lambda record: None)
+        scope, got = a_limited_scope(limits), 0
+        for _ in range(PROCESSES):
+            got += sum(reset is None for reset in race(backend, scope, kind, backend.now()))
+        assert got == LIMIT, kind
