@@ -110,9 +110,27 @@ def api_key_issue(*, key: ApiKey, actor: str) -> str:
     """
     plain = generate_key(settings.ENVIRONMENT)
     with transaction.atomic():
-        _require_room(key)
+        api_key_require_room(key=key)
         _store(key, plain, actor=actor)
     return plain
+
+
+def api_key_require_room(*, key: ApiKey) -> None:
+    """Raise ValidationError if an account has no room for a key that is new, or that becomes usable again.
+
+    Called in the transaction that saves the key: nobody else takes the room before that ends.
+    """
+    now = timezone.now()
+    if key.expires_at is not None and key.expires_at <= now:
+        if key._state.adding:
+            raise ValidationError({"expires_at": "This moment is in the past: the key could never be used."})
+        return
+    if key.revoked_at is not None and key.revoked_at <= now:
+        return
+    account = _lock(key.account)
+    others = api_keys_usable(account=account, at=now).exclude(pk=key.pk)
+    if account.max_keys is not None and others.count() >= account.max_keys and not _is_usable(key, now):
+        raise ValidationError(f"Account {account} has its {account.max_keys} usable keys: revoke one first.")
 
 
 def api_key_import(*, account: Account, tier: Tier, name: str, plain: str, actor: str) -> ApiKey:
@@ -138,10 +156,9 @@ def api_key_save(*, key: ApiKey, actor: str) -> None:
     """
     with transaction.atomic():
         _lock(key.account)
-        stored = ApiKey.objects.select_related("account").get(pk=key.pk)
+        stored = ApiKey.objects.get(pk=key.pk)
         key.revoked_at, key.successor, key.last_used_at = stored.revoked_at, stored.successor, stored.last_used_at
-        if stored.state_at(timezone.now()) == "expired" and key.state_at(timezone.now()) != "expired":
-            _require_room(key)
+        api_key_require_room(key=key)
         _save(key, actor=actor)
 
 
@@ -205,13 +222,9 @@ def _lock(account: Account) -> Account:
     return Account.objects.select_for_update().get(pk=account.pk)
 
 
-def _require_room(key: ApiKey) -> None:
-    now = timezone.now()
-    if key.expires_at is not None and key.expires_at <= now:
-        raise ValidationError({"expires_at": "This moment is in the past: the key could never be used."})
-    account = _lock(key.account)
-    if account.max_keys is not None and api_keys_usable(account=account, at=now).count() >= account.max_keys:
-        raise ValidationError(f"Account {account} has its {account.max_keys} usable keys: revoke one first.")
+def _is_usable(key: ApiKey, now: datetime) -> bool:
+    """Say whether a key is stored as usable: then it has its room already."""
+    return not key._state.adding and api_keys_usable(account=key.account, at=now).filter(pk=key.pk).exists()
 
 
 def _require_rotatable(key: ApiKey, account: Account) -> None:

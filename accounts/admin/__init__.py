@@ -1,0 +1,5 @@
+"""The admin of accounts, tiers, keys, the audit log and the people who use the admin; one module for each."""
+
+from accounts.admin import accounts, audit_log, keys, people, tiers
+
+__all__ = ["accounts", "audit_log", "keys", "people", "tiers"]

@@ -1,0 +1,93 @@
+"""What the admin pages of all apps share: the audit of every change, pages that can't change anything, small marks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from accounts.admin.typed import ModelAdmin
+from accounts.audit import audited_delete, audited_save
+
+NEVER = "never"
+
+
+def actor_of(request: HttpRequest) -> str:
+    """Name who acts, for the audit log."""
+    return f"admin:{request.user.get_username()}"
+
+
+def change_url(instance: Model) -> str:
+    """Return the address of an object's admin page."""
+    return reverse(f"admin:{instance._meta.app_label}_{instance._meta.model_name}_change", args=[instance.pk])
+
+
+def link(instance: Model, text: str = "") -> SafeString:
+    """Make a link to an object's admin page, under its own name unless a text is given."""
+    return format_html(
+        '<a class="text-primary-600 dark:text-primary-500 hover:underline" href="{}">{}</a>',
+        change_url(instance),
+        text or str(instance),
+    )
+
+
+def moment(value: datetime | None, absent: str = NEVER) -> str:
+    """Write a moment in UTC, to the minute."""
+    return absent if value is None else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+class AuditedAdmin(ModelAdmin):
+    """Saves and deletes only through the audit log; subclasses with services of their own override the two verbs."""
+
+    warn_unsaved_form = True
+
+    def write(self, instance: Any, *, actor: str) -> None:
+        """Save an object, new or changed."""
+        audited_save(instance, actor=actor)
+
+    def erase(self, instance: Any, *, actor: str) -> None:
+        """Delete an object."""
+        audited_delete(instance, actor=actor)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Save what the page's form holds."""
+        self.write(obj, actor=actor_of(request))
+
+    def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        """Save what the page's inlines hold."""
+        for instance in formset.save(commit=False):
+            self.write(instance, actor=actor_of(request))
+        for instance in formset.deleted_objects:
+            self.erase(instance, actor=actor_of(request))
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        """Delete one object."""
+        self.erase(obj, actor=actor_of(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """Delete the selected objects, each with an entry of its own."""
+        for instance in queryset:
+            self.erase(instance, actor=actor_of(request))
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    """Pages for looking only; what a user may see, his view permission says."""
+
+    actions = None
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody adds."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody changes."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody deletes."""
+        return False

@@ -1,0 +1,118 @@
+"""Filters of lists that may be long: typed texts and spans of time, where a list of choices would read the table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+
+RELATIVE = re.compile(r"-(\d{1,4})([hd])\Z")
+ENDS = ("from", "until")
+UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1)}
+SPANS = {"-1h": "Last hour", "-24h": "Last 24 hours", "-7d": "Last 7 days", "-30d": "Last 30 days"}
+
+
+class TextFilter(admin.SimpleListFilter):
+    """A text that is typed; subclasses say what it selects."""
+
+    template = "admin/text_filter.html"
+    placeholder = ""
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer no choices."""
+        return []
+
+    def has_output(self) -> bool:
+        """Show the filter although it has no choices."""
+        return True
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """Give the template what it needs."""
+        yield {
+            "name": self.parameter_name,
+            "value": self.value() or "",
+            "placeholder": self.placeholder,
+            "hidden": other_parameters(changelist, [self.parameter_name]),
+            "without": changelist.get_query_string(remove=[str(self.parameter_name)]),
+        }
+
+
+class TimeFilter(admin.ListFilter):
+    """A span of time in UTC: `from` and `until`, as moments or, such as `-24h` and `-7d`, before now."""
+
+    title = "time"
+    template = "admin/time_filter.html"
+
+    def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
+        super().__init__(request, params, model, model_admin)
+        for name in ENDS:
+            if name in params:
+                self.used_parameters[name] = params.pop(name)[-1]
+
+    def expected_parameters(self) -> list[str | None]:
+        """Name the parameters of the address."""
+        return list(ENDS)
+
+    def has_output(self) -> bool:
+        """Show the filter always."""
+        return True
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """Offer spans up to now, and give the template what its form needs."""
+        begin, end = self._typed()
+        yield {
+            "spans": [
+                (text, changelist.get_query_string({"from": span}, ["until"]), begin == span and not end)
+                for span, text in SPANS.items()
+            ],
+            "fields": [("from", "From", begin), ("until", "Until (not included)", end)],
+            "is_set": begin or end,
+            "hidden": other_parameters(changelist, ENDS),
+            "without": changelist.get_query_string(remove=list(ENDS)),
+        }
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Apply both ends where they are given."""
+        begin, end = (parse_moment(text) for text in self._typed())
+        return self.between(queryset, begin, end)
+
+    def _typed(self) -> tuple[str, str]:
+        begin, end = (str(self.used_parameters.get(name, "")) for name in ENDS)
+        return begin, end
+
+    def between(self, queryset: QuerySet[Any], begin: datetime | None, end: datetime | None) -> QuerySet[Any]:
+        """Select what happened from `begin` on and before `end`; None leaves that end open."""
+        if begin is not None:
+            queryset = queryset.filter(at__gte=begin)
+        return queryset if end is None else queryset.filter(at__lt=end)
+
+
+def parse_moment(text: str) -> datetime | None:
+    """Read a moment in UTC: ISO 8601, or so many hours or days before now; an empty text is None.
+
+    Raises IncorrectLookupParameters, which the admin answers with a message, for anything else.
+    """
+    if not text:
+        return None
+    relative = RELATIVE.match(text)
+    if relative:
+        return timezone.now() - int(relative[1]) * UNITS[relative[2]]
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise IncorrectLookupParameters(f"{text} is no moment") from None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def other_parameters(changelist: ChangeList, own: Sequence[str | None]) -> list[tuple[str, str]]:
+    """List the other filters' parameters, which a filter's form sends along."""
+    items = changelist.filter_params.items()
+    return [(name, value) for name, values in items if name not in own for value in values]

@@ -1,0 +1,297 @@
+"""API keys in the admin: made, shown once, rotated, revoked; never deleted, so that records can name them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+
+from accounts import services
+from accounts.admin.base import AuditedAdmin, actor_of, change_url, link, moment
+from accounts.admin.confirmation import Confirmation, ask, is_confirmed, selection
+from accounts.admin.filters import TextFilter
+from accounts.admin.typed import Fieldsets, action, display
+from accounts.forms import ApiKeyForm, RotationForm
+from accounts.keys import PREFIX, SHOWN_PREFIX
+from accounts.models import ApiKey
+
+STATE_BADGES = {
+    "active": "success",
+    "in grace": "warning",
+    "expired": "info",
+    "revoked": "danger",
+    "disabled": "danger",
+}
+IDENTITY_FIELDS = ("masked", "state", "created", "last_used", "revoked", "replaced_by")
+
+
+def shown_state(key: ApiKey, now: datetime) -> str:
+    """Say what a key is, as in ApiKey.state_at; one that will be revoked is `in grace`."""
+    state = key.state_at(now)
+    return "in grace" if state == "active" and key.revoked_at is not None else state
+
+
+class StateFilter(admin.SimpleListFilter):
+    """Keys by what they are now."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer the states."""
+        return [(state, state.capitalize()) for state in STATE_BADGES]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+        """Select as ApiKey.state_at decides."""
+        now = timezone.now()
+        revoked, expired = Q(revoked_at__lte=now), Q(expires_at__lte=now)
+        conditions = {
+            "active": ~revoked & ~expired & Q(account__is_active=True, revoked_at=None),
+            "in grace": ~expired & Q(account__is_active=True, revoked_at__gt=now),
+            "expired": expired & ~revoked,
+            "revoked": revoked,
+            "disabled": ~revoked & ~expired & Q(account__is_active=False),
+        }
+        condition = conditions.get(self.value() or "")
+        return queryset if condition is None else queryset.filter(condition)
+
+
+class AccountFilter(TextFilter):
+    """Keys of the account of a name."""
+
+    title = "account"
+    parameter_name = "account"
+    placeholder = "its name"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Select by the exact name."""
+        return queryset.filter(account__name=self.value()) if self.value() else queryset
+
+
+class KeyColumns:
+    """What lists of keys show of them."""
+
+    @display(description="state", label=STATE_BADGES)
+    def state(self, key: ApiKey) -> str:
+        """Show what the key is now."""
+        return shown_state(key, timezone.now())
+
+    @display(description="key")
+    def masked(self, key: ApiKey) -> str:
+        """Show what may be shown of the key itself."""
+        return key.masked
+
+    @display(description="last used", ordering="last_used_at")
+    def last_used(self, key: ApiKey) -> str:
+        """Show when it was used last, true to the minute."""
+        return moment(key.last_used_at)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(KeyColumns, AuditedAdmin):
+    """Keys."""
+
+    form = ApiKeyForm
+    list_display = ("name", "account_link", "tier", "masked", "state", "last_used")
+    list_filter = (StateFilter, "tier", AccountFilter)
+    list_select_related = ("account", "tier")
+    search_fields = ("prefix", "name")
+    search_help_text = "Beginning of a key, or a name"
+    autocomplete_fields = ("account",)
+    actions = ("revoke_selected",)
+    actions_detail = ("rotate", "revoke")
+    settings_fieldsets: ClassVar[Fieldsets] = (
+        ("What it may do", {"fields": ("scopes", "models", "allowed_ips")}),
+        ("Monthly budgets of its own", {"fields": ("monthly_token_budget", "monthly_cost_budget")}),
+        (
+            "Limits instead of the tier's",
+            {
+                "fields": (
+                    "requests_per_minute_override",
+                    "tokens_per_minute_override",
+                    "concurrent_requests_override",
+                    "overrides_until",
+                )
+            },
+        ),
+    )
+    add_fieldsets: ClassVar[Fieldsets] = ((None, {"fields": ("account", "tier", "name", "expires_at")}), *settings_fieldsets)
+    fieldsets: ClassVar[Fieldsets] = (
+        (None, {"fields": IDENTITY_FIELDS}),
+        ("Settings", {"fields": ("account", "tier", "name", "expires_at")}),
+        *settings_fieldsets,
+    )
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        """Leave a key with the account for which it was made."""
+        return (*IDENTITY_FIELDS, "account") if obj else ()
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody deletes a key: what it did must stay attributable. Revoking stops it."""
+        return False
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Offer no action on a key that is revoked."""
+        actions: list[Any] = super().get_actions_detail(request, object_id)
+        is_revoked = ApiKey.objects.filter(pk=object_id, revoked_at__lte=timezone.now()).exists()
+        return [] if is_revoked else actions
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Show the list; of a key that was pasted into the search, keep only what may be shown."""
+        term = request.GET.get("q", "").strip()
+        if term.startswith(PREFIX) and len(term) > SHOWN_PREFIX:
+            parameters = request.GET.copy()
+            parameters["q"] = term[:SHOWN_PREFIX]
+            return HttpResponseRedirect(f"{request.path}?{parameters.urlencode()}")
+        response: HttpResponse = super().changelist_view(request, extra_context)
+        return response
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Offer one button, since the key is shown once."""
+        buttons = {"show_save_and_add_another": False, "show_save_and_continue": False}
+        response: HttpResponse = super().add_view(request, form_url, {**(extra_context or {}), **buttons})
+        return response
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
+        """Save changes, or make the key; its text goes into the response of this very request and nowhere else."""
+        if change:
+            services.api_key_save(key=obj, actor=actor_of(request))
+        else:
+            plain = services.api_key_issue(key=obj, actor=actor_of(request))
+            request.issued_key = plain  # type: ignore[attr-defined]
+
+    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
+        """Show the new key: no redirect, for an address, a cookie or a session would keep it."""
+        return self._show_issued(request, obj, request.issued_key)  # type: ignore[attr-defined]
+
+    @action(description="Rotate", permissions=["change"], icon="autorenew", url_path="rotate")
+    def rotate(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Make a successor, after asking how long the old key goes on working."""
+        key = self._find(object_id)
+        form = RotationForm(request.POST if is_confirmed(request) else None)
+        if not form.is_valid():
+            return ask(self, request, _rotation_question(key, form))
+        grace: timedelta = form.cleaned_data["grace"]
+        try:
+            successor, plain = services.api_key_rotate(key=key, grace=grace, actor=actor_of(request))
+        except ValidationError as error:
+            messages.error(request, " ".join(error.messages))
+            return HttpResponseRedirect(change_url(key))
+        key.refresh_from_db()
+        return self._show_issued(request, successor, plain, replaced=key)
+
+    @action(description="Revoke", permissions=["change"], icon="block", url_path="revoke")
+    def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Stop one key, after asking."""
+        key = self._find(object_id)
+        if not is_confirmed(request):
+            return ask(self, request, _revocation_question([key], cancel_url=change_url(key), hidden={}))
+        self._revoke(request, [key])
+        return HttpResponseRedirect(change_url(key))
+
+    @action(description="Revoke selected keys", permissions=["change"])
+    def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
+        """Stop the selected keys, after asking."""
+        keys = list(queryset.select_related("account", "tier").order_by("account_id", "pk"))
+        if not is_confirmed(request):
+            hidden = selection(request, "revoke_selected")
+            return ask(self, request, _revocation_question(keys, cancel_url=request.get_full_path(), hidden=hidden))
+        self._revoke(request, keys)
+        return None
+
+    @display(description="account", ordering="account__name")
+    def account_link(self, key: ApiKey) -> SafeString:
+        """Link to the account."""
+        return link(key.account)
+
+    @display(description="created")
+    def created(self, key: ApiKey) -> str:
+        """Show when it was made."""
+        return moment(key.created_at)
+
+    @display(description="revoked")
+    def revoked(self, key: ApiKey) -> str:
+        """Show when it was revoked, or will be at the end of its grace period."""
+        if key.revoked_at is not None and key.revoked_at > timezone.now():
+            return f"will be at {moment(key.revoked_at)}"
+        return moment(key.revoked_at)
+
+    @display(description="replaced by")
+    def replaced_by(self, key: ApiKey) -> str | SafeString:
+        """Link to the successor."""
+        return link(key.successor) if key.successor else "—"
+
+    def _find(self, object_id: str) -> ApiKey:
+        return ApiKey.objects.select_related("account", "tier").get(pk=object_id)
+
+    def _revoke(self, request: HttpRequest, keys: list[ApiKey]) -> None:
+        stopped = sum(services.api_key_revoke(key=key, actor=actor_of(request)) for key in keys)
+        text = f"{_count(stopped)} revoked: refused everywhere within a second." if stopped else "Nothing to revoke."
+        messages.success(request, text)
+
+    def _show_issued(
+        self, request: HttpRequest, key: ApiKey, plain: str, *, replaced: ApiKey | None = None
+    ) -> HttpResponse:
+        facts: list[tuple[str, str]] = [("Account", key.account.name), ("Tier", key.tier.name), ("Name", key.name)]
+        if replaced is not None:
+            facts.append(("Replaces", f"{replaced}, which works until {moment(replaced.revoked_at)}"))
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.model._meta,
+            "title": f"New API key {key.name}",
+            "plain": plain,
+            "facts": facts,
+            "chat_url": request.build_absolute_uri("/chat"),
+            "key_url": change_url(key),
+        }
+        return TemplateResponse(request, "admin/accounts/apikey/issued.html", context)
+
+
+def _count(number: int) -> str:
+    return "1 key" if number == 1 else f"{number:,} keys"
+
+
+def _told(key: ApiKey) -> str:
+    state = shown_state(key, timezone.now())
+    return f"{key.account} / {key.name} ({key.masked}), {state}, last used: {moment(key.last_used_at)}"
+
+
+def _revocation_question(keys: list[ApiKey], *, cancel_url: str, hidden: dict[str, list[str]]) -> Confirmation:
+    accounts = {key.account.name for key in keys}
+    owners = f"account {accounts.pop()}" if len(accounts) == 1 else f"{len(accounts)} accounts"
+    these = "this key" if len(keys) == 1 else "these keys"
+    return Confirmation(
+        title=f"Revoke {_count(len(keys))}?",
+        consequences=[
+            f"Every request with {these} of {owners} will get 401 within a second.",
+            "A revoked key can't be made valid again. To replace a key without an interruption, rotate it instead.",
+        ],
+        submit=f"Revoke {_count(len(keys))}",
+        affected=[_told(key) for key in keys],
+        cancel_url=cancel_url,
+        hidden=hidden,
+    )
+
+
+def _rotation_question(key: ApiKey, form: RotationForm) -> Confirmation:
+    return Confirmation(
+        title=f"Rotate key {key.name}",
+        consequences=[
+            "A new key with the same settings is made and shown once.",
+            "The old key stops when its time is over; revoke it earlier if it has leaked.",
+        ],
+        submit="Rotate key",
+        affected=[_told(key)],
+        form=form,
+        is_dangerous=False,
+        cancel_url=change_url(key),
+    )

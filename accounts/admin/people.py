@@ -1,0 +1,98 @@
+"""The people who use the admin, and their groups: as Django's own pages, in unfold's look and under audit.
+
+Only a superuser hands out permissions; otherwise who may edit users could make himself anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.models import Group, User
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+
+from accounts.admin.base import AuditedAdmin, actor_of
+from accounts.audit import audit_change, audit_record, stored_values
+
+if TYPE_CHECKING:
+    GroupBase = DjangoGroupAdmin
+    UserBase = DjangoUserAdmin[User]
+else:
+    GroupBase, UserBase = DjangoGroupAdmin, DjangoUserAdmin
+
+POWERS = ("is_superuser", "is_staff", "groups", "user_permissions")
+FOUND = 302
+
+
+class RelationsAuditedAdmin(AuditedAdmin):
+    """Audits a page as a whole, because its many-to-many fields are saved after the object."""
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Save the object and keep what it was."""
+        form.before = stored_values(obj)
+        obj.save()
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """Save its relations, then write the entry."""
+        super().save_related(request, form, formsets, change)
+        audit_change(form.instance, before=form.before, actor=actor_of(request))
+
+
+admin.site.unregister(User)
+admin.site.unregister(Group)
+
+
+@admin.register(User)
+class PersonAdmin(RelationsAuditedAdmin, UserBase):
+    """Users of the admin."""
+
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+    list_display = ("username", "email", "is_staff", "is_superuser", "is_active", "last_login")
+    list_filter = ("is_staff", "is_superuser", "is_active", "groups")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        """Leave powers to superusers."""
+        own = ("last_login", "date_joined")
+        return own if _is_superuser(request) else (*own, *POWERS)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Let only superusers change one of theirs, the password included."""
+        return self._may_touch(request, obj) and bool(super().has_change_permission(request, obj))
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Let only superusers delete one of theirs."""
+        return self._may_touch(request, obj) and bool(super().has_delete_permission(request, obj))
+
+    def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:  # noqa: A002  # Django's name
+        """Change somebody's password, and leave an entry that says so and nothing more."""
+        with transaction.atomic():
+            response: HttpResponse = super().user_change_password(request, id, form_url)
+            if request.method == "POST" and response.status_code == FOUND:
+                audit_record(actor=actor_of(request), action="password", target=User.objects.get(pk=id))
+        return response
+
+    def _may_touch(self, request: HttpRequest, obj: User | None) -> bool:
+        return obj is None or not obj.is_superuser or _is_superuser(request)
+
+
+@admin.register(Group)
+class TeamAdmin(RelationsAuditedAdmin, GroupBase):
+    """Groups of users, which share permissions."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Leave powers to superusers."""
+        return _is_superuser(request)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Leave powers to superusers."""
+        return _is_superuser(request)
+
+
+def _is_superuser(request: HttpRequest) -> bool:
+    return bool(getattr(request.user, "is_superuser", False))

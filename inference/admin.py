@@ -1,0 +1,194 @@
+"""Providers, models, deployments and prices in the admin. Changes take effect within a second."""
+
+from __future__ import annotations
+
+import os
+from decimal import Decimal
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Count, Prefetch, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.safestring import SafeString
+
+from accounts.admin.base import AuditedAdmin, link, moment
+from accounts.admin.typed import TabularInline, display
+from inference.models import Deployment, Model, Price, Provider
+from inference.services import catalog_delete, catalog_save
+
+PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
+SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
+
+
+class CatalogAdmin(AuditedAdmin):
+    """Saves and deletes through the catalog's services."""
+
+    def write(self, instance: Any, *, actor: str) -> None:
+        """Save a row."""
+        catalog_save(row=instance, actor=actor)
+
+    def erase(self, instance: Any, *, actor: str) -> None:
+        """Delete a row."""
+        catalog_delete(row=instance, actor=actor)
+
+
+@admin.register(Provider)
+class ProviderAdmin(CatalogAdmin):
+    """Providers."""
+
+    list_display = ("name", "base_url", "api_key_variable", "secret", "deployment_count", "is_enabled")
+    list_filter = ("is_enabled",)
+    search_fields = ("name", "base_url")
+    fieldsets = (
+        (None, {"fields": ("name", "base_url", "is_enabled")}),
+        ("Authentication", {"fields": ("api_key_variable", "secret", "extra_headers")}),
+    )
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Provider | None = None) -> tuple[str, ...]:
+        """Leave to the environment what comes from it: bootstrap would set it back anyway."""
+        from_environment = obj is not None and obj.from_environment
+        return ("name", "base_url", "api_key_variable", "secret") if from_environment else ("secret",)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Provider | None = None) -> Any:
+        """Say on the page why its fields can't be changed."""
+        fieldsets = super().get_fieldsets(request, obj)
+        if obj is None or not obj.from_environment:
+            return fieldsets
+        told = "Name, address and secret come from the environment: change OPENAI_BASE_URL and OPENAI_API_KEY there."
+        (title, options), *others = fieldsets
+        return ((title, {**options, "description": told}), *others)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Count deployments in the same query."""
+        queryset: QuerySet[Any] = super().get_queryset(request)
+        return queryset.annotate(deployment_total=Count("deployments"))
+
+    @display(description="secret", label=SECRET_BADGES)
+    def secret(self, provider: Provider) -> str:
+        """Show whether the server has the secret, never the secret."""
+        if not provider.api_key_variable:
+            return "none needed"
+        return "set" if os.environ.get(provider.api_key_variable) else "missing"
+
+    @display(description="deployments", ordering="deployment_total")
+    def deployment_count(self, provider: Any) -> int:
+        """Show how many deployments it serves."""
+        total: int = provider.deployment_total
+        return total
+
+
+class DeploymentInline(TabularInline):
+    """A model's deployments, in the order in which they are tried."""
+
+    model = Deployment
+    fields = ("provider", "upstream_name", "order", "weight", "is_enabled")
+    ordering = ("order", "-weight", "id")
+    extra = 0
+    show_change_link = True
+
+
+@admin.register(Model)
+class ModelAdmin(CatalogAdmin):
+    """Models."""
+
+    list_display = ("public_name", "kind", "context_size", "served_by", "is_enabled")
+    list_filter = ("kind", "is_enabled")
+    search_fields = ("public_name",)
+    fields = ("public_name", "kind", "context_size", "is_enabled")
+    inlines = (DeploymentInline,)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Read the deployments of all rows in one query more."""
+        usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True).select_related("provider")
+        prefetch = Prefetch("deployments", usable.order_by("order", "-weight", "id"), to_attr="usable_deployments")
+        return super().get_queryset(request).prefetch_related(prefetch)
+
+    @display(description="served by")
+    def served_by(self, model: Any) -> str:
+        """Name the deployments that can serve it, the first to be tried first."""
+        return ", ".join(str(deployment) for deployment in model.usable_deployments) or "nobody"
+
+
+class PriceInline(TabularInline):
+    """A deployment's prices: what was, stays; a new one counts from its moment on."""
+
+    model = Price
+    fields = ("valid_from", *PRICE_FIELDS)
+    ordering = ("-valid_from",)
+    extra = 0
+    can_delete = False
+    per_page = 20
+    verbose_name_plural = "prices, in US dollars per million tokens (the latest that has begun counts)"
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody changes a price: calls were billed with it."""
+        return False
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(CatalogAdmin):
+    """Deployments."""
+
+    list_display = ("upstream_name", "model_link", "provider_link", "order", "weight", "price", "is_enabled")
+    list_filter = ("is_enabled", "provider")
+    list_select_related = ("model", "provider")
+    search_fields = ("upstream_name", "model__public_name", "provider__name")
+    fields = ("model", "provider", "upstream_name", "order", "weight", "is_enabled")
+    inlines = (PriceInline,)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Read the prices of all rows in one query more."""
+        begun = Price.objects.filter(valid_from__lte=timezone.now()).order_by("valid_from")
+        return super().get_queryset(request).prefetch_related(Prefetch("prices", begun, to_attr="begun_prices"))
+
+    @display(description="model", ordering="model__public_name")
+    def model_link(self, deployment: Deployment) -> SafeString:
+        """Link to the model."""
+        return link(deployment.model)
+
+    @display(description="provider", ordering="provider__name")
+    def provider_link(self, deployment: Deployment) -> SafeString:
+        """Link to the provider."""
+        return link(deployment.provider)
+
+    @display(description="price per million tokens")
+    def price(self, deployment: Any) -> str:
+        """Show what counts now: input and output, in US dollars."""
+        if not deployment.begun_prices:
+            return "no price: counted as free"
+        latest = deployment.begun_prices[-1]
+        return f"{dollars(latest.input_per_million)} in, {dollars(latest.output_per_million)} out"
+
+
+@admin.register(Price)
+class PriceAdmin(CatalogAdmin):
+    """All prices, past, present and to come."""
+
+    list_display = ("deployment", "begins", "is_current", *PRICE_FIELDS)
+    list_filter = ("deployment__provider",)
+    list_select_related = ("deployment__provider", "deployment__model")
+    search_fields = ("deployment__upstream_name", "deployment__model__public_name")
+    autocomplete_fields = ("deployment",)
+    fields = ("deployment", "valid_from", *PRICE_FIELDS)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody changes a price: calls were billed with it. A new one replaces it from its moment on."""
+        return False
+
+    @display(description="valid from", ordering="valid_from")
+    def begins(self, price: Price) -> str:
+        """Show when it begins to count."""
+        return moment(price.valid_from)
+
+    @display(description="begun", boolean=True)
+    def is_current(self, price: Price) -> bool:
+        """Show whether it has begun."""
+        return price.valid_from <= timezone.now()
+
+
+def dollars(amount: Decimal) -> str:
+    """Write US dollars with at least two decimals and without zeros that say nothing: $0.60, $0.075."""
+    text = f"{amount:f}".rstrip("0").rstrip(".")
+    whole, _, cents = text.partition(".")
+    return f"${whole or '0'}.{cents.ljust(2, '0')}"

@@ -1,0 +1,199 @@
+"""The request log in the admin: to read, to filter, page by page without counting."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from accounts.admin.filters import TextFilter, TimeFilter
+from accounts.admin.keyset import KeysetAdmin
+from accounts.admin.typed import Fieldsets, display
+from accounts.models import Account, ApiKey
+from monitoring.models import RequestRecord
+
+#: How far the time in a record's id may be from its time of admission.
+CLOCK_SLACK = timedelta(minutes=10)
+STATUSES: dict[str, tuple[str, Q]] = {
+    "ok": ("Answered (2xx)", Q(status__lt=400)),
+    "limited": ("Over a limit (429)", Q(status=429)),
+    "refused": ("Refused otherwise (4xx)", Q(status__gte=400, status__lt=500) & ~Q(status=429)),
+    "failed": ("Failed (5xx)", Q(status__gte=500)),
+}
+STATUS_BADGES = {"ok": "success", "limited": "warning", "refused": "info", "failed": "danger"}
+
+
+class AccountFilter(TextFilter):
+    """Records of an account, by the name that it has now."""
+
+    title = "account"
+    parameter_name = "account"
+    placeholder = "its name"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the account's id, which has an index."""
+        if not self.value():
+            return queryset
+        return queryset.filter(
+            account_id__in=list(Account.objects.filter(name=self.value()).values_list("pk", flat=True))
+        )
+
+
+class KeyFilter(TextFilter):
+    """Records of a key, by its name or what is shown of its beginning."""
+
+    title = "key"
+    parameter_name = "key"
+    placeholder = "its name or prefix"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the ids of the keys, which have an index."""
+        text = self.value()
+        if not text:
+            return queryset
+        keys = ApiKey.objects.filter(Q(name=text) | Q(prefix=text))
+        return queryset.filter(key_id__in=list(keys.values_list("pk", flat=True)))
+
+
+class ModelFilter(TextFilter):
+    """Records of a model, by its public name."""
+
+    title = "model"
+    parameter_name = "model"
+    placeholder = "public name"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the exact name."""
+        text = self.value()
+        return queryset.filter(model=text) if text else queryset
+
+
+class StatusFilter(admin.SimpleListFilter):
+    """Records by how they ended; a number in the address selects that status."""
+
+    title = "outcome"
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer the classes."""
+        return [(name, text) for name, (text, _) in STATUSES.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by class or by number."""
+        text = self.value() or ""
+        if text in STATUSES:
+            return queryset.filter(STATUSES[text][1])
+        return queryset.filter(status=int(text)) if text.isdecimal() else queryset
+
+
+class RecordTimeFilter(TimeFilter):
+    """Records by when they were admitted."""
+
+    def between(
+        self, queryset: QuerySet[RequestRecord], begin: datetime | None, end: datetime | None
+    ) -> QuerySet[RequestRecord]:
+        """Select by the time of admission, and by the ids around it: those are in order of time and have an index."""
+        if begin is not None:
+            queryset = queryset.filter(admitted_at__gte=begin, pk__gte=first_id(begin - CLOCK_SLACK))
+        if end is not None:
+            queryset = queryset.filter(admitted_at__lt=end, pk__lt=first_id(end + CLOCK_SLACK))
+        return queryset
+
+
+def first_id(moment: datetime) -> uuid.UUID:
+    """Return the lowest UUIDv7 of a moment: its milliseconds in the first 48 bits (RFC 9562, section 5.7)."""
+    return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)
+
+
+@admin.register(RequestRecord)
+class RequestRecordAdmin(KeysetAdmin):
+    """The request log. Nobody changes it."""
+
+    list_display = ("when", "outcome", "account", "key", "endpoint", "model", "cache", "tokens", "price", "latency")
+    list_filter = (StatusFilter, "cache", AccountFilter, KeyFilter, ModelFilter, RecordTimeFilter)
+    list_fullwidth = True
+    search_fields = ("label",)
+    search_help_text = "Request id: the whole of it"
+    fieldsets: ClassVar[Fieldsets] = (
+        ("What happened", {"fields": ("when", "outcome", "error_code", "latency", "first_token", "attempts")}),
+        ("Who asked for what", {"fields": ("account", "key", "endpoint", "model", "deployment")}),
+        (
+            "What it used",
+            {"fields": ("input_tokens", "cached_tokens", "output_tokens", "cost", "usage_source", "cache", "flags")},
+        ),
+        ("Ids", {"fields": ("id", "label", "revision")}),
+    )
+    readonly_fields = ("when", "outcome", "latency", "first_token", "account", "key", "flags")
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[RequestRecord], search_term: str
+    ) -> tuple[QuerySet[RequestRecord], bool]:
+        """Find a record by its id or by the X-Request-ID that the caller saw, both in whole: each has an index."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        found = Q(label=term)
+        with suppress(ValueError):
+            found |= Q(pk=uuid.UUID(term))
+        return queryset.filter(found), False
+
+    @display(description="when (UTC)")
+    def when(self, record: RequestRecord) -> str:
+        """Show the time of admission, to the second."""
+        return f"{record.admitted_at:%Y-%m-%d %H:%M:%S}"
+
+    @display(description="outcome", label=STATUS_BADGES)
+    def outcome(self, record: RequestRecord) -> tuple[str, str]:
+        """Show status and error code."""
+        kind = "failed" if record.status >= 500 else "limited" if record.status == 429 else "refused"
+        return ("ok" if record.status < 400 else kind), f"{record.status} {record.error_code}".strip()
+
+    @display(description="account")
+    def account(self, record: RequestRecord) -> SafeString:
+        """Link to the account, under the name that it had."""
+        return _link("account", record.account_id, record.account_name)
+
+    @display(description="key")
+    def key(self, record: RequestRecord) -> SafeString:
+        """Link to the key, under the name that it had."""
+        return _link("apikey", record.key_id, record.key_name)
+
+    @display(description="tokens in + out")
+    def tokens(self, record: RequestRecord) -> str:
+        """Show input and output tokens."""
+        return f"{record.input_tokens:,} + {record.output_tokens:,}"
+
+    @display(description="cost")
+    def price(self, record: RequestRecord) -> str:
+        """Show US dollars, with the digits that a small call needs."""
+        return f"${record.cost:.6f}" if record.cost else "—"
+
+    @display(description="latency")
+    def latency(self, record: RequestRecord) -> str:
+        """Show the whole time."""
+        return f"{record.latency_ms:,.0f} ms"
+
+    @display(description="first token")
+    def first_token(self, record: RequestRecord) -> str:
+        """Show the time to the first token of a stream."""
+        return "—" if record.first_token_ms is None else f"{record.first_token_ms:,.0f} ms"
+
+    @display(description="remarks")
+    def flags(self, record: RequestRecord) -> str:
+        """Say what was out of the ordinary."""
+        partial = "the answer was broken off" if record.is_partial else ""
+        overrun = "the provider billed more than the bound" if record.is_overrun else ""
+        return "; ".join(text for text in (partial, overrun) if text) or "none"
+
+
+def _link(model: str, pk: int, text: str) -> SafeString:
+    url = reverse(f"admin:accounts_{model}_change", args=[pk])
+    return format_html('<a class="text-primary-600 dark:text-primary-500 hover:underline" href="{}">{}</a>', url, text)
