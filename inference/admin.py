@@ -61,8 +61,8 @@ class ProviderAdmin(CatalogAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Count deployments in the same query."""
-        queryset: QuerySet[Any] = super().get_queryset(request)
-        return queryset.annotate(deployment_total=Count("deployments"))
+        counted: QuerySet[Any] = super().get_queryset(request).annotate(deployment_total=Count("deployments"))
+        return counted
 
     @display(description="secret", label=SECRET_BADGES)
     def secret(self, provider: Provider) -> str:

@@ -122,7 +122,10 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
             },
         ),
     )
-    add_fieldsets: ClassVar[Fieldsets] = ((None, {"fields": ("account", "tier", "name", "expires_at")}), *settings_fieldsets)
+    add_fieldsets: ClassVar[Fieldsets] = (
+        (None, {"fields": ("account", "tier", "name", "expires_at")}),
+        *settings_fieldsets,
+    )
     fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": IDENTITY_FIELDS}),
         ("Settings", {"fields": ("account", "tier", "name", "expires_at")}),

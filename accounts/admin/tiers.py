@@ -37,8 +37,8 @@ class TierAdmin(KeyedAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Count each tier's keys in the same query."""
-        queryset: QuerySet[Any] = super().get_queryset(request)
-        return queryset.annotate(key_count=Count("api_keys"))
+        counted: QuerySet[Any] = super().get_queryset(request).annotate(key_count=Count("api_keys"))
+        return counted
 
     @display(description="models")
     def allowed_models(self, tier: Tier) -> str:
