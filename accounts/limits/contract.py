@@ -10,6 +10,7 @@ Time is integer microseconds since the epoch, by Redis's clock (or the injected 
 nano-dollars. `None` as a limit means unlimited. Windows of a minute are closed at their start and open at their end.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ SECOND = 1_000_000
 MINUTE = 60 * SECOND
 
 DEFAULT_LEASE_SECONDS = 20
+REAP_AT_MOST = 64  # keeps the time that one call takes of Redis below a few ms
 LAZY_REAPS = 16  # expired leases of a shard that a reserve clears on its way: keeps its time bounded
+
+SUBJECT_NAME = re.compile(r"[a-z_]+:[^\s{}]+")
 
 Draft = Mapping[str, Any]
 
@@ -73,12 +77,17 @@ class Limits:
 class Subject:
     """Somebody or something that has limits: a key, its account, later a key's model or a provider.
 
-    Kind and id make its name in the store, so neither may contain whitespace or braces, and the kind no colon.
+    Kind and id make its name in the store, so neither may contain whitespace or braces, and the kind no colon:
+    ValueError else.
     """
 
     kind: str
     id: str
     limits: Limits
+
+    def __post_init__(self) -> None:
+        if not SUBJECT_NAME.fullmatch(self.name):
+            raise ValueError(f"not a subject: {self.name!r}")
 
     @property
     def name(self) -> str:
@@ -265,7 +274,7 @@ class LimitBackend(ABC):
         """
 
     @abstractmethod
-    def reap(self, shard: int, *, at_most: int = 256) -> int:
+    def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
         """Turn reservations of the shard whose lease has run out into charges of their bound; answer how many."""
 
     @abstractmethod

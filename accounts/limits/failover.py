@@ -24,6 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from accounts.limits.bounds import Amount, Bound
 from accounts.limits.breaker import Breaker
 from accounts.limits.contract import (
+    REAP_AT_MOST,
     SHARDS,
     Admission,
     Draft,
@@ -198,7 +199,7 @@ class FailoverBackend(LimitBackend):
                 self._keep(pending)
             return True
 
-    def reap(self, shard: int, *, at_most: int = 256) -> int:
+    def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
         """Charge expired leases; none while Redis is away: they are there when it is back."""
         try:
             return self._on_primary(lambda: self.primary.reap(shard, at_most=at_most))

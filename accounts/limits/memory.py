@@ -17,6 +17,7 @@ from accounts.limits.contract import (
     DEFAULT_LEASE_SECONDS,
     LAZY_REAPS,
     MINUTE,
+    REAP_AT_MOST,
     SECOND,
     Admission,
     Draft,
@@ -305,7 +306,7 @@ class MemoryBackend(SeedingBackend):
         nobody = Scope(account_id, ())
         return not self.settle(nobody, operation, admitted_at=self._clock(), used=Amount(), record=record).duplicate
 
-    def reap(self, shard: int, *, at_most: int = 256) -> int:
+    def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
         """Turn reservations whose lease has run out into charges of their bound."""
         with self._lock:
             emitted = self._reap(shard, self._clock(), at_most)

@@ -12,6 +12,7 @@ from accounts.limits.bounds import MILLION, Amount, Bound
 from accounts.limits.contract import (
     DEFAULT_LEASE_SECONDS,
     LAZY_REAPS,
+    REAP_AT_MOST,
     SECOND,
     SHARDS,
     Admission,
@@ -162,7 +163,7 @@ class RedisBackend(SeedingBackend):
         nobody = Scope(account_id, ())
         return not self.settle(nobody, operation, admitted_at=0, used=Amount(), record=record).duplicate
 
-    def reap(self, shard: int, *, at_most: int = 256) -> int:
+    def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
         """Turn reservations whose lease has run out into charges of their bound."""
         return int(self._call("reap", shard, [at_most]))
 

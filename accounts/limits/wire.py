@@ -24,7 +24,7 @@ from accounts.limits.scripts import Script
 CONNECT_TIMEOUT = 0.1  # seconds; with the read and the probe after it, a call waits for a dead Redis at most 250 ms
 READ_TIMEOUT = 0.2
 PROBE_TIMEOUT = 0.05
-IDLE_CONNECTIONS = 64
+IDLE_CONNECTIONS = 128
 CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 
 Argument = str | int | bytes
@@ -38,6 +38,8 @@ def redis_client(
         "socket_connect_timeout": connect_timeout,
         "socket_timeout": read_timeout,
         "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,  # needs no greeting: a new connection costs no round trip
+        "driver_info": None,
     }
     scheme = urlsplit(url).scheme
     if scheme in CLUSTER_SCHEMES:

@@ -95,6 +95,11 @@ class TestRefusal:
 
 
 class TestScope:
+    @pytest.mark.parametrize(("kind", "name"), [("key", ""), ("key", "a b"), ("key", "{s1}"), ("", "1"), ("K", "1")])
+    def test_it_refuses_names_that_the_store_could_confuse(self, kind: str, name: str) -> None:
+        with pytest.raises(ValueError, match="not a subject"):
+            Subject(kind, name, Limits())
+
     def test_it_shares_a_shard_with_its_account(self) -> None:
         assert Scope(64 * 3 + 7, ()).shard == 7
 

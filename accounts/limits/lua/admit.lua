@@ -27,25 +27,6 @@ for _, last in pairs(latest) do
   now = math.max(now, last)
 end
 
--- Cut off what has left the window, in leaps of doubling length: few calls, whatever the length.
-local function trim(key)
-  local gone, leap = 0, 1
-  while true do
-    local entry = redis.call('LINDEX', key, gone + leap - 1)
-    if entry and tonumber(entry) + MINUTE <= now then
-      gone = gone + leap
-      leap = leap * 2
-    elseif leap > 1 then
-      leap = leap / 2
-    else
-      break
-    end
-  end
-  if gone > 0 then
-    redis.call('LTRIM', key, gone, -1)
-  end
-end
-
 local used, reset = {}, {}
 local fits = true
 for i, last in pairs(latest) do
@@ -56,8 +37,7 @@ for i, last in pairs(latest) do
     end
     used[i], reset[i] = 0, now
   else
-    trim(key)
-    used[i], reset[i] = redis.call('LLEN', key), last + MINUTE
+    used[i], reset[i] = log_length(key, now), last + MINUTE
   end
   if used[i] >= limit then
     fits = false

@@ -32,6 +32,27 @@ local function clock(override)
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
+-- Count the requests of the last minute, after cutting off the log what is older: in leaps of doubling length, so with
+-- few calls whatever the length.
+local function log_length(key, now)
+  local gone, leap = 0, 1
+  while true do
+    local entry = redis.call('LINDEX', key, gone + leap - 1)
+    if entry and tonumber(entry) + MINUTE <= now then
+      gone = gone + leap
+      leap = leap * 2
+    elseif leap > 1 then
+      leap = leap / 2
+    else
+      break
+    end
+  end
+  if gone > 0 then
+    redis.call('LTRIM', key, gone, -1)
+  end
+  return redis.call('LLEN', key)
+end
+
 local function window_save(w)
   redis.call('HSET', w.key, 'n', w.n, 't', w.t, 's', w.s, 'h', w.h, 'l', w.l)
   redis.call('EXPIRE', w.key, w.n > 0 and LONG_TTL or WINDOW_TTL)

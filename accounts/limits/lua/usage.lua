@@ -5,26 +5,11 @@ local now = clock(ARGV[1])
 local second = math.floor(now / 1000000)
 local reply, missing = { 'ok' }, { 'missing' }
 
--- Count the requests of the last minute without trimming the log: halve the interval that has the first of them.
-local function requests(key)
-  local length = redis.call('LLEN', key)
-  local low, high = 0, length
-  while low < high do
-    local middle = math.floor((low + high) / 2)
-    if tonumber(redis.call('LINDEX', key, middle)) + MINUTE <= now then
-      low = middle + 1
-    else
-      high = middle
-    end
-  end
-  return length - low
-end
-
 for i = 3, #ARGV, 2 do
   local v = redis.call('HMGET', P .. ARGV[i] .. ':m:' .. ARGV[2], 'st', 'sc', 'rt', 'rc')
   if v[1] then
     local w = window_load(P .. ARGV[i] .. ':w', second)
-    local counted = ARGV[i + 1] == '1' and requests(P .. ARGV[i] .. ':q') or 0
+    local counted = ARGV[i + 1] == '1' and log_length(P .. ARGV[i] .. ':q', now) or 0
     for _, value in ipairs({ counted, w.t + w.s, w.n, tonumber(v[1]), tonumber(v[2]), tonumber(v[3]), tonumber(v[4]) }) do
       reply[#reply + 1] = value
     end
