@@ -1,4 +1,4 @@
-"""What every test can use: real stores, and the size of a proof. A skipped test fails the session."""
+"""What every test can use: isolation, real stores, and the size of a proof. A skipped test fails the session."""
 
 from __future__ import annotations
 
@@ -6,8 +6,45 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+import redis as redis_client
+from django.conf import settings
+from django.core.cache import caches
 
 from tests.stores import Postgres, Redis, postgres_server, redis_server
+
+#: Marks a Redis database as one that tests may empty.
+TESTS_OWN = "aiapi:owned-by-tests"
+
+
+@pytest.fixture(scope="session")
+def _redis_databases() -> Iterator[list[redis_client.Redis]]:
+    """Connect to the Redis databases of the settings, which tests empty; end the session if one holds other data."""
+    urls = sorted({settings.REDIS_URL, settings.CACHE_URL} - {""})
+    clients = [redis_client.Redis.from_url(url) for url in urls]
+    if any(client.dbsize() and not client.exists(TESTS_OWN) for client in clients):
+        pytest.exit("REDIS_URL or CACHE_URL names a database that is not empty: tests would delete what it holds")
+    yield clients
+    for client in clients:
+        client.flushdb()
+        client.close()
+
+
+@pytest.fixture(autouse=True)
+def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
+    """Begin without what an earlier test left in Redis, in caches, or in this process."""
+    from accounts.limits import reset_limits
+    from accounts.snapshots import directory
+    from inference.cache import guard
+    from inference.catalog import catalog
+    from inference.upstream.health import llm_health
+
+    for client in _redis_databases:
+        client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
+    for alias in () if settings.CACHE_URL else settings.CACHES:
+        caches[alias].clear()
+    guard.paused_until = float("-inf")
+    for forget in (reset_limits, directory.forget, catalog.forget, llm_health.forget):
+        forget()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIRequest
+from django.http import HttpRequest
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
@@ -37,10 +38,9 @@ def read_body(request: Any) -> bytes:
     A chunked body is read from the server's own stream, which knows its end; Django takes it for empty.
     """
     limit = settings.MAX_V1_BODY_BYTES if is_openai_path(request.path) else settings.MAX_BODY_BYTES
-    if int(request.META.get("CONTENT_LENGTH") or 0) > limit:
+    if _declared_length(request) > limit:
         raise BodyTooLarge
-    chunked = "chunked" in str(request.META.get("HTTP_TRANSFER_ENCODING", "")).lower()
-    stream = request.environ["wsgi.input"] if chunked and isinstance(request, WSGIRequest) else request
+    stream = request.environ["wsgi.input"] if is_chunked(request) else request
     try:
         body: bytes = stream.read(limit + 1)
     except OSError as error:
@@ -48,6 +48,17 @@ def read_body(request: Any) -> bytes:
     if len(body) > limit:
         raise BodyTooLarge
     return body
+
+
+def is_chunked(request: HttpRequest) -> bool:
+    """Say whether a request's body comes in chunks, without a length."""
+    encoding = str(request.META.get("HTTP_TRANSFER_ENCODING", ""))
+    return isinstance(request, WSGIRequest) and "chunked" in encoding.lower()
+
+
+def _declared_length(request: HttpRequest) -> int:
+    length = str(request.META.get("CONTENT_LENGTH") or "")
+    return int(length[:20]) if length.isdecimal() else 0
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.http import HttpRequest
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -13,6 +14,7 @@ from accounts.refusals import dollars
 from accounts.views import KeyView
 from inference import prompts
 from inference.documentation import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
+from inference.parsers import is_chunked
 from inference.pipeline import Answer, Caller, ModelCall, answer_call, emit_record
 from inference.serializers import ChatAnswer, ChatRequest, SummarizeAnswer, SummarizeRequest
 from inference.throttles import RequestRateThrottle
@@ -26,6 +28,13 @@ class ModelEndpoint(KeyView):
 
     throttle_classes = [RequestRateThrottle]
     endpoint: str
+
+    def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
+        """Hand a chunked body to the parser: DRF takes a body without a length for none."""
+        wrapped = super().initialize_request(request, *args, **kwargs)
+        if is_chunked(request):
+            wrapped._stream = request
+        return wrapped
 
     def caller(self, request: Request) -> Caller:
         """Return who asks, in which request."""

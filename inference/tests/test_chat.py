@@ -1,0 +1,329 @@
+"""POST /chat: what it takes, what it answers, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from io import BytesIO
+from typing import Any
+
+import pytest
+from django.conf import LazySettings
+
+from accounts.tests.factories import Cast, make_key, make_tier
+from inference import prompts
+from inference.models import Model
+from inference.tests.fixtures import MODEL, PROMPT, Api, Records
+from inference.upstream.fake import FakeUpstream
+
+DEEP = 900
+
+
+def test_it_answers_with_the_models_text(api: Api, upstream: FakeUpstream) -> None:
+    answer = api.chat("hello there")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "response": "You said: hello there",
+        "tokens_used": 12,
+        "cached": False,
+        "request_id": answer["X-Request-ID"],
+    }
+    assert answer["Content-Type"] == "application/json"
+    assert answer["X-Model"] == MODEL
+    assert answer["Cache-Control"] == "private, no-store"
+    assert {"Authorization", "X-API-Key"} <= {name.strip() for name in answer["Vary"].split(",")}
+
+
+def test_it_sends_the_system_message_the_users_and_the_defaults(api: Api, upstream: FakeUpstream) -> None:
+    api.chat("hello there")
+    (request,) = upstream.requests
+    assert request.path == "/v1/chat/completions"
+    assert request.body == {
+        "model": MODEL,
+        "messages": [
+            {"role": "system", "content": "You are a helpful AI assistant."},
+            {"role": "user", "content": "hello there"},
+        ],
+        "temperature": 0.7,
+        "max_tokens": 1024,
+    }
+    assert prompts.SYSTEM == "You are a helpful AI assistant."
+
+
+@pytest.mark.parametrize("temperature", [0, 1, 2, 0.0, 1.999, 1e-3, 2.0])
+def test_it_sends_a_temperature_within_its_bounds(api: Api, upstream: FakeUpstream, temperature: float) -> None:
+    assert api.chat(temperature=temperature).status_code == 200
+    assert upstream.requests[0].body["temperature"] == temperature
+
+
+@pytest.mark.parametrize(
+    ("temperature", "message"),
+    [
+        (-0.001, "Ensure this value is greater than or equal to 0."),
+        (2.001, "Ensure this value is less than or equal to 2."),
+        ("0.5", "Must be a number."),
+        ("", "Must be a number."),
+        (True, "Must be a number."),
+        (False, "Must be a number."),
+        (None, "This field may not be null."),
+        ([1], "Must be a number."),
+        ({"value": 1}, "Must be a number."),
+        (10**400, "Must be a number."),
+        (-(10**400), "Must be a number."),
+    ],
+)
+def test_it_refuses_other_temperatures(api: Api, upstream: FakeUpstream, temperature: Any, message: str) -> None:
+    answer = api.chat(temperature=temperature)
+    assert answer.status_code == 400
+    assert answer.json()["errors"] == {"temperature": [message]}
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("message", ["x", "x" * 1000, "  kept as it is \n", "é" * 1000, "𝄞" * 1000, "日本語"])
+def test_it_sends_a_message_as_it_came(api: Api, upstream: FakeUpstream, message: str) -> None:
+    assert api.chat(message).status_code == 200
+    assert upstream.requests[0].body["messages"][1]["content"] == message
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("", "This field may not be blank."),
+        (" \t\n", "This field may not be blank."),
+        ("\u00a0\u2003", "This field may not be blank."),
+        ("x" * 1001, "Ensure this field has no more than 1000 characters."),
+        ("a\x00b", "Null characters are not allowed."),
+        (7, "Must be a text."),
+        (True, "Must be a text."),
+        (None, "This field may not be null."),
+        (["a"], "Must be a text."),
+        ({"a": "b"}, "Must be a text."),
+    ],
+)
+def test_it_refuses_other_messages(api: Api, upstream: FakeUpstream, message: Any, text: str) -> None:
+    answer = api.chat(message)
+    assert answer.status_code == 400
+    assert answer.json()["errors"] == {"message": [text]}
+    assert upstream.requests == []
+
+
+def test_it_needs_a_message(api: Api, upstream: FakeUpstream) -> None:
+    answer = api.post("/chat", {})
+    assert answer.status_code == 400
+    assert answer.json()["errors"] == {"message": ["This field is required."]}
+
+
+def test_it_names_unknown_fields(api: Api, upstream: FakeUpstream) -> None:
+    answer = api.chat(temprature=1, max_tokens=5)
+    assert answer.status_code == 400
+    assert answer.json()["errors"] == {"max_tokens": ["Unknown field."], "temprature": ["Unknown field."]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"nonsense",
+        b'{"message": "a",}',
+        b'{"message": "a"} {}',
+        b"{'message': 'a'}",
+        b'{"message": "a", "temperature": NaN}',
+        b'{"message": "a", "temperature": Infinity}',
+        b'{"message": "a", "temperature": -Infinity}',
+        b'{"message": "a", "temperature": 1e999}',
+        b'{"message": "a", "temperature": -1e999}',
+        b'{"message": "a", "temperature": ' + b"9" * 5000 + b"}",
+        b"[]",
+        b'["message"]',
+        b'"message"',
+        b"null",
+        b"1",
+        b"true",
+        b'{"message": "\\ud800"}',
+        b'{"message": "\\udc00 first"}',
+        b'{"message": "a", "\\ud800": 1}',
+        b'{"message": "\xed\xa0\x80"}',
+        b'{"message": "\xff"}',
+        b'{"message": "\x00"}',
+        b"\xef\xbb\xbf{}",
+        '{"message": "a"}'.encode("utf-16"),
+        b'{"message": "line\nbreak"}',
+        b'{"message":' * DEEP,
+        b"[" * 60_000,
+        b'{"message": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+        b" ",
+    ],
+)
+def test_it_refuses_what_is_no_json_object(api: Api, upstream: FakeUpstream, body: bytes) -> None:
+    answer = api.post("/chat", body)
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "malformed_body"
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("field", ["message", "temperature", "model", "unknown"])
+def test_it_refuses_nested_values_however_deep(roomy: Api, field: str) -> None:
+    for depth in range(100, DEEP, 40):
+        nested = "[" * depth + "]" * depth
+        answer = roomy.post("/chat", f'{{"message": "a", "{field}": {nested}}}'.encode())
+        assert answer.status_code == 400, depth
+
+
+def test_it_takes_escaped_pairs_of_surrogates(api: Api, upstream: FakeUpstream) -> None:
+    assert api.post("/chat", b'{"message": "\\ud834\\udd1e"}').status_code == 200
+    assert upstream.requests[0].body["messages"][1]["content"] == "𝄞"
+
+
+def test_it_takes_the_last_of_duplicate_names(api: Api, upstream: FakeUpstream) -> None:
+    assert api.post("/chat", b'{"message": "one", "message": "two"}').json()["response"] == "You said: two"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
+def test_it_takes_json_by_any_spelling_of_its_type(api: Api, upstream: FakeUpstream, kind: str) -> None:
+    assert api.post("/chat", {"message": "a"}, content_type=kind).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json", "x", ""]
+)
+def test_it_refuses_other_types(api: Api, upstream: FakeUpstream, kind: str) -> None:
+    answer = api.post("/chat", {"message": "a"}, content_type=kind)
+    assert answer.status_code == 415
+    assert answer.json()["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_it_needs_a_body_whatever_its_type(api: Api, kind: str) -> None:
+    answer = api.post("/chat", b"", content_type=kind)
+    assert answer.status_code == 400
+    assert answer.json()["errors"] == {"message": ["This field is required."]}
+
+
+def test_it_refuses_a_body_over_the_limit(api: Api, upstream: FakeUpstream, settings: LazySettings) -> None:
+    most = settings.MAX_BODY_BYTES
+    assert most == 64 * 1024
+    padded = b'{"message": "a"' + b" " * (most - 16) + b"}"
+    assert len(padded) == most
+    assert api.post("/chat", padded).status_code == 200
+    answer = api.post("/chat", padded + b" ")
+    assert answer.status_code == 413
+    assert answer.json()["code"] == "body_too_large"
+
+
+def test_it_reads_a_chunked_body(api: Api, upstream: FakeUpstream) -> None:
+    assert _chunked(api, b'{"message": "in chunks"}').json()["response"] == "You said: in chunks"
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"", 400), (b"{", 400), (b"[]", 400), (b" " * 70_000, 413)])
+def test_it_refuses_chunked_bodies_as_it_does_others(api: Api, body: bytes, status: int) -> None:
+    assert _chunked(api, body).status_code == status
+
+
+@pytest.mark.parametrize("length", ["nonsense", "-5", "", "9" * 30])
+def test_it_survives_a_length_that_is_none(api: Api, length: str) -> None:
+    answer = api.post("/chat", {"message": "a"}, CONTENT_LENGTH=length)
+    assert answer.status_code in (400, 413)
+
+
+def test_it_asks_the_model_that_is_named(api: Api, upstream: FakeUpstream) -> None:
+    from inference.tests.samples import serve
+
+    serve("house-model", upstream_name="deep/thought-7b")
+    answer = api.chat(model="house-model")
+    assert answer["X-Model"] == "house-model"
+    assert upstream.requests[0].body["model"] == "deep/thought-7b"
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "MODEL", "x" * 100, "a/b:c@d", "é", "gpt-3.5-turbo "])
+def test_it_answers_404_for_a_model_that_is_unknown(api: Api, upstream: FakeUpstream, model: str) -> None:
+    answer = api.chat(model=model)
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "model_not_found"
+
+
+def test_it_answers_404_for_a_model_that_is_disabled(api: Api, upstream: FakeUpstream) -> None:
+    Model.objects.filter(public_name=MODEL).update(is_enabled=False)
+    assert api.chat().status_code == 404
+
+
+def test_it_hides_a_model_outside_the_tier_as_if_unknown(api: Api, upstream: FakeUpstream) -> None:
+    tier = make_tier("narrow", models=["another"], requests_per_minute=5)
+    narrow = api.of(make_key(tier=tier))
+    outside, unknown = narrow.chat(), narrow.chat(model="no-such-model")
+    assert outside.status_code == unknown.status_code == 404
+    assert {**outside.json(), "request_id": ""} == {**unknown.json(), "request_id": ""}
+
+
+@pytest.mark.parametrize("model", ["", " ", 7, None, "x" * 101, "a\x00"])
+def test_it_refuses_what_can_be_no_models_name(api: Api, model: Any) -> None:
+    answer = api.chat(model=model)
+    assert answer.status_code == 400
+    assert set(answer.json()["errors"]) == {"model"}
+
+
+def test_it_counts_and_prices_the_call(api: Api, upstream: FakeUpstream, records: Records) -> None:
+    answer = api.chat("hello there", headers={"X-Request-ID": "my-label.1"})
+    (record,) = records()
+    assert (record.label, record.endpoint, record.model, record.deployment) == (
+        "my-label.1", "chat", MODEL, f"openai/{MODEL}",
+    )  # fmt: skip
+    assert (record.account_name, record.key_name) == (api.key.key.account.name, "caller")
+    assert (record.status, record.error_code, record.cache, record.attempts) == (200, "", "miss", 1)
+    assert (record.input_tokens, record.output_tokens, record.usage_source) == (8, 4, "provider")
+    assert record.cost == Decimal("0.00001") == Decimal(answer["X-Cost-USD"])
+    assert 0 < record.latency_ms < 60_000
+    (call,) = upstream.billed
+    assert (call.prompt_tokens, call.completion_tokens) == (8, 4)
+
+
+def test_it_prices_cached_input_as_such(api: Api, upstream: FakeUpstream, records: Records) -> None:
+    from inference.tests.samples import serve
+
+    upstream.set(cached_ratio=0.5)
+    serve("priced", input=3, cached_input=1, output=5)
+    api.chat("hello there", model="priced")
+    (record,) = records()
+    assert record.cached_tokens == 4
+    assert record.cost == (4 * 3 + 4 * 1 + 4 * 5) / Decimal(1_000_000)
+
+
+def test_it_keeps_nothing_of_what_was_said(api: Api, upstream: FakeUpstream, records: Records) -> None:
+    api.chat(f"{PROMPT} to be kept to ourselves")
+    api.chat(f"{PROMPT} to be kept to ourselves")
+    kept = json.dumps([list(map(str, vars(record).values())) for record in records()])
+    assert len(records()) == 2
+    assert "zanzibar" not in kept
+    assert api.key.plain not in kept
+
+
+def test_it_records_a_malformed_request_once_and_without_cost(api: Api, records: Records) -> None:
+    api.post("/chat", b"{")
+    (record,) = records()
+    assert (record.status, record.error_code, record.attempts) == (400, "malformed_body", 0)
+    assert (record.input_tokens, record.output_tokens, record.cost) == (0, 0, 0)
+
+
+def test_it_records_nothing_for_who_is_not_known(api: Api, cast: Cast, records: Records) -> None:
+    for key in ("nonsense", cast.revoked.plain, None):
+        assert api.post("/chat", {"message": "a"}, key=key).status_code == 401
+    assert records() == []
+
+
+def test_it_needs_the_scope(api: Api, records: Records) -> None:
+    other = api.of(make_key(scopes=["summarize"]))
+    answer = other.chat()
+    assert answer.status_code == 403
+    assert answer.json()["code"] == "scope_denied"
+    assert answer["X-RateLimit-Remaining"] == "4"
+    assert [record.status for record in records()] == [403]
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/"])
+def test_it_answers_with_and_without_a_slash(api: Api, upstream: FakeUpstream, path: str) -> None:
+    assert api.post(path, {"message": "a"}).status_code == 200
+
+
+def _chunked(api: Api, body: bytes) -> Any:
+    """Send a body as gunicorn hands it over when it came in chunks: without a length, in a stream that ends."""
+    environ: dict[str, Any] = {"wsgi.input": BytesIO(body), "CONTENT_TYPE": "application/json"}
+    return api.post("/chat", None, headers={"Transfer-Encoding": "chunked"}, **environ)
