@@ -1,0 +1,120 @@
+"""The ledger through a crash: two processes spend one budget, one is killed, and every token is accounted for."""
+
+import multiprocessing
+import random
+import threading
+import time
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import pytest
+import redis
+
+from accounts.limits.bounds import Amount, Bound
+from accounts.limits.contract import Limits, OperationClosed, Reserved, Scope, Subject
+from accounts.limits.records import Record, decode_record
+from accounts.limits.redis import RedisBackend, records_stream, redis_client, wire_for
+from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
+from tests.processes import wait_until
+
+BUDGET = 10_000
+THREADS = 10
+LEASE_SECONDS = 1
+CALL_SECONDS = 0.2
+MISSES = 20  # refusals in a row after which a thread takes the budget to be spent
+
+
+def a_backend() -> RedisBackend:
+    wire = wire_for(redis_client(shared_redis_url(), read_timeout=10))
+    return RedisBackend(wire, seeder=Database(), lease_seconds=LEASE_SECONDS)
+
+
+def spend(url: str, scope: Scope, together: Barrier) -> None:
+    """Make calls of random size from all threads until the budget is spent, as one server does."""
+    backend = RedisBackend(wire_for(redis_client(url, read_timeout=10)), seeder=Database(), lease_seconds=LEASE_SECONDS)
+
+    def run() -> None:
+        misses = 0
+        while misses < MISSES:
+            misses = 0 if call_once(backend, scope) else misses + 1
+
+    together.wait()
+    threads = [threading.Thread(target=run) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def call_once(backend: RedisBackend, scope: Scope) -> bool:
+    """Make one call that uses part of its bound; answer whether it was let in."""
+    operation, at = an_operation(), backend.now()
+    bound = Bound(Amount(random.randint(1, 50), 5), random.randint(0, 100), 1_000_000, minimum_output=0)
+    try:
+        granted = backend.reserve(scope, operation, admitted_at=at, bound=bound, draft={})
+    except OperationClosed:
+        return False
+    if not isinstance(granted, Reserved):
+        time.sleep(CALL_SECONDS / 10)
+        return False
+    time.sleep(random.random() * CALL_SECONDS)
+    output = random.randint(0, granted.output_tokens)
+    used = bound.at(output)
+    record = {"input_tokens": bound.prompt.tokens, "output_tokens": output, "cost": used.cost}
+    backend.settle(scope, operation, admitted_at=at, used=used, record=record)
+    return True
+
+
+def final_records(shard: int) -> dict[str, Record]:
+    """Read the stream as the ingester does: of each id, the highest revision."""
+    client: Any = redis.Redis.from_url(shared_redis_url())
+    records: dict[str, Record] = {}
+    for _, fields in client.xrange(records_stream(shard)):
+        record = decode_record(fields)
+        if record["revision"] > records.get(record["id"], {"revision": 0})["revision"]:
+            records[record["id"]] = record
+    return records
+
+
+@pytest.fixture
+def scope() -> Scope:
+    scope = a_scope()
+    key = Subject("key", scope.subjects[0].id, Limits(monthly_tokens=BUDGET))
+    client: Any = redis.Redis.from_url(shared_redis_url())
+    client.unlink(records_stream(scope.shard))
+    return Scope(scope.account_id, (key, scope.subjects[1]))
+
+
+def test_it_accounts_for_every_token_when_a_process_is_killed(scope: Scope) -> None:
+    backend, context = a_backend(), multiprocessing.get_context("spawn")
+    together = context.Barrier(3)
+    arguments = (shared_redis_url(), scope, together)
+    servers = [context.Process(target=spend, args=arguments, daemon=True) for _ in range(2)]
+    for server in servers:
+        server.start()
+    together.wait(30)
+    totals = [0]
+    while totals[-1] < BUDGET / 3:
+        totals.append(sample(backend, scope))
+    servers[0].kill()
+    while servers[1].is_alive():
+        totals.append(sample(backend, scope))
+    wait_until(lambda: backend.reap(scope.shard) == 0 and backend.usage(scope)[0].slots == 0, "the leases to run out")
+    key, account = backend.usage(scope)
+    records = final_records(scope.shard).values()
+    recorded = Amount(
+        sum(record["input_tokens"] + record["output_tokens"] for record in records),
+        sum(record["cost"] for record in records),
+    )
+    assert max(totals) <= BUDGET
+    assert key.settled == account.settled == recorded
+    assert key.reserved == account.reserved == Amount()
+    assert any(record["revision"] == 1 for record in records), "nobody died in the middle of a call"
+    assert BUDGET - 50 <= recorded.tokens <= BUDGET, "refused although there was room"
+
+
+def sample(backend: RedisBackend, scope: Scope) -> int:
+    """Give what counts against the budget at this moment."""
+    time.sleep(0.002)
+    used = backend.usage(scope)[0]
+    return (used.settled + used.reserved).tokens
