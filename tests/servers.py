@@ -164,7 +164,7 @@ def aiapi_server(
 def launched(env: Mapping[str, str] | None = None) -> Iterator[Service]:
     """Run the whole of bin/run on a free port, without anybody's .env, until it says that it is ready.
 
-    Its processes are a session of their own: `os.killpg(service.process.pid, ...)` is a Ctrl-C.
+    Its processes are a session of their own; a SIGINT to `service.process` is a Ctrl-C.
     """
     with tempfile.TemporaryDirectory(prefix="aiapi-launched-") as folder:
         port, log = free_port(), Path(folder, "log")
@@ -185,7 +185,8 @@ def local_model() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="aiapi-model-") as folder:
         port, log = free_port(), Path(folder, "log")
         command = [sys.executable, "manage.py", "local_model", "--port", str(port)]
-        process = spawn(command, log, env=clean_environment(), cwd=ROOT)
+        env = {**clean_environment(), "OMP_WAIT_POLICY": "passive"}  # as bin/run does
+        process = spawn(command, log, env=env, cwd=ROOT)
         service = Service(port, {}, log, process)
         try:
             wait_until(lambda: _lists_models(service), "the local model")

@@ -34,9 +34,10 @@ def test_it_answers_with_the_model_that_a_package_ships() -> None:
         assert 0 < answer.json()["summary_length"] < answer.json()["original_length"] == len(TEXT)
         group = members(service)
         assert len(group) >= 4, "the launcher, the model, the arbiter and a worker"
-        os.killpg(service.process.pid, signal.SIGINT)
+        service.process.send_signal(signal.SIGINT)
         assert service.process.wait(40) == 0
         wait_until(lambda: members(service) == [], "every process to end")
+        assert "Traceback" not in service.log.read_text()
 
 
 def test_it_starts_again_with_its_data_and_prints_the_password_once(fake: FakeUpstream, tmp_path: Path) -> None:
@@ -102,16 +103,16 @@ def run(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def pids(service: Service) -> list[int]:
-    """List the living processes of the launcher's process group."""
+    """List the living processes of the launcher's session."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and (fields := stat(int(entry.name))) and fields[2] == str(service.process.pid):
+        if entry.name.isdecimal() and (fields := stat(int(entry.name))) and fields[3] == str(service.process.pid):
             found += [int(entry.name)] if fields[0] != "Z" else []
     return found
 
 
 def members(service: Service) -> list[str]:
-    """List the command lines of the launcher's process group."""
+    """List the command lines of the launcher's session."""
     return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids(service)]
 
 
@@ -122,7 +123,7 @@ def parent(pid: int) -> int:
 
 
 def stat(pid: int) -> list[str]:
-    """Return state, parent, group and the following fields of proc(5)'s stat; empty if the process is gone."""
+    """Return state, parent, group, session and the following fields of proc(5)'s stat; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

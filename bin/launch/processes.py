@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -24,7 +25,11 @@ PR_SET_PDEATHSIG = 1
 
 
 class Stopped(BaseException):
-    """Someone asked the whole group to end (Ctrl-C, SIGTERM, SIGHUP)."""
+    """Someone asked the whole group to end, by the signal `number` (Ctrl-C is SIGINT)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Member:
 class Group:
     """Start processes, watch them, and end all of them when one ends or a signal comes.
 
-    They stay in the caller's process group, so that a Ctrl-C reaches them; on Linux they also end when the caller is
-    killed outright.
+    Each is a process group of its own, so that a Ctrl-C reaches the caller alone and is passed on once, and what a
+    member leaves behind can be ended with it. On Linux they also end when the caller is killed outright.
     """
 
     def __init__(self) -> None:
@@ -83,19 +88,22 @@ class Group:
             self.check()
             time.sleep(TICK)
 
-    def stop(self) -> None:
-        """End every member, the last started first: SIGTERM, and SIGKILL after the grace or at a second signal."""
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """End every member, the last started first, by a signal; kill what is left after the grace or a second signal.
+
+        gunicorn ends at once on SIGINT, and lets open requests end first on SIGTERM.
+        """
         alive = [member.process for member in reversed(self.members) if member.process.poll() is None]
         with suppress(Stopped):
             for process in alive:
-                process.terminate()
+                process.send_signal(number)
             deadline = time.monotonic() + GRACE
             while any(process.poll() is None for process in alive) and time.monotonic() < deadline:
                 time.sleep(TICK)
-        for process in alive:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        for member in self.members:
+            with suppress(ProcessLookupError):
+                os.killpg(member.process.pid, signal.SIGKILL)
+            member.process.wait()
 
 
 def end_on_signals() -> None:
@@ -105,7 +113,7 @@ def end_on_signals() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped
+    raise Stopped(number)
 
 
 def _start(
@@ -117,6 +125,7 @@ def _start(
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
+        process_group=0,
         preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  (no threads here)
     )
 
