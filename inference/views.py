@@ -13,13 +13,14 @@ from accounts.exceptions import ApiError
 from accounts.refusals import dollars
 from accounts.views import KeyView
 from inference import prompts
+from inference.accounting import Bill
+from inference.calls import Answer, Caller, ModelCall
 from inference.documentation import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
 from inference.parsers import is_chunked
-from inference.pipeline import Answer, Caller, ModelCall, answer_call, emit_record
+from inference.pipeline import answer_call
 from inference.serializers import ChatAnswer, ChatRequest, SummarizeAnswer, SummarizeRequest
 from inference.throttles import RequestRateThrottle
-from inference.upstream.client import answer_text
-from monitoring.records import begin_record
+from inference.upstream.completions import answer_text
 from monitoring.trace import Trace
 
 
@@ -33,7 +34,7 @@ class ModelEndpoint(KeyView):
         """Hand a chunked body to the parser: DRF takes a body without a length for none."""
         wrapped = super().initialize_request(request, *args, **kwargs)
         if is_chunked(request):
-            wrapped._stream = request
+            wrapped._stream = request  # type: ignore[assignment]
         return wrapped
 
     def caller(self, request: Request) -> Caller:
@@ -56,20 +57,9 @@ class ModelEndpoint(KeyView):
         return response
 
     def _record_failure(self, request: Request, response: Response) -> None:
-        caller = self.caller(request)
         error: ApiError | None = getattr(request._request, "api_error", None)
-        record = begin_record(
-            trace=caller.trace,
-            identity=caller.identity,
-            endpoint=self.endpoint,
-            admitted_at=caller.admission.at,
-        )
-        record.update(
-            status=response.status_code,
-            error_code=error.error_code if error else "",
-            latency_ms=caller.trace.elapsed_ms,
-        )
-        emit_record(caller, record)
+        bill = Bill(self.caller(request), self.endpoint)
+        bill.emit(status=response.status_code, error_code=error.error_code if error else "")
 
 
 def cache_directives(request: Request) -> dict[str, bool]:

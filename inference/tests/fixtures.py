@@ -10,12 +10,11 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
 from django.conf import LazySettings
-from django.http import HttpResponse
 from django.test import Client
 from django.test.client import ClientHandler
 
@@ -29,6 +28,9 @@ from inference.upstream.fake import FakeUpstream
 from monitoring.ingester import Ingester
 from monitoring.models import RequestRecord
 from monitoring.recorder import write_record
+
+if TYPE_CHECKING:
+    from django.test.client import _MonkeyPatchedWSGIResponse as TestResponse
 
 PROVIDER_SECRET = "sk-of-the-fake-provider"
 PROMPT = "zanzibar seventeen"
@@ -45,15 +47,15 @@ class Api:
     key: IssuedKey
     client: Client
 
-    def post(self, path: str, body: Any = None, **options: Any) -> HttpResponse:
+    def post(self, path: str, body: Any = None, **options: Any) -> TestResponse:
         """Post a body: bytes as they are, anything else as JSON. See `send` for the options."""
         return self.send("POST", path, body, **options)
 
-    def get(self, path: str, **options: Any) -> HttpResponse:
+    def get(self, path: str, **options: Any) -> TestResponse:
         """Get a path. See `send` for the options."""
         return self.send("GET", path, None, **options)
 
-    def chat(self, message: Any = PROMPT, *, headers: Mapping[str, str] | None = None, **fields: Any) -> HttpResponse:
+    def chat(self, message: Any = PROMPT, *, headers: Mapping[str, str] | None = None, **fields: Any) -> TestResponse:
         """Post to /chat."""
         return self.post("/chat", {"message": message, **fields}, headers=headers)
 
@@ -67,7 +69,7 @@ class Api:
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
         **environ: Any,
-    ) -> HttpResponse:
+    ) -> TestResponse:
         """Send a request with this caller's key, another one, or (None) without."""
         sent = dict(headers or {})
         if key is not None:

@@ -300,7 +300,7 @@ def test_it_records_a_malformed_request_once_and_without_cost(api: Api, records:
     api.post("/chat", b"{")
     (record,) = records()
     assert (record.status, record.error_code, record.attempts) == (400, "malformed_body", 0)
-    assert (record.input_tokens, record.output_tokens, record.cost) == (0, 0, 0)
+    assert not any((record.input_tokens, record.output_tokens, record.cost))
 
 
 def test_it_records_nothing_for_who_is_not_known(api: Api, cast: Cast, records: Records) -> None:
