@@ -114,12 +114,18 @@ UPSTREAM_TIMEOUT = ENV.number(
 UPSTREAM_CONNECT_TIMEOUT = ENV.number(
     "UPSTREAM_CONNECT_TIMEOUT", 5, minimum=0.1, maximum=60, help="seconds to reach a provider"
 )
+UPSTREAM_CONCURRENCY = ENV.integer(
+    "UPSTREAM_CONCURRENCY", 1000, minimum=1, maximum=10_000, help="model calls of one worker process at a time"
+)
+UPSTREAM_QUEUE_SECONDS = ENV.number(
+    "UPSTREAM_QUEUE_SECONDS", 2, minimum=0, maximum=60, help="seconds that a call waits for a place among them"
+)
 
 # Bounds
 MAX_BODY_BYTES = ENV.integer("MAX_BODY_BYTES", 64 * 1024, minimum=1024, help="largest body of /chat and /summarize")
 MAX_V1_BODY_BYTES = ENV.integer("MAX_V1_BODY_BYTES", 32 * 1024 * 1024, minimum=1024, help="largest body under /v1")
-FAILED_KEY_RATE = ENV.text("FAILED_KEY_RATE", "30/m", help="bad keys from one address before they get 429")
-ADMIN_LOGIN_RATE = ENV.text("ADMIN_LOGIN_RATE", "10/m", help="log-in attempts in the admin from one address")
+FAILED_KEY_RATE = ENV.rate("FAILED_KEY_RATE", "30/m", help="bad keys from one address before they get 429")
+ADMIN_LOGIN_RATE = ENV.rate("ADMIN_LOGIN_RATE", "10/m", help="log-in attempts in the admin from one address")
 
 # The first administrator, made by `manage.py bootstrap`
 ADMIN_USERNAME = ENV.text("ADMIN_USERNAME", "admin", help="name of the first administrator")

@@ -10,7 +10,7 @@ from accounts.exceptions import InvalidRequest
 from accounts.limits.bounds import MILLION, Amount, Bound
 from accounts.snapshots import Identity
 from inference.catalog import CatalogModel
-from inference.upstream.client import Usage
+from inference.upstream.completions import Usage
 
 #: Tokens that a chat template may add around each message, and around the whole.
 MESSAGE_OVERHEAD = 16

@@ -1,4 +1,4 @@
-"""What a provider's failure means to the caller (DESIGN.md, section 5).
+"""What a provider's failure means to the caller (DESIGN.md, section 5), and what may follow it.
 
 No text, address or secret of the provider reaches the caller. The log gets status and error code, not the text: a
 provider's message may quote the prompt.
@@ -7,6 +7,7 @@ provider's message may quote the prompt.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -14,58 +15,70 @@ import openai
 import structlog
 
 from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from inference.upstream.attempts import REJECTED, AttemptFailed, Verdict
 
+#: How a call can fail: the SDK's errors, the connection's, an answer that is no JSON.
+FAILURES = (openai.OpenAIError, httpx2.HTTPError, ValueError, OSError)
 #: What may pass of a provider's `code` and `param`: names, not sentences.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,100}\Z")
 DEFAULT_RETRY_AFTER = 5
 LONGEST_RETRY_AFTER = 3600
 
+#: The provider was never reached.
+UNREACHED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=True)
+#: It was reached, and broke off or answered nonsense: it may have worked, and bill it; once is enough there.
+BROKEN = Verdict(may_be_billed=True, goes_elsewhere=True, returns=False, is_down=True)
+#: It took longer than the call may take: there is no time for another.
+TIMED_OUT = Verdict(may_be_billed=True, goes_elsewhere=False, returns=False, is_down=True)
+#: It said that it failed, or is busy.
+FAILED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=True)
+BUSY = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=False)
+#: It doesn't let us in, or doesn't know the model: another deployment may.
+MISCONFIGURED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=False)
+
 log = structlog.get_logger(__name__)
 
 
-def translate(error: Exception, *, route: str) -> ApiError:
-    """Turn an exception of the client into the caller's, and log its cause; `route` names the deployment."""
-    answer, cause = _classify(error)
+def failed_attempt(error: Exception, *, route: str) -> AttemptFailed:
+    """Judge an exception of the client, and log its cause; `route` names the deployment."""
+    answer, verdict, cause = _classify(error)
     log.warning("upstream_failed", route=route, cause=cause, status=answer.status)
-    return answer
+    return AttemptFailed(answer, verdict)
 
 
-def _classify(error: Exception) -> tuple[ApiError, str]:
+def _classify(error: Exception) -> tuple[ApiError, Verdict, str]:
     if isinstance(error, openai.APIStatusError):
         return _from_status(error)
-    if isinstance(error, openai.APITimeoutError | httpx2.TimeoutException | TimeoutError):
-        return UpstreamTimeout(), "timeout"
-    if isinstance(error, openai.APIConnectionError | httpx2.TransportError):
-        return UpstreamFailed(), f"connection: {type(error.__cause__ or error).__name__}"
-    return UpstreamFailed(), type(error).__name__
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
+    name = type(cause).__name__
+    if isinstance(cause, httpx2.ConnectTimeout):
+        return UpstreamTimeout(), UNREACHED, "connect timeout"
+    if isinstance(cause, httpx2.ConnectError | httpx2.PoolTimeout):
+        return UpstreamFailed(), UNREACHED, f"connection: {name}"
+    if isinstance(cause, httpx2.TimeoutException | TimeoutError) or isinstance(error, openai.APITimeoutError):
+        return UpstreamTimeout(), TIMED_OUT, "timeout"
+    return UpstreamFailed(), BROKEN, name
 
 
-def _from_status(error: openai.APIStatusError) -> tuple[ApiError, str]:
+def _from_status(error: openai.APIStatusError) -> tuple[ApiError, Verdict, str]:
     status, code = error.status_code, _safe(error.code)
     cause = f"http {status} {code or ''}".strip()
     if status in (400, 422):
         text = "The model provider rejected the request."
-        return InvalidRequest(text, param=_safe(error.param), code=code or "upstream_rejected"), cause
+        return InvalidRequest(text, param=_safe(error.param), code=code or "upstream_rejected"), REJECTED, cause
     if status == 429:
-        return UpstreamBusy(retry_after=retry_after_seconds(error.response.headers.get("Retry-After"))), cause
+        seconds = retry_after_seconds(error.response.headers.get("Retry-After"))
+        return UpstreamBusy(retry_after=seconds or DEFAULT_RETRY_AFTER), replace(BUSY, retry_after=seconds), cause
     if status in (408, 504):
-        return UpstreamTimeout(), cause
-    return UpstreamFailed(), cause
-
-
-def may_be_billed(error: Exception) -> bool:
-    """Say whether a provider may have worked on a call that failed: not if it said no, or was never reached."""
-    if isinstance(error, openai.APIStatusError):
-        return False
-    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
-    return not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+        return UpstreamTimeout(), FAILED, cause
+    return UpstreamFailed(), FAILED if status >= 500 else MISCONFIGURED, cause
 
 
 def retry_after_seconds(text: str | None) -> int:
-    """Read a Retry-After header in seconds; DEFAULT_RETRY_AFTER when it is absent, a date or nonsense."""
+    """Read a Retry-After header in seconds; 0 when it is absent, a date or nonsense."""
     if text is None or not text.strip().isdecimal():
-        return DEFAULT_RETRY_AFTER
-    return min(max(1, int(text.strip()[:6])), LONGEST_RETRY_AFTER)
+        return 0
+    return min(int(text.strip()[:6]), LONGEST_RETRY_AFTER)
 
 
 def _safe(name: Any) -> str | None:

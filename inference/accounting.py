@@ -1,0 +1,124 @@
+"""The bill of one call: what it holds while it runs, what it used, and the one record that it leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accounts.exceptions import DependencyUnavailable
+from accounts.limits import get_limits
+from accounts.limits.bounds import Amount, Bound
+from accounts.limits.contract import OperationClosed, Refusal, Reserved, Unavailable
+from accounts.refusals import refusal_error
+from inference.calls import Caller
+from inference.catalog import Rates
+from inference.upstream.completions import Usage
+from monitoring.records import begin_record
+
+
+class Bill:
+    """Reserves for a call, sums up what its attempts used, and settles it together with its record."""
+
+    def __init__(self, caller: Caller, endpoint: str) -> None:
+        self.caller = caller
+        self.record: dict[str, Any] = begin_record(
+            trace=caller.trace, identity=caller.identity, endpoint=endpoint, admitted_at=caller.admission.at
+        )
+        self.used = Amount()
+        self._bound: Bound | None = None
+        self._reserved: Reserved | None = None
+        self._attempts_reserved = 0
+
+    @property
+    def output_tokens(self) -> int:
+        """The most output tokens that were granted."""
+        return self._reserved.output_tokens if self._reserved else 0
+
+    def reserve(self, bound: Bound) -> None:
+        """Take a slot and the bound; raises what a refusal means, or DependencyUnavailable."""
+        self._bound = bound
+        answer = self._reserve()
+        if isinstance(answer, Refusal):
+            raise refusal_error(answer)
+        self._reserved = answer
+
+    def covers_another(self) -> bool:
+        """Take the bound once more, for an attempt after one that may be billed; False if a limit has no room."""
+        try:
+            answer = self._reserve()
+        except (DependencyUnavailable, OperationClosed):
+            return False
+        if isinstance(answer, Refusal):
+            return False
+        self._reserved = answer
+        return True
+
+    def charge_bound(self) -> None:
+        """Charge an attempt that failed and may be billed: nobody knows how much, so all that it could be."""
+        if self._bound is not None:
+            self.used += self._bound.at(self.output_tokens)
+            self.record["usage_source"] = "bound"
+
+    def charge(self, usage: Usage, rates: Rates, *, source: str) -> None:
+        """Charge what an attempt used, on top of those before it."""
+        cost = rates.cost(
+            input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
+        )
+        had_bound = self.record.get("usage_source") == "bound"
+        self.record.update(
+            cached_tokens=usage.cached_tokens, usage_source="bound" if had_bound else source, usage=usage
+        )
+        self.used += Amount(usage.input_tokens + usage.output_tokens, cost)
+
+    def settle(self, *, status: int, error_code: str = "", partial: bool = False) -> None:
+        """Give the slot back, replace the bound by what was used, and emit the record: one step of the limits."""
+        self._complete(status=status, error_code=error_code)
+        if partial:
+            self.record["partial"] = True
+        caller = self.caller
+        with caller.trace.stage("limits"):
+            get_limits().settle(
+                caller.identity.limits,
+                caller.trace.id.hex,
+                admitted_at=caller.admission.at,
+                used=self.used,
+                record=self.record,
+            )
+        caller.trace.is_recorded = True
+
+    def emit(self, *, status: int, error_code: str = "") -> None:
+        """Emit the record of a call that reserved nothing."""
+        self._complete(status=status, error_code=error_code)
+        with self.caller.trace.stage("limits"):
+            get_limits().emit(self.caller.identity.account_id, self.caller.trace.id.hex, self.record)
+        self.caller.trace.is_recorded = True
+
+    def _complete(self, *, status: int, error_code: str) -> None:
+        """Write down how it ended. Tokens beyond the last attempt's usage are those of attempts charged their bound."""
+        usage: Usage | None = self.record.pop("usage", None)
+        output = usage.output_tokens if usage else min(self.output_tokens, self.used.tokens)
+        self.record.update(
+            status=status,
+            error_code=error_code,
+            input_tokens=self.used.tokens - output,
+            output_tokens=output,
+            cost=self.used.cost,
+            latency_ms=round(self.caller.trace.elapsed_ms, 3),
+        )
+
+    def _reserve(self) -> Reserved | Refusal:
+        """Ask the limits. The draft is what the record will say if this process dies."""
+        assert self._bound is not None  # noqa: S101  (reserve comes first)
+        caller = self.caller
+        self._attempts_reserved += 1
+        draft = {**self.record, "status": 500, "error_code": "interrupted", "attempts": self._attempts_reserved}
+        try:
+            return get_limits().reserve(
+                caller.identity.limits,
+                caller.trace.id.hex,
+                admitted_at=caller.admission.at,
+                bound=self._bound,
+                draft=draft,
+                attempt=self._attempts_reserved,
+            )
+        except Unavailable as error:
+            raise DependencyUnavailable(retry_after=error.retry_after) from error

@@ -1,0 +1,110 @@
+"""Which deployment answers: by order, by weight, past open breakers; what follows a failure, inside the deadline.
+
+A failure that another deployment may not share (refused connections, 408, 429, 5xx) goes to the next one at once. When
+all have failed and the last failure may pass, the round is repeated after a pause with full jitter, or as long as the
+provider's Retry-After says, if that is short and fits the deadline. Nothing is retried after the first streamed byte: by then
+an attempt has succeeded.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import TypeVar
+
+import structlog
+
+from accounts.exceptions import UpstreamBusy, UpstreamFailed
+from inference.catalog import Route
+from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
+from inference.upstream.breaker import COOL_DOWN, breakers
+
+ROUNDS = 3
+#: The pause before a round is random between 0 and this many seconds, doubled each time (full jitter).
+FIRST_PAUSE = 0.25
+#: The longest wait that a provider may ask for within a call: for more, the caller is told when to come back.
+LONGEST_PAUSE = 5.0
+
+T = TypeVar("T")
+Attempt = Callable[[Route], T]
+
+log = structlog.get_logger(__name__)
+
+
+def by_preference(routes: Iterable[Route], chance: Callable[[], float] = random.random) -> list[Route]:
+    """Sort routes by order; within an order at random, so that each comes first as often as its weight says.
+
+    The key u^(1/weight) is that of Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
+    """
+    ordered: list[Route] = []
+    for _, group in groupby(sorted(routes, key=lambda route: route.order), key=lambda route: route.order):
+        ordered.extend(sorted(group, key=lambda route: chance() ** (1 / route.weight), reverse=True))
+    return ordered
+
+
+def first_success(
+    routes: Iterable[Route], attempt: Attempt[T], deadline: Deadline, *, covers_another: Callable[[], bool]
+) -> T:
+    """Try deployments until one answers, and return its answer.
+
+    `covers_another` is asked after an attempt that may be billed: whether the caller's limits have room for one more.
+    Raises the AttemptFailed of the last attempt, or one of UpstreamBusy when every breaker is open.
+    """
+    choices = by_preference(routes)
+    failure: AttemptFailed | None = None
+    for number in range(ROUNDS):
+        if number and not (failure is not None and _pause(number, failure.verdict, deadline)):
+            break
+        for route in _admitted(choices):
+            try:
+                return _attempt(route, attempt)
+            except AttemptFailed as failed:
+                failure = failed
+                if not _may_go_on(failed.verdict, deadline, covers_another):
+                    raise
+    raise failure or _none_admitted(choices)
+
+
+def _admitted(choices: Iterable[Route]) -> Iterator[Route]:
+    """Yield the routes whose breaker lets a call pass, asking each just before it is tried."""
+    return (route for route in choices if breakers.admits(route.deployment_id))
+
+
+def _attempt(route: Route, attempt: Attempt[T]) -> T:
+    try:
+        answer = attempt(route)
+    except AttemptFailed as failed:
+        (breakers.failed if failed.verdict.is_down else breakers.succeeded)(route.deployment_id)
+        raise
+    except BaseException:
+        breakers.gave_up(route.deployment_id)
+        raise
+    breakers.succeeded(route.deployment_id)
+    return answer
+
+
+def _may_go_on(verdict: Verdict, deadline: Deadline, covers_another: Callable[[], bool]) -> bool:
+    if not verdict.goes_elsewhere or deadline.is_over:
+        return False
+    return not verdict.may_be_billed or covers_another()
+
+
+def _pause(number: int, verdict: Verdict, deadline: Deadline) -> bool:
+    """Wait before another round; False, without waiting, if it makes no sense or the wait outlasts the deadline."""
+    if not verdict.returns:
+        return False
+    jitter = random.uniform(0, FIRST_PAUSE * 2 ** (number - 1))
+    pause = max(verdict.retry_after, jitter)
+    if pause > LONGEST_PAUSE or pause >= deadline.left:
+        return False
+    time.sleep(pause)
+    return True
+
+
+def _none_admitted(choices: list[Route]) -> AttemptFailed:
+    if not choices:
+        log.warning("no_deployment")
+        return AttemptFailed(UpstreamFailed(), REJECTED)
+    return AttemptFailed(UpstreamBusy(retry_after=int(COOL_DOWN)), REJECTED)
