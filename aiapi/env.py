@@ -8,6 +8,7 @@ An empty value counts as unset, because compose files and platforms pass `NAME=`
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 #: How alike an unknown name must be to a known one to be reported as a slip (REDIS_URI for REDIS_URL scores 0.89).
 NEAR_MISS_RATIO = 0.85
+RATE = re.compile(r"[1-9][0-9]{0,8}/[smhd]")
 
 
 class ConfigurationError(ImproperlyConfigured):
@@ -82,12 +84,25 @@ class Environment:
 
         return self._read(name, parse, list(default), kind="comma-separated list", help=help, secret=secret)
 
-    def url(self, name: str, schemes: tuple[str, ...], default: str = "", *, help: str, secret: bool = False) -> str:
-        """Read a URL of one of the schemes."""
+    def rate(self, name: str, default: str, *, help: str) -> str:
+        """Read a number of times in a period, such as 30/m (s, m, h or d: a second, minute, hour or day)."""
 
         def parse(raw: str) -> str:
-            if urlsplit(raw).scheme not in schemes:
+            if not RATE.fullmatch(raw):
+                raise ValueError("must be a number of times in a second, minute, hour or day, such as 30/m")
+            return raw
+
+        return self._read(name, parse, default, kind="rate", help=help)
+
+    def url(self, name: str, schemes: tuple[str, ...], default: str = "", *, help: str, secret: bool = False) -> str:
+        """Read a URL of one of the schemes; http:// and https:// ones must name a host."""
+
+        def parse(raw: str) -> str:
+            scheme, host = _url_parts(raw)
+            if scheme not in schemes:
                 raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+            if scheme in ("http", "https") and not host:
+                raise ValueError("must name a host")
             return raw
 
         return self._read(name, parse, default, kind="URL", help=help, secret=secret)
@@ -97,7 +112,7 @@ class Environment:
         known = set(self.declared) | {f"{name}_FILE" for name in self.declared}
         found = []
         for name in sorted(set(self._values) - known):
-            alike = difflib.get_close_matches(name, self.declared, n=1, cutoff=NEAR_MISS_RATIO)
+            alike = difflib.get_close_matches(name.upper(), self.declared, n=1, cutoff=NEAR_MISS_RATIO)
             if alike and alike[0] not in self._values:
                 found.append((name, alike[0]))
         return found
@@ -140,6 +155,16 @@ def _bounded(kind: type[T], minimum: float, maximum: float) -> Callable[[str], T
         return value
 
     return parse
+
+
+def _url_parts(raw: str) -> tuple[str, str | None]:
+    """Split off scheme and host; what Python says of a bad URL is not passed on, because it may quote a password."""
+    try:
+        parts = urlsplit(raw)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is no URL: see its host and port") from None
+    return parts.scheme, parts.hostname
 
 
 def _parse_boolean(raw: str) -> bool:
