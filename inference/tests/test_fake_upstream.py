@@ -79,9 +79,10 @@ def test_it_keeps_to_max_tokens_n_and_stop(client: openai.OpenAI) -> None:
     assert stopped.choices[0].message.content == "You said: hello"
 
 
-def test_it_summarizes_when_asked_to(client: openai.OpenAI) -> None:
-    text = "Summarize the following text in 1-2 sentences:\n\n" + "One two three four. " * 20
-    answer = client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}])
+@pytest.mark.parametrize("form", ["Summarize the following text in 1-2 sentences:\n\n{}", "{}\n\nSummarize the text."])
+def test_it_summarizes_when_asked_to(client: openai.OpenAI, form: str) -> None:
+    prompt = form.format("One two three four. " * 20)
+    answer = client.chat.completions.create(model="m", messages=[{"role": "user", "content": prompt}])
     assert answer.choices[0].message.content == "One two three four. " * 4 + "One two three four."
 
 

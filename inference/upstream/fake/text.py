@@ -54,10 +54,19 @@ def read_prompt(prompt: Any) -> Prompt:
     return Prompt(str(prompt), len(str(prompt).split()))
 
 
+def _text_to_summarize(prompt: str) -> str | None:
+    """Return the text that a prompt wants summarized (the instruction before or after it), None for other prompts."""
+    if prompt[:9].lower() == "summarize":
+        return prompt.partition(":")[2].strip()
+    text, _, instruction = prompt.rpartition("\n\n")
+    return text.strip() if instruction[:9].lower() == "summarize" else None
+
+
 def answer_tokens(prompt: str, length: int | None) -> list[str]:
     """Return the answer to a prompt: a shortened text if it asks for a summary, else an echo; `length` tokens long."""
-    if prompt[:9].lower() == "summarize":
-        words = tokenize(prompt.partition(":")[2].strip())
+    text = _text_to_summarize(prompt)
+    if text is not None:
+        words = tokenize(text)
         answer = words[: max(3, len(words) // 4)]
     else:
         answer = ["You", " said:", *tokenize(" " + prompt.strip())[:ECHOED_TOKENS]]
