@@ -1,0 +1,170 @@
+"""Settings from the environment: each variable has an effect, and is documented as it is declared."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.conf import global_settings
+
+from aiapi.env import ConfigurationError, Variable
+from aiapi.settings import BASE_DIR, ENV
+
+PRODUCTION = {"ENVIRONMENT": "production"}
+#: A value other than the default, where one can't be made up from the variable's kind.
+VALUES = {
+    "ENVIRONMENT": "production",
+    "DATABASE_URL": "postgresql://user@db.example.com:5433/name",
+    "REDIS_URL": "redis://redis.example.com:6380/1",
+    "CACHE_URL": "redis://redis.example.com:6380/2",
+    "LOG_LEVEL": "ERROR",
+    "OPENAI_BASE_URL": "https://models.example.com/v1",
+    "LOCAL_MODEL_URL": "http://127.0.0.1:9/v1",
+    "REDIS_TIMEOUT": "0.5",
+}
+BY_KIND = {"text": "another", "comma-separated list": "one,two", "rate": "7/h"}
+#: What the names of bin/run and docker compose alone are for; the platform itself doesn't read them.
+LAUNCHERS = {"POSTGRES_PASSWORD"}
+
+
+def load(values: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings as they are in an environment with just these variables."""
+    with mock.patch.dict(os.environ, {"PATH": os.environ["PATH"], **values}, clear=True):
+        names = runpy.run_path(str(BASE_DIR / "aiapi" / "settings.py"))
+    return {name: value for name, value in names.items() if name.isupper() and name != "ENV"}
+
+
+def other_value(variable: Variable) -> str:
+    """Make up a value that is valid and not the default."""
+    if variable.name in VALUES:
+        return VALUES[variable.name]
+    if variable.kind == "true or false":
+        return "false" if variable.default == "true" else "true"
+    if variable.kind in ("whole number", "number"):
+        return str(int(float(variable.default)) + 1)
+    return BY_KIND[variable.kind]
+
+
+def changed_by(variable: Variable) -> set[str]:
+    """Return the settings that a value of the variable changes."""
+    base = {} if variable.name == "DATABASE_URL" else {"DATABASE_URL": VALUES["DATABASE_URL"]}
+    before, after = load(base), load({**base, variable.name: other_value(variable)})
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+@cache
+def sources() -> str:
+    """Return the code of the platform apart from the settings themselves and the tests."""
+    paths = [
+        path for app in ("accounts", "aiapi", "inference", "monitoring") for path in (BASE_DIR / app).rglob("*.py")
+    ]
+    kept = [path for path in paths if "tests" not in path.parts and path.name != "settings.py"]
+    return "\n".join(path.read_text() for path in kept)
+
+
+@pytest.mark.parametrize("variable", ENV.declared.values(), ids=lambda variable: variable.name)
+def test_it_changes_a_setting_by_every_variable(variable: Variable) -> None:
+    assert changed_by(variable)
+
+
+@pytest.mark.parametrize("variable", ENV.declared.values(), ids=lambda variable: variable.name)
+def test_it_has_no_setting_that_nothing_reads(variable: Variable) -> None:
+    code = sources()
+    names = changed_by(variable)
+    used = {name for name in names if re.search(rf"\bsettings\.{name}\b|\"{name}\"", code)}
+    others = ("CORS_", "CSRF_", "SECURE_", "SESSION_", "WHITENOISE_", "RATELIMIT_", "LOGGING")
+    known = {name for name in names if hasattr(global_settings, name) or name.startswith(others)}
+    assert used | known, f"{variable.name} changes {names}, which nothing reads"
+
+
+def test_it_reads_a_secret_out_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-mounted\n")
+    assert load({"OPENAI_API_KEY_FILE": str(tmp_path / "key")})["OPENAI_API_KEY"] == "sk-mounted"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"PORT": "http"}, "PORT"),
+        ({"ENVIRONMENT": "staging"}, "ENVIRONMENT"),
+        ({"CACHE_URL": "redis+cluster://h:1"}, "CACHE_URL"),
+        ({"FAILED_KEY_RATE": "often"}, "FAILED_KEY_RATE"),
+        ({"OPENAI_BASE_URL": "localhost:8080"}, "OPENAI_BASE_URL"),
+        ({"SECRET_KEY": "a", "SECRET_KEY_FILE": os.devnull}, "SECRET_KEY"),
+    ],
+)
+def test_it_refuses_a_wrong_value_by_the_variables_name(values: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\A{named} "):
+        load(values)
+
+
+def test_it_starts_from_a_fresh_clone_with_no_variable_set() -> None:
+    found = load({})
+    assert (found["ENVIRONMENT"], found["IS_PRODUCTION"], found["DEBUG"]) == ("development", False, False)
+    assert (found["HOST"], found["PORT"], found["WEB_CONCURRENCY"]) == ("127.0.0.1", 8000, 1)
+    assert found["DATABASES"]["default"]["NAME"] == str(BASE_DIR / "var" / "aiapi.sqlite3")
+    assert {each["BACKEND"].rpartition(".")[2] for each in found["CACHES"].values()} == {"LocMemCache"}
+    assert found["CACHE_TTL"] == found["CACHES"]["answers"]["TIMEOUT"] == 3600
+    assert found["CORS_ALLOWED_ORIGINS"] == []
+
+
+def test_it_caches_in_the_state_store_unless_that_is_a_cluster() -> None:
+    assert load({"REDIS_URL": "redis://a:1/0"})["CACHE_URL"] == "redis://a:1/0"
+    assert load({"REDIS_URL": "redis+cluster://a:1"})["CACHE_URL"] == ""
+    assert load({"REDIS_URL": "redis+cluster://a:1", "CACHE_URL": "redis://b:1"})["CACHE_URL"] == "redis://b:1"
+
+
+def test_it_turns_on_in_production_what_https_needs() -> None:
+    found = load(PRODUCTION)
+    wanted = ("SECURE_SSL_REDIRECT", "SESSION_COOKIE_SECURE", "CSRF_COOKIE_SECURE", "SECURE_HSTS_SECONDS")
+    assert all(found[name] for name in wanted)
+    assert not any(load({**PRODUCTION, "HTTPS_ONLY": "false"})[name] for name in wanted)
+
+
+def test_it_believes_forwarded_headers_of_trusted_proxies_only() -> None:
+    assert load({})["SECURE_PROXY_SSL_HEADER"] is None
+    assert load({"TRUSTED_PROXIES": "1"})["SECURE_PROXY_SSL_HEADER"] == ("HTTP_X_FORWARDED_PROTO", "https")
+
+
+def test_it_lists_every_variable_in_the_example() -> None:
+    lines = (BASE_DIR / ".env.example").read_text().splitlines()
+    found = [match for line in lines if (match := re.fullmatch(r"#? ?([A-Z][A-Z0-9_]*)=(.*)", line))]
+    names = [match[1] for match in found]
+    assert sorted(names) == sorted({*ENV.declared, *LAUNCHERS})
+    shown = {match[1]: match[2] for match in found if match[1] in ENV.declared}
+    assert {name: value for name, value in shown.items() if value} == {
+        name: _default(variable) for name, variable in ENV.declared.items() if _default(variable)
+    }
+
+
+def test_it_can_be_started_with_the_example_as_it_is() -> None:
+    lines = (BASE_DIR / ".env.example").read_text().splitlines()
+    pairs = [line.removeprefix("# ").split("=", 1) for line in lines if re.match(r"#? ?[A-Z][A-Z0-9_]*=", line)]
+    assert load(dict(pairs))["CACHE_TTL"] == 3600
+
+
+def test_it_documents_every_variable() -> None:
+    lines = (BASE_DIR / "docs" / "configuration.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| `")]
+    assert sorted(rows) == sorted(_row(variable) for variable in ENV.declared.values())
+
+
+def _default(variable: Variable) -> str:
+    """Return the default as documents show it: secrets and this machine's folder stay out of them."""
+    if variable.name == "DATABASE_URL":
+        return "sqlite:///var/aiapi.sqlite3"
+    return "" if variable.secret else variable.default
+
+
+def _row(variable: Variable) -> str:
+    """Make the line of the table in docs/configuration.md."""
+    default = f"`{_default(variable)}`" if _default(variable) else ""
+    return f"| `{variable.name}` | {variable.kind} | {default} | {variable.help} |"
