@@ -123,7 +123,7 @@ class RequestRecordAdmin(KeysetAdmin):
     search_fields = ("label",)
     search_help_text = "Request id: the whole of it"
     fieldsets: ClassVar[Fieldsets] = (
-        ("What happened", {"fields": ("when", "outcome", "error_code", "latency", "first_token", "attempts")}),
+        ("What happened", {"fields": ("when", "status", "error_code", "latency", "first_token", "attempts")}),
         ("Who asked for what", {"fields": ("account", "key", "endpoint", "model", "deployment")}),
         (
             "What it used",
@@ -131,7 +131,7 @@ class RequestRecordAdmin(KeysetAdmin):
         ),
         ("Ids", {"fields": ("id", "label", "revision")}),
     )
-    readonly_fields = ("when", "outcome", "latency", "first_token", "account", "key", "flags")
+    readonly_fields = ("when", "latency", "first_token", "account", "key", "flags")
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[RequestRecord], search_term: str

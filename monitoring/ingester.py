@@ -2,18 +2,21 @@
 
 Records are read through a consumer group, written in one statement (idempotent by id and revision), and only then
 acknowledged and deleted: a crash at any point leaves them to be read again, and writing them again changes nothing.
-What a dead ingester had read and not acknowledged is taken over after CLAIM_IDLE.
+What a dead ingester had read and not acknowledged is taken over after CLAIM_IDLE. An entry that is no record is put
+aside, into a stream named `...:rejected`, and logged: left where it is, it would stop all that comes behind it.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import structlog
 from django.conf import settings
+from django.db import DataError, IntegrityError, transaction
 from redis.exceptions import ResponseError
 
 from accounts.limits import get_limits
@@ -26,8 +29,12 @@ GROUP = "ingest"
 BATCH = 500
 CLAIM_IDLE = 10_000  # ms: how long a batch may be in the hands of an ingester before another takes it
 READ_TIMEOUT = 5.0  # seconds
+REAP_INTERVAL = 1.0  # seconds between two looks for the reservations of dead processes
+REJECTED_KEPT = 1000  # entries of a shard that were no records: the newest are kept, for a person to look at
+#: How an entry shows that it is no record: in reading it, in making a row of it, in the database.
+UNREADABLE = (KeyError, ValueError, TypeError, ArithmeticError, DataError, IntegrityError)
 
-Entry = tuple[bytes, Mapping[bytes, bytes]]
+Entry = tuple[bytes, dict[bytes, bytes]]
 
 log = structlog.get_logger(__name__)
 
@@ -39,36 +46,47 @@ class Ingester:
         self.client = client or redis_client(settings.REDIS_URL, read_timeout=READ_TIMEOUT)
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
         self._grouped: set[str] = set()
+        self._reaped_at = float("-inf")
 
     def run_once(self) -> int:
         """Charge dead reservations, then move what is there; answer how many records were written."""
+        self._reap()
+        return sum(self._drain(stream) for stream in self._filled())
+
+    def _reap(self) -> None:
+        if time.monotonic() - self._reaped_at < REAP_INTERVAL:
+            return
+        self._reaped_at = time.monotonic()
         limits = get_limits()
-        moved = 0
         for shard in range(SHARDS):
             limits.reap(shard)
-            moved += self._drain(records_stream(shard))
-        return moved
+
+    def _filled(self) -> list[str]:
+        """List the streams that hold anything, in one round trip: most of the time, none does."""
+        streams = [records_stream(shard) for shard in range(SHARDS)]
+        pipeline = self.client.pipeline(transaction=False)
+        for stream in streams:
+            pipeline.xlen(stream)
+        return [stream for stream, length in zip(streams, pipeline.execute(), strict=True) if length]
 
     def _drain(self, stream: str) -> int:
         """Move a stream's records: first those that a dead ingester left, then the new ones."""
-        if stream not in self._grouped and not self._join(stream):
-            return 0
+        self._join(stream)
         moved = self._write(stream, self._abandoned(stream))
         while entries := self._new(stream):
             moved += self._write(stream, entries)
         return moved
 
-    def _join(self, stream: str) -> bool:
-        """Make the consumer group of a stream that exists; answer whether there is one."""
-        if not self.client.exists(stream):
-            return False
+    def _join(self, stream: str) -> None:
+        """Make the consumer group of a stream, where this ingester has not found it to exist before."""
+        if stream in self._grouped:
+            return
         try:
             self.client.xgroup_create(stream, GROUP, id="0")
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
         self._grouped.add(stream)
-        return True
 
     def _new(self, stream: str) -> list[Entry]:
         try:
@@ -93,24 +111,43 @@ class Ingester:
     def _write(self, stream: str, entries: Sequence[Entry]) -> int:
         if not entries:
             return 0
-        written = write_records(list(_decoded(entries)))
+        refused: list[Entry] = []
+        try:
+            written = _store(entries)
+        except UNREADABLE:
+            written, refused = _store_each(entries)
+        self._take_off(stream, entries, refused)
+        return written
+
+    def _take_off(self, stream: str, entries: Sequence[Entry], refused: Sequence[Entry]) -> None:
+        """Acknowledge and delete a batch, and put aside what was refused of it, in one transaction."""
         identifiers = [identifier for identifier, _ in entries]
-        pipeline = self.client.pipeline(transaction=False)
+        pipeline: Any = self.client.pipeline(transaction=True)
+        for _, fields in refused:
+            pipeline.xadd(f"{stream}:rejected", fields, maxlen=REJECTED_KEPT)
         pipeline.xack(stream, GROUP, *identifiers)
         pipeline.xdel(stream, *identifiers)
         pipeline.execute()
-        return written
+
+
+def _store(entries: Iterable[Entry]) -> int:
+    records = [decode_record(fields) for _, fields in entries]
+    with transaction.atomic():
+        return write_records(records)
+
+
+def _store_each(entries: Iterable[Entry]) -> tuple[int, list[Entry]]:
+    """Write entries one by one; return how many were written, and those that are no records."""
+    written, refused = 0, []
+    for entry in entries:
+        try:
+            written += _store([entry])
+        except UNREADABLE as error:
+            log.error("record_refused", entry=entry[0].decode(), cause=type(error).__name__)
+            refused.append(entry)
+    return written, refused
 
 
 def _entries(answer: Any) -> list[Entry]:
     streams: Iterable[Any] = answer.items() if isinstance(answer, dict) else answer or []
     return [entry for _, found in streams for entry in (found[0] if found and isinstance(found[0], list) else found)]
-
-
-def _decoded(entries: Iterable[Entry]) -> Iterable[dict[str, Any]]:
-    """Read the entries; one that is none of ours is logged and dropped, or it would stop all behind it for ever."""
-    for identifier, fields in entries:
-        try:
-            yield decode_record(fields)
-        except (KeyError, ValueError) as error:
-            log.error("record_unreadable", entry=identifier.decode(), cause=type(error).__name__)

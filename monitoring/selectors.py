@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from django.db.models import Count, Q
+from django.db.models import Count, Max, Q
 
 from accounts.models import ApiKey
 from monitoring.models import RequestRecord
@@ -16,8 +18,8 @@ HITS = (RequestRecord.Cache.HIT, RequestRecord.Cache.COALESCED)
 def stats(*, account_id: int | None) -> dict[str, Any]:
     """Count requests to model endpoints, of one account or (None) of all, as GET /stats answers them.
 
-    Keys are shown by their present name, and by the recorded one where the key is gone; over all accounts as
-    `account/name`.
+    Keys are shown by their present name, and by the recorded one where the key is gone (two of one name are added up);
+    over all accounts as `account/name`.
     """
     scope = {} if account_id is None else {"account_id": account_id}
     rows = list(
@@ -27,21 +29,27 @@ def stats(*, account_id: int | None) -> dict[str, Any]:
             requests=Count("id"),
             hits=Count("id", filter=Q(cache__in=HITS)),
             misses=Count("id", filter=Q(cache=RequestRecord.Cache.MISS)),
+            account=Max("account_name"),
+            name=Max("key_name"),
         )
         .order_by("-requests")
     )
     hits, misses = sum(row["hits"] for row in rows), sum(row["misses"] for row in rows)
-    names = _key_names([row["key_id"] for row in rows], with_account=account_id is None)
     return {
         "total_requests": sum(row["requests"] for row in rows),
         "cache_hits": hits,
         "cache_misses": misses,
         "cache_hit_rate": round(hits / (hits + misses), 3) if hits + misses else 0.0,
         "total_api_keys": ApiKey.objects.filter(revoked_at=None, **scope).count(),
-        "requests_by_key": {names.get(row["key_id"], str(row["key_id"])): row["requests"] for row in rows},
+        "requests_by_key": _requests_by_key(rows, with_account=account_id is None),
     }
 
 
-def _key_names(key_ids: list[int], *, with_account: bool) -> dict[int, str]:
-    keys = ApiKey.objects.filter(pk__in=key_ids).values_list("pk", "account__name", "name")
-    return {pk: f"{account}/{name}" if with_account else name for pk, account, name in keys}
+def _requests_by_key(rows: Iterable[Mapping[str, Any]], *, with_account: bool) -> dict[str, int]:
+    keys = ApiKey.objects.filter(pk__in=[row["key_id"] for row in rows])
+    present = {pk: (account, name) for pk, account, name in keys.values_list("pk", "account__name", "name")}
+    requests: Counter[str] = Counter()
+    for row in rows:
+        account, name = present.get(row["key_id"], (row["account"], row["name"]))
+        requests[f"{account}/{name}" if with_account else name] += row["requests"]
+    return dict(requests)

@@ -1,0 +1,78 @@
+"""Usage records as the pipeline makes them, for tests that need some without a model call."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import uuid6
+from django.utils import timezone
+
+from accounts.limits.bounds import Amount, Bound
+from accounts.limits.contract import LimitBackend, Reserved, Scope
+from accounts.limits.records import final_record
+from accounts.snapshots import build_identity
+from accounts.tests.factories import IssuedKey
+from monitoring.recorder import write_record
+
+
+def now_micros() -> int:
+    """Return the time in µs since the epoch."""
+    return time.time_ns() // 1000
+
+
+def an_operation() -> str:
+    """Make the id of a request."""
+    return uuid6.uuid7().hex
+
+
+def a_draft(issued: IssuedKey, **changes: Any) -> dict[str, Any]:
+    """Make what the pipeline knows of a call to the model that went well."""
+    key = issued.key
+    return {
+        "label": "label-1",
+        "admitted_at": now_micros(),
+        "account_id": key.account_id,
+        "account_name": key.account.name,
+        "key_id": key.pk,
+        "key_name": key.name,
+        "endpoint": "chat",
+        "model": "gpt-3.5-turbo",
+        "deployment": "openai/gpt-3.5-turbo",
+        "status": 200,
+        "cache": "miss",
+        "usage_source": "provider",
+        "input_tokens": 20,
+        "output_tokens": 10,
+        "cost": 25_000,
+        "latency_ms": 12.5,
+        "attempts": 1,
+        **changes,
+    }
+
+
+def a_record(issued: IssuedKey, **changes: Any) -> dict[str, Any]:
+    """Make a complete record, as the limits emit it."""
+    operation = changes.pop("id", None) or an_operation()
+    return {**final_record(operation, a_draft(issued)), **changes}
+
+
+def recorded(issued: IssuedKey, **changes: Any) -> dict[str, Any]:
+    """Write a record to the database and return it."""
+    record = a_record(issued, **changes)
+    write_record(record)
+    return record
+
+
+def scope_of(issued: IssuedKey) -> Scope:
+    """Return the subjects that a call of a key counts against."""
+    return build_identity(issued.key, timezone.now()).limits
+
+
+def open_call(limits: LimitBackend, issued: IssuedKey, *, tokens: int = 100) -> str:
+    """Reserve for a call of a key and return its operation: as a process does that dies before it settles."""
+    operation, draft = an_operation(), a_draft(issued, status=500, error_code="interrupted", usage_source="")
+    bound = Bound(prompt=Amount(40, 40), output_tokens=tokens - 40, output_price=1_000_000)
+    answer = limits.reserve(scope_of(issued), operation, admitted_at=draft["admitted_at"], bound=bound, draft=draft)
+    assert isinstance(answer, Reserved)
+    return operation

@@ -1,0 +1,207 @@
+"""The ingester: each record of the streams in the database once, whatever dies when."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from accounts.limits.bounds import Amount
+from accounts.limits.contract import LimitBackend
+from accounts.limits.redis import prefix_of, records_stream
+from accounts.tests.factories import Cast, IssuedKey
+from monitoring import ingester as module
+from monitoring.ingester import CLAIM_IDLE, GROUP, Ingester
+from monitoring.models import RequestRecord
+from monitoring.tests.samples import a_draft, an_operation, open_call, scope_of
+
+pytestmark = pytest.mark.django_db
+
+
+class CrashingClient:
+    """A client whose process dies before it acknowledges: all but transactions goes through."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def pipeline(self, *, transaction: bool) -> Any:
+        """Fail where a batch is taken off its stream."""
+        if transaction:
+            raise RedisConnectionError("killed")
+        return self._client.pipeline(transaction=False)
+
+
+def emitted(limits: LimitBackend, issued: IssuedKey, **changes: Any) -> str:
+    """Emit a record of a key into its stream, and return the operation."""
+    operation = an_operation()
+    limits.emit(issued.key.account_id, operation, a_draft(issued, **changes))
+    return operation
+
+
+def stream_of(issued: IssuedKey) -> str:
+    """Return the stream that a key's records go to."""
+    return records_stream(scope_of(issued).shard)
+
+
+def in_database() -> set[str]:
+    """List the operations that have a row."""
+    return {pk.hex for pk in RequestRecord.objects.values_list("pk", flat=True)}
+
+
+def read_by_the_dead(store: Any, stream: str, *, idle: int) -> None:
+    """Read all that a stream has, as an ingester that then dies, `idle` ms ago."""
+    if not any(found["name"] == GROUP.encode() for found in store.xinfo_groups(stream)):
+        store.xgroup_create(stream, GROUP, id="0")
+    store.xreadgroup(GROUP, "dead", {stream: ">"})
+    pending = [entry["message_id"] for entry in store.xpending_range(stream, GROUP, "-", "+", 100)]
+    store.xclaim(stream, GROUP, "dead", 0, pending, idle=idle)
+
+
+def test_it_moves_every_record_once(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    expected = {emitted(redis_limits, issued) for issued in (cast.owner, cast.colleague, cast.stranger) for _ in "abc"}
+    ingester = Ingester()
+    assert ingester.run_once() == 9
+    assert in_database() == expected
+    assert ingester.run_once() == 0
+    assert store.xlen(stream_of(cast.owner)) == 0
+    assert store.xpending(stream_of(cast.owner), GROUP)["pending"] == 0
+
+
+def test_it_moves_what_comes_after_its_first_round(cast: Cast, redis_limits: LimitBackend) -> None:
+    ingester = Ingester()
+    assert ingester.run_once() == 0  # there is no stream yet
+    first = emitted(redis_limits, cast.owner)
+    assert ingester.run_once() == 1
+    second = emitted(redis_limits, cast.owner)
+    assert ingester.run_once() == 1
+    assert in_database() == {first, second}
+
+
+def test_it_moves_more_than_a_batch(cast: Cast, redis_limits: LimitBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    expected = {emitted(redis_limits, cast.owner) for _ in range(5)}
+    assert Ingester().run_once() == 5
+    assert in_database() == expected
+
+
+def test_it_writes_what_the_record_says(cast: Cast, redis_limits: LimitBackend) -> None:
+    operation = emitted(redis_limits, cast.owner, cost=123, label="ümläut", cache="hit")
+    Ingester().run_once()
+    row = RequestRecord.objects.get(pk=UUID(operation))
+    assert (row.label, row.cache, row.key_name, row.status) == ("ümläut", "hit", "owner", 200)
+
+
+def test_it_takes_over_what_a_dead_ingester_had_read(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    operation = emitted(redis_limits, cast.owner)
+    read_by_the_dead(store, stream_of(cast.owner), idle=0)
+    successor = Ingester(name="successor")
+    assert successor.run_once() == 0, "it may still be at work"
+    read_by_the_dead(store, stream_of(cast.owner), idle=CLAIM_IDLE + 1)
+    assert successor.run_once() == 1
+    assert in_database() == {operation}
+    assert store.xlen(stream_of(cast.owner)) == 0
+
+
+def test_it_writes_nothing_twice_when_it_was_killed_before_it_acknowledged(
+    cast: Cast, redis_limits: LimitBackend, store: Any
+) -> None:
+    operation = emitted(redis_limits, cast.owner)
+    with pytest.raises(RedisConnectionError):
+        Ingester(CrashingClient(store), name="dead").run_once()
+    assert in_database() == {operation}
+    read_by_the_dead(store, stream_of(cast.owner), idle=CLAIM_IDLE + 1)
+    Ingester(name="successor").run_once()
+    assert RequestRecord.objects.count() == 1
+    assert store.xlen(stream_of(cast.owner)) == 0
+
+
+def test_it_lets_the_slower_of_two_change_nothing(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    operation = open_call(redis_limits, cast.owner)
+    record = a_draft(cast.owner)
+    redis_limits.settle(
+        scope_of(cast.owner), operation, admitted_at=record["admitted_at"], used=Amount(30, 5), record=record
+    )
+    stream = stream_of(cast.owner)
+    entries = store.xrange(stream)
+    assert Ingester(name="fast").run_once() == 1
+    Ingester(name="slow")._write(stream, entries)  # what it had read before the fast one took it over
+    assert RequestRecord.objects.count() == 1
+
+
+def test_it_goes_on_after_the_store_was_emptied(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    ingester = Ingester()
+    emitted(redis_limits, cast.owner)
+    ingester.run_once()
+    store.flushdb()
+    assert ingester.run_once() == 0
+    emitted(redis_limits, cast.owner)
+    assert sum(ingester.run_once() for _ in range(2)) == 1  # the first finds its group gone
+    assert RequestRecord.objects.count() == 2
+
+
+def test_it_charges_the_bound_of_a_call_whose_process_died(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    operation = open_call(redis_limits, cast.owner, tokens=100)
+    shard = scope_of(cast.owner).shard
+    store.zadd(prefix_of(shard) + "l", {operation: 1})  # its lease ended long ago
+    ingester = Ingester()
+    assert ingester.run_once() == 1
+    row = RequestRecord.objects.get(pk=UUID(operation))
+    assert (row.usage_source, row.error_code, row.status) == ("bound", "interrupted", 500)
+    assert row.input_tokens + row.output_tokens == 100
+    (key, _) = redis_limits.usage(scope_of(cast.owner))
+    assert (key.slots, key.settled.tokens, key.reserved.tokens) == (0, 100, 0)
+
+
+def test_it_replaces_that_charge_by_a_late_settle(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    operation = open_call(redis_limits, cast.owner, tokens=100)
+    scope = scope_of(cast.owner)
+    store.zadd(prefix_of(scope.shard) + "l", {operation: 1})
+    ingester = Ingester()
+    ingester.run_once()
+    record = a_draft(cast.owner, input_tokens=20, output_tokens=10, cost=5)
+    redis_limits.settle(scope, operation, admitted_at=record["admitted_at"], used=Amount(30, 5), record=record)
+    assert ingester.run_once() == 1
+    row = RequestRecord.objects.get()
+    assert (row.usage_source, row.status, row.input_tokens + row.output_tokens) == ("provider", 200, 30)
+    assert redis_limits.usage(scope)[0].settled == Amount(30, 5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"nonsense": "x"},
+        {"o": "not-an-id", "x": "0", "r": "{}"},
+        {"o": "01a20e31767a7bd8a6f134a31d762537", "x": "0", "r": "{"},
+        {"o": "01a20e31767a7bd8a6f134a31d762537", "x": "0", "r": "[]"},
+        {"o": "01a20e31767a7bd8a6f134a31d762537", "x": "0", "r": '{"label": "without the rest"}'},
+        {"o": b"\xff", "x": "0", "r": "{}"},
+    ],
+    ids=["fields", "id", "json", "list", "incomplete", "bytes"],
+)
+def test_it_puts_aside_what_is_no_record_and_moves_the_rest(
+    cast: Cast, redis_limits: LimitBackend, store: Any, fields: dict[str, Any]
+) -> None:
+    before = emitted(redis_limits, cast.owner)
+    store.xadd(stream_of(cast.owner), fields)
+    after = emitted(redis_limits, cast.owner)
+    ingester = Ingester()
+    ingester.run_once()
+    assert in_database() == {before, after}
+    assert store.xlen(stream_of(cast.owner)) == 0
+    (kept,) = store.xrange(stream_of(cast.owner) + ":rejected")
+    assert set(kept[1]) == {name.encode() for name in fields}
+
+
+def test_it_puts_aside_a_record_that_the_database_refuses(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    before = emitted(redis_limits, cast.owner)
+    emitted(redis_limits, cast.owner, status=None)
+    after = emitted(redis_limits, cast.owner)
+    Ingester().run_once()
+    assert in_database() == {before, after}
+    assert store.xlen(stream_of(cast.owner)) == 0
+    assert store.xlen(stream_of(cast.owner) + ":rejected") == 1

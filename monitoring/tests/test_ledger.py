@@ -1,0 +1,80 @@
+"""What a month has used, as the records say: the truth that an emptied store of the limits is seeded from."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from accounts.limits.bounds import Amount
+from accounts.limits.contract import LimitBackend, Limits, Subject
+from accounts.limits.months import month_of
+from accounts.tests.factories import Cast, IssuedKey
+from monitoring.ingester import Ingester
+from monitoring.ledger import month_settled
+from monitoring.recorder import write_records
+from monitoring.tests.samples import a_draft, a_record, now_micros, open_call, recorded, scope_of
+
+pytestmark = pytest.mark.django_db
+NOVEMBER = 202611
+
+
+def midnight(month: int, day: int) -> int:
+    """Return the beginning (UTC) of a day of 2026 as µs since the epoch."""
+    return int(datetime(2026, month, day, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def of_key(issued: IssuedKey) -> Subject:
+    """Return the subject of a key."""
+    return Subject("key", str(issued.key.pk), Limits())
+
+
+def test_it_sums_what_a_key_and_its_account_used(cast: Cast) -> None:
+    at = midnight(11, 15)
+    recorded(cast.owner, admitted_at=at, input_tokens=20, output_tokens=10, cost=25_000)
+    recorded(cast.owner, admitted_at=at, input_tokens=1, output_tokens=2, cost=1)
+    recorded(cast.colleague, admitted_at=at, input_tokens=100, output_tokens=0, cost=7)
+    recorded(cast.stranger, admitted_at=at, input_tokens=5_000, output_tokens=0, cost=1_000_000)
+    assert month_settled(of_key(cast.owner), NOVEMBER) == Amount(33, 25_001)
+    account = Subject("account", str(cast.owner.key.account_id), Limits())
+    assert month_settled(account, NOVEMBER) == Amount(133, 25_008)
+
+
+def test_it_counts_by_the_month_of_admission_in_utc(cast: Cast) -> None:
+    for at in (midnight(11, 1) - 1, midnight(12, 1)):
+        recorded(cast.owner, admitted_at=at, cost=999)
+    for at in (midnight(11, 1), midnight(12, 1) - 1):
+        recorded(cast.owner, admitted_at=at, cost=1)
+    assert month_settled(of_key(cast.owner), NOVEMBER).cost == 2
+
+
+def test_it_sums_money_to_the_nano_dollar(cast: Cast) -> None:
+    at, costs = midnight(11, 15), [100_000_000 * number + number for number in range(1, 200)]
+    write_records([a_record(cast.owner, admitted_at=at, cost=cost) for cost in costs])
+    assert month_settled(of_key(cast.owner), NOVEMBER).cost == sum(costs)
+
+
+def test_it_says_nothing_was_used_when_there_is_no_record(cast: Cast) -> None:
+    assert month_settled(of_key(cast.owner), NOVEMBER) == Amount(0, 0)
+
+
+def test_it_seeds_an_emptied_store_before_the_next_call(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    recorded(cast.owner, admitted_at=now_micros(), input_tokens=20, output_tokens=10, cost=25_000)
+    store.flushdb()
+    open_call(redis_limits, cast.owner, tokens=100)
+    for usage in redis_limits.usage(scope_of(cast.owner), month_of(now_micros())):
+        assert usage.settled == Amount(30, 25_000)
+        assert usage.reserved.tokens == 100
+
+
+def test_it_agrees_with_the_store_once_the_records_came_in(cast: Cast, redis_limits: LimitBackend) -> None:
+    scope = scope_of(cast.owner)
+    for used in (Amount(30, 400), Amount(7, 9)):
+        operation = open_call(redis_limits, cast.owner)
+        record = a_draft(cast.owner, input_tokens=used.tokens, output_tokens=0, cost=used.cost)
+        redis_limits.settle(scope, operation, admitted_at=record["admitted_at"], used=used, record=record)
+    Ingester().run_once()
+    key, account = redis_limits.usage(scope)
+    assert key.settled == account.settled == Amount(37, 409)
+    assert month_settled(of_key(cast.owner), month_of(now_micros())) == Amount(37, 409)

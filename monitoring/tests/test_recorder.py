@@ -1,0 +1,83 @@
+"""The recorder: one row an id, the highest revision, however often and in whatever order records come."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+
+from accounts.tests.factories import IssuedKey, make_key
+from monitoring.models import RequestRecord
+from monitoring.recorder import ROWS_A_STATEMENT, write_record, write_records
+from monitoring.tests.samples import a_record, an_operation
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def key(db: None) -> IssuedKey:
+    """Make a key."""
+    return make_key()
+
+
+def test_it_writes_every_field(key: IssuedKey) -> None:
+    record = a_record(
+        key, admitted_at=1_800_000_000_123_456, cached_tokens=5, first_token_ms=3.5, partial=True, overrun=True
+    )
+    write_record(record)
+    row = RequestRecord.objects.get()
+    assert row.id == UUID(record["id"])
+    assert row.admitted_at == datetime.fromtimestamp(1_800_000_000, tz=UTC).replace(microsecond=123_456)
+    assert (row.account_id, row.account_name) == (key.key.account_id, key.key.account.name)
+    assert (row.key_id, row.key_name) == (key.key.pk, key.key.name)
+    assert (row.input_tokens, row.cached_tokens, row.output_tokens) == (20, 5, 10)
+    assert row.cost == Decimal("0.000025000")
+    assert (row.is_partial, row.is_overrun, row.first_token_ms) == (True, True, 3.5)
+
+
+def test_it_changes_nothing_when_a_record_comes_again(key: IssuedKey) -> None:
+    record = a_record(key)
+    for status in (200, 502, 200):
+        write_record({**record, "status": status})
+    assert RequestRecord.objects.get().status == 200
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1), (1, 2, 1, 2)])
+def test_it_keeps_the_highest_revision_in_whatever_order(key: IssuedKey, order: tuple[int, ...]) -> None:
+    operation = an_operation()
+    bound = a_record(key, id=operation, revision=1, usage_source="bound", cost=90)
+    final = a_record(key, id=operation, revision=2, cost=7)
+    for revision in order:
+        write_record({1: bound, 2: final}[revision])
+    row = RequestRecord.objects.get()
+    assert (row.revision, row.usage_source, row.cost) == (2, "provider", Decimal("0.000000007"))
+
+
+def test_it_takes_both_revisions_in_one_batch(key: IssuedKey) -> None:
+    operation = an_operation()
+    batch = [a_record(key, id=operation, revision=revision) for revision in (1, 2, 1)]
+    assert write_records([*batch, a_record(key)]) == 2
+    assert RequestRecord.objects.get(pk=UUID(operation)).revision == 2
+
+
+def test_it_takes_more_than_one_statement_holds(key: IssuedKey) -> None:
+    batch = [a_record(key) for _ in range(ROWS_A_STATEMENT + 1)]
+    assert write_records(batch) == len(batch) == RequestRecord.objects.count()
+
+
+def test_it_keeps_a_cost_to_the_nano_dollar_up_to_a_million_dollars(key: IssuedKey) -> None:
+    for cost in (1, 999_999_999_999_999):  # beyond that SQLite, which stores a double, would round
+        write_record(a_record(key, cost=cost, input_tokens=2**53))
+    costs = RequestRecord.objects.order_by("cost").values_list("cost", flat=True)
+    assert list(costs) == [Decimal("0.000000001"), Decimal("999999.999999999")]
+
+
+@pytest.mark.parametrize("missing", ["id", "revision", "account_id", "key_name", "admitted_at", "endpoint"])
+def test_it_refuses_what_is_no_record(key: IssuedKey, missing: str) -> None:
+    record = a_record(key)
+    del record[missing]
+    with pytest.raises(KeyError):
+        write_record(record)
+    assert not RequestRecord.objects.exists()

@@ -1,0 +1,147 @@
+"""GET /stats: what was asked of the model endpoints, of one's own account only; of all for the admin's staff."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from accounts.services import api_key_revoke
+from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_admin, make_staff
+from monitoring.tests.samples import recorded
+
+pytestmark = pytest.mark.django_db
+
+
+def stats_of(issued: IssuedKey) -> Any:
+    """Ask with a key; the answer must be a 200."""
+    answer = Client().get("/stats", **issued.headers)  # type: ignore[arg-type]
+    assert answer.status_code == 200, answer.content
+    return answer.json()
+
+
+def stats_for(user: User) -> Any:
+    """Ask with the admin's session of a user."""
+    client = Client()
+    client.force_login(user)
+    return client.get("/stats")
+
+
+def test_it_starts_at_nothing(cast: Cast) -> None:
+    assert stats_of(cast.stranger) == {
+        "total_requests": 0,
+        "cache_hits": 0,
+        "cache_misses": 0,
+        "cache_hit_rate": 0.0,
+        "total_api_keys": 1,
+        "requests_by_key": {},
+    }
+
+
+def test_it_counts_by_outcome_and_key(cast: Cast) -> None:
+    for outcome in ("miss", "hit", "hit", "coalesced", "bypass"):
+        recorded(cast.owner, cache=outcome)
+    recorded(cast.owner, cache="", status=429, error_code="rate_limited")
+    recorded(cast.colleague, cache="miss")
+    assert stats_of(cast.owner) == {
+        "total_requests": 7,
+        "cache_hits": 3,  # the coalesced one among them: it cost no upstream call
+        "cache_misses": 2,
+        "cache_hit_rate": 0.6,
+        "total_api_keys": 3,  # owner, colleague, and the expired one: not revoked
+        "requests_by_key": {"owner": 6, "colleague": 1},
+    }
+
+
+def test_it_rounds_the_rate_to_three_decimals(cast: Cast) -> None:
+    for outcome in ("hit", "miss", "miss"):
+        recorded(cast.owner, cache=outcome)
+    assert stats_of(cast.owner)["cache_hit_rate"] == 0.333
+
+
+def test_it_shows_nobody_another_account(cast: Cast) -> None:
+    recorded(cast.owner)
+    assert stats_of(cast.stranger)["total_requests"] == 0
+    assert stats_of(cast.colleague)["requests_by_key"] == {"owner": 1}
+
+
+def test_it_shows_no_secret(cast: Cast) -> None:
+    recorded(cast.owner)
+    body = Client().get("/stats", **cast.owner.headers).content.decode()  # type: ignore[arg-type]
+    for part in (cast.owner.plain, cast.owner.key.prefix, cast.owner.key.last_four, cast.owner.key.digest):
+        assert part not in body
+
+
+def test_it_counts_no_revoked_key_and_keeps_its_requests(cast: Cast) -> None:
+    recorded(cast.colleague)
+    api_key_revoke(key=cast.colleague.key, actor=ACTOR)
+    found = stats_of(cast.owner)
+    assert (found["total_api_keys"], found["requests_by_key"]) == (2, {"colleague": 1})
+
+
+def test_it_names_keys_as_they_are_called_now(cast: Cast) -> None:
+    recorded(cast.colleague)
+    cast.colleague.key.name = "renamed"
+    cast.colleague.key.save()
+    assert stats_of(cast.owner)["requests_by_key"] == {"renamed": 1}
+
+
+def test_it_names_a_key_that_is_gone_as_it_was_recorded(cast: Cast) -> None:
+    recorded(cast.colleague)
+    cast.colleague.key.delete()
+    assert stats_of(cast.owner)["requests_by_key"] == {"colleague": 1}
+
+
+def test_it_adds_up_keys_that_share_a_name(cast: Cast) -> None:
+    recorded(cast.colleague)
+    cast.colleague.key.delete()
+    cast.owner.key.name = "colleague"
+    cast.owner.key.save()
+    recorded(cast.owner)
+    assert stats_of(cast.owner)["requests_by_key"] == {"colleague": 2}
+
+
+def test_it_shows_staff_everything_by_account_and_name(cast: Cast) -> None:
+    recorded(cast.owner)
+    recorded(cast.stranger, cache="hit")
+    answer = stats_for(make_staff("accounts.view_apikey"))
+    assert answer.status_code == 200
+    assert answer.json()["requests_by_key"] == {"acme/owner": 1, "globex/stranger": 1}
+    assert answer.json()["total_requests"] == 2
+
+
+def test_it_shows_a_key_that_staff_sends_only_its_account(cast: Cast) -> None:
+    recorded(cast.owner)
+    client = Client()
+    client.force_login(make_admin())
+    assert client.get("/stats", **cast.stranger.headers).json()["total_requests"] == 0  # type: ignore[arg-type]
+
+
+def test_it_refuses_a_session_that_is_not_staff(cast: Cast) -> None:
+    answer = stats_for(User.objects.create_user("visitor", password="correct horse battery staple"))
+    assert answer.status_code == 401
+    assert answer.json()["detail"] == "API key required. Include X-API-Key header."
+
+
+def test_it_refuses_the_session_of_staff_that_was_switched_off(cast: Cast) -> None:
+    client, user = Client(), make_staff("accounts.view_apikey")
+    client.force_login(user)
+    User.objects.filter(pk=user.pk).update(is_active=False)
+    assert client.get("/stats").status_code == 401
+
+
+@pytest.mark.parametrize("who", ["revoked", "expired", "disabled"])
+def test_it_refuses_keys_that_are_not_usable(cast: Cast, who: str) -> None:
+    answer = Client().get("/stats", **getattr(cast, who).headers)
+    assert (answer.status_code, answer.json()["detail"]) == (401, "Invalid API key")
+    assert "WWW-Authenticate" in answer.headers
+
+
+def test_it_does_not_count_itself(cast: Cast) -> None:
+    for _ in range(3):
+        assert stats_of(cast.owner)["total_requests"] == 0
+    answer = Client().get("/stats/", **cast.owner.headers)  # type: ignore[arg-type]
+    assert answer["X-RateLimit-Remaining"] == answer["X-RateLimit-Limit"] == "5"
+    assert answer["Cache-Control"] == "private, no-store"
