@@ -87,12 +87,13 @@ class AccountAdmin(KeyedAdmin):
     readonly_fields = ("status", "created")
     inlines = (KeyInline,)
     actions_detail = ("add_key", "enable", "disable")
+    empty_value_display = "none"
     instead = "Disable it instead."
     add_fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("name", "contact")}),
         ("Monthly budgets over all keys", {"fields": BUDGET_FIELDS}),
         ("Caps over all keys", {"fields": CAP_FIELDS}),
-        ("Notes", {"fields": ("metadata",), "classes": ("collapse",)}),
+        ("Metadata", {"fields": ("metadata",), "classes": ("collapse",)}),
     )
     fieldsets: ClassVar[Fieldsets] = ((None, {"fields": ("status", "created")}), *add_fieldsets)
 

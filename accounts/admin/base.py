@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
-from django.db.models import Model, QuerySet
-from django.http import HttpRequest
+from django.db.models import Field, JSONField, Model, QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from unfold.widgets import UnfoldAdminTextareaWidget
 
 from accounts.admin.typed import ModelAdmin
 from accounts.audit import audited_delete, audited_save
@@ -45,6 +46,9 @@ class AuditedAdmin(ModelAdmin):
     """Saves and deletes only through the audit log; subclasses with services of their own override the two verbs."""
 
     warn_unsaved_form = True
+    formfield_overrides: ClassVar[dict[type[Field[Any, Any]], Any]] = {
+        JSONField: {"widget": UnfoldAdminTextareaWidget(attrs={"rows": 4})}
+    }
 
     def write(self, instance: Any, *, actor: str) -> None:
         """Save an object, new or changed."""
@@ -79,6 +83,14 @@ class ReadOnlyAdmin(ModelAdmin):
     """Pages for looking only; what a user may see, his view permission says."""
 
     actions = None
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the object, without a link to a history that it can't have."""
+        context = {**(extra_context or {}), "show_history": False}
+        response: HttpResponse = super().change_view(request, object_id, form_url, context)
+        return response
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Nobody adds."""

@@ -127,7 +127,7 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
         *settings_fieldsets,
     )
     fieldsets: ClassVar[Fieldsets] = (
-        (None, {"fields": IDENTITY_FIELDS}),
+        (None, {"fields": (("masked", "state"), ("created", "last_used"), ("revoked", "replaced_by"))}),
         ("Settings", {"fields": ("account", "tier", "name", "expires_at")}),
         *settings_fieldsets,
     )

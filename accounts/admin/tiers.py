@@ -24,6 +24,7 @@ class TierAdmin(KeyedAdmin):
     form = TierForm
     list_display = ("name", *LIMIT_FIELDS, "max_output_tokens", "allowed_models", "cache_enabled", "keys")
     search_fields = ("name",)
+    empty_value_display = "unlimited"
     instead = "Give its keys another tier first."
     fieldsets = (
         (None, {"fields": ("name",)}),

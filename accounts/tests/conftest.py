@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from accounts.snapshots import directory
 from accounts.tests.factories import Cast, make_admin, make_cast
-
-
-@pytest.fixture(autouse=True)
-def _no_snapshots() -> Iterator[None]:
-    """Begin and end without what an earlier test's database held."""
-    directory.forget()
-    yield
-    directory.forget()
 
 
 @pytest.fixture

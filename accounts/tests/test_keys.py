@@ -1,0 +1,69 @@
+"""The key's text: format, checksum, peppers."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pytest_django import Settings
+
+from accounts import keys
+from accounts.keys import Pepper
+
+
+@pytest.mark.parametrize(("environment", "label"), [("production", "live"), ("development", "dev")])
+def test_it_makes_keys_that_name_their_environment(environment: str, label: str) -> None:
+    assert re.fullmatch(rf"ak_{label}_[0-9A-Za-z]{{49}}", keys.generate_key(environment))
+
+
+def test_it_makes_a_different_key_each_time() -> None:
+    assert len({keys.generate_key("production") for _ in range(1000)}) == 1000
+
+
+def test_it_accepts_the_keys_it_makes() -> None:
+    assert all(keys.is_well_formed(keys.generate_key("production")) for _ in range(100))
+
+
+def test_it_refuses_every_typo_of_one_character() -> None:
+    key = keys.generate_key("production")
+    for position in range(len(keys.PREFIX), len(key)):
+        other = "x" if key[position] != "x" else "y"
+        assert not keys.is_well_formed(key[:position] + other + key[position + 1 :])
+
+
+@pytest.mark.parametrize("key", ["", "ak_", "ak_live_", "ak_live_short", "k" * 201, "schlüssel", "ak_live_\x00"])
+def test_it_refuses_what_is_no_key(key: str) -> None:
+    assert not keys.is_well_formed(key)
+
+
+def test_it_accepts_plain_keys_in_development_only(settings: Settings) -> None:
+    settings.ALLOW_PLAIN_KEYS = True
+    assert keys.is_well_formed("dev_key_123")
+    settings.ALLOW_PLAIN_KEYS = False
+    assert not keys.is_well_formed("dev_key_123")
+
+
+def test_it_shows_little_of_a_key() -> None:
+    key = keys.generate_key("production")
+    assert keys.shown_prefix(key) == key[:12]
+    assert keys.shown_prefix("dev_key_123") == "dev"
+
+
+def test_it_makes_a_digest_that_only_the_pepper_leads_to() -> None:
+    one, other = Pepper("a", b"one"), Pepper("b", b"other")
+    assert re.fullmatch(r"[0-9a-f]{64}", keys.digest_key("ak_live_x", one))
+    assert keys.digest_key("ak_live_x", one) != keys.digest_key("ak_live_x", other)
+
+
+def test_it_tries_every_accepted_pepper_the_current_one_first(settings: Settings) -> None:
+    settings.API_KEY_PEPPERS = ["new", "old"]
+    new, old = keys.accepted_peppers()
+    assert keys.digests("k") == [keys.digest_key("k", new), keys.digest_key("k", old)]
+
+
+def test_it_names_a_pepper_by_what_it_is_wherever_it_stands(settings: Settings) -> None:
+    settings.API_KEY_PEPPERS = ["new", "old"]
+    before = {pepper.id for pepper in keys.accepted_peppers()}
+    settings.API_KEY_PEPPERS = ["old", "new"]
+    assert {pepper.id for pepper in keys.accepted_peppers()} == before
+    assert not before & {"new", "old"}

@@ -1,0 +1,303 @@
+"""Writes of accounts, tiers and keys: what they store, refuse, and leave in the audit log."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
+
+from accounts import services
+from accounts.keys import digests
+from accounts.models import Account, ApiKey, AuditEntry, Tier
+from accounts.snapshots import directory
+from accounts.tests.factories import ACTOR, make_account, make_key, make_tier, secret_part, stored_text
+
+pytestmark = pytest.mark.django_db
+
+DAY = timedelta(days=1)
+
+
+def actions(target: object) -> list[str]:
+    """List what the log says was done to an object, oldest first."""
+    return list(AuditEntry.objects.filter(target=str(target)).order_by("pk").values_list("action", flat=True))
+
+
+def works(plain: str) -> bool:
+    """Say whether a key is accepted, as the database is now."""
+    directory.forget()
+    return directory.find(plain) is not None
+
+
+class TestAccounts:
+    def test_it_makes_an_account_once(self) -> None:
+        first = services.account_ensure(name="acme", actor=ACTOR)
+        assert services.account_ensure(name="acme", actor=ACTOR) == first
+        assert actions(first) == ["created"]
+
+    @pytest.mark.parametrize("name", ["", "with space", "x" * 101, "a/b"])
+    def test_it_refuses_a_name_that_is_no_slug(self, name: str) -> None:
+        with pytest.raises(ValidationError):
+            services.account_ensure(name=name, actor=ACTOR)
+        assert not Account.objects.exists()
+
+    def test_it_disables_and_enables_all_keys_of_an_account(self) -> None:
+        issued = make_key()
+        services.account_set_active(account=issued.key.account, active=False, actor=ACTOR)
+        assert not works(issued.plain)
+        services.account_set_active(account=issued.key.account, active=True, actor=ACTOR)
+        assert works(issued.plain)
+        assert actions(issued.key.account) == ["created", "disabled", "enabled"]
+
+    def test_it_leaves_other_fields_alone_when_it_switches(self) -> None:
+        account = make_account("acme")
+        stale = Account.objects.get(pk=account.pk)
+        account.contact = "new@acme.test"
+        services.account_save(account=account, actor=ACTOR)
+        services.account_set_active(account=stale, active=False, actor=ACTOR)
+        account.refresh_from_db()
+        assert (account.contact, account.is_active) == ("new@acme.test", False)
+
+    def test_it_refuses_invalid_caps(self) -> None:
+        account = make_account()
+        account.requests_per_minute = 0
+        with pytest.raises(ValidationError):
+            services.account_save(account=account, actor=ACTOR)
+
+
+class TestTiers:
+    def test_it_makes_a_tier_once_and_leaves_it_as_it_is(self) -> None:
+        services.tier_ensure(name="free", actor=ACTOR, requests_per_minute=5)
+        services.tier_ensure(name="free", actor=ACTOR, requests_per_minute=500)
+        assert Tier.objects.get().requests_per_minute == 5
+        assert actions("free") == ["created"]
+
+    def test_it_lets_this_process_see_a_change_once_it_is_committed(
+        self, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+    ) -> None:
+        issued = make_key()
+        directory.find(issued.plain)
+        with django_capture_on_commit_callbacks(execute=True):
+            make_tier("free", requests_per_minute=77)
+        identity = directory.find(issued.plain)
+        assert identity is not None
+        assert identity.limits.subjects[0].limits.requests_per_minute == 77
+
+
+class TestCreation:
+    def test_it_makes_a_key_that_works(self) -> None:
+        key, plain = services.api_key_create(account=make_account("acme"), tier=make_tier(), name="ci", actor=ACTOR)
+        assert works(plain)
+        assert (key.prefix, key.last_four) == (plain[:12], plain[-4:])
+        assert actions(key) == ["created"]
+
+    def test_it_stores_the_digest_and_never_the_key(self) -> None:
+        issued = make_key()
+        assert issued.key.digest == digests(issued.plain)[0]
+        assert secret_part(issued.plain) not in stored_text()
+
+    def test_it_never_shows_the_key_in_texts(self) -> None:
+        issued = make_key(name="ci")
+        shown = f"{issued.key} {issued.key!r}"
+        assert secret_part(issued.plain) not in shown
+        assert issued.key.digest not in shown
+
+    def test_it_refuses_a_name_that_the_account_has(self) -> None:
+        issued = make_key(name="ci")
+        with pytest.raises(ValidationError, match="already exists"):
+            make_key(account=issued.key.account, name="ci")
+        make_key(name="ci")  # another account's business
+
+    @pytest.mark.parametrize(
+        "optional",
+        [
+            {"scopes": ["everything"]},
+            {"allowed_ips": ["192.0.2.7/24"]},
+            {"models": [1]},
+            {"monthly_cost_budget": Decimal(-1)},
+            {"requests_per_minute_override": 0},
+            {"expires_at": timezone.now() - DAY},
+        ],
+    )
+    def test_it_refuses_settings_that_make_no_sense(self, optional: Any) -> None:
+        with pytest.raises(ValidationError):
+            make_key(**optional)
+        assert not ApiKey.objects.exists()
+
+    def test_it_counts_usable_keys_only_against_the_account_s_number(self) -> None:
+        account = make_account(max_keys=2)
+        first, second = make_key(account=account), make_key(account=account)
+        with pytest.raises(ValidationError, match="2 usable keys"):
+            make_key(account=account)
+        services.api_key_revoke(key=first.key, actor=ACTOR)
+        make_key(account=account)
+        ApiKey.objects.filter(pk=second.key.pk).update(expires_at=timezone.now() - DAY)
+        make_key(account=account)
+
+
+class TestImport:
+    def test_it_imports_a_known_text_once(self) -> None:
+        account, tier = make_account("demo"), make_tier()
+        for _ in range(2):
+            services.api_key_import(account=account, tier=tier, name="dev", plain="dev_key_123", actor=ACTOR)
+        key = ApiKey.objects.get()
+        assert works("dev_key_123")
+        assert key.masked == "dev…123"
+        assert "dev_key_123" not in stored_text()
+
+    def test_it_imports_no_plain_text_outside_development(self, settings: Settings) -> None:
+        settings.ALLOW_PLAIN_KEYS = False
+        with pytest.raises(ValidationError, match="begins with ak_"):
+            services.api_key_import(
+                account=make_account(), tier=make_tier(), name="dev", plain="dev_key_123", actor=ACTOR
+            )
+
+
+class TestRotation:
+    def test_it_lets_both_keys_work_and_then_only_the_new_one(self) -> None:
+        old = make_key()
+        _, plain = services.api_key_rotate(key=old.key, grace=DAY, actor=ACTOR)
+        assert works(old.plain)
+        assert works(plain)
+        ApiKey.objects.filter(pk=old.key.pk).update(revoked_at=timezone.now() - timedelta(seconds=1))
+        assert not works(old.plain)
+        assert works(plain)
+
+    def test_it_stops_the_old_key_at_once_without_a_grace_period(self) -> None:
+        old = make_key()
+        services.api_key_rotate(key=old.key, grace=timedelta(0), actor=ACTOR)
+        assert not works(old.plain)
+
+    def test_it_gives_the_successor_the_same_settings(self) -> None:
+        old = make_key(
+            scopes=["chat"],
+            models=["m"],
+            allowed_ips=["192.0.2.0/24"],
+            requests_per_minute_override=3,
+            overrides_until=timezone.now() + DAY,
+            expires_at=timezone.now() + DAY,
+            monthly_token_budget=100,
+            monthly_cost_budget=Decimal("1.5"),
+        )
+        new, _ = services.api_key_rotate(key=old.key, grace=DAY, actor=ACTOR)
+        for field in services.INHERITED_FIELDS:
+            assert getattr(new, field) == getattr(old.key, field), field
+
+    def test_it_hands_over_every_setting_that_a_key_has(self) -> None:
+        own = {"id", "name", "prefix", "last_four", "digest", "pepper_id", "successor", "created_at", "revoked_at"}
+        fields = {field.name for field in ApiKey._meta.concrete_fields} - own - {"last_used_at"}
+        assert fields == set(services.INHERITED_FIELDS)
+
+    def test_it_numbers_successors(self) -> None:
+        first = make_key(name="ci").key
+        second, _ = services.api_key_rotate(key=first, grace=DAY, actor=ACTOR)
+        make_key(account=first.account, name="ci-3")
+        fourth, _ = services.api_key_rotate(key=second, grace=DAY, actor=ACTOR)
+        assert (second.name, fourth.name) == ("ci-2", "ci-4")
+
+    def test_it_cuts_names_that_would_be_too_long(self) -> None:
+        new, _ = services.api_key_rotate(key=make_key(name="n" * 100).key, grace=DAY, actor=ACTOR)
+        assert new.name == "n" * 98 + "-2"
+
+    def test_it_links_and_audits_both(self) -> None:
+        old = make_key().key
+        new, plain = services.api_key_rotate(key=old, grace=DAY, actor=ACTOR)
+        old.refresh_from_db()
+        assert old.successor == new
+        assert actions(old) == ["created", "rotated"]
+        assert actions(new) == ["created"]
+        assert secret_part(plain) not in stored_text()
+
+    @pytest.mark.parametrize("grace", [timedelta(seconds=-1), timedelta(days=91)])
+    def test_it_refuses_a_grace_period_that_is_none(self, grace: timedelta) -> None:
+        with pytest.raises(ValidationError, match="between 0 and 90 days"):
+            services.api_key_rotate(key=make_key().key, grace=grace, actor=ACTOR)
+
+    def test_it_refuses_a_key_that_does_not_work(self) -> None:
+        key = make_key().key
+        services.api_key_revoke(key=key, actor=ACTOR)
+        with pytest.raises(ValidationError, match="is revoked"):
+            services.api_key_rotate(key=key, grace=DAY, actor=ACTOR)
+
+    def test_it_refuses_a_key_that_has_a_successor(self) -> None:
+        key = make_key().key
+        services.api_key_rotate(key=key, grace=DAY, actor=ACTOR)
+        with pytest.raises(ValidationError, match="is replaced"):
+            services.api_key_rotate(key=key, grace=DAY, actor=ACTOR)
+
+    def test_it_needs_no_room_and_makes_none(self) -> None:
+        account = make_account(max_keys=1)
+        old = make_key(account=account).key
+        new, _ = services.api_key_rotate(key=old, grace=DAY, actor=ACTOR)
+        with pytest.raises(ValidationError, match="still works"):
+            services.api_key_rotate(key=new, grace=DAY, actor=ACTOR)
+        services.api_key_revoke(key=old, actor=ACTOR)
+        services.api_key_rotate(key=new, grace=DAY, actor=ACTOR)
+
+
+class TestRevocation:
+    def test_it_stops_a_key_for_good(self) -> None:
+        issued = make_key()
+        assert services.api_key_revoke(key=issued.key, actor=ACTOR)
+        assert not works(issued.plain)
+        assert actions(issued.key) == ["created", "revoked"]
+
+    def test_it_takes_effect_here_as_soon_as_it_is_committed(
+        self, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+    ) -> None:
+        issued = make_key()
+        assert directory.find(issued.plain)
+        with django_capture_on_commit_callbacks(execute=True):
+            services.api_key_revoke(key=issued.key, actor=ACTOR)
+        assert directory.find(issued.plain) is None
+
+    def test_it_does_nothing_the_second_time(self) -> None:
+        key = make_key().key
+        services.api_key_revoke(key=key, actor=ACTOR)
+        before = ApiKey.objects.get().revoked_at
+        assert not services.api_key_revoke(key=key, actor=ACTOR)
+        assert ApiKey.objects.get().revoked_at == before
+        assert actions(key) == ["created", "revoked"]
+
+    def test_it_ends_a_grace_period(self) -> None:
+        old = make_key()
+        services.api_key_rotate(key=old.key, grace=DAY, actor=ACTOR)
+        assert services.api_key_revoke(key=old.key, actor=ACTOR)
+        assert not works(old.plain)
+
+    def test_it_stops_a_key_whose_row_would_no_longer_be_valid(self) -> None:
+        issued = make_key()
+        ApiKey.objects.update(scopes=["of-an-older-version"])
+        assert services.api_key_revoke(key=issued.key, actor=ACTOR)
+        assert not works(issued.plain)
+
+
+class TestChanges:
+    def test_it_does_not_bring_a_revoked_key_back(self) -> None:
+        issued = make_key()
+        stale = ApiKey.objects.get()
+        services.api_key_revoke(key=issued.key, actor=ACTOR)
+        stale.name = "renamed"
+        services.api_key_save(key=stale, actor=ACTOR)
+        assert not works(issued.plain)
+        assert ApiKey.objects.get().name == "renamed"
+
+    def test_it_asks_for_room_when_a_key_becomes_usable_again(self) -> None:
+        account = make_account(max_keys=1)
+        old = make_key(account=account).key
+        ApiKey.objects.update(expires_at=timezone.now() - DAY)
+        make_key(account=account)
+        old.refresh_from_db()
+        old.expires_at = None
+        with pytest.raises(ValidationError, match="1 usable keys"):
+            services.api_key_save(key=old, actor=ACTOR)
+
+    def test_it_changes_a_usable_key_of_a_full_account(self) -> None:
+        key = make_key(account=make_account(max_keys=1)).key
+        key.name = "renamed"
+        services.api_key_save(key=key, actor=ACTOR)
+        assert ApiKey.objects.get().name == "renamed"

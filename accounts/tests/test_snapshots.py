@@ -1,0 +1,250 @@
+"""What a worker knows of a key: for a second, from one query, and as the database has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.db import OperationalError
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from accounts import snapshots
+from accounts.exceptions import DependencyUnavailable
+from accounts.limits.contract import Limits
+from accounts.models import Account, ApiKey, Tier
+from accounts.snapshots import Identity, KeyDirectory, build_identity
+from accounts.tests.factories import Cast, make_account, make_key, make_tier
+
+pytestmark = pytest.mark.django_db
+
+HOUR = timedelta(hours=1)
+
+
+@dataclass
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    seconds: float = 1000.0
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Stand still until the test moves it."""
+    return Clock()
+
+
+@pytest.fixture
+def directory(clock: Clock) -> KeyDirectory:
+    """Make an empty directory on that clock."""
+    return KeyDirectory(clock)
+
+
+@pytest.fixture
+def database_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what takes the database away."""
+
+    def fail(candidates: list[str]) -> None:
+        raise OperationalError("connection refused")
+
+    return lambda: monkeypatch.setattr(snapshots, "_query", fail)
+
+
+def identity_of(key: ApiKey) -> Identity:
+    """Read a key anew and make its identity."""
+    return build_identity(ApiKey.objects.select_related("account", "tier").get(pk=key.pk), timezone.now())
+
+
+def key_limits(**fields: Any) -> Limits:
+    """Return the limits of a key with these fields, of a tier with 5 requests and 100 tokens a minute, 2 at once."""
+    tier = make_tier("free", requests_per_minute=5, tokens_per_minute=100, concurrent_requests=2)
+    return identity_of(make_key(tier=tier, **fields).key).limits.subjects[0].limits
+
+
+def test_it_knows_usable_keys_only(directory: KeyDirectory, cast: Cast) -> None:
+    usable = (cast.owner, cast.colleague, cast.stranger)
+    assert [(found := directory.find(issued.plain)) and found.key_name for issued in usable] == [
+        "owner",
+        "colleague",
+        "stranger",
+    ]
+    assert not any(directory.find(issued.plain) for issued in (cast.revoked, cast.expired, cast.disabled))
+
+
+def test_it_asks_the_database_once_a_second(
+    directory: KeyDirectory, clock: Clock, cast: Cast, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    directory.find(cast.owner.plain)  # writes the time of use as well
+    clock.seconds += 1
+    with django_assert_num_queries(1):
+        for _ in range(100):
+            directory.find(cast.owner.plain)
+            clock.seconds += 0.009
+
+
+def test_it_asks_once_a_second_for_unknown_keys_as_well(
+    directory: KeyDirectory, clock: Clock, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    with django_assert_num_queries(2):
+        for _ in range(4):
+            assert directory.find("ak_live_unknown") is None
+            clock.seconds += 0.5
+
+
+def revoke(key: ApiKey) -> None:
+    """Revoke as another process does."""
+    ApiKey.objects.filter(pk=key.pk).update(revoked_at=timezone.now())
+
+
+def disable(key: ApiKey) -> None:
+    """Disable the account as another process does."""
+    Account.objects.filter(pk=key.account_id).update(is_active=False)
+
+
+def expire(key: ApiKey) -> None:
+    """Let the key expire as another process does."""
+    ApiKey.objects.filter(pk=key.pk).update(expires_at=timezone.now())
+
+
+@pytest.mark.parametrize("stop", [revoke, disable, expire])
+def test_it_sees_a_change_by_others_within_a_second(
+    directory: KeyDirectory, clock: Clock, cast: Cast, stop: Callable[[ApiKey], None]
+) -> None:
+    assert directory.find(cast.owner.plain)
+    stop(cast.owner.key)
+    clock.seconds += 0.999
+    assert directory.find(cast.owner.plain)
+    clock.seconds += 0.001
+    assert directory.find(cast.owner.plain) is None
+
+
+def test_it_forgets_when_it_is_told(directory: KeyDirectory, cast: Cast) -> None:
+    assert directory.find(cast.owner.plain)
+    revoke(cast.owner.key)
+    directory.forget()
+    assert directory.find(cast.owner.plain) is None
+
+
+def test_it_refuses_a_key_that_ends_while_it_is_known(directory: KeyDirectory, cast: Cast) -> None:
+    ends = timezone.now() + timedelta(milliseconds=30)
+    ApiKey.objects.filter(pk=cast.owner.key.pk).update(expires_at=ends)
+    assert directory.find(cast.owner.plain)
+    while timezone.now() < ends:
+        pass
+    assert directory.find(cast.owner.plain) is None
+
+
+def test_it_says_that_the_database_is_away(
+    directory: KeyDirectory, clock: Clock, cast: Cast, database_away: Callable[[], None]
+) -> None:
+    assert directory.find(cast.owner.plain)
+    database_away()
+    assert directory.find(cast.owner.plain)
+    clock.seconds += 1
+    with pytest.raises(DependencyUnavailable):
+        directory.find(cast.owner.plain)
+
+
+def test_it_goes_on_with_known_keys_as_long_as_the_setting_says(
+    directory: KeyDirectory, clock: Clock, cast: Cast, database_away: Callable[[], None], settings: Settings
+) -> None:
+    settings.AUTH_STALE_SECONDS = 60
+    assert directory.find(cast.owner.plain)
+    database_away()
+    clock.seconds += 60.9
+    assert directory.find(cast.owner.plain)
+    with pytest.raises(DependencyUnavailable):
+        directory.find(cast.stranger.plain)
+    clock.seconds += 0.2
+    with pytest.raises(DependencyUnavailable):
+        directory.find(cast.owner.plain)
+
+
+def test_it_writes_the_time_of_use_at_most_once_a_minute(directory: KeyDirectory, clock: Clock, cast: Cast) -> None:
+    directory.find(cast.owner.plain)
+    first = ApiKey.objects.get(pk=cast.owner.key.pk).last_used_at
+    assert first is not None
+    clock.seconds += 1
+    directory.find(cast.owner.plain)
+    assert ApiKey.objects.get(pk=cast.owner.key.pk).last_used_at == first
+    ApiKey.objects.filter(pk=cast.owner.key.pk).update(last_used_at=first - timedelta(minutes=1))
+    clock.seconds += 1
+    directory.find(cast.owner.plain)
+    assert ApiKey.objects.get(pk=cast.owner.key.pk).last_used_at != first - timedelta(minutes=1)
+
+
+def test_it_writes_no_time_of_use_for_refused_keys(directory: KeyDirectory, cast: Cast) -> None:
+    directory.find(cast.revoked.plain)
+    assert ApiKey.objects.get(pk=cast.revoked.key.pk).last_used_at is None
+
+
+def test_it_knows_keys_under_older_peppers(
+    directory: KeyDirectory, clock: Clock, cast: Cast, settings: Settings
+) -> None:
+    settings.API_KEY_PEPPERS = ["a new pepper", *settings.API_KEY_PEPPERS]
+    assert directory.find(cast.owner.plain)
+    settings.API_KEY_PEPPERS = ["a new pepper"]
+    clock.seconds += 1
+    assert directory.find(cast.owner.plain) is None
+
+
+def test_it_keeps_a_bounded_number_of_entries(directory: KeyDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "MAX_ENTRIES", 3)
+    for number in range(10):
+        directory.find(f"ak_live_{number}")
+    assert len(directory._entries) == 3
+
+
+def test_it_takes_limits_from_the_tier() -> None:
+    assert key_limits() == Limits(requests_per_minute=5, tokens_per_minute=100, concurrent_requests=2)
+
+
+def test_it_lets_overrides_replace_the_tier_s_limits() -> None:
+    limits = key_limits(requests_per_minute_override=50, tokens_per_minute_override=7, concurrent_requests_override=9)
+    assert limits == Limits(requests_per_minute=50, tokens_per_minute=7, concurrent_requests=9)
+
+
+def test_it_ends_overrides_at_their_date() -> None:
+    assert key_limits(requests_per_minute_override=50, overrides_until=timezone.now() + HOUR).requests_per_minute == 50
+    assert key_limits(requests_per_minute_override=50, overrides_until=timezone.now() - HOUR).requests_per_minute == 5
+
+
+def test_it_takes_budgets_of_the_key_exactly() -> None:
+    limits = key_limits(monthly_token_budget=1000, monthly_cost_budget=Decimal("0.000000001"))
+    assert (limits.monthly_tokens, limits.monthly_cost) == (1000, 1)
+
+
+def test_it_takes_caps_and_budgets_of_the_account() -> None:
+    account = make_account(
+        requests_per_minute=60,
+        tokens_per_minute=6000,
+        concurrent_requests=6,
+        monthly_token_budget=10,
+        monthly_cost_budget=Decimal("2.5"),
+    )
+    identity = identity_of(make_key(account=account).key)
+    assert identity.limits.subjects[1].limits == Limits(60, 6000, 6, 10, 2_500_000_000)
+    assert identity.limits.subjects[1].id == str(account.pk)
+
+
+@pytest.mark.parametrize(
+    ("tier_models", "key_models", "allowed"),
+    [([], [], "ab"), (["a"], [], "a"), ([], ["b"], "b"), (["a"], ["a", "b"], "a"), (["a"], ["b"], "")],
+)
+def test_it_allows_models_that_tier_and_key_allow(tier_models: list[str], key_models: list[str], allowed: str) -> None:
+    tier = Tier.objects.create(name="some", models=tier_models)
+    identity = identity_of(make_key(tier=tier, models=key_models).key)
+    assert "".join(name for name in "ab" if identity.may_use_model(name)) == allowed
+
+
+def test_it_gives_every_scope_but_key_management_unless_some_are_named() -> None:
+    assert identity_of(make_key().key).scopes == {"chat", "summarize", "embeddings", "usage"}
+    assert identity_of(make_key(scopes=["keys:manage"]).key).scopes == {"keys:manage"}
