@@ -36,6 +36,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     from accounts.snapshots import directory
     from inference.cache import guard
     from inference.catalog import catalog
+    from inference.upstream.breaker import breakers
     from inference.upstream.health import llm_health
 
     for client in _redis_databases:
@@ -43,7 +44,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     for alias in () if settings.CACHE_URL else settings.CACHES:
         caches[alias].clear()
     guard.paused_until = float("-inf")
-    for forget in (reset_limits, directory.forget, catalog.forget, llm_health.forget):
+    for forget in (reset_limits, directory.forget, catalog.forget, breakers.forget, llm_health.forget):
         forget()
 
 

@@ -9,11 +9,13 @@ import genai_prices
 from django.conf import settings
 from django.db import transaction
 
-from inference.catalog import LOCAL_MODEL, catalog, default_model_name, uses_local_model
+from inference.catalog import LOCAL_MODEL, default_model_name, uses_local_model
 from inference.models import Deployment, Model, Price, Provider
+from inference.services import catalog_save
 
 OPENAI_URL = "https://api.openai.com/v1"
 LOCAL_CONTEXT = 8192
+OPENAI_CONTEXT = 128_000
 #: Seeded beside the default model where OpenAI itself answers.
 OPENAI_MODELS = ("gpt-4o-mini", "gpt-4.1-mini")
 OPENAI_EMBEDDING_MODELS = ("text-embedding-3-small",)
@@ -29,27 +31,28 @@ class Seeded:
 
 
 @transaction.atomic
-def provider_seed() -> Seeded:
+def provider_seed(*, actor: str) -> Seeded:
     """Set up the provider that the environment names, its models, and prices where none were entered yet.
 
-    The other provider that an earlier environment had set up is switched off; what operators entered stays.
+    The other provider that an earlier environment had set up is switched off; what operators entered stays. Raises
+    django.core.exceptions.ValidationError if the environment's values can't be those of a provider or model.
     """
     name, url, variable = _configured()
-    Provider.objects.filter(from_environment=True).exclude(name=name).update(is_enabled=False)
-    catalog.forget()
+    for other in Provider.objects.filter(from_environment=True, is_enabled=True).exclude(name=name):
+        other.is_enabled = False
+        catalog_save(row=other, actor=actor)
     if not url:
         return Seeded(None)
-    provider, _ = Provider.objects.update_or_create(
-        name=name,
-        defaults={"base_url": url, "api_key_variable": variable, "from_environment": True, "is_enabled": True},
-    )
-    chat = [default_model_name(), *(OPENAI_MODELS if url == OPENAI_URL else ())]
+    provider = Provider.objects.filter(name=name).first() or Provider(name=name)
+    provider.base_url, provider.api_key_variable = url, variable
+    provider.from_environment = provider.is_enabled = True
+    catalog_save(row=provider, actor=actor)
+    chat = dict.fromkeys([default_model_name(), *(OPENAI_MODELS if url == OPENAI_URL else ())])
     embedding = OPENAI_EMBEDDING_MODELS if url == OPENAI_URL else ()
-    for model in dict.fromkeys(chat):
-        _seed_model(provider, model, Model.Kind.CHAT)
-    for model in embedding:
-        _seed_model(provider, model, Model.Kind.EMBEDDING)
-    return Seeded(name, (*dict.fromkeys(chat), *embedding))
+    for kind, names in ((Model.Kind.CHAT, chat), (Model.Kind.EMBEDDING, embedding)):
+        for model in names:
+            _seed_model(provider, model, kind, actor=actor)
+    return Seeded(name, (*chat, *embedding))
 
 
 def _configured() -> tuple[str, str, str]:
@@ -60,14 +63,19 @@ def _configured() -> tuple[str, str, str]:
     return "openai", settings.OPENAI_BASE_URL or OPENAI_URL, variable
 
 
-def _seed_model(provider: Provider, name: str, kind: str) -> None:
-    context = LOCAL_CONTEXT if name == LOCAL_MODEL else 128_000
-    model, _ = Model.objects.get_or_create(public_name=name, defaults={"kind": kind, "context_size": context})
-    deployment, _ = Deployment.objects.get_or_create(model=model, provider=provider, upstream_name=name)
-    if not deployment.prices.exists():
-        price = listed_price(name)
-        if price is not None:
-            Price.objects.create(deployment=deployment, **price)
+def _seed_model(provider: Provider, name: str, kind: str, *, actor: str) -> None:
+    model = Model.objects.filter(public_name=name).first()
+    if model is None:
+        context = LOCAL_CONTEXT if name == LOCAL_MODEL else OPENAI_CONTEXT
+        model = Model(public_name=name, kind=kind, context_size=context)
+        catalog_save(row=model, actor=actor)
+    deployment = Deployment.objects.filter(model=model, provider=provider, upstream_name=name).first()
+    if deployment is None:
+        deployment = Deployment(model=model, provider=provider, upstream_name=name)
+        catalog_save(row=deployment, actor=actor)
+    price = None if deployment.prices.exists() else listed_price(name)
+    if price is not None:
+        catalog_save(row=Price(deployment=deployment, **price), actor=actor)
 
 
 def listed_price(model: str) -> dict[str, Decimal] | None:

@@ -126,7 +126,7 @@ def upstream(
     fake.set(api_key=PROVIDER_SECRET)
     settings.OPENAI_BASE_URL, settings.OPENAI_API_KEY, settings.OPENAI_MODEL = fake.base_url, PROVIDER_SECRET, ""
     monkeypatch.setenv("OPENAI_API_KEY", PROVIDER_SECRET)
-    provider_seed()
+    provider_seed(actor="command:test")
     catalog.forget()
     yield fake
     fake.reset()

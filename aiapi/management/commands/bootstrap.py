@@ -7,7 +7,8 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.core.management.base import BaseCommand
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
 
 from accounts.checks import DEMO_KEYS
 from accounts.models import ApiKey, Tier
@@ -35,7 +36,10 @@ class Command(BaseCommand):
             self._ensure_demo_keys()
 
     def _seed_provider(self) -> None:
-        seeded = provider_seed()
+        try:
+            seeded = provider_seed(actor=ACTOR)
+        except ValidationError as error:
+            raise CommandError(f"OPENAI_MODEL or OPENAI_BASE_URL: {' '.join(error.messages)}") from error
         if seeded.provider is None:
             self.stderr.write("No model provider: set OPENAI_API_KEY or OPENAI_BASE_URL, or add one in the admin.")
         else:

@@ -1,0 +1,143 @@
+"""`manage.py serve`: it becomes gunicorn, or stops with one line for each mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import LazySettings
+from django.core.management import CommandError, call_command
+from django.db import OperationalError
+
+from accounts.checks import DEMO_KEYS
+from aiapi.env import Environment
+from aiapi.settings import BASE_DIR
+from launch.checks import PRODUCTION
+
+Started = list[tuple[str, list[str]]]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    """Catch what the command would become."""
+    calls: Started = []
+    monkeypatch.setattr(os, "execv", lambda path, arguments: calls.append((path, arguments)))
+    return calls
+
+
+@pytest.fixture
+def production(db: None, settings: LazySettings) -> LazySettings:
+    """Make the settings those of a production that lacks nothing."""
+    settings.IS_PRODUCTION = True
+    settings.SECRET_KEY, settings.API_KEY_PEPPERS = PRODUCTION["SECRET_KEY"], [PRODUCTION["API_KEY_PEPPERS"]]
+    settings.ALLOWED_HOSTS = ["api.example.com"]
+    return settings
+
+
+def problems() -> list[str]:
+    """Return the lines with which the command stops."""
+    with pytest.raises(CommandError) as raised:
+        call_command("serve")
+    return str(raised.value).splitlines()
+
+
+def run(arguments: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run manage.py in an environment of its own."""
+    command = [sys.executable, "manage.py", *arguments]
+    own = {"PATH": os.environ["PATH"], **env}
+    return subprocess.run(command, env=own, cwd=BASE_DIR, capture_output=True, text=True, check=False)
+
+
+def test_it_becomes_gunicorn(production: LazySettings, started: Started) -> None:
+    call_command("serve")
+    ((path, arguments),) = started
+    assert path == arguments[0] == str(Path(sys.executable).parent / "gunicorn")
+    assert Path(path).exists()
+    assert arguments[1:] == ["-c", "aiapi/gunicorn_config.py", "aiapi.wsgi"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "identifier", "variable"),
+    [
+        ({"SECRET_KEY": "development-only-secret-key-that-production-refuses-0123456789"}, "aiapi.E001", "SECRET_KEY"),
+        ({"API_KEY_PEPPERS": ["development-only-pepper-that-production-refuses"]}, "accounts.E001", "API_KEY_PEPPERS"),
+        ({"API_KEY_PEPPERS": ["short"]}, "accounts.E002", "API_KEY_PEPPERS"),
+        ({"ALLOWED_HOSTS": []}, "aiapi.E002", "ALLOWED_HOSTS"),
+        ({"CORS_ALLOWED_ORIGINS": ["*"]}, "aiapi.E003", "CORS_ALLOWED_ORIGINS"),
+        ({"WEB_CONCURRENCY": 4, "REDIS_URL": ""}, "accounts.E004", "WEB_CONCURRENCY"),
+    ],
+)
+def test_it_refuses_to_start(
+    production: LazySettings, started: Started, changes: dict[str, Any], identifier: str, variable: str
+) -> None:
+    for name, value in changes.items():
+        setattr(production, name, value)
+    (line,) = [line for line in problems() if not line.startswith("corsheaders.")]
+    assert line.startswith(f"{identifier}: {variable} ")
+    assert len(line) > len(f"{identifier}: {variable} ") + 40  # the mend
+    assert started == []
+
+
+def test_it_tells_every_mistake_at_once(production: LazySettings, started: Started) -> None:
+    production.SECRET_KEY, production.ALLOWED_HOSTS = "short", []
+    assert [line.partition(":")[0] for line in problems()] == ["aiapi.E001", "aiapi.E002"]
+
+
+def test_it_refuses_demo_keys_in_production(production: LazySettings, started: Started) -> None:
+    production.IS_PRODUCTION = False
+    call_command("bootstrap", stdout=StringIO(), stderr=StringIO())
+    call_command("serve")
+    production.IS_PRODUCTION = True
+    (line,) = problems()
+    assert line.startswith("accounts.E003: The database holds demo keys. Revoke them")
+    assert not any(key in line for key in DEMO_KEYS)
+    assert len(started) == 1
+
+
+def test_it_starts_again_once_the_demo_keys_are_revoked(production: LazySettings, started: Started) -> None:
+    production.IS_PRODUCTION = False
+    call_command("bootstrap", stdout=StringIO(), stderr=StringIO())
+    for name in ("dev", "prod"):
+        call_command("key", "revoke", "--account", "demo", "--name", name, stdout=StringIO())
+    production.IS_PRODUCTION = True
+    call_command("serve")
+    assert len(started) == 1
+
+
+def test_it_starts_in_spite_of_warnings_and_tells_them(production: LazySettings, started: Started) -> None:
+    env = Environment({"REDIS_URI": "x"})
+    env.text("REDIS_URL", help="h")
+    production.ENV = env
+    stderr = StringIO()
+    call_command("serve", stderr=stderr)
+    assert "aiapi.W001: REDIS_URI is set, but not known. Did you mean REDIS_URL?" in stderr.getvalue()
+    assert len(started) == 1
+
+
+def test_it_stops_without_a_database(
+    production: LazySettings, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(connection: Any) -> None:
+        raise OperationalError("connection to postgresql://user:hunter2@host failed")
+
+    monkeypatch.setattr("aiapi.management.commands.serve.MigrationExecutor", fail)
+    assert problems() == ["DATABASE_URL: the database can't be reached. Start it, or mend the URL."]
+
+
+def test_it_stops_before_migrations_with_one_line(tmp_path: Path) -> None:
+    done = run(["serve"], {"DATABASE_URL": f"sqlite:///{tmp_path}/empty.sqlite3"})
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("migrations are missing. Run: manage.py migrate")
+
+
+def test_it_stops_with_one_line_at_a_value_that_cant_be_used() -> None:
+    done = run(["serve"], {"WEB_CONCURRENCY": "many"})
+    assert done.returncode == 1
+    assert done.stderr == "configuration: WEB_CONCURRENCY must be a whole number\n"
