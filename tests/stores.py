@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -165,10 +166,12 @@ def _accepts(url: str) -> bool:
 
 
 def _cluster_ports() -> list[int]:
-    """Pick ports that are free together with the one that the cluster's nodes talk on."""
-    start = CLUSTER_PORTS.start + os.getpid() % 9000
-    free = (port for port in range(start, CLUSTER_PORTS.stop) if _is_free(port) and _is_free(port + 10000))
-    return list(itertools.islice(free, MASTERS))
+    """Pick ports that are free together with the one that the cluster's nodes talk on.
+
+    By chance, so that two test processes that look at the same time hardly ever pick the same.
+    """
+    tried = random.sample(CLUSTER_PORTS, len(CLUSTER_PORTS))
+    return list(itertools.islice((port for port in tried if _is_free(port) and _is_free(port + 10000)), MASTERS))
 
 
 def _is_free(port: int) -> bool:
