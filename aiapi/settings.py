@@ -226,6 +226,7 @@ CORS_EXPOSE_HEADERS = [
     "X-Cache",
     "X-Model",
     "X-Cost-USD",
+    "X-Fallback",
     "X-RateLimit-Limit",
     "X-RateLimit-Remaining",
     "X-RateLimit-Reset",

@@ -11,7 +11,7 @@ from accounts.limits.contract import OperationClosed, Refusal, Reserved, Unavail
 from accounts.refusals import refusal_error
 from inference.calls import Caller
 from inference.catalog import Rates
-from inference.upstream.completions import Usage
+from inference.surfaces.base import Usage
 from monitoring.records import begin_record
 
 

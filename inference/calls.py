@@ -8,21 +8,24 @@ from typing import Any
 
 from accounts.limits.contract import Admission
 from accounts.snapshots import Identity
+from inference.surfaces.base import Body, Surface
 from monitoring.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What is asked: an endpoint's name, a model (None: the default), and a chat completion's body without `model`.
+    """What is asked: an endpoint's name, a model (None: the default), and the provider's payload without `model`.
 
-    `read` takes what the surface answers out of a provider's body, or raises the ApiError that it means there.
+    `read` takes what the endpoint answers out of a provider's body, or raises the ApiError that it means there: such
+    an answer is billed, and not kept. `shares_answer`: the answer may come from the cache, and go there.
     """
 
     endpoint: str
+    surface: Surface
     model: str | None
     payload: Mapping[str, Any]
-    read: Callable[[dict[str, Any]], str]
-    output_tokens: int | None = None
+    read: Callable[[Body], Any]
+    shares_answer: bool = True
     reads_cache: bool = True
     writes_cache: bool = True
 
@@ -40,12 +43,13 @@ class Caller:
 class Answer:
     """What is answered, and what the headers tell about it. `cost` is in nano-dollars, 0 for a hit."""
 
-    text: str
-    body: dict[str, Any]
+    content: Any
+    body: Body
     cache: str
     model: str
     tokens: int
     cost: int = 0
+    is_fallback: bool = False
 
     @property
     def is_cached(self) -> bool:

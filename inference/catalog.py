@@ -53,6 +53,7 @@ class Route:
     api_key_variable: str
     extra_headers: tuple[tuple[str, str], ...]
     upstream_name: str
+    output_parameter: str
     order: int
     weight: int
     rates: Rates
@@ -169,6 +170,7 @@ def _route(deployment: Deployment, rates: Rates) -> Route:
         api_key_variable=provider.api_key_variable,
         extra_headers=tuple(sorted(provider.extra_headers.items())),
         upstream_name=deployment.upstream_name,
+        output_parameter=deployment.output_parameter,
         order=deployment.order,
         weight=deployment.weight,
         rates=rates,

@@ -64,6 +64,7 @@ REQUEST_HEADERS = [
 ANSWER_HEADERS = {
     "X-Cache": "HIT, MISS, COALESCED or BYPASS.",
     "X-Model": "The model that answered.",
+    "X-Fallback": "Whether another deployment than the first answered: true or false.",
     "X-Cost-USD": "What the call cost, in US dollars; 0 for a hit.",
     "X-RateLimit-Limit": "Requests a minute.",
     "X-RateLimit-Remaining": "What is left of them.",

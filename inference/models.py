@@ -76,6 +76,17 @@ class Deployment(models.Model):
     model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="deployments")
     provider = models.ForeignKey(Provider, on_delete=models.PROTECT, related_name="deployments")
     upstream_name = models.CharField(max_length=200, help_text="What the provider calls the model.")
+
+    class OutputParameter(models.TextChoices):
+        MAX_TOKENS = "max_tokens"
+        MAX_COMPLETION_TOKENS = "max_completion_tokens"
+
+    output_parameter = models.CharField(
+        max_length=30,
+        choices=OutputParameter.choices,
+        default=OutputParameter.MAX_TOKENS,
+        help_text="How the server calls the longest answer; OpenAI's newer models know max_completion_tokens only.",
+    )
     order = models.PositiveSmallIntegerField(default=0)
     weight = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
     is_enabled = models.BooleanField(default=True)

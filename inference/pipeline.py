@@ -1,9 +1,10 @@
 """The one way that every model call takes, whatever surface it came in by.
 
-    cache look-up -> reserve (slot, tokens, money) -> route upstream -> store in cache -> settle and record -> answer
+    cache look-up -> single flight -> reserve (slot, tokens, money) -> route upstream -> store in cache
+    -> settle and record -> answer
 
 A call leaves exactly one record behind: a hit when it is answered, any other when it is settled. What fails before
-(a bad body, a rate limit) is recorded by the view that answers it.
+(a bad body, a rate limit) is recorded by the view that answers it. Streams take the same stages in inference.streaming.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ from typing import Any
 from django.conf import settings
 from django.db import connections
 
-from accounts.exceptions import ApiError, ModelNotFound, UpstreamFailed
+from accounts.exceptions import ApiError, InvalidRequest, ModelNotFound, UpstreamFailed, UpstreamTimeout
 from accounts.limits.leases import keeper
 from accounts.snapshots import Identity
-from inference import bounds, cache
+from inference import cache
 from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
 from inference.catalog import CatalogModel, Route, catalog, default_model_name
+from inference.flight import Flight, flights
+from inference.surfaces.base import Body, Usage
 from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.capacity import capacity
 from inference.upstream.client import client
-from inference.upstream.completions import Usage, read_usage, require_choices
+from inference.upstream.errors import failed_attempt
 from inference.upstream.routing import first_success
-
-CHAT_PATH = "/chat/completions"
 
 
 @dataclass(slots=True)
-class _Progress:
+class Progress:
     """A call on its way."""
 
     call: ModelCall
@@ -39,21 +40,136 @@ class _Progress:
     model: CatalogModel
     bill: Bill
     cache_key: str | None = None
+    flight: Flight | None = None
+
+    @property
+    def is_fallback(self) -> bool:
+        """Say whether another deployment than the first in order answered."""
+        return int(self.bill.record.get("attempts", 0)) > 1
 
 
 def answer_call(call: ModelCall, caller: Caller) -> Answer:
-    """Answer a model call from the cache or from a provider, and account for it.
+    """Answer a model call from the cache, from an identical call in flight, or from a provider, and account for it.
 
     Raises ModelNotFound for a model that does not exist or is not the caller's, a refusal of the limits, or what the
     provider's failure means.
     """
-    progress = _begin(call, caller)
-    with caller.trace.stage("cache"):
-        cached = _look_up(progress)
-    if cached is not None:
-        return _answer_hit(progress, cached)
-    with caller.trace.stage("limits"):
-        _reserve(progress)
+    progress = begin(call, caller)
+    shared = find_shared(progress)
+    if shared is not None:
+        return _answer_shared(progress, shared)
+    try:
+        return _answer_alone(progress)
+    except ApiError as error:
+        leave_flight(progress, error=error)
+        raise
+    finally:
+        leave_flight(progress)
+
+
+def find_model(name: str, identity: Identity, *, kind: str) -> CatalogModel:
+    """Return a model of a kind that the identity may use; raises ModelNotFound for any other."""
+    model = catalog.find(name)
+    if model is None or model.kind != kind or not identity.may_use_model(name):
+        raise ModelNotFound
+    return model
+
+
+def begin(call: ModelCall, caller: Caller) -> Progress:
+    """Find the model, open the bill, and make the cache key of a call whose answer may be shared."""
+    identity = caller.identity
+    model = find_model(call.model or default_model_name(), identity, kind=call.surface.kind)
+    bill = Bill(caller, call.endpoint)
+    bill.record.update(model=model.public_name, cache="bypass")
+    progress = Progress(call, caller, model, bill)
+    if call.shares_answer and identity.cache_enabled and (call.reads_cache or call.writes_cache):
+        wanted = call.surface.wanted_output(call.payload, identity, model)
+        progress.cache_key = cache.answer_key(
+            identity.account_id,
+            endpoint=call.endpoint,
+            model=model.public_name,
+            payload={**call.payload, "most_output": wanted},
+        )
+        bill.record["cache"] = "miss" if call.reads_cache else "bypass"
+    return progress
+
+
+def find_shared(progress: Progress) -> cache.CachedAnswer | None:
+    """Look for the answer in the cache, then for an identical call in flight; None: this call has to fly itself."""
+    key = progress.cache_key
+    if key is None or not progress.call.reads_cache:
+        return None
+    with progress.caller.trace.stage("cache"):
+        found = cache.look_up(key)
+    if found is not None:
+        progress.bill.record["cache"] = "hit"
+        return found
+    release_connections()
+    with progress.caller.trace.stage("flight"):
+        joined = _join_flight(progress, key)
+    if isinstance(joined, Flight):
+        progress.flight = joined
+        return None
+    progress.bill.record["cache"] = "coalesced"
+    return joined
+
+
+def _join_flight(progress: Progress, key: str) -> Flight | cache.CachedAnswer:
+    """Join; the error of the call that was waited for is this one's too, and recorded as such."""
+    try:
+        return flights.join(key, seconds=settings.UPSTREAM_TIMEOUT)
+    except ApiError as error:
+        progress.bill.record["cache"] = "coalesced"
+        progress.bill.emit(status=error.status, error_code=error.error_code)
+        raise
+
+
+def leave_flight(
+    progress: Progress, *, answer: cache.CachedAnswer | None = None, error: ApiError | None = None
+) -> None:
+    """End the flight that this call leads, if any, once.
+
+    A provider's failure is shared with those who wait; a refusal of this very caller is not: another will lead.
+    """
+    flight, progress.flight = progress.flight, None
+    if flight is not None and progress.cache_key is not None:
+        is_shared = isinstance(error, UpstreamFailed | UpstreamTimeout | InvalidRequest)
+        flights.leave(progress.cache_key, flight, answer=answer, error=error if is_shared else None)
+
+
+def share_answer(progress: Progress, answer: cache.CachedAnswer) -> None:
+    """Keep a whole, successful answer for others, and hand it to those who wait for it."""
+    if progress.cache_key is not None and progress.call.writes_cache:
+        if progress.flight is None or flights.may_store(progress.flight):
+            with progress.caller.trace.stage("cache"):
+                cache.store(progress.cache_key, answer)
+        leave_flight(progress, answer=answer)
+
+
+def _answer_shared(progress: Progress, cached: cache.CachedAnswer) -> Answer:
+    content = progress.call.read(cached.body)
+    emit_shared(progress, cached)
+    tokens = cached.input_tokens + cached.output_tokens
+    return Answer(content, cached.body, progress.bill.record["cache"], progress.model.public_name, tokens)
+
+
+def emit_shared(progress: Progress, cached: cache.CachedAnswer) -> None:
+    """Record an answer that cost nothing."""
+    progress.bill.record.update(usage_source="cache", deployment=cached.deployment)
+    progress.bill.emit(status=200)
+
+
+def reserve(progress: Progress) -> None:
+    """Reserve the call's bound; raises UpstreamFailed where nothing could answer it."""
+    if not progress.model.routes:
+        raise UpstreamFailed
+    with progress.caller.trace.stage("limits"):
+        call = progress.call
+        progress.bill.reserve(call.surface.bound(call.payload, progress.caller.identity, progress.model))
+
+
+def _answer_alone(progress: Progress) -> Answer:
+    reserve(progress)
     try:
         return _answer_from_upstream(progress)
     except ApiError as error:
@@ -61,71 +177,26 @@ def answer_call(call: ModelCall, caller: Caller) -> Answer:
         raise
 
 
-def find_model(name: str, identity: Identity) -> CatalogModel:
-    """Return a model that the identity may use; raises ModelNotFound for any other."""
-    model = catalog.find(name)
-    if model is None or not identity.may_use_model(name):
-        raise ModelNotFound
-    return model
-
-
-def _begin(call: ModelCall, caller: Caller) -> _Progress:
-    model = find_model(call.model or default_model_name(), caller.identity)
-    bill = Bill(caller, call.endpoint)
-    bill.record["model"] = model.public_name
-    return _Progress(call, caller, model, bill)
-
-
-def _look_up(progress: _Progress) -> cache.CachedAnswer | None:
-    call, identity, record = progress.call, progress.caller.identity, progress.bill.record
-    if not identity.cache_enabled or not (call.reads_cache or call.writes_cache):
-        record["cache"] = "bypass"
-        return None
-    record["cache"] = "miss" if call.reads_cache else "bypass"
-    progress.cache_key = cache.answer_key(
-        identity.account_id,
-        endpoint=call.endpoint,
-        model=progress.model.public_name,
-        payload={**call.payload, "max_tokens": bounds.wanted_output(call.output_tokens, identity, progress.model)},
-    )
-    return cache.look_up(progress.cache_key) if call.reads_cache else None
-
-
-def _answer_hit(progress: _Progress, cached: cache.CachedAnswer) -> Answer:
-    text = progress.call.read(cached.body)
-    progress.bill.record.update(cache="hit", usage_source="cache", deployment=cached.deployment)
-    progress.bill.emit(status=200)
-    tokens = cached.input_tokens + cached.output_tokens
-    return Answer(text, cached.body, "hit", progress.model.public_name, tokens)
-
-
-def _reserve(progress: _Progress) -> None:
-    if not progress.model.routes:
-        raise UpstreamFailed
-    call, identity = progress.call, progress.caller.identity
-    progress.bill.reserve(bounds.bound_of(call.payload, call.output_tokens, identity, progress.model))
-
-
-def _answer_from_upstream(progress: _Progress) -> Answer:
+def _answer_from_upstream(progress: Progress) -> Answer:
     call, bill = progress.call, progress.bill
-    payload = {**call.payload, "max_tokens": bill.output_tokens}
-    body, route = _ask(progress, payload)
-    usage = _charge(bill, body, payload, route)
-    text = call.read(body)
-    if progress.cache_key is not None and call.writes_cache:
-        answer = cache.CachedAnswer(body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, route.name)
-        with progress.caller.trace.stage("cache"):
-            cache.store(progress.cache_key, answer)
+    body, route = _ask(progress)
+    usage = charge(progress, body, route)
+    content = call.read(body)
+    share_answer(
+        progress,
+        cache.CachedAnswer(body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, route.name),
+    )
     bill.settle(status=200)
     tokens = usage.input_tokens + usage.output_tokens
-    return Answer(text, body, bill.record["cache"], progress.model.public_name, tokens, bill.used.cost)
+    name, outcome = progress.model.public_name, bill.record["cache"]
+    return Answer(content, body, outcome, name, tokens, bill.used.cost, progress.is_fallback)
 
 
-def _ask(progress: _Progress, payload: dict[str, Any]) -> tuple[dict[str, Any], Route]:
+def _ask(progress: Progress) -> tuple[Body, Route]:
     """Ask the deployments until one answers, holding no database connection meanwhile."""
     caller, bill = progress.caller, progress.bill
     deadline = Deadline(settings.UPSTREAM_TIMEOUT)
-    _release_connections()
+    release_connections()
     with (
         caller.trace.stage("upstream"),
         keeper.held(caller.identity.account_id, caller.trace.id.hex),
@@ -134,7 +205,7 @@ def _ask(progress: _Progress, payload: dict[str, Any]) -> tuple[dict[str, Any], 
         try:
             return first_success(
                 progress.model.routes,
-                lambda route: (_attempt(bill, route, payload, deadline), route),
+                lambda route: (_attempt(progress, route, deadline), route),
                 deadline,
                 covers_another=bill.covers_another,
             )
@@ -142,30 +213,46 @@ def _ask(progress: _Progress, payload: dict[str, Any]) -> tuple[dict[str, Any], 
             raise failure.error from failure
 
 
-def _attempt(bill: Bill, route: Route, payload: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+def _attempt(progress: Progress, route: Route, deadline: Deadline) -> Body:
     """Make one call to one deployment. One that may be billed although it failed is charged its bound."""
-    bill.record.update(deployment=route.name, attempts=bill.record.get("attempts", 0) + 1)
+    surface = progress.call.surface
+    begin_attempt(progress, route)
     try:
-        body = client.call(route, CHAT_PATH, payload, seconds=deadline.left)
-        require_choices(body, route=route.name)
+        body = client.call(route, surface.path, outgoing(progress, route), seconds=deadline.left)
+        if not surface.is_complete(body):
+            raise failed_attempt(ValueError("incomplete answer"), route=route.name)
     except AttemptFailed as failure:
         if failure.verdict.may_be_billed:
-            bill.charge_bound()
+            progress.bill.charge_bound()
         raise
     return body
 
 
-def _release_connections() -> None:
+def begin_attempt(progress: Progress, route: Route) -> None:
+    """Note in the record where the call goes now."""
+    record = progress.bill.record
+    record.update(deployment=route.name, attempts=record.get("attempts", 0) + 1)
+
+
+def outgoing(progress: Progress, route: Route) -> dict[str, Any]:
+    """Make the payload as it is sent: each answer with its share of the output that was granted."""
+    call = progress.call
+    each = progress.bill.output_tokens // call.surface.answers(call.payload)
+    return call.surface.with_output(call.payload, each, route.output_parameter)
+
+
+def release_connections() -> None:
     """Give a pooled connection back before a slow call; SQLite's is the process's own, and stays."""
     for connection in connections.all(initialized_only=True):
         if connection.vendor != "sqlite" and not connection.in_atomic_block:
             connection.close()
 
 
-def _charge(bill: Bill, body: dict[str, Any], payload: dict[str, Any], route: Route) -> Usage:
+def charge(progress: Progress, body: Body, route: Route) -> Usage:
     """Charge what the provider says that the call used, or an estimate where it says nothing."""
-    usage, source = read_usage(body.get("usage")), "provider"
+    surface = progress.call.surface
+    usage, source = surface.read_usage(body), "provider"
     if usage is None:
-        usage, source = bounds.estimate_usage(payload, body), "estimated"
-    bill.charge(usage, route.rates, source=source)
+        usage, source = surface.estimate(progress.call.payload, body, model=route.upstream_name), "estimated"
+    progress.bill.charge(usage, route.rates, source=source)
     return usage

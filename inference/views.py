@@ -19,8 +19,8 @@ from inference.documentation import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EX
 from inference.parsers import is_chunked
 from inference.pipeline import answer_call
 from inference.serializers import ChatAnswer, ChatRequest, SummarizeAnswer, SummarizeRequest
+from inference.surfaces.chat import answer_text, chat_surface
 from inference.throttles import RequestRateThrottle
-from inference.upstream.completions import answer_text
 from monitoring.trace import Trace
 
 
@@ -44,7 +44,12 @@ class ModelEndpoint(KeyView):
 
     def respond(self, answer: Answer, body: dict[str, Any]) -> Response:
         """Make the answer with the headers that tell where it came from and what it cost."""
-        headers = {"X-Cache": answer.cache.upper(), "X-Model": answer.model, "X-Cost-USD": dollars(answer.cost)}
+        headers = {
+            "X-Cache": answer.cache.upper(),
+            "X-Model": answer.model,
+            "X-Cost-USD": dollars(answer.cost),
+            "X-Fallback": "true" if answer.is_fallback else "false",
+        }
         return Response(body, headers=headers)
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
@@ -91,12 +96,14 @@ class ChatView(ModelEndpoint):
         asked = body.validated_data
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": asked["temperature"]}
         caller = self.caller(request)
-        call = ModelCall(self.endpoint, asked.get("model"), payload, answer_text, **cache_directives(request))
+        call = ModelCall(
+            self.endpoint, chat_surface, asked.get("model"), payload, answer_text, **cache_directives(request)
+        )
         answer = answer_call(call, caller)
         return self.respond(
             answer,
             {
-                "response": answer.text,
+                "response": answer.content,
                 "tokens_used": answer.tokens,
                 "cached": answer.is_cached,
                 "request_id": caller.trace.label,
@@ -126,7 +133,7 @@ class SummarizeView(ModelEndpoint):
         asked = body.validated_data
         caller = self.caller(request)
         answer = answer_call(self._call(asked, request), caller)
-        summary = answer.text.strip()
+        summary = answer.content.strip()
         return self.respond(
             answer,
             {
@@ -144,4 +151,6 @@ class SummarizeView(ModelEndpoint):
             "messages": prompts.summary_messages(asked["text"], length),
             "temperature": prompts.SUMMARY_TEMPERATURE,
         }
-        return ModelCall(self.endpoint, asked.get("model"), payload, answer_text, **cache_directives(request))
+        return ModelCall(
+            self.endpoint, chat_surface, asked.get("model"), payload, answer_text, **cache_directives(request)
+        )

@@ -19,11 +19,7 @@ from django.conf import settings
 
 from inference.catalog import Route
 from inference.upstream.errors import FAILURES, failed_attempt
-
-#: Connections of a process to its providers; more calls than that wait for a free one.
-MAX_CONNECTIONS = 2000
-KEEPALIVE_CONNECTIONS = 200
-KEEPALIVE_SECONDS = 30
+from inference.upstream.transport import PooledTransport
 
 
 class Client:
@@ -79,12 +75,7 @@ class Client:
 
     def _connect(self, base_url: str, secret: str) -> openai.OpenAI:
         if self._http is None:
-            limits = httpx2.Limits(
-                max_connections=MAX_CONNECTIONS,
-                max_keepalive_connections=KEEPALIVE_CONNECTIONS,
-                keepalive_expiry=KEEPALIVE_SECONDS,
-            )
-            self._http = httpx2.Client(limits=limits, follow_redirects=False, trust_env=False)
+            self._http = httpx2.Client(transport=PooledTransport(), follow_redirects=False, trust_env=False)
         # The SDK insists on a secret; a provider without one ignores the header.
         return openai.OpenAI(base_url=base_url, api_key=secret or "none", http_client=self._http, max_retries=0)
 

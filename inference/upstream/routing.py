@@ -2,8 +2,8 @@
 
 A failure that another deployment may not share (refused connections, 408, 429, 5xx) goes to the next one at once. When
 all have failed and the last failure may pass, the round is repeated after a pause with full jitter, or as long as the
-provider's Retry-After says, if that is short and fits the deadline. Nothing is retried after the first streamed byte: by then
-an attempt has succeeded.
+provider's Retry-After says, if that is short and fits the deadline. Nothing is retried after the first streamed byte:
+by then an attempt has succeeded.
 """
 
 from __future__ import annotations

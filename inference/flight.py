@@ -1,0 +1,184 @@
+"""Single flight: identical requests at the same time, on one node or several, cause one upstream call.
+
+The first request of a process for a cache key leads there; the others wait for it. Between processes the leader is the
+one that holds a lease in the state store (LEASE_MS, renewed while it works); the leaders of other processes look for
+its answer in the cache. If it dies, the lease runs out and the next that looks takes over, within a second. A leader
+that lost its lease finishes and is billed, but doesn't store its answer. Without Redis, or while it is away, each
+process is on its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import structlog
+from django.conf import settings
+from redis.exceptions import RedisError
+
+from accounts.exceptions import ApiError
+from accounts.limits.redis import redis_client
+from inference.cache import CachedAnswer, look_up
+
+LEASE_MS = 900
+RENEW_SECONDS = 0.3
+LOOK_SECONDS = 0.1
+_RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0"
+_RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
+
+log = structlog.get_logger(__name__)
+
+
+class Flight:
+    """One key's call in this process. The leader ends it by `land`, `fail` or `abandon`; the others wait."""
+
+    def __init__(self) -> None:
+        self.token = uuid.uuid4().hex
+        self.has_lease = False
+        self.followers = 0
+        self._over = threading.Event()
+        self._answer: CachedAnswer | None = None
+        self._error: ApiError | None = None
+
+    def end(self, answer: CachedAnswer | None = None, error: ApiError | None = None) -> None:
+        """Hand the outcome to those who wait; neither: somebody else has to lead."""
+        self._answer, self._error = answer, error
+        self._over.set()
+
+    def wait(self, seconds: float) -> CachedAnswer | None:
+        """Wait for the outcome: an answer, or None if somebody else has to lead; raises the leader's error."""
+        self._over.wait(seconds)
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+
+class Flights:
+    """The flights of a process."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Flight] = {}
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._keeping = False
+
+    def join(self, key: str, *, seconds: float) -> Flight | CachedAnswer:
+        """Return an answer that somebody else got meanwhile, or a flight to lead, which the caller has to end.
+
+        Waits at most `seconds`, after which the caller flies alone. Raises the error that a leader met.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            flight, leads = self._enter(key)
+            if not leads:
+                answer = flight.wait(max(0.0, deadline - time.monotonic()))
+                if answer is not None:
+                    return answer
+                if time.monotonic() >= deadline:
+                    return Flight()
+                continue
+            answer = self._take_lease(key, flight, deadline)
+            if answer is None:
+                return flight
+            self.leave(key, flight, answer=answer)
+            return answer
+
+    def leave(
+        self, key: str, flight: Flight, *, answer: CachedAnswer | None = None, error: ApiError | None = None
+    ) -> None:
+        """End a flight that the caller leads, with its outcome; neither: somebody else has to lead."""
+        with self._lock:
+            if self._open.get(key) is flight:
+                del self._open[key]
+        if flight.has_lease:
+            flight.has_lease = False
+            self._on_store(lambda client: client.eval(_RELEASE, 1, _name(key), flight.token))
+        flight.end(answer, error)
+
+    def may_store(self, flight: Flight) -> bool:
+        """Say whether the leader still leads: without a store it always does."""
+        return flight.has_lease or not settings.REDIS_URL
+
+    def followers(self, flight: Flight) -> int:
+        """Tell how many wait for a flight in this process."""
+        return flight.followers
+
+    def _enter(self, key: str) -> tuple[Flight, bool]:
+        with self._lock:
+            flight = self._open.get(key)
+            if flight is not None:
+                flight.followers += 1
+                return flight, False
+            flight = self._open[key] = Flight()
+            return flight, True
+
+    def _take_lease(self, key: str, flight: Flight, deadline: float) -> CachedAnswer | None:
+        """Wait until this process holds the key's lease (None), or another's answer is in the cache."""
+        if not settings.REDIS_URL:
+            return None
+        waited = False
+        while not self._acquire(key, flight):
+            waited = True
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(LOOK_SECONDS)
+            answer = look_up(key)
+            if answer is not None:
+                return answer
+        return look_up(key) if waited else None
+
+    def _acquire(self, key: str, flight: Flight) -> bool:
+        """Ask for the lease; a store that is away gives it to everyone."""
+        granted = self._on_store(lambda client: client.set(_name(key), flight.token, nx=True, px=LEASE_MS) is True)
+        if granted is None:
+            return True
+        if granted:
+            flight.has_lease = True
+            self._keep()
+        return bool(granted)
+
+    def _on_store(self, call: Callable[[Any], Any]) -> Any:
+        try:
+            if self._client is None:
+                self._client = redis_client(settings.REDIS_URL)
+            return call(self._client)
+        except RedisError as error:
+            log.warning("flight_store_failed", cause=type(error).__name__)
+            return None
+
+    def _keep(self) -> None:
+        with self._lock:
+            if self._keeping:
+                return
+            self._keeping = True
+        threading.Thread(target=self._renew_all, name="flight-keeper", daemon=True).start()
+
+    def _renew_all(self) -> None:
+        """Renew every lease until none is held; a lease that is gone is noted, so that its leader won't store."""
+        while True:
+            time.sleep(RENEW_SECONDS)
+            with self._lock:
+                held = [(key, flight) for key, flight in self._open.items() if flight.has_lease]
+                if not held:
+                    self._keeping = False
+                    return
+            for key, flight in held:
+                renewed = self._on_store(
+                    lambda client, k=key, f=flight: client.eval(_RENEW, 1, _name(k), f.token, LEASE_MS)
+                )
+                flight.has_lease = bool(renewed) and flight.has_lease
+
+
+flights = Flights()
+
+
+def _renew(client: Any, *, key: str, token: str) -> Any:
+    return client.eval(_RENEW, 1, _name(key), token, LEASE_MS)
+
+
+def _name(key: str) -> str:
+    return f"aiapi:flight:{key}"

@@ -1,0 +1,125 @@
+"""What the pipeline asks of a provider's endpoint, whichever it is."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from accounts.exceptions import InvalidRequest
+from accounts.limits.bounds import MILLION, Amount, Bound
+from accounts.snapshots import Identity
+from inference.catalog import CatalogModel
+
+Payload = Mapping[str, Any]
+Body = dict[str, Any]
+
+#: Tokens that a provider's template may add around the whole prompt, and around each message or tool in it.
+REQUEST_OVERHEAD = 32
+PART_OVERHEAD = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as a provider counts them; `cached_tokens` are part of the input."""
+
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+class Surface(ABC):
+    """An endpoint of OpenAI's protocol: where it is, what a call may use there, and what it did use."""
+
+    #: Below the provider's base URL.
+    path: str
+    #: Of the models that it serves (Model.Kind).
+    kind: str = "chat"
+
+    @abstractmethod
+    def prompt_bound(self, payload: Payload) -> int:
+        """Return the most input tokens that a payload can be."""
+
+    def asked_output(self, payload: Payload) -> int | None:
+        """Return the most output tokens of one answer that the payload asks for; None where it names no maximum."""
+        return None
+
+    def answers(self, payload: Payload) -> int:
+        """Return how many answers are asked for at once, each with an output of its own."""
+        return 1
+
+    def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
+        """Return the payload as it is sent: with the output that was granted to each answer as its maximum.
+
+        `parameter` names the parameter that the deployment knows, where the endpoint has two names for it.
+        """
+        return dict(payload)
+
+    @abstractmethod
+    def read_usage(self, body: Body) -> Usage | None:
+        """Read the usage out of an answer; None where it has none."""
+
+    @abstractmethod
+    def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
+        """Count what a call used whose provider sent no usage."""
+
+    @abstractmethod
+    def is_complete(self, body: Body) -> bool:
+        """Say whether a provider's body is a whole answer of this endpoint."""
+
+    def is_cacheable(self, payload: Payload) -> bool:
+        """Say whether the same payload again may get the same answer (the table is in docs/api.md)."""
+        return False
+
+    def wanted_output(self, payload: Payload, identity: Identity, model: CatalogModel) -> int:
+        """Return the output of one answer: what is asked for, the tier's maximum, the model's context."""
+        most = min(identity.max_output_tokens, model.context_size)
+        asked = self.asked_output(payload)
+        return most if asked is None else min(asked, most)
+
+    def bound(self, payload: Payload, identity: Identity, model: CatalogModel) -> Bound:
+        """Compute a true upper bound of a call, at the dearest price among the deployments that it may reach.
+
+        The output is cut to what is left of a limit where the request names no maximum; one that does gets it whole or
+        is refused. Raises InvalidRequest for a request so large that it can't be reckoned exactly.
+        """
+        prompt, answers, prices = self.prompt_bound(payload), self.answers(payload), model.dearest
+        output = self.wanted_output(payload, identity, model) * answers
+        try:
+            return Bound(
+                prompt=Amount(prompt, -(-prompt * prices.input // MILLION)),
+                output_tokens=output,
+                output_price=prices.output,
+                minimum_output=min(answers, output) if self.asked_output(payload) is None else None,
+                step=answers,
+            )
+        except ValueError as error:
+            raise InvalidRequest("The request is too large.") from error
+
+
+def json_bytes(value: Any) -> int:
+    """Return the length of a value as JSON in UTF-8: no tokenizer makes more tokens of it than that."""
+    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Say whether a value is a whole number from 0 on, and not a boolean."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def read_openai_usage(usage: Any) -> Usage | None:
+    """Read usage as chat completions, completions and embeddings tell it."""
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
+    if not is_count(prompt) or not is_count(completion):
+        return None
+    return Usage(prompt, cached_tokens(usage.get("prompt_tokens_details"), prompt), completion)
+
+
+def cached_tokens(details: Any, prompt: int) -> int:
+    """Read the cached tokens out of usage's details: at most the prompt's, 0 where none are told."""
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return min(cached, prompt) if is_count(cached) else 0
