@@ -25,8 +25,8 @@ from tests.processes import spawn, stop, wait_for_port, wait_until
 
 #: The wheel brings PostgreSQL 16, which docker-compose.yml runs, and 18 in another folder.
 POSTGRES_FOLDER = "pginstall"
-#: Cluster nodes talk on their port + 10000, so they take theirs from below 55535.
-CLUSTER_PORTS = range(21000, 31000)
+#: Cluster nodes talk on their port + 10000: both stay below 32768, where Linux takes ports for outgoing connections.
+CLUSTER_PORTS = range(12000, 22000)
 MASTERS = 3
 
 
@@ -176,7 +176,11 @@ def _cluster_ports() -> list[int]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _cluster_agrees(address: str) -> bool:
