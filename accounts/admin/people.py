@@ -47,7 +47,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class PersonAdmin(RelationsAuditedAdmin, UserBase):
+class PersonAdmin(UserBase, RelationsAuditedAdmin):
     """Users of the admin."""
 
     form = UserChangeForm
@@ -82,7 +82,7 @@ class PersonAdmin(RelationsAuditedAdmin, UserBase):
 
 
 @admin.register(Group)
-class TeamAdmin(RelationsAuditedAdmin, GroupBase):
+class TeamAdmin(GroupBase, RelationsAuditedAdmin):
     """Groups of users, which share permissions."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:

@@ -1,0 +1,127 @@
+"""Accounts and tiers in the admin: changed, disabled after asking, not deleted while they have keys."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
+
+from accounts.models import Account, AuditEntry, Tier
+from accounts.snapshots import directory
+from accounts.tests.factories import Cast, IssuedKey, make_account, make_key
+
+pytestmark = pytest.mark.django_db
+
+KEYS, ACCOUNTS, TIERS = (f"/admin/accounts/{name}/" for name in ("apikey", "account", "tier"))
+CONFIRMED = {"confirmed": "yes"}
+
+
+def works(issued: IssuedKey) -> bool:
+    """Say whether a key is accepted, as the database is now."""
+    directory.forget()
+    return directory.find(issued.plain) is not None
+
+
+def latest() -> AuditEntry:
+    """Return the newest entry of the log."""
+    return AuditEntry.objects.latest("pk")
+
+
+class TestAccounts:
+    def test_it_makes_an_account(self, admin_site: Client) -> None:
+        admin_site.post(f"{ACCOUNTS}add/", {"name": "acme", "contact": "", "metadata": "{}", "max_keys": "3"})
+        assert Account.objects.get().max_keys == 3
+        assert (latest().actor, latest().action, latest().target) == ("admin:root", "created", "acme")
+
+    def test_it_shows_its_keys_as_links(self, admin_site: Client, cast: Cast) -> None:
+        page = admin_site.get(f"{ACCOUNTS}{cast.owner.key.account_id}/change/").content.decode()
+        assert f"{KEYS}{cast.owner.key.pk}/change/" in page
+        assert f"{KEYS}{cast.stranger.key.pk}/change/" not in page
+
+    def test_it_changes_caps_through_the_log(self, admin_site: Client, cast: Cast) -> None:
+        account = cast.owner.key.account
+        inline = {f"api_keys-{name}": "0" for name in ("TOTAL_FORMS", "INITIAL_FORMS", "MIN_NUM_FORMS")}
+        admin_site.post(
+            f"{ACCOUNTS}{account.pk}/change/", {"name": "acme", "metadata": "{}", "requests_per_minute": "9", **inline}
+        )
+        assert (latest().before, latest().after) == ({"requests_per_minute": None}, {"requests_per_minute": 9})
+
+    def test_it_leads_to_a_new_key_of_the_account(self, admin_site: Client, cast: Cast) -> None:
+        response = admin_site.get(f"{ACCOUNTS}{cast.owner.key.account_id}/add-key/")
+        assert response.headers["Location"] == f"{KEYS}add/?account={cast.owner.key.account_id}"
+
+    def test_it_asks_before_it_disables_and_says_for_whom(self, admin_site: Client, cast: Cast) -> None:
+        page = admin_site.get(f"{ACCOUNTS}{cast.owner.key.account_id}/disable/").content.decode()
+        assert "2 keys of acme will get 401 within a second" in page
+        assert cast.owner.key.masked in page
+        assert works(cast.owner)
+
+    def test_it_disables_and_enables(self, admin_site: Client, cast: Cast) -> None:
+        url = f"{ACCOUNTS}{cast.owner.key.account_id}/"
+        admin_site.post(f"{url}disable/", CONFIRMED)
+        assert (works(cast.owner), works(cast.stranger)) == (False, True)
+        assert "/enable/" in admin_site.get(f"{url}change/").content.decode()
+        admin_site.post(f"{url}enable/", CONFIRMED)
+        assert works(cast.owner)
+        assert [entry.action for entry in AuditEntry.objects.order_by("-pk")[:2]] == ["enabled", "disabled"]
+
+    def test_it_deletes_no_account_with_keys_and_says_why(self, admin_site: Client, cast: Cast) -> None:
+        url = f"{ACCOUNTS}{cast.stranger.key.account_id}/delete/"
+        page = admin_site.post(url, {"post": "yes"}, follow=True).content.decode()
+        assert (
+            "globex can&#x27;t be deleted: 1 API key belongs to it, revoked ones included. Disable it instead." in page
+        )
+        assert Account.objects.filter(name="globex").exists()
+
+    def test_it_deletes_an_account_without_keys(self, admin_site: Client) -> None:
+        account = make_account("empty")
+        admin_site.post(f"{ACCOUNTS}{account.pk}/delete/", {"post": "yes"})
+        assert not Account.objects.exists()
+        assert (latest().action, latest().target) == ("deleted", "empty")
+
+    def test_it_counts_usable_keys_without_a_query_for_each_row(
+        self, admin_site: Client, cast: Cast, django_assert_max_num_queries: DjangoAssertNumQueries
+    ) -> None:
+        for _ in range(20):
+            make_key()
+        with django_assert_max_num_queries(7):
+            rows = admin_site.get(ACCOUNTS).context["cl"].result_list
+        assert {row.name: row.usable_keys for row in rows}["acme"] == 2
+
+    def test_it_shows_many_keys_with_few_queries(
+        self, admin_site: Client, cast: Cast, django_assert_max_num_queries: DjangoAssertNumQueries
+    ) -> None:
+        for _ in range(30):
+            make_key(account=cast.owner.key.account)
+        with django_assert_max_num_queries(12):
+            admin_site.get(f"{ACCOUNTS}{cast.owner.key.account_id}/change/")
+
+
+class TestTiers:
+    def test_it_changes_a_limit_that_works_at_once_here(
+        self, admin_site: Client, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+    ) -> None:
+        issued = make_key()
+        directory.find(issued.plain)
+        changes = {"name": "free", "requests_per_minute": "9", "max_output_tokens": "64", "models": "a, b"}
+        with django_capture_on_commit_callbacks(execute=True):
+            admin_site.post(f"{TIERS}{issued.key.tier_id}/change/", changes)
+        identity = directory.find(issued.plain)
+        assert identity is not None
+        assert identity.limits.subjects[0].limits.requests_per_minute == 9
+        assert identity.tier_models == {"a", "b"}
+        assert (latest().action, latest().after["requests_per_minute"]) == ("changed", 9)
+
+    def test_it_deletes_no_tier_with_keys_and_says_why(self, admin_site: Client) -> None:
+        issued = make_key()
+        url = f"{TIERS}{issued.key.tier_id}/delete/"
+        page = admin_site.post(url, {"post": "yes"}, follow=True).content.decode()
+        assert "Give its keys another tier first." in page
+        assert Tier.objects.exists()
+
+    def test_it_lists_with_few_queries(
+        self, admin_site: Client, cast: Cast, django_assert_max_num_queries: DjangoAssertNumQueries
+    ) -> None:
+        with django_assert_max_num_queries(6):
+            page = admin_site.get(TIERS).content.decode()
+        assert "every model" in page
