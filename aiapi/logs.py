@@ -1,6 +1,7 @@
-"""Logs: one JSON object a line on standard output, from structlog and the standard library alike.
+"""Logs: one JSON object a line on standard error, from structlog and the standard library alike.
 
-Nothing that a caller sent beyond method, path and label is logged: no key, no prompt, no answer, no query string.
+Nothing that a caller sent beyond method, path and label is logged: no key, no prompt, no answer, no query string. That
+holds for tracebacks too: they have no values of variables, and no messages but those that can't quote a caller.
 """
 
 from __future__ import annotations
@@ -16,8 +17,42 @@ _SHARED: list[Any] = [
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
-#: Tracebacks without the values of variables: those may hold keys, prompts and answers.
-_TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+#: Exceptions whose messages are made of code and of what the system says. Others may quote a prompt, as a provider's
+#: do that stands in the chain of what failed after it.
+SPEAKING = frozenset(
+    {
+        *("AssertionError", "AttributeError", "ImportError", "ModuleNotFoundError", "NameError", "NotImplementedError"),
+        *("RecursionError", "TypeError", "UnboundLocalError"),
+        *("BrokenPipeError", "ConnectionError", "ConnectionRefusedError", "ConnectionResetError", "OSError"),
+        *("ImproperlyConfigured", "OperationalError", "ProgrammingError", "TemplateDoesNotExist", "TimeoutError"),
+    }
+)
+
+
+class _Tracebacks:
+    """Makes a traceback a list of exceptions with their frames."""
+
+    def __init__(self) -> None:
+        self._transform = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
+    def __call__(self, exc_info: Any) -> list[dict[str, Any]]:
+        """Leave out the messages that could quote a caller."""
+        chain = self._transform(exc_info)
+        for part in chain:
+            _silence(part)
+        return chain
+
+
+def _silence(part: dict[str, Any]) -> None:
+    part["exc_notes"] = []
+    if part["exc_type"] not in SPEAKING:
+        part["exc_value"] = ""
+    for member in part.get("exceptions", []):
+        for inner in member if isinstance(member, list) else [member]:
+            _silence(inner)
+
+
+_TRACEBACKS = structlog.processors.ExceptionRenderer(_Tracebacks())
 
 
 def configure(options: dict[str, Any]) -> None:
