@@ -117,6 +117,6 @@ AI API is ready after {seconds:.0f} seconds.
   {base}/admin/   administration
   keys            {f"make one: {create}" if production else "dev_key_123 (free), prod_key_456 (premium)"}
   try             curl -s {base}/chat -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\
-                    -d '{{"message": "What is the capital of France?"}}'
+                    -d '{{"message": "Write a short welcome to a new developer."}}'
 Ctrl-C stops everything.
 """)
