@@ -51,8 +51,8 @@ at 1.1 and more it drives a summary away from the words of its text and makes it
 SUMMARY_TOKENS = {"short": 100, "medium": 160, "long": 260}
 """The longest summary in tokens, by its wanted length: above what the model needs, below where it rambles."""
 
-_CHARACTERS_PER_TOKEN = 6
-"""More than a token of English has (5), so that a summary cut by its bound is still shorter than its text."""
+_CHARACTERS_PER_TOKEN = 8
+"""More than a token of any English answer had (5 to 6.6), so that a summary cut by its bound is still the shorter."""
 _LEAST_SUMMARY_TOKENS = 16
 _READY_INTERVAL = 0.1
 
