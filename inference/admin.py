@@ -189,6 +189,6 @@ class PriceAdmin(CatalogAdmin):
 
 def dollars(amount: Decimal) -> str:
     """Write US dollars with at least two decimals and without zeros that say nothing: $0.60, $0.075."""
-    text = f"{amount:f}".rstrip("0").rstrip(".")
+    text = f"{amount:.9f}".rstrip("0")
     whole, _, cents = text.partition(".")
-    return f"${whole or '0'}.{cents.ljust(2, '0')}"
+    return f"${whole}.{cents.ljust(2, '0')}"
