@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.extensions import (
+    OpenApiAuthenticationExtension,
+    OpenApiSerializerExtension,
+    OpenApiSerializerFieldExtension,
+)
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import Direction
 from rest_framework import serializers
@@ -31,6 +35,9 @@ ERRORS = {
 KEY_ERRORS = (401, 403, 406, 429, 500, 503)
 MODEL_ERRORS = (400, 404, 413, 415, 502, 504)
 OPEN_ERRORS = (406, 500)
+
+#: At least one character that is no white space, and none that is NUL.
+NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
 
 SCHEMES = {
     "ApiKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -99,6 +106,35 @@ class StaffSecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
     def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, Any]:
         """Return the cookie."""
         return {"type": "apiKey", "in": "cookie", "name": "sessionid"}
+
+
+class StrictBody(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
+    """Describes bodies in which unknown fields are refused."""
+
+    target_class = "inference.serializers.StrictSerializer"
+    match_subclasses = True
+
+    def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> dict[str, Any]:
+        """Return the schema with the door closed."""
+        schema: dict[str, Any] = auto_schema._map_serializer(self.target, direction, True)  # type: ignore[no-untyped-call]
+        return {**schema, "additionalProperties": False}
+
+
+class StrictText(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
+    """Describes texts: not blank, and without NUL."""
+
+    target_class = "inference.serializers.StrictCharField"
+
+    def map_serializer_field(self, auto_schema: AutoSchema, direction: Direction) -> dict[str, Any]:
+        """Return the schema with the pattern that the field asks for."""
+        field: Any = self.target
+        schema: dict[str, Any] = auto_schema._map_serializer_field(field, direction, True)  # type: ignore[no-untyped-call]
+        return {"minLength": 1, **schema, "pattern": NOT_BLANK}
+
+
+def without_slashes(endpoints: list[tuple[str, str, str, Any]]) -> list[tuple[str, str, str, Any]]:
+    """Describe each path in the form without a slash at its end; the other works as well."""
+    return [(path.rstrip("/") or "/", regex, method, view) for path, regex, method, view in endpoints]
 
 
 class ApiSchema(AutoSchema):

@@ -271,6 +271,7 @@ REST_FRAMEWORK = {
     "DEFAULT_SCHEMA_CLASS": "aiapi.schema.ApiSchema",
     "EXCEPTION_HANDLER": "aiapi.errors.handle_exception",
     "UNAUTHENTICATED_USER": None,
+    "URL_FORMAT_OVERRIDE": None,
     "COMPACT_JSON": True,
 }
 SPECTACULAR_SETTINGS = {
@@ -283,7 +284,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
-    "COMPONENT_SPLIT_REQUEST": True,
+    "PREPROCESSING_HOOKS": ["aiapi.schema.without_slashes"],
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
     "LICENSE": {"name": "MIT"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from io import StringIO
 
 import pytest
@@ -87,7 +88,7 @@ def test_it_sets_up_openai_with_prices() -> None:
     )  # fmt: skip
     assert "Provider openai serves gpt-3.5-turbo, gpt-4o-mini, gpt-4.1-mini, text-embedding-3-small." in printed
     price = Price.objects.get(deployment__upstream_name="gpt-3.5-turbo")
-    assert (price.input_per_million, price.output_per_million) == (0.5, 1.5)
+    assert (price.input_per_million, price.output_per_million) == (Decimal("0.5"), Decimal("1.5"))
     assert "sk-one" not in printed
     assert complaints == ""
 

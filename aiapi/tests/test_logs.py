@@ -54,7 +54,7 @@ def test_it_keeps_prompts_answers_and_keys_out(api: Api, upstream: FakeUpstream,
     api.chat()
     api.chat(temperature="warm " + PROMPT)
     api.post("/chat", f'{{"message": "{PROMPT}'.encode())
-    api.chat(**{PROMPT: 1})
+    api.post("/chat", {"message": "a", PROMPT: 1})
     upstream.set(faults={"http_400": 1})
     api.chat("another " + PROMPT)
     api.post("/chat", {"message": PROMPT}, key=api.key.plain + "x")
