@@ -1,0 +1,182 @@
+"""The admin in a real browser, against a real server: what an operator does on the first day.
+
+The browser obeys the server's Content-Security-Policy, so these tests fail as well when that forbids what pages need.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from inference.upstream.fake import FakeUpstream
+from tests.conftest import provider
+from tests.servers import Service, aiapi_server
+
+NAME, PASSWORD = "operator", "a password for the tests"
+#: Seconds within which a change holds everywhere (DESIGN.md, section 4), and what this machine may add to a request.
+EFFECT, SLACK = 1.0, 0.5
+MESSAGE = {"message": "Hello!"}
+
+
+@pytest.fixture(scope="module")
+def platform(fake: FakeUpstream) -> Iterator[Service]:
+    """Run a platform of this module's own, whose administrator is known."""
+    people = {"ADMIN_USERNAME": NAME, "ADMIN_PASSWORD": PASSWORD, "ADMIN_LOGIN_RATE": "1000/m"}
+    with aiapi_server({**provider(fake), **people}) as server:
+        yield server
+
+
+@pytest.fixture
+def complaints(page: Page) -> list[str]:
+    """Collect what the browser complains about: scripts that fail or are forbidden, files that are missing."""
+    found: list[str] = []
+    page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: found.append(str(error)))
+    return found
+
+
+@pytest.fixture
+def admin(page: Page, platform: Service, complaints: list[str]) -> Page:
+    """Log in."""
+    page.goto(f"{platform.base_url}/admin/")
+    page.fill("[name=username]", NAME)
+    page.fill("[name=password]", PASSWORD)
+    page.click("[type=submit]")
+    expect(page).to_have_url(f"{platform.base_url}/admin/")
+    return page
+
+
+def create_key(page: Page, service: Service, name: str, *, account: str) -> str:
+    """Make a key of the tier free as an operator does, and return what the page shows."""
+    page.goto(f"{service.base_url}/admin/accounts/apikey/add/")
+    page.click(".select2-selection")
+    page.fill(".select2-search__field", account)
+    page.click(f".select2-results__option:has-text('{account}')")
+    page.select_option("[name=tier]", label="free")
+    page.fill("[name=name]", name)
+    page.click("[name=_save]")
+    expect(page.get_by_text("it will not be shown again")).to_be_visible()
+    return page.input_value("#issued-key")
+
+
+def chat(service: Service, key: str) -> int:
+    """Send a chat message and return the status."""
+    return service.request("POST", "/chat", MESSAGE, key=key).status
+
+
+def seconds_until(service: Service, key: str, status: int) -> float:
+    """Measure how long it takes until the key gets a status."""
+    began = time.monotonic()
+    while service.request("GET", "/stats", key=key).status != status:
+        assert time.monotonic() - began < 10, f"no {status} in 10 s"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def test_it_refuses_a_wrong_password(page: Page, platform: Service) -> None:
+    page.goto(f"{platform.base_url}/admin/")
+    page.fill("[name=username]", NAME)
+    page.fill("[name=password]", "wrong")
+    page.click("[type=submit]")
+    expect(page.get_by_text("Please enter the correct username and password")).to_be_visible()
+
+
+def test_it_makes_a_key_that_works_until_it_is_revoked(admin: Page, platform: Service, complaints: list[str]) -> None:
+    platform.create_key(account="acme", tier="free", name="first")
+    key = create_key(admin, platform, "browser", account="acme")
+    assert re.fullmatch(r"ak_dev_[0-9A-Za-z]{49}", key)
+    assert chat(platform, key) == 200
+
+    admin.click("text=I have copied it")
+    assert key not in admin.content()
+    admin.click("a[href$='/revoke/']")
+    expect(admin.get_by_text("Every request with this key of account acme will get 401")).to_be_visible()
+    assert chat(platform, key) == 200
+    admin.click("button:has-text('Revoke 1 key')")
+    assert seconds_until(platform, key, 401) < EFFECT + SLACK
+    expect(admin.get_by_text("1 key revoked")).to_be_visible()
+    assert not complaints
+
+
+def test_it_copies_the_key(admin: Page, platform: Service, complaints: list[str]) -> None:
+    platform.create_key(account="copied", tier="free", name="first")
+    key = create_key(admin, platform, "browser", account="copied")
+    admin.click("#copy-key")
+    expect(admin.locator("#copy-key")).to_have_text("Copied")
+    admin.goto(f"{platform.base_url}/admin/accounts/apikey/")
+    admin.click("#searchbar")
+    admin.keyboard.press("Control+V")
+    assert admin.input_value("#searchbar") == key[:12]
+    admin.keyboard.press("Enter")
+    admin.wait_for_url("**/?q=*")
+    assert key[12:-4] not in admin.url
+    expect(admin.locator("#result_list")).to_contain_text(key[:12])
+    assert not complaints
+
+
+def test_it_changes_a_limit_that_works_within_a_second(admin: Page, platform: Service) -> None:
+    key = platform.create_key(account="limited", tier="premium", name="first")
+    assert platform.request("GET", "/stats", key=key).headers["x-ratelimit-limit"] == "20"
+    admin.goto(f"{platform.base_url}/admin/accounts/tier/")
+    admin.click("#result_list a:has-text('premium')")
+    admin.fill("[name=requests_per_minute]", "3")
+    admin.click("[name=_save]")
+    began = time.monotonic()
+    while platform.request("GET", "/stats", key=key).headers["x-ratelimit-limit"] != "3":
+        assert time.monotonic() - began < EFFECT + SLACK
+        time.sleep(0.02)
+    assert [chat(platform, key) for _ in range(4)] == [200, 200, 200, 429]
+
+
+def test_it_disables_an_account_after_saying_what_stops(admin: Page, platform: Service) -> None:
+    key = platform.create_key(account="closing", tier="free", name="first")
+    admin.goto(f"{platform.base_url}/admin/accounts/account/")
+    admin.click("#result_list a:has-text('closing')")
+    admin.click("a[href$='/disable/']")
+    expect(admin.get_by_text("1 key of closing will get 401 within a second")).to_be_visible()
+    admin.click("button:has-text('Disable account')")
+    assert seconds_until(platform, key, 401) < EFFECT + SLACK
+
+
+def test_it_shows_in_the_logs_what_was_done_and_asked(admin: Page, platform: Service) -> None:
+    key = platform.create_key(account="logged", tier="free", name="first")
+    assert platform.request("POST", "/chat", {"message": ""}, key=key).status == 400
+    admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/?account=logged")
+    expect(admin.locator("#result_list")).to_contain_text("400 invalid_request")
+    admin.goto(f"{platform.base_url}/admin/accounts/auditentry/?who=command:key")
+    expect(admin.locator("#result_list")).to_contain_text("logged")
+
+
+PAGES = [
+    "",
+    "accounts/apikey/",
+    "accounts/apikey/add/",
+    "accounts/account/1/change/",
+    "accounts/tier/1/change/",
+    "accounts/auditentry/",
+    "auth/user/1/change/",
+    "inference/provider/1/change/",
+    "inference/model/1/change/",
+    "inference/deployment/1/change/",
+    "monitoring/requestrecord/",
+]
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_it_shows_every_page_without_a_complaint_or_sideways_scrolling(
+    admin: Page, platform: Service, complaints: list[str], width: int
+) -> None:
+    admin.set_viewport_size({"width": width, "height": 800})
+    too_wide: list[Any] = []
+    for path in PAGES:
+        admin.goto(f"{platform.base_url}/admin/{path}")
+        expect(admin.locator("body")).to_be_visible()
+        excess = admin.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        too_wide += [(path, excess)] if excess > 0 else []
+    assert not too_wide
+    assert not complaints
