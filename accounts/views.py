@@ -60,6 +60,10 @@ class KeyView(APIView):
                 admission = get_limits().peek(identity.limits)
             except Unavailable:
                 return {}
+        return self.rate_headers(admission)
+
+    def rate_headers(self, admission: Admission) -> dict[str, str]:
+        """Write an admission as headers."""
         return rate_headers(admission)
 
 

@@ -114,6 +114,12 @@ UPSTREAM_TIMEOUT = ENV.number(
 UPSTREAM_CONNECT_TIMEOUT = ENV.number(
     "UPSTREAM_CONNECT_TIMEOUT", 5, minimum=0.1, maximum=60, help="seconds to reach a provider"
 )
+UPSTREAM_IDLE_TIMEOUT = ENV.number(
+    "UPSTREAM_IDLE_TIMEOUT", 60, minimum=0.1, maximum=3600, help="seconds that a stream may be silent"
+)
+UPSTREAM_STREAM_TIMEOUT = ENV.number(
+    "UPSTREAM_STREAM_TIMEOUT", 600, minimum=1, maximum=86400, help="seconds that a stream may take altogether"
+)
 UPSTREAM_CONCURRENCY = ENV.integer(
     "UPSTREAM_CONCURRENCY", 1000, minimum=1, maximum=10_000, help="model calls of one worker process at a time"
 )

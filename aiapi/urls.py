@@ -11,6 +11,15 @@ from django.urls import URLPattern, path, re_path
 from accounts.key_views import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
 from accounts.views import UsageView
 from aiapi.views import OpenAPIView, RedocView, RootView, SwaggerView
+from inference.openai.views import (
+    ChatCompletionsView,
+    CompletionsView,
+    EmbeddingsView,
+    ModelsView,
+    ModelView,
+    ResponsesView,
+    UnsupportedView,
+)
 from inference.views import ChatView, SummarizeView
 from monitoring.views import HealthView, LiveView, ReadyView, StatsView
 
@@ -29,6 +38,13 @@ urlpatterns = [
     path("", RootView.as_view(), name="root"),
     api("chat", ChatView.as_view(), "chat"),
     api("summarize", SummarizeView.as_view(), "summarize"),
+    api("v1/chat/completions", ChatCompletionsView.as_view(), "v1-chat-completions"),
+    api("v1/completions", CompletionsView.as_view(), "v1-completions"),
+    api("v1/embeddings", EmbeddingsView.as_view(), "v1-embeddings"),
+    api("v1/responses", ResponsesView.as_view(), "v1-responses"),
+    api("v1/models", ModelsView.as_view(), "v1-models"),
+    api(r"v1/models/(?P<name>[^?]+?)", ModelView.as_view(), "v1-model"),
+    re_path(r"^v1(/|$)", UnsupportedView.as_view(), name="v1-unsupported"),
     api("usage", UsageView.as_view(), "usage"),
     api("keys", KeysView.as_view(), "keys"),
     api(r"keys/(?P<key_id>\d{1,18})", KeyDetailView.as_view(), "key"),

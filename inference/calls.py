@@ -26,6 +26,7 @@ class ModelCall:
     payload: Mapping[str, Any]
     read: Callable[[Body], Any]
     shares_answer: bool = True
+    is_stream: bool = False
     reads_cache: bool = True
     writes_cache: bool = True
 

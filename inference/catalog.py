@@ -16,9 +16,9 @@ from django.db import Error as DatabaseError
 from accounts.exceptions import DependencyUnavailable
 from accounts.snapshots import MAX_AGE, nano_dollars
 from inference.models import Deployment, Model, Price
+from inference.upstream import local_model
 
 TOKENS_PER_PRICE = 1_000_000
-LOCAL_MODEL = "smollm2-135m-instruct"
 OPENAI_DEFAULT_MODEL = "gpt-3.5-turbo"
 
 log = structlog.get_logger(__name__)
@@ -66,6 +66,7 @@ class CatalogModel:
     public_name: str
     kind: str
     context_size: int
+    created: int
     routes: tuple[Route, ...]
 
     @property
@@ -128,7 +129,7 @@ def default_model_name() -> str:
     """Name the model that a request gets which names none."""
     if settings.OPENAI_MODEL:
         return str(settings.OPENAI_MODEL)
-    return LOCAL_MODEL if uses_local_model() else OPENAI_DEFAULT_MODEL
+    return local_model.MODEL_NAME if uses_local_model() else OPENAI_DEFAULT_MODEL
 
 
 def uses_local_model() -> bool:
@@ -143,7 +144,13 @@ def _read_models() -> dict[str, CatalogModel]:
     for deployment in deployments.order_by("order", "-weight", "id"):
         routes[deployment.model_id].append(_route(deployment, rates.get(deployment.pk, Rates())))
     return {
-        model.public_name: CatalogModel(model.public_name, model.kind, model.context_size, tuple(routes[model.pk]))
+        model.public_name: CatalogModel(
+            public_name=model.public_name,
+            kind=model.kind,
+            context_size=model.context_size,
+            created=int(model.created_at.timestamp()),
+            routes=tuple(routes[model.pk]),
+        )
         for model in Model.objects.filter(is_enabled=True)
     }
 

@@ -167,9 +167,7 @@ class Flights:
                     self._keeping = False
                     return
             for key, flight in held:
-                renewed = self._on_store(
-                    lambda client, k=key, f=flight: client.eval(_RENEW, 1, _name(k), f.token, LEASE_MS)
-                )
+                renewed = self._on_store(partial(_renew, key=key, token=flight.token))
                 flight.has_lease = bool(renewed) and flight.has_lease
 
 

@@ -88,7 +88,7 @@ def begin(call: ModelCall, caller: Caller) -> Progress:
             identity.account_id,
             endpoint=call.endpoint,
             model=model.public_name,
-            payload={**call.payload, "most_output": wanted},
+            payload={**call.payload, "most_output": wanted, "is_stream": call.is_stream},
         )
         bill.record["cache"] = "miss" if call.reads_cache else "bypass"
     return progress

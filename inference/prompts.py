@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 
 SYSTEM = "You are a helpful AI assistant."
+SUMMARY_SYSTEM = "You are a helpful AI assistant that writes concise summaries."
 #: Sentences asked for, by the `length` of a /summarize request.
 SENTENCES = {"short": "1-2 sentences", "medium": "3-4 sentences", "long": "5-6 sentences"}
-#: The longest summary by length, in tokens: about 35 a sentence, and half of that again.
-SUMMARY_TOKENS = {"short": 110, "medium": 210, "long": 320}
 SUMMARY_TEMPERATURE = 0.3
 
 Messages = list[dict[str, Any]]
@@ -25,6 +24,9 @@ def chat_messages(message: str) -> Messages:
 
 
 def summary_messages(text: str, length: str) -> Messages:
-    """Make the messages of a /summarize request of a length that is a key of SENTENCES."""
-    instruction = f"Summarize the following text in {SENTENCES[length]}:\n\n{text}"
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": instruction}]
+    """Make the messages of a /summarize request of a length that is a key of SENTENCES.
+
+    The instruction comes after the text: small models then keep to it (measured on the local one).
+    """
+    instruction = f"{text}\n\nSummarize the text above in {SENTENCES[length]}."
+    return [{"role": "system", "content": SUMMARY_SYSTEM}, {"role": "user", "content": instruction}]

@@ -9,12 +9,12 @@ import genai_prices
 from django.conf import settings
 from django.db import transaction
 
-from inference.catalog import LOCAL_MODEL, default_model_name, uses_local_model
+from inference.catalog import default_model_name, uses_local_model
 from inference.models import Deployment, Model, Price, Provider
 from inference.services import catalog_save
+from inference.upstream.local_model import CONTEXT_TOKENS, MODEL_NAME
 
 OPENAI_URL = "https://api.openai.com/v1"
-LOCAL_CONTEXT = 8192
 OPENAI_CONTEXT = 128_000
 #: Seeded beside the default model where OpenAI itself answers.
 OPENAI_MODELS = ("gpt-4o-mini", "gpt-4.1-mini")
@@ -58,7 +58,7 @@ def provider_seed(*, actor: str) -> Seeded:
 def _configured() -> tuple[str, str, str]:
     """Return name, address and secret's variable of the provider that the environment names."""
     if uses_local_model():
-        return "local", settings.LOCAL_MODEL_URL, ""
+        return "local", settings.MODEL_NAME_URL, ""
     variable = "OPENAI_API_KEY" if settings.OPENAI_API_KEY else ""
     return "openai", settings.OPENAI_BASE_URL or OPENAI_URL, variable
 
@@ -66,12 +66,14 @@ def _configured() -> tuple[str, str, str]:
 def _seed_model(provider: Provider, name: str, kind: str, *, actor: str) -> None:
     model = Model.objects.filter(public_name=name).first()
     if model is None:
-        context = LOCAL_CONTEXT if name == LOCAL_MODEL else OPENAI_CONTEXT
+        context = CONTEXT_TOKENS if name == MODEL_NAME else OPENAI_CONTEXT
         model = Model(public_name=name, kind=kind, context_size=context)
         catalog_save(row=model, actor=actor)
     deployment = Deployment.objects.filter(model=model, provider=provider, upstream_name=name).first()
     if deployment is None:
         deployment = Deployment(model=model, provider=provider, upstream_name=name)
+        if provider.base_url == OPENAI_URL:
+            deployment.output_parameter = Deployment.OutputParameter.MAX_COMPLETION_TOKENS
         catalog_save(row=deployment, actor=actor)
     price = None if deployment.prices.exists() else listed_price(name)
     if price is not None:

@@ -74,6 +74,7 @@ class ChatRequest(StrictSerializer):
     model = StrictCharField(
         max_length=MODEL_NAME_LENGTH, required=False, help_text="A model by its public name; default: the platform's."
     )
+    stream = StrictBooleanField(default=False, help_text="Answer as server-sent events: delta, then done or error.")
 
 
 class ChatAnswer(serializers.Serializer[Any]):

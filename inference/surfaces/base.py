@@ -6,12 +6,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from accounts.exceptions import InvalidRequest
 from accounts.limits.bounds import MILLION, Amount, Bound
 from accounts.snapshots import Identity
 from inference.catalog import CatalogModel
+
+if TYPE_CHECKING:
+    from inference.surfaces.events import EventReader
 
 Payload = Mapping[str, Any]
 Body = dict[str, Any]
@@ -69,6 +72,14 @@ class Surface(ABC):
     def is_complete(self, body: Body) -> bool:
         """Say whether a provider's body is a whole answer of this endpoint."""
 
+    def as_stream(self, payload: Payload) -> Body:
+        """Return the payload of a stream as it is sent; raises InvalidRequest where the endpoint has none."""
+        raise InvalidRequest("This endpoint does not stream.", param="stream")
+
+    def reader(self, payload: Payload) -> EventReader:
+        """Make what follows the stream that the payload asks for."""
+        raise NotImplementedError("only of endpoints that stream")
+
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the same payload again may get the same answer (the table is in docs/api.md)."""
         return False
@@ -117,6 +128,16 @@ def read_openai_usage(usage: Any) -> Usage | None:
     if not is_count(prompt) or not is_count(completion):
         return None
     return Usage(prompt, cached_tokens(usage.get("prompt_tokens_details"), prompt), completion)
+
+
+def read_response_usage(usage: Any) -> Usage | None:
+    """Read usage as responses tell it, under names of their own."""
+    if not isinstance(usage, dict):
+        return None
+    prompt, output = usage.get("input_tokens"), usage.get("output_tokens")
+    if not is_count(prompt) or not is_count(output):
+        return None
+    return Usage(prompt, cached_tokens(usage.get("input_tokens_details"), prompt), output)
 
 
 def cached_tokens(details: Any, prompt: int) -> int:

@@ -16,6 +16,7 @@ from inference.surfaces.base import (
     json_bytes,
     read_openai_usage,
 )
+from inference.surfaces.events import ChunkReader
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 #: The most that an image can be, in tokens: OpenAI's dearest reckoning of one at high detail is below it.
@@ -73,6 +74,15 @@ class ChatSurface(Surface):
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is deterministic as far as it can be, and nobody's own."""
         return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
+
+    def as_stream(self, payload: Payload) -> Body:
+        """Ask for a stream with usage at its end, whether the caller wants that or not."""
+        options = {**(payload.get("stream_options") or {}), "include_usage": True}
+        return {**payload, "stream": True, "stream_options": options}
+
+    def reader(self, payload: Payload) -> ChunkReader:
+        """Follow chunks."""
+        return ChunkReader(forwards_usage=bool((payload.get("stream_options") or {}).get("include_usage")))
 
 
 chat_surface = ChatSurface()

@@ -6,6 +6,7 @@ from typing import Any
 
 from inference.surfaces.base import REQUEST_OVERHEAD, Body, Payload, Surface, Usage, json_bytes, read_openai_usage
 from inference.surfaces.chat import UNCACHEABLE
+from inference.surfaces.events import ChunkReader
 from inference.tokens import count_tokens
 
 #: OpenAI's own maximum where a completion names none.
@@ -51,6 +52,15 @@ class CompletionSurface(Surface):
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is deterministic as far as it can be, and nobody's own."""
         return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
+
+    def as_stream(self, payload: Payload) -> Body:
+        """Ask for a stream with usage at its end, whether the caller wants that or not."""
+        options = {**(payload.get("stream_options") or {}), "include_usage": True}
+        return {**payload, "stream": True, "stream_options": options}
+
+    def reader(self, payload: Payload) -> ChunkReader:
+        """Follow chunks."""
+        return ChunkReader(forwards_usage=bool((payload.get("stream_options") or {}).get("include_usage")))
 
 
 class EmbeddingSurface(Surface):

@@ -12,11 +12,11 @@ from inference.surfaces.base import (
     Payload,
     Surface,
     Usage,
-    cached_tokens,
-    is_count,
     json_bytes,
+    read_response_usage,
 )
 from inference.surfaces.chat import IMAGE_TOKENS, UNCACHEABLE, image_count, message_bytes, texts_in
+from inference.surfaces.events import ResponseReader
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 #: What would live on at the provider, under the secret that all accounts share, or is fetched from there.
@@ -48,14 +48,8 @@ class ResponseSurface(Surface):
         return {**payload, "max_output_tokens": tokens, "store": False}
 
     def read_usage(self, body: Body) -> Usage | None:
-        """Read `usage`, which names its fields differently here."""
-        usage = body.get("usage")
-        if not isinstance(usage, dict):
-            return None
-        prompt, output = usage.get("input_tokens"), usage.get("output_tokens")
-        if not is_count(prompt) or not is_count(output):
-            return None
-        return Usage(prompt, cached_tokens(usage.get("input_tokens_details"), prompt), output)
+        """Read `usage`."""
+        return read_response_usage(body.get("usage"))
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count input and output with a tokenizer."""
@@ -70,6 +64,14 @@ class ResponseSurface(Surface):
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is deterministic as far as it can be, and nobody's own."""
         return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
+
+    def as_stream(self, payload: Payload) -> Body:
+        """Ask for a stream; its last event holds the usage."""
+        return {**payload, "stream": True}
+
+    def reader(self, payload: Payload) -> ResponseReader:
+        """Follow the events of a response."""
+        return ResponseReader()
 
 
 response_surface = ResponseSurface()

@@ -16,10 +16,41 @@ from typing import Any
 import httpx2
 import openai
 from django.conf import settings
+from openai._constants import RAW_RESPONSE_HEADER
 
 from inference.catalog import Route
 from inference.upstream.errors import FAILURES, failed_attempt
 from inference.upstream.transport import PooledTransport
+
+
+class UpstreamStream:
+    """An open stream of one deployment: its first bytes, then the others as they come.
+
+    `close` may be called from another thread or greenlet, and ends a read that is under way.
+    """
+
+    def __init__(self, response: httpx2.Response, route: Route) -> None:
+        self.route = route
+        self._response = response
+        self._reads = response.iter_raw()
+        try:
+            if "text/event-stream" not in response.headers.get("Content-Type", ""):
+                raise ValueError("no stream of events")
+            self.first = next(self._reads, b"")
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield bytes after the first as they come. Raises AttemptFailed when the stream breaks off."""
+        try:
+            yield from self._reads
+        except FAILURES as error:
+            raise failed_attempt(error, route=self.route.name) from error
+
+    def close(self) -> None:
+        """Close the connection, or give it back to its pool if the stream came to its end."""
+        self._response.close()
 
 
 class Client:
@@ -46,6 +77,21 @@ class Client:
             raise failed_attempt(error, route=route.name) from error
         return answer
 
+    def open_stream(
+        self, route: Route, path: str, payload: Mapping[str, Any], *, seconds: float, idle_seconds: float
+    ) -> UpstreamStream:
+        """Post a body and return the stream of its answer as soon as its first bytes are there.
+
+        They may take `seconds`, the next ones `idle_seconds` each. Raises AttemptFailed, also for an answer that is no
+        stream of events.
+        """
+        body = {**payload, "model": route.upstream_name}
+        try:
+            with _deadline(seconds):
+                return UpstreamStream(self._open(route, path, body, idle_seconds), route)
+        except FAILURES as error:
+            raise failed_attempt(error, route=route.name) from error
+
     def is_reachable(self, route: Route, *, seconds: float) -> bool:
         """Ask for the provider's list of models, and say whether it came. Failures are logged like any call's."""
         try:
@@ -64,6 +110,13 @@ class Client:
         if method == "GET":
             return client.get(path, cast_to=httpx2.Response, options=options)
         return client.post(path, cast_to=httpx2.Response, body=body, options=options)
+
+    def _open(self, route: Route, path: str, body: dict[str, Any], idle_seconds: float) -> httpx2.Response:
+        headers = {**_headers(route), RAW_RESPONSE_HEADER: "stream", "Accept": "text/event-stream"}
+        options: Any = {"timeout": self._timeout(idle_seconds), "headers": headers}
+        opened = self._client(route).post(path, cast_to=httpx2.Response, body=body, options=options)
+        response: httpx2.Response = getattr(opened, "http_response", opened)
+        return response
 
     def _client(self, route: Route) -> openai.OpenAI:
         secret = os.environ.get(route.api_key_variable, "") if route.api_key_variable else ""

@@ -7,7 +7,7 @@ the request's extensions, as httpx2 passes them: connect, read, write and pool, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx2
@@ -72,10 +72,12 @@ class _Body(httpx2.SyncByteStream):
                 yield data
 
     def close(self) -> None:
-        response = self._response
-        if response.closed or getattr(response, "length_remaining", None) == 0:
+        response: Any = self._response
+        if response.closed:
             response.release_conn()
             return
+        with suppress(OSError, ValueError, RuntimeError):
+            response.shutdown()  # wakes whoever reads from it
         response.close()
 
 

@@ -15,8 +15,11 @@ from accounts.models import ApiKey, Tier
 from accounts.services import account_ensure, api_key_import, tier_ensure
 from inference.seeds import provider_seed
 
-#: Requests a minute of the tiers that a new installation has.
-TIERS = {"free": 5, "premium": 20}
+#: The tiers that a new installation has.
+TIERS: dict[str, dict[str, int]] = {
+    "free": {"requests_per_minute": 5, "max_output_tokens": 512},
+    "premium": {"requests_per_minute": 20, "max_output_tokens": 2048},
+}
 DEMO_ACCOUNT = "demo"
 ACTOR = "command:bootstrap"
 
@@ -28,8 +31,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Set everything up, and print what is new and worth knowing."""
-        for name, rate in TIERS.items():
-            tier_ensure(name=name, actor=ACTOR, requests_per_minute=rate)
+        for name, limits in TIERS.items():
+            tier_ensure(name=name, actor=ACTOR, **limits)
         self._seed_provider()
         self._ensure_admin()
         if not settings.IS_PRODUCTION:

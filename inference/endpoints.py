@@ -1,0 +1,106 @@
+"""What the model endpoints have in common: counted by the throttle, recorded once, told about in headers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.http import HttpRequest, StreamingHttpResponse
+from rest_framework.negotiation import DefaultContentNegotiation
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.exceptions import ApiError
+from accounts.refusals import dollars
+from accounts.views import KeyView
+from inference.accounting import Bill
+from inference.calls import Answer, Caller, ModelCall
+from inference.event_stream import EVENT_STREAM, client_watch, event_response
+from inference.parsers import is_chunked
+from inference.streaming import StreamedCall
+from inference.surfaces.events import EventReader
+from inference.throttles import RequestRateThrottle
+from monitoring.trace import Trace
+
+
+class StreamOrJSON(DefaultContentNegotiation):
+    """JSON, also for one who accepts only a stream of events: that is made without a renderer, and errors are JSON."""
+
+    def select_renderer(
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        """Take the first renderer for a stream, and negotiate otherwise."""
+        if EVENT_STREAM in str(request.META.get("HTTP_ACCEPT", "")):
+            renderer = next(iter(renderers))
+            return renderer, renderer.media_type
+        chosen: tuple[BaseRenderer, str] = super().select_renderer(request, renderers, format_suffix)
+        return chosen
+
+
+class ModelEndpoint(KeyView):
+    """A POST that asks a model: counted, recorded once whatever becomes of it, and told about in headers."""
+
+    throttle_classes = [RequestRateThrottle]
+    content_negotiation_class = StreamOrJSON
+    endpoint: str
+
+    def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
+        """Hand a chunked body to the parser: DRF takes a body without a length for none."""
+        wrapped = super().initialize_request(request, *args, **kwargs)
+        if is_chunked(request):
+            wrapped._stream = request  # type: ignore[assignment]
+        return wrapped
+
+    def caller(self, request: Request) -> Caller:
+        """Return who asks, in which request."""
+        plain = request._request
+        return Caller(plain.identity, plain.trace, plain.admission)  # type: ignore[attr-defined]
+
+    def respond(self, answer: Answer, body: dict[str, Any]) -> Response:
+        """Make the answer with the headers that tell where it came from and what it cost."""
+        headers = _answer_headers(answer.cache, answer.model, is_fallback=answer.is_fallback)
+        return Response(body, headers={**headers, "X-Cost-USD": dollars(answer.cost)})
+
+    def respond_as_stream(
+        self,
+        request: Request,
+        call: ModelCall,
+        *,
+        make_reader: Callable[[bool], EventReader],
+        error_event: Callable[[ApiError], bytes],
+    ) -> StreamingHttpResponse:
+        """Open a stream and make its answer; what it cost is known, and recorded, at its end only."""
+        is_gone = client_watch(request._request)
+        caller = self.caller(request)
+        stream = StreamedCall(call, caller, make_reader=make_reader, error_event=error_event, is_gone=is_gone)
+        progress = stream.open()
+        headers = _answer_headers(
+            progress.bill.record["cache"], progress.model.public_name, is_fallback=progress.is_fallback
+        )
+        return event_response(stream, headers)
+
+    def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
+        """Record what the pipeline did not, and say what the platform itself took, by stage."""
+        response = super().finalize_response(request, response, *args, **kwargs)
+        trace: Trace = request._request.trace  # type: ignore[attr-defined]
+        if getattr(request._request, "admission", None) is not None and not (trace.is_recorded or response.streaming):
+            self._record_failure(request, response)
+        response["Server-Timing"] = ", ".join(f"{name};dur={spent:.2f}" for name, spent in trace.stages.items())
+        return response
+
+    def _record_failure(self, request: Request, response: Response) -> None:
+        error: ApiError | None = getattr(request._request, "api_error", None)
+        bill = Bill(self.caller(request), self.endpoint)
+        bill.emit(status=response.status_code, error_code=error.error_code if error else "")
+
+
+def cache_directives(request: Request) -> dict[str, bool]:
+    """Read the request's Cache-Control: `no-cache` doesn't read the cache, `no-store` neither reads nor writes it."""
+    directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
+    no_store = "no-store" in directives
+    return {"reads_cache": not no_store and "no-cache" not in directives, "writes_cache": not no_store}
+
+
+def _answer_headers(outcome: str, model: str, *, is_fallback: bool) -> dict[str, str]:
+    return {"X-Cache": outcome.upper(), "X-Model": model, "X-Fallback": "true" if is_fallback else "false"}

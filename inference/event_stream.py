@@ -1,0 +1,103 @@
+"""Streams of the platform's own: the answer's HTTP side, the client's socket, and the events of /chat."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django.http import HttpRequest, StreamingHttpResponse
+
+from accounts.exceptions import ApiError, ContentFiltered, UpstreamFailed
+from inference.calls import Caller
+from inference.streaming import StreamedCall
+from inference.surfaces.base import Body, Payload
+from inference.surfaces.chat import chat_surface
+from inference.surfaces.events import DONE, END_OF_EVENT, ChunkReader, event_data, parse_data
+
+EVENT_STREAM = "text/event-stream"
+
+
+def event_response(stream: StreamedCall, headers: Mapping[str, str]) -> StreamingHttpResponse:
+    """Make the answer of an opened stream: nothing on its way may buffer it."""
+    response = StreamingHttpResponse(stream, content_type=EVENT_STREAM, headers=dict(headers))
+    response["X-Accel-Buffering"] = "no"
+    return response
+
+
+def client_watch(request: HttpRequest) -> Callable[[], bool]:
+    """Return what looks whether the client of a request has closed its end; gunicorn hands its socket over."""
+    client: socket.socket | None = request.META.get("gunicorn.socket")
+
+    def is_gone() -> bool:
+        if client is None or client.fileno() < 0:
+            return client is not None
+        try:
+            readable, _, _ = select.select([client], [], [], 0)
+            return bool(readable) and client.recv(1, socket.MSG_PEEK) == b""
+        except (OSError, ValueError):
+            return True
+
+    return is_gone
+
+
+def server_sent(event: str, data: Mapping[str, Any]) -> bytes:
+    """Write an event with a name."""
+    return f"event: {event}\ndata: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+class DeltaReader(ChunkReader):
+    """Turns a provider's chunks into the events of /chat: `delta` with `{text}`, then `done` with the plain answer."""
+
+    def __init__(self, caller: Caller, payload: Payload, *, model: str, is_cached: bool) -> None:
+        super().__init__(forwards_usage=False)
+        self._caller = caller
+        self._payload = payload
+        self._model = model
+        self._is_cached = is_cached
+        self._said: list[str] = []
+
+    def _forward(self, events: bytes) -> bytes:
+        return b"".join(self._translate(event_data(event)) for event in events.split(END_OF_EVENT))
+
+    def _translate(self, data: bytes) -> bytes:
+        if not data:
+            return b""
+        if data == DONE:
+            self.is_done = True
+            return server_sent("done", self._answer())
+        chunk = parse_data(data)
+        self.look(chunk)
+        choice = (chunk.get("choices") or [{}])[0]
+        if choice.get("finish_reason") == "content_filter":
+            raise ContentFiltered
+        text = (choice.get("delta") or {}).get("content")
+        if not isinstance(text, str) or not text:
+            return b""
+        self._said.append(text)
+        return server_sent("delta", {"text": text})
+
+    def _answer(self) -> Body:
+        """Make the body that a plain request would have got. Raises UpstreamFailed for an empty answer."""
+        response = "".join(self._said)
+        if not response.strip():
+            raise UpstreamFailed
+        usage = self.usage or chat_surface.estimate(self._payload, self.body(), model=self._model)
+        return {
+            "response": response,
+            "tokens_used": usage.input_tokens + usage.output_tokens,
+            "cached": self._is_cached,
+            "request_id": self._caller.trace.label,
+        }
+
+
+def chat_error_event(caller: Caller) -> Callable[[ApiError], bytes]:
+    """Return what writes an error in the middle of a stream of /chat."""
+
+    def write(error: ApiError) -> bytes:
+        body = {"detail": error.detail, "code": error.error_code, "request_id": caller.trace.label}
+        return server_sent("error", body)
+
+    return write

@@ -1,0 +1,116 @@
+"""Bodies of /v1 as OpenAPI tells them: what the platform looks at; OpenAI's own reference has the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+PASSED_ON = "Every other parameter of OpenAI's is passed on as it is."
+
+
+class MessageBody(serializers.Serializer[Any]):
+    """A message of a conversation."""
+
+    role = serializers.CharField(help_text="system, developer, user, assistant or tool.")
+    content = serializers.JSONField(required=False, allow_null=True, help_text="A text, or a list of parts.")
+
+
+class StreamedRequest(serializers.Serializer[Any]):
+    """What the endpoints that generate text share."""
+
+    model = serializers.CharField(help_text="A model by its public name, as in /v1/models.")
+    stream = serializers.BooleanField(required=False, help_text="Answer as server-sent events.")
+    temperature = serializers.FloatField(required=False, min_value=0, max_value=2)
+    top_p = serializers.FloatField(required=False, min_value=0, max_value=1)
+
+
+class ChatCompletionRequest(StreamedRequest):
+    __doc__ = f"What POST /v1/chat/completions takes. {PASSED_ON}"
+
+    messages = MessageBody(many=True)
+    n = serializers.IntegerField(required=False, min_value=1, max_value=128)
+    max_completion_tokens = serializers.IntegerField(required=False, min_value=1)
+    tools = serializers.ListField(child=serializers.DictField(), required=False)
+
+
+class CompletionRequest(StreamedRequest):
+    __doc__ = f"What POST /v1/completions takes. {PASSED_ON}"
+
+    prompt = serializers.JSONField(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
+    n = serializers.IntegerField(required=False, min_value=1, max_value=128)
+    max_tokens = serializers.IntegerField(required=False, min_value=1)
+
+
+class EmbeddingRequest(serializers.Serializer[Any]):
+    __doc__ = f"What POST /v1/embeddings takes. {PASSED_ON}"
+
+    model = serializers.CharField()
+    input = serializers.JSONField(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
+    encoding_format = serializers.ChoiceField(choices=["float", "base64"], required=False)
+
+
+class ResponseRequest(StreamedRequest):
+    __doc__ = f"What POST /v1/responses takes. {PASSED_ON}"
+
+    input = serializers.JSONField(help_text="A text, or a list of items.")
+    instructions = serializers.CharField(required=False)
+    max_output_tokens = serializers.IntegerField(required=False, min_value=1)
+
+
+class UsageBody(serializers.Serializer[Any]):
+    """Tokens that a call used."""
+
+    prompt_tokens = serializers.IntegerField()
+    completion_tokens = serializers.IntegerField(required=False)
+    total_tokens = serializers.IntegerField()
+
+
+class ChatCompletion(serializers.Serializer[Any]):
+    """A chat completion, as the provider answered it."""
+
+    id = serializers.CharField()
+    object = serializers.CharField()
+    created = serializers.IntegerField()
+    model = serializers.CharField()
+    choices = serializers.ListField(child=serializers.DictField())
+    usage = UsageBody(required=False)
+
+
+class Completion(ChatCompletion):
+    """A completion, as the provider answered it."""
+
+
+class EmbeddingList(serializers.Serializer[Any]):
+    """Embeddings, as the provider answered them."""
+
+    object = serializers.CharField()
+    model = serializers.CharField()
+    data = serializers.ListField(child=serializers.DictField())  # type: ignore[assignment]  # a field, not the property
+    usage = UsageBody(required=False)
+
+
+class ResponseObject(serializers.Serializer[Any]):
+    """A response, as the provider answered it."""
+
+    id = serializers.CharField()
+    object = serializers.CharField()
+    status = serializers.CharField()
+    model = serializers.CharField()
+    output = serializers.ListField(child=serializers.DictField())
+
+
+class ModelObject(serializers.Serializer[Any]):
+    """A model that the key may use."""
+
+    id = serializers.CharField()
+    object = serializers.CharField()
+    created = serializers.IntegerField()
+    owned_by = serializers.CharField()
+
+
+class ModelList(serializers.Serializer[Any]):
+    """The models that the key may use."""
+
+    object = serializers.CharField()
+    data = ModelObject(many=True)  # type: ignore[assignment]

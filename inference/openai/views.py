@@ -1,0 +1,212 @@
+"""/v1: what code that was written for OpenAI calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.http import HttpResponseBase
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.exceptions import ModelNotFound, NotFound
+from accounts.limits.contract import Admission
+from accounts.refusals import openai_rate_headers
+from accounts.snapshots import Identity
+from accounts.views import KeyView
+from inference.calls import ModelCall
+from inference.catalog import CatalogModel, catalog
+from inference.endpoints import ModelEndpoint, cache_directives
+from inference.openai import checks
+from inference.openai.documentation import (
+    ChatCompletion,
+    ChatCompletionRequest,
+    Completion,
+    CompletionRequest,
+    EmbeddingList,
+    EmbeddingRequest,
+    ModelList,
+    ModelObject,
+    ResponseObject,
+    ResponseRequest,
+)
+from inference.openai.streams import error_event
+from inference.pipeline import answer_call
+from inference.surfaces.base import Surface
+from inference.surfaces.chat import chat_surface
+from inference.surfaces.completions import completion_surface, embedding_surface
+from inference.surfaces.responses import refuse_what_lives_on, response_surface
+
+#: Lets an answer be shared that is not certain to come out the same again; WIRE.md's switch by request.
+CACHE_SWITCH = "HTTP_X_CACHE_ANSWER"
+
+
+class OpenAIEndpoint(ModelEndpoint):
+    """A POST of OpenAI's: the payload goes on as it came, apart from what is checked, capped and refused here."""
+
+    surface: Surface
+    checks: Mapping[str, checks.Check]
+    required: tuple[str, ...]
+
+    def answer(self, request: Request) -> HttpResponseBase:
+        """Check the payload and answer it, as a stream where it asks for one."""
+        payload = dict(request.data)
+        checks.check_payload(payload, self.checks, required=self.required)
+        self.refuse(payload)
+        is_stream = payload.pop("stream", None) is True
+        call = ModelCall(
+            endpoint=self.endpoint,
+            surface=self.surface,
+            model=payload.pop("model"),
+            payload=payload,
+            read=lambda body: body,
+            shares_answer=self.surface.is_cacheable(payload) or request.META.get(CACHE_SWITCH) == "1",
+            is_stream=is_stream,
+            **cache_directives(request),
+        )
+        if not is_stream:
+            return self.respond_plainly(request, call)
+        reader = self.surface.reader
+        return self.respond_as_stream(
+            request, call, make_reader=lambda _: reader(payload), error_event=error_event(self.surface)
+        )
+
+    def refuse(self, payload: Mapping[str, Any]) -> None:
+        """Refuse what can't be passed on, beyond the checks of single parameters."""
+
+    def rate_headers(self, admission: Admission) -> dict[str, str]:
+        """Add OpenAI's own names."""
+        return {**super().rate_headers(admission), **openai_rate_headers(admission)}
+
+    def respond_plainly(self, request: Request, call: ModelCall) -> Response:
+        """Answer with the provider's body."""
+        answer = answer_call(call, self.caller(request))
+        return self.respond(answer, answer.body)
+
+
+class ChatCompletionsView(OpenAIEndpoint):
+    """POST /v1/chat/completions."""
+
+    endpoint = "v1.chat.completions"
+    required_scope = "chat"
+    surface = chat_surface
+    checks = checks.CHAT_CHECKS
+    required = ("model", "messages")
+
+    @extend_schema(
+        operation_id="v1_chat_completions",
+        summary="OpenAI's chat completions, streams included",
+        request=ChatCompletionRequest,
+        responses=ChatCompletion,
+    )
+    def post(self, request: Request) -> HttpResponseBase:
+        """Answer as OpenAI does."""
+        return self.answer(request)
+
+
+class CompletionsView(OpenAIEndpoint):
+    """POST /v1/completions."""
+
+    endpoint = "v1.completions"
+    required_scope = "chat"
+    surface = completion_surface
+    checks = checks.COMPLETION_CHECKS
+    required = ("model", "prompt")
+
+    @extend_schema(
+        operation_id="v1_completions",
+        summary="OpenAI's completions, streams included",
+        request=CompletionRequest,
+        responses=Completion,
+    )
+    def post(self, request: Request) -> HttpResponseBase:
+        """Answer as OpenAI does."""
+        return self.answer(request)
+
+
+class EmbeddingsView(OpenAIEndpoint):
+    """POST /v1/embeddings."""
+
+    endpoint = "v1.embeddings"
+    required_scope = "embeddings"
+    surface = embedding_surface
+    checks = checks.EMBEDDING_CHECKS
+    required = ("model", "input")
+
+    @extend_schema(
+        operation_id="v1_embeddings",
+        summary="OpenAI's embeddings",
+        request=EmbeddingRequest,
+        responses=EmbeddingList,
+    )
+    def post(self, request: Request) -> HttpResponseBase:
+        """Answer as OpenAI does."""
+        return self.answer(request)
+
+
+class ResponsesView(OpenAIEndpoint):
+    """POST /v1/responses."""
+
+    endpoint = "v1.responses"
+    required_scope = "chat"
+    surface = response_surface
+    checks = checks.RESPONSE_CHECKS
+    required = ("model", "input")
+
+    @extend_schema(
+        operation_id="v1_responses",
+        summary="OpenAI's responses, streams included, without what would live on at the provider",
+        request=ResponseRequest,
+        responses=ResponseObject,
+    )
+    def post(self, request: Request) -> HttpResponseBase:
+        """Answer as OpenAI does."""
+        return self.answer(request)
+
+    def refuse(self, payload: Mapping[str, Any]) -> None:
+        """Refuse what would live on at the provider."""
+        refuse_what_lives_on(payload)
+
+
+class ModelsView(KeyView):
+    """GET /v1/models."""
+
+    @extend_schema(operation_id="v1_models", summary="List the models that the key may use", responses=ModelList)
+    def get(self, request: Request) -> Response:
+        """List the models."""
+        return Response({"object": "list", "data": [_shown(model) for model in _usable(request).values()]})
+
+
+class ModelView(KeyView):
+    """GET /v1/models/{id}."""
+
+    @extend_schema(operation_id="v1_model", summary="See one model", responses=ModelObject)
+    def get(self, request: Request, name: str) -> Response:
+        """Show a model that the key may use; raises ModelNotFound for any other."""
+        model = _usable(request).get(name)
+        if model is None:
+            raise ModelNotFound
+        return Response(_shown(model))
+
+
+class UnsupportedView(KeyView):
+    """Everything else below /v1: files, batches, audio, images."""
+
+    permission_classes = []
+    authentication_classes = []
+    schema = None
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Say that there is no such path, whatever the method."""
+        raise NotFound("This path of OpenAI's API is not supported here.")
+
+
+def _usable(request: Request) -> dict[str, CatalogModel]:
+    identity: Identity = request._request.identity  # type: ignore[attr-defined]
+    return {name: model for name, model in sorted(catalog.models().items()) if identity.may_use_model(name)}
+
+
+def _shown(model: CatalogModel) -> dict[str, Any]:
+    owner = model.routes[0].provider if model.routes else "none"
+    return {"id": model.public_name, "object": "model", "created": model.created, "owned_by": owner}

@@ -1,0 +1,178 @@
+"""Server-sent events of a provider's stream: relayed as bytes, and looked into only where something may be in them.
+
+A chunk of text passes through untouched, whole events at a time. Parsed are the few events that hold usage, an error or
+the end; and all of them, once, when the stream broke off and somebody has to know what it said until then.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from inference.surfaces.base import Body, Usage, read_openai_usage, read_response_usage
+
+END_OF_EVENT = b"\n\n"
+DONE = b"[DONE]"
+#: The most that may wait for the end of its event.
+LONGEST_EVENT = 16 * 1024 * 1024
+
+
+class BrokenStream(Exception):
+    """The provider sent an error, or no events, in the middle of a stream; its text is not ours to pass on."""
+
+
+class EventReader(ABC):
+    """Follows one stream: what of it is forwarded, what it used, whether it came to its end."""
+
+    #: Bytes without which an event needs no look.
+    signs: tuple[bytes, ...] = (b'"usage"', b'"error"', DONE)
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.is_done = False
+        self._rest = b""
+        self._kept: list[bytes] = []
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes as they came, and return those to be forwarded: whole events. Raises BrokenStream."""
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        data = self._rest + data
+        end = data.rfind(END_OF_EVENT) + len(END_OF_EVENT)
+        if end < len(END_OF_EVENT):
+            self._rest = data
+            if len(data) > LONGEST_EVENT:
+                raise BrokenStream("an event without end")
+            return b""
+        events, self._rest = data[:end], data[end:]
+        self._kept.append(events)
+        return self._forward(events)
+
+    @property
+    def text(self) -> bytes:
+        """Everything that came until now, as it came."""
+        return b"".join(self._kept)
+
+    def events(self) -> Iterator[Body]:
+        """Parse every event that came until now."""
+        return parse_events(self.text)
+
+    @abstractmethod
+    def body(self) -> Body:
+        """Put what came until now together, as the answer would have been without a stream; for estimates."""
+
+    @abstractmethod
+    def look(self, event: Body) -> bool:
+        """Look into an event with a sign in it; say whether to forward it. Raises BrokenStream."""
+
+    def _forward(self, events: bytes) -> bytes:
+        if not any(sign in events for sign in self.signs):
+            return events
+        kept = [event for event in events.split(END_OF_EVENT) if event and self._passes(event)]
+        return b"".join(event + END_OF_EVENT for event in kept)
+
+    def _passes(self, event: bytes) -> bool:
+        if not any(sign in event for sign in self.signs):
+            return True
+        data = event_data(event)
+        if data == DONE:
+            self.is_done = True
+            return True
+        return self.look(parse_data(data)) if data else True
+
+
+class ChunkReader(EventReader):
+    """Chunks of chat completions and completions, which end with `[DONE]`.
+
+    The usage that was asked for on the platform's own account is not forwarded unless the caller asked for it too.
+    """
+
+    def __init__(self, *, forwards_usage: bool) -> None:
+        super().__init__()
+        self._forwards_usage = forwards_usage
+
+    def look(self, event: Body) -> bool:
+        """Take the usage; drop the chunk that holds nothing else, unless the caller asked for it."""
+        if event.get("error"):
+            raise BrokenStream("error event")
+        usage = read_openai_usage(event.get("usage"))
+        if usage is not None:
+            self.usage = usage
+        return self._forwards_usage or bool(event.get("choices")) or usage is None
+
+    def _forward(self, events: bytes) -> bytes:
+        """Take the empty usage out of chunks first: with it in each of them, each would have to be parsed."""
+        if not self._forwards_usage and b'"usage":null' in events:
+            events = events.replace(b',"usage":null', b"").replace(b'"usage":null,', b"")
+        return super()._forward(events)
+
+    def body(self) -> Body:
+        """Join the pieces of each choice."""
+        choices: dict[int, dict[str, Any]] = {}
+        for event in self.events():
+            for chunk in event.get("choices") or ():
+                choice = choices.setdefault(chunk.get("index", 0), {"message": {"content": ""}, "text": ""})
+                _join(choice, chunk)
+        return {"choices": [choices[index] for index in sorted(choices)]}
+
+
+class ResponseReader(EventReader):
+    """Events of responses, which end with one that holds the whole response."""
+
+    signs = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"', b"event: error")
+
+    def look(self, event: Body) -> bool:
+        """Take the usage at the end. A failed response is an error whose text is the provider's."""
+        kind = event.get("type")
+        if kind in ("error", "response.failed"):
+            raise BrokenStream(kind)
+        if kind in ("response.completed", "response.incomplete"):
+            self.is_done = True
+            self.usage = read_response_usage((event.get("response") or {}).get("usage"))
+        return True
+
+    def body(self) -> Body:
+        """Join the pieces of text."""
+        pieces = [str(event.get("delta") or "") for event in self.events() if "delta" in str(event.get("type"))]
+        return {"output": [{"content": "".join(pieces)}]}
+
+
+def _join(choice: dict[str, Any], chunk: Body) -> None:
+    """Add a chunk's text, reasoning and tool arguments to a choice: all of it was generated, and counts."""
+    choice["text"] += chunk.get("text") or ""
+    delta = chunk.get("delta") or {}
+    calls = [(call.get("function") or {}) for call in delta.get("tool_calls") or ()]
+    pieces = [delta.get("content"), delta.get("reasoning_content"), delta.get("refusal")]
+    pieces += [piece for call in calls for piece in (call.get("name"), call.get("arguments"))]
+    choice["message"]["content"] += "".join(piece for piece in pieces if isinstance(piece, str))
+    choice["finish_reason"] = chunk.get("finish_reason") or choice.get("finish_reason")
+
+
+def parse_events(text: bytes) -> Iterator[Body]:
+    """Parse the events of a stream, leaving out its end and what is no JSON object."""
+    for event in text.split(END_OF_EVENT):
+        data = event_data(event)
+        if data and data != DONE:
+            try:
+                yield parse_data(data)
+            except BrokenStream:
+                continue
+
+
+def event_data(event: bytes) -> bytes:
+    """Return the data of an event: its `data:` lines (HTML standard, section 9.2.6)."""
+    lines = (line for line in event.split(b"\n") if line.startswith(b"data:"))
+    return b"\n".join(line[5:].removeprefix(b" ") for line in lines)
+
+
+def parse_data(data: bytes) -> Body:
+    """Parse an event's data as a JSON object. Raises BrokenStream."""
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise BrokenStream("broken JSON") from error
+    if not isinstance(value, dict):
+        raise BrokenStream("no object")
+    return value
