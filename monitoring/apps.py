@@ -11,7 +11,7 @@ class MonitoringConfig(AppConfig):
     def ready(self) -> None:
         """Install seeder and sink."""
         from accounts.limits import install
-        from monitoring.ledger import month_settled
+        from monitoring.ledger import month_settled, months_settled
         from monitoring.recorder import write_record
 
-        install(seeder=month_settled, sink=write_record)
+        install(seeder=month_settled, bulk_seeder=months_settled, sink=write_record)

@@ -6,22 +6,23 @@ above them is installed by those when Django starts; see install.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from accounts.limits.contract import DEFAULT_LEASE_SECONDS, LimitBackend
+from accounts.limits.bounds import Amount
+from accounts.limits.contract import DEFAULT_LEASE_SECONDS, LimitBackend, Subject
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.journal import Journal, NoJournal
 from accounts.limits.memory import MemoryBackend
 from accounts.limits.records import Record
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
-from accounts.limits.seeding import Seeder
+from accounts.limits.seeding import BulkSeeder, Seeder
 from accounts.limits.wire import PROBE_TIMEOUT, READ_TIMEOUT
 
-__all__ = ["get_limits", "install", "reset_limits"]
+__all__ = ["get_limits", "install", "reset_limits", "settled_in_database"]
 
 Sink = Callable[[Record], None]
 
@@ -29,6 +30,7 @@ Sink = Callable[[Record], None]
 @dataclass(frozen=True, slots=True)
 class _Parts:
     seeder: Seeder | None = None
+    bulk_seeder: BulkSeeder | None = None
     sink: Sink | None = None
     journal: Journal | None = None
 
@@ -46,15 +48,23 @@ _process = _Process(_Parts())
 _lock = threading.Lock()
 
 
-def install(*, seeder: Seeder | None = None, sink: Sink | None = None, journal: Journal | None = None) -> None:
+def install(
+    *,
+    seeder: Seeder | None = None,
+    bulk_seeder: BulkSeeder | None = None,
+    sink: Sink | None = None,
+    journal: Journal | None = None,
+) -> None:
     """Install what the limits need from others; what is None stays as it was. Called by AppConfig.ready.
 
-    `seeder` gives what a subject has settled in a month, from the usage records. `sink` stores a record in the
-    database, one row an id with the highest revision, and raises if it can't. `journal` keeps open reservations of the
-    in-process backend. A backend that was built before is built anew.
+    `seeder` gives what a subject has settled in a month, from the usage records, `bulk_seeder` what many have. `sink`
+    stores a record in the database, one row an id with the highest revision, and raises if it can't. `journal` keeps
+    open reservations of the in-process backend. A backend that was built before is built anew.
     """
     parts = _process.parts
-    _process.parts = _Parts(seeder or parts.seeder, sink or parts.sink, journal or parts.journal)
+    _process.parts = _Parts(
+        seeder or parts.seeder, bulk_seeder or parts.bulk_seeder, sink or parts.sink, journal or parts.journal
+    )
     reset_limits()
 
 
@@ -72,6 +82,17 @@ def get_limits() -> LimitBackend:
     return backend
 
 
+def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subject, Amount]:
+    """Give what subjects have settled in a month (YYYYMM) by the records in the database.
+
+    For when the limits themselves can't tell: what is open, or on its way to the database, is not in it. Raises
+    ImproperlyConfigured if nobody has installed a bulk seeder, and what the database raises.
+    """
+    if _process.parts.bulk_seeder is None:
+        raise ImproperlyConfigured("accounts.limits needs a bulk seeder: see accounts.limits.install")
+    return _process.parts.bulk_seeder(subjects, month)
+
+
 def reset_limits() -> None:
     """Forget the backend, so that the next get_limits builds one from the settings of then."""
     _process.backend = None
@@ -84,11 +105,14 @@ def _build(parts: _Parts) -> LimitBackend:
     url: str | None = getattr(settings, "REDIS_URL", None)
     if not url:
         return MemoryBackend(
-            seeder=parts.seeder, sink=parts.sink, journal=parts.journal or NoJournal(), lease_seconds=lease_seconds
+            seeder=parts.seeder,
+            bulk_seeder=parts.bulk_seeder,
+            sink=parts.sink,
+            journal=parts.journal or NoJournal(),
+            lease_seconds=lease_seconds,
         )
     # The probe that follows a call which got no reply is part of what a caller waits for a Redis that is gone.
     wait: float = getattr(settings, "REDIS_TIMEOUT", READ_TIMEOUT + PROBE_TIMEOUT)
     wire = wire_for(redis_client(url, read_timeout=max(wait - PROBE_TIMEOUT, PROBE_TIMEOUT)))
-    return FailoverBackend(
-        RedisBackend(wire, seeder=parts.seeder, lease_seconds=lease_seconds), probe=wire.ping, sink=parts.sink
-    )
+    primary = RedisBackend(wire, seeder=parts.seeder, bulk_seeder=parts.bulk_seeder, lease_seconds=lease_seconds)
+    return FailoverBackend(primary, probe=wire.ping, sink=parts.sink)

@@ -12,7 +12,7 @@ nano-dollars. `None` as a limit means unlimited. Windows of a minute are closed 
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -280,6 +280,13 @@ class LimitBackend(ABC):
     @abstractmethod
     def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
         """Tell what each subject uses now, and has used in the month (YYYYMM; by default the current one)."""
+
+    @abstractmethod
+    def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
+        """Tell what `usage` tells, of many scopes in a number of steps that doesn't grow with theirs."""
+
+    def tend(self) -> None:  # noqa: B027  (most backends need nothing)
+        """Do what is to be done now and then, and what nobody else does for this backend. Raises nothing."""
 
     @abstractmethod
     def now(self) -> int:

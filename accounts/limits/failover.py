@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -213,6 +213,13 @@ class FailoverBackend(LimitBackend):
         except _Away as away:
             raise Unavailable(retry_after=RETRY_AFTER) from away
 
+    def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
+        """Tell what is used, of many scopes; raises Unavailable while Redis is away."""
+        try:
+            return self._on_primary(lambda: self.primary.usages(scopes, month))
+        except _Away as away:
+            raise Unavailable(retry_after=RETRY_AFTER) from away
+
     def mend_once(self) -> bool:
         """Probe, settle what waits, charge what died in this process; answer whether nothing is left to mend."""
         for shard in range(SHARDS):
@@ -268,7 +275,10 @@ class FailoverBackend(LimitBackend):
     def _fallback_reaped(self, record: Record) -> None:
         """Take the record of a call that died in this process while Redis was away: charge it there too."""
         operation = record["id"]
-        scope, admitted_at = self._alone.pop(operation)
+        alone = self._alone.pop(operation, None)
+        if alone is None:
+            return  # its own settlement came at the same moment, and does all this
+        scope, admitted_at = alone
         used = Amount(record["input_tokens"] + record["output_tokens"], record["cost"])
         stored = self._stored(record)
         now = self._clock()

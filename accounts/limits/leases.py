@@ -1,11 +1,13 @@
 """Keeps the leases of this process's open calls alive, so that a slow call is not taken for a dead one.
 
 One thread a process (a greenlet under gevent) renews every third of a lease what has been open for longer than that;
-most calls end before and never cost a renewal.
+most calls end before and never cost a renewal. The same thread tends the limits: in the embedded mode nobody else
+charges what died, or writes the records that had to wait for the database. With Redis the ingester does that.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
+from django.db import close_old_connections
 from redis.exceptions import RedisError
 
 from accounts.limits import get_limits
@@ -64,6 +67,7 @@ class LeaseKeeper:
         with self._lock:
             if self._pid != os.getpid():
                 self._pid = os.getpid()
+                atexit.register(_tend)  # a process that ends in good order writes what waits
                 threading.Thread(target=self._keep, name="lease-keeper", daemon=True).start()
 
     def _keep(self) -> None:
@@ -71,6 +75,12 @@ class LeaseKeeper:
         while True:
             time.sleep(interval)
             self.renew_due(interval)
+            _tend()
+
+
+def _tend() -> None:
+    get_limits().tend()
+    close_old_connections()
 
 
 keeper = LeaseKeeper()

@@ -3,7 +3,7 @@
 Every operation runs under one lock and does nothing inside it that could yield. Memory is bounded: a subject that was
 idle for 15 minutes is dropped, its ledger comes back from the database. Records go to `sink`, and open reservations
 to `journal`, after the lock is released and in an order in which a crash leaves a charge rather than a gift:
-opened before the call goes on, the record before closed.
+opened before the call goes on, the record before closed. A record that can't be stored waits in the outbox.
 """
 
 import threading
@@ -19,10 +19,10 @@ from accounts.limits.contract import (
     MINUTE,
     REAP_AT_MOST,
     SECOND,
+    SHARDS,
     Admission,
     Draft,
     LimitName,
-    Limits,
     OperationClosed,
     Refusal,
     Reserved,
@@ -36,10 +36,11 @@ from accounts.limits.contract import (
 )
 from accounts.limits.journal import Journal, NoJournal
 from accounts.limits.memory_operations import CHARGED_TTL, MARK_TTL, Operation, OperationBook
-from accounts.limits.memory_subject import Ledger, SubjectState
+from accounts.limits.memory_subject import Ledger, SubjectState, requests_refusal, subject_usage, tokens_window
 from accounts.limits.months import month_end, month_of
+from accounts.limits.outbox import Outbox
 from accounts.limits.records import Record, bound_record, final_record
-from accounts.limits.seeding import LedgerMissing, Seeder, SeedingBackend
+from accounts.limits.seeding import BulkSeeder, LedgerMissing, Seeder, SeedingBackend
 
 IDLE = 15 * MINUTE  # longer than any record takes to the database, from which a dropped ledger is seeded
 MONTHS_KEPT = 3
@@ -57,14 +58,16 @@ class MemoryBackend(SeedingBackend):
         self,
         *,
         seeder: Seeder,
+        bulk_seeder: BulkSeeder | None = None,
         sink: Callable[[Record], None],
         journal: Journal | None = None,
         clock: Callable[[], int] = wall_clock,
         lease_seconds: int = DEFAULT_LEASE_SECONDS,
     ) -> None:
-        super().__init__(seeder=seeder, lease_seconds=lease_seconds)
+        super().__init__(seeder=seeder, bulk_seeder=bulk_seeder, lease_seconds=lease_seconds)
         self._sink = sink
         self._journal = journal or NoJournal()
+        self._outbox = Outbox(sink, self._journal)
         self._clock = clock
         self._lock = threading.Lock()
         self._subjects: OrderedDict[str, SubjectState] = OrderedDict()
@@ -95,7 +98,7 @@ class MemoryBackend(SeedingBackend):
         limited = [(s, self._subject(s.name, now)) for s in scope.subjects if s.limits.requests_per_minute is not None]
         now = max([now, *(state.latest_request(now) for _, state in limited)])
         refusals = [
-            refusal for subject, state in limited if (refusal := _requests_refusal(subject, state, now)) is not None
+            refusal for subject, state in limited if (refusal := requests_refusal(subject, state, now)) is not None
         ]
         known = self._operations.admitted_at(operation) if counting else None
         if counting and known is None and not refusals:
@@ -111,11 +114,11 @@ class MemoryBackend(SeedingBackend):
         state = self._subject(subject.name, now)
         limit = subject.limits.requests_per_minute
         if limit is None:
-            return Status(subject, None, _tokens_window(subject.limits, state, now))
+            return Status(subject, None, tokens_window(subject.limits, state, now))
         used = state.requests_used(now)
         whole = state.requests[-1] + MINUTE if state.requests else now
         reset = next((refusal.reset_at for refusal in refusals if refusal.subject == subject), whole)
-        return Status(subject, Window(limit, max(0, limit - used), reset), _tokens_window(subject.limits, state, now))
+        return Status(subject, Window(limit, max(0, limit - used), reset), tokens_window(subject.limits, state, now))
 
     def _reserve(
         self, scope: Scope, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
@@ -167,7 +170,7 @@ class MemoryBackend(SeedingBackend):
             state.ledgers[taken.month].reserved += amount
 
     def _reserved(self, scope: Scope, taken: Operation, now: int) -> Reserved:
-        windows = tuple(_tokens_window(s.limits, self._subject(s.name, now), now) for s in scope.subjects)
+        windows = tuple(tokens_window(s.limits, self._subject(s.name, now), now) for s in scope.subjects)
         return Reserved(taken.granted, taken.held, now, taken.lease_until, windows)
 
     def _refusals(self, scope: Scope, need: Amount, slot: int, now: int, month: int) -> list[Refusal]:
@@ -252,10 +255,17 @@ class MemoryBackend(SeedingBackend):
             ttl = CHARGED_TTL if settlement.late or recorded_at is not None else MARK_TTL
             self._operations.close(operation, closed, state="settled", now=now, ttl=ttl)
         if record is not None:
-            self._sink(final_record(operation, record, overrun=settlement.overrun))
-        if held is not None:
+            self._send(final_record(operation, record, overrun=settlement.overrun), reserved=held is not None)
+        elif held is not None:
             self._journal.closed(operation)
         return settlement
+
+    def _send(self, record: Record, *, reserved: bool) -> None:
+        """Store a record. One of a call that reserved can wait; another's caller is told that it was not stored."""
+        if reserved:
+            self._outbox.send(record)
+        else:
+            self._sink(record)
 
     def _settlement(self, held: Operation | None, used: Amount, now: int) -> Settlement:
         """Replace what an operation holds or was charged by what it used."""
@@ -323,8 +333,13 @@ class MemoryBackend(SeedingBackend):
 
     def _emit_bounds(self, emitted: list[Record]) -> None:
         for record in emitted:
-            self._sink(record)
-            self._journal.closed(record["id"])
+            self._outbox.send(record)
+
+    def tend(self) -> None:
+        """Charge what died in this process, and write the records that wait for the database."""
+        for shard in range(SHARDS):
+            self.reap(shard)
+        self._outbox.flush()
 
     def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing:
         with self._lock:
@@ -333,7 +348,7 @@ class MemoryBackend(SeedingBackend):
             missing = tuple(subject for subject, state in states if month not in state.ledgers)
             if missing:
                 return LedgerMissing(missing, month)
-            return tuple(_subject_usage(subject, state, state.ledgers[month], now) for subject, state in states)
+            return tuple(subject_usage(subject, state, state.ledgers[month], now) for subject, state in states)
 
     def _seed(self, scope: Scope, month: int, amounts: Mapping[Subject, Amount]) -> None:
         with self._lock:
@@ -355,6 +370,8 @@ class MemoryBackend(SeedingBackend):
     def _forget(self, now: int) -> None:
         """Drop what is too old to matter, and subjects that nobody used for long and that hold nothing open."""
         self._operations.forget(now)
+        if self._outbox:
+            return  # a ledger that came back from the database now would lack what waits for it
         while self._subjects:
             name, state = next(iter(self._subjects.items()))
             if state.touched + IDLE > now:
@@ -363,25 +380,3 @@ class MemoryBackend(SeedingBackend):
                 self._subject(name, now)
             else:
                 del self._subjects[name]
-
-
-def _requests_refusal(subject: Subject, state: SubjectState, now: int) -> Refusal | None:
-    limit = subject.limits.requests_per_minute
-    used = state.requests_used(now)
-    if limit is None or used < limit:
-        return None
-    free = state.requests[used - limit] + MINUTE if limit else now + MINUTE
-    return Refusal(LimitName.REQUESTS_PER_MINUTE, subject, used, limit, now, free)
-
-
-def _tokens_window(limits: Limits, state: SubjectState, now: int) -> Window | None:
-    if limits.tokens_per_minute is None:
-        return None
-    left = max(0, limits.tokens_per_minute - state.tokens_used(now))
-    return Window(limits.tokens_per_minute, left, state.tokens_whole_at(now))
-
-
-def _subject_usage(subject: Subject, state: SubjectState, ledger: Ledger, now: int) -> SubjectUsage:
-    requests = None if subject.limits.requests_per_minute is None else state.requests_used(now)
-    tokens = state.tokens_used(now)
-    return SubjectUsage(subject, requests, tokens, state.slots, ledger.settled, ledger.reserved)

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from accounts.limits.bounds import Amount
-from accounts.limits.contract import MINUTE, SECOND
+from accounts.limits.contract import MINUTE, SECOND, LimitName, Limits, Refusal, Subject, SubjectUsage, Window
 
 LEAVES = 61  # a second's bucket leaves the window when its last moment is a minute old: late, never early
 
@@ -95,3 +95,28 @@ class SubjectState:
         self._settled += tokens
         if late:
             self._buckets = dict(sorted(self._buckets.items()))
+
+
+def requests_refusal(subject: Subject, state: SubjectState, now: int) -> Refusal | None:
+    """Refuse a request that has no slot; `reset_at` is when the next one is free."""
+    limit = subject.limits.requests_per_minute
+    used = state.requests_used(now)
+    if limit is None or used < limit:
+        return None
+    free = state.requests[used - limit] + MINUTE if limit else now + MINUTE
+    return Refusal(LimitName.REQUESTS_PER_MINUTE, subject, used, limit, now, free)
+
+
+def tokens_window(limits: Limits, state: SubjectState, now: int) -> Window | None:
+    """Tell where the tokens a minute stand; None without such a limit."""
+    if limits.tokens_per_minute is None:
+        return None
+    left = max(0, limits.tokens_per_minute - state.tokens_used(now))
+    return Window(limits.tokens_per_minute, left, state.tokens_whole_at(now))
+
+
+def subject_usage(subject: Subject, state: SubjectState, ledger: Ledger, now: int) -> SubjectUsage:
+    """Tell what a subject uses now, and has used in the ledger's month."""
+    requests = None if subject.limits.requests_per_minute is None else state.requests_used(now)
+    tokens = state.tokens_used(now)
+    return SubjectUsage(subject, requests, tokens, state.slots, ledger.settled, ledger.reserved)

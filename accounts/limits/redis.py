@@ -31,7 +31,7 @@ from accounts.limits.contract import (
 )
 from accounts.limits.months import DAY, month_end, month_of
 from accounts.limits.scripts import load
-from accounts.limits.seeding import LedgerMissing, Seeder, SeedingBackend
+from accounts.limits.seeding import BulkSeeder, LedgerMissing, Seeder, SeedingBackend
 from accounts.limits.wire import Argument, Wire, redis_client, wire_for
 
 __all__ = ["RedisBackend", "prefix_of", "records_stream", "redis_client", "wire_for"]
@@ -67,10 +67,11 @@ class RedisBackend(SeedingBackend):
         wire: Wire,
         *,
         seeder: Seeder,
+        bulk_seeder: BulkSeeder | None = None,
         lease_seconds: int = DEFAULT_LEASE_SECONDS,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        super().__init__(seeder=seeder, lease_seconds=lease_seconds)
+        super().__init__(seeder=seeder, bulk_seeder=bulk_seeder, lease_seconds=lease_seconds)
         self.wire = wire
         self._clock = clock
 
@@ -168,13 +169,12 @@ class RedisBackend(SeedingBackend):
         return int(self._call("reap", shard, [at_most]))
 
     def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing:
-        arguments: list[Argument] = [month]
-        for subject in scope.subjects:
-            arguments += (subject.name, int(subject.limits.requests_per_minute is not None))
-        kind, *numbers = self._call("usage", scope.shard, arguments)
-        if kind == b"missing":
-            return _missing(scope, numbers, month)
-        return tuple(_usage(subject, row) for subject, row in zip(scope.subjects, _rows(numbers, 7), strict=True))
+        return _usage_answer(scope, month, self._call("usage", scope.shard, _usage_arguments(scope, month)))
+
+    def _usages(self, scopes: Sequence[Scope], month: int) -> list[tuple[SubjectUsage, ...] | LedgerMissing]:
+        calls = [(prefix_of(scope.shard), self._timed(_usage_arguments(scope, month))) for scope in scopes]
+        answers = self.wire.call_each(load("usage"), calls)
+        return [_usage_answer(scope, month, answer) for scope, answer in zip(scopes, answers, strict=True)]
 
     def _seed(self, scope: Scope, month: int, amounts: Mapping[Subject, Amount]) -> None:
         arguments: list[Argument] = [month, month_end(month) + LEDGER_KEPT]
@@ -183,8 +183,10 @@ class RedisBackend(SeedingBackend):
         self._call("seed", scope.shard, arguments)
 
     def _call(self, script: str, shard: int, arguments: Sequence[Argument]) -> Any:
-        now = "" if self._clock is None else self._clock()
-        return self.wire.call(load(script), prefix_of(shard), [now, *arguments])
+        return self.wire.call(load(script), prefix_of(shard), self._timed(arguments))
+
+    def _timed(self, arguments: Sequence[Argument]) -> list[Argument]:
+        return ["" if self._clock is None else self._clock(), *arguments]
 
 
 def _number(limit: int | None) -> int:
@@ -234,6 +236,20 @@ def _refusal(scope: Scope, answer: Sequence[int]) -> Refusal:
 
 def _missing(scope: Scope, numbers: Sequence[int], month: int) -> LedgerMissing:
     return LedgerMissing(tuple(scope.subjects[number - 1] for number in numbers), month)
+
+
+def _usage_arguments(scope: Scope, month: int) -> list[Argument]:
+    arguments: list[Argument] = [month]
+    for subject in scope.subjects:
+        arguments += (subject.name, int(subject.limits.requests_per_minute is not None))
+    return arguments
+
+
+def _usage_answer(scope: Scope, month: int, answer: Sequence[Any]) -> tuple[SubjectUsage, ...] | LedgerMissing:
+    kind, *numbers = answer
+    if kind == b"missing":
+        return _missing(scope, numbers, month)
+    return tuple(_usage(subject, row) for subject, row in zip(scope.subjects, _rows(numbers, 7), strict=True))
 
 
 def _usage(subject: Subject, row: Sequence[int]) -> SubjectUsage:

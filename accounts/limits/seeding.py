@@ -1,7 +1,7 @@
 """How a ledger that a store has lost, or never had, comes back from the database before anything is taken from it."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from accounts.limits.months import month_of
 Seeder = Callable[[Subject, int], Amount]
 """Gives what a subject has settled in a month (YYYYMM), from the database. It may raise what the database raises."""
 
+BulkSeeder = Callable[[Sequence[Subject], int], Mapping[Subject, Amount]]
+"""Gives the same of many subjects, in a number of queries that doesn't grow with theirs."""
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerMissing:
@@ -33,11 +36,13 @@ class LedgerMissing:
 class SeedingBackend(LimitBackend):
     """A backend that keeps ledgers. What it answers LedgerMissing to is asked again when they are seeded.
 
-    The `seeder` is asked once for each subject and month; of several processes that seed, the first wins.
+    The `seeder` is asked once for each subject and month, the `bulk_seeder` once for all that a list shows; of several
+    processes that seed, the first wins.
     """
 
-    def __init__(self, *, seeder: Seeder, lease_seconds: int) -> None:
+    def __init__(self, *, seeder: Seeder, bulk_seeder: BulkSeeder | None = None, lease_seconds: int) -> None:
         self.seeder = seeder
+        self.bulk_seeder = bulk_seeder or self._one_by_one
         self.lease_seconds = lease_seconds
 
     def reserve(
@@ -71,6 +76,23 @@ class SeedingBackend(LimitBackend):
         used: tuple[SubjectUsage, ...] = self._seeded(scope, lambda: self._usage(scope, asked))
         return used
 
+    def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
+        """Tell what is used, of many scopes."""
+        asked = month or month_of(self.now())
+        while True:
+            answers = self._usages(scopes, asked)
+            found = [answer for answer in answers if not isinstance(answer, LedgerMissing)]
+            if len(found) == len(answers):
+                return found
+            missing = [subject for a in answers if isinstance(a, LedgerMissing) for subject in a.subjects]
+            amounts = self.bulk_seeder(missing, asked)
+            for scope, answer in zip(scopes, answers, strict=True):
+                if isinstance(answer, LedgerMissing):
+                    self._seed(scope, asked, {subject: amounts[subject] for subject in answer.subjects})
+
+    def _one_by_one(self, subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
+        return {subject: self.seeder(subject, month) for subject in subjects}
+
     def _seeded(self, scope: Scope, call: Callable[[], Any]) -> Any:
         while isinstance(answer := call(), LedgerMissing):
             amounts = {subject: self.seeder(subject, answer.month) for subject in answer.subjects}
@@ -95,6 +117,9 @@ class SeedingBackend(LimitBackend):
 
     @abstractmethod
     def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing: ...
+
+    def _usages(self, scopes: Sequence[Scope], month: int) -> list[tuple[SubjectUsage, ...] | LedgerMissing]:
+        return [self._usage(scope, month) for scope in scopes]
 
     @abstractmethod
     def _seed(self, scope: Scope, month: int, amounts: Mapping[Subject, Amount]) -> None: ...

@@ -28,6 +28,7 @@ IDLE_CONNECTIONS = 128
 CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 
 Argument = str | int | bytes
+Call = tuple[str, Sequence[Argument]]
 
 
 def redis_client(
@@ -54,6 +55,9 @@ class Wire(Protocol):
     def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
         """Run a script on the shard of the prefix, its only key; answer what it returns, with bytes for strings."""
 
+    def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run a script for each prefix with its arguments, in order; where it can, in one round trip."""
+
     def ping(self) -> None:
         """Raise unless Redis answers within PROBE_TIMEOUT, over a connection of its own."""
 
@@ -75,6 +79,14 @@ class DirectWire:
             return self._command(b"EVALSHA", script.sha, 1, prefix, *arguments)
         except NoScriptError:
             return self._command(b"EVAL", script.source, 1, prefix, *arguments)
+
+    def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run a script many times, in one round trip after the first, which makes Redis know it."""
+        if not calls:
+            return []
+        (prefix, arguments), *rest = calls
+        first = self.call(script, prefix, arguments)
+        return [first, *self._commands([("EVALSHA", script.sha, 1, prefix, *each) for prefix, each in rest])]
 
     def ping(self) -> None:
         """Raise unless Redis answers."""
@@ -104,6 +116,19 @@ class DirectWire:
                 self.close()  # it went stale in the pool, as others may have: once more, on a fresh one
         return self._exchange(self._pool.connection_class(**self._pool.connection_kwargs), command)
 
+    def _commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        if not commands:
+            return []
+        connection = self._take() or self._pool.connection_class(**self._pool.connection_kwargs)
+        healthy = False
+        try:
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            answers = [connection.read_response() for _ in commands]
+            healthy = True
+        finally:
+            self._give_back(connection, healthy=healthy)
+        return answers
+
     def _take(self) -> Any:
         if self._pid != os.getpid():
             self._idle = deque(maxlen=IDLE_CONNECTIONS)  # the parent's sockets: not ours to use or to shut down
@@ -123,11 +148,14 @@ class DirectWire:
             healthy = True  # an answer, if an unwelcome one
             raise
         finally:
-            if healthy and len(self._idle) < IDLE_CONNECTIONS:
-                self._idle.append(connection)
-            else:
-                connection.disconnect()
+            self._give_back(connection, healthy=healthy)
         return answer
+
+    def _give_back(self, connection: Any, *, healthy: bool) -> None:
+        if healthy and len(self._idle) < IDLE_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            connection.disconnect()
 
 
 class ClusterWire:
@@ -142,6 +170,10 @@ class ClusterWire:
             return self._client.execute_command("EVALSHA", script.sha, 1, prefix, *arguments)
         except NoScriptError:
             return self._client.execute_command("EVAL", script.source, 1, prefix, *arguments)
+
+    def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run a script many times, one after the other: redis-py pipelines no scripts on a cluster."""
+        return [self.call(script, prefix, arguments) for prefix, arguments in calls]
 
     def ping(self) -> None:
         """Raise unless every primary answers: an account lives on one of them, and none may be missing."""

@@ -1,0 +1,130 @@
+"""What is used, of many scopes at once: the same answers as one by one, without a step for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from accounts.limits.bounds import Amount
+from accounts.limits.contract import LimitBackend, Limits, Reserved, Scope, Subject, Unavailable
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from accounts.limits.seeding import SeedingBackend
+from accounts.limits.wire import DirectWire
+from accounts.tests.limits_fixtures import (
+    Database,
+    a_bound,
+    a_scope,
+    an_operation,
+    memory_world,
+    redis_world,
+    shared_redis_url,
+)
+from tests.stores import redis_cluster
+
+
+@pytest.fixture(params=["memory", "redis"])
+def backend(request: pytest.FixtureRequest) -> SeedingBackend:
+    world = memory_world() if request.param == "memory" else redis_world()
+    assert isinstance(world.backend, SeedingBackend)
+    return world.backend
+
+
+def use(backend: LimitBackend, scope: Scope, tokens: int) -> None:
+    """Make one request of the scope that settles so many tokens, and leave another open."""
+    for is_settled in (True, False):
+        operation = an_operation()
+        at = backend.admit(scope, operation).at
+        assert isinstance(backend.reserve(scope, operation, admitted_at=at, bound=a_bound(), draft={}), Reserved)
+        if is_settled:
+            backend.settle(scope, operation, admitted_at=at, used=Amount(tokens, 1), record=None)
+
+
+def some_scopes(number: int = 5) -> list[Scope]:
+    return [a_scope(Limits(requests_per_minute=100), monthly_tokens=10_000) for _ in range(number)]
+
+
+def test_it_tells_the_same_as_one_by_one(backend: SeedingBackend) -> None:
+    scopes = some_scopes()
+    for number, scope in enumerate(scopes[:3]):
+        use(backend, scope, 10 + number)
+    found = backend.usages(scopes)
+    assert found == [backend.usage(scope) for scope in scopes]
+    key, account = found[1]
+    assert (key.settled.tokens, key.reserved.tokens, key.slots, key.requests) == (11, 100, 1, None)
+    assert account.requests == 2
+    assert backend.usages([]) == []
+
+
+def test_it_asks_the_database_once_for_all_that_is_missing(backend: SeedingBackend) -> None:
+    asked: list[int] = []
+
+    def seed(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
+        asked.append(len(subjects))
+        return {subject: Amount(7, 70) for subject in subjects}
+
+    backend.bulk_seeder = seed
+    scopes = some_scopes()
+    assert all(usage.settled == Amount(7, 70) for found in backend.usages(scopes) for usage in found)
+    backend.usages(scopes)
+    assert asked == [2 * len(scopes)]
+
+
+def test_it_does_without_a_bulk_seeder(backend: SeedingBackend) -> None:
+    (found,) = backend.usages(some_scopes(1))
+    assert found[0].settled == Amount()
+
+
+def test_it_makes_two_round_trips_for_any_number_of_scopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    trips: list[str] = []
+    backend = redis_world().backend
+    scopes = some_scopes(50)
+    backend.usages(scopes)
+
+    def counted(name: str) -> Callable[..., Any]:
+        real = getattr(DirectWire, name)
+
+        def run(*arguments: Any) -> Any:
+            trips.append(name)
+            return real(*arguments)
+
+        return run
+
+    for name in ("_exchange", "_commands"):
+        monkeypatch.setattr(DirectWire, name, counted(name))
+    backend.usages(scopes, month=202611)
+    assert len(trips) == 2
+
+
+def test_it_is_unavailable_while_redis_is_away() -> None:
+    def away(*_: Any) -> None:
+        raise ConnectionError
+
+    backend = redis_world().backend
+    limits = FailoverBackend(backend, probe=away, sink=away, start=lambda target: None)
+    assert limits.usages(some_scopes(1))
+    limits.breaker.is_open = True
+    with pytest.raises(Unavailable):
+        limits.usages(some_scopes(1))
+
+
+def test_it_reads_from_every_node_of_a_cluster() -> None:
+    with redis_cluster() as nodes:
+        url = f"redis+cluster://127.0.0.1:{nodes[0].port}"
+        wire = wire_for(redis_client(url, read_timeout=5))
+        backend = RedisBackend(wire, seeder=Database())
+        scopes = some_scopes(70)
+        use(backend, scopes[3], 5)
+        assert [found[0].settled.tokens for found in backend.usages(scopes)] == [0, 0, 0, 5, *[0] * 66]
+        wire.close()
+
+
+def test_it_loads_the_script_where_redis_has_forgotten_it() -> None:
+    wire = wire_for(redis_client(shared_redis_url(), read_timeout=5))
+    backend = RedisBackend(wire, seeder=Database())
+    scopes = some_scopes(3)
+    backend.usages(scopes)
+    redis_client(shared_redis_url()).script_flush()
+    assert len(backend.usages(scopes)) == 3
