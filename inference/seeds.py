@@ -58,7 +58,7 @@ def provider_seed(*, actor: str) -> Seeded:
 def _configured() -> tuple[str, str, str]:
     """Return name, address and secret's variable of the provider that the environment names."""
     if uses_local_model():
-        return "local", settings.MODEL_NAME_URL, ""
+        return "local", settings.LOCAL_MODEL_URL, ""
     variable = "OPENAI_API_KEY" if settings.OPENAI_API_KEY else ""
     return "openai", settings.OPENAI_BASE_URL or OPENAI_URL, variable
 

@@ -7,6 +7,7 @@ the end; and all of them, once, when the stream broke off and somebody has to kn
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from inference.surfaces.base import Body, Usage, read_openai_usage, read_respons
 
 END_OF_EVENT = b"\n\n"
 DONE = b"[DONE]"
+#: What chunks carry where usage was asked for and isn't there yet.
+NO_USAGE = re.compile(rb',\s*"usage":\s*null')
 #: The most that may wait for the end of its event.
 LONGEST_EVENT = 16 * 1024 * 1024
 
@@ -104,8 +107,8 @@ class ChunkReader(EventReader):
 
     def _forward(self, events: bytes) -> bytes:
         """Take the empty usage out of chunks first: with it in each of them, each would have to be parsed."""
-        if not self._forwards_usage and b'"usage":null' in events:
-            events = events.replace(b',"usage":null', b"").replace(b'"usage":null,', b"")
+        if not self._forwards_usage:
+            events = NO_USAGE.sub(b"", events)
         return super()._forward(events)
 
     def body(self) -> Body:

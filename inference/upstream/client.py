@@ -31,6 +31,7 @@ class UpstreamStream:
 
     def __init__(self, response: httpx2.Response, route: Route) -> None:
         self.route = route
+        self._is_closed = False
         self._response = response
         self._reads = response.iter_raw()
         try:
@@ -46,10 +47,12 @@ class UpstreamStream:
         try:
             yield from self._reads
         except FAILURES as error:
-            raise failed_attempt(error, route=self.route.name) from error
+            if not self._is_closed:
+                raise failed_attempt(error, route=self.route.name) from error
 
     def close(self) -> None:
         """Close the connection, or give it back to its pool if the stream came to its end."""
+        self._is_closed = True
         self._response.close()
 
 
