@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from accounts import services
-from accounts.admin.base import AuditedAdmin, actor_of, change_url, link, moment
+from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link, moment
 from accounts.admin.confirmation import Confirmation, ask, is_confirmed
 from accounts.admin.keys import KeyColumns
 from accounts.admin.typed import Fieldsets, TabularInline, action, display
@@ -39,11 +39,12 @@ class KeyedAdmin(AuditedAdmin):
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """Ask and delete, unless there are keys."""
-        found = self.get_object(request, object_id)
-        if found is not None and self.has_delete_permission(request, found) and (count := found.api_keys.count()):
+        instance = self.get_object(request, object_id)
+        if instance is not None and self.has_delete_permission(request, instance) and instance.api_keys.exists():
+            count = instance.api_keys.count()
             keys = "1 API key belongs" if count == 1 else f"{count:,} API keys belong"
-            messages.error(request, f"{found} can't be deleted: {keys} to it, revoked ones included. {self.instead}")
-            return HttpResponseRedirect(change_url(found))
+            messages.error(request, f"{instance} can't be deleted: {keys} to it, revoked ones included. {self.instead}")
+            return HttpResponseRedirect(change_url(instance))
         response: HttpResponse = super().delete_view(request, object_id, extra_context)
         return response
 
@@ -116,7 +117,8 @@ class AccountAdmin(KeyedAdmin):
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer to enable or to disable, whichever would change something."""
-        unfit = "enable" if Account.objects.filter(pk=object_id, is_active=True).exists() else "disable"
+        account: Account | None = self.get_object(request, object_id)
+        unfit = "enable" if account is not None and account.is_active else "disable"
         actions: list[Any] = super().get_actions_detail(request, object_id)
         return [item for item in actions if item.path != unfit]
 
@@ -127,17 +129,19 @@ class AccountAdmin(KeyedAdmin):
     @action(description="Add key", permissions=["add_key"], icon="add", url_path="add-key")
     def add_key(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Go to the page that makes a key of this account."""
-        return HttpResponseRedirect(f"{reverse('admin:accounts_apikey_add')}?account={int(object_id)}")
+        return HttpResponseRedirect(
+            f"{reverse('admin:accounts_apikey_add')}?account={found(self, request, object_id).pk}"
+        )
 
     @action(description="Enable", permissions=["change"], icon="check", url_path="enable")
     def enable(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Let the account's keys work again, after asking."""
-        return self._switch(request, Account.objects.get(pk=object_id), active=True)
+        return self._switch(request, found(self, request, object_id), active=True)
 
     @action(description="Disable", permissions=["change"], icon="block", url_path="disable")
     def disable(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Refuse all keys of the account, after asking."""
-        return self._switch(request, Account.objects.get(pk=object_id), active=False)
+        return self._switch(request, found(self, request, object_id), active=False)
 
     @display(description="state", ordering="is_active", label={"active": "success", "disabled": "danger"})
     def status(self, account: Account) -> str:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from django.db.models import Field, JSONField, Model, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -40,6 +40,14 @@ def link(instance: Model, text: str = "") -> SafeString:
 def moment(value: datetime | None, absent: str = NEVER) -> str:
     """Write a moment in UTC, to the minute."""
     return absent if value is None else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def found(model_admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:
+    """Return the object that an address names; raises Http404 where there is none."""
+    instance = model_admin.get_object(request, object_id)
+    if instance is None:
+        raise Http404
+    return instance
 
 
 class AuditedAdmin(ModelAdmin):

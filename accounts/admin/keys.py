@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from accounts import services
-from accounts.admin.base import AuditedAdmin, actor_of, change_url, link, moment
+from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link, moment
 from accounts.admin.confirmation import Confirmation, ask, is_confirmed, selection
 from accounts.admin.filters import TextFilter
 from accounts.admin.typed import Fieldsets, action, display
@@ -141,10 +141,12 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
         return False
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """Offer no action on a key that is revoked."""
+        """Offer no action on a key that is revoked, and no second rotation of one that was replaced."""
         actions: list[Any] = super().get_actions_detail(request, object_id)
-        is_revoked = ApiKey.objects.filter(pk=object_id, revoked_at__lte=timezone.now()).exists()
-        return [] if is_revoked else actions
+        key: ApiKey | None = self.get_object(request, object_id)
+        if key is None or key.state_at(timezone.now()) == "revoked":
+            return []
+        return [item for item in actions if item.path != "rotate" or key.successor_id is None]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Show the list; of a key that was pasted into the search, keep only what may be shown."""
@@ -179,7 +181,7 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
     @action(description="Rotate", permissions=["change"], icon="autorenew", url_path="rotate")
     def rotate(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Make a successor, after asking how long the old key goes on working."""
-        key = self._find(object_id)
+        key: ApiKey = found(self, request, object_id)
         form = RotationForm(request.POST if is_confirmed(request) else None)
         if not form.is_valid():
             return ask(self, request, _rotation_question(key, form))
@@ -195,7 +197,7 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
     @action(description="Revoke", permissions=["change"], icon="block", url_path="revoke")
     def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Stop one key, after asking."""
-        key = self._find(object_id)
+        key: ApiKey = found(self, request, object_id)
         if not is_confirmed(request):
             return ask(self, request, _revocation_question([key], cancel_url=change_url(key), hidden={}))
         self._revoke(request, [key])
@@ -232,9 +234,6 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
     def replaced_by(self, key: ApiKey) -> str | SafeString:
         """Link to the successor."""
         return link(key.successor) if key.successor else "—"
-
-    def _find(self, object_id: str) -> ApiKey:
-        return ApiKey.objects.select_related("account", "tier").get(pk=object_id)
 
     def _revoke(self, request: HttpRequest, keys: list[ApiKey]) -> None:
         stopped = sum(services.api_key_revoke(key=key, actor=actor_of(request)) for key in keys)

@@ -324,5 +324,17 @@ class TestPermissions:
         assert forger.post(f"{KEYS}{cast.owner.key.pk}/revoke/", CONFIRMED).status_code == 403
         assert works(cast.owner)
 
+    @pytest.mark.parametrize(
+        "path", ["apikey/{}/rotate/", "apikey/{}/revoke/", "account/{}/disable/", "account/{}/add-key/"]
+    )
+    @pytest.mark.parametrize("object_id", ["4711", "nonsense"])
+    def test_it_answers_404_for_what_is_not_there(self, admin_site: Client, path: str, object_id: str) -> None:
+        assert admin_site.get(f"/admin/accounts/{path.format(object_id)}").status_code == 404
+
+    @pytest.mark.parametrize("page", [KEYS, ACCOUNTS, TIERS])
+    @pytest.mark.parametrize("object_id", ["4711", "nonsense"])
+    def test_it_leads_from_an_unknown_page_to_the_index(self, admin_site: Client, page: str, object_id: str) -> None:
+        assert admin_site.get(f"{page}{object_id}/change/").headers["Location"] == "/admin/"
+
     def test_it_opens_no_door_to_reservations(self, admin_site: Client) -> None:
         assert admin_site.get("/admin/accounts/openreservation/").status_code == 404

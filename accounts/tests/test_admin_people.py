@@ -58,6 +58,17 @@ def test_it_audits_a_password_without_telling_it(admin_site: Client) -> None:
     assert (latest().action, latest().target, latest().before, latest().after) == ("password", "ada", {}, {})
 
 
+def test_it_audits_that_one_changes_one_s_own_password() -> None:
+    client, user = Client(), make_admin("ada", password=PASSWORD)
+    client.force_login(user)
+    new = {"new_password1": PASSWORD[::-1], "new_password2": PASSWORD[::-1]}
+    client.post("/admin/password_change/", {"old_password": "wrong", **new})
+    assert not AuditEntry.objects.exists()
+    client.post("/admin/password_change/", {"old_password": PASSWORD, **new})
+    assert User.objects.get().check_password(PASSWORD[::-1])
+    assert (latest().actor, latest().action, latest().target, latest().after) == ("admin:ada", "password", "ada", {})
+
+
 def test_it_audits_no_password_that_was_refused(admin_site: Client) -> None:
     user = make_staff(name="ada")
     admin_site.post(f"{USERS}{user.pk}/password/", {"password1": "short", "password2": "short"})
