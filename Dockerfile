@@ -25,9 +25,9 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 COPY --from=build /opt/venv /opt/venv
 COPY . .
-# Development's settings for these two commands only: nothing of them is kept in the image. var/ is for SQLite, where
+# Collected as production serves them, by names with a digest; no secret is needed for that. var/ is for SQLite, where
 # no DATABASE_URL is given; the code stays root's, so that the service can't change it.
-RUN ENVIRONMENT=development python manage.py collectstatic --no-input --verbosity 0 \
+RUN python manage.py collectstatic --no-input --verbosity 0 \
     && python -m compileall -q accounts aiapi inference monitoring \
     && install --directory --owner aiapi --group aiapi var
 USER 10001:10001

@@ -34,22 +34,20 @@ def image() -> Iterator[Path]:
             copy(ROOT / part, folder / part)
         collect = next(step for step in instructions("RUN") if "collectstatic" in step).split(" && ")[0]
         command = collect.replace("python ", f"{sys.executable} ", 1)
-        subprocess.run(["sh", "-c", command], cwd=folder, env=clean_environment(), check=True)
+        subprocess.run(["sh", "-c", command], cwd=folder, env={**clean_environment(), **baked()}, check=True)
         yield folder
 
 
 @pytest.fixture(scope="module")
 def production(image: Path, fake: FakeUpstream, postgres: Postgres, redis: Redis) -> Iterator[Service]:
     """Run the image's command with its environment as its user, on PostgreSQL and Redis."""
-    baked = dict(re.findall(r"(\w+)=(\S+)", " ".join(instructions("ENV"))))
     stores = {"DATABASE_URL": postgres.create_database(), "REDIS_URL": redis.url}
-    env = {name: value for name, value in baked.items() if name not in ("PATH", "PORT", "HOST")}
     hosts = {
         "ALLOWED_HOSTS": "api.example.com",
         "TRUSTED_PROXIES": "1",
         "ADMIN_PASSWORD": "correct-horse-battery-staple",
     }
-    complete = {**env, **stores, **hosts, **provider(fake)}
+    complete = {**baked(), **stores, **hosts, **provider(fake)}
     with aiapi_server(complete, workers=2, root=image, user=image_user()) as server:
         yield server
 
@@ -77,6 +75,12 @@ def test_it_serves_production_from_what_the_image_holds(production: Service) -> 
 def test_it_answers_probes_whatever_host_and_scheme_they_name(production: Service) -> None:
     for path in ("/health/live", "/health/ready"):
         assert production.request("GET", path, headers={"Host": "10.1.2.3:8000"}).status == 200, path
+
+
+def baked() -> dict[str, str]:
+    """Return the environment that the image sets, but for the paths and addresses of a container."""
+    pairs = re.findall(r"(\w+)=(\S+)", " ".join(instructions("ENV")))
+    return {name: value for name, value in pairs if name not in ("PATH", "PORT", "HOST")}
 
 
 def image_user() -> str | None:
