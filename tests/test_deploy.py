@@ -59,7 +59,9 @@ def test_it_copies_into_the_image_every_folder_that_the_settings_name() -> None:
 
 
 def test_it_writes_a_compose_file_that_the_specification_accepts() -> None:
-    run_tool(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+    schema = ("--builtin-schema", "vendor.compose-spec")
+    told = run_tool(sys.executable, "-m", "check_jsonschema", *schema, "docker-compose.yml")
+    assert told.startswith("ok")
 
 
 def test_it_passes_only_known_settings_through_compose() -> None:
@@ -116,7 +118,8 @@ def test_it_gives_heroku_and_railway_the_settings_and_paths_that_exist() -> None
 
 def test_it_writes_manifests_that_kubernetes_accepts() -> None:
     manifests = [str(path) for path in KUBERNETES if path.name != "kustomization.yaml"]
-    run_tool(str(Path(sys.executable).parent / "kubernetes-validate"), "--strict", *manifests)
+    told = run_tool(str(Path(sys.executable).parent / "kubernetes-validate"), "--strict", *manifests)
+    assert told.count(" passed ") == len(manifests)
 
 
 def test_it_lists_in_kustomize_every_manifest_but_those_applied_by_hand() -> None:
@@ -208,7 +211,7 @@ def deployment_files() -> list[Path]:
 
 
 def run_tool(*command: str) -> str:
-    """Run a linter in the project's folder, fail with what it says, and return its standard output."""
+    """Run a linter in the project's folder, fail with what it says, and return that."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
