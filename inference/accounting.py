@@ -33,6 +33,11 @@ class Bill:
         """The most output tokens that were granted."""
         return self._reserved.output_tokens if self._reserved else 0
 
+    @property
+    def is_cut(self) -> bool:
+        """Say whether a limit had no room for the longest answer, so that this one may end before it is complete."""
+        return self._bound is not None and self.output_tokens < self._bound.output_tokens
+
     def reserve(self, bound: Bound) -> None:
         """Take a slot and the bound; raises what a refusal means, or DependencyUnavailable."""
         self._bound = bound

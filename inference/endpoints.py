@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import structlog
+from django.db import DatabaseError
 from django.http import HttpRequest, StreamingHttpResponse
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.renderers import BaseRenderer
@@ -22,6 +24,8 @@ from inference.streaming import StreamedCall
 from inference.surfaces.events import EventReader
 from inference.throttles import RequestRateThrottle
 from monitoring.trace import Trace
+
+log = structlog.get_logger(__name__)
 
 
 class StreamOrJSON(DefaultContentNegotiation):
@@ -51,6 +55,15 @@ class ModelEndpoint(KeyView):
         if is_chunked(request):
             wrapped._stream = request  # type: ignore[assignment]
         return wrapped
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Authenticate and count the request before it is refused for what it accepts."""
+        super().initial(request, *args, **kwargs)
+        super().perform_content_negotiation(request)
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
+        """Take the first renderer where nothing is acceptable: `initial` refuses that in its turn."""
+        return super().perform_content_negotiation(request, force=True)
 
     def caller(self, request: Request) -> Caller:
         """Return who asks, in which request."""
@@ -92,7 +105,10 @@ class ModelEndpoint(KeyView):
     def _record_failure(self, request: Request, response: Response) -> None:
         error: ApiError | None = getattr(request._request, "api_error", None)
         bill = Bill(self.caller(request), self.endpoint)
-        bill.emit(status=response.status_code, error_code=error.error_code if error else "")
+        try:
+            bill.emit(status=response.status_code, error_code=error.error_code if error else "")
+        except DatabaseError as failure:  # the answer is made, and goes out all the same
+            log.error("record_not_written", status=response.status_code, cause=type(failure).__name__)
 
 
 def cache_directives(request: Request) -> dict[str, bool]:

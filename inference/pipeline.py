@@ -138,8 +138,11 @@ def leave_flight(
 
 
 def share_answer(progress: Progress, answer: cache.CachedAnswer) -> None:
-    """Keep a whole, successful answer for others, and hand it to those who wait for it."""
-    if progress.cache_key is not None and progress.call.writes_cache:
+    """Keep a whole, successful answer for others, and hand it to those who wait for it.
+
+    One that this caller's limits have cut is neither kept nor shared: the others' limits may have room for all of it.
+    """
+    if progress.cache_key is not None and progress.call.writes_cache and not progress.bill.is_cut:
         if progress.flight is None or flights.may_store(progress.flight):
             with progress.caller.trace.stage("cache"):
                 cache.store(progress.cache_key, answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from rest_framework import serializers
@@ -53,6 +54,21 @@ class StrictBooleanField(serializers.BooleanField):
         return bool(data)
 
 
+class StrictChoiceField(serializers.ChoiceField):
+    """One of a few words, exactly as they are; what was sent instead is not repeated."""
+
+    def __init__(self, choices: Iterable[str], **options: Any) -> None:
+        words = list(choices)
+        super().__init__(words, **options)
+        self.error_messages["invalid_choice"] = f"Must be one of {', '.join(words)}."
+
+    def to_internal_value(self, data: Any) -> str:
+        """Return the word, or fail for anything else."""
+        if not isinstance(data, str) or data not in self.choices:
+            self.fail("invalid_choice")
+        return data
+
+
 class StrictSerializer(serializers.Serializer[Any]):
     """A body without unknown fields, so that a misspelt one is told instead of ignored."""
 
@@ -92,8 +108,8 @@ class SummarizeRequest(StrictSerializer):
     """What /summarize takes."""
 
     text = StrictCharField(min_length=10, max_length=5000, help_text="What to summarize; not blank.")
-    length = serializers.ChoiceField(
-        choices=list(SENTENCES), default="medium", help_text="short, medium, long: 1-2, 3-4, 5-6 sentences."
+    length = StrictChoiceField(
+        choices=SENTENCES, default="medium", help_text="short, medium, long: 1-2, 3-4, 5-6 sentences."
     )
     model = StrictCharField(
         max_length=MODEL_NAME_LENGTH, required=False, help_text="A model by its public name; default: the platform's."

@@ -76,11 +76,12 @@ def test_it_tells_of_every_error_in_the_shape_that_it_has(document: Any) -> None
     for path in MODEL_PATHS:
         responses = document["paths"][path]["post"]["responses"]
         assert {str(status) for status in KEY_ERRORS + MODEL_ERRORS} | {"200"} == set(responses)
-    for _, _, operation in operations(document):
+    for path, _, operation in operations(document):
+        shape = "OpenAIErrorBody" if path.startswith("/v1") else "ErrorBody"
         for status, response in operation["responses"].items():
             if int(status) >= 400 and response["description"] == ERRORS.get(int(status)):
-                (content,) = response["content"].values()
-                assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+                schemas = [content["schema"] for content in response["content"].values()]
+                assert schemas == [{"$ref": f"#/components/schemas/{shape}"}]
 
 
 @pytest.mark.parametrize(("path", "serializer"), [("/chat", ChatRequest), ("/summarize", SummarizeRequest)])

@@ -32,7 +32,7 @@ class Command(BaseCommand):
         away = self._database_problem()
         if away:
             return [away]
-        found = checks.run_checks(databases=[DEFAULT_DB_ALIAS])
+        found = sorted(checks.run_checks(databases=[DEFAULT_DB_ALIAS]), key=lambda message: str(message.id))
         for message in found:
             if checks.WARNING <= message.level < checks.ERROR:
                 self.stderr.write(_line(message))
