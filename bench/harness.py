@@ -1,0 +1,195 @@
+"""A small load generator in a process of its own, and what a run of it cost: CPU from /proc, rate, latency.
+
+As a command it is the generator: `python bench/harness.py < PLAN.json` sends the plan's requests and prints the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+#: Stands in a plan's body for a number that is another one in every request; of fixed width, as its length counts.
+NUMBER = "#NUMBER#"
+WIDTH = len(NUMBER)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """POST requests over kept-alive connections, each sent when the one before it was answered."""
+
+    port: int
+    path: str
+    headers: dict[str, str]
+    body: str
+    seconds: float
+    connections: int = 32
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out: answers a second, milliseconds, and CPU milliseconds a request of each group of processes."""
+
+    requests: int
+    failures: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.requests / self.seconds
+
+
+def run(plan: Plan, groups: dict[str, int], *, warm_up: float = 1.0) -> Result:
+    """Run a plan, after a short one that warms up; `groups` names process trees by the pid of their root.
+
+    Raises AssertionError if a request failed: a benchmark of errors says nothing.
+    """
+    _generate(Plan(**{**asdict(plan), "seconds": warm_up}))
+    before = {name: cpu_seconds(pid) for name, pid in groups.items()}
+    told = _generate(plan)
+    requests, own_cpu = told["requests"], told.pop("own_cpu")
+    cpu = {name: (cpu_seconds(pid) - before[name]) * 1000 / requests for name, pid in groups.items()}
+    assert told["failures"] == 0, told
+    return Result(**told, cpu_ms={**cpu, "load generator": own_cpu * 1000 / requests})
+
+
+def _generate(plan: Plan) -> dict[str, float]:
+    command, written = [sys.executable, __file__], json.dumps(asdict(plan))
+    done = subprocess.run(command, input=written, stdout=subprocess.PIPE, text=True, check=True)
+    told: dict[str, float] = json.loads(done.stdout)
+    return told
+
+
+def cpu_seconds(root: int) -> float:
+    """Return the CPU time that a process and its living descendants have used, in seconds."""
+    return sum(_cpu_seconds(pid) for pid in tree(root))
+
+
+def tree(root: int) -> Iterable[int]:
+    """Yield a process and its descendants."""
+    yield root
+    for children in Path(f"/proc/{root}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            yield from tree(int(pid))
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+# The generator: one asyncio loop, no HTTP library
+
+
+class Connection(asyncio.Protocol):
+    """One connection: sends a request whenever the answer to the last one is complete, until the time is over."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the first request."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.send()
+
+    def send(self) -> None:
+        """Send the next request, or close when the time is over."""
+        if time.perf_counter() >= self.generator.ends_at:
+            self.transport.close()
+            return
+        self.sent_at = time.perf_counter()
+        self.transport.write(self.generator.next_request())
+
+    def data_received(self, data: bytes) -> None:
+        """Take an answer when its head and body are there."""
+        self.buffer += data
+        head, separator, body = self.buffer.partition(b"\r\n\r\n")
+        if not separator or len(body) < _content_length(head):
+            return
+        self.buffer = b""
+        self.generator.take(time.perf_counter() - self.sent_at, ok=head.startswith(b"HTTP/1.1 200"))
+        self.send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count as a failure what closed before its time."""
+        self.generator.closed(early=time.perf_counter() < self.generator.ends_at)
+
+
+class Generator:
+    """All connections of a plan and what they saw."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.latencies: list[float] = []
+        self.failures = 0
+        self.ends_at = 0.0
+        self._open = plan.connections
+        self._number = time.time_ns() // 1000 % 10 ** (WIDTH - 1)
+        self._done = asyncio.Event()
+        head = [f"POST {plan.path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
+        head += [f"Content-Length: {len(plan.body)}", *(f"{name}: {text}" for name, text in plan.headers.items())]
+        whole = "\r\n".join(head) + "\r\n\r\n" + plan.body
+        self._before, _, self._after = whole.encode().partition(NUMBER.encode())
+        self._is_numbered = NUMBER in plan.body
+
+    def next_request(self) -> bytes:
+        """Make the bytes of the next request."""
+        if not self._is_numbered:
+            return self._before
+        self._number += 1
+        return b"%s%0*d%s" % (self._before, WIDTH, self._number, self._after)
+
+    def take(self, latency: float, *, ok: bool) -> None:
+        """Note an answer."""
+        self.latencies.append(latency)
+        self.failures += not ok
+
+    def closed(self, *, early: bool) -> None:
+        """Note that a connection is closed."""
+        self.failures += early
+        self._open -= 1
+        if self._open == 0:
+            self._done.set()
+
+    async def run(self) -> dict[str, float]:
+        """Open the connections, wait for their end, and sum up."""
+        loop = asyncio.get_running_loop()
+        started = time.perf_counter()
+        self.ends_at = started + self.plan.seconds
+        for _ in range(self.plan.connections):
+            await loop.create_connection(lambda: Connection(self), "127.0.0.1", self.plan.port)
+        await self._done.wait()
+        ordered = sorted(self.latencies)
+        return {
+            "requests": len(ordered),
+            "failures": self.failures,
+            "seconds": time.perf_counter() - started,
+            "p50_ms": ordered[len(ordered) // 2] * 1000,
+            "p99_ms": ordered[len(ordered) * 99 // 100] * 1000,
+            "own_cpu": time.process_time(),
+        }
+
+
+def _content_length(head: bytes) -> int:
+    for line in head.split(b"\r\n"):
+        name, _, text = line.partition(b":")
+        if name.lower() == b"content-length":
+            return int(text)
+    raise ValueError(f"an answer without a length: {head!r}")
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(Generator(Plan(**json.load(sys.stdin))).run())))
