@@ -9,6 +9,7 @@ from rest_framework import serializers
 
 from accounts.limits.contract import LimitName
 from accounts.models import ApiKey
+from accounts.usage import LIVE, RECORDS
 from accounts.validators import SCOPES, validate_model_names, validate_networks
 
 MAX_GRACE_SECONDS = 90 * 24 * 3600
@@ -21,8 +22,8 @@ class LimitState(serializers.Serializer[Any]):
 
     name = serializers.ChoiceField(choices=LIMIT_NAMES)
     owner = serializers.ChoiceField(choices=["key", "account"])
-    limit = serializers.JSONField(allow_null=True, help_text="null: no limit.")  # type: ignore[assignment]
-    used = serializers.JSONField(allow_null=True, help_text="null: not counted, because there is no limit.")
+    limit = serializers.JSONField(allow_null=True, help_text="null: no limit.")
+    used = serializers.JSONField(allow_null=True, help_text="null: not counted without a limit, or not known now.")
     remaining = serializers.JSONField(allow_null=True)
     reset = serializers.IntegerField(allow_null=True, help_text="When it is whole again, in seconds since the epoch.")
 
@@ -34,6 +35,11 @@ class UsageAnswer(serializers.Serializer[Any]):
     key = serializers.CharField()
     tier = serializers.CharField()
     month = serializers.CharField(help_text="The calendar month (UTC) that the budgets are of, as in 2026-11.")
+    source = serializers.ChoiceField(  # type: ignore[assignment]  # the stubs take it for the field's own attribute
+        choices=[LIVE, RECORDS],
+        help_text="records: the store of the limits is away. The monthly amounts are those of the records written so "
+        "far, and what is used of rates and slots is not known.",
+    )
     limits = LimitState(many=True)
 
 

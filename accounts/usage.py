@@ -2,50 +2,95 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from accounts.limits import get_limits
-from accounts.limits.contract import SECOND, LimitName, Scope, Status, SubjectUsage, Window
+from accounts.limits import get_limits, settled_in_database
+from accounts.limits.bounds import Amount
+from accounts.limits.contract import SECOND, LimitName, Limits, Scope, Subject, Unavailable, Window
+from accounts.limits.memory import wall_clock
 from accounts.limits.months import month_end, month_of
 from accounts.refusals import dollars, epoch_seconds
 
+#: Who knows: the limits themselves, or (while their store is away) the records in the database.
+LIVE, RECORDS = "limits", "records"
 
-def limit_states(scope: Scope) -> list[dict[str, Any]]:
-    """List every limit of a scope's subjects: `{name, owner, limit, used, remaining, reset}`.
 
-    `limit` and `remaining` are None where there is none; `used` is told all the same, where it is counted. Money is a
-    text in US dollars, `reset` in seconds since the epoch (None for concurrency). Raises accounts.limits' Unavailable
-    while nobody can tell.
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the limits of a scope stood at a moment (µs).
+
+    Each state is `{name, owner, limit, used, remaining, reset}`. `limit` and `remaining` are None where there is no
+    limit; `used` is told all the same, where it is counted. Money is a text in US dollars, `reset` in seconds since
+    the epoch (None for concurrency). With the source RECORDS the monthly amounts lack what is open or not ingested yet,
+    and of rates and slots nobody can tell what is used.
     """
+
+    at: int
+    source: str
+    states: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What one subject has used; None where nobody knows or counts."""
+
+    month: Amount
+    requests: int | None = None
+    tokens: int | None = None
+    slots: int | None = None
+    requests_window: Window | None = None
+    tokens_window: Window | None = None
+
+
+def limits_standing(scope: Scope, *, live: bool = True) -> Standing:
+    """Tell where every limit of a scope's subjects stands, by the records alone if not `live`.
+
+    Raises what the database raises, where it is needed.
+    """
+    if not live:
+        return _from_records(scope)
+    try:
+        return _from_limits(scope)
+    except Unavailable:
+        return _from_records(scope)
+
+
+def _from_limits(scope: Scope) -> Standing:
     limits = get_limits()
-    statuses = limits.peek(scope)
-    used = limits.usage(scope)
-    ends = month_end(month_of(statuses.at))
-    return [
-        state
-        for usage, status in zip(used, statuses.statuses, strict=True)
-        for state in _subject_states(usage, status, ends)
-    ]
+    admission = limits.peek(scope)
+    states: list[dict[str, Any]] = []
+    for usage, status in zip(limits.usage(scope), admission.statuses, strict=True):
+        month = usage.settled + usage.reserved
+        used = Used(month, usage.requests, usage.tokens, usage.slots, status.requests, status.tokens)
+        states += subject_states(usage.subject, used, admission.at)
+    return Standing(admission.at, LIVE, states)
 
 
-def _subject_states(usage: SubjectUsage, status: Status, ends: int) -> list[dict[str, Any]]:
-    limits, owner = usage.subject.limits, usage.subject.kind
-    month_tokens = usage.settled.tokens + usage.reserved.tokens
-    month_cost = usage.settled.cost + usage.reserved.cost
-    return [
-        _state(
-            LimitName.REQUESTS_PER_MINUTE, owner, limits.requests_per_minute, usage.requests, _reset(status.requests)
-        ),
-        _state(LimitName.TOKENS_PER_MINUTE, owner, limits.tokens_per_minute, usage.tokens, _reset(status.tokens)),
-        _state(LimitName.CONCURRENT_REQUESTS, owner, limits.concurrent_requests, usage.slots, None),
-        _state(LimitName.MONTHLY_TOKENS, owner, limits.monthly_tokens, month_tokens, ends),
-        _state(LimitName.MONTHLY_COST, owner, limits.monthly_cost, month_cost, ends),
-    ]
+def _from_records(scope: Scope) -> Standing:
+    now = wall_clock()
+    settled = settled_in_database(scope.subjects, month_of(now))
+    states = [state for subject in scope.subjects for state in subject_states(subject, Used(settled[subject]), now)]
+    return Standing(now, RECORDS, states)
 
 
-def _state(name: LimitName, owner: str, limit: int | None, used: int | None, reset: int | None) -> dict[str, Any]:
+def subject_states(subject: Subject, used: Used, now: int) -> list[dict[str, Any]]:
+    """List the five limits of one subject, in the order in which they are held."""
+    limits, owner, ends = subject.limits, subject.kind, month_end(month_of(now))
+    rows = (
+        (LimitName.REQUESTS_PER_MINUTE, used.requests, _reset(used.requests_window)),
+        (LimitName.TOKENS_PER_MINUTE, used.tokens, _reset(used.tokens_window)),
+        (LimitName.CONCURRENT_REQUESTS, used.slots, None),
+        (LimitName.MONTHLY_TOKENS, used.month.tokens, ends),
+        (LimitName.MONTHLY_COST, used.month.cost, ends),
+    )
+    return [_state(name, owner, limits, amount, reset) for name, amount, reset in rows]
+
+
+def _state(name: LimitName, owner: str, limits: Limits, used: int | None, reset: int | None) -> dict[str, Any]:
     amount = dollars if name is LimitName.MONTHLY_COST else int
+    limit: int | None = getattr(limits, name)
     return {
         "name": str(name),
         "owner": owner,

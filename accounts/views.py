@@ -11,13 +11,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts.exceptions import DependencyUnavailable, ScopeDenied
+from accounts.exceptions import ScopeDenied
 from accounts.limits import get_limits
 from accounts.limits.contract import Admission, Unavailable
 from accounts.refusals import rate_headers
 from accounts.serializers import UsageAnswer
 from accounts.snapshots import Identity
-from accounts.usage import limit_states, month_text
+from accounts.usage import limits_standing, month_text
 
 log = structlog.get_logger(__name__)
 
@@ -75,22 +75,20 @@ class UsageView(KeyView):
     @extend_schema(
         operation_id="usage",
         summary="See the key's limits and what is left of them",
+        description="While the store of the limits is away, the monthly amounts are those of the records so far.",
         responses=UsageAnswer,
     )
     def get(self, request: Request) -> Response:
         """Tell where every limit of key and account stands."""
         identity: Identity = request._request.identity  # type: ignore[attr-defined]
-        try:
-            states = limit_states(identity.limits)
-            now = get_limits().now()
-        except Unavailable as error:
-            raise DependencyUnavailable(retry_after=error.retry_after) from error
+        standing = limits_standing(identity.limits)
         return Response(
             {
                 "account": identity.account_name,
                 "key": identity.key_name,
                 "tier": identity.tier_name,
-                "month": month_text(now),
-                "limits": states,
+                "month": month_text(standing.at),
+                "source": standing.source,
+                "limits": standing.states,
             }
         )

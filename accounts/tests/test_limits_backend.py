@@ -17,7 +17,7 @@ from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shar
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(limits._process, "parts", limits._Parts(Database(), lambda record: None))
+    monkeypatch.setattr(limits._process, "parts", limits._Parts(seeder=Database(), sink=lambda record: None))
     limits.reset_limits()
     yield
     limits.reset_limits()

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 
 from accounts import selectors, services
+from accounts.addresses import parse_address
+from accounts.explain import explain_key, explanation_text
 from accounts.models import ApiKey, Tier
 from accounts.validators import SCOPES
 
@@ -33,9 +36,9 @@ class Action:
 
 
 class Command(BaseCommand):
-    """Create, list, rotate and revoke API keys."""
+    """Create, list, rotate, revoke and explain API keys."""
 
-    help = "Create, list, rotate and revoke API keys."
+    help = "Create, list, rotate, revoke and explain API keys."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare one sub-command for each action."""
@@ -101,6 +104,15 @@ class Command(BaseCommand):
             self.stdout.write(f"Revoked {key} of {key.account}: it is refused everywhere within a second.")
         else:
             self.stdout.write(f"{key} of {key.account} had been revoked before.")
+
+    def explain(self, options: dict[str, Any]) -> None:
+        """Print whether a request with the key would be admitted now, under which limits, and why not."""
+        address: str | None = options["address"]
+        if address is not None and parse_address(address) is None:
+            raise CommandError(f"{address} is not an IP address.")
+        # Without Redis the limits of the minute are in the server's process, which this is not.
+        explained = explain_key(_find_key(options), address=address, beside_the_limits=bool(settings.REDIS_URL))
+        self.stdout.write(json.dumps(explained.as_json()) if options["json"] else explanation_text(explained))
 
     def _show_secret(self, key: ApiKey, plain: str, *, as_json: bool) -> None:
         if as_json:
@@ -193,6 +205,13 @@ def _choice_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prefix", help="or what is shown of it, such as ak_live_AbCd")
 
 
+def _explain_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("prefix", nargs="?", metavar="PREFIX", help="what is shown of the key, such as ak_live_AbCd")
+    parser.add_argument("--account", help="or whose key")
+    parser.add_argument("--name", help="and its name")
+    parser.add_argument("--address", help="as if the request came from this IP address")
+
+
 def _rotate_arguments(parser: ArgumentParser) -> None:
     _choice_arguments(parser)
     help_text = "seconds for which the old key goes on working (default: a day)"
@@ -204,4 +223,5 @@ ACTIONS: dict[str, Action] = {
     "list": Action("List keys, masked.", _list_arguments, Command.show),
     "rotate": Action("Replace a key; the old one works for a grace period.", _rotate_arguments, Command.rotate),
     "revoke": Action("Stop a key for good.", _choice_arguments, Command.revoke),
+    "explain": Action("Would a key be admitted now, and why not.", _explain_arguments, Command.explain),
 }

@@ -1,0 +1,214 @@
+"""Would a key be admitted now, under which limits, and why not: asked without counting anything."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+
+from accounts.addresses import is_within
+from accounts.keys import PREFIX, accepted_peppers
+from accounts.limits.contract import LimitName
+from accounts.models import ApiKey
+from accounts.snapshots import Identity, build_identity
+from accounts.usage import LIVE, RECORDS, Standing, limits_standing
+
+#: The limits whose value a key may have instead of its tier.
+OVERRIDABLE = (LimitName.REQUESTS_PER_MINUTE, LimitName.TOKENS_PER_MINUTE, LimitName.CONCURRENT_REQUESTS)
+MONTHLY = (LimitName.MONTHLY_TOKENS, LimitName.MONTHLY_COST)
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a request would be refused: the status and the code that it would get, and a sentence."""
+
+    status: int
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedLimit:
+    """A limit as in accounts.usage.Standing, and where its value comes from."""
+
+    name: str
+    owner: str
+    limit: int | str | None
+    source: str
+    used: int | str | None
+    remaining: int | str | None
+    reset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What would become of a request with the key now. `notes` say what the limits could not tell."""
+
+    account: str
+    name: str
+    key: str
+    tier: str
+    state: str
+    reasons: list[Reason]
+    limits: list[ExplainedLimit]
+    scopes: list[str]
+    models: list[str] | None
+    allowed_ips: list[str]
+    max_output_tokens: int
+    cache_enabled: bool
+    notes: list[str]
+
+    @property
+    def admitted(self) -> bool:
+        """Say whether nothing stands against it."""
+        return not self.reasons
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values; `models` is null where every model is allowed."""
+        return {"admitted": self.admitted, **asdict(self)}
+
+
+def explain_key(key: ApiKey, *, address: str | None = None, beside_the_limits: bool = True) -> Explanation:
+    """Explain a key whose account and tier are loaded, as if it called from the address (None: from an allowed one).
+
+    `beside_the_limits` says whether this process sees the limits that the web server holds: where they live in the
+    server's process, another one knows the monthly amounts alone, from the records.
+    """
+    now = timezone.now()
+    identity = build_identity(key, now)
+    standing = limits_standing(identity.limits, live=beside_the_limits)
+    limits = [_explained(key, state, now) for state in standing.states]
+    reasons = [*_state_reasons(key, now), *_address_reasons(identity, address), *_limit_reasons(limits)]
+    if standing.source == RECORDS and beside_the_limits and identity.limits.has_budget:
+        text = "The store of the limits is away: calls under a monthly budget wait for it."
+        reasons.append(Reason(503, "dependency_unavailable", text))
+    return Explanation(
+        account=key.account.name,
+        name=key.name,
+        key=key.masked,
+        tier=key.tier.name,
+        state=key.state_at(now),
+        reasons=reasons,
+        limits=limits,
+        scopes=sorted(identity.scopes),
+        models=_models(identity),
+        allowed_ips=list(key.allowed_ips),
+        max_output_tokens=identity.max_output_tokens,
+        cache_enabled=identity.cache_enabled,
+        notes=_notes(key, standing, address, beside_the_limits=beside_the_limits),
+    )
+
+
+def _state_reasons(key: ApiKey, now: datetime) -> list[Reason]:
+    """List all that makes the key itself unusable: its holder is told none of it, only that it is invalid."""
+    found = []
+    if key.revoked_at is not None and key.revoked_at <= now:
+        found.append(f"The key was revoked at {_written(key.revoked_at)}.")
+    if key.expires_at is not None and key.expires_at <= now:
+        found.append(f"The key expired at {_written(key.expires_at)}.")
+    if not key.account.is_active:
+        found.append(f"The account {key.account.name} is disabled.")
+    if key.pepper_id not in {pepper.id for pepper in accepted_peppers()}:
+        found.append("The pepper that the key was stored under is no longer in API_KEY_PEPPERS.")
+    if not settings.ALLOW_PLAIN_KEYS and not key.prefix.startswith(PREFIX[: len(key.prefix)]):
+        found.append(f"In production only keys that begin with {PREFIX} are accepted.")
+    return [Reason(401, "invalid_api_key", text) for text in found]
+
+
+def _address_reasons(identity: Identity, address: str | None) -> list[Reason]:
+    if address is None or not identity.networks or is_within(address, identity.networks):
+        return []
+    return [Reason(403, "address_denied", f"The key may not be used from {address}.")]
+
+
+def _explained(key: ApiKey, state: dict[str, Any], now: datetime) -> ExplainedLimit:
+    name = LimitName(state["name"])
+    return ExplainedLimit(**state, source=_source(key, name, state["owner"], now))
+
+
+def _source(key: ApiKey, name: LimitName, owner: str, now: datetime) -> str:
+    """Say where the value of a limit comes from."""
+    if owner == "account":
+        return f"account {key.account.name}"
+    if name not in OVERRIDABLE:
+        return "this key"
+    if getattr(key, f"{name}_override") is None:
+        return f"tier {key.tier.name}"
+    if key.overrides_until is None:
+        return "this key's override"
+    if now < key.overrides_until:
+        return f"this key's override, until {_written(key.overrides_until)}"
+    return f"tier {key.tier.name} (this key's override ended {_written(key.overrides_until)})"
+
+
+def _limit_reasons(limits: list[ExplainedLimit]) -> list[Reason]:
+    codes = {
+        LimitName.REQUESTS_PER_MINUTE: "rate_limited",
+        LimitName.TOKENS_PER_MINUTE: "tokens_limited",
+        LimitName.CONCURRENT_REQUESTS: "concurrency_limited",
+        LimitName.MONTHLY_TOKENS: "budget_exhausted",
+        LimitName.MONTHLY_COST: "budget_exhausted",
+    }
+    full = [limit for limit in limits if limit.remaining is not None and not Decimal(limit.remaining)]
+    return [
+        Reason(
+            429, codes[LimitName(each.name)], f"{each.name} of the {each.owner} is full: {each.used} of {each.limit}."
+        )
+        for each in full
+    ]
+
+
+def _models(identity: Identity) -> list[str] | None:
+    """List the models that tier and key allow together; None: every model."""
+    if not identity.tier_models and not identity.key_models:
+        return None
+    return sorted(name for name in identity.tier_models | identity.key_models if identity.may_use_model(name))
+
+
+def _notes(key: ApiKey, standing: Standing, address: str | None, *, beside_the_limits: bool) -> list[str]:
+    notes = []
+    if not beside_the_limits:
+        notes.append("Rates and slots are known to the server's process alone: the admin's page of the key shows them.")
+    elif standing.source != LIVE:
+        notes.append("The store of the limits is away: what is used of rates and slots is not known.")
+    if key.allowed_ips and address is None:
+        notes.append("The key is restricted to addresses: ask with one to see whether it is allowed.")
+    if key.revoked_at is not None and key.revoked_at > timezone.now():
+        notes.append(f"The key was replaced and works until {_written(key.revoked_at)}.")
+    return notes
+
+
+def explanation_text(explained: Explanation) -> str:
+    """Write an explanation for a terminal."""
+    verdict = "would be admitted now." if explained.admitted else "would be refused now:"
+    lines = [f"Key {explained.name} ({explained.key}) of {explained.account}, tier {explained.tier}, {verdict}"]
+    lines += [f"  {reason.status} {reason.code}: {reason.text}" for reason in explained.reasons]
+    lines += ["", *_table(explained.limits), ""]
+    models = "every model" if explained.models is None else ", ".join(explained.models) or "none"
+    lines.append(f"Scopes: {', '.join(explained.scopes)}. Models: {models}.")
+    lines.append(
+        f"Addresses: {', '.join(explained.allowed_ips) or 'any'}. Output: {explained.max_output_tokens} tokens."
+    )
+    return "\n".join([*lines, *explained.notes])
+
+
+def _table(limits: list[ExplainedLimit]) -> list[str]:
+    rows = [("OWNER", "LIMIT", "VALUE", "USED", "LEFT", "WHOLE AGAIN", "FROM")]
+    for limit in limits:
+        value = "unlimited" if limit.limit is None else str(limit.limit)
+        reset = "" if limit.reset is None else _written(datetime.fromtimestamp(limit.reset, tz=UTC), seconds=True)
+        rows.append((limit.owner, limit.name, value, _shown(limit.used), _shown(limit.remaining), reset, limit.source))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _shown(amount: int | str | None) -> str:
+    return "-" if amount is None else str(amount)
+
+
+def _written(moment: datetime, *, seconds: bool = False) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC" if seconds else "%Y-%m-%d %H:%M UTC")
