@@ -124,6 +124,12 @@ class ApiKey(Budgets):
     successor = models.ForeignKey(
         "self", null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="predecessors"
     )
+    lineage_id = models.BigIntegerField(
+        null=True,
+        editable=False,
+        db_index=True,
+        help_text="The first of the keys that replaced one another: they share its limits and budgets.",
+    )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -145,6 +151,11 @@ class ApiKey(Budgets):
     def masked(self) -> str:
         """What may be shown of the key: its prefix and last four characters."""
         return f"{self.prefix}…{self.last_four}"
+
+    @property
+    def limits_id(self) -> int:
+        """The id under which the key's limits are counted: rotation must not hand out fresh ones."""
+        return self.lineage_id or self.pk
 
     def state_at(self, moment: datetime) -> str:
         """Say what the key is at a moment: `active`, `revoked`, `expired` or `disabled` (by its account)."""

@@ -174,7 +174,8 @@ def api_key_rotate(*, key: ApiKey, grace: timedelta, actor: str) -> tuple[ApiKey
         account = _lock(key.account)
         key = ApiKey.objects.select_related("account", "tier").get(pk=key.pk)
         _require_rotatable(key, account)
-        successor = ApiKey(name=_successor_name(key), **{field: getattr(key, field) for field in INHERITED_FIELDS})
+        inherited = {field: getattr(key, field) for field in INHERITED_FIELDS}
+        successor = ApiKey(name=_successor_name(key), lineage_id=key.limits_id, **inherited)
         plain = generate_key(settings.ENVIRONMENT)
         _store(successor, plain, actor=actor)
         key.successor = successor

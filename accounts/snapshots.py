@@ -175,7 +175,7 @@ def _key_subject(key: ApiKey, now: datetime) -> Subject:
         monthly_tokens=key.monthly_token_budget,
         monthly_cost=nano_dollars(key.monthly_cost_budget),
     )
-    return Subject(kind="key", id=str(key.pk), limits=limits)
+    return Subject(kind="key", id=str(key.limits_id), limits=limits)
 
 
 def _account_subject(key: ApiKey) -> Subject:

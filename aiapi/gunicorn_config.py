@@ -8,7 +8,7 @@ from aiapi import settings  # noqa: E402
 
 bind = f"{settings.HOST}:{settings.PORT}"
 workers = settings.WEB_CONCURRENCY
-worker_class = "gevent"
+worker_class = "aiapi.worker.Worker"
 worker_connections = 2000
 http_parser = "auto"  # gunicorn_h1c, the parser in C, where it is installed
 graceful_timeout = settings.GRACEFUL_TIMEOUT

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from django.db.models import F, Sum
+from django.db.models import F, Q, Sum
 
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, Subject
 from accounts.limits.months import month_end, month_start
+from accounts.models import ApiKey
 from accounts.snapshots import nano_dollars
 from monitoring.models import RequestRecord
-
-_COLUMNS = {"key": "key_id", "account": "account_id"}
 
 
 def month_settled(subject: Subject, month: int) -> Amount:
@@ -23,15 +22,30 @@ def month_settled(subject: Subject, month: int) -> Amount:
 
 def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
     """Sum the same of many keys and accounts, in one query for either kind."""
-    found = {kind: _sums([s.id for s in subjects if s.kind == kind], kind, month) for kind in _COLUMNS}
+    accounts = [int(subject.id) for subject in subjects if subject.kind == "account"]
+    keys = [int(subject.id) for subject in subjects if subject.kind == "key"]
+    found = {"account": _sums("account_id", accounts, month), "key": _sums_of_lineages(keys, month)}
     return {subject: found[subject.kind].get(int(subject.id), Amount()) for subject in subjects}
 
 
-def _sums(identifiers: list[str], kind: str, month: int) -> dict[int, Amount]:
+def _sums_of_lineages(identifiers: list[int], month: int) -> dict[int, Amount]:
+    """Sum over all the keys that replaced one another, under the id of the first."""
+    members = {
+        pk: lineage or pk
+        for pk, lineage in ApiKey.objects.filter(Q(pk__in=identifiers) | Q(lineage_id__in=identifiers)).values_list(
+            "pk", "lineage_id"
+        )
+    }
+    sums: dict[int, Amount] = {}
+    for pk, amount in _sums("key_id", list(members), month).items():
+        sums[members[pk]] = sums.get(members[pk], Amount()) + amount
+    return sums
+
+
+def _sums(column: str, identifiers: list[int], month: int) -> dict[int, Amount]:
     if not identifiers:
         return {}
     begin, end = (datetime.fromtimestamp(edge // SECOND, tz=UTC) for edge in (month_start(month), month_end(month)))
-    column = _COLUMNS[kind]
     rows = (
         RequestRecord.objects.filter(**{f"{column}__in": identifiers}, admitted_at__gte=begin, admitted_at__lt=end)
         .order_by()

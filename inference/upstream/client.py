@@ -23,6 +23,20 @@ from inference.upstream.errors import FAILURES, failed_attempt
 from inference.upstream.transport import PooledTransport
 
 
+def read_object(content: bytes) -> dict[str, Any]:
+    """Parse a provider's JSON object; a lone surrogate in it, which is no text, becomes U+FFFD.
+
+    Raises ValueError for anything else, RecursionError for what is nested too deep.
+    """
+    answer = json.loads(content)
+    if not isinstance(answer, dict):
+        raise ValueError("no object")
+    if b"\\ud" in content.lower():
+        text = json.dumps(answer, ensure_ascii=False)
+        answer = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return answer
+
+
 class UpstreamStream:
     """An open stream of one deployment: its first bytes, then the others as they come.
 
@@ -73,9 +87,7 @@ class Client:
         try:
             with _deadline(seconds):
                 response = self._send("POST", route, path, seconds, body)
-                answer = json.loads(response.content)
-            if not isinstance(answer, dict):
-                raise ValueError("no object")
+                answer = read_object(response.content)
         except FAILURES as error:
             raise failed_attempt(error, route=route.name) from error
         return answer

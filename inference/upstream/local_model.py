@@ -86,6 +86,8 @@ def model_file() -> Path:
 
 def load_library() -> Any:
     """Import and return xllamacpp; raises LocalModelUnavailable, naming libgomp1 if it is that which lacks."""
+    # Spinning threads take the other processes' time: at a load of 6 they made an answer of 2 s one of a minute.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return importlib.import_module("xllamacpp")
     except ModuleNotFoundError as error:

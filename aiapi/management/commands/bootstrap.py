@@ -9,7 +9,9 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
 
+from accounts.audit import audit_change
 from accounts.checks import DEMO_KEYS
 from accounts.models import ApiKey, Tier
 from accounts.services import account_ensure, api_key_import, tier_ensure
@@ -53,7 +55,9 @@ class Command(BaseCommand):
         if users.filter(is_superuser=True).exists():
             return
         password = settings.ADMIN_PASSWORD or secrets.token_urlsafe(12)
-        users.create_superuser(settings.ADMIN_USERNAME, password=password)
+        with transaction.atomic():
+            user = users.create_superuser(settings.ADMIN_USERNAME, password=password)
+            audit_change(user, before=None, actor=ACTOR)
         told = "the one of ADMIN_PASSWORD" if settings.ADMIN_PASSWORD else f"{password} (shown this once)"
         self.stdout.write(f"Administrator {settings.ADMIN_USERNAME}, password {told}.")
 
