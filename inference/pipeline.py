@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from django.conf import settings
 from django.db import connections
 
@@ -29,6 +30,8 @@ from inference.upstream.capacity import capacity
 from inference.upstream.client import client
 from inference.upstream.errors import failed_attempt
 from inference.upstream.routing import first_success
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -184,7 +187,7 @@ def _answer_from_upstream(progress: Progress) -> Answer:
     call, bill = progress.call, progress.bill
     body, route = _ask(progress)
     usage = charge(progress, body, route)
-    content = call.read(body)
+    content = _read(call, body, route)
     share_answer(
         progress,
         cache.CachedAnswer(body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, route.name),
@@ -193,6 +196,15 @@ def _answer_from_upstream(progress: Progress) -> Answer:
     tokens = usage.input_tokens + usage.output_tokens
     name, outcome = progress.model.public_name, bill.record["cache"]
     return Answer(content, body, outcome, name, tokens, bill.used.cost, progress.is_fallback)
+
+
+def _read(call: ModelCall, body: Body, route: Route) -> Any:
+    """Take out what the surface answers; an answer that is none to it is logged as the provider's failure."""
+    try:
+        return call.read(body)
+    except ApiError as error:
+        log.warning("upstream_failed", route=route.name, cause=error.error_code, status=error.status)
+        raise
 
 
 def _ask(progress: Progress) -> tuple[Body, Route]:

@@ -21,6 +21,8 @@ Body = dict[str, Any]
 
 #: Tokens that a provider's template may add around the whole prompt, and around each message or tool in it.
 REQUEST_OVERHEAD = 32
+#: More than any call can use: a provider that says so is not believed, and its numbers could not be stored exactly.
+MOST_TOKENS = 1_000_000_000
 PART_OVERHEAD = 16
 
 
@@ -117,7 +119,7 @@ def json_bytes(value: Any) -> int:
 
 def is_count(value: Any) -> TypeGuard[int]:
     """Say whether a value is a whole number from 0 on, and not a boolean."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
 
 
 def read_openai_usage(usage: Any) -> Usage | None:

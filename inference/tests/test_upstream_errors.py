@@ -1,0 +1,266 @@
+"""What a provider's failures mean to the caller: the documented status, a cause in the log, no word of the provider."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.conf import LazySettings
+
+from inference.catalog import catalog
+from inference.models import Provider
+from inference.tests.fixtures import MODEL, PROMPT, PROVIDER_SECRET, Api, LogLines, Records
+from inference.tests.odd_provider import odd_provider
+from inference.upstream.errors import retry_after_seconds
+from inference.upstream.fake import LEAK_MARKER, FakeUpstream
+
+#: Fault of the fake -> status, code and a part of the logged cause.
+OUTCOMES = {
+    "http_400": (400, "context_length_exceeded", "http 400 context_length_exceeded"),
+    "http_401": (502, "upstream_failed", "http 401 invalid_api_key"),
+    "http_403": (502, "upstream_failed", "http 403"),
+    "http_404": (502, "upstream_failed", "http 404 model_not_found"),
+    "http_408": (504, "upstream_timeout", "http 408"),
+    "http_422": (400, "invalid_value", "http 422 invalid_value"),
+    "http_429": (503, "upstream_busy", "http 429 rate_limit_exceeded"),
+    "http_500": (502, "upstream_failed", "http 500"),
+    "http_503": (502, "upstream_failed", "http 503 overloaded"),
+    "refuse": (502, "upstream_failed", "connection"),
+    "reset": (502, "upstream_failed", "Error"),
+    "cut": (502, "upstream_failed", "Error"),
+    "hang": (504, "upstream_timeout", "timeout"),
+    "broken_json": (502, "upstream_failed", "JSONDecodeError"),
+    "empty_choices": (502, "upstream_failed", ""),
+    "error_event": (502, "upstream_failed", ""),
+    "wrong_type": (502, "upstream_failed", "JSONDecodeError"),
+    "content_filter": (502, "content_filtered", "content_filtered"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(settings: LazySettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait no longer than a test may take."""
+    settings.UPSTREAM_TIMEOUT = 0.5
+    monkeypatch.setattr("inference.upstream.routing.FIRST_PAUSE", 0.01)
+
+
+def break_by(fake: FakeUpstream, fault: str) -> None:
+    """Let every call fail."""
+    fake.set(retry_after=30)  # longer than a call waits for another try
+    if fault == "refuse":
+        fake.refuse()
+    else:
+        fake.set(faults={fault: 1})
+
+
+@pytest.mark.parametrize("path", ["/chat", "/summarize"])
+@pytest.mark.parametrize("fault", OUTCOMES)
+def test_it_turns_a_fault_into_its_documented_answer(
+    api: Api, upstream: FakeUpstream, log_lines: LogLines, records: Records, fault: str, path: str
+) -> None:
+    break_by(upstream, fault)
+    status, code, cause = OUTCOMES[fault]
+    body = {"message": PROMPT} if path == "/chat" else {"text": PROMPT}
+    answer = api.post(path, body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.json()["request_id"] == answer["X-Request-ID"]
+    assert answer["X-RateLimit-Remaining"] == "4"
+    _assert_no_leak(answer, log_lines)
+    lines = [line for line in log_lines() if line["event"] == "upstream_failed"]
+    assert lines, "no line tells the cause"
+    assert all(cause in line["cause"] and line["request_id"] == answer["X-Request-ID"] for line in lines)
+    (record,) = records()
+    assert (record.status, record.error_code, record.model) == (status, code, MODEL)
+    assert record.deployment == f"openai/{MODEL}"
+    assert record.attempts >= 1
+    assert record.id == UUID(next(line["record_id"] for line in log_lines() if line["event"] == "request"))
+
+
+def test_it_tells_when_to_come_back_to_a_busy_provider(api: Api, upstream: FakeUpstream) -> None:
+    break_by(upstream, "http_429")
+    assert api.chat()["Retry-After"] == "30"
+
+
+def test_it_answers_once_the_fault_is_over(api: Api, upstream: FakeUpstream) -> None:
+    for fault in ("http_500", "reset"):
+        upstream.set(faults={fault: 1})
+        assert api.chat().status_code == 502
+    upstream.set(faults={})
+    assert api.chat().status_code == 200
+
+
+@pytest.mark.parametrize("fault", ["http_401", "http_429", "refuse", "http_400"])
+def test_it_charges_nothing_where_the_provider_bills_nothing(
+    api: Api, upstream: FakeUpstream, records: Records, fault: str
+) -> None:
+    break_by(upstream, fault)
+    api.chat()
+    (record,) = records()
+    assert not any((record.input_tokens, record.output_tokens, record.cost))
+
+
+@pytest.mark.parametrize("fault", ["broken_json", "cut", "hang", "empty_choices"])
+def test_it_charges_the_bound_where_nobody_knows(
+    api: Api, upstream: FakeUpstream, records: Records, fault: str
+) -> None:
+    break_by(upstream, fault)
+    api.chat()
+    (record,) = records()
+    assert record.usage_source == "bound"
+    assert record.cost > 0
+    billed = upstream.totals()
+    assert record.input_tokens + record.output_tokens >= billed["prompt_tokens"] + billed["completion_tokens"]
+
+
+def test_it_charges_what_a_filtered_answer_used(api: Api, upstream: FakeUpstream, records: Records) -> None:
+    break_by(upstream, "content_filter")
+    api.chat()
+    (record,) = records()
+    (call,) = upstream.billed
+    assert record.usage_source == "provider"
+    assert (record.input_tokens, record.output_tokens) == (call.prompt_tokens, call.completion_tokens)
+
+
+def test_it_counts_for_itself_where_the_provider_tells_no_usage(
+    api: Api, upstream: FakeUpstream, records: Records
+) -> None:
+    break_by(upstream, "no_usage")
+    answer = api.chat()
+    assert answer.status_code == 200
+    (record,) = records()
+    assert record.usage_source == "estimated"
+    assert record.input_tokens > 0
+    assert record.output_tokens > 0
+    assert answer.json()["tokens_used"] == record.input_tokens + record.output_tokens
+
+
+def test_it_says_the_same_of_a_wrong_secret_as_of_any_failure_of_ours(
+    api: Api, upstream: FakeUpstream, log_lines: LogLines
+) -> None:
+    upstream.set(api_key="another")
+    answer = api.chat()
+    assert (answer.status_code, answer.json()["detail"]) == (502, "The model provider failed to answer.")
+    _assert_no_leak(answer, log_lines)
+
+
+CHOICE = '{"choices": [{"message": {"content": %s}}]}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"null", b"1", b'"text"', b"{}", b"\xff\xfe", b"[" * 100_000, b'{"choices": ' + b"[" * 100_000,
+        b'{"choices": null}', b'{"choices": {}}', b'{"choices": [null]}', b'{"choices": ["a"]}',
+        b'{"choices": [{}]}', b'{"choices": [{"message": null}]}', b'{"choices": [{"message": "text"}]}',
+        *((CHOICE % content).encode() for content in ("null", "1", '""', '"  "', "[]", "{}")),
+    ],
+)  # fmt: skip
+def test_it_takes_a_senseless_answer_for_a_failure(
+    api: Api, upstream: FakeUpstream, records: Records, log_lines: LogLines, body: bytes
+) -> None:
+    answer = _chat_with(api, body)
+    assert (answer.status_code, answer.json()["code"]) == (502, "upstream_failed")
+    assert [record.status for record in records()] == [502]
+    assert [line for line in log_lines() if line["event"] == "upstream_failed"]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None, [], 1, "many", {}, {"prompt_tokens": 1}, {"prompt_tokens": "1", "completion_tokens": 1},
+        {"prompt_tokens": -1, "completion_tokens": 1}, {"prompt_tokens": 1.5, "completion_tokens": 1},
+        {"prompt_tokens": True, "completion_tokens": 1}, {"prompt_tokens": 10**30, "completion_tokens": 1},
+        {"prompt_tokens": 2**62, "completion_tokens": 2**62},
+        {"prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 99}},
+        {"prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": -1}},
+        {"prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": "none"},
+    ],
+)  # fmt: skip
+def test_it_survives_any_usage(api: Api, upstream: FakeUpstream, records: Records, usage: Any) -> None:
+    body = json.dumps({"choices": [{"message": {"content": "fine"}}], "usage": usage}).encode()
+    answer = _chat_with(api, body)
+    assert (answer.status_code, answer.json()["response"]) == (200, "fine")
+    (record,) = records()
+    assert record.status == 200
+    assert 0 <= record.cached_tokens <= record.input_tokens
+
+
+def test_it_passes_no_lone_surrogate_on(api: Api, upstream: FakeUpstream) -> None:
+    answer = _chat_with(api, (CHOICE % '"half of \\ud83d one"').encode())
+    assert (answer.status_code, answer.json()["response"]) == (200, "half of \ufffd one")
+    assert api.chat().json()["cached"]
+
+
+def test_it_keeps_a_pair_of_surrogates_that_was_escaped(api: Api, upstream: FakeUpstream) -> None:
+    assert _chat_with(api, (CHOICE % '"\\ud83d\\ude00 \\ud83d"').encode()).json()["response"] == "😀 \ufffd"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (200, {"Content-Encoding": "gzip"}),
+        (302, {"Location": "http://169.254.169.254/latest"}),
+        (204, {}),
+        (418, {}),
+        (599, {}),
+    ],
+)
+def test_it_takes_senseless_statuses_for_failures(
+    api: Api, upstream: FakeUpstream, status: int, headers: Mapping[str, str]
+) -> None:
+    answer = _chat_with(api, (CHOICE % '"fine"').encode(), status=status, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (502, "upstream_failed")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ({"code": "fine_code-1"}, "fine_code-1"),
+        ({"code": f"a sentence with {LEAK_MARKER}"}, "upstream_rejected"),
+        ({"code": None}, "upstream_rejected"),
+        ({"code": "x" * 200}, "upstream_rejected"),
+        (LEAK_MARKER, "upstream_rejected"),
+    ],
+)
+def test_it_passes_a_rejections_code_on_only_if_it_is_a_name(
+    api: Api, upstream: FakeUpstream, log_lines: LogLines, error: Any, code: str
+) -> None:
+    body = json.dumps({"error": error}).encode()
+    answer = _chat_with(api, body, status=400)
+    assert (answer.status_code, answer.json()["code"]) == (400, code)
+    _assert_no_leak(answer, log_lines)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7), (" 7 ", 7), ("0", 0), ("999999999", 3600), (None, 0), ("", 0), ("-1", 0), ("1.5", 0), ("soon", 0)],
+)
+def test_it_reads_retry_after_in_whole_seconds(header: str | None, seconds: int) -> None:
+    assert retry_after_seconds(header) == seconds
+
+
+def test_it_tells_a_positive_retry_after_whatever_the_provider_said(api: Api, upstream: FakeUpstream) -> None:
+    for said in ("soon", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"):
+        answer = _chat_with(api, b"{}", status=429, headers={"Retry-After": said})
+        assert answer.status_code == 503
+        assert int(answer["Retry-After"]) >= 1
+
+
+def _chat_with(api: Api, body: bytes, **options: Any) -> Any:
+    with odd_provider(body, **options) as url:
+        Provider.objects.update(base_url=url)
+        catalog.forget()
+        return api.chat()
+
+
+def _assert_no_leak(answer: Any, log_lines: LogLines) -> None:
+    """Nothing of the provider's text, address or secret reaches the caller; nor the text or prompt the log."""
+    told = answer.content.decode() + str(answer.headers)
+    for part in (LEAK_MARKER, PROVIDER_SECRET, "127.0.0.1", "openai", "/v1", "Traceback"):
+        assert part not in told
+    logged = json.dumps(log_lines())
+    for part in (LEAK_MARKER, PROVIDER_SECRET, PROMPT):
+        assert part not in logged
