@@ -26,9 +26,9 @@ def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings
     errors: dict[str, list[str]] = {}
     settings: dict[str, Any] = {
         "scopes": _subset("scopes", asked, creator.scopes or sorted(DEFAULT_SCOPES), errors),
-        "models": _subset("models", asked, _models(creator), errors),
+        "models": _models_asked(asked, creator, errors),
         "allowed_ips": _networks(asked, creator, errors),
-        "expires_at": _earlier(asked.get("expires_at"), creator.expires_at, errors),
+        "expires_at": _earlier(asked.get("expires_at"), _end(creator), errors),
         **_rates(asked, creator, errors),
     }
     for name in _BUDGETS:
@@ -42,30 +42,47 @@ def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
     """Name what a key of the same account has beyond another: rotating it would hand that on."""
     now = datetime.now(UTC)
     mine, other = build_identity(creator, now), build_identity(key, now)
-    beyond = []
-    if not other.scopes <= mine.scopes:
-        beyond.append("scopes")
-    if not _covers(_models(creator), _models(key)):
-        beyond.append("models")
-    if not _within(other.networks, mine.networks):
-        beyond.append("allowed_ips")
-    own_limits, other_limits = mine.limits.subjects[0].limits, other.limits.subjects[0].limits
-    for name in type(own_limits).__slots__:
-        own, others = getattr(own_limits, name), getattr(other_limits, name)
-        if own is not None and (others is None or others > own):
-            beyond.append(name)
-    return beyond
+    end, models, others = _end(creator), _models(creator), _models(key)
+    facts = {
+        "scopes": other.scopes <= mine.scopes,
+        "models": models is None or (others is not None and set(others) <= set(models)),
+        "allowed_ips": _within(other.networks, mine.networks),
+        "expires_at": end is None or (key.expires_at is not None and key.expires_at <= end),
+        "max_output_tokens": other.max_output_tokens <= mine.max_output_tokens,
+    }
+    # Overrides end: what is within bounds now may not be then.
+    moments = {now, *(each.overrides_until for each in (creator, key) if each.overrides_until is not None)}
+    higher = {name for moment in moments for name in _higher(key, creator, max(moment, now))}
+    return [name for name, is_within in facts.items() if not is_within] + sorted(higher)
 
 
-def _covers(ours: list[str], theirs: list[str]) -> bool:
-    return not ours or (bool(theirs) and set(theirs) <= set(ours))
+def _higher(key: ApiKey, creator: ApiKey, moment: datetime) -> list[str]:
+    """Name the limits that are higher with one key than with another at a moment."""
+    mine, others = (build_identity(each, moment).limits.subjects[0].limits for each in (creator, key))
+    pairs = {name: (getattr(others, name), getattr(mine, name)) for name in type(mine).__slots__}
+    return [name for name, (other, own) in pairs.items() if own is not None and (other is None or other > own)]
 
 
-def _models(key: ApiKey) -> list[str]:
-    """Return the models that tier and key allow together; empty: all."""
+def _end(key: ApiKey) -> datetime | None:
+    """Return when a key stops: by its date, or because it was replaced."""
+    return min((moment for moment in (key.expires_at, key.revoked_at) if moment is not None), default=None)
+
+
+def _models(key: ApiKey) -> list[str] | None:
+    """Return the models that tier and key allow together, which may be none; None: all."""
     if not key.models or not key.tier.models:
-        return list(key.models or key.tier.models)
+        return list(key.models or key.tier.models) or None
     return [name for name in key.models if name in key.tier.models]
+
+
+def _models_asked(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> list[str]:
+    """Return the models of a new key. Where the creator may use none, so may the new key: it gets the same list."""
+    own = _models(creator)
+    wanted = list(asked.get("models") or own or creator.models)
+    beyond = [] if own is None or not asked.get("models") else [name for name in wanted if name not in own]
+    if beyond:
+        errors["models"] = [f"Not among this key's own: {', '.join(beyond)}."]
+    return wanted
 
 
 def _subset(field: str, asked: Mapping[str, Any], own: list[str], errors: dict[str, list[str]]) -> list[str]:
