@@ -117,7 +117,7 @@ class KeyRotateView(KeyManagementView):
         body.is_valid(raise_exception=True)
         key = self.find_key(request, key_id)
         creator = self.find_key(request, self.identity(request).key_id)
-        beyond = exceeds(key, creator)
+        beyond = [] if key.pk == creator.pk else exceeds(key, creator)
         if beyond:
             raise PermissionDenied(f"That key may do more than the one that asks: {', '.join(beyond)}.")
         grace = timedelta(seconds=body.validated_data["grace_seconds"])

@@ -94,7 +94,18 @@ class NewKeyAnswer(KeyAnswer):
         read_only_fields = fields
 
 
-class KeyRequest(serializers.Serializer[Any]):
+class StrictSerializer(serializers.Serializer[Any]):
+    """A body in which every field is a known one: a misspelt restriction must not be ignored."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        """Refuse unknown fields, then validate the others."""
+        unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
+        if unknown:
+            raise serializers.ValidationError({name[:100]: ["Unknown field."] for name in unknown[:20]})
+        return super().to_internal_value(data)
+
+
+class KeyRequest(StrictSerializer):
     """What POST /keys takes; what is left out is as with the key that asks."""
 
     name = serializers.CharField(max_length=100)
@@ -108,13 +119,6 @@ class KeyRequest(serializers.Serializer[Any]):
     monthly_cost_budget = serializers.DecimalField(max_digits=19, decimal_places=9, min_value=0, required=False)
     expires_at = serializers.DateTimeField(required=False)
 
-    def to_internal_value(self, data: Any) -> Any:
-        """Validate the fields, then refuse what is none, so that a misspelt restriction is not ignored."""
-        unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
-        if unknown:
-            raise serializers.ValidationError({name[:100]: ["Unknown field."] for name in unknown[:20]})
-        return super().to_internal_value(data)
-
     def validate_allowed_ips(self, value: list[str]) -> list[str]:
         """Accept addresses and networks only."""
         try:
@@ -124,7 +128,7 @@ class KeyRequest(serializers.Serializer[Any]):
         return value
 
 
-class RotateRequest(serializers.Serializer[Any]):
+class RotateRequest(StrictSerializer):
     """What POST /keys/{id}/rotate takes."""
 
     grace_seconds = serializers.IntegerField(
