@@ -15,7 +15,7 @@ from inference.calls import Caller
 from inference.streaming import StreamedCall
 from inference.surfaces.base import Body, Payload
 from inference.surfaces.chat import chat_surface
-from inference.surfaces.events import DONE, END_OF_EVENT, ChunkReader, event_data, parse_data
+from inference.surfaces.events import DONE, ChunkReader, choices_in, event_data, parse_data
 
 EVENT_STREAM = "text/event-stream"
 
@@ -58,11 +58,13 @@ class DeltaReader(ChunkReader):
         self._model = model
         self._is_cached = is_cached
         self._said: list[str] = []
+        self._is_filtered = False
 
-    def _forward(self, events: bytes) -> bytes:
-        return b"".join(self._translate(event_data(event)) for event in events.split(END_OF_EVENT))
+    def _is_plain(self, events: bytes) -> bool:
+        return False
 
-    def _translate(self, data: bytes) -> bytes:
+    def _relay(self, event: bytes) -> bytes:
+        data = event_data(event)
         if not data:
             return b""
         if data == DONE:
@@ -70,17 +72,23 @@ class DeltaReader(ChunkReader):
             return server_sent("done", self._answer())
         chunk = parse_data(data)
         self.look(chunk)
-        choice = (chunk.get("choices") or [{}])[0]
+        choice = next(iter(choices_in(chunk)), {})
         if choice.get("finish_reason") == "content_filter":
-            raise ContentFiltered
-        text = (choice.get("delta") or {}).get("content")
+            self._is_filtered = True  # told at the end, once the usage is known
+        delta = choice.get("delta")
+        text = delta.get("content") if isinstance(delta, dict) else None
         if not isinstance(text, str) or not text:
             return b""
         self._said.append(text)
         return server_sent("delta", {"text": text})
 
     def _answer(self) -> Body:
-        """Make the body that a plain request would have got. Raises UpstreamFailed for an empty answer."""
+        """Make the body that a plain request would have got. Raises UpstreamFailed for an empty answer.
+
+        Raises ContentFiltered where the provider stopped it: what was sent until then is not a whole answer.
+        """
+        if self._is_filtered:
+            raise ContentFiltered
         response = "".join(self._said)
         if not response.strip():
             raise UpstreamFailed

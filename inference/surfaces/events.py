@@ -15,15 +15,24 @@ from typing import Any
 from inference.surfaces.base import Body, Usage, read_openai_usage, read_response_usage
 
 END_OF_EVENT = b"\n\n"
+#: How an event ends that holds a whole object; one that ends otherwise is looked into.
+END_OF_OBJECT = b"}" + END_OF_EVENT
 DONE = b"[DONE]"
 #: What chunks carry where usage was asked for and isn't there yet.
 NO_USAGE = re.compile(rb',\s*"usage":\s*null')
+#: Texts of a delta that no model wrote.
+LABELS = ("role", "id", "type")
 #: The most that may wait for the end of its event.
 LONGEST_EVENT = 16 * 1024 * 1024
 
 
 class BrokenStream(Exception):
-    """The provider sent an error, or no events, in the middle of a stream; its text is not ours to pass on."""
+    """The provider sent an error, or no events, in the middle of a stream; its text is not ours to pass on.
+
+    `before` is what came with it and is to be forwarded first.
+    """
+
+    before: bytes = b""
 
 
 class EventReader(ABC):
@@ -39,10 +48,13 @@ class EventReader(ABC):
         self._kept: list[bytes] = []
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes as they came, and return those to be forwarded: whole events. Raises BrokenStream."""
-        if b"\r" in data:
-            data = data.replace(b"\r\n", b"\n")
+        """Take bytes as they came, and return those to be forwarded: whole events. Raises BrokenStream.
+
+        A line ends by CR, LF or both (HTML standard, section 9.2.6); what is forwarded ends its lines by LF.
+        """
         data = self._rest + data
+        if b"\r" in data:
+            data = _with_lf(data)
         end = data.rfind(END_OF_EVENT) + len(END_OF_EVENT)
         if end < len(END_OF_EVENT):
             self._rest = data
@@ -52,6 +64,10 @@ class EventReader(ABC):
         events, self._rest = data[:end], data[end:]
         self._kept.append(events)
         return self._forward(events)
+
+    def finish(self) -> bytes:
+        """Take the stream's end, which may stand for that of the last event, and return what is to be forwarded."""
+        return self.feed(END_OF_EVENT) if self._rest.strip() else b""
 
     @property
     def text(self) -> bytes:
@@ -71,13 +87,28 @@ class EventReader(ABC):
         """Look into an event with a sign in it; say whether to forward it. Raises BrokenStream."""
 
     def _forward(self, events: bytes) -> bytes:
-        if not any(sign in events for sign in self.signs):
+        """Relay events in which nothing is to be seen, and that look whole, as they are; go through others singly."""
+        if self._is_plain(events):
             return events
-        kept = [event for event in events.split(END_OF_EVENT) if event and self._passes(event)]
-        return b"".join(event + END_OF_EVENT for event in kept)
+        forwarded = bytearray()
+        try:
+            for event in filter(None, events.split(END_OF_EVENT)):
+                forwarded += self._relay(event)
+        except BrokenStream as error:
+            error.before = bytes(forwarded)
+            raise
+        return bytes(forwarded)
+
+    def _is_plain(self, events: bytes) -> bool:
+        are_whole = events.count(END_OF_OBJECT) == events.count(END_OF_EVENT)
+        return are_whole and not any(sign in events for sign in self.signs)
+
+    def _relay(self, event: bytes) -> bytes:
+        """Return what is forwarded of one event. Raises BrokenStream."""
+        return event + END_OF_EVENT if self._passes(event) else b""
 
     def _passes(self, event: bytes) -> bool:
-        if not any(sign in event for sign in self.signs):
+        if event.endswith(b"}") and not any(sign in event for sign in self.signs):
             return True
         data = event_data(event)
         if data == DONE:
@@ -115,7 +146,7 @@ class ChunkReader(EventReader):
         """Join the pieces of each choice."""
         choices: dict[int, dict[str, Any]] = {}
         for event in self.events():
-            for chunk in event.get("choices") or ():
+            for chunk in choices_in(event):
                 choice = choices.setdefault(chunk.get("index", 0), {"message": {"content": ""}, "text": ""})
                 _join(choice, chunk)
         return {"choices": [choices[index] for index in sorted(choices)]}
@@ -129,11 +160,12 @@ class ResponseReader(EventReader):
     def look(self, event: Body) -> bool:
         """Take the usage at the end. A failed response is an error whose text is the provider's."""
         kind = event.get("type")
-        if kind in ("error", "response.failed"):
-            raise BrokenStream(kind)
+        if kind in ("error", "response.failed") or (kind is None and event.get("error")):
+            raise BrokenStream("error event")
         if kind in ("response.completed", "response.incomplete"):
             self.is_done = True
-            self.usage = read_response_usage((event.get("response") or {}).get("usage"))
+            response = event.get("response")
+            self.usage = read_response_usage(response.get("usage") if isinstance(response, dict) else None)
         return True
 
     def body(self) -> Body:
@@ -142,15 +174,37 @@ class ResponseReader(EventReader):
         return {"output": [{"content": "".join(pieces)}]}
 
 
+def choices_in(event: Body) -> list[Body]:
+    """Return the choices of a chunk, leaving out what is none."""
+    choices = event.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
 def _join(choice: dict[str, Any], chunk: Body) -> None:
     """Add a chunk's text, reasoning and tool arguments to a choice: all of it was generated, and counts."""
-    choice["text"] += chunk.get("text") or ""
-    delta = chunk.get("delta") or {}
-    calls = [(call.get("function") or {}) for call in delta.get("tool_calls") or ()]
-    pieces = [delta.get("content"), delta.get("reasoning_content"), delta.get("refusal")]
-    pieces += [piece for call in calls for piece in (call.get("name"), call.get("arguments"))]
-    choice["message"]["content"] += "".join(piece for piece in pieces if isinstance(piece, str))
+    text = chunk.get("text")
+    choice["text"] += text if isinstance(text, str) else ""
+    choice["message"]["content"] += "".join(_generated(chunk.get("delta")))
     choice["finish_reason"] = chunk.get("finish_reason") or choice.get("finish_reason")
+
+
+def _generated(value: Any, name: str = "") -> Iterator[str]:
+    """Yield every text in a delta, wherever a provider puts it, apart from its labels."""
+    if isinstance(value, str):
+        if name not in LABELS:
+            yield value
+    elif isinstance(value, dict):
+        for inner, item in value.items():
+            yield from _generated(item, inner)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _generated(item, name)
+
+
+def _with_lf(data: bytes) -> bytes:
+    """End lines by LF alone; a CR at the very end waits for what follows it."""
+    last = b"\r" if data.endswith(b"\r") else b""
+    return data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
 
 
 def parse_events(text: bytes) -> Iterator[Body]:
