@@ -20,7 +20,7 @@ from openai._constants import RAW_RESPONSE_HEADER
 
 from inference.catalog import Route
 from inference.upstream.errors import FAILURES, failed_attempt
-from inference.upstream.transport import PooledTransport
+from inference.upstream.transport import Abort, PooledTransport, abortable
 
 
 def read_object(content: bytes) -> dict[str, Any]:
@@ -28,12 +28,13 @@ def read_object(content: bytes) -> dict[str, Any]:
 
     Raises ValueError for anything else, RecursionError for what is nested too deep.
     """
-    answer = json.loads(content)
+    answer: Any = json.loads(content)
     if not isinstance(answer, dict):
         raise ValueError("no object")
     if b"\\ud" in content.lower():
         text = json.dumps(answer, ensure_ascii=False)
-        answer = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        replaced: dict[str, Any] = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        return replaced
     return answer
 
 
@@ -51,7 +52,10 @@ class UpstreamStream:
         try:
             if "text/event-stream" not in response.headers.get("Content-Type", ""):
                 raise ValueError("no stream of events")
-            self.first = next(self._reads, b"")
+            self.first = next(self._reads)
+        except StopIteration:
+            self.close()
+            raise ValueError("an empty stream") from None
         except BaseException:
             self.close()
             raise
@@ -93,16 +97,23 @@ class Client:
         return answer
 
     def open_stream(
-        self, route: Route, path: str, payload: Mapping[str, Any], *, seconds: float, idle_seconds: float
+        self,
+        route: Route,
+        path: str,
+        payload: Mapping[str, Any],
+        *,
+        seconds: float,
+        idle_seconds: float,
+        abort: Abort | None = None,
     ) -> UpstreamStream:
         """Post a body and return the stream of its answer as soon as its first bytes are there.
 
-        They may take `seconds`, the next ones `idle_seconds` each. Raises AttemptFailed, also for an answer that is no
-        stream of events.
+        They may take `seconds`, the next ones `idle_seconds` each; `abort` may end the wait for them. Raises
+        AttemptFailed, also for an answer that is no stream of events, or an empty one.
         """
         body = {**payload, "model": route.upstream_name}
         try:
-            with _deadline(seconds):
+            with _deadline(seconds), abortable(abort or Abort()):
                 return UpstreamStream(self._open(route, path, body, idle_seconds), route)
         except FAILURES as error:
             raise failed_attempt(error, route=route.name) from error

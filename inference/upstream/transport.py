@@ -6,12 +6,16 @@ the request's extensions, as httpx2 passes them: connect, read, write and pool, 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import httpx2
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
     ConnectTimeoutError,
     EmptyPoolError,
@@ -28,16 +32,80 @@ KEPT_POOLS = 50
 READ_SIZE = 64 * 1024
 
 
+class Abort:
+    """Ends one request from another thread or greenlet: while its answer is awaited, and while that is read."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._socket: socket.socket | None = None
+
+    def set(self) -> None:
+        """Wake whoever waits for the connection: the read that is under way fails, and so does whatever follows."""
+        self.is_set = True
+        if self._socket is not None:
+            with suppress(OSError):
+                # Past TLS, whose own shutdown takes its state away under the feet of a read that is under way.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def watch(self, connection: HTTPConnection) -> None:
+        """Note over what the request is sent; raises ConnectionAbortedError if it is not wanted any more."""
+        self._socket = connection.sock
+        if self.is_set:
+            raise ConnectionAbortedError
+
+    def forget(self) -> None:
+        """Leave the connection alone from now on: it goes back to its pool, and serves others."""
+        self._socket = None
+
+
+#: What may end the request that this thread or greenlet sends next.
+_abort: ContextVar[Abort] = ContextVar("abort")
+
+
+@contextmanager
+def abortable(abort: Abort) -> Iterator[None]:
+    """Let the requests that are sent in the block be ended by `abort`."""
+    token = _abort.set(abort)
+    try:
+        yield
+    finally:
+        _abort.reset(token)
+
+
+class _Watched(HTTPConnection):
+    def request(self, *args: Any, **options: Any) -> None:
+        abort = _abort.get(None)
+        if abort is not None:
+            if self.sock is None:
+                self.connect()
+            abort.watch(self)
+        super().request(*args, **options)
+
+
+class _WatchedTLS(_Watched, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Watched
+
+
+class _PoolTLS(HTTPSConnectionPool):
+    ConnectionCls = _WatchedTLS
+
+
 class PooledTransport(httpx2.BaseTransport):
     """Sends requests over pools that the process's threads or greenlets share."""
 
     def __init__(self) -> None:
         self._pools = urllib3.PoolManager(num_pools=KEPT_POOLS, maxsize=KEPT_CONNECTIONS, block=False, retries=False)
+        self._pools.pool_classes_by_scheme = {"http": _Pool, "https": _PoolTLS}
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and return its response as soon as the headers are there."""
         limits = request.extensions.get("timeout", {})
-        with _httpx_errors():
+        abort = _abort.get(None) or Abort()
+        with abortable(abort), _httpx_errors():
             response = self._pools.urlopen(
                 request.method,
                 str(request.url),
@@ -49,7 +117,7 @@ class PooledTransport(httpx2.BaseTransport):
                 decode_content=False,
                 timeout=Timeout(connect=limits.get("connect"), read=limits.get("read")),
             )
-        return httpx2.Response(response.status, headers=list(response.headers.items()), stream=_Body(response))
+        return httpx2.Response(response.status, headers=list(response.headers.items()), stream=_Body(response, abort))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -59,8 +127,9 @@ class PooledTransport(httpx2.BaseTransport):
 class _Body(httpx2.SyncByteStream):
     """A response's bytes as they arrive. Read to its end, the connection goes back to its pool; else it is closed."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse, abort: Abort) -> None:
         self._response = response
+        self._abort = abort
 
     def __iter__(self) -> Iterator[bytes]:
         response: Any = self._response
@@ -74,11 +143,12 @@ class _Body(httpx2.SyncByteStream):
     def close(self) -> None:
         response: Any = self._response
         if response.closed:
+            self._abort.forget()
             response.release_conn()
             return
-        with suppress(OSError, ValueError, RuntimeError):
-            response.shutdown()  # wakes whoever reads from it
-        response.close()
+        self._abort.set()
+        with suppress(RuntimeError):  # a read is under way elsewhere: it fails now, and closes the connection
+            response.close()
 
 
 @contextmanager
