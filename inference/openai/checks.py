@@ -57,15 +57,23 @@ def is_objects(name: str, value: Any) -> None:
         is_list_of_objects(name, value)
 
 
-def is_input(name: str, value: Any) -> None:
-    """Accept a text, or a list of texts, of objects, of token numbers or of lists of those."""
+def is_prompt(name: str, value: Any) -> None:
+    """Accept a text, or a list of texts, of token numbers, or of lists of those."""
     if isinstance(value, str):
         return
     if not isinstance(value, list) or not value:
         raise _wrong_type(name, "a string or an array that is not empty")
     kinds = {type(item) for item in value}
-    if len(kinds) > 1 or not kinds <= {str, int, list, dict}:
-        raise _wrong_type(name, "a string or an array of one kind of items")
+    if kinds == {list}:
+        kinds = {int} if all(value) and {type(item) for tokens in value for item in tokens} == {int} else set()
+    if kinds not in ({str}, {int}):
+        raise _wrong_type(name, "a string or an array of strings, of token numbers, or of arrays of those")
+
+
+def is_input(name: str, value: Any) -> None:
+    """Accept a text, or a list of objects, one at least."""
+    if not isinstance(value, str):
+        is_list_of_objects(name, value)
 
 
 def integer(minimum: int, maximum: int) -> Check:
@@ -151,17 +159,18 @@ CHAT_CHECKS: dict[str, Check] = {
     "functions": is_objects,
     "modalities": only_text,
     "audio": refused("its price can't be bounded."),
+    "prediction": refused("its price can't be bounded."),
     "web_search_options": refused("its price can't be bounded."),
 }
 COMPLETION_CHECKS: dict[str, Check] = {
     **_SAMPLING,
     **_ANSWERS,
-    "prompt": is_input,
+    "prompt": is_prompt,
     "best_of": integer(1, MOST_ANSWERS),
 }
 EMBEDDING_CHECKS: dict[str, Check] = {
     "model": is_text,
-    "input": is_input,
+    "input": is_prompt,
     "encoding_format": one_of("float", "base64"),
     "dimensions": integer(1, 100_000),
 }

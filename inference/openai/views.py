@@ -34,7 +34,7 @@ from inference.openai.documentation import (
 from inference.openai.streams import error_event
 from inference.pipeline import answer_call
 from inference.surfaces.base import Surface
-from inference.surfaces.chat import chat_surface
+from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.completions import completion_surface, embedding_surface
 from inference.surfaces.responses import refuse_what_lives_on, response_surface
 
@@ -103,6 +103,10 @@ class ChatCompletionsView(OpenAIEndpoint):
     def post(self, request: Request) -> HttpResponseBase:
         """Answer as OpenAI does."""
         return self.answer(request)
+
+    def refuse(self, payload: Mapping[str, Any]) -> None:
+        """Refuse what nobody can bound."""
+        refuse_unbounded(payload)
 
 
 class CompletionsView(OpenAIEndpoint):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from accounts.exceptions import ContentFiltered, UpstreamFailed
+from accounts.exceptions import ContentFiltered, InvalidRequest, UpstreamFailed
 from inference.surfaces.base import (
     PART_OVERHEAD,
     REQUEST_OVERHEAD,
@@ -21,7 +21,13 @@ from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 #: The most that an image can be, in tokens: OpenAI's dearest reckoning of one at high detail is below it.
 IMAGE_TOKENS = 50_000
-IMAGE_PARTS = ("image_url", "input_image")
+IMAGE_PARTS = ("image_url", "input_image", "computer_screenshot")
+#: Parts that a few bytes, or a name, can make any number of tokens of: pages of a file, minutes of sound.
+UNBOUNDED_PARTS = ("file", "input_file", "input_audio", "audio", "video_url", "input_video")
+#: Tools that the caller runs himself; the provider's own cost what nobody can bound.
+OWN_TOOLS = ("function", "custom")
+#: How a request may call the longest answer, the one that counts first.
+OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens")
 #: With these a request acts on the world, leaves something behind, or is somebody's own: its answer is not reused.
 UNCACHEABLE = ("tools", "functions", "store", "user", "safety_identifier", "metadata", "prompt_cache_key", "audio")
 
@@ -36,12 +42,12 @@ class ChatSurface(Surface):
         messages = payload["messages"]
         parts = len(messages) + len(payload.get("tools") or []) + len(payload.get("functions") or [])
         rest = {name: value for name, value in payload.items() if name != "messages"}
-        size = sum(message_bytes(message) for message in messages) + json_bytes(rest)
-        return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * sum(map(image_count, messages))
+        size = json_bytes(without_images(messages)) + json_bytes(rest)
+        return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * image_count(messages)
 
     def asked_output(self, payload: Payload) -> int | None:
         """Return max_completion_tokens, or max_tokens by its older name."""
-        for name in ("max_completion_tokens", "max_tokens"):
+        for name in OUTPUT_PARAMETERS:
             if payload.get(name) is not None:
                 return int(payload[name])
         return None
@@ -51,9 +57,14 @@ class ChatSurface(Surface):
         return int(payload.get("n") or 1)
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
-        """Set the maximum under the name that the request uses, or else the deployment's."""
-        name = next((each for each in ("max_completion_tokens", "max_tokens") if payload.get(each)), parameter)
-        return {**payload, name: tokens}
+        """Set the maximum under the name that the deployment knows: one that it doesn't know would bound nothing.
+
+        Nothing is stored at the provider, whatever is asked.
+        """
+        kept = {name: value for name, value in payload.items() if name not in OUTPUT_PARAMETERS}
+        if "store" in kept:
+            kept["store"] = False
+        return {**kept, parameter: tokens}
 
     def read_usage(self, body: Body) -> Usage | None:
         """Read `usage`."""
@@ -100,19 +111,48 @@ def answer_text(body: Body) -> str:
     return content
 
 
-def message_bytes(message: Any) -> int:
-    """Measure a message without the data of its images, which are reckoned by number."""
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return json_bytes(message)
-    kept = [part for part in content if not _is_image(part)]
-    return json_bytes({**message, "content": kept})
+def refuse_unbounded(payload: Payload) -> None:
+    """Raise InvalidRequest for what a chat may hold and nobody can bound, or that lies at the provider."""
+    refuse_foreign_tools(payload)
+    refuse_unbounded_parts(payload["messages"], param="messages")
 
 
-def image_count(message: Any) -> int:
-    """Count the images of a message."""
-    content = message.get("content") if isinstance(message, dict) else None
-    return sum(map(_is_image, content)) if isinstance(content, list) else 0
+def refuse_foreign_tools(payload: Payload) -> None:
+    """Raise InvalidRequest for a tool that the provider would run."""
+    for number, tool in enumerate(payload.get("tools") or []):
+        if tool.get("type") not in OWN_TOOLS:
+            raise InvalidRequest("Only tools of type function or custom are supported.", param=f"tools[{number}].type")
+
+
+def refuse_unbounded_parts(messages: Any, *, param: str) -> None:
+    """Raise InvalidRequest for a part of a message whose tokens nobody can bound, or that the provider keeps."""
+    for part in _objects_in(messages):
+        if part.get("type") in UNBOUNDED_PARTS or part.get("audio"):
+            raise InvalidRequest("Files and audio are not supported here: send text and images.", param=param)
+        if part.get("type") == "item_reference" or part.get("file_id"):
+            raise InvalidRequest("Nothing is kept at the provider: send the content, not a reference.", param=param)
+
+
+def image_count(value: Any) -> int:
+    """Count the images in a structure of messages."""
+    return sum(map(_is_image, _objects_in(value)))
+
+
+def without_images(value: Any) -> Any:
+    """Return a structure of messages without its images, which are reckoned by number."""
+    if isinstance(value, dict):
+        return {name: without_images(item) for name, item in value.items() if not _is_image(item)}
+    if isinstance(value, list):
+        return [without_images(item) for item in value if not _is_image(item)]
+    return value
+
+
+def _objects_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object in a structure, the outer ones first."""
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects_in(item)
 
 
 def _is_image(part: Any) -> bool:

@@ -15,14 +15,20 @@ from inference.surfaces.base import (
     json_bytes,
     read_response_usage,
 )
-from inference.surfaces.chat import IMAGE_TOKENS, UNCACHEABLE, image_count, message_bytes, texts_in
+from inference.surfaces.chat import (
+    IMAGE_TOKENS,
+    UNCACHEABLE,
+    image_count,
+    refuse_foreign_tools,
+    refuse_unbounded_parts,
+    texts_in,
+    without_images,
+)
 from inference.surfaces.events import ResponseReader
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 #: What would live on at the provider, under the secret that all accounts share, or is fetched from there.
 REFUSED = ("previous_response_id", "conversation", "background", "prompt")
-#: Tools that the caller runs himself; the provider's own cost what nobody can bound.
-OWN_TOOLS = ("function", "custom")
 
 
 class ResponseSurface(Surface):
@@ -34,9 +40,9 @@ class ResponseSurface(Surface):
         """Reckon one token a byte of the request's JSON, images at the most that one can be, and overhead."""
         items = _items(payload.get("input"))
         rest = {name: value for name, value in payload.items() if name != "input"}
-        size = sum(message_bytes(item) for item in items) + json_bytes(rest)
+        size = json_bytes(without_images(items)) + json_bytes(rest)
         parts = len(items) + len(payload.get("tools") or [])
-        return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * sum(map(image_count, items))
+        return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * image_count(items)
 
     def asked_output(self, payload: Payload) -> int | None:
         """Return max_output_tokens."""
@@ -82,19 +88,8 @@ def refuse_what_lives_on(payload: Payload) -> None:
     for name in REFUSED:
         if payload.get(name):
             raise InvalidRequest(f"{name} is not supported here: nothing is kept at the provider.", param=name)
-    for number, tool in enumerate(payload.get("tools") or []):
-        if not isinstance(tool, dict) or tool.get("type") not in OWN_TOOLS:
-            raise InvalidRequest("Only tools of type function or custom are supported.", param=f"tools[{number}].type")
-    if _names_a_file(payload.get("input")):
-        raise InvalidRequest("File ids and item references are not supported here: send the content.", param="input")
-
-
-def _names_a_file(value: Any) -> bool:
-    if isinstance(value, dict):
-        return (
-            bool(value.get("file_id")) or value.get("type") == "item_reference" or _names_a_file(list(value.values()))
-        )
-    return isinstance(value, list) and any(_names_a_file(item) for item in value)
+    refuse_foreign_tools(payload)
+    refuse_unbounded_parts(payload.get("input"), param="input")
 
 
 def _items(value: Any) -> list[Any]:
