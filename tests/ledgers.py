@@ -1,0 +1,105 @@
+"""What the store and the database hold of a budget, read past the platform: for proofs that don't take its word."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import psycopg
+
+from accounts.limits.bounds import Amount
+from accounts.limits.contract import SHARDS
+from accounts.limits.redis import prefix_of, records_stream
+from tests.processes import spawn, stop
+from tests.servers import ROOT, Service
+
+
+@dataclass
+class Ledger:
+    """The ledger of a subject (`key:17`, `account:4`) in the present month."""
+
+    store: Any
+    account: int
+    subject: str
+    values: dict[str, int] | None = field(default=None)
+
+    @property
+    def name(self) -> str:
+        """Return its key in the store."""
+        return f"{prefix_of(self.account % SHARDS)}{self.subject}:m:{datetime.now(UTC):%Y%m}"
+
+    @property
+    def exists(self) -> bool:
+        """Say whether the store has it."""
+        return bool(self.store.exists(self.name))
+
+    def read(self) -> dict[str, int]:
+        """Read it; zeroes where it is missing."""
+        if self.values is not None:
+            return self.values
+        found = self.store.hmget(self.name, "st", "sc", "rt", "rc")
+        return {name: int(value or 0) for name, value in zip(("st", "sc", "rt", "rc"), found, strict=True)}
+
+    def frozen(self) -> Ledger:
+        """Return it as it is at this moment."""
+        return Ledger(self.store, self.account, self.subject, self.read())
+
+    @property
+    def settled(self) -> Amount:
+        """Return what was settled."""
+        values = self.read()
+        return Amount(values["st"], values["sc"])
+
+    @property
+    def reserved(self) -> Amount:
+        """Return what open calls hold."""
+        values = self.read()
+        return Amount(values["rt"], values["rc"])
+
+    @property
+    def total(self) -> Amount:
+        """Return what counts against the budget, read in one step."""
+        values = self.read()
+        return Amount(values["st"] + values["rt"], values["sc"] + values["rc"])
+
+    def recorded(self, service: Service) -> Amount:
+        """Sum up what the database has of this key or account."""
+        kind, _, number = self.subject.partition(":")
+        query = (
+            "SELECT coalesce(sum(input_tokens + output_tokens), 0), coalesce(sum(cost), 0) * 1000000000 "
+            "FROM monitoring_requestrecord WHERE %s = CASE %s WHEN 'key' THEN key_id ELSE account_id END"
+        )
+        ((tokens, nano),) = rows(service, query, int(number), kind)
+        return Amount(int(tokens), int(nano))
+
+    def is_ingested(self, service: Service) -> bool:
+        """Say whether nothing is open, and all that was settled is in the database."""
+        return not self.reserved.tokens and self.recorded(service) == self.settled
+
+
+def rows(service: Service, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    """Ask a platform's PostgreSQL."""
+    with psycopg.connect(service.env["DATABASE_URL"]) as connection:
+        return connection.execute(query, arguments).fetchall()
+
+
+def waiting_records(store: Any) -> int:
+    """Count the records that no ingester has taken off yet."""
+    return sum(store.xlen(records_stream(shard)) for shard in range(SHARDS))
+
+
+@contextmanager
+def ingester(service: Service, log: Path) -> Iterator[Popen[bytes]]:
+    """Run `manage.py ingest_usage` beside a platform."""
+    process = spawn([sys.executable, "manage.py", "ingest_usage"], log, env=service.env, cwd=ROOT)
+    try:
+        yield process
+    finally:
+        stop(process, signal.SIGTERM)
