@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from typing import Any
 
 import pytest
 from django.conf import LazySettings
-from django.db import connections
-from django.test import Client
-from django.test.client import ClientHandler
 
 from accounts.limits import get_limits
 from accounts.snapshots import Identity, build_identity
@@ -136,32 +130,6 @@ def test_it_tells_a_bug_as_500_and_records_it(
     assert [line["event"] for line in log_lines()].count("unhandled_exception") == 1
     (record,) = records()
     assert (record.status, record.error_code) == (500, "internal_error")
-
-
-@pytest.mark.django_db(transaction=True)
-def test_it_sends_identical_calls_in_flight_once(
-    upstream: FakeUpstream, roomy: Api, handler: ClientHandler, records: Records, settings: LazySettings
-) -> None:
-    """Threads share the in-memory SQLite of tests, so this holds on either database."""
-    upstream.set(latency_ms=300)
-    barrier = threading.Barrier(4)
-
-    def ask(number: int) -> Any:
-        client = Client(raise_request_exception=False)
-        client.handler = handler
-        barrier.wait()
-        try:
-            return Api(roomy.key, client).chat("all at once")
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(ask, range(4)))
-    assert [answer.status_code for answer in answers] == [200] * 4
-    assert sorted(answer["X-Cache"] for answer in answers) == ["COALESCED"] * 3 + ["MISS"]
-    assert len(upstream.requests) == 1
-    assert sorted(record.cache for record in records()) == ["coalesced"] * 3 + ["miss"]
-    assert sum(record.cost for record in records()) == max(record.cost for record in records())
 
 
 def test_it_marks_an_overrun_and_charges_it(api: Api, upstream: FakeUpstream, records: Records) -> None:
