@@ -34,8 +34,8 @@ def validate_extra_headers(value: Any) -> None:
 def _validate_header(name: str, text: Any) -> None:
     if not HEADER_NAME.match(name) or name.lower() in RESERVED_HEADERS:
         raise ValidationError(f"{name} is no header that may be set here.")
-    if not isinstance(text, str) or not text.isprintable():
-        raise ValidationError(f"The value of {name} must be a printable text.")
+    if not isinstance(text, str) or not text.isprintable() or not text.isascii():
+        raise ValidationError(f"The value of {name} must be a text of printable ASCII characters.")
     if text.startswith("$"):
         validate_api_key_variable(text[1:])
     elif SECRET_HEADER.search(name):
@@ -48,7 +48,11 @@ def validate_provider_url(url: str) -> None:
     Names are resolved as well: one that points to such an address is refused, one that doesn't resolve now is not
     (the call will fail then). Private networks are allowed: that is where self-hosted models live.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValidationError("This is no URL: see its host and port.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValidationError("Give an http:// or https:// URL.")
     if parts.username or parts.password or parts.query or parts.fragment:

@@ -1,0 +1,150 @@
+"""The models that can be called: what is read, for how long it is believed, and what happens without a database."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.conf import LazySettings
+from django.db import OperationalError
+from django.utils import timezone
+
+from accounts.exceptions import DependencyUnavailable
+from inference.catalog import Catalog, Rates, default_model_name
+from inference.models import Deployment, Model, Price, Provider
+from inference.tests.fixtures import MODEL
+from inference.tests.samples import serve
+from inference.upstream.fake import FakeUpstream
+
+
+class Clock:
+    """Seconds that only a test moves."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_it_finds_a_model_with_its_routes_and_prices(upstream: FakeUpstream) -> None:
+    serve("house", upstream_name="deep/7b", input=3, cached_input=1, output=5)
+    model = Catalog().find("house")
+    assert model is not None
+    (route,) = model.routes
+    assert (route.name, route.upstream_name, route.base_url) == ("openai/deep/7b", "deep/7b", upstream.base_url)
+    assert route.api_key_variable == "OPENAI_API_KEY"
+    assert route.rates == Rates(input=3 * 10**9, cached_input=10**9, output=5 * 10**9)
+
+
+def test_it_knows_nothing_of_what_is_switched_off(upstream: FakeUpstream) -> None:
+    assert Catalog().find("unknown") is None
+    Deployment.objects.update(is_enabled=False)
+    model = Catalog().find(MODEL)
+    assert model is not None
+    assert model.routes == ()
+    Deployment.objects.update(is_enabled=True)
+    Provider.objects.update(is_enabled=False)
+    model = Catalog().find(MODEL)
+    assert model is not None
+    assert model.routes == ()
+    Model.objects.update(is_enabled=False)
+    assert Catalog().find(MODEL) is None
+
+
+def test_it_tries_routes_in_order_and_then_by_weight(upstream: FakeUpstream) -> None:
+    first = serve("many", upstream_name="a")
+    for name, order, weight in (("b", 1, 1), ("c", 0, 9), ("d", 1, 5)):
+        Deployment.objects.create(
+            model=first.model, provider=first.provider, upstream_name=name, order=order, weight=weight
+        )
+    model = Catalog().find("many")
+    assert model is not None
+    assert [route.upstream_name for route in model.routes] == ["c", "a", "d", "b"]
+
+
+def test_it_takes_the_latest_price_that_has_begun(upstream: FakeUpstream) -> None:
+    deployment = serve("priced", input=1)
+    now = timezone.now()
+    for days, price in ((-2, 7), (1, 9)):
+        Price.objects.create(deployment=deployment, valid_from=now + timedelta(days=days), input_per_million=price)
+    model = Catalog().find("priced")
+    assert model is not None
+    assert model.routes[0].rates.input == 10**9
+
+
+def test_it_reckons_bounds_with_the_dearest_of_all_routes(upstream: FakeUpstream) -> None:
+    first = serve("many", input=1, cached_input=4, output=2)
+    second = Deployment.objects.create(model=first.model, provider=first.provider, upstream_name="b", order=1)
+    Price.objects.create(deployment=second, input_per_million=3, output_per_million=Decimal("1.5"))
+    model = Catalog().find("many")
+    assert model is not None
+    assert (model.dearest.input, model.dearest.output) == (4 * 10**9, 2 * 10**9)
+
+
+def test_it_believes_what_it_read_for_a_second(upstream: FakeUpstream, django_assert_num_queries: Any) -> None:
+    clock = Clock()
+    catalog = Catalog(clock=clock)
+    assert catalog.find("later") is None
+    serve("later")
+    with django_assert_num_queries(0):
+        clock.now += 0.99
+        assert catalog.find("later") is None
+    clock.now += 0.01
+    assert catalog.find("later") is not None
+
+
+def test_it_answers_503_without_a_database_once_the_second_is_over(
+    upstream: FakeUpstream, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    catalog = Catalog(clock=clock)
+    assert catalog.find(MODEL)
+    monkeypatch.setattr("inference.catalog._read_models", _fail)
+    clock.now += 0.5
+    assert catalog.find(MODEL)
+    clock.now += 0.5
+    with pytest.raises(DependencyUnavailable):
+        catalog.find(MODEL)
+    settings.AUTH_STALE_SECONDS = 30
+    assert catalog.find(MODEL)
+    clock.now += 30
+    with pytest.raises(DependencyUnavailable):
+        catalog.find(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "model", "name"),
+    [
+        ("", "", "", "smollm2-135m-instruct"),
+        ("sk", "", "", "gpt-3.5-turbo"),
+        ("", "http://h/v1", "", "gpt-3.5-turbo"),
+        ("", "", "mine", "mine"),
+        ("sk", "http://h/v1", "mine", "mine"),
+    ],
+)
+def test_it_names_the_default_model(settings: LazySettings, key: str, url: str, model: str, name: str) -> None:
+    settings.OPENAI_API_KEY, settings.OPENAI_BASE_URL, settings.OPENAI_MODEL = key, url, model
+    assert default_model_name() == name
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cost"),
+    [
+        ((0, 0, 0), 0),
+        ((1, 0, 0), 1),
+        ((1_000_000, 0, 0), 3),
+        ((1_000_000, 1_000_000, 0), 2),
+        ((1, 1, 1), 1),
+        ((0, 0, 1_000_001), 6),
+    ],
+)
+def test_it_rounds_a_cost_up_once(tokens: tuple[int, int, int], cost: int) -> None:
+    rates = Rates(input=3, cached_input=2, output=5)
+    given = dict(zip(("input_tokens", "cached_tokens", "output_tokens"), tokens, strict=True))
+    assert rates.cost(**given) == cost
+
+
+def _fail() -> None:
+    raise OperationalError

@@ -1,0 +1,86 @@
+"""From bytes to a JSON object; test_chat holds what callers see of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+import pytest
+from django.conf import LazySettings
+from django.test import RequestFactory
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accounts.exceptions import BodyTooLarge, MalformedBody
+from inference.parsers import is_chunked, parse_object, read_body
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(st.dictionaries(TEXTS, JSON_VALUES, max_size=4), st.booleans())
+def test_it_reads_any_json_object(value: dict[str, Any], ascii_only: bool) -> None:
+    assert parse_object(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
+
+
+@given(st.binary(max_size=200))
+def test_it_refuses_any_other_bytes_with_one_error(body: bytes) -> None:
+    with suppress(MalformedBody):
+        assert isinstance(parse_object(body), dict)
+
+
+@given(st.recursive(st.just("\ud800") | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_it_lets_no_lone_surrogate_through(value: Any) -> None:
+    body = json.dumps({"value": value}).encode()
+    try:
+        parsed = parse_object(body)
+    except MalformedBody:
+        return
+    json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+
+
+@pytest.mark.parametrize("path", ["/chat", "/summarize", "/chat/"])
+def test_it_reads_bodies_up_to_the_limit_of_their_path(settings: LazySettings, path: str) -> None:
+    settings.MAX_BODY_BYTES, settings.MAX_V1_BODY_BYTES = 10, 20
+    assert _read(path, b"x" * 10) == b"x" * 10
+    assert _read("/v1/chat/completions", b"x" * 20) == b"x" * 20
+    for where, size in ((path, 11), ("/v1/chat/completions", 21)):
+        with pytest.raises(BodyTooLarge):
+            _read(where, b"x" * size)
+
+
+def test_it_reads_no_more_of_a_chunked_body_than_it_may(settings: LazySettings) -> None:
+    settings.MAX_BODY_BYTES = 10
+    stream = BytesIO(b"x" * 1000)
+    with pytest.raises(BodyTooLarge):
+        _read("/chat", None, {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": stream})
+    assert stream.tell() == 11
+
+
+def test_it_takes_a_body_that_breaks_off_for_malformed() -> None:
+    class Broken(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise ConnectionResetError
+
+    with pytest.raises(MalformedBody):
+        _read("/chat", None, {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": Broken()})
+
+
+@pytest.mark.parametrize(
+    ("encoding", "chunked"), [("chunked", True), ("Chunked", True), ("gzip, chunked", True), ("identity", False)]
+)
+def test_it_knows_chunked_bodies(encoding: str, chunked: bool) -> None:
+    assert is_chunked(RequestFactory().post("/chat", HTTP_TRANSFER_ENCODING=encoding)) is chunked
+
+
+def _read(path: str, body: bytes | None, environ: dict[str, Any] | None = None) -> bytes:
+    make: Callable[..., Any] = RequestFactory().generic
+    return read_body(make("POST", path, body or b"", **(environ or {})))

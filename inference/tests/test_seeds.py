@@ -1,0 +1,38 @@
+"""The prices that a new installation begins with; what else is seeded is in aiapi's test_bootstrap."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from inference.models import Deployment, Price
+from inference.seeds import listed_price, provider_seed
+from inference.tests.fixtures import MODEL
+from inference.upstream.fake import FakeUpstream
+
+
+def test_it_looks_prices_up_in_dollars_per_million_tokens() -> None:
+    assert listed_price("gpt-3.5-turbo") == {
+        "input_per_million": Decimal("0.5"),
+        "cached_input_per_million": Decimal("0.5"),
+        "output_per_million": Decimal("1.5"),
+    }
+
+
+def test_it_knows_that_cached_input_is_cheaper() -> None:
+    price = listed_price("gpt-4o-mini")
+    assert price is not None
+    assert 0 < price["cached_input_per_million"] < price["input_per_million"] < price["output_per_million"]
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "smollm2-135m-instruct"])
+def test_it_lists_no_price_of_an_unknown_model(model: str) -> None:
+    assert listed_price(model) is None
+
+
+def test_it_enters_no_second_price(upstream: FakeUpstream) -> None:
+    Price.objects.update(input_per_million=9)
+    provider_seed(actor="command:test")
+    price = Price.objects.get(deployment=Deployment.objects.get(upstream_name=MODEL))
+    assert price.input_per_million == 9

@@ -1,0 +1,96 @@
+"""What operators may enter about providers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ValidationError
+
+from inference.models import Provider
+from inference.validators import (
+    is_forbidden_address,
+    validate_api_key_variable,
+    validate_extra_headers,
+    validate_provider_url,
+)
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "A_API_KEY", "TEAM_2_API_KEY"])
+def test_it_takes_the_variable_of_a_providers_secret(name: str) -> None:
+    validate_api_key_variable(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SECRET_KEY", "DATABASE_URL", "API_KEY_PEPPERS", "_API_KEY", "openai_api_key", "A_API_KEY\n", "A B_API_KEY"],
+)
+def test_it_takes_no_other_variable(name: str) -> None:
+    with pytest.raises(ValidationError):
+        validate_api_key_variable(name)
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Project": "blue"}, {"api-key": "$AZURE_API_KEY"}, {"X-Empty": ""}])
+def test_it_takes_headers(headers: dict[str, str]) -> None:
+    validate_extra_headers(headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [], "X: y", None, {"Authorization": "Bearer x"}, {"authorization": "$A_API_KEY"}, {"Host": "x"},
+        {"Content-Length": "1"}, {"X Y": "z"}, {"X-Y:": "z"}, {"": "z"}, {"X-Y": 1}, {"X-Y": None},
+        {"X-Y": "a\r\nB: c"}, {"X-Y": "a\x00"}, {"X-Y": "é"}, {"X-Y": "$SECRET_KEY"}, {"X-Y": "$"}, {"X-Api-Key": "sk-plain"},
+        {"Cookie": "a=b"}, {"X-Auth-Token": "plain"},
+    ],
+)  # fmt: skip
+def test_it_takes_no_header_that_breaks_a_call_or_holds_a_secret(headers: Any) -> None:
+    with pytest.raises(ValidationError):
+        validate_extra_headers(headers)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://203.0.113.7/v1", "http://10.1.2.3:8000/v1", "http://192.168.1.9", "http://[2001:db8::1]/v1"]
+)
+def test_it_takes_addresses_of_providers(url: str) -> None:
+    validate_provider_url(url)
+
+
+def test_it_takes_a_name_that_does_not_resolve_now() -> None:
+    validate_provider_url("https://models.invalid/v1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "models.example.com/v1", "ftp://203.0.113.7", "file:///etc/passwd", "http://", "https://:443",
+        "http://user@203.0.113.7", "http://user:password@203.0.113.7", "http://203.0.113.7/?a=b",
+        "http://203.0.113.7/#a", "http://[::1", "http://203.0.113.7:port/", "http://203.0.113.7:99999/",
+        "http://127.0.0.1:8080/v1", "http://127.1/v1", "http://2130706433/", "http://0.0.0.0/", "http://localhost/v1",
+        "http://[::1]/v1", "http://[::ffff:127.0.0.1]/", "http://169.254.169.254/latest", "http://[fe80::1]/",
+        "http://[fd00:ec2::254]/", "http://100.100.100.200/", "http://224.0.0.1/",
+    ],
+)  # fmt: skip
+def test_it_takes_no_address_of_this_machine_or_of_its_cloud(url: str) -> None:
+    with pytest.raises(ValidationError):
+        validate_provider_url(url)
+
+
+@pytest.mark.parametrize(
+    ("address", "forbidden"),
+    [
+        ("127.8.8.8", True),
+        ("::ffff:169.254.1.1", True),
+        ("fe80::1%eth0", True),
+        ("8.8.8.8", False),
+        ("10.0.0.1", False),
+    ],
+)
+def test_it_knows_addresses_that_no_provider_has(address: str, forbidden: bool) -> None:
+    assert is_forbidden_address(address) is forbidden
+
+
+def test_it_exempts_the_provider_of_the_environment() -> None:
+    Provider(name="local", base_url="http://127.0.0.1:9/v1", from_environment=True).clean()
+    with pytest.raises(ValidationError):
+        Provider(name="sneaky", base_url="http://127.0.0.1:9/v1").clean()
