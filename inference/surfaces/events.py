@@ -67,7 +67,8 @@ class EventReader(ABC):
 
     def finish(self) -> bytes:
         """Take the stream's end, which may stand for that of the last event, and return what is to be forwarded."""
-        return self.feed(END_OF_EVENT) if self._rest.strip() else b""
+        self._rest = self._rest.rstrip(b"\r\n")
+        return self.feed(END_OF_EVENT) if self._rest else b""
 
     @property
     def text(self) -> bytes:

@@ -76,7 +76,8 @@ class Breakers:
         with self._lock:
             circuit = self._circuits.setdefault(deployment_id, _Circuit())
             circuit.failures += 1
-            if circuit.failures >= FAILURES or circuit.has_trial:
+            # Of an open breaker only its trial counts: the others were on their way when it opened.
+            if circuit.has_trial or (circuit.failures >= FAILURES and not circuit.cool_down):
                 circuit.cool_down = min(circuit.cool_down * 2 or COOL_DOWN, LONGEST_COOL_DOWN)
                 circuit.opened_at = self._clock()
                 circuit.has_trial = False

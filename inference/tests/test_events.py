@@ -1,0 +1,255 @@
+"""Streams of events: what is forwarded, what is taken out, what counts as broken; however the bytes are cut."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accounts.exceptions import ContentFiltered, UpstreamFailed
+from inference.calls import Caller
+from inference.event_stream import DeltaReader
+from inference.surfaces import events as events_module
+from inference.surfaces.base import Usage
+from inference.surfaces.events import BrokenStream, ChunkReader, EventReader, ResponseReader, parse_events
+
+USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
+DONE = b"data: [DONE]\n\n"
+
+
+def event(fields: dict[str, Any], name: str = "") -> bytes:
+    """Write an event as providers do."""
+    return (f"event: {name}\n" if name else "").encode() + b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def chunk(text: str, **more: Any) -> bytes:
+    """Write a chunk of a chat completion."""
+    return event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}], **more})
+
+
+def plain_stream(**more: Any) -> bytes:
+    """Write a whole stream with its usage at the end."""
+    usage = event({"choices": [], "usage": USAGE})
+    return chunk("Hello", **more) + b": keep-alive\n\n" + chunk(" you", **more) + usage + DONE
+
+
+def follow(reader: EventReader, *pieces: bytes) -> bytes:
+    """Feed the pieces and the end, and return what was forwarded."""
+    return b"".join(reader.feed(piece) for piece in pieces) + reader.finish()
+
+
+def test_it_forwards_text_as_it_came() -> None:
+    sent = chunk("Hello") + chunk("") + b": a comment\n\n" + chunk('"usage" and [DONE]')
+    reader = ChunkReader(forwards_usage=False)
+    assert reader.feed(sent) == sent
+    assert not reader.is_done
+
+
+def test_it_takes_out_the_usage_that_the_caller_did_not_ask_for() -> None:
+    reader = ChunkReader(forwards_usage=False)
+    forwarded = follow(reader, plain_stream(usage=None))
+    assert reader.usage == Usage(5, 3, 2)
+    assert reader.is_done
+    assert b'"usage"' not in forwarded
+    assert forwarded == chunk("Hello") + b": keep-alive\n\n" + chunk(" you") + DONE
+
+
+def test_it_forwards_the_usage_that_the_caller_asked_for() -> None:
+    reader = ChunkReader(forwards_usage=True)
+    assert follow(reader, plain_stream(usage=None)) == plain_stream(usage=None)
+    assert reader.usage == Usage(5, 3, 2)
+
+
+def test_it_forwards_a_chunk_that_holds_usage_beside_text() -> None:
+    sent = chunk("Hello", usage=USAGE)
+    reader = ChunkReader(forwards_usage=False)
+    assert reader.feed(sent) == sent
+    assert reader.usage == Usage(5, 3, 2)
+
+
+@given(st.data())
+def test_it_reads_the_same_however_the_bytes_are_cut(data: st.DataObject) -> None:
+    ends = data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
+    sent = plain_stream(usage=None).replace(b"\n", ends)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=20)))
+    pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+    reader, at_once = ChunkReader(forwards_usage=False), ChunkReader(forwards_usage=False)
+    assert follow(reader, *pieces) == follow(at_once, plain_stream(usage=None))
+    assert (reader.usage, reader.is_done, reader.text) == (at_once.usage, True, at_once.text)
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("forwards", [True, False])
+def test_it_reads_byte_by_byte(ends: bytes, forwards: bool) -> None:
+    sent = plain_stream().replace(b"\n", ends)
+    reader = ChunkReader(forwards_usage=forwards)
+    forwarded = follow(reader, *(sent[i : i + 1] for i in range(len(sent))))
+    assert forwarded == follow(ChunkReader(forwards_usage=forwards), plain_stream())
+    assert (reader.usage, reader.is_done) == (Usage(5, 3, 2), True)
+
+
+@pytest.mark.parametrize("end", [b"data: [DONE]", b"data: [DONE]\n", b"data: [DONE]\r\n", b"data:[DONE]\n\n"])
+def test_it_takes_the_end_of_the_stream_for_that_of_its_last_event(end: bytes) -> None:
+    reader = ChunkReader(forwards_usage=False)
+    assert follow(reader, chunk("Hello") + end).startswith(chunk("Hello") + b"data:")
+    assert reader.is_done
+
+
+def test_it_knows_a_stream_that_did_not_come_to_its_end() -> None:
+    reader = ChunkReader(forwards_usage=False)
+    follow(reader, chunk("Hello"))
+    assert not reader.is_done
+    assert reader.usage is None
+
+
+def test_it_joins_the_lines_of_an_event() -> None:
+    reader = ChunkReader(forwards_usage=False)
+    reader.feed(b'data: {"choices": [],\ndata: "usage":\ndata: {"prompt_tokens": 1, "completion_tokens": 1}}\n\n')
+    assert reader.usage == Usage(1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        event({"error": {"message": "provider-internal-detail"}}),
+        b'data: {"id": "provider-internal-detail", "choices": [{\n\n',
+        b"data: provider-internal-detail\n\n",
+        b"data: <html>\n\n",
+        b'data: ["provider-internal-detail"]\n\n',
+        b'data: "usage"\n\n',
+    ],
+)
+@pytest.mark.parametrize("kind", ["chunks", "response"])
+def test_it_passes_nothing_of_a_broken_event_on(broken: bytes, kind: str) -> None:
+    reader: EventReader = ChunkReader(forwards_usage=True) if kind == "chunks" else ResponseReader()
+    before = chunk("Hello")
+    with pytest.raises(BrokenStream) as raised:
+        reader.feed(before + broken + chunk(" you"))
+    assert raised.value.before == before
+    assert "provider-internal-detail" not in str(raised.value)
+
+
+def test_it_bounds_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "LONGEST_EVENT", 1000)
+    reader = ChunkReader(forwards_usage=False)
+    for _ in range(10):
+        assert reader.feed(b"x" * 100) == b""
+    with pytest.raises(BrokenStream):
+        reader.feed(b"x")
+
+
+def test_it_puts_together_what_was_generated_until_a_stream_broke_off() -> None:
+    pieces = [
+        {"index": 0, "delta": {"role": "assistant", "content": "Hel"}},
+        {"index": 0, "delta": {"content": "lo", "reasoning_content": "(thought)"}},
+        {"index": 1, "delta": {"tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "add"}}]}},
+        {"index": 1, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": '{"a": 1}'}}]}},
+        {"index": 1, "delta": {"refusal": "No."}, "finish_reason": "stop"},
+        {"index": 2, "text": "a completion's"},
+    ]
+    reader = ChunkReader(forwards_usage=False)
+    reader.feed(b"".join(event({"choices": [piece]}) for piece in pieces))
+    texts = [choice["message"]["content"] + choice["text"] for choice in reader.body()["choices"]]
+    assert texts == ["Hello(thought)", 'add{"a": 1}No.', "a completion's"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"choices": None},
+        {"choices": "text"},
+        {"choices": [None, 1, "text"]},
+        {"choices": [{"delta": None}]},
+        {"choices": [{"delta": "text"}]},
+        {"choices": [{"delta": {"tool_calls": [None]}, "text": 5}]},
+        {"choices": [{"delta": {"tool_calls": {"function": None}}}]},
+        {"choices": [{"index": 0, "delta": {"content": [{"text": "a"}]}}]},
+        {"usage": "none"},
+        {"usage": {"prompt_tokens": -1}},
+    ],
+)
+def test_it_makes_an_answer_of_odd_chunks_too(odd: dict[str, Any]) -> None:
+    reader = ChunkReader(forwards_usage=False)
+    reader.feed(event(odd))
+    assert isinstance(reader.body()["choices"], list)
+    assert reader.usage is None
+
+
+def test_it_leaves_out_what_is_no_event() -> None:
+    found = list(parse_events(b': comment\n\nevent: ping\n\ndata: broken\n\ndata: {"a": 1}\n\ndata: [DONE]\n\n'))
+    assert found == [{"a": 1}]
+
+
+def response_event(kind: str, **fields: Any) -> bytes:
+    """Write an event of a response."""
+    return event({"type": kind, **fields}, kind)
+
+
+@pytest.mark.parametrize("end", ["response.completed", "response.incomplete"])
+def test_it_reads_the_usage_of_a_response(end: str) -> None:
+    usage = {"input_tokens": 7, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 2}}
+    sent = response_event("response.created", response={"error": None}) + response_event(
+        "response.output_text.delta", delta="Hello"
+    )
+    sent += response_event(end, response={"usage": usage})
+    reader = ResponseReader()
+    assert follow(reader, sent) == sent
+    assert (reader.usage, reader.is_done) == (Usage(7, 2, 4), True)
+
+
+@pytest.mark.parametrize("kind", ["error", "response.failed"])
+def test_it_takes_a_failed_response_for_broken(kind: str) -> None:
+    with pytest.raises(BrokenStream):
+        ResponseReader().feed(response_event(kind, response={"error": {"message": "text"}}, message="text"))
+
+
+def test_it_puts_a_response_together_that_broke_off() -> None:
+    reader = ResponseReader()
+    for piece in ("Hel", "lo"):
+        reader.feed(response_event("response.output_text.delta", delta=piece))
+    reader.feed(response_event("response.function_call_arguments.delta", delta='{"a": 1}'))
+    reader.feed(response_event("response.output_text.done", text="Hello"))
+    assert reader.body() == {"output": [{"content": 'Hello{"a": 1}'}]}
+    assert not reader.is_done
+
+
+def delta_reader(*, is_cached: bool = False) -> DeltaReader:
+    """Return what makes /chat's events."""
+
+    class _Trace:
+        label = "req-1"
+
+    caller = Caller(None, _Trace(), None)  # type: ignore[arg-type]
+    payload = {"messages": [{"role": "user", "content": "hi"}]}
+    return DeltaReader(caller, payload, model="gpt-4o", is_cached=is_cached)
+
+
+def test_it_translates_chunks_into_the_platform_s_own_events() -> None:
+    forwarded = follow(delta_reader(), plain_stream(usage=None)).decode().split("\n\n")
+    assert forwarded[:2] == ['event: delta\ndata: {"text":"Hello"}', 'event: delta\ndata: {"text":" you"}']
+    name, _, data = forwarded[2].partition("\ndata: ")
+    assert name == "event: done"
+    assert json.loads(data) == {"response": "Hello you", "tokens_used": 7, "cached": False, "request_id": "req-1"}
+
+
+def test_it_counts_tokens_itself_where_the_provider_tells_none() -> None:
+    forwarded = follow(delta_reader(), chunk("Hello") + DONE)
+    told = json.loads(forwarded.decode().rpartition("data: ")[2])
+    assert told["tokens_used"] > 1
+
+
+def test_it_tells_of_a_filtered_answer_once_its_usage_is_known() -> None:
+    reader = delta_reader()
+    reader.feed(chunk("Hel") + event({"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]}))
+    reader.feed(event({"choices": [], "usage": USAGE}))
+    with pytest.raises(ContentFiltered):
+        reader.feed(DONE)
+    assert (reader.usage, reader.is_done) == (Usage(5, 3, 2), True)
+
+
+def test_it_fails_for_an_empty_answer() -> None:
+    with pytest.raises(UpstreamFailed):
+        delta_reader().feed(chunk(" ") + DONE)

@@ -1,0 +1,237 @@
+"""Which deployment is asked, in which order, and what follows a failure."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from accounts.exceptions import ApiError, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from inference.catalog import Rates, Route
+from inference.upstream import routing
+from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
+from inference.upstream.breaker import FAILURES, BreakerState, breakers
+from inference.upstream.errors import BROKEN, BUSY, FAILED, MISCONFIGURED, TIMED_OUT, UNREACHED
+from inference.upstream.routing import ROUNDS, by_preference, first_success
+
+
+def route(number: int, *, order: int = 0, weight: int = 1) -> Route:
+    """Make a deployment."""
+    return Route(number, f"p/{number}", "p", "http://p/v1", "", (), "m", "max_tokens", order, weight, Rates())
+
+
+FIRST, SECOND, THIRD = (route(number, order=number) for number in (1, 2, 3))
+
+
+class Provider:
+    """Fails by the verdicts that it was given for a deployment, one a call, and answers after that."""
+
+    def __init__(self, **verdicts: list[Verdict]) -> None:
+        self._verdicts = {int(name.removeprefix("d")): list(given) for name, given in verdicts.items()}
+        self.asked: list[int] = []
+
+    def __call__(self, to: Route) -> int:
+        """Answer with the deployment's number."""
+        self.asked.append(to.deployment_id)
+        waiting = self._verdicts.get(to.deployment_id)
+        if waiting:
+            raise AttemptFailed(error_of(waiting[0]), waiting.pop(0))
+        return to.deployment_id
+
+
+def error_of(verdict: Verdict) -> ApiError:
+    """Make an error that fits a verdict."""
+    return UpstreamTimeout() if verdict == TIMED_OUT else UpstreamFailed()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Collect how long routing waits, instead of waiting."""
+    waited: list[float] = []
+    monkeypatch.setattr(routing.time, "sleep", waited.append)
+    return waited
+
+
+def ask(provider: Provider, *routes: Route, seconds: float = 60, covers: Callable[[], bool] = lambda: True) -> int:
+    """Ask the deployments."""
+    return first_success(routes, provider, Deadline(seconds), covers_another=covers)
+
+
+def test_it_asks_the_first_in_order(pauses: list[float]) -> None:
+    provider = Provider()
+    assert ask(provider, SECOND, THIRD, FIRST) == 1
+    assert provider.asked == [1]
+    assert pauses == []
+
+
+@pytest.mark.parametrize("verdict", [UNREACHED, BROKEN, FAILED, BUSY, MISCONFIGURED])
+def test_it_goes_to_the_next_at_once(pauses: list[float], verdict: Verdict) -> None:
+    provider = Provider(d1=[verdict])
+    assert ask(provider, FIRST, SECOND) == 2
+    assert provider.asked == [1, 2]
+    assert pauses == []
+
+
+@pytest.mark.parametrize("verdict", [REJECTED, TIMED_OUT])
+def test_it_goes_nowhere_after_a_no_or_when_the_time_is_up(pauses: list[float], verdict: Verdict) -> None:
+    provider = Provider(d1=[verdict])
+    with pytest.raises(AttemptFailed):
+        ask(provider, FIRST, SECOND)
+    assert provider.asked == [1]
+
+
+@pytest.mark.parametrize("verdict", [FAILED, BUSY])
+def test_it_repeats_the_round_where_a_failure_may_pass(pauses: list[float], verdict: Verdict) -> None:
+    provider = Provider(d1=[verdict] * 2, d2=[verdict] * 2)
+    assert ask(provider, FIRST, SECOND) == 1
+    assert provider.asked == [1, 2, 1, 2, 1]
+    assert len(pauses) == 2
+
+
+@pytest.mark.parametrize("verdict", [UNREACHED, BROKEN, MISCONFIGURED])
+def test_it_asks_once_where_a_failure_stays(pauses: list[float], verdict: Verdict) -> None:
+    provider = Provider(d1=[verdict] * 9, d2=[verdict] * 9)
+    with pytest.raises(AttemptFailed):
+        ask(provider, FIRST, SECOND)
+    assert provider.asked == [1, 2]
+
+
+def test_it_gives_up_after_a_few_rounds(pauses: list[float]) -> None:
+    provider = Provider(d1=[FAILED] * 99)
+    with pytest.raises(AttemptFailed):
+        ask(provider, FIRST)
+    assert len(provider.asked) == ROUNDS
+
+
+def test_it_waits_at_random_up_to_twice_as_long_each_time(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        ranges.append((low, high))
+        return high
+
+    monkeypatch.setattr(routing.random, "uniform", uniform)
+    ask(Provider(d1=[FAILED] * 2), FIRST)
+    assert ranges == [(0, 0.25), (0, 0.5)]
+    assert pauses == [0.25, 0.5]
+
+
+def test_it_waits_as_long_as_the_provider_asks(pauses: list[float]) -> None:
+    asks = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=False, retry_after=3)
+    assert ask(Provider(d1=[asks]), FIRST) == 1
+    assert pauses == [3]
+
+
+@pytest.mark.parametrize(("retry_after", "seconds"), [(6, 60), (3, 2)])
+def test_it_does_not_wait_longer_than_makes_sense(pauses: list[float], retry_after: float, seconds: float) -> None:
+    asks = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=False, retry_after=retry_after)
+    provider = Provider(d1=[asks])
+    with pytest.raises(AttemptFailed):
+        ask(provider, FIRST, seconds=seconds)
+    assert pauses == []
+    assert provider.asked == [1]
+
+
+def test_it_stops_when_the_deadline_is_over(pauses: list[float]) -> None:
+    provider = Provider(d1=[FAILED])
+    with pytest.raises(AttemptFailed):
+        ask(provider, FIRST, SECOND, seconds=0)
+    assert provider.asked == [1]
+
+
+def test_it_asks_the_caller_s_limits_before_it_goes_on_after_what_may_be_billed(pauses: list[float]) -> None:
+    asked: list[bool] = []
+
+    def refuse() -> bool:
+        asked.append(True)
+        return False
+
+    provider = Provider(d1=[UNREACHED], d2=[BROKEN])
+    with pytest.raises(AttemptFailed):
+        ask(provider, FIRST, SECOND, THIRD, covers=refuse)
+    assert provider.asked == [1, 2]
+    assert len(asked) == 1
+
+
+def test_it_skips_a_deployment_whose_breaker_is_open(pauses: list[float]) -> None:
+    for _ in range(FAILURES):
+        breakers.failed(1)
+    provider = Provider()
+    assert ask(provider, FIRST, SECOND) == 2
+    assert provider.asked == [2]
+
+
+def test_it_says_when_to_come_back_while_every_breaker_is_open(pauses: list[float]) -> None:
+    for number in (1, 2):
+        for _ in range(FAILURES):
+            breakers.failed(number)
+    with pytest.raises(AttemptFailed) as refused:
+        ask(Provider(), FIRST, SECOND)
+    assert isinstance(refused.value.error, UpstreamBusy)
+    assert refused.value.error.headers["Retry-After"] == "5"
+
+
+def test_it_fails_where_there_is_no_deployment(pauses: list[float]) -> None:
+    with pytest.raises(AttemptFailed) as refused:
+        ask(Provider())
+    assert isinstance(refused.value.error, UpstreamFailed)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state"),
+    [
+        (UNREACHED, BreakerState.OPEN),
+        (BROKEN, BreakerState.OPEN),
+        (FAILED, BreakerState.OPEN),
+        (TIMED_OUT, BreakerState.OPEN),
+        (BUSY, BreakerState.CLOSED),
+        (MISCONFIGURED, BreakerState.CLOSED),
+        (REJECTED, BreakerState.CLOSED),
+    ],
+)
+def test_it_opens_the_breaker_for_a_provider_that_is_down_and_for_no_other_failure(
+    pauses: list[float], verdict: Verdict, state: BreakerState
+) -> None:
+    for _ in range(FAILURES):
+        with pytest.raises(AttemptFailed):
+            ask(Provider(d1=[verdict] * ROUNDS), FIRST)
+    assert breakers.state(1) is state
+
+
+def test_it_closes_the_breaker_after_an_answer(pauses: list[float]) -> None:
+    for _ in range(FAILURES - 1):
+        breakers.failed(1)
+    ask(Provider(), FIRST)
+    breakers.failed(1)
+    assert breakers.state(1) is BreakerState.CLOSED
+
+
+def test_it_tells_a_breaker_that_a_trial_came_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gave_up: list[int] = []
+    monkeypatch.setattr(breakers, "gave_up", gave_up.append)
+
+    def leave(to: Route) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first_success([FIRST], leave, Deadline(1), covers_another=lambda: True)
+    assert gave_up == [1]
+
+
+def test_it_shares_an_order_by_weight() -> None:
+    chance = random.Random(7)
+    heavy, light, last = route(1, weight=3), route(2), route(3, order=1, weight=100)
+    found = [by_preference([last, light, heavy], chance.random) for _ in range(4000)]
+    counted = Counter(routes[0].deployment_id for routes in found)
+    assert counted[1] / 4000 == pytest.approx(0.75, abs=0.03)
+    assert counted[2] / 4000 == pytest.approx(0.25, abs=0.03)
+    assert {routes[-1].deployment_id for routes in found} == {3}
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Leave no breaker open behind."""
+    yield
+    breakers.forget()
