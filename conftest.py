@@ -32,6 +32,7 @@ def _redis_databases() -> Iterator[list[redis_client.Redis]]:
 @pytest.fixture(autouse=True)
 def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     """Begin without what an earlier test left in Redis, in caches, or in this process."""
+    from accounts.idempotency.claims import claims
     from accounts.limits import reset_limits
     from accounts.snapshots import directory
     from inference.cache import guard
@@ -44,7 +45,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     for alias in () if settings.CACHE_URL else settings.CACHES:
         caches[alias].clear()
     guard.paused_until = float("-inf")
-    for forget in (reset_limits, directory.forget, catalog.forget, breakers.forget, llm_health.forget):
+    for forget in (reset_limits, directory.forget, catalog.forget, breakers.forget, llm_health.forget, claims.forget):
         forget()
 
 

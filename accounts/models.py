@@ -187,6 +187,19 @@ class AuditEntry(models.Model):
         return f"{self.actor} {self.action} {self.target_type} {self.target}"
 
 
+class IdempotentAnswer(models.Model):
+    """In the embedded mode: the first answer under an Idempotency-Key, or (without one) the lease of its request."""
+
+    name = models.CharField(max_length=100, primary_key=True)
+    token = models.CharField(max_length=32)
+    fingerprint = models.CharField(max_length=64)
+    answer = models.JSONField(null=True)
+    until = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class OpenReservation(models.Model):
     """A call in flight in the embedded mode: what a crash leaves of it becomes a charge of its bound."""
 

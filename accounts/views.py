@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from django.utils.cache import patch_vary_headers
@@ -12,6 +12,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.exceptions import ScopeDenied
+from accounts.idempotency.claims import Claim, Replayed, claims
 from accounts.limits import get_limits
 from accounts.limits.contract import Admission, Unavailable
 from accounts.refusals import rate_headers
@@ -27,6 +28,7 @@ class KeyView(APIView):
 
     required_scope: str | None = None
     is_authenticated = False
+    claim: Claim | None = None
 
     def perform_authentication(self, request: Request) -> None:
         """Authenticate, and remember that it went well: asking the request again would do it again."""
@@ -39,6 +41,13 @@ class KeyView(APIView):
         identity = getattr(request._request, "identity", None)
         if self.required_scope and identity is not None and self.required_scope not in identity.scopes:
             raise ScopeDenied
+        if request.method == "POST" and identity is not None:
+            self.claim = claims.claim(request, identity.key_id)
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """Answer what was answered before; hand anything else to the handler."""
+        replayed = cast("Response", exc.response()) if isinstance(exc, Replayed) else None
+        return replayed or super().handle_exception(exc)
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         """Add the headers that every authenticated answer has, errors included."""
@@ -50,6 +59,9 @@ class KeyView(APIView):
         if self.is_authenticated:
             response["Cache-Control"] = "private, no-store"
             patch_vary_headers(response, ["Authorization", "X-API-Key"])
+        if self.claim is not None and not response.streaming:
+            claim = self.claim
+            response.add_post_render_callback(lambda rendered: claim.finish(rendered, rendered.content))
         return response
 
     def limit_headers(self, request: Request, identity: Identity) -> dict[str, str]:

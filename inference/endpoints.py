@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -86,7 +87,10 @@ class ModelEndpoint(KeyView):
         """Open a stream and make its answer; what it cost is known, and recorded, at its end only."""
         is_gone = client_watch(request._request)
         caller = self.caller(request)
-        stream = StreamedCall(call, caller, make_reader=make_reader, error_event=error_event, is_gone=is_gone)
+        keep = partial(self.claim.finish_stream, EVENT_STREAM) if self.claim is not None else None
+        stream = StreamedCall(
+            call, caller, make_reader=make_reader, error_event=error_event, is_gone=is_gone, keep=keep
+        )
         progress = stream.open()
         headers = _answer_headers(
             progress.bill.record["cache"], progress.model.public_name, is_fallback=progress.is_fallback
@@ -98,13 +102,16 @@ class ModelEndpoint(KeyView):
         response = super().finalize_response(request, response, *args, **kwargs)
         trace: Trace = request._request.trace  # type: ignore[attr-defined]
         if getattr(request._request, "admission", None) is not None and not (trace.is_recorded or response.streaming):
-            self._record_failure(request, response)
+            self._record_rest(request, response)
         response["Server-Timing"] = ", ".join(f"{name};dur={spent:.2f}" for name, spent in trace.stages.items())
         return response
 
-    def _record_failure(self, request: Request, response: Response) -> None:
+    def _record_rest(self, request: Request, response: Response) -> None:
+        """Record a request that failed before the pipeline, or was answered from an earlier one under its key."""
         error: ApiError | None = getattr(request._request, "api_error", None)
         bill = Bill(self.caller(request), self.endpoint)
+        if "Idempotency-Replayed" in response:
+            bill.record["cache"] = "replay"
         try:
             bill.emit(status=response.status_code, error_code=error.error_code if error else "")
         except DatabaseError as failure:  # the answer is made, and goes out all the same

@@ -57,7 +57,8 @@ class StreamedCall:
     """One streamed call. `open` it, then iterate over it once; `close` ends it early.
 
     `make_reader` makes what follows the provider's stream (True: it is replayed from the cache), `error_event` the
-    bytes that tell the client of an error in mid-stream, and `is_gone` looks whether the client has left.
+    bytes that tell the client of an error in mid-stream, and `is_gone` looks whether the client has left. With `keep`,
+    which gets all that was written (None if it broke off), the call runs to its end even if the client leaves.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class StreamedCall:
         make_reader: Callable[[bool], EventReader],
         error_event: Callable[[ApiError], bytes],
         is_gone: Callable[[], bool],
+        keep: Callable[[bytes | None], None] | None = None,
     ) -> None:
         self.call = call
         self.caller = caller
@@ -75,6 +77,8 @@ class StreamedCall:
         self.progress: Progress | None = None
         self._error_event = error_event
         self._is_gone = is_gone
+        self._keep = keep
+        self._kept: list[bytes] = []
         self._pieces: queue.Queue[bytes | None] = queue.Queue(LONGEST_QUEUE)
         self._started = threading.Event()
         self._headers_lock = threading.Lock()
@@ -128,15 +132,15 @@ class StreamedCall:
     def close(self) -> None:
         """Stop the provider's stream if nobody else waits for it; after its end this does nothing."""
         flight = self.progress.flight if self.progress else None
-        if flight is not None and flight.followers:
-            self._drain_for_others()
+        if self._keep is not None or (flight is not None and flight.followers):
+            self._drain()
             return
         self._is_abandoned = True
         stream = self._stream
         if stream is not None:
             stream.close()
 
-    def _drain_for_others(self) -> None:
+    def _drain(self) -> None:
         """Let the producer go on for those who wait for its answer, with nobody to write to."""
         self._is_gone = lambda: False
         self._pieces = queue.Queue()
@@ -144,7 +148,7 @@ class StreamedCall:
     def _replay(self, shared: cache.CachedAnswer) -> None:
         reader = self._make_reader(True)
         self._put(reader.feed(shared.body["stream"].encode()))
-        self._put(None)
+        self._end(None)
 
     def _produce(self) -> None:
         """Run the call to its end, whatever that is, and settle it."""
@@ -229,6 +233,8 @@ class StreamedCall:
 
     def _put(self, piece: bytes | None) -> None:
         """Hand a piece to the consumer, waiting while it is slow, unless it is gone."""
+        if self._keep is not None and piece:
+            self._kept.append(piece)
         while piece != b"":
             try:
                 self._pieces.put(piece, timeout=WATCH_SECONDS)
@@ -269,5 +275,7 @@ class StreamedCall:
             self._failure = error if is_plain else None
         if error is not None and not is_plain:
             self._put(self._error_event(error))
+        if self._keep is not None and not is_plain:
+            self._keep(b"".join(self._kept) if error is None else None)
         self._put(None)
         self._started.set()

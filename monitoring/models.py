@@ -16,6 +16,7 @@ class RequestRecord(models.Model):
         MISS = "miss"
         COALESCED = "coalesced"
         BYPASS = "bypass"
+        REPLAY = "replay"
         NONE = "", "none"
 
     class UsageSource(models.TextChoices):

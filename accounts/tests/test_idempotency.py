@@ -1,0 +1,214 @@
+"""Idempotency-Key: the stores by one contract, and what becomes of claims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import redis as redis_client
+from django.conf import LazySettings
+from django.http import HttpResponse
+from django.utils import timezone
+from rest_framework.request import Request
+
+from accounts.exceptions import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
+from accounts.idempotency import store as stores
+from accounts.idempotency.claims import LARGEST_ANSWER, Claim, Claims, Replayed
+from accounts.idempotency.store import DatabaseStore, Held, KeptAnswer, Lease, RedisStore, Store
+from accounts.models import IdempotentAnswer
+
+pytestmark = pytest.mark.django_db
+
+LEASE = Lease("name", "asked", "mine")
+ANSWER = KeptAnswer(200, {"Content-Type": "application/json"}, b'{"a": "\xc3\xa4"}')
+
+
+@pytest.fixture(params=["database", "redis"])
+def store(request: pytest.FixtureRequest, settings: LazySettings) -> Iterator[Store]:
+    """Make either store, empty."""
+    if request.param == "database":
+        yield DatabaseStore()
+        return
+    settings.REDIS_URL = request.getfixturevalue("redis_url")
+    client = redis_client.Redis.from_url(settings.REDIS_URL)
+    yield RedisStore()
+    for key in client.scan_iter("aiapi:idempotency:*"):
+        client.delete(key)
+
+
+def test_it_gives_a_lease_to_the_first_only(store: Store) -> None:
+    assert store.take(LEASE) is None
+    assert store.take(Lease("name", "asked", "another's")) == Held("asked", None)
+    assert store.take(Lease("another", "asked", "mine")) is None
+
+
+def test_it_keeps_the_answer_with_what_was_asked(store: Store) -> None:
+    store.take(LEASE)
+    store.finish(LEASE, ANSWER)
+    assert store.take(Lease("name", "other", "another's")) == Held("asked", ANSWER)
+
+
+def test_it_gives_a_released_lease_to_the_next(store: Store) -> None:
+    store.take(LEASE)
+    store.release(LEASE)
+    assert store.take(Lease("name", "asked", "another's")) is None
+
+
+def test_it_does_not_release_what_somebody_else_holds_now(store: Store) -> None:
+    store.take(LEASE)
+    store.release(Lease("name", "asked", "another's"))
+    assert store.take(LEASE) == Held("asked", None)
+
+
+def test_it_does_not_release_an_answer(store: Store) -> None:
+    store.take(LEASE)
+    store.finish(LEASE, ANSWER)
+    store.release(LEASE)
+    assert store.take(LEASE) == Held("asked", ANSWER)
+
+
+def test_it_gives_a_lease_that_ran_out_to_the_next() -> None:
+    store = DatabaseStore()
+    store.take(LEASE)
+    IdempotentAnswer.objects.update(until=timezone.now() - timedelta(seconds=1))
+    assert store.take(Lease("name", "asked", "another's")) is None
+
+
+def test_it_prolongs_a_lease(store: Store, settings: LazySettings) -> None:
+    store.take(LEASE)
+    if isinstance(store, DatabaseStore):
+        IdempotentAnswer.objects.update(until=timezone.now() + timedelta(seconds=1))
+        store.renew(LEASE)
+        assert IdempotentAnswer.objects.get().until > timezone.now() + timedelta(seconds=stores.LEASE_SECONDS - 2)
+        return
+    client = redis_client.Redis.from_url(settings.REDIS_URL)
+    client.expire("aiapi:idempotency:name", 1)
+    store.renew(LEASE)
+    assert client.ttl("aiapi:idempotency:name") > 1
+
+
+def test_it_clears_rows_over_their_time() -> None:
+    store = DatabaseStore()
+    for number in range(5):
+        store.take(Lease(f"old {number}", "asked", "mine"))
+    IdempotentAnswer.objects.update(until=timezone.now() - timedelta(seconds=1))
+    store.take(LEASE)
+    assert list(IdempotentAnswer.objects.values_list("name", flat=True)) == ["name"]
+
+
+def make_request(key: str | None, body: Any = None, path: str = "/chat") -> Request:
+    meta = {} if key is None else {"HTTP_IDEMPOTENCY_KEY": key}
+    return cast("Request", SimpleNamespace(META=meta, method="POST", path=path, data=body or {"message": "hi"}))
+
+
+def claim(claims: Claims, key: str = "k", **options: Any) -> Claim:
+    """Claim a key that is free."""
+    claimed = claims.claim(make_request(key, **options), owner=1)
+    assert claimed is not None
+    return claimed
+
+
+def answer(status: int = 200) -> HttpResponse:
+    return HttpResponse(b"said", status=status, headers={"X-Cache": "MISS", "X-Cost-USD": "0.1"})
+
+
+def test_it_claims_nothing_without_the_header() -> None:
+    assert Claims().claim(make_request(None), owner=1) is None
+
+
+@pytest.mark.parametrize("key", ["", " ", "ä", "x" * 256, "two words"])
+def test_it_refuses_a_malformed_key(key: str) -> None:
+    with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+        Claims().claim(make_request(key), owner=1)
+
+
+def test_it_replays_a_final_answer_without_its_cost() -> None:
+    claims = Claims()
+    claim(claims).finish(answer(), b"said")
+    with pytest.raises(Replayed) as replayed:
+        claim(claims)
+    response = replayed.value.response()
+    assert (response.status_code, response.content, response["X-Cache"]) == (200, b"said", "MISS")
+    assert (response["Idempotency-Replayed"], response["X-Cost-USD"]) == ("true", "0.000000000")
+
+
+def test_it_answers_a_conflict_while_the_first_runs() -> None:
+    claims = Claims()
+    claim(claims)
+    with pytest.raises(Conflict) as conflict:
+        claim(claims)
+    assert conflict.value.headers == {"Retry-After": "1"}
+
+
+def test_it_refuses_another_body_or_path_under_the_same_key() -> None:
+    claims = Claims()
+    claim(claims)
+    with pytest.raises(IdempotencyKeyReused):
+        claim(claims, body={"message": "something else"})
+    with pytest.raises(IdempotencyKeyReused):
+        claim(claims, path="/summarize")
+
+
+def test_it_takes_a_trailing_slash_for_the_same_path() -> None:
+    claims = Claims()
+    claim(claims)
+    with pytest.raises(Conflict):
+        claim(claims, path="/chat/")
+
+
+def test_it_keeps_the_keys_of_callers_apart() -> None:
+    claims = Claims()
+    claim(claims)
+    assert claims.claim(make_request("k"), owner=2) is not None
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_it_does_not_keep_what_may_pass(status: int) -> None:
+    claims = Claims()
+    claim(claims).finish(answer(status), b"said")
+    claim(claims)  # raises if an answer was kept
+    assert len(claims._open) == 1
+
+
+@pytest.mark.parametrize("status", [200, 201, 400, 404])
+def test_it_keeps_what_is_final(status: int) -> None:
+    claims = Claims()
+    claim(claims).finish(answer(status), b"said")
+    with pytest.raises(Replayed):
+        claim(claims)
+
+
+def test_it_does_not_keep_an_answer_over_the_size_or_one_that_broke_off() -> None:
+    claims = Claims()
+    claim(claims).finish(answer(), b"x" * (LARGEST_ANSWER + 1))
+    claim(claims).finish_stream("text/event-stream", None)
+    claim(claims)  # raises if an answer was kept
+    assert len(claims._open) == 1
+
+
+def test_it_ends_a_claim_once() -> None:
+    claims = Claims()
+    first = claim(claims)
+    first.release()
+    second = claim(claims)
+    first.finish(answer(), b"too late")
+    second.finish(answer(), b"said")
+    with pytest.raises(Replayed) as replayed:
+        claim(claims)
+    assert replayed.value.answer.body == b"said"
+
+
+def test_it_says_when_nobody_can_tell(settings: LazySettings) -> None:
+    settings.REDIS_URL = "redis://127.0.0.1:1/0"
+    with pytest.raises(DependencyUnavailable):
+        Claims().claim(make_request("k"), owner=1)
+
+
+def test_it_stores_neither_the_callers_key_nor_what_he_asked(settings: LazySettings) -> None:
+    claim(Claims(), key="order-of-mr-smith", body={"message": "hush"})
+    (row,) = IdempotentAnswer.objects.values() if not settings.REDIS_URL else [{}]
+    assert "smith" not in str(row)
+    assert "hush" not in str(row)
