@@ -89,6 +89,7 @@ def test_it_tells_every_mistake_at_once(production: LazySettings, started: Start
     assert [line.partition(":")[0] for line in problems()] == ["aiapi.E001", "aiapi.E002"]
 
 
+@pytest.mark.django_db(transaction=True)
 def test_it_refuses_demo_keys_in_production(production: LazySettings, started: Started) -> None:
     production.IS_PRODUCTION = False
     call_command("bootstrap", stdout=StringIO(), stderr=StringIO())
@@ -100,6 +101,7 @@ def test_it_refuses_demo_keys_in_production(production: LazySettings, started: S
     assert len(started) == 1
 
 
+@pytest.mark.django_db(transaction=True)
 def test_it_starts_again_once_the_demo_keys_are_revoked(production: LazySettings, started: Started) -> None:
     production.IS_PRODUCTION = False
     call_command("bootstrap", stdout=StringIO(), stderr=StringIO())
