@@ -185,6 +185,7 @@ class TestKeeper:
             assert limits.usage(embedded.scope)[0].slots == 1
         assert keeper.renew_due(0) == 0
 
+    @pytest.mark.django_db
     def test_it_frees_the_slot_of_what_died_in_this_process(self, embedded: Embedded, limits: LimitBackend) -> None:
         operation = embedded.open()
         embedded.clock.step(21)

@@ -189,8 +189,14 @@ class TestRotation:
 
     def test_it_hands_over_every_setting_that_a_key_has(self) -> None:
         own = {"id", "name", "prefix", "last_four", "digest", "pepper_id", "successor", "created_at", "revoked_at"}
-        fields = {field.name for field in ApiKey._meta.concrete_fields} - own - {"last_used_at"}
+        fields = {field.name for field in ApiKey._meta.concrete_fields} - own - {"last_used_at", "lineage_id"}
         assert fields == set(services.INHERITED_FIELDS)
+
+    def test_it_shares_the_limits_of_the_first_with_every_successor(self) -> None:
+        first = make_key().key
+        second, _ = services.api_key_rotate(key=first, grace=DAY, actor=ACTOR)
+        third, _ = services.api_key_rotate(key=second, grace=DAY, actor=ACTOR)
+        assert {key.limits_id for key in (first, second, third)} == {first.pk}
 
     def test_it_numbers_successors(self) -> None:
         first = make_key(name="ci").key
