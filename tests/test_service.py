@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +15,7 @@ import pytest
 from playwright.sync_api import Page
 
 from inference.upstream.fake import FakeUpstream
-from tests.servers import Answer, Service, launched
+from tests.servers import ROOT, Answer, Service, launched
 
 FREE_KEY, FREE_LIMIT = "dev_key_123", 5
 PREMIUM_KEY = "prod_key_456"
@@ -137,6 +139,15 @@ def test_it_counts_in_the_statistics_what_was_asked(local: Service, waiting: Fut
         "total_api_keys": 1,
         "requests_by_key": {"laptop": 4},
     }
+
+
+def test_it_answers_the_lines_of_the_readme(local: Service) -> None:
+    blocks = re.findall(r"```sh\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [block.replace("dev_key_123", PREMIUM_KEY) for block in blocks if "curl -s localhost:8000/" in block]
+    script = "\n".join(lines).replace("localhost:8000", f"127.0.0.1:{local.port}").replace("\ncurl", "\necho; curl")
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line]
+    assert [next(iter(answer)) for answer in answers] == ["response", "summary", "account", "status"]
 
 
 def test_it_is_healthy(local: Service) -> None:
