@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page
 
+from inference.tests.fixtures import api, handler, upstream
 from inference.upstream.fake import FakeUpstream
 from tests.servers import Postgres, Redis, Service, aiapi_server, browser, fake_upstream
+
+__all__ = ["api", "handler", "upstream"]
 
 
 @pytest.fixture(scope="session")
