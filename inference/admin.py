@@ -6,18 +6,23 @@ import os
 from decimal import Decimal
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Count, Prefetch, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from accounts.admin.base import AuditedAdmin, link, moment
-from accounts.admin.typed import TabularInline, display
+from accounts.admin.base import AuditedAdmin, change_url, found, link, moment
+from accounts.admin.typed import TabularInline, action, display
+from inference.catalog import provider_route
 from inference.models import Deployment, Model, Price, Provider
 from inference.services import catalog_delete, catalog_save
+from inference.upstream.breaker import open_anywhere
+from inference.upstream.client import client
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
+BREAKER_BADGES = {"closed": "success", "open": "danger"}
+CONNECTION_SECONDS = 5.0
 SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
 
 
@@ -38,10 +43,11 @@ class ProviderAdmin(CatalogAdmin):
     """Providers."""
 
     list_display = ("name", "base_url", "api_key_variable", "secret", "deployment_count", "is_enabled")
+    actions_detail = ("test_connection",)
     list_filter = ("is_enabled",)
     search_fields = ("name", "base_url")
     fieldsets = (
-        (None, {"fields": ("name", "base_url", "is_enabled")}),
+        (None, {"fields": ("name", "style", "base_url", "api_version", "is_enabled")}),
         ("Authentication", {"fields": ("api_key_variable", "secret", "extra_headers")}),
     )
 
@@ -63,6 +69,17 @@ class ProviderAdmin(CatalogAdmin):
         """Count deployments in the same query."""
         counted: QuerySet[Any] = super().get_queryset(request).annotate(deployment_total=Count("deployments"))
         return counted
+
+    @action(description="Test connection", permissions=["change"], icon="cable", url_path="test-connection")
+    def test_connection(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask the provider for its list of models, which spends no token, and say what came of it."""
+        provider: Provider = found(self, request, object_id)
+        trouble = client.trouble(provider_route(provider), seconds=CONNECTION_SECONDS)
+        if trouble is None:
+            messages.success(request, f"{provider} answers.")
+        else:
+            messages.error(request, f"{provider} does not answer as it should: {trouble}.")
+        return HttpResponseRedirect(change_url(provider))
 
     @display(description="secret", label=SECRET_BADGES)
     def secret(self, provider: Provider) -> str:
@@ -92,10 +109,10 @@ class DeploymentInline(TabularInline):
 class ModelAdmin(CatalogAdmin):
     """Models."""
 
-    list_display = ("public_name", "kind", "context_size", "served_by", "is_enabled")
+    list_display = ("public_name", "kind", "context_size", "served_by", "is_default", "is_enabled")
     list_filter = ("kind", "is_enabled")
     search_fields = ("public_name",)
-    fields = ("public_name", "kind", "context_size", "is_enabled")
+    fields = ("public_name", "aliases", "kind", "context_size", "is_default", "is_enabled")
     inlines = (DeploymentInline,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -130,17 +147,22 @@ class PriceInline(TabularInline):
 class DeploymentAdmin(CatalogAdmin):
     """Deployments."""
 
-    list_display = ("upstream_name", "model_link", "provider_link", "order", "weight", "price", "is_enabled")
+    list_display = ("upstream_name", "model_link", "provider_link", "order", "weight", "price", "breaker", "is_enabled")
     list_filter = ("is_enabled", "provider")
     list_select_related = ("model", "provider")
     search_fields = ("upstream_name", "model__public_name", "provider__name")
-    fields = ("model", "provider", "upstream_name", "order", "weight", "is_enabled")
+    fields = ("model", "provider", "upstream_name", "output_parameter", "order", "weight", "is_enabled")
     inlines = (PriceInline,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Read the prices of all rows in one query more."""
         begun = Price.objects.filter(valid_from__lte=timezone.now()).order_by("valid_from")
         return super().get_queryset(request).prefetch_related(Prefetch("prices", begun, to_attr="begun_prices"))
+
+    @display(description="breaker", label=BREAKER_BADGES)
+    def breaker(self, deployment: Any) -> str:
+        """Show whether calls go there: an open breaker lets none pass for a while, after failures in a row."""
+        return "open" if open_anywhere([deployment.pk]) else "closed"
 
     @display(description="model", ordering="model__public_name")
     def model_link(self, deployment: Deployment) -> SafeString:

@@ -15,7 +15,7 @@ from django.db import Error as DatabaseError
 
 from accounts.exceptions import DependencyUnavailable
 from accounts.snapshots import MAX_AGE, nano_dollars
-from inference.models import Deployment, Model, Price
+from inference.models import Deployment, Model, Price, Provider
 from inference.upstream import local_model
 
 TOKENS_PER_PRICE = 1_000_000
@@ -57,6 +57,8 @@ class Route:
     order: int
     weight: int
     rates: Rates
+    is_azure: bool = False
+    api_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class CatalogModel:
     context_size: int
     created: int
     routes: tuple[Route, ...]
+    aliases: tuple[str, ...] = ()
+    is_default: bool = False
 
     @property
     def dearest(self) -> Rates:
@@ -85,15 +89,22 @@ class Catalog:
 
     clock: Callable[[], float] = time.monotonic
     _models: dict[str, CatalogModel] = field(default_factory=dict)
+    _names: dict[str, CatalogModel] = field(default_factory=dict)
     _loaded_at: float = float("-inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def find(self, public_name: str) -> CatalogModel | None:
-        """Return an enabled model of that name, None if there is none.
+    def find(self, name: str) -> CatalogModel | None:
+        """Return an enabled model by its public name or an alias, None if there is none.
 
         Raises DependencyUnavailable when the database is away (after AUTH_STALE_SECONDS on top of the second).
         """
-        return self.models().get(public_name)
+        self.models()
+        return self._names.get(name)
+
+    def default(self) -> CatalogModel | None:
+        """Return the model that answers who names none: the one that operators chose, or the environment's."""
+        chosen = (model for model in self.models().values() if model.is_default)
+        return next(chosen, None) or self.find(default_model_name())
 
     def models(self) -> dict[str, CatalogModel]:
         """Return all enabled models by public name."""
@@ -113,12 +124,14 @@ class Catalog:
     def _load(self) -> None:
         started = self.clock()
         try:
-            self._models = _read_models()
+            models = _read_models()
         except DatabaseError as error:
             if self._age() < MAX_AGE + settings.AUTH_STALE_SECONDS:
                 return
             log.error("catalog_read_failed", cause=type(error).__name__)
             raise DependencyUnavailable from error
+        aliases = {alias: model for model in models.values() for alias in model.aliases}
+        self._models, self._names = models, {**aliases, **models}
         self._loaded_at = started
 
 
@@ -126,7 +139,7 @@ catalog = Catalog()
 
 
 def default_model_name() -> str:
-    """Name the model that a request gets which names none."""
+    """Name the model of the environment, which answers where operators chose no default."""
     if settings.OPENAI_MODEL:
         return str(settings.OPENAI_MODEL)
     return local_model.MODEL_NAME if uses_local_model() else OPENAI_DEFAULT_MODEL
@@ -150,6 +163,8 @@ def _read_models() -> dict[str, CatalogModel]:
             context_size=model.context_size,
             created=int(model.created_at.timestamp()),
             routes=tuple(routes[model.pk]),
+            aliases=tuple(model.aliases),
+            is_default=model.is_default,
         )
         for model in Model.objects.filter(is_enabled=True)
     }
@@ -167,12 +182,19 @@ def _current_rates() -> dict[int, Rates]:
     }
 
 
+def provider_route(provider: Provider) -> Route:
+    """Make a route to a provider itself, to no model there: for asking whether it answers."""
+    return _route(Deployment(provider=provider, upstream_name=""), Rates())
+
+
 def _route(deployment: Deployment, rates: Rates) -> Route:
     provider = deployment.provider
     return Route(
-        deployment_id=deployment.pk,
+        deployment_id=deployment.pk or 0,
         name=f"{provider.name}/{deployment.upstream_name}",
         provider=provider.name,
+        is_azure=provider.style == Provider.Style.AZURE,
+        api_version=provider.api_version,
         base_url=provider.base_url,
         api_key_variable=provider.api_key_variable,
         extra_headers=tuple(sorted(provider.extra_headers.items())),

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
 
-from inference.validators import validate_api_key_variable, validate_extra_headers, validate_provider_url
+from inference import validators
+from inference.validators import (
+    validate_aliases,
+    validate_api_key_variable,
+    validate_extra_headers,
+    validate_provider_url,
+)
 
-MODEL_NAME = RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z", "Letters, digits and . _ : / @ - only.")
+MODEL_NAME = RegexValidator(validators.MODEL_NAME, "Letters, digits and . _ : / @ - only.")
 PRICE: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "default": 0, "validators": [MinValueValidator(0)]}
 
 
 class Provider(models.Model):
     """A server that speaks OpenAI's protocol. It knows the name of its secret's variable, never the secret."""
 
+    class Style(models.TextChoices):
+        OPENAI = "openai", "OpenAI and compatible"
+        AZURE = "azure", "Azure OpenAI"
+
     name = models.SlugField(max_length=50, unique=True)
+    style = models.CharField(max_length=20, choices=Style.choices, default=Style.OPENAI)
+    api_version = models.CharField(
+        max_length=40, blank=True, help_text="Azure only: sent as api-version, such as 2024-10-21."
+    )
     base_url = models.CharField(max_length=500, help_text="Up to and with /v1, such as https://api.openai.com/v1.")
     api_key_variable = models.CharField(
         max_length=100,
@@ -46,6 +61,8 @@ class Provider(models.Model):
         """Refuse addresses that would let an operator reach this machine or its cloud's metadata."""
         if not self.from_environment:
             validate_provider_url(self.base_url)
+        if self.style == self.Style.AZURE and not self.api_version:
+            raise ValidationError({"api_version": "Azure needs one, such as 2024-10-21."})
 
 
 class Model(models.Model):
@@ -60,6 +77,15 @@ class Model(models.Model):
     context_size = models.PositiveIntegerField(
         default=8192, validators=[MinValueValidator(1)], help_text="Prompt and answer together, in tokens."
     )
+    aliases = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[validate_aliases],
+        help_text='Other names under which callers may ask for it, as a list: ["gpt-4", "default"].',
+    )
+    is_default = models.BooleanField(
+        default=False, help_text="Answers requests that name no model, instead of the one that OPENAI_MODEL names."
+    )
     is_enabled = models.BooleanField(default=True, help_text="Off: callers get 404, at once.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
@@ -68,6 +94,16 @@ class Model(models.Model):
 
     def __str__(self) -> str:
         return self.public_name
+
+    def clean(self) -> None:
+        """Refuse names that another model has already, and a second default."""
+        others = Model.objects.exclude(pk=self.pk)
+        taken = {name for other in others for name in (other.public_name, *other.aliases)}
+        clashing = sorted(taken & {self.public_name, *self.aliases})
+        if clashing:
+            raise ValidationError(f"Another model has the name {', '.join(clashing)} already.")
+        if self.is_default and others.filter(is_default=True).exists():
+            raise ValidationError({"is_default": "Another model is the default: take that away first."})
 
 
 class Deployment(models.Model):

@@ -10,11 +10,18 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z")
 API_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY\Z")
 HEADER_NAME = re.compile(r"[A-Za-z0-9-]+\Z")
 #: Headers that the client itself sets; an operator's value would break the call or smuggle a second secret.
 RESERVED_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
 SECRET_HEADER = re.compile(r"key|token|secret|auth|cookie", re.IGNORECASE)
+
+
+def validate_aliases(value: Any) -> None:
+    """Accept a list of names as models have them."""
+    if not isinstance(value, list) or not all(isinstance(name, str) and MODEL_NAME.match(name) for name in value):
+        raise ValidationError('Give names as a list: ["gpt-4", "default"]; letters, digits and . _ : / @ - only.')
 
 
 def validate_api_key_variable(name: str) -> None:

@@ -11,7 +11,7 @@ from rest_framework.response import Response
 
 from inference import prompts
 from inference.calls import ModelCall
-from inference.catalog import default_model_name
+from inference.catalog import catalog
 from inference.documentation import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
 from inference.endpoints import ModelEndpoint, cache_directives
 from inference.event_stream import EVENT_STREAM, DeltaReader, chat_error_event
@@ -116,7 +116,8 @@ class SummarizeView(ModelEndpoint):
             "messages": prompts.summary_messages(text, length),
             "temperature": prompts.SUMMARY_TEMPERATURE,
         }
-        if (asked.get("model") or default_model_name()) == MODEL_NAME:
+        model = catalog.find(asked["model"]) if "model" in asked else catalog.default()
+        if model is not None and model.public_name == MODEL_NAME:
             payload |= summary_options(text, length)
         return ModelCall(
             endpoint=self.endpoint,

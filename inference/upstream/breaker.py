@@ -4,18 +4,20 @@ closed     calls pass; FAILURES in a row open it
 open       no call passes for a while: COOL_DOWN at first, twice as long after each failed trial, LONGEST at most
 half open  one call passes as a trial: success closes the breaker, failure opens it again
 
-The state is a process's own. A process learns of a dead provider by its own calls, which is at most FAILURES of them.
+The state is a process's own: a process learns of a dead provider by its own calls, which is at most FAILURES of them.
+What opens or closes is published in the default cache, for the admin and for others who look from outside.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import structlog
+from django.core.cache import caches
 
 FAILURES = 5
 COOL_DOWN = 5.0  # seconds
@@ -68,11 +70,14 @@ class Breakers:
 
     def succeeded(self, deployment_id: int) -> None:
         """Note that a call was answered, whatever the answer: the provider is there."""
-        if self._circuits.pop(deployment_id, None) is not None:
+        circuit = self._circuits.pop(deployment_id, None)
+        if circuit is not None and circuit.cool_down:
             log.info("breaker_closed", deployment_id=deployment_id)
+            _publish(deployment_id, 0)
 
     def failed(self, deployment_id: int) -> None:
         """Note that a call found the provider down."""
+        opened_for = 0.0
         with self._lock:
             circuit = self._circuits.setdefault(deployment_id, _Circuit())
             circuit.failures += 1
@@ -81,7 +86,10 @@ class Breakers:
                 circuit.cool_down = min(circuit.cool_down * 2 or COOL_DOWN, LONGEST_COOL_DOWN)
                 circuit.opened_at = self._clock()
                 circuit.has_trial = False
-                log.warning("breaker_opened", deployment_id=deployment_id, seconds=circuit.cool_down)
+                opened_for = circuit.cool_down
+        if opened_for:
+            log.warning("breaker_opened", deployment_id=deployment_id, seconds=opened_for)
+            _publish(deployment_id, opened_for)
 
     def gave_up(self, deployment_id: int) -> None:
         """Note that a trial ended without telling anything, as when its caller left: another may try."""
@@ -98,3 +106,21 @@ class Breakers:
 
 
 breakers = Breakers()
+
+
+def open_anywhere(deployment_ids: Iterable[int]) -> set[int]:
+    """Return the deployments whose breaker is open in some process, as far as the cache knows."""
+    places = {_place(identifier): identifier for identifier in deployment_ids}
+    return {places[place] for place in caches["default"].get_many(places)}
+
+
+def _publish(deployment_id: int, seconds: float) -> None:
+    """Tell others of an open breaker for as long as it is open; 0 takes it back."""
+    if seconds:
+        caches["default"].set(_place(deployment_id), 1, seconds)
+    else:
+        caches["default"].delete(_place(deployment_id))
+
+
+def _place(deployment_id: int) -> str:
+    return f"breaker:{deployment_id}"

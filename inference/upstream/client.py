@@ -19,7 +19,7 @@ from django.conf import settings
 from openai._constants import RAW_RESPONSE_HEADER
 
 from inference.catalog import Route
-from inference.upstream.errors import FAILURES, failed_attempt
+from inference.upstream.errors import FAILURES, cause_of, failed_attempt
 from inference.upstream.transport import Abort, PooledTransport, abortable
 
 
@@ -120,32 +120,43 @@ class Client:
 
     def is_reachable(self, route: Route, *, seconds: float) -> bool:
         """Ask for the provider's list of models, and say whether it came. Failures are logged like any call's."""
+        return self.trouble(route, seconds=seconds) is None
+
+    def trouble(self, route: Route, *, seconds: float) -> str | None:
+        """Ask for the provider's list of models; None if it came, or the kind of failure, such as `http 401`."""
         try:
             with _deadline(seconds):
                 self._send("GET", route, "/models", seconds)
         except FAILURES as error:
             failed_attempt(error, route=route.name)
-            return False
-        return True
+            return cause_of(error)
+        return None
 
     def _send(
         self, method: str, route: Route, path: str, seconds: float, body: dict[str, Any] | None = None
     ) -> httpx2.Response:
-        options: Any = {"timeout": self._timeout(seconds), "headers": _headers(route)}
+        options = self._options(route, seconds)
         client = self._client(route)
         if method == "GET":
-            return client.get(path, cast_to=httpx2.Response, options=options)
-        return client.post(path, cast_to=httpx2.Response, body=body, options=options)
+            return client.get(_path(route, path), cast_to=httpx2.Response, options=options)
+        return client.post(_path(route, path), cast_to=httpx2.Response, body=body, options=options)
+
+    def _options(self, route: Route, seconds: float, **headers: str) -> Any:
+        """Make the SDK's options of a call: timeouts, headers, and what Azure wants in its own way."""
+        options: dict[str, Any] = {"timeout": self._timeout(seconds), "headers": {**_headers(route), **headers}}
+        if route.is_azure:
+            options["params"] = {"api-version": route.api_version}
+            options["headers"] |= {"api-key": _secret(route), "Authorization": openai.Omit()}
+        return options
 
     def _open(self, route: Route, path: str, body: dict[str, Any], idle_seconds: float) -> httpx2.Response:
-        headers = {**_headers(route), RAW_RESPONSE_HEADER: "stream", "Accept": "text/event-stream"}
-        options: Any = {"timeout": self._timeout(idle_seconds), "headers": headers}
-        opened = self._client(route).post(path, cast_to=httpx2.Response, body=body, options=options)
+        options = self._options(route, idle_seconds, **{RAW_RESPONSE_HEADER: "stream", "Accept": "text/event-stream"})
+        opened = self._client(route).post(_path(route, path), cast_to=httpx2.Response, body=body, options=options)
         response: httpx2.Response = getattr(opened, "http_response", opened)
         return response
 
     def _client(self, route: Route) -> openai.OpenAI:
-        secret = os.environ.get(route.api_key_variable, "") if route.api_key_variable else ""
+        secret = _secret(route)
         client = self._clients.get((route.base_url, secret))
         if client is None:
             with self._lock:
@@ -175,6 +186,17 @@ def _deadline(seconds: float) -> Iterator[None]:
         return
     with Timeout(seconds, TimeoutError("deadline")):
         yield
+
+
+def _secret(route: Route) -> str:
+    return os.environ.get(route.api_key_variable, "") if route.api_key_variable else ""
+
+
+def _path(route: Route, path: str) -> str:
+    """Return where a call goes below the base URL: Azure has a path for each deployment, and one list of models."""
+    if not route.is_azure:
+        return path
+    return f"/openai{path}" if path == "/models" else f"/openai/deployments/{route.upstream_name}{path}"
 
 
 def _headers(route: Route) -> dict[str, str]:

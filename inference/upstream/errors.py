@@ -46,6 +46,11 @@ def failed_attempt(error: Exception, *, route: str) -> AttemptFailed:
     return AttemptFailed(answer, verdict)
 
 
+def cause_of(error: Exception) -> str:
+    """Name the kind of a failure, in words without any of the provider's."""
+    return _classify(error)[2]
+
+
 def _classify(error: Exception) -> tuple[ApiError, Verdict, str]:
     if isinstance(error, openai.APIStatusError):
         return _from_status(error)

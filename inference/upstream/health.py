@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inference.catalog import CatalogModel, catalog, default_model_name
+from inference.catalog import CatalogModel, catalog
 from inference.upstream.client import client
 from monitoring.health import Health
 
@@ -30,7 +30,7 @@ class ModelHealth:
 
     def __call__(self) -> Health:
         """Say whether the default model can be reached, asking at most every BELIEVED_SECONDS."""
-        model = catalog.find(default_model_name())
+        model = catalog.default()
         if model is None or not model.routes:
             return Health.AWAY
         belief = self._beliefs.setdefault(model.routes[0].base_url, _Belief())
