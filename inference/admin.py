@@ -54,7 +54,8 @@ class ProviderAdmin(CatalogAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Provider | None = None) -> tuple[str, ...]:
         """Leave to the environment what comes from it: bootstrap would set it back anyway."""
         from_environment = obj is not None and obj.from_environment
-        return ("name", "base_url", "api_key_variable", "secret") if from_environment else ("secret",)
+        fixed = ("name", "style", "api_version", "base_url", "api_key_variable")
+        return (*fixed, "secret") if from_environment else ("secret",)
 
     def get_fieldsets(self, request: HttpRequest, obj: Provider | None = None) -> Any:
         """Say on the page why its fields can't be changed."""

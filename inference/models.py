@@ -97,6 +97,7 @@ class Model(models.Model):
 
     def clean(self) -> None:
         """Refuse names that another model has already, and a second default."""
+        self.aliases = self.aliases or []  # an emptied field of a form
         others = Model.objects.exclude(pk=self.pk)
         taken = {name for other in others for name in (other.public_name, *other.aliases)}
         clashing = sorted(taken & {self.public_name, *self.aliases})

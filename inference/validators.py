@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z")
+MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z")
 API_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY\Z")
 HEADER_NAME = re.compile(r"[A-Za-z0-9-]+\Z")
 #: Headers that the client itself sets; an operator's value would break the call or smuggle a second secret.

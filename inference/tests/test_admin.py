@@ -14,6 +14,8 @@ from accounts.tests.factories import make_admin, make_staff
 from inference.admin import dollars
 from inference.catalog import catalog
 from inference.models import Deployment, Model, Price, Provider
+from inference.upstream.breaker import FAILURES, breakers, open_anywhere
+from inference.upstream.fake import LEAK_MARKER, FakeUpstream
 
 pytestmark = pytest.mark.django_db
 
@@ -64,7 +66,13 @@ def formset(name: str, *rows: dict[str, Any], initial: int = 0) -> dict[str, Any
 class TestProviders:
     def add(self, site: Client, **changes: str) -> Any:
         """Make a provider in the admin."""
-        fields = {"name": "green", "base_url": "https://203.0.113.9/v1", "api_key_variable": "", "is_enabled": "on"}
+        fields = {
+            "name": "green",
+            "base_url": "https://203.0.113.9/v1",
+            "api_key_variable": "",
+            "style": "openai",
+            "is_enabled": "on",
+        }
         return site.post(f"{PROVIDERS}add/", {**fields, "extra_headers": "{}", **changes})
 
     def test_it_makes_a_provider(self, site: Client) -> None:
@@ -90,7 +98,16 @@ class TestProviders:
     def test_it_leaves_to_the_environment_what_comes_from_it(self, site: Client, deployment: Deployment) -> None:
         url = f"{PROVIDERS}{deployment.provider_id}/change/"
         assert "come from the environment" in site.get(url).content.decode()
-        site.post(url, {"name": "x", "base_url": "https://203.0.113.1", "extra_headers": "{}", "is_enabled": ""})
+        site.post(
+            url,
+            {
+                "name": "x",
+                "base_url": "https://203.0.113.1",
+                "extra_headers": "{}",
+                "style": "openai",
+                "is_enabled": "",
+            },
+        )
         provider = Provider.objects.get()
         assert (provider.name, provider.base_url, provider.is_enabled) == ("blue", "https://blue.example/v1", False)
 
@@ -115,6 +132,26 @@ class TestProviders:
         assert not catalog.models()["small"].routes
         assert (latest().before, latest().after) == ({"is_enabled": True}, {"is_enabled": False})
 
+    def test_it_needs_a_version_for_azure(self, site: Client) -> None:
+        fields = {"name": "green", "style": "azure", "base_url": "https://203.0.113.9", "extra_headers": "{}"}
+        assert "Azure needs one" in site.post(f"{PROVIDERS}add/", fields).content.decode()
+
+    def test_it_tests_a_connection(self, site: Client, deployment: Deployment) -> None:
+        with FakeUpstream() as fake:
+            Provider.objects.update(base_url=fake.base_url)
+            url = f"{PROVIDERS}{deployment.provider_id}/test-connection"
+            assert "blue answers." in site.get(url, follow=True).content.decode()
+            fake.set(models_fault="http_401")
+            page = site.get(url, follow=True).content.decode()
+        assert "does not answer as it should: http 401" in page
+        assert LEAK_MARKER not in page
+
+    def test_it_shows_an_open_breaker(self, site: Client, deployment: Deployment) -> None:
+        for _ in range(FAILURES):
+            breakers.failed(deployment.pk)
+        assert "open" in site.get(DEPLOYMENTS).content.decode()
+        assert open_anywhere([deployment.pk]) == {deployment.pk}
+
     def test_it_deletes_no_provider_with_deployments(self, site: Client, deployment: Deployment) -> None:
         page = site.post(f"{PROVIDERS}{deployment.provider_id}/delete/", {"post": "yes"}).content.decode()
         assert "protected related objects" in page
@@ -138,7 +175,8 @@ class TestModels:
         fields = {"public_name": "big", "kind": "chat", "context_size": "4096", "is_enabled": "on"}
         assert catalog.find("big") is None
         with django_capture_on_commit_callbacks(execute=True):
-            site.post(f"{MODELS}add/", {**fields, **formset("deployments", row)})
+            site.post(f"{MODELS}add/", {**fields, "aliases": '["huge"]', **formset("deployments", row)})
+        assert catalog.find("huge") is catalog.find("big")
         found = catalog.find("big")
         assert found is not None
         assert [route.upstream_name for route in found.routes] == ["big-1"]
@@ -149,6 +187,20 @@ class TestModels:
         fields = {"public_name": "two words", "kind": "chat", "context_size": "4096"}
         page = site.post(f"{MODELS}add/", {**fields, **formset("deployments")}).content.decode()
         assert "Letters, digits and . _ : / @ - only." in page
+
+    @pytest.mark.parametrize(("aliases", "text"), [('["small"]', "has the name small already"), ("[1]", "Give names")])
+    def test_it_refuses_an_alias_that_is_taken_or_no_name(
+        self, site: Client, deployment: Deployment, aliases: str, text: str
+    ) -> None:
+        fields = {"public_name": "big", "aliases": aliases, "kind": "chat", "context_size": "4096"}
+        page = site.post(f"{MODELS}add/", {**fields, **formset("deployments")}).content.decode()
+        assert text in page
+
+    def test_it_refuses_a_second_default(self, site: Client, deployment: Deployment) -> None:
+        Model.objects.update(is_default=True)
+        fields = {"public_name": "big", "kind": "chat", "context_size": "4096", "is_default": "on"}
+        page = site.post(f"{MODELS}add/", {**fields, **formset("deployments")}).content.decode()
+        assert "Another model is the default" in page
 
     def test_it_audits_all_that_a_deletion_takes_along(self, site: Client, deployment: Deployment) -> None:
         site.post(f"{MODELS}{deployment.model_id}/delete/", {"post": "yes"})
@@ -169,7 +221,7 @@ class TestPrices:
     def change(self, site: Client, deployment: Deployment, *rows: dict[str, Any], initial: int = 0) -> Any:
         """Send the page of a deployment with these prices."""
         fields = {"model": deployment.model_id, "provider": deployment.provider_id, "upstream_name": "small-1"}
-        fields |= {"order": 0, "weight": 1, "is_enabled": "on"}
+        fields |= {"order": 0, "weight": 1, "is_enabled": "on", "output_parameter": "max_tokens"}
         url = f"{DEPLOYMENTS}{deployment.pk}/change/"
         return site.post(url, {**fields, **formset("prices", *rows, initial=initial)})
 
