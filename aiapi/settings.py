@@ -120,6 +120,16 @@ UPSTREAM_IDLE_TIMEOUT = ENV.number(
 UPSTREAM_STREAM_TIMEOUT = ENV.number(
     "UPSTREAM_STREAM_TIMEOUT", 600, minimum=1, maximum=86400, help="seconds that a stream may take altogether"
 )
+STREAM_FIRST_BYTE_SECONDS = ENV.number(
+    "STREAM_FIRST_BYTE_SECONDS",
+    10,
+    minimum=0.1,
+    maximum=60,
+    help="seconds that a stream's status waits for the first byte, so that an early failure is a plain error",
+)
+STREAM_KEEP_ALIVE_SECONDS = ENV.number(
+    "STREAM_KEEP_ALIVE_SECONDS", 15, minimum=0.5, maximum=300, help="seconds of silence before a comment is sent"
+)
 UPSTREAM_CONCURRENCY = ENV.integer(
     "UPSTREAM_CONCURRENCY", 1000, minimum=1, maximum=10_000, help="model calls of one worker process at a time"
 )

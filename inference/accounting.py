@@ -34,6 +34,11 @@ class Bill:
         return self._reserved.output_tokens if self._reserved else 0
 
     @property
+    def has_reserved(self) -> bool:
+        """Say whether there is something to settle."""
+        return self._reserved is not None
+
+    @property
     def is_cut(self) -> bool:
         """Say whether a limit had no room for the longest answer, so that this one may end before it is complete."""
         return self._bound is not None and self.output_tokens < self._bound.output_tokens

@@ -44,8 +44,13 @@ def client_watch(request: HttpRequest) -> Callable[[], bool]:
 
 
 def server_sent(event: str, data: Mapping[str, Any]) -> bytes:
-    """Write an event with a name."""
-    return f"event: {event}\ndata: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    """Write an event with a name. Half of a surrogate pair, whose other half comes later, goes as an escape."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    try:
+        written = text.encode()
+    except UnicodeEncodeError:
+        written = json.dumps(data, separators=(",", ":")).encode()
+    return b"event: " + event.encode() + b"\ndata: " + written + b"\n\n"
 
 
 class DeltaReader(ChunkReader):

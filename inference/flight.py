@@ -27,6 +27,8 @@ from inference.cache import CachedAnswer, look_up
 LEASE_MS = 900
 RENEW_SECONDS = 0.3
 LOOK_SECONDS = 0.1
+#: Seconds between two looks whether a follower is still wanted.
+WATCH_SECONDS = 0.5
 _RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0"
 _RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
 
@@ -49,9 +51,15 @@ class Flight:
         self._answer, self._error = answer, error
         self._over.set()
 
-    def wait(self, seconds: float) -> CachedAnswer | None:
-        """Wait for the outcome: an answer, or None if somebody else has to lead; raises the leader's error."""
-        self._over.wait(seconds)
+    def wait(self, seconds: float, is_unwanted: Callable[[], bool]) -> CachedAnswer | None:
+        """Wait for the outcome: an answer, or None if somebody else has to lead; raises the leader's error.
+
+        The wait is over too after so many seconds, or soon after it is unwanted.
+        """
+        ends = time.monotonic() + seconds
+        while not self._over.wait(max(0.0, min(WATCH_SECONDS, ends - time.monotonic()))):
+            if time.monotonic() >= ends or is_unwanted():
+                break
         if self._error is not None:
             raise self._error
         return self._answer
@@ -66,26 +74,39 @@ class Flights:
         self._client: Any = None
         self._keeping = False
 
-    def join(self, key: str, *, seconds: float) -> Flight | CachedAnswer:
+    def join(
+        self, key: str, *, seconds: float, is_unwanted: Callable[[], bool] = lambda: False
+    ) -> Flight | CachedAnswer:
         """Return an answer that somebody else got meanwhile, or a flight to lead, which the caller has to end.
 
-        Waits at most `seconds`, after which the caller flies alone. Raises the error that a leader met.
+        Waits at most `seconds`, or until `is_unwanted`, after which the caller flies alone. Raises the error that a
+        leader met.
         """
         deadline = time.monotonic() + seconds
+
+        def is_over() -> bool:
+            return time.monotonic() >= deadline or is_unwanted()
+
         while True:
             flight, leads = self._enter(key)
-            if not leads:
-                answer = flight.wait(max(0.0, deadline - time.monotonic()))
-                if answer is not None:
-                    return answer
-                if time.monotonic() >= deadline:
-                    return Flight()
-                continue
-            answer = self._take_lease(key, flight, deadline)
-            if answer is None:
-                return flight
-            self.leave(key, flight, answer=answer)
-            return answer
+            if leads:
+                return self._lead(key, flight, is_over)
+            try:
+                answer = flight.wait(deadline - time.monotonic(), is_unwanted)
+            finally:
+                self._step_out(flight)
+            if answer is not None:
+                return answer
+            if is_over():
+                return Flight()
+
+    def _lead(self, key: str, flight: Flight, is_over: Callable[[], bool]) -> Flight | CachedAnswer:
+        """Lead in this process, and among processes where this one gets the lease before another has the answer."""
+        answer = self._take_lease(key, flight, is_over)
+        if answer is None:
+            return flight
+        self.leave(key, flight, answer=answer)
+        return answer
 
     def leave(
         self, key: str, flight: Flight, *, answer: CachedAnswer | None = None, error: ApiError | None = None
@@ -103,10 +124,6 @@ class Flights:
         """Say whether the leader still leads: without a store it always does."""
         return flight.has_lease or not settings.REDIS_URL
 
-    def followers(self, flight: Flight) -> int:
-        """Tell how many wait for a flight in this process."""
-        return flight.followers
-
     def _enter(self, key: str) -> tuple[Flight, bool]:
         with self._lock:
             flight = self._open.get(key)
@@ -116,14 +133,18 @@ class Flights:
             flight = self._open[key] = Flight()
             return flight, True
 
-    def _take_lease(self, key: str, flight: Flight, deadline: float) -> CachedAnswer | None:
+    def _step_out(self, flight: Flight) -> None:
+        with self._lock:
+            flight.followers -= 1
+
+    def _take_lease(self, key: str, flight: Flight, is_over: Callable[[], bool]) -> CachedAnswer | None:
         """Wait until this process holds the key's lease (None), or another's answer is in the cache."""
         if not settings.REDIS_URL:
             return None
         waited = False
         while not self._acquire(key, flight):
             waited = True
-            if time.monotonic() >= deadline:
+            if is_over():
                 return None
             time.sleep(LOOK_SECONDS)
             answer = look_up(key)

@@ -9,6 +9,7 @@ A call leaves exactly one record behind: a hit when it is answered, any other wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
 from inference.catalog import CatalogModel, Route, catalog, default_model_name
 from inference.flight import Flight, flights
-from inference.surfaces.base import Body, Usage
+from inference.surfaces.base import Body, Usage, was_filtered
 from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.capacity import capacity
 from inference.upstream.client import client
@@ -44,11 +45,16 @@ class Progress:
     bill: Bill
     cache_key: str | None = None
     flight: Flight | None = None
+    first_route: Route | None = None
+    route: Route | None = None
 
     @property
     def is_fallback(self) -> bool:
-        """Say whether another deployment than the first in order answered."""
-        return int(self.bill.record.get("attempts", 0)) > 1
+        """Say whether another deployment than the first answered: the one tried first, and of the first in order."""
+        first, last = self.first_route, self.route
+        if first is None or last is None:
+            return False
+        return last is not first or last.order > min(route.order for route in self.model.routes)
 
 
 def answer_call(call: ModelCall, caller: Caller) -> Answer:
@@ -99,32 +105,44 @@ def begin(call: ModelCall, caller: Caller) -> Progress:
 
 def find_shared(progress: Progress) -> cache.CachedAnswer | None:
     """Look for the answer in the cache, then for an identical call in flight; None: this call has to fly itself."""
-    key = progress.cache_key
-    if key is None or not progress.call.reads_cache:
+    found = find_cached(progress)
+    if found is None:
+        release_connections()
+        found = join_flight(progress)
+    return found
+
+
+def find_cached(progress: Progress) -> cache.CachedAnswer | None:
+    """Look for the answer in the cache; None if it is not there, or must not be read."""
+    if progress.cache_key is None or not progress.call.reads_cache:
         return None
     with progress.caller.trace.stage("cache"):
-        found = cache.look_up(key)
+        found = cache.look_up(progress.cache_key)
     if found is not None:
         progress.bill.record["cache"] = "hit"
-        return found
-    release_connections()
+    return found
+
+
+def join_flight(progress: Progress, *, is_unwanted: Callable[[], bool] = lambda: False) -> cache.CachedAnswer | None:
+    """Wait for an identical call in flight, and return its answer; None: this call has to fly itself.
+
+    The error of a call that was waited for is this one's too, and recorded as such. `is_unwanted` ends the wait.
+    """
+    key, bill = progress.cache_key, progress.bill
+    if key is None or not progress.call.reads_cache:
+        return None
     with progress.caller.trace.stage("flight"):
-        joined = _join_flight(progress, key)
+        try:
+            joined = flights.join(key, seconds=settings.UPSTREAM_TIMEOUT, is_unwanted=is_unwanted)
+        except ApiError as error:
+            bill.record["cache"] = "coalesced"
+            bill.emit(status=error.status, error_code=error.error_code)
+            raise
     if isinstance(joined, Flight):
         progress.flight = joined
         return None
-    progress.bill.record["cache"] = "coalesced"
+    bill.record["cache"] = "coalesced"
     return joined
-
-
-def _join_flight(progress: Progress, key: str) -> Flight | cache.CachedAnswer:
-    """Join; the error of the call that was waited for is this one's too, and recorded as such."""
-    try:
-        return flights.join(key, seconds=settings.UPSTREAM_TIMEOUT)
-    except ApiError as error:
-        progress.bill.record["cache"] = "coalesced"
-        progress.bill.emit(status=error.status, error_code=error.error_code)
-        raise
 
 
 def leave_flight(
@@ -140,13 +158,14 @@ def leave_flight(
         flights.leave(progress.cache_key, flight, answer=answer, error=error if is_shared else None)
 
 
-def share_answer(progress: Progress, answer: cache.CachedAnswer) -> None:
+def share_answer(progress: Progress, answer: cache.CachedAnswer, *, is_filtered: bool) -> None:
     """Keep a whole, successful answer for others, and hand it to those who wait for it.
 
     One that this caller's limits have cut is neither kept nor shared: the others' limits may have room for all of it.
+    One that a content filter stopped is not kept.
     """
     if progress.cache_key is not None and progress.call.writes_cache and not progress.bill.is_cut:
-        if progress.flight is None or flights.may_store(progress.flight):
+        if not is_filtered and (progress.flight is None or flights.may_store(progress.flight)):
             with progress.caller.trace.stage("cache"):
                 cache.store(progress.cache_key, answer)
         leave_flight(progress, answer=answer)
@@ -191,6 +210,7 @@ def _answer_from_upstream(progress: Progress) -> Answer:
     share_answer(
         progress,
         cache.CachedAnswer(body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, route.name),
+        is_filtered=was_filtered(body),
     )
     bill.settle(status=200)
     tokens = usage.input_tokens + usage.output_tokens
@@ -244,7 +264,9 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> Body:
 
 
 def begin_attempt(progress: Progress, route: Route) -> None:
-    """Note in the record where the call goes now."""
+    """Note where the call goes now."""
+    progress.route = route
+    progress.first_route = progress.first_route or route
     record = progress.bill.record
     record.update(deployment=route.name, attempts=record.get("attempts", 0) + 1)
 

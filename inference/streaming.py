@@ -1,12 +1,14 @@
 """A model call that is answered as a stream: the pipeline's stages, in a greenlet of their own.
 
-The producer routes, reads the provider's stream and settles in a `finally` that always runs. The consumer, in the
-request's own greenlet, writes what comes, keeps the connection alive while nothing does, and watches the client's
-socket: when the client leaves, the provider's stream is closed within a second, and what was generated is billed.
+The producer joins a flight or routes, reads the provider's stream and settles in a `finally` that always runs. The
+consumer, in the request's own greenlet, writes what comes, keeps the connection alive while nothing does, and watches
+the client's socket: when the client leaves, the provider's stream is closed within a second, and what was generated
+until then is billed.
 """
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 import time
@@ -17,16 +19,18 @@ import structlog
 from django.conf import settings
 from django.db import connections
 
-from accounts.exceptions import ApiError, InternalError, UpstreamFailed, UpstreamTimeout
+from accounts.exceptions import ApiError, InternalError, Unavailable, UpstreamFailed, UpstreamTimeout
 from accounts.limits.leases import keeper
 from inference import cache
 from inference.calls import Caller, ModelCall
+from inference.catalog import Route
 from inference.pipeline import (
     Progress,
     begin,
     begin_attempt,
     emit_shared,
-    find_shared,
+    find_cached,
+    join_flight,
     leave_flight,
     outgoing,
     release_connections,
@@ -39,18 +43,20 @@ from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.capacity import capacity
 from inference.upstream.client import UpstreamStream, client
 from inference.upstream.routing import first_success
+from inference.upstream.transport import Abort
 
-#: Seconds that status and headers wait for the provider's first byte, so that an early failure is a plain error.
-FIRST_BYTE_SECONDS = 10.0
 #: Seconds between two looks at the client's socket while nothing comes.
 WATCH_SECONDS = 0.5
-KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
 #: Pieces that wait for a slow client before the provider's stream is read on.
 LONGEST_QUEUE = 256
 CLIENT_LEFT = 499  # nginx's status for it; nobody is there to see it but the log
 
 log = structlog.get_logger(__name__)
+
+
+class ClientLeft(Exception):
+    """Nobody wants what the producer is about to do."""
 
 
 class StreamedCall:
@@ -80,29 +86,31 @@ class StreamedCall:
         self._keep = keep
         self._kept: list[bytes] = []
         self._pieces: queue.Queue[bytes | None] = queue.Queue(LONGEST_QUEUE)
+        self._deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT)
         self._started = threading.Event()
         self._headers_lock = threading.Lock()
         self._headers_sent = False
         self._failure: ApiError | None = None
         self._is_abandoned = False
+        self._has_ended = False
+        self._stop: ApiError | None = None
+        self._abort = Abort()
         self._stream: UpstreamStream | None = None
+        self._billed_by: Route | None = None
 
     def open(self) -> Progress:
         """Do what comes before the provider's first byte; raises the ApiError of anything that fails until then."""
         progress = self.progress = begin(self.call, self.caller)
-        shared = find_shared(progress)
-        if shared is not None:
-            emit_shared(progress, shared)
-            self._replay(shared)
+        cached = find_cached(progress)
+        if cached is not None:
+            emit_shared(progress, cached)
+            self._replay(cached)
+            self._end(None)
             return progress
-        try:
-            reserve(progress)
-        except ApiError as error:
-            leave_flight(progress, error=error)
-            raise
         release_connections()
-        threading.Thread(target=self._produce, name="stream", daemon=True).start()
-        self._started.wait(FIRST_BYTE_SECONDS)
+        produce = contextvars.copy_context().run
+        threading.Thread(target=produce, args=[self._produce], name="stream", daemon=True).start()
+        self._await_first_byte()
         with self._headers_lock:
             if self._failure is not None:
                 raise self._failure
@@ -117,9 +125,9 @@ class StreamedCall:
                 try:
                     piece = self._pieces.get(timeout=WATCH_SECONDS)
                 except queue.Empty:
-                    if self._is_gone():
+                    if self._has_ended or self._is_gone():
                         return
-                    if time.monotonic() - last < KEEP_ALIVE_SECONDS:
+                    if time.monotonic() - last < settings.STREAM_KEEP_ALIVE_SECONDS:
                         continue
                     piece = KEEP_ALIVE
                 if piece is None:
@@ -136,50 +144,95 @@ class StreamedCall:
             self._drain()
             return
         self._is_abandoned = True
+        self._break_off()
+
+    def stop(self, error: ApiError) -> None:
+        """End the call with an error, because the process is about to end; what was generated until then is billed."""
+        self._stop = error
+        self._break_off()
+
+    def _break_off(self) -> None:
+        """Wake the producer from whatever it waits for of the provider."""
         stream = self._stream
         if stream is not None:
             stream.close()
+        else:
+            self._abort.set()
 
     def _drain(self) -> None:
         """Let the producer go on for those who wait for its answer, with nobody to write to."""
         self._is_gone = lambda: False
         self._pieces = queue.Queue()
 
+    def _await_first_byte(self) -> None:
+        """Wait until there is something to write, an early failure, or no client any more."""
+        deadline = Deadline(settings.STREAM_FIRST_BYTE_SECONDS)
+        while not (self._started.wait(min(WATCH_SECONDS, deadline.left)) or deadline.is_over):
+            if self._is_gone():
+                self.close()
+                return
+
     def _replay(self, shared: cache.CachedAnswer) -> None:
         reader = self._make_reader(True)
         self._put(reader.feed(shared.body["stream"].encode()))
-        self._end(None)
 
     def _produce(self) -> None:
         """Run the call to its end, whatever that is, and settle it."""
         progress = self.progress
         assert progress is not None  # noqa: S101  (open sets it first)
-        reader = self._make_reader(False)
+        open_streams.add(self)
+        reader: EventReader | None = None
         error: ApiError | None = InternalError()  # what it is if something comes that nobody expected
         try:
-            self._relay(progress, reader)
+            reader = self._make_reader(False)
+            self._answer(progress, reader)
+            error = None
+        except ClientLeft:
             error = None
         except ApiError as failure:
             error = failure
         except Exception as failure:
             log.exception("stream_failed", cause=type(failure).__name__)
         finally:
-            self._settle(progress, reader, error)
-            self._end(error)
-            connections.close_all()
+            try:
+                self._settle(progress, reader, error)
+            except Exception as failure:  # whoever waits for the stream's end must not wait for ever
+                log.exception("stream_not_settled", cause=type(failure).__name__)
+            finally:
+                leave_flight(progress, error=error)
+                self._end(error)
+                connections.close_all()
+                open_streams.discard(self)
 
-    def _relay(self, progress: Progress, reader: EventReader) -> None:
+    def _answer(self, progress: Progress, reader: EventReader) -> None:
+        """Replay an identical call's answer, or make a call of one's own."""
+        shared = join_flight(progress, is_unwanted=self._is_unwanted)
+        if shared is not None:
+            emit_shared(progress, shared)
+            self._replay(shared)
+            return
+        self._refuse_if_unwanted()
+        reserve(progress)
+        release_connections()
         caller = progress.caller
-        deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT)
         with (
             keeper.held(caller.identity.account_id, caller.trace.id.hex),
             capacity().place(settings.UPSTREAM_QUEUE_SECONDS),
         ):
             stream = self._stream = self._connect(progress)
             try:
-                self._pass_on(stream, reader, deadline)
+                self._pass_on(stream, reader)
             finally:
                 stream.close()
+
+    def _is_unwanted(self) -> bool:
+        return self._is_abandoned or self._stop is not None
+
+    def _refuse_if_unwanted(self) -> None:
+        if self._stop is not None:
+            raise self._stop
+        if self._is_abandoned:
+            raise ClientLeft
 
     def _connect(self, progress: Progress) -> UpstreamStream:
         """Open a stream at the first deployment that sends one, and note when its first byte came."""
@@ -195,72 +248,94 @@ class StreamedCall:
             except AttemptFailed as failure:
                 raise failure.error from failure
         progress.bill.record["first_token_ms"] = round(progress.caller.trace.elapsed_ms, 3)
+        self._billed_by = stream.route
         return stream
 
-    def _attempt(self, progress: Progress, route: Any, deadline: Deadline) -> UpstreamStream:
+    def _attempt(self, progress: Progress, route: Route, deadline: Deadline) -> UpstreamStream:
+        self._refuse_if_unwanted()
         begin_attempt(progress, route)
         surface = self.call.surface
         payload = surface.as_stream(outgoing(progress, route))
+        idle = settings.UPSTREAM_IDLE_TIMEOUT
         try:
             return client.open_stream(
-                route, surface.path, payload, seconds=deadline.left, idle_seconds=settings.UPSTREAM_IDLE_TIMEOUT
+                route, surface.path, payload, seconds=deadline.left, idle_seconds=idle, abort=self._abort
             )
         except AttemptFailed as failure:
+            if self._is_unwanted():
+                self._billed_by = route if failure.verdict.may_be_billed else None
+                self._refuse_if_unwanted()
             if failure.verdict.may_be_billed:
                 progress.bill.charge_bound()
             raise
 
-    def _pass_on(self, stream: UpstreamStream, reader: EventReader, deadline: Deadline) -> None:
+    def _pass_on(self, stream: UpstreamStream, reader: EventReader) -> None:
         """Hand over what comes. Raises UpstreamFailed or UpstreamTimeout for a stream that breaks off."""
         try:
-            self._put(reader.feed(stream.first))
-            self._started.set()
+            self._write(reader.feed(stream.first))
             for data in stream:
-                if self._is_abandoned:
-                    return
-                self._put(reader.feed(data))
-                if deadline.is_over:
-                    raise UpstreamTimeout
-        except AttemptFailed as failure:
-            if not self._is_abandoned:
-                raise failure.error from failure
+                self._write(reader.feed(data))
+                self._go_on(reader)
+            self._go_on(reader)
+            self._write(reader.finish())
         except BrokenStream as failure:
+            self._write(failure.before)
             log.warning("upstream_failed", route=stream.route.name, cause=f"stream: {failure}", status=502)
             raise UpstreamFailed from failure
-        if not reader.is_done and not self._is_abandoned:
+        except AttemptFailed as failure:
+            self._go_on(reader)
+            if not reader.is_done:  # what comes after the end is of no interest
+                raise failure.error from failure
+        if not reader.is_done:
             log.warning("upstream_failed", route=stream.route.name, cause="stream without end", status=502)
             raise UpstreamFailed
+
+    def _go_on(self, reader: EventReader) -> None:
+        """Raise what ends a stream that has not come to its end."""
+        if not reader.is_done:
+            self._refuse_if_unwanted()
+            if self._deadline.is_over:
+                raise UpstreamTimeout
+
+    def _write(self, piece: bytes) -> None:
+        """Hand a piece to the consumer; with the first one the headers may go out."""
+        if piece:
+            self._put(piece)
+            self._started.set()
 
     def _put(self, piece: bytes | None) -> None:
         """Hand a piece to the consumer, waiting while it is slow, unless it is gone."""
         if self._keep is not None and piece:
             self._kept.append(piece)
-        while piece != b"":
+        while not self._is_abandoned:
             try:
                 self._pieces.put(piece, timeout=WATCH_SECONDS)
             except queue.Full:
-                if not self._is_abandoned:
-                    continue
+                # A client that reads nothing is as good as gone once the stream has had its time.
+                self._is_abandoned = self._deadline.is_over
+                continue
             return
 
-    def _settle(self, progress: Progress, reader: EventReader, error: ApiError | None) -> None:
+    def _settle(self, progress: Progress, reader: EventReader | None, error: ApiError | None) -> None:
         """Bill what came, share a whole answer, and record how it ended."""
-        left = self._is_abandoned and not reader.is_done
-        usage = self._charge(progress, reader) if self._stream is not None else None
-        if usage is not None and error is None and not left:
-            body = {"stream": reader.text.decode("utf-8", "replace")}
-            route = self._stream.route.name if self._stream else ""
-            answer = cache.CachedAnswer(body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, route)
-            share_answer(progress, answer)
-        leave_flight(progress, error=error)
+        is_done = reader is not None and reader.is_done
         status, code = (error.status, error.error_code) if error else (200, "")
-        if left:
+        if self._is_abandoned and not is_done and not progress.caller.trace.is_recorded:
             status, code = CLIENT_LEFT, "client_left"
-        progress.bill.settle(status=status, error_code=code, partial=self._stream is not None and not reader.is_done)
+        if not progress.bill.has_reserved:
+            if status == CLIENT_LEFT:
+                progress.bill.emit(status=status, error_code=code)
+            return
+        usage = self._charge(progress, reader, self._billed_by) if reader and self._billed_by else None
+        if usage is not None and reader is not None and status == 200:
+            body = {"stream": reader.text.decode("utf-8", "replace")}
+            route = progress.bill.record["deployment"]
+            answer = cache.CachedAnswer(body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, route)
+            share_answer(progress, answer, is_filtered=reader.was_filtered)
+        progress.bill.settle(status=status, error_code=code, partial=usage is not None and not is_done)
 
-    def _charge(self, progress: Progress, reader: EventReader) -> Usage:
+    def _charge(self, progress: Progress, reader: EventReader, route: Route) -> Usage:
         """Charge the usage that the provider sent, or a count of what came until the stream broke off."""
-        route = self._stream.route if self._stream else progress.model.routes[0]
         usage, source = reader.usage, "provider"
         if usage is None:
             body = reader.body()
@@ -273,9 +348,37 @@ class StreamedCall:
         with self._headers_lock:
             is_plain = error is not None and not self._started.is_set() and not self._headers_sent
             self._failure = error if is_plain else None
-        if error is not None and not is_plain:
-            self._put(self._error_event(error))
-        if self._keep is not None and not is_plain:
-            self._keep(b"".join(self._kept) if error is None else None)
-        self._put(None)
-        self._started.set()
+        try:
+            if error is not None and not is_plain:
+                self._put(self._error_event(error))
+                self._record_late(error)
+            if self._keep is not None and not is_plain:
+                self._keep(b"".join(self._kept) if error is None else None)
+        finally:
+            self._has_ended = True
+            self._put(None)
+            self._started.set()
+
+    def _record_late(self, error: ApiError) -> None:
+        """Record a refusal that came when the headers were out; the view records one that came before."""
+        progress = self.progress
+        if progress is not None and not progress.caller.trace.is_recorded:
+            progress.bill.emit(status=error.status, error_code=error.error_code)
+
+
+#: The streams whose producers run now, in this process.
+open_streams: set[StreamedCall] = set()
+
+
+def stop_streams() -> None:
+    """End every open stream with an error, each settled by its producer: the process is about to end."""
+    for stream in list(open_streams):
+        stream.stop(Unavailable("The server is restarting."))
+
+
+def streams_ended(seconds: float) -> bool:
+    """Wait until no producer runs any more; False if one still does after so many seconds."""
+    deadline: Any = Deadline(seconds)
+    while open_streams and not deadline.is_over:
+        time.sleep(0.05)
+    return not open_streams

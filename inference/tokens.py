@@ -16,4 +16,5 @@ REPLY_TOKENS = 3
 def count_tokens(texts: Iterable[str], *, model: str) -> int:
     """Count the tokens of texts as a model does whose name its provider knows."""
     older = model == "gpt-4" or model.startswith(OLDER_MODELS)
-    return sum(toktok.batch_count(list(texts), "cl100k_base" if older else "o200k_base", 1))
+    whole = [text.encode("utf-8", "replace").decode() for text in texts]  # halves of surrogate pairs are no text
+    return sum(toktok.batch_count(whole, "cl100k_base" if older else "o200k_base", 1))

@@ -172,6 +172,7 @@ EMBEDDING_CHECKS: dict[str, Check] = {
     "model": is_text,
     "input": is_prompt,
     "encoding_format": one_of("float", "base64"),
+    "stream": refused("embeddings come all at once."),
     "dimensions": integer(1, 100_000),
 }
 RESPONSE_CHECKS: dict[str, Check] = {

@@ -117,6 +117,14 @@ def json_bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
 
+def was_filtered(body: Body) -> bool:
+    """Say whether a content filter stopped an answer: that is a normal one under /v1, but not a whole one."""
+    choices, details = body.get("choices"), body.get("incomplete_details")
+    reasons = [each.get("finish_reason") for each in choices if isinstance(each, dict)] if choices else []
+    reasons.append(details.get("reason") if isinstance(details, dict) else None)
+    return "content_filter" in reasons
+
+
 def is_count(value: Any) -> TypeGuard[int]:
     """Say whether a value is a whole number from 0 on, and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS

@@ -20,6 +20,7 @@ END_OF_OBJECT = b"}" + END_OF_EVENT
 DONE = b"[DONE]"
 #: What chunks carry where usage was asked for and isn't there yet.
 NO_USAGE = re.compile(rb',\s*"usage":\s*null')
+FILTERED = re.compile(rb'"(?:finish_)?reason":\s*"content_filter"')
 #: Texts of a delta that no model wrote.
 LABELS = ("role", "id", "type")
 #: The most that may wait for the end of its event.
@@ -74,6 +75,11 @@ class EventReader(ABC):
     def text(self) -> bytes:
         """Everything that came until now, as it came."""
         return b"".join(self._kept)
+
+    @property
+    def was_filtered(self) -> bool:
+        """Say whether a content filter stopped the answer (see inference.surfaces.base.was_filtered)."""
+        return FILTERED.search(self.text) is not None
 
     def events(self) -> Iterator[Body]:
         """Parse every event that came until now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -10,7 +11,6 @@ import pytest
 
 from accounts.exceptions import ApiError, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.catalog import Rates, Route
-from inference.upstream import routing
 from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
 from inference.upstream.breaker import FAILURES, BreakerState, breakers
 from inference.upstream.errors import BROKEN, BUSY, FAILED, MISCONFIGURED, TIMED_OUT, UNREACHED
@@ -50,7 +50,7 @@ def error_of(verdict: Verdict) -> ApiError:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Collect how long routing waits, instead of waiting."""
     waited: list[float] = []
-    monkeypatch.setattr(routing.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     return waited
 
 
@@ -112,7 +112,7 @@ def test_it_waits_at_random_up_to_twice_as_long_each_time(pauses: list[float], m
         ranges.append((low, high))
         return high
 
-    monkeypatch.setattr(routing.random, "uniform", uniform)
+    monkeypatch.setattr(random, "uniform", uniform)
     ask(Provider(d1=[FAILED] * 2), FIRST)
     assert ranges == [(0, 0.25), (0, 0.5)]
     assert pauses == [0.25, 0.5]

@@ -30,3 +30,7 @@ def test_it_adds_texts_up() -> None:
 
 def test_it_takes_what_looks_like_a_special_token_for_text() -> None:
     assert count_tokens(["<|endoftext|>"], model="gpt-4o") > 1
+
+
+def test_it_counts_what_is_no_text() -> None:
+    assert count_tokens(["half of a pair: \ud83d"], model="gpt-4o") > 1
