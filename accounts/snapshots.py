@@ -24,6 +24,7 @@ from accounts.exceptions import DependencyUnavailable
 from accounts.keys import digests
 from accounts.limits.contract import Limits, Scope, Subject
 from accounts.models import ApiKey
+from accounts.outage import Outage
 from accounts.validators import DEFAULT_SCOPES
 
 MAX_AGE = 1.0  # seconds
@@ -74,6 +75,7 @@ class KeyDirectory:
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._loading: dict[str, threading.Lock] = {}
+        self._outage = Outage(clock)
 
     def find(self, key: str) -> Identity | None:
         """Return the identity of a usable key, or None for any other.
@@ -84,9 +86,11 @@ class KeyDirectory:
         candidates = digests(key)
         entry = self._fresh(candidates[0])
         if entry is None:
-            with self._loading.setdefault(candidates[0], threading.Lock()):
-                entry = self._fresh(candidates[0]) or self._load(candidates)
-            self._loading.pop(candidates[0], None)
+            try:
+                with self._loading.setdefault(candidates[0], threading.Lock()):
+                    entry = self._fresh(candidates[0]) or self._load(candidates)
+            finally:
+                self._loading.pop(candidates[0], None)
         identity = entry.identity
         if identity is not None and identity.ends_at is not None and identity.ends_at <= datetime.now(UTC):
             return None
@@ -101,19 +105,26 @@ class KeyDirectory:
         return entry if entry is not None and self._clock() - entry.loaded_at < MAX_AGE + grace else None
 
     def _load(self, candidates: list[str]) -> _Entry:
+        if not self._outage.may_ask():
+            return self._stale(candidates[0])
         started = self._clock()
         try:
             entry = _Entry(_query(candidates), started)
         except DatabaseError as error:
-            stale = self._fresh(candidates[0], grace=settings.AUTH_STALE_SECONDS)
-            if stale is not None:
-                return stale
+            self._outage.failed()
             log.error("key_lookup_failed", cause=type(error).__name__)
-            raise DependencyUnavailable from error
+            return self._stale(candidates[0])
+        self._outage.over()
         self._entries[candidates[0]] = entry
         self._entries.move_to_end(candidates[0])
         while len(self._entries) > MAX_ENTRIES:
             self._entries.popitem(last=False)
+        return entry
+
+    def _stale(self, digest: str) -> _Entry:
+        entry = self._fresh(digest, grace=settings.AUTH_STALE_SECONDS)
+        if entry is None:
+            raise DependencyUnavailable
         return entry
 
 

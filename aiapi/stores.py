@@ -12,8 +12,12 @@ from redis.retry import Retry
 #: Seconds that a statement waits for another process's write to a SQLite file.
 SQLITE_BUSY_TIMEOUT = 20
 SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
-#: Seconds to wait for a PostgreSQL connection: a new one, and one of the pool's.
+#: Seconds to wait for a new PostgreSQL connection, and for one of the pool's, none of which is held for long.
 CONNECT_TIMEOUT = 5
+POOL_TIMEOUT = 2
+#: Seconds after which the pool gives an attempt up. Its pauses between tries double, so that without this a database
+#: that is back would go unnoticed for as long as it had been away; so the next request tries anew.
+RECONNECT_TIMEOUT = 1
 
 
 def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
@@ -34,7 +38,13 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
         }
         config["CONN_MAX_AGE"] = None
         return config
-    pool = {"min_size": 0, "max_size": pool_size, "timeout": CONNECT_TIMEOUT, "max_idle": 60}
+    pool = {
+        "min_size": 0,
+        "max_size": pool_size,
+        "timeout": POOL_TIMEOUT,
+        "reconnect_timeout": RECONNECT_TIMEOUT,
+        "max_idle": 60,
+    }
     config["OPTIONS"] = {**config.get("OPTIONS", {}), "pool": pool, "connect_timeout": CONNECT_TIMEOUT}
     config["CONN_MAX_AGE"] = 0
     return config
