@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import structlog
@@ -21,7 +20,9 @@ from django.conf import settings
 from redis.exceptions import RedisError
 
 from accounts.exceptions import ApiError
-from accounts.limits.redis import redis_client
+from accounts.limits import get_limits
+from accounts.limits.scripts import Script, script
+from accounts.limits.wire import Wire, redis_client, wire_for
 from inference.cache import CachedAnswer, look_up
 
 LEASE_MS = 900
@@ -29,14 +30,15 @@ RENEW_SECONDS = 0.3
 LOOK_SECONDS = 0.1
 #: Seconds between two looks whether a follower is still wanted.
 WATCH_SECONDS = 0.5
-_RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0"
-_RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
+_TAKE = script(b"return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0")
+_RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
+_RELEASE = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0")
 
 log = structlog.get_logger(__name__)
 
 
 class Flight:
-    """One key's call in this process. The leader ends it by `land`, `fail` or `abandon`; the others wait."""
+    """One key's call in this process. The leader ends it by Flights.leave; the others wait."""
 
     def __init__(self) -> None:
         self.token = uuid.uuid4().hex
@@ -71,7 +73,7 @@ class Flights:
     def __init__(self) -> None:
         self._open: dict[str, Flight] = {}
         self._lock = threading.Lock()
-        self._client: Any = None
+        self._wire: Wire | None = None
         self._keeping = False
 
     def join(
@@ -117,7 +119,7 @@ class Flights:
                 del self._open[key]
         if flight.has_lease:
             flight.has_lease = False
-            self._on_store(lambda client: client.eval(_RELEASE, 1, _name(key), flight.token))
+            self._on_store(_RELEASE, key, flight.token)
         flight.end(answer, error)
 
     def may_store(self, flight: Flight) -> bool:
@@ -154,7 +156,7 @@ class Flights:
 
     def _acquire(self, key: str, flight: Flight) -> bool:
         """Ask for the lease; a store that is away gives it to everyone."""
-        granted = self._on_store(lambda client: client.set(_name(key), flight.token, nx=True, px=LEASE_MS) is True)
+        granted = self._on_store(_TAKE, key, flight.token, LEASE_MS)
         if granted is None:
             return True
         if granted:
@@ -162,11 +164,14 @@ class Flights:
             self._keep()
         return bool(granted)
 
-    def _on_store(self, call: Callable[[Any], Any]) -> Any:
+    def _on_store(self, asked: Script, key: str, *arguments: str | int) -> Any:
+        """Ask the state store; None while it is away, as the limits noticed or this very question does."""
+        if getattr(get_limits(), "is_degraded", False):
+            return None
         try:
-            if self._client is None:
-                self._client = redis_client(settings.REDIS_URL)
-            return call(self._client)
+            if self._wire is None:
+                self._wire = wire_for(redis_client(settings.REDIS_URL))
+            return self._wire.call(asked, f"aiapi:flight:{key}", arguments)
         except RedisError as error:
             log.warning("flight_store_failed", cause=type(error).__name__)
             return None
@@ -188,16 +193,8 @@ class Flights:
                     self._keeping = False
                     return
             for key, flight in held:
-                renewed = self._on_store(partial(_renew, key=key, token=flight.token))
+                renewed = self._on_store(_RENEW, key, flight.token, LEASE_MS)
                 flight.has_lease = bool(renewed) and flight.has_lease
 
 
 flights = Flights()
-
-
-def _renew(client: Any, *, key: str, token: str) -> Any:
-    return client.eval(_RENEW, 1, _name(key), token, LEASE_MS)
-
-
-def _name(key: str) -> str:
-    return f"aiapi:flight:{key}"

@@ -19,5 +19,9 @@ class Script:
 @cache
 def load(name: str) -> Script:
     """Read a script of the lua folder by its name, without the ending."""
-    source = (LUA / "prelude.lua").read_bytes() + b"\n" + (LUA / f"{name}.lua").read_bytes()
+    return script((LUA / "prelude.lua").read_bytes() + b"\n" + (LUA / f"{name}.lua").read_bytes())
+
+
+def script(source: bytes) -> Script:
+    """Name a script by its source."""
     return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())

@@ -1,7 +1,9 @@
 """One call to one deployment, through the `openai` SDK over a connection pool that the process shares.
 
-The SDK is asked for its raw response: its typed objects would be built and thrown away for every call. It retries
-nothing by itself (`max_retries=0`), because a retry has to fit the caller's deadline and reservation (see routing).
+The SDK makes address and headers of a call once for each endpoint of a deployment, and the exception of every answer
+that is an error. In between, a plain call goes over the pool directly: the SDK's own way there costs as much CPU as all
+the rest of a request (bench/hot_path.py). It retries nothing by itself (`max_retries=0`), because a retry has to fit
+the caller's deadline and reservation (see routing).
 """
 
 from __future__ import annotations
@@ -11,16 +13,23 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import httpx2
 import openai
 from django.conf import settings
 from openai._constants import RAW_RESPONSE_HEADER
+from openai._models import FinalRequestOptions
 
 from inference.catalog import Route
 from inference.upstream.errors import FAILURES, cause_of, failed_attempt
 from inference.upstream.transport import Abort, PooledTransport, abortable
+
+#: Headers of a prepared call that are not kept: they are the connection's or the body's, or ask for compression.
+OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
+KEPT_ENDPOINTS = 1000
 
 
 def read_object(content: bytes) -> dict[str, Any]:
@@ -74,10 +83,20 @@ class UpstreamStream:
         self._response.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Where a plain call goes, and with which headers."""
+
+    url: str
+    headers: dict[str, str]
+
+
 class Client:
     """Keeps the SDK's clients, one an address and secret, all over one connection pool."""
 
     def __init__(self) -> None:
+        self.transport = PooledTransport()
+        self._endpoints: dict[tuple[Any, ...], _Prepared] = {}
         self._http: httpx2.Client | None = None
         self._clients: dict[tuple[str, str], openai.OpenAI] = {}
         self._lock = threading.Lock()
@@ -90,8 +109,7 @@ class Client:
         body = {**payload, "model": route.upstream_name}
         try:
             with _deadline(seconds):
-                response = self._send("POST", route, path, seconds, body)
-                answer = read_object(response.content)
+                answer = read_object(self._post(route, path, seconds, body))
         except FAILURES as error:
             raise failed_attempt(error, route=route.name) from error
         return answer
@@ -126,20 +144,42 @@ class Client:
         """Ask for the provider's list of models; None if it came, or the kind of failure, such as `http 401`."""
         try:
             with _deadline(seconds):
-                self._send("GET", route, "/models", seconds)
+                self._client(route).get(
+                    _path(route, "/models"), cast_to=httpx2.Response, options=self._options(route, seconds)
+                )
         except FAILURES as error:
             failed_attempt(error, route=route.name)
             return cause_of(error)
         return None
 
-    def _send(
-        self, method: str, route: Route, path: str, seconds: float, body: dict[str, Any] | None = None
-    ) -> httpx2.Response:
-        options = self._options(route, seconds)
-        client = self._client(route)
-        if method == "GET":
-            return client.get(_path(route, path), cast_to=httpx2.Response, options=options)
-        return client.post(_path(route, path), cast_to=httpx2.Response, body=body, options=options)
+    def _post(self, route: Route, path: str, seconds: float, body: dict[str, Any]) -> bytes:
+        """Post a body over the pool, and return the answer's; raises the SDK's exception for an error."""
+        sdk, prepared = self._client(route), self._prepared(route, path)
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        connect = min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
+        status, headers, answer = self.transport.post(
+            prepared.url, prepared.headers, content, connect=connect, read=seconds
+        )
+        if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+            return answer
+        request = httpx2.Request("POST", prepared.url)
+        response = httpx2.Response(status, headers=headers, content=answer, request=request)
+        raise sdk._make_status_error_from_response(response)
+
+    def _prepared(self, route: Route, path: str) -> _Prepared:
+        """Return address and headers of an endpoint as the SDK makes them, and again when anything in them changes."""
+        key = (route.base_url, _path(route, path), _secret(route), route.api_version, *_headers(route).items())
+        prepared = self._endpoints.get(key)
+        if prepared is None:
+            options = FinalRequestOptions.construct(
+                method="post", url=_path(route, path), json_data={}, **self._options(route, 1.0)
+            )
+            request = self._client(route)._build_request(options)
+            headers = {name: value for name, value in request.headers.items() if name not in OWN_HEADERS}
+            if len(self._endpoints) >= KEPT_ENDPOINTS:
+                self._endpoints.clear()
+            prepared = self._endpoints[key] = _Prepared(str(request.url), headers)
+        return prepared
 
     def _options(self, route: Route, seconds: float, **headers: str) -> Any:
         """Make the SDK's options of a call: timeouts, headers, and what Azure wants in its own way."""
@@ -165,7 +205,7 @@ class Client:
 
     def _connect(self, base_url: str, secret: str) -> openai.OpenAI:
         if self._http is None:
-            self._http = httpx2.Client(transport=PooledTransport(), follow_redirects=False, trust_env=False)
+            self._http = httpx2.Client(transport=self.transport, follow_redirects=False, trust_env=False)
         # The SDK insists on a secret; a provider without one ignores the header.
         return openai.OpenAI(base_url=base_url, api_key=secret or "none", http_client=self._http, max_retries=0)
 

@@ -119,6 +119,22 @@ class PooledTransport(httpx2.BaseTransport):
             )
         return httpx2.Response(response.status, headers=list(response.headers.items()), stream=_Body(response, abort))
 
+    def post(
+        self, url: str, headers: dict[str, str], content: bytes, *, connect: float, read: float
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Post a body and wait for the whole answer: its status, headers and body. Timeouts are in seconds."""
+        with _httpx_errors():
+            response = self._pools.urlopen(
+                "POST",
+                url,
+                body=content,
+                headers=headers,
+                redirect=False,
+                retries=False,
+                timeout=Timeout(connect=connect, read=read),
+            )
+            return response.status, dict(response.headers), response.data
+
     def close(self) -> None:
         """Close the idle connections."""
         self._pools.clear()
