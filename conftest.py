@@ -45,7 +45,8 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     for alias in () if settings.CACHE_URL else settings.CACHES:
         caches[alias].clear()
     guard.paused_until = float("-inf")
-    for forget in (reset_limits, directory.forget, catalog.forget, breakers.forget, llm_health.forget, claims.forget):
+    known = (directory, catalog, breakers, llm_health, claims)
+    for forget in (reset_limits, directory._outage.over, *(each.forget for each in known)):
         forget()
 
 

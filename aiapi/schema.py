@@ -7,7 +7,6 @@ from typing import Any
 from drf_spectacular.extensions import (
     OpenApiAuthenticationExtension,
     OpenApiSerializerExtension,
-    OpenApiSerializerFieldExtension,
 )
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import Direction
@@ -20,7 +19,7 @@ ERRORS = {
     400: "The body or a parameter is invalid; `errors` names the fields.",
     401: "No key was sent, or it is not usable.",
     403: "The key may not be used for this, or from this address.",
-    404: "The model does not exist, or this key may not use it.",
+    404: "There is nothing of that name, or this key may not use it.",
     406: "Accept names nothing that can be answered.",
     409: "A request with the same Idempotency-Key is in progress.",
     413: "The body is too large.",
@@ -32,9 +31,12 @@ ERRORS = {
     503: "Something that is needed is away, or has no capacity; Retry-After says when to try again.",
     504: "The model provider did not answer in time.",
 }
-KEY_ERRORS = (401, 403, 406, 429, 500, 503)
-MODEL_ERRORS = (400, 404, 413, 415, 502, 504)
+#: Which of them an endpoint has: an open one, one behind a key, one that takes a body, a name or id, or asks a model.
 OPEN_ERRORS = (406, 500)
+KEY_ERRORS = (401, 403, 406, 429, 500, 503)
+BODY_ERRORS = (400, 409, 413, 415, 422)
+NAME_ERRORS = (404,)
+MODEL_ERRORS = (404, 502, 504)
 
 #: At least one character that is no white space, and none that is NUL.
 NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
@@ -120,16 +122,10 @@ class StrictBody(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
         return {**schema, "additionalProperties": False}
 
 
-class StrictText(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
-    """Describes texts: not blank, and without NUL."""
+class StrictAccountBody(StrictBody):  # type: ignore[no-untyped-call]
+    """The same of the bodies of accounts."""
 
-    target_class = "inference.serializers.StrictCharField"
-
-    def map_serializer_field(self, auto_schema: AutoSchema, direction: Direction) -> dict[str, Any]:
-        """Return the schema with the pattern that the field asks for."""
-        field: Any = self.target
-        schema: dict[str, Any] = auto_schema._map_serializer_field(field, direction, True)  # type: ignore[no-untyped-call]
-        return {"minLength": 1, **schema, "pattern": NOT_BLANK}
+    target_class = "accounts.serializers.StrictSerializer"
 
 
 def without_slashes(endpoints: list[tuple[str, str, str, Any]]) -> list[tuple[str, str, str, Any]]:
@@ -160,4 +156,28 @@ class ApiSchema(AutoSchema):
     def _error_statuses(self) -> tuple[int, ...]:
         if not self.view.authentication_classes:
             return OPEN_ERRORS
-        return KEY_ERRORS + MODEL_ERRORS if self.method == "POST" else KEY_ERRORS
+        return (
+            KEY_ERRORS
+            + (BODY_ERRORS if self.method == "POST" else ())
+            + (NAME_ERRORS if "{" in self.path else ())
+            + (MODEL_ERRORS if hasattr(self.view, "endpoint") else ())
+        )
+
+    def _map_serializer_field(
+        self, field: Any, direction: Direction, bypass_extensions: bool = False
+    ) -> dict[str, Any]:
+        """Say what drf-spectacular leaves out: texts in requests are not blank, decimal numbers have digits.
+
+        And what any JSON fits, null fits without a word of its own.
+        """
+        schema: dict[str, Any] = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
+        if isinstance(field, serializers.CharField) and direction == "request" and not field.allow_blank:
+            schema.update(minLength=max(1, schema.get("minLength", 1)), pattern=NOT_BLANK)
+        if isinstance(field, serializers.DecimalField):
+            sign = "" if field.min_value is not None else "-?"
+            schema["pattern"] = rf"^{sign}\d{{1,{field.max_whole_digits}}}(\.\d{{1,{field.decimal_places}}})?$"
+        if isinstance(field, serializers.ListSerializer) and not field.allow_empty:
+            schema["minItems"] = 1
+        if schema.get("oneOf") == [{}, {"type": "null"}]:
+            del schema["oneOf"]
+        return schema

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse
 from rest_framework.serializers import Serializer
 
@@ -74,7 +75,10 @@ ANSWER_HEADERS = {
 }
 
 
-def model_answer(serializer: type[Serializer[Any]]) -> dict[int, OpenApiResponse]:
-    """Describe the answer of a model endpoint."""
+def model_answer(serializer: type[Serializer[Any]], *, streams: bool = False) -> dict[tuple[int, str], OpenApiResponse]:
+    """Describe the answer of a model endpoint, and the stream that one can ask for instead."""
     told = "; ".join(f"`{name}`: {text}" for name, text in ANSWER_HEADERS.items())
-    return {200: OpenApiResponse(serializer, description=f"The answer. Headers: {told}")}
+    described = {(200, "application/json"): OpenApiResponse(serializer, description=f"The answer. Headers: {told}")}
+    if streams:
+        described[200, "text/event-stream"] = OpenApiResponse(OpenApiTypes.STR, description="Server-sent events.")
+    return described

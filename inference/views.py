@@ -32,7 +32,7 @@ class ChatView(ModelEndpoint):
         summary="Ask a model one question",
         description="The same question again is answered from the cache of your account, and costs nothing.",
         request=ChatRequest,
-        responses=model_answer(ChatAnswer),
+        responses=model_answer(ChatAnswer, streams=True),
         examples=CHAT_EXAMPLES,
         parameters=REQUEST_HEADERS,
     )

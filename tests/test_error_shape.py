@@ -38,6 +38,7 @@ BODIES: dict[str, Any] = {
     "/v1/completions": {"model": MODEL, "prompt": TEXT},
     "/v1/responses": {"model": MODEL, "input": TEXT},
 }
+EMPTY: tuple[Any, ...] = ({}, b"")
 OWN, OPENAI = "/chat", "/v1/chat/completions"
 READS = ("/stats", "/usage", "/v1/models")
 LEAKS = re.compile(
@@ -89,7 +90,7 @@ CASES = [
     *[
         Case(400, "missing_required_parameter" if path.startswith("/v1") else "invalid_request", path, body=body)
         for path in BODIES
-        for body in ({}, b"")
+        for body in EMPTY
     ],
     Case(400, "invalid_request", OWN, body={"message": " "}),
     Case(400, "invalid_request", OWN, body={"message": TEXT, "temperature": "1"}),

@@ -9,7 +9,7 @@ import pytest
 from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from aiapi.schema import ERRORS, KEY_ERRORS, MODEL_ERRORS
+from aiapi.schema import BODY_ERRORS, ERRORS, KEY_ERRORS, MODEL_ERRORS
 from aiapi.tests.test_urls import API_PATHS
 from inference.serializers import ChatRequest, SummarizeRequest
 from inference.tests.fixtures import Api
@@ -75,7 +75,7 @@ def test_it_offers_both_ways_to_send_a_key_as_alternatives(document: Any) -> Non
 def test_it_tells_of_every_error_in_the_shape_that_it_has(document: Any) -> None:
     for path in MODEL_PATHS:
         responses = document["paths"][path]["post"]["responses"]
-        assert {str(status) for status in KEY_ERRORS + MODEL_ERRORS} | {"200"} == set(responses)
+        assert {str(status) for status in KEY_ERRORS + BODY_ERRORS + MODEL_ERRORS} | {"200"} == set(responses)
     for path, _, operation in operations(document):
         shape = "OpenAIErrorBody" if path.startswith("/v1") else "ErrorBody"
         for status, response in operation["responses"].items():

@@ -4,9 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from inference.openai.checks import MOST_ANSWERS, MOST_OUTPUT
+
 PASSED_ON = "Every other parameter of OpenAI's is passed on as it is."
+
+
+TEXT = {"type": "string", "minLength": 1}
+TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+
+
+def _text_or_list(*items: dict[str, Any]) -> dict[str, Any]:
+    """Make the schema of a text, or of a list of one kind of items."""
+    return {"anyOf": [TEXT, *({"type": "array", "minItems": 1, "items": each} for each in items)]}
+
+
+@extend_schema_field(_text_or_list(TEXT, TOKENS["items"], TOKENS))  # type: ignore[arg-type]
+class Prompt(serializers.JSONField):
+    """A text, a list of texts, a list of tokens, or a list of those."""
+
+
+@extend_schema_field(_text_or_list({"type": "object"}))
+class Items(serializers.JSONField):
+    """A text, or a list of items."""
 
 
 class MessageBody(serializers.Serializer[Any]):
@@ -28,34 +50,34 @@ class StreamedRequest(serializers.Serializer[Any]):
 class ChatCompletionRequest(StreamedRequest):
     __doc__ = f"What POST /v1/chat/completions takes. {PASSED_ON}"
 
-    messages = MessageBody(many=True)
-    n = serializers.IntegerField(required=False, min_value=1, max_value=128)
-    max_completion_tokens = serializers.IntegerField(required=False, min_value=1)
+    messages = MessageBody(many=True, allow_empty=False)
+    n = serializers.IntegerField(required=False, min_value=1, max_value=MOST_ANSWERS)
+    max_completion_tokens = serializers.IntegerField(required=False, min_value=1, max_value=MOST_OUTPUT)
     tools = serializers.ListField(child=serializers.DictField(), required=False)
 
 
 class CompletionRequest(StreamedRequest):
     __doc__ = f"What POST /v1/completions takes. {PASSED_ON}"
 
-    prompt = serializers.JSONField(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
-    n = serializers.IntegerField(required=False, min_value=1, max_value=128)
-    max_tokens = serializers.IntegerField(required=False, min_value=1)
+    prompt = Prompt(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
+    n = serializers.IntegerField(required=False, min_value=1, max_value=MOST_ANSWERS)
+    max_tokens = serializers.IntegerField(required=False, min_value=1, max_value=MOST_OUTPUT)
 
 
 class EmbeddingRequest(serializers.Serializer[Any]):
     __doc__ = f"What POST /v1/embeddings takes. {PASSED_ON}"
 
     model = serializers.CharField()
-    input = serializers.JSONField(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
+    input = Prompt(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
     encoding_format = serializers.ChoiceField(choices=["float", "base64"], required=False)
 
 
 class ResponseRequest(StreamedRequest):
     __doc__ = f"What POST /v1/responses takes. {PASSED_ON}"
 
-    input = serializers.JSONField(help_text="A text, or a list of items.")
+    input = Items(help_text="A text, or a list of items.")
     instructions = serializers.CharField(required=False)
-    max_output_tokens = serializers.IntegerField(required=False, min_value=1)
+    max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=MOST_OUTPUT)
 
 
 class UsageBody(serializers.Serializer[Any]):

@@ -17,6 +17,7 @@ from accounts.snapshots import Identity
 from accounts.views import KeyView
 from inference.calls import ModelCall
 from inference.catalog import CatalogModel, catalog
+from inference.documentation import model_answer
 from inference.endpoints import ModelEndpoint, cache_directives
 from inference.openai import checks
 from inference.openai.documentation import (
@@ -98,7 +99,7 @@ class ChatCompletionsView(OpenAIEndpoint):
         operation_id="v1_chat_completions",
         summary="OpenAI's chat completions, streams included",
         request=ChatCompletionRequest,
-        responses=ChatCompletion,
+        responses=model_answer(ChatCompletion, streams=True),
     )
     def post(self, request: Request) -> HttpResponseBase:
         """Answer as OpenAI does."""
@@ -122,7 +123,7 @@ class CompletionsView(OpenAIEndpoint):
         operation_id="v1_completions",
         summary="OpenAI's completions, streams included",
         request=CompletionRequest,
-        responses=Completion,
+        responses=model_answer(Completion, streams=True),
     )
     def post(self, request: Request) -> HttpResponseBase:
         """Answer as OpenAI does."""
@@ -142,7 +143,7 @@ class EmbeddingsView(OpenAIEndpoint):
         operation_id="v1_embeddings",
         summary="OpenAI's embeddings",
         request=EmbeddingRequest,
-        responses=EmbeddingList,
+        responses=model_answer(EmbeddingList),
     )
     def post(self, request: Request) -> HttpResponseBase:
         """Answer as OpenAI does."""
@@ -162,7 +163,7 @@ class ResponsesView(OpenAIEndpoint):
         operation_id="v1_responses",
         summary="OpenAI's responses, streams included, without what would live on at the provider",
         request=ResponseRequest,
-        responses=ResponseObject,
+        responses=model_answer(ResponseObject, streams=True),
     )
     def post(self, request: Request) -> HttpResponseBase:
         """Answer as OpenAI does."""

@@ -74,5 +74,6 @@ def test_it_names_at_most_twenty_unknown_fields_in_brief(fields: dict[str, Any])
 
 
 def test_it_takes_no_body_that_is_no_object() -> None:
-    for data in ([], "text", 1, None):
+    bodies: list[Any] = [[], "text", 1, None]
+    for data in bodies:
         assert not ChatRequest(data=data).is_valid()

@@ -1,0 +1,42 @@
+"""The OpenAPI document and the code agree: schemathesis makes requests of the one and judges the other's answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import schemathesis
+from django.conf import LazySettings
+from django.core.handlers.wsgi import WSGIHandler
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from accounts.tests.factories import make_key, make_tier
+from accounts.validators import SCOPES
+from inference.tests.fixtures import Api
+from inference.upstream.fake import FakeUpstream
+
+#: Requests made of each operation.
+EXAMPLES = 15
+#: Where a request that fits the document may be refused all the same: because of a key's state or the asking key's own
+#: limits; and under /v1, where the document tells only what the platform looks at of what OpenAI's reference has.
+JUDGED_BY_MORE = ("/keys", "/v1/")
+
+schema = schemathesis.openapi.from_wsgi("/openapi.json", WSGIHandler())
+
+
+@pytest.fixture
+def headers(api: Api, upstream: FakeUpstream, settings: LazySettings) -> dict[str, str]:
+    """Return the headers of a caller whom no limit stops and who may do everything."""
+    settings.FAILED_KEY_RATE = "100000/s"
+    tier = make_tier("unlimited", requests_per_minute=None)
+    return {"X-API-Key": make_key(account=api.key.key.account, tier=tier, scopes=list(SCOPES)).plain}
+
+
+@schema.parametrize()
+@hypothesis(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_it_answers_as_documented(case: Any, headers: dict[str, str]) -> None:
+    is_judged_by_more = case.operation.path.startswith(JUDGED_BY_MORE)
+    excluded = [positive_data_acceptance] if is_judged_by_more else []
+    case.call_and_validate(headers=headers, excluded_checks=excluded)
