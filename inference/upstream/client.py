@@ -32,6 +32,9 @@ OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "hos
 KEPT_ENDPOINTS = 1000
 
 
+STREAM_HEADERS = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+
+
 def read_object(content: bytes) -> dict[str, Any]:
     """Parse a provider's JSON object; a lone surrogate in it, which is no text, becomes U+FFFD.
 
@@ -57,7 +60,8 @@ class UpstreamStream:
         self.route = route
         self._is_closed = False
         self._response = response
-        self._reads = response.iter_raw()
+        # Asked for as it is; who compresses all the same gets decoded.
+        self._reads = response.iter_bytes() if response.headers.get("Content-Encoding") else response.iter_raw()
         try:
             if "text/event-stream" not in response.headers.get("Content-Type", ""):
                 raise ValueError("no stream of events")
@@ -190,7 +194,7 @@ class Client:
         return options
 
     def _open(self, route: Route, path: str, body: dict[str, Any], idle_seconds: float) -> httpx2.Response:
-        options = self._options(route, idle_seconds, **{RAW_RESPONSE_HEADER: "stream", "Accept": "text/event-stream"})
+        options = self._options(route, idle_seconds, **{RAW_RESPONSE_HEADER: "stream", **STREAM_HEADERS})
         opened = self._client(route).post(_path(route, path), cast_to=httpx2.Response, body=body, options=options)
         response: httpx2.Response = getattr(opened, "http_response", opened)
         return response

@@ -1,0 +1,184 @@
+"""The bill of a call: what it holds, what it charges, and the one record that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from accounts.exceptions import ApiError, BoundExceedsLimit, ConcurrencyLimited, TokensLimited
+from accounts.limits import get_limits
+from accounts.limits.bounds import Amount, Bound
+from accounts.limits.contract import Unavailable
+from accounts.snapshots import build_identity
+from accounts.tests.factories import IssuedKey, make_key, make_tier
+from inference.accounting import Bill
+from inference.calls import Caller
+from inference.catalog import Rates
+from inference.surfaces.base import Usage
+from inference.tests.fixtures import Records
+from monitoring.trace import begin_trace
+
+RATES = Rates(input=2_000_000, cached_input=500_000, output=10_000_000)  # 2, 0.5 and 10 nano-dollars a token
+BOUND = Bound(Amount(100, 200), output_tokens=50, output_price=10_000_000, minimum_output=1)
+USAGE = Usage(10, 4, 5)
+
+Open = Callable[..., Bill]
+
+
+@pytest.fixture
+def key(db: None) -> IssuedKey:
+    """Return a key with room for one call's bound, and a little more, a minute."""
+    tier = make_tier("tight", requests_per_minute=None, tokens_per_minute=400, concurrent_requests=2)
+    return make_key(tier=tier)
+
+
+@pytest.fixture
+def opened(key: IssuedKey) -> Open:
+    """Return what opens the bill of another call of the key."""
+
+    def begin() -> Bill:
+        identity = build_identity(key.key, key.key.created_at)
+        trace = begin_trace(None)
+        return Bill(Caller(identity, trace, get_limits().admit(identity.limits, trace.id.hex)), "chat")
+
+    return begin
+
+
+def standing(bill: Bill) -> tuple[int, int, int, int]:
+    """Return what stands settled and reserved on the key: tokens settled, cost settled, tokens reserved, slots."""
+    usage = get_limits().usage(bill.caller.identity.limits)[0]
+    return (usage.settled.tokens, usage.settled.cost, usage.reserved.tokens, usage.slots)
+
+
+def test_it_holds_the_bound_until_it_settles_what_was_used(opened: Open, records: Records) -> None:
+    bill = opened()
+    bill.reserve(BOUND)
+    assert bill.has_reserved
+    assert bill.output_tokens == 50
+    assert standing(bill) == (0, 0, 150, 1)
+    bill.charge(USAGE, RATES, source="provider")
+    bill.settle(status=200)
+    cost = 6 * 2 + 4 * 1 // 2 + 5 * 10
+    assert standing(bill) == (15, cost, 0, 0)
+    (record,) = records()
+    assert (record.status, record.input_tokens, record.cached_tokens, record.output_tokens) == (200, 10, 4, 5)
+    assert (record.usage_source, int(record.cost * 10**9), record.is_partial) == ("provider", cost, False)
+    assert bill.caller.trace.is_recorded
+
+
+def test_it_rounds_the_cost_up_once(opened: Open) -> None:
+    bill = opened()
+    bill.reserve(BOUND)
+    bill.charge(Usage(3, 0, 0), Rates(input=1), source="provider")
+    assert bill.used.cost == 1
+
+
+def test_it_settles_a_call_that_used_nothing(opened: Open, records: Records) -> None:
+    bill = opened()
+    bill.reserve(BOUND)
+    bill.settle(status=502, error_code="upstream_failed")
+    assert standing(bill) == (0, 0, 0, 0)
+    (record,) = records()
+    assert (record.status, record.error_code, record.input_tokens, record.output_tokens) == (
+        502,
+        "upstream_failed",
+        0,
+        0,
+    )
+
+
+def test_it_marks_what_broke_off(opened: Open, records: Records) -> None:
+    bill = opened()
+    bill.reserve(BOUND)
+    bill.charge(USAGE, RATES, source="estimated")
+    bill.settle(status=499, error_code="client_left", partial=True)
+    (record,) = records()
+    assert (record.usage_source, record.is_partial) == ("estimated", True)
+
+
+def test_it_charges_the_bound_of_an_attempt_that_may_be_billed(opened: Open, records: Records) -> None:
+    bill = opened()
+    bill.reserve(BOUND)
+    bill.charge_bound()
+    bill.settle(status=504, error_code="upstream_timeout")
+    assert standing(bill)[:2] == (150, 200 + 50 * 10)
+    (record,) = records()
+    assert (record.input_tokens, record.output_tokens, record.usage_source) == (100, 50, "bound")
+
+
+def test_it_charges_a_failed_attempt_and_the_one_that_answered(opened: Open, records: Records) -> None:
+    bill = opened()
+    bill.reserve(BOUND)
+    bill.charge_bound()
+    assert bill.covers_another()
+    assert standing(bill)[2] == 300
+    bill.charge(USAGE, RATES, source="provider")
+    bill.settle(status=200)
+    assert standing(bill) == (165, 700 + 64, 0, 0)
+    (record,) = records()
+    assert record.usage_source == "bound"
+    assert (record.input_tokens + record.output_tokens, record.output_tokens) == (165, 5)
+
+
+def test_it_covers_no_attempt_that_a_limit_has_no_room_for(opened: Open) -> None:
+    bill, other = opened(), opened()
+    bill.reserve(BOUND)
+    other.reserve(Bound(Amount(200, 0)))
+    assert not bill.covers_another()
+    bill.settle(status=502)
+    other.settle(status=200)
+
+
+def test_it_covers_another_attempt_with_less_output(opened: Open) -> None:
+    bill, other = opened(), opened()
+    bill.reserve(BOUND)
+    other.reserve(Bound(Amount(130, 0)))
+    assert not bill.is_cut
+    assert bill.covers_another()
+    assert (bill.output_tokens, bill.is_cut) == (20, True)
+    bill.settle(status=200)
+    other.settle(status=200)
+
+
+@pytest.mark.parametrize(
+    ("bound", "error"),
+    [
+        (Bound(Amount(500, 0)), BoundExceedsLimit),
+        (Bound(Amount(300, 0)), TokensLimited),
+        (Bound(Amount(10, 0)), ConcurrencyLimited),
+    ],
+)
+def test_it_says_what_a_refusal_means(opened: Open, bound: Bound, error: type[ApiError]) -> None:
+    first = opened()
+    first.reserve(BOUND)
+    if error is ConcurrencyLimited:
+        opened().reserve(Bound(Amount(10, 0)))
+    bill = opened()
+    with pytest.raises(error):
+        bill.reserve(bound)
+    assert not bill.has_reserved
+    assert standing(bill)[3] == (2 if error is ConcurrencyLimited else 1)
+
+
+def test_it_says_when_limits_can_t_be_held(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    bill = opened()
+
+    def away(*arguments: object, **options: object) -> None:
+        raise Unavailable(retry_after=7)
+
+    monkeypatch.setattr(get_limits(), "reserve", away)
+    with pytest.raises(ApiError) as refused:
+        bill.reserve(BOUND)
+    assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "7")
+    assert not bill.covers_another()
+
+
+def test_it_leaves_a_record_of_a_call_that_reserved_nothing(opened: Open, records: Records) -> None:
+    bill = opened()
+    bill.record.update(cache="hit", usage_source="cache")
+    bill.emit(status=200)
+    (record,) = records()
+    assert (record.status, record.cache, record.usage_source) == (200, "hit", "cache")
+    assert not record.cost
+    assert standing(bill) == (0, 0, 0, 0)

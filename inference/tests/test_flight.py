@@ -1,0 +1,200 @@
+"""Single flight: who leads, who waits, what those who wait get, and who takes over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis as redis_client
+from django.conf import LazySettings
+
+from accounts.exceptions import UpstreamFailed
+from inference.cache import CachedAnswer
+from inference.flight import LEASE_MS, LOOK_SECONDS, Flight, Flights
+from launch.system import free_port
+from tests.processes import wait_until
+from tests.stores import Redis
+
+ANSWER = CachedAnswer({"choices": []}, 1, 0, 1, "p/m")
+KEY = "key"
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Run those who wait."""
+    with ThreadPoolExecutor(20) as threads:
+        yield threads
+
+
+@pytest.fixture
+def alone(settings: LazySettings) -> Flights:
+    """Return the flights of a process without Redis."""
+    settings.REDIS_URL = ""
+    return Flights()
+
+
+def follow(pool: ThreadPoolExecutor, flights: Flights, flight: Flight, number: int = 1) -> list[Future[Any]]:
+    """Let so many others join, and wait until they do."""
+    waiting = [pool.submit(flights.join, KEY, seconds=10) for _ in range(number)]
+    wait_until(lambda: flight.followers == number, "followers")
+    return waiting
+
+
+def lead(flights: Flights, seconds: float = 10) -> Flight:
+    """Join as the first."""
+    flight = flights.join(KEY, seconds=seconds)
+    assert isinstance(flight, Flight)
+    return flight
+
+
+def test_it_hands_the_answer_to_all_who_wait(alone: Flights, pool: ThreadPoolExecutor) -> None:
+    flight = lead(alone)
+    waiting = follow(pool, alone, flight, 10)
+    alone.leave(KEY, flight, answer=ANSWER)
+    assert [each.result(5) for each in waiting] == [ANSWER] * 10
+    assert flight.followers == 0
+
+
+def test_it_hands_the_error_to_all_who_wait(alone: Flights, pool: ThreadPoolExecutor) -> None:
+    flight = lead(alone)
+    waiting = follow(pool, alone, flight, 3)
+    alone.leave(KEY, flight, error=UpstreamFailed())
+    for each in waiting:
+        with pytest.raises(UpstreamFailed):
+            each.result(5)
+
+
+def test_it_lets_one_of_those_who_wait_lead_when_there_is_no_outcome(alone: Flights, pool: ThreadPoolExecutor) -> None:
+    flight = lead(alone)
+    waiting = follow(pool, alone, flight, 5)
+    alone.leave(KEY, flight)
+    wait_until(lambda: sum(each.done() for each in waiting) == 1, "one to lead")
+    (leader,) = [each for each in waiting if each.done()]
+    wait_until(lambda: leader.result().followers == 4, "the others to follow")
+    alone.leave(KEY, leader.result(), answer=ANSWER)
+    assert [each.result(5) for each in waiting if each is not leader] == [ANSWER] * 4
+
+
+def test_it_keeps_keys_apart(alone: Flights) -> None:
+    assert isinstance(alone.join("one", seconds=0), Flight)
+    assert isinstance(alone.join("another", seconds=0), Flight)
+
+
+def test_it_begins_anew_after_a_flight(alone: Flights) -> None:
+    first = lead(alone)
+    alone.leave(KEY, first, answer=ANSWER)
+    assert lead(alone) is not first
+
+
+def test_it_flies_alone_after_its_own_deadline(alone: Flights) -> None:
+    flight = lead(alone)
+    own = lead(alone, seconds=0.05)
+    assert own is not flight
+    alone.leave(KEY, own)  # does not end the flight of the others
+    assert flight.followers == 0
+    alone.leave(KEY, flight, answer=ANSWER)
+
+
+def test_it_waits_no_longer_when_it_is_not_wanted(alone: Flights, pool: ThreadPoolExecutor) -> None:
+    flight, left = lead(alone), threading.Event()
+    waiting = pool.submit(alone.join, KEY, seconds=10, is_unwanted=left.is_set)
+    wait_until(lambda: flight.followers == 1, "a follower")
+    left.set()
+    assert waiting.result(2) is not flight
+    assert flight.followers == 0
+
+
+def test_it_lets_a_leader_store_where_it_has_no_rivals(alone: Flights) -> None:
+    assert alone.may_store(lead(alone))
+
+
+# Between processes: two Flights are two processes
+
+
+@pytest.fixture
+def two(settings: LazySettings, redis: Redis) -> tuple[Flights, Flights]:
+    """Return the flights of two processes that share a Redis and a cache."""
+    settings.REDIS_URL = redis.url
+    with redis_client.Redis.from_url(redis.url) as client:
+        client.flushall()
+    return Flights(), Flights()
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, CachedAnswer]:
+    """Be the cache that both share."""
+    stored: dict[str, CachedAnswer] = {}
+    monkeypatch.setattr("inference.flight.look_up", stored.get)
+    return stored
+
+
+def test_it_leads_in_one_process_only(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
+) -> None:
+    one, other = two
+    flight = lead(one)
+    assert one.may_store(flight)
+    waiting = pool.submit(other.join, KEY, seconds=10)
+    time.sleep(3 * LOOK_SECONDS)
+    assert not waiting.done()
+    answers[KEY] = ANSWER
+    assert waiting.result(5) == ANSWER
+    one.leave(KEY, flight, answer=ANSWER)
+
+
+def test_it_takes_the_lead_at_once_when_the_other_leaves_without_an_answer(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
+) -> None:
+    one, other = two
+    flight = lead(one)
+    waiting = pool.submit(other.join, KEY, seconds=10)
+    time.sleep(2 * LOOK_SECONDS)
+    one.leave(KEY, flight)
+    assert isinstance(waiting.result(3 * LOOK_SECONDS), Flight)
+
+
+def test_it_keeps_the_lead_while_it_works(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
+) -> None:
+    one, other = two
+    flight = lead(one)
+    waiting = pool.submit(other.join, KEY, seconds=10)
+    time.sleep(2 * LEASE_MS / 1000)
+    assert not waiting.done()
+    assert one.may_store(flight)
+    one.leave(KEY, flight)
+    waiting.result(5)
+
+
+def test_it_takes_over_within_a_second_from_a_leader_that_died(
+    two: tuple[Flights, Flights],
+    answers: dict[str, CachedAnswer],
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = two
+    monkeypatch.setattr(one, "_keep", lambda: None)  # a dead process renews nothing
+    began = time.monotonic()
+    flight = lead(one)
+    successor = pool.submit(other.join, KEY, seconds=10).result(5)
+    assert isinstance(successor, Flight)
+    assert time.monotonic() - began < 1.2
+    assert other.may_store(successor)
+    monkeypatch.undo()
+    one._keep()  # the dead was only slow
+    wait_until(lambda: not one.may_store(flight), "the old leader to learn of it")
+    one.leave(KEY, flight, answer=ANSWER)
+    assert other.may_store(successor)
+
+
+def test_it_leaves_each_process_to_itself_while_redis_is_away(
+    settings: LazySettings,
+) -> None:
+    settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
+    flights = Flights()
+    flight = lead(flights)
+    flights.leave(KEY, flight, answer=ANSWER)

@@ -1,0 +1,401 @@
+"""What each endpoint of a provider may use at most, what it did use, and which answers may be shared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accounts.exceptions import InvalidRequest
+from accounts.snapshots import Identity, build_identity
+from accounts.tests.factories import make_key, make_tier
+from inference.catalog import CatalogModel, Rates, Route
+from inference.surfaces.base import Surface, Usage, was_filtered
+from inference.surfaces.chat import IMAGE_TOKENS, chat_surface, refuse_unbounded
+from inference.surfaces.completions import completion_surface, embedding_surface
+from inference.surfaces.responses import refuse_what_lives_on, response_surface
+from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
+
+MODELS = ("gpt-4", "gpt-4o")
+DATA_URL = "data:image/png;base64," + "A" * 100_000
+for name in MODELS:
+    count_tokens(["the first count of an encoding reads its table"], model=name)
+
+texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=200)
+roles = st.sampled_from(["system", "user", "assistant", "developer", "tool"])
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+)
+
+
+def route(number: int = 1, rates: Rates | None = None) -> Route:
+    """Make a deployment."""
+    return Route(number, "p/m", "p", "http://p/v1", "", (), "m", "max_tokens", 0, 1, rates or Rates())
+
+
+def model(*rates: Rates, context_size: int = 8192, kind: str = "chat") -> CatalogModel:
+    """Make a model with a deployment at each of the prices."""
+    routes = tuple(route(number, each) for number, each in enumerate(rates or (Rates(),)))
+    return CatalogModel("m", kind, context_size, 0, routes)
+
+
+@pytest.fixture
+def identity(db: None) -> Identity:
+    """Return a caller who may have 1,000 tokens of output."""
+    key = make_key(tier=make_tier("t", max_output_tokens=1000)).key
+    return build_identity(key, key.created_at)
+
+
+def chat(*contents: Any, **more: Any) -> dict[str, Any]:
+    """Make a chat's payload."""
+    return {"messages": [{"role": "user", "content": content} for content in contents], **more}
+
+
+# Bounds of prompts
+
+
+@given(st.lists(st.tuples(roles, texts), min_size=1, max_size=6))
+def test_it_bounds_the_tokens_of_a_chat_from_above(messages: list[tuple[str, str]]) -> None:
+    payload = {"messages": [{"role": role, "content": text} for role, text in messages]}
+    bound = chat_surface.prompt_bound(payload)
+    for name in MODELS:
+        counted = count_tokens([part for message in messages for part in message], model=name)
+        assert counted + MESSAGE_TOKENS * len(messages) + REPLY_TOKENS <= bound
+
+
+@given(texts, texts, values)
+def test_it_bounds_the_tokens_of_tools_from_above(name: str, description: str, schema: Any) -> None:
+    tool = {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+    plain, with_tools = chat("hello"), chat("hello", tools=[tool])
+    written = count_tokens([json.dumps(tool, ensure_ascii=False, separators=(",", ":"))], model="gpt-4o")
+    assert chat_surface.prompt_bound(with_tools) >= chat_surface.prompt_bound(plain) + written
+    asked = {"input": "hello", "tools": [tool]}
+    assert response_surface.prompt_bound(asked) >= response_surface.prompt_bound({"input": "hello"}) + written
+
+
+@given(st.lists(st.tuples(roles, texts), min_size=1, max_size=4), texts)
+def test_it_bounds_the_tokens_of_a_response_from_above(messages: list[tuple[str, str]], instructions: str) -> None:
+    items = [{"role": role, "content": [{"type": "input_text", "text": text}]} for role, text in messages]
+    bound = response_surface.prompt_bound({"input": items, "instructions": instructions})
+    counted = count_tokens([instructions, *(text for _, text in messages)], model="gpt-4o")
+    assert counted + MESSAGE_TOKENS * (len(items) + 1) + REPLY_TOKENS <= bound
+    alone = response_surface.prompt_bound({"input": instructions})
+    assert count_tokens([instructions], model="gpt-4o") + MESSAGE_TOKENS + REPLY_TOKENS <= alone
+
+
+@given(st.lists(texts, min_size=1, max_size=5))
+def test_it_bounds_the_tokens_of_prompts_from_above(prompts: list[str]) -> None:
+    for name in MODELS:
+        counted = count_tokens(prompts, model=name)
+        assert counted <= completion_surface.prompt_bound({"prompt": prompts})
+        assert counted <= embedding_surface.prompt_bound({"input": prompts})
+
+
+@given(st.lists(st.integers(0, 200_000), min_size=1, max_size=50))
+def test_it_bounds_prompts_that_are_tokens_already(tokens: list[int]) -> None:
+    assert len(tokens) <= completion_surface.prompt_bound({"prompt": tokens})
+    assert 2 * len(tokens) <= embedding_surface.prompt_bound({"input": [tokens, tokens]})
+
+
+@pytest.mark.parametrize(
+    ("surface", "payload"),
+    [
+        (chat_surface, chat([{"type": "image_url", "image_url": {"url": DATA_URL}}])),
+        (chat_surface, {"messages": [{"role": "tool", "content": {"nested": [{"type": "image_url"}]}}]}),
+        (response_surface, {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": DATA_URL}]}]}),
+        (
+            response_surface,
+            {"input": [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": "http://i"}]}]},
+        ),
+        (
+            response_surface,
+            {"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": "h"}}]},
+        ),
+    ],
+)
+def test_it_reckons_images_by_number_wherever_they_are(surface: Surface, payload: dict[str, Any]) -> None:
+    assert IMAGE_TOKENS < surface.prompt_bound(payload) < IMAGE_TOKENS + 500
+
+
+def test_it_reckons_each_image() -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    assert chat_surface.prompt_bound(chat([image, image], [image])) > 3 * IMAGE_TOKENS
+
+
+# Bounds of calls
+
+
+def test_it_bounds_a_call_by_the_tier_s_output_where_none_is_asked_for(identity: Identity) -> None:
+    bound = chat_surface.bound(chat("hello"), identity, model())
+    assert (bound.output_tokens, bound.least_output, bound.step) == (1000, 1, 1)
+
+
+def test_it_gives_what_is_asked_for_whole(identity: Identity) -> None:
+    bound = chat_surface.bound(chat("hello", max_tokens=50), identity, model())
+    assert (bound.output_tokens, bound.least_output) == (50, 50)
+
+
+@pytest.mark.parametrize(("asked", "context", "output"), [(5000, 8192, 1000), (None, 300, 300), (200, 100, 100)])
+def test_it_cuts_the_output_to_tier_and_context(
+    identity: Identity, asked: int | None, context: int, output: int
+) -> None:
+    payload = chat("hello", max_completion_tokens=asked)
+    assert chat_surface.bound(payload, identity, model(context_size=context)).output_tokens == output
+
+
+@pytest.mark.parametrize(
+    ("surface", "payload", "answers"),
+    [
+        (chat_surface, chat("hello", n=3, max_tokens=10), 3),
+        (completion_surface, {"prompt": ["a", "b"], "n": 3, "max_tokens": 10}, 6),
+        (completion_surface, {"prompt": "a", "n": 2, "best_of": 5, "max_tokens": 10}, 5),
+        (completion_surface, {"prompt": [[1, 2], [3]], "max_tokens": 10}, 2),
+        (completion_surface, {"prompt": [1, 2, 3], "max_tokens": 10}, 1),
+    ],
+)
+def test_it_reckons_the_output_of_each_answer(
+    identity: Identity, surface: Surface, payload: dict[str, Any], answers: int
+) -> None:
+    bound = surface.bound(payload, identity, model())
+    assert (surface.answers(payload), bound.output_tokens, bound.step) == (answers, 10 * answers, answers)
+
+
+def test_it_takes_the_provider_s_own_maximum_of_completions(identity: Identity) -> None:
+    assert completion_surface.bound({"prompt": "a"}, identity, model()).output_tokens == 16
+
+
+def test_it_bounds_embeddings_without_output(identity: Identity) -> None:
+    bound = embedding_surface.bound({"input": "a"}, identity, model())
+    assert (bound.output_tokens, bound.at(0).tokens) == (0, bound.prompt.tokens)
+
+
+def test_it_bounds_by_the_dearest_price_of_each_kind(identity: Identity) -> None:
+    rates = (Rates(input=1_000_000, output=5_000_000), Rates(input=2_000_000, cached_input=9_000_000, output=1_000_000))
+    bound = chat_surface.bound(chat("hello", max_tokens=10), identity, model(*rates))
+    assert bound.at(10).cost == 9 * bound.prompt.tokens + 5 * 10
+
+
+def test_it_refuses_what_is_too_large_to_be_reckoned(identity: Identity) -> None:
+    dear = Rates(output=2**50)
+    with pytest.raises(InvalidRequest):
+        chat_surface.bound(chat("hello"), replace(identity, max_output_tokens=2**40), model(dear, context_size=2**40))
+
+
+# What is sent
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"max_tokens": 9}, {"max_completion_tokens": 9}, {"max_tokens": 9, "max_completion_tokens": 8}]
+)
+@pytest.mark.parametrize("known", ["max_tokens", "max_completion_tokens"])
+def test_it_sends_the_maximum_under_the_one_name_that_the_deployment_knows(asked: dict[str, int], known: str) -> None:
+    sent = chat_surface.with_output(chat("hello", seed=1, **asked), 7, known)
+    assert sent == chat("hello", seed=1, **{known: 7})
+
+
+def test_it_lets_nothing_be_stored_at_the_provider() -> None:
+    assert chat_surface.with_output(chat("hello", store=True), 7, "max_tokens")["store"] is False
+    assert response_surface.with_output({"input": "a", "store": True}, 7, "max_tokens") == {
+        "input": "a",
+        "store": False,
+        "max_output_tokens": 7,
+    }
+    assert completion_surface.with_output({"prompt": "a"}, 7, "max_completion_tokens")["max_tokens"] == 7
+
+
+@pytest.mark.parametrize("surface", [chat_surface, completion_surface])
+def test_it_asks_for_usage_in_streams_whatever_the_caller_asks(surface: Surface) -> None:
+    sent = surface.as_stream({"stream_options": {"include_usage": False, "include_obfuscation": False}})
+    assert sent["stream"] is True
+    assert sent["stream_options"] == {"include_usage": True, "include_obfuscation": False}
+    assert surface.as_stream({})["stream_options"] == {"include_usage": True}
+    assert response_surface.as_stream({"input": "a"}) == {"input": "a", "stream": True}
+
+
+def test_it_streams_no_embeddings() -> None:
+    with pytest.raises(InvalidRequest):
+        embedding_surface.as_stream({"input": "a"})
+
+
+# What was used
+
+CHAT_USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 5}}
+RESPONSE_USAGE = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 5}}
+
+
+@pytest.mark.parametrize("surface", [chat_surface, completion_surface, embedding_surface])
+def test_it_reads_usage_as_openai_tells_it(surface: Surface) -> None:
+    assert surface.read_usage({"usage": CHAT_USAGE}) == Usage(9, 5, 4)
+    assert surface.read_usage({"usage": {"prompt_tokens": 3, "total_tokens": 3}}) == Usage(3, 0, 0)
+
+
+def test_it_reads_usage_of_responses() -> None:
+    assert response_surface.read_usage({"usage": RESPONSE_USAGE}) == Usage(9, 5, 4)
+
+
+def test_it_never_takes_more_tokens_for_cached_than_there_are() -> None:
+    usage = {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 50}}
+    assert chat_surface.read_usage({"usage": usage}) == Usage(9, 9, 4)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        [],
+        "9",
+        {"prompt_tokens": "9"},
+        {"prompt_tokens": True},
+        {"prompt_tokens": -1},
+        {"prompt_tokens": 1.5},
+        {"prompt_tokens": 9, "completion_tokens": None},
+        {"prompt_tokens": 10**12},
+        {"input_tokens": 9},
+    ],
+)
+def test_it_believes_no_usage_that_is_none(usage: Any) -> None:
+    for surface in (chat_surface, completion_surface, embedding_surface, response_surface):
+        assert surface.read_usage({"usage": usage}) is None
+
+
+@pytest.mark.parametrize("details", [None, [], {"cached_tokens": None}, {"cached_tokens": -1}, {"cached_tokens": "5"}])
+def test_it_takes_odd_details_for_nothing_cached(details: Any) -> None:
+    assert chat_surface.read_usage({"usage": {**CHAT_USAGE, "prompt_tokens_details": details}}) == Usage(9, 0, 4)
+
+
+@given(texts, texts)
+def test_it_counts_what_a_provider_does_not_tell(question: str, answer: str) -> None:
+    asked, said = count_tokens([question], model="gpt-4o"), count_tokens([answer], model="gpt-4o")
+    body = {"choices": [{"message": {"role": "assistant", "content": answer}, "text": answer}]}
+    counted = chat_surface.estimate(chat(question), body, model="gpt-4o")
+    assert counted.input_tokens >= asked + MESSAGE_TOKENS + REPLY_TOKENS
+    assert counted.output_tokens >= said
+    assert completion_surface.estimate({"prompt": [question]}, body, model="gpt-4o") == Usage(asked, 0, said)
+    assert embedding_surface.estimate({"input": question}, {}, model="gpt-4o") == Usage(asked, 0, 0)
+    response = {"output": [{"content": [{"type": "output_text", "text": answer}]}]}
+    assert response_surface.estimate({"input": question}, response, model="gpt-4o").output_tokens == said
+
+
+def test_it_counts_tokens_that_were_sent_as_such() -> None:
+    assert embedding_surface.estimate({"input": [[1, 2, 3], [4]]}, {}, model="m") == Usage(4, 0, 0)
+    assert completion_surface.estimate({"prompt": [1, 2, 3]}, {"choices": []}, model="m") == Usage(3, 0, 0)
+
+
+def test_it_estimates_never_above_the_bound() -> None:
+    payload = chat([{"type": "image_url", "image_url": {"url": DATA_URL}}, {"type": "text", "text": "what is it?"}])
+    estimated = chat_surface.estimate(payload, {"choices": []}, model="gpt-4o")
+    assert estimated.input_tokens <= chat_surface.prompt_bound(payload)
+
+
+# Whole answers, and shared ones
+
+
+@pytest.mark.parametrize(
+    ("surface", "whole", "broken"),
+    [
+        (chat_surface, {"choices": [{}]}, [{}, {"choices": []}, {"choices": "a"}, {"choices": [1]}, {"error": {}}]),
+        (completion_surface, {"choices": [{}]}, [{}, {"choices": []}, {"choices": {}}]),
+        (embedding_surface, {"data": [{}]}, [{}, {"data": []}, {"data": {}}]),
+        (response_surface, {"output": []}, [{}, {"output": None}, {"output": [], "status": "failed"}]),
+    ],
+)
+def test_it_knows_a_whole_answer(surface: Surface, whole: dict[str, Any], broken: list[dict[str, Any]]) -> None:
+    assert surface.is_complete(whole)
+    assert not any(surface.is_complete(body) for body in broken)
+
+
+@pytest.mark.parametrize("surface", [chat_surface, completion_surface, response_surface])
+def test_it_shares_answers_at_temperature_0_only(surface: Surface) -> None:
+    assert surface.is_cacheable({"temperature": 0})
+    assert surface.is_cacheable({"temperature": 0.0, "seed": 1, "tools": [], "metadata": {}, "user": ""})
+    assert not surface.is_cacheable({"temperature": 0.1})
+    assert not surface.is_cacheable({})
+
+
+@pytest.mark.parametrize(
+    "personal",
+    [
+        {"tools": [{}]},
+        {"functions": [{}]},
+        {"store": True},
+        {"user": "u"},
+        {"safety_identifier": "u"},
+        {"metadata": {"a": "b"}},
+        {"prompt_cache_key": "k"},
+    ],
+)
+def test_it_shares_no_answer_that_acts_or_is_somebody_s_own(personal: dict[str, Any]) -> None:
+    for surface in (chat_surface, completion_surface, response_surface, embedding_surface):
+        assert not surface.is_cacheable({"temperature": 0, **personal})
+    assert embedding_surface.is_cacheable({"input": "a"})
+
+
+@pytest.mark.parametrize(
+    ("body", "filtered"),
+    [
+        ({"choices": [{"finish_reason": "stop"}, {"finish_reason": "content_filter"}]}, True),
+        ({"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, True),
+        ({"choices": [{"finish_reason": "stop"}]}, False),
+        ({"incomplete_details": {"reason": "max_output_tokens"}}, False),
+        ({"data": [], "incomplete_details": None}, False),
+    ],
+)
+def test_it_knows_a_filtered_answer(body: dict[str, Any], filtered: bool) -> None:
+    assert was_filtered(body) is filtered
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        chat([{"type": "file", "file": {"file_id": "file-1"}}]),
+        chat([{"type": "file", "file": {"file_data": "JVBERi0="}}]),
+        chat([{"type": "input_audio", "input_audio": {"data": "UklGRg=="}}]),
+        {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]},
+        chat("hello", tools=[{"type": "web_search"}]),
+        chat("hello", tools=[{}]),
+    ],
+)
+def test_it_refuses_what_nobody_can_bound_in_a_chat(payload: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        refuse_unbounded(payload)
+
+
+def test_it_takes_a_chat_with_images_and_own_tools() -> None:
+    image = {"type": "image_url", "image_url": {"url": DATA_URL}}
+    refuse_unbounded(chat("hello", [image], tools=[{"type": "function"}, {"type": "custom"}]))
+
+
+@pytest.mark.parametrize(
+    ("payload", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": {"id": "conv_1"}}, "conversation"),
+        ({"background": True}, "background"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
+        ({"tools": [{"type": "function"}, {"type": "file_search"}]}, "tools[1].type"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "https://e.com/a.pdf"}]}]},
+            "input",
+        ),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}]}, "input"),
+    ],
+)
+def test_it_refuses_what_would_live_on_at_the_provider(payload: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        refuse_what_lives_on({"input": "a", **payload})
+    assert refused.value.param == param
+
+
+def test_it_takes_a_response_that_leaves_nothing_behind() -> None:
+    item = {"role": "user", "content": [{"type": "input_image", "image_url": DATA_URL}]}
+    refuse_what_lives_on({"input": [item], "background": False, "store": True, "tools": [{"type": "custom"}]})
