@@ -68,6 +68,7 @@ class OpenAPIView(SpectacularJSONAPIView):
     permission_classes = []
 
 
+@method_decorator(csp_update({"style-src": [SELF, UNSAFE_INLINE]}), name="dispatch")
 class SwaggerView(SpectacularSwaggerSplitView):
     """GET /docs: Swagger UI from the project's own static files, without an inline script."""
 
