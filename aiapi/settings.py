@@ -312,7 +312,7 @@ UNFOLD: dict[str, Any] = {
     "SITE_HEADER": NAME,
     "SITE_SYMBOL": "hub",
     "SITE_FAVICONS": [
-        {"rel": "icon", "type": "image/svg+xml", "sizes": "any", "href": lambda request: static("site/favicon.svg")}
+        {"rel": "icon", "type": "image/svg+xml", "sizes": "any", "href": lambda _: static("site/favicon.svg")}
     ],
     "SITE_URL": "/",
     "SHOW_VIEW_ON_SITE": False,
