@@ -5,13 +5,14 @@ from gevent import monkey
 monkey.patch_all()  # before anything imports sockets, as reading the settings does
 
 from aiapi import settings  # noqa: E402
+from aiapi.worker import SETTLE_SECONDS  # noqa: E402
 
 bind = f"{settings.HOST}:{settings.PORT}"
 workers = settings.WEB_CONCURRENCY
 worker_class = "aiapi.worker.Worker"
 worker_connections = 2000
 http_parser = "auto"  # gunicorn_h1c, the parser in C, where it is installed
-graceful_timeout = settings.GRACEFUL_TIMEOUT
+graceful_timeout = settings.GRACEFUL_TIMEOUT + SETTLE_SECONDS  # when gunicorn kills what has not ended by itself
 timeout = 60  # a worker whose event loop stands still for so long is replaced
 keepalive = 75  # longer than the idle time of usual balancers, so that they close first
 max_requests = 0
@@ -20,3 +21,11 @@ accesslog = None  # aiapi.middleware writes a line a request
 errorlog = "-"
 loglevel = settings.LOG_LEVEL.lower()
 control_socket_disable = True
+
+
+def on_starting(server: object) -> None:
+    """Read the tables of tokens before there are workers: it takes a second, and all of them share what was read."""
+    from inference.tokens import count_tokens
+
+    for model in ("gpt-4o", "gpt-4"):
+        count_tokens([], model=model)

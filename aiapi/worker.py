@@ -1,4 +1,8 @@
-"""gunicorn's gevent worker, which at shutdown doesn't wait for connections that only might bring another request."""
+"""gunicorn's gevent worker, with an orderly end.
+
+At shutdown it doesn't wait for connections that only might bring another request; open streams get GRACEFUL_TIMEOUT
+to end, and then an error, so that each is settled for what it used before the process ends.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from types import FrameType, TracebackType
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
+#: Seconds that streams get to settle after GRACEFUL_TIMEOUT, before gunicorn kills the worker.
+SETTLE_SECONDS = 4
 #: Seconds that a connection gets for another request once the worker is to end.
 LAST_WAIT = 0.01
 
@@ -22,10 +28,24 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Bound the wait for a connection's next request."""
         return _Wait(self.waiting, self.cfg.keepalive if self.alive else LAST_WAIT)
 
+    def run(self) -> None:
+        """Serve until the end; then wait for what goes on without a client: other callers wait for its answer."""
+        from inference.streaming import streams_ended
+
+        super().run()
+        streams_ended(self.cfg.graceful_timeout)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end (SIGTERM)."""
         super().handle_exit(sig, frame)
         gevent.spawn(gevent.killall, list(self.waiting), block=False)
+        gevent.spawn_later(self.cfg.graceful_timeout - SETTLE_SECONDS, self._stop_streams)
+
+    @staticmethod
+    def _stop_streams() -> None:
+        from inference.streaming import stop_streams
+
+        stop_streams()
 
 
 class _Wait:

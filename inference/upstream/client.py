@@ -30,8 +30,7 @@ from inference.upstream.transport import Abort, PooledTransport, abortable
 #: Headers of a prepared call that are not kept: they are the connection's or the body's, or ask for compression.
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
 KEPT_ENDPOINTS = 1000
-
-
+#: Of requests for streams, which nothing may hold back to compress it.
 STREAM_HEADERS = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
 
 
