@@ -14,6 +14,7 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -78,10 +79,15 @@ class Claim:
         self._claims.end(self, None)
 
 
-class Claims:
-    """The claims of a process, with the thread that renews their leases."""
+def _start_thread(target: Callable[[], None]) -> None:
+    threading.Thread(target=target, name="idempotency-keeper", daemon=True).start()
 
-    def __init__(self) -> None:
+
+class Claims:
+    """The claims of a process, with the thread that renews their leases; `start` runs a function in a thread."""
+
+    def __init__(self, start: Callable[[Callable[[], None]], None] = _start_thread) -> None:
+        self._start = start
         self._store: Store | None = None
         self._open: set[Claim] = set()
         self._lock = threading.Lock()
@@ -139,7 +145,7 @@ class Claims:
             self._open.add(claim)
             if not self._renewing:
                 self._renewing = True
-                threading.Thread(target=self._renew, name="idempotency-keeper", daemon=True).start()
+                self._start(self._renew)
         return claim
 
     def _renew(self) -> None:

@@ -99,6 +99,11 @@ def test_it_clears_rows_over_their_time() -> None:
     assert list(IdempotentAnswer.objects.values_list("name", flat=True)) == ["name"]
 
 
+def make_claims() -> Claims:
+    """Make the claims of a process whose leases nobody renews meanwhile."""
+    return Claims(start=lambda _: None)
+
+
 def make_request(key: str | None, body: Any = None, path: str = "/chat") -> Request:
     meta = {} if key is None else {"HTTP_IDEMPOTENCY_KEY": key}
     return cast("Request", SimpleNamespace(META=meta, method="POST", path=path, data=body or {"message": "hi"}))
@@ -116,17 +121,17 @@ def answer(status: int = 200) -> HttpResponse:
 
 
 def test_it_claims_nothing_without_the_header() -> None:
-    assert Claims().claim(make_request(None), owner=1) is None
+    assert make_claims().claim(make_request(None), owner=1) is None
 
 
 @pytest.mark.parametrize("key", ["", " ", "ä", "x" * 256, "two words"])
 def test_it_refuses_a_malformed_key(key: str) -> None:
     with pytest.raises(InvalidRequest, match="Idempotency-Key"):
-        Claims().claim(make_request(key), owner=1)
+        make_claims().claim(make_request(key), owner=1)
 
 
 def test_it_replays_a_final_answer_without_its_cost() -> None:
-    claims = Claims()
+    claims = make_claims()
     claim(claims).finish(answer(), b"said")
     with pytest.raises(Replayed) as replayed:
         claim(claims)
@@ -136,7 +141,7 @@ def test_it_replays_a_final_answer_without_its_cost() -> None:
 
 
 def test_it_answers_a_conflict_while_the_first_runs() -> None:
-    claims = Claims()
+    claims = make_claims()
     claim(claims)
     with pytest.raises(Conflict) as conflict:
         claim(claims)
@@ -144,7 +149,7 @@ def test_it_answers_a_conflict_while_the_first_runs() -> None:
 
 
 def test_it_refuses_another_body_or_path_under_the_same_key() -> None:
-    claims = Claims()
+    claims = make_claims()
     claim(claims)
     with pytest.raises(IdempotencyKeyReused):
         claim(claims, body={"message": "something else"})
@@ -153,21 +158,21 @@ def test_it_refuses_another_body_or_path_under_the_same_key() -> None:
 
 
 def test_it_takes_a_trailing_slash_for_the_same_path() -> None:
-    claims = Claims()
+    claims = make_claims()
     claim(claims)
     with pytest.raises(Conflict):
         claim(claims, path="/chat/")
 
 
 def test_it_keeps_the_keys_of_callers_apart() -> None:
-    claims = Claims()
+    claims = make_claims()
     claim(claims)
     assert claims.claim(make_request("k"), owner=2) is not None
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_it_does_not_keep_what_may_pass(status: int) -> None:
-    claims = Claims()
+    claims = make_claims()
     claim(claims).finish(answer(status), b"said")
     claim(claims)  # raises if an answer was kept
     assert len(claims._open) == 1
@@ -175,14 +180,14 @@ def test_it_does_not_keep_what_may_pass(status: int) -> None:
 
 @pytest.mark.parametrize("status", [200, 201, 400, 404])
 def test_it_keeps_what_is_final(status: int) -> None:
-    claims = Claims()
+    claims = make_claims()
     claim(claims).finish(answer(status), b"said")
     with pytest.raises(Replayed):
         claim(claims)
 
 
 def test_it_does_not_keep_an_answer_over_the_size_or_one_that_broke_off() -> None:
-    claims = Claims()
+    claims = make_claims()
     claim(claims).finish(answer(), b"x" * (LARGEST_ANSWER + 1))
     claim(claims).finish_stream("text/event-stream", None)
     claim(claims)  # raises if an answer was kept
@@ -190,7 +195,7 @@ def test_it_does_not_keep_an_answer_over_the_size_or_one_that_broke_off() -> Non
 
 
 def test_it_ends_a_claim_once() -> None:
-    claims = Claims()
+    claims = make_claims()
     first = claim(claims)
     first.release()
     second = claim(claims)
@@ -204,11 +209,11 @@ def test_it_ends_a_claim_once() -> None:
 def test_it_says_when_nobody_can_tell(settings: LazySettings) -> None:
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
     with pytest.raises(DependencyUnavailable):
-        Claims().claim(make_request("k"), owner=1)
+        make_claims().claim(make_request("k"), owner=1)
 
 
 def test_it_stores_neither_the_callers_key_nor_what_he_asked(settings: LazySettings) -> None:
-    claim(Claims(), key="order-of-mr-smith", body={"message": "hush"})
+    claim(make_claims(), key="order-of-mr-smith", body={"message": "hush"})
     (row,) = IdempotentAnswer.objects.values() if not settings.REDIS_URL else [{}]
     assert "smith" not in str(row)
     assert "hush" not in str(row)
