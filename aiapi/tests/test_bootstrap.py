@@ -23,6 +23,7 @@ def openai(settings: LazySettings) -> LazySettings:
     """Configure OpenAI's own service, and no password."""
     settings.OPENAI_API_KEY, settings.OPENAI_BASE_URL, settings.OPENAI_MODEL = "sk-one", "", ""
     settings.ADMIN_USERNAME, settings.ADMIN_PASSWORD = "admin", ""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     return settings
 
 

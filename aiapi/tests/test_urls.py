@@ -27,12 +27,12 @@ def test_it_has_the_endpoints_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("path", CONCRETE)
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_it_answers_both_forms_of_a_path_alike(roomy: Api, method: str, path: str) -> None:
-    bare, slashed = (roomy.send(method, form, {} if method == "POST" else None) for form in (path, path + "/"))
-    assert bare.status_code == slashed.status_code
-    assert bare.status_code not in (301, 302, 307, 308, 500)
-    assert bare["Content-Type"] == slashed["Content-Type"]
+def test_it_answers_both_forms_of_a_path_alike(roomy: Api, path: str) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        bare, slashed = (roomy.send(method, form, {} if method == "POST" else None) for form in (path, path + "/"))
+        assert bare.status_code == slashed.status_code
+        assert bare.status_code not in (301, 302, 307, 308, 500)
+        assert bare["Content-Type"] == slashed["Content-Type"]
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from django.conf import LazySettings
 from django.test import RequestFactory
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounts.exceptions import BodyTooLarge, MalformedBody
 from inference.parsers import is_chunked, parse_object, read_body
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+SURROGATES = st.text(st.sampled_from("a\ud800\udbff\udc00\udfff"), max_size=4)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
     | TEXTS,
@@ -26,6 +27,7 @@ JSON_VALUES = st.recursive(
 )  # fmt: skip
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(TEXTS, JSON_VALUES, max_size=4), st.booleans())
 def test_it_reads_any_json_object(value: dict[str, Any], ascii_only: bool) -> None:
     assert parse_object(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
@@ -37,7 +39,14 @@ def test_it_refuses_any_other_bytes_with_one_error(body: bytes) -> None:
         assert isinstance(parse_object(body), dict)
 
 
-@given(st.recursive(st.just("\ud800") | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@settings(max_examples=40)
+@given(
+    st.recursive(
+        SURROGATES,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SURROGATES, inner, max_size=3),
+        max_leaves=5,
+    )
+)
 def test_it_lets_no_lone_surrogate_through(value: Any) -> None:
     body = json.dumps({"value": value}).encode()
     try:
