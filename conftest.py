@@ -12,6 +12,22 @@ from django.core.cache import caches
 
 from tests.stores import Postgres, Redis, postgres_server, redis_server
 
+#: Files whose tests need no store of the settings, or bring each kind of their own: one round of them proves all.
+SELF_CONTAINED = (
+    "test_checks.py",
+    "test_env.py",
+    "test_events.py",
+    "test_fake_upstream.py",
+    "test_fake_upstream_faults.py",
+    "test_limits_*.py",
+    "test_local_model.py",
+    "test_openai_checks.py",
+    "test_settings.py",
+    "test_surfaces.py",
+    "test_tokens.py",
+    "test_transport.py",
+    "test_ingester_cluster.py",
+)
 #: Marks a Redis database as one that tests may empty.
 TESTS_OWN = "aiapi:owned-by-tests"
 
@@ -76,6 +92,13 @@ def scale() -> Callable[[int, int], int]:
     """Choose the size of a heavy proof: scale(bounded, full) is the second under `bin/test --full` (FULL=1)."""
     full_size = os.environ.get("FULL") == "1"
     return lambda bounded, full: full if full_size else bounded
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what need not run again on other stores (see bin/test)."""
+    for item in items:
+        if any(item.path.match(pattern) for pattern in SELF_CONTAINED):
+            item.add_marker(pytest.mark.self_contained)
 
 
 @pytest.hookimpl(trylast=True)
