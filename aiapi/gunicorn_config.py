@@ -5,6 +5,7 @@ from gevent import monkey
 monkey.patch_all()  # before anything imports sockets, as reading the settings does
 
 from aiapi import settings  # noqa: E402
+from aiapi.logs import configuration  # noqa: E402
 from aiapi.worker import SETTLE_SECONDS  # noqa: E402
 
 bind = f"{settings.HOST}:{settings.PORT}"
@@ -18,8 +19,7 @@ keepalive = 75  # longer than the idle time of usual balancers, so that they clo
 max_requests = 0
 limit_request_line = 8190
 accesslog = None  # aiapi.middleware writes a line a request
-errorlog = "-"
-loglevel = settings.LOG_LEVEL.lower()
+logconfig_dict = configuration(settings.LOG_LEVEL)  # gunicorn's own lines are JSON like the others
 control_socket_disable = True
 
 

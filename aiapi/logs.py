@@ -55,35 +55,50 @@ def _silence(part: dict[str, Any]) -> None:
 _TRACEBACKS = structlog.processors.ExceptionRenderer(_Tracebacks())
 
 
+class WithoutQuery(logging.Filter):
+    """Cuts query strings off the addresses that gunicorn puts into its messages."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, cut."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(each.partition("?")[0] if isinstance(each, str) else each for each in record.args)
+        return True
+
+
+def configuration(level: str) -> dict[str, Any]:
+    """Return what logging.config.dictConfig takes, for Django and for gunicorn's own process alike."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"without_query": {"()": WithoutQuery}},
+        "formatters": {
+            "json": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": _SHARED,
+                "processors": [
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    _TRACEBACKS,
+                    structlog.processors.JSONRenderer(),
+                ],
+            }
+        },
+        "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "root": {"handlers": ["console"], "level": level},
+        "loggers": {
+            # Its lines repeat ours, and its query strings could hold what a caller mistook for a parameter.
+            "django.request": {"level": "CRITICAL"},
+            "django.security.DisallowedHost": {"level": "CRITICAL"},
+            "gunicorn.error": {"level": level, "handlers": [], "filters": ["without_query"], "propagate": True},
+            "httpx2": {"level": "WARNING"},
+            "httpcore2": {"level": "WARNING"},
+            "openai": {"level": "WARNING"},
+        },
+    }
+
+
 def configure(options: dict[str, Any]) -> None:
     """Set logging up, as Django's LOGGING_CONFIG; `options` holds `level`."""
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {
-                "json": {
-                    "()": structlog.stdlib.ProcessorFormatter,
-                    "foreign_pre_chain": _SHARED,
-                    "processors": [
-                        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                        _TRACEBACKS,
-                        structlog.processors.JSONRenderer(),
-                    ],
-                }
-            },
-            "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
-            "root": {"handlers": ["console"], "level": options["level"]},
-            "loggers": {
-                # Its lines repeat ours, and its query strings could hold what a caller mistook for a parameter.
-                "django.request": {"level": "CRITICAL"},
-                "django.security.DisallowedHost": {"level": "CRITICAL"},
-                "httpx2": {"level": "WARNING"},
-                "httpcore2": {"level": "WARNING"},
-                "openai": {"level": "WARNING"},
-            },
-        }
-    )
+    logging.config.dictConfig(configuration(options["level"]))
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -93,6 +93,16 @@ def test_it_keeps_a_providers_words_out_of_the_chain_of_what_failed_after_it(
     _assert_silent(log_lines, api)
 
 
+def test_it_writes_gunicorns_own_lines_alike_and_without_query_strings(log_lines: LogLines) -> None:
+    try:
+        raise ValueError(PROMPT)
+    except ValueError:
+        logging.getLogger("gunicorn.error").exception("Error handling request %s", f"/chat?message={PROMPT}")
+    (line,) = log_lines()
+    assert (line["event"], line["logger"]) == ("Error handling request /chat", "gunicorn.error")
+    assert PROMPT not in json.dumps(line)
+
+
 def test_it_keeps_the_messages_that_help(log_lines: LogLines) -> None:
     try:
         None.missing  # type: ignore[attr-defined]  # noqa: B018
