@@ -21,7 +21,7 @@ from inference.openai.views import (
     UnsupportedView,
 )
 from inference.views import ChatView, SummarizeView
-from monitoring.views import HealthView, LiveView, ReadyView, StatsView
+from monitoring.views import HealthView, LiveView, ReadyView, RequestView, StatsView
 
 handler400 = "aiapi.errors.bad_request"
 handler403 = "aiapi.errors.permission_denied"
@@ -51,6 +51,7 @@ urlpatterns = [
     api(r"keys/(?P<key_id>\d{1,18})/revoke", KeyRevokeView.as_view(), "key-revoke"),
     api(r"keys/(?P<key_id>\d{1,18})/rotate", KeyRotateView.as_view(), "key-rotate"),
     api("stats", StatsView.as_view(), "stats"),
+    api(r"requests/(?P<name>[A-Za-z0-9._-]{1,64})", RequestView.as_view(), "request"),
     api("health", HealthView.as_view(), "health"),
     api("health/live", LiveView.as_view(), "health-live"),
     api("health/ready", ReadyView.as_view(), "health-ready"),

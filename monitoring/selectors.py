@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from django.db.models import Count, Max, Q
 
@@ -43,6 +45,19 @@ def stats(*, account_id: int | None) -> dict[str, Any]:
         "total_api_keys": ApiKey.objects.filter(revoked_at=None, **scope).count(),
         "requests_by_key": _requests_by_key(rows, with_account=account_id is None),
     }
+
+
+def request_record(*, account_id: int, name: str) -> RequestRecord | None:
+    """Find an account's record by its id, or the newest under a label (X-Request-ID); None if it has none by that name.
+
+    A record is here once it was ingested, which takes a moment where Redis keeps it first.
+    """
+    own = RequestRecord.objects.filter(account_id=account_id)
+    with suppress(ValueError):
+        found = own.filter(pk=UUID(name)).first()
+        if found is not None:
+            return found
+    return own.filter(label=name).order_by("-id").first()
 
 
 def _requests_by_key(rows: Iterable[Mapping[str, Any]], *, with_account: bool) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from monitoring.health import Health
+from monitoring.models import RequestRecord
 
 
 class StatsAnswer(serializers.Serializer[Any]):
@@ -20,6 +21,37 @@ class StatsAnswer(serializers.Serializer[Any]):
     requests_by_key = serializers.DictField(
         child=serializers.IntegerField(), help_text="By the key's name; for staff by `account/name`."
     )
+
+
+class RecordAnswer(serializers.ModelSerializer[RequestRecord]):
+    """What /requests/{id} answers: one request as it was answered and billed."""
+
+    key = serializers.CharField(source="key_name")
+
+    class Meta:
+        model = RequestRecord
+        fields = [
+            "id",
+            "label",
+            "admitted_at",
+            "key",
+            "endpoint",
+            "model",
+            "status",
+            "error_code",
+            "cache",
+            "input_tokens",
+            "cached_tokens",
+            "output_tokens",
+            "cost",
+            "usage_source",
+            "is_partial",
+            "is_overrun",
+            "latency_ms",
+            "first_token_ms",
+            "attempts",
+        ]
+        read_only_fields = fields
 
 
 class HealthAnswer(serializers.Serializer[Any]):

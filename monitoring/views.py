@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework.authentication import SessionAuthentication
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.authentication import ApiKeyAuthentication
+from accounts.exceptions import NotFound
 from accounts.snapshots import Identity
 from accounts.views import KeyView
 from monitoring.health import Health, database_health, health_report, probe
-from monitoring.selectors import stats
-from monitoring.serializers import HealthAnswer, ProbeAnswer, StatsAnswer
+from monitoring.selectors import request_record, stats
+from monitoring.serializers import HealthAnswer, ProbeAnswer, RecordAnswer, StatsAnswer
 
 
 class StaffSession(SessionAuthentication):
@@ -44,6 +45,26 @@ class StatsView(KeyView):
         identity: Identity | None = getattr(request._request, "identity", None)
         account_id = identity.account_id if identity is not None else None
         return Response(stats(account_id=account_id))
+
+
+class RequestView(KeyView):
+    """GET /requests/{id}."""
+
+    required_scope = "usage"
+
+    @extend_schema(
+        operation_id="requests_read",
+        summary="See what became of a request",
+        description="By its id, or by the X-Request-ID that it was sent with or answered. Of the key's account only.",
+        responses={200: RecordAnswer, 404: OpenApiResponse(description="The account has no request by that name.")},
+    )
+    def get(self, request: Request, name: str) -> Response:
+        """Show the account's own record; raises NotFound for any other."""
+        identity: Identity = request._request.identity  # type: ignore[attr-defined]
+        record = request_record(account_id=identity.account_id, name=name)
+        if record is None:
+            raise NotFound
+        return Response(RecordAnswer(record).data)
 
 
 class HealthView(APIView):
