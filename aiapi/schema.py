@@ -9,7 +9,7 @@ from drf_spectacular.extensions import (
     OpenApiSerializerExtension,
 )
 from drf_spectacular.openapi import AutoSchema
-from drf_spectacular.utils import Direction
+from drf_spectacular.utils import Direction, OpenApiParameter
 from rest_framework import serializers
 
 from inference.openai.errors import is_openai_path
@@ -40,6 +40,14 @@ MODEL_ERRORS = (404, 502, 504)
 
 #: At least one character that is no white space, and none that is NUL.
 NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
+
+IDEMPOTENCY_KEY = OpenApiParameter(
+    "Idempotency-Key",
+    str,
+    OpenApiParameter.HEADER,
+    pattern=r"^[\x21-\x7e]{1,255}$",
+    description="A name of your own for this request: the same again within 24 hours gets the same answer, at no cost.",
+)
 
 SCHEMES = {
     "ApiKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -152,6 +160,12 @@ class ApiSchema(AutoSchema):
                 body: dict[str, Any] = self._get_response_for_code(serializer(), str(status))  # type: ignore[no-untyped-call]
                 bodies[str(status)] = {**body, "description": ERRORS[status]}
         return dict(sorted(bodies.items()))
+
+    def get_override_parameters(self) -> list[Any]:
+        """Add the header that every POST behind a key knows."""
+        parameters: list[Any] = super().get_override_parameters()
+        takes_key = self.method == "POST" and self.view.authentication_classes
+        return [*parameters, IDEMPOTENCY_KEY] if takes_key else parameters
 
     def _error_statuses(self) -> tuple[int, ...]:
         if not self.view.authentication_classes:

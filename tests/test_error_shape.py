@@ -4,8 +4,8 @@
    (name, owner, used, limit, reset) where a limit refused. Under /v1 it is OpenAI's: `{error: {message, type, param,
    code}}`, with `limit` inside.
 2. `detail` (`message`) is a sentence for a person, `code` a stable name for a program, `request_id` that of the header.
-3. Every answer has X-Request-ID and X-Process-Time. 401 has WWW-Authenticate, 405 Allow, 429 and 503 a Retry-After of
-   at least one second.
+3. Every answer has X-Request-ID and X-Process-Time. 401 has WWW-Authenticate, 405 Allow; 409, 429 and 503 have a
+   Retry-After of at least one second.
 4. What passed authentication also has the rate headers, `Cache-Control: private, no-store`, and varies by key.
 5. Nothing of the inside leaks: no traceback, path, query, address, provider's text or secret, and not the key.
 """
@@ -38,6 +38,7 @@ BODIES: dict[str, Any] = {
     "/v1/completions": {"model": MODEL, "prompt": TEXT},
     "/v1/responses": {"model": MODEL, "input": TEXT},
 }
+ONCE = {"Idempotency-Key": "once"}
 EMPTY: tuple[Any, ...] = ({}, b"")
 OWN, OPENAI = "/chat", "/v1/chat/completions"
 READS = ("/stats", "/usage", "/v1/models")
@@ -128,6 +129,10 @@ CASES = [
     # 406: nothing acceptable
     *each_model_endpoint(406, "not_acceptable", headers={"Accept": "text/xml"}),
     Case(406, "not_acceptable", "/health", "GET", key=None, headers={"Accept": "text/xml"}, authenticated=False),
+    # 409 and 422: an Idempotency-Key that is taken
+    *each_model_endpoint(409, "idempotency_in_progress", headers=ONCE, broken="in progress"),
+    *each_model_endpoint(422, "idempotency_key_reused", headers=ONCE, broken="used before"),
+    *each_model_endpoint(400, "invalid_request", headers={"Idempotency-Key": "two words"}),
     # 413 and 415: too large, or declared as something else
     Case(413, "body_too_large", OWN, body=b" " * (64 * 1024 + 1)),
     Case(413, "body_too_large", "/summarize", body=b" " * (64 * 1024 + 1)),
@@ -159,6 +164,8 @@ def test_it_keeps_the_contract(
     case: Case, api: Api, upstream: FakeUpstream, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = _key_of(case, api)
+    if case.headers == ONCE:
+        _take_key(case, api, monkeypatch)
     _break(case.broken, api, upstream, settings, monkeypatch)
     answer = api.send(case.method, case.path, case.body, key=key, content_type=case.content_type, headers=case.headers)
     assert answer.status_code == case.status, answer.content
@@ -170,7 +177,7 @@ def test_it_keeps_the_contract(
 
 
 def test_it_covers_every_status_of_the_contract() -> None:
-    assert {case.status for case in CASES} == {400, 401, 403, 404, 405, 406, 413, 415, 429, 500, 502, 503, 504}
+    assert {case.status for case in CASES} == {*range(400, 407), 409, 413, 415, 422, 429, 500, *range(502, 505)} - {402}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +217,7 @@ def _assert_headers(case: Case, answer: Any) -> None:
     assert re.fullmatch(r"\d+\.\d{3}", answer["X-Process-Time"])
     assert ("WWW-Authenticate" in answer.headers) == (case.status == 401)
     assert case.status != 405 or answer["Allow"]
-    assert ("Retry-After" in answer.headers) == (case.status in (429, 503))
+    assert ("Retry-After" in answer.headers) == (case.status in (409, 429, 503))
     assert int(answer.headers.get("Retry-After", 1)) >= 1
     assert ("X-RateLimit-Limit" in answer.headers) == case.authenticated
     if case.authenticated:
@@ -272,6 +279,13 @@ def _break(
         case ["bug"]:
             monkeypatch.setattr("inference.pipeline.find_model", _stumble)
             monkeypatch.setattr("monitoring.views.stats", _stumble)
+
+
+def _take_key(case: Case, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the Idempotency-Key of a case: for another request, or for the same one which then doesn't end."""
+    if case.broken == "in progress":
+        monkeypatch.setattr("accounts.idempotency.claims.Claims.end", lambda *parts: None)
+    api.post(case.path, case.body if case.broken == "in progress" else {}, headers=ONCE)
 
 
 def _fail(*arguments: Any) -> None:
