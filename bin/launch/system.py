@@ -16,11 +16,16 @@ from launch.console import LaunchError
 
 def ensure_libgomp(root: Path) -> None:
     """Have libgomp1, which the local model's server is linked to and bare Debian lacks; raise LaunchError if not."""
-    _ensure(root, "libgomp1", _has_libgomp, "the local model needs it; or set OPENAI_API_KEY to use a provider")
+    why = "the local model needs it; or set OPENAI_API_KEY to use a provider"
+    _ensure(root, "libgomp1", lambda: _has_library("libgomp.so.1"), why)
 
 
 def ensure_chromium(root: Path) -> str:
-    """Have Debian's Chromium for the browser tests and return its path; raise LaunchError if it can't be had."""
+    """Have Debian's Chromium for the browser tests and return its path; raise LaunchError if it can't be had.
+
+    The Node.js that playwright brings to drive it is linked to libatomic1, which bare Debian lacks.
+    """
+    _ensure(root, "libatomic1", lambda: _has_library("libatomic.so.1"), "the browser tests need it")
     _ensure(root, "chromium", lambda: chromium() is not None, "the browser tests need it")
     return chromium() or "chromium"
 
@@ -54,9 +59,9 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _has_libgomp() -> bool:
+def _has_library(name: str) -> bool:
     try:
-        ctypes.CDLL("libgomp.so.1")
+        ctypes.CDLL(name)
     except OSError:
         return False
     return True
