@@ -1,0 +1,9 @@
+// Redoc's footer loads a logo from another host. This page asks no other host for anything: such an image gets no source.
+const isOwn = (url) => url.startsWith("data:") || new URL(url, location.href).origin === location.origin;
+const image = HTMLImageElement.prototype;
+const source = Object.getOwnPropertyDescriptor(image, "src");
+const setAttribute = image.setAttribute;
+Object.defineProperty(image, "src", { ...source, set(url) { if (isOwn(String(url))) source.set.call(this, url); } });
+image.setAttribute = function (name, value) {
+  if (name !== "src" || isOwn(String(value))) setAttribute.call(this, name, value);
+};
