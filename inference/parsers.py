@@ -15,6 +15,9 @@ from rest_framework.request import Request
 from accounts.exceptions import BodyTooLarge, MalformedBody
 from inference.openai.errors import is_openai_path
 
+#: Levels of arrays and objects in a body; tools' schemas, the deepest in use, have about twenty.
+DEEPEST = 100
+
 
 class StrictJSONParser(BaseParser):
     """Parse a JSON object as RFC 8259 has it: no NaN, no lone surrogates, within the size limit of its surface."""
@@ -69,9 +72,26 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise MalformedBody from None
     if not isinstance(value, dict):
         raise MalformedBody("The body must be a JSON object.")
+    if body.count(b"[") + body.count(b"{") > DEEPEST:
+        _refuse_deep(value)
     if b"\\u" in body:
         _refuse_lone_surrogates(value)
     return value
+
+
+def _refuse_deep(value: Any) -> None:
+    """Refuse what nests deeper than DEEPEST: whoever walks through it later, level by level, would run out of stack."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise MalformedBody(f"The body nests deeper than {DEEPEST} levels.")
 
 
 def _refuse_constant(name: str) -> None:

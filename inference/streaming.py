@@ -17,9 +17,16 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import connections
+from django.db import DatabaseError, connections
 
-from accounts.exceptions import ApiError, InternalError, Unavailable, UpstreamFailed, UpstreamTimeout
+from accounts.exceptions import (
+    ApiError,
+    DependencyUnavailable,
+    InternalError,
+    Unavailable,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
 from accounts.limits.leases import keeper
 from inference import cache
 from inference.calls import Caller, ModelCall
@@ -191,6 +198,9 @@ class StreamedCall:
             error = None
         except ApiError as failure:
             error = failure
+        except DatabaseError as failure:
+            log.error("database_failed", cause=type(failure).__name__)
+            error = DependencyUnavailable()
         except Exception as failure:
             log.exception("stream_failed", cause=type(failure).__name__)
         finally:

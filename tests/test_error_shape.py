@@ -38,6 +38,8 @@ BODIES: dict[str, Any] = {
     "/v1/completions": {"model": MODEL, "prompt": TEXT},
     "/v1/responses": {"model": MODEL, "input": TEXT},
 }
+#: Deep enough to exhaust the stack of what walks through it, and not that of the parser.
+DEEP = b'{"messages": ' + b"[" * 800 + b"]" * 800 + b"}"
 ONCE = {"Idempotency-Key": "once"}
 EMPTY: tuple[Any, ...] = ({}, b"")
 OWN, OPENAI = "/chat", "/v1/chat/completions"
@@ -88,6 +90,8 @@ CASES = [
     *each_model_endpoint(400, "malformed_body", body=b'{"a": "\\ud800"}'),
     *each_model_endpoint(400, "malformed_body", body=b'{"temperature": NaN}'),
     *each_model_endpoint(400, "malformed_body", body=b"[" * 50_000),
+    *each_model_endpoint(400, "malformed_body", body=DEEP),
+    Case(400, "malformed_body", "/keys", body=DEEP, key="manager"),
     *[
         Case(400, "missing_required_parameter" if path.startswith("/v1") else "invalid_request", path, body=body)
         for path in BODIES

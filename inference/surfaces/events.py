@@ -235,7 +235,7 @@ def parse_data(data: bytes) -> Body:
     """Parse an event's data as a JSON object. Raises BrokenStream."""
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenStream("broken JSON") from error
     if not isinstance(value, dict):
         raise BrokenStream("no object")

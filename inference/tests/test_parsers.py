@@ -39,6 +39,19 @@ def test_it_refuses_any_other_bytes_with_one_error(body: bytes) -> None:
         assert isinstance(parse_object(body), dict)
 
 
+def test_it_reads_a_hundred_levels_and_no_more() -> None:
+    for shape, levels in (('{"a": %s}', 1), ('{"a": [%s]}', 2), ('{"a": [1, {"b": 2}, %s]}', 2)):
+        rest = 100 - levels
+        assert parse_object((shape % ("[" * rest + "]" * rest)).encode())
+        with pytest.raises(MalformedBody, match="deeper than 100"):
+            parse_object((shape % ("[" * (rest + 1) + "]" * (rest + 1))).encode())
+
+
+def test_it_reads_wide_bodies_however_many_levels_they_open() -> None:
+    value = {"a": [[{"b": [number]}] for number in range(500)]}
+    assert parse_object(json.dumps(value).encode()) == value
+
+
 @settings(max_examples=40)
 @given(
     st.recursive(

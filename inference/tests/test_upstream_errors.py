@@ -12,6 +12,7 @@ from django.conf import LazySettings
 
 from inference.catalog import catalog
 from inference.models import Provider
+from inference.surfaces.events import BrokenStream, parse_data
 from inference.tests.fixtures import MODEL, PROMPT, PROVIDER_SECRET, Api, LogLines, Records
 from inference.tests.odd_provider import odd_provider
 from inference.upstream.errors import retry_after_seconds
@@ -165,6 +166,12 @@ def test_it_takes_a_senseless_answer_for_a_failure(
     assert (answer.status_code, answer.json()["code"]) == (502, "upstream_failed")
     assert [record.status for record in records()] == [502]
     assert [line for line in log_lines() if line["event"] == "upstream_failed"]
+
+
+@pytest.mark.parametrize("data", [b"{", b"null", b"[" * 50_000, b'{"a": ' + b"[" * 50_000, b"\xff"])
+def test_it_takes_a_senseless_event_of_a_stream_for_a_broken_one(data: bytes) -> None:
+    with pytest.raises(BrokenStream):
+        parse_data(data)
 
 
 @pytest.mark.parametrize(
