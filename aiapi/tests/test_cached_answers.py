@@ -1,0 +1,95 @@
+"""Cached answers in the stores that the settings make: over Redis, for their time, and while Redis is away or hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.conf import LazySettings
+from django.core.cache import caches
+
+from accounts.tests.factories import make_key
+from aiapi.stores import cache_settings
+from inference import cache
+from inference.cache import CachedAnswer, answer_key
+from inference.tests.fixtures import PROMPT, Api, LogLines, Records
+from inference.upstream.fake import FakeUpstream
+from launch.system import free_port
+from tests.stores import Redis
+
+ANSWER = CachedAnswer({"choices": [{"message": {"content": "text"}}]}, 3, 1, 2, "openai/m")
+
+
+def set_cache(settings: LazySettings, url: str, *, ttl: int = 3600) -> None:
+    """Keep answers elsewhere."""
+    settings.CACHES = cache_settings(url, ttl=ttl, timeout=settings.REDIS_TIMEOUT)
+
+
+@pytest.fixture
+def stopped_redis(redis: Redis) -> Iterator[str]:
+    """Return the URL of a Redis that takes connections and never answers."""
+    redis.process.send_signal(signal.SIGSTOP)
+    yield redis.url
+    redis.process.send_signal(signal.SIGCONT)
+
+
+def test_it_forgets_answers_after_their_time(api: Api, upstream: FakeUpstream, settings: LazySettings) -> None:
+    set_cache(settings, settings.CACHE_URL, ttl=1)
+    assert [api.chat()["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
+    deadline = time.monotonic() + 5
+    while api.of(make_key(account=api.key.key.account)).chat()["X-Cache"] == "HIT":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_it_works_over_redis(api: Api, upstream: FakeUpstream, settings: LazySettings, redis_url: str) -> None:
+    set_cache(settings, redis_url)
+    caches["answers"].clear()
+    key = answer_key(1, endpoint="chat", model="m", payload={"text": PROMPT})
+    cache.store(key, ANSWER)
+    assert cache.look_up(key) == ANSWER
+    answers: Any = caches["answers"]
+    assert 0 < answers.ttl(key) <= 3600
+    assert [api.chat()["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
+
+
+def test_it_goes_on_without_its_redis(
+    api: Api, upstream: FakeUpstream, settings: LazySettings, log_lines: LogLines, records: Records
+) -> None:
+    set_cache(settings, f"redis://127.0.0.1:{free_port()}/0")
+    began = time.monotonic()
+    assert [api.chat()["X-Cache"] for _ in range(3)] == ["MISS"] * 3
+    assert time.monotonic() - began < 1
+    assert {line["event"] for line in log_lines()} >= {"cache_failed"}
+    assert [record.status for record in records()] == [200, 200, 200]
+
+
+def test_it_loses_a_fraction_of_a_second_to_a_redis_that_hangs(
+    api: Api, upstream: FakeUpstream, settings: LazySettings, stopped_redis: str
+) -> None:
+    caches["answers"].clear()
+    set_cache(settings, stopped_redis)
+    spent = []
+    for _ in range(4):
+        began = time.monotonic()
+        assert api.chat()["X-Cache"] == "MISS"
+        spent.append(time.monotonic() - began)
+    assert spent[0] < settings.REDIS_TIMEOUT + 0.4
+    assert max(spent[1:]) < 0.25  # left alone meanwhile
+
+
+def test_it_comes_back_by_itself(
+    api: Api, upstream: FakeUpstream, settings: LazySettings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "PAUSE_SECONDS", 0.2)
+    set_cache(settings, redis.url)
+    caches["answers"].clear()
+    os.kill(redis.process.pid, signal.SIGSTOP)
+    assert api.chat()["X-Cache"] == "MISS"
+    os.kill(redis.process.pid, signal.SIGCONT)
+    time.sleep(0.3)
+    assert [api.chat()["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
