@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.checks import ERROR, WARNING, CheckMessage, Error, Tags, Warning, register, run_checks
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import Error as DatabaseError
+from django.db.migrations.executor import MigrationExecutor
 
 
 @register(Tags.security)
@@ -42,3 +46,39 @@ def check_variable_names(**options: Any) -> list[CheckMessage]:
         Warning(f"{name} is set, but not known.", hint=f"Did you mean {known}?", id="aiapi.W001")
         for name, known in settings.ENV.near_misses()
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What is wrong with an installation, a line each: what stops a start, and what doesn't."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def start_findings() -> Findings:
+    """Look at everything that has to be right before the server starts, the database included."""
+    away = _database_problem()
+    if away is not None:
+        return Findings([away])
+    found = sorted(run_checks(databases=[DEFAULT_DB_ALIAS]), key=lambda message: str(message.id))
+    return Findings(
+        problems=[_line(message) for message in found if message.is_serious()],
+        warnings=[_line(message) for message in found if WARNING <= message.level < ERROR],
+    )
+
+
+def _database_problem() -> str | None:
+    connection = connections[DEFAULT_DB_ALIAS]
+    try:
+        executor = MigrationExecutor(connection)
+        waiting = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    except DatabaseError:
+        return "DATABASE_URL: the database can't be reached. Start it, or mend the URL."
+    finally:
+        connection.close()
+    return f"{len(waiting)} migrations are missing. Run: manage.py migrate" if waiting else None
+
+
+def _line(message: CheckMessage) -> str:
+    return f"{message.id}: {message.msg} {message.hint or ''}".strip()

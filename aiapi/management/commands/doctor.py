@@ -1,0 +1,28 @@
+"""Say what is wrong with this installation: configuration, database, and everything that the service needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from aiapi.checks import start_findings
+from monitoring.health import Health, health_report
+
+
+class Command(BaseCommand):
+    """Prints a line for each thing that was looked at; ends with an error if a start would fail."""
+
+    help = __doc__
+    requires_system_checks = []
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Look at everything."""
+        findings = start_findings()
+        for name, state in health_report()["checks"].items():
+            self.stdout.write(f"{name:10} {state}")
+        for line in findings.warnings:
+            self.stdout.write(f"warning    {line}")
+        if findings.problems:
+            raise CommandError("\n".join(findings.problems))
+        self.stdout.write(f"A start would succeed ({Health.OK} is what every line above should say).")
