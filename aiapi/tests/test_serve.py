@@ -128,7 +128,7 @@ def test_it_stops_without_a_database(
     def fail(connection: Any) -> None:
         raise OperationalError("connection to postgresql://user:hunter2@host failed")
 
-    monkeypatch.setattr("aiapi.management.commands.serve.MigrationExecutor", fail)
+    monkeypatch.setattr("aiapi.checks.MigrationExecutor", fail)
     assert problems() == ["DATABASE_URL: the database can't be reached. Start it, or mend the URL."]
 
 
