@@ -38,9 +38,7 @@ class ChatView(ModelEndpoint):
     )
     def post(self, request: Request) -> HttpResponseBase:
         """Ask a model one question, and stream the answer to one who wants that."""
-        body = ChatRequest(data=request.data)
-        body.is_valid(raise_exception=True)
-        asked = body.validated_data
+        asked = ChatRequest.validated(request.data)
         is_stream = asked["stream"] or EVENT_STREAM in str(request.META.get("HTTP_ACCEPT", ""))
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": asked["temperature"]}
         call = ModelCall(
@@ -93,9 +91,7 @@ class SummarizeView(ModelEndpoint):
     )
     def post(self, request: Request) -> Response:
         """Summarize a text in so many sentences."""
-        body = SummarizeRequest(data=request.data)
-        body.is_valid(raise_exception=True)
-        asked = body.validated_data
+        asked = SummarizeRequest.validated(request.data)
         caller = self.caller(request)
         answer = answer_call(self._call(asked, request), caller)
         summary = answer.content.strip()
