@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from rest_framework import serializers
