@@ -12,9 +12,8 @@ from redis.retry import Retry
 #: Seconds that a statement waits for another process's write to a SQLite file.
 SQLITE_BUSY_TIMEOUT = 20
 SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
-#: Seconds to wait for a new PostgreSQL connection, and for one of the pool's, none of which is held for long.
+#: Seconds to wait for a PostgreSQL connection: a new one, and one of the pool's.
 CONNECT_TIMEOUT = 5
-POOL_TIMEOUT = 2
 #: Seconds after which the pool gives an attempt up. Its pauses between tries double, so that without this a database
 #: that is back would go unnoticed for as long as it had been away; so the next request tries anew.
 RECONNECT_TIMEOUT = 1
@@ -41,7 +40,7 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
     pool = {
         "min_size": 0,
         "max_size": pool_size,
-        "timeout": POOL_TIMEOUT,
+        "timeout": CONNECT_TIMEOUT,
         "reconnect_timeout": RECONNECT_TIMEOUT,
         "max_idle": 60,
     }

@@ -1,5 +1,6 @@
 """How a ledger that a store has lost, or never had, comes back from the database before anything is taken from it."""
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from accounts.limits.bounds import Amount, Bound
 from accounts.limits.contract import (
+    SHARDS,
     Draft,
     LimitBackend,
     Refusal,
@@ -42,6 +44,7 @@ class SeedingBackend(LimitBackend):
 
     def __init__(self, *, seeder: Seeder, bulk_seeder: BulkSeeder | None = None, lease_seconds: int) -> None:
         self.seeder = seeder
+        self._seeding = [threading.Lock() for _ in range(SHARDS)]
         self.bulk_seeder = bulk_seeder or self._one_by_one
         self.lease_seconds = lease_seconds
 
@@ -94,9 +97,12 @@ class SeedingBackend(LimitBackend):
         return {subject: self.seeder(subject, month) for subject in subjects}
 
     def _seeded(self, scope: Scope, call: Callable[[], Any]) -> Any:
-        while isinstance(answer := call(), LedgerMissing):
-            amounts = {subject: self.seeder(subject, answer.month) for subject in answer.subjects}
-            self._seed(scope, answer.month, amounts)
+        if isinstance(answer := call(), LedgerMissing):
+            # Of many calls that miss a ledger one asks the database: together they would exhaust its connections.
+            with self._seeding[scope.shard]:
+                while isinstance(answer := call(), LedgerMissing):
+                    amounts = {subject: self.seeder(subject, answer.month) for subject in answer.subjects}
+                    self._seed(scope, answer.month, amounts)
         return answer
 
     @abstractmethod

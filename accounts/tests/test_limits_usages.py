@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -128,3 +130,19 @@ def test_it_loads_the_script_where_redis_has_forgotten_it() -> None:
     backend.usages(scopes)
     redis_client(shared_redis_url()).script_flush()
     assert len(backend.usages(scopes)) == 3
+
+
+def test_it_asks_the_database_once_when_many_calls_miss_the_same_ledger(backend: SeedingBackend) -> None:
+    asked: list[Subject] = []
+
+    def seed(subject: Subject, month: int) -> Amount:
+        asked.append(subject)
+        time.sleep(0.05)
+        return Amount(7, 70)
+
+    backend.seeder = seed
+    scope = a_scope(monthly_tokens=10_000)
+    with ThreadPoolExecutor(20) as pool:
+        found = list(pool.map(lambda _: backend.usage(scope), range(20)))
+    assert {usage.settled.tokens for usages in found for usage in usages} == {7}
+    assert sorted(subject.name for subject in asked) == sorted(subject.name for subject in scope.subjects)
