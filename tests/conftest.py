@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page
 
 from inference.tests.fixtures import api, handler, upstream
 from inference.upstream.fake import FakeUpstream
-from tests.servers import Postgres, Redis, Service, aiapi_server, browser, fake_upstream
+from tests.servers import Postgres, Redis, Service, aiapi_server, browser, fake_upstream, prepare_database
 
 __all__ = ["api", "handler", "upstream"]
 
@@ -34,6 +34,18 @@ def full_service(fake: FakeUpstream, postgres: Postgres, redis: Redis) -> Iterat
     stores = {"DATABASE_URL": postgres.create_database(), "REDIS_URL": redis.url}
     with aiapi_server({**provider(fake), **stores}, workers=2) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def prepared(fake: FakeUpstream, postgres: Postgres) -> Callable[[], dict[str, str]]:
+    """Return a function that gives the settings of the fake provider and of a new database that has all it needs.
+
+    For `aiapi_server(settings, prepare=False)`: to migrate takes longer than to copy what was migrated once.
+    """
+    template = postgres.create_database()
+    prepare_database({**provider(fake), "DATABASE_URL": template})
+    name = template.rpartition("/")[2]
+    return lambda: {**provider(fake), "DATABASE_URL": postgres.create_database(name)}
 
 
 @pytest.fixture(scope="module")

@@ -149,8 +149,7 @@ def aiapi_server(
         own = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "DATABASE_URL": f"sqlite:///{folder}/aiapi.sqlite3"}
         complete = {**clean_environment(), **SECRETS, **own, **(env or {})}
         if prepare:
-            _manage(complete, root, "migrate", "--verbosity=0")
-            _manage(complete, root, "bootstrap")
+            prepare_database(complete, root)
         process = spawn([sys.executable, "manage.py", "serve"], log, env=complete, cwd=root, user=user)
         service = Service(port, complete, log, process, root)
         try:
@@ -219,6 +218,12 @@ def clean_environment() -> dict[str, str]:
     """Return what any process needs of this one's environment, and no setting of the platform."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START")
     return {"PYTHONUNBUFFERED": "1", **{name: os.environ[name] for name in kept if name in os.environ}}
+
+
+def prepare_database(env: Mapping[str, str], root: Path = ROOT) -> None:
+    """Migrate and bootstrap the database of an environment."""
+    _manage({**clean_environment(), **SECRETS, **env}, root, "migrate", "--verbosity=0")
+    _manage({**clean_environment(), **SECRETS, **env}, root, "bootstrap")
 
 
 def _manage(env: Mapping[str, str], root: Path, *arguments: str) -> str:

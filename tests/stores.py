@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,20 +57,39 @@ class Redis:
 
 @dataclass
 class Postgres:
-    """A running PostgreSQL server with a superuser `postgres` and no password."""
+    """A running PostgreSQL server with a superuser `postgres` and no password; a test may `kill` and `restart` it."""
 
     port: int
+    log: Path
+    start: Callable[[], subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes]
 
     def url(self, database: str = "postgres") -> str:
         """Return the connection URL of one of its databases."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    def create_database(self) -> str:
-        """Make an empty database with a name of its own and return its URL."""
+    def create_database(self, template: str = "template1") -> str:
+        """Make a database with a name of its own and return its URL: an empty one, or a copy of one nobody uses now."""
         name = f"aiapi_{uuid.uuid4().hex[:12]}"
+        statement = psycopg.sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+            connection.execute(statement.format(psycopg.sql.Identifier(name), psycopg.sql.Identifier(template)))
         return self.url(name)
+
+    def kill(self) -> None:
+        """End it at once, with all its connections."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait()
+
+    def restart(self) -> None:
+        """Start it again on the same port and data, and wait until it accepts connections."""
+        self.process = self.start()
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until it accepts connections."""
+        wait_for_port(self.port, self.process, self.log)
+        wait_until(lambda: _accepts(self.url()), "PostgreSQL to accept connections")
 
 
 @contextmanager
@@ -121,13 +140,16 @@ def postgres_server() -> Iterator[Postgres]:
         where = ["-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder]
         settings = ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_connections=200"]
         flags = [part for setting in settings for part in ("-c", setting)]
-        process = spawn([str(binaries / "postgres"), *where, *flags], log, user=user, cwd=home)
+
+        def start() -> subprocess.Popen[bytes]:
+            return spawn([str(binaries / "postgres"), *where, *flags], log, user=user, cwd=home)
+
+        server = Postgres(port, log, start, start())
         try:
-            wait_for_port(port, process, log)
-            wait_until(lambda: _accepts(Postgres(port).url()), "PostgreSQL to accept connections")
-            yield Postgres(port)
+            server.wait_until_ready()
+            yield server
         finally:
-            stop(process, signal.SIGINT)  # "fast": it does not wait for clients to leave
+            stop(server.process, signal.SIGINT)  # "fast": it does not wait for clients to leave
 
 
 def _redis_bin() -> Path:

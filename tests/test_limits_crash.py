@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,10 @@ import pytest
 import redis
 
 from inference.upstream.fake import FakeUpstream
-from tests.conftest import provider
 from tests.ledgers import Ledger, ingester, rows, waiting_records
 from tests.load import Ask, Reply, ask
 from tests.processes import wait_until
-from tests.servers import Postgres, Service, aiapi_server, fake_upstream, redis_server
+from tests.servers import Service, aiapi_server, redis_server
 
 BUDGET = 10_000
 CLIENTS = 500
@@ -102,24 +101,24 @@ class Trial:
         return billed
 
 
-@pytest.fixture(scope="module")
-def env(postgres: Postgres) -> Iterator[tuple[dict[str, str], FakeUpstream]]:
-    with fake_upstream() as fake, redis_server() as server:
-        stores = {"DATABASE_URL": postgres.create_database(), "REDIS_URL": server.url}
-        yield {**provider(fake), **stores, "LIMITS_LEASE_SECONDS": str(LEASE_SECONDS)}, fake
+@pytest.fixture
+def env(prepared: Callable[[], dict[str, str]], fake: FakeUpstream) -> Iterator[dict[str, str]]:
+    """Give the settings of servers that share a database and a Redis."""
+    fake.reset()
+    with redis_server() as server:
+        yield {**prepared(), "REDIS_URL": server.url, "LIMITS_LEASE_SECONDS": str(LEASE_SECONDS)}
+    fake.reset()
 
 
 def test_it_accounts_for_every_token_when_servers_are_killed(
-    env: tuple[dict[str, str], FakeUpstream], tmp_path: Path
+    env: dict[str, str], fake: FakeUpstream, tmp_path: Path
 ) -> None:
-    settings, fake = env
     with ExitStack() as stack:
-        first = stack.enter_context(aiapi_server(settings))
-        second, spare = (stack.enter_context(aiapi_server(settings, prepare=False)) for _ in range(2))
+        first, second, spare = (stack.enter_context(aiapi_server(env, prepare=False)) for _ in range(3))
         account, keys = json.loads(
             first.manage("shell", "-c", SETUP.replace("BUDGET", str(BUDGET))).strip().splitlines()[-1]
         )
-        store = redis.Redis.from_url(settings["REDIS_URL"])
+        store = redis.Redis.from_url(env["REDIS_URL"])
         ledger = Ledger(store, account, f"account:{account}")
         trial = Trial([first, second], fake, ledger, [plain for _, plain in keys])
         fake.set(latency_ms=700)

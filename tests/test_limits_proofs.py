@@ -19,11 +19,10 @@ import pytest
 import redis
 
 from inference.upstream.fake import FakeUpstream
-from tests.conftest import provider
 from tests.ledgers import Ledger, ingester
 from tests.load import Ask, Reply, finished, volley
 from tests.processes import wait_until
-from tests.servers import Postgres, Service, aiapi_server, fake_upstream, redis_server
+from tests.servers import Service, aiapi_server, redis_server
 
 WORKERS = 4
 CLIENTS = 200
@@ -100,13 +99,17 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def platform(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform(
+    prepared: Callable[[], dict[str, str]], fake: FakeUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Platform]:
     """Run it all, with an ingester."""
-    with fake_upstream() as fake, redis_server() as server:
-        env = {**provider(fake), "DATABASE_URL": postgres.create_database(), "REDIS_URL": server.url}
+    fake.reset()
+    with redis_server() as server:
+        env = {**prepared(), "REDIS_URL": server.url}
         log: Path = tmp_path_factory.mktemp("proofs") / "ingester.log"
-        with aiapi_server(env, workers=WORKERS) as service, ingester(service, log):
+        with aiapi_server(env, workers=WORKERS, prepare=False) as service, ingester(service, log):
             yield Platform(service, fake, redis.Redis.from_url(server.url))
+    fake.reset()
 
 
 @pytest.fixture(scope="module")
