@@ -128,6 +128,8 @@ class StreamedCall:
         """Yield what the client gets, until the end of the stream or until the client is gone."""
         last = time.monotonic()
         try:
+            if not self._started.is_set():
+                yield KEEP_ALIVE  # the server sends status and headers with the first piece
             while True:
                 try:
                     piece = self._pieces.get(timeout=WATCH_SECONDS)

@@ -197,7 +197,7 @@ def test_it_knows_why_a_stream_did_not_begin(
 ) -> None:
     provider.fail_next(fault)
     with pytest.raises(AttemptFailed) as failed:
-        open_stream(client, provider, idle=0.3)
+        open_stream(client, provider, seconds=0.3)
     assert failed.value.verdict == verdict
 
 

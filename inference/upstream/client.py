@@ -132,10 +132,12 @@ class Client:
         They may take `seconds`, the next ones `idle_seconds` each; `abort` may end the wait for them. Raises
         AttemptFailed, also for an answer that is no stream of events, or an empty one.
         """
-        body = {**payload, "model": route.upstream_name}
+        body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
         try:
-            with _deadline(seconds), abortable(abort or Abort()):
-                return UpstreamStream(self._open(route, path, body, idle_seconds), route)
+            with _deadline(seconds), abortable(abort):
+                stream = UpstreamStream(self._open(route, path, body, seconds), route)
+            abort.limit(idle_seconds)
+            return stream
         except FAILURES as error:
             raise failed_attempt(error, route=route.name) from error
 
@@ -192,8 +194,8 @@ class Client:
             options["headers"] |= {"api-key": _secret(route), "Authorization": openai.Omit()}
         return options
 
-    def _open(self, route: Route, path: str, body: dict[str, Any], idle_seconds: float) -> httpx2.Response:
-        options = self._options(route, idle_seconds, **{RAW_RESPONSE_HEADER: "stream", **STREAM_HEADERS})
+    def _open(self, route: Route, path: str, body: dict[str, Any], seconds: float) -> httpx2.Response:
+        options = self._options(route, seconds, **{RAW_RESPONSE_HEADER: "stream", **STREAM_HEADERS})
         opened = self._client(route).post(_path(route, path), cast_to=httpx2.Response, body=body, options=options)
         response: httpx2.Response = getattr(opened, "http_response", opened)
         return response

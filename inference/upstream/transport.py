@@ -47,6 +47,11 @@ class Abort:
                 # Past TLS, whose own shutdown takes its state away under the feet of a read that is under way.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
+    def limit(self, seconds: float) -> None:
+        """Let the reads that follow take so many seconds each."""
+        if self._socket is not None:
+            self._socket.settimeout(seconds)
+
     def watch(self, connection: HTTPConnection) -> None:
         """Note over what the request is sent; raises ConnectionAbortedError if it is not wanted any more."""
         self._socket = connection.sock
