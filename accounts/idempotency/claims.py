@@ -132,7 +132,9 @@ class Claims:
             log.error("idempotent_answer_lost", cause=type(error).__name__)
 
     def forget(self) -> None:
-        """Build the store anew, from the settings of then."""
+        """Let go of every claim, whose leases then run out, and build the store anew from the settings of then."""
+        with self._lock:
+            self._open.clear()
         self._store = None
 
     def _own_store(self) -> Store:
