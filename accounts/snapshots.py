@@ -23,7 +23,7 @@ from accounts.addresses import Network
 from accounts.exceptions import DependencyUnavailable
 from accounts.keys import digests
 from accounts.limits.contract import Limits, Scope, Subject
-from accounts.models import ApiKey
+from accounts.models import Account, ApiKey
 from accounts.outage import Outage
 from accounts.validators import DEFAULT_SCOPES
 
@@ -166,7 +166,7 @@ def build_identity(key: ApiKey, now: datetime) -> Identity:
         networks=tuple(ipaddress.ip_network(text) for text in key.allowed_ips),
         cache_enabled=key.tier.cache_enabled,
         max_output_tokens=key.tier.max_output_tokens,
-        limits=Scope(account_id=key.account_id, subjects=(_key_subject(key, now), _account_subject(key))),
+        limits=Scope(account_id=key.account_id, subjects=(_key_subject(key, now), account_subject(key.account))),
         ends_at=min(ends, default=None),
     )
 
@@ -189,8 +189,8 @@ def _key_subject(key: ApiKey, now: datetime) -> Subject:
     return Subject(kind="key", id=str(key.limits_id), limits=limits)
 
 
-def _account_subject(key: ApiKey) -> Subject:
-    account = key.account
+def account_subject(account: Account) -> Subject:
+    """Make the subject of an account's caps and budgets over all its keys."""
     limits = Limits(
         requests_per_minute=account.requests_per_minute,
         tokens_per_minute=account.tokens_per_minute,

@@ -16,6 +16,8 @@ from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link,
 from accounts.admin.confirmation import Confirmation, ask, is_confirmed
 from accounts.admin.keys import KeyColumns
 from accounts.admin.typed import Fieldsets, TabularInline, action, display
+from accounts.admin.usage_bars import all_bars, attach_usage, bar_of
+from accounts.limits.contract import LimitName
 from accounts.models import Account, ApiKey
 from accounts.selectors import api_keys_usable
 
@@ -82,10 +84,10 @@ class KeyInline(KeyColumns, TabularInline):
 class AccountAdmin(KeyedAdmin):
     """Accounts."""
 
-    list_display = ("name", "status", "keys", *BUDGET_FIELDS, "contact")
+    list_display = ("name", "status", "keys", "tokens_this_month", "cost_this_month", "contact")
     list_filter = ("is_active",)
     search_fields = ("name", "contact")
-    readonly_fields = ("status", "created")
+    readonly_fields = ("status", "created", "used_now")
     inlines = (KeyInline,)
     actions_detail = ("add_key", "enable", "disable")
     empty_value_display = "none"
@@ -96,7 +98,11 @@ class AccountAdmin(KeyedAdmin):
         ("Caps over all keys", {"fields": CAP_FIELDS}),
         ("Metadata", {"fields": ("metadata",), "classes": ("collapse",)}),
     )
-    fieldsets: ClassVar[Fieldsets] = ((None, {"fields": ("status", "created")}), *add_fieldsets)
+    fieldsets: ClassVar[Fieldsets] = (
+        (None, {"fields": ("status", "created")}),
+        ("Used of limits and budgets", {"fields": ("used_now",)}),
+        *add_fieldsets,
+    )
 
     def write(self, instance: Any, *, actor: str) -> None:
         """Save an account."""
@@ -110,6 +116,27 @@ class AccountAdmin(KeyedAdmin):
         number = Count("api_keys", filter=usable & Q(api_keys__isnull=False))
         counted: QuerySet[Any] = super().get_queryset(request).annotate(usable_keys=number)
         return counted
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """Read what all rows have used in one step."""
+        changelist = super().get_changelist_instance(request)
+        attach_usage(list(changelist.result_list))
+        return changelist
+
+    @display(description="tokens this month")
+    def tokens_this_month(self, account: Account) -> SafeString:
+        """Show what is used of the month's tokens."""
+        return bar_of(account, LimitName.MONTHLY_TOKENS)
+
+    @display(description="cost this month")
+    def cost_this_month(self, account: Account) -> SafeString:
+        """Show what is used of the month's money."""
+        return bar_of(account, LimitName.MONTHLY_COST)
+
+    @display(description="over all keys")
+    def used_now(self, account: Account) -> SafeString:
+        """Show what is used of every limit."""
+        return all_bars(account)
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[KeyInline], ...]:
         """Show keys on the page of an account that exists."""

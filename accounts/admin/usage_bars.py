@@ -1,0 +1,103 @@
+"""What accounts have used of their limits and budgets, as bars: on list and page, in one step for all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from accounts.limits import get_limits
+from accounts.limits.contract import LimitName, Scope, SubjectUsage, Unavailable
+from accounts.models import Account
+from accounts.refusals import NANO_DOLLARS
+from accounts.snapshots import account_subject
+
+MONTHLY = (LimitName.MONTHLY_TOKENS, LimitName.MONTHLY_COST)
+TITLES = {
+    LimitName.REQUESTS_PER_MINUTE: "Requests in the last minute",
+    LimitName.TOKENS_PER_MINUTE: "Tokens in the last minute",
+    LimitName.CONCURRENT_REQUESTS: "Requests open now",
+    LimitName.MONTHLY_TOKENS: "Tokens this month",
+    LimitName.MONTHLY_COST: "Cost this month",
+}
+UNKNOWN = "unknown while Redis is away"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """How much of a limit is used; a limit of None is none, a use of None is not counted."""
+
+    name: LimitName
+    used: int | None
+    limit: int | None
+
+    @property
+    def text(self) -> str:
+        """Say it in words, exactly."""
+        if self.limit is None:
+            return f"{self._amount(self.used)} (no limit)" if self.used is not None else "no limit"
+        used = self.used or 0
+        share = f"{used / self.limit:.0%}" if self.limit else "100%"
+        return f"{self._amount(used)} of {self._amount(self.limit)} ({share})"
+
+    def html(self) -> SafeString:
+        """Draw it, with the words beside it."""
+        if self.limit is None:
+            return format_html("{}", self.text)
+        return format_html(
+            '<progress max="{}" value="{}" aria-label="{}" class="block w-40"></progress><span>{}</span>',
+            max(self.limit, 1),
+            min(self.used or 0, max(self.limit, 1)),
+            TITLES[self.name],
+            self.text,
+        )
+
+    def _amount(self, value: int | None) -> str:
+        if self.name is LimitName.MONTHLY_COST:
+            return f"${(value or 0) / NANO_DOLLARS:,.2f}"
+        return f"{value or 0:,}"
+
+
+def attach_usage(accounts: Sequence[Account]) -> None:
+    """Give each account what it uses (`account.used`), all in one step; None while nobody can tell."""
+    scopes = [Scope(account.pk, (account_subject(account),)) for account in accounts]
+    used: Iterable[SubjectUsage | None]
+    try:
+        used = [subjects[0] for subjects in get_limits().usages(scopes)] if scopes else []
+    except Unavailable:
+        used = [None] * len(accounts)
+    for account, usage in zip(accounts, used, strict=True):
+        account.used = usage  # type: ignore[attr-defined]  # for the columns
+
+
+def bars(usage: SubjectUsage) -> list[Bar]:
+    """List a subject's limits with what is used of them; open calls count with all that they may use."""
+    limits = usage.subject.limits
+    used = {
+        LimitName.REQUESTS_PER_MINUTE: usage.requests,
+        LimitName.TOKENS_PER_MINUTE: usage.tokens,
+        LimitName.CONCURRENT_REQUESTS: usage.slots,
+        LimitName.MONTHLY_TOKENS: usage.settled.tokens + usage.reserved.tokens,
+        LimitName.MONTHLY_COST: usage.settled.cost + usage.reserved.cost,
+    }
+    return [Bar(name, amount, getattr(limits, name)) for name, amount in used.items()]
+
+
+def bar_of(account: Account, name: LimitName) -> SafeString:
+    """Draw one limit of an account that attach_usage has seen."""
+    usage: SubjectUsage | None = account.used  # type: ignore[attr-defined]
+    if usage is None:
+        return format_html("{}", UNKNOWN)
+    return next(bar.html() for bar in bars(usage) if bar.name is name)
+
+
+def all_bars(account: Account) -> SafeString:
+    """Draw every limit of one account."""
+    attach_usage([account])
+    usage: SubjectUsage | None = account.used  # type: ignore[attr-defined]
+    if usage is None:
+        return format_html("{}", UNKNOWN)
+    rows = ((TITLES[bar.name], bar.html()) for bar in bars(usage))
+    return format_html_join("", '<p class="mb-2"><strong>{}</strong><br>{}</p>', rows)

@@ -1,0 +1,83 @@
+"""What accounts have used, as bars in the admin."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.limits import get_limits
+from accounts.limits.bounds import Amount
+from accounts.limits.contract import LimitBackend, Unavailable
+from accounts.models import Account
+from accounts.snapshots import build_identity
+from accounts.tests.factories import IssuedKey, make_admin, make_key
+
+pytestmark = pytest.mark.django_db
+ACCOUNTS = "/admin/accounts/account/"
+
+
+@pytest.fixture
+def site() -> Client:
+    """Return the browser of an administrator who is logged in."""
+    client = Client()
+    client.force_login(make_admin())
+    return client
+
+
+@pytest.fixture
+def issued() -> IssuedKey:
+    """Make a key of an account with budgets of which some is used."""
+    issued = make_key()
+    Account.objects.update(monthly_token_budget=10_000, monthly_cost_budget=Decimal("12.5"), requests_per_minute=7)
+    issued.key.account.refresh_from_db()
+    limits, scope = get_limits(), build_identity(issued.key, timezone.now()).limits
+    limits.usage(scope)  # seeds the ledgers, before what is charged then
+    used = Amount(1_200, 2_500_000_000)
+    limits.charge(scope, "0" * 32, admitted_at=limits.now(), used=used, recorded_at=limits.now())
+    return issued
+
+
+def page(site: Client, url: str) -> str:
+    """Return a page."""
+    answer = site.get(url)
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def test_it_shows_the_month_on_the_list(site: Client, issued: IssuedKey) -> None:
+    shown = page(site, ACCOUNTS)
+    assert "1,200 of 10,000 (12%)" in shown
+    assert "$2.50 of $12.50 (20%)" in shown
+    assert '<progress max="10000" value="1200" aria-label="Tokens this month"' in shown
+
+
+def test_it_shows_every_limit_on_the_page(site: Client, issued: IssuedKey) -> None:
+    shown = page(site, f"{ACCOUNTS}{issued.key.account_id}/change/")
+    assert "Requests in the last minute" in shown
+    assert "0 of 7 (0%)" in shown
+    assert "0 (no limit)" in shown
+
+
+def test_it_needs_no_query_a_row(
+    site: Client, issued: IssuedKey, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    page(site, ACCOUNTS)
+    for number in range(10):
+        Account.objects.create(name=f"more-{number}")
+    page(site, ACCOUNTS)  # seeds the new ledgers
+    with django_assert_max_num_queries(9):
+        page(site, ACCOUNTS)
+
+
+def test_it_says_when_nobody_can_tell(site: Client, issued: IssuedKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: LimitBackend, *arguments: Any) -> Any:
+        raise Unavailable
+
+    monkeypatch.setattr(type(get_limits()), "usages", fail)
+    assert "unknown while Redis is away" in page(site, ACCOUNTS)
+    assert "unknown while Redis is away" in page(site, f"{ACCOUNTS}{issued.key.account_id}/change/")
