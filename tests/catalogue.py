@@ -29,7 +29,7 @@ for row in wanted["models"]:
         deployment = Deployment.objects.create(model=model, provider=provider, upstream_name=row["name"], order=order)
         Price.objects.create(deployment=deployment, input_per_million=Decimal(row["input"]),
                              cached_input_per_million=Decimal(row["cached"]), output_per_million=Decimal(row["output"]))
-tier = make_tier("e2e", requests_per_minute=None, **wanted["tier"])
+tier = make_tier(wanted["account"], **{"requests_per_minute": None, **wanted["tier"]})
 print(make_key(account=make_account(wanted["account"]), tier=tier, name="e2e").plain)
 """
 
@@ -46,9 +46,9 @@ class Served:
     output: int = 10
 
 
-def set_up(service: Service, models: Sequence[Served], *, account: str = "e2e", **tier: Any) -> str:
-    """Make models, and a key of a tier without limits but those given; return the key."""
-    wanted = {"models": [asdict(model) for model in models], "account": account, "tier": tier}
+def set_up(service: Service, served: Sequence[Served], *, account: str = "e2e", **tier: Any) -> str:
+    """Make models, and a key of an account and a tier of its own, without limits but those given; return the key."""
+    wanted = {"models": [asdict(model) for model in served], "account": account, "tier": tier}
     return service.manage("shell", "-c", SETUP.replace("WANTED", json.dumps(wanted))).strip().splitlines()[-1]
 
 

