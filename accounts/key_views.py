@@ -10,6 +10,7 @@ from typing import Any
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.core.exceptions import ValidationError as DjangoValidationError
 from drf_spectacular.utils import extend_schema
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -30,6 +31,12 @@ class KeyManagementView(KeyView):
     """What the views of /keys share: the caller's key, and the keys of its account alone."""
 
     required_scope = "keys:manage"
+
+    def kept_body(self, response: Response) -> bytes:
+        """Keep no secret: a key is shown in its first answer only, and a retry gets all the rest of it."""
+        shown = {name: value for name, value in response.data.items() if name != "key"}
+        kept: bytes = JSONRenderer().render(shown)
+        return kept
 
     def identity(self, request: Request) -> Identity:
         """Return who asks."""

@@ -61,8 +61,15 @@ class KeyView(APIView):
             patch_vary_headers(response, ["Authorization", "X-API-Key"])
         if self.claim is not None and not response.streaming:
             claim = self.claim
-            response.add_post_render_callback(lambda rendered: claim.finish(rendered, rendered.content))
+            response.add_post_render_callback(lambda rendered: claim.finish(rendered, self.kept_body(rendered)))
+            # Where it is not rendered, because that fails or the server ends, nothing else would let go of the claim.
+            response._resource_closers.append(claim.release)  # type: ignore[attr-defined]  # Django's own
         return response
+
+    def kept_body(self, response: Response) -> bytes:
+        """Return what a retry under the same Idempotency-Key gets as the body."""
+        content: bytes = response.content
+        return content
 
     def limit_headers(self, request: Request, identity: Identity) -> dict[str, str]:
         """Tell where the key's limits stand: as counted for this request, or as they are where it didn't count."""

@@ -252,6 +252,8 @@ CORS_EXPOSE_HEADERS = [
     "RateLimit",
     "RateLimit-Policy",
     "Retry-After",
+    "Idempotency-Replayed",
+    *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
 ]
 CORS_ALLOW_HEADERS = [
     "accept",
@@ -260,6 +262,7 @@ CORS_ALLOW_HEADERS = [
     "content-type",
     "idempotency-key",
     "x-api-key",
+    "x-cache-answer",
     "x-request-id",
 ]
 

@@ -29,6 +29,11 @@ class Bill:
         self._attempts_reserved = 0
 
     @property
+    def is_charged(self) -> bool:
+        """Say whether anything was charged for the attempts until now."""
+        return "usage_source" in self.record
+
+    @property
     def output_tokens(self) -> int:
         """The most output tokens that were granted."""
         return self._reserved.output_tokens if self._reserved else 0

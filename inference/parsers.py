@@ -18,6 +18,11 @@ from inference.openai.errors import is_openai_path
 #: Levels of arrays and objects in a body; tools' schemas, the deepest in use, have about twenty.
 DEEPEST = 100
 
+#: Objects and arrays, and values, of one body: far more than any real one has. Parsing more would stop the worker for
+#: everybody; large bodies that are real are long texts and images, which cost little.
+MOST_PARTS = 200_000
+MOST_VALUES = 1_000_000
+
 
 class StrictJSONParser(BaseParser):
     """Parse a JSON object as RFC 8259 has it: no NaN, no lone surrogates, within the size limit of its surface."""
@@ -66,6 +71,8 @@ def _declared_length(request: HttpRequest) -> int:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Parse a JSON object from UTF-8; raises MalformedBody for anything else."""
+    if body.count(b"{") + body.count(b"[") > MOST_PARTS or body.count(b",") > MOST_VALUES:
+        raise MalformedBody("The body has too many parts.")
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError):

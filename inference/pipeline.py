@@ -17,13 +17,13 @@ import structlog
 from django.conf import settings
 from django.db import connections
 
-from accounts.exceptions import ApiError, InvalidRequest, ModelNotFound, UpstreamFailed, UpstreamTimeout
+from accounts.exceptions import ApiError, InternalError, InvalidRequest, ModelNotFound, UpstreamFailed, UpstreamTimeout
 from accounts.limits.leases import keeper
 from accounts.snapshots import Identity
 from inference import cache
 from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
-from inference.catalog import CatalogModel, Route, catalog, default_model_name
+from inference.catalog import CatalogModel, Route, catalog
 from inference.flight import Flight, flights
 from inference.surfaces.base import Body, Usage, was_filtered
 from inference.upstream.attempts import AttemptFailed, Deadline
@@ -76,10 +76,10 @@ def answer_call(call: ModelCall, caller: Caller) -> Answer:
         leave_flight(progress)
 
 
-def find_model(name: str, identity: Identity, *, kind: str) -> CatalogModel:
-    """Return a model of a kind that the identity may use; raises ModelNotFound for any other."""
-    model = catalog.find(name)
-    if model is None or model.kind != kind or not identity.may_use_model(name):
+def find_model(name: str | None, identity: Identity, *, kind: str) -> CatalogModel:
+    """Return a model of a kind that the identity may use (None: the default); raises ModelNotFound for any other."""
+    model = catalog.default() if name is None else catalog.find(name)
+    if model is None or model.kind != kind or not identity.may_use_model(model.public_name):
         raise ModelNotFound
     return model
 
@@ -87,7 +87,7 @@ def find_model(name: str, identity: Identity, *, kind: str) -> CatalogModel:
 def begin(call: ModelCall, caller: Caller) -> Progress:
     """Find the model, open the bill, and make the cache key of a call whose answer may be shared."""
     identity = caller.identity
-    model = find_model(call.model or default_model_name(), identity, kind=call.surface.kind)
+    model = find_model(call.model, identity, kind=call.surface.kind)
     bill = Bill(caller, call.endpoint)
     bill.record.update(model=model.public_name, cache="bypass")
     progress = Progress(call, caller, model, bill)
@@ -199,6 +199,12 @@ def _answer_alone(progress: Progress) -> Answer:
         return _answer_from_upstream(progress)
     except ApiError as error:
         progress.bill.settle(status=error.status, error_code=error.error_code)
+        raise
+    except Exception:
+        # A fault of ours after the provider may have answered: it bills the call, so nobody gets it for free.
+        if not progress.bill.is_charged:
+            progress.bill.charge_bound()
+        progress.bill.settle(status=InternalError.status, error_code=InternalError.code)
         raise
 
 

@@ -323,8 +323,8 @@ class StreamedCall:
             try:
                 self._pieces.put(piece, timeout=WATCH_SECONDS)
             except queue.Full:
-                # A client that reads nothing is as good as gone once the stream has had its time.
-                self._is_abandoned = self._deadline.is_over
+                # A client that reads nothing is as good as gone once the stream has had its time, or at shutdown.
+                self._is_abandoned = self._deadline.is_over or self._stop is not None
                 continue
             return
 

@@ -7,7 +7,8 @@ is replaced once (every script is idempotent by its operation id), and anything 
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisClusterException, SlotNotCoveredError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -166,10 +167,11 @@ class ClusterWire:
 
     def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
         """Run a script by its name, or by its source if that node has not seen it yet."""
-        try:
-            return self._client.execute_command("EVALSHA", script.sha, 1, prefix, *arguments)
-        except NoScriptError:
-            return self._client.execute_command("EVAL", script.source, 1, prefix, *arguments)
+        with _cluster_errors():
+            try:
+                return self._client.execute_command("EVALSHA", script.sha, 1, prefix, *arguments)
+            except NoScriptError:
+                return self._client.execute_command("EVAL", script.source, 1, prefix, *arguments)
 
     def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         """Run a script many times, one after the other: redis-py pipelines no scripts on a cluster."""
@@ -177,12 +179,22 @@ class ClusterWire:
 
     def ping(self) -> None:
         """Raise unless every primary answers: an account lives on one of them, and none may be missing."""
-        for node in self._client.get_primaries():
-            self._client.execute_command("PING", target_nodes=node)
+        with _cluster_errors():
+            for node in self._client.get_primaries():
+                self._client.execute_command("PING", target_nodes=node)
 
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
+
+
+@contextmanager
+def _cluster_errors() -> Iterator[None]:
+    """Raise what redis-py raises for a cluster that is away as what it is: its classes are no RedisError there."""
+    try:
+        yield
+    except (RedisClusterException, SlotNotCoveredError) as error:
+        raise RedisConnectionError("the cluster is away") from error
 
 
 def wire_for(client: "redis.Redis | RedisCluster") -> Wire:

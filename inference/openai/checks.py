@@ -138,6 +138,22 @@ def _wrong_type(name: str, wanted: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid type for '{name}': expected {wanted}.", param=name, code="invalid_type")
 
 
+#: Parameters of other servers that write more than the maximum, go to another model, or buy more than tokens.
+_UNBOUNDED: dict[str, Check] = {
+    name: refused("it could exceed what the call may use.")
+    for name in (
+        "n_predict",
+        "min_tokens",
+        "ignore_eos",
+        "models",
+        "route",
+        "provider",
+        "plugins",
+        "transforms",
+        "options",
+        "extra_body",
+    )
+}
 _SAMPLING: dict[str, Check] = {
     "model": is_text,
     "stream": is_boolean,
@@ -151,6 +167,7 @@ _ANSWERS: dict[str, Check] = {
     "max_tokens": integer(1, MOST_OUTPUT),
 }
 CHAT_CHECKS: dict[str, Check] = {
+    **_UNBOUNDED,
     **_SAMPLING,
     **_ANSWERS,
     "messages": is_list_of_objects,
@@ -163,6 +180,7 @@ CHAT_CHECKS: dict[str, Check] = {
     "web_search_options": refused("its price can't be bounded."),
 }
 COMPLETION_CHECKS: dict[str, Check] = {
+    **_UNBOUNDED,
     **_SAMPLING,
     **_ANSWERS,
     "prompt": is_prompt,
@@ -176,6 +194,7 @@ EMBEDDING_CHECKS: dict[str, Check] = {
     "dimensions": integer(1, 100_000),
 }
 RESPONSE_CHECKS: dict[str, Check] = {
+    **_UNBOUNDED,
     **_SAMPLING,
     "input": is_input,
     "instructions": is_text,

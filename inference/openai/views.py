@@ -62,7 +62,7 @@ class OpenAIEndpoint(ModelEndpoint):
             model=payload.pop("model"),
             payload=payload,
             read=lambda body: body,
-            shares_answer=self.surface.is_cacheable(payload) or request.META.get(CACHE_SWITCH) == "1",
+            shares_answer=self._may_share(request, payload),
             is_stream=is_stream,
             **cache_directives(request),
         )
@@ -72,6 +72,11 @@ class OpenAIEndpoint(ModelEndpoint):
         return self.respond_as_stream(
             request, call, make_reader=lambda _: reader(payload), error_event=error_event(self.surface)
         )
+
+    def _may_share(self, request: Request, payload: Mapping[str, Any]) -> bool:
+        """Say whether the answer may be shared: a safe one at temperature 0, or at any by the caller's switch."""
+        switched = {"temperature": 0} if request.META.get(CACHE_SWITCH) == "1" else {}
+        return self.surface.is_cacheable({**payload, **switched})
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
         """Refuse what can't be passed on, beyond the checks of single parameters."""

@@ -120,7 +120,9 @@ def json_bytes(value: Any) -> int:
 def was_filtered(body: Body) -> bool:
     """Say whether a content filter stopped an answer: that is a normal one under /v1, but not a whole one."""
     choices, details = body.get("choices"), body.get("incomplete_details")
-    reasons = [each.get("finish_reason") for each in choices if isinstance(each, dict)] if choices else []
+    reasons = (
+        [each.get("finish_reason") for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+    )
     reasons.append(details.get("reason") if isinstance(details, dict) else None)
     return "content_filter" in reasons
 

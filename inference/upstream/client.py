@@ -39,7 +39,7 @@ def read_object(content: bytes) -> dict[str, Any]:
 
     Raises ValueError for anything else, RecursionError for what is nested too deep.
     """
-    answer: Any = json.loads(content)
+    answer: Any = json.loads(content, parse_constant=_refuse_constant)
     if not isinstance(answer, dict):
         raise ValueError("no object")
     if b"\\ud" in content.lower():
@@ -47,6 +47,10 @@ def read_object(content: bytes) -> dict[str, Any]:
         replaced: dict[str, Any] = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
         return replaced
     return answer
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 class UpstreamStream:

@@ -20,7 +20,7 @@ from inference.upstream.attempts import REJECTED, AttemptFailed, Verdict
 #: How a call can fail: the SDK's errors, the connection's, an answer that is no JSON or nested without end.
 FAILURES = (openai.OpenAIError, httpx2.HTTPError, ValueError, RecursionError, OSError)
 #: What may pass of a provider's `code` and `param`: names, not sentences.
-SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,100}\Z")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,50}\Z")
 DEFAULT_RETRY_AFTER = 5
 LONGEST_RETRY_AFTER = 3600
 

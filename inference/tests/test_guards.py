@@ -1,0 +1,82 @@
+"""Guards that cross the rooms: each stands where something once went wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from accounts.exceptions import MalformedBody
+from accounts.tests.factories import make_key, make_tier
+from inference import pipeline
+from inference.catalog import catalog
+from inference.models import Model
+from inference.parsers import MOST_PARTS, parse_object
+from inference.tests.fixtures import MODEL, PROMPT, Api, Records
+from inference.upstream.client import read_object
+from inference.upstream.fake import FakeUpstream
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}]}
+
+
+def test_it_asks_the_default_that_operators_chose(roomy: Api, upstream: FakeUpstream) -> None:
+    other = Model.objects.create(public_name="chosen", is_default=True)
+    Model.objects.get(public_name=MODEL).deployments.update(model=other)
+    catalog.forget()
+    assert roomy.chat()["X-Model"] == "chosen"
+
+
+def test_it_allows_an_alias_to_whom_the_model_is_allowed(api: Api, upstream: FakeUpstream) -> None:
+    Model.objects.filter(public_name=MODEL).update(aliases=["fast"])
+    catalog.forget()
+    narrow = api.of(make_key(account=api.key.key.account, name="narrow", tier=make_tier("narrow", models=[MODEL])))
+    other = api.of(make_key(account=api.key.key.account, name="other", tier=make_tier("other", models=["fast"])))
+    assert narrow.chat(model="fast").status_code == 200
+    assert other.chat(model="fast").status_code == 404
+
+
+def test_it_charges_a_call_on_which_we_fail_ourselves(
+    roomy: Api, upstream: FakeUpstream, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr(pipeline, "share_answer", fail)
+    assert roomy.chat().status_code == 500
+    (record,) = records()
+    assert (record.status, record.error_code, record.usage_source) == (500, "internal_error", "provider")
+    assert record.input_tokens == upstream.billed[0].prompt_tokens
+
+
+def test_it_takes_a_providers_nan_for_no_answer() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        read_object(b'{"choices": [{"logprobs": NaN}]}')
+
+
+def test_it_refuses_a_body_of_a_million_parts_before_it_is_parsed() -> None:
+    with pytest.raises(MalformedBody, match="too many parts"):
+        parse_object(b'{"messages":[' + b"{}," * MOST_PARTS + b"{}]}")
+
+
+@pytest.mark.parametrize("name", ["n_predict", "models", "plugins"])
+def test_it_refuses_what_could_exceed_the_bound(roomy: Api, upstream: FakeUpstream, name: str) -> None:
+    refused = roomy.post("/v1/chat/completions", {**CHAT, name: 7})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
+    assert upstream.requests == []
+
+
+def test_it_shares_no_answer_with_tools_whatever_the_switch(roomy: Api, upstream: FakeUpstream) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    for extra, outcome in (({}, "HIT"), ({"tools": tools}, "BYPASS")):
+        body, headers = {**CHAT, "temperature": 1, **extra}, {"X-Cache-Answer": "1"}
+        answers = [roomy.post("/v1/chat/completions", body, headers=headers) for _ in range(2)]
+        assert answers[1]["X-Cache"] == outcome
+
+
+def test_it_keeps_no_new_key_under_an_idempotency_key(api: Api) -> None:
+    manager = api.of(make_key(account=api.key.key.account, name="manager", scopes=["keys:manage"]))
+    first, again = (manager.post("/keys", {"name": "new"}, headers={"Idempotency-Key": "k"}) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.json()["key"].startswith("ak_")
+    assert "key" not in again.json()
+    assert again.json() == {name: value for name, value in json.loads(first.content).items() if name != "key"}
