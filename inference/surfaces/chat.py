@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from accounts.exceptions import ContentFiltered, InvalidRequest, UpstreamFailed
@@ -74,8 +75,9 @@ class ChatSurface(Surface):
         """Count the messages and the answers with a tokenizer."""
         messages = payload["messages"]
         prompt = count_tokens(texts_in(messages), model=model) + MESSAGE_TOKENS * len(messages) + REPLY_TOKENS
-        output = count_tokens(texts_in(choice.get("message") for choice in body.get("choices", ())), model=model)
-        return Usage(prompt, 0, output)
+        answers = (choice.get("message") for choice in body.get("choices", ()))
+        generated = (texts_in({**message, "role": None}) for message in answers if isinstance(message, dict))
+        return Usage(prompt, 0, count_tokens(chain.from_iterable(generated), model=model))
 
     def is_complete(self, body: Body) -> bool:
         """Say whether there are choices."""

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from inference.surfaces.base import Body, Usage, read_openai_usage, read_response_usage
+from inference.surfaces.base import Body, Usage, is_count, read_openai_usage, read_response_usage
 
 END_OF_EVENT = b"\n\n"
 #: How an event ends that holds a whole object; one that ends otherwise is looked into.
@@ -20,6 +20,8 @@ END_OF_OBJECT = b"}" + END_OF_EVENT
 DONE = b"[DONE]"
 #: What chunks carry where usage was asked for and isn't there yet.
 NO_USAGE = re.compile(rb',\s*"usage":\s*null')
+#: How the choices of a chunk begin, where there are any.
+CHOICE = re.compile(rb'"choices":\s*\[\s*\{')
 FILTERED = re.compile(rb'"(?:finish_)?reason":\s*"content_filter"')
 #: Texts of a delta that no model wrote.
 LABELS = ("role", "id", "type")
@@ -120,6 +122,8 @@ class EventReader(ABC):
         data = event_data(event)
         if data == DONE:
             self.is_done = True
+            if not any(CHOICE.search(events) for events in self._kept):
+                raise BrokenStream("no choices")
             return True
         return self.look(parse_data(data)) if data else True
 
@@ -154,8 +158,8 @@ class ChunkReader(EventReader):
         choices: dict[int, dict[str, Any]] = {}
         for event in self.events():
             for chunk in choices_in(event):
-                choice = choices.setdefault(chunk.get("index", 0), {"message": {"content": ""}, "text": ""})
-                _join(choice, chunk)
+                index = chunk["index"] if is_count(chunk.get("index")) else 0
+                _join(choices.setdefault(index, {"message": {"content": ""}, "text": ""}), chunk)
         return {"choices": [choices[index] for index in sorted(choices)]}
 
 

@@ -98,6 +98,14 @@ def test_it_takes_the_end_of_the_stream_for_that_of_its_last_event(end: bytes) -
     assert reader.is_done
 
 
+def test_it_takes_a_stream_without_an_answer_for_broken() -> None:
+    reader = ChunkReader(forwards_usage=False)
+    assert reader.feed(event({"choices": [], "usage": USAGE})) == b""
+    with pytest.raises(BrokenStream):
+        reader.feed(DONE)
+    assert (reader.usage, reader.is_done) == (Usage(5, 3, 2), True)
+
+
 def test_it_knows_a_stream_that_did_not_come_to_its_end() -> None:
     reader = ChunkReader(forwards_usage=False)
     follow(reader, chunk("Hello"))
@@ -163,6 +171,7 @@ def test_it_puts_together_what_was_generated_until_a_stream_broke_off() -> None:
         {"choices": "text"},
         {"choices": [None, 1, "text"]},
         {"choices": [{"delta": None}]},
+        {"choices": [{"index": None, "delta": {"content": "a"}}, {"index": 1, "delta": {}}, {"index": []}]},
         {"choices": [{"delta": "text"}]},
         {"choices": [{"delta": {"tool_calls": [None]}, "text": 5}]},
         {"choices": [{"delta": {"tool_calls": {"function": None}}}]},

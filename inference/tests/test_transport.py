@@ -161,6 +161,14 @@ def test_it_sends_nothing_that_was_broken_off_before(client: Client, provider: F
     assert provider.requests == []
 
 
+def test_it_may_ask_again_after_an_answer_that_was_none(client: Client, provider: FakeUpstream) -> None:
+    provider.fail_next("wrong_type")
+    abort = Abort()
+    with pytest.raises(AttemptFailed):
+        open_stream(client, provider, abort=abort)
+    assert open_stream(client, provider, abort=abort).first
+
+
 def test_it_leaves_a_connection_alone_that_went_back_to_its_pool(client: Client, provider: FakeUpstream) -> None:
     abort = Abort()
     stream = open_stream(client, provider, abort=abort)

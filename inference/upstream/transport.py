@@ -42,6 +42,10 @@ class Abort:
     def set(self) -> None:
         """Wake whoever waits for the connection: the read that is under way fails, and so does whatever follows."""
         self.is_set = True
+        self.shut_down()
+
+    def shut_down(self) -> None:
+        """End what goes over the connection now; another request may follow over another one."""
         if self._socket is not None:
             with suppress(OSError):
                 # Past TLS, whose own shutdown takes its state away under the feet of a read that is under way.
@@ -167,7 +171,7 @@ class _Body(httpx2.SyncByteStream):
             self._abort.forget()
             response.release_conn()
             return
-        self._abort.set()
+        self._abort.shut_down()
         with suppress(RuntimeError):  # a read is under way elsewhere: it fails now, and closes the connection
             response.close()
 

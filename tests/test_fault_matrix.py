@@ -1,0 +1,163 @@
+"""The table in docs/faults.md, line by line, against the running platform and two fake providers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from inference.surfaces.chat import chat_surface
+from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
+from inference.upstream.fake import FAULTS, LEAK_MARKER, Call, FakeUpstream
+from tests.catalogue import Record, Served, record_of, set_up
+from tests.servers import ROOT, Service, aiapi_server, fake_upstream
+from tests.streams import Stream, asked, data_of, said
+
+LINE = re.compile(r"\| `(\w+)` \| (plain|stream) \| (.+) \| (.+) \| (.+) \| (.+) \|")
+OUTPUT = 40
+#: Seconds short enough for hundreds of calls; the fake's slow answer fits in.
+SHORT = {"UPSTREAM_TIMEOUT": "1", "UPSTREAM_IDLE_TIMEOUT": "0.5"}
+SLOW_MS = 10
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell of the table: what a caller sees, and what is billed."""
+
+    fault: str
+    call: str
+    has_spare: bool
+    answer: str
+    billed: str
+
+    def __str__(self) -> str:
+        return f"{self.fault}-{self.call}-{'spare' if self.has_spare else 'alone'}"
+
+
+def read_table() -> list[Line]:
+    """Read the table of docs/faults.md."""
+    found = LINE.findall((ROOT / "docs" / "faults.md").read_text())
+    alone = [Line(fault, call, False, answer, billed) for fault, call, answer, billed, _, _ in found]
+    return alone + [Line(fault, call, True, answer, billed) for fault, call, _, _, answer, billed in found]
+
+
+TABLE = read_table()
+
+
+@dataclass
+class Platform:
+    """The platform with a provider that fails and one that doesn't."""
+
+    service: Service
+    failing: FakeUpstream
+    healthy: FakeUpstream
+    key: str
+
+    def ask(self, line: Line) -> tuple[int, str, str]:
+        """Ask as the line says; return status, body, and the request's label."""
+        model = "spared" if line.has_spare else "alone"
+        body = {**asked(model, max_tokens=OUTPUT), "stream": line.call == "stream"}
+        stream = Stream(self.service, body, key=self.key)
+        return stream.answer().status, stream.text(), stream.label
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Platform]:
+    """Run the platform."""
+    with fake_upstream() as failing, fake_upstream() as healthy:
+        settings = {"OPENAI_BASE_URL": failing.base_url, "OPENAI_API_KEY": "sk-fake", **SHORT}
+        with aiapi_server(settings) as service:
+            served = [
+                Served("alone", [failing.base_url]),
+                Served("spared", [failing.base_url, healthy.base_url]),
+            ]
+            yield Platform(service, failing, healthy, set_up(service, served))
+
+
+@pytest.fixture
+def platform(running: Platform) -> Iterator[Platform]:
+    """Return the platform with providers without a past, and breakers that are closed."""
+    running.failing.reset()
+    running.healthy.reset()
+    for has_spare in (False, True):
+        assert running.ask(Line("", "plain", has_spare, "", ""))[0] == 200
+    running.failing.reset()
+    running.failing.set(chunk_interval_ms=3, slow_interval_ms=SLOW_MS, retry_after=2)
+    yield running
+    running.failing.reset()
+
+
+def test_it_lists_every_fault_for_plain_calls_and_streams() -> None:
+    listed = sorted((line.fault, line.call) for line in TABLE if not line.has_spare)
+    assert listed == sorted((fault, call) for fault in FAULTS for call in ("plain", "stream"))
+
+
+@pytest.mark.parametrize("line", TABLE, ids=str)
+def test_it_does_what_the_table_says(platform: Platform, line: Line) -> None:
+    if line.fault == "refuse":
+        platform.failing.refuse()
+    else:
+        platform.failing.set(faults={line.fault: 1})
+    status, body, label = platform.ask(line)
+    assert seen(line, status, body) == line.answer
+    assert LEAK_MARKER not in body
+    record = record_of(platform.service, label)
+    assert seen_in_log(record) == line.answer.replace("200, then ", "")
+    assert billed(platform, line, record, body) == line.billed
+    assert record.is_partial is (line.billed == "what came, counted")
+
+
+def seen(line: Line, status: int, body: str) -> str:
+    """Say in the table's words what the caller saw."""
+    if status != 200:
+        return f"{status} {json.loads(body)['error']['code']}"
+    if line.call == "plain":
+        return "200"
+    last = data_of(body)[-1]
+    return "200" if last == "[DONE]" else f"200, then {last['error']['code']}"
+
+
+def seen_in_log(record: Record) -> str:
+    """Say what the log holds, in the same words."""
+    if record.status == 200:
+        return "200"
+    was_cut = record.is_partial
+    return record.error_code if was_cut else f"{record.status} {record.error_code}"
+
+
+def billed(platform: Platform, line: Line, record: Record, body: str) -> str:
+    """Say in the table's words what was billed, once the numbers agree with it to the token."""
+    counts = (record.input_tokens, record.output_tokens)
+    served = platform.healthy.billed or platform.failing.billed
+    answer = tokens_of(served[-1]) if served else (0, 0)
+    payload = {name: value for name, value in asked("m", max_tokens=OUTPUT).items() if name not in ("model", "stream")}
+    bound = chat_surface.prompt_bound(payload) + OUTPUT
+    told = {
+        "": ("nothing", (0, 0)),
+        "provider": ("answer", answer),
+        "estimated": ("counted", counted(line, body, is_partial=record.is_partial)),
+    }
+    if record.usage_source in told:
+        words, expected = told[record.usage_source]
+        assert counts == expected
+        assert bool(record.cost) is (words != "nothing")
+        return f"what came, {words}" if record.is_partial else words
+    assert record.usage_source == "bound"
+    assert bound >= sum(tokens_of(platform.failing.billed[-1]))
+    assert sum(counts) == bound + (sum(answer) if record.status == 200 else 0)
+    return "bound + answer" if record.status == 200 else "bound"
+
+
+def tokens_of(call: Call) -> tuple[int, int]:
+    """Return what the provider bills for a call."""
+    return call.prompt_tokens, call.completion_tokens
+
+
+def counted(line: Line, body: str, *, is_partial: bool) -> tuple[int, int]:
+    """Count what the caller sent and saw, as the platform does where nobody tells."""
+    prompt = count_tokens(["user", "hello there"], model="m") + MESSAGE_TOKENS + REPLY_TOKENS
+    text = said(body) if line.call == "stream" else "You said: hello there"
+    return prompt, count_tokens([text], model="m")
