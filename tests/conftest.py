@@ -9,7 +9,18 @@ from playwright.sync_api import Browser, Page
 
 from inference.tests.fixtures import api, handler, upstream
 from inference.upstream.fake import FakeUpstream
-from tests.servers import Postgres, Redis, Service, aiapi_server, browser, fake_upstream, prepare_database
+from tests.ledgers import ingester
+from tests.servers import (
+    Postgres,
+    Redis,
+    Service,
+    aiapi_server,
+    browser,
+    fake_upstream,
+    prepare_database,
+    redis_server,
+)
+from tests.sites import SITE_SETTINGS, WORKERS, Site
 
 __all__ = ["api", "handler", "upstream"]
 
@@ -46,6 +57,29 @@ def prepared(fake: FakeUpstream, postgres: Postgres) -> Callable[[], dict[str, s
     prepare_database({**provider(fake), "DATABASE_URL": template})
     name = template.rpartition("/")[2]
     return lambda: {**provider(fake), "DATABASE_URL": postgres.create_database(name)}
+
+
+@pytest.fixture(scope="session")
+def shared_site(
+    prepared: Callable[[], dict[str, str]],
+    fake: FakeUpstream,
+    postgres: Postgres,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Site]:
+    """Run a platform of four workers and an ingester on a Redis of its own."""
+    with redis_server() as server:
+        env = {**prepared(), **SITE_SETTINGS, "REDIS_URL": server.url}
+        log = tmp_path_factory.mktemp("site") / "ingester.log"
+        with aiapi_server(env, workers=WORKERS, prepare=False) as running, ingester(running, log):
+            yield Site(running, fake, server, postgres)
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Iterator[Site]:
+    """Return that platform, with a provider that answers at once."""
+    shared_site.fake.reset()
+    yield shared_site
+    shared_site.fake.reset()
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ class Redis:
 
 @dataclass
 class Postgres:
-    """A running PostgreSQL server with a superuser `postgres` and no password; a test may `kill` and `restart` it."""
+    """A running PostgreSQL server with a superuser `postgres` and no password; a test may `stop` and `restart` it."""
 
     port: int
     log: Path
@@ -76,10 +76,9 @@ class Postgres:
             connection.execute(statement.format(psycopg.sql.Identifier(name), psycopg.sql.Identifier(template)))
         return self.url(name)
 
-    def kill(self) -> None:
-        """End it at once, with all its connections."""
-        self.process.send_signal(signal.SIGQUIT)
-        self.process.wait()
+    def stop(self) -> None:
+        """End it with all its connections. (Killed, it would lose what it committed last: nothing is synced here.)"""
+        stop(self.process, signal.SIGINT)
 
     def restart(self) -> None:
         """Start it again on the same port and data, and wait until it accepts connections."""

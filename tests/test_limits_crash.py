@@ -28,7 +28,7 @@ from tests.servers import Service, aiapi_server, redis_server
 BUDGET = 10_000
 CLIENTS = 500
 TRIES = 4
-PAUSE = (0.5, 3.0)  # seconds between a client's tries
+PAUSE = (0.4, 2.0)  # seconds between a client's tries
 LEASE_SECONDS = 5
 KILL_AFTER = (1_000, 800)  # tokens that are settled between one kill and the next
 

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import redis
 
-from inference.upstream.fake import FakeUpstream
-from tests.ledgers import Ledger, ingester
+from tests.ledgers import Ledger
 from tests.load import Ask, Reply, finished, volley
 from tests.processes import wait_until
-from tests.servers import Service, aiapi_server, redis_server
+from tests.sites import WORKERS, Owned, Site
 
-WORKERS = 4
 CLIENTS = 200
 ALLOWED = 50
 KEYS_OF_AN_ACCOUNT = 4
@@ -40,87 +34,25 @@ EXHAUSTED = {
     "monthly_cost": "budget_exhausted",
 }
 
-#: Makes keys with limits: a list of [limits of the account, overrides and budgets of its keys, number of keys].
-SETUP = """
-import json, uuid
-from decimal import Decimal
-from accounts.tests.factories import make_account, make_key, make_tier
-tier = make_tier("short", requests_per_minute=None, max_output_tokens=16, cache_enabled=False)
-def limits(fields):
-    return {name: Decimal(value) if name == "monthly_cost_budget" else value for name, value in fields.items()}
-made = []
-for account_limits, key_limits, number in json.loads('WANTED'):
-    account = make_account(uuid.uuid4().hex, **limits(account_limits))
-    keys = [make_key(account=account, tier=tier, **limits(key_limits)) for _ in range(number)]
-    made.append([account.pk, [[issued.key.pk, issued.plain] for issued in keys]])
-print(json.dumps(made))
-"""
 _numbers = itertools.count(10_000_000)
 
 
-@dataclass(frozen=True)
-class Owned:
-    """An account with its keys."""
-
-    account: int
-    keys: list[tuple[int, str]]
-
-    @property
-    def secrets(self) -> Iterator[str]:
-        """Go through its keys round and round."""
-        return itertools.cycle(plain for _, plain in self.keys)
-
-
-@dataclass
-class Platform:
-    """Four server processes with their stores and their provider."""
-
-    service: Service
-    fake: FakeUpstream
-    store: Any
-
-    def make(self, *wanted: tuple[dict[str, Any], dict[str, Any], int]) -> list[Owned]:
-        """Make accounts with keys as an operator would."""
-        script = SETUP.replace("WANTED", json.dumps(wanted))
-        made = json.loads(self.service.manage("shell", "-c", script).strip().splitlines()[-1])
-        return [Owned(account, [(pk, plain) for pk, plain in keys]) for account, keys in made]
-
-    def questions(self, owned: Owned, number: int) -> list[Ask]:
-        """Make questions of the same size, none of them like another, from all keys of an account."""
-        return [
-            Ask(self.service.port, key, str(next(_numbers)))
-            for key, _ in zip(owned.secrets, range(number), strict=False)
-        ]
-
-    def ledger(self, owned: Owned, kind: str) -> Ledger:
-        """Return what counts against the month of a key or its account."""
-        subject = f"key:{owned.keys[0][0]}" if kind == "key" else f"account:{owned.account}"
-        return Ledger(self.store, owned.account, subject)
+def questions(site: Site, owned: Owned, number: int) -> list[Ask]:
+    """Make questions of the same size, none of them like another, from all keys of an account."""
+    secrets = itertools.islice(owned.secrets, number)
+    return [Ask(site.service.port, plain, str(next(_numbers))) for plain in secrets]
 
 
 @pytest.fixture(scope="module")
-def platform(
-    prepared: Callable[[], dict[str, str]], fake: FakeUpstream, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Platform]:
-    """Run it all, with an ingester."""
-    fake.reset()
-    with redis_server() as server:
-        env = {**prepared(), "REDIS_URL": server.url}
-        log: Path = tmp_path_factory.mktemp("proofs") / "ingester.log"
-        with aiapi_server(env, workers=WORKERS, prepare=False) as service, ingester(service, log):
-            yield Platform(service, fake, redis.Redis.from_url(server.url))
-    fake.reset()
-
-
-@pytest.fixture(scope="module")
-def bound(platform: Platform) -> Ledger:
+def bound(shared_site: Site) -> Ledger:
     """Learn what one call holds while it is open: tokens and nano-dollars."""
-    (owned,) = platform.make(({}, {}, 1))
-    ledger = platform.ledger(owned, "key")
-    platform.fake.set(latency_ms=2_000)
+    site = shared_site
+    (owned,) = site.make(({}, {}, 1))
+    ledger = site.ledger(owned)
+    site.fake.set(latency_ms=2_000)
 
     async def hold() -> Ledger:
-        (task,) = await volley(platform.questions(owned, 1))
+        (task,) = await volley(questions(site, owned, 1))
         await asyncio.sleep(1)
         held = ledger.frozen()
         await task
@@ -145,24 +77,24 @@ def limited(kind: str, owner: str, bound: Ledger) -> tuple[dict[str, Any], dict[
     return {}, {field if field.startswith("monthly") else f"{field}_override": value}, 1
 
 
-async def run_rounds(platform: Platform, rounds: Sequence[Owned]) -> list[list[Reply]]:
+async def run_rounds(site: Site, rounds: Sequence[Owned]) -> list[list[Reply]]:
     """Let all clients ask at once in each round; the next one begins when the refusals of the last are there."""
     asked = []
     for owned in rounds:
-        tasks = await volley(platform.questions(owned, CLIENTS))
+        tasks = await volley(questions(site, owned, CLIENTS))
         await finished(tasks, CLIENTS - ALLOWED)
         asked.append(tasks)
     return [[await task for task in tasks] for tasks in asked]
 
 
 def test_it_admits_exactly_what_is_allowed_over_four_processes(
-    platform: Platform, bound: Ledger, scale: Callable[[int, int], int]
+    site: Site, bound: Ledger, scale: Callable[[int, int], int]
 ) -> None:
-    assert len(platform.service.worker_pids()) == WORKERS
+    assert len(site.service.worker_pids()) == WORKERS
     cases = [(kind, owner) for _ in range(scale(1, 10)) for kind in KINDS for owner in OWNERS]
-    platform.fake.set(latency_ms=HELD)
-    rounds = platform.make(*(limited(kind, owner, bound) for kind, owner in cases))
-    outcomes = asyncio.run(run_rounds(platform, rounds))
+    site.fake.set(latency_ms=HELD)
+    rounds = site.make(*(limited(kind, owner, bound) for kind, owner in cases))
+    outcomes = asyncio.run(run_rounds(site, rounds))
     for (kind, owner), replies in zip(cases, outcomes, strict=True):
         statuses = Counter(reply.status for reply in replies)
         assert statuses == {200: ALLOWED, 429: CLIENTS - ALLOWED}, (kind, owner, statuses)
@@ -171,32 +103,32 @@ def test_it_admits_exactly_what_is_allowed_over_four_processes(
         assert {(refusal["limit"]["name"], refusal["limit"]["owner"]) for refusal in refusals} == {(kind, owner)}
 
 
-def test_it_refuses_nobody_under_the_limit(platform: Platform) -> None:
-    platform.fake.set(latency_ms=0)
-    (owned,) = platform.make(({"requests_per_minute": CLIENTS, "concurrent_requests": CLIENTS}, {}, KEYS_OF_AN_ACCOUNT))
-    (replies,) = asyncio.run(run_rounds(platform, [owned]))
+def test_it_refuses_nobody_under_the_limit(site: Site) -> None:
+    site.fake.set(latency_ms=0)
+    (owned,) = site.make(({"requests_per_minute": CLIENTS, "concurrent_requests": CLIENTS}, {}, KEYS_OF_AN_ACCOUNT))
+    (replies,) = asyncio.run(run_rounds(site, [owned]))
     assert Counter(reply.status for reply in replies) == {200: CLIENTS}
 
 
-def test_it_reads_a_spent_budget_back_when_redis_is_emptied(platform: Platform, bound: Ledger) -> None:
+def test_it_reads_a_spent_budget_back_when_redis_is_emptied(site: Site, bound: Ledger) -> None:
     budget = 10 * bound.reserved.tokens
-    (owned,) = platform.make(({}, {"monthly_token_budget": budget}, 1))
-    ledger = platform.ledger(owned, "key")
-    platform.fake.set(latency_ms=0)
+    (owned,) = site.make(({}, {"monthly_token_budget": budget}, 1))
+    ledger = site.ledger(owned)
+    site.fake.set(latency_ms=0)
 
     async def spend() -> list[Reply]:
-        return [await task for question in platform.questions(owned, 20) for task in await volley([question])]
+        return [await task for question in questions(site, owned, 20) for task in await volley([question])]
 
     assert {reply.status for reply in asyncio.run(spend())} == {200}
     spent = ledger.settled
     assert spent.tokens > bound.reserved.tokens
-    wait_until(lambda: ledger.is_ingested(platform.service), "the records to be in the database")
-    platform.store.flushall()
+    wait_until(lambda: ledger.is_ingested(site.service), "the records to be in the database")
+    site.store.flushall()
     assert not ledger.exists
-    platform.fake.set(latency_ms=2_000)
+    site.fake.set(latency_ms=2_000)
 
     async def rush() -> tuple[list[Reply], Ledger]:
-        tasks = await volley(platform.questions(owned, 50))
+        tasks = await volley(questions(site, owned, 50))
         await finished(tasks, 50 - (budget - spent.tokens) // bound.reserved.tokens - 1)
         held = ledger.frozen()
         return [await task for task in tasks], held

@@ -1,0 +1,89 @@
+"""The platform as it runs on one server: four workers, an ingester, PostgreSQL and Redis, with keys made as needed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from inference.upstream.fake import FakeUpstream
+from tests.ledgers import Ledger
+from tests.servers import Postgres, Redis, Service
+
+WORKERS = 4
+#: An old pepper, still accepted, behind the one that makes new keys; one proxy in front.
+SITE_SETTINGS = {"API_KEY_PEPPERS": f"{'n' * 40},{'p' * 40}", "TRUSTED_PROXIES": "1"}
+
+#: Makes keys of a tier without limits of its own, whose answers are short and not cached.
+SETUP = """
+import json, uuid
+from decimal import Decimal
+from accounts.tests.factories import make_account, make_key, make_tier
+tier = make_tier("short", requests_per_minute=None, max_output_tokens=16, cache_enabled=False)
+def limits(fields):
+    return {name: Decimal(value) if name == "monthly_cost_budget" else value for name, value in fields.items()}
+made = []
+for account_limits, key_limits, number in json.loads('WANTED'):
+    account = make_account(uuid.uuid4().hex, **limits(account_limits))
+    keys = [make_key(account=account, tier=tier, **limits(key_limits)) for _ in range(number)]
+    made.append([account.pk, account.name, [[issued.key.pk, issued.key.name, issued.plain] for issued in keys]])
+print(json.dumps(made))
+"""
+
+
+@dataclass(frozen=True)
+class OwnKey:
+    """A key with its text."""
+
+    id: int
+    name: str
+    plain: str
+
+
+@dataclass(frozen=True)
+class Owned:
+    """An account with its keys."""
+
+    id: int
+    name: str
+    keys: list[OwnKey]
+
+    @property
+    def key(self) -> OwnKey:
+        """Return its first key."""
+        return self.keys[0]
+
+    @property
+    def secrets(self) -> Iterator[str]:
+        """Go through the texts of its keys round and round."""
+        return itertools.cycle(key.plain for key in self.keys)
+
+
+@dataclass
+class Site:
+    """A running platform with its stores and its provider."""
+
+    service: Service
+    fake: FakeUpstream
+    redis: Redis
+    postgres: Postgres
+
+    @property
+    def store(self) -> Any:
+        """Return a client of its Redis."""
+        return redis.Redis.from_url(self.redis.url, socket_timeout=5)
+
+    def make(self, *wanted: tuple[dict[str, Any], dict[str, Any], int]) -> list[Owned]:
+        """Make accounts with keys: of each, the account's limits, those of its keys, and how many keys."""
+        script = SETUP.replace("WANTED", json.dumps(wanted))
+        made = json.loads(self.service.manage("shell", "-c", script).strip().splitlines()[-1])
+        return [Owned(pk, name, [OwnKey(*key) for key in keys]) for pk, name, keys in made]
+
+    def ledger(self, owned: Owned, owner: str = "key") -> Ledger:
+        """Return what counts against the month of an account's first key, or of the account itself."""
+        subject = f"key:{owned.key.id}" if owner == "key" else f"account:{owned.id}"
+        return Ledger(self.store, owned.id, subject)
