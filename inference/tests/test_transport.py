@@ -156,8 +156,9 @@ def test_it_breaks_a_request_off_that_waits_for_its_answer(client: Client, provi
 def test_it_sends_nothing_that_was_broken_off_before(client: Client, provider: FakeUpstream) -> None:
     abort = Abort()
     abort.set()
-    with pytest.raises(AttemptFailed):
+    with pytest.raises(AttemptFailed) as failed:
         open_stream(client, provider, abort=abort)
+    assert not failed.value.verdict.may_be_billed
     assert provider.requests == []
 
 

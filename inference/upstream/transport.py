@@ -57,10 +57,10 @@ class Abort:
             self._socket.settimeout(seconds)
 
     def watch(self, connection: HTTPConnection) -> None:
-        """Note over what the request is sent; raises ConnectionAbortedError if it is not wanted any more."""
+        """Note over what the request is sent; raises NewConnectionError, as if nobody were there, if it is unwanted."""
         self._socket = connection.sock
         if self.is_set:
-            raise ConnectionAbortedError
+            raise NewConnectionError(connection, "not wanted any more")
 
     def forget(self) -> None:
         """Leave the connection alone from now on: it goes back to its pool, and serves others."""

@@ -1,0 +1,181 @@
+"""Faults at random, and clients that leave at random: in the end the ledger is the provider's bill, to the token.
+
+10 % of the provider's answers are 500s, 5 % dropped connections, 5 % 429s; a third of the clients leave early. What the
+platform could not know (a stream that broke off, an attempt without an answer) is marked as estimated or bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from inference.upstream.fake import Call, FakeUpstream
+from tests.catalogue import Record, Served, records, set_up
+from tests.processes import wait_until
+from tests.servers import Postgres, Redis, Service, aiapi_server
+from tests.streams import CHAT, asked
+
+MODEL = "unlucky"
+FAULTS = {"http_500": 0.10, "reset": 0.05, "http_429": 0.05}
+AT_ONCE = 40
+
+
+@dataclass
+class Run:
+    """What was asked, by label; what the platform recorded; what the provider billed, by label."""
+
+    asked: list[str]
+    records: dict[str, list[Record]]
+    billed: dict[str, list[Call]]
+    month: dict[str, Any]
+    slots: int
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeUpstream]:
+    """Run a provider of this module's own."""
+    with FakeUpstream(seed=20) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["embedded", "two workers"])
+def run(
+    request: pytest.FixtureRequest,
+    fake: FakeUpstream,
+    postgres: Postgres,
+    redis: Redis,
+    scale: Callable[[int, int], int],
+) -> Run:
+    """Send the requests, wait until all is settled, and collect what each side says."""
+    fake.reset()
+    settings = {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-fake"}
+    workers = 1
+    if request.param == "two workers":
+        workers = 2
+        settings |= {"DATABASE_URL": postgres.create_database(), "REDIS_URL": redis.url}
+    with aiapi_server(settings, workers=workers) as service:
+        key = set_up(service, [Served(MODEL, [fake.base_url], input=2, output=10)], account=f"random-{workers}")
+        labels = [f"request-{number}" for number in range(scale(250, 4000))]
+        fake.set(faults=FAULTS, latency_ms=5, chunk_interval_ms=8, retry_after=0)
+        asyncio.run(send_all(service, key, labels))
+        return collect(service, fake, key, labels)
+
+
+async def send_all(service: Service, key: str, labels: list[str]) -> None:
+    """Send them all, some at a time."""
+    chance, places = random.Random(5), asyncio.Semaphore(AT_ONCE)
+
+    async def one(label: str, stream: bool, patience: float | None) -> None:
+        async with places:
+            await send(service.port, key, {**asked(MODEL, label, max_tokens=60), "stream": stream}, label, patience)
+
+    plans = [
+        (label, chance.random() < 0.6, chance.uniform(0.01, 0.1) if chance.random() < 1 / 3 else None)
+        for label in labels
+    ]
+    await asyncio.gather(*(one(*plan) for plan in plans))
+
+
+async def send(port: int, key: str, body: Any, label: str, patience: float | None) -> None:
+    """Ask, and leave when the patience (seconds) is over."""
+    content = json.dumps(body).encode()
+    lines = ["Host: localhost", f"X-API-Key: {key}", f"X-Request-ID: {label}", "Content-Type: application/json"]
+    head = "\r\n".join([f"POST {CHAT} HTTP/1.0", *lines, f"Content-Length: {len(content)}", "", ""])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head.encode() + content)
+    try:
+        async with asyncio.timeout(patience):
+            await reader.read(-1)
+    except TimeoutError:
+        pass
+    finally:
+        writer.close()
+
+
+def collect(service: Service, fake: FakeUpstream, key: str, labels: list[str]) -> Run:
+    """Wait until nothing is open any more, and read both sides."""
+    fake.wait_idle(20)
+    found: list[Record] = []
+
+    def complete() -> bool:
+        found[:] = records(service)
+        return len({record.label for record in found}) >= len(labels)
+
+    wait_until(complete, "the records", 30)
+    by_label: dict[str, list[Record]] = defaultdict(list)
+    for record in found:
+        by_label[record.label].append(record)
+    billed: dict[str, list[Call]] = defaultdict(list)
+    posts = [received for received in fake.requests if received.method == "POST"]
+    for received, call in zip(posts, fake.billed, strict=True):
+        billed[received.body["messages"][0]["content"]].append(call)
+    limits = service.request("GET", "/usage", key=key).json()["limits"]
+    own = {each["name"]: each["used"] for each in limits if each["owner"] == "key"}
+    return Run(labels, by_label, billed, own, own["concurrent_requests"])
+
+
+def tokens(call: Call) -> int:
+    """Return what a call is billed."""
+    return call.prompt_tokens + call.completion_tokens
+
+
+def charged(record: Record) -> int:
+    """Return what a record charges."""
+    return record.input_tokens + record.output_tokens
+
+
+def test_it_records_each_request_once(run: Run) -> None:
+    assert sorted(run.records) == sorted(run.asked)
+    assert all(len(found) == 1 for found in run.records.values())
+    assert run.slots == 0
+
+
+def test_it_met_every_kind_of_luck(run: Run) -> None:
+    faults = Counter(call.fault for calls in run.billed.values() for call in calls)
+    assert all(faults[fault] for fault in FAULTS)
+    codes = Counter(found[0].error_code for found in run.records.values())
+    assert codes[""] > len(run.asked) / 2
+    assert codes["client_left"] > len(run.asked) / 20
+
+
+def test_it_charges_to_the_token_what_the_provider_bills(run: Run) -> None:
+    for label, (record,) in run.records.items():
+        calls = run.billed[label]
+        billed = sum(map(tokens, calls))
+        if record.usage_source == "provider":
+            assert (record.input_tokens, record.output_tokens) == (
+                sum(call.prompt_tokens for call in calls),
+                sum(call.completion_tokens for call in calls),
+            )
+            assert record.cost == record.input_tokens * 2000 + record.output_tokens * 10_000  # nano-dollars
+        elif record.usage_source == "bound":
+            assert any(call.fault == "reset" for call in calls)
+            assert charged(record) >= billed
+        elif record.usage_source == "estimated":
+            assert (record.error_code, record.is_partial) == ("client_left", True)
+            assert billed > 0 or calls[-1].outcome == "client_left" or calls[-1].fault == "reset"
+        else:
+            assert billed == 0, label
+            assert record.cost == 0
+        # An attempt that was broken off while it connected never reached the provider.
+        assert record.attempts - len(calls) in ((0, 1) if record.error_code == "client_left" else (0,))
+
+
+def test_it_charges_no_call_that_the_provider_does_not_know(run: Run) -> None:
+    exact = {label for label, (record,) in run.records.items() if record.usage_source == "provider"}
+    ours = sum(charged(run.records[label][0]) for label in exact)
+    assert ours == sum(tokens(call) for label in exact for call in run.billed[label]) > 0
+    assert set(run.billed) <= set(run.asked)
+
+
+def test_it_sums_up_in_the_ledger_what_the_log_holds(run: Run) -> None:
+    everything = [found[0] for found in run.records.values()]
+    assert run.month["monthly_tokens"] == sum(map(charged, everything))
+    assert round(float(run.month["monthly_cost"]) * 10**9) == sum(record.cost for record in everything)
