@@ -20,7 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
 APPS = ["accounts", "aiapi", "inference", "monitoring"]
 
 #: What a step gets of the caller's environment; the platform's own settings stay outside.
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TERM", "CI", "LD_LIBRARY_PATH")
+KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TERM",
+    "CI",
+    "LD_LIBRARY_PATH",
+    "NODE_EXTRA_CA_CERTS",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "PIP_CERT",
+)
 
 #: What production must be given, with secrets that are nobody's.
 PRODUCTION = {
