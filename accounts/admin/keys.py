@@ -17,6 +17,7 @@ from accounts import services
 from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link, moment
 from accounts.admin.confirmation import Confirmation, ask, is_confirmed, selection
 from accounts.admin.filters import TextFilter
+from accounts.admin.key_check import check_page
 from accounts.admin.typed import Fieldsets, action, display
 from accounts.forms import ApiKeyForm, RotationForm
 from accounts.keys import PREFIX, SHOWN_PREFIX
@@ -106,7 +107,7 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
     search_help_text = "Beginning of a key, or a name"
     autocomplete_fields = ("account",)
     actions = ("revoke_selected",)
-    actions_detail = ("rotate", "revoke")
+    actions_detail = ("test", "rotate", "revoke")
     settings_fieldsets: ClassVar[Fieldsets] = (
         ("What it may do", {"fields": ("scopes", "models", "allowed_ips")}),
         ("Monthly budgets of its own", {"fields": ("monthly_token_budget", "monthly_cost_budget")}),
@@ -141,12 +142,14 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
         return False
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """Offer no action on a key that is revoked, and no second rotation of one that was replaced."""
+        """Offer no change of a key that is revoked, and no second rotation of one that was replaced."""
         actions: list[Any] = super().get_actions_detail(request, object_id)
         key: ApiKey | None = self.get_object(request, object_id)
-        if key is None or key.state_at(timezone.now()) == "revoked":
+        if key is None:
             return []
-        return [item for item in actions if item.path != "rotate" or key.successor_id is None]
+        is_revoked = key.state_at(timezone.now()) == "revoked"
+        unfit = {"rotate": is_revoked or key.successor_id is not None, "revoke": is_revoked}
+        return [item for item in actions if not unfit.get(item.path)]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Show the list; of a key that was pasted into the search, keep only what may be shown."""
@@ -177,6 +180,11 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
     def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
         """Show the new key: no redirect, for an address, a cookie or a session would keep it."""
         return self._show_issued(request, obj, request.issued_key)  # type: ignore[attr-defined]
+
+    @action(description="Test this key", permissions=["view"], icon="rule", url_path="test")
+    def test(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Show whether the key would be admitted now; nothing is counted or changed."""
+        return check_page(self, request, found(self, request, object_id))
 
     @action(description="Rotate", permissions=["change"], icon="autorenew", url_path="rotate")
     def rotate(self, request: HttpRequest, object_id: str) -> HttpResponse:
