@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = [
     "Redis",
     "Service",
     "aiapi_server",
+    "aiapi_servers",
     "browser",
     "fake_upstream",
     "launched",
@@ -144,6 +145,25 @@ def aiapi_server(
     Without DATABASE_URL in `env` it has an SQLite file of its own. Nothing of the caller's environment that the
     platform reads gets through: only `env` counts. It runs from the folder `root`, as `user` where that is given.
     """
+    with _starting_server(env, workers=workers, prepare=prepare, root=root, user=user) as service:
+        wait_until(service.is_live, "/health/live")
+        yield service
+
+
+@contextmanager
+def aiapi_servers(env: Mapping[str, str], number: int) -> Iterator[list[Service]]:
+    """Run so many servers of one worker each on a database that is prepared; they start together."""
+    with ExitStack() as stack:
+        services = [stack.enter_context(_starting_server(env, prepare=False)) for _ in range(number)]
+        for service in services:
+            wait_until(service.is_live, "/health/live")
+        yield services
+
+
+@contextmanager
+def _starting_server(
+    env: Mapping[str, str] | None, *, workers: int = 1, prepare: bool, root: Path = ROOT, user: str | None = None
+) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="aiapi-service-") as folder:
         port, log = free_port(), Path(folder, "log")
         own = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "DATABASE_URL": f"sqlite:///{folder}/aiapi.sqlite3"}
@@ -153,7 +173,6 @@ def aiapi_server(
         process = spawn([sys.executable, "manage.py", "serve"], log, env=complete, cwd=root, user=user)
         service = Service(port, complete, log, process, root)
         try:
-            wait_until(service.is_live, "/health/live")
             yield service
         finally:
             stop(process, signal.SIGTERM)

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +23,12 @@ from inference.upstream.fake import FakeUpstream
 from tests.ledgers import Ledger, ingester, rows, waiting_records
 from tests.load import Ask, Reply, ask
 from tests.processes import wait_until
-from tests.servers import Service, aiapi_server, redis_server
+from tests.servers import Service, aiapi_servers, redis_server
 
 BUDGET = 10_000
 CLIENTS = 500
-TRIES = 4
-PAUSE = (0.4, 2.0)  # seconds between a client's tries
+TRIES = 3
+PAUSE = (0.3, 1.5)  # seconds between a client's tries
 LEASE_SECONDS = 5
 KILL_AFTER = (1_000, 800)  # tokens that are settled between one kill and the next
 
@@ -113,8 +113,7 @@ def env(prepared: Callable[[], dict[str, str]], fake: FakeUpstream) -> Iterator[
 def test_it_accounts_for_every_token_when_servers_are_killed(
     env: dict[str, str], fake: FakeUpstream, tmp_path: Path
 ) -> None:
-    with ExitStack() as stack:
-        first, second, spare = (stack.enter_context(aiapi_server(env, prepare=False)) for _ in range(3))
+    with aiapi_servers(env, 3) as (first, second, spare):
         account, keys = json.loads(
             first.manage("shell", "-c", SETUP.replace("BUDGET", str(BUDGET))).strip().splitlines()[-1]
         )
