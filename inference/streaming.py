@@ -9,7 +9,6 @@ until then is billed.
 from __future__ import annotations
 
 import contextvars
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from accounts.limits.leases import keeper
 from inference import cache
 from inference.calls import Caller, ModelCall
 from inference.catalog import Route
+from inference.outlet import Outlet, watch
 from inference.pipeline import (
     Progress,
     begin,
@@ -52,11 +52,8 @@ from inference.upstream.client import UpstreamStream, client
 from inference.upstream.routing import first_success
 from inference.upstream.transport import Abort
 
-#: Seconds between two looks at the client's socket while nothing comes.
-WATCH_SECONDS = 0.5
-KEEP_ALIVE = b": keep-alive\n\n"
-#: Pieces that wait for a slow client before the provider's stream is read on.
-LONGEST_QUEUE = 256
+#: In place of a moment, while the provider isn't waited for.
+NEVER = float("inf")
 CLIENT_LEFT = 499  # nginx's status for it; nobody is there to see it but the log
 
 log = structlog.get_logger(__name__)
@@ -89,20 +86,19 @@ class StreamedCall:
         self._make_reader = make_reader
         self.progress: Progress | None = None
         self._error_event = error_event
-        self._is_gone = is_gone
+        self._outlet = Outlet(is_gone)
         self._keep = keep
         self._kept: list[bytes] = []
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(LONGEST_QUEUE)
         self._deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT)
-        self._started = threading.Event()
         self._headers_lock = threading.Lock()
         self._headers_sent = False
         self._failure: ApiError | None = None
         self._is_abandoned = False
-        self._has_ended = False
         self._stop: ApiError | None = None
         self._abort = Abort()
         self._stream: UpstreamStream | None = None
+        self._waits_since = NEVER
+        self._is_silent = False
         self._billed_by: Route | None = None
 
     def open(self) -> Progress:
@@ -115,9 +111,10 @@ class StreamedCall:
             self._end(None)
             return progress
         release_connections()
+        watch.add(self)
         produce = contextvars.copy_context().run
         threading.Thread(target=produce, args=[self._produce], name="stream", daemon=True).start()
-        self._await_first_byte()
+        self._outlet.wait(settings.STREAM_FIRST_BYTE_SECONDS)
         with self._headers_lock:
             if self._failure is not None:
                 raise self._failure
@@ -126,34 +123,26 @@ class StreamedCall:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield what the client gets, until the end of the stream or until the client is gone."""
-        last = time.monotonic()
         try:
-            if not self._started.is_set():
-                yield KEEP_ALIVE  # the server sends status and headers with the first piece
-            while True:
-                try:
-                    piece = self._pieces.get(timeout=WATCH_SECONDS)
-                except queue.Empty:
-                    if self._has_ended or self._is_gone():
-                        return
-                    if time.monotonic() - last < settings.STREAM_KEEP_ALIVE_SECONDS:
-                        continue
-                    piece = KEEP_ALIVE
-                if piece is None:
-                    return
-                last = time.monotonic()
-                yield piece
+            yield from self._outlet
         finally:
             self.close()
 
     def close(self) -> None:
         """Stop the provider's stream if nobody else waits for it; after its end this does nothing."""
+        self._outlet.leave()
         flight = self.progress.flight if self.progress else None
-        if self._keep is not None or (flight is not None and flight.followers):
-            self._drain()
-            return
-        self._is_abandoned = True
-        self._break_off()
+        if self._keep is None and not (flight is not None and flight.followers):
+            self._is_abandoned = True
+            self._break_off()
+
+    def look(self, now: float) -> None:
+        """End what nobody listens to any more, and what the provider has been silent about for too long."""
+        if self._outlet.has_lost_its_reader(now):
+            self.close()
+        if self._stream is not None and now - self._waits_since > settings.UPSTREAM_IDLE_TIMEOUT:
+            self._is_silent = True
+            self._break_off()
 
     def stop(self, error: ApiError) -> None:
         """End the call with an error, because the process is about to end; what was generated until then is billed."""
@@ -168,22 +157,9 @@ class StreamedCall:
         else:
             self._abort.set()
 
-    def _drain(self) -> None:
-        """Let the producer go on for those who wait for its answer, with nobody to write to."""
-        self._is_gone = lambda: False
-        self._pieces = queue.Queue()
-
-    def _await_first_byte(self) -> None:
-        """Wait until there is something to write, an early failure, or no client any more."""
-        deadline = Deadline(settings.STREAM_FIRST_BYTE_SECONDS)
-        while not (self._started.wait(min(WATCH_SECONDS, deadline.left)) or deadline.is_over):
-            if self._is_gone():
-                self.close()
-                return
-
     def _replay(self, shared: cache.CachedAnswer) -> None:
         reader = self._make_reader(True)
-        self._put(reader.feed(shared.body["stream"].encode()))
+        self._write(reader.feed(shared.body["stream"].encode()))
 
     def _produce(self) -> None:
         """Run the call to its end, whatever that is, and settle it."""
@@ -214,6 +190,7 @@ class StreamedCall:
                 leave_flight(progress, error=error)
                 self._end(error)
                 connections.close_all()
+                watch.discard(self)
                 open_streams.discard(self)
 
     def _answer(self, progress: Progress, reader: EventReader) -> None:
@@ -231,10 +208,12 @@ class StreamedCall:
             keeper.held(caller.identity.account_id, caller.trace.id.hex),
             capacity().place(settings.UPSTREAM_QUEUE_SECONDS),
         ):
-            stream = self._stream = self._connect(progress)
+            stream = self._connect(progress)
+            self._waits_since, self._stream = time.monotonic(), stream
             try:
                 self._pass_on(stream, reader)
             finally:
+                self._stream = None
                 stream.close()
 
     def _is_unwanted(self) -> bool:
@@ -268,11 +247,8 @@ class StreamedCall:
         begin_attempt(progress, route)
         surface = self.call.surface
         payload = surface.as_stream(outgoing(progress, route))
-        idle = settings.UPSTREAM_IDLE_TIMEOUT
         try:
-            return client.open_stream(
-                route, surface.path, payload, seconds=deadline.left, idle_seconds=idle, abort=self._abort
-            )
+            return client.open_stream(route, surface.path, payload, seconds=deadline.left, abort=self._abort)
         except AttemptFailed as failure:
             if self._is_unwanted():
                 self._billed_by = route if failure.verdict.may_be_billed else None
@@ -286,7 +262,9 @@ class StreamedCall:
         try:
             self._write(reader.feed(stream.first))
             for data in stream:
+                self._waits_since = NEVER
                 self._write(reader.feed(data))
+                self._waits_since = time.monotonic()
                 self._go_on(reader)
             self._go_on(reader)
             self._write(reader.finish())
@@ -306,27 +284,27 @@ class StreamedCall:
         """Raise what ends a stream that has not come to its end."""
         if not reader.is_done:
             self._refuse_if_unwanted()
-            if self._deadline.is_over:
+            if self._is_silent or self._waits_since >= self._deadline.ends:
                 raise UpstreamTimeout
 
     def _write(self, piece: bytes) -> None:
         """Hand a piece to the consumer; with the first one the headers may go out."""
         if piece:
             self._put(piece)
-            self._started.set()
+            self._outlet.started.set()
 
-    def _put(self, piece: bytes | None) -> None:
+    def _put(self, piece: bytes) -> None:
         """Hand a piece to the consumer, waiting while it is slow, unless it is gone."""
-        if self._keep is not None and piece:
+        if self._keep is not None:
             self._kept.append(piece)
-        while not self._is_abandoned:
-            try:
-                self._pieces.put(piece, timeout=WATCH_SECONDS)
-            except queue.Full:
-                # A client that reads nothing is as good as gone once the stream has had its time, or at shutdown.
-                self._is_abandoned = self._deadline.is_over or self._stop is not None
-                continue
-            return
+        self._outlet.put(piece, gives_up=self._gives_up)
+
+    def _gives_up(self) -> bool:
+        """Say whether a client that reads nothing is as good as gone: the stream has had its time, or has to end."""
+        if self._deadline.is_over or self._stop is not None:
+            self._is_abandoned = self._keep is None
+            return True
+        return self._is_abandoned
 
     def _settle(self, progress: Progress, reader: EventReader | None, error: ApiError | None) -> None:
         """Bill what came, share a whole answer, and record how it ended."""
@@ -358,7 +336,7 @@ class StreamedCall:
     def _end(self, error: ApiError | None) -> None:
         """Tell the consumer how it ended: before the first byte as a plain error, after it as an event."""
         with self._headers_lock:
-            is_plain = error is not None and not self._started.is_set() and not self._headers_sent
+            is_plain = error is not None and not self._outlet.started.is_set() and not self._headers_sent
             self._failure = error if is_plain else None
         try:
             if error is not None and not is_plain:
@@ -367,9 +345,7 @@ class StreamedCall:
             if self._keep is not None and not is_plain:
                 self._keep(b"".join(self._kept) if error is None else None)
         finally:
-            self._has_ended = True
-            self._put(None)
-            self._started.set()
+            self._outlet.end()
 
     def _record_late(self, error: ApiError) -> None:
         """Record a refusal that came when the headers were out; the view records one that came before."""

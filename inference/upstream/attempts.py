@@ -41,14 +41,14 @@ class Deadline:
     """A moment until which a call has to be done, however many attempts it takes."""
 
     def __init__(self, seconds: float) -> None:
-        self._ends = time.monotonic() + seconds
+        self.ends = time.monotonic() + seconds
 
     @property
     def left(self) -> float:
         """Seconds left, at least a millisecond: a timeout of 0 would mean none to some libraries."""
-        return max(0.001, self._ends - time.monotonic())
+        return max(0.001, self.ends - time.monotonic())
 
     @property
     def is_over(self) -> bool:
         """Say whether the time is up."""
-        return time.monotonic() >= self._ends
+        return time.monotonic() >= self.ends

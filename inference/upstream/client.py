@@ -128,12 +128,13 @@ class Client:
         payload: Mapping[str, Any],
         *,
         seconds: float,
-        idle_seconds: float,
+        idle_seconds: float | None = None,
         abort: Abort | None = None,
     ) -> UpstreamStream:
         """Post a body and return the stream of its answer as soon as its first bytes are there.
 
-        They may take `seconds`, the next ones `idle_seconds` each; `abort` may end the wait for them. Raises
+        They may take `seconds`, the next ones `idle_seconds` each (None: as long as it is, until somebody closes the
+        stream); `abort` may end the wait for them. Raises
         AttemptFailed, also for an answer that is no stream of events, or an empty one.
         """
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()

@@ -157,6 +157,8 @@ class Connection(asyncio.Protocol):
         """Keep the transport; small writes go out at once."""
         self._transport = cast("asyncio.Transport", transport)
         self._socket: socket.socket = transport.get_extra_info("socket")
+        # asyncio does it only for sockets that name their protocol; accepted ones don't.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._everyone.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

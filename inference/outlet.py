@@ -1,0 +1,125 @@
+"""What goes to the client of one stream: the pieces that wait for it, and the look at whether it is still there.
+
+One thread a process (a greenlet under gevent) looks after all streams: a timer for each piece of each would cost more
+than the piece.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import structlog
+from django.conf import settings
+
+#: Seconds between two looks after a stream.
+WATCH_SECONDS = 0.5
+KEEP_ALIVE = b": keep-alive\n\n"
+#: Pieces that wait for a slow client before the provider's stream is read on, and seconds between two looks then.
+LONGEST_QUEUE = 256
+SLOW_SECONDS = 0.05
+
+log = structlog.get_logger(__name__)
+
+
+class Outlet:
+    """The pieces for one client. The producer puts them in, the request's own thread iterates over them."""
+
+    def __init__(self, is_gone: Callable[[], bool]) -> None:
+        self.has_reader = True
+        self.started = threading.Event()
+        self._is_gone = is_gone
+        self._is_read = False
+        self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._written_at = time.monotonic()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield what the client gets, until the end of the stream or until the client is gone."""
+        self._is_read = True
+        if not self.started.is_set():
+            yield KEEP_ALIVE  # the server sends status and headers with the first piece
+        while (piece := self._pieces.get()) is not None:
+            self._written_at = time.monotonic()
+            yield piece
+
+    def put(self, piece: bytes, *, gives_up: Callable[[], bool]) -> None:
+        """Hand a piece over, while the client is slow only when there is room, or not at all once it `gives_up`."""
+        while self.has_reader and self._pieces.qsize() >= LONGEST_QUEUE:
+            if gives_up():
+                self.leave()
+            time.sleep(SLOW_SECONDS)
+        if self.has_reader:
+            self._pieces.put(piece)
+
+    def end(self) -> None:
+        """Let the reader come to its end, after what waits for it."""
+        self._pieces.put(None)
+        self.started.set()
+
+    def leave(self) -> None:
+        """Take no more pieces: nobody reads them."""
+        self.has_reader = False
+        self._pieces.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there is something to write, or nobody to write it to."""
+        ends = time.monotonic() + seconds
+        while self.has_reader and not self.started.wait(max(0.0, min(WATCH_SECONDS, ends - time.monotonic()))):
+            if time.monotonic() >= ends:
+                return
+
+    def has_lost_its_reader(self, now: float) -> bool:
+        """Look whether the client has gone; if it is there and has heard nothing for long, send it a sign of life."""
+        if not self.has_reader:
+            return False
+        if self._is_gone():
+            return True
+        if self._is_read and now - self._written_at >= settings.STREAM_KEEP_ALIVE_SECONDS:
+            self._pieces.put(KEEP_ALIVE)
+            self._written_at = now
+        return False
+
+
+class Watched(Protocol):
+    """What the watch looks after."""
+
+    def look(self, now: float) -> None:
+        """Look after it, at a moment (monotonic seconds)."""
+
+
+class Watch:
+    """Looks after everything that was added, every WATCH_SECONDS."""
+
+    def __init__(self) -> None:
+        self._watched: set[Watched] = set()
+        self._lock = threading.Lock()
+        self._pid = 0
+
+    def add(self, stream: Watched) -> None:
+        """Look after it from now on."""
+        self._watched.add(stream)
+        with self._lock:
+            if self._pid != os.getpid():  # a fork takes no threads along
+                self._pid = os.getpid()
+                threading.Thread(target=self._run, name="stream-watch", daemon=True).start()
+
+    def discard(self, stream: Watched) -> None:
+        """Let it be."""
+        self._watched.discard(stream)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            now = time.monotonic()
+            for stream in list(self._watched):
+                try:
+                    stream.look(now)
+                except Exception as error:  # one stream's trouble is not the others'
+                    log.exception("stream_not_watched", cause=type(error).__name__)
+
+
+watch = Watch()

@@ -1,0 +1,185 @@
+"""What goes to the client of a stream: in order, with signs of life, and nothing to one who has gone."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from django.conf import LazySettings
+from django.test import RequestFactory
+
+from inference import outlet as outlet_module
+from inference.event_stream import client_watch
+from inference.outlet import KEEP_ALIVE, LONGEST_QUEUE, Outlet, Watch
+from tests.processes import wait_until
+
+
+def here() -> bool:
+    """Be a client that stays."""
+    return False
+
+
+def never() -> bool:
+    """Give nobody up."""
+    return False
+
+
+def filled(*pieces: bytes, is_gone: bool = False) -> Outlet:
+    """Return an outlet in which pieces wait."""
+    outlet = Outlet(lambda: is_gone)
+    for piece in pieces:
+        outlet.put(piece, gives_up=never)
+    outlet.started.set()
+    return outlet
+
+
+def test_it_yields_the_pieces_in_order_until_the_end() -> None:
+    outlet = filled(b"a", b"b")
+    outlet.end()
+    assert list(outlet) == [b"a", b"b"]
+
+
+def test_it_begins_with_a_sign_of_life_when_the_headers_have_to_go_out() -> None:
+    outlet = Outlet(here)
+    outlet.end()
+    outlet.started.clear()
+    assert list(outlet) == [KEEP_ALIVE]
+
+
+def test_it_keeps_a_silent_connection_alive(settings: LazySettings) -> None:
+    settings.STREAM_KEEP_ALIVE_SECONDS = 15
+    outlet = filled(b"a")
+    assert not outlet.has_lost_its_reader(time.monotonic() + 99), "nothing before somebody reads"
+    reading = iter(outlet)
+    assert next(reading) == b"a"
+    now = time.monotonic()
+    for seconds in (1, 14, 15.1, 20, 30, 30.2):
+        outlet.has_lost_its_reader(now + seconds)
+    outlet.end()
+    assert list(reading) == [KEEP_ALIVE, KEEP_ALIVE]
+
+
+def test_it_takes_nothing_for_one_who_has_gone() -> None:
+    outlet = filled(b"a", is_gone=True)
+    assert outlet.has_lost_its_reader(time.monotonic())
+    outlet.leave()
+    outlet.put(b"b", gives_up=never)
+    assert list(outlet) == [b"a"]
+    assert not outlet.has_lost_its_reader(time.monotonic()), "that is known"
+
+
+def test_it_holds_the_producer_up_while_the_client_is_slow() -> None:
+    outlet = filled(*[b"x"] * LONGEST_QUEUE)
+    producer = threading.Thread(target=outlet.put, args=[b"last"], kwargs={"gives_up": never})
+    producer.start()
+    reading = iter(outlet)
+    producer.join(0.2)
+    assert producer.is_alive()
+    assert next(reading) == b"x"
+    producer.join(5)
+    outlet.end()
+    assert list(reading)[-1] == b"last"
+
+
+def test_it_gives_a_client_up_that_reads_nothing() -> None:
+    outlet = filled(*[b"x"] * LONGEST_QUEUE)
+    outlet.put(b"last", gives_up=lambda: True)
+    assert not outlet.has_reader
+    assert b"last" not in list(outlet)
+
+
+@pytest.mark.parametrize("what", ["start", "leave"])
+def test_it_waits_for_the_first_piece_or_until_nobody_wants_it(what: str) -> None:
+    outlet = Outlet(here)
+    began = time.monotonic()
+    threading.Timer(0.1, outlet.started.set if what == "start" else outlet.leave).start()
+    outlet.wait(10)
+    assert 0.05 < time.monotonic() - began < 2
+
+
+def test_it_waits_no_longer_than_it_may() -> None:
+    began = time.monotonic()
+    Outlet(here).wait(0.05)
+    assert time.monotonic() - began < 1
+
+
+class Stream:
+    """Counts how often it was looked after, and fails at the first time if it is to."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.looks = 0
+        self._fails = fails
+
+    def look(self, now: float) -> None:
+        """Count, or fail."""
+        self.looks += 1
+        if self._fails:
+            raise ZeroDivisionError
+
+
+def test_it_looks_after_all_streams_whatever_one_of_them_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlet_module, "WATCH_SECONDS", 0.01)
+    watch, bad, good = Watch(), Stream(fails=True), Stream()
+    watch.add(bad)
+    watch.add(good)
+    wait_until(lambda: good.looks > 2 and bad.looks > 2, "the watch")
+    watch.discard(good)
+    watch.discard(bad)
+    time.sleep(0.03)
+    looks = good.looks
+    time.sleep(0.05)
+    assert good.looks == looks
+
+
+@pytest.fixture
+def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Return a server's socket and its client's."""
+    server, client = socket.socketpair()
+    yield server, client
+    server.close()
+    client.close()
+
+
+def watching(server: socket.socket) -> bool:
+    """Say whether the client of a socket has gone."""
+    return client_watch(RequestFactory().post("/chat", **{"gunicorn.socket": server}))()  # type: ignore[arg-type]
+
+
+def test_it_sees_that_a_client_has_gone(connected: tuple[socket.socket, socket.socket]) -> None:
+    server, client = connected
+    assert not watching(server)
+    client.sendall(b"another request")
+    assert not watching(server)
+    client.close()
+    assert watching(server)
+
+
+def test_it_sees_that_its_own_end_is_closed(connected: tuple[socket.socket, socket.socket]) -> None:
+    server, _ = connected
+    look = client_watch(RequestFactory().post("/chat", **{"gunicorn.socket": server}))  # type: ignore[arg-type]
+    server.close()
+    assert look()
+
+
+def test_it_sees_it_of_files_above_1023(connected: tuple[socket.socket, socket.socket]) -> None:
+    server, client = connected
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 4096), limits[1]))
+    high = socket.socket(fileno=os.dup2(server.fileno(), 2000))
+    server.close()
+    try:
+        assert not watching(high)
+        client.close()
+        assert watching(high)
+    finally:
+        high.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_it_knows_of_nobody_without_a_socket() -> None:
+    assert not client_watch(RequestFactory().post("/chat"))()
