@@ -178,11 +178,10 @@ def first_tokens() -> Iterator[str]:
     """Compare the time to the first token, the platform's and the provider's own, line by line."""
     yield "| streams at once | direct p50 ms | p99 ms | platform p50 ms | p99 ms | added p50 ms | p99 ms |"
     yield "|---|---|---|---|---|---|---|"
-    with served(tokens=40, interval_ms=50) as (port, service, key):
+    with served(tokens=50, interval_ms=100) as (port, service, key):
         for number in AT_ONCE:
-            seconds = 10.0 if number < AT_ONCE[-1] else 8.0
-            direct = generate(Plan(port, key, number, ramp=2.0, seconds=seconds))
-            ours = generate(Plan(service.port, key, number, ramp=2.0, seconds=seconds))
+            direct = generate(Plan(port, key, number, ramp=4.0, seconds=14.0))
+            ours = generate(Plan(service.port, key, number, ramp=4.0, seconds=14.0))
             pairs = [(each.first_token_ms(0.5), each.first_token_ms(0.99)) for each in (direct, ours)]
             (d50, d99), (p50, p99) = pairs
             row = [number, *(f"{ms:.1f}" for ms in (d50, d99, p50, p99, p50 - d50, p99 - d99))]

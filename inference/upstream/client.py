@@ -20,7 +20,6 @@ from typing import Any
 import httpx2
 import openai
 from django.conf import settings
-from openai._constants import RAW_RESPONSE_HEADER
 from openai._models import FinalRequestOptions
 
 from inference.catalog import Route
@@ -31,7 +30,7 @@ from inference.upstream.transport import Abort, PooledTransport, abortable
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
 KEPT_ENDPOINTS = 1000
 #: Of requests for streams, which nothing may hold back to compress it.
-STREAM_HEADERS = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+STREAM_HEADERS = {"accept": "text/event-stream", "accept-encoding": "identity"}
 
 
 def read_object(content: bytes) -> dict[str, Any]:
@@ -63,8 +62,7 @@ class UpstreamStream:
         self.route = route
         self._is_closed = False
         self._response = response
-        # Asked for as it is; who compresses all the same gets decoded.
-        self._reads = response.iter_bytes() if response.headers.get("Content-Encoding") else response.iter_raw()
+        self._reads = _decoded(response)
         try:
             if "text/event-stream" not in response.headers.get("Content-Type", ""):
                 raise ValueError("no stream of events")
@@ -90,9 +88,25 @@ class UpstreamStream:
         self._response.close()
 
 
+def _decoded(response: httpx2.Response) -> Iterator[bytes]:
+    """Iterate over a body that was asked for as it is; one that is compressed all the same gets decoded."""
+    if response.headers.get("Content-Encoding"):
+        return response.iter_bytes()
+    assert isinstance(response.stream, httpx2.SyncByteStream)  # noqa: S101  (the transport's own)
+    return iter(response.stream)
+
+
+def _is_success(status: int) -> bool:
+    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def _written(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """Where a plain call goes, and with which headers."""
+    """Where a call goes, and with which headers."""
 
     url: str
     headers: dict[str, str]
@@ -140,7 +154,7 @@ class Client:
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
         try:
             with _deadline(seconds), abortable(abort):
-                stream = UpstreamStream(self._open(route, path, body, seconds), route)
+                stream = UpstreamStream(self._open(route, path, seconds, body), route)
             abort.limit(idle_seconds)
             return stream
         except FAILURES as error:
@@ -164,17 +178,28 @@ class Client:
 
     def _post(self, route: Route, path: str, seconds: float, body: dict[str, Any]) -> bytes:
         """Post a body over the pool, and return the answer's; raises the SDK's exception for an error."""
-        sdk, prepared = self._client(route), self._prepared(route, path)
-        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        connect = min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
+        prepared, connect = self._prepared(route, path), min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
         status, headers, answer = self.transport.post(
-            prepared.url, prepared.headers, content, connect=connect, read=seconds
+            prepared.url, prepared.headers, _written(body), connect=connect, read=seconds
         )
-        if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        if _is_success(status):
             return answer
-        request = httpx2.Request("POST", prepared.url)
-        response = httpx2.Response(status, headers=headers, content=answer, request=request)
-        raise sdk._make_status_error_from_response(response)
+        raise self._error(route, httpx2.Response(status, headers=headers, content=answer))
+
+    def _open(self, route: Route, path: str, seconds: float, body: dict[str, Any]) -> httpx2.Response:
+        """Post a body over the pool, and return the answer while it comes in; raises as `_post`."""
+        prepared, connect = self._prepared(route, path), min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
+        headers = {**prepared.headers, **STREAM_HEADERS}
+        response = self.transport.open(prepared.url, headers, _written(body), connect=connect, read=seconds)
+        if _is_success(response.status_code):
+            return response
+        response.read()
+        raise self._error(route, response)
+
+    def _error(self, route: Route, response: httpx2.Response) -> openai.APIStatusError:
+        """Make the exception that the SDK raises for an answer that is an error."""
+        response.request = httpx2.Request("POST", route.base_url)
+        return self._client(route)._make_status_error_from_response(response)
 
     def _prepared(self, route: Route, path: str) -> _Prepared:
         """Return address and headers of an endpoint as the SDK makes them, and again when anything in them changes."""
@@ -198,12 +223,6 @@ class Client:
             options["params"] = {"api-version": route.api_version}
             options["headers"] |= {"api-key": _secret(route), "Authorization": openai.Omit()}
         return options
-
-    def _open(self, route: Route, path: str, body: dict[str, Any], seconds: float) -> httpx2.Response:
-        options = self._options(route, seconds, **{RAW_RESPONSE_HEADER: "stream", **STREAM_HEADERS})
-        opened = self._client(route).post(_path(route, path), cast_to=httpx2.Response, body=body, options=options)
-        response: httpx2.Response = getattr(opened, "http_response", opened)
-        return response
 
     def _client(self, route: Route) -> openai.OpenAI:
         secret = _secret(route)

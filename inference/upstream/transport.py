@@ -116,18 +116,30 @@ class PooledTransport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and return its response as soon as the headers are there."""
         limits = request.extensions.get("timeout", {})
+        timeout = Timeout(connect=limits.get("connect"), read=limits.get("read"))
+        return self._send(request.method, str(request.url), dict(request.headers), request.read() or None, timeout)
+
+    def open(
+        self, url: str, headers: dict[str, str], content: bytes, *, connect: float, read: float
+    ) -> httpx2.Response:
+        """Post a body and return the response as soon as its headers are there. Timeouts are in seconds."""
+        return self._send("POST", url, headers, content, Timeout(connect=connect, read=read))
+
+    def _send(
+        self, method: str, url: str, headers: dict[str, str], content: bytes | None, timeout: Timeout
+    ) -> httpx2.Response:
         abort = _abort.get(None) or Abort()
         with abortable(abort), _httpx_errors():
             response = self._pools.urlopen(
-                request.method,
-                str(request.url),
-                body=request.read() or None,
-                headers=dict(request.headers),
+                method,
+                url,
+                body=content,
+                headers=headers,
                 redirect=False,
                 retries=False,
                 preload_content=False,
                 decode_content=False,
-                timeout=Timeout(connect=limits.get("connect"), read=limits.get("read")),
+                timeout=timeout,
             )
         return httpx2.Response(response.status, headers=list(response.headers.items()), stream=_Body(response, abort))
 
