@@ -50,9 +50,14 @@ class Redis:
         self.process.wait()
 
     def restart(self) -> None:
-        """Start it again on the same port and folder, and wait until it listens."""
+        """Start it again on the same port and folder, and wait until it has read what it kept."""
         self.process = spawn(self.command, self.log)
         wait_for_port(self.port, self.process, self.log)
+        wait_until(self._answers, "Redis to read its data")
+
+    def _answers(self) -> bool:
+        command = [str(_redis_bin() / "redis-cli"), "-p", str(self.port), "ping"]
+        return b"PONG" in subprocess.run(command, capture_output=True, check=False).stdout
 
 
 @dataclass
