@@ -6,9 +6,11 @@ to end, and then an error, so that each is settled for what it used before the p
 
 from __future__ import annotations
 
+import gc
 from types import FrameType, TracebackType
 
 import gevent
+from django.urls import get_resolver
 from gunicorn.workers.ggevent import GeventWorker
 
 #: Seconds that streams get to settle after GRACEFUL_TIMEOUT, before gunicorn kills the worker.
@@ -32,6 +34,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Serve until the end; then wait for what goes on without a client: other callers wait for its answer."""
         from inference.streaming import streams_ended
 
+        get_resolver().url_patterns  # noqa: B018  (loads the views, before what is loaded is frozen)
+        gc.collect()
+        gc.freeze()  # to look through all of it again and again would stop every stream for a tenth of a second
         super().run()
         streams_ended(self.cfg.graceful_timeout)
 
