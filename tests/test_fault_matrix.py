@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -65,16 +65,15 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Platform]:
+def running(prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
     """Run the platform."""
-    with fake_upstream() as failing, fake_upstream() as healthy:
-        settings = {"OPENAI_BASE_URL": failing.base_url, "OPENAI_API_KEY": "sk-fake", **SHORT}
-        with aiapi_server(settings) as service:
-            served = [
-                Served("alone", [failing.base_url]),
-                Served("spared", [failing.base_url, healthy.base_url]),
-            ]
-            yield Platform(service, failing, healthy, set_up(service, served))
+    env = {**prepared(), **SHORT}
+    with fake_upstream() as failing, fake_upstream() as healthy, aiapi_server(env, prepare=False) as service:
+        served = [
+            Served("alone", [failing.base_url]),
+            Served("spared", [failing.base_url, healthy.base_url]),
+        ]
+        yield Platform(service, failing, healthy, set_up(service, served))
 
 
 @pytest.fixture

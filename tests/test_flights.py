@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from inference.upstream.fake import FakeUpstream
 from tests.catalogue import Served, records, set_up
 from tests.processes import wait_until
-from tests.servers import Postgres, Redis, Service, aiapi_server, fake_upstream, redis_server
+from tests.servers import Redis, Service, aiapi_servers, fake_upstream, redis_server
 from tests.streams import CHAT, asked
 
 MODEL = "shared"
@@ -40,23 +40,17 @@ def own_redis() -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeUpstream]:
+def own_fake() -> Iterator[FakeUpstream]:
     """Run a provider of this module's own."""
     with fake_upstream() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def running(fake: FakeUpstream, postgres: Postgres, own_redis: Redis) -> Iterator[Pair]:
+def running(own_fake: FakeUpstream, own_redis: Redis, prepared: Callable[[], dict[str, str]]) -> Iterator[Pair]:
     """Run two servers."""
-    settings = {
-        "OPENAI_BASE_URL": fake.base_url,
-        "OPENAI_API_KEY": "sk-fake",
-        "DATABASE_URL": postgres.create_database(),
-        "REDIS_URL": own_redis.url,
-    }
-    with aiapi_server(settings) as one, aiapi_server(settings, prepare=False) as other:
-        yield Pair((one, other), fake, set_up(one, [Served(MODEL, [fake.base_url])]))
+    with aiapi_servers({**prepared(), "REDIS_URL": own_redis.url}, 2) as (one, other):
+        yield Pair((one, other), own_fake, set_up(one, [Served(MODEL, [own_fake.base_url])]))
 
 
 @pytest.fixture

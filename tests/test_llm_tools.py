@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,23 +23,23 @@ ANSWER = "You said: hello there"
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeUpstream]:
+def own_fake() -> Iterator[FakeUpstream]:
     """Run a provider of this module's own."""
     with fake_upstream() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def platform(fake: FakeUpstream) -> Iterator[Service]:
+def platform(prepared: Callable[[], dict[str, str]]) -> Iterator[Service]:
     """Run the platform."""
-    with aiapi_server({"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-fake"}) as service:
+    with aiapi_server(prepared(), prepare=False) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def key(platform: Service, fake: FakeUpstream) -> str:
+def key(platform: Service, own_fake: FakeUpstream) -> str:
     """Return a key for the models."""
-    served = [Served(MODEL, [fake.base_url]), Served(EMBEDDER, [fake.base_url], kind="embedding")]
+    served = [Served(MODEL, [own_fake.base_url]), Served(EMBEDDER, [own_fake.base_url], kind="embedding")]
     return set_up(platform, served)
 
 

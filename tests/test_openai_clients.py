@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -44,37 +44,37 @@ class Address(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeUpstream]:
+def own_fake() -> Iterator[FakeUpstream]:
     """Run a provider of this module's own."""
     with fake_upstream() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def platform(fake: FakeUpstream) -> Iterator[Service]:
+def platform(prepared: Callable[[], dict[str, str]]) -> Iterator[Service]:
     """Run the platform with several models."""
-    with aiapi_server({"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-fake"}) as service:
+    with aiapi_server(prepared(), prepare=False) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def key(platform: Service, fake: FakeUpstream) -> str:
+def key(platform: Service, own_fake: FakeUpstream) -> str:
     """Return a key for the models."""
     served = [
-        Served(MODEL, [fake.base_url]),
-        Served(EMBEDDER, [fake.base_url], kind="embedding"),
-        Served(SPARE, [f"http://127.0.0.1:{free_port()}/v1", fake.base_url]),
+        Served(MODEL, [own_fake.base_url]),
+        Served(EMBEDDER, [own_fake.base_url], kind="embedding"),
+        Served(SPARE, [f"http://127.0.0.1:{free_port()}/v1", own_fake.base_url]),
     ]
     return set_up(platform, served, account="sdk", requests_per_minute=1000)
 
 
 @pytest.fixture
-def client(platform: Service, key: str, fake: FakeUpstream) -> Iterator[openai.OpenAI]:
+def client(platform: Service, key: str, own_fake: FakeUpstream) -> Iterator[openai.OpenAI]:
     """Return the official client, which retries nothing by itself."""
-    fake.reset()
+    own_fake.reset()
     with openai.OpenAI(base_url=f"{platform.base_url}/v1", api_key=key, max_retries=0) as sdk:
         yield sdk
-    fake.reset()
+    own_fake.reset()
 
 
 def test_it_chats(client: openai.OpenAI) -> None:
@@ -85,7 +85,7 @@ def test_it_chats(client: openai.OpenAI) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 4)
 
 
-def test_it_takes_the_parameters_that_openai_documents(client: openai.OpenAI, fake: FakeUpstream) -> None:
+def test_it_takes_the_parameters_that_openai_documents(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
     answer = client.chat.completions.create(
         model=MODEL,
         messages=[
@@ -114,7 +114,7 @@ def test_it_takes_the_parameters_that_openai_documents(client: openai.OpenAI, fa
     )
     assert [choice.message.content for choice in answer.choices] == [ANSWER, ANSWER]
     assert answer.choices[0].logprobs is not None
-    sent = fake.requests[-1].body
+    sent = own_fake.requests[-1].body
     assert (sent["seed"], sent["stop"], sent["top_p"], sent["of_next_year"]) == (7, ["\n"], 0.9, {"a": 1})
 
 
@@ -176,10 +176,10 @@ def test_it_works_asynchronously(platform: Service, key: str, client: openai.Ope
     assert asyncio.run(talk()) == ([ANSWER] * 10, ANSWER)
 
 
-def test_it_embeds(client: openai.OpenAI, fake: FakeUpstream) -> None:
+def test_it_embeds(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
     numbers = client.embeddings.create(model=EMBEDDER, input="hello", encoding_format="float")
     encoded = client.embeddings.create(model=EMBEDDER, input="hello")  # the client asks for base64 and decodes it
-    assert fake.requests[-1].body["encoding_format"] == "base64"
+    assert own_fake.requests[-1].body["encoding_format"] == "base64"
     assert encoded.data[0].embedding == pytest.approx(numbers.data[0].embedding)
     raw: Any = client.embeddings.create(model=EMBEDDER, input="hello", encoding_format="base64")
     assert isinstance(raw.data[0].embedding, str)
@@ -189,15 +189,15 @@ def test_it_embeds(client: openai.OpenAI, fake: FakeUpstream) -> None:
     assert len(client.embeddings.create(model=EMBEDDER, input=[1, 2], dimensions=8).data[0].embedding) == 8
 
 
-def test_it_makes_responses(client: openai.OpenAI, fake: FakeUpstream) -> None:
+def test_it_makes_responses(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
     answer = client.responses.create(model=MODEL, input="hello there", instructions="Be brief.")
     assert answer.output_text == ANSWER
     assert answer.usage is not None
     assert answer.usage.output_tokens == 4
-    assert fake.requests[-1].body["store"] is False
+    assert own_fake.requests[-1].body["store"] is False
     listed: Any = [{"role": "user", "content": [{"type": "input_text", "text": "hello there"}]}]
     assert client.responses.create(model=MODEL, input=listed, store=True).output_text == ANSWER
-    assert fake.requests[-1].body["store"] is False
+    assert own_fake.requests[-1].body["store"] is False
 
 
 def test_it_streams_responses(client: openai.OpenAI) -> None:
@@ -264,18 +264,18 @@ def test_it_raises_the_client_s_own_errors(
     ],
 )
 def test_it_raises_errors_for_a_provider_s_failures(
-    client: openai.OpenAI, fake: FakeUpstream, fault: str, error: type[openai.APIStatusError], code: str
+    client: openai.OpenAI, own_fake: FakeUpstream, fault: str, error: type[openai.APIStatusError], code: str
 ) -> None:
-    fake.set(faults={fault: 1}, retry_after=9)
+    own_fake.set(faults={fault: 1}, retry_after=9)
     with pytest.raises(error) as raised:
         client.chat.completions.create(model=MODEL, messages=MESSAGES)
     assert raised.value.code == code
     assert "provider-internal-detail" not in str(raised.value)
 
 
-def test_it_raises_an_error_in_the_middle_of_a_stream(client: openai.OpenAI, fake: FakeUpstream) -> None:
-    fake.set(chunk_interval_ms=10)
-    fake.fail_next("cut", 2)
+def test_it_raises_an_error_in_the_middle_of_a_stream(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
+    own_fake.set(chunk_interval_ms=10)
+    own_fake.fail_next("cut", 2)
     with pytest.raises(openai.APIError) as raised:
         list(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
     assert raised.value.code == "upstream_failed"
@@ -301,12 +301,14 @@ def test_it_refuses_what_would_live_on_at_the_provider(client: openai.OpenAI, na
     assert raised.value.param == name
 
 
-def test_it_is_retried_by_the_client_as_it_asks(client: openai.OpenAI, platform: Service, fake: FakeUpstream) -> None:
+def test_it_is_retried_by_the_client_as_it_asks(
+    client: openai.OpenAI, platform: Service, own_fake: FakeUpstream
+) -> None:
     narrow = client.with_options(api_key=set_up(platform, [], account="one-at-a-time", concurrent_requests=1))
-    fake.set(latency_ms=700)
+    own_fake.set(latency_ms=700)
     other = threading.Thread(target=narrow.chat.completions.create, kwargs={"model": MODEL, "messages": MESSAGES})
     other.start()
-    wait_until(lambda: bool(fake.billed), "the first call to arrive")
+    wait_until(lambda: bool(own_fake.billed), "the first call to arrive")
     with pytest.raises(openai.RateLimitError) as raised:
         narrow.chat.completions.create(model=MODEL, messages=MESSAGES)
     assert raised.value.code == "concurrency_limited"
@@ -327,8 +329,8 @@ def test_it_runs_out_of_quota_as_openai_s(client: openai.OpenAI, platform: Servi
     assert raised.value.response.headers["x-ratelimit-remaining-requests"] == "0"
 
 
-def test_it_gives_up_when_the_client_does(client: openai.OpenAI, fake: FakeUpstream) -> None:
-    fake.set(latency_ms=500)
+def test_it_gives_up_when_the_client_does(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
+    own_fake.set(latency_ms=500)
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.1).chat.completions.create(model=MODEL, messages=MESSAGES)
 
@@ -351,7 +353,7 @@ def test_it_tells_more_in_the_headers(client: openai.OpenAI) -> None:
     assert bypass.headers["X-Cache"] == "BYPASS"
 
 
-def test_it_shares_what_the_caller_lets_be_shared(client: openai.OpenAI, fake: FakeUpstream) -> None:
+def test_it_shares_what_the_caller_lets_be_shared(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
     for wanted in ("MISS", "HIT"):
         raw = client.chat.completions.with_raw_response.create(
             model=MODEL, messages=MESSAGES, temperature=1.2, extra_headers={"X-Cache-Answer": "1"}
@@ -371,7 +373,7 @@ def test_it_answers_from_the_next_deployment(client: openai.OpenAI, platform: Se
     assert (record.attempts, record.status) == (2, 200)
 
 
-def test_it_answers_a_retry_once_only(client: openai.OpenAI, fake: FakeUpstream) -> None:
+def test_it_answers_a_retry_once_only(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
     headers = {"Idempotency-Key": "the-same"}
     answers = [
         client.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, extra_headers=headers)
@@ -379,4 +381,4 @@ def test_it_answers_a_retry_once_only(client: openai.OpenAI, fake: FakeUpstream)
     ]
     assert answers[0].parse().id == answers[1].parse().id
     assert answers[1].headers["Idempotency-Replayed"] == "true"
-    assert len(fake.billed) == 1
+    assert len(own_fake.billed) == 1

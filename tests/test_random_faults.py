@@ -19,7 +19,7 @@ import pytest
 from inference.upstream.fake import Call, FakeUpstream
 from tests.catalogue import Record, Served, records, set_up
 from tests.processes import wait_until
-from tests.servers import Postgres, Redis, Service, aiapi_server
+from tests.servers import Redis, Service, aiapi_server
 from tests.streams import CHAT, asked
 
 MODEL = "unlucky"
@@ -39,7 +39,7 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeUpstream]:
+def own_fake() -> Iterator[FakeUpstream]:
     """Run a provider of this module's own."""
     with FakeUpstream(seed=20) as server:
         yield server
@@ -48,24 +48,24 @@ def fake() -> Iterator[FakeUpstream]:
 @pytest.fixture(scope="module", params=["embedded", "two workers"])
 def run(
     request: pytest.FixtureRequest,
-    fake: FakeUpstream,
-    postgres: Postgres,
+    own_fake: FakeUpstream,
+    prepared: Callable[[], dict[str, str]],
     redis: Redis,
     scale: Callable[[int, int], int],
 ) -> Run:
     """Send the requests, wait until all is settled, and collect what each side says."""
-    fake.reset()
-    settings = {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-fake"}
+    own_fake.reset()
+    settings = {"OPENAI_BASE_URL": own_fake.base_url, "OPENAI_API_KEY": "sk-fake"}
     workers = 1
     if request.param == "two workers":
         workers = 2
-        settings |= {"DATABASE_URL": postgres.create_database(), "REDIS_URL": redis.url}
-    with aiapi_server(settings, workers=workers) as service:
-        key = set_up(service, [Served(MODEL, [fake.base_url], input=2, output=10)], account=f"random-{workers}")
-        labels = [f"request-{number}" for number in range(scale(250, 4000))]
-        fake.set(faults=FAULTS, latency_ms=5, chunk_interval_ms=8, retry_after=0)
+        settings = {**prepared(), "REDIS_URL": redis.url}
+    with aiapi_server(settings, workers=workers, prepare=workers == 1) as service:
+        key = set_up(service, [Served(MODEL, [own_fake.base_url], input=2, output=10)], account=f"random-{workers}")
+        labels = [f"request-{number}" for number in range(scale(150, 4000))]
+        own_fake.set(faults=FAULTS, latency_ms=5, chunk_interval_ms=8, retry_after=0)
         asyncio.run(send_all(service, key, labels))
-        return collect(service, fake, key, labels)
+        return collect(service, own_fake, key, labels)
 
 
 async def send_all(service: Service, key: str, labels: list[str]) -> None:
@@ -99,9 +99,9 @@ async def send(port: int, key: str, body: Any, label: str, patience: float | Non
         writer.close()
 
 
-def collect(service: Service, fake: FakeUpstream, key: str, labels: list[str]) -> Run:
+def collect(service: Service, own_fake: FakeUpstream, key: str, labels: list[str]) -> Run:
     """Wait until nothing is open any more, and read both sides."""
-    fake.wait_idle(20)
+    own_fake.wait_idle(20)
     found: list[Record] = []
 
     def complete() -> bool:
@@ -113,8 +113,8 @@ def collect(service: Service, fake: FakeUpstream, key: str, labels: list[str]) -
     for record in found:
         by_label[record.label].append(record)
     billed: dict[str, list[Call]] = defaultdict(list)
-    posts = [received for received in fake.requests if received.method == "POST"]
-    for received, call in zip(posts, fake.billed, strict=True):
+    posts = [received for received in own_fake.requests if received.method == "POST"]
+    for received, call in zip(posts, own_fake.billed, strict=True):
         billed[received.body["messages"][0]["content"]].append(call)
     limits = service.request("GET", "/usage", key=key).json()["limits"]
     own = {each["name"]: each["used"] for each in limits if each["owner"] == "key"}

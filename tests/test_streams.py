@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -50,18 +50,18 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeUpstream]:
+def own_fake() -> Iterator[FakeUpstream]:
     """Run a provider of this module's own."""
     with fake_upstream() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def served(fake: FakeUpstream) -> Iterator[Platform]:
+def served(own_fake: FakeUpstream, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
     """Run the platform with short waits."""
-    with aiapi_server({"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-fake", **FAST}) as service:
-        key = set_up(service, [Served(MODEL, [fake.base_url])], concurrent_requests=4)
-        yield Platform(service, fake, key)
+    with aiapi_server({**prepared(), **FAST}, prepare=False) as service:
+        key = set_up(service, [Served(MODEL, [own_fake.base_url])], concurrent_requests=4)
+        yield Platform(service, own_fake, key)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_it_sends_the_usage_to_those_who_asked_for_it(platform: Platform, wanted
 
 
 def test_it_keeps_a_silent_connection_alive(platform: Platform) -> None:
-    platform.fake.set(chunk_interval_ms=1300, tokens=1)
+    platform.fake.set(chunk_interval_ms=700, tokens=1)
     text = platform.stream().text()
     assert text.count(": keep-alive\n\n") >= 2
     assert said(text) == "You"
@@ -144,7 +144,7 @@ def test_it_answers_an_early_failure_plainly(platform: Platform, fault: str, sta
 
 
 def test_it_sends_a_failure_after_the_headers_as_an_event(platform: Platform) -> None:
-    platform.fake.set(faults={"http_500": 1}, latency_ms=1500)
+    platform.fake.set(faults={"http_401": 1}, latency_ms=1500)
     stream = Stream(platform.service, asked(MODEL), key=platform.key)
     assert stream.answer().status == 200
     events = data_of(stream.text())
@@ -312,27 +312,28 @@ def test_it_goes_on_for_followers_when_the_leader_s_client_leaves(platform: Plat
     assert record_of(platform.service, leader.label).status == 200
 
 
-def test_it_ends_open_streams_in_order_when_the_worker_is_told_to(fake: FakeUpstream) -> None:
-    fake.reset()
-    settings = {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-fake", "GRACEFUL_TIMEOUT": "3"}
-    with aiapi_server({**settings, **FAST}) as service:
-        key = set_up(service, [Served(MODEL, [fake.base_url])])
-        fake.set(chunk_interval_ms=100, tokens=15)
+def test_it_ends_open_streams_in_order_when_the_worker_is_told_to(
+    own_fake: FakeUpstream, prepared: Callable[[], dict[str, str]]
+) -> None:
+    own_fake.reset()
+    with aiapi_server({**prepared(), **FAST, "GRACEFUL_TIMEOUT": "2"}, prepare=False) as service:
+        key = set_up(service, [Served(MODEL, [own_fake.base_url])])
+        own_fake.set(chunk_interval_ms=100, tokens=10)
         short = Stream(service, asked(MODEL), key=key)
         short.answer()
-        fake.set(tokens=1000)
+        own_fake.set(tokens=1000)
         long = Stream(service, asked(MODEL, max_tokens=2000), key=key)
         long.answer()
         began = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         assert data_of(short.text())[-1] == "[DONE]"
         assert data_of(long.text())[-1]["error"]["code"] == "unavailable"
-        assert 2.5 < time.monotonic() - began < 5
+        assert 1.5 < time.monotonic() - began < 4
         service.process.wait(10)
         assert time.monotonic() - began < 8
         assert record_of(service, short.label).status == 200
         record = record_of(service, long.label)
         assert (record.status, record.is_partial, record.usage_source) == (503, True, "estimated")
-        assert 15 < record.output_tokens < 60
-    assert [call.outcome for call in fake.billed] == ["complete", "client_left"]
-    fake.reset()
+        assert 10 < record.output_tokens < 60
+    assert [call.outcome for call in own_fake.billed] == ["complete", "client_left"]
+    own_fake.reset()
