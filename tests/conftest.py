@@ -47,6 +47,13 @@ def full_service(fake: FakeUpstream, postgres: Postgres, redis: Redis) -> Iterat
         yield server
 
 
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[Redis]:
+    """Run a Redis of a module's own: records and limits of other platforms have no place in it."""
+    with redis_server() as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def prepared(fake: FakeUpstream, postgres: Postgres) -> Callable[[], dict[str, str]]:
     """Return a function that gives the settings of the fake provider and of a new database that has all it needs.

@@ -15,7 +15,7 @@ import pytest
 from inference.upstream.fake import FakeUpstream
 from tests.catalogue import Served, records, set_up
 from tests.processes import wait_until
-from tests.servers import Redis, Service, aiapi_servers, fake_upstream, redis_server
+from tests.servers import Redis, Service, aiapi_servers, fake_upstream
 from tests.streams import CHAT, asked
 
 MODEL = "shared"
@@ -30,13 +30,6 @@ class Pair:
     services: tuple[Service, Service]
     fake: FakeUpstream
     key: str
-
-
-@pytest.fixture(scope="module")
-def own_redis() -> Iterator[Redis]:
-    """Run a Redis of this module's own."""
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def run(
     request: pytest.FixtureRequest,
     own_fake: FakeUpstream,
     prepared: Callable[[], dict[str, str]],
-    redis: Redis,
+    own_redis: Redis,
     scale: Callable[[int, int], int],
 ) -> Run:
     """Send the requests, wait until all is settled, and collect what each side says."""
@@ -59,7 +59,7 @@ def run(
     workers = 1
     if request.param == "two workers":
         workers = 2
-        settings = {**prepared(), "REDIS_URL": redis.url}
+        settings = {**prepared(), "REDIS_URL": own_redis.url}
     with aiapi_server(settings, workers=workers, prepare=workers == 1) as service:
         key = set_up(service, [Served(MODEL, [own_fake.base_url], input=2, output=10)], account=f"random-{workers}")
         labels = [f"request-{number}" for number in range(scale(150, 4000))]

@@ -50,8 +50,8 @@ def test_it_starts_again_with_its_data_and_prints_the_password_once(fake: FakeUp
         assert second.request("POST", "/chat", {"message": "Hello"}, key=key).status == 200
 
 
-def test_it_runs_the_ingester_where_redis_keeps_the_state(fake: FakeUpstream, redis: Redis) -> None:
-    with launched({**provider(fake), "REDIS_URL": redis.url}) as service:
+def test_it_runs_the_ingester_where_redis_keeps_the_state(fake: FakeUpstream, own_redis: Redis) -> None:
+    with launched({**provider(fake), "REDIS_URL": own_redis.url}) as service:
         assert any("ingest_usage" in command for command in members(service))
 
 
