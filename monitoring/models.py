@@ -50,6 +50,10 @@ class RequestRecord(models.Model):
     latency_ms = models.FloatField(default=0)
     first_token_ms = models.FloatField(null=True, blank=True)
     attempts = models.PositiveSmallIntegerField(default=0, help_text="Calls made to providers.")
+    saved_cost = models.DecimalField(
+        max_digits=19, decimal_places=9, default=0, help_text="US dollars that a cached or replayed answer spared."
+    )
+    count = models.PositiveIntegerField(default=1, help_text="Requests that this row stands for: many if refused.")
 
     class Meta:
         ordering = ["-id"]

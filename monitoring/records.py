@@ -1,7 +1,8 @@
 """The usage record on its way from a request to the database: a JSON-able dict, and the row that it becomes.
 
-Its keys are the fields of RequestRecord, apart from `cost` (integer nano-dollars), `admitted_at` (µs since the epoch),
-`partial` and `overrun`. `id`, `revision` and `overrun` are added by accounts.limits when it emits the record.
+Its keys are the fields of RequestRecord, apart from `cost` and `saved_cost` (integer nano-dollars), `admitted_at` (µs
+since the epoch), `partial` and `overrun`. `id`, `revision` and `overrun` are added by accounts.limits when it emits the
+record.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def as_row(record: Mapping[str, Any]) -> RequestRecord:
         latency_ms=record.get("latency_ms", 0.0),
         first_token_ms=record.get("first_token_ms"),
         attempts=record.get("attempts", 0),
+        saved_cost=Decimal(record.get("saved_cost", 0)) / NANO_DOLLARS,
+        count=record.get("count", 1),
     )
 
 
