@@ -2,8 +2,9 @@
 
 Records are read through a consumer group, written in one statement (idempotent by id and revision), and only then
 acknowledged and deleted: a crash at any point leaves them to be read again, and writing them again changes nothing.
-What a dead ingester had read and not acknowledged is taken over after CLAIM_IDLE. An entry that is no record is put
-aside, into a stream named `...:rejected`, and logged: left where it is, it would stop all that comes behind it.
+What this ingester read and could not write is read again in its next round; what a dead one had read is taken over
+after CLAIM_IDLE. An entry that is no record is put aside, into a stream named `...:rejected`, and logged: left where
+it is, it would stop all that comes behind it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Ingester:
         self.client = client or redis_client(settings.REDIS_URL, read_timeout=READ_TIMEOUT)
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
         self._grouped: set[str] = set()
+        self._unfinished: set[str] = set()
         self._reaped_at = float("-inf")
 
     def run_once(self) -> int:
@@ -70,11 +72,23 @@ class Ingester:
         return [stream for stream, length in zip(streams, pipeline.execute(), strict=True) if length]
 
     def _drain(self, stream: str) -> int:
-        """Move a stream's records: first those that a dead ingester left, then the new ones."""
+        """Move a stream's records: first those that this ingester or a dead one left, then the new ones."""
         self._join(stream)
-        moved = self._write(stream, self._abandoned(stream))
-        while entries := self._new(stream):
+        moved = self._write_unfinished(stream) + self._write(stream, self._abandoned(stream))
+        while entries := self._read(stream, ">"):
             moved += self._write(stream, entries)
+        return moved
+
+    def _write_unfinished(self, stream: str) -> int:
+        """Write what this ingester had read when a batch failed: the stream tells it from any entry on."""
+        moved, last = 0, "0"
+        while stream in self._unfinished:
+            entries = self._read(stream, last)
+            if not entries:
+                self._unfinished.discard(stream)
+                break
+            moved += self._write(stream, [(identifier, fields) for identifier, fields in entries if fields])
+            last = entries[-1][0].decode()
         return moved
 
     def _join(self, stream: str) -> None:
@@ -88,9 +102,10 @@ class Ingester:
                 raise
         self._grouped.add(stream)
 
-    def _new(self, stream: str) -> list[Entry]:
+    def _read(self, stream: str, after: str) -> list[Entry]:
+        """Read a batch: `>` those that nobody has read, an id those behind it that this ingester has not written."""
         try:
-            answer = self.client.xreadgroup(GROUP, self.name, {stream: ">"}, count=BATCH)
+            answer = self.client.xreadgroup(GROUP, self.name, {stream: after}, count=BATCH)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -111,6 +126,13 @@ class Ingester:
     def _write(self, stream: str, entries: Sequence[Entry]) -> int:
         if not entries:
             return 0
+        try:
+            return self._move(stream, entries)
+        except Exception:
+            self._unfinished.add(stream)
+            raise
+
+    def _move(self, stream: str, entries: Sequence[Entry]) -> int:
         refused: list[Entry] = []
         try:
             written = _store(entries)

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from django.db import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from accounts.limits.bounds import Amount
@@ -105,6 +106,28 @@ def test_it_takes_over_what_a_dead_ingester_had_read(cast: Cast, redis_limits: L
     assert successor.run_once() == 1
     assert in_database() == {operation}
     assert store.xlen(stream_of(cast.owner)) == 0
+
+
+def test_it_writes_in_its_next_round_what_the_database_did_not_take(
+    cast: Cast, redis_limits: LimitBackend, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    expected = {emitted(redis_limits, cast.owner) for _ in range(3)}
+    ingester, write = Ingester(), module.write_records
+
+    def fail(records: Any) -> int:
+        raise OperationalError("the database is away")
+
+    monkeypatch.setattr(module, "write_records", fail)
+    for _ in range(3):
+        with pytest.raises(OperationalError):
+            ingester.run_once()
+    monkeypatch.setattr(module, "write_records", write)
+    expected.add(emitted(redis_limits, cast.owner))
+    assert ingester.run_once() == 4
+    assert in_database() == expected
+    assert store.xlen(stream_of(cast.owner)) == 0
+    assert ingester.run_once() == 0
 
 
 def test_it_writes_nothing_twice_when_it_was_killed_before_it_acknowledged(
