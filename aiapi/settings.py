@@ -141,6 +141,12 @@ UPSTREAM_QUEUE_SECONDS = ENV.number(
 # Bounds
 MAX_BODY_BYTES = ENV.integer("MAX_BODY_BYTES", 64 * 1024, minimum=1024, help="largest body of /chat and /summarize")
 MAX_V1_BODY_BYTES = ENV.integer("MAX_V1_BODY_BYTES", 32 * 1024 * 1024, minimum=1024, help="largest body under /v1")
+IMAGE_URLS = ENV.choice(
+    "IMAGE_URLS",
+    ("https", "data"),
+    "https",
+    help="images under /v1: https also lets providers fetch them from public hosts, data takes none but inline ones",
+)
 FAILED_KEY_RATE = ENV.rate("FAILED_KEY_RATE", "30/m", help="bad keys from one address before they get 429")
 ADMIN_LOGIN_RATE = ENV.rate("ADMIN_LOGIN_RATE", "10/m", help="log-in attempts in the admin from one address")
 

@@ -25,6 +25,7 @@ VALUES = {
     "REDIS_URL": "redis://redis.example.com:6380/1",
     "CACHE_URL": "redis://redis.example.com:6380/2",
     "LOG_LEVEL": "ERROR",
+    "IMAGE_URLS": "data",
     "OPENAI_BASE_URL": "https://models.example.com/v1",
     "LOCAL_MODEL_URL": "http://127.0.0.1:9/v1",
     "REDIS_TIMEOUT": "0.5",

@@ -152,6 +152,7 @@ _UNBOUNDED: dict[str, Check] = {
         "transforms",
         "options",
         "extra_body",
+        "chat_template",
     )
 }
 _SAMPLING: dict[str, Check] = {

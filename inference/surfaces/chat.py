@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import chain
-from typing import Any
 
 from accounts.exceptions import ContentFiltered, InvalidRequest, UpstreamFailed
 from inference.surfaces.base import (
@@ -17,16 +15,21 @@ from inference.surfaces.base import (
     json_bytes,
     read_openai_usage,
 )
+from inference.surfaces.content import (
+    IMAGE_TOKENS,
+    PartTypes,
+    image_count,
+    refuse_media,
+    texts_in,
+    without_images,
+)
 from inference.surfaces.events import ChunkReader
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
-#: The most that an image can be, in tokens: OpenAI's dearest reckoning of one at high detail is below it.
-IMAGE_TOKENS = 50_000
-IMAGE_PARTS = ("image_url", "input_image", "computer_screenshot")
-#: Parts that a few bytes, or a name, can make any number of tokens of: pages of a file, minutes of sound.
-UNBOUNDED_PARTS = ("file", "input_file", "input_audio", "audio", "video_url", "input_video")
 #: Tools that the caller runs himself; the provider's own cost what nobody can bound.
 OWN_TOOLS = ("function", "custom")
+#: What messages may be made of.
+PARTS = PartTypes(texts=frozenset({"text", "refusal"}), image="image_url")
 #: How a request may call the longest answer, the one that counts first.
 OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens")
 #: With these a request acts on the world, leaves something behind, or is somebody's own: its answer is not reused.
@@ -74,7 +77,11 @@ class ChatSurface(Surface):
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the messages and the answers with a tokenizer."""
         messages = payload["messages"]
-        prompt = count_tokens(texts_in(messages), model=model) + MESSAGE_TOKENS * len(messages) + REPLY_TOKENS
+        prompt = (
+            count_tokens(texts_in(without_images(messages)), model=model)
+            + MESSAGE_TOKENS * len(messages)
+            + REPLY_TOKENS
+        )
         answers = (choice.get("message") for choice in body.get("choices", ()))
         generated = (texts_in({**message, "role": None}) for message in answers if isinstance(message, dict))
         return Usage(prompt, 0, count_tokens(chain.from_iterable(generated), model=model))
@@ -116,7 +123,9 @@ def answer_text(body: Body) -> str:
 def refuse_unbounded(payload: Payload) -> None:
     """Raise InvalidRequest for what a chat may hold and nobody can bound, or that lies at the provider."""
     refuse_foreign_tools(payload)
-    refuse_unbounded_parts(payload["messages"], param="messages")
+    for number, message in enumerate(payload["messages"]):
+        PARTS.check(message.get("content"), param=f"messages[{number}].content")
+        refuse_media(message, param=f"messages[{number}]")
 
 
 def refuse_foreign_tools(payload: Payload) -> None:
@@ -124,51 +133,3 @@ def refuse_foreign_tools(payload: Payload) -> None:
     for number, tool in enumerate(payload.get("tools") or []):
         if tool.get("type") not in OWN_TOOLS:
             raise InvalidRequest("Only tools of type function or custom are supported.", param=f"tools[{number}].type")
-
-
-def refuse_unbounded_parts(messages: Any, *, param: str) -> None:
-    """Raise InvalidRequest for a part of a message whose tokens nobody can bound, or that the provider keeps."""
-    for part in _objects_in(messages):
-        if part.get("type") in UNBOUNDED_PARTS or part.get("audio"):
-            raise InvalidRequest("Files and audio are not supported here: send text and images.", param=param)
-        if part.get("type") == "item_reference" or part.get("file_id"):
-            raise InvalidRequest("Nothing is kept at the provider: send the content, not a reference.", param=param)
-
-
-def image_count(value: Any) -> int:
-    """Count the images in a structure of messages."""
-    return sum(map(_is_image, _objects_in(value)))
-
-
-def without_images(value: Any) -> Any:
-    """Return a structure of messages without its images, which are reckoned by number."""
-    if isinstance(value, dict):
-        return {name: without_images(item) for name, item in value.items() if not _is_image(item)}
-    if isinstance(value, list):
-        return [without_images(item) for item in value if not _is_image(item)]
-    return value
-
-
-def _objects_in(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every object in a structure, the outer ones first."""
-    if isinstance(value, dict):
-        yield value
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _objects_in(item)
-
-
-def _is_image(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") in IMAGE_PARTS
-
-
-def texts_in(value: Any) -> Iterator[str]:
-    """Yield every text in a structure of messages, apart from the data of images."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict) and not _is_image(value):
-        for name, item in value.items():
-            if name not in ("type", "id"):
-                yield from texts_in(item)
-    elif not isinstance(value, dict | int | float | None):
-        for item in value:
-            yield from texts_in(item)

@@ -15,12 +15,12 @@ from inference.surfaces.base import (
     json_bytes,
     read_response_usage,
 )
-from inference.surfaces.chat import (
+from inference.surfaces.chat import UNCACHEABLE, refuse_foreign_tools
+from inference.surfaces.content import (
     IMAGE_TOKENS,
-    UNCACHEABLE,
+    PartTypes,
     image_count,
-    refuse_foreign_tools,
-    refuse_unbounded_parts,
+    refuse_media,
     texts_in,
     without_images,
 )
@@ -29,6 +29,17 @@ from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 #: What would live on at the provider, under the secret that all accounts share, or is fetched from there.
 REFUSED = ("previous_response_id", "conversation", "background", "prompt")
+#: What an input may be made of, and the fields of each that hold parts. Reasoning comes whole, not by its id.
+PARTS = PartTypes(texts=frozenset({"input_text", "output_text", "refusal"}), image="input_image")
+REASONING = PartTypes(texts=frozenset({"reasoning_text", "summary_text"}), image="")
+ITEMS: dict[str, dict[str, PartTypes]] = {
+    "message": {"content": PARTS},
+    "function_call": {},
+    "function_call_output": {"output": PARTS},
+    "custom_tool_call": {},
+    "custom_tool_call_output": {"output": PARTS},
+    "reasoning": {"content": REASONING, "summary": REASONING},
+}
 
 
 class ResponseSurface(Surface):
@@ -59,7 +70,7 @@ class ResponseSurface(Surface):
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count input and output with a tokenizer."""
-        items = [*_items(payload.get("input")), payload.get("instructions")]
+        items = [*without_images(_items(payload.get("input"))), payload.get("instructions")]
         prompt = count_tokens(texts_in(items), model=model) + MESSAGE_TOKENS * len(items) + REPLY_TOKENS
         return Usage(prompt, 0, count_tokens(texts_in(body.get("output") or []), model=model))
 
@@ -89,7 +100,24 @@ def refuse_what_lives_on(payload: Payload) -> None:
         if payload.get(name):
             raise InvalidRequest(f"{name} is not supported here: nothing is kept at the provider.", param=name)
     refuse_foreign_tools(payload)
-    refuse_unbounded_parts(payload.get("input"), param="input")
+    items = payload.get("input")
+    for number, item in enumerate(items if isinstance(items, list) else ()):
+        _check_item(item, param=f"input[{number}]")
+
+
+def _check_item(item: Body, *, param: str) -> None:
+    """Raise InvalidRequest for an item that is none of ITEMS, or for what it must not hold."""
+    kind = item.get("type", "message")
+    if not isinstance(kind, str) or kind not in ITEMS:
+        names = ", ".join(f"'{name}'" for name in ITEMS)
+        text = f"Invalid value for '{param}.type': supported here are {names}."
+        raise InvalidRequest(text, param=f"{param}.type", code="invalid_value")
+    if kind == "reasoning" and not (item.get("encrypted_content") or item.get("content")):
+        text = "Nothing is kept at the provider: ask for reasoning.encrypted_content, and send it along."
+        raise InvalidRequest(text, param=param, code="unsupported_parameter")
+    for name, parts in ITEMS[kind].items():
+        parts.check(item.get(name), param=f"{param}.{name}")
+    refuse_media(item, param=param)
 
 
 def _items(value: Any) -> list[Any]:
