@@ -150,6 +150,11 @@ IMAGE_URLS = ENV.choice(
 FAILED_KEY_RATE = ENV.rate("FAILED_KEY_RATE", "30/m", help="bad keys from one address before they get 429")
 ADMIN_LOGIN_RATE = ENV.rate("ADMIN_LOGIN_RATE", "10/m", help="log-in attempts in the admin from one address")
 
+# Retention
+LOG_RETENTION_DAYS = ENV.integer(
+    "LOG_RETENTION_DAYS", 90, minimum=0, maximum=36_500, help="days for which request records are kept; 0: for good"
+)
+
 # The first administrator, made by `manage.py bootstrap`
 ADMIN_USERNAME = ENV.text("ADMIN_USERNAME", "admin", help="name of the first administrator")
 ADMIN_PASSWORD = ENV.text(

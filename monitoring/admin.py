@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, ClassVar
 
 from django.contrib import admin
@@ -18,10 +18,9 @@ from accounts.admin.filters import TextFilter, TimeFilter
 from accounts.admin.keyset import KeysetAdmin
 from accounts.admin.typed import Fieldsets, display
 from accounts.models import Account, ApiKey
+from monitoring.ids import CLOCK_SLACK, first_id
 from monitoring.models import RequestRecord
 
-#: How far the time in a record's id may be from its time of admission.
-CLOCK_SLACK = timedelta(minutes=10)
 STATUSES: dict[str, tuple[str, Q]] = {
     "ok": ("Answered (2xx)", Q(status__lt=400)),
     "limited": ("Over a limit (429)", Q(status=429)),
@@ -106,11 +105,6 @@ class RecordTimeFilter(TimeFilter):
         if end is not None:
             queryset = queryset.filter(admitted_at__lt=end, pk__lt=first_id(end + CLOCK_SLACK))
         return queryset
-
-
-def first_id(moment: datetime) -> uuid.UUID:
-    """Return the lowest UUIDv7 of a moment: its milliseconds in the first 48 bits (RFC 9562, section 5.7)."""
-    return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 @admin.register(RequestRecord)

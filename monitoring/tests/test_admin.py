@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.tests.factories import Cast, IssuedKey, make_admin, make_staff
-from monitoring.admin import first_id
+from monitoring.ids import first_id
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import now_micros, recorded
 

@@ -1,0 +1,14 @@
+"""Ids in order of time: what a record's UUIDv7 says of when the request came in."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+
+#: How far the time in a record's id may be from its time of admission: they come from two clocks.
+CLOCK_SLACK = timedelta(minutes=10)
+
+
+def first_id(moment: datetime) -> uuid.UUID:
+    """Return the lowest UUIDv7 of a moment: its milliseconds in the first 48 bits (RFC 9562, section 5.7)."""
+    return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)

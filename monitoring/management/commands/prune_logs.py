@@ -1,0 +1,44 @@
+"""Delete old request records, in small steps that nobody notices."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from monitoring.retention import Cutoff, old_records, prune_records, record_cutoff
+from monitoring.stopping import stop_requests
+
+
+class Command(BaseCommand):
+    """Can be stopped at any time (Ctrl-C, SIGTERM) and run again: each step is whole."""
+
+    help = __doc__
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Take --days and --dry-run."""
+        parser.add_argument("--days", type=int, help="days for which records are kept (default: LOG_RETENTION_DAYS)")
+        parser.add_argument("--dry-run", action="store_true", help="count what would go, and delete nothing")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Prune, and say what was done."""
+        days = settings.LOG_RETENTION_DAYS if options["days"] is None else options["days"]
+        if days < 1:
+            raise CommandError("Records are kept for good: LOG_RETENTION_DAYS is 0. Give --days, 1 or more.")
+        cutoff = record_cutoff(days)
+        if options["dry_run"]:
+            self._say(f"Would prune {old_records(cutoff.at).count():,} records", cutoff)
+            return
+        with stop_requests() as stopping:
+            pruned = prune_records(cutoff.at, wait=stopping.wait)
+        self._say(f"Pruned {pruned.rows:,} records", cutoff, f" ({pruned})")
+
+    def _say(self, what: str, cutoff: Cutoff, how: str = "") -> None:
+        self.stdout.write(f"{what} from before {cutoff.at:%Y-%m-%d %H:%M} UTC{how}.")
+        if cutoff.is_protected:
+            self.stdout.write(
+                f"Younger ones than {cutoff.wanted:%Y-%m-%d %H:%M} UTC would go too, but those from "
+                f"{cutoff.at:%Y-%m-%d} on stay: this month's budgets are counted from them."
+            )

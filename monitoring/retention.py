@@ -1,0 +1,64 @@
+"""How long things are kept: what may go, and from when on.
+
+Records of the present month stay, however few days are asked for: an emptied store of the limits is seeded from them
+(monitoring.ledger). So do those of the month before, while a call admitted in it may still be settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from monitoring.ids import first_id
+from monitoring.models import RequestRecord
+from monitoring.pruning import Pruned, Pruning
+
+#: How long after a month's end its ledger may still be asked for: longer than any call takes.
+LATE_SETTLES = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoff:
+    """The moment before which records go; `wanted` is the one that was asked for, later if budgets need records."""
+
+    at: datetime
+    wanted: datetime
+
+    @property
+    def is_protected(self) -> bool:
+        """Say whether records stay that are older than was asked for."""
+        return self.at < self.wanted
+
+
+def record_cutoff(days: float, *, now: datetime | None = None) -> Cutoff:
+    """Find out which records may go if those of so many days are to be kept."""
+    moment = now or timezone.now()
+    wanted = moment - timedelta(days=days)
+    return Cutoff(min(wanted, _budgets_begin(moment)), wanted)
+
+
+def old_records(cutoff: datetime) -> QuerySet[RequestRecord]:
+    """Select the records that were admitted before a moment and whose ids say so too: those are in the index's order.
+
+    One whose two clocks differ stays until both are before.
+    """
+    return RequestRecord.objects.filter(pk__lt=first_id(cutoff), admitted_at__lt=cutoff)
+
+
+def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
+    """Delete the records that were admitted before a moment, in small steps (see monitoring.pruning)."""
+    return Pruning(
+        within=RequestRecord.objects.filter(pk__lt=first_id(cutoff)),
+        doomed=lambda rows: rows.filter(admitted_at__lt=cutoff),
+        wait=wait,
+    ).run()
+
+
+def _budgets_begin(now: datetime) -> datetime:
+    """Return the beginning of the month (UTC) whose budgets are still counted."""
+    counted = now.astimezone(UTC) - LATE_SETTLES
+    return counted.replace(day=1, hour=0, minute=0, second=0, microsecond=0)

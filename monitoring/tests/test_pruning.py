@@ -1,0 +1,203 @@
+"""Old rows go in small steps: bounded in time, in pauses, in order, and whole whenever it is stopped."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import OperationalError, connection
+from django.utils import timezone
+from pytest_django import Settings
+
+from accounts.tests.factories import Cast
+from monitoring.ids import first_id
+from monitoring.models import RequestRecord
+from monitoring.pruning import MOST_ROWS, Pace, Pruning
+from monitoring.recorder import write_records
+from monitoring.retention import prune_records, record_cutoff
+from monitoring.tests.samples import a_record
+
+pytestmark = pytest.mark.django_db(transaction=True)
+NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.get_fixed_timezone(0))
+
+
+def records(cast: Cast, count: int, *, days_ago: float) -> None:
+    """Write records whose ids and times of admission are so many days ago."""
+    moment = timezone.now() - timedelta(days=days_ago)
+    first, admitted_at = first_id(moment).int, int(moment.timestamp() * 1e6)
+    write_records(
+        [a_record(cast.owner, id=uuid.UUID(int=first + number).hex, admitted_at=admitted_at) for number in range(count)]
+    )
+
+
+def never(seconds: float) -> bool:
+    """Don't pause, don't stop."""
+    return False
+
+
+def pruning(wait: Callable[[float], bool] = never, **changes: Any) -> Pruning:
+    """Make a pruning of all records."""
+    return Pruning(within=RequestRecord.objects.all(), doomed=lambda rows: rows, wait=wait, **changes)
+
+
+def test_it_deletes_what_is_older_and_nothing_else(cast: Cast) -> None:
+    records(cast, 250, days_ago=100)
+    records(cast, 30, days_ago=80)
+    done = prune_records(timezone.now() - timedelta(days=90), wait=never)
+    assert (done.rows, done.was_stopped) == (250, False)
+    assert done.steps >= 2
+    assert RequestRecord.objects.count() == 30
+
+
+def test_it_leaves_a_record_whose_clocks_disagree(cast: Cast) -> None:
+    cutoff = timezone.now() - timedelta(days=90)
+    late = {"id": uuid.UUID(int=first_id(cutoff - timedelta(minutes=1)).int).hex, "admitted_at": micros(cutoff)}
+    early = {"id": uuid.UUID(int=first_id(cutoff).int).hex, "admitted_at": micros(cutoff - timedelta(minutes=1))}
+    write_records([a_record(cast.owner, **late), a_record(cast.owner, **early)])
+    assert prune_records(cutoff, wait=never).rows == 0
+
+
+def micros(moment: datetime) -> int:
+    """Return µs since the epoch."""
+    return int(moment.timestamp() * 1e6)
+
+
+def test_it_pauses_longer_than_a_step_took(cast: Cast) -> None:
+    records(cast, 300, days_ago=100)
+    pauses: list[float] = []
+
+    def note(seconds: float) -> bool:
+        pauses.append(seconds)
+        return False
+
+    done = pruning(note).run()
+    assert len(pauses) == done.steps
+    assert min(pauses) >= 0.02
+    assert max(pauses) >= done.longest * 3 or done.longest < 0.01
+
+
+def test_it_stops_after_any_step_and_goes_on_later(cast: Cast) -> None:
+    records(cast, 300, days_ago=100)
+    done = pruning(lambda _: True).run()
+    assert (done.rows, done.steps, done.was_stopped) == (100, 1, True)
+    assert RequestRecord.objects.count() == 200
+    assert pruning().run().rows == 200
+
+
+def test_it_takes_what_fits_into_its_time() -> None:
+    pace = Pace()
+    pace.learn(0.001)
+    assert pace.rows == 200
+    pace.learn(0.3)
+    assert pace.rows == 20
+    for _ in range(20):
+        pace.learn(0.0)
+    assert pace.rows == MOST_ROWS
+    assert pace.slow_down()
+    assert pace.rows == MOST_ROWS / 4
+
+
+def slow_deletes(seconds: float) -> None:
+    """Let the database take so long for each row that it deletes."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep({seconds}); "
+                "RETURN OLD; END $$; CREATE TRIGGER slow BEFORE DELETE ON monitoring_requestrecord "
+                "FOR EACH ROW EXECUTE FUNCTION slow()"
+            )
+        return
+    connection.connection.create_function("dawdle", 0, lambda: time.sleep(seconds))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TRIGGER slow BEFORE DELETE ON monitoring_requestrecord BEGIN SELECT dawdle(); "
+            "SELECT count(*) FROM (WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 500) "
+            "SELECT x FROM n); END"
+        )
+
+
+def fast_deletes() -> None:
+    """Take the trigger away."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DROP TRIGGER slow ON monitoring_requestrecord; DROP FUNCTION slow()"
+            if connection.vendor == "postgresql"
+            else "DROP TRIGGER slow"
+        )
+
+
+def test_it_breaks_off_a_step_that_takes_too_long_and_takes_smaller_ones(cast: Cast) -> None:
+    records(cast, 60, days_ago=100)
+    slow_deletes(0.003)
+    try:
+        done = pruning().run()
+    finally:
+        fast_deletes()
+    assert done.rows == 60
+    assert done.steps >= 3
+    assert done.longest < 0.2
+    assert RequestRecord.objects.count() == 0
+
+
+def test_it_tells_a_database_that_takes_nothing(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    records(cast, 1, days_ago=100)
+
+    def refuse(*_: Any) -> int:
+        raise OperationalError("away")
+
+    monkeypatch.setattr(Pruning, "_delete", refuse)
+    with pytest.raises(OperationalError):
+        pruning().run()
+
+
+@pytest.mark.parametrize(
+    ("now", "days", "at", "is_protected"),
+    [
+        (NOW, 90, NOW - timedelta(days=90), False),
+        (NOW, 3, NOW.replace(day=1, hour=0), True),
+        (NOW.replace(day=2, hour=1), 1, NOW.replace(day=1, hour=0), True),
+        (NOW.replace(day=1, hour=1), 1, NOW.replace(month=10, day=1, hour=0), True),
+    ],
+    ids=["old", "this-month", "month-begun", "calls-of-last-month-may-settle"],
+)
+def test_it_keeps_the_records_that_budgets_are_counted_from(
+    now: datetime, days: int, at: datetime, is_protected: bool
+) -> None:
+    cutoff = record_cutoff(days, now=now)
+    assert (cutoff.at, cutoff.is_protected) == (at, is_protected)
+
+
+def prune(*arguments: str) -> str:
+    """Run the command and return what it printed."""
+    output = StringIO()
+    call_command("prune_logs", *arguments, stdout=output)
+    return output.getvalue()
+
+
+def test_it_prunes_by_setting_and_says_what_it_did(cast: Cast, settings: Settings) -> None:
+    records(cast, 5, days_ago=70)
+    records(cast, 5, days_ago=50)
+    settings.LOG_RETENTION_DAYS = 60
+    assert "Would prune 5 records" in prune("--dry-run")
+    assert RequestRecord.objects.count() == 10
+    assert "Pruned 5 records" in prune()
+    assert "Pruned 5 records" in prune("--days", "40")
+    assert "Pruned 0 records" in prune()
+
+
+def test_it_says_which_records_stay_for_the_budgets(cast: Cast) -> None:
+    records(cast, 3, days_ago=0)
+    assert "this month's budgets are counted from them" in prune("--days", "1")
+    assert RequestRecord.objects.count() == 3
+
+
+def test_it_prunes_nothing_where_records_are_kept_for_good(settings: Settings) -> None:
+    settings.LOG_RETENTION_DAYS = 0
+    with pytest.raises(CommandError, match="Give --days"):
+        prune()
