@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from accounts.addresses import Network
 from accounts.exceptions import InvalidRequest
-from accounts.models import ApiKey
-from accounts.services import KeySettings
+from accounts.model_names import public_model_name
+from accounts.models import ApiKey, ModelBudget
+from accounts.services import BudgetFor, KeySettings
 from accounts.snapshots import build_identity
 from accounts.validators import DEFAULT_SCOPES
 
@@ -36,6 +37,43 @@ def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings
     if errors:
         raise InvalidRequest("A key can't be given more than the key that makes it has.", errors=errors)
     return cast("KeySettings", settings)
+
+
+def delegated_model_budgets(
+    own: Iterable[ModelBudget], asked: Iterable[Mapping[str, Any]], *, allowed: Callable[[str], bool]
+) -> list[BudgetFor]:
+    """Return the budgets for single models of a new key: as asked, and for the creator's other models as it has them.
+
+    `allowed` says whether the creator may use a model: of others it is not told whether they exist. Raises
+    InvalidRequest where more is asked than the creator's own.
+    """
+    budgets = {each.model: BudgetFor(each.model, each.monthly_token_budget, each.monthly_cost_budget) for each in own}
+    errors: dict[str, list[str]] = {}
+    for each in asked:
+        name = public_model_name(each["model"])
+        if name is None or not allowed(name):
+            errors.setdefault("model_budgets", []).append(f"This key may not use {each['model']}.")
+            continue
+        mine = budgets.get(name, BudgetFor(name, None, None))
+        budgets[name] = BudgetFor(
+            name,
+            _at_most("model_budgets", each["monthly_token_budget"], mine.tokens, errors),
+            _at_most("model_budgets", each["monthly_cost_budget"], mine.cost, errors),
+        )
+    if errors:
+        raise InvalidRequest("A key can't be given more than the key that makes it has.", errors=errors)
+    return list(budgets.values())
+
+
+def exceeds_model_budgets(key: Iterable[ModelBudget], creator: Iterable[ModelBudget]) -> bool:
+    """Say whether a key lacks one of another key's budgets for a model, or has a larger one."""
+    others = {each.model: each for each in key}
+    return any(
+        own is not None and ((other := getattr(others.get(each.model), field, None)) is None or other > own)
+        for each in creator
+        for field in _BUDGETS
+        for own in [getattr(each, field)]
+    )
 
 
 def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:

@@ -14,7 +14,7 @@ from accounts.addresses import is_within
 from accounts.keys import PREFIX, accepted_peppers
 from accounts.limits.contract import LimitName
 from accounts.models import ApiKey
-from accounts.snapshots import Identity, build_identity
+from accounts.snapshots import Identity, build_identity, model_budgets_of
 from accounts.usage import LIVE, RECORDS, Standing, limits_standing
 
 #: The limits whose value a key may have instead of its tier.
@@ -42,6 +42,17 @@ class ExplainedLimit:
     used: int | str | None
     remaining: int | str | None
     reset: int | None
+    model: str | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Say whether nothing is left of it."""
+        return self.remaining is not None and not Decimal(self.remaining)
+
+    @property
+    def whose(self) -> str:
+        """Name whose it is, with the model where it is a budget for one."""
+        return self.owner if self.model is None else f"{self.owner} {self.model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +90,8 @@ def explain_key(key: ApiKey, *, address: str | None = None, beside_the_limits: b
     server's process, another one knows the monthly amounts alone, from the records.
     """
     now = timezone.now()
-    identity = build_identity(key, now)
-    standing = limits_standing(identity.limits, live=beside_the_limits)
+    identity = build_identity(key, now, model_budgets_of(key))
+    standing = limits_standing(identity.every_limit, live=beside_the_limits)
     limits = [_explained(key, state, now) for state in standing.states]
     reasons = [*_state_reasons(key, now), *_address_reasons(identity, address), *_limit_reasons(limits)]
     if standing.source == RECORDS and beside_the_limits and identity.limits.has_budget:
@@ -99,7 +110,10 @@ def explain_key(key: ApiKey, *, address: str | None = None, beside_the_limits: b
         allowed_ips=list(key.allowed_ips),
         max_output_tokens=identity.max_output_tokens,
         cache_enabled=identity.cache_enabled,
-        notes=_notes(key, standing, address, beside_the_limits=beside_the_limits),
+        notes=[
+            *_model_notes(limits),
+            *_notes(key, standing, address, beside_the_limits=beside_the_limits),
+        ],
     )
 
 
@@ -132,7 +146,7 @@ def _explained(key: ApiKey, state: dict[str, Any], now: datetime) -> ExplainedLi
 
 def _source(key: ApiKey, name: LimitName, owner: str, now: datetime) -> str:
     """Say where the value of a limit comes from."""
-    if owner == "account":
+    if owner.startswith("account"):
         return f"account {key.account.name}"
     if name not in OVERRIDABLE:
         return "this key"
@@ -153,12 +167,22 @@ def _limit_reasons(limits: list[ExplainedLimit]) -> list[Reason]:
         LimitName.MONTHLY_TOKENS: "budget_exhausted",
         LimitName.MONTHLY_COST: "budget_exhausted",
     }
-    full = [limit for limit in limits if limit.remaining is not None and not Decimal(limit.remaining)]
     return [
         Reason(
             429, codes[LimitName(each.name)], f"{each.name} of the {each.owner} is full: {each.used} of {each.limit}."
         )
-        for each in full
+        for each in limits
+        if each.is_full and each.model is None
+    ]
+
+
+def _model_notes(limits: list[ExplainedLimit]) -> list[str]:
+    """Say which models have no budget left: calls of others are not refused for it."""
+    return [
+        f"Calls of {each.model} would be refused (429 budget_exhausted): {each.name} of the {each.owner} is full, "
+        f"{each.used} of {each.limit}."
+        for each in limits
+        if each.is_full and each.model is not None
     ]
 
 
@@ -201,7 +225,7 @@ def _table(limits: list[ExplainedLimit]) -> list[str]:
     for limit in limits:
         value = "unlimited" if limit.limit is None else str(limit.limit)
         reset = "" if limit.reset is None else _written(datetime.fromtimestamp(limit.reset, tz=UTC), seconds=True)
-        rows.append((limit.owner, limit.name, value, _shown(limit.used), _shown(limit.remaining), reset, limit.source))
+        rows.append((limit.whose, limit.name, value, _shown(limit.used), _shown(limit.remaining), reset, limit.source))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

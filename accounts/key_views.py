@@ -14,7 +14,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.delegation import delegated_settings, exceeds
+from accounts.delegation import delegated_model_budgets, delegated_settings, exceeds, exceeds_model_budgets
 from accounts.exceptions import InvalidRequest, NotFound, PermissionDenied
 from accounts.models import ApiKey
 from accounts.selectors import api_key_list
@@ -79,10 +79,17 @@ class KeysView(KeyManagementView):
         asked = dict(body.validated_data)
         creator = self.find_key(request, self.identity(request).key_id)
         name = asked.pop("name")
+        identity, wanted = self.identity(request), asked.pop("model_budgets", [])
         settings = delegated_settings(creator, asked)
+        budgets = delegated_model_budgets(creator.model_budgets.all(), wanted, allowed=identity.may_use_model)
         with _refusals_told():
             key, plain = api_key_create(
-                account=creator.account, tier=creator.tier, name=name, actor=self.actor(request), **settings
+                account=creator.account,
+                tier=creator.tier,
+                name=name,
+                actor=self.actor(request),
+                model_budgets=budgets,
+                **settings,
             )
         return Response(_shown(key, plain), status=201)
 
@@ -125,6 +132,8 @@ class KeyRotateView(KeyManagementView):
         key = self.find_key(request, key_id)
         creator = self.find_key(request, self.identity(request).key_id)
         beyond = [] if key.pk == creator.pk else exceeds(key, creator)
+        if key.pk != creator.pk and exceeds_model_budgets(key.model_budgets.all(), creator.model_budgets.all()):
+            beyond.append("model_budgets")
         if beyond:
             raise PermissionDenied(f"That key may do more than the one that asks: {', '.join(beyond)}.")
         grace = timedelta(seconds=body.validated_data["grace_seconds"])

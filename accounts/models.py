@@ -8,10 +8,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from django.core.validators import MinValueValidator
+from django.core.exceptions import ValidationError
+from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
 
+from accounts.model_names import public_model_name
 from accounts.validators import validate_model_names, validate_networks, validate_scopes
 
 DOLLARS: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
@@ -164,6 +166,56 @@ class ApiKey(Budgets):
         if self.expires_at is not None and self.expires_at <= moment:
             return "expired"
         return "active" if self.account.is_active else "disabled"
+
+
+class ModelBudget(Budgets):
+    """What a key, or an account over all its keys, may use of one model in a calendar month (UTC)."""
+
+    account = models.ForeignKey(Account, null=True, blank=True, on_delete=models.CASCADE, related_name="model_budgets")
+    key = models.ForeignKey(ApiKey, null=True, blank=True, on_delete=models.CASCADE, related_name="model_budgets")
+    model = models.CharField(
+        max_length=100,
+        validators=[RegexValidator(r"\A[^\s{}]+\Z", "A name has no spaces or braces.")],
+        help_text="The model's public name; an alias is taken for it.",
+    )
+    first_id = models.BigIntegerField(
+        null=True,
+        editable=False,
+        help_text="Of a rotated key: the budget of the first key, whose ledger goes on.",
+    )
+
+    class Meta:
+        ordering = ["model"]
+        verbose_name = "budget for a model"
+        verbose_name_plural = "budgets for a model"
+        constraints = [
+            models.UniqueConstraint(fields=["account", "model"], name="model_budget_unique_in_account"),
+            models.UniqueConstraint(fields=["key", "model"], name="model_budget_unique_for_key"),
+            models.CheckConstraint(
+                condition=models.Q(account=None, key__isnull=False) | models.Q(account__isnull=False, key=None),
+                name="model_budget_of_key_or_account",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.key or self.account}: {self.model}"
+
+    @property
+    def ledger_id(self) -> int:
+        """The id of its ledger: a budget that is taken away and made again begins with what the records say."""
+        return self.first_id or self.pk
+
+    def clean(self) -> None:
+        """Take an alias for the model's name; refuse names of no model, and a budget of nothing."""
+        name = public_model_name(self.model)
+        if name is None:
+            raise ValidationError({"model": f"No model has the name or alias {self.model}."})
+        self.model = name
+        if self.monthly_token_budget is None and self.monthly_cost_budget is None:
+            raise ValidationError("Set a budget of tokens, of money, or both.")
+        stored = type(self).objects.filter(pk=self.pk).values_list("model", flat=True).first()
+        if stored is not None and stored != name:
+            raise ValidationError({"model": "The model of a budget stays: remove it, and make one for the other."})
 
 
 class AuditEntry(models.Model):

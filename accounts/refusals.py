@@ -13,7 +13,7 @@ from accounts.exceptions import (
     RateLimited,
     TokensLimited,
 )
-from accounts.limits.contract import MINUTE, SECOND, Admission, LimitName, Refusal, Status, Window
+from accounts.limits.contract import MINUTE, SECOND, Admission, LimitName, Refusal, Status, Subject, Window
 
 WINDOW_SECONDS = MINUTE // SECOND
 NANO_DOLLARS = 1_000_000_000
@@ -47,11 +47,17 @@ def describe_refusal(refusal: Refusal) -> dict[str, Any]:
     amount = dollars if refusal.limit is LimitName.MONTHLY_COST else int
     return {
         "name": str(refusal.limit),
-        "owner": refusal.subject.kind,
+        **describe_owner(refusal.subject),
         "used": amount(refusal.used),
         "limit": amount(refusal.limit_value),
         "reset": epoch_seconds(refusal.reset_at),
     }
+
+
+def describe_owner(subject: Subject) -> dict[str, str]:
+    """Say whose a limit is: `key`, `account`, or either's use of one model, which is named then."""
+    owner = {"owner": subject.kind.replace("_", " ")}
+    return owner if subject.model is None else {**owner, "model": subject.model}
 
 
 def dollars(nano: int) -> str:

@@ -21,6 +21,7 @@ def tier_names() -> list[str]:
 def api_key_list(*, account: str | None = None) -> QuerySet[ApiKey]:
     """List keys with their accounts and tiers: all, or those of the account of that name."""
     keys = ApiKey.objects.select_related("account", "tier").order_by("account__name", "name")
+    keys = keys.prefetch_related("model_budgets")
     return keys if account is None else keys.filter(account__name=account)
 
 

@@ -21,7 +21,8 @@ class LimitState(serializers.Serializer[Any]):
     """One limit of the key or its account. Money is a text in US dollars with nine decimals."""
 
     name = serializers.ChoiceField(choices=LIMIT_NAMES)
-    owner = serializers.ChoiceField(choices=["key", "account"])
+    owner = serializers.ChoiceField(choices=["key", "account", "key model", "account model"])
+    model = serializers.CharField(required=False, help_text="Of a budget for one model: which.")
     limit = serializers.JSONField(allow_null=True, help_text="null: no limit.")
     used = serializers.JSONField(allow_null=True, help_text="null: not counted without a limit, or not known now.")
     remaining = serializers.JSONField(allow_null=True)
@@ -43,6 +44,16 @@ class UsageAnswer(serializers.Serializer[Any]):
     limits = LimitState(many=True)
 
 
+class ModelBudgetBody(serializers.Serializer[Any]):
+    """A month's budget for one model. Money is a text in US dollars."""
+
+    model = serializers.CharField(max_length=100, help_text="A public name.")
+    monthly_token_budget = serializers.IntegerField(min_value=0, required=False, allow_null=True, default=None)
+    monthly_cost_budget = serializers.DecimalField(
+        max_digits=19, decimal_places=9, min_value=0, required=False, allow_null=True, default=None
+    )
+
+
 class KeyAnswer(serializers.ModelSerializer[ApiKey]):
     """A key as its account sees it: never the secret."""
 
@@ -56,6 +67,7 @@ class KeyAnswer(serializers.ModelSerializer[ApiKey]):
     concurrent_requests = serializers.IntegerField(
         source="concurrent_requests_override", allow_null=True, help_text="null: the tier's."
     )
+    model_budgets = ModelBudgetBody(many=True)
     state = serializers.ChoiceField(choices=["active", "revoked", "expired", "disabled"], read_only=True)
 
     class Meta:
@@ -76,6 +88,7 @@ class KeyAnswer(serializers.ModelSerializer[ApiKey]):
             "overrides_until",
             "monthly_token_budget",
             "monthly_cost_budget",
+            "model_budgets",
             "created_at",
             "expires_at",
             "revoked_at",
@@ -105,6 +118,16 @@ class StrictSerializer(serializers.Serializer[Any]):
         return super().to_internal_value(data)
 
 
+class StrictModelBudget(StrictSerializer, ModelBudgetBody):
+    """A month's budget for one model, as POST /keys takes it: of tokens, of money, or both."""
+
+    def validate(self, attrs: Any) -> Any:
+        """Refuse a budget of nothing."""
+        if attrs["monthly_token_budget"] is None and attrs["monthly_cost_budget"] is None:
+            raise serializers.ValidationError("Set a budget of tokens, of money, or both.")
+        return attrs
+
+
 class KeyRequest(StrictSerializer):
     """What POST /keys takes; what is left out is as with the key that asks."""
 
@@ -117,6 +140,7 @@ class KeyRequest(StrictSerializer):
     concurrent_requests = serializers.IntegerField(min_value=1, required=False)
     monthly_token_budget = serializers.IntegerField(min_value=0, required=False)
     monthly_cost_budget = serializers.DecimalField(max_digits=19, decimal_places=9, min_value=0, required=False)
+    model_budgets = StrictModelBudget(many=True, required=False)
     expires_at = serializers.DateTimeField(required=False)
 
     def validate_allowed_ips(self, value: list[str]) -> list[str]:

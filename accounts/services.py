@@ -7,18 +7,20 @@ What can't be saved raises django.core.exceptions.ValidationError with messages 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
-from accounts.audit import audit_change, audited_save
+from accounts.audit import audit_change, audited_delete, audited_save
 from accounts.keys import accepted_peppers, digest_key, generate_key, is_well_formed, shown_prefix
-from accounts.models import Account, ApiKey, Tier
+from accounts.model_names import public_model_name
+from accounts.models import Account, ApiKey, ModelBudget, Tier
 from accounts.selectors import api_keys_usable
 from accounts.snapshots import directory
 
@@ -55,6 +57,14 @@ class KeySettings(TypedDict, total=False):
     expires_at: datetime | None
     monthly_token_budget: int | None
     monthly_cost_budget: Decimal | None
+
+
+class BudgetFor(NamedTuple):
+    """A month's budget for one model; None is none."""
+
+    model: str
+    tokens: int | None
+    cost: Decimal | None
 
 
 def account_ensure(*, name: str, actor: str) -> Account:
@@ -96,11 +106,21 @@ def tier_save(*, tier: Tier, actor: str) -> None:
 
 
 def api_key_create(
-    *, account: Account, tier: Tier, name: str, actor: str, **optional: Unpack[KeySettings]
+    *,
+    account: Account,
+    tier: Tier,
+    name: str,
+    actor: str,
+    model_budgets: Iterable[BudgetFor] = (),
+    **optional: Unpack[KeySettings],
 ) -> tuple[ApiKey, str]:
     """Make a key and return it with its text, which nothing keeps."""
     key = ApiKey(account=account, tier=tier, name=name, **optional)
-    return key, api_key_issue(key=key, actor=actor)
+    with transaction.atomic():
+        plain = api_key_issue(key=key, actor=actor)
+        for budget in model_budgets:
+            model_budget_set(owner=key, budget=budget, actor=actor)
+    return key, plain
 
 
 def api_key_issue(*, key: ApiKey, actor: str) -> str:
@@ -178,6 +198,7 @@ def api_key_rotate(*, key: ApiKey, grace: timedelta, actor: str) -> tuple[ApiKey
         successor = ApiKey(name=_successor_name(key), lineage_id=key.limits_id, **inherited)
         plain = generate_key(settings.ENVIRONMENT)
         _store(successor, plain, actor=actor)
+        _inherit_budgets(key, successor, actor=actor)
         key.successor = successor
         key.revoked_at = timezone.now() + grace
         _write(key, actor=actor, action="rotated")
@@ -197,12 +218,48 @@ def api_key_revoke(*, key: ApiKey, actor: str) -> bool:
     return True
 
 
-def _save(instance: Account | Tier | ApiKey, *, actor: str) -> None:
+def model_budget_save(*, budget: ModelBudget, actor: str) -> None:
+    """Save a budget of a key or an account for one model, new or changed."""
+    with transaction.atomic():
+        _save(budget, actor=actor)
+
+
+def model_budget_delete(*, budget: ModelBudget, actor: str) -> None:
+    """Take a budget for one model away."""
+    with transaction.atomic():
+        audited_delete(budget, actor=actor)
+        transaction.on_commit(directory.forget)
+
+
+def model_budget_set(*, owner: Account | ApiKey, budget: BudgetFor, actor: str) -> ModelBudget | None:
+    """Set what a key or an account may use of one model, by its name or alias; a budget of nothing takes it away."""
+    with transaction.atomic():
+        name = public_model_name(budget.model) or budget.model
+        row = owner.model_budgets.filter(model=name).first()
+        if budget.tokens is None and budget.cost is None:
+            if row is not None:
+                model_budget_delete(budget=row, actor=actor)
+            return None
+        row = row or ModelBudget(model=name, **{"key" if isinstance(owner, ApiKey) else "account": owner})
+        row.monthly_token_budget, row.monthly_cost_budget = budget.tokens, budget.cost
+        _save(row, actor=actor)
+        return row
+
+
+def _inherit_budgets(old: ApiKey, successor: ApiKey, *, actor: str) -> None:
+    """Give a successor the budgets for single models, with their ledgers."""
+    for each in old.model_budgets.all():
+        row = ModelBudget(key=successor, model=each.model, first_id=each.ledger_id)
+        row.monthly_token_budget, row.monthly_cost_budget = each.monthly_token_budget, each.monthly_cost_budget
+        _write(row, actor=actor)
+
+
+def _save(instance: Account | Tier | ApiKey | ModelBudget, *, actor: str) -> None:
     instance.full_clean()
     _write(instance, actor=actor)
 
 
-def _write(instance: Account | Tier | ApiKey, *, actor: str, action: str = "") -> None:
+def _write(instance: Account | Tier | ApiKey | ModelBudget, *, actor: str, action: str = "") -> None:
     """Save without asking whether the rest of the row is valid: nothing may keep a key from being stopped."""
     audited_save(instance, actor=actor, action=action)
     transaction.on_commit(directory.forget)

@@ -10,7 +10,7 @@ import ipaddress
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,12 +18,13 @@ from decimal import Decimal
 import structlog
 from django.conf import settings
 from django.db import Error as DatabaseError
+from django.db.models import Exists, OuterRef, Q
 
 from accounts.addresses import Network
 from accounts.exceptions import DependencyUnavailable
 from accounts.keys import digests
 from accounts.limits.contract import Limits, Scope, Subject
-from accounts.models import Account, ApiKey
+from accounts.models import Account, ApiKey, ModelBudget
 from accounts.outage import Outage
 from accounts.validators import DEFAULT_SCOPES
 
@@ -31,6 +32,8 @@ MAX_AGE = 1.0  # seconds
 MAX_ENTRIES = 10_000
 LAST_USED_PRECISION = timedelta(minutes=1)
 NANO_DOLLARS = 1_000_000_000
+#: Whose a budget for a model can be, and where a key's row says who that is.
+BUDGET_OWNERS = {"key": "pk", "account": "account_id"}
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +56,7 @@ class Identity:
     max_output_tokens: int
     limits: Scope
     ends_at: datetime | None
+    model_subjects: tuple[tuple[str, Subject], ...] = ()
 
     #: DRF asks this of request.user.
     is_authenticated = True
@@ -60,6 +64,19 @@ class Identity:
     def may_use_model(self, name: str) -> bool:
         """Say whether tier and key allow a public model name; an empty list allows all."""
         return all(not allowed or name in allowed for allowed in (self.tier_models, self.key_models))
+
+    def limits_for(self, model: str) -> Scope:
+        """Return what a call of a model (by its public name) counts against: budgets for that model too, if any."""
+        extra = tuple(subject for name, subject in self.model_subjects if name == model)
+        return self._with(extra) if extra else self.limits
+
+    @property
+    def every_limit(self) -> Scope:
+        """All that any call of the key may count against."""
+        return self._with(tuple(subject for _, subject in self.model_subjects))
+
+    def _with(self, extra: tuple[Subject, ...]) -> Scope:
+        return Scope(self.limits.account_id, self.limits.subjects + extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +149,20 @@ directory = KeyDirectory()
 
 
 def _query(candidates: list[str]) -> Identity | None:
-    key = ApiKey.objects.select_related("account", "tier").filter(digest__in=candidates).first()
+    own, shared = (ModelBudget.objects.filter(**{field: OuterRef(of)}) for field, of in BUDGET_OWNERS.items())
+    keys = ApiKey.objects.select_related("account", "tier").annotate(has_model_budgets=Exists(own) | Exists(shared))
+    key = keys.filter(digest__in=candidates).first()
     now = datetime.now(UTC)
     if key is None or key.state_at(now) != "active":
         return None
     _touch(key, now)
-    return build_identity(key, now)
+    return build_identity(key, now, model_budgets_of(key) if key.has_model_budgets else ())
+
+
+def model_budgets_of(key: ApiKey) -> list[ModelBudget]:
+    """Read the budgets for single models of a key and of its account, in one query."""
+    found = ModelBudget.objects.select_related("key").filter(Q(key=key) | Q(account=key.account_id))
+    return sorted(found, key=lambda budget: (budget.key is None, budget.model))
 
 
 def _touch(key: ApiKey, now: datetime) -> None:
@@ -150,8 +175,11 @@ def _touch(key: ApiKey, now: datetime) -> None:
         log.warning("last_used_not_written", key_id=key.pk, cause=type(error).__name__)
 
 
-def build_identity(key: ApiKey, now: datetime) -> Identity:
-    """Make the snapshot of a key whose account and tier are loaded, as things stand at `now`."""
+def build_identity(key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudget] = ()) -> Identity:
+    """Make the snapshot of a key whose account and tier are loaded, as things stand at `now`.
+
+    `model_budgets` are those of `model_budgets_of`, for those who ask about them.
+    """
     ends = [moment for moment in (key.expires_at, key.revoked_at) if moment is not None]
     return Identity(
         key_id=key.pk,
@@ -168,6 +196,7 @@ def build_identity(key: ApiKey, now: datetime) -> Identity:
         max_output_tokens=key.tier.max_output_tokens,
         limits=Scope(account_id=key.account_id, subjects=(_key_subject(key, now), account_subject(key.account))),
         ends_at=min(ends, default=None),
+        model_subjects=tuple((budget.model, model_subject(budget)) for budget in model_budgets),
     )
 
 
@@ -199,6 +228,13 @@ def account_subject(account: Account) -> Subject:
         monthly_cost=nano_dollars(account.monthly_cost_budget),
     )
     return Subject(kind="account", id=str(account.pk), limits=limits)
+
+
+def model_subject(budget: ModelBudget) -> Subject:
+    """Make the subject of a budget for one model: `key_model:<key>:<ledger>:<model>`, of an account likewise."""
+    kind, owner = ("key_model", budget.key.limits_id) if budget.key else ("account_model", budget.account_id)
+    limits = Limits(monthly_tokens=budget.monthly_token_budget, monthly_cost=nano_dollars(budget.monthly_cost_budget))
+    return Subject(kind=kind, id=f"{owner}:{budget.ledger_id}:{budget.model}", limits=limits)
 
 
 def nano_dollars(dollars: Decimal | None) -> int | None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from accounts.limits import get_limits, settled_in_database
 from accounts.limits.bounds import Amount
-from accounts.limits.contract import SECOND, LimitName, Limits, Scope, Subject, Unavailable, Window
+from accounts.limits.contract import SECOND, LimitName, Scope, Subject, Unavailable, Window
 from accounts.limits.memory import wall_clock
 from accounts.limits.months import month_end, month_of
-from accounts.refusals import dollars, epoch_seconds
+from accounts.refusals import describe_owner, dollars, epoch_seconds
 
 #: Who knows: the limits themselves, or (while their store is away) the records in the database.
 LIVE, RECORDS = "limits", "records"
@@ -21,10 +21,11 @@ LIVE, RECORDS = "limits", "records"
 class Standing:
     """Where the limits of a scope stood at a moment (µs).
 
-    Each state is `{name, owner, limit, used, remaining, reset}`. `limit` and `remaining` are None where there is no
-    limit; `used` is told all the same, where it is counted. Money is a text in US dollars, `reset` in seconds since
-    the epoch (None for concurrency). With the source RECORDS the monthly amounts lack what is open or not ingested yet,
-    and of rates and slots nobody can tell what is used.
+    Each state is `{name, owner, limit, used, remaining, reset}`, and of a budget for one model `model` too, with the
+    owner `key model` or `account model`. `limit` and `remaining` are None where there is no limit; `used` is told all
+    the same, where it is counted. Money is a text in US dollars, `reset` in seconds since the epoch (None for
+    concurrency). With the source RECORDS the monthly amounts lack what is open or not ingested yet, and of rates and
+    slots nobody can tell what is used.
     """
 
     at: int
@@ -76,8 +77,8 @@ def _from_records(scope: Scope) -> Standing:
 
 
 def subject_states(subject: Subject, used: Used, now: int) -> list[dict[str, Any]]:
-    """List the five limits of one subject, in the order in which they are held."""
-    limits, owner, ends = subject.limits, subject.kind, month_end(month_of(now))
+    """List the five limits of one subject, in the order in which they are held; of a model's budgets the two."""
+    ends = month_end(month_of(now))
     rows = (
         (LimitName.REQUESTS_PER_MINUTE, used.requests, _reset(used.requests_window)),
         (LimitName.TOKENS_PER_MINUTE, used.tokens, _reset(used.tokens_window)),
@@ -85,15 +86,15 @@ def subject_states(subject: Subject, used: Used, now: int) -> list[dict[str, Any
         (LimitName.MONTHLY_TOKENS, used.month.tokens, ends),
         (LimitName.MONTHLY_COST, used.month.cost, ends),
     )
-    return [_state(name, owner, limits, amount, reset) for name, amount, reset in rows]
+    return [_state(name, subject, amount, reset) for name, amount, reset in rows[-2 if subject.model else 0 :]]
 
 
-def _state(name: LimitName, owner: str, limits: Limits, used: int | None, reset: int | None) -> dict[str, Any]:
+def _state(name: LimitName, subject: Subject, used: int | None, reset: int | None) -> dict[str, Any]:
     amount = dollars if name is LimitName.MONTHLY_COST else int
-    limit: int | None = getattr(limits, name)
+    limit: int | None = getattr(subject.limits, name)
     return {
         "name": str(name),
-        "owner": owner,
+        **describe_owner(subject),
         "limit": None if limit is None else amount(limit),
         "used": None if used is None else amount(used),
         "remaining": None if limit is None or used is None else amount(max(0, limit - used)),

@@ -100,7 +100,7 @@ class UsageView(KeyView):
     def get(self, request: Request) -> Response:
         """Tell where every limit of key and account stands."""
         identity: Identity = request._request.identity  # type: ignore[attr-defined]
-        standing = limits_standing(identity.limits)
+        standing = limits_standing(identity.every_limit)
         return Response(
             {
                 "account": identity.account_name,

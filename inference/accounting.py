@@ -23,10 +23,16 @@ class Bill:
         self.record: dict[str, Any] = begin_record(
             trace=caller.trace, identity=caller.identity, endpoint=endpoint, admitted_at=caller.admission.at
         )
+        self.limits = caller.identity.limits
         self.used = Amount()
         self._bound: Bound | None = None
         self._reserved: Reserved | None = None
         self._attempts_reserved = 0
+
+    def name_model(self, name: str) -> None:
+        """Note the model that is called, by its public name: budgets for it alone count too."""
+        self.record["model"] = name
+        self.limits = self.caller.identity.limits_for(name)
 
     @property
     def is_charged(self) -> bool:
@@ -92,7 +98,7 @@ class Bill:
         caller = self.caller
         with caller.trace.stage("limits"):
             get_limits().settle(
-                caller.identity.limits,
+                self.limits,
                 caller.trace.id.hex,
                 admitted_at=caller.admission.at,
                 used=self.used,
@@ -128,7 +134,7 @@ class Bill:
         draft = {**self.record, "status": 500, "error_code": "interrupted", "attempts": self._attempts_reserved}
         try:
             return get_limits().reserve(
-                caller.identity.limits,
+                self.limits,
                 caller.trace.id.hex,
                 admitted_at=caller.admission.at,
                 bound=self._bound,

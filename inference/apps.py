@@ -9,8 +9,11 @@ class InferenceConfig(AppConfig):
     name = "inference"
 
     def ready(self) -> None:
-        """Register the health check of the model."""
+        """Register the health check of the model, and what knows the names of models."""
+        from accounts.model_names import install_reader
+        from inference.selectors import public_name_of
         from inference.upstream.health import llm_health
         from monitoring.health import register_check
 
         register_check("llm", llm_health)
+        install_reader(public_name_of)

@@ -89,7 +89,8 @@ def begin(call: ModelCall, caller: Caller) -> Progress:
     identity = caller.identity
     model = find_model(call.model, identity, kind=call.surface.kind)
     bill = Bill(caller, call.endpoint)
-    bill.record.update(model=model.public_name, cache="bypass")
+    bill.name_model(model.public_name)
+    bill.record["cache"] = "bypass"
     progress = Progress(call, caller, model, bill)
     if call.shares_answer and identity.cache_enabled and (call.reads_cache or call.writes_cache):
         wanted = call.surface.wanted_output(call.payload, identity, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 
 from django.db.models import F, Q, Sum
 
@@ -16,19 +17,29 @@ from monitoring.models import RequestRecord
 
 
 def month_settled(subject: Subject, month: int) -> Amount:
-    """Sum the tokens and cost of a key's or an account's records that were admitted in a month (YYYYMM, UTC)."""
+    """Sum the tokens and cost of a subject's records that were admitted in a month (YYYYMM, UTC)."""
     return months_settled([subject], month)[subject]
 
 
 def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
-    """Sum the same of many keys and accounts, in one query for either kind."""
-    accounts = [int(subject.id) for subject in subjects if subject.kind == "account"]
-    keys = [int(subject.id) for subject in subjects if subject.kind == "key"]
-    found = {"account": _sums("account_id", accounts, month), "key": _sums_of_lineages(keys, month)}
-    return {subject: found[subject.kind].get(int(subject.id), Amount()) for subject in subjects}
+    """Sum the same of many keys, accounts and their budgets for a model, in a few queries however many they are."""
+    settled: dict[Subject, Amount] = {}
+    for kind, of_one in groupby(sorted(subjects, key=lambda each: each.kind), key=lambda each: each.kind):
+        alike = list(of_one)
+        owners, models = {each.owner_id for each in alike}, {each.model for each in alike} - {None}
+        sums = (_sums_of_lineages if kind.startswith("key") else _sums_of_accounts)(owners, models, month)
+        settled |= {each: sums.get((each.owner_id, each.model), Amount()) for each in alike}
+    return settled
 
 
-def _sums_of_lineages(identifiers: list[int], month: int) -> dict[int, Amount]:
+Sums = dict[tuple[int, str | None], Amount]
+
+
+def _sums_of_accounts(identifiers: set[int], models: set[str | None], month: int) -> Sums:
+    return _sums("account_id", identifiers, models, month)
+
+
+def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int) -> Sums:
     """Sum over all the keys that replaced one another, under the id of the first."""
     members = {
         pk: lineage or pk
@@ -36,20 +47,23 @@ def _sums_of_lineages(identifiers: list[int], month: int) -> dict[int, Amount]:
             "pk", "lineage_id"
         )
     }
-    sums: dict[int, Amount] = {}
-    for pk, amount in _sums("key_id", list(members), month).items():
-        sums[members[pk]] = sums.get(members[pk], Amount()) + amount
+    sums: Sums = {}
+    for (pk, model), amount in _sums("key_id", set(members), models, month).items():
+        first = members[pk], model
+        sums[first] = sums.get(first, Amount()) + amount
     return sums
 
 
-def _sums(column: str, identifiers: list[int], month: int) -> dict[int, Amount]:
-    if not identifiers:
-        return {}
+def _sums(column: str, identifiers: set[int], models: set[str | None], month: int) -> Sums:
+    """Sum by owner, under None, or where models are named by owner and model."""
     begin, end = (datetime.fromtimestamp(edge // SECOND, tz=UTC) for edge in (month_start(month), month_end(month)))
-    rows = (
-        RequestRecord.objects.filter(**{f"{column}__in": identifiers}, admitted_at__gte=begin, admitted_at__lt=end)
-        .order_by()
-        .values(column)
-        .annotate(tokens=Sum(F("input_tokens") + F("output_tokens")), dollars=Sum("cost"))
+    records = RequestRecord.objects.filter(
+        **{f"{column}__in": identifiers}, admitted_at__gte=begin, admitted_at__lt=end
     )
-    return {row[column]: Amount(row["tokens"] or 0, nano_dollars(row["dollars"]) or 0) for row in rows}
+    if models:
+        records = records.filter(model__in=models)
+    grouped = records.order_by().values(column, *(["model"] if models else []))
+    rows = grouped.annotate(tokens=Sum(F("input_tokens") + F("output_tokens")), dollars=Sum("cost"))
+    return {
+        (row[column], row.get("model")): Amount(row["tokens"] or 0, nano_dollars(row["dollars"]) or 0) for row in rows
+    }

@@ -23,14 +23,21 @@ SITE_SETTINGS = {"API_KEY_PEPPERS": f"{'n' * 40},{'p' * 40}", "TRUSTED_PROXIES":
 SETUP = """
 import json, uuid
 from decimal import Decimal
-from accounts.tests.factories import make_account, make_key, make_tier
+from accounts.services import BudgetFor, model_budget_set
+from accounts.tests.factories import ACTOR, make_account, make_key, make_tier
 tier = make_tier("short", requests_per_minute=None, max_output_tokens=16, cache_enabled=False)
 def limits(fields):
     return {name: Decimal(value) if name == "monthly_cost_budget" else value for name, value in fields.items()}
 made = []
 for account_limits, key_limits, number in json.loads('WANTED'):
+    owned, shared = (fields.pop("model_budgets", {}) for fields in (key_limits, account_limits))
     account = make_account(uuid.uuid4().hex, **limits(account_limits))
     keys = [make_key(account=account, tier=tier, **limits(key_limits)) for _ in range(number)]
+    for owners, budgets in (([issued.key for issued in keys], owned), ([account], shared)):
+        for owner in owners:
+            for model, (tokens, cost) in budgets.items():
+                budget = BudgetFor(model, tokens, None if cost is None else Decimal(cost))
+                model_budget_set(owner=owner, budget=budget, actor=ACTOR)
     made.append([account.pk, account.name, [[issued.key.pk, issued.key.name, issued.plain] for issued in keys]])
 print(json.dumps(made))
 """

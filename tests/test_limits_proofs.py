@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from inference.catalog import OPENAI_DEFAULT_MODEL as MODEL
 from tests.ledgers import Ledger
 from tests.load import Ask, Reply, finished, volley
 from tests.processes import wait_until
@@ -24,6 +25,8 @@ ALLOWED = 50
 KEYS_OF_AN_ACCOUNT = 4
 KINDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "monthly_tokens", "monthly_cost")
 OWNERS = ("key", "account")
+#: Budgets for the model that is called, of which each is proved of one owner.
+MODEL_BUDGETS = (("monthly_tokens", "key model"), ("monthly_cost", "account model"))
 #: Milliseconds for which admitted calls hold what they took, so that none of it comes back within a round.
 HELD = 4_000
 EXHAUSTED = {
@@ -71,6 +74,9 @@ def limited(kind: str, owner: str, bound: Ledger) -> tuple[dict[str, Any], dict[
     if kind == "monthly_cost":
         nano = ALLOWED * bound.reserved.cost
         value = f"{nano // 10**9}.{nano % 10**9:09d}"
+    if owner.endswith(" model"):
+        budget = {"model_budgets": {MODEL: [None, value] if kind == "monthly_cost" else [value, None]}}
+        return (budget, {}, KEYS_OF_AN_ACCOUNT) if owner == "account model" else ({}, budget, 1)
     field = {"monthly_tokens": "monthly_token_budget", "monthly_cost": "monthly_cost_budget"}.get(kind, kind)
     if owner == "account":
         return {field: value}, {}, KEYS_OF_AN_ACCOUNT
@@ -91,7 +97,8 @@ def test_it_admits_exactly_what_is_allowed_over_four_processes(
     site: Site, bound: Ledger, scale: Callable[[int, int], int]
 ) -> None:
     assert len(site.service.worker_pids()) == WORKERS
-    cases = [(kind, owner) for _ in range(scale(1, 10)) for kind in KINDS for owner in OWNERS]
+    kinds = [*itertools.product(KINDS, OWNERS), *MODEL_BUDGETS]
+    cases = [case for _ in range(scale(1, 10)) for case in kinds]
     site.fake.set(latency_ms=HELD)
     rounds = site.make(*(limited(kind, owner, bound) for kind, owner in cases))
     outcomes = asyncio.run(run_rounds(site, rounds))

@@ -12,9 +12,10 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from accounts import services
-from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link, moment
+from accounts.admin.base import actor_of, change_url, found, link, moment
 from accounts.admin.confirmation import Confirmation, ask, is_confirmed
 from accounts.admin.keys import KeyColumns
+from accounts.admin.model_budgets import ModelBudgetInline, ModelBudgetsAdmin
 from accounts.admin.typed import Fieldsets, TabularInline, action, display
 from accounts.admin.usage_bars import all_bars, attach_usage, bar_of
 from accounts.limits.contract import LimitName
@@ -25,7 +26,7 @@ BUDGET_FIELDS = ("monthly_token_budget", "monthly_cost_budget")
 CAP_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "max_keys")
 
 
-class KeyedAdmin(AuditedAdmin):
+class KeyedAdmin(ModelBudgetsAdmin):
     """Something that keys refer to: it can't be deleted while it has any, and says so before asking."""
 
     #: What to do instead of deleting.
@@ -88,7 +89,7 @@ class AccountAdmin(KeyedAdmin):
     list_filter = ("is_active",)
     search_fields = ("name", "contact")
     readonly_fields = ("status", "created", "used_now")
-    inlines = (KeyInline,)
+    inlines = (ModelBudgetInline, KeyInline)
     actions_detail = ("add_key", "enable", "disable")
     empty_value_display = "none"
     instead = "Disable it instead."
@@ -138,8 +139,8 @@ class AccountAdmin(KeyedAdmin):
         """Show what is used of every limit."""
         return all_bars(account)
 
-    def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[KeyInline], ...]:
-        """Show keys on the page of an account that exists."""
+    def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[TabularInline], ...]:
+        """Show budgets for models, and keys, on the page of an account that exists."""
         return self.inlines if obj else ()
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:

@@ -41,7 +41,7 @@ def check_page(model_admin: ModelAdmin, request: HttpRequest, key: ApiKey) -> Te
 def _row(limit: ExplainedLimit) -> dict[str, Any]:
     resets = None if limit.reset is None else datetime.fromtimestamp(limit.reset, tz=UTC)
     return {
-        "name": f"{TITLES.get(limit.name, limit.name.replace('_', ' '))}, {limit.owner}",
+        "name": f"{TITLES.get(limit.name, limit.name.replace('_', ' '))}, {limit.whose}",
         "limit": "unlimited" if limit.limit is None else limit.limit,
         "used": "—" if limit.used is None else limit.used,
         "remaining": "—" if limit.remaining is None else limit.remaining,

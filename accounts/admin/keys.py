@@ -14,11 +14,12 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from accounts import services
-from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link, moment
+from accounts.admin.base import actor_of, change_url, found, link, moment
 from accounts.admin.confirmation import Confirmation, ask, is_confirmed, selection
 from accounts.admin.filters import TextFilter
 from accounts.admin.key_check import check_page
-from accounts.admin.typed import Fieldsets, action, display
+from accounts.admin.model_budgets import ModelBudgetInline, ModelBudgetsAdmin
+from accounts.admin.typed import Fieldsets, TabularInline, action, display
 from accounts.forms import ApiKeyForm, RotationForm
 from accounts.keys import PREFIX, SHOWN_PREFIX
 from accounts.models import ApiKey
@@ -96,7 +97,7 @@ class KeyColumns:
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(KeyColumns, AuditedAdmin):
+class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     """Keys."""
 
     form = ApiKeyForm
@@ -106,6 +107,7 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
     search_fields = ("prefix", "name")
     search_help_text = "Beginning of a key, or a name"
     autocomplete_fields = ("account",)
+    inlines = (ModelBudgetInline,)
     actions = ("revoke_selected",)
     actions_detail = ("test", "rotate", "revoke")
     settings_fieldsets: ClassVar[Fieldsets] = (
@@ -136,6 +138,10 @@ class ApiKeyAdmin(KeyColumns, AuditedAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
         """Leave a key with the account for which it was made."""
         return (*IDENTITY_FIELDS, "account") if obj else ()
+
+    def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[TabularInline], ...]:
+        """Show budgets for models on the page of a key that exists."""
+        return self.inlines if obj else ()
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Nobody deletes a key: what it did must stay attributable. Revoking stops it."""

@@ -9,10 +9,10 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from accounts.limits import get_limits
-from accounts.limits.contract import LimitName, Scope, SubjectUsage, Unavailable
+from accounts.limits.contract import LimitName, Scope, Subject, SubjectUsage, Unavailable
 from accounts.models import Account
 from accounts.refusals import NANO_DOLLARS
-from accounts.snapshots import account_subject
+from accounts.snapshots import account_subject, model_subject
 
 MONTHLY = (LimitName.MONTHLY_TOKENS, LimitName.MONTHLY_COST)
 TITLES = {
@@ -82,7 +82,8 @@ def bars(usage: SubjectUsage) -> list[Bar]:
         LimitName.MONTHLY_TOKENS: usage.settled.tokens + usage.reserved.tokens,
         LimitName.MONTHLY_COST: usage.settled.cost + usage.reserved.cost,
     }
-    return [Bar(name, amount, getattr(limits, name)) for name, amount in used.items()]
+    names = MONTHLY if usage.subject.model else used
+    return [Bar(name, used[name], getattr(limits, name)) for name in names]
 
 
 def bar_of(account: Account, name: LimitName) -> SafeString:
@@ -94,10 +95,15 @@ def bar_of(account: Account, name: LimitName) -> SafeString:
 
 
 def all_bars(account: Account) -> SafeString:
-    """Draw every limit of one account."""
-    attach_usage([account])
-    usage: SubjectUsage | None = account.used  # type: ignore[attr-defined]
-    if usage is None:
+    """Draw every limit of one account, and its budgets for single models."""
+    subjects = (account_subject(account), *(model_subject(budget) for budget in account.model_budgets.all()))
+    try:
+        (used,) = get_limits().usages([Scope(account.pk, subjects)])
+    except Unavailable:
         return format_html("{}", UNKNOWN)
-    rows = ((TITLES[bar.name], bar.html()) for bar in bars(usage))
+    rows = [(_title(usage.subject, bar), bar.html()) for usage in used for bar in bars(usage)]
     return format_html_join("", '<p class="mb-2"><strong>{}</strong><br>{}</p>', rows)
+
+
+def _title(subject: Subject, bar: Bar) -> str:
+    return TITLES[bar.name] if subject.model is None else f"{TITLES[bar.name]}, {subject.model}"

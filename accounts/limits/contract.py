@@ -29,6 +29,9 @@ LAZY_REAPS = 16  # expired leases of a shard that a reserve clears on its way: k
 
 SUBJECT_NAME = re.compile(r"[a-z_]+:[^\s{}]+")
 
+#: Kinds whose ids are `<key or account>:<ledger>:<model>`.
+MODEL_KINDS = ("key_model", "account_model")
+
 Draft = Mapping[str, Any]
 
 
@@ -75,7 +78,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Somebody or something that has limits: a key, its account, later a key's model or a provider.
+    """Somebody or something that has limits: a key, its account, either's use of one model, a provider.
 
     Kind and id make its name in the store, so neither may contain whitespace or braces, and the kind no colon:
     ValueError else.
@@ -93,6 +96,16 @@ class Subject:
     def name(self) -> str:
         """Name the subject in the store, as in `key:17`."""
         return f"{self.kind}:{self.id}"
+
+    @property
+    def model(self) -> str | None:
+        """Name the model whose use alone is limited (`key_model` and `account_model`); None for all others."""
+        return self.id.split(":", 2)[2] if self.kind in MODEL_KINDS else None
+
+    @property
+    def owner_id(self) -> int:
+        """Give the id of the key or account."""
+        return int(self.id.split(":", 1)[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,8 @@ class TestMakingKeys:
 class TestChangingKeys:
     def change(self, client: Client, key: ApiKey, **changes: Any) -> Any:
         """Change a key on its page."""
-        return client.post(f"{KEYS}{key.pk}/change/", form(name=key.name, tier=key.tier_id, **changes))
+        inline = {f"model_budgets-{name}": "0" for name in ("TOTAL_FORMS", "INITIAL_FORMS", "MIN_NUM_FORMS")}
+        return client.post(f"{KEYS}{key.pk}/change/", form(name=key.name, tier=key.tier_id, **inline, **changes))
 
     def test_it_changes_settings_and_nothing_else(self, admin_site: Client) -> None:
         issued = make_key()

@@ -40,7 +40,8 @@ class TestAccounts:
 
     def test_it_changes_caps_through_the_log(self, admin_site: Client, cast: Cast) -> None:
         account = cast.owner.key.account
-        inline = {f"api_keys-{name}": "0" for name in ("TOTAL_FORMS", "INITIAL_FORMS", "MIN_NUM_FORMS")}
+        names = ("TOTAL_FORMS", "INITIAL_FORMS", "MIN_NUM_FORMS")
+        inline = {f"{inline}-{name}": "0" for inline in ("api_keys", "model_budgets") for name in names}
         admin_site.post(
             f"{ACCOUNTS}{account.pk}/change/", {"name": "acme", "metadata": "{}", "requests_per_minute": "9", **inline}
         )
@@ -93,7 +94,7 @@ class TestAccounts:
     ) -> None:
         for _ in range(30):
             make_key(account=cast.owner.key.account)
-        with django_assert_max_num_queries(12):
+        with django_assert_max_num_queries(13):
             admin_site.get(f"{ACCOUNTS}{cast.owner.key.account_id}/change/")
 
 

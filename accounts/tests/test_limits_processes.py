@@ -21,6 +21,7 @@ ROUNDS = {
     "concurrency": (5, Limits(concurrent_requests=LIMIT)),
     "tokens": (5, Limits(tokens_per_minute=LIMIT * TOKENS_EACH + TOKENS_EACH - 1)),
     "budget": (5, Limits(monthly_tokens=LIMIT * TOKENS_EACH + TOKENS_EACH - 1)),
+    "model budget": (5, Limits(monthly_tokens=LIMIT * TOKENS_EACH + TOKENS_EACH - 1)),
 }
 
 
@@ -70,15 +71,17 @@ def worker(url: str, rounds: list[tuple[str, Scope]], together: Barrier, outcome
         outcomes.put(Outcome(number, len(results) - len(resets), resets))
 
 
-def a_limited_scope(limits: Limits) -> Scope:
+def a_limited_scope(limits: Limits, kind: str) -> Scope:
     scope = a_scope()
+    if kind == "model budget":
+        return Scope(scope.account_id, (*scope.subjects, Subject("account_model", f"{scope.account_id}:1:m", limits)))
     return Scope(scope.account_id, (Subject("key", scope.subjects[0].id, limits), scope.subjects[1]))
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, list[tuple[Scope, list[Outcome]]]]:
     """Run all rounds once; give the outcomes of each round by kind."""
-    rounds = [(kind, a_limited_scope(limits)) for kind, (count, limits) in ROUNDS.items() for _ in range(count)]
+    rounds = [(kind, a_limited_scope(limits, kind)) for kind, (count, limits) in ROUNDS.items() for _ in range(count)]
     context = multiprocessing.get_context("spawn")
     together, queue = context.Barrier(PROCESSES), context.Queue()
     arguments = (shared_redis_url(), rounds, together, queue)
@@ -120,7 +123,7 @@ def test_it_admits_the_first_request_sent_at_the_announced_time(
 def test_it_is_exact_among_the_threads_of_one_process_without_redis() -> None:
     for kind, (_, limits) in ROUNDS.items():
         backend = MemoryBackend(seeder=Database(), sink=lambda record: None)
-        scope, got = a_limited_scope(limits), 0
+        scope, got = a_limited_scope(limits, kind), 0
         for _ in range(PROCESSES):
             got += sum(reset is None for reset in race(backend, scope, kind, backend.now()))
         assert got == LIMIT, kind

@@ -10,9 +10,10 @@ import pytest
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import LimitBackend, Limits, Subject
 from accounts.limits.months import month_of
+from accounts.models import ApiKey
 from accounts.tests.factories import Cast, IssuedKey
 from monitoring.ingester import Ingester
-from monitoring.ledger import month_settled
+from monitoring.ledger import month_settled, months_settled
 from monitoring.recorder import write_records
 from monitoring.tests.samples import a_draft, a_record, now_micros, open_call, recorded, scope_of
 
@@ -78,3 +79,22 @@ def test_it_agrees_with_the_store_once_the_records_came_in(cast: Cast, redis_lim
     key, account = redis_limits.usage(scope)
     assert key.settled == account.settled == Amount(37, 409)
     assert month_settled(of_key(cast.owner), month_of(now_micros())) == Amount(37, 409)
+
+
+def test_it_sums_the_use_of_one_model_by_key_and_by_account(cast: Cast) -> None:
+    at = midnight(11, 15)
+    key, account = cast.owner.key.pk, cast.owner.key.account_id
+    recorded(cast.owner, admitted_at=at, model="a", input_tokens=20, output_tokens=10, cost=25)
+    recorded(cast.owner, admitted_at=at, model="b", input_tokens=1, output_tokens=2, cost=1)
+    recorded(cast.colleague, admitted_at=at, model="a", input_tokens=100, output_tokens=0, cost=7)
+    ApiKey.objects.filter(pk=cast.colleague.key.pk).update(lineage_id=key)
+    subjects = [
+        Subject("key_model", f"{key}:1:a", Limits()),
+        Subject("key_model", f"{key}:2:b", Limits()),
+        Subject("account_model", f"{account}:3:a", Limits()),
+        Subject("account_model", f"{account}:4:c:1", Limits()),
+        Subject("account", str(account), Limits()),
+    ]
+    settled = months_settled(subjects, NOVEMBER)
+    assert [settled[each].tokens for each in subjects] == [130, 3, 130, 0, 133]
+    assert [settled[each].cost for each in subjects] == [32, 1, 32, 0, 33]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django.conf import settings
@@ -18,7 +19,7 @@ from django.utils import timezone
 from accounts import selectors, services
 from accounts.addresses import parse_address
 from accounts.explain import explain_key, explanation_text
-from accounts.models import ApiKey, Tier
+from accounts.models import Account, ApiKey, ModelBudget, Tier
 from accounts.validators import SCOPES
 
 ACTOR = "command:key"
@@ -36,9 +37,9 @@ class Action:
 
 
 class Command(BaseCommand):
-    """Create, list, rotate, revoke and explain API keys."""
+    """Create, list, rotate, revoke and explain API keys; set budgets for single models."""
 
-    help = "Create, list, rotate, revoke and explain API keys."
+    help = "Create, list, rotate, revoke and explain API keys; set budgets for single models."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare one sub-command for each action."""
@@ -105,6 +106,20 @@ class Command(BaseCommand):
         else:
             self.stdout.write(f"{key} of {key.account} had been revoked before.")
 
+    def budget(self, options: dict[str, Any]) -> None:
+        """Set what a key, or an account over all its keys, may use of one model in a month."""
+        owner = _find_key(options) if options["name"] or options["prefix"] else _find_account(options["account"])
+        wanted = services.BudgetFor(options["model"], options["tokens"], options["cost"])
+        if options["remove"] == (wanted.tokens is not None or wanted.cost is not None):
+            raise CommandError("Give --tokens, --cost or both, or --remove.")
+        budget = services.model_budget_set(owner=owner, budget=wanted, actor=ACTOR)
+        if options["json"]:
+            self.stdout.write(json.dumps(_described(budget)))
+        elif budget is None:
+            self.stdout.write(f"{owner} has no budget of its own for {wanted.model}.")
+        else:
+            self.stdout.write(f"{owner} may use {_amounts(budget)} of {budget.model} a month.")
+
     def explain(self, options: dict[str, Any]) -> None:
         """Print whether a request with the key would be admitted now, under which limits, and why not."""
         address: str | None = options["address"]
@@ -147,6 +162,23 @@ def describe(key: ApiKey) -> dict[str, Any]:
     }
 
 
+def _described(budget: ModelBudget | None) -> dict[str, Any] | None:
+    if budget is None:
+        return None
+    cost = budget.monthly_cost_budget
+    return {
+        "model": budget.model,
+        "monthly_token_budget": budget.monthly_token_budget,
+        "monthly_cost_budget": None if cost is None else f"{cost:.9f}",
+    }
+
+
+def _amounts(budget: ModelBudget) -> str:
+    tokens, cost = budget.monthly_token_budget, budget.monthly_cost_budget
+    amounts = [None if tokens is None else f"{tokens:,} tokens", None if cost is None else f"${cost.normalize():f}"]
+    return " and ".join(amount for amount in amounts if amount is not None)
+
+
 def _written(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(timespec="seconds")
 
@@ -163,6 +195,13 @@ def _require_free_name(account: str, name: str) -> None:
     names = selectors.api_key_list(account=account).values_list("name", flat=True)
     if name in names:
         raise CommandError(f"Account {account} already has a key named {name}. Its keys: {', '.join(names)}.")
+
+
+def _find_account(name: str | None) -> Account:
+    account = Account.objects.filter(name=name).first()
+    if account is None:
+        raise CommandError(f"No account is named {name}." if name else "Name the account: --account NAME.")
+    return account
 
 
 def _find_key(options: dict[str, Any]) -> ApiKey:
@@ -212,6 +251,23 @@ def _explain_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--address", help="as if the request came from this IP address")
 
 
+def _budget_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--account", help="whose budget: of all its keys together, without --name")
+    parser.add_argument("--name", help="the key's name")
+    parser.add_argument("--prefix", help="or what is shown of the key, such as ak_live_AbCd")
+    parser.add_argument("--model", required=True, help="the model's name or alias")
+    parser.add_argument("--tokens", type=int, help="tokens a calendar month (UTC)")
+    parser.add_argument("--cost", type=_money, help="US dollars a calendar month (UTC)")
+    parser.add_argument("--remove", action="store_true", help="take the budget away")
+
+
+def _money(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise ArgumentTypeError(f"{text} is no amount of money") from None
+
+
 def _rotate_arguments(parser: ArgumentParser) -> None:
     _choice_arguments(parser)
     help_text = "seconds for which the old key goes on working (default: a day)"
@@ -223,5 +279,6 @@ ACTIONS: dict[str, Action] = {
     "list": Action("List keys, masked.", _list_arguments, Command.show),
     "rotate": Action("Replace a key; the old one works for a grace period.", _rotate_arguments, Command.rotate),
     "revoke": Action("Stop a key for good.", _choice_arguments, Command.revoke),
+    "budget": Action("Set a month's budget for one model.", _budget_arguments, Command.budget),
     "explain": Action("Would a key be admitted now, and why not.", _explain_arguments, Command.explain),
 }
