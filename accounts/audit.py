@@ -17,8 +17,10 @@ from accounts.models import AuditEntry
 
 Values = dict[str, Any]
 
-#: Secrets and their digests, and what changes by mere use.
-UNRECORDED_FIELDS = frozenset({"password", "digest", "pepper_id", "last_used_at", "last_login"})
+#: Secrets and their digests, what changes by mere use, and what stands for a change that has an entry of its own.
+UNRECORDED_FIELDS = frozenset(
+    {"password", "digest", "pepper_id", "last_used_at", "last_login", "cache_generations", "cache_generation"}
+)
 
 
 def audit_record(

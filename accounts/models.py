@@ -83,6 +83,9 @@ class Account(RequestLimits, Budgets):
     is_active = models.BooleanField(default=True, help_text="Off: every key of this account is refused at once.")
     max_keys = models.PositiveIntegerField(null=True, blank=True, help_text="Usable keys at a time. Empty: any number.")
     metadata = models.JSONField(default=dict, blank=True)
+    cache_generations = models.JSONField(
+        default=dict, editable=False, help_text="Part of its cached answers' keys, by model; '' stands for all models."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

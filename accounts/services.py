@@ -7,6 +7,7 @@ What can't be saved raises django.core.exceptions.ValidationError with messages 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -17,7 +18,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
-from accounts.audit import audit_change, audited_delete, audited_save
+from accounts.audit import audit_change, audit_record, audited_delete, audited_save
 from accounts.keys import accepted_peppers, digest_key, generate_key, is_well_formed, shown_prefix
 from accounts.model_names import public_model_name
 from accounts.models import Account, ApiKey, ModelBudget, Tier
@@ -78,8 +79,26 @@ def account_ensure(*, name: str, actor: str) -> Account:
 
 
 def account_save(*, account: Account, actor: str) -> None:
-    """Save an account, new or changed."""
-    _save(account, actor=actor)
+    """Save an account, new or changed; cached answers that were cleared meanwhile stay so."""
+    with transaction.atomic():
+        if account.pk is not None:
+            account.cache_generations = _lock(account).cache_generations
+        _save(account, actor=actor)
+
+
+def account_clear_cache(*, account: Account, actor: str, model: str = "") -> None:
+    """Let none of an account's cached answers, or of those of one model (public name), be found any more.
+
+    Their keys hold the generation that changes here: however many they are, they are gone within a second everywhere,
+    and expire where they lie.
+    """
+    with transaction.atomic():
+        account = _lock(account)
+        kept = account.cache_generations if model else {}
+        account.cache_generations = {**kept, model: secrets.token_hex(4)}
+        account.save(update_fields=["cache_generations"])
+        audit_record(actor=actor, action="cleared", target=account, after={"cached_answers": model or "of all models"})
+        transaction.on_commit(directory.forget)
 
 
 def account_set_active(*, account: Account, active: bool, actor: str) -> None:

@@ -10,8 +10,8 @@ import ipaddress
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -57,9 +57,14 @@ class Identity:
     limits: Scope
     ends_at: datetime | None
     model_subjects: tuple[tuple[str, Subject], ...] = ()
+    cache_generations: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     #: DRF asks this of request.user.
     is_authenticated = True
+
+    def cache_generation(self, model: str) -> str:
+        """Return what changes when the account's cached answers, or those of this model, are cleared."""
+        return f"{self.cache_generations.get('', '')}.{self.cache_generations.get(model, '')}"
 
     def may_use_model(self, name: str) -> bool:
         """Say whether tier and key allow a public model name; an empty list allows all."""
@@ -197,6 +202,7 @@ def build_identity(key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudg
         limits=Scope(account_id=key.account_id, subjects=(_key_subject(key, now), account_subject(key.account))),
         ends_at=min(ends, default=None),
         model_subjects=tuple((budget.model, model_subject(budget)) for budget in model_budgets),
+        cache_generations=key.account.cache_generations,
     )
 
 

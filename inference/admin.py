@@ -12,11 +12,12 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from accounts.admin.base import AuditedAdmin, change_url, found, link, moment
+from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link, moment
+from accounts.admin.confirmation import Confirmation, ask, is_confirmed
 from accounts.admin.typed import TabularInline, action, display
 from inference.catalog import provider_route
 from inference.models import Deployment, Model, Price, Provider
-from inference.services import catalog_delete, catalog_save
+from inference.services import catalog_delete, catalog_save, model_clear_cache
 from inference.upstream.breaker import open_anywhere
 from inference.upstream.client import client
 
@@ -115,6 +116,19 @@ class ModelAdmin(CatalogAdmin):
     search_fields = ("public_name",)
     fields = ("public_name", "aliases", "kind", "context_size", "is_default", "is_enabled")
     inlines = (DeploymentInline,)
+    actions_detail = ("clear_cache",)
+
+    @action(description="Clear cached answers", permissions=["change"], icon="mop", url_path="clear-cache")
+    def clear_cache(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Let no cached answer of the model be found any more, after asking."""
+        model: Model = found(self, request, object_id)
+        if not is_confirmed(request):
+            told = "Within a second every question to this model, of every account, goes to it again, and is billed."
+            title, submit = f"Clear the cached answers of {model}?", "Clear cached answers"
+            return ask(self, request, Confirmation(title, [told], submit, cancel_url=change_url(model)))
+        model_clear_cache(model=model, actor=actor_of(request))
+        messages.success(request, f"The cached answers of {model} are cleared: everywhere within a second.")
+        return HttpResponseRedirect(change_url(model))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Read the deployments of all rows in one query more."""

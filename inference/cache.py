@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -40,9 +40,15 @@ class CachedAnswer:
     deployment: str
 
 
-def answer_key(account_id: int, *, endpoint: str, model: str, payload: Mapping[str, Any]) -> str:
-    """Make the key of a request: SHA-256 of the canonical JSON of all that shapes its answer, the account first."""
-    parts = [account_id, endpoint, model, prompts.VERSION, payload]
+def answer_key(
+    account_id: int, *, endpoint: str, model: str, payload: Mapping[str, Any], generation: Sequence[str] = ()
+) -> str:
+    """Make the key of a request: SHA-256 of the canonical JSON of all that shapes its answer, the account first.
+
+    `generation` are marks of account and model that change when their answers are cleared: what lies under the old
+    ones is never asked for again.
+    """
+    parts = [account_id, generation, endpoint, model, prompts.VERSION, payload]
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -72,6 +72,7 @@ class CatalogModel:
     routes: tuple[Route, ...]
     aliases: tuple[str, ...] = ()
     is_default: bool = False
+    cache_generation: str = ""
 
     @property
     def dearest(self) -> Rates:
@@ -165,6 +166,7 @@ def _read_models() -> dict[str, CatalogModel]:
             routes=tuple(routes[model.pk]),
             aliases=tuple(model.aliases),
             is_default=model.is_default,
+            cache_generation=model.cache_generation,
         )
         for model in Model.objects.filter(is_enabled=True)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -19,6 +20,11 @@ from inference.validators import (
 
 MODEL_NAME = RegexValidator(validators.MODEL_NAME, "Letters, digits and . _ : / @ - only.")
 PRICE: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "default": 0, "validators": [MinValueValidator(0)]}
+
+
+def new_generation() -> str:
+    """Make a mark that no cached answer has yet: not even those of a model of the same name that was deleted."""
+    return secrets.token_hex(4)
 
 
 class Provider(models.Model):
@@ -88,6 +94,9 @@ class Model(models.Model):
     )
     is_enabled = models.BooleanField(default=True, help_text="Off: callers get 404, at once.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+    cache_generation = models.CharField(
+        max_length=16, default=new_generation, editable=False, help_text="Part of its cached answers' keys."
+    )
 
     class Meta:
         ordering = ["public_name"]

@@ -90,7 +90,7 @@ class AccountAdmin(KeyedAdmin):
     search_fields = ("name", "contact")
     readonly_fields = ("status", "created", "used_now")
     inlines = (ModelBudgetInline, KeyInline)
-    actions_detail = ("add_key", "enable", "disable")
+    actions_detail = ("add_key", "clear_cache", "enable", "disable")
     empty_value_display = "none"
     instead = "Disable it instead."
     add_fieldsets: ClassVar[Fieldsets] = (
@@ -171,6 +171,16 @@ class AccountAdmin(KeyedAdmin):
         """Refuse all keys of the account, after asking."""
         return self._switch(request, found(self, request, object_id), active=False)
 
+    @action(description="Clear cached answers", permissions=["change"], icon="mop", url_path="clear-cache")
+    def clear_cache(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Let no cached answer of the account be found any more, after asking."""
+        account: Account = found(self, request, object_id)
+        if not is_confirmed(request):
+            return ask(self, request, _clearing_question(account))
+        services.account_clear_cache(account=account, actor=actor_of(request))
+        messages.success(request, f"The cached answers of {account} are cleared: everywhere within a second.")
+        return HttpResponseRedirect(change_url(account))
+
     @display(description="state", ordering="is_active", label={"active": "success", "disabled": "danger"})
     def status(self, account: Account) -> str:
         """Show whether its keys work."""
@@ -193,6 +203,18 @@ class AccountAdmin(KeyedAdmin):
         done = "enabled" if active else "disabled"
         messages.success(request, f"Account {account} is {done}: everywhere within a second.")
         return HttpResponseRedirect(change_url(account))
+
+
+def _clearing_question(account: Account) -> Confirmation:
+    return Confirmation(
+        title=f"Clear the cached answers of {account}?",
+        consequences=[
+            "Within a second every question of this account goes to a model again, and is billed.",
+            "Of one model only: manage.py cache_clear --account NAME --model NAME.",
+        ],
+        submit="Clear cached answers",
+        cancel_url=change_url(account),
+    )
 
 
 def _switch_question(account: Account, *, active: bool) -> Confirmation:

@@ -17,7 +17,7 @@ from accounts.admin.keyset import KeysetAdmin
 from accounts.admin.typed import display
 from accounts.models import AuditEntry
 
-ACTIONS = ("created", "changed", "deleted", "rotated", "revoked", "enabled", "disabled", "password")
+ACTIONS = ("created", "changed", "deleted", "rotated", "revoked", "enabled", "disabled", "cleared", "password")
 #: How many changed fields the list names.
 NAMED_FIELDS = 4
 
