@@ -250,6 +250,7 @@ def _ask(progress: Progress) -> tuple[Body, Route]:
                 progress.model.routes,
                 lambda route: (_attempt(progress, route, deadline), route),
                 deadline,
+                account_id=caller.identity.account_id,
                 covers_another=bill.covers_another,
             )
         except AttemptFailed as failure:

@@ -234,6 +234,7 @@ class StreamedCall:
                     progress.model.routes,
                     lambda route: self._attempt(progress, route, deadline),
                     deadline,
+                    account_id=progress.caller.identity.account_id,
                     covers_another=progress.bill.covers_another,
                 )
             except AttemptFailed as failure:

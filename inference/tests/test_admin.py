@@ -148,7 +148,7 @@ class TestProviders:
 
     def test_it_shows_an_open_breaker(self, site: Client, deployment: Deployment) -> None:
         for _ in range(FAILURES):
-            breakers.failed(deployment.pk)
+            breakers.failed(deployment.pk, 1, is_unreached=True)
         assert "open" in site.get(DEPLOYMENTS).content.decode()
         assert open_anywhere([deployment.pk]) == {deployment.pk}
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
-from inference.upstream.breaker import COOL_DOWN, FAILURES, LONGEST_COOL_DOWN, Breakers, BreakerState
+from inference.upstream.breaker import (
+    COOL_DOWN,
+    FAILURES,
+    LONGEST_COOL_DOWN,
+    OF_ONE_ACCOUNT,
+    Breakers,
+    BreakerState,
+)
 
 DEPLOYMENT, OTHER = 1, 2
+ACCOUNT, STRANGER, THIRD = 7, 8, 9
 
 
 class Clock:
@@ -35,52 +45,52 @@ def breakers(clock: Clock) -> Breakers:
 
 
 def fail(breakers: Breakers, times: int) -> None:
-    """Let calls to the deployment fail."""
+    """Let no connection to the deployment be made."""
     for _ in range(times):
-        breakers.failed(DEPLOYMENT)
+        breakers.failed(DEPLOYMENT, ACCOUNT, is_unreached=True)
 
 
 def test_it_lets_everything_pass_at_first(breakers: Breakers) -> None:
     assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
-    assert all(breakers.admits(DEPLOYMENT) for _ in range(100))
+    assert all(breakers.admits(DEPLOYMENT, ACCOUNT) for _ in range(100))
 
 
 def test_it_opens_after_failures_in_a_row(breakers: Breakers) -> None:
     fail(breakers, FAILURES - 1)
-    assert breakers.admits(DEPLOYMENT)
+    assert breakers.admits(DEPLOYMENT, ACCOUNT)
     fail(breakers, 1)
     assert breakers.state(DEPLOYMENT) is BreakerState.OPEN
-    assert not breakers.admits(DEPLOYMENT)
+    assert not breakers.admits(DEPLOYMENT, ACCOUNT)
 
 
 def test_it_begins_to_count_anew_after_a_success(breakers: Breakers) -> None:
     fail(breakers, FAILURES - 1)
-    breakers.succeeded(DEPLOYMENT)
+    breakers.succeeded(DEPLOYMENT, ACCOUNT)
     fail(breakers, FAILURES - 1)
     assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
 
 
 def test_it_keeps_a_breaker_for_each_deployment(breakers: Breakers) -> None:
     fail(breakers, FAILURES)
-    assert breakers.admits(OTHER)
+    assert breakers.admits(OTHER, ACCOUNT)
 
 
 def test_it_lets_one_trial_pass_once_it_has_cooled_down(breakers: Breakers, clock: Clock) -> None:
     fail(breakers, FAILURES)
     clock.advance(COOL_DOWN - 0.001)
-    assert not breakers.admits(DEPLOYMENT)
+    assert not breakers.admits(DEPLOYMENT, ACCOUNT)
     clock.advance(0.001)
     assert breakers.state(DEPLOYMENT) is BreakerState.HALF_OPEN
-    assert [breakers.admits(DEPLOYMENT) for _ in range(5)] == [True, False, False, False, False]
+    assert [breakers.admits(DEPLOYMENT, ACCOUNT) for _ in range(5)] == [True, False, False, False, False]
 
 
 def test_it_closes_after_a_trial_that_went_well(breakers: Breakers, clock: Clock) -> None:
     fail(breakers, FAILURES)
     clock.advance(COOL_DOWN)
-    assert breakers.admits(DEPLOYMENT)
-    breakers.succeeded(DEPLOYMENT)
+    assert breakers.admits(DEPLOYMENT, ACCOUNT)
+    breakers.succeeded(DEPLOYMENT, ACCOUNT)
     assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
-    assert all(breakers.admits(DEPLOYMENT) for _ in range(5))
+    assert all(breakers.admits(DEPLOYMENT, ACCOUNT) for _ in range(5))
 
 
 def test_it_stays_open_twice_as_long_after_each_trial_that_failed_up_to_a_longest(
@@ -88,10 +98,10 @@ def test_it_stays_open_twice_as_long_after_each_trial_that_failed_up_to_a_longes
 ) -> None:
     fail(breakers, FAILURES)
     for seconds in (5, 10, 20, 40, 60, 60):
-        assert not breakers.admits(DEPLOYMENT)
+        assert not breakers.admits(DEPLOYMENT, ACCOUNT)
         clock.advance(seconds)
-        assert breakers.admits(DEPLOYMENT), seconds
-        breakers.failed(DEPLOYMENT)
+        assert breakers.admits(DEPLOYMENT, ACCOUNT), seconds
+        breakers.failed(DEPLOYMENT, ACCOUNT, is_unreached=True)
     assert LONGEST_COOL_DOWN == 60
 
 
@@ -106,11 +116,101 @@ def test_it_takes_late_failures_of_calls_that_began_before_for_no_new_reason(bre
 def test_it_lets_another_try_after_a_trial_that_told_nothing(breakers: Breakers, clock: Clock) -> None:
     fail(breakers, FAILURES)
     clock.advance(COOL_DOWN)
-    assert breakers.admits(DEPLOYMENT)
-    breakers.gave_up(DEPLOYMENT)
-    assert breakers.admits(DEPLOYMENT)
+    assert breakers.admits(DEPLOYMENT, ACCOUNT)
+    breakers.gave_up(DEPLOYMENT, ACCOUNT)
+    assert breakers.admits(DEPLOYMENT, ACCOUNT)
 
 
 def test_it_knows_nothing_of_a_deployment_whose_caller_left(breakers: Breakers) -> None:
-    breakers.gave_up(OTHER)
+    breakers.gave_up(OTHER, ACCOUNT)
     assert breakers.state(OTHER) is BreakerState.CLOSED
+
+
+class TestAccounts:
+    """What a request may be the cause of: 5xx, broken answers, timeouts."""
+
+    def answer_badly(self, breakers: Breakers, *accounts: int) -> None:
+        """Let calls of accounts fail in a way that they may be the cause of."""
+        for account in accounts:
+            breakers.failed(DEPLOYMENT, account)
+
+    def test_it_closes_to_the_one_account_whose_calls_fail(self, breakers: Breakers) -> None:
+        self.answer_badly(breakers, *[ACCOUNT] * FAILURES)
+        assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
+        assert not breakers.admits(DEPLOYMENT, ACCOUNT)
+        assert breakers.admits(DEPLOYMENT, STRANGER)
+        assert breakers.admits(OTHER, ACCOUNT)
+
+    def test_it_counts_only_some_of_one_account_for_all(self, breakers: Breakers) -> None:
+        self.answer_badly(breakers, *[ACCOUNT] * 4 * FAILURES, STRANGER)
+        assert breakers.admits(DEPLOYMENT, THIRD)
+        self.answer_badly(breakers, STRANGER)
+        assert breakers.state(DEPLOYMENT) is BreakerState.OPEN
+        assert not breakers.admits(DEPLOYMENT, THIRD)
+
+    def test_it_counts_connections_and_answers_together(self, breakers: Breakers) -> None:
+        self.answer_badly(breakers, *[ACCOUNT] * OF_ONE_ACCOUNT)
+        fail(breakers, FAILURES - OF_ONE_ACCOUNT - 1)
+        assert breakers.admits(DEPLOYMENT, STRANGER)
+        fail(breakers, 1)
+        assert not breakers.admits(DEPLOYMENT, STRANGER)
+
+    def test_it_lets_one_call_of_the_account_try_again(self, breakers: Breakers, clock: Clock) -> None:
+        self.answer_badly(breakers, *[ACCOUNT] * FAILURES)
+        clock.advance(COOL_DOWN)
+        assert [breakers.admits(DEPLOYMENT, ACCOUNT) for _ in range(2)] == [True, False]
+        breakers.failed(DEPLOYMENT, ACCOUNT, is_unreached=True)
+        clock.advance(COOL_DOWN)
+        assert not breakers.admits(DEPLOYMENT, ACCOUNT), "twice as long"
+        clock.advance(COOL_DOWN)
+        assert breakers.admits(DEPLOYMENT, ACCOUNT)
+        breakers.succeeded(DEPLOYMENT, ACCOUNT)
+        assert all(breakers.admits(DEPLOYMENT, ACCOUNT) for _ in range(5))
+
+    def test_it_leaves_the_next_trial_to_another_account(self, breakers: Breakers, clock: Clock) -> None:
+        fail(breakers, FAILURES)
+        clock.advance(COOL_DOWN)
+        assert breakers.admits(DEPLOYMENT, ACCOUNT)
+        self.answer_badly(breakers, ACCOUNT)
+        assert not breakers.admits(DEPLOYMENT, ACCOUNT)
+        assert breakers.admits(DEPLOYMENT, STRANGER)
+        breakers.succeeded(DEPLOYMENT, STRANGER)
+        assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
+
+    def test_it_opens_again_when_the_trials_of_two_accounts_have_failed(self, breakers: Breakers, clock: Clock) -> None:
+        fail(breakers, FAILURES)
+        clock.advance(COOL_DOWN)
+        for account in (ACCOUNT, STRANGER):
+            assert breakers.admits(DEPLOYMENT, account)
+            self.answer_badly(breakers, account)
+        assert not breakers.admits(DEPLOYMENT, THIRD)
+        clock.advance(2 * COOL_DOWN)
+        assert breakers.admits(DEPLOYMENT, THIRD)
+
+
+class TestSnapshot:
+    def test_it_tells_how_things_stand(self, breakers: Breakers, clock: Clock) -> None:
+        assert breakers.snapshot() == {}
+        fail(breakers, FAILURES)
+        for _ in range(FAILURES):
+            breakers.failed(OTHER, ACCOUNT)
+        clock.advance(2)
+        found = breakers.snapshot()
+        assert (found[DEPLOYMENT].state, found[DEPLOYMENT].accounts) == (BreakerState.OPEN, 0)
+        assert (found[OTHER].state, found[OTHER].open_since, found[OTHER].accounts) == (BreakerState.CLOSED, None, 1)
+        since = found[DEPLOYMENT].open_since
+        assert since is not None
+        assert 2 <= (datetime.now(UTC) - since).total_seconds() < 60
+
+    def test_it_tells_since_when_through_trials_that_failed(self, breakers: Breakers, clock: Clock) -> None:
+        fail(breakers, FAILURES)
+        clock.advance(COOL_DOWN)
+        assert breakers.snapshot()[DEPLOYMENT].state is BreakerState.HALF_OPEN
+        assert breakers.admits(DEPLOYMENT, ACCOUNT)
+        fail(breakers, 1)
+        clock.advance(1)
+        since = breakers.snapshot()[DEPLOYMENT].open_since
+        assert since is not None
+        assert (datetime.now(UTC) - since).total_seconds() >= COOL_DOWN + 1
+        breakers.succeeded(DEPLOYMENT, ACCOUNT)
+        assert breakers.snapshot() == {}

@@ -54,9 +54,22 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-def ask(provider: Provider, *routes: Route, seconds: float = 60, covers: Callable[[], bool] = lambda: True) -> int:
+def ask(
+    provider: Provider,
+    *routes: Route,
+    seconds: float = 60,
+    covers: Callable[[], bool] = lambda: True,
+    account: int = 1,
+) -> int:
     """Ask the deployments."""
-    return first_success(routes, provider, Deadline(seconds), covers_another=covers)
+    return first_success(routes, provider, Deadline(seconds), account_id=account, covers_another=covers)
+
+
+def cut_off(*deployments: int) -> None:
+    """Let no connection to deployments be made until their breakers are open."""
+    for number in deployments:
+        for _ in range(FAILURES):
+            breakers.failed(number, 1, is_unreached=True)
 
 
 def test_it_asks_the_first_in_order(pauses: list[float]) -> None:
@@ -156,17 +169,14 @@ def test_it_asks_the_caller_s_limits_before_it_goes_on_after_what_may_be_billed(
 
 
 def test_it_skips_a_deployment_whose_breaker_is_open(pauses: list[float]) -> None:
-    for _ in range(FAILURES):
-        breakers.failed(1)
+    cut_off(1)
     provider = Provider()
     assert ask(provider, FIRST, SECOND) == 2
     assert provider.asked == [2]
 
 
 def test_it_says_when_to_come_back_while_every_breaker_is_open(pauses: list[float]) -> None:
-    for number in (1, 2):
-        for _ in range(FAILURES):
-            breakers.failed(number)
+    cut_off(1, 2)
     with pytest.raises(AttemptFailed) as refused:
         ask(Provider(), FIRST, SECOND)
     assert isinstance(refused.value.error, UpstreamBusy)
@@ -194,30 +204,54 @@ def test_it_fails_where_there_is_no_deployment(pauses: list[float]) -> None:
 def test_it_opens_the_breaker_for_a_provider_that_is_down_and_for_no_other_failure(
     pauses: list[float], verdict: Verdict, state: BreakerState
 ) -> None:
-    for _ in range(FAILURES):
+    for account in range(FAILURES):
         with pytest.raises(AttemptFailed):
-            ask(Provider(d1=[verdict] * ROUNDS), FIRST)
+            ask(Provider(d1=[verdict] * ROUNDS), FIRST, account=account)
     assert breakers.state(1) is state
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state"),
+    [
+        (UNREACHED, BreakerState.OPEN),
+        (BROKEN, BreakerState.CLOSED),
+        (FAILED, BreakerState.CLOSED),
+        (TIMED_OUT, BreakerState.CLOSED),
+    ],
+)
+def test_it_lets_no_account_close_a_deployment_to_others_by_what_it_asks(
+    pauses: list[float], verdict: Verdict, state: BreakerState
+) -> None:
+    for _ in range(3 * FAILURES):
+        with pytest.raises(AttemptFailed):
+            ask(Provider(d1=[verdict] * ROUNDS), FIRST, account=7)
+    assert breakers.state(1) is state
+    if verdict != UNREACHED:
+        provider = Provider()
+        with pytest.raises(AttemptFailed):
+            ask(provider, FIRST, account=7)
+        assert provider.asked == []
+        assert ask(Provider(), FIRST, account=8) == 1
 
 
 def test_it_closes_the_breaker_after_an_answer(pauses: list[float]) -> None:
     for _ in range(FAILURES - 1):
-        breakers.failed(1)
+        breakers.failed(1, 1, is_unreached=True)
     ask(Provider(), FIRST)
-    breakers.failed(1)
+    breakers.failed(1, 1, is_unreached=True)
     assert breakers.state(1) is BreakerState.CLOSED
 
 
 def test_it_tells_a_breaker_that_a_trial_came_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    gave_up: list[int] = []
-    monkeypatch.setattr(breakers, "gave_up", gave_up.append)
+    gave_up: list[tuple[int, int]] = []
+    monkeypatch.setattr(breakers, "gave_up", lambda *whose: gave_up.append(whose))
 
     def leave(to: Route) -> int:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        first_success([FIRST], leave, Deadline(1), covers_another=lambda: True)
-    assert gave_up == [1]
+        first_success([FIRST], leave, Deadline(1), account_id=7, covers_another=lambda: True)
+    assert gave_up == [(1, 7)]
 
 
 def test_it_shares_an_order_by_weight() -> None:

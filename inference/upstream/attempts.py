@@ -14,13 +14,15 @@ class Verdict:
 
     `may_be_billed`: the provider may have worked on the call. `goes_elsewhere`: another deployment may be asked.
     `returns`: the same one may be asked again after a pause. `is_down`: the provider itself failed, as its breaker
-    counts it. `retry_after`: seconds that the provider asked for.
+    counts it; `is_unreached`: no connection could be made, which no request can be the cause of. `retry_after`: seconds
+    that the provider asked for.
     """
 
     may_be_billed: bool
     goes_elsewhere: bool
     returns: bool
     is_down: bool
+    is_unreached: bool = False
     retry_after: float = 0.0
 
 

@@ -25,7 +25,7 @@ DEFAULT_RETRY_AFTER = 5
 LONGEST_RETRY_AFTER = 3600
 
 #: The provider was never reached.
-UNREACHED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=True)
+UNREACHED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=True, is_unreached=True)
 #: It was reached, and broke off or answered nonsense: it may have worked, and bill it; once is enough there.
 BROKEN = Verdict(may_be_billed=True, goes_elsewhere=True, returns=False, is_down=True)
 #: It took longer than the call may take: there is no time for another.

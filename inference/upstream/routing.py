@@ -45,11 +45,17 @@ def by_preference(routes: Iterable[Route], chance: Callable[[], float] = random.
 
 
 def first_success(
-    routes: Iterable[Route], attempt: Attempt[T], deadline: Deadline, *, covers_another: Callable[[], bool]
+    routes: Iterable[Route],
+    attempt: Attempt[T],
+    deadline: Deadline,
+    *,
+    account_id: int,
+    covers_another: Callable[[], bool],
 ) -> T:
     """Try deployments until one answers, and return its answer.
 
     `covers_another` is asked after an attempt that may be billed: whether the caller's limits have room for one more.
+    `account_id` is the caller's account: what its calls meet is not held against a deployment for all.
     Raises the AttemptFailed of the last attempt, or one of UpstreamBusy when every breaker is open.
     """
     choices = by_preference(routes)
@@ -57,9 +63,9 @@ def first_success(
     for number in range(ROUNDS):
         if number and not (failure is not None and _pause(number, failure.verdict, deadline)):
             break
-        for route in _admitted(choices):
+        for route in _admitted(choices, account_id):
             try:
-                return _attempt(route, attempt)
+                return _attempt(route, attempt, account_id)
             except AttemptFailed as failed:
                 failure = failed
                 if not _may_go_on(failed.verdict, deadline, covers_another):
@@ -67,21 +73,24 @@ def first_success(
     raise failure or _none_admitted(choices)
 
 
-def _admitted(choices: Iterable[Route]) -> Iterator[Route]:
+def _admitted(choices: Iterable[Route], account_id: int) -> Iterator[Route]:
     """Yield the routes whose breaker lets a call pass, asking each just before it is tried."""
-    return (route for route in choices if breakers.admits(route.deployment_id))
+    return (route for route in choices if breakers.admits(route.deployment_id, account_id))
 
 
-def _attempt(route: Route, attempt: Attempt[T]) -> T:
+def _attempt(route: Route, attempt: Attempt[T], account_id: int) -> T:
     try:
         answer = attempt(route)
     except AttemptFailed as failed:
-        (breakers.failed if failed.verdict.is_down else breakers.succeeded)(route.deployment_id)
+        if failed.verdict.is_down:
+            breakers.failed(route.deployment_id, account_id, is_unreached=failed.verdict.is_unreached)
+        else:
+            breakers.succeeded(route.deployment_id, account_id)
         raise
     except BaseException:
-        breakers.gave_up(route.deployment_id)
+        breakers.gave_up(route.deployment_id, account_id)
         raise
-    breakers.succeeded(route.deployment_id)
+    breakers.succeeded(route.deployment_id, account_id)
     return answer
 
 

@@ -1,0 +1,67 @@
+"""Budgets for single models, as callers meet them."""
+
+from __future__ import annotations
+
+import pytest
+
+from accounts.exceptions import BudgetExhausted
+from accounts.limits import get_limits
+from accounts.limits.bounds import Amount
+from accounts.services import BudgetFor, model_budget_set
+from accounts.snapshots import build_identity, directory, model_budgets_of
+from accounts.tests.factories import ACTOR
+from inference.catalog import catalog
+from inference.models import Deployment, Model
+from inference.selectors import public_name_of
+from inference.tests.fixtures import MODEL, Api, Records
+from inference.upstream.fake import FakeUpstream
+
+BUDGET = 100_000
+
+
+def spend(api: Api, tokens: int) -> None:
+    """Let the account have used so much of the budgets for the model."""
+    limits, key = get_limits(), api.key.key
+    identity = build_identity(key, key.created_at, model_budgets_of(key))
+    limits.usage(identity.every_limit)  # seeds the ledgers
+    limits.charge(
+        identity.limits_for(MODEL),
+        "0" * 32,
+        admitted_at=limits.now(),
+        used=Amount(tokens),
+        recorded_at=limits.now(),
+    )
+
+
+@pytest.fixture
+def other_model(upstream: FakeUpstream) -> str:
+    """Make a second model at the same provider, and give the first an alias."""
+    first = Deployment.objects.get(model__public_name=MODEL)
+    Model.objects.filter(public_name=MODEL).update(aliases=["smart"])
+    other = Model.objects.create(public_name="other")
+    Deployment.objects.create(model=other, provider=first.provider, upstream_name=MODEL)
+    catalog.forget()
+    return "other"
+
+
+@pytest.mark.parametrize("owner", ["key", "account"])
+@pytest.mark.parametrize("name", [MODEL, "smart"])
+def test_it_refuses_a_model_whose_budget_is_used_up_by_any_of_its_names(
+    api: Api, other_model: str, records: Records, owner: str, name: str
+) -> None:
+    holder = api.key.key if owner == "key" else api.key.key.account
+    model_budget_set(owner=holder, budget=BudgetFor("smart", BUDGET, None), actor=ACTOR)
+    directory.forget()
+    assert api.chat(model=name).status_code == 200
+    spend(api, BUDGET - 1_000)
+    answer = api.chat("another", model=name)
+    assert (answer.status_code, answer.json()["code"]) == (BudgetExhausted.status, BudgetExhausted.code)
+    limit = answer.json()["limit"]
+    assert (limit["name"], limit["owner"], limit["model"]) == ("monthly_tokens", f"{owner} model", MODEL)
+    assert api.chat("another", model=other_model).status_code == 200
+    assert [record.model for record in records()] == [MODEL, MODEL, other_model]
+
+
+def test_it_knows_models_that_are_switched_off(api: Api, other_model: str) -> None:
+    Model.objects.update(is_enabled=False)
+    assert [public_name_of(name) for name in (MODEL, "smart", "other", "none")] == [MODEL, MODEL, "other", None]
