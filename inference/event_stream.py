@@ -6,6 +6,7 @@ import json
 import select
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from django.http import HttpRequest, StreamingHttpResponse
@@ -93,7 +94,7 @@ class DeltaReader(ChunkReader):
         response = "".join(self._said)
         if not response.strip():
             raise UpstreamFailed
-        usage = self.usage or chat_surface.estimate(self._payload, self.body(), model=self._model)
+        usage, _ = self.billed_usage(partial(chat_surface.estimate, self._payload, model=self._model))
         return {
             "response": response,
             "tokens_used": usage.input_tokens + usage.output_tokens,

@@ -12,6 +12,7 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -327,10 +328,8 @@ class StreamedCall:
 
     def _charge(self, progress: Progress, reader: EventReader, route: Route) -> Usage:
         """Charge the usage that the provider sent, or a count of what came until the stream broke off."""
-        usage, source = reader.usage, "provider"
-        if usage is None:
-            body = reader.body()
-            usage, source = self.call.surface.estimate(self.call.payload, body, model=route.upstream_name), "estimated"
+        estimate = partial(self.call.surface.estimate, self.call.payload, model=route.upstream_name)
+        usage, source = reader.billed_usage(estimate)
         progress.bill.charge(usage, route.rates, source=source)
         return usage
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from inference.surfaces.base import Body, Usage, is_count, read_openai_usage, read_response_usage
@@ -47,6 +47,9 @@ class EventReader(ABC):
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self.is_done = False
+        #: Whether the usage came without a piece of the answer, and whether more of that was generated since.
+        self._usage_stands_alone = True
+        self._usage_is_early = False
         self._rest = b""
         self._kept: list[bytes] = []
 
@@ -87,6 +90,26 @@ class EventReader(ABC):
         """Parse every event that came until now."""
         return parse_events(self.text)
 
+    def billed_usage(self, estimate: Callable[[Body], Usage]) -> tuple[Usage, str]:
+        """Return what the stream used, and where that is known from: "provider" or "estimated".
+
+        A provider is believed about all that came: at the stream's end, or by a usage that stands alone after the last
+        piece. One that it told earlier, or tells with every piece, lacks what was generated since: then each figure is
+        the higher one of its own and of an estimate, which `estimate` makes of the body.
+        """
+        told = self.usage
+        if told is not None and not self._usage_is_early and (self.is_done or self._usage_stands_alone):
+            return told, "provider"
+        counted = estimate(self.body())
+        if told is None:
+            return counted, "estimated"
+        most = Usage(
+            max(told.input_tokens, counted.input_tokens),
+            told.cached_tokens,
+            max(told.output_tokens, counted.output_tokens),
+        )
+        return most, "estimated"
+
     @abstractmethod
     def body(self) -> Body:
         """Put what came until now together, as the answer would have been without a stream; for estimates."""
@@ -110,14 +133,19 @@ class EventReader(ABC):
 
     def _is_plain(self, events: bytes) -> bool:
         are_whole = events.count(END_OF_OBJECT) == events.count(END_OF_EVENT)
-        return are_whole and not any(sign in events for sign in self.signs)
+        return are_whole and not self._is_signed(events)
+
+    def _is_signed(self, events: bytes) -> bool:
+        """Say whether something may be in events; after the usage, whether more is generated is looked for in each."""
+        looks_for_more = self.usage is not None and not self._usage_is_early
+        return looks_for_more or any(sign in events for sign in self.signs)
 
     def _relay(self, event: bytes) -> bytes:
         """Return what is forwarded of one event. Raises BrokenStream."""
         return event + END_OF_EVENT if self._passes(event) else b""
 
     def _passes(self, event: bytes) -> bool:
-        if event.endswith(b"}") and not any(sign in event for sign in self.signs):
+        if event.endswith(b"}") and not self._is_signed(event):
             return True
         data = event_data(event)
         if data == DONE:
@@ -144,7 +172,9 @@ class ChunkReader(EventReader):
             raise BrokenStream("error event")
         usage = read_openai_usage(event.get("usage"))
         if usage is not None:
-            self.usage = usage
+            self.usage, self._usage_is_early, self._usage_stands_alone = usage, False, not event.get("choices")
+        elif self.usage is not None and any(map(_generates, choices_in(event))):
+            self._usage_is_early = True
         return self._forwards_usage or bool(event.get("choices")) or usage is None
 
     def _forward(self, events: bytes) -> bytes:
@@ -197,6 +227,11 @@ def _join(choice: dict[str, Any], chunk: Body) -> None:
     choice["text"] += text if isinstance(text, str) else ""
     choice["message"]["content"] += "".join(_generated(chunk.get("delta")))
     choice["finish_reason"] = chunk.get("finish_reason") or choice.get("finish_reason")
+
+
+def _generates(choice: Body) -> bool:
+    """Say whether a chunk's choice brings more text."""
+    return bool(choice.get("text")) or any(_generated(choice.get("delta")))
 
 
 def _generated(value: Any, name: str = "") -> Iterator[str]:

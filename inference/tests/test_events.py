@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -96,6 +97,50 @@ def test_it_takes_the_end_of_the_stream_for_that_of_its_last_event(end: bytes) -
     reader = ChunkReader(forwards_usage=False)
     assert follow(reader, chunk("Hello") + end).startswith(chunk("Hello") + b"data:")
     assert reader.is_done
+
+
+COUNTED = Usage(4, 0, 9)
+
+
+def billed(reader: EventReader) -> tuple[Usage, str]:
+    """Return what a stream is billed, whose tokens are counted as COUNTED."""
+    return reader.billed_usage(lambda body: COUNTED)
+
+
+LAST = event({"choices": [], "usage": USAGE})
+FINISH = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+
+
+@pytest.mark.parametrize("make", [lambda: ChunkReader(forwards_usage=False), lambda: ChunkReader(forwards_usage=True)])
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (chunk("Hello") + LAST + DONE, True),
+        (chunk("Hello") + FINISH + LAST, True),
+        (chunk("Hello", usage=USAGE) + DONE, True),
+        (chunk("Hello", usage=USAGE) + FINISH + DONE, True),
+        (chunk("Hello") + LAST + FINISH + DONE, True),
+        (chunk("Hello", usage=USAGE), False),
+        (chunk("Hello", usage=USAGE) + chunk(" you", usage=USAGE), False),
+        (LAST + chunk("Hello") + chunk(" you"), False),
+        (LAST + chunk("Hello") + chunk(" you") + DONE, False),
+        (LAST + event({"choices": [{"index": 0, "text": "Hello"}]}) + DONE, False),
+        (LAST + chunk("Hello") + LAST + DONE, True),
+    ],
+)
+def test_it_believes_usage_that_was_told_at_the_end_only(
+    make: Callable[[], ChunkReader], sent: bytes, told: bool
+) -> None:
+    for step in (1, 1000):
+        reader = make()
+        follow(reader, *(sent[start : start + step] for start in range(0, len(sent), step)))
+        assert billed(reader) == ((Usage(5, 3, 2), "provider") if told else (Usage(5, 3, 9), "estimated"))
+
+
+def test_it_counts_where_no_usage_was_told() -> None:
+    reader = ChunkReader(forwards_usage=False)
+    follow(reader, chunk("Hello") + DONE)
+    assert billed(reader) == (COUNTED, "estimated")
 
 
 def test_it_takes_a_stream_without_an_answer_for_broken() -> None:
