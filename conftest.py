@@ -55,13 +55,14 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     from inference.catalog import catalog
     from inference.upstream.breaker import breakers
     from inference.upstream.health import llm_health
+    from monitoring.health import recent_readiness, recent_report
 
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
     for alias in () if settings.CACHE_URL else settings.CACHES:
         caches[alias].clear()
     guard.paused_until = float("-inf")
-    known = (directory, catalog, breakers, llm_health, claims)
+    known = (directory, catalog, breakers, llm_health, claims, recent_report, recent_readiness)
     for forget in (reset_limits, directory._outage.over, *(each.forget for each in known)):
         forget()
 

@@ -35,9 +35,14 @@ class KeyView(APIView):
         super().perform_authentication(request)
         self.is_authenticated = request.user is not None
 
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
+        """Take the first renderer where nothing is acceptable: `initial` refuses that in its turn."""
+        return super().perform_content_negotiation(request, force=True)
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Authenticate and count the request, then ask for the scope: a refusal for want of it counts as well."""
+        """Authenticate and count the request before it is refused: for what it accepts, or for want of the scope."""
         super().initial(request, *args, **kwargs)
+        super().perform_content_negotiation(request)
         identity = getattr(request._request, "identity", None)
         if self.required_scope and identity is not None and self.required_scope not in identity.scopes:
             raise ScopeDenied

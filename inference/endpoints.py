@@ -57,15 +57,6 @@ class ModelEndpoint(KeyView):
             wrapped._stream = request  # type: ignore[assignment]
         return wrapped
 
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Authenticate and count the request before it is refused for what it accepts."""
-        super().initial(request, *args, **kwargs)
-        super().perform_content_negotiation(request)
-
-    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """Take the first renderer where nothing is acceptable: `initial` refuses that in its turn."""
-        return super().perform_content_negotiation(request, force=True)
-
     def caller(self, request: Request) -> Caller:
         """Return who asks, in which request."""
         plain = request._request

@@ -6,10 +6,12 @@ unhealthy only when the database is away; anything else that is away leaves it d
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
 import structlog
 from django.conf import settings
@@ -22,6 +24,10 @@ from accounts.limits.redis import records_stream, redis_client
 
 #: Seconds that a record may wait for the ingester before that is called a lag.
 LAG_SECONDS = 30
+#: Seconds for which an answer is given again.
+REMEMBERED_SECONDS = 1.0
+#: The one client of the process for this; its pool knows of forks.
+_client = lru_cache(maxsize=1)(redis_client)
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +40,7 @@ class Health(StrEnum):
     AWAY = "unhealthy"
 
 
+T = TypeVar("T")
 Check = Callable[[], Health]
 _checks: dict[str, Check] = {}
 
@@ -55,6 +62,31 @@ def health_report() -> dict[str, Any]:
         "checks": {name: str(result) for name, result in results.items()},
         "response_time_ms": round((time.perf_counter() - began) * 1000, 1),
     }
+
+
+class Remembered(Generic[T]):
+    """What a function said within the last second: anybody may ask for it, and one asks the stores for all."""
+
+    def __init__(self, ask: Callable[[], T], clock: Callable[[], float] = time.monotonic) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._said: tuple[float, T] | None = None
+
+    def __call__(self) -> T:
+        """Return what it said, or ask it; others wait for the answer meanwhile."""
+        said = self._said
+        if said is None or self._clock() - said[0] >= REMEMBERED_SECONDS:
+            with self._lock:
+                said = self._said
+                if said is None or self._clock() - said[0] >= REMEMBERED_SECONDS:
+                    answer = self._ask()
+                    said = self._said = (self._clock(), answer)
+        return said[1]
+
+    def forget(self) -> None:
+        """Ask again the next time."""
+        self._said = None
 
 
 def database_health() -> Health:
@@ -87,14 +119,10 @@ def ingest_health() -> Health:
 
 def ingest_lag() -> float:
     """Return for how many seconds the oldest record has been waiting; 0 when none is."""
-    client = redis_client(settings.REDIS_URL)
-    try:
-        pipeline = client.pipeline(transaction=False)
-        for shard in range(SHARDS):
-            pipeline.xrange(records_stream(shard), count=1)
-        oldest = [int(entries[0][0].split(b"-")[0]) for entries in pipeline.execute() if entries]
-    finally:
-        client.close()
+    pipeline = _client(settings.REDIS_URL).pipeline(transaction=False)
+    for shard in range(SHARDS):
+        pipeline.xrange(records_stream(shard), count=1)
+    oldest = [int(entries[0][0].split(b"-")[0]) for entries in pipeline.execute() if entries]
     return max(0.0, time.time() - min(oldest) / 1000) if oldest else 0.0
 
 
@@ -106,6 +134,9 @@ def probe(name: str, check: Check) -> Health:
         log.warning("health_check_failed", check=name, cause=type(error).__name__)
         return Health.AWAY
 
+
+recent_report = Remembered(health_report)
+recent_readiness = Remembered(lambda: probe("database", database_health))
 
 register_check("database", database_health)
 register_check("cache", cache_health)

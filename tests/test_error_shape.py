@@ -132,6 +132,11 @@ CASES = [
     Case(405, "method_not_allowed", "/", "PUT", key=None, authenticated=False),
     # 406: nothing acceptable
     *each_model_endpoint(406, "not_acceptable", headers={"Accept": "text/xml"}),
+    *[Case(406, "not_acceptable", path, "GET", headers={"Accept": "text/xml"}) for path in READS],
+    *[
+        Case(401, "api_key_required", path, "GET", key=None, headers={"Accept": "text/xml"}, authenticated=False)
+        for path in (*READS, "/keys")
+    ],
     Case(406, "not_acceptable", "/health", "GET", key=None, headers={"Accept": "text/xml"}, authenticated=False),
     # 409 and 422: an Idempotency-Key that is taken
     *each_model_endpoint(409, "idempotency_in_progress", headers=ONCE, broken="in progress"),
@@ -157,7 +162,7 @@ CASES = [
     *by_fault(503, "upstream_busy", "http_429"),
     *each_model_endpoint(503, "dependency_unavailable", broken="database", authenticated=False),
     Case(503, "dependency_unavailable", "/stats", "GET", broken="database", authenticated=False),
-    *by_fault(504, "upstream_timeout", "hang", "http_408"),
+    *by_fault(504, "upstream_timeout", "hang", "http_408", "http_504"),
 ]
 #: Codes that OpenAI's clients know by another name.
 OPENAI_CODES = {"rate_limited": "rate_limit_exceeded", "budget_exhausted": "insufficient_quota"}

@@ -13,6 +13,7 @@ import structlog
 
 from inference.tests.fixtures import PROMPT, PROVIDER_SECRET, Api, LogLines
 from inference.upstream.fake import LEAK_MARKER, FakeUpstream
+from monitoring.health import recent_readiness
 
 
 def line_of(lines: LogLines, event: str) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def test_it_tells_of_health_checks_only_when_they_fail(
 ) -> None:
     assert api.get("/health/ready", key=None).status_code == 200
     assert log_lines() == []
-    monkeypatch.setattr("monitoring.views.database_health", lambda: 1 / 0)
+    monkeypatch.setattr("monitoring.health.database_health", lambda: 1 / 0)
+    recent_readiness.forget()
     assert api.get("/health/ready", key=None).status_code == 503
     assert line_of(log_lines, "request")["status"] == 503
 

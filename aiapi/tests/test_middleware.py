@@ -117,6 +117,18 @@ def test_it_answers_a_preflight_without_a_key_and_counts_nothing(
     assert api.chat()["X-RateLimit-Remaining"] == "4"
 
 
+def test_it_lets_openai_s_client_in_a_browser_send_its_headers(api: Api, cors: LazySettings) -> None:
+    sent = (
+        "authorization,content-type,idempotency-key,traceparent,x-stainless-arch,x-stainless-lang,x-stainless-os,"
+        "x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,"
+        "x-stainless-timeout,x-stainless-helper-method,openai-organization,openai-project"
+    )
+    asked = {"Origin": APP, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": sent}
+    answer = api.send("OPTIONS", "/v1/chat/completions", key=None, headers=asked)
+    assert answer["Access-Control-Allow-Origin"] == APP
+    assert set(sent.split(",")) <= {name.strip() for name in answer["Access-Control-Allow-Headers"].split(",")}
+
+
 def test_it_exposes_its_headers_on_answers_and_errors(api: Api, upstream: FakeUpstream, cors: LazySettings) -> None:
     origin = {"Origin": APP}
     answers = [

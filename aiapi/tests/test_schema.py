@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
@@ -31,6 +32,14 @@ def document(api: Api) -> Any:
 def operations(document: Any) -> list[tuple[str, str, Any]]:
     """Return path, method and description of every operation."""
     return [(path, method, each) for path, item in document["paths"].items() for method, each in item.items()]
+
+
+def test_it_is_written_once_a_process(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = api.get("/openapi.json", key=None)
+    monkeypatch.setattr(SchemaGenerator, "get_schema", None)
+    for accepted in ("application/json", "application/vnd.oai.openapi+json", "text/html"):
+        again = api.get("/openapi.json", key=None, headers={"Accept": accepted})
+        assert (again.status_code, again.content) == (200, first.content)
 
 
 def test_it_is_valid_openapi_3_1(document: Any) -> None:
