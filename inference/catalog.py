@@ -59,6 +59,8 @@ class Route:
     rates: Rates
     is_azure: bool = False
     api_version: str = ""
+    #: Whether connections are held to the addresses that a provider entered in the admin may have.
+    is_guarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,7 @@ def _route(deployment: Deployment, rates: Rates) -> Route:
         provider=provider.name,
         is_azure=provider.style == Provider.Style.AZURE,
         api_version=provider.api_version,
+        is_guarded=not provider.from_environment,
         base_url=provider.base_url,
         api_key_variable=provider.api_key_variable,
         extra_headers=tuple(sorted(provider.extra_headers.items())),

@@ -250,7 +250,9 @@ class StreamedCall:
         surface = self.call.surface
         payload = surface.as_stream(outgoing(progress, route))
         try:
-            return client.open_stream(route, surface.path, payload, seconds=deadline.left, abort=self._abort)
+            return client.open_stream(
+                route, surface.path, payload, seconds=deadline.left, opens=surface.opens_stream, abort=self._abort
+            )
         except AttemptFailed as failure:
             if self._is_unwanted():
                 self._billed_by = route if failure.verdict.may_be_billed else None

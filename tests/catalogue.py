@@ -24,8 +24,9 @@ for row in wanted["models"]:
     fields = {"kind": row["kind"], "context_size": 128000}
     model, _ = Model.objects.get_or_create(public_name=row["name"], defaults=fields)
     for order, url in enumerate(row["urls"]):
+        defaults = {"base_url": url, "from_environment": True}  # as such it may be on this machine
         provider, _ = Provider.objects.get_or_create(
-            name=f"provider-{order}-{url.rpartition(':')[2].partition('/')[0]}", defaults={"base_url": url})
+            name=f"provider-{order}-{url.rpartition(':')[2].partition('/')[0]}", defaults=defaults)
         deployment = Deployment.objects.create(model=model, provider=provider, upstream_name=row["name"], order=order)
         Price.objects.create(deployment=deployment, input_per_million=Decimal(row["input"]),
                              cached_input_per_million=Decimal(row["cached"]), output_per_million=Decimal(row["output"]))

@@ -82,6 +82,10 @@ class Surface(ABC):
         """Make what follows the stream that the payload asks for."""
         raise NotImplementedError("only of endpoints that stream")
 
+    def opens_stream(self, event: Body) -> bool:
+        """Say whether an event may be a stream's first: not an error, nor what another kind of server sends."""
+        return isinstance(event.get("choices"), list) and not event.get("error")
+
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the same payload again may get the same answer (the table is in docs/api.md)."""
         return False

@@ -18,6 +18,8 @@ END_OF_EVENT = b"\n\n"
 #: How an event ends that holds a whole object; one that ends otherwise is looked into.
 END_OF_OBJECT = b"}" + END_OF_EVENT
 DONE = b"[DONE]"
+#: How the lines of an event begin (HTML standard, section 9.2.6); the first is a comment's.
+FIELDS = (b":", b"data", b"event", b"id", b"retry")
 #: What chunks carry where usage was asked for and isn't there yet.
 NO_USAGE = re.compile(rb',\s*"usage":\s*null')
 #: How the choices of a chunk begin, where there are any.
@@ -43,6 +45,8 @@ class EventReader(ABC):
 
     #: Bytes without which an event needs no look.
     signs: tuple[bytes, ...] = (b'"usage"', b'"error"', DONE)
+    #: How events begin that need no look either.
+    start: bytes = b"data:"
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -132,8 +136,9 @@ class EventReader(ABC):
         return bytes(forwarded)
 
     def _is_plain(self, events: bytes) -> bool:
-        are_whole = events.count(END_OF_OBJECT) == events.count(END_OF_EVENT)
-        return are_whole and not self._is_signed(events)
+        number = events.count(END_OF_EVENT)
+        are_whole = events.count(END_OF_OBJECT) == number and events.startswith(self.start)
+        return are_whole and events.count(END_OF_EVENT + self.start) == number - 1 and not self._is_signed(events)
 
     def _is_signed(self, events: bytes) -> bool:
         """Say whether something may be in events; after the usage, whether more is generated is looked for in each."""
@@ -145,7 +150,7 @@ class EventReader(ABC):
         return event + END_OF_EVENT if self._passes(event) else b""
 
     def _passes(self, event: bytes) -> bool:
-        if event.endswith(b"}") and not self._is_signed(event):
+        if event.endswith(b"}") and event.startswith(self.start) and not self._is_signed(event):
             return True
         data = event_data(event)
         if data == DONE:
@@ -153,7 +158,10 @@ class EventReader(ABC):
             if not any(CHOICE.search(events) for events in self._kept):
                 raise BrokenStream("no choices")
             return True
-        return self.look(parse_data(data)) if data else True
+        if not data:
+            refuse_garbage(event)
+            return True
+        return self.look(parse_data(data))
 
 
 class ChunkReader(EventReader):
@@ -197,6 +205,7 @@ class ResponseReader(EventReader):
     """Events of responses, which end with one that holds the whole response."""
 
     signs = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"', b"event: error")
+    start = b"event:"
 
     def look(self, event: Body) -> bool:
         """Take the usage at the end. A failed response is an error whose text is the provider's."""
@@ -262,6 +271,44 @@ def parse_events(text: bytes) -> Iterator[Body]:
                 yield parse_data(data)
             except BrokenStream:
                 continue
+
+
+def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> bytes:
+    """Read until the first event is there that holds data, and return what came from there on.
+
+    Comments, which providers send while they work, are no answer yet. Raises BrokenStream where the stream ends before,
+    or the first event is none that `opens` such a stream.
+    """
+    data = b""
+    for piece in pieces:
+        data = _with_lf(data + piece)
+        while END_OF_EVENT in data:
+            event, _, rest = data.partition(END_OF_EVENT)
+            if _is_opening(event, opens):
+                return data
+            data = rest
+        if len(data) > LONGEST_EVENT:
+            raise BrokenStream("an event without end")
+    if _is_opening(data.rstrip(b"\r\n"), opens):
+        return data
+    raise BrokenStream("no event")
+
+
+def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
+    """Say whether an event holds data. Raises BrokenStream if that is not what opens the stream."""
+    data = event_data(event)
+    if not data:
+        refuse_garbage(event)
+        return False
+    if data == DONE or not opens(parse_data(data)):
+        raise BrokenStream("no event of this endpoint")
+    return True
+
+
+def refuse_garbage(event: bytes) -> None:
+    """Raise BrokenStream for lines that are neither fields nor comments: a page of a proxy, say."""
+    if not all(line.startswith(FIELDS) for line in event.split(b"\n") if line):
+        raise BrokenStream("no event")
 
 
 def event_data(event: bytes) -> bytes:

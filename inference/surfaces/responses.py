@@ -86,6 +86,11 @@ class ResponseSurface(Surface):
         """Ask for a stream; its last event holds the usage."""
         return {**payload, "stream": True}
 
+    def opens_stream(self, event: Body) -> bool:
+        """Say whether it is an event of a response that has not failed at once."""
+        kind = event.get("type")
+        return isinstance(kind, str) and kind.startswith("response.") and kind != "response.failed"
+
     def reader(self, payload: Payload) -> ResponseReader:
         """Follow the events of a response."""
         return ResponseReader()

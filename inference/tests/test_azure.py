@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inference.catalog import Rates, Route
+from inference.surfaces.chat import chat_surface
 from inference.upstream.client import Client
 from inference.upstream.fake import FakeUpstream
 
@@ -46,6 +47,6 @@ def test_it_calls_the_deployments_own_path_with_the_version_and_the_key(fake: Fa
 
 def test_it_streams(fake: FakeUpstream, route: Route) -> None:
     payload = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
-    stream = Client().open_stream(route, "/chat/completions", payload, seconds=5, idle_seconds=5)
+    stream = Client().open_stream(route, "/chat/completions", payload, seconds=5, opens=chat_surface.opens_stream)
     assert b"[DONE]" in stream.first + b"".join(stream)
     assert fake.requests[0].path == "/openai/deployments/mine/chat/completions"

@@ -16,6 +16,7 @@ from inference.event_stream import DeltaReader
 from inference.surfaces import events as events_module
 from inference.surfaces.base import Usage
 from inference.surfaces.events import BrokenStream, ChunkReader, EventReader, ResponseReader, parse_events
+from inference.surfaces.responses import response_surface
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
 DONE = b"data: [DONE]\n\n"
@@ -307,3 +308,29 @@ def test_it_tells_of_a_filtered_answer_once_its_usage_is_known() -> None:
 def test_it_fails_for_an_empty_answer() -> None:
     with pytest.raises(UpstreamFailed):
         delta_reader().feed(chunk(" ") + DONE)
+
+
+@pytest.mark.parametrize("garbage", [b"Bad gateway\n\n", b'{"a": 1}\n\n', b"<p>}\n\n"])
+def test_it_passes_no_garbage_on(garbage: bytes) -> None:
+    for sent in (chunk("Hello") + garbage, garbage + chunk("Hello"), garbage):
+        with pytest.raises(BrokenStream) as broken:
+            ChunkReader(forwards_usage=False).feed(sent)
+        assert garbage not in broken.value.before
+
+
+def test_it_passes_what_has_no_data_on() -> None:
+    sent = b": a comment\n\nevent: ping\n\nretry: 5\nid: 1\n\n" + chunk("Hello")
+    assert ChunkReader(forwards_usage=False).feed(sent) == sent
+
+
+@pytest.mark.parametrize(
+    ("first", "opens"),
+    [
+        ({"type": "response.created", "response": {}}, True),
+        ({"type": "response.failed", "response": {}}, False),
+        ({"type": "error", "message": "m"}, False),
+        ({"choices": []}, False),
+    ],
+)
+def test_it_knows_what_opens_a_stream_of_a_response(first: dict[str, Any], opens: bool) -> None:
+    assert response_surface.opens_stream(first) is opens

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +18,8 @@ from django.conf import LazySettings
 
 from accounts.exceptions import UpstreamFailed, UpstreamTimeout
 from inference.catalog import Rates, Route
+from inference.surfaces.chat import chat_surface
+from inference.tests.odd_provider import odd_provider
 from inference.tests.wire import HELLO
 from inference.upstream.attempts import AttemptFailed, Verdict
 from inference.upstream.client import Client, UpstreamStream
@@ -59,7 +64,8 @@ def open_stream(
 ) -> UpstreamStream:
     """Open a stream."""
     where = route(provider.base_url)
-    return client.open_stream(where, CHAT, STREAM, seconds=seconds, idle_seconds=idle, abort=abort)
+    opens = chat_surface.opens_stream
+    return client.open_stream(where, CHAT, STREAM, seconds=seconds, opens=opens, idle_seconds=idle, abort=abort)
 
 
 def connections(provider: FakeUpstream) -> int:
@@ -109,6 +115,152 @@ def test_it_connects_anew_where_the_provider_has_closed(client: Client, provider
     provider.refuse()
     provider.listen()
     assert call(client, provider)
+
+
+@contextmanager
+def forgetful(*ends: bytes | None) -> Iterator[tuple[str, list[int]]]:
+    """Run a provider that answers the first request of each connection, and yield its URL and what it counted.
+
+    The next request there is read, and the connection ended with these bytes; None: it is reset.
+    """
+    served: list[int] = []
+    whole = json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole
+    endings = iter(ends)
+
+    def serve(connection: socket.socket, number: int) -> None:
+        with connection:
+            connection.recv(65536)
+            served.append(number)
+            connection.sendall(answer)
+            if not connection.recv(65536):
+                return
+            served.append(number)
+            ending = next(endings)
+            if ending is None:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                connection.sendall(ending)
+
+    def accept(listener: socket.socket) -> None:
+        number = 0
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            number += 1
+            threading.Thread(target=serve, args=(connection, number), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", served
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("ending", [b"", None])
+def test_it_sends_once_more_where_a_kept_connection_had_ended(client: Client, ending: bytes | None) -> None:
+    with forgetful(ending) as (url, served):
+        for _ in range(2):
+            assert client.call(route(url), CHAT, PAYLOAD, seconds=5)
+    assert served == [1, 1, 2]
+
+
+def test_it_does_not_send_again_what_was_answered_in_part(client: Client) -> None:
+    with forgetful(b"HTTP/1.1 2") as (url, served):
+        assert client.call(route(url), CHAT, PAYLOAD, seconds=5)
+        with pytest.raises(AttemptFailed) as failed:
+            client.call(route(url), CHAT, PAYLOAD, seconds=5)
+    assert failed.value.verdict == BROKEN
+    assert served == [1, 1]
+
+
+def test_it_takes_a_new_connection_for_what_it_sends_once_more(client: Client) -> None:
+    with forgetful(b"", b"") as (url, served):
+        together = threading.Barrier(2)
+
+        def call_together() -> None:
+            together.wait(5)
+            client.call(route(url), CHAT, PAYLOAD, seconds=5)
+
+        threads = [threading.Thread(target=call_together) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        assert client.call(route(url), CHAT, PAYLOAD, seconds=5)
+    assert served[-1] == max(served)
+
+
+def test_it_sends_no_more_of_what_nobody_wants(client: Client) -> None:
+    abort = Abort()
+    with forgetful(b"") as (url, served):
+        assert client.call(route(url), CHAT, PAYLOAD, seconds=5)
+        abort.shut_down = lambda: None  # type: ignore[method-assign]  # the other side ends it first
+        abort.watch = lambda connection: setattr(abort, "is_set", True)  # type: ignore[method-assign]
+        with pytest.raises(AttemptFailed) as failed:
+            client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream, abort=abort)
+    assert failed.value.verdict == BROKEN
+    assert served == [1, 1]
+
+
+def test_it_sends_nothing_to_where_a_name_must_not_lead(client: Client, provider: FakeUpstream) -> None:
+    guarded = replace(route(provider.base_url.replace("127.0.0.1", "localhost")), is_guarded=True)
+    with pytest.raises(AttemptFailed) as failed:
+        client.call(guarded, CHAT, PAYLOAD, seconds=5)
+    assert failed.value.verdict == UNREACHED
+    with pytest.raises(AttemptFailed):
+        client.open_stream(guarded, CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
+    assert not client.is_reachable(guarded, seconds=5)
+    assert provider.requests == []
+    assert client.call(replace(guarded, is_guarded=False), CHAT, PAYLOAD, seconds=5)
+    with pytest.raises(AttemptFailed):
+        client.call(guarded, CHAT, PAYLOAD, seconds=5)
+
+
+def test_it_connects_where_a_guarded_name_may_lead(
+    client: Client, provider: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.upstream.transport.is_forbidden_address", lambda address: address != "127.0.0.1")
+    assert client.call(replace(route(provider.base_url), is_guarded=True), CHAT, PAYLOAD, seconds=5)
+
+
+EVENTS = {"Content-Type": "text/event-stream"}
+CHUNK = b'data: {"choices": [{"index": 0, "delta": {"content": "hi"}}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\n\n",
+        b": processing\n\n" * 3,
+        b"event: ping\n\n",
+        b"data: [DONE]\n\n",
+        b"<html>\n<body>secret</body>\n\n" + CHUNK,
+        b": processing\n\nBad gateway\n\n" + CHUNK,
+        b"data: not JSON\n\n" + CHUNK,
+        b"data: [1]\n\n" + CHUNK,
+        b'data: {"object": "error", "message": "secret"}\n\n' + CHUNK,
+        b'data: {"choices": [], "error": {"message": "secret"}}\n\n',
+        b'{"choices": [{}]}\n\n' + CHUNK,
+    ],
+)
+def test_it_takes_what_is_no_event_of_the_endpoint_for_no_answer(client: Client, body: bytes) -> None:
+    with odd_provider(body, headers=EVENTS) as url, pytest.raises(AttemptFailed) as failed:
+        client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
+    assert failed.value.verdict == BROKEN
+
+
+@pytest.mark.parametrize("before", [b"", b": processing\n\n", b"\n\n: a\r\n\r\nid: 1\n\n", b"event: ping\n\n:\n\n"])
+@pytest.mark.parametrize("body", [CHUNK, CHUNK.rstrip(), CHUNK.replace(b"\n", b"\r\n"), CHUNK * 2])
+def test_it_begins_a_stream_with_its_first_event(client: Client, before: bytes, body: bytes) -> None:
+    with odd_provider(before + body, headers=EVENTS) as url:
+        stream = client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
+        assert stream.first + b"".join(stream) == body.replace(b"\r\n", b"\n")
+        stream.close()
 
 
 def test_it_hands_over_each_piece_as_it_comes(client: Client, provider: FakeUpstream) -> None:

@@ -29,6 +29,7 @@ OUTCOMES = {
     "http_429": (503, "upstream_busy", "http 429 rate_limit_exceeded"),
     "http_500": (502, "upstream_failed", "http 500"),
     "http_503": (502, "upstream_failed", "http 503 overloaded"),
+    "http_504": (504, "upstream_timeout", "http 504"),
     "refuse": (502, "upstream_failed", "connection"),
     "reset": (502, "upstream_failed", "Error"),
     "cut": (502, "upstream_failed", "Error"),
@@ -103,7 +104,7 @@ def test_it_charges_nothing_where_the_provider_bills_nothing(
     assert not any((record.input_tokens, record.output_tokens, record.cost))
 
 
-@pytest.mark.parametrize("fault", ["broken_json", "cut", "hang", "empty_choices"])
+@pytest.mark.parametrize("fault", ["broken_json", "cut", "hang", "empty_choices", "http_504"])
 def test_it_charges_the_bound_where_nobody_knows(
     api: Api, upstream: FakeUpstream, records: Records, fault: str
 ) -> None:

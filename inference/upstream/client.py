@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -23,6 +23,7 @@ from django.conf import settings
 from openai._models import FinalRequestOptions
 
 from inference.catalog import Route
+from inference.surfaces.events import BrokenStream, read_opening
 from inference.upstream.errors import FAILURES, cause_of, failed_attempt
 from inference.upstream.transport import Abort, PooledTransport, abortable
 
@@ -53,12 +54,13 @@ def _refuse_constant(name: str) -> None:
 
 
 class UpstreamStream:
-    """An open stream of one deployment: its first bytes, then the others as they come.
+    """An open stream of one deployment: what came with its first event, then the bytes that follow as they come.
 
-    `close` may be called from another thread or greenlet, and ends a read that is under way.
+    `opens` says of that event whether it is one of the endpoint. `close` may be called from another thread or greenlet,
+    and ends a read that is under way.
     """
 
-    def __init__(self, response: httpx2.Response, route: Route) -> None:
+    def __init__(self, response: httpx2.Response, route: Route, opens: Callable[[dict[str, Any]], bool]) -> None:
         self.route = route
         self._is_closed = False
         self._response = response
@@ -66,10 +68,10 @@ class UpstreamStream:
         try:
             if "text/event-stream" not in response.headers.get("Content-Type", ""):
                 raise ValueError("no stream of events")
-            self.first = next(self._reads)
-        except StopIteration:
+            self.first = read_opening(self._reads, opens)
+        except BrokenStream as error:
             self.close()
-            raise ValueError("an empty stream") from None
+            raise ValueError(str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -116,10 +118,9 @@ class Client:
     """Keeps the SDK's clients, one an address and secret, all over one connection pool."""
 
     def __init__(self) -> None:
-        self.transport = PooledTransport()
+        self._transports = {is_guarded: PooledTransport(is_guarded=is_guarded) for is_guarded in (False, True)}
         self._endpoints: dict[tuple[Any, ...], _Prepared] = {}
-        self._http: httpx2.Client | None = None
-        self._clients: dict[tuple[str, str], openai.OpenAI] = {}
+        self._clients: dict[tuple[str, str, bool], openai.OpenAI] = {}
         self._lock = threading.Lock()
 
     def call(self, route: Route, path: str, payload: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
@@ -142,19 +143,20 @@ class Client:
         payload: Mapping[str, Any],
         *,
         seconds: float,
+        opens: Callable[[dict[str, Any]], bool],
         idle_seconds: float | None = None,
         abort: Abort | None = None,
     ) -> UpstreamStream:
-        """Post a body and return the stream of its answer as soon as its first bytes are there.
+        """Post a body and return the stream of its answer as soon as its first event is there.
 
-        They may take `seconds`, the next ones `idle_seconds` each (None: as long as it is, until somebody closes the
-        stream); `abort` may end the wait for them. Raises
-        AttemptFailed, also for an answer that is no stream of events, or an empty one.
+        That may take `seconds`, the next bytes `idle_seconds` each (None: as long as it is, until somebody closes the
+        stream); `abort` may end the wait for it. Raises AttemptFailed, also for an answer that is no stream of events,
+        an empty one, or one whose first event is none that `opens` a stream of this endpoint.
         """
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
         try:
             with _deadline(seconds), abortable(abort):
-                stream = UpstreamStream(self._open(route, path, seconds, body), route)
+                stream = UpstreamStream(self._open(route, path, seconds, body), route, opens)
             abort.limit(idle_seconds)
             return stream
         except FAILURES as error:
@@ -179,7 +181,7 @@ class Client:
     def _post(self, route: Route, path: str, seconds: float, body: dict[str, Any]) -> bytes:
         """Post a body over the pool, and return the answer's; raises the SDK's exception for an error."""
         prepared, connect = self._prepared(route, path), min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
-        status, headers, answer = self.transport.post(
+        status, headers, answer = self._transports[route.is_guarded].post(
             prepared.url, prepared.headers, _written(body), connect=connect, read=seconds
         )
         if _is_success(status):
@@ -190,7 +192,9 @@ class Client:
         """Post a body over the pool, and return the answer while it comes in; raises as `_post`."""
         prepared, connect = self._prepared(route, path), min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
         headers = {**prepared.headers, **STREAM_HEADERS}
-        response = self.transport.open(prepared.url, headers, _written(body), connect=connect, read=seconds)
+        response = self._transports[route.is_guarded].open(
+            prepared.url, headers, _written(body), connect=connect, read=seconds
+        )
         if _is_success(response.status_code):
             return response
         response.read()
@@ -225,18 +229,17 @@ class Client:
         return options
 
     def _client(self, route: Route) -> openai.OpenAI:
-        secret = _secret(route)
-        client = self._clients.get((route.base_url, secret))
+        key = (route.base_url, _secret(route), route.is_guarded)
+        client = self._clients.get(key)
         if client is None:
             with self._lock:
-                client = self._clients.setdefault((route.base_url, secret), self._connect(route.base_url, secret))
+                client = self._clients.setdefault(key, self._connect(*key))
         return client
 
-    def _connect(self, base_url: str, secret: str) -> openai.OpenAI:
-        if self._http is None:
-            self._http = httpx2.Client(transport=self.transport, follow_redirects=False, trust_env=False)
+    def _connect(self, base_url: str, secret: str, is_guarded: bool) -> openai.OpenAI:
+        http = httpx2.Client(transport=self._transports[is_guarded], follow_redirects=False, trust_env=False)
         # The SDK insists on a secret; a provider without one ignores the header.
-        return openai.OpenAI(base_url=base_url, api_key=secret or "none", http_client=self._http, max_retries=0)
+        return openai.OpenAI(base_url=base_url, api_key=secret or "none", http_client=http, max_retries=0)
 
     def _timeout(self, seconds: float) -> httpx2.Timeout:
         return httpx2.Timeout(seconds, connect=min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT))

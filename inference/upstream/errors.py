@@ -21,6 +21,8 @@ from inference.upstream.attempts import REJECTED, AttemptFailed, Verdict
 FAILURES = (openai.OpenAIError, httpx2.HTTPError, ValueError, RecursionError, OSError)
 #: What may pass of a provider's `code` and `param`: names, not sentences.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,50}\Z")
+#: A gateway between gave the model up, which may have worked on, and is billed: 504, and Cloudflare's own.
+GATEWAY_TIMEOUTS = (504, 524)
 DEFAULT_RETRY_AFTER = 5
 LONGEST_RETRY_AFTER = 3600
 
@@ -74,7 +76,9 @@ def _from_status(error: openai.APIStatusError) -> tuple[ApiError, Verdict, str]:
     if status == 429:
         seconds = retry_after_seconds(error.response.headers.get("Retry-After"))
         return UpstreamBusy(retry_after=seconds or DEFAULT_RETRY_AFTER), replace(BUSY, retry_after=seconds), cause
-    if status in (408, 504):
+    if status in GATEWAY_TIMEOUTS:
+        return UpstreamTimeout(), BROKEN, cause
+    if status == 408:
         return UpstreamTimeout(), FAILED, cause
     return UpstreamFailed(), FAILED if status >= 500 else MISCONFIGURED, cause
 

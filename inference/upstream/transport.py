@@ -7,9 +7,11 @@ the request's extensions, as httpx2 passes them: connect, read, write and pool, 
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from http.client import HTTPResponse
 from typing import Any, BinaryIO
 
 import httpx2
@@ -25,6 +27,8 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 from urllib3.util import Timeout
+
+from inference.validators import is_forbidden_address
 
 #: Idle connections kept for each provider; more are made when needed, and closed after use.
 KEPT_CONNECTIONS = 200
@@ -57,7 +61,8 @@ class Abort:
     def limit(self, seconds: float | None) -> None:
         """Let the reads that follow take so many seconds each; None: as long as it is."""
         if self._socket is not None:
-            self._socket.settimeout(seconds)
+            with suppress(OSError):  # it is closed already: all of the answer is there
+                self._socket.settimeout(seconds)
 
     def watch(self, connection: HTTPConnection) -> None:
         """Note over what the request is sent; raises NewConnectionError, as if nobody were there, if it is unwanted."""
@@ -84,18 +89,81 @@ def abortable(abort: Abort) -> Iterator[None]:
         _abort.reset(token)
 
 
+#: Whether the request that this thread or greenlet sends next needs a connection of its own.
+_fresh: ContextVar[bool] = ContextVar("fresh", default=False)
+
+
+class Unanswered(ProtocolError):
+    """A connection that had served others ended before the first byte of this answer: it may have ended before us."""
+
+
+class _Response(HTTPResponse):
+    """A response that tells by Unanswered that nothing of it came."""
+
+    def _read_status(self) -> Any:
+        try:
+            has_begun = bool(self.fp.peek(1))
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise Unanswered("reset") from error
+        if not has_begun:
+            raise Unanswered("closed")
+        return super()._read_status()  # type: ignore[misc]
+
+
 class _Watched(HTTPConnection):
+    response_class = _Response
+    is_guarded = False
+    #: Whether it answered before, and may have been closed by the other side since.
+    has_answered = False
+
+    def connect(self) -> None:
+        self.has_answered = False
+        super().connect()
+
+    def _new_conn(self) -> socket.socket:
+        """Connect; a guarded connection is given up before a byte is sent if its name led where it must not."""
+        connected = super()._new_conn()
+        if self.is_guarded and is_forbidden_address(str(connected.getpeername()[0])):
+            connected.close()
+            raise NewConnectionError(self, "the name leads to an address that is not allowed")
+        return connected
+
     def request(self, *args: Any, **options: Any) -> None:
+        if _fresh.get():
+            self.close()
+        if self.sock is None:
+            self.connect()
         abort = _abort.get(None)
         if abort is not None:
-            if self.sock is None:
-                self.connect()
             abort.watch(self)
-        super().request(*args, **options)
+        try:
+            super().request(*args, **options)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise (Unanswered if self.has_answered else ProtocolError)("closed") from error
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as in urllib3 itself
+        try:
+            response = super().getresponse()
+        except Unanswered as error:
+            if self.has_answered:
+                raise
+            raise ProtocolError("no answer") from error
+        self.has_answered = True
+        return response
 
 
 class _WatchedTLS(_Watched, HTTPSConnection):
     pass
+
+
+class _Guarded(_Watched):
+    is_guarded = True
+
+
+class _GuardedTLS(_WatchedTLS):
+    is_guarded = True
 
 
 class _Pool(HTTPConnectionPool):
@@ -106,12 +174,26 @@ class _PoolTLS(HTTPSConnectionPool):
     ConnectionCls = _WatchedTLS
 
 
-class PooledTransport(httpx2.BaseTransport):
-    """Sends requests over pools that the process's threads or greenlets share."""
+class _GuardedPool(HTTPConnectionPool):
+    ConnectionCls = _Guarded
 
-    def __init__(self) -> None:
+
+class _GuardedPoolTLS(HTTPSConnectionPool):
+    ConnectionCls = _GuardedTLS
+
+
+class PooledTransport(httpx2.BaseTransport):
+    """Sends requests over pools that the process's threads or greenlets share.
+
+    A guarded one connects to no address that validate_provider_url forbids: it checked the name, which may lead
+    elsewhere by now.
+    """
+
+    def __init__(self, *, is_guarded: bool = False) -> None:
         self._pools = urllib3.PoolManager(num_pools=KEPT_POOLS, maxsize=KEPT_CONNECTIONS, block=False, retries=False)
-        self._pools.pool_classes_by_scheme = {"http": _Pool, "https": _PoolTLS}
+        self._pools.pool_classes_by_scheme = (
+            {"http": _GuardedPool, "https": _GuardedPoolTLS} if is_guarded else {"http": _Pool, "https": _PoolTLS}
+        )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and return its response as soon as the headers are there."""
@@ -130,16 +212,8 @@ class PooledTransport(httpx2.BaseTransport):
     ) -> httpx2.Response:
         abort = _abort.get(None) or Abort()
         with abortable(abort), _httpx_errors():
-            response = self._pools.urlopen(
-                method,
-                url,
-                body=content,
-                headers=headers,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-                timeout=timeout,
+            response = self._request(
+                method, url, headers, content, timeout, preload_content=False, decode_content=False
             )
         return httpx2.Response(response.status, headers=list(response.headers.items()), stream=_Body(response, abort))
 
@@ -148,16 +222,25 @@ class PooledTransport(httpx2.BaseTransport):
     ) -> tuple[int, dict[str, str], bytes]:
         """Post a body and wait for the whole answer: its status, headers and body. Timeouts are in seconds."""
         with _httpx_errors():
-            response = self._pools.urlopen(
-                "POST",
-                url,
-                body=content,
-                headers=headers,
-                redirect=False,
-                retries=False,
-                timeout=Timeout(connect=connect, read=read),
-            )
+            response = self._request("POST", url, headers, content, Timeout(connect=connect, read=read))
             return response.status, dict(response.headers), response.data
+
+    def _request(
+        self, method: str, url: str, headers: dict[str, str], content: bytes | None, timeout: Timeout, **options: Any
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request; once more, over a new connection, if a kept one was closed before any of the answer came."""
+        options |= {"body": content, "headers": headers, "timeout": timeout, "redirect": False, "retries": False}
+        try:
+            return self._pools.urlopen(method, url, **options)
+        except Unanswered:
+            abort = _abort.get(None)
+            if abort is not None and abort.is_set:
+                raise
+        token = _fresh.set(True)
+        try:
+            return self._pools.urlopen(method, url, **options)
+        finally:
+            _fresh.reset(token)
 
     def close(self) -> None:
         """Close the idle connections."""

@@ -19,6 +19,7 @@ FAULTS: dict[str, str] = {
     "http_429": "429 rate_limit_exceeded with Retry-After (setting retry_after); bills nothing",
     "http_500": "500 server_error; bills nothing",
     "http_503": "503 overloaded; bills nothing",
+    "http_504": "504 from a gateway that waited no longer; bills the whole answer",
     "refuse": "the listening socket is closed until listen() or reset(); bills nothing",
     "reset": "the connection is reset before any byte; bills nothing",
     "cut": "the connection ends half-way through the answer; bills the tokens sent of a stream, all of a plain answer",
@@ -63,6 +64,7 @@ HTTP_FAULTS: dict[str, HttpError] = {
     "http_429": _fault(429, "requests", "rate_limit_exceeded"),
     "http_500": _fault(500, "server_error"),
     "http_503": _fault(503, "service_unavailable_error", "overloaded"),
+    "http_504": _fault(504, "server_error"),
 }
 MID_STREAM_ERROR = _fault(500, "server_error", "server_error")
 HTML_PAGE = f"<html><body><h1>Gateway</h1><p>{LEAK_MARKER}</p></body></html>".encode()

@@ -137,6 +137,8 @@ class Provider:
             call.end("failed")
             return error_reply(refusal.error)
         call.prompt_tokens, call.cached_tokens = answer.prompt_tokens, answer.cached_tokens
+        if call.fault == "http_504":
+            return Reply.whole(504, HTTP_FAULTS["http_504"].body(), tokens=answer.completion_tokens)
         return _streamed(call, surface, answer, settings) if call.stream else _whole(call, surface, answer, settings)
 
 
@@ -146,7 +148,7 @@ def _model(name: str) -> Json:
 
 def _unbilled_fault(kind: str, settings: FakeSettings) -> Reply | None:
     """Return the reply of a fault that needs no answer, None for the others."""
-    if kind in HTTP_FAULTS:
+    if kind in HTTP_FAULTS and kind != "http_504":
         reply = error_reply(HTTP_FAULTS[kind])
         if kind == "http_429":
             reply.headers = (("Retry-After", f"{settings.retry_after:g}"),)
