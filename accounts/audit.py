@@ -38,6 +38,13 @@ def audit_record(
     )
 
 
+def audit_event(*, actor: str, action: str, kind: str, details: Values) -> AuditEntry:
+    """Write an entry about something that changed no row but that somebody answers for, such as an export."""
+    return AuditEntry.objects.create(
+        actor=actor[:200], action=action, target_type=kind, target_id="", target=f"{kind}s", after=details
+    )
+
+
 def audited_save(instance: models.Model, *, actor: str, action: str = "") -> None:
     """Save an object and leave an entry with its changed fields; a save that changes nothing leaves none.
 

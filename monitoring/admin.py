@@ -18,7 +18,8 @@ from accounts.admin.filters import TextFilter, TimeFilter
 from accounts.admin.keyset import KeysetAdmin
 from accounts.admin.typed import Fieldsets, display
 from accounts.models import Account, ApiKey
-from monitoring.ids import CLOCK_SLACK, first_id
+from monitoring.admin_export import ExportingAdmin
+from monitoring.log_export import COLUMNS, between, record_batches
 from monitoring.models import RequestRecord
 
 STATUSES: dict[str, tuple[str, Q]] = {
@@ -100,20 +101,18 @@ class RecordTimeFilter(TimeFilter):
         self, queryset: QuerySet[RequestRecord], begin: datetime | None, end: datetime | None
     ) -> QuerySet[RequestRecord]:
         """Select by the time of admission, and by the ids around it: those are in order of time and have an index."""
-        if begin is not None:
-            queryset = queryset.filter(admitted_at__gte=begin, pk__gte=first_id(begin - CLOCK_SLACK))
-        if end is not None:
-            queryset = queryset.filter(admitted_at__lt=end, pk__lt=first_id(end + CLOCK_SLACK))
-        return queryset
+        return between(queryset, begin, end)
 
 
 @admin.register(RequestRecord)
-class RequestRecordAdmin(KeysetAdmin):
+class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     """The request log. Nobody changes it."""
 
     list_display = ("when", "outcome", "account", "key", "endpoint", "model", "cache", "tokens", "price", "latency")
     list_filter = (StatusFilter, "cache", AccountFilter, KeyFilter, ModelFilter, RecordTimeFilter)
     list_fullwidth = True
+    export_columns = COLUMNS
+    export_batches = staticmethod(record_batches)
     search_fields = ("label",)
     search_help_text = "Request id: the whole of it"
     fieldsets: ClassVar[Fieldsets] = (

@@ -57,6 +57,7 @@ class RequestRecord(models.Model):
 
     class Meta:
         ordering = ["-id"]
+        permissions = [("export_requestrecord", "Can export request records")]
         indexes = [
             models.Index(fields=["account_id", "-id"], name="record_account"),
             models.Index(fields=["key_id", "-id"], name="record_key"),

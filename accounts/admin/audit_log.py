@@ -17,7 +17,18 @@ from accounts.admin.keyset import KeysetAdmin
 from accounts.admin.typed import display
 from accounts.models import AuditEntry
 
-ACTIONS = ("created", "changed", "deleted", "rotated", "revoked", "enabled", "disabled", "cleared", "password")
+ACTIONS = (
+    "created",
+    "changed",
+    "deleted",
+    "rotated",
+    "revoked",
+    "enabled",
+    "disabled",
+    "cleared",
+    "exported",
+    "password",
+)
 #: How many changed fields the list names.
 NAMED_FIELDS = 4
 
@@ -59,7 +70,7 @@ class TargetFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """Offer the kinds that the admin can change."""
         kinds = {str(model._meta.verbose_name) for model in model_admin.admin_site._registry}
-        return [(kind, kind[:1].upper() + kind[1:]) for kind in sorted(kinds - {"audit entry", "request record"})]
+        return [(kind, kind[:1].upper() + kind[1:]) for kind in sorted(kinds - {"audit entry"})]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
         """Select by the kind."""

@@ -1,0 +1,106 @@
+"""The request log as rows for a file: which of them, in order of time, batch by batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.db import connection
+from django.db.models import QuerySet
+
+from monitoring.export import Row
+from monitoring.ids import CLOCK_SLACK, first_id
+from monitoring.models import RequestRecord
+
+#: Column of the file, and the field that it shows.
+FIELDS = {
+    "id": "id",
+    "label": "label",
+    "admitted_at": "admitted_at",
+    "account": "account_name",
+    "account_id": "account_id",
+    "key": "key_name",
+    "key_id": "key_id",
+    "endpoint": "endpoint",
+    "model": "model",
+    "deployment": "deployment",
+    "status": "status",
+    "error_code": "error_code",
+    "cache": "cache",
+    "input_tokens": "input_tokens",
+    "cached_tokens": "cached_tokens",
+    "output_tokens": "output_tokens",
+    "cost": "cost",
+    "saved_cost": "saved_cost",
+    "usage_source": "usage_source",
+    "is_partial": "is_partial",
+    "is_overrun": "is_overrun",
+    "latency_ms": "latency_ms",
+    "first_token_ms": "first_token_ms",
+    "attempts": "attempts",
+    "count": "count",
+}
+COLUMNS = tuple(FIELDS)
+#: Rows that are read at a time: what SQLite's driver reads without letting others run, some milliseconds.
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which records: None and empty texts leave open what they stand for; `end` is not included."""
+
+    begin: datetime | None = None
+    end: datetime | None = None
+    account_id: int | None = None
+    key_id: int | None = None
+    model: str = ""
+    endpoint: str = ""
+
+    def records(self) -> QuerySet[RequestRecord]:
+        """Select the records, by what has an index first."""
+        exact: dict[str, Any] = {
+            "account_id": self.account_id,
+            "key_id": self.key_id,
+            "model": self.model or None,
+            "endpoint": self.endpoint or None,
+        }
+        return between(
+            RequestRecord.objects.filter(**{name: value for name, value in exact.items() if value is not None}),
+            self.begin,
+            self.end,
+        )
+
+
+def between(records: QuerySet[RequestRecord], begin: datetime | None, end: datetime | None) -> QuerySet[RequestRecord]:
+    """Select by the time of admission, and by the ids around it: those are in order of time and have an index."""
+    if begin is not None:
+        records = records.filter(admitted_at__gte=begin, pk__gte=first_id(begin - CLOCK_SLACK))
+    if end is not None:
+        records = records.filter(admitted_at__lt=end, pk__lt=first_id(end + CLOCK_SLACK))
+    return records
+
+
+def record_batches(records: QuerySet[RequestRecord]) -> Iterator[Sequence[Row]]:
+    """Read records in the order of their ids, oldest first, up to the newest that there is now.
+
+    Each batch is a query of its own that begins where the one before ended. In between no connection is held, so that
+    a slow reader keeps none from the requests, and others of this process get their turn.
+    """
+    newest = records.order_by("-pk").values_list("pk", flat=True).first()
+    if newest is None:
+        return
+    rows = records.filter(pk__lte=newest).order_by("pk").values_list(*FIELDS.values())
+    batch = list(rows[:BATCH])
+    while batch:
+        _rest()
+        yield batch
+        batch = list(rows.filter(pk__gt=batch[-1][0])[:BATCH]) if len(batch) == BATCH else []
+
+
+def _rest() -> None:
+    if connection.vendor != "sqlite" and not connection.in_atomic_block:
+        connection.close()
+    time.sleep(0)
