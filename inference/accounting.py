@@ -7,12 +7,15 @@ from typing import Any
 from accounts.exceptions import DependencyUnavailable
 from accounts.limits import get_limits
 from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import OperationClosed, Refusal, Reserved, Unavailable
+from accounts.limits.contract import OperationClosed, Refusal, Reserved, Tally, Unavailable
 from accounts.refusals import refusal_error
 from inference.calls import Caller
 from inference.catalog import Rates
 from inference.surfaces.base import Usage
 from monitoring.records import begin_record
+
+#: What an error may have been recorded as that another request had met first.
+ANSWERED_BEFORE = ("hit", "coalesced", "replay")
 
 
 class Bill:
@@ -107,11 +110,20 @@ class Bill:
         caller.trace.is_recorded = True
 
     def emit(self, *, status: int, error_code: str = "") -> None:
-        """Emit the record of a call that reserved nothing."""
+        """Emit the record of a call that reserved nothing; refusals beyond a rate are counted instead."""
         self._complete(status=status, error_code=error_code)
-        with self.caller.trace.stage("limits"):
-            get_limits().emit(self.caller.identity.account_id, self.caller.trace.id.hex, self.record)
+        caller = self.caller
+        with caller.trace.stage("limits"):
+            get_limits().emit(caller.identity.account_id, caller.trace.id.hex, self.record, tally=self._tally())
         self.caller.trace.is_recorded = True
+
+    def _tally(self) -> Tally | None:
+        """Say with which others this may be counted: refusals, alike in all by which reports tell requests apart."""
+        record = self.record
+        if not 400 <= record["status"] < 500 or record.get("cache", "") in ANSWERED_BEFORE:
+            return None
+        alike = (record["endpoint"], record["status"], record["error_code"], record.get("cache"), record.get("model"))
+        return Tally(f"key:{record['key_id']}", ":".join(str(part or "") for part in alike))
 
     def _complete(self, *, status: int, error_code: str) -> None:
         """Write down how it ended. Tokens beyond the last attempt's usage are those of attempts charged their bound."""

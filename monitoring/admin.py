@@ -116,7 +116,7 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     search_fields = ("label",)
     search_help_text = "Request id: the whole of it"
     fieldsets: ClassVar[Fieldsets] = (
-        ("What happened", {"fields": ("when", "status", "error_code", "latency", "first_token", "attempts")}),
+        ("What happened", {"fields": ("when", "status", "error_code", "latency", "first_token", "attempts", "count")}),
         ("Who asked for what", {"fields": ("account", "key", "endpoint", "model", "deployment")}),
         (
             "What it used",
@@ -145,9 +145,12 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
 
     @display(description="outcome", label=STATUS_BADGES)
     def outcome(self, record: RequestRecord) -> tuple[str, str]:
-        """Show status and error code."""
+        """Show status and error code, and how many refusals it stands for."""
         kind = "failed" if record.status >= 500 else "limited" if record.status == 429 else "refused"
-        return ("ok" if record.status < 400 else kind), f"{record.status} {record.error_code}".strip()
+        times = f"({record.count:,} times)" if record.count > 1 else ""
+        return ("ok" if record.status < 400 else kind), " ".join(
+            filter(None, (str(record.status), record.error_code, times))
+        )
 
     @display(description="account")
     def account(self, record: RequestRecord) -> SafeString:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, Max, Q
+from django.db.models import Max, Q, Sum
 
 from accounts.models import ApiKey
 from monitoring.models import RequestRecord
@@ -28,9 +28,9 @@ def stats(*, account_id: int | None) -> dict[str, Any]:
         RequestRecord.objects.filter(**scope)
         .values("key_id")
         .annotate(
-            requests=Count("id"),
-            hits=Count("id", filter=Q(cache__in=HITS)),
-            misses=Count("id", filter=Q(cache=RequestRecord.Cache.MISS)),
+            requests=Sum("count"),
+            hits=Sum("count", filter=Q(cache__in=HITS), default=0),
+            misses=Sum("count", filter=Q(cache=RequestRecord.Cache.MISS), default=0),
             account=Max("account_name"),
             name=Max("key_name"),
         )

@@ -44,12 +44,14 @@ class RecordAnswer(serializers.ModelSerializer[RequestRecord]):
             "cached_tokens",
             "output_tokens",
             "cost",
+            "saved_cost",
             "usage_source",
             "is_partial",
             "is_overrun",
             "latency_ms",
             "first_token_ms",
             "attempts",
+            "count",
         ]
         read_only_fields = fields
 

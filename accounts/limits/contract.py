@@ -26,6 +26,7 @@ MINUTE = 60 * SECOND
 DEFAULT_LEASE_SECONDS = 20
 REAP_AT_MOST = 64  # keeps the time that one call takes of Redis below a few ms
 LAZY_REAPS = 16  # expired leases of a shard that a reserve clears on its way: keeps its time bounded
+REFUSALS_A_MINUTE = 60  # that leave a record of their own, of each owner; more are counted, see Tally
 
 SUBJECT_NAME = re.compile(r"[a-z_]+:[^\s{}]+")
 
@@ -212,6 +213,18 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """Where a refusal is counted once its owner has had REFUSALS_A_MINUTE records of refusals in a minute.
+
+    Those of one owner, kind and minute make one record: the first one's, with its id, and a `count` that grows by
+    revisions. Whatever sums up refusals is thus bounded in memory and in rows, however many there are.
+    """
+
+    owner: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class SubjectUsage:
     """What a subject uses now and has used in a month. `requests` is None where requests are not counted."""
 
@@ -280,10 +293,11 @@ class LimitBackend(ABC):
         return self.settle(scope, operation, admitted_at=admitted_at, used=used, record=None, recorded_at=recorded_at)
 
     @abstractmethod
-    def emit(self, account_id: int, operation: str, record: Draft) -> bool:
+    def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
         """Emit the record of a request that reserved nothing (a hit, a refusal); False if it was emitted before.
 
-        If the operation turns out to hold a reservation (the reply to reserve was lost), that is released.
+        With a `tally` it may be counted with others instead. If the operation turns out to hold a reservation (the
+        reply to reserve was lost), that is released.
         """
 
     @abstractmethod

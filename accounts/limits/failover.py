@@ -4,7 +4,8 @@
   left of it is known to Redis alone. Cache hits reserve nothing and are served.
 - A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits
   for Redis. If it succeeds, the call is made once more (all are idempotent), and then raises Unavailable.
-- Settlements that could not reach Redis wait in a bounded queue, their records go to the database directly.
+- Settlements that could not reach Redis wait in a bounded queue, their records go to the database directly. Refusals
+  are counted per process meanwhile; one that Redis may have counted already waits to be asked about.
 - While anything is to be mended, one thread probes each second. It closes the breaker and makes the settlements that
   wait; calls never pay for that.
 """
@@ -13,9 +14,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -35,11 +36,13 @@ from accounts.limits.contract import (
     Settlement,
     Subject,
     SubjectUsage,
+    Tally,
     Unavailable,
 )
 from accounts.limits.memory import MemoryBackend, wall_clock
 from accounts.limits.pending import Pending, PendingSettlements
 from accounts.limits.records import Record, final_record
+from accounts.limits.tallies import Tallies
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,7 @@ class FailoverBackend(LimitBackend):
         )
         self.breaker = Breaker(probe)
         self.pending = PendingSettlements(clock)
+        self.tallies = Tallies(sink)
         self._sink = sink
         self._clock = clock
         self._start = start
@@ -189,14 +193,22 @@ class FailoverBackend(LimitBackend):
         self._settle_later(pending, overrun=overrun, sent=sent)
         return Settlement(used, overrun)
 
-    def emit(self, account_id: int, operation: str, record: Mapping[str, Any]) -> bool:
+    def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
         """Emit a record, to the database while Redis is away."""
         try:
-            return self._on_primary(lambda: self.primary.emit(account_id, operation, record))
-        except (_Away, Unavailable):
-            pending = Pending(Scope(account_id, ()), operation, 0, Amount(), self._clock(), None, record)
-            if not self._stored(final_record(operation, record)):
+            return self._on_primary(lambda: self.primary.emit(account_id, operation, record, tally=tally))
+        except (_Away, Unavailable) as error:
+            now = self._clock()
+            pending = Pending(Scope(account_id, ()), operation, 0, Amount(), now, None, record, tally=tally)
+            if tally is None:
+                if not self._stored(final_record(operation, record)):
+                    self._keep(pending)
+            elif _may_have_arrived(error):
                 self._keep(pending)
+            else:
+                self.tallies.add(tally, operation, record, now)
+                if self.tallies:
+                    self._start_mending()
             return True
 
     def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
@@ -224,7 +236,8 @@ class FailoverBackend(LimitBackend):
         """Probe, settle what waits, charge what died in this process; answer whether nothing is left to mend."""
         for shard in range(SHARDS):
             self.fallback.reap(shard)
-        return self.breaker.try_close() and self.pending.flush(self.primary) and not self._alone
+        stored = self.tallies.flush()
+        return self.breaker.try_close() and self.pending.flush(self.primary) and stored and not self._alone
 
     def _on_primary(self, call: Callable[[], T]) -> T:
         """Make a call on Redis; raise _Away if Redis is, Unavailable if it is there and fails all the same."""
@@ -303,9 +316,16 @@ class FailoverBackend(LimitBackend):
             time.sleep(MEND_INTERVAL)
             done = self.mend_once()
             with self._lock:
-                if done and not self.breaker.is_open and not self.pending:
+                if done and not (self.breaker.is_open or self.pending or self.tallies):
                     self._mending = False
                     return
+
+
+def _may_have_arrived(error: _Away | Unavailable) -> bool:
+    """Tell whether Redis may have done what it gave no answer to."""
+    if isinstance(error, _Away):
+        return error.sent
+    return isinstance(error.__cause__, RedisConnectionError | RedisTimeoutError)
 
 
 def _nothing_settled(subject: Subject, month: int) -> Amount:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from accounts.limits.bounds import Amount, Bound
 from accounts.limits.contract import (
@@ -31,16 +30,18 @@ from accounts.limits.contract import (
     Status,
     Subject,
     SubjectUsage,
+    Tally,
     Window,
     binding,
 )
 from accounts.limits.journal import Journal, NoJournal
-from accounts.limits.memory_operations import CHARGED_TTL, MARK_TTL, Operation, OperationBook
+from accounts.limits.memory_operations import CHARGED_TTL, MARK_TTL, REFUSED_TTL, Operation, OperationBook
 from accounts.limits.memory_subject import Ledger, SubjectState, requests_refusal, subject_usage, tokens_window
 from accounts.limits.months import month_end, month_of
 from accounts.limits.outbox import Outbox
 from accounts.limits.records import Record, bound_record, final_record
 from accounts.limits.seeding import BulkSeeder, LedgerMissing, Seeder, SeedingBackend
+from accounts.limits.tallies import Tallies
 
 IDLE = 15 * MINUTE  # longer than any record takes to the database, from which a dropped ledger is seeded
 MONTHS_KEPT = 3
@@ -72,6 +73,7 @@ class MemoryBackend(SeedingBackend):
         self._lock = threading.Lock()
         self._subjects: OrderedDict[str, SubjectState] = OrderedDict()
         self._operations = OperationBook()
+        self._tallies = Tallies(sink)
 
     def now(self) -> int:
         """Give the time (µs) by the injected clock."""
@@ -311,10 +313,24 @@ class MemoryBackend(SeedingBackend):
                 ledger.reserved -= held.held
                 ledger.settled += used
 
-    def emit(self, account_id: int, operation: str, record: Mapping[str, Any]) -> bool:
-        """Emit the record of a request that reserved nothing."""
+    def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
+        """Emit the record of a request that reserved nothing, or count it."""
         nobody = Scope(account_id, ())
+        if tally is not None and self._is_new(nobody, operation):
+            self._tallies.add(tally, operation, record, self._clock())
+            return True
         return not self.settle(nobody, operation, admitted_at=self._clock(), used=Amount(), record=record).duplicate
+
+    def _is_new(self, scope: Scope, operation: str) -> bool:
+        """Note a refusal; answer False if the operation is known: it was emitted before, or holds a reservation."""
+        with self._lock:
+            now = self._clock()
+            self._forget(now)
+            if self._operations.get(operation) is not None:
+                return False
+            noted = Operation(scope.shard, scope.account_id)
+            self._operations.close(operation, noted, state="settled", now=now, ttl=REFUSED_TTL)
+            return True
 
     def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
         """Turn reservations whose lease has run out into charges of their bound."""
@@ -340,6 +356,7 @@ class MemoryBackend(SeedingBackend):
         for shard in range(SHARDS):
             self.reap(shard)
         self._outbox.flush()
+        self._tallies.flush()
 
     def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing:
         with self._lock:

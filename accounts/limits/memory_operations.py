@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from accounts.limits.bounds import Amount
-from accounts.limits.contract import MINUTE, Draft
+from accounts.limits.contract import MINUTE, SECOND, Draft
 
 MARK_TTL = 2 * MINUTE  # in one process no reply is lost for longer than a call takes
+REFUSED_TTL = 10 * SECOND  # of a refusal that may be one of very many
 CHARGED_TTL = 24 * 60 * MINUTE
 
 
@@ -42,7 +43,7 @@ class OperationBook:
         self._operations: dict[str, Operation] = {}
         self._admitted: OrderedDict[str, int] = OrderedDict()
         self._leases: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
-        self._closed: dict[int, deque[tuple[int, str]]] = {MARK_TTL: deque(), CHARGED_TTL: deque()}
+        self._closed: dict[int, deque[tuple[int, str]]] = {ttl: deque() for ttl in (REFUSED_TTL, MARK_TTL, CHARGED_TTL)}
 
     def admitted_at(self, operation: str) -> int | None:
         """Give the time at which an operation was admitted, None if it was not (or too long ago)."""
@@ -74,7 +75,7 @@ class OperationBook:
             # else it was settled, or renewed: its newer lease has an entry of its own
 
     def close(self, operation: str, held: Operation, *, state: str, now: int, ttl: int) -> None:
-        """Enter a closed operation, to be remembered for so long (MARK_TTL or CHARGED_TTL)."""
+        """Enter a closed operation, to be remembered for so long (one of the TTLs above)."""
         self._operations[operation] = held
         held.state, held.draft, held.forget_at = state, None, now + ttl
         self._closed[ttl].append((held.forget_at, operation))

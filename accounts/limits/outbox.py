@@ -31,7 +31,7 @@ class Outbox:
         return len(self._waiting)
 
     def send(self, record: Record) -> None:
-        """Write the record of an operation that had reserved, or keep it; never raises what the sink does."""
+        """Write a record, or keep it; never raises what the sink does."""
         if self._written(record):
             self._remove(record)
             return
@@ -41,7 +41,7 @@ class Outbox:
                 self._waiting[record["id"]] = record
             dropped = self._waiting.popitem(last=False)[0] if len(self._waiting) > self._capacity else None
         if dropped is not None:
-            logger.error("limits: too many records wait for the database: %s is charged its bound", dropped)
+            logger.error("limits: too many records wait for the database: that of %s is dropped", dropped)
 
     def flush(self) -> bool:
         """Write what waits, oldest first; stop at the first that fails. Answer whether nothing is left."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from accounts.limits.bounds import Amount
-from accounts.limits.contract import MINUTE, Draft, LimitBackend, Scope
+from accounts.limits.contract import MINUTE, Draft, LimitBackend, Scope, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,8 @@ REMEMBERED = 60 * MINUTE  # how long Redis knows that an operation was settled: 
 class Pending:
     """One settlement to be made. A record is only in it if the record could not be stored by another way.
 
-    `maybe_done` says that it was sent before and only the reply is missing. Times are in µs.
+    `maybe_done` says that it was sent before and only the reply is missing. `tally` makes it a refusal, to be recorded
+    as such. Times are in µs.
     """
 
     scope: Scope
@@ -30,9 +31,13 @@ class Pending:
     recorded_at: int | None
     record: Draft | None = None
     maybe_done: bool = False
+    tally: Tally | None = None
 
     def settle(self, backend: LimitBackend) -> None:
         """Settle on the backend; raises what that raises."""
+        if self.tally is not None and self.record is not None:
+            backend.emit(self.scope.account_id, self.operation, self.record, tally=self.tally)
+            return
         backend.settle(
             self.scope,
             self.operation,

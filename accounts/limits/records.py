@@ -2,6 +2,7 @@
 
 A record is a JSON-able dict of the caller's. Emitting adds `id` (the operation), `revision` and `overrun`. One record
 may be emitted under the same id twice, when a late settle corrects a charge of the bound: the higher revision counts.
+So does that of a record which counts refusals, each time that it has grown.
 """
 
 import json
@@ -19,6 +20,11 @@ Record = dict[str, Any]
 def final_record(operation: str, record: Mapping[str, Any], *, overrun: bool = False) -> Record:
     """Complete the record that a call settled or emitted by itself."""
     return {**record, "id": operation, "revision": REVISION_FINAL, "overrun": overrun}
+
+
+def counted_record(operation: str, record: Mapping[str, Any], *, count: int, revision: int) -> Record:
+    """Complete the record of the first of so many refusals, to stand for all of them."""
+    return {**record, "id": operation, "revision": revision, "overrun": False, "count": count}
 
 
 def bound_record(operation: str, draft: Mapping[str, Any], held: Amount, output_tokens: int) -> Record:
@@ -41,9 +47,10 @@ def draft_record(operation: str, draft: Mapping[str, Any], bound: Bound, output_
 
 
 def decode_record(fields: Mapping[bytes, bytes]) -> Record:
-    """Read a record from the fields of a stream entry, as settle.lua and the prelude write them.
+    """Read a record from the fields of a stream entry, as the scripts write them.
 
-    `o` operation, `r` the caller's JSON, `x` overrun, and `t c u` (tokens, cost, output) of a bound that was charged.
+    `o` operation, `r` the caller's JSON, `x` overrun, `t c u` (tokens, cost, output) of a bound that was charged, and
+    `n v` (count, revision) of counted refusals.
     Raises KeyError or ValueError for an entry that is none of ours.
     """
     operation = fields[b"o"].decode()
@@ -51,4 +58,6 @@ def decode_record(fields: Mapping[bytes, bytes]) -> Record:
     if b"t" in fields:
         held = Amount(int(fields[b"t"]), int(fields[b"c"]))
         return bound_record(operation, content, held, int(fields[b"u"]))
+    if b"n" in fields:
+        return counted_record(operation, content, count=int(fields[b"n"]), revision=int(fields[b"v"]))
     return final_record(operation, content, overrun=fields[b"x"] == b"1")

@@ -13,6 +13,7 @@ from accounts.limits.contract import (
     DEFAULT_LEASE_SECONDS,
     LAZY_REAPS,
     REAP_AT_MOST,
+    REFUSALS_A_MINUTE,
     SECOND,
     SHARDS,
     Admission,
@@ -26,6 +27,7 @@ from accounts.limits.contract import (
     Status,
     Subject,
     SubjectUsage,
+    Tally,
     Window,
     binding,
 )
@@ -37,6 +39,7 @@ from accounts.limits.wire import Argument, Wire, redis_client, wire_for
 __all__ = ["RedisBackend", "prefix_of", "records_stream", "redis_client", "wire_for"]
 
 UNLIMITED = -1
+HOLDS = -1  # refuse.lua's answer for an operation that holds a reservation
 LEDGER_KEPT = 45 * DAY * SECOND  # past the end of its month, for late settles and reports
 RESERVE_LIMITS = (  # by their numbers in reserve.lua
     LimitName.TOKENS_PER_MINUTE,
@@ -158,8 +161,13 @@ class RedisBackend(SeedingBackend):
         tokens, cost, overrun = rest
         return Settlement(Amount(tokens, cost), bool(overrun), late=state == b"b", duplicate=state == b"s")
 
-    def emit(self, account_id: int, operation: str, record: Mapping[str, Any]) -> bool:
-        """Emit the record of a request that reserved nothing."""
+    def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
+        """Emit the record of a request that reserved nothing, or count it."""
+        if tally is not None:
+            arguments: list[Argument] = [operation, _json(record), tally.owner, tally.kind, REFUSALS_A_MINUTE]
+            noted = self._call("refuse", account_id % SHARDS, arguments)
+            if noted != HOLDS:
+                return bool(noted)
         # The month does not matter: an operation that reserved has it, and nothing is charged to one that did not.
         nobody = Scope(account_id, ())
         return not self.settle(nobody, operation, admitted_at=0, used=Amount(), record=record).duplicate

@@ -100,7 +100,7 @@ def redis_world(clock: Clock | None = None, url: str | None = None) -> World:
         return [decode_record(fields) for _, stream in entries for _, fields in stream]
 
     for shard in range(SHARDS):
-        client.unlink(records_stream(shard), prefix_of(shard) + "l")
+        client.unlink(records_stream(shard), prefix_of(shard) + "l", prefix_of(shard) + "f")
     backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=database, clock=clock)
     return World(backend, clock, database, drain)
 

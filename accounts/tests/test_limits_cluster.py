@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from accounts.limits.bounds import Amount
-from accounts.limits.contract import SHARDS, Refusal, Reserved, Scope, Unavailable
+from accounts.limits.contract import REFUSALS_A_MINUTE, SHARDS, Refusal, Reserved, Scope, Tally, Unavailable
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
@@ -27,8 +27,13 @@ def url(nodes: list[Redis]) -> str:
 
 
 @pytest.fixture
-def backend(url: str) -> RedisBackend:
-    return RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database(), clock=Clock())
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def backend(url: str, clock: Clock) -> RedisBackend:
+    return RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database(), clock=clock)
 
 
 def in_every_shard() -> list[Scope]:
@@ -38,7 +43,7 @@ def in_every_shard() -> list[Scope]:
     return list(scopes.values())
 
 
-def test_it_runs_every_step_in_every_shard(backend: RedisBackend, url: str) -> None:
+def test_it_runs_every_step_in_every_shard(backend: RedisBackend, clock: Clock, url: str) -> None:
     client: Any = redis_client(url)
     for scope in in_every_shard():
         operation, at = an_operation(), backend.now()
@@ -51,9 +56,13 @@ def test_it_runs_every_step_in_every_shard(backend: RedisBackend, url: str) -> N
         backend.settle(scope, operation, admitted_at=at, used=Amount(30, 30), record={"n": 2})
         assert backend.usage(scope)[0].settled == Amount(30, 30)
         assert backend.emit(scope.account_id, an_operation(), {"n": 3})
+        for _ in range(REFUSALS_A_MINUTE + 2):
+            assert backend.emit(scope.account_id, an_operation(), {"n": 4}, tally=Tally(scope.subjects[0].name, "x"))
+        clock.step(2)
         assert backend.reap(scope.shard) == 0
         records = [decode_record(fields) for _, fields in client.xrange(records_stream(scope.shard))]
-        assert [record["n"] for record in records] == [2, 3]
+        assert [record["n"] for record in records] == [2, 3] + [4] * (REFUSALS_A_MINUTE + 1)
+        assert records[-1]["count"] == 2
 
 
 def test_it_spreads_the_shards_over_all_nodes(nodes: list[Redis], url: str) -> None:

@@ -53,6 +53,9 @@ class Failing(MemoryBackend):
     def settle(self, *args: Any, **more: Any) -> Any:
         return self._run(lambda: MemoryBackend.settle(self, *args, **more))
 
+    def emit(self, *args: Any, **more: Any) -> Any:
+        return self._run(lambda: MemoryBackend.emit(self, *args, **more))
+
     def usage(self, *args: Any, **more: Any) -> Any:
         return self._run(lambda: MemoryBackend.usage(self, *args, **more))
 

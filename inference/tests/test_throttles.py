@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.conf import LazySettings
 
-from accounts.limits.contract import SECOND
+from accounts.limits.contract import REFUSALS_A_MINUTE, SECOND
 from accounts.tests.factories import Cast, make_account, make_key, make_tier
 from accounts.tests.limits_fixtures import Clock
 from inference.tests.fixtures import Api, Records
@@ -192,3 +192,16 @@ def test_it_answers_503_while_limits_cant_be_held(
     answer = api.chat()
     assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
     assert answer["Retry-After"] == "5"
+
+
+def test_it_records_refusals_beyond_a_rate_as_a_number_and_counts_each(
+    api: Api, upstream: FakeUpstream, records: Records, clock: Clock
+) -> None:
+    for _ in range(5):
+        assert api.chat().status_code == 200
+    for _ in range(REFUSALS_A_MINUTE + 7):
+        assert api.chat().status_code == 429
+    rows = records()
+    assert len(rows) == 5 + REFUSALS_A_MINUTE + 1
+    assert (rows[-1].status, rows[-1].error_code, rows[-1].count) == (429, "rate_limited", 7)
+    assert api.get("/stats").json()["total_requests"] == 5 + REFUSALS_A_MINUTE + 7

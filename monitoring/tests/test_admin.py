@@ -57,7 +57,7 @@ class TestFilters:
     def _records(self, cast: Cast) -> None:
         recorded(cast.owner, label="fine")
         recorded(cast.owner, label="hit", cache="hit", model="other")
-        recorded(cast.colleague, label="limited", status=429, error_code="rate_limited", cache="")
+        recorded(cast.colleague, label="limited", status=429, error_code="rate_limited", cache="", count=1234)
         recorded(cast.stranger, label="invalid", status=400, error_code="invalid_request", cache="")
         recorded(cast.stranger, label="failed", status=502, error_code="upstream_failed", **at(5))
 
@@ -86,6 +86,9 @@ class TestFilters:
     )
     def test_it_finds(self, site: Client, query: str, found: set[str]) -> None:
         assert set(labels(site, query)) == found
+
+    def test_it_tells_how_many_refusals_a_record_stands_for(self, site: Client) -> None:
+        assert "429 rate_limited (1,234 times)" in site.get(LOG, {"status": "limited"}).content.decode()
 
     def test_it_finds_by_the_key_s_prefix(self, site: Client, cast: Cast) -> None:
         assert set(labels(site, f"key={cast.stranger.key.prefix}")) == {"invalid", "failed"}

@@ -10,12 +10,14 @@ from django.db import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from accounts.limits.bounds import Amount
-from accounts.limits.contract import LimitBackend
+from accounts.limits.contract import REFUSALS_A_MINUTE, LimitBackend, Tally
 from accounts.limits.redis import prefix_of, records_stream
 from accounts.tests.factories import Cast, IssuedKey
 from monitoring import ingester as module
 from monitoring.ingester import CLAIM_IDLE, GROUP, Ingester
 from monitoring.models import RequestRecord
+from monitoring.recorder import write_records
+from monitoring.selectors import stats
 from monitoring.tests.samples import a_draft, an_operation, open_call, scope_of
 
 pytestmark = pytest.mark.django_db
@@ -113,7 +115,7 @@ def test_it_writes_in_its_next_round_what_the_database_did_not_take(
 ) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     expected = {emitted(redis_limits, cast.owner) for _ in range(3)}
-    ingester, write = Ingester(), module.write_records
+    ingester, write = Ingester(), write_records
 
     def fail(records: Any) -> int:
         raise OperationalError("the database is away")
@@ -228,3 +230,17 @@ def test_it_puts_aside_a_record_that_the_database_refuses(cast: Cast, redis_limi
     assert in_database() == {before, after}
     assert store.xlen(stream_of(cast.owner)) == 0
     assert store.xlen(stream_of(cast.owner) + ":rejected") == 1
+
+
+def test_it_writes_how_many_refusals_there_were(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    account, shard = cast.owner.key.account_id, scope_of(cast.owner).shard
+    ingester, refused = Ingester(), a_draft(cast.owner, status=429, error_code="rate_limited")
+    for counted in (4, 3):
+        for _ in range(counted + (REFUSALS_A_MINUTE if counted == 4 else 0)):
+            redis_limits.emit(account, an_operation(), refused, tally=Tally(f"key:{cast.owner.key.pk}", "chat"))
+        for name, _ in store.zscan_iter(f"{prefix_of(shard)}f"):
+            store.zadd(f"{prefix_of(shard)}f", {name: 1})  # two seconds later
+        redis_limits.reap(shard)
+        ingester.run_once()
+    assert RequestRecord.objects.count() == REFUSALS_A_MINUTE + 1
+    assert stats(account_id=account)["total_requests"] == REFUSALS_A_MINUTE + 7

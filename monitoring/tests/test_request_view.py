@@ -28,6 +28,11 @@ def test_it_shows_what_became_of_a_request(cast: Cast) -> None:
     assert (shown["input_tokens"], shown["output_tokens"]) == (7, 5)
 
 
+def test_it_shows_how_many_refusals_a_record_stands_for(cast: Cast) -> None:
+    assert get(cast.owner, recorded(cast.owner)["id"]).json()["count"] == 1
+    assert get(cast.owner, recorded(cast.owner, status=429, count=7)["id"]).json()["count"] == 7
+
+
 def test_it_finds_the_newest_by_label(cast: Cast) -> None:
     recorded(cast.owner, label="mine")
     newest = recorded(cast.owner, label="mine")["id"]

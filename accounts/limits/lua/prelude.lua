@@ -5,6 +5,9 @@
 --   <subject>:w        hash     n open slots, t open tokens, s settled tokens of the last minute, and those by second:
 --                               h oldest and l latest second that has any, <second> -> tokens
 --   <subject>:m:YYYYMM hash     ledger: st sc settled tokens and cost, rt rc reserved, at when it was seeded (µs)
+--   <subject>:f:<minute> string  refusals of a key in a minute
+--   f:<key>:<minute>:<kind> hash counted refusals: o operation of the first, r its record, n how many, v revision
+--   f                  zset     names of those with refusals that were not emitted yet, by when (µs) they are to be
 --   a:<operation>      string   when (µs) the operation was admitted
 --   o:<operation>      hash     z state (o open, b bound charged, s settled), k attempt, s subjects, m month,
 --                               t c tokens and cost held or charged, u output tokens, d draft, y second of the charge
@@ -18,6 +21,7 @@ local LEAVES = 61        -- a second's bucket leaves the window when its last mo
 local WINDOW_TTL = 120   -- seconds
 local LONG_TTL = 3888000 -- 45 days, for what must outlive an outage: open reservations, leases, records
 local SETTLED_TTL = 3600
+local EMITTED_TTL = 60   -- of what held and used nothing: only a retry after a lost reply needs to find it
 local CHARGED_TTL = 86400
 
 local function str(number)

@@ -12,7 +12,7 @@ local tokens, cost, recorded_at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber
 local v = redis.call('HMGET', operation, 'z', 's', 'm', 't', 'c', 'y', 'x')
 local state = v[1] or ''
 if state == 's' then
-  return { 's', tonumber(v[4]), tonumber(v[5]), tonumber(v[7]) }
+  return { 's', tonumber(v[4] or 0), tonumber(v[5] or 0), tonumber(v[7] or 0) }
 end
 local held_tokens, held_cost = tonumber(v[4] or 0), tonumber(v[5] or 0)
 
@@ -75,7 +75,11 @@ end
 if ARGV[6] ~= '' then
   emit('o', ARGV[2], 'x', overrun, 'r', ARGV[6])
 end
+local ttl = (state == 'b' or recorded_at) and CHARGED_TTL or SETTLED_TTL
+if state == '' and tokens == 0 and cost == 0 and not recorded_at then
+  ttl = EMITTED_TTL
+end
 redis.call('DEL', operation)
 redis.call('HSET', operation, 'z', 's', 't', tokens, 'c', cost, 'x', overrun)
-redis.call('EXPIRE', operation, (state == 'b' or recorded_at) and CHARGED_TTL or SETTLED_TTL)
+redis.call('EXPIRE', operation, ttl)
 return { state, tokens, cost, overrun }

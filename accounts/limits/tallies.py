@@ -1,0 +1,60 @@
+"""Refusals counted in this process: where the limits are in it, and while Redis is away."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from accounts.limits.contract import MINUTE, REFUSALS_A_MINUTE, Tally
+from accounts.limits.journal import NoJournal
+from accounts.limits.outbox import Outbox
+from accounts.limits.records import REVISION_FINAL, Record, counted_record, final_record
+
+#: A count that has become this large is left, and the next begun: the database keeps revisions in 16 bits.
+LARGEST_COUNT = 30_000
+
+
+class Tallies:
+    """The refusals of the present minute, by owner and kind. Safe for threads.
+
+    Each is written at once, into `sink`, so that none is lost if the process is killed: as a row of its own or as the
+    next revision of one that counts. What the sink does not take waits for `flush`.
+    """
+
+    def __init__(self, sink: Callable[[Record], None]) -> None:
+        self._outbox = Outbox(sink, NoJournal())
+        self._lock = threading.Lock()
+        self._minute = 0
+        self._seen: Counter[str] = Counter()
+        self._sums: dict[Tally, Record] = {}
+
+    def __len__(self) -> int:
+        """Tell how many records wait."""
+        return len(self._outbox)
+
+    def add(self, tally: Tally, operation: str, record: Mapping[str, Any], now: int) -> None:
+        """Record a refusal at `now` (µs); never raises what the sink does."""
+        self._outbox.send(self._counted(tally, operation, record, now))
+
+    def flush(self) -> bool:
+        """Write what waits; answer whether nothing is left."""
+        return self._outbox.flush()
+
+    def _counted(self, tally: Tally, operation: str, record: Mapping[str, Any], now: int) -> Record:
+        with self._lock:
+            if now // MINUTE != self._minute:
+                self._minute = now // MINUTE
+                self._seen.clear()
+                self._sums.clear()
+            self._seen[tally.owner] += 1
+            if self._seen[tally.owner] <= REFUSALS_A_MINUTE:
+                return final_record(operation, record)
+            counted = self._sums[tally] = _grown(self._sums.get(tally), operation, record)
+            return counted
+
+
+def _grown(known: Record | None, operation: str, record: Mapping[str, Any]) -> Record:
+    """Add a refusal to the record that counts its like, or begin one."""
+    if known is None or known["count"] >= LARGEST_COUNT:
+        return counted_record(operation, record, count=1, revision=REVISION_FINAL)
+    return counted_record(known["id"], known, count=known["count"] + 1, revision=known["revision"] + 1)
