@@ -21,6 +21,7 @@ from django.db import Error as DatabaseError
 from django.db.models import Exists, OuterRef, Q
 
 from accounts.addresses import Network
+from accounts.connections import release_connections
 from accounts.exceptions import DependencyUnavailable
 from accounts.keys import digests
 from accounts.limits.contract import Limits, Scope, Subject
@@ -136,6 +137,8 @@ class KeyDirectory:
             self._outage.failed()
             log.error("key_lookup_failed", cause=type(error).__name__)
             return self._stale(candidates[0])
+        finally:
+            release_connections()
         self._outage.over()
         self._entries[candidates[0]] = entry
         self._entries.move_to_end(candidates[0])

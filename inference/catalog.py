@@ -13,6 +13,7 @@ import structlog
 from django.conf import settings
 from django.db import Error as DatabaseError
 
+from accounts.connections import release_connections
 from accounts.exceptions import DependencyUnavailable
 from accounts.snapshots import MAX_AGE, nano_dollars
 from inference.models import Deployment, Model, Price, Provider
@@ -133,6 +134,8 @@ class Catalog:
                 return
             log.error("catalog_read_failed", cause=type(error).__name__)
             raise DependencyUnavailable from error
+        finally:
+            release_connections()
         aliases = {alias: model for model in models.values() for alias in model.aliases}
         self._models, self._names = models, {**aliases, **models}
         self._loaded_at = started

@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import connections
 
+from accounts.connections import release_connections
 from accounts.exceptions import ApiError, InternalError, InvalidRequest, ModelNotFound, UpstreamFailed, UpstreamTimeout
 from accounts.limits.leases import keeper
 from accounts.snapshots import Identity
@@ -285,13 +285,6 @@ def outgoing(progress: Progress, route: Route) -> dict[str, Any]:
     call = progress.call
     each = progress.bill.output_tokens // call.surface.answers(call.payload)
     return call.surface.with_output(call.payload, each, route.output_parameter)
-
-
-def release_connections() -> None:
-    """Give a pooled connection back before a slow call; SQLite's is the process's own, and stays."""
-    for connection in connections.all(initialized_only=True):
-        if connection.vendor != "sqlite" and not connection.in_atomic_block:
-            connection.close()
 
 
 def charge(progress: Progress, body: Body, route: Route) -> Usage:

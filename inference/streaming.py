@@ -19,6 +19,7 @@ import structlog
 from django.conf import settings
 from django.db import DatabaseError, connections
 
+from accounts.connections import release_connections
 from accounts.exceptions import (
     ApiError,
     DependencyUnavailable,
@@ -41,7 +42,6 @@ from inference.pipeline import (
     join_flight,
     leave_flight,
     outgoing,
-    release_connections,
     reserve,
     share_answer,
 )

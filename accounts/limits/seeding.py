@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accounts.connections import release_connections
 from accounts.limits.bounds import Amount, Bound
 from accounts.limits.contract import (
     SHARDS,
@@ -102,6 +103,7 @@ class SeedingBackend(LimitBackend):
             with self._seeding[scope.shard]:
                 while isinstance(answer := call(), LedgerMissing):
                     amounts = {subject: self.seeder(subject, answer.month) for subject in answer.subjects}
+                    release_connections()
                     self._seed(scope, answer.month, amounts)
         return answer
 

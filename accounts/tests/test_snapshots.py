@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
@@ -248,3 +248,10 @@ def test_it_allows_models_that_tier_and_key_allow(tier_models: list[str], key_mo
 def test_it_gives_every_scope_but_key_management_unless_some_are_named() -> None:
     assert identity_of(make_key().key).scopes == {"chat", "summarize", "embeddings", "usage"}
     assert identity_of(make_key(scopes=["keys:manage"]).key).scopes == {"keys:manage"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_keeps_no_connection_of_the_pool_once_a_key_is_read(directory: KeyDirectory) -> None:
+    issued = make_key()
+    assert directory.find(issued.plain) is not None
+    assert connection.vendor == "sqlite" or connection.connection is None

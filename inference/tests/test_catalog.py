@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.conf import LazySettings
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from accounts.exceptions import DependencyUnavailable
@@ -148,3 +148,9 @@ def test_it_rounds_a_cost_up_once(tokens: tuple[int, int, int], cost: int) -> No
 
 def _fail() -> None:
     raise OperationalError
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_keeps_no_connection_of_the_pool_once_models_are_read() -> None:
+    Catalog().models()
+    assert connection.vendor == "sqlite" or connection.connection is None
