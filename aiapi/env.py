@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -83,6 +84,17 @@ class Environment:
             return [part.strip() for part in raw.split(",") if part.strip()]
 
         return self._read(name, parse, list(default), kind="comma-separated list", help=help, secret=secret)
+
+    def networks(self, name: str, *, help: str) -> list[IPv4Network | IPv6Network]:
+        """Read a comma-separated list of networks in CIDR notation, or addresses; none by default."""
+
+        def parse(raw: str) -> list[IPv4Network | IPv6Network]:
+            try:
+                return [ip_network(part.strip()) for part in raw.split(",") if part.strip()]
+            except ValueError:
+                raise ValueError("must be networks such as 10.0.0.0/8, without bits set after the prefix") from None
+
+        return self._read(name, parse, [], kind="comma-separated networks", help=help)
 
     def rate(self, name: str, default: str, *, help: str) -> str:
         """Read a number of times in a period, such as 30/m (s, m, h or d: a second, minute, hour or day)."""

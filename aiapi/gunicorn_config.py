@@ -4,9 +4,13 @@ from gevent import monkey
 
 monkey.patch_all()  # before anything imports sockets, as reading the settings does
 
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
 from aiapi import settings  # noqa: E402
 from aiapi.logs import configuration  # noqa: E402
 from aiapi.worker import SETTLE_SECONDS  # noqa: E402
+from monitoring import metrics_folder  # noqa: E402
 
 bind = f"{settings.HOST}:{settings.PORT}"
 workers = settings.WEB_CONCURRENCY
@@ -22,10 +26,28 @@ accesslog = None  # aiapi.middleware writes a line a request
 logconfig_dict = configuration(settings.LOG_LEVEL)  # gunicorn's own lines are JSON like the others
 control_socket_disable = True
 
+_folder: Path | None = None
+
 
 def on_starting(server: object) -> None:
-    """Read the tables of tokens before there are workers: it takes a second, and all of them share what was read."""
+    """Do what all workers share, before there are any: their metrics' folder, and the tables of tokens.
+
+    To read those takes a second.
+    """
+    global _folder  # noqa: PLW0603  (gunicorn asks for functions of the module, and passes nothing of theirs)
+    _folder = metrics_folder.make_folder()
     from inference.tokens import count_tokens
 
     for model in ("gpt-4o", "gpt-4"):
         count_tokens([], model=model)
+
+
+def child_exit(server: object, worker: Any) -> None:
+    """Take a worker that has ended off the metrics of those that live."""
+    metrics_folder.forget_worker(worker.pid)
+
+
+def on_exit(server: object) -> None:
+    """Remove what the workers shared."""
+    if _folder is not None:
+        metrics_folder.remove_folder(_folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 
 import structlog
 from csp.constants import UNSAFE_EVAL, UNSAFE_INLINE
@@ -14,12 +15,15 @@ from django_ratelimit.core import is_ratelimited
 from accounts.addresses import rate_limit_group_key
 from accounts.exceptions import TooManyFailures
 from aiapi.errors import json_error
+from monitoring.metrics import observe_response
 from monitoring.trace import begin_trace
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 LOGIN_WINDOW_SECONDS = 60
-#: Asked by orchestrators, which address a process by whatever name or number they have for it.
-PROBES = ("/health/live", "/health/ready")
+#: Asked by orchestrators and by Prometheus, which address a process by whatever name or number they have for it.
+PROBES = ("/health/live", "/health/ready", "/metrics")
+#: What they ask all the time makes no line in the log while it goes well.
+QUIET = ("/health", "/metrics")
 
 log = structlog.get_logger("aiapi.request")
 
@@ -42,10 +46,11 @@ class RequestMiddleware:
             elapsed = trace.elapsed_ms
             response["X-Process-Time"] = f"{elapsed / 1000:.3f}"
             self._log(request, response, elapsed)
+        observe_response(_route_name(request), response.status_code)
         return response
 
     def _log(self, request: HttpRequest, response: HttpResponseBase, elapsed_ms: float) -> None:
-        if request.path.startswith("/health") and response.status_code < 400:
+        if request.path.startswith(QUIET) and response.status_code < HTTPStatus.BAD_REQUEST:
             return
         identity = getattr(request, "identity", None)
         log.info(
@@ -58,6 +63,14 @@ class RequestMiddleware:
             account=identity and identity.account_name,
             key=identity and identity.key_prefix,
         )
+
+
+def _route_name(request: HttpRequest) -> str:
+    """Name the route that answered, out of a short list: the admin's pages are one."""
+    match = request.resolver_match
+    if match is None:
+        return "other"
+    return match.namespace or match.url_name or "other"
 
 
 class AdminPolicy:

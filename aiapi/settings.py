@@ -160,6 +160,12 @@ ADMIN_USERNAME = ENV.text("ADMIN_USERNAME", "admin", help="name of the first adm
 ADMIN_PASSWORD = ENV.text(
     "ADMIN_PASSWORD", secret=True, help="password of the first administrator; default: made up and printed once"
 )
+
+# Monitoring
+METRICS_TOKEN = ENV.text("METRICS_TOKEN", secret=True, help="bearer token with which /metrics may be read")
+METRICS_NETWORKS = ENV.networks(
+    "METRICS_NETWORKS", help="networks that may read /metrics without it; default: loopback, none once there is a token"
+)
 LOG_LEVEL = ENV.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", help="least severe level logged")
 
 INSTALLED_APPS = [

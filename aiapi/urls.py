@@ -21,7 +21,7 @@ from inference.openai.views import (
     UnsupportedView,
 )
 from inference.views import ChatView, SummarizeView
-from monitoring.views import HealthView, LiveView, ReadyView, RequestView, StatsView
+from monitoring.views import HealthView, LiveView, MetricsView, ReadyView, RequestView, StatsView
 
 handler400 = "aiapi.errors.bad_request"
 handler403 = "aiapi.errors.permission_denied"
@@ -55,6 +55,7 @@ urlpatterns = [
     api("health", HealthView.as_view(), "health"),
     api("health/live", LiveView.as_view(), "health-live"),
     api("health/ready", ReadyView.as_view(), "health-ready"),
+    api("metrics", MetricsView.as_view(), "metrics"),
     api("docs", SwaggerView.as_view(), "docs"),
     api("redoc", RedocView.as_view(), "redoc"),
     api(r"openapi\.json", OpenAPIView.as_view(), "openapi"),

@@ -12,6 +12,7 @@ from accounts.refusals import refusal_error
 from inference.calls import Caller
 from inference.catalog import Rates
 from inference.surfaces.base import Usage
+from monitoring.metrics import observe_record
 from monitoring.records import begin_record
 
 #: What an error may have been recorded as that another request had met first.
@@ -108,6 +109,7 @@ class Bill:
                 record=self.record,
             )
         caller.trace.is_recorded = True
+        observe_record(self.record)
 
     def emit(self, *, status: int, error_code: str = "") -> None:
         """Emit the record of a call that reserved nothing; refusals beyond a rate are counted instead."""
@@ -116,6 +118,7 @@ class Bill:
         with caller.trace.stage("limits"):
             get_limits().emit(caller.identity.account_id, caller.trace.id.hex, self.record, tally=self._tally())
         self.caller.trace.is_recorded = True
+        observe_record(self.record)
 
     def _tally(self) -> Tally | None:
         """Say with which others this may be counted: refusals, alike in all by which reports tell requests apart."""

@@ -9,11 +9,14 @@ class InferenceConfig(AppConfig):
     name = "inference"
 
     def ready(self) -> None:
-        """Register the health check of the model, and what knows the names of models."""
+        """Register the health check of the model, its deployments, and what knows the names of models."""
         from accounts.model_names import install_reader
+        from inference.catalog import deployment_names
         from inference.selectors import public_name_of
         from inference.upstream.health import llm_health
         from monitoring.health import register_check
+        from monitoring.scrape import register_deployments
 
         register_check("llm", llm_health)
+        register_deployments(deployment_names)
         install_reader(public_name_of)

@@ -144,6 +144,11 @@ class Catalog:
 catalog = Catalog()
 
 
+def deployment_names() -> set[str]:
+    """Name the deployments that calls may go to now; raises DependencyUnavailable as the catalog does."""
+    return {route.name for model in catalog.models().values() for route in model.routes}
+
+
 def default_model_name() -> str:
     """Name the model of the environment, which answers where operators chose no default."""
     if settings.OPENAI_MODEL:

@@ -52,6 +52,7 @@ from inference.upstream.capacity import capacity
 from inference.upstream.client import UpstreamStream, client
 from inference.upstream.routing import first_success
 from inference.upstream.transport import Abort
+from monitoring import metrics
 
 #: In place of a moment, while the provider isn't waited for.
 NEVER = float("inf")
@@ -167,6 +168,7 @@ class StreamedCall:
         progress = self.progress
         assert progress is not None  # noqa: S101  (open sets it first)
         open_streams.add(self)
+        metrics.open_streams.set(len(open_streams))
         reader: EventReader | None = None
         error: ApiError | None = InternalError()  # what it is if something comes that nobody expected
         try:
@@ -193,6 +195,7 @@ class StreamedCall:
                 connections.close_all()
                 watch.discard(self)
                 open_streams.discard(self)
+                metrics.open_streams.set(len(open_streams))
 
     def _answer(self, progress: Progress, reader: EventReader) -> None:
         """Replay an identical call's answer, or make a call of one's own."""

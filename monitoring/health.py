@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -19,15 +18,12 @@ from django.core.cache import caches
 from django.db import connection
 
 from accounts.limits import get_limits
-from accounts.limits.contract import SHARDS
-from accounts.limits.redis import records_stream, redis_client
+from monitoring.backlog import ingest_backlog
 
 #: Seconds that a record may wait for the ingester before that is called a lag.
 LAG_SECONDS = 30
 #: Seconds for which an answer is given again.
 REMEMBERED_SECONDS = 1.0
-#: The one client of the process for this; its pool knows of forks.
-_client = lru_cache(maxsize=1)(redis_client)
 
 log = structlog.get_logger(__name__)
 
@@ -112,18 +108,7 @@ def limits_health() -> Health:
 
 def ingest_health() -> Health:
     """See whether records wait for the ingester longer than LAG_SECONDS; in process they are written directly."""
-    if not settings.REDIS_URL:
-        return Health.OK
-    return Health.DEGRADED if ingest_lag() > LAG_SECONDS else Health.OK
-
-
-def ingest_lag() -> float:
-    """Return for how many seconds the oldest record has been waiting; 0 when none is."""
-    pipeline = _client(settings.REDIS_URL).pipeline(transaction=False)
-    for shard in range(SHARDS):
-        pipeline.xrange(records_stream(shard), count=1)
-    oldest = [int(entries[0][0].split(b"-")[0]) for entries in pipeline.execute() if entries]
-    return max(0.0, time.time() - min(oldest) / 1000) if oldest else 0.0
+    return Health.DEGRADED if ingest_backlog().seconds > LAG_SECONDS else Health.OK
 
 
 def probe(name: str, check: Check) -> Health:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from django.http import HttpResponse
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework.authentication import SessionAuthentication
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.parsers import BaseParser
+from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.authentication import ApiKeyAuthentication
-from accounts.exceptions import NotFound
+from accounts.exceptions import NotFound, PermissionDenied
 from accounts.snapshots import Identity
 from accounts.views import KeyView
 from monitoring.health import Health, recent_readiness, recent_report
+from monitoring.scrape import may_scrape, metrics_text
 from monitoring.selectors import request_record, stats
 from monitoring.serializers import HealthAnswer, ProbeAnswer, RecordAnswer, StatsAnswer
 
@@ -112,3 +119,46 @@ class ReadyView(APIView):
         """Ask the database, without which no key can be checked."""
         state = recent_readiness()
         return Response({"status": str(state)}, status=200 if state is Health.OK else 503)
+
+
+class AnyFormat(BaseContentNegotiation):
+    """Whatever is accepted, the view's text is made by itself, and errors are JSON."""
+
+    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
+        """Take the first parser."""
+        return next(iter(parsers), None)
+
+    def select_renderer(
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        """Take the first renderer."""
+        renderer = next(iter(renderers))
+        return renderer, renderer.media_type
+
+
+class MetricsView(APIView):
+    """GET /metrics: Prometheus reads it, by METRICS_TOKEN or from METRICS_NETWORKS."""
+
+    authentication_classes = []
+    permission_classes = []
+    content_negotiation_class = AnyFormat
+
+    @extend_schema(
+        operation_id="metrics",
+        summary="Read the metrics of this server, for Prometheus",
+        description=(
+            "In Prometheus's text format, or OpenMetrics where that is accepted. For addresses in METRICS_NETWORKS "
+            "(loopback by default), or with `Authorization: Bearer METRICS_TOKEN`; a key opens nothing here."
+        ),
+        responses={
+            (200, "text/plain"): OpenApiTypes.STR,
+            (200, "application/openmetrics-text"): OpenApiTypes.STR,
+            403: OpenApiResponse(description="Neither the token nor the address is one that may read them."),
+        },
+    )
+    def get(self, request: Request) -> HttpResponse:
+        """Write all metrics; raises PermissionDenied for everyone else."""
+        if not may_scrape(request._request):
+            raise PermissionDenied
+        text, content_type = metrics_text(request.headers.get("Accept", ""))
+        return HttpResponse(text, content_type=content_type, headers={"Cache-Control": "no-store"})

@@ -30,7 +30,12 @@ VALUES = {
     "LOCAL_MODEL_URL": "http://127.0.0.1:9/v1",
     "REDIS_TIMEOUT": "0.5",
 }
-BY_KIND = {"text": "another", "comma-separated list": "one,two", "rate": "7/h"}
+BY_KIND = {
+    "text": "another",
+    "comma-separated list": "one,two",
+    "comma-separated networks": "10.0.0.0/8,::1",
+    "rate": "7/h",
+}
 #: What the names of bin/run and docker compose alone are for; the platform itself doesn't read them.
 LAUNCHERS = {"POSTGRES_PASSWORD"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from django.conf import settings
 
 from accounts.exceptions import UpstreamBusy
+from monitoring.metrics import upstream_calls, upstream_queue
 
 
 class Capacity:
@@ -31,10 +31,12 @@ class Capacity:
     def place(self, seconds: float) -> Iterator[None]:
         """Hold a place while the block runs; raises UpstreamBusy when none is free within the seconds."""
         self._take(seconds)
+        upstream_calls.set(self.taken)
         try:
             yield
         finally:
             self._give_back()
+            upstream_calls.set(self.taken)
 
     def _take(self, seconds: float) -> None:
         with self._lock:
@@ -43,8 +45,14 @@ class Capacity:
                 return
             turn = threading.Event()
             self._waiting.append(turn)
-        deadline = time.monotonic() + seconds
-        if turn.wait(max(0.0, deadline - time.monotonic())):
+        upstream_queue.set(self.queued)
+        try:
+            self._wait(turn, seconds)
+        finally:
+            upstream_queue.set(self.queued)
+
+    def _wait(self, turn: threading.Event, seconds: float) -> None:
+        if turn.wait(seconds):
             return
         with self._lock:
             if turn.is_set():  # the place came while the wait ended

@@ -20,6 +20,7 @@ from accounts.exceptions import UpstreamBusy, UpstreamFailed
 from inference.catalog import Route
 from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
 from inference.upstream.breaker import COOL_DOWN, breakers
+from monitoring.metrics import observe_attempt, observe_breaker
 
 ROUNDS = 3
 #: The pause before a round is random between 0 and this many seconds, doubled each time (full jitter).
@@ -75,23 +76,33 @@ def first_success(
 
 def _admitted(choices: Iterable[Route], account_id: int) -> Iterator[Route]:
     """Yield the routes whose breaker lets a call pass, asking each just before it is tried."""
-    return (route for route in choices if breakers.admits(route.deployment_id, account_id))
+    for route in choices:
+        if breakers.admits(route.deployment_id, account_id):
+            observe_breaker(route.name, breakers.state(route.deployment_id))
+            yield route
 
 
 def _attempt(route: Route, attempt: Attempt[T], account_id: int) -> T:
+    outcome = "ok"
     try:
         answer = attempt(route)
     except AttemptFailed as failed:
+        outcome = failed.error.code  # the class's own: an instance may carry one of the provider's words
         if failed.verdict.is_down:
             breakers.failed(route.deployment_id, account_id, is_unreached=failed.verdict.is_unreached)
         else:
             breakers.succeeded(route.deployment_id, account_id)
         raise
     except BaseException:
+        outcome = "abandoned"
         breakers.gave_up(route.deployment_id, account_id)
         raise
-    breakers.succeeded(route.deployment_id, account_id)
-    return answer
+    else:
+        breakers.succeeded(route.deployment_id, account_id)
+        return answer
+    finally:
+        observe_attempt(route.provider, outcome)
+        observe_breaker(route.name, breakers.state(route.deployment_id))
 
 
 def _may_go_on(verdict: Verdict, deadline: Deadline, covers_another: Callable[[], bool]) -> bool:
