@@ -1,4 +1,4 @@
-"""What happened: one record a request to a model endpoint that passed authentication.
+"""What happened: one record a request to a model endpoint that passed authentication, and their sums by time.
 
 No prompt, answer or secret. Names are stored beside ids so that a record outlives what it names.
 """
@@ -68,3 +68,62 @@ class RequestRecord(models.Model):
 
     def __str__(self) -> str:
         return str(self.id)
+
+
+class Rollup(models.Model):
+    """What the requests of one period, caller, endpoint, model and outcome add up to (see monitoring.rollups).
+
+    An account of 0 stands for all accounts, a key of 0 for all keys of the account. A row stands for at least one
+    request: where nothing happened, there is none.
+    """
+
+    class Grain(models.TextChoices):
+        """Whose requests, and in how long a period."""
+
+        PLATFORM_HOUR = "ph"
+        PLATFORM_DAY = "pd"
+        PLATFORM_MONTH = "pm"
+        ACCOUNT_HOUR = "ah"
+        ACCOUNT_DAY = "ad"
+        ACCOUNT_MONTH = "am"
+        KEY_HOUR = "kh"
+        KEY_DAY = "kd"
+        KEY_MONTH = "km"
+
+    class Outcome(models.TextChoices):
+        """How requests ended: answered; refused as invalid (4xx), as over a limit (429); failed (5xx)."""
+
+        OK = "ok"
+        INVALID = "invalid"
+        LIMITED = "limited"
+        FAILED = "failed"
+
+    pk = models.CompositePrimaryKey("grain", "start", "account_id", "key_id", "endpoint", "model", "outcome")
+    grain = models.CharField(max_length=2, choices=Grain.choices)
+    start = models.IntegerField(help_text="Where the period begins: whole hours since 1970-01-01 00:00 UTC.")
+    account_id = models.BigIntegerField()
+    key_id = models.BigIntegerField()
+    endpoint = models.CharField(max_length=50)
+    model = models.CharField(max_length=100, blank=True)
+    outcome = models.CharField(max_length=7, choices=Outcome.choices)
+    account_name = models.CharField(max_length=100, blank=True, help_text="As it was last written down.")
+    key_name = models.CharField(max_length=100, blank=True, help_text="As it was last written down.")
+    requests = models.BigIntegerField()
+    hits = models.BigIntegerField()
+    coalesced = models.BigIntegerField()
+    misses = models.BigIntegerField()
+    bypassed = models.BigIntegerField()
+    replayed = models.BigIntegerField()
+    input_tokens = models.BigIntegerField()
+    cached_tokens = models.BigIntegerField(help_text="Part of the input tokens.")
+    output_tokens = models.BigIntegerField()
+    cost = models.BigIntegerField(help_text="Nano-dollars: sums of NUMERIC are not exact on every database.")
+    saved_cost = models.BigIntegerField(help_text="Nano-dollars that cached and replayed answers spared.")
+    latency = models.BinaryField(help_text="A histogram, see monitoring.rollups.histograms.")
+    first_token = models.BinaryField(help_text="A histogram, see monitoring.rollups.histograms.")
+
+    class Meta:
+        indexes = [models.Index(fields=["account_id", "grain", "start"], name="rollup_account")]
+
+    def __str__(self) -> str:
+        return f"{self.grain} {self.start} {self.account_name}/{self.key_name} {self.endpoint} {self.model}"

@@ -1,19 +1,30 @@
-"""Writes usage records to the database: one row an id, the highest revision winning, however often it is written."""
+"""Writes usage records to the database: one row an id, the highest revision winning, however often it is written.
+
+The rollups follow in the same transaction, so a record must count exactly once: what is inserted counts; what is
+replaced is taken out of them, as it was read under a lock; what was there already changes nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from operator import attrgetter
 from typing import Any
+from uuid import UUID
 
-from django.db import connection
+from django.db import connection, transaction
+from django.db.backends.utils import CursorWrapper
 
 from monitoring.models import RequestRecord
 from monitoring.records import as_row, newest_revisions
+from monitoring.rollups.store import rollups_apply
+from monitoring.rollups.tallies import Change
 
 _FIELDS = RequestRecord._meta.concrete_fields
-_TABLE = RequestRecord._meta.db_table
-#: SQLite takes at most 32,766 parameters in a statement.
-ROWS_A_STATEMENT = 500
+_COLUMNS = [str(field.column) for field in _FIELDS]
+_INSERT = f"INSERT INTO {RequestRecord._meta.db_table} ({', '.join(_COLUMNS)})"
+_ON_CONFLICT = "ON CONFLICT (id) DO NOTHING RETURNING id"
+_values = attrgetter(*(field.attname for field in _FIELDS))
 
 
 def write_record(record: Mapping[str, Any]) -> None:
@@ -22,25 +33,63 @@ def write_record(record: Mapping[str, Any]) -> None:
 
 
 def write_records(records: Sequence[Mapping[str, Any]]) -> int:
-    """Write records, and answer how many there were after leaving out those with an older revision.
+    """Write records and what they change in the rollups; answer how many ids there were.
 
     Idempotent: a record that is there already changes nothing, one with a higher revision replaces it.
     """
-    rows = [as_row(record) for record in newest_revisions(records)]
-    for start in range(0, len(rows), ROWS_A_STATEMENT):
-        _upsert(rows[start : start + ROWS_A_STATEMENT])
+    rows = {row.id: row for row in map(as_row, newest_revisions(records))}
+    if rows:
+        with transaction.atomic():
+            rollups_apply(_log(rows))
     return len(rows)
 
 
-def _upsert(rows: Sequence[RequestRecord]) -> None:
-    """Insert rows or replace those of a lower revision: the condition is what Django's bulk_create can't say."""
-    columns = [str(field.column) for field in _FIELDS]
-    line = f"({', '.join(['%s'] * len(columns))})"
-    updates = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "id")
-    statement = (
-        f"INSERT INTO {_TABLE} ({', '.join(columns)}) VALUES {', '.join([line] * len(rows))} "  # noqa: S608
-        f"ON CONFLICT (id) DO UPDATE SET {updates} WHERE excluded.revision > {_TABLE}.revision"
-    )
-    values = [field.get_db_prep_save(getattr(row, field.attname), connection) for row in rows for field in _FIELDS]
+def _log(rows: Mapping[UUID, RequestRecord]) -> list[Change]:
+    """Write rows to the log and say what that changed.
+
+    In order of their ids, so that two writers of the same records wait for each other and don't deadlock.
+    """
+    inserted = _insert([rows[identifier] for identifier in sorted(rows)])
+    changes = [Change(None, rows[identifier]) for identifier in inserted]
+    return changes + _replace({pk: row for pk, row in rows.items() if pk not in inserted})
+
+
+def _replace(rows: Mapping[UUID, RequestRecord]) -> list[Change]:
+    """Write rows over those in the log, where the log has a lower revision."""
+    if not rows:
+        return []
+    known = RequestRecord.objects.select_for_update().filter(pk__in=list(rows)).order_by("pk")
+    changes = [Change(old, rows[old.pk]) for old in known if old.revision < rows[old.pk].revision]
+    for change in changes:
+        change.new.save(force_update=True)
+    return changes
+
+
+def _insert(rows: Sequence[RequestRecord]) -> set[UUID]:
+    """Insert the rows whose ids the log lacks, and say which those are."""
     with connection.cursor() as cursor:
+        return _insert_on_postgres(cursor, rows) if connection.vendor == "postgresql" else _insert_each(cursor, rows)
+
+
+def _insert_on_postgres(cursor: CursorWrapper, rows: Sequence[RequestRecord]) -> set[UUID]:
+    columns = [list(column) for column in zip(*map(_values, rows), strict=True)]
+    cursor.execute(f"{_INSERT} SELECT * FROM unnest({_arrays()}) {_ON_CONFLICT}", columns)  # noqa: S608
+    return {pk for (pk,) in cursor.fetchall()}
+
+
+@cache
+def _arrays() -> str:
+    types = [str(field.db_type(connection)) for field in _FIELDS]
+    # A cast to varchar(n) would cut a text that is too long, silently: left to the column, it is refused.
+    return ", ".join("%s::text[]" if kind.startswith("varchar") else f"%s::{kind}[]" for kind in types)
+
+
+def _insert_each(cursor: CursorWrapper, rows: Iterable[RequestRecord]) -> set[UUID]:
+    statement = f"{_INSERT} VALUES ({', '.join(['%s'] * len(_FIELDS))}) {_ON_CONFLICT}"
+    inserted = set()
+    for row in rows:
+        values = [field.get_db_prep_save(getattr(row, field.attname), connection) for field in _FIELDS]
         cursor.execute(statement, values)
+        if cursor.fetchone():
+            inserted.add(row.id)
+    return inserted

@@ -10,7 +10,7 @@ import pytest
 
 from accounts.tests.factories import IssuedKey, make_key
 from monitoring.models import RequestRecord
-from monitoring.recorder import ROWS_A_STATEMENT, write_record, write_records
+from monitoring.recorder import write_record, write_records
 from monitoring.tests.samples import a_record, an_operation
 
 pytestmark = pytest.mark.django_db
@@ -63,7 +63,7 @@ def test_it_takes_both_revisions_in_one_batch(key: IssuedKey) -> None:
 
 
 def test_it_takes_more_than_one_statement_holds(key: IssuedKey) -> None:
-    batch = [a_record(key) for _ in range(ROWS_A_STATEMENT + 1)]
+    batch = [a_record(key) for _ in range(501 + 1)]
     assert write_records(batch) == len(batch) == RequestRecord.objects.count()
 
 

@@ -1,0 +1,92 @@
+"""What readers of the rollups get: plain sums, and the quantiles of their histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from accounts.refusals import dollars
+from monitoring.rollups.histograms import quantiles
+
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+ANSWER_DECIMALS = 1
+
+
+@dataclass(slots=True)
+class Figures:
+    """What some requests add up to. All of it adds, so figures of parts make figures of the whole by `+=`.
+
+    `requests` are all there were; `invalid` (4xx), `limited` (429) and `failed` (5xx) are part of them. Money is in
+    nano-dollars. `latency` and `first_token` are histograms (ms) of the requests that were answered or failed; a
+    refusal has no place in them.
+    """
+
+    requests: int = 0
+    invalid: int = 0
+    limited: int = 0
+    failed: int = 0
+    hits: int = 0
+    coalesced: int = 0
+    misses: int = 0
+    bypassed: int = 0
+    replayed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    cost: int = 0
+    saved_cost: int = 0
+    latency: int = 0
+    first_token: int = 0
+
+    def __iadd__(self, other: Figures) -> Figures:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        return self
+
+    @property
+    def cache_hits(self) -> int:
+        """Answers that cost no upstream call of their own: cached and coalesced ones."""
+        return self.hits + self.coalesced
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """Hits of hits and misses, three decimals; 0 without either."""
+        asked = self.cache_hits + self.misses
+        return round(self.cache_hits / asked, 3) if asked else 0.0
+
+    @property
+    def error_rate(self) -> float:
+        """Failed (5xx) of all requests, four decimals; 0 without any."""
+        return round(self.failed / self.requests, 4) if self.requests else 0.0
+
+    def latency_quantiles(self, wanted: Sequence[float] = tuple(QUANTILES.values())) -> list[float] | None:
+        """Tell quantiles of the latency in ms, within 5 %; None where nothing was timed."""
+        return quantiles(self.latency, wanted)
+
+    def first_token_quantiles(self, wanted: Sequence[float] = tuple(QUANTILES.values())) -> list[float] | None:
+        """Tell quantiles of the time to a stream's first token in ms, within 5 %; None where there was no stream."""
+        return quantiles(self.first_token, wanted)
+
+    def as_answer(self) -> dict[str, Any]:
+        """Write the figures as /usage, pages and exports show them (money as a text in US dollars)."""
+        return {
+            "requests": self.requests,
+            "errors": {"invalid": self.invalid, "limited": self.limited, "failed": self.failed},
+            "cache_hits": self.cache_hits,
+            "cache_misses": self.misses,
+            "cache_hit_rate": self.cache_hit_rate,
+            "input_tokens": self.input_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+            "cost": dollars(self.cost),
+            "saved_cost": dollars(self.saved_cost),
+            "latency_ms": _named(self.latency_quantiles()),
+            "first_token_ms": _named(self.first_token_quantiles()),
+        }
+
+
+def _named(values: list[float] | None) -> dict[str, float] | None:
+    if values is None:
+        return None
+    return {name: round(value, ANSWER_DECIMALS) for name, value in zip(QUANTILES, values, strict=True)}

@@ -1,0 +1,125 @@
+"""Writes rollups: reads the rows that change, adds what is new, and writes them back, under a lock of all writers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from django.db import connection
+from django.db.backends.utils import CursorWrapper
+
+from monitoring.models import Rollup
+from monitoring.rollups.histograms import pack, unpack
+from monitoring.rollups.tallies import COUNTS, HISTOGRAMS, MEASURES, Change, Names, Row, Tally, spread, tallies_of
+
+#: Names the lock of all that write rollups, among PostgreSQL's advisory locks ("rollups" in ASCII).
+LOCK = 0x726F6C6C757073
+COLUMNS = (*Row._fields, "account_name", "key_name", *MEASURES)
+
+log = structlog.get_logger(__name__)
+
+
+def rollups_apply(changes: Iterable[Change]) -> None:
+    """Put changes of the log into the rollups; call it in the transaction that made them."""
+    tallies, names = tallies_of(changes)
+    changed = {row: tally for row, tally in tallies.items() if any(tally)}
+    if changed:
+        rollups_add(*spread(changed, names))
+
+
+def rollups_add(tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> None:
+    """Add tallies to rows; a row that stands for no request any more is deleted."""
+    with connection.cursor() as cursor:
+        rollups_lock(cursor)
+        known = _read(cursor, tallies)
+        sums = {row: _sum(row, known.get(row), tally) for row, tally in tallies.items()}
+        rollups_write(cursor, {row: tally for row, tally in sums.items() if tally[0]}, names)
+        rollups_delete(cursor, [row for row, tally in sums.items() if not tally[0] and row in known])
+
+
+def rollups_lock(cursor: CursorWrapper) -> None:
+    """Wait for the turn to write; it lasts until the transaction ends. (SQLite has one writer at a time by itself.)"""
+    if connection.vendor == "postgresql":
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+
+
+def rollups_write(cursor: CursorWrapper, tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> None:
+    """Write rows as they are given, over those that are there."""
+    if tallies:
+        _upsert(cursor, [(*row, *names[row], *packed(tally)) for row, tally in tallies.items()])
+
+
+def packed(tally: Tally) -> list[Any]:
+    """Return a tally as its columns hold it."""
+    return [*tally[: len(COUNTS)], *(pack(histogram) for histogram in tally[len(COUNTS) :])]
+
+
+def unpacked(columns: Sequence[Any]) -> Tally:
+    """Return the tally that a row's columns hold."""
+    return [*columns[: len(COUNTS)], *(unpack(bytes(histogram)) for histogram in columns[len(COUNTS) :])]
+
+
+def _sum(row: Row, known: Tally | None, added: Tally) -> Tally:
+    if known is not None:
+        added = [a + b for a, b in zip(known, added, strict=True)]
+    if min(added) < 0:
+        # Only where the rollups lacked a record that the log had: the nightly check tells, a rebuild mends.
+        log.error("rollups_disagree_with_log", row=tuple(row))
+        return [max(0, amount) for amount in added]
+    return added
+
+
+# What the databases don't do alike. Arrays spare PostgreSQL reading thousands of placeholders; SQLite has no arrays,
+# but a statement costs it no round trip.
+
+_TABLE = Rollup._meta.db_table
+_KEY = ", ".join(Row._fields)
+_READ = f"SELECT {_KEY}, {', '.join(MEASURES)} FROM {_TABLE}"  # noqa: S608
+_UPDATES = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS[len(Row._fields) :])
+_ON_CONFLICT = f"ON CONFLICT ({_KEY}) DO UPDATE SET {_UPDATES}"
+_TYPES = {
+    **dict.fromkeys(COLUMNS, "text"),
+    **dict.fromkeys((*COUNTS, "account_id", "key_id"), "bigint"),
+    **dict.fromkeys(HISTOGRAMS, "bytea"),
+    "start": "integer",
+}
+_ARRAYS = ", ".join(f"%s::{_TYPES[column]}[]" for column in COLUMNS)
+_KEY_ARRAYS = ", ".join(f"%s::{_TYPES[column]}[]" for column in Row._fields)
+_ONE = " AND ".join(f"{column} = %s" for column in Row._fields)
+_MANY = f"({_KEY}) IN (SELECT * FROM unnest({_KEY_ARRAYS}))"  # noqa: S608
+_INSERT = f"INSERT INTO {_TABLE} ({', '.join(COLUMNS)})"
+
+
+def _read(cursor: CursorWrapper, rows: Iterable[Row]) -> dict[Row, Tally]:
+    found: list[Sequence[Any]] = []
+    if connection.vendor == "postgresql":
+        cursor.execute(f"{_READ} WHERE {_MANY}", _columns(rows))
+        found = cursor.fetchall()
+    else:
+        for row in rows:
+            cursor.execute(f"{_READ} WHERE {_ONE}", row)
+            found += cursor.fetchall()
+    width = len(Row._fields)
+    return {Row(*each[:width]): unpacked(each[width:]) for each in found}
+
+
+def _upsert(cursor: CursorWrapper, lines: Sequence[Sequence[Any]]) -> None:
+    if connection.vendor == "postgresql":
+        cursor.execute(f"{_INSERT} SELECT * FROM unnest({_ARRAYS}) {_ON_CONFLICT}", _columns(lines))  # noqa: S608
+    else:
+        cursor.executemany(f"{_INSERT} VALUES ({', '.join(['%s'] * len(COLUMNS))}) {_ON_CONFLICT}", lines)
+
+
+def rollups_delete(cursor: CursorWrapper, rows: Sequence[Row]) -> None:
+    """Delete rows."""
+    if not rows:
+        return
+    if connection.vendor == "postgresql":
+        cursor.execute(f"DELETE FROM {_TABLE} WHERE {_MANY}", _columns(rows))  # noqa: S608
+    else:
+        cursor.executemany(f"DELETE FROM {_TABLE} WHERE {_ONE}", rows)  # noqa: S608
+
+
+def _columns(lines: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*lines, strict=True)]

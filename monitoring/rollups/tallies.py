@@ -1,0 +1,167 @@
+"""What a record adds to the rollups: to which rows, and how much.
+
+A tally is a list of integers in the order of MEASURES, histograms included: adding a record, taking away the one that
+it replaces, and adding up tallies are one operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from functools import lru_cache
+from typing import NamedTuple
+
+from accounts.refusals import NANO_DOLLARS
+from monitoring.models import RequestRecord, Rollup
+from monitoring.rollups.histograms import one
+from monitoring.rollups.periods import Period, hour_of, start_of
+
+#: The columns of a rollup that add up, and the histograms at their end.
+COUNTS = (
+    "requests",
+    "hits",
+    "coalesced",
+    "misses",
+    "bypassed",
+    "replayed",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "cost",
+    "saved_cost",
+)
+HISTOGRAMS = ("latency", "first_token")
+MEASURES = (*COUNTS, *HISTOGRAMS)
+CACHE_COLUMNS = {
+    RequestRecord.Cache.HIT: "hits",
+    RequestRecord.Cache.COALESCED: "coalesced",
+    RequestRecord.Cache.MISS: "misses",
+    RequestRecord.Cache.BYPASS: "bypassed",
+    RequestRecord.Cache.REPLAY: "replayed",
+}
+#: The outcomes whose times are worth telling: a refusal takes next to none, and one row may stand for many.
+TIMED = (Rollup.Outcome.OK, Rollup.Outcome.FAILED)
+
+_CACHE_PLACES = {str(cache): COUNTS.index(column) for cache, column in CACHE_COLUMNS.items()}
+_FIRST_CACHE, _AFTER_CACHE = COUNTS.index("hits"), COUNTS.index("replayed") + 1
+_OK, _INVALID, _LIMITED, _FAILED = (str(outcome) for outcome in Rollup.Outcome)
+_PERIODS = tuple(Period)
+
+Tally = list[int]
+
+
+class Row(NamedTuple):
+    """Which row of the rollups: the columns of its primary key."""
+
+    grain: str
+    start: int
+    account_id: int
+    key_id: int
+    endpoint: str
+    model: str
+    outcome: str
+
+
+class Names(NamedTuple):
+    """What the account and the key of a row are called; empty where the row stands for all."""
+
+    account: str = ""
+    key: str = ""
+
+
+class Change(NamedTuple):
+    """A record that was written, and the one that it replaced (None: there was none)."""
+
+    old: RequestRecord | None
+    new: RequestRecord
+
+
+def outcome_of(status: int) -> str:
+    """Name how a request of an HTTP status ended (see Rollup.Outcome)."""
+    if status < 400:
+        return _OK
+    if status >= 500:
+        return _FAILED
+    return _LIMITED if status == 429 else _INVALID
+
+
+def nano(dollars: Decimal) -> int:
+    """Return US dollars as whole nano-dollars."""
+    return int((Decimal(dollars) * NANO_DOLLARS).to_integral_value())
+
+
+def tally_of(record: RequestRecord) -> Tally:
+    """Count one record."""
+    timed = outcome_of(record.status) in TIMED
+    caches = [0] * (_AFTER_CACHE - _FIRST_CACHE)
+    if (place := _CACHE_PLACES.get(str(record.cache))) is not None:
+        caches[place - _FIRST_CACHE] = record.count
+    return [
+        record.count,
+        *caches,
+        record.input_tokens,
+        record.cached_tokens,
+        record.output_tokens,
+        nano(record.cost),
+        nano(record.saved_cost),
+        one(record.latency_ms) if timed else 0,
+        one(record.first_token_ms) if timed and record.first_token_ms is not None else 0,
+    ]
+
+
+def hour_row(record: RequestRecord) -> Row:
+    """Name the finest of the rows that a record belongs to: its key's in its hour."""
+    return Row(
+        "kh",
+        hour_of(record.admitted_at),
+        record.account_id,
+        record.key_id,
+        record.endpoint,
+        record.model,
+        outcome_of(record.status),
+    )
+
+
+def tallies_of(changes: Iterable[Change]) -> tuple[dict[Row, Tally], dict[Row, Names]]:
+    """Add up what changes of the log change in the finest rows, and say what those rows' callers are called."""
+    tallies: dict[Row, Tally] = {}
+    names: dict[Row, Names] = {}
+    for old, new in changes:
+        row = hour_row(new)
+        _add(tallies, row, tally_of(new))
+        names[row] = Names(new.account_name, new.key_name)
+        if old is not None:
+            replaced = hour_row(old)
+            _add(tallies, replaced, [-amount for amount in tally_of(old)])
+            names.setdefault(replaced, Names(old.account_name, old.key_name))
+    return tallies, names
+
+
+def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row, Tally], dict[Row, Names]]:
+    """Add the tallies of the finest rows to all the rows above them as well, and name those."""
+    wide: dict[Row, Tally] = {}
+    wide_names: dict[Row, Names] = {}
+    for fine, tally in tallies.items():
+        for row, named in rows_above(fine, names[fine]):
+            _add(wide, row, tally)
+            wide_names[row] = named
+    return wide, wide_names
+
+
+def rows_above(fine: Row, names: Names) -> Iterator[tuple[Row, Names]]:
+    """List a row of a key in an hour and the eight that contain it."""
+    _, hour, account, key, *rest = fine
+    callers = (("k", account, key, names), ("a", account, 0, Names(names.account)), ("p", 0, 0, Names()))
+    for period, start in zip(_PERIODS, _starts(hour), strict=True):
+        for scope, account_id, key_id, named in callers:
+            yield Row(scope + period, start, account_id, key_id, *rest), named
+
+
+@lru_cache(maxsize=1024)
+def _starts(hour: int) -> tuple[int, ...]:
+    return tuple(start_of(period, hour) for period in _PERIODS)
+
+
+def _add(tallies: dict[Row, Tally], row: Row, tally: Tally) -> None:
+    known = tallies.get(row)
+    tallies[row] = tally if known is None else [a + b for a, b in zip(known, tally, strict=True)]

@@ -1,0 +1,66 @@
+"""Histograms: quantiles within 5 %, adding up without loss, in few bytes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitoring.rollups.histograms import (
+    BITS,
+    BUCKETS,
+    LISTED,
+    LONGEST,
+    bucket_of,
+    counts,
+    one,
+    pack,
+    quantiles,
+    unpack,
+)
+
+times = st.floats(1, LONGEST, allow_nan=False)
+
+
+@given(st.lists(times, min_size=1, max_size=200), st.sampled_from([0, 0.5, 0.9, 0.95, 0.99, 1]))
+def test_it_tells_quantiles_within_five_percent(values: list[float], wanted: float) -> None:
+    (told,) = quantiles(sum(map(one, values)), [wanted]) or [0.0]
+    really = sorted(values)[math.floor(wanted * (len(values) - 1))]
+    assert abs(told - really) <= 0.05 * really
+
+
+@given(st.lists(st.tuples(st.integers(0, BUCKETS - 1), st.integers(1, 2**BITS - 1)), unique_by=lambda pair: pair[0]))
+def test_it_reads_what_it_packed(filled: list[tuple[int, int]]) -> None:
+    histogram = sum(count << BITS * bucket for bucket, count in filled)
+    assert unpack(pack(histogram)) == histogram
+    assert list(counts(histogram)) == sorted(filled)
+
+
+@given(st.lists(times, min_size=1), st.lists(times))
+def test_it_takes_out_what_was_put_in(kept: list[float], removed: list[float]) -> None:
+    whole = sum(map(one, kept + removed))
+    assert whole - sum(map(one, removed)) == sum(map(one, kept))
+
+
+def test_it_packs_few_values_in_few_bytes() -> None:
+    assert pack(0) == b""
+    far_apart = pack(one(2) + one(1000) + one(60_000))
+    assert (far_apart[0], len(far_apart)) == (LISTED, 1 + 3 * 6)
+    assert len(pack(1000 * (one(100) + one(101)))) <= 11
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 0.3, 1.0, math.nan])
+def test_it_counts_next_to_no_time_in_the_first_bucket(value: float) -> None:
+    assert bucket_of(value) == 0
+    assert quantiles(one(value), [0.5]) == [1.0]
+
+
+@pytest.mark.parametrize("value", [LONGEST, 2 * LONGEST, math.inf])
+def test_it_counts_whatever_is_longer_than_an_hour_in_the_last_bucket(value: float) -> None:
+    assert bucket_of(value) == BUCKETS - 1
+
+
+def test_it_tells_nothing_of_an_empty_histogram() -> None:
+    assert quantiles(0, [0.5]) is None

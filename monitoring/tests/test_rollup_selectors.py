@@ -1,0 +1,192 @@
+"""What readers ask the rollups, against what the log would have said."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accounts.tests.factories import Cast
+from monitoring.rollups.calendar import BrokenHours, Unit, buckets
+from monitoring.rollups.figures import Figures
+from monitoring.rollups.periods import Period, compose, end_of, hour_of
+from monitoring.rollups.selectors import Scope, usage_series, usage_top, usage_totals
+from monitoring.tests.samples import recorded
+
+pytestmark = pytest.mark.django_db
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def at(month: int, day: int, hour: int = 0, minute: int = 0) -> datetime:
+    """Return a moment of 2026 in UTC."""
+    return datetime(2026, month, day, hour, minute, tzinfo=UTC)
+
+
+def micros(moment: datetime) -> int:
+    """Return a moment as records tell it."""
+    return int(moment.timestamp()) * 1_000_000
+
+
+@given(st.integers(400_000, 500_000), st.integers(0, 20_000))
+def test_it_puts_a_span_together_from_whole_periods(begin: int, length: int) -> None:
+    pieces = list(compose(begin, begin + length))
+    edges = [start for _, start in pieces] + [begin + length]
+    assert [end_of(period, start) for period, start in pieces] == edges[1:]
+    assert edges[0] == begin
+    assert len([1 for period, _ in pieces if period is Period.HOUR]) <= 46
+    assert len([1 for period, _ in pieces if period is Period.DAY]) <= 60
+
+
+def test_it_adds_up_a_span(cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=micros(at(1, 31, 23, 59)))
+    for moment in (at(2, 1), at(2, 28, 23, 59), at(3, 1), at(3, 5, 4, 59)):
+        recorded(cast.owner, admitted_at=micros(moment), cost=10, cache="hit", latency_ms=100.0)
+    recorded(cast.owner, admitted_at=micros(at(3, 5, 5)))
+    found = usage_totals(begin=at(2, 1), end=at(3, 5, 5))
+    assert (found.requests, found.cost, found.hits, found.misses, found.cache_hit_rate) == (4, 40, 4, 0, 1.0)
+    assert found.latency_quantiles() == pytest.approx([100.0] * 3, rel=0.05)
+    assert found.first_token_quantiles() is None
+
+
+def test_it_widens_a_span_to_the_hours_that_it_touches(cast: Cast) -> None:
+    for minute in (0, 59):
+        recorded(cast.owner, admitted_at=micros(at(2, 1, 10, minute)))
+    assert usage_totals(begin=at(2, 1, 10, 30), end=at(2, 1, 10, 31)).requests == 2
+
+
+def test_it_says_nothing_of_times_when_nothing_happened(cast: Cast) -> None:
+    assert usage_totals(begin=at(1, 1), end=at(2, 1)) == Figures()
+    assert usage_series(begin=at(1, 1), end=at(2, 1), unit=Unit.DAY) == []
+
+
+def test_it_leaves_gaps_where_nothing_happened(cast: Cast) -> None:
+    for day in (3, 3, 5):
+        recorded(cast.owner, admitted_at=micros(at(2, day, 7)))
+    found = usage_series(begin=at(2, 1), end=at(2, 10), unit=Unit.DAY)
+    assert [(point.start, point.figures.requests) for point in found] == [(at(2, 3), 2), (at(2, 5), 1)]
+
+
+def test_it_tells_days_of_a_time_zone_through_daylight_saving(cast: Cast) -> None:
+    # Clocks go forward in the night to March 29: that day has 23 hours.
+    for moment in (at(3, 28, 22, 59), at(3, 28, 23), at(3, 29, 21, 59), at(3, 29, 22)):
+        recorded(cast.owner, admitted_at=micros(moment))
+    found = usage_series(begin=at(3, 27, 23), end=at(3, 30, 22), unit=Unit.DAY, zone=BERLIN)
+    starts = [datetime(2026, 3, day, tzinfo=BERLIN) for day in (28, 29, 30)]
+    assert [(point.start, point.figures.requests) for point in found] == list(zip(starts, (1, 2, 1), strict=True))
+
+
+def test_it_tells_months_of_a_time_zone(cast: Cast) -> None:
+    for moment in (at(1, 31, 22, 59), at(1, 31, 23), at(2, 28, 23)):
+        recorded(cast.owner, admitted_at=micros(moment))
+    found = usage_series(begin=at(1, 1), end=at(4, 1), unit=Unit.MONTH, zone=BERLIN)
+    starts = [datetime(2026, month, 1, tzinfo=BERLIN) for month in (1, 2, 3)]
+    assert [(point.start, point.figures.requests) for point in found] == [(start, 1) for start in starts]
+
+
+def test_it_tells_the_hour_that_comes_twice_as_two(cast: Cast) -> None:
+    for moment in (at(10, 25, 0, 30), at(10, 25, 1, 30)):  # both 2:30 in Berlin
+        recorded(cast.owner, admitted_at=micros(moment))
+    found = usage_series(begin=at(10, 25), end=at(10, 26), unit=Unit.HOUR, zone=BERLIN)
+    assert [point.start.isoformat() for point in found if point.start] == [
+        "2026-10-25T02:00:00+02:00",
+        "2026-10-25T02:00:00+01:00",
+    ]
+
+
+@pytest.mark.parametrize("unit", list(Unit))
+def test_it_refuses_zones_whose_hours_are_not_those_of_utc(unit: Unit) -> None:
+    for zone in (ZoneInfo("Asia/Kolkata"), timezone(timedelta(minutes=45))):
+        with pytest.raises(BrokenHours):
+            list(buckets(hour_of(at(2, 1)), hour_of(at(2, 3)), unit, zone))
+
+
+def test_it_begins_a_day_whose_midnight_is_skipped_where_it_begins() -> None:
+    beirut = ZoneInfo("Asia/Beirut")  # clocks went from 0:00 to 1:00
+    found = list(buckets(hour_of(at(3, 27, 22)), hour_of(at(3, 29, 21)), Unit.DAY, beirut))
+    assert [until - first for first, until, _ in found] == [24, 23]
+
+
+def test_it_splits_a_series_by_key_under_the_present_name(cast: Cast) -> None:
+    for issued in (cast.owner, cast.owner, cast.colleague, cast.stranger):
+        recorded(issued, admitted_at=micros(at(2, 3)))
+    cast.colleague.key.delete()
+    account = Scope(account_id=cast.owner.key.account_id)
+    found = usage_series(begin=at(2, 1), end=at(3, 1), scope=account, unit=Unit.MONTH, by="key")
+    assert [(point.group, point.group_id, point.figures.requests) for point in found] == [
+        ("owner", cast.owner.key.pk, 2),
+        ("colleague", found[1].group_id, 1),
+    ]
+
+
+def test_it_splits_a_series_by_model_and_endpoint(cast: Cast) -> None:
+    for model, endpoint in (("a", "chat"), ("a", "summarize"), ("b", "chat"), ("", "chat")):
+        recorded(cast.owner, admitted_at=micros(at(2, 3)), model=model, endpoint=endpoint)
+    by_model = usage_series(begin=at(2, 1), end=at(3, 1), by="model")
+    assert [(point.start, point.group, point.figures.requests) for point in by_model] == [
+        (None, "a", 2),
+        (None, "", 1),
+        (None, "b", 1),
+    ]
+    chats = usage_series(begin=at(2, 1), end=at(3, 1), by="endpoint", scope=Scope(model="a"))
+    assert [point.group for point in chats] == ["chat", "summarize"]
+
+
+def test_it_selects_by_account_key_model_and_endpoint(cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=micros(at(2, 3)), model="a", endpoint="chat", cost=1)
+    recorded(cast.colleague, admitted_at=micros(at(2, 3)), model="b", endpoint="chat", cost=2)
+    recorded(cast.stranger, admitted_at=micros(at(2, 3)), model="b", endpoint="summarize", cost=4)
+    scopes = (
+        Scope(),
+        Scope(account_id=cast.owner.key.account_id),
+        Scope(key_id=cast.colleague.key.pk),
+        Scope(model="b"),
+        Scope(endpoint="summarize"),
+        Scope(account_id=cast.owner.key.account_id, key_id=cast.stranger.key.pk),
+    )
+    assert [usage_totals(begin=at(2, 1), end=at(2, 4), scope=scope).cost for scope in scopes] == [7, 3, 2, 6, 4, 0]
+
+
+def test_it_lists_who_had_most(cast: Cast) -> None:
+    for issued, cost in ((cast.owner, 1), (cast.owner, 1), (cast.colleague, 5), (cast.stranger, 3)):
+        recorded(issued, admitted_at=micros(at(2, 3)), cost=cost)
+    top = usage_top(begin=at(2, 1), end=at(2, 4), by="key", order="cost", limit=2)
+    assert [(point.group, point.figures.cost) for point in top] == [("acme/colleague", 5), ("globex/stranger", 3)]
+    accounts = usage_top(begin=at(2, 1), end=at(2, 4), by="account")
+    assert [(point.group, point.figures.requests) for point in accounts] == [("acme", 3), ("globex", 1)]
+
+
+def test_it_reads_a_year_in_few_queries_and_rows(cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=micros(at(2, 3)))
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        usage_totals(begin=datetime(2025, 1, 1, tzinfo=UTC), end=at(12, 1))
+    assert len(queries) == 2
+
+
+def test_it_writes_figures_as_the_api_shows_them(cast: Cast) -> None:
+    moment = micros(at(2, 3))
+    recorded(cast.owner, admitted_at=moment, latency_ms=200.0, first_token_ms=50.0, cost=1_500, cached_tokens=4)
+    recorded(cast.owner, admitted_at=moment, cache="coalesced", saved_cost=7, cost=0, latency_ms=200.0)
+    for status in (400, 429, 503):
+        recorded(cast.owner, admitted_at=moment, status=status, cache="", cost=0, latency_ms=200.0)
+    answer = usage_totals(begin=at(2, 3), end=at(2, 4)).as_answer()
+    assert answer.pop("latency_ms") == {"p50": 198.1, "p95": 198.1, "p99": 198.1}
+    assert list(answer.pop("first_token_ms").values()) == pytest.approx([50] * 3, rel=0.05)
+    assert answer == {
+        "requests": 5,
+        "errors": {"invalid": 1, "limited": 1, "failed": 1},
+        "cache_hits": 1,
+        "cache_misses": 1,
+        "cache_hit_rate": 0.5,
+        "input_tokens": 100,
+        "cached_tokens": 4,
+        "output_tokens": 50,
+        "cost": "0.000001500",
+        "saved_cost": "0.000000007",
+    }

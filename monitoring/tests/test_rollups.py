@@ -1,0 +1,141 @@
+"""Rollups: the log added up, at any moment, whatever was written in which order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from accounts.tests.factories import Cast, IssuedKey, make_key
+from monitoring.models import RequestRecord, Rollup
+from monitoring.recorder import write_record, write_records
+from monitoring.rollups.periods import hour_of
+from monitoring.tests.logs import rollups_expected, rollups_kept
+from monitoring.tests.samples import a_record, an_operation, recorded
+
+pytestmark = pytest.mark.django_db
+NOON = int(datetime(2026, 11, 24, 12, tzinfo=UTC).timestamp()) * 1_000_000
+HOUR = 3_600_000_000
+IDS = [an_operation() for _ in range(6)]
+
+changes = st.fixed_dictionaries(
+    {
+        "id": st.sampled_from(IDS),
+        "revision": st.integers(1, 3),
+        "admitted_at": st.sampled_from([NOON, NOON + 1, NOON + HOUR - 1, NOON + HOUR, NOON - 12 * HOUR - 1]),
+        "endpoint": st.sampled_from(["chat", "summarize"]),
+        "model": st.sampled_from(["", "m"]),
+        "status": st.sampled_from([200, 400, 404, 429, 500, 503]),
+        "cache": st.sampled_from(["hit", "miss", "coalesced", "bypass", "replay", ""]),
+        "count": st.sampled_from([1, 1, 7]),
+        "input_tokens": st.integers(0, 9),
+        "output_tokens": st.integers(0, 9),
+        "cost": st.integers(0, 10**9),
+        "saved_cost": st.integers(0, 10**9),
+        "latency_ms": st.sampled_from([0.0, 3.5, 900.0, 60_000.0]),
+        "first_token_ms": st.sampled_from([None, 2.0, 800.0]),
+    }
+)
+
+
+@pytest.fixture
+def key(db: None) -> IssuedKey:
+    """Make a key."""
+    return make_key()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(changes, max_size=4), max_size=6))
+def test_it_always_agrees_with_the_log(cast: Cast, batches: list[list[dict[str, Any]]]) -> None:
+    RequestRecord.objects.all().delete()
+    Rollup.objects.all().delete()
+    callers = (cast.owner, cast.colleague, cast.stranger)
+    for batch in batches:
+        write_records([a_record(callers[int(change["id"], 16) % 3], **change) for change in batch])
+        assert rollups_kept() == rollups_expected()
+
+
+def test_it_counts_a_record_for_its_key_its_account_and_the_platform_by_hour_day_and_month(key: IssuedKey) -> None:
+    recorded(key, admitted_at=NOON + 5, input_tokens=20, cost=7)
+    found = {row.grain: row for row in Rollup.objects.all()}
+    assert set(found) == set(Rollup.Grain)
+    noon = hour_of(datetime(2026, 11, 24, 12, tzinfo=UTC))
+    assert [found[grain].start for grain in ("kh", "kd", "km")] == [noon, noon - 12, noon - 12 - 23 * 24]
+    assert {(row.requests, row.misses, row.input_tokens, row.cost) for row in found.values()} == {(1, 1, 20, 7)}
+    callers = {grain[0]: (row.account_id, row.key_id) for grain, row in found.items()}
+    assert callers == {"k": (key.key.account_id, key.key.pk), "a": (key.key.account_id, 0), "p": (0, 0)}
+
+
+def test_it_takes_out_what_a_late_settle_replaced(key: IssuedKey) -> None:
+    operation = an_operation()
+    write_record(a_record(key, id=operation, revision=1, status=500, usage_source="bound", cost=90))
+    write_record(a_record(key, id=operation, revision=2, cost=7))
+    assert set(Rollup.objects.values_list("outcome", "requests", "cost")) == {("ok", 1, 7)}
+
+
+def test_it_counts_what_a_row_of_refusals_stands_for(key: IssuedKey) -> None:
+    operation = an_operation()
+    for revision, count in ((1, 10), (2, 25)):
+        write_record(a_record(key, id=operation, revision=revision, count=count, status=429, cache=""))
+    assert set(Rollup.objects.values_list("outcome", "requests", "latency")) == {("limited", 25, b"")}
+
+
+def test_it_keeps_neither_record_nor_rollup_of_a_transaction_that_failed(key: IssuedKey) -> None:
+    with suppress(RuntimeError), transaction.atomic():
+        recorded(key)
+        raise RuntimeError
+    assert not RequestRecord.objects.exists()
+    assert not Rollup.objects.exists()
+
+
+def test_it_outlives_a_record_that_rollups_lack(key: IssuedKey) -> None:
+    operation = an_operation()
+    write_record(a_record(key, id=operation, revision=1, cost=90))
+    Rollup.objects.all().delete()
+    write_record(a_record(key, id=operation, revision=2, cost=7))
+    assert RequestRecord.objects.get().revision == 2
+
+
+@pytest.fixture
+def writers(transactional_db: None) -> Iterator[ThreadPoolExecutor]:
+    """Return threads that write, each over a connection of its own; on SQLite, one: it has one writer at a time."""
+    count = 4 if connection.vendor == "postgresql" else 1
+    with ThreadPoolExecutor(count) as pool:
+        yield pool
+        barrier = threading.Barrier(count)
+        for closed in [pool.submit(_close, barrier) for _ in range(count)]:
+            closed.result()
+
+
+def _close(barrier: threading.Barrier) -> None:
+    """Close this thread's connection, and leave the same to each of the others."""
+    connection.close()
+    barrier.wait()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_counts_once_what_several_write_at_a_time(writers: ThreadPoolExecutor) -> None:
+    keys = [make_key() for _ in range(3)]
+    operations = [an_operation() for _ in range(60)]
+    batches = [
+        [
+            a_record(keys[number % 3], id=operation, revision=revision, cost=number * revision, admitted_at=NOON)
+            for number, operation in list(enumerate(operations))[start : start + 30][::order]
+        ]
+        for start in (0, 15, 30)
+        for revision in (1, 2)
+        for order in (1, -1)
+    ]
+    for written in [writers.submit(write_records, batch) for batch in batches * 2]:
+        written.result()
+    assert set(RequestRecord.objects.values_list("revision", flat=True)) == {2}
+    assert RequestRecord.objects.count() == 60
+    assert rollups_kept() == rollups_expected()
