@@ -55,6 +55,10 @@ class Tier(RequestLimits):
 
     name = models.SlugField(max_length=50, unique=True)
     cache_enabled = models.BooleanField(default=True, help_text="Whether answers may come from and go to the cache.")
+    cache_any_temperature = models.BooleanField(
+        default=False,
+        help_text="Whether under /v1 at any temperature, not at 0 alone: the same question, the same answer.",
+    )
     max_output_tokens = models.PositiveIntegerField(
         default=1024,
         validators=[MinValueValidator(1)],

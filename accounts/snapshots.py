@@ -54,6 +54,7 @@ class Identity:
     scopes: frozenset[str]
     networks: tuple[Network, ...]
     cache_enabled: bool
+    cache_any_temperature: bool
     max_output_tokens: int
     limits: Scope
     ends_at: datetime | None
@@ -201,6 +202,7 @@ def build_identity(key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudg
         scopes=frozenset(key.scopes) or DEFAULT_SCOPES,
         networks=tuple(ipaddress.ip_network(text) for text in key.allowed_ips),
         cache_enabled=key.tier.cache_enabled,
+        cache_any_temperature=key.tier.cache_any_temperature,
         max_output_tokens=key.tier.max_output_tokens,
         limits=Scope(account_id=key.account_id, subjects=(_key_subject(key, now), account_subject(key.account))),
         ends_at=min(ends, default=None),

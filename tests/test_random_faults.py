@@ -164,8 +164,10 @@ def test_it_charges_to_the_token_what_the_provider_bills(run: Run) -> None:
         else:
             assert billed == 0, label
             assert record.cost == 0
-        # An attempt that was broken off while it connected never reached the provider.
-        assert record.attempts - len(calls) in ((0, 1) if record.error_code == "client_left" else (0,))
+        # An attempt that was broken off while it connected never reached the provider. One that met the end of a kept
+        # connection was sent twice.
+        most, resets = int(record.error_code == "client_left"), sum(call.fault == "reset" for call in calls)
+        assert -resets <= record.attempts - len(calls) <= most
 
 
 def test_it_charges_no_call_that_the_provider_does_not_know(run: Run) -> None:

@@ -29,7 +29,7 @@ class TierAdmin(KeyedAdmin):
     fieldsets = (
         (None, {"fields": ("name",)}),
         ("Limits of each key", {"fields": (*LIMIT_FIELDS, "max_output_tokens")}),
-        ("What its keys may use", {"fields": ("models", "cache_enabled")}),
+        ("What its keys may use", {"fields": ("models", "cache_enabled", "cache_any_temperature")}),
     )
 
     def write(self, instance: Any, *, actor: str) -> None:

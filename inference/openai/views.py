@@ -39,8 +39,9 @@ from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.completions import completion_surface, embedding_surface
 from inference.surfaces.responses import refuse_what_lives_on, response_surface
 
-#: Lets an answer be shared that is not certain to come out the same again; WIRE.md's switch by request.
+#: Whether an answer may be shared that is not certain to come out the same again, whatever the tier says of that.
 CACHE_SWITCH = "HTTP_X_CACHE_ANSWER"
+SWITCHED = {"1": True, "true": True, "0": False, "false": False}
 
 
 class OpenAIEndpoint(ModelEndpoint):
@@ -74,9 +75,10 @@ class OpenAIEndpoint(ModelEndpoint):
         )
 
     def _may_share(self, request: Request, payload: Mapping[str, Any]) -> bool:
-        """Say whether the answer may be shared: a safe one at temperature 0, or at any by the caller's switch."""
-        switched = {"temperature": 0} if request.META.get(CACHE_SWITCH) == "1" else {}
-        return self.surface.is_cacheable({**payload, **switched})
+        """Say whether the answer may be shared: a safe one at 0, or at any temperature if caller or tier choose so."""
+        chosen = SWITCHED.get(str(request.META.get(CACHE_SWITCH, "")).strip().lower())
+        any_temperature = self.caller(request).identity.cache_any_temperature if chosen is None else chosen
+        return self.surface.is_cacheable({**payload, "temperature": 0} if any_temperature else payload)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
         """Refuse what can't be passed on, beyond the checks of single parameters."""

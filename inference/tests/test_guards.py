@@ -65,6 +65,32 @@ def test_it_refuses_what_could_exceed_the_bound(roomy: Api, upstream: FakeUpstre
     assert upstream.requests == []
 
 
+@pytest.mark.parametrize(
+    ("of_tier", "switch", "outcome"),
+    [
+        (False, None, "BYPASS"),
+        (False, "1", "HIT"),
+        (False, "True", "HIT"),
+        (False, "0", "BYPASS"),
+        (False, "perhaps", "BYPASS"),
+        (True, None, "HIT"),
+        (True, "perhaps", "HIT"),
+        (True, "0", "BYPASS"),
+        (True, "false", "BYPASS"),
+    ],
+)
+def test_it_shares_what_may_come_out_otherwise_by_tier_or_request(
+    api: Api, upstream: FakeUpstream, of_tier: bool, switch: str | None, outcome: str
+) -> None:
+    caller = api.of(make_key(tier=make_tier("warm", cache_any_temperature=of_tier)))
+    headers = {} if switch is None else {"X-Cache-Answer": switch}
+    body = {**CHAT, "temperature": 1}
+    answers = [caller.post("/v1/chat/completions", body, headers=headers) for _ in range(2)]
+    assert answers[1]["X-Cache"] == outcome
+    personal = caller.post("/v1/chat/completions", {**body, "user": "u"}, headers=headers)
+    assert personal["X-Cache"] == "BYPASS"
+
+
 def test_it_shares_no_answer_with_tools_whatever_the_switch(roomy: Api, upstream: FakeUpstream) -> None:
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
     for extra, outcome in (({}, "HIT"), ({"tools": tools}, "BYPASS")):

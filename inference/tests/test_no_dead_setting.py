@@ -47,6 +47,13 @@ def second_outcome(api: Api, upstream: FakeUpstream) -> str:
     return api.chat()["X-Cache"]
 
 
+def second_warm_outcome(api: Api, upstream: FakeUpstream) -> str:
+    """Observe whether the same question of /v1 again, at a temperature, comes from the cache."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "temperature": 1}
+    api.post("/v1/chat/completions", body)
+    return api.post("/v1/chat/completions", body)["X-Cache"]
+
+
 def most_output(api: Api, upstream: FakeUpstream) -> int:
     """Observe the maximum that is sent upstream."""
     upstream.reset()
@@ -73,6 +80,7 @@ EFFECTS: dict[type, dict[str, tuple[Any, Effect]]] = {
         "tokens_per_minute": (77_777, told("tokens_per_minute", owner="key")),
         "concurrent_requests": (77, told("concurrent_requests", owner="key")),
         "cache_enabled": (False, second_outcome),
+        "cache_any_temperature": (True, second_warm_outcome),
         "max_output_tokens": (7, most_output),
         "models": (["another"], answered),
     },
