@@ -28,6 +28,16 @@ SELF_CONTAINED = (
     "test_transport.py",
     "test_ingester_cluster.py",
 )
+#: Files that need the machine for themselves: what they prove depends on when things happen, or on how much happens.
+ALONE = (
+    "tests/test_flights.py",
+    "tests/test_key_lifecycle.py",
+    "tests/test_limits_*.py",
+    "tests/test_processes.py",
+    "tests/test_random_faults.py",
+    "tests/test_single_flight.py",
+    "tests/test_streams.py",
+)
 #: Marks a Redis database as one that tests may empty.
 TESTS_OWN = "aiapi:owned-by-tests"
 
@@ -96,10 +106,12 @@ def scale() -> Callable[[int, int], int]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what need not run again on other stores (see bin/test)."""
+    """Mark what need not run again on other stores, and what must run alone (see bin/test)."""
     for item in items:
         if any(item.path.match(pattern) for pattern in SELF_CONTAINED):
             item.add_marker(pytest.mark.self_contained)
+        if any(item.path.relative_to(item.config.rootpath).match(pattern) for pattern in ALONE):
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.hookimpl(trylast=True)

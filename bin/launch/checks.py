@@ -108,7 +108,9 @@ def _test_suites(results: Results, python: str, env: dict[str, str]) -> None:
     with _stores(python, env) as urls:
         again = [*unit, "-m", "not self_contained"]
         results.run(Step("unit tests on PostgreSQL and Redis", again, urls, live=True), env)
-    results.run(Step("end-to-end tests", [*pytest, "tests"], live=True), env)
+    beside_others = ["-n", "2", "--dist", "loadfile", "-m", "not alone"]
+    results.run(Step("end-to-end tests", [*pytest, *beside_others, "tests"], live=True), env)
+    results.run(Step("proofs under load", [*pytest, "-m", "alone", "tests"], live=True), env)
 
 
 @contextmanager
