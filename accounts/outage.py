@@ -36,6 +36,11 @@ class Outage:
             self._ask_at = self._clock() + ASKING
             return True
 
+    @property
+    def is_on(self) -> bool:
+        """Say whether it failed the last time."""
+        return self._ask_at is not None
+
     def failed(self) -> None:
         """Note that the database could not be asked."""
         with self._lock:

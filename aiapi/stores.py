@@ -9,6 +9,8 @@ import environ
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+#: Caches that deal with a Redis that is away by themselves.
+BACKENDS = {"attempts": "accounts.attempts.AttemptsCache"}
 #: Seconds that a statement waits for another process's write to a SQLite file.
 SQLITE_BUSY_TIMEOUT = 20
 SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
@@ -56,7 +58,8 @@ def cache_settings(url: str, *, ttl: int, timeout: float) -> dict[str, dict[str,
     """Make CACHES: `answers` for model answers, `attempts` for counters of failed log-ins, `default` for the rest.
 
     Without a URL all live in the process. With one, a call takes at most `timeout` seconds and is not retried;
-    exceptions are ignored and logged, apart from `answers`, where inference.cache has a policy of its own for them.
+    exceptions are ignored, apart from `answers` and `attempts`: inference.cache and accounts.attempts have policies of
+    their own for them.
     """
     return {
         alias: _cache(alias, url, lifetime, timeout)
@@ -73,12 +76,12 @@ def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any
             "OPTIONS": {"MAX_ENTRIES": 10_000},
         }
     return {
-        "BACKEND": "django_redis.cache.RedisCache",
+        "BACKEND": BACKENDS.get(alias, "django_redis.cache.RedisCache"),
         "LOCATION": url,
         "TIMEOUT": lifetime,
         "KEY_PREFIX": f"aiapi:{alias}",
         "OPTIONS": {
-            "IGNORE_EXCEPTIONS": alias != "answers",
+            "IGNORE_EXCEPTIONS": alias not in ("answers", *BACKENDS),
             "LOG_IGNORED_EXCEPTIONS": True,
             "SOCKET_CONNECT_TIMEOUT": timeout,
             "SOCKET_TIMEOUT": timeout,

@@ -15,6 +15,7 @@ from django.db import Error as DatabaseError
 
 from accounts.connections import release_connections
 from accounts.exceptions import DependencyUnavailable
+from accounts.outage import Outage
 from accounts.snapshots import MAX_AGE, nano_dollars
 from inference.models import Deployment, Model, Price, Provider
 from inference.upstream import local_model
@@ -96,6 +97,11 @@ class Catalog:
     _names: dict[str, CatalogModel] = field(default_factory=dict)
     _loaded_at: float = float("-inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _outage: Outage = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Measure an outage of the database by the same clock."""
+        self._outage = Outage(self.clock)
 
     def find(self, name: str) -> CatalogModel | None:
         """Return an enabled model by its public name or an alias, None if there is none.
@@ -113,9 +119,14 @@ class Catalog:
     def models(self) -> dict[str, CatalogModel]:
         """Return all enabled models by public name."""
         if self._age() >= MAX_AGE:
-            with self._lock:
+            if not self._lock.acquire(blocking=not self._outage.is_on):
+                self._believe()  # somebody asks a database that was away: nobody waits behind him
+                return self._models
+            try:
                 if self._age() >= MAX_AGE:
                     self._load()
+            finally:
+                self._lock.release()
         return self._models
 
     def forget(self) -> None:
@@ -125,17 +136,26 @@ class Catalog:
     def _age(self) -> float:
         return self.clock() - self._loaded_at
 
+    def _believe(self) -> None:
+        """Go on with what was read before the database went away; raises DependencyUnavailable if it is too old."""
+        if self._age() >= MAX_AGE + settings.AUTH_STALE_SECONDS:
+            raise DependencyUnavailable
+
     def _load(self) -> None:
+        if not self._outage.may_ask():
+            self._believe()
+            return
         started = self.clock()
         try:
             models = _read_models()
         except DatabaseError as error:
-            if self._age() < MAX_AGE + settings.AUTH_STALE_SECONDS:
-                return
+            self._outage.failed()
             log.error("catalog_read_failed", cause=type(error).__name__)
-            raise DependencyUnavailable from error
+            self._believe()
+            return
         finally:
             release_connections()
+        self._outage.over()
         aliases = {alias: model for model in models.values() for alias in model.aliases}
         self._models, self._names = models, {**aliases, **models}
         self._loaded_at = started

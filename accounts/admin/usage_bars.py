@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from accounts.limits import get_limits
+from accounts.limits import get_limits, settled_in_database
+from accounts.limits.bounds import Amount
 from accounts.limits.contract import LimitName, Scope, Subject, SubjectUsage, Unavailable
+from accounts.limits.memory import wall_clock
+from accounts.limits.months import month_of
 from accounts.models import Account
 from accounts.refusals import NANO_DOLLARS
 from accounts.snapshots import account_subject, model_subject
@@ -23,6 +26,7 @@ TITLES = {
     LimitName.MONTHLY_COST: "Cost this month",
 }
 UNKNOWN = "unknown while Redis is away"
+RECORDED = "Redis is away: these are the months by the records; what is used of other limits is unknown."
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +65,15 @@ class Bar:
 
 
 def attach_usage(accounts: Sequence[Account]) -> None:
-    """Give each account what it uses (`account.used`), all in one step; None while nobody can tell."""
+    """Give each account its bars (`account.bars`), all in one step; while Redis is away those of the month alone."""
     scopes = [Scope(account.pk, (account_subject(account),)) for account in accounts]
-    used: Iterable[SubjectUsage | None]
+    shown: Iterable[list[Bar]]
     try:
-        used = [subjects[0] for subjects in get_limits().usages(scopes)] if scopes else []
+        shown = [bars(subjects[0]) for subjects in get_limits().usages(scopes)] if scopes else []
     except Unavailable:
-        used = [None] * len(accounts)
-    for account, usage in zip(accounts, used, strict=True):
-        account.used = usage  # type: ignore[attr-defined]  # for the columns
+        shown = [month for _, month in _recorded([scope.subjects[0] for scope in scopes])]
+    for account, its_bars in zip(accounts, shown, strict=True):
+        account.bars = its_bars  # type: ignore[attr-defined]  # for the columns
 
 
 def bars(usage: SubjectUsage) -> list[Bar]:
@@ -86,12 +90,21 @@ def bars(usage: SubjectUsage) -> list[Bar]:
     return [Bar(name, used[name], getattr(limits, name)) for name in names]
 
 
+def _recorded(subjects: Sequence[Subject]) -> list[tuple[Subject, list[Bar]]]:
+    """List the months of subjects by the records in the database."""
+    settled = settled_in_database(subjects, month_of(wall_clock()))
+    return [(subject, _months(subject, settled[subject])) for subject in subjects]
+
+
+def _months(subject: Subject, used: Amount) -> list[Bar]:
+    amounts = (used.tokens, used.cost)
+    return [Bar(name, amount, getattr(subject.limits, name)) for name, amount in zip(MONTHLY, amounts, strict=True)]
+
+
 def bar_of(account: Account, name: LimitName) -> SafeString:
     """Draw one limit of an account that attach_usage has seen."""
-    usage: SubjectUsage | None = account.used  # type: ignore[attr-defined]
-    if usage is None:
-        return format_html("{}", UNKNOWN)
-    return next(bar.html() for bar in bars(usage) if bar.name is name)
+    its_bars: list[Bar] = account.bars  # type: ignore[attr-defined]
+    return next((bar.html() for bar in its_bars if bar.name is name), format_html("{}", UNKNOWN))
 
 
 def all_bars(account: Account) -> SafeString:
@@ -100,8 +113,12 @@ def all_bars(account: Account) -> SafeString:
     try:
         (used,) = get_limits().usages([Scope(account.pk, subjects)])
     except Unavailable:
-        return format_html("{}", UNKNOWN)
-    rows = [(_title(usage.subject, bar), bar.html()) for usage in used for bar in bars(usage)]
+        return format_html("{}<p>{}</p>", _drawn(_recorded(subjects)), RECORDED)
+    return _drawn([(usage.subject, bars(usage)) for usage in used])
+
+
+def _drawn(shown: Iterable[tuple[Subject, list[Bar]]]) -> SafeString:
+    rows = [(_title(subject, bar), bar.html()) for subject, its_bars in shown for bar in its_bars]
     return format_html_join("", '<p class="mb-2"><strong>{}</strong><br>{}</p>', rows)
 
 

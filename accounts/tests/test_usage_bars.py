@@ -10,6 +10,7 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
+from accounts.admin import usage_bars
 from accounts.limits import get_limits
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import LimitBackend, Unavailable
@@ -74,10 +75,19 @@ def test_it_needs_no_query_a_row(
         page(site, ACCOUNTS)
 
 
-def test_it_says_when_nobody_can_tell(site: Client, issued: IssuedKey, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_shows_the_month_by_the_records_while_redis_is_away(
+    site: Client, issued: IssuedKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: LimitBackend, *arguments: Any) -> Any:
         raise Unavailable
 
+    def settled(subjects: Any, month: int) -> Any:
+        return {subject: Amount(1_500, 5_000_000_000) for subject in subjects}
+
     monkeypatch.setattr(type(get_limits()), "usages", fail)
-    assert "unknown while Redis is away" in page(site, ACCOUNTS)
-    assert "unknown while Redis is away" in page(site, f"{ACCOUNTS}{issued.key.account_id}/change/")
+    monkeypatch.setattr(usage_bars, "settled_in_database", settled)
+    for shown in (page(site, ACCOUNTS), page(site, f"{ACCOUNTS}{issued.key.account_id}/change/")):
+        assert "1,500 of 10,000 (15%)" in shown
+        assert "$5.00 of $12.50 (40%)" in shown
+    assert usage_bars.RECORDED in shown
+    assert "Requests in the last minute" not in shown

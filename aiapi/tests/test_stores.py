@@ -48,5 +48,5 @@ def test_it_caches_in_redis_for_a_bounded_time() -> None:
         options = each["OPTIONS"]
         assert options["SOCKET_TIMEOUT"] == options["SOCKET_CONNECT_TIMEOUT"] == 0.2
         assert options["CONNECTION_POOL_KWARGS"]["retry"].get_retries() == 0
-        # A counter that is away must not be an error; what a missing answer means is inference.cache's to say.
-        assert options["IGNORE_EXCEPTIONS"] is (alias != "answers")
+        # What it means that one is away, inference.cache and accounts.attempts say; elsewhere it must not be an error.
+        assert options["IGNORE_EXCEPTIONS"] is (alias == "default")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -112,6 +114,37 @@ def test_it_answers_503_without_a_database_once_the_second_is_over(
     clock.now += 30
     with pytest.raises(DependencyUnavailable):
         catalog.find(MODEL)
+
+
+def test_it_makes_nobody_wait_behind_others_for_a_database_that_is_away(
+    upstream: FakeUpstream, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    catalog = Catalog(clock=clock)
+    assert catalog.find(MODEL)
+    asked: list[float] = []
+
+    def fail_slowly() -> None:
+        asked.append(clock.now)
+        time.sleep(0.2)
+        raise OperationalError("no connection")
+
+    def ask_together() -> list[bool]:
+        with ThreadPoolExecutor(20) as threads:
+            return list(threads.map(lambda _: catalog.find(MODEL) is not None, range(20)))
+
+    monkeypatch.setattr("inference.catalog._read_models", fail_slowly)
+    settings.AUTH_STALE_SECONDS = 30
+    for _ in range(2):
+        clock.now += 1
+        began = time.monotonic()
+        assert all(ask_together())
+        assert time.monotonic() - began < 1
+    assert len(asked) == 2, "one of them asks, once a second"
+    monkeypatch.undo()
+    clock.now += 1
+    serve("later")
+    assert catalog.find("later"), "it is back"
 
 
 @pytest.mark.parametrize(
