@@ -13,6 +13,7 @@ from rest_framework.views import APIView
 
 from accounts.exceptions import ScopeDenied
 from accounts.idempotency.claims import Claim, Replayed, claims
+from accounts.idempotency.store import KeptAnswer
 from accounts.limits import get_limits
 from accounts.limits.contract import Admission, Unavailable
 from accounts.refusals import rate_headers
@@ -29,6 +30,7 @@ class KeyView(APIView):
     required_scope: str | None = None
     is_authenticated = False
     claim: Claim | None = None
+    replayed: KeptAnswer | None = None
 
     def perform_authentication(self, request: Request) -> None:
         """Authenticate, and remember that it went well: asking the request again would do it again."""
@@ -51,8 +53,10 @@ class KeyView(APIView):
 
     def handle_exception(self, exc: Exception) -> Response:
         """Answer what was answered before; hand anything else to the handler."""
-        replayed = cast("Response", exc.response()) if isinstance(exc, Replayed) else None
-        return replayed or super().handle_exception(exc)
+        if not isinstance(exc, Replayed):
+            return super().handle_exception(exc)
+        self.replayed = exc.answer
+        return cast("Response", exc.response())
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         """Add the headers that every authenticated answer has, errors included."""

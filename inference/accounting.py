@@ -29,6 +29,8 @@ class Bill:
         )
         self.limits = caller.identity.limits
         self.used = Amount()
+        #: What the answer itself cost, in nano-dollars: without the attempts that failed before it.
+        self.answer_cost = 0
         self._bound: Bound | None = None
         self._reserved: Reserved | None = None
         self._attempts_reserved = 0
@@ -93,6 +95,7 @@ class Bill:
             cached_tokens=usage.cached_tokens, usage_source="bound" if had_bound else source, usage=usage
         )
         self.used += Amount(usage.input_tokens + usage.output_tokens, cost)
+        self.answer_cost = cost
 
     def settle(self, *, status: int, error_code: str = "", partial: bool = False) -> None:
         """Give the slot back, replace the bound by what was used, and emit the record: one step of the limits."""

@@ -31,13 +31,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """A provider's whole, successful answer, with what it used then."""
+    """A provider's whole, successful answer, with what it used then, and cost (nano-dollars; 0 where unknown)."""
 
     body: dict[str, Any]
     input_tokens: int
     cached_tokens: int
     output_tokens: int
     deployment: str
+    cost: int = 0
 
 
 def answer_key(

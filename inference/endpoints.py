@@ -15,12 +15,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.exceptions import ApiError
+from accounts.idempotency.claims import Claim
 from accounts.refusals import dollars
 from accounts.views import KeyView
 from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
 from inference.event_stream import EVENT_STREAM, client_watch, event_response
 from inference.parsers import is_chunked
+from inference.pipeline import Progress
 from inference.streaming import StreamedCall
 from inference.surfaces.events import EventReader
 from inference.throttles import RequestRateThrottle
@@ -64,6 +66,8 @@ class ModelEndpoint(KeyView):
 
     def respond(self, answer: Answer, body: dict[str, Any]) -> Response:
         """Make the answer with the headers that tell where it came from and what it cost."""
+        if self.claim is not None:
+            self.claim.cost = answer.cost
         headers = _answer_headers(answer.cache, answer.model, is_fallback=answer.is_fallback)
         return Response(body, headers={**headers, "X-Cost-USD": dollars(answer.cost)})
 
@@ -78,15 +82,12 @@ class ModelEndpoint(KeyView):
         """Open a stream and make its answer; what it cost is known, and recorded, at its end only."""
         is_gone = client_watch(request._request)
         caller = self.caller(request)
-        keep = partial(self.claim.finish_stream, EVENT_STREAM) if self.claim is not None else None
+        keep = partial(_keep_stream, self.claim) if self.claim is not None else None
         stream = StreamedCall(
             call, caller, make_reader=make_reader, error_event=error_event, is_gone=is_gone, keep=keep
         )
         progress = stream.open()
-        headers = _answer_headers(
-            progress.bill.record["cache"], progress.model.public_name, is_fallback=progress.is_fallback
-        )
-        return event_response(stream, headers)
+        return event_response(stream, _stream_headers(progress))
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         """Record what the pipeline did not, and say what the platform itself took, by stage."""
@@ -101,12 +102,19 @@ class ModelEndpoint(KeyView):
         """Record a request that failed before the pipeline, or was answered from an earlier one under its key."""
         error: ApiError | None = getattr(request._request, "api_error", None)
         bill = Bill(self.caller(request), self.endpoint)
-        if "Idempotency-Replayed" in response:
-            bill.record["cache"] = "replay"
+        if self.replayed is not None:
+            model = self.replayed.headers.get("X-Model", "")
+            bill.record.update(cache="replay", model=model, saved_cost=self.replayed.cost)
         try:
             bill.emit(status=response.status_code, error_code=error.error_code if error else "")
         except DatabaseError as failure:  # the answer is made, and goes out all the same
             log.error("record_not_written", status=response.status_code, cause=type(failure).__name__)
+
+
+def _keep_stream(claim: Claim, body: bytes | None, progress: Progress) -> None:
+    """Keep what a stream wrote, and cost, for a retry under its Idempotency-Key."""
+    claim.cost = progress.bill.used.cost
+    claim.finish_stream({"Content-Type": EVENT_STREAM, **_stream_headers(progress)}, body)
 
 
 def cache_directives(request: Request) -> dict[str, bool]:
@@ -114,6 +122,10 @@ def cache_directives(request: Request) -> dict[str, bool]:
     directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
     no_store = "no-store" in directives
     return {"reads_cache": not no_store and "no-cache" not in directives, "writes_cache": not no_store}
+
+
+def _stream_headers(progress: Progress) -> dict[str, str]:
+    return _answer_headers(progress.bill.record["cache"], progress.model.public_name, is_fallback=progress.is_fallback)
 
 
 def _answer_headers(outcome: str, model: str, *, is_fallback: bool) -> dict[str, str]:

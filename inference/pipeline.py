@@ -173,6 +173,13 @@ def share_answer(progress: Progress, answer: cache.CachedAnswer, *, is_filtered:
         leave_flight(progress, answer=answer)
 
 
+def shared_answer(bill: Bill, body: Body, usage: Usage, deployment: str) -> cache.CachedAnswer:
+    """Make what others get of an answer that was charged just now."""
+    return cache.CachedAnswer(
+        body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, deployment, bill.answer_cost
+    )
+
+
 def _answer_shared(progress: Progress, cached: cache.CachedAnswer) -> Answer:
     content = progress.call.read(cached.body)
     emit_shared(progress, cached)
@@ -181,8 +188,8 @@ def _answer_shared(progress: Progress, cached: cache.CachedAnswer) -> Answer:
 
 
 def emit_shared(progress: Progress, cached: cache.CachedAnswer) -> None:
-    """Record an answer that cost nothing."""
-    progress.bill.record.update(usage_source="cache", deployment=cached.deployment)
+    """Record an answer that cost nothing, and what it cost when it was made: so much was saved."""
+    progress.bill.record.update(usage_source="cache", deployment=cached.deployment, saved_cost=cached.cost)
     progress.bill.emit(status=200)
 
 
@@ -217,7 +224,7 @@ def _answer_from_upstream(progress: Progress) -> Answer:
     content = _read(call, body, route)
     share_answer(
         progress,
-        cache.CachedAnswer(body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, route.name),
+        shared_answer(bill, body, usage, route.name),
         is_filtered=was_filtered(body),
     )
     bill.settle(status=200)

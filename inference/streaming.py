@@ -44,6 +44,7 @@ from inference.pipeline import (
     outgoing,
     reserve,
     share_answer,
+    shared_answer,
 )
 from inference.surfaces.base import Usage
 from inference.surfaces.events import BrokenStream, EventReader
@@ -70,7 +71,8 @@ class StreamedCall:
 
     `make_reader` makes what follows the provider's stream (True: it is replayed from the cache), `error_event` the
     bytes that tell the client of an error in mid-stream, and `is_gone` looks whether the client has left. With `keep`,
-    which gets all that was written (None if it broke off), the call runs to its end even if the client leaves.
+    which gets all that was written (None if it broke off) and the settled call, it runs to its end even if the client
+    leaves.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class StreamedCall:
         make_reader: Callable[[bool], EventReader],
         error_event: Callable[[ApiError], bytes],
         is_gone: Callable[[], bool],
-        keep: Callable[[bytes | None], None] | None = None,
+        keep: Callable[[bytes | None, Progress], None] | None = None,
     ) -> None:
         self.call = call
         self.caller = caller
@@ -326,8 +328,7 @@ class StreamedCall:
         usage = self._charge(progress, reader, self._billed_by) if reader and self._billed_by else None
         if usage is not None and reader is not None and status == 200:
             body = {"stream": reader.text.decode("utf-8", "replace")}
-            route = progress.bill.record["deployment"]
-            answer = cache.CachedAnswer(body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, route)
+            answer = shared_answer(progress.bill, body, usage, progress.bill.record["deployment"])
             share_answer(progress, answer, is_filtered=reader.was_filtered)
         progress.bill.settle(status=status, error_code=code, partial=usage is not None and not is_done)
 
@@ -347,8 +348,8 @@ class StreamedCall:
             if error is not None and not is_plain:
                 self._put(self._error_event(error))
                 self._record_late(error)
-            if self._keep is not None and not is_plain:
-                self._keep(b"".join(self._kept) if error is None else None)
+            if self._keep is not None and self.progress is not None and not is_plain:
+                self._keep(b"".join(self._kept) if error is None else None, self.progress)
         finally:
             self._outlet.end()
 

@@ -55,7 +55,7 @@ def set_up(service: Service, served: Sequence[Served], *, account: str = "e2e", 
 
 @dataclass(frozen=True)
 class Record:
-    """A request as the platform recorded it; cost in nano-dollars."""
+    """A request as the platform recorded it; costs in nano-dollars."""
 
     label: str
     endpoint: str
@@ -67,6 +67,7 @@ class Record:
     cached_tokens: int
     output_tokens: int
     cost: int
+    saved_cost: int
     usage_source: str
     is_partial: bool
     attempts: int
@@ -80,7 +81,8 @@ def records(service: Service) -> list[Record]:
     names = list(Record.__dataclass_fields__)
     query = f"SELECT {', '.join(names)} FROM monitoring_requestrecord ORDER BY id"  # noqa: S608  (names of our own)
     rows = [
-        dict(row, cost=round(float(row["cost"]) * 10**9), is_partial=bool(row["is_partial"]))
+        dict(row, is_partial=bool(row["is_partial"]))
+        | {name: round(float(row[name]) * 10**9) for name in ("cost", "saved_cost")}
         for row in _rows(service, query)
     ]
     return [Record(**row) for row in rows]

@@ -269,7 +269,7 @@ def test_it_sends_chat_s_errors_as_events_of_its_own(platform: Platform) -> None
 
 
 def test_it_replays_a_hit_as_a_stream_that_costs_nothing(platform: Platform) -> None:
-    texts = []
+    texts, costs = [], []
     for outcome in ("MISS", "HIT"):
         stream = Stream(platform.service, asked(MODEL, "replayed", temperature=0), key=platform.key)
         assert stream.answer().headers["X-Cache"] == outcome
@@ -277,6 +277,8 @@ def test_it_replays_a_hit_as_a_stream_that_costs_nothing(platform: Platform) -> 
         record = record_of(platform.service, stream.label)
         assert record.cache == outcome.lower()
         assert bool(record.cost) is (outcome == "MISS")
+        costs.append(record.cost - record.saved_cost)
+    assert costs[0] == -costs[1] > 0
     assert texts[0] == texts[1]
     assert len(platform.fake.billed) == 1
 
@@ -296,6 +298,23 @@ def test_it_keeps_followers_alive_and_replays_the_leader_s_answer(platform: Plat
     assert len(platform.fake.billed) == 1
     record = record_of(platform.service, follower.label)
     assert (record.cache, record.cost, record.status) == ("coalesced", 0, 200)
+    assert record.saved_cost == record_of(platform.service, leader.label).cost > 0
+
+
+def test_it_replays_a_stream_under_its_idempotency_key_and_records_what_that_saved(platform: Platform) -> None:
+    headers = {"Idempotency-Key": "streamed-once"}
+    texts, labels = [], []
+    for replays in (None, "true"):
+        stream = Stream(platform.service, asked(MODEL, "replayed by key"), key=platform.key, headers=headers)
+        told = stream.answer().headers
+        assert (told["X-Model"], told["X-Fallback"], told["Idempotency-Replayed"]) == (MODEL, "false", replays)
+        texts.append(stream.text())
+        labels.append(stream.label)
+    assert texts[0] == texts[1]
+    assert len(platform.fake.billed) == 1
+    billed, replayed = (record_of(platform.service, label) for label in labels)
+    assert (replayed.cache, replayed.model, replayed.cost) == ("replay", MODEL, 0)
+    assert replayed.saved_cost == billed.cost > 0
 
 
 def test_it_goes_on_for_followers_when_the_leader_s_client_leaves(platform: Platform) -> None:

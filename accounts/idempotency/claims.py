@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -54,10 +54,11 @@ class Replayed(Exception):
 
 
 class Claim:
-    """A lease that this request holds, to be ended once."""
+    """A lease that this request holds, to be ended once. `cost` is what its answer costs, in nano-dollars."""
 
     def __init__(self, lease: Lease, claims: Claims) -> None:
         self.lease = lease
+        self.cost = 0
         self._claims = claims
 
     def finish(self, response: HttpResponseBase, body: bytes | None) -> None:
@@ -67,12 +68,11 @@ class Claim:
             self.release()
             return
         headers = {name: response[name] for name in KEPT_HEADERS if name in response}
-        self._claims.end(self, KeptAnswer(response.status_code, headers, body))
+        self._claims.end(self, KeptAnswer(response.status_code, headers, body, self.cost))
 
-    def finish_stream(self, content_type: str, body: bytes | None) -> None:
+    def finish_stream(self, headers: Mapping[str, str], body: bytes | None) -> None:
         """Keep all that a stream wrote; give the lease back for one that broke off (None)."""
-        response = HttpResponse(content_type=content_type)
-        self.finish(response, body)
+        self.finish(HttpResponse(headers=dict(headers)), body)
 
     def release(self) -> None:
         """Give the lease back: a retry runs anew."""

@@ -37,11 +37,12 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """An answer as it was given first."""
+    """An answer as it was given first, and what it cost then, in nano-dollars (0 where unknown)."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    cost: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Write it as JSON."""
@@ -50,7 +51,7 @@ class KeptAnswer:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> KeptAnswer:
         """Read it from what as_json wrote."""
-        return cls(value["status"], value["headers"], base64.b64decode(value["body"]))
+        return cls(value["status"], value["headers"], base64.b64decode(value["body"]), value.get("cost", 0))
 
 
 @dataclass(frozen=True, slots=True)

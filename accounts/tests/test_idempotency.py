@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,7 +24,7 @@ from accounts.models import IdempotentAnswer
 pytestmark = pytest.mark.django_db
 
 LEASE = Lease("name", "asked", "mine")
-ANSWER = KeptAnswer(200, {"Content-Type": "application/json"}, b'{"a": "\xc3\xa4"}')
+ANSWER = KeptAnswer(200, {"Content-Type": "application/json"}, b'{"a": "\xc3\xa4"}', 17)
 
 
 @pytest.fixture(params=["database", "redis"])
@@ -189,7 +190,7 @@ def test_it_keeps_what_is_final(status: int) -> None:
 def test_it_does_not_keep_an_answer_over_the_size_or_one_that_broke_off() -> None:
     claims = make_claims()
     claim(claims).finish(answer(), b"x" * (LARGEST_ANSWER + 1))
-    claim(claims).finish_stream("text/event-stream", None)
+    claim(claims).finish_stream({"Content-Type": "text/event-stream"}, None)
     claim(claims)  # raises if an answer was kept
     assert len(claims._open) == 1
 
@@ -217,3 +218,9 @@ def test_it_stores_neither_the_callers_key_nor_what_he_asked(settings: LazySetti
     (row,) = IdempotentAnswer.objects.values() if not settings.REDIS_URL else [{}]
     assert "smith" not in str(row)
     assert "hush" not in str(row)
+
+
+def test_it_reads_an_answer_that_was_kept_without_its_cost() -> None:
+    kept = {name: value for name, value in ANSWER.as_json().items() if name != "cost"}
+    assert KeptAnswer.from_json(kept) == replace(ANSWER, cost=0)
+    assert KeptAnswer.from_json(ANSWER.as_json()) == ANSWER

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from django.core.cache import caches
 from accounts.tests.factories import Cast, make_key, make_tier
 from inference import cache, prompts
 from inference.cache import answer_key
+from inference.catalog import catalog
+from inference.models import Deployment, Price, Provider
 from inference.tests.fixtures import MODEL, PROMPT, Api, Records
 from inference.tests.samples import serve
 from inference.upstream.fake import FakeUpstream
@@ -26,6 +30,44 @@ def test_it_answers_the_same_question_without_a_call(api: Api, upstream: FakeUps
     _, hit = records()
     assert (hit.status, hit.cache, hit.usage_source, hit.attempts) == (200, "hit", "cache", 0)
     assert not any((hit.input_tokens, hit.output_tokens, hit.cost))
+
+
+def test_it_records_what_a_hit_saved_at_the_price_of_then(api: Api, upstream: FakeUpstream, records: Records) -> None:
+    deployment = serve("priced", input=3, output=7)
+    api.chat(model="priced")
+    deployment.prices.update(input_per_million=900, output_per_million=900)
+    catalog.forget()
+    assert api.chat(model="priced")["X-Cost-USD"] == "0.000000000"
+    paid, hit = records()
+    assert paid.saved_cost == hit.cost == 0
+    assert hit.saved_cost == paid.cost > 0
+
+
+def test_it_saves_only_what_the_answer_itself_had_cost(api: Api, upstream: FakeUpstream, records: Records) -> None:
+    deployment = serve("twice", input=3, output=7)
+    spare = Provider.objects.create(name="spare", base_url=upstream.base_url, from_environment=True)
+    other = Deployment.objects.create(model=deployment.model, provider=spare, upstream_name="twice", order=1)
+    Price.objects.create(deployment=other, input_per_million=3, output_per_million=7)
+    catalog.forget()
+    upstream.set(api_key=None)
+    upstream.fail_next("broken_json")
+    for _ in range(2):
+        assert api.chat(model="twice").status_code == 200
+    paid, hit = records()
+    assert (paid.attempts, paid.usage_source, hit.cache) == (2, "bound", "hit")
+    assert 0 < hit.saved_cost < paid.cost
+
+
+def test_it_saves_nothing_by_an_answer_whose_cost_nobody_knows(
+    api: Api, upstream: FakeUpstream, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store_as_before(key: str, answer: cache.CachedAnswer) -> None:
+        known = {name: value for name, value in asdict(answer).items() if name != "cost"}
+        caches["answers"].set(key, json.dumps(known))
+
+    monkeypatch.setattr(cache, "store", store_as_before)
+    assert [api.chat()["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
+    assert records()[1].saved_cost == 0
 
 
 @pytest.mark.parametrize("other", [{"temperature": 0.71}, {"temperature": 0}, {"model": "another"}])

@@ -21,6 +21,27 @@ def test_it_answers_a_retry_from_the_first_answer(roomy: Api, upstream: FakeUpst
     assert sorted((each.cache, each.input_tokens > 0) for each in records()) == [("bypass", True), ("replay", False)]
 
 
+def test_it_records_what_a_replay_saved(roomy: Api, upstream: FakeUpstream, records: Records) -> None:
+    headers = {**KEY, "Cache-Control": "no-store"}
+    for _ in range(2):
+        roomy.chat(headers=headers)
+    first, replay = records()
+    assert (replay.cache, replay.model) == ("replay", MODEL)
+    assert replay.cost == 0
+    assert replay.saved_cost == first.cost > 0
+
+
+def test_it_saves_nothing_by_a_replay_of_what_cost_nothing(
+    roomy: Api, upstream: FakeUpstream, records: Records
+) -> None:
+    roomy.chat()
+    for _ in range(2):
+        roomy.chat(headers=KEY)  # a hit, and its replay
+        roomy.chat("", headers={"Idempotency-Key": "invalid"})
+    saved = [(each.cache, each.saved_cost > 0) for each in records()]
+    assert saved == [("miss", False), ("hit", True), ("", False), ("replay", False), ("replay", False)]
+
+
 def test_it_counts_a_replay_as_a_request(api: Api, upstream: FakeUpstream) -> None:
     remaining = [api.chat(headers=KEY)["X-RateLimit-Remaining"] for _ in range(2)]
     assert remaining == ["4", "3"]
