@@ -51,6 +51,11 @@ class Bill:
         return self._reserved.output_tokens if self._reserved else 0
 
     @property
+    def attempt_tokens(self) -> int:
+        """The most tokens that one attempt may use."""
+        return self._bound.at(self.output_tokens).tokens if self._bound else 0
+
+    @property
     def has_reserved(self) -> bool:
         """Say whether there is something to settle."""
         return self._reserved is not None

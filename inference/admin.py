@@ -50,6 +50,14 @@ class ProviderAdmin(CatalogAdmin):
     fieldsets = (
         (None, {"fields": ("name", "style", "base_url", "api_version", "is_enabled")}),
         ("Authentication", {"fields": ("api_key_variable", "secret", "extra_headers")}),
+        (
+            "What the provider grants, over all callers and servers together",
+            {
+                "fields": ("requests_per_minute", "tokens_per_minute", "concurrent_requests"),
+                "description": "Where one is reached, the model's next deployment is asked; without any, callers get "
+                "503 and are told when to come back.",
+            },
+        ),
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Provider | None = None) -> tuple[str, ...]:

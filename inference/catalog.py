@@ -15,6 +15,7 @@ from django.db import Error as DatabaseError
 
 from accounts.connections import release_connections
 from accounts.exceptions import DependencyUnavailable
+from accounts.limits.contract import Limits, Subject
 from accounts.outage import Outage
 from accounts.snapshots import MAX_AGE, nano_dollars
 from inference.models import Deployment, Model, Price, Provider
@@ -63,6 +64,7 @@ class Route:
     api_version: str = ""
     #: Whether connections are held to the addresses that a provider entered in the admin may have.
     is_guarded: bool = False
+    provider_limits: Subject | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,12 @@ def provider_route(provider: Provider) -> Route:
     return _route(Deployment(provider=provider, upstream_name=""), Rates())
 
 
+def _provider_limits(provider: Provider) -> Subject | None:
+    """Make the subject of a provider's own limits; None where it has none, so that its calls ask nobody."""
+    limits = Limits(provider.requests_per_minute, provider.tokens_per_minute, provider.concurrent_requests)
+    return None if limits == Limits() else Subject("provider", str(provider.pk), limits)
+
+
 def _route(deployment: Deployment, rates: Rates) -> Route:
     provider = deployment.provider
     return Route(
@@ -236,4 +244,5 @@ def _route(deployment: Deployment, rates: Rates) -> Route:
         order=deployment.order,
         weight=deployment.weight,
         rates=rates,
+        provider_limits=_provider_limits(provider),
     )

@@ -10,6 +10,7 @@ from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
 
+from accounts.models import RequestLimits
 from inference import validators
 from inference.validators import (
     validate_aliases,
@@ -27,8 +28,11 @@ def new_generation() -> str:
     return secrets.token_hex(4)
 
 
-class Provider(models.Model):
-    """A server that speaks OpenAI's protocol. It knows the name of its secret's variable, never the secret."""
+class Provider(RequestLimits):
+    """A server that speaks OpenAI's protocol. It knows the name of its secret's variable, never the secret.
+
+    Its limits are those that the provider grants us, over all deployments, accounts, processes and nodes together.
+    """
 
     class Style(models.TextChoices):
         OPENAI = "openai", "OpenAI and compatible"

@@ -30,6 +30,7 @@ from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.capacity import capacity
 from inference.upstream.client import client
 from inference.upstream.errors import failed_attempt
+from inference.upstream.provider_limits import slot
 from inference.upstream.routing import first_success
 
 log = structlog.get_logger(__name__)
@@ -267,16 +268,26 @@ def _ask(progress: Progress) -> tuple[Body, Route]:
 def _attempt(progress: Progress, route: Route, deadline: Deadline) -> Body:
     """Make one call to one deployment. One that may be billed although it failed is charged its bound."""
     surface = progress.call.surface
-    begin_attempt(progress, route)
-    try:
-        body = client.call(route, surface.path, outgoing(progress, route), seconds=deadline.left)
-        if not surface.is_complete(body):
-            raise failed_attempt(ValueError("incomplete answer"), route=route.name)
-    except AttemptFailed as failure:
-        if failure.verdict.may_be_billed:
-            progress.bill.charge_bound()
-        raise
+    with slot(route, *slot_size(progress)) as entry:
+        begin_attempt(progress, route)
+        try:
+            body = client.call(route, surface.path, outgoing(progress, route), seconds=deadline.left)
+            if not surface.is_complete(body):
+                raise failed_attempt(ValueError("incomplete answer"), route=route.name)
+        except AttemptFailed as failure:
+            if failure.verdict.may_be_billed:
+                progress.bill.charge_bound()
+            raise
+        if route.provider_limits is not None:
+            usage, _ = used_of(progress, body, route)
+            entry.leave(usage.input_tokens + usage.output_tokens)
     return body
+
+
+def slot_size(progress: Progress) -> tuple[str, int]:
+    """Name the next attempt for its provider's own limits, and say how many tokens it may use."""
+    bill = progress.bill
+    return f"{progress.caller.trace.id.hex}.{bill.record.get('attempts', 0)}", bill.attempt_tokens
 
 
 def begin_attempt(progress: Progress, route: Route) -> None:
@@ -296,9 +307,15 @@ def outgoing(progress: Progress, route: Route) -> dict[str, Any]:
 
 def charge(progress: Progress, body: Body, route: Route) -> Usage:
     """Charge what the provider says that the call used, or an estimate where it says nothing."""
-    surface = progress.call.surface
-    usage, source = surface.read_usage(body), "provider"
-    if usage is None:
-        usage, source = surface.estimate(progress.call.payload, body, model=route.upstream_name), "estimated"
+    usage, source = used_of(progress, body, route)
     progress.bill.charge(usage, route.rates, source=source)
     return usage
+
+
+def used_of(progress: Progress, body: Body, route: Route) -> tuple[Usage, str]:
+    """Tell what a call used, and who says so: the provider, or an estimate where it says nothing."""
+    surface = progress.call.surface
+    usage = surface.read_usage(body)
+    if usage is not None:
+        return usage, "provider"
+    return surface.estimate(progress.call.payload, body, model=route.upstream_name), "estimated"

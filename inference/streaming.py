@@ -28,6 +28,7 @@ from accounts.exceptions import (
     UpstreamFailed,
     UpstreamTimeout,
 )
+from accounts.limits.gates import Entry
 from accounts.limits.leases import keeper
 from inference import cache
 from inference.calls import Caller, ModelCall
@@ -45,12 +46,14 @@ from inference.pipeline import (
     reserve,
     share_answer,
     shared_answer,
+    slot_size,
 )
 from inference.surfaces.base import Usage
 from inference.surfaces.events import BrokenStream, EventReader
 from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.capacity import capacity
 from inference.upstream.client import UpstreamStream, client
+from inference.upstream.provider_limits import take_slot
 from inference.upstream.routing import first_success
 from inference.upstream.transport import Abort
 from monitoring import metrics
@@ -104,6 +107,7 @@ class StreamedCall:
         self._waits_since = NEVER
         self._is_silent = False
         self._billed_by: Route | None = None
+        self._slot: Entry | None = None
 
     def open(self) -> Progress:
         """Do what comes before the provider's first byte; raises the ApiError of anything that fails until then."""
@@ -192,6 +196,8 @@ class StreamedCall:
             except Exception as failure:  # whoever waits for the stream's end must not wait for ever
                 log.exception("stream_not_settled", cause=type(failure).__name__)
             finally:
+                if self._slot is not None:
+                    self._slot.leave()
                 leave_flight(progress, error=error)
                 self._end(error)
                 connections.close_all()
@@ -251,6 +257,7 @@ class StreamedCall:
 
     def _attempt(self, progress: Progress, route: Route, deadline: Deadline) -> UpstreamStream:
         self._refuse_if_unwanted()
+        entry = self._slot = take_slot(route, *slot_size(progress))
         begin_attempt(progress, route)
         surface = self.call.surface
         payload = surface.as_stream(outgoing(progress, route))
@@ -259,6 +266,7 @@ class StreamedCall:
                 route, surface.path, payload, seconds=deadline.left, opens=surface.opens_stream, abort=self._abort
             )
         except AttemptFailed as failure:
+            entry.leave(None if failure.verdict.may_be_billed else 0)
             if self._is_unwanted():
                 self._billed_by = route if failure.verdict.may_be_billed else None
                 self._refuse_if_unwanted()
@@ -336,6 +344,8 @@ class StreamedCall:
         """Charge the usage that the provider sent, or a count of what came until the stream broke off."""
         estimate = partial(self.call.surface.estimate, self.call.payload, model=route.upstream_name)
         usage, source = reader.billed_usage(estimate)
+        if self._slot is not None:
+            self._slot.leave(usage.input_tokens + usage.output_tokens)
         progress.bill.charge(usage, route.rates, source=source)
         return usage
 

@@ -74,7 +74,7 @@ limits_refused = Counter(
 )
 upstream_attempts = Counter(
     "aiapi_upstream_attempts",
-    "Calls to providers, retries and fallbacks included: ok, abandoned, or the code of the failure.",
+    "Calls to providers, retries and fallbacks included: ok, abandoned, no_room (not sent), or the failure's code.",
     ["provider", "outcome"],
     registry=REGISTRY,
 )
@@ -125,7 +125,7 @@ def observe_record(record: Mapping[str, Any]) -> None:
 
 
 def observe_attempt(provider: str, outcome: str) -> None:
-    """Write down a call to a provider: `ok`, `abandoned`, or the code of what it failed by."""
+    """Write down a call to a provider: `ok`, `abandoned`, `no_room` (of its own limits), or the code of its failure."""
     _attempts(provider, outcome).inc()
 
 

@@ -239,6 +239,13 @@ class FailoverBackend(LimitBackend):
         stored = self.tallies.flush()
         return self.breaker.try_close() and self.pending.flush(self.primary) and stored and not self._alone
 
+    def either(self, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
+        """Do something that needs Redis, or something else while it is away; raises Unavailable as the others do."""
+        try:
+            return self._on_primary(call)
+        except _Away:
+            return otherwise()
+
     def _on_primary(self, call: Callable[[], T]) -> T:
         """Make a call on Redis; raise _Away if Redis is, Unavailable if it is there and fails all the same."""
         if self.breaker.is_open:

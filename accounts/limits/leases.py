@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import structlog
 from django.db import close_old_connections
@@ -27,34 +28,58 @@ RENEWALS_A_LEASE = 3
 log = structlog.get_logger(__name__)
 
 
-class LeaseKeeper:
-    """The open operations of this process, by the time (monotonic seconds) at which each was opened."""
+Owner = TypeVar("Owner", bound=Hashable)
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+
+class LeaseKeeper(Generic[Owner]):
+    """The open operations of this process, by the time (monotonic seconds) at which each was opened.
+
+    `renew` prolongs the leases of an owner's operations (an account's, by its id), and may raise what Redis raises;
+    `tend` does what else is to be done now and then.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        renew: Callable[[Owner, list[str]], object],
+        tend: Callable[[], object],
+    ) -> None:
         self._clock = clock
-        self._open: dict[str, tuple[int, float]] = {}
+        self._renew = renew
+        self._tend = tend
+        self._open: dict[str, tuple[Owner, float]] = {}
         self._lock = threading.Lock()
         self._pid = 0
 
-    @contextmanager
-    def held(self, account_id: int, operation: str) -> Iterator[None]:
-        """Keep the lease of an operation alive while the block runs."""
+    def hold(self, owner: Owner, operation: str) -> str:
+        """Keep the lease of an operation alive until it is let go; answer the operation."""
         self._start()
-        self._open[operation] = (account_id, self._clock())
+        self._open[operation] = (owner, self._clock())
+        return operation
+
+    def let_go(self, operation: str) -> None:
+        """Renew the lease of an operation no more."""
+        self._open.pop(operation, None)
+
+    @contextmanager
+    def held(self, owner: Owner, operation: str) -> Iterator[None]:
+        """Keep the lease of an operation alive while the block runs."""
+        self.hold(owner, operation)
         try:
             yield
         finally:
-            self._open.pop(operation, None)
+            self.let_go(operation)
 
     def renew_due(self, interval: float) -> int:
         """Renew what has been open for `interval` seconds or longer; answer how many operations that were."""
-        due: dict[int, list[str]] = defaultdict(list)
-        for operation, (account_id, opened) in list(self._open.items()):
+        due: dict[Owner, list[str]] = defaultdict(list)
+        for operation, (owner, opened) in list(self._open.items()):
             if self._clock() - opened >= interval:
-                due[account_id].append(operation)
-        for account_id, operations in due.items():
+                due[owner].append(operation)
+        for owner, operations in due.items():
             try:
-                get_limits().renew(account_id, operations)
+                self._renew(owner, operations)
             except (Unavailable, RedisError) as error:
                 # A lease that runs out for want of a renewal becomes a charge, which the late settle corrects.
                 log.warning("leases_not_renewed", operations=len(operations), cause=type(error).__name__)
@@ -67,7 +92,7 @@ class LeaseKeeper:
         with self._lock:
             if self._pid != os.getpid():
                 self._pid = os.getpid()
-                atexit.register(_tend)  # a process that ends in good order writes what waits
+                atexit.register(self._tend)  # a process that ends in good order writes what waits
                 threading.Thread(target=self._keep, name="lease-keeper", daemon=True).start()
 
     def _keep(self) -> None:
@@ -75,7 +100,7 @@ class LeaseKeeper:
         while True:
             time.sleep(interval)
             self.renew_due(interval)
-            _tend()
+            self._tend()
 
 
 def _tend() -> None:
@@ -83,4 +108,8 @@ def _tend() -> None:
     close_old_connections()
 
 
-keeper = LeaseKeeper()
+def _renew(account_id: int, operations: list[str]) -> None:
+    get_limits().renew(account_id, operations)
+
+
+keeper: LeaseKeeper[int] = LeaseKeeper(renew=_renew, tend=_tend)

@@ -173,7 +173,7 @@ class TestKeeper:
 
     def test_it_renews_what_has_been_open_for_long(self, embedded: Embedded, limits: LimitBackend) -> None:
         seconds = [0.0]
-        keeper = LeaseKeeper(clock=lambda: seconds[0])
+        keeper: LeaseKeeper[int] = LeaseKeeper(clock=lambda: seconds[0], renew=leases._renew, tend=leases._tend)
         operation = embedded.open()
         with keeper.held(embedded.scope.account_id, operation):
             assert keeper.renew_due(7) == 0

@@ -20,6 +20,7 @@ from accounts.exceptions import UpstreamBusy, UpstreamFailed
 from inference.catalog import Route
 from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
 from inference.upstream.breaker import COOL_DOWN, breakers
+from inference.upstream.provider_limits import NoRoom, none_has_room
 from monitoring.metrics import observe_attempt, observe_breaker
 
 ROUNDS = 3
@@ -57,21 +58,25 @@ def first_success(
 
     `covers_another` is asked after an attempt that may be billed: whether the caller's limits have room for one more.
     `account_id` is the caller's account: what its calls meet is not held against a deployment for all.
-    Raises the AttemptFailed of the last attempt, or one of UpstreamBusy when every breaker is open.
+    Raises the AttemptFailed of the last attempt, or one of UpstreamBusy when every breaker is open, or no provider has
+    room for another call.
     """
     choices = by_preference(routes)
     failure: AttemptFailed | None = None
+    full: list[NoRoom] = []
     for number in range(ROUNDS):
         if number and not (failure is not None and _pause(number, failure.verdict, deadline)):
             break
         for route in _admitted(choices, account_id):
             try:
                 return _attempt(route, attempt, account_id)
+            except NoRoom as refused:
+                full.append(refused)
             except AttemptFailed as failed:
                 failure = failed
                 if not _may_go_on(failed.verdict, deadline, covers_another):
                     raise
-    raise failure or _none_admitted(choices)
+    raise failure or _none_admitted(choices, full)
 
 
 def _admitted(choices: Iterable[Route], account_id: int) -> Iterator[Route]:
@@ -86,6 +91,10 @@ def _attempt(route: Route, attempt: Attempt[T], account_id: int) -> T:
     outcome = "ok"
     try:
         answer = attempt(route)
+    except NoRoom:
+        outcome = "no_room"
+        breakers.gave_up(route.deployment_id, account_id)
+        raise
     except AttemptFailed as failed:
         outcome = failed.error.code  # the class's own: an instance may carry one of the provider's words
         if failed.verdict.is_down:
@@ -123,8 +132,10 @@ def _pause(number: int, verdict: Verdict, deadline: Deadline) -> bool:
     return True
 
 
-def _none_admitted(choices: list[Route]) -> AttemptFailed:
+def _none_admitted(choices: list[Route], full: list[NoRoom]) -> AttemptFailed:
     if not choices:
         log.warning("no_deployment")
         return AttemptFailed(UpstreamFailed(), REJECTED)
+    if full:
+        return none_has_room(full, others_after=COOL_DOWN if len(full) < len(choices) else None)
     return AttemptFailed(UpstreamBusy(retry_after=int(COOL_DOWN)), REJECTED)

@@ -13,6 +13,8 @@
 --                               t c tokens and cost held or charged, u output tokens, d draft, y second of the charge
 --   l                  zset     open operations by the end of their lease (µs)
 --   records            stream   usage records on their way to the database
+-- What all accounts share has a prefix of its own, `aiapi:{provider:17}:`, with :q, :w and l as above, and:
+--   o:<operation>      string   tokens that it holds
 -- Times and amounts are integers below 2^53. Never `..` a large one: Lua would write it as 1.7e+15; use str().
 
 local P = KEYS[1]
@@ -101,6 +103,28 @@ local function window_reset(w, now)
     return now + LEAVES * 1000000
   end
   return w.s > 0 and (w.l + LEAVES) * 1000000 or now
+end
+
+-- When (µs) enough settled tokens will have left a window; open ones leave at a time nobody knows.
+local function tokens_reset(w, excess, now)
+  local at = now + 1000000
+  if w.s == 0 then
+    return at
+  end
+  local fields = {}
+  for bucket = w.h, w.l do
+    fields[#fields + 1] = str(bucket)
+  end
+  for i, tokens in ipairs(redis.call('HMGET', w.key, unpack(fields))) do
+    if excess <= 0 then
+      break
+    end
+    if tokens then
+      excess = excess - tonumber(tokens)
+      at = (w.h + i - 1 + LEAVES) * 1000000
+    end
+  end
+  return at
 end
 
 -- Move amounts in a ledger. A missing ledger stays missing: it will be seeded from the database.

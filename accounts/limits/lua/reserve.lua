@@ -66,28 +66,6 @@ local function cost_of(output)
   return prompt_cost + output * whole_price + math.ceil(output * rest_price / 1000000)
 end
 
--- When (µs) enough settled tokens will have left a window; open ones leave at a time nobody knows.
-local function tokens_reset(w, excess)
-  local at = now + 1000000
-  if w.s == 0 then
-    return at
-  end
-  local fields = {}
-  for bucket = w.h, w.l do
-    fields[#fields + 1] = str(bucket)
-  end
-  for i, tokens in ipairs(redis.call('HMGET', w.key, unpack(fields))) do
-    if excess <= 0 then
-      break
-    end
-    if tokens then
-      excess = excess - tonumber(tokens)
-      at = (w.h + i - 1 + LEAVES) * 1000000
-    end
-  end
-  return at
-end
-
 local need_tokens, need_cost = prompt_tokens + least, cost_of(least)
 local refused = { 'refused', now }
 local function check(s, limit, used, need, reset)
@@ -103,7 +81,7 @@ end
 for _, s in ipairs(subjects) do
   local function in_a_second() return now + 1000000 end
   local function next_month() return tonumber(ARGV[6]) end
-  check(s, TPM, s.w.t + s.w.s, need_tokens, function(excess) return tokens_reset(s.w, excess) end)
+  check(s, TPM, s.w.t + s.w.s, need_tokens, function(excess) return tokens_reset(s.w, excess, now) end)
   check(s, CONCURRENT, s.w.n, slot, in_a_second)
   check(s, MONTHLY_TOKENS, s.month_tokens, need_tokens, next_month)
   check(s, MONTHLY_COST, s.month_cost, need_cost, next_month)

@@ -1,0 +1,162 @@
+"""A provider's own limits: the next provider is asked where one is reached, and callers are told when to come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ValidationError
+
+from accounts.limits import get_limits
+from accounts.limits.contract import Limits, Refusal, Subject
+from accounts.limits.gates import Entry, get_gates
+from accounts.snapshots import build_identity
+from accounts.tests.factories import ACTOR
+from accounts.tests.limits_fixtures import an_operation
+from inference.catalog import catalog
+from inference.models import Deployment, Provider
+from inference.services import catalog_save
+from inference.tests.fixtures import MODEL, Api, Records
+from inference.upstream import provider_limits
+from inference.upstream.breaker import breakers
+from inference.upstream.fake import FakeUpstream
+
+
+@pytest.fixture
+def provider(upstream: FakeUpstream) -> Provider:
+    """Return the provider of the model."""
+    return Deployment.objects.select_related("provider").get(model__public_name=MODEL).provider
+
+
+def limit(provider: Provider, **limits: int | None) -> Subject | None:
+    """Change the limits of a provider; return what they are kept under."""
+    for name, value in limits.items():
+        setattr(provider, name, value)
+    catalog_save(row=provider, actor=ACTOR)
+    catalog.forget()
+    model = catalog.find(MODEL)
+    assert model is not None
+    return next(route.provider_limits for route in model.routes if route.provider == provider.name)
+
+
+def a_spare(provider: Provider, order: int = 1) -> Provider:
+    """Make a second provider of the model, at the same address, to be asked after the first."""
+    first = Deployment.objects.get(provider=provider)
+    spare = Provider.objects.create(
+        name="spare", base_url=provider.base_url, api_key_variable=provider.api_key_variable, from_environment=True
+    )
+    Deployment.objects.create(model=first.model, provider=spare, upstream_name="spare-model", order=order)
+    catalog.forget()
+    return spare
+
+
+def ask(api: Api, number: int) -> Any:
+    """Ask something that was not asked before."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": f"question {number}"}], "max_tokens": 20}
+    return api.post("/v1/chat/completions", body)
+
+
+def in_use(subject: Subject | None, most: int = 1000) -> int:
+    """Tell how many tokens of the minute are in use at a provider: by what is the most that still fits."""
+    assert subject is not None
+    probe = Subject(subject.kind, subject.id, Limits(tokens_per_minute=most))
+    refusal = get_gates().enter(probe, an_operation(), most)
+    if isinstance(refusal, Entry):
+        refusal.leave(0)
+        return 0
+    return refusal.used
+
+
+def test_it_asks_the_next_provider_and_then_says_when_to_come_back(
+    roomy: Api, provider: Provider, records: Records
+) -> None:
+    limit(provider, requests_per_minute=2)
+    limit(a_spare(provider), requests_per_minute=1)
+    answers = [ask(roomy, number) for number in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 503]
+    assert answers[3].json()["error"]["code"] == "upstream_busy"
+    assert 55 <= int(answers[3]["Retry-After"]) <= 60
+    served = [(record.deployment.partition("/")[0], record.status, record.attempts) for record in records()]
+    assert served == [(provider.name, 200, 1), (provider.name, 200, 1), ("spare", 200, 1), ("", 503, 0)]
+
+
+def test_it_holds_the_bound_and_counts_what_was_used(roomy: Api, provider: Provider, records: Records) -> None:
+    subject = limit(provider, tokens_per_minute=1000, concurrent_requests=1)
+    for number in range(3):
+        assert ask(roomy, number).status_code == 200
+    used = sum(record.input_tokens + record.output_tokens for record in records())
+    assert in_use(subject) == used > 0
+
+
+def test_it_counts_no_tokens_of_what_the_provider_refused(
+    roomy: Api, provider: Provider, upstream: FakeUpstream
+) -> None:
+    subject = limit(provider, tokens_per_minute=1000, concurrent_requests=1)
+    upstream.set(faults={"http_400": 1.0})
+    assert ask(roomy, 1).status_code == 400
+    assert in_use(subject) == 0
+    upstream.set(faults={"broken_json": 1.0})
+    assert ask(roomy, 2).status_code == 502
+    assert in_use(subject) > 20, "it may have worked on that one"
+    upstream.set(faults={})
+    assert ask(roomy, 3).status_code == 200
+
+
+def test_it_tells_a_call_that_no_provider_would_ever_take(roomy: Api, provider: Provider) -> None:
+    limit(provider, tokens_per_minute=30)
+    answer = ask(roomy, 1)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bound_exceeds_limit")
+
+
+def test_it_waits_for_the_first_of_several_that_has_room(roomy: Api, provider: Provider) -> None:
+    limit(provider, requests_per_minute=1)
+    slots = limit(a_spare(provider), concurrent_requests=1)
+    assert slots is not None
+    assert ask(roomy, 1).status_code == 200
+    get_gates().enter(slots, an_operation(), 1)
+    answer = ask(roomy, 2)
+    assert (answer.status_code, answer["Retry-After"]) == (503, "1")
+
+
+def test_it_leaves_the_callers_own_accounting_alone(roomy: Api, provider: Provider, records: Records) -> None:
+    limit(provider, requests_per_minute=1)
+    for number in range(3):
+        ask(roomy, number)
+    limits, key = get_limits(), roomy.key.key
+    usage = limits.usage(build_identity(key, key.created_at).limits)[0]
+    answered = [record for record in records() if record.status == 200]
+    assert usage.settled.tokens == sum(record.input_tokens + record.output_tokens for record in answered)
+    assert (usage.reserved.tokens, usage.slots) == (0, 0)
+    assert [record.cost for record in records() if record.status == 503] == [0, 0]
+
+
+def test_it_does_not_count_against_the_breaker(roomy: Api, provider: Provider) -> None:
+    limit(provider, requests_per_minute=1)
+    for number in range(9):
+        ask(roomy, number)
+    assert breakers.snapshot() == {}
+
+
+def test_it_asks_nobody_where_a_provider_has_no_limits(
+    roomy: Api, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(provider_limits, "get_gates", fail)
+    assert limit(provider) is None
+    assert ask(roomy, 1).status_code == 200
+
+
+@pytest.mark.parametrize("field", ["requests_per_minute", "tokens_per_minute", "concurrent_requests"])
+def test_it_refuses_limits_that_make_no_sense(provider: Provider, field: str) -> None:
+    setattr(provider, field, 0)
+    with pytest.raises(ValidationError) as refused:
+        catalog_save(row=provider, actor=ACTOR)
+    assert list(refused.value.message_dict) == [field]
+
+
+def test_it_shares_the_limits_of_all_its_models_and_no_others(provider: Provider) -> None:
+    subject = limit(provider, requests_per_minute=3, tokens_per_minute=4, concurrent_requests=5)
+    assert subject == Subject("provider", str(provider.pk), Limits(3, 4, 5))
+    assert isinstance(get_gates().enter(subject, an_operation(), 5), Refusal)
