@@ -21,6 +21,7 @@ from inference.upstream.fake import FakeUpstream
 DATA_URL = "data:image/png;base64," + "A" * 100_000
 PUBLIC_URL = "https://example.com/a.png"
 WORDS = "zanzibar seventeen " * 20_000
+count_tokens([], model="gpt-4o")  # the first count in an encoding takes a second
 texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
