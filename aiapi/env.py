@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 #: How alike an unknown name must be to a known one to be reported as a slip (REDIS_URI for REDIS_URL scores 0.89).
 NEAR_MISS_RATIO = 0.85
+#: How the names begin that others read beside us: of OpenTelemetry's many, only a few are declared here.
+OTHERS = ("OTEL_",)
 RATE = re.compile(r"[1-9][0-9]{0,8}/[smhd]")
 
 
@@ -124,6 +126,8 @@ class Environment:
         known = set(self.declared) | {f"{name}_FILE" for name in self.declared}
         found = []
         for name in sorted(set(self._values) - known):
+            if name.startswith(OTHERS):
+                continue
             alike = difflib.get_close_matches(name.upper(), self.declared, n=1, cutoff=NEAR_MISS_RATIO)
             if alike and alike[0] not in self._values:
                 found.append((name, alike[0]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 import structlog
@@ -16,7 +17,8 @@ from accounts.addresses import rate_limit_group_key
 from accounts.exceptions import TooManyFailures
 from aiapi.errors import json_error
 from monitoring.metrics import observe_response
-from monitoring.trace import begin_trace
+from monitoring.trace import Spans, Trace, begin_trace, current_trace
+from monitoring.tracing import begin_spans
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 LOGIN_WINDOW_SECONDS = 60
@@ -36,17 +38,25 @@ class RequestMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Answer the request."""
-        trace = begin_trace(request.headers.get("X-Request-ID"))
+        sent = request.META.get
+        trace = begin_trace(
+            sent("HTTP_X_REQUEST_ID"), traceparent=sent("HTTP_TRACEPARENT"), tracestate=sent("HTTP_TRACESTATE")
+        )
+        if not request.path.startswith(QUIET):
+            begin_spans(trace, str(request.method))
         if request.path.rstrip("/") in PROBES:
             request.get_host = lambda: "probe"  # type: ignore[method-assign]  # the answer says nothing of hosts
         request.trace = trace  # type: ignore[attr-defined]
-        with structlog.contextvars.bound_contextvars(request_id=trace.label):
+        with structlog.contextvars.bound_contextvars(request_id=trace.label), _current(trace):
             response = self.get_response(request)
             response["X-Request-ID"] = trace.label
             elapsed = trace.elapsed_ms
             response["X-Process-Time"] = f"{elapsed / 1000:.3f}"
             self._log(request, response, elapsed)
-        observe_response(_route_name(request), response.status_code)
+        route = _route_name(request)
+        observe_response(route, response.status_code)
+        if trace.spans is not None:
+            _end_spans(trace.spans, route, response)
         return response
 
     def _log(self, request: HttpRequest, response: HttpResponseBase, elapsed_ms: float) -> None:
@@ -63,6 +73,24 @@ class RequestMiddleware:
             account=identity and identity.account_name,
             key=identity and identity.key_prefix,
         )
+
+
+@contextmanager
+def _current(trace: Trace) -> Iterator[None]:
+    token = current_trace.set(trace)
+    try:
+        yield
+    finally:
+        current_trace.reset(token)
+
+
+def _end_spans(spans: Spans, route: str, response: HttpResponseBase) -> None:
+    """End the request's span: of a stream, when it is closed."""
+    spans.answer(route, response.status_code)
+    if response.streaming:
+        response._resource_closers.append(spans.end)  # type: ignore[attr-defined]  # what Django calls in `close`
+    else:
+        spans.end()
 
 
 def _route_name(request: HttpRequest) -> str:

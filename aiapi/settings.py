@@ -166,6 +166,16 @@ METRICS_TOKEN = ENV.text("METRICS_TOKEN", secret=True, help="bearer token with w
 METRICS_NETWORKS = ENV.networks(
     "METRICS_NETWORKS", help="networks that may read /metrics without it; default: loopback, none once there is a token"
 )
+OTEL_EXPORTER_OTLP_ENDPOINT = ENV.url(
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    ("http", "https"),
+    help="OpenTelemetry collector that takes traces (OTLP over HTTP) under /v1/traces; none: no traces",
+)
+OTEL_EXPORTER_OTLP_TRACES_ENDPOINT = ENV.url(
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", ("http", "https"), help="the same with its whole path"
+)
+OTEL_TRACES_EXPORTER = ENV.choice("OTEL_TRACES_EXPORTER", ("otlp", "none"), "otlp", help="none turns traces off")
+OTEL_SDK_DISABLED = ENV.boolean("OTEL_SDK_DISABLED", False, help="true turns traces off")
 LOG_LEVEL = ENV.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", help="least severe level logged")
 
 INSTALLED_APPS = [

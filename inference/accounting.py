@@ -116,8 +116,7 @@ class Bill:
                 used=self.used,
                 record=self.record,
             )
-        caller.trace.is_recorded = True
-        observe_record(self.record)
+        self._finish()
 
     def emit(self, *, status: int, error_code: str = "") -> None:
         """Emit the record of a call that reserved nothing; refusals beyond a rate are counted instead."""
@@ -125,8 +124,15 @@ class Bill:
         caller = self.caller
         with caller.trace.stage("limits"):
             get_limits().emit(caller.identity.account_id, caller.trace.id.hex, self.record, tally=self._tally())
-        self.caller.trace.is_recorded = True
+        self._finish()
+
+    def _finish(self) -> None:
+        """Tell those who look on, now that the record is on its way."""
+        trace = self.caller.trace
+        trace.is_recorded = True
         observe_record(self.record)
+        if trace.spans is not None:
+            trace.spans.describe(self.record)
 
     def _tally(self) -> Tally | None:
         """Say with which others this may be counted: refusals, alike in all by which reports tell requests apart."""

@@ -29,6 +29,9 @@ VALUES = {
     "OPENAI_BASE_URL": "https://models.example.com/v1",
     "LOCAL_MODEL_URL": "http://127.0.0.1:9/v1",
     "REDIS_TIMEOUT": "0.5",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.example.com:4318",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://collector.example.com/v1/traces",
+    "OTEL_TRACES_EXPORTER": "none",
 }
 BY_KIND = {
     "text": "another",

@@ -26,6 +26,7 @@ from inference.catalog import Route
 from inference.surfaces.events import BrokenStream, read_opening
 from inference.upstream.errors import FAILURES, cause_of, failed_attempt
 from inference.upstream.transport import Abort, PooledTransport, abortable
+from monitoring.trace import passed_on
 
 #: Headers of a prepared call that are not kept: they are the connection's or the body's, or ask for compression.
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
@@ -182,7 +183,7 @@ class Client:
         """Post a body over the pool, and return the answer's; raises the SDK's exception for an error."""
         prepared, connect = self._prepared(route, path), min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
         status, headers, answer = self._transports[route.is_guarded].post(
-            prepared.url, prepared.headers, _written(body), connect=connect, read=seconds
+            prepared.url, {**prepared.headers, **passed_on()}, _written(body), connect=connect, read=seconds
         )
         if _is_success(status):
             return answer
@@ -191,7 +192,7 @@ class Client:
     def _open(self, route: Route, path: str, seconds: float, body: dict[str, Any]) -> httpx2.Response:
         """Post a body over the pool, and return the answer while it comes in; raises as `_post`."""
         prepared, connect = self._prepared(route, path), min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
-        headers = {**prepared.headers, **STREAM_HEADERS}
+        headers = {**prepared.headers, **STREAM_HEADERS, **passed_on()}
         response = self._transports[route.is_guarded].open(
             prepared.url, headers, _written(body), connect=connect, read=seconds
         )

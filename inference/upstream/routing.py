@@ -22,6 +22,7 @@ from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdi
 from inference.upstream.breaker import COOL_DOWN, breakers
 from inference.upstream.provider_limits import NoRoom, none_has_room
 from monitoring.metrics import observe_attempt, observe_breaker
+from monitoring.tracing import begin_attempt
 
 ROUNDS = 3
 #: The pause before a round is random between 0 and this many seconds, doubled each time (full jitter).
@@ -88,7 +89,7 @@ def _admitted(choices: Iterable[Route], account_id: int) -> Iterator[Route]:
 
 
 def _attempt(route: Route, attempt: Attempt[T], account_id: int) -> T:
-    outcome = "ok"
+    outcome, finish = "ok", begin_attempt(route.provider, route.name)
     try:
         answer = attempt(route)
     except NoRoom:
@@ -110,6 +111,8 @@ def _attempt(route: Route, attempt: Attempt[T], account_id: int) -> T:
         breakers.succeeded(route.deployment_id, account_id)
         return answer
     finally:
+        if finish is not None:
+            finish(outcome)
         observe_attempt(route.provider, outcome)
         observe_breaker(route.name, breakers.state(route.deployment_id))
 
