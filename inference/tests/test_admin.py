@@ -80,9 +80,16 @@ class TestProviders:
         assert Provider.objects.get().api_key_variable == "GREEN_API_KEY"
         assert (latest().actor, latest().action, latest().target_type) == ("admin:root", "created", "provider")
 
+    def test_it_keeps_what_a_provider_grants(self, site: Client) -> None:
+        self.add(site, requests_per_minute="60", tokens_per_minute="90000", concurrent_requests="8")
+        made = Provider.objects.get()
+        assert (made.requests_per_minute, made.tokens_per_minute, made.concurrent_requests) == (60, 90_000, 8)
+        assert latest().after["tokens_per_minute"] == 90_000
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
+            ({"concurrent_requests": "0"}, "greater than or equal to 1"),
             ({"base_url": "http://127.0.0.1/v1"}, "Loopback, link-local and metadata addresses are not allowed here."),
             ({"base_url": "http://169.254.169.254/v1"}, "Loopback, link-local and metadata addresses"),
             ({"base_url": "ftp://203.0.113.9"}, "Give an http:// or https:// URL."),
