@@ -7,23 +7,18 @@ from contextlib import contextmanager
 from http import HTTPStatus
 
 import structlog
-from csp.constants import UNSAFE_EVAL, UNSAFE_INLINE
-from django.conf import settings
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from django_ratelimit.core import is_ratelimited
 
-from accounts.addresses import rate_limit_group_key
-from accounts.exceptions import TooManyFailures
-from aiapi.errors import json_error
 from monitoring.metrics import observe_response
 from monitoring.trace import Spans, Trace, begin_trace, current_trace
 from monitoring.tracing import begin_spans
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
-LOGIN_WINDOW_SECONDS = 60
 #: Asked by orchestrators and by Prometheus, which address a process by whatever name or number they have for it.
 PROBES = ("/health/live", "/health/ready", "/metrics")
+#: Where developers' programs call, a key with each request: nothing there is a page, a session or a form.
+MODEL_PATHS = ("/chat", "/summarize", "/v1/")
 #: What they ask all the time makes no line in the log while it goes well.
 QUIET = ("/health", "/metrics")
 
@@ -47,6 +42,7 @@ class RequestMiddleware:
         if request.path.rstrip("/") in PROBES:
             request.get_host = lambda: "probe"  # type: ignore[method-assign]  # the answer says nothing of hosts
         request.trace = trace  # type: ignore[attr-defined]
+        request.is_model_call = request.path.startswith(MODEL_PATHS)  # type: ignore[attr-defined]
         with structlog.contextvars.bound_contextvars(request_id=trace.label), _current(trace):
             response = self.get_response(request)
             response["X-Request-ID"] = trace.label
@@ -99,42 +95,3 @@ def _route_name(request: HttpRequest) -> str:
     if match is None:
         return "other"
     return match.namespace or match.url_name or "other"
-
-
-class AdminPolicy:
-    """Relax the Content-Security-Policy on /admin/ by what unfold needs: Alpine evaluates, and it styles inline."""
-
-    def __init__(self, get_response: GetResponse) -> None:
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer the request."""
-        response = self.get_response(request)
-        if request.path.startswith("/admin/"):
-            response._csp_update = {"script-src": [UNSAFE_EVAL], "style-src": [UNSAFE_INLINE]}  # type: ignore[attr-defined]
-        return response
-
-
-class AdminLoginLimit:
-    """Limit log-in attempts in the admin by address (ADMIN_LOGIN_RATE)."""
-
-    def __init__(self, get_response: GetResponse) -> None:
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer 429 to an attempt over the rate."""
-        if request.method == "POST" and request.path == "/admin/login/" and self._is_over(request):
-            return json_error(request, TooManyFailures(retry_after=LOGIN_WINDOW_SECONDS))
-        return self.get_response(request)
-
-    def _is_over(self, request: HttpRequest) -> bool:
-        return bool(
-            is_ratelimited(
-                request,
-                group="admin-login",
-                key=rate_limit_group_key,
-                rate=settings.ADMIN_LOGIN_RATE,
-                method="POST",
-                increment=True,
-            )
-        )

@@ -109,7 +109,7 @@ def test_it_makes_answers_outside_drf_as_drf_makes_them() -> None:
 
 
 def test_it_answers_500_outside_drf_too(api: Api, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiapi.middleware.AdminLoginLimit._is_over", lambda self, request: 1 / 0)
+    monkeypatch.setattr("aiapi.page_middleware.AdminLoginLimit._is_over", lambda self, request: 1 / 0)
     answer = api.post("/admin/login/", b"", key=None)
     assert answer.status_code == 500
     assert answer.json()["detail"] == "Internal server error"

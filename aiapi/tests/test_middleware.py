@@ -165,3 +165,13 @@ def test_it_limits_log_ins_by_address(settings: LazySettings) -> None:
     assert refused["Retry-After"] == "60"
     elsewhere = client.post("/admin/login/", {**attempt, "password": PASSWORD}, REMOTE_ADDR="192.0.2.9")
     assert elsewhere.status_code == 302
+
+
+def test_it_spares_calls_to_models_what_only_pages_need(api: Api, upstream: FakeUpstream) -> None:
+    call, page = api.post("/chat", {"message": "Hello"}), api.get("/playground/", key=None)
+    assert call.status_code == page.status_code == 200
+    assert not hasattr(call.wsgi_request, "session")
+    assert hasattr(page.wsgi_request, "session")
+    assert "Content-Security-Policy" not in call
+    assert "Content-Security-Policy" in page
+    assert call["X-Content-Type-Options"] == "nosniff"
