@@ -8,10 +8,10 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from django.conf import LazySettings
@@ -117,6 +117,14 @@ def test_it_connects_anew_where_the_provider_has_closed(client: Client, provider
     assert call(client, provider)
 
 
+def read_request(file: BinaryIO) -> bool:
+    """Read a request with its body; False if there is none any more."""
+    if not file.readline():
+        return False
+    headers = dict(line.lower().split(b": ", 1) for line in iter(file.readline, b"\r\n"))
+    return bool(file.read(int(headers[b"content-length"])))
+
+
 @contextmanager
 def forgetful(*ends: bytes | None) -> Iterator[tuple[str, list[int]]]:
     """Run a provider that answers the first request of each connection, and yield its URL and what it counted.
@@ -129,11 +137,12 @@ def forgetful(*ends: bytes | None) -> Iterator[tuple[str, list[int]]]:
     endings = iter(ends)
 
     def serve(connection: socket.socket, number: int) -> None:
-        with connection:
-            connection.recv(65536)
+        with suppress(ConnectionError), connection, ExitStack() as stack:
+            requests = stack.enter_context(connection.makefile("rb"))
+            read_request(requests)
             served.append(number)
             connection.sendall(answer)
-            if not connection.recv(65536):
+            if not read_request(requests):
                 return
             served.append(number)
             ending = next(endings)
