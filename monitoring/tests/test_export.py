@@ -181,7 +181,7 @@ def body_of(response: Any) -> bytes:
     """Read a streamed answer."""
     assert isinstance(response, StreamingHttpResponse), response.status_code
     assert not response.is_async
-    return b"".join(response)  # type: ignore[arg-type]  # an iterator of bytes, where it is not asynchronous
+    return b"".join(response)
 
 
 @pytest.mark.django_db
