@@ -60,6 +60,7 @@ urlpatterns = [
     api("docs", SwaggerView.as_view(), "docs"),
     api("redoc", RedocView.as_view(), "redoc"),
     api(r"openapi\.json", OpenAPIView.as_view(), "openapi"),
+    path("account/", PageView.as_view(current="account"), name="account"),
     path("playground/", PageView.as_view(current="playground"), name="playground"),
     path("admin/", admin.site.urls),
 ]

@@ -22,6 +22,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from aiapi.pages import page_context
 from monitoring.serializers import ServiceAnswer
 
 
@@ -59,7 +60,8 @@ class RootView(APIView):
             "health": "/health",
         }
         wants_page = "text/html" in request.headers.get("Accept", "")
-        response = render(request._request, "landing.html", about) if wants_page else Response(about)
+        page = {**about, **page_context("landing")}
+        response = render(request._request, "landing.html", page) if wants_page else Response(about)
         response["Vary"] = "Accept"
         return response
 

@@ -15,7 +15,8 @@ from accounts.exceptions import ApiError, LimitExceeded
 from aiapi.pages import MEANINGS
 from inference.tests.fixtures import Api
 
-PAGES = ["/", "/playground/"]
+PAGES = ["/", "/playground/", "/account/"]
+KEYED = PAGES[1:]
 #: Bytes that a page may be, scripts and styles included, as a server in production sends them (UI.md, section 9).
 LARGEST = 150_000
 IMPORT = re.compile(r'^import [^"]*"\./([\w.]+)";$', re.MULTILINE)
@@ -51,9 +52,17 @@ def tree(root: type[ApiError]) -> Iterator[type[ApiError]]:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_it_is_small(api: Api, path: str) -> None:
+def test_it_is_small_as_it_is_sent(api: Api, path: str) -> None:
     html = page(api, path)
-    assert sum(len(gzip.compress(part)) for part in [html.encode(), *(f.read_bytes() for f in files(html))]) < LARGEST
+    assert len(html.encode()) + sum(len(gzip.compress(file.read_bytes())) for file in files(html)) < LARGEST
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_it_is_small_unpacked_but_for_the_charts(api: Api, path: str) -> None:
+    html = page(api, path)
+    own = [file for file in files(html) if file.name != "chart.js"]
+    assert len(html.encode()) + sum(file.stat().st_size for file in own) < LARGEST
+    assert ("chart.js" in html) == (path == "/account/")
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -73,7 +82,7 @@ def test_it_forbids_everything_that_it_does_not_need(api: Api, path: str) -> Non
     assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", page(api, path))
 
 
-@pytest.mark.parametrize("path", ["/playground/"])
+@pytest.mark.parametrize("path", KEYED)
 def test_it_takes_a_key_in_a_field_that_no_form_can_send(api: Api, path: str) -> None:
     (field,) = re.findall(r'<input id="key"[^>]*>', page(api, path))
     assert 'type="password"' in field
@@ -81,27 +90,29 @@ def test_it_takes_a_key_in_a_field_that_no_form_can_send(api: Api, path: str) ->
     assert "name=" not in field
 
 
-@pytest.mark.parametrize("path", ["/playground/"])
+@pytest.mark.parametrize("path", PAGES)
 def test_it_names_a_demo_key_where_there_is_one_only(api: Api, settings: LazySettings, path: str) -> None:
     assert "dev_key_123" in page(api, path)
     settings.ALLOW_PLAIN_KEYS = False
     assert "dev_key_123" not in page(api, path)
 
 
-@pytest.mark.parametrize("path", ["/playground"])
+@pytest.mark.parametrize("path", ["/playground", "/account"])
 def test_it_adds_the_slash(api: Api, path: str) -> None:
     answer = api.get(path, key=None)
     assert (answer.status_code, answer["Location"]) == (301, f"{path}/")
 
 
-def test_it_takes_no_posts(api: Api) -> None:
-    assert api.post("/playground/", key=None).status_code == 405
+@pytest.mark.parametrize("path", KEYED)
+def test_it_takes_no_posts(api: Api, path: str) -> None:
+    assert api.post(path, key=None).status_code == 405
 
 
-def test_it_explains_every_limit_by_its_code(api: Api) -> None:
+@pytest.mark.parametrize("path", KEYED)
+def test_it_explains_every_limit_by_its_code(api: Api, path: str) -> None:
     explained = {meaning.error for meaning in MEANINGS}
     assert set(tree(LimitExceeded)) - {LimitExceeded} <= explained
-    html = page(api, "/playground/")
+    html = page(api, path)
     for meaning in MEANINGS:
         assert f'id="code-{meaning.code}"' in html
         assert meaning.cause.replace("'", "&#x27;") in html

@@ -13,7 +13,7 @@ from inference.tests.fixtures import Api
 LOADS = re.compile(
     r"""<(?:script|img|iframe|source|embed)\b[^>]*?\bsrc=["']([^"']+)|<link\b[^>]*?\bhref=["']([^"']+)"""
 )
-PAGES = ["/docs", "/redoc", "/", "/playground/"]
+PAGES = ["/docs", "/redoc", "/", "/playground/", "/account/"]
 
 
 def page(api: Api, path: str) -> str:
@@ -53,7 +53,9 @@ def test_it_answers_json_to_all_but_browsers(api: Api, accept: str) -> None:
 def test_it_shows_browsers_a_page(api: Api) -> None:
     html = page(api, "/")
     assert "<h1>AI API" in html
-    assert {"/docs", "/redoc", "/health", "/admin/"} <= set(re.findall(r'href="([^"]+)"', html))
+    assert {"/docs", "/redoc", "/health", "/admin/", "/playground/", "/account/"} <= set(
+        re.findall(r'href="([^"]+)"', html)
+    )
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -31,7 +31,7 @@ function limitLine(limit) {
   if (!limit) return null;
   const amount = (value) => (typeof value === "string" ? exactMoney(value) : count(value));
   const reset = limit.reset ? `, free again at ${moment(new Date(limit.reset * 1000), { seconds: true })}` : "";
-  const whose = limit.owner === "key" ? "this key" : "the account";
+  const whose = (limit.owner.startsWith("key") ? "this key" : "the account") + (limit.model ? ` for ${limit.model}` : "");
   return element("p", { class: "small" }, `${words(limit.name)} of ${whose}: ${amount(limit.used)} of ${amount(limit.limit)} used${reset}.`);
 }
 

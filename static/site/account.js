@@ -1,0 +1,148 @@
+// The account page: what is left first, then the figures of a range; refreshed each minute while somebody may look.
+
+import { download, usageCsv } from "./csv.js";
+import { byId } from "./dom.js";
+import { moment, TIME_ZONE } from "./format.js";
+import { showFigures } from "./figures.js";
+import { onKey } from "./key.js";
+import { rangeOf } from "./ranges.js";
+import { showRefusal } from "./refusals.js";
+import { Refusal } from "./service.js";
+import { roomAgain, showStanding } from "./standing.js";
+import { fetchUsage } from "./usage.js";
+
+const REFRESH_MS = 60_000;
+const SOONEST_MS = 5000;
+
+let key = ""; // the only place where it is kept
+let choice = { range: "7d", own: {}, group: "model" };
+let shown = null; // what is on the screen: its figures, and when they were asked for
+let turn = 0; // an answer to an earlier question than the last is not shown
+let timer = null;
+
+const say = (text) => { byId("status").textContent = text; };
+
+/** Ask, show, and plan the next time. A failure leaves what is shown, and says since when it is not renewed. */
+async function load({ isQuiet = false } = {}) {
+  const mine = ++turn;
+  const asked = { ...choice, key };
+  clearTimeout(timer);
+  if (!isQuiet) say("Loading…");
+  byId("usage").setAttribute("aria-busy", "true");
+  try {
+    const found = await find(asked);
+    if (mine !== turn) return;
+    show(found);
+  } catch (error) {
+    if (mine !== turn) return;
+    fail(error instanceof Refusal ? error : new Refusal("This page could not read the answer.", { code: "unreadable" }));
+    if (!(error instanceof Refusal)) throw error;
+  } finally {
+    if (mine === turn) byId("usage").setAttribute("aria-busy", "false");
+  }
+  plan();
+}
+
+/** Ask for limits and totals; for the parts as well only where the totals are others than those shown. */
+async function find(asked) {
+  const range = rangeOf(asked.range, asked.own);
+  const { usage, ...standing } = await fetchUsage(asked.key, range, range.unit);
+  const mark = JSON.stringify([usage, asked.range, asked.own, asked.group]);
+  const found = { standing, at: new Date(), mark, range, group: asked.group, whole: usage.totals, series: usage.series };
+  if (shown?.mark === mark) return { ...found, split: shown.split, parts: shown.parts };
+  if (!usage.totals.requests) return { ...found, split: [], parts: [] };
+  const [split, parts] = await Promise.all([
+    fetchUsage(asked.key, range, `${range.unit},${asked.group}`),
+    fetchUsage(asked.key, range, asked.group),
+  ]);
+  return { ...found, split: split.usage.series, parts: parts.usage.series };
+}
+
+function show(found) {
+  const isSame = shown?.mark === found.mark;
+  shown = found;
+  const { standing, range, whole } = found;
+  byId("key-problem").replaceChildren();
+  byId("stale").replaceChildren();
+  byId("usage-problem").replaceChildren();
+  byId("key-form").hidden = true;
+  byId("key").value = "";
+  byId("whose").textContent = `Account ${standing.account}, key ${standing.key}, tier ${standing.tier}.`;
+  byId("whose-actions").hidden = false;
+  byId("content").hidden = false;
+  showStanding(standing);
+  byId("range-told").textContent = `${spanOf(range)}, the whole account, by the ${range.unit} in ${TIME_ZONE}.`;
+  byId("empty").hidden = whole.requests > 0;
+  byId("filled").hidden = whole.requests === 0;
+  byId("csv").disabled = whole.requests === 0;
+  if (whole.requests && !isSame) showFigures(found);
+  say(`As of ${moment(found.at, { seconds: true })} (${TIME_ZONE}); renewed each minute while this page is visible.`);
+}
+
+function spanOf({ from, to, unit }) {
+  if (unit === "hour") return `${moment(from)} to ${moment(to)}`;
+  return [from, new Date(to - 1)].map((date) => date.toLocaleDateString("en-GB", { dateStyle: "medium" })).join(" to ");
+}
+
+function fail(refusal) {
+  if (!shown) {
+    say("");
+    key = "";
+    showRefusal(byId("key-problem"), refusal);
+  } else if (refusal.status === 400) {
+    showRefusal(byId("usage-problem"), refusal);
+    say("This range can't be shown.");
+  } else {
+    showRefusal(byId("stale"), refusal);
+    say(`As of ${moment(shown.at, { seconds: true })} (${TIME_ZONE}), not renewed since: the last try failed. It is tried again each minute.`);
+  }
+}
+
+/** Plan the next refresh, sooner where a limit gets room again; a hidden page asks nothing until it is looked at. */
+function plan() {
+  clearTimeout(timer);
+  if (!shown || document.hidden) return;
+  const wait = Math.min(REFRESH_MS, Math.max(SOONEST_MS, roomAgain(shown.standing) + 500));
+  timer = setTimeout(() => load({ isQuiet: true }), wait);
+}
+
+function chooseRange(button) {
+  for (const each of byId("ranges").querySelectorAll("button")) each.setAttribute("aria-pressed", String(each === button));
+  const range = button.dataset.range;
+  byId("own").hidden = range !== "own";
+  if (range === "own") {
+    byId("own-from").focus();
+    return;
+  }
+  choice = { ...choice, range };
+  load();
+}
+
+function chooseOwn(event) {
+  event.preventDefault();
+  const own = { from: byId("own-from").value, to: byId("own-to").value };
+  const isWrong = !own.from || !own.to || own.from > own.to;
+  byId("own-problem").textContent = isWrong ? "Choose two days, the earlier one first." : "";
+  if (isWrong) return;
+  choice = { ...choice, range: "own", own };
+  load();
+}
+
+function save() {
+  const days = [shown.range.from, new Date(shown.range.to - 1)].map((date) => date.toLocaleDateString("en-CA"));
+  download(`usage-${shown.standing.account}-by-${shown.group}-${days.join("-to-")}.csv`, usageCsv(shown.split, shown.group));
+}
+
+onKey((entered) => { key = entered; load(); });
+byId("refresh").addEventListener("click", () => load());
+byId("forget").addEventListener("click", () => location.reload()); // which leaves nothing in memory
+byId("csv").addEventListener("click", save);
+byId("own").addEventListener("submit", chooseOwn);
+byId("group").addEventListener("change", (event) => { choice = { ...choice, group: event.target.value }; load(); });
+for (const button of byId("ranges").querySelectorAll("button")) button.addEventListener("click", () => chooseRange(button));
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden || !shown) clearTimeout(timer);
+  else if (Date.now() - shown.at > REFRESH_MS) load({ isQuiet: true });
+  else plan();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (shown?.whole.requests) showFigures(shown); });

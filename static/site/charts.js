@@ -1,0 +1,115 @@
+// Charts by Chart.js: titled axes with units, patterns and dashes besides colours, a table behind each.
+
+import { element, table } from "./dom.js";
+
+/* global Chart */
+
+const DASHES = [[], [6, 4], [2, 3]];
+const POINTS = ["circle", "rect", "triangle"];
+const made = new Map();
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+/** Draw a filling that is told from the others without its colour: plain, stripes, dots, a grid, lines either way. */
+function filling(index) {
+  const tile = document.createElement("canvas");
+  tile.width = tile.height = 8;
+  const pen = tile.getContext("2d");
+  pen.fillStyle = colour(`series-${index + 1}`);
+  pen.fillRect(0, 0, 8, 8);
+  pen.strokeStyle = pen.fillStyle = colour("card");
+  pen.lineWidth = 1.5;
+  const lines = [[], [[0, 8, 8, 0], [-2, 2, 2, -2], [6, 10, 10, 6]], [], [[0, 4, 8, 4], [4, 0, 4, 8]], [[0, 4, 8, 4]], [[4, 0, 4, 8]]][index];
+  for (const [x, y, toX, toY] of lines) {
+    pen.beginPath();
+    pen.moveTo(x, y);
+    pen.lineTo(toX, toY);
+    pen.stroke();
+  }
+  if (index === 2) pen.fillRect(2, 2, 3, 3);
+  return pen.createPattern(tile, "repeat");
+}
+
+function dataset({ name, values, look }, place, isBars) {
+  const index = look ?? place;
+  const own = colour(`series-${index + 1}`);
+  if (isBars) return { label: name, data: values, backgroundColor: filling(index), borderColor: own, borderWidth: 1, maxBarThickness: 48 };
+  return {
+    label: name,
+    data: values,
+    borderColor: own,
+    backgroundColor: own,
+    borderDash: DASHES[index],
+    pointStyle: POINTS[index],
+    pointRadius: values.length > 60 ? 1.5 : 3,
+    borderWidth: 2,
+    spanGaps: false,
+  };
+}
+
+function axis(title, more = {}) {
+  const ink = colour("quiet");
+  return { title: { display: true, text: title, color: ink }, ticks: { color: ink, maxRotation: 0, autoSkipPadding: 12, ...more.ticks }, grid: { color: colour("line") }, border: { color: colour("edge") }, ...more.own };
+}
+
+function options({ unit, time, format, tick = (value) => format(value), names, sets, isBars, most }) {
+  return {
+    animation: false,
+    responsive: true,
+    maintainAspectRatio: false,
+    interaction: { mode: "index", intersect: false },
+    scales: {
+      x: axis(time, { own: { stacked: isBars, offset: true, grid: { display: false } } }),
+      y: axis(unit, { ticks: { callback: (value, _, ticks) => tick(value, ticks[1]?.value), maxTicksLimit: 6 }, own: { stacked: isBars, beginAtZero: true, max: most } }),
+    },
+    plugins: {
+      legend: { display: sets.length > 1, position: "bottom", labels: { color: colour("ink"), usePointStyle: !isBars, boxWidth: 16, boxHeight: isBars ? 10 : 6 } },
+      tooltip: { callbacks: { title: ([item]) => names[item.dataIndex], label: (item) => `${item.dataset.label}: ${format(item.raw, true)}` } },
+    },
+  };
+}
+
+/**
+ * Draw a chart into the box, or bring the one of that id up to date.
+ *
+ * `sets` are `[{name, values}]`, at most six, a value null where there is none; `labels` and `names` are the buckets in
+ * short and in full; `format(value, isExact)` writes a value, and `tick(value, first)` one of the axis, whose first is
+ * `first`; a set's `look` picks one of the six looks; `summary` says in a sentence what the chart shows.
+ */
+export function drawChart(box, chart) {
+  const { id, title, labels, sets, summary, note = null } = chart;
+  const isBars = chart.kind === "bars";
+  let entry = made.get(id);
+  if (!entry) {
+    entry = frame(title);
+    made.set(id, entry);
+    box.append(entry.figure);
+  }
+  entry.chart?.destroy();
+  entry.caption.replaceChildren(title);
+  entry.canvas.setAttribute("aria-label", `${title}. ${summary} The table below has all values.`);
+  entry.note.replaceChildren(...(note ? [note] : []));
+  const data = { labels, datasets: sets.map((each, index) => dataset(each, index, isBars)) };
+  entry.chart = new Chart(entry.canvas, { type: isBars ? "bar" : "line", data, options: options({ ...chart, isBars }) });
+  entry.fill = () => entry.behind.replaceChildren(tableOf(chart));
+  if (entry.details.open) entry.fill();
+}
+
+function frame(title) {
+  const entry = {
+    caption: element("figcaption", {}, title),
+    canvas: element("canvas", { role: "img" }),
+    note: element("p", { class: "small quiet" }),
+    behind: element("div"),
+    fill: () => {},
+  };
+  entry.details = element("details", { toggle: () => { if (entry.details.open) entry.fill(); } }, element("summary", { class: "small" }, `Table: ${title.toLowerCase()}`), entry.behind);
+  entry.figure = element("figure", { class: "card" }, entry.caption, element("div", { class: "plot" }, entry.canvas), entry.note, entry.details);
+  return entry;
+}
+
+function tableOf({ title, names, sets, time, format }) {
+  const columns = [{ label: time }, ...sets.map(({ name }) => ({ label: name, isNumber: true }))];
+  const rows = names.map((name, index) => [name, ...sets.map(({ values }) => (values[index] === null ? "–" : format(values[index], true)))]);
+  return table(title, columns, rows);
+}

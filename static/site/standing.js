@@ -1,0 +1,85 @@
+// Each limit of key and account: what is left, in a bar, and until when.
+
+import { byId, element } from "./dom.js";
+import { count, duration, exactMoney, exactly, moment, money, TIME_ZONE, words } from "./format.js";
+
+/** The share of a limit from which it is called nearly used up. */
+const NEAR = 0.8;
+const NAMES = {
+  requests_per_minute: "Requests per minute",
+  tokens_per_minute: "Tokens per minute",
+  concurrent_requests: "Open requests",
+  monthly_tokens: "Tokens this month",
+  monthly_cost: "Money this month",
+};
+
+const isMoney = (state) => state.name === "monthly_cost";
+const shown = (state, value) => (isMoney(state) ? money(value) : count(value));
+const exact = (state, value) => (isMoney(state) ? exactMoney(value) : exactly(value));
+const nameOf = (state) => NAMES[state.name] ?? words(state.name);
+const ownerOf = (state) => (state.owner.startsWith("key") ? "this key" : "the whole account") + (state.model ? `, ${state.model}` : "");
+const share = (state) => (Number(state.limit) > 0 ? Number(state.used) / Number(state.limit) : 1);
+
+function gradeOf(state) {
+  if (state.remaining === null) return ["", "not known now"];
+  if (Number(state.remaining) <= 0) return ["spent", "used up"];
+  return share(state) >= NEAR ? ["near", "nearly used up"] : ["", ""];
+}
+
+/** Show the limits of an answer of /usage, the most used first. */
+export function showStanding({ limits, source, month }) {
+  const limited = limits.filter((state) => state.limit !== null).sort((one, other) => share(other) - share(one));
+  byId("limits").replaceChildren(...limited.map(card));
+  byId("left-summary").replaceChildren(summary(limited, source), element("span", { class: "quiet small" }, ` Times are of ${TIME_ZONE}.`));
+  byId("unlimited").textContent = unlimited(limits, month);
+}
+
+/** Return in how many ms the first limit that is used up has room again; Infinity where none is. */
+export function roomAgain({ limits }) {
+  const spent = limits.filter((state) => state.limit !== null && state.reset !== null && gradeOf(state)[0] === "spent");
+  return Math.min(...spent.map((state) => state.reset * 1000 - Date.now()));
+}
+
+function summary(limited, source) {
+  if (source === "records") return "The store of the limits is away: monthly amounts are those of the records so far, and what is used of rates is not known.";
+  const spent = limited.filter((state) => gradeOf(state)[0] === "spent");
+  if (spent.length) return `Used up: ${spent.map((state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)}), ${until(state)}`).join("; ")}.`;
+  const near = limited.filter((state) => gradeOf(state)[0] === "near");
+  if (near.length) return `Nearly used up: ${near.map((state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)})`).join("; ")}.`;
+  return limited.length ? "Nothing is used up: you can go on." : "No limit holds for this key.";
+}
+
+function until(state) {
+  if (state.reset === null) return "until a call ends";
+  const at = new Date(state.reset * 1000);
+  const rest = (at - Date.now()) / 1000;
+  return rest > 0 ? `until ${moment(at, { seconds: rest < 3600 })} (in ${duration(rest)})` : "until now";
+}
+
+function reset(state) {
+  if (state.reset === null) return "Free again when a call ends.";
+  const at = new Date(state.reset * 1000);
+  const rest = (at - Date.now()) / 1000;
+  if (Number(state.used) === 0 && state.name.endsWith("per_minute")) return "Nothing used in the last minute.";
+  return rest > 0 ? `Whole again ${moment(at, { seconds: rest < 3600 })}, in ${duration(rest)}.` : "Whole again now.";
+}
+
+function card(state) {
+  const [grade, told] = gradeOf(state);
+  const title = `${exact(state, state.used)} of ${exact(state, state.limit)} used, ${exact(state, state.remaining)} left`;
+  return element(
+    "div",
+    { class: `card ${grade}` },
+    element("h3", {}, nameOf(state), element("span", {}, ownerOf(state))),
+    element("p", { class: "left", title }, `${shown(state, state.remaining)} left `, element("small", {}, `of ${shown(state, state.limit)}`)),
+    element("progress", { max: "1", value: String(Math.min(1, share(state))), "aria-label": `${nameOf(state)}, ${ownerOf(state)}: ${title}` }),
+    element("p", { class: "small" }, `${shown(state, state.used)} used. ${reset(state)} `, element("span", { class: "state" }, told)),
+  );
+}
+
+function unlimited(limits, month) {
+  const free = limits.filter((state) => state.limit === null);
+  if (!free.length) return "";
+  const used = (state) => (state.used === null || !state.name.startsWith("monthly") ? "" : `, ${exact(state, state.used)} used`);
+  return `Without a limit (months are of UTC, now ${month}): ${free.map((state) => `${nameOf(state).toLowerCase()} of ${ownerOf(state)}${used(state)}`).join("; ")}.`;
+}

@@ -1,0 +1,280 @@
+"""The account page in a real browser: its states, with answers of GET /usage made up here for what takes a month."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from tests.pages import Watched, grave_faults, watch
+from tests.servers import Service
+
+KEY = "made-up-key"
+FORMULA = '=HYPERLINK("http://evil.example")'
+DAY = timedelta(days=1)
+
+
+def figures(requests: int) -> dict[str, Any]:
+    """Make the figures of so many requests."""
+    times = {"p50": 340.0, "p95": 1250.0, "p99": 3000.0} if requests else None
+    return {
+        "requests": requests,
+        "errors": {"invalid": 0, "limited": requests // 10, "failed": 0},
+        "cache_hits": requests // 4,
+        "cache_misses": requests // 2,
+        "cache_hit_rate": 0.333 if requests else 0.0,
+        "input_tokens": 200 * requests,
+        "cached_tokens": 20 * requests,
+        "output_tokens": 100 * requests,
+        "cost": f"{requests / 1000:.9f}",
+        "saved_cost": f"{requests / 4000:.9f}",
+        "latency_ms": times,
+        "first_token_ms": times,
+    }
+
+
+def limit(name: str, bound: Any, used: Any, left: Any, seconds: int | None, **more: str) -> dict[str, Any]:
+    """Make the state of a limit that is whole again in so many seconds."""
+    reset = None if seconds is None else int(datetime.now(UTC).timestamp()) + seconds
+    state = {"name": name, "owner": "key", "limit": bound, "used": used, "remaining": left, "reset": reset}
+    return {**state, **more}
+
+
+def usage(address: str, requests: int, used: int = 20) -> dict[str, Any]:
+    """Answer GET /usage: so many requests each day and model, none on the second day, and a limit of 20."""
+    asked = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
+    begin, end = (datetime.fromisoformat(asked[name]) for name in ("from", "to"))
+    by = asked["group_by"].split(",")
+    groups: list[dict[str, Any]] = [{"model": name} for name in ("gpt-large", FORMULA)] if "model" in by else [{}]
+    days = [begin + DAY * n for n in range((end - begin).days) if n != 1] if "day" in by else [None]
+    series = [
+        {**({"start": day.isoformat()} if day else {}), **group, **figures(requests)}
+        for day in days
+        for group in groups
+    ]
+    limits = [
+        limit("requests_per_minute", 20, used, 20 - used, 42),
+        limit("tokens_per_minute", None, None, None, None),
+        limit("monthly_cost", "25.000000000", "4.312000000", "20.688000000", 500_000, owner="account"),
+        limit("monthly_tokens", 1000, 900, 100, 500_000, owner="account model", model="gpt-large"),
+    ]
+    return {
+        "account": "acme",
+        "key": "laptop",
+        "tier": "premium",
+        "month": "2026-11",
+        "source": "limits",
+        "limits": limits,
+        "usage": {"totals": figures(requests * len(days)), "series": series if requests else []},
+    }
+
+
+Opener = Callable[..., Watched]
+
+
+@pytest.fixture
+def opened(chromium: Browser, service: Service) -> Any:
+    """Return what opens the page in a browser of its own, with answers of so many requests, and enters a key."""
+    contexts = []
+
+    def open_page(requests: int, *, answer: Callable[[Route], None] | None = None, **options: Any) -> Watched:
+        context = chromium.new_context(
+            timezone_id="Europe/Berlin", **{"viewport": {"width": 1440, "height": 900}, **options}
+        )
+        contexts.append(context)
+        watched = watch(context.new_page())
+        made_up = answer or (lambda route: route.fulfill(json=usage(route.request.url, requests)))
+        watched.page.route("**/usage?*", made_up)
+        watched.page.goto(f"{service.base_url}/account/")
+        watched.page.focus("#key")
+        watched.page.keyboard.insert_text(KEY)
+        watched.page.keyboard.press("Enter")
+        return watched
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def is_current(page: Page) -> None:
+    """Wait until the page shows an answer."""
+    expect(page.locator("#status")).to_contain_text("As of")
+
+
+def test_it_says_first_what_is_left_and_until_when(opened: Opener, service: Service) -> None:
+    watched = opened(100)
+    page = watched.page
+    is_current(page)
+    expect(page.locator("#left-summary")).to_contain_text("Used up: requests per minute (this key), until")
+    expect(page.locator("#left-summary")).to_contain_text("Europe/Berlin")
+    cards = page.locator("#limits .card")
+    told = [" ".join(card.inner_text().split()) for card in cards.all()]
+    assert [text.split(" left")[0] for text in told] == [
+        "Requests per minute this key 0",
+        "Tokens this month the whole account, gpt-large 100",
+        "Money this month the whole account $20.69",
+    ]
+    assert "nearly used up" in told[1]
+    assert cards.nth(2).locator(".left").get_attribute("title") == "$4.312 of $25.00 used, $20.688 left"
+    expect(cards.nth(0)).to_be_in_viewport()
+    expect(page.locator("#unlimited")).to_contain_text("tokens per minute of this key")
+    assert watched.hosts() == {f"127.0.0.1:{service.port}"}
+    assert watched.keeps(KEY) == []
+    assert KEY not in page.content()
+    assert page.input_value("#key") == ""
+    assert not watched.complaints
+
+
+def test_it_draws_each_chart_with_a_table_behind_it(opened: Opener) -> None:
+    watched = opened(100)
+    page = watched.page
+    is_current(page)
+    plots = page.locator("#charts figure")
+    expect(plots).to_have_count(6)
+    for plot in plots.all():
+        label = plot.get_by_role("img").get_attribute("aria-label") or ""
+        assert "The table below has all values" in label
+        plot.locator("summary").click()
+        expect(plot.locator("tbody tr")).to_have_count(7)
+    latency = plots.nth(3).locator("tbody tr")
+    assert [cell.inner_text() for cell in latency.nth(1).locator("td").all()] == ["\N{EN DASH}"] * 2
+    assert [cell.inner_text() for cell in latency.nth(2).locator("td").all()] == ["1.25 s", "340 ms"]
+    assert page.inner_text("#parts tbody th >> nth=1") == FORMULA
+    assert page.inner_text("#tiles dd >> nth=0").startswith("600")
+    assert not watched.complaints
+
+
+def test_it_gives_a_file_that_no_spreadsheet_calculates(opened: Opener, tmp_path: Path) -> None:
+    page = opened(100).page
+    is_current(page)
+    with page.expect_download() as download:
+        page.click("#csv")
+    assert download.value.suggested_filename.startswith("usage-acme-by-model-")
+    download.value.save_as(tmp_path / "usage.csv")
+    with (tmp_path / "usage.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert {row["model"] for row in rows} == {"gpt-large", f"'{FORMULA}"}
+    assert rows[0]["requests"] == "100"
+    assert rows[0]["cost_usd"] == "0.100000000"
+    assert rows[0]["latency_p95_ms"] == "1250"
+
+
+def test_it_says_what_to_do_where_nothing_was_asked(opened: Opener) -> None:
+    watched = opened(0)
+    page = watched.page
+    is_current(page)
+    expect(page.locator("#empty")).to_contain_text("curl -sS http://127.0.0.1")
+    expect(page.locator("#filled")).to_be_hidden()
+    expect(page.locator("#csv")).to_be_disabled()
+    assert grave_faults(page) == []
+    assert len([address for address in watched.requests if "/usage?" in address]) == 1
+
+
+def test_it_asks_for_a_range_and_a_group_of_ones_own(opened: Opener) -> None:
+    watched = opened(10)
+    page = watched.page
+    is_current(page)
+    page.select_option("#group", "key")
+    expect(page.locator("#parts-title")).to_have_text("By key")
+    page.click('[data-range="own"]')
+    page.fill("#own-from", "2026-03-28")
+    page.fill("#own-to", "2026-03-20")
+    page.click("#own button")
+    expect(page.locator("#own-problem")).to_contain_text("the earlier one first")
+    page.fill("#own-to", "2026-04-02")
+    page.click("#own button")
+    expect(page.locator("#range-told")).to_contain_text("28 Mar 2026 to 2 Apr 2026")
+    asked = parse_qs(urlsplit(watched.requests[-1]).query)
+    assert asked["time_zone"] == ["Europe/Berlin"]
+    assert (asked["from"], asked["to"]) == (["2026-03-27T23:00:00.000Z"], ["2026-04-02T22:00:00.000Z"])
+
+
+def test_it_refreshes_by_one_request_and_says_since_when_it_is_stale(opened: Opener) -> None:
+    refused = {"detail": "The service is unavailable.", "code": "unavailable", "request_id": "label-1"}
+    well = [True]
+
+    def answer(route: Route) -> None:
+        if well[0]:
+            route.fulfill(json=usage(route.request.url, 100))
+        else:
+            route.fulfill(status=503, json=refused, headers={"Retry-After": "7"})
+
+    watched = opened(100, answer=answer)
+    page = watched.page
+    is_current(page)
+    before = len(watched.requests)
+    page.click("#refresh")
+    is_current(page)
+    assert len(watched.requests) == before + 1
+    well[0] = False
+    page.click("#refresh")
+    expect(page.locator("#status")).to_contain_text("not renewed since")
+    expect(page.get_by_role("alert").first).to_contain_text("503 unavailable: The service is unavailable.")
+    expect(page.locator("#tiles")).to_contain_text("600")
+    assert grave_faults(page) == []
+    well[0] = True
+    page.click("#refresh")
+    expect(page.locator("#stale")).to_be_empty()
+
+
+def test_it_asks_nothing_while_nobody_can_see_it(opened: Opener) -> None:
+    watched = opened(100)
+    page = watched.page
+    page.clock.install()
+    is_current(page)
+    page.click("#refresh")
+    hide = "Object.defineProperty(document, 'hidden', {{value: {0}, configurable: true}});"
+    event = "document.dispatchEvent(new Event('visibilitychange'))"
+    page.evaluate(hide.format("true") + event)
+    before = len(watched.requests)
+    page.clock.fast_forward(600_000)
+    assert len(watched.requests) == before
+    with page.expect_request("**/usage?*"):
+        page.evaluate(hide.format("false") + event)
+
+
+def test_it_tells_a_wrong_key_and_asks_for_another(page: Page, service: Service) -> None:
+    watched = watch(page)
+    page.goto(f"{service.base_url}/account/")
+    page.fill("#key", "ak_dev_wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert").first).to_contain_text("401 invalid_api_key: Invalid API key")
+    expect(page.locator("#content")).to_be_hidden()
+    page.fill("#key", "no key")
+    page.keyboard.press("Enter")
+    assert (
+        page.evaluate("document.querySelector('#key').validationMessage") == "A key has no spaces or special letters."
+    )
+    assert not watched.complaints
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_it_has_no_grave_fault_in_any_width_and_light(opened: Opener, scheme: str, width: int) -> None:
+    watched = opened(100, color_scheme=scheme, viewport={"width": width, "height": 800})
+    page = watched.page
+    is_current(page)
+    page.locator("#charts summary").first.click()
+    page.click("#codes summary")
+    assert watched.excess_width() <= 0
+    assert grave_faults(page) == []
+    assert not watched.complaints
+
+
+def test_it_shows_the_landing_page_to_all(chromium: Browser, service: Service) -> None:
+    context = chromium.new_context(viewport={"width": 360, "height": 740}, color_scheme="dark")
+    watched = watch(context.new_page())
+    watched.page.goto(service.base_url)
+    assert watched.excess_width() <= 0
+    assert grave_faults(watched.page) == []
+    assert not watched.complaints
+    watched.page.click("text=What you have left")
+    expect(watched.page.locator("h1")).to_have_text("Account")
+    context.close()
