@@ -2,9 +2,11 @@
 
 What a request was is written where its record becomes final (inference.accounting), so that the numbers here are the
 log's. No label names a key or an account; a model's is the public name of one that is configured, or empty where a
-request failed before one was found. The worker processes of a server share a folder (aiapi.metrics_folder), and any of
-them answers for all: counters and histograms are sums over all workers since the start, the dead ones included; gauges
-are of those that live. How they are read is in monitoring.scrape.
+request failed before one was found.
+
+The worker processes of a server share a folder (monitoring.metrics_folder), and any of them answers for all: counters and
+histograms are sums over all workers since the start, the dead ones included; gauges are of those that live. How they are
+read is in monitoring.scrape.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from functools import cache
 from http import HTTPStatus
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which workers don't share
 
 #: The metrics of this process alone; under gunicorn they are also in the folder that the workers share.
 REGISTRY = CollectorRegistry()

@@ -141,6 +141,8 @@ def test_it_names_the_same_ports_and_paths_everywhere() -> None:
     assert api["startupProbe"]["httpGet"] == api["livenessProbe"]["httpGet"] == {"path": "/health/live", "port": "http"}
     assert api["readinessProbe"]["httpGet"] == {"path": "/health/ready", "port": "http"}
     assert manifest("service")["spec"]["ports"][0]["targetPort"] == "http"
+    annotations = manifest("deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert (annotations["prometheus.io/port"], annotations["prometheus.io/path"]) == (str(port), "/metrics")
     assert manifest("networkpolicy")["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port}]
     assert compose()["services"]["api"]["ports"][0].endswith(f":{port}")
     assert f"PORT={port}" in " ".join(instructions("ENV"))
