@@ -4,9 +4,9 @@ What a request was is written where its record becomes final (inference.accounti
 log's. No label names a key or an account; a model's is the public name of one that is configured, or empty where a
 request failed before one was found.
 
-The worker processes of a server share a folder (monitoring.metrics_folder), and any of them answers for all: counters and
-histograms are sums over all workers since the start, the dead ones included; gauges are of those that live. How they are
-read is in monitoring.scrape.
+The worker processes of a server share a folder (monitoring.metrics_folder), and any of them answers for all: counters
+and histograms are sums over all workers since the start, the dead ones included; gauges are of those that live. How
+they are read is in monitoring.scrape.
 """
 
 from __future__ import annotations
