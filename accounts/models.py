@@ -86,6 +86,12 @@ class Account(RequestLimits, Budgets):
     contact = models.EmailField(blank=True, help_text="Who is told about budgets.")
     is_active = models.BooleanField(default=True, help_text="Off: every key of this account is refused at once.")
     max_keys = models.PositiveIntegerField(null=True, blank=True, help_text="Usable keys at a time. Empty: any number.")
+    logs_content = models.BooleanField(
+        "log content",
+        default=False,
+        help_text="On: prompts and answers of this account are kept for CONTENT_RETENTION_HOURS, for those to read who "
+        "have the permission to view request contents.",
+    )
     metadata = models.JSONField(default=dict, blank=True)
     cache_generations = models.JSONField(
         default=dict, editable=False, help_text="Part of its cached answers' keys, by model; '' stands for all models."

@@ -59,6 +59,7 @@ class Identity:
     limits: Scope
     ends_at: datetime | None
     model_subjects: tuple[tuple[str, Subject], ...] = ()
+    logs_content: bool = False
     cache_generations: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     #: DRF asks this of request.user.
@@ -207,6 +208,7 @@ def build_identity(key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudg
         limits=Scope(account_id=key.account_id, subjects=(_key_subject(key, now), account_subject(key.account))),
         ends_at=min(ends, default=None),
         model_subjects=tuple((budget.model, model_subject(budget)) for budget in model_budgets),
+        logs_content=key.account.logs_content,
         cache_generations=key.account.cache_generations,
     )
 

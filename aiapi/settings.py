@@ -154,6 +154,16 @@ ADMIN_LOGIN_RATE = ENV.rate("ADMIN_LOGIN_RATE", "10/m", help="log-in attempts in
 LOG_RETENTION_DAYS = ENV.integer(
     "LOG_RETENTION_DAYS", 90, minimum=0, maximum=36_500, help="days for which request records are kept; 0: for good"
 )
+CONTENT_RETENTION_HOURS = ENV.integer(
+    "CONTENT_RETENTION_HOURS",
+    72,
+    minimum=1,
+    maximum=8760,
+    help="hours for which prompts and answers are kept, of accounts whose content is logged",
+)
+CONTENT_MAX_BYTES = ENV.integer(
+    "CONTENT_MAX_BYTES", 65536, minimum=1024, maximum=16_777_216, help="most that is kept of a prompt, and of an answer"
+)
 
 # The first administrator, made by `manage.py bootstrap`
 ADMIN_USERNAME = ENV.text("ADMIN_USERNAME", "admin", help="name of the first administrator")

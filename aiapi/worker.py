@@ -33,6 +33,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         """Serve until the end; then wait for what goes on without a client: other callers wait for its answer."""
         from inference.streaming import streams_ended
+        from monitoring.content import keeper
         from monitoring.tracing import stop_exporting
 
         get_resolver().url_patterns  # noqa: B018  (loads the views, before what is loaded is frozen)
@@ -40,6 +41,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         gc.freeze()  # to look through all of it again and again would stop every stream for a tenth of a second
         super().run()
         streams_ended(self.cfg.graceful_timeout)
+        keeper.flush()
         stop_exporting()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

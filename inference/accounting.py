@@ -11,12 +11,17 @@ from accounts.limits.contract import OperationClosed, Refusal, Reserved, Tally, 
 from accounts.refusals import refusal_error
 from inference.calls import Caller
 from inference.catalog import Rates
-from inference.surfaces.base import Usage
+from inference.logged_content import CallContent
+from inference.surfaces.base import Body, Usage
+from inference.surfaces.events import EventReader
 from monitoring.metrics import observe_record
 from monitoring.records import begin_record
 
 #: What an error may have been recorded as that another request had met first.
 ANSWERED_BEFORE = ("hit", "coalesced", "replay")
+
+#: Characters that a record keeps about its failed attempts.
+MOST_TOLD = 500
 
 
 class Bill:
@@ -31,6 +36,8 @@ class Bill:
         self.used = Amount()
         #: What the answer itself cost, in nano-dollars: without the attempts that failed before it.
         self.answer_cost = 0
+        #: Prompt and answer, where the account's content is logged.
+        self.content: CallContent | None = None
         self._bound: Bound | None = None
         self._reserved: Reserved | None = None
         self._attempts_reserved = 0
@@ -102,6 +109,21 @@ class Bill:
         self.used += Amount(usage.input_tokens + usage.output_tokens, cost)
         self.answer_cost = cost
 
+    def note_failure(self, deployment: str, cause: str) -> None:
+        """Write down why an attempt failed: for operators, in words without any of the provider's."""
+        told = self.record.get("failures", "")
+        self.record["failures"] = f"{told}; {deployment}: {cause}".removeprefix("; ")[:MOST_TOLD]
+
+    def answered(self, body: Body) -> None:
+        """Note a provider's answer, for the content where that is logged."""
+        if self.content is not None:
+            self.content.body = body
+
+    def followed(self, reader: EventReader | None) -> None:
+        """Note who has followed the provider's stream."""
+        if self.content is not None:
+            self.content.reader = reader
+
     def settle(self, *, status: int, error_code: str = "", partial: bool = False) -> None:
         """Give the slot back, replace the bound by what was used, and emit the record: one step of the limits."""
         self._complete(status=status, error_code=error_code)
@@ -133,6 +155,8 @@ class Bill:
         observe_record(self.record)
         if trace.spans is not None:
             trace.spans.describe(self.record)
+        if self.content is not None:
+            self.content.keep()
 
     def _tally(self) -> Tally | None:
         """Say with which others this may be counted: refusals, alike in all by which reports tell requests apart."""
@@ -153,6 +177,7 @@ class Bill:
             output_tokens=output,
             cost=self.used.cost,
             latency_ms=round(self.caller.trace.elapsed_ms, 3),
+            stages=self.caller.trace.stages_text,
         )
 
     def _reserve(self) -> Reserved | Refusal:

@@ -25,6 +25,7 @@ from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
 from inference.catalog import CatalogModel, Route, catalog
 from inference.flight import Flight, flights
+from inference.logged_content import CallContent
 from inference.surfaces.base import Body, Usage, was_filtered
 from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.capacity import capacity
@@ -92,6 +93,8 @@ def begin(call: ModelCall, caller: Caller) -> Progress:
     bill = Bill(caller, call.endpoint)
     bill.name_model(model.public_name)
     bill.record["cache"] = "bypass"
+    if identity.logs_content:
+        bill.content = CallContent(call, caller)
     progress = Progress(call, caller, model, bill)
     if call.shares_answer and identity.cache_enabled and (call.reads_cache or call.writes_cache):
         wanted = call.surface.wanted_output(call.payload, identity, model)
@@ -191,6 +194,7 @@ def _answer_shared(progress: Progress, cached: cache.CachedAnswer) -> Answer:
 def emit_shared(progress: Progress, cached: cache.CachedAnswer) -> None:
     """Record an answer that cost nothing, and what it cost when it was made: so much was saved."""
     progress.bill.record.update(usage_source="cache", deployment=cached.deployment, saved_cost=cached.cost)
+    progress.bill.answered(cached.body)
     progress.bill.emit(status=200)
 
 
@@ -219,10 +223,11 @@ def _answer_alone(progress: Progress) -> Answer:
 
 
 def _answer_from_upstream(progress: Progress) -> Answer:
-    call, bill = progress.call, progress.bill
+    bill = progress.bill
     body, route = _ask(progress)
     usage = charge(progress, body, route)
-    content = _read(call, body, route)
+    bill.answered(body)
+    content = _read(progress, body, route)
     share_answer(
         progress,
         shared_answer(bill, body, usage, route.name),
@@ -234,12 +239,13 @@ def _answer_from_upstream(progress: Progress) -> Answer:
     return Answer(content, body, outcome, name, tokens, bill.used.cost, progress.is_fallback)
 
 
-def _read(call: ModelCall, body: Body, route: Route) -> Any:
+def _read(progress: Progress, body: Body, route: Route) -> Any:
     """Take out what the surface answers; an answer that is none to it is logged as the provider's failure."""
     try:
-        return call.read(body)
+        return progress.call.read(body)
     except ApiError as error:
         log.warning("upstream_failed", route=route.name, cause=error.error_code, status=error.status)
+        progress.bill.note_failure(route.name, error.error_code)
         raise
 
 
@@ -275,6 +281,7 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> Body:
             if not surface.is_complete(body):
                 raise failed_attempt(ValueError("incomplete answer"), route=route.name)
         except AttemptFailed as failure:
+            progress.bill.note_failure(route.name, failure.cause)
             if failure.verdict.may_be_billed:
                 progress.bill.charge_bound()
             raise

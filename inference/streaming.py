@@ -270,6 +270,7 @@ class StreamedCall:
             if self._is_unwanted():
                 self._billed_by = route if failure.verdict.may_be_billed else None
                 self._refuse_if_unwanted()
+            progress.bill.note_failure(route.name, failure.cause)
             if failure.verdict.may_be_billed:
                 progress.bill.charge_bound()
             raise
@@ -287,15 +288,24 @@ class StreamedCall:
             self._write(reader.finish())
         except BrokenStream as failure:
             self._write(failure.before)
-            log.warning("upstream_failed", route=stream.route.name, cause=f"stream: {failure}", status=502)
+            self._broke_off(stream, f"stream: {failure}")
             raise UpstreamFailed from failure
         except AttemptFailed as failure:
             self._go_on(reader)
             if not reader.is_done:  # what comes after the end is of no interest
+                self._note_failure(stream.route, failure.cause)
                 raise failure.error from failure
         if not reader.is_done:
-            log.warning("upstream_failed", route=stream.route.name, cause="stream without end", status=502)
+            self._broke_off(stream, "stream without end")
             raise UpstreamFailed
+
+    def _broke_off(self, stream: UpstreamStream, cause: str) -> None:
+        log.warning("upstream_failed", route=stream.route.name, cause=cause, status=502)
+        self._note_failure(stream.route, cause)
+
+    def _note_failure(self, route: Route, cause: str) -> None:
+        if self.progress is not None:
+            self.progress.bill.note_failure(route.name, cause)
 
     def _go_on(self, reader: EventReader) -> None:
         """Raise what ends a stream that has not come to its end."""
@@ -333,6 +343,7 @@ class StreamedCall:
             if status == CLIENT_LEFT:
                 progress.bill.emit(status=status, error_code=code)
             return
+        progress.bill.followed(reader)
         usage = self._charge(progress, reader, self._billed_by) if reader and self._billed_by else None
         if usage is not None and reader is not None and status == 200:
             body = {"stream": reader.text.decode("utf-8", "replace")}

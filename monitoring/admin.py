@@ -21,6 +21,7 @@ from accounts.models import Account, ApiKey
 from monitoring.admin_export import ExportingAdmin
 from monitoring.log_export import COLUMNS, between, record_batches
 from monitoring.models import RequestRecord
+from monitoring.record_page import MESSAGES, content_text, stage_table
 
 STATUSES: dict[str, tuple[str, Q]] = {
     "ok": ("Answered (2xx)", Q(status__lt=400)),
@@ -28,6 +29,9 @@ STATUSES: dict[str, tuple[str, Q]] = {
     "refused": ("Refused otherwise (4xx)", Q(status__gte=400, status__lt=500) & ~Q(status=429)),
     "failed": ("Failed (5xx)", Q(status__gte=500)),
 }
+#: What the page of a record adds to its fields; the last are shown by permission.
+TOLD_FIELDS = ("reason", "stage_times", "attempt_failures")
+CONTENT_FIELDS = ("prompt", "answer")
 STATUS_BADGES = {"ok": "success", "limited": "warning", "refused": "info", "failed": "danger"}
 
 
@@ -116,7 +120,8 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     search_fields = ("label",)
     search_help_text = "Request id: the whole of it"
     fieldsets: ClassVar[Fieldsets] = (
-        ("What happened", {"fields": ("when", "status", "error_code", "latency", "first_token", "attempts", "count")}),
+        ("What happened", {"fields": ("when", "status", "reason", "latency", "first_token", "count")}),
+        ("Stage by stage", {"fields": ("stage_times", "attempts", "attempt_failures")}),
         ("Who asked for what", {"fields": ("account", "key", "endpoint", "model", "deployment")}),
         (
             "What it used",
@@ -124,7 +129,13 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         ),
         ("Ids", {"fields": ("id", "label", "revision")}),
     )
-    readonly_fields = ("when", "latency", "first_token", "account", "key", "flags")
+    readonly_fields = ("when", "latency", "first_token", "account", "key", "flags", *TOLD_FIELDS, *CONTENT_FIELDS)
+
+    def get_fieldsets(self, request: HttpRequest, obj: RequestRecord | None = None) -> Fieldsets:
+        """Show prompt and answer to those alone who have the permission to view request contents."""
+        if not request.user.has_perm("monitoring.view_requestcontent"):
+            return self.fieldsets
+        return (*self.fieldsets, ("Content", {"fields": CONTENT_FIELDS}))
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[RequestRecord], search_term: str
@@ -181,6 +192,34 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     def first_token(self, record: RequestRecord) -> str:
         """Show the time to the first token of a stream."""
         return "—" if record.first_token_ms is None else f"{record.first_token_ms:,.0f} ms"
+
+    @display(description="why")
+    def reason(self, record: RequestRecord) -> str:
+        """Say in a sentence what the error code means."""
+        if not record.error_code:
+            return "—"
+        message = MESSAGES.get(record.error_code)
+        return f"{record.error_code}: {message}" if message else record.error_code
+
+    @display(description="time by stage")
+    def stage_times(self, record: RequestRecord) -> SafeString:
+        """Show what each stage took, and what is left of the whole."""
+        return stage_table(record)
+
+    @display(description="why attempts failed")
+    def attempt_failures(self, record: RequestRecord) -> str:
+        """Show the causes by deployment."""
+        return record.failures or "none failed"
+
+    @display(description="prompt")
+    def prompt(self, record: RequestRecord) -> SafeString:
+        """Show what was asked."""
+        return content_text(record, "prompt")
+
+    @display(description="answer")
+    def answer(self, record: RequestRecord) -> SafeString:
+        """Show what was answered."""
+        return content_text(record, "answer")
 
     @display(description="remarks")
     def flags(self, record: RequestRecord) -> str:

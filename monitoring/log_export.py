@@ -41,6 +41,8 @@ FIELDS = {
     "latency_ms": "latency_ms",
     "first_token_ms": "first_token_ms",
     "attempts": "attempts",
+    "stages": "stages",
+    "failures": "failures",
     "count": "count",
 }
 COLUMNS = tuple(FIELDS)

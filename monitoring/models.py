@@ -1,6 +1,7 @@
 """What happened: one record a request to a model endpoint that passed authentication, and their sums by time.
 
-No prompt, answer or secret. Names are stored beside ids so that a record outlives what it names.
+No prompt, answer or secret; of accounts whose content an operator chose to log, it is in a table of its own. Names are
+stored beside ids so that a record outlives what it names.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class RequestRecord(models.Model):
     saved_cost = models.DecimalField(
         max_digits=19, decimal_places=9, default=0, help_text="US dollars that a cached or replayed answer spared."
     )
+    stages = models.CharField(max_length=200, blank=True, help_text="Milliseconds by stage: cache=0.4 upstream=812.0")
+    failures = models.CharField(max_length=500, blank=True, help_text="Why attempts failed, by deployment.")
     count = models.PositiveIntegerField(default=1, help_text="Requests that this row stands for: many if refused.")
 
     class Meta:
@@ -127,3 +130,18 @@ class Rollup(models.Model):
 
     def __str__(self) -> str:
         return f"{self.grain} {self.start} {self.account_name}/{self.key_name} {self.endpoint} {self.model}"
+
+
+class RequestContent(models.Model):
+    """Prompt and answer of a request, of an account whose content is logged. Nothing shows it once it has expired."""
+
+    record_id = models.UUIDField(primary_key=True, help_text="Id of the request's record.")
+    account_id = models.BigIntegerField()
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField(db_index=True)
+    prompt = models.TextField(help_text="What was asked, as JSON.")
+    answer = models.TextField(blank=True, help_text="What was answered, as JSON; empty where there was no answer.")
+    is_cut = models.BooleanField(default=False, help_text="Longer than CONTENT_MAX_BYTES: here is its beginning.")
+
+    def __str__(self) -> str:
+        return str(self.record_id)

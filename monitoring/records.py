@@ -61,6 +61,8 @@ def as_row(record: Mapping[str, Any]) -> RequestRecord:
         latency_ms=record.get("latency_ms", 0.0),
         first_token_ms=record.get("first_token_ms"),
         attempts=record.get("attempts", 0),
+        stages=record.get("stages", "")[:200],
+        failures=record.get("failures", "")[:500],
         saved_cost=Decimal(record.get("saved_cost", 0)) / NANO_DOLLARS,
         count=record.get("count", 1),
     )

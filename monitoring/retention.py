@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from django.db.models import QuerySet
+from django.conf import settings
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from monitoring.ids import first_id
-from monitoring.models import RequestRecord
+from monitoring.models import RequestContent, RequestRecord
 from monitoring.pruning import Pruned, Pruning
 
 #: How long after a month's end its ledger may still be asked for: longer than any call takes.
@@ -56,6 +57,14 @@ def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
         doomed=lambda rows: rows.filter(admitted_at__lt=cutoff),
         wait=wait,
     ).run()
+
+
+def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
+    """Delete what was asked and answered once it has expired, by the setting of now or of when it was written."""
+    now = timezone.now()
+    youngest = now - timedelta(hours=settings.CONTENT_RETENTION_HOURS)
+    expired = RequestContent.objects.filter(Q(expires_at__lte=now) | Q(created_at__lte=youngest))
+    return Pruning(within=expired, doomed=lambda rows: rows, wait=wait, column="expires_at").run()
 
 
 def _budgets_begin(now: datetime) -> datetime:

@@ -70,6 +70,11 @@ class Trace:
                 leave()
 
     @property
+    def stages_text(self) -> str:
+        """Write the stages' times as a record keeps them."""
+        return " ".join(f"{name}={spent:.1f}" for name, spent in self.stages.items())
+
+    @property
     def elapsed_ms(self) -> float:
         """Milliseconds since the request came in."""
         return (time.perf_counter() - self.started) * 1000

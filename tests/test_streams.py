@@ -331,6 +331,26 @@ def test_it_goes_on_for_followers_when_the_leader_s_client_leaves(platform: Plat
     assert record_of(platform.service, leader.label).status == 200
 
 
+def test_it_keeps_the_assembled_answer_where_an_account_s_content_is_logged(platform: Platform) -> None:
+    platform.service.manage(
+        "shell", "-c", "from accounts.models import Account; Account.objects.update(logs_content=True)"
+    )
+    time.sleep(1)  # what the worker knows of the key grows old
+    stream = platform.stream("please repeat me")
+    stream.text()
+    kept = "from monitoring.models import RequestContent as R; print([[r.prompt, r.answer] for r in R.objects.all()])"
+    seen: list[str] = []
+
+    def is_there() -> bool:
+        seen[:] = [platform.service.manage("shell", "-c", kept)]
+        return "You said: please repeat me" in seen[0]
+
+    wait_until(is_there, "the content of a stream", 20)
+    platform.service.manage(
+        "shell", "-c", "from accounts.models import Account; Account.objects.update(logs_content=False)"
+    )
+
+
 def test_it_ends_open_streams_in_order_when_the_worker_is_told_to(
     own_fake: FakeUpstream, prepared: Callable[[], dict[str, str]]
 ) -> None:

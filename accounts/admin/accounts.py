@@ -97,6 +97,7 @@ class AccountAdmin(KeyedAdmin):
         (None, {"fields": ("name", "contact")}),
         ("Monthly budgets over all keys", {"fields": BUDGET_FIELDS}),
         ("Caps over all keys", {"fields": CAP_FIELDS}),
+        ("Content", {"fields": ("logs_content",)}),
         ("Metadata", {"fields": ("metadata",), "classes": ("collapse",)}),
     )
     fieldsets: ClassVar[Fieldsets] = (

@@ -17,6 +17,7 @@ from accounts.models import Account, ApiKey, Tier
 from accounts.snapshots import directory
 from inference.tests.fixtures import MODEL, Api
 from inference.upstream.fake import FakeUpstream
+from monitoring.content import ContentKeeper, keeper
 
 Effect = Callable[[Api, FakeUpstream], Any]
 
@@ -72,6 +73,13 @@ def limit_headers(api: Api, upstream: FakeUpstream) -> str | None:
     return api.get("/v1/models").headers.get("X-RateLimit-Limit")
 
 
+def content_waiting(api: Api, upstream: FakeUpstream) -> int:
+    """Observe how much content waits to be written after a question."""
+    keeper._waiting.clear()
+    api.chat()
+    return len(keeper._waiting)
+
+
 PAST = timezone.now() - timedelta(days=1)
 #: By model and field: a value, and what changes with it.
 EFFECTS: dict[type, dict[str, tuple[Any, Effect]]] = {
@@ -92,6 +100,7 @@ EFFECTS: dict[type, dict[str, tuple[Any, Effect]]] = {
         "monthly_cost_budget": (Decimal(0), answered_anew),
         "is_active": (False, answered),
         "max_keys": (1, new_key),
+        "logs_content": (True, content_waiting),
     },
     ApiKey: {
         "requests_per_minute_override": (77, limit_headers),
@@ -125,8 +134,13 @@ def test_it_knows_every_field(kind: type[Tier | Account | ApiKey]) -> None:
     ("kind", "field"), [(kind, field) for kind, fields in EFFECTS.items() for field in fields], ids=str
 )
 def test_it_changes_what_a_caller_sees(
-    api: Api, upstream: FakeUpstream, kind: type[Tier | Account | ApiKey], field: str
+    api: Api,
+    upstream: FakeUpstream,
+    kind: type[Tier | Account | ApiKey],
+    field: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ContentKeeper, "_start", lambda self: None)
     value, effect = EFFECTS[kind][field]
     ApiKey.objects.update(scopes=["chat", "usage", "keys:manage"])
     directory.forget()

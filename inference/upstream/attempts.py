@@ -33,10 +33,12 @@ REJECTED = Verdict(may_be_billed=False, goes_elsewhere=False, returns=False, is_
 class AttemptFailed(Exception):
     """One call to one deployment failed: the caller's error, and what may follow."""
 
-    def __init__(self, error: ApiError, verdict: Verdict) -> None:
+    def __init__(self, error: ApiError, verdict: Verdict, *, cause: str = "") -> None:
         super().__init__(error.detail)
         self.error = error
         self.verdict = verdict
+        #: What happened, for operators, in words without any of the provider's.
+        self.cause = cause or error.error_code
 
 
 class Deadline:

@@ -45,7 +45,7 @@ def failed_attempt(error: Exception, *, route: str) -> AttemptFailed:
     """Judge an exception of the client, and log its cause; `route` names the deployment."""
     answer, verdict, cause = _classify(error)
     log.warning("upstream_failed", route=route, cause=cause, status=answer.status)
-    return AttemptFailed(answer, verdict)
+    return AttemptFailed(answer, verdict, cause=cause)
 
 
 def cause_of(error: Exception) -> str:

@@ -110,7 +110,7 @@ class TestCommand:
             name: sent[name] for name in ("model", "endpoint", "status", "attempts", "label")
         }
         fields = {field.attname for field in RequestRecord._meta.concrete_fields}
-        assert set(log_export.FIELDS.values()) >= fields - {"revision", "stages"}
+        assert set(log_export.FIELDS.values()) >= fields - {"revision"}
 
     def test_it_writes_all_batches_once_and_in_order(self, cast: Cast, exported: Exported, small_batches: None) -> None:
         write_records([a_record(cast.owner, label=f"n{number}") for number in range(35)])

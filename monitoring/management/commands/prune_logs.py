@@ -1,14 +1,15 @@
-"""Delete old request records, in small steps that nobody notices."""
+"""Delete old request records and expired content, in small steps that nobody notices."""
 
 from __future__ import annotations
 
+import threading
 from argparse import ArgumentParser
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from monitoring.retention import Cutoff, old_records, prune_records, record_cutoff
+from monitoring.retention import Cutoff, old_records, prune_content, prune_records, record_cutoff
 from monitoring.stopping import stop_requests
 
 
@@ -24,6 +25,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Prune, and say what was done."""
+        with stop_requests() as stopping:
+            if not options["dry_run"]:
+                content = prune_content(wait=stopping.wait)
+                self.stdout.write(f"Pruned the content of {content.rows:,} requests that had expired ({content}).")
+            self._prune_records(options, stopping)
+
+    def _prune_records(self, options: dict[str, Any], stopping: threading.Event) -> None:
         days = settings.LOG_RETENTION_DAYS if options["days"] is None else options["days"]
         if days < 1:
             raise CommandError("Records are kept for good: LOG_RETENTION_DAYS is 0. Give --days, 1 or more.")
@@ -31,8 +39,7 @@ class Command(BaseCommand):
         if options["dry_run"]:
             self._say(f"Would prune {old_records(cutoff.at).count():,} records", cutoff)
             return
-        with stop_requests() as stopping:
-            pruned = prune_records(cutoff.at, wait=stopping.wait)
+        pruned = prune_records(cutoff.at, wait=stopping.wait)
         self._say(f"Pruned {pruned.rows:,} records", cutoff, f" ({pruned})")
 
     def _say(self, what: str, cutoff: Cutoff, how: str = "") -> None:
