@@ -1,4 +1,8 @@
-"""What a month has used so far, from the records: the truth that an emptied limit store is seeded from."""
+"""What a month has used so far, by the records: the truth that an emptied limit store is seeded from.
+
+It is read from the rollups of the month, which are written in the same transaction as the records: a few rows an owner,
+however many calls there were.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 
-from django.db.models import F, Q, Sum
+from django.db.models import F, Q, QuerySet, Sum
 
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, Subject
-from accounts.limits.months import month_end, month_start
+from accounts.limits.months import month_start
 from accounts.models import ApiKey
-from accounts.snapshots import nano_dollars
-from monitoring.models import RequestRecord
+from monitoring.models import Rollup
+from monitoring.rollups.periods import hour_of
 
 
 def month_settled(subject: Subject, month: int) -> Amount:
@@ -36,34 +40,28 @@ Sums = dict[tuple[int, str | None], Amount]
 
 
 def _sums_of_accounts(identifiers: set[int], models: set[str | None], month: int) -> Sums:
-    return _sums("account_id", identifiers, models, month)
+    rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_MONTH, account_id__in=identifiers)
+    return _sums(rows, "account_id", models, month)
 
 
 def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int) -> Sums:
     """Sum over all the keys that replaced one another, under the id of the first."""
-    members = {
-        pk: lineage or pk
-        for pk, lineage in ApiKey.objects.filter(Q(pk__in=identifiers) | Q(lineage_id__in=identifiers)).values_list(
-            "pk", "lineage_id"
-        )
-    }
+    keys = ApiKey.objects.filter(Q(pk__in=identifiers) | Q(lineage_id__in=identifiers))
+    members = {pk: (lineage or pk, account) for pk, lineage, account in keys.values_list("pk", "lineage_id", "account")}
+    accounts = {account for _, account in members.values()}  # rows are found by them
+    rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, account_id__in=accounts, key_id__in=members)
     sums: Sums = {}
-    for (pk, model), amount in _sums("key_id", set(members), models, month).items():
-        first = members[pk], model
+    for (pk, model), amount in _sums(rows, "key_id", models, month).items():
+        first = members[pk][0], model
         sums[first] = sums.get(first, Amount()) + amount
     return sums
 
 
-def _sums(column: str, identifiers: set[int], models: set[str | None], month: int) -> Sums:
+def _sums(rows: QuerySet[Rollup], column: str, models: set[str | None], month: int) -> Sums:
     """Sum by owner, under None, or where models are named by owner and model."""
-    begin, end = (datetime.fromtimestamp(edge // SECOND, tz=UTC) for edge in (month_start(month), month_end(month)))
-    records = RequestRecord.objects.filter(
-        **{f"{column}__in": identifiers}, admitted_at__gte=begin, admitted_at__lt=end
-    )
+    rows = rows.filter(start=hour_of(datetime.fromtimestamp(month_start(month) // SECOND, tz=UTC))).order_by()
     if models:
-        records = records.filter(model__in=models)
-    grouped = records.order_by().values(column, *(["model"] if models else []))
-    rows = grouped.annotate(tokens=Sum(F("input_tokens") + F("output_tokens")), dollars=Sum("cost"))
-    return {
-        (row[column], row.get("model")): Amount(row["tokens"] or 0, nano_dollars(row["dollars"]) or 0) for row in rows
-    }
+        rows = rows.filter(model__in=models)
+    grouped = rows.values(column, *(["model"] if models else []))
+    summed = grouped.annotate(tokens=Sum(F("input_tokens") + F("output_tokens")), dollars=Sum("cost"))
+    return {(row[column], row.get("model")): Amount(int(row["tokens"]), int(row["dollars"])) for row in summed}

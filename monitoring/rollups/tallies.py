@@ -128,11 +128,11 @@ def tallies_of(changes: Iterable[Change]) -> tuple[dict[Row, Tally], dict[Row, N
     names: dict[Row, Names] = {}
     for old, new in changes:
         row = hour_row(new)
-        _add(tallies, row, tally_of(new))
+        add_tally(tallies, row, tally_of(new))
         names[row] = Names(new.account_name, new.key_name)
         if old is not None:
             replaced = hour_row(old)
-            _add(tallies, replaced, [-amount for amount in tally_of(old)])
+            add_tally(tallies, replaced, [-amount for amount in tally_of(old)])
             names.setdefault(replaced, Names(old.account_name, old.key_name))
     return tallies, names
 
@@ -143,7 +143,7 @@ def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row
     wide_names: dict[Row, Names] = {}
     for fine, tally in tallies.items():
         for row, named in rows_above(fine, names[fine]):
-            _add(wide, row, tally)
+            add_tally(wide, row, tally)
             wide_names[row] = named
     return wide, wide_names
 
@@ -157,11 +157,12 @@ def rows_above(fine: Row, names: Names) -> Iterator[tuple[Row, Names]]:
             yield Row(scope + period, start, account_id, key_id, *rest), named
 
 
+def add_tally(tallies: dict[Row, Tally], row: Row, tally: Tally) -> None:
+    """Add a tally to that of a row."""
+    known = tallies.get(row)
+    tallies[row] = tally if known is None else [a + b for a, b in zip(known, tally, strict=True)]
+
+
 @lru_cache(maxsize=1024)
 def _starts(hour: int) -> tuple[int, ...]:
     return tuple(start_of(period, hour) for period in _PERIODS)
-
-
-def _add(tallies: dict[Row, Tally], row: Row, tally: Tally) -> None:
-    known = tallies.get(row)
-    tallies[row] = tally if known is None else [a + b for a, b in zip(known, tally, strict=True)]

@@ -1,0 +1,161 @@
+"""Goes through a span of time and says what the rollups should hold, and what they do: to compare, or to mend.
+
+A step is the rows of one grain, in so small a part of time and of the accounts that they fit into memory: those of a
+key by the hour come from the log, all others from the rows that they contain. Steps come in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Max, Min, QuerySet
+
+from monitoring.models import RequestRecord, Rollup
+from monitoring.rollups.periods import DAY, Period, end_of, hour_of, moment_of, start_of
+from monitoring.rollups.store import unpacked
+from monitoring.rollups.tallies import MEASURES, Change, Names, Row, Tally, add_tally, tallies_of
+
+#: Records of an account in a day above which its hours are taken one by one.
+MANY = 20_000
+ROWS_AT_A_TIME = 2000
+
+Grain = Rollup.Grain
+Sums = tuple[dict[Row, Tally], dict[Row, Names]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The rows of a grain that start in a span of hours (`until` excluded); of one account, or of the platform (0)."""
+
+    grain: str
+    begin: int
+    until: int
+    account_id: int = 0
+    source: str | None = None  # the grain whose rows they contain; None: the log
+
+    def kept(self) -> dict[Row, Tally]:
+        """Read the rows that are there."""
+        return {Row(*line[:-1]): line[-1] for line in _lines(self._rows(self.grain))}
+
+    def expected(self) -> Sums:
+        """Add up what the rows should be."""
+        if self.source is None:
+            return tallies_of(Change(None, record) for record in self._records())
+        tallies: dict[Row, Tally] = {}
+        names: dict[Row, Names] = {}
+        for *fine, account_name, key_name, tally in _lines(self._rows(self.source), "account_name", "key_name"):
+            row = self._above(Row(*fine))
+            add_tally(tallies, row, tally)
+            names[row] = Names(account_name if row.account_id else "", key_name if row.key_id else "")
+        return tallies, names
+
+    def _above(self, row: Row) -> Row:
+        scope, period = self.grain[0], self.grain[1]
+        return row._replace(
+            grain=self.grain,
+            start=start_of(Period(period), row.start),
+            account_id=0 if scope == "p" else row.account_id,
+            key_id=row.key_id if scope == "k" else 0,
+        )
+
+    def _rows(self, grain: str) -> QuerySet[Rollup]:
+        rows = Rollup.objects.filter(grain=grain, start__gte=self.begin, start__lt=self.until)
+        return rows.filter(account_id=self.account_id) if self.account_id else rows
+
+    def _records(self) -> Iterator[RequestRecord]:
+        records = logged(self.account_id, self.begin, self.until)
+        return records.order_by("admitted_at").iterator(chunk_size=ROWS_AT_A_TIME)
+
+
+def sweep(begin: int, until: int) -> Iterator[Step]:
+    """List the steps of a span of hours, as far as the log goes back.
+
+    Days and months that are partly in the span are summed up as a whole.
+    """
+    first, last = span_of_log()
+    begin, until = max(begin, first), min(until, last)
+    if begin >= until:
+        return
+    days, months = list(_starts(Period.DAY, begin, until)), list(_starts(Period.MONTH, begin, until))
+    for account_id in _accounts():
+        for day in days:
+            yield from _account_day(account_id, day, max(begin, day), min(until, day + DAY))
+        for month in months:
+            following = end_of(Period.MONTH, month)
+            yield Step(Grain.KEY_MONTH, month, following, account_id, Grain.KEY_DAY)
+            yield Step(Grain.ACCOUNT_MONTH, month, following, account_id, Grain.KEY_MONTH)
+    for hour in range(begin, until):
+        yield Step(Grain.PLATFORM_HOUR, hour, hour + 1, source=Grain.ACCOUNT_HOUR)
+    for day in days:
+        yield Step(Grain.PLATFORM_DAY, day, day + DAY, source=Grain.PLATFORM_HOUR)
+    for month in months:
+        yield Step(Grain.PLATFORM_MONTH, month, end_of(Period.MONTH, month), source=Grain.PLATFORM_DAY)
+
+
+def span_of_log() -> tuple[int, int]:
+    """Return the first hour of which the log has everything and the hour after its last; (0, 0) of an empty log.
+
+    Where rollups go back further, older records have been pruned, and with them perhaps a part of the oldest's hour.
+    """
+    edges = [
+        logged(account_id).aggregate(first=Min("admitted_at"), last=Max("admitted_at")) for account_id in _callers()
+    ]
+    found = [(hour_of(each["first"]), hour_of(each["last"]) + 1) for each in edges if each["first"]]
+    if not found:
+        return 0, 0
+    first, last = min(first for first, _ in found), max(last for _, last in found)
+    was_pruned = Rollup.objects.filter(grain=Grain.PLATFORM_HOUR, start__lt=first).exists()
+    return first + was_pruned, last
+
+
+def logged(account_id: int, begin: int | None = None, until: int | None = None) -> QuerySet[RequestRecord]:
+    """Select an account's records of a span of hours, which have an index."""
+    records = RequestRecord.objects.filter(account_id=account_id)
+    if begin is not None:
+        records = records.filter(admitted_at__gte=moment_of(begin))
+    return records if until is None else records.filter(admitted_at__lt=moment_of(until))
+
+
+def _account_day(account_id: int, day: int, begin: int, until: int) -> Iterator[Step]:
+    """List the steps of an account's day, of which `begin` to `until` are to be read from the log."""
+    is_busy = logged(account_id, begin, until).order_by()[:MANY].count() == MANY
+    for start, end in [(hour, hour + 1) for hour in range(begin, until)] if is_busy else [(begin, until)]:
+        yield Step(Grain.KEY_HOUR, start, end, account_id)
+    yield Step(Grain.ACCOUNT_HOUR, begin, until, account_id, Grain.KEY_HOUR)
+    yield Step(Grain.KEY_DAY, day, day + DAY, account_id, Grain.KEY_HOUR)
+    yield Step(Grain.ACCOUNT_DAY, day, day + DAY, account_id, Grain.KEY_DAY)
+
+
+def _accounts() -> list[int]:
+    """List the accounts of log and rollups."""
+    kept = Rollup.objects.filter(grain=Grain.ACCOUNT_MONTH).order_by().values_list("account_id", flat=True).distinct()
+    return sorted({*_callers(), *kept})
+
+
+def _callers() -> Iterator[int]:
+    """List the accounts of the log, from one to the next in the index: a DISTINCT would read all the log."""
+    latest = -1
+    while True:
+        beyond = RequestRecord.objects.filter(account_id__gt=latest).order_by("account_id")
+        found = beyond.values_list("account_id", flat=True).first()
+        if found is None:
+            return
+        yield found
+        latest = found
+
+
+def _starts(period: Period, begin: int, until: int) -> Iterator[int]:
+    """List where the periods start that a span of hours touches."""
+    start = start_of(period, begin)
+    while start < until:
+        yield start
+        start = end_of(period, start)
+
+
+def _lines(rows: QuerySet[Rollup], *more: str) -> Iterator[list[Any]]:
+    """Read rows: the columns of Row, `more`, and the tally."""
+    size = len(Row._fields) + len(more)
+    for line in rows.values_list(*Row._fields, *more, *MEASURES).iterator(chunk_size=ROWS_AT_A_TIME):
+        yield [*line[:size], unpacked(line[size:])]

@@ -1,0 +1,183 @@
+"""Rebuilding rollups from the log, and telling where the two disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.core.management import CommandError, call_command
+from django.db.models import F
+
+from accounts.tests.factories import Cast
+from monitoring.apps import fill_rollups
+from monitoring.models import RequestRecord, Rollup
+from monitoring.rollups import rebuild as module
+from monitoring.rollups import sweep
+from monitoring.rollups.periods import hour_of
+from monitoring.rollups.rebuild import rollups_differences, rollups_fill, rollups_rebuild
+from monitoring.rollups.sweep import Step, span_of_log
+from monitoring.tests.logs import rollups_expected, rollups_kept
+from monitoring.tests.samples import recorded
+
+pytestmark = pytest.mark.django_db
+
+
+def micros(month: int, day: int, hour: int = 0) -> int:
+    """Return an hour of 2026 in UTC as records tell it."""
+    return int(datetime(2026, month, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+@pytest.fixture
+def log(cast: Cast) -> None:
+    """Write a log over two months, of three keys and two accounts."""
+    moments = (micros(10, 31, 23), micros(11, 1), micros(11, 1, 5), micros(11, 1, 5) + 1, micros(11, 20, 7))
+    for number, moment in enumerate(moments * 3):
+        issued = (cast.owner, cast.colleague, cast.stranger)[number % 3]
+        status = (200, 200, 429, 503)[number % 4]
+        recorded(
+            issued, admitted_at=moment, status=status, latency_ms=100.0 * number, cost=number, model=f"m{number % 2}"
+        )
+
+
+def spoil_nothing() -> None:
+    """Leave everything as it is."""
+
+
+def spoil_by_deleting_all() -> None:
+    """Take all rollups away."""
+    Rollup.objects.all().delete()
+
+
+def spoil_amounts() -> None:
+    """Miscount in some rows of each grain."""
+    Rollup.objects.filter(outcome="ok").update(requests=F("requests") + 1, latency=b"")
+
+
+def spoil_by_inventing() -> None:
+    """Add rows of a model that was never asked."""
+    for row in Rollup.objects.filter(outcome="ok", model="m0"):
+        row.model = "never"
+        row.save(force_insert=True)
+
+
+SPOILERS = [spoil_nothing, spoil_by_deleting_all, spoil_amounts, spoil_by_inventing]
+
+
+@pytest.mark.parametrize("many", [1, 10_000])
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_it_mends_whatever_is_wrong(
+    log: None, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[], None], many: int
+) -> None:
+    monkeypatch.setattr(sweep, "MANY", many)
+    spoil()
+    wrong = list(rollups_rebuild(*span_of_log()))
+    assert bool(wrong) is (spoil is not spoil_nothing)
+    assert rollups_kept() == rollups_expected()
+    assert list(rollups_differences(*span_of_log())) == []
+
+
+def test_it_mends_only_the_span_that_it_is_given(log: None) -> None:
+    spoil_by_deleting_all()
+    fifth = hour_of(datetime(2026, 11, 1, 5, tzinfo=UTC))
+    list(rollups_rebuild(fifth, fifth + 1))
+    expected = {row: tally for row, tally in rollups_expected().items() if row.start == fifth and row.grain[1] == "h"}
+    assert {row: tally for row, tally in rollups_kept().items() if row.grain[1] == "h"} == expected
+
+
+def test_it_leaves_alone_what_the_log_no_longer_has(log: None) -> None:
+    before = rollups_kept()
+    RequestRecord.objects.filter(admitted_at__lt=datetime(2026, 11, 1, 5, 30, tzinfo=UTC)).delete()
+    assert list(rollups_rebuild(0, 10**7)) == []
+    assert rollups_kept() == before
+
+
+def test_it_leaves_alone_what_is_pruned_while_it_looks(log: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, expected = rollups_kept(), Step.expected
+
+    def prune_first(step: Step) -> Any:
+        RequestRecord.objects.filter(admitted_at__lt=datetime(2026, 11, 1, 5, 30, tzinfo=UTC)).delete()
+        return expected(step)
+
+    monkeypatch.setattr(Step, "expected", prune_first)
+    list(rollups_rebuild(*span_of_log()))
+    assert rollups_kept() == before
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_it_reads_again_what_was_written_meanwhile(
+    cast: Cast, log: None, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    spoil_amounts()
+    calls: list[Step] = []
+    expected = Step.expected
+
+    def write_after(step: Step) -> Any:
+        found = expected(step)
+        if step.source is None and len(calls) < min(times, module.TRIES):
+            calls.append(step)
+            recorded(cast.owner, admitted_at=micros(11, 1, 5))
+        return found
+
+    monkeypatch.setattr(Step, "expected", write_after)
+    list(rollups_rebuild(*span_of_log()))
+    assert calls
+    assert rollups_kept() == rollups_expected()
+
+
+def test_it_says_what_is_wrong(cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=micros(11, 1, 5))
+    Rollup.objects.filter(grain="kh").update(requests=3, first_token=b"\x05\x01\x00\x00\x00\x00")
+    (told, *_) = map(str, rollups_differences(*span_of_log()))
+    key = cast.owner.key
+    assert told == (
+        f"key hour 2026-11-01 05:00, account {key.account_id} key {key.pk} chat gpt-3.5-turbo ok: "
+        "requests 3 instead of 1, first_token"
+    )
+
+
+def test_it_fills_the_rollups_of_an_older_releases_log(log: None) -> None:
+    spoil_by_deleting_all()
+    fill_rollups(apps=apps)
+    assert rollups_kept() == rollups_expected()
+    assert rollups_fill() == 0
+
+
+def test_it_fills_nothing_where_there_is_no_log(db: None) -> None:
+    assert rollups_fill() == 0
+    fill_rollups(apps=type(apps)())  # as of a release without rollups
+    assert not Rollup.objects.exists()
+
+
+def test_its_command_rebuilds_a_span(log: None, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil_by_deleting_all()
+    call_command("rebuild_rollups", "--from=2026-11-20", "--to=2026-11-21T00:00+00:00")
+    assert capsys.readouterr().out.startswith("Mended ")
+    assert set(Rollup.objects.filter(grain="ph").values_list("start", flat=True)) == {
+        hour_of(datetime(2026, 11, 20, 7, tzinfo=UTC))
+    }
+    call_command("rebuild_rollups")
+    assert rollups_kept() == rollups_expected()
+    call_command("rebuild_rollups")
+    assert capsys.readouterr().out.endswith("The rollups agree with the log.\n")
+
+
+def test_its_command_refuses_what_is_no_date() -> None:
+    with pytest.raises(CommandError, match="is no date"):
+        call_command("rebuild_rollups", "--from=yesterday")
+
+
+def test_its_command_tells_by_its_status_that_something_is_wrong(log: None, capsys: pytest.CaptureFixture[str]) -> None:
+    call_command("check_rollups")
+    assert capsys.readouterr().out == "The rollups agree with the log.\n"
+    spoil_amounts()
+    with pytest.raises(SystemExit) as ended:
+        call_command("check_rollups", "--days=20000")
+    assert ended.value.code == 1
+    assert "instead of" in capsys.readouterr().err
+
+
+def test_it_compares_at_one_moment_while_others_write(transactional_db: None) -> None:
+    call_command("check_rollups")
