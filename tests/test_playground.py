@@ -116,6 +116,22 @@ def test_it_shows_what_is_refused_and_when_to_try_again(page: Page, service: Ser
     assert watched.keeps(spent) == []
 
 
+@pytest.mark.parametrize("endpoint", ["/chat", "/v1/chat/completions"])
+def test_it_shows_an_error_in_mid_stream_beside_what_was_written(
+    playground: Watched, fake: FakeUpstream, endpoint: str
+) -> None:
+    page = playground.page
+    page.select_option("#endpoint", endpoint)
+    page.fill("#text", f"half of this answer to {endpoint} will come")
+    fake.fail_next("error_event")
+    page.click("#send")
+    expect(page.locator("#failure").get_by_role("alert")).to_contain_text("upstream_failed")
+    expect(page.locator("#failure")).to_contain_text("Request id")
+    assert page.inner_text("#answer").startswith("You said")
+    assert page.is_enabled("#send")
+    assert not playground.complaints
+
+
 def test_it_says_what_is_wrong_before_it_sends(playground: Watched) -> None:
     page = playground.page
     sent = len(playground.requests)

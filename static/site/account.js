@@ -88,12 +88,12 @@ function fail(refusal) {
   if (!shown) {
     say("");
     key = "";
-    showRefusal(byId("key-problem"), refusal);
+    showRefusal(byId("key-problem"), refusal, { stillWorks: refusal.status < 500 ? null : "Calls of the API may work all the same: try the playground." });
   } else if (refusal.status === 400) {
     showRefusal(byId("usage-problem"), refusal);
     say("This range can't be shown.");
   } else {
-    showRefusal(byId("stale"), refusal);
+    showRefusal(byId("stale"), refusal, { stillWorks: "What you see below is older, and can still be saved as CSV. Calls of the API may work all the same." });
     say(`As of ${moment(shown.at, { seconds: true })} (${TIME_ZONE}), not renewed since: the last try failed. It is tried again each minute.`);
   }
 }

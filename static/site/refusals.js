@@ -6,14 +6,18 @@ import { count, duration, exactMoney, moment, words } from "./format.js";
 /** OpenAI's names for codes that the table on the page has under ours. */
 const SAME = { rate_limit_exceeded: "rate_limited", insufficient_quota: "budget_exhausted" };
 
-/** Show a refusal in a box (emptied first), with a countdown where it says when to try again. Returns what ends it. */
-export function showRefusal(box, refusal, { again = null } = {}) {
+/**
+ * Show a refusal in a box (emptied first), with a countdown where it says when to try again, and what `stillWorks`.
+ * Returns what ends the countdown.
+ */
+export function showRefusal(box, refusal, { again = null, stillWorks = null } = {}) {
   const about = [refusal.status || null, refusal.code].filter(Boolean).join(" ");
   const parts = [
     element("p", {}, element("strong", {}, about || "No answer"), ": ", refusal.message),
     ...fieldLines(refusal.fields),
     limitLine(refusal.limit),
     refusal.requestId ? element("p", { class: "small" }, "Request id: ", element("code", {}, refusal.requestId)) : null,
+    stillWorks && element("p", { class: "small" }, stillWorks),
     meaning(refusal.code),
   ];
   const { line, end } = countdown(refusal.retryAfter, again);
