@@ -21,6 +21,7 @@ from prometheus_client.samples import Sample
 from redis.exceptions import RedisError
 
 from accounts.addresses import client_address, is_within
+from accounts.exceptions import DependencyUnavailable
 from monitoring import metrics
 from monitoring.backlog import Backlog, ingest_backlog
 from monitoring.metrics_folder import VARIABLE
@@ -34,7 +35,10 @@ _deployments: list[Names] = []
 
 
 def register_deployments(names: Names) -> None:
-    """Let the room that knows tell which deployments there are: a breaker of one that is gone is not shown."""
+    """Let the room that knows tell which deployments there are: a breaker of one that is gone is not shown.
+
+    `names` raises DependencyUnavailable while it can't tell.
+    """
     _deployments[:] = [names]
 
 
@@ -111,7 +115,11 @@ class Asked(Collector):
 
 
 def _of_present_deployments(metric: Metric) -> list[Sample]:
-    present = {name for names in _deployments for name in names()}
+    """Leave out the breakers of deployments that are gone; while nobody knows which are there, show all."""
+    try:
+        present = {name for names in _deployments for name in names()}
+    except DependencyUnavailable:
+        return metric.samples
     return [sample for sample in metric.samples if sample.labels["deployment"] in present]
 
 

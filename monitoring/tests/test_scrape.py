@@ -10,8 +10,10 @@ import pytest
 from django.conf import LazySettings
 from django.test import Client
 
+from accounts.exceptions import DependencyUnavailable
 from accounts.limits.redis import records_stream
 from monitoring import metrics
+from monitoring import scrape as scrape_module
 from monitoring.scrape import metric_names
 from monitoring.tests.scraped import samples, value
 
@@ -100,6 +102,17 @@ def test_it_shows_no_breaker_of_a_deployment_that_is_gone() -> None:
     metrics.observe_breaker("gone/model", "open")
     shown = [sample.labels for sample in samples(scrape().content.decode()) if sample.name == "aiapi_breaker_state"]
     assert {"deployment": "gone/model"} not in shown
+
+
+def test_it_answers_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> set[str]:
+        raise DependencyUnavailable
+
+    monkeypatch.setattr(scrape_module, "_deployments", [fail])
+    metrics.observe_breaker("somewhere/model", "half_open")
+    answer = scrape()
+    assert answer.status_code == 200
+    assert value(answer.content.decode(), "aiapi_breaker_state", deployment="somewhere/model") == 1
 
 
 def test_it_has_no_queue_without_redis(settings: LazySettings) -> None:
