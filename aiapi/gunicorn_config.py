@@ -4,7 +4,6 @@ from gevent import monkey
 
 monkey.patch_all()  # before anything imports sockets, as reading the settings does
 
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from aiapi import settings  # noqa: E402
@@ -26,16 +25,13 @@ accesslog = None  # aiapi.middleware writes a line a request
 logconfig_dict = configuration(settings.LOG_LEVEL)  # gunicorn's own lines are JSON like the others
 control_socket_disable = True
 
-_folder: Path | None = None
-
 
 def on_starting(server: object) -> None:
     """Do what all workers share, before there are any: their metrics' folder, and the tables of tokens.
 
     To read those takes a second.
     """
-    global _folder  # noqa: PLW0603  (gunicorn asks for functions of the module, and passes nothing of theirs)
-    _folder = metrics_folder.make_folder()
+    metrics_folder.make_folder()
     from inference.tokens import count_tokens
 
     for model in ("gpt-4o", "gpt-4"):
@@ -49,5 +45,4 @@ def child_exit(server: object, worker: Any) -> None:
 
 def on_exit(server: object) -> None:
     """Remove what the workers shared."""
-    if _folder is not None:
-        metrics_folder.remove_folder(_folder)
+    metrics_folder.remove_folder()

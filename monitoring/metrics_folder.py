@@ -33,9 +33,9 @@ def make_folder() -> Path:
     return folder
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove it with all that is in it."""
-    shutil.rmtree(folder, ignore_errors=True)
+def remove_folder() -> None:
+    """Remove this server's folder with all that is in it."""
+    shutil.rmtree(os.environ[VARIABLE], ignore_errors=True)
 
 
 def forget_worker(pid: int) -> None:
@@ -52,7 +52,7 @@ def _remove_left_behind(parent: Path) -> None:
             continue
         descriptor = _lock(folder)
         if descriptor is not None:
-            remove_folder(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)
 
 

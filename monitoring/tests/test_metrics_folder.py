@@ -38,7 +38,7 @@ def test_it_makes_a_folder_that_nobody_else_can_read(parent: Path) -> None:
     assert folder.parent == parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert os.environ[VARIABLE] == str(folder)
-    remove_folder(folder)
+    remove_folder()
     assert list(parent.iterdir()) == []
 
 
