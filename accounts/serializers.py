@@ -29,8 +29,8 @@ class LimitState(serializers.Serializer[Any]):
     reset = serializers.IntegerField(allow_null=True, help_text="When it is whole again, in seconds since the epoch.")
 
 
-class UsageAnswer(serializers.Serializer[Any]):
-    """What GET /usage answers."""
+class StandingAnswer(serializers.Serializer[Any]):
+    """What GET /usage answers of the limits."""
 
     account = serializers.CharField()
     key = serializers.CharField()

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import structlog
 from django.utils.cache import patch_vary_headers
-from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -17,9 +16,7 @@ from accounts.idempotency.store import KeptAnswer
 from accounts.limits import get_limits
 from accounts.limits.contract import Admission, Unavailable
 from accounts.refusals import rate_headers
-from accounts.serializers import UsageAnswer
 from accounts.snapshots import Identity
-from accounts.usage import limits_standing, month_text
 
 log = structlog.get_logger(__name__)
 
@@ -93,30 +90,3 @@ class KeyView(APIView):
     def rate_headers(self, admission: Admission) -> dict[str, str]:
         """Write an admission as headers."""
         return rate_headers(admission)
-
-
-class UsageView(KeyView):
-    """GET /usage."""
-
-    required_scope = "usage"
-
-    @extend_schema(
-        operation_id="usage",
-        summary="See the key's limits and what is left of them",
-        description="While the store of the limits is away, the monthly amounts are those of the records so far.",
-        responses=UsageAnswer,
-    )
-    def get(self, request: Request) -> Response:
-        """Tell where every limit of key and account stands."""
-        identity: Identity = request._request.identity  # type: ignore[attr-defined]
-        standing = limits_standing(identity.every_limit)
-        return Response(
-            {
-                "account": identity.account_name,
-                "key": identity.key_name,
-                "tier": identity.tier_name,
-                "month": month_text(standing.at),
-                "source": standing.source,
-                "limits": standing.states,
-            }
-        )

@@ -9,7 +9,6 @@ from django.contrib import admin
 from django.urls import URLPattern, path, re_path
 
 from accounts.key_views import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
-from accounts.views import UsageView
 from aiapi.pages import PageView
 from aiapi.views import OpenAPIView, RedocView, RootView, SwaggerView
 from inference.openai.views import (
@@ -22,7 +21,7 @@ from inference.openai.views import (
     UnsupportedView,
 )
 from inference.views import ChatView, SummarizeView
-from monitoring.views import HealthView, LiveView, MetricsView, ReadyView, RequestView, StatsView
+from monitoring.views import HealthView, LiveView, MetricsView, ReadyView, RequestView, StatsView, UsageView
 
 handler400 = "aiapi.errors.bad_request"
 handler403 = "aiapi.errors.permission_denied"

@@ -12,7 +12,9 @@ from django.db.models import Sum
 
 from accounts.models import ApiKey
 from monitoring.models import RequestRecord, Rollup
-from monitoring.rollups.selectors import caller_names
+from monitoring.rollups.figures import Figures
+from monitoring.rollups.query import UsageSpan
+from monitoring.rollups.selectors import Point, Scope, caller_names, usage_series
 
 
 def stats(*, account_id: int | None) -> dict[str, Any]:
@@ -37,6 +39,34 @@ def stats(*, account_id: int | None) -> dict[str, Any]:
         "total_api_keys": ApiKey.objects.filter(revoked_at=None, **scope).count(),
         "requests_by_key": _requests_by_key(requests, with_account=account_id is None),
     }
+
+
+def account_usage(account_id: int, span: UsageSpan) -> dict[str, Any]:
+    """Add up what an account used in a span of time, in all and divided as asked, as GET /usage answers it."""
+    points = usage_series(
+        begin=span.begin,
+        end=span.end,
+        scope=Scope(account_id=account_id),
+        unit=span.unit,
+        zone=span.zone,
+        by=span.group,
+    )
+    totals = Figures()
+    for point in points:
+        totals += point.figures
+    return {
+        "from": span.begin.astimezone(span.zone).isoformat(),
+        "to": span.end.astimezone(span.zone).isoformat(),
+        "time_zone": str(span.zone),
+        "group_by": span.group_by,
+        "totals": totals.as_answer(),
+        "series": [_entry(point, span.group) for point in points],
+    }
+
+
+def _entry(point: Point, group: str | None) -> dict[str, Any]:
+    start = {"start": point.start.isoformat()} if point.start else {}
+    return {**start, **({group: point.group} if group else {}), **point.figures.as_answer()}
 
 
 def request_record(*, account_id: int, name: str) -> RequestRecord | None:

@@ -19,11 +19,13 @@ from rest_framework.views import APIView
 from accounts.authentication import ApiKeyAuthentication
 from accounts.exceptions import NotFound, PermissionDenied
 from accounts.snapshots import Identity
+from accounts.usage import limits_standing, month_text
 from accounts.views import KeyView
 from monitoring.health import Health, recent_readiness, recent_report
+from monitoring.rollups.query import USAGE_PARAMETERS, UsageQuery
 from monitoring.scrape import may_scrape, metrics_text
-from monitoring.selectors import request_record, stats
-from monitoring.serializers import HealthAnswer, ProbeAnswer, RecordAnswer, StatsAnswer
+from monitoring.selectors import account_usage, request_record, stats
+from monitoring.serializers import HealthAnswer, ProbeAnswer, RecordAnswer, StatsAnswer, UsageAnswer
 
 
 class StaffSession(SessionAuthentication):
@@ -52,6 +54,37 @@ class StatsView(KeyView):
         identity: Identity | None = getattr(request._request, "identity", None)
         account_id = identity.account_id if identity is not None else None
         return Response(stats(account_id=account_id))
+
+
+class UsageView(KeyView):
+    """GET /usage."""
+
+    required_scope = "usage"
+
+    @extend_schema(
+        operation_id="usage",
+        summary="See what is left of the key's limits, and what the account used",
+        description="While the store of the limits is away, the monthly amounts are those of the records so far.",
+        parameters=USAGE_PARAMETERS,
+        responses=UsageAnswer,
+    )
+    def get(self, request: Request) -> Response:
+        """Tell where every limit of key and account stands, and add up what the account's keys did."""
+        query = UsageQuery(data=request.query_params)
+        query.is_valid(raise_exception=True)
+        identity: Identity = request._request.identity  # type: ignore[attr-defined]
+        standing = limits_standing(identity.every_limit)
+        return Response(
+            {
+                "account": identity.account_name,
+                "key": identity.key_name,
+                "tier": identity.tier_name,
+                "month": month_text(standing.at),
+                "source": standing.source,
+                "limits": standing.states,
+                "usage": account_usage(identity.account_id, query.validated_data["span"]),
+            }
+        )
 
 
 class RequestView(KeyView):

@@ -1,0 +1,143 @@
+"""GET /usage: what is left of the limits, and what the account used by time, key, model and endpoint."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from accounts.tests.factories import Cast, make_key
+from monitoring.tests.samples import recorded
+
+pytestmark = pytest.mark.django_db
+
+
+def usage(cast: Cast, **asked: str) -> dict[str, Any]:
+    """Ask as the owner."""
+    answer = Client().get("/usage", asked, **cast.owner.headers)  # type: ignore[arg-type]
+    assert answer.status_code == 200, answer.content
+    found: dict[str, Any] = answer.json()["usage"]
+    return found
+
+
+def errors(cast: Cast, **asked: str) -> dict[str, list[str]]:
+    """Ask in a way that is refused."""
+    answer = Client().get("/usage", asked, **cast.owner.headers)  # type: ignore[arg-type]
+    assert answer.status_code == 400, answer.content
+    found: dict[str, list[str]] = answer.json()["errors"]
+    return found
+
+
+def at(*moment: int) -> int:
+    """Return a moment of 2026 in UTC as records tell it."""
+    return int(datetime(2026, *moment, tzinfo=UTC).timestamp()) * 1_000_000  # type: ignore[arg-type, misc]
+
+
+def test_it_tells_the_present_month_by_day(cast: Cast) -> None:
+    now = timezone.now()
+    recorded(cast.owner, cost=3_000)
+    recorded(cast.colleague, cost=4_000)
+    recorded(cast.stranger)
+    recorded(cast.owner, admitted_at=int((now - timedelta(days=32)).timestamp()) * 1_000_000)
+    found = usage(cast)
+    assert (found["from"], found["time_zone"], found["group_by"]) == (f"{now:%Y-%m}-01T00:00:00+00:00", "UTC", ["day"])
+    assert datetime.fromisoformat(found["to"]) >= now
+    assert found["totals"]["requests"] == 2
+    (today,) = found["series"]
+    assert today.pop("start") in {f"{each:%Y-%m-%d}T00:00:00+00:00" for each in (now, timezone.now())}
+    assert today == found["totals"]
+    assert today["cost"] == "0.000007000"
+
+
+def test_it_still_tells_the_limits(cast: Cast) -> None:
+    answer = Client().get("/usage/", **cast.owner.headers).json()  # type: ignore[arg-type]
+    assert (answer["account"], answer["key"], answer["source"]) == ("acme", "owner", "limits")
+    assert {each["owner"] for each in answer["limits"]} == {"key", "account"}
+
+
+@pytest.mark.parametrize(
+    ("group_by", "expected"),
+    [
+        ("", [(None, None, 4)]),
+        ("month", [("2026-02-01T00:00:00+00:00", None, 3), ("2026-03-01T00:00:00+00:00", None, 1)]),
+        ("key", [(None, "owner", 3), (None, "colleague", 1)]),
+        ("endpoint", [(None, "chat", 3), (None, "summarize", 1)]),
+        ("model , month", [("2026-02-01T00:00:00+00:00", "a", 2), ("2026-02-01T00:00:00+00:00", "b", 1),
+                         ("2026-03-01T00:00:00+00:00", "a", 1)]),
+        ("hour", [("2026-02-03T07:00:00+00:00", None, 2), ("2026-02-28T23:00:00+00:00", None, 1)]),
+    ],
+)  # fmt: skip
+def test_it_divides_by_time_and_group(cast: Cast, group_by: str, expected: list[tuple[Any, Any, int]]) -> None:
+    recorded(cast.owner, admitted_at=at(2, 3, 7), model="a", endpoint="chat")
+    recorded(cast.owner, admitted_at=at(2, 3, 7, 59), model="b", endpoint="summarize")
+    recorded(cast.colleague, admitted_at=at(2, 28, 23), model="a", endpoint="chat")
+    recorded(cast.owner, admitted_at=at(3, 31, 23), model="a", endpoint="chat")
+    until = "2026-03-01" if group_by == "hour" else "2026-04-01"
+    found = usage(cast, group_by=group_by, **{"from": "2026-02-01", "to": until})
+    group = next((name for name in ("key", "model", "endpoint") if name in group_by), "none")
+    series = [(each.get("start"), each.get(group), each["requests"]) for each in found["series"]]
+    assert series == expected
+    assert found["totals"]["requests"] == sum(count for *_, count in expected)
+
+
+def test_it_tells_days_and_the_span_in_the_time_zone(cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=at(6, 1, 21, 59))
+    recorded(cast.owner, admitted_at=at(6, 1, 22))
+    found = usage(cast, time_zone="Europe/Berlin", **{"from": "2026-06-01", "to": "2026-06-02T12:00"})
+    assert (found["from"], found["to"]) == ("2026-06-01T00:00:00+02:00", "2026-06-02T12:00:00+02:00")
+    assert [(each["start"], each["requests"]) for each in found["series"]] == [
+        ("2026-06-01T00:00:00+02:00", 1),
+        ("2026-06-02T00:00:00+02:00", 1),
+    ]
+    same = usage(cast, time_zone="Europe/Berlin", **{"from": "2026-05-31T22:00Z", "to": "2026-06-02T12:00:00+02:00"})
+    assert same == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"from": "yesterday"}, "from"),
+        ({"to": "2026-13-01"}, "to"),
+        ({"from": "2026-02-01T00:30"}, "from"),
+        ({"from": "0001-01-01"}, "from"),
+        ({"to": "9999-12-31T23:00"}, "to"),
+        ({"from": "2026-02-02", "to": "2026-02-02"}, "to"),
+        ({"from": "2026-02-02", "to": "2026-02-01"}, "to"),
+        ({"time_zone": "Mars/Olympus"}, "time_zone"),
+        ({"time_zone": "../../etc/passwd"}, "time_zone"),
+        ({"time_zone": "Asia/Kolkata"}, "time_zone"),
+        ({"time_zone": "Asia/Kolkata", "from": "2026-02-01T00:00Z"}, "time_zone"),
+        ({"group_by": "week"}, "group_by"),
+        ({"group_by": "hour,day"}, "group_by"),
+        ({"group_by": "key,model"}, "group_by"),
+        ({"group_by": "account"}, "group_by"),
+        ({"group_by": "hour", "from": "2026-01-01", "to": "2026-02-01T01:00"}, "from"),
+        ({"group_by": "day", "from": "2024-01-01", "to": "2026-02-01"}, "from"),
+        ({"group_by": "month", "from": "2001-01-01", "to": "2026-02-01"}, "from"),
+        ({"group_by": "key", "from": "2001-01-01", "to": "2026-02-01"}, "from"),
+        ({"from": "x\x00", "to": "2026-02-01"}, "from"),
+    ],
+)
+def test_it_refuses_what_makes_no_span(cast: Cast, asked: dict[str, str], field: str) -> None:
+    assert list(errors(cast, **asked)) == [field]
+
+
+def test_it_names_every_field_that_is_wrong(cast: Cast) -> None:
+    assert set(errors(cast, time_zone="Nowhere", group_by="week")) == {"time_zone", "group_by"}
+
+
+def test_it_takes_a_span_of_the_longest_that_is_allowed(cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=at(1, 31, 23))
+    assert usage(cast, group_by="hour", **{"from": "2026-01-01", "to": "2026-02-01"})["totals"]["requests"] == 1
+    assert usage(cast, **{"from": "2025-01-01", "to": "2026-02-05"})["totals"]["requests"] == 1
+    berlin = {"time_zone": "Europe/Berlin", "from": "2017-01-01", "to": "2027-01-01"}
+    assert usage(cast, group_by="month", **berlin)["totals"]["requests"] == 1
+
+
+def test_it_needs_the_scope(cast: Cast) -> None:
+    narrow = make_key(account=cast.owner.key.account, name="narrow", scopes=["chat"])
+    answer = Client().get("/usage", **narrow.headers)  # type: ignore[arg-type]
+    assert answer.json()["code"] == "scope_denied"
