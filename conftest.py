@@ -30,6 +30,7 @@ SELF_CONTAINED = (
 )
 #: Files that need the machine for themselves: what they prove depends on when things happen, or on how much happens.
 ALONE = (
+    "tests/test_accounting_*.py",
     "tests/test_flights.py",
     "tests/test_key_lifecycle.py",
     "tests/test_limits_*.py",

@@ -85,6 +85,10 @@ class Postgres:
         """End it with all its connections. (Killed, it would lose what it committed last: nothing is synced here.)"""
         stop(self.process, signal.SIGINT)
 
+    def crash(self) -> None:
+        """End it as it stands, so that it must recover; what was committed durably (synchronous_commit) is kept."""
+        stop(self.process, signal.SIGQUIT)
+
     def restart(self) -> None:
         """Start it again on the same port and data, and wait until it accepts connections."""
         self.process = self.start()
