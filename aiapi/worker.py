@@ -10,8 +10,11 @@ import gc
 from types import FrameType, TracebackType
 
 import gevent
+import structlog
 from django.urls import get_resolver
 from gunicorn.workers.ggevent import GeventWorker
+
+log = structlog.get_logger(__name__)
 
 #: Seconds that streams get to settle after GRACEFUL_TIMEOUT, before gunicorn kills the worker.
 SETTLE_SECONDS = 4
@@ -36,6 +39,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         from monitoring.content import keeper
         from monitoring.tracing import stop_exporting
 
+        _warm_up()
         get_resolver().url_patterns  # noqa: B018  (loads the views, before what is loaded is frozen)
         gc.collect()
         gc.freeze()  # to look through all of it again and again would stop every stream for a tenth of a second
@@ -55,6 +59,17 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         from inference.streaming import stop_streams
 
         stop_streams()
+
+
+def _warm_up() -> None:
+    """Find the state store before the first requests come, all at once: a cluster has to be looked up."""
+    from accounts.limits import get_limits
+    from accounts.limits.contract import Unavailable
+
+    try:
+        get_limits().now()
+    except Unavailable as error:
+        log.warning("limits_not_ready", cause=type(error).__name__)
 
 
 class _Wait:

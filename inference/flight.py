@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -21,8 +22,10 @@ from redis.exceptions import RedisError
 
 from accounts.exceptions import ApiError
 from accounts.limits import get_limits
+from accounts.limits.redis import redis_client, wire_for
 from accounts.limits.scripts import Script, script
-from accounts.limits.wire import Wire, redis_client, wire_for
+from accounts.limits.wire import Wire
+from accounts.loops import outlived
 from inference.cache import CachedAnswer, look_up
 
 LEASE_MS = 900
@@ -193,8 +196,12 @@ class Flights:
                     self._keeping = False
                     return
             for key, flight in held:
-                renewed = self._on_store(_RENEW, key, flight.token, LEASE_MS)
-                flight.has_lease = bool(renewed) and flight.has_lease
+                if not outlived(partial(self._renew, key, flight), event="flight_not_renewed"):
+                    flight.has_lease = False
+
+    def _renew(self, key: str, flight: Flight) -> None:
+        renewed = self._on_store(_RENEW, key, flight.token, LEASE_MS)
+        flight.has_lease = bool(renewed) and flight.has_lease
 
 
 flights = Flights()

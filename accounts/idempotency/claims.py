@@ -14,7 +14,8 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import structlog
@@ -27,6 +28,7 @@ from rest_framework.request import Request
 
 from accounts.exceptions import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
 from accounts.idempotency.store import KeptAnswer, Lease, Store, make_store
+from accounts.loops import outlived
 
 HEADER = "HTTP_IDEMPOTENCY_KEY"
 KEY_FORMAT = re.compile(r"[\x21-\x7e]{1,255}\Z")
@@ -159,12 +161,16 @@ class Claims:
                 self._renewing = bool(claims)
             if not claims:
                 return
-            for claim in claims:
-                try:
-                    self._own_store().renew(claim.lease)
-                except (RedisError, DatabaseError) as error:
-                    log.warning("idempotency_lease_not_renewed", cause=type(error).__name__)
-            close_old_connections()
+            self.renew_each(claims)
+
+    def _renew_one(self, claim: Claim) -> None:
+        self._own_store().renew(claim.lease)
+
+    def renew_each(self, claims: Iterable[Claim]) -> None:
+        """Renew leases; whatever goes wrong with one is logged, and it is tried again the next time."""
+        for claim in claims:
+            outlived(partial(self._renew_one, claim), event="idempotency_lease_not_renewed")
+        close_old_connections()
 
 
 claims = Claims()

@@ -3,7 +3,8 @@
 - Request rates, token rates and slots go on, per process, in memory. A call under a budget raises Unavailable: what is
   left of it is known to Redis alone. Cache hits reserve nothing and are served.
 - A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits
-  for Redis. If it succeeds, the call is made once more (all are idempotent), and then raises Unavailable.
+  for Redis. If it succeeds, Redis is slow and not away: the call is made again (all are idempotent), and again after a
+  further probe, and raises Unavailable only then.
 - Settlements that could not reach Redis wait in a bounded queue, their records go to the database directly. Refusals
   are counted per process meanwhile; one that Redis may have counted already waits to be asked about.
 - While anything is to be mended, one thread probes each second. It closes the breaker and makes the settlements that
@@ -43,6 +44,7 @@ from accounts.limits.memory import MemoryBackend, wall_clock
 from accounts.limits.pending import Pending, PendingSettlements
 from accounts.limits.records import Record, final_record
 from accounts.limits.tallies import Tallies
+from accounts.loops import outlived
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ T = TypeVar("T")
 
 MEND_INTERVAL = 1.0  # seconds between probes while Redis is away
 RETRY_AFTER = 5  # seconds: within so many of its recovery Redis is used again
+ATTEMPTS = 3  # at a call, as long as Redis answers the probes between them
 HELD_CAPACITY = 50_000
 
 
@@ -250,20 +253,20 @@ class FailoverBackend(LimitBackend):
         """Make a call on Redis; raise _Away if Redis is, Unavailable if it is there and fails all the same."""
         if self.breaker.is_open:
             raise _Away(sent=False)
-        try:
-            return call()
-        except (RedisConnectionError, RedisTimeoutError):
-            if self.breaker.suspect():
-                self._start_mending()
-                raise _Away(sent=True) from None
-        except RedisError as error:
-            raise self._failing(error) from error
-        try:
-            return call()
-        except RedisError as error:
-            raise self._failing(error) from error
+        failure: RedisError | None = None
+        for _ in range(ATTEMPTS):
+            try:
+                return call()
+            except (RedisConnectionError, RedisTimeoutError) as error:
+                failure = error
+                if self.breaker.suspect():
+                    self._start_mending()
+                    raise _Away(sent=True) from None
+            except RedisError as error:
+                raise self._failing(error) from error
+        raise self._failing(failure) from failure
 
-    def _failing(self, error: RedisError) -> Unavailable:
+    def _failing(self, error: RedisError | None) -> Unavailable:
         logger.error("limits: Redis answers the probe, but not the call: %s", error)
         return Unavailable(retry_after=1)
 
@@ -321,9 +324,9 @@ class FailoverBackend(LimitBackend):
         """Mend until nothing is left to mend: the body of the mender's thread."""
         while True:
             time.sleep(MEND_INTERVAL)
-            done = self.mend_once()
+            outlived(self.mend_once, event="limits_not_mended")
             with self._lock:
-                if done and not (self.breaker.is_open or self.pending or self.tallies):
+                if not (self.breaker.is_open or self.pending or self.tallies or self._alone):
                     self._mending = False
                     return
 

@@ -14,19 +14,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
-import structlog
 from django.db import close_old_connections
-from redis.exceptions import RedisError
 
 from accounts.limits import get_limits
-from accounts.limits.contract import Unavailable
+from accounts.loops import outlived
 
 RENEWALS_A_LEASE = 3
-
-log = structlog.get_logger(__name__)
-
 
 Owner = TypeVar("Owner", bound=Hashable)
 
@@ -78,12 +74,14 @@ class LeaseKeeper(Generic[Owner]):
             if self._clock() - opened >= interval:
                 due[owner].append(operation)
         for owner, operations in due.items():
-            try:
-                self._renew(owner, operations)
-            except (Unavailable, RedisError) as error:
-                # A lease that runs out for want of a renewal becomes a charge, which the late settle corrects.
-                log.warning("leases_not_renewed", operations=len(operations), cause=type(error).__name__)
+            # A lease that runs out for want of a renewal becomes a charge, which the late settle corrects.
+            outlived(partial(self._renew, owner, operations), event="leases_not_renewed")
         return sum(map(len, due.values()))
+
+    def keep_once(self, interval: float) -> None:
+        """Renew what is due, and tend the limits; what goes wrong is logged, and tried again the next time."""
+        self.renew_due(interval)
+        outlived(self._tend, event="limits_not_tended")
 
     def _start(self) -> None:
         """Start the renewing thread once a process: a fork takes no threads along."""
@@ -99,8 +97,7 @@ class LeaseKeeper(Generic[Owner]):
         interval = get_limits().lease_seconds / RENEWALS_A_LEASE
         while True:
             time.sleep(interval)
-            self.renew_due(interval)
-            self._tend()
+            self.keep_once(interval)
 
 
 def _tend() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from accounts.limits.bounds import MILLION, Amount, Bound
+from accounts.limits.clients import redis_client, wire_for
 from accounts.limits.contract import (
     DEFAULT_LEASE_SECONDS,
     LAZY_REAPS,
@@ -34,7 +35,7 @@ from accounts.limits.contract import (
 from accounts.limits.months import DAY, month_end, month_of
 from accounts.limits.scripts import load
 from accounts.limits.seeding import BulkSeeder, LedgerMissing, Seeder, SeedingBackend
-from accounts.limits.wire import Argument, Wire, redis_client, wire_for
+from accounts.limits.wire import Argument, Wire
 
 __all__ = ["RedisBackend", "prefix_of", "records_stream", "redis_client", "wire_for"]
 

@@ -1,17 +1,22 @@
 """The limits on a real Redis Cluster of three primaries: every script finds all its keys in one slot."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import redis
 
 from accounts.limits.bounds import Amount
+from accounts.limits.cluster import ClusterWire
 from accounts.limits.contract import REFUSALS_A_MINUTE, SHARDS, Refusal, Reserved, Scope, Tally, Unavailable
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
+from accounts.limits.scripts import load
+from accounts.limits.wire import DirectWire
 from accounts.tests.limits_fixtures import Clock, Database, a_bound, a_scope, an_operation
+from tests.processes import wait_until
 from tests.stores import Redis, redis_cluster
 
 
@@ -79,6 +84,67 @@ def test_it_keeps_all_keys_of_an_account_in_one_slot(nodes: list[Redis], backend
     client: Any = redis_client(url)
     assert len(keys) >= 5
     assert len({client.keyslot(key) for key in keys}) == 1
+
+
+def test_it_goes_on_alone_while_the_cluster_is_away_and_uses_it_when_it_is_back() -> None:
+    scope = a_scope(requests_per_minute=2, monthly_tokens=1000)
+    with redis_cluster() as servers:
+        url = f"redis+cluster://127.0.0.1:{servers[0].port}"
+        used: Any = redis_client(url)
+        assert used.set("a", "1")
+        for server in servers:
+            server.kill()
+        wire, client = wire_for(redis_client(url)), redis_client(url)
+        primary = RedisBackend(wire, seeder=Database())
+        limits = FailoverBackend(primary, probe=wire.ping, sink=lambda record: None, start=lambda target: None)
+        assert [limits.admit(scope, an_operation()).admitted for _ in range(3)] == [True, True, False]
+        with pytest.raises(Unavailable):
+            limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft={})
+        for each in (used, client):
+            with pytest.raises(redis.RedisError):
+                each.set("a", "2")
+        assert not limits.mend_once()
+        for server in servers:
+            server.restart()
+        wait_until(limits.mend_once, "the limits to find the cluster again")
+        assert isinstance(
+            limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft={}), Reserved
+        )
+        for each in (used, client):
+            wait_until(lambda by=each: _takes(by), "the client to find it too")  # type: ignore[misc]
+
+
+def _takes(client: Any) -> bool:
+    try:
+        return bool(client.set("a", "3"))
+    except redis.RedisError:
+        return False
+
+
+def test_it_follows_a_slot_that_has_moved(nodes: list[Redis], url: str) -> None:
+    wire = wire_for(redis_client(url, read_timeout=5))
+    assert isinstance(wire, ClusterWire)
+    prefix = prefix_of(3)
+    assert wire.call(load("now"), prefix, [""])
+    ends, owners = wire._slots
+    wire._slots = (ends, [*owners[1:], owners[0]])  # as if they had been there before
+    assert wire.call(load("now"), prefix, [""])
+    assert wire._slots == (ends, owners)
+
+
+def test_it_looks_the_slots_up_once_for_all_who_come_together(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    command = DirectWire.command
+
+    def listen(self: DirectWire, *arguments: Any) -> Any:
+        asked.append(arguments)
+        return command(self, *arguments)
+
+    monkeypatch.setattr(DirectWire, "command", listen)
+    wire = wire_for(redis_client(url, read_timeout=5))
+    with ThreadPoolExecutor(32) as threads:
+        list(threads.map(lambda shard: wire.call(load("now"), prefix_of(shard), [""]), range(SHARDS)))
+    assert len([1 for arguments in asked if arguments[0] == b"CLUSTER"]) == 1
 
 
 def test_it_goes_on_alone_when_a_node_is_lost() -> None:

@@ -191,6 +191,27 @@ def test_it_takes_over_within_a_second_from_a_leader_that_died(
     assert other.may_store(successor)
 
 
+def test_it_goes_on_renewing_the_leases_of_others_after_one_that_failed(
+    two: tuple[Flights, Flights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flights, _ = two
+    failing, kept = lead(flights), flights.join("another", seconds=1)
+    assert isinstance(kept, Flight)
+    renew = flights._renew
+
+    def fail_with_one(key: str, flight: Flight) -> None:
+        if flight is failing:
+            raise RuntimeError("unforeseen")
+        renew(key, flight)
+
+    monkeypatch.setattr(flights, "_renew", fail_with_one)
+    wait_until(lambda: not flights.may_store(failing), "the failure")
+    time.sleep(LEASE_MS / 1000)
+    assert flights.may_store(kept)
+    for key, flight in ((KEY, failing), ("another", kept)):
+        flights.leave(key, flight)
+
+
 def test_it_leaves_each_process_to_itself_while_redis_is_away(
     settings: LazySettings,
 ) -> None:

@@ -7,19 +7,15 @@ import threading
 from argparse import ArgumentParser
 from typing import Any
 
-import structlog
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import Error as DatabaseError
 from django.db import close_old_connections
-from redis.exceptions import RedisError
 
+from accounts.loops import outlived
 from monitoring.ingester import Ingester
 
 IDLE_SECONDS = 0.2
 TROUBLE_SECONDS = 1.0
-
-log = structlog.get_logger(__name__)
 
 
 class Command(BaseCommand):
@@ -48,8 +44,7 @@ class Command(BaseCommand):
     def _pause_after(self, ingester: Ingester) -> float:
         """Do one round, and answer how long to wait before the next one (seconds). Trouble is logged and outlived."""
         close_old_connections()
-        try:
-            return 0.0 if ingester.run_once() else IDLE_SECONDS
-        except (DatabaseError, RedisError) as error:
-            log.error("ingest_failed", cause=type(error).__name__)
+        moved: list[int] = []
+        if not outlived(lambda: moved.append(ingester.run_once()), event="ingest_failed"):
             return TROUBLE_SECONDS
+        return 0.0 if any(moved) else IDLE_SECONDS
