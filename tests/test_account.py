@@ -84,9 +84,8 @@ def opened(chromium: Browser, service: Service) -> Any:
     contexts = []
 
     def open_page(requests: int, *, answer: Callable[[Route], None] | None = None, **options: Any) -> Watched:
-        context = chromium.new_context(
-            timezone_id="Europe/Berlin", **{"viewport": {"width": 1440, "height": 900}, **options}
-        )
+        usual = {"timezone_id": "Europe/Berlin", "viewport": {"width": 1440, "height": 900}}
+        context = chromium.new_context(**{**usual, **options})
         contexts.append(context)
         watched = watch(context.new_page())
         made_up = answer or (lambda route: route.fulfill(json=usage(route.request.url, requests)))
@@ -194,6 +193,20 @@ def test_it_asks_for_a_range_and_a_group_of_ones_own(opened: Opener) -> None:
     asked = parse_qs(urlsplit(watched.requests[-1]).query)
     assert asked["time_zone"] == ["Europe/Berlin"]
     assert (asked["from"], asked["to"]) == (["2026-03-27T23:00:00.000Z"], ["2026-04-02T22:00:00.000Z"])
+
+
+def test_it_tells_usage_in_utc_where_hours_begin_in_between(opened: Opener) -> None:
+    watched = opened(10, timezone_id="Asia/Kolkata")
+    page = watched.page
+    is_current(page)
+    expect(page.locator("#status")).to_contain_text("Asia/")
+    expect(page.locator("#range-told")).to_contain_text("by the day in UTC")
+    asked = parse_qs(urlsplit(watched.requests[-1]).query)
+    assert asked["time_zone"] == ["UTC"]
+    assert asked["from"][0].endswith("T00:00:00.000Z")
+    expect(page.locator("#charts figure").first.locator("summary")).to_be_visible()
+    page.locator("#charts summary").first.click()
+    expect(page.locator("#charts figure").first.locator("tbody tr")).to_have_count(7)
 
 
 def test_it_refreshes_by_one_request_and_says_since_when_it_is_stale(opened: Opener) -> None:

@@ -2,10 +2,10 @@
 
 import { download, usageCsv } from "./csv.js";
 import { byId } from "./dom.js";
-import { moment, TIME_ZONE } from "./format.js";
+import { moment, TIME_ZONE, USAGE_ZONE } from "./format.js";
 import { showFigures } from "./figures.js";
 import { onKey } from "./key.js";
-import { rangeOf } from "./ranges.js";
+import { rangeName, rangeOf } from "./ranges.js";
 import { showRefusal } from "./refusals.js";
 import { Refusal } from "./service.js";
 import { roomAgain, showStanding } from "./standing.js";
@@ -71,17 +71,12 @@ function show(found) {
   byId("whose-actions").hidden = false;
   byId("content").hidden = false;
   showStanding(standing);
-  byId("range-told").textContent = `${spanOf(range)}, the whole account, by the ${range.unit} in ${TIME_ZONE}.`;
+  byId("range-told").textContent = `${rangeName(range)}, the whole account, by the ${range.unit} in ${USAGE_ZONE}.`;
   byId("empty").hidden = whole.requests > 0;
   byId("filled").hidden = whole.requests === 0;
   byId("csv").disabled = whole.requests === 0;
   if (whole.requests && !isSame) showFigures(found);
   say(`As of ${moment(found.at, { seconds: true })} (${TIME_ZONE}); renewed each minute while this page is visible.`);
-}
-
-function spanOf({ from, to, unit }) {
-  if (unit === "hour") return `${moment(from)} to ${moment(to)}`;
-  return [from, new Date(to - 1)].map((date) => date.toLocaleDateString("en-GB", { dateStyle: "medium" })).join(" to ");
 }
 
 function fail(refusal) {
@@ -129,7 +124,7 @@ function chooseOwn(event) {
 }
 
 function save() {
-  const days = [shown.range.from, new Date(shown.range.to - 1)].map((date) => date.toLocaleDateString("en-CA"));
+  const days = [shown.range.from, new Date(shown.range.to - 1)].map((date) => date.toLocaleDateString("en-CA", { timeZone: USAGE_ZONE }));
   download(`usage-${shown.standing.account}-by-${shown.group}-${days.join("-to-")}.csv`, usageCsv(shown.split, shown.group));
 }
 

@@ -39,10 +39,18 @@ export const percent = (share) => (share === null || share === undefined ? UNKNO
 /** The browser's time zone by its IANA name. */
 export const TIME_ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC";
 
+/**
+ * The time zone of usage, by whole hours: the browser's, or UTC where the browser's hours begin in between (India's).
+ * Usage is kept by whole hours of UTC, so the days of such a zone can't be told.
+ */
+export const IS_LOCAL = [0, 3, 6, 9].every((month) => new Date(new Date().getFullYear(), month, 1).getTimezoneOffset() % 60 === 0);
+export const USAGE_ZONE = IS_LOCAL ? TIME_ZONE : "UTC";
+
 /** Write a moment in local time: the time alone where it is today, with the date where it is not. */
-export function moment(date, { seconds = false } = {}) {
-  const time = { hour: "2-digit", minute: "2-digit", second: seconds ? "2-digit" : undefined, hourCycle: "h23" };
-  const isToday = date.toDateString() === new Date().toDateString();
+export function moment(date, { seconds = false, timeZone = undefined } = {}) {
+  const time = { hour: "2-digit", minute: "2-digit", second: seconds ? "2-digit" : undefined, hourCycle: "h23", timeZone };
+  const day = (of) => of.toLocaleDateString("en-CA", { timeZone });
+  const isToday = day(date) === day(new Date());
   return date.toLocaleString("en-GB", isToday ? time : { ...time, day: "numeric", month: "short", year: "numeric" });
 }
 

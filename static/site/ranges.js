@@ -1,9 +1,28 @@
-// Which stretch of time is shown, in which buckets, all in the browser's own time zone.
+// Which stretch of time is shown, in which buckets, all in the time zone of usage (format.js).
+
+import { IS_LOCAL, moment, USAGE_ZONE } from "./format.js";
 
 const HOUR = 3_600_000;
 const DAY = 24 * HOUR;
 
-const midnight = (date, days = 0) => new Date(date.getFullYear(), date.getMonth(), date.getDate() + days);
+/** Return when a day of the zone begins. */
+const dayStart = (year, month, day) => (IS_LOCAL ? new Date(year, month, day) : new Date(Date.UTC(year, month, day)));
+const dateOf = (at) => (IS_LOCAL ? [at.getFullYear(), at.getMonth(), at.getDate()] : [at.getUTCFullYear(), at.getUTCMonth(), at.getUTCDate()]);
+
+function midnight(at, days = 0) {
+  const [year, month, day] = dateOf(at);
+  return dayStart(year, month, day + days);
+}
+
+function monthStart(at, months = 0) {
+  const [year, month] = dateOf(at);
+  return dayStart(year, month + months, 1);
+}
+
+function dayOf(text) {
+  const [year, month, day] = text.split("-").map(Number);
+  return dayStart(year, month - 1, day);
+}
 
 /** Return `{from, to, unit}` of a choice; `to` is excluded. For `own`, the two dates (`2026-11-24`) are included. */
 export function rangeOf(choice, { from, to } = {}, now = new Date()) {
@@ -12,8 +31,8 @@ export function rangeOf(choice, { from, to } = {}, now = new Date()) {
     return { from: new Date(end.getTime() - DAY), to: end, unit: "hour" };
   }
   if (choice !== "own") return { from: midnight(now, choice === "7d" ? -6 : -29), to: midnight(now, 1), unit: "day" };
-  const begin = new Date(`${from}T00:00`);
-  const end = midnight(new Date(`${to}T00:00`), 1);
+  const begin = dayOf(from);
+  const end = midnight(dayOf(to), 1);
   const days = (end - begin) / DAY;
   return { from: begin, to: end, unit: days <= 3 ? "hour" : days <= 92 ? "day" : "month" };
 }
@@ -21,11 +40,11 @@ export function rangeOf(choice, { from, to } = {}, now = new Date()) {
 /** List when the buckets of a range begin, up to now, as numbers. */
 export function bucketStarts({ from, to, unit }, now = new Date()) {
   const starts = [];
-  let at = unit === "month" ? new Date(from.getFullYear(), from.getMonth()) : from;
+  let at = unit === "month" ? monthStart(from) : from;
   while (at < to && at <= now) {
     starts.push(at.getTime());
     if (unit === "hour") at = new Date(at.getTime() + HOUR);
-    else at = unit === "day" ? midnight(at, 1) : new Date(at.getFullYear(), at.getMonth() + 1);
+    else at = unit === "day" ? midnight(at, 1) : monthStart(at, 1);
   }
   return starts;
 }
@@ -33,9 +52,17 @@ export function bucketStarts({ from, to, unit }, now = new Date()) {
 /** Name a bucket: in short for an axis, in full for tooltips and tables. */
 export function bucketName(start, unit, { full = false } = {}) {
   const date = new Date(start);
-  if (unit === "month") return date.toLocaleDateString("en-GB", { month: "short", year: "numeric" });
-  const day = date.toLocaleDateString("en-GB", full ? { weekday: "short", day: "numeric", month: "short", year: "numeric" } : { day: "numeric", month: "short" });
+  const written = (parts) => date.toLocaleString("en-GB", { ...parts, timeZone: USAGE_ZONE });
+  if (unit === "month") return written({ month: "short", year: "numeric" });
+  const day = written(full ? { weekday: "short", day: "numeric", month: "short", year: "numeric" } : { day: "numeric", month: "short" });
   if (unit === "day") return day;
-  const time = date.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+  const time = written({ hour: "2-digit", minute: "2-digit" });
   return full ? `${day}, ${time}` : time === "00:00" ? day : time;
+}
+
+/** Name a range by its first and last day, or by its hours. */
+export function rangeName({ from, to, unit }) {
+  const written = (date) => date.toLocaleDateString("en-GB", { dateStyle: "medium", timeZone: USAGE_ZONE });
+  const ends = unit === "hour" ? [from, to].map((date) => moment(date, { timeZone: USAGE_ZONE })) : [from, new Date(to - 1)].map(written);
+  return ends.join(" to ");
 }

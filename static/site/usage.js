@@ -1,6 +1,6 @@
 // GET /usage: what is asked, and how its series become rows of a chart, a table or a file.
 
-import { TIME_ZONE } from "./format.js";
+import { USAGE_ZONE } from "./format.js";
 import { bucketStarts } from "./ranges.js";
 import { send } from "./service.js";
 
@@ -10,7 +10,7 @@ export const REST = "others";
 
 /** Ask for limits and figures of a range, split as `groupBy` says (`day`, `day,model` ...). */
 export async function fetchUsage(key, { from, to }, groupBy) {
-  const asked = new URLSearchParams({ from: from.toISOString(), to: to.toISOString(), time_zone: TIME_ZONE, group_by: groupBy });
+  const asked = new URLSearchParams({ from: from.toISOString(), to: to.toISOString(), time_zone: USAGE_ZONE, group_by: groupBy });
   return (await send(`/usage?${asked}`, { key })).json();
 }
 
