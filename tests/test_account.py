@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.pages import Watched, grave_faults, watch
+from tests.pages import Watched, grave_faults, make_keys, watch
 from tests.servers import Service
 
 KEY = "made-up-key"
@@ -290,4 +290,39 @@ def test_it_shows_the_landing_page_to_all(chromium: Browser, service: Service) -
     assert not watched.complaints
     watched.page.click("text=What you have left")
     expect(watched.page.locator("h1")).to_have_text("Account")
+    context.close()
+
+
+def test_it_shows_what_the_platform_counted(chromium: Browser, service: Service) -> None:
+    keys = make_keys(service, "holder", {"holder": {"requests_per_minute": 7}, "other": {"requests_per_minute": None}})
+    for message in ("one", "one", "two"):
+        assert service.request("POST", "/chat", {"message": message}, key=keys["holder"]).status == 200
+    assert service.request("POST", "/chat", {"message": ""}, key=keys["other"]).status == 400
+    context = chromium.new_context(timezone_id="America/New_York")
+    watched = watch(context.new_page())
+    page = watched.page
+    page.goto(f"{service.base_url}/account/")
+    page.fill("#key", keys["holder"])
+    page.keyboard.press("Enter")
+    is_current(page)
+    expect(page.locator("#limits .card").first).to_contain_text("4 left of 7")
+    expect(page.locator("#tiles div").first).to_contain_text("4")
+    for choice in ("24h", "30d"):
+        page.click(f'[data-range="{choice}"]')
+        is_current(page)
+        expect(page.locator("#tiles div").first).to_contain_text("3 answered")
+        expect(page.locator("#tiles")).to_contain_text("1 hits")
+    page.select_option("#group", "key")
+    expect(page.locator("#parts-title")).to_have_text("By key")
+    rows = page.locator("#parts tbody tr")
+    expect(rows).to_have_count(2)
+    told = [row.inner_text().split() for row in rows.all()]
+    assert [row[:3] for row in told] == [["holder", "3", "0"], ["other", "1", "1"]]
+    page.click('[data-range="own"]')
+    page.fill("#own-from", "2001-01-01")
+    page.fill("#own-to", "2026-01-01")
+    page.click("#own button")
+    expect(page.locator("#usage-problem")).to_contain_text("from: At most")
+    assert not watched.complaints
+    assert watched.keeps(keys["holder"]) == []
     context.close()
