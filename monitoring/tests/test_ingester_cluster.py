@@ -8,6 +8,7 @@ from pytest_django import Settings
 from accounts.limits import get_limits, reset_limits
 from accounts.limits.redis import records_stream, redis_client
 from accounts.tests.factories import make_key
+from monitoring.backlog import Backlog, ingest_backlog
 from monitoring.ingester import Ingester
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import a_draft, an_operation
@@ -25,7 +26,9 @@ def test_it_moves_the_records_of_every_node(settings: Settings) -> None:
             get_limits().emit(shard, an_operation(), draft)
         redis_client(settings.REDIS_URL).xadd(records_stream(0), {"nonsense": "x"})
         ingester = Ingester()
+        assert ingest_backlog().records == 9
         assert ingester.run_once() == 8
         assert ingester.run_once() == 0
+        assert ingest_backlog() == Backlog()
     reset_limits()
     assert set(RequestRecord.objects.values_list("account_id", flat=True)) == set(range(8))
