@@ -110,7 +110,7 @@ def test_it_says_first_what_is_left_and_until_when(opened: Opener, service: Serv
     watched = opened(100)
     page = watched.page
     is_current(page)
-    expect(page.locator("#left-summary")).to_contain_text("Used up: requests per minute (this key), until")
+    expect(page.locator("#left-summary")).to_contain_text("Used up: requests per minute (this key), room again")
     expect(page.locator("#left-summary")).to_contain_text("Europe/Berlin")
     cards = page.locator("#limits .card")
     told = [" ".join(card.inner_text().split()) for card in cards.all()]

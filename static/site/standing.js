@@ -49,8 +49,10 @@ function summary(limited, source) {
   return limited.length ? "Nothing is used up: you can go on." : "No limit holds for this key.";
 }
 
+/** Say when there is room again. A minute's window frees its slots one by one: `reset` is when all of it is free. */
 function until(state) {
   if (state.reset === null) return "until a call ends";
+  if (state.name.endsWith("per_minute")) return "room again bit by bit within the minute";
   const at = new Date(state.reset * 1000);
   const rest = (at - Date.now()) / 1000;
   return rest > 0 ? `until ${moment(at, { seconds: rest < 3600 })} (in ${duration(rest)})` : "until now";

@@ -25,7 +25,7 @@ export function onBuckets(series, range) {
 }
 
 /** Name the group of an entry; requests that were refused before a model was known have none. */
-export const groupName = (entry, group) => entry[group] || `no ${group}`;
+export const groupName = (entry, group) => entry[group] || `no ${group}: refused before`;
 
 /** Split a cost by group and bucket: `[{name, values}]`, the dearest groups first, the rest added up. */
 export function costsByGroup(series, starts, group) {
