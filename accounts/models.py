@@ -258,8 +258,13 @@ class IdempotentAnswer(models.Model):
     name = models.CharField(max_length=100, primary_key=True)
     token = models.CharField(max_length=32)
     fingerprint = models.CharField(max_length=64)
+    account_id = models.BigIntegerField(default=0)
     answer = models.JSONField(null=True)
+    size = models.PositiveIntegerField(default=0, help_text="Bytes that the answer takes; 0 for a lease.")
     until = models.DateTimeField(db_index=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["account_id", "until"], name="idempotent_account")]
 
     def __str__(self) -> str:
         return self.name

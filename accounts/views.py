@@ -46,7 +46,7 @@ class KeyView(APIView):
         if self.required_scope and identity is not None and self.required_scope not in identity.scopes:
             raise ScopeDenied
         if request.method == "POST" and identity is not None:
-            self.claim = claims.claim(request, identity.key_id)
+            self.claim = claims.claim(request, owner=identity.key_id, account=identity.account_id)
 
     def handle_exception(self, exc: Exception) -> Response:
         """Answer what was answered before; hand anything else to the handler."""

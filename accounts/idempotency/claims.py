@@ -1,8 +1,8 @@
 """One request's claim on its Idempotency-Key: taken before its work, ended with its answer or given back.
 
-A final answer (neither 429 nor 5xx, at most LARGEST_ANSWER) is kept; it is found under a digest of account key and
-Idempotency-Key, because what callers put into one may be telling. While the first request runs its lease is renewed;
-if its process dies, the lease runs out and a retry runs anew.
+A final answer (neither 429 nor 5xx, at most LARGEST_ANSWER) is kept as long as its account has room; it is found under
+a digest of account key and Idempotency-Key, because what callers put into one may be telling. While the first request
+runs its lease is renewed; if its process dies, the lease runs out and a retry runs anew.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Claims:
         self._pid = 0
         self._renewing = False
 
-    def claim(self, request: Request, owner: int) -> Claim | None:
-        """Claim the Idempotency-Key of a request of key `owner`; None without one.
+    def claim(self, request: Request, *, owner: int, account: int) -> Claim | None:
+        """Claim the Idempotency-Key of a request of key `owner` of an account; None without one.
 
         Raises Replayed with the first answer, Conflict while that is made, IdempotencyKeyReused for another body,
         InvalidRequest for a malformed key, DependencyUnavailable while nobody can tell.
@@ -107,7 +107,7 @@ class Claims:
             return None
         if not KEY_FORMAT.match(key):
             raise InvalidRequest("Idempotency-Key must be 1 to 255 printable characters.", param="Idempotency-Key")
-        lease = Lease(_name(owner, key), _fingerprint(request), secrets.token_hex(16))
+        lease = Lease(_name(owner, key), _fingerprint(request), secrets.token_hex(16), account)
         try:
             held = self._own_store().take(lease)
         except (RedisError, DatabaseError) as error:

@@ -1,4 +1,7 @@
-"""Where leases and answers under Idempotency-Keys are kept: the state Redis, or the database in the embedded mode."""
+"""Where leases and answers under Idempotency-Keys are kept: the state Redis, or the database in the embedded mode.
+
+An account keeps at most IDEMPOTENCY_BYTES: an answer that there is no room for takes that of the account's oldest ones.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import base64
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Sum
 from django.utils import timezone
 
 from accounts.limits.redis import redis_client
@@ -19,15 +24,19 @@ LEASE_SECONDS = 15
 KEPT_SECONDS = 24 * 3600
 #: Rows over their time that one new lease clears away.
 CLEARED_ROWS = 20
+#: Bytes that an answer takes beside itself, roughly, and rows that one statement drops (SQLite bounds its parameters).
+OVERHEAD = 300
+DROPPED_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to answer first under a name; `fingerprint` tells the request, `token` its holder."""
+    """The right to answer first under a name; `fingerprint` tells the request, `token` its holder, `account` whose."""
 
     name: str
     fingerprint: str
     token: str
+    account: int
 
     @property
     def text(self) -> str:
@@ -81,6 +90,7 @@ class Store(Protocol):
 class RedisStore:
     """One key with JSON in it: the lease for a short time, then the answer for a long one. Raises RedisError."""
 
+    KEEP = Path(__file__).with_name("keep.lua").read_text()
     RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('EXPIRE', KEYS[1], ARGV[2]) or 0"
     RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
 
@@ -101,9 +111,16 @@ class RedisStore:
         self._client.eval(self.RENEW, 1, _place(lease), lease.text, LEASE_SECONDS)
 
     def finish(self, lease: Lease, answer: KeptAnswer) -> None:
-        """Keep the answer for a day."""
+        """Keep the answer for a day, and drop what there is no room for."""
         value = json.dumps({"fingerprint": lease.fingerprint, "answer": answer.as_json()})
-        self._client.set(_place(lease), value, ex=KEPT_SECONDS)
+        size = len(value) + OVERHEAD
+        if size > settings.IDEMPOTENCY_BYTES:
+            self.release(lease)
+            return
+        places = [_place(lease), *(f"{_folder(lease)}{part}" for part in ("order", "sizes"))]
+        self._client.eval(
+            self.KEEP, len(places), *places, value, KEPT_SECONDS, lease.name, size, settings.IDEMPOTENCY_BYTES
+        )
 
     def release(self, lease: Lease) -> None:
         """Give the lease back."""
@@ -120,7 +137,11 @@ class DatabaseStore:
         try:
             with transaction.atomic():
                 IdempotentAnswer.objects.create(
-                    name=lease.name, fingerprint=lease.fingerprint, token=lease.token, until=until
+                    name=lease.name,
+                    fingerprint=lease.fingerprint,
+                    token=lease.token,
+                    account_id=lease.account,
+                    until=until,
                 )
         except IntegrityError:
             row = IdempotentAnswer.objects.filter(name=lease.name).first()
@@ -135,16 +156,36 @@ class DatabaseStore:
         IdempotentAnswer.objects.filter(name=lease.name, token=lease.token, answer__isnull=True).update(until=until)
 
     def finish(self, lease: Lease, answer: KeptAnswer) -> None:
-        """Keep the answer for a day."""
-        IdempotentAnswer.objects.update_or_create(
-            name=lease.name,
-            defaults={
-                "fingerprint": lease.fingerprint,
-                "token": lease.token,
-                "answer": answer.as_json(),
-                "until": timezone.now() + timedelta(seconds=KEPT_SECONDS),
-            },
-        )
+        """Keep the answer for a day, and drop what there is no room for."""
+        value = answer.as_json()
+        size = len(json.dumps(value)) + OVERHEAD
+        if size > settings.IDEMPOTENCY_BYTES:
+            self.release(lease)
+            return
+        kept = {
+            "fingerprint": lease.fingerprint,
+            "token": lease.token,
+            "account_id": lease.account,
+            "answer": value,
+            "size": size,
+            "until": timezone.now() + timedelta(seconds=KEPT_SECONDS),
+        }
+        with transaction.atomic():
+            IdempotentAnswer.objects.update_or_create(name=lease.name, defaults=kept)
+            self._make_room(lease.account)
+
+    def _make_room(self, account: int) -> None:
+        """Drop the oldest answers of an account that keeps too much."""
+        own = IdempotentAnswer.objects.filter(account_id=account, size__gt=0)
+        excess = (own.aggregate(total=Sum("size"))["total"] or 0) - settings.IDEMPOTENCY_BYTES
+        dropped = []
+        for name, size in own.order_by("until").values_list("name", "size").iterator() if excess > 0 else ():
+            if excess <= 0:
+                break
+            dropped.append(name)
+            excess -= size
+        for start in range(0, len(dropped), DROPPED_AT_ONCE):
+            IdempotentAnswer.objects.filter(name__in=dropped[start : start + DROPPED_AT_ONCE]).delete()
 
     def release(self, lease: Lease) -> None:
         """Give the lease back."""
@@ -159,7 +200,12 @@ class DatabaseStore:
 
 
 def _place(lease: Lease) -> str:
-    return f"aiapi:idempotency:{lease.name}"
+    return _folder(lease) + lease.name
+
+
+def _folder(lease: Lease) -> str:
+    """Begin the names of all that an account keeps: in one slot of a cluster."""
+    return f"aiapi:idempotency:{{{lease.account}}}:"
 
 
 def make_store() -> Store:

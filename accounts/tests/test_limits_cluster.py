@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import redis
+from django.conf import LazySettings
 
+from accounts.idempotency.store import Held, KeptAnswer, Lease, RedisStore
 from accounts.limits.bounds import Amount
 from accounts.limits.cluster import ClusterWire
 from accounts.limits.contract import REFUSALS_A_MINUTE, SHARDS, Refusal, Reserved, Scope, Tally, Unavailable
@@ -160,3 +162,14 @@ def test_it_goes_on_alone_when_a_node_is_lost() -> None:
         assert limits.is_degraded
         with pytest.raises(Unavailable):
             limits.reserve(scopes[0], an_operation(), admitted_at=limits.now(), bound=a_bound(), draft={})
+
+
+def test_it_keeps_idempotent_answers_of_an_account_in_one_slot(url: str, settings: LazySettings) -> None:
+    settings.REDIS_URL = url
+    store, answer = RedisStore(), KeptAnswer(200, {}, b"said")
+    for account in range(5):
+        lease = Lease(f"name-{account}", "asked", "mine", account)
+        assert store.take(lease) is None
+        store.renew(lease)
+        store.finish(lease, answer)
+        assert store.take(lease) == Held("asked", answer)

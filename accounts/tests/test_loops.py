@@ -57,7 +57,7 @@ def test_it_renews_other_claims_after_one_that_failed(monkeypatch: pytest.Monkey
         fail()
 
     monkeypatch.setattr(claims, "_renew_one", renew)
-    both = [Claim(Lease(name, "f", "t"), claims) for name in "ab"]
+    both = [Claim(Lease(name, "f", "t", 7), claims) for name in "ab"]
     claims.renew_each(both)
     assert renewed == both
 

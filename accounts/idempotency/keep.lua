@@ -1,0 +1,37 @@
+-- Keep an answer in the place of its lease, and drop the account's oldest ones that there is no room for beside it.
+-- KEYS: the place of the answer, the account's names by when (µs) they were kept, the bytes of each name and 'total'.
+-- ARGV: the answer, seconds for which it is kept, its name, its bytes, bytes that an account may keep.
+local place, order, sizes = KEYS[1], KEYS[2], KEYS[3]
+local kept_for, name, size, most = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local base = string.sub(place, 1, #place - #name)
+
+local function forget(gone)
+  local bytes = redis.call('HGET', sizes, gone)
+  if bytes then
+    redis.call('HINCRBY', sizes, 'total', '-' .. bytes)
+    redis.call('HDEL', sizes, gone)
+  end
+  redis.call('ZREM', order, gone)
+end
+
+forget(name)
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', string.format('%.0f', now - kept_for * 1000000))) do
+  forget(gone)
+end
+while tonumber(redis.call('HGET', sizes, 'total') or 0) + size > most do
+  local oldest = redis.call('ZRANGE', order, 0, 0)[1]
+  if not oldest then
+    break
+  end
+  redis.call('UNLINK', base .. oldest)
+  forget(oldest)
+end
+
+redis.call('SET', place, ARGV[1], 'EX', kept_for)
+redis.call('ZADD', order, string.format('%.0f', now), name)
+redis.call('HSET', sizes, name, size)
+redis.call('HINCRBY', sizes, 'total', size)
+redis.call('EXPIRE', order, kept_for)
+redis.call('EXPIRE', sizes, kept_for)
