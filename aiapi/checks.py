@@ -48,6 +48,15 @@ def check_variable_names(**options: Any) -> list[CheckMessage]:
     ]
 
 
+@register()
+def check_alert_emails(**options: Any) -> list[CheckMessage]:
+    """Report operators who would get no mail, for want of a server (aiapi.W002)."""
+    if not settings.ALERT_EMAILS or settings.EMAIL_URL:
+        return []
+    hint = "Set it: EMAIL_URL=smtp+tls://USER:PASSWORD@mail.example.com:587"
+    return [Warning("ALERT_EMAILS is set, but EMAIL_URL is not: no e-mail is sent.", hint=hint, id="aiapi.W002")]
+
+
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What is wrong with an installation, a line each: what stops a start, and what doesn't."""

@@ -13,6 +13,7 @@ from csp.constants import NONE, SELF
 from django.templatetags.static import static
 
 from aiapi.env import Environment
+from aiapi.mail import email_settings
 from aiapi.stores import cache_settings, database_settings
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -171,6 +172,29 @@ IDEMPOTENCY_BYTES = ENV.integer(
 CONTENT_MAX_BYTES = ENV.integer(
     "CONTENT_MAX_BYTES", 65536, minimum=1024, maximum=16_777_216, help="most that is kept of a prompt, and of an answer"
 )
+
+# Alerts
+WATCH_SECONDS = ENV.number(
+    "WATCH_SECONDS", 15, minimum=1, maximum=3600, help="seconds between two rounds of manage.py watch"
+)
+ALERT_WEBHOOK_URL = ENV.url("ALERT_WEBHOOK_URL", ("http", "https"), secret=True, help="where alerts are posted")
+ALERT_WEBHOOK_SECRET = ENV.text("ALERT_WEBHOOK_SECRET", secret=True, help="signs what is posted there")
+ALERT_EMAILS = ENV.names("ALERT_EMAILS", help="operators who get alerts by e-mail")
+ALERT_ERROR_RATE = ENV.number(
+    "ALERT_ERROR_RATE", 10, minimum=0.1, maximum=100, help="percent of requests failing in five minutes that alert"
+)
+EMAIL_URL = ENV.url(
+    "EMAIL_URL",
+    ("smtp", "smtp+tls", "smtps"),
+    secret=True,
+    help="mail server: smtp+tls://USER:PASSWORD@HOST:587; without it no e-mail is sent",
+)
+DEFAULT_FROM_EMAIL = ENV.text("EMAIL_FROM", "ai-api@localhost", help="sender of e-mails")
+_EMAIL = email_settings(EMAIL_URL)
+EMAIL_HOST, EMAIL_PORT = _EMAIL.host, _EMAIL.port
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _EMAIL.user, _EMAIL.password
+EMAIL_USE_TLS, EMAIL_USE_SSL = _EMAIL.starts_tls, _EMAIL.is_tls
+EMAIL_TIMEOUT = 10
 
 # The first administrator, made by `manage.py bootstrap`
 ADMIN_USERNAME = ENV.text("ADMIN_USERNAME", "admin", help="name of the first administrator")

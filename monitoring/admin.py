@@ -19,6 +19,7 @@ from accounts.admin.keyset import KeysetAdmin
 from accounts.admin.typed import Fieldsets, display
 from accounts.models import Account, ApiKey
 from monitoring.admin_export import ExportingAdmin
+from monitoring.alert_admin import AlertAdmin
 from monitoring.log_export import COLUMNS, between, record_batches
 from monitoring.models import RequestRecord
 from monitoring.record_page import MESSAGES, content_text, stage_table
@@ -29,6 +30,8 @@ STATUSES: dict[str, tuple[str, Q]] = {
     "refused": ("Refused otherwise (4xx)", Q(status__gte=400, status__lt=500) & ~Q(status=429)),
     "failed": ("Failed (5xx)", Q(status__gte=500)),
 }
+__all__ = ["AlertAdmin", "RequestRecordAdmin"]
+
 #: What the page of a record adds to its fields; the last are shown by permission.
 TOLD_FIELDS = ("reason", "stage_times", "attempt_failures")
 CONTENT_FIELDS = ("prompt", "answer")

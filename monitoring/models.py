@@ -145,3 +145,57 @@ class RequestContent(models.Model):
 
     def __str__(self) -> str:
         return str(self.record_id)
+
+
+class Alert(models.Model):
+    """One episode of something that somebody should know of. It goes on while `ended_at` is empty."""
+
+    class Kind(models.TextChoices):
+        BUDGET = "budget"
+        ERRORS = "errors", "error rate"
+        PROVIDER = "provider"
+        INGEST = "ingest", "ingest lag"
+        DEPENDENCY = "dependency"
+        TEST = "test"
+
+    kind = models.CharField(max_length=20, choices=Kind.choices)
+    subject = models.CharField(max_length=250, help_text="What tells its episodes from those of others.")
+    title = models.CharField(max_length=250)
+    text = models.TextField()
+    began_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        permissions = [("test_alert", "Can send a test alert")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["subject"], condition=models.Q(ended_at=None), name="alert_one_episode_at_a_time"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.title
+
+
+class AlertDelivery(models.Model):
+    """An alert on its way to one place, until it has arrived or was tried often enough."""
+
+    class Channel(models.TextChoices):
+        WEBHOOK = "webhook"
+        EMAIL = "email", "e-mail"
+
+    alert = models.ForeignKey(Alert, on_delete=models.CASCADE, related_name="deliveries")
+    channel = models.CharField(max_length=10, choices=Channel.choices)
+    recipient = models.CharField(max_length=254, blank=True, help_text="An e-mail address.")
+    attempts = models.PositiveSmallIntegerField(default=0)
+    next_at = models.DateTimeField(help_text="When it may be tried again.")
+    sent_at = models.DateTimeField(null=True, blank=True)
+    failure = models.CharField(max_length=100, blank=True, help_text="What was wrong the last time.")
+
+    class Meta:
+        verbose_name_plural = "alert deliveries"
+        indexes = [models.Index(fields=["next_at"], name="delivery_due", condition=models.Q(sent_at=None))]
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.recipient}".strip()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import structlog
 from django.conf import settings
 from django.db.models import Q, QuerySet
 from django.utils import timezone
@@ -17,6 +18,8 @@ from django.utils import timezone
 from monitoring.ids import first_id
 from monitoring.models import RequestContent, RequestRecord
 from monitoring.pruning import Pruned, Pruning
+
+log = structlog.get_logger(__name__)
 
 #: How long after a month's end its ledger may still be asked for: longer than any call takes.
 LATE_SETTLES = timedelta(days=1)
@@ -65,6 +68,15 @@ def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
     youngest = now - timedelta(hours=settings.CONTENT_RETENTION_HOURS)
     expired = RequestContent.objects.filter(Q(expires_at__lte=now) | Q(created_at__lte=youngest))
     return Pruning(within=expired, doomed=lambda rows: rows, wait=wait, column="expires_at").run()
+
+
+def prune_by_settings(*, wait: Callable[[float], bool]) -> None:
+    """Delete all that has had its time; log how much of it there was."""
+    content = prune_content(wait=wait)
+    days = settings.LOG_RETENTION_DAYS
+    records = prune_records(record_cutoff(days).at, wait=wait) if days else Pruned()
+    if content.rows or records.rows:
+        log.info("pruned", records=records.rows, contents=content.rows, longest_ms=round(records.longest * 1000))
 
 
 def _budgets_begin(now: datetime) -> datetime:

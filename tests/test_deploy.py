@@ -111,9 +111,9 @@ def test_it_names_only_management_commands_that_exist() -> None:
 def test_it_gives_heroku_and_railway_the_settings_and_paths_that_exist() -> None:
     app, railway = (json.loads((ROOT / name).read_text()) for name in ("app.json", "railway.json"))
     assert set(app["env"]) <= set(ENV.declared)
-    assert set(app["formation"]) == {"web", "ingester"} == set(yaml_of("heroku.yml")["run"])
+    assert set(app["formation"]) == {"web", "ingester", "watch"} == set(yaml_of("heroku.yml")["run"])
     assert railway["deploy"]["healthcheckPath"] == "/health/ready"
-    assert {"release", "web", "ingester"} == set(yaml.safe_load((ROOT / "Procfile").read_text()))
+    assert {"release", "web", "ingester", "watch"} == set(yaml.safe_load((ROOT / "Procfile").read_text()))
 
 
 def test_it_writes_manifests_that_kubernetes_accepts() -> None:
@@ -149,7 +149,7 @@ def test_it_names_the_same_ports_and_paths_everywhere() -> None:
 
 
 def test_it_selects_the_pods_that_it_makes() -> None:
-    for name in ("deployment", "ingester"):
+    for name in ("deployment", "ingester", "watch"):
         spec = manifest(name)["spec"]
         assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
     labels = manifest("deployment")["spec"]["template"]["metadata"]["labels"]
@@ -158,7 +158,7 @@ def test_it_selects_the_pods_that_it_makes() -> None:
     assert manifest("networkpolicy")["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
-@pytest.mark.parametrize("name", ["deployment", "ingester", "job"])
+@pytest.mark.parametrize("name", ["deployment", "ingester", "watch", "job"])
 def test_it_gives_pods_the_image_s_user_and_nothing_to_write_on(name: str) -> None:
     pod = manifest(name)["spec"]["template"]["spec"]
     user, group = (int(part) for part in instructions("USER")[-1].split(":"))

@@ -77,3 +77,10 @@ def test_it_is_clean_under_check_deploy_in_production() -> None:
     done = subprocess.run(command, env=PRODUCTION, cwd=BASE_DIR, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "no issues" in done.stdout
+
+
+def test_it_reports_operators_who_would_get_no_mail(production: LazySettings) -> None:
+    production.ALERT_EMAILS, production.EMAIL_URL = ["ops@example.com"], ""
+    assert [message.id for message in checks.check_alert_emails()] == ["aiapi.W002"]
+    production.EMAIL_URL = "smtp://mail.example.com"
+    assert checks.check_alert_emails() == []

@@ -29,6 +29,8 @@ VALUES = {
     "OPENAI_BASE_URL": "https://models.example.com/v1",
     "LOCAL_MODEL_URL": "http://127.0.0.1:9/v1",
     "REDIS_TIMEOUT": "0.5",
+    "ALERT_WEBHOOK_URL": "https://hooks.example.com/alerts",
+    "EMAIL_URL": "smtp+tls://user:secret@mail.example.com",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.example.com:4318",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://collector.example.com/v1/traces",
     "OTEL_TRACES_EXPORTER": "none",

@@ -66,6 +66,7 @@ def _start_all(group: Group, env: dict[str, str], started: float) -> None:
     _manage(python, env, "bootstrap")
     if environment.has_redis(env):
         group.start("the ingester", [python, "manage.py", "ingest_usage"], env)
+    group.start("the watch", [python, "manage.py", "watch"], env)
     group.start("the server", [python, "manage.py", "serve"], env)
     group.wait_until(lambda: _is_live(_shown(host), port), timeout=START_TIMEOUT, what="the server")
     _welcome(f"http://{_shown(host)}:{port}", env, time.monotonic() - started)

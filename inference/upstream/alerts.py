@@ -1,0 +1,25 @@
+"""Breakers that are open, as alerts to operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inference.models import Deployment
+from inference.upstream.breaker import open_anywhere
+from monitoring.alerts.conditions import Condition
+from monitoring.models import Alert
+
+
+def open_breakers() -> Iterator[Condition]:
+    """List the deployments to which some process lets no calls pass, as far as the cache that all share tells."""
+    usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
+    deployments = {deployment.pk: deployment for deployment in usable.select_related("provider", "model")}
+    for pk in sorted(open_anywhere(deployments)):
+        deployment = deployments[pk]
+        yield Condition(
+            Alert.Kind.PROVIDER,
+            f"breaker:{pk}",
+            f"Provider {deployment.provider} fails: no calls go to {deployment}",
+            f"Calls to {deployment} for model {deployment.model} failed several times in a row. Its breaker keeps "
+            "calls away and tries it again by itself; others of the model answer meanwhile, if there are any.",
+        )

@@ -1,0 +1,72 @@
+"""Tells of alerts: each delivery is taken by one process at a time, and tried again with growing pauses."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from smtplib import SMTPException
+
+import structlog
+from django.conf import settings
+from django.core.mail import EmailMessage
+from django.utils import timezone
+
+from monitoring.alerts.conditions import Condition
+from monitoring.alerts.episodes import episode_begin
+from monitoring.alerts.webhook import WebhookError, send_webhook
+from monitoring.models import Alert, AlertDelivery
+
+FIRST_PAUSE = timedelta(seconds=30)  # doubled with each attempt
+MOST_ATTEMPTS = 7  # over half an hour
+A_ROUND = 50  # deliveries at most
+
+log = structlog.get_logger(__name__)
+
+
+def deliveries_send(now: datetime | None = None) -> int:
+    """Send what is due; return how many arrived."""
+    moment = now or timezone.now()
+    due = AlertDelivery.objects.filter(sent_at=None, next_at__lte=moment, attempts__lt=MOST_ATTEMPTS)
+    found = list(due.select_related("alert").order_by("next_at")[:A_ROUND])
+    return sum(_deliver(delivery, moment) for delivery in found)
+
+
+def send_test_alert() -> list[AlertDelivery]:
+    """Send a test alert on every way, now; return its deliveries, of which each says what came of it."""
+    now = timezone.now()
+    title, text = "Test alert", f"This is a test of the alerts of {settings.NAME}: nothing is wrong."
+    alert = episode_begin(Condition(Alert.Kind.TEST, f"test:{now.timestamp()}", title, text))
+    if alert is None:
+        return []
+    Alert.objects.filter(pk=alert.pk).update(ended_at=now)
+    deliveries = list(alert.deliveries.select_related("alert"))
+    for delivery in deliveries:
+        _deliver(delivery, now)
+        delivery.refresh_from_db()
+    return deliveries
+
+
+def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
+    """Take a delivery, and send it; False if another process has it, or it failed."""
+    mine = AlertDelivery.objects.filter(pk=delivery.pk, sent_at=None, attempts=delivery.attempts)
+    pause = FIRST_PAUSE * 2**delivery.attempts
+    if not mine.update(attempts=delivery.attempts + 1, next_at=now + pause):
+        return False
+    try:
+        _send(delivery)
+    except (WebhookError, SMTPException, OSError) as error:
+        cause = str(error) if isinstance(error, WebhookError) else type(error).__name__
+        log.error("alert_not_delivered", alert=delivery.alert_id, channel=delivery.channel, cause=cause)
+        AlertDelivery.objects.filter(pk=delivery.pk).update(failure=cause[:100])
+        return False
+    AlertDelivery.objects.filter(pk=delivery.pk).update(sent_at=timezone.now(), failure="")
+    return True
+
+
+def _send(delivery: AlertDelivery) -> None:
+    alert = delivery.alert
+    if delivery.channel == AlertDelivery.Channel.WEBHOOK:
+        send_webhook(alert)
+        return
+    subject = f"[{settings.NAME}] {alert.title}".replace("\n", " ")
+    body = f"{alert.text}\n\n{alert.began_at:%Y-%m-%d %H:%M} UTC\n"
+    EmailMessage(subject, body, settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()

@@ -1,0 +1,55 @@
+"""Watch over budgets, errors, providers and the ingester, and send alerts; prune what has had its time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from argparse import ArgumentParser
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.core.management.base import BaseCommand
+from django.db import Error as DatabaseError
+from django.db import close_old_connections
+
+from monitoring.alerts.conditions import HealthWatch
+from monitoring.alerts.watch import Round
+from monitoring.retention import prune_by_settings
+from monitoring.stopping import stop_requests
+
+PRUNE_SECONDS = 3600.0
+
+log = structlog.get_logger(__name__)
+
+
+class Command(BaseCommand):
+    """Runs until it is told to stop. Several may run: each alert is sent once."""
+
+    help = __doc__
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Take --once."""
+        parser.add_argument("--once", action="store_true", help="go round once and end: for cron, and for trying it")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Go round once or until SIGTERM."""
+        if options["once"]:
+            began, sent = Round(HealthWatch(bad_rounds=1)).run()
+            self.stdout.write(f"{began} alerts began, {sent} deliveries arrived.")
+            return
+        with stop_requests() as stopping:
+            self._loop(stopping)
+
+    def _loop(self, stopping: threading.Event) -> None:
+        """Go round; pruning has a turn each hour, the first after one. Trouble is logged and outlived."""
+        round_, pruned_at = Round(), time.monotonic()
+        while not stopping.wait(settings.WATCH_SECONDS):
+            close_old_connections()
+            try:
+                round_.run()
+                if time.monotonic() - pruned_at >= PRUNE_SECONDS:
+                    pruned_at = time.monotonic()
+                    prune_by_settings(wait=stopping.wait)
+            except DatabaseError as error:
+                log.error("watch_failed", cause=type(error).__name__)
