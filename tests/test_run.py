@@ -50,14 +50,16 @@ def test_it_starts_again_with_its_data_and_prints_the_password_once(fake: FakeUp
         assert second.request("POST", "/chat", {"message": "Hello"}, key=key).status == 200
 
 
-def test_it_runs_the_ingester_where_redis_keeps_the_state(fake: FakeUpstream, own_redis: Redis) -> None:
+def test_it_runs_the_ingester_where_redis_keeps_the_state_and_the_watch(fake: FakeUpstream, own_redis: Redis) -> None:
     with launched({**provider(fake), "REDIS_URL": own_redis.url}) as service:
-        assert any("ingest_usage" in command for command in members(service))
+        commands = members(service)
+        assert all(any(name in each for each in commands) for name in ("ingest_usage", "manage.py watch"))
 
 
 def test_it_ends_the_rest_when_one_process_dies(fake: FakeUpstream) -> None:
     with launched(provider(fake)) as service:
-        (arbiter,) = [pid for pid in pids(service) if parent(pid) == service.process.pid]
+        members_of = [pid for pid in pids(service) if parent(pid) == service.process.pid]
+        (arbiter,) = [pid for pid in members_of if "manage.py watch" not in command(pid)]
         os.kill(arbiter, signal.SIGKILL)
         assert service.process.wait(40) == 1
         assert "error: the server ended by itself with status -9" in service.log.read_text()
@@ -113,7 +115,12 @@ def pids(service: Service) -> list[int]:
 
 def members(service: Service) -> list[str]:
     """List the command lines of the launcher's session."""
-    return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids(service)]
+    return [command(pid) for pid in pids(service)]
+
+
+def command(pid: int) -> str:
+    """Return a process's command line."""
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
 def parent(pid: int) -> int:
