@@ -286,7 +286,7 @@ def test_it_closes_the_connection_of_a_stream_that_is_not_read_on(client: Client
     stream = open_stream(client, provider)
     stream.close()
     wait_until(lambda: connections(provider) == before, "the connection to be closed", 2)
-    assert provider.billed[0].outcome == "client_left"
+    wait_until(lambda: provider.billed[0].outcome == "client_left", "the provider to notice", 5)
 
 
 def test_it_ends_a_read_that_is_under_way_when_another_closes_the_stream(
