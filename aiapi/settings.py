@@ -155,6 +155,13 @@ ADMIN_LOGIN_RATE = ENV.rate("ADMIN_LOGIN_RATE", "10/m", help="log-in attempts in
 LOG_RETENTION_DAYS = ENV.integer(
     "LOG_RETENTION_DAYS", 90, minimum=0, maximum=36_500, help="days for which request records are kept; 0: for good"
 )
+ROLLUP_RETENTION_DAYS = ENV.integer(
+    "ROLLUP_RETENTION_DAYS",
+    3653,
+    minimum=0,
+    maximum=36_500,
+    help="days for which sums by hour, day and month are kept, at least as long as the records; 0: for good",
+)
 CONTENT_RETENTION_HOURS = ENV.integer(
     "CONTENT_RETENTION_HOURS",
     72,

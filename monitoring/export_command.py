@@ -36,7 +36,7 @@ class ExportCommand(BaseCommand):
     def export(self, columns: Sequence[str], batches: Iterable[Sequence[Row]], options: dict[str, Any]) -> None:
         """Write the rows, tell on standard error how many, and leave an audit entry."""
         file_format, output = Format(options["format"]), options["output"]
-        told = ("format", "begin", "end", "account", "output", "key", "model", "endpoint", "group_by")
+        told = ("format", "begin", "end", "account", "output", "key", "model", "endpoint", "unit", "by")
         details = {name: str(options[name]) for name in told if options.get(name)}
         audit_event(actor=f"command:{self.name}", action="exported", kind=self.kind, details=details)
         counter = _Counter()

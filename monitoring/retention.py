@@ -16,8 +16,9 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from monitoring.ids import first_id
-from monitoring.models import RequestContent, RequestRecord
+from monitoring.models import RequestContent, RequestRecord, Rollup
 from monitoring.pruning import Pruned, Pruning
+from monitoring.rollups.periods import hour_of
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,30 @@ def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
     ).run()
 
 
+def rollup_cutoff(days: int, *, now: datetime | None = None) -> datetime | None:
+    """Find the month before which rollups may go, if those of so many days are to be kept; None: days is 0, none may.
+
+    Whole months only: hours, days and months of one time go together. What the log still holds stays in the rollups,
+    which are compared with it.
+    """
+    if not days:
+        return None
+    cutoff = (now or timezone.now()) - timedelta(days=days)
+    oldest = RequestRecord.objects.order_by("pk").values_list("admitted_at", flat=True).first()
+    return _month_begin(min(cutoff, oldest) if oldest else cutoff)
+
+
+def prune_rollups(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
+    """Delete the rollups of the time before a moment, in small steps."""
+    total = Pruned()
+    for grain in Rollup.Grain:
+        old = Rollup.objects.filter(grain=grain, start__lt=hour_of(cutoff))
+        done = Pruning(within=old, doomed=lambda rows: rows, wait=wait, column="start", done=total).run()
+        if done.was_stopped:
+            break
+    return total
+
+
 def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
     """Delete what was asked and answered once it has expired, by the setting of now or of when it was written."""
     now = timezone.now()
@@ -75,11 +100,18 @@ def prune_by_settings(*, wait: Callable[[float], bool]) -> None:
     content = prune_content(wait=wait)
     days = settings.LOG_RETENTION_DAYS
     records = prune_records(record_cutoff(days).at, wait=wait) if days else Pruned()
-    if content.rows or records.rows:
-        log.info("pruned", records=records.rows, contents=content.rows, longest_ms=round(records.longest * 1000))
+    cutoff = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
+    rollups = prune_rollups(cutoff, wait=wait) if cutoff else Pruned()
+    if content.rows or records.rows or rollups.rows:
+        longest = max(each.longest for each in (content, records, rollups))
+        counts = {"records": records.rows, "contents": content.rows, "rollups": rollups.rows}
+        log.info("pruned", **counts, longest_ms=round(longest * 1000))
 
 
 def _budgets_begin(now: datetime) -> datetime:
     """Return the beginning of the month (UTC) whose budgets are still counted."""
-    counted = now.astimezone(UTC) - LATE_SETTLES
-    return counted.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return _month_begin(now - LATE_SETTLES)
+
+
+def _month_begin(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)

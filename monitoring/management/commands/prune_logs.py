@@ -1,4 +1,4 @@
-"""Delete old request records and expired content, in small steps that nobody notices."""
+"""Delete old request records and rollups, and expired content, in small steps that nobody notices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from monitoring.retention import Cutoff, old_records, prune_content, prune_records, record_cutoff
+from monitoring.retention import (
+    Cutoff,
+    old_records,
+    prune_content,
+    prune_records,
+    prune_rollups,
+    record_cutoff,
+    rollup_cutoff,
+)
 from monitoring.stopping import stop_requests
 
 
@@ -29,6 +37,10 @@ class Command(BaseCommand):
             if not options["dry_run"]:
                 content = prune_content(wait=stopping.wait)
                 self.stdout.write(f"Pruned the content of {content.rows:,} requests that had expired ({content}).")
+                cutoff = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
+                if cutoff is not None:
+                    rollups = prune_rollups(cutoff, wait=stopping.wait)
+                    self.stdout.write(f"Pruned {rollups.rows:,} rollups from before {cutoff:%Y-%m-%d} ({rollups}).")
             self._prune_records(options, stopping)
 
     def _prune_records(self, options: dict[str, Any], stopping: threading.Event) -> None:

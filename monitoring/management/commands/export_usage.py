@@ -1,0 +1,38 @@
+"""Write usage by time and by account, key, model or endpoint to a file or to standard output."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.utils import timezone
+
+from monitoring.export_command import ExportCommand, account_id_of
+from monitoring.rollups.calendar import Unit
+from monitoring.rollups.selectors import GROUPS
+from monitoring.usage_export import usage_batches, usage_columns
+
+
+class Command(ExportCommand):
+    """Reads the sums, not the log: they reach back further than the records do."""
+
+    help = __doc__
+    kind, name = "usage row", "export_usage"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Take how to split it."""
+        super().add_arguments(parser)
+        parser.add_argument("--unit", choices=[str(unit) for unit in Unit], default=str(Unit.DAY), help="of time (UTC)")
+        parser.add_argument("--by", choices=list(GROUPS), default="account", help="one row for each of them")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Export; without --from, the present month so far."""
+        now = timezone.now()
+        batches = usage_batches(
+            begin=options["begin"] or now.replace(day=1, hour=0, minute=0, second=0, microsecond=0),
+            end=options["end"] or now,
+            unit=Unit(options["unit"]),
+            by=options["by"],
+            account_id=account_id_of(options["account"]),
+        )
+        self.export(usage_columns(options["by"]), batches, options)
