@@ -140,6 +140,13 @@ def test_it_admits_exactly_the_limit_over_all_workers(cluster: Cluster, key: str
     assert Counter(answer.status for answer in answers) == {200: PREMIUM, 429: 100 - PREMIUM}
     assert all(0 < int(answer.headers["retry-after"]) <= 60 for answer in answers if answer.status == 429)
 
+    def recorded() -> tuple[Any, ...]:
+        query = "SELECT sum(count), count(*) FROM monitoring_requestrecord WHERE key_id = %s"
+        return cluster.rows(query, cluster.keys[key][1])[0]
+
+    wait_until(lambda: recorded()[0] == 100, "each refusal to be counted")
+    assert recorded()[1] < 100, "many of them in one record"
+
 
 def test_it_charges_the_bound_of_a_call_whose_worker_was_killed(cluster: Cluster) -> None:
     cluster.fake.set(latency_ms=60_000)
