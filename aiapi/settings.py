@@ -419,4 +419,5 @@ UNFOLD: dict[str, Any] = {
     "SITE_URL": "/",
     "SHOW_VIEW_ON_SITE": False,
     "SIDEBAR": {"show_search": True},
+    "DASHBOARD_CALLBACK": "monitoring.dashboard.views.dashboard",
 }

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
@@ -83,6 +84,51 @@ class ModelFilter(TextFilter):
         return queryset.filter(model=text) if text else queryset
 
 
+class EndpointFilter(TextFilter):
+    """Records of an endpoint, by its name."""
+
+    title = "endpoint"
+    parameter_name = "endpoint"
+    placeholder = "such as chat"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the exact name."""
+        text = self.value()
+        return queryset.filter(endpoint=text) if text else queryset
+
+
+class SlowFilter(TextFilter):
+    """Records that took long."""
+
+    title = "latency"
+    parameter_name = "slower"
+    placeholder = "this many ms or more"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the whole time; raises IncorrectLookupParameters for what is no number."""
+        text = self.value()
+        if not text:
+            return queryset
+        if not text.isdecimal():
+            raise IncorrectLookupParameters(f"{text} is no number of milliseconds")
+        return queryset.filter(latency_ms__gte=int(text))
+
+
+class StreamFilter(admin.SimpleListFilter):
+    """Records of streams, which have a time to their first token."""
+
+    title = "stream"
+    parameter_name = "stream"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer both kinds."""
+        return [("1", "Streams"), ("0", "Whole answers")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by whether a first token was timed."""
+        return queryset.filter(first_token_ms__isnull=self.value() == "0") if self.value() in ("0", "1") else queryset
+
+
 class StatusFilter(admin.SimpleListFilter):
     """Records by how they ended; a number in the address selects that status."""
 
@@ -116,7 +162,17 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     """The request log. Nobody changes it."""
 
     list_display = ("when", "outcome", "account", "key", "endpoint", "model", "cache", "tokens", "price", "latency")
-    list_filter = (StatusFilter, "cache", AccountFilter, KeyFilter, ModelFilter, RecordTimeFilter)
+    list_filter = (
+        StatusFilter,
+        "cache",
+        AccountFilter,
+        KeyFilter,
+        ModelFilter,
+        EndpointFilter,
+        RecordTimeFilter,
+        SlowFilter,
+        StreamFilter,
+    )
     list_fullwidth = True
     export_columns = COLUMNS
     export_batches = staticmethod(record_batches)

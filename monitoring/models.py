@@ -67,6 +67,8 @@ class RequestRecord(models.Model):
             models.Index(fields=["account_id", "admitted_at"], name="record_account_month"),
             models.Index(fields=["key_id", "admitted_at"], name="record_key_month"),
             models.Index(fields=["label"], name="record_label"),
+            # Failures are few: the newest of them are found without passing by what went well.
+            models.Index(fields=["-id"], name="record_failed", condition=models.Q(status__gte=500)),
         ]
 
     def __str__(self) -> str:

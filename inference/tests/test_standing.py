@@ -1,0 +1,42 @@
+"""How deployments stand, for the dashboard."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference.models import Deployment, Model, Provider
+from inference.standing import deployment_states
+from inference.upstream import breaker
+from inference.upstream.breaker import Breakers, breakers
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def deployment() -> Deployment:
+    """Make a deployment."""
+    provider = Provider.objects.create(name="p", base_url="https://p.example/v1")
+    return Deployment.objects.create(model=Model.objects.create(public_name="m"), provider=provider, upstream_name="u")
+
+
+def test_it_tells_breakers_of_this_process_and_of_others(deployment: Deployment) -> None:
+    (state,) = deployment_states()
+    assert (state.model, state.provider, state.name, state.state, state.is_enabled) == ("m", "p", "u", "closed", True)
+    assert not state.is_troubled
+    elsewhere = Breakers()
+    for _ in range(breaker.FAILURES):
+        elsewhere.failed(deployment.pk, 1, is_unreached=True)
+    (state,) = deployment_states()
+    assert (state.state, state.open_since) == ("open", None)
+    assert state.is_troubled
+    for _ in range(breaker.FAILURES):
+        breakers.failed(deployment.pk, 1, is_unreached=True)
+    (state,) = deployment_states()
+    assert state.state == "open"
+    assert state.open_since is not None
+
+
+def test_it_tells_what_is_switched_off(deployment: Deployment) -> None:
+    Provider.objects.update(is_enabled=False)
+    (state,) = deployment_states()
+    assert not state.is_enabled

@@ -1,0 +1,102 @@
+"""The sections that are lists: who had most, what failed lately, and what waits for the ingester."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+from django.db.models import QuerySet
+from redis.exceptions import RedisError
+
+from accounts.models import Account
+from monitoring.backlog import ingest_backlog
+from monitoring.dashboard.asked import Asked
+from monitoring.dashboard.formats import count, duration, money, percent
+from monitoring.health import LAG_SECONDS
+from monitoring.log_export import Selection
+from monitoring.models import RequestRecord, Rollup
+from monitoring.rollups.rankings import Rank, usage_ranking
+
+SHOWN = 5
+RECENT = 10
+#: Names that a filter suggests; others can be typed.
+SUGGESTED = 200
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RankRow:
+    """An account or a key with what it used: texts for reading, the dashboard's query for it alone, and the log's."""
+
+    name: str
+    query: str
+    log_query: str
+    requests: str
+    failed: str
+    tokens: str
+    cost: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What waits for the ingester, in words; `is_late` when that is more than a while."""
+
+    text: str
+    is_late: bool = False
+
+
+def rank_rows(asked: Asked, by: str) -> list[RankRow]:
+    """List the accounts or keys (`by`) that cost most in the span."""
+    span = asked.span
+    ranks = usage_ranking(begin=span.begin, end=span.end, by=by, scope=asked.scope, limit=SHOWN)
+    return [_rank_row(asked, rank) for rank in ranks]
+
+
+def _rank_row(asked: Asked, rank: Rank) -> RankRow:
+    whose = {"account": rank.account, **({"key": rank.key} if rank.key else {})}
+    return RankRow(
+        name="/".join(whose.values()),
+        query=asked.query(**whose),
+        log_query=asked.log_query(**whose),
+        requests=count(rank.requests),
+        failed=percent(rank.failed / rank.requests) if rank.failed else "0",
+        tokens=count(rank.tokens),
+        cost=money(rank.cost),
+    )
+
+
+def recent_failures(asked: Asked) -> list[RequestRecord]:
+    """Read the newest records of the span that ended with 5xx, by their own index."""
+    return list(_failures(asked).order_by("-pk")[:RECENT])
+
+
+def _failures(asked: Asked) -> QuerySet[RequestRecord]:
+    span, scope = asked.span, asked.scope
+    chosen = Selection(span.begin, span.end, scope.account_id, scope.key_id, scope.model or "", scope.endpoint or "")
+    return chosen.records().filter(status__gte=500)
+
+
+def ingest_lag() -> Lag:
+    """Say how many records wait, and how long the oldest has."""
+    try:
+        backlog = ingest_backlog()
+    except RedisError as error:
+        log.warning("backlog_unknown", cause=type(error).__name__)
+        return Lag("Redis is away: how many records wait to be counted is unknown.", is_late=True)
+    if not backlog.records:
+        return Lag("Every record is counted.")
+    waiting = "1 record waits" if backlog.records == 1 else f"{count(backlog.records)} records wait"
+    text = f"{waiting} to be counted, the oldest for {duration(backlog.seconds)}."
+    return Lag(text, is_late=backlog.seconds > LAG_SECONDS)
+
+
+def suggestions() -> dict[str, list[str]]:
+    """Name what the filters may be set to: accounts, models and endpoints."""
+    used = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_MONTH).order_by()
+    pairs = set(used.values_list("model", "endpoint").distinct()[:SUGGESTED])
+    return {
+        "account": list(Account.objects.values_list("name", flat=True)[:SUGGESTED]),
+        "model": sorted({model for model, _ in pairs if model}),
+        "endpoint": sorted({endpoint for _, endpoint in pairs}),
+    }

@@ -1,0 +1,88 @@
+"""The last hour, minute by minute, from the log itself: the rollups know whole hours only.
+
+Its cost does not grow with the log, only with what came in lately: records are found by the time in their primary key,
+two hours of them (the hour before is what the last one is compared with) and MOST at most. Where there were more, the
+series begins later and says so. The database adds up; it makes the histograms too, in the buckets of the rollups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from django.db.models import Case, Count, F, FloatField, IntegerField, Q, QuerySet, Sum, Value, When
+from django.db.models.functions import Cast, Ceil, Least, Ln, TruncMinute
+
+from monitoring.log_export import Selection
+from monitoring.models import RequestRecord
+from monitoring.rollups.figures import Figures
+from monitoring.rollups.histograms import BITS, BUCKETS, GAMMA
+from monitoring.rollups.selectors import Scope, usage_totals
+from monitoring.rollups.tallies import CACHE_COLUMNS, nano
+
+#: Records that are read at most.
+MOST = 200_000
+
+#: The figures of a minute and a model.
+Minutes = dict[tuple[datetime, str], Figures]
+
+OUTCOMES = {
+    "invalid": Q(status__gte=400, status__lt=500) & ~Q(status=429),
+    "limited": Q(status=429),
+    "failed": Q(status__gte=500),
+}
+TIMED = Q(status__lt=400) | OUTCOMES["failed"]
+AMOUNTS = {
+    "requests": Sum("count"),
+    **{name: Sum("count", filter=which) for name, which in OUTCOMES.items()},
+    **{column: Sum("count", filter=Q(cache=cache)) for cache, column in CACHE_COLUMNS.items()},
+    **{f"sum_{name}": Sum(name) for name in ("input_tokens", "cached_tokens", "output_tokens", "cost", "saved_cost")},
+}
+MONEY = ("cost", "saved_cost")
+
+
+def read_minutes(*, begin: datetime, end: datetime, scope: Scope) -> tuple[Minutes, datetime]:
+    """Read whole minutes by model; return them and the minute in which they begin: `begin`, or later (see above)."""
+    begin = _affordable(begin, end, scope)
+    selection = Selection(begin, end, scope.account_id, scope.key_id, scope.model or "", scope.endpoint or "")
+    records = selection.records().order_by().annotate(minute=TruncMinute("admitted_at"))
+    minutes: Minutes = defaultdict(Figures)
+    for row in records.values("minute", "model").annotate(**AMOUNTS):
+        minutes[row["minute"], row["model"]] += _figures(row)
+    for column in ("latency", "first_token"):
+        for place, histogram in _histograms(records, f"{column}_ms"):
+            setattr(minutes[place], column, getattr(minutes[place], column) + histogram)
+    return dict(minutes), begin
+
+
+def _affordable(begin: datetime, end: datetime, scope: Scope) -> datetime:
+    """Return `begin`, or the first minute that begins late enough to read no more than MOST records."""
+    if usage_totals(begin=begin, end=end, scope=scope).requests <= MOST:  # rows are never more than requests
+        return begin
+    newest = Selection(account_id=scope.account_id, key_id=scope.key_id).records().order_by("-pk")
+    moment = newest.values_list("admitted_at", flat=True)[MOST : MOST + 1].first()
+    if moment is None or moment < begin:
+        return begin
+    return min(end, moment.replace(second=0, microsecond=0) + timedelta(minutes=1))
+
+
+def _figures(row: Mapping[str, Any]) -> Figures:
+    amounts = {name.removeprefix("sum_"): row[name] or 0 for name in AMOUNTS}
+    return Figures(**{name: nano(Decimal(each)) if name in MONEY else int(each) for name, each in amounts.items()})
+
+
+def _histograms(records: QuerySet[RequestRecord, Any], column: str) -> Iterator[tuple[tuple[datetime, str], int]]:
+    """Make histograms of a column by minute and model, bucket by bucket (see monitoring.rollups.histograms)."""
+    logarithm = Ln(Cast(column, FloatField())) / Value(math.log(GAMMA))
+    bucket = Case(
+        When(**{f"{column}__gt": 1}, then=Least(Cast(Ceil(logarithm), IntegerField()), Value(BUCKETS - 1))),
+        default=Value(0),
+        output_field=IntegerField(),
+    )
+    timed = records.filter(TIMED, **{f"{column}__isnull": False}).annotate(bucket=bucket)
+    for row in timed.values("minute", "model", "bucket").annotate(times=Count(F("pk"))):
+        yield (row["minute"], row["model"]), row["times"] << BITS * row["bucket"]

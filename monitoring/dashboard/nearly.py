@@ -1,0 +1,170 @@
+"""Limits that are nearly reached: budgets of the month, and rates of those who ask most just now.
+
+Bounded, however many accounts there are: budgets of at most BUDGETS accounts, keys and models each, by the month's
+rollups; rates, slots and open calls of the BUSIEST keys of the last hours and their accounts, by the limits themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db.models import Q, QuerySet
+
+from accounts.admin.base import change_url
+from accounts.admin.usage_bars import TITLES, Bar, bars
+from accounts.limits import get_limits, settled_in_database
+from accounts.limits.contract import LimitName, Scope, Subject, Unavailable
+from accounts.limits.memory import wall_clock
+from accounts.limits.months import month_of
+from accounts.models import Account, ApiKey, ModelBudget
+from accounts.snapshots import account_subject, build_identity, model_subject
+from monitoring.rollups.rankings import busiest_keys
+
+NEARLY = 0.8
+BUDGETS = 500
+BUSIEST = 50
+SHOWN = 10
+
+HAS_BUDGET = Q(monthly_token_budget__isnull=False) | Q(monthly_cost_budget__isnull=False)
+UNKNOWN = "Redis is away: budgets are told by the records, and how far rates are used is unknown."
+
+
+@dataclass(frozen=True, slots=True)
+class Nearly:
+    """A limit, whose it is, and how much of it is used: `share` of 1, `percent` for a bar, which ends at 100."""
+
+    owner: str
+    url: str
+    limit: str
+    used: str
+    share: float
+
+    @property
+    def percent(self) -> int:
+        """Return whole percent, 100 at most."""
+        return min(100, int(self.share * 100))
+
+    @property
+    def is_reached(self) -> bool:
+        """Say whether nothing is left."""
+        return self.share >= 1
+
+
+@dataclass(slots=True)
+class NearlyReached:
+    """The limits of which most is used, and how many there are of the kind; `note` says what is not known."""
+
+    limits: list[Nearly]
+    number: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    name: str
+    url: str
+
+
+class _Found:
+    """Collects bars by subject and limit; what the limits tell replaces what the records tell."""
+
+    def __init__(self) -> None:
+        self.owners: dict[str, _Owner] = {}
+        self._bars: dict[tuple[str, LimitName], tuple[Subject, Bar]] = {}
+
+    def own(self, subject: Subject, name: str, owner: Account | ApiKey) -> Subject:
+        self.owners[subject.name] = _Owner(name, change_url(owner))
+        return subject
+
+    def add(self, subject: Subject, its_bars: Iterable[Bar]) -> None:
+        for bar in its_bars:
+            self._bars[subject.name, bar.name] = subject, bar
+
+    def nearly(self) -> list[Nearly]:
+        near = (self._nearly(subject, bar) for subject, bar in self._bars.values() if _share(bar) >= NEARLY)
+        return sorted(near, key=lambda each: (-each.share, each.owner))
+
+    def _nearly(self, subject: Subject, bar: Bar) -> Nearly:
+        owner = self.owners[subject.name]
+        title = TITLES[bar.name] + (f", {subject.model}" if subject.model else "")
+        return Nearly(owner.name, owner.url, title, bar.text, _share(bar))
+
+
+def limits_nearly_reached(now: datetime) -> NearlyReached:
+    """List them, those first of which most is used."""
+    found = _Found()
+    _add_budgets(found, now)
+    note = ""
+    try:
+        _add_rates(found, now)
+    except Unavailable:
+        note = UNKNOWN
+    near = found.nearly()
+    return NearlyReached(near[:SHOWN], len(near), note)
+
+
+def _share(bar: Bar) -> float:
+    if bar.limit is None or bar.used is None:
+        return 0.0
+    return bar.used / bar.limit if bar.limit else 1.0
+
+
+def _add_budgets(found: _Found, now: datetime) -> None:
+    subjects = [
+        *(found.own(account_subject(each), each.name, each) for each in _accounts()),
+        *(
+            found.own(_key_subject(each, now), _key_name(each), each)
+            for each in _keys(now).filter(HAS_BUDGET)[:BUDGETS]
+        ),
+        *(found.own(model_subject(each), *_budget_owner(each)) for each in _model_budgets()),
+    ]
+    settled = settled_in_database(subjects, month_of(wall_clock())) if subjects else {}
+    for subject in subjects:
+        amounts = {LimitName.MONTHLY_TOKENS: settled[subject].tokens, LimitName.MONTHLY_COST: settled[subject].cost}
+        found.add(subject, (Bar(name, used, getattr(subject.limits, name)) for name, used in amounts.items()))
+
+
+def _add_rates(found: _Found, now: datetime) -> None:
+    """Ask the limits in one step. Raises Unavailable."""
+    busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
+    scopes = []
+    for key in _keys(now).filter(pk__in=busiest):
+        subjects = (
+            found.own(_key_subject(key, now), _key_name(key), key),
+            found.own(account_subject(key.account), key.account.name, key.account),
+        )
+        scopes.append(Scope(key.account_id, subjects))
+    for usages in get_limits().usages(scopes) if scopes else []:
+        for usage in usages:
+            found.add(usage.subject, bars(usage))
+
+
+def _accounts() -> QuerySet[Account]:
+    return Account.objects.filter(HAS_BUDGET, is_active=True)[:BUDGETS]
+
+
+def _keys(now: datetime) -> QuerySet[ApiKey]:
+    """Select the keys that work."""
+    usable = Q(expires_at=None) | Q(expires_at__gt=now)
+    return ApiKey.objects.select_related("account", "tier").filter(usable, revoked_at=None, account__is_active=True)
+
+
+def _model_budgets() -> QuerySet[ModelBudget]:
+    return ModelBudget.objects.select_related("account", "key__account")[:BUDGETS]
+
+
+def _key_subject(key: ApiKey, now: datetime) -> Subject:
+    return build_identity(key, now).limits.subjects[0]
+
+
+def _key_name(key: ApiKey) -> str:
+    return f"{key.account.name}/{key.name}"
+
+
+def _budget_owner(budget: ModelBudget) -> tuple[str, Account | ApiKey]:
+    if budget.key is not None:
+        return _key_name(budget.key), budget.key
+    assert budget.account is not None  # noqa: S101  # a constraint of the table
+    return budget.account.name, budget.account
