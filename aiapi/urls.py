@@ -21,7 +21,6 @@ from inference.openai.views import (
     UnsupportedView,
 )
 from inference.views import ChatView, SummarizeView
-from monitoring.dashboard.views import dashboard_sections
 from monitoring.views import HealthView, LiveView, MetricsView, ReadyView, RequestView, StatsView, UsageView
 
 handler400 = "aiapi.errors.bad_request"
@@ -62,6 +61,5 @@ urlpatterns = [
     api(r"openapi\.json", OpenAPIView.as_view(), "openapi"),
     path("account/", PageView.as_view(current="account"), name="account"),
     path("playground/", PageView.as_view(current="playground"), name="playground"),
-    path("admin/dashboard/", admin.site.admin_view(dashboard_sections), name="admin-dashboard"),
     path("admin/", admin.site.urls),
 ]

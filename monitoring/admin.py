@@ -11,7 +11,7 @@ from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -21,6 +21,7 @@ from accounts.admin.typed import Fieldsets, display
 from accounts.models import Account, ApiKey
 from monitoring.admin_export import ExportingAdmin
 from monitoring.alert_admin import AlertAdmin
+from monitoring.dashboard.views import dashboard_sections
 from monitoring.log_export import COLUMNS, between, record_batches
 from monitoring.models import RequestRecord
 from monitoring.record_page import MESSAGES, content_text, stage_table
@@ -195,6 +196,11 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         if not request.user.has_perm("monitoring.view_requestcontent"):
             return self.fieldsets
         return (*self.fieldsets, ("Content", {"fields": CONTENT_FIELDS}))
+
+    def get_urls(self) -> list[Any]:
+        """Add the address that the dashboard's script asks."""
+        dashboard = path("dashboard/", self.admin_site.admin_view(dashboard_sections), name="monitoring_dashboard")
+        return [dashboard, *super().get_urls()]
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[RequestRecord], search_term: str

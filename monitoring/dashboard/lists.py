@@ -14,7 +14,7 @@ from monitoring.dashboard.asked import Asked
 from monitoring.dashboard.formats import count, duration, money, percent
 from monitoring.health import LAG_SECONDS
 from monitoring.log_export import Selection
-from monitoring.models import RequestRecord, Rollup
+from monitoring.models import Alert, RequestRecord, Rollup
 from monitoring.rollups.rankings import Rank, usage_ranking
 
 SHOWN = 5
@@ -75,6 +75,11 @@ def _failures(asked: Asked) -> QuerySet[RequestRecord]:
     span, scope = asked.span, asked.scope
     chosen = Selection(span.begin, span.end, scope.account_id, scope.key_id, scope.model or "", scope.endpoint or "")
     return chosen.records().filter(status__gte=500)
+
+
+def open_alerts() -> list[Alert]:
+    """Read the newest alerts whose episode goes on."""
+    return list(Alert.objects.filter(ended_at=None).order_by("-pk")[:RECENT])
 
 
 def ingest_lag() -> Lag:

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_safe
 from accounts.checks import DEMO_KEYS
 from monitoring.dashboard.asked import DEFAULT, OWN, RANGES, Asked, read_address
 from monitoring.dashboard.charts import charts
-from monitoring.dashboard.lists import ingest_lag, rank_rows, recent_failures, suggestions
+from monitoring.dashboard.lists import ingest_lag, open_alerts, rank_rows, recent_failures, suggestions
 from monitoring.dashboard.nearly import limits_nearly_reached
 from monitoring.dashboard.providers import deployment_states
 from monitoring.dashboard.readings import read
@@ -91,6 +91,7 @@ def _sections(request: HttpRequest, asked: Asked) -> dict[str, Any]:
         "deployments": deployment_states(),
         "lag": ingest_lag(),
         "failures": recent_failures(asked),
+        "alerts": open_alerts() if request.user.has_perm("monitoring.view_alert") else [],
         "log_query": asked.log_query(),
         "failed_query": asked.log_query(status="failed"),
         "all_query": asked.query(**dict.fromkeys(("account", "key", "model", "endpoint"), "")),

@@ -21,12 +21,12 @@ from accounts.tests.factories import Cast, make_account, make_admin, make_key, m
 from monitoring.backlog import Backlog
 from monitoring.dashboard import lists, minutes, nearly, providers
 from monitoring.dashboard.providers import DeploymentState
-from monitoring.models import RequestRecord
+from monitoring.models import Alert, RequestRecord
 from monitoring.tests.samples import an_operation, recorded
 
 pytestmark = pytest.mark.django_db
 
-INDEX, SECTIONS = "/admin/", "/admin/dashboard/"
+INDEX, SECTIONS = "/admin/", "/admin/monitoring/requestrecord/dashboard/"
 #: What the page may ask of the database, the session and its user included.
 QUERIES = 60
 
@@ -334,6 +334,14 @@ class TestLists:
         failures = response.context["dashboard"]["failures"]
         assert [record.status for record in failures] == [504, 502]
         assert f"/admin/monitoring/requestrecord/{uuid.UUID(newest)}/change/" in response.content.decode()
+
+    def test_it_shows_alerts_that_go_on_to_whoever_may_see_them(self, site: Client) -> None:
+        for subject, ended_at in (("going-on", None), ("over", timezone.now())):
+            titles = {"subject": subject, "title": subject, "text": "x"}
+            Alert.objects.create(kind=Alert.Kind.ERRORS, began_at=timezone.now(), ended_at=ended_at, **titles)
+        assert [alert.title for alert in shown(site)["alerts"]] == ["going-on"]
+        site.force_login(make_staff("monitoring.view_requestrecord"))
+        assert shown(site)["alerts"] == []
 
     def test_it_says_what_waits_for_the_ingester(self, site: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lists, "ingest_backlog", lambda: Backlog(1500, 95.2))
