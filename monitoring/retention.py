@@ -15,6 +15,8 @@ from django.conf import settings
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
+from accounts.audit import audit_event
+from accounts.models import AuditEntry
 from monitoring.ids import first_id
 from monitoring.models import RequestContent, RequestRecord, Rollup
 from monitoring.pruning import Pruned, Pruning
@@ -22,6 +24,8 @@ from monitoring.rollups.periods import hour_of
 
 log = structlog.get_logger(__name__)
 
+#: What the audit log says of records that were deleted.
+PRUNER, PRUNED, KIND, BEFORE = "command:prune_logs", "pruned", str(RequestRecord._meta.verbose_name), "before"
 #: How long after a month's end its ledger may still be asked for: longer than any call takes.
 LATE_SETTLES = timedelta(days=1)
 
@@ -55,12 +59,32 @@ def old_records(cutoff: datetime) -> QuerySet[RequestRecord]:
 
 
 def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
-    """Delete the records that were admitted before a moment, in small steps (see monitoring.pruning)."""
+    """Delete the records that were admitted before a moment, in small steps (see monitoring.pruning).
+
+    The audit log is told first that the log will not begin any more where the rollups do, so that nobody takes what is
+    left of its first hour for all that there was. Later on the rollups of earlier hours say so.
+    """
+    oldest = RequestRecord.objects.order_by("pk").values_list("admitted_at", flat=True).first()
+    if oldest is not None and oldest < cutoff and not has_earlier_rollups(hour_of(oldest)):
+        audit_event(actor=PRUNER, action=PRUNED, kind=KIND, details={BEFORE: cutoff.astimezone(UTC).isoformat()})
     return Pruning(
         within=RequestRecord.objects.filter(pk__lt=first_id(cutoff)),
         doomed=lambda rows: rows.filter(admitted_at__lt=cutoff),
         wait=wait,
     ).run()
+
+
+def has_earlier_rollups(hour: int) -> bool:
+    """Say whether rollups go back beyond an hour."""
+    return Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_HOUR, start__lt=hour).exists()
+
+
+def pruned_before() -> datetime | None:
+    """Return the moment before which records may have been deleted by the audit log; None: it knows of none."""
+    entries = AuditEntry.objects.filter(target_type=KIND, action=PRUNED).order_by()
+    return max(
+        (datetime.fromisoformat(after[BEFORE]) for after in entries.values_list("after", flat=True)), default=None
+    )
 
 
 def rollup_cutoff(days: int, *, now: datetime | None = None) -> datetime | None:

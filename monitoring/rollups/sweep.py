@@ -13,6 +13,7 @@ from typing import Any
 from django.db.models import Max, Min, QuerySet
 
 from monitoring.models import RequestRecord, Rollup
+from monitoring.retention import has_earlier_rollups, pruned_before
 from monitoring.rollups.periods import DAY, Period, end_of, hour_of, moment_of, start_of
 from monitoring.rollups.store import unpacked
 from monitoring.rollups.tallies import MEASURES, Change, Names, Row, Tally, add_tally, tallies_of
@@ -97,7 +98,7 @@ def sweep(begin: int, until: int) -> Iterator[Step]:
 def span_of_log() -> tuple[int, int]:
     """Return the first hour of which the log has everything and the hour after its last; (0, 0) of an empty log.
 
-    Where rollups go back further, older records have been pruned, and with them perhaps a part of the oldest's hour.
+    Where rollups go back further, or records were pruned up to that hour, a part of the oldest's hour may be gone.
     """
     edges = [
         logged(account_id).aggregate(first=Min("admitted_at"), last=Max("admitted_at")) for account_id in _callers()
@@ -106,8 +107,15 @@ def span_of_log() -> tuple[int, int]:
     if not found:
         return 0, 0
     first, last = min(first for first, _ in found), max(last for _, last in found)
-    was_pruned = Rollup.objects.filter(grain=Grain.PLATFORM_HOUR, start__lt=first).exists()
-    return first + was_pruned, last
+    return first + _was_pruned(first), last
+
+
+def _was_pruned(first: int) -> bool:
+    """Say whether records of the log's first hour may have been deleted."""
+    if has_earlier_rollups(first):
+        return True
+    pruned = pruned_before()
+    return pruned is not None and pruned > moment_of(first)
 
 
 def logged(account_id: int, begin: int | None = None, until: int | None = None) -> QuerySet[RequestRecord]:

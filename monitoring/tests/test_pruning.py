@@ -15,6 +15,7 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 from pytest_django import Settings
 
+from accounts.models import AuditEntry
 from accounts.tests.factories import Cast
 from monitoring.ids import first_id
 from monitoring.models import RequestRecord
@@ -201,3 +202,12 @@ def test_it_prunes_nothing_where_records_are_kept_for_good(settings: Settings) -
     settings.LOG_RETENTION_DAYS = 0
     with pytest.raises(CommandError, match="Give --days"):
         prune()
+
+
+def test_it_notes_once_that_the_log_does_not_begin_where_the_rollups_do(cast: Cast) -> None:
+    for days in (100, 99, 98, 97):
+        records(cast, 1, days_ago=days)
+    for days in (99.5, 99.5, 98.5, 97.5):
+        prune_records(timezone.now() - timedelta(days=days), wait=never)
+    (noted,) = AuditEntry.objects.filter(action="pruned")
+    assert (noted.actor, noted.target_type) == ("command:prune_logs", "request record")

@@ -13,7 +13,9 @@ from django.db.models import F
 
 from accounts.tests.factories import Cast
 from monitoring.apps import fill_rollups
+from monitoring.ids import first_id
 from monitoring.models import RequestRecord, Rollup
+from monitoring.retention import prune_records
 from monitoring.rollups import rebuild as module
 from monitoring.rollups import sweep
 from monitoring.rollups.periods import hour_of
@@ -90,6 +92,18 @@ def test_it_mends_only_the_span_that_it_is_given(log: None) -> None:
 def test_it_leaves_alone_what_the_log_no_longer_has(log: None) -> None:
     before = rollups_kept()
     RequestRecord.objects.filter(admitted_at__lt=datetime(2026, 11, 1, 5, 30, tzinfo=UTC)).delete()
+    assert list(rollups_rebuild(0, 10**7)) == []
+    assert rollups_kept() == before
+
+
+def test_it_leaves_alone_the_hour_in_which_pruning_has_begun(cast: Cast) -> None:
+    for minute in (5, 25, 45):
+        moment = datetime(2026, 8, 3, 14, minute, tzinfo=UTC)
+        recorded(cast.owner, id=first_id(moment).hex, admitted_at=int(moment.timestamp()) * 1_000_000)
+    before = rollups_kept()
+    prune_records(datetime(2026, 8, 3, 14, 30, tzinfo=UTC), wait=lambda _: False)
+    assert RequestRecord.objects.count() == 1
+    assert list(rollups_differences(*span_of_log())) == []
     assert list(rollups_rebuild(0, 10**7)) == []
     assert rollups_kept() == before
 
