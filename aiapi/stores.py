@@ -16,6 +16,8 @@ SQLITE_BUSY_TIMEOUT = 20
 SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
 #: Seconds to wait for a PostgreSQL connection: a new one, and one of the pool's.
 CONNECT_TIMEOUT = 5
+#: Connections to a cache: redis-py's own limit of 100 would turn hits into misses while more callers than that ask.
+MAX_CONNECTIONS = 10_000
 #: Seconds after which the pool gives an attempt up. Its pauses between tries double, so that without this a database
 #: that is back would go unnoticed for as long as it had been away; so the next request tries anew.
 RECONNECT_TIMEOUT = 1
@@ -85,6 +87,6 @@ def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any
             "LOG_IGNORED_EXCEPTIONS": True,
             "SOCKET_CONNECT_TIMEOUT": timeout,
             "SOCKET_TIMEOUT": timeout,
-            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
+            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0), "max_connections": MAX_CONNECTIONS},
         },
     }

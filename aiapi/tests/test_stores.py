@@ -48,5 +48,6 @@ def test_it_caches_in_redis_for_a_bounded_time() -> None:
         options = each["OPTIONS"]
         assert options["SOCKET_TIMEOUT"] == options["SOCKET_CONNECT_TIMEOUT"] == 0.2
         assert options["CONNECTION_POOL_KWARGS"]["retry"].get_retries() == 0
+        assert options["CONNECTION_POOL_KWARGS"]["max_connections"] > 1000, "each of so many callers needs one"
         # What it means that one is away, inference.cache and accounts.attempts say; elsewhere it must not be an error.
         assert options["IGNORE_EXCEPTIONS"] is (alias == "default")
