@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inference.models import Deployment
-from inference.upstream.breaker import open_anywhere
+from inference.upstream.breaker import failing_anywhere, open_anywhere
 from monitoring.alerts.conditions import Condition
 from monitoring.models import Alert
 
 
 def open_breakers() -> Iterator[Condition]:
-    """List the deployments to which some process lets no calls pass, as far as the cache that all share tells."""
+    """List the deployments to which some process lets no calls pass, as far as the cache that all share tells.
+
+    Between a cool-down and the outcome of its trial nothing is over.
+    """
     usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
     deployments = {deployment.pk: deployment for deployment in usable.select_related("provider", "model")}
-    for pk in sorted(open_anywhere(deployments)):
+    opened = open_anywhere(deployments)
+    for pk in sorted(failing_anywhere(deployments)):
         deployment = deployments[pk]
         yield Condition(
             Alert.Kind.PROVIDER,
@@ -22,4 +26,5 @@ def open_breakers() -> Iterator[Condition]:
             f"Provider {deployment.provider} fails: no calls go to {deployment}",
             f"Calls to {deployment} for model {deployment.model} failed several times in a row. Its breaker keeps "
             "calls away and tries it again by itself; others of the model answer meanwhile, if there are any.",
+            is_on=pk in opened,
         )

@@ -30,6 +30,8 @@ FAILURES = 5
 OF_ONE_ACCOUNT = 3
 COOL_DOWN = 5.0  # seconds
 LONGEST_COOL_DOWN = 60.0
+#: Seconds after a cool-down for which others take it that nothing was answered yet: longer than any trial takes.
+STILL_FAILING = 900.0
 
 log = structlog.get_logger(__name__)
 
@@ -188,14 +190,24 @@ breakers = Breakers()
 
 def open_anywhere(deployment_ids: Iterable[int]) -> set[int]:
     """Return the deployments whose breaker is open in some process, as far as the cache knows."""
+    now = time.time()
+    return {identifier for identifier, until in _published(deployment_ids).items() if until > now}
+
+
+def failing_anywhere(deployment_ids: Iterable[int]) -> set[int]:
+    """Return those as well whose breaker waits for a trial, or for its outcome: nothing has been answered since."""
+    return set(_published(deployment_ids))
+
+
+def _published(deployment_ids: Iterable[int]) -> dict[int, float]:
     places = {_place(identifier): identifier for identifier in deployment_ids}
-    return {places[place] for place in caches["default"].get_many(places)}
+    return {places[place]: until for place, until in caches["default"].get_many(places).items()}
 
 
 def _publish(deployment_id: int, seconds: float) -> None:
-    """Tell others of an open breaker for as long as it is open; 0 takes it back."""
+    """Tell others until when (seconds since the epoch) a breaker is open; 0 takes it back."""
     if seconds:
-        caches["default"].set(_place(deployment_id), 1, seconds)
+        caches["default"].set(_place(deployment_id), time.time() + seconds, seconds + STILL_FAILING)
     else:
         caches["default"].delete(_place(deployment_id))
 

@@ -53,7 +53,7 @@ def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
         return False
     try:
         _send(delivery)
-    except (WebhookError, SMTPException, OSError) as error:
+    except (WebhookError, SMTPException, OSError, ValueError) as error:  # the last: what no header or address may be
         cause = str(error) if isinstance(error, WebhookError) else type(error).__name__
         log.error("alert_not_delivered", alert=delivery.alert_id, channel=delivery.channel, cause=cause)
         AlertDelivery.objects.filter(pk=delivery.pk).update(failure=cause[:100])
@@ -67,6 +67,6 @@ def _send(delivery: AlertDelivery) -> None:
     if delivery.channel == AlertDelivery.Channel.WEBHOOK:
         send_webhook(alert)
         return
-    subject = f"[{settings.NAME}] {alert.title}".replace("\n", " ")
+    subject = " ".join(f"[{settings.NAME}] {alert.title}".split())  # names of callers may hold line breaks
     body = f"{alert.text}\n\n{alert.began_at:%Y-%m-%d %H:%M} UTC\n"
     EmailMessage(subject, body, settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()

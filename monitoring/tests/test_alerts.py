@@ -402,3 +402,22 @@ def test_it_shows_alerts_and_who_was_told_and_changes_nothing() -> None:
     assert "title of s" in page
     assert "email ops@acme.test:" in page
     assert site.post(f"{ALERTS}{alert.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+class TestWhatCallersName:
+    def test_it_tells_of_a_key_whose_name_breaks_lines(self, cast: Cast) -> None:
+        """A line break in a header is refused, and would end the watch: a tenant's key may be called anything."""
+        ApiKey.objects.filter(pk=cast.owner.key.pk).update(name="a\rBcc: b\nc", monthly_token_budget=10)
+        recorded(cast.owner, input_tokens=10, output_tokens=0)
+        assert episodes_follow(budgets_used()) > 0
+        assert deliveries_send() > 0
+        assert all("\n" not in each.subject and "\r" not in each.subject for each in mail.outbox)
+
+    def test_it_outlives_a_mail_that_can_not_be_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(self: Any, *_: Any, **__: Any) -> int:
+            raise ValueError("Invalid address")
+
+        monkeypatch.setattr("django.core.mail.EmailMessage.send", refuse)
+        episode_begin(something())
+        assert deliveries_send() == 0
+        assert AlertDelivery.objects.get().failure == "ValueError"

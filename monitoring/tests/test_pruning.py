@@ -207,7 +207,7 @@ def test_it_prunes_nothing_where_records_are_kept_for_good(settings: Settings) -
 def test_it_notes_once_that_the_log_does_not_begin_where_the_rollups_do(cast: Cast) -> None:
     for days in (100, 99, 98, 97):
         records(cast, 1, days_ago=days)
-    for days in (99.5, 99.5, 98.5, 97.5):
-        prune_records(timezone.now() - timedelta(days=days), wait=never)
+    for hours in (12, 12, 36, 60):
+        prune_records(timezone.now() - timedelta(days=100) + timedelta(hours=hours), wait=never)
     (noted,) = AuditEntry.objects.filter(action="pruned")
     assert (noted.actor, noted.target_type) == ("command:prune_logs", "request record")
