@@ -1,4 +1,4 @@
-"""Prompt and answer of one call, of an account whose content is logged: put together only when somebody writes it."""
+"""Prompt and answer of one call, of an account whose content is logged: put together when the call has its record."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Keeps what was asked and answered, of accounts whose content an operator chose to log. Best effort, by design.
 
-A request only puts its content into a queue of this process; a thread writes what waits there, in batches. A queue that
-is full, a database that takes nothing and a process that dies lose content, never a request or its record: what is
-dropped is logged by number. Nothing of the content goes anywhere else, a log least of all.
+A request only puts its content, cut to size, into a queue of this process; a thread writes what waits there, in
+batches. A queue that is full, a database that takes nothing and a process that dies lose content, never a request or
+its record: what is dropped is logged by number. Nothing of the content goes anywhere else, a log least of all.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ BATCH = 50
 WRITE_AFTER = 0.2
 DEEPEST = 30
 ELLIPSIS = "…"
+#: What putting an answer together may meet in what a provider sent.
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What waits to be written. The prompt is cut already: a request's whole body must not live on here."""
+    """What waits to be written. It is cut already: a request's whole body must not live on here, nor its answer."""
 
     record_id: UUID
     account_id: int
     created_at: datetime
     prompt: Any
+    answer: Any
     is_cut: bool
-    answer: Callable[[], Any]
 
 
 class ContentKeeper:
@@ -61,13 +63,18 @@ class ContentKeeper:
         self._dropped = 0
 
     def keep(self, *, record_id: UUID, account_id: int, prompt: Any, answer: Callable[[], Any]) -> None:
-        """Take content to be written; `answer` makes the answer later, in the writer's thread."""
+        """Take content to be written; `answer` makes the answer, where it is not dropped at once. Raises nothing."""
         if len(self._waiting) >= MOST_WAITING:
             self._drop(1, "queue full")
             return
-        cut = Cut(settings.CONTENT_MAX_BYTES)
-        entry = Entry(record_id, account_id, timezone.now(), cut.of(prompt), cut.is_over, answer)
-        self._waiting.append(entry)
+        asked, answered = Cut(settings.CONTENT_MAX_BYTES), Cut(settings.CONTENT_MAX_BYTES)
+        try:
+            texts = asked.of(prompt), answered.of(answer())
+        except MALFORMED as error:  # an answer that can't be put together is no reason to refuse it to its caller
+            self._drop(1, type(error).__name__)
+            return
+        is_cut = asked.is_over or answered.is_over
+        self._waiting.append(Entry(record_id, account_id, timezone.now(), *texts, is_cut))
         self._start()
         self._filled.set()
 
@@ -162,16 +169,14 @@ def content_of(record_id: UUID) -> RequestContent | None:
 
 
 def _row(entry: Entry, lifetime: timedelta) -> RequestContent:
-    cut = Cut(settings.CONTENT_MAX_BYTES)
-    answer = cut.of(entry.answer())
     return RequestContent(
         record_id=entry.record_id,
         account_id=entry.account_id,
         created_at=entry.created_at,
         expires_at=entry.created_at + lifetime,
         prompt=_json(entry.prompt),
-        answer="" if answer is None else _json(answer),
-        is_cut=entry.is_cut or cut.is_over,
+        answer="" if entry.answer is None else _json(entry.answer),
+        is_cut=entry.is_cut,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from io import StringIO
@@ -17,13 +19,17 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from accounts.models import Account, AuditEntry
-from accounts.snapshots import directory
+from accounts.snapshots import build_identity, directory
 from accounts.tests.factories import Cast, make_admin, make_staff
+from inference.calls import Caller, ModelCall
+from inference.logged_content import CallContent
+from inference.surfaces.chat import answer_text, chat_surface
 from inference.tests.fixtures import PROMPT, Api, LogLines, Records
 from inference.upstream.fake import FakeUpstream
 from monitoring import content
 from monitoring.content import MOST_WAITING, ContentKeeper, Cut, content_of, keeper
 from monitoring.models import RequestContent
+from monitoring.trace import begin_trace
 
 LOG = "/admin/monitoring/requestrecord/"
 ANSWER = f"You said: {PROMPT}"
@@ -93,10 +99,6 @@ class TestWhatIsKept:
         chunks = "".join(
             f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': word}}]})}\n\n" for word in ("a ", "b")
         )
-        from inference.calls import Caller, ModelCall
-        from inference.logged_content import CallContent
-        from inference.surfaces.chat import answer_text, chat_surface
-
         call = ModelCall("chat", chat_surface, None, {"messages": []}, answer_text)
         made = CallContent(call, Caller(None, None, None))  # type: ignore[arg-type]  # it is not asked who calls
         made.body = {"stream": f"{chunks}data: [DONE]\n\n"}
@@ -238,3 +240,31 @@ def test_it_is_audited_when_it_is_switched_on(
     account_save(account=account, actor="admin:root")
     entry = AuditEntry.objects.latest("pk")
     assert (entry.before, entry.after) == ({"logs_content": False}, {"logs_content": True})
+
+
+class Weighed(dict[str, Any]):
+    """A payload that can be referred to weakly."""
+
+
+def test_it_lets_go_of_a_request_that_waits_to_be_written(cast: Cast) -> None:
+    """Bodies may be of megabytes each, and of those that wait while the database is slow there may be hundreds."""
+    payload = Weighed(messages=[{"role": "user", "content": PROMPT}])
+    caller = Caller(build_identity(cast.owner.key, timezone.now()), begin_trace(None), None)  # type: ignore[arg-type]  # nobody asks when it was admitted
+    body = Weighed(choices=[{"message": {"content": ANSWER}}])
+    made = CallContent(ModelCall("chat", chat_surface, None, payload, answer_text), caller)
+    made.body = body
+    made.keep()
+    left = [weakref.ref(payload), weakref.ref(body)]
+    del payload, body, made
+    gc.collect()
+    assert [reference() for reference in left] == [None, None]
+    assert ANSWER in kept()[0].answer
+
+
+def test_it_answers_where_an_answer_can_t_be_put_together(log_lines: LogLines) -> None:
+    def fail() -> None:
+        raise KeyError("secret")
+
+    ContentKeeper().keep(record_id=uuid6.uuid7(), account_id=1, prompt={}, answer=fail)
+    (line,) = [line for line in log_lines() if line["event"] == "content_dropped"]
+    assert line["cause"] == "KeyError"
