@@ -6,15 +6,14 @@ replaced is taken out of them, as it was read under a lock; what was there alrea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.backends.utils import CursorWrapper
 
+from monitoring.bulk import insert_lines
 from monitoring.models import RequestRecord
 from monitoring.records import as_row, newest_revisions
 from monitoring.rollups.store import rollups_apply
@@ -22,8 +21,8 @@ from monitoring.rollups.tallies import Change
 
 _FIELDS = RequestRecord._meta.concrete_fields
 _COLUMNS = [str(field.column) for field in _FIELDS]
-_INSERT = f"INSERT INTO {RequestRecord._meta.db_table} ({', '.join(_COLUMNS)})"
-_ON_CONFLICT = "ON CONFLICT (id) DO NOTHING RETURNING id"
+_TABLE = RequestRecord._meta.db_table
+_UNLESS_KNOWN = "ON CONFLICT (id) DO NOTHING RETURNING id"
 _values = attrgetter(*(field.attname for field in _FIELDS))
 
 
@@ -68,28 +67,11 @@ def _replace(rows: Mapping[UUID, RequestRecord]) -> list[Change]:
 def _insert(rows: Sequence[RequestRecord]) -> set[UUID]:
     """Insert the rows whose ids the log lacks, and say which those are."""
     with connection.cursor() as cursor:
-        return _insert_on_postgres(cursor, rows) if connection.vendor == "postgresql" else _insert_each(cursor, rows)
+        found = insert_lines(cursor, _TABLE, _COLUMNS, [_line(row) for row in rows], _UNLESS_KNOWN)
+    return {pk if isinstance(pk, UUID) else UUID(pk) for (pk,) in found}
 
 
-def _insert_on_postgres(cursor: CursorWrapper, rows: Sequence[RequestRecord]) -> set[UUID]:
-    columns = [list(column) for column in zip(*map(_values, rows), strict=True)]
-    cursor.execute(f"{_INSERT} SELECT * FROM unnest({_arrays()}) {_ON_CONFLICT}", columns)  # noqa: S608
-    return {pk for (pk,) in cursor.fetchall()}
-
-
-@cache
-def _arrays() -> str:
-    types = [str(field.db_type(connection)) for field in _FIELDS]
-    # A cast to varchar(n) would cut a text that is too long, silently: left to the column, it is refused.
-    return ", ".join("%s::text[]" if kind.startswith("varchar") else f"%s::{kind}[]" for kind in types)
-
-
-def _insert_each(cursor: CursorWrapper, rows: Iterable[RequestRecord]) -> set[UUID]:
-    statement = f"{_INSERT} VALUES ({', '.join(['%s'] * len(_FIELDS))}) {_ON_CONFLICT}"
-    inserted = set()
-    for row in rows:
-        values = [field.get_db_prep_save(getattr(row, field.attname), connection) for field in _FIELDS]
-        cursor.execute(statement, values)
-        if cursor.fetchone():
-            inserted.add(row.id)
-    return inserted
+def _line(row: RequestRecord) -> tuple[Any, ...]:
+    if connection.vendor == "postgresql":  # psycopg knows the types itself, and is faster
+        return _values(row)
+    return tuple(field.get_db_prep_save(getattr(row, field.attname), connection) for field in _FIELDS)

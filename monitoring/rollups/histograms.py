@@ -54,12 +54,15 @@ def pack(histogram: int) -> bytes:
     """
     if not histogram:
         return b""
-    first, last = _lowest(histogram), (histogram.bit_length() - 1) // BITS
+    first, last = ((histogram & -histogram).bit_length() - 1) // BITS, (histogram.bit_length() - 1) // BITS
     size = WIDTH * (last - first + 1)
     # No more buckets are in use than bits are set: where that is few, listing them is shorter for certain.
     if histogram.bit_count() * (WIDTH + 1) < size:
-        listed = (bytes([bucket]) + count.to_bytes(WIDTH, "little") for bucket, count in counts(histogram))
-        return bytes([LISTED]) + b"".join(listed)
+        listed = bytearray([LISTED])
+        for bucket, count in counts(histogram):
+            listed.append(bucket)
+            listed += count.to_bytes(WIDTH, "little")
+        return bytes(listed)
     return bytes([first]) + (histogram >> BITS * first).to_bytes(size, "little")
 
 
@@ -78,10 +81,10 @@ def unpack(packed: bytes) -> int:
 def counts(histogram: int) -> Iterator[tuple[int, int]]:
     """List the buckets in use, in their order, with how many values they hold."""
     while histogram:
-        bucket = _lowest(histogram)
+        bucket = ((histogram & -histogram).bit_length() - 1) // BITS
         count = histogram >> BITS * bucket & MASK
         yield bucket, count
-        histogram -= count << BITS * bucket
+        histogram ^= count << BITS * bucket
 
 
 def quantiles(histogram: int, wanted: Sequence[float]) -> list[float] | None:
@@ -101,7 +104,3 @@ def quantiles(histogram: int, wanted: Sequence[float]) -> list[float] | None:
         while len(found) < len(places) and places[len(found)] < seen:
             found.append(value_of(bucket))
     return found
-
-
-def _lowest(histogram: int) -> int:
-    return ((histogram & -histogram).bit_length() - 1) // BITS

@@ -9,13 +9,17 @@ import structlog
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
+from monitoring.bulk import delete_lines, insert_lines, select_lines
 from monitoring.models import Rollup
 from monitoring.rollups.histograms import pack, unpack
-from monitoring.rollups.tallies import COUNTS, HISTOGRAMS, MEASURES, Change, Names, Row, Tally, spread, tallies_of
+from monitoring.rollups.tallies import COUNTS, MEASURES, Change, Names, Row, Tally, spread, tallies_of
 
 #: Names the lock of all that write rollups, among PostgreSQL's advisory locks ("rollups" in ASCII).
 LOCK = 0x726F6C6C757073
 COLUMNS = (*Row._fields, "account_name", "key_name", *MEASURES)
+_TABLE = Rollup._meta.db_table
+_UPDATES = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS[len(Row._fields) :])
+_REPLACE = f"ON CONFLICT ({', '.join(Row._fields)}) DO UPDATE SET {_UPDATES}"
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +36,7 @@ def rollups_add(tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> Non
     """Add tallies to rows; a row that stands for no request any more is deleted."""
     with connection.cursor() as cursor:
         rollups_lock(cursor)
-        known = _read(cursor, tallies)
+        known = _read(cursor, list(tallies))
         sums = {row: _sum(row, known.get(row), tally) for row, tally in tallies.items()}
         rollups_write(cursor, {row: tally for row, tally in sums.items() if tally[0]}, names)
         rollups_delete(cursor, [row for row, tally in sums.items() if not tally[0] and row in known])
@@ -46,8 +50,13 @@ def rollups_lock(cursor: CursorWrapper) -> None:
 
 def rollups_write(cursor: CursorWrapper, tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> None:
     """Write rows as they are given, over those that are there."""
-    if tallies:
-        _upsert(cursor, [(*row, *names[row], *packed(tally)) for row, tally in tallies.items()])
+    lines = [(*row, *names[row], *packed(tally)) for row, tally in tallies.items()]
+    insert_lines(cursor, _TABLE, COLUMNS, lines, _REPLACE)
+
+
+def rollups_delete(cursor: CursorWrapper, rows: Sequence[Row]) -> None:
+    """Delete rows."""
+    delete_lines(cursor, _TABLE, Row._fields, rows)
 
 
 def packed(tally: Tally) -> list[Any]:
@@ -70,56 +79,7 @@ def _sum(row: Row, known: Tally | None, added: Tally) -> Tally:
     return added
 
 
-# What the databases don't do alike. Arrays spare PostgreSQL reading thousands of placeholders; SQLite has no arrays,
-# but a statement costs it no round trip.
-
-_TABLE = Rollup._meta.db_table
-_KEY = ", ".join(Row._fields)
-_READ = f"SELECT {_KEY}, {', '.join(MEASURES)} FROM {_TABLE}"  # noqa: S608
-_UPDATES = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS[len(Row._fields) :])
-_ON_CONFLICT = f"ON CONFLICT ({_KEY}) DO UPDATE SET {_UPDATES}"
-_TYPES = {
-    **dict.fromkeys(COLUMNS, "text"),
-    **dict.fromkeys((*COUNTS, "account_id", "key_id"), "bigint"),
-    **dict.fromkeys(HISTOGRAMS, "bytea"),
-    "start": "integer",
-}
-_ARRAYS = ", ".join(f"%s::{_TYPES[column]}[]" for column in COLUMNS)
-_KEY_ARRAYS = ", ".join(f"%s::{_TYPES[column]}[]" for column in Row._fields)
-_ONE = " AND ".join(f"{column} = %s" for column in Row._fields)
-_MANY = f"({_KEY}) IN (SELECT * FROM unnest({_KEY_ARRAYS}))"  # noqa: S608
-_INSERT = f"INSERT INTO {_TABLE} ({', '.join(COLUMNS)})"
-
-
-def _read(cursor: CursorWrapper, rows: Iterable[Row]) -> dict[Row, Tally]:
-    found: list[Sequence[Any]] = []
-    if connection.vendor == "postgresql":
-        cursor.execute(f"{_READ} WHERE {_MANY}", _columns(rows))
-        found = cursor.fetchall()
-    else:
-        for row in rows:
-            cursor.execute(f"{_READ} WHERE {_ONE}", row)
-            found += cursor.fetchall()
+def _read(cursor: CursorWrapper, rows: Sequence[Row]) -> dict[Row, Tally]:
+    found = select_lines(cursor, _TABLE, Row._fields, rows, (*Row._fields, *MEASURES))
     width = len(Row._fields)
     return {Row(*each[:width]): unpacked(each[width:]) for each in found}
-
-
-def _upsert(cursor: CursorWrapper, lines: Sequence[Sequence[Any]]) -> None:
-    if connection.vendor == "postgresql":
-        cursor.execute(f"{_INSERT} SELECT * FROM unnest({_ARRAYS}) {_ON_CONFLICT}", _columns(lines))  # noqa: S608
-    else:
-        cursor.executemany(f"{_INSERT} VALUES ({', '.join(['%s'] * len(COLUMNS))}) {_ON_CONFLICT}", lines)
-
-
-def rollups_delete(cursor: CursorWrapper, rows: Sequence[Row]) -> None:
-    """Delete rows."""
-    if not rows:
-        return
-    if connection.vendor == "postgresql":
-        cursor.execute(f"DELETE FROM {_TABLE} WHERE {_MANY}", _columns(rows))  # noqa: S608
-    else:
-        cursor.executemany(f"DELETE FROM {_TABLE} WHERE {_ONE}", rows)  # noqa: S608
-
-
-def _columns(lines: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*lines, strict=True)]
