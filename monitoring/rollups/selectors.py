@@ -65,7 +65,7 @@ class Point:
 
 def usage_totals(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING) -> Figures:
     """Add up a span of time."""
-    found = _collect(begin=begin, end=end, scope=scope, unit=None, zone=UTC, by=None)
+    found = _collect(begin=begin, end=end, scope=scope)
     return found.get((None, None), Figures())
 
 
@@ -77,13 +77,16 @@ def usage_series(
     unit: Unit | None = None,
     zone: tzinfo = UTC,
     by: str | None = None,
+    timed: bool = True,
 ) -> list[Point]:
     """Add up a span of time by hours, days or months of a time zone (None: all in one) and by one of GROUPS.
+
+    Without `timed` the figures lack latency and first_token: of many groups, those are most of what there is to read.
 
     A series has gaps: where nothing was asked, there is no point. In order of time, then by requests, most first.
     The first and the last bucket hold what of them is in the span.
     """
-    found = _collect(begin=begin, end=end, scope=scope, unit=unit, zone=zone, by=by)
+    found = _collect(begin=begin, end=end, scope=scope, unit=unit, zone=zone, by=by, timed=timed)
     points = _points(found, by, zone, with_account=scope.account_id is None)
     return sorted(points, key=lambda each: (each.start.timestamp() if each.start else 0.0, -each.figures.requests))
 
@@ -91,13 +94,20 @@ def usage_series(
 def usage_top(
     *, begin: datetime, end: datetime, by: str, scope: Scope = EVERYTHING, limit: int = 10, order: str = "requests"
 ) -> list[Point]:
-    """List the accounts, keys, models or endpoints with most of a field of Figures (`requests`, `cost` ...)."""
-    points = usage_series(begin=begin, end=end, scope=scope, by=by)
+    """List the accounts, keys, models or endpoints with most of a field of Figures (`requests`, `cost`); untimed."""
+    points = usage_series(begin=begin, end=end, scope=scope, by=by, timed=False)
     return sorted(points, key=lambda point: -getattr(point.figures, order))[:limit]
 
 
 def _collect(
-    *, begin: datetime, end: datetime, scope: Scope, unit: Unit | None, zone: tzinfo, by: str | None
+    *,
+    begin: datetime,
+    end: datetime,
+    scope: Scope,
+    unit: Unit | None = None,
+    zone: tzinfo = UTC,
+    by: str | None = None,
+    timed: bool = True,
 ) -> dict[Place, Figures]:
     """Add up by bucket and group."""
     column = GROUPS[by] if by else None
@@ -111,7 +121,7 @@ def _collect(
         rows = _rows(scope, by, period).filter(_within(period, bucket_of))
         for row, figures in _sums(rows, grouping):
             sums[place(row)] += figures
-        for row, latency, first_token in _times(rows, grouping):
+        for row, latency, first_token in _times(rows, grouping) if timed else ():
             known = sums[place(row)]
             known.latency += latency
             known.first_token += first_token
