@@ -45,13 +45,14 @@ def register_deployments(names: Names) -> None:
 def may_scrape(request: HttpRequest) -> bool:
     """Say whether a request may read the metrics: by METRICS_TOKEN, or from an address in METRICS_NETWORKS.
 
-    Without either setting, from loopback. A request that came through a proxy which nobody told us to trust is from an
-    unknown address, and needs the token.
+    Without either setting, from loopback. A request that came through a proxy which nobody told us to trust, or through
+    fewer than there are, is from an unknown address, and needs the token.
     """
     token: str = settings.METRICS_TOKEN
     if token and hmac.compare_digest(_bearer_token(request).encode(), token.encode()):
         return True
-    if "HTTP_X_FORWARDED_FOR" in request.META and not settings.TRUSTED_PROXIES:
+    forwarded = request.META.get("HTTP_X_FORWARDED_FOR")
+    if forwarded is not None and not 0 < settings.TRUSTED_PROXIES <= len(forwarded.split(",")):
         return False
     networks = settings.METRICS_NETWORKS or (() if token else LOOPBACK)
     return is_within(client_address(request), networks)

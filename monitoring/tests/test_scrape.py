@@ -76,6 +76,9 @@ def test_it_believes_only_proxies_that_are_trusted(settings: LazySettings) -> No
     assert status("127.0.0.1", HTTP_X_FORWARDED_FOR="127.0.0.1, 192.0.2.1") == 403
     assert status("10.0.0.1", HTTP_X_FORWARDED_FOR="192.0.2.1, 127.0.0.1") == 200
     assert status("127.0.0.1") == 200
+    settings.TRUSTED_PROXIES = 2
+    assert status("127.0.0.1", HTTP_X_FORWARDED_FOR="192.0.2.1") == 403, "past the outer of two proxies"
+    assert status("127.0.0.1", HTTP_X_FORWARDED_FOR="127.0.0.1, 192.0.2.1") == 200
 
 
 def test_it_needs_no_key_and_no_known_host_and_is_not_kept() -> None:
