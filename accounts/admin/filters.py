@@ -30,6 +30,10 @@ class TextFilter(admin.SimpleListFilter):
         """Offer no choices."""
         return []
 
+    def value(self) -> str | None:
+        """Return what was typed, without NUL: PostgreSQL refuses texts with it."""
+        return (super().value() or "").replace("\0", "") or None
+
     def has_output(self) -> bool:
         """Show the filter although it has no choices."""
         return True

@@ -84,7 +84,8 @@ def read_address(address: Mapping[str, str], now: datetime) -> Asked:
     except Wrong as wrong:
         problems.append(f"{wrong} The last 24 hours are shown.")
         name, span = DEFAULT, _recent(DEFAULT, now)
-    given = {each: text for each in FILTERS if (text := address.get(each, "").strip())}
+    # PostgreSQL refuses texts with NUL.
+    given = {each: text for each in FILTERS if (text := address.get(each, "").replace("\0", "").strip())}
     identifiers: dict[str, int] = {}
     for each, problem in _unusable(given, identifiers):
         problems.append(problem)

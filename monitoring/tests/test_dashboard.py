@@ -190,7 +190,7 @@ class TestAddress:
             ("key=twin", "Several keys are called “twin”: name the account as well."),
             ("model=m", "No request asked for a model “m”: all are shown."),
             ("endpoint=e", "No request went to an endpoint “e”: all are shown."),
-            ("account=%00&model=%00", "No account is called"),
+            ("account=%00&key=a%00", "No key is called “a”"),
         ],
     )
     def test_it_says_what_it_can_not_use(self, site: Client, cast: Cast, query: str, problem: str) -> None:
@@ -218,6 +218,7 @@ class TestAddress:
             assert [record.label for record in listed] == ["slow"]
         assert len(site.get(f"{log}?stream=0&endpoint=chat").context["cl"].result_list) == 1
         assert site.get(f"{log}?slower=soon").status_code == 302
+        assert len(site.get(f"{log}?account=%00&model=%00").context["cl"].result_list) == 2
 
 
 class TestPermission:
