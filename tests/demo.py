@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 ACCOUNTS = {
-    "acme": ("web", "nightly-batch"),
-    "globex": ("app",),
-    "initech": ("reports", "intern"),
-    "umbrella": ("lab",),
+    "demo-acme": ("web", "nightly-batch"),
+    "demo-globex": ("app",),
+    "demo-initech": ("reports", "intern"),
+    "demo-umbrella": ("lab",),
 }
 MODELS = {"gpt-4o": 6, "gpt-4o-mini": 2, "gpt-3.5-turbo": 1, "llama-3-70b": 1, "mistral-large": 2, "o3": 9, "haiku": 1}
 ENDPOINTS = ("chat", "summarize", "v1/chat/completions")

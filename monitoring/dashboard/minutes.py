@@ -25,9 +25,9 @@ from monitoring.rollups.selectors import Scope, usage_totals
 from monitoring.rollups.tallies import CACHE_COLUMNS, nano
 
 #: Records that are read at most.
-MOST = 200_000
+MOST = 100_000
 
-#: The figures of a minute and a model.
+#: The figures of a minute and a model. Times are not told apart by model: they are with "" (no model).
 Minutes = dict[tuple[datetime, str], Figures]
 
 OUTCOMES = {
@@ -54,8 +54,9 @@ def read_minutes(*, begin: datetime, end: datetime, scope: Scope) -> tuple[Minut
     for row in records.values("minute", "model").annotate(**AMOUNTS):
         minutes[row["minute"], row["model"]] += _figures(row)
     for column in ("latency", "first_token"):
-        for place, histogram in _histograms(records, f"{column}_ms"):
-            setattr(minutes[place], column, getattr(minutes[place], column) + histogram)
+        for minute, histogram in _histograms(records, f"{column}_ms"):
+            known = minutes[minute, ""]
+            setattr(known, column, getattr(known, column) + histogram)
     return dict(minutes), begin
 
 
@@ -75,8 +76,8 @@ def _figures(row: Mapping[str, Any]) -> Figures:
     return Figures(**{name: nano(Decimal(each)) if name in MONEY else int(each) for name, each in amounts.items()})
 
 
-def _histograms(records: QuerySet[RequestRecord, Any], column: str) -> Iterator[tuple[tuple[datetime, str], int]]:
-    """Make histograms of a column by minute and model, bucket by bucket (see monitoring.rollups.histograms)."""
+def _histograms(records: QuerySet[RequestRecord, Any], column: str) -> Iterator[tuple[datetime, int]]:
+    """Make histograms of a column by minute, bucket by bucket (see monitoring.rollups.histograms)."""
     logarithm = Ln(Cast(column, FloatField())) / Value(math.log(GAMMA))
     bucket = Case(
         When(**{f"{column}__gt": 1}, then=Least(Cast(Ceil(logarithm), IntegerField()), Value(BUCKETS - 1))),
@@ -84,5 +85,5 @@ def _histograms(records: QuerySet[RequestRecord, Any], column: str) -> Iterator[
         output_field=IntegerField(),
     )
     timed = records.filter(TIMED, **{f"{column}__isnull": False}).annotate(bucket=bucket)
-    for row in timed.values("minute", "model", "bucket").annotate(times=Count(F("pk"))):
-        yield (row["minute"], row["model"]), row["times"] << BITS * row["bucket"]
+    for row in timed.values("minute", "bucket").annotate(times=Count(F("pk"))):
+        yield row["minute"], row["times"] << BITS * row["bucket"]
