@@ -18,7 +18,7 @@ from monitoring.rollups.periods import DAY, Period, end_of, hour_of, moment_of, 
 from monitoring.rollups.store import unpacked
 from monitoring.rollups.tallies import MEASURES, Change, Names, Row, Tally, add_tally, tallies_of
 
-#: Records of an account in a day above which its hours are taken one by one.
+#: Records of an account from which on its span of time is taken in parts: half by half down to days, and then by hours.
 MANY = 20_000
 ROWS_AT_A_TIME = 2000
 
@@ -81,15 +81,14 @@ def sweep(begin: int, until: int) -> Iterator[Step]:
         return
     days, months = list(_starts(Period.DAY, begin, until)), list(_starts(Period.MONTH, begin, until))
     for account_id in _accounts():
-        for day in days:
-            yield from _account_day(account_id, day, max(begin, day), min(until, day + DAY))
+        yield from _account_span(account_id, begin, until)
         for month in months:
             following = end_of(Period.MONTH, month)
             yield Step(Grain.KEY_MONTH, month, following, account_id, Grain.KEY_DAY)
             yield Step(Grain.ACCOUNT_MONTH, month, following, account_id, Grain.KEY_MONTH)
-    for hour in range(begin, until):
-        yield Step(Grain.PLATFORM_HOUR, hour, hour + 1, source=Grain.ACCOUNT_HOUR)
     for day in days:
+        first, last = max(begin, day), min(until, day + DAY)
+        yield Step(Grain.PLATFORM_HOUR, first, last, source=Grain.ACCOUNT_HOUR)
         yield Step(Grain.PLATFORM_DAY, day, day + DAY, source=Grain.PLATFORM_HOUR)
     for month in months:
         yield Step(Grain.PLATFORM_MONTH, month, end_of(Period.MONTH, month), source=Grain.PLATFORM_DAY)
@@ -126,14 +125,21 @@ def logged(account_id: int, begin: int | None = None, until: int | None = None) 
     return records if until is None else records.filter(admitted_at__lt=moment_of(until))
 
 
-def _account_day(account_id: int, day: int, begin: int, until: int) -> Iterator[Step]:
-    """List the steps of an account's day, of which `begin` to `until` are to be read from the log."""
+def _account_span(account_id: int, begin: int, until: int) -> Iterator[Step]:
+    """List the steps of an account's span of hours: one for all where its records are few, else in parts."""
+    days = list(_starts(Period.DAY, begin, until))
     is_busy = logged(account_id, begin, until).order_by()[:MANY].count() == MANY
+    if is_busy and len(days) > 1:
+        middle = days[len(days) // 2]
+        yield from _account_span(account_id, begin, middle)
+        yield from _account_span(account_id, middle, until)
+        return
     for start, end in [(hour, hour + 1) for hour in range(begin, until)] if is_busy else [(begin, until)]:
         yield Step(Grain.KEY_HOUR, start, end, account_id)
+    first, last = days[0], days[-1] + DAY
     yield Step(Grain.ACCOUNT_HOUR, begin, until, account_id, Grain.KEY_HOUR)
-    yield Step(Grain.KEY_DAY, day, day + DAY, account_id, Grain.KEY_HOUR)
-    yield Step(Grain.ACCOUNT_DAY, day, day + DAY, account_id, Grain.KEY_DAY)
+    yield Step(Grain.KEY_DAY, first, last, account_id, Grain.KEY_HOUR)
+    yield Step(Grain.ACCOUNT_DAY, first, last, account_id, Grain.KEY_DAY)
 
 
 def _accounts() -> list[int]:
