@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 
 from csp.constants import SELF, UNSAFE_INLINE
@@ -15,30 +14,14 @@ from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerSplitView
-from rest_framework.negotiation import BaseContentNegotiation
-from rest_framework.parsers import BaseParser
-from rest_framework.renderers import BaseRenderer, JSONRenderer
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from aiapi.pages import page_context
 from monitoring.serializers import ServiceAnswer
-
-
-class BrowserOrJSON(BaseContentNegotiation):
-    """JSON for everyone but a browser, which says first that it wants HTML."""
-
-    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
-        """Take the first parser."""
-        return next(iter(parsers), None)
-
-    def select_renderer(
-        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
-    ) -> tuple[BaseRenderer, str]:
-        """Take JSON whatever is accepted: a page is made by the view itself."""
-        renderer = next(iter(renderers))
-        return renderer, renderer.media_type
+from monitoring.views import AnyFormat
 
 
 class RootView(APIView):
@@ -47,7 +30,7 @@ class RootView(APIView):
     authentication_classes = []
     permission_classes = []
     renderer_classes = [JSONRenderer]
-    content_negotiation_class = BrowserOrJSON
+    content_negotiation_class = AnyFormat
 
     @extend_schema(operation_id="root", summary="See what this service is", responses=ServiceAnswer)
     def get(self, request: Request) -> Response | HttpResponse:
@@ -78,7 +61,7 @@ class OpenAPIView(APIView):
 
     authentication_classes = []
     permission_classes = []
-    content_negotiation_class = BrowserOrJSON
+    content_negotiation_class = AnyFormat
     schema = None
 
     def get(self, request: Request) -> HttpResponse:

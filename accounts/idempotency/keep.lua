@@ -1,6 +1,7 @@
 -- Keep an answer in the place of its lease, and drop the account's oldest ones that there is no room for beside it.
 -- KEYS: the place of the answer, the account's names by when (µs) they were kept, the bytes of each name and 'total'.
 -- ARGV: the answer, seconds for which it is kept, its name, its bytes, bytes that an account may keep.
+local AT_MOST = 500 -- over their time are forgotten on the way: an account may have kept a hundred thousand
 local place, order, sizes = KEYS[1], KEYS[2], KEYS[3]
 local kept_for, name, size, most = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
@@ -17,16 +18,19 @@ local function forget(gone)
 end
 
 forget(name)
-for _, gone in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', string.format('%.0f', now - kept_for * 1000000))) do
+local expired = now - kept_for * 1000000
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', string.format('%.0f', expired), 'LIMIT', 0, AT_MOST)) do
   forget(gone)
 end
 while tonumber(redis.call('HGET', sizes, 'total') or 0) + size > most do
-  local oldest = redis.call('ZRANGE', order, 0, 0)[1]
-  if not oldest then
+  local oldest = redis.call('ZRANGE', order, 0, 0, 'WITHSCORES')
+  if not oldest[1] then
     break
   end
-  redis.call('UNLINK', base .. oldest)
-  forget(oldest)
+  if tonumber(oldest[2]) > expired then -- else it is gone, and a new request may have its place
+    redis.call('UNLINK', base .. oldest[1])
+  end
+  forget(oldest[1])
 end
 
 redis.call('SET', place, ARGV[1], 'EX', kept_for)

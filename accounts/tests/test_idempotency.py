@@ -117,6 +117,20 @@ def test_it_reckons_no_more_with_answers_over_their_time(settings: LazySettings,
     client.delete(*client.scan_iter("aiapi:idempotency:{9}:*"))
 
 
+def test_it_forgets_many_over_their_time_in_steps(settings: LazySettings, redis_url: str) -> None:
+    """All at once would keep everybody else waiting; and a place that fell free may be a running request's by now."""
+    settings.REDIS_URL, settings.IDEMPOTENCY_BYTES = redis_url, 12_000
+    client = redis_client.Redis.from_url(redis_url)
+    folder, names = "aiapi:idempotency:{9}:", [f"old{number:04}" for number in range(3000)]
+    client.zadd(f"{folder}order", dict.fromkeys(names, 1))
+    client.hset(f"{folder}sizes", mapping={**dict.fromkeys(names, 5), "total": 15_000})
+    client.set(f"{folder}{names[600]}", "a lease")
+    keep(RedisStore(), "a", account=9)
+    assert 1000 < client.zcard(f"{folder}order") < 2501
+    assert client.get(f"{folder}{names[600]}") == b"a lease"
+    client.delete(*client.scan_iter(f"{folder}*"))
+
+
 def test_it_gives_a_released_lease_to_the_next(store: Store) -> None:
     store.take(LEASE)
     store.release(LEASE)
