@@ -1,0 +1,50 @@
+"""A Redis that is full: new calls are refused, and no record of those that are open is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from accounts.limits.bounds import Amount, Bound
+from accounts.limits.contract import Limits, Reserved, Scope, Subject, Unavailable
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from tests.stores import redis_server
+
+PLENTY = 10**9
+SCOPE = Scope(1, (Subject("key", "1", Limits(PLENTY, PLENTY, PLENTY, PLENTY, PLENTY)),))
+BOUND = Bound(prompt=Amount(40, 40))
+DRAFT = {"account_id": 1, "key_id": 1, "endpoint": "chat", "status": 200}
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    """Run a Redis of this test's own, and return a client of it."""
+    with redis_server() as server:
+        client: Any = redis_client(server.url, read_timeout=5)
+        client.config_set("maxmemory-policy", "noeviction")
+        yield client
+        client.close()
+
+
+def test_it_refuses_new_calls_and_hands_the_records_of_open_ones_to_the_database(store: Any) -> None:
+    options = store.connection_pool.connection_kwargs
+    wire = wire_for(redis_client(f"redis://{options['host']}:{options['port']}", read_timeout=1))
+    primary = RedisBackend(wire, seeder=lambda subject, month: Amount(), lease_seconds=30)
+    written: list[Any] = []
+    limits = FailoverBackend(primary, probe=wire.ping, sink=written.append)
+    now = limits.now()
+    assert isinstance(limits.reserve(SCOPE, "a" * 32, admitted_at=now, bound=BOUND, draft=DRAFT), Reserved)
+    store.config_set("maxmemory", 1)
+    settled = limits.settle(SCOPE, "a" * 32, admitted_at=now, used=Amount(30, 5), record=DRAFT)
+    assert settled.charged == Amount(30, 5)
+    assert [(record["id"], record["status"]) for record in written] == [("a" * 32, 200)]
+    with pytest.raises(Unavailable):
+        limits.reserve(SCOPE, "b" * 32, admitted_at=now, bound=BOUND, draft=DRAFT)
+    store.config_set("maxmemory", 0)
+    assert isinstance(limits.reserve(SCOPE, "c" * 32, admitted_at=now, bound=BOUND, draft=DRAFT), Reserved)
+    limits.mend_once()
+    (usage,) = limits.usage(SCOPE)
+    assert (usage.settled, usage.reserved, usage.slots) == (Amount(30, 5), Amount(40, 40), 1)
