@@ -33,6 +33,7 @@ from monitoring.alerts.episodes import episode_begin, episodes_follow
 from monitoring.alerts.watch import Round
 from monitoring.alerts.webhook import WebhookError, checked_address, signature
 from monitoring.health import Health
+from monitoring.management.commands.watch import Command as Watch
 from monitoring.models import Alert, AlertDelivery
 from monitoring.tests.samples import recorded
 
@@ -350,6 +351,23 @@ def test_it_goes_round_over_everything(cast: Cast, monkeypatch: pytest.MonkeyPat
     output = StringIO()
     call_command("watch", "--once", stdout=output)
     assert output.getvalue() == "0 alerts began, 0 deliveries arrived.\n"
+
+
+def test_it_goes_round_again_whatever_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who watches must be there when something is wrong, and what is wrong may be something nobody thought of."""
+    rounds: list[Round] = []
+
+    def fail(self: Round) -> None:
+        rounds.append(self)
+        raise RuntimeError
+
+    class TwoRounds(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return len(rounds) == 2
+
+    monkeypatch.setattr(Round, "run", fail)
+    Watch()._loop(TwoRounds())
+    assert len(rounds) == 2
 
 
 class TestTheTest:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from argparse import ArgumentParser
+from functools import partial
 from typing import Any
 
-import structlog
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
+from accounts.loops import outlived
 from monitoring.alerts.conditions import HealthWatch
 from monitoring.alerts.watch import Round
 from monitoring.retention import prune_by_settings
 from monitoring.stopping import stop_requests
 
 PRUNE_SECONDS = 3600.0
-
-log = structlog.get_logger(__name__)
 
 
 class Command(BaseCommand):
@@ -42,14 +40,11 @@ class Command(BaseCommand):
             self._loop(stopping)
 
     def _loop(self, stopping: threading.Event) -> None:
-        """Go round; pruning has a turn each hour, the first after one. Trouble is logged and outlived."""
+        """Go round; pruning has a turn each hour, the first after one. Trouble of any kind is logged and outlived."""
         round_, pruned_at = Round(), time.monotonic()
         while not stopping.wait(settings.WATCH_SECONDS):
             close_old_connections()
-            try:
-                round_.run()
-                if time.monotonic() - pruned_at >= PRUNE_SECONDS:
-                    pruned_at = time.monotonic()
-                    prune_by_settings(wait=stopping.wait)
-            except DatabaseError as error:
-                log.error("watch_failed", cause=type(error).__name__)
+            outlived(round_.run, event="watch_failed")
+            if time.monotonic() - pruned_at >= PRUNE_SECONDS:
+                pruned_at = time.monotonic()
+                outlived(partial(prune_by_settings, wait=stopping.wait), event="pruning_failed")
