@@ -24,7 +24,7 @@ from monitoring.alert_admin import AlertAdmin
 from monitoring.dashboard.views import dashboard_sections
 from monitoring.log_export import COLUMNS, between, record_batches
 from monitoring.models import RequestRecord
-from monitoring.record_page import MESSAGES, content_text, stage_table
+from monitoring.record_page import content_text, reason_text, stage_table
 
 STATUSES: dict[str, tuple[str, Q]] = {
     "ok": ("Answered (2xx)", Q(status__lt=400)),
@@ -259,12 +259,9 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         return "—" if record.first_token_ms is None else f"{record.first_token_ms:,.0f} ms"
 
     @display(description="why")
-    def reason(self, record: RequestRecord) -> str:
+    def reason(self, record: RequestRecord) -> SafeString:
         """Say in a sentence what the error code means."""
-        if not record.error_code:
-            return "—"
-        message = MESSAGES.get(record.error_code)
-        return f"{record.error_code}: {message}" if message else record.error_code
+        return reason_text(record.error_code)
 
     @display(description="time by stage")
     def stage_times(self, record: RequestRecord) -> SafeString:

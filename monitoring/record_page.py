@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
@@ -27,12 +28,27 @@ def _messages(kind: type[ApiError]) -> Iterator[tuple[str, str]]:
         yield from _messages(child)
 
 
-#: What error codes mean: those of the exceptions, and those that only a record has.
+#: What error codes mean that callers get.
+TOLD_TO_CALLERS = dict(_messages(ApiError))
+#: The same, and those that only a record has.
 MESSAGES = {
-    **dict(_messages(ApiError)),
+    **TOLD_TO_CALLERS,
     "client_left": "The client closed the connection before the answer was complete.",
     "interrupted": "The process ended while the call ran; it was charged its bound.",
 }
+
+
+def reason_text(code: str) -> SafeString:
+    """Say in a sentence what an error code means, and link to what callers can do about it."""
+    if not code:
+        return SafeString("—")
+    message = MESSAGES.get(code)
+    told = f"{code}: {message}" if message else code
+    if code not in TOLD_TO_CALLERS:
+        return format_html("{}", told)
+    url = f"{reverse('playground')}#code-{code}"
+    link = '{} <a class="text-primary-600 dark:text-primary-500 underline" href="{}">What to do about it</a>'
+    return format_html(link, told, url)
 
 
 def stage_table(record: RequestRecord) -> SafeString:

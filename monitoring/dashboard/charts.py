@@ -18,6 +18,8 @@ from monitoring.rollups.figures import QUANTILES, Figures
 SERIES = 6
 REST = "others"
 NO_MODEL = "no model"
+#: Of a few requests, p95 and p99 are the same one.
+OVERLAP = "Where few requests were timed, the lines of p95 and p99 lie on one another."
 
 Value = float | int | None
 Set = dict[str, Any]
@@ -42,7 +44,8 @@ def charts(asked: Asked, reading: Reading) -> list[dict[str, Any]]:
     """Describe the charts, in their order."""
     axis = _axis(asked)
     made = (_traffic, _latency, _first_token, _tokens, _cost)
-    return [{**axis.shared, **each(axis, reading)} for each in made]
+    found = [{**axis.shared, **each(axis, reading)} for each in made]
+    return [{**each, **({"note": OVERLAP} if each["kind"] == "lines" else {})} for each in found]
 
 
 def _axis(asked: Asked) -> Axis:

@@ -13,6 +13,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from accounts.exceptions import UpstreamTimeout
 from accounts.tests.factories import Cast, IssuedKey, make_admin, make_staff
 from monitoring.ids import first_id
 from monitoring.models import RequestRecord
@@ -153,6 +154,17 @@ def test_it_shows_one_record(site: Client, cast: Cast) -> None:
     assert "upstream_failed" in page
     assert "the provider billed more than the bound" in page
     assert f"/admin/accounts/apikey/{cast.owner.key.pk}/change/" in page
+
+
+def test_it_says_why_a_request_failed_and_links_to_what_to_do(site: Client, cast: Cast) -> None:
+    pages = {}
+    for code in ("upstream_timeout", "client_left"):
+        record = recorded(cast.owner, status=504, error_code=code)
+        pages[code] = site.get(f"{LOG}{uuid.UUID(record['id'])}/change/").content.decode()
+    assert f"upstream_timeout: {UpstreamTimeout.message}" in pages["upstream_timeout"]
+    assert 'href="/playground/#code-upstream_timeout"' in pages["upstream_timeout"]
+    assert "The client closed the connection" in pages["client_left"]
+    assert "#code-" not in pages["client_left"]
 
 
 def test_it_changes_nothing(site: Client, cast: Cast) -> None:
