@@ -173,7 +173,8 @@ def _sums(rows: QuerySet[Rollup], grouping: Sequence[str]) -> Iterator[tuple[Map
     }
     # Grouping by a constant instead of by nothing: of no rows, it makes no row.
     grouped = rows.order_by().values("grain", *grouping).annotate(**amounts)
-    for row in _in_turns(grouped.iterator()):
+    # Not by a cursor of the server's: that would write all of the answer down before its first row.
+    for row in _in_turns(grouped):
         yield row, Figures(**{name.removeprefix("sum_"): int(row[name] or 0) for name in amounts})
 
 
@@ -212,9 +213,11 @@ def caller_names(kind: str | None, identifiers: Set[int], *, with_account: bool)
     Keys are named `account/name` if `with_account`.
     """
     if kind == "account":
-        accounts = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_MONTH, account_id__in=identifiers).order_by()
-        written = dict(accounts.values_list("account_id").annotate(Max("account_name")))
-        return written | dict(Account.objects.filter(pk__in=identifiers).values_list("pk", "name"))
+        called = dict(Account.objects.filter(pk__in=identifiers).values_list("pk", "name"))
+        if gone := identifiers - set(called):
+            accounts = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_MONTH, account_id__in=gone).order_by()
+            called |= dict(accounts.values_list("account_id").annotate(Max("account_name")))
+        return called
     present = ApiKey.objects.filter(pk__in=identifiers).values_list("pk", "account__name", "name")
     found = {pk: (account, name) for pk, account, name in present}
     if missing := identifiers - set(found):
