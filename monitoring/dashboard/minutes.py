@@ -14,9 +14,10 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import Case, Count, F, FloatField, IntegerField, Q, QuerySet, Sum, Value, When
+from django.db.models import Case, Count, DateTimeField, F, FloatField, IntegerField, Q, QuerySet, Sum, Value, When
 from django.db.models.functions import Cast, Ceil, Least, Ln, TruncMinute
 
+from monitoring.dashboard.asked import Span
 from monitoring.log_export import Selection
 from monitoring.models import RequestRecord
 from monitoring.rollups.figures import Figures
@@ -45,19 +46,27 @@ AMOUNTS = {
 MONEY = ("cost", "saved_cost")
 
 
-def read_minutes(*, begin: datetime, end: datetime, scope: Scope) -> tuple[Minutes, datetime]:
-    """Read whole minutes by model; return them and the minute in which they begin: `begin`, or later (see above)."""
-    begin = _affordable(begin, end, scope)
-    selection = Selection(begin, end, scope.account_id, scope.key_id, scope.model or "", scope.endpoint or "")
-    records = selection.records().order_by().annotate(minute=TruncMinute("admitted_at"))
+def read_minutes(*, span: Span, scope: Scope) -> tuple[Minutes, datetime]:
+    """Read a span's minutes by model, and all that it is compared with as if it were of one minute, a length earlier.
+
+    Also returns from when on records were read: that moment, or later where there were too many (see above).
+    """
+    before = span.begin - span.length
+    known_from = _affordable(before, span.end, scope)
+    selection = Selection(known_from, span.end, scope.account_id, scope.key_id, scope.model or "", scope.endpoint or "")
+    # Of the time before, no minutes are shown: it is one group, and ends where what is over of the span does.
+    uncompared = Q(admitted_at__gte=span.complete - span.length, admitted_at__lt=span.begin)
+    is_before = When(admitted_at__lt=span.begin, then=Value(before, output_field=DateTimeField()))
+    minute = Case(is_before, default=TruncMinute("admitted_at"))
+    records = selection.records().exclude(uncompared).order_by().annotate(minute=minute)
     minutes: Minutes = defaultdict(Figures)
     for row in records.values("minute", "model").annotate(**AMOUNTS):
         minutes[row["minute"], row["model"]] += _figures(row)
     for column in ("latency", "first_token"):
-        for minute, histogram in _histograms(records, f"{column}_ms"):
-            known = minutes[minute, ""]
+        for start, histogram in _histograms(records, f"{column}_ms"):
+            known = minutes[start, ""]
             setattr(known, column, getattr(known, column) + histogram)
-    return dict(minutes), begin
+    return dict(minutes), known_from
 
 
 def _affordable(begin: datetime, end: datetime, scope: Scope) -> datetime:

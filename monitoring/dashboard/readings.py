@@ -47,12 +47,12 @@ def _from_rollups(asked: Asked) -> Reading:
 
 def _from_log(asked: Asked) -> Reading:
     span = asked.span
-    minutes, known_from = read_minutes(begin=span.begin - span.length, end=span.end, scope=asked.scope)
+    minutes, known_from = read_minutes(span=span, scope=asked.scope)
     rows = [(minute, model, figures) for (minute, model), figures in minutes.items()]
     reading = _divided(row for row in rows if row[0] >= span.begin)
     reading.complete = _sum(figures for minute, _, figures in rows if span.begin <= minute < span.complete)
     if known_from == span.begin - span.length:
-        reading.before = _sum(figures for minute, _, figures in rows if minute < span.complete - span.length)
+        reading.before = _sum(figures for minute, _, figures in rows if minute < span.begin)
     elif known_from > span.begin:
         reading.notice = (
             f"There were too many requests to read the whole hour by the minute: this is what came since "

@@ -108,6 +108,19 @@ class TestFigures:
         assert requests.change.text == "▲ 50 %"
         assert requests.change.told.startswith("3 now, 2 in the time before")
 
+    def test_it_compares_the_last_hour_with_the_one_before(
+        self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        moment = timezone.now()
+        monkeypatch.setattr(timezone, "now", lambda: moment)
+        for back in (30, 75, 90, 115):
+            recorded(cast.owner, **ago(minutes=back))
+        recorded(cast.owner, **ago(minutes=0))  # in a minute that has only begun
+        recorded(cast.owner, **ago(minutes=60))  # and what stands against it an hour before
+        requests = tile(shown(site, "range=1h"), "Requests")
+        assert requests.value == "2"
+        assert requests.change.told.startswith("1 now, 3 in the time before")
+
     def test_it_says_whether_a_change_is_for_the_better(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner, **ago(hours=30))
         recorded(cast.owner, **ago(hours=6), status=502, latency_ms=100.0)
