@@ -16,10 +16,12 @@ from inference.surfaces.base import (
     read_openai_usage,
 )
 from inference.surfaces.content import (
+    IMAGE_ESTIMATE,
     IMAGE_TOKENS,
     PartTypes,
     image_count,
     refuse_media,
+    schema_texts,
     texts_in,
     without_images,
 )
@@ -75,13 +77,11 @@ class ChatSurface(Surface):
         return read_openai_usage(body.get("usage"))
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count the messages and the answers with a tokenizer."""
+        """Count the messages, what the model reads beside them, and the answers with a tokenizer."""
         messages = payload["messages"]
-        prompt = (
-            count_tokens(texts_in(without_images(messages)), model=model)
-            + MESSAGE_TOKENS * len(messages)
-            + REPLY_TOKENS
-        )
+        texts = chain(texts_in(without_images(messages)), schema_texts(payload))
+        around = MESSAGE_TOKENS * len(messages) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(messages)
+        prompt = count_tokens(texts, model=model) + around
         answers = (choice.get("message") for choice in body.get("choices", ()))
         generated = (texts_in({**message, "role": None}) for message in answers if isinstance(message, dict))
         return Usage(prompt, 0, count_tokens(chain.from_iterable(generated), model=model))

@@ -6,8 +6,9 @@ under the one secret that all accounts share, or the provider would fetch it fro
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,10 @@ from accounts.exceptions import InvalidRequest
 
 #: The most that an image can be, in tokens: OpenAI's dearest reckoning of one at high detail is below it.
 IMAGE_TOKENS = 50_000
+#: What one is reckoned as where nobody says: OpenAI's reckoning of a large one at high detail (85 + 6 tiles of 170).
+IMAGE_ESTIMATE = 1105
+#: What a model reads beside what was said: what it may call, and the form of its answer.
+SCHEMAS = ("tools", "functions", "response_format", "text")
 DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp|gif|bmp|heic|heif|avif);base64,", re.IGNORECASE)
 #: A host as public names are written. A last label that begins with a digit makes an address of it (URL standard).
 PUBLIC_HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]\.?\Z", re.IGNORECASE)
@@ -145,6 +150,13 @@ def texts_in(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from texts_in(item)
+
+
+def schema_texts(payload: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the JSON of what a model reads beside the messages."""
+    for name in SCHEMAS:
+        if payload.get(name):
+            yield json.dumps(payload[name], ensure_ascii=False, separators=(",", ":"))
 
 
 def _parts_in(messages: list[Any]) -> Iterator[Any]:

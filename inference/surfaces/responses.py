@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from accounts.exceptions import InvalidRequest
@@ -17,10 +18,12 @@ from inference.surfaces.base import (
 )
 from inference.surfaces.chat import UNCACHEABLE, refuse_foreign_tools
 from inference.surfaces.content import (
+    IMAGE_ESTIMATE,
     IMAGE_TOKENS,
     PartTypes,
     image_count,
     refuse_media,
+    schema_texts,
     texts_in,
     without_images,
 )
@@ -69,9 +72,12 @@ class ResponseSurface(Surface):
         return read_response_usage(body.get("usage"))
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count input and output with a tokenizer."""
-        items = [*without_images(_items(payload.get("input"))), payload.get("instructions")]
-        prompt = count_tokens(texts_in(items), model=model) + MESSAGE_TOKENS * len(items) + REPLY_TOKENS
+        """Count the input, what the model reads beside it, and the output with a tokenizer."""
+        given = _items(payload.get("input"))
+        items = [*without_images(given), payload.get("instructions")]
+        texts = chain(texts_in(items), schema_texts(payload))
+        around = MESSAGE_TOKENS * len(items) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(given)
+        prompt = count_tokens(texts, model=model) + around
         return Usage(prompt, 0, count_tokens(texts_in(body.get("output") or []), model=model))
 
     def is_complete(self, body: Body) -> bool:

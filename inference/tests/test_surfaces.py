@@ -268,6 +268,23 @@ def test_it_estimates_never_above_the_bound() -> None:
     assert estimated.input_tokens <= chat_surface.prompt_bound(payload)
 
 
+def test_it_counts_what_a_model_reads_beside_the_messages() -> None:
+    """Whoever leaves a stream before its usage comes would have tools and images for nothing."""
+    tools = [{"type": "function", "function": {"name": "f", "description": "word " * 500, "parameters": {}}}]
+    image = [{"type": "image_url", "image_url": {"url": DATA_URL}}]
+    inputs = [{"role": "user", "content": [{"type": "input_image", "image_url": DATA_URL}]}]
+
+    def counted(surface: Surface, payload: dict[str, Any]) -> int:
+        used = surface.estimate(payload, {}, model="gpt-4o").input_tokens
+        assert used <= surface.prompt_bound(payload)
+        return used
+
+    assert counted(chat_surface, {**chat("hi"), "tools": tools}) > 500
+    assert counted(response_surface, {"input": "hi", "tools": tools}) > 500
+    assert counted(chat_surface, chat(image)) > 1000
+    assert counted(response_surface, {"input": inputs}) > 1000
+
+
 # Whole answers, and shared ones
 
 
