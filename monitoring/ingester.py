@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -36,6 +38,7 @@ REJECTED_KEPT = 1000  # entries of a shard that were no records: the newest are 
 UNREADABLE = (KeyError, ValueError, TypeError, ArithmeticError, DataError, IntegrityError)
 
 Entry = tuple[bytes, dict[bytes, bytes]]
+Batch = dict[str, Sequence[Entry]]  # by stream
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +56,12 @@ class Ingester:
     def run_once(self) -> int:
         """Charge dead reservations, then move what is there; answer how many records were written."""
         self._reap()
-        return sum(self._drain(stream) for stream in self._filled())
+        filled = self._filled()
+        moved = sum(self._write_left(stream) for stream in filled)
+        waiting = deque(filled)
+        while waiting:
+            moved += self._write(self._gather(waiting))
+        return moved
 
     def _reap(self) -> None:
         if time.monotonic() - self._reaped_at < REAP_INTERVAL:
@@ -71,13 +79,27 @@ class Ingester:
             pipeline.xlen(stream)
         return [stream for stream, length in zip(streams, pipeline.execute(), strict=True) if length]
 
-    def _drain(self, stream: str) -> int:
-        """Move a stream's records: first those that this ingester or a dead one left, then the new ones."""
+    def _write_left(self, stream: str) -> int:
+        """Write the records that this ingester or a dead one left of a stream."""
         self._join(stream)
-        moved = self._write_unfinished(stream) + self._write(stream, self._abandoned(stream))
-        while entries := self._read(stream, ">"):
-            moved += self._write(stream, entries)
-        return moved
+        return self._write_unfinished(stream) + self._write({stream: self._abandoned(stream)})
+
+    def _gather(self, waiting: deque[str]) -> Batch:
+        """Read new records of as many streams as make a batch; those that may hold more go to the end of the queue.
+
+        A transaction for each stream would cost most of the time where many accounts ask a little each.
+        """
+        batch: Batch = {}
+        try:
+            while waiting and sum(map(len, batch.values())) < BATCH:
+                stream = waiting.popleft()
+                batch[stream] = self._read(stream, ">")
+                if len(batch[stream]) == BATCH:
+                    waiting.append(stream)
+        except Exception:
+            self._unfinished.update(batch)
+            raise
+        return batch
 
     def _write_unfinished(self, stream: str) -> int:
         """Write what this ingester had read when a batch failed: the stream tells it from any entry on."""
@@ -87,7 +109,7 @@ class Ingester:
             if not entries:
                 self._unfinished.discard(stream)
                 break
-            moved += self._write(stream, [(identifier, fields) for identifier, fields in entries if fields])
+            moved += self._write({stream: [(identifier, fields) for identifier, fields in entries if fields]})
             last = entries[-1][0].decode()
         return moved
 
@@ -123,22 +145,27 @@ class Ingester:
             return []
         return [(identifier, fields) for identifier, fields in answer[1] if fields]
 
-    def _write(self, stream: str, entries: Sequence[Entry]) -> int:
-        if not entries:
+    def _write(self, batch: Batch) -> int:
+        filled = {stream: entries for stream, entries in batch.items() if entries}
+        if not filled:
             return 0
         try:
-            return self._move(stream, entries)
+            return self._move(filled)
         except Exception:
-            self._unfinished.add(stream)
+            self._unfinished.update(filled)
             raise
 
-    def _move(self, stream: str, entries: Sequence[Entry]) -> int:
-        refused: list[Entry] = []
+    def _move(self, batch: Batch) -> int:
+        refused: Batch = {}
         try:
-            written = _store(entries)
+            written = _store(chain.from_iterable(batch.values()))
         except UNREADABLE:
-            written, refused = _store_each(entries)
-        self._take_off(stream, entries, refused)
+            written = 0
+            for stream, entries in batch.items():
+                stored, refused[stream] = _store_each(entries)
+                written += stored
+        for stream, entries in batch.items():
+            self._take_off(stream, entries, refused.get(stream, ()))
         return written
 
     def _take_off(self, stream: str, entries: Sequence[Entry], refused: Sequence[Entry]) -> None:

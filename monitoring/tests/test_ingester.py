@@ -92,6 +92,66 @@ def test_it_moves_more_than_a_batch(cast: Cast, redis_limits: LimitBackend, monk
     assert in_database() == expected
 
 
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Note the operations of each batch that is written."""
+    batches: list[list[str]] = []
+
+    def noted(records: Any) -> int:
+        batches.append([record["id"] for record in records])
+        return write_records(records)
+
+    monkeypatch.setattr(module, "write_records", noted)
+    return batches
+
+
+def test_it_writes_the_records_of_many_accounts_at_once(
+    cast: Cast, redis_limits: LimitBackend, store: Any, written: list[list[str]]
+) -> None:
+    expected = {emitted(redis_limits, issued) for issued in (cast.owner, cast.stranger)}
+    assert stream_of(cast.owner) != stream_of(cast.stranger)
+    assert Ingester().run_once() == 2
+    (batch,) = written
+    assert set(batch) == in_database() == expected
+    assert store.xlen(stream_of(cast.owner)) == store.xlen(stream_of(cast.stranger)) == 0
+
+
+def test_it_lets_no_account_wait_for_all_of_anothers_records(
+    cast: Cast, redis_limits: LimitBackend, monkeypatch: pytest.MonkeyPatch, written: list[list[str]]
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    first, second = sorted((cast.owner, cast.stranger), key=lambda issued: scope_of(issued).shard)
+    for _ in range(5):
+        emitted(redis_limits, first)
+    quiet = emitted(redis_limits, second)
+    Ingester().run_once()
+    assert sum(map(len, written)) == 6
+    assert quiet in written[1]
+
+
+def test_it_writes_in_its_next_round_what_it_had_read_when_redis_went_away(
+    cast: Cast, redis_limits: LimitBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {emitted(redis_limits, issued) for issued in (cast.owner, cast.stranger)}
+    ingester = Ingester()
+    read = ingester.client.xreadgroup
+    reads: list[str] = []
+
+    def fail_second(*arguments: Any, **options: Any) -> Any:
+        reads.append("read")
+        if len(reads) > 1:
+            raise RedisConnectionError("away")
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(ingester.client, "xreadgroup", fail_second)
+    with pytest.raises(RedisConnectionError):
+        ingester.run_once()
+    monkeypatch.undo()
+    assert in_database() == set()
+    assert ingester.run_once() == 2
+    assert in_database() == expected
+
+
 def test_it_writes_what_the_record_says(cast: Cast, redis_limits: LimitBackend) -> None:
     operation = emitted(redis_limits, cast.owner, cost=123, label="ümläut", cache="hit")
     Ingester().run_once()
@@ -154,7 +214,7 @@ def test_it_lets_the_slower_of_two_change_nothing(cast: Cast, redis_limits: Limi
     stream = stream_of(cast.owner)
     entries = store.xrange(stream)
     assert Ingester(name="fast").run_once() == 1
-    Ingester(name="slow")._write(stream, entries)  # what it had read before the fast one took it over
+    Ingester(name="slow")._write({stream: entries})  # what it had read before the fast one took it over
     assert RequestRecord.objects.count() == 1
 
 
