@@ -186,6 +186,19 @@ def test_it_does_not_send_again_what_was_answered_in_part(client: Client) -> Non
     assert served == [1, 1]
 
 
+def test_it_does_not_send_again_what_a_provider_was_given_time_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be billed: sent again, the provider would bill it twice and the caller once."""
+    monkeypatch.setattr("inference.upstream.transport.ENDED_BEFORE_SECONDS", 0.0)
+    with forgetful(b"") as (url, served):
+        assert client.call(route(url), CHAT, PAYLOAD, seconds=5)
+        with pytest.raises(AttemptFailed) as failed:
+            client.call(route(url), CHAT, PAYLOAD, seconds=5)
+    assert failed.value.verdict == BROKEN
+    assert served == [1, 1]
+
+
 def test_it_takes_a_new_connection_for_what_it_sends_once_more(client: Client) -> None:
     with forgetful(b"", b"") as (url, served):
         together = threading.Barrier(2)

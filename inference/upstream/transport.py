@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -93,6 +94,11 @@ def abortable(abort: Abort) -> Iterator[None]:
 _fresh: ContextVar[bool] = ContextVar("fresh", default=False)
 
 
+#: A connection that had ended before a request says so at once. One that ends later had been at work on it, as far as
+#: anybody knows: a proxy that gives up an idle connection after a minute looks the same from here.
+ENDED_BEFORE_SECONDS = 2.0
+
+
 class Unanswered(ProtocolError):
     """A connection that had served others ended before the first byte of this answer: it may have ended before us."""
 
@@ -117,6 +123,7 @@ class _Watched(HTTPConnection):
     is_guarded = False
     #: Whether it answered before, and may have been closed by the other side since.
     has_answered = False
+    sent_at = 0.0
 
     def connect(self) -> None:
         self.has_answered = False
@@ -140,6 +147,7 @@ class _Watched(HTTPConnection):
             abort.watch(self)
         try:
             super().request(*args, **options)
+            self.sent_at = time.monotonic()
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
             raise (Unanswered if self.has_answered else ProtocolError)("closed") from error
 
@@ -147,7 +155,7 @@ class _Watched(HTTPConnection):
         try:
             response = super().getresponse()
         except Unanswered as error:
-            if self.has_answered:
+            if self.has_answered and time.monotonic() - self.sent_at < ENDED_BEFORE_SECONDS:
                 raise
             raise ProtocolError("no answer") from error
         self.has_answered = True
