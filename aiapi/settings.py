@@ -12,6 +12,7 @@ from typing import Any
 from csp.constants import NONE, SELF
 from django.templatetags.static import static
 
+from aiapi import cors
 from aiapi.env import Environment
 from aiapi.mail import email_settings
 from aiapi.stores import cache_settings, database_settings
@@ -313,57 +314,8 @@ CONTENT_SECURITY_POLICY = {
         "base-uri": [NONE],
     }
 }
-CORS_EXPOSE_HEADERS = [
-    "X-Request-ID",
-    "X-Process-Time",
-    "X-Cache",
-    "X-Model",
-    "X-Cost-USD",
-    "X-Fallback",
-    "X-RateLimit-Limit",
-    "X-RateLimit-Remaining",
-    "X-RateLimit-Reset",
-    "RateLimit",
-    "RateLimit-Policy",
-    "Retry-After",
-    "Idempotency-Replayed",
-    *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
-]
-CORS_ALLOW_HEADERS = [
-    "accept",
-    "authorization",
-    "cache-control",
-    "content-type",
-    "idempotency-key",
-    "traceparent",
-    "tracestate",
-    "x-api-key",
-    "x-cache-answer",
-    "x-request-id",
-    # What OpenAI's client sends along, in browsers too.
-    "openai-beta",
-    "openai-organization",
-    "openai-project",
-    *(
-        f"x-stainless-{name}"
-        for name in (
-            "arch",
-            "async",
-            "custom-poll-interval",
-            "helper-method",
-            "lang",
-            "os",
-            "package-version",
-            "poll-helper",
-            "raw-response",
-            "read-timeout",
-            "retry-count",
-            "runtime",
-            "runtime-version",
-            "timeout",
-        )
-    ),
-]
+CORS_EXPOSE_HEADERS = cors.EXPOSED
+CORS_ALLOW_HEADERS = cors.ALLOWED
 
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"

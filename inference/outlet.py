@@ -26,6 +26,27 @@ SLOW_SECONDS = 0.05
 log = structlog.get_logger(__name__)
 
 
+class Transcript:
+    """All that was sent, for whoever asks again; None once it has become larger than `largest` bytes."""
+
+    def __init__(self, largest: int) -> None:
+        self._left = largest
+        self._pieces: list[bytes] = []
+
+    def add(self, piece: bytes) -> None:
+        """Take a piece, or let go of all where it is one too many."""
+        self._left -= len(piece)
+        if self._left < 0:
+            self._pieces.clear()
+        else:
+            self._pieces.append(piece)
+
+    @property
+    def content(self) -> bytes | None:
+        """Return the whole."""
+        return b"".join(self._pieces) if self._left >= 0 else None
+
+
 class Outlet:
     """The pieces for one client. The producer puts them in, the request's own thread iterates over them."""
 

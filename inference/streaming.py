@@ -28,12 +28,13 @@ from accounts.exceptions import (
     UpstreamFailed,
     UpstreamTimeout,
 )
+from accounts.idempotency.claims import LARGEST_ANSWER
 from accounts.limits.gates import Entry
 from accounts.limits.leases import keeper
 from inference import cache
 from inference.calls import Caller, ModelCall
 from inference.catalog import Route
-from inference.outlet import Outlet, watch
+from inference.outlet import Outlet, Transcript, watch
 from inference.pipeline import (
     Progress,
     begin,
@@ -95,7 +96,7 @@ class StreamedCall:
         self._error_event = error_event
         self._outlet = Outlet(is_gone)
         self._keep = keep
-        self._kept: list[bytes] = []
+        self._kept = Transcript(LARGEST_ANSWER)
         self._deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT)
         self._headers_lock = threading.Lock()
         self._headers_sent = False
@@ -323,7 +324,7 @@ class StreamedCall:
     def _put(self, piece: bytes) -> None:
         """Hand a piece to the consumer, waiting while it is slow, unless it is gone."""
         if self._keep is not None:
-            self._kept.append(piece)
+            self._kept.add(piece)
         self._outlet.put(piece, gives_up=self._gives_up)
 
     def _gives_up(self) -> bool:
@@ -370,7 +371,7 @@ class StreamedCall:
                 self._put(self._error_event(error))
                 self._record_late(error)
             if self._keep is not None and self.progress is not None and not is_plain:
-                self._keep(b"".join(self._kept) if error is None else None, self.progress)
+                self._keep(self._kept.content if error is None else None, self.progress)
         finally:
             self._outlet.end()
 

@@ -15,7 +15,7 @@ from django.test import RequestFactory
 
 from inference import outlet as outlet_module
 from inference.event_stream import client_watch
-from inference.outlet import KEEP_ALIVE, LONGEST_QUEUE, Outlet, Watch
+from inference.outlet import KEEP_ALIVE, LONGEST_QUEUE, Outlet, Transcript, Watch
 from tests.processes import wait_until
 
 
@@ -183,3 +183,14 @@ def test_it_sees_it_of_files_above_1023(connected: tuple[socket.socket, socket.s
 
 def test_it_knows_of_nobody_without_a_socket() -> None:
     assert not client_watch(RequestFactory().post("/chat"))()
+
+
+def test_it_remembers_what_was_sent_until_that_is_too_much() -> None:
+    transcript = Transcript(5)
+    transcript.add(b"abc")
+    transcript.add(b"de")
+    assert transcript.content == b"abcde"
+    transcript.add(b"f")
+    transcript.add(b"g")
+    assert not transcript.content
+    assert len(transcript._pieces) == 0, "it holds no memory for what nobody gets"

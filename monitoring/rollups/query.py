@@ -22,6 +22,8 @@ LONGEST = {
     Unit.MONTH: timedelta(days=10 * 366),
     None: timedelta(days=10 * 366),
 }
+#: By the day in a zone other than UTC, whose days are made of hours: 24 times as much to read.
+LONGEST_ELSEWHERE = timedelta(days=100)
 LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 
 
@@ -78,9 +80,10 @@ class UsageQuery(serializers.Serializer[Any]):
         begin = _moment("from", attrs["from"], zone) if "from" in attrs else _month_of(end - HOUR, zone)
         if begin >= end:
             raise serializers.ValidationError({"to": "It is not after `from`."})
-        if end - begin > LONGEST[unit]:
+        longest = _longest(unit, zone)
+        if end - begin > longest:
             by = f"by the {unit}" if unit else "in all"
-            raise serializers.ValidationError({"from": f"At most {LONGEST[unit].days} days at once {by}."})
+            raise serializers.ValidationError({"from": f"At most {longest.days} days at once {by}."})
         try:
             list(buckets(hour_of(begin), hour_of(end), unit, zone))
         except BrokenHours as error:
@@ -94,12 +97,17 @@ USAGE_PARAMETERS = [
         "from": "A date or date-time on a whole hour. Default: the beginning of the present month.",
         "to": "The same, excluded. Default: the end of the present hour.",
         "time_zone": "An IANA name: of days and months, and of times that name no offset. Default: UTC.",
-        "group_by": "A comma list: at most one of hour (up to 31 days), day (400 days) and month (10 years), and at "
-        "most one of key, model and endpoint. Default: day.",
+        "group_by": "A comma list: at most one of hour (up to 31 days), day (400 days, 100 in a zone "
+        "other than UTC) and month (10 years), and at most one of key, model and endpoint. Default: day.",
     }.items()
 ]
 
 _BROKEN = "Usage is kept by whole hours of UTC: this zone's hours begin in between."
+
+
+def _longest(unit: Unit | None, zone: tzinfo) -> timedelta:
+    is_elsewhere = unit is Unit.DAY and str(zone) != "UTC"
+    return LONGEST_ELSEWHERE if is_elsewhere else LONGEST[unit]
 
 
 def _next_hour() -> datetime:

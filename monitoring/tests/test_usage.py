@@ -109,7 +109,7 @@ def test_it_tells_days_and_the_span_in_the_time_zone(cast: Cast) -> None:
         ({"time_zone": "Mars/Olympus"}, "time_zone"),
         ({"time_zone": "../../etc/passwd"}, "time_zone"),
         ({"time_zone": "Asia/Kolkata"}, "time_zone"),
-        ({"time_zone": "Asia/Kolkata", "from": "2026-02-01T00:00Z"}, "time_zone"),
+        ({"time_zone": "Asia/Kolkata", "from": "2026-02-01T00:00Z", "to": "2026-02-03T00:00Z"}, "time_zone"),
         ({"group_by": "week"}, "group_by"),
         ({"group_by": "hour,day"}, "group_by"),
         ({"group_by": "key,model"}, "group_by"),
@@ -135,6 +135,12 @@ def test_it_takes_a_span_of_the_longest_that_is_allowed(cast: Cast) -> None:
     assert usage(cast, **{"from": "2025-01-01", "to": "2026-02-05"})["totals"]["requests"] == 1
     berlin = {"time_zone": "Europe/Berlin", "from": "2017-01-01", "to": "2027-01-01"}
     assert usage(cast, group_by="month", **berlin)["totals"]["requests"] == 1
+
+
+def test_it_tells_fewer_days_where_a_day_is_not_utc_s(cast: Cast) -> None:
+    span = {"time_zone": "Europe/Berlin", "from": "2026-01-01"}
+    usage(cast, **span, to="2026-04-11")
+    assert errors(cast, **span, to="2026-04-12") == {"from": ["At most 100 days at once by the day."]}
 
 
 def test_it_needs_the_scope(cast: Cast) -> None:

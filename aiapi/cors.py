@@ -1,0 +1,55 @@
+"""The headers that pages of other origins may read and send (CORS_ALLOWED_ORIGINS says which origins)."""
+
+#: Of answers, what a page's program may read.
+EXPOSED = [
+    "X-Request-ID",
+    "X-Process-Time",
+    "X-Cache",
+    "X-Model",
+    "X-Cost-USD",
+    "X-Fallback",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Idempotency-Replayed",
+    *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
+]
+#: Of requests, what a page's program may send.
+ALLOWED = [
+    "accept",
+    "authorization",
+    "cache-control",
+    "content-type",
+    "idempotency-key",
+    "traceparent",
+    "tracestate",
+    "x-api-key",
+    "x-cache-answer",
+    "x-request-id",
+    # What OpenAI's client sends along, in browsers too.
+    "openai-beta",
+    "openai-organization",
+    "openai-project",
+    *(
+        f"x-stainless-{name}"
+        for name in (
+            "arch",
+            "async",
+            "custom-poll-interval",
+            "helper-method",
+            "lang",
+            "os",
+            "package-version",
+            "poll-helper",
+            "raw-response",
+            "read-timeout",
+            "retry-count",
+            "runtime",
+            "runtime-version",
+            "timeout",
+        )
+    ),
+]
