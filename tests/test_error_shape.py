@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from django.conf import LazySettings
@@ -26,7 +24,7 @@ from accounts.snapshots import directory
 from accounts.tests.factories import make_key
 from inference.tests.fixtures import PROVIDER_SECRET, Api
 from inference.upstream.fake import LEAK_MARKER, FakeUpstream
-from monitoring.models import RequestRecord
+from monitoring.tests.samples import recorded
 
 MODEL = "gpt-3.5-turbo"
 TEXT = "A text that is long enough."
@@ -245,22 +243,8 @@ def _key_of(case: Case, api: Api) -> str | None:
         return case.key or (None if case.key is None else api.key.plain)
     issued = make_key(name=case.key, **special[case.key])
     if case.key == "poor":
-        _spend(issued.key.pk, issued.key.account_id, 9_990)
+        recorded(issued, input_tokens=9_990, output_tokens=0)
     return issued.plain
-
-
-def _spend(key_id: int, account_id: int, tokens: int) -> None:
-    """Let a key have used so many tokens this month."""
-    names = {"label": "earlier", "account_name": "a", "key_name": "k", "endpoint": "chat"}
-    RequestRecord.objects.create(
-        id=uuid4(),
-        admitted_at=datetime.now(UTC),
-        account_id=account_id,
-        key_id=key_id,
-        status=200,
-        input_tokens=tokens,
-        **names,
-    )
 
 
 def _break(
