@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from accounts.exceptions import (
@@ -58,6 +59,11 @@ def describe_owner(subject: Subject) -> dict[str, str]:
     """Say whose a limit is: `key`, `account`, or either's use of one model, which is named then."""
     owner = {"owner": subject.kind.replace("_", " ")}
     return owner if subject.model is None else {**owner, "model": subject.model}
+
+
+def nano(amount: Decimal) -> int:
+    """Return US dollars as whole nano-dollars."""
+    return int((Decimal(amount) * NANO_DOLLARS).to_integral_value())
 
 
 def dollars(nano: int) -> str:

@@ -13,6 +13,10 @@ from accounts.models import Account, ApiKey, Tier
 ELLIPSIS = "…"
 
 
+#: Selects accounts, keys and budgets for models that have a monthly budget at all.
+HAS_BUDGET = Q(monthly_token_budget__isnull=False) | Q(monthly_cost_budget__isnull=False)
+
+
 def tier_names() -> list[str]:
     """List the tiers, by name."""
     return list(Tier.objects.order_by("name").values_list("name", flat=True))

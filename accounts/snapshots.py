@@ -27,12 +27,12 @@ from accounts.keys import digests
 from accounts.limits.contract import Limits, Scope, Subject
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.outage import Outage
+from accounts.refusals import nano
 from accounts.validators import DEFAULT_SCOPES
 
 MAX_AGE = 1.0  # seconds
 MAX_ENTRIES = 10_000
 LAST_USED_PRECISION = timedelta(minutes=1)
-NANO_DOLLARS = 1_000_000_000
 #: Whose a budget for a model can be, and where a key's row says who that is.
 BUDGET_OWNERS = {"key": "pk", "account": "account_id"}
 
@@ -252,4 +252,4 @@ def model_subject(budget: ModelBudget) -> Subject:
 
 def nano_dollars(dollars: Decimal | None) -> int | None:
     """Convert US dollars to integer nano-dollars; None stays None."""
-    return None if dollars is None else int(dollars * NANO_DOLLARS)
+    return None if dollars is None else nano(dollars)

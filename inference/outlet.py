@@ -6,7 +6,6 @@ than the piece.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -15,6 +14,8 @@ from typing import Protocol
 
 import structlog
 from django.conf import settings
+
+from accounts.loops import ProcessThread
 
 #: Seconds between two looks after a stream.
 WATCH_SECONDS = 0.5
@@ -117,16 +118,12 @@ class Watch:
 
     def __init__(self) -> None:
         self._watched: set[Watched] = set()
-        self._lock = threading.Lock()
-        self._pid = 0
+        self._thread = ProcessThread(self._run, name="stream-watch")
 
     def add(self, stream: Watched) -> None:
         """Look after it from now on."""
         self._watched.add(stream)
-        with self._lock:
-            if self._pid != os.getpid():  # a fork takes no threads along
-                self._pid = os.getpid()
-                threading.Thread(target=self._run, name="stream-watch", daemon=True).start()
+        self._thread.start()
 
     def discard(self, stream: Watched) -> None:
         """Let it be."""

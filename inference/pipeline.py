@@ -224,8 +224,7 @@ def _answer_alone(progress: Progress) -> Answer:
 
 def _answer_from_upstream(progress: Progress) -> Answer:
     bill = progress.bill
-    body, route = _ask(progress)
-    usage = charge(progress, body, route)
+    body, route, usage = _ask(progress)
     bill.answered(body)
     content = _read(progress, body, route)
     share_answer(
@@ -249,8 +248,8 @@ def _read(progress: Progress, body: Body, route: Route) -> Any:
         raise
 
 
-def _ask(progress: Progress) -> tuple[Body, Route]:
-    """Ask the deployments until one answers, holding no database connection meanwhile."""
+def _ask(progress: Progress) -> tuple[Body, Route, Usage]:
+    """Ask the deployments until one answers, and charge that; holds no database connection meanwhile."""
     caller, bill = progress.caller, progress.bill
     deadline = Deadline(settings.UPSTREAM_TIMEOUT)
     release_connections()
@@ -262,7 +261,7 @@ def _ask(progress: Progress) -> tuple[Body, Route]:
         try:
             return first_success(
                 progress.model.routes,
-                lambda route: (_attempt(progress, route, deadline), route),
+                lambda route: _attempt(progress, route, deadline),
                 deadline,
                 account_id=caller.identity.account_id,
                 covers_another=bill.covers_another,
@@ -271,8 +270,8 @@ def _ask(progress: Progress) -> tuple[Body, Route]:
             raise failure.error from failure
 
 
-def _attempt(progress: Progress, route: Route, deadline: Deadline) -> Body:
-    """Make one call to one deployment. One that may be billed although it failed is charged its bound."""
+def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body, Route, Usage]:
+    """Make one call to one deployment, and charge it: its bound where it failed and may be billed all the same."""
     surface = progress.call.surface
     with slot(route, *slot_size(progress)) as entry:
         begin_attempt(progress, route)
@@ -285,10 +284,9 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> Body:
             if failure.verdict.may_be_billed:
                 progress.bill.charge_bound()
             raise
-        if route.provider_limits is not None:
-            usage, _ = used_of(progress, body, route)
-            entry.leave(usage.input_tokens + usage.output_tokens)
-    return body
+        usage = _charge(progress, body, route)
+        entry.leave(usage.input_tokens + usage.output_tokens)
+    return body, route, usage
 
 
 def slot_size(progress: Progress) -> tuple[str, int]:
@@ -312,17 +310,11 @@ def outgoing(progress: Progress, route: Route) -> dict[str, Any]:
     return call.surface.with_output(call.payload, each, route.output_parameter)
 
 
-def charge(progress: Progress, body: Body, route: Route) -> Usage:
+def _charge(progress: Progress, body: Body, route: Route) -> Usage:
     """Charge what the provider says that the call used, or an estimate where it says nothing."""
-    usage, source = used_of(progress, body, route)
+    surface = progress.call.surface
+    usage, source = surface.read_usage(body), "provider"
+    if usage is None:
+        usage, source = surface.estimate(progress.call.payload, body, model=route.upstream_name), "estimated"
     progress.bill.charge(usage, route.rates, source=source)
     return usage
-
-
-def used_of(progress: Progress, body: Body, route: Route) -> tuple[Usage, str]:
-    """Tell what a call used, and who says so: the provider, or an estimate where it says nothing."""
-    surface = progress.call.surface
-    usage = surface.read_usage(body)
-    if usage is not None:
-        return usage, "provider"
-    return surface.estimate(progress.call.payload, body, model=route.upstream_name), "estimated"

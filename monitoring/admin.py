@@ -24,20 +24,26 @@ from monitoring.alert_admin import AlertAdmin
 from monitoring.dashboard.views import dashboard_sections
 from monitoring.log_export import COLUMNS, between, record_batches
 from monitoring.models import RequestRecord
+from monitoring.outcomes import OUTCOMES, Outcome, outcome_of
 from monitoring.record_page import content_text, reason_text, stage_table
 
 STATUSES: dict[str, tuple[str, Q]] = {
-    "ok": ("Answered (2xx)", Q(status__lt=400)),
-    "limited": ("Over a limit (429)", Q(status=429)),
-    "refused": ("Refused otherwise (4xx)", Q(status__gte=400, status__lt=500) & ~Q(status=429)),
-    "failed": ("Failed (5xx)", Q(status__gte=500)),
+    "ok": ("Answered (2xx)", OUTCOMES[Outcome.OK]),
+    "limited": ("Over a limit (429)", OUTCOMES[Outcome.LIMITED]),
+    "refused": ("Refused otherwise (4xx)", OUTCOMES[Outcome.INVALID]),
+    "failed": ("Failed (5xx)", OUTCOMES[Outcome.FAILED]),
 }
 __all__ = ["AlertAdmin", "RequestRecordAdmin"]
 
 #: What the page of a record adds to its fields; the last are shown by permission.
 TOLD_FIELDS = ("reason", "stage_times", "attempt_failures")
 CONTENT_FIELDS = ("prompt", "answer")
-STATUS_BADGES = {"ok": "success", "limited": "warning", "refused": "info", "failed": "danger"}
+STATUS_BADGES = {
+    str(Outcome.OK): "success",
+    str(Outcome.LIMITED): "warning",
+    str(Outcome.INVALID): "info",
+    str(Outcome.FAILED): "danger",
+}
 
 
 class AccountFilter(TextFilter):
@@ -72,30 +78,27 @@ class KeyFilter(TextFilter):
         return queryset.filter(key_id__in=list(keys.values_list("pk", flat=True)))
 
 
-class ModelFilter(TextFilter):
+class ExactFilter(TextFilter):
+    """Records whose field of the parameter's name is exactly what was typed."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the exact name."""
+        text = self.value()
+        return queryset.filter(**{str(self.parameter_name): text}) if text else queryset
+
+
+class ModelFilter(ExactFilter):
     """Records of a model, by its public name."""
 
-    title = "model"
-    parameter_name = "model"
+    title = parameter_name = "model"
     placeholder = "public name"
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Select by the exact name."""
-        text = self.value()
-        return queryset.filter(model=text) if text else queryset
 
-
-class EndpointFilter(TextFilter):
+class EndpointFilter(ExactFilter):
     """Records of an endpoint, by its name."""
 
-    title = "endpoint"
-    parameter_name = "endpoint"
+    title = parameter_name = "endpoint"
     placeholder = "such as chat"
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Select by the exact name."""
-        text = self.value()
-        return queryset.filter(endpoint=text) if text else queryset
 
 
 class SlowFilter(TextFilter):
@@ -222,11 +225,8 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     @display(description="outcome", label=STATUS_BADGES)
     def outcome(self, record: RequestRecord) -> tuple[str, str]:
         """Show status and error code, and how many refusals it stands for."""
-        kind = "failed" if record.status >= 500 else "limited" if record.status == 429 else "refused"
         times = f"({record.count:,} times)" if record.count > 1 else ""
-        return ("ok" if record.status < 400 else kind), " ".join(
-            filter(None, (str(record.status), record.error_code, times))
-        )
+        return outcome_of(record.status), " ".join(filter(None, (str(record.status), record.error_code, times)))
 
     @display(description="account")
     def account(self, record: RequestRecord) -> SafeString:

@@ -8,7 +8,6 @@ its record: what is dropped is logged by number. Nothing of the content goes any
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from django.db import Error as DatabaseError
 from django.db import connection, transaction
 from django.utils import timezone
 
+from accounts.loops import ProcessThread
 from monitoring.models import RequestContent
 
 #: What may wait in one process: entries, each of at most twice CONTENT_MAX_BYTES.
@@ -57,9 +57,8 @@ class ContentKeeper:
     def __init__(self) -> None:
         self._waiting: deque[Entry] = deque()
         self._filled = threading.Event()
-        self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._pid = 0
+        self._thread = ProcessThread(self._run, name="content-writer")
         self._dropped = 0
 
     def keep(self, *, record_id: UUID, account_id: int, prompt: Any, answer: Callable[[], Any]) -> None:
@@ -75,7 +74,7 @@ class ContentKeeper:
             return
         is_cut = asked.is_over or answered.is_over
         self._waiting.append(Entry(record_id, account_id, timezone.now(), *texts, is_cut))
-        self._start()
+        self._thread.start()
         self._filled.set()
 
     def flush(self) -> None:
@@ -91,15 +90,6 @@ class ContentKeeper:
     def _drop(self, entries: int, cause: str) -> None:
         self._dropped += entries
         log.warning("content_dropped", entries=entries, cause=cause, dropped_so_far=self._dropped)
-
-    def _start(self) -> None:
-        """Start the writer, once in each process: a fork takes no threads along."""
-        if self._pid == os.getpid():
-            return
-        with self._lock:
-            if self._pid != os.getpid():
-                self._pid = os.getpid()
-                threading.Thread(target=self._run, name="content-writer", daemon=True).start()
 
     def _run(self) -> None:
         while True:

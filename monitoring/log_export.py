@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from django.db import connection
 from django.db.models import QuerySet
 
+from accounts.connections import release_connections
 from monitoring.export import Row
 from monitoring.ids import CLOCK_SLACK, first_id
 from monitoring.models import RequestRecord
+from monitoring.rollups.selectors import EVERYTHING, Scope
 
 #: Column of the file, and the field that it shows.
 FIELDS = {
@@ -52,28 +52,15 @@ BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which records: None and empty texts leave open what they stand for; `end` is not included."""
+    """Which records: those of a scope, and None leaves an end open; `end` is not included."""
 
     begin: datetime | None = None
     end: datetime | None = None
-    account_id: int | None = None
-    key_id: int | None = None
-    model: str = ""
-    endpoint: str = ""
+    scope: Scope = EVERYTHING
 
     def records(self) -> QuerySet[RequestRecord]:
         """Select the records, by what has an index first."""
-        exact: dict[str, Any] = {
-            "account_id": self.account_id,
-            "key_id": self.key_id,
-            "model": self.model or None,
-            "endpoint": self.endpoint or None,
-        }
-        return between(
-            RequestRecord.objects.filter(**{name: value for name, value in exact.items() if value is not None}),
-            self.begin,
-            self.end,
-        )
+        return between(RequestRecord.objects.filter(**self.scope.columns), self.begin, self.end)
 
 
 def between(records: QuerySet[RequestRecord], begin: datetime | None, end: datetime | None) -> QuerySet[RequestRecord]:
@@ -97,12 +84,7 @@ def record_batches(records: QuerySet[RequestRecord]) -> Iterator[Sequence[Row]]:
     rows = records.filter(pk__lte=newest).order_by("pk").values_list(*FIELDS.values())
     batch = list(rows[:BATCH])
     while batch:
-        _rest()
+        release_connections()
+        time.sleep(0)
         yield batch
         batch = list(rows.filter(pk__gt=batch[-1][0])[:BATCH]) if len(batch) == BATCH else []
-
-
-def _rest() -> None:
-    if connection.vendor != "sqlite" and not connection.in_atomic_block:
-        connection.close()
-    time.sleep(0)

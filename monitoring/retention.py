@@ -1,7 +1,8 @@
 """How long things are kept: what may go, and from when on.
 
-Records of the present month stay, however few days are asked for: an emptied store of the limits is seeded from them
-(monitoring.ledger). So do those of the month before, while a call admitted in it may still be settled.
+Records of the present month stay, however few days are asked for: an emptied store of the limits is seeded from the
+month's rollups (monitoring.ledger), which can be checked and made anew only as long as the log has what they add up.
+So do those of the month before, while a call admitted in it may still be settled.
 """
 
 from __future__ import annotations

@@ -9,11 +9,20 @@ from typing import Any
 from monitoring.export import Row
 from monitoring.rollups.calendar import Unit, buckets
 from monitoring.rollups.figures import QUANTILES
-from monitoring.rollups.periods import HOUR, hour_of, moment_of
+from monitoring.rollups.periods import hour_of, hour_until, moment_of
 from monitoring.rollups.selectors import Point, Scope, usage_series
 
 #: Plain figures, as Figures.as_answer names them.
-PLAIN = ("cache_hits", "cache_misses", "cache_hit_rate", "input_tokens", "cached_tokens", "output_tokens", "cost")
+PLAIN = (
+    "cache_hits",
+    "cache_misses",
+    "cache_hit_rate",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "cost",
+    "saved_cost",
+)
 TIMED = ("latency_ms", "first_token_ms")
 ERRORS = ("invalid", "limited", "failed")
 
@@ -21,15 +30,14 @@ ERRORS = ("invalid", "limited", "failed")
 def usage_columns(by: str) -> tuple[str, ...]:
     """Name the columns of a file that is split by `by`."""
     times = (f"{name}_{quantile}" for name in TIMED for quantile in QUANTILES)
-    return ("start", by, f"{by}_id", "requests", *(f"{name}_requests" for name in ERRORS), *PLAIN, "saved_cost", *times)
+    return ("start", by, f"{by}_id", "requests", *(f"{name}_requests" for name in ERRORS), *PLAIN, *times)
 
 
 def usage_batches(
     *, begin: datetime, end: datetime, unit: Unit, by: str, account_id: int | None = None
 ) -> Iterator[Sequence[Row]]:
     """Read the rollups of a span (UTC), a batch for each hour, day or month; where nothing was asked, there is none."""
-    first, last = hour_of(begin), hour_of(end + HOUR) if end > moment_of(hour_of(end)) else hour_of(end)
-    for at, until, start in buckets(first, last, unit, UTC):
+    for at, until, start in buckets(hour_of(begin), hour_until(end), unit, UTC):
         points = usage_series(begin=moment_of(at), end=moment_of(until), scope=Scope(account_id=account_id), by=by)
         if points and start is not None:
             yield [_row(point, moment_of(start)) for point in points]
@@ -45,6 +53,5 @@ def _row(point: Point, start: datetime) -> list[Any]:
         answer["requests"],
         *(answer["errors"][name] for name in ERRORS),
         *(answer[name] for name in PLAIN),
-        answer["saved_cost"],
         *times,
     ]

@@ -71,7 +71,7 @@ def attach_usage(accounts: Sequence[Account]) -> None:
     try:
         shown = [bars(subjects[0]) for subjects in get_limits().usages(scopes)] if scopes else []
     except Unavailable:
-        shown = [month for _, month in _recorded([scope.subjects[0] for scope in scopes])]
+        shown = [month for _, month in recorded_bars([scope.subjects[0] for scope in scopes])]
     for account, its_bars in zip(accounts, shown, strict=True):
         account.bars = its_bars  # type: ignore[attr-defined]  # for the columns
 
@@ -90,9 +90,9 @@ def bars(usage: SubjectUsage) -> list[Bar]:
     return [Bar(name, used[name], getattr(limits, name)) for name in names]
 
 
-def _recorded(subjects: Sequence[Subject]) -> list[tuple[Subject, list[Bar]]]:
+def recorded_bars(subjects: Sequence[Subject]) -> list[tuple[Subject, list[Bar]]]:
     """List the months of subjects by the records in the database."""
-    settled = settled_in_database(subjects, month_of(wall_clock()))
+    settled = settled_in_database(subjects, month_of(wall_clock())) if subjects else {}
     return [(subject, _months(subject, settled[subject])) for subject in subjects]
 
 
@@ -113,7 +113,7 @@ def all_bars(account: Account) -> SafeString:
     try:
         (used,) = get_limits().usages([Scope(account.pk, subjects)])
     except Unavailable:
-        return format_html("{}<p>{}</p>", _drawn(_recorded(subjects)), RECORDED)
+        return format_html("{}<p>{}</p>", _drawn(recorded_bars(subjects)), RECORDED)
     return _drawn([(usage.subject, bars(usage)) for usage in used])
 
 

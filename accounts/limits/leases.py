@@ -8,8 +8,6 @@ charges what died, or writes the records that had to wait for the database. With
 from __future__ import annotations
 
 import atexit
-import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
@@ -20,7 +18,7 @@ from typing import Generic, TypeVar
 from django.db import close_old_connections
 
 from accounts.limits import get_limits
-from accounts.loops import outlived
+from accounts.loops import ProcessThread, outlived
 
 RENEWALS_A_LEASE = 3
 
@@ -45,12 +43,12 @@ class LeaseKeeper(Generic[Owner]):
         self._renew = renew
         self._tend = tend
         self._open: dict[str, tuple[Owner, float]] = {}
-        self._lock = threading.Lock()
-        self._pid = 0
+        self._thread = ProcessThread(self._keep, name="lease-keeper")
 
     def hold(self, owner: Owner, operation: str) -> str:
         """Keep the lease of an operation alive until it is let go; answer the operation."""
-        self._start()
+        if self._thread.start():
+            atexit.register(self._tend)  # a process that ends in good order writes what waits
         self._open[operation] = (owner, self._clock())
         return operation
 
@@ -82,16 +80,6 @@ class LeaseKeeper(Generic[Owner]):
         """Renew what is due, and tend the limits; what goes wrong is logged, and tried again the next time."""
         self.renew_due(interval)
         outlived(self._tend, event="limits_not_tended")
-
-    def _start(self) -> None:
-        """Start the renewing thread once a process: a fork takes no threads along."""
-        if self._pid == os.getpid():
-            return
-        with self._lock:
-            if self._pid != os.getpid():
-                self._pid = os.getpid()
-                atexit.register(self._tend)  # a process that ends in good order writes what waits
-                threading.Thread(target=self._keep, name="lease-keeper", daemon=True).start()
 
     def _keep(self) -> None:
         interval = get_limits().lease_seconds / RENEWALS_A_LEASE

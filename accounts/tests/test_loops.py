@@ -12,9 +12,10 @@ from accounts.limits import failover
 from accounts.limits.bounds import Amount
 from accounts.limits.leases import LeaseKeeper
 from accounts.limits.pending import Pending
-from accounts.loops import outlived
+from accounts.loops import ProcessThread, outlived
 from accounts.tests.limits_fixtures import a_scope
 from accounts.tests.test_limits_failover import Outage
+from tests.processes import wait_until
 
 
 def fail(*arguments: Any) -> Any:
@@ -40,7 +41,7 @@ def test_it_tends_the_limits_though_leases_could_not_be_renewed(monkeypatch: pyt
         fail()
 
     keeper: LeaseKeeper[int] = LeaseKeeper(renew=renew, tend=lambda: tended.append(True))
-    monkeypatch.setattr(keeper, "_start", lambda: None)
+    monkeypatch.setattr(keeper._thread, "start", lambda: False)
     keeper.hold(1, "a")
     keeper.hold(2, "b")
     keeper.keep_once(0)
@@ -77,3 +78,10 @@ def test_it_goes_on_mending_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
     limits._mend()
     assert len(mended) == 2
     assert not limits.pending
+
+
+def test_it_runs_a_thread_once_in_a_process() -> None:
+    ran: list[int] = []
+    thread = ProcessThread(lambda: ran.append(1), name="once")
+    assert [thread.start() for _ in range(3)] == [True, False, False]
+    wait_until(lambda: ran == [1], "the thread to have run")

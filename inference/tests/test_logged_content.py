@@ -38,7 +38,7 @@ ANSWER = f"You said: {PROMPT}"
 @pytest.fixture(autouse=True)
 def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write what waits when the test says so: a thread would not see the test's transaction."""
-    monkeypatch.setattr(ContentKeeper, "_start", lambda self: None)
+    monkeypatch.setattr(keeper._thread, "start", lambda: False)
     keeper._waiting.clear()
 
 
@@ -132,8 +132,9 @@ class TestNeverInTheWay:
         (line,) = [line for line in log_lines() if line["event"] == "content_dropped"]
         assert (line["entries"], line["cause"]) == (1, "DatabaseError")
 
-    def test_it_drops_what_is_too_much(self, log_lines: LogLines) -> None:
+    def test_it_drops_what_is_too_much(self, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch) -> None:
         own = ContentKeeper()
+        monkeypatch.setattr(own._thread, "start", lambda: False)
         for _ in range(MOST_WAITING + 2):
             own.keep(record_id=uuid6.uuid7(), account_id=1, prompt={"a": PROMPT}, answer=lambda: None)
         assert len(own._waiting) == MOST_WAITING

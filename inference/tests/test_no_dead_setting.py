@@ -17,7 +17,7 @@ from accounts.models import Account, ApiKey, Tier
 from accounts.snapshots import directory
 from inference.tests.fixtures import MODEL, Api
 from inference.upstream.fake import FakeUpstream
-from monitoring.content import ContentKeeper, keeper
+from monitoring.content import keeper
 
 Effect = Callable[[Api, FakeUpstream], Any]
 
@@ -140,7 +140,7 @@ def test_it_changes_what_a_caller_sees(
     field: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ContentKeeper, "_start", lambda self: None)
+    monkeypatch.setattr(keeper._thread, "start", lambda: False)
     value, effect = EFFECTS[kind][field]
     ApiKey.objects.update(scopes=["chat", "usage", "keys:manage"])
     directory.forget()

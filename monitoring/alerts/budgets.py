@@ -14,6 +14,7 @@ from django.utils import timezone
 from accounts.limits.bounds import Amount
 from accounts.models import Account, ApiKey, Budgets, ModelBudget
 from accounts.refusals import NANO_DOLLARS
+from accounts.selectors import HAS_BUDGET
 from accounts.snapshots import nano_dollars
 from monitoring.alerts.conditions import Condition
 from monitoring.models import Alert, Rollup
@@ -58,9 +59,9 @@ def budgets_used() -> Iterator[Condition]:
     """List the levels that budgets have reached this month."""
     month = Month.of(timezone.now())
     by_account, by_key = _used(Rollup.Grain.ACCOUNT_MONTH, month), _used(Rollup.Grain.KEY_MONTH, month)
-    for account in Account.objects.filter(_has_budget(), is_active=True):
+    for account in Account.objects.filter(HAS_BUDGET, is_active=True):
         yield from _levels(account, _owner(account), by_account.get((account.pk, None)), month)
-    for key in _keys().filter(_has_budget()):
+    for key in _keys().filter(HAS_BUDGET):
         yield from _levels(key, _owner(key), by_key.get((key.limits_id, None)), month)
     for budget in ModelBudget.objects.select_related("account", "key__account"):
         holder = budget.key or budget.account
@@ -70,10 +71,6 @@ def budgets_used() -> Iterator[Condition]:
             used = by_account.get((budget.account_id or 0, budget.model))
         if holder is not None:
             yield from _levels(budget, _owner(holder, budget.model), used, month)
-
-
-def _has_budget() -> Q:
-    return Q(monthly_token_budget__isnull=False) | Q(monthly_cost_budget__isnull=False)
 
 
 def _keys() -> Any:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from django.conf import settings
-from django.db.models import Q, Sum
+from django.db.models import Sum
 from django.utils import timezone
 
 from monitoring.health import Health, check_each
 from monitoring.ids import CLOCK_SLACK, first_id
 from monitoring.models import Alert, RequestRecord
+from monitoring.outcomes import OUTCOMES, Outcome
 
 ERROR_WINDOW = timedelta(minutes=5)
 FEWEST_REQUESTS = 20  # of which the share of errors says something
@@ -59,7 +60,7 @@ def error_rate() -> Iterator[Condition]:
     """
     begin = timezone.now() - ERROR_WINDOW
     recent = RequestRecord.objects.filter(pk__gte=first_id(begin - CLOCK_SLACK), admitted_at__gte=begin).order_by()
-    sums = recent.aggregate(requests=Sum("count"), failed=Sum("count", filter=Q(status__gte=500)))
+    sums = recent.aggregate(requests=Sum("count"), failed=Sum("count", filter=OUTCOMES[Outcome.FAILED]))
     requests, failed = sums["requests"] or 0, sums["failed"] or 0
     limit = settings.ALERT_ERROR_RATE
     percent = 100 * failed / requests if requests else 0.0

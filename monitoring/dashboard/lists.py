@@ -15,6 +15,7 @@ from monitoring.dashboard.formats import count, duration, money, percent
 from monitoring.health import LAG_SECONDS
 from monitoring.log_export import Selection
 from monitoring.models import Alert, RequestRecord, Rollup
+from monitoring.outcomes import OUTCOMES, Outcome
 from monitoring.rollups.rankings import Rank, usage_ranking
 
 SHOWN = 5
@@ -72,9 +73,8 @@ def recent_failures(asked: Asked) -> list[RequestRecord]:
 
 
 def _failures(asked: Asked) -> QuerySet[RequestRecord]:
-    span, scope = asked.span, asked.scope
-    chosen = Selection(span.begin, span.end, scope.account_id, scope.key_id, scope.model or "", scope.endpoint or "")
-    return chosen.records().filter(status__gte=500)
+    chosen = Selection(asked.span.begin, asked.span.end, asked.scope)
+    return chosen.records().filter(OUTCOMES[Outcome.FAILED])
 
 
 def open_alerts() -> list[Alert]:

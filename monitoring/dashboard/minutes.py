@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -17,13 +18,15 @@ from typing import Any
 from django.db.models import Case, Count, DateTimeField, F, FloatField, IntegerField, Q, QuerySet, Sum, Value, When
 from django.db.models.functions import Cast, Ceil, Least, Ln, TruncMinute
 
+from accounts.refusals import nano
 from monitoring.dashboard.asked import Span
 from monitoring.log_export import Selection
 from monitoring.models import RequestRecord
+from monitoring.outcomes import ERRORS, OUTCOMES, TIMED
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.histograms import BITS, BUCKETS, GAMMA
 from monitoring.rollups.selectors import Scope, usage_totals
-from monitoring.rollups.tallies import CACHE_COLUMNS, nano
+from monitoring.rollups.tallies import CACHE_COLUMNS
 
 #: Records that are read at most.
 MOST = 100_000
@@ -31,15 +34,10 @@ MOST = 100_000
 #: The figures of a minute and a model. Times are not told apart by model: they are with "" (no model).
 Minutes = dict[tuple[datetime, str], Figures]
 
-OUTCOMES = {
-    "invalid": Q(status__gte=400, status__lt=500) & ~Q(status=429),
-    "limited": Q(status=429),
-    "failed": Q(status__gte=500),
-}
-TIMED = Q(status__lt=400) | OUTCOMES["failed"]
+TIMES_TOLD = Q(*(OUTCOMES[outcome] for outcome in TIMED), _connector=Q.OR)
 AMOUNTS = {
     "requests": Sum("count"),
-    **{name: Sum("count", filter=which) for name, which in OUTCOMES.items()},
+    **{str(outcome): Sum("count", filter=OUTCOMES[outcome]) for outcome in ERRORS},
     **{column: Sum("count", filter=Q(cache=cache)) for cache, column in CACHE_COLUMNS.items()},
     **{f"sum_{name}": Sum(name) for name in ("input_tokens", "cached_tokens", "output_tokens", "cost", "saved_cost")},
 }
@@ -53,7 +51,7 @@ def read_minutes(*, span: Span, scope: Scope) -> tuple[Minutes, datetime]:
     """
     before = span.begin - span.length
     known_from = _affordable(before, span.end, scope)
-    selection = Selection(known_from, span.end, scope.account_id, scope.key_id, scope.model or "", scope.endpoint or "")
+    selection = Selection(known_from, span.end, scope)
     # Of the time before, no minutes are shown: it is one group, and ends where what is over of the span does.
     uncompared = Q(admitted_at__gte=span.complete - span.length, admitted_at__lt=span.begin)
     is_before = When(admitted_at__lt=span.begin, then=Value(before, output_field=DateTimeField()))
@@ -73,7 +71,7 @@ def _affordable(begin: datetime, end: datetime, scope: Scope) -> datetime:
     """Return `begin`, or the first minute that begins late enough to read no more than MOST records."""
     if usage_totals(begin=begin, end=end, scope=scope).requests <= MOST:  # rows are never more than requests
         return begin
-    newest = Selection(account_id=scope.account_id, key_id=scope.key_id).records().order_by("-pk")
+    newest = Selection(scope=replace(scope, model=None, endpoint=None)).records().order_by("-pk")
     moment = newest.values_list("admitted_at", flat=True)[MOST : MOST + 1].first()
     if moment is None or moment < begin:
         return begin
@@ -93,6 +91,6 @@ def _histograms(records: QuerySet[RequestRecord, Any], column: str) -> Iterator[
         default=Value(0),
         output_field=IntegerField(),
     )
-    timed = records.filter(TIMED, **{f"{column}__isnull": False}).annotate(bucket=bucket)
+    timed = records.filter(TIMES_TOLD, **{f"{column}__isnull": False}).annotate(bucket=bucket)
     for row in timed.values("minute", "bucket").annotate(times=Count(F("pk"))):
         yield row["minute"], row["times"] << BITS * row["bucket"]

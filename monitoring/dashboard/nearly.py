@@ -13,12 +13,11 @@ from datetime import datetime, timedelta
 from django.db.models import Q, QuerySet
 
 from accounts.admin.base import change_url
-from accounts.admin.usage_bars import TITLES, Bar, bars
-from accounts.limits import get_limits, settled_in_database
+from accounts.admin.usage_bars import TITLES, Bar, bars, recorded_bars
+from accounts.limits import get_limits
 from accounts.limits.contract import LimitName, Scope, Subject, Unavailable
-from accounts.limits.memory import wall_clock
-from accounts.limits.months import month_of
 from accounts.models import Account, ApiKey, ModelBudget
+from accounts.selectors import HAS_BUDGET
 from accounts.snapshots import account_subject, build_identity, model_subject
 from monitoring.rollups.rankings import busiest_keys
 
@@ -27,7 +26,6 @@ BUDGETS = 500
 BUSIEST = 50
 SHOWN = 10
 
-HAS_BUDGET = Q(monthly_token_budget__isnull=False) | Q(monthly_cost_budget__isnull=False)
 UNKNOWN = "Redis is away: budgets are told by the records, and how far rates are used is unknown."
 
 
@@ -120,10 +118,8 @@ def _add_budgets(found: _Found, now: datetime) -> None:
         ),
         *(found.own(model_subject(each), *_budget_owner(each)) for each in _model_budgets()),
     ]
-    settled = settled_in_database(subjects, month_of(wall_clock())) if subjects else {}
-    for subject in subjects:
-        amounts = {LimitName.MONTHLY_TOKENS: settled[subject].tokens, LimitName.MONTHLY_COST: settled[subject].cost}
-        found.add(subject, (Bar(name, used, getattr(subject.limits, name)) for name, used in amounts.items()))
+    for subject, its_bars in recorded_bars(subjects):
+        found.add(subject, its_bars)
 
 
 def _add_rates(found: _Found, now: datetime) -> None:

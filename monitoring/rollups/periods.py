@@ -27,6 +27,11 @@ def hour_of(moment: datetime) -> int:
     return (moment - EPOCH) // HOUR
 
 
+def hour_until(end: datetime) -> int:
+    """Return the hour that a span's end (excluded) reaches: of a whole hour itself, else the next."""
+    return -((EPOCH - end) // HOUR)
+
+
 def moment_of(hour: int) -> datetime:
     """Return when an hour begins."""
     return EPOCH + hour * HOUR

@@ -1,20 +1,17 @@
-"""Who had most: added up and put in order by the database, so that a page of few reads no more than it shows.
-
-(usage_top knows latencies too, for which it reads the histograms of everybody.)
-"""
+"""Who had most: added up and put in order by the database, so that a page of few reads no more than it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 
 from django.db.models import F, Q, Sum
 
 from monitoring.models import Rollup
-from monitoring.rollups.periods import Period, compose, hour_of
-from monitoring.rollups.selectors import EVERYTHING, JUST_UNDER_AN_HOUR, Scope, caller_names
+from monitoring.rollups.periods import Period, compose, hour_of, hour_until
+from monitoring.rollups.selectors import EVERYTHING, Scope, caller_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +33,9 @@ def usage_ranking(*, begin: datetime, end: datetime, by: str, scope: Scope = EVE
 
     Times are aware; the span is widened to whole hours. Names are those of now, or the last that were written down.
     """
-    chosen = {"account_id": scope.account_id, "key_id": scope.key_id, "model": scope.model, "endpoint": scope.endpoint}
-    if by == "account":
-        del chosen["key_id"]
+    chosen = replace(scope, key_id=None) if by == "account" else scope
     within = Q(*_stretches(by[0], begin, end), _connector=Q.OR)
-    rows = Rollup.objects.filter(within, **{name: value for name, value in chosen.items() if value is not None})
+    rows = Rollup.objects.filter(within, **chosen.columns)
     most = (
         rows.order_by()
         .values("account_id", "key_id")
@@ -79,7 +74,7 @@ def busiest_keys(*, begin: datetime, end: datetime, limit: int) -> list[int]:
 
 def _stretches(whose: str, begin: datetime, end: datetime) -> Iterator[Q]:
     """Select the periods that make up a span: months, days and hours, each in as few stretches as there are."""
-    periods = compose(hour_of(begin), hour_of(end + JUST_UNDER_AN_HOUR))
+    periods = compose(hour_of(begin), hour_until(end))
     for period, alike in groupby(periods, key=lambda each: each[0]):
         starts = [start for _, start in alike]
         yield Q(grain=whose + Period(period), start__range=(starts[0], starts[-1]))

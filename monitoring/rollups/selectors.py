@@ -9,19 +9,20 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, tzinfo
 from typing import Any, TypeVar, cast
 
 from django.db.models import Max, Q, QuerySet, Sum
 
 from accounts.models import Account, ApiKey
 from monitoring.models import Rollup
+from monitoring.outcomes import ERRORS, TIMED
 from monitoring.rollups.calendar import Unit, buckets
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.histograms import unpack
-from monitoring.rollups.periods import HOUR, Period, compose, end_of, hour_of, moment_of
-from monitoring.rollups.tallies import COUNTS, TIMED
+from monitoring.rollups.periods import Period, compose, end_of, hour_of, hour_until, moment_of
+from monitoring.rollups.tallies import COUNTS
 
 #: More stretches of time than this are asked for one by one.
 STRETCHES = 4
@@ -31,8 +32,6 @@ GROUPS = {"account": "account_id", "key": "key_id", "model": "model", "endpoint"
 CALLERS = ("account", "key")
 #: Rows that are added up before others of the process get their turn: a few milliseconds' work.
 ROWS_A_TURN = 500
-ERRORS = (Rollup.Outcome.INVALID, Rollup.Outcome.LIMITED, Rollup.Outcome.FAILED)
-JUST_UNDER_AN_HOUR = HOUR - timedelta(microseconds=1)
 
 T = TypeVar("T")
 
@@ -49,6 +48,11 @@ class Scope:
     key_id: int | None = None
     model: str | None = None
     endpoint: str | None = None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns that are given, with their values: the log and the rollups call them alike."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 EVERYTHING = Scope()
@@ -96,14 +100,6 @@ def usage_series(
     return sorted(points, key=lambda each: (each.start.timestamp() if each.start else 0.0, -each.figures.requests))
 
 
-def usage_top(
-    *, begin: datetime, end: datetime, by: str, scope: Scope = EVERYTHING, limit: int = 10, order: str = "requests"
-) -> list[Point]:
-    """List the accounts, keys, models or endpoints with most of a field of Figures (`requests`, `cost`); untimed."""
-    points = usage_series(begin=begin, end=end, scope=scope, by=by, timed=False)
-    return sorted(points, key=lambda point: -getattr(point.figures, order))[:limit]
-
-
 def _collect(
     *,
     begin: datetime,
@@ -136,7 +132,7 @@ def _collect(
 def _pieces(begin: datetime, end: datetime, unit: Unit | None, zone: tzinfo) -> dict[Period, dict[int, int | None]]:
     """Say which periods, by where they start, make up the span, and which bucket each belongs to."""
     pieces: dict[Period, dict[int, int | None]] = {}
-    for first, last, bucket in buckets(hour_of(begin), hour_of(end + JUST_UNDER_AN_HOUR), unit, zone):
+    for first, last, bucket in buckets(hour_of(begin), hour_until(end), unit, zone):
         for period, start in compose(first, last):
             pieces.setdefault(period, {})[start] = bucket
     return pieces
@@ -148,9 +144,7 @@ def _rows(scope: Scope, by: str | None, period: Period) -> QuerySet[Rollup]:
     if scope.key_id is not None and account_id is None:
         account_id = ApiKey.objects.filter(pk=scope.key_id).values_list("account_id", flat=True).first()
     whose = "k" if by == "key" or scope.key_id is not None else "a" if by == "account" or account_id else "p"
-    chosen = {"account_id": account_id, "key_id": scope.key_id, "model": scope.model, "endpoint": scope.endpoint}
-    given = {column: value for column, value in chosen.items() if value is not None}
-    return Rollup.objects.filter(grain=whose + period, **given)
+    return Rollup.objects.filter(grain=whose + period, **replace(scope, account_id=account_id).columns)
 
 
 def _within(period: Period, starts: Iterable[int]) -> Q:

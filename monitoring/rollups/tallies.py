@@ -7,12 +7,12 @@ it replaces, and adding up tallies are one operation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
-from accounts.refusals import NANO_DOLLARS
-from monitoring.models import RequestRecord, Rollup
+from accounts.refusals import nano
+from monitoring.models import RequestRecord
+from monitoring.outcomes import TIMED, outcome_of
 from monitoring.rollups.histograms import one
 from monitoring.rollups.periods import Period, hour_of, start_of
 
@@ -39,12 +39,9 @@ CACHE_COLUMNS = {
     RequestRecord.Cache.BYPASS: "bypassed",
     RequestRecord.Cache.REPLAY: "replayed",
 }
-#: The outcomes whose times are worth telling: a refusal takes next to none, and one row may stand for many.
-TIMED = (Rollup.Outcome.OK, Rollup.Outcome.FAILED)
 
 _CACHE_PLACES = {str(cache): COUNTS.index(column) for cache, column in CACHE_COLUMNS.items()}
 _FIRST_CACHE, _AFTER_CACHE = COUNTS.index("hits"), COUNTS.index("replayed") + 1
-_OK, _INVALID, _LIMITED, _FAILED = (str(outcome) for outcome in Rollup.Outcome)
 _PERIODS = tuple(Period)
 
 Tally = list[int]
@@ -74,20 +71,6 @@ class Change(NamedTuple):
 
     old: RequestRecord | None
     new: RequestRecord
-
-
-def outcome_of(status: int) -> str:
-    """Name how a request of an HTTP status ended (see Rollup.Outcome)."""
-    if status < 400:
-        return _OK
-    if status >= 500:
-        return _FAILED
-    return _LIMITED if status == 429 else _INVALID
-
-
-def nano(dollars: Decimal) -> int:
-    """Return US dollars as whole nano-dollars."""
-    return int((Decimal(dollars) * NANO_DOLLARS).to_integral_value())
 
 
 def tally_of(record: RequestRecord) -> Tally:

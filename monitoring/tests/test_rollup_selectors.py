@@ -16,7 +16,8 @@ from monitoring.rollups import selectors
 from monitoring.rollups.calendar import BrokenHours, Unit, buckets
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.periods import Period, compose, end_of, hour_of
-from monitoring.rollups.selectors import Scope, usage_series, usage_top, usage_totals
+from monitoring.rollups.rankings import usage_ranking
+from monitoring.rollups.selectors import Scope, usage_series, usage_totals
 from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db
@@ -155,10 +156,11 @@ def test_it_selects_by_account_key_model_and_endpoint(cast: Cast) -> None:
 def test_it_lists_who_had_most(cast: Cast) -> None:
     for issued, cost in ((cast.owner, 1), (cast.owner, 1), (cast.colleague, 5), (cast.stranger, 3)):
         recorded(issued, admitted_at=micros(at(2, 3)), cost=cost)
-    top = usage_top(begin=at(2, 1), end=at(2, 4), by="key", order="cost", limit=2)
-    assert [(point.group, point.figures.cost) for point in top] == [("acme/colleague", 5), ("globex/stranger", 3)]
-    accounts = usage_top(begin=at(2, 1), end=at(2, 4), by="account")
-    assert [(point.group, point.figures.requests) for point in accounts] == [("acme", 3), ("globex", 1)]
+    top = usage_ranking(begin=at(2, 1), end=at(2, 4), by="key", limit=2)
+    keys = [(f"{rank.account}/{rank.key}", rank.cost) for rank in top]
+    assert keys == [("acme/colleague", 5), ("globex/stranger", 3)]
+    accounts = usage_ranking(begin=at(2, 1), end=at(2, 4), by="account")
+    assert [(rank.account, rank.requests) for rank in accounts] == [("acme", 3), ("globex", 1)]
 
 
 def test_it_reads_a_year_in_few_queries_and_rows(cast: Cast) -> None:

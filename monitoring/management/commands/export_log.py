@@ -10,6 +10,7 @@ from django.core.management.base import CommandError
 from accounts.models import ApiKey
 from monitoring.export_command import ExportCommand, account_id_of
 from monitoring.log_export import COLUMNS, Selection, record_batches
+from monitoring.rollups.selectors import Scope
 
 
 class Command(ExportCommand):
@@ -27,14 +28,13 @@ class Command(ExportCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Export."""
-        selection = Selection(
-            begin=options["begin"],
-            end=options["end"],
+        scope = Scope(
             account_id=account_id_of(options["account"]),
             key_id=_key_id_of(options["account"], options["key"]),
-            model=options["model"] or "",
-            endpoint=options["endpoint"] or "",
+            model=options["model"] or None,
+            endpoint=options["endpoint"] or None,
         )
+        selection = Selection(options["begin"], options["end"], scope)
         self.export(COLUMNS, record_batches(selection.records()), options)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from argparse import ArgumentParser
 from typing import Any
 
@@ -13,6 +11,7 @@ from django.db import close_old_connections
 
 from accounts.loops import outlived
 from monitoring.ingester import Ingester
+from monitoring.stopping import stop_requests
 
 IDLE_SECONDS = 0.2
 TROUBLE_SECONDS = 1.0
@@ -35,11 +34,9 @@ class Command(BaseCommand):
         if options["once"]:
             self.stdout.write(f"Ingested {ingester.run_once():,} records.")
             return
-        stopping = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stopping.set())
-        while not stopping.is_set():
-            stopping.wait(self._pause_after(ingester))
+        with stop_requests() as stopping:
+            while not stopping.is_set():
+                stopping.wait(self._pause_after(ingester))
 
     def _pause_after(self, ingester: Ingester) -> float:
         """Do one round, and answer how long to wait before the next one (seconds). Trouble is logged and outlived."""
