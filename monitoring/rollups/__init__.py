@@ -13,5 +13,5 @@ wait for one another in any case, at the platform's rows of this hour, which eve
 many can't deadlock, and makes what was read true until it is written.
 
 `tallies` says what a record adds to which row, `store` writes that, `figures` is what readers get, `selectors` are
-what they ask, `rebuild` computes it all again from the log, and `audit` compares.
+what they ask, `rebuild` computes it all again from the log, or compares.
 """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from django.db import connection, transaction
 from django.db.backends.utils import CursorWrapper
 
 from monitoring.models import Rollup
+from monitoring.one_moment import one_moment
 from monitoring.rollups.periods import Period, moment_of, start_of
 from monitoring.rollups.store import rollups_delete, rollups_lock, rollups_write
 from monitoring.rollups.sweep import Step, span_of_log, sweep
@@ -57,7 +57,7 @@ def rollups_differences(begin: int, until: int) -> Iterator[Difference]:
     Each step sees one moment of the database, of which log and rollups are written together.
     """
     for step in sweep(begin, until):
-        with _one_moment():
+        with one_moment():
             found = _differences(step.expected()[0], step.kept())
         yield from found
 
@@ -102,14 +102,3 @@ def _write(cursor: CursorWrapper, step: Step, wrong: list[Difference], names: Ma
     rollups_write(cursor, right, names)
     rollups_delete(cursor, [each.row for each in wrong if each.expected is None])
     return wrong
-
-
-@contextmanager
-def _one_moment() -> Iterator[None]:
-    """See the database as it is at one moment; a transaction that is open already sees what it sees."""
-    is_first = not connection.in_atomic_block
-    with transaction.atomic():
-        if is_first and connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        yield

@@ -6,6 +6,7 @@ import pytest
 from pytest_django import Settings
 
 from accounts.limits import get_limits, reset_limits
+from accounts.limits.ledgers import LedgerStore
 from accounts.limits.redis import records_stream, redis_client
 from accounts.tests.factories import make_key
 from monitoring.backlog import Backlog, ingest_backlog
@@ -27,6 +28,8 @@ def test_it_moves_the_records_of_every_node(settings: Settings) -> None:
         redis_client(settings.REDIS_URL).xadd(records_stream(0), {"nonsense": "x"})
         ingester = Ingester()
         assert ingest_backlog().records == 9
+        store = LedgerStore(settings.REDIS_URL)
+        assert [record["account_id"] for shard in range(8) for record in store.waiting(shard)] == list(range(8))
         assert ingester.run_once() == 8
         assert ingester.run_once() == 0
         assert ingest_backlog() == Backlog()

@@ -185,7 +185,7 @@ def test_its_command_refuses_what_is_no_date() -> None:
 
 def test_its_command_tells_by_its_status_that_something_is_wrong(log: None, capsys: pytest.CaptureFixture[str]) -> None:
     call_command("check_rollups")
-    assert capsys.readouterr().out == "The rollups agree with the log.\n"
+    assert capsys.readouterr().out.splitlines()[0] == "The rollups agree with the log."
     spoil_amounts()
     with pytest.raises(SystemExit) as ended:
         call_command("check_rollups", "--days=20000")

@@ -1,0 +1,77 @@
+"""The ledgers in Redis as they are, for those who compare them with the records: nothing is seeded by reading."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from accounts.limits.bounds import Amount
+from accounts.limits.clients import redis_client, wire_for
+from accounts.limits.contract import Subject
+from accounts.limits.records import Record, decode_record
+from accounts.limits.redis import prefix_of, records_stream
+from accounts.limits.scripts import load
+from accounts.limits.wire import Argument
+
+READ_TIMEOUT = 5.0  # seconds
+PAGE = 1_000  # entries of a stream that are read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What a subject was charged in a month, what is reserved, and what its open calls hold: the two are the same.
+
+    `seeded_at` is when (µs) it began, with what the database knew then.
+    """
+
+    settled: Amount
+    reserved: Amount
+    held: Amount
+    seeded_at: int
+
+
+class LedgerStore:
+    """Reads ledgers and the records that wait for the ingester. Raises redis.RedisError."""
+
+    def __init__(self, url: str) -> None:
+        self._client: Any = redis_client(url, read_timeout=READ_TIMEOUT)
+        self._wire = wire_for(self._client)
+
+    def read(self, shard: int, subjects: Sequence[Subject], month: int) -> dict[Subject, Ledger]:
+        """Read the ledgers of a shard's subjects in a month (YYYYMM), as of one moment; those that there are."""
+        arguments: list[Argument] = ["", month, *(subject.name for subject in subjects)]
+        found = self._wire.call(load("ledgers"), prefix_of(shard), arguments)
+        return {subject: _ledger(row) for subject, row in zip(subjects, found, strict=True) if row}
+
+    def waiting(self, shard: int) -> Iterator[Record]:
+        """Read the records of a shard that were in its stream by now, oldest first. What is no record is left out."""
+        stream = records_stream(shard)
+        newest = self._client.xrevrange(stream, count=1)
+        if not newest:
+            return
+        last, after = newest[0][0].decode(), "-"
+        while entries := self._client.xrange(stream, min=after, max=last, count=PAGE):
+            for _, fields in entries:
+                with suppress(KeyError, ValueError, TypeError):
+                    yield decode_record(fields)
+            after = f"({entries[-1][0].decode()}"
+
+    def correct(self, shard: int, subject: Subject, month: int, *, settled: Amount, reserved: Amount) -> None:
+        """Add amounts, which may be negative, to what a ledger holds; a missing one stays missing."""
+        amounts = [settled.tokens, settled.cost, reserved.tokens, reserved.cost]
+        self._wire.call(load("correct"), prefix_of(shard), ["", month, subject.name, *amounts])
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._wire.close()
+        self._client.close()
+
+
+def _ledger(row: Sequence[int]) -> Ledger:
+    settled_tokens, settled_cost, reserved_tokens, reserved_cost, held_tokens, held_cost, seeded_at = row
+    return Ledger(
+        Amount(settled_tokens, settled_cost),
+        Amount(reserved_tokens, reserved_cost),
+        Amount(held_tokens, held_cost),
+        seeded_at,
+    )
