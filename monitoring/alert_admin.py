@@ -14,6 +14,7 @@ from accounts.admin.keyset import KeysetAdmin
 from accounts.admin.typed import action, display
 from accounts.audit import audit_event
 from monitoring.alerts.deliveries import send_test_alert
+from monitoring.alerts.messages import lasted
 from monitoring.models import Alert, AlertDelivery
 
 STATE_BADGES = {"goes on": "danger", "over": "success"}
@@ -58,8 +59,10 @@ class AlertAdmin(KeysetAdmin):
 
     @display(description="ended")
     def ended(self, alert: Alert) -> str:
-        """Show when."""
-        return moment(alert.ended_at, "it goes on")
+        """Show when, and after how long."""
+        if alert.ended_at is None:
+            return f"it has gone on for {lasted(alert)}"
+        return f"{moment(alert.ended_at)}, after {lasted(alert)}"
 
     @display(description="state", label=STATE_BADGES)
     def state(self, alert: Alert) -> str:

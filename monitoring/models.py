@@ -190,6 +190,8 @@ class AlertDelivery(models.Model):
     alert = models.ForeignKey(Alert, on_delete=models.CASCADE, related_name="deliveries")
     channel = models.CharField(max_length=10, choices=Channel.choices)
     recipient = models.CharField(max_length=254, blank=True, help_text="An e-mail address.")
+    # The default is the database's, for the watch of an earlier release that goes on while this one is installed.
+    is_end = models.BooleanField(default=False, db_default=False, help_text="It tells that the episode is over.")
     attempts = models.PositiveSmallIntegerField(default=0)
     next_at = models.DateTimeField(help_text="When it may be tried again.")
     sent_at = models.DateTimeField(null=True, blank=True)
@@ -200,4 +202,17 @@ class AlertDelivery(models.Model):
         indexes = [models.Index(fields=["next_at"], name="delivery_due", condition=models.Q(sent_at=None))]
 
     def __str__(self) -> str:
-        return f"{self.channel} {self.recipient}".strip()
+        return " ".join(filter(None, (self.channel, self.recipient, "(resolved)" if self.is_end else "")))
+
+
+class WatchTurn(models.Model):
+    """Whose turn it is to watch (one row): see monitoring.alerts.turn."""
+
+    holder = models.CharField(max_length=200, help_text="A process: host, process id and a random part.")
+    until = models.DateTimeField(help_text="When its turn is over unless it goes on.")
+
+    class Meta:
+        default_permissions = ()  # nobody is shown it
+
+    def __str__(self) -> str:
+        return self.holder

@@ -21,6 +21,7 @@ from monitoring.models import Alert, Rollup
 from monitoring.rollups.periods import Period, end_of, hour_of, moment_of, start_of
 
 LEVELS = (50, 80, 100)  # percent
+PREFIX = "budget:"  # of an alert's subject
 SLACK = 5  # percent below a level at which its episode ends, as after the budget was raised
 
 #: What was used, by owner and model; under None: of all models.
@@ -116,6 +117,16 @@ def _levels(budget: Budgets, owner: Owner, used: Amount | None, month: Month) ->
         yield from _reached(owner, "cost", spent.cost, money, told, month)
 
 
+def topic_of(subject: str) -> str:
+    """Name what an alert is about, of any kind: the levels of a budget are about that budget."""
+    return subject.rsplit(":", 2)[0] if subject.startswith(PREFIX) else subject
+
+
+def level_of(subject: str) -> int:
+    """Return the level of a budget's alert; 0 of any other."""
+    return int(subject.rsplit(":", 2)[1]) if subject.startswith(PREFIX) else 0
+
+
 def _reached(owner: Owner, what: str, used: int, limit: int, told: str, month: Month) -> Iterator[Condition]:
     """List the levels that are reached, the lower ones quietly, and those only just left."""
     highest = max((level for level in LEVELS if used * 100 >= limit * level), default=0)
@@ -125,7 +136,7 @@ def _reached(owner: Owner, what: str, used: int, limit: int, told: str, month: M
             continue
         yield Condition(
             Alert.Kind.BUDGET,
-            f"budget:{owner.slug}:{what}:{level}:{month.name}",
+            f"{PREFIX}{owner.slug}:{what}:{level}:{month.name}",
             f"{owner.name} has used {percent} % of its {what} budget",
             f"{owner.name} has used {told} of this month's budget ({percent} %). "
             f"{'Further calls are refused. ' if percent >= 100 else ''}"

@@ -87,11 +87,15 @@ CHECKS = {
 
 @dataclass(slots=True)
 class HealthWatch:
-    """Watches the health checks: one that is bad for BAD_ROUNDS in a row counts, until good for GOOD_ROUNDS."""
+    """Watches the health checks: one that is bad for BAD_ROUNDS in a row counts, until good for GOOD_ROUNDS.
+
+    Who has only begun to watch can't tell whether one was bad a moment ago: they linger, so no episode ends by that.
+    """
 
     bad_rounds: int = BAD_ROUNDS
+    good_rounds: int = GOOD_ROUNDS
     _bad: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    _good: dict[str, int] = field(default_factory=lambda: defaultdict(lambda: GOOD_ROUNDS))
+    _good: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def __call__(self) -> Iterator[Condition]:
         """Run the checks and list those that are, or only just were, bad."""
@@ -99,7 +103,12 @@ class HealthWatch:
             is_bad = health is not Health.OK
             self._bad[name] = self._bad[name] + 1 if is_bad else 0
             self._good[name] = 0 if is_bad else self._good[name] + 1
-            if name in CHECKS and self._good[name] < GOOD_ROUNDS:
+            if name in CHECKS and self._good[name] < self.good_rounds:
                 kind, title, advice = CHECKS[name]
                 text = f"The health check {name} says: {health}. {advice}"
                 yield Condition(kind, f"health:{name}", title, text, is_on=self._bad[name] >= self.bad_rounds)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._bad.clear()
+        self._good.clear()

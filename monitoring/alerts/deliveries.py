@@ -8,10 +8,12 @@ from smtplib import SMTPException
 import structlog
 from django.conf import settings
 from django.core.mail import EmailMessage
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from monitoring.alerts.conditions import Condition
 from monitoring.alerts.episodes import episode_begin
+from monitoring.alerts.messages import message_of, minute_of
 from monitoring.alerts.webhook import WebhookError, send_webhook
 from monitoring.models import Alert, AlertDelivery
 
@@ -25,7 +27,12 @@ log = structlog.get_logger(__name__)
 def deliveries_send(now: datetime | None = None) -> int:
     """Send what is due; return how many arrived."""
     moment = now or timezone.now()
-    due = AlertDelivery.objects.filter(sent_at=None, next_at__lte=moment, attempts__lt=MOST_ATTEMPTS)
+    underway = AlertDelivery.objects.filter(sent_at=None, attempts__lt=MOST_ATTEMPTS)
+    beginning = underway.filter(
+        alert=OuterRef("alert"), channel=OuterRef("channel"), recipient=OuterRef("recipient"), is_end=False
+    )
+    # Nobody is told of an end before he is told of the beginning.
+    due = underway.filter(Q(is_end=False) | ~Exists(beginning), next_at__lte=moment)
     found = list(due.select_related("alert").order_by("next_at")[:A_ROUND])
     return sum(_deliver(delivery, moment) for delivery in found)
 
@@ -63,10 +70,10 @@ def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
 
 
 def _send(delivery: AlertDelivery) -> None:
-    alert = delivery.alert
     if delivery.channel == AlertDelivery.Channel.WEBHOOK:
-        send_webhook(alert)
+        send_webhook(delivery)
         return
-    subject = " ".join(f"[{settings.NAME}] {alert.title}".split())  # names of callers may hold line breaks
-    body = f"{alert.text}\n\n{alert.began_at:%Y-%m-%d %H:%M} UTC\n"
-    EmailMessage(subject, body, settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()
+    message = message_of(delivery)
+    subject = " ".join(f"[{settings.NAME}] {message.title}".split())  # names of callers may hold line breaks
+    body = message.text if delivery.is_end else f"{message.text}\n\n{minute_of(delivery.alert.began_at)}"
+    EmailMessage(subject, f"{body}\n", settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()

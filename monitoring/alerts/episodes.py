@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import structlog
@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from monitoring.alerts.budgets import level_of, topic_of
 from monitoring.alerts.conditions import Condition
 from monitoring.models import Alert, AlertDelivery
 
@@ -22,11 +23,9 @@ def episodes_follow(conditions: Iterable[Condition]) -> int:
     That no two begin of one subject, the database's unique constraint sees to: whoever comes second tells nobody.
     """
     held = {condition.subject: condition for condition in conditions}
-    going_on = set(Alert.objects.filter(ended_at=None).values_list("subject", flat=True))
+    going_on = {alert.subject: alert for alert in Alert.objects.filter(ended_at=None).order_by("pk")}
     new = [each for each in held.values() if each.is_on and each.subject not in going_on]
-    over = going_on - held.keys()
-    if over:
-        Alert.objects.filter(ended_at=None, subject__in=over).update(ended_at=timezone.now())
+    episodes_end([alert for subject, alert in going_on.items() if subject not in held])
     return sum(episode_begin(condition) is not None for condition in new)
 
 
@@ -52,10 +51,43 @@ def episode_begin(condition: Condition) -> Alert | None:
     return alert
 
 
+def episodes_end(alerts: Sequence[Alert]) -> None:
+    """End episodes, and tell those who are told of their beginning. Each ends once, whoever else ends it."""
+    rising = sorted(alerts, key=lambda each: level_of(each.subject))
+    told = set({topic_of(alert.subject): alert.pk for alert in rising}.values())  # of each topic the highest level
+    now = timezone.now()
+    for alert in alerts:
+        with transaction.atomic():
+            if not Alert.objects.filter(pk=alert.pk, ended_at=None).update(ended_at=now):
+                continue
+            if alert.pk in told:
+                AlertDelivery.objects.bulk_create(_endings_of(alert, now))
+        log.warning("alert_over", kind=alert.kind, subject=alert.subject, title=alert.title)
+
+
+def _endings_of(alert: Alert, now: datetime) -> list[AlertDelivery]:
+    """List the ways on which the beginning went out, as far as they are still there."""
+    channels = [channel for channel, is_open in _channels().items() if is_open]
+    told = alert.deliveries.filter(is_end=False, channel__in=channels).order_by("pk")
+    return [
+        AlertDelivery(alert=alert, channel=each.channel, recipient=each.recipient, is_end=True, next_at=now)
+        for each in told
+    ]
+
+
 def deliveries_of(alert: Alert, contact: str, now: datetime) -> list[AlertDelivery]:
     """List the ways on which an alert goes out: what the settings name, and the account's contact."""
-    ways = [(AlertDelivery.Channel.WEBHOOK, "")] if settings.ALERT_WEBHOOK_URL else []
-    if settings.EMAIL_URL:
+    are_open = _channels()
+    ways = [(AlertDelivery.Channel.WEBHOOK, "")] if are_open[AlertDelivery.Channel.WEBHOOK] else []
+    if are_open[AlertDelivery.Channel.EMAIL]:
         addresses = dict.fromkeys([*settings.ALERT_EMAILS, *([contact] if contact else [])])
         ways += [(AlertDelivery.Channel.EMAIL, address) for address in addresses]
     return [AlertDelivery(alert=alert, channel=channel, recipient=to, next_at=now) for channel, to in ways]
+
+
+def _channels() -> dict[AlertDelivery.Channel, bool]:
+    """Say of each channel whether the settings name it."""
+    return {
+        AlertDelivery.Channel.WEBHOOK: bool(settings.ALERT_WEBHOOK_URL),
+        AlertDelivery.Channel.EMAIL: bool(settings.EMAIL_URL),
+    }

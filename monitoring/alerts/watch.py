@@ -5,23 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import structlog
+from django.db import transaction
+
 from monitoring.alerts.budgets import budgets_used
 from monitoring.alerts.conditions import Condition, HealthWatch, Source, error_rate, sources
 from monitoring.alerts.deliveries import deliveries_send
 from monitoring.alerts.episodes import episodes_follow
+from monitoring.alerts.turn import Turn
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class Round:
-    """Looks at everything; remembers only how often a health check was bad in a row."""
+    """Looks at everything while it has the turn; remembers only how often a health check was bad in a row."""
 
     health: HealthWatch = field(default_factory=HealthWatch)
+    turn: Turn = field(default_factory=Turn)
+    watches: bool | None = None  # None: it has not gone round yet
 
     def run(self) -> tuple[int, int]:
         """Go round once; return how many episodes began and how many deliveries arrived."""
-        return episodes_follow(self._conditions()), deliveries_send()
+        self._note(self.turn.take())
+        try:
+            began = self._follow() if self.watches else 0
+        except Exception:
+            self.turn.give_back()  # another may see more
+            raise
+        return began, deliveries_send()
+
+    def _follow(self) -> int:
+        conditions = list(self._conditions())  # this may take long: the turn may have gone to another meanwhile
+        with transaction.atomic():
+            return episodes_follow(conditions) if self.turn.is_mine() else 0
 
     def _conditions(self) -> Iterator[Condition]:
         watched: tuple[Source, ...] = (budgets_used, error_rate, self.health, *sources())
         for source in watched:
             yield from source()
+
+    def _note(self, watches: bool) -> None:
+        if watches is not self.watches:
+            log.info("watch_has_the_turn" if watches else "watch_stands_by", watcher=self.turn.name)
+            self.health.forget()  # what was seen before is too long ago to count
+        self.watches = watches

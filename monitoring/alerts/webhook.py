@@ -2,7 +2,8 @@
 
 `X-AIAPI-Signature: sha256=HEX` is the HMAC-SHA256 of `TIMESTAMP.BODY` under ALERT_WEBHOOK_SECRET, with the timestamp
 (seconds since the epoch) of `X-AIAPI-Timestamp`: a receiver refuses what is old or doesn't match. The body's `id` is
-the alert's: one that comes twice, because a process died between sending it and writing that down, can be told by it.
+the alert's, `event` says whether it began or is over: what comes twice, because a process died between sending it and
+writing that down, can be told by the two.
 
 The name is resolved once and the address that was checked is the one that is called; redirects are not followed.
 """
@@ -20,8 +21,9 @@ from urllib.parse import urlsplit
 import urllib3
 from django.conf import settings
 
+from monitoring.alerts.messages import message_of
 from monitoring.export import plain
-from monitoring.models import Alert
+from monitoring.models import AlertDelivery
 
 TIMEOUT = 5.0  # seconds
 
@@ -30,9 +32,9 @@ class WebhookError(Exception):
     """The webhook did not take the alert; the text says why, without the URL, which may hold a secret."""
 
 
-def send_webhook(alert: Alert) -> None:
-    """Post an alert; raises WebhookError."""
-    body = json.dumps(payload(alert), separators=(",", ":")).encode()
+def send_webhook(delivery: AlertDelivery) -> None:
+    """Post that an alert began or is over; raises WebhookError."""
+    body = json.dumps(payload(delivery), separators=(",", ":")).encode()
     timestamp = str(int(time.time()))
     headers = {
         "Content-Type": "application/json",
@@ -49,15 +51,20 @@ def send_webhook(alert: Alert) -> None:
         raise WebhookError(f"status {status}")
 
 
-def payload(alert: Alert) -> dict[str, object]:
+def payload(delivery: AlertDelivery) -> dict[str, object]:
     """Make what is posted."""
+    alert, message = delivery.alert, message_of(delivery)
+    ended = alert.ended_at if delivery.is_end else None
     return {
         "id": alert.pk,
+        "event": "ended" if delivery.is_end else "began",
         "kind": alert.kind,
         "subject": alert.subject,
-        "title": alert.title,
-        "text": alert.text,
+        "title": message.title,
+        "text": message.text,
         "began_at": plain(alert.began_at),
+        "ended_at": plain(ended),
+        "lasted_seconds": ended and round((ended - alert.began_at).total_seconds()),
     }
 
 

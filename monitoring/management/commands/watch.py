@@ -22,7 +22,7 @@ PRUNE_SECONDS = 3600.0
 
 
 class Command(BaseCommand):
-    """Runs until it is told to stop. Several may run: each alert is sent once."""
+    """Runs until it is told to stop. Several may run: one watches and the others stand by, ready to take over."""
 
     help = __doc__
 
@@ -33,18 +33,26 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Go round once or until SIGTERM."""
         if options["once"]:
-            began, sent = Round(HealthWatch(bad_rounds=1)).run()
-            self.stdout.write(f"{began} alerts began, {sent} deliveries arrived.")
+            self._once()
             return
         with stop_requests() as stopping:
-            self._loop(stopping)
+            round_ = Round()
+            self._loop(round_, stopping)
+            outlived(round_.turn.give_back, event="watch_failed")
 
-    def _loop(self, stopping: threading.Event) -> None:
+    def _once(self) -> None:
+        round_ = Round(HealthWatch(bad_rounds=1, good_rounds=1))
+        began, sent = round_.run()
+        round_.turn.give_back()
+        others = "" if round_.watches else "Another process watches. "
+        self.stdout.write(f"{others}{began} alerts began, {sent} deliveries arrived.")
+
+    def _loop(self, round_: Round, stopping: threading.Event) -> None:
         """Go round; pruning has a turn each hour, the first after one. Trouble of any kind is logged and outlived."""
-        round_, pruned_at = Round(), time.monotonic()
+        pruned_at = time.monotonic()
         while not stopping.wait(settings.WATCH_SECONDS):
             close_old_connections()
             outlived(round_.run, event="watch_failed")
-            if time.monotonic() - pruned_at >= PRUNE_SECONDS:
+            if round_.watches and time.monotonic() - pruned_at >= PRUNE_SECONDS:
                 pruned_at = time.monotonic()
                 outlived(partial(prune_by_settings, wait=stopping.wait), event="pruning_failed")

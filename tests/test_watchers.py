@@ -1,0 +1,73 @@
+"""Two `manage.py watch` that see different things: one of them counts, and the other takes over when it is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from launch.system import free_port
+from monitoring.tests.webhooks import Hook, webhook
+from tests.processes import spawn, stop, wait_until
+from tests.servers import ROOT, SECRETS, Redis, clean_environment
+
+#: More looks than end an episode (monitoring.alerts.conditions); each takes longer than a round.
+MANY = 6
+TAKEN_OVER = 40.0  # seconds
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    """Run a webhook that alerts go to."""
+    with webhook() as made:
+        yield made
+
+
+@pytest.fixture
+def env(prepared: Callable[[], dict[str, str]], own_redis: Redis, hook: Hook) -> dict[str, str]:
+    """Return the settings of a platform on PostgreSQL and Redis whose watch goes round every second."""
+    own = {"REDIS_URL": own_redis.url, "ALERT_WEBHOOK_URL": hook.url, "WATCH_SECONDS": "1"}
+    return {**clean_environment(), **SECRETS, **prepared(), **own}
+
+
+@contextmanager
+def watcher(env: dict[str, str], log: Path) -> Iterator[Popen[bytes]]:
+    """Run `manage.py watch`."""
+    process = spawn([sys.executable, "manage.py", "watch"], log, env=env, cwd=ROOT)
+    try:
+        yield process
+    finally:
+        stop(process, signal.SIGTERM)
+
+
+def once(env: dict[str, str]) -> str:
+    """Run `manage.py watch --once` and return what it says."""
+    command = [sys.executable, "manage.py", "watch", "--once"]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_they_do_not_end_each_others_episodes(env: dict[str, str], hook: Hook, tmp_path: Path) -> None:
+    blind, seeing = tmp_path / "blind.log", tmp_path / "seeing.log"
+    without_cache = {**env, "CACHE_URL": f"redis://127.0.0.1:{free_port()}/0"}
+    with watcher(without_cache, blind) as first:
+        wait_until(lambda: bool(hook.got), "an alert")
+        with watcher(env, seeing):
+            wait_until(lambda: "watch_stands_by" in seeing.read_text(), "the second to stand by")
+            for _ in range(MANY):
+                assert once(env).startswith("Another process watches. 0 alerts began")
+            assert [(each["event"], each["subject"]) for each in hook.posted] == [("began", "health:cache")]
+            os.kill(first.pid, signal.SIGKILL)
+            wait_until(lambda: len(hook.got) > 1, "the second to take over", TAKEN_OVER)
+            assert "watch_has_the_turn" in seeing.read_text()
+        assert once(without_cache).startswith("1 alerts began")  # the second gave its turn back
+    told = [(each["event"], each["id"]) for each in hook.posted]
+    assert [event for event, _ in told] == ["began", "ended", "began"]
+    assert told[0][1] == told[1][1] != told[2][1]
+    assert hook.posted[1]["lasted_seconds"] > 0
