@@ -154,7 +154,11 @@ ADMIN_LOGIN_RATE = ENV.rate("ADMIN_LOGIN_RATE", "10/m", help="log-in attempts in
 
 # Retention
 LOG_RETENTION_DAYS = ENV.integer(
-    "LOG_RETENTION_DAYS", 90, minimum=0, maximum=36_500, help="days for which request records are kept; 0: for good"
+    "LOG_RETENTION_DAYS",
+    90,
+    minimum=0,
+    maximum=36_500,
+    help="days for which request records are kept, two at least; 0: for good",
 )
 ROLLUP_RETENTION_DAYS = ENV.integer(
     "ROLLUP_RETENTION_DAYS",

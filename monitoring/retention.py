@@ -1,8 +1,9 @@
 """How long things are kept: what may go, and from when on.
 
-Records of the present month stay, however few days are asked for: an emptied store of the limits is seeded from the
-month's rollups (monitoring.ledger), which can be checked and made anew only as long as the log has what they add up.
-So do those of the month before, while a call admitted in it may still be settled.
+Budgets, statistics and an emptied store of the limits are counted from the rollups, which outlive the records: so those
+of the present month may go like all others. The last two days stay, however few are asked for, and while records wait for
+the ingester the two days before the oldest of them: a late settlement may replace a record, and an ingester may write one
+again. Were it gone by then, it would count twice.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from django.utils import timezone
 
 from accounts.audit import audit_event
 from accounts.models import AuditEntry
+from monitoring.backlog import ingest_backlog
 from monitoring.ids import first_id
 from monitoring.models import RequestContent, RequestRecord, Rollup
 from monitoring.pruning import Pruned, Pruning
@@ -27,13 +29,13 @@ log = structlog.get_logger(__name__)
 
 #: What the audit log says of records that were deleted.
 PRUNER, PRUNED, KIND, BEFORE = "command:prune_logs", "pruned", str(RequestRecord._meta.verbose_name), "before"
-#: How long after a month's end its ledger may still be asked for: longer than any call takes.
-LATE_SETTLES = timedelta(days=1)
+#: Longer than a record may be replaced after its call began: CHARGED_TTL in accounts/limits/lua, and the longest call.
+REPLACEABLE = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
 class Cutoff:
-    """The moment before which records go; `wanted` is the one that was asked for, later if budgets need records."""
+    """The moment before which records go; `wanted` is the one that was asked for, later where records have to stay."""
 
     at: datetime
     wanted: datetime
@@ -45,10 +47,13 @@ class Cutoff:
 
 
 def record_cutoff(days: float, *, now: datetime | None = None) -> Cutoff:
-    """Find out which records may go if those of so many days are to be kept."""
+    """Find out which records may go if those of so many days are to be kept.
+
+    Raises redis.RedisError: who can't tell what waits for the ingester must not delete anything.
+    """
     moment = now or timezone.now()
     wanted = moment - timedelta(days=days)
-    return Cutoff(min(wanted, _budgets_begin(moment)), wanted)
+    return Cutoff(min(wanted, moment - REPLACEABLE - timedelta(seconds=ingest_backlog().seconds)), wanted)
 
 
 def old_records(cutoff: datetime) -> QuerySet[RequestRecord]:
@@ -131,11 +136,6 @@ def prune_by_settings(*, wait: Callable[[float], bool]) -> None:
         longest = max(each.longest for each in (content, records, rollups))
         counts = {"records": records.rows, "contents": content.rows, "rollups": rollups.rows}
         log.info("pruned", **counts, longest_ms=round(longest * 1000))
-
-
-def _budgets_begin(now: datetime) -> datetime:
-    """Return the beginning of the month (UTC) whose budgets are still counted."""
-    return _month_begin(now - LATE_SETTLES)
 
 
 def _month_begin(moment: datetime) -> datetime:

@@ -15,14 +15,19 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 from pytest_django import Settings
 
+from accounts.limits.contract import LimitBackend
+from accounts.limits.months import month_of
+from accounts.limits.redis import records_stream
 from accounts.models import AuditEntry
 from accounts.tests.factories import Cast
 from monitoring.ids import first_id
+from monitoring.ledger import month_settled
 from monitoring.models import RequestRecord
 from monitoring.pruning import MOST_ROWS, Pace, Pruning
 from monitoring.recorder import write_records
 from monitoring.retention import prune_records, record_cutoff
-from monitoring.tests.samples import a_record
+from monitoring.rollups.rebuild import rollups_differences
+from monitoring.tests.samples import a_record, scope_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.get_fixed_timezone(0))
@@ -158,20 +163,44 @@ def test_it_tells_a_database_that_takes_nothing(cast: Cast, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("now", "days", "at", "is_protected"),
+    ("days", "at", "is_protected"),
     [
-        (NOW, 90, NOW - timedelta(days=90), False),
-        (NOW, 3, NOW.replace(day=1, hour=0), True),
-        (NOW.replace(day=2, hour=1), 1, NOW.replace(day=1, hour=0), True),
-        (NOW.replace(day=1, hour=1), 1, NOW.replace(month=10, day=1, hour=0), True),
+        (90, NOW - timedelta(days=90), False),
+        (3, NOW - timedelta(days=3), False),
+        (2, NOW - timedelta(days=2), False),
+        (1, NOW - timedelta(days=2), True),
     ],
-    ids=["old", "this-month", "month-begun", "calls-of-last-month-may-settle"],
 )
-def test_it_keeps_the_records_that_budgets_are_counted_from(
-    now: datetime, days: int, at: datetime, is_protected: bool
-) -> None:
-    cutoff = record_cutoff(days, now=now)
+def test_it_keeps_the_records_that_may_still_be_replaced(days: int, at: datetime, is_protected: bool) -> None:
+    cutoff = record_cutoff(days, now=NOW)
     assert (cutoff.at, cutoff.is_protected) == (at, is_protected)
+
+
+def test_it_keeps_the_records_that_an_ingester_may_write_again(
+    cast: Cast, redis_limits: LimitBackend, store: Any
+) -> None:
+    stream, day = records_stream(scope_of(cast.owner).shard), 86_400
+    store.xadd(stream, {"o": "x"}, id=f"{int((time.time() - 5 * day) * 1000)}-0")
+    cutoff = record_cutoff(3)
+    assert cutoff.is_protected
+    assert timedelta(0) <= timezone.now() - timedelta(days=7) - cutoff.at < timedelta(minutes=1)
+
+
+def test_it_deletes_nothing_while_nobody_can_tell_what_waits(settings: Settings) -> None:
+    settings.REDIS_URL = "redis://127.0.0.1:1/0"
+    with pytest.raises(CommandError, match="Redis did not answer"):
+        prune("--days", "30")
+
+
+def test_it_takes_nothing_from_budgets(cast: Cast) -> None:
+    records(cast, 4, days_ago=10)
+    key, month = scope_of(cast.owner).subjects[0], month_of(micros(timezone.now() - timedelta(days=10)))
+    settled = month_settled(key, month)
+    assert settled.tokens == 120
+    prune("--days", "3")
+    assert not RequestRecord.objects.exists()
+    assert month_settled(key, month) == settled
+    assert list(rollups_differences(0, 10**7)) == []
 
 
 def prune(*arguments: str) -> str:
@@ -192,10 +221,12 @@ def test_it_prunes_by_setting_and_says_what_it_did(cast: Cast, settings: Setting
     assert "Pruned 0 records" in prune()
 
 
-def test_it_says_which_records_stay_for_the_budgets(cast: Cast) -> None:
-    records(cast, 3, days_ago=0)
-    assert "this month's budgets are counted from them" in prune("--days", "1")
+def test_it_says_which_records_stay_for_now(cast: Cast) -> None:
+    records(cast, 3, days_ago=1.5)
+    records(cast, 2, days_ago=2.5)
+    assert "may still be corrected" in prune("--days", "1")
     assert RequestRecord.objects.count() == 3
+    assert "stay" not in prune("--days", "2")
 
 
 def test_it_prunes_nothing_where_records_are_kept_for_good(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
+from redis.exceptions import RedisError
 
 from monitoring.retention import (
     Cutoff,
@@ -28,7 +29,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Take --days and --dry-run."""
-        parser.add_argument("--days", type=int, help="days for which records are kept (default: LOG_RETENTION_DAYS)")
+        parser.add_argument(
+            "--days", type=int, help="days for which records are kept, two at least (default: LOG_RETENTION_DAYS)"
+        )
         parser.add_argument("--dry-run", action="store_true", help="count what would go, and delete nothing")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -47,7 +50,11 @@ class Command(BaseCommand):
         days = settings.LOG_RETENTION_DAYS if options["days"] is None else options["days"]
         if days < 1:
             raise CommandError("Records are kept for good: LOG_RETENTION_DAYS is 0. Give --days, 1 or more.")
-        cutoff = record_cutoff(days)
+        try:
+            cutoff = record_cutoff(days)
+        except RedisError as error:
+            cause = type(error).__name__
+            raise CommandError(f"Redis did not answer ({cause}): it can't be told which records may go.") from error
         if options["dry_run"]:
             self._say(f"Would prune {old_records(cutoff.at).count():,} records", cutoff)
             return
@@ -58,6 +65,6 @@ class Command(BaseCommand):
         self.stdout.write(f"{what} from before {cutoff.at:%Y-%m-%d %H:%M} UTC{how}.")
         if cutoff.is_protected:
             self.stdout.write(
-                f"Younger ones than {cutoff.wanted:%Y-%m-%d %H:%M} UTC would go too, but those from "
-                f"{cutoff.at:%Y-%m-%d} on stay: this month's budgets are counted from them."
+                f"Those from then to {cutoff.wanted:%Y-%m-%d %H:%M} UTC stay for now: calls of the last two days, "
+                "and of the two before the oldest record that waits for the ingester, may still be corrected."
             )
