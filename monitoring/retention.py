@@ -1,9 +1,9 @@
 """How long things are kept: what may go, and from when on.
 
 Budgets, statistics and an emptied store of the limits are counted from the rollups, which outlive the records: so those
-of the present month may go like all others. The last two days stay, however few are asked for, and while records wait for
-the ingester the two days before the oldest of them: a late settlement may replace a record, and an ingester may write one
-again. Were it gone by then, it would count twice.
+of the present month may go like all others. The last two days stay, however few are asked for, and while records wait
+for the ingester the two days before the oldest of them: a late settlement may replace a record, and an ingester may
+write one again. Were it gone by then, it would count twice.
 """
 
 from __future__ import annotations
