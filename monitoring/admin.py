@@ -9,15 +9,17 @@ from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
+from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.urls import path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from accounts.admin.filters import TextFilter, TimeFilter
 from accounts.admin.keyset import KeysetAdmin
-from accounts.admin.typed import Fieldsets, display
+from accounts.admin.typed import Fieldsets, action, display
 from accounts.models import Account, ApiKey
 from monitoring.admin_export import ExportingAdmin
 from monitoring.alert_admin import AlertAdmin
@@ -26,6 +28,7 @@ from monitoring.log_export import COLUMNS, between, record_batches
 from monitoring.models import RequestRecord
 from monitoring.outcomes import OUTCOMES, Outcome, outcome_of
 from monitoring.record_page import content_text, reason_text, stage_table
+from monitoring.usage_admin import usage_export_page
 
 STATUSES: dict[str, tuple[str, Q]] = {
     "ok": ("Answered (2xx)", OUTCOMES[Outcome.OK]),
@@ -178,6 +181,7 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         StreamFilter,
     )
     list_fullwidth = True
+    actions_list = ("export_usage",)
     export_columns = COLUMNS
     export_batches = staticmethod(record_batches)
     search_fields = ("label",)
@@ -204,6 +208,13 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         """Add the address that the dashboard's script asks."""
         dashboard = path("dashboard/", self.admin_site.admin_view(dashboard_sections), name="monitoring_dashboard")
         return [dashboard, *super().get_urls()]
+
+    @action(description="Export usage", permissions=["export"], icon="summarize", url_path="export-usage")
+    def export_usage(self, request: HttpRequest) -> HttpResponseBase:
+        """Go to the page that gives sums as a file."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return usage_export_page(self, request)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[RequestRecord], search_term: str

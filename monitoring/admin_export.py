@@ -35,7 +35,7 @@ class ExportingAdmin(ModelAdmin):
         own: list[URLPattern] = [path("export/", self.admin_site.admin_view(self.export_view), name=name)]
         return [*own, *super().get_urls()]
 
-    def has_export_permission(self, request: HttpRequest) -> bool:
+    def has_export_permission(self, request: HttpRequest, object_id: object = None) -> bool:
         """Say who may take it all along."""
         return request.user.has_perm(f"{self.opts.app_label}.export_{self.opts.model_name}")
 
@@ -59,13 +59,16 @@ class ExportingAdmin(ModelAdmin):
         details = {"format": file_format, "filters": filters, "gzip": is_packed}
         audit_event(actor=actor_of(request), action="exported", kind=str(self.opts.verbose_name), details=details)
         chunks = encoded(self.export_columns, type(self).export_batches(queryset), file_format)
-        return self._file(gzipped(chunks) if is_packed else chunks, file_format, is_packed=is_packed)
+        name = f"{self.opts.model_name}s"
+        return file_response(gzipped(chunks) if is_packed else chunks, name, file_format, is_packed=is_packed)
 
-    def _file(self, chunks: Iterator[bytes], file_format: Format, *, is_packed: bool) -> StreamingHttpResponse:
-        name = f"{self.opts.model_name}s-{timezone.now():%Y%m%dT%H%M%SZ}.{file_format}{'.gz' if is_packed else ''}"
-        content_type = "application/gzip" if is_packed else file_format.content_type
-        headers = {
-            "Content-Disposition": f'attachment; filename="{name}"',
-            "X-Accel-Buffering": "no",
-        }
-        return StreamingHttpResponse(chunks, content_type=content_type, headers=headers)
+
+def file_response(chunks: Iterator[bytes], name: str, file_format: Format, *, is_packed: bool) -> StreamingHttpResponse:
+    """Stream chunks as a file; its name gets the time and the ending."""
+    name = f"{name}-{timezone.now():%Y%m%dT%H%M%SZ}.{file_format}{'.gz' if is_packed else ''}"
+    content_type = "application/gzip" if is_packed else file_format.content_type
+    headers = {
+        "Content-Disposition": f'attachment; filename="{name}"',
+        "X-Accel-Buffering": "no",
+    }
+    return StreamingHttpResponse(chunks, content_type=content_type, headers=headers)

@@ -23,7 +23,7 @@ from monitoring.backlog import ingest_backlog
 from monitoring.ids import first_id
 from monitoring.models import RequestContent, RequestRecord, Rollup
 from monitoring.pruning import Pruned, Pruning
-from monitoring.rollups.periods import hour_of
+from monitoring.rollups.periods import hour_of, month_begin
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +103,7 @@ def rollup_cutoff(days: int, *, now: datetime | None = None) -> datetime | None:
         return None
     cutoff = (now or timezone.now()) - timedelta(days=days)
     oldest = RequestRecord.objects.order_by("pk").values_list("admitted_at", flat=True).first()
-    return _month_begin(min(cutoff, oldest) if oldest else cutoff)
+    return month_begin(min(cutoff, oldest) if oldest else cutoff)
 
 
 def prune_rollups(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
@@ -136,7 +136,3 @@ def prune_by_settings(*, wait: Callable[[float], bool]) -> None:
         longest = max(each.longest for each in (content, records, rollups))
         counts = {"records": records.rows, "contents": content.rows, "rollups": rollups.rows}
         log.info("pruned", **counts, longest_ms=round(longest * 1000))
-
-
-def _month_begin(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from accounts.connections import release_connections
 from monitoring.export import Row
 from monitoring.rollups.calendar import Unit, buckets
 from monitoring.rollups.figures import QUANTILES
@@ -23,6 +25,8 @@ PLAIN = (
     "cost",
     "saved_cost",
 )
+#: What the audit log calls what is exported.
+KIND = "usage row"
 TIMED = ("latency_ms", "first_token_ms")
 ERRORS = ("invalid", "limited", "failed")
 
@@ -36,9 +40,14 @@ def usage_columns(by: str) -> tuple[str, ...]:
 def usage_batches(
     *, begin: datetime, end: datetime, unit: Unit, by: str, account_id: int | None = None
 ) -> Iterator[Sequence[Row]]:
-    """Read the rollups of a span (UTC), a batch for each hour, day or month; where nothing was asked, there is none."""
+    """Read the rollups of a span (UTC), a batch for each hour, day or month; where nothing was asked, there is none.
+
+    In between no connection is held, so that a slow reader keeps none from the requests.
+    """
     for at, until, start in buckets(hour_of(begin), hour_until(end), unit, UTC):
         points = usage_series(begin=moment_of(at), end=moment_of(until), scope=Scope(account_id=account_id), by=by)
+        release_connections()
+        time.sleep(0)  # others of this process get their turn, also in a long time in which nothing happened
         if points and start is not None:
             yield [_row(point, moment_of(start)) for point in points]
 

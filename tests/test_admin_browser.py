@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from playwright.sync_api import Page, expect
 
 from inference.upstream.fake import FakeUpstream
 from tests.conftest import provider
+from tests.pages import grave_faults
 from tests.servers import Service, aiapi_server
 
 NAME, PASSWORD = "operator", "a password for the tests"
@@ -152,6 +154,21 @@ def test_it_shows_in_the_logs_what_was_done_and_asked(admin: Page, platform: Ser
     expect(admin.locator("#result_list")).to_contain_text("logged")
 
 
+def test_it_downloads_usage_from_the_log(admin: Page, platform: Service, complaints: list[str]) -> None:
+    key = platform.create_key(account="billed", tier="free", name="first")
+    assert chat(platform, key) == 200
+    admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/")
+    admin.click("a:has-text('Export usage')")
+    assert grave_faults(admin) == []
+    admin.fill("[name=account]", "billed")
+    with admin.expect_download() as download:
+        admin.click("button:has-text('Download')")
+    head, row = Path(download.value.path()).read_text().splitlines()
+    assert head.startswith("start,account,account_id,requests,")
+    assert row.split(",")[1:4:2] == ["billed", "1"]
+    assert not complaints
+
+
 PAGES = [
     "",
     "accounts/apikey/",
@@ -164,6 +181,7 @@ PAGES = [
     "inference/model/1/change/",
     "inference/deployment/1/change/",
     "monitoring/requestrecord/",
+    "monitoring/requestrecord/export-usage/",
 ]
 
 

@@ -37,6 +37,11 @@ def moment_of(hour: int) -> datetime:
     return EPOCH + hour * HOUR
 
 
+def month_begin(moment: datetime) -> datetime:
+    """Return the moment at which a moment's month began."""
+    return moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
 def start_of(period: Period, hour: int) -> int:
     """Return where the hour, day or month begins that an hour belongs to."""
     if period is Period.HOUR:

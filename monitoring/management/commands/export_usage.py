@@ -9,15 +9,16 @@ from django.utils import timezone
 
 from monitoring.export_command import ExportCommand, account_id_of
 from monitoring.rollups.calendar import Unit
+from monitoring.rollups.periods import month_begin
 from monitoring.rollups.selectors import GROUPS
-from monitoring.usage_export import usage_batches, usage_columns
+from monitoring.usage_export import KIND, usage_batches, usage_columns
 
 
 class Command(ExportCommand):
     """Reads the sums, not the log: they reach back further than the records do."""
 
     help = __doc__
-    kind, name = "usage row", "export_usage"
+    kind, name = KIND, "export_usage"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Take how to split it."""
@@ -29,7 +30,7 @@ class Command(ExportCommand):
         """Export; without --from, the present month so far."""
         now = timezone.now()
         batches = usage_batches(
-            begin=options["begin"] or now.replace(day=1, hour=0, minute=0, second=0, microsecond=0),
+            begin=options["begin"] or month_begin(now),
             end=options["end"] or now,
             unit=Unit(options["unit"]),
             by=options["by"],

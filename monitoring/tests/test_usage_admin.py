@@ -1,0 +1,162 @@
+"""Usage as a file from the admin: what it holds, who may take it, and what it asks for."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.http import StreamingHttpResponse
+from django.test import Client
+
+from accounts.models import AuditEntry
+from accounts.tests.factories import Cast, make_admin, make_staff
+from monitoring.tests.samples import recorded
+from monitoring.usage_export import usage_columns
+
+pytestmark = pytest.mark.django_db
+LOG = "/admin/monitoring/requestrecord/"
+PAGE = f"{LOG}export-usage/"
+WANTED = {"begin": "2026-11-01", "end": "2026-12-01", "unit": "day", "by": "account", "file_format": "csv"}
+
+
+@pytest.fixture
+def site() -> Client:
+    """Return a browser that is logged in as a superuser."""
+    client = Client()
+    client.force_login(make_admin())
+    return client
+
+
+@pytest.fixture
+def used(cast: Cast) -> None:
+    """Have two accounts use something in November."""
+    for issued, day, hour in ((cast.owner, 1, 3), (cast.owner, 2, 4), (cast.colleague, 2, 5), (cast.stranger, 2, 23)):
+        at = int(datetime(2026, 11, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
+        recorded(issued, admitted_at=at, cost=2_000_000)
+
+
+def asked(site: Client, **changes: str) -> Any:
+    """Send the form."""
+    return site.post(PAGE, WANTED | changes)
+
+
+def body_of(response: Any) -> bytes:
+    """Read a streamed answer."""
+    assert isinstance(response, StreamingHttpResponse), response.content.decode()
+    return b"".join(response)
+
+
+def lines_of(response: Any) -> list[dict[str, Any]]:
+    """Read an answer in JSON Lines."""
+    return [json.loads(line) for line in body_of(response).splitlines()]
+
+
+@pytest.mark.usefixtures("used")
+class TestFile:
+    def test_it_gives_the_sums_as_csv(self, site: Client) -> None:
+        response = asked(site)
+        assert response["Content-Type"] == "text/csv; charset=utf-8"
+        assert response["Content-Disposition"].startswith('attachment; filename="usage-by-day-and-account-2')
+        head, *rows = csv.reader(io.StringIO(body_of(response).decode(), newline=""))
+        assert tuple(head) == usage_columns("account")
+        assert [(row[0], row[1], row[3]) for row in rows] == [
+            ("2026-11-01T00:00:00Z", "acme", "1"),
+            ("2026-11-02T00:00:00Z", "acme", "2"),
+            ("2026-11-02T00:00:00Z", "globex", "1"),
+        ]
+
+    def test_it_gives_them_as_json_lines_split_as_asked(self, site: Client) -> None:
+        response = asked(site, unit="month", by="key", account="acme", file_format="jsonl")
+        assert response["Content-Type"] == "application/x-ndjson"
+        assert sorted((line["key"], line["cost"]) for line in lines_of(response)) == [
+            ("colleague", "0.002000000"),
+            ("owner", "0.004000000"),
+        ]
+
+    def test_it_packs_them(self, site: Client) -> None:
+        response = asked(site, is_packed="on")
+        assert response["Content-Type"] == "application/gzip"
+        assert response["Content-Disposition"].endswith('.csv.gz"')
+        assert gzip.decompress(body_of(response)).count(b"\r\n") == 4
+
+    def test_it_takes_hours_of_a_day(self, site: Client) -> None:
+        span = {"begin": "2026-11-02 04:00", "end": "2026-11-02 06:00"}
+        starts = [line["start"] for line in lines_of(asked(site, unit="hour", file_format="jsonl", **span))]
+        assert starts == ["2026-11-02T04:00:00Z", "2026-11-02T05:00:00Z"]
+
+    def test_it_makes_no_formula_of_a_name(self, site: Client, cast: Cast) -> None:
+        at = int(datetime(2026, 11, 3, tzinfo=UTC).timestamp()) * 1_000_000
+        recorded(cast.owner, admitted_at=at, model="=cmd|'/c calc'!A0")
+        assert b"'=cmd|" in body_of(asked(site, by="model"))
+
+    def test_it_leaves_an_entry_of_what_was_taken(self, site: Client) -> None:
+        body_of(asked(site, account="acme"))
+        entry = AuditEntry.objects.latest("pk")
+        assert (entry.actor, entry.action, entry.target) == ("admin:root", "exported", "usage rows")
+        assert entry.after == {
+            "begin": "2026-11-01 00:00:00+00:00",
+            "end": "2026-12-01 00:00:00+00:00",
+            "unit": "day",
+            "by": "account",
+            "account": "acme",
+            "format": "csv",
+            "gzip": False,
+        }
+
+
+class TestForm:
+    def test_it_gives_this_month_where_no_span_is_named(self, site: Client, cast: Cast) -> None:
+        recorded(cast.owner)
+        recorded(cast.owner, admitted_at=int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000)
+        (line,) = lines_of(asked(site, begin="", end="", unit="month", file_format="jsonl"))
+        assert line["requests"] == 1
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"account": "nobody"}, "No account has this name."),
+            ({"begin": "yesterday"}, "Enter a valid date/time."),
+            ({"begin": "2026-12-01"}, "It ends before it begins."),
+            ({"unit": "week"}, "Select a valid choice."),
+            ({"by": "password"}, "Select a valid choice."),
+            ({"file_format": "xml"}, "Select a valid choice."),
+        ],
+    )
+    def test_it_says_what_it_can_t_give(self, site: Client, changes: dict[str, str], told: str) -> None:
+        response = asked(site, **changes)
+        assert response.status_code == 200
+        assert told in response.content.decode()
+        assert not AuditEntry.objects.filter(action="exported").exists()
+
+    def test_it_takes_an_account_from_the_address(self, site: Client) -> None:
+        assert 'value="a&lt;b"' in site.get(f"{PAGE}?account=a<b").content.decode()
+
+
+class TestPermission:
+    def test_it_is_a_button_above_the_log(self, site: Client) -> None:
+        assert f'href="{PAGE}"' in site.get(LOG).content.decode()
+
+    def test_it_is_none_for_those_who_may_only_look(self, cast: Cast) -> None:
+        client = Client()
+        client.force_login(make_staff("monitoring.view_requestrecord", name="looker"))
+        assert PAGE not in client.get(LOG).content.decode()
+        assert client.get(PAGE).status_code == asked(client).status_code == 403
+
+    def test_it_gives_nothing_to_those_who_may_not_look(self, cast: Cast) -> None:
+        client = Client()
+        client.force_login(make_staff("monitoring.export_requestrecord", name="blind"))
+        assert client.get(PAGE).status_code == asked(client).status_code == 403
+        assert not AuditEntry.objects.filter(action="exported").exists()
+
+    def test_it_serves_those_who_may_do_both(self, cast: Cast) -> None:
+        client = Client()
+        client.force_login(make_staff("monitoring.view_requestrecord", "monitoring.export_requestrecord"))
+        assert body_of(asked(client)).startswith(b"start,account,")
+
+    def test_it_sends_strangers_to_the_login(self, db: None) -> None:
+        assert asked(Client()).status_code == 302
