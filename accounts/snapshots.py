@@ -231,6 +231,11 @@ def _key_subject(key: ApiKey, now: datetime) -> Subject:
     return Subject(kind="key", id=str(key.limits_id), limits=limits)
 
 
+def key_ledger(key: ApiKey) -> Subject:
+    """Make the subject of what a key has used, with the keys that it replaced, where its limits don't matter."""
+    return Subject(kind="key", id=str(key.limits_id), limits=Limits())
+
+
 def account_subject(account: Account) -> Subject:
     """Make the subject of an account's caps and budgets over all its keys."""
     limits = Limits(

@@ -6,9 +6,9 @@ however many calls there were.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, islice
 
 from django.db.models import F, Q, QuerySet, Sum
 
@@ -19,6 +19,9 @@ from accounts.models import ApiKey
 from monitoring.models import Rollup
 from monitoring.rollups.periods import hour_of
 
+#: Subjects that one query asks about: a statement holds so many parameters, and plans of longer lists are slow.
+AT_ONCE = 1_000
+
 
 def month_settled(subject: Subject, month: int) -> Amount:
     """Sum the tokens and cost of a subject's records that were admitted in a month (YYYYMM, UTC)."""
@@ -26,14 +29,20 @@ def month_settled(subject: Subject, month: int) -> Amount:
 
 
 def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
-    """Sum the same of many keys, accounts and their budgets for a model, in a few queries however many they are."""
+    """Sum the same of many keys, accounts and their budgets for a model, in a few queries for AT_ONCE of them."""
     settled: dict[Subject, Amount] = {}
-    for kind, of_one in groupby(sorted(subjects, key=lambda each: each.kind), key=lambda each: each.kind):
-        alike = list(of_one)
+    for kind, alike in _alike(subjects):
         owners, models = {each.owner_id for each in alike}, {each.model for each in alike} - {None}
         sums = (_sums_of_lineages if kind.startswith("key") else _sums_of_accounts)(owners, models, month)
         settled |= {each: sums.get((each.owner_id, each.model), Amount()) for each in alike}
     return settled
+
+
+def _alike(subjects: Sequence[Subject]) -> Iterator[tuple[str, list[Subject]]]:
+    """List subjects by their kind, AT_ONCE at most at a time."""
+    for kind, of_one in groupby(sorted(subjects, key=lambda each: each.kind), key=lambda each: each.kind):
+        while some := list(islice(of_one, AT_ONCE)):
+            yield kind, some
 
 
 Sums = dict[tuple[int, str | None], Amount]

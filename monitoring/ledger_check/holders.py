@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.utils import timezone
 
-from accounts.limits.contract import SECOND, Limits, Subject
+from accounts.limits.contract import SECOND, Subject
 from accounts.limits.months import month_of, month_start
 from accounts.models import Account, ApiKey, ModelBudget
-from accounts.snapshots import account_subject, model_subject
+from accounts.snapshots import account_subject, key_ledger, model_subject
 from monitoring.retention import rollup_cutoff
 from monitoring.rollups.periods import HOUR, moment_of
 
@@ -30,7 +30,7 @@ def ledger_holders() -> list[Holder]:
     for account in Account.objects.order_by("pk").iterator():
         _add(found, account_subject(account), account.pk, f"account {account.name}")
     for key in ApiKey.objects.select_related("account").order_by("pk").iterator():
-        _add(found, Subject("key", str(key.limits_id), Limits()), key.account_id, _key_name(key))
+        _add(found, key_ledger(key), key.account_id, _key_name(key))
     for budget in ModelBudget.objects.select_related("account", "key__account").order_by("pk").iterator():
         holder = budget.key or budget.account
         name = _key_name(holder) if isinstance(holder, ApiKey) else f"account {holder}"

@@ -12,6 +12,7 @@ from accounts.limits.contract import LimitBackend, Limits, Subject
 from accounts.limits.months import month_of
 from accounts.models import ApiKey
 from accounts.tests.factories import Cast, IssuedKey
+from monitoring import ledger
 from monitoring.ingester import Ingester
 from monitoring.ledger import month_settled, months_settled
 from monitoring.recorder import write_records
@@ -81,7 +82,11 @@ def test_it_agrees_with_the_store_once_the_records_came_in(cast: Cast, redis_lim
     assert month_settled(of_key(cast.owner), month_of(now_micros())) == Amount(37, 409)
 
 
-def test_it_sums_the_use_of_one_model_by_key_and_by_account(cast: Cast) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 1_000])
+def test_it_sums_the_use_of_one_model_by_key_and_by_account(
+    cast: Cast, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(ledger, "AT_ONCE", at_once)
     at = midnight(11, 15)
     key, account = cast.owner.key.pk, cast.owner.key.account_id
     recorded(cast.owner, admitted_at=at, model="a", input_tokens=20, output_tokens=10, cost=25)
