@@ -35,7 +35,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         """Serve until the end; then wait for what goes on without a client: other callers wait for its answer."""
-        from inference.streaming import streams_ended
+        from inference.open_streams import open_streams
         from monitoring.content import keeper
         from monitoring.tracing import stop_exporting
 
@@ -44,7 +44,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         gc.collect()
         gc.freeze()  # to look through all of it again and again would stop every stream for a tenth of a second
         super().run()
-        streams_ended(self.cfg.graceful_timeout)
+        open_streams.wait(self.cfg.graceful_timeout)
         keeper.flush()
         stop_exporting()
 
@@ -56,9 +56,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     @staticmethod
     def _stop_streams() -> None:
-        from inference.streaming import stop_streams
+        from inference.open_streams import open_streams
 
-        stop_streams()
+        open_streams.stop()
 
 
 def _warm_up() -> None:

@@ -20,7 +20,8 @@ from accounts.refusals import dollars
 from accounts.views import KeyView
 from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
-from inference.event_stream import EVENT_STREAM, client_watch, event_response
+from inference.client_socket import ClientSocket
+from inference.event_stream import EVENT_STREAM, event_response
 from inference.parsers import is_chunked
 from inference.pipeline import Progress
 from inference.streaming import StreamedCall
@@ -80,12 +81,10 @@ class ModelEndpoint(KeyView):
         error_event: Callable[[ApiError], bytes],
     ) -> StreamingHttpResponse:
         """Open a stream and make its answer; what it cost is known, and recorded, at its end only."""
-        is_gone = client_watch(request._request)
+        client = ClientSocket(request._request)
         caller = self.caller(request)
         keep = partial(_keep_stream, self.claim) if self.claim is not None else None
-        stream = StreamedCall(
-            call, caller, make_reader=make_reader, error_event=error_event, is_gone=is_gone, keep=keep
-        )
+        stream = StreamedCall(call, caller, make_reader=make_reader, error_event=error_event, client=client, keep=keep)
         progress = stream.open()
         return event_response(stream, _stream_headers(progress))
 

@@ -1,16 +1,13 @@
-"""Streams of the platform's own: the answer's HTTP side, the client's socket, and the events of /chat."""
+"""Streams of the platform's own: the answer's HTTP side, and the events of /chat."""
 
 from __future__ import annotations
 
 import json
-import select
-import socket
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from django.http import HttpRequest, StreamingHttpResponse
-from gevent.monkey import get_original
+from django.http import StreamingHttpResponse
 
 from accounts.exceptions import ApiError, ContentFiltered, UpstreamFailed
 from inference.calls import Caller
@@ -27,17 +24,6 @@ def event_response(stream: StreamedCall, headers: Mapping[str, str]) -> Streamin
     response = StreamingHttpResponse(stream, content_type=EVENT_STREAM, headers=dict(headers))
     response["X-Accel-Buffering"] = "no"
     return response
-
-
-def client_watch(request: HttpRequest) -> Callable[[], bool]:
-    """Return what looks whether the client of a request has closed its end; gunicorn hands its socket over."""
-    client: socket.socket | None = request.META.get("gunicorn.socket")
-    if client is None:
-        return lambda: False
-    # The system's own poll, which only looks: gevent's waits, and select knows no file above 1023.
-    poll = get_original("select", "poll")()
-    poll.register(client.fileno(), select.POLLRDHUP)
-    return lambda: client.fileno() < 0 or bool(poll.poll(0))
 
 
 def server_sent(event: str, data: Mapping[str, Any]) -> bytes:

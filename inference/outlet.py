@@ -16,6 +16,7 @@ import structlog
 from django.conf import settings
 
 from accounts.loops import ProcessThread
+from inference.client_socket import ClientSocket
 
 #: Seconds between two looks after a stream.
 WATCH_SECONDS = 0.5
@@ -48,14 +49,25 @@ class Transcript:
         return b"".join(self._pieces) if self._left >= 0 else None
 
 
-class Outlet:
-    """The pieces for one client. The producer puts them in, the request's own thread iterates over them."""
+class _Rest(bytes):
+    """The end of a chunk whose beginning is written."""
 
-    def __init__(self, is_gone: Callable[[], bool]) -> None:
+
+class Outlet:
+    """The pieces for one client. The producer puts them in, the request's own thread iterates over them.
+
+    Under gevent, where nothing else runs in between, the producer writes to the client's socket itself while that
+    thread only waits for another piece.
+    """
+
+    def __init__(self, client: ClientSocket) -> None:
         self.has_reader = True
         self.started = threading.Event()
-        self._is_gone = is_gone
+        self._client = client
+        self.can_send = client.can_send
         self._is_read = False
+        #: Whether the reader waits, with nothing more to write.
+        self.is_idle = False
         self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._written_at = time.monotonic()
 
@@ -64,28 +76,58 @@ class Outlet:
         self._is_read = True
         if not self.started.is_set():
             yield KEEP_ALIVE  # the server sends status and headers with the first piece
-        while (piece := self._pieces.get()) is not None:
+        is_begun = False
+        while (piece := self._next(may_idle=is_begun and self.can_send)) is not None:
             self._written_at = time.monotonic()
-            yield piece
+            if isinstance(piece, _Rest):
+                self._client.send_rest(piece)
+            else:
+                yield piece
+            is_begun = True
 
     def put(self, piece: bytes, *, gives_up: Callable[[], bool]) -> None:
         """Hand a piece over, while the client is slow only when there is room, or not at all once it `gives_up`."""
+        if self.is_idle and self._send(piece):
+            return
         while self.has_reader and self._pieces.qsize() >= LONGEST_QUEUE:
             if gives_up():
                 self.leave()
             time.sleep(SLOW_SECONDS)
         if self.has_reader:
-            self._pieces.put(piece)
+            self._enqueue(piece)
 
     def end(self) -> None:
         """Let the reader come to its end, after what waits for it."""
-        self._pieces.put(None)
+        self._enqueue(None)
         self.started.set()
 
     def leave(self) -> None:
         """Take no more pieces: nobody reads them."""
         self.has_reader = False
-        self._pieces.put(None)
+        self._enqueue(None)
+
+    def _next(self, *, may_idle: bool) -> bytes | None:
+        """Wait for a piece to write; None at the end."""
+        self.is_idle = may_idle and self._pieces.empty()
+        try:
+            return self._pieces.get()
+        finally:
+            self.is_idle = False
+
+    def _enqueue(self, piece: bytes | None) -> None:
+        self.is_idle = False
+        self._pieces.put(piece)
+
+    def _send(self, piece: bytes) -> bool:
+        """Write to the client's socket; False if it takes nothing now: the reader waits, or finds the client gone."""
+        try:
+            rest = self._client.send_chunk(piece)
+        except OSError:
+            return False
+        self._written_at = time.monotonic()
+        if rest:
+            self._enqueue(_Rest(rest))
+        return True
 
     def wait(self, seconds: float) -> None:
         """Wait until there is something to write, or nobody to write it to."""
@@ -98,10 +140,10 @@ class Outlet:
         """Look whether the client has gone; if it is there and has heard nothing for long, send it a sign of life."""
         if not self.has_reader:
             return False
-        if self._is_gone():
+        if self._client.is_gone():
             return True
         if self._is_read and now - self._written_at >= settings.STREAM_KEEP_ALIVE_SECONDS:
-            self._pieces.put(KEEP_ALIVE)
+            self._enqueue(KEEP_ALIVE)
             self._written_at = now
         return False
 

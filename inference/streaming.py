@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import structlog
 from django.conf import settings
@@ -24,7 +23,6 @@ from accounts.exceptions import (
     ApiError,
     DependencyUnavailable,
     InternalError,
-    Unavailable,
     UpstreamFailed,
     UpstreamTimeout,
 )
@@ -34,6 +32,8 @@ from accounts.limits.leases import keeper
 from inference import cache
 from inference.calls import Caller, ModelCall
 from inference.catalog import Route
+from inference.client_socket import ClientSocket
+from inference.open_streams import open_streams
 from inference.outlet import Outlet, Transcript, watch
 from inference.pipeline import (
     Progress,
@@ -57,7 +57,6 @@ from inference.upstream.client import UpstreamStream, client
 from inference.upstream.provider_limits import take_slot
 from inference.upstream.routing import first_success
 from inference.upstream.transport import Abort
-from monitoring import metrics
 
 #: In place of a moment, while the provider isn't waited for.
 NEVER = float("inf")
@@ -74,9 +73,8 @@ class StreamedCall:
     """One streamed call. `open` it, then iterate over it once; `close` ends it early.
 
     `make_reader` makes what follows the provider's stream (True: it is replayed from the cache), `error_event` the
-    bytes that tell the client of an error in mid-stream, and `is_gone` looks whether the client has left. With `keep`,
-    which gets all that was written (None if it broke off) and the settled call, it runs to its end even if the client
-    leaves.
+    bytes that tell the client of an error in mid-stream. With `keep`, which gets all that was written (None if it broke
+    off) and the settled call, it runs to its end even if the client leaves.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class StreamedCall:
         *,
         make_reader: Callable[[bool], EventReader],
         error_event: Callable[[ApiError], bytes],
-        is_gone: Callable[[], bool],
+        client: ClientSocket,
         keep: Callable[[bytes | None, Progress], None] | None = None,
     ) -> None:
         self.call = call
@@ -94,7 +92,7 @@ class StreamedCall:
         self._make_reader = make_reader
         self.progress: Progress | None = None
         self._error_event = error_event
-        self._outlet = Outlet(is_gone)
+        self._outlet = Outlet(client)
         self._keep = keep
         self._kept = Transcript(LARGEST_ANSWER)
         self._deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT)
@@ -175,7 +173,6 @@ class StreamedCall:
         progress = self.progress
         assert progress is not None  # noqa: S101  (open sets it first)
         open_streams.add(self)
-        metrics.open_streams.set(len(open_streams))
         reader: EventReader | None = None
         error: ApiError | None = InternalError()  # what it is if something comes that nobody expected
         try:
@@ -204,7 +201,6 @@ class StreamedCall:
                 connections.close_all()
                 watch.discard(self)
                 open_streams.discard(self)
-                metrics.open_streams.set(len(open_streams))
 
     def _answer(self, progress: Progress, reader: EventReader) -> None:
         """Replay an identical call's answer, or make a call of one's own."""
@@ -280,6 +276,8 @@ class StreamedCall:
         """Hand over what comes. Raises UpstreamFailed or UpstreamTimeout for a stream that breaks off."""
         try:
             self._write(reader.feed(stream.first))
+            if self._outlet.can_send:
+                stream.hand_to(partial(self._relay, reader))
             for data in stream:
                 self._waits_since = NEVER
                 self._write(reader.feed(data))
@@ -300,6 +298,16 @@ class StreamedCall:
             self._broke_off(stream, "stream without end")
             raise UpstreamFailed
 
+    def _relay(self, reader: EventReader, data: bytes) -> bool:
+        """Write plain text to a client that takes it at once, in the event loop; False, and nothing done, otherwise."""
+        now = time.monotonic()
+        is_over = self._is_abandoned or self._stop is not None or self._is_silent or now >= self._deadline.ends
+        piece = reader.pass_on(data) if self._outlet.is_idle and not is_over else b""
+        if piece:
+            self._put(piece)
+            self._waits_since = now
+        return bool(piece)
+
     def _broke_off(self, stream: UpstreamStream, cause: str) -> None:
         log.warning("upstream_failed", route=stream.route.name, cause=cause, status=502)
         self._note_failure(stream.route, cause)
@@ -319,7 +327,8 @@ class StreamedCall:
         """Hand a piece to the consumer; with the first one the headers may go out."""
         if piece:
             self._put(piece)
-            self._outlet.started.set()
+            if not self._outlet.started.is_set():
+                self._outlet.started.set()
 
     def _put(self, piece: bytes) -> None:
         """Hand a piece to the consumer, waiting while it is slow, unless it is gone."""
@@ -380,21 +389,3 @@ class StreamedCall:
         progress = self.progress
         if progress is not None and not progress.caller.trace.is_recorded:
             progress.bill.emit(status=error.status, error_code=error.error_code)
-
-
-#: The streams whose producers run now, in this process.
-open_streams: set[StreamedCall] = set()
-
-
-def stop_streams() -> None:
-    """End every open stream with an error, each settled by its producer: the process is about to end."""
-    for stream in list(open_streams):
-        stream.stop(Unavailable("The server is restarting."))
-
-
-def streams_ended(seconds: float) -> bool:
-    """Wait until no producer runs any more; False if one still does after so many seconds."""
-    deadline: Any = Deadline(seconds)
-    while open_streams and not deadline.is_over:
-        time.sleep(0.05)
-    return not open_streams

@@ -14,14 +14,21 @@ from django.conf import LazySettings
 from django.test import RequestFactory
 
 from inference import outlet as outlet_module
-from inference.event_stream import client_watch
+from inference.client_socket import ClientSocket
 from inference.outlet import KEEP_ALIVE, LONGEST_QUEUE, Outlet, Transcript, Watch
 from tests.processes import wait_until
 
 
-def here() -> bool:
-    """Be a client that stays."""
-    return False
+class Client(ClientSocket):
+    """A client without a socket, which stays or has gone."""
+
+    def __init__(self, *, has_gone: bool = False) -> None:
+        super().__init__(RequestFactory().post("/chat"))
+        self._has_gone = has_gone
+
+    def is_gone(self) -> bool:
+        """Say which."""
+        return self._has_gone
 
 
 def never() -> bool:
@@ -31,7 +38,7 @@ def never() -> bool:
 
 def filled(*pieces: bytes, is_gone: bool = False) -> Outlet:
     """Return an outlet in which pieces wait."""
-    outlet = Outlet(lambda: is_gone)
+    outlet = Outlet(Client(has_gone=is_gone))
     for piece in pieces:
         outlet.put(piece, gives_up=never)
     outlet.started.set()
@@ -45,7 +52,7 @@ def test_it_yields_the_pieces_in_order_until_the_end() -> None:
 
 
 def test_it_begins_with_a_sign_of_life_when_the_headers_have_to_go_out() -> None:
-    outlet = Outlet(here)
+    outlet = Outlet(Client())
     outlet.end()
     outlet.started.clear()
     assert list(outlet) == [KEEP_ALIVE]
@@ -95,7 +102,7 @@ def test_it_gives_a_client_up_that_reads_nothing() -> None:
 
 @pytest.mark.parametrize("what", ["start", "leave"])
 def test_it_waits_for_the_first_piece_or_until_nobody_wants_it(what: str) -> None:
-    outlet = Outlet(here)
+    outlet = Outlet(Client())
     began = time.monotonic()
     threading.Timer(0.1, outlet.started.set if what == "start" else outlet.leave).start()
     outlet.wait(10)
@@ -104,7 +111,7 @@ def test_it_waits_for_the_first_piece_or_until_nobody_wants_it(what: str) -> Non
 
 def test_it_waits_no_longer_than_it_may() -> None:
     began = time.monotonic()
-    Outlet(here).wait(0.05)
+    Outlet(Client()).wait(0.05)
     assert time.monotonic() - began < 1
 
 
@@ -145,9 +152,14 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
     client.close()
 
 
+def client_of(server: socket.socket) -> ClientSocket:
+    """Return the client at the other end of a socket, which gunicorn would hand over."""
+    return ClientSocket(RequestFactory().post("/chat", **{"gunicorn.socket": server}))  # type: ignore[arg-type]
+
+
 def watching(server: socket.socket) -> bool:
     """Say whether the client of a socket has gone."""
-    return client_watch(RequestFactory().post("/chat", **{"gunicorn.socket": server}))()  # type: ignore[arg-type]
+    return client_of(server).is_gone()
 
 
 def test_it_sees_that_a_client_has_gone(connected: tuple[socket.socket, socket.socket]) -> None:
@@ -161,9 +173,9 @@ def test_it_sees_that_a_client_has_gone(connected: tuple[socket.socket, socket.s
 
 def test_it_sees_that_its_own_end_is_closed(connected: tuple[socket.socket, socket.socket]) -> None:
     server, _ = connected
-    look = client_watch(RequestFactory().post("/chat", **{"gunicorn.socket": server}))  # type: ignore[arg-type]
+    client = client_of(server)
     server.close()
-    assert look()
+    assert client.is_gone()
 
 
 def test_it_sees_it_of_files_above_1023(connected: tuple[socket.socket, socket.socket]) -> None:
@@ -182,7 +194,7 @@ def test_it_sees_it_of_files_above_1023(connected: tuple[socket.socket, socket.s
 
 
 def test_it_knows_of_nobody_without_a_socket() -> None:
-    assert not client_watch(RequestFactory().post("/chat"))()
+    assert not ClientSocket(RequestFactory().post("/chat")).is_gone()
 
 
 def test_it_remembers_what_was_sent_until_that_is_too_much() -> None:

@@ -25,7 +25,7 @@ from openai._models import FinalRequestOptions
 from inference.catalog import Route
 from inference.surfaces.events import BrokenStream, read_opening
 from inference.upstream.errors import FAILURES, cause_of, failed_attempt
-from inference.upstream.transport import Abort, PooledTransport, abortable
+from inference.upstream.transport import Abort, Body, PooledTransport, abortable
 from monitoring.trace import passed_on
 
 #: Headers of a prepared call that are not kept: they are the connection's or the body's, or ask for compression.
@@ -84,6 +84,12 @@ class UpstreamStream:
         except FAILURES as error:
             if not self._is_closed:
                 raise failed_attempt(error, route=self.route.name) from error
+
+    def hand_to(self, takes: Callable[[bytes], bool]) -> None:
+        """Let `takes` have what comes next before it is yielded: see inference.upstream.chunked.ChunkedReading."""
+        body = self._response.stream
+        if isinstance(body, Body) and not self._response.headers.get("Content-Encoding"):
+            body.takes = takes
 
     def close(self) -> None:
         """Close the connection, or give it back to its pool if the stream came to its end."""

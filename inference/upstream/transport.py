@@ -9,11 +9,11 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from http.client import HTTPResponse
-from typing import Any, BinaryIO
+from typing import Any
 
 import httpx2
 import urllib3
@@ -29,15 +29,13 @@ from urllib3.exceptions import (
 )
 from urllib3.util import Timeout
 
+from inference.upstream.chunked import READ_SIZE, ChunkedReading
 from inference.validators import is_forbidden_address
 
 #: Idle connections kept for each provider; more are made when needed, and closed after use.
 KEPT_CONNECTIONS = 200
 #: Providers (scheme, host and port) whose pools are kept.
 KEPT_POOLS = 50
-READ_SIZE = 64 * 1024
-#: Of a chunk's size, its extensions, and a trailer.
-LONGEST_LINE = 64 * 1024
 
 
 class Abort:
@@ -45,7 +43,8 @@ class Abort:
 
     def __init__(self) -> None:
         self.is_set = False
-        self._socket: socket.socket | None = None
+        #: What the request goes over.
+        self.socket: socket.socket | None = None
 
     def set(self) -> None:
         """Wake whoever waits for the connection: the read that is under way fails, and so does whatever follows."""
@@ -54,26 +53,26 @@ class Abort:
 
     def shut_down(self) -> None:
         """End what goes over the connection now; another request may follow over another one."""
-        if self._socket is not None:
+        if self.socket is not None:
             with suppress(OSError):
                 # Past TLS, whose own shutdown takes its state away under the feet of a read that is under way.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def limit(self, seconds: float | None) -> None:
         """Let the reads that follow take so many seconds each; None: as long as it is."""
-        if self._socket is not None:
+        if self.socket is not None:
             with suppress(OSError):  # it is closed already: all of the answer is there
-                self._socket.settimeout(seconds)
+                self.socket.settimeout(seconds)
 
     def watch(self, connection: HTTPConnection) -> None:
         """Note over what the request is sent; raises NewConnectionError, as if nobody were there, if it is unwanted."""
-        self._socket = connection.sock
+        self.socket = connection.sock
         if self.is_set:
             raise NewConnectionError(connection, "not wanted any more")
 
     def forget(self) -> None:
         """Leave the connection alone from now on: it goes back to its pool, and serves others."""
-        self._socket = None
+        self.socket = None
 
 
 #: What may end the request that this thread or greenlet sends next.
@@ -223,7 +222,7 @@ class PooledTransport(httpx2.BaseTransport):
             response = self._request(
                 method, url, headers, content, timeout, preload_content=False, decode_content=False
             )
-        return httpx2.Response(response.status, headers=list(response.headers.items()), stream=_Body(response, abort))
+        return httpx2.Response(response.status, headers=list(response.headers.items()), stream=Body(response, abort))
 
     def post(
         self, url: str, headers: dict[str, str], content: bytes, *, connect: float, read: float
@@ -255,58 +254,43 @@ class PooledTransport(httpx2.BaseTransport):
         self._pools.clear()
 
 
-class _Body(httpx2.SyncByteStream):
+class Body(httpx2.SyncByteStream):
     """A response's bytes as they arrive. Read to its end, the connection goes back to its pool; else it is closed."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, abort: Abort) -> None:
         self._response = response
         self._abort = abort
+        self._reading: ChunkedReading | None = None
+        #: What may take bytes where the event loop reads them: see ChunkedReading.
+        self.takes: Callable[[bytes], bool] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
+        """Yield bytes as they come, without those that `takes` took."""
         response: Any = self._response
         with _httpx_errors():
             if response.chunked and response.supports_chunked_reads():
+                reading = self._reading = ChunkedReading(response._fp.fp, self._abort.socket)
                 with response._error_catcher():
-                    yield from _chunks(response._fp.fp)
+                    while (piece := reading.read(self.takes)) is not None:
+                        if piece:
+                            yield piece
                     response._fp.close()
                 return
             while data := response.read1(READ_SIZE, decode_content=False):
                 yield data
 
     def close(self) -> None:
+        """Close the connection, or give it back to its pool if the body came to its end."""
         response: Any = self._response
         if response.closed:
             self._abort.forget()
             response.release_conn()
             return
         self._abort.shut_down()
+        if self._reading is not None:
+            self._reading.cancel()
         with suppress(RuntimeError):  # a read is under way elsewhere: it fails now, and closes the connection
             response.close()
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Read the chunks of a body as they are sent (RFC 9112, section 7.1): urllib3's own reader takes twice as long.
-
-    Raises ProtocolError for a body that breaks off, or that is none.
-    """
-    while True:
-        line = file.readline(LONGEST_LINE)
-        try:
-            size = int(line.split(b";", 1)[0], 16)
-        except ValueError:
-            raise ProtocolError("no chunk") from None
-        if size == 0:
-            break
-        while size > 0:
-            piece = file.read(min(size, READ_SIZE))
-            if not piece:
-                raise ProtocolError("a chunk that breaks off")
-            size -= len(piece)
-            yield piece
-        if size < 0 or file.read(2) != b"\r\n":
-            raise ProtocolError("a chunk that does not end")
-    while file.readline(LONGEST_LINE) not in (b"\r\n", b"\n", b""):
-        pass
 
 
 @contextmanager
