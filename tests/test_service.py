@@ -209,7 +209,9 @@ def test_it_lets_a_developer_try_an_endpoint_in_the_browser(local: Service, page
     operation.locator(".opblock-summary-control").click()
     operation.get_by_role("button", name="Try it out").click()
     operation.get_by_role("button", name="Execute").click()
-    operation.locator(".live-responses-table .response-col_status", has_text="200").wait_for()
+    answer = operation.locator(".live-responses-table tr.response")
+    answer.locator(".response-col_status", has_text="200").wait_for()
+    assert '"request_id"' in answer.inner_text()
 
 
 def test_it_admits_the_first_request_at_the_announced_time(local: Service, waiting: Future[Waited]) -> None:

@@ -346,6 +346,7 @@ def test_it_keeps_the_assembled_answer_where_an_account_s_content_is_logged(plat
         return "You said: please repeat me" in seen[0]
 
     wait_until(is_there, "the content of a stream", 20)
+    assert seen[0].count("please repeat me") == 2  # once as it was asked, once in the answer, and no piece of it twice
     platform.service.manage(
         "shell", "-c", "from accounts.models import Account; Account.objects.update(logs_content=False)"
     )

@@ -95,9 +95,10 @@ def test_it_survives_a_clock_that_is_set_back(world: World) -> None:
     subject = a_provider(Limits(requests_per_minute=1))
     world.entered(subject)
     world.clock.step(-1)
-    world.refused(subject)
+    assert world.refused(subject).limit is LimitName.REQUESTS_PER_MINUTE
     world.clock.step(-100)
     world.entered(subject)
+    assert world.refused(subject).retry_after == 60  # by the clock as it is now
 
 
 def test_it_bounds_the_calls_at_once(world: World) -> None:
@@ -133,8 +134,10 @@ def test_it_says_what_can_never_fit(world: World) -> None:
 
 def test_it_takes_nothing_where_one_of_its_limits_has_no_room(world: World) -> None:
     subject = a_provider(Limits(requests_per_minute=1, tokens_per_minute=100, concurrent_requests=5))
-    world.refused(subject, 101)
+    assert world.refused(subject, 101).limit is LimitName.TOKENS_PER_MINUTE
     world.entered(subject, 100)
+    refusal = world.refused(subject, 1)
+    assert (refusal.limit, refusal.used) == (LimitName.REQUESTS_PER_MINUTE, 1)
 
 
 def test_it_keeps_subjects_apart(world: World) -> None:
@@ -142,6 +145,7 @@ def test_it_keeps_subjects_apart(world: World) -> None:
     first, second = a_provider(limits), a_provider(limits)
     world.entered(first)
     world.entered(second)
+    assert [world.refused(each).used for each in (first, second)] == [1, 1]
 
 
 class TestRedis:
@@ -153,7 +157,9 @@ class TestRedis:
     def test_it_enters_once_an_operation_whose_reply_was_lost(self, clock: Clock) -> None:
         world, subject = World(redis_gates(clock), clock), a_provider(Limits(concurrent_requests=1))
         world.entered(subject, operation="again")
-        world.entered(subject, operation="again").leave(0)
+        again = world.entered(subject, operation="again")
+        assert world.refused(subject).used == 1
+        again.leave(0)
         world.entered(subject)
 
     def test_it_frees_the_slot_of_who_died_and_counts_all_that_it_held(self, clock: Clock) -> None:

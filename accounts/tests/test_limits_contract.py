@@ -227,12 +227,16 @@ class TestTokensPerMinute:
 
     def test_it_waits_only_for_as_many_tokens_as_it_needs(self, world: World) -> None:
         scope = a_scope(tokens_per_minute=100)
+        settled_at = []
         for _ in range(3):
             operation = an_operation()
             reserved(world, scope, operation, prompt=30, output=0)
             settle(world, scope, operation, 30)
+            settled_at.append(world.clock.now)
             world.clock.step(5)
         refusal = refused(world, scope, prompt=50, output=0)
+        assert refusal.used == 90
+        assert settled_at[1] + MINUTE <= refusal.reset_at <= settled_at[1] + MINUTE + SECOND  # two of the three
         world.clock.now = refusal.reset_at - 1
         refused(world, scope, prompt=50, output=0)
         world.clock.now = refusal.reset_at
@@ -466,6 +470,8 @@ class TestLeases:
         scope = a_scope(concurrent_requests=1)
         world.clock.now = reserved(world, scope).lease_until
         reserved(world, scope)
+        used = usage(world, scope)
+        assert (used.slots, used.settled) == (1, Amount(100, 100_000))  # the next one's; and the bound of the dead
 
     def test_it_keeps_what_is_renewed(self, world: World) -> None:
         scope, operation = a_scope(), an_operation()

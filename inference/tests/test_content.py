@@ -15,6 +15,7 @@ from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.content import IMAGE_TOKENS, is_public_url
 from inference.surfaces.responses import refuse_what_lives_on, response_surface
 from inference.tests.fixtures import MODEL, Api
+from inference.tests.payloads import is_taken_as_it_is
 from inference.tokens import count_tokens
 from inference.upstream.fake import FakeUpstream
 
@@ -112,7 +113,7 @@ def test_it_bounds_what_stands_around_images_from_above(text: str, detail: str, 
     ],
 )
 def test_it_takes_a_chat_of_texts_and_images(payload: dict[str, Any]) -> None:
-    refuse_unbounded(payload)
+    assert is_taken_as_it_is(refuse_unbounded, payload)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_it_takes_a_chat_of_texts_and_images(payload: dict[str, Any]) -> None:
     ],
 )
 def test_it_takes_a_response_s_own_items(payload: dict[str, Any]) -> None:
-    refuse_what_lives_on(payload)
+    assert is_taken_as_it_is(refuse_what_lives_on, payload)
 
 
 # What is refused

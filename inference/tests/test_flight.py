@@ -216,6 +216,8 @@ def test_it_leaves_each_process_to_itself_while_redis_is_away(
     settings: LazySettings,
 ) -> None:
     settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
-    flights = Flights()
-    flight = lead(flights)
-    flights.leave(KEY, flight, answer=ANSWER)
+    processes = Flights(), Flights()
+    leading = [lead(flights) for flights in processes]
+    for flights, flight in zip(processes, leading, strict=True):
+        flights.leave(KEY, flight, answer=ANSWER)
+        assert isinstance(flights.join(KEY, seconds=1), Flight)  # the next asks again: nothing is kept open

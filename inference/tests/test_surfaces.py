@@ -18,6 +18,7 @@ from inference.surfaces.base import Surface, Usage, was_filtered
 from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.completions import completion_surface, embedding_surface
 from inference.surfaces.responses import refuse_what_lives_on, response_surface
+from inference.tests.payloads import is_taken_as_it_is
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 MODELS = ("gpt-4", "gpt-4o")
@@ -349,7 +350,7 @@ def test_it_refuses_the_provider_s_own_tools(tool: dict[str, Any]) -> None:
 
 
 def test_it_takes_own_tools() -> None:
-    refuse_unbounded(chat("hello", tools=[{"type": "function"}, {"type": "custom"}]))
+    assert is_taken_as_it_is(refuse_unbounded, chat("hello", tools=[{"type": "function"}, {"type": "custom"}]))
 
 
 @pytest.mark.parametrize(
@@ -371,4 +372,5 @@ def test_it_refuses_what_would_live_on_at_the_provider(payload: dict[str, Any], 
 
 
 def test_it_takes_a_response_that_leaves_nothing_behind() -> None:
-    refuse_what_lives_on({"input": "a", "background": False, "store": True, "tools": [{"type": "custom"}]})
+    payload = {"input": "a", "background": False, "store": True, "tools": [{"type": "custom"}]}
+    assert is_taken_as_it_is(refuse_what_lives_on, payload)

@@ -300,6 +300,7 @@ def test_it_closes_the_connection_of_a_stream_that_is_not_read_on(client: Client
     stream.close()
     wait_until(lambda: connections(provider) == before, "the connection to be closed", 2)
     wait_until(lambda: provider.billed[0].outcome == "client_left", "the provider to notice", 5)
+    assert len(provider.billed) == 1
 
 
 def test_it_ends_a_read_that_is_under_way_when_another_closes_the_stream(

@@ -16,9 +16,19 @@ from inference.validators import (
 )
 
 
+def complaints(**fields: Any) -> dict[str, list[str]]:
+    """Return what a provider's form says of these fields."""
+    provider = Provider(**{"name": "p", "base_url": "https://203.0.113.7/v1", **fields})
+    try:
+        provider.full_clean(validate_unique=False, validate_constraints=False)
+    except ValidationError as error:
+        return error.message_dict
+    return {}
+
+
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "A_API_KEY", "TEAM_2_API_KEY"])
 def test_it_takes_the_variable_of_a_providers_secret(name: str) -> None:
-    validate_api_key_variable(name)
+    assert complaints(api_key_variable=name) == {}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +42,7 @@ def test_it_takes_no_other_variable(name: str) -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"X-Project": "blue"}, {"api-key": "$AZURE_API_KEY"}, {"X-Empty": ""}])
 def test_it_takes_headers(headers: dict[str, str]) -> None:
-    validate_extra_headers(headers)
+    assert complaints(extra_headers=headers) == {}
 
 
 @pytest.mark.parametrize(
@@ -53,11 +63,17 @@ def test_it_takes_no_header_that_breaks_a_call_or_holds_a_secret(headers: Any) -
     "url", ["https://203.0.113.7/v1", "http://10.1.2.3:8000/v1", "http://192.168.1.9", "http://[2001:db8::1]/v1"]
 )
 def test_it_takes_addresses_of_providers(url: str) -> None:
-    validate_provider_url(url)
+    assert complaints(base_url=url) == {}
 
 
 def test_it_takes_a_name_that_does_not_resolve_now() -> None:
-    validate_provider_url("https://models.invalid/v1")
+    assert complaints(base_url="https://models.invalid/v1") == {}
+
+
+def test_it_names_the_field_that_it_does_not_take() -> None:
+    wrong = {"api_key_variable": "SECRET_KEY", "extra_headers": {"Host": "x"}}
+    assert complaints(**wrong).keys() == wrong.keys()
+    assert complaints(base_url="http://127.0.0.1:8080/v1")
 
 
 @pytest.mark.parametrize(
