@@ -102,7 +102,7 @@ def begin(call: ModelCall, caller: Caller) -> Progress:
             identity.account_id,
             endpoint=call.endpoint,
             model=model.public_name,
-            payload={**call.payload, "most_output": wanted, "is_stream": call.is_stream},
+            payload={"asked": call.payload, "most_output": wanted, "is_stream": call.is_stream},
             generation=(identity.cache_generation(model.public_name), model.cache_generation),
         )
         bill.record["cache"] = "miss" if call.reads_cache else "bypass"

@@ -79,6 +79,13 @@ def test_it_tells_questions_apart_by_all_that_shapes_the_answer(
     assert [answer["X-Cache"] for answer in answers] == ["MISS", "MISS", "HIT"]
 
 
+@pytest.mark.parametrize("name", ["most_output", "is_stream", "asked"])
+def test_it_tells_apart_what_a_caller_names_as_the_platform_does(api: Api, upstream: FakeUpstream, name: str) -> None:
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}], "temperature": 0}
+    answers = [api.post("/v1/chat/completions", {**asked, name: value}) for value in (1, 2, 2)]
+    assert [answer["X-Cache"] for answer in answers] == ["MISS", "MISS", "HIT"]
+
+
 def test_it_takes_a_default_for_the_same_as_the_value_itself(api: Api, upstream: FakeUpstream) -> None:
     api.chat()
     assert api.chat(temperature=0.7, model=MODEL)["X-Cache"] == "HIT"
