@@ -1,7 +1,8 @@
 """Measure streams: `python bench/streams.py [--full]` prints two tables.
 
 How much later the first token comes than from the provider itself, at 1, 32 and 200 streams at once; and what many
-open streams cost one worker: memory each, CPU a chunk. 200 streams of 5 s, or under --full 1,000 of 20 s. As in
+open streams cost one worker: memory each, CPU a chunk, beside a relay that does nothing else. 200 streams of 8 s, or
+under --full 1,000 of 20 s. As in
 hot_path.py: one gevent worker, PostgreSQL, Redis and the ingester beside it, a fake provider in a process of its own.
 """
 
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
 AT_ONCE = (1, 32, 200)
 PATH = "/v1/chat/completions"
+#: Chunks a second over all streams that are held open.
+RATES = (1000, 5000)
 PACKAGES = ("Django", "gunicorn", "gevent", "urllib3", "openai")
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 #: A bucket of the chunks' histogram, in seconds; narrow beside the time over which the CPU is measured.
@@ -36,13 +39,17 @@ BUCKET = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """Streams that begin evenly over `ramp` seconds, each followed by another until `seconds` are over."""
+    """Streams that begin evenly over `ramp` seconds, each followed by another until `seconds` are over.
+
+    One stream lasts so many seconds: `lasts`.
+    """
 
     port: int
     key: str
     streams: int
     ramp: float
     seconds: float = 0.0
+    lasts: float = 0.0
 
 
 @dataclass
@@ -188,33 +195,75 @@ def first_tokens() -> Iterator[str]:
             yield f"| {' | '.join(map(str, row))} |"
 
 
-def open_streams(streams: int, seconds: float) -> Iterator[str]:
-    """Hold many streams open, and tell what they cost while none begins or ends."""
+@dataclass(frozen=True)
+class Held:
+    """What many open streams cost while none began or ended: CPU in microseconds a chunk, memory in KiB a stream."""
+
+    seen: Seen
+    chunks_per_second: float
+    cpu_us: float
+    kib: float
+
+
+def hold(plan: Plan, root: int, worker: int) -> Held:
+    """Hold the streams of a plan open; the CPU is that of `root` and its children, the memory the worker's."""
     from harness import cpu_seconds
 
-    interval_ms, ramp = 200.0, streams / 200
-    with served(tokens=round(seconds * 1000 / interval_ms), interval_ms=interval_ms) as (_, service, key):
-        root, (worker,) = service.process.pid, service.worker_pids()
-        before = resident_bytes(worker)
-        marks: list[tuple[float, float, int]] = []
+    before = resident_bytes(worker)
+    marks: list[tuple[float, float, int]] = []
 
-        def watch() -> None:
-            for wait in (ramp + 1, seconds - ramp - 2):
-                time.sleep(wait)
-                marks.append((time.monotonic(), cpu_seconds(root), resident_bytes(worker)))
+    def watch() -> None:
+        for wait in (plan.ramp + 1, plan.lasts - plan.ramp - 2):
+            time.sleep(wait)
+            marks.append((time.monotonic(), cpu_seconds(root), resident_bytes(worker)))
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        seen = generate(Plan(service.port, key, streams, ramp=ramp))
-        watcher.join()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    seen = generate(plan)
+    watcher.join()
     (began, cpu_began, _), (ended, cpu_ended, most) = marks
     chunks = seen.chunks_between(began, ended)
-    yield "| streams | of seconds | whole | failed | chunks/s | CPU µs a chunk | KiB a stream |"
-    yield "|---|---|---|---|---|---|---|"
-    yield (
-        f"| {streams:,} | {seconds:.0f} | {seen.complete:,} | {seen.failed} | {chunks / (ended - began):,.0f} "
-        f"| {(cpu_ended - cpu_began) * 1e6 / chunks:.1f} | {(most - before) / 1024 / streams:.0f} |"
-    )
+    kib = (most - before) / 1024 / plan.streams
+    return Held(seen, chunks / (ended - began), (cpu_ended - cpu_began) * 1e6 / chunks, kib)
+
+
+@contextmanager
+def bare_relay(to: int) -> Iterator[tuple[int, int]]:
+    """Run the relay that does nothing else; yield its port and process."""
+    from launch.system import free_port
+    from tests.processes import spawn, wait_for_port
+    from tests.servers import clean_environment
+
+    port = free_port()
+    log = Path("/tmp", f"aiapi-bench-{port}.log")  # noqa: S108
+    command = [sys.executable, str(ROOT / "bench" / "relay.py"), str(port), str(to)]
+    started = spawn(command, log, env=clean_environment(), cwd=ROOT)
+    try:
+        wait_for_port(port, started, log)
+        yield port, started.pid
+    finally:
+        started.terminate()
+        started.wait()
+        log.unlink()
+
+
+def open_streams(streams: int, seconds: float) -> Iterator[str]:
+    """Hold many streams open, at two rates, through the bare relay and through the platform, line by line."""
+    yield "| streams | of seconds | chunks/s | bare relay: CPU µs a chunk | platform | ratio | KiB a stream | failed |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for rate in RATES:
+        interval_ms = streams * 1000 / rate
+        with served(tokens=round(seconds * 1000 / interval_ms), interval_ms=interval_ms) as (port, service, key):
+            plan = Plan(service.port, key, streams, ramp=streams / 200, lasts=seconds)
+            with bare_relay(port) as (relay, pid):
+                bare = hold(replace(plan, port=relay), pid, pid)
+            (worker,) = service.worker_pids()
+            ours = hold(plan, service.process.pid, worker)
+        yield (
+            f"| {streams:,} | {seconds:.0f} | {bare.chunks_per_second:,.0f} / {ours.chunks_per_second:,.0f} "
+            f"| {bare.cpu_us:.1f} | {ours.cpu_us:.1f} | {ours.cpu_us / bare.cpu_us:.2f} | {ours.kib:.0f} "
+            f"| {ours.seen.failed} of {ours.seen.complete:,} |"
+        )
 
 
 def resident_bytes(pid: int) -> int:
@@ -230,7 +279,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, {versions}\n")
     print("\n".join(first_tokens()), end="\n\n")
-    size = (1000, 20.0) if "--full" in sys.argv else (200, 5.0)
+    size = (1000, 20.0) if "--full" in sys.argv else (200, 8.0)
     print("\n".join(open_streams(*size)))
 
 

@@ -81,6 +81,21 @@ def test_it_forwards_each_chunk_as_soon_as_it_comes(platform: Platform) -> None:
     assert [later - earlier for earlier, later in pairwise(times[:6])] == [pytest.approx(0.2, abs=0.1)] * 5
 
 
+def test_it_loses_nothing_of_what_a_slow_client_reads(platform: Platform) -> None:
+    platform.fake.set(tokens=20_000)
+    key = set_up(platform.service, [], account="long", max_output_tokens=20_000)
+    stream = Stream(platform.service, asked(MODEL, "slow", max_tokens=20_000), key=key)
+    answer = stream.answer()
+    text = b""
+    while piece := answer.read1(4096 if len(text) < 100_000 else 1 << 20):
+        text += piece
+        time.sleep(0.02 if len(text) < 100_000 else 0)
+    assert len(text) > 4_000_000, "more than the buffers of the sockets hold"
+    assert text.endswith(b"data: [DONE]\n\n")
+    assert len(said(text.decode()).split()) == 20_000
+    assert record_of(platform.service, stream.label).output_tokens == 20_000
+
+
 def test_it_lets_nothing_on_the_way_buffer(platform: Platform) -> None:
     stream = Stream(platform.service, asked(MODEL), key=platform.key)
     answer = stream.answer()

@@ -8,7 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import gevent.socket
 import pytest
 from django.conf import LazySettings
 from django.test import RequestFactory
@@ -36,9 +38,9 @@ def never() -> bool:
     return False
 
 
-def filled(*pieces: bytes, is_gone: bool = False) -> Outlet:
+def filled(*pieces: bytes, client: ClientSocket | None = None) -> Outlet:
     """Return an outlet in which pieces wait."""
-    outlet = Outlet(Client(has_gone=is_gone))
+    outlet = Outlet(client or Client())
     for piece in pieces:
         outlet.put(piece, gives_up=never)
     outlet.started.set()
@@ -72,7 +74,7 @@ def test_it_keeps_a_silent_connection_alive(settings: LazySettings) -> None:
 
 
 def test_it_takes_nothing_for_one_who_has_gone() -> None:
-    outlet = filled(b"a", is_gone=True)
+    outlet = filled(b"a", client=Client(has_gone=True))
     assert outlet.has_lost_its_reader(time.monotonic())
     outlet.leave()
     outlet.put(b"b", gives_up=never)
@@ -115,6 +117,74 @@ def test_it_waits_no_longer_than_it_may() -> None:
     assert time.monotonic() - began < 1
 
 
+class Direct(ClientSocket):
+    """A client whose socket takes so many bytes at once, or none; what it was sent in between is noted."""
+
+    def __init__(self, room: int = 1000) -> None:
+        super().__init__(RequestFactory().post("/chat"))
+        self.can_send = True
+        self.room = room
+        self.seen: list[bytes] = []
+
+    def send_chunk(self, piece: bytes) -> bytes:
+        """Take what there is room for."""
+        if not self.room:
+            raise BlockingIOError
+        self.seen.append(piece[: self.room])
+        return piece[self.room :]
+
+    def send_rest(self, rest: bytes) -> None:
+        """Take all of it."""
+        self.seen.append(rest)
+
+
+def reading(client: Direct) -> tuple[Outlet, list[bytes], threading.Thread]:
+    """Return an outlet whose reader waits, after a first piece; what that yields is noted with what was sent."""
+    outlet = Outlet(client)
+    outlet.put(b"first", gives_up=never)
+    outlet.started.set()
+    assert client.seen == [], "the headers go out with the first piece"
+    reader = threading.Thread(target=lambda: client.seen.extend(outlet))
+    reader.start()
+    wait_until(lambda: outlet.is_idle, "the reader")
+    assert client.seen == [b"first"]
+    return outlet, client.seen, reader
+
+
+def test_it_writes_to_a_client_that_waits_for_more() -> None:
+    outlet, seen, reader = reading(Direct())
+    outlet.put(b"a", gives_up=never)
+    outlet.put(b"b", gives_up=never)
+    assert seen == [b"first", b"a", b"b"]
+    outlet.end()
+    reader.join(5)
+    assert seen == [b"first", b"a", b"b"]
+    assert not outlet.is_idle, "the connection is another request's now"
+
+
+@pytest.mark.parametrize(("room", "seen"), [(2, [b"first", b"ab", b"cd", b"e"]), (0, [b"first", b"abcd", b"e"])])
+def test_it_leaves_to_the_reader_what_the_socket_does_not_take(room: int, seen: list[bytes]) -> None:
+    client = Direct(room)
+    outlet, written, reader = reading(client)
+    outlet.put(b"abcd", gives_up=never)
+    client.room = 1000
+    outlet.put(b"e", gives_up=never)
+    outlet.end()
+    reader.join(5)
+    assert written == seen
+
+
+def test_it_writes_nothing_past_what_waits() -> None:
+    client = Direct()
+    outlet = filled(b"a", b"b", client=client)
+    reading = iter(outlet)
+    assert next(reading) == b"a"
+    outlet.put(b"c", gives_up=never)
+    outlet.end()
+    assert list(reading) == [b"b", b"c"]
+    assert client.seen == []
+
+
 class Stream:
     """Counts how often it was looked after, and fails at the first time if it is to."""
 
@@ -152,9 +222,10 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
     client.close()
 
 
-def client_of(server: socket.socket) -> ClientSocket:
+def client_of(server: socket.socket, protocol: str = "HTTP/1.1") -> ClientSocket:
     """Return the client at the other end of a socket, which gunicorn would hand over."""
-    return ClientSocket(RequestFactory().post("/chat", **{"gunicorn.socket": server}))  # type: ignore[arg-type]
+    environ: dict[str, Any] = {"gunicorn.socket": server, "SERVER_PROTOCOL": protocol}
+    return ClientSocket(RequestFactory().post("/chat", **environ))
 
 
 def watching(server: socket.socket) -> bool:
@@ -195,6 +266,54 @@ def test_it_sees_it_of_files_above_1023(connected: tuple[socket.socket, socket.s
 
 def test_it_knows_of_nobody_without_a_socket() -> None:
     assert not ClientSocket(RequestFactory().post("/chat")).is_gone()
+
+
+@pytest.fixture
+def accepted() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Return a server's socket and its client's, as gunicorn's gevent worker has them."""
+    with gevent.socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = gevent.socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    yield server, client
+    server.close()
+    client.close()
+
+
+def test_it_writes_chunks_as_long_as_the_client_takes_them(accepted: tuple[socket.socket, socket.socket]) -> None:
+    server, client = accepted
+    sender = client_of(server)
+    assert sender.can_send
+    assert sender.send_chunk(b"0123456789") == b""
+    assert client.recv(100) == b"a\r\n0123456789\r\n"
+    piece, rest = b"x" * 50_000, b""
+    expected = 0
+    while not rest:
+        rest = sender.send_chunk(piece)
+        expected += len(b"c350\r\n") + len(piece) + 2
+    with pytest.raises(BlockingIOError):
+        sender.send_chunk(b"more")
+    gevent.spawn(sender.send_rest, rest)
+    received = b""
+    while len(received) < expected:
+        received += client.recv(65536)
+    assert received == (b"c350\r\n" + piece + b"\r\n") * (expected // (len(piece) + 8))
+
+
+def test_it_says_that_a_client_has_gone_to_whom_it_writes(accepted: tuple[socket.socket, socket.socket]) -> None:
+    sender = client_of(accepted[0])
+    accepted[0].close()
+    with pytest.raises(OSError, match=r"closed|Bad file"):
+        sender.send_chunk(b"a")
+
+
+def test_it_writes_itself_only_in_chunks_and_without_threads(
+    accepted: tuple[socket.socket, socket.socket], connected: tuple[socket.socket, socket.socket]
+) -> None:
+    assert not client_of(connected[0]).can_send
+    assert not client_of(accepted[0], protocol="HTTP/1.0").can_send
+    assert not ClientSocket(RequestFactory().post("/chat")).can_send
 
 
 def test_it_remembers_what_was_sent_until_that_is_too_much() -> None:
