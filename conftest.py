@@ -22,6 +22,7 @@ SELF_CONTAINED = (
     "test_limits_*.py",
     "test_local_model.py",
     "test_openai_checks.py",
+    "test_openai_parameters.py",
     "test_settings.py",
     "test_surfaces.py",
     "test_tokens.py",

@@ -1,4 +1,4 @@
-"""The checks of OpenAI's parameters that the platform itself relies on; all others are the provider's to judge."""
+"""Checks of single parameters, and OpenAI's own way to say what is wrong with one (inference.openai.parameters)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,17 @@ def check_payload(payload: Mapping[str, Any], checks: Mapping[str, Check], *, re
             check(name, payload[name])
 
 
+def is_string(name: str, value: Any) -> None:
+    """Accept a text, the empty one too."""
+    if not isinstance(value, str):
+        raise _wrong_type(name, "a string")
+
+
 def is_text(name: str, value: Any) -> None:
     """Accept a text that is not empty."""
-    if not isinstance(value, str) or not value:
-        raise _wrong_type(name, "a string")
+    is_string(name, value)
+    if not value:
+        raise InvalidRequest(f"Invalid '{name}': empty string.", param=name, code="empty_string")
 
 
 def is_boolean(name: str, value: Any) -> None:
@@ -98,11 +105,14 @@ def decimal(minimum: float, maximum: float) -> Check:
     return check
 
 
-def refused(reason: str) -> Check:
-    """Make a check that accepts nothing."""
+def refused(reason: str, *, off: Any = None) -> Check:
+    """Make a check that accepts nothing but `off`, the one value that switches the parameter off (None: no such).
+
+    An empty object is not off: OpenAI begins a search for `web_search_options: {}`.
+    """
 
     def check(name: str, value: Any) -> None:
-        if value not in (False, [], {}, ""):
+        if off is None or type(value) is not type(off) or value != off:
             raise InvalidRequest(f"'{name}' is not supported here: {reason}", param=name, code="unsupported_parameter")
 
     return check
@@ -136,69 +146,3 @@ def _within(name: str, value: float, minimum: float, maximum: float, kind: str) 
 
 def _wrong_type(name: str, wanted: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid type for '{name}': expected {wanted}.", param=name, code="invalid_type")
-
-
-#: Parameters of other servers that write more than the maximum, go to another model, or buy more than tokens.
-_UNBOUNDED: dict[str, Check] = {
-    name: refused("it could exceed what the call may use.")
-    for name in (
-        "n_predict",
-        "min_tokens",
-        "ignore_eos",
-        "models",
-        "route",
-        "provider",
-        "plugins",
-        "transforms",
-        "options",
-        "extra_body",
-        "chat_template",
-    )
-}
-_SAMPLING: dict[str, Check] = {
-    "model": is_text,
-    "stream": is_boolean,
-    "temperature": decimal(0, 2),
-    "top_p": decimal(0, 1),
-    "service_tier": one_of("auto", "default"),
-}
-_ANSWERS: dict[str, Check] = {
-    "stream_options": is_object,
-    "n": integer(1, MOST_ANSWERS),
-    "max_tokens": integer(1, MOST_OUTPUT),
-}
-CHAT_CHECKS: dict[str, Check] = {
-    **_UNBOUNDED,
-    **_SAMPLING,
-    **_ANSWERS,
-    "messages": is_list_of_objects,
-    "max_completion_tokens": integer(1, MOST_OUTPUT),
-    "tools": is_objects,
-    "functions": is_objects,
-    "modalities": only_text,
-    "audio": refused("its price can't be bounded."),
-    "prediction": refused("its price can't be bounded."),
-    "web_search_options": refused("its price can't be bounded."),
-}
-COMPLETION_CHECKS: dict[str, Check] = {
-    **_UNBOUNDED,
-    **_SAMPLING,
-    **_ANSWERS,
-    "prompt": is_prompt,
-    "best_of": integer(1, MOST_ANSWERS),
-}
-EMBEDDING_CHECKS: dict[str, Check] = {
-    "model": is_text,
-    "input": is_prompt,
-    "encoding_format": one_of("float", "base64"),
-    "stream": refused("embeddings come all at once."),
-    "dimensions": integer(1, 100_000),
-}
-RESPONSE_CHECKS: dict[str, Check] = {
-    **_UNBOUNDED,
-    **_SAMPLING,
-    "input": is_input,
-    "instructions": is_text,
-    "max_output_tokens": integer(1, MOST_OUTPUT),
-    "tools": is_objects,
-}

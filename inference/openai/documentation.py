@@ -7,9 +7,12 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from inference.openai.checks import MOST_ANSWERS, MOST_OUTPUT
+from inference.openai.parameters import MOST_ANSWERS, MOST_OUTPUT
 
-PASSED_ON = "Every other parameter of OpenAI's is passed on as it is."
+PASSED_ON = (
+    "Other parameters are passed on as they are, apart from those by which a call could use more than is set aside for "
+    "it: they are refused with `unsupported_parameter`."
+)
 
 
 TEXT = {"type": "string", "minLength": 1}
@@ -76,7 +79,7 @@ class ResponseRequest(StreamedRequest):
     __doc__ = f"What POST /v1/responses takes. {PASSED_ON}"
 
     input = Items(help_text="A text, or a list of items.")
-    instructions = serializers.CharField(required=False)
+    instructions = serializers.CharField(required=False, allow_blank=True)
     max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=MOST_OUTPUT)
 
 

@@ -19,7 +19,8 @@ from inference.calls import ModelCall
 from inference.catalog import CatalogModel, catalog
 from inference.documentation import model_answer
 from inference.endpoints import ModelEndpoint, cache_directives
-from inference.openai import checks
+from inference.openai import parameters
+from inference.openai.checks import Check, check_payload
 from inference.openai.documentation import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -37,7 +38,7 @@ from inference.pipeline import answer_call
 from inference.surfaces.base import Surface
 from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.completions import completion_surface, embedding_surface
-from inference.surfaces.responses import refuse_what_lives_on, response_surface
+from inference.surfaces.responses import refuse_items, response_surface
 
 #: Whether an answer may be shared that is not certain to come out the same again, whatever the tier says of that.
 CACHE_SWITCH = "HTTP_X_CACHE_ANSWER"
@@ -48,13 +49,14 @@ class OpenAIEndpoint(ModelEndpoint):
     """A POST of OpenAI's: the payload goes on as it came, apart from what is checked, capped and refused here."""
 
     surface: Surface
-    checks: Mapping[str, checks.Check]
+    checks: Mapping[str, Check]
     required: tuple[str, ...]
 
     def answer(self, request: Request) -> HttpResponseBase:
         """Check the payload and answer it, as a stream where it asks for one."""
         payload = dict(request.data)
-        checks.check_payload(payload, self.checks, required=self.required)
+        parameters.refuse_misspelt(payload)
+        check_payload(payload, self.checks, required=self.required)
         self.refuse(payload)
         is_stream = payload.pop("stream", None) is True
         call = ModelCall(
@@ -99,7 +101,7 @@ class ChatCompletionsView(OpenAIEndpoint):
     endpoint = "v1.chat.completions"
     required_scope = "chat"
     surface = chat_surface
-    checks = checks.CHAT_CHECKS
+    checks = parameters.CHAT_CHECKS
     required = ("model", "messages")
 
     @extend_schema(
@@ -113,7 +115,7 @@ class ChatCompletionsView(OpenAIEndpoint):
         return self.answer(request)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
-        """Refuse what nobody can bound."""
+        """Refuse what nobody can bound, or that lies at the provider."""
         refuse_unbounded(payload)
 
 
@@ -123,7 +125,7 @@ class CompletionsView(OpenAIEndpoint):
     endpoint = "v1.completions"
     required_scope = "chat"
     surface = completion_surface
-    checks = checks.COMPLETION_CHECKS
+    checks = parameters.COMPLETION_CHECKS
     required = ("model", "prompt")
 
     @extend_schema(
@@ -143,7 +145,7 @@ class EmbeddingsView(OpenAIEndpoint):
     endpoint = "v1.embeddings"
     required_scope = "embeddings"
     surface = embedding_surface
-    checks = checks.EMBEDDING_CHECKS
+    checks = parameters.EMBEDDING_CHECKS
     required = ("model", "input")
 
     @extend_schema(
@@ -163,7 +165,7 @@ class ResponsesView(OpenAIEndpoint):
     endpoint = "v1.responses"
     required_scope = "chat"
     surface = response_surface
-    checks = checks.RESPONSE_CHECKS
+    checks = parameters.RESPONSE_CHECKS
     required = ("model", "input")
 
     @extend_schema(
@@ -177,8 +179,8 @@ class ResponsesView(OpenAIEndpoint):
         return self.answer(request)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
-        """Refuse what would live on at the provider."""
-        refuse_what_lives_on(payload)
+        """Refuse what nobody can bound, or that lies at the provider."""
+        refuse_items(payload)
 
 
 class ModelsView(KeyView):

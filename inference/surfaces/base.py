@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -12,6 +12,7 @@ from accounts.exceptions import InvalidRequest
 from accounts.limits.bounds import MILLION, Amount, Bound
 from accounts.snapshots import Identity
 from inference.catalog import CatalogModel
+from inference.tokens import count_tokens
 
 if TYPE_CHECKING:
     from inference.surfaces.events import EventReader
@@ -33,6 +34,11 @@ class Usage:
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+
+    def at_least(self, counted: Usage) -> Usage:
+        """Return each figure of a provider, or the one that was counted where that is higher."""
+        prompt, output = (max(self.input_tokens, counted.input_tokens), max(self.output_tokens, counted.output_tokens))
+        return Usage(prompt, self.cached_tokens, output)
 
 
 class Surface(ABC):
@@ -64,11 +70,11 @@ class Surface(ABC):
 
     @abstractmethod
     def read_usage(self, body: Body) -> Usage | None:
-        """Read the usage out of an answer; None where it has none."""
+        """Read the usage out of an answer; None where it has none, or one that is not of all that came."""
 
     @abstractmethod
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count what a call used whose provider sent no usage."""
+        """Count what a call used whose provider sent no usage, or one below that: each figure is the higher one."""
 
     @abstractmethod
     def is_complete(self, body: Body) -> bool:
@@ -154,6 +160,14 @@ def read_response_usage(usage: Any) -> Usage | None:
     if not is_count(prompt) or not is_count(output):
         return None
     return Usage(prompt, cached_tokens(usage.get("input_tokens_details"), prompt), output)
+
+
+def is_of_one_answer(output_tokens: int, texts: Sequence[str]) -> bool:
+    """Say whether a provider's output tokens can't be those of all the answers that came: llama.cpp tells one's.
+
+    Its tokenizer is not ours. One that makes a fifth less of the texts, and a token less of each, is believed.
+    """
+    return len(texts) > 1 and (count_tokens(texts, model="") - len(texts)) * 4 > output_tokens * 5
 
 
 def cached_tokens(details: Any, prompt: int) -> int:

@@ -12,6 +12,7 @@ from inference.surfaces.base import (
     Payload,
     Surface,
     Usage,
+    is_of_one_answer,
     json_bytes,
     read_openai_usage,
 )
@@ -21,11 +22,12 @@ from inference.surfaces.content import (
     PartTypes,
     image_count,
     refuse_media,
+    refuse_misspelt,
     schema_texts,
     texts_in,
     without_images,
 )
-from inference.surfaces.events import ChunkReader
+from inference.surfaces.events import ChunkReader, choices_in, chunk_reader
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 #: Tools that the caller runs himself; the provider's own cost what nobody can bound.
@@ -73,8 +75,9 @@ class ChatSurface(Surface):
         return {**kept, parameter: tokens}
 
     def read_usage(self, body: Body) -> Usage | None:
-        """Read `usage`."""
-        return read_openai_usage(body.get("usage"))
+        """Read `usage`; None for one that is not of all answers."""
+        usage = read_openai_usage(body.get("usage"))
+        return None if usage is not None and is_of_one_answer(usage.output_tokens, said_in(body)) else usage
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the messages, what the model reads beside them, and the answers with a tokenizer."""
@@ -84,7 +87,8 @@ class ChatSurface(Surface):
         prompt = count_tokens(texts, model=model) + around
         answers = (choice.get("message") for choice in body.get("choices", ()))
         generated = (texts_in({**message, "role": None}) for message in answers if isinstance(message, dict))
-        return Usage(prompt, 0, count_tokens(chain.from_iterable(generated), model=model))
+        counted = Usage(prompt, 0, count_tokens(chain.from_iterable(generated), model=model))
+        return (read_openai_usage(body.get("usage")) or counted).at_least(counted)
 
     def is_complete(self, body: Body) -> bool:
         """Say whether there are choices."""
@@ -102,10 +106,18 @@ class ChatSurface(Surface):
 
     def reader(self, payload: Payload) -> ChunkReader:
         """Follow chunks."""
-        return ChunkReader(forwards_usage=bool((payload.get("stream_options") or {}).get("include_usage")))
+        return chunk_reader(payload, answers=self.answers(payload))
 
 
 chat_surface = ChatSurface()
+
+
+def said_in(body: Body) -> list[str]:
+    """Return what the answers say, without what else a model wrote: some servers tell its thoughts twice."""
+    messages = (choice.get("message") for choice in choices_in(body))
+    return [
+        text for message in messages if isinstance(message, dict) and isinstance(text := message.get("content"), str)
+    ]
 
 
 def answer_text(body: Body) -> str:
@@ -131,5 +143,8 @@ def refuse_unbounded(payload: Payload) -> None:
 def refuse_foreign_tools(payload: Payload) -> None:
     """Raise InvalidRequest for a tool that the provider would run."""
     for number, tool in enumerate(payload.get("tools") or []):
+        refuse_misspelt(tool, param=f"tools[{number}]")
         if tool.get("type") not in OWN_TOOLS:
-            raise InvalidRequest("Only tools of type function or custom are supported.", param=f"tools[{number}].type")
+            param, names = f"tools[{number}].type", " and ".join(f"'{name}'" for name in OWN_TOOLS)
+            text = f"Invalid value for '{param}': supported here are {names}, which the caller runs."
+            raise InvalidRequest(text, param=param, code="invalid_value")

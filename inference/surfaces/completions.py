@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference.surfaces.base import REQUEST_OVERHEAD, Body, Payload, Surface, Usage, json_bytes, read_openai_usage
+from inference.surfaces.base import (
+    REQUEST_OVERHEAD,
+    Body,
+    Payload,
+    Surface,
+    Usage,
+    is_of_one_answer,
+    json_bytes,
+    read_openai_usage,
+)
 from inference.surfaces.chat import UNCACHEABLE
-from inference.surfaces.events import ChunkReader
+from inference.surfaces.events import ChunkReader, choices_in, chunk_reader
 from inference.tokens import count_tokens
 
 #: OpenAI's own maximum where a completion names none.
@@ -19,8 +28,9 @@ class CompletionSurface(Surface):
     path = "/completions"
 
     def prompt_bound(self, payload: Payload) -> int:
-        """Reckon one token a byte, for each prompt of a list."""
-        return REQUEST_OVERHEAD + json_bytes(payload)
+        """Reckon one token a byte, for each prompt of a list. The suffix is read with each of them."""
+        more = len(_prompts(payload.get("prompt"))) - 1
+        return REQUEST_OVERHEAD + json_bytes(payload) + more * json_bytes(payload.get("suffix") or "")
 
     def asked_output(self, payload: Payload) -> int | None:
         """Return max_tokens, or what the provider takes for it."""
@@ -36,14 +46,18 @@ class CompletionSurface(Surface):
         return {**payload, "max_tokens": tokens}
 
     def read_usage(self, body: Body) -> Usage | None:
-        """Read `usage`."""
-        return read_openai_usage(body.get("usage"))
+        """Read `usage`; None for one that is not of all answers."""
+        usage = read_openai_usage(body.get("usage"))
+        return None if usage is not None and is_of_one_answer(usage.output_tokens, _texts(body)) else usage
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count the prompts and the answers with a tokenizer."""
-        texts = [str(choice.get("text") or "") for choice in body.get("choices", ())]
-        prompts = _prompts(payload.get("prompt"))
-        return Usage(count_prompts(prompts, model=model), 0, count_tokens(texts, model=model))
+        """Count the prompts and the answers with a tokenizer; a prompt that is echoed was not generated."""
+        prompts, texts = _prompts(payload.get("prompt")), _texts(body)
+        read, written = count_prompts(prompts, model=model), count_tokens(texts, model=model)
+        echoed = read * len(texts) // len(prompts) if payload.get("echo") else 0
+        suffixes = [str(payload.get("suffix") or "")] * len(prompts)
+        counted = Usage(read + count_tokens(suffixes, model=model), 0, max(0, written - echoed))
+        return (read_openai_usage(body.get("usage")) or counted).at_least(counted)
 
     def is_complete(self, body: Body) -> bool:
         """Say whether there are choices."""
@@ -60,7 +74,7 @@ class CompletionSurface(Surface):
 
     def reader(self, payload: Payload) -> ChunkReader:
         """Follow chunks."""
-        return ChunkReader(forwards_usage=bool((payload.get("stream_options") or {}).get("include_usage")))
+        return chunk_reader(payload, answers=self.answers(payload))
 
 
 class EmbeddingSurface(Surface):
@@ -70,8 +84,8 @@ class EmbeddingSurface(Surface):
     kind = "embedding"
 
     def prompt_bound(self, payload: Payload) -> int:
-        """Reckon one token a byte of texts, or the tokens themselves."""
-        return REQUEST_OVERHEAD + json_bytes(payload.get("input"))
+        """Reckon one token a byte of texts, or the tokens themselves, and whatever stands beside them."""
+        return REQUEST_OVERHEAD + json_bytes(payload)
 
     def asked_output(self, payload: Payload) -> int | None:
         """Return 0."""
@@ -92,6 +106,10 @@ class EmbeddingSurface(Surface):
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is nobody's own."""
         return not any(payload.get(name) for name in UNCACHEABLE)
+
+
+def _texts(body: Body) -> list[str]:
+    return [str(choice.get("text") or "") for choice in choices_in(body)]
 
 
 def count_prompts(prompts: list[Any], *, model: str) -> int:

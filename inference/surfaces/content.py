@@ -42,6 +42,8 @@ MEDIA = frozenset(
 )  # fmt: skip
 #: The fields that hold parts: of a message, and of what a function gave back.
 CONTENT = ("content", "output")
+#: Names that are looked at here. Servers in Go and .NET take `Content` for `content`.
+LOOKED_AT = MEDIA | {*CONTENT, "type", "role", "summary", "text", "url"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,19 @@ class PartTypes:
 
 def refuse_media(value: dict[str, Any], *, param: str, besides: str = "") -> None:
     """Raise InvalidRequest for media or references beside the content parts that are checked."""
+    refuse_misspelt(value, param=param)
     for name in sorted(MEDIA & value.keys()):
         if name != besides and value[name]:
             text = f"'{param}.{name}' is not supported here: send text, and images as parts of their own."
             raise InvalidRequest(text, param=f"{param}.{name}", code="unsupported_parameter")
+
+
+def refuse_misspelt(value: dict[str, Any], *, param: str) -> None:
+    """Raise InvalidRequest for a name that some servers take for one that is looked at here."""
+    for name in value:
+        if name not in LOOKED_AT and name.casefold() in LOOKED_AT:
+            text = f"Unknown parameter: '{param}.{name[:100]}'. Did you mean '{name.casefold()}'?"
+            raise InvalidRequest(text, param=f"{param}.{name[:100]}", code="unknown_parameter")
 
 
 def url_of(part: dict[str, Any]) -> Any:

@@ -9,10 +9,19 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from inference.surfaces.base import Body, Usage, is_count, read_openai_usage, read_response_usage
+from inference.surfaces.base import (
+    Body,
+    Payload,
+    Usage,
+    is_count,
+    is_of_one_answer,
+    read_openai_usage,
+    read_response_usage,
+)
 
 END_OF_EVENT = b"\n\n"
 #: How an event ends that holds a whole object; one that ends otherwise is looked into.
@@ -111,21 +120,20 @@ class EventReader(ABC):
         """Return what the stream used, and where that is known from: "provider" or "estimated".
 
         A provider is believed about all that came: at the stream's end, or by a usage that stands alone after the last
-        piece. One that it told earlier, or tells with every piece, lacks what was generated since: then each figure is
-        the higher one of its own and of an estimate, which `estimate` makes of the body.
+        piece. One that it told earlier, or tells with every piece, lacks what was generated since, and one that is not
+        of all answers lacks the others: then each figure is the higher one of its own and of an estimate, which
+        `estimate` makes of the body.
         """
         told = self.usage
-        if told is not None and not self._usage_is_early and (self.is_done or self._usage_stands_alone):
+        is_last = not self._usage_is_early and (self.is_done or self._usage_stands_alone)
+        if told is not None and is_last and not self.lacks_answers(told):
             return told, "provider"
         counted = estimate(self.body())
-        if told is None:
-            return counted, "estimated"
-        most = Usage(
-            max(told.input_tokens, counted.input_tokens),
-            told.cached_tokens,
-            max(told.output_tokens, counted.output_tokens),
-        )
-        return most, "estimated"
+        return (told or counted).at_least(counted), "estimated"
+
+    def lacks_answers(self, told: Usage) -> bool:
+        """Say whether the provider's usage is not of all answers that came."""
+        return False
 
     @abstractmethod
     def body(self) -> Body:
@@ -192,9 +200,10 @@ class ChunkReader(EventReader):
     The usage that was asked for on the platform's own account is not forwarded unless the caller asked for it too.
     """
 
-    def __init__(self, *, forwards_usage: bool) -> None:
+    def __init__(self, *, forwards_usage: bool, answers: int = 1) -> None:
         super().__init__()
         self._forwards_usage = forwards_usage
+        self._answers = answers
 
     def look(self, event: Body) -> bool:
         """Take the usage; drop the chunk that holds nothing else, unless the caller asked for it."""
@@ -211,14 +220,35 @@ class ChunkReader(EventReader):
         """Take the empty usage out of chunks: with it in each of them, each would have to be parsed."""
         return events if self._forwards_usage else NO_USAGE.sub(b"", events)
 
+    def lacks_answers(self, told: Usage) -> bool:
+        """Count what several answers say; a single one is not looked into."""
+        if self._answers == 1:
+            return False
+        texts: defaultdict[int, str] = defaultdict(str)
+        for index, chunk in self._chunks():
+            delta = chunk.get("delta")
+            said = delta.get("content") if isinstance(delta, dict) else chunk.get("text")
+            texts[index] += said if isinstance(said, str) else ""
+        return is_of_one_answer(told.output_tokens, list(texts.values()))
+
     def body(self) -> Body:
         """Join the pieces of each choice."""
         choices: dict[int, dict[str, Any]] = {}
+        for index, chunk in self._chunks():
+            _join(choices.setdefault(index, {"message": {"content": ""}, "text": ""}), chunk)
+        return {"choices": [choices[index] for index in sorted(choices)]}
+
+    def _chunks(self) -> Iterator[tuple[int, Body]]:
+        """Yield every piece of a choice with the choice's number."""
         for event in self.events():
             for chunk in choices_in(event):
-                index = chunk["index"] if is_count(chunk.get("index")) else 0
-                _join(choices.setdefault(index, {"message": {"content": ""}, "text": ""}), chunk)
-        return {"choices": [choices[index] for index in sorted(choices)]}
+                yield (chunk["index"] if is_count(chunk.get("index")) else 0), chunk
+
+
+def chunk_reader(payload: Payload, *, answers: int) -> ChunkReader:
+    """Make what follows the chunks that a payload asks for, of so many answers."""
+    options = payload.get("stream_options") or {}
+    return ChunkReader(forwards_usage=bool(options.get("include_usage")), answers=answers)
 
 
 class ResponseReader(EventReader):

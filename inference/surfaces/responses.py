@@ -30,8 +30,6 @@ from inference.surfaces.content import (
 from inference.surfaces.events import ResponseReader
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
-#: What would live on at the provider, under the secret that all accounts share, or is fetched from there.
-REFUSED = ("previous_response_id", "conversation", "background", "prompt")
 #: What an input may be made of, and the fields of each that hold parts. Reasoning comes whole, not by its id.
 PARTS = PartTypes(texts=frozenset({"input_text", "output_text", "refusal"}), image="input_image")
 REASONING = PartTypes(texts=frozenset({"reasoning_text", "summary_text"}), image="")
@@ -105,11 +103,8 @@ class ResponseSurface(Surface):
 response_surface = ResponseSurface()
 
 
-def refuse_what_lives_on(payload: Payload) -> None:
-    """Raise InvalidRequest for a parameter that reaches for what the provider keeps, or that nobody can bound."""
-    for name in REFUSED:
-        if payload.get(name):
-            raise InvalidRequest(f"{name} is not supported here: nothing is kept at the provider.", param=name)
+def refuse_items(payload: Payload) -> None:
+    """Raise InvalidRequest for what an input may hold and nobody can bound, or that lies at the provider."""
     refuse_foreign_tools(payload)
     items = payload.get("input")
     for number, item in enumerate(items if isinstance(items, list) else ()):

@@ -13,7 +13,7 @@ from accounts.exceptions import InvalidRequest
 from inference.surfaces.base import REQUEST_OVERHEAD, Payload, Surface
 from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.content import IMAGE_TOKENS, is_public_url
-from inference.surfaces.responses import refuse_what_lives_on, response_surface
+from inference.surfaces.responses import refuse_items, response_surface
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.payloads import is_taken_as_it_is
 from inference.tokens import count_tokens
@@ -129,7 +129,7 @@ def test_it_takes_a_chat_of_texts_and_images(payload: dict[str, Any]) -> None:
     ],
 )
 def test_it_takes_a_response_s_own_items(payload: dict[str, Any]) -> None:
-    assert is_taken_as_it_is(refuse_what_lives_on, payload)
+    assert is_taken_as_it_is(refuse_items, payload)
 
 
 # What is refused
@@ -151,6 +151,7 @@ def test_it_takes_a_response_s_own_items(payload: dict[str, Any]) -> None:
             "messages[0].content[1].video_url",
             "unsupported_parameter",
         ),
+        ({"type": "text", "Type": "file", "text": "a"}, "messages[0].content[1].Type", "unknown_parameter"),
         ({**image(), "file_id": "file-1"}, "messages[0].content[1].file_id", "unsupported_parameter"),
         (image(file_id="file-1"), "messages[0].content[1].image_url.file_id", "unsupported_parameter"),
         (image(None), "messages[0].content[1].image_url", "invalid_image_url"),
@@ -166,6 +167,8 @@ def test_it_refuses_other_parts_of_a_chat(part: Any, param: str, code: str) -> N
     [
         ({"role": "assistant", "audio": {"id": "audio_1"}}, "messages[0].audio", "unsupported_parameter"),
         ({"role": "user", "content": "a", "images": ["AAAA"]}, "messages[0].images", "unsupported_parameter"),
+        ({"role": "user", "Content": [{"type": "file"}]}, "messages[0].Content", "unknown_parameter"),
+        ({"role": "user", "content": "a", "IMAGES": ["AAAA"]}, "messages[0].IMAGES", "unknown_parameter"),
         ({"role": "user", "content": {"type": "text"}}, "messages[0].content", "invalid_type"),
         ({"role": "user", "content": 5}, "messages[0].content", "invalid_type"),
     ],
@@ -195,7 +198,7 @@ def test_it_refuses_other_messages(message: dict[str, Any], param: str, code: st
     ],
 )
 def test_it_refuses_other_parts_and_items_of_a_response(payload: dict[str, Any], param: str, code: str) -> None:
-    assert refusal(refuse_what_lives_on, payload) == (param, code)
+    assert refusal(refuse_items, payload) == (param, code)
 
 
 @pytest.mark.parametrize(

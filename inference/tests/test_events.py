@@ -138,6 +138,22 @@ def test_it_believes_usage_that_was_told_at_the_end_only(
         assert billed(reader) == ((Usage(5, 3, 2), "provider") if told else (Usage(5, 3, 9), "estimated"))
 
 
+@pytest.mark.parametrize(("answers", "told"), [(1, True), (2, False)])
+def test_it_believes_no_usage_that_is_of_one_answer_among_several(answers: int, told: bool) -> None:
+    """llama.cpp ends each answer's chunks with a usage of its own, so that the last one stands for all."""
+    reader = ChunkReader(forwards_usage=False, answers=answers)
+    pieces = [event({"choices": [{"index": n, "delta": {"content": "one two three "}}]}) for n in (0, 1) * 3]
+    follow(reader, *pieces, LAST, DONE)
+    assert billed(reader) == ((Usage(5, 3, 2), "provider") if told else (Usage(5, 3, 9), "estimated"))
+
+
+def test_it_believes_a_usage_of_several_answers() -> None:
+    reader = ChunkReader(forwards_usage=False, answers=2)
+    pieces = [event({"choices": [{"index": n, "text": "word"}]}) for n in (0, 1)]
+    follow(reader, *pieces, LAST, DONE)
+    assert billed(reader) == (Usage(5, 3, 2), "provider")
+
+
 def test_it_counts_where_no_usage_was_told() -> None:
     reader = ChunkReader(forwards_usage=False)
     follow(reader, chunk("Hello") + DONE)

@@ -18,6 +18,7 @@ import openai
 import pytest
 from django.conf import settings
 
+from inference.surfaces.chat import chat_surface
 from inference.upstream import local_model
 from inference.upstream.fake import FakeUpstream
 from inference.upstream.local_model import MODEL_NAME, LocalModelUnavailable, wait_until_ready
@@ -100,6 +101,16 @@ def test_it_streams_and_tells_its_usage(model: openai.OpenAI) -> None:
     chunks = list(ask(model, "Hi", temperature=0, max_tokens=20, stream=True, stream_options=usage))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert chunks[-1].usage.completion_tokens > 0
+
+
+@needs_model
+def test_every_answer_of_several_is_charged(model: openai.OpenAI) -> None:
+    """Its server tells the tokens of one of them."""
+    answer = ask(model, "Write a story about a dog.", n=3, max_tokens=30)
+    body, payload = answer.to_dict(), {"messages": [{"role": "user", "content": "Write a story about a dog."}]}
+    assert answer.usage.completion_tokens <= 30
+    assert chat_surface.read_usage(body) is None
+    assert 60 < chat_surface.estimate(payload, body, model=MODEL_NAME).output_tokens < 110
 
 
 @needs_model

@@ -7,14 +7,8 @@ from typing import Any
 import pytest
 
 from accounts.exceptions import InvalidRequest
-from inference.openai.checks import (
-    CHAT_CHECKS,
-    COMPLETION_CHECKS,
-    EMBEDDING_CHECKS,
-    RESPONSE_CHECKS,
-    Check,
-    check_payload,
-)
+from inference.openai.checks import Check, check_payload
+from inference.openai.parameters import CHAT_CHECKS, COMPLETION_CHECKS, EMBEDDING_CHECKS, RESPONSE_CHECKS
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.samples import serve
 from inference.upstream.fake import FakeUpstream
@@ -48,7 +42,7 @@ def test_it_says_what_is_missing(
 
 WRONG_FOR_ALL: list[tuple[str, Any, str]] = [
     ("model", 5, "invalid_type"),
-    ("model", "", "invalid_type"),
+    ("model", "", "empty_string"),
     ("stream", "yes", "invalid_type"),
     ("stream", 1, "invalid_type"),
     ("temperature", "0", "invalid_type"),

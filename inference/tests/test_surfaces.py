@@ -17,7 +17,7 @@ from inference.catalog import CatalogModel, Rates, Route
 from inference.surfaces.base import Surface, Usage, was_filtered
 from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.completions import completion_surface, embedding_surface
-from inference.surfaces.responses import refuse_what_lives_on, response_surface
+from inference.surfaces.responses import refuse_items, response_surface
 from inference.tests.payloads import is_taken_as_it_is
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
@@ -101,6 +101,17 @@ def test_it_bounds_the_tokens_of_prompts_from_above(prompts: list[str]) -> None:
 def test_it_bounds_prompts_that_are_tokens_already(tokens: list[int]) -> None:
     assert len(tokens) <= completion_surface.prompt_bound({"prompt": tokens})
     assert 2 * len(tokens) <= embedding_surface.prompt_bound({"input": [tokens, tokens]})
+
+
+def test_it_bounds_a_suffix_once_for_each_prompt() -> None:
+    """A model that inserts reads it after every prompt."""
+    suffix, prompts = "zanzibar " * 1000, ["a"] * 50
+    assert completion_surface.prompt_bound({"prompt": prompts, "suffix": suffix}) >= 50 * len(suffix)
+    assert completion_surface.prompt_bound({"prompt": prompts}) < 500
+
+
+def test_it_bounds_what_stands_beside_the_input_of_embeddings() -> None:
+    assert embedding_surface.prompt_bound({"input": "a", "instruction": "zanzibar " * 1000}) > 9000
 
 
 # Bounds of calls
@@ -286,6 +297,46 @@ def test_it_counts_what_a_model_reads_beside_the_messages() -> None:
     assert counted(response_surface, {"input": inputs}) > 1000
 
 
+STORY = "Once upon a time there was a dog who lived in a small house by the sea, and every day it ran."
+TOKENS = count_tokens([STORY], model="")
+
+
+def answers(number: int, told: int) -> dict[str, Any]:
+    """Make a body of so many answers, of which the provider tells so many tokens, for both kinds of completions."""
+    choices = [{"message": {"role": "assistant", "content": STORY}, "text": STORY}] * number
+    return {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": told}}
+
+
+@pytest.mark.parametrize("surface", [chat_surface, completion_surface])
+@pytest.mark.parametrize("number", [2, 4])
+def test_it_charges_every_answer_of_a_provider_that_tells_the_tokens_of_one(surface: Surface, number: int) -> None:
+    body, payload = answers(number, TOKENS), {**chat("hi"), "prompt": "hi", "n": number}
+    assert surface.read_usage(body) is None
+    used = surface.estimate(payload, body, model="smollm2")
+    assert used.output_tokens == pytest.approx(number * TOKENS, abs=number)
+    assert used.input_tokens >= 9
+
+
+@pytest.mark.parametrize("surface", [chat_surface, completion_surface])
+def test_it_believes_a_provider_whose_tokenizer_makes_a_fifth_less(surface: Surface) -> None:
+    told = 3 * TOKENS * 4 // 5 + 1
+    assert surface.read_usage(answers(3, told)) == Usage(9, 0, told)
+    assert surface.read_usage(answers(1, 1)) == Usage(9, 0, 1)
+
+
+def test_it_counts_thoughts_that_are_told_twice_in_no_answer() -> None:
+    body = answers(2, 3 * TOKENS)
+    for choice in body["choices"]:
+        choice["message"] = {**choice["message"], "reasoning": STORY * 5, "reasoning_content": STORY * 5}
+    assert chat_surface.read_usage(body) == Usage(9, 0, 3 * TOKENS)
+
+
+def test_it_takes_an_echoed_prompt_for_no_output() -> None:
+    payload = {"prompt": [STORY, STORY], "n": 2, "echo": True}
+    body = {"choices": [{"text": STORY + " The end."}] * 4, "usage": {"prompt_tokens": 9, "completion_tokens": 12}}
+    assert completion_surface.estimate(payload, body, model="") == Usage(2 * TOKENS, 0, 12)
+
+
 # Whole answers, and shared ones
 
 
@@ -343,10 +394,19 @@ def test_it_knows_a_filtered_answer(body: dict[str, Any], filtered: bool) -> Non
     assert was_filtered(body) is filtered
 
 
-@pytest.mark.parametrize("tool", [{"type": "web_search"}, {}])
-def test_it_refuses_the_provider_s_own_tools(tool: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest):
-        refuse_unbounded(chat("hello", tools=[tool]))
+@pytest.mark.parametrize(
+    ("tool", "param", "code"),
+    [
+        ({"type": "web_search"}, "tools[0].type", "invalid_value"),
+        ({}, "tools[0].type", "invalid_value"),
+        ({"type": "function", "Type": "web_search"}, "tools[0].Type", "unknown_parameter"),
+    ],
+)
+def test_it_refuses_the_provider_s_own_tools(tool: dict[str, Any], param: str, code: str) -> None:
+    for refuse in (refuse_unbounded, refuse_items):
+        with pytest.raises(InvalidRequest) as refused:
+            refuse({**chat("hello", tools=[tool]), "input": "hello"})
+        assert (refused.value.param, refused.value.error_code) == (param, code)
 
 
 def test_it_takes_own_tools() -> None:
@@ -356,10 +416,6 @@ def test_it_takes_own_tools() -> None:
 @pytest.mark.parametrize(
     ("payload", "param"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"conversation": {"id": "conv_1"}}, "conversation"),
-        ({"background": True}, "background"),
-        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"tools": [{"type": "function"}, {"type": "file_search"}]}, "tools[1].type"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
         ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, "input[0]"),
@@ -367,10 +423,10 @@ def test_it_takes_own_tools() -> None:
 )
 def test_it_refuses_what_would_live_on_at_the_provider(payload: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        refuse_what_lives_on({"input": "a", **payload})
+        refuse_items({"input": "a", **payload})
     assert refused.value.param == param
 
 
 def test_it_takes_a_response_that_leaves_nothing_behind() -> None:
-    payload = {"input": "a", "background": False, "store": True, "tools": [{"type": "custom"}]}
-    assert is_taken_as_it_is(refuse_what_lives_on, payload)
+    payload = {"input": "a", "store": True, "tools": [{"type": "custom"}]}
+    assert is_taken_as_it_is(refuse_items, payload)

@@ -1,0 +1,176 @@
+"""The parameters of /v1 that the platform relies on, and those that it refuses; all others are the provider's to judge.
+
+What a call may use is reckoned before it is sent. So each endpoint has one name for its longest answer and one for the
+number of answers, and no other name for either, known to whatever server, gets through; nor does what buys more than
+tokens, or has another model answer. null stands for a parameter that isn't there, with OpenAI as with all servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from accounts.exceptions import InvalidRequest
+from inference.openai.checks import (
+    Check,
+    decimal,
+    integer,
+    is_boolean,
+    is_input,
+    is_list_of_objects,
+    is_object,
+    is_objects,
+    is_prompt,
+    is_string,
+    is_text,
+    one_of,
+    only_text,
+    refused,
+)
+from inference.surfaces.chat import UNCACHEABLE
+
+MOST_ANSWERS = 128
+MOST_OUTPUT = 10_000_000
+
+#: Names of the longest answer: OpenAI's, and those of llama.cpp, Ollama, TGI, LMDeploy, TabbyAPI and their kind.
+OUTPUT_NAMES = (
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict", "max_new_tokens",
+    "max_length", "max_gen_len", "max_gen_tokens", "max_tokens_to_sample", "max_tokens_to_generate",
+    "tokens_to_generate", "request_output_len",
+)  # fmt: skip
+#: Names of the number of answers: OpenAI's, llama.cpp's, and those of other servers and hosts.
+ANSWER_NAMES = (
+    "n", "best_of", "n_cmpl", "n_choices", "num_choices", "num_completions", "num_generations", "num_results",
+    "num_responses", "num_return_sequences", "candidate_count", "num_beams", "beam_width",
+)  # fmt: skip
+#: Names of the shortest answer (vLLM, SGLang, TGI), which may be longer than what is granted.
+LEAST_NAMES = ("min_tokens", "min_new_tokens", "min_completion_tokens", "min_output_tokens", "min_length")
+#: What holds settings of a server's own, the longest answer among them: of Ollama, TGI, SGLang, Gemini, SDKs.
+SETTINGS_NAMES = ("options", "parameters", "sampling_params", "generation_config", "extra_body", "google")
+#: What has another model, provider or template answer than the one whose price counts (OpenRouter, LiteLLM, vLLM).
+ROUTING_NAMES = (
+    "provider", "route", "preset", "chat_template", "api_base", "base_url", "api_key", "custom_llm_provider",
+)  # fmt: skip
+ROUTING_LISTS = ("models", "fallbacks", "model_list", "transforms")
+#: What a provider charges for beside tokens, or at another price: searches, tools of its own, sound, haste.
+PAID_NAMES = (
+    "audio",  # OpenAI
+    "prediction",  # OpenAI: rejected tokens are billed on top
+    "web_search_options",  # OpenAI, Perplexity, OpenRouter
+    "search_parameters",  # xAI
+    "web_search", "enable_search", "search_options", "enable_code_interpreter",  # DashScope, Qianfan
+    "search_settings", "compound_custom",  # Groq
+    "container", "speed", "inference_geo",  # Anthropic
+    "deferred",  # xAI: the answer would be fetched later, by nobody
+)  # fmt: skip
+PAID_LISTS = (
+    "plugins",  # OpenRouter
+    "mcp_servers",  # Anthropic
+    "data_sources",  # Azure
+    "context_management",  # OpenAI and Anthropic: what is written to shorten the context is billed as well
+)
+
+_EXCEEDS = "it could exceed what the call may use."
+_UNPRICED = "its price can't be bounded."
+_ELSEWHERE = "the model is chosen here, and its price with it."
+_KEPT = "nothing is kept at the provider."
+
+
+def _all(names: Iterable[str], check: Check) -> dict[str, Check]:
+    return dict.fromkeys(names, check)
+
+
+def _instead(own: str) -> Check:
+    """Make a check that accepts nothing, and names the parameter to use."""
+
+    def check(name: str, value: object) -> None:
+        text = f"Unsupported parameter: '{name}'. Use '{own}' instead."
+        raise InvalidRequest(text, param=name, code="unsupported_parameter")
+
+    return check
+
+
+_REFUSED: dict[str, Check] = {
+    **_all(LEAST_NAMES, refused(_EXCEEDS)),
+    **_all(SETTINGS_NAMES, refused(_EXCEEDS)),
+    **_all(ROUTING_NAMES, refused(_ELSEWHERE)),
+    **_all(ROUTING_LISTS, refused(_ELSEWHERE, off=[])),
+    **_all(PAID_NAMES, refused(_UNPRICED, off=False)),
+    **_all(PAID_LISTS, refused(_UNPRICED, off=[])),
+}
+_SAMPLING: dict[str, Check] = {
+    "model": is_text,
+    "stream": is_boolean,
+    "temperature": decimal(0, 2),
+    "top_p": decimal(0, 1),
+    "service_tier": one_of("auto", "default"),
+    "stream_options": is_object,
+}
+CHAT_CHECKS: dict[str, Check] = {
+    **_REFUSED,
+    **_all(OUTPUT_NAMES, _instead("max_completion_tokens")),
+    **_all(ANSWER_NAMES, _instead("n")),
+    **_SAMPLING,
+    "messages": is_list_of_objects,
+    "max_tokens": integer(1, MOST_OUTPUT),
+    "max_completion_tokens": integer(1, MOST_OUTPUT),
+    "n": integer(1, MOST_ANSWERS),
+    "tools": is_objects,
+    "functions": is_objects,
+    "modalities": only_text,
+}
+COMPLETION_CHECKS: dict[str, Check] = {
+    **_REFUSED,
+    **_all(OUTPUT_NAMES, _instead("max_tokens")),
+    **_all(ANSWER_NAMES, _instead("n")),
+    **_SAMPLING,
+    "prompt": is_prompt,
+    "prompt_embeds": refused("send texts or tokens as the prompt."),
+    "suffix": is_string,
+    "max_tokens": integer(1, MOST_OUTPUT),
+    "n": integer(1, MOST_ANSWERS),
+    "best_of": integer(1, MOST_ANSWERS),
+    "tools": refused("completions call none.", off=[]),
+    "functions": refused("completions call none.", off=[]),
+}
+EMBEDDING_CHECKS: dict[str, Check] = {
+    **_REFUSED,
+    "model": is_text,
+    "input": is_prompt,
+    "messages": refused("send texts or tokens as the input."),
+    "images": refused("send texts or tokens as the input.", off=[]),
+    "encoding_format": one_of("float", "base64"),
+    "stream": refused("embeddings come all at once.", off=False),
+    "dimensions": integer(1, 100_000),
+}
+RESPONSE_CHECKS: dict[str, Check] = {
+    **_REFUSED,
+    **_all(OUTPUT_NAMES, _instead("max_output_tokens")),
+    **_all(ANSWER_NAMES, refused("a response is one answer.")),
+    **_SAMPLING,
+    "input": is_input,
+    "instructions": is_string,
+    "max_output_tokens": integer(1, MOST_OUTPUT),
+    "tools": is_objects,
+    "background": refused(_KEPT, off=False),
+    **_all(("previous_response_id", "conversation", "prompt"), refused(_KEPT)),
+}
+
+_NAMES = {*CHAT_CHECKS, *COMPLETION_CHECKS, *EMBEDDING_CHECKS, *RESPONSE_CHECKS, *UNCACHEABLE}
+
+
+def _folded(name: str) -> str:
+    return name.replace("_", "").replace("-", "").casefold()
+
+
+_BY_FOLDED = {_folded(name): name for name in _NAMES}
+
+
+def refuse_misspelt(names: Iterable[str]) -> None:
+    """Raise InvalidRequest for a parameter that some servers take for one of those that are looked at here.
+
+    Go, .NET and Protocol Buffers read `Max_Tokens` or `maxTokens` as `max_tokens`.
+    """
+    for name in names:
+        if name not in _NAMES and (meant := _BY_FOLDED.get(_folded(name))) is not None:
+            text = f"Unknown parameter: '{name[:100]}'. Did you mean '{meant}'?"
+            raise InvalidRequest(text, param=name[:100], code="unknown_parameter")
