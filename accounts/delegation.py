@@ -22,11 +22,13 @@ _BUDGETS = ("monthly_token_budget", "monthly_cost_budget")
 def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings:
     """Return the settings of a new key of the creator's tier: as asked, and where nothing is asked, the creator's.
 
+    The scope `keys:manage` is handed on to who asks for it by name only.
+
     Raises InvalidRequest that names every field in which more was asked than the creator has.
     """
     errors: dict[str, list[str]] = {}
     settings: dict[str, Any] = {
-        "scopes": _subset("scopes", asked, creator.scopes or sorted(DEFAULT_SCOPES), errors),
+        "scopes": _scopes(asked, creator, errors),
         "models": _models_asked(asked, creator, errors),
         "allowed_ips": _networks(asked, creator, errors),
         "expires_at": _earlier(asked.get("expires_at"), _end(creator), errors),
@@ -123,11 +125,15 @@ def _models_asked(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, l
     return wanted
 
 
-def _subset(field: str, asked: Mapping[str, Any], own: list[str], errors: dict[str, list[str]]) -> list[str]:
-    wanted = list(asked.get(field) or own)
-    beyond = [item for item in wanted if own and item not in own]
+def _scopes(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> list[str]:
+    """Return the scopes of a new key; none would mean every scope of DEFAULT_SCOPES, so that there is one at least."""
+    own = creator.scopes or sorted(DEFAULT_SCOPES)
+    wanted = list(asked.get("scopes") or (scope for scope in own if scope in DEFAULT_SCOPES))
+    beyond = [scope for scope in wanted if scope not in own]
     if beyond:
-        errors[field] = [f"Not among this key's own: {', '.join(beyond)}."]
+        errors["scopes"] = [f"Not among this key's own: {', '.join(beyond)}."]
+    elif not wanted:
+        errors["scopes"] = [f"Name at least one of this key's own: {', '.join(own)}."]
     return wanted
 
 

@@ -129,10 +129,14 @@ class StrictModelBudget(StrictSerializer, ModelBudgetBody):
 
 
 class KeyRequest(StrictSerializer):
-    """What POST /keys takes; what is left out is as with the key that asks."""
+    """What POST /keys takes; what is left out is as with the key that asks, apart from the scope keys:manage."""
 
     name = serializers.CharField(max_length=100)
-    scopes = serializers.ListField(child=serializers.ChoiceField(choices=list(SCOPES)), required=False)
+    scopes = serializers.ListField(
+        child=serializers.ChoiceField(choices=list(SCOPES)),
+        required=False,
+        help_text="Left out or empty: those of the key that asks, without keys:manage, which has to be named.",
+    )
     models = serializers.ListField(child=serializers.CharField(), required=False, validators=[validate_model_names])
     allowed_ips = serializers.ListField(child=serializers.CharField(), required=False)
     requests_per_minute = serializers.IntegerField(min_value=1, required=False)

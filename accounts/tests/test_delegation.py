@@ -17,6 +17,7 @@ from accounts.snapshots import build_identity
 NOW = timezone.now()
 SOON, LATER, PAST = NOW + timedelta(days=1), NOW + timedelta(days=2), NOW - timedelta(days=1)
 MANAGING = ["chat", "usage", "keys:manage"]
+DELEGATED = ["chat", "usage"]
 
 
 def a_key(tier: dict[str, Any] | None = None, /, **fields: Any) -> ApiKey:
@@ -59,12 +60,24 @@ class TestInheritance:
             "monthly_cost_budget": Decimal(7),
             "expires_at": LATER,
         }
-        assert delegated_settings(a_key(**own), {}) == own
+        assert delegated_settings(a_key(**own), {}) == {**own, "scopes": DELEGATED}
 
     def test_it_takes_empty_lists_for_nothing_asked(self) -> None:
         creator = a_key(models=["a"], allowed_ips=["192.0.2.7"])
         made = delegated_settings(creator, {"scopes": [], "models": [], "allowed_ips": []})
-        assert (made["scopes"], made["models"], made["allowed_ips"]) == (MANAGING, ["a"], ["192.0.2.7"])
+        assert (made["scopes"], made["models"], made["allowed_ips"]) == (DELEGATED, ["a"], ["192.0.2.7"])
+
+    def test_it_hands_the_management_of_keys_on_to_who_asks_for_it_by_name(self) -> None:
+        creator = a_key()
+        assert delegated_settings(creator, {"scopes": ["keys:manage"]})["scopes"] == ["keys:manage"]
+        for asked in ({}, {"scopes": []}, {"scopes": None}):
+            assert "keys:manage" not in delegated_settings(creator, asked)["scopes"]
+
+    def test_it_never_turns_no_scope_into_every_scope(self) -> None:
+        """A key that may only manage keys has nothing to hand on unasked, and a key without scopes has most of them."""
+        creator = a_key(scopes=["keys:manage"])
+        assert refused(creator) == refused(creator, scopes=[]) == ["scopes"]
+        assert refused(creator, scopes=["keys:manage"]) == []
 
     def test_it_names_the_tier_s_models_so_that_a_wider_tier_does_not_widen_the_key(self) -> None:
         assert delegated_settings(a_key({"models": ["a", "b"]}), {})["models"] == ["a", "b"]

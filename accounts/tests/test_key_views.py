@@ -105,7 +105,7 @@ class TestCreation:
             "active",
             None,
         )
-        assert told["scopes"] == manager.key.scopes
+        assert told["scopes"] == ["chat", "summarize", "embeddings", "usage"]
         identity = directory.find(told["key"])
         assert identity is not None
         assert (identity.account_name, identity.key_name) == ("acme", "ci")
