@@ -9,6 +9,7 @@ from typing import IO, Any
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIRequest
 from django.http import HttpRequest
+from gunicorn.http.errors import ParseException
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
@@ -41,7 +42,7 @@ class StrictJSONParser(BaseParser):
 
 
 def read_body(request: Any) -> bytes:
-    """Read a body of at most MAX_BODY_BYTES (under /v1 MAX_V1_BODY_BYTES); raises BodyTooLarge for more.
+    """Read a body of at most MAX_BODY_BYTES (under /v1 MAX_V1_BODY_BYTES). Raises BodyTooLarge or MalformedBody.
 
     A chunked body is read from the server's own stream, which knows its end; Django takes it for empty.
     """
@@ -53,6 +54,8 @@ def read_body(request: Any) -> bytes:
         body: bytes = stream.read(limit + 1)
     except OSError as error:
         raise MalformedBody("The body broke off.") from error
+    except ParseException as error:  # gunicorn reads chunks as they are asked for, and closes the connection then
+        raise MalformedBody("The body's chunks are malformed.") from error
     if len(body) > limit:
         raise BodyTooLarge
     return body

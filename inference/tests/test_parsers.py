@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from django.conf import LazySettings
 from django.test import RequestFactory
+from gunicorn.config import Config
+from gunicorn.http.message import Request
+from gunicorn.http.unreader import IterUnreader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,6 +100,27 @@ def test_it_takes_a_body_that_breaks_off_for_malformed() -> None:
 
     with pytest.raises(MalformedBody):
         _read("/chat", None, {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": Broken()})
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"zz\r\n{}\r\n0\r\n\r\n",
+        b"-2\r\n{}\r\n0\r\n\r\n",
+        b"2\r\n{}0\r\n\r\n",
+        b"2;=\r\n{}\r\n0\r\n\r\n",
+        b"2\r\n{}\r\n0\r\nbad trailer\r\n\r\n",
+        b"2\r\n{}\r\n0\r\n",
+        b"20\r\n{}",
+    ],
+)
+def test_it_takes_a_body_of_malformed_chunks_for_malformed(sent: bytes) -> None:
+    """Each is read by the server's own reader, which raises what is none of Python's."""
+    request = Request(
+        Config(), IterUnreader([b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + sent]), ("", 0)
+    )
+    with pytest.raises(MalformedBody):
+        _read("/chat", None, {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": request.body})
 
 
 @pytest.mark.parametrize(
