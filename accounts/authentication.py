@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from django.conf import settings
 from django.http import HttpRequest
-from django_ratelimit.core import is_ratelimited
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
-from accounts.addresses import client_address, is_within, rate_limit_group_key
-from accounts.exceptions import AddressDenied, KeyInvalid, TooManyFailures
+from accounts.addresses import client_address, is_within
+from accounts.attempts import count_attempt
+from accounts.exceptions import AddressDenied, KeyInvalid
 from accounts.keys import is_well_formed
 from accounts.snapshots import Identity, directory
-
-FAILURE_WINDOW_SECONDS = 60
 
 
 def sent_key(request: HttpRequest | Request) -> str | None:
@@ -34,19 +32,12 @@ def authenticate_key(key: str, request: HttpRequest) -> Identity:
     """
     identity = directory.find(key) if is_well_formed(key) else None
     if identity is None:
-        _count_failure(request)
+        # Only further bad keys are blocked, never a good one from that address.
+        count_attempt(request, group="failed-keys", rate=settings.FAILED_KEY_RATE)
         raise KeyInvalid
     if identity.networks and not is_within(client_address(request), identity.networks):
         raise AddressDenied
     return identity
-
-
-def _count_failure(request: HttpRequest) -> None:
-    """Count a bad key against its address; only further bad keys are blocked, never a good one from there."""
-    if is_ratelimited(
-        request, group="failed-keys", key=rate_limit_group_key, rate=settings.FAILED_KEY_RATE, increment=True
-    ):
-        raise TooManyFailures(retry_after=FAILURE_WINDOW_SECONDS)
 
 
 class ApiKeyAuthentication(BaseAuthentication):

@@ -17,14 +17,12 @@ from django.contrib.sessions.middleware import SessionMiddleware
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
-from django_ratelimit.core import is_ratelimited
 
-from accounts.addresses import rate_limit_group_key
+from accounts.attempts import count_attempt
 from accounts.exceptions import TooManyFailures
 from aiapi.errors import json_error
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
-LOGIN_WINDOW_SECONDS = 60
 
 
 class PagesOnly(MiddlewareMixin):
@@ -68,18 +66,9 @@ class AdminLoginLimit:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Answer 429 to an attempt over the rate."""
-        if request.method == "POST" and request.path == "/admin/login/" and self._is_over(request):
-            return json_error(request, TooManyFailures(retry_after=LOGIN_WINDOW_SECONDS))
+        if request.method == "POST" and request.path == "/admin/login/":
+            try:
+                count_attempt(request, group="admin-login", rate=settings.ADMIN_LOGIN_RATE)
+            except TooManyFailures as error:
+                return json_error(request, error)
         return self.get_response(request)
-
-    def _is_over(self, request: HttpRequest) -> bool:
-        return bool(
-            is_ratelimited(
-                request,
-                group="admin-login",
-                key=rate_limit_group_key,
-                rate=settings.ADMIN_LOGIN_RATE,
-                method="POST",
-                increment=True,
-            )
-        )

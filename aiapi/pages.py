@@ -74,7 +74,7 @@ MEANINGS = [
     Meaning(
         exceptions.TooManyFailures,
         "Too many bad keys came from your address. Good keys still pass.",
-        "Mend the key, and wait a minute.",
+        "Mend the key, and wait for the seconds of Retry-After.",
     ),
     Meaning(exceptions.InternalError, "A fault of the service.", "Report the request id to your operator."),
     Meaning(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.http import HttpRequest
 from django.test import RequestFactory
+from django_ratelimit import core
 from pytest_django import DjangoAssertNumQueries, Settings
 from rest_framework.request import Request
 
@@ -143,7 +145,22 @@ class TestFailedAttempts:
         assert isinstance(self.fail(3), KeyInvalid)
         error = self.fail(1)
         assert isinstance(error, TooManyFailures)
-        assert (error.status, error.headers["Retry-After"]) == (429, "60")
+        assert error.status == 429
+
+    def test_it_tells_the_second_from_which_on_another_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The windows of an address begin at a second of its own: moments all over one are tried."""
+        now = [1_000_000.0]
+        monkeypatch.setattr(core, "time", SimpleNamespace(time=lambda: now[0]))
+        for second in range(0, 60, 7):
+            now[0] = 1_000_000 + 3600 * second + second + 0.5
+            error = self.fail(4)
+            assert isinstance(error, TooManyFailures)
+            assert 1 <= error.retry_after <= 60
+            assert error.headers["Retry-After"] == str(error.retry_after)
+            now[0] = int(now[0]) + error.retry_after - 0.001
+            assert isinstance(self.fail(1), TooManyFailures)
+            now[0] += 0.001
+            assert isinstance(self.fail(1), KeyInvalid)
 
     def test_it_lets_good_keys_through_from_the_same_address(self, cast: Cast) -> None:
         assert isinstance(self.fail(10), TooManyFailures)

@@ -162,7 +162,7 @@ def test_it_limits_log_ins_by_address(settings: LazySettings) -> None:
     assert [client.post("/admin/login/", attempt).status_code for _ in range(4)] == [200, 200, 200, 429]
     refused = client.post("/admin/login/", {**attempt, "password": PASSWORD})
     assert (refused.status_code, refused.json()["code"]) == (429, "too_many_failures")
-    assert refused["Retry-After"] == "60"
+    assert 1 <= int(refused["Retry-After"]) <= 3600
     elsewhere = client.post("/admin/login/", {**attempt, "password": PASSWORD}, REMOTE_ADDR="192.0.2.9")
     assert elsewhere.status_code == 302
 
