@@ -41,9 +41,15 @@ class Provider(RequestLimits):
     name = models.SlugField(max_length=50, unique=True)
     style = models.CharField(max_length=20, choices=Style.choices, default=Style.OPENAI)
     api_version = models.CharField(
-        max_length=40, blank=True, help_text="Azure only: sent as api-version, such as 2024-10-21."
+        max_length=40,
+        blank=True,
+        help_text="Azure only: sent as api-version, such as 2024-10-21; v1 or preview for its v1 API.",
     )
-    base_url = models.CharField(max_length=500, help_text="Up to and with /v1, such as https://api.openai.com/v1.")
+    base_url = models.CharField(
+        max_length=500,
+        help_text="Up to and with /v1, such as https://api.openai.com/v1; of Azure the resource's, "
+        "such as https://blue.openai.azure.com.",
+    )
     api_key_variable = models.CharField(
         max_length=100,
         blank=True,

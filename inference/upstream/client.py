@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import openai
@@ -31,6 +32,8 @@ from monitoring.trace import passed_on
 #: Headers of a prepared call that are not kept: they are the connection's or the body's, or ask for compression.
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
 KEPT_ENDPOINTS = 1000
+#: Of a deployment, with Azure's versions of a day.
+DEPLOYMENT_PATHS = frozenset({"/chat/completions", "/completions", "/embeddings"})
 #: Of requests for streams, which nothing may hold back to compress it.
 STREAM_HEADERS = {"accept": "text/event-stream", "accept-encoding": "identity"}
 
@@ -231,7 +234,8 @@ class Client:
         """Make the SDK's options of a call: timeouts, headers, and what Azure wants in its own way."""
         options: dict[str, Any] = {"timeout": self._timeout(seconds), "headers": {**_headers(route), **headers}}
         if route.is_azure:
-            options["params"] = {"api-version": route.api_version}
+            if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API knows no days
+                options["params"] = {"api-version": route.api_version}
             options["headers"] |= {"api-key": _secret(route), "Authorization": openai.Omit()}
         return options
 
@@ -272,10 +276,29 @@ def _secret(route: Route) -> str:
 
 
 def _path(route: Route, path: str) -> str:
-    """Return where a call goes below the base URL: Azure has a path for each deployment, and one list of models."""
-    if not route.is_azure:
+    """Return where a call goes below the base URL.
+
+    Azure has paths of a deployment for what it had at first, whose model the path names, and others for all models of a
+    resource, whose model the body names (openai.lib.azure). Its v1 API has OpenAI's own paths.
+    """
+    if not route.is_azure or _is_azure_v1_url(route):
         return path
-    return f"/openai{path}" if path == "/models" else f"/openai/deployments/{route.upstream_name}{path}"
+    if not _is_dated(route.api_version):
+        return f"/openai/v1{path}"
+    return (
+        f"/openai/deployments/{quote(route.upstream_name, safe='')}{path}"
+        if path in DEPLOYMENT_PATHS
+        else f"/openai{path}"
+    )
+
+
+def _is_azure_v1_url(route: Route) -> bool:
+    return route.base_url.rstrip("/").endswith("/openai/v1")
+
+
+def _is_dated(version: str) -> bool:
+    """Say whether a version is one of a day, such as 2024-10-21; those of the v1 API are `v1` and `preview`."""
+    return version[:1].isdigit()
 
 
 def _headers(route: Route) -> dict[str, str]:

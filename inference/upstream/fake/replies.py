@@ -23,7 +23,9 @@ SURFACES: dict[str, Surface] = {
     "responses": RESPONSES,
 }
 _OPENAI = re.compile(r"/(?:openai/)?v1/(.+?)/?")
+#: Azure's paths of a deployment, and of a resource.
 _AZURE = re.compile(r"/openai/deployments/([^/]+)/(chat/completions|completions|embeddings)")
+_AZURE_PLAIN = re.compile(r"/openai/(responses|models)")
 _CREATED = 1_700_000_000
 _EVENT_STREAM = "text/event-stream; charset=utf-8"
 
@@ -78,12 +80,13 @@ class Provider:
             raise BadRequest("Incorrect API key provided.", code="invalid_api_key", status=401)
 
     def _route(self, request: Request, body: Any) -> Reply:
-        if azure := _AZURE.fullmatch(request.path):
-            if "api-version" not in parse_qs(request.query):
-                raise _not_found("Resource not found")
+        azure, plain = _AZURE.fullmatch(request.path), _AZURE_PLAIN.fullmatch(request.path)
+        if (azure or plain) and "api-version" not in parse_qs(request.query):
+            raise _not_found("Resource not found")
+        if azure:
             named = {**body, "model": unquote(azure[1])} if isinstance(body, dict) else body
             return self._post(request, azure[2], named)
-        openai = _OPENAI.fullmatch(request.path)
+        openai = plain or _OPENAI.fullmatch(request.path)
         name = openai[1] if openai else ""
         if name == "models" or name.startswith("models/"):
             return self._models(unquote(name.removeprefix("models").lstrip("/")))
