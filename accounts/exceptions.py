@@ -180,9 +180,9 @@ class UnsupportedMediaType(ApiError):
 
 
 class IdempotencyKeyReused(ApiError):
-    """The Idempotency-Key was used before with another body."""
+    """The Idempotency-Key was used before for another request."""
 
-    status, code, message = 422, "idempotency_key_reused", "This Idempotency-Key was used with another body."
+    status, code, message = 422, "idempotency_key_reused", "This Idempotency-Key was used for another request."
 
 
 class LimitExceeded(ApiError):

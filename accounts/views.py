@@ -46,7 +46,12 @@ class KeyView(APIView):
         if self.required_scope and identity is not None and self.required_scope not in identity.scopes:
             raise ScopeDenied
         if request.method == "POST" and identity is not None:
-            self.claim = claims.claim(request, owner=identity.key_id, account=identity.account_id)
+            form = self.answer_form(request)
+            self.claim = claims.claim(request, owner=identity.key_id, account=identity.account_id, form=form)
+
+    def answer_form(self, request: Request) -> str:
+        """Name the form of answer that a request asks for by its headers, where these choose among several."""
+        return ""
 
     def handle_exception(self, exc: Exception) -> Response:
         """Answer what was answered before; hand anything else to the handler."""

@@ -24,7 +24,7 @@ ERRORS = {
     409: "A request with the same Idempotency-Key is in progress.",
     413: "The body is too large.",
     415: "The body is not declared as application/json.",
-    422: "The Idempotency-Key was used with another body.",
+    422: "The Idempotency-Key was used for another request.",
     429: "A limit has no room now; `limit` says which, and Retry-After when it has.",
     500: "A fault of ours; the log has it under the request's id.",
     502: "The model provider failed.",

@@ -21,7 +21,7 @@ from accounts.views import KeyView
 from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
 from inference.client_socket import ClientSocket
-from inference.event_stream import EVENT_STREAM, event_response
+from inference.event_stream import EVENT_STREAM, accepts_events, event_response
 from inference.parsers import is_chunked
 from inference.pipeline import Progress
 from inference.streaming import StreamedCall
@@ -39,7 +39,7 @@ class StreamOrJSON(DefaultContentNegotiation):
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
         """Take the first renderer for a stream, and negotiate otherwise."""
-        if EVENT_STREAM in str(request.META.get("HTTP_ACCEPT", "")):
+        if accepts_events(request):
             renderer = next(iter(renderers))
             return renderer, renderer.media_type
         chosen: tuple[BaseRenderer, str] = super().select_renderer(request, renderers, format_suffix)

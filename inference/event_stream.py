@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from django.http import StreamingHttpResponse
+from rest_framework.request import Request
 
 from accounts.exceptions import ApiError, ContentFiltered, UpstreamFailed
 from inference.calls import Caller
@@ -17,6 +18,11 @@ from inference.surfaces.chat import chat_surface
 from inference.surfaces.events import DONE, ChunkReader, choices_in, event_data, parse_data
 
 EVENT_STREAM = "text/event-stream"
+
+
+def accepts_events(request: Request) -> bool:
+    """Say whether a request names a stream of events among what it accepts."""
+    return EVENT_STREAM in str(request.META.get("HTTP_ACCEPT", ""))
 
 
 def event_response(stream: StreamedCall, headers: Mapping[str, str]) -> StreamingHttpResponse:

@@ -14,7 +14,7 @@ from inference.calls import ModelCall
 from inference.catalog import catalog
 from inference.documentation import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
 from inference.endpoints import ModelEndpoint, cache_directives
-from inference.event_stream import EVENT_STREAM, DeltaReader, chat_error_event
+from inference.event_stream import EVENT_STREAM, DeltaReader, accepts_events, chat_error_event
 from inference.pipeline import answer_call
 from inference.serializers import ChatAnswer, ChatRequest, SummarizeAnswer, SummarizeRequest
 from inference.surfaces.chat import answer_text, chat_surface
@@ -39,7 +39,7 @@ class ChatView(ModelEndpoint):
     def post(self, request: Request) -> HttpResponseBase:
         """Ask a model one question, and stream the answer to one who wants that."""
         asked = ChatRequest.validated(request.data)
-        is_stream = asked["stream"] or EVENT_STREAM in str(request.META.get("HTTP_ACCEPT", ""))
+        is_stream = asked["stream"] or accepts_events(request)
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": asked["temperature"]}
         call = ModelCall(
             endpoint=self.endpoint,
@@ -51,6 +51,10 @@ class ChatView(ModelEndpoint):
             **cache_directives(request),
         )
         return self._stream(request, call) if is_stream else self._answer(request, call)
+
+    def answer_form(self, request: Request) -> str:
+        """Tell streams that Accept asks for from plain answers."""
+        return EVENT_STREAM if accepts_events(request) else ""
 
     def _answer(self, request: Request, call: ModelCall) -> Response:
         caller = self.caller(request)

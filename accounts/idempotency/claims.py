@@ -96,18 +96,19 @@ class Claims:
         self._pid = 0
         self._renewing = False
 
-    def claim(self, request: Request, *, owner: int, account: int) -> Claim | None:
+    def claim(self, request: Request, *, owner: int, account: int, form: str = "") -> Claim | None:
         """Claim the Idempotency-Key of a request of key `owner` of an account; None without one.
 
-        Raises Replayed with the first answer, Conflict while that is made, IdempotencyKeyReused for another body,
-        InvalidRequest for a malformed key, DependencyUnavailable while nobody can tell.
+        `form` is what the answer is asked to be like by more than path and body. Raises Replayed with the first answer,
+        Conflict while that is made, IdempotencyKeyReused for another request, InvalidRequest for a malformed key,
+        DependencyUnavailable while nobody can tell.
         """
         key = request.META.get(HEADER)
         if key is None:
             return None
         if not KEY_FORMAT.match(key):
             raise InvalidRequest("Idempotency-Key must be 1 to 255 printable characters.", param="Idempotency-Key")
-        lease = Lease(_name(owner, key), _fingerprint(request), secrets.token_hex(16), account)
+        lease = Lease(_name(owner, key), _fingerprint(request, form), secrets.token_hex(16), account)
         try:
             held = self._own_store().take(lease)
         except (RedisError, DatabaseError) as error:
@@ -180,7 +181,7 @@ def _name(owner: int, key: str) -> str:
     return hashlib.sha256(f"{owner} {key}".encode()).hexdigest()
 
 
-def _fingerprint(request: Request) -> str:
-    """Tell a request by what it asks: method, path, accepted form and body."""
-    asked: list[Any] = [request.method, request.path.rstrip("/"), request.META.get("HTTP_ACCEPT", ""), request.data]
+def _fingerprint(request: Request, form: str) -> str:
+    """Tell a request by what it asks: method, path, form and body."""
+    asked: list[Any] = [request.method, request.path.rstrip("/"), form, request.data]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

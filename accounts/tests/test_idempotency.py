@@ -237,6 +237,13 @@ def test_it_refuses_another_body_or_path_under_the_same_key() -> None:
         claim(claims, path="/summarize")
 
 
+def test_it_refuses_another_form_of_answer_under_the_same_key() -> None:
+    claims = make_claims()
+    claim(claims)
+    with pytest.raises(IdempotencyKeyReused, match="another request"):
+        claims.claim(make_request("k"), owner=1, account=7, form="a stream")
+
+
 def test_it_takes_a_trailing_slash_for_the_same_path() -> None:
     claims = make_claims()
     claim(claims)

@@ -54,6 +54,31 @@ def test_it_refuses_the_key_for_another_body(roomy: Api, upstream: FakeUpstream)
     assert len(upstream.requests) == 1
 
 
+@pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions"])
+def test_it_takes_a_retry_that_accepts_something_else_for_the_same(
+    roomy: Api, upstream: FakeUpstream, path: str
+) -> None:
+    body = {"message": "hi"} if path == "/chat" else {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    accepted = ("application/json", "*/*", "application/json, text/plain;q=0.5", None)
+    sent = [{**KEY, **({"Accept": each} if each else {})} for each in accepted]
+    answers = [roomy.post(path, body, headers=headers) for headers in sent]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len({answer.content for answer in answers}) == len(upstream.requests) == 1
+
+
+def test_it_tells_a_stream_from_a_plain_answer_where_accept_asks_for_it(roomy: Api, upstream: FakeUpstream) -> None:
+    assert roomy.chat(headers=KEY).status_code == 200
+    refused = roomy.chat(headers={**KEY, "Accept": "text/event-stream"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "idempotency_key_reused")
+    assert "another request" in refused.json()["detail"]
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    first, again = (
+        roomy.post("/v1/chat/completions", body, headers={"Idempotency-Key": "v1", "Accept": accept})
+        for accept in ("application/json", "text/event-stream")
+    )
+    assert again.content == first.content  # there the body alone asks for a stream
+
+
 def test_it_tries_anew_after_a_failure_of_the_provider(roomy: Api, upstream: FakeUpstream) -> None:
     upstream.fail_next("http_401")
     assert roomy.chat(headers=KEY).status_code == 502
