@@ -14,7 +14,7 @@ from django.db import models
 from django.utils import timezone
 
 from accounts.model_names import public_model_name
-from accounts.validators import validate_model_names, validate_networks, validate_scopes
+from accounts.validators import validate_line, validate_model_names, validate_networks, validate_scopes
 
 DOLLARS: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
 
@@ -110,7 +110,7 @@ class ApiKey(Budgets):
 
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="api_keys")
     tier = models.ForeignKey(Tier, on_delete=models.PROTECT, related_name="api_keys")
-    name = models.CharField(max_length=100)
+    name = models.CharField(max_length=100, validators=[validate_line])
     prefix = models.CharField(max_length=16, editable=False, db_index=True)
     last_four = models.CharField(max_length=4, editable=False)
     digest = models.CharField(max_length=64, unique=True, editable=False)

@@ -10,7 +10,7 @@ from rest_framework import serializers
 from accounts.limits.contract import LimitName
 from accounts.models import ApiKey
 from accounts.usage import LIVE, RECORDS
-from accounts.validators import SCOPES, validate_model_names, validate_networks
+from accounts.validators import SCOPES, validate_line, validate_model_names, validate_networks
 
 MAX_GRACE_SECONDS = 90 * 24 * 3600
 DAY_SECONDS = 24 * 3600
@@ -128,17 +128,29 @@ class StrictModelBudget(StrictSerializer, ModelBudgetBody):
         return attrs
 
 
+class TextField(serializers.CharField):
+    """A text: neither a number nor a boolean that could be written as one."""
+
+    default_error_messages = {"invalid": "Must be a text."}
+
+    def to_internal_value(self, data: Any) -> str:
+        """Return the text without white space around it, or fail for another type."""
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return str(super().to_internal_value(data))
+
+
 class KeyRequest(StrictSerializer):
     """What POST /keys takes; what is left out is as with the key that asks, apart from the scope keys:manage."""
 
-    name = serializers.CharField(max_length=100)
+    name = TextField(max_length=100, validators=[validate_line], help_text="One line.")
     scopes = serializers.ListField(
         child=serializers.ChoiceField(choices=list(SCOPES)),
         required=False,
         help_text="Left out or empty: those of the key that asks, without keys:manage, which has to be named.",
     )
-    models = serializers.ListField(child=serializers.CharField(), required=False, validators=[validate_model_names])
-    allowed_ips = serializers.ListField(child=serializers.CharField(), required=False)
+    models = serializers.ListField(child=TextField(), required=False, validators=[validate_model_names])
+    allowed_ips = serializers.ListField(child=TextField(), required=False)
     requests_per_minute = serializers.IntegerField(min_value=1, required=False)
     tokens_per_minute = serializers.IntegerField(min_value=1, required=False)
     concurrent_requests = serializers.IntegerField(min_value=1, required=False)

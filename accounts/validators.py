@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Any
+from unicodedata import category
 
 from django.core.exceptions import ValidationError
 
 #: What a key can be allowed. `keys:manage` is never implied; the others are what an empty list means.
 SCOPES = ("chat", "summarize", "embeddings", "usage", "keys:manage")
 DEFAULT_SCOPES = frozenset(SCOPES) - {"keys:manage"}
+#: Unicode's categories of control characters, and of separators of lines and of paragraphs.
+LINE_BREAKING = ("Cc", "Zl", "Zp")
 
 
 def _require_texts(value: Any, what: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
         raise ValidationError(f'Give {what} as a list of texts, such as ["one", "two"].')
     return value
+
+
+def validate_line(text: str) -> None:
+    """Accept one line of text: names stand in log lines, tables and files of usage."""
+    if any(category(character) in LINE_BREAKING for character in text):
+        raise ValidationError("Must be one line, without control characters.")
 
 
 def validate_model_names(value: Any) -> None:

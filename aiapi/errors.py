@@ -6,6 +6,7 @@ Shape (WIRE.md, Errors): `{detail, code, request_id, errors?}`, and under /v1 Op
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import structlog
@@ -21,6 +22,9 @@ from accounts import exceptions as api
 from inference.openai.errors import is_openai_path, openai_error_body
 
 log = structlog.get_logger("aiapi.errors")
+
+#: Under which DRF tells what concerns no single field.
+NON_FIELD = "non_field_errors"
 
 
 def error_body(request: HttpRequest | Request, error: api.ApiError) -> dict[str, Any]:
@@ -76,15 +80,30 @@ _TRANSLATIONS: list[tuple[tuple[type[Exception], ...], type[api.ApiError]]] = [
 
 
 def _from_validation(exception: drf.ValidationError) -> api.InvalidRequest:
-    detail = exception.detail
-    if not isinstance(detail, dict):
-        return api.InvalidRequest(errors={"non_field_errors": [str(text) for text in detail]})
-    errors = {str(field): [str(text) for text in _texts(texts)] for field, texts in detail.items()}
+    errors: dict[str, list[str]] = {}
+    for field, text in _told(exception.detail, ""):
+        errors.setdefault(field or NON_FIELD, []).append(text)
     return api.InvalidRequest(errors=errors)
 
 
-def _texts(detail: Any) -> list[Any]:
-    return list(detail) if isinstance(detail, list | tuple) else [detail]
+def _told(detail: Any, field: str) -> Iterator[tuple[str, str]]:
+    """Yield what is told of each field, and of those within it as `scopes[0]` or `model_budgets[1].model`."""
+    if isinstance(detail, dict):
+        for name, inner in detail.items():
+            yield from _told(inner, _within(field, name))
+    elif isinstance(detail, list | tuple):
+        for number, inner in enumerate(detail):
+            yield from _told(inner, _within(field, number) if isinstance(inner, dict) else field)
+    else:
+        yield field, str(detail)
+
+
+def _within(field: str, name: str | int) -> str:
+    if isinstance(name, int):
+        return f"{field}[{name}]"
+    if not field or name == NON_FIELD:
+        return field or name
+    return f"{field}.{name}"
 
 
 def json_error(request: HttpRequest, error: api.ApiError) -> JsonResponse:

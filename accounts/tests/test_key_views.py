@@ -148,6 +148,31 @@ class TestCreation:
         assert told["expires_at"].startswith(end[:19])
 
     @pytest.mark.parametrize(
+        ("body", "field", "message"),
+        [
+            ({"name": 5}, "name", "Must be a text."),
+            ({"name": True}, "name", "Must be a text."),
+            ({"name": "two\nlines"}, "name", "Must be one line, without control characters."),
+            ({"name": "two\u2028lines"}, "name", "Must be one line, without control characters."),
+            ({"name": "bell\u0007"}, "name", "Must be one line, without control characters."),
+            ({"name": "a", "scopes": ["chat", "everything"]}, "scopes[1]", '"everything" is not a valid choice.'),
+            ({"name": "a", "models": [5]}, "models[0]", "Must be a text."),
+            ({"name": "a", "model_budgets": [{"monthly_token_budget": 1}]}, "model_budgets[0].model", "This field"),
+            ({"name": "a", "model_budgets": [{"model": "m"}]}, "model_budgets[0]", "Set a budget"),
+        ],
+    )
+    def test_it_says_what_is_wrong_where(self, manager: IssuedKey, body: Any, field: str, message: str) -> None:
+        answer = send("POST", "/keys", manager, body)
+        assert error_fields(answer) == [field]
+        (text,) = answer.json()["errors"][field]
+        assert text.startswith(message)
+        assert not ApiKey.objects.filter(name=body["name"]).exists()
+
+    @pytest.mark.parametrize("name", ["naïve café", "鍵", "👩‍💻 laptop", "a'; --"])
+    def test_it_takes_a_name_of_any_script(self, manager: IssuedKey, name: str) -> None:
+        assert send("POST", "/keys", manager, {"name": name}).json()["name"] == name
+
+    @pytest.mark.parametrize(
         ("field", "value"),
         [
             ("scopes", ["chat", "keys:manage"]),
@@ -190,7 +215,8 @@ class TestCreation:
         asked = {"name": "more", field: value}
         if field == "scopes" and "keys:manage" in value:
             asked["scopes"] = ["summarize"]
-        assert error_fields(send("POST", "/keys", limited, asked)) == [field]
+        (told,) = error_fields(send("POST", "/keys", limited, asked))
+        assert told.partition("[")[0] == field
         assert not ApiKey.objects.filter(name="more").exists()
 
     @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ def test_it_knows_nothing_of_other_exceptions() -> None:
         ({"field": "one"}, {"field": ["one"]}),
         (["one"], {"non_field_errors": ["one"]}),
         ("one", {"non_field_errors": ["one"]}),
+        ({"scopes": {0: ["one"], 2: ["two", "three"]}}, {"scopes[0]": ["one"], "scopes[2]": ["two", "three"]}),
+        ({"budgets": [{}, {"model": ["one"]}]}, {"budgets[1].model": ["one"]}),
+        ({"budgets": [{"non_field_errors": ["one"]}]}, {"budgets[0]": ["one"]}),
+        ({"budgets": {"non_field_errors": ["one"]}}, {"budgets": ["one"]}),
+        ({"outer": {"inner": {"field": ["one"]}}}, {"outer.inner.field": ["one"]}),
     ],
 )
 def test_it_tells_validation_errors_by_field(detail: Any, errors: dict[str, list[str]]) -> None:
@@ -109,7 +114,7 @@ def test_it_makes_answers_outside_drf_as_drf_makes_them() -> None:
 
 
 def test_it_answers_500_outside_drf_too(api: Api, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiapi.page_middleware.AdminLoginLimit._is_over", lambda self, request: 1 / 0)
+    monkeypatch.setattr("aiapi.page_middleware.count_attempt", lambda request, **options: 1 / 0)
     answer = api.post("/admin/login/", b"", key=None)
     assert answer.status_code == 500
     assert answer.json()["detail"] == "Internal server error"
