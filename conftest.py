@@ -57,6 +57,12 @@ def _redis_databases() -> Iterator[list[redis_client.Redis]]:
         client.close()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _static_files_when_asked_for() -> None:
+    """Look for static files when one is asked for: each test's client would list a thousand of them at its start."""
+    settings.WHITENOISE_AUTOREFRESH = True
+
+
 @pytest.fixture(autouse=True)
 def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     """Begin without what an earlier test left in Redis, in caches, or in this process."""
