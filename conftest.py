@@ -79,8 +79,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
     for alias in () if settings.CACHE_URL else settings.CACHES:
         caches[alias].clear()
-    guard.paused_until = float("-inf")
-    known = (directory, catalog, breakers, llm_health, claims, recent_report, recent_readiness)
+    known = (directory, catalog, breakers, guard, llm_health, claims, recent_report, recent_readiness)
     for forget in (reset_limits, directory._outage.over, *(each.forget for each in known)):
         forget()
 

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from accounts.addresses import rate_limit_group_key
 from accounts.exceptions import TooManyFailures
+from accounts.limits import state_store_is_away
 from accounts.outage import Outage
 
 log = structlog.get_logger(__name__)
@@ -54,7 +55,7 @@ class AttemptsCache(RedisCache):  # type: ignore[misc]  # django-redis is not ty
 
     def _ask(self, method: Callable[[], Any]) -> Any:
         outage = outages[self._server]
-        if not outage.may_ask():
+        if state_store_is_away(beside=self._server) or not outage.may_ask():
             return None
         try:
             answer = method()

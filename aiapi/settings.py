@@ -94,6 +94,16 @@ CACHE_URL = ENV.url(
     help="Redis for cached answers, never a cluster; default: REDIS_URL, or the process's memory",
 )
 CACHE_TTL = ENV.integer("CACHE_TTL", 3600, minimum=1, help="seconds for which an answer is kept in the cache")
+CACHE_BYTES = ENV.integer(
+    "CACHE_BYTES",
+    67_108_864,
+    minimum=0,
+    maximum=2**40,
+    help="bytes of answers in the cache at most, unless its Redis evicts by itself (allkeys-lru)",
+)
+CACHE_ANSWER_BYTES = ENV.integer(
+    "CACHE_ANSWER_BYTES", 1_048_576, minimum=0, maximum=2**31 - 1, help="longest answer that is cached"
+)
 REDIS_TIMEOUT = ENV.number(
     "REDIS_TIMEOUT", 0.25, minimum=0.01, maximum=10, help="seconds that one call to Redis may take"
 )

@@ -9,8 +9,9 @@ import environ
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-#: Caches that deal with a Redis that is away by themselves.
-BACKENDS = {"attempts": "accounts.attempts.AttemptsCache"}
+#: By alias: the backends in the process and in Redis, where it is not Django's and django-redis's own.
+PROCESS_BACKENDS = {"answers": "inference.answer_caches.ProcessAnswers"}
+REDIS_BACKENDS = {"answers": "inference.answer_caches.RedisAnswers", "attempts": "accounts.attempts.AttemptsCache"}
 #: Seconds that a statement waits for another process's write to a SQLite file.
 SQLITE_BUSY_TIMEOUT = 20
 SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
@@ -72,18 +73,18 @@ def cache_settings(url: str, *, ttl: int, timeout: float) -> dict[str, dict[str,
 def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any]:
     if not url:
         return {
-            "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+            "BACKEND": PROCESS_BACKENDS.get(alias, "django.core.cache.backends.locmem.LocMemCache"),
             "LOCATION": alias,
             "TIMEOUT": lifetime,
             "OPTIONS": {"MAX_ENTRIES": 10_000},
         }
     return {
-        "BACKEND": BACKENDS.get(alias, "django_redis.cache.RedisCache"),
+        "BACKEND": REDIS_BACKENDS.get(alias, "django_redis.cache.RedisCache"),
         "LOCATION": url,
         "TIMEOUT": lifetime,
         "KEY_PREFIX": f"aiapi:{alias}",
         "OPTIONS": {
-            "IGNORE_EXCEPTIONS": alias not in ("answers", *BACKENDS),
+            "IGNORE_EXCEPTIONS": alias not in REDIS_BACKENDS,
             "LOG_IGNORED_EXCEPTIONS": True,
             "SOCKET_CONNECT_TIMEOUT": timeout,
             "SOCKET_TIMEOUT": timeout,

@@ -2,14 +2,16 @@
 
 The account comes first in every key, as an argument that can't be left out: no answer crosses from one to another.
 
-Failure policy: a cache that is away costs time, never an answer. A call that fails (REDIS_TIMEOUT at the latest) is
-logged, and the cache is left alone for PAUSE_SECONDS, so that a broken one slows one call a second and not all.
+Failure policy: a cache that is away costs time, never an answer. A call that gets no answer (in REDIS_TIMEOUT at the
+latest) is logged, and no further call waits for the cache until a thread that asks it every PROBE_SECONDS gets one. In
+the Redis of the limits it is away when they say so. An answer that can't be kept, for want of room, is not kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +19,14 @@ from typing import Any, TypeVar
 
 import structlog
 from django.conf import settings
-from django.core.cache import caches
 from django_redis.exceptions import ConnectionInterrupted
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from accounts.limits import state_store_is_away
 from inference import prompts
+from inference.answer_caches import answer_cache
 
-PAUSE_SECONDS = 1.0
+PROBE_SECONDS = 1.0
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -55,22 +58,57 @@ def answer_key(
 
 
 class _Guard:
-    """Carries the module's failure policy: one state a process, of when the cache may be asked again."""
+    """Carries the module's failure policy: one state a process, of whether the cache may be asked."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self.paused_until = float("-inf")
+    def __init__(self) -> None:
+        self.is_away = False
+        self._lock = threading.Lock()
+        self._probing = False
 
     def call(self, operation: Callable[[], T]) -> T | None:
         """Return what the operation returns; None while the cache is left alone or when it fails."""
-        if self.clock() < self.paused_until:
+        if self.is_away or state_store_is_away(beside=settings.CACHES[settings.ANSWER_CACHE].get("LOCATION", "")):
             return None
         try:
             return operation()
+        except ResponseError as error:  # it is there, and says no: for want of memory, say
+            log.warning("cache_refused", cause=type(error).__name__)
         except (ConnectionInterrupted, RedisError, OSError) as error:
-            self.paused_until = self.clock() + PAUSE_SECONDS
             log.warning("cache_failed", cause=type(error.__cause__ or error).__name__)
-            return None
+            self._leave_alone()
+        return None
+
+    def forget(self) -> None:
+        """Ask the cache again."""
+        self.is_away = False
+
+    def _leave_alone(self) -> None:
+        with self._lock:
+            self.is_away = True
+            if self._probing:
+                return
+            self._probing = True
+        threading.Thread(target=self._probe, name="cache-probe", daemon=True).start()
+
+    def _probe(self) -> None:
+        """Ask the cache until it answers, beside the calls."""
+        while True:
+            time.sleep(PROBE_SECONDS)
+            if not self.is_away or _answers():
+                with self._lock:
+                    self.is_away = self._probing = False
+                return
+
+
+def _answers() -> bool:
+    try:
+        answer_cache().get("probe")
+    except ResponseError:
+        return True
+    except (ConnectionInterrupted, RedisError, OSError):
+        return False
+    log.info("cache_is_back")
+    return True
 
 
 guard = _Guard()
@@ -78,7 +116,7 @@ guard = _Guard()
 
 def look_up(key: str) -> CachedAnswer | None:
     """Return the answer under a key; None if there is none, or the cache is away or holds something unreadable."""
-    stored = guard.call(lambda: caches[settings.ANSWER_CACHE].get(key))
+    stored = guard.call(lambda: answer_cache().get(key))
     if stored is None:
         return None
     try:
@@ -88,8 +126,9 @@ def look_up(key: str) -> CachedAnswer | None:
         return None
 
 
-def store(key: str, answer: CachedAnswer) -> None:
-    """Keep an answer for CACHE_TTL seconds."""
+def store(key: str, answer: CachedAnswer, *, account_id: int) -> None:
+    """Keep an account's answer for CACHE_TTL seconds, unless it is longer than CACHE_ANSWER_BYTES."""
     fields = {name: getattr(answer, name) for name in CachedAnswer.__slots__}
     text = json.dumps(fields, separators=(",", ":"))
-    guard.call(lambda: caches[settings.ANSWER_CACHE].set(key, text))
+    if len(text) <= settings.CACHE_ANSWER_BYTES:
+        guard.call(lambda: answer_cache().keep(account_id, key, text))

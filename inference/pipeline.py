@@ -173,7 +173,7 @@ def share_answer(progress: Progress, answer: cache.CachedAnswer, *, is_filtered:
     if progress.cache_key is not None and progress.call.writes_cache and not progress.bill.is_cut:
         if not is_filtered and (progress.flight is None or flights.may_store(progress.flight)):
             with progress.caller.trace.stage("cache"):
-                cache.store(progress.cache_key, answer)
+                cache.store(progress.cache_key, answer, account_id=progress.caller.identity.account_id)
         leave_flight(progress, answer=answer)
 
 

@@ -1,7 +1,8 @@
 """Is the service able to answer? Checks by name, registered by the rooms that know.
 
-A check returns OK, DEGRADED or AWAY, never an exception's text: what is wrong is in the log. The service as a whole is
-unhealthy only when the database is away; anything else that is away leaves it degraded.
+A check returns OK, DEGRADED or AWAY, or raises Unwell with a reason that anybody may read; of any other exception no
+text gets out: what is wrong is in the log. The service as a whole is unhealthy only when the database is away; anything
+else that is away leaves it degraded.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +19,7 @@ from django.conf import settings
 from django.core.cache import caches
 from django.db import connection
 
-from accounts.limits import get_limits
+from accounts.limits import get_limits, write_refusal
 from monitoring.backlog import ingest_backlog
 
 #: Seconds that a record may wait for the ingester before that is called a lag.
@@ -36,6 +38,22 @@ class Health(StrEnum):
     AWAY = "unhealthy"
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check said, and why, where that is known."""
+
+    health: Health
+    reason: str = ""
+
+
+class Unwell(Exception):
+    """What a check found wrong. The reason is told to anybody: a sentence without addresses and names."""
+
+    def __init__(self, health: Health, reason: str) -> None:
+        super().__init__(reason)
+        self.finding = Finding(health, reason)
+
+
 T = TypeVar("T")
 Check = Callable[[], Health]
 _checks: dict[str, Check] = {}
@@ -46,21 +64,23 @@ def register_check(name: str, check: Check) -> None:
     _checks[name] = check
 
 
-def check_each() -> dict[str, Health]:
+def check_each() -> dict[str, Finding]:
     """Run all checks; return what each says."""
     return {name: probe(name, check) for name, check in _checks.items()}
 
 
 def health_report() -> dict[str, Any]:
-    """Run all checks; return `{status, checks, response_time_ms}`."""
+    """Run all checks; return `{status, checks, response_time_ms}`, and `reasons` where any are known."""
     began = time.perf_counter()
-    results = {"api": Health.OK} | {name: probe(name, check) for name, check in _checks.items()}
-    status = Health.OK if all(result is Health.OK for result in results.values()) else Health.DEGRADED
-    if results.get("database") is Health.AWAY:
+    results = {"api": Finding(Health.OK)} | check_each()
+    status = Health.OK if all(found.health is Health.OK for found in results.values()) else Health.DEGRADED
+    if results["database"].health is Health.AWAY:
         status = Health.AWAY
+    reasons = {name: found.reason for name, found in results.items() if found.reason}
     return {
         "status": str(status),
-        "checks": {name: str(result) for name, result in results.items()},
+        "checks": {name: str(found.health) for name, found in results.items()},
+        **({"reasons": reasons} if reasons else {}),
         "response_time_ms": round((time.perf_counter() - began) * 1000, 1),
     }
 
@@ -105,10 +125,15 @@ def cache_health() -> Health:
 
 
 def limits_health() -> Health:
-    """Ask the limits' backend whether it does without its store."""
+    """Ask the limits' backend whether it does without its store, and whether that can still be written to."""
     limits = get_limits()
     limits.now()
-    return Health.DEGRADED if getattr(limits, "is_degraded", False) else Health.OK
+    if getattr(limits, "is_degraded", False):
+        raise Unwell(Health.DEGRADED, "Redis is away: rates are kept per process, and calls under a budget get 503.")
+    refusal = write_refusal()
+    if refusal is not None:
+        raise Unwell(Health.DEGRADED, f"Redis takes no writes: {refusal}. New calls get 503 until it does.")
+    return Health.OK
 
 
 def ingest_health() -> Health:
@@ -116,17 +141,19 @@ def ingest_health() -> Health:
     return Health.DEGRADED if ingest_backlog().seconds > LAG_SECONDS else Health.OK
 
 
-def probe(name: str, check: Check) -> Health:
-    """Run one check; whatever it raises means that what it asks is away."""
+def probe(name: str, check: Check) -> Finding:
+    """Run one check; whatever it raises beside Unwell means that what it asks is away."""
     try:
-        return check()
+        return Finding(check())
+    except Unwell as unwell:
+        return unwell.finding
     except Exception as error:  # noqa: BLE001  # a check fails in whatever way its driver has; the log names it
         log.warning("health_check_failed", check=name, cause=type(error).__name__)
-        return Health.AWAY
+        return Finding(Health.AWAY)
 
 
 recent_report = Remembered(health_report)
-recent_readiness = Remembered(lambda: probe("database", database_health))
+recent_readiness = Remembered(lambda: probe("database", database_health).health)
 
 register_check("database", database_health)
 register_check("cache", cache_health)

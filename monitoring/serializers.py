@@ -125,6 +125,9 @@ class HealthAnswer(serializers.Serializer[Any]):
 
     status = serializers.ChoiceField(choices=[str(state) for state in Health])
     checks = serializers.DictField(child=serializers.ChoiceField(choices=[str(state) for state in Health]))
+    reasons = serializers.DictField(
+        child=serializers.CharField(), required=False, help_text="Of parts that are not well, where it is known."
+    )
     response_time_ms = serializers.FloatField()
 
 

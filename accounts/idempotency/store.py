@@ -6,19 +6,23 @@ An account keeps at most IDEMPOTENCY_BYTES: an answer that there is no room for 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import Sum
 from django.utils import timezone
 
+from accounts.limits import ask_state_store
 from accounts.limits.redis import redis_client
 from accounts.models import IdempotentAnswer
+from accounts.room import KEPT_SHARE, ROOM
 
 LEASE_SECONDS = 15
 KEPT_SECONDS = 24 * 3600
@@ -27,6 +31,8 @@ CLEARED_ROWS = 20
 #: Bytes that an answer takes beside itself, roughly, and rows that one statement drops (SQLite bounds its parameters).
 OVERHEAD = 300
 DROPPED_AT_ONCE = 500
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +94,12 @@ class Store(Protocol):
 
 
 class RedisStore:
-    """One key with JSON in it: the lease for a short time, then the answer for a long one. Raises RedisError."""
+    """One key with JSON in it: the lease for a short time, then the answer for a long one. Raises RedisError.
 
-    KEEP = Path(__file__).with_name("keep.lua").read_text()
+    It is the Redis of the limits, so while they know that it is away, nobody waits for it here either.
+    """
+
+    KEEP = ROOM + Path(__file__).with_name("keep.lua").read_text()
     RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('EXPIRE', KEYS[1], ARGV[2]) or 0"
     RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
 
@@ -99,32 +108,39 @@ class RedisStore:
 
     def take(self, lease: Lease) -> Held | None:
         """Take the lease, or see what is there. A lease that runs out between the two commands counts as running."""
+        attempts = itertools.count()
+        return ask_state_store(lambda: self._take(lease, again=next(attempts) > 0))
+
+    def _take(self, lease: Lease, *, again: bool) -> Held | None:
         if self._client.set(_place(lease), lease.text, nx=True, ex=LEASE_SECONDS):
             return None
         stored = self._client.get(_place(lease))
         value = json.loads(stored) if stored else {}
+        if again and value.get("token") == lease.token:  # by the call before, whose reply was lost
+            return None
         answer = value.get("answer")
         return Held(value.get("fingerprint", lease.fingerprint), KeptAnswer.from_json(answer) if answer else None)
 
     def renew(self, lease: Lease) -> None:
         """Prolong the lease."""
-        self._client.eval(self.RENEW, 1, _place(lease), lease.text, LEASE_SECONDS)
+        self._eval(self.RENEW, [_place(lease)], lease.text, LEASE_SECONDS)
 
     def finish(self, lease: Lease, answer: KeptAnswer) -> None:
-        """Keep the answer for a day, and drop what there is no room for."""
+        """Keep the answer for a day, and drop what there is no room for; give the lease back if there is none."""
         value = json.dumps({"fingerprint": lease.fingerprint, "answer": answer.as_json()})
-        size = len(value) + OVERHEAD
-        if size > settings.IDEMPOTENCY_BYTES:
-            self.release(lease)
-            return
+        size, most = len(value) + OVERHEAD, settings.IDEMPOTENCY_BYTES
         places = [_place(lease), *(f"{_folder(lease)}{part}" for part in ("order", "sizes"))]
-        self._client.eval(
-            self.KEEP, len(places), *places, value, KEPT_SECONDS, lease.name, size, settings.IDEMPOTENCY_BYTES
-        )
+        arguments = (value, KEPT_SECONDS, lease.name, size, most, KEPT_SHARE)
+        if size > most or not self._eval(self.KEEP, places, *arguments):
+            log.warning("idempotent_answer_not_kept", bytes=size)
+            self.release(lease)
 
     def release(self, lease: Lease) -> None:
         """Give the lease back."""
-        self._client.eval(self.RELEASE, 1, _place(lease), lease.text)
+        self._eval(self.RELEASE, [_place(lease)], lease.text)
+
+    def _eval(self, source: str, keys: list[str], *arguments: str | int | float) -> Any:
+        return ask_state_store(lambda: self._client.eval(source, len(keys), *keys, *arguments))
 
 
 class DatabaseStore:

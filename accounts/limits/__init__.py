@@ -4,16 +4,22 @@ Settings: `REDIS_URL` (empty: in process), `REDIS_TIMEOUT`, `LIMITS_LEASE_SECOND
 above them is installed by those when Django starts; see install.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 
 from accounts.limits.bounds import Amount
-from accounts.limits.contract import DEFAULT_LEASE_SECONDS, LimitBackend, Subject
+from accounts.limits.contract import DEFAULT_LEASE_SECONDS, LimitBackend, Subject, Unavailable
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.journal import Journal, NoJournal
 from accounts.limits.memory import MemoryBackend
@@ -22,8 +28,19 @@ from accounts.limits.redis import RedisBackend, redis_client, wire_for
 from accounts.limits.seeding import BulkSeeder, Seeder
 from accounts.limits.wire import PROBE_TIMEOUT, READ_TIMEOUT
 
-__all__ = ["get_limits", "install", "reset_limits", "settled_in_database"]
+__all__ = [
+    "ask_state_store",
+    "get_limits",
+    "install",
+    "reset_limits",
+    "settled_in_database",
+    "state_store_is_away",
+    "write_refusal",
+]
 
+REDIS_PORT = 6379
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 Sink = Callable[[Record], None]
 
 
@@ -91,6 +108,54 @@ def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subj
     if _process.parts.bulk_seeder is None:
         raise ImproperlyConfigured("accounts.limits needs a bulk seeder: see accounts.limits.install")
     return _process.parts.bulk_seeder(subjects, month)
+
+
+def ask_state_store(call: Callable[[], T]) -> T:
+    """Ask the Redis of the limits for something else, as they do: at once in vain while they know that it is away.
+
+    The call may be made again where its reply was lost. Raises RedisError.
+    """
+    limits = get_limits()
+    if not isinstance(limits, FailoverBackend):
+        return call()
+    try:
+        return limits.either(call, _raise_away)
+    except Unavailable as error:
+        raise error.__cause__ if isinstance(error.__cause__, RedisError) else RedisConnectionError() from error
+
+
+def _raise_away() -> NoReturn:
+    raise RedisConnectionError("the Redis of the limits is away")
+
+
+def state_store_is_away(*, beside: str) -> bool:
+    """Say whether the limits know that their Redis is away, and the URL `beside` names the same server."""
+    return (
+        bool(settings.REDIS_URL)
+        and _same_server(settings.REDIS_URL, beside)
+        and getattr(get_limits(), "is_degraded", False)
+    )
+
+
+def write_refusal() -> str | None:
+    """Say why the Redis of the limits takes no writes though it answers; None if it takes them, or is away."""
+    limits = get_limits()
+    if not isinstance(limits, FailoverBackend) or not isinstance(limits.primary, RedisBackend) or limits.is_degraded:
+        return None
+    try:
+        limits.primary.check_writes()
+    except ResponseError as error:
+        logger.error("limits: Redis refuses writes: %s", error)
+        return "its memory is full (maxmemory)" if "OOM" in str(error) else "its answer is in the log"
+    except RedisError:
+        return None
+    return None
+
+
+@lru_cache(maxsize=8)
+def _same_server(url: str, other: str) -> bool:
+    first, second = ((parts.hostname, parts.port or REDIS_PORT) for parts in map(urlsplit, (url, other)))
+    return first == second
 
 
 def reset_limits() -> None:

@@ -7,7 +7,7 @@ looked up when a node says that they have moved, or can't be reached, by one cal
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +61,11 @@ class ClusterWire:
     def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         """Run a script many times, one after the other: they may be for different nodes."""
         return [self.call(script, prefix, arguments) for prefix, arguments in calls]
+
+    def one_a_node(self, prefixes: Sequence[str]) -> Collection[str]:
+        """Give one of each node, as the slots lie now."""
+        slots = self._looked_up()
+        return {_owner(slots, prefix): prefix for prefix in prefixes}.values()
 
     def ping(self) -> None:
         """Raise unless every primary answers that all is well: an account lives on one, and none may be missing."""

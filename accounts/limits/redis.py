@@ -33,7 +33,7 @@ from accounts.limits.contract import (
     binding,
 )
 from accounts.limits.months import DAY, month_end, month_of
-from accounts.limits.scripts import load
+from accounts.limits.scripts import load, script
 from accounts.limits.seeding import BulkSeeder, LedgerMissing, Seeder, SeedingBackend
 from accounts.limits.wire import Argument, Wire
 
@@ -48,6 +48,7 @@ RESERVE_LIMITS = (  # by their numbers in reserve.lua
     LimitName.MONTHLY_TOKENS,
     LimitName.MONTHLY_COST,
 )
+_WRITE = script(b"redis.call('SET', KEYS[1] .. 'written', 1, 'EX', 10)")
 
 
 def prefix_of(shard: int) -> str:
@@ -82,6 +83,11 @@ class RedisBackend(SeedingBackend):
     def now(self) -> int:
         """Give the time (µs) by Redis's clock."""
         return int(self._call("now", 0, ()))
+
+    def check_writes(self) -> None:
+        """Write to every node; raises ResponseError where one answers and refuses that."""
+        for prefix in self.wire.one_a_node([prefix_of(shard) for shard in range(SHARDS)]):
+            self.wire.call(_WRITE, prefix, ())
 
     def admit(self, scope: Scope, operation: str) -> Admission:
         """Count one request against all subjects, or none."""

@@ -11,7 +11,7 @@ tried once more.
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -40,6 +40,9 @@ class Wire(Protocol):
 
     def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         """Run a script for each prefix with its arguments, in order; where it can, in one round trip."""
+
+    def one_a_node(self, prefixes: Sequence[str]) -> Collection[str]:
+        """Give, of shards' prefixes, one of each node."""
 
     def ping(self) -> None:
         """Raise unless Redis answers within PROBE_TIMEOUT, over a connection of its own."""
@@ -74,6 +77,10 @@ class DirectWire:
         (prefix, arguments), *rest = calls
         first = self.call(script, prefix, arguments)
         return [first, *self._commands([("EVALSHA", script.sha, 1, prefix, *each) for prefix, each in rest])]
+
+    def one_a_node(self, prefixes: Sequence[str]) -> Collection[str]:
+        """Give the first: all are on one node."""
+        return prefixes[:1]
 
     def ping(self) -> None:
         """Raise unless Redis answers."""

@@ -123,6 +123,20 @@ def _takes(client: Any) -> bool:
         return False
 
 
+def test_it_notices_a_node_that_takes_no_writes(nodes: list[Redis], backend: RedisBackend) -> None:
+    backend.check_writes()
+    for node in nodes:
+        full: Any = redis.Redis.from_url(node.url)
+        full.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(redis.ResponseError, match="OOM"):
+                backend.check_writes()
+        finally:
+            full.config_set("maxmemory", 0)
+            full.close()
+    backend.check_writes()
+
+
 def test_it_follows_a_slot_that_has_moved(nodes: list[Redis], url: str) -> None:
     wire = wire_for(redis_client(url, read_timeout=5))
     assert isinstance(wire, ClusterWire)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 from django.conf import LazySettings
@@ -14,6 +12,7 @@ from django.test import Client
 from accounts import attempts
 from accounts.outage import Outage
 from aiapi.stores import cache_settings
+from tests.silent import Silent, silent_server
 
 WAIT = 0.2  # seconds
 BAD_KEYS = 5
@@ -22,24 +21,10 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def paused() -> Iterator[socket.socket]:
-    """Run a Redis that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setblocking(False)
+def silent() -> Iterator[Silent]:
+    """Run a Redis that never answers."""
+    with silent_server() as server:
         yield server
-
-
-def url_of(server: socket.socket) -> str:
-    """Return its URL."""
-    return f"redis://127.0.0.1:{server.getsockname()[1]}/0"
-
-
-def connections(server: socket.socket) -> int:
-    """Count who has called."""
-    with suppress(BlockingIOError):
-        server.accept()[0].close()
-        return 1 + connections(server)
-    return 0
 
 
 def keep_attempts_in(url: str, settings: LazySettings) -> None:
@@ -54,12 +39,12 @@ def send_bad_keys() -> list[int]:
 
 
 def test_it_lets_one_bad_key_wait_and_no_others(
-    paused: socket.socket, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
+    silent: Silent, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep_attempts_in(url_of(paused), settings)
-    monkeypatch.setitem(attempts.outages, url_of(paused), Outage(lambda: 0.0))
+    keep_attempts_in(silent.redis_url, settings)
+    monkeypatch.setitem(attempts.outages, silent.redis_url, Outage(lambda: 0.0))
     assert send_bad_keys() == [401] * BAD_KEYS
-    assert connections(paused) == 1
+    assert silent.calls() == 1
 
 
 def test_it_counts_in_redis(redis_url: str, settings: LazySettings) -> None:

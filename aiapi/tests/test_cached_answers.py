@@ -12,6 +12,7 @@ import pytest
 from django.conf import LazySettings
 from django.core.cache import caches
 
+from accounts.limits import get_limits, reset_limits
 from accounts.tests.factories import make_key
 from aiapi.stores import cache_settings
 from inference import cache
@@ -19,6 +20,8 @@ from inference.cache import CachedAnswer, answer_key
 from inference.tests.fixtures import PROMPT, Api, LogLines, Records
 from inference.upstream.fake import FakeUpstream
 from launch.system import free_port
+from tests.processes import wait_until
+from tests.silent import Silent, silent_server
 from tests.stores import Redis
 
 ANSWER = CachedAnswer({"choices": [{"message": {"content": "text"}}]}, 3, 1, 2, "openai/m")
@@ -50,7 +53,7 @@ def test_it_works_over_redis(api: Api, upstream: FakeUpstream, settings: LazySet
     set_cache(settings, redis_url)
     caches["answers"].clear()
     key = answer_key(1, endpoint="chat", model="m", payload={"text": PROMPT})
-    cache.store(key, ANSWER)
+    cache.store(key, ANSWER, account_id=1)
     assert cache.look_up(key) == ANSWER
     answers: Any = caches["answers"]
     assert 0 < answers.ttl(key) <= 3600
@@ -79,17 +82,55 @@ def test_it_loses_a_fraction_of_a_second_to_a_redis_that_hangs(
         assert api.chat()["X-Cache"] == "MISS"
         spent.append(time.monotonic() - began)
     assert spent[0] < settings.REDIS_TIMEOUT + 0.75
-    assert min(spent[1:]) < settings.REDIS_TIMEOUT  # left alone meanwhile; on a busy machine not each of them is quick
+    assert min(spent[1:]) < settings.REDIS_TIMEOUT  # left alone; on a busy machine not each of them is quick
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    """Listen as a Redis that never answers."""
+    with silent_server() as server:
+        yield server
+
+
+def test_it_lets_no_request_wait_for_a_cache_that_is_away(
+    silent: Silent, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "PROBE_SECONDS", 0.1)
+    set_cache(settings, silent.redis_url)
+    assert cache.look_up("key") is None
+    assert silent.calls() == 1
+    began, asked = time.monotonic(), 0
+    while time.monotonic() - began < 1:
+        cache.look_up("key")
+        cache.store("key", ANSWER, account_id=1)
+        asked += 1
+    assert asked > 100, "without a wait"
+    assert silent.calls() > 1, "it is asked whether it is back beside them"
+
+
+def test_it_believes_the_limits_that_their_redis_is_away(
+    silent: Silent, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accounts.limits.failover.MEND_INTERVAL", 60.0)
+    settings.REDIS_URL = silent.redis_url
+    set_cache(settings, settings.REDIS_URL.replace("/0", "/1"))
+    reset_limits()
+    assert get_limits().now()
+    assert silent.calls() == 2
+    assert cache.look_up("key") is None
+    assert silent.calls() == 0
+    assert not cache.guard.is_away
+    reset_limits()
 
 
 def test_it_comes_back_by_itself(
     api: Api, upstream: FakeUpstream, settings: LazySettings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(cache, "PROBE_SECONDS", 0.2)
     set_cache(settings, redis.url)
     caches["answers"].clear()
     os.kill(redis.process.pid, signal.SIGSTOP)
     assert api.chat()["X-Cache"] == "MISS"
     os.kill(redis.process.pid, signal.SIGCONT)
-    time.sleep(0.3)
+    wait_until(lambda: not cache.guard.is_away, "the cache to be used again", timeout=5)
     assert [api.chat()["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]

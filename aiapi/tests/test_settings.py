@@ -122,7 +122,8 @@ def test_it_starts_from_a_fresh_clone_with_no_variable_set() -> None:
     assert (found["ENVIRONMENT"], found["IS_PRODUCTION"], found["DEBUG"]) == ("development", False, False)
     assert (found["HOST"], found["PORT"], found["WEB_CONCURRENCY"]) == ("127.0.0.1", 8000, 1)
     assert found["DATABASES"]["default"]["NAME"] == str(BASE_DIR / "var" / "aiapi.sqlite3")
-    assert {each["BACKEND"].rpartition(".")[2] for each in found["CACHES"].values()} == {"LocMemCache"}
+    backends = {each["BACKEND"].rpartition(".")[2] for each in found["CACHES"].values()}
+    assert backends == {"LocMemCache", "ProcessAnswers"}
     assert found["CACHE_TTL"] == found["CACHES"]["answers"]["TIMEOUT"] == 3600
     assert found["CORS_ALLOWED_ORIGINS"] == []
 

@@ -80,7 +80,7 @@ def error_rate() -> Iterator[Condition]:
 CHECKS = {
     "llm": (Alert.Kind.PROVIDER, "The model provider does not answer", "See the providers in the admin."),
     "ingest": (Alert.Kind.INGEST, "Usage records wait for the ingester", "Is manage.py ingest_usage running?"),
-    "limits": (Alert.Kind.DEPENDENCY, "The store of the limits is away", "Limits are kept per process; see Redis."),
+    "limits": (Alert.Kind.DEPENDENCY, "The store of the limits is not well", "Limits are kept per process; see Redis."),
     "cache": (Alert.Kind.DEPENDENCY, "The cache of answers is away", "Nothing is cached; see CACHE_URL."),
 }
 
@@ -99,13 +99,13 @@ class HealthWatch:
 
     def __call__(self) -> Iterator[Condition]:
         """Run the checks and list those that are, or only just were, bad."""
-        for name, health in check_each().items():
-            is_bad = health is not Health.OK
+        for name, found in check_each().items():
+            is_bad = found.health is not Health.OK
             self._bad[name] = self._bad[name] + 1 if is_bad else 0
             self._good[name] = 0 if is_bad else self._good[name] + 1
             if name in CHECKS and self._good[name] < self.good_rounds:
                 kind, title, advice = CHECKS[name]
-                text = f"The health check {name} says: {health}. {advice}"
+                text = f"The health check {name} says: {found.health}. {found.reason or advice}"
                 yield Condition(kind, f"health:{name}", title, text, is_on=self._bad[name] >= self.bad_rounds)
 
     def forget(self) -> None:

@@ -15,7 +15,7 @@ from monitoring.alerts import conditions, watch
 from monitoring.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition
 from monitoring.alerts.turn import Turn
 from monitoring.alerts.watch import Round
-from monitoring.health import Health
+from monitoring.health import Finding, Health
 from monitoring.models import Alert, WatchTurn
 
 pytestmark = pytest.mark.django_db
@@ -30,7 +30,7 @@ def expire() -> None:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Health]:
     """Return what the health checks say, for tests to change."""
     said = {"cache": Health.OK}
-    monkeypatch.setattr(conditions, "check_each", lambda: dict(said))
+    monkeypatch.setattr(conditions, "check_each", lambda: {name: Finding(health) for name, health in said.items()})
     return said
 
 

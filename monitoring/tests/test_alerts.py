@@ -31,7 +31,7 @@ from monitoring.alerts.deliveries import FIRST_PAUSE, MOST_ATTEMPTS, deliveries_
 from monitoring.alerts.episodes import episode_begin, episodes_follow
 from monitoring.alerts.watch import Round
 from monitoring.alerts.webhook import WebhookError, checked_address, signature
-from monitoring.health import Health
+from monitoring.health import Finding, Health
 from monitoring.management.commands.watch import Command as Watch
 from monitoring.models import Alert, AlertDelivery
 from monitoring.tests.samples import recorded
@@ -285,7 +285,8 @@ class TestHealth:
         """Return what makes the check of the provider say something."""
 
         def say(health: Health) -> None:
-            monkeypatch.setattr(conditions, "check_each", lambda: {"llm": health, "database": Health.OK})
+            found = {"llm": Finding(health), "database": Finding(Health.OK)}
+            monkeypatch.setattr(conditions, "check_each", lambda: found)
 
         return say
 
@@ -315,7 +316,7 @@ class TestHealth:
 
 
 def test_it_goes_round_over_everything(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conditions, "check_each", lambda: {"ingest": Health.DEGRADED})
+    monkeypatch.setattr(conditions, "check_each", lambda: {"ingest": Finding(Health.DEGRADED)})
     first = Round(HealthWatch(bad_rounds=1))
     assert first.run() == (1, 1)
     first.turn.give_back()

@@ -19,8 +19,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Look at everything."""
         findings = start_findings()
-        for name, state in health_report()["checks"].items():
-            self.stdout.write(f"{name:10} {state}")
+        report = health_report()
+        for name, state in report["checks"].items():
+            self.stdout.write(f"{name:10} {state} {report.get('reasons', {}).get(name, '')}".rstrip())
         for line in findings.warnings:
             self.stdout.write(f"warning    {line}")
         if findings.problems:
