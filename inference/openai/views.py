@@ -197,11 +197,14 @@ class ModelView(KeyView):
 
     @extend_schema(operation_id="v1_model", summary="See one model", responses=ModelObject)
     def get(self, request: Request, name: str) -> Response:
-        """Show a model that the key may use; raises ModelNotFound for any other."""
-        model = _usable(request).get(name)
-        if model is None:
+        """Show a model that the key may use, under the name or alias that was asked for, as OpenAI does.
+
+        Raises ModelNotFound for any other.
+        """
+        model = catalog.find(name)
+        if model is None or not _identity(request).may_use_model(model.public_name):
             raise ModelNotFound
-        return Response(_shown(model))
+        return Response({**_shown(model), "id": name})
 
 
 class UnsupportedView(KeyView):
@@ -216,8 +219,13 @@ class UnsupportedView(KeyView):
         raise NotFound("This path of OpenAI's API is not supported here.")
 
 
-def _usable(request: Request) -> dict[str, CatalogModel]:
+def _identity(request: Request) -> Identity:
     identity: Identity = request._request.identity  # type: ignore[attr-defined]
+    return identity
+
+
+def _usable(request: Request) -> dict[str, CatalogModel]:
+    identity = _identity(request)
     return {name: model for name, model in sorted(catalog.models().items()) if identity.may_use_model(name)}
 
 
