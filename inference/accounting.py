@@ -78,7 +78,7 @@ class Bill:
         answer = self._reserve()
         if isinstance(answer, Refusal):
             raise refusal_error(answer)
-        self._reserved = answer
+        self._hold(answer)
 
     def covers_another(self) -> bool:
         """Take the bound once more, for an attempt after one that may be billed; False if a limit has no room."""
@@ -88,8 +88,13 @@ class Bill:
             return False
         if isinstance(answer, Refusal):
             return False
-        self._reserved = answer
+        self._hold(answer)
         return True
+
+    def _hold(self, reserved: Reserved) -> None:
+        """Note what is held, and what it leaves of the rates, which the answer's headers tell."""
+        self._reserved = reserved
+        self.caller.token_windows[:] = reserved.tokens
 
     def charge_bound(self) -> None:
         """Charge an attempt that failed and may be billed: nobody knows how much, so all that it could be."""

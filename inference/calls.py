@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from accounts.limits.contract import Admission
+from accounts.limits.contract import Admission, Window
 from accounts.snapshots import Identity
 from inference.surfaces.base import Body, Surface
 from monitoring.trace import Trace
@@ -33,11 +33,12 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, in which request."""
+    """Who asks, in which request. `token_windows` are those that the call's latest reservation left, if it has any."""
 
     identity: Identity
     trace: Trace
     admission: Admission
+    token_windows: list[Window | None] = field(default_factory=list, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

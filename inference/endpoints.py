@@ -52,6 +52,7 @@ class ModelEndpoint(KeyView):
     throttle_classes = [RequestRateThrottle]
     content_negotiation_class = StreamOrJSON
     endpoint: str
+    _caller: Caller | None = None
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
         """Hand a chunked body to the parser: DRF takes a body without a length for none."""
@@ -61,9 +62,11 @@ class ModelEndpoint(KeyView):
         return wrapped
 
     def caller(self, request: Request) -> Caller:
-        """Return who asks, in which request."""
-        plain = request._request
-        return Caller(plain.identity, plain.trace, plain.admission)  # type: ignore[attr-defined]
+        """Return who asks, in which request: one caller for all of it."""
+        if self._caller is None:
+            plain = request._request
+            self._caller = Caller(plain.identity, plain.trace, plain.admission)  # type: ignore[attr-defined]
+        return self._caller
 
     def respond(self, answer: Answer, body: dict[str, Any]) -> Response:
         """Make the answer with the headers that tell where it came from and what it cost."""
@@ -89,7 +92,10 @@ class ModelEndpoint(KeyView):
         return event_response(stream, _stream_headers(progress))
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
-        """Record what the pipeline did not, and say what the platform itself took, by stage."""
+        """Record what the pipeline did not, and say what is left of the rates and what the platform took, by stage."""
+        if self._caller is not None and self._caller.token_windows:
+            left = self._caller.admission.with_tokens(self._caller.token_windows)
+            request._request.admission = left  # type: ignore[attr-defined]
         response = super().finalize_response(request, response, *args, **kwargs)
         trace: Trace = request._request.trace  # type: ignore[attr-defined]
         if getattr(request._request, "admission", None) is not None and not (trace.is_recorded or response.streaming):

@@ -81,6 +81,14 @@ def test_it_forwards_each_chunk_as_soon_as_it_comes(platform: Platform) -> None:
     assert [later - earlier for earlier, later in pairwise(times[:6])] == [pytest.approx(0.2, abs=0.1)] * 5
 
 
+def test_it_tells_the_tokens_that_it_leaves_to_others(platform: Platform) -> None:
+    key = set_up(platform.service, [], account="metered", tokens_per_minute=100_000)
+    stream = Stream(platform.service, asked(MODEL, max_tokens=500), key=key)
+    told = int(stream.answer().headers["x-ratelimit-remaining-tokens"])
+    assert 99_000 < told <= 100_000 - 500
+    assert said(stream.text()) == HELLO
+
+
 def test_it_loses_nothing_of_what_a_slow_client_reads(platform: Platform) -> None:
     platform.fake.set(tokens=20_000)
     key = set_up(platform.service, [], account="long", max_output_tokens=20_000)

@@ -13,9 +13,9 @@ nano-dollars. `None` as a limit means unlimited. Windows of a minute are closed 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from accounts.limits.bounds import Amount, Bound
 
@@ -181,6 +181,12 @@ class Admission:
     at: int
     statuses: tuple[Status, ...]
     refusal: Refusal | None = None
+
+    def with_tokens(self, windows: Sequence[Window | None]) -> Self:
+        """Return it with the tokens' windows of a later moment, of each subject in this order."""
+        pairs = zip(self.statuses, windows, strict=False)  # a call's model may add subjects, which have no rates
+        statuses = tuple(replace(status, tokens=window) for status, window in pairs)
+        return replace(self, statuses=statuses)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from django.conf import LazySettings
 from accounts.limits.contract import REFUSALS_A_MINUTE, SECOND
 from accounts.tests.factories import Cast, make_account, make_key, make_tier
 from accounts.tests.limits_fixtures import Clock
-from inference.tests.fixtures import Api, Records
+from inference.surfaces.chat import chat_surface
+from inference.tests.fixtures import MODEL, Api, Records
 from inference.upstream.fake import FakeUpstream
 
 RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
@@ -152,6 +153,36 @@ def test_it_counts_keys_apart_and_accounts_together(api: Api, upstream: FakeUpst
     refused = second.chat()
     assert (refused.status_code, refused.json()["limit"]["owner"]) == (429, "account")
     assert api.chat().status_code == 200
+
+
+def test_it_tells_the_tokens_that_a_call_leaves_to_others(api: Api, upstream: FakeUpstream) -> None:
+    """While it runs, that is: as much as it could use at most is held then. Of streams see tests/test_streams."""
+    metered = api.of(make_key(tier=make_tier("metered", tokens_per_minute=3000, requests_per_minute=None)))
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 100, "temperature": 0}
+    bound = chat_surface.prompt_bound({name: value for name, value in body.items() if name != "model"}) + 100
+
+    def left(**headers: str) -> int:
+        """Return what the headers of one more answer say."""
+        answer = metered.post("/v1/chat/completions", body, headers=headers)
+        told = int(answer["x-ratelimit-remaining-tokens"])
+        assert f'"key-tokens";r={told};t=' in answer["RateLimit"]
+        assert answer["x-ratelimit-limit-tokens"] == "3000"
+        return told
+
+    assert left() == 3000 - bound
+    used = 3000 - int(metered.get("/v1/models")["RateLimit"].partition('"key-tokens";r=')[2].partition(";")[0])
+    assert 0 < used < bound
+    assert left() == 3000 - used  # from the cache: it holds nothing
+    assert left(**{"Cache-Control": "no-cache"}) == 3000 - used - bound
+
+
+def test_it_tells_the_tokens_as_they_are_to_a_call_that_got_none(api: Api, upstream: FakeUpstream) -> None:
+    tier = make_tier("metered", tokens_per_minute=3000, requests_per_minute=None, max_output_tokens=5000)
+    metered = api.of(make_key(tier=tier))
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5000}
+    for wrong in ({}, body):
+        answer = metered.post("/v1/chat/completions", wrong)
+        assert (answer.status_code, answer["x-ratelimit-remaining-tokens"]) == (400, "3000")
 
 
 def test_it_limits_no_key_without_a_limit(api: Api, upstream: FakeUpstream) -> None:
