@@ -93,6 +93,7 @@ class DirectWire:
             **{**options, "socket_timeout": PROBE_TIMEOUT, "socket_connect_timeout": PROBE_TIMEOUT}
         )
         try:
+            _connect(probe)
             probe.send_command(*command)
             return _answer(probe)
         finally:
@@ -140,13 +141,7 @@ class DirectWire:
     def _fresh(self) -> Any:
         """Make a connection, and connect it."""
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        began = monotonic()
-        try:
-            connection.connect()
-        except RedisTimeoutError:
-            if monotonic() - began < STALLED * connection.socket_connect_timeout:
-                raise
-            connection.connect()
+        _connect(connection)
         return connection
 
     def _exchange(self, connection: Any, command: Sequence[Argument]) -> Any:
@@ -167,6 +162,17 @@ class DirectWire:
             self._idle.append(connection)
         else:
             connection.disconnect()
+
+
+def _connect(connection: Any) -> None:
+    """Connect; once more where it was this process that took so long."""
+    began = monotonic()
+    try:
+        connection.connect()
+    except RedisTimeoutError:
+        if monotonic() - began < STALLED * connection.socket_connect_timeout:
+            raise
+        connection.connect()
 
 
 def _answer(connection: Any) -> Any:

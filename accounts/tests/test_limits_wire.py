@@ -70,6 +70,8 @@ def over(kind: type[Connection]) -> DirectWire:
 def test_it_connects_again_where_the_process_itself_was_late(kind: type[Connection]) -> None:
     kind.slow = (0.4,)
     assert over(kind).command(b"PING") == "PONG"
+    over(kind).ping()
+    assert kind.made == 2
 
 
 def test_it_takes_one_that_does_not_connect_in_time_for_away(kind: type[Connection]) -> None:
