@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from monitoring.rollups.histograms import (
     BITS,
     BUCKETS,
+    GAMMA,
     LISTED,
     LONGEST,
     bucket_of,
@@ -31,7 +32,12 @@ def test_it_tells_quantiles_within_five_percent(values: list[float], wanted: flo
     assert abs(told - really) <= 0.05 * really
 
 
-@given(st.lists(st.tuples(st.integers(0, BUCKETS - 1), st.integers(1, 2**BITS - 1)), unique_by=lambda pair: pair[0]))
+def buckets_of(most: int) -> st.SearchStrategy[list[tuple[int, int]]]:
+    """Draw buckets with counts up to so many."""
+    return st.lists(st.tuples(st.integers(0, BUCKETS - 1), st.integers(1, most)), unique_by=lambda pair: pair[0])
+
+
+@given(st.integers(1, BITS).flatmap(lambda bits: buckets_of(2**bits - 1)))
 def test_it_reads_what_it_packed(filled: list[tuple[int, int]]) -> None:
     histogram = sum(count << BITS * bucket for bucket, count in filled)
     assert unpack(pack(histogram)) == histogram
@@ -49,6 +55,17 @@ def test_it_packs_few_values_in_few_bytes() -> None:
     far_apart = pack(one(2) + one(1000) + one(60_000))
     assert (far_apart[0], len(far_apart)) == (LISTED, 1 + 3 * 6)
     assert len(pack(1000 * (one(100) + one(101)))) <= 11
+
+
+def test_it_packs_many_values_in_as_many_bytes_as_their_counts_need() -> None:
+    spread = sum(one(GAMMA**bucket - 0.01) for bucket in range(1, 101))
+    assert [len(pack(times * spread)) for times in (255, 256, 65_536, 2**39)] == [102, 202, 302, 501]
+
+
+def test_it_reads_what_earlier_releases_wrote() -> None:
+    ones = dict.fromkeys(range(4, 34), 1)
+    assert dict(counts(unpack(bytes([3, 7, 1, 0, 0, 0]) + 30 * b"\1\0\0\0\0"))) == {3: 263, **ones}
+    assert dict(counts(unpack(bytes([LISTED, 2, 7, 1, 0, 0, 0, 90, 1, 0, 0, 0, 2])))) == {2: 263, 90: 2**33 + 1}
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 0.3, 1.0, math.nan])
