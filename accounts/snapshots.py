@@ -205,7 +205,7 @@ def build_identity(key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudg
         cache_enabled=key.tier.cache_enabled,
         cache_any_temperature=key.tier.cache_any_temperature,
         max_output_tokens=key.tier.max_output_tokens,
-        limits=Scope(account_id=key.account_id, subjects=(_key_subject(key, now), account_subject(key.account))),
+        limits=Scope(account_id=key.account_id, subjects=(key_subject(key, now), account_subject(key.account))),
         ends_at=min(ends, default=None),
         model_subjects=tuple((budget.model, model_subject(budget)) for budget in model_budgets),
         logs_content=key.account.logs_content,
@@ -213,7 +213,8 @@ def build_identity(key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudg
     )
 
 
-def _key_subject(key: ApiKey, now: datetime) -> Subject:
+def key_subject(key: ApiKey, now: datetime) -> Subject:
+    """Describe the limits of a key whose tier is loaded, as things stand at `now`."""
     overriding = key.overrides_until is None or now < key.overrides_until
 
     def effective(name: str) -> int | None:

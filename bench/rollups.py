@@ -111,7 +111,7 @@ def reads() -> Iterator[tuple[str, Callable[[], Any]]]:
     """List what readers ask."""
     from monitoring.rollups.calendar import Unit
     from monitoring.rollups.query import UsageSpan
-    from monitoring.rollups.rankings import usage_ranking
+    from monitoring.rollups.rankings import usage_rankings
     from monitoring.rollups.selectors import Scope, usage_series, usage_totals
     from monitoring.selectors import account_usage, stats
 
@@ -128,8 +128,11 @@ def reads() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "dashboard: 30 days by day, of an account", lambda: usage_series(**span, unit=Unit.DAY, scope=Scope(1))
     yield "dashboard: 7 days by hour", lambda: usage_series(begin=END - timedelta(7), end=END, unit=Unit.HOUR)
     yield "dashboard: 24 hours by hour", lambda: usage_series(begin=END - timedelta(1), end=END, unit=Unit.HOUR)
-    yield "dashboard: top accounts of 30 days", lambda: usage_ranking(**span, by="account")
-    yield "dashboard: top keys of 30 days", lambda: usage_ranking(**span, by="key")
+    yield (
+        "dashboard: who had most in 30 days",
+        lambda: usage_rankings(begin=month, end=datetime(2026, 12, 1, tzinfo=UTC)),
+    )
+    yield "dashboard: the same, day by day", lambda: usage_rankings(**span)
     yield "/usage: 400 days by day", usage(year, Unit.DAY)
     yield "/usage: 400 days by day and model", usage(year, Unit.DAY, "model")
     yield "/usage: 400 days by day in Berlin", usage(year.replace(hour=23), Unit.DAY, None, BERLIN)

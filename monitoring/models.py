@@ -79,12 +79,13 @@ class Rollup(models.Model):
     """What the requests of one period, caller, endpoint, model and outcome add up to (see monitoring.rollups).
 
     An account of 0 stands for all accounts, a key of 0 for all keys of the account. A row stands for at least one
-    request: where nothing happened, there is none.
+    request: where nothing happened, there is none. Minutes are kept for some hours only.
     """
 
     class Grain(models.TextChoices):
         """Whose requests, and in how long a period."""
 
+        PLATFORM_MINUTE = "pi"
         PLATFORM_HOUR = "ph"
         PLATFORM_DAY = "pd"
         PLATFORM_MONTH = "pm"
@@ -105,7 +106,9 @@ class Rollup(models.Model):
 
     pk = models.CompositePrimaryKey("grain", "start", "account_id", "key_id", "endpoint", "model", "outcome")
     grain = models.CharField(max_length=2, choices=Grain.choices)
-    start = models.IntegerField(help_text="Where the period begins: whole hours since 1970-01-01 00:00 UTC.")
+    start = models.IntegerField(
+        help_text="Where the period begins: whole hours since 1970-01-01 00:00 UTC; of a minute, whole minutes."
+    )
     account_id = models.BigIntegerField()
     key_id = models.BigIntegerField()
     endpoint = models.CharField(max_length=50)

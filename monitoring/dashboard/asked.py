@@ -12,7 +12,7 @@ from django.db.models import Q
 from accounts.models import Account, ApiKey
 from monitoring.models import Rollup
 from monitoring.rollups.calendar import Unit, buckets
-from monitoring.rollups.periods import hour_of, moment_of
+from monitoring.rollups.periods import Period, end_of, hour_of, moment_of, start_of
 from monitoring.rollups.selectors import Scope
 
 RANGES = {"1h": "1 h", "24h": "24 h", "7d": "7 d", "30d": "30 d"}
@@ -40,6 +40,18 @@ class Span:
     def length(self) -> timedelta:
         """Tell how far back the time lies that it is compared with."""
         return self.end - self.begin
+
+    @property
+    def reach(self) -> datetime:
+        """Tell up to when rollups may be read: nothing is later than now, so the month that goes on is read as one."""
+        if not self.is_going_on:
+            return self.end
+        return moment_of(end_of(Period.MONTH, start_of(Period.MONTH, hour_of(self.complete))))
+
+    @property
+    def is_going_on(self) -> bool:
+        """Say whether the span reaches into an hour that is not over."""
+        return self.complete < self.end
 
     def starts(self) -> list[datetime]:
         """List where its parts begin."""

@@ -128,7 +128,7 @@ def _tokens(axis: Axis, reading: Reading) -> dict[str, Any]:
 
 def _cost(axis: Axis, reading: Reading) -> dict[str, Any]:
     """Split the cost by model: the dearest ones, the rest added up."""
-    costs = {model: sum(each.cost for each in parts.values()) for model, parts in reading.models.items()}
+    costs = {model: sum(parts.values()) for model, parts in reading.costs.items()}
     ranked = [model for model in sorted(costs, key=lambda model: (-costs[model], model)) if costs[model]]
     shown = ranked if len(ranked) <= SERIES else ranked[: SERIES - 1]
     sets = [{"name": model or NO_MODEL, "values": _costs(axis, reading, [model])} for model in shown]
@@ -139,8 +139,8 @@ def _cost(axis: Axis, reading: Reading) -> dict[str, Any]:
 
 
 def _costs(axis: Axis, reading: Reading, models: Sequence[str]) -> list[float]:
-    of_these = [reading.models[model] for model in models]
-    sums = [sum(parts[start].cost for parts in of_these if start in parts) for start in axis.starts]
+    of_these = [reading.costs[model] for model in models]
+    sums = [sum(parts.get(start, 0) for parts in of_these) for start in axis.starts]
     return [amount / NANO_DOLLARS for amount in sums]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 import structlog
 from django.db.models import QuerySet
@@ -16,7 +17,8 @@ from monitoring.health import LAG_SECONDS
 from monitoring.log_export import Selection
 from monitoring.models import Alert, RequestRecord, Rollup
 from monitoring.outcomes import OUTCOMES, Outcome
-from monitoring.rollups.rankings import Rank, usage_ranking
+from monitoring.rollups.periods import hour_of, moment_of
+from monitoring.rollups.rankings import Rank, usage_rankings
 
 SHOWN = 5
 RECENT = 10
@@ -47,11 +49,28 @@ class Lag:
     is_late: bool = False
 
 
-def rank_rows(asked: Asked, by: str) -> list[RankRow]:
-    """List the accounts or keys (`by`) that cost most in the span."""
+@dataclass(frozen=True, slots=True)
+class Most:
+    """Who cost most in the span. Where one key is looked at, no account is listed.
+
+    `since` is where that begins if it is before the span does: callers are told by whole hours.
+    """
+
+    accounts: list[RankRow]
+    keys: list[RankRow]
+    since: datetime | None
+
+
+def who_had_most(asked: Asked) -> Most:
+    """List the accounts and the keys that cost most in the span."""
     span = asked.span
-    ranks = usage_ranking(begin=span.begin, end=span.end, by=by, scope=asked.scope, limit=SHOWN)
-    return [_rank_row(asked, rank) for rank in ranks]
+    found = usage_rankings(begin=span.begin, end=span.reach, scope=asked.scope, limit=SHOWN)
+    hour = moment_of(hour_of(span.begin))
+    return Most(
+        accounts=[] if asked.scope.key_id else [_rank_row(asked, rank) for rank in found.accounts],
+        keys=[_rank_row(asked, rank) for rank in found.keys],
+        since=hour if hour < span.begin else None,
+    )
 
 
 def _rank_row(asked: Asked, rank: Rank) -> RankRow:

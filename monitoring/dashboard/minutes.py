@@ -1,8 +1,9 @@
-"""The last hour, minute by minute, from the log itself: the rollups know whole hours only.
+"""The last hour, minute by minute: of all accounts from the rollups, of one from the log itself.
 
-Its cost does not grow with the log, only with what came in lately: records are found by the time in their primary key,
-two hours of them (the hour before is what the last one is compared with) and MOST at most. Where there were more, the
-series begins later and says so. The database adds up; it makes the histograms too, in the buckets of the rollups.
+The rollups keep the platform's minutes for some hours. An account's or a key's are added up when they are asked for:
+records are found by the time in their primary key, two hours of them (the hour before is what the last one is compared
+with) and MOST at most. Where there were more, the series begins later and says so. The database adds up; it makes the
+histograms too, in the buckets of the rollups.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from django.db.models.functions import Cast, Ceil, Least, Ln, TruncMinute
 from accounts.refusals import nano
 from monitoring.dashboard.asked import Span
 from monitoring.log_export import Selection
-from monitoring.models import RequestRecord
+from monitoring.models import RequestRecord, Rollup
 from monitoring.outcomes import ERRORS, OUTCOMES, TIMED
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.histograms import BITS, BUCKETS, GAMMA
+from monitoring.rollups.minutes import usage_by_minute
+from monitoring.rollups.periods import minute_of, moment_of_minute
 from monitoring.rollups.selectors import Scope, usage_totals
-from monitoring.rollups.tallies import CACHE_COLUMNS
+from monitoring.rollups.tallies import CACHE_COLUMNS, MINUTE_GRAIN
 
 #: Records that are read at most.
 MOST = 100_000
 
-#: The figures of a minute and a model. Times are not told apart by model: they are with "" (no model).
+#: The figures of a minute and a model. Times may not be told apart by model: they are with "" (no model) then.
 Minutes = dict[tuple[datetime, str], Figures]
 
 TIMES_TOLD = Q(*(OUTCOMES[outcome] for outcome in TIMED), _connector=Q.OR)
@@ -50,6 +53,24 @@ def read_minutes(*, span: Span, scope: Scope) -> tuple[Minutes, datetime]:
     Also returns from when on records were read: that moment, or later where there were too many (see above).
     """
     before = span.begin - span.length
+    if scope.account_id is None and scope.key_id is None and _are_kept(before):
+        compared = before, span.complete - span.length
+        minutes, earlier = usage_by_minute(begin=span.begin, end=span.end, before=compared, scope=scope)
+        return {**minutes, **{(before, model): figures for model, figures in earlier.items()}}, before
+    return _from_log(span, scope, before)
+
+
+def _are_kept(begin: datetime) -> bool:
+    """Say whether all minutes since then are in the rollups: not those of records that an earlier release wrote."""
+    kept = Rollup.objects.filter(grain=MINUTE_GRAIN).order_by("start").values_list("start", flat=True)
+    first = kept.first()
+    if first is not None and first <= minute_of(begin):
+        return True
+    until = None if first is None else moment_of_minute(first)
+    return not Selection(begin, until).records().exists()
+
+
+def _from_log(span: Span, scope: Scope, before: datetime) -> tuple[Minutes, datetime]:
     known_from = _affordable(before, span.end, scope)
     selection = Selection(known_from, span.end, scope)
     # Of the time before, no minutes are shown: it is one group, and ends where what is over of the span does.

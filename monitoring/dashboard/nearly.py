@@ -18,7 +18,7 @@ from accounts.limits import get_limits
 from accounts.limits.contract import LimitName, Scope, Subject, Unavailable
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.selectors import HAS_BUDGET
-from accounts.snapshots import account_subject, build_identity, model_subject
+from accounts.snapshots import account_subject, key_subject, model_subject
 from monitoring.rollups.rankings import busiest_keys
 
 NEARLY = 0.8
@@ -59,21 +59,15 @@ class NearlyReached:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Owner:
-    name: str
-    url: str
-
-
 class _Found:
     """Collects bars by subject and limit; what the limits tell replaces what the records tell."""
 
     def __init__(self) -> None:
-        self.owners: dict[str, _Owner] = {}
+        self.owners: dict[str, tuple[str, Account | ApiKey]] = {}
         self._bars: dict[tuple[str, LimitName], tuple[Subject, Bar]] = {}
 
     def own(self, subject: Subject, name: str, owner: Account | ApiKey) -> Subject:
-        self.owners[subject.name] = _Owner(name, change_url(owner))
+        self.owners[subject.name] = name, owner
         return subject
 
     def add(self, subject: Subject, its_bars: Iterable[Bar]) -> None:
@@ -85,9 +79,9 @@ class _Found:
         return sorted(near, key=lambda each: (-each.share, each.owner))
 
     def _nearly(self, subject: Subject, bar: Bar) -> Nearly:
-        owner = self.owners[subject.name]
+        name, owner = self.owners[subject.name]
         title = TITLES[bar.name] + (f", {subject.model}" if subject.model else "")
-        return Nearly(owner.name, owner.url, title, bar.text, _share(bar))
+        return Nearly(name, change_url(owner), title, bar.text, _share(bar))
 
 
 def limits_nearly_reached(now: datetime) -> NearlyReached:
@@ -112,10 +106,7 @@ def _share(bar: Bar) -> float:
 def _add_budgets(found: _Found, now: datetime) -> None:
     subjects = [
         *(found.own(account_subject(each), each.name, each) for each in _accounts()),
-        *(
-            found.own(_key_subject(each, now), _key_name(each), each)
-            for each in _keys(now).filter(HAS_BUDGET)[:BUDGETS]
-        ),
+        *(found.own(key_subject(each, now), _key_name(each), each) for each in _keys(now).filter(HAS_BUDGET)[:BUDGETS]),
         *(found.own(model_subject(each), *_budget_owner(each)) for each in _model_budgets()),
     ]
     for subject, its_bars in recorded_bars(subjects):
@@ -128,7 +119,7 @@ def _add_rates(found: _Found, now: datetime) -> None:
     scopes = []
     for key in _keys(now).filter(pk__in=busiest):
         subjects = (
-            found.own(_key_subject(key, now), _key_name(key), key),
+            found.own(key_subject(key, now), _key_name(key), key),
             found.own(account_subject(key.account), key.account.name, key.account),
         )
         scopes.append(Scope(key.account_id, subjects))
@@ -149,10 +140,6 @@ def _keys(now: datetime) -> QuerySet[ApiKey]:
 
 def _model_budgets() -> QuerySet[ModelBudget]:
     return ModelBudget.objects.select_related("account", "key__account")[:BUDGETS]
-
-
-def _key_subject(key: ApiKey, now: datetime) -> Subject:
-    return build_identity(key, now).limits.subjects[0]
 
 
 def _key_name(key: ApiKey) -> str:

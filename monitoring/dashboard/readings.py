@@ -7,22 +7,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from monitoring.dashboard.asked import Asked
+from monitoring.dashboard.asked import Asked, Span
 from monitoring.dashboard.minutes import read_minutes
+from monitoring.rollups.calendar import Unit
 from monitoring.rollups.figures import Figures
-from monitoring.rollups.selectors import usage_series, usage_totals
+from monitoring.rollups.selectors import Point, Scope, usage_series, usage_totals, usage_until_now
 
 
 @dataclass(slots=True)
 class Reading:
-    """A span's figures: by the start of its parts (gaps where there was nothing), by model and part, and altogether.
+    """A span's figures by where its parts begin (gaps where there was nothing), costs by model and part, and the total.
 
     `complete` is what of it is over, and `before` as much time before that, None where it is not known. `notice` is a
     sentence about what is missing.
     """
 
     parts: dict[datetime, Figures] = field(default_factory=dict)
-    models: dict[str, dict[datetime, Figures]] = field(default_factory=dict)
+    costs: dict[str, dict[datetime, int]] = field(default_factory=dict)
     total: Figures = field(default_factory=Figures)
     complete: Figures = field(default_factory=Figures)
     before: Figures | None = None
@@ -36,13 +37,21 @@ def read(asked: Asked) -> Reading:
 
 def _from_rollups(asked: Asked) -> Reading:
     span, scope = asked.span, asked.scope
-    points = usage_series(begin=span.begin, end=span.end, scope=scope, unit=span.unit, by="model")
+    assert span.unit  # noqa: S101  # for mypy: minutes are read from the log
+    points, unfinished = _points(span, scope, span.unit)
     reading = _divided((point.start, point.group or "", point.figures) for point in points if point.start)
     if span.complete > span.begin:
         back = span.length
-        reading.complete = usage_totals(begin=span.begin, end=span.complete, scope=scope)
+        reading.complete = reading.total - unfinished
         reading.before = usage_totals(begin=span.begin - back, end=span.complete - back, scope=scope)
     return reading
+
+
+def _points(span: Span, scope: Scope, unit: Unit) -> tuple[list[Point], Figures]:
+    """Read the series by model, and what of it came in the hour that is not over."""
+    if span.is_going_on:
+        return usage_until_now(begin=span.begin, complete=span.complete, scope=scope, unit=unit, by="model")
+    return usage_series(begin=span.begin, end=span.end, scope=scope, unit=unit, by="model"), Figures()
 
 
 def _from_log(asked: Asked) -> Reading:
@@ -63,13 +72,13 @@ def _from_log(asked: Asked) -> Reading:
 
 def _divided(rows: Iterable[tuple[datetime, str, Figures]]) -> Reading:
     reading = Reading()
-    models: defaultdict[str, defaultdict[datetime, Figures]] = defaultdict(lambda: defaultdict(Figures))
+    costs: defaultdict[str, defaultdict[datetime, int]] = defaultdict(lambda: defaultdict(int))
     for start, model, figures in rows:
         part = reading.parts.setdefault(start, Figures())
         part += figures
-        reading.total += figures
-        models[model][start] += figures
-    reading.models = {model: dict(parts) for model, parts in models.items()}
+        costs[model][start] += figures.cost
+    reading.total = _sum(reading.parts.values())
+    reading.costs = {model: dict(parts) for model, parts in costs.items()}
     return reading
 
 

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_safe
 from accounts.checks import DEMO_KEYS
 from monitoring.dashboard.asked import DEFAULT, OWN, RANGES, Asked, read_address
 from monitoring.dashboard.charts import charts
-from monitoring.dashboard.lists import ingest_lag, open_alerts, rank_rows, recent_failures, suggestions
+from monitoring.dashboard.lists import ingest_lag, open_alerts, recent_failures, suggestions, who_had_most
 from monitoring.dashboard.nearly import limits_nearly_reached
 from monitoring.dashboard.providers import deployment_states
 from monitoring.dashboard.readings import read
@@ -85,8 +85,7 @@ def _sections(request: HttpRequest, asked: Asked) -> dict[str, Any]:
         "notice": reading.notice,
         "tiles": tiles(asked, reading),
         "charts": charts(asked, reading),
-        "accounts": [] if asked.scope.key_id else rank_rows(asked, "account"),
-        "keys": rank_rows(asked, "key"),
+        "most": who_had_most(asked),
         "nearly": limits_nearly_reached(now),
         "deployments": deployment_states(),
         "lag": ingest_lag(),

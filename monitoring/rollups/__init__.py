@@ -4,6 +4,9 @@
 by day and by month (UTC). They are written in the transaction that writes the record, so log and rollups agree at any
 moment, whoever dies when. A record that is replaced by a later revision is taken out and the later one put in.
 
+Lately admitted, it counts in the platform's row of its minute as well. Minutes are for who looks at the last hour: they
+are written for MINUTES_WRITTEN and deleted after MINUTES_KEPT (see tallies); no longer span is put together of them.
+
 **Why coarser rows than hours of a key.** So that reading costs by what is shown and not by what was logged. A span of
 time is put together from the largest whole periods (periods.compose): 30 days of the platform are 30 rows for each
 endpoint, model and outcome, where the hours of a hundred keys would be tens of thousands; all time is a row a month.
@@ -12,6 +15,6 @@ endpoint, model and outcome, where the hours of a hundred keys would be tens of 
 wait for one another in any case, at the platform's rows of this hour, which every batch changes; one lock instead of
 many can't deadlock, and makes what was read true until it is written.
 
-`tallies` says what a record adds to which row, `store` writes that, `figures` is what readers get, `selectors` are
-what they ask, `rebuild` computes it all again from the log, or compares.
+`tallies` says what a record adds to which row, `store` writes that, `figures` is what readers get, `selectors`,
+`rankings` and `minutes` are what they ask, `rebuild` computes it all again from the log, or compares.
 """

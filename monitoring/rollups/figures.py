@@ -39,10 +39,32 @@ class Figures:
     latency: int = 0
     first_token: int = 0
 
+    def add(self, other: Figures) -> None:
+        """Add the figures of others to these."""
+        # One by one: a loop over the names takes three times as long, and a page adds up thousands.
+        self.requests += other.requests
+        self.invalid += other.invalid
+        self.limited += other.limited
+        self.failed += other.failed
+        self.hits += other.hits
+        self.coalesced += other.coalesced
+        self.misses += other.misses
+        self.bypassed += other.bypassed
+        self.replayed += other.replayed
+        self.input_tokens += other.input_tokens
+        self.cached_tokens += other.cached_tokens
+        self.output_tokens += other.output_tokens
+        self.cost += other.cost
+        self.saved_cost += other.saved_cost
+        self.latency += other.latency
+        self.first_token += other.first_token
+
     def __iadd__(self, other: Figures) -> Figures:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.add(other)
         return self
+
+    def __sub__(self, part: Figures) -> Figures:
+        return Figures(*(getattr(self, name) - getattr(part, name) for name in self.__slots__))
 
     @property
     def cache_hits(self) -> int:

@@ -1,6 +1,6 @@
 """Hours, days and months in UTC, and how a span of time is put together from the largest of them.
 
-A time is the number of whole hours since 1970-01-01 00:00 UTC.
+A time is the number of whole hours since 1970-01-01 00:00 UTC; that of a minute, of whole minutes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-HOUR = timedelta(hours=1)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 DAY = 24
 
 
@@ -40,6 +40,16 @@ def moment_of(hour: int) -> datetime:
 def month_begin(moment: datetime) -> datetime:
     """Return the moment at which a moment's month began."""
     return moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def minute_of(moment: datetime) -> int:
+    """Return the minute that a moment falls in."""
+    return (moment - EPOCH) // MINUTE
+
+
+def moment_of_minute(minute: int) -> datetime:
+    """Return when a minute begins."""
+    return EPOCH + minute * MINUTE
 
 
 def start_of(period: Period, hour: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
+from typing import NamedTuple
 
+from django.db import connection
 from django.db.models import F, Q, Sum
 
 from monitoring.models import Rollup
@@ -28,41 +30,67 @@ class Rank:
     cost: int
 
 
-def usage_ranking(*, begin: datetime, end: datetime, by: str, scope: Scope = EVERYTHING, limit: int = 5) -> list[Rank]:
-    """List the accounts or keys (`by`) with the highest cost; those of equal cost by requests, most first.
+@dataclass(frozen=True, slots=True)
+class Rankings:
+    """The accounts and the keys with the highest cost; those of equal cost by requests, most first."""
+
+    accounts: Sequence[Rank]
+    keys: Sequence[Rank]
+
+
+class _Sums(NamedTuple):
+    account_id: int
+    key_id: int
+    spent: int
+    asked: int
+    tokens: int
+    failed: int
+
+
+#: The keys' rows are read once: what is added up by key is added up by account from there.
+_RANKED = """
+WITH sums AS ({sums})
+SELECT * FROM (
+    SELECT account_id, 0 AS key_id, SUM(spent) AS spent, SUM(asked) AS asked, SUM(tokens) AS tokens, SUM(failed)
+    FROM sums GROUP BY account_id ORDER BY SUM(spent) DESC, SUM(asked) DESC, account_id LIMIT %s
+) AS accounts
+UNION ALL SELECT * FROM (SELECT * FROM sums ORDER BY spent DESC, asked DESC, account_id, key_id LIMIT %s) AS keys
+"""
+
+
+def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING, limit: int = 5) -> Rankings:
+    """List the accounts and keys that used most; `end` may lie ahead.
 
     Times are aware; the span is widened to whole hours. Names are those of now, or the last that were written down.
     """
-    chosen = replace(scope, key_id=None) if by == "account" else scope
-    within = Q(*_stretches(by[0], begin, end), _connector=Q.OR)
-    rows = Rollup.objects.filter(within, **chosen.columns)
-    most = (
-        rows.order_by()
-        .values("account_id", "key_id")
-        .annotate(
-            asked=Sum("requests"),
-            spent=Sum("cost"),
-            tokens=Sum(F("input_tokens") + F("output_tokens")),
-            failed=Sum("requests", filter=Q(outcome=Rollup.Outcome.FAILED), default=0),
-        )
-        .order_by("-spent", "-asked", "account_id", "key_id")[:limit]
-    )
-    found = list(most)
-    accounts = caller_names("account", {row["account_id"] for row in found}, with_account=False)
-    keys = caller_names("key", {row["key_id"] for row in found} - {0}, with_account=False) if by == "key" else {}
-    return [
+    within = Q(*_stretches("k", begin, end), _connector=Q.OR)
+    by_key = Rollup.objects.filter(within, **scope.columns).order_by().values_list("account_id", "key_id")
+    sums, values = by_key.annotate(
+        spent=Sum("cost"),
+        asked=Sum("requests"),
+        tokens=Sum(F("input_tokens") + F("output_tokens")),
+        failed=Sum("requests", filter=Q(outcome=Rollup.Outcome.FAILED), default=0),
+    ).query.sql_with_params()
+    with connection.cursor() as cursor:
+        cursor.execute(_RANKED.format(sums=sums), [*values, limit, limit])
+        found = [_Sums(*map(int, row)) for row in cursor.fetchall()]
+    found.sort(key=lambda row: (-row.spent, -row.asked, row.account_id, row.key_id))  # a union promises no order
+    accounts = caller_names("account", {row.account_id for row in found}, with_account=False)
+    keys = caller_names("key", {row.key_id for row in found} - {0}, with_account=False)
+    ranks = [
         Rank(
-            account_id=row["account_id"],
-            account=accounts[row["account_id"]],
-            key_id=row["key_id"],
-            key=keys.get(row["key_id"], ""),
-            requests=int(row["asked"]),
-            failed=int(row["failed"]),
-            tokens=int(row["tokens"]),
-            cost=int(row["spent"]),
+            account_id=row.account_id,
+            account=accounts[row.account_id],
+            key_id=row.key_id,
+            key=keys.get(row.key_id, ""),
+            requests=row.asked,
+            failed=row.failed,
+            tokens=row.tokens,
+            cost=row.spent,
         )
         for row in found
     ]
+    return Rankings([rank for rank in ranks if not rank.key_id], [rank for rank in ranks if rank.key_id])
 
 
 def busiest_keys(*, begin: datetime, end: datetime, limit: int) -> list[int]:

@@ -10,10 +10,10 @@ from django.db.backends.utils import CursorWrapper
 
 from monitoring.models import Rollup
 from monitoring.one_moment import one_moment
-from monitoring.rollups.periods import Period, moment_of, start_of
+from monitoring.rollups.periods import Period, moment_of, moment_of_minute, start_of
 from monitoring.rollups.store import rollups_delete, rollups_lock, rollups_write
 from monitoring.rollups.sweep import Step, span_of_log, sweep
-from monitoring.rollups.tallies import HISTOGRAMS, MEASURES, Names, Row, Tally
+from monitoring.rollups.tallies import HISTOGRAMS, MEASURES, MINUTE_GRAIN, Names, Row, Tally
 
 #: How often a step is read anew because somebody wrote meanwhile, before the writers have to wait for it.
 TRIES = 3
@@ -29,7 +29,8 @@ class Difference:
 
     def __str__(self) -> str:
         grain, start, account_id, key_id, *what = self.row
-        where = f"{Rollup.Grain(grain).label.lower()} {moment_of(start):%Y-%m-%d %H:%M}"
+        moment = moment_of_minute(start) if grain == MINUTE_GRAIN else moment_of(start)
+        where = f"{Rollup.Grain(grain).label.lower()} {moment:%Y-%m-%d %H:%M}"
         whose = f"account {account_id} key {key_id} {' '.join(part for part in what if part)}"
         nothing = [0] * len(MEASURES)
         pairs = zip(MEASURES, self.kept or nothing, self.expected or nothing, strict=True)

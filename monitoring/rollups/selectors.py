@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, tzinfo
+from itertools import chain
 from typing import Any, TypeVar, cast
 
-from django.db.models import Max, Q, QuerySet, Sum
+from django.db.models import BigIntegerField, Max, Q, QuerySet, Sum
+from django.db.models.functions import Cast
 
 from accounts.models import Account, ApiKey
 from monitoring.models import Rollup
@@ -21,8 +23,8 @@ from monitoring.outcomes import ERRORS, TIMED
 from monitoring.rollups.calendar import Unit, buckets
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.histograms import unpack
-from monitoring.rollups.periods import Period, compose, end_of, hour_of, hour_until, moment_of
-from monitoring.rollups.tallies import COUNTS
+from monitoring.rollups.periods import HOUR, Period, compose, end_of, hour_of, hour_until, moment_of, start_of
+from monitoring.rollups.tallies import COUNTS, HISTOGRAMS, MINUTE_GRAIN
 
 #: More stretches of time than this are asked for one by one.
 STRETCHES = 4
@@ -30,6 +32,8 @@ STRETCHES = 4
 GROUPS = {"account": "account_id", "key": "key_id", "model": "model", "endpoint": "endpoint"}
 
 CALLERS = ("account", "key")
+#: What the columns of a rollup add up to, in the order of Figures.
+SUMMED = tuple(each.name for each in fields(Figures) if each.name not in HISTOGRAMS)
 #: Rows that are added up before others of the process get their turn: a few milliseconds' work.
 ROWS_A_TURN = 500
 
@@ -38,6 +42,8 @@ T = TypeVar("T")
 #: The hour in which a bucket begins and a group, either None where it isn't asked for. (Not the bucket's local time:
 #: that may come twice, an hour apart, and Python takes the two for one.)
 Place = tuple[int | None, int | str | None]
+#: Rows, by grain and start, and the bucket that each belongs to.
+Pieces = dict[tuple[str, int], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class Point:
 
 def usage_totals(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING) -> Figures:
     """Add up a span of time."""
-    found = _collect(begin=begin, end=end, scope=scope)
+    (found,) = collect(lambda whose: [_pieces(whose, begin, end)], scope)
     return found.get((None, None), Figures())
 
 
@@ -95,88 +101,127 @@ def usage_series(
     A series has gaps: where nothing was asked, there is no point. In order of time, then by requests, most first.
     The first and the last bucket hold what of them is in the span.
     """
-    found = _collect(begin=begin, end=end, scope=scope, unit=unit, zone=zone, by=by, timed=timed)
-    points = _points(found, by, zone, with_account=scope.account_id is None)
-    return sorted(points, key=lambda each: (each.start.timestamp() if each.start else 0.0, -each.figures.requests))
+    (found,) = collect(lambda whose: [_pieces(whose, begin, end, unit, zone)], scope, by, timed=timed)
+    return _points(found, by, zone, with_account=scope.account_id is None)
 
 
-def _collect(
-    *,
-    begin: datetime,
-    end: datetime,
-    scope: Scope,
-    unit: Unit | None = None,
-    zone: tzinfo = UTC,
-    by: str | None = None,
-    timed: bool = True,
-) -> dict[Place, Figures]:
-    """Add up by bucket and group."""
+def usage_until_now(
+    *, begin: datetime, complete: datetime, scope: Scope = EVERYTHING, unit: Unit, by: str | None = None
+) -> tuple[list[Point], Figures]:
+    """Add up all since `begin` as a series, and apart from that what of it came since `complete`, all in one.
+
+    Nothing is later than now, so that the day or month that goes on is read as it is kept, and not by its hours. Both
+    are of the same moment: what came since `complete` is part of the series for certain.
+    """
+    period = Period(unit[0])
+    end = moment_of(end_of(period, start_of(period, hour_of(complete))))
+
+    def parts(whose: str) -> list[Pieces]:
+        return [_pieces(whose, begin, end, unit), _pieces(whose, complete, complete + HOUR)]
+
+    series, since = collect(parts, scope, by)
+    points = _points(series, by, UTC, with_account=scope.account_id is None)
+    latest = Figures()
+    for figures in since.values():
+        latest += figures
+    return points, latest
+
+
+def collect(
+    parts: Callable[[str], list[Pieces]], scope: Scope, by: str | None = None, *, timed: bool = True
+) -> list[dict[Place, Figures]]:
+    """Add up each of the parts by bucket and group, all of them in two statements; `parts` is told whose rows."""
+    whose, scope = _whose(scope, by)
     column = GROUPS[by] if by else None
-    grouping = [name for name in ("start" if unit else None, column) if name]
-    sums: defaultdict[Place, Figures] = defaultdict(Figures)
-    for period, bucket_of in _pieces(begin, end, unit, zone).items():
+    asked = parts(whose)
+    is_divided = any(bucket is not None for pieces in asked for bucket in pieces.values())
+    grouping = ["grain", *(["start"] if is_divided else []), *([column] if column else [])]
+    found: list[dict[Place, Figures]] = [{} for _ in asked]
+    if not any(asked):
+        return found
+    known: dict[tuple[Any, ...], list[Figures]] = {}
 
-        def place(row: Mapping[str, Any], bucket_of: Mapping[int, int | None] = bucket_of) -> Place:
-            return bucket_of[row["start"]] if unit else None, row[column] if column else None
+    def of(row: tuple[Any, ...]) -> list[Figures]:
+        """List what the rows of a group are added to; the group is what begins a row."""
+        if (group := row[: len(grouping)]) not in known:
+            name = group[-1] if column else None
+            known[group] = [
+                sums.setdefault((pieces[group[:2]] if is_divided else None, name), Figures())
+                for sums, pieces in zip(found, asked, strict=True)
+                if not is_divided or group[:2] in pieces
+            ]
+        return known[group]
 
-        rows = _rows(scope, by, period).filter(_within(period, bucket_of))
-        for row, figures in _sums(rows, grouping):
-            sums[place(row)] += figures
-        for row, latency, first_token in _times(rows, grouping) if timed else ():
-            known = sums[place(row)]
-            known.latency += latency
-            known.first_token += first_token
-    return sums
+    rows = Rollup.objects.filter(_within(asked), **scope.columns).order_by()
+    for row in _sums(rows, grouping):
+        figures = Figures(*row[len(grouping) :])
+        for sums in of(row):
+            sums.add(figures)
+    for row in _times(rows, grouping) if timed else ():
+        latency, first_token = unpack(bytes(row[-2])), unpack(bytes(row[-1]))
+        for sums in of(row):
+            sums.latency += latency
+            sums.first_token += first_token
+    return found
 
 
-def _pieces(begin: datetime, end: datetime, unit: Unit | None, zone: tzinfo) -> dict[Period, dict[int, int | None]]:
-    """Say which periods, by where they start, make up the span, and which bucket each belongs to."""
-    pieces: dict[Period, dict[int, int | None]] = {}
-    for first, last, bucket in buckets(hour_of(begin), hour_until(end), unit, zone):
-        for period, start in compose(first, last):
-            pieces.setdefault(period, {})[start] = bucket
-    return pieces
+def _pieces(whose: str, begin: datetime, end: datetime, unit: Unit | None = None, zone: tzinfo = UTC) -> Pieces:
+    """Say which rows make up the span, by grain and start, and which bucket each belongs to."""
+    return {
+        (whose + period, start): bucket
+        for first, last, bucket in buckets(hour_of(begin), hour_until(end), unit, zone)
+        for period, start in compose(first, last)
+    }
 
 
-def _rows(scope: Scope, by: str | None, period: Period) -> QuerySet[Rollup]:
-    """Select the coarsest rows that tell callers apart as far as is asked."""
+def _whose(scope: Scope, by: str | None) -> tuple[str, Scope]:
+    """Choose the coarsest rows that tell callers apart as far as is asked, and name a key's account as well."""
     account_id = scope.account_id
     if scope.key_id is not None and account_id is None:
         account_id = ApiKey.objects.filter(pk=scope.key_id).values_list("account_id", flat=True).first()
     whose = "k" if by == "key" or scope.key_id is not None else "a" if by == "account" or account_id else "p"
-    return Rollup.objects.filter(grain=whose + period, **replace(scope, account_id=account_id).columns)
+    return whose, replace(scope, account_id=account_id)
 
 
-def _within(period: Period, starts: Iterable[int]) -> Q:
-    """Select rows by where they start: as few stretches of time as there are, or one by one."""
+def _within(asked: Iterable[Pieces]) -> Q:
+    """Select rows by where they start, in stretches if those are few."""
+    starts: defaultdict[str, set[int]] = defaultdict(set)
+    for grain, start in chain.from_iterable(asked):
+        starts[grain].add(start)
+    by_grain = (Q(_starting(grain, sorted(of_grain)), grain=grain) for grain, of_grain in starts.items())
+    return Q(*by_grain, _connector=Q.OR)
+
+
+def _starting(grain: str, starts: Sequence[int]) -> Q:
     stretches: list[tuple[int, int]] = []
-    for start in sorted(starts):
-        if stretches and end_of(period, stretches[-1][1]) == start:
+    for start in starts:
+        if stretches and _next(grain, stretches[-1][1]) == start:
             stretches[-1] = (stretches[-1][0], start)
         else:
             stretches.append((start, start))
     if len(stretches) > STRETCHES:
-        return Q(start__in=list(starts))
+        return Q(start__in=starts)
     return Q(*(Q(start__range=stretch) for stretch in stretches), _connector=Q.OR)
 
 
-def _sums(rows: QuerySet[Rollup], grouping: Sequence[str]) -> Iterator[tuple[Mapping[str, Any], Figures]]:
-    """Add up all but the histograms, by columns."""
-    amounts = {f"sum_{name}": Sum(name) for name in COUNTS} | {
-        f"sum_{outcome}": Sum("requests", filter=Q(outcome=outcome)) for outcome in ERRORS
-    }
-    # Grouping by a constant instead of by nothing: of no rows, it makes no row.
-    grouped = rows.order_by().values("grain", *grouping).annotate(**amounts)
+def _next(grain: str, start: int) -> int:
+    return start + 1 if grain == MINUTE_GRAIN else end_of(Period(grain[1]), start)
+
+
+def _sums(rows: QuerySet[Rollup], grouping: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Add up all but the histograms, by columns: those, and then the sums in the order of Figures."""
+    amounts = {"requests": Sum("requests")}
+    amounts |= {str(outcome): Sum("requests", filter=Q(outcome=outcome), default=0) for outcome in ERRORS}
+    amounts |= {name: Sum(name) for name in COUNTS if name not in amounts}
+    # As whole numbers, which PostgreSQL's sums are not: to make those of its decimals takes longer than to add them up.
+    whole = {f"sum_{name}": Cast(amounts[name], BigIntegerField()) for name in SUMMED}
     # Not by a cursor of the server's: that would write all of the answer down before its first row.
-    for row in _in_turns(grouped):
-        yield row, Figures(**{name.removeprefix("sum_"): int(row[name] or 0) for name in amounts})
+    return _in_turns(rows.values_list(*grouping).annotate(**whole))
 
 
-def _times(rows: QuerySet[Rollup], grouping: Sequence[str]) -> Iterator[tuple[Mapping[str, Any], int, int]]:
-    """List the histograms of all rows: they are added up here, which no database does as fast."""
-    timed = rows.filter(outcome__in=TIMED).order_by().values_list("latency", "first_token", *grouping)
-    for latency, first_token, *values in _in_turns(timed.iterator()):
-        yield dict(zip(grouping, values, strict=True)), unpack(bytes(latency)), unpack(bytes(first_token))
+def _times(rows: QuerySet[Rollup], grouping: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """List the histograms of all rows behind those columns: they are added up here, which no database does as fast."""
+    return _in_turns(rows.filter(outcome__in=TIMED).values_list(*grouping, "latency", "first_token").iterator())
 
 
 def _in_turns(rows: Iterable[T]) -> Iterator[T]:
@@ -188,17 +233,20 @@ def _in_turns(rows: Iterable[T]) -> Iterator[T]:
 
 
 def _points(found: Mapping[Place, Figures], by: str | None, zone: tzinfo, *, with_account: bool) -> list[Point]:
-    """Name buckets and groups; two groups of one name are one."""
+    """Name buckets and groups, and put them in order; two groups of one name are one."""
     groups = {group for _, group in found}
     names = caller_names(by, cast("set[int]", groups), with_account=with_account) if by in CALLERS else {}
     points: dict[Place, Point] = {}
     for (hour, group), figures in found.items():
         name = names[group] if isinstance(group, int) else group
         start = None if hour is None else moment_of(hour).astimezone(zone)
-        point = Point(start, name, group if isinstance(group, int) else None, Figures())
-        known = points.setdefault((hour, name), point).figures
-        known += figures
-    return list(points.values())
+        point = Point(start, name, group if isinstance(group, int) else None, figures)
+        if (known := points.setdefault((hour, name), point)) is not point:
+            alike = known.figures
+            alike += figures
+    return sorted(
+        points.values(), key=lambda each: (each.start.timestamp() if each.start else 0.0, -each.figures.requests)
+    )
 
 
 def caller_names(kind: str | None, identifiers: Set[int], *, with_account: bool) -> dict[int, str]:

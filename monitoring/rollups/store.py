@@ -8,11 +8,25 @@ from typing import Any
 import structlog
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
+from django.utils import timezone
 
 from monitoring.bulk import delete_lines, insert_lines, select_lines
 from monitoring.models import Rollup
 from monitoring.rollups.histograms import pack, unpack
-from monitoring.rollups.tallies import COUNTS, MEASURES, Change, Names, Row, Tally, spread, tallies_of
+from monitoring.rollups.periods import minute_of
+from monitoring.rollups.tallies import (
+    COUNTS,
+    MEASURES,
+    MINUTE_GRAIN,
+    MINUTES_KEPT,
+    MINUTES_WRITTEN,
+    Change,
+    Names,
+    Row,
+    Tally,
+    spread,
+    tallies_of,
+)
 
 #: Names the lock of all that write rollups, among PostgreSQL's advisory locks ("rollups" in ASCII).
 LOCK = 0x726F6C6C757073
@@ -26,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 def rollups_apply(changes: Iterable[Change]) -> None:
     """Put changes of the log into the rollups; call it in the transaction that made them."""
-    tallies, names = tallies_of(changes)
+    tallies, names = tallies_of(changes, minutes_since=timezone.now() - MINUTES_WRITTEN)
     changed = {row: tally for row, tally in tallies.items() if any(tally)}
     if changed:
         rollups_add(*spread(changed, names))
@@ -40,6 +54,14 @@ def rollups_add(tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> Non
         sums = {row: _sum(row, known.get(row), tally) for row, tally in tallies.items()}
         rollups_write(cursor, {row: tally for row, tally in sums.items() if tally[0]}, names)
         rollups_delete(cursor, [row for row, tally in sums.items() if not tally[0] and row in known])
+        if any(row.grain == MINUTE_GRAIN and row not in known for row in tallies):
+            _forget_minutes(cursor)
+
+
+def _forget_minutes(cursor: CursorWrapper) -> None:
+    """Delete the minutes that nobody reads any more: whenever one is new, so that it needs nobody else."""
+    latest = minute_of(timezone.now() - MINUTES_KEPT)
+    cursor.execute(f"DELETE FROM {_TABLE} WHERE grain = %s AND start < %s", [MINUTE_GRAIN, latest])  # noqa: S608
 
 
 def rollups_lock(cursor: CursorWrapper) -> None:

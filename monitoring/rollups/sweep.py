@@ -1,7 +1,7 @@
 """Goes through a span of time and says what the rollups should hold, and what they do: to compare, or to mend.
 
 A step is the rows of one grain, in so small a part of time and of the accounts that they fit into memory: those of a
-key by the hour come from the log, all others from the rows that they contain. Steps come in that order.
+key by the hour and of a minute come from the log, all others from the rows that they contain. Steps come in that order.
 """
 
 from __future__ import annotations
@@ -11,12 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Max, Min, QuerySet
+from django.utils import timezone
 
+from monitoring.log_export import between
 from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import has_earlier_rollups, pruned_before
-from monitoring.rollups.periods import DAY, Period, end_of, hour_of, moment_of, start_of
+from monitoring.rollups.periods import DAY, Period, end_of, hour_of, minute_of, moment_of, moment_of_minute, start_of
 from monitoring.rollups.store import unpacked
-from monitoring.rollups.tallies import MEASURES, Change, Names, Row, Tally, add_tally, tallies_of
+from monitoring.rollups.tallies import (
+    MEASURES,
+    MINUTE_GRAIN,
+    MINUTES_WRITTEN,
+    Change,
+    Names,
+    Row,
+    Tally,
+    add_tally,
+    tallies_of,
+)
 
 #: Records of an account from which on its span of time is taken in parts: half by half down to days, and then by hours.
 MANY = 20_000
@@ -28,7 +40,10 @@ Sums = tuple[dict[Row, Tally], dict[Row, Names]]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The rows of a grain that start in a span of hours (`until` excluded); of one account, or of the platform (0)."""
+    """The rows of a grain that start in a span (`until` excluded); of one account, or of the platform (0).
+
+    The span is one of hours, and where the rows are of minutes, one of minutes.
+    """
 
     grain: str
     begin: int
@@ -42,6 +57,8 @@ class Step:
 
     def expected(self) -> Sums:
         """Add up what the rows should be."""
+        if self.grain == MINUTE_GRAIN:
+            return self._minutes()
         if self.source is None:
             return tallies_of(Change(None, record) for record in self._records())
         tallies: dict[Row, Tally] = {}
@@ -64,6 +81,13 @@ class Step:
     def _rows(self, grain: str) -> QuerySet[Rollup]:
         rows = Rollup.objects.filter(grain=grain, start__gte=self.begin, start__lt=self.until)
         return rows.filter(account_id=self.account_id) if self.account_id else rows
+
+    def _minutes(self) -> Sums:
+        begin, until = moment_of_minute(self.begin), moment_of_minute(self.until)
+        records = between(RequestRecord.objects.all(), begin, until).order_by("pk").iterator(chunk_size=ROWS_AT_A_TIME)
+        tallies, names = tallies_of((Change(None, record) for record in records), minutes_since=begin)
+        own = [row for row in tallies if row.grain == MINUTE_GRAIN]
+        return {row: tallies[row] for row in own}, {row: names[row] for row in own}
 
     def _records(self) -> Iterator[RequestRecord]:
         records = logged(self.account_id, self.begin, self.until)
@@ -92,6 +116,8 @@ def sweep(begin: int, until: int) -> Iterator[Step]:
         yield Step(Grain.PLATFORM_DAY, day, day + DAY, source=Grain.PLATFORM_HOUR)
     for month in months:
         yield Step(Grain.PLATFORM_MONTH, month, end_of(Period.MONTH, month), source=Grain.PLATFORM_DAY)
+    for hour in range(max(begin, hour_of(timezone.now() - MINUTES_WRITTEN) + 1), until):
+        yield Step(MINUTE_GRAIN, minute_of(moment_of(hour)), minute_of(moment_of(hour + 1)))
 
 
 def span_of_log() -> tuple[int, int]:

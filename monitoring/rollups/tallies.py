@@ -7,14 +7,15 @@ it replaces, and adding up tallies are one operation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple
 
 from accounts.refusals import nano
-from monitoring.models import RequestRecord
+from monitoring.models import RequestRecord, Rollup
 from monitoring.outcomes import TIMED, outcome_of
 from monitoring.rollups.histograms import one
-from monitoring.rollups.periods import Period, hour_of, start_of
+from monitoring.rollups.periods import HOUR, Period, hour_of, minute_of, start_of
 
 #: The columns of a rollup that add up, and the histograms at their end.
 COUNTS = (
@@ -40,6 +41,10 @@ CACHE_COLUMNS = {
     RequestRecord.Cache.REPLAY: "replayed",
 }
 
+MINUTE_GRAIN = str(Rollup.Grain.PLATFORM_MINUTE)
+#: For how long minutes are written, and when they are deleted. A record that is replaced in between is in both or none.
+MINUTES_WRITTEN, MINUTES_KEPT = 3 * HOUR, 4 * HOUR
+
 _CACHE_PLACES = {str(cache): COUNTS.index(column) for cache, column in CACHE_COLUMNS.items()}
 _FIRST_CACHE, _AFTER_CACHE = COUNTS.index("hits"), COUNTS.index("replayed") + 1
 _PERIODS = tuple(Period)
@@ -64,6 +69,9 @@ class Names(NamedTuple):
 
     account: str = ""
     key: str = ""
+
+
+NOBODY = Names()
 
 
 class Change(NamedTuple):
@@ -105,26 +113,47 @@ def hour_row(record: RequestRecord) -> Row:
     )
 
 
-def tallies_of(changes: Iterable[Change]) -> tuple[dict[Row, Tally], dict[Row, Names]]:
-    """Add up what changes of the log change in the finest rows, and say what those rows' callers are called."""
+def minute_row(record: RequestRecord, hour: Row) -> Row:
+    """Name the row of a record's minute, by that of its key's in its hour."""
+    return Row(MINUTE_GRAIN, minute_of(record.admitted_at), 0, 0, hour.endpoint, hour.model, hour.outcome)
+
+
+def tallies_of(
+    changes: Iterable[Change], minutes_since: datetime | None = None
+) -> tuple[dict[Row, Tally], dict[Row, Names]]:
+    """Add up what changes of the log change in the finest rows, and say what those rows' callers are called.
+
+    Those are the keys' rows by the hour and, of records that were admitted since then, the platform's by the minute.
+    """
     tallies: dict[Row, Tally] = {}
     names: dict[Row, Names] = {}
+
+    def count(record: RequestRecord, row: Row, tally: Tally) -> None:
+        add_tally(tallies, row, tally)
+        if minutes_since is not None and record.admitted_at >= minutes_since:
+            minute = minute_row(record, row)
+            add_tally(tallies, minute, tally)
+            names[minute] = NOBODY
+
     for old, new in changes:
         row = hour_row(new)
-        add_tally(tallies, row, tally_of(new))
+        count(new, row, tally_of(new))
         names[row] = Names(new.account_name, new.key_name)
         if old is not None:
             replaced = hour_row(old)
-            add_tally(tallies, replaced, [-amount for amount in tally_of(old)])
+            count(old, replaced, [-amount for amount in tally_of(old)])
             names.setdefault(replaced, Names(old.account_name, old.key_name))
     return tallies, names
 
 
 def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row, Tally], dict[Row, Names]]:
-    """Add the tallies of the finest rows to all the rows above them as well, and name those."""
+    """Add the tallies of the finest rows to all the rows above them as well, and name those; none is above a minute."""
     wide: dict[Row, Tally] = {}
     wide_names: dict[Row, Names] = {}
     for fine, tally in tallies.items():
+        if fine.grain == MINUTE_GRAIN:
+            wide[fine], wide_names[fine] = tally, NOBODY
+            continue
         for row, named in rows_above(fine, names[fine]):
             add_tally(wide, row, tally)
             wide_names[row] = named
@@ -134,7 +163,7 @@ def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row
 def rows_above(fine: Row, names: Names) -> Iterator[tuple[Row, Names]]:
     """List a row of a key in an hour and the eight that contain it."""
     _, hour, account, key, *rest = fine
-    callers = (("k", account, key, names), ("a", account, 0, Names(names.account)), ("p", 0, 0, Names()))
+    callers = (("k", account, key, names), ("a", account, 0, Names(names.account)), ("p", 0, 0, NOBODY))
     for period, start in zip(_PERIODS, _starts(hour), strict=True):
         for scope, account_id, key_id, named in callers:
             yield Row(scope + period, start, account_id, key_id, *rest), named

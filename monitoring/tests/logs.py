@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from monitoring.models import RequestRecord, Rollup
 from monitoring.rollups.store import unpacked
-from monitoring.rollups.tallies import MEASURES, Change, Row, Tally, spread, tallies_of
+from monitoring.rollups.tallies import MEASURES, MINUTE_GRAIN, Change, Row, Tally, spread, tallies_of
 
 
-def rollups_kept() -> dict[Row, Tally]:
-    """Read all rollups."""
-    return {Row(*line[:7]): unpacked(line[7:]) for line in Rollup.objects.values_list(*Row._fields, *MEASURES)}
+def rollups_kept(*, minutes: bool = False) -> dict[Row, Tally]:
+    """Read all rollups but the minutes, which are kept for some hours only; or (`minutes`) those as well."""
+    rows = Rollup.objects.all() if minutes else Rollup.objects.exclude(grain=MINUTE_GRAIN)
+    return {Row(*line[:7]): unpacked(line[7:]) for line in rows.values_list(*Row._fields, *MEASURES)}
 
 
-def rollups_expected() -> dict[Row, Tally]:
-    """Make the rollups of all the log, record by record."""
-    tallies, _ = spread(*tallies_of(Change(None, record) for record in RequestRecord.objects.all()))
-    return tallies
+def rollups_expected(minutes_since: datetime | None = None) -> dict[Row, Tally]:
+    """Make the rollups of all the log, record by record; minutes of what was admitted since then."""
+    changes = [Change(None, record) for record in RequestRecord.objects.all()]
+    return spread(*tallies_of(changes, minutes_since))[0]

@@ -23,7 +23,8 @@ from accounts.tests.factories import Cast, make_account, make_admin, make_key, m
 from monitoring.backlog import Backlog
 from monitoring.dashboard import lists, minutes, nearly, providers
 from monitoring.dashboard.providers import DeploymentState
-from monitoring.models import Alert
+from monitoring.models import Alert, Rollup
+from monitoring.rollups.tallies import MINUTE_GRAIN
 from monitoring.tests.samples import an_operation, recorded
 
 pytestmark = pytest.mark.django_db
@@ -90,12 +91,30 @@ class TestFigures:
     def test_it_tells_the_same_of_the_last_hour_by_the_log_as_by_the_rollups(self, site: Client, cast: Cast) -> None:
         for milliseconds in (0.2, 5, 80, 1234, 99_999_999):
             recorded(cast.owner, latency_ms=milliseconds, first_token_ms=milliseconds / 2)
-        hour, day = shown(site, "range=1h"), shown(site, "range=24h")
-        assert [each.value for each in hour["tiles"]] == [each.value for each in day["tiles"]]
-        for name in ("latency", "first-token"):
-            last = [values[-1] for values in chart(day, name)["sets"].values()]
-            minutes = chart(hour, name)["sets"].values()
-            assert [next(value for value in values if value) for values in minutes] == last
+        hour, of_account, day = (shown(site, query) for query in ("range=1h", "range=1h&account=acme", "range=24h"))
+        Rollup.objects.filter(grain=MINUTE_GRAIN).delete()  # as an earlier release left it
+        for each in (hour, of_account, shown(site, "range=1h")):
+            assert [tile.value for tile in each["tiles"]] == [tile.value for tile in day["tiles"]]
+            for name in ("latency", "first-token"):
+                last = [values[-1] for values in chart(day, name)["sets"].values()]
+                minutes = chart(each, name)["sets"].values()
+                assert [next(value for value in values if value) for values in minutes] == last
+
+    def test_it_reads_the_last_hour_from_the_log_where_minutes_are_not_kept_for_all_of_it(
+        self, site: Client, cast: Cast
+    ) -> None:
+        recorded(cast.owner, **ago(minutes=40))
+        Rollup.objects.filter(grain=MINUTE_GRAIN).delete()
+        recorded(cast.owner, **ago(minutes=20))
+        assert tile(shown(site, "range=1h"), "Requests").value == "2"
+
+    def test_it_reads_the_last_hour_without_the_log(self, site: Client, cast: Cast) -> None:
+        recorded(cast.owner, **ago(minutes=150))
+        for model in ("a", "a", "b"):
+            recorded(cast.owner, model=model, **ago(minutes=20))
+        with CaptureQueriesContext(connection) as asked:
+            assert tile(shown(site, "range=1h&model=a"), "Requests").value == "2"
+        assert not [each["sql"] for each in asked if "requestrecord" in each["sql"] and "GROUP BY" in each["sql"]]
 
     def test_it_compares_with_the_time_before_without_what_is_not_over(self, site: Client, cast: Cast) -> None:
         for _ in range(2):
@@ -108,8 +127,9 @@ class TestFigures:
         assert requests.change.text == "▲ 50 %"
         assert requests.change.told.startswith("3 now, 2 in the time before")
 
+    @pytest.mark.parametrize("filters", ["", "&account=acme"])
     def test_it_compares_the_last_hour_with_the_one_before(
-        self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch
+        self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch, filters: str
     ) -> None:
         moment = timezone.now()
         monkeypatch.setattr(timezone, "now", lambda: moment)
@@ -117,7 +137,7 @@ class TestFigures:
             recorded(cast.owner, **ago(minutes=back))
         recorded(cast.owner, **ago(minutes=0))  # in a minute that has only begun
         recorded(cast.owner, **ago(minutes=60))  # and what stands against it an hour before
-        requests = tile(shown(site, "range=1h"), "Requests")
+        requests = tile(shown(site, f"range=1h{filters}"), "Requests")
         assert requests.value == "2"
         assert requests.change.told.startswith("1 now, 3 in the time before")
 
@@ -163,7 +183,7 @@ class TestFigures:
         monkeypatch.setattr(minutes, "MOST", 3)
         for minute in (50, 40, 30, 20, 10):
             recorded(cast.owner, **ago(minutes=minute))
-        dashboard = shown(site, "range=1h")
+        dashboard = shown(site, "range=1h&account=acme")
         assert tile(dashboard, "Requests").value == "3"
         assert tile(dashboard, "Requests").change.text == "nothing to compare"
         assert dashboard["notice"].startswith("There were too many requests")
@@ -310,12 +330,24 @@ class TestLists:
         recorded(cast.colleague, cost=2_000_000_000, status=502)
         recorded(cast.stranger, cost=2_500_000_000)
         dashboard = shown(site)
-        assert [(row.name, row.cost) for row in dashboard["accounts"]] == [("acme", "$3.00"), ("globex", "$2.50")]
-        assert [row.name for row in dashboard["keys"]] == ["globex/stranger", "acme/colleague", "acme/owner"]
-        assert dashboard["keys"][1].failed == "100 %"
+        most = dashboard["most"]
+        assert [(row.name, row.cost) for row in most.accounts] == [("acme", "$3.00"), ("globex", "$2.50")]
+        assert [row.name for row in most.keys] == ["globex/stranger", "acme/colleague", "acme/owner"]
+        assert most.keys[1].failed == "100 %"
         filtered = shown(site, "account=acme&key=owner")
-        assert filtered["accounts"] == []
-        assert [row.name for row in filtered["keys"]] == ["acme/owner"]
+        assert filtered["most"].accounts == []
+        assert [row.name for row in filtered["most"].keys] == ["acme/owner"]
+
+    def test_it_says_since_when_it_ranks_where_that_is_before_the_span(
+        self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        moment = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
+        monkeypatch.setattr("monitoring.dashboard.views.timezone.now", lambda: moment)
+        recorded(cast.owner, admitted_at=int(moment.timestamp()) * 1_000_000 - 85 * 60 * 1_000_000)  # at 11:05
+        response = site.get(INDEX, {"range": "1h"})
+        assert response.context["dashboard"]["most"].since == datetime(2026, 11, 24, 11, tzinfo=UTC)
+        assert response.content.decode().count("By whole hours: since 11:00 UTC.") == 2
+        assert "By whole hours" not in site.get(INDEX, {"range": "24h"}).content.decode()
 
     def test_it_lists_budgets_and_rates_that_are_nearly_used(self, site: Client, cast: Cast) -> None:
         spent = make_account("spent", monthly_token_budget=30, monthly_cost_budget=Decimal(1))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import uuid6
 from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db.models import F
+from django.utils import timezone
 
 from accounts.tests.factories import Cast
 from monitoring.apps import fill_rollups
@@ -21,6 +24,7 @@ from monitoring.rollups import sweep
 from monitoring.rollups.periods import hour_of
 from monitoring.rollups.rebuild import rollups_differences, rollups_fill, rollups_rebuild
 from monitoring.rollups.sweep import Step, span_of_log
+from monitoring.rollups.tallies import MINUTE_GRAIN, MINUTES_WRITTEN
 from monitoring.tests.logs import rollups_expected, rollups_kept
 from monitoring.tests.samples import recorded
 
@@ -30,6 +34,11 @@ pytestmark = pytest.mark.django_db
 def micros(month: int, day: int, hour: int = 0) -> int:
     """Return an hour of 2026 in UTC as records tell it."""
     return int(datetime(2026, month, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def id_at(moment: datetime) -> str:
+    """Make an id of a moment."""
+    return uuid.UUID(int=first_id(moment).int | uuid6.uuid7().int & (1 << 62) - 1).hex
 
 
 @pytest.fixture
@@ -79,6 +88,33 @@ def test_it_mends_whatever_is_wrong(
     assert bool(wrong) is (spoil is not spoil_nothing)
     assert rollups_kept() == rollups_expected()
     assert list(rollups_differences(*span_of_log())) == []
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_it_mends_the_minutes_that_are_kept(
+    cast: Cast, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[], None]
+) -> None:
+    now = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
+    monkeypatch.setattr(timezone, "now", lambda: now)
+    for minutes in (0, 1, 1, 29, 31, 90, 149, 181, 300):
+        moment = now - timedelta(minutes=minutes)
+        admitted_at = int(moment.timestamp()) * 1_000_000
+        recorded(cast.owner, id=id_at(moment), admitted_at=admitted_at, model=f"m{minutes % 2}")
+    spoil()
+    wrong = list(rollups_rebuild(*span_of_log()))
+    assert any(each.row.grain == MINUTE_GRAIN for each in wrong) is (spoil is not spoil_nothing)
+    assert rollups_kept(minutes=True) == rollups_expected(minutes_since=now - MINUTES_WRITTEN)
+    assert list(rollups_differences(*span_of_log())) == []
+
+
+def test_it_says_of_which_minute_something_is_wrong(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
+    monkeypatch.setattr(timezone, "now", lambda: now)
+    recorded(cast.owner, id=id_at(now), admitted_at=int(now.timestamp()) * 1_000_000)
+    Rollup.objects.filter(grain=MINUTE_GRAIN).update(requests=3)
+    (wrong,) = rollups_differences(*span_of_log())
+    assert str(wrong).startswith("platform minute 2026-11-24 12:30, account 0 key 0 chat")
+    assert "requests 3 instead of 1" in str(wrong)
 
 
 def test_it_mends_only_the_span_that_it_is_given(log: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
@@ -16,8 +17,8 @@ from monitoring.rollups import selectors
 from monitoring.rollups.calendar import BrokenHours, Unit, buckets
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.periods import Period, compose, end_of, hour_of
-from monitoring.rollups.rankings import usage_ranking
-from monitoring.rollups.selectors import Scope, usage_series, usage_totals
+from monitoring.rollups.rankings import Rank, usage_rankings
+from monitoring.rollups.selectors import EVERYTHING, Scope, usage_series, usage_totals, usage_until_now
 from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db
@@ -156,11 +157,85 @@ def test_it_selects_by_account_key_model_and_endpoint(cast: Cast) -> None:
 def test_it_lists_who_had_most(cast: Cast) -> None:
     for issued, cost in ((cast.owner, 1), (cast.owner, 1), (cast.colleague, 5), (cast.stranger, 3)):
         recorded(issued, admitted_at=micros(at(2, 3)), cost=cost)
-    top = usage_ranking(begin=at(2, 1), end=at(2, 4), by="key", limit=2)
-    keys = [(f"{rank.account}/{rank.key}", rank.cost) for rank in top]
+    found = usage_rankings(begin=at(2, 1), end=at(2, 4), limit=2)
+    keys = [(f"{rank.account}/{rank.key}", rank.cost) for rank in found.keys]
     assert keys == [("acme/colleague", 5), ("globex/stranger", 3)]
-    accounts = usage_ranking(begin=at(2, 1), end=at(2, 4), by="account")
-    assert [(rank.account, rank.requests) for rank in accounts] == [("acme", 3), ("globex", 1)]
+    assert [(rank.account, rank.requests, rank.cost) for rank in found.accounts] == [("acme", 3, 7), ("globex", 1, 3)]
+
+
+def test_it_ranks_those_of_equal_cost_by_requests(cast: Cast) -> None:
+    for issued, cost in ((cast.owner, 4), (cast.colleague, 2), (cast.colleague, 2), (cast.stranger, 8)):
+        recorded(issued, admitted_at=micros(at(2, 3)), cost=cost)
+    found = usage_rankings(begin=at(2, 1), end=at(2, 4))
+    assert [rank.account for rank in found.accounts] == ["acme", "globex"]
+    assert [rank.key for rank in found.keys] == ["stranger", "colleague", "owner"]
+
+
+def test_it_tells_all_of_who_had_most(cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=micros(at(2, 3)), cost=1, input_tokens=20, output_tokens=3)
+    recorded(cast.owner, admitted_at=micros(at(2, 4)), cost=1, status=502, input_tokens=4, output_tokens=0)
+    found = usage_rankings(begin=at(2, 1), end=at(3, 1))
+    account_id, key_id = cast.owner.key.account_id, cast.owner.key.pk
+    told = {"requests": 2, "failed": 1, "tokens": 27, "cost": 2}
+    assert found.accounts == [Rank(account_id=account_id, account="acme", key_id=0, key="", **told)]
+    assert found.keys == [Rank(account_id=account_id, account="acme", key_id=key_id, key="owner", **told)]
+
+
+def test_it_ranks_within_a_span_and_a_scope(cast: Cast) -> None:
+    for moment in (at(1, 31, 23), at(2, 1), at(2, 28, 23), at(3, 1), at(3, 2, 5), at(3, 2, 6)):
+        recorded(cast.owner, admitted_at=micros(moment), model="a", cost=1)
+    recorded(cast.stranger, admitted_at=micros(at(2, 3)), model="b", cost=10)
+
+    def costs(scope: Scope = EVERYTHING) -> list[list[int]]:
+        found = usage_rankings(begin=at(2, 1), end=at(3, 2, 6), scope=scope)
+        return [[rank.cost for rank in ranks] for ranks in (found.accounts, found.keys)]
+
+    assert costs() == [[10, 4], [10, 4]]
+    assert costs(Scope(model="a")) == costs(Scope(account_id=cast.owner.key.account_id)) == [[4], [4]]
+    assert costs(Scope(key_id=cast.stranger.key.pk)) == [[10], [10]]
+    assert costs(Scope(endpoint="nothing")) == [[], []]
+
+
+@pytest.mark.parametrize("unit", list(Unit))
+def test_it_tells_what_is_not_over_apart_from_a_series_up_to_now(cast: Cast, unit: Unit) -> None:
+    for moment in (at(2, 28, 23, 59), at(3, 5, 4, 59), at(3, 5, 5), at(3, 5, 5, 59)):
+        recorded(cast.owner, admitted_at=micros(moment), model="a", latency_ms=100.0)
+    recorded(cast.stranger, admitted_at=micros(at(3, 5, 5, 30)), model="b", latency_ms=100.0)
+    begin, complete = at(2, 28, 22), at(3, 5, 5)
+    points, unfinished = usage_until_now(begin=begin, complete=complete, unit=unit, by="model")
+    assert points == usage_series(begin=begin, end=at(3, 5, 6), unit=unit, by="model")
+    assert unfinished == usage_totals(begin=complete, end=at(3, 5, 6))
+    (total,) = usage_series(begin=begin, end=at(3, 5, 6))
+    assert total.figures - unfinished == usage_totals(begin=begin, end=complete)
+    assert (unfinished.requests, total.figures.requests) == (3, 5)
+
+
+def test_it_reads_a_day_that_goes_on_as_one(cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=micros(at(3, 5, 5)))
+    with CaptureQueriesContext(connection) as queries:
+        usage_until_now(begin=at(2, 5), complete=at(3, 5, 22), unit=Unit.DAY)
+    hour = hour_of(at(3, 5, 22))
+    assert len(queries) == 2
+    for query in queries:
+        assert f"BETWEEN {hour} AND {hour}" in query["sql"]
+        assert f"BETWEEN {hour_of(at(2, 5))} AND {hour_of(at(3, 5))}" in query["sql"]
+
+
+def test_it_reads_nothing_of_an_empty_span(cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=micros(at(2, 3)))
+    assert usage_totals(begin=at(2, 3), end=at(2, 3)) == Figures()
+    assert usage_series(begin=at(2, 3), end=at(2, 3), unit=Unit.DAY, by="key") == []
+
+
+def test_it_adds_up_and_takes_away_every_figure() -> None:
+    names = [each.name for each in fields(Figures)]
+    some = Figures(**{name: place for place, name in enumerate(names, start=1)})
+    more = Figures(**{name: 100 * place for place, name in enumerate(names, start=1)})
+    total = Figures()
+    total += some
+    total += more
+    assert [getattr(total, name) for name in names] == [101 * place for place in range(1, len(names) + 1)]
+    assert total - some == more
 
 
 def test_it_reads_a_year_in_few_queries_and_rows(cast: Cast) -> None:

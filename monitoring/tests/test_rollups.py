@@ -6,18 +6,21 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.db import connection, transaction
+from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accounts.tests.factories import Cast, IssuedKey, make_key
 from monitoring.models import RequestRecord, Rollup
 from monitoring.recorder import write_record, write_records
-from monitoring.rollups.periods import hour_of
+from monitoring.rollups.periods import hour_of, minute_of
+from monitoring.rollups.tallies import MINUTE_GRAIN, MINUTES_WRITTEN
 from monitoring.tests.logs import rollups_expected, rollups_kept
 from monitoring.tests.samples import a_record, an_operation, recorded
 
@@ -58,20 +61,46 @@ def test_it_always_agrees_with_the_log(cast: Cast, batches: list[list[dict[str, 
     RequestRecord.objects.all().delete()
     Rollup.objects.all().delete()
     callers = (cast.owner, cast.colleague, cast.stranger)
-    for batch in batches:
-        write_records([a_record(callers[int(change["id"], 16) % 3], **change) for change in batch])
-        assert rollups_kept() == rollups_expected()
+    noon = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    with patch.object(timezone, "now", lambda: noon + MINUTES_WRITTEN):
+        for batch in batches:
+            write_records([a_record(callers[int(change["id"], 16) % 3], **change) for change in batch])
+            assert rollups_kept(minutes=True) == rollups_expected(minutes_since=noon)
 
 
 def test_it_counts_a_record_for_its_key_its_account_and_the_platform_by_hour_day_and_month(key: IssuedKey) -> None:
     recorded(key, admitted_at=NOON + 5, input_tokens=20, cost=7)
     found = {row.grain: row for row in Rollup.objects.all()}
-    assert set(found) == set(Rollup.Grain)
+    assert set(found) == set(Rollup.Grain) - {Rollup.Grain.PLATFORM_MINUTE}
     noon = hour_of(datetime(2026, 11, 24, 12, tzinfo=UTC))
     assert [found[grain].start for grain in ("kh", "kd", "km")] == [noon, noon - 12, noon - 12 - 23 * 24]
     assert {(row.requests, row.misses, row.input_tokens, row.cost) for row in found.values()} == {(1, 1, 20, 7)}
     callers = {grain[0]: (row.account_id, row.key_id) for grain, row in found.items()}
     assert callers == {"k": (key.key.account_id, key.key.pk), "a": (key.key.account_id, 0), "p": (0, 0)}
+
+
+def minutes() -> dict[int, int]:
+    """Read how many requests are kept of which minute."""
+    return dict(Rollup.objects.filter(grain=MINUTE_GRAIN).order_by("start").values_list("start", "requests"))
+
+
+def test_it_counts_by_the_minute_what_came_lately(key: IssuedKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)
+    monkeypatch.setattr(timezone, "now", lambda: now)
+    oldest = NOON + 30_000_000 - 3 * HOUR
+    for moment in (oldest - 1, oldest, NOON, NOON + 29_000_000):
+        recorded(key, admitted_at=moment)
+    assert minutes() == {minute_of(now) - 180: 1, minute_of(now): 2}
+
+
+def test_it_forgets_minutes_when_a_new_one_begins(key: IssuedKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    monkeypatch.setattr(timezone, "now", lambda: moment)
+    for later, kept in ((0, [0]), (1, [0, 1]), (240, [0, 1, 240]), (241, [1, 240, 241]), (600, [600])):
+        moment = datetime(2026, 11, 24, 12, tzinfo=UTC) + timedelta(minutes=later)
+        recorded(key, admitted_at=NOON + later * HOUR // 60)
+        assert list(minutes()) == [minute_of(datetime(2026, 11, 24, 12, tzinfo=UTC)) + each for each in kept]
+    assert Rollup.objects.filter(grain="pd").exists()
 
 
 def test_it_takes_out_what_a_late_settle_replaced(key: IssuedKey) -> None:
