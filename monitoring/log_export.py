@@ -66,10 +66,19 @@ class Selection:
 def between(records: QuerySet[RequestRecord], begin: datetime | None, end: datetime | None) -> QuerySet[RequestRecord]:
     """Select by the time of admission, and by the ids around it: those are in order of time and have an index."""
     if begin is not None:
-        records = records.filter(admitted_at__gte=begin, pk__gte=first_id(begin - CLOCK_SLACK))
+        records = records.filter(admitted_at__gte=begin)
     if end is not None:
-        records = records.filter(admitted_at__lt=end, pk__lt=first_id(end + CLOCK_SLACK))
-    return records
+        records = records.filter(admitted_at__lt=end)
+    return ids_between(records, begin, end)
+
+
+def ids_between(
+    records: QuerySet[RequestRecord], begin: datetime | None, end: datetime | None
+) -> QuerySet[RequestRecord]:
+    """Select the records whose ids say that they may be of that time: some more than those that are."""
+    if begin is not None:
+        records = records.filter(pk__gte=first_id(begin - CLOCK_SLACK))
+    return records if end is None else records.filter(pk__lt=first_id(end + CLOCK_SLACK))
 
 
 def record_batches(records: QuerySet[RequestRecord]) -> Iterator[Sequence[Row]]:

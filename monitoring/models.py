@@ -67,6 +67,9 @@ class RequestRecord(models.Model):
             models.Index(fields=["account_id", "admitted_at"], name="record_account_month"),
             models.Index(fields=["key_id", "admitted_at"], name="record_key_month"),
             models.Index(fields=["label"], name="record_label"),
+            models.Index(fields=["model", "-id"], name="record_model"),
+            # What did not go well is little of the log: an index of it alone costs next to nothing.
+            models.Index(fields=["status", "-id"], name="record_status", condition=models.Q(status__gte=400)),
             # Failures are few: the newest of them are found without passing by what went well.
             models.Index(fields=["-id"], name="record_failed", condition=models.Q(status__gte=500)),
         ]

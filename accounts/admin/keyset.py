@@ -5,7 +5,9 @@ The list is ordered by its primary key, newest first. `older` and `newer` in the
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
 
 from django.contrib.admin import ShowFacets
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -16,6 +18,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from accounts.admin.base import ReadOnlyAdmin
+from accounts.admin.filters import IndexedFilter, TimeFilter
 
 OLDER, NEWER = "older", "newer"
 
@@ -26,10 +29,26 @@ class KeysetPaginator(Paginator):  # type: ignore[type-arg]  # Django's is not g
     template_name = "admin/keyset_pagination.html"
 
 
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What was looked through for a page that is not full: so many rows, back (or on) to that of a moment."""
+
+    rows: int
+    moment: datetime
+    url: str
+    is_newer: bool
+
+
 class KeysetChangeList(ChangeList):
-    """One page of a list; it reads one row more than it shows, to know whether there are others."""
+    """One page of a list; it reads one row more than it shows, to know whether there are others.
+
+    Filters may select so few rows that most of a long list would be read for a page. What no index answers is
+    therefore searched for among `search_rows` rows at a time (see KeysetAdmin): the page shows what was found there,
+    says how far it looked (`searched`), and its neighbour goes on from there.
+    """
 
     older_url = newer_url = newest_url = ""
+    searched: Searched | None = None
 
     def __init__(self, request: HttpRequest, *args: Any) -> None:
         parameters = request.GET.copy()
@@ -40,31 +59,60 @@ class KeysetChangeList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the page, and make the addresses of its neighbours."""
-        if self._newer_than:
-            rows, has_newer = self._rows(self.queryset.filter(pk__gt=self._key(self._newer_than)).order_by("pk"))
-            rows, has_older = rows[::-1], True
+        is_newer, start = bool(self._newer_than), self._newer_than or self._older_than
+        key = self._key(start) if start else None
+        last = self._search_end(request, key, is_newer=is_newer)
+        rows = list(_stretch(self.queryset, key, last, is_newer=is_newer)[: self.list_per_page + 1])
+        is_full = len(rows) > self.list_per_page
+        rows = rows[: self.list_per_page]
+        further = rows[-1].pk if is_full else last
+        if is_newer:
+            rows.reverse()
+            self._link(older=rows[-1].pk if rows else None, newer=further)
         else:
-            queryset = self.queryset.order_by("-pk")
-            if self._older_than:
-                queryset = queryset.filter(pk__lt=self._key(self._older_than))
-            (rows, has_older), has_newer = self._rows(queryset), bool(self._older_than)
-        self._link(rows, has_older=has_older, has_newer=has_newer)
+            self._link(older=further, newer=rows[0].pk if rows and start else None)
+        self.newest_url = self.get_query_string() if self.newer_url or (start and not is_newer) else ""
+        if last is not None and not is_full:
+            self._tell_searched(last, is_newer=is_newer)
         self.result_list = rows
         self.result_count = self.full_result_count = len(rows)
         self.show_full_result_count = self.show_admin_actions = self.can_show_all = self.multi_page = False
         self.paginator = KeysetPaginator(rows, self.list_per_page)
 
-    def _rows(self, queryset: QuerySet[Any]) -> tuple[list[Any], bool]:
-        rows = list(queryset[: self.list_per_page + 1])
-        return rows[: self.list_per_page], len(rows) > self.list_per_page
+    def _link(self, *, older: Any, newer: Any) -> None:
+        if older is not None:
+            self.older_url = self.get_query_string({OLDER: str(older)})
+        if newer is not None:
+            self.newer_url = self.get_query_string({NEWER: str(newer)})
 
-    def _link(self, rows: list[Any], *, has_older: bool, has_newer: bool) -> None:
-        if rows and has_older:
-            self.older_url = self.get_query_string({OLDER: str(rows[-1].pk)})
-        if rows and has_newer:
-            self.newer_url = self.get_query_string({NEWER: str(rows[0].pk)})
-        if has_newer:
-            self.newest_url = self.get_query_string()
+    def _search_end(self, request: HttpRequest, key: Any, *, is_newer: bool) -> Any:
+        """Return the key of the last row that is searched; None where an index finds the rows, or no more are there."""
+        most = self._admin.search_rows
+        asked = {name for name, values in self.get_filters_params().items() if any(values)}
+        if most is None or self.query or not asked:
+            return None
+        indexed = [each for each in self.filter_specs if isinstance(each, IndexedFilter) and each.value()]
+        times = [each for each in self.filter_specs if isinstance(each, TimeFilter)]
+        quick = [each for each in indexed if each.is_indexed()][:1]
+        if not asked.difference(*(spec.expected_parameters() for spec in (*times, *quick))):
+            return None
+        rows: QuerySet[Any] = self.root_queryset
+        for spec in quick:
+            rows = cast("QuerySet[Any]", spec.queryset(request, rows))
+        for time in times:
+            rows = time.key_range(rows)
+        found = list(_stretch(rows, key, None, is_newer=is_newer).values_list("pk", flat=True)[most - 1 : most + 1])
+        return found[0] if len(found) == 2 else None
+
+    def _tell_searched(self, last: Any, *, is_newer: bool) -> None:
+        moment = self.root_queryset.filter(pk=last).values_list(self._admin.search_moment, flat=True).first()
+        if moment is not None:  # it may have been pruned meanwhile
+            url = self.newer_url if is_newer else self.older_url
+            self.searched = Searched(self._admin.search_rows or 0, moment, url, is_newer)
+
+    @property
+    def _admin(self) -> KeysetAdmin:
+        return cast("KeysetAdmin", self.model_admin)
 
     def _key(self, text: str) -> Any:
         try:
@@ -73,14 +121,30 @@ class KeysetChangeList(ChangeList):
             raise IncorrectLookupParameters(error) from error
 
 
+def _stretch(rows: QuerySet[Any], key: Any, last: Any, *, is_newer: bool) -> QuerySet[Any]:
+    """Select the rows beyond a key up to the one that is last, in the order from there; None: without that bound."""
+    beyond, until = ("gt", "lte") if is_newer else ("lt", "gte")
+    if key is not None:
+        rows = rows.filter(**{f"pk__{beyond}": key})
+    if last is not None:
+        rows = rows.filter(**{f"pk__{until}": last})
+    return rows.order_by("pk" if is_newer else "-pk")
+
+
 class KeysetAdmin(ReadOnlyAdmin):
-    """Pages for looking at a log: read-only, by keyset."""
+    """Pages for looking at a log: read-only, by keyset.
+
+    A list that may be long names how many rows a page looks through, and the column that says when a row came.
+    """
 
     list_per_page = 50
     show_full_result_count = False
     show_facets = ShowFacets.NEVER
     sortable_by = ()
     paginator = KeysetPaginator
+    list_after_template = "admin/keyset_searched.html"
+    search_rows: int | None = None
+    search_moment = ""
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         """Use the keyset."""

@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from accounts.exceptions import UpstreamTimeout
 from accounts.tests.factories import Cast, IssuedKey, make_admin, make_staff
+from monitoring.admin import SEARCHED, RequestRecordAdmin
 from monitoring.ids import first_id
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import now_micros, recorded
@@ -129,14 +130,102 @@ def test_it_shows_no_record_twice_when_new_ones_come_in(site: Client, cast: Cast
     assert [record.label for record in second.result_list] == [f"n{number}" for number in reversed(range(10))]
 
 
-def test_it_never_counts_and_asks_the_same_few_times(site: Client, cast: Cast) -> None:
+@pytest.mark.parametrize(
+    ("query", "number", "offset"), [("account=acme&from=-24h", 4, False), ("account=acme&status=ok&from=-24h", 6, True)]
+)
+def test_it_never_counts_and_asks_the_same_few_times(
+    site: Client, cast: Cast, query: str, number: int, offset: bool
+) -> None:
     many(cast.owner, 60)
     with CaptureQueriesContext(connection) as queries:
-        site.get(f"{LOG}?account=acme&status=ok&from=-24h")
+        site.get(f"{LOG}?{query}")
     sent = " ".join(query["sql"] for query in queries).upper()
     assert "COUNT(" not in sent
-    assert "OFFSET" not in sent
-    assert len(queries) <= 4
+    assert sent.count("OFFSET") == sent.count(f"OFFSET {SEARCHED - 1}") == int(offset)
+    assert len(queries) <= number
+
+
+class TestSearch:
+    """Filters that no index answers: a page looks through so many records, and says so."""
+
+    @pytest.fixture(autouse=True)
+    def _few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(RequestRecordAdmin, "search_rows", 5)
+
+    @pytest.fixture
+    def log(self, cast: Cast) -> None:
+        """Write 23 records, of which three are different."""
+        for number in range(23):
+            changes = {"cache": "replay", "model": "rare", "status": 502} if number in (0, 9, 11) else {}
+            recorded(cast.owner, label=f"n{number}", **changes)
+
+    def test_it_goes_on_until_all_was_searched_and_back(self, site: Client, log: None) -> None:
+        pages = [site.get(f"{LOG}?cache__exact=replay").context["cl"]]
+        while pages[-1].older_url:
+            pages.append(site.get(LOG + pages[-1].older_url).context["cl"])
+        found = [[record.label for record in page.result_list] for page in pages]
+        assert found == [[], [], ["n11", "n9"], [], ["n0"]]
+        assert [page.searched is not None for page in pages] == [True] * 4 + [False]
+        back = [site.get(LOG + pages[-1].newer_url).context["cl"]]
+        while back[-1].newer_url:
+            back.append(site.get(LOG + back[-1].newer_url).context["cl"])
+        assert [record.label for page in back for record in page.result_list] == ["n9", "n11"]
+        assert back[-1].searched is None
+
+    def test_it_says_how_far_it_looked_and_goes_on_from_there(self, site: Client, log: None) -> None:
+        page = site.get(f"{LOG}?slower=100000")
+        url = page.context["cl"].older_url.replace("&", "&amp;")
+        last = RequestRecord.objects.get(label="n18")
+        text = " ".join(page.content.decode().split())
+        assert f"5 entries were searched, back to {last.admitted_at:%Y-%m-%d %H:%M} UTC" in text
+        assert str(last.pk) in url
+        assert f'href="{url}">Search older ones' in text
+        assert "entries were searched" not in site.get(LOG).content.decode()
+
+    @pytest.mark.parametrize(
+        "query", ["model=rare", "status=failed", "status=502", "q=n0", "model=rare&from=-1h", "key=owner&account="]
+    )
+    def test_it_finds_at_once_what_has_an_index(self, site: Client, log: None, query: str) -> None:
+        page = site.get(f"{LOG}?{query}").context["cl"]
+        assert page.result_list[-1].label == "n0"
+        assert page.searched is None
+
+    @pytest.mark.parametrize("query", ["status=ok", "status=refused", "status=200", "endpoint=nothing", "stream=1"])
+    def test_it_searches_for_what_has_none(self, site: Client, log: None, query: str) -> None:
+        assert site.get(f"{LOG}?{query}").context["cl"].searched.rows == 5
+
+    def test_it_searches_among_those_that_an_index_has(self, site: Client, cast: Cast) -> None:
+        recorded(cast.stranger, label="wanted", cache="replay")
+        many(cast.owner, 9)
+        for _ in range(4):
+            recorded(cast.stranger)
+        found = site.get(f"{LOG}?account=globex&cache__exact=replay").context["cl"]
+        assert [record.label for record in found.result_list] == ["wanted"]
+        assert found.searched is None
+
+    def test_it_searches_no_further_than_the_time_that_is_asked_for(self, site: Client, cast: Cast) -> None:
+        for _ in range(9):
+            recorded(cast.owner, **at(5))
+        many(cast.owner, 5)
+        assert site.get(f"{LOG}?cache__exact=replay").context["cl"].searched is not None
+        assert site.get(f"{LOG}?cache__exact=replay&from=-1h").context["cl"].searched is None
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [("model=nobody-uses-it", "record_model"), ("status=502", "record_status"), ("status=failed", "record_failed")],
+)
+def test_it_finds_few_among_many_by_an_index(site: Client, cast: Cast, query: str, index: str) -> None:
+    many(cast.owner, 3)
+    with CaptureQueriesContext(connection) as asked:
+        site.get(f"{LOG}?{query}")
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SET LOCAL enable_seqscan = off")
+            cursor.execute("SET LOCAL enable_bitmapscan = off")
+            cursor.execute("SET LOCAL enable_sort = off")
+        cursor.execute(f"EXPLAIN {'QUERY PLAN ' if connection.vendor == 'sqlite' else ''}{asked[-1]['sql']}")
+        assert index in str(cursor.fetchall())
 
 
 def test_it_uses_an_index_for_spans_of_time(cast: Cast) -> None:
