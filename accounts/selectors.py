@@ -31,7 +31,17 @@ def api_key_list(*, account: str | None = None) -> QuerySet[ApiKey]:
 
 def api_keys_usable(*, account: Account, at: datetime) -> QuerySet[ApiKey]:
     """List an account's keys that are neither revoked nor expired at a moment; those in a grace period are usable."""
-    return account.api_keys.filter(Q(revoked_at=None) | Q(revoked_at__gt=at), Q(expires_at=None) | Q(expires_at__gt=at))
+    return account.api_keys.filter(_is_usable(at))
+
+
+def api_key_count(*, account_id: int | None, at: datetime) -> int:
+    """Count the keys of an account, or (None) of all, that work at a moment: of a disabled account none does."""
+    keys = ApiKey.objects.filter(_is_usable(at), account__is_active=True)
+    return (keys if account_id is None else keys.filter(account_id=account_id)).count()
+
+
+def _is_usable(at: datetime) -> Q:
+    return (Q(revoked_at=None) | Q(revoked_at__gt=at)) & (Q(expires_at=None) | Q(expires_at__gt=at))
 
 
 def api_keys_by_prefix(*, prefix: str) -> QuerySet[ApiKey]:

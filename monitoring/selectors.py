@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from django.db.models import Sum
 
-from accounts.models import ApiKey
+from accounts.selectors import api_key_count
 from monitoring.models import RequestRecord, Rollup
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.query import UsageSpan
@@ -36,7 +37,7 @@ def stats(*, account_id: int | None) -> dict[str, Any]:
         "cache_hits": hits,
         "cache_misses": misses,
         "cache_hit_rate": round(hits / (hits + misses), 3) if hits + misses else 0.0,
-        "total_api_keys": ApiKey.objects.filter(revoked_at=None, **scope).count(),
+        "total_api_keys": api_key_count(account_id=account_id, at=datetime.now(UTC)),
         "requests_by_key": _requests_by_key(requests, with_account=account_id is None),
     }
 

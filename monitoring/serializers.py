@@ -18,7 +18,9 @@ class StatsAnswer(serializers.Serializer[Any]):
     cache_hits = serializers.IntegerField(help_text="Coalesced answers included.")
     cache_misses = serializers.IntegerField()
     cache_hit_rate = serializers.FloatField(help_text="Hits of hits and misses, three decimals; 0 without either.")
-    total_api_keys = serializers.IntegerField(help_text="Keys that are not revoked.")
+    total_api_keys = serializers.IntegerField(
+        help_text="Keys that work now: those in a grace period too, and none that is expired."
+    )
     requests_by_key = serializers.DictField(
         child=serializers.IntegerField(), help_text="By the key's name; for staff by `account/name`."
     )

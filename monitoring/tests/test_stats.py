@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 
-from accounts.services import api_key_revoke
+from accounts.models import ApiKey
+from accounts.services import api_key_revoke, api_key_rotate
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_admin, make_staff
 from monitoring.tests.samples import recorded
 
@@ -50,7 +53,7 @@ def test_it_counts_by_outcome_and_key(cast: Cast) -> None:
         "cache_hits": 3,  # the coalesced one among them: it cost no upstream call
         "cache_misses": 2,
         "cache_hit_rate": 0.6,
-        "total_api_keys": 3,  # owner, colleague, and the expired one: not revoked
+        "total_api_keys": 2,  # owner and colleague: the others are revoked or expired
         "requests_by_key": {"owner": 6, "colleague": 1},
     }
 
@@ -78,7 +81,21 @@ def test_it_counts_no_revoked_key_and_keeps_its_requests(cast: Cast) -> None:
     recorded(cast.colleague)
     api_key_revoke(key=cast.colleague.key, actor=ACTOR)
     found = stats_of(cast.owner)
-    assert (found["total_api_keys"], found["requests_by_key"]) == (2, {"colleague": 1})
+    assert (found["total_api_keys"], found["requests_by_key"]) == (1, {"colleague": 1})
+
+
+def test_it_counts_the_keys_that_work_now(cast: Cast) -> None:
+    successor, _ = api_key_rotate(key=cast.colleague.key, grace=timedelta(hours=1), actor=ACTOR)
+    assert stats_of(cast.owner)["total_api_keys"] == 3  # owner, and both of colleague's for an hour
+    ApiKey.objects.filter(pk=cast.colleague.key.pk).update(revoked_at=timezone.now())
+    ApiKey.objects.filter(pk=successor.pk).update(expires_at=timezone.now() + timedelta(hours=1))
+    assert stats_of(cast.owner)["total_api_keys"] == 2
+    ApiKey.objects.filter(pk=successor.pk).update(expires_at=timezone.now())
+    assert stats_of(cast.owner)["total_api_keys"] == 1
+
+
+def test_it_counts_no_key_of_a_disabled_account(cast: Cast) -> None:
+    assert stats_for(make_admin()).json()["total_api_keys"] == 3  # owner, colleague, stranger; not that of `closed`
 
 
 def test_it_names_keys_as_they_are_called_now(cast: Cast) -> None:
