@@ -19,10 +19,12 @@ from inference.openai.errors import is_openai_path
 #: Levels of arrays and objects in a body; tools' schemas, the deepest in use, have about twenty.
 DEEPEST = 100
 
-#: Objects and arrays, and values, of one body: far more than any real one has. Parsing more would stop the worker for
-#: everybody; large bodies that are real are long texts and images, which cost little.
-MOST_PARTS = 200_000
-MOST_VALUES = 1_000_000
+#: Objects and arrays, members of objects, and values of one body: more than any real one has (OpenAI takes 2,048
+#: messages, and 300,000 tokens to embed). Each is handled some ten times, while the worker does nothing for anybody
+#: else; large bodies that are real are long texts and images, which cost little.
+MOST_PARTS = 16_000
+MOST_MEMBERS = 60_000
+MOST_VALUES = 400_000
 
 
 class StrictJSONParser(BaseParser):
@@ -74,8 +76,11 @@ def _declared_length(request: HttpRequest) -> int:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Parse a JSON object from UTF-8; raises MalformedBody for anything else."""
-    if body.count(b"{") + body.count(b"[") > MOST_PARTS or body.count(b",") > MOST_VALUES:
-        raise MalformedBody("The body has too many parts.")
+    if _has_too_many(body) and _has_too_many(_without_texts(body)):
+        raise MalformedBody(
+            f"The body has too many parts: {MOST_PARTS:,} objects and arrays are taken, {MOST_MEMBERS:,} members of "
+            f"objects, and {MOST_VALUES:,} values."
+        )
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError):
@@ -87,6 +92,22 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if b"\\u" in body:
         _refuse_lone_surrogates(value)
     return value
+
+
+def _has_too_many(body: bytes) -> bool:
+    parts = body.count(b"{") + body.count(b"[")
+    return parts > MOST_PARTS or body.count(b":") > MOST_MEMBERS or body.count(b",") > MOST_VALUES
+
+
+def _without_texts(body: bytes) -> bytes:
+    """Return what is left of JSON without its texts, in which braces and commas count for nothing.
+
+    What has more texts than a body may have values and names is returned whole: it has too many parts as well.
+    """
+    body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if body.count(b'"') > 4 * MOST_VALUES:
+        return body
+    return b"".join(body.split(b'"')[::2])
 
 
 def _refuse_deep(value: Any) -> None:

@@ -339,7 +339,8 @@ class TestDelegation:
     def test_it_refuses_more_and_what_makes_no_sense(self, post: Callable[..., Any], wanted: dict[str, Any]) -> None:
         answer = post(name="new", model_budgets=[wanted])
         assert answer.status_code == 400
-        assert list(answer.json()["errors"]) == ["model_budgets"]
+        (field,) = answer.json()["errors"]
+        assert field.partition("[")[0] == "model_budgets"
         assert not ApiKey.objects.filter(name="new").exists()
 
     def test_it_does_not_tell_whether_a_model_of_others_exists(self, post: Callable[..., Any]) -> None:

@@ -50,8 +50,9 @@ class ChatSurface(Surface):
         messages = payload["messages"]
         parts = len(messages) + len(payload.get("tools") or []) + len(payload.get("functions") or [])
         rest = {name: value for name, value in payload.items() if name != "messages"}
-        size = json_bytes(without_images(messages)) + json_bytes(rest)
-        return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * image_count(messages)
+        images = image_count(messages)
+        size = json_bytes(without_images(messages) if images else messages) + json_bytes(rest)
+        return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * images
 
     def asked_output(self, payload: Payload) -> int | None:
         """Return max_completion_tokens, or max_tokens by its older name."""

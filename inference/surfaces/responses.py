@@ -52,9 +52,10 @@ class ResponseSurface(Surface):
         """Reckon one token a byte of the request's JSON, images at the most that one can be, and overhead."""
         items = _items(payload.get("input"))
         rest = {name: value for name, value in payload.items() if name != "input"}
-        size = json_bytes(without_images(items)) + json_bytes(rest)
+        images = image_count(items)
+        size = json_bytes(without_images(items) if images else items) + json_bytes(rest)
         parts = len(items) + len(payload.get("tools") or [])
-        return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * image_count(items)
+        return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * images
 
     def asked_output(self, payload: Payload) -> int | None:
         """Return max_output_tokens."""

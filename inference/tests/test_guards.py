@@ -101,7 +101,8 @@ def test_it_shares_no_answer_with_tools_whatever_the_switch(roomy: Api, upstream
 
 def test_it_keeps_no_new_key_under_an_idempotency_key(api: Api) -> None:
     manager = api.of(make_key(account=api.key.key.account, name="manager", scopes=["keys:manage"]))
-    first, again = (manager.post("/keys", {"name": "new"}, headers={"Idempotency-Key": "k"}) for _ in range(2))
+    asked = {"name": "new", "scopes": ["keys:manage"]}
+    first, again = (manager.post("/keys", asked, headers={"Idempotency-Key": "k"}) for _ in range(2))
     assert (first.status_code, again.status_code) == (201, 201)
     assert first.json()["key"].startswith("ak_")
     assert "key" not in again.json()

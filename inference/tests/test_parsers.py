@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounts.exceptions import BodyTooLarge, MalformedBody
+from inference import parsers
 from inference.parsers import is_chunked, parse_object, read_body
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -53,6 +54,49 @@ def test_it_reads_a_hundred_levels_and_no_more() -> None:
 def test_it_reads_wide_bodies_however_many_levels_they_open() -> None:
     value = {"a": [[{"b": [number]}] for number in range(500)]}
     assert parse_object(json.dumps(value).encode()) == value
+
+
+TRICKY = 'a "quoted" \\ {[:,]} \\" \\\\'
+
+
+def counted(value: Any) -> tuple[int, int, int]:
+    """Count objects and arrays, members, and the values that follow others, all the way down."""
+    if not isinstance(value, dict | list):
+        return 0, 0, 0
+    inner = [counted(each) for each in (value.values() if isinstance(value, dict) else value)]
+    own = (1, len(value) if isinstance(value, dict) else 0, max(0, len(value) - 1))
+    return tuple(map(sum, zip(own, *inner, strict=True)))  # type: ignore[return-value]  # three of them
+
+
+@given(st.dictionaries(TEXTS | st.just(TRICKY), JSON_VALUES | st.just([TRICKY, {TRICKY: TRICKY}]), max_size=4))
+def test_it_counts_parts_outside_of_texts_alone(value: dict[str, Any]) -> None:
+    for ascii_only in (True, False):
+        left = parsers._without_texts(json.dumps(value, ensure_ascii=ascii_only).encode())
+        assert (left.count(b"{") + left.count(b"["), left.count(b":"), left.count(b",")) == counted(value)
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (lambda number: {"messages": [{}] * (number - 2)}, parsers.MOST_PARTS),
+        (lambda number: {f"name {each}": 1 for each in range(number)}, parsers.MOST_MEMBERS),
+        (lambda number: {"input": [1] * (number + 1)}, parsers.MOST_VALUES),
+    ],
+)
+def test_it_takes_bodies_of_many_parts_and_no_more(make: Callable[[int], dict[str, Any]], most: int) -> None:
+    assert parse_object(json.dumps(make(most)).encode()) == make(most)
+    with pytest.raises(MalformedBody, match="too many parts"):
+        parse_object(json.dumps(make(most + 1)).encode())
+
+
+def test_it_takes_long_texts_whatever_they_are_made_of() -> None:
+    value = {"messages": [{"role": "user", "content": json.dumps([{"a": "b", "c": [1, 2]}] * 100_000)}]}
+    assert parse_object(json.dumps(value).encode()) == value
+
+
+def test_it_refuses_a_body_of_nothing_but_quotes() -> None:
+    with pytest.raises(MalformedBody):
+        parse_object(b'{"a":[' + b'"",' * 2_000_000 + b'""]}')
 
 
 @settings(max_examples=40)
