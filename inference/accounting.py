@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from accounts.exceptions import DependencyUnavailable
@@ -41,6 +42,8 @@ class Bill:
         self._bound: Bound | None = None
         self._reserved: Reserved | None = None
         self._attempts_reserved = 0
+        #: Whether the limits had no room for another attempt after one that may be billed.
+        self.is_out_of_room = False
 
     def name_model(self, name: str) -> None:
         """Note the model that is called, by its public name: budgets for it alone count too."""
@@ -82,14 +85,13 @@ class Bill:
 
     def covers_another(self) -> bool:
         """Take the bound once more, for an attempt after one that may be billed; False if a limit has no room."""
-        try:
+        answer: Reserved | Refusal | None = None
+        with suppress(DependencyUnavailable, OperationClosed):
             answer = self._reserve()
-        except (DependencyUnavailable, OperationClosed):
-            return False
-        if isinstance(answer, Refusal):
-            return False
-        self._hold(answer)
-        return True
+        self.is_out_of_room = not isinstance(answer, Reserved)
+        if isinstance(answer, Reserved):
+            self._hold(answer)
+        return not self.is_out_of_room
 
     def _hold(self, reserved: Reserved) -> None:
         """Note what is held, and what it leaves of the rates, which the answer's headers tell."""

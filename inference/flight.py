@@ -2,9 +2,11 @@
 
 The first request of a process for a cache key leads there; the others wait for it. Between processes the leader is the
 one that holds a lease in the state store (LEASE_MS, renewed while it works); the leaders of other processes look for
-its answer in the cache. If it dies, the lease runs out and the next that looks takes over, within a second. A leader
-that lost its lease finishes and is billed, but doesn't store its answer. Without Redis, or while it is away, each
-process is on its own.
+its answer in the cache, and for its failure beside the lease. If it dies, the lease runs out and the next that looks
+takes over, within a second. A leader that lost its lease finishes and is billed, but doesn't store its answer. Without
+Redis, or while it is away, each process is on its own.
+
+Nobody waits longer than his own call may take: whose time is up gets a 504, and makes no call.
 """
 
 from __future__ import annotations
@@ -13,31 +15,54 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-import structlog
 from django.conf import settings
-from redis.exceptions import RedisError
 
-from accounts.exceptions import ApiError
-from accounts.limits import get_limits
-from accounts.limits.redis import redis_client, wire_for
-from accounts.limits.scripts import Script, script
-from accounts.limits.wire import Wire
+from accounts.exceptions import ApiError, UpstreamTimeout
 from accounts.loops import outlived
 from inference.cache import CachedAnswer, look_up
+from inference.flight_leases import FlightLeases
+from inference.upstream.attempts import Deadline
 
-LEASE_MS = 900
 RENEW_SECONDS = 0.3
 LOOK_SECONDS = 0.1
 #: Seconds between two looks whether a follower is still wanted.
 WATCH_SECONDS = 0.5
-_TAKE = script(b"return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0")
-_RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
-_RELEASE = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0")
 
-log = structlog.get_logger(__name__)
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(slots=True)
+class Wait:
+    """One caller's wait for a flight: until the deadline of its own call, or soon after it `is_unwanted`."""
+
+    deadline: Deadline
+    is_unwanted: Callable[[], bool] = _never
+    #: Whether it waits for another's call now, and whether it ever did.
+    follows: bool = False
+    has_followed: bool = False
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def waited_ms(self) -> int:
+        """Milliseconds since it began."""
+        return int((time.monotonic() - self._began) * 1000)
+
+    def follow(self) -> None:
+        """Note that another has the lead."""
+        self.follows = self.has_followed = True
+
+    def lasts(self) -> bool:
+        """Say whether to wait on; raises UpstreamTimeout once the time is up."""
+        if self.is_unwanted():
+            return False
+        if self.deadline.is_over:
+            raise UpstreamTimeout
+        return True
 
 
 class Flight:
@@ -56,14 +81,13 @@ class Flight:
         self._answer, self._error = answer, error
         self._over.set()
 
-    def wait(self, seconds: float, is_unwanted: Callable[[], bool]) -> CachedAnswer | None:
-        """Wait for the outcome: an answer, or None if somebody else has to lead; raises the leader's error.
+    def outcome(self, wait: Wait) -> CachedAnswer | None:
+        """Wait for an answer; None if somebody else has to lead, or nobody wants it any more.
 
-        The wait is over too after so many seconds, or soon after it is unwanted.
+        Raises the leader's error, or UpstreamTimeout when the time is up.
         """
-        ends = time.monotonic() + seconds
-        while not self._over.wait(max(0.0, min(WATCH_SECONDS, ends - time.monotonic()))):
-            if time.monotonic() >= ends or is_unwanted():
+        while not self._over.wait(min(WATCH_SECONDS, wait.deadline.left)):
+            if not wait.lasts():
                 break
         if self._error is not None:
             raise self._error
@@ -76,42 +100,23 @@ class Flights:
     def __init__(self) -> None:
         self._open: dict[str, Flight] = {}
         self._lock = threading.Lock()
-        self._wire: Wire | None = None
+        self._leases = FlightLeases()
         self._keeping = False
 
-    def join(
-        self, key: str, *, seconds: float, is_unwanted: Callable[[], bool] = lambda: False
-    ) -> Flight | CachedAnswer:
+    def join(self, key: str, wait: Wait) -> Flight | CachedAnswer | None:
         """Return an answer that somebody else got meanwhile, or a flight to lead, which the caller has to end.
 
-        Waits at most `seconds`, or until `is_unwanted`, after which the caller flies alone. Raises the error that a
-        leader met.
+        None once the caller's answer is unwanted. Raises the error that a leader met, or UpstreamTimeout when the time
+        is up.
         """
-        deadline = time.monotonic() + seconds
-
-        def is_over() -> bool:
-            return time.monotonic() >= deadline or is_unwanted()
-
-        while True:
+        while wait.lasts():
             flight, leads = self._enter(key)
             if leads:
-                return self._lead(key, flight, is_over)
-            try:
-                answer = flight.wait(deadline - time.monotonic(), is_unwanted)
-            finally:
-                self._step_out(flight)
+                return self._lead(key, flight, wait)
+            answer = self._follow(flight, wait)
             if answer is not None:
                 return answer
-            if is_over():
-                return Flight()
-
-    def _lead(self, key: str, flight: Flight, is_over: Callable[[], bool]) -> Flight | CachedAnswer:
-        """Lead in this process, and among processes where this one gets the lease before another has the answer."""
-        answer = self._take_lease(key, flight, is_over)
-        if answer is None:
-            return flight
-        self.leave(key, flight, answer=answer)
-        return answer
+        return None
 
     def leave(
         self, key: str, flight: Flight, *, answer: CachedAnswer | None = None, error: ApiError | None = None
@@ -122,12 +127,16 @@ class Flights:
                 del self._open[key]
         if flight.has_lease:
             flight.has_lease = False
-            self._on_store(_RELEASE, key, flight.token)
+            self._leases.release(key, flight.token, error)
         flight.end(answer, error)
 
     def may_store(self, flight: Flight) -> bool:
         """Say whether the leader still leads: without a store it always does."""
         return flight.has_lease or not settings.REDIS_URL
+
+    def is_awaited(self, key: str, flight: Flight) -> bool:
+        """Say whether others wait for a flight, in this process or in another."""
+        return flight.followers > 0 or (flight.has_lease and self._leases.is_awaited(key))
 
     def _enter(self, key: str) -> tuple[Flight, bool]:
         with self._lock:
@@ -138,46 +147,50 @@ class Flights:
             flight = self._open[key] = Flight()
             return flight, True
 
-    def _step_out(self, flight: Flight) -> None:
-        with self._lock:
-            flight.followers -= 1
+    def _follow(self, flight: Flight, wait: Wait) -> CachedAnswer | None:
+        wait.follow()
+        try:
+            return flight.outcome(wait)
+        finally:
+            with self._lock:
+                flight.followers -= 1
 
-    def _take_lease(self, key: str, flight: Flight, is_over: Callable[[], bool]) -> CachedAnswer | None:
-        """Wait until this process holds the key's lease (None), or another's answer is in the cache."""
+    def _lead(self, key: str, flight: Flight, wait: Wait) -> Flight | CachedAnswer | None:
+        """Lead in this process, and among processes where none has the lease; else wait for the other's outcome."""
+        answer: CachedAnswer | None = None
+        error: ApiError | None = None
+        leads = False
+        try:
+            outcome = self._await_lease(key, flight, wait)
+            leads = outcome is flight
+            answer = outcome if isinstance(outcome, CachedAnswer) else None
+            error = outcome if isinstance(outcome, ApiError) else None
+        finally:
+            if not leads:
+                self.leave(key, flight, answer=answer, error=error)
+        if error is not None:
+            raise error
+        wait.follows = False
+        return flight if leads else answer
+
+    def _await_lease(self, key: str, flight: Flight, wait: Wait) -> Flight | CachedAnswer | ApiError | None:
+        """Wait until this process holds the key's lease (the flight), another got an outcome, or nobody wants it."""
         if not settings.REDIS_URL:
-            return None
-        waited = False
-        while not self._acquire(key, flight):
-            waited = True
-            if is_over():
+            return flight
+        while (taken := self._leases.take(key, flight.token, waited_ms=wait.waited_ms)) is False:
+            wait.follow()
+            if not wait.lasts():
                 return None
-            time.sleep(LOOK_SECONDS)
+            time.sleep(min(LOOK_SECONDS, wait.deadline.left))
             answer = look_up(key)
             if answer is not None:
                 return answer
-        return look_up(key) if waited else None
-
-    def _acquire(self, key: str, flight: Flight) -> bool:
-        """Ask for the lease; a store that is away gives it to everyone."""
-        granted = self._on_store(_TAKE, key, flight.token, LEASE_MS)
-        if granted is None:
-            return True
-        if granted:
+        if isinstance(taken, ApiError):
+            return taken
+        if taken:
             flight.has_lease = True
             self._keep()
-        return bool(granted)
-
-    def _on_store(self, asked: Script, key: str, *arguments: str | int) -> Any:
-        """Ask the state store; None while it is away, as the limits noticed or this very question does."""
-        if getattr(get_limits(), "is_degraded", False):
-            return None
-        try:
-            if self._wire is None:
-                self._wire = wire_for(redis_client(settings.REDIS_URL))
-            return self._wire.call(asked, f"aiapi:flight:{key}", arguments)
-        except RedisError as error:
-            log.warning("flight_store_failed", cause=type(error).__name__)
-            return None
+        return (look_up(key) if wait.has_followed else None) or flight
 
     def _keep(self) -> None:
         with self._lock:
@@ -200,8 +213,8 @@ class Flights:
                     flight.has_lease = False
 
     def _renew(self, key: str, flight: Flight) -> None:
-        renewed = self._on_store(_RENEW, key, flight.token, LEASE_MS)
-        flight.has_lease = bool(renewed) and flight.has_lease
+        renewed = self._leases.renew(key, flight.token)
+        flight.has_lease = renewed and flight.has_lease
 
 
 flights = Flights()

@@ -17,14 +17,14 @@ import structlog
 from django.conf import settings
 
 from accounts.connections import release_connections
-from accounts.exceptions import ApiError, InternalError, InvalidRequest, ModelNotFound, UpstreamFailed, UpstreamTimeout
+from accounts.exceptions import ApiError, InternalError, InvalidRequest, ModelNotFound, UpstreamFailed
 from accounts.limits.leases import keeper
 from accounts.snapshots import Identity
 from inference import cache
 from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
 from inference.catalog import CatalogModel, Route, catalog
-from inference.flight import Flight, flights
+from inference.flight import Flight, Wait, flights
 from inference.logged_content import CallContent
 from inference.surfaces.base import Body, Usage, was_filtered
 from inference.upstream.attempts import AttemptFailed, Deadline
@@ -39,14 +39,19 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Progress:
-    """A call on its way."""
+    """A call on its way, which has to be over by its deadline."""
 
     call: ModelCall
     caller: Caller
     model: CatalogModel
     bill: Bill
+    deadline: Deadline
     cache_key: str | None = None
+    #: What this call leads, and its wait for what another leads.
     flight: Flight | None = None
+    wait: Wait | None = None
+    #: How the provider failed, where that is so for everybody who asks the same.
+    provider_error: ApiError | None = None
     first_route: Route | None = None
     route: Route | None = None
 
@@ -65,15 +70,12 @@ def answer_call(call: ModelCall, caller: Caller) -> Answer:
     Raises ModelNotFound for a model that does not exist or is not the caller's, a refusal of the limits, or what the
     provider's failure means.
     """
-    progress = begin(call, caller)
+    progress = begin(call, caller, Deadline(settings.UPSTREAM_TIMEOUT))
     shared = find_shared(progress)
     if shared is not None:
         return _answer_shared(progress, shared)
     try:
         return _answer_alone(progress)
-    except ApiError as error:
-        leave_flight(progress, error=error)
-        raise
     finally:
         leave_flight(progress)
 
@@ -86,7 +88,7 @@ def find_model(name: str | None, identity: Identity, *, kind: str) -> CatalogMod
     return model
 
 
-def begin(call: ModelCall, caller: Caller) -> Progress:
+def begin(call: ModelCall, caller: Caller, deadline: Deadline) -> Progress:
     """Find the model, open the bill, and make the cache key of a call whose answer may be shared."""
     identity = caller.identity
     model = find_model(call.model, identity, kind=call.surface.kind)
@@ -95,7 +97,7 @@ def begin(call: ModelCall, caller: Caller) -> Progress:
     bill.record["cache"] = "bypass"
     if identity.logs_content:
         bill.content = CallContent(call, caller)
-    progress = Progress(call, caller, model, bill)
+    progress = Progress(call, caller, model, bill, deadline)
     if call.shares_answer and identity.cache_enabled and (call.reads_cache or call.writes_cache):
         wanted = call.surface.wanted_output(call.payload, identity, model)
         progress.cache_key = cache.answer_key(
@@ -132,36 +134,50 @@ def find_cached(progress: Progress) -> cache.CachedAnswer | None:
 def join_flight(progress: Progress, *, is_unwanted: Callable[[], bool] = lambda: False) -> cache.CachedAnswer | None:
     """Wait for an identical call in flight, and return its answer; None: this call has to fly itself.
 
-    The error of a call that was waited for is this one's too, and recorded as such. `is_unwanted` ends the wait.
+    The error of a call that was waited for is this one's too, as is UpstreamTimeout when its own time is up, and
+    recorded as such. `is_unwanted` ends the wait: what nobody wants must not fly either.
     """
     key, bill = progress.cache_key, progress.bill
     if key is None or not progress.call.reads_cache:
         return None
+    progress.wait = Wait(progress.deadline, is_unwanted)
     with progress.caller.trace.stage("flight"):
         try:
-            joined = flights.join(key, seconds=settings.UPSTREAM_TIMEOUT, is_unwanted=is_unwanted)
+            joined = flights.join(key, progress.wait)
         except ApiError as error:
             bill.record["cache"] = "coalesced"
             bill.emit(status=error.status, error_code=error.error_code)
             raise
-    if isinstance(joined, Flight):
-        progress.flight = joined
-        return None
-    bill.record["cache"] = "coalesced"
-    return joined
+    if isinstance(joined, cache.CachedAnswer):
+        bill.record["cache"] = "coalesced"
+        return joined
+    progress.flight = joined
+    return None
 
 
-def leave_flight(
-    progress: Progress, *, answer: cache.CachedAnswer | None = None, error: ApiError | None = None
-) -> None:
-    """End the flight that this call leads, if any, once.
+def is_awaited(progress: Progress) -> bool:
+    """Say whether others wait for the answer of this call."""
+    key, flight = progress.cache_key, progress.flight
+    return key is not None and flight is not None and flights.is_awaited(key, flight)
 
-    A provider's failure is shared with those who wait; a refusal of this very caller is not: another will lead.
-    """
+
+def leave_flight(progress: Progress, *, answer: cache.CachedAnswer | None = None) -> None:
+    """End the flight that this call leads, if any, once: with an answer or the provider's failure, or for another."""
     flight, progress.flight = progress.flight, None
     if flight is not None and progress.cache_key is not None:
-        is_shared = isinstance(error, UpstreamFailed | UpstreamTimeout | InvalidRequest)
-        flights.leave(progress.cache_key, flight, answer=answer, error=error if is_shared else None)
+        flights.leave(progress.cache_key, flight, answer=answer, error=progress.provider_error)
+
+
+def provider_failed(progress: Progress, error: ApiError) -> ApiError:
+    """Return a failure of the provider's, and let those who wait share it unless this caller's limits had a part in it.
+
+    They cut the longest answer short, which the provider may not take, or had no room for another deployment: those
+    who wait may have keys with more room.
+    """
+    bill = progress.bill
+    if not bill.is_out_of_room and not (bill.is_cut and isinstance(error, InvalidRequest)):
+        progress.provider_error = error
+    return error
 
 
 def share_answer(progress: Progress, answer: cache.CachedAnswer, *, is_filtered: bool) -> None:
@@ -245,13 +261,13 @@ def _read(progress: Progress, body: Body, route: Route) -> Any:
     except ApiError as error:
         log.warning("upstream_failed", route=route.name, cause=error.error_code, status=error.status)
         progress.bill.note_failure(route.name, error.error_code)
+        provider_failed(progress, error)
         raise
 
 
 def _ask(progress: Progress) -> tuple[Body, Route, Usage]:
     """Ask the deployments until one answers, and charge that; holds no database connection meanwhile."""
-    caller, bill = progress.caller, progress.bill
-    deadline = Deadline(settings.UPSTREAM_TIMEOUT)
+    caller, bill, deadline = progress.caller, progress.bill, progress.deadline
     release_connections()
     with (
         caller.trace.stage("upstream"),
@@ -267,7 +283,7 @@ def _ask(progress: Progress) -> tuple[Body, Route, Usage]:
                 covers_another=bill.covers_another,
             )
         except AttemptFailed as failure:
-            raise failure.error from failure
+            raise provider_failed(progress, failure.error) from failure
 
 
 def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body, Route, Usage]:

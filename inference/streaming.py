@@ -41,9 +41,11 @@ from inference.pipeline import (
     begin_attempt,
     emit_shared,
     find_cached,
+    is_awaited,
     join_flight,
     leave_flight,
     outgoing,
+    provider_failed,
     reserve,
     share_answer,
     shared_answer,
@@ -110,7 +112,7 @@ class StreamedCall:
 
     def open(self) -> Progress:
         """Do what comes before the provider's first byte; raises the ApiError of anything that fails until then."""
-        progress = self.progress = begin(self.call, self.caller)
+        progress = self.progress = begin(self.call, self.caller, self._deadline)
         cached = find_cached(progress)
         if cached is not None:
             emit_shared(progress, cached)
@@ -138,8 +140,7 @@ class StreamedCall:
     def close(self) -> None:
         """Stop the provider's stream if nobody else waits for it; after its end this does nothing."""
         self._outlet.leave()
-        flight = self.progress.flight if self.progress else None
-        if self._keep is None and not (flight is not None and flight.followers):
+        if self._keep is None and not (self.progress is not None and is_awaited(self.progress)):
             self._is_abandoned = True
             self._break_off()
 
@@ -196,7 +197,7 @@ class StreamedCall:
             finally:
                 if self._slot is not None:
                     self._slot.leave()
-                leave_flight(progress, error=error)
+                leave_flight(progress)
                 self._end(error)
                 connections.close_all()
                 watch.discard(self)
@@ -210,17 +211,22 @@ class StreamedCall:
             self._replay(shared)
             return
         self._refuse_if_unwanted()
+        first_byte = Deadline(min(settings.UPSTREAM_TIMEOUT, self._deadline.left))
         reserve(progress)
         release_connections()
         caller = progress.caller
         with (
             keeper.held(caller.identity.account_id, caller.trace.id.hex),
-            capacity().place(settings.UPSTREAM_QUEUE_SECONDS),
+            capacity().place(min(first_byte.left, settings.UPSTREAM_QUEUE_SECONDS)),
         ):
-            stream = self._connect(progress)
+            stream = self._connect(progress, first_byte)
             self._waits_since, self._stream = time.monotonic(), stream
             try:
                 self._pass_on(stream, reader)
+            except ApiError as error:
+                if error is not self._stop:
+                    provider_failed(progress, error)
+                raise
             finally:
                 self._stream = None
                 stream.close()
@@ -234,9 +240,8 @@ class StreamedCall:
         if self._is_abandoned:
             raise ClientLeft
 
-    def _connect(self, progress: Progress) -> UpstreamStream:
+    def _connect(self, progress: Progress, deadline: Deadline) -> UpstreamStream:
         """Open a stream at the first deployment that sends one, and note when its first byte came."""
-        deadline = Deadline(settings.UPSTREAM_TIMEOUT)
         with progress.caller.trace.stage("upstream"):
             try:
                 stream = first_success(
@@ -247,7 +252,7 @@ class StreamedCall:
                     covers_another=progress.bill.covers_another,
                 )
             except AttemptFailed as failure:
-                raise failure.error from failure
+                raise provider_failed(progress, failure.error) from failure
         progress.bill.record["first_token_ms"] = round(progress.caller.trace.elapsed_ms, 3)
         self._billed_by = stream.route
         return stream

@@ -13,14 +13,26 @@ from typing import Any
 import pytest
 
 from inference.upstream.fake import FakeUpstream
-from tests.catalogue import Served, records, set_up
+from tests.catalogue import Served, record_of, records, set_up
 from tests.processes import wait_until
 from tests.servers import Redis, Service, aiapi_servers, fake_upstream
-from tests.streams import CHAT, asked
+from tests.streams import CHAT, Stream, asked, data_of
 
 MODEL = "shared"
+SPARED = "spared"
 CALLERS = 100
 PATIENCE = 30.0
+#: Seconds that a call may take, and a stream until its first byte.
+LIMIT = 4.0
+
+
+#: A key of the callers' account with room for one answer, but for no second try.
+POOR_KEY = """
+from accounts.models import Account
+from accounts.tests.factories import make_key, make_tier
+tier = make_tier("poor", requests_per_minute=None, tokens_per_minute=400)
+print(make_key(account=Account.objects.get(name="e2e"), tier=tier, name="poor").plain)
+"""
 
 
 @dataclass
@@ -42,8 +54,10 @@ def own_fake() -> Iterator[FakeUpstream]:
 @pytest.fixture(scope="module")
 def running(own_fake: FakeUpstream, own_redis: Redis, prepared: Callable[[], dict[str, str]]) -> Iterator[Pair]:
     """Run two servers."""
-    with aiapi_servers({**prepared(), "REDIS_URL": own_redis.url}, 2) as (one, other):
-        yield Pair((one, other), own_fake, set_up(one, [Served(MODEL, [own_fake.base_url])]))
+    env = {**prepared(), "REDIS_URL": own_redis.url, "UPSTREAM_TIMEOUT": str(LIMIT)}
+    with fake_upstream() as spare, aiapi_servers(env, 2) as (one, other):
+        served = [Served(MODEL, [own_fake.base_url]), Served(SPARED, [own_fake.base_url, spare.base_url])]
+        yield Pair((one, other), own_fake, set_up(one, served))
 
 
 @pytest.fixture
@@ -128,13 +142,90 @@ def test_it_shares_a_failure(pair: Pair, stream: bool) -> None:
     pair.fake.set(latency_ms=500, faults={"http_400": 1})
     got = ask_all(pair, {**asked(MODEL, f"refused {stream}", temperature=0), "stream": stream}, 20)
     assert Counter(each.status for each in got) == {400: 20}
-    assert len(pair.fake.billed) <= 2, "one for each server: a failure is not kept"
+    assert all('"code":"context_length_exceeded"' in each.body for each in got)
+    assert len(pair.fake.requests) == 1
+
+
+def test_it_shares_a_stream_that_breaks_off(pair: Pair) -> None:
+    pair.fake.set(chunk_interval_ms=200, faults={"cut": 1})
+    got = ask_all(pair, asked(MODEL, "one two three four", temperature=0), 10)
+    assert Counter(each.status for each in got)[200] >= 1, "the leader's had begun"
+    assert all('"code":"upstream_failed"' in each.body for each in got)
+    assert len(pair.fake.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_it_lets_nobody_wait_longer_than_a_call_may_take(pair: Pair, stream: bool) -> None:
+    pair.fake.set(faults={"hang": 1})
+    began = time.monotonic()
+    got = ask_all(pair, {**asked(MODEL, f"silence {stream}", temperature=0), "stream": stream}, 20)
+    assert Counter(each.status for each in got) == {504: 20}
+    assert len(pair.fake.requests) == 1
+    assert max(each.at for each in got) - began < LIMIT + 1.5
+
+
+def test_it_lets_streams_follow_one_that_takes_longer_than_its_first_byte_may(pair: Pair) -> None:
+    pair.fake.set(chunk_interval_ms=600, tokens=10)
+    got = ask_all(pair, asked(MODEL, "at length", temperature=0), 10)
+    assert Counter(each.status for each in got) == {200: 10}
+    assert len({each.answer for each in got}) == 1
+    assert data_of(got[0].answer)[-1] == "[DONE]"
+    assert len(pair.fake.requests) == 1
+
+
+def test_it_keeps_what_the_limits_of_one_key_say_from_the_others(pair: Pair) -> None:
+    """A key without room for a second deployment leads; the one that waits has room, and asks by itself."""
+    pair.fake.set(latency_ms=1000, faults={"broken_json": 1})
+    body = {**asked(SPARED, "whose limits", temperature=0, max_tokens=100), "stream": False}
+    poor = pair.services[0].manage("shell", "-c", POOR_KEY).strip().splitlines()[-1]
+
+    async def run() -> tuple[Got, list[Got]]:
+        leader = asyncio.create_task(ask(pair.services[0].port, poor, body))
+        await asyncio.to_thread(wait_until, lambda: bool(pair.fake.requests), "the leader's call")
+        refused, *got = await asyncio.gather(leader, *(ask(service.port, pair.key, body) for service in pair.services))
+        return refused, got
+
+    refused, got = asyncio.run(run())
+    assert refused.status == 502
+    assert Counter(each.status for each in got) == {200: 2}
+    assert Counter(each.cache for each in got) == {"miss": 1, "coalesced": 1}
+
+
+def followed_elsewhere(pair: Pair, text: str, *, tokens: int) -> tuple[Stream, Stream]:
+    """Let one server stream an answer, and another wait for it."""
+    pair.fake.set(chunk_interval_ms=300, tokens=tokens)
+    body = asked(MODEL, text, temperature=0)
+    leader = Stream(pair.services[0], body, key=pair.key)
+    leader.answer()
+    follower = Stream(pair.services[1], body, key=pair.key)
+    time.sleep(0.5)
+    return leader, follower
+
+
+def test_it_goes_on_for_those_who_wait_elsewhere_when_the_leader_s_client_leaves(pair: Pair) -> None:
+    leader, follower = followed_elsewhere(pair, "left behind", tokens=8)
+    leader.leave()
+    follower.answer()
+    assert data_of(follower.text())[-1] == "[DONE]"
+    assert [call.outcome for call in pair.fake.billed] == ["complete"]
+    assert record_of(pair.services[0], leader.label).status == 200
+    assert record_of(pair.services[0], follower.label).cache == "coalesced"
+
+
+def test_it_goes_on_for_nobody_who_has_left_elsewhere(pair: Pair) -> None:
+    leader, follower = followed_elsewhere(pair, "deserted", tokens=30)
+    follower.leave()
+    time.sleep(2)
+    left_at = leader.leave()
+    wait_until(lambda: pair.fake.billed[-1].outcome == "client_left", "the provider's stream to be closed", 5)
+    assert (pair.fake.billed[-1].ended_at or 0) - left_at < 1
+    assert len(pair.fake.requests) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 def test_it_lets_one_follower_take_over_when_the_leader_s_worker_is_killed(pair: Pair, stream: bool) -> None:
     """The followers of another server notice within about a second that nobody renews the lease."""
-    pair.fake.set(latency_ms=2000)
+    pair.fake.set(latency_ms=1500)
     body = {**asked(MODEL, f"orphaned {stream}", temperature=0), "stream": stream}
     leader, other = pair.services
 

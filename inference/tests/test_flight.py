@@ -12,12 +12,14 @@ import pytest
 import redis as redis_client
 from django.conf import LazySettings
 
-from accounts.exceptions import UpstreamFailed
+from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.cache import CachedAnswer
-from inference.flight import LEASE_MS, LOOK_SECONDS, Flight, Flights
+from inference.flight import LOOK_SECONDS, Flight, Flights, Wait
+from inference.flight_leases import LEASE_MS
+from inference.upstream.attempts import Deadline
 from launch.system import free_port
 from tests.processes import wait_until
-from tests.stores import Redis
+from tests.stores import Redis, redis_cluster
 
 ANSWER = CachedAnswer({"choices": []}, 1, 0, 1, "p/m")
 KEY = "key"
@@ -37,16 +39,22 @@ def alone(settings: LazySettings) -> Flights:
     return Flights()
 
 
+def wait(seconds: float = 10) -> Wait:
+    """Be a caller that has so much time."""
+    return Wait(Deadline(seconds))
+
+
 def follow(pool: ThreadPoolExecutor, flights: Flights, flight: Flight, number: int = 1) -> list[Future[Any]]:
     """Let so many others join, and wait until they do."""
-    waiting = [pool.submit(flights.join, KEY, seconds=10) for _ in range(number)]
-    wait_until(lambda: flight.followers == number, "followers")
+    before = flight.followers
+    waiting = [pool.submit(flights.join, KEY, wait()) for _ in range(number)]
+    wait_until(lambda: flight.followers == before + number, "followers")
     return waiting
 
 
-def lead(flights: Flights, seconds: float = 10) -> Flight:
+def lead(flights: Flights, key: str = KEY) -> Flight:
     """Join as the first."""
-    flight = flights.join(KEY, seconds=seconds)
+    flight = flights.join(key, wait())
     assert isinstance(flight, Flight)
     return flight
 
@@ -80,8 +88,7 @@ def test_it_lets_one_of_those_who_wait_lead_when_there_is_no_outcome(alone: Flig
 
 
 def test_it_keeps_keys_apart(alone: Flights) -> None:
-    assert isinstance(alone.join("one", seconds=0), Flight)
-    assert isinstance(alone.join("another", seconds=0), Flight)
+    assert lead(alone, "one") is not lead(alone, "another")
 
 
 def test_it_begins_anew_after_a_flight(alone: Flights) -> None:
@@ -90,22 +97,41 @@ def test_it_begins_anew_after_a_flight(alone: Flights) -> None:
     assert lead(alone) is not first
 
 
-def test_it_flies_alone_after_its_own_deadline(alone: Flights) -> None:
+def test_it_waits_no_longer_than_its_own_call_may_take(alone: Flights, pool: ThreadPoolExecutor) -> None:
     flight = lead(alone)
-    own = lead(alone, seconds=0.05)
-    assert own is not flight
-    alone.leave(KEY, own)  # does not end the flight of the others
-    assert flight.followers == 0
+    (patient,) = follow(pool, alone, flight)
+    with pytest.raises(UpstreamTimeout):
+        alone.join(KEY, wait(0.05))
+    assert flight.followers == 1
+    assert not patient.done()
     alone.leave(KEY, flight, answer=ANSWER)
+    assert patient.result(5) == ANSWER
+
+
+def test_it_does_not_lead_when_the_time_is_up(alone: Flights) -> None:
+    with pytest.raises(UpstreamTimeout):
+        alone.join(KEY, wait(0))
+    lead(alone)
 
 
 def test_it_waits_no_longer_when_it_is_not_wanted(alone: Flights, pool: ThreadPoolExecutor) -> None:
     flight, left = lead(alone), threading.Event()
-    waiting = pool.submit(alone.join, KEY, seconds=10, is_unwanted=left.is_set)
+    waiting = pool.submit(alone.join, KEY, Wait(Deadline(10), left.is_set))
     wait_until(lambda: flight.followers == 1, "a follower")
     left.set()
-    assert waiting.result(2) is not flight
+    assert waiting.result(2) is None
     assert flight.followers == 0
+
+
+def test_it_knows_who_follows(alone: Flights, pool: ThreadPoolExecutor) -> None:
+    flight, other = lead(alone), wait()
+    assert not alone.is_awaited(KEY, flight)
+    waiting = pool.submit(alone.join, KEY, other)
+    wait_until(lambda: other.follows, "a follower")
+    assert alone.is_awaited(KEY, flight)
+    alone.leave(KEY, flight)
+    assert isinstance(waiting.result(5), Flight)
+    assert (other.follows, other.has_followed) == (False, True)
 
 
 def test_it_lets_a_leader_store_where_it_has_no_rivals(alone: Flights) -> None:
@@ -138,7 +164,7 @@ def test_it_leads_in_one_process_only(
     one, other = two
     flight = lead(one)
     assert one.may_store(flight)
-    waiting = pool.submit(other.join, KEY, seconds=10)
+    waiting = pool.submit(other.join, KEY, wait())
     time.sleep(3 * LOOK_SECONDS)
     assert not waiting.done()
     answers[KEY] = ANSWER
@@ -151,10 +177,98 @@ def test_it_takes_the_lead_at_once_when_the_other_leaves_without_an_answer(
 ) -> None:
     one, other = two
     flight = lead(one)
-    waiting = pool.submit(other.join, KEY, seconds=10)
+    waiting = pool.submit(other.join, KEY, wait())
     time.sleep(2 * LOOK_SECONDS)
     one.leave(KEY, flight)
     assert isinstance(waiting.result(3 * LOOK_SECONDS), Flight)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UpstreamTimeout(),
+        UpstreamFailed(),
+        UpstreamBusy(retry_after=7),
+        InvalidRequest("The model provider rejected the request.", param="messages", code="context_length_exceeded"),
+    ],
+    ids=lambda error: error.code,
+)
+def test_it_tells_those_who_wait_elsewhere_how_it_failed(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor, error: ApiError
+) -> None:
+    one, other = two
+    flight = lead(one)
+    first = pool.submit(other.join, KEY, wait())
+    wait_until(lambda: one.is_awaited(KEY, flight), "the other process")
+    behind = follow(pool, other, other._open[KEY], 2)
+    one.leave(KEY, flight, error=error)
+    for each in (first, *behind):
+        with pytest.raises(type(error)) as met:
+            each.result(5)
+        told = met.value
+        assert (told.detail, told.param, told.error_code) == (error.detail, error.param, error.error_code)
+        assert told.headers == error.headers
+    assert isinstance(other.join(KEY, wait()), Flight), "who comes later asks anew"
+
+
+def test_it_does_all_that_on_a_cluster(
+    settings: LazySettings, answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
+) -> None:
+    with redis_cluster() as nodes:
+        settings.REDIS_URL = f"redis+cluster://127.0.0.1:{nodes[0].port}"
+        one, other = Flights(), Flights()
+        flight = lead(one)
+        waiting = pool.submit(other.join, KEY, wait())
+        wait_until(lambda: one.is_awaited(KEY, flight), "the other process")
+        time.sleep(2 * LEASE_MS / 1000)
+        assert one.may_store(flight)
+        one.leave(KEY, flight, error=UpstreamFailed())
+        with pytest.raises(UpstreamFailed):
+            waiting.result(5)
+
+
+def test_it_tells_those_of_it_who_waited_behind_one_that_gave_up(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
+) -> None:
+    one, other = two
+    flight = lead(one)
+    hurried = pool.submit(other.join, KEY, wait(0.5))
+    wait_until(lambda: one.is_awaited(KEY, flight), "the other process")
+    behind = follow(pool, other, other._open[KEY], 3)
+    with pytest.raises(UpstreamTimeout):
+        hurried.result(5)
+    one.leave(KEY, flight, error=UpstreamFailed())
+    for each in behind:
+        with pytest.raises(UpstreamFailed):
+            each.result(5)
+
+
+def test_it_takes_an_answer_that_came_while_it_followed_another_of_its_process(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
+) -> None:
+    flights, _ = two
+    flight = lead(flights)
+    (waiting,) = follow(pool, flights, flight)
+    answers[KEY] = ANSWER
+    flights.leave(KEY, flight)
+    assert waiting.result(5) == ANSWER
+
+
+def test_it_knows_whether_somebody_waits_elsewhere(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
+) -> None:
+    one, other = two
+    flight = lead(one)
+    assert not one.is_awaited(KEY, flight)
+    left = threading.Event()
+    waiting = pool.submit(other.join, KEY, Wait(Deadline(10), left.is_set))
+    wait_until(lambda: one.is_awaited(KEY, flight), "the other process")
+    time.sleep(2 * LEASE_MS / 1000)
+    assert one.is_awaited(KEY, flight)
+    left.set()
+    assert waiting.result(5) is None
+    wait_until(lambda: not one.is_awaited(KEY, flight), "the mark to fade", 2 * LEASE_MS / 1000)
+    one.leave(KEY, flight)
 
 
 def test_it_keeps_the_lead_while_it_works(
@@ -162,7 +276,7 @@ def test_it_keeps_the_lead_while_it_works(
 ) -> None:
     one, other = two
     flight = lead(one)
-    waiting = pool.submit(other.join, KEY, seconds=10)
+    waiting = pool.submit(other.join, KEY, wait())
     time.sleep(2 * LEASE_MS / 1000)
     assert not waiting.done()
     assert one.may_store(flight)
@@ -180,7 +294,7 @@ def test_it_takes_over_within_a_second_from_a_leader_that_died(
     monkeypatch.setattr(one, "_keep", lambda: None)  # a dead process renews nothing
     began = time.monotonic()
     flight = lead(one)
-    successor = pool.submit(other.join, KEY, seconds=10).result(5)
+    successor = pool.submit(other.join, KEY, wait()).result(5)
     assert isinstance(successor, Flight)
     assert time.monotonic() - began < 1.2
     assert other.may_store(successor)
@@ -195,8 +309,7 @@ def test_it_goes_on_renewing_the_leases_of_others_after_one_that_failed(
     two: tuple[Flights, Flights], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flights, _ = two
-    failing, kept = lead(flights), flights.join("another", seconds=1)
-    assert isinstance(kept, Flight)
+    failing, kept = lead(flights), lead(flights, "another")
     renew = flights._renew
 
     def fail_with_one(key: str, flight: Flight) -> None:
@@ -220,4 +333,4 @@ def test_it_leaves_each_process_to_itself_while_redis_is_away(
     leading = [lead(flights) for flights in processes]
     for flights, flight in zip(processes, leading, strict=True):
         flights.leave(KEY, flight, answer=ANSWER)
-        assert isinstance(flights.join(KEY, seconds=1), Flight)  # the next asks again: nothing is kept open
+        assert isinstance(flights.join(KEY, wait()), Flight)  # the next asks again: nothing is kept open

@@ -1,0 +1,118 @@
+"""What processes tell each other about a flight, in the state store: who leads, that others wait, how it failed.
+
+The keys of a flight share a hash tag, so that one script sees all of them on a cluster too. While the store is away,
+each process is on its own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import structlog
+from django.conf import settings
+from redis.exceptions import RedisError
+
+from accounts.exceptions import (
+    ApiError,
+    ContentFiltered,
+    InvalidRequest,
+    UpstreamBusy,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+from accounts.limits import get_limits
+from accounts.limits.redis import redis_client, wire_for
+from accounts.limits.scripts import Script, script
+from accounts.limits.wire import Wire
+
+#: A lease that nobody renews ends after this, and so does the mark that somebody waits.
+LEASE_MS = 900
+#: How long a failure is kept for those who waited: longer than any of them goes without a look.
+FAILURE_MS = 5000
+
+_TAKE = script(
+    b"""
+local token, lease, kept, waited = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local failed, awaited = KEYS[1] .. ':failed', KEYS[1] .. ':awaited'
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= token then
+  redis.call('SET', awaited, 1, 'PX', lease)
+  return 0
+end
+local left = redis.call('PTTL', failed)
+if not holder and left > 0 and kept - left < waited then
+  return redis.call('GET', failed)
+end
+redis.call('SET', KEYS[1], token, 'PX', lease)
+redis.call('DEL', failed)
+return 1
+"""
+)
+_RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
+_RELEASE = script(
+    b"""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] ~= '' then redis.call('SET', KEYS[1] .. ':failed', ARGV[2], 'PX', ARGV[3]) end
+return redis.call('DEL', KEYS[1])
+"""
+)
+_AWAITED = script(b"return redis.call('EXISTS', KEYS[1] .. ':awaited')")
+
+#: What can go wrong at a provider, and be told to those who waited.
+_FAILURES = {each.__name__: each for each in (InvalidRequest, UpstreamFailed, ContentFiltered, UpstreamTimeout)}
+
+log = structlog.get_logger(__name__)
+
+
+class FlightLeases:
+    """The leases of a process's flights, each named by the flight's key and held by its token."""
+
+    def __init__(self) -> None:
+        self._wire: Wire | None = None
+
+    def take(self, key: str, token: str, *, waited_ms: int) -> bool | ApiError | None:
+        """Ask for a lease: whether it is granted; None while the store is away.
+
+        Of a flight that failed while the caller waited (`waited_ms` until now), the answer is its error.
+        """
+        answer = self._ask(_TAKE, key, token, LEASE_MS, FAILURE_MS, waited_ms)
+        return _unpacked(answer) if isinstance(answer, bytes) else None if answer is None else bool(answer)
+
+    def renew(self, key: str, token: str) -> bool:
+        """Hold a lease for longer; False if it is lost."""
+        return bool(self._ask(_RENEW, key, token, LEASE_MS))
+
+    def release(self, key: str, token: str, error: ApiError | None) -> None:
+        """Give a lease back, and tell those who wait in other processes of an error, where there is one."""
+        self._ask(_RELEASE, key, token, _packed(error) if error else "", FAILURE_MS)
+
+    def is_awaited(self, key: str) -> bool:
+        """Say whether another process waited for this flight within the last LEASE_MS."""
+        return bool(self._ask(_AWAITED, key))
+
+    def _ask(self, asked: Script, key: str, *arguments: str | int) -> Any:
+        """Ask the state store; None while it is away, as the limits noticed or this very question does."""
+        if getattr(get_limits(), "is_degraded", False):
+            return None
+        try:
+            if self._wire is None:
+                self._wire = wire_for(redis_client(settings.REDIS_URL))
+            return self._wire.call(asked, f"aiapi:flight:{{{key}}}", arguments)
+        except RedisError as error:
+            log.warning("flight_store_failed", cause=type(error).__name__)
+            return None
+
+
+def _packed(error: ApiError) -> str:
+    told = [type(error).__name__, error.detail, error.param, error.error_code, getattr(error, "retry_after", 0)]
+    return json.dumps(told, separators=(",", ":"))
+
+
+def _unpacked(text: bytes) -> ApiError:
+    """Make an error again; one that only another version of this program knows is a provider's failure."""
+    name, detail, param, code, retry_after = json.loads(text)
+    if name == UpstreamBusy.__name__:
+        return UpstreamBusy(detail, retry_after=retry_after)
+    kind = _FAILURES.get(name, UpstreamFailed)
+    return kind(detail, param=param, code=code)
