@@ -33,6 +33,7 @@ SELF_CONTAINED = (
 ALONE = (
     "tests/test_accounting_*.py",
     "tests/test_flights.py",
+    "tests/test_frozen_database.py",
     "tests/test_key_lifecycle.py",
     "tests/test_limits_*.py",
     "tests/test_processes.py",
@@ -68,6 +69,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     """Begin without what an earlier test left in Redis, in caches, or in this process."""
     from accounts.idempotency.claims import claims
     from accounts.limits import reset_limits
+    from accounts.outage import database_outage
     from accounts.snapshots import directory
     from inference.cache import guard
     from inference.catalog import catalog
@@ -80,7 +82,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     for alias in () if settings.CACHE_URL else settings.CACHES:
         caches[alias].clear()
     known = (directory, catalog, breakers, guard, llm_health, claims, recent_report, recent_readiness)
-    for forget in (reset_limits, directory._outage.over, *(each.forget for each in known)):
+    for forget in (reset_limits, database_outage.over, *(each.forget for each in known)):
         forget()
 
 

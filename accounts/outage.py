@@ -49,3 +49,7 @@ class Outage:
     def over(self) -> None:
         """Note that it answered."""
         self._ask_at = None
+
+
+#: What this process knows of the database itself, for all who ask it promptly.
+database_outage = Outage()

@@ -21,17 +21,20 @@ from django.db import Error as DatabaseError
 from django.db.models import Exists, OuterRef, Q
 
 from accounts.addresses import Network
-from accounts.connections import release_connections
+from accounts.connections import KNOWN_WAIT, ask_promptly
 from accounts.exceptions import DependencyUnavailable
 from accounts.keys import digests
 from accounts.limits.contract import Limits, Scope, Subject
 from accounts.models import Account, ApiKey, ModelBudget
-from accounts.outage import Outage
+from accounts.outage import Outage, database_outage
 from accounts.refusals import nano
 from accounts.validators import DEFAULT_SCOPES
 
 MAX_AGE = 1.0  # seconds
 MAX_ENTRIES = 10_000
+#: How many keys are looked up at a time: of those who come together when the database falls silent, only so many wait
+#: for its answer, and the others see what became of that.
+LOOKERS = 4
 LAST_USED_PRECISION = timedelta(minutes=1)
 #: Whose a budget for a model can be, and where a key's row says who that is.
 BUDGET_OWNERS = {"key": "pk", "account": "account_id"}
@@ -96,11 +99,12 @@ class _Entry:
 class KeyDirectory:
     """Looks keys up by their text, from the database at most once a second each."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, outage: Outage | None = None) -> None:
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._loading: dict[str, threading.Lock] = {}
-        self._outage = Outage(clock)
+        self._lookers = threading.BoundedSemaphore(LOOKERS)
+        self._outage = outage or Outage(clock)
 
     def find(self, key: str) -> Identity | None:
         """Return the identity of a usable key, or None for any other.
@@ -109,13 +113,7 @@ class KeyDirectory:
         (AUTH_STALE_SECONDS on top of the second that a snapshot lives).
         """
         candidates = digests(key)
-        entry = self._fresh(candidates[0])
-        if entry is None:
-            try:
-                with self._loading.setdefault(candidates[0], threading.Lock()):
-                    entry = self._fresh(candidates[0]) or self._load(candidates)
-            finally:
-                self._loading.pop(candidates[0], None)
+        entry = self._fresh(candidates[0]) or self._looked_up(candidates)
         identity = entry.identity
         if identity is not None and identity.ends_at is not None and identity.ends_at <= datetime.now(UTC):
             return None
@@ -129,19 +127,34 @@ class KeyDirectory:
         entry = self._entries.get(digest)
         return entry if entry is not None and self._clock() - entry.loaded_at < MAX_AGE + grace else None
 
-    def _load(self, candidates: list[str]) -> _Entry:
-        if not self._outage.may_ask():
-            return self._stale(candidates[0])
+    def _looked_up(self, candidates: list[str]) -> _Entry:
+        """Look a key up, once for all who ask for it meanwhile; those to whom it is known don't wait long for that."""
+        digest = candidates[0]
+        known = self._fresh(digest, grace=settings.AUTH_STALE_SECONDS)
+        wait = KNOWN_WAIT if known or self._outage.is_on else None
+        lock = self._loading.setdefault(digest, threading.Lock())
+        if not lock.acquire(timeout=-1 if wait is None else wait):
+            return self._stale(digest)
+        try:
+            entry = self._fresh(digest)
+            if entry is None and self._lookers.acquire(timeout=wait):
+                try:
+                    entry = self._load(candidates)
+                finally:
+                    self._lookers.release()
+            return entry or self._stale(digest)
+        finally:
+            lock.release()
+            self._loading.pop(digest, None)
+
+    def _load(self, candidates: list[str]) -> _Entry | None:
+        """Ask the database; None if it is away."""
         started = self._clock()
         try:
-            entry = _Entry(_query(candidates), started)
-        except DatabaseError as error:
-            self._outage.failed()
-            log.error("key_lookup_failed", cause=type(error).__name__)
-            return self._stale(candidates[0])
-        finally:
-            release_connections()
-        self._outage.over()
+            found = ask_promptly(lambda: _query(candidates), self._outage, failed="key_lookup_failed")
+        except DatabaseError:
+            return None
+        entry = _Entry(found, started)
         self._entries[candidates[0]] = entry
         self._entries.move_to_end(candidates[0])
         while len(self._entries) > MAX_ENTRIES:
@@ -155,7 +168,7 @@ class KeyDirectory:
         return entry
 
 
-directory = KeyDirectory()
+directory = KeyDirectory(outage=database_outage)
 
 
 def _query(candidates: list[str]) -> Identity | None:

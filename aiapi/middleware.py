@@ -10,6 +10,7 @@ import structlog
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from accounts.connections import REQUEST_SECONDS, impatient
 from monitoring.metrics import observe_response
 from monitoring.trace import Spans, Trace, begin_trace, current_trace
 from monitoring.tracing import begin_spans
@@ -21,6 +22,9 @@ PROBES = ("/health/live", "/health/ready", "/metrics")
 MODEL_PATHS = ("/chat", "/summarize", "/v1/")
 #: What they ask all the time makes no line in the log while it goes well.
 QUIET = ("/health", "/metrics")
+
+#: Its pages may ask the database for much: seconds for which it may be silent to them.
+ADMIN, ADMIN_SECONDS = "/admin", 60.0
 
 log = structlog.get_logger("aiapi.request")
 
@@ -43,7 +47,9 @@ class RequestMiddleware:
             request.get_host = lambda: "probe"  # type: ignore[method-assign]  # the answer says nothing of hosts
         request.trace = trace  # type: ignore[attr-defined]
         request.is_model_call = request.path.startswith(MODEL_PATHS)  # type: ignore[attr-defined]
-        with structlog.contextvars.bound_contextvars(request_id=trace.label), _current(trace):
+        patience = ADMIN_SECONDS if request.path.startswith(ADMIN) else REQUEST_SECONDS
+        bound = structlog.contextvars.bound_contextvars(request_id=trace.label)
+        with bound, _current(trace), impatient(patience):
             response = self.get_response(request)
             response["X-Request-ID"] = trace.label
             elapsed = trace.elapsed_ms

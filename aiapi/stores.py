@@ -17,6 +17,8 @@ SQLITE_BUSY_TIMEOUT = 20
 SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
 #: Seconds to wait for a PostgreSQL connection: a new one, and one of the pool's.
 CONNECT_TIMEOUT = 5
+#: What TCP does about a machine that is gone: in these (seconds, but the last is in milliseconds) a connection breaks.
+DEAD_HOSTS = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 #: Connections to a cache: redis-py's own limit of 100 would turn hits into misses while more callers than that ask.
 MAX_CONNECTIONS = 10_000
 #: Seconds after which the pool gives an attempt up. Its pauses between tries double, so that without this a database
@@ -28,8 +30,8 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
     """Make the DATABASES entry of a postgres:// or sqlite:// URL.
 
     PostgreSQL connections come from a pool of each process and go back at the end of a request, so that slow model
-    calls hold none. SQLite runs in WAL mode and takes its write lock when a transaction begins: a transaction that
-    would have to wait in its middle could not be retried.
+    calls hold none; how long callers wait for them is in aiapi.postgres. SQLite runs in WAL mode and takes its write
+    lock when a transaction begins: a transaction that would have to wait in its middle could not be retried.
     """
     config: dict[str, Any] = dict(environ.Env.db_url_config(url))
     if config["ENGINE"].endswith("sqlite3"):
@@ -49,7 +51,8 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
         "reconnect_timeout": RECONNECT_TIMEOUT,
         "max_idle": 60,
     }
-    config["OPTIONS"] = {**config.get("OPTIONS", {}), "pool": pool, "connect_timeout": CONNECT_TIMEOUT}
+    config["ENGINE"] = "aiapi.postgres"
+    config["OPTIONS"] = {**DEAD_HOSTS, **config.get("OPTIONS", {}), "pool": pool, "connect_timeout": CONNECT_TIMEOUT}
     config["CONN_MAX_AGE"] = 0
     # One round trip each time a connection leaves the pool, which a served request rarely needs: without it every
     # pooled connection that the database has closed since costs a request.

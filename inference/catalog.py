@@ -6,17 +6,17 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 
 import structlog
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from accounts.connections import release_connections
+from accounts.connections import KNOWN_WAIT, ask_promptly
 from accounts.exceptions import DependencyUnavailable
 from accounts.limits.contract import Limits, Subject
-from accounts.outage import Outage
+from accounts.outage import Outage, database_outage
 from accounts.snapshots import MAX_AGE, nano_dollars
 from inference.models import Deployment, Model, Price, Provider
 from inference.upstream import local_model
@@ -99,11 +99,12 @@ class Catalog:
     _names: dict[str, CatalogModel] = field(default_factory=dict)
     _loaded_at: float = float("-inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    outage: InitVar[Outage | None] = None
     _outage: Outage = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Measure an outage of the database by the same clock."""
-        self._outage = Outage(self.clock)
+    def __post_init__(self, outage: Outage | None) -> None:
+        """Measure an outage of the database by the same clock, unless others see the same one."""
+        self._outage = outage or Outage(self.clock)
 
     def find(self, name: str) -> CatalogModel | None:
         """Return an enabled model by its public name or an alias, None if there is none.
@@ -121,8 +122,8 @@ class Catalog:
     def models(self) -> dict[str, CatalogModel]:
         """Return all enabled models by public name."""
         if self._age() >= MAX_AGE:
-            if not self._lock.acquire(blocking=not self._outage.is_on):
-                self._believe()  # somebody asks a database that was away: nobody waits behind him
+            if not self._lock.acquire(timeout=KNOWN_WAIT if self._is_known or self._outage.is_on else -1):
+                self._believe()  # somebody asks a database that is slow or was away: nobody waits long behind him
                 return self._models
             try:
                 if self._age() >= MAX_AGE:
@@ -138,32 +139,28 @@ class Catalog:
     def _age(self) -> float:
         return self.clock() - self._loaded_at
 
+    @property
+    def _is_known(self) -> bool:
+        return self._age() < MAX_AGE + settings.AUTH_STALE_SECONDS
+
     def _believe(self) -> None:
         """Go on with what was read before the database went away; raises DependencyUnavailable if it is too old."""
-        if self._age() >= MAX_AGE + settings.AUTH_STALE_SECONDS:
+        if not self._is_known:
             raise DependencyUnavailable
 
     def _load(self) -> None:
-        if not self._outage.may_ask():
-            self._believe()
-            return
         started = self.clock()
         try:
-            models = _read_models()
-        except DatabaseError as error:
-            self._outage.failed()
-            log.error("catalog_read_failed", cause=type(error).__name__)
+            models = ask_promptly(_read_models, self._outage, failed="catalog_read_failed")
+        except DatabaseError:
             self._believe()
             return
-        finally:
-            release_connections()
-        self._outage.over()
         aliases = {alias: model for model in models.values() for alias in model.aliases}
         self._models, self._names = models, {**aliases, **models}
         self._loaded_at = started
 
 
-catalog = Catalog()
+catalog = Catalog(outage=database_outage)
 
 
 def deployment_names() -> set[str]:

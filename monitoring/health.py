@@ -19,6 +19,7 @@ from django.conf import settings
 from django.core.cache import caches
 from django.db import connection
 
+from accounts.connections import PROMPT_SECONDS, impatient
 from accounts.limits import get_limits, write_refusal
 from monitoring.backlog import ingest_backlog
 
@@ -112,7 +113,7 @@ class Remembered(Generic[T]):
 
 def database_health() -> Health:
     """Ask the database for one row."""
-    with connection.cursor() as cursor:
+    with impatient(PROMPT_SECONDS), connection.cursor() as cursor:
         cursor.execute("SELECT 1")
     return Health.OK
 

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
+from accounts.connections import REQUEST_SECONDS, impatient
 from monitoring.bulk import insert_lines
 from monitoring.models import RequestRecord
 from monitoring.records import as_row, newest_revisions
@@ -27,8 +28,9 @@ _values = attrgetter(*(field.attname for field in _FIELDS))
 
 
 def write_record(record: Mapping[str, Any]) -> None:
-    """Write one record (the sink of the in-process limits)."""
-    write_records([record])
+    """Write one record (the sink of the limits: of those in process, and of those whose Redis is away)."""
+    with impatient(REQUEST_SECONDS):
+        write_records([record])
 
 
 def write_records(records: Sequence[Mapping[str, Any]]) -> int:

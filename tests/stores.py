@@ -89,6 +89,20 @@ class Postgres:
         """End it as it stands, so that it must recover; what was committed durably (synchronous_commit) is kept."""
         stop(self.process, signal.SIGQUIT)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Keep all its processes from running in the block, with their connections open: as a machine that hangs."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        os.kill(self.process.pid, signal.SIGSTOP)  # first, so that no child comes after the others were stopped
+        stopped = [self.process.pid, *map(int, children.read_text().split())]
+        try:
+            for pid in stopped[1:]:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+
     def restart(self) -> None:
         """Start it again on the same port and data, and wait until it accepts connections."""
         self.process = self.start()

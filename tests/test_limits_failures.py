@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,12 +40,12 @@ class Trial:
     accounts: dict[str, Owned]
     labels: list[str] = field(default_factory=list)
 
-    def chat(self, key: str, service: Service | None = None) -> Answer:
+    def chat(self, key: str, service: Service | None = None, *, headers: Mapping[str, str] | None = None) -> Answer:
         """Ask something new; whatever is wrong with the stores, it is neither a 500 nor the caller's fault."""
         label = uuid.uuid4().hex
-        headers = {"X-Request-ID": label}
+        sent = {"X-Request-ID": label, **(headers or {})}
         answer = (service or self.site.service).request(
-            "POST", "/chat", {"message": label}, key=self.accounts[key].key.plain, headers=headers
+            "POST", "/chat", {"message": label}, key=self.accounts[key].key.plain, headers=sent
         )
         assert answer.status in (200, 429, 503), (answer.status, answer.body)
         if answer.status == 503:
@@ -150,6 +150,10 @@ def check_service_without_redis(trial: Trial, service: Service | None = None) ->
     assert max(first) < 2 * 0.25 + SLACK, "the state store and the cache each cost at most 250 ms, once a worker"
     assert statistics.median(later) < 0.05 + SLACK
     assert trial.chat("budgeted", service).status == 503
+    began = time.monotonic()
+    refused = [trial.chat("plain", service, headers={"Idempotency-Key": uuid.uuid4().hex}) for _ in range(12)]
+    assert {answer.status for answer in refused} == {503}
+    assert time.monotonic() - began < 12 * (0.05 + SLACK), "nobody waits for a store that is known to be away"
     wrong = "ak_dev_" + "0" * 49
     assert (service or trial.site.service).request("GET", "/stats", key=wrong).json()["code"] == "invalid_api_key"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accounts.connections import release_connections
+from accounts.connections import ask_promptly
 from accounts.limits.bounds import Amount, Bound
 from accounts.limits.contract import (
     SHARDS,
@@ -20,6 +20,7 @@ from accounts.limits.contract import (
     SubjectUsage,
 )
 from accounts.limits.months import month_of
+from accounts.outage import database_outage
 
 Seeder = Callable[[Subject, int], Amount]
 """Gives what a subject has settled in a month (YYYYMM), from the database. It may raise what the database raises."""
@@ -102,10 +103,14 @@ class SeedingBackend(LimitBackend):
             # Of many calls that miss a ledger one asks the database: together they would exhaust its connections.
             with self._seeding[scope.shard]:
                 while isinstance(answer := call(), LedgerMissing):
-                    amounts = {subject: self.seeder(subject, answer.month) for subject in answer.subjects}
-                    release_connections()
-                    self._seed(scope, answer.month, amounts)
+                    self._seed(scope, answer.month, self._settled(answer))
         return answer
+
+    def _settled(self, missing: LedgerMissing) -> Mapping[Subject, Amount]:
+        def ask() -> Mapping[Subject, Amount]:
+            return {subject: self.seeder(subject, missing.month) for subject in missing.subjects}
+
+        return ask_promptly(ask, database_outage, failed="ledger_not_seeded")
 
     @abstractmethod
     def _reserve(

@@ -95,6 +95,56 @@ class TestDirectory:
         assert len(refused) == 20
         assert max(refused) < 1
 
+    def test_it_keeps_nobody_waiting_for_an_answer_about_a_key_that_is_known(
+        self, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings.AUTH_STALE_SECONDS = 60
+        directory = KeyDirectory(clock)
+        known = directory.find(cast.owner.plain)
+        asked, may_fail = threading.Event(), threading.Event()
+
+        def hang(candidates: list[str]) -> None:
+            asked.set()
+            may_fail.wait(20)
+            raise OperationalError("silent")
+
+        monkeypatch.setattr(snapshots, "_query", hang)
+        clock.seconds += 1
+        who_asks = threading.Thread(target=directory.find, args=(cast.owner.plain,))
+        who_asks.start()
+        assert asked.wait(20)
+        for _ in range(3):
+            assert directory.find(cast.owner.plain) == known
+        assert who_asks.is_alive(), "he waits for the database still"
+        may_fail.set()
+        who_asks.join()
+
+    def test_it_lets_only_some_wait_when_the_database_falls_silent(
+        self, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        directory, asked, all_ask = KeyDirectory(clock), [], threading.Barrier(snapshots.LOOKERS, timeout=20)
+
+        def fail(candidates: list[str]) -> None:
+            asked.append(candidates[0])
+            all_ask.wait()
+            raise OperationalError("silent")
+
+        monkeypatch.setattr(snapshots, "_query", fail)
+        refused = []
+
+        def find(number: int) -> None:
+            with pytest.raises(DependencyUnavailable):
+                directory.find(f"ak_dev_{number}")
+            refused.append(number)
+
+        threads = [threading.Thread(target=find, args=(number,)) for number in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(asked) == snapshots.LOOKERS
+        assert len(refused) == 20
+
     def test_it_goes_on_with_known_keys_without_asking_each_time(
         self, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:

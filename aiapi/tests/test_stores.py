@@ -23,7 +23,7 @@ def test_it_makes_no_folder_for_a_database_in_memory() -> None:
 
 def test_it_pools_postgresql_connections() -> None:
     found = database_settings("postgresql://u:p%40ss@db.example.com:5433/name?sslmode=require", pool_size=7)
-    assert found["ENGINE"] == "django.db.backends.postgresql"
+    assert found["ENGINE"] == "aiapi.postgres"
     assert (found["HOST"], found["PORT"], found["USER"], found["PASSWORD"], found["NAME"]) == (
         "db.example.com", 5433, "u", "p@ss", "name",
     )  # fmt: skip

@@ -1,0 +1,80 @@
+"""The backend itself, which Django finds by this module's name.
+
+A statement, a commit or a look at a pooled connection is broken off when PostgreSQL has been silent for the caller's
+patience, and its connection closed: nobody else gets one with an answer still to come. The seconds are counted in the
+driver's own waits, so that a process that was busy meanwhile doesn't take its own time for the database's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+from django.db.backends.postgresql import base
+from psycopg import Connection, OperationalError
+from psycopg.abc import PQGen
+from psycopg.waiting import Ready, Wait
+from psycopg_pool import ConnectionPool
+
+from accounts.connections import patience
+
+T = TypeVar("T")
+#: Seconds between two looks of the driver.
+INTERVAL = 0.1
+
+
+class ImpatientConnection(Connection[Any]):
+    """A connection that is closed when its server is silent for the caller's patience."""
+
+    def wait(self, gen: PQGen[T], interval: float = INTERVAL, timeout: float | None = None) -> T:
+        """Do one exchange with the server."""
+        seconds = patience()
+        if seconds is None:
+            return super().wait(gen, interval, timeout)
+        return super().wait(self._unless_silent(gen, math.ceil(seconds / interval)), interval, timeout)
+
+    def _unless_silent(self, gen: PQGen[T], looks: int) -> Generator[Wait, Ready | int, T]:
+        """Do what the generator does, until so many looks in a row have found nothing."""
+        silent = 0
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                silent = 0 if ready else silent + 1
+                if silent >= looks:
+                    self.pgconn.finish()
+                    raise OperationalError("the database is silent")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+
+
+class _ImpatientPool:
+    """The pool, in which nobody waits longer for a connection than his patience."""
+
+    def __init__(self, pool: ConnectionPool[Any]) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def getconn(self) -> Any:
+        seconds = patience()
+        return self._pool.getconn(None if seconds is None else min(seconds, self._pool.timeout))
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    """Django's own, with that pool of those connections."""
+
+    def __init__(self, settings_dict: dict[str, Any], *args: Any, **options: Any) -> None:
+        if settings_dict["OPTIONS"].get("pool"):
+            settings_dict["OPTIONS"]["pool"]["connection_class"] = ImpatientConnection
+        super().__init__(settings_dict, *args, **options)
+
+    @property
+    def pool(self) -> Any:
+        """Give the process's pool; None without one."""
+        pool: Any = super().pool
+        return pool and _ImpatientPool(pool)

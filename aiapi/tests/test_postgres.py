@@ -1,0 +1,152 @@
+"""The PostgreSQL backend breaks off what takes longer than its caller is patient; nobody gets what is left of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, OperationalError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import ConnectionHandler
+from psycopg import OperationalError as DriverError
+from psycopg.waiting import Ready, Wait
+
+from accounts.connections import ask_promptly, impatient, patience
+from accounts.outage import Outage
+from aiapi.postgres.base import ImpatientConnection
+from aiapi.stores import database_settings
+from tests.stores import Postgres
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def handler(postgres: Postgres) -> Iterator[ConnectionHandler]:
+    """Return the connections of the settings, to a database of their own, two at most."""
+    handler = ConnectionHandler({"default": {}, "own": database_settings(postgres.create_database(), pool_size=2)})
+    yield handler
+    handler["own"].close()
+    wrapper: Any = handler["own"]
+    wrapper.close_pool()
+
+
+@pytest.fixture
+def connection(handler: ConnectionHandler) -> BaseDatabaseWrapper:
+    """Return this thread's connection."""
+    return handler["own"]
+
+
+def run(connection: BaseDatabaseWrapper, statement: str) -> Any:
+    """Run a statement, and return the first row of its answer."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone()
+
+
+def backend(connection: BaseDatabaseWrapper) -> Any:
+    """Name the server's process."""
+    return run(connection, "SELECT pg_backend_pid()")
+
+
+def test_it_breaks_off_a_statement_and_closes_its_connection(connection: BaseDatabaseWrapper) -> None:
+    before = backend(connection)
+    began = time.monotonic()
+    with impatient(0.3), pytest.raises(OperationalError, match="silent"):
+        run(connection, "SELECT pg_sleep(60)")
+    assert time.monotonic() - began < 30
+    connection.close()
+    assert backend(connection) != before
+
+
+def test_it_waits_where_nobody_is_impatient(connection: BaseDatabaseWrapper) -> None:
+    assert run(connection, "SELECT 1 FROM pg_sleep(1.5)") == (1,)
+    with impatient(30):
+        assert run(connection, "SELECT 2 FROM pg_sleep(0.5)") == (2,)
+
+
+def test_it_waits_no_longer_for_one_of_the_pool_s_connections(
+    handler: ConnectionHandler, connection: BaseDatabaseWrapper
+) -> None:
+    others_have, done = threading.Barrier(3, timeout=20), threading.Event()
+
+    def take() -> None:
+        own = handler["own"]
+        run(own, "SELECT 1")
+        others_have.wait()
+        done.wait(20)
+        own.close()
+
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    others_have.wait()
+    began = time.monotonic()
+    with impatient(0.3), pytest.raises(OperationalError):
+        run(connection, "SELECT 1")
+    assert time.monotonic() - began < 4, "the pool's own patience is longer"
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert run(connection, "SELECT 1") == (1,)
+
+
+def test_it_counts_only_its_own_waits() -> None:
+    looks: list[Ready | int] = []
+
+    def exchange() -> Generator[Wait, Ready | int, str]:
+        while len(looks) < 7:
+            looks.append((yield Wait.R))
+        return "answer"
+
+    def begin() -> Generator[Wait, Ready | int, str]:
+        connection: Any = SimpleNamespace(pgconn=SimpleNamespace(finish=looks.clear))
+        return ImpatientConnection._unless_silent(connection, exchange(), 3)
+
+    waiting = begin()
+    assert next(waiting) is Wait.R
+    for ready in (Ready.NONE, Ready.NONE, Ready.R, Ready.NONE, Ready.NONE, Ready.R):
+        waiting.send(ready)
+    with pytest.raises(StopIteration) as end:
+        waiting.send(Ready.R)
+    assert end.value.value == "answer"
+    assert len(looks) == 7
+    looks.clear()
+    waiting = begin()
+    next(waiting)
+    for _ in range(2):
+        waiting.send(Ready.NONE)
+    with pytest.raises(DriverError, match="silent"):
+        waiting.send(Ready.NONE)
+    assert looks == [], "it is closed"
+
+
+def test_it_is_as_patient_as_the_least_patient_around_it() -> None:
+    assert patience() is None
+    with impatient(2):
+        with impatient(5):
+            assert patience() == 2
+        with impatient(1):
+            assert patience() == 1
+        assert patience() == 2
+    assert patience() is None
+
+
+def test_it_asks_promptly_and_not_at_all_what_was_away_a_moment_ago() -> None:
+    outage, asked = Outage(), []
+
+    def query() -> float | None:
+        asked.append(patience())
+        if len(asked) > 1:
+            raise OperationalError("gone")
+        return patience()
+
+    assert ask_promptly(query, outage, failed="not_asked") == 1
+    for _ in range(3):
+        with pytest.raises(DatabaseError):
+            ask_promptly(query, outage, failed="not_asked")
+    assert len(asked) == 2
+    assert outage.is_on
