@@ -1,7 +1,7 @@
 """Statements that take many lines at once, on either database.
 
-PostgreSQL gets many lines by COPY into a temporary table, the fastest by measurement: arrays (unnest) and VALUES lists
-cost more in psycopg, which quotes them into the text of the statement, than the writing costs the database. Few lines,
+PostgreSQL gets many lines by COPY into a temporary table, the fastest by measurement (bench/staging.py): arrays and
+VALUES lists cost more in psycopg, which writes them out value by value, than the writing costs the database. Few lines,
 and all on SQLite, go as VALUES.
 """
 
@@ -70,7 +70,8 @@ def _copied(cursor: CursorWrapper, table: str, columns: Sequence[str], lines: Se
     cursor.execute(
         f"CREATE TEMPORARY TABLE IF NOT EXISTS {stage} ON COMMIT DELETE ROWS AS SELECT {names} FROM {table} LIMIT 0"  # noqa: S608
     )
-    cursor.execute(f"TRUNCATE {stage}")
+    # It is empty unless this very transaction has used it before. TRUNCATE would write to the catalogue each time.
+    cursor.execute(f"DELETE FROM {stage}")  # noqa: S608
     with connection.wrap_database_errors, cursor.copy(f"COPY {stage} ({names}) FROM STDIN") as copy:
         for each in lines:
             copy.write_row(each)
