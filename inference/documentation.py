@@ -66,7 +66,7 @@ ANSWER_HEADERS = {
     "X-Cache": "HIT, MISS, COALESCED or BYPASS.",
     "X-Model": "The model that answered.",
     "X-Fallback": "Whether another deployment than the first answered: true or false.",
-    "X-Cost-USD": "What the call cost, in US dollars; 0 for a hit.",
+    "X-Cost-USD": "What the call cost, in US dollars; 0 for a hit. A stream has it only where it costs nothing.",
     "X-RateLimit-Limit": "Requests a minute.",
     "X-RateLimit-Remaining": "What is left of them.",
     "X-RateLimit-Reset": "When all are there again, in seconds since the epoch.",

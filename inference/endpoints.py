@@ -83,7 +83,7 @@ class ModelEndpoint(KeyView):
         make_reader: Callable[[bool], EventReader],
         error_event: Callable[[ApiError], bytes],
     ) -> StreamingHttpResponse:
-        """Open a stream and make its answer; what it cost is known, and recorded, at its end only."""
+        """Open a stream and make its answer; what a call costs is known, and recorded, at its end only."""
         client = ClientSocket(request._request)
         caller = self.caller(request)
         keep = partial(_keep_stream, self.claim) if self.claim is not None else None
@@ -130,7 +130,13 @@ def cache_directives(request: Request) -> dict[str, bool]:
 
 
 def _stream_headers(progress: Progress) -> dict[str, str]:
-    return _answer_headers(progress.bill.record["cache"], progress.model.public_name, is_fallback=progress.is_fallback)
+    """Tell what is known of a stream as yet: one that waits for another's is coalesced unless that fails."""
+    outcome = progress.bill.record["cache"]
+    costs_nothing = outcome in ("hit", "coalesced")
+    if progress.wait is not None and progress.wait.follows:
+        outcome = "coalesced"
+    headers = _answer_headers(outcome, progress.model.public_name, is_fallback=progress.is_fallback)
+    return {**headers, "X-Cost-USD": dollars(0)} if costs_nothing else headers
 
 
 def _answer_headers(outcome: str, model: str, *, is_fallback: bool) -> dict[str, str]:

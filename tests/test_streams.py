@@ -295,7 +295,9 @@ def test_it_replays_a_hit_as_a_stream_that_costs_nothing(platform: Platform) -> 
     texts, costs = [], []
     for outcome in ("MISS", "HIT"):
         stream = Stream(platform.service, asked(MODEL, "replayed", temperature=0), key=platform.key)
-        assert stream.answer().headers["X-Cache"] == outcome
+        told = stream.answer().headers
+        assert told["X-Cache"] == outcome
+        assert told["X-Cost-USD"] == (None if outcome == "MISS" else "0.000000000")
         texts.append(stream.text())
         record = record_of(platform.service, stream.label)
         assert record.cache == outcome.lower()
@@ -315,6 +317,8 @@ def test_it_keeps_followers_alive_and_replays_the_leader_s_answer(platform: Plat
     answer = follower.answer()
     assert answer.status == 200
     assert follower.headed_at - follower.asked_at < FIRST_BYTE + 0.5
+    assert answer.headers["X-Cache"] == "COALESCED"
+    assert answer.headers["X-Cost-USD"] is None, "it may still have to make the call itself"
     text = follower.text()
     assert text.startswith(": keep-alive\n\n")
     assert text.replace(": keep-alive\n\n", "") == leader.text().replace(": keep-alive\n\n", "")

@@ -164,9 +164,11 @@ def test_it_leads_in_one_process_only(
     one, other = two
     flight = lead(one)
     assert one.may_store(flight)
-    waiting = pool.submit(other.join, KEY, wait())
+    follower = wait()
+    waiting = pool.submit(other.join, KEY, follower)
     time.sleep(3 * LOOK_SECONDS)
     assert not waiting.done()
+    assert follower.follows
     answers[KEY] = ANSWER
     assert waiting.result(5) == ANSWER
     one.leave(KEY, flight, answer=ANSWER)
@@ -176,11 +178,12 @@ def test_it_takes_the_lead_at_once_when_the_other_leaves_without_an_answer(
     two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
 ) -> None:
     one, other = two
-    flight = lead(one)
-    waiting = pool.submit(other.join, KEY, wait())
+    flight, follower = lead(one), wait()
+    waiting = pool.submit(other.join, KEY, follower)
     time.sleep(2 * LOOK_SECONDS)
     one.leave(KEY, flight)
     assert isinstance(waiting.result(3 * LOOK_SECONDS), Flight)
+    assert not follower.follows
 
 
 @pytest.mark.parametrize(
