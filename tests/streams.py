@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -47,11 +48,13 @@ class Stream:
         """Read to the end."""
         return self._answer.read().decode()
 
-    def leave(self) -> float:
-        """Go away without a word; return the moment (monotonic)."""
+    def leave(self, *, half: bool = False) -> float:
+        """Go away without a word, or close the sending half alone; return the moment (monotonic)."""
         connected = self._connection.sock
         if connected is not None:
-            connected.shutdown(2)
+            connected.shutdown(socket.SHUT_WR if half else socket.SHUT_RDWR)
+        if half:
+            return time.monotonic()
         self._connection.close()
         if hasattr(self, "_answer"):
             self._answer.close()

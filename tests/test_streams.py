@@ -204,14 +204,15 @@ def test_it_tells_of_a_stream_that_breaks_off_and_bills_what_came(
     assert record.cost > 0
 
 
-def test_it_notices_within_a_second_that_a_client_has_left(platform: Platform) -> None:
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
+def test_it_notices_within_a_second_that_a_client_has_left(platform: Platform, half: bool) -> None:
     platform.fake.set(chunk_interval_ms=50, tokens=400)
     before = platform.standing()
     stream = platform.stream(max_tokens=500)
     for (_, line), _ in zip(stream.lines(), range(4), strict=False):
         assert line
     assert platform.standing() != before
-    left_at = stream.leave()
+    left_at = stream.leave(half=half)
     wait_until(lambda: platform.fake.billed[-1].outcome == "client_left", "the provider's stream to be closed", 5)
     assert (platform.fake.billed[-1].ended_at or 0) - left_at < 1
     record = record_of(platform.service, stream.label)
@@ -247,11 +248,13 @@ def test_it_notices_it_before_the_first_byte(platform: Platform) -> None:
     assert record.usage_source == "estimated"
 
 
-def test_it_lets_a_plain_call_run_to_its_end_without_its_client(platform: Platform) -> None:
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
+def test_it_lets_a_plain_call_run_to_its_end_without_its_client(platform: Platform, half: bool) -> None:
     platform.fake.set(latency_ms=700)
     stream = Stream(platform.service, {**asked(MODEL), "stream": False}, key=platform.key)
     wait_until(lambda: bool(platform.fake.billed), "the call to arrive", 5)
-    stream.leave()
+    stream.leave(half=half)
+    assert not half or stream.answer().status == 200
     record = record_of(platform.service, stream.label)
     assert (record.status, record.output_tokens, record.usage_source) == (200, 4, "provider")
 
