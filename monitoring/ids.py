@@ -9,6 +9,10 @@ from datetime import datetime, timedelta
 CLOCK_SLACK = timedelta(minutes=10)
 
 
-def first_id(moment: datetime) -> uuid.UUID:
-    """Return the lowest UUIDv7 of a moment: its milliseconds in the first 48 bits (RFC 9562, section 5.7)."""
-    return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)
+def first_id(moment: datetime, shift: timedelta = timedelta()) -> uuid.UUID:
+    """Return the lowest UUIDv7 of a moment: its milliseconds in the first 48 bits (RFC 9562, section 5.7).
+
+    Of moments before 1970, which have none, it is the lowest of all. A `shift` may lead beyond what a datetime can be.
+    """
+    milliseconds = int((moment.timestamp() + shift.total_seconds()) * 1000)
+    return uuid.UUID(int=max(0, milliseconds) << 80)

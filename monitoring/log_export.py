@@ -77,8 +77,8 @@ def ids_between(
 ) -> QuerySet[RequestRecord]:
     """Select the records whose ids say that they may be of that time: some more than those that are."""
     if begin is not None:
-        records = records.filter(pk__gte=first_id(begin - CLOCK_SLACK))
-    return records if end is None else records.filter(pk__lt=first_id(end + CLOCK_SLACK))
+        records = records.filter(pk__gte=first_id(begin, -CLOCK_SLACK))
+    return records if end is None else records.filter(pk__lt=first_id(end, CLOCK_SLACK))
 
 
 def record_batches(records: QuerySet[RequestRecord]) -> Iterator[Sequence[Row]]:

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from django.db.models import Max, Min
+
 from accounts.connections import release_connections
 from monitoring.export import Row
+from monitoring.models import Rollup
 from monitoring.rollups.calendar import Unit, buckets
 from monitoring.rollups.figures import QUANTILES
 from monitoring.rollups.periods import hour_of, hour_until, moment_of
@@ -44,12 +47,21 @@ def usage_batches(
 
     In between no connection is held, so that a slow reader keeps none from the requests.
     """
-    for at, until, start in buckets(hour_of(begin), hour_until(end), unit, UTC):
+    first, last = _kept(hour_of(begin), hour_until(end))
+    for at, until, start in buckets(first, last, unit, UTC):
         points = usage_series(begin=moment_of(at), end=moment_of(until), scope=Scope(account_id=account_id), by=by)
         release_connections()
         time.sleep(0)  # others of this process get their turn, also in a long time in which nothing happened
         if points and start is not None:
             yield [_row(point, moment_of(start)) for point in points]
+
+
+def _kept(first: int, end: int) -> tuple[int, int]:
+    """Cut a span to the hours of which there are rollups: it may have been asked for from the year 1 on."""
+    hours = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_HOUR).aggregate(first=Min("start"), last=Max("start"))
+    if hours["first"] is None:
+        return first, first
+    return max(first, hours["first"]), min(end, hours["last"] + 1)
 
 
 def _row(point: Point, start: datetime) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib import admin
@@ -13,6 +13,8 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
+
+from accounts.moments import read_moment
 
 RELATIVE = re.compile(r"-(\d{1,4})([hd])\Z")
 ENDS = ("from", "until")
@@ -125,10 +127,9 @@ def parse_moment(text: str) -> datetime | None:
     if relative:
         return timezone.now() - int(relative[1]) * UNITS[relative[2]]
     try:
-        parsed = datetime.fromisoformat(text)
+        return read_moment(text)
     except ValueError:
         raise IncorrectLookupParameters(f"{text} is no moment") from None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 def other_parameters(changelist: ChangeList, own: Sequence[str | None]) -> list[tuple[str, str]]:

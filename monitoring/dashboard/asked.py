@@ -10,9 +10,10 @@ from urllib.parse import urlencode
 from django.db.models import Q
 
 from accounts.models import Account, ApiKey
+from accounts.moments import TooFar, read_moment
 from monitoring.models import Rollup
 from monitoring.rollups.calendar import Unit, buckets
-from monitoring.rollups.periods import Period, end_of, hour_of, moment_of, start_of
+from monitoring.rollups.periods import EPOCH, Period, end_of, hour_of, moment_of, start_of
 from monitoring.rollups.selectors import Scope
 
 RANGES = {"1h": "1 h", "24h": "24 h", "7d": "7 d", "30d": "30 d"}
@@ -115,6 +116,8 @@ def _span(name: str, address: Mapping[str, str], now: datetime) -> Span:
     begin, end = (_moment(address.get(each, ""), each) for each in ("from", "to"))
     if not begin < end:
         raise Wrong("A range ends after it begins.")
+    if begin < EPOCH:
+        raise Wrong("A range begins in 1970 at the earliest.")
     if begin > now:
         raise Wrong("A range begins before now.")
     if end - begin > LONGEST:
@@ -137,14 +140,11 @@ def _recent(name: str, now: datetime) -> Span:
 
 def _moment(text: str, name: str) -> datetime:
     try:
-        parsed = datetime.fromisoformat(text)
+        return read_moment(text)
+    except TooFar:
+        raise Wrong(f"“{text[:30]}” is too far away.") from None
     except ValueError:
         raise Wrong(f"“{text[:30]}” is no moment for “{name}”: write it like 2026-01-31T14:00.") from None
-    moment = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError:
-        raise Wrong(f"“{text[:30]}” is too far away.") from None
 
 
 def _floor(moment: datetime) -> datetime:

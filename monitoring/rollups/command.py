@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from accounts.moments import read_moment
 from monitoring.rollups.periods import hour_of
 from monitoring.rollups.sweep import span_of_log
 
@@ -29,7 +30,6 @@ def span_of(options: Mapping[str, Any]) -> tuple[int, int]:
 
 def _moment(text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
+        return read_moment(text)
     except ValueError as error:
         raise ArgumentTypeError(f"{text!r} is no date: write it as 2026-11-24 or 2026-11-24T12:00") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -11,6 +11,7 @@ from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 
+from accounts.moments import read_moment
 from monitoring.rollups.calendar import BrokenHours, Unit, buckets, first_hour
 from monitoring.rollups.periods import EPOCH, HOUR, hour_of, moment_of
 
@@ -125,9 +126,8 @@ def _month_of(moment: datetime, zone: tzinfo) -> datetime:
 def _moment(name: str, text: str, zone: tzinfo) -> datetime:
     """Read a date or date-time, of the zone unless it names an offset."""
     try:
-        found = datetime.fromisoformat(text)
-        moment = (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
+        moment = read_moment(text, zone)
+    except ValueError as error:
         raise serializers.ValidationError(
             {name: "Write a date or date-time: 2026-11-24, 2026-11-24T15:00Z."}
         ) from error
