@@ -20,8 +20,9 @@ from inference.upstream.fake import FakeUpstream
 #: Requests made of each operation.
 EXAMPLES = 15
 #: Where a request that fits the document may be refused all the same: because of a key's state or the asking key's own
-#: limits; and under /v1, where the document tells only what the platform looks at of what OpenAI's reference has.
-JUDGED_BY_MORE = ("/keys", "/v1/")
+#: limits; for a time that is none, or a zone that nobody knows; and under /v1, where the document tells only what the
+#: platform looks at of what OpenAI's reference has.
+JUDGED_BY_MORE = ("/keys", "/usage", "/v1/")
 
 schema = schemathesis.openapi.from_wsgi("/openapi.json", WSGIHandler())
 
