@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import Count, Prefetch, QuerySet
+from django.db.models import Count, Exists, OuterRef, Prefetch, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.safestring import SafeString
@@ -16,9 +16,8 @@ from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link,
 from accounts.admin.confirmation import Confirmation, ask, is_confirmed
 from accounts.admin.typed import TabularInline, action, display
 from inference.catalog import provider_route
-from inference.models import Deployment, Model, Price, Provider
+from inference.models import BreakerNotice, Deployment, Model, Price, Provider
 from inference.services import catalog_delete, catalog_save, model_clear_cache
-from inference.upstream.breaker import open_anywhere
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
 BREAKER_BADGES = {"closed": "success", "open": "danger"}
@@ -179,14 +178,17 @@ class DeploymentAdmin(CatalogAdmin):
     inlines = (PriceInline,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Read the prices of all rows in one query more."""
-        begun = Price.objects.filter(valid_from__lte=timezone.now()).order_by("valid_from")
-        return super().get_queryset(request).prefetch_related(Prefetch("prices", begun, to_attr="begun_prices"))
+        """Read the prices of all rows in one query more, and their breakers in the same."""
+        now = timezone.now()
+        begun = Price.objects.filter(valid_from__lte=now).order_by("valid_from")
+        opened = Exists(BreakerNotice.objects.filter(pk=OuterRef("pk"), open_until__gt=now))
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(has_open_breaker=opened)
+        return rows.prefetch_related(Prefetch("prices", begun, to_attr="begun_prices"))
 
     @display(description="breaker", label=BREAKER_BADGES)
     def breaker(self, deployment: Any) -> str:
         """Show whether calls go there: an open breaker lets none pass for a while, after failures in a row."""
-        return "open" if open_anywhere([deployment.pk]) else "closed"
+        return "open" if deployment.has_open_breaker else "closed"
 
     @display(description="model", ordering="model__public_name")
     def model_link(self, deployment: Deployment) -> SafeString:

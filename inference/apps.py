@@ -13,11 +13,12 @@ class InferenceConfig(AppConfig):
         from accounts.model_names import install_reader
         from inference.catalog import deployment_names
         from inference.selectors import public_name_of
-        from inference.standing import deployment_states
+        from inference.standing import deployment_states, open_breakers_sign
         from inference.upstream.alerts import open_breakers
         from inference.upstream.health import llm_health
         from monitoring.alerts.conditions import register_source
         from monitoring.dashboard.providers import register_deployment_states
+        from monitoring.dashboard.signs import register_sign
         from monitoring.health import register_check
         from monitoring.scrape import register_deployments
 
@@ -25,4 +26,5 @@ class InferenceConfig(AppConfig):
         register_source("breakers", open_breakers)
         register_deployments(deployment_names)
         register_deployment_states(deployment_states)
+        register_sign(open_breakers_sign)
         install_reader(public_name_of)

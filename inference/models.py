@@ -170,3 +170,19 @@ class Price(models.Model):
 
     def __str__(self) -> str:
         return f"{self.deployment} from {self.valid_from:%Y-%m-%d}"
+
+
+class BreakerNotice(models.Model):
+    """A deployment whose breaker some process has open for all, until when; kept a while after that.
+
+    No foreign key: a process may write of a deployment that was deleted a moment ago.
+    """
+
+    deployment_id = models.PositiveBigIntegerField(primary_key=True)
+    open_until = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ()  # nobody is shown it
+
+    def __str__(self) -> str:
+        return f"{self.deployment_id} until {self.open_until:%Y-%m-%d %H:%M:%S}"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from django.urls import reverse
+from typing import Any
 
-from inference.models import Deployment
-from inference.upstream.breaker import BreakerReading, BreakerState, breakers, open_anywhere
+from django.db.models import QuerySet
+from django.urls import reverse
+from django.utils import timezone
+
+from inference.models import BreakerNotice, Deployment
+from inference.upstream.breaker import BreakerReading, BreakerState, breakers
+from inference.upstream.notices import open_anywhere
 from monitoring.dashboard.providers import DeploymentState
 
 CLOSED = BreakerReading(BreakerState.CLOSED, None, 0)
@@ -17,6 +22,11 @@ def deployment_states() -> list[DeploymentState]:
     elsewhere = open_anywhere([deployment.pk for deployment in deployments])
     known = breakers.snapshot()
     return [_state(each, known.get(each.pk, CLOSED), is_open=each.pk in elsewhere) for each in deployments]
+
+
+def open_breakers_sign() -> tuple[QuerySet[Any, Any], str]:
+    """Select the breakers that are open somewhere, for the dashboard to notice when that changes."""
+    return BreakerNotice.objects.filter(open_until__gt=timezone.now()), "open_until"
 
 
 def _state(deployment: Deployment, reading: BreakerReading, *, is_open: bool) -> DeploymentState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.contrib import admin, messages
+from django.db.models import Prefetch, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html_join
@@ -28,6 +29,11 @@ class AlertAdmin(KeysetAdmin):
     list_filter = ("kind",)
     fields = readonly_fields = ("state", "kind", "title", "text", "began", "ended", "told", "subject")
     actions_list = ("test",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Alert]:
+        """Read who was told of all rows in one query more."""
+        in_order = Prefetch("deliveries", AlertDelivery.objects.order_by("pk"))
+        return super().get_queryset(request).prefetch_related(in_order)
 
     @action(description="Send a test alert", permissions=["test"], icon="campaign", url_path="test")
     def test(self, request: HttpRequest) -> HttpResponse:
@@ -72,7 +78,7 @@ class AlertAdmin(KeysetAdmin):
     @display(description="told")
     def told(self, alert: Alert) -> SafeString | str:
         """Show who was told, and what went wrong."""
-        lines = [(_told(delivery),) for delivery in AlertDelivery.objects.filter(alert=alert).order_by("pk")]
+        lines = [(_told(delivery),) for delivery in alert.deliveries.all()]
         return format_html_join("", "<div>{}</div>", lines) or "nobody"
 
 

@@ -1,4 +1,4 @@
-"""Two `manage.py watch` that see different things: one of them counts, and the other takes over when it is killed."""
+"""`manage.py watch` in processes: of two that see different things one counts; it sees what a server alone knows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from subprocess import Popen
 
 import pytest
 
+from inference.upstream.breaker import FAILURES
 from launch.system import free_port
 from monitoring.tests.webhooks import Hook, webhook
 from tests.processes import spawn, stop, wait_until
-from tests.servers import ROOT, SECRETS, Redis, clean_environment
+from tests.servers import ROOT, SECRETS, Redis, aiapi_server, clean_environment
 
 #: More looks than end an episode (monitoring.alerts.conditions); each takes longer than a round.
 MANY = 6
@@ -71,3 +72,15 @@ def test_they_do_not_end_each_others_episodes(env: dict[str, str], hook: Hook, t
     assert [event for event, _ in told] == ["began", "ended", "began"]
     assert told[0][1] == told[1][1] != told[2][1]
     assert hook.posted[1]["lasted_seconds"] > 0
+
+
+def test_it_tells_of_a_breaker_that_a_server_without_redis_has_open(hook: Hook) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}/v1"
+    with aiapi_server({"OPENAI_BASE_URL": nobody, "OPENAI_API_KEY": "sk", "ALERT_WEBHOOK_URL": hook.url}) as service:
+        key = service.create_key(account="acme", tier="premium", name="first")
+        for number in range(FAILURES):
+            assert service.request("POST", "/chat", {"message": f"{number}"}, key=key).status == 502
+        assert "alerts began" in service.manage("watch", "--once")
+        told = {each["subject"]: each["title"] for each in hook.posted}
+    assert "breaker:1" in told
+    assert "no calls go to openai/" in told["breaker:1"]

@@ -14,8 +14,9 @@ from accounts.tests.factories import make_admin, make_staff
 from inference.admin import dollars
 from inference.catalog import catalog
 from inference.models import Deployment, Model, Price, Provider
-from inference.upstream.breaker import FAILURES, breakers, open_anywhere
+from inference.upstream.breaker import FAILURES, breakers
 from inference.upstream.fake import LEAK_MARKER, FakeUpstream
+from inference.upstream.notices import open_anywhere
 
 pytestmark = pytest.mark.django_db
 

@@ -16,6 +16,8 @@ from inference.upstream.breaker import FAILURES, BreakerState, breakers
 from inference.upstream.errors import BROKEN, BUSY, FAILED, MISCONFIGURED, TIMED_OUT, UNREACHED
 from inference.upstream.routing import ROUNDS, by_preference, first_success
 
+pytestmark = pytest.mark.django_db  # a breaker that opens is written down there
+
 
 def route(number: int, *, order: int = 0, weight: int = 1) -> Route:
     """Make a deployment."""

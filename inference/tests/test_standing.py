@@ -8,6 +8,8 @@ from inference.models import Deployment, Model, Provider
 from inference.standing import deployment_states
 from inference.upstream import breaker
 from inference.upstream.breaker import Breakers, breakers
+from inference.upstream.notices import publish
+from monitoring.dashboard.signs import signs
 
 pytestmark = pytest.mark.django_db
 
@@ -23,7 +25,7 @@ def test_it_tells_breakers_of_this_process_and_of_others(deployment: Deployment)
     (state,) = deployment_states()
     assert (state.model, state.provider, state.name, state.state, state.is_enabled) == ("m", "p", "u", "closed", True)
     assert not state.is_troubled
-    elsewhere = Breakers()
+    elsewhere = Breakers(publish=publish)
     for _ in range(breaker.FAILURES):
         elsewhere.failed(deployment.pk, 1, is_unreached=True)
     (state,) = deployment_states()
@@ -34,6 +36,20 @@ def test_it_tells_breakers_of_this_process_and_of_others(deployment: Deployment)
     (state,) = deployment_states()
     assert state.state == "open"
     assert state.open_since is not None
+
+
+def test_it_lets_the_dashboard_notice_a_breaker(deployment: Deployment) -> None:
+    seen = [signs()]
+    publish(deployment.pk, 60)
+    seen.append(signs())
+    publish(deployment.pk + 1, 5)
+    seen.append(signs())
+    assert signs() == seen[2]
+    publish(deployment.pk, 0)
+    seen.append(signs())
+    publish(deployment.pk + 1, 0)
+    assert signs() == seen[0]
+    assert len({str(each) for each in seen}) == 4
 
 
 def test_it_tells_what_is_switched_off(deployment: Deployment) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inference.models import Deployment
-from inference.upstream.breaker import failing_anywhere, open_anywhere
+from inference.upstream.notices import failing_anywhere, open_anywhere
 from monitoring.alerts.conditions import Condition
 from monitoring.models import Alert
 
 
 def open_breakers() -> Iterator[Condition]:
-    """List the deployments to which some process lets no calls pass, as far as the cache that all share tells.
+    """List the deployments to which some process lets no calls pass, as far as they have told.
 
     Between a cool-down and the outcome of its trial nothing is over.
     """

@@ -10,7 +10,7 @@ count up to OF_ONE_ACCOUNT, and a trial that fails so proves nothing until anoth
 an account's own calls meet opens a breaker for that account alone, so that its callers don't wait for it either.
 
 The state is a process's own: a process learns of a dead provider by its own calls, which is at most FAILURES of them.
-What opens or closes for all is published in the default cache, for the admin and for others who look from outside.
+What opens or closes for all is published in inference.upstream.notices, for others who look from outside.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 import structlog
-from django.core.cache import caches
+
+from inference.upstream.notices import publish
 
 FAILURES = 5
 OF_ONE_ACCOUNT = 3
 COOL_DOWN = 5.0  # seconds
 LONGEST_COOL_DOWN = 60.0
-#: Seconds after a cool-down for which others take it that nothing was answered yet: longer than any trial takes.
-STILL_FAILING = 900.0
 
 log = structlog.get_logger(__name__)
 
@@ -80,8 +79,13 @@ class _Circuit:
 class Breakers:
     """The breakers of a process: one for each deployment, and one for each account that had failures there."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        publish: Callable[[int, float], None] | None = None,
+    ) -> None:
         self._clock = clock
+        self._publish = publish or (lambda *_: None)
         self._shared: dict[int, _Circuit] = {}
         self._own: dict[tuple[int, int], _Circuit] = {}
         self._lock = threading.Lock()
@@ -119,7 +123,7 @@ class Breakers:
             circuit = self._shared.pop(deployment_id, None)
         if circuit is not None and circuit.is_open:
             log.info("breaker_closed", deployment_id=deployment_id)
-            _publish(deployment_id, 0)
+            self._publish(deployment_id, 0)
 
     def failed(self, deployment_id: int, account_id: int, *, is_unreached: bool = False) -> None:
         """Note that a call found the provider down; `is_unreached`: no connection could be made."""
@@ -133,7 +137,7 @@ class Breakers:
             seconds = shared.cool_down
         if opens:
             log.warning("breaker_opened", deployment_id=deployment_id, seconds=seconds)
-            _publish(deployment_id, seconds)
+            self._publish(deployment_id, seconds)
 
     def gave_up(self, deployment_id: int, account_id: int) -> None:
         """Note that a trial ended without telling anything, as when its caller left: another may try."""
@@ -185,32 +189,4 @@ def _fails(circuit: _Circuit, account_id: int, *, is_unreached: bool) -> bool:
     return circuit.unreached + sum(min(each, OF_ONE_ACCOUNT) for each in circuit.failures.values()) >= FAILURES
 
 
-breakers = Breakers()
-
-
-def open_anywhere(deployment_ids: Iterable[int]) -> set[int]:
-    """Return the deployments whose breaker is open in some process, as far as the cache knows."""
-    now = time.time()
-    return {identifier for identifier, until in _published(deployment_ids).items() if until > now}
-
-
-def failing_anywhere(deployment_ids: Iterable[int]) -> set[int]:
-    """Return those as well whose breaker waits for a trial, or for its outcome: nothing has been answered since."""
-    return set(_published(deployment_ids))
-
-
-def _published(deployment_ids: Iterable[int]) -> dict[int, float]:
-    places = {_place(identifier): identifier for identifier in deployment_ids}
-    return {places[place]: until for place, until in caches["default"].get_many(places).items()}
-
-
-def _publish(deployment_id: int, seconds: float) -> None:
-    """Tell others until when (seconds since the epoch) a breaker is open; 0 takes it back."""
-    if seconds:
-        caches["default"].set(_place(deployment_id), time.time() + seconds, seconds + STILL_FAILING)
-    else:
-        caches["default"].delete(_place(deployment_id))
-
-
-def _place(deployment_id: int) -> str:
-    return f"breaker:{deployment_id}"
+breakers = Breakers(publish=publish)

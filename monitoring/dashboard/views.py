@@ -18,8 +18,8 @@ from monitoring.dashboard.lists import ingest_lag, open_alerts, recent_failures,
 from monitoring.dashboard.nearly import limits_nearly_reached
 from monitoring.dashboard.providers import deployment_states
 from monitoring.dashboard.readings import read
+from monitoring.dashboard.signs import signs
 from monitoring.dashboard.tiles import tiles
-from monitoring.models import RequestRecord
 
 #: What a user needs to see figures of all accounts.
 PERMISSION = "monitoring.view_requestrecord"
@@ -37,7 +37,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 @require_safe
 def dashboard_sections(request: HttpRequest) -> HttpResponse:
-    """Answer the sections anew, or 204 where nothing happened since the mark `seen`: that costs one cheap query."""
+    """Answer the sections anew, or 204 where nothing happened since the mark `seen`: see monitoring.dashboard.signs."""
     if not request.user.has_perm(PERMISSION):
         raise PermissionDenied
     asked = read_address(request.GET, timezone.now())
@@ -47,9 +47,9 @@ def dashboard_sections(request: HttpRequest) -> HttpResponse:
 
 
 def _mark(asked: Asked) -> str:
-    """Name what there is to see: the newest record, and the span, which moves on with time."""
-    newest = RequestRecord.objects.order_by("-pk").values_list("pk", flat=True).first()
-    return f"{newest}@{asked.span.end.timestamp():.0f}"
+    """Name what there is to see: the newest record and other signs, and the span, which moves on with time."""
+    newest, *others = signs()
+    return f"{newest}@{asked.span.end.timestamp():.0f};{';'.join(others)}"
 
 
 def _frame(asked: Asked) -> dict[str, Any]:

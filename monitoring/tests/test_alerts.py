@@ -19,7 +19,7 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
 from django.test import Client
 from django.utils import timezone
-from pytest_django import Settings
+from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import services
 from accounts.models import Account, ApiKey, AuditEntry, ModelBudget
@@ -393,6 +393,17 @@ def test_it_shows_alerts_and_who_was_told_and_changes_nothing() -> None:
     assert "title of s" in page
     assert "email ops@acme.test:" in page
     assert site.post(f"{ALERTS}{alert.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_it_asks_the_database_as_often_for_many_alerts_as_for_few(
+    django_assert_max_num_queries: DjangoAssertNumQueries,
+) -> None:
+    site = Client()
+    site.force_login(make_admin())
+    episodes_follow([something(str(number)) for number in range(15)])
+    with django_assert_max_num_queries(7):
+        page = site.get(ALERTS).content.decode()
+    assert page.count("email ops@acme.test: on its way") == 15
 
 
 class TestWhatCallersName:

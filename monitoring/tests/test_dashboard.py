@@ -18,14 +18,16 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from redis.exceptions import RedisError
 
 from accounts.admin.usage_bars import TITLES
-from accounts.limits.contract import LimitName, Unavailable
+from accounts.limits.contract import SHARDS, LimitBackend, LimitName, Unavailable
+from accounts.limits.redis import records_stream
 from accounts.tests.factories import Cast, make_account, make_admin, make_key, make_staff, make_tier
 from monitoring.backlog import Backlog
 from monitoring.dashboard import lists, minutes, nearly, providers
 from monitoring.dashboard.providers import DeploymentState
+from monitoring.health import LAG_SECONDS
 from monitoring.models import Alert, Rollup
 from monitoring.rollups.tallies import MINUTE_GRAIN
-from monitoring.tests.samples import an_operation, recorded
+from monitoring.tests.samples import a_draft, an_operation, recorded
 
 pytestmark = pytest.mark.django_db
 
@@ -283,13 +285,48 @@ class TestLooks:
     ) -> None:
         recorded(cast.owner)
         mark = shown(site)["mark"]
-        with django_assert_max_num_queries(3):  # the session, its user, and the newest record
+        with django_assert_max_num_queries(3):  # the session, its user, and the signs
             response = site.get(SECTIONS, {"range": "24h", "seen": mark})
         assert (response.status_code, response.content) == (204, b"")
         recorded(cast.owner)
         response = site.get(SECTIONS, {"range": "24h", "seen": mark})
         assert response.status_code == 200
         assert response.context["dashboard"]["mark"] != mark
+
+    def test_it_notices_an_alert_that_begins_or_ends(self, site: Client, cast: Cast) -> None:
+        recorded(cast.owner)
+        seen = [shown(site)["mark"]]
+        for _ in range(2):
+            for ended_at in (None, timezone.now()):
+                alert, _ = Alert.objects.update_or_create(
+                    subject="health:ingest", ended_at=None, defaults={"began_at": timezone.now(), "ended_at": ended_at}
+                )
+                assert site.get(SECTIONS, {"range": "24h", "seen": seen[-1]}).status_code == 200
+                seen.append(shown(site)["mark"])
+                assert site.get(SECTIONS, {"range": "24h", "seen": seen[-1]}).status_code == 204
+        assert alert.ended_at
+        assert seen[0] == seen[2] == seen[4]
+        assert len(set(seen)) == 3
+
+    def test_it_notices_records_that_wait_for_the_ingester(
+        self, site: Client, redis_limits: LimitBackend, store: Any
+    ) -> None:
+        issued = make_key()
+        recorded(issued)
+        seen = {shown(site)["mark"]}
+        for _ in range(2):
+            redis_limits.emit(issued.key.account_id, an_operation(), a_draft(issued))
+            seen.add(shown(site)["mark"])
+        assert len(seen) == 3
+        entry = store.xrevrange(records_stream(issued.key.account_id % SHARDS), count=1)[0][1]
+        store.flushdb()
+        waiting = []
+        for seconds in (1, 2, LAG_SECONDS + 1, LAG_SECONDS + 2):
+            old = redis_limits.now() // 1000 - seconds * 1000
+            store.delete(records_stream(0))
+            store.xadd(records_stream(0), entry, id=f"{old}-0")
+            waiting.append(shown(site)["mark"])
+        assert waiting[0] == waiting[1] != waiting[2] == waiting[3], "now the oldest waits longer than it should"
 
     @pytest.mark.parametrize("name", ["1h", "24h", "30d"])
     def test_it_asks_a_bounded_number_of_queries(

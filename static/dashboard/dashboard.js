@@ -1,6 +1,6 @@
 // The admin's index: draws the charts, and looks for something new while somebody looks at it.
 //
-// A look asks with the mark of what is shown; where nothing happened since, the answer is empty and cost one query.
+// A look asks with the mark of what is shown; where nothing happened since, the answer is empty and cost little.
 
 import { drawChart } from "../site/charts.js";
 import { byId, element } from "../site/dom.js";
