@@ -18,6 +18,7 @@ from accounts.admin.typed import TabularInline, action, display
 from inference.catalog import provider_route
 from inference.models import BreakerNotice, Deployment, Model, Price, Provider
 from inference.services import catalog_delete, catalog_save, model_clear_cache
+from inference.switching import AsksBeforeSwitchingOff
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
 BREAKER_BADGES = {"closed": "success", "open": "danger"}
@@ -38,7 +39,7 @@ class CatalogAdmin(AuditedAdmin):
 
 
 @admin.register(Provider)
-class ProviderAdmin(CatalogAdmin):
+class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     """Providers."""
 
     list_display = ("name", "base_url", "api_key_variable", "secret", "deployment_count", "is_enabled")
@@ -116,7 +117,7 @@ class DeploymentInline(TabularInline):
 
 
 @admin.register(Model)
-class ModelAdmin(CatalogAdmin):
+class ModelAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     """Models."""
 
     list_display = ("public_name", "kind", "context_size", "served_by", "is_default", "is_enabled")
@@ -167,7 +168,7 @@ class PriceInline(TabularInline):
 
 
 @admin.register(Deployment)
-class DeploymentAdmin(CatalogAdmin):
+class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     """Deployments."""
 
     list_display = ("upstream_name", "model_link", "provider_link", "order", "weight", "price", "breaker", "is_enabled")

@@ -10,13 +10,14 @@ from django.test import Client
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
 from accounts.models import AuditEntry
-from accounts.tests.factories import make_admin, make_staff
+from accounts.tests.factories import make_account, make_admin, make_key, make_staff
 from inference.admin import dollars
 from inference.catalog import catalog
 from inference.models import Deployment, Model, Price, Provider
 from inference.upstream.breaker import FAILURES, breakers
 from inference.upstream.fake import LEAK_MARKER, FakeUpstream
 from inference.upstream.notices import open_anywhere
+from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db
 
@@ -30,6 +31,8 @@ NEW_PRICE = {
     "cached_input_per_million": "0.075",
     "output_per_million": "0.60",
 }
+
+CONFIRMED = {"confirmed": "yes"}
 
 
 @pytest.fixture
@@ -114,6 +117,7 @@ class TestProviders:
                 "extra_headers": "{}",
                 "style": "openai",
                 "is_enabled": "",
+                **CONFIRMED,
             },
         )
         provider = Provider.objects.get()
@@ -136,7 +140,7 @@ class TestProviders:
     ) -> None:
         assert catalog.models()["small"].routes
         with django_capture_on_commit_callbacks(execute=True):
-            site.post(f"{PROVIDERS}{deployment.provider_id}/change/", {"extra_headers": "{}"})
+            site.post(f"{PROVIDERS}{deployment.provider_id}/change/", {"extra_headers": "{}", **CONFIRMED})
         assert not catalog.models()["small"].routes
         assert (latest().before, latest().after) == ({"is_enabled": True}, {"is_enabled": False})
 
@@ -220,9 +224,101 @@ class TestModels:
         row = {"id": deployment.pk, "model": deployment.model_id, "provider": deployment.provider_id, "DELETE": "on"}
         row |= {"upstream_name": "small-1", "order": 0, "weight": 1}
         fields = {"public_name": "small", "kind": "chat", "context_size": "8192", "is_enabled": "on"}
-        site.post(f"{MODELS}{deployment.model_id}/change/", {**fields, **formset("deployments", row, initial=1)})
+        form = {**fields, **formset("deployments", row, initial=1), **CONFIRMED}
+        site.post(f"{MODELS}{deployment.model_id}/change/", form)
         assert not Deployment.objects.exists()
         assert AuditEntry.objects.filter(action="deleted", target="blue/small-1").exists()
+
+
+class TestSwitchingOff:
+    """A form that takes something away is asked about once, and saved as it was sent."""
+
+    @pytest.fixture
+    def spare(self, deployment: Deployment) -> Deployment:
+        """Make another deployment of the model, at another provider."""
+        other = Provider.objects.create(name="green", base_url="https://green.example/v1", from_environment=True)
+        return Deployment.objects.create(model=deployment.model, provider=other, upstream_name="s")
+
+    def model_form(self, deployment: Deployment, **changes: Any) -> dict[str, Any]:
+        """Return what a model's page sends with one deployment in it."""
+        row: dict[str, Any] = {"id": deployment.pk, "model": deployment.model_id, "provider": deployment.provider_id}
+        row |= {"upstream_name": deployment.upstream_name, "order": 0, "weight": 1, "is_enabled": "on"}
+        fields = {"public_name": "small", "kind": "chat", "context_size": "8192", "is_enabled": "on"}
+        row |= {name.removeprefix("row_"): value for name, value in changes.items() if name.startswith("row_")}
+        fields |= {name: value for name, value in changes.items() if not name.startswith("row_")}
+        return {**fields, **formset("deployments", row, initial=1)}
+
+    def asked(self, site: Client, url: str, form: dict[str, Any]) -> str:
+        """Send a form that is asked about, check that what the page sends back is what it was sent, and return it."""
+        response = site.post(url, form)
+        question = response.context["question"]
+        assert question.hidden == {name: [str(value)] for name, value in form.items()}
+        page = response.content.decode()
+        assert 'name="confirmed"' in page
+        return page
+
+    def test_it_asks_before_a_model_is_switched_off(self, site: Client, deployment: Deployment) -> None:
+        recorded(make_key(account=make_account("acme")), model="small")
+        Model.objects.update(is_default=True)
+        url, form = f"{MODELS}{deployment.model_id}/change/", self.model_form(deployment, is_enabled="")
+        page = self.asked(site, url, {**form, "is_default": "on"})
+        for told in ("Switch off small?", "nobody can call small any more", "small is the default", "acme: 1 requests"):
+            assert told in page
+        assert Model.objects.get().is_enabled
+        assert not AuditEntry.objects.filter(target_type="model").exists()
+        site.post(url, {**form, **CONFIRMED})
+        assert not Model.objects.get().is_enabled
+
+    def test_it_asks_before_a_provider_is_switched_off(self, site: Client, deployment: Deployment) -> None:
+        page = self.asked(site, f"{PROVIDERS}{deployment.provider_id}/change/", {"extra_headers": "{}"})
+        for told in ("Switch off blue?", "nobody is left to answer for small: callers get 502", "Nobody asked there"):
+            assert told in page
+        assert Provider.objects.get().is_enabled
+
+    def test_it_says_who_answers_instead(self, site: Client, deployment: Deployment, spare: Deployment) -> None:
+        page = self.asked(site, f"{PROVIDERS}{deployment.provider_id}/change/", {"extra_headers": "{}"})
+        assert "small is answered by other deployments from then on." in page
+        Deployment.objects.filter(pk=spare.pk).update(is_enabled=False)
+        page = self.asked(site, f"{PROVIDERS}{deployment.provider_id}/change/", {"extra_headers": "{}"})
+        assert "nobody is left to answer for small" in page
+        page = self.asked(site, f"{PROVIDERS}{spare.provider_id}/change/", {"extra_headers": "{}"})
+        assert "No call goes there now" in page
+
+    @pytest.mark.parametrize("row", [{"row_is_enabled": ""}, {"row_DELETE": "on"}])
+    def test_it_asks_before_a_model_s_page_takes_a_deployment_away(
+        self, site: Client, deployment: Deployment, row: dict[str, str]
+    ) -> None:
+        page = self.asked(site, f"{MODELS}{deployment.model_id}/change/", self.model_form(deployment, **row))
+        assert "Switch off blue/small-1?" in page
+        assert Deployment.objects.get().is_enabled
+
+    def test_it_asks_before_a_deployment_is_switched_off(self, site: Client, deployment: Deployment) -> None:
+        fields: dict[str, Any] = {"model": deployment.model_id, "provider": deployment.provider_id}
+        fields |= {"upstream_name": "small-1", "order": 0, "weight": 1, "output_parameter": "max_tokens"}
+        fields |= formset("prices")
+        url = f"{DEPLOYMENTS}{deployment.pk}/change/"
+        assert "Switch off blue/small-1?" in self.asked(site, url, fields)
+        site.post(url, {**fields, **CONFIRMED})
+        assert not Deployment.objects.get().is_enabled
+
+    def test_it_asks_nothing_where_nothing_is_taken_away(self, site: Client, deployment: Deployment) -> None:
+        url = f"{MODELS}{deployment.model_id}/change/"
+        assert site.post(url, self.model_form(deployment, context_size="4096")).status_code == 302
+        Model.objects.update(is_enabled=False)
+        assert site.post(url, self.model_form(deployment, is_enabled="")).status_code == 302
+        assert site.post(url, self.model_form(deployment)).status_code == 302
+        assert Model.objects.get().is_enabled
+
+    def test_it_says_first_what_is_wrong_with_the_form(self, site: Client, deployment: Deployment) -> None:
+        form = self.model_form(deployment, is_enabled="", public_name="two words")
+        page = site.post(f"{MODELS}{deployment.model_id}/change/", form).content.decode()
+        assert "Letters, digits and . _ : / @ - only." in page
+
+    def test_it_asks_only_who_may_change_it(self, deployment: Deployment) -> None:
+        client = Client()
+        client.force_login(make_staff("inference.view_model"))
+        form = self.model_form(deployment, is_enabled="")
+        assert client.post(f"{MODELS}{deployment.model_id}/change/", form).status_code == 403
 
 
 class TestPrices:
