@@ -15,7 +15,7 @@ from django.core.management.base import BaseCommand, CommandError
 from accounts.audit import audit_event
 from accounts.models import Account
 from monitoring.export import Format, Row, encoded, gzipped
-from monitoring.moments import typed_moment
+from monitoring.moments import require_order, typed_moment
 
 
 class ExportCommand(BaseCommand):
@@ -35,6 +35,7 @@ class ExportCommand(BaseCommand):
 
     def export(self, columns: Sequence[str], batches: Iterable[Sequence[Row]], options: dict[str, Any]) -> None:
         """Write the rows, tell on standard error how many, and leave an audit entry."""
+        require_order(options["begin"], options["end"])
         file_format, output = Format(options["format"]), options["output"]
         told = ("format", "begin", "end", "account", "output", "key", "model", "endpoint", "unit", "by")
         details = {name: str(options[name]) for name in told if options.get(name)}

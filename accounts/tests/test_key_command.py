@@ -74,16 +74,21 @@ class TestCreate:
 
     def test_it_refuses_an_account_name_in_one_line(self) -> None:
         make_tier("free")
-        with pytest.raises(CommandError, match=r"^Enter a valid .slug.[^\n]*$"):
+        with pytest.raises(CommandError, match=r"^name: Enter a valid .slug.[^\n]*$"):
             create(account="no slug")
         assert not Account.objects.exists()
 
     def test_it_leaves_no_account_when_the_key_is_refused(self) -> None:
         make_tier("free")
         with pytest.raises(CommandError):
-            create("--expires-days", "-1")
+            create(name="two\nlines")
         assert not Account.objects.exists()
         assert not AuditEntry.objects.filter(target="acme").exists()
+
+    @pytest.mark.parametrize("days", ["-1", "0", "nan", "1e300", "soon"])
+    def test_it_refuses_a_time_that_no_key_can_last(self, days: str) -> None:
+        with pytest.raises(CommandError, match=f"{days} is no number of days"):
+            create(f"--expires-days={days}")
 
 
 @pytest.mark.django_db
@@ -117,6 +122,11 @@ class TestRotate:
 
     def test_it_says_how_long_the_old_key_works(self, cast: Cast) -> None:
         assert "works for 86400 more seconds" in run("rotate", "--prefix", cast.owner.key.prefix)
+
+    @pytest.mark.parametrize("grace", ["-5", "99999999999999999", "a day"])
+    def test_it_refuses_a_grace_that_is_none(self, cast: Cast, grace: str) -> None:
+        with pytest.raises(CommandError, match=f"{grace} is no whole number from 0 to 7776000"):
+            run("rotate", "--prefix", cast.owner.key.prefix, f"--grace={grace}")
 
     def test_it_refuses_a_revoked_key_in_one_line(self, cast: Cast) -> None:
         with pytest.raises(CommandError, match=r"^Key revoked .* is revoked: only a key that works can be rotated\.$"):

@@ -169,6 +169,7 @@ class TestCommand:
             (["--key", "owner"], "--key needs --account"),
             (["--account", "acme", "--key", "none"], "has no key named none"),
             (["--from", "yesterday"], "yesterday is no moment"),
+            (["--from", "2026-11-02", "--to", "2026-11-01"], "--from must be before --to"),
             (["--output", "/nowhere/log.csv"], "can't be written"),
         ],
     )

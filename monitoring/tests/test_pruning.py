@@ -235,6 +235,14 @@ def test_it_prunes_nothing_where_records_are_kept_for_good(settings: Settings) -
         prune()
 
 
+@pytest.mark.parametrize("days", ["-1", "0", "999999999999"])
+def test_it_refuses_days_that_are_none_before_it_prunes_anything(cast: Cast, days: str) -> None:
+    records(cast, 1, days_ago=100)
+    with pytest.raises(CommandError, match=f"{days} is no whole number from 1"):
+        prune(f"--days={days}")
+    assert RequestRecord.objects.count() == 1
+
+
 def test_it_notes_once_that_the_log_does_not_begin_where_the_rollups_do(cast: Cast) -> None:
     for days in (100, 99, 98, 97):
         records(cast, 1, days_ago=days)

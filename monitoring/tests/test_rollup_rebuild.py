@@ -215,8 +215,19 @@ def test_its_command_rebuilds_a_span(log: None, capsys: pytest.CaptureFixture[st
 
 
 def test_its_command_refuses_what_is_no_date() -> None:
-    with pytest.raises(CommandError, match="is no date"):
+    with pytest.raises(CommandError, match="is no moment"):
         call_command("rebuild_rollups", "--from=yesterday")
+
+
+def test_its_command_does_not_take_a_reversed_span_for_one_that_is_right() -> None:
+    with pytest.raises(CommandError, match="--from must be before --to"):
+        call_command("rebuild_rollups", "--from=2026-11-04", "--to=2026-11-03")
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "99999999999"])
+def test_its_command_does_not_take_no_days_for_days_that_are_right(days: str) -> None:
+    with pytest.raises(CommandError, match=f"{days} is no whole number from 1"):
+        call_command("check_rollups", f"--days={days}")
 
 
 def test_its_command_tells_by_its_status_that_something_is_wrong(log: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,19 +11,21 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django.conf import settings
-from django.core.exceptions import ValidationError
+from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 
 from accounts import selectors, services
 from accounts.addresses import parse_address
+from accounts.arguments import days, whole
 from accounts.explain import explain_key, explanation_text
 from accounts.models import Account, ApiKey, ModelBudget, Tier
 from accounts.validators import SCOPES
 
 ACTOR = "command:key"
 DEFAULT_GRACE_SECONDS = 24 * 3600
+LONGEST_GRACE_SECONDS = int(services.MAX_GRACE.total_seconds())
 COLUMNS = ("account", "name", "tier", "masked", "state", "created_at", "last_used_at")
 
 
@@ -54,7 +56,7 @@ class Command(BaseCommand):
         try:
             ACTIONS[options["action"]].run(self, options)
         except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from None
+            raise CommandError(_in_a_line(error)) from None
 
     def create(self, options: dict[str, Any]) -> None:
         """Make a key, and its account if need be, and print the key."""
@@ -66,14 +68,14 @@ class Command(BaseCommand):
         tier = _find_tier(options["tier"])
         account = services.account_ensure(name=options["account"], actor=ACTOR)
         _require_free_name(account.name, options["name"])
-        days: float | None = options["expires_days"]
+        lasting: float | None = options["expires_days"]
         return services.api_key_create(
             account=account,
             tier=tier,
             name=options["name"],
             actor=ACTOR,
             scopes=options["scope"],
-            expires_at=None if days is None else timezone.now() + timedelta(days=days),
+            expires_at=None if lasting is None else timezone.now() + timedelta(days=lasting),
         )
 
     def show(self, options: dict[str, Any]) -> None:
@@ -183,6 +185,16 @@ def _written(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(timespec="seconds")
 
 
+def _in_a_line(error: ValidationError) -> str:
+    """Say what is wrong, and of which field: "can't be blank" alone helps nobody."""
+    if not hasattr(error, "error_dict"):
+        return " ".join(error.messages)
+    said = error.message_dict.items()
+    return " ".join(
+        text if field == NON_FIELD_ERRORS else f"{field}: {text}" for field, texts in said for text in texts
+    )
+
+
 def _find_tier(name: str) -> Tier:
     tier = Tier.objects.filter(name=name).first()
     if tier is None:
@@ -231,7 +243,7 @@ def _create_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--tier", required=True, help="the tier that sets its limits, such as free")
     parser.add_argument("--name", required=True, help="what the key is called, unique in its account")
     parser.add_argument("--scope", action="append", default=[], choices=SCOPES, help="may be repeated; none: the usual")
-    parser.add_argument("--expires-days", type=float, help="days until it expires; default: never")
+    parser.add_argument("--expires-days", type=days, help="days until it expires; default: never")
 
 
 def _list_arguments(parser: ArgumentParser) -> None:
@@ -271,7 +283,13 @@ def _money(text: str) -> Decimal:
 def _rotate_arguments(parser: ArgumentParser) -> None:
     _choice_arguments(parser)
     help_text = "seconds for which the old key goes on working (default: a day)"
-    parser.add_argument("--grace", type=int, default=DEFAULT_GRACE_SECONDS, metavar="SECONDS", help=help_text)
+    parser.add_argument(
+        "--grace",
+        type=whole(0, LONGEST_GRACE_SECONDS),
+        default=DEFAULT_GRACE_SECONDS,
+        metavar="SECONDS",
+        help=help_text,
+    )
 
 
 ACTIONS: dict[str, Action] = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from accounts.arguments import whole
 from inference.upstream.fake import FAULTS, FakeUpstream
 from inference.upstream.fake.faults import parse_fault
 
@@ -20,7 +21,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the settings of FakeUpstream as options."""
         parser.add_argument("--host", default="127.0.0.1")
-        parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+        parser.add_argument("--port", type=whole(0, 65_535), default=0, help="0 takes a free one")
         parser.add_argument("--latency", type=float, default=0, metavar="MS", help="until an answer begins")
         parser.add_argument("--first-token", type=float, default=0, metavar="MS", help="until a stream's first event")
         parser.add_argument("--chunk-interval", type=float, default=0, metavar="MS", help="between a stream's events")

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError
 
+from accounts.arguments import whole
 from inference.upstream.local_model import MODEL_NAME, LocalModelUnavailable, serve
 
 _PARENT_CHECK_SECONDS = 1.0
@@ -24,7 +25,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the address."""
         parser.add_argument("--host", default="127.0.0.1")
-        parser.add_argument("--port", type=int, required=True)
+        parser.add_argument("--port", type=whole(1, 65_535), required=True)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Start the server and wait; ends the process itself."""

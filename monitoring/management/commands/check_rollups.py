@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand
 from django.utils import timezone
 from redis.exceptions import RedisError
 
+from accounts.arguments import whole
 from monitoring.ledger_check.check import ledger_differences, ledgers_mend
 from monitoring.ledger_check.holders import ledger_months
 from monitoring.ledger_check.waiting import TooManyWaiting
@@ -32,7 +33,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Take --days, --from, --to and --mend-ledgers."""
-        parser.add_argument("--days", type=int, help="look at so many days up to now (and at the months they are in)")
+        days_help = "look at so many days up to now (and at the months they are in)"
+        parser.add_argument("--days", type=whole(1, 36_500), help=days_help)
         add_span_arguments(parser)
         parser.add_argument(
             "--mend-ledgers", action="store_true", help="correct ledgers by what they are off, while all is well"

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from redis.exceptions import RedisError
 
+from accounts.arguments import whole
 from monitoring.retention import (
     Cutoff,
     old_records,
@@ -30,7 +31,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Take --days and --dry-run."""
         parser.add_argument(
-            "--days", type=int, help="days for which records are kept, two at least (default: LOG_RETENTION_DAYS)"
+            "--days",
+            type=whole(1, 36_500),
+            help="days for which records are kept, two at least (default: LOG_RETENTION_DAYS)",
         )
         parser.add_argument("--dry-run", action="store_true", help="count what would go, and delete nothing")
 

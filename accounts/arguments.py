@@ -1,0 +1,32 @@
+"""What operators type on the command line: types for argparse that say in one line what they would take."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+
+def whole(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Make the type of a whole number within bounds: beyond them neither dates nor sockets can follow."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = minimum - 1
+        if not minimum <= number <= maximum:
+            raise ArgumentTypeError(f"{text} is no whole number from {minimum} to {maximum}")
+        return number
+
+    return read
+
+
+def days(text: str) -> float:
+    """Read a number of days, parts of one too, up to a hundred years."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 36_500:
+        raise ArgumentTypeError(f"{text} is no number of days above 0 and up to 36500")
+    return number
