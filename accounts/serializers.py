@@ -110,11 +110,13 @@ class NewKeyAnswer(KeyAnswer):
 class StrictSerializer(serializers.Serializer[Any]):
     """A body in which every field is a known one: a misspelt restriction must not be ignored."""
 
+    unknown_field = "Unknown field."
+
     def to_internal_value(self, data: Any) -> Any:
         """Refuse unknown fields, then validate the others."""
         unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
         if unknown:
-            raise serializers.ValidationError({name[:100]: ["Unknown field."] for name in unknown[:20]})
+            raise serializers.ValidationError({name[:100]: [self.unknown_field] for name in unknown[:20]})
         return super().to_internal_value(data)
 
 

@@ -31,8 +31,8 @@ ERRORS = {
     503: "Something that is needed is away, or has no capacity; Retry-After says when to try again.",
     504: "The model provider did not answer in time.",
 }
-#: Which of them an endpoint has: an open one, one behind a key, one with a query, one that takes a body, a name or id,
-#: or asks a model.
+#: Which of them an endpoint has: an open one, one behind a key, one that judges its query, one that takes a body, a
+#: name or id, or asks a model.
 OPEN_ERRORS = (406, 500)
 KEY_ERRORS = (401, 403, 406, 429, 500, 503)
 BODY_ERRORS = (400, 409, 413, 415, 422)
@@ -143,10 +143,6 @@ def without_slashes(endpoints: list[tuple[str, str, str, Any]]) -> list[tuple[st
     return [(path.rstrip("/") or "/", regex, method, view) for path, regex, method, view in endpoints]
 
 
-def _is_query(parameter: Any) -> bool:
-    return isinstance(parameter, OpenApiParameter) and parameter.location == OpenApiParameter.QUERY
-
-
 class ApiSchema(AutoSchema):
     """Describes an endpoint, with the error answers that it shares with others of its kind."""
 
@@ -178,7 +174,7 @@ class ApiSchema(AutoSchema):
             return OPEN_ERRORS
         return (
             KEY_ERRORS
-            + (PARAMETER_ERRORS if any(map(_is_query, self.get_override_parameters())) else ())
+            + (PARAMETER_ERRORS if hasattr(self.view, "query") else ())
             + (BODY_ERRORS if self.method == "POST" else ())
             + (NAME_ERRORS if "{" in self.path else ())
             + (MODEL_ERRORS if hasattr(self.view, "endpoint") else ())

@@ -22,7 +22,7 @@ from accounts.snapshots import Identity
 from accounts.usage import limits_standing, month_text
 from accounts.views import KeyView
 from monitoring.health import Health, recent_readiness, recent_report
-from monitoring.rollups.query import USAGE_PARAMETERS, UsageQuery
+from monitoring.rollups.query import USAGE_PARAMETERS, StatsQuery, UsageQuery
 from monitoring.scrape import may_scrape, metrics_text
 from monitoring.selectors import account_usage, request_record, stats
 from monitoring.serializers import HealthAnswer, ProbeAnswer, RecordAnswer, StatsAnswer, UsageAnswer
@@ -42,6 +42,7 @@ class StatsView(KeyView):
 
     authentication_classes = [ApiKeyAuthentication, StaffSession]
     required_scope = "usage"
+    query = StatsQuery
 
     @extend_schema(
         operation_id="stats",
@@ -51,6 +52,7 @@ class StatsView(KeyView):
     )
     def get(self, request: Request) -> Response:
         """Count the requests of the caller's account, or of all for staff."""
+        self.query(data=request.query_params).is_valid(raise_exception=True)
         identity: Identity | None = getattr(request._request, "identity", None)
         account_id = identity.account_id if identity is not None else None
         return Response(stats(account_id=account_id))
@@ -60,6 +62,7 @@ class UsageView(KeyView):
     """GET /usage."""
 
     required_scope = "usage"
+    query = UsageQuery
 
     @extend_schema(
         operation_id="usage",
@@ -70,7 +73,7 @@ class UsageView(KeyView):
     )
     def get(self, request: Request) -> Response:
         """Tell where every limit of key and account stands, and add up what the account's keys did."""
-        query = UsageQuery(data=request.query_params)
+        query = self.query(data=request.query_params)
         query.is_valid(raise_exception=True)
         identity: Identity = request._request.identity  # type: ignore[attr-defined]
         standing = limits_standing(identity.every_limit)

@@ -12,6 +12,7 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 
 from accounts.moments import read_moment
+from accounts.serializers import StrictSerializer
 from monitoring.rollups.calendar import BrokenHours, Unit, buckets, first_hour
 from monitoring.rollups.periods import EPOCH, HOUR, hour_of, moment_of
 
@@ -25,6 +26,8 @@ LONGEST = {
 }
 #: By the day in a zone other than UTC, whose days are made of hours: 24 times as much to read.
 LONGEST_ELSEWHERE = timedelta(days=100)
+#: What lies among the zones and is none of IANA's names: the server's own, and other ways to count seconds.
+NO_ZONES = ("localtime", "Factory", "posix", "right/")
 LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 
 
@@ -44,9 +47,16 @@ class UsageSpan:
         return [str(each) for each in (self.unit, self.group) if each]
 
 
-class UsageQuery(serializers.Serializer[Any]):
+class StatsQuery(StrictSerializer):
+    """The parameters of GET /stats: none."""
+
+    unknown_field = "Unknown parameter: it takes none."
+
+
+class UsageQuery(StrictSerializer):
     """The parameters of GET /usage: `from`, `to`, `time_zone`, `group_by`."""
 
+    unknown_field = "Unknown parameter: known are from, to, time_zone and group_by."
     time_zone = serializers.CharField(default="UTC")
     group_by = serializers.CharField(default=str(Unit.DAY), allow_blank=True)
 
@@ -58,6 +68,8 @@ class UsageQuery(serializers.Serializer[Any]):
     def validate_time_zone(self, name: str) -> tzinfo:
         """Find the zone."""
         try:
+            if name.startswith(NO_ZONES):
+                raise LookupError(name)
             return ZoneInfo(name)
         except (LookupError, ValueError, OSError) as error:
             raise serializers.ValidationError("No such time zone: give an IANA name, such as Europe/Berlin.") from error

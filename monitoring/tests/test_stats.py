@@ -43,6 +43,11 @@ def test_it_starts_at_nothing(cast: Cast) -> None:
     }
 
 
+def test_it_takes_no_parameters(cast: Cast) -> None:
+    answer = Client().get("/stats", {"from": "2026-01-01"}, **cast.owner.headers)  # type: ignore[arg-type]
+    assert (answer.status_code, answer.json()["errors"]) == (400, {"from": ["Unknown parameter: it takes none."]})
+
+
 def test_it_counts_by_outcome_and_key(cast: Cast) -> None:
     for outcome in ("miss", "hit", "hit", "coalesced", "bypass"):
         recorded(cast.owner, cache=outcome)

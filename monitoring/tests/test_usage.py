@@ -119,10 +119,21 @@ def test_it_tells_days_and_the_span_in_the_time_zone(cast: Cast) -> None:
         ({"group_by": "month", "from": "2001-01-01", "to": "2026-02-01"}, "from"),
         ({"group_by": "key", "from": "2001-01-01", "to": "2026-02-01"}, "from"),
         ({"from": "x\x00", "to": "2026-02-01"}, "from"),
+        ({"time_zone": "localtime"}, "time_zone"),
+        ({"time_zone": "Factory"}, "time_zone"),
+        ({"time_zone": "posixrules"}, "time_zone"),
+        ({"time_zone": "right/Europe/Berlin"}, "time_zone"),
+        ({"timezone": "Europe/Berlin"}, "timezone"),
+        ({"groupby": "month", "time_zone": "UTC"}, "groupby"),
     ],
 )
 def test_it_refuses_what_makes_no_span(cast: Cast, asked: dict[str, str], field: str) -> None:
     assert list(errors(cast, **asked)) == [field]
+
+
+def test_it_says_which_parameters_there_are(cast: Cast) -> None:
+    told = ["Unknown parameter: known are from, to, time_zone and group_by."]
+    assert errors(cast, timezone="Europe/Berlin", groupby="month") == {"timezone": told, "groupby": told}
 
 
 def test_it_names_every_field_that_is_wrong(cast: Cast) -> None:
