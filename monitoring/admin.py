@@ -27,7 +27,7 @@ from monitoring.alert_admin import AlertAdmin
 from monitoring.dashboard.views import dashboard_sections
 from monitoring.log_export import COLUMNS, between, ids_between, record_batches
 from monitoring.models import RequestRecord
-from monitoring.outcomes import OUTCOMES, Outcome, outcome_of
+from monitoring.outcomes import FOUND, OUTCOMES, Outcome, outcome_of
 from monitoring.record_page import content_text, reason_text, stage_table
 from monitoring.usage_admin import usage_export_page
 
@@ -39,6 +39,8 @@ STATUSES: dict[str, tuple[str, Q]] = {
 }
 __all__ = ["AlertAdmin", "RequestRecordAdmin"]
 
+#: The cache filter's name for FOUND.
+FOUND_NAME = "found"
 #: Records that are looked through for a page where no index has those that were asked for: some 30 ms.
 SEARCHED = 50_000
 #: What the page of a record adds to its fields; the last are shown by permission.
@@ -165,6 +167,23 @@ class StatusFilter(IndexedFilter):
         return text in ("failed", "limited") or (text.isdecimal() and int(text) >= HTTPStatus.BAD_REQUEST)
 
 
+class CacheFilter(admin.SimpleListFilter):
+    """Records by what the cache did; `found` selects those that the hit rate counts."""
+
+    title = parameter_name = "cache"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer each outcome, and the hits of the hit rate."""
+        return [(FOUND_NAME, "Hit or coalesced"), *RequestRecord.Cache.choices]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by outcome."""
+        text = self.value()
+        if text not in (FOUND_NAME, *RequestRecord.Cache.values):
+            return queryset
+        return queryset.filter(cache__in=FOUND if text == FOUND_NAME else [text])
+
+
 class RecordTimeFilter(TimeFilter):
     """Records by when they were admitted."""
 
@@ -186,7 +205,7 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     list_display = ("when", "outcome", "account", "key", "endpoint", "model", "cache", "tokens", "price", "latency")
     list_filter = (
         StatusFilter,
-        "cache",
+        CacheFilter,
         AccountFilter,
         KeyFilter,
         ModelFilter,

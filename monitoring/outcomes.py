@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.db.models import Q
 
-from monitoring.models import Rollup
+from monitoring.models import RequestRecord, Rollup
 
 Outcome = Rollup.Outcome
 
@@ -19,6 +19,9 @@ OUTCOMES = {
     Outcome.LIMITED: Q(status=429),
     Outcome.FAILED: Q(status__gte=500),
 }
+
+#: What /stats and the dashboard count as found in the cache: answers of it, and those shared in flight.
+FOUND = (RequestRecord.Cache.HIT, RequestRecord.Cache.COALESCED)
 
 _OK, _INVALID, _LIMITED, _FAILED = (str(outcome) for outcome in Outcome)  # a call of str for each record would show
 

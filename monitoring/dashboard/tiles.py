@@ -73,7 +73,7 @@ def tiles(asked: Asked, reading: Reading) -> list[Tile]:
             HIT_RATE,
             f"{total.cache_hits:,} of {asked_cache:,}",
             f"{count(total.cache_hits)} hits",
-            cache="hit",
+            cache="found",
         ),
         tile("Tokens", TOKENS, f"{_tokens(total):,}", f"{count(total.output_tokens)} written"),
         tile("Cost", COST, exact_money(total.cost), "US dollars"),
