@@ -1,31 +1,29 @@
 """Limits that are nearly reached: budgets of the month, and rates of those who ask most just now.
 
-Bounded, however many accounts there are: budgets of at most BUDGETS accounts, keys and models each, by the month's
+Bounded, however many accounts there are: budgets of those that monitoring.dashboard.budgeted names, by the month's
 rollups; rates, slots and open calls of the BUSIEST keys of the last hours and their accounts, by the limits themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-
-from django.db.models import Q, QuerySet
 
 from accounts.admin.base import change_url
 from accounts.admin.usage_bars import TITLES, Bar, bars, recorded_bars
 from accounts.limits import get_limits
 from accounts.limits.contract import LimitName, Scope, Subject, Unavailable
 from accounts.models import Account, ApiKey, ModelBudget
-from accounts.selectors import HAS_BUDGET
 from accounts.snapshots import account_subject, key_subject, model_subject
+from monitoring.dashboard.budgeted import MOST, budgeted_accounts, budgeted_keys, model_budgets, usable_keys
 from monitoring.rollups.rankings import busiest_keys
 
 NEARLY = 0.8
-BUDGETS = 500
 BUSIEST = 50
 SHOWN = 10
 
+MANY = f"There are more than {MOST} budgets of a kind: of those, the {MOST} that used most this month are looked at."
 UNKNOWN = "Redis is away: budgets are told by the records, and how far rates are used is unknown."
 
 
@@ -52,11 +50,11 @@ class Nearly:
 
 @dataclass(slots=True)
 class NearlyReached:
-    """The limits of which most is used, and how many there are of the kind; `note` says what is not known."""
+    """The limits of which most is used, and how many there are of the kind; `notes` say what is not known."""
 
     limits: list[Nearly]
     number: int = 0
-    note: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 class _Found:
@@ -87,14 +85,13 @@ class _Found:
 def limits_nearly_reached(now: datetime) -> NearlyReached:
     """List them, those first of which most is used."""
     found = _Found()
-    _add_budgets(found, now)
-    note = ""
+    notes = [] if _add_budgets(found, now) else [MANY]
     try:
         _add_rates(found, now)
     except Unavailable:
-        note = UNKNOWN
+        notes.append(UNKNOWN)
     near = found.nearly()
-    return NearlyReached(near[:SHOWN], len(near), note)
+    return NearlyReached(near[:SHOWN], len(near), notes)
 
 
 def _share(bar: Bar) -> float:
@@ -103,21 +100,24 @@ def _share(bar: Bar) -> float:
     return bar.used / bar.limit if bar.limit else 1.0
 
 
-def _add_budgets(found: _Found, now: datetime) -> None:
+def _add_budgets(found: _Found, now: datetime) -> bool:
+    """Add what the records tell; answer whether that is of all budgets."""
+    accounts, keys, budgets = budgeted_accounts(now), budgeted_keys(now), model_budgets(now)
     subjects = [
-        *(found.own(account_subject(each), each.name, each) for each in _accounts()),
-        *(found.own(key_subject(each, now), _key_name(each), each) for each in _keys(now).filter(HAS_BUDGET)[:BUDGETS]),
-        *(found.own(model_subject(each), *_budget_owner(each)) for each in _model_budgets()),
+        *(found.own(account_subject(each), each.name, each) for each in accounts.rows),
+        *(found.own(key_subject(each, now), _key_name(each), each) for each in keys.rows),
+        *(found.own(model_subject(each), *_budget_owner(each)) for each in budgets.rows),
     ]
     for subject, its_bars in recorded_bars(subjects):
         found.add(subject, its_bars)
+    return accounts.is_all and keys.is_all and budgets.is_all
 
 
 def _add_rates(found: _Found, now: datetime) -> None:
     """Ask the limits in one step. Raises Unavailable."""
     busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
     scopes = []
-    for key in _keys(now).filter(pk__in=busiest):
+    for key in usable_keys(now).filter(pk__in=busiest):
         subjects = (
             found.own(key_subject(key, now), _key_name(key), key),
             found.own(account_subject(key.account), key.account.name, key.account),
@@ -126,20 +126,6 @@ def _add_rates(found: _Found, now: datetime) -> None:
     for usages in get_limits().usages(scopes) if scopes else []:
         for usage in usages:
             found.add(usage.subject, bars(usage))
-
-
-def _accounts() -> QuerySet[Account]:
-    return Account.objects.filter(HAS_BUDGET, is_active=True)[:BUDGETS]
-
-
-def _keys(now: datetime) -> QuerySet[ApiKey]:
-    """Select the keys that work."""
-    usable = Q(expires_at=None) | Q(expires_at__gt=now)
-    return ApiKey.objects.select_related("account", "tier").filter(usable, revoked_at=None, account__is_active=True)
-
-
-def _model_budgets() -> QuerySet[ModelBudget]:
-    return ModelBudget.objects.select_related("account", "key__account")[:BUDGETS]
 
 
 def _key_name(key: ApiKey) -> str:

@@ -386,6 +386,14 @@ class TestLists:
         assert response.content.decode().count("By whole hours: since 11:00 UTC.") == 2
         assert "By whole hours" not in site.get(INDEX, {"range": "24h"}).content.decode()
 
+    def test_it_links_the_hit_rate_to_the_records_that_it_counts(self, site: Client, cast: Cast) -> None:
+        for outcome in ("hit", "coalesced", "coalesced", "miss", "bypass", "replay"):
+            recorded(cast.owner, cache=outcome)
+        rate = tile(shown(site), "Cache hit rate")
+        assert rate.exact == "3 of 4"
+        listed = site.get(f"/admin/monitoring/requestrecord/{rate.query}").context["cl"].result_list
+        assert sorted(record.cache for record in listed) == ["coalesced", "coalesced", "hit"]
+
     def test_it_lists_budgets_and_rates_that_are_nearly_used(self, site: Client, cast: Cast) -> None:
         spent = make_account("spent", monthly_token_budget=30, monthly_cost_budget=Decimal(1))
         recorded(make_key(account=spent, name="all", monthly_token_budget=37))
@@ -396,7 +404,7 @@ class TestLists:
             ("spent/all", TITLES[LimitName.MONTHLY_TOKENS], 81),
         ]
         assert near.limits[0].is_reached
-        assert near.note == ""
+        assert near.notes == []
 
     def test_it_tells_budgets_by_the_records_while_limits_are_away(
         self, site: Client, monkeypatch: pytest.MonkeyPatch
@@ -408,7 +416,7 @@ class TestLists:
         recorded(make_key(account=make_account("spent", monthly_token_budget=30)))
         near = shown(site)["nearly"]
         assert [each.owner for each in near.limits] == ["spent"]
-        assert "Redis is away" in near.note
+        assert ["Redis is away" in note for note in near.notes] == [True]
 
     def test_it_lists_failures_newest_first_each_with_its_page(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner, status=502, **ago(hours=3))
