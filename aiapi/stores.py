@@ -54,9 +54,6 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
     config["ENGINE"] = "aiapi.postgres"
     config["OPTIONS"] = {**DEAD_HOSTS, **config.get("OPTIONS", {}), "pool": pool, "connect_timeout": CONNECT_TIMEOUT}
     config["CONN_MAX_AGE"] = 0
-    # One round trip each time a connection leaves the pool, which a served request rarely needs: without it every
-    # pooled connection that the database has closed since costs a request.
-    config["CONN_HEALTH_CHECKS"] = True
     return config
 
 

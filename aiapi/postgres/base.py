@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from time import monotonic
 from typing import Any, TypeVar
 
 from django.db.backends.postgresql import base
-from psycopg import Connection, OperationalError
+from psycopg import Connection, Error, OperationalError
 from psycopg.abc import PQGen
 from psycopg.waiting import Ready, Wait
 from psycopg_pool import ConnectionPool
@@ -52,7 +53,7 @@ class ImpatientConnection(Connection[Any]):
 
 
 class _ImpatientPool:
-    """The pool, in which nobody waits longer for a connection than his patience."""
+    """The pool, in which nobody waits longer for a connection than his patience, or gets one that was closed since."""
 
     def __init__(self, pool: ConnectionPool[Any]) -> None:
         self._pool = pool
@@ -61,8 +62,21 @@ class _ImpatientPool:
         return getattr(self._pool, name)
 
     def getconn(self) -> Any:
+        """Give a connection that works; one that does not is replaced at once.
+
+        The pool's own check takes a second's pause before it looks for another: each process's first caller after a
+        restart of PostgreSQL would run out of patience. Raises PoolTimeout.
+        """
         seconds = patience()
-        return self._pool.getconn(None if seconds is None else min(seconds, self._pool.timeout))
+        ends = monotonic() + (self._pool.timeout if seconds is None else min(seconds, self._pool.timeout))
+        while True:
+            connection = self._pool.getconn(ends - monotonic())
+            try:
+                self._pool.check_connection(connection)
+            except Error:
+                self._pool.putconn(connection)
+            else:
+                return connection
 
 
 class DatabaseWrapper(base.DatabaseWrapper):

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import DatabaseError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -92,6 +93,17 @@ def test_it_waits_no_longer_for_one_of_the_pool_s_connections(
     for thread in threads:
         thread.join()
     assert run(connection, "SELECT 1") == (1,)
+
+
+def test_it_replaces_what_was_closed_in_the_pool_within_anyone_s_patience(
+    handler: ConnectionHandler, connection: BaseDatabaseWrapper, postgres: Postgres
+) -> None:
+    before = backend(connection)
+    connection.close()
+    with psycopg.connect(postgres.url(connection.settings_dict["NAME"]), autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", before)
+    with impatient(0.5):
+        assert backend(connection) != before
 
 
 def test_it_counts_only_its_own_waits() -> None:
