@@ -5,7 +5,9 @@
 the alert's, `event` says whether it began or is over: what comes twice, because a process died between sending it and
 writing that down, can be told by the two.
 
-The name is resolved once and the address that was checked is the one that is called; redirects are not followed.
+The name is resolved once and the addresses that were checked are those that are called, one after the other until one
+can be reached; redirects are not followed. All of it takes TIMEOUT seconds at most for each address, however slowly a
+receiver talks: the watch looks at nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -15,17 +17,23 @@ import hmac
 import ipaddress
 import json
 import socket
+import threading
 import time
-from urllib.parse import urlsplit
+from contextlib import suppress
+from http.client import HTTPException
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import urllib3
 from django.conf import settings
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from monitoring.alerts.messages import message_of
 from monitoring.export import plain
 from monitoring.models import AlertDelivery
 
 TIMEOUT = 5.0  # seconds
+#: IPv4 addresses as networks without IPv4 write them.
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class WebhookError(Exception):
@@ -45,7 +53,7 @@ def send_webhook(delivery: AlertDelivery) -> None:
         headers["X-AIAPI-Signature"] = f"sha256={signature(settings.ALERT_WEBHOOK_SECRET, timestamp, body)}"
     try:
         status = _post(settings.ALERT_WEBHOOK_URL, body, headers)
-    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+    except (HTTPException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         raise WebhookError(type(error).__name__) from error
     if not 200 <= status < 300:
         raise WebhookError(f"status {status}")
@@ -73,36 +81,74 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
     return hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
 
 
-def checked_address(host: str, port: int) -> str:
-    """Resolve a host to an address that may be called; raises WebhookError for one that nobody's webhook has.
+def checked_addresses(host: str, port: int) -> list[str]:
+    """Resolve a host to the addresses that may be called; raises WebhookError where one is nobody's webhook.
 
     The URL comes from the environment, so that loopback and private networks may be meant; a cloud's metadata service,
     which is link-local, may not.
     """
-    address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
-    if parsed.is_link_local or parsed.is_multicast or parsed.is_unspecified or parsed.is_reserved:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+    if any(_is_forbidden(address) for address in addresses):
         raise WebhookError("the address is not allowed")
-    return address
+    return addresses
+
+
+def _is_forbidden(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        embedded = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF) if parsed in NAT64 else parsed.ipv4_mapped
+        parsed = embedded or parsed
+    if parsed.is_loopback:  # ::1 is among the reserved ones too
+        return False
+    return parsed.is_link_local or parsed.is_multicast or parsed.is_unspecified or parsed.is_reserved
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
     parts = urlsplit(url)
-    host, is_secure = parts.hostname or "", parts.scheme == "https"
-    port = parts.port or (443 if is_secure else 80)
-    address = checked_address(host, port)
-    timeout = urllib3.Timeout(total=TIMEOUT)
-    pool: urllib3.HTTPConnectionPool
-    if is_secure:
-        pool = urllib3.HTTPSConnectionPool(address, port, timeout=timeout, server_hostname=host, assert_hostname=host)
-    else:
-        pool = urllib3.HTTPConnectionPool(address, port, timeout=timeout)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    named = {**headers, **_credentials(parts), "Host": parts.netloc.rpartition("@")[2]}
     target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
-    named = {**headers, "Host": parts.netloc.rpartition("@")[2]}
-    with pool:
-        response = pool.urlopen(
-            "POST", target, body=body, headers=named, retries=False, redirect=False, preload_content=False
-        )
-        response.release_conn()
-        return int(response.status)
+    *others, last = checked_addresses(host, port)
+    for address in others:
+        with suppress(urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError):
+            return _status_of(_connection(parts.scheme, address, port, host), target, body, named)
+    return _status_of(_connection(parts.scheme, last, port, host), target, body, named)
+
+
+def _credentials(parts: SplitResult) -> dict[str, str]:
+    """Make the header of the user and password that a URL may hold."""
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return dict(urllib3.make_headers(basic_auth=pair))
+
+
+def _connection(scheme: str, address: str, port: int, host: str) -> HTTPConnection:
+    if scheme == "https":
+        return HTTPSConnection(address, port, timeout=TIMEOUT, server_hostname=host, assert_hostname=host)
+    return HTTPConnection(address, port, timeout=TIMEOUT)
+
+
+def _status_of(connection: HTTPConnection, target: str, body: bytes, headers: dict[str, str]) -> int:
+    """Post over a connection and close it; what is under way when the time is over is broken off."""
+    is_late = threading.Event()
+
+    def break_off() -> None:
+        is_late.set()
+        with suppress(OSError, AttributeError):  # it is closed, or not open yet: then its own timeout ends it
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(TIMEOUT, break_off)
+    timer.daemon = True
+    timer.start()
+    try:
+        connection.request("POST", target, body=body, headers=headers, preload_content=False)
+        return int(connection.getresponse().status)
+    except (HTTPException, urllib3.exceptions.HTTPError, OSError) as error:
+        if is_late.is_set():
+            raise WebhookError("ReadTimeoutError") from error
+        raise
+    finally:
+        timer.cancel()
+        connection.close()
