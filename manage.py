@@ -6,7 +6,10 @@ import sys
 
 
 def main() -> None:
-    """Run the command of sys.argv; wrong configuration ends it with one line that names the variable and the mend."""
+    """Run the command of sys.argv; wrong configuration ends it with one line that names the variable and the mend.
+
+    So does a database that is away or not migrated, unless it was asked for a --traceback.
+    """
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiapi.settings")
     from django.core.management import execute_from_command_line
 
@@ -16,7 +19,17 @@ def main() -> None:
         import aiapi.settings  # noqa: F401  (read here so that a mistake in it is one line, not a traceback)
     except ConfigurationError as error:
         sys.exit(f"configuration: {error}")
-    execute_from_command_line(sys.argv)
+    from django.db import DatabaseError
+
+    try:
+        execute_from_command_line(sys.argv)
+    except DatabaseError:
+        from aiapi.checks import database_problem
+
+        problem = None if "--traceback" in sys.argv else database_problem()
+        if problem is None:
+            raise
+        sys.exit(f"error: {problem}")
 
 
 if __name__ == "__main__":

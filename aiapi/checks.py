@@ -67,7 +67,7 @@ class Findings:
 
 def start_findings() -> Findings:
     """Look at everything that has to be right before the server starts, the database included."""
-    away = _database_problem()
+    away = database_problem()
     if away is not None:
         return Findings([away])
     found = sorted(run_checks(databases=[DEFAULT_DB_ALIAS]), key=lambda message: str(message.id))
@@ -77,7 +77,8 @@ def start_findings() -> Findings:
     )
 
 
-def _database_problem() -> str | None:
+def database_problem() -> str | None:
+    """Say in one line that the database is away or not migrated; None if it is neither."""
     connection = connections[DEFAULT_DB_ALIAS]
     try:
         executor = MigrationExecutor(connection)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import structlog
+from django.core.exceptions import DisallowedHost, RequestDataTooBig, SuspiciousOperation
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
-from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.db import Error as DatabaseError
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions as drf
@@ -25,6 +25,8 @@ log = structlog.get_logger("aiapi.errors")
 
 #: Under which DRF tells what concerns no single field.
 NON_FIELD = "non_field_errors"
+#: Characters of a refused host name that are logged.
+MOST_OF_A_HOST = 100
 
 
 def error_body(request: HttpRequest | Request, error: api.ApiError) -> dict[str, Any]:
@@ -114,8 +116,14 @@ def json_error(request: HttpRequest, error: api.ApiError) -> JsonResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Answer what Django refused before any view (handler400)."""
-    return json_error(request, api.InvalidRequest())
+    """Answer what Django refused before any view (handler400).
+
+    A host that ALLOWED_HOSTS lacks is the commonest mistake of a new installation: the log names it, no answer does.
+    """
+    if not isinstance(exception, DisallowedHost):
+        return json_error(request, api.InvalidRequest())
+    log.warning("host_not_allowed", host=str(request.META.get("HTTP_HOST", ""))[:MOST_OF_A_HOST])
+    return json_error(request, api.InvalidRequest("The service does not answer under this host name."))
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:

@@ -1,7 +1,8 @@
 """Logs: one JSON object a line on standard error, from structlog and the standard library alike.
 
-Nothing that a caller sent beyond method, path and label is logged: no key, no prompt, no answer, no query string. That
-holds for tracebacks too: they have no values of variables, and no messages but those that can't quote a caller.
+Nothing that a caller sent beyond method, path, label and a host name that is refused is logged: no key, no prompt, no
+answer, no query string. That holds for tracebacks too: they have no values of variables, and no messages but those that
+can't quote a caller.
 """
 
 from __future__ import annotations

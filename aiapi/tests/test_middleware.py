@@ -10,7 +10,7 @@ from django.conf import LazySettings
 from django.test import Client
 
 from accounts.tests.factories import PASSWORD, make_admin
-from inference.tests.fixtures import Api, Records
+from inference.tests.fixtures import Api, LogLines, Records
 from inference.upstream.fake import FakeUpstream
 
 APP = "https://app.example.com"
@@ -80,6 +80,13 @@ def test_it_answers_400_to_another_host_name(api: Api, settings: LazySettings) -
     assert answer.json()["code"] == "invalid_request"
     assert answer.json()["request_id"] == answer["X-Request-ID"]
     assert "evil" not in answer.content.decode()
+
+
+def test_it_names_a_refused_host_in_the_log(api: Api, settings: LazySettings, log_lines: LogLines) -> None:
+    settings.ALLOWED_HOSTS = ["api.example.com"]
+    api.get("/chat", key=None, headers={"Host": "www.example.com"})
+    (line,) = [line for line in log_lines() if line["event"] == "host_not_allowed"]
+    assert (line["host"], line["level"]) == ("www.example.com", "warning")
 
 
 def test_it_redirects_to_https_where_that_is_wanted_but_not_health_checks(api: Api, settings: LazySettings) -> None:

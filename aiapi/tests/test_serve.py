@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -52,6 +53,18 @@ def run(arguments: list[str], env: Mapping[str, str]) -> subprocess.CompletedPro
     command = [sys.executable, "manage.py", *arguments]
     own = {"PATH": os.environ["PATH"], **env}
     return subprocess.run(command, env=own, cwd=BASE_DIR, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["key", "list"], ["prune_logs"]])
+def test_it_says_in_one_line_that_the_database_is_not_migrated(arguments: list[str], tmp_path: Path) -> None:
+    done = run(arguments, {"DATABASE_URL": f"sqlite:///{tmp_path}/empty.sqlite3"})
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: \d+ migrations are missing. Run: manage.py migrate\n", done.stderr)
+
+
+def test_it_shows_more_to_those_who_ask_for_a_traceback(tmp_path: Path) -> None:
+    done = run(["prune_logs", "--traceback"], {"DATABASE_URL": f"sqlite:///{tmp_path}/empty.sqlite3"})
+    assert done.stderr.startswith("Traceback")
 
 
 def test_it_becomes_gunicorn(production: LazySettings, started: Started) -> None:
