@@ -64,8 +64,8 @@ class _ImpatientPool:
     def getconn(self) -> Any:
         """Give a connection that works; one that does not is replaced at once.
 
-        The pool's own check takes a second's pause before it looks for another: each process's first caller after a
-        restart of PostgreSQL would run out of patience. Raises PoolTimeout.
+        The pool's own check takes a second's pause after the second that does not: the first callers of each process
+        after a restart of PostgreSQL would run out of patience. Raises PoolTimeout.
         """
         seconds = patience()
         ends = monotonic() + (self._pool.timeout if seconds is None else min(seconds, self._pool.timeout))
