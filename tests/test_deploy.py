@@ -14,6 +14,7 @@ import yaml
 from django.conf import settings
 from django.core.management import get_commands
 
+from aiapi.mail import PORTS as MAIL_PORTS
 from aiapi.settings import ENV
 from launch.requirements import read as read_requirements
 
@@ -70,6 +71,19 @@ def test_it_passes_only_known_settings_through_compose() -> None:
     assert (passed | read_by_compose) - OTHERS <= set(ENV.declared)
 
 
+@pytest.mark.parametrize("name", ["api", "ingester", "watch", "prepare"])
+def test_it_lets_every_setting_of_the_env_file_through_compose_but_the_address(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["env_file"] == ".env"
+    assert (service["environment"]["HOST"], service["environment"]["PORT"]) == ("0.0.0.0", 8000)  # noqa: S104
+
+
+def test_it_lets_pods_reach_the_collector_and_the_mail_server() -> None:
+    rules = manifest("networkpolicy")["spec"]["egress"]
+    ports = {port["port"] for rule in rules for port in rule["ports"] if port["protocol"] == "TCP"}
+    assert ports >= {443, 4318, *(port for scheme, port in MAIL_PORTS.items() if scheme != "smtp")}
+
+
 @pytest.mark.parametrize("name", ["SECRET_KEY", "API_KEY_PEPPERS", "POSTGRES_PASSWORD"])
 def test_it_stops_compose_with_the_mend_when_a_secret_is_missing(name: str) -> None:
     assert re.search(rf"\$\{{{name}:\?put it into \.env", (ROOT / "docker-compose.yml").read_text())
@@ -113,6 +127,12 @@ def test_it_gives_heroku_and_railway_the_settings_and_paths_that_exist() -> None
     assert set(app["env"]) <= set(ENV.declared)
     assert set(app["formation"]) == {"web", "ingester", "watch"} == set(yaml_of("heroku.yml")["run"])
     assert railway["deploy"]["healthcheckPath"] == "/health/ready"
+    own = {"ingester": "python manage.py ingest_usage", "watch": "python manage.py watch"}  # railway.json says `serve`
+    for name, command in own.items():
+        service = json.loads((ROOT / "deploy" / "railway" / f"{name}.json").read_text())
+        assert service["deploy"]["startCommand"] == command
+        assert "healthcheckPath" not in service["deploy"], "it serves no HTTP"
+        assert f"/deploy/railway/{name}.json" in (ROOT / "README.md").read_text()
     assert {"release", "web", "ingester", "watch"} == set(yaml.safe_load((ROOT / "Procfile").read_text()))
 
 
@@ -209,7 +229,7 @@ def yaml_of(path: str) -> Any:
 def deployment_files() -> list[Path]:
     """List the files besides the Dockerfile that start processes."""
     names = ("docker-compose.yml", "Procfile", "heroku.yml", "railway.json")
-    return [*(ROOT / name for name in names), *KUBERNETES]
+    return [*(ROOT / name for name in names), *KUBERNETES, *(ROOT / "deploy" / "railway").glob("*.json")]
 
 
 def run_tool(*command: str) -> str:
