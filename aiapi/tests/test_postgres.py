@@ -99,7 +99,12 @@ def test_it_replaces_all_that_was_closed_in_the_pool_within_anyone_s_patience(
     handler: ConnectionHandler, connection: BaseDatabaseWrapper, postgres: Postgres
 ) -> None:
     before = [backend(connection)]
-    second = threading.Thread(target=lambda: (before.append(backend(handler["own"])), handler["own"].close()))
+
+    def use_another() -> None:
+        before.append(backend(handler["own"]))
+        handler["own"].close()
+
+    second = threading.Thread(target=use_another)
     second.start()
     second.join(20)
     connection.close()
