@@ -73,6 +73,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     from accounts.snapshots import directory
     from inference.cache import guard
     from inference.catalog import catalog
+    from inference.upstream.addresses import addresses
     from inference.upstream.breaker import breakers
     from inference.upstream.health import llm_health
     from monitoring.health import recent_readiness, recent_report
@@ -81,7 +82,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
     for alias in () if settings.CACHE_URL else settings.CACHES:
         caches[alias].clear()
-    known = (directory, catalog, breakers, guard, llm_health, claims, recent_report, recent_readiness)
+    known = (directory, catalog, addresses, breakers, guard, llm_health, claims, recent_report, recent_readiness)
     for forget in (reset_limits, database_outage.over, *(each.forget for each in known)):
         forget()
 

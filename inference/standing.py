@@ -9,6 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from inference.models import BreakerNotice, Deployment
+from inference.upstream.addresses import addresses
 from inference.upstream.breaker import BreakerReading, BreakerState, breakers
 from inference.upstream.notices import open_anywhere
 from monitoring.dashboard.providers import DeploymentState
@@ -17,10 +18,15 @@ CLOSED = BreakerReading(BreakerState.CLOSED, None, 0)
 
 
 def deployment_states() -> list[DeploymentState]:
-    """List all deployments. A breaker that is open in another process is told as open, without since when."""
+    """List all deployments. A breaker that is open in another process is told as open, without since when.
+
+    One whose address can't be reached is as good as open.
+    """
     deployments = list(Deployment.objects.select_related("model", "provider"))
     elsewhere = open_anywhere([deployment.pk for deployment in deployments])
     known = breakers.snapshot()
+    for pk, since in addresses.snapshot().items():
+        known[pk] = BreakerReading(BreakerState.OPEN, since, known.get(pk, CLOSED).accounts)
     return [_state(each, known.get(each.pk, CLOSED), is_open=each.pk in elsewhere) for each in deployments]
 
 

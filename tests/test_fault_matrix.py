@@ -13,6 +13,7 @@ from inference.surfaces.chat import chat_surface
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 from inference.upstream.fake import FAULTS, LEAK_MARKER, Call, FakeUpstream
 from tests.catalogue import Record, Served, record_of, set_up
+from tests.processes import wait_until
 from tests.servers import ROOT, Service, aiapi_server, fake_upstream
 from tests.streams import Stream, asked, data_of, said
 
@@ -88,11 +89,11 @@ def running(prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
 
 @pytest.fixture
 def platform(running: Platform) -> Iterator[Platform]:
-    """Return the platform with providers without a past, and breakers that are closed."""
+    """Return the platform with providers without a past, breakers that are closed, and an address that is back."""
     running.failing.reset()
     running.healthy.reset()
-    for has_spare in (False, True):
-        assert running.ask(Line("", "plain", has_spare, "", ""))[0] == 200
+    wait_until(lambda: running.ask(Line("", "plain", False, "", ""))[0] == 200, "the provider to be asked again")
+    assert running.ask(Line("", "plain", True, "", ""))[0] == 200
     running.failing.reset()
     running.failing.set(chunk_interval_ms=3, slow_interval_ms=SLOW_MS, retry_after=6)
     yield running

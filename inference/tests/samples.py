@@ -1,7 +1,10 @@
-"""Models that tests of inference call."""
+"""Models that tests of inference call, and a place where nobody answers."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -30,3 +33,18 @@ def serve(
     )
     catalog.forget()
     return deployment
+
+
+@contextmanager
+def unanswered() -> Iterator[int]:
+    """Hold a port whose queue of connections is full, so that another one gets no answer at all."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port: int = listener.getsockname()[1]
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        yield port

@@ -159,8 +159,8 @@ class TestProviders:
         assert LEAK_MARKER not in page
 
     def test_it_shows_an_open_breaker(self, site: Client, deployment: Deployment) -> None:
-        for _ in range(FAILURES):
-            breakers.failed(deployment.pk, 1, is_unreached=True)
+        for account in range(FAILURES):
+            breakers.failed(deployment.pk, account)
         assert "open" in site.get(DEPLOYMENTS).content.decode()
         assert open_anywhere([deployment.pk]) == {deployment.pk}
 

@@ -11,6 +11,7 @@ import pytest
 
 from accounts.exceptions import ApiError, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.catalog import Rates, Route
+from inference.upstream.addresses import addresses
 from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
 from inference.upstream.breaker import FAILURES, BreakerState, breakers
 from inference.upstream.errors import BROKEN, BUSY, FAILED, MISCONFIGURED, TIMED_OUT, UNREACHED
@@ -19,9 +20,11 @@ from inference.upstream.routing import ROUNDS, by_preference, first_success
 pytestmark = pytest.mark.django_db  # a breaker that opens is written down there
 
 
-def route(number: int, *, order: int = 0, weight: int = 1) -> Route:
-    """Make a deployment."""
-    return Route(number, f"p/{number}", "p", "http://p/v1", "", (), "m", "max_tokens", order, weight, Rates())
+def route(number: int, *, order: int = 0, weight: int = 1, at: str = "") -> Route:
+    """Make a deployment at an address of its own, or at another's."""
+    return Route(
+        number, f"p/{number}", "p", f"http://{at or f'p{number}'}/v1", "", (), "m", "max_tokens", order, weight, Rates()
+    )
 
 
 FIRST, SECOND, THIRD = (route(number, order=number) for number in (1, 2, 3))
@@ -67,11 +70,11 @@ def ask(
     return first_success(routes, provider, Deadline(seconds), account_id=account, covers_another=covers)
 
 
-def cut_off(*deployments: int) -> None:
-    """Let no connection to deployments be made until their breakers are open."""
+def open_breakers(*deployments: int) -> None:
+    """Let deployments fail until their breakers are open."""
     for number in deployments:
-        for _ in range(FAILURES):
-            breakers.failed(number, 1, is_unreached=True)
+        for account in range(FAILURES):
+            breakers.failed(number, account)
 
 
 def test_it_asks_the_first_in_order(pauses: list[float]) -> None:
@@ -171,14 +174,14 @@ def test_it_asks_the_caller_s_limits_before_it_goes_on_after_what_may_be_billed(
 
 
 def test_it_skips_a_deployment_whose_breaker_is_open(pauses: list[float]) -> None:
-    cut_off(1)
+    open_breakers(1)
     provider = Provider()
     assert ask(provider, FIRST, SECOND) == 2
     assert provider.asked == [2]
 
 
 def test_it_says_when_to_come_back_while_every_breaker_is_open(pauses: list[float]) -> None:
-    cut_off(1, 2)
+    open_breakers(1, 2)
     with pytest.raises(AttemptFailed) as refused:
         ask(Provider(), FIRST, SECOND)
     assert isinstance(refused.value.error, UpstreamBusy)
@@ -194,7 +197,7 @@ def test_it_fails_where_there_is_no_deployment(pauses: list[float]) -> None:
 @pytest.mark.parametrize(
     ("verdict", "state"),
     [
-        (UNREACHED, BreakerState.OPEN),
+        (UNREACHED, BreakerState.CLOSED),
         (BROKEN, BreakerState.OPEN),
         (FAILED, BreakerState.OPEN),
         (TIMED_OUT, BreakerState.OPEN),
@@ -203,7 +206,7 @@ def test_it_fails_where_there_is_no_deployment(pauses: list[float]) -> None:
         (REJECTED, BreakerState.CLOSED),
     ],
 )
-def test_it_opens_the_breaker_for_a_provider_that_is_down_and_for_no_other_failure(
+def test_it_opens_the_breaker_for_a_provider_that_fails_and_for_nothing_else(
     pauses: list[float], verdict: Verdict, state: BreakerState
 ) -> None:
     for account in range(FAILURES):
@@ -212,36 +215,61 @@ def test_it_opens_the_breaker_for_a_provider_that_is_down_and_for_no_other_failu
     assert breakers.state(1) is state
 
 
-@pytest.mark.parametrize(
-    ("verdict", "state"),
-    [
-        (UNREACHED, BreakerState.OPEN),
-        (BROKEN, BreakerState.CLOSED),
-        (FAILED, BreakerState.CLOSED),
-        (TIMED_OUT, BreakerState.CLOSED),
-    ],
-)
-def test_it_lets_no_account_close_a_deployment_to_others_by_what_it_asks(
-    pauses: list[float], verdict: Verdict, state: BreakerState
-) -> None:
+@pytest.mark.parametrize("verdict", [BROKEN, FAILED, TIMED_OUT])
+def test_it_lets_no_account_close_a_deployment_to_others_by_what_it_asks(pauses: list[float], verdict: Verdict) -> None:
     for _ in range(3 * FAILURES):
         with pytest.raises(AttemptFailed):
             ask(Provider(d1=[verdict] * ROUNDS), FIRST, account=7)
-    assert breakers.state(1) is state
-    if verdict != UNREACHED:
-        provider = Provider()
-        with pytest.raises(AttemptFailed):
-            ask(provider, FIRST, account=7)
-        assert provider.asked == []
-        assert ask(Provider(), FIRST, account=8) == 1
+    assert breakers.state(1) is BreakerState.CLOSED
+    provider = Provider()
+    with pytest.raises(AttemptFailed):
+        ask(provider, FIRST, account=7)
+    assert provider.asked == []
+    assert ask(Provider(), FIRST, account=8) == 1
 
 
 def test_it_closes_the_breaker_after_an_answer(pauses: list[float]) -> None:
-    for _ in range(FAILURES - 1):
-        breakers.failed(1, 1, is_unreached=True)
+    for account in range(FAILURES - 1):
+        breakers.failed(1, account)
     ask(Provider(), FIRST)
-    breakers.failed(1, 1, is_unreached=True)
+    breakers.failed(1, FAILURES)
     assert breakers.state(1) is BreakerState.CLOSED
+
+
+def test_it_passes_by_all_deployments_at_an_address_that_it_could_not_reach(pauses: list[float]) -> None:
+    there = [route(number, order=number, at="dead") for number in (1, 2)]
+    provider = Provider(d1=[UNREACHED], d2=[UNREACHED])
+    assert ask(provider, *there, THIRD) == 3
+    assert provider.asked == [1, 3]
+    assert ask(provider, *there, THIRD, account=8) == 3
+    assert provider.asked == [1, 3, 3]
+    with pytest.raises(AttemptFailed) as refused:
+        ask(provider, *there)
+    assert isinstance(refused.value.error, UpstreamBusy)
+
+
+@pytest.mark.parametrize("verdict", [FAILED, BUSY, BROKEN, TIMED_OUT])
+def test_it_passes_by_no_address_for_another_failure(pauses: list[float], verdict: Verdict) -> None:
+    with pytest.raises(AttemptFailed):
+        ask(Provider(d1=[verdict] * ROUNDS), FIRST)
+    assert not addresses.is_aside(FIRST)
+
+
+@pytest.mark.parametrize(("seconds", "is_aside"), [(60, True), (0.1, False)])
+def test_it_blames_no_address_for_a_call_whose_time_was_up(pauses: list[float], seconds: float, is_aside: bool) -> None:
+    def time_out(to: Route) -> int:
+        raise AttemptFailed(UpstreamTimeout(), UNREACHED)
+
+    with pytest.raises(AttemptFailed):
+        first_success([FIRST], time_out, Deadline(seconds), account_id=1, covers_another=lambda: True)
+    assert addresses.is_aside(FIRST) is is_aside
+
+
+def test_it_takes_an_address_back_once_something_answers(pauses: list[float]) -> None:
+    addresses.failed(FIRST)
+    first_success([SECOND], lambda to: addresses.failed(SECOND), Deadline(5), account_id=1, covers_another=lambda: True)
+    assert addresses.is_aside(FIRST)
+    assert not addresses.is_aside(SECOND), "a call that was on its way was answered"
 
 
 def test_it_tells_a_breaker_that_a_trial_came_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +296,7 @@ def test_it_shares_an_order_by_weight() -> None:
 
 @pytest.fixture(autouse=True)
 def _closed() -> Iterator[None]:
-    """Leave no breaker open behind."""
+    """Leave no breaker open behind, and no address aside."""
     yield
     breakers.forget()
+    addresses.forget()

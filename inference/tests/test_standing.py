@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from inference.catalog import Rates, _route
 from inference.models import Deployment, Model, Provider
 from inference.standing import deployment_states
 from inference.upstream import breaker
+from inference.upstream.addresses import addresses
 from inference.upstream.breaker import Breakers, breakers
 from inference.upstream.notices import publish
 from monitoring.dashboard.signs import signs
@@ -26,13 +28,13 @@ def test_it_tells_breakers_of_this_process_and_of_others(deployment: Deployment)
     assert (state.model, state.provider, state.name, state.state, state.is_enabled) == ("m", "p", "u", "closed", True)
     assert not state.is_troubled
     elsewhere = Breakers(publish=publish)
-    for _ in range(breaker.FAILURES):
-        elsewhere.failed(deployment.pk, 1, is_unreached=True)
+    for account in range(breaker.FAILURES):
+        elsewhere.failed(deployment.pk, account)
     (state,) = deployment_states()
     assert (state.state, state.open_since) == ("open", None)
     assert state.is_troubled
-    for _ in range(breaker.FAILURES):
-        breakers.failed(deployment.pk, 1, is_unreached=True)
+    for account in range(breaker.FAILURES):
+        breakers.failed(deployment.pk, account)
     (state,) = deployment_states()
     assert state.state == "open"
     assert state.open_since is not None
@@ -50,6 +52,15 @@ def test_it_lets_the_dashboard_notice_a_breaker(deployment: Deployment) -> None:
     publish(deployment.pk + 1, 0)
     assert signs() == seen[0]
     assert len({str(each) for each in seen}) == 4
+
+
+def test_it_tells_an_address_that_can_t_be_reached(deployment: Deployment) -> None:
+    addresses.failed(_route(deployment, Rates()))
+    (state,) = deployment_states()
+    assert (state.state, state.is_troubled) == ("open", True)
+    assert state.open_since is not None
+    addresses.answered(_route(deployment, Rates()))
+    assert deployment_states()[0].state == "closed"
 
 
 def test_it_tells_what_is_switched_off(deployment: Deployment) -> None:

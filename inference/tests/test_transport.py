@@ -20,6 +20,7 @@ from accounts.exceptions import UpstreamFailed, UpstreamTimeout
 from inference.catalog import Rates, Route
 from inference.surfaces.chat import chat_surface
 from inference.tests.odd_provider import odd_provider
+from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
 from inference.upstream.attempts import AttemptFailed, Verdict
 from inference.upstream.client import Client, UpstreamStream
@@ -71,21 +72,6 @@ def open_stream(
 def connections(provider: FakeUpstream) -> int:
     """Count the connections that are open at the provider."""
     return len(provider._connections)
-
-
-@contextmanager
-def unanswered() -> Iterator[int]:
-    """Hold a port whose queue of connections is full, so that another one gets no answer at all."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        port: int = listener.getsockname()[1]
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
-        yield port
 
 
 def test_it_answers(client: Client, provider: FakeUpstream) -> None:

@@ -1,4 +1,4 @@
-"""Breakers that are open, as alerts to operators."""
+"""Breakers that are open, and addresses that can't be reached, as alerts to operators."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_breakers() -> Iterator[Condition]:
             Alert.Kind.PROVIDER,
             f"breaker:{pk}",
             f"Provider {deployment.provider} fails: no calls go to {deployment}",
-            f"Calls to {deployment} for model {deployment.model} failed several times in a row. Its breaker keeps "
-            "calls away and tries it again by itself; others of the model answer meanwhile, if there are any.",
+            f"Calls to {deployment} for model {deployment.model} failed several times in a row, or did not reach it. "
+            "They are kept away from it, and it is tried again by itself; others of the model answer, if any.",
             is_on=pk in opened,
         )

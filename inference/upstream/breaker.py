@@ -1,15 +1,15 @@
-"""A circuit breaker for each deployment: a provider that is down costs a caller at most one connect timeout, once.
+"""A circuit breaker for each deployment: one that is reached, and fails, is left alone for a while.
 
 closed     calls pass; FAILURES in a row open it
 open       no call passes for a while: COOL_DOWN at first, twice as long after each failed trial, LONGEST at most
 half open  one call passes as a trial: success closes the breaker, failure opens it again
 
-Nobody closes a deployment to all others by what he asks of it. A connection that can't be made counts whoever wanted
-it. Any other failure (5xx, a broken answer, a timeout) may be the doing of the request: of those a single account's
-count up to OF_ONE_ACCOUNT, and a trial that fails so proves nothing until another account's has failed as well. What
-an account's own calls meet opens a breaker for that account alone, so that its callers don't wait for it either.
+Nobody closes a deployment to all others by what he asks of it. A failure (5xx, a broken answer, a timeout) may be the
+doing of the request: of those a single account's count up to OF_ONE_ACCOUNT, and a trial that fails proves nothing
+until another account's has failed as well. What an account's own calls meet opens a breaker for that account alone, so
+that its callers don't wait for it either. A connection that can't be made is nobody's doing: see addresses.
 
-The state is a process's own: a process learns of a dead provider by its own calls, which is at most FAILURES of them.
+The state is a process's own: a process learns of a failing deployment by its own calls, which is FAILURES of them.
 What opens or closes for all is published in inference.upstream.notices, for others who look from outside.
 """
 
@@ -54,9 +54,8 @@ class BreakerReading:
 
 @dataclass(slots=True)
 class _Circuit:
-    """`unreached` and `failures` are those in a row, the latter by account; since it opened, those of its trials."""
+    """`failures` are those in a row, by account; since it opened, those of its trials."""
 
-    unreached: int = 0
     failures: Counter[int] = field(default_factory=Counter)
     open_since: float = 0.0
     opened_at: float = 0.0
@@ -73,7 +72,7 @@ class _Circuit:
         self.open_since = self.open_since if self.is_open else now
         self.cool_down = min(self.cool_down * 2 or COOL_DOWN, LONGEST_COOL_DOWN)
         self.opened_at, self.has_trial = now, False
-        self.unreached, self.failures = 0, Counter()
+        self.failures = Counter()
 
 
 class Breakers:
@@ -125,12 +124,12 @@ class Breakers:
             log.info("breaker_closed", deployment_id=deployment_id)
             self._publish(deployment_id, 0)
 
-    def failed(self, deployment_id: int, account_id: int, *, is_unreached: bool = False) -> None:
-        """Note that a call found the provider down; `is_unreached`: no connection could be made."""
+    def failed(self, deployment_id: int, account_id: int) -> None:
+        """Note that a call found the provider failing."""
         with self._lock:
             shared = self._shared.setdefault(deployment_id, _Circuit())
-            self._fail_alone(deployment_id, account_id, is_unreached=is_unreached, was_trial=shared.has_trial)
-            opens = _fails(shared, account_id, is_unreached=is_unreached)
+            self._fail_alone(deployment_id, account_id, was_trial=shared.has_trial)
+            opens = _fails(shared, account_id)
             shared.has_trial = False
             if opens:
                 shared.trip(self._clock())
@@ -149,10 +148,8 @@ class Breakers:
         self._shared.clear()
         self._own.clear()
 
-    def _fail_alone(self, deployment_id: int, account_id: int, *, is_unreached: bool, was_trial: bool) -> None:
+    def _fail_alone(self, deployment_id: int, account_id: int, *, was_trial: bool) -> None:
         """Count a failure against the account's own breaker; one that failed the trial of all waits for the others."""
-        if is_unreached and (deployment_id, account_id) not in self._own:
-            return
         own = self._own.setdefault((deployment_id, account_id), _Circuit())
         own.failures[account_id] += 1
         if own.has_trial or (not own.is_open and (was_trial or own.failures[account_id] >= FAILURES)):
@@ -173,20 +170,17 @@ class Breakers:
         return datetime.now(UTC) - timedelta(seconds=self._clock() - circuit.open_since)
 
 
-def _fails(circuit: _Circuit, account_id: int, *, is_unreached: bool) -> bool:
+def _fails(circuit: _Circuit, account_id: int) -> bool:
     """Count a failure in a circuit, and say whether it opens now, or again.
 
     Of an open breaker only its trials count: other calls were on their way when it opened.
     """
     if circuit.is_open and not circuit.has_trial:
         return False
-    if is_unreached:
-        circuit.unreached += 1
-    else:
-        circuit.failures[account_id] += 1
+    circuit.failures[account_id] += 1
     if circuit.is_open:
-        return circuit.unreached > 0 or len(circuit.failures) > 1
-    return circuit.unreached + sum(min(each, OF_ONE_ACCOUNT) for each in circuit.failures.values()) >= FAILURES
+        return len(circuit.failures) > 1
+    return sum(min(each, OF_ONE_ACCOUNT) for each in circuit.failures.values()) >= FAILURES
 
 
 breakers = Breakers(publish=publish)

@@ -172,6 +172,10 @@ class Client:
         except FAILURES as error:
             raise failed_attempt(error, route=route.name) from error
 
+    def reaches(self, route: Route, seconds: float) -> bool:
+        """Say whether a connection to the route's address can be made; nothing is sent."""
+        return self._transports[route.is_guarded].reaches(route.base_url, seconds)
+
     def is_reachable(self, route: Route, *, seconds: float) -> bool:
         """Ask for the provider's list of models, and say whether it came. Failures are logged like any call's."""
         return self.trouble(route, seconds=seconds) is None

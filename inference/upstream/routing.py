@@ -1,4 +1,5 @@
-"""Which deployment answers: by order, by weight, past open breakers; what follows a failure, inside the deadline.
+"""Which deployment answers: by order, by weight, past open breakers and addresses that can't be reached; what follows a
+failure, inside the deadline.
 
 A failure that another deployment may not share (refused connections, 408, 429, 5xx) goes to the next one at once. When
 all have failed and the last failure may pass, the round is repeated after a pause with full jitter, or as long as the
@@ -15,11 +16,13 @@ from itertools import groupby
 from typing import TypeVar
 
 import structlog
+from django.conf import settings
 
-from accounts.exceptions import UpstreamBusy, UpstreamFailed
+from accounts.exceptions import UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.catalog import Route
+from inference.upstream.addresses import addresses
 from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
-from inference.upstream.breaker import COOL_DOWN, breakers
+from inference.upstream.breaker import COOL_DOWN, BreakerState, breakers
 from inference.upstream.provider_limits import NoRoom, none_has_room
 from monitoring.metrics import observe_attempt, observe_breaker
 from monitoring.tracing import begin_attempt
@@ -59,8 +62,8 @@ def first_success(
 
     `covers_another` is asked after an attempt that may be billed: whether the caller's limits have room for one more.
     `account_id` is the caller's account: what its calls meet is not held against a deployment for all.
-    Raises the AttemptFailed of the last attempt, or one of UpstreamBusy when every breaker is open, or no provider has
-    room for another call.
+    Raises the AttemptFailed of the last attempt, or one of UpstreamBusy when every breaker is open, no address can be
+    reached, or no provider has room for another call.
     """
     choices = by_preference(routes)
     failure: AttemptFailed | None = None
@@ -70,7 +73,7 @@ def first_success(
             break
         for route in _admitted(choices, account_id):
             try:
-                return _attempt(route, attempt, account_id)
+                return _attempt(route, attempt, account_id, deadline.left)
             except NoRoom as refused:
                 full.append(refused)
             except AttemptFailed as failed:
@@ -81,14 +84,20 @@ def first_success(
 
 
 def _admitted(choices: Iterable[Route], account_id: int) -> Iterator[Route]:
-    """Yield the routes whose breaker lets a call pass, asking each just before it is tried."""
+    """Yield the routes whose address and breaker let a call pass, asking each just before it is tried."""
     for route in choices:
-        if breakers.admits(route.deployment_id, account_id):
-            observe_breaker(route.name, breakers.state(route.deployment_id))
+        is_admitted = not addresses.is_aside(route) and breakers.admits(route.deployment_id, account_id)
+        observe_breaker(route.name, _state(route))
+        if is_admitted:
             yield route
 
 
-def _attempt(route: Route, attempt: Attempt[T], account_id: int) -> T:
+def _state(route: Route) -> BreakerState:
+    """Tell how it stands with a deployment: one whose address can't be reached is as good as open."""
+    return BreakerState.OPEN if addresses.is_aside(route) else breakers.state(route.deployment_id)
+
+
+def _attempt(route: Route, attempt: Attempt[T], account_id: int, seconds: float) -> T:
     outcome, finish = "ok", begin_attempt(route.provider, route.name)
     try:
         answer = attempt(route)
@@ -98,23 +107,38 @@ def _attempt(route: Route, attempt: Attempt[T], account_id: int) -> T:
         raise
     except AttemptFailed as failed:
         outcome = failed.error.code  # the class's own: an instance may carry one of the provider's words
-        if failed.verdict.is_down:
-            breakers.failed(route.deployment_id, account_id, is_unreached=failed.verdict.is_unreached)
-        else:
-            breakers.succeeded(route.deployment_id, account_id)
+        _learn(route, failed, account_id, seconds)
         raise
     except BaseException:
         outcome = "abandoned"
         breakers.gave_up(route.deployment_id, account_id)
         raise
     else:
-        breakers.succeeded(route.deployment_id, account_id)
+        _answered(route, account_id)
         return answer
     finally:
         if finish is not None:
             finish(outcome)
         observe_attempt(route.provider, outcome)
-        observe_breaker(route.name, breakers.state(route.deployment_id))
+        observe_breaker(route.name, _state(route))
+
+
+def _learn(route: Route, failed: AttemptFailed, account_id: int, seconds: float) -> None:
+    """Note what an attempt that had so many seconds says of the deployment and its address by its failure."""
+    if failed.verdict.is_unreached:
+        enough = min(settings.UPSTREAM_CONNECT_TIMEOUT, settings.UPSTREAM_TIMEOUT) / 2
+        if seconds >= enough or not isinstance(failed.error, UpstreamTimeout):
+            addresses.failed(route)  # a connect timeout of a call whose own time was up proves nothing
+        breakers.gave_up(route.deployment_id, account_id)
+    elif failed.verdict.is_down:
+        breakers.failed(route.deployment_id, account_id)
+    else:
+        _answered(route, account_id)
+
+
+def _answered(route: Route, account_id: int) -> None:
+    addresses.answered(route)
+    breakers.succeeded(route.deployment_id, account_id)
 
 
 def _may_go_on(verdict: Verdict, deadline: Deadline, covers_another: Callable[[], bool]) -> bool:

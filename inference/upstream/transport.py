@@ -249,6 +249,16 @@ class PooledTransport(httpx2.BaseTransport):
         finally:
             _fresh.reset(token)
 
+    def reaches(self, url: str, seconds: float) -> bool:
+        """Say whether a new connection to a URL's address can be made; it is closed again."""
+        connection: Any = self._pools.connection_from_url(url)._new_conn()
+        connection.timeout = seconds
+        try:
+            connection._new_conn().close()
+        except (HTTPError, OSError):
+            return False
+        return True
+
     def close(self) -> None:
         """Close the idle connections."""
         self._pools.clear()

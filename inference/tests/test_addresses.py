@@ -1,0 +1,204 @@
+"""Addresses that can't be reached: put aside at the first connection that fails, tried again beside the calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from django.conf import LazySettings
+
+from inference.catalog import Rates, Route
+from inference.tests.samples import unanswered
+from inference.upstream import addresses as module
+from inference.upstream.addresses import Addresses, address_of
+from inference.upstream.breaker import FAILURES, breakers
+from inference.upstream.client import client
+from inference.upstream.fake import FakeUpstream
+from launch.system import free_port
+from tests.processes import wait_until
+
+
+def route(base_url: str, number: int = 1, *, is_guarded: bool = False) -> Route:
+    """Make a deployment at an address."""
+    return Route(number, f"p/{number}", "p", base_url, "", (), "m", "max_tokens", 0, 1, Rates(), is_guarded=is_guarded)
+
+
+HERE, THERE, ELSEWHERE = route("http://one:1/v1"), route("http://one:1/other", 2), route("http://one:2/v1", 3)
+
+
+class Network:
+    """Lets connections be made, or not, and counts the attempts."""
+
+    def __init__(self) -> None:
+        self.is_up = False
+        self.tried = 0
+        #: By deployment, for how many seconds calls are kept away, as others were told last.
+        self.told: dict[int, float] = {}
+
+    def __call__(self, to: Route, seconds: float) -> bool:
+        """Try to connect."""
+        self.tried += 1
+        return self.is_up
+
+    def publish(self, deployment: int, seconds: float) -> None:
+        """Take what others are told."""
+        self.told[deployment] = seconds
+
+
+@pytest.fixture
+def network() -> Network:
+    """Return a network that is down."""
+    return Network()
+
+
+@pytest.fixture
+def known(network: Network, monkeypatch: pytest.MonkeyPatch) -> Iterator[Addresses]:
+    """Return the addresses of a process, which is quick to try again."""
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+    addresses = Addresses(network, publish=network.publish)
+    yield addresses
+    addresses.forget()
+
+
+@pytest.mark.parametrize(
+    ("base_url", "host", "port"),
+    [
+        ("https://api.example.com/v1", "api.example.com", 443),
+        ("http://api.example.com/v1", "api.example.com", 80),
+        ("http://API.example.com:8000/v1", "api.example.com", 8000),
+        ("http://[::1]:8000/v1", "::1", 8000),
+    ],
+)
+def test_it_tells_addresses_by_host_and_port(base_url: str, host: str, port: int) -> None:
+    assert address_of(route(base_url)) == (host, port, False)
+    assert address_of(route(base_url, is_guarded=True)) == (host, port, True)
+
+
+def test_it_puts_an_address_aside_at_once_for_all_deployments_there(network: Network) -> None:
+    addresses = Addresses(network)
+    assert not addresses.is_aside(HERE)
+    addresses.failed(HERE)
+    assert [addresses.is_aside(each) for each in (HERE, THERE, ELSEWHERE)] == [True, True, False]
+    addresses.forget()
+    assert not addresses.is_aside(HERE)
+
+
+def test_it_takes_an_address_back_when_something_answers(network: Network) -> None:
+    addresses = Addresses(network)
+    addresses.failed(HERE)
+    addresses.answered(ELSEWHERE)
+    assert addresses.is_aside(HERE)
+    addresses.answered(THERE)
+    assert not addresses.is_aside(HERE)
+    assert network.tried == 0
+
+
+def test_it_tries_beside_the_calls_until_a_connection_is_made(known: Addresses, network: Network) -> None:
+    known.failed(HERE)
+    wait_until(lambda: network.tried >= 3, "a few attempts")
+    assert known.is_aside(HERE)
+    network.is_up = True
+    wait_until(lambda: not known.is_aside(HERE), "the address to be taken back")
+
+
+def test_it_tries_each_address_by_one_probe_at_a_time(network: Network) -> None:
+    addresses = Addresses(network)
+    before = threading.active_count()
+    for each in (HERE, THERE, HERE):
+        addresses.failed(each)
+    assert threading.active_count() == before + 1
+    addresses.forget()
+
+
+def test_it_tries_less_and_less_often(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses, pauses = Addresses(network), []
+    aside = module._Aside(HERE, 0.0)
+    addresses._aside[address_of(HERE)] = aside
+
+    def wait(seconds: float) -> bool:
+        pauses.append(seconds)
+        assert addresses.is_aside(HERE)
+        return len(pauses) == 9
+
+    monkeypatch.setattr(aside.over, "wait", wait)
+    addresses._probe(address_of(HERE), aside)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_it_tries_no_longer_what_nobody_asks_for(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = Addresses(network)
+    aside = module._Aside(HERE, 0.0)
+    addresses._aside[address_of(HERE)] = aside
+    monkeypatch.setattr(aside.over, "wait", lambda seconds: False)
+    addresses._probe(address_of(HERE), aside)
+    assert network.tried == 7, "once after each pause up to the longest"
+    assert not addresses.is_aside(HERE)
+
+
+def test_it_leaves_nothing_aside_by_a_probe_that_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(to: Route, seconds: float) -> bool:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+    addresses = Addresses(break_down)
+    addresses.failed(HERE)
+    wait_until(lambda: not addresses.is_aside(HERE), "calls to find out by themselves")
+
+
+def test_it_tells_others_once_a_probe_has_failed_too(
+    known: Addresses, network: Network, settings: LazySettings
+) -> None:
+    known.failed(HERE)
+    wait_until(lambda: 1 in network.told, "others to be told")
+    assert network.tried >= 1
+    assert network.told[1] > settings.UPSTREAM_CONNECT_TIMEOUT, "until the next probe is over"
+    assert known.is_aside(THERE)
+    wait_until(lambda: 2 in network.told, "others to be told of what was asked for meanwhile")
+    assert set(known.snapshot()) == {1, 2}
+    assert (datetime.now(UTC) - known.snapshot()[2]).total_seconds() < 60
+    network.is_up = True
+    wait_until(lambda: network.told == {1: 0, 2: 0}, "others to be told that it is back")
+
+
+def test_it_tells_nobody_of_a_moment_s_trouble(known: Addresses, network: Network) -> None:
+    network.is_up = True
+    known.failed(HERE)
+    wait_until(lambda: not known.is_aside(HERE), "the address to be taken back")
+    assert network.told == {}
+
+
+@pytest.mark.django_db
+def test_it_takes_back_no_notice_of_an_open_breaker(known: Addresses, network: Network) -> None:
+    for account in range(FAILURES):
+        breakers.failed(HERE.deployment_id, account)
+    known.failed(HERE)
+    assert known.is_aside(THERE)
+    wait_until(lambda: network.told.keys() == {1, 2}, "others to be told")
+    network.is_up = True
+    wait_until(lambda: network.told[2] == 0, "others to be told that it is back")
+    assert network.told[1] > 0
+
+
+# What a real connection is
+
+
+def test_it_reaches_what_listens(fake: FakeUpstream) -> None:
+    fake.reset()
+    assert client.reaches(route(fake.base_url), 1)
+    assert fake.requests == [], "nothing is sent"
+
+
+def test_it_reaches_nobody_where_nothing_listens(settings: LazySettings) -> None:
+    assert not client.reaches(route(f"http://127.0.0.1:{free_port()}/v1"), 1)
+    assert not client.reaches(route("http://no-such-host.invalid/v1"), 1)
+
+
+def test_it_reaches_nobody_in_a_black_hole() -> None:
+    with unanswered() as port:
+        assert not client.reaches(route(f"http://127.0.0.1:{port}/v1"), 0.2)
+
+
+def test_it_reaches_no_address_that_is_forbidden(fake: FakeUpstream) -> None:
+    assert not client.reaches(route(fake.base_url, is_guarded=True), 1)
