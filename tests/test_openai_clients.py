@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from inference.upstream.fake import FakeUpstream
 from launch.system import free_port
-from tests.catalogue import Served, records, set_up
+from tests.catalogue import Served, record_of, set_up
 from tests.processes import wait_until
 from tests.servers import Service, aiapi_server, fake_upstream
 
@@ -369,7 +369,7 @@ def test_it_answers_from_the_next_deployment(client: openai.OpenAI, platform: Se
     streamed = client.chat.completions.with_raw_response.create(model=SPARE, messages=MESSAGES, stream=True)
     assert streamed.headers["X-Fallback"] == "true"
     assert [chunk for chunk in streamed.parse() if chunk.choices]
-    first, second = records(platform)[-2:]
+    first, second = (record_of(platform, answer.headers["X-Request-ID"]) for answer in (raw, streamed))
     assert (first.status, first.attempts) == (200, 2)
     assert (second.status, second.attempts) == (200, 1), "an address that could not be reached is passed by"
 
