@@ -5,13 +5,12 @@ Shape (WIRE.md, Errors): `{detail, code, request_id, errors?}`, and under /v1 Op
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import structlog
-from django.core.exceptions import DisallowedHost, RequestDataTooBig, SuspiciousOperation
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.db import Error as DatabaseError
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions as drf
@@ -25,8 +24,6 @@ log = structlog.get_logger("aiapi.errors")
 
 #: Under which DRF tells what concerns no single field.
 NON_FIELD = "non_field_errors"
-#: Characters of a refused host name that are logged.
-MOST_OF_A_HOST = 100
 
 
 def error_body(request: HttpRequest | Request, error: api.ApiError) -> dict[str, Any]:
@@ -113,30 +110,3 @@ def json_error(request: HttpRequest, error: api.ApiError) -> JsonResponse:
     compact = {"separators": (",", ":")}
     body = error_body(request, error)
     return JsonResponse(body, status=error.status, headers=error.headers, json_dumps_params=compact)
-
-
-def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Answer what Django refused before any view (handler400).
-
-    A host that ALLOWED_HOSTS lacks is the commonest mistake of a new installation: the log names it, no answer does.
-    """
-    if not isinstance(exception, DisallowedHost):
-        return json_error(request, api.InvalidRequest())
-    log.warning("host_not_allowed", host=str(request.META.get("HTTP_HOST", ""))[:MOST_OF_A_HOST])
-    return json_error(request, api.InvalidRequest("The service does not answer under this host name."))
-
-
-def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Answer a refusal outside DRF (handler403)."""
-    return json_error(request, api.PermissionDenied())
-
-
-def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Answer an unknown path (handler404)."""
-    return json_error(request, api.NotFound())
-
-
-def server_error(request: HttpRequest) -> JsonResponse:
-    """Answer an exception outside DRF (handler500) and log its traceback."""
-    log.error("unhandled_exception", exc_info=sys.exc_info())
-    return json_error(request, api.InternalError())

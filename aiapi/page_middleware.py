@@ -20,7 +20,7 @@ from django.utils.deprecation import MiddlewareMixin
 
 from accounts.attempts import count_attempt
 from accounts.exceptions import TooManyFailures
-from aiapi.errors import json_error
+from aiapi.error_pages import error_answer
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
@@ -70,5 +70,5 @@ class AdminLoginLimit:
             try:
                 count_attempt(request, group="admin-login", rate=settings.ADMIN_LOGIN_RATE)
             except TooManyFailures as error:
-                return json_error(request, error)
+                return error_answer(request, error)
         return self.get_response(request)

@@ -23,10 +23,10 @@ from inference.openai.views import (
 from inference.views import ChatView, SummarizeView
 from monitoring.views import HealthView, LiveView, MetricsView, ReadyView, RequestView, StatsView, UsageView
 
-handler400 = "aiapi.errors.bad_request"
-handler403 = "aiapi.errors.permission_denied"
-handler404 = "aiapi.errors.not_found"
-handler500 = "aiapi.errors.server_error"
+handler400 = "aiapi.error_pages.bad_request"
+handler403 = "aiapi.error_pages.permission_denied"
+handler404 = "aiapi.error_pages.not_found"
+handler500 = "aiapi.error_pages.server_error"
 
 
 def api(route: str, view: Callable[..., Any], name: str) -> URLPattern:

@@ -1,0 +1,99 @@
+"""Errors outside the API: a page to a browser, JSON to everyone else."""
+
+from __future__ import annotations
+
+import sys
+
+import structlog
+from django.core.exceptions import DisallowedHost
+from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+from django.utils.cache import patch_vary_headers
+
+from accounts.exceptions import ApiError, InternalError, InvalidRequest, NotFound, PermissionDenied, TooManyFailures
+from aiapi.errors import json_error
+from aiapi.pages import page_context
+
+#: What somebody who came by a browser can do about it.
+HINTS: dict[type[ApiError], str] = {
+    InvalidRequest: "Check the address.",
+    PermissionDenied: "Your user may not see or do this. Ask an administrator for the permission.",
+    NotFound: "There is nothing under this address, or it has been deleted.",
+    TooManyFailures: "Too many attempts came from your network address. Wait a minute, and try again.",
+    InternalError: "This is a fault of the service. Report the request id to your operator.",
+}
+HOST_HINT = "If you run the service: add the host name to ALLOWED_HOSTS."
+CSRF_HINT = (
+    "The form is too old, or cookies are off: go back, reload the page and send it again. "
+    "If you run the service behind a proxy: CSRF_TRUSTED_ORIGINS must name its https:// address."
+)
+#: Characters of a refused host name that are logged.
+MOST_OF_A_HOST = 100
+
+log = structlog.get_logger("aiapi.errors")
+
+
+def error_answer(request: HttpRequest, error: ApiError, hint: str | None = None) -> HttpResponse:
+    """Answer an error outside DRF in the form that the caller understands."""
+    answer: HttpResponse | None = None
+    if _wants_page(request):
+        answer = _page(request, error, hint or HINTS[type(error)])
+    if answer is None:
+        answer = json_error(request, error)
+    patch_vary_headers(answer, ["Accept"])
+    return answer
+
+
+def _wants_page(request: HttpRequest) -> bool:
+    """Say whether a browser asks, and not for what only programs call."""
+    return "text/html" in request.headers.get("Accept", "") and not getattr(request, "is_model_call", False)
+
+
+def _page(request: HttpRequest, error: ApiError, hint: str) -> HttpResponse | None:
+    """Make the page; None if that fails too."""
+    context = {
+        **page_context("error"),
+        "title": error.detail.rstrip("."),
+        "hint": hint,
+        "status": error.status,
+        "request_id": request.trace.label,  # type: ignore[attr-defined]
+        "is_admin": request.path.startswith("/admin/"),
+    }
+    try:
+        page = render_to_string("error.html", context)
+    except Exception as failure:
+        log.error("error_page_failed", exc_info=failure)
+        return None
+    return HttpResponse(page, status=error.status, headers=dict(error.headers))
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer what Django refused before any view (handler400).
+
+    A host that ALLOWED_HOSTS lacks is the commonest mistake of a new installation: the log names it, no answer does.
+    """
+    if not isinstance(exception, DisallowedHost):
+        return error_answer(request, InvalidRequest())
+    log.warning("host_not_allowed", host=str(request.META.get("HTTP_HOST", ""))[:MOST_OF_A_HOST])
+    return error_answer(request, InvalidRequest("The service does not answer under this host name."), HOST_HINT)
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer a refusal outside DRF (handler403)."""
+    return error_answer(request, PermissionDenied())
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer an unknown path (handler404)."""
+    return error_answer(request, NotFound())
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Answer an exception outside DRF (handler500) and log its traceback."""
+    log.error("unhandled_exception", exc_info=sys.exc_info())
+    return error_answer(request, InternalError())
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Answer a form without a good token (CSRF_FAILURE_VIEW); Django's log line has the reason."""
+    return error_answer(request, PermissionDenied(), CSRF_HINT)
