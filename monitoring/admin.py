@@ -339,4 +339,4 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
 
 def _link(model: str, pk: int, text: str) -> SafeString:
     url = reverse(f"admin:accounts_{model}_change", args=[pk])
-    return format_html('<a class="text-primary-600 dark:text-primary-500 hover:underline" href="{}">{}</a>', url, text)
+    return format_html('<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>', url, text)

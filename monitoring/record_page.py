@@ -60,7 +60,7 @@ def stage_table(record: RequestRecord) -> SafeString:
     rest = max(0.0, record.latency_ms - sum(spent for _, spent in times))
     rows = format_html_join(
         "",
-        '<tr><td class="pr-6">{}</td><td class="text-right tabular-nums">{} ms</td></tr>',
+        '<tr><td class="pr-6">{}</td><td class="text-right whitespace-nowrap">{} ms</td></tr>',
         ((name, f"{spent:,.1f}") for name, spent in [*times, ("the rest, a stream's running time included", rest)]),
     )
     return format_html("<table>{}</table>", rows)
@@ -76,7 +76,7 @@ def content_text(record: RequestRecord, part: str) -> SafeString:
         return SafeString("nothing was answered")
     cut = " Longer than CONTENT_MAX_BYTES: this is its beginning." if content.is_cut else ""
     return format_html(
-        '<pre class="max-h-96 overflow-auto whitespace-pre-wrap break-words text-xs">{}</pre>'
+        '<pre class="max-h-80 overflow-auto text-xs" style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>'
         '<p class="text-subtle text-xs">Will not be shown after {} UTC.{}</p>',
         text,
         f"{content.expires_at:%Y-%m-%d %H:%M}",

@@ -17,6 +17,7 @@ from playwright.sync_api import Page, expect
 from inference.upstream.fake import FakeUpstream
 from tests.conftest import provider
 from tests.pages import grave_faults
+from tests.processes import wait_until
 from tests.servers import Service, aiapi_server
 
 NAME, PASSWORD = "operator", "a password for the tests"
@@ -198,3 +199,25 @@ def test_it_shows_every_page_without_a_complaint_or_sideways_scrolling(
         too_wide += [(path, excess)] if excess > 0 else []
     assert not too_wide
     assert not complaints
+
+
+@pytest.mark.parametrize("message", ["many words " * 50, "x" * 300], ids=["words", "one word"])
+def test_it_shows_a_long_prompt_within_a_small_screen(
+    admin: Page, platform: Service, complaints: list[str], message: str
+) -> None:
+    key = platform.create_key(account="logged", tier="free", name=f"of {len(message)}")
+    code = "from accounts.models import Account; Account.objects.filter(name='logged').update(logs_content=True)"
+    platform.manage("shell", "-c", code)
+    time.sleep(EFFECT)
+    request_id = platform.request("POST", "/chat", {"message": message}, key=key).json()["request_id"]
+    admin.set_viewport_size({"width": 360, "height": 800})
+    admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/{request_id}/change/")
+    wait_until(lambda: _shows(admin, message.strip()), "the record's content")
+    assert admin.evaluate("document.documentElement.scrollWidth - window.innerWidth") == 0
+    assert not complaints
+
+
+def _shows(page: Page, text: str) -> bool:
+    """Load the page again, and say whether it shows a text by now: content is written a moment after the record."""
+    page.reload()
+    return text in page.content()

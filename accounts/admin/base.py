@@ -31,7 +31,7 @@ def change_url(instance: Model) -> str:
 def link(instance: Model, text: str = "") -> SafeString:
     """Make a link to an object's admin page, under its own name unless a text is given."""
     return format_html(
-        '<a class="text-primary-600 dark:text-primary-500 hover:underline" href="{}">{}</a>',
+        '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>',
         change_url(instance),
         text or str(instance),
     )
