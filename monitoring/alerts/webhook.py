@@ -53,6 +53,8 @@ def send_webhook(delivery: AlertDelivery) -> None:
         headers["X-AIAPI-Signature"] = f"sha256={signature(settings.ALERT_WEBHOOK_SECRET, timestamp, body)}"
     try:
         status = _post(settings.ALERT_WEBHOOK_URL, body, headers)
+    except socket.gaierror as error:
+        raise WebhookError("the host name is not known") from error
     except (HTTPException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         raise WebhookError(type(error).__name__) from error
     if not 200 <= status < 300:

@@ -97,6 +97,12 @@ def test_it_sends_the_user_and_password_of_the_url(hook: Hook, delivery: AlertDe
     assert headers["host"].startswith("127.0.0.1:")
 
 
+def test_it_says_that_a_name_is_not_known(delivery: AlertDelivery, settings: Settings) -> None:
+    settings.ALERT_WEBHOOK_URL = "http://hooks.invalid/"
+    with pytest.raises(WebhookError, match="the host name is not known"):
+        send_webhook(delivery)
+
+
 def test_it_waits_for_no_receiver_that_never_ends(
     delivery: AlertDelivery, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
