@@ -15,6 +15,7 @@ from tests.stores import Postgres, Redis, postgres_server, redis_server
 #: Files whose tests need no store of the settings, or bring each kind of their own: one round of them proves all.
 SELF_CONTAINED = (
     "test_checks.py",
+    "test_connecting.py",
     "test_env.py",
     "test_events.py",
     "test_fake_upstream.py",

@@ -64,7 +64,7 @@ def validate_provider_url(url: str) -> None:
         raise ValidationError("Give an http:// or https:// URL.")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValidationError("Leave user name, password, query and fragment out of the URL.")
-    for address in _addresses(parts.hostname):
+    for address in addresses_of(parts.hostname):
         if is_forbidden_address(address):
             raise ValidationError("Loopback, link-local and metadata addresses are not allowed here.")
 
@@ -82,8 +82,10 @@ def is_forbidden_address(text: str) -> bool:
     )
 
 
-def _addresses(host: str) -> set[str]:
+def addresses_of(host: str) -> list[str]:
+    """List the addresses of a name, in the order in which to try them; none where it has none now."""
     try:
-        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)}
+        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
     except (OSError, UnicodeError):
-        return set()
+        return []
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

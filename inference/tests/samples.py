@@ -36,15 +36,15 @@ def serve(
 
 
 @contextmanager
-def unanswered() -> Iterator[int]:
+def unanswered(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """Hold a port whose queue of connections is full, so that another one gets no answer at all."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((host, port))
         listener.listen(0)
-        port: int = listener.getsockname()[1]
+        port = listener.getsockname()[1]
         for _ in range(4):
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
+            filler.connect_ex((host, port))
         yield port

@@ -30,7 +30,7 @@ from urllib3.exceptions import (
 from urllib3.util import Timeout
 
 from inference.upstream.chunked import READ_SIZE, ChunkedReading
-from inference.validators import is_forbidden_address
+from inference.validators import addresses_of, is_forbidden_address
 
 #: Idle connections kept for each provider; more are made when needed, and closed after use.
 KEPT_CONNECTIONS = 200
@@ -130,11 +130,30 @@ class _Watched(HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         """Connect; a guarded connection is given up before a byte is sent if its name led where it must not."""
-        connected = super()._new_conn()
+        connected = self._connect_to_any()
         if self.is_guarded and is_forbidden_address(str(connected.getpeername()[0])):
             connected.close()
             raise NewConnectionError(self, "the name leads to an address that is not allowed")
         return connected
+
+    def _connect_to_any(self) -> socket.socket:
+        """Connect to the first of the name's addresses that lets us; urllib3 gives each of them all of the timeout."""
+        name, timeout = self._dns_host, float(self.timeout or 0)
+        addresses = addresses_of(name)
+        if len(addresses) < 2:
+            return super()._new_conn()
+        ends = time.monotonic() + timeout
+        try:
+            while True:
+                self._dns_host, others = addresses.pop(0), len(addresses)
+                self.timeout = max(0.001, (ends - time.monotonic()) / (others + 1))
+                try:
+                    return super()._new_conn()
+                except (ConnectTimeoutError, NewConnectionError):
+                    if not others:
+                        raise
+        finally:
+            self._dns_host, self.timeout = name, timeout
 
     def request(self, *args: Any, **options: Any) -> None:
         if _fresh.get():
