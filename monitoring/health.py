@@ -17,10 +17,12 @@ from typing import Any, Generic, TypeVar
 import structlog
 from django.conf import settings
 from django.core.cache import caches
+from django.db import Error as DatabaseError
 from django.db import connection
 
 from accounts.connections import PROMPT_SECONDS, impatient
 from accounts.limits import get_limits, write_refusal
+from accounts.outage import database_outage
 from monitoring.backlog import ingest_backlog
 
 #: Seconds that a record may wait for the ingester before that is called a lag.
@@ -112,9 +114,13 @@ class Remembered(Generic[T]):
 
 
 def database_health() -> Health:
-    """Ask the database for one row."""
-    with impatient(PROMPT_SECONDS), connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
+    """Ask the database for one row; when it fails, the checks that need it as well don't wait for it once more."""
+    try:
+        with impatient(PROMPT_SECONDS), connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError:
+        database_outage.failed()
+        raise
     return Health.OK
 
 

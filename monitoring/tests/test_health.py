@@ -15,6 +15,7 @@ from pytest_django import Settings
 from accounts.limits import reset_limits
 from accounts.limits.contract import LimitBackend
 from accounts.limits.redis import records_stream
+from accounts.outage import database_outage
 from accounts.tests.factories import make_key
 from launch.system import free_port
 from monitoring import health
@@ -78,6 +79,7 @@ def test_it_is_unhealthy_without_the_database(monkeypatch: pytest.MonkeyPatch) -
     assert report["checks"]["api"] == "healthy"
     assert ask("/health/ready") == (503, {"status": "unhealthy"})
     assert ask("/health/live") == (200, {"status": "healthy"})
+    assert database_outage.is_on, "what others need of it they don't wait for"
 
 
 def test_it_is_degraded_without_the_cache(settings: Settings, nobody: str) -> None:
