@@ -49,8 +49,8 @@ class Wait:
 
     @property
     def waited_ms(self) -> int:
-        """Milliseconds since it began."""
-        return int((time.monotonic() - self._began) * 1000)
+        """Milliseconds since it began, rounded up."""
+        return int((time.monotonic() - self._began) * 1000) + 1
 
     def follow(self) -> None:
         """Note that another has the lead."""

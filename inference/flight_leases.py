@@ -41,7 +41,7 @@ if holder and holder ~= token then
   return 0
 end
 local left = redis.call('PTTL', failed)
-if not holder and left > 0 and kept - left < waited then
+if not holder and left > 0 and kept - left <= waited then
   return redis.call('GET', failed)
 end
 redis.call('SET', KEYS[1], token, 'PX', lease)
