@@ -27,18 +27,14 @@ from monitoring.scrape import may_scrape, metrics_text
 from monitoring.selectors import account_usage, request_record, stats
 from monitoring.serializers import HealthAnswer, ProbeAnswer, RecordAnswer, StatsAnswer, UsageAnswer
 
-#: The permission to see what callers of all accounts did, on the dashboard too.
-VIEW_RECORDS = "monitoring.view_requestrecord"
-
 
 class StaffSession(SessionAuthentication):
-    """The admin's session, of staff that may view request records: what they add up to is nobody else's business."""
+    """The admin's session, of staff only."""
 
     def authenticate(self, request: Request) -> Any:
-        """Return the user of such a session; None for any other, so that a key is asked for."""
+        """Return the user of a staff session; None for any other, so that a key is asked for."""
         found = super().authenticate(request)
-        may = found is not None and found[0].is_staff and found[0].has_perm(VIEW_RECORDS)
-        return found if may else None
+        return found if found is not None and found[0].is_staff else None
 
 
 class StatsView(KeyView):
