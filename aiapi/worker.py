@@ -62,10 +62,12 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 def _warm_up() -> None:
-    """Find the state store before the first requests come, all at once: a cluster has to be looked up."""
+    """Do what takes long before the first requests come, all at once: import the SDK, look a cluster up."""
     from accounts.limits import get_limits
     from accounts.limits.contract import Unavailable
+    from inference.upstream.sdk import sdk
 
+    sdk()
     try:
         get_limits().now()
     except Unavailable as error:

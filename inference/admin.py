@@ -19,6 +19,7 @@ from inference.catalog import provider_route
 from inference.models import BreakerNotice, Deployment, Model, Price, Provider
 from inference.services import catalog_delete, catalog_save, model_clear_cache
 from inference.switching import AsksBeforeSwitchingOff
+from inference.upstream.client import client
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
 BREAKER_BADGES = {"closed": "success", "open": "danger"}
@@ -82,8 +83,6 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     @action(description="Test connection", permissions=["change"], icon="cable", url_path="test-connection")
     def test_connection(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Ask the provider for its list of models, which spends no token, and say what came of it."""
-        from inference.upstream.client import client  # half a second, which every command would pay for
-
         provider: Provider = found(self, request, object_id)
         trouble = client.trouble(provider_route(provider), seconds=CONNECTION_SECONDS)
         if trouble is None:

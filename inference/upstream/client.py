@@ -15,19 +15,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx2
-import openai
 from django.conf import settings
-from openai._models import FinalRequestOptions
 
 from inference.catalog import Route
 from inference.surfaces.events import BrokenStream, read_opening
-from inference.upstream.errors import FAILURES, cause_of, failed_attempt
+from inference.upstream.errors import cause_of, failed_attempt, failures
+from inference.upstream.sdk import request_options, sdk
 from inference.upstream.transport import Abort, Body, PooledTransport, abortable
 from monitoring.trace import passed_on
+
+if TYPE_CHECKING:
+    import openai
 
 #: Headers of a prepared call that are not kept: they are the connection's or the body's, or ask for compression.
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
@@ -84,7 +86,7 @@ class UpstreamStream:
         """Yield bytes after the first as they come. Raises AttemptFailed when the stream breaks off."""
         try:
             yield from self._reads
-        except FAILURES as error:
+        except failures() as error:
             if not self._is_closed:
                 raise failed_attempt(error, route=self.route.name) from error
 
@@ -142,7 +144,7 @@ class Client:
         try:
             with _deadline(seconds):
                 answer = read_object(self._post(route, path, seconds, body))
-        except FAILURES as error:
+        except failures() as error:
             raise failed_attempt(error, route=route.name) from error
         return answer
 
@@ -169,7 +171,7 @@ class Client:
                 stream = UpstreamStream(self._open(route, path, seconds, body), route, opens)
             abort.limit(idle_seconds)
             return stream
-        except FAILURES as error:
+        except failures() as error:
             raise failed_attempt(error, route=route.name) from error
 
     def reaches(self, route: Route, seconds: float) -> bool:
@@ -187,7 +189,7 @@ class Client:
                 self._client(route).get(
                     _path(route, "/models"), cast_to=httpx2.Response, options=self._options(route, seconds)
                 )
-        except FAILURES as error:
+        except failures() as error:
             failed_attempt(error, route=route.name)
             return cause_of(error)
         return None
@@ -224,9 +226,7 @@ class Client:
         key = (route.base_url, _path(route, path), _secret(route), route.api_version, *_headers(route).items())
         prepared = self._endpoints.get(key)
         if prepared is None:
-            options = FinalRequestOptions.construct(
-                method="post", url=_path(route, path), json_data={}, **self._options(route, 1.0)
-            )
+            options = request_options(method="post", url=_path(route, path), json_data={}, **self._options(route, 1.0))
             request = self._client(route)._build_request(options)
             headers = {name: value for name, value in request.headers.items() if name not in OWN_HEADERS}
             if len(self._endpoints) >= KEPT_ENDPOINTS:
@@ -240,7 +240,7 @@ class Client:
         if route.is_azure:
             if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API knows no days
                 options["params"] = {"api-version": route.api_version}
-            options["headers"] |= {"api-key": _secret(route), "Authorization": openai.Omit()}
+            options["headers"] |= {"api-key": _secret(route), "Authorization": sdk().Omit()}
         return options
 
     def _client(self, route: Route) -> openai.OpenAI:
@@ -254,7 +254,8 @@ class Client:
     def _connect(self, base_url: str, secret: str, is_guarded: bool) -> openai.OpenAI:
         http = httpx2.Client(transport=self._transports[is_guarded], follow_redirects=False, trust_env=False)
         # The SDK insists on a secret; a provider without one ignores the header.
-        return openai.OpenAI(base_url=base_url, api_key=secret or "none", http_client=http, max_retries=0)
+        made: openai.OpenAI = sdk().OpenAI(base_url=base_url, api_key=secret or "none", http_client=http, max_retries=0)
+        return made
 
     def _timeout(self, seconds: float) -> httpx2.Timeout:
         return httpx2.Timeout(seconds, connect=min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT))

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
-import openai
 import structlog
 
 from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.upstream.attempts import REJECTED, AttemptFailed, Verdict
+from inference.upstream.sdk import sdk
 
-#: How a call can fail: the SDK's errors, the connection's, an answer that is no JSON or nested without end.
-FAILURES = (openai.OpenAIError, httpx2.HTTPError, ValueError, RecursionError, OSError)
+if TYPE_CHECKING:
+    import openai
+
 #: What may pass of a provider's `code` and `param`: names, not sentences.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,50}\Z")
 #: A gateway between gave the model up, which may have worked on, and is billed: 504, and Cloudflare's own.
@@ -41,6 +42,11 @@ MISCONFIGURED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False,
 log = structlog.get_logger(__name__)
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """List how a call can fail: the SDK's errors, the connection's, an answer that is no JSON or nested without end."""
+    return sdk().OpenAIError, httpx2.HTTPError, ValueError, RecursionError, OSError
+
+
 def failed_attempt(error: Exception, *, route: str) -> AttemptFailed:
     """Judge an exception of the client, and log its cause; `route` names the deployment."""
     answer, verdict, cause = _classify(error)
@@ -54,15 +60,15 @@ def cause_of(error: Exception) -> str:
 
 
 def _classify(error: Exception) -> tuple[ApiError, Verdict, str]:
-    if isinstance(error, openai.APIStatusError):
+    if isinstance(error, sdk().APIStatusError):
         return _from_status(error)
-    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
+    cause = error.__cause__ if isinstance(error, sdk().APIConnectionError) and error.__cause__ else error
     name = type(cause).__name__
     if isinstance(cause, httpx2.ConnectTimeout):
         return UpstreamTimeout(), UNREACHED, "connect timeout"
     if isinstance(cause, httpx2.ConnectError | httpx2.PoolTimeout):
         return UpstreamFailed(), UNREACHED, f"connection: {name}"
-    if isinstance(cause, httpx2.TimeoutException | TimeoutError) or isinstance(error, openai.APITimeoutError):
+    if isinstance(cause, httpx2.TimeoutException | TimeoutError) or isinstance(error, sdk().APITimeoutError):
         return UpstreamTimeout(), TIMED_OUT, "timeout"
     return UpstreamFailed(), BROKEN, name
 

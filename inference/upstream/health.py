@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference.catalog import CatalogModel, catalog
+from inference.upstream.client import client
 from monitoring.health import Health
 
 #: Seconds for which an answer is believed, so that health checks cost the provider next to nothing.
@@ -43,8 +44,6 @@ class ModelHealth:
         self._beliefs.clear()
 
     def _ask(self, model: CatalogModel) -> Health:
-        from inference.upstream.client import client  # half a second, which no command should pay for that asks nobody
-
         return Health.OK if client.is_reachable(model.routes[0], seconds=PROBE_SECONDS) else Health.AWAY
 
 
