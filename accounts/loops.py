@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
+
+Start = Callable[[Callable[[], None]], None]
+"""Runs a function beside the calls: in a thread, or a greenlet where gevent has patched threads."""
 
 log = structlog.get_logger(__name__)
 
@@ -40,3 +44,51 @@ class ProcessThread:
             self._pid = os.getpid()
         threading.Thread(target=self._run, name=self._name, daemon=True).start()
         return True
+
+
+class WorkThread:
+    """A thread that takes a step every so many seconds, for as long as there is work.
+
+    Who makes work begins it after that; it ends by itself once `has_work` says that none is left. What a step raises is
+    logged as `event`, and outlived. `seconds` is asked before each wait; `start` runs a function in a thread.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[], object],
+        *,
+        has_work: Callable[[], bool],
+        seconds: Callable[[], float],
+        name: str,
+        event: str,
+        start: Start | None = None,
+    ) -> None:
+        self._step = step
+        self._has_work = has_work
+        self._seconds = seconds
+        self._name = name
+        self._event = event
+        self._start = start or self._in_thread
+        self._lock = threading.Lock()
+        self._runs_in = 0  # the process: a fork takes no threads along
+
+    def begin(self) -> None:
+        """Let it run, unless it does."""
+        with self._lock:
+            if self._runs_in == os.getpid():
+                return
+            self._runs_in = os.getpid()
+        self._start(self.run)
+
+    def run(self) -> None:
+        """Do the work until none is left: what the thread does."""
+        while True:
+            time.sleep(self._seconds())
+            outlived(self._step, event=self._event)
+            with self._lock:
+                if not self._has_work():
+                    self._runs_in = 0
+                    return
+
+    def _in_thread(self, run: Callable[[], None]) -> None:
+        threading.Thread(target=run, name=self._name, daemon=True).start()

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +21,7 @@ from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError, ResponseError
 
 from accounts.limits import state_store_is_away
+from accounts.loops import WorkThread
 from inference import prompts
 from inference.answer_caches import answer_cache
 
@@ -62,8 +61,13 @@ class _Guard:
 
     def __init__(self) -> None:
         self.is_away = False
-        self._lock = threading.Lock()
-        self._probing = False
+        self._prober = WorkThread(
+            self._probe,
+            has_work=lambda: self.is_away,
+            seconds=lambda: PROBE_SECONDS,
+            name="cache-probe",
+            event="cache_not_probed",
+        )
 
     def call(self, operation: Callable[[], T]) -> T | None:
         """Return what the operation returns; None while the cache is left alone or when it fails."""
@@ -83,21 +87,13 @@ class _Guard:
         self.is_away = False
 
     def _leave_alone(self) -> None:
-        with self._lock:
-            self.is_away = True
-            if self._probing:
-                return
-            self._probing = True
-        threading.Thread(target=self._probe, name="cache-probe", daemon=True).start()
+        self.is_away = True
+        self._prober.begin()
 
     def _probe(self) -> None:
-        """Ask the cache until it answers, beside the calls."""
-        while True:
-            time.sleep(PROBE_SECONDS)
-            if not self.is_away or _answers():
-                with self._lock:
-                    self.is_away = self._probing = False
-                return
+        """Ask the cache whether it is back, beside the calls."""
+        if self.is_away and _answers():
+            self.is_away = False
 
 
 def _answers() -> bool:

@@ -21,7 +21,7 @@ from functools import partial
 from django.conf import settings
 
 from accounts.exceptions import ApiError, UpstreamTimeout
-from accounts.loops import outlived
+from accounts.loops import WorkThread, outlived
 from inference.cache import CachedAnswer, look_up
 from inference.flight_leases import FlightLeases
 from inference.upstream.attempts import Deadline
@@ -101,7 +101,13 @@ class Flights:
         self._open: dict[str, Flight] = {}
         self._lock = threading.Lock()
         self._leases = FlightLeases()
-        self._keeping = False
+        self._keeper = WorkThread(
+            self._renew_all,
+            has_work=lambda: bool(self._held()),
+            seconds=lambda: RENEW_SECONDS,
+            name="flight-keeper",
+            event="flights_not_renewed",
+        )
 
     def join(self, key: str, wait: Wait) -> Flight | CachedAnswer | None:
         """Return an answer that somebody else got meanwhile, or a flight to lead, which the caller has to end.
@@ -189,28 +195,18 @@ class Flights:
             return taken
         if taken:
             flight.has_lease = True
-            self._keep()
+            self._keeper.begin()
         return (look_up(key) if wait.has_followed else None) or flight
 
-    def _keep(self) -> None:
+    def _held(self) -> list[tuple[str, Flight]]:
         with self._lock:
-            if self._keeping:
-                return
-            self._keeping = True
-        threading.Thread(target=self._renew_all, name="flight-keeper", daemon=True).start()
+            return [(key, flight) for key, flight in self._open.items() if flight.has_lease]
 
     def _renew_all(self) -> None:
-        """Renew every lease until none is held; a lease that is gone is noted, so that its leader won't store."""
-        while True:
-            time.sleep(RENEW_SECONDS)
-            with self._lock:
-                held = [(key, flight) for key, flight in self._open.items() if flight.has_lease]
-                if not held:
-                    self._keeping = False
-                    return
-            for key, flight in held:
-                if not outlived(partial(self._renew, key, flight), event="flight_not_renewed"):
-                    flight.has_lease = False
+        """Renew every lease that is held; one that is gone is noted, so that its leader won't store."""
+        for key, flight in self._held():
+            if not outlived(partial(self._renew, key, flight), event="flight_not_renewed"):
+                flight.has_lease = False
 
     def _renew(self, key: str, flight: Flight) -> None:
         renewed = self._leases.renew(key, flight.token)

@@ -13,8 +13,7 @@ import os
 import re
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,7 @@ from rest_framework.request import Request
 
 from accounts.exceptions import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
 from accounts.idempotency.store import KeptAnswer, Lease, Store, make_store
-from accounts.loops import outlived
+from accounts.loops import Start, WorkThread, outlived
 
 HEADER = "HTTP_IDEMPOTENCY_KEY"
 KEY_FORMAT = re.compile(r"[\x21-\x7e]{1,255}\Z")
@@ -81,20 +80,22 @@ class Claim:
         self._claims.end(self, None)
 
 
-def _start_thread(target: Callable[[], None]) -> None:
-    threading.Thread(target=target, name="idempotency-keeper", daemon=True).start()
-
-
 class Claims:
     """The claims of a process, with the thread that renews their leases; `start` runs a function in a thread."""
 
-    def __init__(self, start: Callable[[Callable[[], None]], None] = _start_thread) -> None:
-        self._start = start
+    def __init__(self, start: Start | None = None) -> None:
+        self._keeper = WorkThread(
+            lambda: self.renew_each(self._claimed()),
+            has_work=lambda: bool(self._open),
+            seconds=lambda: RENEW_SECONDS,
+            name="idempotency-keeper",
+            event="idempotency_leases_not_renewed",
+            start=start,
+        )
         self._store: Store | None = None
         self._open: set[Claim] = set()
         self._lock = threading.Lock()
         self._pid = 0
-        self._renewing = False
 
     def claim(self, request: Request, *, owner: int, account: int, form: str = "") -> Claim | None:
         """Claim the Idempotency-Key of a request of key `owner` of an account; None without one.
@@ -145,24 +146,15 @@ class Claims:
             self._store, self._pid = make_store(), os.getpid()
         return self._store
 
+    def _claimed(self) -> list[Claim]:
+        with self._lock:
+            return list(self._open)
+
     def _opened(self, claim: Claim) -> Claim:
         with self._lock:
             self._open.add(claim)
-            if not self._renewing:
-                self._renewing = True
-                self._start(self._renew)
+        self._keeper.begin()
         return claim
-
-    def _renew(self) -> None:
-        """Renew the leases of open claims until there is none."""
-        while True:
-            time.sleep(RENEW_SECONDS)
-            with self._lock:
-                claims = list(self._open)
-                self._renewing = bool(claims)
-            if not claims:
-                return
-            self.renew_each(claims)
 
     def _renew_one(self, claim: Claim) -> None:
         self._own_store().renew(claim.lease)

@@ -12,8 +12,6 @@
 """
 
 import logging
-import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -44,7 +42,7 @@ from accounts.limits.memory import MemoryBackend, wall_clock
 from accounts.limits.pending import Pending, PendingSettlements
 from accounts.limits.records import Record, final_record
 from accounts.limits.tallies import Tallies
-from accounts.loops import outlived
+from accounts.loops import Start, WorkThread
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +62,6 @@ class _Away(Exception):
         self.sent = sent
 
 
-def start_thread(target: Callable[[], None]) -> None:
-    """Run a function beside the calls: in a greenlet where gevent has patched threads."""
-    threading.Thread(target=target, name="limits-mender", daemon=True).start()
-
-
 class FailoverBackend(LimitBackend):
     """Redis, and memory where Redis is away. See the contract for what each method promises.
 
@@ -83,7 +76,7 @@ class FailoverBackend(LimitBackend):
         probe: Callable[[], None],
         sink: Callable[[Record], None],
         clock: Callable[[], int] = wall_clock,
-        start: Callable[[Callable[[], None]], None] = start_thread,
+        start: Start | None = None,
     ) -> None:
         self.lease_seconds = primary.lease_seconds
         self.primary = primary
@@ -95,9 +88,14 @@ class FailoverBackend(LimitBackend):
         self.tallies = Tallies(sink)
         self._sink = sink
         self._clock = clock
-        self._start = start
-        self._lock = threading.Lock()
-        self._mending = False
+        self._mender = WorkThread(
+            lambda: self.mend_once(),  # noqa: PLW0108  (looked up at each step)
+            has_work=self._has_to_mend,
+            seconds=lambda: MEND_INTERVAL,
+            name="limits-mender",
+            event="limits_not_mended",
+            start=start,
+        )
         self._held: OrderedDict[str, Amount] = OrderedDict()
         self._alone: dict[str, tuple[Scope, int]] = {}
 
@@ -211,7 +209,7 @@ class FailoverBackend(LimitBackend):
             else:
                 self.tallies.add(tally, operation, record, now)
                 if self.tallies:
-                    self._start_mending()
+                    self._mender.begin()
             return True
 
     def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
@@ -260,7 +258,7 @@ class FailoverBackend(LimitBackend):
             except (RedisConnectionError, RedisTimeoutError) as error:
                 failure = error
                 if self.breaker.suspect():
-                    self._start_mending()
+                    self._mender.begin()
                     raise _Away(sent=True) from None
             except RedisError as error:
                 raise self._failing(error) from error
@@ -311,24 +309,10 @@ class FailoverBackend(LimitBackend):
 
     def _keep(self, pending: Pending) -> None:
         self.pending.add(pending)
-        self._start_mending()
+        self._mender.begin()
 
-    def _start_mending(self) -> None:
-        with self._lock:
-            if self._mending:
-                return
-            self._mending = True
-        self._start(self._mend)
-
-    def _mend(self) -> None:
-        """Mend until nothing is left to mend: the body of the mender's thread."""
-        while True:
-            time.sleep(MEND_INTERVAL)
-            outlived(self.mend_once, event="limits_not_mended")
-            with self._lock:
-                if not (self.breaker.is_open or self.pending or self.tallies or self._alone):
-                    self._mending = False
-                    return
+    def _has_to_mend(self) -> bool:
+        return bool(self.breaker.is_open or self.pending or self.tallies or self._alone)
 
 
 def _may_have_arrived(error: _Away | Unavailable) -> bool:

@@ -146,7 +146,7 @@ class TestBreaker:
 
     def test_it_starts_one_mender_for_all_that_fails(self, outage: Outage) -> None:
         started: list[Callable[[], None]] = []
-        outage.limits._start = started.append
+        outage.limits._mender._start = started.append
         outage.begin()
         for _ in range(3):
             outage.limits.admit(a_scope(), an_operation())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from accounts.limits import failover
 from accounts.limits.bounds import Amount
 from accounts.limits.leases import LeaseKeeper
 from accounts.limits.pending import Pending
-from accounts.loops import ProcessThread, outlived
+from accounts.loops import ProcessThread, WorkThread, outlived
 from accounts.tests.limits_fixtures import a_scope
 from accounts.tests.test_limits_failover import Outage
 from tests.processes import wait_until
@@ -75,7 +77,7 @@ def test_it_goes_on_mending_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(limits, "mend_once", mend_badly_at_first)
     monkeypatch.setattr(failover, "MEND_INTERVAL", 0)
-    limits._mend()
+    limits._mender.run()
     assert len(mended) == 2
     assert not limits.pending
 
@@ -85,3 +87,58 @@ def test_it_runs_a_thread_once_in_a_process() -> None:
     thread = ProcessThread(lambda: ran.append(1), name="once")
     assert [thread.start() for _ in range(3)] == [True, False, False]
     wait_until(lambda: ran == [1], "the thread to have run")
+
+
+class Work:
+    """So many steps of work, of which the first fails if it is to; and the thread that does them."""
+
+    def __init__(self, left: int, *, fails: bool = False) -> None:
+        self.left, self.done, self.fails = left, 0, fails
+        self.started: list[Callable[[], None]] = []
+        self.thread = WorkThread(
+            self.step,
+            has_work=lambda: self.left > 0,
+            seconds=lambda: 0.0,
+            name="work",
+            event="work_failed",
+            start=self.started.append,
+        )
+
+    def step(self) -> None:
+        """Do a part of it."""
+        self.left -= 1
+        self.done += 1
+        if self.fails and self.done == 1:
+            fail()
+
+
+def test_it_works_until_nothing_is_left_and_is_begun_once_for_all_of_it() -> None:
+    work = Work(3)
+    for _ in range(3):
+        work.thread.begin()
+    (run,) = work.started
+    run()
+    assert work.done == 3
+    work.left = 1
+    work.thread.begin()
+    assert len(work.started) == 2, "it had ended"
+
+
+def test_it_goes_on_with_work_after_a_step_that_failed(caplog: pytest.LogCaptureFixture) -> None:
+    work = Work(2, fails=True)
+    work.thread.run()
+    assert work.done == 2
+    assert "work_failed" in caplog.text
+
+
+def test_it_works_in_a_thread_of_its_own() -> None:
+    names: list[str] = []
+    thread = WorkThread(
+        lambda: names.append(threading.current_thread().name),
+        has_work=lambda: not names,
+        seconds=lambda: 0.0,
+        name="apart",
+        event="failed",
+    )
+    thread.begin()
+    wait_until(lambda: names == ["apart"], "the work")

@@ -294,7 +294,7 @@ def test_it_takes_over_within_a_second_from_a_leader_that_died(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, other = two
-    monkeypatch.setattr(one, "_keep", lambda: None)  # a dead process renews nothing
+    monkeypatch.setattr(one._keeper, "begin", lambda: None)  # a dead process renews nothing
     began = time.monotonic()
     flight = lead(one)
     successor = pool.submit(other.join, KEY, wait()).result(5)
@@ -302,7 +302,7 @@ def test_it_takes_over_within_a_second_from_a_leader_that_died(
     assert time.monotonic() - began < 1.2
     assert other.may_store(successor)
     monkeypatch.undo()
-    one._keep()  # the dead was only slow
+    one._keeper.begin()  # the dead was only slow
     wait_until(lambda: not one.may_store(flight), "the old leader to learn of it")
     one.leave(KEY, flight, answer=ANSWER)
     assert other.may_store(successor)
