@@ -1,8 +1,9 @@
-"""Where a request comes from, as far as it can't be forged."""
+"""Where a request comes from, as far as it can't be forged; and where a name or an address leads."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterable
 
 from django.conf import settings
@@ -10,6 +11,8 @@ from django.http import HttpRequest
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: IPv4 addresses as networks without IPv4 write them (RFC 6052).
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def client_address(request: HttpRequest) -> str:
@@ -30,11 +33,25 @@ def client_address(request: HttpRequest) -> str:
 def parse_address(text: str) -> Address | None:
     """Parse an address; an IPv4 address mapped into IPv6 becomes plain IPv4. Returns None for anything else."""
     try:
-        address = ipaddress.ip_address(text)
+        return _unmapped(ipaddress.ip_address(text))
     except ValueError:
         return None
-    mapped = getattr(address, "ipv4_mapped", None)
-    return mapped or address
+
+
+def called_address(text: str) -> Address:
+    """Return where a connection to an address leads: one of IPv4 in the clothes of IPv6, mapped or NAT64, as itself."""
+    address = _unmapped(ipaddress.ip_address(text.partition("%")[0]))
+    return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else address
+
+
+def _unmapped(address: Address) -> Address:
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def addresses_of(host: str) -> list[str]:
+    """List the addresses of a name, in the order in which to try them. Raises OSError or UnicodeError for none."""
+    found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def is_within(text: str, networks: Iterable[Network]) -> bool:

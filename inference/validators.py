@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
+
+from accounts.addresses import addresses_of, called_address
 
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z")
 API_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY\Z")
@@ -64,15 +65,14 @@ def validate_provider_url(url: str) -> None:
         raise ValidationError("Give an http:// or https:// URL.")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValidationError("Leave user name, password, query and fragment out of the URL.")
-    for address in addresses_of(parts.hostname):
-        if is_forbidden_address(address):
+    with suppress(OSError, UnicodeError):
+        if any(map(is_forbidden_address, addresses_of(parts.hostname))):
             raise ValidationError("Loopback, link-local and metadata addresses are not allowed here.")
 
 
 def is_forbidden_address(text: str) -> bool:
     """Say whether an address is one that no provider of an organisation has."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    address = getattr(address, "ipv4_mapped", None) or address
+    address = called_address(text)
     return bool(
         address.is_loopback
         or address.is_link_local
@@ -80,12 +80,3 @@ def is_forbidden_address(text: str) -> bool:
         or address.is_multicast
         or str(address) in ("100.100.100.200", "fd00:ec2::254")  # metadata services outside link-local
     )
-
-
-def addresses_of(host: str) -> list[str]:
-    """List the addresses of a name, in the order in which to try them; none where it has none now."""
-    try:
-        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
-    except (OSError, UnicodeError):
-        return []
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

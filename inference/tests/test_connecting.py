@@ -34,6 +34,23 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return known
 
 
+def test_it_looks_a_name_up_once(monkeypatch: pytest.MonkeyPatch, fake: FakeUpstream) -> None:
+    resolve, asked = socket.getaddrinfo, []
+
+    def look_up(host: str, *args: Any, **options: Any) -> list[Any]:
+        asked.append(host)
+        return list(resolve("127.0.0.1" if host == NAME else host, *args, **options))
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    fake.listen()
+    assert PooledTransport().reaches(f"http://{NAME}:{fake.port}/v1", 0.6)
+    assert asked.count(NAME) == 1
+
+
+def test_it_says_of_a_name_without_addresses_that_it_is_not_reached() -> None:
+    assert not PooledTransport().reaches("http://nowhere.invalid:1/v1", 0.6)
+
+
 def test_it_gives_all_addresses_of_a_name_one_timeout_together(names: dict[str, list[str]]) -> None:
     names[NAME] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
     with unanswered("0.0.0.0") as port:  # noqa: S104  (all addresses of this machine, and nobody can talk to it)

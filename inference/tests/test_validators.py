@@ -97,6 +97,8 @@ def test_it_takes_no_address_of_this_machine_or_of_its_cloud(url: str) -> None:
     [
         ("127.8.8.8", True),
         ("::ffff:169.254.1.1", True),
+        ("64:ff9b::a9fe:a9fe", True),  # 169.254.169.254 by way of a NAT64
+        ("64:ff9b::808:808", False),
         ("fe80::1%eth0", True),
         ("8.8.8.8", False),
         ("10.0.0.1", False),

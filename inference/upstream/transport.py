@@ -29,8 +29,9 @@ from urllib3.exceptions import (
 )
 from urllib3.util import Timeout
 
+from accounts.addresses import addresses_of
 from inference.upstream.chunked import READ_SIZE, ChunkedReading
-from inference.validators import addresses_of, is_forbidden_address
+from inference.validators import is_forbidden_address
 
 #: Idle connections kept for each provider; more are made when needed, and closed after use.
 KEPT_CONNECTIONS = 200
@@ -139,9 +140,10 @@ class _Watched(HTTPConnection):
     def _connect_to_any(self) -> socket.socket:
         """Connect to the first of the name's addresses that lets us; urllib3 gives each of them all of the timeout."""
         name, timeout = self._dns_host, float(self.timeout or 0)
-        addresses = addresses_of(name)
-        if len(addresses) < 2:
-            return super()._new_conn()
+        try:
+            addresses = addresses_of(name)
+        except (OSError, UnicodeError):
+            return super()._new_conn()  # which says it in its own words
         ends = time.monotonic() + timeout
         try:
             while True:

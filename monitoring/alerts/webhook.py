@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import json
 import socket
 import threading
@@ -27,13 +26,12 @@ import urllib3
 from django.conf import settings
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from accounts.addresses import Address, addresses_of, called_address
 from monitoring.alerts.messages import message_of
 from monitoring.export import plain
 from monitoring.models import AlertDelivery
 
 TIMEOUT = 5.0  # seconds
-#: IPv4 addresses as networks without IPv4 write them.
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class WebhookError(Exception):
@@ -83,27 +81,22 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
     return hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
 
 
-def checked_addresses(host: str, port: int) -> list[str]:
+def checked_addresses(host: str) -> list[str]:
     """Resolve a host to the addresses that may be called; raises WebhookError where one is nobody's webhook.
 
     The URL comes from the environment, so that loopback and private networks may be meant; a cloud's metadata service,
     which is link-local, may not.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
-    if any(_is_forbidden(address) for address in addresses):
+    addresses = addresses_of(host)
+    if any(_is_forbidden(called_address(address)) for address in addresses):
         raise WebhookError("the address is not allowed")
     return addresses
 
 
-def _is_forbidden(address: str) -> bool:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        embedded = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF) if parsed in NAT64 else parsed.ipv4_mapped
-        parsed = embedded or parsed
-    if parsed.is_loopback:  # ::1 is among the reserved ones too
+def _is_forbidden(address: Address) -> bool:
+    if address.is_loopback:  # ::1 is among the reserved ones too
         return False
-    return parsed.is_link_local or parsed.is_multicast or parsed.is_unspecified or parsed.is_reserved
+    return address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
@@ -111,7 +104,7 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     named = {**headers, **_credentials(parts), "Host": parts.netloc.rpartition("@")[2]}
     target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
-    *others, last = checked_addresses(host, port)
+    *others, last = checked_addresses(host)
     for address in others:
         with suppress(urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError):
             return _status_of(_connection(parts.scheme, address, port, host), target, body, named)

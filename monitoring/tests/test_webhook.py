@@ -65,12 +65,12 @@ def talking_without_end() -> Iterator[str]:
 )
 def test_it_posts_to_no_metadata_service(host: str) -> None:
     with pytest.raises(WebhookError, match="not allowed"):
-        checked_addresses(host, 80)
+        checked_addresses(host)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "10.0.0.1", "fd00::1", "64:ff9b::c000:201"])
 def test_it_may_post_to_this_machine_and_to_private_networks(host: str) -> None:
-    assert checked_addresses(host, 80) == [host]
+    assert checked_addresses(host) == [host]
 
 
 def test_it_tries_each_address_of_a_name(
