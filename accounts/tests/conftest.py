@@ -6,7 +6,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from accounts.tests.factories import Cast, make_admin, make_cast
+from accounts.tests.factories import Cast, logged_in, make_admin, make_cast
 
 
 @pytest.fixture
@@ -24,6 +24,4 @@ def admin(db: None) -> User:
 @pytest.fixture
 def admin_site(admin: User) -> Client:
     """Return a browser that is logged in as the superuser."""
-    client = Client()
-    client.force_login(admin)
-    return client
+    return logged_in(admin)

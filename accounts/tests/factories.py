@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from django.apps import apps
 from django.contrib.auth.models import Permission, User
+from django.test import Client
 from django.utils import timezone
 
 from accounts import services
@@ -124,6 +125,13 @@ def make_staff(*permissions: str, name: str = "staff") -> User:
         app, codename = permission.split(".")
         user.user_permissions.add(Permission.objects.get(content_type__app_label=app, codename=codename))
     return user
+
+
+def logged_in(user: User) -> Client:
+    """Return the browser of a user who has logged in."""
+    client = Client()
+    client.force_login(user)
+    return client
 
 
 def stored_text() -> str:

@@ -17,6 +17,7 @@ from accounts.snapshots import directory
 from accounts.tests.factories import (
     Cast,
     IssuedKey,
+    logged_in,
     make_account,
     make_key,
     make_revoked_key,
@@ -66,9 +67,7 @@ def works(issued: IssuedKey) -> bool:
 
 def staff(*permissions: str) -> Client:
     """Return a browser of somebody with these permissions."""
-    client = Client()
-    client.force_login(make_staff(*permissions))
-    return client
+    return logged_in(make_staff(*permissions))
 
 
 def latest() -> AuditEntry:

@@ -9,7 +9,7 @@ from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
 
 from accounts.models import AuditEntry
-from accounts.tests.factories import PASSWORD, make_admin, make_staff
+from accounts.tests.factories import PASSWORD, logged_in, make_admin, make_staff
 
 pytestmark = pytest.mark.django_db
 
@@ -23,9 +23,7 @@ def latest() -> AuditEntry:
 
 def user_manager() -> Client:
     """Return a browser of somebody who may manage users and is no superuser."""
-    client = Client()
-    client.force_login(make_staff(*(f"auth.{verb}_user" for verb in ("view", "add", "change", "delete"))))
-    return client
+    return logged_in(make_staff(*(f"auth.{verb}_user" for verb in ("view", "add", "change", "delete"))))
 
 
 def form(user: User, **changes: Any) -> dict[str, Any]:

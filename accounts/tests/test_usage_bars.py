@@ -16,7 +16,7 @@ from accounts.limits.bounds import Amount
 from accounts.limits.contract import LimitBackend, Unavailable
 from accounts.models import Account
 from accounts.snapshots import build_identity
-from accounts.tests.factories import IssuedKey, make_admin, make_key
+from accounts.tests.factories import IssuedKey, logged_in, make_admin, make_key
 
 pytestmark = pytest.mark.django_db
 ACCOUNTS = "/admin/accounts/account/"
@@ -25,9 +25,7 @@ ACCOUNTS = "/admin/accounts/account/"
 @pytest.fixture
 def site() -> Client:
     """Return the browser of an administrator who is logged in."""
-    client = Client()
-    client.force_login(make_admin())
-    return client
+    return logged_in(make_admin())
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from django.test import Client
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
 from accounts.models import AuditEntry
-from accounts.tests.factories import make_account, make_admin, make_key, make_staff
+from accounts.tests.factories import logged_in, make_account, make_admin, make_key, make_staff
 from inference.admin import dollars
 from inference.catalog import catalog
 from inference.models import Deployment, Model, Price, Provider
@@ -38,9 +38,7 @@ CONFIRMED = {"confirmed": "yes"}
 @pytest.fixture
 def site() -> Client:
     """Return a browser that is logged in as a superuser."""
-    client = Client()
-    client.force_login(make_admin())
-    return client
+    return logged_in(make_admin())
 
 
 @pytest.fixture
@@ -315,8 +313,7 @@ class TestSwitchingOff:
         assert "Letters, digits and . _ : / @ - only." in page
 
     def test_it_asks_only_who_may_change_it(self, deployment: Deployment) -> None:
-        client = Client()
-        client.force_login(make_staff("inference.view_model"))
+        client = logged_in(make_staff("inference.view_model"))
         form = self.model_form(deployment, is_enabled="")
         assert client.post(f"{MODELS}{deployment.model_id}/change/", form).status_code == 403
 
@@ -373,7 +370,6 @@ class TestPages:
             assert site.get(url).status_code == 200
 
     def test_it_lets_staff_without_permission_see_nothing(self, url: str) -> None:
-        client = Client()
-        client.force_login(make_staff())
+        client = logged_in(make_staff())
         assert client.get(url).status_code == 403
         assert client.get(f"{url}add/").status_code == 403

@@ -6,12 +6,11 @@ from io import StringIO
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.test import Client
 
 from accounts import services
 from accounts.models import Account, AuditEntry, Tier
 from accounts.snapshots import directory
-from accounts.tests.factories import ACTOR, Cast, make_admin, make_staff
+from accounts.tests.factories import ACTOR, Cast, logged_in, make_admin, make_staff
 from inference.catalog import catalog
 from inference.models import Model
 from inference.services import catalog_save, model_clear_cache
@@ -122,8 +121,7 @@ def test_it_refuses_what_is_unclear(cast: Cast, arguments: list[str], told: str)
 
 
 def test_it_clears_from_the_pages_of_account_and_model_after_asking(callers: tuple[Api, Api]) -> None:
-    site = Client()
-    site.force_login(make_admin())
+    site = logged_in(make_admin())
     account, model = Account.objects.get(name="globex"), Model.objects.get(public_name="another")
     for url in (f"/admin/accounts/account/{account.pk}/", f"/admin/inference/model/{model.pk}/"):
         assert "is billed" in site.get(f"{url}clear-cache/").content.decode()
@@ -139,8 +137,7 @@ def test_it_clears_from_the_pages_of_account_and_model_after_asking(callers: tup
 
 @pytest.mark.django_db
 def test_it_lets_nobody_clear_who_may_only_look(cast: Cast) -> None:
-    site = Client()
-    site.force_login(make_staff("accounts.view_account"))
+    site = logged_in(make_staff("accounts.view_account"))
     account = cast.owner.key.account
     site.post(f"/admin/accounts/account/{account.pk}/clear-cache/", CONFIRMED)
     assert Account.objects.get(pk=account.pk).cache_generations == {}

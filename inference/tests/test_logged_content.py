@@ -14,13 +14,12 @@ import pytest
 import uuid6
 from django.core.management import call_command
 from django.db import DatabaseError
-from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
 from accounts.models import Account, AuditEntry
 from accounts.snapshots import build_identity, directory
-from accounts.tests.factories import Cast, make_admin, make_staff
+from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
 from inference.calls import Caller, ModelCall
 from inference.logged_content import CallContent
 from inference.surfaces.chat import answer_text, chat_surface
@@ -58,8 +57,7 @@ def kept() -> list[RequestContent]:
 
 def page(records: Records, *permissions: str) -> str:
     """Return the page of the newest record as somebody with these permissions sees it; without any, a superuser."""
-    site = Client()
-    site.force_login(make_staff(*permissions) if permissions else make_admin())
+    site = logged_in(make_staff(*permissions) if permissions else make_admin())
     return site.get(f"{LOG}{records()[-1].pk}/change/").content.decode()
 
 

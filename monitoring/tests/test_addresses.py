@@ -14,7 +14,7 @@ from django.test import Client
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from accounts.tests.factories import make_admin, make_key
+from accounts.tests.factories import logged_in, make_admin, make_key
 from monitoring.ids import first_id
 from monitoring.models import RequestRecord
 from monitoring.moments import typed_moment
@@ -46,9 +46,7 @@ fuzzed = settings(deadline=None, max_examples=60, suppress_health_check=[HealthC
 def site(db: None) -> Client:
     """Return a superuser's browser; there is a record to find."""
     recorded(make_key())
-    client = Client()
-    client.force_login(make_admin())
-    return client
+    return logged_in(make_admin())
 
 
 def read(response: Any) -> bytes:

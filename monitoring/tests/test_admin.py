@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.exceptions import UpstreamTimeout
-from accounts.tests.factories import Cast, IssuedKey, make_admin, make_staff
+from accounts.tests.factories import Cast, IssuedKey, logged_in, make_admin, make_staff
 from monitoring.admin import SEARCHED, RequestRecordAdmin
 from monitoring.ids import first_id
 from monitoring.models import RequestRecord
@@ -29,9 +29,7 @@ HOUR = 3600 * 1_000_000  # in µs
 @pytest.fixture
 def site() -> Client:
     """Return a browser that is logged in as a superuser."""
-    client = Client()
-    client.force_login(make_admin())
-    return client
+    return logged_in(make_admin())
 
 
 def labels(site: Client, query: str = "") -> list[str]:
@@ -267,8 +265,7 @@ def test_it_changes_nothing(site: Client, cast: Cast) -> None:
 
 
 def test_it_lets_staff_see_it_by_permission() -> None:
-    client = Client()
-    client.force_login(make_staff(name="a"))
+    client = logged_in(make_staff(name="a"))
     assert client.get(LOG).status_code == 403
     client.force_login(make_staff("monitoring.view_requestrecord", name="b"))
     assert client.get(LOG).status_code == 200

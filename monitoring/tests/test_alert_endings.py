@@ -7,12 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core import mail
-from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
 from accounts import services
-from accounts.tests.factories import ACTOR, Cast, make_admin
+from accounts.tests.factories import ACTOR, Cast, logged_in, make_admin
 from monitoring.alerts.budgets import budgets_used, level_of, topic_of
 from monitoring.alerts.conditions import Condition
 from monitoring.alerts.deliveries import FIRST_PAUSE, MOST_ATTEMPTS, deliveries_send, send_test_alert
@@ -122,8 +121,7 @@ class TestTelling:
     def test_it_is_shown_with_the_alert(self, monkeypatch: pytest.MonkeyPatch) -> None:
         went_by(monkeypatch, something(), minutes=3)
         monkeypatch.undo()
-        site = Client()
-        site.force_login(make_admin())
+        site = logged_in(make_admin())
         page = site.get(f"/admin/monitoring/alert/{Alert.objects.get().pk}/change/").content.decode()
         assert "email ops@acme.test (resolved): 2026-11-24 10:08 UTC" in page
         assert "2026-11-24 10:08 UTC, after 3 minutes" in page

@@ -17,13 +17,12 @@ import pytest
 from django.core import mail
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
-from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import services
 from accounts.models import Account, ApiKey, AuditEntry, ModelBudget
-from accounts.tests.factories import ACTOR, Cast, make_admin, make_staff
+from accounts.tests.factories import ACTOR, Cast, logged_in, make_admin, make_staff
 from monitoring.alerts import conditions
 from monitoring.alerts.budgets import budgets_used
 from monitoring.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition, HealthWatch, error_rate
@@ -359,8 +358,7 @@ class TestTheTest:
             call_command("alert_test")
 
     def test_it_is_a_button_that_asks_first(self) -> None:
-        site = Client()
-        site.force_login(make_admin())
+        site = logged_in(make_admin())
         assert "Send test alert" in site.get(f"{ALERTS}test/").content.decode()
         assert not mail.outbox
         page = site.post(f"{ALERTS}test/", {"confirmed": "yes"}, follow=True).content.decode()
@@ -371,8 +369,7 @@ class TestTheTest:
         assert (entry.actor, entry.action) == ("admin:root", "tested")
 
     def test_it_is_none_for_those_who_may_only_look(self) -> None:
-        site = Client()
-        site.force_login(make_staff("monitoring.view_alert"))
+        site = logged_in(make_staff("monitoring.view_alert"))
         assert site.get(ALERTS).status_code == 200
         assert site.post(f"{ALERTS}test/", {"confirmed": "yes"}).status_code == 403
         assert not mail.outbox
@@ -381,8 +378,7 @@ class TestTheTest:
 def test_it_shows_alerts_and_who_was_told_and_changes_nothing() -> None:
     episodes_follow([something()])
     deliveries_send()
-    site = Client()
-    site.force_login(make_admin())
+    site = logged_in(make_admin())
     alert = Alert.objects.get()
     page = site.get(f"{ALERTS}{alert.pk}/change/").content.decode()
     assert "title of s" in page
@@ -393,8 +389,7 @@ def test_it_shows_alerts_and_who_was_told_and_changes_nothing() -> None:
 def test_it_asks_the_database_as_often_for_many_alerts_as_for_few(
     django_assert_max_num_queries: DjangoAssertNumQueries,
 ) -> None:
-    site = Client()
-    site.force_login(make_admin())
+    site = logged_in(make_admin())
     episodes_follow([something(str(number)) for number in range(15)])
     with django_assert_max_num_queries(7):
         page = site.get(ALERTS).content.decode()

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from accounts.admin.usage_bars import TITLES
 from accounts.limits.contract import SHARDS, LimitBackend, LimitName, Unavailable
 from accounts.limits.redis import records_stream
-from accounts.tests.factories import Cast, make_account, make_admin, make_key, make_staff, make_tier
+from accounts.tests.factories import Cast, logged_in, make_account, make_admin, make_key, make_staff, make_tier
 from monitoring.backlog import Backlog
 from monitoring.dashboard import lists, minutes, nearly, providers
 from monitoring.dashboard.providers import DeploymentState
@@ -39,9 +39,7 @@ QUERIES = 60
 @pytest.fixture
 def site() -> Client:
     """Return a browser that is logged in as a superuser."""
-    client = Client()
-    client.force_login(make_admin())
-    return client
+    return logged_in(make_admin())
 
 
 def shown(site: Client, query: str = "") -> dict[str, Any]:
@@ -260,8 +258,7 @@ class TestAddress:
 
 class TestPermission:
     def test_it_shows_a_plain_index_to_whoever_may_not_see_records(self, cast: Cast) -> None:
-        client = Client()
-        client.force_login(make_staff("accounts.view_account"))
+        client = logged_in(make_staff("accounts.view_account"))
         recorded(cast.owner)
         response = client.get(INDEX)
         assert response.status_code == 200
@@ -270,8 +267,7 @@ class TestPermission:
         assert client.get(SECTIONS).status_code == 403
 
     def test_it_shows_it_to_whoever_may(self, cast: Cast) -> None:
-        client = Client()
-        client.force_login(make_staff("monitoring.view_requestrecord"))
+        client = logged_in(make_staff("monitoring.view_requestrecord"))
         assert client.get(INDEX).context["dashboard"]["tiles"]
         assert client.get(SECTIONS).status_code == 200
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from django.test import Client
 from django.utils import timezone
 
 from accounts.limits.bounds import Amount
 from accounts.models import Account, ModelBudget
 from accounts.services import api_key_rotate
-from accounts.tests.factories import ACTOR, IssuedKey, make_account, make_admin, make_key, make_tier
+from accounts.tests.factories import ACTOR, IssuedKey, logged_in, make_account, make_admin, make_key, make_tier
 from monitoring.dashboard import budgeted
 from monitoring.dashboard.budgeted import budgeted_accounts, budgeted_keys, model_budgets
 from monitoring.dashboard.nearly import MANY, limits_nearly_reached
@@ -67,8 +66,7 @@ def test_it_looks_at_those_who_used_most(keys: dict[str, IssuedKey]) -> None:
     near = limits_nearly_reached(timezone.now())
     assert [each.owner for each in near.limits] == ["wordy", "wordy", "wordy/wordy"]
     assert near.notes == [MANY]
-    client = Client()
-    client.force_login(make_admin())
+    client = logged_in(make_admin())
     assert MANY in client.get("/admin/").content.decode()
 
 

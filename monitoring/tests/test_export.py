@@ -20,7 +20,7 @@ from django.http import StreamingHttpResponse
 from django.test import Client
 
 from accounts.models import AuditEntry
-from accounts.tests.factories import Cast, make_admin, make_staff
+from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
 from monitoring import log_export
 from monitoring.export import Format, encoded, gzipped, plain
 from monitoring.log_export import COLUMNS
@@ -190,9 +190,7 @@ class TestAdmin:
     @pytest.fixture
     def site(self) -> Client:
         """Return a browser that is logged in as a superuser."""
-        client = Client()
-        client.force_login(make_admin())
-        return client
+        return logged_in(make_admin())
 
     def test_it_gives_what_is_listed_on_all_pages(self, site: Client, cast: Cast, small_batches: None) -> None:
         write_records([a_record(cast.owner, label=f"n{number}") for number in range(60)])
@@ -227,8 +225,7 @@ class TestAdmin:
         assert not AuditEntry.objects.filter(action="exported").exists()
 
     def test_it_gives_nothing_without_the_permission(self, cast: Cast) -> None:
-        client = Client()
-        client.force_login(make_staff("monitoring.view_requestrecord", name="looker"))
+        client = logged_in(make_staff("monitoring.view_requestrecord", name="looker"))
         assert client.get(f"{LOG}export/").status_code == 403
         assert "Export all" not in client.get(LOG).content.decode()
         client.force_login(make_staff("monitoring.export_requestrecord", name="blind"))

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from accounts.models import ApiKey
 from accounts.services import api_key_revoke, api_key_rotate
-from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_admin, make_staff
+from accounts.tests.factories import ACTOR, Cast, IssuedKey, logged_in, make_admin, make_staff
 from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db
@@ -27,8 +27,7 @@ def stats_of(issued: IssuedKey) -> Any:
 
 def stats_for(user: User) -> Any:
     """Ask with the admin's session of a user."""
-    client = Client()
-    client.force_login(user)
+    client = logged_in(user)
     return client.get("/stats")
 
 
@@ -136,8 +135,7 @@ def test_it_shows_staff_everything_by_account_and_name(cast: Cast) -> None:
 
 def test_it_shows_a_key_that_staff_sends_only_its_account(cast: Cast) -> None:
     recorded(cast.owner)
-    client = Client()
-    client.force_login(make_admin())
+    client = logged_in(make_admin())
     assert client.get("/stats", **cast.stranger.headers).json()["total_requests"] == 0  # type: ignore[arg-type]
 
 

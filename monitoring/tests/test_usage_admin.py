@@ -14,7 +14,7 @@ from django.http import StreamingHttpResponse
 from django.test import Client
 
 from accounts.models import AuditEntry
-from accounts.tests.factories import Cast, make_admin, make_staff
+from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
 from monitoring.tests.samples import recorded
 from monitoring.usage_export import usage_columns
 
@@ -27,9 +27,7 @@ WANTED = {"begin": "2026-11-01", "end": "2026-12-01", "unit": "day", "by": "acco
 @pytest.fixture
 def site() -> Client:
     """Return a browser that is logged in as a superuser."""
-    client = Client()
-    client.force_login(make_admin())
-    return client
+    return logged_in(make_admin())
 
 
 @pytest.fixture
@@ -142,20 +140,17 @@ class TestPermission:
         assert f'href="{PAGE}"' in site.get(LOG).content.decode()
 
     def test_it_is_none_for_those_who_may_only_look(self, cast: Cast) -> None:
-        client = Client()
-        client.force_login(make_staff("monitoring.view_requestrecord", name="looker"))
+        client = logged_in(make_staff("monitoring.view_requestrecord", name="looker"))
         assert PAGE not in client.get(LOG).content.decode()
         assert client.get(PAGE).status_code == asked(client).status_code == 403
 
     def test_it_gives_nothing_to_those_who_may_not_look(self, cast: Cast) -> None:
-        client = Client()
-        client.force_login(make_staff("monitoring.export_requestrecord", name="blind"))
+        client = logged_in(make_staff("monitoring.export_requestrecord", name="blind"))
         assert client.get(PAGE).status_code == asked(client).status_code == 403
         assert not AuditEntry.objects.filter(action="exported").exists()
 
     def test_it_serves_those_who_may_do_both(self, cast: Cast) -> None:
-        client = Client()
-        client.force_login(make_staff("monitoring.view_requestrecord", "monitoring.export_requestrecord"))
+        client = logged_in(make_staff("monitoring.view_requestrecord", "monitoring.export_requestrecord"))
         assert body_of(asked(client)).startswith(b"start,account,")
 
     def test_it_sends_strangers_to_the_login(self, db: None) -> None:
