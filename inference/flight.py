@@ -49,8 +49,8 @@ class Wait:
 
     @property
     def waited_ms(self) -> int:
-        """Milliseconds since it began, rounded up."""
-        return int((time.monotonic() - self._began) * 1000) + 1
+        """Milliseconds since it began, rounded up; 0 if it never followed another: it waited for nobody."""
+        return int((time.monotonic() - self._began) * 1000) + 1 if self.has_followed else 0
 
     def follow(self) -> None:
         """Note that another has the lead."""

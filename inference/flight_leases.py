@@ -41,7 +41,7 @@ if holder and holder ~= token then
   return 0
 end
 local left = redis.call('PTTL', failed)
-if not holder and left > 0 and kept - left <= waited then
+if not holder and waited > 0 and left > 0 and kept - left <= waited then
   return redis.call('GET', failed)
 end
 redis.call('SET', KEYS[1], token, 'PX', lease)
@@ -74,7 +74,7 @@ class FlightLeases:
     def take(self, key: str, token: str, *, waited_ms: int) -> bool | ApiError | None:
         """Ask for a lease: whether it is granted; None while the store is away.
 
-        Of a flight that failed while the caller waited (`waited_ms` until now), the answer is its error.
+        Of a flight that failed while the caller waited (`waited_ms` until now, 0 for nobody), the answer is its error.
         """
         answer = self._ask(_TAKE, key, token, LEASE_MS, FAILURE_MS, waited_ms)
         return _unpacked(answer) if isinstance(answer, bytes) else None if answer is None else bool(answer)

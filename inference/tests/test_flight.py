@@ -214,6 +214,14 @@ def test_it_tells_those_who_wait_elsewhere_how_it_failed(
     assert isinstance(other.join(KEY, wait()), Flight), "who comes later asks anew"
 
 
+def test_it_asks_anew_for_whoever_comes_in_the_millisecond_of_a_failure(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer]
+) -> None:
+    for _ in range(20):
+        for flights in two:
+            flights.leave(KEY, lead(flights), error=UpstreamFailed())
+
+
 def test_it_does_all_that_on_a_cluster(
     settings: LazySettings, answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
 ) -> None:
