@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from django.db.models import Q, QuerySet
@@ -42,6 +43,12 @@ def api_key_count(*, account_id: int | None, at: datetime) -> int:
 
 def _is_usable(at: datetime) -> Q:
     return (Q(revoked_at=None) | Q(revoked_at__gt=at)) & (Q(expires_at=None) | Q(expires_at__gt=at))
+
+
+def api_keys_of_lineages(firsts: Iterable[int]) -> QuerySet[ApiKey]:
+    """List keys by the first of those that replaced one another, with which they share limits."""
+    firsts = list(firsts)
+    return ApiKey.objects.filter(Q(pk__in=firsts) | Q(lineage_id__in=firsts))
 
 
 def api_keys_by_prefix(*, prefix: str) -> QuerySet[ApiKey]:

@@ -9,10 +9,10 @@ from rest_framework import serializers
 
 from accounts.limits.contract import LimitName
 from accounts.models import ApiKey
+from accounts.services import MAX_GRACE
 from accounts.usage import LIVE, RECORDS
 from accounts.validators import SCOPES, validate_line, validate_model_names, validate_networks
 
-MAX_GRACE_SECONDS = 90 * 24 * 3600
 DAY_SECONDS = 24 * 3600
 LIMIT_NAMES = [str(name) for name in LimitName]
 
@@ -174,5 +174,8 @@ class RotateRequest(StrictSerializer):
     """What POST /keys/{id}/rotate takes."""
 
     grace_seconds = serializers.IntegerField(
-        min_value=0, max_value=MAX_GRACE_SECONDS, default=DAY_SECONDS, help_text="How long the old key goes on working."
+        min_value=0,
+        max_value=int(MAX_GRACE.total_seconds()),
+        default=DAY_SECONDS,
+        help_text="How long the old key goes on working.",
     )

@@ -135,7 +135,7 @@ def limits_health() -> Health:
     """Ask the limits' backend whether it does without its store, and whether that can still be written to."""
     limits = get_limits()
     limits.now()
-    if getattr(limits, "is_degraded", False):
+    if limits.is_degraded:
         raise Unwell(Health.DEGRADED, "Redis is away: rates are kept per process, and calls under a budget get 503.")
     refusal = write_refusal()
     if refusal is not None:

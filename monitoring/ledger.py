@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby, islice
 
-from django.db.models import F, Q, QuerySet, Sum
+from django.db.models import F, QuerySet, Sum
 
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, Subject
 from accounts.limits.months import month_start
-from accounts.models import ApiKey
+from accounts.selectors import api_keys_of_lineages
 from monitoring.models import Rollup
 from monitoring.rollups.periods import hour_of
 
@@ -55,8 +55,8 @@ def _sums_of_accounts(identifiers: set[int], models: set[str | None], month: int
 
 def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int) -> Sums:
     """Sum over all the keys that replaced one another, under the id of the first."""
-    keys = ApiKey.objects.filter(Q(pk__in=identifiers) | Q(lineage_id__in=identifiers))
-    members = {pk: (lineage or pk, account) for pk, lineage, account in keys.values_list("pk", "lineage_id", "account")}
+    found = api_keys_of_lineages(identifiers).values_list("pk", "lineage_id", "account")
+    members = {pk: (lineage or pk, account) for pk, lineage, account in found}
     accounts = {account for _, account in members.values()}  # rows are found by them
     rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, account_id__in=accounts, key_id__in=members)
     sums: Sums = {}

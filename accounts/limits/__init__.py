@@ -130,11 +130,7 @@ def _raise_away() -> NoReturn:
 
 def state_store_is_away(*, beside: str) -> bool:
     """Say whether the limits know that their Redis is away, and the URL `beside` names the same server."""
-    return (
-        bool(settings.REDIS_URL)
-        and _same_server(settings.REDIS_URL, beside)
-        and getattr(get_limits(), "is_degraded", False)
-    )
+    return bool(settings.REDIS_URL) and _same_server(settings.REDIS_URL, beside) and get_limits().is_degraded
 
 
 def write_refusal() -> str | None:

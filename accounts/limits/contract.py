@@ -247,6 +247,11 @@ class LimitBackend(ABC):
 
     lease_seconds: int
 
+    @property
+    def is_degraded(self) -> bool:
+        """Say whether the store is known to be away, so that something else stands in for it."""
+        return False
+
     @abstractmethod
     def admit(self, scope: Scope, operation: str) -> Admission:
         """Count one request against all subjects, or against none if any of them has no slot left.

@@ -101,7 +101,7 @@ class FailoverBackend(LimitBackend):
 
     @property
     def is_degraded(self) -> bool:
-        """Tell whether Redis is away, for the health check."""
+        """Say whether Redis is away."""
         return self.breaker.is_open
 
     def now(self) -> int:

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, Subject
+from accounts.limits.memory import wall_clock
 from accounts.limits.months import month_end, month_of
 from accounts.models import Account, ApiKey, Budgets, ModelBudget
 from accounts.refusals import NANO_DOLLARS
@@ -45,7 +46,7 @@ class Budgeted:
 
 def budgets_used() -> Iterator[Condition]:
     """List the levels that budgets have reached this month."""
-    month = month_of(int(timezone.now().timestamp()) * SECOND)
+    month = month_of(wall_clock())
     found = list(_budgets())
     settled = months_settled([each.subject for each in found], month)
     for each in found:

@@ -9,13 +9,13 @@ from contextlib import closing
 from datetime import timedelta
 
 from django.conf import settings
-from django.db.models import F, Q, Sum
+from django.db.models import F, Sum
 
 from accounts.audit import audit_event
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, SHARDS
 from accounts.limits.ledgers import LedgerStore
-from accounts.models import ApiKey
+from accounts.selectors import api_keys_of_lineages
 from monitoring.ledger import months_settled
 from monitoring.ledger_check.excess import Excess, LedgerDifference
 from monitoring.ledger_check.holders import Holder, ledger_holders
@@ -124,7 +124,7 @@ def _used_around(holder: Holder, seeded_at: int) -> Amount:
         start__in={hour_of(began + around) for around in AROUND}, account_id=holder.account_id, model=subject.model
     )
     if subject.kind.startswith("key"):
-        keys = ApiKey.objects.filter(Q(pk=subject.owner_id) | Q(lineage_id=subject.owner_id))
+        keys = api_keys_of_lineages({subject.owner_id})
         rows = rows.filter(grain=Rollup.Grain.KEY_HOUR, key_id__in=list(keys.values_list("pk", flat=True)))
     else:
         rows = rows.filter(grain=Rollup.Grain.ACCOUNT_HOUR)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from django.conf import settings
-from django.utils import timezone
 
-from accounts.limits.contract import SECOND, Subject
+from accounts.limits.contract import Subject
+from accounts.limits.memory import wall_clock
 from accounts.limits.months import month_of, month_start
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.snapshots import account_subject, key_ledger, model_subject
@@ -41,11 +41,10 @@ def ledger_holders() -> list[Holder]:
 
 def ledger_months(begin: int, until: int) -> list[int]:
     """List the months (YYYYMM) in a span of hours whose ledgers are in use: this one and, for late calls, the last."""
-    now = int(timezone.now().timestamp()) * SECOND
     pruned = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
     oldest = 0 if pruned is None else int(f"{pruned:%Y%m}")
     first, last = (int(f"{moment:%Y%m}") for moment in (moment_of(begin), moment_of(until) - HOUR))
-    present = month_of(now)
+    present = month_of(wall_clock())
     return [month for month in (month_of(month_start(present) - 1), present) if max(first, oldest) <= month <= last]
 
 
