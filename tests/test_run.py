@@ -14,7 +14,7 @@ import pytest
 from inference.upstream.fake import FakeUpstream
 from tests.conftest import provider
 from tests.processes import wait_until
-from tests.servers import ROOT, Redis, Service, clean_environment, launched
+from tests.servers import ROOT, Redis, Service, aiapi_server, clean_environment, launched
 
 TEXT = (
     "The honey bee lives in colonies of up to sixty thousand insects. Most of them are workers, which collect nectar "
@@ -64,6 +64,19 @@ def test_it_ends_the_rest_when_one_process_dies(fake: FakeUpstream) -> None:
         assert service.process.wait(40) == 1
         assert "error: the server ended by itself with status -9" in service.log.read_text()
         wait_until(lambda: members(service) == [], "every process to end")
+
+
+def test_it_keeps_a_second_server_off_its_sqlite_file_and_lets_the_next_start_after_a_crash(fake: FakeUpstream) -> None:
+    with aiapi_server(provider(fake)) as first:
+        command = [sys.executable, "manage.py", "serve"]
+        done = subprocess.run(command, env=first.env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        (line,) = done.stderr.splitlines()
+        assert line.endswith("Stop it, name another file, or set REDIS_URL.")
+        assert done.returncode == 1
+        first.process.kill()
+        same_file = {**provider(fake), "DATABASE_URL": first.env["DATABASE_URL"]}
+        with aiapi_server(same_file, prepare=False) as second:
+            assert second.request("POST", "/chat", {"message": "Hello"}, key="dev_key_123").status == 200
 
 
 @pytest.mark.parametrize("arguments", [[], ["check"]])

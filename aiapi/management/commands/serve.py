@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from aiapi.checks import start_findings
+from aiapi.sole_server import hold_database
 
 
 class Command(BaseCommand):
@@ -24,6 +25,9 @@ class Command(BaseCommand):
             self.stderr.write(warning)
         if findings.problems:
             raise CommandError("\n".join(findings.problems))
+        held = hold_database()
+        if held is not None:
+            raise CommandError(held)
         executable = os.path.join(os.path.dirname(sys.executable), "gunicorn")  # noqa: PTH118, PTH120  (not resolved)
         self.stdout.flush()
         os.execv(executable, [executable, "-c", "aiapi/gunicorn_config.py", "aiapi.wsgi"])  # noqa: S606
