@@ -8,7 +8,7 @@ from datetime import datetime
 from django.db.models import Q, QuerySet
 
 from accounts.keys import SHOWN_PREFIX
-from accounts.models import Account, ApiKey, Tier
+from accounts.models import Account, ApiKey, ModelBudget, Tier
 
 #: What separates prefix and last four characters where a key is shown masked.
 ELLIPSIS = "…"
@@ -39,6 +39,21 @@ def api_key_count(*, account_id: int | None, at: datetime) -> int:
     """Count the keys of an account, or (None) of all, that work at a moment: of a disabled account none does."""
     keys = ApiKey.objects.filter(_is_usable(at), account__is_active=True)
     return (keys if account_id is None else keys.filter(account_id=account_id)).count()
+
+
+def api_keys_current(*, at: datetime) -> QuerySet[ApiKey]:
+    """List the keys of all active accounts that work at a moment and that no other replaces."""
+    keys = ApiKey.objects.select_related("account", "tier")
+    return keys.filter(_is_usable(at), revoked_at=None, account__is_active=True)
+
+
+def model_budgets_current(*, at: datetime) -> QuerySet[ModelBudget]:
+    """List the budgets for single models of such keys, and of active accounts.
+
+    A key that was replaced has budgets like its successor's, but with the amounts of then.
+    """
+    owned = Q(account__is_active=True) | Q(key__in=api_keys_current(at=at).values("pk"))
+    return ModelBudget.objects.select_related("account", "key__account").filter(owned)
 
 
 def _is_usable(at: datetime) -> Q:

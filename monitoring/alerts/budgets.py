@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, Subject
 from accounts.limits.memory import wall_clock
 from accounts.limits.months import month_end, month_of
-from accounts.models import Account, ApiKey, Budgets, ModelBudget
+from accounts.models import Account, ApiKey, Budgets
 from accounts.refusals import NANO_DOLLARS
-from accounts.selectors import HAS_BUDGET
+from accounts.selectors import HAS_BUDGET, api_keys_current, model_budgets_current
 from accounts.snapshots import account_subject, key_ledger, model_subject, nano_dollars
 from monitoring.alerts.conditions import Condition
 from monitoring.ledger import months_settled
@@ -54,20 +53,15 @@ def budgets_used() -> Iterator[Condition]:
 
 
 def _budgets() -> Iterator[Budgeted]:
+    now = timezone.now()
     for account in Account.objects.filter(HAS_BUDGET, is_active=True):
         yield Budgeted(account, _owner(account), account_subject(account))
-    for key in _keys().filter(HAS_BUDGET):
+    for key in api_keys_current(at=now).filter(HAS_BUDGET):
         yield Budgeted(key, _owner(key), key_ledger(key))
-    for budget in ModelBudget.objects.select_related("account", "key__account"):
+    for budget in model_budgets_current(at=now):
         holder = budget.key or budget.account
         if holder is not None:
             yield Budgeted(budget, _owner(holder, budget.model), model_subject(budget))
-
-
-def _keys() -> QuerySet[ApiKey]:
-    now = timezone.now()
-    usable = ApiKey.objects.select_related("account").filter(account__is_active=True)
-    return usable.filter(Q(revoked_at=None) | Q(revoked_at__gt=now)).filter(successor=None)
 
 
 def _owner(holder: ApiKey | Account, model: str = "") -> Owner:

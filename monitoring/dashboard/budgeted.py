@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from django.db.models import BigIntegerField, F, Model, Q, QuerySet, Sum
+from django.db.models import BigIntegerField, F, Model, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
 from accounts.models import Account, ApiKey, ModelBudget
-from accounts.selectors import HAS_BUDGET
+from accounts.selectors import HAS_BUDGET, api_keys_current, model_budgets_current
 from monitoring.models import Rollup
 from monitoring.rollups.periods import hour_of, month_begin
 
@@ -31,12 +31,6 @@ class Chosen(Generic[Row]):
     is_all: bool
 
 
-def usable_keys(now: datetime) -> QuerySet[ApiKey]:
-    """Select the keys that work."""
-    usable = Q(expires_at=None) | Q(expires_at__gt=now)
-    return ApiKey.objects.select_related("account", "tier").filter(usable, revoked_at=None, account__is_active=True)
-
-
 def budgeted_accounts(now: datetime) -> Chosen[Account]:
     """Choose accounts."""
     accounts = Account.objects.filter(HAS_BUDGET, is_active=True)
@@ -48,7 +42,7 @@ def budgeted_accounts(now: datetime) -> Chosen[Account]:
 
 def budgeted_keys(now: datetime) -> Chosen[ApiKey]:
     """Choose keys, by what those used as well that they replaced."""
-    keys = usable_keys(now).filter(HAS_BUDGET).annotate(eldest=LINEAGE)
+    keys = api_keys_current(at=now).filter(HAS_BUDGET).annotate(eldest=LINEAGE)
     if (few := _if_few(keys)) is not None:
         return few
     lineages = ApiKey.objects.annotate(eldest=LINEAGE)
@@ -60,7 +54,7 @@ def budgeted_keys(now: datetime) -> Chosen[ApiKey]:
 
 def model_budgets(now: datetime) -> Chosen[ModelBudget]:
     """Choose budgets for a model, by what their accounts used of it."""
-    budgets = ModelBudget.objects.select_related("account", "key__account")
+    budgets = model_budgets_current(at=now)
     if (few := _if_few(budgets)) is not None:
         return few
     owned = budgets.annotate(of=Coalesce("account_id", "key__account_id"))

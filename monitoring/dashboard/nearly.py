@@ -15,8 +15,9 @@ from accounts.admin.usage_bars import TITLES, Bar, bars, recorded_bars
 from accounts.limits import get_limits
 from accounts.limits.contract import LimitName, Scope, Subject, Unavailable
 from accounts.models import Account, ApiKey, ModelBudget
+from accounts.selectors import api_keys_current
 from accounts.snapshots import account_subject, key_subject, model_subject
-from monitoring.dashboard.budgeted import MOST, budgeted_accounts, budgeted_keys, model_budgets, usable_keys
+from monitoring.dashboard.budgeted import MOST, budgeted_accounts, budgeted_keys, model_budgets
 from monitoring.rollups.rankings import busiest_keys
 
 NEARLY = 0.8
@@ -117,7 +118,7 @@ def _add_rates(found: _Found, now: datetime) -> None:
     """Ask the limits in one step. Raises Unavailable."""
     busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
     scopes = []
-    for key in usable_keys(now).filter(pk__in=busiest):
+    for key in api_keys_current(at=now).filter(pk__in=busiest):
         subjects = (
             found.own(key_subject(key, now), _key_name(key), key),
             found.own(account_subject(key.account), key.account.name, key.account),

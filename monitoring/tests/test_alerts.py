@@ -240,6 +240,17 @@ class TestBudgets:
         assert budgets() == [f"key:{cast.owner.key.pk}:gpt-3.5-turbo:tokens:50"]
         assert "for model gpt-3.5-turbo" in Alert.objects.get().title
 
+    def test_it_goes_by_a_model_s_budget_as_the_newest_key_has_it(self, cast: Cast, account: Account) -> None:
+        ModelBudget.objects.create(key=cast.owner.key, model="gpt-3.5-turbo", monthly_token_budget=100)
+        ModelBudget.objects.create(account=account, model="gpt-3.5-turbo", monthly_token_budget=100)
+        recorded(cast.owner, input_tokens=90, output_tokens=0, cost=0)
+        assert len(budgets()) == 4
+        successor, _ = services.api_key_rotate(key=cast.owner.key, grace=timedelta(hours=1), actor=ACTOR)
+        successor.model_budgets.update(monthly_token_budget=10_000)
+        assert {each.partition(":")[0] for each in budgets()} == {"account"}
+        services.account_set_active(account=account, active=False, actor=ACTOR)
+        assert budgets() == []
+
     def test_it_watches_nobody_without_a_budget_or_switched_off(self, cast: Cast, account: Account) -> None:
         recorded(cast.stranger, input_tokens=10**9)
         recorded(cast.owner, input_tokens=10**9)

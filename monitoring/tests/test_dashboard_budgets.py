@@ -88,6 +88,17 @@ def test_it_counts_what_a_key_used_that_another_has_replaced(keys: dict[str, Iss
     assert successor in budgeted_keys(timezone.now()).rows
 
 
+def test_it_tells_a_model_s_budget_as_the_newest_key_has_it(keys: dict[str, IssuedKey]) -> None:
+    key = keys["wordy"].key
+    ModelBudget.objects.exclude(account__name="wordy").delete()
+    ModelBudget.objects.create(key=key, model="m", monthly_token_budget=1000)
+    successor, _ = api_key_rotate(key=key, grace=timedelta(hours=1), actor=ACTOR)
+    successor.model_budgets.update(monthly_token_budget=100_000)
+    assert {budget.key for budget in model_budgets(timezone.now()).rows} == {None, successor}
+    Account.objects.filter(name="wordy").update(is_active=False)
+    assert model_budgets(timezone.now()).rows == []
+
+
 def test_it_tells_models_apart(keys: dict[str, IssuedKey]) -> None:
     use(keys["idle"], cost=10**12, model="another")
     assert chosen() == [{"idle", "dear", "dearest"}, {"idle", "dear", "dearest"}, {"dear", "dearest", "wordy"}]
