@@ -55,7 +55,7 @@ class ExportingAdmin(ModelAdmin):
             file_format, queryset = Format(asked), self.get_changelist_instance(request).queryset
         except (ValueError, IncorrectLookupParameters):
             return HttpResponseRedirect("../?e=1")
-        filters = {name: values[-1] for name, values in parameters.lists()}
+        filters = {name: values[-1] for name, values in request.GET.lists()}
         details = {"format": file_format, "filters": filters, "gzip": is_packed}
         audit_event(actor=actor_of(request), action="exported", kind=str(self.opts.verbose_name), details=details)
         chunks = encoded(self.export_columns, type(self).export_batches(queryset), file_format)

@@ -15,7 +15,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, QueryDict
 
 from accounts.admin.base import ReadOnlyAdmin
 from accounts.admin.filters import IndexedFilter, TimeFilter
@@ -51,7 +51,7 @@ class KeysetChangeList(ChangeList):
     searched: Searched | None = None
 
     def __init__(self, request: HttpRequest, *args: Any) -> None:
-        parameters = request.GET.copy()
+        parameters = _without_nul(request.GET)
         self._older_than = parameters.pop(OLDER, [""])[-1]
         self._newer_than = parameters.pop(NEWER, [""])[-1]
         request.GET = parameters  # type: ignore[assignment]  # a new search or filter begins at the newest row again
@@ -119,6 +119,14 @@ class KeysetChangeList(ChangeList):
             return self.model._meta.pk.to_python(text)
         except ValidationError as error:
             raise IncorrectLookupParameters(error) from error
+
+
+def _without_nul(address: QueryDict) -> QueryDict:
+    """Copy parameters without NUL: PostgreSQL refuses texts with it."""
+    copied = address.copy()
+    for name, values in copied.lists():
+        copied.setlist(name, [value.replace("\0", "") for value in values])
+    return copied
 
 
 def _stretch(rows: QuerySet[Any], key: Any, last: Any, *, is_newer: bool) -> QuerySet[Any]:

@@ -82,6 +82,8 @@ class TestFilters:
             ("from=-24h&status=failed&account=globex", {"failed"}),
             ("q=limited", {"limited"}),
             ("q=limite", set()),
+            ("slower=" + "9" * 400, set()),
+            ("account=acm%00e&cache__exact=hi%00t&q=", {"hit"}),
         ],
     )
     def test_it_finds(self, site: Client, query: str, found: set[str]) -> None:

@@ -218,6 +218,13 @@ class TestAdmin:
         assert (entry.actor, entry.action) == ("admin:root", "exported")
         assert entry.after == {"format": "csv", "filters": {"account": "acme"}, "gzip": False}
 
+    def test_it_leaves_nul_out_of_the_filters(self, site: Client, cast: Cast) -> None:
+        recorded(cast.owner, label="wanted")
+        recorded(cast.owner, label="another")
+        body = body_of(site.get(f"{LOG}export/?account=acme%00&q=want%00ed&format=jsonl"))
+        assert [json.loads(line)["label"] for line in body.splitlines()] == ["wanted"]
+        assert AuditEntry.objects.latest("pk").after["filters"] == {"account": "acme", "q": "wanted"}
+
     @pytest.mark.parametrize("query", ["format=xml", "from=nonsense", "nothing=1"])
     def test_it_goes_back_to_the_list_for_what_it_can_t_give(self, site: Client, query: str) -> None:
         response = site.get(f"{LOG}export/?{query}")
