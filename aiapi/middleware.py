@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from accounts.connections import REQUEST_SECONDS, impatient
+from accounts.keys import without_keys
 from monitoring.metrics import observe_response
 from monitoring.trace import Spans, Trace, begin_trace, current_trace
 from monitoring.tracing import begin_spans
@@ -69,7 +70,7 @@ class RequestMiddleware:
             "request",
             record_id=str(request.trace.id),  # type: ignore[attr-defined]
             method=request.method,
-            path=request.path[:200],
+            path=without_keys(request.path)[:200],
             status=response.status_code,
             ms=round(elapsed_ms, 1),
             account=identity and identity.account_name,

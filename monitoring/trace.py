@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import uuid6
 
+from accounts.keys import without_keys
+
 #: What is kept of an inbound X-Request-ID as a label (WIRE.md, Headers).
 LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 #: W3C Trace Context: version, trace id, parent id, flags; a version after 00 may have more behind them.
@@ -87,12 +89,17 @@ current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=No
 def begin_trace(sent_label: str | None, *, traceparent: str | None = None, tracestate: str | None = None) -> Trace:
     """Start a trace, with the caller's label and W3C trace where they are well formed."""
     request_id = uuid6.uuid7()
-    label = sent_label if sent_label and LABEL.match(sent_label) else str(request_id)
+    label = sent_label if sent_label and _is_label(sent_label) else str(request_id)
     trace = Trace(id=request_id, label=label)
     if traceparent and TRACEPARENT.match(traceparent):
         state = {"tracestate": tracestate} if tracestate and TRACESTATE.match(tracestate) else {}
         trace.passed_on = {"traceparent": traceparent, **state}
     return trace
+
+
+def _is_label(text: str) -> bool:
+    """Say whether a text may be a label: it is logged, kept and shown, so one that holds a key may not."""
+    return LABEL.match(text) is not None and without_keys(text) == text
 
 
 def passed_on() -> Mapping[str, str]:

@@ -60,6 +60,8 @@ def test_it_keeps_prompts_answers_and_keys_out(api: Api, upstream: FakeUpstream,
     upstream.set(faults={"http_400": 1})
     api.chat("another " + PROMPT)
     api.post("/chat", {"message": PROMPT}, key=api.key.plain + "x")
+    api.get(f"/requests/{api.key.plain}")
+    api.chat(headers={"X-Request-ID": api.key.plain})
     assert len(log_lines()) >= 6
     _assert_silent(log_lines, api)
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from accounts.keys import generate_key
 from monitoring.trace import begin_trace, current_trace, passed_on
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
+
+
+def test_it_takes_a_caller_s_label_unless_it_is_malformed_or_holds_a_key() -> None:
+    assert begin_trace("mine.1_ak_live-2").label == "mine.1_ak_live-2"
+    for sent in ("", "two words", "x" * 65, generate_key("production"), f"x-{generate_key('development')}"):
+        trace = begin_trace(sent)
+        assert trace.label == str(trace.id)
 
 
 @pytest.mark.parametrize(
