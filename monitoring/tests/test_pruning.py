@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from accounts.limits.months import month_of
 from accounts.limits.redis import records_stream
 from accounts.models import AuditEntry
 from accounts.tests.factories import Cast
+from monitoring.alerts.watch import Round
 from monitoring.ids import first_id
 from monitoring.ledger import month_settled
+from monitoring.management.commands import watch as command
 from monitoring.models import RequestRecord
 from monitoring.pruning import MOST_ROWS, Pace, Pruning
 from monitoring.recorder import write_records
@@ -250,3 +253,23 @@ def test_it_notes_once_that_the_log_does_not_begin_where_the_rollups_do(cast: Ca
         prune_records(timezone.now() - timedelta(days=100) + timedelta(hours=hours), wait=never)
     (noted,) = AuditEntry.objects.filter(action="pruned")
     assert (noted.actor, noted.target_type) == ("command:prune_logs", "request record")
+
+
+def test_it_goes_on_watching_while_it_prunes(cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    records(cast, 250, days_ago=100)
+    settings.LOG_RETENTION_DAYS, settings.WATCH_SECONDS = 90, 0
+    monkeypatch.setattr(command, "PRUNE_SECONDS", 0.0)
+    left: list[int] = []
+
+    class Counting(Round):
+        def run(self) -> tuple[int, int]:
+            left.append(RequestRecord.objects.count())
+            return super().run()
+
+    class UntilAllAreGone(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return left[-1:] == [0]
+
+    command.Command()._loop(Counting(), UntilAllAreGone())
+    assert left[0] == 250
+    assert 0 < left[1] < 250

@@ -49,10 +49,22 @@ class Command(BaseCommand):
 
     def _loop(self, round_: Round, stopping: threading.Event) -> None:
         """Go round; pruning has a turn each hour, the first after one. Trouble of any kind is logged and outlived."""
-        pruned_at = time.monotonic()
-        while not stopping.wait(settings.WATCH_SECONDS):
+        went_at = pruned_at = time.monotonic()
+
+        def go_round() -> None:
+            nonlocal went_at
             close_old_connections()
             outlived(round_.run, event="watch_failed")
+            went_at = time.monotonic()
+
+        def pause(seconds: float) -> bool:
+            """Pause between two steps of pruning; it may take many minutes, in which others want to be alerted."""
+            if time.monotonic() - went_at >= settings.WATCH_SECONDS:
+                go_round()
+            return stopping.wait(seconds)
+
+        while not stopping.wait(settings.WATCH_SECONDS):
+            go_round()
             if round_.watches and time.monotonic() - pruned_at >= PRUNE_SECONDS:
                 pruned_at = time.monotonic()
-                outlived(partial(prune_by_settings, wait=stopping.wait), event="pruning_failed")
+                outlived(partial(prune_by_settings, wait=pause), event="pruning_failed")
