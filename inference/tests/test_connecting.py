@@ -1,13 +1,17 @@
-"""Connecting to a provider whose name has several addresses: within one timeout, to the first that lets us."""
+"""Connecting to a provider: within one timeout, to the first of its name's addresses that lets us, by TLS."""
 
 from __future__ import annotations
 
 import socket
+import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
+import gevent
 import pytest
+from gevent import monkey
 
 from inference.catalog import Rates, Route
 from inference.tests.samples import unanswered
@@ -19,6 +23,37 @@ from inference.upstream.fake import FakeUpstream
 from inference.upstream.transport import PooledTransport
 
 NAME = "several.example"
+
+
+def at(base_url: str) -> Route:
+    """Make a deployment at an address."""
+    return Route(1, "p/m", "p", base_url, "", (), "m", "max_tokens", 0, 1, Rates())
+
+
+def failed_call(base_url: str) -> AttemptFailed:
+    """Make a call that fails."""
+    with pytest.raises(AttemptFailed) as failed:
+        Client().call(at(base_url), "/chat/completions", {"messages": HELLO}, seconds=0.4)
+    return failed.value
+
+
+@contextmanager
+def without_tls(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Accept connections, do with each what `answer` does, and yield an https: URL for that."""
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with suppress(OSError), connection:
+                    answer(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=[listener], daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
 
 
 @pytest.fixture
@@ -62,10 +97,8 @@ def test_it_gives_all_addresses_of_a_name_one_timeout_together(names: dict[str, 
 def test_it_tells_a_name_whose_addresses_are_all_silent_for_one_that_timed_out(names: dict[str, list[str]]) -> None:
     names[NAME] = ["127.0.0.1", "127.0.0.2"]
     with unanswered("0.0.0.0") as port:  # noqa: S104
-        route = Route(1, "p/m", "p", f"http://{NAME}:{port}/v1", "", (), "m", "max_tokens", 0, 1, Rates())
-        with pytest.raises(AttemptFailed) as failed:
-            Client().call(route, "/chat/completions", {"messages": HELLO}, seconds=0.4)
-    assert (failed.value.verdict, failed.value.cause) == (UNREACHED, "connect timeout")
+        failure = failed_call(f"http://{NAME}:{port}/v1")
+    assert (failure.verdict, failure.cause) == (UNREACHED, "connect timeout")
 
 
 @pytest.mark.parametrize("is_silent", [False, True], ids=["refused", "silent"])
@@ -74,3 +107,41 @@ def test_it_goes_on_to_the_next_address(names: dict[str, list[str]], fake: FakeU
     fake.listen()
     with unanswered("127.0.0.2", fake.port) if is_silent else nullcontext():
         assert PooledTransport().reaches(f"http://{NAME}:{fake.port}/v1", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (lambda connection: connection.recv(65536) and connection.recv(1), "connect timeout"),
+        (lambda connection: None, "connection: ConnectError"),
+        (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "connection: ConnectError"),
+    ],
+    ids=["silent", "closed", "not TLS"],
+)
+def test_it_has_reached_nobody_without_tls(answer: Callable[[socket.socket], object], cause: str) -> None:
+    """Nothing was sent: no provider bills it, and another one may answer."""
+    with without_tls(answer) as url:
+        failure = failed_call(url)
+        assert (failure.verdict, failure.cause) == (UNREACHED, cause)
+        assert not PooledTransport().reaches(url, 0.4), "a probe must not take it back"
+
+
+@pytest.mark.parametrize("name", ["two..dots", f"{'long' * 16}.example", "nowhere.invalid"])
+def test_it_has_reached_nobody_by_what_is_no_name(name: str) -> None:
+    assert failed_call(f"http://{name}:1/v1").verdict == UNREACHED
+
+
+def test_it_looks_a_name_up_within_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = [], []
+
+    def look_up(host: str, *args: Any, **options: Any) -> list[Any]:
+        asked.append(host)
+        gevent.sleep(5)
+        answered.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
+
+    monkeypatch.setattr(monkey, "is_module_patched", lambda name: True)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    failure = failed_call(f"http://{NAME}:1/v1")
+    assert (failure.verdict, failure.cause) == (UNREACHED, "connect timeout")
+    assert (asked, answered) == ([NAME], [])

@@ -12,7 +12,6 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from inference.catalog import Route
 from inference.surfaces.events import BrokenStream, read_opening
 from inference.upstream.errors import cause_of, failed_attempt, failures
 from inference.upstream.sdk import request_options, sdk
-from inference.upstream.transport import Abort, Body, PooledTransport, abortable
+from inference.upstream.transport import Abort, Body, PooledTransport, abortable, within
 from monitoring.trace import passed_on
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ class Client:
         """
         body = {**payload, "model": route.upstream_name}
         try:
-            with _deadline(seconds):
+            with within(seconds):
                 answer = read_object(self._post(route, path, seconds, body))
         except failures() as error:
             raise failed_attempt(error, route=route.name) from error
@@ -167,7 +166,7 @@ class Client:
         """
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
         try:
-            with _deadline(seconds), abortable(abort):
+            with within(seconds), abortable(abort):
                 stream = UpstreamStream(self._open(route, path, seconds, body), route, opens)
             abort.limit(idle_seconds)
             return stream
@@ -185,7 +184,7 @@ class Client:
     def trouble(self, route: Route, *, seconds: float) -> str | None:
         """Ask for the provider's list of models; None if it came, or the kind of failure, such as `http 401`."""
         try:
-            with _deadline(seconds):
+            with within(seconds):
                 self._client(route).get(
                     _path(route, "/models"), cast_to=httpx2.Response, options=self._options(route, seconds)
                 )
@@ -262,18 +261,6 @@ class Client:
 
 
 client = Client()
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Bound a whole call, however its bytes trickle in; needs gevent (other servers have the socket's timeouts)."""
-    from gevent import Timeout, monkey
-
-    if not monkey.is_module_patched("socket"):
-        yield
-        return
-    with Timeout(seconds, TimeoutError("deadline")):
-        yield
 
 
 def _secret(route: Route) -> str:

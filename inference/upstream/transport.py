@@ -15,8 +15,10 @@ from contextvars import ContextVar
 from http.client import HTTPResponse
 from typing import Any
 
+import gevent
 import httpx2
 import urllib3
+from gevent import monkey
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
@@ -26,6 +28,7 @@ from urllib3.exceptions import (
     NewConnectionError,
     ProtocolError,
     ReadTimeoutError,
+    SSLError,
 )
 from urllib3.util import Timeout
 
@@ -126,8 +129,14 @@ class _Watched(HTTPConnection):
     sent_at = 0.0
 
     def connect(self) -> None:
+        """Connect, by TLS where that is asked for: nothing is sent yet, so whatever fails here has reached nobody."""
         self.has_answered = False
-        super().connect()
+        try:
+            super().connect()
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, "no connection in time") from error
+        except (OSError, ValueError, SSLError) as error:
+            raise NewConnectionError(self, type(error).__name__) from error
 
     def _new_conn(self) -> socket.socket:
         """Connect; a guarded connection is given up before a byte is sent if its name led where it must not."""
@@ -138,22 +147,26 @@ class _Watched(HTTPConnection):
         return connected
 
     def _connect_to_any(self) -> socket.socket:
-        """Connect to the first of the name's addresses that lets us; urllib3 gives each of them all of the timeout."""
+        """Connect to the first of the name's addresses that lets us; urllib3 gives each of them all of the timeout.
+
+        To look the name up, and what TLS does afterwards, take of the same time.
+        """
         name, timeout = self._dns_host, float(self.timeout or 0)
-        try:
-            addresses = addresses_of(name)
-        except (OSError, UnicodeError):
-            return super()._new_conn()  # which says it in its own words
         ends = time.monotonic() + timeout
+        with within(timeout):
+            addresses = addresses_of(name)
         try:
             while True:
                 self._dns_host, others = addresses.pop(0), len(addresses)
-                self.timeout = max(0.001, (ends - time.monotonic()) / (others + 1))
+                self.timeout = _until(ends) / (others + 1)
                 try:
-                    return super()._new_conn()
+                    connected = super()._new_conn()
                 except (ConnectTimeoutError, NewConnectionError):
-                    if not others:
+                    if not others or time.monotonic() >= ends:
                         raise
+                else:
+                    connected.settimeout(_until(ends))
+                    return connected
         finally:
             self._dns_host, self.timeout = name, timeout
 
@@ -275,9 +288,11 @@ class PooledTransport(httpx2.BaseTransport):
         connection: Any = self._pools.connection_from_url(url)._new_conn()
         connection.timeout = seconds
         try:
-            connection._new_conn().close()
+            connection.connect()
         except (HTTPError, OSError):
             return False
+        finally:
+            connection.close()
         return True
 
     def close(self) -> None:
@@ -322,6 +337,21 @@ class Body(httpx2.SyncByteStream):
             self._reading.cancel()
         with suppress(RuntimeError):  # a read is under way elsewhere: it fails now, and closes the connection
             response.close()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a block that takes longer; needs gevent (other servers have the socket's timeouts)."""
+    if not monkey.is_module_patched("socket"):
+        yield
+        return
+    with gevent.Timeout(seconds, TimeoutError("deadline")):
+        yield
+
+
+def _until(ends: float) -> float:
+    """Return the seconds until a moment, at least a millisecond: a timeout of 0 would mean none."""
+    return max(0.001, ends - time.monotonic())
 
 
 @contextmanager
