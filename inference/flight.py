@@ -23,7 +23,7 @@ from django.conf import settings
 from accounts.exceptions import ApiError, UpstreamTimeout
 from accounts.loops import WorkThread, outlived
 from inference.cache import CachedAnswer, look_up
-from inference.flight_leases import FlightLeases
+from inference.flight_leases import Asked, FlightLeases
 from inference.upstream.attempts import Deadline
 
 RENEW_SECONDS = 0.3
@@ -45,12 +45,12 @@ class Wait:
     #: Whether it waits for another's call now, and whether it ever did.
     follows: bool = False
     has_followed: bool = False
-    _began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def waited_ms(self) -> int:
         """Milliseconds since it began, rounded up; 0 if it never followed another: it waited for nobody."""
-        return int((time.monotonic() - self._began) * 1000) + 1 if self.has_followed else 0
+        return int((time.monotonic() - self.began) * 1000) + 1 if self.has_followed else 0
 
     def follow(self) -> None:
         """Note that another has the lead."""
@@ -75,10 +75,15 @@ class Flight:
         self._over = threading.Event()
         self._answer: CachedAnswer | None = None
         self._error: ApiError | None = None
+        self._failed_at = 0.0
 
-    def end(self, answer: CachedAnswer | None = None, error: ApiError | None = None) -> None:
-        """Hand the outcome to those who wait; neither: somebody else has to lead."""
+    def end(self, answer: CachedAnswer | None, error: ApiError | None, failed_at: float | None = None) -> None:
+        """Hand the outcome to those who wait, an error to those who did when it was met (None: now).
+
+        Neither: somebody else has to lead.
+        """
         self._answer, self._error = answer, error
+        self._failed_at = time.monotonic() if failed_at is None else failed_at
         self._over.set()
 
     def outcome(self, wait: Wait) -> CachedAnswer | None:
@@ -89,7 +94,7 @@ class Flight:
         while not self._over.wait(min(WATCH_SECONDS, wait.deadline.left)):
             if not wait.lasts():
                 break
-        if self._error is not None:
+        if self._error is not None and wait.began <= self._failed_at:
             raise self._error
         return self._answer
 
@@ -125,16 +130,22 @@ class Flights:
         return None
 
     def leave(
-        self, key: str, flight: Flight, *, answer: CachedAnswer | None = None, error: ApiError | None = None
+        self,
+        key: str,
+        flight: Flight,
+        *,
+        answer: CachedAnswer | None = None,
+        error: ApiError | None = None,
+        failed_at: float | None = None,
     ) -> None:
-        """End a flight that the caller leads, with its outcome; neither: somebody else has to lead."""
+        """End a flight that the caller leads, with its outcome (see Flight.end)."""
         with self._lock:
             if self._open.get(key) is flight:
                 del self._open[key]
         if flight.has_lease:
             flight.has_lease = False
             self._leases.release(key, flight.token, error)
-        flight.end(answer, error)
+        flight.end(answer, error, failed_at)
 
     def may_store(self, flight: Flight) -> bool:
         """Say whether the leader still leads: without a store it always does."""
@@ -163,27 +174,29 @@ class Flights:
 
     def _lead(self, key: str, flight: Flight, wait: Wait) -> Flight | CachedAnswer | None:
         """Lead in this process, and among processes where none has the lease; else wait for the other's outcome."""
-        answer: CachedAnswer | None = None
-        error: ApiError | None = None
-        leads = False
+        outcome: Flight | CachedAnswer | Asked | None = None
         try:
             outcome = self._await_lease(key, flight, wait)
-            leads = outcome is flight
-            answer = outcome if isinstance(outcome, CachedAnswer) else None
-            error = outcome if isinstance(outcome, ApiError) else None
         finally:
-            if not leads:
-                self.leave(key, flight, answer=answer, error=error)
-        if error is not None:
-            raise error
+            if outcome is not flight:
+                answer = outcome if isinstance(outcome, CachedAnswer) else None
+                failed = outcome if isinstance(outcome, Asked) else Asked()
+                self.leave(key, flight, answer=answer, error=failed.error, failed_at=failed.failed_at)
+        if isinstance(outcome, Asked) and outcome.error is not None:
+            raise outcome.error
         wait.follows = False
-        return flight if leads else answer
+        return outcome if not isinstance(outcome, Asked) else None
 
-    def _await_lease(self, key: str, flight: Flight, wait: Wait) -> Flight | CachedAnswer | ApiError | None:
-        """Wait until this process holds the key's lease (the flight), another got an outcome, or nobody wants it."""
+    def _await_lease(self, key: str, flight: Flight, wait: Wait) -> Flight | CachedAnswer | Asked | None:
+        """Wait until this process holds the key's lease (the flight), another got an outcome, or nobody wants it.
+
+        Who found nothing in the cache may come when the flight that filled it is over, and has to look again.
+        """
         if not settings.REDIS_URL:
-            return flight
-        while (taken := self._leases.take(key, flight.token, waited_ms=wait.waited_ms)) is False:
+            return look_up(key) or flight
+        while (asked := self._leases.take(key, flight.token, waited_ms=wait.waited_ms)) and not asked.is_granted:
+            if asked.error is not None:
+                return asked
             wait.follow()
             if not wait.lasts():
                 return None
@@ -191,12 +204,11 @@ class Flights:
             answer = look_up(key)
             if answer is not None:
                 return answer
-        if isinstance(taken, ApiError):
-            return taken
-        if taken:
+        if asked is not None:
             flight.has_lease = True
             self._keeper.begin()
-        return (look_up(key) if wait.has_followed else None) or flight
+        is_late = wait.has_followed or (asked is not None and asked.is_late)
+        return (look_up(key) if is_late else None) or flight
 
     def _held(self) -> list[tuple[str, Flight]]:
         with self._lock:

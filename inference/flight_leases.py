@@ -1,4 +1,4 @@
-"""What processes tell each other about a flight, in the state store: who leads, that others wait, how it failed.
+"""What processes tell each other about a flight, in the state store: who leads, that others wait, how it ended.
 
 The keys of a flight share a hash tag, so that one script sees all of them on a cluster too. While the store is away,
 each process is on its own.
@@ -7,6 +7,8 @@ each process is on its own.
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -30,30 +32,36 @@ from accounts.limits.wire import Wire
 LEASE_MS = 900
 #: How long a failure is kept for those who waited: longer than any of them goes without a look.
 FAILURE_MS = 5000
+#: How long it is known that a flight is over: longer than anybody takes from a look into the cache to a lease.
+OVER_MS = 2000
 
 _TAKE = script(
     b"""
 local token, lease, kept, waited = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local failed, awaited = KEYS[1] .. ':failed', KEYS[1] .. ':awaited'
+local failed, awaited, over = KEYS[1] .. ':failed', KEYS[1] .. ':awaited', KEYS[1] .. ':over'
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= token then
   redis.call('SET', awaited, 1, 'PX', lease)
-  return 0
+  return {0}
 end
 local left = redis.call('PTTL', failed)
 if not holder and waited > 0 and left > 0 and kept - left <= waited then
-  return redis.call('GET', failed)
+  return {0, redis.call('GET', failed), kept - left}
 end
 redis.call('SET', KEYS[1], token, 'PX', lease)
 redis.call('DEL', failed)
-return 1
+return {1, redis.call('EXISTS', over)}
 """
 )
 _RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
 _RELEASE = script(
     b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] ~= '' then redis.call('SET', KEYS[1] .. ':failed', ARGV[2], 'PX', ARGV[3]) end
+if ARGV[2] ~= '' then
+  redis.call('SET', KEYS[1] .. ':failed', ARGV[2], 'PX', ARGV[3])
+else
+  redis.call('SET', KEYS[1] .. ':over', 1, 'PX', ARGV[4])
+end
 return redis.call('DEL', KEYS[1])
 """
 )
@@ -65,19 +73,37 @@ _FAILURES = {each.__name__: each for each in (InvalidRequest, UpstreamFailed, Co
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What comes of asking for a lease; neither granted nor with an error: another has it."""
+
+    is_granted: bool = False
+    #: Whether another's flight was over just before, so that its answer may be in the cache by now.
+    is_late: bool = False
+    #: How the other's flight failed, and when (monotonic seconds; never too late by it).
+    error: ApiError | None = None
+    failed_at: float = 0.0
+
+
 class FlightLeases:
     """The leases of a process's flights, each named by the flight's key and held by its token."""
 
     def __init__(self) -> None:
         self._wire: Wire | None = None
 
-    def take(self, key: str, token: str, *, waited_ms: int) -> bool | ApiError | None:
-        """Ask for a lease: whether it is granted; None while the store is away.
+    def take(self, key: str, token: str, *, waited_ms: int) -> Asked | None:
+        """Ask for a lease; None while the store is away.
 
         Of a flight that failed while the caller waited (`waited_ms` until now, 0 for nobody), the answer is its error.
         """
+        now = time.monotonic()
         answer = self._ask(_TAKE, key, token, LEASE_MS, FAILURE_MS, waited_ms)
-        return _unpacked(answer) if isinstance(answer, bytes) else None if answer is None else bool(answer)
+        if answer is None:
+            return None
+        is_granted, *told = answer
+        if is_granted:
+            return Asked(is_granted=True, is_late=bool(told[0]))
+        return Asked(error=_unpacked(told[0]), failed_at=now - told[1] / 1000) if told else Asked()
 
     def renew(self, key: str, token: str) -> bool:
         """Hold a lease for longer; False if it is lost."""
@@ -85,7 +111,7 @@ class FlightLeases:
 
     def release(self, key: str, token: str, error: ApiError | None) -> None:
         """Give a lease back, and tell those who wait in other processes of an error, where there is one."""
-        self._ask(_RELEASE, key, token, _packed(error) if error else "", FAILURE_MS)
+        self._ask(_RELEASE, key, token, _packed(error) if error else "", FAILURE_MS, OVER_MS)
 
     def is_awaited(self, key: str) -> bool:
         """Say whether another process waited for this flight within the last LEASE_MS."""

@@ -139,7 +139,7 @@ def test_it_sends_a_hundred_identical_calls_once(pair: Pair, stream: bool) -> No
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 def test_it_shares_a_failure(pair: Pair, stream: bool) -> None:
-    pair.fake.set(latency_ms=500, faults={"http_400": 1})
+    pair.fake.set(latency_ms=1000, faults={"http_400": 1})
     got = ask_all(pair, {**asked(MODEL, f"refused {stream}", temperature=0), "stream": stream}, 20)
     assert Counter(each.status for each in got) == {400: 20}
     assert all('"code":"context_length_exceeded"' in each.body for each in got)

@@ -26,7 +26,9 @@ def test_it_sends_identical_calls_in_flight_once(request: pytest.FixtureRequest,
     finally:
         fake.reset()
     assert [answer.status for answer in answers] == [200] * CALLERS, answers
-    assert sorted(answer.headers["x-cache"] for answer in answers) == ["COALESCED"] * (CALLERS - 1) + ["MISS"]
+    *others, leading = sorted(answer.headers["x-cache"] for answer in answers)
+    assert leading == "MISS"
+    assert {"COALESCED"} <= set(others) <= {"COALESCED", "HIT"}, "who came when it was over"
     assert {json.loads(answer.body)["response"] for answer in answers} == {"You said: all at once"}
     costs = sorted(answer.headers["x-cost-usd"] for answer in answers)
     assert costs[:-1] == ["0.000000000"] * (CALLERS - 1)

@@ -39,6 +39,14 @@ def alone(settings: LazySettings) -> Flights:
     return Flights()
 
 
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, CachedAnswer]:
+    """Be the cache that all share."""
+    stored: dict[str, CachedAnswer] = {}
+    monkeypatch.setattr("inference.flight.look_up", stored.get)
+    return stored
+
+
 def wait(seconds: float = 10) -> Wait:
     """Be a caller that has so much time."""
     return Wait(Deadline(seconds))
@@ -97,6 +105,15 @@ def test_it_begins_anew_after_a_flight(alone: Flights) -> None:
     assert lead(alone) is not first
 
 
+def test_it_looks_again_for_the_answer_of_a_flight_that_was_just_over(
+    alone: Flights, answers: dict[str, CachedAnswer]
+) -> None:
+    flight = lead(alone)
+    answers[KEY] = ANSWER  # for whoever found nothing there before
+    alone.leave(KEY, flight, answer=ANSWER)
+    assert alone.join(KEY, wait()) == ANSWER
+
+
 def test_it_waits_no_longer_than_its_own_call_may_take(alone: Flights, pool: ThreadPoolExecutor) -> None:
     flight = lead(alone)
     (patient,) = follow(pool, alone, flight)
@@ -150,14 +167,6 @@ def two(settings: LazySettings, redis: Redis) -> tuple[Flights, Flights]:
     return Flights(), Flights()
 
 
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, CachedAnswer]:
-    """Be the cache that both share."""
-    stored: dict[str, CachedAnswer] = {}
-    monkeypatch.setattr("inference.flight.look_up", stored.get)
-    return stored
-
-
 def test_it_leads_in_one_process_only(
     two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
 ) -> None:
@@ -166,23 +175,27 @@ def test_it_leads_in_one_process_only(
     assert one.may_store(flight)
     follower = wait()
     waiting = pool.submit(other.join, KEY, follower)
+    wait_until(lambda: follower.follows, "the other process")
     time.sleep(3 * LOOK_SECONDS)
     assert not waiting.done()
-    assert follower.follows
     answers[KEY] = ANSWER
     assert waiting.result(5) == ANSWER
     one.leave(KEY, flight, answer=ANSWER)
 
 
 def test_it_takes_the_lead_at_once_when_the_other_leaves_without_an_answer(
-    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
+    two: tuple[Flights, Flights],
+    answers: dict[str, CachedAnswer],
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("inference.flight_leases.LEASE_MS", 60_000)  # nobody waits for the end of it
     one, other = two
     flight, follower = lead(one), wait()
     waiting = pool.submit(other.join, KEY, follower)
-    time.sleep(2 * LOOK_SECONDS)
+    wait_until(lambda: follower.follows, "the other process")
     one.leave(KEY, flight)
-    assert isinstance(waiting.result(3 * LOOK_SECONDS), Flight)
+    assert isinstance(waiting.result(5), Flight)
     assert not follower.follows
 
 
@@ -222,6 +235,35 @@ def test_it_asks_anew_for_whoever_comes_in_the_millisecond_of_a_failure(
             flights.leave(KEY, lead(flights), error=UpstreamFailed())
 
 
+def test_it_asks_anew_for_whoever_comes_between_a_failure_elsewhere_and_a_look(
+    two: tuple[Flights, Flights],
+    answers: dict[str, CachedAnswer],
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inference.flight.LOOK_SECONDS", 1.0)
+    one, other = two
+    flight, follower = lead(one), wait()
+    waiting = pool.submit(other.join, KEY, follower)
+    wait_until(lambda: one.is_awaited(KEY, flight), "the other process")
+    one.leave(KEY, flight, error=UpstreamFailed())
+    time.sleep(0.01)  # the store counts in milliseconds
+    (late,) = follow(pool, other, other._open[KEY])
+    with pytest.raises(UpstreamFailed):
+        waiting.result(5)
+    assert isinstance(late.result(5), Flight)
+
+
+def test_it_looks_again_for_the_answer_of_a_flight_that_was_just_over_elsewhere(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer]
+) -> None:
+    one, other = two
+    flight = lead(one)
+    answers[KEY] = ANSWER  # for whoever found nothing there before
+    one.leave(KEY, flight, answer=ANSWER)
+    assert other.join(KEY, wait()) == ANSWER
+
+
 def test_it_does_all_that_on_a_cluster(
     settings: LazySettings, answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
 ) -> None:
@@ -242,10 +284,11 @@ def test_it_tells_those_of_it_who_waited_behind_one_that_gave_up(
     two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor
 ) -> None:
     one, other = two
-    flight = lead(one)
-    hurried = pool.submit(other.join, KEY, wait(0.5))
+    flight, hurry = lead(one), wait()
+    hurried = pool.submit(other.join, KEY, hurry)
     wait_until(lambda: one.is_awaited(KEY, flight), "the other process")
     behind = follow(pool, other, other._open[KEY], 3)
+    hurry.deadline.ends = 0
     with pytest.raises(UpstreamTimeout):
         hurried.result(5)
     one.leave(KEY, flight, error=UpstreamFailed())

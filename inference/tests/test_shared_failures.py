@@ -24,11 +24,17 @@ class Watched(Flights):
         self.errors: list[ApiError | None] = []
 
     def leave(
-        self, key: str, flight: Flight, *, answer: CachedAnswer | None = None, error: ApiError | None = None
+        self,
+        key: str,
+        flight: Flight,
+        *,
+        answer: CachedAnswer | None = None,
+        error: ApiError | None = None,
+        failed_at: float | None = None,
     ) -> None:
         """End a flight."""
         self.errors.append(error)
-        super().leave(key, flight, answer=answer, error=error)
+        super().leave(key, flight, answer=answer, error=error, failed_at=failed_at)
 
 
 @pytest.fixture
