@@ -30,10 +30,10 @@ def at(base_url: str) -> Route:
     return Route(1, "p/m", "p", base_url, "", (), "m", "max_tokens", 0, 1, Rates())
 
 
-def failed_call(base_url: str) -> AttemptFailed:
-    """Make a call that fails."""
+def failed_call(base_url: str, seconds: float = 5) -> AttemptFailed:
+    """Make a call that fails within so many seconds."""
     with pytest.raises(AttemptFailed) as failed:
-        Client().call(at(base_url), "/chat/completions", {"messages": HELLO}, seconds=0.4)
+        Client().call(at(base_url), "/chat/completions", {"messages": HELLO}, seconds=seconds)
     return failed.value
 
 
@@ -97,7 +97,7 @@ def test_it_gives_all_addresses_of_a_name_one_timeout_together(names: dict[str, 
 def test_it_tells_a_name_whose_addresses_are_all_silent_for_one_that_timed_out(names: dict[str, list[str]]) -> None:
     names[NAME] = ["127.0.0.1", "127.0.0.2"]
     with unanswered("0.0.0.0") as port:  # noqa: S104
-        failure = failed_call(f"http://{NAME}:{port}/v1")
+        failure = failed_call(f"http://{NAME}:{port}/v1", 0.4)
     assert (failure.verdict, failure.cause) == (UNREACHED, "connect timeout")
 
 
@@ -110,18 +110,20 @@ def test_it_goes_on_to_the_next_address(names: dict[str, list[str]], fake: FakeU
 
 
 @pytest.mark.parametrize(
-    ("answer", "cause"),
+    ("answer", "seconds", "cause"),
     [
-        (lambda connection: connection.recv(65536) and connection.recv(1), "connect timeout"),
-        (lambda connection: None, "connection: ConnectError"),
-        (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "connection: ConnectError"),
+        (lambda connection: connection.recv(65536) and connection.recv(1), 0.4, "connect timeout"),
+        (lambda connection: None, 5, "connection: ConnectError"),
+        (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), 5, "connection: ConnectError"),
     ],
     ids=["silent", "closed", "not TLS"],
 )
-def test_it_has_reached_nobody_without_tls(answer: Callable[[socket.socket], object], cause: str) -> None:
+def test_it_has_reached_nobody_without_tls(
+    answer: Callable[[socket.socket], object], seconds: float, cause: str
+) -> None:
     """Nothing was sent: no provider bills it, and another one may answer."""
     with without_tls(answer) as url:
-        failure = failed_call(url)
+        failure = failed_call(url, seconds)
         assert (failure.verdict, failure.cause) == (UNREACHED, cause)
         assert not PooledTransport().reaches(url, 0.4), "a probe must not take it back"
 
@@ -142,6 +144,6 @@ def test_it_looks_a_name_up_within_the_timeout(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(monkey, "is_module_patched", lambda name: True)
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    failure = failed_call(f"http://{NAME}:1/v1")
+    failure = failed_call(f"http://{NAME}:1/v1", 0.4)
     assert (failure.verdict, failure.cause) == (UNREACHED, "connect timeout")
     assert (asked, answered) == ([NAME], [])
