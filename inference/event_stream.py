@@ -15,7 +15,7 @@ from inference.calls import Caller
 from inference.streaming import StreamedCall
 from inference.surfaces.base import Body, Payload
 from inference.surfaces.chat import chat_surface
-from inference.surfaces.events import DONE, ChunkReader, choices_in, event_data, parse_data
+from inference.surfaces.events import DONE, ChunkReader, choices_in, event_data, parse_data, refuse_error
 
 EVENT_STREAM = "text/event-stream"
 
@@ -58,6 +58,7 @@ class DeltaReader(ChunkReader):
         return False
 
     def _relay(self, event: bytes) -> bytes:
+        refuse_error(event)
         data = event_data(event)
         if not data:
             return b""

@@ -34,6 +34,8 @@ NO_USAGE = re.compile(rb',\s*"usage":\s*null')
 #: How the choices of a chunk begin, where there are any.
 CHOICE = re.compile(rb'"choices":\s*\[\s*\{')
 FILTERED = re.compile(rb'"(?:finish_)?reason":\s*"content_filter"')
+#: How an event says that it is an error whatever its data are.
+ERROR = re.compile(rb"^event: ?error$", re.MULTILINE)
 #: Texts of a delta that no model wrote.
 LABELS = ("role", "id", "type")
 #: The most that may wait for the end of its event.
@@ -182,6 +184,7 @@ class EventReader(ABC):
     def _passes(self, event: bytes) -> bool:
         if event.endswith(b"}") and event.startswith(self.start) and not self._is_signed(event):
             return True
+        refuse_error(event)
         data = event_data(event)
         if data == DONE:
             self.is_done = True
@@ -207,7 +210,7 @@ class ChunkReader(EventReader):
 
     def look(self, event: Body) -> bool:
         """Take the usage; drop the chunk that holds nothing else, unless the caller asked for it."""
-        if event.get("error"):
+        if event.get("error") or event.get("object") == "error":
             raise BrokenStream("error event")
         usage = read_openai_usage(event.get("usage"))
         if usage is not None:
@@ -254,7 +257,14 @@ def chunk_reader(payload: Payload, *, answers: int) -> ChunkReader:
 class ResponseReader(EventReader):
     """Events of responses, which end with one that holds the whole response."""
 
-    signs = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"', b"event: error")
+    signs = (
+        b'"response.completed"',
+        b'"response.incomplete"',
+        b'"response.failed"',
+        b'"error"',
+        b"event: error",
+        b"event:error",
+    )
     start = b"event:"
 
     def look(self, event: Body) -> bool:
@@ -353,6 +363,12 @@ def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
     if data == DONE or not opens(parse_data(data)):
         raise BrokenStream("no event of this endpoint")
     return True
+
+
+def refuse_error(event: bytes) -> None:
+    """Raise BrokenStream for an event that is named an error: its data need not say so as well."""
+    if ERROR.search(event):
+        raise BrokenStream("error event")
 
 
 def refuse_garbage(event: bytes) -> None:

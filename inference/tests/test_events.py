@@ -72,6 +72,33 @@ def test_it_forwards_a_chunk_that_holds_usage_beside_text() -> None:
     assert reader.usage == Usage(5, 3, 2)
 
 
+ERRORS = [
+    event({"error": {"message": "internal"}}),
+    event({"message": "internal", "code": 500}, name="error"),
+    b"event:error\nid: 3\n" + event({"message": "internal"}),
+    event({"object": "error", "message": "internal", "code": 50001}),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_it_passes_no_error_on_however_it_is_told(error: bytes, pieces: int) -> None:
+    reader = ChunkReader(forwards_usage=False)
+    parts = [chunk("Hello"), error + DONE]
+    with pytest.raises(BrokenStream) as broken:
+        follow(reader, *(parts if pieces == 2 else [b"".join(parts)]))
+    assert broken.value.before == (chunk("Hello") if pieces == 1 else b"")
+    assert not reader.is_done
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_it_takes_no_answer_for_whole_that_an_error_ended(error: bytes) -> None:
+    reader = delta_reader()
+    with pytest.raises(BrokenStream):
+        follow(reader, chunk("Hello") + error + DONE)
+    assert not reader.is_done
+
+
 @given(st.data())
 def test_it_reads_the_same_however_the_bytes_are_cut(data: st.DataObject) -> None:
     ends = data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
@@ -319,6 +346,15 @@ def test_it_tells_of_a_filtered_answer_once_its_usage_is_known() -> None:
     with pytest.raises(ContentFiltered):
         reader.feed(DONE)
     assert (reader.usage, reader.is_done) == (Usage(5, 3, 2), True)
+
+
+@pytest.mark.parametrize("name", ["event: error", "event:error"])
+def test_it_passes_no_named_error_on_among_a_response_s_events(name: str) -> None:
+    sent = response_event("response.output_text.delta", delta="Hel")
+    error = f'{name}\ndata: {{"message": "internal"}}\n\n'.encode()
+    with pytest.raises(BrokenStream) as broken:
+        ResponseReader().feed(sent + error)
+    assert broken.value.before == sent
 
 
 def test_it_fails_for_an_empty_answer() -> None:
