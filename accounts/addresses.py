@@ -13,6 +13,20 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: IPv4 addresses as networks without IPv4 write them (RFC 6052).
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+#: Where clouds tell a machine its own secrets, apart from link-local addresses.
+METADATA = frozenset(
+    map(
+        ipaddress.ip_address,
+        (
+            "100.100.100.200",  # Alibaba Cloud
+            "168.63.129.16",  # Azure's WireServer
+            "fd00:ec2::254", "fd00:ec2::23",  # AWS: instances, and EKS Pod Identity
+            "fd20:ce::254",  # Google Cloud
+            "fd00:c1::a9fe:a9fe",  # Oracle Cloud
+            "fd00:42::42",  # Scaleway
+        ),
+    )
+)  # fmt: skip
 
 
 def client_address(request: HttpRequest) -> str:

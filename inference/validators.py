@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 
-from accounts.addresses import addresses_of, called_address
+from accounts.addresses import METADATA, addresses_of, called_address
 
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z")
 API_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY\Z")
@@ -78,5 +78,5 @@ def is_forbidden_address(text: str) -> bool:
         or address.is_link_local
         or address.is_unspecified
         or address.is_multicast
-        or str(address) in ("100.100.100.200", "fd00:ec2::254")  # metadata services outside link-local
+        or address in METADATA
     )

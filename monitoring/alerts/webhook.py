@@ -26,7 +26,7 @@ import urllib3
 from django.conf import settings
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from accounts.addresses import Address, addresses_of, called_address
+from accounts.addresses import METADATA, Address, addresses_of, called_address
 from monitoring.alerts.messages import message_of
 from monitoring.export import plain
 from monitoring.models import AlertDelivery
@@ -84,8 +84,8 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
 def checked_addresses(host: str) -> list[str]:
     """Resolve a host to the addresses that may be called; raises WebhookError where one is nobody's webhook.
 
-    The URL comes from the environment, so that loopback and private networks may be meant; a cloud's metadata service,
-    which is link-local, may not.
+    The URL comes from the environment, so that loopback and private networks may be meant; a cloud's metadata service
+    may not.
     """
     addresses = addresses_of(host)
     if any(_is_forbidden(called_address(address)) for address in addresses):
@@ -96,7 +96,8 @@ def checked_addresses(host: str) -> list[str]:
 def _is_forbidden(address: Address) -> bool:
     if address.is_loopback:  # ::1 is among the reserved ones too
         return False
-    return address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved
+    is_elsewhere = address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved
+    return is_elsewhere or address in METADATA
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> int:

@@ -60,7 +60,7 @@ def talking_without_end() -> Iterator[str]:
     "host",
     [
         *("169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fe80::1"),
-        *("::", "224.0.0.1", "240.0.0.1"),
+        *("::", "224.0.0.1", "240.0.0.1", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254"),
     ],
 )
 def test_it_posts_to_no_metadata_service(host: str) -> None:
