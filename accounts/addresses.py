@@ -63,9 +63,12 @@ def _unmapped(address: Address) -> Address:
 
 
 def addresses_of(host: str) -> list[str]:
-    """List the addresses of a name, in the order in which to try them. Raises OSError or UnicodeError for none."""
-    found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    """List the addresses of a name, in the order in which to try them. Raises OSError or UnicodeError for none.
+
+    One of IPv6 that means a neighbour names the network where that is: `fe80::1%2`.
+    """
+    found = (entry[4] for entry in socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP))
+    return list(dict.fromkeys(f"{told[0]}%{told[3]}" if len(told) > 3 and told[3] else str(told[0]) for told in found))
 
 
 def is_within(text: str, networks: Iterable[Network]) -> bool:

@@ -13,6 +13,7 @@ import gevent
 import pytest
 from gevent import monkey
 
+from accounts.addresses import addresses_of
 from inference.catalog import Rates, Route
 from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
@@ -80,6 +81,12 @@ def test_it_looks_a_name_up_once(monkeypatch: pytest.MonkeyPatch, fake: FakeUpst
     fake.listen()
     assert PooledTransport().reaches(f"http://{NAME}:{fake.port}/v1", 0.6)
     assert asked.count(NAME) == 1
+
+
+def test_it_keeps_the_network_of_a_neighbour_s_address() -> None:
+    number = socket.if_nametoindex("lo")
+    assert addresses_of("fe80::1%lo") == [f"fe80::1%{number}"]
+    assert addresses_of("::1") == ["::1"]
 
 
 def test_it_says_of_a_name_without_addresses_that_it_is_not_reached() -> None:
