@@ -293,7 +293,7 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body
         begin_attempt(progress, route)
         try:
             body = client.call(route, surface.path, outgoing(progress, route), seconds=deadline.left)
-            if not surface.is_complete(body):
+            if body.get("error") or not surface.is_complete(body):
                 raise failed_attempt(ValueError("incomplete answer"), route=route.name)
         except AttemptFailed as failure:
             progress.bill.note_failure(route.name, failure.cause)

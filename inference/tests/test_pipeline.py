@@ -143,6 +143,15 @@ def test_it_marks_an_overrun_and_charges_it(api: Api, upstream: FakeUpstream, re
     assert settled(api)[0][0] == 18_000
 
 
+def test_it_takes_an_error_beside_an_answer_for_a_failure(api: Api, upstream: FakeUpstream) -> None:
+    body = b'{"error": {"message": "internal"}, "choices": [{"message": {"content": "a"}, "finish_reason": "error"}]}'
+    with odd_provider(body) as url:
+        _serve_at(url)
+        answer = api.post("/v1/chat/completions", {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_failed")
+    assert b"internal" not in answer.content
+
+
 def test_it_rounds_costs_up_once_a_request(api: Api, upstream: FakeUpstream, records: Records) -> None:
     deployment = serve("cheap")
     deployment.prices.update(input_per_million=Decimal("0.0001"), output_per_million=Decimal("0.0001"))
