@@ -15,6 +15,7 @@ from rest_framework.request import Request
 
 from accounts.exceptions import BodyTooLarge, MalformedBody
 from inference.openai.errors import is_openai_path
+from inference.strict_json import parse_strictly
 
 #: Levels of arrays and objects in a body; tools' schemas, the deepest in use, have about twenty.
 DEEPEST = 100
@@ -82,7 +83,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
             f"objects, and {MOST_VALUES:,} values."
         )
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        value = parse_strictly(body.decode("utf-8"))
     except (ValueError, RecursionError):
         raise MalformedBody from None
     if not isinstance(value, dict):
@@ -123,17 +124,6 @@ def _refuse_deep(value: Any) -> None:
         if not level:
             return
     raise MalformedBody(f"The body nests deeper than {DEEPEST} levels.")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError("a number too large")
-    return number
 
 
 def _refuse_lone_surrogates(value: dict[str, Any]) -> None:

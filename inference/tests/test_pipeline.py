@@ -152,6 +152,15 @@ def test_it_takes_an_error_beside_an_answer_for_a_failure(api: Api, upstream: Fa
     assert b"internal" not in answer.content
 
 
+@pytest.mark.parametrize("text", ["1e400", "-1e400", "NaN", "9" * 5000])
+def test_it_takes_a_number_that_none_can_pass_on_for_a_failure(api: Api, upstream: FakeUpstream, text: str) -> None:
+    body = b'{"choices": [{"message": {"content": "a"}, "logprobs": {"content": [{"logprob": %b}]}}]}' % text.encode()
+    with odd_provider(body) as url:
+        _serve_at(url)
+        answer = api.post("/v1/chat/completions", {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_failed")
+
+
 def test_it_rounds_costs_up_once_a_request(api: Api, upstream: FakeUpstream, records: Records) -> None:
     deployment = serve("cheap")
     deployment.prices.update(input_per_million=Decimal("0.0001"), output_per_million=Decimal("0.0001"))

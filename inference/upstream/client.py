@@ -21,6 +21,7 @@ import httpx2
 from django.conf import settings
 
 from inference.catalog import Route
+from inference.strict_json import parse_strictly
 from inference.surfaces.events import BrokenStream, read_opening
 from inference.upstream.errors import cause_of, failed_attempt, failures
 from inference.upstream.sdk import request_options, sdk
@@ -44,7 +45,7 @@ def read_object(content: bytes) -> dict[str, Any]:
 
     Raises ValueError for anything else, RecursionError for what is nested too deep.
     """
-    answer: Any = json.loads(content, parse_constant=_refuse_constant)
+    answer = parse_strictly(content)
     if not isinstance(answer, dict):
         raise ValueError("no object")
     if b"\\ud" in content.lower():
@@ -52,10 +53,6 @@ def read_object(content: bytes) -> dict[str, Any]:
         replaced: dict[str, Any] = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
         return replaced
     return answer
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 class UpstreamStream:
