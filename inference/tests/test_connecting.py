@@ -120,8 +120,8 @@ def test_it_goes_on_to_the_next_address(names: dict[str, list[str]], fake: FakeU
     ("answer", "seconds", "cause"),
     [
         (lambda connection: connection.recv(65536) and connection.recv(1), 0.4, "connect timeout"),
-        (lambda connection: None, 5, "connection: ConnectError"),
-        (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), 5, "connection: ConnectError"),
+        (lambda connection: None, 5, "connection: "),
+        (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), 5, "connection: SSLError"),
     ],
     ids=["silent", "closed", "not TLS"],
 )
@@ -131,13 +131,18 @@ def test_it_has_reached_nobody_without_tls(
     """Nothing was sent: no provider bills it, and another one may answer."""
     with without_tls(answer) as url:
         failure = failed_call(url, seconds)
-        assert (failure.verdict, failure.cause) == (UNREACHED, cause)
+        assert failure.verdict == UNREACHED
+        assert failure.cause.startswith(cause)
         assert not PooledTransport().reaches(url, 0.4), "a probe must not take it back"
 
 
-@pytest.mark.parametrize("name", ["two..dots", f"{'long' * 16}.example", "nowhere.invalid"])
-def test_it_has_reached_nobody_by_what_is_no_name(name: str) -> None:
-    assert failed_call(f"http://{name}:1/v1").verdict == UNREACHED
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("two..dots", "UnicodeError"), (f"{'long' * 16}.example", "UnicodeError"), ("nowhere.invalid", "gaierror")],
+)
+def test_it_has_reached_nobody_by_what_is_no_name(name: str, cause: str) -> None:
+    failure = failed_call(f"http://{name}:1/v1")
+    assert (failure.verdict, failure.cause) == (UNREACHED, f"connection: {cause}")
 
 
 def test_it_looks_a_name_up_within_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

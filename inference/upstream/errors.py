@@ -67,10 +67,17 @@ def _classify(error: Exception) -> tuple[ApiError, Verdict, str]:
     if isinstance(cause, httpx2.ConnectTimeout):
         return UpstreamTimeout(), UNREACHED, "connect timeout"
     if isinstance(cause, httpx2.ConnectError | httpx2.PoolTimeout):
-        return UpstreamFailed(), UNREACHED, f"connection: {name}"
+        return UpstreamFailed(), UNREACHED, f"connection: {type(_root(cause)).__name__}"
     if isinstance(cause, httpx2.TimeoutException | TimeoutError) or isinstance(error, sdk().APITimeoutError):
         return UpstreamTimeout(), TIMED_OUT, "timeout"
     return UpstreamFailed(), BROKEN, name
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what an error came from in the end: refused, no such name, or a certificate that is not trusted."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _from_status(error: openai.APIStatusError) -> tuple[ApiError, Verdict, str]:
