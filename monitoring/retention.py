@@ -23,7 +23,7 @@ from monitoring.backlog import ingest_backlog
 from monitoring.ids import first_id
 from monitoring.models import RequestContent, RequestRecord, Rollup
 from monitoring.pruning import Pruned, Pruning
-from monitoring.rollups.periods import hour_of, month_begin
+from monitoring.rollups.periods import HOUR, hour_of, month_begin
 
 log = structlog.get_logger(__name__)
 
@@ -97,13 +97,13 @@ def rollup_cutoff(days: int, *, now: datetime | None = None) -> datetime | None:
     """Find the month before which rollups may go, if those of so many days are to be kept; None: days is 0, none may.
 
     Whole months only: hours, days and months of one time go together. What the log still holds stays in the rollups,
-    which are compared with it.
+    which are compared with it, and so does the hour before: by that it is known that the log's first may lack records.
     """
     if not days:
         return None
     cutoff = (now or timezone.now()) - timedelta(days=days)
     oldest = RequestRecord.objects.order_by("pk").values_list("admitted_at", flat=True).first()
-    return month_begin(min(cutoff, oldest) if oldest else cutoff)
+    return month_begin(min(cutoff, oldest - HOUR) if oldest else cutoff)
 
 
 def prune_rollups(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:

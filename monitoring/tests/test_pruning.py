@@ -28,7 +28,8 @@ from monitoring.management.commands import watch as command
 from monitoring.models import RequestRecord
 from monitoring.pruning import MOST_ROWS, Pace, Pruning
 from monitoring.recorder import write_records
-from monitoring.retention import prune_records, record_cutoff
+from monitoring.retention import prune_records, prune_rollups, record_cutoff, rollup_cutoff
+from monitoring.rollups.periods import month_begin
 from monitoring.rollups.rebuild import rollups_differences
 from monitoring.tests.samples import a_record, scope_of
 
@@ -273,3 +274,17 @@ def test_it_goes_on_watching_while_it_prunes(cast: Cast, settings: Settings, mon
     command.Command()._loop(Counting(), UntilAllAreGone())
     assert left[0] == 250
     assert 0 < left[1] < 250
+
+
+def test_it_keeps_the_rollups_that_tell_of_a_month_s_pruned_first_hour(cast: Cast) -> None:
+    now = timezone.now()
+    border = month_begin(month_begin(now) - timedelta(days=1))
+    day, minute = timedelta(days=1), timedelta(minutes=1)
+    for after in (-2 * day, -day, 10 * minute, 40 * minute):
+        records(cast, 1, days_ago=(now - border - after) / day)
+    for after in (-1.5 * day, 20 * minute):
+        prune_records(border + after, wait=never)
+    cutoff = rollup_cutoff(1)
+    assert cutoff is not None
+    prune_rollups(cutoff, wait=never)
+    assert list(rollups_differences(0, 10**7)) == []
