@@ -6,11 +6,20 @@ import sys
 
 import structlog
 from django.core.exceptions import DisallowedHost
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.utils.cache import patch_vary_headers
 
-from accounts.exceptions import ApiError, InternalError, InvalidRequest, NotFound, PermissionDenied, TooManyFailures
+from accounts.exceptions import (
+    ApiError,
+    DependencyUnavailable,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    TooManyFailures,
+)
 from aiapi.errors import json_error
 from aiapi.pages import page_context
 
@@ -20,6 +29,8 @@ HINTS: dict[type[ApiError], str] = {
     PermissionDenied: "Your user may not see or do this. Ask an administrator for the permission.",
     NotFound: "There is nothing under this address, or it has been deleted.",
     TooManyFailures: "Too many attempts came from your network address. Wait a minute, and try again.",
+    DependencyUnavailable: "The database does not answer. Wait a moment, and load the page again; /health says what is "
+    "away.",
     InternalError: "This is a fault of the service. Report the request id to your operator.",
 }
 HOST_HINT = "If you run the service: add the host name to ALLOWED_HOSTS."
@@ -89,7 +100,11 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Answer an exception outside DRF (handler500) and log its traceback."""
+    """Answer an exception outside DRF (handler500) and log its traceback; of a database that is away, a line."""
+    failure = sys.exception()
+    if isinstance(failure, OperationalError | InterfaceError):
+        log.error("database_failed", cause=type(failure).__name__)
+        return error_answer(request, DependencyUnavailable())
     log.error("unhandled_exception", exc_info=sys.exc_info())
     return error_answer(request, InternalError())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from django.conf import LazySettings
 from django.contrib.auth.models import User
+from django.db import OperationalError, connection
 from django.test import Client
 
 from accounts.tests.factories import make_staff
@@ -80,6 +81,16 @@ def test_it_shows_a_page_for_a_fault_of_ours(browser: Client, monkeypatch: pytes
     answer = browser.get("/account/")
     assert answer.status_code == 500
     assert "Report the request id to your operator" in answer.content.decode()
+
+
+def test_it_shows_a_page_for_a_database_that_is_away(browser: Client) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError
+
+    with connection.execute_wrapper(fail):
+        answer = browser.get("/admin/")
+    assert (answer.status_code, answer["Retry-After"]) == (503, "1")
+    assert "The database does not answer" in answer.content.decode()
 
 
 def test_it_answers_json_where_the_page_fails_too(browser: Client, monkeypatch: pytest.MonkeyPatch) -> None:
