@@ -12,6 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from inference.strict_json import parse_strictly
 from inference.surfaces.events import BrokenStream, read_opening
 from inference.upstream.errors import cause_of, failed_attempt, failures
 from inference.upstream.sdk import request_options, sdk
-from inference.upstream.transport import Abort, Body, PooledTransport, abortable, within
+from inference.upstream.transport import Abort, Body, PooledTransport, abortable
 from monitoring.trace import passed_on
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Client:
         """
         body = {**payload, "model": route.upstream_name}
         try:
-            with within(seconds):
+            with _deadline(seconds):
                 answer = read_object(self._post(route, path, seconds, body))
         except failures() as error:
             raise failed_attempt(error, route=route.name) from error
@@ -163,7 +164,7 @@ class Client:
         """
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
         try:
-            with within(seconds), abortable(abort):
+            with _deadline(seconds), abortable(abort):
                 stream = UpstreamStream(self._open(route, path, seconds, body), route, opens)
             abort.limit(idle_seconds)
             return stream
@@ -181,7 +182,7 @@ class Client:
     def trouble(self, route: Route, *, seconds: float) -> str | None:
         """Ask for the provider's list of models; None if it came, or the kind of failure, such as `http 401`."""
         try:
-            with within(seconds):
+            with _deadline(seconds):
                 self._client(route).get(
                     _path(route, "/models"), cast_to=httpx2.Response, options=self._options(route, seconds)
                 )
@@ -258,6 +259,18 @@ class Client:
 
 
 client = Client()
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Bound a whole call, however its bytes trickle in; needs gevent (other servers have the socket's timeouts)."""
+    from gevent import Timeout, monkey
+
+    if not monkey.is_module_patched("socket"):
+        yield
+        return
+    with Timeout(seconds, TimeoutError("deadline")):
+        yield
 
 
 def _secret(route: Route) -> str:

@@ -15,10 +15,8 @@ from contextvars import ContextVar
 from http.client import HTTPResponse
 from typing import Any
 
-import gevent
 import httpx2
 import urllib3
-from gevent import monkey
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
@@ -32,8 +30,8 @@ from urllib3.exceptions import (
 )
 from urllib3.util import Timeout
 
-from accounts.addresses import addresses_of
 from inference.upstream.chunked import READ_SIZE, ChunkedReading
+from inference.upstream.lookups import lookups
 from inference.validators import is_forbidden_address
 
 #: Idle connections kept for each provider; more are made when needed, and closed after use.
@@ -153,8 +151,7 @@ class _Watched(HTTPConnection):
         """
         name, timeout = self._dns_host, float(self.timeout or 0)
         ends = time.monotonic() + timeout
-        with within(timeout):
-            addresses = addresses_of(name)
+        addresses = lookups.addresses_of(name, timeout)
         try:
             while True:
                 self._dns_host, others = addresses.pop(0), len(addresses)
@@ -337,16 +334,6 @@ class Body(httpx2.SyncByteStream):
             self._reading.cancel()
         with suppress(RuntimeError):  # a read is under way elsewhere: it fails now, and closes the connection
             response.close()
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in a block that takes longer; needs gevent (other servers have the socket's timeouts)."""
-    if not monkey.is_module_patched("socket"):
-        yield
-        return
-    with gevent.Timeout(seconds, TimeoutError("deadline")):
-        yield
 
 
 def _until(ends: float) -> float:
