@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta
 from smtplib import SMTPException
 
@@ -20,13 +21,16 @@ from monitoring.models import Alert, AlertDelivery
 FIRST_PAUSE = timedelta(seconds=30)  # doubled with each attempt
 MOST_ATTEMPTS = 7  # over half an hour
 A_ROUND = 50  # deliveries at most
+#: After so many seconds a round sends no further one: the watch looks at nothing else meanwhile, and each of those to a
+#: mail server that is silent takes as long.
+ROUND_SECONDS = 10.0
 
 log = structlog.get_logger(__name__)
 
 
 def deliveries_send(now: datetime | None = None) -> int:
-    """Send what is due; return how many arrived."""
-    moment = now or timezone.now()
+    """Send what is due, as far as the round's time goes; return how many arrived."""
+    moment, began = now or timezone.now(), time.monotonic()
     underway = AlertDelivery.objects.filter(sent_at=None, attempts__lt=MOST_ATTEMPTS)
     beginning = underway.filter(
         alert=OuterRef("alert"), channel=OuterRef("channel"), recipient=OuterRef("recipient"), is_end=False
@@ -34,7 +38,12 @@ def deliveries_send(now: datetime | None = None) -> int:
     # Nobody is told of an end before he is told of the beginning.
     due = underway.filter(Q(is_end=False) | ~Exists(beginning), next_at__lte=moment)
     found = list(due.select_related("alert").order_by("next_at")[:A_ROUND])
-    return sum(_deliver(delivery, moment) for delivery in found)
+    arrived = 0
+    for delivery in found:
+        arrived += _deliver(delivery, moment)
+        if time.monotonic() - began >= ROUND_SECONDS:
+            break
+    return arrived
 
 
 def send_test_alert() -> list[AlertDelivery]:

@@ -23,7 +23,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from accounts import services
 from accounts.models import Account, ApiKey, AuditEntry, ModelBudget
 from accounts.tests.factories import ACTOR, Cast, logged_in, make_admin, make_staff
-from monitoring.alerts import conditions
+from monitoring.alerts import conditions, deliveries
 from monitoring.alerts.budgets import budgets_used
 from monitoring.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition, HealthWatch, error_rate
 from monitoring.alerts.deliveries import FIRST_PAUSE, MOST_ATTEMPTS, deliveries_send
@@ -165,6 +165,14 @@ class TestDeliveries:
         assert deliveries_send(later) == 1
         assert deliveries_send(later + timedelta(days=1)) == 0
         assert AlertDelivery.objects.get().failure == ""
+
+    def test_it_leaves_to_the_next_round_what_its_time_is_not_enough_for(
+        self, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(deliveries, "ROUND_SECONDS", 0.0)
+        episodes_follow([something("a"), something("b")])
+        assert [deliveries_send() for _ in range(3)] == [1, 1, 0]
+        assert len(hook.got) == 2
 
     def test_it_follows_no_redirect(self, hook: Hook) -> None:
         hook.status = 307
