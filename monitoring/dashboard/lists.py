@@ -10,6 +10,7 @@ from django.db.models import QuerySet
 from redis.exceptions import RedisError
 
 from accounts.models import Account
+from monitoring.alerts.budgets import LEVELS, level_of, topic_of
 from monitoring.backlog import ingest_backlog
 from monitoring.dashboard.asked import Asked
 from monitoring.dashboard.formats import count, duration, money, percent
@@ -97,8 +98,14 @@ def _failures(asked: Asked) -> QuerySet[RequestRecord]:
 
 
 def open_alerts() -> list[Alert]:
-    """Read the newest alerts whose episode goes on."""
-    return list(Alert.objects.filter(ended_at=None).order_by("-pk")[:RECENT])
+    """Read the newest alerts whose episode goes on, those on budgets last; of a budget's levels the highest."""
+    going_on = Alert.objects.filter(ended_at=None).order_by("-pk")
+    of_service = going_on.exclude(kind=Alert.Kind.BUDGET)[:RECENT]
+    rising = sorted(
+        going_on.filter(kind=Alert.Kind.BUDGET)[: RECENT * len(LEVELS)], key=lambda alert: level_of(alert.subject)
+    )
+    highest = {topic_of(alert.subject): alert for alert in rising}.values()
+    return [*of_service, *sorted(highest, key=lambda alert: -alert.pk)][:RECENT]
 
 
 def ingest_lag() -> Lag:

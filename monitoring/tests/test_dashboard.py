@@ -424,6 +424,17 @@ class TestLists:
         assert [record.status for record in failures] == [504, 502]
         assert f"/admin/monitoring/requestrecord/{uuid.UUID(newest)}/change/" in response.content.decode()
 
+    def test_it_shows_a_budget_once_and_behind_what_concerns_everybody(self, site: Client) -> None:
+        def alert(title: str, kind: Alert.Kind, subject: str) -> None:
+            Alert.objects.create(kind=kind, subject=subject, title=title, began_at=timezone.now())
+
+        alert("down", Alert.Kind.PROVIDER, "health:llm")
+        for owner in range(12):
+            for level in (100, 50, 80):
+                alert(f"{owner} at {level}", Alert.Kind.BUDGET, f"budget:account:{owner}::tokens:{level}:202611")
+        told = [each.title for each in shown(site)["alerts"]]
+        assert told == ["down", *(f"{owner} at 100" for owner in range(11, 2, -1))]
+
     def test_it_shows_alerts_that_go_on_to_whoever_may_see_them(self, site: Client) -> None:
         for subject, ended_at in (("going-on", None), ("over", timezone.now())):
             titles = {"subject": subject, "title": subject, "text": "x"}
