@@ -113,8 +113,11 @@ def refuse_items(payload: Payload) -> None:
 
 
 def _check_item(item: Body, *, param: str) -> None:
-    """Raise InvalidRequest for an item that is none of ITEMS, or for what it must not hold."""
-    kind = item.get("type", "message")
+    """Raise InvalidRequest for an item that is none of ITEMS, or for what it must not hold.
+
+    Without a type it is a message, or, without a role too, a reference to what the provider keeps.
+    """
+    kind = item.get("type", "message" if "role" in item else "item_reference")
     if not isinstance(kind, str) or kind not in ITEMS:
         names = ", ".join(f"'{name}'" for name in ITEMS)
         text = f"Invalid value for '{param}.type': supported here are {names}."

@@ -418,6 +418,7 @@ def test_it_takes_own_tools() -> None:
     [
         ({"tools": [{"type": "function"}, {"type": "file_search"}]}, "tools[1].type"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": "a"}, {"id": "msg_1"}]}, "input[1].type"),
         ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, "input[0]"),
     ],
 )
