@@ -250,6 +250,7 @@ class StreamedCall:
                     deadline,
                     account_id=progress.caller.identity.account_id,
                     covers_another=progress.bill.covers_another,
+                    rest=self._abort.wait,
                 )
             except AttemptFailed as failure:
                 raise provider_failed(progress, failure.error) from failure

@@ -236,6 +236,16 @@ def test_it_notices_it_while_the_provider_is_silent(platform: Platform, fault: s
     assert record_of(platform.service, stream.label).error_code == "client_left"
 
 
+def test_it_notices_it_in_the_pause_that_the_provider_asked_for(platform: Platform) -> None:
+    platform.fake.set(faults={"http_429": 1}, retry_after=5)
+    stream = Stream(platform.service, asked(MODEL), key=platform.key)
+    wait_until(lambda: bool(platform.fake.requests), "the call to arrive", 5)
+    stream.leave()
+    wait_until(lambda: platform.standing()["concurrent_requests"] == 0, "the slot to be given back", 3)
+    record = record_of(platform.service, stream.label)
+    assert (record.error_code, record.attempts, record.cost) == ("client_left", 1, 0)
+
+
 def test_it_notices_it_before_the_first_byte(platform: Platform) -> None:
     platform.fake.set(latency_ms=3000)
     stream = Stream(platform.service, asked(MODEL), key=platform.key)

@@ -206,7 +206,7 @@ def test_it_sends_no_more_of_what_nobody_wants(client: Client) -> None:
     with forgetful(b"") as (url, served):
         assert client.call(route(url), CHAT, PAYLOAD, seconds=5)
         abort.shut_down = lambda: None  # type: ignore[method-assign]  # the other side ends it first
-        abort.watch = lambda connection: setattr(abort, "is_set", True)  # type: ignore[method-assign]
+        abort.watch = lambda connection: abort.set()  # type: ignore[method-assign]
         with pytest.raises(AttemptFailed) as failed:
             client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream, abort=abort)
     assert failed.value.verdict == BROKEN

@@ -57,11 +57,13 @@ def first_success(
     *,
     account_id: int,
     covers_another: Callable[[], bool],
+    rest: Callable[[float], object] | None = None,
 ) -> T:
     """Try deployments until one answers, and return its answer.
 
     `covers_another` is asked after an attempt that may be billed: whether the caller's limits have room for one more.
-    `account_id` is the caller's account: what its calls meet is not held against a deployment for all.
+    `account_id` is the caller's account: what its calls meet is not held against a deployment for all. `rest` waits for
+    so many seconds between two rounds, or until the call is not wanted any more (None: for all of them).
     Raises the AttemptFailed of the last attempt, or one of UpstreamBusy when every breaker is open, no address can be
     reached, or no provider has room for another call.
     """
@@ -69,7 +71,7 @@ def first_success(
     failure: AttemptFailed | None = None
     full: list[NoRoom] = []
     for number in range(ROUNDS):
-        if number and not (failure is not None and _pause(number, failure.verdict, deadline)):
+        if number and not (failure is not None and _pause(number, failure.verdict, deadline, rest or time.sleep)):
             break
         for route in _admitted(choices, account_id):
             try:
@@ -147,7 +149,7 @@ def _may_go_on(verdict: Verdict, deadline: Deadline, covers_another: Callable[[]
     return not verdict.may_be_billed or covers_another()
 
 
-def _pause(number: int, verdict: Verdict, deadline: Deadline) -> bool:
+def _pause(number: int, verdict: Verdict, deadline: Deadline, rest: Callable[[float], object]) -> bool:
     """Wait before another round; False, without waiting, if it makes no sense or the wait outlasts the deadline."""
     if not verdict.returns:
         return False
@@ -155,7 +157,7 @@ def _pause(number: int, verdict: Verdict, deadline: Deadline) -> bool:
     pause = max(verdict.retry_after, jitter)
     if pause > LONGEST_PAUSE or pause >= deadline.left:
         return False
-    time.sleep(pause)
+    rest(pause)
     return True
 
 

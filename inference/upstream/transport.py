@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,14 +45,23 @@ class Abort:
     """Ends one request from another thread or greenlet: while its answer is awaited, and while that is read."""
 
     def __init__(self) -> None:
-        self.is_set = False
+        self._over = threading.Event()
         #: What the request goes over.
         self.socket: socket.socket | None = None
 
+    @property
+    def is_set(self) -> bool:
+        """Say whether it has been set."""
+        return self._over.is_set()
+
     def set(self) -> None:
         """Wake whoever waits for the connection: the read that is under way fails, and so does whatever follows."""
-        self.is_set = True
+        self._over.set()
         self.shut_down()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for so many seconds, or until it is set."""
+        self._over.wait(seconds)
 
     def shut_down(self) -> None:
         """End what goes over the connection now; another request may follow over another one."""
