@@ -21,8 +21,8 @@ ACCOUNTS = {
 MODELS = {"gpt-4o": 6, "gpt-4o-mini": 2, "gpt-3.5-turbo": 1, "llama-3-70b": 1, "mistral-large": 2, "o3": 9, "haiku": 1}
 ENDPOINTS = ("chat", "summarize", "v1/chat/completions")
 BATCH = 500
-#: Of a day, when nothing is asked: pages show it as a gap.
-NIGHT = range(2, 4)
+#: Of a day, when nothing is asked: pages show it as a gap. In the last hour something is, at whatever time of the day.
+NIGHT, LATELY = range(2, 4), timedelta(hours=1)
 
 
 def records(keys: list[Any], *, days: float, a_day: int, seed: int = 1) -> Iterator[dict[str, Any]]:
@@ -31,7 +31,8 @@ def records(keys: list[Any], *, days: float, a_day: int, seed: int = 1) -> Itera
     now = datetime.now(UTC)
     for number in range(int(days * a_day)):
         moment = now - timedelta(days=days) * (1 - (number + chance.random()) / (days * a_day))
-        if days > 1 and (moment.hour in NIGHT or chance.random() > (0.5 + (moment.hour in range(8, 19)) / 2)):
+        is_night = moment.hour in NIGHT and now - moment > LATELY
+        if days > 1 and (is_night or chance.random() > (0.5 + (moment.hour in range(8, 19)) / 2)):
             continue
         is_out = timedelta(hours=20) < now - moment < timedelta(hours=21)
         yield _record(chance, chance.choices(keys, range(len(keys), 0, -1))[0], moment, is_out=is_out)
