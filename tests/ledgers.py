@@ -95,6 +95,11 @@ def waiting_records(store: Any) -> int:
     return sum(store.xlen(records_stream(shard)) for shard in range(SHARDS))
 
 
+def counted_refusals(store: Any) -> int:
+    """Count the counts of refusals that are not in the stream yet: they go there two seconds after they began."""
+    return sum(store.zcard(f"{prefix_of(shard)}f") for shard in range(SHARDS))
+
+
 @contextmanager
 def ingester(service: Service, log: Path) -> Iterator[Popen[bytes]]:
     """Run `manage.py ingest_usage` beside a platform."""

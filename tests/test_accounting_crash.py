@@ -29,7 +29,7 @@ import redis
 from accounts.limits.bounds import Amount
 from inference.upstream.fake import FakeUpstream
 from monitoring.rollups.histograms import counts, unpack
-from tests.ledgers import Ledger, rows, waiting_records
+from tests.ledgers import Ledger, counted_refusals, rows, waiting_records
 from tests.load import Ask, Reply, ask
 from tests.processes import spawn, stop, wait_until
 from tests.servers import ROOT, Postgres, Redis, Service, aiapi_server
@@ -152,6 +152,7 @@ class Crashes:
         """Wait until the calls of the dead are charged, and all records are in the database."""
         for ledger in self.ledgers():
             wait_until(lambda at=ledger: not at.reserved.tokens, "reservations to expire", LEASE_SECONDS + 30)  # type: ignore[misc]
+        wait_until(lambda: not counted_refusals(self.store), "counts of refusals")
         wait_until(lambda: not waiting_records(self.store), "the records")
 
 
