@@ -26,7 +26,7 @@ class MonitoringConfig(AppConfig):
 
 
 def fill_rollups(*, apps: Apps | None = None, **_: Any) -> None:
-    """Make the rollups of a log that has none, unless what was migrated to is a release that knew of none.
+    """Make the rollups that an older release did not write, unless what was migrated to is a release that knew of none.
 
     Not a migration: those run with the tables of their time, and this reads and writes those of today. Without `apps`
     nothing was migrated: it is how `flush` calls, when it has emptied everything.

@@ -81,13 +81,18 @@ class RequestRecord(models.Model):
 class Rollup(models.Model):
     """What the requests of one period, caller, endpoint, model and outcome add up to (see monitoring.rollups).
 
-    An account of 0 stands for all accounts, a key of 0 for all keys of the account. A row stands for at least one
-    request: where nothing happened, there is none. Minutes are kept for some hours only.
+    An account of 0 stands for all accounts, a key of 0 for all keys of the account; a total has neither endpoint nor
+    model: it stands for all of them. A row stands for at least one request: where nothing happened, there is none.
+    Minutes are kept for some hours only.
     """
 
     class Grain(models.TextChoices):
         """Whose requests, and in how long a period."""
 
+        TOTAL_MINUTE = "ti"
+        TOTAL_HOUR = "th"
+        TOTAL_DAY = "td"
+        TOTAL_MONTH = "tm"
         PLATFORM_MINUTE = "pi"
         PLATFORM_HOUR = "ph"
         PLATFORM_DAY = "pd"
@@ -114,7 +119,7 @@ class Rollup(models.Model):
     )
     account_id = models.BigIntegerField()
     key_id = models.BigIntegerField()
-    endpoint = models.CharField(max_length=50)
+    endpoint = models.CharField(max_length=50, blank=True)
     model = models.CharField(max_length=100, blank=True)
     outcome = models.CharField(max_length=7, choices=Outcome.choices)
     account_name = models.CharField(max_length=100, blank=True, help_text="As it was last written down.")

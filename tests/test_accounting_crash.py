@@ -229,16 +229,19 @@ def test_it_has_rollups_that_are_what_the_log_adds_up_to(crashed: Crashes) -> No
     assert from_log
     assert {row: sums for row, sums in kept.items() if row[0] == "kh"} == from_log
     for grain in {row[0] for row in kept}:
-        assert totals(kept, grain) == totals(kept, "kh"), grain
-    assert len({row[0] for row in kept}) == 10  # the minutes too: they are kept for longer than this takes
+        assert totals(kept, grain) == totals(kept, "kh", by_outcome=grain[0] == "t"), grain
+    assert len({row[0] for row in kept}) == 14  # the minutes too: they are kept for longer than this takes
 
 
-def totals(kept: dict[tuple[Any, ...], tuple[int, ...]], grain: str) -> dict[tuple[Any, ...], list[int]]:
-    """Add up the rows of a grain over time and callers."""
+def totals(
+    kept: dict[tuple[Any, ...], tuple[int, ...]], grain: str, *, by_outcome: bool = False
+) -> dict[tuple[Any, ...], list[int]]:
+    """Add up the rows of a grain over time and callers, and over endpoints and models as well (`by_outcome`)."""
     found: dict[tuple[Any, ...], list[int]] = {}
-    for (of, _, _, _, *what), sums in kept.items():
+    for (of, _, _, _, endpoint, model, outcome), sums in kept.items():
         if of == grain:
-            known = found.setdefault(tuple(what), [0] * len(sums))
+            what = ("", "", outcome) if by_outcome else (endpoint, model, outcome)
+            known = found.setdefault(what, [0] * len(sums))
             known[:] = [a + b for a, b in zip(known, sums, strict=True)]
     return found
 

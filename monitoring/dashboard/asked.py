@@ -45,9 +45,17 @@ class Span:
     @property
     def reach(self) -> datetime:
         """Tell up to when rollups may be read: nothing is later than now, so the month that goes on is read as one."""
+        return self._end_of(Period.MONTH)
+
+    @property
+    def last_end(self) -> datetime:
+        """Tell when the last part ends that is not one of minutes; one that goes on is read as one, too."""
+        return self._end_of(Period(self.unit[0])) if self.unit else self.end
+
+    def _end_of(self, period: Period) -> datetime:
         if not self.is_going_on:
             return self.end
-        return moment_of(end_of(Period.MONTH, start_of(Period.MONTH, hour_of(self.complete))))
+        return moment_of(end_of(period, start_of(period, hour_of(self.complete))))
 
     @property
     def is_going_on(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -26,16 +26,13 @@ from monitoring.models import RequestRecord, Rollup
 from monitoring.outcomes import ERRORS, OUTCOMES, TIMED
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.histograms import BITS, BUCKETS, GAMMA
-from monitoring.rollups.minutes import usage_by_minute
+from monitoring.rollups.minutes import costs_by_minute, usage_by_minute
 from monitoring.rollups.periods import minute_of, moment_of_minute
 from monitoring.rollups.selectors import Scope, usage_totals
-from monitoring.rollups.tallies import CACHE_COLUMNS, MINUTE_GRAIN
+from monitoring.rollups.tallies import CACHE_COLUMNS
 
 #: Records that are read at most.
 MOST = 100_000
-
-#: The figures of a minute and a model. Times may not be told apart by model: they are with "" (no model) then.
-Minutes = dict[tuple[datetime, str], Figures]
 
 TIMES_TOLD = Q(*(OUTCOMES[outcome] for outcome in TIMED), _connector=Q.OR)
 AMOUNTS = {
@@ -47,22 +44,33 @@ AMOUNTS = {
 MONEY = ("cost", "saved_cost")
 
 
-def read_minutes(*, span: Span, scope: Scope) -> tuple[Minutes, datetime]:
-    """Read a span's minutes by model, and all that it is compared with as if it were of one minute, a length earlier.
+@dataclass(slots=True)
+class Minutes:
+    """A span's figures by minute, its costs by minute and model, and as much time `before`, without what is not over.
 
-    Also returns from when on records were read: that moment, or later where there were too many (see above).
+    Records were read from `known_from` on: where there were too many, that is later than the time before begins, which
+    is then not known.
     """
+
+    parts: dict[datetime, Figures]
+    costs: dict[tuple[datetime, str], int]
+    before: Figures | None
+    known_from: datetime
+
+
+def read_minutes(*, span: Span, scope: Scope) -> Minutes:
+    """Read a span, and as much time before it."""
     before = span.begin - span.length
     if scope.account_id is None and scope.key_id is None and _are_kept(before):
-        compared = before, span.complete - span.length
-        minutes, earlier = usage_by_minute(begin=span.begin, end=span.end, before=compared, scope=scope)
-        return {**minutes, **{(before, model): figures for model, figures in earlier.items()}}, before
+        shown, compared = (span.begin, span.end), (before, span.complete - span.length)
+        parts, earlier = usage_by_minute(span=shown, before=compared, scope=scope)
+        return Minutes(parts, costs_by_minute(span=shown, scope=scope), earlier, before)
     return _from_log(span, scope, before)
 
 
 def _are_kept(begin: datetime) -> bool:
     """Say whether all minutes since then are in the rollups: not those of records that an earlier release wrote."""
-    kept = Rollup.objects.filter(grain=MINUTE_GRAIN).order_by("start").values_list("start", flat=True)
+    kept = Rollup.objects.filter(grain=Rollup.Grain.TOTAL_MINUTE).order_by("start").values_list("start", flat=True)
     first = kept.first()
     if first is not None and first <= minute_of(begin):
         return True
@@ -70,7 +78,7 @@ def _are_kept(begin: datetime) -> bool:
     return not Selection(begin, until).records().exists()
 
 
-def _from_log(span: Span, scope: Scope, before: datetime) -> tuple[Minutes, datetime]:
+def _from_log(span: Span, scope: Scope, before: datetime) -> Minutes:
     known_from = _affordable(before, span.end, scope)
     selection = Selection(known_from, span.end, scope)
     # Of the time before, no minutes are shown: it is one group, and ends where what is over of the span does.
@@ -78,14 +86,18 @@ def _from_log(span: Span, scope: Scope, before: datetime) -> tuple[Minutes, date
     is_before = When(admitted_at__lt=span.begin, then=Value(before, output_field=DateTimeField()))
     minute = Case(is_before, default=TruncMinute("admitted_at"))
     records = selection.records().exclude(uncompared).order_by().annotate(minute=minute)
-    minutes: Minutes = defaultdict(Figures)
+    parts: defaultdict[datetime, Figures] = defaultdict(Figures)
+    costs: dict[tuple[datetime, str], int] = {}
     for row in records.values("minute", "model").annotate(**AMOUNTS):
-        minutes[row["minute"], row["model"]] += _figures(row)
+        figures = _figures(row)
+        parts[row["minute"]] += figures
+        if row["minute"] != before:
+            costs[row["minute"], row["model"]] = figures.cost
     for column in ("latency", "first_token"):
         for start, histogram in _histograms(records, f"{column}_ms"):
-            known = minutes[start, ""]
-            setattr(known, column, getattr(known, column) + histogram)
-    return dict(minutes), known_from
+            setattr(parts[start], column, getattr(parts[start], column) + histogram)
+    earlier = parts.pop(before, Figures())
+    return Minutes(dict(parts), costs, earlier if known_from == before else None, known_from)
 
 
 def _affordable(begin: datetime, end: datetime, scope: Scope) -> datetime:

@@ -4,12 +4,15 @@
 by day and by month (UTC). They are written in the transaction that writes the record, so log and rollups agree at any
 moment, whoever dies when. A record that is replaced by a later revision is taken out and the later one put in.
 
-Lately admitted, it counts in the platform's row of its minute as well. Minutes are for who looks at the last hour: they
-are written for MINUTES_WRITTEN and deleted after MINUTES_KEPT (see tallies); no longer span is put together of them.
+The platform's rows of a period add up to totals, one for each outcome. Whoever asks for no caller, endpoint or model
+reads those: a histogram of all takes as long to read as one of a single model, and there are many models.
+
+Lately admitted, a record counts in the platform's row and the total of its minute as well. Minutes are for who looks at
+the last hour: they are written for MINUTES_WRITTEN and deleted after MINUTES_KEPT (see tallies).
 
 **Why coarser rows than hours of a key.** So that reading costs by what is shown and not by what was logged. A span of
-time is put together from the largest whole periods (periods.compose): 30 days of the platform are 30 rows for each
-endpoint, model and outcome, where the hours of a hundred keys would be tens of thousands; all time is a row a month.
+time is put together from the largest whole periods (periods.compose): 30 days of the platform are 30 totals for each
+outcome, where the hours of a hundred keys would be tens of thousands of rows; all time is a row a month.
 
 **Writers** take turns at the rollups (store.rollups_lock) from just before they read them until they commit. They would
 wait for one another in any case, at the platform's rows of this hour, which every batch changes; one lock instead of

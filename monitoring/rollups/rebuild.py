@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from django.db import connection, transaction
 from django.db.backends.utils import CursorWrapper
+from django.db.models import Sum
+from django.utils import timezone
 
 from monitoring.models import Rollup
 from monitoring.one_moment import one_moment
-from monitoring.rollups.periods import Period, moment_of, moment_of_minute, start_of
+from monitoring.rollups.periods import HOUR, Period, end_of, minute_of, moment_of, moment_of_minute, start_of
 from monitoring.rollups.store import rollups_delete, rollups_lock, rollups_write
-from monitoring.rollups.sweep import Step, span_of_log, sweep
-from monitoring.rollups.tallies import HISTOGRAMS, MEASURES, MINUTE_GRAIN, Names, Row, Tally
+from monitoring.rollups.sweep import Step, span_of_log, sweep, sweep_totals
+from monitoring.rollups.tallies import COUNTS, HISTOGRAMS, MEASURES, MINUTE_GRAINS, MINUTES_KEPT, Names, Row, Tally
 
 #: How often a step is read anew because somebody wrote meanwhile, before the writers have to wait for it.
 TRIES = 3
@@ -29,7 +31,7 @@ class Difference:
 
     def __str__(self) -> str:
         grain, start, account_id, key_id, *what = self.row
-        moment = moment_of_minute(start) if grain == MINUTE_GRAIN else moment_of(start)
+        moment = moment_of_minute(start) if grain in MINUTE_GRAINS else moment_of(start)
         where = f"{Rollup.Grain(grain).label.lower()} {moment:%Y-%m-%d %H:%M}"
         whose = f"account {account_id} key {key_id} {' '.join(part for part in what if part)}"
         nothing = [0] * len(MEASURES)
@@ -64,13 +66,37 @@ def rollups_differences(begin: int, until: int) -> Iterator[Difference]:
 
 
 def rollups_fill() -> int:
-    """Make the rollups of a log that has none, because an earlier release wrote it; return how many rows they are."""
+    """Make the rollups that an earlier release did not write; return how many rows they are.
+
+    Those of a log that has none, and the totals of those that it made.
+    """
     begin, until = span_of_log()
     month = start_of(Period.MONTH, begin)
+    made = 0
     # The platform's months are made last: without that of the oldest record, an earlier attempt was broken off.
-    if begin == until or Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_MONTH, start=month).exists():
-        return 0
-    return sum(1 for _ in rollups_rebuild(begin, until))
+    if begin < until and not Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_MONTH, start=month).exists():
+        made = sum(1 for _ in rollups_rebuild(begin, until))
+    return made + sum(len(_mended(step)) for step in _steps_of_totals())
+
+
+def _steps_of_totals() -> Iterator[Step]:
+    """List the steps of months whose totals are not what the platform's rows add up to, and of all minutes.
+
+    Not just of months that have none: whoever wrote without totals may have done so after others wrote them.
+    """
+    platform, totals = _by_outcome(Rollup.Grain.PLATFORM_MONTH), _by_outcome(Rollup.Grain.TOTAL_MONTH)
+    wrong = {place for place in {*platform, *totals} if platform.get(place) != totals.get(place)}
+    for month in sorted({month for month, _ in wrong}):
+        yield from sweep_totals(month, end_of(Period.MONTH, month))
+    now = timezone.now()
+    first, last = minute_of(now - MINUTES_KEPT), minute_of(now + HOUR)
+    yield Step(Rollup.Grain.TOTAL_MINUTE, first, last, source=Rollup.Grain.PLATFORM_MINUTE)
+
+
+def _by_outcome(grain: str) -> dict[tuple[int, str], list[int]]:
+    """Add up a grain's rows by where they start and by outcome, all but the histograms."""
+    rows = Rollup.objects.filter(grain=grain).order_by().values_list("start", "outcome").annotate(*map(Sum, COUNTS))
+    return {(start, outcome): sums for start, outcome, *sums in rows}
 
 
 def _mended(step: Step) -> list[Difference]:

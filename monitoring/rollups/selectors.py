@@ -23,8 +23,8 @@ from monitoring.outcomes import ERRORS, TIMED
 from monitoring.rollups.calendar import Unit, buckets
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.histograms import unpack
-from monitoring.rollups.periods import HOUR, Period, compose, end_of, hour_of, hour_until, moment_of, start_of
-from monitoring.rollups.tallies import COUNTS, HISTOGRAMS, MINUTE_GRAIN
+from monitoring.rollups.periods import Period, compose, end_of, hour_of, hour_until, moment_of
+from monitoring.rollups.tallies import COUNTS, HISTOGRAMS, MINUTE, PLATFORM, TOTAL
 
 #: More stretches of time than this are asked for one by one.
 STRETCHES = 4
@@ -105,26 +105,34 @@ def usage_series(
     return _points(found, by, zone, with_account=scope.account_id is None)
 
 
-def usage_until_now(
-    *, begin: datetime, complete: datetime, scope: Scope = EVERYTHING, unit: Unit, by: str | None = None
-) -> tuple[list[Point], Figures]:
-    """Add up all since `begin` as a series, and apart from that what of it came since `complete`, all in one.
+def usage_parted(
+    *, begin: datetime, end: datetime, unit: Unit, apart: tuple[datetime, datetime], scope: Scope = EVERYTHING
+) -> tuple[dict[datetime, Figures], Figures]:
+    """Add up a span as a series, by where its hours, days or months (UTC) begin, and a part of it once more by itself.
 
-    Nothing is later than now, so that the day or month that goes on is read as it is kept, and not by its hours. Both
-    are of the same moment: what came since `complete` is part of the series for certain.
+    Both are of the same moment: what is in the part is in the series for certain.
     """
-    period = Period(unit[0])
-    end = moment_of(end_of(period, start_of(period, hour_of(complete))))
+    series, part = collect(lambda whose: [_pieces(whose, begin, end, unit), _pieces(whose, *apart)], scope)
+    by_start = {moment_of(start): figures for (start, _), figures in series.items() if start is not None}
+    return by_start, part.get((None, None), Figures())
 
-    def parts(whose: str) -> list[Pieces]:
-        return [_pieces(whose, begin, end, unit), _pieces(whose, complete, complete + HOUR)]
 
-    series, since = collect(parts, scope, by)
-    points = _points(series, by, UTC, with_account=scope.account_id is None)
-    latest = Figures()
-    for figures in since.values():
-        latest += figures
-    return points, latest
+def usage_costs(
+    *, begin: datetime, end: datetime, unit: Unit, scope: Scope = EVERYTHING
+) -> dict[tuple[datetime, str], int]:
+    """Add up what each model cost by where hours, days or months (UTC) begin; what cost nothing is left out."""
+    whose, scope = _whose(scope, "model")
+    return costs_of(_pieces(whose, begin, end, unit), moment_of, scope)
+
+
+def costs_of(pieces: Pieces, moment: Callable[[int], datetime], scope: Scope) -> dict[tuple[datetime, str], int]:
+    """Add up what each model cost by bucket, of which `moment` says when it begins."""
+    rows = Rollup.objects.filter(_within([pieces]), cost__gt=0, **scope.columns).order_by()
+    costs: defaultdict[tuple[datetime, str], int] = defaultdict(int)
+    for grain, start, model, spent in rows.values_list("grain", "start", "model").annotate(spent=_whole(Sum("cost"))):
+        if (bucket := pieces[grain, start]) is not None:
+            costs[moment(bucket), model] += spent
+    return dict(costs)
 
 
 def collect(
@@ -175,11 +183,13 @@ def _pieces(whose: str, begin: datetime, end: datetime, unit: Unit | None = None
 
 
 def _whose(scope: Scope, by: str | None) -> tuple[str, Scope]:
-    """Choose the coarsest rows that tell callers apart as far as is asked, and name a key's account as well."""
+    """Choose the coarsest rows that tell apart what is asked, and name a key's account as well."""
+    if by is None and scope == EVERYTHING:
+        return TOTAL, scope
     account_id = scope.account_id
     if scope.key_id is not None and account_id is None:
         account_id = ApiKey.objects.filter(pk=scope.key_id).values_list("account_id", flat=True).first()
-    whose = "k" if by == "key" or scope.key_id is not None else "a" if by == "account" or account_id else "p"
+    whose = "k" if by == "key" or scope.key_id is not None else "a" if by == "account" or account_id else PLATFORM
     return whose, replace(scope, account_id=account_id)
 
 
@@ -205,7 +215,7 @@ def _starting(grain: str, starts: Sequence[int]) -> Q:
 
 
 def _next(grain: str, start: int) -> int:
-    return start + 1 if grain == MINUTE_GRAIN else end_of(Period(grain[1]), start)
+    return start + 1 if grain[1] == MINUTE else end_of(Period(grain[1]), start)
 
 
 def _sums(rows: QuerySet[Rollup], grouping: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -213,10 +223,13 @@ def _sums(rows: QuerySet[Rollup], grouping: Sequence[str]) -> Iterator[tuple[Any
     amounts = {"requests": Sum("requests")}
     amounts |= {str(outcome): Sum("requests", filter=Q(outcome=outcome), default=0) for outcome in ERRORS}
     amounts |= {name: Sum(name) for name in COUNTS if name not in amounts}
-    # As whole numbers, which PostgreSQL's sums are not: to make those of its decimals takes longer than to add them up.
-    whole = {f"sum_{name}": Cast(amounts[name], BigIntegerField()) for name in SUMMED}
     # Not by a cursor of the server's: that would write all of the answer down before its first row.
-    return _in_turns(rows.values_list(*grouping).annotate(**whole))
+    return _in_turns(rows.values_list(*grouping).annotate(**{f"sum_{name}": _whole(amounts[name]) for name in SUMMED}))
+
+
+def _whole(amount: Sum) -> Cast:
+    """Have a sum told as a whole number: PostgreSQL's are decimals, which take longer to read than they took to add."""
+    return Cast(amount, BigIntegerField())
 
 
 def _times(rows: QuerySet[Rollup], grouping: Sequence[str], *, is_long: bool) -> Iterator[tuple[Any, ...]]:

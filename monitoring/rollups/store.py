@@ -17,7 +17,7 @@ from monitoring.rollups.periods import minute_of
 from monitoring.rollups.tallies import (
     COUNTS,
     MEASURES,
-    MINUTE_GRAIN,
+    MINUTE_GRAINS,
     MINUTES_KEPT,
     MINUTES_WRITTEN,
     Change,
@@ -54,14 +54,15 @@ def rollups_add(tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> Non
         sums = {row: _sum(row, known.get(row), tally) for row, tally in tallies.items()}
         rollups_write(cursor, {row: tally for row, tally in sums.items() if tally[0]}, names)
         rollups_delete(cursor, [row for row, tally in sums.items() if not tally[0] and row in known])
-        if any(row.grain == MINUTE_GRAIN and row not in known for row in tallies):
+        if any(row.grain in MINUTE_GRAINS and row not in known for row in tallies):
             _forget_minutes(cursor)
 
 
 def _forget_minutes(cursor: CursorWrapper) -> None:
     """Delete the minutes that nobody reads any more: whenever one is new, so that it needs nobody else."""
     latest = minute_of(timezone.now() - MINUTES_KEPT)
-    cursor.execute(f"DELETE FROM {_TABLE} WHERE grain = %s AND start < %s", [MINUTE_GRAIN, latest])  # noqa: S608
+    for grain in MINUTE_GRAINS:
+        cursor.execute(f"DELETE FROM {_TABLE} WHERE grain = %s AND start < %s", [grain, latest])  # noqa: S608
 
 
 def rollups_lock(cursor: CursorWrapper) -> None:

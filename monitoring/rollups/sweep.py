@@ -20,14 +20,16 @@ from monitoring.rollups.periods import DAY, Period, end_of, hour_of, minute_of, 
 from monitoring.rollups.store import unpacked
 from monitoring.rollups.tallies import (
     MEASURES,
-    MINUTE_GRAIN,
+    MINUTE,
     MINUTES_WRITTEN,
+    TOTAL,
     Change,
     Names,
     Row,
     Tally,
     add_tally,
     tallies_of,
+    total_row,
 )
 
 #: Records of an account from which on its span of time is taken in parts: half by half down to days, and then by hours.
@@ -57,7 +59,7 @@ class Step:
 
     def expected(self) -> Sums:
         """Add up what the rows should be."""
-        if self.grain == MINUTE_GRAIN:
+        if self.grain == Grain.PLATFORM_MINUTE:
             return self._minutes()
         if self.source is None:
             return tallies_of(Change(None, record) for record in self._records())
@@ -71,9 +73,12 @@ class Step:
 
     def _above(self, row: Row) -> Row:
         scope, period = self.grain[0], self.grain[1]
+        start = row.start if period == MINUTE else start_of(Period(period), row.start)
+        if scope == TOTAL:
+            return total_row(row)._replace(grain=self.grain, start=start)
         return row._replace(
             grain=self.grain,
-            start=start_of(Period(period), row.start),
+            start=start,
             account_id=0 if scope == "p" else row.account_id,
             key_id=row.key_id if scope == "k" else 0,
         )
@@ -86,7 +91,7 @@ class Step:
         begin, until = moment_of_minute(self.begin), moment_of_minute(self.until)
         records = between(RequestRecord.objects.all(), begin, until).order_by("pk").iterator(chunk_size=ROWS_AT_A_TIME)
         tallies, names = tallies_of((Change(None, record) for record in records), minutes_since=begin)
-        own = [row for row in tallies if row.grain == MINUTE_GRAIN]
+        own = [row for row in tallies if row.grain == Grain.PLATFORM_MINUTE]
         return {row: tallies[row] for row in own}, {row: names[row] for row in own}
 
     def _records(self) -> Iterator[RequestRecord]:
@@ -116,8 +121,20 @@ def sweep(begin: int, until: int) -> Iterator[Step]:
         yield Step(Grain.PLATFORM_DAY, day, day + DAY, source=Grain.PLATFORM_HOUR)
     for month in months:
         yield Step(Grain.PLATFORM_MONTH, month, end_of(Period.MONTH, month), source=Grain.PLATFORM_DAY)
+    yield from sweep_totals(begin, until)
     for hour in range(max(begin, hour_of(timezone.now() - MINUTES_WRITTEN) + 1), until):
-        yield Step(MINUTE_GRAIN, minute_of(moment_of(hour)), minute_of(moment_of(hour + 1)))
+        first, last = minute_of(moment_of(hour)), minute_of(moment_of(hour + 1))
+        yield Step(Grain.PLATFORM_MINUTE, first, last)
+        yield Step(Grain.TOTAL_MINUTE, first, last, source=Grain.PLATFORM_MINUTE)
+
+
+def sweep_totals(begin: int, until: int) -> Iterator[Step]:
+    """List the steps of the totals in a span of hours, which come from the platform's rows."""
+    for day in _starts(Period.DAY, begin, until):
+        yield Step(Grain.TOTAL_HOUR, max(begin, day), min(until, day + DAY), source=Grain.PLATFORM_HOUR)
+        yield Step(Grain.TOTAL_DAY, day, day + DAY, source=Grain.TOTAL_HOUR)
+    for month in _starts(Period.MONTH, begin, until):
+        yield Step(Grain.TOTAL_MONTH, month, end_of(Period.MONTH, month), source=Grain.TOTAL_DAY)
 
 
 def span_of_log() -> tuple[int, int]:

@@ -41,7 +41,9 @@ CACHE_COLUMNS = {
     RequestRecord.Cache.REPLAY: "replayed",
 }
 
-MINUTE_GRAIN = str(Rollup.Grain.PLATFORM_MINUTE)
+#: The letters of a grain: whose requests (with totals apart, see rollups), and the period that is no Period.
+TOTAL, PLATFORM, MINUTE = "t", "p", "i"
+MINUTE_GRAINS = tuple(str(grain) for grain in Rollup.Grain if grain[1] == MINUTE)
 #: For how long minutes are written, and when they are deleted. A record that is replaced in between is in both or none.
 MINUTES_WRITTEN, MINUTES_KEPT = 3 * HOUR, 4 * HOUR
 
@@ -115,7 +117,12 @@ def hour_row(record: RequestRecord) -> Row:
 
 def minute_row(record: RequestRecord, hour: Row) -> Row:
     """Name the row of a record's minute, by that of its key's in its hour."""
-    return Row(MINUTE_GRAIN, minute_of(record.admitted_at), 0, 0, hour.endpoint, hour.model, hour.outcome)
+    return Row(PLATFORM + MINUTE, minute_of(record.admitted_at), 0, 0, hour.endpoint, hour.model, hour.outcome)
+
+
+def total_row(row: Row) -> Row:
+    """Name the total that a row of the platform belongs to."""
+    return Row(TOTAL + row.grain[1], row.start, 0, 0, "", "", row.outcome)
 
 
 def tallies_of(
@@ -147,22 +154,26 @@ def tallies_of(
 
 
 def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row, Tally], dict[Row, Names]]:
-    """Add the tallies of the finest rows to all the rows above them as well, and name those; none is above a minute."""
+    """Add the tallies of the finest rows to all the rows above them as well, and name those."""
     wide: dict[Row, Tally] = {}
     wide_names: dict[Row, Names] = {}
     for fine, tally in tallies.items():
-        if fine.grain == MINUTE_GRAIN:
-            wide[fine], wide_names[fine] = tally, NOBODY
-            continue
         for row, named in rows_above(fine, names[fine]):
             add_tally(wide, row, tally)
             wide_names[row] = named
+    for row in [row for row in wide if row.grain[0] == PLATFORM]:
+        total = total_row(row)
+        add_tally(wide, total, wide[row])
+        wide_names[total] = NOBODY
     return wide, wide_names
 
 
 def rows_above(fine: Row, names: Names) -> Iterator[tuple[Row, Names]]:
-    """List a row of a key in an hour and the eight that contain it."""
-    _, hour, account, key, *rest = fine
+    """List a row of a key in an hour and the eight that contain it; totals apart, none contains one of a minute."""
+    grain, hour, account, key, *rest = fine
+    if grain[1] == MINUTE:
+        yield fine, NOBODY
+        return
     callers = (("k", account, key, names), ("a", account, 0, Names(names.account)), ("p", 0, 0, NOBODY))
     for period, start in zip(_PERIODS, _starts(hour), strict=True):
         for scope, account_id, key_id, named in callers:

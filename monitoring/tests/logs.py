@@ -6,12 +6,12 @@ from datetime import datetime
 
 from monitoring.models import RequestRecord, Rollup
 from monitoring.rollups.store import unpacked
-from monitoring.rollups.tallies import MEASURES, MINUTE_GRAIN, Change, Row, Tally, spread, tallies_of
+from monitoring.rollups.tallies import MEASURES, MINUTE_GRAINS, Change, Row, Tally, spread, tallies_of
 
 
 def rollups_kept(*, minutes: bool = False) -> dict[Row, Tally]:
     """Read all rollups but the minutes, which are kept for some hours only; or (`minutes`) those as well."""
-    rows = Rollup.objects.all() if minutes else Rollup.objects.exclude(grain=MINUTE_GRAIN)
+    rows = Rollup.objects.all() if minutes else Rollup.objects.exclude(grain__in=MINUTE_GRAINS)
     return {Row(*line[:7]): unpacked(line[7:]) for line in rows.values_list(*Row._fields, *MEASURES)}
 
 

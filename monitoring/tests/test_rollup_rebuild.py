@@ -24,7 +24,7 @@ from monitoring.rollups import sweep
 from monitoring.rollups.periods import hour_of
 from monitoring.rollups.rebuild import rollups_differences, rollups_fill, rollups_rebuild
 from monitoring.rollups.sweep import Step, span_of_log
-from monitoring.rollups.tallies import MINUTE_GRAIN, MINUTES_WRITTEN
+from monitoring.rollups.tallies import MINUTE_GRAINS, MINUTES_WRITTEN, TOTAL
 from monitoring.tests.logs import rollups_expected, rollups_kept
 from monitoring.tests.samples import recorded
 
@@ -102,7 +102,7 @@ def test_it_mends_the_minutes_that_are_kept(
         recorded(cast.owner, id=id_at(moment), admitted_at=admitted_at, model=f"m{minutes % 2}")
     spoil()
     wrong = list(rollups_rebuild(*span_of_log()))
-    assert any(each.row.grain == MINUTE_GRAIN for each in wrong) is (spoil is not spoil_nothing)
+    assert any(each.row.grain in MINUTE_GRAINS for each in wrong) is (spoil is not spoil_nothing)
     assert rollups_kept(minutes=True) == rollups_expected(minutes_since=now - MINUTES_WRITTEN)
     assert list(rollups_differences(*span_of_log())) == []
 
@@ -111,9 +111,9 @@ def test_it_says_of_which_minute_something_is_wrong(cast: Cast, monkeypatch: pyt
     now = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
     monkeypatch.setattr(timezone, "now", lambda: now)
     recorded(cast.owner, id=id_at(now), admitted_at=int(now.timestamp()) * 1_000_000)
-    Rollup.objects.filter(grain=MINUTE_GRAIN).update(requests=3)
+    Rollup.objects.filter(grain=Rollup.Grain.TOTAL_MINUTE).update(requests=3)
     (wrong,) = rollups_differences(*span_of_log())
-    assert str(wrong).startswith("platform minute 2026-11-24 12:30, account 0 key 0 chat")
+    assert str(wrong).startswith("total minute 2026-11-24 12:30, account 0 key 0 ok")
     assert "requests 3 instead of 1" in str(wrong)
 
 
@@ -193,6 +193,46 @@ def test_it_fills_the_rollups_of_an_older_releases_log(log: None) -> None:
     fill_rollups(apps=apps)
     assert rollups_kept() == rollups_expected()
     assert rollups_fill() == 0
+
+
+def delete_totals() -> None:
+    """Leave the rollups as a release makes them that knows no totals."""
+    Rollup.objects.filter(grain__in=[grain for grain in Rollup.Grain if grain[0] == TOTAL]).delete()
+
+
+def test_it_fills_the_totals_of_an_older_releases_rollups(log: None) -> None:
+    RequestRecord.objects.filter(admitted_at__lt=datetime(2026, 11, 1, 5, 30, tzinfo=UTC)).delete()
+    before = rollups_kept()
+    delete_totals()
+    fill_rollups(apps=apps)
+    assert rollups_kept() == before
+    assert rollups_fill() == 0
+
+
+def test_it_fills_the_totals_of_a_month_that_has_some(log: None, cast: Cast) -> None:
+    delete_totals()
+    recorded(cast.owner, admitted_at=micros(11, 3, 7))  # by a process of this release
+    assert rollups_fill() > 0
+    assert rollups_kept() == rollups_expected()
+    assert list(rollups_differences(*span_of_log())) == []
+
+
+def test_it_fills_the_totals_of_the_minutes_that_are_kept(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
+    monkeypatch.setattr(timezone, "now", lambda: now)
+    for minutes in (0, 1, 1, 100):
+        moment = now - timedelta(minutes=minutes)
+        recorded(cast.owner, id=id_at(moment), admitted_at=int(moment.timestamp()) * 1_000_000, cost=minutes)
+    delete_totals()
+    rollups_fill()
+    assert rollups_kept(minutes=True) == rollups_expected(minutes_since=now - MINUTES_WRITTEN)
+
+
+def test_it_takes_away_totals_of_nothing(log: None) -> None:
+    before = rollups_kept()
+    Rollup.objects.filter(grain__startswith=TOTAL, outcome="ok").update(outcome="invalid")
+    rollups_fill()
+    assert rollups_kept() == before
 
 
 def test_it_fills_nothing_where_there_is_no_log(db: None) -> None:

@@ -18,7 +18,7 @@ from monitoring.rollups.calendar import BrokenHours, Unit, buckets
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.periods import Period, compose, end_of, hour_of
 from monitoring.rollups.rankings import Rank, usage_rankings
-from monitoring.rollups.selectors import EVERYTHING, Scope, usage_series, usage_totals, usage_until_now
+from monitoring.rollups.selectors import EVERYTHING, Scope, usage_costs, usage_parted, usage_series, usage_totals
 from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db
@@ -196,29 +196,39 @@ def test_it_ranks_within_a_span_and_a_scope(cast: Cast) -> None:
     assert costs(Scope(endpoint="nothing")) == [[], []]
 
 
+@pytest.mark.parametrize("scope", [Scope(), Scope(model="a"), Scope(endpoint="chat")])
 @pytest.mark.parametrize("unit", list(Unit))
-def test_it_tells_what_is_not_over_apart_from_a_series_up_to_now(cast: Cast, unit: Unit) -> None:
+def test_it_tells_a_part_of_a_series_by_itself(cast: Cast, unit: Unit, scope: Scope) -> None:
     for moment in (at(2, 28, 23, 59), at(3, 5, 4, 59), at(3, 5, 5), at(3, 5, 5, 59)):
         recorded(cast.owner, admitted_at=micros(moment), model="a", latency_ms=100.0)
-    recorded(cast.stranger, admitted_at=micros(at(3, 5, 5, 30)), model="b", latency_ms=100.0)
-    begin, complete = at(2, 28, 22), at(3, 5, 5)
-    points, unfinished = usage_until_now(begin=begin, complete=complete, unit=unit, by="model")
-    assert points == usage_series(begin=begin, end=at(3, 5, 6), unit=unit, by="model")
-    assert unfinished == usage_totals(begin=complete, end=at(3, 5, 6))
-    (total,) = usage_series(begin=begin, end=at(3, 5, 6))
-    assert total.figures - unfinished == usage_totals(begin=begin, end=complete)
-    assert (unfinished.requests, total.figures.requests) == (3, 5)
+    recorded(cast.stranger, admitted_at=micros(at(3, 5, 5, 30)), model="b", endpoint="x", latency_ms=100.0)
+    begin, complete, end = at(2, 28, 22), at(3, 5, 5), at(3, 5, 6)
+    parts, latest = usage_parted(begin=begin, end=end, unit=unit, apart=(complete, end), scope=scope)
+    series = usage_series(begin=begin, end=end, unit=unit, scope=scope)
+    assert parts == {point.start: point.figures for point in series}
+    assert latest == usage_totals(begin=complete, end=end, scope=scope)
+    (total,) = usage_series(begin=begin, end=end, scope=scope)
+    assert total.figures - latest == usage_totals(begin=begin, end=complete, scope=scope)
+    assert (latest.requests, total.figures.requests) == ((3, 5) if scope == EVERYTHING else (2, 4))
 
 
-def test_it_reads_a_day_that_goes_on_as_one(cast: Cast) -> None:
-    recorded(cast.owner, admitted_at=micros(at(3, 5, 5)))
+@pytest.mark.parametrize("scope", [Scope(), Scope(model="a"), Scope(endpoint="chat")])
+def test_it_tells_what_models_cost(cast: Cast, scope: Scope) -> None:
+    for day, model, endpoint, cost in ((3, "a", "chat", 5), (3, "a", "x", 7), (3, "b", "chat", 2), (4, "", "chat", 0)):
+        recorded(cast.owner, admitted_at=micros(at(2, day)), model=model, endpoint=endpoint, cost=cost)
+    found = usage_costs(begin=at(2, 1), end=at(2, 10), unit=Unit.DAY, scope=scope)
+    points = usage_series(begin=at(2, 1), end=at(2, 10), unit=Unit.DAY, scope=scope, by="model")
+    assert found == {(point.start, point.group): point.figures.cost for point in points if point.figures.cost}
+    assert len(found) == (1 if scope.model else 2)
+
+
+def test_it_reads_what_is_kept_of_all_together_where_all_is_asked_for(cast: Cast) -> None:
+    for model in ("a", "b", "c"):
+        recorded(cast.owner, admitted_at=micros(at(3, 5, 5)), model=model)
     with CaptureQueriesContext(connection) as queries:
-        usage_until_now(begin=at(2, 5), complete=at(3, 5, 22), unit=Unit.DAY)
-    hour = hour_of(at(3, 5, 22))
-    assert len(queries) == 2
-    for query in queries:
-        assert f"BETWEEN {hour} AND {hour}" in query["sql"]
-        assert f"BETWEEN {hour_of(at(2, 5))} AND {hour_of(at(3, 5))}" in query["sql"]
+        found = usage_totals(begin=at(3, 5), end=at(3, 6))
+    assert found.requests == 3
+    assert all("\"grain\" = 'td'" in query["sql"] for query in queries)
 
 
 def test_it_reads_nothing_of_an_empty_span(cast: Cast) -> None:
