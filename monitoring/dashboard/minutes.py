@@ -90,7 +90,7 @@ def _from_log(span: Span, scope: Scope, before: datetime) -> Minutes:
     costs: dict[tuple[datetime, str], int] = {}
     for row in records.values("minute", "model").annotate(**AMOUNTS):
         figures = _figures(row)
-        parts[row["minute"]] += figures
+        parts[row["minute"]].add(figures)
         if row["minute"] != before:
             costs[row["minute"], row["model"]] = figures.cost
     for column in ("latency", "first_token"):

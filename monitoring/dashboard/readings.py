@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -51,7 +51,7 @@ def _of_minutes(asked: Asked) -> Reading:
     span = asked.span
     found = read_minutes(span=span, scope=asked.scope)
     reading = _divided(found.parts, found.costs)
-    reading.complete = _sum(figures for start, figures in found.parts.items() if start < span.complete)
+    reading.complete = Figures.sum_of(figures for start, figures in found.parts.items() if start < span.complete)
     reading.before = found.before
     if found.known_from > span.begin:
         reading.notice = (
@@ -65,11 +65,4 @@ def _divided(parts: dict[datetime, Figures], costs: Mapping[tuple[datetime, str]
     by_model: defaultdict[str, dict[datetime, int]] = defaultdict(dict)
     for (start, model), cost in costs.items():
         by_model[model][start] = cost
-    return Reading(parts=parts, costs=dict(by_model), total=_sum(parts.values()))
-
-
-def _sum(many: Iterable[Figures]) -> Figures:
-    total = Figures()
-    for figures in many:
-        total += figures
-    return total
+    return Reading(parts=parts, costs=dict(by_model), total=Figures.sum_of(parts.values()))

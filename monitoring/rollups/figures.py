@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ ANSWER_DECIMALS = 1
 
 @dataclass(slots=True)
 class Figures:
-    """What some requests add up to. All of it adds, so figures of parts make figures of the whole by `+=`.
+    """What some requests add up to. All of it adds: figures of parts make those of the whole (`add`, `sum_of`).
 
     `requests` are all there were; `invalid` (4xx), `limited` (429) and `failed` (5xx) are part of them. Money is in
     nano-dollars. `latency` and `first_token` are histograms (ms) of the requests that were answered or failed; a
@@ -59,9 +59,13 @@ class Figures:
         self.latency += other.latency
         self.first_token += other.first_token
 
-    def __iadd__(self, other: Figures) -> Figures:
-        self.add(other)
-        return self
+    @classmethod
+    def sum_of(cls, many: Iterable[Figures]) -> Figures:
+        """Add up the figures of many."""
+        total = cls()
+        for each in many:
+            total.add(each)
+        return total
 
     def __sub__(self, part: Figures) -> Figures:
         return Figures(*(getattr(self, name) - getattr(part, name) for name in self.__slots__))

@@ -260,8 +260,7 @@ def _points(found: Mapping[Place, Figures], by: str | None, zone: tzinfo, *, wit
         start = None if hour is None else moment_of(hour).astimezone(zone)
         point = Point(start, name, group if isinstance(group, int) else None, figures)
         if (known := points.setdefault((hour, name), point)) is not point:
-            alike = known.figures
-            alike += figures
+            known.figures.add(figures)
     return sorted(
         points.values(), key=lambda each: (each.start.timestamp() if each.start else 0.0, -each.figures.requests)
     )

@@ -241,9 +241,7 @@ def test_it_adds_up_and_takes_away_every_figure() -> None:
     names = [each.name for each in fields(Figures)]
     some = Figures(**{name: place for place, name in enumerate(names, start=1)})
     more = Figures(**{name: 100 * place for place, name in enumerate(names, start=1)})
-    total = Figures()
-    total += some
-    total += more
+    total = Figures.sum_of((some, more))
     assert [getattr(total, name) for name in names] == [101 * place for place in range(1, len(names) + 1)]
     assert total - some == more
 
