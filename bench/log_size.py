@@ -2,7 +2,9 @@
 
 Fills a log of 50,000 records and one of N (5,000,000), with their rollups, and asks one worker over HTTP, of both: the
 statistics, the usage, the dashboard, and pages of the log. Then, of the large one: what an export takes of memory,
-what pruning does to the requests beside it, and how many records a second an ingester moves.
+what pruning does to the requests beside it, and how many records a second an ingester moves. With `--beside FOLDER`,
+another tree of the project that can read this one's tables, such as a worktree of an earlier revision, is asked for the
+pages of the large log as well.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -198,17 +200,28 @@ def ask(name: str, sites: Sequence[Site]) -> list[list[float]]:
     return [sorted(times[3:]) for times in taken]
 
 
-def pages(small: Site, large: Site) -> Iterator[str]:
-    """Compare, line by line."""
-    yield f"| ms | {small.records:,}: p50 | p95 | {large.records:,}: p50 | p95 | p50 of that of {small.records:,} |"
-    yield "|---|---|---|---|---|---|"
+def pages(small: Site, large: Site, *others: Site) -> Iterator[str]:
+    """Compare, line by line; `others` are other trees on the large log."""
+    beside = "".join(f" beside: p50 | p95 | p50 of {other.service.folder.name}'s |" for other in others)
+    ratio = f"p50 of that of {small.records:,}"
+    yield f"| ms | {small.records:,}: p50 | p95 | {large.records:,}: p50 | p95 | {ratio} |{beside}"
+    yield "|---|---|---|---|---|---|" + "---|---|---|" * len(others)
+    p50, p95 = SAMPLES // 2, SAMPLES * 95 // 100
     for name in probes(small):
-        few, many = ask(name, (small, large))
-        p50, p95 = SAMPLES // 2, SAMPLES * 95 // 100
-        yield (
-            f"| {name} | {few[p50]:.1f} | {few[p95]:.1f} | {many[p50]:.1f} | {many[p95]:.1f} "
-            f"| {many[p50] / few[p50]:.2f} x |"
+        few, many, *theirs = ask(name, (small, large, *others))
+        line = f"| {name} | {few[p50]:.1f} | {few[p95]:.1f} | {many[p50]:.1f} | {many[p95]:.1f} "
+        line += f"| {many[p50] / few[p50]:.2f} x |"
+        yield line + "".join(
+            f" {their[p50]:.1f} | {their[p95]:.1f} | {many[p50] / their[p50]:.2f} x |" for their in theirs
         )
+
+
+@contextmanager
+def another(site: Site, tree: Path) -> Iterator[Site]:
+    """Run another tree of the project on a site's database."""
+    env = {name: value for name, value in site.service.env.items() if name != "PORT"}
+    with aiapi_server(env, prepare=False, root=tree.resolve()) as service:
+        yield replace(site, service=service)
 
 
 # Export
@@ -307,6 +320,7 @@ def main() -> None:
     """Measure what was asked for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=5_000_000)
+    parser.add_argument("--beside", type=Path, help="another tree of the project, to compare its pages with")
     parser.add_argument("--parts", default=",".join(PARTS), help="a comma list, of: %(default)s")
     options = parser.parse_args()
     parts = options.parts.split(",")
@@ -316,9 +330,10 @@ def main() -> None:
         if "pages" in parts:
             small = sites.enter_context(built.site(SMALL))
         large = sites.enter_context(built.site(options.records))
+        others = [sites.enter_context(another(large, options.beside))] if options.beside else []
         for part in parts:
             lines = {
-                "pages": lambda: pages(small, large),
+                "pages": lambda: pages(small, large, *others),
                 "export": lambda: export(large),
                 "prune": lambda: prune(large),
                 "ingest": lambda: ingest_rate(large.service, built.postgres, built.redis, built.cast["callers"]),
