@@ -139,7 +139,7 @@ def test_it_makes_nobody_wait_behind_others_for_a_database_that_is_away(
         clock.now += 1
         began = time.monotonic()
         assert all(ask_together())
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 20 * 0.2 / 2
     assert len(asked) == 2, "one of them asks, once a second"
     monkeypatch.undo()
     clock.now += 1

@@ -19,7 +19,9 @@ from inference.upstream.attempts import AttemptFailed
 from inference.upstream.client import Client
 from inference.upstream.errors import UNREACHED
 from inference.upstream.fake import FakeUpstream
+from inference.upstream.lookups import lookups
 from inference.upstream.transport import PooledTransport
+from tests.processes import wait_until
 
 NAME = "several.example"
 
@@ -96,7 +98,7 @@ def test_it_gives_all_addresses_of_a_name_one_timeout_together(names: dict[str, 
     with unanswered("0.0.0.0") as port:  # noqa: S104  (all addresses of this machine, and nobody can talk to it)
         began = time.monotonic()
         assert not PooledTransport().reaches(f"http://{NAME}:{port}/v1", 0.6)
-        assert 0.5 < time.monotonic() - began < 1
+        assert 0.5 < time.monotonic() - began < 3 * 0.6
 
 
 def test_it_tells_a_name_whose_addresses_are_all_silent_for_one_that_timed_out(names: dict[str, list[str]]) -> None:
@@ -159,6 +161,7 @@ def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     yield asked
     is_over.set()
+    wait_until(lambda: NAME not in lookups._open, "the look-up to end")
 
 
 def test_it_looks_a_name_up_within_the_timeout(silence: list[str]) -> None:

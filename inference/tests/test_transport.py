@@ -315,7 +315,7 @@ def test_it_ends_a_read_that_is_under_way_when_another_closes_the_stream(
     threading.Timer(0.1, stream.close).start()
     began = time.monotonic()
     assert isinstance(list(stream), list)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # the read itself may take 5
     stream.close()
     assert call(client, provider)
 
@@ -327,7 +327,7 @@ def test_it_breaks_a_request_off_that_waits_for_its_answer(client: Client, provi
     began = time.monotonic()
     with pytest.raises(AttemptFailed) as failed:
         open_stream(client, provider, abort=abort)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # the read itself may take 5
     assert failed.value.verdict.may_be_billed
     wait_until(lambda: provider.billed[0].outcome == "client_left", "the provider to notice", 2)
 
