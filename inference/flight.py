@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -215,14 +215,19 @@ class Flights:
             return [(key, flight) for key, flight in self._open.items() if flight.has_lease]
 
     def _renew_all(self) -> None:
-        """Renew every lease that is held; one that is gone is noted, so that its leader won't store."""
-        for key, flight in self._held():
-            if not outlived(partial(self._renew, key, flight), event="flight_not_renewed"):
+        """Renew every lease that is held; one that is gone is noted, so that its leader won't store.
+
+        All at once: one after the other, many would take longer than a lease lasts.
+        """
+        held = self._held()
+        if not outlived(partial(self._renew, held), event="flights_not_renewed"):
+            for _, flight in held:
                 flight.has_lease = False
 
-    def _renew(self, key: str, flight: Flight) -> None:
-        renewed = self._leases.renew(key, flight.token)
-        flight.has_lease = renewed and flight.has_lease
+    def _renew(self, held: Sequence[tuple[str, Flight]]) -> None:
+        renewed = self._leases.renew_each([(key, flight.token) for key, flight in held])
+        for (_, flight), is_held in zip(held, renewed, strict=True):
+            flight.has_lease = is_held and flight.has_lease
 
 
 flights = Flights()

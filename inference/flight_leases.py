@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,9 +106,11 @@ class FlightLeases:
             return Asked(is_granted=True, is_late=bool(told[0]))
         return Asked(error=_unpacked(told[0]), failed_at=now - told[1] / 1000) if told else Asked()
 
-    def renew(self, key: str, token: str) -> bool:
-        """Hold a lease for longer; False if it is lost."""
-        return bool(self._ask(_RENEW, key, token, LEASE_MS))
+    def renew_each(self, held: Sequence[tuple[str, str]]) -> list[bool]:
+        """Hold leases, each by its key and token, for longer, in one round trip; False for each that is lost."""
+        calls = [(_place(key), (token, LEASE_MS)) for key, token in held]
+        answers = self._reach(lambda wire: wire.call_each(_RENEW, calls))
+        return [False] * len(held) if answers is None else [bool(answer) for answer in answers]
 
     def release(self, key: str, token: str, error: ApiError | None) -> None:
         """Give a lease back, and tell those who wait in other processes of an error, where there is one."""
@@ -118,16 +121,23 @@ class FlightLeases:
         return bool(self._ask(_AWAITED, key))
 
     def _ask(self, asked: Script, key: str, *arguments: str | int) -> Any:
+        return self._reach(lambda wire: wire.call(asked, _place(key), arguments))
+
+    def _reach(self, ask: Callable[[Wire], Any]) -> Any:
         """Ask the state store; None while it is away, as the limits noticed or this very question does."""
-        if get_limits().is_degraded:
+        if getattr(get_limits(), "is_degraded", False):
             return None
         try:
             if self._wire is None:
                 self._wire = wire_for(redis_client(settings.REDIS_URL))
-            return self._wire.call(asked, f"aiapi:flight:{{{key}}}", arguments)
+            return ask(self._wire)
         except RedisError as error:
             log.warning("flight_store_failed", cause=type(error).__name__)
             return None
+
+
+def _place(key: str) -> str:
+    return f"aiapi:flight:{{{key}}}"
 
 
 def _packed(error: ApiError) -> str:

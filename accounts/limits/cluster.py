@@ -7,6 +7,7 @@ looked up when a node says that they have moved, or can't be reached, by one cal
 
 import threading
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -59,8 +60,20 @@ class ClusterWire:
         raise RedisConnectionError("the cluster is moving its slots about")
 
     def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
-        """Run a script many times, one after the other: they may be for different nodes."""
-        return [self.call(script, prefix, arguments) for prefix, arguments in calls]
+        """Run a script many times, all of a node together; where that goes wrong, those of the node one by one."""
+        slots = self._looked_up()
+        by_node: dict[Address, list[int]] = defaultdict(list)
+        for number, (prefix, _) in enumerate(calls):
+            by_node[_owner(slots, prefix)].append(number)
+        answers: dict[int, Any] = {}
+        for address, numbers in by_node.items():
+            own = [calls[number] for number in numbers]
+            try:
+                found = self._wire(address).call_each(script, own)
+            except RedisError:
+                found = [self.call(script, *each) for each in own]
+            answers |= zip(numbers, found, strict=True)
+        return [answers[number] for number in range(len(calls))]
 
     def one_a_node(self, prefixes: Sequence[str]) -> Collection[str]:
         """Give one of each node, as the slots lie now."""

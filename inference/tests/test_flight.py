@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,8 @@ import redis as redis_client
 from django.conf import LazySettings
 
 from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from accounts.limits.scripts import Script
+from accounts.limits.wire import Argument, Call, Wire
 from inference.cache import CachedAnswer
 from inference.flight import LOOK_SECONDS, Flight, Flights, Wait
 from inference.flight_leases import LEASE_MS
@@ -273,8 +275,12 @@ def test_it_does_all_that_on_a_cluster(
         flight = lead(one)
         waiting = pool.submit(other.join, KEY, wait())
         wait_until(lambda: one.is_awaited(KEY, flight), "the other process")
+        others = {f"number {number}": lead(one, f"number {number}") for number in range(20)}
         time.sleep(2 * LEASE_MS / 1000)
         assert one.may_store(flight)
+        assert all(one.may_store(each) for each in others.values())
+        for key, each in others.items():
+            one.leave(key, each)
         one.leave(KEY, flight, error=UpstreamFailed())
         with pytest.raises(UpstreamFailed):
             waiting.result(5)
@@ -358,21 +364,48 @@ def test_it_takes_over_within_a_second_from_a_leader_that_died(
     assert other.may_store(successor)
 
 
-def test_it_goes_on_renewing_the_leases_of_others_after_one_that_failed(
-    two: tuple[Flights, Flights], monkeypatch: pytest.MonkeyPatch
+class Distant:
+    """The way to a Redis that is far away: each round trip takes so many seconds."""
+
+    def __init__(self, wire: Wire, seconds: float) -> None:
+        self._wire = wire
+        self._seconds = seconds
+
+    def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
+        """Run a script."""
+        time.sleep(self._seconds)
+        return self._wire.call(script, prefix, arguments)
+
+    def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run a script many times, in one round trip after the first."""
+        time.sleep(2 * self._seconds)
+        return self._wire.call_each(script, calls)
+
+
+def test_it_renews_many_leases_before_any_is_over(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer]
 ) -> None:
     flights, _ = two
-    failing, kept = lead(flights), lead(flights, "another")
-    renew = flights._renew
+    leading = {f"number {number}": lead(flights, f"number {number}") for number in range(100)}
+    leases: Any = flights._leases
+    leases._wire = Distant(leases._wire, LEASE_MS / 1000 / len(leading))
+    time.sleep(3 * LEASE_MS / 1000)
+    lost = [key for key, flight in leading.items() if not flights.may_store(flight)]
+    for key, flight in leading.items():
+        flights.leave(key, flight)
+    assert lost == []
 
-    def fail_with_one(key: str, flight: Flight) -> None:
-        if flight is failing:
-            raise RuntimeError("unforeseen")
-        renew(key, flight)
 
-    monkeypatch.setattr(flights, "_renew", fail_with_one)
-    wait_until(lambda: not flights.may_store(failing), "the failure")
-    time.sleep(LEASE_MS / 1000)
+def test_it_goes_on_renewing_leases_after_a_failure(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flights, _ = two
+    failing = lead(flights)
+    with monkeypatch.context() as patched:
+        patched.setattr(flights._leases, "renew_each", lambda held: 1 / 0)
+        wait_until(lambda: not flights.may_store(failing), "the failure")
+    kept = lead(flights, "another")
+    time.sleep(2 * LEASE_MS / 1000)
     assert flights.may_store(kept)
     for key, flight in ((KEY, failing), ("another", kept)):
         flights.leave(key, flight)
