@@ -125,7 +125,7 @@ class FlightLeases:
 
     def _reach(self, ask: Callable[[Wire], Any]) -> Any:
         """Ask the state store; None while it is away, as the limits noticed or this very question does."""
-        if getattr(get_limits(), "is_degraded", False):
+        if get_limits().is_degraded:
             return None
         try:
             if self._wire is None:
