@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +88,12 @@ async def ask(port: int, key: str, body: dict[str, Any]) -> Got:
     """Ask on a connection of its own."""
     content = json.dumps(body).encode()
     head = f"POST {CHAT} HTTP/1.0\r\nHost: localhost\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n"
-    try:
+    raw = b""
+    with suppress(ConnectionError):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-        raw = await asyncio.wait_for(reader.read(-1), PATIENCE)
-        writer.close()
-    except ConnectionError:
-        raw = b""
+        with closing(writer):
+            writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            raw = await asyncio.wait_for(reader.read(-1), PATIENCE)
     header, _, said = raw.partition(b"\r\n\r\n")
     if not header:
         return Got(0, "", "", time.monotonic())
