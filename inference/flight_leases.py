@@ -58,12 +58,13 @@ _RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('P
 _RELEASE = script(
     b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1]) -- first: a Redis that is full refuses what follows
 if ARGV[2] ~= '' then
   redis.call('SET', KEYS[1] .. ':failed', ARGV[2], 'PX', ARGV[3])
 else
   redis.call('SET', KEYS[1] .. ':over', 1, 'PX', ARGV[4])
 end
-return redis.call('DEL', KEYS[1])
+return 1
 """
 )
 _AWAITED = script(b"return redis.call('EXISTS', KEYS[1] .. ':awaited')")

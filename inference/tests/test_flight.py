@@ -411,6 +411,21 @@ def test_it_goes_on_renewing_leases_after_a_failure(
         flights.leave(key, flight)
 
 
+def test_it_gives_a_lease_back_to_a_redis_that_is_full(
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.flight_leases.LEASE_MS", 60_000)
+    one, other = two
+    flight = lead(one)
+    with redis_client.Redis.from_url(redis.url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            one.leave(KEY, flight, answer=ANSWER)
+        finally:
+            client.config_set("maxmemory", 0)
+    assert other.join(KEY, wait(2)) is not None
+
+
 def test_it_leaves_each_process_to_itself_while_redis_is_away(
     settings: LazySettings,
 ) -> None:
