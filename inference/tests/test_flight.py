@@ -161,12 +161,16 @@ def test_it_lets_a_leader_store_where_it_has_no_rivals(alone: Flights) -> None:
 
 
 @pytest.fixture
-def two(settings: LazySettings, redis: Redis) -> tuple[Flights, Flights]:
+def two(settings: LazySettings, redis: Redis) -> Iterator[tuple[Flights, Flights]]:
     """Return the flights of two processes that share a Redis and a cache."""
     settings.REDIS_URL = redis.url
     with redis_client.Redis.from_url(redis.url) as client:
         client.flushall()
-    return Flights(), Flights()
+    both = Flights(), Flights()
+    yield both
+    for flights in both:  # nobody renews what is left of them during other tests
+        for key, flight in list(flights._open.items()):
+            flights.leave(key, flight)
 
 
 def test_it_leads_in_one_process_only(
