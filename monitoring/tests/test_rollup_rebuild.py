@@ -11,6 +11,7 @@ import pytest
 import uuid6
 from django.apps import apps
 from django.core.management import CommandError, call_command
+from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -144,15 +145,21 @@ def test_it_leaves_alone_the_hour_in_which_pruning_has_begun(cast: Cast) -> None
     assert rollups_kept() == before
 
 
-def test_it_leaves_alone_what_is_pruned_while_it_looks(log: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, expected = rollups_kept(), Step.expected
+@pytest.mark.parametrize("until", [datetime(2026, 11, 1, 5, 30, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)])
+def test_it_leaves_alone_what_is_pruned_while_it_looks(
+    log: None, monkeypatch: pytest.MonkeyPatch, until: datetime
+) -> None:
+    before, span, expected = rollups_kept(), span_of_log(), Step.expected
 
     def prune_first(step: Step) -> Any:
-        RequestRecord.objects.filter(admitted_at__lt=datetime(2026, 11, 1, 5, 30, tzinfo=UTC)).delete()
+        RequestRecord.objects.filter(admitted_at__lt=until).delete()
         return expected(step)
 
-    monkeypatch.setattr(Step, "expected", prune_first)
-    list(rollups_rebuild(*span_of_log()))
+    with transaction.atomic():
+        monkeypatch.setattr(Step, "expected", prune_first)
+        assert list(rollups_differences(*span)) == []
+        transaction.set_rollback(True)
+    assert list(rollups_rebuild(*span)) == []
     assert rollups_kept() == before
 
 
