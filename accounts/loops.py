@@ -49,8 +49,9 @@ class ProcessThread:
 class WorkThread:
     """A thread that takes a step every so many seconds, for as long as there is work.
 
-    Who makes work begins it after that; it ends by itself once `has_work` says that none is left. What a step raises is
-    logged as `event`, and outlived. `seconds` is asked before each wait; `start` runs a function in a thread.
+    Who makes work begins it after that; it ends by itself once `has_work` says that none is left, or is ended for good.
+    What a step raises is logged as `event`, and outlived. `seconds` is asked before each wait; `start` runs a function
+    in a thread.
     """
 
     def __init__(
@@ -70,21 +71,32 @@ class WorkThread:
         self._event = event
         self._start = start or self._in_thread
         self._lock = threading.Lock()
+        self._stepping = threading.Lock()
         self._runs_in = 0  # the process: a fork takes no threads along
+        self._is_over = False
 
     def begin(self) -> None:
         """Let it run, unless it does."""
         with self._lock:
-            if self._runs_in == os.getpid():
+            if self._is_over or self._runs_in == os.getpid():
                 return
             self._runs_in = os.getpid()
         self._start(self.run)
+
+    def end(self) -> None:
+        """Let it take no further step, whatever is left to do; wait for the step that it is at."""
+        self._is_over = True
+        with self._stepping:
+            pass
 
     def run(self) -> None:
         """Do the work until none is left: what the thread does."""
         while True:
             time.sleep(self._seconds())
-            outlived(self._step, event=self._event)
+            with self._stepping:
+                if self._is_over:
+                    return
+                outlived(self._step, event=self._event)
             with self._lock:
                 if not self._has_work():
                     self._runs_in = 0

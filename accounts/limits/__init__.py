@@ -155,8 +155,10 @@ def _same_server(url: str, other: str) -> bool:
 
 
 def reset_limits() -> None:
-    """Forget the backend, so that the next get_limits builds one from the settings of then."""
-    _process.backend = None
+    """Forget the backend and what it had to mend, so that the next get_limits builds one from the settings of then."""
+    backend, _process.backend = _process.backend, None
+    if isinstance(backend, FailoverBackend) and _process.pid == os.getpid():
+        backend.end()
 
 
 def _build(parts: _Parts) -> LimitBackend:

@@ -240,6 +240,10 @@ class FailoverBackend(LimitBackend):
         stored = self.tallies.flush()
         return self.breaker.try_close() and self.pending.flush(self.primary) and stored and not self._alone
 
+    def end(self) -> None:
+        """Mend no longer, and drop what waits for Redis: for a backend that is replaced."""
+        self._mender.end()
+
     def either(self, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
         """Do something that needs Redis, or something else while it is away; raises Unavailable as the others do."""
         try:

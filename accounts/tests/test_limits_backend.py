@@ -1,6 +1,7 @@
 """The process's one backend: which it is, when it is built, and that a fork does not share it."""
 
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from accounts import limits
+from accounts.limits import failover
 from accounts.limits.bounds import Amount
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.memory import MemoryBackend
 from accounts.limits.redis import RedisBackend
 from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
+from launch.system import free_port
+from tests.processes import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +55,17 @@ def test_it_waits_for_redis_as_long_as_the_settings_say_probe_included(settings:
     assert isinstance(backend.primary, RedisBackend)
     options = backend.primary.wire._pool.connection_kwargs  # type: ignore[attr-defined]
     assert options["socket_timeout"] == pytest.approx(0.7)
+
+
+def test_it_mends_no_more_once_it_is_replaced(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failover, "MEND_INTERVAL", 0.01)
+    settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
+    before = set(threading.enumerate())
+    assert limits.get_limits().admit(a_scope(requests_per_minute=1), an_operation()).admitted
+    (mender,) = set(threading.enumerate()) - before
+    assert mender.name == "limits-mender"
+    limits.reset_limits()
+    wait_until(lambda: not mender.is_alive(), "the mender to end though Redis is still away")
 
 
 def test_it_says_what_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

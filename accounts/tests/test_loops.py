@@ -131,6 +131,37 @@ def test_it_goes_on_with_work_after_a_step_that_failed(caplog: pytest.LogCapture
     assert "work_failed" in caplog.text
 
 
+def test_it_takes_no_step_once_it_is_ended() -> None:
+    work = Work(3)
+    work.thread.begin()
+    (run,) = work.started
+    work.thread.end()
+    run()
+    work.thread.begin()
+    assert (work.done, work.left) == (0, 3)
+    assert work.started == [run]
+
+
+def test_it_is_ended_when_the_step_that_it_is_at_is_done() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    steps: list[bool] = []
+
+    def step() -> None:
+        begun.set()
+        steps.append(may_end.wait(10))
+
+    thread = WorkThread(step, has_work=lambda: True, seconds=lambda: 0.0, name="slow", event="failed")
+    thread.begin()
+    assert begun.wait(10)
+    ender = threading.Thread(target=thread.end)
+    ender.start()
+    ender.join(0.1)
+    assert ender.is_alive()
+    may_end.set()
+    ender.join(10)
+    assert steps == [True]
+
+
 def test_it_works_in_a_thread_of_its_own() -> None:
     names: list[str] = []
     thread = WorkThread(
