@@ -137,14 +137,20 @@ def test_it_tries_no_longer_what_nobody_asks_for(network: Network, monkeypatch: 
     assert not addresses.is_aside(HERE)
 
 
-def test_it_leaves_nothing_aside_by_a_probe_that_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_leaves_nothing_aside_by_a_probe_that_broke(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    broke: list[str] = []
+
     def break_down(to: Route, seconds: float) -> bool:
+        broke.append(to.name)
         raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
-    addresses = Addresses(break_down)
+    addresses = Addresses(break_down, publish=network.publish)
     addresses.failed(HERE)
+    assert addresses.is_aside(HERE)
     wait_until(lambda: not addresses.is_aside(HERE), "calls to find out by themselves")
+    assert broke == [HERE.name], "it is the probe that ended it, and no other was made"
+    assert network.told == {}, "nobody knows more than before"
 
 
 def test_it_tells_others_once_a_probe_has_failed_too(
