@@ -160,7 +160,8 @@ def test_it_charges_to_the_token_what_the_provider_bills(run: Run) -> None:
             assert charged(record) >= billed
         elif record.usage_source == "estimated":
             assert (record.error_code, record.is_partial) == ("client_left", True)
-            assert billed > 0 or calls[-1].outcome == "client_left" or calls[-1].fault == "reset"
+            was_unheard = record.attempts > len(calls)  # broken off while it connected
+            assert was_unheard or billed > 0 or calls[-1].outcome == "client_left" or calls[-1].fault == "reset"
         else:
             assert billed == 0, label
             assert record.cost == 0
