@@ -14,33 +14,66 @@ from tests.stores import Postgres, Redis, postgres_server, redis_server
 
 #: Files whose tests need no store of the settings, or bring each kind of their own: one round of them proves all.
 SELF_CONTAINED = (
+    "test_admin_styles.py",
+    "test_azure.py",
     "test_checks.py",
+    "test_chunked.py",
     "test_connecting.py",
+    "test_delegation.py",
     "test_env.py",
     "test_events.py",
     "test_fake_upstream.py",
     "test_fake_upstream_faults.py",
+    "test_flight.py",
+    "test_gates.py",
+    "test_ingester_cluster.py",
+    "test_keys.py",
     "test_limits_*.py",
     "test_local_model.py",
+    "test_metrics_folder.py",
     "test_openai_checks.py",
     "test_openai_parameters.py",
+    "test_outlet.py",
+    "test_parsers.py",
+    "test_ports.py",
+    "test_prompts.py",
+    "test_rollup_histograms.py",
+    "test_serializers.py",
     "test_settings.py",
+    "test_static_files.py",
     "test_surfaces.py",
     "test_tokens.py",
+    "test_trace.py",
     "test_transport.py",
-    "test_ingester_cluster.py",
+    "test_validators.py",
+    "test_webhook.py",
 )
-#: Files that need the machine for themselves: what they prove depends on when things happen, or on how much happens.
-ALONE = (
-    "tests/test_accounting_*.py",
+#: Files that hold what they start to seconds which a machine that is busy does not keep.
+TIMED = (
     "tests/test_flights.py",
     "tests/test_frozen_database.py",
     "tests/test_key_lifecycle.py",
-    "tests/test_limits_*.py",
-    "tests/test_processes.py",
-    "tests/test_random_faults.py",
-    "tests/test_single_flight.py",
+    "tests/test_limits_failures.py",
+    "tests/test_limits_proofs.py",
     "tests/test_streams.py",
+    "tests/test_unreached.py",
+)
+#: Files that take longest, first those that mostly wait: begun last, one would run on when all else is over.
+LONGEST = (
+    "tests/test_service.py",
+    "tests/test_watchers.py",
+    "tests/test_run.py",
+    "tests/test_accounting_crash.py",
+    "tests/test_processes.py",
+    "tests/test_limits_crash.py",
+    "tests/test_admin_browser.py",
+    "tests/test_random_faults.py",
+    "tests/test_account.py",
+    "tests/test_fault_matrix.py",
+    "tests/test_ledger_check.py",
+    "tests/test_streams.py",
+    "tests/test_limits_proofs.py",
+    "tests/test_frozen_database.py",
 )
 #: Marks a Redis database as one that tests may empty.
 TESTS_OWN = "aiapi:owned-by-tests"
@@ -61,7 +94,7 @@ def _redis_databases() -> Iterator[list[redis_client.Redis]]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _static_files_when_asked_for() -> None:
-    """Look for static files when one is asked for: each test's client would list a thousand of them at its start."""
+    """Look for static files when one is asked for: each test's client would list hundreds of them at its start."""
     settings.WHITENOISE_AUTOREFRESH = True
 
 
@@ -117,12 +150,17 @@ def scale() -> Callable[[int, int], int]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what need not run again on other stores, and what must run alone (see bin/test)."""
+    """Mark what need not run again on other stores, and what few others may run beside; put the longest first."""
     for item in items:
         if any(item.path.match(pattern) for pattern in SELF_CONTAINED):
             item.add_marker(pytest.mark.self_contained)
-        if any(item.path.relative_to(item.config.rootpath).match(pattern) for pattern in ALONE):
-            item.add_marker(pytest.mark.alone)
+        if _file_of(item) in TIMED:
+            item.add_marker(pytest.mark.timed)
+    items.sort(key=lambda item: LONGEST.index(_file_of(item)) if _file_of(item) in LONGEST else len(LONGEST))
+
+
+def _file_of(item: pytest.Item) -> str:
+    return item.path.relative_to(item.config.rootpath).as_posix()
 
 
 @pytest.hookimpl(trylast=True)

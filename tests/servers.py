@@ -44,6 +44,8 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[1]
 SECRETS = {"SECRET_KEY": "k" * 25 + "0123456789abcdefghijklmnopqrstuvwxyz", "API_KEY_PEPPERS": "p" * 40}
 
+PREPARE = "from django.core.management import call_command as c; c('migrate', verbosity=0); c('bootstrap')"
+
 #: Debian's Chromium as root, and silent on the network apart from the page it is told to open.
 CHROMIUM_FLAGS = [
     "--headless",
@@ -240,9 +242,8 @@ def clean_environment() -> dict[str, str]:
 
 
 def prepare_database(env: Mapping[str, str], root: Path = ROOT) -> None:
-    """Migrate and bootstrap the database of an environment."""
-    _manage({**clean_environment(), **SECRETS, **env}, root, "migrate", "--verbosity=0")
-    _manage({**clean_environment(), **SECRETS, **env}, root, "bootstrap")
+    """Migrate and bootstrap the database of an environment, in one process: to start costs as much as to migrate."""
+    _manage({**clean_environment(), **SECRETS, **env}, root, "shell", "-c", PREPARE)
 
 
 def _manage(env: Mapping[str, str], root: Path, *arguments: str) -> str:

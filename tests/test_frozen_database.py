@@ -17,7 +17,7 @@ import pytest
 
 from accounts.keys import generate_key
 from launch.system import free_port
-from tests.processes import spawn, stop, wait_until
+from tests.processes import READY_TIMEOUT, spawn, stop, wait_until
 from tests.servers import ROOT, SECRETS, Postgres, Service, aiapi_server, clean_environment, redis_server
 
 KEYS = 6
@@ -41,13 +41,13 @@ class Frozen:
     patient: Service
     keys: list[str]
 
-    def ask(self, service: Service, *, rounds: int = 1, key: str = "") -> list[int]:
-        """Ask with every key at once, or so often with one; return the statuses, each of which came promptly."""
+    def ask(self, service: Service, *, rounds: int = 1, key: str = "", within: float = PROMPT) -> list[int]:
+        """Ask with every key at once, or so often with one; return the statuses, each of which came in time."""
 
         def one(plain: str) -> int:
             began = time.monotonic()
             answer = service.request("POST", "/chat", {"message": uuid.uuid4().hex}, key=plain)
-            assert time.monotonic() - began < PROMPT
+            assert time.monotonic() - began < within
             assert answer.status == 200 or answer.json()["code"] == "dependency_unavailable"
             return answer.status
 
@@ -93,7 +93,8 @@ def frozen(
 
 def test_it_serves_known_keys_and_refuses_others_while_the_database_is_frozen(frozen: Frozen) -> None:
     everybody = [200] * KEYS
-    assert frozen.ask(frozen.strict) == frozen.ask(frozen.patient) == everybody
+    for service in (frozen.strict, frozen.patient):  # the first calls of a process import what they need
+        assert frozen.ask(service, within=READY_TIMEOUT) == everybody
     unknown = generate_key("development")
     for _ in range(2):
         time.sleep(1.1)  # the snapshots of the keys are a second old

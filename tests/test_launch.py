@@ -15,7 +15,7 @@ import pytest
 from launch import environment, system, venv
 from launch.commands import run_logged
 from launch.console import LaunchError
-from launch.processes import Group
+from launch.processes import Group, Stopped
 from launch.steps import Results, Step
 from tests.processes import wait_until
 
@@ -154,7 +154,7 @@ def test_it_ends_the_group_when_the_launcher_is_killed_outright() -> None:
     script = f"""
         import os, sys, time
         sys.path.insert(0, {str(BIN)!r})
-        from launch.processes import Group
+        from launch.processes import Group, Stopped
         group = Group()
         group.start("the sleeper", {SLEEPER!r}, os.environ)
         print(group.members[0].process.pid, flush=True)
@@ -190,8 +190,8 @@ def test_it_gives_up_waiting_for_what_does_not_answer() -> None:
 
 def test_it_goes_on_after_a_failed_check_and_sums_up(capfd: pytest.CaptureFixture[str]) -> None:
     results = Results()
-    results.run(Step("bad", [sys.executable, "-c", "print('why'); raise SystemExit(1)"]), os.environ)
-    results.run(Step("good", [sys.executable, "-c", "print('quiet')"]), os.environ)
+    results.run([Step("bad", [sys.executable, "-c", "print('why'); raise SystemExit(1)"])], os.environ)
+    results.run([Step("good", [sys.executable, "-c", "print('quiet')"])], os.environ)
     assert results.summary() == 1
     printed = capfd.readouterr().out
     assert "why" in printed
@@ -201,9 +201,51 @@ def test_it_goes_on_after_a_failed_check_and_sums_up(capfd: pytest.CaptureFixtur
 
 def test_it_ends_what_a_check_left_running(capfd: pytest.CaptureFixture[str]) -> None:
     script = f"import subprocess; print(subprocess.Popen({SLEEPER!r}).pid); raise SystemExit(1)"
-    Results().run(Step("careless", [sys.executable, "-c", script]), os.environ)
+    Results().run([Step("careless", [sys.executable, "-c", script])], os.environ)
     left = int(next(line for line in capfd.readouterr().out.splitlines() if line.isdigit()))
     wait_until(lambda: not is_running(left), "what the check left behind to end")
+
+
+def test_it_runs_checks_side_by_side_and_tells_of_one_after_the_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each waits until both have begun; the first ends last."""
+    meet = f"""
+        import pathlib, sys, time
+        folder, own, awaited, status = pathlib.Path({str(tmp_path)!r}), *sys.argv[1:]
+        (folder / own).touch()
+        while not (folder / awaited).exists():
+            time.sleep(0.01)
+        print(own, "told")
+        (folder / (own + "-over")).touch()
+        raise SystemExit(int(status))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(meet)]
+    results = Results()
+    results.run([Step("one", [*command, "1", "2-over", "1"]), Step("two", [*command, "2", "1", "1"])], os.environ)
+    assert [(name, passed) for name, passed, _ in results.rows] == [("one", False), ("two", False)]
+    told = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("   FAILED")]
+    assert told == ["", "== one", "1 told", "", "== two", "2 told"]
+
+
+def test_it_ends_all_checks_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def interrupt(running: object) -> None:
+        started.extend(pid for pid in children() if pid not in before)
+        raise Stopped(signal.SIGINT)
+
+    before = children()
+    monkeypatch.setattr("launch.steps._Running.look", interrupt)
+    with pytest.raises(Stopped):
+        Results().run([Step(name, SLEEPER) for name in ("one", "two")], os.environ)
+    assert len(started) == 2
+    assert not any(is_running(pid) for pid in started)
+
+
+def children() -> list[int]:
+    """List the processes that this one has started and that are not gone."""
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 def is_running(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 
 from inference.upstream.fake import FakeUpstream
@@ -28,6 +29,11 @@ def scrape(service: Service) -> str:
     answer = service.request("GET", "/metrics")
     assert answer.status == 200
     return answer.body.decode()
+
+
+def is_ready(service: Service) -> bool:
+    """Say whether, as good as surely, every worker is ready."""
+    return all(service.request("GET", "/health/ready").status == HTTPStatus.OK for _ in range(4 * WORKERS))
 
 
 def test_it_tells_of_all_workers_what_the_log_has_and_forgets_nothing_when_they_die(site: Site) -> None:
@@ -63,7 +69,9 @@ def test_it_tells_of_all_workers_what_the_log_has_and_forgets_nothing_when_they_
     assert value(scrape(service), "aiapi_open_streams") == value(scrape(service), "aiapi_upstream_calls") == 1
     for pid in service.worker_pids():
         service.kill_worker(pid)
-    wait_until(lambda: len(service.worker_pids()) == WORKERS and service.is_live(), "new workers")
+    wait_until(
+        lambda: len(service.worker_pids()) == WORKERS and is_ready(service), "new workers with their connections"
+    )
     assert value(scrape(service), "aiapi_open_streams") == value(scrape(service), "aiapi_upstream_calls") == 0
     left_open.leave()
     assert agrees()

@@ -1,4 +1,4 @@
-"""bin/test: every check and every test, one after the other, all of them even when one fails."""
+"""bin/test: every check, side by side, then every test, step by step; all of them even when one fails."""
 
 from __future__ import annotations
 
@@ -70,10 +70,9 @@ def _run(arguments: list[str], *, full: bool) -> int:
         env = {name: os.environ[name] for name in KEPT if name in os.environ}
         env |= {"TMPDIR": folder, "PYTHONUNBUFFERED": "1", "FULL": "1" if full else "0"}
         if arguments:
-            results.run(Step("pytest", [python, "-m", "pytest", *arguments], live=True), env)
+            results.run([Step("pytest", [python, "-m", "pytest", *arguments], live=True)], env)
         else:
-            for step in _static_steps(python, folder):
-                results.run(step, env)
+            results.run(_static_steps(python, folder), env)
             _test_suites(results, python, env)
     return results.summary()
 
@@ -87,6 +86,7 @@ def _prepare(arguments: list[str]) -> str:
 
 
 def _static_steps(python: str, folder: str) -> list[Step]:
+    """List what runs side by side: none of it needs another, and the types take as long as all others together."""
     manage, schema = [python, "manage.py"], f"{folder}/openapi.yaml"
     lint_imports = str(ROOT / ".venv" / "bin" / "lint-imports")
     return [
@@ -102,15 +102,17 @@ def _static_steps(python: str, folder: str) -> list[Step]:
 
 
 def _test_suites(results: Results, python: str, env: dict[str, str]) -> None:
+    """Run the tests, three at a time on two cores since each waits now and then; two where seconds are measured."""
     pytest = [python, "-m", "pytest", "-q", "--durations=5"]
-    unit = [*pytest, "-p", "tests.isolation", "-n", "2", *APPS]
-    results.run(Step("unit tests on SQLite and memory", unit, live=True), env)
+    unit = [*pytest, "-p", "tests.isolation", "-n", "3", *APPS]
+    results.run([Step("unit tests on SQLite and memory", unit, live=True)], env)
     with _stores(python, env) as urls:
         again = [*unit, "-m", "not self_contained"]
-        results.run(Step("unit tests on PostgreSQL and Redis", again, urls, live=True), env)
-    beside_others = ["-n", "2", "--dist", "loadfile", "-m", "not alone"]
-    results.run(Step("end-to-end tests", [*pytest, *beside_others, "tests"], live=True), env)
-    results.run(Step("proofs under load", [*pytest, "-m", "alone", "tests"], live=True), env)
+        results.run([Step("unit tests on PostgreSQL and Redis", again, urls, live=True)], env)
+    # A file's tests stay together, for its servers' sake, and files begin in conftest.py's order, the longest first.
+    by_file = [*pytest, "--dist", "loadfile", "--no-loadscope-reorder"]
+    results.run([Step("end-to-end tests", [*by_file, "-n", "3", "-m", "not timed", "tests"], live=True)], env)
+    results.run([Step("proofs against the clock", [*by_file, "-n", "2", "-m", "timed", "tests"], live=True)], env)
 
 
 @contextmanager
