@@ -55,6 +55,7 @@ TIMED = (
     "tests/test_key_lifecycle.py",
     "tests/test_limits_failures.py",
     "tests/test_limits_proofs.py",
+    "tests/test_single_flight.py",
     "tests/test_streams.py",
     "tests/test_unreached.py",
 )
@@ -72,8 +73,8 @@ LONGEST = (
     "tests/test_fault_matrix.py",
     "tests/test_ledger_check.py",
     "tests/test_streams.py",
-    "tests/test_limits_proofs.py",
     "tests/test_frozen_database.py",
+    "tests/test_flights.py",
 )
 #: Marks a Redis database as one that tests may empty.
 TESTS_OWN = "aiapi:owned-by-tests"

@@ -102,6 +102,9 @@ class Service:
             connection.request(method, path, body=body, headers=sent)
             answer = connection.getresponse()
             return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        except TimeoutError as error:
+            error.add_note(f"the log of the server that did not answer:\n{tail(self.log)}")
+            raise
         finally:
             connection.close()
 
