@@ -151,7 +151,7 @@ def scale() -> Callable[[int, int], int]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what need not run again on other stores, and what few others may run beside; put the longest first."""
+    """Mark what need not run again on other stores, and what is held to seconds; put the longest first."""
     for item in items:
         if any(item.path.match(pattern) for pattern in SELF_CONTAINED):
             item.add_marker(pytest.mark.self_contained)

@@ -102,7 +102,7 @@ def _static_steps(python: str, folder: str) -> list[Step]:
 
 
 def _test_suites(results: Results, python: str, env: dict[str, str]) -> None:
-    """Run the tests, three at a time on two cores since each waits now and then; two where seconds are measured."""
+    """Run the tests, three at a time on two cores since each waits now and then."""
     pytest = [python, "-m", "pytest", "-q", "--durations=5"]
     unit = [*pytest, "-p", "tests.isolation", "-n", "3", *APPS]
     results.run([Step("unit tests on SQLite and memory", unit, live=True)], env)
@@ -110,9 +110,9 @@ def _test_suites(results: Results, python: str, env: dict[str, str]) -> None:
         again = [*unit, "-m", "not self_contained"]
         results.run([Step("unit tests on PostgreSQL and Redis", again, urls, live=True)], env)
     # A file's tests stay together, for its servers' sake, and files begin in conftest.py's order, the longest first.
-    by_file = [*pytest, "--dist", "loadfile", "--no-loadscope-reorder"]
-    results.run([Step("end-to-end tests", [*by_file, "-n", "3", "-m", "not timed", "tests"], live=True)], env)
-    results.run([Step("proofs against the clock", [*by_file, "-n", "2", "-m", "timed", "tests"], live=True)], env)
+    by_file = [*pytest, "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
+    results.run([Step("end-to-end tests", [*by_file, "-m", "not timed", "tests"], live=True)], env)
+    results.run([Step("proofs against the clock", [*by_file, "-m", "timed", "tests"], live=True)], env)
 
 
 @contextmanager
