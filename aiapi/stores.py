@@ -12,8 +12,6 @@ from redis.retry import Retry
 #: By alias: the backends in the process and in Redis, where it is not Django's and django-redis's own.
 PROCESS_BACKENDS = {"answers": "inference.answer_caches.ProcessAnswers"}
 REDIS_BACKENDS = {"answers": "inference.answer_caches.RedisAnswers", "attempts": "accounts.attempts.AttemptsCache"}
-#: Seconds that a statement waits for another process's write to a SQLite file.
-SQLITE_BUSY_TIMEOUT = 20
 SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
 #: Seconds to wait for a PostgreSQL connection: a new one, and one of the pool's.
 CONNECT_TIMEOUT = 5
@@ -31,18 +29,17 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
 
     PostgreSQL connections come from a pool of each process and go back at the end of a request, so that slow model
     calls hold none; how long callers wait for them is in aiapi.postgres. SQLite runs in WAL mode and takes its write
-    lock when a transaction begins: a transaction that would have to wait in its middle could not be retried.
+    lock when a transaction begins: a transaction that would have to wait in its middle could not be retried. How others
+    wait for that lock is in aiapi.sqlite.
     """
     config: dict[str, Any] = dict(environ.Env.db_url_config(url))
     if config["ENGINE"].endswith("sqlite3"):
         if config["NAME"] != ":memory:":
             Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
-        config["OPTIONS"] = {
-            "transaction_mode": "IMMEDIATE",
-            "timeout": SQLITE_BUSY_TIMEOUT,
-            "init_command": SQLITE_PRAGMAS,
-        }
+        config["ENGINE"] = "aiapi.sqlite"
+        config["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "init_command": SQLITE_PRAGMAS}
         config["CONN_MAX_AGE"] = None
+        config["TEST"] = {"NAME": ":memory:"}  # as Django's own backend has it, which test runners know by its name
         return config
     pool = {
         "min_size": 0,

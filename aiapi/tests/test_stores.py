@@ -12,7 +12,7 @@ def test_it_opens_sqlite_for_writers_that_wait(tmp_path: Path) -> None:
     assert found["NAME"] == f"{tmp_path}/deep/down/aiapi.sqlite3"
     assert (tmp_path / "deep" / "down").is_dir()
     assert found["OPTIONS"]["transaction_mode"] == "IMMEDIATE"
-    assert found["OPTIONS"]["timeout"] == 20
+    assert found["ENGINE"] == "aiapi.sqlite"
     assert "journal_mode=WAL" in found["OPTIONS"]["init_command"]
     assert found["CONN_MAX_AGE"] is None
 

@@ -1,0 +1,95 @@
+"""Django's SQLite backend as it waits here: for its turn, in Python, and not for ever."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connections
+from django.db.utils import load_backend
+
+from accounts.connections import impatient
+from aiapi.sqlite import base
+from aiapi.stores import database_settings
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Make a file with a table."""
+    with sqlite3.connect(tmp_path / "file.sqlite3") as made:
+        made.executescript("PRAGMA journal_mode=WAL; CREATE TABLE written (number INTEGER)")
+    return tmp_path / "file.sqlite3"
+
+
+@pytest.fixture
+def ours(path: Path) -> Iterator[Any]:
+    """Connect to it as the platform does."""
+    settings = {**connections["default"].settings_dict, **database_settings(f"sqlite:///{path}", pool_size=1)}
+    wrapper = load_backend("aiapi.sqlite").DatabaseWrapper({**settings, "AUTOCOMMIT": True}, "ours")
+    wrapper.inc_thread_sharing()
+    yield wrapper
+    wrapper.close()
+
+
+@pytest.fixture
+def writer(path: Path) -> Iterator[sqlite3.Connection]:
+    """Write to it, until a commit."""
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    yield other
+    other.close()
+
+
+@pytest.mark.parametrize("statements", [["INSERT INTO written VALUES (1)"], ["BEGIN IMMEDIATE", "COMMIT"]])
+def test_it_waits_for_its_turn(
+    ours: Any, writer: sqlite3.Connection, statements: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+
+    def pause(seconds: float) -> None:
+        tries.append(seconds)
+        threading.Event().wait(seconds)
+
+    monkeypatch.setattr("aiapi.sqlite.base.time.sleep", pause)
+
+    def run() -> None:
+        with ours.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    waiting = threading.Thread(target=run)
+    waiting.start()
+    wait_until(lambda: len(tries) > 3, "some tries")
+    assert waiting.is_alive()
+    writer.execute("COMMIT")
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_it_reads_beside_a_writer(ours: Any, writer: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "BUSY_SECONDS", 0.0)
+    with ours.cursor() as cursor:
+        assert cursor.execute("SELECT COUNT(*) FROM written").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(("busy", "patience"), [(0.1, None), (60.0, 0.1)])
+def test_it_gives_up_in_the_end(
+    ours: Any, writer: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch, busy: float, patience: float | None
+) -> None:
+    monkeypatch.setattr(base, "BUSY_SECONDS", busy)
+    given = impatient(patience) if patience else nullcontext()
+    with given, ours.cursor() as cursor, pytest.raises(OperationalError, match="locked"):
+        cursor.execute("INSERT INTO written VALUES (1)")
+
+
+def test_it_waits_for_nothing_else(ours: Any) -> None:
+    with pytest.raises(OperationalError, match="no such table"), ours.cursor() as cursor:
+        cursor.execute("INSERT INTO unknown VALUES (1)")
