@@ -139,8 +139,10 @@ def test_it_tries_no_longer_what_nobody_asks_for(network: Network, monkeypatch: 
 
 def test_it_leaves_nothing_aside_by_a_probe_that_broke(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     broke: list[str] = []
+    looked = threading.Event()
 
     def break_down(to: Route, seconds: float) -> bool:
+        looked.wait(10)
         broke.append(to.name)
         raise RuntimeError("unforeseen")
 
@@ -148,6 +150,7 @@ def test_it_leaves_nothing_aside_by_a_probe_that_broke(network: Network, monkeyp
     addresses = Addresses(break_down, publish=network.publish)
     addresses.failed(HERE)
     assert addresses.is_aside(HERE)
+    looked.set()
     wait_until(lambda: not addresses.is_aside(HERE), "calls to find out by themselves")
     assert broke == [HERE.name], "it is the probe that ended it, and no other was made"
     assert network.told == {}, "nobody knows more than before"
