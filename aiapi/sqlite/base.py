@@ -20,6 +20,8 @@ T = TypeVar("T")
 #: accounts.connections.impatient), and those between two tries.
 BUSY_SECONDS = 20.0
 PAUSE = 0.01
+#: What passes with time: not SQLITE_BUSY_SNAPSHOT, which lasts for as long as the caller's own read is open.
+BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY)
 
 
 class WaitingCursor(base.SQLiteCursorWrapper):
@@ -59,6 +61,6 @@ def _in_turn(act: Callable[[], T]) -> T:
         try:
             return act()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+            if error.sqlite_errorcode not in BUSY or time.monotonic() > ends:
                 raise
         time.sleep(PAUSE)

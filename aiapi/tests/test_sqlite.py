@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -93,3 +94,16 @@ def test_it_gives_up_in_the_end(
 def test_it_waits_for_nothing_else(ours: Any) -> None:
     with pytest.raises(OperationalError, match="no such table"), ours.cursor() as cursor:
         cursor.execute("INSERT INTO unknown VALUES (1)")
+
+
+def test_it_does_not_wait_for_its_own_reading_to_end(ours: Any, path: Path) -> None:
+    with ours.cursor() as cursor, sqlite3.connect(path) as other:
+        cursor.executemany("INSERT INTO written VALUES (%s)", [(number,) for number in range(3)])
+        reading = cursor.execute("SELECT number FROM written")
+        assert reading.fetchone() == (0,)
+        other.execute("INSERT INTO written VALUES (3)")
+        other.commit()
+        started = time.monotonic()
+        with pytest.raises(OperationalError, match="locked"), ours.cursor() as second:
+            second.execute("INSERT INTO written VALUES (4)")
+        assert time.monotonic() - started < base.BUSY_SECONDS / 2
