@@ -238,7 +238,9 @@ def test_it_asks_anew_for_whoever_comes_in_the_millisecond_of_a_failure(
 ) -> None:
     for _ in range(20):
         for flights in two:
-            flights.leave(KEY, lead(flights), error=UpstreamFailed())
+            flight = flights.join(KEY, wait())
+            assert isinstance(flight, Flight)
+            flights.leave(KEY, flight, error=UpstreamFailed())
 
 
 def test_it_asks_anew_for_whoever_comes_between_a_failure_elsewhere_and_a_look(
