@@ -91,8 +91,8 @@ class Flight:
 
         Raises the leader's error, or UpstreamTimeout when the time is up.
         """
-        # An event that is set must not be waited for: where it is about to wake its waiters, and the time of the last of
-        # them runs out first, gevent 26.9 never wakes who came meanwhile (AbstractLinkable.unlink stops the notifier).
+        # An event that is set must not be waited for: where it is about to wake its waiters, and the time of the last
+        # of them runs out first, gevent 26.9 never wakes who came meanwhile (its unlink stops the notifier).
         while not (self._over.is_set() or self._over.wait(min(WATCH_SECONDS, wait.deadline.left))):
             if not wait.lasts():
                 break
