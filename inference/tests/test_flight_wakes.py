@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from aiapi.settings import BASE_DIR
+from django.conf import settings
 
 #: The loop is busy until the leader's time to end and the followers' to look around have both come; it then serves them
 #: in this order, before it wakes anybody.
@@ -37,6 +37,6 @@ print([each.value for each in followers].count("the answer"))
 def test_it_wakes_all_who_look_around_while_it_ends() -> None:
     env = {**os.environ, "DJANGO_SETTINGS_MODULE": "aiapi.settings"}
     done = subprocess.run(
-        [sys.executable, "-c", ENDING], env=env, cwd=BASE_DIR, capture_output=True, text=True, check=False
+        [sys.executable, "-c", ENDING], env=env, cwd=settings.BASE_DIR, capture_output=True, text=True, check=False
     )
     assert done.stdout == "5\n", done.stderr
