@@ -157,7 +157,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.self_contained)
         if _file_of(item) in TIMED:
             item.add_marker(pytest.mark.timed)
-    items.sort(key=lambda item: LONGEST.index(_file_of(item)) if _file_of(item) in LONGEST else len(LONGEST))
+    places = {file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(_file_of(item), len(LONGEST)))
 
 
 def _file_of(item: pytest.Item) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from django.conf import LazySettings
 
 from accounts.exceptions import ApiError, ContentFiltered, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from accounts.tests.factories import make_key, make_tier
-from inference.cache import CachedAnswer
 from inference.flight import Flight, Flights
 from inference.models import Deployment, Provider
 from inference.tests.fixtures import Api
@@ -23,18 +24,10 @@ class Watched(Flights):
         super().__init__()
         self.errors: list[ApiError | None] = []
 
-    def leave(
-        self,
-        key: str,
-        flight: Flight,
-        *,
-        answer: CachedAnswer | None = None,
-        error: ApiError | None = None,
-        failed_at: float | None = None,
-    ) -> None:
+    def leave(self, key: str, flight: Flight, **outcome: Any) -> None:
         """End a flight."""
-        self.errors.append(error)
-        super().leave(key, flight, answer=answer, error=error, failed_at=failed_at)
+        self.errors.append(outcome.get("error"))
+        super().leave(key, flight, **outcome)
 
 
 @pytest.fixture
