@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psycopg
@@ -19,17 +19,19 @@ import json
 from decimal import Decimal
 from accounts.tests.factories import make_account, make_key, make_tier
 from inference.models import Deployment, Model, Price, Provider
-wanted = json.loads('''WANTED''')
+wanted = json.loads(WANTED)
 for row in wanted["models"]:
     fields = {"kind": row["kind"], "context_size": 128000}
     model, _ = Model.objects.get_or_create(public_name=row["name"], defaults=fields)
     for order, url in enumerate(row["urls"]):
-        defaults = {"base_url": url, "from_environment": True}  # as such it may be on this machine
+        defaults = {"base_url": url, "from_environment": True, **row["provider"]}  # as such it may be on this machine
         provider, _ = Provider.objects.get_or_create(
             name=f"provider-{order}-{url.rpartition(':')[2].partition('/')[0]}", defaults=defaults)
         deployment = Deployment.objects.create(model=model, provider=provider, upstream_name=row["name"], order=order)
-        Price.objects.create(deployment=deployment, input_per_million=Decimal(row["input"]),
-                             cached_input_per_million=Decimal(row["cached"]), output_per_million=Decimal(row["output"]))
+        if row["input"] is not None:
+            Price.objects.create(deployment=deployment, input_per_million=Decimal(row["input"]),
+                                 cached_input_per_million=Decimal(row["cached"]),
+                                 output_per_million=Decimal(row["output"]))
 tier = make_tier(wanted["account"], **{"requests_per_minute": None, **wanted["tier"]})
 print(make_key(account=make_account(wanted["account"]), tier=tier, name="e2e").plain)
 """
@@ -37,20 +39,24 @@ print(make_key(account=make_account(wanted["account"]), tier=tier, name="e2e").p
 
 @dataclass(frozen=True)
 class Served:
-    """A model, the addresses of its deployments in their order, and prices in dollars per million tokens."""
+    """A model, the addresses of its deployments in their order, and prices in dollars per million tokens.
+
+    `input` None: it has no price. `provider`: further fields of its providers.
+    """
 
     name: str
     urls: Sequence[str]
     kind: str = "chat"
-    input: int = 2
+    input: int | None = 2
     cached: int = 1
     output: int = 10
+    provider: dict[str, Any] = field(default_factory=dict)
 
 
 def set_up(service: Service, served: Sequence[Served], *, account: str = "e2e", **tier: Any) -> str:
     """Make models, and a key of an account and a tier of its own, without limits but those given; return the key."""
     wanted = {"models": [asdict(model) for model in served], "account": account, "tier": tier}
-    return service.manage("shell", "-c", SETUP.replace("WANTED", json.dumps(wanted))).strip().splitlines()[-1]
+    return service.manage("shell", "-c", SETUP.replace("WANTED", repr(json.dumps(wanted)))).strip().splitlines()[-1]
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def records(service: Service) -> list[Record]:
     rows = [
         dict(row, is_partial=bool(row["is_partial"]))
         | {name: round(float(row[name]) * 10**9) for name in ("cost", "saved_cost")}
-        for row in _rows(service, query)
+        for row in query_rows(service, query)
     ]
     return [Record(**row) for row in rows]
 
@@ -101,7 +107,8 @@ def record_of(service: Service, label: str) -> Record:
     return record
 
 
-def _rows(service: Service, query: str) -> list[dict[str, Any]]:
+def query_rows(service: Service, query: str) -> list[dict[str, Any]]:
+    """Ask a platform's database."""
     url = service.env["DATABASE_URL"]
     if url.startswith("sqlite:///"):
         with sqlite3.connect(url.removeprefix("sqlite:///"), timeout=10) as connection:

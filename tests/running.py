@@ -1,0 +1,291 @@
+"""The one door for tests of promises: start a platform with scripted providers, ask it, and read what it recorded.
+
+Such a test sees what a caller, an operator or a provider sees, and nothing of the code: HTTP, the admin, the output of
+commands, the database. When the code behind changes, this module (and what it imports of tests/) is all that follows.
+
+    with scripted_provider() as provider, running_platform(prepared(), [Served("m", [provider.base_url])]) as platform:
+        provider.script("m", Reply(429, {"Retry-After": "7"}, b"{}"), completion("Hello"))
+        answer = platform.ask("/v1/chat/completions", chat("m"))
+        assert answer.status == 200
+        assert platform.record(answer).usage_source == "provider"
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import select
+import socket
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.catalogue import Record, Served, query_rows, record_of, set_up
+from tests.processes import wait_until
+from tests.servers import Service, aiapi_server
+from tests.streams import data_of
+
+__all__ = [
+    "Answered",
+    "Asked",
+    "Platform",
+    "Record",
+    "Reply",
+    "ScriptedProvider",
+    "Served",
+    "chat",
+    "completion",
+    "event",
+    "running_platform",
+    "scripted_provider",
+    "wait_until",
+]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a provider answers to one call.
+
+    A body of bytes goes with its length, a list in chunks: bytes are sent, a number is a pause in seconds. With
+    `breaks_off` the connection is closed after the body, before its end.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | Sequence[bytes | float] = b""
+    breaks_off: bool = False
+
+
+@dataclass
+class Asked:
+    """One call as a provider got it: header names in lower case; `was_left` once the other side hung up in a pause."""
+
+    path: str
+    headers: Mapping[str, str]
+    payload: dict[str, Any]
+    was_left: bool = False
+
+
+class ScriptedProvider:
+    """A provider on a socket of this machine that answers calls of each model by a script."""
+
+    def __init__(self) -> None:
+        self.calls: list[Asked] = []
+        #: How often its list of models was asked for.
+        self.listings = 0
+        self._scripts: dict[str, list[Reply]] = {}
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+
+    @property
+    def base_url(self) -> str:
+        """Return its base URL, which ends in /v1."""
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def script(self, model: str, *replies: Reply) -> None:
+        """Set what the next calls of a model get, one after the other; the last reply is repeated."""
+        with self._lock:
+            self._scripts[model] = list(replies)
+
+    def calls_of(self, model: str) -> list[Asked]:
+        """List the calls of a model, the oldest first."""
+        return [call for call in self.calls if call.payload.get("model") == model]
+
+    def reply_to(self, call: Asked) -> Reply:
+        """Note a call and return the reply that is its turn; 404 for a model without a script."""
+        with self._lock:
+            self.calls.append(call)
+            replies = self._scripts.get(str(call.payload.get("model")), [Reply(404, body=b"{}")])
+            return replies.pop(0) if len(replies) > 1 else replies[0]
+
+    def models(self) -> bytes:
+        """Return the list of the models that have a script."""
+        self.listings += 1
+        return json.dumps(
+            {"object": "list", "data": [{"id": name, "object": "model"} for name in self._scripts]}
+        ).encode()
+
+    def start(self) -> None:
+        """Serve, in threads."""
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self) -> None:
+        """End, and refuse connections from now on."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _handler(provider: ScriptedProvider) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._send(Reply(body=provider.models()), Asked(self.path, {}, {}))
+
+        def do_POST(self) -> None:
+            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            call = Asked(self.path, {name.lower(): value for name, value in self.headers.items()}, payload)
+            with suppress(OSError):
+                self._send(provider.reply_to(call), call)
+
+        def _send(self, reply: Reply, call: Asked) -> None:
+            is_plain = isinstance(reply.body, bytes)
+            self.send_response(reply.status)
+            length = (
+                {"Content-Length": str(len(reply.body) + reply.breaks_off)}
+                if is_plain
+                else {"Transfer-Encoding": "chunked"}
+            )
+            headers = {"Content-Type": "application/json" if is_plain else "text/event-stream", **length}
+            for name, value in {**headers, **reply.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            for piece in [reply.body] if isinstance(reply.body, bytes) else reply.body:
+                if isinstance(piece, bytes):
+                    self.wfile.write(piece if is_plain else b"%x\r\n%b\r\n" % (len(piece), piece))
+                elif self._is_left_within(piece):
+                    call.was_left = True
+                    self.close_connection = True
+                    return
+            if reply.breaks_off:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+            elif not is_plain:
+                self.wfile.write(b"0\r\n\r\n")
+
+        def _is_left_within(self, seconds: float) -> bool:
+            readable, _, _ = select.select([self.connection], [], [], seconds)
+            return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name in the base class)
+            """Print nothing."""
+
+    return Handler
+
+
+@contextmanager
+def scripted_provider() -> Iterator[ScriptedProvider]:
+    """Run a provider that answers by a script."""
+    provider = ScriptedProvider()
+    provider.start()
+    try:
+        yield provider
+    finally:
+        provider.stop()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the platform answered: header names in lower case; `label` is the request id that was sent along."""
+
+    label: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Parse the body."""
+        return json.loads(self.body)
+
+    def events(self) -> list[Any]:
+        """Parse the data of each event of a stream; `[DONE]` stays a text."""
+        return data_of(self.body.decode())
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """Return the error under /v1: message, type, param, code."""
+        error: dict[str, Any] = self.json()["error"]
+        return error
+
+
+@dataclass
+class Platform:
+    """A running platform, and a key without limits but those that were asked for."""
+
+    service: Service
+    key: str
+
+    def ask(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        method: str = "",
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        leave_after: float | None = None,
+    ) -> Answered:
+        """Send one request and read all of its answer; a POST where there is a body.
+
+        `leave_after` hangs up after so many seconds without an answer: then the status is 0.
+        """
+        label = uuid.uuid4().hex
+        content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        sent = {
+            "X-API-Key": self.key if key is None else key,
+            "X-Request-ID": label,
+            "Content-Type": "application/json",
+        }
+        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=leave_after or 60)
+        try:
+            connection.request(
+                method or ("GET" if content is None else "POST"), path, content, {**sent, **(headers or {})}
+            )
+            answer = connection.getresponse()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            return Answered(label, answer.status, names, answer.read())
+        except TimeoutError:
+            if leave_after is None:
+                raise
+            return Answered(label, 0, {}, b"")
+        finally:
+            connection.close()
+
+    def record(self, answer: Answered) -> Record:
+        """Wait for the record of a request, and return it."""
+        return record_of(self.service, answer.label)
+
+    def add(self, served: Sequence[Served], *, account: str, **tier: Any) -> str:
+        """Add models, and an account with a tier of these limits; return a key of it."""
+        return set_up(self.service, served, account=account, **tier)
+
+    def manage(self, *arguments: str) -> str:
+        """Run a management command in the platform's environment and return what it printed."""
+        return self.service.manage(*arguments)
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Ask the platform's database."""
+        return query_rows(self.service, query)
+
+
+@contextmanager
+def running_platform(
+    env: Mapping[str, str], served: Sequence[Served], *, workers: int = 1, **tier: Any
+) -> Iterator[Platform]:
+    """Run the platform on a database that is prepared, with models and a key whose tier has these limits."""
+    with aiapi_server(env, workers=workers, prepare=False) as service:
+        yield Platform(service, set_up(service, served, **tier))
+
+
+def chat(model: str, text: str = "hello there", **more: Any) -> dict[str, Any]:
+    """Make the body of a chat completion."""
+    return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+
+
+def completion(text: str, *, usage: Mapping[str, Any] | None = None, **choice: Any) -> Reply:
+    """Make the reply of a sound chat completion; usage is 5/2 unless given."""
+    said = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}
+    told = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7} if usage is None else usage
+    body = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [said], "usage": told}
+    return Reply(body=json.dumps(body).encode())
+
+
+def event(data: Any, name: str = "") -> bytes:
+    """Write an event of a stream; a text stays as it is (`[DONE]`)."""
+    text = data if isinstance(data, str) else json.dumps(data)
+    return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
