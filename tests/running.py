@@ -21,15 +21,19 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.admin_pages import Admin, AdminPage
 from tests.catalogue import Record, Served, query_rows, record_of, set_up
 from tests.processes import wait_until
 from tests.servers import Service, aiapi_server
 from tests.streams import data_of
 
 __all__ = [
+    "Admin",
+    "AdminPage",
     "Answered",
     "Asked",
     "Platform",
@@ -257,6 +261,11 @@ class Platform:
     def manage(self, *arguments: str) -> str:
         """Run a management command in the platform's environment and return what it printed."""
         return self.service.manage(*arguments)
+
+    @cached_property
+    def admin(self) -> Admin:
+        """Return the admin, open to an administrator."""
+        return Admin(self.service)
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Ask the platform's database."""

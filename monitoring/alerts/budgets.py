@@ -93,7 +93,7 @@ def level_of(subject: str) -> int:
 
 
 def _reached(owner: Owner, what: str, used: int, limit: int, told: str, month: int) -> Iterator[Condition]:
-    """List the levels that are reached, the lower ones quietly, and those only just left."""
+    """List the highest level that is reached, and the lower ones and those only just left: their episodes go on."""
     highest = max((level for level in LEVELS if used * 100 >= limit * level), default=0)
     percent = used * 100 // limit
     for level in LEVELS:
@@ -106,9 +106,8 @@ def _reached(owner: Owner, what: str, used: int, limit: int, told: str, month: i
             f"{owner.name} has used {told} of this month's budget ({percent} %). "
             f"{'Further calls are refused. ' if percent >= 100 else ''}"
             f"The budget is whole again on {_end_of(month):%Y-%m-%d} 00:00 UTC.",
-            is_on=level <= highest,
+            is_on=level == highest,
             contact=owner.contact,
-            is_quiet=level < highest,
         )
 
 

@@ -26,8 +26,7 @@ BAD_ROUNDS, GOOD_ROUNDS = 2, 4
 class Condition:
     """Something to know of. `is_on`: it holds; else it holds no more, but not so clearly that an episode ends.
 
-    What is not listed at all is over. `contact`: an e-mail address to be told beside the operators. `is_quiet`: another
-    one says it already, nobody is told.
+    What is not listed at all is over. `contact`: an e-mail address to be told beside the operators.
     """
 
     kind: Alert.Kind
@@ -36,7 +35,6 @@ class Condition:
     text: str
     is_on: bool = True
     contact: str = ""
-    is_quiet: bool = False
 
 
 Source = Callable[[], Iterable[Condition]]

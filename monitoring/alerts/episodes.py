@@ -43,7 +43,7 @@ def episode_begin(condition: Condition) -> Alert | None:
                 "began_at": now,
             },
         )
-        if is_new and not condition.is_quiet:
+        if is_new:
             AlertDelivery.objects.bulk_create(deliveries_of(alert, condition.contact, now))
     if not is_new:
         return None

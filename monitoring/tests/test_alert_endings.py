@@ -39,11 +39,9 @@ def hook(settings: Settings) -> Iterator[Hook]:
         yield made
 
 
-def something(subject: str = "s", *, contact: str = "", is_quiet: bool = False) -> Condition:
+def something(subject: str = "s", *, contact: str = "") -> Condition:
     """Make a condition that holds."""
-    return Condition(
-        Alert.Kind.ERRORS, subject, f"title of {subject}", "What is so.", contact=contact, is_quiet=is_quiet
-    )
+    return Condition(Alert.Kind.ERRORS, subject, f"title of {subject}", "What is so.", contact=contact)
 
 
 def went_by(monkeypatch: pytest.MonkeyPatch, condition: Condition, **span: float) -> None:
@@ -84,12 +82,6 @@ class TestTelling:
         deliveries_send()
         assert subjects() == subjects("boss@acme.test") == ["title of s", "Resolved: title of s"]
         assert [each["event"] for each in hook.posted] == ["began", "ended"]
-
-    def test_it_tells_nobody_who_was_not(self) -> None:
-        episodes_follow([something(is_quiet=True)])
-        episodes_follow([])
-        assert deliveries_send() == 0
-        assert Alert.objects.get().ended_at is not None
 
     def test_it_tells_once_however_often_it_ends(self) -> None:
         episodes_follow([something()])

@@ -1,0 +1,109 @@
+"""The admin as a test sees it, over HTTP: pages as the words that they show, and their forms, filled in and sent."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from http import HTTPStatus
+from http.cookies import SimpleCookie
+from urllib.parse import urlencode, urlsplit
+
+from tests.servers import Service
+
+NAME, PASSWORD = "operator-of-the-tests", "a password for the tests"
+SETUP = f"""
+from accounts.tests.factories import make_admin
+make_admin({NAME!r}, password={PASSWORD!r})
+"""
+#: Elements whose content nobody reads.
+UNREAD = frozenset({"script", "style", "template"})
+
+
+class AdminPage(HTMLParser):
+    """A page: `words` are what it shows, without the names of its elements; `fields` what its forms hold."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.fields: dict[str, str] = {}
+        self._read: list[str] = []
+        self._unread = 0
+        self._select = self._area = ""
+        self.feed(html)
+        self.words = " ".join(" ".join(self._read).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note what a form holds, and what is not read."""
+        held = {name: value or "" for name, value in attrs}
+        name = held.get("name", "")
+        self._unread += tag in UNREAD
+        if tag == "input" and name and _is_sent(held):
+            self.fields[name] = held.get("value", "on" if held.get("type") == "checkbox" else "")
+        elif tag == "select":
+            self._select = name
+        elif tag == "option" and "selected" in held and self._select:
+            self.fields[self._select] = held.get("value", "")
+        elif tag == "textarea":
+            self._area = name
+            self.fields[name] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        """Note the end of a field, or of what is not read."""
+        self._unread -= tag in UNREAD
+        self._select = "" if tag == "select" else self._select
+        self._area = "" if tag == "textarea" else self._area
+
+    def handle_data(self, data: str) -> None:
+        """Take text."""
+        if self._area:
+            self.fields[self._area] += data.removeprefix("\n")
+        elif not self._unread:
+            self._read.append(data)
+
+
+def _is_sent(attributes: Mapping[str, str]) -> bool:
+    kind = attributes.get("type", "text")
+    return kind not in ("submit", "button", "file") and (kind not in ("checkbox", "radio") or "checked" in attributes)
+
+
+class Admin:
+    """A browser without scripts whose user, an administrator made for it, has logged in."""
+
+    def __init__(self, service: Service) -> None:
+        service.manage("shell", "-c", SETUP)
+        self._service = service
+        self._cookies: dict[str, str] = {}
+        self.submit("/admin/login/", username=NAME, password=PASSWORD)
+        assert "sessionid" in self._cookies, "the administrator could not log in"
+
+    def page(self, path: str) -> AdminPage:
+        """Open a page."""
+        status, html = self._ask("GET", path)
+        assert status == HTTPStatus.OK, (path, status)
+        return AdminPage(html)
+
+    def submit(self, path: str, **changes: str | None) -> AdminPage:
+        """Send a page's form as it is, apart from some fields (None: not sent), and return the page that follows."""
+        sent = {**self.page(path).fields, **changes}
+        sent = {name: value for name, value in sent.items() if value is not None and name != "_selected_action"}
+        status, answer = self._ask("POST", path, urlencode(sent))
+        return self.page(answer) if status == HTTPStatus.FOUND else AdminPage(answer)
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> tuple[int, str]:
+        """Send a request; return its status, and the page or, of a redirect, where that leads."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._service.port, timeout=60)
+        try:
+            headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self._cookies.items())}
+            if body is not None:
+                headers["Content-Type"] = "application/x-www-form-urlencoded"
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            for name, cookie in SimpleCookie("; ".join(answer.headers.get_all("Set-Cookie") or [])).items():
+                self._cookies[name] = cookie.value
+            text = answer.read().decode()
+            place = urlsplit(answer.headers.get("Location", ""))
+            return answer.status, text if answer.status != HTTPStatus.FOUND else place._replace(
+                netloc="", scheme=""
+            ).geturl()
+        finally:
+            connection.close()
