@@ -204,7 +204,7 @@ class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     def price(self, deployment: Any) -> str:
         """Show what counts now: input and output, in US dollars."""
         if not deployment.begun_prices:
-            return "no price: counted as free"
+            return "no price: cost unknown"
         latest = deployment.begun_prices[-1]
         return f"{dollars(latest.input_per_million)} in, {dollars(latest.output_per_million)} out"
 
@@ -213,6 +213,7 @@ class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
 class PriceAdmin(CatalogAdmin):
     """All prices, past, present and to come."""
 
+    empty_value_display = "as input"  # of cached input, the only amount that may be left out
     list_display = ("deployment", "begins", "is_current", *PRICE_FIELDS)
     list_filter = ("deployment__provider",)
     list_select_related = ("deployment__provider", "deployment__model")

@@ -17,7 +17,8 @@ from accounts.connections import KNOWN_WAIT, ask_promptly
 from accounts.exceptions import DependencyUnavailable
 from accounts.limits.contract import Limits, Subject
 from accounts.outage import Outage, database_outage
-from accounts.snapshots import MAX_AGE, nano_dollars
+from accounts.refusals import nano
+from accounts.snapshots import MAX_AGE
 from inference.models import Deployment, Model, Price, Provider
 from inference.upstream import local_model
 
@@ -203,14 +204,16 @@ def _read_models() -> dict[str, CatalogModel]:
 
 def _current_rates() -> dict[int, Rates]:
     prices: Iterable[Price] = Price.objects.filter(valid_from__lte=datetime.now(UTC)).order_by("valid_from")
-    return {
-        price.deployment_id: Rates(
-            input=nano_dollars(price.input_per_million) or 0,
-            cached_input=nano_dollars(price.cached_input_per_million) or 0,
-            output=nano_dollars(price.output_per_million) or 0,
-        )
-        for price in prices
-    }
+    return {price.deployment_id: _rates(price) for price in prices}
+
+
+def _rates(price: Price) -> Rates:
+    cached = price.cached_input_per_million
+    return Rates(
+        input=nano(price.input_per_million),
+        cached_input=nano(price.input_per_million if cached is None else cached),
+        output=nano(price.output_per_million),
+    )
 
 
 def provider_route(provider: Provider) -> Route:

@@ -20,7 +20,8 @@ from inference.validators import (
 )
 
 MODEL_NAME = RegexValidator(validators.MODEL_NAME, "Letters, digits and . _ : / @ - only.")
-PRICE: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "default": 0, "validators": [MinValueValidator(0)]}
+#: An amount of a price. It has no default: 0 says that something is free, and is entered.
+PRICE: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
 
 
 def new_generation() -> str:
@@ -156,12 +157,15 @@ class Deployment(models.Model):
 
 
 class Price(models.Model):
-    """What a deployment costs from a moment on, in US dollars per million tokens; the latest that has begun counts."""
+    """What a deployment costs from a moment on, in US dollars per million tokens; the latest that has begun counts.
+
+    A deployment without one that has begun is not free: what its calls cost is unknown.
+    """
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="prices")
     valid_from = models.DateTimeField(default=timezone.now)
     input_per_million = models.DecimalField(**PRICE)
-    cached_input_per_million = models.DecimalField(**PRICE)
+    cached_input_per_million = models.DecimalField(**PRICE, null=True, blank=True, help_text="Empty: as input.")
     output_per_million = models.DecimalField(**PRICE)
 
     class Meta:

@@ -9,9 +9,11 @@ import genai_prices
 from django.conf import settings
 from django.db import transaction
 
-from inference.catalog import default_model_name, uses_local_model
+from inference.catalog import default_model_name, provider_route, uses_local_model
 from inference.models import Deployment, Model, Price, Provider
 from inference.services import catalog_save
+from inference.upstream.client import client
+from inference.upstream.fake import OWNER
 from inference.upstream.local_model import CONTEXT_TOKENS, MODEL_NAME
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -20,6 +22,10 @@ OPENAI_CONTEXT = 128_000
 OPENAI_MODELS = ("gpt-4o-mini", "gpt-4.1-mini")
 OPENAI_EMBEDDING_MODELS = ("text-embedding-3-small",)
 MILLION = 1_000_000
+LOCAL = "local"
+FREE = {"input_per_million": Decimal(0), "cached_input_per_million": None, "output_per_million": Decimal(0)}
+#: How long a server may take to list its models, in seconds.
+LIST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +36,23 @@ class Seeded:
     models: tuple[str, ...] = ()
 
 
-@transaction.atomic
 def provider_seed(*, actor: str) -> Seeded:
     """Set up the provider that the environment names, its models, and prices where none were entered yet.
 
+    Prices are those of a public list, and 0 where nothing is billed; a model of any other server is left without one.
     The other provider that an earlier environment had set up is switched off; what operators entered stays. Raises
     django.core.exceptions.ValidationError if the environment's values can't be those of a provider or model.
     """
+    seeded = _catalog_seed(actor=actor)
+    unpriced = list(Deployment.objects.filter(provider__name=seeded.provider, prices=None).select_related("provider"))
+    if unpriced and _is_free(unpriced[0].provider):
+        for deployment in unpriced:
+            catalog_save(row=Price(deployment=deployment, **FREE), actor=actor)
+    return seeded
+
+
+@transaction.atomic
+def _catalog_seed(*, actor: str) -> Seeded:
     name, url, variable = _configured()
     for other in Provider.objects.filter(from_environment=True, is_enabled=True).exclude(name=name):
         other.is_enabled = False
@@ -58,7 +74,7 @@ def provider_seed(*, actor: str) -> Seeded:
 def _configured() -> tuple[str, str, str]:
     """Return name, address and secret's variable of the provider that the environment names."""
     if uses_local_model():
-        return "local", settings.LOCAL_MODEL_URL, ""
+        return LOCAL, settings.LOCAL_MODEL_URL, ""
     variable = "OPENAI_API_KEY" if settings.OPENAI_API_KEY else ""
     return "openai", settings.OPENAI_BASE_URL or OPENAI_URL, variable
 
@@ -78,6 +94,19 @@ def _seed_model(provider: Provider, name: str, kind: str, *, actor: str) -> None
     price = None if deployment.prices.exists() else listed_price(name)
     if price is not None:
         catalog_save(row=Price(deployment=deployment, **price), actor=actor)
+
+
+def _is_free(provider: Provider) -> bool:
+    """Return whether the provider bills nothing: the local model, or the fake provider, as its list of models says.
+
+    Any other server may bill: an operator enters its prices, 0 for hardware of his own.
+    """
+    if provider.name == LOCAL:
+        return True
+    if provider.base_url == OPENAI_URL:
+        return False
+    listed = client.models(provider_route(provider), seconds=LIST_SECONDS)
+    return bool(listed) and all(each.get("owned_by") == OWNER for each in listed)
 
 
 def listed_price(model: str) -> dict[str, Decimal] | None:

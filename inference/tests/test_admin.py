@@ -346,7 +346,7 @@ class TestPrices:
     def test_it_lists_what_counts_now(self, site: Client, deployment: Deployment) -> None:
         assert "$1.00 in, $2.00 out" in site.get(DEPLOYMENTS).content.decode()
         deployment.prices.all().delete()
-        assert "no price: counted as free" in site.get(DEPLOYMENTS).content.decode()
+        assert "no price: cost unknown" in site.get(DEPLOYMENTS).content.decode()
 
     @pytest.mark.parametrize(
         ("amount", "text"),
@@ -364,7 +364,7 @@ class TestPages:
         for number in range(15):
             model = Model.objects.create(public_name=f"m{number}")
             made = Deployment.objects.create(model=model, provider=deployment.provider, upstream_name=f"m{number}")
-            Price.objects.create(deployment=made)
+            Price.objects.create(deployment=made, input_per_million=1, output_per_million=2)
             Provider.objects.create(name=f"p{number}", base_url="https://203.0.113.9/v1")
         with django_assert_max_num_queries(9):
             assert site.get(url).status_code == 200

@@ -70,10 +70,18 @@ def test_it_takes_the_latest_price_that_has_begun(upstream: FakeUpstream) -> Non
     deployment = serve("priced", input=1)
     now = timezone.now()
     for days, price in ((-2, 7), (1, 9)):
-        Price.objects.create(deployment=deployment, valid_from=now + timedelta(days=days), input_per_million=price)
+        amounts = {"input_per_million": price, "output_per_million": 0}
+        Price.objects.create(deployment=deployment, valid_from=now + timedelta(days=days), **amounts)
     model = Catalog().find("priced")
     assert model is not None
     assert model.routes[0].rates.input == 10**9
+
+
+def test_it_takes_cached_input_at_the_price_of_input_where_it_has_none_of_its_own(upstream: FakeUpstream) -> None:
+    serve("priced", input=3, cached_input=1).prices.update(cached_input_per_million=None)
+    model = Catalog().find("priced")
+    assert model is not None
+    assert model.routes[0].rates == Rates(input=3 * 10**9, cached_input=3 * 10**9)
 
 
 def test_it_reckons_bounds_with_the_dearest_of_all_routes(upstream: FakeUpstream) -> None:

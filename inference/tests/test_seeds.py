@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+from django.conf import LazySettings
 
 from inference.models import Deployment, Price
 from inference.seeds import listed_price, provider_seed
@@ -36,3 +37,22 @@ def test_it_enters_no_second_price(upstream: FakeUpstream) -> None:
     provider_seed(actor="command:test")
     price = Price.objects.get(deployment=Deployment.objects.get(upstream_name=MODEL))
     assert price.input_per_million == 9
+
+
+def test_it_enters_a_price_of_0_for_what_the_fake_provider_serves_beside_listed_models(
+    upstream: FakeUpstream, settings: LazySettings
+) -> None:
+    settings.OPENAI_MODEL = "made-up"
+    provider_seed(actor="command:test")
+    price = Price.objects.get(deployment__upstream_name="made-up")
+    assert price.input_per_million == price.output_per_million == 0
+    assert price.cached_input_per_million is None
+
+
+def test_it_leaves_a_model_of_another_server_without_a_price(
+    upstream: FakeUpstream, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.OPENAI_MODEL = "made-up"
+    monkeypatch.setattr("inference.seeds.OWNER", "somebody else")
+    provider_seed(actor="command:test")
+    assert not Price.objects.filter(deployment__upstream_name="made-up").exists()

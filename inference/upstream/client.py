@@ -182,14 +182,26 @@ class Client:
     def trouble(self, route: Route, *, seconds: float) -> str | None:
         """Ask for the provider's list of models; None if it came, or the kind of failure, such as `http 401`."""
         try:
-            with _deadline(seconds):
-                self._client(route).get(
-                    _path(route, "/models"), cast_to=httpx2.Response, options=self._options(route, seconds)
-                )
+            self._list(route, seconds)
         except failures() as error:
             failed_attempt(error, route=route.name)
             return cause_of(error)
         return None
+
+    def models(self, route: Route, *, seconds: float) -> list[dict[str, Any]]:
+        """Return the provider's list of models, each as it describes it; an empty one if none came."""
+        try:
+            found = read_object(self._list(route, seconds).content).get("data")
+        except failures() as error:
+            failed_attempt(error, route=route.name)
+            return []
+        return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+    def _list(self, route: Route, seconds: float) -> httpx2.Response:
+        with _deadline(seconds):
+            return self._client(route).get(
+                _path(route, "/models"), cast_to=httpx2.Response, options=self._options(route, seconds)
+            )
 
     def _post(self, route: Route, path: str, seconds: float, body: dict[str, Any]) -> bytes:
         """Post a body over the pool, and return the answer's; raises the SDK's exception for an error."""

@@ -11,6 +11,6 @@
 from .faults import FAULTS, LEAK_MARKER
 from .ledger import Call, Received
 from .server import FakeUpstream
-from .settings import FakeSettings
+from .settings import OWNER, FakeSettings
 
-__all__ = ["FAULTS", "LEAK_MARKER", "Call", "FakeSettings", "FakeUpstream", "Received"]
+__all__ = ["FAULTS", "LEAK_MARKER", "OWNER", "Call", "FakeSettings", "FakeUpstream", "Received"]

@@ -14,7 +14,7 @@ from .faults import BROKEN_JSON, HTML_PAGE, HTTP_FAULTS, MID_STREAM_ERROR, Fault
 from .http import Reply, Request
 from .ledger import Call, Ledger, Received
 from .responses import RESPONSES
-from .settings import FakeSettings
+from .settings import OWNER, FakeSettings
 
 SURFACES: dict[str, Surface] = {
     "chat/completions": CHAT,
@@ -146,7 +146,7 @@ class Provider:
 
 
 def _model(name: str) -> Json:
-    return {"id": name, "object": "model", "created": _CREATED, "owned_by": "fake"}
+    return {"id": name, "object": "model", "created": _CREATED, "owned_by": OWNER}
 
 
 def _unbilled_fault(kind: str, settings: FakeSettings) -> Reply | None:
