@@ -41,6 +41,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from accounts.keys import without_keys
+
+#: Characters of a model's name that an error repeats.
+MOST_OF_A_NAME = 100
+
 
 class ApiError(Exception):
     """An answer other than success; subclasses fix status and code, instances may narrow message and extra fields."""
@@ -143,10 +148,15 @@ class NotFound(ApiError):
 class ModelNotFound(NotFound):
     """Unknown, disabled, or outside the tier: the same answer for all three."""
 
-    code, message = "model_not_found", "The model does not exist or this key may not use it."
+    code, message = "model_not_found", "The default model does not exist or you do not have access to it."
 
-    def __init__(self) -> None:
-        super().__init__(param="model")
+    def __init__(self, name: str | None = None) -> None:
+        """Name the model that was asked for, as far as a line has room for it; None where the default was."""
+        text = None
+        if name is not None:
+            line = " ".join(without_keys(name).split())
+            text = f"The model `{line[:MOST_OF_A_NAME]}` does not exist or you do not have access to it."
+        super().__init__(text, param="model")
 
 
 class MethodNotAllowed(ApiError):

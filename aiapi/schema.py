@@ -82,10 +82,13 @@ class ErrorBody(serializers.Serializer[Any]):
 class OpenAIError(serializers.Serializer[Any]):
     """What is wrong, as OpenAI's clients expect it."""
 
-    message = serializers.CharField()
-    type = serializers.CharField()
-    param = serializers.CharField(allow_null=True)
-    code = serializers.CharField(allow_null=True)
+    message = serializers.CharField(help_text="What is wrong, for a person.")
+    type = serializers.CharField(
+        help_text="`invalid_request_error`, `server_error`; of a 429 `requests`, `tokens` or `insufficient_quota`."
+    )
+    param = serializers.CharField(allow_null=True, help_text="The parameter at fault.")
+    code = serializers.CharField(allow_null=True, help_text="What is wrong, for a program: stable.")
+    limit = LimitBody(required=False)
 
 
 class OpenAIErrorBody(serializers.Serializer[Any]):

@@ -84,7 +84,7 @@ def find_model(name: str | None, identity: Identity, *, kind: str) -> CatalogMod
     """Return a model of a kind that the identity may use (None: the default); raises ModelNotFound for any other."""
     model = catalog.default() if name is None else catalog.find(name)
     if model is None or model.kind != kind or not identity.may_use_model(model.public_name):
-        raise ModelNotFound
+        raise ModelNotFound(name)
     return model
 
 

@@ -94,12 +94,17 @@ def test_it_writes_openais_shape_under_v1(path: str) -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "code"),
     [
-        (api_errors.KeyInvalid(), "authentication_error", "invalid_api_key"),
-        (api_errors.AddressDenied(), "permission_error", "address_denied"),
-        (api_errors.ModelNotFound(), "not_found_error", "model_not_found"),
-        (api_errors.RateLimited(retry_after=1), "rate_limit_error", "rate_limit_exceeded"),
-        (api_errors.BudgetExhausted(), "rate_limit_error", "insufficient_quota"),
-        (api_errors.UpstreamFailed(), "api_error", "upstream_failed"),
+        (api_errors.KeyInvalid(), "invalid_request_error", "invalid_api_key"),
+        (api_errors.KeyRequired(), "invalid_request_error", "invalid_api_key"),
+        (api_errors.AddressDenied(), "invalid_request_error", "address_denied"),
+        (api_errors.ModelNotFound(), "invalid_request_error", "model_not_found"),
+        (api_errors.RateLimited(retry_after=1), "requests", "rate_limit_exceeded"),
+        (api_errors.TokensLimited(), "tokens", "rate_limit_exceeded"),
+        (api_errors.ConcurrencyLimited(), "requests", "rate_limit_exceeded"),
+        (api_errors.TooManyFailures(), "requests", "too_many_failures"),
+        (api_errors.BudgetExhausted(), "insufficient_quota", "insufficient_quota"),
+        (api_errors.UpstreamFailed(), "server_error", "upstream_failed"),
+        (api_errors.InternalError(), "server_error", "internal_error"),
     ],
 )
 def test_it_names_errors_as_openais_clients_know_them(error: api_errors.ApiError, kind: str, code: str) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from accounts.exceptions import ApiError
 
-#: `error.type` by status, as OpenAI's clients expect it.
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 #: Our codes that OpenAI's clients know under another name.
-_CODES = {"budget_exhausted": "insufficient_quota", "rate_limited": "rate_limit_exceeded"}
+_CODES = {
+    "api_key_required": "invalid_api_key",
+    "rate_limited": "rate_limit_exceeded",
+    "tokens_limited": "rate_limit_exceeded",
+    "concurrency_limited": "rate_limit_exceeded",
+    "budget_exhausted": "insufficient_quota",
+}
+#: `error.type` of a 429 by our code: what there is too much of. Everything else that is refused counts requests.
+_LIMIT_TYPES = {"tokens_limited": "tokens", "budget_exhausted": "insufficient_quota"}
 
 
 def is_openai_path(path: str) -> bool:
@@ -19,10 +26,15 @@ def is_openai_path(path: str) -> bool:
 
 def openai_error_body(error: ApiError) -> dict[str, Any]:
     """Make `{error: {message, type, param, code}}`; what else the error tells stands beside them."""
-    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     code = _CODES.get(error.error_code, error.error_code)
     extra = {name: value for name, value in error.extra.items() if name != "errors"}
-    return {"error": {"message": _message(error), "type": kind, "param": error.param, "code": code, **extra}}
+    return {"error": {"message": _message(error), "type": _type(error), "param": error.param, "code": code, **extra}}
+
+
+def _type(error: ApiError) -> str:
+    if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return _LIMIT_TYPES.get(error.error_code, "requests")
+    return "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
 
 
 def _message(error: ApiError) -> str:

@@ -203,7 +203,7 @@ class ModelView(KeyView):
         """
         model = catalog.find(name)
         if model is None or not _identity(request).may_use_model(model.public_name):
-            raise ModelNotFound
+            raise ModelNotFound(name)
         return Response({**_shown(model), "id": name})
 
 

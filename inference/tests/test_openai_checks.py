@@ -178,7 +178,7 @@ def test_it_answers_404_for_a_model_of_another_kind(roomy: Api, upstream: FakeUp
         ("/v1/embeddings", {**EMBEDDING, "model": MODEL}),
     ):
         error = roomy.post(path, body).json()["error"]
-        assert (error["code"], error["param"], error["type"]) == ("model_not_found", "model", "not_found_error")
+        assert (error["code"], error["param"], error["type"]) == ("model_not_found", "model", "invalid_request_error")
 
 
 def test_it_hands_a_provider_s_code_and_parameter_on_and_not_its_text(roomy: Api, upstream: FakeUpstream) -> None:

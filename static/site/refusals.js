@@ -3,8 +3,9 @@
 import { element } from "./dom.js";
 import { count, duration, exactMoney, moment, words } from "./format.js";
 
-/** OpenAI's names for codes that the table on the page has under ours. */
+/** OpenAI's names for codes that the table on the page has under ours, and what `rate_limit_exceeded` is by its limit. */
 const SAME = { rate_limit_exceeded: "rate_limited", insufficient_quota: "budget_exhausted" };
+const BY_LIMIT = { tokens_per_minute: "tokens_limited", concurrent_requests: "concurrency_limited" };
 
 /**
  * Show a refusal in a box (emptied first), with a countdown where it says when to try again, and what `stillWorks`.
@@ -18,7 +19,7 @@ export function showRefusal(box, refusal, { again = null, stillWorks = null } = 
     limitLine(refusal.limit),
     refusal.requestId ? element("p", { class: "small" }, "Request id: ", element("code", {}, refusal.requestId)) : null,
     stillWorks && element("p", { class: "small" }, stillWorks),
-    meaning(refusal.code),
+    meaning(refusal),
   ];
   const { line, end } = countdown(refusal.retryAfter, again);
   box.replaceChildren(element("div", { class: "notice bad" }, element("div", { role: "alert" }, parts), line));
@@ -39,8 +40,9 @@ function limitLine(limit) {
   return element("p", { class: "small" }, `${words(limit.name)} of ${whose}: ${amount(limit.used)} of ${amount(limit.limit)} used${reset}.`);
 }
 
-function meaning(code) {
-  const row = document.getElementById(`code-${SAME[code] ?? code}`);
+function meaning({ code, limit }) {
+  const own = (code === "rate_limit_exceeded" && BY_LIMIT[limit?.name]) || (SAME[code] ?? code);
+  const row = document.getElementById(`code-${own}`);
   if (!row) return null;
   const open = () => { document.getElementById("codes").open = true; };
   return element("p", { class: "small" }, element("a", { href: `#${row.id}`, click: open }, "What this code means, and what to do"));
