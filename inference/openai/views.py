@@ -38,7 +38,8 @@ from inference.pipeline import answer_call
 from inference.surfaces.base import Surface
 from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.completions import completion_surface, embedding_surface
-from inference.surfaces.responses import refuse_items, response_surface
+from inference.surfaces.items import refuse_items
+from inference.surfaces.responses import response_surface
 
 #: Whether an answer may be shared that is not certain to come out the same again, whatever the tier says of that.
 CACHE_SWITCH = "HTTP_X_CACHE_ANSWER"

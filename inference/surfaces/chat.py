@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 
-from accounts.exceptions import ContentFiltered, InvalidRequest, UpstreamFailed
+from accounts.exceptions import ContentFiltered, UpstreamFailed
 from inference.surfaces.base import (
     PART_OVERHEAD,
     REQUEST_OVERHEAD,
@@ -22,16 +22,14 @@ from inference.surfaces.content import (
     PartTypes,
     image_count,
     refuse_media,
-    refuse_misspelt,
     schema_texts,
     texts_in,
     without_images,
 )
 from inference.surfaces.events import ChunkReader, choices_in, chunk_reader
+from inference.surfaces.tools import FUNCTIONS, refuse_foreign_tools
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
-#: Tools that the caller runs himself; the provider's own cost what nobody can bound.
-OWN_TOOLS = ("function", "custom")
 #: What messages may be made of.
 PARTS = PartTypes(texts=frozenset({"text", "refusal"}), image="image_url")
 #: How a request may call the longest answer, the one that counts first.
@@ -135,17 +133,7 @@ def answer_text(body: Body) -> str:
 
 def refuse_unbounded(payload: Payload) -> None:
     """Raise InvalidRequest for what a chat may hold and nobody can bound, or that lies at the provider."""
-    refuse_foreign_tools(payload)
+    refuse_foreign_tools(payload.get("tools"), own=FUNCTIONS)
     for number, message in enumerate(payload["messages"]):
         PARTS.check(message.get("content"), param=f"messages[{number}].content")
         refuse_media(message, param=f"messages[{number}]")
-
-
-def refuse_foreign_tools(payload: Payload) -> None:
-    """Raise InvalidRequest for a tool that the provider would run."""
-    for number, tool in enumerate(payload.get("tools") or []):
-        refuse_misspelt(tool, param=f"tools[{number}]")
-        if tool.get("type") not in OWN_TOOLS:
-            param, names = f"tools[{number}].type", " and ".join(f"'{name}'" for name in OWN_TOOLS)
-            text = f"Invalid value for '{param}': supported here are {names}, which the caller runs."
-            raise InvalidRequest(text, param=param, code="invalid_value")

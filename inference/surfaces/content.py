@@ -40,10 +40,12 @@ MEDIA = frozenset(
         "image_embeds", "image_url", "images", "input_audio", "video", "video_url", "videos",
     )
 )  # fmt: skip
-#: The fields that hold parts: of a message, and of what a function gave back.
+#: What an image part is called: in chat completions, in responses, and as the output of a computer.
+IMAGE_TYPES = ("image_url", "input_image", "computer_screenshot")
+#: The fields that hold parts: of a message, and of what a tool gave back (a computer's is one part by itself).
 CONTENT = ("content", "output")
 #: Names that are looked at here. Servers in Go and .NET take `Content` for `content`.
-LOOKED_AT = MEDIA | {*CONTENT, "type", "role", "summary", "text", "url"}
+LOOKED_AT = MEDIA | {*CONTENT, "type", "role", "summary", "text", "url", "tools", "environment", "execution"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,10 @@ class PartTypes:
             text = f"Invalid type for '{param}': expected a string or an array of content parts."
             raise InvalidRequest(text, param=param, code="invalid_type")
         for number, part in enumerate(content):
-            self._check_part(part, param=f"{param}[{number}]")
+            self.check_part(part, param=f"{param}[{number}]")
 
-    def _check_part(self, part: Any, *, param: str) -> None:
+    def check_part(self, part: Any, *, param: str) -> None:
+        """Raise InvalidRequest for what is none of these parts, or holds what it must not."""
         kind = part.get("type") if isinstance(part, dict) else None
         kinds = (*sorted(self.texts), self.image) if self.image else (*sorted(self.texts),)
         if kind not in kinds:
@@ -174,11 +177,13 @@ def _parts_in(messages: list[Any]) -> Iterator[Any]:
     for message in messages:
         for name in CONTENT if isinstance(message, dict) else ():
             value = message.get(name)
-            yield from value if isinstance(value, list) else ()
+            yield from value if isinstance(value, list) else [value]
 
 
 def _without_urls(value: Any) -> Any:
-    return [_without_url(part) if _is_image(part) else part for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_without_url(part) if _is_image(part) else part for part in value]
+    return _without_url(value) if _is_image(value) else value
 
 
 def _without_url(part: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +193,7 @@ def _without_url(part: dict[str, Any]) -> dict[str, Any]:
 
 def _is_image(part: Any) -> bool:
     """Say whether a part is an image that check_image_url may have passed: of anything else the bytes count."""
-    if not isinstance(part, dict) or part.get("type") not in ("image_url", "input_image"):
+    if not isinstance(part, dict) or part.get("type") not in IMAGE_TYPES:
         return False
     url = url_of(part)
     return is_data_url(url) or is_public_url(url)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import chain
 from typing import Any
 
-from accounts.exceptions import InvalidRequest
 from inference.surfaces.base import (
     PART_OVERHEAD,
     REQUEST_OVERHEAD,
@@ -16,31 +15,18 @@ from inference.surfaces.base import (
     json_bytes,
     read_response_usage,
 )
-from inference.surfaces.chat import UNCACHEABLE, refuse_foreign_tools
+from inference.surfaces.chat import UNCACHEABLE
 from inference.surfaces.content import (
     IMAGE_ESTIMATE,
     IMAGE_TOKENS,
-    PartTypes,
     image_count,
-    refuse_media,
     schema_texts,
     texts_in,
     without_images,
 )
 from inference.surfaces.events import ResponseReader
+from inference.surfaces.tools import tool_overhead, tools_in
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
-
-#: What an input may be made of, and the fields of each that hold parts. Reasoning comes whole, not by its id.
-PARTS = PartTypes(texts=frozenset({"input_text", "output_text", "refusal"}), image="input_image")
-REASONING = PartTypes(texts=frozenset({"reasoning_text", "summary_text"}), image="")
-ITEMS: dict[str, dict[str, PartTypes]] = {
-    "message": {"content": PARTS},
-    "function_call": {},
-    "function_call_output": {"output": PARTS},
-    "custom_tool_call": {},
-    "custom_tool_call_output": {"output": PARTS},
-    "reasoning": {"content": REASONING, "summary": REASONING},
-}
 
 
 class ResponseSurface(Surface):
@@ -54,8 +40,8 @@ class ResponseSurface(Surface):
         rest = {name: value for name, value in payload.items() if name != "input"}
         images = image_count(items)
         size = json_bytes(without_images(items) if images else items) + json_bytes(rest)
-        parts = len(items) + len(payload.get("tools") or [])
-        return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * images
+        around = PART_OVERHEAD * len(items) + sum(map(tool_overhead, tools_in(_tools(payload))))
+        return REQUEST_OVERHEAD + around + size + IMAGE_TOKENS * images
 
     def asked_output(self, payload: Payload) -> int | None:
         """Return max_output_tokens."""
@@ -73,8 +59,8 @@ class ResponseSurface(Surface):
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the input, what the model reads beside it, and the output with a tokenizer."""
         given = _items(payload.get("input"))
-        items = [*without_images(given), payload.get("instructions")]
-        texts = chain(texts_in(items), schema_texts(payload))
+        items = [*map(_without_tools, without_images(given)), payload.get("instructions")]
+        texts = chain(texts_in(items), schema_texts({**payload, "tools": _tools(payload)}))
         around = MESSAGE_TOKENS * len(items) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(given)
         prompt = count_tokens(texts, model=model) + around
         return Usage(prompt, 0, count_tokens(texts_in(body.get("output") or []), model=model))
@@ -85,7 +71,8 @@ class ResponseSurface(Surface):
 
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is deterministic as far as it can be, and nobody's own."""
-        return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
+        is_own = any(payload.get(name) for name in UNCACHEABLE) or bool(_tools(payload))
+        return payload.get("temperature") == 0 and not is_own
 
     def as_stream(self, payload: Payload) -> Body:
         """Ask for a stream; its last event holds the usage."""
@@ -104,30 +91,14 @@ class ResponseSurface(Surface):
 response_surface = ResponseSurface()
 
 
-def refuse_items(payload: Payload) -> None:
-    """Raise InvalidRequest for what an input may hold and nobody can bound, or that lies at the provider."""
-    refuse_foreign_tools(payload)
-    items = payload.get("input")
-    for number, item in enumerate(items if isinstance(items, list) else ()):
-        _check_item(item, param=f"input[{number}]")
+def _tools(payload: Payload) -> list[Body]:
+    """Return all tools that a request brings: beside its input, and in the items of that."""
+    items = (item for item in _items(payload.get("input")) if isinstance(item, dict))
+    return [tool for holder in (payload, *items) for tool in holder.get("tools") or ()]
 
 
-def _check_item(item: Body, *, param: str) -> None:
-    """Raise InvalidRequest for an item that is none of ITEMS, or for what it must not hold.
-
-    Without a type it is a message, or, without a role too, a reference to what the provider keeps.
-    """
-    kind = item.get("type", "message" if "role" in item else "item_reference")
-    if not isinstance(kind, str) or kind not in ITEMS:
-        names = ", ".join(f"'{name}'" for name in ITEMS)
-        text = f"Invalid value for '{param}.type': supported here are {names}."
-        raise InvalidRequest(text, param=f"{param}.type", code="invalid_value")
-    if kind == "reasoning" and not (item.get("encrypted_content") or item.get("content")):
-        text = "Nothing is kept at the provider: ask for reasoning.encrypted_content, and send it along."
-        raise InvalidRequest(text, param=param, code="unsupported_parameter")
-    for name, parts in ITEMS[kind].items():
-        parts.check(item.get(name), param=f"{param}.{name}")
-    refuse_media(item, param=param)
+def _without_tools(item: Any) -> Any:
+    return {name: value for name, value in item.items() if name != "tools"} if isinstance(item, dict) else item
 
 
 def _items(value: Any) -> list[Any]:

@@ -13,7 +13,8 @@ from accounts.exceptions import InvalidRequest
 from inference.surfaces.base import REQUEST_OVERHEAD, Payload, Surface
 from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.content import IMAGE_TOKENS, is_public_url
-from inference.surfaces.responses import refuse_items, response_surface
+from inference.surfaces.items import refuse_items
+from inference.surfaces.responses import response_surface
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.payloads import is_taken_as_it_is
 from inference.tokens import count_tokens
@@ -21,6 +22,7 @@ from inference.upstream.fake import FakeUpstream
 
 DATA_URL = "data:image/png;base64," + "A" * 100_000
 PUBLIC_URL = "https://example.com/a.png"
+SCREENSHOT = {"type": "computer_screenshot", "image_url": DATA_URL}
 WORDS = "zanzibar seventeen " * 20_000
 count_tokens([], model="gpt-4o")  # the first count in an encoding takes a second
 texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -62,6 +64,10 @@ def refusal(refuse: Any, payload: Payload) -> tuple[str | None, str]:
             response_surface,
             response({"type": "input_image", "image_url": PUBLIC_URL}, kind="function_call_output", field="output"),
         ),
+        (
+            response_surface,
+            {"input": [{"type": "computer_call_output", "output": SCREENSHOT}]},
+        ),
     ],
 )
 def test_it_reckons_an_image_by_number(surface: Surface, payload: dict[str, Any]) -> None:
@@ -85,6 +91,9 @@ def test_it_reckons_each_image() -> None:
         (chat_surface, {"messages": [{"role": "user", "content": [{"content": [image(DATA_URL + WORDS)]}]}]}),
         (response_surface, response({"type": "input_image", "image_url": DATA_URL, "text": WORDS})),
         (response_surface, {"input": [{"type": "input_image", "image_url": DATA_URL, "content": WORDS}]}),
+        (response_surface, {"input": [{"output": {"type": "computer_screenshot", "image_url": WORDS}}]}),
+        (response_surface, {"input": [{"output": {**SCREENSHOT, "detail": WORDS}}]}),
+        (response_surface, {"input": [{"type": "additional_tools", "tools": [{"type": "function", "name": WORDS}]}]}),
     ],
 )
 def test_it_counts_every_byte_around_an_image(surface: Surface, payload: dict[str, Any]) -> None:
@@ -193,7 +202,7 @@ def test_it_refuses_other_messages(message: dict[str, Any], param: str, code: st
             "invalid_value",
         ),
         (response({"type": "input_text"}, kind="reasoning"), "input[0].content[0].type", "invalid_value"),
-        ({"input": [{"type": "computer_call_output", "output": {}}]}, "input[0].type", "invalid_value"),
+        ({"input": [{"type": "computer_call_output", "output": {}}]}, "input[0].output.type", "invalid_value"),
         ({"input": [{"type": {}}]}, "input[0].type", "invalid_value"),
     ],
 )

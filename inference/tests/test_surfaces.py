@@ -17,7 +17,9 @@ from inference.catalog import CatalogModel, Rates, Route
 from inference.surfaces.base import Surface, Usage, was_filtered
 from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.completions import completion_surface, embedding_surface
-from inference.surfaces.responses import refuse_items, response_surface
+from inference.surfaces.items import refuse_items
+from inference.surfaces.responses import response_surface
+from inference.surfaces.tools import BUILT_IN_TOKENS
 from inference.tests.payloads import is_taken_as_it_is
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
@@ -407,6 +409,16 @@ def test_it_refuses_the_provider_s_own_tools(tool: dict[str, Any], param: str, c
         with pytest.raises(InvalidRequest) as refused:
             refuse({**chat("hello", tools=[tool]), "input": "hello"})
         assert (refused.value.param, refused.value.error_code) == (param, code)
+
+
+def test_it_reckons_what_a_provider_writes_for_a_tool() -> None:
+    group = {"type": "namespace", "name": "n", "tools": [{"type": "function"}, {"type": "custom"}]}
+    for payload, count in (
+        ({"input": "a", "tools": [{"type": "apply_patch"}, group]}, 1),
+        ({"input": [{"type": "additional_tools", "tools": [{"type": "apply_patch"}, {"type": "computer"}]}]}, 2),
+    ):
+        least = count * BUILT_IN_TOKENS + len(json.dumps(payload, separators=(",", ":")))
+        assert least < response_surface.prompt_bound(payload) < least + 200
 
 
 def test_it_takes_own_tools() -> None:

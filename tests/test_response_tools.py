@@ -1,0 +1,256 @@
+"""POST /v1/responses passes on the tools that the caller runs, with their calls and outputs, and no others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.running import Platform, Reply, ScriptedProvider, Served, running_platform, scripted_provider
+
+MODEL = "tool-model"
+FUNCTION = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": False}
+CUSTOM = {"type": "custom", "name": "exec", "format": {"type": "text"}}
+GROUP = {"type": "namespace", "name": "crm", "description": "", "tools": [FUNCTION, CUSTOM]}
+LOCAL = {"type": "local", "skills": [{"name": "s", "description": "d", "path": "/skills/s"}]}
+SEARCH = {"type": "tool_search", "execution": "client", "description": "d", "parameters": {"type": "object"}}
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+TOOLS: list[dict[str, Any]] = [
+    FUNCTION,
+    CUSTOM,
+    GROUP,
+    SEARCH,
+    {"type": "local_shell"},
+    {"type": "shell", "environment": LOCAL},
+    {"type": "apply_patch"},
+    {"type": "computer"},
+    {"type": "computer_use_preview", "display_width": 800, "display_height": 600, "environment": "browser"},
+]
+ITEMS: list[dict[str, Any]] = [
+    {"type": "additional_tools", "role": "developer", "tools": TOOLS},
+    {"role": "user", "content": "Do it."},
+    {"type": "configuration_update", "reasoning": {"effort": "low"}},
+    {"type": "function_call", "call_id": "c1", "name": "add", "namespace": "crm", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_image", "image_url": PIXEL}]},
+    {"type": "custom_tool_call", "call_id": "c2", "name": "exec", "namespace": "crm", "input": "1"},
+    {"type": "custom_tool_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "1"}]},
+    {"type": "tool_search_call", "call_id": "c3", "execution": "client", "arguments": {"query": "file"}},
+    {"type": "tool_search_output", "call_id": "c3", "execution": "client", "tools": [GROUP], "status": "completed"},
+    {
+        "type": "local_shell_call",
+        "id": "l4",
+        "call_id": "c4",
+        "status": "completed",
+        "action": {"type": "exec", "command": ["ls"], "env": {"FILE": "a", "image": "b"}},
+    },
+    {"type": "local_shell_call_output", "id": "l4", "call_id": "c4", "output": "a.txt"},
+    {"type": "shell_call", "call_id": "c5", "action": {"commands": ["ls"]}, "environment": {"type": "local"}},
+    {
+        "type": "shell_call_output",
+        "call_id": "c5",
+        "output": [{"stdout": "a.txt", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}],
+    },
+    {
+        "type": "apply_patch_call",
+        "call_id": "c6",
+        "status": "completed",
+        "operation": {"type": "update_file", "path": "a.txt", "diff": "+b"},
+    },
+    {"type": "apply_patch_call_output", "call_id": "c6", "status": "completed", "output": "done"},
+    {
+        "type": "computer_call",
+        "id": "cc",
+        "call_id": "c7",
+        "status": "completed",
+        "pending_safety_checks": [],
+        "actions": [{"type": "click", "button": "left", "x": 1, "y": 2}],
+    },
+    {
+        "type": "computer_call_output",
+        "call_id": "c7",
+        "output": {"type": "computer_screenshot", "image_url": PIXEL, "detail": "original"},
+    },
+    {
+        "type": "agent_message",
+        "author": "/root",
+        "recipient": "/root/a",
+        "content": [{"type": "input_text", "text": "a"}],
+    },
+]
+#: What the provider runs, and bills by what nobody can bound.
+FOREIGN: list[dict[str, Any]] = [
+    {"type": "web_search", "external_web_access": False},
+    {"type": "web_search_preview"},
+    {"type": "file_search", "vector_store_ids": ["vs_1"]},
+    {"type": "code_interpreter", "container": {"type": "auto"}},
+    {"type": "image_generation"},
+    {"type": "mcp", "server_label": "s", "server_url": "https://mcp.example.com"},
+    {"type": "programmatic_tool_calling"},
+]
+NOT_LOCAL: list[tuple[dict[str, Any], str]] = [
+    ({"type": "shell"}, "environment.type"),
+    ({"type": "shell", "environment": {"type": "container_auto"}}, "environment.type"),
+    ({"type": "shell", "environment": {"type": "container_reference", "container_id": "c"}}, "environment.type"),
+    ({"type": "shell", "environment": {"type": "local", "Type": "container_auto"}}, "environment.Type"),
+    ({"type": "shell", "environment": LOCAL, "Environment": {"type": "container_auto"}}, "Environment"),
+    ({"type": "tool_search"}, "execution"),
+    ({"type": "tool_search", "execution": "server"}, "execution"),
+    ({**GROUP, "tools": [FUNCTION, {"type": "web_search"}]}, "tools[1].type"),
+    ({**GROUP, "tools": [GROUP]}, "tools[0].type"),
+    ({**GROUP, "tools": ["add"]}, "tools"),
+    ({**GROUP, "tools": {}}, "tools"),
+    ({**GROUP, "Tools": [{"type": "web_search"}]}, "Tools"),
+]
+OTHER_ITEMS: list[tuple[dict[str, Any], str]] = [
+    ({"type": "web_search_call", "id": "ws_1", "status": "completed"}, "type"),
+    ({"type": "mcp_call", "id": "m_1", "name": "n", "server_label": "s", "arguments": "{}"}, "type"),
+    ({"type": "code_interpreter_call", "id": "ci_1", "container_id": "c", "code": "1"}, "type"),
+    ({"type": "image_generation_call", "id": "ig_1", "result": "AAAA"}, "type"),
+    ({"type": "compaction_trigger"}, "type"),
+    ({"type": "item_reference", "id": "msg_1"}, "type"),
+    ({"type": "additional_tools", "role": "developer", "tools": [{"type": "mcp"}]}, "tools[0].type"),
+    ({"type": "tool_search_output", "call_id": "c", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"role": "user", "content": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"role": "user", "content": "a", "Tools": [{"type": "web_search"}]}, "Tools"),
+    ({"type": "tool_search_call", "call_id": "c", "execution": "server", "arguments": {}}, "execution"),
+    (
+        {
+            "type": "shell_call",
+            "call_id": "c",
+            "action": {"commands": []},
+            "environment": {"type": "container_reference", "container_id": "c"},
+        },
+        "environment.type",
+    ),
+    ({"type": "shell_call_output", "call_id": "c", "output": "text"}, "output"),
+    ({"type": "shell_call_output", "call_id": "c", "output": [{"type": "input_file", "text": "a"}]}, "output[0].type"),
+    ({"type": "shell_call_output", "call_id": "c", "output": [{"file_id": "file-1"}]}, "output[0].file_id"),
+    ({"type": "local_shell_call_output", "id": "l", "output": [{"type": "input_file"}]}, "output"),
+    ({"type": "apply_patch_call_output", "call_id": "c", "output": {"file_id": "file-1"}}, "output"),
+    (
+        {
+            "type": "computer_call_output",
+            "call_id": "c",
+            "output": {"type": "computer_screenshot", "file_id": "file-1"},
+        },
+        "output.file_id",
+    ),
+    (
+        {
+            "type": "computer_call_output",
+            "call_id": "c",
+            "output": {"type": "computer_screenshot", "image_url": "http://127.0.0.1/a.png"},
+        },
+        "output.image_url",
+    ),
+    ({"type": "computer_call_output", "call_id": "c", "output": "text"}, "output.type"),
+    ({"type": "configuration_update", "service_tier": "priority"}, "service_tier"),
+    ({"type": "agent_message", "content": [{"type": "input_image", "image_url": PIXEL}]}, "content[0].type"),
+]
+
+
+def answer() -> Reply:
+    """Make the reply of a sound response."""
+    said = {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "Hi", "annotations": []}],
+    }
+    usage = {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
+    body = {"id": "r", "object": "response", "status": "completed", "model": "m", "output": [said], "usage": usage}
+    return Reply(body=json.dumps(body).encode())
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[ScriptedProvider]:
+    """Run a provider of this module's own."""
+    with scripted_provider() as server:
+        server.script(MODEL, answer())
+        yield server
+
+
+@pytest.fixture(scope="module")
+def platform(provider: ScriptedProvider, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
+    """Run a platform that serves the model."""
+    with running_platform(prepared(), [Served(MODEL, [provider.base_url])]) as running:
+        yield running
+
+
+def response(**more: Any) -> dict[str, Any]:
+    """Make the body of a request with a short answer."""
+    return {"model": MODEL, "input": "hello", "max_output_tokens": 16, **more}
+
+
+def refused_param(platform: Platform, body: dict[str, Any]) -> str:
+    """Return the parameter that a request is refused for."""
+    answer = platform.ask("/v1/responses", body)
+    assert answer.status == 400, answer.body
+    assert answer.error["type"] == "invalid_request_error"
+    return str(answer.error["param"])
+
+
+def test_it_passes_on_the_caller_s_tools_and_items_as_they_came(platform: Platform, provider: ScriptedProvider) -> None:
+    for sent in (response(tools=TOOLS), response(input=ITEMS)):
+        answered = platform.ask("/v1/responses", sent)
+        assert answered.status == 200, answered.body
+        assert provider.calls[-1].payload == {**sent, "store": False}
+
+
+@pytest.mark.parametrize("tool", FOREIGN, ids=lambda tool: tool["type"])
+def test_it_names_the_tool_that_the_provider_would_run(
+    platform: Platform, provider: ScriptedProvider, tool: dict[str, Any]
+) -> None:
+    before = len(provider.calls)
+    for sent, param in (
+        (response(tools=[FUNCTION, tool]), "tools[1].type"),
+        (response(input=[{"type": "additional_tools", "tools": [tool]}]), "input[0].tools[0].type"),
+        (response(tools=[{**GROUP, "tools": [tool]}]), "tools[0].tools[0].type"),
+    ):
+        answered = platform.ask("/v1/responses", sent)
+        assert (answered.status, answered.error["param"], answered.error["code"]) == (400, param, "invalid_value")
+        assert f"'{tool['type']}'" in answered.error["message"]
+    assert len(provider.calls) == before
+
+
+def test_it_refuses_tools_that_run_elsewhere(platform: Platform) -> None:
+    for tool, param in NOT_LOCAL:
+        assert refused_param(platform, response(tools=[tool])) == f"tools[0].{param}"
+
+
+def test_it_refuses_items_that_lie_elsewhere_or_hold_what_nobody_can_bound(platform: Platform) -> None:
+    for item, param in OTHER_ITEMS:
+        assert refused_param(platform, response(input=[item])) == f"input[0].{param}"
+
+
+def test_it_takes_functions_alone_in_chats(platform: Platform) -> None:
+    for tool in TOOLS[2:]:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "tools": [tool]}
+        answered = platform.ask("/v1/chat/completions", body)
+        assert (answered.status, answered.error["param"]) == (400, "tools[0].type")
+
+
+def test_it_counts_a_screenshot_as_an_image_and_a_tool_as_what_the_provider_writes_for_it(platform: Platform) -> None:
+    key = platform.add([], account="narrow", tokens_per_minute=60_000)
+    shot = {
+        "type": "computer_call_output",
+        "call_id": "c",
+        "output": {"type": "computer_screenshot", "image_url": PIXEL},
+    }
+    too_much: list[dict[str, Any]] = [
+        response(input=[shot, shot]),
+        response(tools=[{"type": "apply_patch"}] * 20),
+        response(input=[{"type": "additional_tools", "tools": [{"type": "apply_patch"}] * 20}]),
+    ]
+    for body in too_much:
+        answered = platform.ask("/v1/responses", body, key=key)
+        assert (answered.status, answered.error["code"]) == (400, "bound_exceeds_limit"), answered.body
+    assert platform.ask("/v1/responses", response(input=[shot]), key=key).status == 200
+
+
+def test_it_shares_no_answer_to_a_request_whose_input_brings_tools(platform: Platform) -> None:
+    plain, brought = [{"role": "user", "content": "hello"}], [{"type": "additional_tools", "tools": [FUNCTION]}]
+    for items, caches in ((plain, ["MISS", "HIT"]), (plain + brought, ["BYPASS", "BYPASS"])):
+        body = response(input=items, temperature=0)
+        assert [platform.ask("/v1/responses", body).headers["x-cache"] for _ in caches] == caches
