@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from rest_framework.request import Request
 from accounts.exceptions import ApiError, ContentFiltered, UpstreamFailed
 from inference.calls import Caller
 from inference.streaming import StreamedCall
-from inference.surfaces.base import Body, Payload
+from inference.surfaces.base import Body, Payload, written_json
 from inference.surfaces.chat import chat_surface
 from inference.surfaces.events import DONE, ChunkReader, choices_in, event_data, parse_data, refuse_error
 
@@ -33,13 +32,8 @@ def event_response(stream: StreamedCall, headers: Mapping[str, str]) -> Streamin
 
 
 def server_sent(event: str, data: Mapping[str, Any]) -> bytes:
-    """Write an event with a name. Half of a surrogate pair, whose other half comes later, goes as an escape."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    try:
-        written = text.encode()
-    except UnicodeEncodeError:
-        written = json.dumps(data, separators=(",", ":")).encode()
-    return b"event: " + event.encode() + b"\ndata: " + written + b"\n\n"
+    """Write an event with a name."""
+    return b"event: " + event.encode() + b"\ndata: " + written_json(data) + b"\n\n"
 
 
 class DeltaReader(ChunkReader):

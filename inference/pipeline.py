@@ -328,9 +328,7 @@ def outgoing(progress: Progress, route: Route) -> dict[str, Any]:
 
 def _charge(progress: Progress, body: Body, route: Route) -> Usage:
     """Charge what the provider says that the call used, or an estimate where it says nothing."""
-    surface = progress.call.surface
-    usage, source = surface.read_usage(body), "provider"
-    if usage is None:
-        usage, source = surface.estimate(progress.call.payload, body, model=route.upstream_name), "estimated"
+    call = progress.call
+    usage, source = call.surface.used(call.payload, body, model=route.upstream_name)
     progress.bill.charge(usage, route.rates, source=source)
     return usage

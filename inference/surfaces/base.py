@@ -40,6 +40,12 @@ class Usage:
         prompt, output = (max(self.input_tokens, counted.input_tokens), max(self.output_tokens, counted.output_tokens))
         return Usage(prompt, self.cached_tokens, output)
 
+    def filled(self, counted: Usage) -> Usage:
+        """Return each figure of a provider, or what was counted where it is 0: 0 beside a text can't be."""
+        return Usage(
+            self.input_tokens or counted.input_tokens, self.cached_tokens, self.output_tokens or counted.output_tokens
+        )
+
 
 class Surface(ABC):
     """An endpoint of OpenAI's protocol: where it is, what a call may use there, and what it did use."""
@@ -75,6 +81,15 @@ class Surface(ABC):
     @abstractmethod
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count what a call used whose provider sent no usage, or one below that: each figure is the higher one."""
+
+    def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
+        """Return what a plain call used, and where that is known from: "provider" or "estimated"."""
+        told = self.read_usage(body)
+        if told is not None and told.input_tokens and (told.output_tokens or self.asked_output(payload) == 0):
+            return told, "provider"
+        counted = self.estimate(payload, body, model=model)
+        used = told.filled(counted) if told is not None else counted
+        return used, "provider" if used == told else "estimated"
 
     @abstractmethod
     def is_complete(self, body: Body) -> bool:
@@ -125,6 +140,14 @@ class Surface(ABC):
 def json_bytes(value: Any) -> int:
     """Return the length of a value as JSON in UTF-8: no tokenizer makes more tokens of it than that."""
     return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def written_json(value: Any) -> bytes:
+    """Write a value as JSON in UTF-8. Half of a surrogate pair, whose other half comes later, goes as an escape."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def was_filtered(body: Body) -> bool:

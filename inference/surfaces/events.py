@@ -21,6 +21,7 @@ from inference.surfaces.base import (
     is_of_one_answer,
     read_openai_usage,
     read_response_usage,
+    written_json,
 )
 
 END_OF_EVENT = b"\n\n"
@@ -36,6 +37,8 @@ CHOICE = re.compile(rb'"choices":\s*\[\s*\{')
 FILTERED = re.compile(rb'"(?:finish_)?reason":\s*"content_filter"')
 #: How an event says that it is an error whatever its data are.
 ERROR = re.compile(rb"^event: ?error$", re.MULTILINE)
+#: What some servers end with that told a usage before.
+NOTHING = Usage(0, 0, 0)
 #: Texts of a delta that no model wrote.
 LABELS = ("role", "id", "type")
 #: The most that may wait for the end of its event.
@@ -124,14 +127,18 @@ class EventReader(ABC):
         A provider is believed about all that came: at the stream's end, or by a usage that stands alone after the last
         piece. One that it told earlier, or tells with every piece, lacks what was generated since, and one that is not
         of all answers lacks the others: then each figure is the higher one of its own and of an estimate, which
-        `estimate` makes of the body.
+        `estimate` makes of the body. A figure of 0 is the estimate's.
         """
         told = self.usage
         is_last = not self._usage_is_early and (self.is_done or self._usage_stands_alone)
-        if told is not None and is_last and not self.lacks_answers(told):
+        is_of_all = told is not None and is_last and not self.lacks_answers(told)
+        if told is not None and is_of_all and told.input_tokens and told.output_tokens:
             return told, "provider"
         counted = estimate(self.body())
-        return (told or counted).at_least(counted), "estimated"
+        if told is None or not is_of_all:
+            return (told or counted).at_least(counted), "estimated"
+        used = told.filled(counted)
+        return used, "provider" if used == told else "estimated"
 
     def lacks_answers(self, told: Usage) -> bool:
         """Say whether the provider's usage is not of all answers that came."""
@@ -212,12 +219,24 @@ class ChunkReader(EventReader):
         """Take the usage; drop the chunk that holds nothing else, unless the caller asked for it."""
         if event.get("error") or event.get("object") == "error":
             raise BrokenStream("error event")
-        usage = read_openai_usage(event.get("usage"))
+        usage = self._told_in(event)
         if usage is not None:
             self.usage, self._usage_is_early, self._usage_stands_alone = usage, False, not event.get("choices")
         elif self.usage is not None and any(map(_generates, choices_in(event))):
             self._usage_is_early = True
-        return self._forwards_usage or bool(event.get("choices")) or usage is None
+        return self._forwards_usage or bool(event.get("choices")) or event.get("usage") is None
+
+    def _told_in(self, event: Body) -> Usage | None:
+        """Return the usage that an event tells: Moonshot's is in the only choice. 0/0 is none after another."""
+        choices = choices_in(event) if self._answers == 1 else []
+        found = (read_openai_usage(holder.get("usage")) for holder in (event, *choices))
+        usage = next(filter(None, found), None)
+        return None if usage == NOTHING and self.usage is not None else usage
+
+    def _relay(self, event: bytes) -> bytes:
+        """Take the usage out of an event for a caller who did not ask for it."""
+        relayed = super()._relay(event)
+        return relayed if self._forwards_usage or b'"usage"' not in relayed else without_usage(event)
 
     def _stripped(self, events: bytes) -> bytes:
         """Take the empty usage out of chunks: with it in each of them, each would have to be parsed."""
@@ -282,6 +301,18 @@ class ResponseReader(EventReader):
         """Join the pieces of text."""
         pieces = [str(event.get("delta") or "") for event in self.events() if "delta" in str(event.get("type"))]
         return {"output": [{"content": "".join(pieces)}]}
+
+
+def without_usage(event: bytes) -> bytes:
+    """Return an event whose JSON tells no usage: not at its top, in a choice, or in another object there (Groq's)."""
+    body = parse_data(event_data(event))
+    holders = [body, *choices_in(body), *(value for value in body.values() if isinstance(value, dict))]
+    if not any("usage" in holder for holder in holders):
+        return event + END_OF_EVENT
+    for holder in holders:
+        holder.pop("usage", None)
+    fields = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
+    return b"\n".join([*fields, b"data: " + written_json(body)]) + END_OF_EVENT
 
 
 def choices_in(event: Body) -> list[Body]:

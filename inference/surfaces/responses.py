@@ -28,6 +28,9 @@ from inference.surfaces.events import ResponseReader
 from inference.surfaces.tools import tool_overhead, tools_in
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
+#: What no model wrote of an output item, beside its type and id.
+LABELS = {"role": None, "status": None, "call_id": None}
+
 
 class ResponseSurface(Surface):
     """Responses, without what the provider would keep."""
@@ -63,7 +66,8 @@ class ResponseSurface(Surface):
         texts = chain(texts_in(items), schema_texts({**payload, "tools": _tools(payload)}))
         around = MESSAGE_TOKENS * len(items) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(given)
         prompt = count_tokens(texts, model=model) + around
-        return Usage(prompt, 0, count_tokens(texts_in(body.get("output") or []), model=model))
+        output = [{**item, **LABELS} if isinstance(item, dict) else item for item in body.get("output") or []]
+        return Usage(prompt, 0, count_tokens(texts_in(output), model=model))
 
     def is_complete(self, body: Body) -> bool:
         """Say whether there is an output."""

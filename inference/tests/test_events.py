@@ -65,11 +65,13 @@ def test_it_forwards_the_usage_that_the_caller_asked_for() -> None:
     assert reader.usage == Usage(5, 3, 2)
 
 
-def test_it_forwards_a_chunk_that_holds_usage_beside_text() -> None:
+def test_it_takes_usage_out_of_a_chunk_that_holds_it_beside_text() -> None:
     sent = chunk("Hello", usage=USAGE)
-    reader = ChunkReader(forwards_usage=False)
-    assert reader.feed(sent) == sent
-    assert reader.usage == Usage(5, 3, 2)
+    reader, asked = ChunkReader(forwards_usage=False), ChunkReader(forwards_usage=True)
+    (shown,) = parse_events(reader.feed(sent))
+    assert event(shown) == chunk("Hello")
+    assert asked.feed(sent) == sent
+    assert reader.usage == asked.usage == Usage(5, 3, 2)
 
 
 ERRORS = [
