@@ -64,7 +64,8 @@ class CompletionRequest(StreamedRequest):
 
     prompt = Prompt(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
     n = serializers.IntegerField(required=False, min_value=1, max_value=MOST_ANSWERS)
-    max_tokens = serializers.IntegerField(required=False, min_value=1, max_value=MOST_OUTPUT)
+    best_of = serializers.IntegerField(required=False, min_value=0, max_value=MOST_ANSWERS)
+    max_tokens = serializers.IntegerField(required=False, min_value=0, max_value=MOST_OUTPUT)
 
 
 class EmbeddingRequest(serializers.Serializer[Any]):

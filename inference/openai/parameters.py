@@ -89,13 +89,47 @@ def _instead(own: str) -> Check:
     return check
 
 
-_REFUSED: dict[str, Check] = {
+def _others(names: Iterable[str], own: str, *, reads: Iterable[str] = ()) -> dict[str, Check]:
+    """Refuse all names of what an endpoint calls `own`, apart from that and others that it reads too."""
+    return _all((name for name in names if name not in (own, *reads)), _instead(own))
+
+
+_EVERYWHERE: dict[str, Check] = {
     **_all(LEAST_NAMES, refused(_EXCEEDS)),
     **_all(SETTINGS_NAMES, refused(_EXCEEDS)),
     **_all(ROUTING_NAMES, refused(_ELSEWHERE)),
     **_all(ROUTING_LISTS, refused(_ELSEWHERE, off=[])),
     **_all(PAID_NAMES, refused(_UNPRICED, off=False)),
     **_all(PAID_LISTS, refused(_UNPRICED, off=[])),
+}
+#: What each endpoint refuses, but for the values that switch it off; docs/openai.md lists it, and a test compares them.
+REFUSED: dict[str, dict[str, Check]] = {
+    "chat completions": {
+        **_EVERYWHERE,
+        **_others(OUTPUT_NAMES, "max_completion_tokens", reads=["max_tokens"]),
+        **_others(ANSWER_NAMES, "n"),
+    },
+    "completions": {
+        **_EVERYWHERE,
+        **_others(OUTPUT_NAMES, "max_tokens"),
+        **_others(ANSWER_NAMES, "n", reads=["best_of"]),
+        "prompt_embeds": refused("send texts or tokens as the prompt."),
+        "tools": refused("completions call none.", off=[]),
+        "functions": refused("completions call none.", off=[]),
+    },
+    "embeddings": {
+        **_EVERYWHERE,
+        "messages": refused("send texts or tokens as the input."),
+        "images": refused("send texts or tokens as the input.", off=[]),
+        "stream": refused("embeddings come all at once.", off=False),
+    },
+    "responses": {
+        **_EVERYWHERE,
+        **_others(OUTPUT_NAMES, "max_output_tokens"),
+        **_all(ANSWER_NAMES, refused("a response is one answer.")),
+        "background": refused(_KEPT, off=False),
+        **_all(("previous_response_id", "conversation", "prompt"), refused(_KEPT)),
+    },
 }
 _SAMPLING: dict[str, Check] = {
     "model": is_text,
@@ -106,9 +140,7 @@ _SAMPLING: dict[str, Check] = {
     "stream_options": is_object,
 }
 CHAT_CHECKS: dict[str, Check] = {
-    **_REFUSED,
-    **_all(OUTPUT_NAMES, _instead("max_completion_tokens")),
-    **_all(ANSWER_NAMES, _instead("n")),
+    **REFUSED["chat completions"],
     **_SAMPLING,
     "messages": is_list_of_objects,
     "max_tokens": integer(1, MOST_OUTPUT),
@@ -119,40 +151,28 @@ CHAT_CHECKS: dict[str, Check] = {
     "modalities": only_text,
 }
 COMPLETION_CHECKS: dict[str, Check] = {
-    **_REFUSED,
-    **_all(OUTPUT_NAMES, _instead("max_tokens")),
-    **_all(ANSWER_NAMES, _instead("n")),
+    **REFUSED["completions"],
     **_SAMPLING,
     "prompt": is_prompt,
-    "prompt_embeds": refused("send texts or tokens as the prompt."),
     "suffix": is_string,
-    "max_tokens": integer(1, MOST_OUTPUT),
+    "max_tokens": integer(0, MOST_OUTPUT),
     "n": integer(1, MOST_ANSWERS),
-    "best_of": integer(1, MOST_ANSWERS),
-    "tools": refused("completions call none.", off=[]),
-    "functions": refused("completions call none.", off=[]),
+    "best_of": integer(0, MOST_ANSWERS),
 }
 EMBEDDING_CHECKS: dict[str, Check] = {
-    **_REFUSED,
+    **REFUSED["embeddings"],
     "model": is_text,
     "input": is_prompt,
-    "messages": refused("send texts or tokens as the input."),
-    "images": refused("send texts or tokens as the input.", off=[]),
     "encoding_format": one_of("float", "base64"),
-    "stream": refused("embeddings come all at once.", off=False),
     "dimensions": integer(1, 100_000),
 }
 RESPONSE_CHECKS: dict[str, Check] = {
-    **_REFUSED,
-    **_all(OUTPUT_NAMES, _instead("max_output_tokens")),
-    **_all(ANSWER_NAMES, refused("a response is one answer.")),
+    **REFUSED["responses"],
     **_SAMPLING,
     "input": is_input,
     "instructions": is_string,
     "max_output_tokens": integer(1, MOST_OUTPUT),
     "tools": is_objects,
-    "background": refused(_KEPT, off=False),
-    **_all(("previous_response_id", "conversation", "prompt"), refused(_KEPT)),
 }
 
 _NAMES = {*CHAT_CHECKS, *COMPLETION_CHECKS, *EMBEDDING_CHECKS, *RESPONSE_CHECKS, *UNCACHEABLE}

@@ -33,17 +33,17 @@ class CompletionSurface(Surface):
         return REQUEST_OVERHEAD + json_bytes(payload) + more * json_bytes(payload.get("suffix") or "")
 
     def asked_output(self, payload: Payload) -> int | None:
-        """Return max_tokens, or what the provider takes for it."""
+        """Return max_tokens, or what the provider takes for it: for none, vLLM generates a token all the same."""
         asked = payload.get("max_tokens")
-        return DEFAULT_OUTPUT if asked is None else int(asked)
+        return DEFAULT_OUTPUT if asked is None else max(1, int(asked))
 
     def answers(self, payload: Payload) -> int:
         """Return how many are made: `n` or `best_of` of them for each prompt."""
         return max(int(payload.get("n") or 1), int(payload.get("best_of") or 1)) * len(_prompts(payload.get("prompt")))
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
-        """Set max_tokens."""
-        return {**payload, "max_tokens": tokens}
+        """Set max_tokens; 0 stays what it is."""
+        return {**payload, "max_tokens": 0 if payload.get("max_tokens") == 0 else tokens}
 
     def read_usage(self, body: Body) -> Usage | None:
         """Read `usage`; None for one that is not of all answers."""

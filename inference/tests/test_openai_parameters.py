@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from accounts.exceptions import InvalidRequest
 from inference.openai import parameters
@@ -71,6 +74,26 @@ SWITCHES: list[tuple[str, list[Any], list[Any]]] = [
     ("compound_custom", [{"tools": {}}], [False]),
     ("speed", ["fast"], [False]),
 ]
+
+
+#: A row of the documentation's table: names, endpoints, why.
+ENDPOINTS = "(?:(?:chat completions|completions|embeddings|responses)(?:, )?)+"
+REFUSED_ROW = re.compile(rf"^\| ((?:`\w+`(?:, )?)+) \| (all|{ENDPOINTS}) \| .+ \|$", re.MULTILINE)
+
+
+def documented() -> list[tuple[str, str]]:
+    """List what docs/openai.md says is refused: endpoints and names."""
+    rows = REFUSED_ROW.findall((Path(settings.BASE_DIR) / "docs" / "openai.md").read_text())
+    return [
+        (endpoint, name)
+        for names, ends in rows
+        for endpoint in (parameters.REFUSED if ends == "all" else ends.split(", "))
+        for name in re.findall(r"\w+", names)
+    ]
+
+
+def test_it_documents_all_that_it_refuses_and_nothing_else() -> None:
+    assert sorted(documented()) == sorted((end, name) for end, names in parameters.REFUSED.items() for name in names)
 
 
 def code_of(path: str, name: str, value: Any) -> str | None:
