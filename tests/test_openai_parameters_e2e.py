@@ -12,6 +12,7 @@ import pytest
 from tests.running import Platform, Reply, ScriptedProvider, Served, event, running_platform, scripted_provider
 from tests.servers import ROOT
 
+STORY = "The safety bicycle of 1885 set the pattern for all that followed. " * 5
 MODEL, EMBEDDER = "parameter-model", "parameter-embedder"
 ENDPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat completions": ("/v1/chat/completions", {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}),
@@ -55,11 +56,11 @@ def names_of(endpoint: str, *, with_off: bool = False) -> list[str]:
     ]
 
 
-def completed(text: str, prompt: int, output: int) -> dict[str, Any]:
-    """Make the body of a completion and its usage."""
-    usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
-    choice = {"index": 0, "text": text, "finish_reason": "length", "logprobs": None}
-    return {"id": "c", "object": "text_completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+def scored(*texts: str, output: int) -> dict[str, Any]:
+    """Make a completion of these texts, for whose prompts the usage tells 9 tokens."""
+    usage = {"prompt_tokens": 9, "completion_tokens": output, "total_tokens": 9 + output}
+    choices = [{"index": n, "text": text, "finish_reason": "length", "logprobs": None} for n, text in enumerate(texts)]
+    return {"id": "c", "object": "text_completion", "created": 1, "model": "m", "choices": choices, "usage": usage}
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -90,32 +91,27 @@ def test_it_takes_what_switches_a_parameter_off(platform: Platform, provider: Sc
         assert answer.status == 200, answer.body
 
 
-def test_it_scores_a_prompt_without_generating(platform: Platform, provider: ScriptedProvider) -> None:
-    provider.script(MODEL, Reply(body=json.dumps(completed("hello there", 2, 0)).encode()))
-    scored = {"model": MODEL, "prompt": "hello there", "max_tokens": 0, "echo": True, "logprobs": 1, "best_of": 0}
-    answer = platform.ask("/v1/completions", scored)
-    assert (answer.status, answer.json()["choices"][0]["text"]) == (200, "hello there")
-    assert provider.calls[-1].payload == scored
-    record = platform.record(answer)
-    assert (record.input_tokens, record.output_tokens, record.usage_source) == (2, 0, "provider")
-
-
-def test_it_streams_a_prompt_that_is_only_echoed(platform: Platform, provider: ScriptedProvider) -> None:
-    whole = completed("hello there", 2, 0)
+@pytest.mark.parametrize("prompts", [["hello there"], [STORY, STORY], [[1, 2, 3], [4, 5]]])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_it_scores_prompts_without_generating(
+    platform: Platform, provider: ScriptedProvider, prompts: list[Any], is_stream: bool
+) -> None:
+    whole = scored(*[prompt if isinstance(prompt, str) else STORY for prompt in prompts], output=0)
     chunks = [{**whole, "usage": None}, {**whole, "choices": []}, "[DONE]"]
-    provider.script(MODEL, Reply(body=[event(chunk) for chunk in chunks]))
-    body = {"model": MODEL, "prompt": "hello there", "max_tokens": 0, "echo": True, "stream": True}
-    answer = platform.ask("/v1/completions", body)
-    assert (answer.status, answer.events()[-1]) == (200, "[DONE]")
-    assert provider.calls[-1].payload["max_tokens"] == 0
+    provider.script(MODEL, Reply(body=[event(chunk) for chunk in chunks] if is_stream else json.dumps(whole).encode()))
+    body = {"model": MODEL, "prompt": prompts, "max_tokens": 0, "echo": True, "logprobs": 1, "best_of": 0}
+    answer = platform.ask("/v1/completions", {**body, "stream": is_stream})
+    assert answer.status == 200, answer.body
+    sent = provider.calls[-1].payload
+    assert {name: sent[name] for name in body} == body
     record = platform.record(answer)
-    assert (record.input_tokens, record.output_tokens, record.usage_source) == (2, 0, "provider")
+    assert (record.input_tokens, record.output_tokens, record.usage_source) == (9, 0, "provider")
 
 
 def test_it_sets_a_token_aside_where_a_server_generates_one_all_the_same(
     platform: Platform, provider: ScriptedProvider
 ) -> None:
-    provider.script(MODEL, Reply(body=json.dumps(completed("hello there", 2, 1)).encode()))
+    provider.script(MODEL, Reply(body=json.dumps(scored("hello there", output=1)).encode()))
     answer = platform.ask("/v1/completions", {"model": MODEL, "prompt": "hello there", "max_tokens": 0, "echo": True})
     assert answer.status == 200
     record, rows = platform.record(answer), platform.rows("SELECT label, is_overrun FROM monitoring_requestrecord")

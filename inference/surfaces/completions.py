@@ -43,12 +43,19 @@ class CompletionSurface(Surface):
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
         """Set max_tokens; 0 stays what it is."""
-        return {**payload, "max_tokens": 0 if payload.get("max_tokens") == 0 else tokens}
+        return {**payload, "max_tokens": 0 if _generates_nothing(payload) else tokens}
 
     def read_usage(self, body: Body) -> Usage | None:
         """Read `usage`; None for one that is not of all answers."""
         usage = read_openai_usage(body.get("usage"))
         return None if usage is not None and is_of_one_answer(usage.output_tokens, _texts(body)) else usage
+
+    def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
+        """Believe a usage of prompts that are only echoed: its output is 0 beside texts."""
+        told = read_openai_usage(body.get("usage"))
+        if told is not None and told.input_tokens and _generates_nothing(payload):
+            return told, "provider"
+        return super().used(payload, body, model=model)
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the prompts and the answers with a tokenizer; a prompt that is echoed was not generated."""
@@ -56,7 +63,8 @@ class CompletionSurface(Surface):
         read, written = count_prompts(prompts, model=model), count_tokens(texts, model=model)
         echoed = read * len(texts) // len(prompts) if payload.get("echo") else 0
         suffixes = [str(payload.get("suffix") or "")] * len(prompts)
-        counted = Usage(read + count_tokens(suffixes, model=model), 0, max(0, written - echoed))
+        output = 0 if _generates_nothing(payload) else max(0, written - echoed)
+        counted = Usage(read + count_tokens(suffixes, model=model), 0, output)
         return (read_openai_usage(body.get("usage")) or counted).at_least(counted)
 
     def is_complete(self, body: Body) -> bool:
@@ -74,7 +82,7 @@ class CompletionSurface(Surface):
 
     def reader(self, payload: Payload) -> ChunkReader:
         """Follow chunks."""
-        return chunk_reader(payload, answers=self.answers(payload))
+        return chunk_reader(payload, answers=1 if _generates_nothing(payload) else self.answers(payload))
 
 
 class EmbeddingSurface(Surface):
@@ -106,6 +114,11 @@ class EmbeddingSurface(Surface):
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is nobody's own."""
         return not any(payload.get(name) for name in UNCACHEABLE)
+
+
+def _generates_nothing(payload: Payload) -> bool:
+    """Say whether prompts are only to be echoed, to score them (`max_tokens: 0`)."""
+    return payload.get("max_tokens") == 0
 
 
 def _texts(body: Body) -> list[str]:
