@@ -8,6 +8,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import Error as DatabaseError
 
+#: Of random texts of this length, none has fewer different characters; one letter repeated does.
+FEWEST_CHARACTERS = 10
 DEMO_KEYS = ("dev_key_123", "prod_key_456")
 
 
@@ -24,8 +26,9 @@ def check_peppers(**options: Any) -> list[CheckMessage]:
                 id="accounts.E001",
             )
         ]
-    if any(len(pepper) < 32 for pepper in settings.API_KEY_PEPPERS):
-        return [Error("API_KEY_PEPPERS is too short.", hint="Use 32 characters or more each.", id="accounts.E002")]
+    if any(len(pepper) < 32 or len(set(pepper)) < FEWEST_CHARACTERS for pepper in settings.API_KEY_PEPPERS):
+        hint = "Use 32 random characters or more each."
+        return [Error("API_KEY_PEPPERS is too short, or weak.", hint=hint, id="accounts.E002")]
     return []
 
 

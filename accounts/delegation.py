@@ -79,7 +79,8 @@ def exceeds_model_budgets(key: Iterable[ModelBudget], creator: Iterable[ModelBud
 
 
 def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
-    """Name what a key of the same account has beyond another: rotating it would hand that on."""
+    """Name what a key of the same account has beyond another: to rotate it would hand that on, to revoke it
+    stop who is trusted with more."""
     now = datetime.now(UTC)
     mine, other = build_identity(creator, now), build_identity(key, now)
     end, models, others = _end(creator), _models(creator), _models(key)

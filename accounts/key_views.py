@@ -55,6 +55,19 @@ class KeyManagementView(KeyView):
             raise NotFound
         return found
 
+    def find_weaker_key(self, request: Request, key_id: int) -> ApiKey:
+        """Return the caller's own key, or one of its account that may do no more; raises NotFound, PermissionDenied."""
+        key = self.find_key(request, key_id)
+        own = self.find_key(request, self.identity(request).key_id)
+        if key.pk == own.pk:
+            return key
+        beyond = exceeds(key, own)
+        if exceeds_model_budgets(key.model_budgets.all(), own.model_budgets.all()):
+            beyond.append("model_budgets")
+        if beyond:
+            raise PermissionDenied(f"That key may do more than the one that asks: {', '.join(beyond)}.")
+        return key
+
 
 class KeysView(KeyManagementView):
     """GET and POST /keys."""
@@ -106,10 +119,16 @@ class KeyDetailView(KeyManagementView):
 class KeyRevokeView(KeyManagementView):
     """POST /keys/{id}/revoke."""
 
-    @extend_schema(operation_id="keys_revoke", summary="Stop a key for good", request=None, responses=KeyAnswer)
+    @extend_schema(
+        operation_id="keys_revoke",
+        summary="Stop a key for good",
+        description="A key that may do more than the asking one can't be revoked.",
+        request=None,
+        responses=KeyAnswer,
+    )
     def post(self, request: Request, key_id: int) -> Response:
         """Revoke a key of the caller's account; one that is revoked stays so."""
-        key = self.find_key(request, key_id)
+        key = self.find_weaker_key(request, key_id)
         api_key_revoke(key=key, actor=self.actor(request))
         key.refresh_from_db()
         return Response(_shown(key))
@@ -129,13 +148,7 @@ class KeyRotateView(KeyManagementView):
         """Make a successor, and show its secret this once."""
         body = RotateRequest(data=request.data)
         body.is_valid(raise_exception=True)
-        key = self.find_key(request, key_id)
-        creator = self.find_key(request, self.identity(request).key_id)
-        beyond = [] if key.pk == creator.pk else exceeds(key, creator)
-        if key.pk != creator.pk and exceeds_model_budgets(key.model_budgets.all(), creator.model_budgets.all()):
-            beyond.append("model_budgets")
-        if beyond:
-            raise PermissionDenied(f"That key may do more than the one that asks: {', '.join(beyond)}.")
+        key = self.find_weaker_key(request, key_id)
         grace = timedelta(seconds=body.validated_data["grace_seconds"])
         with _refusals_told():
             successor, plain = api_key_rotate(key=key, grace=grace, actor=self.actor(request))

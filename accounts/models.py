@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
+from unicodedata import normalize
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator, RegexValidator
@@ -161,6 +162,10 @@ class ApiKey(Budgets):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.masked})"
+
+    def clean(self) -> None:
+        """Compose the name (Unicode's NFC): what looks the same is the same name."""
+        self.name = normalize("NFC", self.name)
 
     @property
     def masked(self) -> str:

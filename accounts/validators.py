@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Any
 from unicodedata import category
 
@@ -11,8 +12,11 @@ from django.core.exceptions import ValidationError
 #: What a key can be allowed. `keys:manage` is never implied; the others are what an empty list means.
 SCOPES = ("chat", "summarize", "embeddings", "usage", "keys:manage")
 DEFAULT_SCOPES = frozenset(SCOPES) - {"keys:manage"}
-#: Unicode's categories of control characters, and of separators of lines and of paragraphs.
-LINE_BREAKING = ("Cc", "Zl", "Zp")
+#: Unicode's categories of characters that no name needs: control, format (direction marks, zero width), halves of
+#: surrogate pairs, separators of lines and of paragraphs.
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+#: Characters of other categories that show nothing: joiners, fillers, variation selectors.
+BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 def _require_texts(value: Any, what: str) -> list[str]:
@@ -22,9 +26,9 @@ def _require_texts(value: Any, what: str) -> list[str]:
 
 
 def validate_line(text: str) -> None:
-    """Accept one line of text: names stand in log lines, tables and files of usage."""
-    if any(category(character) in LINE_BREAKING for character in text):
-        raise ValidationError("Must be one line, without control characters.")
+    """Accept one line of characters that can be seen: two names that look the same in logs and tables are the same."""
+    if BLANK.search(text) or any(category(character) in UNSEEN for character in text):
+        raise ValidationError("Must be one line, without control, direction or zero-width characters.")
 
 
 def validate_model_names(value: Any) -> None:

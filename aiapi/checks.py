@@ -11,15 +11,31 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DatabaseError
 from django.db.migrations.executor import MigrationExecutor
 
+from accounts.checks import FEWEST_CHARACTERS
+
 
 @register(Tags.security)
 def check_secret_key(**options: Any) -> list[CheckMessage]:
     """Refuse the default or a weak SECRET_KEY in production (aiapi.E001)."""
-    weak = settings.SECRET_KEY == settings.DEFAULT_SECRET_KEY or len(settings.SECRET_KEY) < 50
+    key = settings.SECRET_KEY
+    weak = key == settings.DEFAULT_SECRET_KEY or len(key) < 50 or len(set(key)) < FEWEST_CHARACTERS
     if not settings.IS_PRODUCTION or not weak:
         return []
     hint = "Set it to 50 random characters: python -c 'import secrets; print(secrets.token_urlsafe(48))'"
     return [Error("SECRET_KEY is not set, or weak.", hint=hint, id="aiapi.E001")]
+
+
+@register(Tags.security)
+def check_secrets_differ(**options: Any) -> list[CheckMessage]:
+    """Refuse one secret for several purposes in production: who learns it for one has them all (aiapi.E004)."""
+    named = [("SECRET_KEY", settings.SECRET_KEY), ("METRICS_TOKEN", settings.METRICS_TOKEN)]
+    named += [("API_KEY_PEPPERS", pepper) for pepper in settings.API_KEY_PEPPERS]
+    secrets = [secret for _, secret in named if secret]
+    shared = sorted({name for name, secret in named if secret and secrets.count(secret) > 1})
+    if not settings.IS_PRODUCTION or not shared:
+        return []
+    hint = "Make a random text for each: python -c 'import secrets; print(secrets.token_urlsafe(48))'"
+    return [Error(f"The same secret is used twice: {' and '.join(shared)}.", hint=hint, id="aiapi.E004")]
 
 
 @register(Tags.security)

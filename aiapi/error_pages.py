@@ -20,6 +20,7 @@ from accounts.exceptions import (
     PermissionDenied,
     TooManyFailures,
 )
+from accounts.keys import without_keys
 from aiapi.errors import json_error
 from aiapi.pages import page_context
 
@@ -68,7 +69,7 @@ def _page(request: HttpRequest, error: ApiError, hint: str) -> HttpResponse | No
         "hint": hint,
         "status": error.status,
         "request_id": request.trace.label,  # type: ignore[attr-defined]
-        "is_admin": request.path.startswith("/admin/"),
+        "is_admin": request.path_info.startswith("/admin/"),
     }
     try:
         page = render_to_string("error.html", context)
@@ -85,7 +86,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """
     if not isinstance(exception, DisallowedHost):
         return error_answer(request, InvalidRequest())
-    log.warning("host_not_allowed", host=str(request.META.get("HTTP_HOST", ""))[:MOST_OF_A_HOST])
+    log.warning("host_not_allowed", host=without_keys(str(request.META.get("HTTP_HOST", "")))[:MOST_OF_A_HOST])
     return error_answer(request, InvalidRequest("The service does not answer under this host name."), HOST_HINT)
 
 

@@ -28,7 +28,7 @@ NON_FIELD = "non_field_errors"
 
 def error_body(request: HttpRequest | Request, error: api.ApiError) -> dict[str, Any]:
     """Make the body of an error answer, in the shape of the request's surface."""
-    if is_openai_path(request.path):
+    if is_openai_path(request.path_info):
         return openai_error_body(error)
     trace = getattr(request, "trace", None)
     return {

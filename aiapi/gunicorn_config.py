@@ -21,6 +21,10 @@ timeout = 60  # a worker whose event loop stands still for so long is replaced
 keepalive = 75  # longer than the idle time of usual balancers, so that they close first
 max_requests = 0
 limit_request_line = 8190
+# Nobody's headers say where the service lies or how it was reached: by default gunicorn believes whoever connects from
+# this machine. Django reads X-Forwarded-Proto itself, behind TRUSTED_PROXIES.
+forwarded_allow_ips = ""
+forwarder_headers = ""
 accesslog = None  # aiapi.middleware writes a line a request
 logconfig_dict = configuration(settings.LOG_LEVEL)  # gunicorn's own lines are JSON like the others
 control_socket_disable = True

@@ -42,13 +42,13 @@ class RequestMiddleware:
         trace = begin_trace(
             sent("HTTP_X_REQUEST_ID"), traceparent=sent("HTTP_TRACEPARENT"), tracestate=sent("HTTP_TRACESTATE")
         )
-        if not request.path.startswith(QUIET):
+        if not request.path_info.startswith(QUIET):
             begin_spans(trace, str(request.method))
-        if request.path.rstrip("/") in PROBES:
+        if request.path_info.rstrip("/") in PROBES:
             request.get_host = lambda: "probe"  # type: ignore[method-assign]  # the answer says nothing of hosts
         request.trace = trace  # type: ignore[attr-defined]
-        request.is_model_call = request.path.startswith(MODEL_PATHS)  # type: ignore[attr-defined]
-        patience = ADMIN_SECONDS if request.path.startswith(ADMIN) else REQUEST_SECONDS
+        request.is_model_call = request.path_info.startswith(MODEL_PATHS)  # type: ignore[attr-defined]
+        patience = ADMIN_SECONDS if request.path_info.startswith(ADMIN) else REQUEST_SECONDS
         bound = structlog.contextvars.bound_contextvars(request_id=trace.label)
         with bound, _current(trace), impatient(patience):
             response = self.get_response(request)
@@ -63,14 +63,14 @@ class RequestMiddleware:
         return response
 
     def _log(self, request: HttpRequest, response: HttpResponseBase, elapsed_ms: float) -> None:
-        if request.path.startswith(QUIET) and response.status_code < HTTPStatus.BAD_REQUEST:
+        if request.path_info.startswith(QUIET) and response.status_code < HTTPStatus.BAD_REQUEST:
             return
         identity = getattr(request, "identity", None)
         log.info(
             "request",
             record_id=str(request.trace.id),  # type: ignore[attr-defined]
             method=request.method,
-            path=without_keys(request.path)[:200],
+            path=without_keys(request.path_info)[:200],
             status=response.status_code,
             ms=round(elapsed_ms, 1),
             account=identity and identity.account_name,

@@ -52,7 +52,7 @@ class PagePolicy(PagesOnly, CSPMiddleware):
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         """Add the header."""
-        if request.path.startswith("/admin/"):
+        if request.path_info.startswith("/admin/"):
             response._csp_update = {"script-src": [UNSAFE_EVAL], "style-src": [UNSAFE_INLINE]}  # type: ignore[attr-defined]
         answer: HttpResponseBase = super().process_response(request, response)
         return answer
@@ -66,7 +66,7 @@ class AdminLoginLimit:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Answer 429 to an attempt over the rate."""
-        if request.method == "POST" and request.path == "/admin/login/":
+        if request.method == "POST" and request.path_info == "/admin/login/":
             try:
                 count_attempt(request, group="admin-login", rate=settings.ADMIN_LOGIN_RATE)
             except TooManyFailures as error:

@@ -49,7 +49,7 @@ def read_body(request: Any) -> bytes:
 
     A chunked body is read from the server's own stream, which knows its end; Django takes it for empty.
     """
-    limit = settings.MAX_V1_BODY_BYTES if is_openai_path(request.path) else settings.MAX_BODY_BYTES
+    limit = settings.MAX_V1_BODY_BYTES if is_openai_path(request.path_info) else settings.MAX_BODY_BYTES
     if _declared_length(request) > limit:
         raise BodyTooLarge
     stream = request.environ["wsgi.input"] if is_chunked(request) else request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from contextlib import suppress
 from datetime import datetime
@@ -37,6 +38,8 @@ STATUSES: dict[str, tuple[str, Q]] = {
     "refused": ("Refused otherwise (4xx)", OUTCOMES[Outcome.INVALID]),
     "failed": ("Failed (5xx)", OUTCOMES[Outcome.FAILED]),
 }
+#: A status in the address, instead of a class of them.
+SINGLE_STATUS = re.compile("[1-5][0-9]{2}")
 __all__ = ["AlertAdmin", "RequestRecordAdmin"]
 
 #: The cache filter's name for FOUND.
@@ -109,6 +112,14 @@ class EndpointFilter(ExactFilter):
     placeholder = "such as chat"
 
 
+class ErrorCodeFilter(ExactFilter):
+    """Records of an error, by its code."""
+
+    title = "error code"
+    parameter_name = "error_code"
+    placeholder = "such as rate_limited"
+
+
 class SlowFilter(TextFilter):
     """Records that took long."""
 
@@ -154,7 +165,7 @@ class StatusFilter(IndexedFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
         """Select by class or by number."""
         text = self.value() or ""
-        if text not in STATUSES and not text.isdecimal():
+        if text not in STATUSES and not SINGLE_STATUS.fullmatch(text):
             return queryset
         chosen = STATUSES[text][1] if text in STATUSES else Q(status=int(text))
         if self.is_indexed():
@@ -164,7 +175,9 @@ class StatusFilter(IndexedFilter):
     def is_indexed(self) -> bool:
         """Say so of those that failed and of what is a single status: answers and refusals of all kinds are not few."""
         text = self.value() or ""
-        return text in ("failed", "limited") or (text.isdecimal() and int(text) >= HTTPStatus.BAD_REQUEST)
+        return text in ("failed", "limited") or (
+            SINGLE_STATUS.fullmatch(text) is not None and int(text) >= HTTPStatus.BAD_REQUEST
+        )
 
 
 class CacheFilter(admin.SimpleListFilter):
@@ -210,6 +223,7 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         KeyFilter,
         ModelFilter,
         EndpointFilter,
+        ErrorCodeFilter,
         RecordTimeFilter,
         SlowFilter,
         StreamFilter,

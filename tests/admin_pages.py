@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from http import HTTPStatus
 from http.cookies import SimpleCookie
@@ -11,10 +11,14 @@ from urllib.parse import urlencode, urlsplit
 
 from tests.servers import Service
 
-NAME, PASSWORD = "operator-of-the-tests", "a password for the tests"
-SETUP = f"""
-from accounts.tests.factories import make_admin
-make_admin({NAME!r}, password={PASSWORD!r})
+ADMIN, PASSWORD = "operator-of-the-tests", "a password for the tests"
+SETUP = """
+from accounts.tests.factories import make_admin, make_staff
+name, password, permissions = SETTINGS
+user = make_admin(name, password=password) if permissions is None else make_staff(*permissions, name=name)
+user.set_password(password)
+user.save()
+print(user.pk)
 """
 #: Elements whose content nobody reads.
 UNREAD = frozenset({"script", "style", "template"})
@@ -67,14 +71,22 @@ def _is_sent(attributes: Mapping[str, str]) -> bool:
 
 
 class Admin:
-    """A browser without scripts whose user, an administrator made for it, has logged in."""
+    """A browser without scripts whose user, made for it, has logged in.
 
-    def __init__(self, service: Service) -> None:
-        service.manage("shell", "-c", SETUP)
+    The user is an administrator, or with `permissions` (such as "auth.change_user") staff who has just these.
+    """
+
+    def __init__(self, service: Service, name: str = ADMIN, permissions: Sequence[str] | None = None) -> None:
+        script = SETUP.replace("SETTINGS", repr((name, PASSWORD, permissions)))
+        self.user_id = int(service.manage("shell", "-c", script).strip().splitlines()[-1])
         self._service = service
         self._cookies: dict[str, str] = {}
-        self.submit("/admin/login/", username=NAME, password=PASSWORD)
-        assert "sessionid" in self._cookies, "the administrator could not log in"
+        self.submit("/admin/login/", username=name, password=PASSWORD)
+        assert "sessionid" in self._cookies, f"{name} could not log in"
+
+    def status(self, path: str) -> int:
+        """Open a page and return the status alone."""
+        return self._ask("GET", path)[0]
 
     def page(self, path: str) -> AdminPage:
         """Open a page."""

@@ -16,6 +16,8 @@ import http.client
 import json
 import select
 import socket
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +30,7 @@ from typing import Any
 from tests.admin_pages import Admin, AdminPage
 from tests.catalogue import Record, Served, query_rows, record_of, set_up
 from tests.processes import wait_until
-from tests.servers import Service, aiapi_server
+from tests.servers import ROOT, Service, aiapi_server, clean_environment
 from tests.streams import data_of
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "ScriptedProvider",
     "Served",
     "chat",
+    "command",
     "completion",
     "event",
     "running_platform",
@@ -267,6 +270,15 @@ class Platform:
         """Return the admin, open to an administrator."""
         return Admin(self.service)
 
+    def staff(self, name: str, *permissions: str) -> Admin:
+        """Return the admin, open to a new member of staff with permissions such as "auth.change_user"."""
+        return Admin(self.service, name, permissions)
+
+    @property
+    def log(self) -> str:
+        """Return what all its processes have printed."""
+        return self.service.log.read_text()
+
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Ask the platform's database."""
         return query_rows(self.service, query)
@@ -279,6 +291,14 @@ def running_platform(
     """Run the platform on a database that is prepared, with models and a key whose tier has these limits."""
     with aiapi_server(env, workers=workers, prepare=False) as service:
         yield Platform(service, set_up(service, served, **tier))
+
+
+def command(env: Mapping[str, str], *arguments: str) -> tuple[int, str]:
+    """Run a management command with nothing but these settings; return its status and what it printed."""
+    line = [sys.executable, "manage.py", *arguments]
+    settings = {**clean_environment(), **env}
+    done = subprocess.run(line, env=settings, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout + done.stderr
 
 
 def chat(model: str, text: str = "hello there", **more: Any) -> dict[str, Any]:

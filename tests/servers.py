@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +112,10 @@ class Service:
         """Run a management command in the platform's environment and return what it printed; fail with its output."""
         return _manage(self.env, self.folder, *arguments)
 
-    def create_key(self, *, account: str, tier: str, name: str) -> str:
+    def create_key(self, *, account: str, tier: str, name: str, scopes: Sequence[str] = ()) -> str:
         """Make a key as an operator does and return its secret."""
-        command = ("key", "create", "--account", account, "--tier", tier, "--name", name, "--json")
+        command = ["key", "create", "--account", account, "--tier", tier, "--name", name, "--json"]
+        command += [part for scope in scopes for part in ("--scope", scope)]
         key: str = json.loads(self.manage(*command).strip().splitlines()[-1])["key"]
         return key
 

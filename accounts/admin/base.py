@@ -50,7 +50,28 @@ def found(model_admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:
     return instance
 
 
-class AuditedAdmin(ModelAdmin):
+class OfferedLookupsAdmin(ModelAdmin):
+    """Selects by the filters that a list offers, and by nothing else of its rows.
+
+    Django takes any look-up of the model's own fields from the address: `digest__startswith` would find a secret's
+    digest letter by letter.
+    """
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Return whether a parameter of the address belongs to a filter of the list."""
+        return any(lookup in _parameters_of(each) for each in self.get_list_filter(request))
+
+
+def _parameters_of(item: Any) -> tuple[str, ...]:
+    """Return the parameters of an entry of `list_filter`: a field's path, or a class of our own."""
+    if isinstance(item, str):
+        return (item, f"{item}__exact", f"{item}__isnull", f"{item}__id__exact")
+    if isinstance(item, tuple):
+        return _parameters_of(item[0])
+    return tuple(getattr(item, "parameters", ())) or (item.parameter_name,)
+
+
+class AuditedAdmin(OfferedLookupsAdmin):
     """Saves and deletes only through the audit log; subclasses with services of their own override the two verbs."""
 
     warn_unsaved_form = True
@@ -87,7 +108,7 @@ class AuditedAdmin(ModelAdmin):
             self.erase(instance, actor=actor_of(request))
 
 
-class ReadOnlyAdmin(ModelAdmin):
+class ReadOnlyAdmin(OfferedLookupsAdmin):
     """Pages for looking only; what a user may see, his view permission says."""
 
     actions = None

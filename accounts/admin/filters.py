@@ -64,6 +64,7 @@ class TimeFilter(admin.ListFilter):
 
     title = "time"
     template = "admin/time_filter.html"
+    parameters = ENDS
 
     def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
         super().__init__(request, params, model, model_admin)

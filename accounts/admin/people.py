@@ -1,6 +1,7 @@
 """The people who use the admin, and their groups: as Django's own pages, in unfold's look and under audit.
 
-Only a superuser hands out permissions; otherwise who may edit users could make himself anything.
+Only a superuser grants permissions, and nobody changes a user who has one that he lacks: otherwise who may edit users
+could become anything.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 from django.db import transaction
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
@@ -63,11 +65,11 @@ class PersonAdmin(UserBase, RelationsAuditedAdmin):
         return own if _is_superuser(request) else (*own, *POWERS)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Let only superusers change one of theirs, the password included."""
+        """Allow changes, the password's included, of users with no more permissions than one's own."""
         return self._may_touch(request, obj) and bool(super().has_change_permission(request, obj))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Let only superusers delete one of theirs."""
+        """Allow to delete users with no more permissions than one's own."""
         return self._may_touch(request, obj) and bool(super().has_delete_permission(request, obj))
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:  # noqa: A002  # Django's name
@@ -79,7 +81,10 @@ class PersonAdmin(UserBase, RelationsAuditedAdmin):
         return response
 
     def _may_touch(self, request: HttpRequest, obj: User | None) -> bool:
-        return obj is None or not obj.is_superuser or _is_superuser(request)
+        """Return whether a user has no power that the one who asks lacks: a new password takes all of them over."""
+        if obj is None or _is_superuser(request):
+            return True
+        return not obj.is_superuser and _granted(obj) <= request.user.get_all_permissions()
 
 
 @admin.register(Group)
@@ -92,6 +97,10 @@ class TeamAdmin(GroupBase, RelationsAuditedAdmin):
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Leave powers to superusers."""
+        return _is_superuser(request)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Leave powers to superusers: to delete a group takes them away."""
         return _is_superuser(request)
 
 
@@ -110,6 +119,14 @@ def _own_urls() -> list[URLPattern]:
 
 #: unfold's site asks this for addresses that come before its own.
 admin.site.extra_urls = _own_urls  # type: ignore[attr-defined]  # unfold's
+
+
+def _granted(user: User) -> set[str]:
+    """Return a user's permissions, also where he is not active: who may edit him may activate him."""
+    found = Permission.objects.filter(Q(user=user) | Q(group__user=user)).values_list(
+        "content_type__app_label", "codename"
+    )
+    return {f"{app}.{codename}" for app, codename in found}
 
 
 def _is_superuser(request: HttpRequest) -> bool:

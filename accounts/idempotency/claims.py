@@ -175,5 +175,5 @@ def _name(owner: int, key: str) -> str:
 
 def _fingerprint(request: Request, form: str) -> str:
     """Tell a request by what it asks: method, path, form and body."""
-    asked: list[Any] = [request.method, request.path.rstrip("/"), form, request.data]
+    asked: list[Any] = [request.method, request.path_info.rstrip("/"), form, request.data]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

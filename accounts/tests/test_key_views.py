@@ -152,9 +152,13 @@ class TestCreation:
         [
             ({"name": 5}, "name", "Must be a text."),
             ({"name": True}, "name", "Must be a text."),
-            ({"name": "two\nlines"}, "name", "Must be one line, without control characters."),
-            ({"name": "two\u2028lines"}, "name", "Must be one line, without control characters."),
-            ({"name": "bell\u0007"}, "name", "Must be one line, without control characters."),
+            ({"name": "two\nlines"}, "name", "Must be one line, without control, direction or zero-width characters."),
+            (
+                {"name": "two\u2028lines"},
+                "name",
+                "Must be one line, without control, direction or zero-width characters.",
+            ),
+            ({"name": "bell\u0007"}, "name", "Must be one line, without control, direction or zero-width characters."),
             ({"name": "a", "scopes": ["chat", "everything"]}, "scopes[1]", '"everything" is not a valid choice.'),
             ({"name": "a", "models": [5]}, "models[0]", "Must be a text."),
             ({"name": "a", "model_budgets": [{"monthly_token_budget": 1}]}, "model_budgets[0].model", "This field"),
@@ -168,7 +172,7 @@ class TestCreation:
         assert text.startswith(message)
         assert not ApiKey.objects.filter(name=body["name"]).exists()
 
-    @pytest.mark.parametrize("name", ["naïve café", "鍵", "👩‍💻 laptop", "a'; --"])
+    @pytest.mark.parametrize("name", ["naïve café", "鍵", "💻 laptop", "a'; --"])
     def test_it_takes_a_name_of_any_script(self, manager: IssuedKey, name: str) -> None:
         assert send("POST", "/keys", manager, {"name": name}).json()["name"] == name
 
