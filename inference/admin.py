@@ -61,18 +61,29 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Provider | None = None) -> tuple[str, ...]:
-        """Leave to the environment what comes from it: bootstrap would set it back anyway."""
-        from_environment = obj is not None and obj.from_environment
-        fixed = ("name", "style", "api_version", "base_url", "api_key_variable")
-        return (*fixed, "secret") if from_environment else ("secret",)
+        """Leave to the environment what comes from it, and to superusers which address gets which secret.
+
+        Whoever pairs an address of his own with the name of a variable gets what the variable holds.
+        """
+        fixed = {"secret"}
+        if obj is not None and obj.from_environment:
+            fixed |= {"name", "style", "api_version", "base_url", "api_key_variable"}
+        if not request.user.is_superuser:
+            fixed |= {"api_key_variable", "extra_headers"}
+            fixed |= {"base_url"} if obj is not None and obj.names_secret else set()
+        return tuple(fixed)
 
     def get_fieldsets(self, request: HttpRequest, obj: Provider | None = None) -> Any:
         """Say on the page why its fields can't be changed."""
-        fieldsets = super().get_fieldsets(request, obj)
-        if obj is None or not obj.from_environment:
-            return fieldsets
-        told = "Name, address and secret come from the environment: change OPENAI_BASE_URL and OPENAI_API_KEY there."
-        (title, options), *others = fieldsets
+        (title, options), *others = super().get_fieldsets(request, obj)
+        if obj is not None and obj.from_environment:
+            told = (
+                "Name, address and secret come from the environment: change OPENAI_BASE_URL and OPENAI_API_KEY there."
+            )
+        elif not request.user.is_superuser:
+            told = "Only a superuser sets which variable's secret goes to which address."
+        else:
+            return ((title, options), *others)
         return ((title, {**options, "description": told}), *others)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -82,8 +93,15 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
 
     @action(description="Test connection", permissions=["change"], icon="cable", url_path="test-connection")
     def test_connection(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Ask the provider for its list of models, which spends no token, and say what came of it."""
+        """Ask the provider for its list of models, after asking, and show what came of it."""
         provider: Provider = found(self, request, object_id)
+        if not is_confirmed(request):
+            told = (
+                f"{provider.base_url} is asked for its list of models, with the provider's secret. No token is spent."
+            )
+            title, submit = f"Test the connection to {provider}?", "Test connection"
+            cancel_url = change_url(provider)
+            return ask(self, request, Confirmation(title, [told], submit, is_dangerous=False, cancel_url=cancel_url))
         trouble = client.trouble(provider_route(provider), seconds=CONNECTION_SECONDS)
         if trouble is None:
             messages.success(request, f"{provider} answers.")

@@ -74,6 +74,11 @@ class Provider(RequestLimits):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def names_secret(self) -> bool:
+        """Whether a secret of the environment is sent there."""
+        return bool(self.api_key_variable) or any(text.startswith("$") for text in self.extra_headers.values())
+
     def clean(self) -> None:
         """Refuse addresses that would let an operator reach this machine or its cloud's metadata."""
         if not self.from_environment:

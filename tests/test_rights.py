@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.running import Answered, Platform, command, running_platform
+from tests.running import Answered, Platform, Served, command, running_platform, scripted_provider
 
 PRODUCTION = {
     "ENVIRONMENT": "production",
@@ -134,6 +134,35 @@ def test_it_takes_names_that_look_the_same_for_the_same(platform: Platform, mana
     name = "caf\u00e9"
     assert platform.ask("/keys", {"name": unicodedata.normalize("NFD", name)}, key=manager).json()["name"] == name
     assert platform.ask("/keys", {"name": name}, key=manager).status == 400
+
+
+def test_it_sends_no_secret_to_an_address_that_staff_chose(platform: Platform) -> None:
+    permissions = [f"inference.{verb}_provider" for verb in ("add", "change", "view")]
+    staff = platform.staff("provider-editor", *permissions)
+    fields = {"base_url": "https://203.0.113.9/v1", "api_key_variable": "OPENAI_API_KEY"}
+    headers = {"extra_headers": '{"X-Token": "$OPENAI_API_KEY"}'}
+    staff.submit("/admin/inference/provider/add/", name="mine", **fields, **headers)
+    platform.admin.submit("/admin/inference/provider/add/", name="theirs", **fields)
+    by_name = {row["name"]: row for row in platform.rows("SELECT * FROM inference_provider")}
+    assert (by_name["mine"]["api_key_variable"], str(by_name["mine"]["extra_headers"])) == ("", "{}")
+    page = f"/admin/inference/provider/{by_name['theirs']['id']}/change/"
+    staff.submit(page, base_url="https://203.0.113.10/v1", requests_per_minute="7")
+    (row,) = platform.rows("SELECT * FROM inference_provider WHERE name = 'theirs'")
+    assert (row["base_url"], row["requests_per_minute"]) == (fields["base_url"], 7)
+
+
+def test_it_asks_a_provider_at_the_press_of_a_button_only(platform: Platform) -> None:
+    with scripted_provider() as provider:
+        platform.add([Served("asked", [provider.base_url])], account="asked")
+        (row,) = [
+            row for row in platform.rows("SELECT * FROM inference_provider") if row["base_url"] == provider.base_url
+        ]
+        page = f"/admin/inference/provider/{row['id']}/test-connection/"
+        before = provider.listings
+        platform.admin.page(page)
+        assert provider.listings == before
+        assert "answers" in platform.admin.submit(page).words
+        assert provider.listings == before + 1
 
 
 def test_it_counts_log_ins_whatever_a_peer_says_of_its_mount(platform: Platform) -> None:

@@ -150,9 +150,10 @@ class TestProviders:
         with FakeUpstream() as fake:
             Provider.objects.update(base_url=fake.base_url)
             url = f"{PROVIDERS}{deployment.provider_id}/test-connection"
-            assert "blue answers." in site.get(url, follow=True).content.decode()
+            assert "blue answers." not in site.get(url, follow=True).content.decode()
+            assert "blue answers." in site.post(f"{url}/", CONFIRMED, follow=True).content.decode()
             fake.set(models_fault="http_401")
-            page = site.get(url, follow=True).content.decode()
+            page = site.post(f"{url}/", CONFIRMED, follow=True).content.decode()
         assert "does not answer as it should: http 401" in page
         assert LEAK_MARKER not in page
 
