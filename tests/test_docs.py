@@ -14,8 +14,10 @@ from aiapi.urls import urlpatterns
 from tests.servers import ROOT
 
 API = ROOT / "docs" / "api.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECURITY = ROOT / "SECURITY.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", SECURITY, *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+NAMED_TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 ERROR_ROW = re.compile(r"^\| (\d{3}) \| `(\w+)` \| (.+) \| (.+) \|$", re.MULTILINE)
 
 
@@ -45,6 +47,13 @@ def test_it_names_every_endpoint(page: Path) -> None:
     paths = {path.replace("\\", "") for path in paths} - {"/", "/admin"}
     assert len(paths) > 10
     assert [path for path in sorted(paths) if path not in told] == []
+
+
+def test_it_names_tests_that_exist_for_what_protects() -> None:
+    named = NAMED_TEST.findall(SECURITY.read_text())
+    assert len(named) > 20
+    missing = [(file, name) for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+    assert missing == []
 
 
 def test_it_maps_every_folder() -> None:
