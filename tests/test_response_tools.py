@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.running import Platform, Reply, ScriptedProvider, Served, running_platform, scripted_provider
+from tests.running import Platform, Reply, ScriptedProvider, Served, event, running_platform, scripted_provider
 
-MODEL = "tool-model"
+MODEL, CALLING = "tool-model", "calling-model"
 FUNCTION = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": False}
 CUSTOM = {"type": "custom", "name": "exec", "format": {"type": "text"}}
 GROUP = {"type": "namespace", "name": "crm", "description": "", "tools": [FUNCTION, CUSTOM]}
@@ -173,9 +173,21 @@ def provider() -> Iterator[ScriptedProvider]:
 
 @pytest.fixture(scope="module")
 def platform(provider: ScriptedProvider, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
-    """Run a platform that serves the model."""
-    with running_platform(prepared(), [Served(MODEL, [provider.base_url])]) as running:
+    """Run a platform that serves the models."""
+    with running_platform(prepared(), [Served(name, [provider.base_url]) for name in (MODEL, CALLING)]) as running:
         yield running
+
+
+def streamed(item: dict[str, Any], *, ends: bool) -> Reply:
+    """Make the stream of a response that tells an item and no usage, and breaks off after it unless it `ends`."""
+    told = {"id": "r", "object": "response", "status": "completed", "model": "m", "output": [item]}
+    events: list[tuple[str, dict[str, Any]]] = [
+        ("response.created", {"response": {**told, "status": "in_progress", "output": []}}),
+        ("response.output_item.added", {"output_index": 0, "item": {**item, "status": "in_progress"}}),
+        ("response.output_item.done", {"output_index": 0, "item": item}),
+        *([("response.completed", {"response": told})] if ends else []),
+    ]
+    return Reply(body=[event({"type": name, **data}, name) for name, data in events], breaks_off=not ends)
 
 
 def response(**more: Any) -> dict[str, Any]:
@@ -254,3 +266,16 @@ def test_it_shares_no_answer_to_a_request_whose_input_brings_tools(platform: Pla
     for items, caches in ((plain, ["MISS", "HIT"]), (plain + brought, ["BYPASS", "BYPASS"])):
         body = response(input=items, temperature=0)
         assert [platform.ask("/v1/responses", body).headers["x-cache"] for _ in caches] == caches
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_it_counts_a_call_of_a_tool_that_comes_in_one_piece(
+    platform: Platform, provider: ScriptedProvider, ends: bool
+) -> None:
+    script = "echo " + "zanzibar seventeen " * 50
+    call = {"type": "local_shell_call", "id": "l", "call_id": "c", "action": {"type": "exec", "command": [script]}}
+    provider.script(CALLING, streamed(call, ends=ends))
+    answered = platform.ask("/v1/responses", {"model": CALLING, "input": "a", "stream": True})
+    record = platform.record(answered)
+    assert record.usage_source == "estimated"
+    assert 100 < record.output_tokens < 400

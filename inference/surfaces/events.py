@@ -298,9 +298,21 @@ class ResponseReader(EventReader):
         return True
 
     def body(self) -> Body:
-        """Join the pieces of text."""
-        pieces = [str(event.get("delta") or "") for event in self.events() if "delta" in str(event.get("type"))]
-        return {"output": [{"content": "".join(pieces)}]}
+        """Put the items together, of those that did not come to their end the pieces of text."""
+        return {"output": _output_in(self.events())}
+
+
+def _output_in(events: Iterator[Body]) -> list[Body]:
+    """Return the output that the events of a response tell. A call of a tool may come in one piece, without deltas."""
+    whole: dict[str, Body] = {}
+    pieces: defaultdict[str, str] = defaultdict(str)
+    for event in events:
+        place, kind, item = str(event.get("output_index")), str(event.get("type")), event.get("item")
+        if kind == "response.output_item.done" and isinstance(item, dict):
+            whole[place] = item
+        elif "delta" in kind:
+            pieces[place] += str(event.get("delta") or "")
+    return [*whole.values(), *({"content": text} for place, text in pieces.items() if place not in whole)]
 
 
 def without_usage(event: bytes) -> bytes:

@@ -29,7 +29,9 @@ from inference.surfaces.tools import tool_overhead, tools_in
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 #: What no model wrote of an output item, beside its type and id.
-LABELS = {"role": None, "status": None, "call_id": None}
+LABELS = {"role": None, "status": None, "call_id": None, "encrypted_content": None}
+#: Characters of encrypted reasoning for a token of it: base64 of about 4.5 characters of text.
+ENCRYPTED = 6
 
 
 class ResponseSurface(Surface):
@@ -66,8 +68,10 @@ class ResponseSurface(Surface):
         texts = chain(texts_in(items), schema_texts({**payload, "tools": _tools(payload)}))
         around = MESSAGE_TOKENS * len(items) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(given)
         prompt = count_tokens(texts, model=model) + around
-        output = [{**item, **LABELS} if isinstance(item, dict) else item for item in body.get("output") or []]
-        return Usage(prompt, 0, count_tokens(texts_in(output), model=model))
+        output = [item for item in body.get("output") or [] if isinstance(item, dict)]
+        hidden = sum(len(str(item.get("encrypted_content") or "")) for item in output) // ENCRYPTED
+        written = count_tokens(texts_in([{**item, **LABELS} for item in output]), model=model)
+        return Usage(prompt, 0, written + hidden)
 
     def is_complete(self, body: Body) -> bool:
         """Say whether there is an output."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from dataclasses import replace
 from typing import Any
 
@@ -443,3 +444,10 @@ def test_it_refuses_what_would_live_on_at_the_provider(payload: dict[str, Any], 
 def test_it_takes_a_response_that_leaves_nothing_behind() -> None:
     payload = {"input": "a", "store": True, "tools": [{"type": "custom"}]}
     assert is_taken_as_it_is(refuse_items, payload)
+
+
+def test_it_takes_encrypted_reasoning_for_about_the_text_that_it_was() -> None:
+    thoughts = STORY * 4
+    reasoning = {"type": "reasoning", "summary": [], "encrypted_content": b64encode(thoughts.encode()).decode()}
+    used = response_surface.estimate({"input": "a"}, {"output": [reasoning, "odd"]}, model="")
+    assert used.output_tokens == pytest.approx(count_tokens([thoughts], model=""), rel=0.25)
