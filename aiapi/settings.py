@@ -153,6 +153,12 @@ UPSTREAM_QUEUE_SECONDS = ENV.number(
 # Bounds
 MAX_BODY_BYTES = ENV.integer("MAX_BODY_BYTES", 64 * 1024, minimum=1024, help="largest body of /chat and /summarize")
 MAX_V1_BODY_BYTES = ENV.integer("MAX_V1_BODY_BYTES", 32 * 1024 * 1024, minimum=1024, help="largest body under /v1")
+MAX_ANSWER_BYTES = ENV.integer(
+    "MAX_ANSWER_BYTES",
+    64 * 1024 * 1024,
+    minimum=1024,
+    help="largest answer of a provider to a call without a stream, unpacked",
+)
 IMAGE_URLS = ENV.choice(
     "IMAGE_URLS",
     ("https", "data"),

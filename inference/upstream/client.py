@@ -1,9 +1,9 @@
 """One call to one deployment, through the `openai` SDK over a connection pool that the process shares.
 
 The SDK makes address and headers of a call once for each endpoint of a deployment, and the exception of every answer
-that is an error. In between, a plain call goes over the pool directly: the SDK's own way there costs as much CPU as all
-the rest of a request (bench/hot_path.py). It retries nothing by itself (`max_retries=0`), because a retry has to fit
-the caller's deadline and reservation (see routing).
+that is an error. In between, a call goes over the pool directly: the SDK's own way there costs as much CPU as all the
+rest of a request (bench/hot_path.py). Nothing is retried here, because a retry has to fit the caller's deadline and
+reservation (see routing).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,10 @@ OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "hos
 KEPT_ENDPOINTS = 1000
 #: Of a deployment, with Azure's versions of a day.
 DEPLOYMENT_PATHS = frozenset({"/chat/completions", "/completions", "/embeddings"})
-#: Of requests for streams, which nothing may hold back to compress it.
-STREAM_HEADERS = {"accept": "text/event-stream", "accept-encoding": "identity"}
+#: Of every request: between servers compression costs more time than it saves, and a stream must not wait for it.
+UNCOMPRESSED = {"accept-encoding": "identity"}
+#: Of an error's body no more is read, and for no longer (seconds): its status says what counts.
+LARGEST_ERROR, ERROR_SECONDS = 64 * 1024, 2.0
 
 
 def read_object(content: bytes) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class UpstreamStream:
         self.route = route
         self._is_closed = False
         self._response = response
-        self._reads = _decoded(response)
+        self._reads = iter(_body_of(response))
         try:
             if "text/event-stream" not in response.headers.get("Content-Type", ""):
                 raise ValueError("no stream of events")
@@ -89,9 +91,7 @@ class UpstreamStream:
 
     def hand_to(self, takes: Callable[[bytes], bool]) -> None:
         """Let `takes` have what comes next before it is yielded: see inference.upstream.chunked.ChunkedReading."""
-        body = self._response.stream
-        if isinstance(body, Body) and not self._response.headers.get("Content-Encoding"):
-            body.takes = takes
+        _body_of(self._response).hand_to(takes)
 
     def close(self) -> None:
         """Close the connection, or give it back to its pool if the stream came to its end."""
@@ -99,12 +99,9 @@ class UpstreamStream:
         self._response.close()
 
 
-def _decoded(response: httpx2.Response) -> Iterator[bytes]:
-    """Iterate over a body that was asked for as it is; one that is compressed all the same gets decoded."""
-    if response.headers.get("Content-Encoding"):
-        return response.iter_bytes()
-    assert isinstance(response.stream, httpx2.SyncByteStream)  # noqa: S101  (the transport's own)
-    return iter(response.stream)
+def _body_of(response: httpx2.Response) -> Body:
+    assert isinstance(response.stream, Body)  # noqa: S101  (the transport's own)
+    return response.stream
 
 
 def _is_success(status: int) -> bool:
@@ -119,6 +116,7 @@ def _written(body: dict[str, Any]) -> bytes:
 class _Prepared:
     """Where a call goes, and with which headers."""
 
+    method: str
     url: str
     headers: dict[str, str]
 
@@ -140,7 +138,7 @@ class Client:
         body = {**payload, "model": route.upstream_name}
         try:
             with _deadline(seconds):
-                answer = read_object(self._post(route, path, seconds, body))
+                answer = read_object(_body_of(self._open(route, path, seconds, body)).read(settings.MAX_ANSWER_BYTES))
         except failures() as error:
             raise failed_attempt(error, route=route.name) from error
         return answer
@@ -165,7 +163,9 @@ class Client:
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
         try:
             with _deadline(seconds), abortable(abort):
-                stream = UpstreamStream(self._open(route, path, seconds, body), route, opens)
+                stream = UpstreamStream(
+                    self._open(route, path, seconds, body, accept="text/event-stream"), route, opens
+                )
             abort.limit(idle_seconds)
             return stream
         except failures() as error:
@@ -191,61 +191,62 @@ class Client:
     def models(self, route: Route, *, seconds: float) -> list[dict[str, Any]]:
         """Return the provider's list of models, each as it describes it; an empty one if none came."""
         try:
-            found = read_object(self._list(route, seconds).content).get("data")
+            found = read_object(self._list(route, seconds)).get("data")
         except failures() as error:
             failed_attempt(error, route=route.name)
             return []
         return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
-    def _list(self, route: Route, seconds: float) -> httpx2.Response:
+    def _list(self, route: Route, seconds: float) -> bytes:
         with _deadline(seconds):
-            return self._client(route).get(
-                _path(route, "/models"), cast_to=httpx2.Response, options=self._options(route, seconds)
-            )
+            return _body_of(self._open(route, "/models", seconds)).read(settings.MAX_ANSWER_BYTES)
 
-    def _post(self, route: Route, path: str, seconds: float, body: dict[str, Any]) -> bytes:
-        """Post a body over the pool, and return the answer's; raises the SDK's exception for an error."""
-        prepared, connect = self._prepared(route, path), min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
-        status, headers, answer = self._transports[route.is_guarded].post(
-            prepared.url, {**prepared.headers, **passed_on()}, _written(body), connect=connect, read=seconds
-        )
-        if _is_success(status):
-            return answer
-        raise self._error(route, httpx2.Response(status, headers=headers, content=answer))
+    def _open(
+        self, route: Route, path: str, seconds: float, body: dict[str, Any] | None = None, **headers: str
+    ) -> httpx2.Response:
+        """Post a body (None: get) over the pool, and return the answer while it comes in.
 
-    def _open(self, route: Route, path: str, seconds: float, body: dict[str, Any]) -> httpx2.Response:
-        """Post a body over the pool, and return the answer while it comes in; raises as `_post`."""
-        prepared, connect = self._prepared(route, path), min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT)
-        headers = {**prepared.headers, **STREAM_HEADERS, **passed_on()}
+        Raises the SDK's exception for an answer that is an error.
+        """
+        prepared = self._prepared(route, path, "post" if body is not None else "get")
         response = self._transports[route.is_guarded].open(
-            prepared.url, headers, _written(body), connect=connect, read=seconds
+            prepared.method,
+            prepared.url,
+            {**prepared.headers, **UNCOMPRESSED, **headers, **passed_on()},
+            _written(body) if body is not None else None,
+            connect=min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT),
+            read=seconds,
         )
         if _is_success(response.status_code):
             return response
-        response.read()
         raise self._error(route, response)
 
     def _error(self, route: Route, response: httpx2.Response) -> openai.APIStatusError:
-        """Make the exception that the SDK raises for an answer that is an error."""
-        response.request = httpx2.Request("POST", route.base_url)
-        return self._client(route)._make_status_error_from_response(response)
+        """Make the exception that the SDK raises for an answer that is an error, whatever can be read of its body."""
+        content = b""
+        with suppress(TimeoutError), _deadline(ERROR_SECONDS):
+            content = _body_of(response).read_until(LARGEST_ERROR)
+        request = httpx2.Request("POST", route.base_url)
+        read = httpx2.Response(response.status_code, headers=response.headers, content=content, request=request)
+        return self._client(route)._make_status_error_from_response(read)
 
-    def _prepared(self, route: Route, path: str) -> _Prepared:
+    def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
         """Return address and headers of an endpoint as the SDK makes them, and again when anything in them changes."""
-        key = (route.base_url, _path(route, path), _secret(route), route.api_version, *_headers(route).items())
+        key = (method, route.base_url, _path(route, path), _secret(route), route.api_version, *_headers(route).items())
         prepared = self._endpoints.get(key)
         if prepared is None:
-            options = request_options(method="post", url=_path(route, path), json_data={}, **self._options(route, 1.0))
+            content: dict[str, Any] = {"json_data": {}} if method == "post" else {}
+            options = request_options(method=method, url=_path(route, path), **content, **self._options(route))
             request = self._client(route)._build_request(options)
             headers = {name: value for name, value in request.headers.items() if name not in OWN_HEADERS}
             if len(self._endpoints) >= KEPT_ENDPOINTS:
                 self._endpoints.clear()
-            prepared = self._endpoints[key] = _Prepared(str(request.url), headers)
+            prepared = self._endpoints[key] = _Prepared(request.method, str(request.url), headers)
         return prepared
 
-    def _options(self, route: Route, seconds: float, **headers: str) -> Any:
-        """Make the SDK's options of a call: timeouts, headers, and what Azure wants in its own way."""
-        options: dict[str, Any] = {"timeout": self._timeout(seconds), "headers": {**_headers(route), **headers}}
+    def _options(self, route: Route) -> Any:
+        """Make the SDK's options of a call: headers, and what Azure wants in its own way."""
+        options: dict[str, Any] = {"headers": _headers(route)}
         if route.is_azure:
             if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API knows no days
                 options["params"] = {"api-version": route.api_version}
@@ -261,13 +262,10 @@ class Client:
         return client
 
     def _connect(self, base_url: str, secret: str, is_guarded: bool) -> openai.OpenAI:
-        http = httpx2.Client(transport=self._transports[is_guarded], follow_redirects=False, trust_env=False)
-        # The SDK insists on a secret; a provider without one ignores the header.
+        http = httpx2.Client(transport=httpx2.BaseTransport(), trust_env=False)  # the SDK itself sends nothing
+        # It insists on a secret; a provider without one ignores the header.
         made: openai.OpenAI = sdk().OpenAI(base_url=base_url, api_key=secret or "none", http_client=http, max_retries=0)
         return made
-
-    def _timeout(self, seconds: float) -> httpx2.Timeout:
-        return httpx2.Timeout(seconds, connect=min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT))
 
 
 client = Client()

@@ -1,7 +1,6 @@
-"""The SDK's HTTP client over urllib3's connection pool: half the CPU of its own, and a read costs no parsing.
+"""Calls over urllib3's connection pool, in place of the SDK's HTTP client: half the CPU, and a read costs no parsing.
 
-httpx2 lets its transport be replaced; what the SDK adds (URLs, headers, errors) stays as it is. Timeouts are those of
-the request's extensions, as httpx2 passes them: connect, read, write and pool, in seconds.
+What the SDK adds (URLs, headers, errors) stays as it is, so answers and failures are httpx2's.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from http.client import HTTPResponse
 from typing import Any
 
 import httpx2
+import structlog
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -32,6 +32,7 @@ from urllib3.exceptions import (
 from urllib3.util import Timeout
 
 from inference.upstream.chunked import READ_SIZE, ChunkedReading
+from inference.upstream.codings import unpacked
 from inference.upstream.lookups import lookups
 from inference.validators import is_forbidden_address
 
@@ -39,6 +40,12 @@ from inference.validators import is_forbidden_address
 KEPT_CONNECTIONS = 200
 #: Providers (scheme, host and port) whose pools are kept.
 KEPT_POOLS = 50
+#: Headers that say how a body came; it is handed on without its coding.
+FRAMING = ("content-encoding", "content-length", "transfer-encoding")
+#: Bytes after which others get their turn: what is compressed may unpack to very much at once.
+TURN = 1024 * 1024
+
+log = structlog.get_logger(__name__)
 
 
 class Abort:
@@ -230,7 +237,11 @@ class _GuardedPoolTLS(HTTPSConnectionPool):
     ConnectionCls = _GuardedTLS
 
 
-class PooledTransport(httpx2.BaseTransport):
+class TooLargeAnswer(httpx2.DecodingError):
+    """A body has more bytes, once it is unpacked, than may be read of it."""
+
+
+class PooledTransport:
     """Sends requests over pools that the process's threads or greenlets share.
 
     A guarded one connects to no address that validate_provider_url forbids: it checked the name, which may lead
@@ -243,35 +254,17 @@ class PooledTransport(httpx2.BaseTransport):
             {"http": _GuardedPool, "https": _GuardedPoolTLS} if is_guarded else {"http": _Pool, "https": _PoolTLS}
         )
 
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and return its response as soon as the headers are there."""
-        limits = request.extensions.get("timeout", {})
-        timeout = Timeout(connect=limits.get("connect"), read=limits.get("read"))
-        return self._send(request.method, str(request.url), dict(request.headers), request.read() or None, timeout)
-
     def open(
-        self, url: str, headers: dict[str, str], content: bytes, *, connect: float, read: float
+        self, method: str, url: str, headers: dict[str, str], content: bytes | None, *, connect: float, read: float
     ) -> httpx2.Response:
-        """Post a body and return the response as soon as its headers are there. Timeouts are in seconds."""
-        return self._send("POST", url, headers, content, Timeout(connect=connect, read=read))
-
-    def _send(
-        self, method: str, url: str, headers: dict[str, str], content: bytes | None, timeout: Timeout
-    ) -> httpx2.Response:
-        abort = _abort.get(None) or Abort()
+        """Send a request and return its response as soon as the headers are there. Timeouts are in seconds."""
+        timeout, abort = Timeout(connect=connect, read=read), _abort.get(None) or Abort()
         with abortable(abort), _httpx_errors():
             response = self._request(
                 method, url, headers, content, timeout, preload_content=False, decode_content=False
             )
-        return httpx2.Response(response.status, headers=list(response.headers.items()), stream=Body(response, abort))
-
-    def post(
-        self, url: str, headers: dict[str, str], content: bytes, *, connect: float, read: float
-    ) -> tuple[int, dict[str, str], bytes]:
-        """Post a body and wait for the whole answer: its status, headers and body. Timeouts are in seconds."""
-        with _httpx_errors():
-            response = self._request("POST", url, headers, content, Timeout(connect=connect, read=read))
-            return response.status, dict(response.headers), response.data
+        kept = [(name, value) for name, value in response.headers.items() if name.lower() not in FRAMING]
+        return httpx2.Response(response.status, headers=kept, stream=Body(response, abort))
 
     def _request(
         self, method: str, url: str, headers: dict[str, str], content: bytes | None, timeout: Timeout, **options: Any
@@ -308,29 +301,69 @@ class PooledTransport(httpx2.BaseTransport):
 
 
 class Body(httpx2.SyncByteStream):
-    """A response's bytes as they arrive. Read to its end, the connection goes back to its pool; else it is closed."""
+    """A response's bytes as they arrive, without their content coding.
+
+    Read to its end, the connection goes back to its pool; else it is closed.
+    """
 
     def __init__(self, response: urllib3.BaseHTTPResponse, abort: Abort) -> None:
         self._response = response
         self._abort = abort
         self._reading: ChunkedReading | None = None
-        #: What may take bytes where the event loop reads them: see ChunkedReading.
-        self.takes: Callable[[bytes], bool] | None = None
+        self._encoding = response.headers.get("Content-Encoding", "")
+        self._takes: Callable[[bytes], bool] | None = None
+
+    def hand_to(self, takes: Callable[[bytes], bool]) -> None:
+        """Let `takes` have bytes where the event loop reads them (see ChunkedReading), unless they are in a coding."""
+        if not self._encoding:
+            self._takes = takes
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield bytes as they come, without those that `takes` took."""
-        response: Any = self._response
+        """Yield bytes as they come, without those that were handed on."""
         with _httpx_errors():
-            if response.chunked and response.supports_chunked_reads():
-                reading = self._reading = ChunkedReading(response._fp.fp, self._abort.socket)
-                with response._error_catcher():
-                    while (piece := reading.read(self.takes)) is not None:
-                        if piece:
-                            yield piece
-                    response._fp.close()
-                return
-            while data := response.read1(READ_SIZE, decode_content=False):
-                yield data
+            yield from unpacked(self._pieces(), self._encoding) if self._encoding else self._pieces()
+
+    def read(self, most: int) -> bytes:
+        """Read all, and close it; raises TooLargeAnswer if that is more than so many bytes."""
+        content, turn = bytearray(), TURN
+        try:
+            for piece in self:
+                content += piece
+                if len(content) > most:
+                    raise TooLargeAnswer("too large")
+                if len(content) > turn:
+                    turn += TURN
+                    time.sleep(0)
+        finally:
+            self.close()
+        return bytes(content)
+
+    def read_until(self, most: int) -> bytes:
+        """Read what comes of so many bytes, however it ends, and close it."""
+        content = bytearray()
+        try:
+            for piece in self:
+                content += piece
+                if len(content) >= most:
+                    break
+        except (httpx2.HTTPError, OSError):
+            log.info("error_not_read", bytes=len(content))
+        finally:
+            self.close()
+        return bytes(content[:most])
+
+    def _pieces(self) -> Iterator[bytes]:
+        response: Any = self._response
+        if response.chunked and response.supports_chunked_reads():
+            reading = self._reading = ChunkedReading(response._fp.fp, self._abort.socket)
+            with response._error_catcher():
+                while (piece := reading.read(self._takes)) is not None:
+                    if piece:
+                        yield piece
+                response._fp.close()
+            return
+        while data := response.read1(READ_SIZE, decode_content=False):
+            yield data
 
     def close(self) -> None:
         """Close the connection, or give it back to its pool if the body came to its end."""

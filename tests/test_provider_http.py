@@ -1,0 +1,217 @@
+"""What a provider answers over HTTP, in any coding, of any size: what the caller sees of it, and what is billed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import brotli
+import pytest
+
+from tests.running import (
+    Platform,
+    Reply,
+    ScriptedProvider,
+    Served,
+    chat,
+    completion,
+    event,
+    running_platform,
+    scripted_provider,
+)
+
+CHAT = "/v1/chat/completions"
+#: The largest plain answer that this platform takes.
+LARGEST = 1024 * 1024
+HOST = "gpu-7.internal.example"
+SECRET = "sk-proj-aB3dE5gH7jK9mN1pQ3sT5vX7"
+#: How a body may be packed, and under which label it comes.
+CODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "GZip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "Deflate": lambda body: zlib.compress(body, wbits=-15),
+    "br": brotli.compress,
+    "gzip, br": lambda body: brotli.compress(gzip.compress(body)),
+    "identity": bytes,
+    # packed by nobody, whatever the label says
+    "GZIP": bytes,
+    "DEFLATE": bytes,
+    "BR": bytes,
+}
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[ScriptedProvider]:
+    with scripted_provider() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def platform(prepared: Callable[[], dict[str, str]], provider: ScriptedProvider) -> Iterator[Platform]:
+    env = {**prepared(), "MAX_ANSWER_BYTES": str(LARGEST)}
+    served = [Served(f"m{number}", [provider.base_url]) for number in range(100)]
+    served.append(Served("embedder", [provider.base_url], kind="embedding"))
+    with running_platform(env, served) as running:
+        yield running
+
+
+@pytest.fixture
+def model() -> str:
+    """Name a model that no other test asks, since breakers remember."""
+    return f"m{next(_numbers)}"
+
+
+def rejection(message: str, *, status: int = 400, **fields: Any) -> Reply:
+    """Make a provider's error as OpenAI writes it."""
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None, **fields}
+    return Reply(status, body=json.dumps({"error": error}).encode())
+
+
+def packed(reply: Reply, label: str) -> Reply:
+    """Pack the body of a reply as its label says."""
+    body = (
+        reply.body
+        if isinstance(reply.body, bytes)
+        else b"".join(each for each in reply.body if isinstance(each, bytes))
+    )
+    content = CODINGS[label](body)
+    return Reply(
+        reply.status,
+        {**reply.headers, "content-ENCODING": label},
+        content if isinstance(reply.body, bytes) else [content[:9], content[9:40], content[40:]],
+    )
+
+
+def streamed(text: str) -> Reply:
+    """Make a sound stream of chat completions."""
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    events = [
+        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}]},
+        {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {**chunk, "choices": [], "usage": usage},
+        "[DONE]",
+    ]
+    return Reply(body=[b"".join(map(event, events))])
+
+
+def padded(size: int) -> bytes:
+    """Make a sound answer of so many bytes, most of them blanks."""
+    body = completion("Hello").body
+    assert isinstance(body, bytes)
+    return body.ljust(size)
+
+
+@pytest.mark.parametrize("label", CODINGS)
+def test_it_reads_an_answer_in_any_coding(
+    platform: Platform, provider: ScriptedProvider, model: str, label: str
+) -> None:
+    provider.script(model, packed(completion("Hello"), label), packed(streamed("Hello"), label))
+    plain = platform.ask(CHAT, chat(model))
+    assert (plain.status, plain.json()["choices"][0]["message"]["content"]) == (200, "Hello")
+    stream = platform.ask(CHAT, chat(model, stream=True))
+    assert [each["choices"][0]["delta"] for each in stream.events()[:1]] == [{"role": "assistant", "content": "Hello"}]
+    assert stream.events()[-1] == "[DONE]"
+    for answer in (plain, stream):
+        record = platform.record(answer)
+        assert (record.status, record.usage_source, record.input_tokens, record.output_tokens) == (
+            200, "provider", 5, 2,
+        )  # fmt: skip
+    assert {call.headers["accept-encoding"] for call in provider.calls_of(model)} == {"identity"}
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("label", CODINGS)
+def test_it_reads_an_error_in_any_coding(
+    platform: Platform, provider: ScriptedProvider, model: str, label: str, is_stream: bool
+) -> None:
+    too_long = rejection("Too long.", param="messages", code="context_length_exceeded")
+    busy = Reply(429, {"Retry-After": "17"}, b'{"error": {"message": "slow down"}}')
+    provider.script(model, *[packed(too_long, label)] * 6, packed(busy, label), completion("Hello"))
+    for _ in range(6):  # more than open a breaker
+        rejected = platform.ask(CHAT, chat(model, stream=is_stream))
+        assert (rejected.status, rejected.error["code"], rejected.error["param"]) == (
+            400, "context_length_exceeded", "messages",
+        )  # fmt: skip
+    refused = platform.ask(CHAT, chat(model, stream=is_stream))
+    assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "upstream_busy", "17")
+    for answer in (rejected, refused):
+        record = platform.record(answer)
+        assert (record.cost, record.input_tokens + record.output_tokens) == (0, 0)
+    assert platform.ask(CHAT, chat(model)).status == 200
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize(
+    "unreadable",
+    [
+        Reply(400, {"Content-Encoding": "gzip"}, gzip.compress(b'{"error": {}}')[:-9]),
+        Reply(400, {"Content-Encoding": "br"}, b"\x83\xff\x00 no brotli"),
+        Reply(400, {"Content-Encoding": "gzip"}, gzip.compress(b"no JSON")),
+        Reply(400, body=b'{"error": {"message": "cut', breaks_off=True),
+        Reply(400, body=[b'{"error": {', 30]),
+        Reply(400, body=b'{"error": {"message": "' + b"x" * LARGEST + b'"}}'),
+        Reply(400, body=b'{"error": ' + b"[" * 60_000),
+        Reply(400, {"Content-Type": "text/html; charset=klingon"}, b"\xff\xfe<html>"),
+    ],
+    ids=["half a gzip", "no brotli", "no JSON", "cut", "endless", "huge", "nested", "no text"],
+)
+def test_it_takes_an_error_for_what_its_status_says_whatever_its_body_is(
+    platform: Platform, provider: ScriptedProvider, model: str, unreadable: Reply, is_stream: bool
+) -> None:
+    provider.script(model, unreadable)
+    began = time.monotonic()
+    answer = platform.ask(CHAT, chat(model, stream=is_stream))
+    assert (answer.status, answer.error["code"]) == (400, "upstream_rejected")
+    assert time.monotonic() - began < 20
+    record = platform.record(answer)
+    assert (record.status, record.cost, record.output_tokens) == (400, 0, 0)
+
+
+@pytest.mark.parametrize("label", ["identity", "gzip", "br"])
+def test_it_reads_a_plain_answer_up_to_a_bound(
+    platform: Platform, provider: ScriptedProvider, model: str, label: str
+) -> None:
+    provider.script(model, *[packed(Reply(body=padded(LARGEST + more)), label) for more in (0, 1)])
+    assert platform.ask(CHAT, chat(model)).status == 200
+    too_large = platform.ask(CHAT, chat(model))
+    assert (too_large.status, too_large.error["code"]) == (502, "upstream_failed")
+    assert platform.record(too_large).usage_source == "bound"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/embeddings", {"input": "hi", "model": "embedder"}),
+        ("/chat", {"message": "hi"}),
+        ("/summarize", {"text": "so much to say"}),
+    ],
+)
+def test_it_takes_a_larger_answer_for_none_on_every_endpoint(
+    platform: Platform, provider: ScriptedProvider, model: str, path: str, body: dict[str, Any]
+) -> None:
+    large = {"choices": [{"message": {"content": "x" * LARGEST}, "text": "x"}], "output": [{}], "data": [{}]}
+    asked = {"model": model, **body}
+    provider.script(asked["model"], Reply(body=json.dumps(large).encode()))
+    assert platform.ask(path, asked).status == 502
+
+
+def test_a_small_body_that_unpacks_to_a_huge_one_holds_nobody_up(
+    platform: Platform, provider: ScriptedProvider, model: str
+) -> None:
+    bomb = gzip.compress(b'{"choices": ["') + gzip.compress(b"x" * 10_000_000) * 100
+    provider.script(model, *[Reply(status, {"Content-Encoding": "gzip"}, bomb) for status in (200, 400, 200)])
+    began = time.monotonic()
+    assert [platform.ask(CHAT, chat(model)).status for _ in range(2)] == [502, 400]
+    assert platform.ask(CHAT, chat(model, stream=True)).status == 502
+    assert time.monotonic() - began < 3
