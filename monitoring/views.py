@@ -21,6 +21,7 @@ from accounts.exceptions import NotFound, PermissionDenied
 from accounts.snapshots import Identity
 from accounts.usage import limits_standing, month_text
 from accounts.views import KeyView
+from monitoring.dashboard.views import PERMISSION as SEES_RECORDS
 from monitoring.health import Health, recent_readiness, recent_report
 from monitoring.rollups.query import USAGE_PARAMETERS, StatsQuery, UsageQuery
 from monitoring.scrape import may_scrape, metrics_text
@@ -47,14 +48,19 @@ class StatsView(KeyView):
     @extend_schema(
         operation_id="stats",
         summary="Count requests, cache hits and keys",
-        description="Over the model endpoints: of the key's account, or of all for a staff session of the admin.",
+        description=(
+            "Over the model endpoints: of the key's account, or of all for a session of the admin whose user may view "
+            "request records."
+        ),
         responses=StatsAnswer,
     )
     def get(self, request: Request) -> Response:
-        """Count the requests of the caller's account, or of all for staff."""
+        """Count the requests of the caller's account, or of all for staff who may see the request log."""
         self.query(data=request.query_params).is_valid(raise_exception=True)
         identity: Identity | None = getattr(request._request, "identity", None)
         account_id = identity.account_id if identity is not None else None
+        if account_id is None and not request.user.has_perm(SEES_RECORDS):
+            raise PermissionDenied
         return Response(stats(account_id=account_id))
 
 

@@ -88,6 +88,10 @@ class Admin:
         """Open a page and return the status alone."""
         return self._ask("GET", path)[0]
 
+    def get(self, path: str) -> tuple[int, str]:
+        """Ask for what is no page; return status and text."""
+        return self._ask("GET", path)
+
     def page(self, path: str) -> AdminPage:
         """Open a page."""
         status, html = self._ask("GET", path)

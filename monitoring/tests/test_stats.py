@@ -127,7 +127,8 @@ def test_it_adds_up_keys_that_share_a_name(cast: Cast) -> None:
 def test_it_shows_staff_everything_by_account_and_name(cast: Cast) -> None:
     recorded(cast.owner)
     recorded(cast.stranger, cache="hit")
-    answer = stats_for(make_staff("accounts.view_apikey"))
+    assert stats_for(make_staff("accounts.view_apikey", name="other")).status_code == 403
+    answer = stats_for(make_staff("monitoring.view_requestrecord"))
     assert answer.status_code == 200
     assert answer.json()["requests_by_key"] == {"acme/owner": 1, "globex/stranger": 1}
     assert answer.json()["total_requests"] == 2
