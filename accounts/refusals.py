@@ -14,9 +14,11 @@ from accounts.exceptions import (
     RateLimited,
     TokensLimited,
 )
-from accounts.limits.contract import MINUTE, SECOND, Admission, LimitName, Refusal, Status, Subject, Window
+from accounts.limits.contract import MINUTE, SECOND, Admission, LimitName, Refusal, Subject, Window
+from accounts.limits.memory_subject import LEAVES
 
-WINDOW_SECONDS = MINUTE // SECOND
+#: Windows of the limits by unit, in seconds. Tokens are counted by whole seconds, which leave one later: never early.
+WINDOWS = {"requests": MINUTE // SECOND, "tokens": LEAVES}
 NANO_DOLLARS = 1_000_000_000
 
 _ERRORS: dict[LimitName, type[LimitExceeded]] = {
@@ -31,13 +33,16 @@ _ERRORS: dict[LimitName, type[LimitExceeded]] = {
 def refusal_error(refusal: Refusal) -> ApiError:
     """Make the 429 of a refusal, or the 400 of a bound that could never fit."""
     told = {"limit": describe_refusal(refusal)}
+    error: ApiError
     if refusal.impossible:
         error = BoundExceedsLimit()
         error.extra.update(told)
-        return error
-    if refusal.limit is LimitName.REQUESTS_PER_MINUTE:
-        return RateLimited(retry_after=refusal.retry_after, extra=told)
-    return _ERRORS[refusal.limit](retry_after=refusal.retry_after, extra=told)
+    elif refusal.limit is LimitName.REQUESTS_PER_MINUTE:
+        error = RateLimited(retry_after=refusal.retry_after, extra=told)
+    else:
+        error = _ERRORS[refusal.limit](retry_after=refusal.retry_after, extra=told)
+    error.refusal = refusal
+    return error
 
 
 def describe_refusal(refusal: Refusal) -> dict[str, Any]:
@@ -81,10 +86,9 @@ def rate_headers(admission: Admission) -> dict[str, str]:
 
     The draft is draft-ietf-httpapi-ratelimit-headers-10. A key without any limit gets none of them.
     """
-    windows = [(status.subject.kind, status.requests) for status in admission.statuses if status.requests]
     headers: dict[str, str] = {}
-    if windows:
-        tightest = _tightest([window for _, window in windows], admission)
+    tightest = _tightest("requests", admission)
+    if tightest is not None:
         headers["X-RateLimit-Limit"] = str(tightest.limit)
         headers["X-RateLimit-Remaining"] = str(tightest.remaining)
         headers["X-RateLimit-Reset"] = str(epoch_seconds(tightest.reset_at))
@@ -97,39 +101,40 @@ def rate_headers(admission: Admission) -> dict[str, str]:
 def openai_rate_headers(admission: Admission) -> dict[str, str]:
     """Make OpenAI's x-ratelimit-{limit,remaining,reset}-{requests,tokens}; resets are durations such as `12s`."""
     headers: dict[str, str] = {}
-    for unit in ("requests", "tokens"):
-        windows = [window for status in admission.statuses if (window := getattr(status, unit)) is not None]
-        if windows:
-            tightest = _tightest(windows, admission)
+    for unit in WINDOWS:
+        tightest = _tightest(unit, admission)
+        if tightest is not None:
             headers[f"x-ratelimit-limit-{unit}"] = str(tightest.limit)
             headers[f"x-ratelimit-remaining-{unit}"] = str(tightest.remaining)
-            headers[f"x-ratelimit-reset-{unit}"] = f"{_seconds_left(tightest, admission)}s"
+            headers[f"x-ratelimit-reset-{unit}"] = f"{_seconds_left(tightest, unit, admission)}s"
     return headers
 
 
-def _tightest(windows: list[Window], admission: Admission) -> Window:
-    """Pick the window with the least left; of a refusal, the one that keeps the caller waiting longest."""
-    if admission.admitted:
-        return min(windows, key=lambda window: window.remaining)
-    return max(windows, key=lambda window: (window.remaining == 0, window.reset_at))
+def _tightest(unit: str, admission: Admission) -> Window | None:
+    """Pick the window that refused the request, else the one with the least left; None where there is none."""
+    windows: dict[Subject, Window] = {
+        status.subject: window for status in admission.statuses if (window := getattr(status, unit)) is not None
+    }
+    refusal = admission.refusal
+    if refusal is not None and refusal.limit == f"{unit}_per_minute" and refusal.subject in windows:
+        return windows[refusal.subject]
+    return min(windows.values(), key=lambda window: window.remaining, default=None)
 
 
 def _draft_items(admission: Admission) -> tuple[list[str], list[str]]:
     policies, states = [], []
     for status in admission.statuses:
-        for name, unit, window in _named_windows(status):
-            policies.append(f'"{name}";q={window.limit}{unit};w={WINDOW_SECONDS}')
-            states.append(f'"{name}";r={window.remaining};t={_seconds_left(window, admission)}')
+        for unit, window, suffix, quota_unit in (
+            ("requests", status.requests, "", ""),
+            ("tokens", status.tokens, "-tokens", ';qu="tokens"'),
+        ):
+            if window is not None:
+                name = f'"{status.subject.kind}{suffix}"'
+                policies.append(f"{name};q={window.limit}{quota_unit};w={WINDOWS[unit]}")
+                states.append(f"{name};r={window.remaining};t={_seconds_left(window, unit, admission)}")
     return policies, states
 
 
-def _named_windows(status: Status) -> list[tuple[str, str, Window]]:
-    named = [
-        (status.subject.kind, "", status.requests),
-        (f"{status.subject.kind}-tokens", ';qu="tokens"', status.tokens),
-    ]
-    return [(name, unit, window) for name, unit, window in named if window is not None]
-
-
-def _seconds_left(window: Window, admission: Admission) -> int:
-    return max(0, -((admission.at - window.reset_at) // SECOND))
+def _seconds_left(window: Window, unit: str, admission: Admission) -> int:
+    """Return the seconds until a window is whole again, rounded up: never more than it has."""
+    return min(WINDOWS[unit], max(0, -((admission.at - window.reset_at) // SECOND)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import structlog
@@ -10,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts.exceptions import ScopeDenied
+from accounts.exceptions import ApiError, ScopeDenied
 from accounts.idempotency.claims import Claim, Replayed, claims
 from accounts.idempotency.store import KeptAnswer
 from accounts.limits import get_limits
@@ -83,14 +84,21 @@ class KeyView(APIView):
         return content
 
     def limit_headers(self, request: Request, identity: Identity) -> dict[str, str]:
-        """Tell where the key's limits stand: as counted for this request, or as they are where it didn't count."""
+        """Tell where the key's limits stand: as counted for this request, or as they are where it didn't count.
+
+        What was counted is told as of now: a model may have taken a while to answer.
+        """
         admission: Admission | None = getattr(request._request, "admission", None)
         if admission is None:
             try:
-                admission = get_limits().peek(identity.limits)
+                return self.rate_headers(get_limits().peek(identity.limits))
             except Unavailable:
                 return {}
-        return self.rate_headers(admission)
+        error: ApiError | None = getattr(request._request, "api_error", None)
+        if error is not None and error.refusal is not None:
+            return self.rate_headers(admission.refused(error.refusal))
+        elapsed = int(request._request.trace.elapsed_ms * 1000)  # type: ignore[attr-defined]
+        return self.rate_headers(replace(admission, at=admission.at + elapsed))
 
     def rate_headers(self, admission: Admission) -> dict[str, str]:
         """Write an admission as headers."""

@@ -55,6 +55,7 @@ class RequestMiddleware:
             response["X-Request-ID"] = trace.label
             elapsed = trace.elapsed_ms
             response["X-Process-Time"] = f"{elapsed / 1000:.3f}"
+            response.setdefault("Cache-Control", "no-store")  # what may be kept, says so itself
             self._log(request, response, elapsed)
         route = _route_name(request)
         observe_response(route, response.status_code)

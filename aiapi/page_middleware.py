@@ -16,6 +16,7 @@ from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.middleware.http import ConditionalGetMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
 from accounts.attempts import count_attempt
@@ -37,6 +38,14 @@ class PagesOnly(MiddlewareMixin):
 
 class PageSessions(PagesOnly, SessionMiddleware):
     """Sessions, which the admin and GET /stats know their users by."""
+
+
+class PageRevalidation(PagesOnly, ConditionalGetMiddleware):
+    """ETags of what says that it may be stored, and 304 to a browser that has it already."""
+
+    def needs_etag(self, response: HttpResponseBase) -> bool:
+        """Say whether an answer may be stored: one that says nothing of it may not (RequestMiddleware)."""
+        return response.has_header("Cache-Control") and super().needs_etag(response)
 
 
 class PageUsers(PagesOnly, AuthenticationMiddleware):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
+from django.utils.decorators import method_decorator
+from django.views.decorators.cache import cache_control
 from django.views.generic import TemplateView
 
 from accounts import exceptions
@@ -102,6 +104,11 @@ def page_context(current: str) -> dict[str, Any]:
     return {"name": settings.NAME, "current": current, "demo_key": demo_key}
 
 
+#: Of what is the same for everyone until the next version: browsers keep it, and ask each time whether it has changed.
+revalidated = method_decorator(cache_control(no_cache=True), name="get")
+
+
+@revalidated
 class PageView(TemplateView):
     """GET a page; `current` is its name, and that of its template."""
 

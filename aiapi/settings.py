@@ -273,6 +273,7 @@ MIDDLEWARE = [
     "corsheaders.middleware.CorsMiddleware",
     "aiapi.page_middleware.PagePolicy",
     "aiapi.page_middleware.PageSessions",
+    "aiapi.page_middleware.PageRevalidation",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "aiapi.page_middleware.PageUsers",

@@ -19,11 +19,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from aiapi.pages import page_context
+from aiapi.pages import page_context, revalidated
 from monitoring.serializers import ServiceAnswer
 from monitoring.views import AnyFormat
 
 
+@revalidated
 class RootView(APIView):
     """GET /."""
 
@@ -56,6 +57,7 @@ def openapi_document() -> bytes:
     return OpenApiJsonRenderer().render(document)
 
 
+@revalidated
 class OpenAPIView(APIView):
     """GET /openapi.json."""
 
@@ -69,6 +71,7 @@ class OpenAPIView(APIView):
         return HttpResponse(openapi_document(), content_type="application/json")
 
 
+@revalidated
 @method_decorator(csp_update({"style-src": [SELF, UNSAFE_INLINE]}), name="dispatch")
 class SwaggerView(SpectacularSwaggerSplitView):
     """GET /docs: Swagger UI from the project's own static files, without an inline script."""
@@ -79,6 +82,7 @@ class SwaggerView(SpectacularSwaggerSplitView):
     url_self = "/docs"
 
 
+@revalidated
 @method_decorator(csp_update({"worker-src": [SELF, "blob:"], "style-src": [SELF, UNSAFE_INLINE]}), name="dispatch")
 class RedocView(SpectacularRedocView):
     """GET /redoc: ReDoc from the project's own static files; it styles itself inline and works in a worker."""

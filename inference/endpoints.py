@@ -100,7 +100,8 @@ class ModelEndpoint(KeyView):
         trace: Trace = request._request.trace  # type: ignore[attr-defined]
         if getattr(request._request, "admission", None) is not None and not (trace.is_recorded or response.streaming):
             self._record_rest(request, response)
-        response["Server-Timing"] = ", ".join(f"{name};dur={spent:.2f}" for name, spent in trace.stages.items())
+        if trace.stages:
+            response["Server-Timing"] = ", ".join(f"{name};dur={spent:.2f}" for name, spent in trace.stages.items())
         return response
 
     def _record_rest(self, request: Request, response: Response) -> None:

@@ -188,6 +188,17 @@ class Admission:
         statuses = tuple(replace(status, tokens=window) for status, window in pairs)
         return replace(self, statuses=statuses)
 
+    def refused(self, refusal: Refusal) -> Self:
+        """Return it with a refusal that came after it: a window of tokens that refused says when it has room."""
+
+        def as_refused(status: Status) -> Status:
+            if status.subject != refusal.subject or refusal.limit is not LimitName.TOKENS_PER_MINUTE:
+                return status
+            left = max(0, refusal.limit_value - refusal.used)
+            return replace(status, tokens=Window(refusal.limit_value, left, refusal.reset_at))
+
+        return replace(self, at=refusal.at, statuses=tuple(map(as_refused, self.statuses)), refusal=refusal)
+
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
