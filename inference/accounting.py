@@ -121,6 +121,12 @@ class Bill:
         told = self.record.get("failures", "")
         self.record["failures"] = f"{told}; {deployment}: {cause}".removeprefix("; ")[:MOST_TOLD]
 
+    def note(self, sentence: str) -> None:
+        """Write down, once, what else stood in the way, such as a deployment that was not asked."""
+        told = self.record.get("failures", "")
+        if sentence not in told:
+            self.record["failures"] = f"{told}; {sentence}".removeprefix("; ")[:MOST_TOLD]
+
     def answered(self, body: Body) -> None:
         """Note a provider's answer, for the content where that is logged."""
         if self.content is not None:

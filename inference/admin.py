@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from decimal import Decimal
 from typing import Any
 
@@ -16,13 +15,15 @@ from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link,
 from accounts.admin.confirmation import Confirmation, ask, is_confirmed
 from accounts.admin.typed import TabularInline, action, display
 from inference.catalog import provider_route
-from inference.models import BreakerNotice, Deployment, Model, Price, Provider
+from inference.models import Deployment, Model, Price, Provider
 from inference.services import catalog_delete, catalog_save, model_clear_cache
+from inference.standing import missing_variables, secret_variables
 from inference.switching import AsksBeforeSwitchingOff
 from inference.upstream.client import client
+from inference.upstream.notices import failing
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
-BREAKER_BADGES = {"closed": "success", "open": "danger"}
+BREAKER_BADGES = {"closed": "success", "on trial": "warning", "open": "danger", "no secret": "danger"}
 CONNECTION_SECONDS = 5.0
 SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
 
@@ -112,9 +113,9 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     @display(description="secret", label=SECRET_BADGES)
     def secret(self, provider: Provider) -> str:
         """Show whether the server has the secret, never the secret."""
-        if not provider.api_key_variable:
-            return "none needed"
-        return "set" if os.environ.get(provider.api_key_variable) else "missing"
+        if missing_variables(provider):
+            return "missing"
+        return "set" if secret_variables(provider) else "none needed"
 
     @display(description="deployments", ordering="deployment_total")
     def deployment_count(self, provider: Any) -> int:
@@ -199,14 +200,17 @@ class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
         """Read the prices of all rows in one query more, and their breakers in the same."""
         now = timezone.now()
         begun = Price.objects.filter(valid_from__lte=now).order_by("valid_from")
-        opened = Exists(BreakerNotice.objects.filter(pk=OuterRef("pk"), open_until__gt=now))
-        rows: QuerySet[Any] = super().get_queryset(request).annotate(has_open_breaker=opened)
+        fails = failing().filter(pk=OuterRef("pk"))
+        notices = {"fails": Exists(fails), "has_open_breaker": Exists(fails.filter(open_until__gt=now))}
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(**notices)
         return rows.prefetch_related(Prefetch("prices", begun, to_attr="begun_prices"))
 
     @display(description="breaker", label=BREAKER_BADGES)
     def breaker(self, deployment: Any) -> str:
-        """Show whether calls go there: an open breaker lets none pass for a while, after failures in a row."""
-        return "open" if deployment.has_open_breaker else "closed"
+        """Show whether calls go there: an open breaker lets none pass for a while, then one that tries."""
+        if deployment.fails:
+            return "open" if deployment.has_open_breaker else "on trial"
+        return "no secret" if missing_variables(deployment.provider) else "closed"
 
     @display(description="model", ordering="model__public_name")
     def model_link(self, deployment: Deployment) -> SafeString:

@@ -13,8 +13,8 @@ class InferenceConfig(AppConfig):
         from accounts.model_names import install_reader
         from inference.catalog import deployment_names
         from inference.selectors import public_name_of
-        from inference.standing import deployment_states, open_breakers_sign
-        from inference.upstream.alerts import open_breakers
+        from inference.standing import deployment_states, failing_sign
+        from inference.upstream.alerts import failing_deployments
         from inference.upstream.health import llm_health
         from monitoring.alerts.conditions import register_source
         from monitoring.dashboard.providers import register_deployment_states
@@ -23,8 +23,8 @@ class InferenceConfig(AppConfig):
         from monitoring.scrape import register_deployments
 
         register_check("llm", llm_health)
-        register_source("breakers", open_breakers)
+        register_source("breakers", failing_deployments)
         register_deployments(deployment_names)
         register_deployment_states(deployment_states)
-        register_sign(open_breakers_sign)
+        register_sign(failing_sign)
         install_reader(public_name_of)

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import RequestLimits
@@ -182,13 +183,18 @@ class Price(models.Model):
 
 
 class BreakerNotice(models.Model):
-    """A deployment whose breaker some process has open for all, until when; kept a while after that.
+    """A deployment that failed, as some process found: until when no call goes there, since when, and why.
 
-    No foreign key: a process may write of a deployment that was deleted a moment ago.
+    `seen_at`: when it was last found failing. It goes when the deployment answers again. No foreign key: a process may
+    write of a deployment that was deleted a moment ago.
     """
 
     deployment_id = models.PositiveBigIntegerField(primary_key=True)
     open_until = models.DateTimeField()
+    # Defaults of the database's: while a release is replaced, processes of the one before write without these.
+    since = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(db_default=Now())
+    cause = models.CharField(max_length=100, blank=True, db_default="")
 
     class Meta:
         default_permissions = ()  # nobody is shown it

@@ -9,7 +9,8 @@ A call leaves exactly one record behind: a hit when it is answered, any other wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import structlog
 from django.conf import settings
 
 from accounts.connections import release_connections
-from accounts.exceptions import ApiError, InternalError, InvalidRequest, ModelNotFound, UpstreamFailed
+from accounts.exceptions import ApiError, InternalError, InvalidRequest, ModelNotFound, UpstreamBusy, UpstreamFailed
 from accounts.limits.leases import keeper
 from accounts.snapshots import Identity
 from inference import cache
@@ -146,6 +147,7 @@ def join_flight(progress: Progress, *, is_unwanted: Callable[[], bool] = lambda:
             joined = flights.join(key, progress.wait)
         except ApiError as error:
             bill.record["cache"] = "coalesced"
+            bill.note("the identical call that this one waited for failed")
             bill.emit(status=error.status, error_code=error.error_code)
             raise
     if isinstance(joined, cache.CachedAnswer):
@@ -272,7 +274,7 @@ def _ask(progress: Progress) -> tuple[Body, Route, Usage]:
     with (
         caller.trace.stage("upstream"),
         keeper.held(caller.identity.account_id, caller.trace.id.hex),
-        capacity().place(min(deadline.left, settings.UPSTREAM_QUEUE_SECONDS)),
+        place(bill, deadline),
     ):
         try:
             return first_success(
@@ -281,9 +283,22 @@ def _ask(progress: Progress) -> tuple[Body, Route, Usage]:
                 deadline,
                 account_id=caller.identity.account_id,
                 covers_another=bill.covers_another,
+                note=bill.note,
             )
         except AttemptFailed as failure:
             raise provider_failed(progress, failure.error) from failure
+
+
+@contextmanager
+def place(bill: Bill, deadline: Deadline) -> Iterator[None]:
+    """Hold one of the process's places for calls to providers; raises UpstreamBusy where none comes free in time."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(capacity().place(min(deadline.left, settings.UPSTREAM_QUEUE_SECONDS)))
+        except UpstreamBusy:
+            bill.note(f"this process makes {settings.UPSTREAM_CONCURRENCY} calls at once (UPSTREAM_CONCURRENCY)")
+            raise
+        yield
 
 
 def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body, Route, Usage]:

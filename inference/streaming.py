@@ -45,6 +45,7 @@ from inference.pipeline import (
     join_flight,
     leave_flight,
     outgoing,
+    place,
     provider_failed,
     reserve,
     share_answer,
@@ -54,7 +55,6 @@ from inference.pipeline import (
 from inference.surfaces.base import Usage
 from inference.surfaces.events import BrokenStream, EventReader
 from inference.upstream.attempts import AttemptFailed, Deadline
-from inference.upstream.capacity import capacity
 from inference.upstream.client import UpstreamStream, client
 from inference.upstream.provider_limits import take_slot
 from inference.upstream.routing import first_success
@@ -217,7 +217,7 @@ class StreamedCall:
         caller = progress.caller
         with (
             keeper.held(caller.identity.account_id, caller.trace.id.hex),
-            capacity().place(min(first_byte.left, settings.UPSTREAM_QUEUE_SECONDS)),
+            place(progress.bill, first_byte),
         ):
             stream = self._connect(progress, first_byte)
             self._waits_since, self._stream = time.monotonic(), stream
@@ -251,6 +251,7 @@ class StreamedCall:
                     account_id=progress.caller.identity.account_id,
                     covers_another=progress.bill.covers_another,
                     rest=self._abort.wait,
+                    note=progress.bill.note,
                 )
             except AttemptFailed as failure:
                 raise provider_failed(progress, failure.error) from failure

@@ -33,6 +33,7 @@ TOLD_TO_CALLERS = dict(_messages(ApiError))
 #: The same, and those that only a record has.
 MESSAGES = {
     **TOLD_TO_CALLERS,
+    "upstream_busy": "No deployment took the call: see why attempts failed.",
     "client_left": "The client closed the connection before the answer was complete.",
     "interrupted": "The process ended while the call ran; it was charged its bound.",
 }

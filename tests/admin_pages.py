@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html.parser import HTMLParser
 from http import HTTPStatus
 from http.cookies import SimpleCookie
@@ -25,22 +25,25 @@ UNREAD = frozenset({"script", "style", "template"})
 
 
 class AdminPage(HTMLParser):
-    """A page: `words` are what it shows, without the names of its elements; `fields` what its forms hold."""
+    """A page: `words` are what it shows, without its elements, `rows` those of its tables; `fields` what forms hold."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.fields: dict[str, str] = {}
         self._read: list[str] = []
+        self.rows: list[str] = []
+        self._row: int | None = None
         self._unread = 0
         self._select = self._area = ""
         self.feed(html)
-        self.words = " ".join(" ".join(self._read).split())
+        self.words = _joined(self._read)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note what a form holds, and what is not read."""
         held = {name: value or "" for name, value in attrs}
         name = held.get("name", "")
         self._unread += tag in UNREAD
+        self._row = len(self._read) if tag == "tr" else self._row
         if tag == "input" and name and _is_sent(held):
             self.fields[name] = held.get("value", "on" if held.get("type") == "checkbox" else "")
         elif tag == "select":
@@ -54,6 +57,9 @@ class AdminPage(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         """Note the end of a field, or of what is not read."""
         self._unread -= tag in UNREAD
+        if tag == "tr" and self._row is not None:
+            self.rows.append(_joined(self._read[self._row :]))
+            self._row = None
         self._select = "" if tag == "select" else self._select
         self._area = "" if tag == "textarea" else self._area
 
@@ -63,6 +69,10 @@ class AdminPage(HTMLParser):
             self.fields[self._area] += data.removeprefix("\n")
         elif not self._unread:
             self._read.append(data)
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return " ".join(" ".join(texts).split())
 
 
 def _is_sent(attributes: Mapping[str, str]) -> bool:

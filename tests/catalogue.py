@@ -82,6 +82,7 @@ class Record:
     usage_source: str
     is_partial: bool
     attempts: int
+    failures: str
     first_token_ms: float | None
 
 

@@ -78,15 +78,16 @@ class Asked:
 
 
 class ScriptedProvider:
-    """A provider on a socket of this machine that answers calls of each model by a script."""
+    """A provider on a socket of this machine (port 0: a free one) that answers calls of each model by a script."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.calls: list[Asked] = []
-        #: How often its list of models was asked for.
+        #: How often its list of models was asked for, and what is answered to that (None: the list).
         self.listings = 0
+        self.listing: Reply | None = None
         self._scripts: dict[str, list[Reply]] = {}
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._server.daemon_threads = True
 
     @property
@@ -110,12 +111,11 @@ class ScriptedProvider:
             replies = self._scripts.get(str(call.payload.get("model")), [Reply(404, body=b"{}")])
             return replies.pop(0) if len(replies) > 1 else replies[0]
 
-    def models(self) -> bytes:
-        """Return the list of the models that have a script."""
+    def models(self) -> Reply:
+        """Return the list of the models that have a script, or what is answered instead."""
         self.listings += 1
-        return json.dumps(
-            {"object": "list", "data": [{"id": name, "object": "model"} for name in self._scripts]}
-        ).encode()
+        listed = {"object": "list", "data": [{"id": name, "object": "model"} for name in self._scripts]}
+        return self.listing or Reply(body=json.dumps(listed).encode())
 
     def start(self) -> None:
         """Serve, in threads."""
@@ -132,7 +132,7 @@ def _handler(provider: ScriptedProvider) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._send(Reply(body=provider.models()), Asked(self.path, {}, {}))
+            self._send(provider.models(), Asked(self.path, {}, {}))
 
         def do_POST(self) -> None:
             payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -176,9 +176,9 @@ def _handler(provider: ScriptedProvider) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def scripted_provider() -> Iterator[ScriptedProvider]:
+def scripted_provider(port: int = 0) -> Iterator[ScriptedProvider]:
     """Run a provider that answers by a script."""
-    provider = ScriptedProvider()
+    provider = ScriptedProvider(port)
     provider.start()
     try:
         yield provider

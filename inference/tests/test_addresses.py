@@ -13,7 +13,7 @@ from inference.catalog import Rates, Route
 from inference.tests.samples import unanswered
 from inference.upstream import addresses as module
 from inference.upstream.addresses import Addresses, address_of
-from inference.upstream.breaker import FAILURES, breakers
+from inference.upstream.breaker import FAILURES, BreakerState, breakers
 from inference.upstream.client import client
 from inference.upstream.fake import FakeUpstream
 from launch.system import free_port
@@ -36,7 +36,11 @@ class Network:
         self.tried = 0
         self.probes: set[int] = set()
         #: By deployment, for how many seconds calls are kept away, as others were told last.
-        self.told: dict[int, float] = {}
+        self.told: dict[int, float | None] = {}
+        #: What is wrong with the list of models, and how often it was asked for.
+        self.trouble: str | None = None
+        self.listed = 0
+        self.served = [HERE, THERE]
 
     def __call__(self, to: Route, seconds: float) -> bool:
         """Try to connect."""
@@ -44,9 +48,19 @@ class Network:
         self.probes.add(threading.get_ident())
         return self.is_up
 
-    def publish(self, deployment: int, seconds: float) -> None:
+    def publish(self, deployment: int, seconds: float | None, cause: str) -> None:
         """Take what others are told."""
         self.told[deployment] = seconds
+
+    def listing(self, to: Route) -> str | None:
+        """Ask for the list of models."""
+        self.listed += 1
+        return self.trouble
+
+    def addresses(self) -> Addresses:
+        """Make the addresses of a process that has this network."""
+        served = lambda: {each.deployment_id: each for each in self.served}  # noqa: E731
+        return Addresses(self, publish=self.publish, listing=self.listing, served=served)
 
 
 @pytest.fixture
@@ -59,7 +73,7 @@ def network() -> Network:
 def known(network: Network, monkeypatch: pytest.MonkeyPatch) -> Iterator[Addresses]:
     """Return the addresses of a process, which is quick to try again."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
-    addresses = Addresses(network, publish=network.publish)
+    addresses = network.addresses()
     yield addresses
     addresses.forget()
 
@@ -79,7 +93,7 @@ def test_it_tells_addresses_by_host_and_port(base_url: str, host: str, port: int
 
 
 def test_it_puts_an_address_aside_at_once_for_all_deployments_there(network: Network) -> None:
-    addresses = Addresses(network)
+    addresses = network.addresses()
     assert not addresses.is_aside(HERE)
     addresses.failed(HERE)
     assert [addresses.is_aside(each) for each in (HERE, THERE, ELSEWHERE)] == [True, True, False]
@@ -88,7 +102,7 @@ def test_it_puts_an_address_aside_at_once_for_all_deployments_there(network: Net
 
 
 def test_it_takes_an_address_back_when_something_answers(network: Network) -> None:
-    addresses = Addresses(network)
+    addresses = network.addresses()
     addresses.failed(HERE)
     addresses.answered(ELSEWHERE)
     assert addresses.is_aside(HERE)
@@ -113,7 +127,7 @@ def test_it_tries_each_address_by_one_probe_at_a_time(known: Addresses, network:
 
 
 def test_it_tries_less_and_less_often(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses, pauses = Addresses(network), []
+    addresses, pauses = network.addresses(), []
     aside = module._Aside(HERE, 0.0)
     addresses._aside[address_of(HERE)] = aside
 
@@ -127,14 +141,41 @@ def test_it_tries_less_and_less_often(network: Network, monkeypatch: pytest.Monk
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
-def test_it_tries_no_longer_what_nobody_asks_for(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses = Addresses(network)
-    aside = module._Aside(HERE, 0.0)
+def test_it_tries_as_long_as_something_is_served_there(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = network.addresses()
+    aside = module._Aside(HERE, 0.0, deployments={1: HERE.name})
     addresses._aside[address_of(HERE)] = aside
-    monkeypatch.setattr(aside.over, "wait", lambda seconds: False)
+
+    def wait(seconds: float) -> bool:
+        network.served = network.served if network.tried < 99 else [ELSEWHERE]
+        return False
+
+    monkeypatch.setattr(aside.over, "wait", wait)
     addresses._probe(address_of(HERE), aside)
-    assert network.tried == 7, "once after each pause up to the longest"
+    assert network.tried == 100
     assert not addresses.is_aside(HERE)
+    assert network.told == {1: None}
+
+
+def test_it_waits_for_the_list_of_models_where_nobody_calls(known: Addresses, network: Network) -> None:
+    network.trouble = "http 503"
+    known.failed(HERE, "connection refused")
+    wait_until(lambda: 1 in network.told, "others to be told")
+    network.is_up = True
+    wait_until(lambda: network.told[1] == 0, "a connection to be made")
+    assert not known.is_aside(HERE), "a call may go there"
+    assert known.snapshot()[1].state is BreakerState.HALF_OPEN
+    network.trouble = None
+    wait_until(lambda: network.told[1] is None, "others to be told that it is back")
+    assert known.snapshot() == {}
+
+
+def test_it_asks_for_no_list_of_models_while_somebody_calls(known: Addresses, network: Network) -> None:
+    network.trouble = "http 503"
+    known.failed(HERE)
+    wait_until(lambda: known.is_aside(HERE) and network.tried >= 3, "a few attempts")
+    network.is_up = True
+    wait_until(lambda: not known.is_aside(HERE), "the address to be taken back")
 
 
 def test_it_leaves_nothing_aside_by_a_probe_that_broke(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +188,7 @@ def test_it_leaves_nothing_aside_by_a_probe_that_broke(network: Network, monkeyp
         raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
-    addresses = Addresses(break_down, publish=network.publish)
+    addresses = Addresses(break_down, publish=network.publish, listing=network.listing)
     addresses.failed(HERE)
     assert addresses.is_aside(HERE)
     looked.set()
@@ -162,13 +203,15 @@ def test_it_tells_others_once_a_probe_has_failed_too(
     known.failed(HERE)
     wait_until(lambda: 1 in network.told, "others to be told")
     assert network.tried >= 1
-    assert network.told[1] > settings.UPSTREAM_CONNECT_TIMEOUT, "until the next probe is over"
+    assert (network.told[1] or 0) > settings.UPSTREAM_CONNECT_TIMEOUT, "until the next probe is over"
     assert known.is_aside(THERE)
     wait_until(lambda: 2 in network.told, "others to be told of what was asked for meanwhile")
     assert set(known.snapshot()) == {1, 2}
-    assert (datetime.now(UTC) - known.snapshot()[2]).total_seconds() < 60
+    reason = known.reason(THERE)
+    assert reason is not None
+    assert (datetime.now(UTC) - reason.since).total_seconds() < 60
     network.is_up = True
-    wait_until(lambda: network.told == {1: 0, 2: 0}, "others to be told that it is back")
+    wait_until(lambda: network.told == {1: None, 2: None}, "others to be told that it is back")
 
 
 def test_it_tells_nobody_of_a_moment_s_trouble(known: Addresses, network: Network) -> None:
@@ -186,8 +229,8 @@ def test_it_takes_back_no_notice_of_an_open_breaker(known: Addresses, network: N
     assert known.is_aside(THERE)
     wait_until(lambda: network.told.keys() == {1, 2}, "others to be told")
     network.is_up = True
-    wait_until(lambda: network.told[2] == 0, "others to be told that it is back")
-    assert network.told[1] > 0
+    wait_until(lambda: network.told[2] is None, "others to be told that it is back")
+    assert network.told[1]
 
 
 # What a real connection is

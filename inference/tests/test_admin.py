@@ -16,7 +16,7 @@ from inference.catalog import catalog
 from inference.models import Deployment, Model, Price, Provider
 from inference.upstream.breaker import FAILURES, breakers
 from inference.upstream.fake import LEAK_MARKER, FakeUpstream
-from inference.upstream.notices import open_anywhere
+from inference.upstream.notices import failing
 from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db
@@ -161,7 +161,7 @@ class TestProviders:
         for account in range(FAILURES):
             breakers.failed(deployment.pk, account)
         assert "open" in site.get(DEPLOYMENTS).content.decode()
-        assert open_anywhere([deployment.pk]) == {deployment.pk}
+        assert [notice.deployment_id for notice in failing()] == [deployment.pk]
 
     def test_it_deletes_no_provider_with_deployments(self, site: Client, deployment: Deployment) -> None:
         page = site.post(f"{PROVIDERS}{deployment.provider_id}/delete/", {"post": "yes"}).content.decode()

@@ -14,6 +14,7 @@ from inference.upstream.breaker import (
     Breakers,
     BreakerState,
 )
+from inference.upstream.notices import STILL_FAILING
 
 DEPLOYMENT, OTHER = 1, 2
 ACCOUNT, STRANGER, THIRD = 7, 8, 9
@@ -190,6 +191,52 @@ class TestAccounts:
         assert breakers.admits(DEPLOYMENT, THIRD)
 
 
+class TestProbes:
+    """What is asked for its list of models while nobody calls it."""
+
+    def test_it_probes_what_waits_for_a_call_that_does_not_come(self, breakers: Breakers, clock: Clock) -> None:
+        assert breakers.unasked() == []
+        fail(breakers, FAILURES)
+        assert breakers.unasked() == [], "it has to cool down first"
+        clock.advance(COOL_DOWN)
+        assert breakers.admits(DEPLOYMENT, ACCOUNT)
+        breakers.gave_up(DEPLOYMENT, ACCOUNT)
+        assert breakers.unasked() == [], "a call has come"
+
+    def test_it_probes_less_and_less_often(self, breakers: Breakers, clock: Clock) -> None:
+        fail(breakers, FAILURES)
+        clock.advance(COOL_DOWN)
+        for pause in (5, 10, 20, 40, 60, 60):
+            assert breakers.unasked() == [DEPLOYMENT]
+            breakers.probed(DEPLOYMENT, "http 503")
+            clock.advance(pause - 0.001)
+            assert breakers.unasked() == []
+            clock.advance(0.001)
+        reason = breakers.reason(DEPLOYMENT, ACCOUNT)
+        assert reason is not None
+        assert reason.cause == "http 503"
+        assert breakers.admits(DEPLOYMENT, ACCOUNT), "a probe never keeps a call away"
+
+    def test_it_closes_by_a_list_that_did_not_come_before(self, breakers: Breakers, clock: Clock) -> None:
+        fail(breakers, FAILURES)
+        clock.advance(COOL_DOWN)
+        breakers.probed(DEPLOYMENT, "http 503")
+        breakers.probed(DEPLOYMENT, None)
+        assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
+        assert not breakers.has_open()
+
+    def test_it_takes_a_list_that_always_came_for_no_proof_until_nothing_has_failed_for_long(
+        self, breakers: Breakers, clock: Clock
+    ) -> None:
+        fail(breakers, FAILURES)
+        clock.advance(COOL_DOWN)
+        breakers.probed(DEPLOYMENT, None)
+        assert breakers.state(DEPLOYMENT) is BreakerState.HALF_OPEN
+        clock.advance(STILL_FAILING.total_seconds())
+        breakers.probed(DEPLOYMENT, None)
+        assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
+
+
 class TestSnapshot:
     def test_it_tells_how_things_stand(self, breakers: Breakers, clock: Clock) -> None:
         assert breakers.snapshot() == {}
@@ -199,10 +246,10 @@ class TestSnapshot:
         clock.advance(2)
         found = breakers.snapshot()
         assert (found[DEPLOYMENT].state, found[DEPLOYMENT].accounts) == (BreakerState.OPEN, 0)
-        assert (found[OTHER].state, found[OTHER].open_since, found[OTHER].accounts) == (BreakerState.CLOSED, None, 1)
-        since = found[DEPLOYMENT].open_since
-        assert since is not None
-        assert 2 <= (datetime.now(UTC) - since).total_seconds() < 60
+        assert (found[OTHER].state, found[OTHER].reason, found[OTHER].accounts) == (BreakerState.CLOSED, None, 1)
+        reason = found[DEPLOYMENT].reason
+        assert reason is not None
+        assert 2 <= (datetime.now(UTC) - reason.since).total_seconds() < 60
 
     def test_it_tells_since_when_through_trials_that_failed(self, breakers: Breakers, clock: Clock) -> None:
         fail(breakers, FAILURES)
@@ -210,9 +257,9 @@ class TestSnapshot:
         assert breakers.snapshot()[DEPLOYMENT].state is BreakerState.HALF_OPEN
         fail_trials(breakers)
         clock.advance(1)
-        since = breakers.snapshot()[DEPLOYMENT].open_since
-        assert since is not None
-        assert (datetime.now(UTC) - since).total_seconds() >= COOL_DOWN + 1
+        reason = breakers.snapshot()[DEPLOYMENT].reason
+        assert reason is not None
+        assert (datetime.now(UTC) - reason.since).total_seconds() >= COOL_DOWN + 1
         breakers.succeeded(DEPLOYMENT, ACCOUNT)
         found = breakers.snapshot()[DEPLOYMENT]
-        assert (found.state, found.open_since) == (BreakerState.CLOSED, None)
+        assert (found.state, found.reason) == (BreakerState.CLOSED, None)

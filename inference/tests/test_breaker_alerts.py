@@ -7,17 +7,20 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from inference.catalog import catalog
+from inference.models import BreakerNotice, Deployment
 from inference.tests.samples import serve
-from inference.upstream.alerts import open_breakers
+from inference.upstream.alerts import RENEWED, failing_deployments
 from inference.upstream.breaker import Breakers
 from inference.upstream.fake import FakeUpstream
-from inference.upstream.notices import open_anywhere, publish
+from inference.upstream.notices import publish
 
 
 def test_it_tells_of_each_open_breaker(upstream: FakeUpstream) -> None:
     opened, _closed = serve("small", upstream_name="small-1"), serve("large")
-    publish(opened.pk, 30)
-    (condition,) = open_breakers()
+    publish(opened.pk, 30, "http 500")
+    (condition,) = failing_deployments()
+    assert "http 500" in condition.text
     assert condition.subject == f"breaker:{opened.pk}"
     assert condition.title == "Provider openai fails: no calls go to openai/small-1"
 
@@ -28,7 +31,7 @@ def test_it_says_nothing_of_what_is_switched_off(upstream: FakeUpstream, switche
     publish(deployment.pk, 30)
     row = deployment if switched_off == "deployment" else getattr(deployment, switched_off)
     type(row).objects.filter(pk=row.pk).update(is_enabled=False)
-    assert list(open_breakers()) == []
+    assert list(failing_deployments()) == []
 
 
 def test_it_goes_on_from_a_cool_down_to_the_outcome_of_its_trial(
@@ -38,9 +41,39 @@ def test_it_goes_on_from_a_cool_down_to_the_outcome_of_its_trial(
     deployment, breakers, now = serve("small"), Breakers(publish=publish), timezone.now()
     for account in (1, 2, 1, 2, 1):
         breakers.failed(deployment.pk, account)
-    assert [condition.is_on for condition in open_breakers()] == [True]
+    assert [condition.is_on for condition in failing_deployments()] == [True]
     monkeypatch.setattr("inference.upstream.notices.timezone.now", lambda: now + timedelta(seconds=30))
-    assert open_anywhere([deployment.pk]) == set()
-    assert [condition.is_on for condition in open_breakers()] == [False]
+    assert len(list(failing_deployments())) == 1
     breakers.succeeded(deployment.pk, 1)
-    assert list(open_breakers()) == []
+    assert list(failing_deployments()) == []
+
+
+class TestForgotten:
+    """Notices of processes that have ended: nobody else would find out how things are now."""
+
+    @pytest.fixture
+    def deployment(self, upstream: FakeUpstream) -> Deployment:
+        """Make a deployment that a process told of long ago."""
+        deployment = serve("small")
+        publish(deployment.pk, 60, "http 500")
+        BreakerNotice.objects.update(seen_at=timezone.now() - RENEWED, open_until=timezone.now())
+        return deployment
+
+    def test_it_goes_on_while_the_list_of_models_does_not_come(
+        self, upstream: FakeUpstream, deployment: Deployment
+    ) -> None:
+        upstream.set(models_fault="http_503")
+        for _ in range(2):
+            (condition,) = failing_deployments()
+            assert "http 503" in condition.text
+        assert [request.path for request in upstream.requests] == ["/v1/models"]
+
+    def test_it_is_over_when_it_does(self, upstream: FakeUpstream, deployment: Deployment) -> None:
+        assert list(failing_deployments()) == []
+        assert not BreakerNotice.objects.exists()
+
+    def test_it_is_over_where_nothing_is_served(self, upstream: FakeUpstream, deployment: Deployment) -> None:
+        Deployment.objects.filter(pk=deployment.pk).update(is_enabled=False)
+        catalog.forget()
+        assert list(failing_deployments()) == []
+        assert upstream.requests == []

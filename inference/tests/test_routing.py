@@ -15,6 +15,7 @@ from inference.upstream.addresses import addresses
 from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
 from inference.upstream.breaker import FAILURES, BreakerState, breakers
 from inference.upstream.errors import BROKEN, BUSY, FAILED, MISCONFIGURED, TIMED_OUT, UNREACHED
+from inference.upstream.probes import probes
 from inference.upstream.routing import ROUNDS, by_preference, first_success
 
 pytestmark = pytest.mark.django_db  # a breaker that opens is written down there
@@ -56,6 +57,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Collect how long routing waits, instead of waiting."""
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(probes, "begin", lambda: None)  # it would pause as well
     return waited
 
 
@@ -67,7 +69,7 @@ def ask(
     account: int = 1,
 ) -> int:
     """Ask the deployments."""
-    return first_success(routes, provider, Deadline(seconds), account_id=account, covers_another=covers)
+    return first_success(routes, provider, Deadline(seconds), account_id=account, covers_another=covers, note=str)
 
 
 def open_breakers(*deployments: int) -> None:
@@ -261,13 +263,15 @@ def test_it_blames_no_address_for_a_call_whose_time_was_up(pauses: list[float], 
         raise AttemptFailed(UpstreamTimeout(), UNREACHED)
 
     with pytest.raises(AttemptFailed):
-        first_success([FIRST], time_out, Deadline(seconds), account_id=1, covers_another=lambda: True)
+        first_success([FIRST], time_out, Deadline(seconds), account_id=1, covers_another=lambda: True, note=str)
     assert addresses.is_aside(FIRST) is is_aside
 
 
 def test_it_takes_an_address_back_once_something_answers(pauses: list[float]) -> None:
     addresses.failed(FIRST)
-    first_success([SECOND], lambda to: addresses.failed(SECOND), Deadline(5), account_id=1, covers_another=lambda: True)
+    first_success(
+        [SECOND], lambda to: addresses.failed(SECOND), Deadline(5), account_id=1, covers_another=lambda: True, note=str
+    )
     assert addresses.is_aside(FIRST)
     assert not addresses.is_aside(SECOND), "a call that was on its way was answered"
 
@@ -280,7 +284,7 @@ def test_it_tells_a_breaker_that_a_trial_came_to_nothing(monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        first_success([FIRST], leave, Deadline(1), account_id=7, covers_another=lambda: True)
+        first_success([FIRST], leave, Deadline(1), account_id=7, covers_another=lambda: True, note=str)
     assert gave_up == [(1, 7)]
 
 

@@ -24,7 +24,8 @@ from django.conf import settings
 from inference.catalog import Route
 from inference.strict_json import parse_strictly
 from inference.surfaces.events import BrokenStream, read_opening
-from inference.upstream.errors import cause_of, failed_attempt, failures
+from inference.upstream.attempts import AttemptFailed
+from inference.upstream.errors import failed_attempt, failures
 from inference.upstream.sdk import request_options, sdk
 from inference.upstream.transport import Abort, Body, PooledTransport, abortable
 from monitoring.trace import passed_on
@@ -181,11 +182,15 @@ class Client:
 
     def trouble(self, route: Route, *, seconds: float) -> str | None:
         """Ask for the provider's list of models; None if it came, or the kind of failure, such as `http 401`."""
+        failure = self.list_models(route, seconds=seconds)
+        return failure.cause if failure is not None else None
+
+    def list_models(self, route: Route, *, seconds: float) -> AttemptFailed | None:
+        """Ask for the provider's list of models; None if it came, or what its failure means of a call."""
         try:
             self._list(route, seconds)
         except failures() as error:
-            failed_attempt(error, route=route.name)
-            return cause_of(error)
+            return failed_attempt(error, route=route.name)
         return None
 
     def models(self, route: Route, *, seconds: float) -> list[dict[str, Any]]:

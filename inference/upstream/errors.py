@@ -54,11 +54,6 @@ def failed_attempt(error: Exception, *, route: str) -> AttemptFailed:
     return AttemptFailed(answer, verdict, cause=cause)
 
 
-def cause_of(error: Exception) -> str:
-    """Name the kind of a failure, in words without any of the provider's."""
-    return _classify(error)[2]
-
-
 def _classify(error: Exception) -> tuple[ApiError, Verdict, str]:
     if isinstance(error, sdk().APIStatusError):
         return _from_status(error)
@@ -67,7 +62,11 @@ def _classify(error: Exception) -> tuple[ApiError, Verdict, str]:
     if isinstance(cause, httpx2.ConnectTimeout):
         return UpstreamTimeout(), UNREACHED, "connect timeout"
     if isinstance(cause, httpx2.ConnectError | httpx2.PoolTimeout):
-        return UpstreamFailed(), UNREACHED, f"connection: {type(_root(cause)).__name__}"
+        root = _root(cause)
+        told = (
+            "connection refused" if isinstance(root, ConnectionRefusedError) else f"connection: {type(root).__name__}"
+        )
+        return UpstreamFailed(), UNREACHED, told
     if isinstance(cause, httpx2.TimeoutException | TimeoutError) or isinstance(error, sdk().APITimeoutError):
         return UpstreamTimeout(), TIMED_OUT, "timeout"
     return UpstreamFailed(), BROKEN, name

@@ -1,63 +1,69 @@
-"""Which breakers are open, written down for whoever looks from another process: the admin, and `manage.py watch`.
+"""Which deployments fail, written down for whoever looks from another process: the admin, and `manage.py watch`.
 
 In the database, which all processes of every way to run share. A notice that can't be written is logged and done
-without: it must not cost the call whose failure opened the breaker.
+without: it must not cost the call whose failure opened the breaker. The process that wrote it renews it while the
+deployment goes on failing, and takes it back when it answers; that of a process that has ended counts for
+STILL_FAILING.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 from django.db import Error as DatabaseError
+from django.db.models import F, QuerySet, Value
+from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from accounts.connections import PROMPT_SECONDS, impatient, release_connections
 from accounts.outage import database_outage
 from inference.models import BreakerNotice
 
-#: Seconds after a cool-down for which others take it that nothing was answered yet: longer than any trial takes.
+#: For how long a deployment counts as failing that nobody has found failing since: longer than any trial takes.
 STILL_FAILING = timedelta(seconds=900)
+
+#: Tells others of a deployment: see publish.
+Publish = Callable[[int, float | None, str], None]
 
 log = structlog.get_logger(__name__)
 
 
-def publish(deployment_id: int, seconds: float) -> None:
-    """Tell others for how many seconds a breaker is open for all; 0 takes it back."""
+def publish(deployment_id: int, seconds: float | None, cause: str = "") -> None:
+    """Tell others that a deployment fails, why, and for how many seconds no call goes there (0: the next is a trial).
+
+    None: it answers again.
+    """
     if database_outage.is_on:
         return
     try:
         with impatient(PROMPT_SECONDS):
-            _write(deployment_id, seconds)
+            if seconds is None:
+                BreakerNotice.objects.filter(pk=deployment_id).delete()
+            else:
+                _write(deployment_id, seconds, cause)
     except DatabaseError as error:
         log.warning("breaker_not_published", deployment_id=deployment_id, cause=type(error).__name__)
     finally:
         release_connections()
 
 
-def _write(deployment_id: int, seconds: float) -> None:
-    if not seconds:
-        BreakerNotice.objects.filter(pk=deployment_id).delete()
-        return
-    notice = BreakerNotice(deployment_id=deployment_id, open_until=timezone.now() + timedelta(seconds=seconds))
-    BreakerNotice.objects.bulk_create(
-        [notice], update_conflicts=True, unique_fields=["deployment_id"], update_fields=["open_until"]
-    )
-
-
-def open_anywhere(deployment_ids: Iterable[int]) -> set[int]:
-    """Return the deployments whose breaker is open in some process."""
+def _write(deployment_id: int, seconds: float, cause: str) -> None:
+    """Renew a notice, or begin one."""
     now = timezone.now()
-    return {identifier for identifier, until in _published(deployment_ids).items() if until > now}
+    told = {"open_until": now + timedelta(seconds=seconds), "seen_at": now, "cause": cause[:100]}
+    # Another process may keep its calls away for longer.
+    renewed = {**told, "open_until": Greatest(F("open_until"), Value(told["open_until"]))}
+    if not failing().filter(pk=deployment_id).update(**renewed):
+        BreakerNotice.objects.bulk_create(
+            [BreakerNotice(deployment_id=deployment_id, since=now, **told)],
+            update_conflicts=True,
+            unique_fields=["deployment_id"],
+            update_fields=["since", *told],
+        )
 
 
-def failing_anywhere(deployment_ids: Iterable[int]) -> set[int]:
-    """Return those as well whose breaker waits for a trial, or for its outcome: nothing has been answered since."""
-    return set(_published(deployment_ids))
-
-
-def _published(deployment_ids: Iterable[int]) -> dict[int, datetime]:
-    going_on = BreakerNotice.objects.filter(open_until__gt=timezone.now() - STILL_FAILING)
-    wanted = set(deployment_ids)
-    return {pk: until for pk, until in going_on.values_list("pk", "open_until") if pk in wanted}
+def failing() -> QuerySet[BreakerNotice]:
+    """Select the deployments that fail: no call goes there, or the next is a trial, or one is on its way."""
+    return BreakerNotice.objects.filter(seen_at__gt=timezone.now() - STILL_FAILING)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from inference.catalog import Route
 from inference.upstream.addresses import addresses
 from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
 from inference.upstream.breaker import COOL_DOWN, BreakerState, breakers
+from inference.upstream.probes import probes
 from inference.upstream.provider_limits import NoRoom, none_has_room
 from monitoring.metrics import observe_attempt, observe_breaker
 from monitoring.tracing import begin_attempt
@@ -57,13 +59,15 @@ def first_success(
     *,
     account_id: int,
     covers_another: Callable[[], bool],
+    note: Callable[[str], object],
     rest: Callable[[float], object] | None = None,
 ) -> T:
     """Try deployments until one answers, and return its answer.
 
     `covers_another` is asked after an attempt that may be billed: whether the caller's limits have room for one more.
     `account_id` is the caller's account: what its calls meet is not held against a deployment for all. `rest` waits for
-    so many seconds between two rounds, or until the call is not wanted any more (None: for all of them).
+    so many seconds between two rounds, or until the call is not wanted any more (None: for all of them). `note` takes
+    a sentence for operators about each deployment that was not asked.
     Raises the AttemptFailed of the last attempt, or one of UpstreamBusy when every breaker is open, no address can be
     reached, or no provider has room for another call.
     """
@@ -73,11 +77,12 @@ def first_success(
     for number in range(ROUNDS):
         if number and not (failure is not None and _pause(number, failure.verdict, deadline, rest or time.sleep)):
             break
-        for route in _admitted(choices, account_id):
+        for route in _admitted(choices, account_id, note):
             try:
                 return _attempt(route, attempt, account_id, deadline.left)
             except NoRoom as refused:
                 full.append(refused)
+                note(f"provider {route.provider} has no room: {refused.refusal.limit}")
             except AttemptFailed as failed:
                 failure = failed
                 if not _may_go_on(failed.verdict, deadline, covers_another):
@@ -85,13 +90,29 @@ def first_success(
     raise failure or _none_admitted(choices, full)
 
 
-def _admitted(choices: Iterable[Route], account_id: int) -> Iterator[Route]:
-    """Yield the routes whose address and breaker let a call pass, asking each just before it is tried."""
+def _admitted(choices: Iterable[Route], account_id: int, note: Callable[[str], object]) -> Iterator[Route]:
+    """Yield the routes whose address and breaker let a call pass, asking each just before it is tried.
+
+    Of each other, `note` gets a sentence that says why.
+    """
     for route in choices:
         is_admitted = not addresses.is_aside(route) and breakers.admits(route.deployment_id, account_id)
         observe_breaker(route.name, _state(route))
         if is_admitted:
             yield route
+        else:
+            note(_why_not_asked(route, account_id))
+
+
+def _why_not_asked(route: Route, account_id: int) -> str:
+    """Say since when, and why, no call goes to a deployment, or to any at its address."""
+    reason, what = addresses.reason(route), f"provider {route.provider}"
+    if reason is None:
+        reason, what = breakers.reason(route.deployment_id, account_id), f"deployment {route.name}"
+    if reason is None:  # it has come back since
+        return f"{what} was not asked"
+    form = "%H:%M" if reason.since.date() == datetime.now(UTC).date() else "%Y-%m-%d %H:%M"
+    return f"{what} is not asked since {reason.since:{form}} UTC: {reason.cause}"
 
 
 def _state(route: Route) -> BreakerState:
@@ -130,10 +151,13 @@ def _learn(route: Route, failed: AttemptFailed, account_id: int, seconds: float)
     if failed.verdict.is_unreached:
         enough = min(settings.UPSTREAM_CONNECT_TIMEOUT, settings.UPSTREAM_TIMEOUT) / 2
         if seconds >= enough or not isinstance(failed.error, UpstreamTimeout):
-            addresses.failed(route)  # a connect timeout of a call whose own time was up proves nothing
+            # a connect timeout of a call whose own time was up proves nothing
+            addresses.failed(route, failed.cause)
         breakers.gave_up(route.deployment_id, account_id)
     elif failed.verdict.is_down:
-        breakers.failed(route.deployment_id, account_id)
+        breakers.failed(route.deployment_id, account_id, failed.cause)
+        if breakers.state(route.deployment_id) is not BreakerState.CLOSED:
+            probes.begin()
     else:
         _answered(route, account_id)
 
@@ -167,4 +191,5 @@ def _none_admitted(choices: list[Route], full: list[NoRoom]) -> AttemptFailed:
         return AttemptFailed(UpstreamFailed(), REJECTED)
     if full:
         return none_has_room(full, others_after=COOL_DOWN if len(full) < len(choices) else None)
-    return AttemptFailed(UpstreamBusy(retry_after=int(COOL_DOWN)), REJECTED)
+    told = "The model provider failed before, and is not asked at the moment."
+    return AttemptFailed(UpstreamBusy(told, retry_after=int(COOL_DOWN)), REJECTED)

@@ -83,6 +83,11 @@ CHECKS = {
 }
 
 
+def health_subject(check: str) -> str:
+    """Name what the alert of a health check is about."""
+    return f"health:{check}"
+
+
 @dataclass(slots=True)
 class HealthWatch:
     """Watches the health checks: one that is bad for BAD_ROUNDS in a row counts, until good for GOOD_ROUNDS.
@@ -104,7 +109,7 @@ class HealthWatch:
             if name in CHECKS and self._good[name] < self.good_rounds:
                 kind, title, advice = CHECKS[name]
                 text = f"The health check {name} says: {found.health}. {found.reason or advice}"
-                yield Condition(kind, f"health:{name}", title, text, is_on=self._bad[name] >= self.bad_rounds)
+                yield Condition(kind, health_subject(name), title, text, is_on=self._bad[name] >= self.bad_rounds)
 
     def forget(self) -> None:
         """Begin anew."""

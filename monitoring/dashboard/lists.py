@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -97,9 +98,12 @@ def _failures(asked: Asked) -> QuerySet[RequestRecord]:
     return chosen.records().filter(OUTCOMES[Outcome.FAILED])
 
 
-def open_alerts() -> list[Alert]:
-    """Read the newest alerts whose episode goes on, those on budgets last; of a budget's levels the highest."""
-    going_on = Alert.objects.filter(ended_at=None).order_by("-pk")
+def open_alerts(*, but: Collection[str] = ()) -> list[Alert]:
+    """Read the newest alerts whose episode goes on, those on budgets last; of a budget's levels the highest.
+
+    `but`: not those of these subjects.
+    """
+    going_on = Alert.objects.filter(ended_at=None).exclude(subject__in=but).order_by("-pk")
     of_service = going_on.exclude(kind=Alert.Kind.BUDGET)[:RECENT]
     rising = sorted(
         going_on.filter(kind=Alert.Kind.BUDGET)[: RECENT * len(LEVELS)], key=lambda alert: level_of(alert.subject)

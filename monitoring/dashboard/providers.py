@@ -9,9 +9,11 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """A deployment: `state` is closed, open or half_open, `open_since` when it opened as far as this process knows.
+    """A deployment: `state` is closed, open or half_open, `open_since` when it began to fail, and `cause` how.
 
     `accounts` counts those whose own calls fail there so often that the breaker is open for them alone.
+    `alert_subject` is that of the alert while it fails, `missing` names the variables of secrets that are not set, and
+    `is_unlisted` says that there is an alert since its provider does not answer with its list of models.
     """
 
     model: str
@@ -22,11 +24,20 @@ class DeploymentState:
     state: str
     open_since: datetime | None
     accounts: int
+    cause: str = ""
+    alert_subject: str = ""
+    missing: str = ""
+    is_unlisted: bool = False
+
+    @property
+    def is_failing(self) -> bool:
+        """Say whether calls are kept away that should go there."""
+        return self.is_enabled and self.state != "closed"
 
     @property
     def is_troubled(self) -> bool:
-        """Say whether somebody's calls don't go there although they should."""
-        return self.is_enabled and (self.state != "closed" or self.accounts > 0)
+        """Say whether somebody's calls don't go there although they should, or are likely to fail."""
+        return self.is_failing or (self.is_enabled and bool(self.accounts or self.missing or self.is_unlisted))
 
 
 Reader = Callable[[], Sequence[DeploymentState]]

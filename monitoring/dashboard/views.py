@@ -75,6 +75,9 @@ def _sections(request: HttpRequest, asked: Asked) -> dict[str, Any]:
     now = timezone.now()
     mark = _mark(asked)  # before the figures: what comes in meanwhile is new the next time
     reading = read(asked)
+    deployments = deployment_states()
+    # The watch ends their alerts when it looks the next time; the page must not say two things of them until then.
+    well = {each.alert_subject for each in deployments if not each.is_failing}
     return {
         "mark": mark,
         "now": now,
@@ -87,10 +90,10 @@ def _sections(request: HttpRequest, asked: Asked) -> dict[str, Any]:
         "charts": charts(asked, reading),
         "most": who_had_most(asked),
         "nearly": limits_nearly_reached(now),
-        "deployments": deployment_states(),
+        "deployments": deployments,
         "lag": ingest_lag(),
         "failures": recent_failures(asked),
-        "alerts": open_alerts() if request.user.has_perm("monitoring.view_alert") else [],
+        "alerts": open_alerts(but=well) if request.user.has_perm("monitoring.view_alert") else [],
         "log_query": asked.log_query(),
         "failed_query": asked.log_query(status="failed"),
         "all_query": asked.query(**dict.fromkeys(("account", "key", "model", "endpoint"), "")),
