@@ -189,7 +189,7 @@ class BodyTooLarge(ApiError):
 
 
 class UnsupportedMediaType(ApiError):
-    """The body isn't declared as JSON."""
+    """The body isn't declared as JSON, or is compressed."""
 
     status, code, message = 415, "unsupported_media_type", "Send the body as application/json."
 

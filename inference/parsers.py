@@ -13,10 +13,12 @@ from gunicorn.http.errors import ParseException
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
-from accounts.exceptions import BodyTooLarge, MalformedBody
+from accounts.exceptions import BodyTooLarge, MalformedBody, UnsupportedMediaType
 from inference.openai.errors import is_openai_path
 from inference.strict_json import parse_strictly
 
+#: Content-Encodings of a body that is as it is.
+UNCOMPRESSED = ("", "identity")
 #: Levels of arrays and objects in a body; tools' schemas, the deepest in use, have about twenty.
 DEEPEST = 100
 
@@ -45,10 +47,15 @@ class StrictJSONParser(BaseParser):
 
 
 def read_body(request: Any) -> bytes:
-    """Read a body of at most MAX_BODY_BYTES (under /v1 MAX_V1_BODY_BYTES). Raises BodyTooLarge or MalformedBody.
+    """Read a body of at most MAX_BODY_BYTES (under /v1 MAX_V1_BODY_BYTES).
 
-    A chunked body is read from the server's own stream, which knows its end; Django takes it for empty.
+    A chunked body is read from the server's own stream, which knows its end; Django takes it for empty. Raises
+    UnsupportedMediaType for a body that is compressed, BodyTooLarge or MalformedBody.
     """
+    if str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower() not in UNCOMPRESSED:
+        raise UnsupportedMediaType(
+            "Send the body as it is: no Content-Encoding is decoded.", headers={"Accept-Encoding": "identity"}
+        )
     limit = settings.MAX_V1_BODY_BYTES if is_openai_path(request.path_info) else settings.MAX_BODY_BYTES
     if _declared_length(request) > limit:
         raise BodyTooLarge

@@ -27,7 +27,8 @@ for row in wanted["models"]:
         defaults = {"base_url": url, "from_environment": True, **row["provider"]}  # as such it may be on this machine
         provider, _ = Provider.objects.get_or_create(
             name=f"provider-{order}-{url.rpartition(':')[2].partition('/')[0]}", defaults=defaults)
-        deployment = Deployment.objects.create(model=model, provider=provider, upstream_name=row["name"], order=order)
+        deployment = Deployment.objects.create(
+            model=model, provider=provider, upstream_name=row["name"], order=order, **row["deployment"])
         if row["input"] is not None:
             Price.objects.create(deployment=deployment, input_per_million=Decimal(row["input"]),
                                  cached_input_per_million=Decimal(row["cached"]),
@@ -41,7 +42,7 @@ print(make_key(account=make_account(wanted["account"]), tier=tier, name="e2e", *
 class Served:
     """A model, the addresses of its deployments in their order, and prices in dollars per million tokens.
 
-    `input` None: it has no price. `provider`: further fields of its providers.
+    `input` None: it has no price. `provider` and `deployment`: further fields of its providers and deployments.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Served:
     cached: int = 1
     output: int = 10
     provider: dict[str, Any] = field(default_factory=dict)
+    deployment: dict[str, Any] = field(default_factory=dict)
 
 
 def set_up(service: Service, served: Sequence[Served], *, account: str = "e2e", **tier: Any) -> str:

@@ -145,6 +145,7 @@ CASES = [
     Case(413, "body_too_large", "/summarize", body=b" " * (64 * 1024 + 1)),
     Case(413, "body_too_large", OPENAI, body=b" " * (4 * 1024 + 1), broken="small /v1"),
     *each_model_endpoint(415, "unsupported_media_type", content_type="text/plain"),
+    *each_model_endpoint(415, "unsupported_media_type", headers={"Content-Encoding": "gzip"}),
     # 429: a limit has no room
     *each_model_endpoint(429, "rate_limited", broken="rate"),
     Case(429, "budget_exhausted", OWN, body=BODIES[OWN], key="poor"),

@@ -7,6 +7,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from inference.models import Model
 from inference.openai.parameters import MOST_ANSWERS, MOST_OUTPUT
 
 PASSED_ON = (
@@ -132,7 +133,10 @@ class ModelObject(serializers.Serializer[Any]):
     id = serializers.CharField()
     object = serializers.CharField()
     created = serializers.IntegerField()
-    owned_by = serializers.CharField()
+    owned_by = serializers.CharField(help_text="The provider that is asked first.")
+    kind = serializers.ChoiceField(
+        choices=Model.Kind.choices, help_text="`embedding` for /v1/embeddings, `chat` for every other endpoint."
+    )
 
 
 class ModelList(serializers.Serializer[Any]):

@@ -189,8 +189,8 @@ class ModelsView(KeyView):
 
     @extend_schema(operation_id="v1_models", summary="List the models that the key may use", responses=ModelList)
     def get(self, request: Request) -> Response:
-        """List the models."""
-        return Response({"object": "list", "data": [_shown(model) for model in _usable(request).values()]})
+        """List the models that somebody answers for."""
+        return Response({"object": "list", "data": [_shown(model) for model in _listed(request)]})
 
 
 class ModelView(KeyView):
@@ -198,12 +198,12 @@ class ModelView(KeyView):
 
     @extend_schema(operation_id="v1_model", summary="See one model", responses=ModelObject)
     def get(self, request: Request, name: str) -> Response:
-        """Show a model that the key may use, under the name or alias that was asked for, as OpenAI does.
+        """Show a model that is listed, under the name or alias that was asked for, as OpenAI does.
 
         Raises ModelNotFound for any other.
         """
         model = catalog.find(name)
-        if model is None or not _identity(request).may_use_model(model.public_name):
+        if model is None or not _is_listed(model, _identity(request)):
             raise ModelNotFound(name)
         return Response({**_shown(model), "id": name})
 
@@ -225,11 +225,22 @@ def _identity(request: Request) -> Identity:
     return identity
 
 
-def _usable(request: Request) -> dict[str, CatalogModel]:
+def _listed(request: Request) -> list[CatalogModel]:
     identity = _identity(request)
-    return {name: model for name, model in sorted(catalog.models().items()) if identity.may_use_model(name)}
+    return [model for _, model in sorted(catalog.models().items()) if _is_listed(model, identity)]
+
+
+def _is_listed(model: CatalogModel, identity: Identity) -> bool:
+    """Say whether the key may use a model, and a deployment that is switched on can answer."""
+    return bool(model.routes) and identity.may_use_model(model.public_name)
 
 
 def _shown(model: CatalogModel) -> dict[str, Any]:
-    owner = model.routes[0].provider if model.routes else "none"
-    return {"id": model.public_name, "object": "model", "created": model.created, "owned_by": owner}
+    """Return OpenAI's fields of a model, and its kind."""
+    return {
+        "id": model.public_name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.routes[0].provider,
+        "kind": model.kind,
+    }

@@ -35,6 +35,7 @@ def test_it_shows_a_model_by_any_name_under_which_it_is_called(roomy: Api, alias
         "object": "model",
         "created": int(aliased.created_at.timestamp()),
         "owned_by": "openai",
+        "kind": "chat",
     }
     body = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
     assert roomy.post("/v1/chat/completions", body)["X-Model"] == "large"

@@ -5,7 +5,7 @@ import { byId, copy, element } from "./dom.js";
 import { exactMoney, exactly, milliseconds, money, moment, UNKNOWN } from "./format.js";
 import { onKey } from "./key.js";
 import { showRefusal } from "./refusals.js";
-import { fault, request, showFields, showLength } from "./request.js";
+import { fault, modelKind, request, showFields, showLength } from "./request.js";
 import { Refusal, send } from "./service.js";
 import { snippets } from "./snippets.js";
 
@@ -18,6 +18,7 @@ const OUTCOMES = {
 };
 
 let key = ""; // the only place where it is kept
+let models = []; // those that the key may use
 let running = null;
 let latest = null; // whose facts are shown
 let endCountdown = () => {};
@@ -32,17 +33,25 @@ async function loadModels(entered) {
   try {
     const { data } = await (await send("/v1/models", { key: entered })).json();
     key = entered;
-    const chosen = byId("model").value;
-    byId("model").replaceChildren(element("option", { value: "" }, "Default"), ...data.map(({ id }) => element("option", { value: id }, id)));
-    if (data.some(({ id }) => id === chosen)) byId("model").value = chosen;
-    else if (byId("endpoint").value.startsWith("/v1/")) byId("model").value = data[0]?.id ?? "";
-    say(`Key accepted: ${data.length} ${data.length === 1 ? "model" : "models"} to choose from.`);
+    models = data;
+    const offered = showModels();
+    say(`Key accepted: ${offered} ${offered === 1 ? "model" : "models"} to choose from.`);
     showCode();
   } catch (error) {
     key = "";
     showRefusal(byId("key-problem"), error);
   }
   byId("use-key").disabled = false;
+}
+
+/** Offer the models that the chosen endpoint can ask, and return how many; the chosen one stays if it is among them. */
+function showModels() {
+  const names = models.filter(({ kind }) => kind === modelKind()).map(({ id }) => id);
+  const chosen = byId("model").value;
+  byId("model").replaceChildren(element("option", { value: "" }, "Default"), ...names.map((name) => element("option", { value: name }, name)));
+  if (names.includes(chosen)) byId("model").value = chosen;
+  else if (byId("endpoint").value.startsWith("/v1/")) byId("model").value = names[0] ?? "";
+  return names.length;
 }
 
 function showFault() {
@@ -198,7 +207,7 @@ function moveTab(event) {
 
 onKey(loadModels);
 byId("endpoint").addEventListener("change", () => {
-  if (byId("endpoint").value.startsWith("/v1/") && !byId("model").value) byId("model").selectedIndex = Math.min(1, byId("model").length - 1);
+  showModels();
   showFields();
 });
 byId("ask").addEventListener("input", () => { showLength(); showCode(); });

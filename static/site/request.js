@@ -2,10 +2,11 @@
 
 import { byId } from "./dom.js";
 
-/** What each endpoint takes: bounds of its text in characters, and which of the form's other fields. */
+/** What each endpoint takes: the kind of its models, bounds of its text in characters, and which of the other fields. */
 const ENDPOINTS = {
-  "/chat": { about: "One question, one answer.", label: "Message", bounds: [1, 1000], fields: ["temperature", "stream"], example: "What is the capital of France?" },
+  "/chat": { kind: "chat", about: "One question, one answer.", label: "Message", bounds: [1, 1000], fields: ["temperature", "stream"], example: "What is the capital of France?" },
   "/summarize": {
+    kind: "chat",
     about: "A text in so many sentences.",
     label: "Text",
     bounds: [10, 5000],
@@ -13,12 +14,15 @@ const ENDPOINTS = {
     example:
       "The honey bee lives in colonies of up to sixty thousand insects. Most of them are workers, which collect nectar and pollen, build the comb, feed the young and defend the hive. One queen lays all the eggs, up to two thousand a day in early summer.",
   },
-  "/v1/chat/completions": { about: "As OpenAI's, with any of its clients.", label: "Message", bounds: [1, Infinity], fields: ["temperature", "tokens", "stream"], example: "What is the capital of France?" },
+  "/v1/chat/completions": { kind: "chat", about: "As OpenAI's, with any of its clients.", label: "Message", bounds: [1, Infinity], fields: ["temperature", "tokens", "stream"], example: "What is the capital of France?" },
 };
 const FIELDS = ["temperature", "tokens", "length", "stream"];
 const EXAMPLES = Object.values(ENDPOINTS).map(({ example }) => example);
 
 const endpoint = () => ENDPOINTS[byId("endpoint").value];
+
+/** Return the kind of models that the chosen endpoint asks. */
+export const modelKind = () => endpoint().kind;
 
 /** Show the fields of the chosen endpoint; an example that nobody changed gives way to the endpoint's own. */
 export function showFields() {
