@@ -215,3 +215,29 @@ def test_a_small_body_that_unpacks_to_a_huge_one_holds_nobody_up(
     assert [platform.ask(CHAT, chat(model)).status for _ in range(2)] == [502, 400]
     assert platform.ask(CHAT, chat(model, stream=True)).status == 502
     assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(("path", "least"), [("/v1/responses", 16), (CHAT, 1)], ids=["responses", "chat"])
+def test_it_refuses_what_a_limit_leaves_less_for_than_providers_take(
+    platform: Platform, provider: ScriptedProvider, model: str, path: str, least: int
+) -> None:
+    """The longest answer of a call that names none is cut to what a limit leaves, which gets less call by call."""
+    key = platform.add([], account=f"near-{model}", tokens_per_minute=500)
+    text = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hello"}]}]
+    usage = {"prompt_tokens": 5, "completion_tokens": 2, "input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "Hello"},
+        "finish_reason": "stop",
+    }
+    answer = {"id": "r", "status": "completed", "output": text, "choices": [choice], "usage": usage}
+    provider.script(model, Reply(body=json.dumps(answer).encode()))
+    asked = {"input": "hi"} if path == "/v1/responses" else chat(model)
+    answers = [platform.ask(path, {**asked, "model": model}, key=key)]
+    while answers[-1].status == 200:
+        answers.append(platform.ask(path, {**asked, "model": model}, key=key))
+    assert (answers[-1].status, "tokens" in answers[-1].error["type"]) == (429, True)
+    name = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    sent = [int(call.payload[name]) for call in provider.calls_of(model)]
+    assert least <= sent[-1] < least + 7 * 2
+    assert len(sent) == len(answers) - 1

@@ -54,6 +54,8 @@ class Surface(ABC):
     path: str
     #: Of the models that it serves (Model.Kind).
     kind: str = "chat"
+    #: The least longest answer that providers take here.
+    least_output: int = 1
 
     @abstractmethod
     def prompt_bound(self, payload: Payload) -> int:
@@ -120,8 +122,9 @@ class Surface(ABC):
     def bound(self, payload: Payload, identity: Identity, model: CatalogModel) -> Bound:
         """Compute a true upper bound of a call, at the dearest price among the deployments that it may reach.
 
-        The output is cut to what is left of a limit where the request names no maximum; one that does gets it whole or
-        is refused. Raises InvalidRequest for a request so large that it can't be reckoned exactly.
+        The output is cut to what is left of a limit, but not below what providers take, where the request names no
+        maximum; one that does gets it whole or is refused. Raises InvalidRequest for a request so large that it can't
+        be reckoned exactly.
         """
         prompt, answers, prices = self.prompt_bound(payload), self.answers(payload), model.dearest
         output = self.wanted_output(payload, identity, model) * answers
@@ -130,7 +133,7 @@ class Surface(ABC):
                 prompt=Amount(prompt, -(-prompt * prices.input // MILLION)),
                 output_tokens=output,
                 output_price=prices.output,
-                minimum_output=min(answers, output) if self.asked_output(payload) is None else None,
+                minimum_output=min(answers * self.least_output, output) if self.asked_output(payload) is None else None,
                 step=answers,
             )
         except ValueError as error:

@@ -38,6 +38,7 @@ class ResponseSurface(Surface):
     """Responses, without what the provider would keep."""
 
     path = "/responses"
+    least_output = 16
 
     def prompt_bound(self, payload: Payload) -> int:
         """Reckon one token a byte of the request's JSON, images at the most that one can be, and overhead."""
