@@ -13,6 +13,8 @@ from django.views.generic import TemplateView
 from accounts import exceptions
 from accounts.checks import DEMO_KEYS
 from accounts.exceptions import ApiError
+from inference.catalog import uses_local_model
+from inference.upstream.local_model import MODEL_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,10 @@ MEANINGS = [
 
 
 def page_context(current: str) -> dict[str, Any]:
-    """Return what the frame of a page needs; `demo_key` is empty where there are no demo keys."""
+    """Return what a page needs; `demo_key` and `demo_model` are empty where there are none."""
     demo_key = DEMO_KEYS[0] if settings.ALLOW_PLAIN_KEYS else ""
-    return {"name": settings.NAME, "current": current, "demo_key": demo_key}
+    demo_model = MODEL_NAME if uses_local_model() else ""
+    return {"name": settings.NAME, "current": current, "demo_key": demo_key, "demo_model": demo_model}
 
 
 #: Of what is the same for everyone until the next version: browsers keep it, and ask each time whether it has changed.

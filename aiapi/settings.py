@@ -118,9 +118,9 @@ AUTH_STALE_SECONDS = ENV.integer(
 OPENAI_API_KEY = ENV.text("OPENAI_API_KEY", secret=True, help="secret of the provider")
 OPENAI_BASE_URL = ENV.url("OPENAI_BASE_URL", ("http", "https"), help="an OpenAI-compatible server, up to and with /v1")
 OPENAI_MODEL = ENV.text(
-    "OPENAI_MODEL", help="default model; gpt-3.5-turbo at the provider, the local model without one"
+    "OPENAI_MODEL", help="default model; gpt-3.5-turbo at the provider, the local demo model without one"
 )
-LOCAL_MODEL_URL = ENV.url("LOCAL_MODEL_URL", ("http",), help="the local model's address; bin/run sets it")
+LOCAL_MODEL_URL = ENV.url("LOCAL_MODEL_URL", ("http",), help="the local demo model's address; bin/run sets it")
 UPSTREAM_TIMEOUT = ENV.number(
     "UPSTREAM_TIMEOUT", 60, minimum=0.1, maximum=3600, help="seconds that a model call may take altogether"
 )

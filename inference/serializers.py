@@ -96,7 +96,10 @@ class ChatRequest(StrictSerializer):
 
     message = StrictCharField(max_length=1000, help_text="What to ask; not blank.")
     temperature = StrictFloatField(
-        min_value=0, max_value=2, default=0.7, help_text="0 is the most predictable, 2 the most varied."
+        min_value=0,
+        max_value=2,
+        default=0.7,
+        help_text="0 is the most predictable, 2 the most varied. The local demo model takes 0.1 where none is given.",
     )
     model = StrictCharField(
         max_length=MODEL_NAME_LENGTH, required=False, help_text="A model by its public name; default: the platform's."

@@ -18,7 +18,7 @@ from inference.event_stream import EVENT_STREAM, DeltaReader, accepts_events, ch
 from inference.pipeline import answer_call
 from inference.serializers import ChatAnswer, ChatRequest, SummarizeAnswer, SummarizeRequest
 from inference.surfaces.chat import answer_text, chat_surface
-from inference.upstream.local_model import MODEL_NAME, summary_options
+from inference.upstream import local_model
 
 
 class ChatView(ModelEndpoint):
@@ -40,7 +40,9 @@ class ChatView(ModelEndpoint):
         """Ask a model one question, and stream the answer to one who wants that."""
         asked = ChatRequest.validated(request.data)
         is_stream = asked["stream"] or accepts_events(request)
-        payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": asked["temperature"]}
+        is_small = "temperature" not in request.data and _is_local(asked.get("model"))
+        temperature = local_model.TEMPERATURE if is_small else asked["temperature"]
+        payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": temperature}
         call = ModelCall(
             endpoint=self.endpoint,
             surface=chat_surface,
@@ -116,9 +118,8 @@ class SummarizeView(ModelEndpoint):
             "messages": prompts.summary_messages(text, length),
             "temperature": prompts.SUMMARY_TEMPERATURE,
         }
-        model = catalog.find(asked["model"]) if "model" in asked else catalog.default()
-        if model is not None and model.public_name == MODEL_NAME:
-            payload |= summary_options(text, length)
+        if _is_local(asked.get("model")):
+            payload |= local_model.summary_options(text, length)
         return ModelCall(
             endpoint=self.endpoint,
             surface=chat_surface,
@@ -127,3 +128,9 @@ class SummarizeView(ModelEndpoint):
             read=answer_text,
             **cache_directives(request),
         )
+
+
+def _is_local(name: str | None) -> bool:
+    """Return whether a model, or the default where none is named, is the local one."""
+    model = catalog.default() if name is None else catalog.find(name)
+    return model is not None and model.public_name == local_model.MODEL_NAME

@@ -27,6 +27,7 @@ TEXT = (
 def test_it_answers_with_the_model_that_a_package_ships() -> None:
     with launched() as service:
         told = service.log.read_text()
+        assert told.count("small demo model") == 2  # while it starts, and where the addresses are
         for line in ("dev_key_123 (free)", f"{service.base_url}/docs", f"{service.base_url}/admin/", "curl -s"):
             assert line in told
         answer = service.request("POST", "/summarize", {"text": TEXT, "length": "short"}, key="prod_key_456")

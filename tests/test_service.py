@@ -86,6 +86,16 @@ def test_it_answers_a_question(local: Service) -> None:
     assert answer.headers["cache-control"] == "private, no-store"
 
 
+def test_it_answers_at_a_low_temperature_where_none_is_given(local: Service) -> None:
+    """At 0.7 it rambles about other towns."""
+    question = "What is the capital of France?"
+    assert "Paris" in ask(local, question).json()["response"]
+    body = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": question}]}
+    for _ in range(3):
+        answer = local.request("POST", "/v1/chat/completions", body, key=PREMIUM_KEY)
+        assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+
+
 def test_it_answers_the_same_question_from_the_cache(local: Service) -> None:
     first, second = ask(local, "What do bees eat?"), ask(local, "What do bees eat?")
     assert second.headers["x-cache"] == "HIT"

@@ -80,7 +80,7 @@ def _start_local_model(group: Group, python: str, env: dict[str, str]) -> None:
     command = [python, "manage.py", "local_model", "--port", str(port)]
     patient = {**env, "OMP_WAIT_POLICY": "passive"}  # its threads don't spin: on a busy machine that is 30 times faster
     group.start("the local model", command, patient, log=ROOT / "var" / "log" / "local_model.log")
-    say("No provider is configured: a small local model answers (set OPENAI_API_KEY or OPENAI_BASE_URL for another).")
+    say("No provider is configured: a small demo model answers, often wrongly. Set OPENAI_API_KEY or OPENAI_BASE_URL.")
 
 
 def _manage(python: str, env: dict[str, str], *arguments: str) -> None:
@@ -110,13 +110,18 @@ def _shown(host: str) -> str:
 def _welcome(base: str, env: dict[str, str], seconds: float) -> None:
     production = env.get("ENVIRONMENT") == "production"
     key = "YOUR_KEY" if production else "dev_key_123"
+    model = (
+        ""
+        if environment.has_provider(env)
+        else "  model           a small demo model; for another set OPENAI_API_KEY or OPENAI_BASE_URL\n"
+    )
     create = "bin/run key create --account NAME --tier free --name NAME"
     say(f"""
 AI API is ready after {seconds:.0f} seconds.
   {base}/         overview and playground
   {base}/docs     API documentation
   {base}/admin/   administration
-  keys            {f"make one: {create}" if production else "dev_key_123 (free), prod_key_456 (premium)"}
+{model}  keys            {f"make one: {create}" if production else "dev_key_123 (free), prod_key_456 (premium)"}
   try             curl -s {base}/chat -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\
                     -d '{{"message": "Write a short welcome to a new developer."}}'
 Ctrl-C stops everything.

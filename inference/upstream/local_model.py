@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from inference.prompts import SYSTEM
+
 MODEL_NAME = "smollm2-135m-instruct"
 """The name under which the model is served."""
 
@@ -32,7 +34,11 @@ DEFAULT_OUTPUT_TOKENS = 512
 MAX_THREADS = 4
 """Of all cores but one, as many are used; for so small a model more bring nothing."""
 
+TEMPERATURE = 0.1
+"""The temperature where a caller gives none: at the usual 0.7 so small a model rambles."""
+
 SAMPLING: dict[str, float] = {
+    "temp": TEMPERATURE,
     "top_k": 20,
     "top_p": 0.8,
     "min_p": 0.1,
@@ -43,9 +49,20 @@ SAMPLING: dict[str, float] = {
 }
 """Sampling where a request does not say otherwise, by the names of llama.cpp's parameters.
 
-A narrow choice of words keeps so small a model on its subject at the usual temperature of 0.7. The penalties end the
-loops in which it gets caught: DRY (no run of more than 4 tokens twice) does most of it, the plain one is low because
-at 1.1 and more it drives a summary away from the words of its text and makes it longer than that.
+A narrow choice of words keeps so small a model on its subject at a temperature of 0.7 too. The penalties end the loops
+in which it gets caught: DRY (no run of more than 4 tokens twice) does most of it, the plain one is low because at 1.1
+and more it drives a summary away from the words of its text and makes it longer than that.
+"""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\n" + SYSTEM + "<|im_end|>\n{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The model's own template, but for the system message where a request has none.
+
+The original one names its maker, Hugging Face, whereupon the model answers a question about France in French.
 """
 
 SUMMARY_TOKENS = {"short": 100, "medium": 160, "long": 260}
@@ -68,7 +85,7 @@ def summary_options(text: str, length: str) -> dict[str, Any]:
     and `Summarize the text above in 1-2 sentences.`; with the instruction before the text the answers get longer.
     """
     bound = min(SUMMARY_TOKENS[length], max(_LEAST_SUMMARY_TOKENS, len(text) // _CHARACTERS_PER_TOKEN))
-    return {"temperature": 0.3, "stop": ["\n\n"], "max_tokens": bound}
+    return {"temperature": TEMPERATURE, "stop": ["\n\n"], "max_tokens": bound}
 
 
 def model_file() -> Path:
@@ -113,6 +130,7 @@ def _parameters(library: Any, host: str, port: int) -> Any:
     parameters = library.CommonParams()
     parameters.model.path = str(model_file())
     parameters.model_alias = {MODEL_NAME}
+    parameters.chat_template = CHAT_TEMPLATE
     parameters.hostnames = [host]
     parameters.port = port
     parameters.n_parallel = PARALLEL_REQUESTS
