@@ -179,7 +179,9 @@ def _url_parts(raw: str) -> tuple[str, str | None]:
         parts = urlsplit(raw)
         _ = parts.port
     except ValueError:
-        raise ValueError("is no URL: see its host and port") from None
+        raise ValueError(
+            "is no URL: see its host and port. In a password, / # ? @ % are written %2F %23 %3F %40 %25"
+        ) from None
     return parts.scheme, parts.hostname
 
 

@@ -20,8 +20,9 @@ from launch.requirements import read as read_requirements
 
 ROOT = Path(__file__).resolve().parents[1]
 KUBERNETES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
-#: Names that the image or the stores read, not the platform.
-OTHERS = {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB"}
+#: Names that the image, the stores or PostgreSQL's client (PGPASSWORD) read, not the platform.
+STORES = {"POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB", "PGPASSWORD"}
+OTHERS = {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", *STORES}
 
 
 def test_it_pins_every_requirement() -> None:

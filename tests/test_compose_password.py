@@ -1,0 +1,125 @@
+"""docker compose with any POSTGRES_PASSWORD: PostgreSQL and the platform get the same one, letter by letter.
+
+compose itself is not run: its file is filled in from a .env as compose does, and the command of `prepare` is run with
+the result against a server that asks for the password, as PostgreSQL's protocol has it.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.servers import ROOT, clean_environment
+from tests.test_deploy import compose
+
+#: What stands in the .env beside the password.
+ENV_FILE = {"SECRET_KEY": "s" * 64, "API_KEY_PEPPERS": "p" * 64, "OPENAI_API_KEY": "sk-none"}
+PASSWORDS = ["plain", "a/b#c?d", "a%41b", "@:[x", "p w", "%", "ü+&="]
+VARIABLE = re.compile(r"\$\{(\w+)(?::?([-?])([^}]*))?\}")
+PLATFORM = ("api", "ingester", "watch", "prepare")
+ASKS_PASSWORD = struct.pack("!cii", b"R", 8, 3)
+CODES_BEFORE_START = (80877103, 80877104)  # whether it speaks TLS, or GSSAPI
+
+
+def filled_in(service: str, values: Mapping[str, str]) -> dict[str, str]:
+    """Return a service's environment, with the variables of compose's file filled in as compose does."""
+
+    def value_of(found: re.Match[str]) -> str:
+        name, kind, default = found.groups()
+        assert values.get(name) or kind == "-", f"compose stops: {name} is missing"
+        return values.get(name) or default
+
+    environment = compose()["services"][service]["environment"]
+    return {name: VARIABLE.sub(value_of, str(value)) for name, value in environment.items()}
+
+
+class Door:
+    """A server that speaks enough of PostgreSQL's protocol to ask for a password; `told` are those it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def serve(self) -> None:
+        """Ask each that connects, and hang up, until closed."""
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rb") as sent:
+                self._ask(connection, sent)
+
+    def _ask(self, connection: socket.socket, sent: Any) -> None:
+        while True:
+            length, code = struct.unpack("!ii", sent.read(8))
+            sent.read(length - 8)
+            if code not in CODES_BEFORE_START:
+                break
+            connection.sendall(b"N")
+        connection.sendall(ASKS_PASSWORD)
+        head = sent.read(5)
+        if head[:1] == b"p":
+            self.told.append(sent.read(struct.unpack("!i", head[1:])[0] - 4).rstrip(b"\0").decode())
+
+    def close(self) -> None:
+        """End."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@contextmanager
+def door() -> Iterator[Door]:
+    """Run a server that asks for a password."""
+    server = Door()
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.close()
+        thread.join(5)
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_it_gives_the_platform_the_password_that_postgres_has(password: str) -> None:
+    values = {**ENV_FILE, "POSTGRES_PASSWORD": password}
+    own = filled_in("postgres", values)["POSTGRES_PASSWORD"]
+    with door() as server:
+        env = filled_in("prepare", values)
+        env["DATABASE_URL"] = env["DATABASE_URL"].replace("postgres:5432", server.address)
+        command = [sys.executable, "manage.py", "migrate", "--no-input"]
+        complete = {**clean_environment(), **env}
+        done = subprocess.run(command, cwd=ROOT, env=complete, capture_output=True, text=True, timeout=120, check=False)
+    assert server.told, done.stderr
+    assert set(server.told) == {own} == {password}
+    assert password not in done.stdout + done.stderr or len(password) < 3
+
+
+@pytest.mark.parametrize("service", PLATFORM)
+def test_it_writes_the_password_into_no_address(service: str) -> None:
+    values = {**ENV_FILE, "POSTGRES_PASSWORD": "a/b#c?d"}
+    env = filled_in(service, values)
+    assert env == filled_in("prepare", values)
+    assert "a/b#c?d" not in env["DATABASE_URL"]
+
+
+def test_it_says_how_a_password_is_written_where_an_address_holds_it() -> None:
+    env = {**clean_environment(), "DATABASE_URL": "postgresql://aiapi:a/b#c?d@postgres:5432/aiapi"}
+    command = [sys.executable, "manage.py", "check"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    told = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "DATABASE_URL" in told
+    assert "%2F" in told
+    assert "a/b#c?d" not in told
