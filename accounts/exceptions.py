@@ -9,7 +9,8 @@ ApiError
 │   └── KeyInvalid
 ├── PermissionDenied              403
 │   ├── ScopeDenied
-│   └── AddressDenied
+│   ├── AddressDenied
+│   └── PriceUnknown
 ├── NotFound                      404
 │   └── ModelNotFound
 ├── MethodNotAllowed              405
@@ -142,6 +143,16 @@ class AddressDenied(PermissionDenied):
     """The key is restricted to other addresses."""
 
     code, message = "address_denied", "This API key may not be used from this address."
+
+
+class PriceUnknown(PermissionDenied):
+    """The call counts against a budget in money, and no operator has said what the model costs."""
+
+    code = "price_unknown"
+    message = "The model has no price, so that a budget in money can't be held: an operator has to enter one."
+
+    def __init__(self) -> None:
+        super().__init__(param="model")
 
 
 class NotFound(ApiError):

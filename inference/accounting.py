@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from accounts.exceptions import DependencyUnavailable
@@ -34,12 +35,18 @@ class Bill:
             trace=caller.trace, identity=caller.identity, endpoint=endpoint, admitted_at=caller.admission.at
         )
         self.limits = caller.identity.limits
+        #: What was used, at the prices that are known.
         self.used = Amount()
-        #: What the answer itself cost, in nano-dollars: without the attempts that failed before it.
+        #: Whether an attempt was charged at a deployment without a price: then nobody knows what the call costs.
+        self.is_unpriced = False
+        #: The prices of the deployment that is asked now, None where it has none.
+        self.rates: Rates | None = Rates()
+        #: What the answer itself cost, in nano-dollars (0 where unknown): without the attempts that failed before it.
         self.answer_cost = 0
         #: Prompt and answer, where the account's content is logged.
         self.content: CallContent | None = None
         self._bound: Bound | None = None
+        self._draft_unpriced = False
         self._reserved: Reserved | None = None
         self._attempts_reserved = 0
         #: Whether the limits had no room for another attempt after one that may be billed.
@@ -49,6 +56,11 @@ class Bill:
         """Note the model that is called, by its public name: budgets for it alone count too."""
         self.record["model"] = name
         self.limits = self.caller.identity.limits_for(name)
+
+    @property
+    def cost(self) -> int | None:
+        """What the call costs, in nano-dollars; None where that is unknown."""
+        return None if self.is_unpriced else self.used.cost
 
     @property
     def is_charged(self) -> bool:
@@ -75,9 +87,12 @@ class Bill:
         """Say whether a limit had no room for the longest answer, so that this one may end before it is complete."""
         return self._bound is not None and self.output_tokens < self._bound.output_tokens
 
-    def reserve(self, bound: Bound) -> None:
-        """Take a slot and the bound; raises what a refusal means, or DependencyUnavailable."""
-        self._bound = bound
+    def reserve(self, bound: Bound, *, unpriced: bool = False) -> None:
+        """Take a slot and the bound; raises what a refusal means, or DependencyUnavailable.
+
+        `unpriced`: no deployment that may be asked has a price.
+        """
+        self._bound, self._draft_unpriced = bound, unpriced
         answer = self._reserve()
         if isinstance(answer, Refusal):
             raise refusal_error(answer)
@@ -102,11 +117,13 @@ class Bill:
         """Charge an attempt that failed and may be billed: nobody knows how much, so all that it could be."""
         if self._bound is not None:
             self.used += self._bound.at(self.output_tokens)
+            self.is_unpriced |= self.rates is None
             self.record["usage_source"] = "bound"
 
-    def charge(self, usage: Usage, rates: Rates, *, source: str) -> None:
+    def charge(self, usage: Usage, rates: Rates | None, *, source: str) -> None:
         """Charge what an attempt used, on top of those before it."""
-        cost = rates.cost(
+        self.is_unpriced |= rates is None
+        cost = (rates or Rates()).cost(
             input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
         )
         had_bound = self.record.get("usage_source") == "bound"
@@ -148,7 +165,7 @@ class Bill:
                 self.limits,
                 caller.trace.id.hex,
                 admitted_at=caller.admission.at,
-                used=self.used,
+                used=replace(self.used, cost=self.cost or 0),
                 record=self.record,
             )
         self._finish()
@@ -188,7 +205,8 @@ class Bill:
             error_code=error_code,
             input_tokens=self.used.tokens - output,
             output_tokens=output,
-            cost=self.used.cost,
+            cost=self.cost or 0,
+            **({"unpriced": True} if self.is_unpriced else {}),
             latency_ms=round(self.caller.trace.elapsed_ms, 3),
             stages=self.caller.trace.stages_text,
         )
@@ -199,6 +217,8 @@ class Bill:
         caller = self.caller
         self._attempts_reserved += 1
         draft = {**self.record, "status": 500, "error_code": "interrupted", "attempts": self._attempts_reserved}
+        if self._draft_unpriced:
+            draft["unpriced"] = True
         try:
             return get_limits().reserve(
                 self.limits,

@@ -43,14 +43,14 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is answered, and what the headers tell about it. `cost` is in nano-dollars, 0 for a hit."""
+    """What is answered, and what the headers tell about it. `cost` is in nano-dollars, 0 for a hit, None if unknown."""
 
     content: Any
     body: Body
     cache: str
     model: str
     tokens: int
-    cost: int = 0
+    cost: int | None = 0
     is_fallback: bool = False
 
     @property

@@ -48,7 +48,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One deployment of a model: where to send a call, and what it costs there."""
+    """One deployment of a model: where to send a call, and what it costs there (None: nobody has entered a price)."""
 
     deployment_id: int
     name: str
@@ -60,7 +60,7 @@ class Route:
     output_parameter: str
     order: int
     weight: int
-    rates: Rates
+    rates: Rates | None
     is_azure: bool = False
     api_version: str = ""
     #: Whether connections are held to the addresses that a provider entered in the admin may have.
@@ -83,11 +83,12 @@ class CatalogModel:
 
     @property
     def dearest(self) -> Rates:
-        """The highest price of each kind among the routes: what a bound is reckoned with."""
+        """The highest known price of each kind among the routes: what a bound is reckoned with."""
+        known = [route.rates for route in self.routes if route.rates is not None]
         return Rates(
-            input=max((max(r.rates.input, r.rates.cached_input) for r in self.routes), default=0),
-            cached_input=max((r.rates.cached_input for r in self.routes), default=0),
-            output=max((r.rates.output for r in self.routes), default=0),
+            input=max((max(rates.input, rates.cached_input) for rates in known), default=0),
+            cached_input=max((rates.cached_input for rates in known), default=0),
+            output=max((rates.output for rates in known), default=0),
         )
 
 
@@ -186,7 +187,7 @@ def _read_models() -> dict[str, CatalogModel]:
     routes: dict[int, list[Route]] = defaultdict(list)
     rates = _current_rates()
     for deployment in deployments.order_by("order", "-weight", "id"):
-        routes[deployment.model_id].append(_route(deployment, rates.get(deployment.pk, Rates())))
+        routes[deployment.model_id].append(_route(deployment, rates.get(deployment.pk)))
     return {
         model.public_name: CatalogModel(
             public_name=model.public_name,
@@ -218,7 +219,7 @@ def _rates(price: Price) -> Rates:
 
 def provider_route(provider: Provider) -> Route:
     """Make a route to a provider itself, to no model there: for asking whether it answers."""
-    return _route(Deployment(provider=provider, upstream_name=""), Rates())
+    return _route(Deployment(provider=provider, upstream_name=""), None)
 
 
 def _provider_limits(provider: Provider) -> Subject | None:
@@ -227,7 +228,7 @@ def _provider_limits(provider: Provider) -> Subject | None:
     return None if limits == Limits() else Subject("provider", str(provider.pk), limits)
 
 
-def _route(deployment: Deployment, rates: Rates) -> Route:
+def _route(deployment: Deployment, rates: Rates | None) -> Route:
     provider = deployment.provider
     return Route(
         deployment_id=deployment.pk or 0,

@@ -71,9 +71,11 @@ class ModelEndpoint(KeyView):
     def respond(self, answer: Answer, body: dict[str, Any]) -> Response:
         """Make the answer with the headers that tell where it came from and what it cost."""
         if self.claim is not None:
-            self.claim.cost = answer.cost
+            self.claim.cost = answer.cost or 0
         headers = _answer_headers(answer.cache, answer.model, is_fallback=answer.is_fallback)
-        return Response(body, headers={**headers, "X-Cost-USD": dollars(answer.cost)})
+        if answer.cost is not None:
+            headers["X-Cost-USD"] = dollars(answer.cost)
+        return Response(body, headers=headers)
 
     def respond_as_stream(
         self,
@@ -119,7 +121,7 @@ class ModelEndpoint(KeyView):
 
 def _keep_stream(claim: Claim, body: bytes | None, progress: Progress) -> None:
     """Keep what a stream wrote, and cost, for a retry under its Idempotency-Key."""
-    claim.cost = progress.bill.used.cost
+    claim.cost = progress.bill.cost or 0
     claim.finish_stream({"Content-Type": EVENT_STREAM, **_stream_headers(progress)}, body)
 
 

@@ -18,7 +18,15 @@ import structlog
 from django.conf import settings
 
 from accounts.connections import release_connections
-from accounts.exceptions import ApiError, InternalError, InvalidRequest, ModelNotFound, UpstreamBusy, UpstreamFailed
+from accounts.exceptions import (
+    ApiError,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    PriceUnknown,
+    UpstreamBusy,
+    UpstreamFailed,
+)
 from accounts.limits.leases import keeper
 from accounts.snapshots import Identity
 from inference import cache
@@ -57,12 +65,19 @@ class Progress:
     route: Route | None = None
 
     @property
+    def routes(self) -> tuple[Route, ...]:
+        """The deployments that may be asked: under a budget in money those alone whose price is known."""
+        if not self.bill.limits.has_cost_budget:
+            return self.model.routes
+        return tuple(route for route in self.model.routes if route.rates is not None)
+
+    @property
     def is_fallback(self) -> bool:
         """Say whether another deployment than the first answered: the one tried first, and of the first in order."""
         first, last = self.first_route, self.route
         if first is None or last is None:
             return False
-        return last is not first or last.order > min(route.order for route in self.model.routes)
+        return last is not first or last.order > min(route.order for route in self.routes)
 
 
 def answer_call(call: ModelCall, caller: Caller) -> Answer:
@@ -217,12 +232,19 @@ def emit_shared(progress: Progress, cached: cache.CachedAnswer) -> None:
 
 
 def reserve(progress: Progress) -> None:
-    """Reserve the call's bound; raises UpstreamFailed where nothing could answer it."""
+    """Reserve the call's bound.
+
+    Raises UpstreamFailed where nothing could answer it, PriceUnknown where a budget in money could not be held.
+    """
     if not progress.model.routes:
         raise UpstreamFailed
+    routes = progress.routes
+    if not routes:
+        raise PriceUnknown
     with progress.caller.trace.stage("limits"):
         call = progress.call
-        progress.bill.reserve(call.surface.bound(call.payload, progress.caller.identity, progress.model))
+        bound = call.surface.bound(call.payload, progress.caller.identity, progress.model)
+        progress.bill.reserve(bound, unpriced=all(route.rates is None for route in routes))
 
 
 def _answer_alone(progress: Progress) -> Answer:
@@ -253,7 +275,7 @@ def _answer_from_upstream(progress: Progress) -> Answer:
     bill.settle(status=200)
     tokens = usage.input_tokens + usage.output_tokens
     name, outcome = progress.model.public_name, bill.record["cache"]
-    return Answer(content, body, outcome, name, tokens, bill.used.cost, progress.is_fallback)
+    return Answer(content, body, outcome, name, tokens, bill.cost, progress.is_fallback)
 
 
 def _read(progress: Progress, body: Body, route: Route) -> Any:
@@ -278,7 +300,7 @@ def _ask(progress: Progress) -> tuple[Body, Route, Usage]:
     ):
         try:
             return first_success(
-                progress.model.routes,
+                progress.routes,
                 lambda route: _attempt(progress, route, deadline),
                 deadline,
                 account_id=caller.identity.account_id,
@@ -330,6 +352,7 @@ def begin_attempt(progress: Progress, route: Route) -> None:
     """Note where the call goes now."""
     progress.route = route
     progress.first_route = progress.first_route or route
+    progress.bill.rates = route.rates
     record = progress.bill.record
     record.update(deployment=route.name, attempts=record.get("attempts", 0) + 1)
 

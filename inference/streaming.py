@@ -245,7 +245,7 @@ class StreamedCall:
         with progress.caller.trace.stage("upstream"):
             try:
                 stream = first_success(
-                    progress.model.routes,
+                    progress.routes,
                     lambda route: self._attempt(progress, route, deadline),
                     deadline,
                     account_id=progress.caller.identity.account_id,

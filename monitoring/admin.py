@@ -306,6 +306,8 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     @display(description="cost")
     def price(self, record: RequestRecord) -> str:
         """Show US dollars, with the digits that a small call needs."""
+        if record.cost is None:
+            return "unknown"
         return f"${record.cost:.6f}" if record.cost else "—"
 
     @display(description="latency")

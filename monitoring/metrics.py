@@ -58,6 +58,12 @@ tokens = Counter(
     registry=REGISTRY,
 )
 cost = Counter("aiapi_cost_usd", "What requests cost, in US dollars.", ["model"], registry=REGISTRY)
+unpriced = Counter(
+    "aiapi_unpriced_requests",
+    "Requests whose cost is unknown, because the model has no price.",
+    ["model"],
+    registry=REGISTRY,
+)
 saved_cost = Counter(
     "aiapi_saved_cost_usd",
     "What cached, coalesced and replayed answers spared, in US dollars.",
@@ -163,6 +169,8 @@ def _observe_use(model: str, record: Mapping[str, Any]) -> None:
     if record.get("cached_tokens"):
         cached.inc(record["cached_tokens"])
     price.inc(record["cost"] * NANO)
+    if record.get("unpriced"):
+        _unpriced(model).inc()
 
 
 def _class_of(status: int) -> str:
@@ -194,6 +202,11 @@ def _first_token(endpoint: str, model: str) -> Histogram:
 def _used(model: str) -> tuple[Counter, Counter, Counter, Counter]:
     given, cached, written = (tokens.labels(model, kind) for kind in ("input", "cached", "output"))
     return given, cached, written, cost.labels(model)
+
+
+@cache
+def _unpriced(model: str) -> Counter:
+    return unpriced.labels(model)
 
 
 @cache

@@ -44,7 +44,9 @@ class RequestRecord(models.Model):
     input_tokens = models.BigIntegerField(default=0)
     cached_tokens = models.BigIntegerField(default=0, help_text="Part of the input tokens.")
     output_tokens = models.BigIntegerField(default=0)
-    cost = models.DecimalField(max_digits=19, decimal_places=9, default=0, help_text="US dollars.")
+    cost = models.DecimalField(
+        max_digits=19, decimal_places=9, null=True, default=0, help_text="US dollars; null: the model has no price."
+    )
     usage_source = models.CharField(max_length=10, choices=UsageSource.choices, blank=True)
     is_partial = models.BooleanField(default=False, help_text="The answer was broken off.")
     is_overrun = models.BooleanField(default=False, help_text="The provider billed more than the bound.")
@@ -135,6 +137,8 @@ class Rollup(models.Model):
     output_tokens = models.BigIntegerField()
     cost = models.BigIntegerField(help_text="Nano-dollars: sums of NUMERIC are not exact on every database.")
     saved_cost = models.BigIntegerField(help_text="Nano-dollars that cached and replayed answers spared.")
+    # The default is the database's, for processes of an earlier release that go on while this one is installed.
+    unpriced = models.BigIntegerField(default=0, db_default=0, help_text="Requests whose cost is unknown.")
     latency = models.BinaryField(help_text="A histogram, see monitoring.rollups.histograms.")
     first_token = models.BinaryField(help_text="A histogram, see monitoring.rollups.histograms.")
 

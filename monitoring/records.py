@@ -1,8 +1,8 @@
 """The usage record on its way from a request to the database: a JSON-able dict, and the row that it becomes.
 
-Its keys are the fields of RequestRecord, apart from `cost` and `saved_cost` (integer nano-dollars), `admitted_at` (µs
-since the epoch), `partial` and `overrun`. `id`, `revision` and `overrun` are added by accounts.limits when it emits the
-record.
+Its keys are the fields of RequestRecord, apart from `cost` and `saved_cost` (integer nano-dollars), `unpriced` (the
+cost is unknown, and `cost` is 0), `admitted_at` (µs since the epoch), `partial` and `overrun`. `id`, `revision` and
+`overrun` are added by accounts.limits when it emits the record.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def as_row(record: Mapping[str, Any]) -> RequestRecord:
         input_tokens=record.get("input_tokens", 0),
         cached_tokens=record.get("cached_tokens", 0),
         output_tokens=record.get("output_tokens", 0),
-        cost=Decimal(record.get("cost", 0)) / NANO_DOLLARS,
+        cost=None if record.get("unpriced") else Decimal(record.get("cost", 0)) / NANO_DOLLARS,
         usage_source=record.get("usage_source", ""),
         is_partial=record.get("partial", False),
         is_overrun=record.get("overrun", False),

@@ -54,7 +54,11 @@ class FiguresAnswer(serializers.Serializer[Any]):
     input_tokens = serializers.IntegerField()
     cached_tokens = serializers.IntegerField(help_text="Part of the input tokens.")
     output_tokens = serializers.IntegerField()
-    cost = serializers.CharField()
+    cost = serializers.CharField(
+        allow_null=True,
+        help_text="Of requests whose price is known; null where none is. With others, it is at least that.",
+    )
+    unpriced_requests = serializers.IntegerField(help_text="Requests of models without a price, whose cost is unknown.")
     saved_cost = serializers.CharField(help_text="What cached, coalesced and replayed answers would have cost.")
     latency_ms = Quantiles(allow_null=True, help_text="Of what was answered or failed; null where nothing was.")
     first_token_ms = Quantiles(allow_null=True, help_text="Of streams; null where there was none.")

@@ -26,6 +26,7 @@ PLAIN = (
     "cached_tokens",
     "output_tokens",
     "cost",
+    "unpriced_requests",
     "saved_cost",
 )
 #: What the audit log calls what is exported.

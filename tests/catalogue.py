@@ -68,7 +68,7 @@ def set_up(service: Service, served: Sequence[Served], *, account: str = "e2e", 
 
 @dataclass(frozen=True)
 class Record:
-    """A request as the platform recorded it; costs in nano-dollars."""
+    """A request as the platform recorded it; costs in nano-dollars, None where the cost is unknown."""
 
     label: str
     endpoint: str
@@ -79,7 +79,7 @@ class Record:
     input_tokens: int
     cached_tokens: int
     output_tokens: int
-    cost: int
+    cost: Any
     saved_cost: int
     usage_source: str
     is_partial: bool
@@ -95,11 +95,14 @@ def records(service: Service) -> list[Record]:
     names = list(Record.__dataclass_fields__)
     query = f"SELECT {', '.join(names)} FROM monitoring_requestrecord ORDER BY id"  # noqa: S608  (names of our own)
     rows = [
-        dict(row, is_partial=bool(row["is_partial"]))
-        | {name: round(float(row[name]) * 10**9) for name in ("cost", "saved_cost")}
+        dict(row, is_partial=bool(row["is_partial"])) | {name: _nano(row[name]) for name in ("cost", "saved_cost")}
         for row in query_rows(service, query)
     ]
     return [Record(**row) for row in rows]
+
+
+def _nano(dollars: Any) -> int | None:
+    return None if dollars is None else round(float(dollars) * 10**9)
 
 
 def record_of(service: Service, label: str) -> Record:

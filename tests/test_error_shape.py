@@ -22,6 +22,8 @@ from django.db import OperationalError
 
 from accounts.snapshots import directory
 from accounts.tests.factories import make_key
+from inference.catalog import catalog
+from inference.models import Price
 from inference.tests.fixtures import PROVIDER_SECRET, Api
 from inference.upstream.fake import LEAK_MARKER, FakeUpstream
 from monitoring.tests.samples import recorded
@@ -117,6 +119,7 @@ CASES = [
     Case(403, "scope_denied", "/keys", "GET"),
     Case(403, "address_denied", OWN, body=BODIES[OWN], key="elsewhere", authenticated=False),
     Case(403, "address_denied", OPENAI, body=BODIES[OPENAI], key="elsewhere", authenticated=False),
+    *each_model_endpoint(403, "price_unknown", key="frugal", broken="price"),
     # 404: no such path, model or thing
     Case(404, "not_found", "/nowhere", "GET", key=None, authenticated=False),
     Case(404, "not_found", "/chat/more", body={}, authenticated=False),
@@ -245,6 +248,7 @@ def _key_of(case: Case, api: Api) -> str | None:
         "manager": {"scopes": ["keys:manage"]},
         "elsewhere": {"allowed_ips": ["192.0.2.7"]},
         "poor": {"monthly_token_budget": 10_000},
+        "frugal": {"monthly_cost_budget": 5},
     }
     if case.key not in special:
         return case.key or (None if case.key is None else api.key.plain)
@@ -273,6 +277,9 @@ def _break(
             settings.ALLOWED_HOSTS = ["api.example.com"]
         case ["small", "/v1"]:
             settings.MAX_V1_BODY_BYTES = 4 * 1024
+        case ["price"]:
+            Price.objects.all().delete()
+            catalog.forget()
         case ["database"]:
             directory.forget()
             monkeypatch.setattr("accounts.snapshots._query", _fail)

@@ -126,6 +126,11 @@ class Scope:
         """Tell whether any subject has a monthly budget."""
         return any(subject.limits.has_budget for subject in self.subjects)
 
+    @property
+    def has_cost_budget(self) -> bool:
+        """Tell whether any subject has a monthly budget in money."""
+        return any(subject.limits.monthly_cost is not None for subject in self.subjects)
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -282,9 +287,10 @@ class LimitBackend(ABC):
 
         The most output that fits, from `bound.least_output` to `bound.output_tokens`, is granted. Budgets are those
         of the month of `admitted_at`. The `draft` (JSON-able) is the usage record to be emitted if the lease runs out.
-        A higher `attempt` of an open operation adds its bound to what is held and takes no second slot: for a retry
-        after a try that may have been billed. The same attempt again changes nothing. Raises OperationClosed if the
-        operation is no longer open, Unavailable, and what the seeder raises.
+        What costs nothing is not stopped by a budget in money, however overspent that is. A higher `attempt` of an open
+        operation adds its bound to what is held and takes no second slot: for a retry after a try that may have been
+        billed. The same attempt again changes nothing. Raises OperationClosed if the operation is no longer open,
+        Unavailable, and what the seeder raises.
         """
 
     @abstractmethod

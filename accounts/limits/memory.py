@@ -187,13 +187,15 @@ class MemoryBackend(SeedingBackend):
                 (LimitName.MONTHLY_TOKENS, limits.monthly_tokens, total.tokens, need.tokens, whole),
                 (LimitName.MONTHLY_COST, limits.monthly_cost, total.cost, need.cost, whole),
             ):
+                if name is LimitName.MONTHLY_COST and not needed:
+                    continue  # what costs nothing is not stopped by a budget in money, however overspent
                 if limit is not None and used + needed > limit:
                     reset_at = state.tokens_free_at(now, excess) if reset is None else reset
                     refusals.append(Refusal(name, subject, used, limit, now, reset_at, impossible=needed > limit))
         return refusals
 
     def _largest_output(self, scope: Scope, bound: Bound, now: int, month: int) -> int:
-        """Give the most output that fits all subjects, of which the least is known to fit."""
+        """Give the most output that fits all subjects, of which the least is known to fit, or to cost nothing."""
         tokens_left: list[int] = []
         cost_left: list[int] = []
         for subject in scope.subjects:
@@ -204,7 +206,8 @@ class MemoryBackend(SeedingBackend):
             if limits.monthly_tokens is not None:
                 tokens_left.append(limits.monthly_tokens - total.tokens)
             if limits.monthly_cost is not None:
-                cost_left.append(limits.monthly_cost - total.cost)
+                least = bound.at(bound.least_output).cost
+                cost_left.append(max(least, limits.monthly_cost - total.cost))
         output = bound.largest_output(min(tokens_left, default=None), min(cost_left, default=None))
         return bound.least_output if output is None else output
 

@@ -284,6 +284,16 @@ class TestBudgets:
         refusal = refused(world, scope, prompt=1, output=0)
         assert (refusal.limit, refusal.used) == (LimitName.MONTHLY_COST, 100_000)
 
+    def test_it_lets_pass_what_costs_nothing_however_overspent_a_budget_in_money_is(self, world: World) -> None:
+        scope, operation = a_scope(Limits(monthly_cost=50_000), monthly_cost=90_000, monthly_tokens=500), an_operation()
+        reserved(world, scope, operation, prompt=0, output=50)
+        settle(world, scope, operation, 200)
+        assert reserved(world, scope, prompt=0, output_price=0).output_tokens == 90
+        assert refused(world, scope, prompt=0, output=1).limit is LimitName.MONTHLY_COST
+        longest = reserved(world, scope, prompt=0, output=400, output_price=0, minimum_output=1).output_tokens
+        assert longest == 500 - 200 - 90, "its tokens count like any"
+        assert refused(world, scope, prompt=0, output_price=0).limit is LimitName.MONTHLY_TOKENS
+
     def test_it_charges_the_month_of_admission(self, world: World) -> None:
         scope, operation = a_scope(monthly_tokens=100), an_operation()
         world.clock.now = month_end(NOVEMBER) - SECOND

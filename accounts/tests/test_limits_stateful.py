@@ -88,7 +88,7 @@ class Model:
             (self.tokens(subject) + need.tokens, limits.tokens_per_minute),
             (self.slots(subject) + slot, limits.concurrent_requests),
             (total.tokens, limits.monthly_tokens),
-            (total.cost, limits.monthly_cost),
+            (total.cost if need.cost else 0, limits.monthly_cost),  # what costs nothing is not stopped
         )
         return all(limit is None or value <= limit for value, limit in pairs)
 

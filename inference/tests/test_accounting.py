@@ -63,7 +63,7 @@ def test_it_holds_the_bound_until_it_settles_what_was_used(opened: Open, records
     assert standing(bill) == (15, cost, 0, 0)
     (record,) = records()
     assert (record.status, record.input_tokens, record.cached_tokens, record.output_tokens) == (200, 10, 4, 5)
-    assert (record.usage_source, int(record.cost * 10**9), record.is_partial) == ("provider", cost, False)
+    assert (record.usage_source, int((record.cost or 0) * 10**9), record.is_partial) == ("provider", cost, False)
     assert bill.caller.trace.is_recorded
 
 

@@ -74,7 +74,7 @@ def test_it_takes_the_latest_price_that_has_begun(upstream: FakeUpstream) -> Non
         Price.objects.create(deployment=deployment, valid_from=now + timedelta(days=days), **amounts)
     model = Catalog().find("priced")
     assert model is not None
-    assert model.routes[0].rates.input == 10**9
+    assert model.routes[0].rates == Rates(input=10**9)
 
 
 def test_it_takes_cached_input_at_the_price_of_input_where_it_has_none_of_its_own(upstream: FakeUpstream) -> None:

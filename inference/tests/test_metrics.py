@@ -41,7 +41,7 @@ def test_it_agrees_with_the_log(api: Api, growth: Growth, records: Records) -> N
         assert growth("aiapi_cache_outcomes_total", outcome=outcome) == number
     assert growth("aiapi_tokens_total", model=MODEL, kind="output") == sum(record.output_tokens for record in log) > 0
     assert growth("aiapi_tokens_total", model=MODEL, kind="input") == sum(record.input_tokens for record in log)
-    assert growth("aiapi_cost_usd_total", model=MODEL) == float(sum(record.cost for record in log))
+    assert growth("aiapi_cost_usd_total", model=MODEL) == float(sum(record.cost or 0 for record in log))
     assert growth("aiapi_request_seconds_count", cached="true") == 1
     assert growth("aiapi_upstream_attempts_total", provider="openai", outcome="ok") == 2
     assert growth("aiapi_http_responses_total", route="chat", status="4xx") == 5

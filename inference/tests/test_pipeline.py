@@ -37,7 +37,7 @@ def test_it_settles_what_the_provider_bills(api: Api, upstream: FakeUpstream, re
     billed = upstream.totals()
     assert (record.input_tokens, record.output_tokens) == (billed["prompt_tokens"], billed["completion_tokens"])
     tokens = record.input_tokens + record.output_tokens
-    assert settled(api) == [(tokens, int(record.cost * 10**9), 0)] * 2
+    assert settled(api) == [(tokens, int((record.cost or 0) * 10**9), 0)] * 2
 
 
 @pytest.mark.parametrize("fault", ["http_401", "content_filter", "empty_choices"])
@@ -46,7 +46,7 @@ def test_it_holds_nothing_after_a_failure(api: Api, upstream: FakeUpstream, reco
     api.chat()
     (record,) = records()
     tokens = record.input_tokens + record.output_tokens
-    assert settled(api) == [(tokens, int(record.cost * 10**9), 0)] * 2
+    assert settled(api) == [(tokens, int((record.cost or 0) * 10**9), 0)] * 2
 
 
 def test_it_leaves_one_record_of_each_request(api: Api, upstream: FakeUpstream, records: Records) -> None:

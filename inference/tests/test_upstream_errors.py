@@ -112,7 +112,7 @@ def test_it_charges_the_bound_where_nobody_knows(
     api.chat()
     (record,) = records()
     assert record.usage_source == "bound"
-    assert record.cost > 0
+    assert record.cost
     billed = upstream.totals()
     assert record.input_tokens + record.output_tokens >= billed["prompt_tokens"] + billed["completion_tokens"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from accounts.refusals import NANO_DOLLARS
 from monitoring.dashboard.asked import Asked
-from monitoring.dashboard.formats import count, milliseconds, money
+from monitoring.dashboard.formats import count, known_money, milliseconds
 from monitoring.dashboard.readings import Reading
 from monitoring.rollups.calendar import Unit
 from monitoring.rollups.figures import QUANTILES, Figures
@@ -134,7 +134,7 @@ def _cost(axis: Axis, reading: Reading) -> dict[str, Any]:
     sets = [{"name": model or NO_MODEL, "values": _costs(axis, reading, [model])} for model in shown]
     if len(shown) < len(ranked):
         sets.append({"name": REST, "values": _costs(axis, reading, ranked[len(shown) :])})
-    summary = f"{money(reading.total.cost)} altogether."
+    summary = f"{known_money(reading.total.cost, reading.total.unpriced).capitalize()} altogether."
     return _chart("cost", "Cost by model", "bars", "money", f"US dollars per {axis.per}", sets, summary)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from accounts.refusals import NANO_DOLLARS
 
@@ -28,6 +29,13 @@ def money(nano_dollars: int) -> str:
     if not nano_dollars or dollars >= 0.1:
         return f"${dollars:,.2f}"
     return f"${dollars:.{min(9, 1 - math.floor(math.log10(dollars)))}f}"
+
+
+def known_money(nano_dollars: int, unpriced: int, write: Callable[[int], str] = money) -> str:
+    """Write what requests cost of which so many have an unknown cost: `at least $1.20`, or `unknown`."""
+    if not unpriced:
+        return write(nano_dollars)
+    return f"at least {write(nano_dollars)}" if nano_dollars else "unknown"
 
 
 def exact_money(nano_dollars: int) -> str:

@@ -14,7 +14,7 @@ from accounts.models import Account
 from monitoring.alerts.budgets import LEVELS, level_of, topic_of
 from monitoring.backlog import ingest_backlog
 from monitoring.dashboard.asked import Asked
-from monitoring.dashboard.formats import count, duration, money, percent
+from monitoring.dashboard.formats import count, duration, known_money, percent
 from monitoring.health import LAG_SECONDS
 from monitoring.log_export import Selection
 from monitoring.models import Alert, RequestRecord, Rollup
@@ -84,7 +84,7 @@ def _rank_row(asked: Asked, rank: Rank) -> RankRow:
         requests=count(rank.requests),
         failed=percent(rank.failed / rank.requests) if rank.failed else "0",
         tokens=count(rank.tokens),
-        cost=money(rank.cost),
+        cost=known_money(rank.cost, rank.unpriced),
     )
 
 

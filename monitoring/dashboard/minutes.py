@@ -39,6 +39,7 @@ AMOUNTS = {
     "requests": Sum("count"),
     **{str(outcome): Sum("count", filter=OUTCOMES[outcome]) for outcome in ERRORS},
     **{column: Sum("count", filter=Q(cache=cache)) for cache, column in CACHE_COLUMNS.items()},
+    "unpriced": Sum("count", filter=Q(cost=None)),
     **{f"sum_{name}": Sum(name) for name in ("input_tokens", "cached_tokens", "output_tokens", "cost", "saved_cost")},
 }
 MONEY = ("cost", "saved_cost")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from monitoring.dashboard.asked import Asked
-from monitoring.dashboard.formats import UNKNOWN, count, exact_money, milliseconds, money, percent
+from monitoring.dashboard.formats import UNKNOWN, count, exact_money, known_money, milliseconds, money, percent
 from monitoring.dashboard.readings import Reading
 from monitoring.rollups.figures import Figures
 
@@ -76,7 +76,10 @@ def tiles(asked: Asked, reading: Reading) -> list[Tile]:
             cache="found",
         ),
         tile("Tokens", TOKENS, f"{_tokens(total):,}", f"{count(total.output_tokens)} written"),
-        tile("Cost", COST, exact_money(total.cost), "US dollars"),
+        replace(
+            tile("Cost", COST, known_money(total.cost, total.unpriced, exact_money), _unpriced(total) or "US dollars"),
+            value=known_money(total.cost, total.unpriced),
+        ),
         tile("Saved", SAVED, exact_money(total.saved_cost), "by cache and sharing"),
     ]
 
@@ -108,6 +111,10 @@ def _answered(figures: Figures) -> int:
 def _errors(figures: Figures) -> str:
     refused = f"{count(figures.limited)} limited, {count(figures.invalid)} invalid"
     return f"{count(figures.failed)} failed; {refused}"
+
+
+def _unpriced(figures: Figures) -> str:
+    return f"{count(figures.unpriced)} requests without a price" if figures.unpriced else ""
 
 
 def _tokens(figures: Figures) -> int:

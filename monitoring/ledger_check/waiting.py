@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from decimal import Decimal
 from itertools import islice
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -94,7 +95,7 @@ def _written(uses: Uses) -> Iterable[tuple[UUID, Use]]:
     identifiers = iter(uses)
     while some := list(islice(identifiers, IDS_AT_A_TIME)):
         for row in RequestRecord.objects.filter(pk__in=some).order_by():
-            amount = Amount(row.input_tokens + row.output_tokens, nano(row.cost))
+            amount = Amount(row.input_tokens + row.output_tokens, nano(row.cost or Decimal(0)))
             yield row.pk, Use(row.revision, row.account_id, row.key_id, row.model, amount)
 
 

@@ -18,8 +18,8 @@ class Figures:
     """What some requests add up to. All of it adds: figures of parts make those of the whole (`add`, `sum_of`).
 
     `requests` are all there were; `invalid` (4xx), `limited` (429) and `failed` (5xx) are part of them. Money is in
-    nano-dollars. `latency` and `first_token` are histograms (ms) of the requests that were answered or failed; a
-    refusal has no place in them.
+    nano-dollars; the `unpriced` requests, whose cost is unknown, add 0 to it. `latency` and `first_token` are
+    histograms (ms) of the requests that were answered or failed; a refusal has no place in them.
     """
 
     requests: int = 0
@@ -36,6 +36,7 @@ class Figures:
     output_tokens: int = 0
     cost: int = 0
     saved_cost: int = 0
+    unpriced: int = 0
     latency: int = 0
     first_token: int = 0
 
@@ -56,6 +57,7 @@ class Figures:
         self.output_tokens += other.output_tokens
         self.cost += other.cost
         self.saved_cost += other.saved_cost
+        self.unpriced += other.unpriced
         self.latency += other.latency
         self.first_token += other.first_token
 
@@ -86,6 +88,11 @@ class Figures:
         """Failed (5xx) of all requests, four decimals; 0 without any."""
         return round(self.failed / self.requests, 4) if self.requests else 0.0
 
+    @property
+    def is_cost_unknown(self) -> bool:
+        """Say whether nothing is known of the cost; where a part is, the whole is at least that."""
+        return bool(self.unpriced) and not self.cost
+
     def latency_quantiles(self, wanted: Sequence[float] = tuple(QUANTILES.values())) -> list[float] | None:
         """Tell quantiles of the latency in ms, within 5 %; None where nothing was timed."""
         return quantiles(self.latency, wanted)
@@ -105,7 +112,8 @@ class Figures:
             "input_tokens": self.input_tokens,
             "cached_tokens": self.cached_tokens,
             "output_tokens": self.output_tokens,
-            "cost": dollars(self.cost),
+            "cost": None if self.is_cost_unknown else dollars(self.cost),
+            "unpriced_requests": self.unpriced,
             "saved_cost": dollars(self.saved_cost),
             "latency_ms": _named(self.latency_quantiles()),
             "first_token_ms": _named(self.first_token_quantiles()),

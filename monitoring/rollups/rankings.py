@@ -18,7 +18,7 @@ from monitoring.rollups.selectors import EVERYTHING, Scope, caller_names
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """What an account or (with a key) one of its keys used. Money is in nano-dollars."""
+    """What an account or (with a key) one of its keys used. Money is in nano-dollars, without `unpriced` requests."""
 
     account_id: int
     account: str
@@ -28,6 +28,7 @@ class Rank:
     failed: int
     tokens: int
     cost: int
+    unpriced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,15 @@ class _Sums(NamedTuple):
     asked: int
     tokens: int
     failed: int
+    unpriced: int
 
 
 #: The keys' rows are read once: what is added up by key is added up by account from there.
 _RANKED = """
 WITH sums AS ({sums})
 SELECT * FROM (
-    SELECT account_id, 0 AS key_id, SUM(spent) AS spent, SUM(asked) AS asked, SUM(tokens) AS tokens, SUM(failed)
+    SELECT account_id, 0 AS key_id, SUM(spent) AS spent, SUM(asked) AS asked, SUM(tokens) AS tokens, SUM(failed),
+        SUM(unpriced)
     FROM sums GROUP BY account_id ORDER BY SUM(spent) DESC, SUM(asked) DESC, account_id LIMIT %s
 ) AS accounts
 UNION ALL SELECT * FROM (SELECT * FROM sums ORDER BY spent DESC, asked DESC, account_id, key_id LIMIT %s) AS keys
@@ -70,6 +73,7 @@ def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING,
         asked=Sum("requests"),
         tokens=Sum(F("input_tokens") + F("output_tokens")),
         failed=Sum("requests", filter=Q(outcome=Rollup.Outcome.FAILED), default=0),
+        unpriced=Sum("unpriced"),
     ).query.sql_with_params()
     with connection.cursor() as cursor:
         cursor.execute(_RANKED.format(sums=sums), [*values, limit, limit])
@@ -87,6 +91,7 @@ def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING,
             failed=row.failed,
             tokens=row.tokens,
             cost=row.spent,
+            unpriced=row.unpriced,
         )
         for row in found
     ]

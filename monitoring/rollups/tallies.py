@@ -30,6 +30,7 @@ COUNTS = (
     "output_tokens",
     "cost",
     "saved_cost",
+    "unpriced",
 )
 HISTOGRAMS = ("latency", "first_token")
 MEASURES = (*COUNTS, *HISTOGRAMS)
@@ -95,8 +96,9 @@ def tally_of(record: RequestRecord) -> Tally:
         record.input_tokens,
         record.cached_tokens,
         record.output_tokens,
-        nano(record.cost),
+        0 if record.cost is None else nano(record.cost),
         nano(record.saved_cost),
+        record.count if record.cost is None else 0,
         one(record.latency_ms) if timed else 0,
         one(record.first_token_ms) if timed and record.first_token_ms is not None else 0,
     ]

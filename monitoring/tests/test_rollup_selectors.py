@@ -274,6 +274,7 @@ def test_it_writes_figures_as_the_api_shows_them(cast: Cast) -> None:
         "cached_tokens": 4,
         "output_tokens": 50,
         "cost": "0.000001500",
+        "unpriced_requests": 0,
         "saved_cost": "0.000000007",
     }
 

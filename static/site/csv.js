@@ -20,6 +20,7 @@ const COLUMNS = {
   cached_tokens: (each) => each.cached_tokens,
   output_tokens: (each) => each.output_tokens,
   cost_usd: (each) => each.cost,
+  unpriced_requests: (each) => each.unpriced_requests,
   saved_cost_usd: (each) => each.saved_cost,
   latency_p50_ms: (each) => each.latency_ms?.p50,
   latency_p95_ms: (each) => each.latency_ms?.p95,

@@ -2,7 +2,7 @@
 
 import { drawChart } from "./charts.js";
 import { byId, element, table } from "./dom.js";
-import { count, exactly, exactMoney, milliseconds, money, percent, USAGE_ZONE } from "./format.js";
+import { count, exactly, exactMoney, knownMoney, milliseconds, money, percent, USAGE_ZONE } from "./format.js";
 import { bucketName } from "./ranges.js";
 import { answered, costsByGroup, groupName, onBuckets } from "./usage.js";
 
@@ -31,7 +31,7 @@ function showTiles(whole) {
     ["Requests", count(whole.requests), exactly(whole.requests), `${count(answered(whole))} answered`],
     ["Errors", count(invalid + limited + failed), exactly(invalid + limited + failed), `${count(limited)} over a limit`],
     ["Tokens", count(whole.input_tokens + whole.output_tokens), exactly(whole.input_tokens + whole.output_tokens), `${count(whole.output_tokens)} written`],
-    ["Cost", money(whole.cost), exactMoney(whole.cost), "US dollars"],
+    ["Cost", knownMoney(whole), knownMoney(whole, exactMoney), whole.unpriced_requests ? `${count(whole.unpriced_requests)} requests without a price` : "US dollars"],
     ["Saved", money(whole.saved_cost), exactMoney(whole.saved_cost), "by cache and sharing"],
     ["Cache hit rate", rate(whole), null, `${count(whole.cache_hits)} hits`],
     ["Latency p95", milliseconds(whole.latency_ms?.p95), null, `p50 ${milliseconds(whole.latency_ms?.p50)}`],
@@ -62,7 +62,7 @@ function charts(buckets, whole, split, group, unit) {
     },
     {
       kind: "bars", format: inMoney, tick: dollarTick, id: "cost", title: `Cost by ${group}`, unit: `US dollars per ${unit}`,
-      sets: costsByGroup(split, starts, group), summary: `${money(whole.cost)} altogether.`,
+      sets: costsByGroup(split, starts, group), summary: `${knownMoney(whole).replace(/^./, (letter) => letter.toUpperCase())} altogether.`,
     },
     {
       kind: "lines", format: inTime, id: "latency", title: "Latency of answers", unit: "Time",
@@ -96,7 +96,7 @@ function showParts(parts, group) {
   const dollars = (text) => ({ text: money(text), title: exactMoney(text) });
   const rows = parts.map((each) => [
     groupName(each, group), amount(each.requests), amount(each.requests - answered(each)), amount(each.input_tokens), amount(each.output_tokens),
-    dollars(each.cost), dollars(each.saved_cost), rate(each), milliseconds(each.latency_ms?.p50), milliseconds(each.latency_ms?.p95),
+    { text: knownMoney(each), title: knownMoney(each, exactMoney) }, dollars(each.saved_cost), rate(each), milliseconds(each.latency_ms?.p50), milliseconds(each.latency_ms?.p95),
   ]);
   byId("parts").replaceChildren(table(`Usage by ${group} in this range`, columns, rows));
 }

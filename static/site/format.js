@@ -27,6 +27,12 @@ export function money(dollars) {
 /** Write US dollars (a text with nine decimals) with all their digits, but for zeros at the end. */
 export const exactMoney = (dollars) => (dollars === null || dollars === undefined ? UNKNOWN : `$${String(dollars).replace(/(\.\d\d\d*?)0+$/, "$1")}`);
 
+/** Write what requests cost of which some may be of models without a price: `at least $1.20`, or `unknown`. */
+export function knownMoney({ cost, unpriced_requests: unpriced }, write = money) {
+  if (!unpriced) return write(cost);
+  return cost === null ? "unknown" : `at least ${write(cost)}`;
+}
+
 /** Write milliseconds as 340 ms or 1.25 s; null as a dash. */
 export function milliseconds(ms) {
   if (ms === null || ms === undefined) return UNKNOWN;

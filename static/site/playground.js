@@ -132,15 +132,15 @@ async function tell(answer, { tokens, first, total }, stopper) {
   const record = await recordOf(headers.get("X-Request-ID"), key);
   if (!record || latest !== stopper) return;
   const counted = { input: record.input_tokens, output: record.output_tokens, total: record.input_tokens + record.output_tokens };
-  showFacts(headers, { tokens: tokens ?? counted, cost: cost ?? record.cost, first, total });
+  showFacts(headers, { tokens: tokens ?? counted, cost: cost ?? record.cost, first, total, isUnpriced: record.cost === null });
 }
 
-function showFacts(headers, { tokens, cost, first, total }) {
+function showFacts(headers, { tokens, cost, first, total, isUnpriced = false }) {
   const outcome = headers.get("X-Cache");
   const detail = tokens?.input === undefined ? null : `${exactly(tokens.input)} in, ${exactly(tokens.output)} out`;
   const facts = [
     ["Tokens", exactly(tokens?.total), detail],
-    ["Cost", money(cost), money(cost) === exactMoney(cost) ? null : exactMoney(cost)],
+    isUnpriced ? ["Cost", "unknown", "the model has no price"] : ["Cost", money(cost), money(cost) === exactMoney(cost) ? null : exactMoney(cost)],
     ["Model", headers.get("X-Model") ?? UNKNOWN, headers.get("X-Fallback") === "true" ? "a fallback served it" : null],
     ["Cache", outcome ?? UNKNOWN, OUTCOMES[outcome]],
     ["First text", milliseconds(first)],

@@ -84,7 +84,9 @@ for _, s in ipairs(subjects) do
   check(s, TPM, s.w.t + s.w.s, need_tokens, function(excess) return tokens_reset(s.w, excess, now) end)
   check(s, CONCURRENT, s.w.n, slot, in_a_second)
   check(s, MONTHLY_TOKENS, s.month_tokens, need_tokens, next_month)
-  check(s, MONTHLY_COST, s.month_cost, need_cost, next_month)
+  if need_cost > 0 then -- what costs nothing is not stopped by a budget in money, however overspent
+    check(s, MONTHLY_COST, s.month_cost, need_cost, next_month)
+  end
 end
 if #refused > 2 then
   return refused
@@ -111,7 +113,7 @@ for _, s in ipairs(subjects) do
     output = math.min(output, s.limits[MONTHLY_TOKENS] - s.month_tokens - prompt_tokens)
   end
   if s.limits[MONTHLY_COST] then
-    output = math.min(output, affordable(s.limits[MONTHLY_COST] - s.month_cost))
+    output = math.min(output, affordable(math.max(need_cost, s.limits[MONTHLY_COST] - s.month_cost)))
   end
 end
 output = output - output % step
