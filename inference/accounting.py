@@ -45,6 +45,8 @@ class Bill:
         self.answer_cost = 0
         #: Prompt and answer, where the account's content is logged.
         self.content: CallContent | None = None
+        #: What the attempts used whose usage is known.
+        self._usage: Usage | None = None
         self._bound: Bound | None = None
         self._draft_unpriced = False
         self._reserved: Reserved | None = None
@@ -127,9 +129,8 @@ class Bill:
             input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
         )
         had_bound = self.record.get("usage_source") == "bound"
-        self.record.update(
-            cached_tokens=usage.cached_tokens, usage_source="bound" if had_bound else source, usage=usage
-        )
+        self._usage = usage if self._usage is None else self._usage + usage
+        self.record.update(cached_tokens=self._usage.cached_tokens, usage_source="bound" if had_bound else source)
         self.used += Amount(usage.input_tokens + usage.output_tokens, cost)
         self.answer_cost = cost
 
@@ -197,9 +198,8 @@ class Bill:
         return Tally(f"key:{record['key_id']}", ":".join(str(part or "") for part in alike))
 
     def _complete(self, *, status: int, error_code: str) -> None:
-        """Write down how it ended. Tokens beyond the last attempt's usage are those of attempts charged their bound."""
-        usage: Usage | None = self.record.pop("usage", None)
-        output = usage.output_tokens if usage else min(self.output_tokens, self.used.tokens)
+        """Write down how it ended. Tokens beyond the usage are those of attempts that were charged their bound."""
+        output = self._usage.output_tokens if self._usage else min(self.output_tokens, self.used.tokens)
         self.record.update(
             status=status,
             error_code=error_code,

@@ -83,7 +83,7 @@ class ModelEndpoint(KeyView):
         call: ModelCall,
         *,
         make_reader: Callable[[bool], EventReader],
-        error_event: Callable[[ApiError], bytes],
+        error_event: Callable[[ApiError, EventReader], bytes],
     ) -> StreamingHttpResponse:
         """Open a stream and make its answer; what a call costs is known, and recorded, at its end only."""
         client = ClientSocket(request._request)

@@ -12,9 +12,9 @@ from rest_framework.request import Request
 from accounts.exceptions import ApiError, ContentFiltered, UpstreamFailed
 from inference.calls import Caller
 from inference.streaming import StreamedCall
-from inference.surfaces.base import Body, Payload, written_json
+from inference.surfaces.base import GIVEN_UP, Body, Payload, choices_in, written_json
 from inference.surfaces.chat import chat_surface
-from inference.surfaces.events import DONE, ChunkReader, choices_in, event_data, parse_data, refuse_error
+from inference.surfaces.events import ChunkReader, EventReader
 
 EVENT_STREAM = "text/event-stream"
 
@@ -46,38 +46,45 @@ class DeltaReader(ChunkReader):
         self._model = model
         self._is_cached = is_cached
         self._said: list[str] = []
-        self._is_filtered = False
+        self._reason: Any = None
+        self._written = b""
 
-    def _is_plain(self, events: bytes) -> bool:
-        return False
-
-    def _relay(self, event: bytes) -> bytes:
-        refuse_error(event)
-        data = event_data(event)
-        if not data:
-            return b""
-        if data == DONE:
-            self.is_done = True
-            return server_sent("done", self._answer())
-        chunk = parse_data(data)
-        self.look(chunk)
-        choice = next(iter(choices_in(chunk)), {})
-        if choice.get("finish_reason") == "content_filter":
-            self._is_filtered = True  # told at the end, once the usage is known
+    def look(self, event: Body) -> bool:
+        """Take the usage and the text."""
+        super().look(event)
+        choice = next(iter(choices_in(event)), {})
+        self._reason = choice.get("finish_reason") or self._reason  # told at the end, once the usage is known
         delta = choice.get("delta")
         text = delta.get("content") if isinstance(delta, dict) else None
-        if not isinstance(text, str) or not text:
-            return b""
-        self._said.append(text)
-        return server_sent("delta", {"text": text})
+        if isinstance(text, str) and text:
+            self._said.append(text)
+            self._written = server_sent("delta", {"text": text})
+        return False
+
+    def take_done(self) -> bool:
+        """Write the answer."""
+        super().take_done()
+        self._written = server_sent("done", self._answer())
+        return False
+
+    def _is_signed(self, events: bytes) -> bool:
+        return True
+
+    def _relay(self, event: bytes) -> bytes:
+        self._written = b""
+        self._passes(event)
+        return self._written
 
     def _answer(self) -> Body:
         """Make the body that a plain request would have got. Raises UpstreamFailed for an empty answer.
 
-        Raises ContentFiltered where the provider stopped it: what was sent until then is not a whole answer.
+        Raises ContentFiltered or UpstreamFailed where the provider stopped it or gave it up: what was sent until then
+        is not a whole answer.
         """
-        if self._is_filtered:
+        if self._reason == "content_filter":
             raise ContentFiltered
+        if self._reason in GIVEN_UP:
+            raise UpstreamFailed
         response = "".join(self._said)
         if not response.strip():
             raise UpstreamFailed
@@ -90,10 +97,10 @@ class DeltaReader(ChunkReader):
         }
 
 
-def chat_error_event(caller: Caller) -> Callable[[ApiError], bytes]:
+def chat_error_event(caller: Caller) -> Callable[[ApiError, EventReader], bytes]:
     """Return what writes an error in the middle of a stream of /chat."""
 
-    def write(error: ApiError) -> bytes:
+    def write(error: ApiError, reader: EventReader) -> bytes:
         body = {"detail": error.detail, "code": error.error_code, "request_id": caller.trace.label}
         return server_sent("error", body)
 

@@ -35,7 +35,8 @@ from inference.calls import Answer, Caller, ModelCall
 from inference.catalog import CatalogModel, Route, catalog
 from inference.flight import Flight, Wait, flights
 from inference.logged_content import CallContent
-from inference.surfaces.base import Body, Usage, was_filtered
+from inference.surfaces.base import Body, Usage
+from inference.surfaces.provider_error import find_error
 from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.capacity import capacity
 from inference.upstream.client import client
@@ -197,14 +198,15 @@ def provider_failed(progress: Progress, error: ApiError) -> ApiError:
     return error
 
 
-def share_answer(progress: Progress, answer: cache.CachedAnswer, *, is_filtered: bool) -> None:
+def share_answer(progress: Progress, answer: cache.CachedAnswer, as_body: Callable[[], Body]) -> None:
     """Keep a whole, successful answer for others, and hand it to those who wait for it.
 
     One that this caller's limits have cut is neither kept nor shared: the others' limits may have room for all of it.
-    One that a content filter stopped is not kept.
+    One that is not whole is not kept; `as_body` gives it as it is, or would have been, without a stream.
     """
     if progress.cache_key is not None and progress.call.writes_cache and not progress.bill.is_cut:
-        if not is_filtered and (progress.flight is None or flights.may_store(progress.flight)):
+        may_store = progress.flight is None or flights.may_store(progress.flight)
+        if may_store and progress.call.surface.is_finished(as_body()):
             with progress.caller.trace.stage("cache"):
                 cache.store(progress.cache_key, answer, account_id=progress.caller.identity.account_id)
         leave_flight(progress, answer=answer)
@@ -267,11 +269,7 @@ def _answer_from_upstream(progress: Progress) -> Answer:
     body, route, usage = _ask(progress)
     bill.answered(body)
     content = _read(progress, body, route)
-    share_answer(
-        progress,
-        shared_answer(bill, body, usage, route.name),
-        is_filtered=was_filtered(body),
-    )
+    share_answer(progress, shared_answer(bill, body, usage, route.name), lambda: body)
     bill.settle(status=200)
     tokens = usage.input_tokens + usage.output_tokens
     name, outcome = progress.model.public_name, bill.record["cache"]
@@ -330,16 +328,37 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body
         begin_attempt(progress, route)
         try:
             body = client.call(route, surface.path, outgoing(progress, route), seconds=deadline.left)
-            if body.get("error") or not surface.is_complete(body):
-                raise failed_attempt(ValueError("incomplete answer"), route=route.name)
+            _refuse_failure(progress, body, route)
         except AttemptFailed as failure:
-            progress.bill.note_failure(route.name, failure.cause)
-            if failure.verdict.may_be_billed:
-                progress.bill.charge_bound()
+            charge_failure(progress, failure, route)
             raise
         usage = _charge(progress, body, route)
         entry.leave(usage.input_tokens + usage.output_tokens)
     return body, route, usage
+
+
+def _refuse_failure(progress: Progress, body: Body, route: Route) -> None:
+    """Raise AttemptFailed for a body that is an error, or no answer of the endpoint.
+
+    Of an error that tells no usage, what was generated all the same is counted.
+    """
+    surface, error = progress.call.surface, find_error(body)
+    if error is not None:
+        if error.usage is None:
+            counted = surface.estimate(progress.call.payload, body, model=route.upstream_name)
+            error.usage, error.usage_source = counted if counted.output_tokens else None, "estimated"
+        raise failed_attempt(error, route=route.name)
+    if not surface.is_complete(body):
+        raise failed_attempt(ValueError("incomplete answer"), route=route.name)
+
+
+def charge_failure(progress: Progress, failure: AttemptFailed, route: Route) -> None:
+    """Charge an attempt that failed what it used, or its bound where nobody knows, and write down why."""
+    progress.bill.note_failure(route.name, failure.cause)
+    if failure.usage is not None:
+        progress.bill.charge(failure.usage, route.rates, source=failure.usage_source)
+    elif failure.verdict.may_be_billed:
+        progress.bill.charge_bound()
 
 
 def slot_size(progress: Progress) -> tuple[str, int]:

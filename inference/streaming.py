@@ -39,6 +39,7 @@ from inference.pipeline import (
     Progress,
     begin,
     begin_attempt,
+    charge_failure,
     emit_shared,
     find_cached,
     is_awaited,
@@ -56,10 +57,13 @@ from inference.surfaces.base import Usage
 from inference.surfaces.events import BrokenStream, EventReader
 from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.client import UpstreamStream, client
+from inference.upstream.errors import failed_attempt
 from inference.upstream.provider_limits import take_slot
 from inference.upstream.routing import first_success
 from inference.upstream.transport import Abort
 
+#: Seconds for which a provider's connection is read on that has told an end or an error: the usage may follow that.
+LAST_WORDS_SECONDS = 1.0
 #: In place of a moment, while the provider isn't waited for.
 NEVER = float("inf")
 CLIENT_LEFT = 499  # nginx's status for it; nobody is there to see it but the log
@@ -75,8 +79,8 @@ class StreamedCall:
     """One streamed call. `open` it, then iterate over it once; `close` ends it early.
 
     `make_reader` makes what follows the provider's stream (True: it is replayed from the cache), `error_event` the
-    bytes that tell the client of an error in mid-stream. With `keep`, which gets all that was written (None if it broke
-    off) and the settled call, it runs to its end even if the client leaves.
+    bytes that tell the client of an error in mid-stream, after what the reader has seen. With `keep`, which gets all
+    that was written (None if it broke off) and the settled call, it runs to its end even if the client leaves.
     """
 
     def __init__(
@@ -85,13 +89,14 @@ class StreamedCall:
         caller: Caller,
         *,
         make_reader: Callable[[bool], EventReader],
-        error_event: Callable[[ApiError], bytes],
+        error_event: Callable[[ApiError, EventReader], bytes],
         client: ClientSocket,
         keep: Callable[[bytes | None, Progress], None] | None = None,
     ) -> None:
         self.call = call
         self.caller = caller
         self._make_reader = make_reader
+        self._reader = make_reader(False)
         self.progress: Progress | None = None
         self._error_event = error_event
         self._outlet = Outlet(client)
@@ -148,7 +153,8 @@ class StreamedCall:
         """End what nobody listens to any more, and what the provider has been silent about for too long."""
         if self._outlet.has_lost_its_reader(now):
             self.close()
-        if self._stream is not None and now - self._waits_since > settings.UPSTREAM_IDLE_TIMEOUT:
+        longest = LAST_WORDS_SECONDS if self._reader.is_over else settings.UPSTREAM_IDLE_TIMEOUT
+        if self._stream is not None and now - self._waits_since > longest:
             self._is_silent = True
             self._break_off()
 
@@ -174,11 +180,9 @@ class StreamedCall:
         progress = self.progress
         assert progress is not None  # noqa: S101  (open sets it first)
         open_streams.add(self)
-        reader: EventReader | None = None
         error: ApiError | None = InternalError()  # what it is if something comes that nobody expected
         try:
-            reader = self._make_reader(False)
-            self._answer(progress, reader)
+            self._answer(progress, self._reader)
             error = None
         except ClientLeft:
             error = None
@@ -191,7 +195,7 @@ class StreamedCall:
             log.exception("stream_failed", cause=type(failure).__name__)
         finally:
             try:
-                self._settle(progress, reader, error)
+                self._settle(progress, self._reader, error)
             except Exception as failure:  # whoever waits for the stream's end must not wait for ever
                 log.exception("stream_not_settled", cause=type(failure).__name__)
             finally:
@@ -270,27 +274,23 @@ class StreamedCall:
                 route, surface.path, payload, seconds=deadline.left, opens=surface.opens_stream, abort=self._abort
             )
         except AttemptFailed as failure:
-            entry.leave(None if failure.verdict.may_be_billed else 0)
-            if self._is_unwanted():
+            entry.leave(failure.tokens)
+            if failure.usage is None and self._is_unwanted():
                 self._billed_by = route if failure.verdict.may_be_billed else None
                 self._refuse_if_unwanted()
-            progress.bill.note_failure(route.name, failure.cause)
-            if failure.verdict.may_be_billed:
-                progress.bill.charge_bound()
+            charge_failure(progress, failure, route)
             raise
 
     def _pass_on(self, stream: UpstreamStream, reader: EventReader) -> None:
-        """Hand over what comes. Raises UpstreamFailed or UpstreamTimeout for a stream that breaks off."""
+        """Hand over what comes. Raises UpstreamFailed or UpstreamTimeout for a stream that breaks off.
+
+        Raises what an error means that the provider has told.
+        """
         try:
             self._write(reader.feed(stream.first))
             if self._outlet.can_send:
                 stream.hand_to(partial(self._relay, reader))
-            for data in stream:
-                self._waits_since = NEVER
-                self._write(reader.feed(data))
-                self._waits_since = time.monotonic()
-                self._go_on(reader)
-            self._go_on(reader)
+            self._read_on(stream, reader)
             self._write(reader.finish())
         except BrokenStream as failure:
             self._write(failure.before)
@@ -298,12 +298,26 @@ class StreamedCall:
             raise UpstreamFailed from failure
         except AttemptFailed as failure:
             self._go_on(reader)
-            if not reader.is_done:  # what comes after the end is of no interest
+            if not reader.is_over:  # what comes after the end is of no interest
                 self._note_failure(stream.route, failure.cause)
                 raise failure.error from failure
+        if reader.error is not None:
+            failed = failed_attempt(reader.error, route=stream.route.name)
+            self._note_failure(stream.route, failed.cause)
+            raise failed.error
         if not reader.is_done:
             self._broke_off(stream, "stream without end")
             raise UpstreamFailed
+
+    def _read_on(self, stream: UpstreamStream, reader: EventReader) -> None:
+        """Hand over what comes after the first event, to the end, or to the usage of an error."""
+        pieces = iter(stream)
+        while not reader.needs_no_more and (data := next(pieces, None)) is not None:
+            self._waits_since = NEVER
+            self._write(reader.feed(data))
+            self._waits_since = time.monotonic()
+            self._go_on(reader)
+        self._go_on(reader)
 
     def _relay(self, reader: EventReader, data: bytes) -> bool:
         """Write plain text to a client that takes it at once, in the event loop; False, and nothing done, otherwise."""
@@ -325,7 +339,7 @@ class StreamedCall:
 
     def _go_on(self, reader: EventReader) -> None:
         """Raise what ends a stream that has not come to its end."""
-        if not reader.is_done:
+        if not reader.is_over:
             self._refuse_if_unwanted()
             if self._is_silent or self._waits_since >= self._deadline.ends:
                 raise UpstreamTimeout
@@ -350,9 +364,9 @@ class StreamedCall:
             return True
         return self._is_abandoned
 
-    def _settle(self, progress: Progress, reader: EventReader | None, error: ApiError | None) -> None:
+    def _settle(self, progress: Progress, reader: EventReader, error: ApiError | None) -> None:
         """Bill what came, share a whole answer, and record how it ended."""
-        is_done = reader is not None and reader.is_done
+        is_done = reader.is_done
         status, code = (error.status, error.error_code) if error else (200, "")
         if self._is_abandoned and not is_done and not progress.caller.trace.is_recorded:
             status, code = CLIENT_LEFT, "client_left"
@@ -361,15 +375,22 @@ class StreamedCall:
                 progress.bill.emit(status=status, error_code=code)
             return
         progress.bill.followed(reader)
-        usage = self._charge(progress, reader, self._billed_by) if reader and self._billed_by else None
-        if usage is not None and reader is not None and status == 200:
+        usage = self._charge(progress, reader, self._billed_by) if self._billed_by else None
+        if usage is not None and status == 200:
             body = {"stream": reader.text.decode("utf-8", "replace")}
             answer = shared_answer(progress.bill, body, usage, progress.bill.record["deployment"])
-            share_answer(progress, answer, is_filtered=reader.was_filtered)
+            share_answer(progress, answer, reader.body)
         progress.bill.settle(status=status, error_code=code, partial=usage is not None and not is_done)
 
-    def _charge(self, progress: Progress, reader: EventReader, route: Route) -> Usage:
-        """Charge the usage that the provider sent, or a count of what came until the stream broke off."""
+    def _charge(self, progress: Progress, reader: EventReader, route: Route) -> Usage | None:
+        """Charge the usage that the provider sent, or a count of what came until the stream broke off.
+
+        Nothing is charged, and None returned, where the provider said that it failed before it generated anything.
+        """
+        if reader.is_free:
+            if self._slot is not None:
+                self._slot.leave(0)
+            return None
         estimate = partial(self.call.surface.estimate, self.call.payload, model=route.upstream_name)
         usage, source = reader.billed_usage(estimate)
         if self._slot is not None:
@@ -384,7 +405,7 @@ class StreamedCall:
             self._failure = error if is_plain else None
         try:
             if error is not None and not is_plain:
-                self._put(self._error_event(error))
+                self._put(self._error_event(error, self._reader))
                 self._record_late(error)
             if self._keep is not None and self.progress is not None and not is_plain:
                 self._keep(self._kept.content if error is None else None, self.progress)

@@ -279,9 +279,10 @@ def test_it_raises_an_error_in_the_middle_of_a_stream(client: openai.OpenAI, own
     with pytest.raises(openai.APIError) as raised:
         list(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
     assert raised.value.code == "upstream_failed"
-    last = list(client.responses.create(model=MODEL, input="hello there", stream=True))[-1]
-    assert last.type == "error"  # which the client hands over as it is
-    assert last.code == "upstream_failed"
+    with client.responses.stream(model=MODEL, input="hello there") as stream:
+        last = list(stream)[-1]
+    assert last.type == "response.failed"  # which the client hands over as it is
+    assert (last.response.status, last.response.error.code) == ("failed", "upstream_failed")
 
 
 def test_it_tells_bad_keys_and_forbidden_paths_apart(client: openai.OpenAI) -> None:

@@ -74,7 +74,7 @@ class OpenAIEndpoint(ModelEndpoint):
             return self.respond_plainly(request, call)
         reader = self.surface.reader
         return self.respond_as_stream(
-            request, call, make_reader=lambda _: reader(payload), error_event=error_event(self.surface)
+            request, call, make_reader=lambda _: reader(payload), error_event=error_event(call)
         )
 
     def _may_share(self, request: Request, payload: Mapping[str, Any]) -> bool:

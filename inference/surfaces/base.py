@@ -25,6 +25,10 @@ REQUEST_OVERHEAD = 32
 #: More than any call can use: a provider that says so is not believed, and its numbers could not be stored exactly.
 MOST_TOKENS = 1_000_000_000
 PART_OVERHEAD = 16
+#: Why an answer ends that is whole: OpenAI's reasons, and other servers' names for `stop`.
+FINISHED = ("stop", "length", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence")
+#: Why one ends that the provider gave up: OpenRouter's reason, SGLang's and DeepSeek's.
+GIVEN_UP = ("error", "abort", "insufficient_system_resource")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,14 @@ class Usage:
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+
+    def __add__(self, other: Usage) -> Usage:
+        """Return what two attempts used together."""
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+        )
 
     def at_least(self, counted: Usage) -> Usage:
         """Return each figure of a provider, or the one that was counted where that is higher."""
@@ -95,7 +107,11 @@ class Surface(ABC):
 
     @abstractmethod
     def is_complete(self, body: Body) -> bool:
-        """Say whether a provider's body is a whole answer of this endpoint."""
+        """Say whether a provider's body is an answer of this endpoint."""
+
+    @abstractmethod
+    def is_finished(self, body: Body) -> bool:
+        """Return whether an answer is whole, so that it may be cached: not filtered, given up, or still going on."""
 
     def as_stream(self, payload: Payload) -> Body:
         """Return the payload of a stream as it is sent; raises InvalidRequest where the endpoint has none."""
@@ -153,14 +169,15 @@ def written_json(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode()
 
 
-def was_filtered(body: Body) -> bool:
-    """Say whether a content filter stopped an answer: that is a normal one under /v1, but not a whole one."""
-    choices, details = body.get("choices"), body.get("incomplete_details")
-    reasons = (
-        [each.get("finish_reason") for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
-    )
-    reasons.append(details.get("reason") if isinstance(details, dict) else None)
-    return "content_filter" in reasons
+def choices_in(body: Body) -> list[Body]:
+    """Return the choices of an answer or a chunk, leaving out what is none."""
+    choices = body.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def are_finished(choices: Sequence[Body]) -> bool:
+    """Return whether each choice of an answer came to an end of its own (see FINISHED)."""
+    return bool(choices) and all(choice.get("finish_reason") in FINISHED for choice in choices)
 
 
 def is_count(value: Any) -> TypeGuard[int]:

@@ -6,12 +6,15 @@ from itertools import chain
 
 from accounts.exceptions import ContentFiltered, UpstreamFailed
 from inference.surfaces.base import (
+    GIVEN_UP,
     PART_OVERHEAD,
     REQUEST_OVERHEAD,
     Body,
     Payload,
     Surface,
     Usage,
+    are_finished,
+    choices_in,
     is_of_one_answer,
     json_bytes,
     read_openai_usage,
@@ -26,7 +29,7 @@ from inference.surfaces.content import (
     texts_in,
     without_images,
 )
-from inference.surfaces.events import ChunkReader, choices_in, chunk_reader
+from inference.surfaces.events import ChunkReader, chunk_reader
 from inference.surfaces.tools import FUNCTIONS, refuse_foreign_tools
 from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
@@ -84,7 +87,7 @@ class ChatSurface(Surface):
         texts = chain(texts_in(without_images(messages)), schema_texts(payload))
         around = MESSAGE_TOKENS * len(messages) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(messages)
         prompt = count_tokens(texts, model=model) + around
-        answers = (choice.get("message") for choice in body.get("choices", ()))
+        answers = (choice.get("message") for choice in choices_in(body))
         generated = (texts_in({**message, "role": None}) for message in answers if isinstance(message, dict))
         counted = Usage(prompt, 0, count_tokens(chain.from_iterable(generated), model=model))
         return (read_openai_usage(body.get("usage")) or counted).at_least(counted)
@@ -93,6 +96,10 @@ class ChatSurface(Surface):
         """Say whether there are choices."""
         choices = body.get("choices")
         return isinstance(choices, list) and bool(choices) and all(isinstance(choice, dict) for choice in choices)
+
+    def is_finished(self, body: Body) -> bool:
+        """Return whether each choice says that it is."""
+        return are_finished(choices_in(body))
 
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is deterministic as far as it can be, and nobody's own."""
@@ -124,6 +131,8 @@ def answer_text(body: Body) -> str:
     choice = body["choices"][0]
     if choice.get("finish_reason") == "content_filter":
         raise ContentFiltered
+    if choice.get("finish_reason") in GIVEN_UP:
+        raise UpstreamFailed
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(content, str) or not content.strip():

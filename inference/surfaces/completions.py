@@ -10,12 +10,14 @@ from inference.surfaces.base import (
     Payload,
     Surface,
     Usage,
+    are_finished,
+    choices_in,
     is_of_one_answer,
     json_bytes,
     read_openai_usage,
 )
 from inference.surfaces.chat import UNCACHEABLE
-from inference.surfaces.events import ChunkReader, choices_in, chunk_reader
+from inference.surfaces.events import ChunkReader, chunk_reader
 from inference.tokens import count_tokens
 
 #: OpenAI's own maximum where a completion names none.
@@ -71,6 +73,10 @@ class CompletionSurface(Surface):
         """Say whether there are choices."""
         return isinstance(body.get("choices"), list) and bool(body["choices"])
 
+    def is_finished(self, body: Body) -> bool:
+        """Return whether each choice says that it is."""
+        return are_finished(choices_in(body))
+
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is deterministic as far as it can be, and nobody's own."""
         return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
@@ -110,6 +116,10 @@ class EmbeddingSurface(Surface):
     def is_complete(self, body: Body) -> bool:
         """Say whether there are embeddings."""
         return isinstance(body.get("data"), list) and bool(body["data"])
+
+    def is_finished(self, body: Body) -> bool:
+        """Return True: vectors are there or not."""
+        return True
 
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is nobody's own."""

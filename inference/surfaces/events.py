@@ -11,18 +11,22 @@ import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+from accounts.exceptions import ApiError
 from inference.surfaces.base import (
     Body,
     Payload,
     Usage,
+    choices_in,
     is_count,
     is_of_one_answer,
     read_openai_usage,
     read_response_usage,
     written_json,
 )
+from inference.surfaces.provider_error import ProviderError, find_error
 
 END_OF_EVENT = b"\n\n"
 #: How an event ends that holds a whole object; one that ends otherwise is looked into.
@@ -34,7 +38,6 @@ FIELDS = (b":", b"data", b"event", b"id", b"retry")
 NO_USAGE = re.compile(rb',\s*"usage":\s*null')
 #: How the choices of a chunk begin, where there are any.
 CHOICE = re.compile(rb'"choices":\s*\[\s*\{')
-FILTERED = re.compile(rb'"(?:finish_)?reason":\s*"content_filter"')
 #: How an event says that it is an error whatever its data are.
 ERROR = re.compile(rb"^event: ?error$", re.MULTILINE)
 #: What some servers end with that told a usage before.
@@ -46,7 +49,7 @@ LONGEST_EVENT = 16 * 1024 * 1024
 
 
 class BrokenStream(Exception):
-    """The provider sent an error, or no events, in the middle of a stream; its text is not ours to pass on.
+    """The provider sent no events in the middle of a stream; its text is not ours to pass on.
 
     `before` is what came with it and is to be forwarded first.
     """
@@ -55,7 +58,11 @@ class BrokenStream(Exception):
 
 
 class EventReader(ABC):
-    """Follows one stream: what of it is forwarded, what it used, whether it came to its end."""
+    """Follows one stream: what of it is forwarded, what it used, whether it came to its end.
+
+    It is over with its end (`is_done`), or with an error of the provider's (`error`), of which nothing is forwarded.
+    What follows the end is ignored; what follows an error is looked into only for the usage, which may come with it.
+    """
 
     #: Bytes without which an event needs no look.
     signs: tuple[bytes, ...] = (b'"usage"', b'"error"', DONE)
@@ -65,17 +72,22 @@ class EventReader(ABC):
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self.is_done = False
+        self.error: ProviderError | None = None
         #: Whether the usage came without a piece of the answer, and whether more of that was generated since.
         self._usage_stands_alone = True
         self._usage_is_early = False
         self._rest = b""
         self._kept: list[bytes] = []
+        self._postponed: ApiError | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they came, and return those to be forwarded: whole events. Raises BrokenStream.
 
-        A line ends by CR, LF or both (HTML standard, section 9.2.6); what is forwarded ends its lines by LF.
+        An answer that is none to its endpoint raises what it means there, once all before it was returned. A line ends
+        by CR, LF or both (HTML standard, section 9.2.6); what is forwarded ends its lines by LF.
         """
+        if self._postponed is not None:
+            raise self._postponed
         data = self._rest + data
         if b"\r" in data:
             data = _with_lf(data)
@@ -86,7 +98,6 @@ class EventReader(ABC):
                 raise BrokenStream("an event without end")
             return b""
         events, self._rest = data[:end], data[end:]
-        self._kept.append(events)
         return self._forward(events)
 
     def pass_on(self, data: bytes) -> bytes:
@@ -94,28 +105,38 @@ class EventReader(ABC):
 
         Any other bytes are not taken, and nothing is returned.
         """
-        if self._rest or b"\r" in data or not data.endswith(END_OF_OBJECT):
+        if self._rest or self.is_over or b"\r" in data or not data.endswith(END_OF_OBJECT):
             return b""
         events = self._stripped(data)
         if not self._is_plain(events):
             return b""
-        self._kept.append(data)
+        self._kept.append(events)
         return events
 
     def finish(self) -> bytes:
         """Take the stream's end, which may stand for that of the last event, and return what is to be forwarded."""
         self._rest = self._rest.rstrip(b"\r\n")
-        return self.feed(END_OF_EVENT) if self._rest else b""
+        return self.feed(END_OF_EVENT if self._rest else b"")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of what comes now is forwarded any more."""
+        return self.is_done or self.error is not None
+
+    @property
+    def needs_no_more(self) -> bool:
+        """Whether all is known of a stream that the provider ended with an error."""
+        return self.error is not None and self.usage is not None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the provider has said that it failed, without any usage and before it had generated anything."""
+        return self.error is not None and self.usage is None and not self.has_generated()
 
     @property
     def text(self) -> bytes:
-        """Everything that came until now, as it came."""
+        """Every event that came until it was over, without what is on no account forwarded."""
         return b"".join(self._kept)
-
-    @property
-    def was_filtered(self) -> bool:
-        """Say whether a content filter stopped the answer (see inference.surfaces.base.was_filtered)."""
-        return FILTERED.search(self.text) is not None
 
     def events(self) -> Iterator[Body]:
         """Parse every event that came until now."""
@@ -145,6 +166,10 @@ class EventReader(ABC):
         return False
 
     @abstractmethod
+    def has_generated(self) -> bool:
+        """Return whether a piece of an answer came."""
+
+    @abstractmethod
     def body(self) -> Body:
         """Put what came until now together, as the answer would have been without a stream; for estimates."""
 
@@ -152,19 +177,60 @@ class EventReader(ABC):
     def look(self, event: Body) -> bool:
         """Look into an event with a sign in it; say whether to forward it. Raises BrokenStream."""
 
+    @abstractmethod
+    def take_done(self) -> bool:
+        """Take the event `[DONE]`; say whether to forward it. Raises BrokenStream."""
+
     def _forward(self, events: bytes) -> bytes:
         """Relay events in which nothing is to be seen, and that look whole, as they are; go through others singly."""
-        events = self._stripped(events)
-        if self._is_plain(events):
-            return events
+        stripped = self._stripped(events)
+        if not self.is_over and self._is_plain(stripped):
+            self._kept.append(stripped)
+            return stripped
         forwarded = bytearray()
         try:
-            for event in filter(None, events.split(END_OF_EVENT)):
-                forwarded += self._relay(event)
+            for event in filter(None, stripped.split(END_OF_EVENT)):
+                forwarded += self._relay_or_ignore(event)
         except BrokenStream as error:
             error.before = bytes(forwarded)
             raise
+        except ApiError as error:
+            if not forwarded:
+                raise
+            self._postponed = error
         return bytes(forwarded)
+
+    def _relay_or_ignore(self, event: bytes) -> bytes:
+        """Return what is forwarded of one event, and keep it; of one that comes when it is over, nothing."""
+        if self.is_over:
+            self._look_for_usage(event)
+            return b""
+        forwarded = self._relay(event)
+        if self.error is None:
+            self._kept.append(event + END_OF_EVENT)
+        return forwarded
+
+    def _look_for_usage(self, event: bytes) -> None:
+        """Look into what follows an error: its usage may come in an event of its own, or with the failed response."""
+        data = event_data(event)
+        if self.error is None or not data or data == DONE:
+            return
+        with suppress(BrokenStream):
+            body = parse_data(data)
+            found = find_error(body)
+            if found is not None and found.response:
+                self._fail(ProviderError(found.fields or self.error.fields, response=found.response, usage=found.usage))
+            else:
+                self._take_usage(read_openai_usage(body.get("usage")))
+
+    def _fail(self, error: ProviderError) -> None:
+        self.error = error
+        self._take_usage(error.usage)
+
+    def _take_usage(self, usage: Usage | None) -> None:
+        """Take the usage of a stream that failed, which is of all that came."""
+        if usage is not None and usage != NOTHING:
+            self.usage, self._usage_is_early, self._usage_stands_alone = usage, False, True
 
     def _stripped(self, events: bytes) -> bytes:
         """Leave out of events what is on no account forwarded."""
@@ -191,17 +257,18 @@ class EventReader(ABC):
     def _passes(self, event: bytes) -> bool:
         if event.endswith(b"}") and event.startswith(self.start) and not self._is_signed(event):
             return True
-        refuse_error(event)
-        data = event_data(event)
+        is_named_error, data = ERROR.search(event) is not None, event_data(event)
         if data == DONE:
-            self.is_done = True
-            if not any(CHOICE.search(events) for events in self._kept):
-                raise BrokenStream("no choices")
-            return True
-        if not data:
+            return self.take_done()
+        if not data and not is_named_error:
             refuse_garbage(event)
             return True
-        return self.look(parse_data(data))
+        body = parse_data(data, is_error=is_named_error)
+        error = find_error(body, is_named=is_named_error)
+        if error is not None:
+            self._fail(error)
+            return False
+        return self.look(body)
 
 
 class ChunkReader(EventReader):
@@ -217,8 +284,6 @@ class ChunkReader(EventReader):
 
     def look(self, event: Body) -> bool:
         """Take the usage; drop the chunk that holds nothing else, unless the caller asked for it."""
-        if event.get("error") or event.get("object") == "error":
-            raise BrokenStream("error event")
         usage = self._told_in(event)
         if usage is not None:
             self.usage, self._usage_is_early, self._usage_stands_alone = usage, False, not event.get("choices")
@@ -237,6 +302,17 @@ class ChunkReader(EventReader):
         """Take the usage out of an event for a caller who did not ask for it."""
         relayed = super()._relay(event)
         return relayed if self._forwards_usage or b'"usage"' not in relayed else without_usage(event)
+
+    def take_done(self) -> bool:
+        """Take it for the end; raises BrokenStream where there was no choice before it."""
+        self.is_done = True
+        if not any(CHOICE.search(events) for events in self._kept):
+            raise BrokenStream("no choices")
+        return True
+
+    def has_generated(self) -> bool:
+        """Return whether a piece of an answer came."""
+        return any(_generates(chunk) for _, chunk in self._chunks())
 
     def _stripped(self, events: bytes) -> bytes:
         """Take the empty usage out of chunks: with it in each of them, each would have to be parsed."""
@@ -274,7 +350,10 @@ def chunk_reader(payload: Payload, *, answers: int) -> ChunkReader:
 
 
 class ResponseReader(EventReader):
-    """Events of responses, which end with one that holds the whole response."""
+    """Events of responses, which end with one that holds the whole response.
+
+    Some gateways send `[DONE]` as well (vLLM's and LiteLLM's): OpenAI doesn't, and it is not forwarded.
+    """
 
     signs = (
         b'"response.completed"',
@@ -286,20 +365,31 @@ class ResponseReader(EventReader):
     )
     start = b"event:"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._whole: Body = {}
+
     def look(self, event: Body) -> bool:
-        """Take the usage at the end. A failed response is an error whose text is the provider's."""
-        kind = event.get("type")
-        if kind in ("error", "response.failed") or (kind is None and event.get("error")):
-            raise BrokenStream("error event")
-        if kind in ("response.completed", "response.incomplete"):
+        """Take the usage at the end."""
+        if event.get("type") in ("response.completed", "response.incomplete"):
             self.is_done = True
             response = event.get("response")
-            self.usage = read_response_usage(response.get("usage") if isinstance(response, dict) else None)
+            self._whole = response if isinstance(response, dict) else {}
+            self.usage = read_response_usage(self._whole.get("usage"))
         return True
 
+    def take_done(self) -> bool:
+        """Leave it out: the end is another event."""
+        return False
+
+    def has_generated(self) -> bool:
+        """Return whether a piece of an answer came."""
+        return bool(_output_in(self.events()))
+
     def body(self) -> Body:
-        """Put the items together, of those that did not come to their end the pieces of text."""
-        return {"output": _output_in(self.events())}
+        """Put the items together, of those that did not come to their end the pieces of text; tell how it ended."""
+        ended: Body = {name: self._whole[name] for name in ("status", "incomplete_details") if name in self._whole}
+        return {"output": _output_in(self.events()), **ended}
 
 
 def _output_in(events: Iterator[Body]) -> list[Body]:
@@ -312,7 +402,7 @@ def _output_in(events: Iterator[Body]) -> list[Body]:
             whole[place] = item
         elif "delta" in kind:
             pieces[place] += str(event.get("delta") or "")
-    return [*whole.values(), *({"content": text} for place, text in pieces.items() if place not in whole)]
+    return [*whole.values(), *({"content": text} for place, text in pieces.items() if text and place not in whole)]
 
 
 def without_usage(event: bytes) -> bytes:
@@ -325,12 +415,6 @@ def without_usage(event: bytes) -> bytes:
         holder.pop("usage", None)
     fields = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
     return b"\n".join([*fields, b"data: " + written_json(body)]) + END_OF_EVENT
-
-
-def choices_in(event: Body) -> list[Body]:
-    """Return the choices of a chunk, leaving out what is none."""
-    choices = event.get("choices")
-    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
 def _join(choice: dict[str, Any], chunk: Body) -> None:
@@ -379,8 +463,8 @@ def parse_events(text: bytes) -> Iterator[Body]:
 def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> bytes:
     """Read until the first event is there that holds data, and return what came from there on.
 
-    Comments, which providers send while they work, are no answer yet. Raises BrokenStream where the stream ends before,
-    or the first event is none that `opens` such a stream.
+    Comments, which providers send while they work, are no answer yet. Raises ProviderError where that event is an error
+    or all of the body is one, BrokenStream where the stream ends before, or the event is none that `opens` it.
     """
     data = b""
     for piece in pieces:
@@ -398,20 +482,19 @@ def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> byte
 
 
 def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
-    """Say whether an event holds data. Raises BrokenStream if that is not what opens the stream."""
-    data = event_data(event)
-    if not data:
+    """Say whether an event holds data. Raises ProviderError or BrokenStream if that is not what opens the stream."""
+    is_json, is_named_error = event.lstrip().startswith(b"{"), ERROR.search(event) is not None
+    data = event if is_json else event_data(event)
+    if not data and not is_named_error:
         refuse_garbage(event)
         return False
-    if data == DONE or not opens(parse_data(data)):
+    body = {} if data == DONE else parse_data(data, is_error=is_named_error)
+    error = find_error(body, is_named=is_named_error)
+    if error is not None:
+        raise error
+    if is_json or not opens(body):
         raise BrokenStream("no event of this endpoint")
     return True
-
-
-def refuse_error(event: bytes) -> None:
-    """Raise BrokenStream for an event that is named an error: its data need not say so as well."""
-    if ERROR.search(event):
-        raise BrokenStream("error event")
 
 
 def refuse_garbage(event: bytes) -> None:
@@ -426,12 +509,14 @@ def event_data(event: bytes) -> bytes:
     return b"\n".join(line[5:].removeprefix(b" ") for line in lines)
 
 
-def parse_data(data: bytes) -> Body:
-    """Parse an event's data as a JSON object. Raises BrokenStream."""
+def parse_data(data: bytes, *, is_error: bool = False) -> Body:
+    """Parse an event's data as a JSON object. Raises BrokenStream; those of an error may be anything."""
     try:
         value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BrokenStream("broken JSON") from error
-    if not isinstance(value, dict):
-        raise BrokenStream("no object")
-    return value
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    if is_error:
+        return {}
+    raise BrokenStream("no JSON object")

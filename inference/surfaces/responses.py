@@ -78,6 +78,12 @@ class ResponseSurface(Surface):
         """Say whether there is an output."""
         return isinstance(body.get("output"), list) and body.get("status") != "failed"
 
+    def is_finished(self, body: Body) -> bool:
+        """Return whether it is completed, or cut at the longest output that was asked for."""
+        details = body.get("incomplete_details")
+        is_cut = isinstance(details, dict) and details.get("reason") == "max_output_tokens"
+        return body.get("status") == "completed" or (body.get("status") == "incomplete" and is_cut)
+
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is deterministic as far as it can be, and nobody's own."""
         is_own = any(payload.get(name) for name in UNCACHEABLE) or bool(_tools(payload))

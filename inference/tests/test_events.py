@@ -86,19 +86,45 @@ ERRORS = [
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_it_passes_no_error_on_however_it_is_told(error: bytes, pieces: int) -> None:
     reader = ChunkReader(forwards_usage=False)
-    parts = [chunk("Hello"), error + DONE]
-    with pytest.raises(BrokenStream) as broken:
-        follow(reader, *(parts if pieces == 2 else [b"".join(parts)]))
-    assert broken.value.before == (chunk("Hello") if pieces == 1 else b"")
+    parts = [chunk("Hello"), error + chunk(" you") + DONE]
+    assert follow(reader, *(parts if pieces == 2 else [b"".join(parts)])) == chunk("Hello")
+    assert reader.error is not None
     assert not reader.is_done
+    assert reader.body()["choices"][0]["message"]["content"] == "Hello"
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_it_takes_no_answer_for_whole_that_an_error_ended(error: bytes) -> None:
     reader = delta_reader()
-    with pytest.raises(BrokenStream):
-        follow(reader, chunk("Hello") + error + DONE)
+    assert follow(reader, chunk("Hello") + error + DONE) == b'event: delta\ndata: {"text":"Hello"}\n\n'
+    assert reader.error is not None
     assert not reader.is_done
+
+
+@pytest.mark.parametrize("after", [chunk(" and more"), b"<p>garbage</p>\n\n", ERRORS[0], DONE])
+def test_it_ignores_what_follows_the_end(after: bytes) -> None:
+    for pieces in ([plain_stream(), after], [plain_stream() + after]):
+        reader = ChunkReader(forwards_usage=True)
+        assert follow(reader, *pieces) == plain_stream()
+        assert (reader.usage, reader.is_done, reader.error) == (Usage(5, 3, 2), True, None)
+
+
+@pytest.mark.parametrize("piece", ["with the error", "after it"])
+def test_it_believes_the_usage_of_an_error(piece: str) -> None:
+    error, usage = {"error": {"code": "server_error"}}, {"usage": USAGE}
+    told = event({**error, **usage}) if piece == "with the error" else event(error) + event({"choices": [], **usage})
+    reader = ChunkReader(forwards_usage=False)
+    follow(reader, chunk("Hello") + told)
+    assert reader.needs_no_more
+    assert billed(reader) == (Usage(5, 3, 2), "provider")
+
+
+def test_it_takes_an_error_before_any_text_for_free() -> None:
+    role = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+    for sent, is_free in ((role + ERRORS[0], True), (role + chunk("a") + ERRORS[0], False), (role, False)):
+        reader = ChunkReader(forwards_usage=False)
+        follow(reader, sent)
+        assert reader.is_free is is_free
 
 
 @given(st.data())
@@ -213,7 +239,6 @@ def test_it_joins_the_lines_of_an_event() -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        event({"error": {"message": "provider-internal-detail"}}),
         b'data: {"id": "provider-internal-detail", "choices": [{\n\n',
         b"data: provider-internal-detail\n\n",
         b"data: <html>\n\n",
@@ -301,9 +326,11 @@ def test_it_reads_the_usage_of_a_response(end: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["error", "response.failed"])
-def test_it_takes_a_failed_response_for_broken(kind: str) -> None:
-    with pytest.raises(BrokenStream):
-        ResponseReader().feed(response_event(kind, response={"error": {"message": "text"}}, message="text"))
+def test_it_passes_no_failed_response_on_as_it_is(kind: str) -> None:
+    reader = ResponseReader()
+    assert reader.feed(response_event(kind, response={"error": {"message": "text"}}, message="text")) == b""
+    assert reader.error is not None
+    assert not reader.is_done
 
 
 def test_it_puts_a_response_together_that_broke_off() -> None:
@@ -354,14 +381,23 @@ def test_it_tells_of_a_filtered_answer_once_its_usage_is_known() -> None:
 def test_it_passes_no_named_error_on_among_a_response_s_events(name: str) -> None:
     sent = response_event("response.output_text.delta", delta="Hel")
     error = f'{name}\ndata: {{"message": "internal"}}\n\n'.encode()
-    with pytest.raises(BrokenStream) as broken:
-        ResponseReader().feed(sent + error)
-    assert broken.value.before == sent
+    reader = ResponseReader()
+    assert reader.feed(sent + error) == sent
+    assert reader.error is not None
 
 
 def test_it_fails_for_an_empty_answer() -> None:
     with pytest.raises(UpstreamFailed):
-        delta_reader().feed(chunk(" ") + DONE)
+        follow(delta_reader(), chunk(" ") + DONE)
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "error"])
+def test_it_sends_what_came_before_it_tells_that_it_is_none(reason: str) -> None:
+    reader = delta_reader()
+    end = event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+    assert reader.feed(chunk("Hel") + end + DONE) == b'event: delta\ndata: {"text":"Hel"}\n\n'
+    with pytest.raises(UpstreamFailed):
+        reader.finish()
 
 
 @pytest.mark.parametrize("garbage", [b"Bad gateway\n\n", b'{"a": 1}\n\n', b"<p>}\n\n"])

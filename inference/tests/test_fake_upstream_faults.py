@@ -128,6 +128,30 @@ def test_it_sends_an_error_in_mid_stream(fake: FakeUpstream) -> None:
     assert [call.completion_tokens for call in fake.billed] == [2, 2]
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+@pytest.mark.parametrize(
+    ("fault", "stream", "billed"),
+    [
+        ("error_event", False, (0, 0)),
+        ("error_first", False, (0, 0)),
+        ("error_first", True, (0, 0)),
+        ("error_usage", False, (2, 2)),
+        ("error_usage", True, (2, 2)),
+    ],
+)
+def test_it_bills_of_an_error_in_a_200_what_that_tells(
+    fake: FakeUpstream, path: str, fault: str, stream: bool, billed: tuple[int, int]
+) -> None:
+    fake.fail_next(fault)
+    body = {"model": "m", "input": "hello there", "stream": stream} if path != CHAT else chat_body(stream=stream)
+    answer = post(fake, path, body)
+    assert answer.status == 200
+    told = answer.read()
+    assert LEAK_MARKER in told.decode()
+    assert (b"usage" in told.rpartition(b"data: ")[2]) is (fault == "error_usage")
+    assert [(call.prompt_tokens, call.completion_tokens) for call in fake.billed] == [billed]
+
+
 def test_it_fails_by_chance_the_same_way_for_the_same_seed() -> None:
     def outcomes() -> list[str | None]:
         with FakeUpstream(seed=5, faults={"http_500": 0.3, "http_429": 0.2}) as fake:

@@ -15,7 +15,7 @@ from accounts.exceptions import InvalidRequest
 from accounts.snapshots import Identity, build_identity
 from accounts.tests.factories import make_key, make_tier
 from inference.catalog import CatalogModel, Rates, Route
-from inference.surfaces.base import Surface, Usage, was_filtered
+from inference.surfaces.base import Surface, Usage
 from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.completions import completion_surface, embedding_surface
 from inference.surfaces.items import refuse_items
@@ -384,17 +384,30 @@ def test_it_shares_no_answer_that_acts_or_is_somebody_s_own(personal: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("body", "filtered"),
+    ("surface", "body", "is_finished"),
     [
-        ({"choices": [{"finish_reason": "stop"}, {"finish_reason": "content_filter"}]}, True),
-        ({"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, True),
-        ({"choices": [{"finish_reason": "stop"}]}, False),
-        ({"incomplete_details": {"reason": "max_output_tokens"}}, False),
-        ({"data": [], "incomplete_details": None}, False),
+        (chat_surface, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "content_filter"}]}, False),
+        (response_surface, {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, False),
+        (chat_surface, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "tool_calls"}]}, True),
+        (completion_surface, {"choices": [{"finish_reason": "length"}]}, True),
+        *(
+            (surface, {"choices": [{"finish_reason": reason}]}, False)
+            for surface in (chat_surface, completion_surface)
+            for reason in ("", "error", "abort", "whatever")
+        ),
+        (chat_surface, {"choices": [{"finish_reason": None}]}, False),
+        (chat_surface, {"choices": [{"finish_reason": []}]}, False),
+        (chat_surface, {"choices": [{}]}, False),
+        (response_surface, {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, True),
+        (response_surface, {"status": "completed", "incomplete_details": None}, True),
+        (response_surface, {"status": "in_progress"}, False),
+        (response_surface, {"status": "incomplete", "incomplete_details": None}, False),
+        (response_surface, {}, False),
+        (embedding_surface, {"data": []}, True),
     ],
 )
-def test_it_knows_a_filtered_answer(body: dict[str, Any], filtered: bool) -> None:
-    assert was_filtered(body) is filtered
+def test_it_knows_an_answer_that_may_be_cached(surface: Surface, body: dict[str, Any], is_finished: bool) -> None:
+    assert surface.is_finished(body) is is_finished
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ OUTCOMES = {
     "hang": (504, "upstream_timeout", "timeout"),
     "broken_json": (502, "upstream_failed", "JSONDecodeError"),
     "empty_choices": (502, "upstream_failed", ""),
-    "error_event": (502, "upstream_failed", ""),
+    "error_event": (502, "server_error", "http 500 server_error inside a 200"),
+    "error_first": (502, "server_error", "http 500 server_error inside a 200"),
+    "error_usage": (502, "server_error", "http 500 server_error inside a 200"),
     "wrong_type": (502, "upstream_failed", "JSONDecodeError"),
     "content_filter": (502, "content_filtered", "content_filtered"),
 }
@@ -94,7 +96,7 @@ def test_it_answers_once_the_fault_is_over(api: Api, upstream: FakeUpstream) -> 
     assert api.chat().status_code == 200
 
 
-@pytest.mark.parametrize("fault", ["http_401", "http_429", "refuse", "http_400"])
+@pytest.mark.parametrize("fault", ["http_401", "http_429", "refuse", "http_400", "error_event", "error_first"])
 def test_it_charges_nothing_where_the_provider_bills_nothing(
     api: Api, upstream: FakeUpstream, records: Records, fault: str
 ) -> None:
@@ -117,8 +119,11 @@ def test_it_charges_the_bound_where_nobody_knows(
     assert record.input_tokens + record.output_tokens >= billed["prompt_tokens"] + billed["completion_tokens"]
 
 
-def test_it_charges_what_a_filtered_answer_used(api: Api, upstream: FakeUpstream, records: Records) -> None:
-    break_by(upstream, "content_filter")
+@pytest.mark.parametrize("fault", ["content_filter", "error_usage"])
+def test_it_charges_what_the_provider_says_that_a_failure_used(
+    api: Api, upstream: FakeUpstream, records: Records, fault: str
+) -> None:
+    break_by(upstream, fault)
     api.chat()
     (record,) = records()
     (call,) = upstream.billed
@@ -148,7 +153,7 @@ def test_it_says_the_same_of_a_wrong_secret_as_of_any_failure_of_ours(
     _assert_no_leak(answer, log_lines)
 
 
-CHOICE = '{"choices": [{"message": {"content": %s}}]}'
+CHOICE = '{"choices": [{"message": {"content": %s}, "finish_reason": "stop"}]}'
 
 
 @pytest.mark.parametrize(

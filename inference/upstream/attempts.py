@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from accounts.exceptions import ApiError
+from inference.surfaces.base import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,34 @@ REJECTED = Verdict(may_be_billed=False, goes_elsewhere=False, returns=False, is_
 
 
 class AttemptFailed(Exception):
-    """One call to one deployment failed: the caller's error, and what may follow."""
+    """One call to one deployment failed: the caller's error, and what may follow.
 
-    def __init__(self, error: ApiError, verdict: Verdict, *, cause: str = "") -> None:
+    `usage` is what it used, where the provider says so (`usage_source` "provider") or what came was counted.
+    """
+
+    def __init__(
+        self,
+        error: ApiError,
+        verdict: Verdict,
+        *,
+        cause: str = "",
+        usage: Usage | None = None,
+        usage_source: str = "provider",
+    ) -> None:
         super().__init__(error.detail)
         self.error = error
         self.verdict = verdict
+        self.usage = usage
+        self.usage_source = usage_source
         #: What happened, for operators, in words without any of the provider's.
         self.cause = cause or error.error_code
+
+    @property
+    def tokens(self) -> int | None:
+        """The tokens that it used; None where nobody knows."""
+        if self.usage is not None:
+            return self.usage.input_tokens + self.usage.output_tokens
+        return None if self.verdict.may_be_billed else 0
 
 
 class Deadline:

@@ -72,7 +72,8 @@ class UpstreamStream:
         self._response = response
         self._reads = iter(_body_of(response))
         try:
-            if "text/event-stream" not in response.headers.get("Content-Type", ""):
+            kind = response.headers.get("Content-Type", "").lower()
+            if "text/event-stream" not in kind and "json" not in kind:  # which an error may be
                 raise ValueError("no stream of events")
             self.first = read_opening(self._reads, opens)
         except BrokenStream as error:

@@ -14,7 +14,9 @@ import httpx2
 import structlog
 
 from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from inference.surfaces.provider_error import ProviderError
 from inference.upstream.attempts import REJECTED, AttemptFailed, Verdict
+from inference.upstream.codes import OPERATORS_CODES, status_of
 from inference.upstream.sdk import sdk
 
 if TYPE_CHECKING:
@@ -43,20 +45,24 @@ log = structlog.get_logger(__name__)
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """List how a call can fail: the SDK's errors, the connection's, an answer that is no JSON or nested without end."""
-    return sdk().OpenAIError, httpx2.HTTPError, ValueError, RecursionError, OSError
+    """List how a call can fail: the SDK's errors, the connection's, an answer that is an error, no JSON or endless."""
+    return sdk().OpenAIError, httpx2.HTTPError, ProviderError, ValueError, RecursionError, OSError
 
 
 def failed_attempt(error: Exception, *, route: str) -> AttemptFailed:
     """Judge an exception of the client, and log its cause; `route` names the deployment."""
     answer, verdict, cause = _classify(error)
     log.warning("upstream_failed", route=route, cause=cause, status=answer.status)
+    if isinstance(error, ProviderError):
+        return AttemptFailed(answer, verdict, cause=cause, usage=error.usage, usage_source=error.usage_source)
     return AttemptFailed(answer, verdict, cause=cause)
 
 
 def _classify(error: Exception) -> tuple[ApiError, Verdict, str]:
     if isinstance(error, sdk().APIStatusError):
         return _from_status(error)
+    if isinstance(error, ProviderError):
+        return _from_answer(error)
     cause = error.__cause__ if isinstance(error, sdk().APIConnectionError) and error.__cause__ else error
     name = type(cause).__name__
     if isinstance(cause, httpx2.ConnectTimeout):
@@ -93,6 +99,24 @@ def _from_status(error: openai.APIStatusError) -> tuple[ApiError, Verdict, str]:
     if status == 408:
         return UpstreamTimeout(), FAILED, cause
     return UpstreamFailed(), FAILED if status >= 500 else MISCONFIGURED, cause
+
+
+def _from_answer(error: ProviderError) -> tuple[ApiError, Verdict, str]:
+    """Judge an error inside a 200 as the status that it stands for; its own code is the answer's.
+
+    Nothing is billed for it but what it says that was used. Then asking there again would cost as much again.
+    """
+    request = httpx2.Request("POST", "http://provider.invalid")  # the SDK's exception has one
+    response, code = httpx2.Response(status_of(error.fields), request=request), _safe(error.fields.get("code"))
+    if code is None or code.isdecimal():
+        code = None
+    body = {**error.fields, "code": code}
+    answer, verdict, cause = _from_status(sdk().APIStatusError("", response=response, body=body))
+    if code is not None and code not in OPERATORS_CODES:
+        answer.error_code = code
+    is_billed = error.usage is not None
+    verdict = replace(verdict, may_be_billed=is_billed, returns=verdict.returns and not is_billed)
+    return answer, verdict, f"{cause} inside a 200"
 
 
 def retry_after_seconds(text: str | None) -> int:

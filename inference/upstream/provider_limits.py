@@ -48,7 +48,7 @@ def slot(route: Route, operation: str, tokens: int) -> Iterator[Entry]:
     try:
         yield entry
     except AttemptFailed as failure:
-        entry.leave(None if failure.verdict.may_be_billed else 0)
+        entry.leave(failure.tokens)
         raise
     finally:
         entry.leave()

@@ -57,14 +57,18 @@ class Answer:
         """Return the tokens of all choices."""
         return sum(len(choice.tokens) for choice in self.choices)
 
-    def usage(self) -> Json | None:
-        """Return the usage as the chat and completions endpoints tell it, None if it is kept back."""
+    def usage(self, completion_tokens: int | None = None) -> Json | None:
+        """Return the usage as the chat and completions endpoints tell it, None if it is kept back.
+
+        `completion_tokens` are those of an answer that was not finished.
+        """
         if not self.usage_told:
             return None
+        generated = self.completion_tokens if completion_tokens is None else completion_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "completion_tokens": generated,
+            "total_tokens": self.prompt_tokens + generated,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
         }
@@ -81,14 +85,16 @@ class BadRequest(Exception):
 class Surface(NamedTuple):
     """An endpoint's form: how it reads prompts (one answer each), and writes an answer whole or as frames.
 
-    `stream` is None where an endpoint generates nothing and so bills no completion tokens.
+    `stream` is None where an endpoint generates nothing and so bills no completion tokens. `error_body` makes an error
+    of status 200, with the usage of so many completion tokens (None: without); `error_frame` the event of one.
     """
 
     prefix: str
     prompts: Callable[[Json], list[Prompt]]
     plain: Callable[[Answer], Json]
     stream: Callable[[Answer], Iterator[Frame]] | None
-    error_frame: Callable[[HttpError], bytes]
+    error_body: Callable[[HttpError, Answer, int | None], Json]
+    error_frame: Callable[[Json], bytes]
 
 
 def sse(data: bytes, event: str | None = None) -> bytes:
@@ -96,9 +102,15 @@ def sse(data: bytes, event: str | None = None) -> bytes:
     return (b"event: %b\n" % event.encode() if event else b"") + b"data: %b\n\n" % data
 
 
-def openai_error_frame(error: HttpError) -> bytes:
+def openai_error_body(error: HttpError, answer: Answer, completion_tokens: int | None) -> Json:
+    """Return the body by which most endpoints tell of an error."""
+    usage = {} if completion_tokens is None else {"usage": answer.usage(completion_tokens)}
+    return {"error": error.fields(), **usage}
+
+
+def openai_error_frame(body: Json) -> bytes:
     """Return the event by which chat and completion streams tell of an error."""
-    return sse(error.body())
+    return sse(json.dumps(body).encode())
 
 
 def forced_tool(body: Json) -> Mapping[str, Any] | None:

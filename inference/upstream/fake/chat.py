@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from .answer import Answer, BadRequest, Choice, Frame, Json, Surface, openai_error_frame, sse
+from .answer import Answer, BadRequest, Choice, Frame, Json, Surface, openai_error_body, openai_error_frame, sse
 from .text import Prompt, read_messages, read_prompt
 
 _DONE: Frame = (sse(b"[DONE]"), 0)
@@ -138,5 +138,7 @@ def _completion_stream(answer: Answer) -> Iterator[Frame]:
     yield from chunks.last()
 
 
-CHAT = Surface("chatcmpl-", _chat_prompts, _chat_plain, _chat_stream, openai_error_frame)
-COMPLETIONS = Surface("cmpl-", _completion_prompts, _completion_plain, _completion_stream, openai_error_frame)
+CHAT = Surface("chatcmpl-", _chat_prompts, _chat_plain, _chat_stream, openai_error_body, openai_error_frame)
+COMPLETIONS = Surface(
+    "cmpl-", _completion_prompts, _completion_plain, _completion_stream, openai_error_body, openai_error_frame
+)

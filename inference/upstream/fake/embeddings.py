@@ -4,7 +4,7 @@ import base64
 import struct
 from typing import Any
 
-from .answer import Answer, BadRequest, Json, Surface, openai_error_frame
+from .answer import Answer, BadRequest, Json, Surface, openai_error_body, openai_error_frame
 from .text import Prompt, read_prompt, vector
 
 DIMENSIONS = 64
@@ -44,4 +44,4 @@ def _plain(answer: Answer) -> Json:
     return body
 
 
-EMBEDDINGS = Surface("embd-", _prompts, _plain, None, openai_error_frame)
+EMBEDDINGS = Surface("embd-", _prompts, _plain, None, openai_error_body, openai_error_frame)

@@ -30,7 +30,10 @@ FAULTS: dict[str, str] = {
     "empty_choices": "a good answer without choices; bills the prompt",
     "content_filter": "half of an answer, finish_reason content_filter; bills that half",
     "no_usage": "a good answer that does not tell its usage; bills the whole answer",
-    "error_event": "an error event half-way through a stream, 200 with an error body on plain calls; bills half",
+    "error_event": "an error event half-way through a stream, billed as sent; 200 with an error body on plain calls, "
+    "which bills nothing",
+    "error_first": "200 with an error body, or a stream whose first event is an error; bills nothing",
+    "error_usage": "as error_event, and the error tells the usage; bills half of plain calls too",
     "wrong_type": "200 with an HTML page, as from a proxy in between; bills nothing",
 }
 
@@ -44,10 +47,13 @@ class HttpError(NamedTuple):
     param: str | None
     message: str
 
+    def fields(self) -> dict[str, str | None]:
+        """Return OpenAI's error object."""
+        return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+
     def body(self) -> bytes:
         """Return OpenAI's error body as JSON."""
-        fields = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": fields}).encode()
+        return json.dumps({"error": self.fields()}).encode()
 
 
 def _fault(status: int, kind: str, code: str | None = None, param: str | None = None) -> HttpError:
@@ -66,6 +72,8 @@ HTTP_FAULTS: dict[str, HttpError] = {
     "http_503": _fault(503, "service_unavailable_error", "overloaded"),
     "http_504": _fault(504, "server_error"),
 }
+#: Errors in answers of status 200.
+ERROR_FAULTS = ("error_event", "error_first", "error_usage")
 MID_STREAM_ERROR = _fault(500, "server_error", "server_error")
 HTML_PAGE = f"<html><body><h1>Gateway</h1><p>{LEAK_MARKER}</p></body></html>".encode()
 BROKEN_JSON = b'{"id": "' + LEAK_MARKER.encode() + b'", "choices": [{'

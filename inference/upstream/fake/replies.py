@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote
 from .answer import Answer, BadRequest, Json, Surface, compose, half, sse
 from .chat import CHAT, COMPLETIONS
 from .embeddings import EMBEDDINGS
-from .faults import BROKEN_JSON, HTML_PAGE, HTTP_FAULTS, MID_STREAM_ERROR, FaultPlan, HttpError
+from .faults import BROKEN_JSON, ERROR_FAULTS, HTML_PAGE, HTTP_FAULTS, MID_STREAM_ERROR, FaultPlan, HttpError
 from .http import Reply, Request
 from .ledger import Call, Ledger, Received
 from .responses import RESPONSES
@@ -139,7 +139,8 @@ class Provider:
         except BadRequest as refusal:
             call.end("failed")
             return error_reply(refusal.error)
-        call.prompt_tokens, call.cached_tokens = answer.prompt_tokens, answer.cached_tokens
+        if not (call.fault == "error_first" or (call.fault == "error_event" and not call.stream)):
+            call.prompt_tokens, call.cached_tokens = answer.prompt_tokens, answer.cached_tokens
         if call.fault == "http_504":
             return Reply.whole(504, HTTP_FAULTS["http_504"].body(), tokens=answer.completion_tokens)
         return _streamed(call, surface, answer, settings) if call.stream else _whole(call, surface, answer, settings)
@@ -168,8 +169,10 @@ def _whole(call: Call, surface: Surface, answer: Answer, settings: FakeSettings)
     body = json.dumps(surface.plain(answer)).encode()
     if call.fault == "broken_json":
         body = BROKEN_JSON
-    elif call.fault == "error_event":
-        body, tokens = MID_STREAM_ERROR.body(), tokens // 2
+    elif call.fault in ERROR_FAULTS:
+        tokens = tokens // 2 if call.fault == "error_usage" else 0
+        told = tokens if call.fault == "error_usage" else None
+        body = json.dumps(surface.error_body(MID_STREAM_ERROR, answer, told)).encode()
     reply = Reply.whole(200, body, tokens=tokens)
     if call.fault in ("cut", "stall"):
         reply.frames = iter([(body[: len(body) // 2], tokens)])
@@ -186,13 +189,14 @@ def _streamed(call: Call, surface: Surface, answer: Answer, settings: FakeSettin
     reply.interval = settings.chunk_interval_ms / 1000
     if call.fault == "slow":
         reply.slowed(settings.slow_interval_ms / 1000)
-    if call.fault in ("cut", "stall", "error_event", "broken_json"):
-        frames = list(half(reply.frames, answer.completion_tokens))
-        rest = answer.completion_tokens - sum(tokens for _, tokens in frames)
-        ending = {
-            "error_event": [(surface.error_frame(MID_STREAM_ERROR), 0)],
-            "broken_json": [(sse(BROKEN_JSON), rest)],
-        }
-        reply.frames = iter(frames + ending.get(call.fault, []))
+    if call.fault in ("cut", "stall", "broken_json", *ERROR_FAULTS):
+        frames = [] if call.fault == "error_first" else list(half(reply.frames, answer.completion_tokens))
+        sent = sum(tokens for _, tokens in frames)
+        if call.fault in ERROR_FAULTS:
+            told = sent if call.fault == "error_usage" else None
+            frames.append((surface.error_frame(surface.error_body(MID_STREAM_ERROR, answer, told)), 0))
+        elif call.fault == "broken_json":
+            frames.append((sse(BROKEN_JSON), answer.completion_tokens - sent))
+        reply.frames = iter(frames)
         reply.end = {"cut": "cut", "stall": "silence"}.get(call.fault, "complete")
     return reply

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from .answer import Answer, BadRequest, Choice, Frame, Json, Surface, sse
+from .answer import Answer, BadRequest, Choice, Frame, Json, Surface, openai_error_body, sse
 from .faults import HttpError
 from .text import Prompt, read_messages
 
@@ -21,15 +21,16 @@ def _prompts(body: Json) -> list[Prompt]:
     return [read_messages([*instructions, *(given if isinstance(given, list) else [given])])]
 
 
-def _usage(answer: Answer) -> Json | None:
+def _usage(answer: Answer, output_tokens: int | None = None) -> Json | None:
     if not answer.usage_told:
         return None
+    generated = answer.completion_tokens if output_tokens is None else output_tokens
     return {
         "input_tokens": answer.prompt_tokens,
         "input_tokens_details": {"cached_tokens": answer.cached_tokens},
-        "output_tokens": answer.completion_tokens,
+        "output_tokens": generated,
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + generated,
     }
 
 
@@ -123,10 +124,19 @@ def _stream(answer: Answer) -> Iterator[Frame]:
     yield events.of(f"response.{status}", response=_response(answer, status)), 0
 
 
-def _error_frame(error: HttpError) -> bytes:
+def _error_body(error: HttpError, answer: Answer, output_tokens: int | None) -> Json:
+    """Return a failed response where it tells its usage, and an error without one otherwise."""
+    if output_tokens is None:
+        return openai_error_body(error, answer, None)
+    told = {"status": "failed", "error": error.fields(), "usage": _usage(answer, output_tokens)}
+    return {**_response(answer, "in_progress"), **told}
+
+
+def _error_frame(body: Json) -> bytes:
     # After what was sent, whose numbers the caller has seen; a high one is sure to come later.
-    fields = {"type": "error", "sequence_number": 10_000, "code": error.code, "message": error.message, "param": None}
-    return sse(json.dumps(fields).encode(), "error")
+    kind = "response.failed" if body.get("object") == "response" else "error"
+    fields = {"response": body} if kind == "response.failed" else body["error"]
+    return sse(json.dumps({**fields, "type": kind, "sequence_number": 10_000}).encode(), kind)
 
 
-RESPONSES = Surface("resp_", _prompts, _plain, _stream, _error_frame)
+RESPONSES = Surface("resp_", _prompts, _plain, _stream, _error_body, _error_frame)
