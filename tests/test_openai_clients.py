@@ -282,6 +282,7 @@ def test_it_raises_an_error_in_the_middle_of_a_stream(client: openai.OpenAI, own
     with client.responses.stream(model=MODEL, input="hello there") as stream:
         last = list(stream)[-1]
     assert last.type == "response.failed"  # which the client hands over as it is
+    assert last.response.error is not None
     assert (last.response.status, last.response.error.code) == ("failed", "upstream_failed")
 
 
