@@ -182,7 +182,7 @@ def test_it_sends_a_failure_after_the_headers_as_an_event(platform: Platform) ->
 @pytest.mark.parametrize(
     ("fault", "status", "code"),
     [
-        ("error_event", 502, "upstream_failed"),
+        ("error_event", 502, "server_error"),
         ("cut", 502, "upstream_failed"),
         ("broken_json", 502, "upstream_failed"),
         ("stall", 504, "upstream_timeout"),

@@ -23,7 +23,7 @@ from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
 from inference.upstream.attempts import AttemptFailed, Verdict
 from inference.upstream.client import Client, UpstreamStream
-from inference.upstream.errors import BROKEN, TIMED_OUT, UNREACHED
+from inference.upstream.errors import BROKEN, FAILED, TIMED_OUT, UNREACHED
 from inference.upstream.fake import FakeUpstream
 from inference.upstream.transport import Abort
 from launch.system import free_port
@@ -250,8 +250,6 @@ CHUNK = b'data: {"choices": [{"index": 0, "delta": {"content": "hi"}}]}\n\n'
         b": processing\n\nBad gateway\n\n" + CHUNK,
         b"data: not JSON\n\n" + CHUNK,
         b"data: [1]\n\n" + CHUNK,
-        b'data: {"object": "error", "message": "secret"}\n\n' + CHUNK,
-        b'data: {"choices": [], "error": {"message": "secret"}}\n\n',
         b'{"choices": [{}]}\n\n' + CHUNK,
     ],
 )
@@ -259,6 +257,22 @@ def test_it_takes_what_is_no_event_of_the_endpoint_for_no_answer(client: Client,
     with odd_provider(body, headers=EVENTS) as url, pytest.raises(AttemptFailed) as failed:
         client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
     assert failed.value.verdict == BROKEN
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'data: {"object": "error", "message": "secret"}\n\n' + CHUNK,
+        b'data: {"choices": [], "error": {"message": "secret"}}\n\n',
+        b"event: error\ndata: secret\n\n",
+        b'{"error": {"message": "secret"}}\n\n',
+    ],
+)
+def test_it_knows_an_error_in_a_first_event(client: Client, body: bytes) -> None:
+    with odd_provider(body, headers=EVENTS) as url, pytest.raises(AttemptFailed) as failed:
+        client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
+    assert (failed.value.verdict, failed.value.usage) == (FAILED, None)
+    assert "secret" not in failed.value.cause
 
 
 @pytest.mark.parametrize("before", [b"", b": processing\n\n", b"\n\n: a\r\n\r\nid: 1\n\n", b"event: ping\n\n:\n\n"])
