@@ -405,7 +405,6 @@ def _output_in(events: Iterator[Body]) -> list[Body]:
     return [*whole.values(), *({"content": text} for place, text in pieces.items() if text and place not in whole)]
 
 
-
 def without_usage(event: bytes) -> bytes:
     """Return an event whose JSON tells no usage: not at its top, in a choice, or in another object there (Groq's)."""
     body = parse_data(event_data(event))
