@@ -150,6 +150,8 @@ def _unpacked(text: bytes) -> ApiError:
     """Make an error again; one that only another version of this program knows is a provider's failure."""
     name, detail, param, code, retry_after = json.loads(text)
     if name == UpstreamBusy.__name__:
-        return UpstreamBusy(detail, retry_after=retry_after)
+        busy = UpstreamBusy(detail, retry_after=retry_after)
+        busy.error_code = code
+        return busy
     kind = _FAILURES.get(name, UpstreamFailed)
     return kind(detail, param=param, code=code)

@@ -54,7 +54,8 @@ from inference.pipeline import (
     slot_size,
 )
 from inference.surfaces.base import Usage
-from inference.surfaces.events import BrokenStream, EventReader
+from inference.surfaces.events import EventReader
+from inference.surfaces.sse import BrokenStream
 from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.client import UpstreamStream, client
 from inference.upstream.errors import failed_attempt

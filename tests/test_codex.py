@@ -156,3 +156,23 @@ def test_it_is_told_which_tool_the_provider_would_run(run_codex: Callable[..., R
     ran = run_codex(OWN, response_of(SAYS_DONE), without='web_search = "disabled"')
     assert ran.done.returncode != 0
     assert "'web_search'" in ran.done.stdout
+
+
+def test_it_asks_again_for_a_response_that_broke_off(run_codex: Callable[..., Ran]) -> None:
+    whole = response_of(SAYS_DONE)
+    broken = Reply(body=[*whole.body[:2]], breaks_off=True)
+    ran = run_codex(OWN, broken, whole)
+    assert (ran.done.returncode, ran.said) == (0, "That is all."), ran.done.stdout + ran.done.stderr
+
+
+def test_it_is_told_in_mid_stream_that_its_context_is_too_long(
+    provider: ScriptedProvider, run_codex: Callable[..., Ran]
+) -> None:
+    error = {"code": "context_length_exceeded", "message": "Too long."}
+    failed = {"id": "resp_1", "object": "response", "status": "failed", "error": error}
+    end = event({"type": "response.failed", "sequence_number": 1, "response": failed}, "response.failed")
+    before = len(provider.calls_of(OWN))
+    ran = run_codex(OWN, Reply(body=[*response_of().body[:1], end]))
+    assert ran.done.returncode != 0
+    assert "context window" in ran.done.stdout
+    assert len(provider.calls_of(OWN)) == before + 1

@@ -6,7 +6,6 @@ the end; and all of them, once, when the stream broke off and somebody has to kn
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -27,34 +26,29 @@ from inference.surfaces.base import (
     written_json,
 )
 from inference.surfaces.provider_error import ProviderError, find_error
+from inference.surfaces.sse import (
+    DONE,
+    END_OF_EVENT,
+    ERROR,
+    LONGEST_EVENT,
+    BrokenStream,
+    event_data,
+    parse_data,
+    parse_events,
+    refuse_garbage,
+    with_lf,
+)
 
-END_OF_EVENT = b"\n\n"
 #: How an event ends that holds a whole object; one that ends otherwise is looked into.
 END_OF_OBJECT = b"}" + END_OF_EVENT
-DONE = b"[DONE]"
-#: How the lines of an event begin (HTML standard, section 9.2.6); the first is a comment's.
-FIELDS = (b":", b"data", b"event", b"id", b"retry")
 #: What chunks carry where usage was asked for and isn't there yet.
 NO_USAGE = re.compile(rb',\s*"usage":\s*null')
 #: How the choices of a chunk begin, where there are any.
 CHOICE = re.compile(rb'"choices":\s*\[\s*\{')
-#: How an event says that it is an error whatever its data are.
-ERROR = re.compile(rb"^event: ?error$", re.MULTILINE)
 #: What some servers end with that told a usage before.
 NOTHING = Usage(0, 0, 0)
 #: Texts of a delta that no model wrote.
 LABELS = ("role", "id", "type")
-#: The most that may wait for the end of its event.
-LONGEST_EVENT = 16 * 1024 * 1024
-
-
-class BrokenStream(Exception):
-    """The provider sent no events in the middle of a stream; its text is not ours to pass on.
-
-    `before` is what came with it and is to be forwarded first.
-    """
-
-    before: bytes = b""
 
 
 class EventReader(ABC):
@@ -90,7 +84,7 @@ class EventReader(ABC):
             raise self._postponed
         data = self._rest + data
         if b"\r" in data:
-            data = _with_lf(data)
+            data = with_lf(data)
         end = data.rfind(END_OF_EVENT) + len(END_OF_EVENT)
         if end < len(END_OF_EVENT):
             self._rest = data
@@ -441,82 +435,3 @@ def _generated(value: Any, name: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _generated(item, name)
-
-
-def _with_lf(data: bytes) -> bytes:
-    """End lines by LF alone; a CR at the very end waits for what follows it."""
-    last = b"\r" if data.endswith(b"\r") else b""
-    return data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
-
-
-def parse_events(text: bytes) -> Iterator[Body]:
-    """Parse the events of a stream, leaving out its end and what is no JSON object."""
-    for event in text.split(END_OF_EVENT):
-        data = event_data(event)
-        if data and data != DONE:
-            try:
-                yield parse_data(data)
-            except BrokenStream:
-                continue
-
-
-def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> bytes:
-    """Read until the first event is there that holds data, and return what came from there on.
-
-    Comments, which providers send while they work, are no answer yet. Raises ProviderError where that event is an error
-    or all of the body is one, BrokenStream where the stream ends before, or the event is none that `opens` it.
-    """
-    data = b""
-    for piece in pieces:
-        data = _with_lf(data + piece)
-        while END_OF_EVENT in data:
-            event, _, rest = data.partition(END_OF_EVENT)
-            if _is_opening(event, opens):
-                return data
-            data = rest
-        if len(data) > LONGEST_EVENT:
-            raise BrokenStream("an event without end")
-    if _is_opening(data.rstrip(b"\r\n"), opens):
-        return data
-    raise BrokenStream("no event")
-
-
-def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
-    """Say whether an event holds data. Raises ProviderError or BrokenStream if that is not what opens the stream."""
-    is_json, is_named_error = event.lstrip().startswith(b"{"), ERROR.search(event) is not None
-    data = event if is_json else event_data(event)
-    if not data and not is_named_error:
-        refuse_garbage(event)
-        return False
-    body = {} if data == DONE else parse_data(data, is_error=is_named_error)
-    error = find_error(body, is_named=is_named_error)
-    if error is not None:
-        raise error
-    if is_json or not opens(body):
-        raise BrokenStream("no event of this endpoint")
-    return True
-
-
-def refuse_garbage(event: bytes) -> None:
-    """Raise BrokenStream for lines that are neither fields nor comments: a page of a proxy, say."""
-    if not all(line.startswith(FIELDS) for line in event.split(b"\n") if line):
-        raise BrokenStream("no event")
-
-
-def event_data(event: bytes) -> bytes:
-    """Return the data of an event: its `data:` lines (HTML standard, section 9.2.6)."""
-    lines = (line for line in event.split(b"\n") if line.startswith(b"data:"))
-    return b"\n".join(line[5:].removeprefix(b" ") for line in lines)
-
-
-def parse_data(data: bytes, *, is_error: bool = False) -> Body:
-    """Parse an event's data as a JSON object. Raises BrokenStream; those of an error may be anything."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        value = None
-    if isinstance(value, dict):
-        return value
-    if is_error:
-        return {}
-    raise BrokenStream("no JSON object")

@@ -15,8 +15,9 @@ from inference.calls import Caller
 from inference.event_stream import DeltaReader
 from inference.surfaces import events as events_module
 from inference.surfaces.base import Usage
-from inference.surfaces.events import BrokenStream, ChunkReader, EventReader, ResponseReader, parse_events
+from inference.surfaces.events import ChunkReader, EventReader, ResponseReader
 from inference.surfaces.responses import response_surface
+from inference.surfaces.sse import BrokenStream, parse_events
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
 DONE = b"data: [DONE]\n\n"

@@ -205,15 +205,23 @@ def test_it_takes_the_lead_at_once_when_the_other_leaves_without_an_answer(
     assert not follower.follows
 
 
+def busy_as(code: str) -> UpstreamBusy:
+    """Make the error of a provider that is busy and says so by a code of its own."""
+    error = UpstreamBusy(retry_after=7)
+    error.error_code = code
+    return error
+
+
 @pytest.mark.parametrize(
     "error",
     [
         UpstreamTimeout(),
         UpstreamFailed(),
         UpstreamBusy(retry_after=7),
+        busy_as("rate_limit_exceeded"),
         InvalidRequest("The model provider rejected the request.", param="messages", code="context_length_exceeded"),
     ],
-    ids=lambda error: error.code,
+    ids=lambda error: error.error_code,
 )
 def test_it_tells_those_who_wait_elsewhere_how_it_failed(
     two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], pool: ThreadPoolExecutor, error: ApiError

@@ -12,7 +12,7 @@ from django.conf import LazySettings
 
 from inference.catalog import catalog
 from inference.models import Provider
-from inference.surfaces.events import BrokenStream, parse_data
+from inference.surfaces.sse import BrokenStream, parse_data
 from inference.tests.fixtures import MODEL, PROMPT, PROVIDER_SECRET, Api, LogLines, Records
 from inference.tests.odd_provider import odd_provider
 from inference.upstream.errors import retry_after_seconds

@@ -23,7 +23,7 @@ from django.conf import settings
 
 from inference.catalog import Route
 from inference.strict_json import parse_strictly
-from inference.surfaces.events import BrokenStream, read_opening
+from inference.surfaces.sse import BrokenStream, read_opening
 from inference.upstream.attempts import AttemptFailed
 from inference.upstream.errors import failed_attempt, failures
 from inference.upstream.sdk import request_options, sdk

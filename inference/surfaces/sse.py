@@ -1,0 +1,107 @@
+"""Server-sent events as bytes (HTML standard, section 9.2): where one ends, what it holds, and what is none."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+
+from inference.surfaces.base import Body
+from inference.surfaces.provider_error import find_error
+
+END_OF_EVENT = b"\n\n"
+DONE = b"[DONE]"
+#: How the lines of an event begin (HTML standard, section 9.2.6); the first is a comment's.
+FIELDS = (b":", b"data", b"event", b"id", b"retry")
+#: How an event says that it is an error whatever its data are.
+ERROR = re.compile(rb"^event: ?error$", re.MULTILINE)
+#: The most that may wait for the end of its event.
+LONGEST_EVENT = 16 * 1024 * 1024
+
+
+class BrokenStream(Exception):
+    """The provider sent no events in the middle of a stream; its text is not ours to pass on.
+
+    `before` is what came with it and is to be forwarded first.
+    """
+
+    before: bytes = b""
+
+
+def with_lf(data: bytes) -> bytes:
+    """End lines by LF alone; a CR at the very end waits for what follows it."""
+    last = b"\r" if data.endswith(b"\r") else b""
+    return data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
+
+
+def parse_events(text: bytes) -> Iterator[Body]:
+    """Parse the events of a stream, leaving out its end and what is no JSON object."""
+    for event in text.split(END_OF_EVENT):
+        data = event_data(event)
+        if data and data != DONE:
+            try:
+                yield parse_data(data)
+            except BrokenStream:
+                continue
+
+
+def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> bytes:
+    """Read until the first event is there that holds data, and return what came from there on.
+
+    Comments, which providers send while they work, are no answer yet. Raises ProviderError where that event is an error
+    or all of the body is one, BrokenStream where the stream ends before, or the event is none that `opens` it.
+    """
+    data = b""
+    for piece in pieces:
+        data = with_lf(data + piece)
+        while END_OF_EVENT in data:
+            event, _, rest = data.partition(END_OF_EVENT)
+            if _is_opening(event, opens):
+                return data
+            data = rest
+        if len(data) > LONGEST_EVENT:
+            raise BrokenStream("an event without end")
+    if _is_opening(data.rstrip(b"\r\n"), opens):
+        return data
+    raise BrokenStream("no event")
+
+
+def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
+    """Say whether an event holds data. Raises ProviderError or BrokenStream if that is not what opens the stream."""
+    is_json, is_named_error = event.lstrip().startswith(b"{"), ERROR.search(event) is not None
+    data = event if is_json else event_data(event)
+    if not data and not is_named_error:
+        refuse_garbage(event)
+        return False
+    body = {} if data == DONE else parse_data(data, is_error=is_named_error)
+    error = find_error(body, is_named=is_named_error)
+    if error is not None:
+        raise error
+    if is_json or not opens(body):
+        raise BrokenStream("no event of this endpoint")
+    return True
+
+
+def refuse_garbage(event: bytes) -> None:
+    """Raise BrokenStream for lines that are neither fields nor comments: a page of a proxy, say."""
+    if not all(line.startswith(FIELDS) for line in event.split(b"\n") if line):
+        raise BrokenStream("no event")
+
+
+def event_data(event: bytes) -> bytes:
+    """Return the data of an event: its `data:` lines (HTML standard, section 9.2.6)."""
+    lines = (line for line in event.split(b"\n") if line.startswith(b"data:"))
+    return b"\n".join(line[5:].removeprefix(b" ") for line in lines)
+
+
+def parse_data(data: bytes, *, is_error: bool = False) -> Body:
+    """Parse an event's data as a JSON object. Raises BrokenStream; those of an error may be anything."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    if is_error:
+        return {}
+    raise BrokenStream("no JSON object")
