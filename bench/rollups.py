@@ -33,12 +33,12 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 def a_record(dice: random.Random, moment: datetime) -> dict[str, Any]:
     """Make a record as the limits emit it, admitted at a moment."""
-    import uuid6
+    from monitoring.ids import new_id
 
     key, status = dice.randrange(KEYS), dice.choices(STATUSES, WEIGHTS)[0]
     is_hit = status == 200 and dice.random() < 0.3
     return {
-        "id": uuid6.uuid7().hex,
+        "id": new_id().hex,
         "revision": 2,
         "label": f"label-{dice.getrandbits(64):x}",
         "admitted_at": int(moment.timestamp() * 1_000_000),

@@ -11,9 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import uuid6
-
 from accounts.keys import without_keys
+from monitoring.ids import new_id
 
 #: What is kept of an inbound X-Request-ID as a label (WIRE.md, Headers).
 LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
@@ -88,7 +87,7 @@ current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=No
 
 def begin_trace(sent_label: str | None, *, traceparent: str | None = None, tracestate: str | None = None) -> Trace:
     """Start a trace, with the caller's label and W3C trace where they are well formed."""
-    request_id = uuid6.uuid7()
+    request_id = new_id()
     label = sent_label if sent_label and _is_label(sent_label) else str(request_id)
     trace = Trace(id=request_id, label=label)
     if traceparent and TRACEPARENT.match(traceparent):

@@ -11,7 +11,6 @@ from io import StringIO
 from typing import Any
 
 import pytest
-import uuid6
 from django.core.management import call_command
 from django.db import DatabaseError
 from django.utils import timezone
@@ -27,6 +26,7 @@ from inference.tests.fixtures import PROMPT, Api, LogLines, Records
 from inference.upstream.fake import FakeUpstream
 from monitoring import content
 from monitoring.content import MOST_WAITING, ContentKeeper, Cut, content_of, keeper
+from monitoring.ids import new_id
 from monitoring.models import RequestContent
 from monitoring.trace import begin_trace
 
@@ -112,7 +112,7 @@ class TestWhatIsKept:
 
     def test_it_stores_texts_that_no_database_likes(self, db: None) -> None:
         odd = "nul \x00, half a pair \ud83d, \U0001f600"
-        keeper.keep(record_id=uuid6.uuid7(), account_id=1, prompt=odd, answer=lambda: odd)
+        keeper.keep(record_id=new_id(), account_id=1, prompt=odd, answer=lambda: odd)
         (row,) = kept()
         assert json.loads(row.prompt) == json.loads(row.answer) == "nul \x00, half a pair ?, \U0001f600"
 
@@ -134,7 +134,7 @@ class TestNeverInTheWay:
         own = ContentKeeper()
         monkeypatch.setattr(own._thread, "start", lambda: False)
         for _ in range(MOST_WAITING + 2):
-            own.keep(record_id=uuid6.uuid7(), account_id=1, prompt={"a": PROMPT}, answer=lambda: None)
+            own.keep(record_id=new_id(), account_id=1, prompt={"a": PROMPT}, answer=lambda: None)
         assert len(own._waiting) == MOST_WAITING
         dropped = [line for line in log_lines() if line["event"] == "content_dropped"]
         assert [line["dropped_so_far"] for line in dropped] == [1, 2]
@@ -264,6 +264,6 @@ def test_it_answers_where_an_answer_can_t_be_put_together(log_lines: LogLines) -
     def fail() -> None:
         raise KeyError("secret")
 
-    ContentKeeper().keep(record_id=uuid6.uuid7(), account_id=1, prompt={}, answer=fail)
+    ContentKeeper().keep(record_id=new_id(), account_id=1, prompt={}, answer=fail)
     (line,) = [line for line in log_lines() if line["event"] == "content_dropped"]
     assert line["cause"] == "KeyError"

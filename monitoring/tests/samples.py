@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import uuid6
 from django.utils import timezone
 
 from accounts.limits.bounds import Amount, Bound
@@ -13,6 +12,7 @@ from accounts.limits.contract import LimitBackend, Reserved, Scope
 from accounts.limits.records import final_record
 from accounts.snapshots import build_identity
 from accounts.tests.factories import IssuedKey
+from monitoring.ids import new_id
 from monitoring.recorder import write_record
 
 
@@ -23,7 +23,7 @@ def now_micros() -> int:
 
 def an_operation() -> str:
     """Make the id of a request."""
-    return uuid6.uuid7().hex
+    return new_id().hex
 
 
 def a_draft(issued: IssuedKey, **changes: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import uuid6
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -16,7 +15,7 @@ from django.utils import timezone
 from accounts.exceptions import UpstreamTimeout
 from accounts.tests.factories import Cast, IssuedKey, logged_in, make_admin, make_staff
 from monitoring.admin import SEARCHED, RequestRecordAdmin
-from monitoring.ids import first_id
+from monitoring.ids import first_id, new_id
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import now_micros, recorded
 
@@ -43,7 +42,7 @@ def at(hours_ago: float) -> dict[str, Any]:
     """Return id and time of a record that was made so many hours ago."""
     micros = now_micros() - int(hours_ago * HOUR)
     milliseconds = micros // 1000
-    return {"id": uuid.UUID(int=(milliseconds << 80) | uuid6.uuid7().int & ((1 << 80) - 1)).hex, "admitted_at": micros}
+    return {"id": uuid.UUID(int=(milliseconds << 80) | new_id().int & ((1 << 80) - 1)).hex, "admitted_at": micros}
 
 
 def many(issued: IssuedKey, count: int) -> None:

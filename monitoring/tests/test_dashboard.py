@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-import uuid6
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -25,6 +24,7 @@ from monitoring.backlog import Backlog
 from monitoring.dashboard import lists, minutes, nearly, providers
 from monitoring.dashboard.providers import DeploymentState
 from monitoring.health import LAG_SECONDS
+from monitoring.ids import new_id
 from monitoring.models import Alert, Rollup
 from monitoring.rollups.tallies import MINUTE_GRAINS
 from monitoring.tests.samples import a_draft, an_operation, recorded
@@ -65,7 +65,7 @@ def ago(**time: float) -> dict[str, Any]:
     """Return id and time of a record that was made so long ago."""
     moment = timezone.now() - timedelta(**time)
     micros = int(moment.timestamp() * 1_000_000)
-    identifier = (micros // 1000) << 80 | uuid6.uuid7().int & ((1 << 80) - 1)
+    identifier = (micros // 1000) << 80 | new_id().int & ((1 << 80) - 1)
     return {"id": uuid.UUID(int=identifier).hex, "admitted_at": micros}
 
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import uuid6
 from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db import transaction
@@ -17,7 +16,7 @@ from django.utils import timezone
 
 from accounts.tests.factories import Cast
 from monitoring.apps import fill_rollups
-from monitoring.ids import first_id
+from monitoring.ids import first_id, new_id
 from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import prune_records
 from monitoring.rollups import rebuild as module
@@ -39,7 +38,7 @@ def micros(month: int, day: int, hour: int = 0) -> int:
 
 def id_at(moment: datetime) -> str:
     """Make an id of a moment."""
-    return uuid.UUID(int=first_id(moment).int | uuid6.uuid7().int & (1 << 62) - 1).hex
+    return uuid.UUID(int=first_id(moment).int | new_id().int & (1 << 62) - 1).hex
 
 
 @pytest.fixture
