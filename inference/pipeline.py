@@ -35,12 +35,12 @@ from inference.calls import Answer, Caller, ModelCall
 from inference.catalog import CatalogModel, Route, catalog
 from inference.flight import Flight, Wait, flights
 from inference.logged_content import CallContent
-from inference.surfaces.base import Body, Usage
+from inference.surfaces.base import Body, UnfitAnswer, Usage
 from inference.surfaces.provider_error import find_error
 from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.capacity import capacity
 from inference.upstream.client import client
-from inference.upstream.errors import failed_attempt
+from inference.upstream.errors import failed_attempt, unfit_attempt
 from inference.upstream.provider_limits import slot
 from inference.upstream.routing import first_success
 
@@ -121,7 +121,7 @@ def begin(call: ModelCall, caller: Caller, deadline: Deadline) -> Progress:
             identity.account_id,
             endpoint=call.endpoint,
             model=model.public_name,
-            payload={"asked": call.payload, "most_output": wanted, "is_stream": call.is_stream},
+            payload={"asked": call.surface.shaping(call.payload), "most_output": wanted, "is_stream": call.is_stream},
             generation=(identity.cache_generation(model.public_name), model.cache_generation),
         )
         bill.record["cache"] = "miss" if call.reads_cache else "bypass"
@@ -338,18 +338,23 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body
 
 
 def _refuse_failure(progress: Progress, body: Body, route: Route) -> None:
-    """Raise AttemptFailed for a body that is an error, or no answer of the endpoint.
+    """Raise AttemptFailed for a body that is an error, no answer of the endpoint, or none to this question.
 
     Of an error that tells no usage, what was generated all the same is counted.
     """
-    surface, error = progress.call.surface, find_error(body)
+    payload, surface, error = progress.call.payload, progress.call.surface, find_error(body)
     if error is not None:
         if error.usage is None:
-            counted = surface.estimate(progress.call.payload, body, model=route.upstream_name)
+            counted = surface.estimate(payload, body, model=route.upstream_name)
             error.usage, error.usage_source = counted if counted.output_tokens else None, "estimated"
         raise failed_attempt(error, route=route.name)
     if not surface.is_complete(body):
         raise failed_attempt(ValueError("incomplete answer"), route=route.name)
+    try:
+        surface.answered(payload, body)
+    except UnfitAnswer as unfit:
+        usage, source = surface.used(payload, body, model=route.upstream_name)
+        raise unfit_attempt(unfit, route=route.name, usage=usage, usage_source=source) from unfit
 
 
 def charge_failure(progress: Progress, failure: AttemptFailed, route: Route) -> None:

@@ -177,9 +177,9 @@ def test_it_works_asynchronously(platform: Service, key: str, client: openai.Ope
 
 
 def test_it_embeds(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
-    numbers = client.embeddings.create(model=EMBEDDER, input="hello", encoding_format="float")
     encoded = client.embeddings.create(model=EMBEDDER, input="hello")  # the client asks for base64 and decodes it
     assert own_fake.requests[-1].body["encoding_format"] == "base64"
+    numbers = client.embeddings.create(model=EMBEDDER, input="hello", encoding_format="float")
     assert encoded.data[0].embedding == pytest.approx(numbers.data[0].embedding)
     raw: Any = client.embeddings.create(model=EMBEDDER, input="hello", encoding_format="base64")
     assert isinstance(raw.data[0].embedding, str)

@@ -8,7 +8,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from inference.models import Model
-from inference.openai.parameters import MOST_ANSWERS, MOST_OUTPUT
+from inference.openai.parameters import MOST_ANSWERS, MOST_DIMENSIONS, MOST_OUTPUT
 
 PASSED_ON = (
     "Other parameters are passed on as they are, apart from those by which a call could use more than is set aside for "
@@ -74,7 +74,12 @@ class EmbeddingRequest(serializers.Serializer[Any]):
 
     model = serializers.CharField()
     input = Prompt(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
-    encoding_format = serializers.ChoiceField(choices=["float", "base64"], required=False)
+    encoding_format = serializers.ChoiceField(
+        choices=["float", "base64"], required=False, help_text="base64: little-endian float32. Default: float."
+    )
+    dimensions = serializers.IntegerField(
+        required=False, min_value=1, max_value=MOST_DIMENSIONS, help_text="The length of each vector."
+    )
 
 
 class ResponseRequest(StreamedRequest):

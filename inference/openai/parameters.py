@@ -29,6 +29,7 @@ from inference.openai.checks import (
 from inference.surfaces.chat import UNCACHEABLE
 
 MOST_ANSWERS = 128
+MOST_DIMENSIONS = 100_000
 MOST_OUTPUT = 10_000_000
 
 #: Names of the longest answer: OpenAI's, and those of llama.cpp, Ollama, TGI, LMDeploy, TabbyAPI and their kind.
@@ -164,7 +165,7 @@ EMBEDDING_CHECKS: dict[str, Check] = {
     "model": is_text,
     "input": is_prompt,
     "encoding_format": one_of("float", "base64"),
-    "dimensions": integer(1, 100_000),
+    "dimensions": integer(1, MOST_DIMENSIONS),
 }
 RESPONSE_CHECKS: dict[str, Check] = {
     **REFUSED["responses"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from django.http import HttpResponseBase
@@ -10,7 +11,7 @@ from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.exceptions import ModelNotFound, NotFound
+from accounts.exceptions import ModelNotFound, NotFound, UpstreamFailed
 from accounts.limits.contract import Admission
 from accounts.refusals import openai_rate_headers
 from accounts.snapshots import Identity
@@ -35,7 +36,7 @@ from inference.openai.documentation import (
 )
 from inference.openai.streams import error_event
 from inference.pipeline import answer_call
-from inference.surfaces.base import Surface
+from inference.surfaces.base import Body, Surface, UnfitAnswer
 from inference.surfaces.chat import chat_surface, refuse_unbounded
 from inference.surfaces.completions import completion_surface, embedding_surface
 from inference.surfaces.items import refuse_items
@@ -65,7 +66,7 @@ class OpenAIEndpoint(ModelEndpoint):
             surface=self.surface,
             model=payload.pop("model"),
             payload=payload,
-            read=lambda body: body,
+            read=partial(_read, self.surface, payload),
             shares_answer=self._may_share(request, payload),
             is_stream=is_stream,
             **cache_directives(request),
@@ -93,7 +94,7 @@ class OpenAIEndpoint(ModelEndpoint):
     def respond_plainly(self, request: Request, call: ModelCall) -> Response:
         """Answer with the provider's body."""
         answer = answer_call(call, self.caller(request))
-        return self.respond(answer, answer.body)
+        return self.respond(answer, answer.content)
 
 
 class ChatCompletionsView(OpenAIEndpoint):
@@ -218,6 +219,14 @@ class UnsupportedView(KeyView):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Say that there is no such path, whatever the method."""
         raise NotFound("This path of OpenAI's API is not supported here.")
+
+
+def _read(surface: Surface, payload: Mapping[str, Any], body: Body) -> Body:
+    """Return an answer in the form that its caller asks for, another than the one whose call it was, perhaps."""
+    try:
+        return surface.answered(payload, body)
+    except UnfitAnswer as error:
+        raise UpstreamFailed from error
 
 
 def _identity(request: Request) -> Identity:

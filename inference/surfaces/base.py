@@ -59,6 +59,10 @@ class Usage:
         )
 
 
+class UnfitAnswer(Exception):
+    """An answer that does not fit the question; its text says how, in words without any of the provider's."""
+
+
 class Surface(ABC):
     """An endpoint of OpenAI's protocol: where it is, what a call may use there, and what it did use."""
 
@@ -112,6 +116,14 @@ class Surface(ABC):
     @abstractmethod
     def is_finished(self, body: Body) -> bool:
         """Return whether an answer is whole, so that it may be cached: not filtered, given up, or still going on."""
+
+    def answered(self, payload: Payload, body: Body) -> Body:
+        """Return a whole answer as the payload asks for it. Raises UnfitAnswer for one to another question."""
+        return body
+
+    def shaping(self, payload: Payload) -> Payload:
+        """Return what of a payload shapes the answer that is kept, of which `answered` makes the caller's."""
+        return payload
 
     def as_stream(self, payload: Payload) -> Body:
         """Return the payload of a stream as it is sent; raises InvalidRequest where the endpoint has none."""

@@ -18,6 +18,7 @@ from inference.surfaces.base import (
 )
 from inference.surfaces.chat import UNCACHEABLE
 from inference.surfaces.events import ChunkReader, chunk_reader
+from inference.surfaces.vectors import fitted_data, has_own_numbers
 from inference.tokens import count_tokens
 
 #: OpenAI's own maximum where a completion names none.
@@ -120,6 +121,16 @@ class EmbeddingSurface(Surface):
     def is_finished(self, body: Body) -> bool:
         """Return True: vectors are there or not."""
         return True
+
+    def answered(self, payload: Payload, body: Body) -> Body:
+        """Return the vectors in the order of the inputs, as numbers or in base64."""
+        return {**body, "data": fitted_data(body["data"], payload, inputs=len(_prompts(payload.get("input"))))}
+
+    def shaping(self, payload: Payload) -> Payload:
+        """Leave out the form of the vectors: either can be made of the other."""
+        if has_own_numbers(payload):
+            return payload
+        return {name: value for name, value in payload.items() if name != "encoding_format"}
 
     def is_cacheable(self, payload: Payload) -> bool:
         """Say whether the request is nobody's own."""

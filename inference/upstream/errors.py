@@ -14,6 +14,7 @@ import httpx2
 import structlog
 
 from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from inference.surfaces.base import UnfitAnswer, Usage
 from inference.surfaces.provider_error import ProviderError
 from inference.upstream.attempts import REJECTED, AttemptFailed, Verdict
 from inference.upstream.codes import OPERATORS_CODES, status_of
@@ -37,6 +38,8 @@ BROKEN = Verdict(may_be_billed=True, goes_elsewhere=True, returns=False, is_down
 TIMED_OUT = Verdict(may_be_billed=True, goes_elsewhere=False, returns=False, is_down=True)
 #: It said that it failed, or is busy.
 FAILED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=True)
+#: It answered, but not to this question: the question may be to blame, as for a vector of another length than it has.
+UNFIT = Verdict(may_be_billed=True, goes_elsewhere=True, returns=False, is_down=False)
 BUSY = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=False)
 #: It doesn't let us in, or doesn't know the model: another deployment may.
 MISCONFIGURED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=False)
@@ -56,6 +59,13 @@ def failed_attempt(error: Exception, *, route: str) -> AttemptFailed:
     if isinstance(error, ProviderError):
         return AttemptFailed(answer, verdict, cause=cause, usage=error.usage, usage_source=error.usage_source)
     return AttemptFailed(answer, verdict, cause=cause)
+
+
+def unfit_attempt(error: UnfitAnswer, *, route: str, usage: Usage, usage_source: str) -> AttemptFailed:
+    """Judge an answer to another question than was asked, and log how it differs; what it used is billed."""
+    answer = UpstreamFailed()
+    log.warning("upstream_failed", route=route, cause=str(error), status=answer.status)
+    return AttemptFailed(answer, UNFIT, cause=str(error), usage=usage, usage_source=usage_source)
 
 
 def _classify(error: Exception) -> tuple[ApiError, Verdict, str]:
