@@ -49,7 +49,7 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     list_filter = ("is_enabled",)
     search_fields = ("name", "base_url")
     fieldsets = (
-        (None, {"fields": ("name", "style", "base_url", "api_version", "is_enabled")}),
+        (None, {"fields": ("name", "style", "base_url", "api_version", "stops_when_client_leaves", "is_enabled")}),
         ("Authentication", {"fields": ("api_key_variable", "secret", "extra_headers")}),
         (
             "What the provider grants, over all callers and servers together",

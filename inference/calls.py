@@ -8,6 +8,7 @@ from typing import Any
 
 from accounts.limits.contract import Admission, Window
 from accounts.snapshots import Identity
+from inference.client_socket import ClientSocket
 from inference.surfaces.base import Body, Surface
 from monitoring.trace import Trace
 
@@ -33,12 +34,17 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, in which request. `token_windows` are those that the call's latest reservation left, if it has any."""
+    """Who asks, in which request.
+
+    `token_windows` are those that the call's latest reservation left, if it has any. `client` makes the socket at the
+    other end of which an answer is waited for; None where it is made even if nobody does.
+    """
 
     identity: Identity
     trace: Trace
     admission: Admission
     token_windows: list[Window | None] = field(default_factory=list, compare=False)
+    client: Callable[[], ClientSocket] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ class Route:
     #: Whether connections are held to the addresses that a provider entered in the admin may have.
     is_guarded: bool = False
     provider_limits: Subject | None = None
+    #: Whether a plain call there is stopped when its client leaves.
+    stops_when_client_leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,4 +248,5 @@ def _route(deployment: Deployment, rates: Rates | None) -> Route:
         weight=deployment.weight,
         rates=rates,
         provider_limits=_provider_limits(provider),
+        stops_when_client_leaves=provider.stops_when_client_leaves,
     )

@@ -21,6 +21,7 @@ from accounts.views import KeyView
 from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
 from inference.client_socket import ClientSocket
+from inference.disconnects import CLIENT_LEFT, ClientLeft
 from inference.event_stream import EVENT_STREAM, accepts_events, event_response
 from inference.parsers import is_chunked
 from inference.pipeline import Progress
@@ -65,8 +66,13 @@ class ModelEndpoint(KeyView):
         """Return who asks, in which request: one caller for all of it."""
         if self._caller is None:
             plain = request._request
-            self._caller = Caller(plain.identity, plain.trace, plain.admission)  # type: ignore[attr-defined]
+            client = partial(ClientSocket, plain) if self.claim is None else None
+            self._caller = Caller(plain.identity, plain.trace, plain.admission, client=client)  # type: ignore[attr-defined]
         return self._caller
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """Answer one who has left with nothing; the call is recorded."""
+        return Response(status=CLIENT_LEFT) if isinstance(exc, ClientLeft) else super().handle_exception(exc)
 
     def respond(self, answer: Answer, body: dict[str, Any]) -> Response:
         """Make the answer with the headers that tell where it came from and what it cost."""

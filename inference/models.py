@@ -64,6 +64,13 @@ class Provider(RequestLimits):
         validators=[validate_extra_headers],
         help_text='Sent with each call: {"X-Project": "blue"}; a value "$NAME_API_KEY" is read from the environment.',
     )
+    stops_when_client_leaves = models.BooleanField(
+        "stop plain calls when their client leaves",
+        default=False,
+        db_default=False,
+        help_text="For GPUs of your own. Such a call is charged its bound, since no usage is told, and has no answer. "
+        "Off: it runs to its end, and its answer is kept where it may be. Streams are stopped either way.",
+    )
     is_enabled = models.BooleanField(default=True, help_text="Off: nothing is sent there, at once.")
     from_environment = models.BooleanField(
         default=False, editable=False, help_text="Set up by bootstrap from the environment, which keeps it up to date."

@@ -10,8 +10,9 @@ A call leaves exactly one record behind: a hit when it is answered, any other wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -33,6 +34,7 @@ from inference import cache
 from inference.accounting import Bill
 from inference.calls import Answer, Caller, ModelCall
 from inference.catalog import CatalogModel, Route, catalog
+from inference.disconnects import CLIENT_LEFT, ClientLeft, DisconnectWatch
 from inference.flight import Flight, Wait, flights
 from inference.logged_content import CallContent
 from inference.surfaces.base import Body, UnfitAnswer, Usage
@@ -62,8 +64,14 @@ class Progress:
     wait: Wait | None = None
     #: How the provider failed, where that is so for everybody who asks the same.
     provider_error: ApiError | None = None
+    #: What stops a plain call when its client leaves, where a provider of the model wants that.
+    disconnect: DisconnectWatch | None = None
     first_route: Route | None = None
     route: Route | None = None
+
+    def is_unwanted(self) -> bool:
+        """Say whether the client of a plain call has left, where that may stop it."""
+        return self.disconnect is not None and self.disconnect.is_unwanted()
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -84,14 +92,19 @@ class Progress:
 def answer_call(call: ModelCall, caller: Caller) -> Answer:
     """Answer a model call from the cache, from an identical call in flight, or from a provider, and account for it.
 
-    Raises ModelNotFound for a model that does not exist or is not the caller's, a refusal of the limits, or what the
-    provider's failure means.
+    Raises ModelNotFound for a model that does not exist or is not the caller's, a refusal of the limits, what the
+    provider's failure means, or ClientLeft.
     """
     progress = begin(call, caller, Deadline(settings.UPSTREAM_TIMEOUT))
+    if caller.client is not None and any(route.stops_when_client_leaves for route in progress.model.routes):
+        progress.disconnect = DisconnectWatch(caller.client(), partial(is_awaited, progress))
     shared = find_shared(progress)
     if shared is not None:
         return _answer_shared(progress, shared)
     try:
+        if progress.is_unwanted():
+            progress.bill.emit(status=CLIENT_LEFT, error_code="client_left")
+            raise ClientLeft
         return _answer_alone(progress)
     finally:
         leave_flight(progress)
@@ -133,7 +146,7 @@ def find_shared(progress: Progress) -> cache.CachedAnswer | None:
     found = find_cached(progress)
     if found is None:
         release_connections()
-        found = join_flight(progress)
+        found = join_flight(progress, is_unwanted=progress.is_unwanted)
     return found
 
 
@@ -256,6 +269,9 @@ def _answer_alone(progress: Progress) -> Answer:
     except ApiError as error:
         progress.bill.settle(status=error.status, error_code=error.error_code)
         raise
+    except ClientLeft:
+        progress.bill.settle(status=CLIENT_LEFT, error_code="client_left")
+        raise
     except Exception:
         # A fault of ours after the provider may have answered: it bills the call, so nobody gets it for free.
         if not progress.bill.is_charged:
@@ -322,16 +338,29 @@ def place(bill: Bill, deadline: Deadline) -> Iterator[None]:
 
 
 def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body, Route, Usage]:
-    """Make one call to one deployment, and charge it: its bound where it failed and may be billed all the same."""
+    """Make one call to one deployment, and charge it: its bound where it failed and may be billed all the same.
+
+    Raises AttemptFailed, or ClientLeft where the provider wants to be left alone with what nobody waits for.
+    """
     surface = progress.call.surface
+    disconnect = progress.disconnect if route.stops_when_client_leaves else None
+    if disconnect is not None and disconnect.is_unwanted():
+        raise ClientLeft
     with slot(route, *slot_size(progress)) as entry:
         begin_attempt(progress, route)
         try:
-            body = client.call(route, surface.path, outgoing(progress, route), seconds=deadline.left)
+            with disconnect.watching() if disconnect else nullcontext() as abort:
+                payload = outgoing(progress, route)
+                body = client.call(route, surface.path, payload, seconds=deadline.left, abort=abort)
             _refuse_failure(progress, body, route)
         except AttemptFailed as failure:
+            if abort is None or not abort.is_set:
+                charge_failure(progress, failure, route)
+                raise
+            failure.cause = "stopped, since its client had left"
             charge_failure(progress, failure, route)
-            raise
+            entry.leave(failure.tokens)
+            raise ClientLeft from failure
         usage = _charge(progress, body, route)
         entry.leave(usage.input_tokens + usage.output_tokens)
     return body, route, usage

@@ -33,6 +33,7 @@ from inference import cache
 from inference.calls import Caller, ModelCall
 from inference.catalog import Route
 from inference.client_socket import ClientSocket
+from inference.disconnects import CLIENT_LEFT, ClientLeft
 from inference.open_streams import open_streams
 from inference.outlet import Outlet, Transcript, watch
 from inference.pipeline import (
@@ -67,13 +68,8 @@ from inference.upstream.transport import Abort
 LAST_WORDS_SECONDS = 1.0
 #: In place of a moment, while the provider isn't waited for.
 NEVER = float("inf")
-CLIENT_LEFT = 499  # nginx's status for it; nobody is there to see it but the log
 
 log = structlog.get_logger(__name__)
-
-
-class ClientLeft(Exception):
-    """Nobody wants what the producer is about to do."""
 
 
 class StreamedCall:

@@ -43,6 +43,7 @@ __all__ = [
     "Reply",
     "ScriptedProvider",
     "Served",
+    "another_server",
     "chat",
     "command",
     "completion",
@@ -58,13 +59,14 @@ class Reply:
     """What a provider answers to one call.
 
     A body of bytes goes with its length, a list in chunks: bytes are sent, a number is a pause in seconds. With
-    `breaks_off` the connection is closed after the body, before its end.
+    `breaks_off` the connection is closed after the body, before its end. `delay`: seconds before anything is sent.
     """
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | Sequence[bytes | float] = b""
     breaks_off: bool = False
+    delay: float = 0.0
 
 
 @dataclass
@@ -127,6 +129,11 @@ class ScriptedProvider:
         self._server.server_close()
 
 
+def _is_left_within(connection: socket.socket, seconds: float) -> bool:
+    readable, _, _ = select.select([connection], [], [], seconds)
+    return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
+
+
 def _handler(provider: ScriptedProvider) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -141,6 +148,9 @@ def _handler(provider: ScriptedProvider) -> type[BaseHTTPRequestHandler]:
                 self._send(provider.reply_to(call), call)
 
         def _send(self, reply: Reply, call: Asked) -> None:
+            if reply.delay and _is_left_within(self.connection, reply.delay):
+                call.was_left = self.close_connection = True
+                return
             is_plain = isinstance(reply.body, bytes)
             self.send_response(reply.status)
             length = (
@@ -155,7 +165,7 @@ def _handler(provider: ScriptedProvider) -> type[BaseHTTPRequestHandler]:
             for piece in [reply.body] if isinstance(reply.body, bytes) else reply.body:
                 if isinstance(piece, bytes):
                     self.wfile.write(piece if is_plain else b"%x\r\n%b\r\n" % (len(piece), piece))
-                elif self._is_left_within(piece):
+                elif _is_left_within(self.connection, piece):
                     call.was_left = True
                     self.close_connection = True
                     return
@@ -164,10 +174,6 @@ def _handler(provider: ScriptedProvider) -> type[BaseHTTPRequestHandler]:
                 self.connection.shutdown(socket.SHUT_RDWR)
             elif not is_plain:
                 self.wfile.write(b"0\r\n\r\n")
-
-        def _is_left_within(self, seconds: float) -> bool:
-            readable, _, _ = select.select([self.connection], [], [], seconds)
-            return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name in the base class)
             """Print nothing."""
@@ -299,6 +305,14 @@ def command(env: Mapping[str, str], *arguments: str) -> tuple[int, str]:
     settings = {**clean_environment(), **env}
     done = subprocess.run(line, env=settings, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     return done.returncode, done.stdout + done.stderr
+
+
+@contextmanager
+def another_server(platform: Platform) -> Iterator[Platform]:
+    """Run a second server of a platform, on the same stores."""
+    env = {name: value for name, value in platform.service.env.items() if name != "PORT"}
+    with aiapi_server(env, prepare=False) as service:
+        yield Platform(service, platform.key)
 
 
 def chat(model: str, text: str = "hello there", **more: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -132,14 +132,16 @@ class Client:
         self._clients: dict[tuple[str, str, bool], openai.OpenAI] = {}
         self._lock = threading.Lock()
 
-    def call(self, route: Route, path: str, payload: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
-        """Post a body and wait for all of the answer, `seconds` at most.
+    def call(
+        self, route: Route, path: str, payload: Mapping[str, Any], *, seconds: float, abort: Abort | None = None
+    ) -> dict[str, Any]:
+        """Post a body and wait for all of the answer, `seconds` at most; `abort` may end the wait.
 
         `payload` is without `model`, `path` begins with a slash. Raises AttemptFailed.
         """
         body = {**payload, "model": route.upstream_name}
         try:
-            with _deadline(seconds):
+            with _deadline(seconds), abortable(abort) if abort else nullcontext():
                 answer = read_object(_body_of(self._open(route, path, seconds, body)).read(settings.MAX_ANSWER_BYTES))
         except failures() as error:
             raise failed_attempt(error, route=route.name) from error

@@ -1,0 +1,44 @@
+"""Clients that disconnect before they have their answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from inference.client_socket import ClientSocket
+from inference.outlet import watch
+from inference.upstream.transport import Abort
+from monitoring.metrics import CLIENT_LEFT
+
+__all__ = ["CLIENT_LEFT", "ClientLeft", "DisconnectWatch"]
+
+
+class ClientLeft(Exception):
+    """Nobody wants the answer that was about to be made."""
+
+
+class DisconnectWatch:
+    """Stops a plain call to a provider when its client disconnects, unless others wait for it (`is_awaited`)."""
+
+    def __init__(self, client: ClientSocket, is_awaited: Callable[[], bool]) -> None:
+        self.abort = Abort()
+        self._client = client
+        self._is_awaited = is_awaited
+
+    def is_unwanted(self) -> bool:
+        """Say whether nobody wants the answer."""
+        return self.abort.is_set or (self._client.is_gone() and not self._is_awaited())
+
+    def look(self, now: float) -> None:
+        """Stop the call if nobody wants its answer."""
+        if self.is_unwanted():
+            self.abort.set()
+
+    @contextmanager
+    def watching(self) -> Iterator[Abort]:
+        """Look every WATCH_SECONDS while the block runs."""
+        watch.add(self)
+        try:
+            yield self.abort
+        finally:
+            watch.discard(self)
