@@ -143,6 +143,13 @@ STREAM_FIRST_BYTE_SECONDS = ENV.number(
 STREAM_KEEP_ALIVE_SECONDS = ENV.number(
     "STREAM_KEEP_ALIVE_SECONDS", 15, minimum=0.5, maximum=300, help="seconds of silence before a comment is sent"
 )
+UPSTREAM_CREDIT_PAUSE = ENV.number(
+    "UPSTREAM_CREDIT_PAUSE",
+    300,
+    minimum=1,
+    maximum=86400,
+    help="seconds for which a deployment is not asked whose provider says that the credit is used up",
+)
 UPSTREAM_CONCURRENCY = ENV.integer(
     "UPSTREAM_CONCURRENCY", 1000, minimum=1, maximum=10_000, help="model calls of one worker process at a time"
 )

@@ -12,7 +12,7 @@ from django.utils import timezone
 from inference.catalog import catalog
 from inference.models import BreakerNotice, Deployment, Provider
 from inference.upstream.addresses import addresses
-from inference.upstream.alerts import breaker_subject
+from inference.upstream.alerts import alert_subjects
 from inference.upstream.breaker import BreakerReading, BreakerState, Reason, breakers
 from inference.upstream.notices import failing
 from monitoring.alerts.conditions import health_subject
@@ -88,7 +88,7 @@ def _state(deployment: Deployment, reading: BreakerReading, *, is_unlisted: bool
         open_since=reading.reason.since if reading.reason else None,
         cause=reading.reason.cause if reading.reason else "",
         accounts=reading.accounts,
-        alert_subject=breaker_subject(deployment.pk),
+        alert_subjects=alert_subjects(deployment.pk),
         missing=", ".join(missing_variables(deployment.provider)),
         is_unlisted=is_unlisted,
     )

@@ -21,7 +21,12 @@ LINE = re.compile(r"\| `(\w+)` \| (plain|stream|patient stream) \| (.+) \| (.+) 
 OUTPUT = 40
 #: Seconds short enough for hundreds of calls; the fake's slow answer fits in. Retries after a pause fit in before the
 #: headers of a stream, which go out before its time is up, as they do by default.
-SHORT = {"UPSTREAM_TIMEOUT": "3", "STREAM_FIRST_BYTE_SECONDS": "2", "UPSTREAM_IDLE_TIMEOUT": "0.5"}
+SHORT = {
+    "UPSTREAM_TIMEOUT": "3",
+    "STREAM_FIRST_BYTE_SECONDS": "2",
+    "UPSTREAM_IDLE_TIMEOUT": "0.5",
+    "UPSTREAM_CREDIT_PAUSE": "1",
+}
 #: The other way round, for patient streams.
 PATIENT = {"UPSTREAM_TIMEOUT": "1", "STREAM_FIRST_BYTE_SECONDS": "10"}
 SLOW_MS = 10

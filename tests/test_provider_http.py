@@ -7,6 +7,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
@@ -215,6 +216,50 @@ def test_a_small_body_that_unpacks_to_a_huge_one_holds_nobody_up(
     assert [platform.ask(CHAT, chat(model)).status for _ in range(2)] == [502, 400]
     assert platform.ask(CHAT, chat(model, stream=True)).status == 502
     assert time.monotonic() - began < 3
+
+
+def in_seconds(seconds: float, form: str = "%a, %d %b %Y %H:%M:%S GMT") -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime(form)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "17"}, 17),
+        ({"retry-after": "16.2"}, 17),
+        ({"Retry-After": "86400"}, 86400),
+        ({"retry-after-ms": "16500"}, 17),
+        ({"Retry-After-Ms": "100", "Retry-After": "17"}, 17),
+        ({"Retry-After": in_seconds(36000)}, 36000),
+        ({"Retry-After": in_seconds(36000, "%A, %d-%b-%y %H:%M:%S GMT")}, 36000),
+    ],
+)
+def test_it_tells_callers_when_the_provider_wants_to_be_asked_again(
+    platform: Platform, provider: ScriptedProvider, model: str, status: int, headers: dict[str, str], seconds: int
+) -> None:
+    provider.script(model, Reply(status, headers, b"{}"))
+    answers = [
+        platform.ask(CHAT, chat(model)),
+        platform.ask(CHAT, chat(model, stream=True)),
+        platform.ask("/chat", {"message": "hi", "model": model}),
+    ]
+    assert [answer.status for answer in answers] == [503] * 3
+    for answer in answers:
+        said = int(answer.headers["retry-after"])
+        assert said == seconds or (seconds == 36000 and 30000 < said < seconds)  # the date was made some time ago
+    assert len(provider.calls_of(model)) == 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("headers", [{"Retry-After": "0.7"}, {"retry-after-ms": "700"}])
+def test_it_waits_itself_where_that_takes_not_long(
+    platform: Platform, provider: ScriptedProvider, model: str, status: int, headers: dict[str, str]
+) -> None:
+    provider.script(model, Reply(status, headers, b"{}"), completion("Hello"))
+    began = time.monotonic()
+    assert platform.ask(CHAT, chat(model)).status == 200
+    assert time.monotonic() - began > 0.7
 
 
 @pytest.mark.parametrize(("path", "least"), [("/v1/responses", 16), (CHAT, 1)], ids=["responses", "chat"])

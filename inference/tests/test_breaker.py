@@ -263,3 +263,29 @@ class TestSnapshot:
         breakers.succeeded(DEPLOYMENT, ACCOUNT)
         found = breakers.snapshot()[DEPLOYMENT]
         assert (found.state, found.reason) == (BreakerState.CLOSED, None)
+
+
+class TestLeftAlone:
+    """A deployment that would refuse every call, as one whose credit is used up."""
+
+    def test_it_lets_nobody_pass_for_so_long_and_then_one(self, breakers: Breakers, clock: Clock) -> None:
+        breakers.leave_alone(DEPLOYMENT, 300, "empty")
+        assert breakers.seconds_left(DEPLOYMENT, ACCOUNT) == 300
+        clock.advance(299)
+        assert not breakers.admits(DEPLOYMENT, ACCOUNT)
+        clock.advance(1)
+        assert [breakers.admits(DEPLOYMENT, account) for account in (ACCOUNT, STRANGER)] == [True, False]
+        breakers.leave_alone(DEPLOYMENT, 300, "empty")
+        assert breakers.seconds_left(DEPLOYMENT, ACCOUNT) == 300
+
+    def test_it_is_closed_by_a_call_and_not_by_a_list_of_models(self, breakers: Breakers, clock: Clock) -> None:
+        breakers.leave_alone(DEPLOYMENT, 300, "empty")
+        clock.advance(300 + STILL_FAILING.total_seconds())
+        for found in ("http 503", None):
+            breakers.probed(DEPLOYMENT, found)
+        assert breakers.state(DEPLOYMENT) is BreakerState.HALF_OPEN
+        reading = breakers.snapshot()[DEPLOYMENT]
+        assert reading.reason is not None
+        assert reading.reason.cause == "empty"
+        breakers.succeeded(DEPLOYMENT, ACCOUNT)
+        assert breakers.seconds_left(DEPLOYMENT, ACCOUNT) is None

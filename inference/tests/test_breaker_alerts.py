@@ -12,6 +12,7 @@ from inference.models import BreakerNotice, Deployment
 from inference.tests.samples import serve
 from inference.upstream.alerts import RENEWED, failing_deployments
 from inference.upstream.breaker import Breakers
+from inference.upstream.errors import CREDIT_USED_UP
 from inference.upstream.fake import FakeUpstream
 from inference.upstream.notices import publish
 
@@ -77,3 +78,21 @@ class TestForgotten:
         catalog.forget()
         assert list(failing_deployments()) == []
         assert upstream.requests == []
+
+    def test_it_goes_on_where_the_credit_was_used_up(self, upstream: FakeUpstream, deployment: Deployment) -> None:
+        """A list of models costs nothing, and so says nothing of it."""
+        BreakerNotice.objects.update(cause=f"{CREDIT_USED_UP} (http 402)")
+        assert len(list(failing_deployments())) == 1
+        assert upstream.requests == []
+
+
+def test_it_tells_of_credit_that_is_used_up_by_itself(upstream: FakeUpstream) -> None:
+    """It began as another failure, maybe, and operators have to do something else about it."""
+    deployment, breakers = serve("small", upstream_name="small-1"), Breakers(publish=publish)
+    publish(deployment.pk, 30, "http 500")
+    breakers.leave_alone(deployment.pk, 300, f"{CREDIT_USED_UP} (http 402)")
+    (condition,) = failing_deployments()
+    assert condition.subject == f"credit:{deployment.pk}"
+    assert condition.title == "The credit is used up at provider openai: no calls go to openai/small-1"
+    breakers.succeeded(deployment.pk, 1)
+    assert list(failing_deployments()) == []

@@ -34,7 +34,7 @@ def test_it_fails_with_a_status(fake: FakeUpstream, kind: str, stream: bool) -> 
     fake.set(retry_after=7)
     fake.fail_next(kind)
     answer = post(fake, CHAT, chat_body(stream=stream))
-    assert answer.status == int(kind.removeprefix("http_"))
+    assert answer.status == HTTP_FAULTS[kind].status
     assert answer.getheader("Retry-After") == ("7" if kind == "http_429" else None)
     assert LEAK_MARKER in json.load(answer)["error"]["message"]
     assert post(fake, CHAT, chat_body()).status == 200

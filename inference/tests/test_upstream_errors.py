@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx2
 import pytest
 from django.conf import LazySettings
 
@@ -22,11 +24,13 @@ from inference.upstream.fake import LEAK_MARKER, FakeUpstream
 OUTCOMES = {
     "http_400": (400, "context_length_exceeded", "http 400 context_length_exceeded"),
     "http_401": (502, "upstream_failed", "http 401 invalid_api_key"),
+    "http_402": (502, "upstream_failed", "the credit is used up (http 402)"),
     "http_403": (502, "upstream_failed", "http 403"),
     "http_404": (502, "upstream_failed", "http 404 model_not_found"),
     "http_408": (504, "upstream_timeout", "http 408"),
     "http_422": (400, "invalid_value", "http 422 invalid_value"),
     "http_429": (503, "upstream_busy", "http 429 rate_limit_exceeded"),
+    "no_credit": (502, "upstream_failed", "the credit is used up (http 429 insufficient_quota)"),
     "http_500": (502, "upstream_failed", "http 500"),
     "http_503": (502, "upstream_failed", "http 503 overloaded"),
     "http_504": (504, "upstream_timeout", "http 504"),
@@ -247,11 +251,27 @@ def test_it_passes_a_rejections_code_on_only_if_it_is_a_name(
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"),
-    [("7", 7), (" 7 ", 7), ("0", 0), ("999999999", 3600), (None, 0), ("", 0), ("-1", 0), ("1.5", 0), ("soon", 0)],
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": " 7 "}, 7),
+        ({"Retry-After": "1.5"}, 1.5),
+        ({"Retry-After": "999999999"}, 999999999),
+        ({"Retry-After-Ms": "250"}, 0.25),
+        ({"Retry-After-Ms": "1500.5", "Retry-After": "1"}, 1.5005),
+        ({"Retry-After": "Sun Nov  6 08:49:37 1994"}, 0),
+        *(({"Retry-After": text}, 0) for text in ("0", "", "-1", "1e3", "nan", "soon", "9" * 400, "Wed, 99 Oct 2015")),
+        ({}, 0),
+    ],
 )
-def test_it_reads_retry_after_in_whole_seconds(header: str | None, seconds: int) -> None:
-    assert retry_after_seconds(header) == seconds
+def test_it_reads_how_long_a_provider_wants_to_be_left_alone(headers: dict[str, str], seconds: float) -> None:
+    assert retry_after_seconds(httpx2.Headers(headers)) == seconds
+
+
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"])
+def test_it_reads_the_date_after_which_a_provider_may_be_asked(form: str) -> None:
+    at = datetime.now(UTC) + timedelta(hours=2)
+    assert retry_after_seconds(httpx2.Headers({"retry-after": at.strftime(form)})) == pytest.approx(7200, abs=2)
 
 
 def test_it_tells_a_positive_retry_after_whatever_the_provider_said(api: Api, upstream: FakeUpstream) -> None:

@@ -15,8 +15,8 @@ class Verdict:
 
     `may_be_billed`: the provider may have worked on the call. `goes_elsewhere`: another deployment may be asked.
     `returns`: the same one may be asked again after a pause. `is_down`: the provider itself failed, as its breaker
-    counts it; `is_unreached`: no connection could be made, which puts its address aside. `retry_after`: seconds that
-    the provider asked for.
+    counts it; `is_unreached`: no connection could be made, which puts its address aside; `is_empty`: the operator's
+    credit there is used up. `retry_after`: seconds that the provider asked for.
     """
 
     may_be_billed: bool
@@ -24,6 +24,7 @@ class Verdict:
     returns: bool
     is_down: bool
     is_unreached: bool = False
+    is_empty: bool = False
     retry_after: float = 0.0
 
 

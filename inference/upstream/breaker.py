@@ -78,6 +78,8 @@ class _Circuit:
     probe_pause: float = 0.0
     #: Whether a probe has failed too, so that one that succeeds says something of calls.
     has_failed_probe: bool = False
+    #: Whether only a call can tell that it is well.
+    needs_call: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -156,7 +158,7 @@ class Breakers:
         """Note that a call found the provider failing, and how."""
         with self._lock:
             shared = self._shared.setdefault(deployment_id, _Circuit())
-            shared.cause, shared.failed_at = cause, self._clock()
+            shared.cause, shared.failed_at, shared.needs_call = cause, self._clock(), False
             was_trial, shared.has_trial = shared.has_trial, False
             self._fail_alone(deployment_id, account_id, cause, was_trial=was_trial)
             opens = _fails(shared, account_id, was_trial=was_trial)
@@ -168,6 +170,27 @@ class Breakers:
             self._publish(deployment_id, seconds, cause)
         elif was_trial:
             self._publish(deployment_id, 0, cause)
+
+    def leave_alone(self, deployment_id: int, seconds: float, cause: str) -> None:
+        """Open for all, for so many seconds, after what is nobody's doing and would meet every other call as well.
+
+        Until a call is answered it is on trial then: a list of models says nothing of it.
+        """
+        with self._lock:
+            circuit, now = self._shared.setdefault(deployment_id, _Circuit()), self._clock()
+            circuit.cause, circuit.failed_at, circuit.needs_call = cause, now, True
+            circuit.trip(now)
+            circuit.cool_down = seconds
+        log.warning("breaker_opened", deployment_id=deployment_id, seconds=seconds)
+        self._publish(deployment_id, seconds, cause)
+
+    def seconds_left(self, deployment_id: int, account_id: int) -> float | None:
+        """Return for how long no call of an account goes there, COOL_DOWN during a trial; None if nothing is open."""
+        opened = [circuit for circuit in self._circuits(deployment_id, account_id) if circuit.is_open]
+        if not opened:
+            return None
+        left = max(circuit.opened_at + circuit.cool_down for circuit in opened) - self._clock()
+        return left if left > 0 else COOL_DOWN
 
     def gave_up(self, deployment_id: int, account_id: int) -> None:
         """Note that a trial ended without telling anything, as when its caller left: another may try."""
@@ -206,10 +229,10 @@ class Breakers:
             if circuit is None or not circuit.is_open:
                 return
             circuit.rest(now)
-            if cause is not None:
+            if cause is not None and not circuit.needs_call:
                 circuit.cause, circuit.has_failed_probe = cause, True
             is_quiet = now - circuit.failed_at >= STILL_FAILING.total_seconds()
-        if cause is None and (circuit.has_failed_probe or is_quiet):
+        if cause is None and (circuit.has_failed_probe or is_quiet) and not circuit.needs_call:
             self.close(deployment_id)
         else:
             self._publish(deployment_id, 0, circuit.cause)

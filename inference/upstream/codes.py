@@ -20,13 +20,21 @@ CALLERS_CODES = frozenset(
         "unsupported_parameter", "unsupported_value",
     )
 )  # fmt: skip
+#: The operator's credit there is used up: the code or the type of an error, beside the status 402.
+CREDIT_CODES = frozenset(
+    {
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "exceeded_current_quota_error",
+        "insufficient_balance",
+        "insufficient_quota",
+    }
+)
 #: The operator's affair with the provider, by the status that they come with: callers don't see these codes.
 OPERATORS_CODES = {
+    **dict.fromkeys(CREDIT_CODES, 429),
     "access_terminated": 403,
     "account_deactivated": 403,
-    "billing_hard_limit_reached": 429,
-    "billing_not_active": 429,
-    "insufficient_quota": 429,
     "invalid_api_key": 401,
     "invalid_organization": 401,
     "model_not_found": 404,

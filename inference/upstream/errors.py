@@ -7,7 +7,11 @@ provider's message may quote the prompt.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -17,7 +21,7 @@ from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, Upstream
 from inference.surfaces.base import UnfitAnswer, Usage
 from inference.surfaces.provider_error import ProviderError
 from inference.upstream.attempts import REJECTED, AttemptFailed, Verdict
-from inference.upstream.codes import OPERATORS_CODES, status_of
+from inference.upstream.codes import CREDIT_CODES, OPERATORS_CODES, status_of
 from inference.upstream.sdk import sdk
 
 if TYPE_CHECKING:
@@ -27,8 +31,12 @@ if TYPE_CHECKING:
 SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,50}\Z")
 #: A gateway between gave the model up, which may have worked on, and is billed: 504, and Cloudflare's own.
 GATEWAY_TIMEOUTS = (504, 524)
+#: A provider that has no capacity now: 503, and what Anthropic says instead.
+OVERLOADED = (503, 529)
+CREDIT_USED_UP = "the credit is used up"
 DEFAULT_RETRY_AFTER = 5
-LONGEST_RETRY_AFTER = 3600
+#: Seconds, or milliseconds, as headers name them.
+NUMBER = re.compile(r"\d{1,10}(?:\.\d+)?")
 
 #: The provider was never reached.
 UNREACHED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=True, is_unreached=True)
@@ -43,6 +51,8 @@ UNFIT = Verdict(may_be_billed=True, goes_elsewhere=True, returns=False, is_down=
 BUSY = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=False)
 #: It doesn't let us in, or doesn't know the model: another deployment may.
 MISCONFIGURED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=False)
+#: It wants to be paid first: no call is answered before an operator has done that.
+EMPTY = replace(MISCONFIGURED, is_empty=True)
 
 log = structlog.get_logger(__name__)
 
@@ -98,17 +108,20 @@ def _root(error: BaseException) -> BaseException:
 def _from_status(error: openai.APIStatusError) -> tuple[ApiError, Verdict, str]:
     status, code = error.status_code, _safe(error.code)
     cause = f"http {status} {code or ''}".strip()
+    if status == 402 or not CREDIT_CODES.isdisjoint((code, _safe(error.type))):
+        return UpstreamFailed(), EMPTY, f"{CREDIT_USED_UP} ({cause})"
     if status in (400, 422):
         text = "The model provider rejected the request."
         return InvalidRequest(text, param=_safe(error.param), code=code or "upstream_rejected"), REJECTED, cause
-    if status == 429:
-        seconds = retry_after_seconds(error.response.headers.get("Retry-After"))
-        return UpstreamBusy(retry_after=seconds or DEFAULT_RETRY_AFTER), replace(BUSY, retry_after=seconds), cause
+    seconds = retry_after_seconds(error.response.headers)
+    if status == 429 or (status in OVERLOADED and seconds):
+        verdict = replace(BUSY if status == 429 else FAILED, retry_after=seconds)
+        return UpstreamBusy(retry_after=ceil(seconds) or DEFAULT_RETRY_AFTER), verdict, cause
     if status in GATEWAY_TIMEOUTS:
         return UpstreamTimeout(), BROKEN, cause
     if status == 408:
-        return UpstreamTimeout(), FAILED, cause
-    return UpstreamFailed(), FAILED if status >= 500 else MISCONFIGURED, cause
+        return UpstreamTimeout(), replace(FAILED, retry_after=seconds), cause
+    return UpstreamFailed(), replace(FAILED, retry_after=seconds) if status >= 500 else MISCONFIGURED, cause
 
 
 def _from_answer(error: ProviderError) -> tuple[ApiError, Verdict, str]:
@@ -129,11 +142,25 @@ def _from_answer(error: ProviderError) -> tuple[ApiError, Verdict, str]:
     return answer, verdict, f"{cause} inside a 200"
 
 
-def retry_after_seconds(text: str | None) -> int:
-    """Read a Retry-After header in seconds; 0 when it is absent, a date or nonsense."""
-    if text is None or not text.strip().isdecimal():
-        return 0
-    return min(int(text.strip()[:6]), LONGEST_RETRY_AFTER)
+def retry_after_seconds(headers: Mapping[str, str]) -> float:
+    """Return the seconds after which a provider wants to be asked again: the longest that its headers name.
+
+    Retry-After is a number or a date, Retry-After-Ms a number; 0 where both are absent, over, or nonsense.
+    """
+    return max(_seconds(headers.get("Retry-After", "")), _seconds(headers.get("Retry-After-Ms", "")) / 1000)
+
+
+def _seconds(text: str) -> float:
+    text = text.strip()
+    if NUMBER.fullmatch(text):
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    if date.tzinfo is None:  # asctime's form names none, and means UTC
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 def _safe(name: Any) -> str | None:

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import structlog
 from django.db import Error as DatabaseError
-from django.db.models import F, QuerySet, Value
+from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
@@ -66,4 +66,5 @@ def _write(deployment_id: int, seconds: float, cause: str) -> None:
 
 def failing() -> QuerySet[BreakerNotice]:
     """Select the deployments that fail: no call goes there, or the next is a trial, or one is on its way."""
-    return BreakerNotice.objects.filter(seen_at__gt=timezone.now() - STILL_FAILING)
+    now = timezone.now()
+    return BreakerNotice.objects.filter(Q(seen_at__gt=now - STILL_FAILING) | Q(open_until__gt=now))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 
 import structlog
 
@@ -62,7 +63,7 @@ def none_has_room(refused: list[NoRoom], *, others_after: float | None) -> Attem
     """
     waits = [full.refusal.retry_after for full in refused if not full.refusal.impossible]
     if others_after is not None:
-        waits.append(int(others_after))
+        waits.append(ceil(others_after))
     error = UpstreamBusy(retry_after=min(waits)) if waits else refused[0].error
     return AttemptFailed(error, FULL)
 

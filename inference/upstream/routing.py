@@ -1,8 +1,8 @@
 """Which deployment answers: by order, by weight, past open breakers and addresses that can't be reached; what follows a
 failure, inside the deadline.
 
-A failure that another deployment may not share (refused connections, 408, 429, 5xx) goes to the next one at once. When
-all have failed and the last failure may pass, the round is repeated after a pause with full jitter, or as long as the
+A failure that another deployment may not share (refused connections, 402, 408, 429, 5xx) goes to the next one at once.
+When all have failed and a failure may pass, the round is repeated after a pause with full jitter, or as long as the
 provider's Retry-After says, if that is short and fits the deadline. Nothing is retried after the first streamed byte:
 by then an attempt has succeeded.
 """
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import groupby
+from math import ceil
 from typing import TypeVar
 
 import structlog
@@ -34,6 +35,7 @@ ROUNDS = 3
 FIRST_PAUSE = 0.25
 #: The longest wait that a provider may ask for within a call: for more, the caller is told when to come back.
 LONGEST_PAUSE = 5.0
+NEVER = float("inf")
 
 T = TypeVar("T")
 Attempt = Callable[[Route], T]
@@ -68,26 +70,55 @@ def first_success(
     `account_id` is the caller's account: what its calls meet is not held against a deployment for all. `rest` waits for
     so many seconds between two rounds, or until the call is not wanted any more (None: for all of them). `note` takes
     a sentence for operators about each deployment that was not asked.
-    Raises the AttemptFailed of the last attempt, or one of UpstreamBusy when every breaker is open, no address can be
-    reached, or no provider has room for another call.
+    Raises the AttemptFailed of the last attempt, or rather of the last that may pass; or one of UpstreamBusy when every
+    breaker is open, no address can be reached, or no provider has room for another call.
     """
     choices = by_preference(routes)
     failure: AttemptFailed | None = None
     full: list[NoRoom] = []
+    returns = _Returns()
     for number in range(ROUNDS):
-        if number and not (failure is not None and _pause(number, failure.verdict, deadline, rest or time.sleep)):
+        if number and not returns.rest(number, deadline, rest or time.sleep):
             break
-        for route in _admitted(choices, account_id, note):
+        for route in _admitted(filter(returns.admits, choices), account_id, note):
             try:
                 return _attempt(route, attempt, account_id, deadline.left)
             except NoRoom as refused:
                 full.append(refused)
                 note(f"provider {route.provider} has no room: {refused.refusal.limit}")
             except AttemptFailed as failed:
-                failure = failed
+                returns.learn(route, failed.verdict)
+                if failure is None or failed.verdict.returns or not failure.verdict.returns:
+                    failure = failed  # the last one, or rather the last that says when to come back
                 if not _may_go_on(failed.verdict, deadline, covers_another):
                     raise
-    raise failure or _none_admitted(choices, full)
+    raise failure or _none_admitted(choices, full, account_id)
+
+
+class _Returns:
+    """When each deployment that failed may be asked again within a call: by its Retry-After, never where it is vain."""
+
+    def __init__(self) -> None:
+        self._after: dict[int, float] = {}
+        self._rested_until = 0.0
+
+    def learn(self, route: Route, verdict: Verdict) -> None:
+        """Note a failure."""
+        self._after[route.deployment_id] = time.monotonic() + verdict.retry_after if verdict.returns else NEVER
+
+    def admits(self, route: Route) -> bool:
+        """Say whether a deployment may be asked now."""
+        return self._after.get(route.deployment_id, 0.0) <= max(time.monotonic(), self._rested_until)
+
+    def rest(self, number: int, deadline: Deadline, rest: Callable[[float], object]) -> bool:
+        """Wait before another round; False, without waiting, if that makes no sense or outlasts the deadline."""
+        now, jitter = time.monotonic(), random.uniform(0, FIRST_PAUSE * 2 ** (number - 1))
+        pause = max(min(self._after.values(), default=NEVER) - now, jitter)
+        if pause > LONGEST_PAUSE or pause >= deadline.left:
+            return False
+        self._rested_until = now + pause
+        rest(pause)
+        return True
 
 
 def _admitted(choices: Iterable[Route], account_id: int, note: Callable[[str], object]) -> Iterator[Route]:
@@ -154,6 +185,11 @@ def _learn(route: Route, failed: AttemptFailed, account_id: int, seconds: float)
             # a connect timeout of a call whose own time was up proves nothing
             addresses.failed(route, failed.cause)
         breakers.gave_up(route.deployment_id, account_id)
+    elif failed.verdict.is_empty:
+        addresses.answered(route)
+        breakers.gave_up(route.deployment_id, account_id)
+        breakers.leave_alone(route.deployment_id, settings.UPSTREAM_CREDIT_PAUSE, failed.cause)
+        probes.begin()
     elif failed.verdict.is_down:
         breakers.failed(route.deployment_id, account_id, failed.cause)
         if breakers.state(route.deployment_id) is not BreakerState.CLOSED:
@@ -173,23 +209,17 @@ def _may_go_on(verdict: Verdict, deadline: Deadline, covers_another: Callable[[]
     return not verdict.may_be_billed or covers_another()
 
 
-def _pause(number: int, verdict: Verdict, deadline: Deadline, rest: Callable[[float], object]) -> bool:
-    """Wait before another round; False, without waiting, if it makes no sense or the wait outlasts the deadline."""
-    if not verdict.returns:
-        return False
-    jitter = random.uniform(0, FIRST_PAUSE * 2 ** (number - 1))
-    pause = max(verdict.retry_after, jitter)
-    if pause > LONGEST_PAUSE or pause >= deadline.left:
-        return False
-    rest(pause)
-    return True
-
-
-def _none_admitted(choices: list[Route], full: list[NoRoom]) -> AttemptFailed:
+def _none_admitted(choices: list[Route], full: list[NoRoom], account_id: int) -> AttemptFailed:
     if not choices:
         log.warning("no_deployment")
         return AttemptFailed(UpstreamFailed(), REJECTED)
+    waits = [seconds for route in choices if (seconds := _seconds_left(route, account_id)) is not None]
     if full:
-        return none_has_room(full, others_after=COOL_DOWN if len(full) < len(choices) else None)
+        return none_has_room(full, others_after=min(waits, default=None))
     told = "The model provider failed before, and is not asked at the moment."
-    return AttemptFailed(UpstreamBusy(told, retry_after=int(COOL_DOWN)), REJECTED)
+    return AttemptFailed(UpstreamBusy(told, retry_after=ceil(min(waits, default=COOL_DOWN))), REJECTED)
+
+
+def _seconds_left(route: Route, account_id: int) -> float | None:
+    """Return for how long calls pass a deployment by; None if they don't."""
+    return COOL_DOWN if addresses.is_aside(route) else breakers.seconds_left(route.deployment_id, account_id)

@@ -12,7 +12,7 @@ class DeploymentState:
     """A deployment: `state` is closed, open or half_open, `open_since` when it began to fail, and `cause` how.
 
     `accounts` counts those whose own calls fail there so often that the breaker is open for them alone.
-    `alert_subject` is that of the alert while it fails, `missing` names the variables of secrets that are not set, and
+    `alert_subjects` are those of alerts while it fails, `missing` names the variables of secrets that are not set, and
     `is_unlisted` says that there is an alert since its provider does not answer with its list of models.
     """
 
@@ -25,7 +25,7 @@ class DeploymentState:
     open_since: datetime | None
     accounts: int
     cause: str = ""
-    alert_subject: str = ""
+    alert_subjects: tuple[str, ...] = ()
     missing: str = ""
     is_unlisted: bool = False
 

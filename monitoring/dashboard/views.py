@@ -77,7 +77,7 @@ def _sections(request: HttpRequest, asked: Asked) -> dict[str, Any]:
     reading = read(asked)
     deployments = deployment_states()
     # The watch ends their alerts when it looks the next time; the page must not say two things of them until then.
-    well = {each.alert_subject for each in deployments if not each.is_failing}
+    well = {subject for each in deployments if not each.is_failing for subject in each.alert_subjects}
     return {
         "mark": mark,
         "now": now,
