@@ -13,6 +13,7 @@ from django.utils import timezone
 from accounts.addresses import is_within
 from accounts.keys import PREFIX, accepted_peppers
 from accounts.limits.contract import LimitName
+from accounts.model_names import unpriced_model_names
 from accounts.models import ApiKey
 from accounts.snapshots import Identity, build_identity, model_budgets_of
 from accounts.usage import LIVE, RECORDS, Standing, limits_standing
@@ -112,6 +113,7 @@ def explain_key(key: ApiKey, *, address: str | None = None, beside_the_limits: b
         cache_enabled=identity.cache_enabled,
         notes=[
             *_model_notes(limits),
+            *_price_notes(identity),
             *_notes(key, standing, address, beside_the_limits=beside_the_limits),
         ],
     )
@@ -183,6 +185,15 @@ def _model_notes(limits: list[ExplainedLimit]) -> list[str]:
         f"{each.used} of {each.limit}."
         for each in limits
         if each.is_full and each.model is not None
+    ]
+
+
+def _price_notes(identity: Identity) -> list[str]:
+    """Say which of the key's models no budget in money allows, because they have no price."""
+    return [
+        f"Calls of {name} would be refused (403 price_unknown): it has no price, and a budget in money counts them."
+        for name in unpriced_model_names()
+        if identity.may_use_model(name) and identity.limits_for(name).has_cost_budget
     ]
 
 

@@ -11,6 +11,7 @@ Reader = Callable[[str], str | None]
 @dataclass(slots=True)
 class _Known:
     read: Reader = str
+    read_unpriced: Callable[[], list[str]] = list
 
 
 _known = _Known()
@@ -19,6 +20,16 @@ _known = _Known()
 def install_reader(read: Reader) -> None:
     """Install what gives the public name of a model by that name or an alias, None where there is no such model."""
     _known.read = read
+
+
+def install_unpriced_reader(read: Callable[[], list[str]]) -> None:
+    """Install what lists the public names of the models that have no price anywhere."""
+    _known.read_unpriced = read
+
+
+def unpriced_model_names() -> list[str]:
+    """List the public names of the models that have no price anywhere: no budget in money allows a call of them."""
+    return _known.read_unpriced()
 
 
 def public_model_name(name: str) -> str | None:

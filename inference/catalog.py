@@ -15,7 +15,7 @@ from django.db import Error as DatabaseError
 
 from accounts.connections import KNOWN_WAIT, ask_promptly
 from accounts.exceptions import DependencyUnavailable
-from accounts.limits.contract import Limits, Subject
+from accounts.limits.contract import Limits, Scope, Subject
 from accounts.outage import Outage, database_outage
 from accounts.refusals import nano
 from accounts.snapshots import MAX_AGE
@@ -82,6 +82,12 @@ class CatalogModel:
     aliases: tuple[str, ...] = ()
     is_default: bool = False
     cache_generation: str = ""
+
+    def routes_within(self, limits: Scope) -> tuple[Route, ...]:
+        """Return the routes that a call may take: under a budget in money those alone whose price is known."""
+        if not limits.has_cost_budget:
+            return self.routes
+        return tuple(route for route in self.routes if route.rates is not None)
 
     @property
     def dearest(self) -> Rates:
@@ -170,6 +176,12 @@ catalog = Catalog(outage=database_outage)
 def deployment_names() -> set[str]:
     """Name the deployments that calls may go to now; raises DependencyUnavailable as the catalog does."""
     return {route.name for model in catalog.models().values() for route in model.routes}
+
+
+def unpriced_names() -> list[str]:
+    """Name the models that can be called and have no price anywhere; raises what the catalog does."""
+    models = [model for model in catalog.models().values() if model.routes]
+    return sorted(model.public_name for model in models if all(route.rates is None for route in model.routes))
 
 
 def default_model_name() -> str:

@@ -75,10 +75,8 @@ class Progress:
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """The deployments that may be asked: under a budget in money those alone whose price is known."""
-        if not self.bill.limits.has_cost_budget:
-            return self.model.routes
-        return tuple(route for route in self.model.routes if route.rates is not None)
+        """The deployments that may be asked."""
+        return self.model.routes_within(self.bill.limits)
 
     @property
     def is_fallback(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import genai_prices
@@ -34,6 +34,8 @@ class Seeded:
 
     provider: str | None
     models: tuple[str, ...] = ()
+    #: Those of the provider's models that have no price.
+    unpriced: tuple[str, ...] = ()
 
 
 def provider_seed(*, actor: str) -> Seeded:
@@ -44,11 +46,13 @@ def provider_seed(*, actor: str) -> Seeded:
     django.core.exceptions.ValidationError if the environment's values can't be those of a provider or model.
     """
     seeded = _catalog_seed(actor=actor)
-    unpriced = list(Deployment.objects.filter(provider__name=seeded.provider, prices=None).select_related("provider"))
+    of_provider = Deployment.objects.filter(provider__name=seeded.provider, prices=None)
+    unpriced = list(of_provider.select_related("provider", "model"))
     if unpriced and _is_free(unpriced[0].provider):
         for deployment in unpriced:
             catalog_save(row=Price(deployment=deployment, **FREE), actor=actor)
-    return seeded
+        return seeded
+    return replace(seeded, unpriced=tuple(deployment.model.public_name for deployment in unpriced))
 
 
 @transaction.atomic

@@ -1,14 +1,32 @@
-"""Reads of models, past the catalog: of those that are switched off too, and as the database has them now."""
+"""Reads of models and deployments as the database has them now, past the catalog."""
 
 from __future__ import annotations
 
-from inference.models import Model
+from django.db.models import Exists, OuterRef, QuerySet
+from django.utils import timezone
+
+from inference.models import Deployment, Model, Price
 
 
 def public_name_of(name: str) -> str | None:
     """Return the public name of the model that has the name or alias; None if there is none."""
     names = {each: public_name for public_name, aliases in _names() for each in (public_name, *aliases)}
     return names.get(name)
+
+
+def deployments_without_price() -> QuerySet[Deployment]:
+    """Select the deployments that calls may go to whose price nobody has entered, or has not begun: by model."""
+    usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
+    begun = Price.objects.filter(deployment=OuterRef("pk"), valid_from__lte=timezone.now())
+    return usable.filter(~Exists(begun)).select_related("model", "provider").order_by("model__public_name", "pk")
+
+
+def models_without_price() -> dict[str, str]:
+    """Name the models of those deployments, each with what it lacks a price of."""
+    found: dict[str, list[str]] = {}
+    for deployment in deployments_without_price():
+        found.setdefault(deployment.model.public_name, []).append(str(deployment))
+    return {model: ", ".join(names) for model, names in found.items()}
 
 
 def _names() -> list[tuple[str, list[str]]]:

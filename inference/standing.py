@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from django.db.models import Case, F, QuerySet, When
@@ -11,6 +12,7 @@ from django.utils import timezone
 
 from inference.catalog import catalog
 from inference.models import BreakerNotice, Deployment, Provider
+from inference.selectors import deployments_without_price
 from inference.upstream.addresses import addresses
 from inference.upstream.alerts import alert_subjects
 from inference.upstream.breaker import BreakerReading, BreakerState, Reason, breakers
@@ -31,7 +33,9 @@ def deployment_states() -> list[DeploymentState]:
     deployments = list(Deployment.objects.select_related("model", "provider"))
     known = _readings()
     unlisted = _unlisted()
-    return [_state(each, known.get(each.pk, CLOSED), is_unlisted=each.pk == unlisted) for each in deployments]
+    unpriced = set(deployments_without_price().values_list("pk", flat=True))
+    states = [_state(each, known.get(each.pk, CLOSED), is_unlisted=each.pk == unlisted) for each in deployments]
+    return [replace(state, is_priced=each.pk not in unpriced) for state, each in zip(states, deployments, strict=True)]
 
 
 def secret_variables(provider: Provider) -> list[str]:

@@ -173,6 +173,7 @@ class Alert(models.Model):
         PROVIDER = "provider"
         INGEST = "ingest", "ingest lag"
         DEPENDENCY = "dependency"
+        PRICE = "price", "missing price"
         TEST = "test"
 
     kind = models.CharField(max_length=20, choices=Kind.choices)

@@ -94,14 +94,24 @@ def provider() -> Iterator[ScriptedProvider]:
 
 
 @pytest.fixture(scope="module")
-def platform(prepared: Callable[[], dict[str, str]], provider: ScriptedProvider) -> Iterator[Platform]:
-    """Run a platform with models that have a price, none, and one of 0."""
+def other() -> Iterator[ScriptedProvider]:
+    """Run another provider, which is paid for `mixed`."""
+    with scripted_provider() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def platform(
+    prepared: Callable[[], dict[str, str]], provider: ScriptedProvider, other: ScriptedProvider
+) -> Iterator[Platform]:
+    """Run a platform with models that have a price, none, one of 0, and one at a single of two deployments."""
     at = [provider.base_url]
     served = [
         Served("priced", at),
-        Served("unpriced", at, input=None),
+        *(Served(name, at, input=None) for name in ("unpriced", "cached", "half", "own", "alerted", "mixed")),
         Served("unpriced-vectors", at, kind="embedding", input=None),
         Served("free", at, input=0, cached=0, output=0),
+        Served("mixed", [other.base_url]),
     ]
     settings = {**prepared(), "OPENAI_MODEL": "unlisted"}
     prepare_database(settings)
@@ -115,6 +125,15 @@ def budgeted(platform: Platform) -> str:
     return platform.add([], account="budgeted", monthly_cost_budget="1000000")
 
 
+@pytest.fixture(scope="module")
+def summed(platform: Platform) -> str:
+    """Make a key that has asked a model with a price once, and twice one without."""
+    key = platform.add([], account="summed")
+    for model in ("priced", "unpriced", "unpriced"):
+        platform.record(platform.ask("/v1/chat/completions", chat(model), key=key))
+    return key
+
+
 @pytest.fixture(autouse=True)
 def answers(provider: ScriptedProvider) -> None:
     """Let every model answer with USED tokens, unless a test scripts something else."""
@@ -124,7 +143,7 @@ def answers(provider: ScriptedProvider) -> None:
 
 
 def deployment_id(platform: Platform, model: str) -> int:
-    """Find the only deployment of a model."""
+    """Find the deployment of a model."""
     (row,) = platform.rows(f"SELECT id FROM inference_deployment WHERE upstream_name = '{model}'")  # noqa: S608
     return int(row["id"])
 
@@ -168,13 +187,11 @@ class TestPrices:
         self, platform: Platform, provider: ScriptedProvider
     ) -> None:
         provider.script("cached", completion("Hello", usage=CACHED))
-        platform.add([Served("cached", [provider.base_url], input=None)], account="cached")
         enter_price(platform, "cached", input="2", output="10")
         record = platform.record(platform.ask("/v1/chat/completions", chat("cached")))
         assert (record.cached_tokens, record.cost) == (600, COST)
 
-    def test_it_takes_no_price_for_0_that_was_not_entered(self, platform: Platform, provider: ScriptedProvider) -> None:
-        platform.add([Served("half", [provider.base_url], input=None)], account="half")
+    def test_it_takes_no_price_for_0_that_was_not_entered(self, platform: Platform) -> None:
         assert "This field is required" in enter_price(platform, "half", input="2").words
         of_half = f"SELECT 1 FROM inference_price WHERE deployment_id = {deployment_id(platform, 'half')}"  # noqa: S608
         assert platform.rows(of_half) == []
@@ -243,28 +260,23 @@ class TestUnknownCosts:
         (row,) = platform.rows(died)
         assert (row["input_tokens"] > 0, row["cost"]) == (True, None)
 
-    def test_it_tells_sums_as_known_in_part(self, platform: Platform) -> None:
-        key = platform.add([], account="summed")
-        for model in ("priced", "unpriced", "unpriced"):
-            assert platform.ask("/v1/chat/completions", chat(model), key=key).status == 200
-        told = usage(platform, key)
+    def test_it_tells_sums_as_known_in_part(self, platform: Platform, summed: str) -> None:
+        told = usage(platform, summed)
         assert {name: (each["cost"], each["unpriced_requests"]) for name, each in told.items()} == {
             "": ("0.003000000", 2),
             "priced": ("0.003000000", 0),
             "unpriced": (None, 2),
         }
 
+    @pytest.mark.usefixtures("summed")
     def test_it_leaves_an_unknown_cost_empty_in_files(self, platform: Platform) -> None:
-        key = platform.add([], account="exported")
-        for model in ("priced", "unpriced"):
-            platform.record(platform.ask("/v1/chat/completions", chat(model), key=key))
-        lines = platform.manage("export_log", "--format", "jsonl", "--account", "exported").splitlines()
-        assert [json.loads(line)["cost"] for line in lines] == ["0.003000000", None]
-        rows = csv.DictReader(io.StringIO(platform.manage("export_log", "--account", "exported")))
-        assert [row["cost"] for row in rows] == ["0.003000000", ""]
+        lines = platform.manage("export_log", "--format", "jsonl", "--account", "summed").splitlines()
+        assert [json.loads(line)["cost"] for line in lines] == ["0.003000000", None, None]
+        rows = csv.DictReader(io.StringIO(platform.manage("export_log", "--account", "summed")))
+        assert [row["cost"] for row in rows] == ["0.003000000", "", ""]
         usage_file = platform.manage("export_usage", "--unit", "month", "--by", "account")
-        (row,) = [row for row in csv.DictReader(io.StringIO(usage_file)) if row["account"] == "exported"]
-        assert (row["cost"], row["unpriced_requests"]) == ("0.003000000", "1")
+        (row,) = [row for row in csv.DictReader(io.StringIO(usage_file)) if row["account"] == "summed"]
+        assert (row["cost"], row["unpriced_requests"]) == ("0.003000000", "2")
 
 
 class TestBudgetsInMoney:
@@ -296,31 +308,28 @@ class TestBudgetsInMoney:
         assert_refused(platform.ask("/v1/chat/completions", chat("unpriced", stream=True), key=key))
         assert platform.ask("/v1/chat/completions", chat("priced"), key=key).status == 200
 
-    def test_it_takes_a_call_under_a_budget_in_tokens_alone(self, platform: Platform) -> None:
-        key = platform.add([], account="in-tokens", monthly_token_budget=10_000_000)
-        assert platform.ask("/v1/chat/completions", chat("unpriced"), key=key).status == 200
-
-    def test_it_takes_it_once_a_price_of_0_was_entered(self, platform: Platform, provider: ScriptedProvider) -> None:
+    def test_it_takes_it_once_a_price_of_0_was_entered(
+        self, platform: Platform, provider: ScriptedProvider, budgeted: str
+    ) -> None:
         provider.script("own", SAID)
-        served = [Served("own", [provider.base_url], input=None)]
-        key = platform.add(served, account="own", monthly_cost_budget="0.000001")
-        assert_refused(platform.ask("/v1/chat/completions", chat("own"), key=key))
+        assert_refused(platform.ask("/v1/chat/completions", chat("own"), key=budgeted))
         enter_price(platform, "own", input="0", output="0")
-        wait_until(lambda: platform.ask("/v1/chat/completions", chat("own"), key=key).status == 200, "the price", 5)
+        wait_until(
+            lambda: platform.ask("/v1/chat/completions", chat("own"), key=budgeted).status == 200, "the price", 5
+        )
 
-    def test_it_passes_by_a_deployment_without_a_price(self, platform: Platform, provider: ScriptedProvider) -> None:
-        with scripted_provider() as other:
-            for each in (provider, other):
-                each.script("mixed", SAID)
-            served = [Served("mixed", [provider.base_url], input=None), Served("mixed", [other.base_url])]
-            key = platform.add(served, account="mixed", monthly_cost_budget="5")
-            for _ in range(8):
-                answer = platform.ask("/v1/chat/completions", chat("mixed"), key=key)
-                assert (answer.status, answer.headers["x-cost-usd"]) == (200, "0.003000000")
-            other.script("mixed", Reply(500, body=b"{}"))
-            assert platform.ask("/v1/chat/completions", chat("mixed"), key=key).status == 502
-            assert provider.calls_of("mixed") == []
-            assert platform.ask("/v1/chat/completions", chat("mixed")).status == 200, "without a budget it may go there"
+    def test_it_passes_by_a_deployment_without_a_price(
+        self, platform: Platform, provider: ScriptedProvider, other: ScriptedProvider, budgeted: str
+    ) -> None:
+        provider.script("mixed", SAID)
+        other.script("mixed", SAID)
+        for _ in range(8):
+            answer = platform.ask("/v1/chat/completions", chat("mixed"), key=budgeted)
+            assert (answer.status, answer.headers["x-cost-usd"]) == (200, "0.003000000")
+        other.script("mixed", Reply(500, body=b"{}"))
+        assert platform.ask("/v1/chat/completions", chat("mixed"), key=budgeted).status == 502
+        assert provider.calls_of("mixed") == []
+        assert platform.ask("/v1/chat/completions", chat("mixed")).status == 200, "without a budget it may go there"
 
 
 class TestSpentBudgets:
@@ -346,12 +355,51 @@ class TestSpentBudgets:
         wait_until(lambda: platform.ask("/v1/chat/completions", chat("priced"), key=key).status == 429, "the budget", 5)
         assert platform.ask("/v1/chat/completions", chat("free"), key=key).status == 200
 
-    def test_it_holds_a_free_model_to_a_budget_in_tokens(self, platform: Platform) -> None:
-        key = platform.add([], account="spent-tokens", monthly_token_budget=1_150, max_output_tokens=100)
-        assert platform.ask("/v1/chat/completions", chat("free"), key=key).status == 200
-        refused = platform.ask("/v1/chat/completions", chat("free"), key=key)
-        assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
+    def test_it_holds_models_without_a_price_and_free_ones_to_a_budget_in_tokens(self, platform: Platform) -> None:
+        key = platform.add([], account="in-tokens", monthly_token_budget=1_150, max_output_tokens=100)
+        assert platform.ask("/v1/chat/completions", chat("unpriced"), key=key).status == 200
+        for model in ("free", "unpriced"):
+            refused = platform.ask("/v1/chat/completions", chat(model), key=key)
+            assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
 
 
 def test_it_keeps_log_and_sums_alike(platform: Platform) -> None:
     assert platform.manage("check_rollups").splitlines()[0] == "The rollups agree with the log."
+
+
+class TestWhoIsTold:
+    def test_it_names_models_without_a_price_in_the_doctors_lines(self, platform: Platform) -> None:
+        told = platform.manage("doctor").splitlines()
+        missing = [line.split() for line in told if line.startswith("prices")]
+        assert {"unpriced", "unpriced-vectors", "mixed"} <= {line[3] for line in missing}
+        assert not {"priced", "free", "unlisted", "gpt-3.5-turbo"} & {line[3] for line in missing}
+
+    def test_it_raises_an_alert_for_each_until_a_price_is_entered(self, platform: Platform) -> None:
+        platform.manage("watch", "--once")
+        (alert,) = platform.rows("SELECT title, ended_at FROM monitoring_alert WHERE subject = 'price:alerted'")
+        assert (alert["title"], alert["ended_at"]) == ("Model alerted has no price", None)
+        assert platform.rows("SELECT 1 FROM monitoring_alert WHERE subject IN ('price:priced', 'price:free')") == []
+        enter_price(platform, "alerted", input="0", output="0")
+        platform.manage("watch", "--once")
+        (alert,) = platform.rows("SELECT ended_at FROM monitoring_alert WHERE subject = 'price:alerted'")
+        assert alert["ended_at"]
+
+    @pytest.mark.usefixtures("summed")
+    def test_it_shows_them_on_the_dashboard_with_sums_that_are_at_least(self, platform: Platform) -> None:
+        words = platform.admin.page("/admin/?range=24h&account=summed").words
+        assert "at least $0.003" in words
+        assert "2 without a price" in words
+        assert "✕ no price" in words
+
+    def test_it_keeps_the_state_of_health(self, platform: Platform) -> None:
+        told = platform.ask("/health")
+        assert (told.status, told.json()["status"]) == (200, "healthy")
+
+    def test_it_explains_which_models_a_budget_rules_out(self, platform: Platform, budgeted: str) -> None:
+        told = platform.manage("key", "explain", "--account", "budgeted", "--name", "e2e")
+        assert "Calls of unpriced would be refused (403 price_unknown)" in told
+        assert "Calls of priced would" not in told
+        listed = {each["id"] for each in platform.ask("/v1/models", key=budgeted).json()["data"]}
+        assert {"priced", "free"} <= listed
+        assert "unpriced" not in listed
+        assert "unpriced" in {each["id"] for each in platform.ask("/v1/models").json()["data"]}

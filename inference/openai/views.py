@@ -241,7 +241,8 @@ def _listed(request: Request) -> list[CatalogModel]:
 
 def _is_listed(model: CatalogModel, identity: Identity) -> bool:
     """Say whether the key may use a model, and a deployment that is switched on can answer."""
-    return bool(model.routes) and identity.may_use_model(model.public_name)
+    may_be_asked = model.routes_within(identity.limits_for(model.public_name))
+    return bool(may_be_asked) and identity.may_use_model(model.public_name)
 
 
 def _shown(model: CatalogModel) -> dict[str, Any]:

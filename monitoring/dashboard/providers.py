@@ -13,7 +13,8 @@ class DeploymentState:
 
     `accounts` counts those whose own calls fail there so often that the breaker is open for them alone.
     `alert_subjects` are those of alerts while it fails, `missing` names the variables of secrets that are not set, and
-    `is_unlisted` says that there is an alert since its provider does not answer with its list of models.
+    `is_unlisted` says that there is an alert since its provider does not answer with its list of models. What
+    calls cost where it is not `is_priced` is unknown.
     """
 
     model: str
@@ -28,6 +29,7 @@ class DeploymentState:
     alert_subjects: tuple[str, ...] = ()
     missing: str = ""
     is_unlisted: bool = False
+    is_priced: bool = True
 
     @property
     def is_failing(self) -> bool:
@@ -50,6 +52,6 @@ def register_deployment_states(reader: Reader) -> None:
 
 
 def deployment_states() -> list[DeploymentState]:
-    """List all deployments, those in trouble first."""
+    """List all deployments, those in trouble first, then those without a price."""
     states = [state for reader in _readers for state in reader()]
-    return sorted(states, key=lambda state: (not state.is_troubled, not state.is_enabled))
+    return sorted(states, key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))

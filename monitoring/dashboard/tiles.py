@@ -114,7 +114,7 @@ def _errors(figures: Figures) -> str:
 
 
 def _unpriced(figures: Figures) -> str:
-    return f"{count(figures.unpriced)} requests without a price" if figures.unpriced else ""
+    return f"{count(figures.unpriced)} without a price" if figures.unpriced else ""
 
 
 def _tokens(figures: Figures) -> int:

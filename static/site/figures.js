@@ -31,7 +31,7 @@ function showTiles(whole) {
     ["Requests", count(whole.requests), exactly(whole.requests), `${count(answered(whole))} answered`],
     ["Errors", count(invalid + limited + failed), exactly(invalid + limited + failed), `${count(limited)} over a limit`],
     ["Tokens", count(whole.input_tokens + whole.output_tokens), exactly(whole.input_tokens + whole.output_tokens), `${count(whole.output_tokens)} written`],
-    ["Cost", knownMoney(whole), knownMoney(whole, exactMoney), whole.unpriced_requests ? `${count(whole.unpriced_requests)} requests without a price` : "US dollars"],
+    ["Cost", knownMoney(whole), knownMoney(whole, exactMoney), whole.unpriced_requests ? `${count(whole.unpriced_requests)} without a price` : "US dollars"],
     ["Saved", money(whole.saved_cost), exactMoney(whole.saved_cost), "by cache and sharing"],
     ["Cache hit rate", rate(whole), null, `${count(whole.cache_hits)} hits`],
     ["Latency p95", milliseconds(whole.latency_ms?.p95), null, `p50 ${milliseconds(whole.latency_ms?.p50)}`],

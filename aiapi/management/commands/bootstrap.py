@@ -16,6 +16,7 @@ from accounts.checks import DEMO_KEYS
 from accounts.models import ApiKey, Tier
 from accounts.services import account_ensure, api_key_import, tier_ensure
 from inference.seeds import provider_seed
+from inference.unpriced import CONSEQUENCE
 
 #: The tiers that a new installation has.
 TIERS: dict[str, dict[str, int]] = {
@@ -49,6 +50,8 @@ class Command(BaseCommand):
             self.stderr.write("No model provider: set OPENAI_API_KEY or OPENAI_BASE_URL, or add one in the admin.")
         else:
             self.stdout.write(f"Provider {seeded.provider} serves {', '.join(seeded.models)}.")
+        for model in seeded.unpriced:
+            self.stderr.write(f"Model {model} has no price. {CONSEQUENCE}")
 
     def _ensure_admin(self) -> None:
         users = get_user_model().objects

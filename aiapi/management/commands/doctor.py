@@ -7,6 +7,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from aiapi.checks import start_findings
+from inference.selectors import models_without_price
+from inference.unpriced import CONSEQUENCE
 from monitoring.health import Health, health_report
 
 
@@ -22,8 +24,18 @@ class Command(BaseCommand):
         report = health_report()
         for name, state in report["checks"].items():
             self.stdout.write(f"{name:10} {state} {report.get('reasons', {}).get(name, '')}".rstrip())
+        if report["checks"]["database"] == Health.OK:
+            self._show_prices()
         for line in findings.warnings:
             self.stdout.write(f"warning    {line}")
         if findings.problems:
             raise CommandError("\n".join(findings.problems))
         self.stdout.write(f"A start would succeed ({Health.OK} is what every line above should say).")
+
+    def _show_prices(self) -> None:
+        """Name the models without a price."""
+        missing = models_without_price()
+        if not missing:
+            self.stdout.write(f"{'prices':10} {Health.OK}")
+        for model, deployments in missing.items():
+            self.stdout.write(f"{'prices':10} missing for {model} ({deployments}). {CONSEQUENCE}")
