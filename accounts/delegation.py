@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from accounts.addresses import Network
-from accounts.exceptions import InvalidRequest
+from accounts.exceptions import InvalidRequest, PermissionDenied
 from accounts.model_names import public_model_name
-from accounts.models import ApiKey, ModelBudget
+from accounts.models import GENERATIONS, ApiKey, ModelBudget
+from accounts.selectors import api_key_makers
 from accounts.services import BudgetFor, KeySettings
 from accounts.snapshots import build_identity
 from accounts.validators import DEFAULT_SCOPES
@@ -65,6 +66,20 @@ def delegated_model_budgets(
     if errors:
         raise InvalidRequest("A key can't be given more than the key that makes it has.", errors=errors)
     return list(budgets.values())
+
+
+def require_generation(creator: ApiKey) -> None:
+    """Raise PermissionDenied for a key that has as many above it as a key can have."""
+    if len(api_key_makers([creator])[creator.pk]) >= GENERATIONS:
+        raise PermissionDenied(
+            f"This key can't make keys: it is {GENERATIONS} generations below a key that an operator made."
+        )
+
+
+def is_beside(key: ApiKey, creator: ApiKey) -> bool:
+    """Say whether a key doesn't count against all those that made another: with it, these limits could be escaped."""
+    makers = api_key_makers([creator, key])
+    return not {each.limits_id for each in makers[creator.pk]} <= {each.limits_id for each in makers[key.pk]}
 
 
 def exceeds_model_budgets(key: Iterable[ModelBudget], creator: Iterable[ModelBudget]) -> bool:

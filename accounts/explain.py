@@ -15,7 +15,8 @@ from accounts.keys import PREFIX, accepted_peppers
 from accounts.limits.contract import LimitName
 from accounts.model_names import unpriced_model_names
 from accounts.models import ApiKey
-from accounts.snapshots import Identity, build_identity, model_budgets_of
+from accounts.refusals import maker_text
+from accounts.snapshots import Identity, identity_of
 from accounts.usage import LIVE, RECORDS, Standing, limits_standing
 
 #: The limits whose value a key may have instead of its tier.
@@ -44,6 +45,7 @@ class ExplainedLimit:
     remaining: int | str | None
     reset: int | None
     model: str | None = None
+    maker: str | None = None
 
     @property
     def is_full(self) -> bool:
@@ -52,8 +54,13 @@ class ExplainedLimit:
 
     @property
     def whose(self) -> str:
-        """Name whose it is, with the model where it is a budget for one."""
-        return self.owner if self.model is None else f"{self.owner} {self.model}"
+        """Name whose it is, with the key where it is one's that made this one, and the model of a budget for one."""
+        return " ".join(part for part in (self.owner, self.maker, self.model) if part)
+
+    @property
+    def holder(self) -> str:
+        """Name whose it is in a sentence."""
+        return f"the {self.owner}" if self.maker is None else maker_text(self.maker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,7 @@ def explain_key(key: ApiKey, *, address: str | None = None, beside_the_limits: b
     server's process, another one knows the monthly amounts alone, from the records.
     """
     now = timezone.now()
-    identity = build_identity(key, now, model_budgets_of(key))
+    identity = identity_of(key, now)
     standing = limits_standing(identity.every_limit, live=beside_the_limits)
     limits = [_explained(key, state, now) for state in standing.states]
     reasons = [*_state_reasons(key, now), *_address_reasons(identity, address), *_limit_reasons(limits)]
@@ -143,13 +150,15 @@ def _address_reasons(identity: Identity, address: str | None) -> list[Reason]:
 
 def _explained(key: ApiKey, state: dict[str, Any], now: datetime) -> ExplainedLimit:
     name = LimitName(state["name"])
-    return ExplainedLimit(**state, source=_source(key, name, state["owner"], now))
+    return ExplainedLimit(**state, source=_source(key, name, state, now))
 
 
-def _source(key: ApiKey, name: LimitName, owner: str, now: datetime) -> str:
+def _source(key: ApiKey, name: LimitName, state: dict[str, Any], now: datetime) -> str:
     """Say where the value of a limit comes from."""
-    if owner.startswith("account"):
+    if state["owner"].startswith("account"):
         return f"account {key.account.name}"
+    if "maker" in state:
+        return f"key {state['maker']}"
     if name not in OVERRIDABLE:
         return "this key"
     if getattr(key, f"{name}_override") is None:
@@ -170,9 +179,7 @@ def _limit_reasons(limits: list[ExplainedLimit]) -> list[Reason]:
         LimitName.MONTHLY_COST: "budget_exhausted",
     }
     return [
-        Reason(
-            429, codes[LimitName(each.name)], f"{each.name} of the {each.owner} is full: {each.used} of {each.limit}."
-        )
+        Reason(429, codes[LimitName(each.name)], f"{each.name} of {each.holder} is full: {each.used} of {each.limit}.")
         for each in limits
         if each.is_full and each.model is None
     ]
@@ -181,7 +188,7 @@ def _limit_reasons(limits: list[ExplainedLimit]) -> list[Reason]:
 def _model_notes(limits: list[ExplainedLimit]) -> list[str]:
     """Say which models have no budget left: calls of others are not refused for it."""
     return [
-        f"Calls of {each.model} would be refused (429 budget_exhausted): {each.name} of the {each.owner} is full, "
+        f"Calls of {each.model} would be refused (429 budget_exhausted): {each.name} of {each.holder} is full, "
         f"{each.used} of {each.limit}."
         for each in limits
         if each.is_full and each.model is not None

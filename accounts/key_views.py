@@ -14,7 +14,14 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.delegation import delegated_model_budgets, delegated_settings, exceeds, exceeds_model_budgets
+from accounts.delegation import (
+    delegated_model_budgets,
+    delegated_settings,
+    exceeds,
+    exceeds_model_budgets,
+    is_beside,
+    require_generation,
+)
 from accounts.exceptions import InvalidRequest, NotFound, PermissionDenied
 from accounts.models import ApiKey
 from accounts.selectors import api_key_list
@@ -64,6 +71,8 @@ class KeyManagementView(KeyView):
         beyond = exceeds(key, own)
         if exceeds_model_budgets(key.model_budgets.all(), own.model_budgets.all()):
             beyond.append("model_budgets")
+        if is_beside(key, own):
+            beyond.append("maker")
         if beyond:
             raise PermissionDenied(f"That key may do more than the one that asks: {', '.join(beyond)}.")
         return key
@@ -81,7 +90,8 @@ class KeysView(KeyManagementView):
     @extend_schema(
         operation_id="keys_create",
         summary="Make a key",
-        description="Of the asking key's tier. No limit, scope, model or address may exceed the asking key's own.",
+        description="Of the asking key's tier. No limit, scope, model or address may exceed the asking key's own. What "
+        "the new key uses counts against the limits and budgets of the asking key as well, and of those above that.",
         request=KeyRequest,
         responses={201: NewKeyAnswer},
     )
@@ -91,6 +101,7 @@ class KeysView(KeyManagementView):
         body.is_valid(raise_exception=True)
         asked = dict(body.validated_data)
         creator = self.find_key(request, self.identity(request).key_id)
+        require_generation(creator)
         name = asked.pop("name")
         identity, wanted = self.identity(request), asked.pop("model_budgets", [])
         settings = delegated_settings(creator, asked)
@@ -101,6 +112,7 @@ class KeysView(KeyManagementView):
                 tier=creator.tier,
                 name=name,
                 actor=self.actor(request),
+                maker=creator,
                 model_budgets=budgets,
                 **settings,
             )
@@ -122,7 +134,8 @@ class KeyRevokeView(KeyManagementView):
     @extend_schema(
         operation_id="keys_revoke",
         summary="Stop a key for good",
-        description="A key that may do more than the asking one can't be revoked.",
+        description="A key that may do more than the asking one can't be revoked. Keys that it made go on working, and "
+        "its limits go on applying to them.",
         request=None,
         responses=KeyAnswer,
     )

@@ -17,6 +17,8 @@ from django.utils import timezone
 from accounts.model_names import public_model_name
 from accounts.validators import validate_line, validate_model_names, validate_networks, validate_scopes
 
+#: How many generations of keys made through /keys there may be below a key that an operator made.
+GENERATIONS = 3
 DOLLARS: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
 
 
@@ -145,6 +147,15 @@ class ApiKey(Budgets):
         editable=False,
         db_index=True,
         help_text="The first of the keys that replaced one another: they share its limits and budgets.",
+    )
+    maker = models.ForeignKey(
+        "self",
+        null=True,
+        blank=True,
+        editable=False,
+        on_delete=models.PROTECT,
+        related_name="made_keys",
+        help_text="The key that made it through /keys, whose limits and budgets it counts against as well.",
     )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)

@@ -41,6 +41,8 @@ def refusal_error(refusal: Refusal) -> ApiError:
         error = RateLimited(retry_after=refusal.retry_after, extra=told)
     else:
         error = _ERRORS[refusal.limit](retry_after=refusal.retry_after, extra=told)
+    if refusal.subject.maker:
+        error.detail += f" This is a limit of {maker_text(refusal.subject.maker)}."
     error.refusal = refusal
     return error
 
@@ -61,9 +63,19 @@ def describe_refusal(refusal: Refusal) -> dict[str, Any]:
 
 
 def describe_owner(subject: Subject) -> dict[str, str]:
-    """Say whose a limit is: `key`, `account`, or either's use of one model, which is named then."""
-    owner = {"owner": subject.kind.replace("_", " ")}
-    return owner if subject.model is None else {**owner, "model": subject.model}
+    """Say whose a limit is: `key`, `maker`, `account`, or the use of one model by one of these.
+
+    A model is named under `model`, a key that made the one that calls under `maker`.
+    """
+    kind = subject.kind.replace("key", "maker") if subject.maker else subject.kind
+    owner = {"owner": kind.replace("_", " ")}
+    named = {"maker": subject.maker, "model": subject.model}
+    return owner | {name: text for name, text in named.items() if text}
+
+
+def maker_text(name: str) -> str:
+    """Name a key that made the one that calls."""
+    return f"the key {name} that made this one"
 
 
 def nano(amount: Decimal) -> int:
@@ -122,14 +134,19 @@ def _tightest(unit: str, admission: Admission) -> Window | None:
 
 
 def _draft_items(admission: Admission) -> tuple[list[str], list[str]]:
-    policies, states = [], []
+    """List policies and states. Of keys that made the one that calls, the further ones are numbered from 2."""
+    policies, states, makers = [], [], 0
     for status in admission.statuses:
+        owner = status.subject.kind
+        if status.subject.maker:
+            makers += 1
+            owner = "maker" if makers == 1 else f"maker-{makers}"
         for unit, window, suffix, quota_unit in (
             ("requests", status.requests, "", ""),
             ("tokens", status.tokens, "-tokens", ';qu="tokens"'),
         ):
             if window is not None:
-                name = f'"{status.subject.kind}{suffix}"'
+                name = f'"{owner}{suffix}"'
                 policies.append(f"{name};q={window.limit}{quota_unit};w={WINDOWS[unit]}")
                 states.append(f"{name};r={window.remaining};t={_seconds_left(window, unit, admission)}")
     return policies, states

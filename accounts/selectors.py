@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from django.db.models import Q, QuerySet
 
 from accounts.keys import SHOWN_PREFIX
-from accounts.models import Account, ApiKey, ModelBudget, Tier
+from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget, Tier
 
 #: What separates prefix and last four characters where a key is shown masked.
 ELLIPSIS = "…"
@@ -64,6 +65,51 @@ def api_keys_of_lineages(firsts: Iterable[int]) -> QuerySet[ApiKey]:
     """List keys by the first of those that replaced one another, with which they share limits."""
     firsts = list(firsts)
     return ApiKey.objects.filter(Q(pk__in=firsts) | Q(lineage_id__in=firsts))
+
+
+def api_key_makers(keys: Iterable[ApiKey]) -> dict[int, list[ApiKey]]:
+    """List, by the id of each key, the keys that made it, the nearest first, with their tiers.
+
+    Of one that was replaced, it is the last of those that replaced one another: its limits are those of now.
+    """
+    made_by = {key.pk: key.maker_id for key in keys}
+    tiers = ["maker__" * generation + "tier" for generation in range(GENERATIONS)]
+    nearest = ApiKey.objects.select_related(*tiers).in_bulk({maker for maker in made_by.values() if maker})
+    chains = {pk: _chain(nearest[maker]) if maker else [] for pk, maker in made_by.items()}
+    replaced = {each.limits_id for chain in chains.values() for each in chain if each.successor_id}
+    if not replaced:
+        return chains
+    last = api_keys_of_lineages(replaced).filter(successor=None).select_related("tier")
+    latest = {each.limits_id: each for each in last}
+    return {pk: [latest.get(each.limits_id, each) for each in chain] for pk, chain in chains.items()}
+
+
+def _chain(key: ApiKey) -> list[ApiKey]:
+    return [key, *(_chain(key.maker) if key.maker else [])]
+
+
+def api_keys_counted_against(firsts: Iterable[int]) -> Mapping[int, set[int]]:
+    """Map the keys whose use counts against others, by the first of those that replaced one another, to these.
+
+    A key counts against itself and, if it was made through /keys, against the keys above it.
+    """
+    found = api_keys_of_lineages(firsts).values_list("pk", "lineage_id")
+    generation: Mapping[int, set[int]] = {pk: {lineage or pk} for pk, lineage in found}
+    counted: dict[int, set[int]] = defaultdict(set)
+    while generation:
+        for pk, against in generation.items():
+            counted[pk] |= against
+        made = ApiKey.objects.filter(maker__in=list(generation)).values_list("pk", "maker_id")
+        generation = {pk: generation[maker] for pk, maker in made}
+    return counted
+
+
+def api_keys_made_by(keys: Iterable[ApiKey], *, at: datetime) -> list[ApiKey]:
+    """List the keys, of any generation, that keys and those that they replaced have made, and that are usable."""
+    makers = {key.pk: key.limits_id for key in keys}
+    counted = api_keys_counted_against(makers.values())
+    usable = api_key_list().filter(_is_usable(at), pk__in=list(counted)).exclude(pk__in=makers)
+    return [key for key in usable if counted[key.pk] - {key.limits_id}]
 
 
 def api_keys_by_prefix(*, prefix: str) -> QuerySet[ApiKey]:

@@ -21,7 +21,11 @@ class LimitState(serializers.Serializer[Any]):
     """One limit of the key or its account. Money is a text in US dollars with nine decimals."""
 
     name = serializers.ChoiceField(choices=LIMIT_NAMES)
-    owner = serializers.ChoiceField(choices=["key", "account", "key model", "account model"])
+    owner = serializers.ChoiceField(
+        choices=["key", "maker", "account", "key model", "maker model", "account model"],
+        help_text="maker: a key that made this one through /keys, or that made the one that did.",
+    )
+    maker = serializers.CharField(required=False, help_text="Of a limit of such a key: its name.")
     model = serializers.CharField(required=False, help_text="Of a budget for one model: which.")
     limit = serializers.JSONField(allow_null=True, help_text="null: no limit.")
     used = serializers.JSONField(allow_null=True, help_text="null: not counted without a limit, or not known now.")
@@ -82,6 +86,7 @@ class KeyAnswer(serializers.ModelSerializer[ApiKey]):
             "scopes",
             "models",
             "allowed_ips",
+            "maker",
             "requests_per_minute",
             "tokens_per_minute",
             "concurrent_requests",

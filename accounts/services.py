@@ -32,6 +32,7 @@ LAST_FOUR = 4
 INHERITED_FIELDS = (
     "account",
     "tier",
+    "maker",
     "scopes",
     "models",
     "allowed_ips",
@@ -130,11 +131,12 @@ def api_key_create(
     tier: Tier,
     name: str,
     actor: str,
+    maker: ApiKey | None = None,
     model_budgets: Iterable[BudgetFor] = (),
     **optional: Unpack[KeySettings],
 ) -> tuple[ApiKey, str]:
-    """Make a key and return it with its text, which nothing keeps."""
-    key = ApiKey(account=account, tier=tier, name=name, **optional)
+    """Make a key and return it with its text, which nothing keeps. `maker` is the key that asked for it, if one did."""
+    key = ApiKey(account=account, tier=tier, name=name, maker=maker, **optional)
     with transaction.atomic():
         plain = api_key_issue(key=key, actor=actor)
         for budget in model_budgets:

@@ -1,6 +1,7 @@
 """What a worker knows of a key for at most one second, so that a change anywhere takes effect within that time.
 
-One database query per key, worker and second; unknown keys are remembered as unknown for the same second. The age of
+One database query per key, worker and second, and a few more where a key was made by another or has budgets for single
+models; unknown keys are remembered as unknown for the same second. The age of
 a snapshot counts from before its query began, so a change that the query could not see is seen one second later.
 """
 
@@ -10,8 +11,8 @@ import ipaddress
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -28,6 +29,7 @@ from accounts.limits.contract import Limits, Scope, Subject
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.outage import Outage, database_outage
 from accounts.refusals import nano
+from accounts.selectors import api_key_makers
 from accounts.validators import DEFAULT_SCOPES
 
 MAX_AGE = 1.0  # seconds
@@ -179,13 +181,20 @@ def _query(candidates: list[str]) -> Identity | None:
     if key is None or key.state_at(now) != "active":
         return None
     _touch(key, now)
-    return build_identity(key, now, model_budgets_of(key) if key.has_model_budgets else ())
+    return identity_of(key, now) if key.has_model_budgets or key.maker_id else build_identity(key, now)
 
 
-def model_budgets_of(key: ApiKey) -> list[ModelBudget]:
-    """Read the budgets for single models of a key and of its account, in one query."""
-    found = ModelBudget.objects.select_related("key").filter(Q(key=key) | Q(account=key.account_id))
-    return sorted(found, key=lambda budget: (budget.key is None, budget.model))
+def identity_of(key: ApiKey, now: datetime) -> Identity:
+    """Read what else an identity needs of a key whose account and tier are loaded, and make it."""
+    makers = api_key_makers([key])[key.pk]
+    return build_identity(key, now, model_budgets_of(key, makers), makers)
+
+
+def model_budgets_of(key: ApiKey, makers: Sequence[ApiKey] = ()) -> list[ModelBudget]:
+    """Read the budgets for single models of a key, of those that made it and of its account, in one query."""
+    nearness = {each.pk: distance for distance, each in enumerate([key, *makers])}
+    found = ModelBudget.objects.select_related("key").filter(Q(key__in=nearness) | Q(account=key.account_id))
+    return sorted(found, key=lambda budget: (nearness.get(budget.key_id or 0, len(nearness)), budget.model))
 
 
 def _touch(key: ApiKey, now: datetime) -> None:
@@ -198,11 +207,17 @@ def _touch(key: ApiKey, now: datetime) -> None:
         log.warning("last_used_not_written", key_id=key.pk, cause=type(error).__name__)
 
 
-def build_identity(key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudget] = ()) -> Identity:
+def build_identity(
+    key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudget] = (), makers: Sequence[ApiKey] = ()
+) -> Identity:
     """Make the snapshot of a key whose account and tier are loaded, as things stand at `now`.
 
-    `model_budgets` are those of `model_budgets_of`, for those who ask about them.
+    `makers` are those of `api_key_makers`, and `model_budgets` those of `model_budgets_of`: without them the limits are
+    those of the key and its account alone.
     """
+    own, account = key_subject(key, now), account_subject(key.account)
+    above = [replace(key_subject(each, now), maker=each.name) for each in makers]
+    names = {each.pk: each.name for each in makers}
     ends = [moment for moment in (key.expires_at, key.revoked_at) if moment is not None]
     return Identity(
         key_id=key.pk,
@@ -218,9 +233,12 @@ def build_identity(key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudg
         cache_enabled=key.tier.cache_enabled,
         cache_any_temperature=key.tier.cache_any_temperature,
         max_output_tokens=key.tier.max_output_tokens,
-        limits=Scope(account_id=key.account_id, subjects=(key_subject(key, now), account_subject(key.account))),
+        limits=Scope(account_id=key.account_id, subjects=(own, *above, account)),
         ends_at=min(ends, default=None),
-        model_subjects=tuple((budget.model, model_subject(budget)) for budget in model_budgets),
+        model_subjects=tuple(
+            (budget.model, replace(model_subject(budget), maker=names.get(budget.key_id or 0, "")))
+            for budget in model_budgets
+        ),
         logs_content=key.account.logs_content,
         cache_generations=key.account.cache_generations,
     )

@@ -21,11 +21,11 @@ LIVE, RECORDS = "limits", "records"
 class Standing:
     """Where the limits of a scope stood at a moment (µs).
 
-    Each state is `{name, owner, limit, used, remaining, reset}`, and of a budget for one model `model` too, with the
-    owner `key model` or `account model`. `limit` and `remaining` are None where there is no limit; `used` is told all
-    the same, where it is counted. Money is a text in US dollars, `reset` in seconds since the epoch (None for
-    concurrency). With the source RECORDS the monthly amounts lack what is open or not ingested yet, and of rates and
-    slots nobody can tell what is used.
+    Each state is `{name, owner, limit, used, remaining, reset}`, of a budget for one model `model` too, with the owner
+    `key model` or `account model`, and of a key that made the one that asks its name as `maker`. `limit` and
+    `remaining` are None where there is no limit; `used` is told all the same, where it is counted. Money is a text in
+    US dollars, `reset` in seconds since the epoch (None for concurrency). With the source RECORDS the monthly amounts
+    lack what is open or not ingested yet, and of rates and slots nobody can tell what is used.
     """
 
     at: int
@@ -77,7 +77,10 @@ def _from_records(scope: Scope) -> Standing:
 
 
 def subject_states(subject: Subject, used: Used, now: int) -> list[dict[str, Any]]:
-    """List the five limits of one subject, in the order in which they are held; of a model's budgets the two."""
+    """List the five limits of one subject, in the order in which they are held; of a model's budgets the two.
+
+    Of a key that made the one that asks, only those that it has: what else it uses is its own affair.
+    """
     ends = month_end(month_of(now))
     rows = (
         (LimitName.REQUESTS_PER_MINUTE, used.requests, _reset(used.requests_window)),
@@ -86,7 +89,11 @@ def subject_states(subject: Subject, used: Used, now: int) -> list[dict[str, Any
         (LimitName.MONTHLY_TOKENS, used.month.tokens, ends),
         (LimitName.MONTHLY_COST, used.month.cost, ends),
     )
-    return [_state(name, subject, amount, reset) for name, amount, reset in rows[-2 if subject.model else 0 :]]
+    return [
+        _state(name, subject, amount, reset)
+        for name, amount, reset in rows[-2 if subject.model else 0 :]
+        if not subject.maker or getattr(subject.limits, name) is not None
+    ]
 
 
 def _state(name: LimitName, subject: Subject, used: int | None, reset: int | None) -> dict[str, Any]:

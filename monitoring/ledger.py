@@ -15,7 +15,8 @@ from django.db.models import F, QuerySet, Sum
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, Subject
 from accounts.limits.months import month_start
-from accounts.selectors import api_keys_of_lineages
+from accounts.models import ApiKey
+from accounts.selectors import api_keys_counted_against
 from monitoring.models import Rollup
 from monitoring.rollups.periods import hour_of
 
@@ -54,15 +55,15 @@ def _sums_of_accounts(identifiers: set[int], models: set[str | None], month: int
 
 
 def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int) -> Sums:
-    """Sum over all the keys that replaced one another, under the id of the first."""
-    found = api_keys_of_lineages(identifiers).values_list("pk", "lineage_id", "account")
-    members = {pk: (lineage or pk, account) for pk, lineage, account in found}
-    accounts = {account for _, account in members.values()}  # rows are found by them
-    rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, account_id__in=accounts, key_id__in=members)
+    """Sum over all the keys that replaced one another, and that these have made, under the id of the first."""
+    counted = api_keys_counted_against(identifiers)
+    # An account's keys make keys for it alone: rows are found by accounts.
+    accounts = set(ApiKey.objects.filter(pk__in=identifiers).values_list("account_id", flat=True))
+    rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, account_id__in=accounts, key_id__in=list(counted))
     sums: Sums = {}
     for (pk, model), amount in _sums(rows, "key_id", models, month).items():
-        first = members[pk][0], model
-        sums[first] = sums.get(first, Amount()) + amount
+        for first in counted[pk]:
+            sums[first, model] = sums.get((first, model), Amount()) + amount
     return sums
 
 

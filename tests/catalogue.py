@@ -34,7 +34,7 @@ for row in wanted["models"]:
                                  cached_input_per_million=Decimal(row["cached"]),
                                  output_per_million=Decimal(row["output"]))
 tier = make_tier(wanted["account"], **{"requests_per_minute": None, **wanted["tier"]})
-print(make_key(account=make_account(wanted["account"]), tier=tier, name="e2e", **wanted["budgets"]).plain)
+print(make_key(account=make_account(wanted["account"]), tier=tier, name="e2e", **wanted["key"]).plain)
 """
 
 
@@ -58,11 +58,11 @@ class Served:
 def set_up(service: Service, served: Sequence[Served], *, account: str = "e2e", **tier: Any) -> str:
     """Make models, and a key of an account and a tier of its own, without limits but those given; return the key.
 
-    Limits are those of the tier; budgets, whose names begin with `monthly_`, are the key's.
+    Limits are those of the tier; `scopes` and budgets, whose names begin with `monthly_`, are the key's.
     """
-    budgets = {name: limit for name, limit in tier.items() if name.startswith("monthly_")}
-    limits = {name: limit for name, limit in tier.items() if name not in budgets}
-    wanted = {"models": [asdict(model) for model in served], "account": account, "tier": limits, "budgets": budgets}
+    of_key = {name: value for name, value in tier.items() if name.startswith("monthly_") or name == "scopes"}
+    limits = {name: limit for name, limit in tier.items() if name not in of_key}
+    wanted = {"models": [asdict(model) for model in served], "account": account, "tier": limits, "key": of_key}
     return service.manage("shell", "-c", SETUP.replace("WANTED", repr(json.dumps(wanted)))).strip().splitlines()[-1]
 
 

@@ -294,8 +294,11 @@ class Platform:
 def running_platform(
     env: Mapping[str, str], served: Sequence[Served], *, workers: int = 1, **tier: Any
 ) -> Iterator[Platform]:
-    """Run the platform on a database that is prepared, with models and a key whose tier has these limits."""
-    with aiapi_server(env, workers=workers, prepare=False) as service:
+    """Run the platform with models and a key whose tier has these limits.
+
+    Its database is one that is prepared, or where `env` names none an SQLite file of its own: the embedded mode.
+    """
+    with aiapi_server(env, workers=workers, prepare="DATABASE_URL" not in env) as service:
         yield Platform(service, set_up(service, served, **tier))
 
 

@@ -11,6 +11,7 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils import timezone
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from accounts import services
@@ -23,6 +24,7 @@ from accounts.admin.typed import Fieldsets, TabularInline, action, display
 from accounts.forms import ApiKeyForm, RotationForm
 from accounts.keys import PREFIX, SHOWN_PREFIX
 from accounts.models import ApiKey
+from accounts.selectors import api_keys_made_by
 
 STATE_BADGES = {
     "active": "success",
@@ -31,7 +33,9 @@ STATE_BADGES = {
     "revoked": "danger",
     "disabled": "danger",
 }
-IDENTITY_FIELDS = ("masked", "state", "created", "last_used", "revoked", "replaced_by")
+IDENTITY_FIELDS = ("masked", "state", "created", "last_used", "revoked", "replaced_by", "made_by", "made")
+#: Keys made by a key that its pages name; of further ones their number is told.
+NAMED = 20
 
 
 def shown_state(key: ApiKey, now: datetime) -> str:
@@ -130,7 +134,17 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         *settings_fieldsets,
     )
     fieldsets: ClassVar[Fieldsets] = (
-        (None, {"fields": (("masked", "state"), ("created", "last_used"), ("revoked", "replaced_by"))}),
+        (
+            None,
+            {
+                "fields": (
+                    ("masked", "state"),
+                    ("created", "last_used"),
+                    ("revoked", "replaced_by"),
+                    ("made_by", "made"),
+                )
+            },
+        ),
         ("Settings", {"fields": ("account", "tier", "name", "expires_at")}),
         *settings_fieldsets,
     )
@@ -249,6 +263,18 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         """Link to the successor."""
         return link(key.successor) if key.successor else "—"
 
+    @display(description="made by")
+    def made_by(self, key: ApiKey) -> str | SafeString:
+        """Link to the key that made it through /keys, under whose limits it works as well."""
+        return link(key.maker) if key.maker else "an operator"
+
+    @display(description="usable keys made by it")
+    def made(self, key: ApiKey) -> str | SafeString:
+        """Link to the keys, of any generation, that it has made and that work under its limits as well."""
+        made = api_keys_made_by([key], at=timezone.now())
+        links = format_html_join(", ", "{}", ((link(each),) for each in made[:NAMED]))
+        return links + _more(made) if made else "—"
+
     def _revoke(self, request: HttpRequest, keys: list[ApiKey]) -> None:
         stopped = sum(services.api_key_revoke(key=key, actor=actor_of(request)) for key in keys)
         text = f"{_count(stopped)} revoked: refused everywhere within a second." if stopped else "Nothing to revoke."
@@ -276,6 +302,10 @@ def _count(number: int) -> str:
     return "1 key" if number == 1 else f"{number:,} keys"
 
 
+def _more(made: list[ApiKey]) -> str:
+    return f" and {len(made) - NAMED:,} more" if len(made) > NAMED else ""
+
+
 def _told(key: ApiKey) -> str:
     state = shown_state(key, timezone.now())
     return f"{key.account} / {key.name} ({key.masked}), {state}, last used: {moment(key.last_used_at)}"
@@ -285,11 +315,15 @@ def _revocation_question(keys: list[ApiKey], *, cancel_url: str, hidden: dict[st
     accounts = {key.account.name for key in keys}
     owners = f"account {accounts.pop()}" if len(accounts) == 1 else f"{len(accounts)} accounts"
     these = "this key" if len(keys) == 1 else "these keys"
+    made = api_keys_made_by(keys, at=timezone.now())
+    names = ", ".join(each.name for each in made[:NAMED]) + _more(made)
+    going_on = [f"Keys made by {these} go on working, under the same limits as before: {names}."] if made else []
     return Confirmation(
         title=f"Revoke {_count(len(keys))}?",
         consequences=[
             f"Every request with {these} of {owners} will get 401 within a second.",
             "A revoked key can't be made valid again. To replace a key without an interruption, rotate it instead.",
+            *going_on,
         ],
         submit=f"Revoke {_count(len(keys))}",
         affected=[_told(key) for key in keys],

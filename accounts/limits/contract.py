@@ -82,12 +82,13 @@ class Subject:
     """Somebody or something that has limits: a key, its account, either's use of one model, a provider.
 
     Kind and id make its name in the store, so neither may contain whitespace or braces, and the kind no colon:
-    ValueError else.
+    ValueError else. `maker` is set where it is not the key that calls but one that made it: the name for people.
     """
 
     kind: str
     id: str
     limits: Limits
+    maker: str = ""
 
     def __post_init__(self) -> None:
         if not SUBJECT_NAME.fullmatch(self.name):

@@ -17,8 +17,9 @@ from accounts import snapshots
 from accounts.exceptions import DependencyUnavailable
 from accounts.limits.contract import Limits
 from accounts.models import Account, ApiKey, Tier
+from accounts.services import api_key_create, api_key_rotate
 from accounts.snapshots import Identity, KeyDirectory, build_identity
-from accounts.tests.factories import Cast, make_account, make_key, make_tier
+from accounts.tests.factories import ACTOR, Cast, make_account, make_key, make_tier
 
 pytestmark = pytest.mark.django_db
 
@@ -233,6 +234,27 @@ def test_it_takes_caps_and_budgets_of_the_account() -> None:
     identity = identity_of(make_key(account=account).key)
     assert identity.limits.subjects[1].limits == Limits(60, 6000, 6, 10, 2_500_000_000)
     assert identity.limits.subjects[1].id == str(account.pk)
+
+
+def test_it_counts_a_made_key_against_those_above_it_as_they_are_now(
+    directory: KeyDirectory, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    key = make_key(tier=make_tier("ten", requests_per_minute=10)).key
+    plain, above = "", [key]
+    for name in ("first", "second", "third"):
+        key, plain = api_key_create(account=key.account, tier=key.tier, name=name, actor=ACTOR, maker=key)
+        above.append(key)
+    successor, _ = api_key_rotate(key=above[1], grace=timedelta(0), actor=ACTOR)
+    ApiKey.objects.filter(pk=successor.pk).update(requests_per_minute_override=3, revoked_at=timezone.now())
+    ApiKey.objects.update(last_used_at=timezone.now())
+    with django_assert_num_queries(4):  # the key, those above it, the successor, budgets for single models
+        found = directory.find(plain)
+    assert found is not None
+    *keys, account = found.limits.subjects
+    assert account.kind == "account"
+    assert [subject.maker for subject in keys] == ["", "second", "first-2", above[0].name]
+    assert [subject.id for subject in keys] == [str(each.pk) for each in reversed(above)]
+    assert [subject.limits.requests_per_minute for subject in keys] == [10, 10, 3, 10]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ NO_SETTINGS = {
     Tier: {"id", "name"},
     Account: {"id", "name", "contact", "metadata", "created_at", "cache_generations"},
     ApiKey: {"id", "account", "tier", "name", "prefix", "last_four", "digest", "pepper_id", "successor", "lineage_id"}
-    | {"created_at", "last_used_at", "overrides_until"},
+    | {"maker", "created_at", "last_used_at", "overrides_until"},
 }
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
+from operator import or_
 from typing import Any, Generic, TypeVar
 
-from django.db.models import BigIntegerField, F, Model, QuerySet, Sum
+from django.db.models import BigIntegerField, F, Model, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
-from accounts.models import Account, ApiKey, ModelBudget
+from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget
 from accounts.selectors import HAS_BUDGET, api_keys_current, model_budgets_current
 from monitoring.models import Rollup
 from monitoring.rollups.periods import hour_of, month_begin
@@ -21,6 +23,13 @@ MOST = 500
 Row = TypeVar("Row", bound=Model)
 #: The first of the keys that replaced one another: its limits are those of all.
 LINEAGE = Coalesce("lineage_id", "pk", output_field=BigIntegerField())
+#: The same of a key and of those that made it, whose budgets its use counts against as well.
+LINEAGES = {
+    f"eldest_{above}": Coalesce(
+        f"{'maker__' * above}lineage_id", f"{'maker__' * above}pk", output_field=BigIntegerField()
+    )
+    for above in range(GENERATIONS + 1)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +50,16 @@ def budgeted_accounts(now: datetime) -> Chosen[Account]:
 
 
 def budgeted_keys(now: datetime) -> Chosen[ApiKey]:
-    """Choose keys, by what those used as well that they replaced."""
+    """Choose keys, by what those used as well that they replaced or made."""
     keys = api_keys_current(at=now).filter(HAS_BUDGET).annotate(eldest=LINEAGE)
     if (few := _if_few(keys)) is not None:
         return few
-    lineages = ApiKey.objects.annotate(eldest=LINEAGE)
-    members = lineages.filter(eldest__in=keys.values("eldest")).values("pk")
+    lineages = ApiKey.objects.annotate(**LINEAGES)
+    counted = reduce(or_, (Q(**{f"{eldest}__in": keys.values("eldest")}) for eldest in LINEAGES))
+    members = lineages.filter(counted).values("pk")
     heaviest = _heaviest(now, Rollup.Grain.KEY_MONTH, "key_id", key_id__in=members)
-    chosen = lineages.filter(pk__in=[key for (key,) in heaviest]).values("eldest")
+    using = lineages.filter(pk__in=[key for (key,) in heaviest]).values_list(*LINEAGES)
+    chosen = {eldest for row in using for eldest in row if eldest is not None}
     return Chosen(list(keys.filter(eldest__in=chosen)), len(heaviest) < MOST)
 
 

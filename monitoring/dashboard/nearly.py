@@ -15,7 +15,7 @@ from accounts.admin.usage_bars import TITLES, Bar, bars, recorded_bars
 from accounts.limits import get_limits
 from accounts.limits.contract import LimitName, Scope, Subject, Unavailable
 from accounts.models import Account, ApiKey, ModelBudget
-from accounts.selectors import api_keys_current
+from accounts.selectors import api_key_makers, api_keys_current
 from accounts.snapshots import account_subject, key_subject, model_subject
 from monitoring.dashboard.budgeted import MOST, budgeted_accounts, budgeted_keys, model_budgets
 from monitoring.rollups.rankings import busiest_keys
@@ -118,9 +118,12 @@ def _add_rates(found: _Found, now: datetime) -> None:
     """Ask the limits in one step. Raises Unavailable."""
     busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
     scopes = []
-    for key in api_keys_current(at=now).filter(pk__in=busiest):
+    keys = list(api_keys_current(at=now).filter(pk__in=busiest))
+    makers = api_key_makers(keys)
+    for key in keys:
+        counted = [(each, f"{key.account.name}/{each.name}") for each in (key, *makers[key.pk])]
         subjects = (
-            found.own(key_subject(key, now), _key_name(key), key),
+            *(found.own(key_subject(each, now), name, each) for each, name in counted),
             found.own(account_subject(key.account), key.account.name, key.account),
         )
         scopes.append(Scope(key.account_id, subjects))

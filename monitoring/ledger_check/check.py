@@ -15,7 +15,7 @@ from accounts.audit import audit_event
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, SHARDS
 from accounts.limits.ledgers import LedgerStore
-from accounts.selectors import api_keys_of_lineages
+from accounts.selectors import api_keys_counted_against
 from monitoring.ledger import months_settled
 from monitoring.ledger_check.excess import Excess, LedgerDifference
 from monitoring.ledger_check.holders import Holder, ledger_holders
@@ -124,8 +124,8 @@ def _used_around(holder: Holder, seeded_at: int) -> Amount:
         start__in={hour_of(began + around) for around in AROUND}, account_id=holder.account_id, model=subject.model
     )
     if subject.kind.startswith("key"):
-        keys = api_keys_of_lineages({subject.owner_id})
-        rows = rows.filter(grain=Rollup.Grain.KEY_HOUR, key_id__in=list(keys.values_list("pk", flat=True)))
+        keys = api_keys_counted_against({subject.owner_id})
+        rows = rows.filter(grain=Rollup.Grain.KEY_HOUR, key_id__in=list(keys))
     else:
         rows = rows.filter(grain=Rollup.Grain.ACCOUNT_HOUR)
     sums = rows.aggregate(tokens=Sum(F("input_tokens") + F("output_tokens"), default=0), cost=Sum("cost", default=0))

@@ -15,6 +15,7 @@ from accounts.limits.contract import Subject
 from accounts.limits.months import month_of
 from accounts.models import ApiKey
 from accounts.refusals import nano
+from accounts.selectors import api_key_makers
 from monitoring.models import RequestRecord
 
 #: Records of a shard, which are all held in memory. An ingester that is further behind has to catch up first.
@@ -75,11 +76,12 @@ def unwritten(uses: Uses) -> dict[Place, Amount]:
             del changes[identifier]
     sums: dict[Place, Amount] = defaultdict(Amount)
     every = [*changes.values(), *replaced]
-    firsts = _firsts({use.key_id for use in every})
+    counted = _counted_against({use.key_id for use in every})
     for use in every:
-        for owner in (("account", use.account_id), ("key", firsts.get(use.key_id, use.key_id))):
-            for model in (None, use.model):
-                sums[*owner, model] += use.amount
+        for model in (None, use.model):
+            sums["account", use.account_id, model] += use.amount
+            for first in counted.get(use.key_id, [use.key_id]):
+                sums["key", first, model] += use.amount
     return sums
 
 
@@ -99,7 +101,8 @@ def _written(uses: Uses) -> Iterable[tuple[UUID, Use]]:
             yield row.pk, Use(row.revision, row.account_id, row.key_id, row.model, amount)
 
 
-def _firsts(key_ids: set[int]) -> dict[int, int]:
-    """Map keys to the first of those that replaced one another."""
-    successors = ApiKey.objects.filter(pk__in=key_ids).exclude(lineage_id=None)
-    return {pk: first for pk, first in successors.values_list("pk", "lineage_id") if first is not None}
+def _counted_against(key_ids: set[int]) -> dict[int, list[int]]:
+    """Map keys to those that they count against: to the first of those that replaced one another."""
+    keys = ApiKey.objects.filter(pk__in=key_ids)
+    makers = api_key_makers(keys)
+    return {key.pk: [each.limits_id for each in (key, *makers[key.pk])] for key in keys}

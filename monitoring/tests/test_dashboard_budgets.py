@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from accounts.limits.bounds import Amount
 from accounts.models import Account, ModelBudget
-from accounts.services import api_key_rotate
+from accounts.services import api_key_create, api_key_rotate
 from accounts.tests.factories import ACTOR, IssuedKey, logged_in, make_account, make_admin, make_key, make_tier
 from monitoring.dashboard import budgeted
 from monitoring.dashboard.budgeted import budgeted_accounts, budgeted_keys, model_budgets
@@ -86,6 +86,15 @@ def test_it_says_nothing_where_the_others_used_nothing(keys: dict[str, IssuedKey
 def test_it_counts_what_a_key_used_that_another_has_replaced(keys: dict[str, IssuedKey]) -> None:
     successor, _ = api_key_rotate(key=keys["dearest"].key, grace=timedelta(0), actor=ACTOR)
     assert successor in budgeted_keys(timezone.now()).rows
+
+
+def test_it_counts_what_keys_used_that_a_key_made(keys: dict[str, IssuedKey]) -> None:
+    maker = keys["idle"].key
+    made, _ = api_key_create(account=maker.account, tier=maker.tier, name="made", actor=ACTOR, maker=maker)
+    below, plain = api_key_create(account=maker.account, tier=maker.tier, name="below", actor=ACTOR, maker=made)
+    use(IssuedKey(below, plain), cost=10**12, tokens=950)
+    assert maker in budgeted_keys(timezone.now()).rows
+    assert "idle/idle" in {each.owner for each in limits_nearly_reached(timezone.now()).limits}
 
 
 def test_it_tells_a_model_s_budget_as_the_newest_key_has_it(keys: dict[str, IssuedKey]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +11,8 @@ from accounts.limits.bounds import Amount
 from accounts.limits.contract import LimitBackend, Limits, Subject
 from accounts.limits.months import month_of
 from accounts.models import ApiKey
-from accounts.tests.factories import Cast, IssuedKey
+from accounts.services import api_key_create, api_key_rotate
+from accounts.tests.factories import ACTOR, Cast, IssuedKey
 from monitoring import ledger
 from monitoring.ingester import Ingester
 from monitoring.ledger import month_settled, months_settled
@@ -80,6 +81,22 @@ def test_it_agrees_with_the_store_once_the_records_came_in(cast: Cast, redis_lim
     key, account = redis_limits.usage(scope)
     assert key.settled == account.settled == Amount(37, 409)
     assert month_settled(of_key(cast.owner), month_of(now_micros())) == Amount(37, 409)
+
+
+def test_it_counts_made_keys_against_all_those_above_them(cast: Cast) -> None:
+    at, account, tier = midnight(11, 15), cast.owner.key.account, cast.owner.key.tier
+    chain = [cast.owner]
+    for name in ("child", "grandchild"):
+        made = api_key_create(account=account, tier=tier, name=name, actor=ACTOR, maker=chain[-1].key)
+        chain.append(IssuedKey(*made))
+    successor, _ = api_key_rotate(key=chain[1].key, grace=timedelta(0), actor=ACTOR)
+    late = IssuedKey(*api_key_create(account=account, tier=tier, name="late", actor=ACTOR, maker=successor))
+    for cost, issued in enumerate([*chain, late, cast.colleague]):
+        recorded(issued, admitted_at=at, model="a", input_tokens=1, output_tokens=0, cost=10**cost)
+    subjects = [of_key(issued) for issued in (*chain, late)]
+    of_model = Subject("key_model", f"{cast.owner.key.pk}:1:a", Limits())
+    settled = months_settled([*subjects, of_model], NOVEMBER)
+    assert [settled[each].cost for each in (*subjects, of_model)] == [1111, 1110, 100, 1000, 1111]
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 1_000])

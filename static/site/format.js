@@ -70,3 +70,9 @@ export function duration(seconds) {
 
 /** Name a limit, column or choice for reading: `requests_per_minute` is "requests per minute". */
 export const words = (name) => String(name).replaceAll("_", " ");
+
+/** Say whose a limit of /usage or of a refusal is; `account` says how an account is called. */
+export function holder({ owner, maker }, account) {
+  if (maker) return `the key ${maker} that made this one`;
+  return owner.startsWith("key") ? "this key" : account;
+}

@@ -1,7 +1,7 @@
 // How a refusal is shown: what happened, whose limit it was, when to try again, and what the code means.
 
 import { element } from "./dom.js";
-import { count, duration, exactMoney, moment, words } from "./format.js";
+import { count, duration, exactMoney, holder, moment, words } from "./format.js";
 
 /** OpenAI's names for codes that the table on the page has under ours, and what `rate_limit_exceeded` is by its limit. */
 const SAME = { rate_limit_exceeded: "rate_limited", insufficient_quota: "budget_exhausted" };
@@ -36,7 +36,7 @@ function limitLine(limit) {
   if (!limit) return null;
   const amount = (value) => (typeof value === "string" ? exactMoney(value) : count(value));
   const reset = limit.reset ? `, free again at ${moment(new Date(limit.reset * 1000), { seconds: true })}` : "";
-  const whose = (limit.owner.startsWith("key") ? "this key" : "the account") + (limit.model ? ` for ${limit.model}` : "");
+  const whose = holder(limit, "the account") + (limit.model ? ` for ${limit.model}` : "");
   return element("p", { class: "small" }, `${words(limit.name)} of ${whose}: ${amount(limit.used)} of ${amount(limit.limit)} used${reset}.`);
 }
 

@@ -1,7 +1,7 @@
 // Each limit of key and account: what is left, in a bar, and until when.
 
 import { byId, element } from "./dom.js";
-import { count, duration, exactMoney, exactly, moment, money, TIME_ZONE, words } from "./format.js";
+import { count, duration, exactMoney, exactly, holder, moment, money, TIME_ZONE, words } from "./format.js";
 
 /** The share of a limit from which it is called nearly used up. */
 const NEAR = 0.8;
@@ -17,7 +17,7 @@ const isMoney = (state) => state.name === "monthly_cost";
 const shown = (state, value) => (isMoney(state) ? money(value) : count(value));
 const exact = (state, value) => (isMoney(state) ? exactMoney(value) : exactly(value));
 const nameOf = (state) => NAMES[state.name] ?? words(state.name);
-const ownerOf = (state) => (state.owner.startsWith("key") ? "this key" : "the whole account") + (state.model ? `, ${state.model}` : "");
+const ownerOf = (state) => holder(state, "the whole account") + (state.model ? `, ${state.model}` : "");
 const share = (state) => (Number(state.limit) > 0 ? Number(state.used) / Number(state.limit) : 1);
 
 function gradeOf(state) {

@@ -105,6 +105,10 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(describe(key)))
         elif done:
             self.stdout.write(f"Revoked {key} of {key.account}: it is refused everywhere within a second.")
+            made = selectors.api_keys_made_by([key], at=timezone.now())
+            if made:
+                names = ", ".join(each.name for each in made)
+                self.stdout.write(f"The keys that it made go on working, under its limits as well: {names}.")
         else:
             self.stdout.write(f"{key} of {key.account} had been revoked before.")
 
