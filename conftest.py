@@ -53,6 +53,7 @@ TIMED = (
     "tests/test_flights.py",
     "tests/test_frozen_database.py",
     "tests/test_key_lifecycle.py",
+    "tests/test_leaving_clients.py",
     "tests/test_limits_failures.py",
     "tests/test_limits_proofs.py",
     "tests/test_single_flight.py",
@@ -63,6 +64,8 @@ TIMED = (
 LONGEST = (
     "tests/test_service.py",
     "tests/test_watchers.py",
+    "tests/test_provider_states.py",
+    "tests/test_leaving_clients.py",
     "tests/test_run.py",
     "tests/test_accounting_crash.py",
     "tests/test_processes.py",

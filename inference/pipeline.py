@@ -250,7 +250,10 @@ def reserve(progress: Progress) -> None:
     Raises UpstreamFailed where nothing could answer it, PriceUnknown where a budget in money could not be held.
     """
     if not progress.model.routes:
-        raise UpstreamFailed
+        error = UpstreamFailed()
+        progress.bill.note("no deployment of the model is enabled, at a provider that is")
+        progress.bill.emit(status=error.status, error_code=error.error_code)
+        raise error
     routes = progress.routes
     if not routes:
         raise PriceUnknown

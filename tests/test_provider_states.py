@@ -100,6 +100,7 @@ def scene(prepared: Callable[[], dict[str, str]]) -> Iterator[Scene]:
         urls["away-spare"].append(providers["broken"].base_url)
         urls.update({model: [provider.base_url] for model, provider in providers.items()})
         served = [Served(model, each, provider=FURTHER.get(model, {})) for model, each in urls.items()]
+        served.append(Served("nowhere", []))
         platform = stack.enter_context(running_platform({**prepared(), **own}, served))
         yield Scene(platform, platform.add([], account="other"), providers, ports)
 
@@ -137,6 +138,13 @@ def test_it_says_that_a_provider_has_no_room(scene: Scene) -> None:
     assert scene.ask("full").status == 200
     told = r"provider provider-0-\d+ has no room: requests_per_minute"
     assert re.fullmatch(told, scene.failures(scene.ask("full")))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_it_says_that_a_model_has_no_deployment(scene: Scene, stream: bool) -> None:
+    record = scene.platform.record(scene.ask("nowhere", stream=stream))
+    assert (record.status, record.error_code, record.model) == (502, "upstream_failed", "nowhere")
+    assert record.failures == "no deployment of the model is enabled, at a provider that is"
 
 
 def test_it_says_that_the_process_is_full(scene: Scene) -> None:
