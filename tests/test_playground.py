@@ -125,7 +125,7 @@ def test_it_shows_an_error_in_mid_stream_beside_what_was_written(
     page.fill("#text", f"half of this answer to {endpoint} will come")
     fake.fail_next("error_event")
     page.click("#send")
-    expect(page.locator("#failure").get_by_role("alert")).to_contain_text("upstream_failed")
+    expect(page.locator("#failure").get_by_role("alert")).to_contain_text("server_error")
     expect(page.locator("#failure")).to_contain_text("Request id")
     assert page.inner_text("#answer").startswith("You said")
     assert page.is_enabled("#send")

@@ -131,8 +131,7 @@ def _from_answer(error: ProviderError) -> tuple[ApiError, Verdict, str]:
     """
     request = httpx2.Request("POST", "http://provider.invalid")  # the SDK's exception has one
     response, code = httpx2.Response(status_of(error.fields), request=request), _safe(error.fields.get("code"))
-    if code is None or code.isdecimal():
-        code = None
+    code = None if code is None or code.isdecimal() else code
     body = {**error.fields, "code": code}
     answer, verdict, cause = _from_status(sdk().APIStatusError("", response=response, body=body))
     if code is not None and code not in OPERATORS_CODES:
