@@ -30,13 +30,12 @@ from inference.surfaces.sse import (
     DONE,
     END_OF_EVENT,
     ERROR,
-    LONGEST_EVENT,
     BrokenStream,
+    EventBuffer,
     event_data,
     parse_data,
     parse_events,
     refuse_garbage,
-    with_lf,
 )
 
 #: How an event ends that holds a whole object; one that ends otherwise is looked into.
@@ -70,7 +69,7 @@ class EventReader(ABC):
         #: Whether the usage came without a piece of the answer, and whether more of that was generated since.
         self._usage_stands_alone = True
         self._usage_is_early = False
-        self._rest = b""
+        self._buffer = EventBuffer()
         self._kept: list[bytes] = []
         self._postponed: ApiError | None = None
 
@@ -82,24 +81,15 @@ class EventReader(ABC):
         """
         if self._postponed is not None:
             raise self._postponed
-        data = self._rest + data
-        if b"\r" in data:
-            data = with_lf(data)
-        end = data.rfind(END_OF_EVENT) + len(END_OF_EVENT)
-        if end < len(END_OF_EVENT):
-            self._rest = data
-            if len(data) > LONGEST_EVENT:
-                raise BrokenStream("an event without end")
-            return b""
-        events, self._rest = data[:end], data[end:]
-        return self._forward(events)
+        events = self._buffer.add(data)
+        return self._forward(events) if events else b""
 
     def pass_on(self, data: bytes) -> bytes:
         """Take bytes that are whole events in which nothing is to be seen, and return what is forwarded of them.
 
         Any other bytes are not taken, and nothing is returned.
         """
-        if self._rest or self.is_over or b"\r" in data or not data.endswith(END_OF_OBJECT):
+        if not self._buffer.is_empty or self.is_over or b"\r" in data or not data.endswith(END_OF_OBJECT):
             return b""
         events = self._stripped(data)
         if not self._is_plain(events):
@@ -109,8 +99,7 @@ class EventReader(ABC):
 
     def finish(self) -> bytes:
         """Take the stream's end, which may stand for that of the last event, and return what is to be forwarded."""
-        self._rest = self._rest.rstrip(b"\r\n")
-        return self.feed(END_OF_EVENT if self._rest else b"")
+        return self.feed(self._buffer.end())
 
     @property
     def is_over(self) -> bool:

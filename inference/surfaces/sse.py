@@ -28,7 +28,54 @@ class BrokenStream(Exception):
     before: bytes = b""
 
 
-def with_lf(data: bytes) -> bytes:
+class EventBuffer:
+    """Bytes of a stream that wait for the end of their event, whose lines end by LF from here on.
+
+    It takes as long as it has bytes: each is looked at once, however many pieces an event comes in.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+
+    @property
+    def rest(self) -> bytes:
+        """What waits for the end of its event."""
+        return bytes(self._waiting)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the last event came to its end."""
+        return not self._waiting
+
+    def add(self, data: bytes) -> bytes:
+        """Take bytes as they came, and return those that are whole events now. Raises BrokenStream for one too long."""
+        waiting = self._waiting
+        if waiting.endswith(b"\r"):
+            data = b"\r" + data
+            del waiting[-1]
+        if b"\r" in data:
+            data = _with_lf(data)
+        if not waiting and data.endswith(END_OF_EVENT):
+            return data
+        searched = max(0, len(waiting) - 1)
+        waiting += data
+        end = waiting.rfind(END_OF_EVENT, searched) + len(END_OF_EVENT)
+        if end < len(END_OF_EVENT):
+            if len(waiting) > LONGEST_EVENT:
+                raise BrokenStream("an event without end")
+            return b""
+        events = bytes(waiting[:end])
+        del waiting[:end]
+        return events
+
+    def end(self) -> bytes:
+        """Take the stream's end for that of the last event, and return that event; nothing if there is none."""
+        last = self.rest.rstrip(b"\r\n")
+        self._waiting.clear()
+        return last + END_OF_EVENT if last else b""
+
+
+def _with_lf(data: bytes) -> bytes:
     """End lines by LF alone; a CR at the very end waits for what follows it."""
     last = b"\r" if data.endswith(b"\r") else b""
     return data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
@@ -51,19 +98,25 @@ def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> byte
     Comments, which providers send while they work, are no answer yet. Raises ProviderError where that event is an error
     or all of the body is one, BrokenStream where the stream ends before, or the event is none that `opens` it.
     """
-    data = b""
+    buffer = EventBuffer()
     for piece in pieces:
-        data = with_lf(data + piece)
-        while END_OF_EVENT in data:
-            event, _, rest = data.partition(END_OF_EVENT)
-            if _is_opening(event, opens):
-                return data
-            data = rest
-        if len(data) > LONGEST_EVENT:
-            raise BrokenStream("an event without end")
-    if _is_opening(data.rstrip(b"\r\n"), opens):
-        return data
+        opening = _opening_in(buffer.add(piece), opens)
+        if opening:
+            return opening + buffer.rest
+    last = buffer.rest.rstrip(b"\r\n")
+    if last and _is_opening(last, opens):
+        return last
     raise BrokenStream("no event")
+
+
+def _opening_in(events: bytes, opens: Callable[[Body], bool]) -> bytes:
+    """Return events from the first on that holds data; nothing if none does. Raises what _is_opening raises."""
+    at = 0
+    while (end := events.find(END_OF_EVENT, at)) >= 0:
+        if _is_opening(events[at:end], opens):
+            return events[at:]
+        at = end + len(END_OF_EVENT)
+    return b""
 
 
 def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:

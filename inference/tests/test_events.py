@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from accounts.exceptions import ContentFiltered, UpstreamFailed
 from inference.calls import Caller
 from inference.event_stream import DeltaReader
-from inference.surfaces import events as events_module
+from inference.surfaces import sse
 from inference.surfaces.base import Usage
 from inference.surfaces.events import ChunkReader, EventReader, ResponseReader
 from inference.surfaces.responses import response_surface
@@ -258,12 +259,21 @@ def test_it_passes_nothing_of_a_broken_event_on(broken: bytes, kind: str) -> Non
 
 
 def test_it_bounds_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_module, "LONGEST_EVENT", 1000)
+    monkeypatch.setattr(sse, "LONGEST_EVENT", 1000)
     reader = ChunkReader(forwards_usage=False)
     for _ in range(10):
         assert reader.feed(b"x" * 100) == b""
     with pytest.raises(BrokenStream):
         reader.feed(b"x")
+
+
+@pytest.mark.parametrize("byte", [b"x", b"\r\n:"])
+def test_it_takes_a_long_event_in_many_pieces_in_its_stride(byte: bytes) -> None:
+    """An event of 8 MB in pieces of 1,000 bytes: if each piece copied all before it, that would be 32 GB."""
+    reader, began = ChunkReader(forwards_usage=False), time.process_time()
+    for _ in range(8000):
+        assert reader.feed(b":" + byte * (1000 // len(byte))) == b""
+    assert time.process_time() - began < 3
 
 
 def test_it_puts_together_what_was_generated_until_a_stream_broke_off() -> None:
