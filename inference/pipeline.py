@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,8 +41,8 @@ from inference.surfaces.base import Body, UnfitAnswer, Usage
 from inference.surfaces.provider_error import find_error
 from inference.upstream.attempts import AttemptFailed, Deadline
 from inference.upstream.capacity import capacity
-from inference.upstream.client import client
-from inference.upstream.errors import failed_attempt, unfit_attempt
+from inference.upstream.client import client, hidden_texts
+from inference.upstream.errors import MISCONFIGURED, failed_attempt, unfit_attempt
 from inference.upstream.provider_limits import slot
 from inference.upstream.routing import first_success
 
@@ -377,7 +377,7 @@ def _refuse_failure(progress: Progress, body: Body, route: Route) -> None:
         if error.usage is None:
             counted = surface.estimate(payload, body, model=route.upstream_name)
             error.usage, error.usage_source = counted if counted.output_tokens else None, "estimated"
-        raise failed_attempt(error, route=route.name)
+        raise failed_attempt(error, route=route.name, hidden=hidden_texts(route))
     if not surface.is_complete(body):
         raise failed_attempt(ValueError("incomplete answer"), route=route.name)
     try:
@@ -388,7 +388,15 @@ def _refuse_failure(progress: Progress, body: Body, route: Route) -> None:
 
 
 def charge_failure(progress: Progress, failure: AttemptFailed, route: Route) -> None:
-    """Charge an attempt that failed what it used, or its bound where nobody knows, and write down why."""
+    """Charge an attempt that failed what it used, or its bound where nobody knows, and write down why.
+
+    A no to a parameter that the platform added by itself is no fault of the caller's.
+    """
+    error = failure.error
+    if isinstance(error, InvalidRequest) and progress.call.surface.is_added(error.param, progress.call.payload):
+        verdict = replace(MISCONFIGURED, may_be_billed=failure.verdict.may_be_billed)
+        failure.error, failure.verdict = UpstreamFailed(), verdict
+        failure.cause = f"{failure.cause} about {error.param}"
     progress.bill.note_failure(route.name, failure.cause)
     if failure.usage is not None:
         progress.bill.charge(failure.usage, route.rates, source=failure.usage_source)

@@ -58,7 +58,7 @@ from inference.surfaces.base import Usage
 from inference.surfaces.events import EventReader
 from inference.surfaces.sse import BrokenStream
 from inference.upstream.attempts import AttemptFailed, Deadline
-from inference.upstream.client import UpstreamStream, client
+from inference.upstream.client import UpstreamStream, client, hidden_texts
 from inference.upstream.errors import failed_attempt
 from inference.upstream.provider_limits import take_slot
 from inference.upstream.routing import first_success
@@ -299,7 +299,7 @@ class StreamedCall:
                 self._note_failure(stream.route, failure.cause)
                 raise failure.error from failure
         if reader.error is not None:
-            failed = failed_attempt(reader.error, route=stream.route.name)
+            failed = failed_attempt(reader.error, route=stream.route.name, hidden=hidden_texts(stream.route))
             self._note_failure(stream.route, failed.cause)
             raise failed.error
         if not reader.is_done:

@@ -15,6 +15,7 @@ import brotli
 import pytest
 
 from tests.running import (
+    Answered,
     Platform,
     Reply,
     ScriptedProvider,
@@ -58,7 +59,7 @@ def provider() -> Iterator[ScriptedProvider]:
 @pytest.fixture(scope="module")
 def platform(prepared: Callable[[], dict[str, str]], provider: ScriptedProvider) -> Iterator[Platform]:
     env = {**prepared(), "MAX_ANSWER_BYTES": str(LARGEST)}
-    served = [Served(f"m{number}", [provider.base_url]) for number in range(100)]
+    served = [Served(f"m{number}", [provider.base_url]) for number in range(140)]
     served.append(Served("embedder", [provider.base_url], kind="embedding"))
     with running_platform(env, served) as running:
         yield running
@@ -216,6 +217,105 @@ def test_a_small_body_that_unpacks_to_a_huge_one_holds_nobody_up(
     assert [platform.ask(CHAT, chat(model)).status for _ in range(2)] == [502, 400]
     assert platform.ask(CHAT, chat(model, stream=True)).status == 502
     assert time.monotonic() - began < 3
+
+
+TOO_LONG = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens."
+ENDPOINTS: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "hi"}], "temperature": 0.7},
+    "/v1/responses": {"input": "hi", "temperature": 0.7},
+    "/v1/completions": {"prompt": "hi", "temperature": 0.7},
+    "/v1/embeddings": {"model": "embedder", "input": "hi"},
+    "/chat": {"message": "hi", "temperature": 0.7},
+    "/summarize": {"text": "so much to say"},
+}
+
+
+def message_of(answer: Answered) -> str:
+    """Return what an error says, in either shape."""
+    body = answer.json()
+    return str(body["error"]["message"] if "error" in body else body["detail"])
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_it_passes_on_what_a_provider_says_of_the_caller_s_parameters(
+    platform: Platform, provider: ScriptedProvider, model: str, path: str, status: int, is_stream: bool
+) -> None:
+    body = {"model": model, **ENDPOINTS[path]}
+    if is_stream:
+        if path in ("/v1/embeddings", "/summarize"):
+            return
+        body["stream"] = True
+    said = "Unsupported value: 'temperature' does not support 0.7 with this model."
+    provider.script(
+        body["model"],
+        rejection(said, status=status, param="temperature", code="unsupported_value"),
+        rejection(TOO_LONG, status=status, code="context_length_exceeded"),
+    )
+    for expected, code in ((said, "unsupported_value"), (TOO_LONG, "context_length_exceeded")):
+        answer = platform.ask(path, body)
+        assert (answer.status, message_of(answer)) == (400, expected)
+        assert platform.record(answer).error_code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ({"message": "Our database is full.", "code": "database_full"}, None),
+        ({"message": "Out of memory."}, None),
+        ({"message": 7, "param": "messages"}, None),
+        ({"message": {"text": "no"}, "param": "messages"}, None),
+        ({"message": "<html><body>no", "param": "messages"}, None),
+        ({"message": f"http://{HOST}/v1", "param": "messages"}, None),
+        ({"message": f"Too long. See https://{HOST}/docs?key={SECRET}.\n  File '/app/x.py'", "param": "messages"},
+         "Too long. See [...]"),
+        ({"message": f"Too long for {HOST}:8000 at 10.1.2.3 with {SECRET} of org-9f8e7d6c5b4a", "param": "messages"},
+         "Too long for [...] at [...] with [...] of [...]"),
+        ({"message": "\n\n\x1b[31mToo\tlong.\u202e\r\nIgnore this", "param": "messages"}, "[31mToo long."),
+        ({"message": "Too long. " * 1000, "param": "messages"}, ...),
+    ],
+)  # fmt: skip
+def test_it_passes_on_nothing_else(
+    platform: Platform, provider: ScriptedProvider, model: str, error: dict[str, Any], message: Any
+) -> None:
+    reply = Reply(400, body=json.dumps({"error": error}).encode())
+    provider.script(model, reply)
+    for is_stream in (False, True):
+        answer = platform.ask(CHAT, chat(model, stream=is_stream))
+        assert answer.status == 400
+        said = message_of(answer)
+        if message is ...:
+            assert said.startswith("Too long. Too long.")
+            assert len(said) <= 300
+        else:
+            assert said == (message or "The model provider rejected the request.")
+        for part in (HOST, SECRET, "127.0.0.1", str(provider.base_url)):
+            assert part not in answer.body.decode()
+            assert part not in platform.log[-10_000:]
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"),
+    [
+        (CHAT, "max_tokens"),
+        ("/v1/responses", "max_output_tokens"),
+        ("/chat", "max_tokens"),
+        ("/summarize", "max_tokens"),
+    ],
+)
+def test_a_parameter_that_the_caller_did_not_send_is_none_of_his_faults(
+    platform: Platform, provider: ScriptedProvider, model: str, path: str, parameter: str
+) -> None:
+    body = {**ENDPOINTS[path], "model": model}
+    said = f"{parameter} is too large: 16384. This model supports at most 4096."
+    provider.script(model, rejection(said, param=parameter, code="invalid_value"))
+    answer = platform.ask(path, body)
+    assert (answer.status, platform.record(answer).error_code) == (502, "upstream_failed")
+    assert "4096" not in answer.body.decode()
+    if path.startswith("/v1"):
+        asked = platform.ask(path, {**body, parameter: 100})
+        assert (asked.status, message_of(asked)) == (400, said)
 
 
 def in_seconds(seconds: float, form: str = "%a, %d %b %Y %H:%M:%S GMT") -> str:

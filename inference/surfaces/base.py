@@ -25,6 +25,9 @@ REQUEST_OVERHEAD = 32
 #: More than any call can use: a provider that says so is not believed, and its numbers could not be stored exactly.
 MOST_TOKENS = 1_000_000_000
 PART_OVERHEAD = 16
+#: How endpoints and servers call the longest answer, and what else may be sent without having been asked for.
+OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+ADDED_PARAMETERS = ("store", "stream_options")
 #: Why an answer ends that is whole: OpenAI's reasons, and other servers' names for `stop`.
 FINISHED = ("stop", "length", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence")
 #: Why one ends that the provider gave up: OpenRouter's reason, SGLang's and DeepSeek's.
@@ -91,6 +94,13 @@ class Surface(ABC):
         `parameter` names the parameter that the deployment knows, where the endpoint has two names for it.
         """
         return dict(payload)
+
+    def is_added(self, parameter: str | None, payload: Payload) -> bool:
+        """Say whether a parameter is sent to providers that the payload does not ask for."""
+        name = (parameter or "").partition(".")[0]
+        if name in OUTPUT_PARAMETERS:
+            return self.asked_output(payload) is None
+        return name in ADDED_PARAMETERS and name not in payload
 
     @abstractmethod
     def read_usage(self, body: Body) -> Usage | None:

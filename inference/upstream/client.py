@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 from django.conf import settings
@@ -144,7 +144,7 @@ class Client:
             with _deadline(seconds), abortable(abort) if abort else nullcontext():
                 answer = read_object(_body_of(self._open(route, path, seconds, body)).read(settings.MAX_ANSWER_BYTES))
         except failures() as error:
-            raise failed_attempt(error, route=route.name) from error
+            raise failed_attempt(error, route=route.name, hidden=hidden_texts(route)) from error
         return answer
 
     def open_stream(
@@ -173,7 +173,7 @@ class Client:
             abort.limit(idle_seconds)
             return stream
         except failures() as error:
-            raise failed_attempt(error, route=route.name) from error
+            raise failed_attempt(error, route=route.name, hidden=hidden_texts(route)) from error
 
     def reaches(self, route: Route, seconds: float) -> bool:
         """Say whether a connection to the route's address can be made; nothing is sent."""
@@ -289,6 +289,11 @@ def _deadline(seconds: float) -> Iterator[None]:
         return
     with Timeout(seconds, TimeoutError("deadline")):
         yield
+
+
+def hidden_texts(route: Route) -> list[str]:
+    """List what a caller must not read in a provider's message: its secrets and its host."""
+    return [_secret(route), *_headers(route).values(), urlsplit(route.base_url).hostname or ""]
 
 
 def _secret(route: Route) -> str:

@@ -1,13 +1,13 @@
 """What a provider's failure means to the caller (DESIGN.md, section 5), and what may follow it.
 
-No text, address or secret of the provider reaches the caller. The log gets status and error code, not the text: a
-provider's message may quote the prompt.
+No text, address or secret of the provider reaches the caller, apart from what it says about the caller's own parameters
+(inference.upstream.messages). The log gets status and error code, not the text: it may quote the prompt.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,7 +21,8 @@ from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, Upstream
 from inference.surfaces.base import UnfitAnswer, Usage
 from inference.surfaces.provider_error import ProviderError
 from inference.upstream.attempts import REJECTED, AttemptFailed, Verdict
-from inference.upstream.codes import CREDIT_CODES, OPERATORS_CODES, status_of
+from inference.upstream.codes import CALLERS_CODES, CREDIT_CODES, OPERATORS_CODES, status_of
+from inference.upstream.messages import passable
 from inference.upstream.sdk import sdk
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,50}\Z")
 GATEWAY_TIMEOUTS = (504, 524)
 #: A provider that has no capacity now: 503, and what Anthropic says instead.
 OVERLOADED = (503, 529)
+REJECTION = "The model provider rejected the request."
 CREDIT_USED_UP = "the credit is used up"
 DEFAULT_RETRY_AFTER = 5
 #: Seconds, or milliseconds, as headers name them.
@@ -62,9 +64,12 @@ def failures() -> tuple[type[Exception], ...]:
     return sdk().OpenAIError, httpx2.HTTPError, ProviderError, ValueError, RecursionError, OSError
 
 
-def failed_attempt(error: Exception, *, route: str) -> AttemptFailed:
-    """Judge an exception of the client, and log its cause; `route` names the deployment."""
-    answer, verdict, cause = _classify(error)
+def failed_attempt(error: Exception, *, route: str, hidden: Iterable[str] = ()) -> AttemptFailed:
+    """Judge an exception of the client, and log its cause; `route` names the deployment.
+
+    `hidden` are texts that callers must not see in what the provider says.
+    """
+    answer, verdict, cause = _classify(error, hidden)
     log.warning("upstream_failed", route=route, cause=cause, status=answer.status)
     if isinstance(error, ProviderError):
         return AttemptFailed(answer, verdict, cause=cause, usage=error.usage, usage_source=error.usage_source)
@@ -78,11 +83,11 @@ def unfit_attempt(error: UnfitAnswer, *, route: str, usage: Usage, usage_source:
     return AttemptFailed(answer, UNFIT, cause=str(error), usage=usage, usage_source=usage_source)
 
 
-def _classify(error: Exception) -> tuple[ApiError, Verdict, str]:
+def _classify(error: Exception, hidden: Iterable[str]) -> tuple[ApiError, Verdict, str]:
     if isinstance(error, sdk().APIStatusError):
-        return _from_status(error)
+        return _from_status(error, hidden)
     if isinstance(error, ProviderError):
-        return _from_answer(error)
+        return _from_answer(error, hidden)
     cause = error.__cause__ if isinstance(error, sdk().APIConnectionError) and error.__cause__ else error
     name = type(cause).__name__
     if isinstance(cause, httpx2.ConnectTimeout):
@@ -105,14 +110,13 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _from_status(error: openai.APIStatusError) -> tuple[ApiError, Verdict, str]:
+def _from_status(error: openai.APIStatusError, hidden: Iterable[str]) -> tuple[ApiError, Verdict, str]:
     status, code = error.status_code, _safe(error.code)
     cause = f"http {status} {code or ''}".strip()
     if status == 402 or not CREDIT_CODES.isdisjoint((code, _safe(error.type))):
         return UpstreamFailed(), EMPTY, f"{CREDIT_USED_UP} ({cause})"
     if status in (400, 422):
-        text = "The model provider rejected the request."
-        return InvalidRequest(text, param=_safe(error.param), code=code or "upstream_rejected"), REJECTED, cause
+        return _rejection(error, hidden), REJECTED, cause
     seconds = retry_after_seconds(error.response.headers)
     if status == 429 or (status in OVERLOADED and seconds):
         verdict = replace(BUSY if status == 429 else FAILED, retry_after=seconds)
@@ -124,7 +128,17 @@ def _from_status(error: openai.APIStatusError) -> tuple[ApiError, Verdict, str]:
     return UpstreamFailed(), replace(FAILED, retry_after=seconds) if status >= 500 else MISCONFIGURED, cause
 
 
-def _from_answer(error: ProviderError) -> tuple[ApiError, Verdict, str]:
+def _rejection(error: openai.APIStatusError, hidden: Iterable[str]) -> InvalidRequest:
+    """Make the caller's 400: with the provider's message where that is about his own parameters."""
+    code, param = _safe(error.code), _safe(error.param)
+    if code is not None and code.isdecimal():  # the status, once more
+        code = None
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    text = passable(said, hidden) if param or code in CALLERS_CODES else ""
+    return InvalidRequest(text or REJECTION, param=param, code=code or "upstream_rejected")
+
+
+def _from_answer(error: ProviderError, hidden: Iterable[str]) -> tuple[ApiError, Verdict, str]:
     """Judge an error inside a 200 as the status that it stands for; its own code is the answer's.
 
     Nothing is billed for it but what it says that was used. Then asking there again would cost as much again.
@@ -133,7 +147,7 @@ def _from_answer(error: ProviderError) -> tuple[ApiError, Verdict, str]:
     response, code = httpx2.Response(status_of(error.fields), request=request), _safe(error.fields.get("code"))
     code = None if code is None or code.isdecimal() else code
     body = {**error.fields, "code": code}
-    answer, verdict, cause = _from_status(sdk().APIStatusError("", response=response, body=body))
+    answer, verdict, cause = _from_status(sdk().APIStatusError("", response=response, body=body), hidden)
     if code is not None and code not in OPERATORS_CODES:
         answer.error_code = code
     is_billed = error.usage is not None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 LEAK_MARKER = "provider-internal-detail"
-"""Stands in every error that the fake sends, so that a test can prove that no provider text reaches a caller."""
+"""Stands in every error that the fake sends, so that a test can prove that no text of the provider's own gets out."""
 
 FAULTS: dict[str, str] = {
     "http_400": "400 with OpenAI's error body, code context_length_exceeded, param messages; bills nothing",
@@ -59,7 +59,10 @@ class HttpError(NamedTuple):
 
 
 def _fault(status: int, kind: str, code: str | None = None, param: str | None = None) -> HttpError:
-    return HttpError(status, kind, code, param, f"The provider failed with {status} ({LEAK_MARKER}).")
+    text = f"The provider failed with {status} ({LEAK_MARKER})."
+    if param:  # such a message is passed on without what is the provider's own
+        text = f"Wrong {param}. See https://{LEAK_MARKER}.example/{status}, {LEAK_MARKER}:8000, or sk-{LEAK_MARKER}."
+    return HttpError(status, kind, code, param, text)
 
 
 HTTP_FAULTS: dict[str, HttpError] = {
