@@ -45,7 +45,7 @@ def platform(
         served = [Served(name, [provider.base_url]) for name in (MODEL, OTHER)]
         for model in served:
             provider.script(model.name, completion("Hello", usage=USAGE))
-        with running_platform(env, served, workers=1 if is_embedded else 2) as running:
+        with running_platform(env, served, workers=1 if is_embedded else 2, scopes=SCOPES) as running:
             yield running
 
 
@@ -168,9 +168,8 @@ def test_it_counts_on_through_rotations(platform: Platform) -> None:
 
 
 def test_it_lets_a_made_key_take_over_no_key_above_or_beside_it(platform: Platform) -> None:
-    account, key = maker(platform)
-    platform.manage("key", "create", "--account", account, "--tier", account, "--name", "beside")
-    made = make(platform, key, scopes=SCOPES)
+    platform.manage("key", "create", "--account", "e2e", "--tier", "e2e", "--name", "beside")
+    made = make(platform, platform.key, scopes=SCOPES)
     ids = {each["name"]: each["id"] for each in platform.ask("/keys", key=made.key).json()}
     for name in ("e2e", "beside"):
         for what, body in (("rotate", {"grace_seconds": 0}), ("revoke", {})):
@@ -182,10 +181,9 @@ def test_it_lets_a_made_key_take_over_no_key_above_or_beside_it(platform: Platfo
 
 
 def test_it_shows_an_operator_who_made_a_key_and_what_goes_on_working(platform: Platform) -> None:
-    _, key = maker(platform)
-    made = make(platform, key, scopes=SCOPES, name="made-for-the-admin")
+    made = make(platform, platform.key, scopes=SCOPES, name="made-for-the-admin")
     make(platform, made.key, name="made-by-the-made")
-    ids = {each["name"]: each["id"] for each in platform.ask("/keys", key=key).json()}
+    ids = {each["name"]: each["id"] for each in platform.ask("/keys").json()}
     page = platform.admin.page(f"/admin/accounts/apikey/{made.id}/change/").words
     assert "Made by e2e (" in page
     assert "made-by-the-made" in page
