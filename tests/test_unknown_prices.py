@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.client import HTTPException
 from typing import Any
 
@@ -29,7 +30,6 @@ from tests.running import (
     scripted_provider,
     wait_until,
 )
-from tests.servers import prepare_database
 
 USED = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
 CACHED = {**USED, "prompt_tokens_details": {"cached_tokens": 600}}
@@ -113,9 +113,7 @@ def platform(
         Served("free", at, input=0, cached=0, output=0),
         Served("mixed", [other.base_url]),
     ]
-    settings = {**prepared(), "OPENAI_MODEL": "unlisted"}
-    prepare_database(settings)
-    with running_platform(settings, served) as running:
+    with running_platform(prepared(), served) as running:
         yield running
 
 
@@ -126,8 +124,9 @@ def budgeted(platform: Platform) -> str:
 
 
 @pytest.fixture(scope="module")
-def summed(platform: Platform) -> str:
+def summed(platform: Platform, provider: ScriptedProvider) -> str:
     """Make a key that has asked a model with a price once, and twice one without."""
+    script_all(provider)
     key = platform.add([], account="summed")
     for model in ("priced", "unpriced", "unpriced"):
         platform.record(platform.ask("/v1/chat/completions", chat(model), key=key))
@@ -136,6 +135,11 @@ def summed(platform: Platform) -> str:
 
 @pytest.fixture(autouse=True)
 def answers(provider: ScriptedProvider) -> None:
+    """Begin each test with the usual answers."""
+    script_all(provider)
+
+
+def script_all(provider: ScriptedProvider) -> None:
     """Let every model answer with USED tokens, unless a test scripts something else."""
     for model in ("priced", "unpriced", "free"):
         provider.script(model, SAID)
@@ -196,10 +200,15 @@ class TestPrices:
         of_half = f"SELECT 1 FROM inference_price WHERE deployment_id = {deployment_id(platform, 'half')}"  # noqa: S608
         assert platform.rows(of_half) == []
 
-    def test_it_begins_with_a_price_of_0_for_what_the_fake_provider_serves(self, platform: Platform) -> None:
-        (price,) = platform.rows(
+    def test_it_begins_with_a_price_of_0_for_what_the_fake_provider_serves(
+        self, platform: Platform, prepared: Callable[[], dict[str, str]]
+    ) -> None:
+        new = {**platform.service.env, **prepared(), "OPENAI_MODEL": "unlisted"}
+        installed = Platform(replace(platform.service, env=new), key="")
+        installed.manage("bootstrap")
+        (price,) = installed.rows(
             "SELECT input_per_million + output_per_million AS both, cached_input_per_million AS cached "  # noqa: S608
-            f"FROM inference_price WHERE deployment_id = {deployment_id(platform, 'unlisted')}"
+            f"FROM inference_price WHERE deployment_id = {deployment_id(installed, 'unlisted')}"
         )
         assert (float(price["both"]), price["cached"]) == (0, None)
 
@@ -372,7 +381,7 @@ class TestWhoIsTold:
         told = platform.manage("doctor").splitlines()
         missing = [line.split() for line in told if line.startswith("prices")]
         assert {"unpriced", "unpriced-vectors", "mixed"} <= {line[3] for line in missing}
-        assert not {"priced", "free", "unlisted", "gpt-3.5-turbo"} & {line[3] for line in missing}
+        assert not {"priced", "free", "gpt-3.5-turbo"} & {line[3] for line in missing}
 
     def test_it_raises_an_alert_for_each_until_a_price_is_entered(self, platform: Platform) -> None:
         platform.manage("watch", "--once")
@@ -386,10 +395,11 @@ class TestWhoIsTold:
 
     @pytest.mark.usefixtures("summed")
     def test_it_shows_them_on_the_dashboard_with_sums_that_are_at_least(self, platform: Platform) -> None:
-        words = platform.admin.page("/admin/?range=24h&account=summed").words
-        assert "at least $0.003" in words
-        assert "2 without a price" in words
-        assert "✕ no price" in words
+        for span in ("24h", "1h"):
+            words = platform.admin.page(f"/admin/?range={span}&account=summed").words
+            assert "at least $0.003" in words
+            assert "2 without a price" in words
+            assert "✕ no price" in words
 
     def test_it_keeps_the_state_of_health(self, platform: Platform) -> None:
         told = platform.ask("/health")

@@ -22,6 +22,11 @@ from monitoring.models import Alert
 
 LEVELS = (50, 80, 100)  # percent
 PREFIX = "budget:"  # of an alert's subject
+#: What a budget that is used up stops, by what it counts.
+REFUSED = {
+    "tokens": "Further calls are refused. ",
+    "cost": "Further calls are refused, apart from those of models that are free. ",
+}
 SLACK = 5  # percent below a level at which its episode ends, as after the budget was raised
 
 
@@ -104,7 +109,7 @@ def _reached(owner: Owner, what: str, used: int, limit: int, told: str, month: i
             f"{PREFIX}{owner.slug}:{what}:{level}:{month}",
             f"{owner.name} has used {percent} % of its {what} budget",
             f"{owner.name} has used {told} of this month's budget ({percent} %). "
-            f"{'Further calls are refused. ' if percent >= 100 else ''}"
+            f"{REFUSED[what] if percent >= 100 else ''}"
             f"The budget is whole again on {_end_of(month):%Y-%m-%d} 00:00 UTC.",
             is_on=level == highest,
             contact=owner.contact,
