@@ -19,6 +19,7 @@ SELF_CONTAINED = (
     "test_checks.py",
     "test_chunked.py",
     "test_connecting.py",
+    "test_connections.py",
     "test_delegation.py",
     "test_env.py",
     "test_events.py",
@@ -52,6 +53,7 @@ SELF_CONTAINED = (
 TIMED = (
     "tests/test_flights.py",
     "tests/test_frozen_database.py",
+    "tests/test_hostile_connections.py",
     "tests/test_key_lifecycle.py",
     "tests/test_leaving_clients.py",
     "tests/test_limits_failures.py",
@@ -63,6 +65,7 @@ TIMED = (
 #: Files that take longest, first those that mostly wait: begun last, one would run on when all else is over.
 LONGEST = (
     "tests/test_service.py",
+    "tests/test_reload.py",
     "tests/test_watchers.py",
     "tests/test_provider_states.py",
     "tests/test_leaving_clients.py",
@@ -76,6 +79,7 @@ LONGEST = (
     "tests/test_fault_matrix.py",
     "tests/test_ledger_check.py",
     "tests/test_streams.py",
+    "tests/test_hostile_connections.py",
     "tests/test_frozen_database.py",
     "tests/test_flights.py",
 )

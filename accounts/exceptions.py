@@ -15,6 +15,7 @@ ApiError
 │   └── ModelNotFound
 ├── MethodNotAllowed              405
 ├── NotAcceptable                 406
+├── RequestTimeout                408
 ├── Conflict                      409
 ├── BodyTooLarge                  413
 ├── UnsupportedMediaType          415
@@ -185,6 +186,12 @@ class NotAcceptable(ApiError):
     """Accept names nothing that the endpoint can make."""
 
     status, code, message = 406, "not_acceptable", "No acceptable representation: ask for application/json."
+
+
+class RequestTimeout(ApiError):
+    """The body did not come within the time that its length allows."""
+
+    status, code, message = 408, "request_timeout", "The body did not come in time. Send it again."
 
 
 class Conflict(ApiError):

@@ -60,6 +60,7 @@ MEANINGS = [
         "The model is unknown or disabled, or not for this key: one answer for all.",
         "Take one of the models that GET /v1/models lists.",
     ),
+    Meaning(exceptions.RequestTimeout, "The request came too slowly, or only in part.", "Send it again."),
     Meaning(exceptions.BodyTooLarge, "The request is too large.", "Send less."),
     Meaning(
         exceptions.RateLimited, "The requests of the last minute are used up.", "Wait for the seconds of Retry-After."

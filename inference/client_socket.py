@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 
 import gevent.socket
+import gevent.ssl
 from django.http import HttpRequest
 from gevent.monkey import get_original
 
@@ -26,7 +27,8 @@ class ClientSocket:
             poll = get_original("select", "poll")()
             poll.register(self._socket.fileno(), select.POLLRDHUP)
             self._poll = poll.poll
-        is_plain = type(self._socket) is gevent.socket.socket  # no TLS, and no thread that writes at the same time
+        # No TLS, and no thread that writes at the same time.
+        is_plain = isinstance(self._socket, gevent.socket.socket) and not isinstance(self._socket, gevent.ssl.SSLSocket)
         #: Whether the body goes out in chunks over a socket that can be written to without a wait.
         self.can_send = is_plain and request.META.get("SERVER_PROTOCOL") == "HTTP/1.1"
 

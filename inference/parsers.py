@@ -13,7 +13,7 @@ from gunicorn.http.errors import ParseException
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
-from accounts.exceptions import BodyTooLarge, MalformedBody, UnsupportedMediaType
+from accounts.exceptions import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
 from inference.openai.errors import is_openai_path
 from inference.strict_json import parse_strictly
 
@@ -50,7 +50,8 @@ def read_body(request: Any) -> bytes:
     """Read a body of at most MAX_BODY_BYTES (under /v1 MAX_V1_BODY_BYTES).
 
     A chunked body is read from the server's own stream, which knows its end; Django takes it for empty. Raises
-    UnsupportedMediaType for a body that is compressed, BodyTooLarge or MalformedBody.
+    UnsupportedMediaType for a body that is compressed, BodyTooLarge, MalformedBody, or RequestTimeout for one that did
+    not come by the server's deadline.
     """
     if str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower() not in UNCOMPRESSED:
         raise UnsupportedMediaType(
@@ -63,6 +64,8 @@ def read_body(request: Any) -> bytes:
     try:
         body: bytes = stream.read(limit + 1)
     except OSError as error:
+        if isinstance(error.__cause__ or error, TimeoutError):  # Django wraps it
+            raise RequestTimeout from error
         raise MalformedBody("The body broke off.") from error
     except ParseException as error:  # gunicorn reads chunks as they are asked for, and closes the connection then
         raise MalformedBody("The body's chunks are malformed.") from error

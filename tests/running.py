@@ -267,6 +267,13 @@ class Platform:
         """Add models, and an account with a tier of these limits; return a key of it."""
         return set_up(self.service, served, account=account, **tier)
 
+    @contextmanager
+    def twin(self, *, workers: int = 1) -> Iterator[Platform]:
+        """Run another server on the same stores."""
+        env = {name: value for name, value in self.service.env.items() if name not in ("PORT", "WEB_CONCURRENCY")}
+        with aiapi_server(env, workers=workers, prepare=False) as service:
+            yield Platform(service, self.key)
+
     def manage(self, *arguments: str) -> str:
         """Run a management command in the platform's environment and return what it printed."""
         return self.service.manage(*arguments)

@@ -139,6 +139,8 @@ CASES = [
         for path in (*READS, "/keys")
     ],
     Case(406, "not_acceptable", "/health", "GET", key=None, headers={"Accept": "text/xml"}, authenticated=False),
+    # 408: a body that does not come
+    *each_model_endpoint(408, "request_timeout", broken="slow body"),
     # 409 and 422: an Idempotency-Key that is taken
     *each_model_endpoint(409, "idempotency_in_progress", headers=ONCE, broken="in progress"),
     *each_model_endpoint(422, "idempotency_key_reused", headers=ONCE, broken="used before"),
@@ -194,7 +196,17 @@ def test_it_keeps_the_contract(
 
 
 def test_it_covers_every_status_of_the_contract() -> None:
-    assert {case.status for case in CASES} == {*range(400, 407), 409, 413, 415, 422, 429, 500, *range(502, 505)} - {402}
+    assert {case.status for case in CASES} == {
+        *range(400, 407),
+        408,
+        409,
+        413,
+        415,
+        422,
+        429,
+        500,
+        *range(502, 505),
+    } - {402}
 
 
 @pytest.mark.parametrize(
@@ -280,6 +292,8 @@ def _break(
         case ["price"]:
             Price.objects.all().delete()
             catalog.forget()
+        case ["slow", "body"]:
+            monkeypatch.setattr("django.core.handlers.wsgi.LimitedStream.read", _time_out)
         case ["database"]:
             directory.forget()
             monkeypatch.setattr("accounts.snapshots._query", _fail)
@@ -297,6 +311,10 @@ def _take_key(case: Case, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _fail(*arguments: Any) -> None:
     raise OperationalError("could not connect to postgresql://user:hunter2@db.internal")
+
+
+def _time_out(*arguments: Any) -> None:
+    raise TimeoutError("192.0.2.7 sent 3 of 40 bytes")
 
 
 def _stumble(*arguments: Any, **options: Any) -> None:

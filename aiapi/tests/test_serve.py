@@ -70,9 +70,8 @@ def test_it_shows_more_to_those_who_ask_for_a_traceback(tmp_path: Path) -> None:
 def test_it_becomes_gunicorn(production: LazySettings, started: Started) -> None:
     call_command("serve")
     ((path, arguments),) = started
-    assert path == arguments[0] == str(Path(sys.executable).parent / "gunicorn")
-    assert Path(path).exists()
-    assert arguments[1:] == ["-c", "aiapi/gunicorn_config.py", "aiapi.wsgi"]
+    assert path == arguments[0] == sys.executable
+    assert arguments[1:] == ["-m", "aiapi.server", "-c", "aiapi/gunicorn_config.py", "aiapi.wsgi"]
 
 
 @pytest.mark.parametrize(

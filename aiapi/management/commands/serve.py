@@ -28,6 +28,6 @@ class Command(BaseCommand):
         held = hold_database()
         if held is not None:
             raise CommandError(held)
-        executable = os.path.join(os.path.dirname(sys.executable), "gunicorn")  # noqa: PTH118, PTH120  (not resolved)
         self.stdout.flush()
-        os.execv(executable, [executable, "-c", "aiapi/gunicorn_config.py", "aiapi.wsgi"])  # noqa: S606
+        arguments = ["-m", "aiapi.server", "-c", "aiapi/gunicorn_config.py", "aiapi.wsgi"]
+        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
