@@ -249,9 +249,13 @@ def test_it_answers_404_for_a_model_that_is_disabled(api: Api, upstream: FakeUps
 def test_it_hides_a_model_outside_the_tier_as_if_unknown(api: Api, upstream: FakeUpstream) -> None:
     tier = make_tier("narrow", models=["another"], requests_per_minute=5)
     narrow = api.of(make_key(tier=tier))
-    outside, unknown = narrow.chat(), narrow.chat(model="no-such-model")
-    assert outside.status_code == unknown.status_code == 404
-    assert {**outside.json(), "request_id": ""} == {**unknown.json(), "request_id": ""}
+    outside, unknown, default = narrow.chat(model=MODEL), narrow.chat(model="no-such-model"), narrow.chat()
+    assert outside.status_code == unknown.status_code == default.status_code == 404
+    told = [each.json() for each in (outside, unknown)]
+    texts = [each.pop("detail").replace(name, "") for each, name in zip(told, (MODEL, "no-such-model"), strict=True)]
+    assert texts[0] == texts[1]
+    assert {**told[0], "request_id": ""} == {**told[1], "request_id": ""}
+    assert default.json()["code"] == told[0]["code"]
 
 
 @pytest.mark.parametrize("model", ["", " ", 7, None, "x" * 101, "a\x00"])
