@@ -164,7 +164,7 @@ MAX_ANSWER_BYTES = ENV.integer(
     "MAX_ANSWER_BYTES",
     64 * 1024 * 1024,
     minimum=1024,
-    help="largest answer of a provider to a call without a stream, unpacked",
+    help="largest answer of a provider, unpacked, streams included",
 )
 IMAGE_URLS = ENV.choice(
     "IMAGE_URLS",

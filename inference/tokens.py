@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 
 import toktok
 
@@ -11,10 +12,27 @@ OLDER_MODELS = ("gpt-3.5", "gpt-4-", "text-embedding", "davinci-002", "babbage-0
 #: Tokens around each message, and around the whole, in OpenAI's chat format (OpenAI cookbook, "How to count tokens").
 MESSAGE_TOKENS = 3
 REPLY_TOKENS = 3
+#: Characters that are counted before others get their turn: some milliseconds.
+TURN = 500_000
 
 
 def count_tokens(texts: Iterable[str], *, model: str) -> int:
     """Count the tokens of texts as a model does whose name its provider knows."""
     older = model == "gpt-4" or model.startswith(OLDER_MODELS)
-    whole = [text.encode("utf-8", "replace").decode() for text in texts]  # halves of surrogate pairs are no text
-    return sum(toktok.batch_count(whole, "cl100k_base" if older else "o200k_base", 1))
+    encoding = "cl100k_base" if older else "o200k_base"
+    tokens, size, waiting = 0, 0, list[str]()
+    for piece in _pieces(texts):
+        if size + len(piece) > TURN:
+            tokens += int(sum(toktok.batch_count(waiting, encoding, 1)))
+            size, waiting = 0, []
+            time.sleep(0)
+        waiting.append(piece.encode("utf-8", "replace").decode())  # halves of surrogate pairs are no text
+        size += len(piece)
+    return tokens + int(sum(toktok.batch_count(waiting, encoding, 1)))
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Cut texts that take too long in one go; a cut may add a token."""
+    for text in texts:
+        for begin in range(0, len(text), TURN):
+            yield text[begin : begin + TURN]

@@ -7,11 +7,14 @@ the end; and all of them, once, when the stream broke off and somebody has to kn
 from __future__ import annotations
 
 import re
+import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
+
+from django.conf import settings
 
 from accounts.exceptions import ApiError
 from inference.surfaces.base import (
@@ -48,6 +51,8 @@ CHOICE = re.compile(rb'"choices":\s*\[\s*\{')
 NOTHING = Usage(0, 0, 0)
 #: Texts of a delta that no model wrote.
 LABELS = ("role", "id", "type")
+#: Bytes of events that are parsed before others get their turn: some milliseconds.
+TURN = 256 * 1024
 
 
 class EventReader(ABC):
@@ -71,6 +76,7 @@ class EventReader(ABC):
         self._usage_is_early = False
         self._buffer = EventBuffer()
         self._kept: list[bytes] = []
+        self._size = 0
         self._postponed: ApiError | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -94,7 +100,9 @@ class EventReader(ABC):
         events = self._stripped(data)
         if not self._is_plain(events):
             return b""
-        self._kept.append(events)
+        if self._size + len(events) > settings.MAX_ANSWER_BYTES:
+            return b""
+        self._keep(events)
         return events
 
     def finish(self) -> bytes:
@@ -122,8 +130,14 @@ class EventReader(ABC):
         return b"".join(self._kept)
 
     def events(self) -> Iterator[Body]:
-        """Parse every event that came until now."""
-        return parse_events(self.text)
+        """Parse every event that came until now, and let others have their turn in between."""
+        parsed = 0
+        for events in self._kept:
+            parsed += len(events)
+            if parsed > TURN:
+                parsed = 0
+                time.sleep(0)
+            yield from parse_events(events)
 
     def billed_usage(self, estimate: Callable[[Body], Usage]) -> tuple[Usage, str]:
         """Return what the stream used, and where that is known from: "provider" or "estimated".
@@ -168,7 +182,7 @@ class EventReader(ABC):
         """Relay events in which nothing is to be seen, and that look whole, as they are; go through others singly."""
         stripped = self._stripped(events)
         if not self.is_over and self._is_plain(stripped):
-            self._kept.append(stripped)
+            self._keep(stripped)
             return stripped
         forwarded = bytearray()
         try:
@@ -190,7 +204,7 @@ class EventReader(ABC):
             return b""
         forwarded = self._relay(event)
         if self.error is None:
-            self._kept.append(event + END_OF_EVENT)
+            self._keep(event + END_OF_EVENT)
         return forwarded
 
     def _look_for_usage(self, event: bytes) -> None:
@@ -205,6 +219,13 @@ class EventReader(ABC):
                 self._fail(ProviderError(found.fields or self.error.fields, response=found.response, usage=found.usage))
             else:
                 self._take_usage(read_openai_usage(body.get("usage")))
+
+    def _keep(self, events: bytes) -> None:
+        """Keep events for the cache, and to count what they say; raises BrokenStream where they become too many."""
+        self._size += len(events)
+        if self._size > settings.MAX_ANSWER_BYTES:
+            raise BrokenStream("too large an answer")
+        self._kept.append(events)
 
     def _fail(self, error: ProviderError) -> None:
         self.error = error
@@ -305,19 +326,19 @@ class ChunkReader(EventReader):
         """Count what several answers say; a single one is not looked into."""
         if self._answers == 1:
             return False
-        texts: defaultdict[int, str] = defaultdict(str)
+        texts: defaultdict[int, list[str]] = defaultdict(list)
         for index, chunk in self._chunks():
             delta = chunk.get("delta")
             said = delta.get("content") if isinstance(delta, dict) else chunk.get("text")
-            texts[index] += said if isinstance(said, str) else ""
-        return is_of_one_answer(told.output_tokens, list(texts.values()))
+            texts[index].append(said if isinstance(said, str) else "")
+        return is_of_one_answer(told.output_tokens, ["".join(pieces) for pieces in texts.values()])
 
     def body(self) -> Body:
         """Join the pieces of each choice."""
-        choices: dict[int, dict[str, Any]] = {}
+        choices: defaultdict[int, _Choice] = defaultdict(_Choice)
         for index, chunk in self._chunks():
-            _join(choices.setdefault(index, {"message": {"content": ""}, "text": ""}), chunk)
-        return {"choices": [choices[index] for index in sorted(choices)]}
+            choices[index].add(chunk)
+        return {"choices": [choices[index].joined() for index in sorted(choices)]}
 
     def _chunks(self) -> Iterator[tuple[int, Body]]:
         """Yield every piece of a choice with the choice's number."""
@@ -378,14 +399,15 @@ class ResponseReader(EventReader):
 def _output_in(events: Iterator[Body]) -> list[Body]:
     """Return the output that the events of a response tell. A call of a tool may come in one piece, without deltas."""
     whole: dict[str, Body] = {}
-    pieces: defaultdict[str, str] = defaultdict(str)
+    pieces: defaultdict[str, list[str]] = defaultdict(list)
     for event in events:
         place, kind, item = str(event.get("output_index")), str(event.get("type")), event.get("item")
         if kind == "response.output_item.done" and isinstance(item, dict):
             whole[place] = item
         elif "delta" in kind:
-            pieces[place] += str(event.get("delta") or "")
-    return [*whole.values(), *({"content": text} for place, text in pieces.items() if text and place not in whole)]
+            pieces[place].append(str(event.get("delta") or ""))
+    texts = {place: "".join(each) for place, each in pieces.items() if place not in whole}
+    return [*whole.values(), *({"content": text} for text in texts.values() if text)]
 
 
 def without_usage(event: bytes) -> bytes:
@@ -400,12 +422,26 @@ def without_usage(event: bytes) -> bytes:
     return b"\n".join([*fields, b"data: " + written_json(body)]) + END_OF_EVENT
 
 
-def _join(choice: dict[str, Any], chunk: Body) -> None:
-    """Add a chunk's text, reasoning and tool arguments to a choice: all of it was generated, and counts."""
-    text = chunk.get("text")
-    choice["text"] += text if isinstance(text, str) else ""
-    choice["message"]["content"] += "".join(_generated(chunk.get("delta")))
-    choice["finish_reason"] = chunk.get("finish_reason") or choice.get("finish_reason")
+class _Choice:
+    """The pieces of one choice: text, and of a delta its reasoning and tool arguments too, since all of it counts."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._deltas: list[str] = []
+        self._finish_reason: Any = None
+
+    def add(self, chunk: Body) -> None:
+        """Take a chunk of the choice."""
+        text = chunk.get("text")
+        if isinstance(text, str):
+            self._texts.append(text)
+        self._deltas += _generated(chunk.get("delta"))
+        self._finish_reason = chunk.get("finish_reason") or self._finish_reason
+
+    def joined(self) -> Body:
+        """Put the pieces together, as an answer without a stream has them."""
+        content, text = "".join(self._deltas), "".join(self._texts)
+        return {"message": {"content": content}, "text": text, "finish_reason": self._finish_reason}
 
 
 def _generates(choice: Body) -> bool:
