@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from django.db.models import Field, JSONField, Model, QuerySet
+from django.db.models.constants import LOOKUP_SEP
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
@@ -58,8 +59,11 @@ class OfferedLookupsAdmin(ModelAdmin):
     """
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Return whether a parameter of the address belongs to a filter of the list."""
-        return any(lookup in _parameters_of(each) for each in self.get_list_filter(request))
+        """Return whether a parameter of the address belongs to a filter of the list, or to no column at all."""
+        if any(lookup in _parameters_of(each) for each in self.get_list_filter(request)):
+            return True
+        name = lookup.partition(LOOKUP_SEP)[0]
+        return name != "pk" and name not in {field.name for field in self.model._meta.get_fields()}
 
 
 def _parameters_of(item: Any) -> tuple[str, ...]:

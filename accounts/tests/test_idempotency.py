@@ -186,7 +186,7 @@ def make_claims() -> Claims:
 
 def make_request(key: str | None, body: Any = None, path: str = "/chat") -> Request:
     meta = {} if key is None else {"HTTP_IDEMPOTENCY_KEY": key}
-    return cast("Request", SimpleNamespace(META=meta, method="POST", path=path, data=body or {"message": "hi"}))
+    return cast("Request", SimpleNamespace(META=meta, method="POST", path_info=path, data=body or {"message": "hi"}))
 
 
 def claim(claims: Claims, key: str = "k", **options: Any) -> Claim:
