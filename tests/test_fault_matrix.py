@@ -98,8 +98,13 @@ def platform(running: Platform) -> Iterator[Platform]:
     running.failing.reset()
     running.healthy.reset()
     wait_until(lambda: running.ask(Line("", "plain", False, "", ""))[0] == 200, "the provider to be asked again")
-    assert running.ask(Line("", "plain", True, "", ""))[0] == 200
     running.failing.reset()
+    with_spare = Line("", "plain", True, "", "")
+    wait_until(
+        lambda: running.ask(with_spare)[0] == 200 and bool(running.failing.billed), "it to be asked before another"
+    )
+    running.failing.reset()
+    running.healthy.reset()
     running.failing.set(chunk_interval_ms=3, slow_interval_ms=SLOW_MS, retry_after=6)
     yield running
     running.failing.reset()
