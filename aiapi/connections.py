@@ -17,6 +17,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+import gevent
 import gevent.pool
 import gevent.server
 import gevent.socket
@@ -31,6 +32,7 @@ HEADER_SECONDS = 5.0
 BODY_SECONDS, BYTES_A_SECOND = 10.0, 16 * 1024
 #: Seconds for what the application leaves of a body: a client that is cut off while it sends loses the answer.
 LEFT_BODY_SECONDS = 30.0
+LEFT_BODY_STEP = 256 * 1024
 #: An address has a quarter of all places for connections without a whole header; a twentieth of all is kept free.
 STRANGERS, FREE = 4, 20
 #: Seconds after which a request that waits for its client may be ended, when no place is left without that.
@@ -82,8 +84,8 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
         self.deadline, self.seconds_a_byte = monotonic() + LEFT_BODY_SECONDS, 0.0
         self.crowd.waiting[self] = None
         try:
-            while body.read(BYTES_A_SECOND):
-                pass
+            while body.read(LEFT_BODY_STEP):
+                gevent.sleep(0)  # others have their turn, however fast it comes
         except (OSError, ParseException):
             return False
         return True

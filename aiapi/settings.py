@@ -160,6 +160,12 @@ UPSTREAM_QUEUE_SECONDS = ENV.number(
 # Bounds
 MAX_BODY_BYTES = ENV.integer("MAX_BODY_BYTES", 64 * 1024, minimum=1024, help="largest body of /chat and /summarize")
 MAX_V1_BODY_BYTES = ENV.integer("MAX_V1_BODY_BYTES", 32 * 1024 * 1024, minimum=1024, help="largest body under /v1")
+MAX_UNMETERED_BODY_BYTES = ENV.integer(
+    "MAX_UNMETERED_BODY_BYTES",
+    8 * 1024 * 1024,
+    minimum=1024,
+    help="largest body under /v1 of keys without a limit on tokens or a budget",
+)
 MAX_ANSWER_BYTES = ENV.integer(
     "MAX_ANSWER_BYTES",
     64 * 1024 * 1024,

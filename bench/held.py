@@ -1,8 +1,8 @@
 """Measure how long one body holds a worker: `python bench/held.py [FOLDER ...]` prints a table.
 
-One gevent worker on SQLite, a fake provider that answers at once; meanwhile /health/live is asked every 2 ms, and the
-longest wait for it counts. A FOLDER is another tree of the project, such as a worktree of an earlier revision, that is
-measured in turns with this one.
+One gevent worker on SQLite, a fake provider in a process of its own that answers at once; meanwhile /health/live is
+asked every 2 ms, and the longest wait for it counts. A FOLDER is another tree of the project, such as a worktree of an
+earlier revision, that is measured in turns with this one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
+sys.path[:0] = [str(ROOT), str(ROOT / "bin"), str(ROOT / "bench")]
 
 ROUNDS = 5
 MODEL = "held"
@@ -26,6 +26,7 @@ MESSAGE = {"role": "user", "content": "hello there 12"}
 BODIES: dict[str, dict[str, Any]] = {
     "one message": {"messages": [MESSAGE]},
     "3 MiB of text in one": {"messages": [{"role": "user", "content": "hello there \n" * 240_000}]},
+    "30 MB of text in one": {"messages": [{"role": "user", "content": "hello there \n" * 2_300_000}]},
     "15,990 messages": {"messages": [MESSAGE] * 15_990},
     "66,000 messages": {"messages": [MESSAGE] * 66_000},
     "59,000 names": {"messages": [MESSAGE], "more": {f"name {number}": 1 for number in range(59_000)}},
@@ -63,12 +64,17 @@ def longest_wait(port: int, key: str, body: bytes) -> tuple[int, float]:
 
 def main(folders: list[Path]) -> None:
     """Measure each body in each tree, and print the least of the longest waits."""
-    from tests.catalogue import Served, set_up
-    from tests.servers import aiapi_server, fake_upstream
+    from hot_path import fake_provider
 
-    with fake_upstream() as fake, ExitStack() as stack:
+    from tests.catalogue import Served, set_up
+    from tests.servers import aiapi_server
+
+    with ExitStack() as stack:
+        port, _ = stack.enter_context(fake_provider())
         services = [stack.enter_context(aiapi_server(root=folder)) for folder in folders]
-        served = [(each.port, set_up(each, [Served(MODEL, [fake.base_url])])) for each in services]
+        models = [Served(MODEL, [f"http://127.0.0.1:{port}/v1"])]
+        # With a limit on tokens, however high, bodies may be as large as MAX_V1_BODY_BYTES.
+        served = [(each.port, set_up(each, models, tokens_per_minute=10**9)) for each in services]
         print(f"load {os.getloadavg()[0]:.1f}\n\n| body | bytes |{' ms | status |' * len(served)}")
         print(f"|---|---|{'---|---|' * len(served)}")
         for name, more in BODIES.items():

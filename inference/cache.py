@@ -22,6 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from accounts.limits import state_store_is_away
 from accounts.loops import WorkThread
+from accounts.turns import give_turn
 from inference import prompts
 from inference.answer_caches import answer_cache
 
@@ -53,6 +54,7 @@ def answer_key(
     """
     parts = [account_id, generation, endpoint, model, prompts.VERSION, payload]
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    give_turn(len(canonical))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -14,6 +14,8 @@ from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
 from accounts.exceptions import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
+from accounts.snapshots import Identity
+from accounts.turns import give_turn
 from inference.openai.errors import is_openai_path
 from inference.strict_json import parse_strictly
 
@@ -57,9 +59,9 @@ def read_body(request: Any) -> bytes:
         raise UnsupportedMediaType(
             "Send the body as it is: no Content-Encoding is decoded.", headers={"Accept-Encoding": "identity"}
         )
-    limit = settings.MAX_V1_BODY_BYTES if is_openai_path(request.path_info) else settings.MAX_BODY_BYTES
+    limit = _most_bytes(request)
     if _declared_length(request) > limit:
-        raise BodyTooLarge
+        raise BodyTooLarge(f"The request body is too large: {limit:,} bytes at most are taken.")
     stream = request.environ["wsgi.input"] if is_chunked(request) else request
     try:
         body: bytes = stream.read(limit + 1)
@@ -70,8 +72,19 @@ def read_body(request: Any) -> bytes:
     except ParseException as error:  # gunicorn reads chunks as they are asked for, and closes the connection then
         raise MalformedBody("The body's chunks are malformed.") from error
     if len(body) > limit:
-        raise BodyTooLarge
+        raise BodyTooLarge(f"The request body is too large: {limit:,} bytes at most are taken.")
     return body
+
+
+def _most_bytes(request: Any) -> int:
+    """Return how long a body may be; less of a key whose tokens nothing limits, since nothing else holds it back."""
+    if not is_openai_path(request.path_info):
+        return int(settings.MAX_BODY_BYTES)
+    identity: Identity | None = getattr(request, "identity", None)
+    limits = [subject.limits for subject in identity.limits.subjects] if identity is not None else []
+    is_metered = any(each.tokens_per_minute is not None or each.has_budget for each in limits)
+    most = int(settings.MAX_V1_BODY_BYTES)
+    return most if is_metered else min(most, int(settings.MAX_UNMETERED_BODY_BYTES))
 
 
 def is_chunked(request: HttpRequest) -> bool:
@@ -86,22 +99,31 @@ def _declared_length(request: HttpRequest) -> int:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object from UTF-8; raises MalformedBody for anything else."""
+    """Parse a JSON object from UTF-8; raises MalformedBody for anything else.
+
+    Each step takes some milliseconds a MiB, so with a large body others get their turn between them.
+    """
     if _has_too_many(body) and _has_too_many(_without_texts(body)):
         raise MalformedBody(
             f"The body has too many parts: {MOST_PARTS:,} objects and arrays are taken, {MOST_MEMBERS:,} members of "
             f"objects, and {MOST_VALUES:,} values."
         )
+    give_turn(len(body))
     try:
-        value = parse_strictly(body.decode("utf-8"))
+        text = body.decode("utf-8")
+        give_turn(len(body))
+        value = parse_strictly(text)
     except (ValueError, RecursionError):
         raise MalformedBody from None
+    give_turn(len(body))
     if not isinstance(value, dict):
         raise MalformedBody("The body must be a JSON object.")
     if body.count(b"[") + body.count(b"{") > DEEPEST:
         _refuse_deep(value)
+    give_turn(len(body))
     if b"\\u" in body:
         _refuse_lone_surrogates(value)
+        give_turn(len(body))
     return value
 
 

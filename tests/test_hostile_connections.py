@@ -143,3 +143,10 @@ def send_over(seconds: float, platform: Platform, body: bytes) -> int:
     answer.read()
     connection.close()
     return answer.status
+
+
+def test_it_takes_less_of_a_key_whose_tokens_nothing_limits(platform: Platform) -> None:
+    body = json.dumps(chat(MODEL, "hello there \n" * 800_000)).encode()
+    refused = platform.ask("/v1/chat/completions", body)
+    assert (refused.status, refused.error["code"]) == (413, "body_too_large")
+    assert "8,388,608 bytes" in refused.error["message"]

@@ -28,6 +28,7 @@ from rest_framework.request import Request
 from accounts.exceptions import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
 from accounts.idempotency.store import KeptAnswer, Lease, Store, make_store
 from accounts.loops import Start, WorkThread, outlived
+from accounts.turns import give_turn
 
 HEADER = "HTTP_IDEMPOTENCY_KEY"
 KEY_FORMAT = re.compile(r"[\x21-\x7e]{1,255}\Z")
@@ -176,4 +177,6 @@ def _name(owner: int, key: str) -> str:
 def _fingerprint(request: Request, form: str) -> str:
     """Tell a request by what it asks: method, path, form and body."""
     asked: list[Any] = [request.method, request.path_info.rstrip("/"), form, request.data]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    canonical = json.dumps(asked, sort_keys=True).encode()
+    give_turn(len(canonical))
+    return hashlib.sha256(canonical).hexdigest()

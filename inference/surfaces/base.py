@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from accounts.exceptions import InvalidRequest
 from accounts.limits.bounds import MILLION, Amount, Bound
 from accounts.snapshots import Identity
+from accounts.turns import give_turn
 from inference.catalog import CatalogModel
 from inference.tokens import count_tokens
 
@@ -180,7 +181,9 @@ class Surface(ABC):
 
 def json_bytes(value: Any) -> int:
     """Return the length of a value as JSON in UTF-8: no tokenizer makes more tokens of it than that."""
-    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+    size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+    give_turn(size)
+    return size
 
 
 def written_json(value: Any) -> bytes:

@@ -177,3 +177,14 @@ def test_it_knows_chunked_bodies(encoding: str, chunked: bool) -> None:
 def _read(path: str, body: bytes | None, environ: dict[str, Any] | None = None) -> bytes:
     make: Callable[..., Any] = RequestFactory().generic
     return read_body(make("POST", path, body or b"", **(environ or {})))
+
+
+@pytest.mark.parametrize(("size", "turns"), [(1_000, 0), (2_000_000, 4)])
+def test_it_gives_others_their_turn_between_the_steps_of_a_large_body(
+    size: int, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[float] = []
+    monkeypatch.setattr("accounts.turns.time.sleep", taken.append)
+    parse_object(json.dumps({"text": "x" * size}).encode())
+    assert len(taken) == turns
+    assert all(seconds > 0 for seconds in taken), "with 0 gevent does not look for new requests"

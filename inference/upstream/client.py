@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 from django.conf import settings
 
+from accounts.turns import give_turn
 from inference.catalog import Route
 from inference.strict_json import parse_strictly
 from inference.surfaces.sse import BrokenStream, read_opening
@@ -111,7 +112,9 @@ def _is_success(status: int) -> bool:
 
 
 def _written(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    written = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    give_turn(len(written))
+    return written
 
 
 @dataclass(frozen=True, slots=True)
