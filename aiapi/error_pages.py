@@ -58,7 +58,7 @@ def error_answer(request: HttpRequest, error: ApiError, hint: str | None = None)
 
 def _wants_page(request: HttpRequest) -> bool:
     """Say whether a browser asks, and not for what only programs call."""
-    return "text/html" in request.headers.get("Accept", "") and not getattr(request, "is_model_call", False)
+    return "text/html" in request.headers.get("Accept", "").lower() and not getattr(request, "is_model_call", False)
 
 
 def _page(request: HttpRequest, error: ApiError, hint: str) -> HttpResponse | None:

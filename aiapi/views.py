@@ -43,7 +43,7 @@ class RootView(APIView):
             "docs": "/docs",
             "health": "/health",
         }
-        wants_page = "text/html" in request.headers.get("Accept", "")
+        wants_page = "text/html" in request.headers.get("Accept", "").lower()
         page = {**about, **page_context("landing")}
         response = render(request._request, "landing.html", page) if wants_page else Response(about)
         response["Vary"] = "Accept"

@@ -20,8 +20,8 @@ EVENT_STREAM = "text/event-stream"
 
 
 def accepts_events(request: Request) -> bool:
-    """Say whether a request names a stream of events among what it accepts."""
-    return EVENT_STREAM in str(request.META.get("HTTP_ACCEPT", ""))
+    """Return whether a request names a stream of events among what it accepts; media types have no case."""
+    return EVENT_STREAM in str(request.META.get("HTTP_ACCEPT", "")).lower()
 
 
 def event_response(stream: StreamedCall, headers: Mapping[str, str]) -> StreamingHttpResponse:

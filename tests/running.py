@@ -159,7 +159,9 @@ def _handler(provider: ScriptedProvider) -> type[BaseHTTPRequestHandler]:
                 else {"Transfer-Encoding": "chunked"}
             )
             headers = {"Content-Type": "application/json" if is_plain else "text/event-stream", **length}
-            for name, value in {**headers, **reply.headers}.items():
+            given = {name.lower() for name in reply.headers}
+            defaults = {name: value for name, value in headers.items() if name.lower() not in given}
+            for name, value in {**defaults, **reply.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             for piece in [reply.body] if isinstance(reply.body, bytes) else reply.body:

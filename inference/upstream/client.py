@@ -73,10 +73,7 @@ class UpstreamStream:
         self._response = response
         self._reads = iter(_body_of(response))
         try:
-            kind = response.headers.get("Content-Type", "").lower()
-            if "text/event-stream" not in kind and "json" not in kind:  # which an error may be
-                raise ValueError("no stream of events")
-            self.first = read_opening(self._reads, opens)
+            self.first = read_opening(self._reads, opens)  # whatever Content-Type says: servers say all sorts of it
         except BrokenStream as error:
             self.close()
             raise ValueError(str(error)) from error
