@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
-SECRETS = {"SECRET_KEY": "k" * 25 + "0123456789abcdefghijklmnopqrstuvwxyz", "API_KEY_PEPPERS": "p" * 40}
+PEPPER = "p" * 25 + "0123456789abcde"
+SECRETS = {"SECRET_KEY": "k" * 25 + "0123456789abcdefghijklmnopqrstuvwxyz", "API_KEY_PEPPERS": PEPPER}
 
 PREPARE = "from django.core.management import call_command as c; c('migrate', verbosity=0); c('bootstrap')"
 

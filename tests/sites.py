@@ -12,12 +12,12 @@ import redis
 
 from inference.upstream.fake import FakeUpstream
 from tests.ledgers import Ledger
-from tests.servers import Postgres, Redis, Service
+from tests.servers import PEPPER, Postgres, Redis, Service
 
 WORKERS = 4
 #: An old pepper, still accepted, behind the one that makes new keys; one proxy in front; attempts counted by the day,
 #: whose turn hardly ever falls into a test.
-SITE_SETTINGS = {"API_KEY_PEPPERS": f"{'n' * 40},{'p' * 40}", "TRUSTED_PROXIES": "1", "FAILED_KEY_RATE": "30/d"}
+SITE_SETTINGS = {"API_KEY_PEPPERS": f"{'n' * 40},{PEPPER}", "TRUSTED_PROXIES": "1", "FAILED_KEY_RATE": "30/d"}
 
 #: Makes keys of a tier without limits of its own, whose answers are short and not cached.
 SETUP = """

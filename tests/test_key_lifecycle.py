@@ -15,7 +15,7 @@ import pytest
 
 from accounts.keys import generate_key
 from tests.ledgers import rows
-from tests.servers import Answer
+from tests.servers import PEPPER, Answer
 from tests.sites import WORKERS, Owned, OwnKey, Site
 
 #: Requests that reach every worker, as good as surely.
@@ -158,7 +158,7 @@ def scans(site: Site) -> int:
 def test_it_keeps_old_keys_working_when_the_pepper_changes(site: Site, holder: Holder) -> None:
     """The site makes keys under the first of its two peppers; the other was its only one before."""
     new = holder.owned.key
-    old = made_under(site, "p" * 40)
+    old = made_under(site, PEPPER)
     for key in (old, new):
         assert site.service.request("GET", "/usage", key=key.plain).status == 200
     ids = rows(site.service, "SELECT pepper_id FROM accounts_apikey WHERE id IN (%s, %s)", old.id, new.id)
