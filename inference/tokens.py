@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import toktok
 
+from accounts.turns import LEAST_SLEEP
+
 #: Beginnings of the names of models that use the older encoding; everything else is counted as the newer ones count.
 OLDER_MODELS = ("gpt-3.5", "gpt-4-", "text-embedding", "davinci-002", "babbage-002")
 #: Tokens around each message, and around the whole, in OpenAI's chat format (OpenAI cookbook, "How to count tokens").
@@ -25,7 +27,7 @@ def count_tokens(texts: Iterable[str], *, model: str) -> int:
         if size + len(piece) > TURN:
             tokens += int(sum(toktok.batch_count(waiting, encoding, 1)))
             size, waiting = 0, []
-            time.sleep(0)
+            time.sleep(LEAST_SLEEP)
         waiting.append(piece.encode("utf-8", "replace").decode())  # halves of surrogate pairs are no text
         size += len(piece)
     return tokens + int(sum(toktok.batch_count(waiting, encoding, 1)))

@@ -17,6 +17,7 @@ from typing import Any
 from django.conf import settings
 
 from accounts.exceptions import ApiError
+from accounts.turns import LEAST_SLEEP
 from inference.surfaces.base import (
     Body,
     Payload,
@@ -136,7 +137,7 @@ class EventReader(ABC):
             parsed += len(events)
             if parsed > TURN:
                 parsed = 0
-                time.sleep(0)
+                time.sleep(LEAST_SLEEP)
             yield from parse_events(events)
 
     def billed_usage(self, estimate: Callable[[Body], Usage]) -> tuple[Usage, str]:

@@ -31,6 +31,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util import Timeout
 
+from accounts.turns import LEAST_SLEEP
 from inference.upstream.chunked import READ_SIZE, ChunkedReading
 from inference.upstream.codings import unpacked
 from inference.upstream.lookups import lookups
@@ -333,7 +334,7 @@ class Body(httpx2.SyncByteStream):
                     raise TooLargeAnswer("too large")
                 if len(content) > turn:
                     turn += TURN
-                    time.sleep(0)
+                    time.sleep(LEAST_SLEEP)
         finally:
             self.close()
         return bytes(content)
