@@ -85,11 +85,14 @@ class Site:
             found = connection.execute(query, arguments).fetchone()
         return found[0] if found else None
 
-    def id_at(self, place: int, *, newest_first: bool = False) -> Any:
-        """Return the id of the record at a place of the log, counted from 0."""
-        order = "DESC" if newest_first else "ASC"
-        query = psycopg.sql.SQL("SELECT id FROM monitoring_requestrecord ORDER BY id {} OFFSET %s LIMIT 1")
-        return self.sql(query.format(psycopg.sql.SQL(order)), place)
+    def record_at(self, number: int, *, newest_first: bool = False) -> tuple[datetime, Any]:
+        """Return time of admission and id of a record of the log, counted from 0."""
+        order = psycopg.sql.SQL("DESC" if newest_first else "ASC")
+        query = psycopg.sql.SQL(
+            "SELECT (admitted_at, id) FROM monitoring_requestrecord ORDER BY admitted_at {0}, id {0} OFFSET %s LIMIT 1"
+        )
+        admitted_at, identifier = self.sql(query.format(order), number)
+        return datetime.fromisoformat(admitted_at).astimezone(UTC), identifier
 
     @property
     def part(self) -> int:
@@ -156,10 +159,9 @@ def probes(site: Site) -> dict[str, tuple[str, dict[str, str]]]:
     key, operator = {"X-API-Key": site.key}, site.operator
     today = datetime.now(UTC).date()
     month = f"/usage?from={today - timedelta(days=30)}&to={today + timedelta(days=1)}"
-    oldest = site.id_at(0)
-    before_last = site.id_at(PAGE)
-    before_1000th = site.id_at(min(999 * PAGE, site.records - 1) - 1, newest_first=True)
-    label = site.sql("SELECT label FROM monitoring_requestrecord WHERE id = %s", oldest)
+    before_last = _place(*site.record_at(PAGE))
+    before_1000th = _place(*site.record_at(min(999 * PAGE, site.records - 1) - 1, newest_first=True))
+    label = site.sql("SELECT label FROM monitoring_requestrecord WHERE id = %s", site.record_at(0)[1])
     account = quote(site.sql("SELECT name FROM accounts_account LIMIT 1"))
     return {
         "/stats, a key": ("/stats", key),
@@ -180,6 +182,11 @@ def probes(site: Site) -> dict[str, tuple[str, dict[str, str]]]:
         "log, the same of an account": (f"{LOG}?account={account}&cache__exact=replay", operator),
         "log, one label": (f"{LOG}?q={label}", operator),
     }
+
+
+def _place(admitted_at: datetime, identifier: Any) -> str:
+    """Write a place of the list as its addresses have it."""
+    return quote(f"{admitted_at.isoformat()}~{identifier}")
 
 
 def ask(name: str, sites: Sequence[Site]) -> list[list[float]]:
@@ -229,9 +236,8 @@ def another(site: Site, tree: Path) -> Iterator[Site]:
 
 def export(site: Site) -> Iterator[str]:
     """Export a million records through a worker and by the command, and tell how much memory each took."""
-    oldest = site.id_at(site.records - site.part)
-    begin = site.sql("SELECT admitted_at FROM monitoring_requestrecord WHERE id = %s", oldest)
-    since = begin.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    begin, _ = site.record_at(site.records - site.part)
+    since = begin.isoformat().replace("+00:00", "Z")
     (worker,) = site.service.worker_pids()
     rested = _memory(worker, "VmRSS")
     Path(f"/proc/{worker}/clear_refs").write_text("5")  # forgets the peak

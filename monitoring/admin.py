@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import uuid
 from contextlib import suppress
-from datetime import datetime
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -26,7 +25,7 @@ from accounts.models import Account, ApiKey
 from monitoring.admin_export import ExportingAdmin
 from monitoring.alert_admin import AlertAdmin
 from monitoring.dashboard.views import dashboard_sections
-from monitoring.log_export import COLUMNS, between, ids_between, record_batches
+from monitoring.log_export import COLUMNS, record_batches
 from monitoring.models import RequestRecord
 from monitoring.outcomes import FOUND, OUTCOMES, Outcome, outcome_of
 from monitoring.record_page import content_text, reason_text, stage_table
@@ -197,20 +196,6 @@ class CacheFilter(admin.SimpleListFilter):
         return queryset.filter(cache__in=FOUND if text == FOUND_NAME else [text])
 
 
-class RecordTimeFilter(TimeFilter):
-    """Records by when they were admitted."""
-
-    def between(
-        self, queryset: QuerySet[RequestRecord], begin: datetime | None, end: datetime | None
-    ) -> QuerySet[RequestRecord]:
-        """Select by the time of admission, and by the ids around it: those are in order of time and have an index."""
-        return between(queryset, begin, end)
-
-    def key_range(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Narrow the rows by their ids, which are in order of time."""
-        return ids_between(queryset, *self._ends())
-
-
 @admin.register(RequestRecord)
 class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     """The request log. Nobody changes it."""
@@ -224,7 +209,7 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         ModelFilter,
         EndpointFilter,
         ErrorCodeFilter,
-        RecordTimeFilter,
+        TimeFilter,
         SlowFilter,
         StreamFilter,
     )
@@ -234,7 +219,7 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     export_batches = staticmethod(record_batches)
     search_fields = ("label",)
     search_help_text = "Request id: the whole of it"
-    search_rows, search_moment = SEARCHED, "admitted_at"
+    time_column, search_rows = "admitted_at", SEARCHED
     fieldsets: ClassVar[Fieldsets] = (
         ("What happened", {"fields": ("when", "status", "reason", "latency", "first_token", "count")}),
         ("Stage by stage", {"fields": ("stage_times", "attempts", "attempt_failures")}),

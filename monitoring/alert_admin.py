@@ -27,6 +27,7 @@ class AlertAdmin(KeysetAdmin):
 
     list_display = ("began", "state", "kind", "title", "told")
     list_filter = ("kind",)
+    time_column = "began_at"
     fields = readonly_fields = ("state", "kind", "title", "text", "began", "ended", "told", "subject")
     actions_list = ("test",)
 

@@ -10,8 +10,8 @@ from datetime import datetime
 from django.db.models import QuerySet
 
 from accounts.connections import release_connections
+from accounts.keyset import Place, stretch
 from monitoring.export import Row
-from monitoring.ids import CLOCK_SLACK, first_id
 from monitoring.models import RequestRecord
 from monitoring.rollups.selectors import EVERYTHING, Scope
 
@@ -46,6 +46,7 @@ FIELDS = {
     "count": "count",
 }
 COLUMNS = tuple(FIELDS)
+ID, ADMITTED_AT = COLUMNS.index("id"), COLUMNS.index("admitted_at")
 #: Rows that are read at a time: what SQLite's driver reads without letting others run, some milliseconds.
 BATCH = 500
 
@@ -59,41 +60,25 @@ class Selection:
     scope: Scope = EVERYTHING
 
     def records(self) -> QuerySet[RequestRecord]:
-        """Select the records, by what has an index first."""
-        return between(RequestRecord.objects.filter(**self.scope.columns), self.begin, self.end)
-
-
-def between(records: QuerySet[RequestRecord], begin: datetime | None, end: datetime | None) -> QuerySet[RequestRecord]:
-    """Select by the time of admission, and by the ids around it: those are in order of time and have an index."""
-    if begin is not None:
-        records = records.filter(admitted_at__gte=begin)
-    if end is not None:
-        records = records.filter(admitted_at__lt=end)
-    return ids_between(records, begin, end)
-
-
-def ids_between(
-    records: QuerySet[RequestRecord], begin: datetime | None, end: datetime | None
-) -> QuerySet[RequestRecord]:
-    """Select the records whose ids say that they may be of that time: some more than those that are."""
-    if begin is not None:
-        records = records.filter(pk__gte=first_id(begin, -CLOCK_SLACK))
-    return records if end is None else records.filter(pk__lt=first_id(end, CLOCK_SLACK))
+        """Select the records by their time of admission."""
+        records = RequestRecord.objects.filter(**self.scope.columns)
+        if self.begin is not None:
+            records = records.filter(admitted_at__gte=self.begin)
+        return records if self.end is None else records.filter(admitted_at__lt=self.end)
 
 
 def record_batches(records: QuerySet[RequestRecord]) -> Iterator[Sequence[Row]]:
-    """Read records in the order of their ids, oldest first, up to the newest that there is now.
+    """Read records in order of admission (of one time, by their ids), oldest first, up to the newest that there is now.
 
     Each batch is a query of its own that begins where the one before ended. In between no connection is held, so that
     a slow reader keeps none from the requests, and others of this process get their turn.
     """
-    newest = records.order_by("-pk").values_list("pk", flat=True).first()
+    newest = stretch(records, "admitted_at", is_newer=False).values_list("admitted_at", "pk").first()
     if newest is None:
         return
-    rows = records.filter(pk__lte=newest).order_by("pk").values_list(*FIELDS.values())
-    batch = list(rows[:BATCH])
-    while batch:
+    after, last = None, Place(*newest)
+    while batch := list(stretch(records, "admitted_at", after, last).values_list(*FIELDS.values())[:BATCH]):
+        after = Place(batch[-1][ADMITTED_AT], batch[-1][ID])
         release_connections()
         time.sleep(0)
         yield batch
-        batch = list(rows.filter(pk__gt=batch[-1][0])[:BATCH]) if len(batch) == BATCH else []

@@ -61,19 +61,25 @@ class RequestRecord(models.Model):
     count = models.PositiveIntegerField(default=1, help_text="Requests that this row stands for: many if refused.")
 
     class Meta:
-        ordering = ["-id"]
+        ordering = ["-admitted_at", "-id"]
         permissions = [("export_requestrecord", "Can export request records")]
         indexes = [
-            models.Index(fields=["account_id", "-id"], name="record_account"),
-            models.Index(fields=["key_id", "-id"], name="record_key"),
-            models.Index(fields=["account_id", "admitted_at"], name="record_account_month"),
-            models.Index(fields=["key_id", "admitted_at"], name="record_key_month"),
+            # Ascending, though they are read from the end: new rows at the end of an index fill its pages.
+            models.Index(fields=["admitted_at", "id"], name="record_by_time"),
+            models.Index(fields=["account_id", "admitted_at", "id"], name="record_account_by_time"),
+            models.Index(fields=["key_id", "admitted_at", "id"], name="record_key_by_time"),
+            models.Index(fields=["model", "admitted_at", "id"], name="record_model_by_time"),
             models.Index(fields=["label"], name="record_label"),
-            models.Index(fields=["model", "-id"], name="record_model"),
             # What did not go well is little of the log: an index of it alone costs next to nothing.
-            models.Index(fields=["status", "-id"], name="record_status", condition=models.Q(status__gte=400)),
+            models.Index(
+                fields=["status", "admitted_at", "id"],
+                name="record_status_by_time",
+                condition=models.Q(status__gte=400),
+            ),
             # Failures are few: the newest of them are found without passing by what went well.
-            models.Index(fields=["-id"], name="record_failed", condition=models.Q(status__gte=500)),
+            models.Index(
+                fields=["admitted_at", "id"], name="record_failed_by_time", condition=models.Q(status__gte=500)
+            ),
         ]
 
     def __str__(self) -> str:

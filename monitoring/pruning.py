@@ -1,6 +1,6 @@
 """Deletes many old rows without anybody noticing: in small steps, each a short transaction, with pauses in between.
 
-Rows go in the order of a unique column that grows with time. A step deletes as many as fit into STEP_SECONDS, by what
+Rows go in the order of a column that has an index. A step deletes as many as fit into STEP_SECONDS, by what
 the steps before took, and is broken off by the database at STEP_LIMIT: then the next one is smaller. Pruning can be
 stopped after any step, and begun again.
 """
@@ -60,16 +60,14 @@ class Pruned:
 
 @dataclass(slots=True)
 class Pruning:
-    """Deletes the rows of a queryset.
+    """Deletes the rows of a queryset, in the order of a column.
 
-    `column` orders the rows of `within`, which may hold some that stay; `doomed` narrows them to those that go.
     `wait` pauses for so many seconds and answers whether to stop.
     """
 
-    within: QuerySet[Any]
-    doomed: Callable[[QuerySet[Any]], QuerySet[Any]]
+    doomed: QuerySet[Any]
+    column: str
     wait: Callable[[float], bool]
-    column: str = "pk"
     pace: Pace = field(default_factory=Pace)
     done: Pruned = field(default_factory=Pruned)
 
@@ -101,7 +99,7 @@ class Pruning:
             yield seconds
 
     def _beyond(self, after: Any) -> QuerySet[Any]:
-        rows = self.within.order_by(self.column)
+        rows = self.doomed.order_by(self.column)
         return rows if after is None else rows.filter(**{f"{self.column}__gt": after})
 
     def _end(self, after: Any) -> Any:
@@ -110,7 +108,7 @@ class Pruning:
         return keys[-1] if keys else None
 
     def _delete(self, after: Any, end: Any) -> int:
-        doomed = self.doomed(self._beyond(after).filter(**{f"{self.column}__lte": end}).order_by())
+        doomed = self._beyond(after).filter(**{f"{self.column}__lte": end}).order_by()
         with transaction.atomic(), _bounded(is_free=self.pace.rows == 1):
             return doomed.delete()[0]
 

@@ -20,7 +20,6 @@ from django.utils import timezone
 from accounts.audit import audit_event
 from accounts.models import AuditEntry
 from monitoring.backlog import ingest_backlog
-from monitoring.ids import first_id
 from monitoring.models import RequestContent, RequestRecord, Rollup
 from monitoring.pruning import Pruned, Pruning
 from monitoring.rollups.periods import HOUR, hour_of, month_begin
@@ -57,11 +56,13 @@ def record_cutoff(days: float, *, now: datetime | None = None) -> Cutoff:
 
 
 def old_records(cutoff: datetime) -> QuerySet[RequestRecord]:
-    """Select the records that were admitted before a moment and whose ids say so too: those are in the index's order.
+    """Select the records that were admitted before a moment."""
+    return RequestRecord.objects.filter(admitted_at__lt=cutoff)
 
-    One whose two clocks differ stays until both are before.
-    """
-    return RequestRecord.objects.filter(pk__lt=first_id(cutoff), admitted_at__lt=cutoff)
+
+def oldest_admission() -> datetime | None:
+    """Return when the oldest record was admitted; None: there is no record."""
+    return RequestRecord.objects.order_by("admitted_at").values_list("admitted_at", flat=True).first()
 
 
 def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
@@ -70,14 +71,10 @@ def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
     The audit log is told first that the log will not begin any more where the rollups do, so that nobody takes what is
     left of its first hour for all that there was. Later on the rollups of earlier hours say so.
     """
-    oldest = RequestRecord.objects.order_by("pk").values_list("admitted_at", flat=True).first()
+    oldest = oldest_admission()
     if oldest is not None and oldest < cutoff and not has_earlier_rollups(hour_of(oldest)):
         audit_event(actor=PRUNER, action=PRUNED, kind=KIND, details={BEFORE: cutoff.astimezone(UTC).isoformat()})
-    return Pruning(
-        within=RequestRecord.objects.filter(pk__lt=first_id(cutoff)),
-        doomed=lambda rows: rows.filter(admitted_at__lt=cutoff),
-        wait=wait,
-    ).run()
+    return Pruning(old_records(cutoff), "admitted_at", wait).run()
 
 
 def has_earlier_rollups(hour: int) -> bool:
@@ -102,7 +99,7 @@ def rollup_cutoff(days: int, *, now: datetime | None = None) -> datetime | None:
     if not days:
         return None
     cutoff = (now or timezone.now()) - timedelta(days=days)
-    oldest = RequestRecord.objects.order_by("pk").values_list("admitted_at", flat=True).first()
+    oldest = oldest_admission()
     return month_begin(min(cutoff, oldest - HOUR) if oldest else cutoff)
 
 
@@ -111,7 +108,7 @@ def prune_rollups(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
     total = Pruned()
     for grain in Rollup.Grain:
         old = Rollup.objects.filter(grain=grain, start__lt=hour_of(cutoff))
-        done = Pruning(within=old, doomed=lambda rows: rows, wait=wait, column="start", done=total).run()
+        done = Pruning(old, "start", wait, done=total).run()
         if done.was_stopped:
             break
     return total
@@ -122,7 +119,7 @@ def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
     now = timezone.now()
     youngest = now - timedelta(hours=settings.CONTENT_RETENTION_HOURS)
     expired = RequestContent.objects.filter(Q(expires_at__lte=now) | Q(created_at__lte=youngest))
-    return Pruning(within=expired, doomed=lambda rows: rows, wait=wait, column="expires_at").run()
+    return Pruning(expired, "expires_at", wait).run()
 
 
 def prune_by_settings(*, wait: Callable[[float], bool]) -> None:

@@ -77,7 +77,7 @@ def request_record(*, account_id: int, name: str) -> RequestRecord | None:
         found = own.filter(pk=UUID(name)).first()
         if found is not None:
             return found
-    return own.filter(label=name).order_by("-id").first()
+    return own.filter(label=name).order_by("-admitted_at", "-id").first()
 
 
 def _requests_by_key(requests: Mapping[int, int], *, with_account: bool) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Pages of a long list by keyset: each begins where the one before ended, so that none counts or skips rows.
 
-The list is ordered by its primary key, newest first. `older` and `newer` in the address hold the key to go on from.
+The list is ordered by time and primary key, newest first. `older` and `newer` in the address hold the place to go on
+from (see accounts.keyset).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from django.http import HttpRequest, QueryDict
 
 from accounts.admin.base import ReadOnlyAdmin
 from accounts.admin.filters import IndexedFilter, TimeFilter
+from accounts.keyset import Place, stretch
 
 OLDER, NEWER = "older", "newer"
 
@@ -60,33 +62,34 @@ class KeysetChangeList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         """Read the page, and make the addresses of its neighbours."""
         is_newer, start = bool(self._newer_than), self._newer_than or self._older_than
-        key = self._key(start) if start else None
-        last = self._search_end(request, key, is_newer=is_newer)
-        rows = list(_stretch(self.queryset, key, last, is_newer=is_newer)[: self.list_per_page + 1])
+        after = self._parse(start) if start else None
+        last = self._search_end(request, after, is_newer=is_newer)
+        rows = list(stretch(self.queryset, self._time, after, last, is_newer=is_newer)[: self.list_per_page + 1])
         is_full = len(rows) > self.list_per_page
         rows = rows[: self.list_per_page]
-        further = rows[-1].pk if is_full else last
+        further = self._place(rows[-1]) if is_full else last
         if is_newer:
             rows.reverse()
-            self._link(older=rows[-1].pk if rows else None, newer=further)
+            self._link(older=self._place(rows[-1]) if rows else None, newer=further)
         else:
-            self._link(older=further, newer=rows[0].pk if rows and start else None)
+            self._link(older=further, newer=self._place(rows[0]) if rows and start else None)
         self.newest_url = self.get_query_string() if self.newer_url or (start and not is_newer) else ""
         if last is not None and not is_full:
-            self._tell_searched(last, is_newer=is_newer)
+            url = self.newer_url if is_newer else self.older_url
+            self.searched = Searched(self._admin.search_rows or 0, last.at, url, is_newer)
         self.result_list = rows
         self.result_count = self.full_result_count = len(rows)
         self.show_full_result_count = self.show_admin_actions = self.can_show_all = self.multi_page = False
         self.paginator = KeysetPaginator(rows, self.list_per_page)
 
-    def _link(self, *, older: Any, newer: Any) -> None:
+    def _link(self, *, older: Place | None, newer: Place | None) -> None:
         if older is not None:
             self.older_url = self.get_query_string({OLDER: str(older)})
         if newer is not None:
             self.newer_url = self.get_query_string({NEWER: str(newer)})
 
-    def _search_end(self, request: HttpRequest, key: Any, *, is_newer: bool) -> Any:
-        """Return the key of the last row that is searched; None where an index finds the rows, or no more are there."""
+    def _search_end(self, request: HttpRequest, after: Place | None, *, is_newer: bool) -> Place | None:
+        """Return the last row that is searched; None where an index finds the rows, or no more are there."""
         most = self._admin.search_rows
         asked = {name for name, values in self.get_filters_params().items() if any(values)}
         if most is None or self.query or not asked:
@@ -97,27 +100,27 @@ class KeysetChangeList(ChangeList):
         if not asked.difference(*(spec.expected_parameters() for spec in (*times, *quick))):
             return None
         rows: QuerySet[Any] = self.root_queryset
-        for spec in quick:
+        for spec in (*quick, *times):
             rows = cast("QuerySet[Any]", spec.queryset(request, rows))
-        for time in times:
-            rows = time.key_range(rows)
-        found = list(_stretch(rows, key, None, is_newer=is_newer).values_list("pk", flat=True)[most - 1 : most + 1])
-        return found[0] if len(found) == 2 else None
-
-    def _tell_searched(self, last: Any, *, is_newer: bool) -> None:
-        moment = self.root_queryset.filter(pk=last).values_list(self._admin.search_moment, flat=True).first()
-        if moment is not None:  # it may have been pruned meanwhile
-            url = self.newer_url if is_newer else self.older_url
-            self.searched = Searched(self._admin.search_rows or 0, moment, url, is_newer)
+        places = stretch(rows, self._time, after, is_newer=is_newer).values_list(self._time, "pk")
+        found = list(places[most - 1 : most + 1])
+        return Place(*found[0]) if len(found) == 2 else None
 
     @property
     def _admin(self) -> KeysetAdmin:
         return cast("KeysetAdmin", self.model_admin)
 
-    def _key(self, text: str) -> Any:
+    @property
+    def _time(self) -> str:
+        return self._admin.time_column
+
+    def _place(self, row: Any) -> Place:
+        return Place(getattr(row, self._time), row.pk)
+
+    def _parse(self, text: str) -> Place:
         try:
-            return self.model._meta.pk.to_python(text)
-        except ValidationError as error:
+            return Place.parse(text, self.model)
+        except (ValueError, ValidationError) as error:
             raise IncorrectLookupParameters(error) from error
 
 
@@ -129,20 +132,10 @@ def _without_nul(address: QueryDict) -> QueryDict:
     return copied
 
 
-def _stretch(rows: QuerySet[Any], key: Any, last: Any, *, is_newer: bool) -> QuerySet[Any]:
-    """Select the rows beyond a key up to the one that is last, in the order from there; None: without that bound."""
-    beyond, until = ("gt", "lte") if is_newer else ("lt", "gte")
-    if key is not None:
-        rows = rows.filter(**{f"pk__{beyond}": key})
-    if last is not None:
-        rows = rows.filter(**{f"pk__{until}": last})
-    return rows.order_by("pk" if is_newer else "-pk")
-
-
 class KeysetAdmin(ReadOnlyAdmin):
     """Pages for looking at a log: read-only, by keyset.
 
-    A list that may be long names how many rows a page looks through, and the column that says when a row came.
+    `time_column` says when a row came. A list that may be long names how many rows a page looks through.
     """
 
     list_per_page = 50
@@ -151,8 +144,8 @@ class KeysetAdmin(ReadOnlyAdmin):
     sortable_by = ()
     paginator = KeysetPaginator
     list_after_template = "admin/keyset_searched.html"
+    time_column = "at"
     search_rows: int | None = None
-    search_moment = ""
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         """Use the keyset."""

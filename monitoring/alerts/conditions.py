@@ -12,7 +12,6 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from monitoring.health import Health, check_each
-from monitoring.ids import CLOCK_SLACK, first_id
 from monitoring.models import Alert, RequestRecord
 from monitoring.outcomes import OUTCOMES, Outcome
 
@@ -56,8 +55,8 @@ def error_rate() -> Iterator[Condition]:
 
     An episode ends when it is less than half of that.
     """
-    begin = timezone.now() - ERROR_WINDOW
-    recent = RequestRecord.objects.filter(pk__gte=first_id(begin - CLOCK_SLACK), admitted_at__gte=begin).order_by()
+    now = timezone.now()
+    recent = RequestRecord.objects.filter(admitted_at__range=(now - ERROR_WINDOW, now)).order_by()
     sums = recent.aggregate(requests=Sum("count"), failed=Sum("count", filter=OUTCOMES[Outcome.FAILED]))
     requests, failed = sums["requests"] or 0, sums["failed"] or 0
     limit = settings.ALERT_ERROR_RATE

@@ -90,7 +90,7 @@ def _rank_row(asked: Asked, rank: Rank) -> RankRow:
 
 def recent_failures(asked: Asked) -> list[RequestRecord]:
     """Read the newest records of the span that ended with 5xx, by their own index."""
-    return list(_failures(asked).order_by("-pk")[:RECENT])
+    return list(_failures(asked).order_by("-admitted_at", "-pk")[:RECENT])
 
 
 def _failures(asked: Asked) -> QuerySet[RequestRecord]:

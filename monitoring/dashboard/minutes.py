@@ -105,7 +105,7 @@ def _affordable(begin: datetime, end: datetime, scope: Scope) -> datetime:
     """Return `begin`, or the first minute that begins late enough to read no more than MOST records."""
     if usage_totals(begin=begin, end=end, scope=scope).requests <= MOST:  # rows are never more than requests
         return begin
-    newest = Selection(scope=replace(scope, model=None, endpoint=None)).records().order_by("-pk")
+    newest = Selection(end=end, scope=replace(scope, model=None, endpoint=None)).records().order_by("-admitted_at")
     moment = newest.values_list("admitted_at", flat=True)[MOST : MOST + 1].first()
     if moment is None or moment < begin:
         return begin

@@ -10,6 +10,7 @@ from typing import Any
 
 from django.db import connection
 from django.db.models import Count, Max, QuerySet, Value
+from django.utils import timezone
 from redis.exceptions import RedisError
 
 from monitoring.backlog import ingest_backlog
@@ -32,8 +33,12 @@ def open_alerts_sign() -> tuple[QuerySet[Any, Any], str]:
 
 
 def signs() -> list[str]:
-    """List what changes when something happened: the newest record first (None: there is none)."""
-    newest = RequestRecord.objects.order_by("-pk").values("pk")[:1]
+    """List what changes when something happened: the newest record first (None: there is none).
+
+    A record that a clock which was ahead put into the future does not hide those that come after it.
+    """
+    known = RequestRecord.objects.filter(admitted_at__lte=timezone.now())
+    newest = known.order_by("-admitted_at", "-pk").values("pk")[:1]
     others = (each for sign in (open_alerts_sign, *_signs) for each in _number_and_latest(*sign()))
     return [*_values(newest, *others), _backlog_sign()]
 

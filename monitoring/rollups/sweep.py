@@ -13,7 +13,7 @@ from typing import Any
 from django.db.models import Max, Min, QuerySet
 from django.utils import timezone
 
-from monitoring.log_export import between
+from monitoring.log_export import Selection
 from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import has_earlier_rollups, pruned_before
 from monitoring.rollups.periods import DAY, Period, end_of, hour_of, minute_of, moment_of, moment_of_minute, start_of
@@ -89,7 +89,7 @@ class Step:
 
     def _minutes(self) -> Sums:
         begin, until = moment_of_minute(self.begin), moment_of_minute(self.until)
-        records = between(RequestRecord.objects.all(), begin, until).order_by("pk").iterator(chunk_size=ROWS_AT_A_TIME)
+        records = Selection(begin, until).records().order_by("admitted_at").iterator(chunk_size=ROWS_AT_A_TIME)
         tallies, names = tallies_of((Change(None, record) for record in records), minutes_since=begin)
         own = [row for row in tallies if row.grain == Grain.PLATFORM_MINUTE]
         return {row: tallies[row] for row in own}, {row: names[row] for row in own}

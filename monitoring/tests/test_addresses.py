@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from accounts.tests.factories import logged_in, make_admin, make_key
-from monitoring.ids import first_id
 from monitoring.models import RequestRecord
 from monitoring.moments import typed_moment
 from monitoring.tests.samples import recorded
@@ -33,6 +32,9 @@ MOMENTS = st.one_of(
     st.dates().map(str),
     st.text(max_size=30),
 )  # fmt: skip
+PLACES = st.tuples(MOMENTS, st.uuids() | st.integers() | st.text(max_size=40)).map(
+    lambda place: f"{place[0]}~{place[1]}"
+)
 SPANS = st.one_of(
     st.tuples(MOMENTS, MOMENTS),
     st.tuples(st.dates(max_value=date(9980, 1, 1)), st.integers(0, 3660)).map(
@@ -85,11 +87,19 @@ def test_it_lists_any_span(site: Client, place: str, span: tuple[str, str]) -> N
 @given(
     st.dictionaries(
         st.sampled_from(["status", "cache", "account", "key", "model", "slower", "stream", "older", "newer", "q"]),
-        st.text(max_size=40) | st.integers().map(str) | st.uuids().map(str),
+        st.text(max_size=40) | st.integers().map(str) | st.uuids().map(str) | PLACES,
     )
 )
 def test_it_lists_by_any_filter(site: Client, asked: dict[str, str]) -> None:
     assert site.get(f"{RECORDS}?{urlencode(asked)}", follow=True).status_code == 200
+
+
+@pytest.mark.parametrize("place", [RECORDS, "/admin/accounts/auditentry/"])
+@fuzzed
+@given(PLACES)
+def test_it_goes_on_from_any_place_or_refuses_it(site: Client, place: str, after: str) -> None:
+    for direction in ("older", "newer"):
+        assert site.get(f"{place}?{urlencode({direction: after})}", follow=True).status_code == 200
 
 
 @fuzzed
@@ -100,15 +110,6 @@ def test_it_exports_the_usage_of_any_span(site: Client, span: tuple[str, str], u
     response = site.post(f"{RECORDS}export-usage/", form)
     assert response.status_code == 200
     assert read(response)
-
-
-@given(st.datetimes(timezones=OFFSETS), st.timedeltas(timedelta(days=-9), timedelta(days=9)))
-def test_it_finds_where_any_moment_s_ids_begin(moment: datetime, shift: timedelta) -> None:
-    found = first_id(moment, shift)
-    milliseconds = found.int >> 80
-    assert found.int == milliseconds << 80
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC) + shift
-    assert milliseconds == pytest.approx(max(0, since / timedelta(milliseconds=1)), abs=1)
 
 
 @given(MOMENTS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from io import StringIO
@@ -22,7 +21,6 @@ from accounts.limits.redis import records_stream
 from accounts.models import AuditEntry
 from accounts.tests.factories import Cast
 from monitoring.alerts.watch import Round
-from monitoring.ids import first_id
 from monitoring.ledger import month_settled
 from monitoring.management.commands import watch as command
 from monitoring.models import RequestRecord
@@ -38,12 +36,9 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.get_fixed_timezone(0))
 
 
 def records(cast: Cast, count: int, *, days_ago: float) -> None:
-    """Write records whose ids and times of admission are so many days ago."""
-    moment = timezone.now() - timedelta(days=days_ago)
-    first, admitted_at = first_id(moment).int, int(moment.timestamp() * 1e6)
-    write_records(
-        [a_record(cast.owner, id=uuid.UUID(int=first + number).hex, admitted_at=admitted_at) for number in range(count)]
-    )
+    """Write records that were admitted so many days ago, one µs after the other."""
+    admitted_at = micros(timezone.now() - timedelta(days=days_ago))
+    write_records([a_record(cast.owner, admitted_at=admitted_at + number) for number in range(count)])
 
 
 def never(seconds: float) -> bool:
@@ -53,7 +48,7 @@ def never(seconds: float) -> bool:
 
 def pruning(wait: Callable[[float], bool] = never, **changes: Any) -> Pruning:
     """Make a pruning of all records."""
-    return Pruning(within=RequestRecord.objects.all(), doomed=lambda rows: rows, wait=wait, **changes)
+    return Pruning(RequestRecord.objects.all(), "admitted_at", wait, **changes)
 
 
 def test_it_deletes_what_is_older_and_nothing_else(cast: Cast) -> None:
@@ -65,12 +60,11 @@ def test_it_deletes_what_is_older_and_nothing_else(cast: Cast) -> None:
     assert RequestRecord.objects.count() == 30
 
 
-def test_it_leaves_a_record_whose_clocks_disagree(cast: Cast) -> None:
+def test_it_goes_by_the_time_of_admission_alone(cast: Cast) -> None:
     cutoff = timezone.now() - timedelta(days=90)
-    late = {"id": uuid.UUID(int=first_id(cutoff - timedelta(minutes=1)).int).hex, "admitted_at": micros(cutoff)}
-    early = {"id": uuid.UUID(int=first_id(cutoff).int).hex, "admitted_at": micros(cutoff - timedelta(minutes=1))}
-    write_records([a_record(cast.owner, **late), a_record(cast.owner, **early)])
-    assert prune_records(cutoff, wait=never).rows == 0
+    write_records([a_record(cast.owner, admitted_at=micros(cutoff) - 1 + number % 2) for number in range(300)])
+    assert prune_records(cutoff, wait=never).rows == 150
+    assert set(RequestRecord.objects.values_list("admitted_at", flat=True)) == {cutoff}
 
 
 def micros(moment: datetime) -> int:

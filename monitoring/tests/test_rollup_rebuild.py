@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +15,6 @@ from django.utils import timezone
 
 from accounts.tests.factories import Cast
 from monitoring.apps import fill_rollups
-from monitoring.ids import first_id, new_id
 from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import prune_records
 from monitoring.rollups import rebuild as module
@@ -34,11 +32,6 @@ pytestmark = pytest.mark.django_db
 def micros(month: int, day: int, hour: int = 0) -> int:
     """Return an hour of 2026 in UTC as records tell it."""
     return int(datetime(2026, month, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
-
-
-def id_at(moment: datetime) -> str:
-    """Make an id of a moment."""
-    return uuid.UUID(int=first_id(moment).int | new_id().int & (1 << 62) - 1).hex
 
 
 @pytest.fixture
@@ -99,7 +92,7 @@ def test_it_mends_the_minutes_that_are_kept(
     for minutes in (0, 1, 1, 29, 31, 90, 149, 181, 300):
         moment = now - timedelta(minutes=minutes)
         admitted_at = int(moment.timestamp()) * 1_000_000
-        recorded(cast.owner, id=id_at(moment), admitted_at=admitted_at, model=f"m{minutes % 2}")
+        recorded(cast.owner, admitted_at=admitted_at, model=f"m{minutes % 2}")
     spoil()
     wrong = list(rollups_rebuild(*span_of_log()))
     assert any(each.row.grain in MINUTE_GRAINS for each in wrong) is (spoil is not spoil_nothing)
@@ -110,7 +103,7 @@ def test_it_mends_the_minutes_that_are_kept(
 def test_it_says_of_which_minute_something_is_wrong(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
     monkeypatch.setattr(timezone, "now", lambda: now)
-    recorded(cast.owner, id=id_at(now), admitted_at=int(now.timestamp()) * 1_000_000)
+    recorded(cast.owner, admitted_at=int(now.timestamp()) * 1_000_000)
     Rollup.objects.filter(grain=Rollup.Grain.TOTAL_MINUTE).update(requests=3)
     (wrong,) = rollups_differences(*span_of_log())
     assert str(wrong).startswith("total minute 2026-11-24 12:30, account 0 key 0 ok")
@@ -135,7 +128,7 @@ def test_it_leaves_alone_what_the_log_no_longer_has(log: None) -> None:
 def test_it_leaves_alone_the_hour_in_which_pruning_has_begun(cast: Cast) -> None:
     for minute in (5, 25, 45):
         moment = datetime(2026, 8, 3, 14, minute, tzinfo=UTC)
-        recorded(cast.owner, id=first_id(moment).hex, admitted_at=int(moment.timestamp()) * 1_000_000)
+        recorded(cast.owner, admitted_at=int(moment.timestamp()) * 1_000_000)
     before = rollups_kept()
     prune_records(datetime(2026, 8, 3, 14, 30, tzinfo=UTC), wait=lambda _: False)
     assert RequestRecord.objects.count() == 1
@@ -228,7 +221,7 @@ def test_it_fills_the_totals_of_the_minutes_that_are_kept(cast: Cast, monkeypatc
     monkeypatch.setattr(timezone, "now", lambda: now)
     for minutes in (0, 1, 1, 100):
         moment = now - timedelta(minutes=minutes)
-        recorded(cast.owner, id=id_at(moment), admitted_at=int(moment.timestamp()) * 1_000_000, cost=minutes)
+        recorded(cast.owner, admitted_at=int(moment.timestamp()) * 1_000_000, cost=minutes)
     delete_totals()
     rollups_fill()
     assert rollups_kept(minutes=True) == rollups_expected(minutes_since=now - MINUTES_WRITTEN)
