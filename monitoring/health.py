@@ -1,12 +1,14 @@
 """Is the service able to answer? Checks by name, registered by the rooms that know.
 
 A check returns OK, DEGRADED or AWAY, or raises Unwell with a reason that anybody may read; of any other exception no
-text gets out: what is wrong is in the log. The service as a whole is unhealthy only when the database is away; anything
-else that is away leaves it degraded.
+text gets out: what is wrong is in the log. The service as a whole is unhealthy, and not ready, only when callers get
+nothing but 503: when the database is away, or a store that each call writes to takes no writes. Anything else that is
+away leaves it degraded.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +20,7 @@ import structlog
 from django.conf import settings
 from django.core.cache import caches
 from django.db import Error as DatabaseError
-from django.db import connection
+from django.db import connection, transaction
 
 from accounts.connections import PROMPT_SECONDS, impatient
 from accounts.limits import get_limits, write_refusal
@@ -58,6 +60,8 @@ class Unwell(Exception):
 
 
 T = TypeVar("T")
+#: Checks without which no call is answered.
+VITAL = ("database", "limits")
 Check = Callable[[], Health]
 _checks: dict[str, Check] = {}
 
@@ -77,7 +81,7 @@ def health_report() -> dict[str, Any]:
     began = time.perf_counter()
     results = {"api": Finding(Health.OK)} | check_each()
     status = Health.OK if all(found.health is Health.OK for found in results.values()) else Health.DEGRADED
-    if results["database"].health is Health.AWAY:
+    if any(results[name].health is Health.AWAY for name in VITAL):
         status = Health.AWAY
     reasons = {name: found.reason for name, found in results.items() if found.reason}
     return {
@@ -86,6 +90,12 @@ def health_report() -> dict[str, Any]:
         **({"reasons": reasons} if reasons else {}),
         "response_time_ms": round((time.perf_counter() - began) * 1000, 1),
     }
+
+
+def readiness() -> Health:
+    """Run the checks without which no call is answered; return AWAY if one says so."""
+    is_away = any(probe(name, _checks[name]).health is Health.AWAY for name in VITAL)
+    return Health.AWAY if is_away else Health.OK
 
 
 class Remembered(Generic[T]):
@@ -114,14 +124,56 @@ class Remembered(Generic[T]):
 
 
 def database_health() -> Health:
-    """Ask the database for one row; when it fails, the checks that need it as well don't wait for it once more."""
+    """Read from the database and write to it; when it does not answer, other checks don't wait for it once more.
+
+    A database that only reads is as bad as one that is away where calls write to it. With Redis they don't: their
+    records wait there.
+    """
     try:
         with impatient(PROMPT_SECONDS), connection.cursor() as cursor:
             cursor.execute("SELECT 1")
     except DatabaseError:
         database_outage.failed()
         raise
-    return Health.OK
+    try:
+        with impatient(PROMPT_SECONDS):
+            is_written = _write_to_sqlite() if connection.vendor == "sqlite" else _write_to_postgres()
+    except DatabaseError as error:
+        log.warning("database_not_written", cause=str(error))
+        is_written = False
+    if is_written:
+        return Health.OK
+    refusal = "The database takes no writes: its disk is full, or it is read-only."
+    if settings.REDIS_URL:
+        raise Unwell(Health.DEGRADED, f"{refusal} Records wait in Redis, and nothing can be changed until it does.")
+    raise Unwell(Health.AWAY, f"{refusal} New calls get 503 until it does.")
+
+
+def _write_to_sqlite() -> bool:
+    """Write a page that stays as it is, and commit that; a file that another writes to just now can be written."""
+    try:
+        with impatient(0), connection.cursor() as cursor:
+            cursor.execute("PRAGMA user_version")
+            (version,) = cursor.fetchone()
+            cursor.execute(f"PRAGMA user_version = {version}")
+    except DatabaseError as error:
+        code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        if code & 0xFF != sqlite3.SQLITE_BUSY:  # the rest says what kind of busy
+            raise
+    return True
+
+
+def _write_to_postgres() -> bool:
+    """Have PostgreSQL write a temporary file, which a full disk has no room for; False if it is read-only.
+
+    A row would prove nothing: it may find room in a page that is there. These 5,000 rows take more than 64 kB.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL work_mem = '64kB'")
+        cursor.execute(
+            "SELECT current_setting('transaction_read_only') = 'off', (SELECT count(*) FROM generate_series(1, 5000))"
+        )
+        return bool(cursor.fetchone()[0])
 
 
 def cache_health() -> Health:
@@ -139,7 +191,8 @@ def limits_health() -> Health:
         raise Unwell(Health.DEGRADED, "Redis is away: rates are kept per process, and calls under a budget get 503.")
     refusal = write_refusal()
     if refusal is not None:
-        raise Unwell(Health.DEGRADED, f"Redis takes no writes: {refusal}. New calls get 503 until it does.")
+        health = Health.AWAY if refusal.is_everywhere else Health.DEGRADED
+        raise Unwell(health, f"Redis takes no writes: {refusal.cause}. New calls get 503 until it does.")
     return Health.OK
 
 
@@ -160,7 +213,7 @@ def probe(name: str, check: Check) -> Finding:
 
 
 recent_report = Remembered(health_report)
-recent_readiness = Remembered(lambda: probe("database", database_health).health)
+recent_readiness = Remembered(readiness)
 
 register_check("database", database_health)
 register_check("cache", cache_health)

@@ -125,7 +125,8 @@ class HealthView(APIView):
     @extend_schema(
         operation_id="health",
         summary="See whether the service and what it needs are well",
-        description="`unhealthy` (503) only when the database is away; `degraded` when anything else is.",
+        description="`unhealthy` (503) where calls get nothing but 503: the database is away, or a store that each "
+        "call writes to takes no writes. `degraded` when anything else is wrong.",
         responses={200: HealthAnswer, 503: HealthAnswer},
     )
     def get(self, request: Request) -> Response:
@@ -158,7 +159,7 @@ class ReadyView(APIView):
         responses={200: ProbeAnswer, 503: ProbeAnswer},
     )
     def get(self, request: Request) -> Response:
-        """Ask the database, without which no key can be checked."""
+        """Ask the stores without which no call is answered."""
         state = recent_readiness()
         return Response({"status": str(state)}, status=200 if state is Health.OK else 503)
 

@@ -92,9 +92,9 @@ def test_it_tells_of_a_redis_that_takes_no_writes(small: Small) -> None:
     try:
         refused = small.chat(key)
         assert (refused.status, refused.json()["code"]) == (503, "dependency_unavailable")
-        wait_until(lambda: health(small)["status"] == "degraded", "/health to tell", timeout=5)
+        wait_until(lambda: health(small)["status"] == "unhealthy", "/health to tell", timeout=5)
         told = health(small)
-        assert told["checks"]["limits"] == "degraded"
+        assert told["checks"]["limits"] == "unhealthy"
         assert told["reasons"]["limits"].startswith("Redis takes no writes: its memory is full (maxmemory).")
         assert "its memory is full" in small.service.manage("doctor")
     finally:

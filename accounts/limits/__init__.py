@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import DEFAULT_LEASE_SECONDS, LimitBackend, Subject, Unavailable
@@ -133,19 +133,37 @@ def state_store_is_away(*, beside: str) -> bool:
     return bool(settings.REDIS_URL) and _same_server(settings.REDIS_URL, beside) and get_limits().is_degraded
 
 
-def write_refusal() -> str | None:
-    """Say why the Redis of the limits takes no writes though it answers; None if it takes them, or is away."""
+#: By a word of Redis's error: why it takes no writes.
+_CAUSES = {
+    "OOM": "its memory is full (maxmemory)",
+    "READONLY": "it is a replica (READONLY)",
+    "MISCONF": "it can't write to its disk (MISCONF)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRefusal:
+    """Why a Redis takes no writes, and whether no node of it does."""
+
+    cause: str
+    is_everywhere: bool
+
+
+def write_refusal() -> WriteRefusal | None:
+    """Return why the Redis of the limits takes no writes though it answers; None if it takes them, or is away."""
     limits = get_limits()
     if not isinstance(limits, FailoverBackend) or not isinstance(limits.primary, RedisBackend) or limits.is_degraded:
         return None
     try:
-        limits.primary.check_writes()
-    except ResponseError as error:
-        logger.error("limits: Redis refuses writes: %s", error)
-        return "its memory is full (maxmemory)" if "OOM" in str(error) else "its answer is in the log"
+        errors = limits.primary.write_errors()
     except RedisError:
         return None
-    return None
+    refusals = [str(error) for error in errors if error is not None]
+    if not refusals:
+        return None
+    logger.error("limits: Redis refuses writes: %s", refusals[0])
+    cause = next((cause for word, cause in _CAUSES.items() if word in refusals[0]), "its answer is in the log")
+    return WriteRefusal(cause, is_everywhere=len(refusals) == len(errors))
 
 
 @lru_cache(maxsize=8)

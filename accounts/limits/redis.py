@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from accounts.limits.bounds import MILLION, Amount, Bound
 from accounts.limits.clients import redis_client, wire_for
 from accounts.limits.contract import (
@@ -84,10 +86,17 @@ class RedisBackend(SeedingBackend):
         """Give the time (µs) by Redis's clock."""
         return int(self._call("now", 0, ()))
 
-    def check_writes(self) -> None:
-        """Write to every node; raises ResponseError where one answers and refuses that."""
-        for prefix in self.wire.one_a_node([prefix_of(shard) for shard in range(SHARDS)]):
-            self.wire.call(_WRITE, prefix, ())
+    def write_errors(self) -> list[ResponseError | None]:
+        """Write to every node; return for each the error with which it refuses that, None where it does not."""
+
+        def error_of(prefix: str) -> ResponseError | None:
+            try:
+                self.wire.call(_WRITE, prefix, ())
+            except ResponseError as error:
+                return error
+            return None
+
+        return [error_of(prefix) for prefix in self.wire.one_a_node([prefix_of(shard) for shard in range(SHARDS)])]
 
     def admit(self, scope: Scope, operation: str) -> Admission:
         """Count one request against all subjects, or none."""
