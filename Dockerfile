@@ -1,6 +1,6 @@
 # AI API's image: the web server by default, and every management command (`python manage.py ingest_usage`, ...).
 
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11.14-slim-bookworm AS build
 # The compiler is for gunicorn's request parser in C, which comes as source only; it stays in this stage.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -13,7 +13,7 @@ RUN /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check \
     -r requirements.txt -r requirements-fast.txt
 
 
-FROM python:3.11-slim-bookworm
+FROM python:3.11.14-slim-bookworm
 RUN groupadd --system --gid 10001 aiapi \
     && useradd --system --uid 10001 --gid aiapi --home-dir /app --shell /usr/sbin/nologin aiapi
 ENV PATH=/opt/venv/bin:$PATH \

@@ -12,17 +12,17 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from tests.servers import ROOT, clean_environment
+from tests.servers import ROOT, Redis, clean_environment
 from tests.test_deploy import compose
 
 #: What stands in the .env beside the password.
-ENV_FILE = {"SECRET_KEY": "s" * 64, "API_KEY_PEPPERS": "p" * 64, "OPENAI_API_KEY": "sk-none"}
+ENV_FILE = {"SECRET_KEY": "s" * 64, "API_KEY_PEPPERS": "p" * 64, "OPENAI_API_KEY": "sk-none", "REDIS_PASSWORD": "12ab"}
 PASSWORDS = ["plain", "a/b#c?d", "a%41b", "@:[x", "p w", "%", "ü+&="]
 VARIABLE = re.compile(r"\$\{(\w+)(?::?([-?])([^}]*))?\}")
 PLATFORM = ("api", "ingester", "watch", "prepare")
@@ -110,8 +110,23 @@ def test_it_gives_the_platform_the_password_that_postgres_has(password: str) -> 
 def test_it_writes_the_password_into_no_address(service: str) -> None:
     values = {**ENV_FILE, "POSTGRES_PASSWORD": "a/b#c?d"}
     env = filled_in(service, values)
-    assert env == filled_in("prepare", values)
+    assert env["PGPASSWORD"] == "a/b#c?d"
     assert "a/b#c?d" not in env["DATABASE_URL"]
+
+
+@pytest.mark.parametrize(("service", "told"), [("ingester", "Ingested 0 records."), ("watch", "deliveries arrived.")])
+def test_it_runs_the_services_that_get_no_keys(
+    service: str, told: str, prepared: Callable[[], dict[str, str]], own_redis: Redis
+) -> None:
+    values = {**ENV_FILE, "POSTGRES_PASSWORD": "plain"}
+    env = {**clean_environment(), **filled_in(service, values), "DATABASE_URL": prepared()["DATABASE_URL"]}
+    stores = {"REDIS_URL": own_redis.url, "CACHE_URL": own_redis.url, "OPENAI_API_KEY": ""}
+    command = [sys.executable, *compose()["services"][service]["command"][1:], "--once"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**env, **stores}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(told)
 
 
 def test_it_says_how_a_password_is_written_where_an_address_holds_it() -> None:

@@ -21,8 +21,21 @@ from launch.requirements import read as read_requirements
 ROOT = Path(__file__).resolve().parents[1]
 KUBERNETES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
 #: Names that the image, the stores or PostgreSQL's client (PGPASSWORD) read, not the platform.
-STORES = {"POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB", "PGPASSWORD"}
-OTHERS = {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", *STORES}
+STORES = {"POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB", "PGPASSWORD", "REDIS_PASSWORD"}
+OTHERS = {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "API_MEMORY", *STORES}
+#: The secrets that a process is given, under the names of its variables, by docker compose and Kubernetes.
+CONNECTIONS = {"DATABASE_URL", "REDIS_URL", "CACHE_URL"}
+ALERTS = {"ALERT_WEBHOOK_URL", "ALERT_WEBHOOK_SECRET", "EMAIL_URL"}
+SECRETS = {
+    "api": {*CONNECTIONS, "SECRET_KEY", "API_KEY_PEPPERS", "OPENAI_API_KEY", *ALERTS, "METRICS_TOKEN"},
+    "ingester": CONNECTIONS,
+    "watch": {*CONNECTIONS, "OPENAI_API_KEY", *ALERTS},
+    "prepare": {*CONNECTIONS, "SECRET_KEY", "API_KEY_PEPPERS", "OPENAI_API_KEY", "ADMIN_PASSWORD"},
+}
+MANIFESTS = {"api": "deployment", "ingester": "ingester", "watch": "watch", "prepare": "job"}
+#: Where further secrets of providers go: only to processes that ask providers.
+ASK_PROVIDERS = {"api", "watch"}
+MEGABYTES = {"m": 1, "mb": 1, "Mi": 1, "g": 1024, "gb": 1024}
 
 
 def test_it_pins_every_requirement() -> None:
@@ -67,16 +80,74 @@ def test_it_writes_a_compose_file_that_the_specification_accepts() -> None:
 
 
 def test_it_passes_only_known_settings_through_compose() -> None:
-    passed = set(compose()["services"]["api"]["environment"])
+    passed = {name for process in SECRETS for name in compose()["services"][process]["environment"]}
     read_by_compose = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
-    assert (passed | read_by_compose) - OTHERS <= set(ENV.declared)
+    assert (passed | read_by_compose) - OTHERS - {"REDISCLI_AUTH"} <= set(ENV.declared)
 
 
-@pytest.mark.parametrize("name", ["api", "ingester", "watch", "prepare"])
-def test_it_lets_every_setting_of_the_env_file_through_compose_but_the_address(name: str) -> None:
-    service = compose()["services"][name]
-    assert service["env_file"] == ".env"
-    assert (service["environment"]["HOST"], service["environment"]["PORT"]) == ("0.0.0.0", 8000)  # noqa: S104
+@pytest.mark.parametrize("name", SECRETS)
+def test_it_lets_every_setting_through_compose_but_the_address(name: str) -> None:
+    environment = compose()["services"][name]["environment"]
+    assert {name for name, setting in ENV.declared.items() if not setting.secret} <= set(environment)
+    for setting, value in environment.items():
+        if setting in ENV.declared and setting not in {"ENVIRONMENT", "HOST", "PORT", *CONNECTIONS}:
+            assert value.startswith(f"${{{setting}:")
+    assert (environment["HOST"], environment["PORT"]) == ("0.0.0.0", 8000)  # noqa: S104
+
+
+def test_it_gives_each_process_of_compose_the_secrets_that_it_needs_and_no_other() -> None:
+    services = compose()["services"]
+    for name, secrets in SECRETS.items():
+        assert {each for each in services[name]["environment"] if is_secret(each)} == secrets
+    further = {name: service["env_file"] for name, service in services.items() if "env_file" in service}
+    assert further == {name: [{"path": "further.env", "required": False}] for name in ASK_PROVIDERS}
+    users = {
+        password: {name for name, service in services.items() if f"${{{password}" in json.dumps(service)}
+        for password in ("POSTGRES_PASSWORD", "REDIS_PASSWORD")
+    }
+    assert users["POSTGRES_PASSWORD"] == {*SECRETS, "postgres"}
+    assert users["REDIS_PASSWORD"] == {*SECRETS, "redis-state", "redis-cache"}
+
+
+@pytest.mark.parametrize("name", [*SECRETS, "check-rollups"])
+def test_it_gives_each_pod_the_secrets_that_it_needs_and_no_other(name: str) -> None:
+    pod = container(MANIFESTS.get(name, "checkrollups"))
+    named = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in pod["env"]}
+    assert set(named) == SECRETS.get(name, CONNECTIONS)
+    assert all((secret["name"], secret["key"]) == ("ai-api", each) for each, secret in named.items())
+    further = [{"secretRef": {"name": "ai-api-further", "optional": True}}] if name in ASK_PROVIDERS else []
+    assert pod["envFrom"] == [{"configMapRef": {"name": "ai-api"}}, *further]
+    assert set(named) <= set(manifest("secret.example")["stringData"])
+
+
+def test_it_asks_for_a_password_at_each_redis_of_compose() -> None:
+    for name in ("redis-state", "redis-cache"):
+        service = compose()["services"][name]
+        command = service["command"]
+        assert command[command.index("--requirepass") + 1].startswith("${REDIS_PASSWORD")
+        assert service["environment"] == {"REDISCLI_AUTH": "${REDIS_PASSWORD}"}
+        assert service["healthcheck"]["test"] == ["CMD-SHELL", "redis-cli ping | grep -q PONG"]
+
+
+def test_it_bounds_the_memory_of_each_container() -> None:
+    services = compose()["services"]
+    bounds = {name: megabytes(service["mem_limit"]) for name, service in services.items()}
+    for name, spare in (("redis-state", 2), ("redis-cache", 1.5)):  # a fork that rewrites the file; buffers
+        command = services[name]["command"]
+        assert megabytes(command[command.index("--maxmemory") + 1]) * spare <= bounds[name]
+    for name in (*MANIFESTS.values(), "checkrollups"):
+        limits = container(name)["resources"]
+        assert megabytes(limits["requests"]["memory"]) <= megabytes(limits["limits"]["memory"]) <= bounds["api"]
+
+
+def test_it_pins_every_image_by_its_whole_version() -> None:
+    own = {service["image"] for service in compose()["services"].values() if "image" in service}
+    bases = {line.split()[0] for line in instructions("FROM")}
+    images = {image.partition(":")[::2] for image in own | bases}
+    assert {name for name, _ in images} == {"ai-api", "postgres", "redis", "python"}
+    parts = {"postgres": 2}  # its versions have two
+    for name, tag in images:
+        assert re.fullmatch(rf"\d+(\.\d+){{{parts.get(name, 3) - 1}}}(-slim)?(-bookworm)?", tag), (name, tag)
 
 
 def test_it_lets_pods_reach_the_collector_and_the_mail_server() -> None:
@@ -85,7 +156,7 @@ def test_it_lets_pods_reach_the_collector_and_the_mail_server() -> None:
     assert ports >= {443, 4318, *(port for scheme, port in MAIL_PORTS.items() if scheme != "smtp")}
 
 
-@pytest.mark.parametrize("name", ["SECRET_KEY", "API_KEY_PEPPERS", "POSTGRES_PASSWORD"])
+@pytest.mark.parametrize("name", ["SECRET_KEY", "API_KEY_PEPPERS", "POSTGRES_PASSWORD", "REDIS_PASSWORD"])
 def test_it_stops_compose_with_the_mend_when_a_secret_is_missing(name: str) -> None:
     assert re.search(rf"\$\{{{name}:\?put it into \.env", (ROOT / "docker-compose.yml").read_text())
 
@@ -218,8 +289,20 @@ def manifest(name: str) -> Any:
 
 def container(name: str) -> Any:
     """Return the one container of a manifest's pods."""
-    (only,) = manifest(name)["spec"]["template"]["spec"]["containers"]
+    spec = manifest(name)["spec"]
+    (only,) = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]["containers"]
     return only
+
+
+def is_secret(name: str) -> bool:
+    """Return whether a variable of the platform holds a secret."""
+    return name in ENV.declared and ENV.declared[name].secret
+
+
+def megabytes(bound: str) -> int:
+    """Return how many MB such a bound is as 384m, 1gb or 768Mi; of one that can be set, its default."""
+    number, unit = re.fullmatch(r"(?:\$\{\w+:-)?(\d+)(\w+)\}?", bound).groups()  # type: ignore[union-attr]
+    return int(number) * MEGABYTES[unit]
 
 
 def yaml_of(path: str) -> Any:

@@ -42,7 +42,7 @@ BY_KIND = {
     "rate": "7/h",
 }
 #: What the names of bin/run and docker compose alone are for; the platform itself doesn't read them.
-LAUNCHERS = {"POSTGRES_PASSWORD"}
+LAUNCHERS = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "API_MEMORY"}
 
 
 def load(values: Mapping[str, str]) -> dict[str, Any]:

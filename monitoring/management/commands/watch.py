@@ -25,6 +25,7 @@ class Command(BaseCommand):
     """Runs until it is told to stop. Several may run: one watches and the others stand by, ready to take over."""
 
     help = __doc__
+    requires_system_checks = []  # they ask for secrets that this process does without; `serve` makes them
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Take --once."""
