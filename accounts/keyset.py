@@ -40,4 +40,11 @@ def stretch(
         rows = rows.filter(**{f"{column}__{forth}e": after.at}).exclude(**{column: after.at, f"pk__{back}e": after.key})
     if until is not None:
         rows = rows.filter(**{f"{column}__{back}e": until.at}).exclude(**{column: until.at, f"pk__{forth}": until.key})
-    return rows.order_by(f"{sign}{column}", f"{sign}pk")
+    return closest_first(rows).order_by(f"{sign}{column}", f"{sign}pk")
+
+
+def closest_first(rows: QuerySet[M]) -> QuerySet[M]:
+    """Put the conditions first that were added last: of several bounds of a column SQLite searches by the first."""
+    rows = rows.all()
+    rows.query.where.children.reverse()
+    return rows

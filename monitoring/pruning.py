@@ -16,6 +16,8 @@ from typing import Any
 from django.db import OperationalError, connection, transaction
 from django.db.models import QuerySet
 
+from accounts.keyset import closest_first
+
 STEP_SECONDS = 0.03  # what a step is meant to take
 STEP_LIMIT = 0.06  # what its statement may take at most; its commit comes on top
 PAUSE_RATIO = 3  # how many times as long as a step the pause after it is: others have the database to themselves
@@ -100,7 +102,7 @@ class Pruning:
 
     def _beyond(self, after: Any) -> QuerySet[Any]:
         rows = self.doomed.order_by(self.column)
-        return rows if after is None else rows.filter(**{f"{self.column}__gt": after})
+        return rows if after is None else closest_first(rows.filter(**{f"{self.column}__gt": after}))
 
     def _end(self, after: Any) -> Any:
         """Find the last row of the next step; None where there is none."""
@@ -108,7 +110,7 @@ class Pruning:
         return keys[-1] if keys else None
 
     def _delete(self, after: Any, end: Any) -> int:
-        doomed = self._beyond(after).filter(**{f"{self.column}__lte": end}).order_by()
+        doomed = closest_first(self._beyond(after).filter(**{f"{self.column}__lte": end})).order_by()
         with transaction.atomic(), _bounded(is_free=self.pace.rows == 1):
             return doomed.delete()[0]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -20,8 +22,11 @@ from accounts.limits.months import month_of
 from accounts.limits.redis import records_stream
 from accounts.models import AuditEntry
 from accounts.tests.factories import Cast
+from monitoring import log_export
+from monitoring import pruning as pruning_module
 from monitoring.alerts.watch import Round
 from monitoring.ledger import month_settled
+from monitoring.log_export import Selection, record_batches
 from monitoring.management.commands import watch as command
 from monitoring.models import RequestRecord
 from monitoring.pruning import MOST_ROWS, Pace, Pruning
@@ -282,3 +287,40 @@ def test_it_keeps_the_rollups_that_tell_of_a_month_s_pruned_first_hour(cast: Cas
     assert cutoff is not None
     prune_rollups(cutoff, wait=never)
     assert list(rollups_differences(0, 10**7)) == []
+
+
+def work(do: Callable[[], object]) -> int:
+    """Return how many hundreds of instructions SQLite needs for something; PostgreSQL's work is not counted: 0."""
+    if connection.vendor != "sqlite":
+        do()
+        return 0
+    count = itertools.count()
+    connection.connection.set_progress_handler(lambda: next(count) and 0, 100)
+    try:
+        do()
+    finally:
+        connection.connection.set_progress_handler(None, 0)
+    return next(count)
+
+
+class TestWork:
+    """A step costs the same wherever it is in the log: of several bounds in time SQLite searches by one."""
+
+    def test_a_step_of_pruning_reads_no_more_than_it_deletes(self, cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pruning_module, "_bounded", lambda **_: nullcontext())  # it counts by the same handler
+        records(cast, 2000, days_ago=100)
+        last = RequestRecord.objects.order_by("admitted_at")[99].admitted_at
+        far = work(lambda: prune_records(timezone.now(), wait=lambda _: True))
+        near = work(lambda: prune_records(last + timedelta(microseconds=101), wait=lambda _: True))
+        assert RequestRecord.objects.count() == 1800
+        assert far <= near * 1.5
+
+    def test_the_last_batch_of_an_export_reads_no_more_than_the_first(
+        self, cast: Cast, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(log_export, "BATCH", 50)
+        records(cast, 2000, days_ago=100)
+        begin = timezone.now() - timedelta(days=101)
+        batches = record_batches(Selection(begin, timezone.now()).records())
+        first, *_, last = (work(lambda: next(batches)) for _ in range(40))
+        assert last <= first * 1.5
