@@ -109,7 +109,7 @@ def _static_files_when_asked_for() -> None:
 @pytest.fixture(autouse=True)
 def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     """Begin without what an earlier test left in Redis, in caches, or in this process."""
-    from accounts.idempotency.claims import claims
+    from accounts.leases import leases
     from accounts.limits import reset_limits
     from accounts.outage import database_outage
     from accounts.snapshots import directory
@@ -124,7 +124,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
     for alias in () if settings.CACHE_URL else settings.CACHES:
         caches[alias].clear()
-    known = (directory, catalog, addresses, breakers, guard, llm_health, claims, recent_report, recent_readiness)
+    known = (directory, catalog, addresses, breakers, guard, llm_health, leases, recent_report, recent_readiness)
     for forget in (reset_limits, database_outage.over, *(each.forget for each in known)):
         forget()
 

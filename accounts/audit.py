@@ -13,7 +13,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models, router, transaction
 from django.db.models.deletion import Collector
 
-from accounts.models import AuditEntry
+from accounts.models import AuditEntry, IdempotentAnswer
 
 Values = dict[str, Any]
 
@@ -57,7 +57,7 @@ def audited_save(instance: models.Model, *, actor: str, action: str = "") -> Non
 
 
 def audited_delete(instance: models.Model, *, actor: str) -> None:
-    """Delete an object with all that goes with it, and leave an entry for each of them."""
+    """Delete an object with all that goes with it, and leave an entry for each of them; none for kept answers."""
     with transaction.atomic():
         for doomed in _cascade(instance):
             audit_record(actor=actor, action="deleted", target=doomed, before=recorded_values(doomed))
@@ -119,4 +119,4 @@ def _cascade(instance: models.Model) -> list[models.Model]:
     collector.collect([instance])
     fast = (list(queryset) for queryset in collector.fast_deletes)
     found = chain.from_iterable(chain(collector.data.values(), fast))
-    return [item for item in found if not item._meta.auto_created]
+    return [item for item in found if not (item._meta.auto_created or isinstance(item, IdempotentAnswer))]

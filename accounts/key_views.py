@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.core.exceptions import ValidationError as DjangoValidationError
+from django.db import transaction
 from drf_spectacular.utils import extend_schema
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
@@ -23,6 +25,7 @@ from accounts.delegation import (
     require_generation,
 )
 from accounts.exceptions import InvalidRequest, NotFound, PermissionDenied
+from accounts.idempotency import Claim, is_final
 from accounts.models import ApiKey
 from accounts.selectors import api_key_list
 from accounts.serializers import KeyAnswer, KeyRequest, NewKeyAnswer, RotateRequest
@@ -38,12 +41,6 @@ class KeyManagementView(KeyView):
     """What the views of /keys share: the caller's key, and the keys of its account alone."""
 
     required_scope = "keys:manage"
-
-    def kept_body(self, response: Response) -> bytes:
-        """Keep no secret: a key is shown in its first answer only, and a retry gets all the rest of it."""
-        shown = {name: value for name, value in response.data.items() if name != "key"}
-        kept: bytes = JSONRenderer().render(shown)
-        return kept
 
     def identity(self, request: Request) -> Identity:
         """Return who asks."""
@@ -78,6 +75,39 @@ class KeyManagementView(KeyView):
         return key
 
 
+View = TypeVar("View", bound=KeyManagementView)
+Params = ParamSpec("Params")
+Post = Callable[Concatenate[View, Request, Params], Response]
+
+
+def answered_once(post: Post[View, Params]) -> Post[View, Params]:
+    """Make a POST's claim on its Idempotency-Key, its change and its answer one transaction.
+
+    The kept answer has no secret: a key is shown in its first answer only, and a retry gets all the rest of it.
+    """
+
+    @wraps(post)
+    def answer(view: View, request: Request, /, *args: Params.args, **kwargs: Params.kwargs) -> Response:
+        claim = Claim.of(request, view.identity(request))
+        if claim is None:
+            return post(view, request, *args, **kwargs)
+        with transaction.atomic():
+            claim.insert()
+            try:
+                with transaction.atomic():
+                    response = post(view, request, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001  (the handler answers any)
+                response = view.handle_exception(error)
+            if is_final(response):
+                shown = {name: value for name, value in response.data.items() if name != "key"}
+                claim.keep(response.status_code, {"Content-Type": "application/json"}, JSONRenderer().render(shown))
+            else:
+                transaction.set_rollback(True)
+        return response
+
+    return answer
+
+
 class KeysView(KeyManagementView):
     """GET and POST /keys."""
 
@@ -95,6 +125,7 @@ class KeysView(KeyManagementView):
         request=KeyRequest,
         responses={201: NewKeyAnswer},
     )
+    @answered_once
     def post(self, request: Request) -> Response:
         """Make a key, and show its secret this once."""
         body = KeyRequest(data=request.data)
@@ -139,6 +170,7 @@ class KeyRevokeView(KeyManagementView):
         request=None,
         responses=KeyAnswer,
     )
+    @answered_once
     def post(self, request: Request, key_id: int) -> Response:
         """Revoke a key of the caller's account; one that is revoked stays so."""
         key = self.find_weaker_key(request, key_id)
@@ -157,6 +189,7 @@ class KeyRotateView(KeyManagementView):
         request=RotateRequest,
         responses={201: NewKeyAnswer},
     )
+    @answered_once
     def post(self, request: Request, key_id: int) -> Response:
         """Make a successor, and show its secret this once."""
         body = RotateRequest(data=request.data)

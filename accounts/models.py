@@ -269,18 +269,17 @@ class AuditEntry(models.Model):
 
 
 class IdempotentAnswer(models.Model):
-    """In the embedded mode: the first answer under an Idempotency-Key, or (without one) the lease of its request."""
+    """The claim of a request on its Idempotency-Key, and the answer that is kept for retries; goes with its key."""
 
-    name = models.CharField(max_length=100, primary_key=True)
-    token = models.CharField(max_length=32)
-    fingerprint = models.CharField(max_length=64)
-    account_id = models.BigIntegerField(default=0)
-    answer = models.JSONField(null=True)
-    size = models.PositiveIntegerField(default=0, help_text="Bytes that the answer takes; 0 for a lease.")
+    name = models.CharField(max_length=64, primary_key=True, help_text="A digest of API key and Idempotency-Key.")
+    key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, related_name="+")
+    token = models.CharField(max_length=32, help_text="Of the request that may finish or delete the row.")
+    fingerprint = models.CharField(max_length=64, help_text="A digest of what was asked.")
+    status = models.PositiveSmallIntegerField(null=True, help_text="Empty while there is no answer yet.")
+    headers = models.JSONField(default=dict)
+    body = models.BinaryField(default=b"")
+    cost = models.BigIntegerField(default=0, help_text="Nano-dollars that the answer cost when it was made.")
     until = models.DateTimeField(db_index=True)
-
-    class Meta:
-        indexes = [models.Index(fields=["account_id", "until"], name="idempotent_account")]
 
     def __str__(self) -> str:
         return self.name

@@ -12,10 +12,10 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.exceptions import ApiError, ScopeDenied
-from accounts.idempotency.claims import Claim, Replayed, claims
-from accounts.idempotency.store import KeptAnswer
+from accounts.idempotency import Replayed
 from accounts.limits import get_limits
 from accounts.limits.contract import Admission, Unavailable
+from accounts.models import IdempotentAnswer
 from accounts.refusals import rate_headers
 from accounts.snapshots import Identity
 
@@ -27,8 +27,7 @@ class KeyView(APIView):
 
     required_scope: str | None = None
     is_authenticated = False
-    claim: Claim | None = None
-    replayed: KeptAnswer | None = None
+    replayed: IdempotentAnswer | None = None
 
     def perform_authentication(self, request: Request) -> None:
         """Authenticate, and remember that it went well: asking the request again would do it again."""
@@ -46,13 +45,6 @@ class KeyView(APIView):
         identity = getattr(request._request, "identity", None)
         if self.required_scope and identity is not None and self.required_scope not in identity.scopes:
             raise ScopeDenied
-        if request.method == "POST" and identity is not None:
-            form = self.answer_form(request)
-            self.claim = claims.claim(request, owner=identity.key_id, account=identity.account_id, form=form)
-
-    def answer_form(self, request: Request) -> str:
-        """Name the form of answer that a request asks for by its headers, where these choose among several."""
-        return ""
 
     def handle_exception(self, exc: Exception) -> Response:
         """Answer what was answered before; hand anything else to the handler."""
@@ -71,17 +63,7 @@ class KeyView(APIView):
         if self.is_authenticated:
             response["Cache-Control"] = "private, no-store"
             patch_vary_headers(response, ["Authorization", "X-API-Key"])
-        if self.claim is not None and not response.streaming:
-            claim = self.claim
-            response.add_post_render_callback(lambda rendered: claim.finish(rendered, self.kept_body(rendered)))
-            # Where it is not rendered, because that fails or the server ends, nothing else would let go of the claim.
-            response._resource_closers.append(claim.release)  # type: ignore[attr-defined]  # Django's own
         return response
-
-    def kept_body(self, response: Response) -> bytes:
-        """Return what a retry under the same Idempotency-Key gets as the body."""
-        content: bytes = response.content
-        return content
 
     def limit_headers(self, request: Request, identity: Identity) -> dict[str, str]:
         """Tell where the key's limits stand: as counted for this request, or as they are where it didn't count.

@@ -203,13 +203,6 @@ CONTENT_RETENTION_HOURS = ENV.integer(
     maximum=8760,
     help="hours for which prompts and answers are kept, of accounts whose content is logged",
 )
-IDEMPOTENCY_BYTES = ENV.integer(
-    "IDEMPOTENCY_BYTES",
-    67_108_864,
-    minimum=0,
-    maximum=2**31 - 1,
-    help="bytes of answers kept under Idempotency-Keys for an account; the oldest go first; 0 keeps none",
-)
 CONTENT_MAX_BYTES = ENV.integer(
     "CONTENT_MAX_BYTES", 65536, minimum=1024, maximum=16_777_216, help="most that is kept of a prompt, and of an answer"
 )

@@ -1,7 +1,7 @@
 """The caches that hold answers, in the process or in Redis: both keep within CACHE_BYTES, whoever fills them.
 
 A Redis that evicts by itself (`maxmemory-policy allkeys-*`) is bounded by its own `maxmemory` instead. Any other is
-filled to half of its memory at most, all that it holds counted: the limits may need the rest (see accounts.room).
+filled to half of its memory at most, all that it holds counted: the limits may need the rest.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from django_redis.cache import RedisCache
 from redis.exceptions import NoScriptError
 
 from accounts.limits.scripts import script
-from accounts.room import CACHED_SHARE, ROOM
 
 #: Bytes that an answer takes beside itself, roughly; keep_answer.lua has the same.
 OVERHEAD = 400
-_KEEP = script((ROOM + Path(__file__).with_name("keep_answer.lua").read_text()).encode())
+#: The share of maxmemory that may be in use for an answer to be cached.
+CACHED_SHARE = 0.5
+_KEEP = script(Path(__file__).with_name("keep_answer.lua").read_bytes())
 
 
 class AnswerCache(Protocol):

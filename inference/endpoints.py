@@ -8,14 +8,14 @@ from typing import Any
 
 import structlog
 from django.db import DatabaseError
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.exceptions import ApiError
-from accounts.idempotency.claims import Claim
+from accounts.idempotency import Claim
 from accounts.refusals import dollars
 from accounts.views import KeyView
 from inference.accounting import Bill
@@ -53,6 +53,7 @@ class ModelEndpoint(KeyView):
     throttle_classes = [RequestRateThrottle]
     content_negotiation_class = StreamOrJSON
     endpoint: str
+    claim: Claim | None = None
     _caller: Caller | None = None
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
@@ -61,6 +62,19 @@ class ModelEndpoint(KeyView):
         if is_chunked(request):
             wrapped._stream = request  # type: ignore[assignment]
         return wrapped
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Take the request's claim on its Idempotency-Key, if it has one, before any work."""
+        super().initial(request, *args, **kwargs)
+        if request.method == "POST":
+            claim = Claim.of(request, request._request.identity, form=self.answer_form(request))  # type: ignore[attr-defined]
+            if claim is not None:
+                claim.take()
+            self.claim = claim
+
+    def answer_form(self, request: Request) -> str:
+        """Name the form of answer that a request asks for by its headers, where these choose among several."""
+        return ""
 
     def caller(self, request: Request) -> Caller:
         """Return who asks, in which request: one caller for all of it."""
@@ -108,6 +122,11 @@ class ModelEndpoint(KeyView):
         trace: Trace = request._request.trace  # type: ignore[attr-defined]
         if getattr(request._request, "admission", None) is not None and not (trace.is_recorded or response.streaming):
             self._record_rest(request, response)
+        if self.claim is not None and not response.streaming:
+            claim = self.claim
+            response.add_post_render_callback(lambda rendered: claim.finish(rendered, rendered.content))
+            # Where it is not rendered, because that fails or the server ends, nothing else would release the claim.
+            response._resource_closers.append(claim.release)  # type: ignore[attr-defined]  # Django's own
         if trace.stages:
             response["Server-Timing"] = ", ".join(f"{name};dur={spent:.2f}" for name, spent in trace.stages.items())
         return response
@@ -128,7 +147,7 @@ class ModelEndpoint(KeyView):
 def _keep_stream(claim: Claim, body: bytes | None, progress: Progress) -> None:
     """Keep what a stream wrote, and cost, for a retry under its Idempotency-Key."""
     claim.cost = progress.bill.cost or 0
-    claim.finish_stream({"Content-Type": EVENT_STREAM, **_stream_headers(progress)}, body)
+    claim.finish(HttpResponse(headers={"Content-Type": EVENT_STREAM, **_stream_headers(progress)}), body)
 
 
 def cache_directives(request: Request) -> dict[str, bool]:

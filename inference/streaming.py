@@ -26,7 +26,7 @@ from accounts.exceptions import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from accounts.idempotency.claims import LARGEST_ANSWER
+from accounts.idempotency import LARGEST_ANSWER
 from accounts.limits.gates import Entry
 from accounts.limits.leases import keeper
 from inference import cache

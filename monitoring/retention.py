@@ -18,7 +18,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from accounts.audit import audit_event
-from accounts.models import AuditEntry
+from accounts.models import AuditEntry, IdempotentAnswer
 from monitoring.backlog import ingest_backlog
 from monitoring.models import RequestContent, RequestRecord, Rollup
 from monitoring.pruning import Pruned, Pruning
@@ -122,14 +122,21 @@ def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
     return Pruning(expired, "expires_at", wait).run()
 
 
+def prune_idempotent_answers(*, wait: Callable[[float], bool]) -> Pruned:
+    """Delete claims on Idempotency-Keys, and the answers kept under them, that have had their day."""
+    old = IdempotentAnswer.objects.filter(until__lte=timezone.now())
+    return Pruning(old, "until", wait).run()
+
+
 def prune_by_settings(*, wait: Callable[[float], bool]) -> None:
     """Delete all that has had its time; log how much of it there was."""
     content = prune_content(wait=wait)
+    answers = prune_idempotent_answers(wait=wait)
     days = settings.LOG_RETENTION_DAYS
     records = prune_records(record_cutoff(days).at, wait=wait) if days else Pruned()
     cutoff = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
     rollups = prune_rollups(cutoff, wait=wait) if cutoff else Pruned()
-    if content.rows or records.rows or rollups.rows:
-        longest = max(each.longest for each in (content, records, rollups))
-        counts = {"records": records.rows, "contents": content.rows, "rollups": rollups.rows}
-        log.info("pruned", **counts, longest_ms=round(longest * 1000))
+    pruned = {"records": records, "contents": content, "idempotent_answers": answers, "rollups": rollups}
+    if any(each.rows for each in pruned.values()):
+        longest = max(each.longest for each in pruned.values())
+        log.info("pruned", **{name: each.rows for name, each in pruned.items()}, longest_ms=round(longest * 1000))

@@ -305,7 +305,8 @@ def _break(
 def _take_key(case: Case, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the Idempotency-Key of a case: for another request, or for the same one which then doesn't end."""
     if case.broken == "in progress":
-        monkeypatch.setattr("accounts.idempotency.claims.Claims.end", lambda *parts: None)
+        for end in ("finish", "release"):
+            monkeypatch.setattr(f"accounts.idempotency.Claim.{end}", lambda *parts: None)
     api.post(case.path, case.body if case.broken == "in progress" else {}, headers=ONCE)
 
 

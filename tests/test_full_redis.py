@@ -80,8 +80,8 @@ def test_it_serves_others_whatever_many_have_kept_under_idempotency_keys(small: 
     for key in keys:
         assert small.embed(key, "kept", **headers).status == 200
         assert small.used < 0.8
-    assert small.embed(keys[0], "kept", **headers).headers.get("idempotency-replayed") == "true"
-    assert small.embed(keys[-1], "kept", **headers).headers.get("idempotency-replayed") is None, "there was no room"
+    for key in (keys[0], keys[-1]):
+        assert small.embed(key, "kept", **headers).headers.get("idempotency-replayed") == "true"
     assert small.chat(keys[0]).status == 200
 
 

@@ -8,7 +8,8 @@ import pytest
 import redis
 from django.conf import LazySettings
 
-from accounts.idempotency.store import Held, KeptAnswer, Lease, RedisStore
+from accounts.leases import Leases
+from accounts.limits import reset_limits
 from accounts.limits.bounds import Amount
 from accounts.limits.cluster import ClusterWire
 from accounts.limits.contract import REFUSALS_A_MINUTE, SHARDS, Refusal, Reserved, Scope, Tally, Unavailable
@@ -178,12 +179,19 @@ def test_it_goes_on_alone_when_a_node_is_lost() -> None:
             limits.reserve(scopes[0], an_operation(), admitted_at=limits.now(), bound=a_bound(), draft={})
 
 
-def test_it_keeps_idempotent_answers_of_an_account_in_one_slot(url: str, settings: LazySettings) -> None:
+def test_it_takes_renews_and_releases_leases_on_every_node(url: str, settings: LazySettings) -> None:
     settings.REDIS_URL = url
-    store, answer = RedisStore(), KeptAnswer(200, {}, b"said")
-    for account in range(5):
-        lease = Lease(f"name-{account}", "asked", "mine", account)
-        assert store.take(lease) is None
-        store.renew(lease)
-        store.finish(lease, answer)
-        assert store.take(lease) == Held("asked", answer)
+    reset_limits()
+    mine, others = Leases(), Leases()
+    names = [f"name-{number}" for number in range(10)]
+    try:
+        assert all(mine.take(name, "mine") for name in names)
+        mine._renew_all()
+        assert not any(others.take(name, "another's") for name in names)
+        for name in names:
+            mine.release(name, "mine")
+        assert all(others.take(name, "another's") for name in names)
+    finally:
+        for leases in (mine, others):
+            leases.forget()
+        reset_limits()

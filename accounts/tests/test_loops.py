@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from accounts.idempotency.claims import Claim, Claims
-from accounts.idempotency.store import Lease
 from accounts.limits import failover
 from accounts.limits.bounds import Amount
 from accounts.limits.leases import LeaseKeeper
@@ -49,20 +47,6 @@ def test_it_tends_the_limits_though_leases_could_not_be_renewed(monkeypatch: pyt
     keeper.keep_once(0)
     assert (renewed, tended) == ([1, 2], [True])
     LeaseKeeper(renew=renew, tend=fail).keep_once(0)
-
-
-@pytest.mark.django_db
-def test_it_renews_other_claims_after_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    claims, renewed = Claims(start=lambda _: None), []
-
-    def renew(claim: Claim) -> None:
-        renewed.append(claim)
-        fail()
-
-    monkeypatch.setattr(claims, "_renew_one", renew)
-    both = [Claim(Lease(name, "f", "t", 7), claims) for name in "ab"]
-    claims.renew_each(both)
-    assert renewed == both
 
 
 def test_it_goes_on_mending_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

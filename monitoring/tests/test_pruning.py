@@ -20,7 +20,7 @@ from pytest_django import Settings
 from accounts.limits.contract import LimitBackend
 from accounts.limits.months import month_of
 from accounts.limits.redis import records_stream
-from accounts.models import AuditEntry
+from accounts.models import AuditEntry, IdempotentAnswer
 from accounts.tests.factories import Cast
 from monitoring import log_export
 from monitoring import pruning as pruning_module
@@ -31,7 +31,7 @@ from monitoring.management.commands import watch as command
 from monitoring.models import RequestRecord
 from monitoring.pruning import MOST_ROWS, Pace, Pruning
 from monitoring.recorder import write_records
-from monitoring.retention import prune_records, prune_rollups, record_cutoff, rollup_cutoff
+from monitoring.retention import prune_idempotent_answers, prune_records, prune_rollups, record_cutoff, rollup_cutoff
 from monitoring.rollups.periods import month_begin
 from monitoring.rollups.rebuild import rollups_differences
 from monitoring.tests.samples import a_record, scope_of
@@ -324,3 +324,11 @@ class TestWork:
         batches = record_batches(Selection(begin, timezone.now()).records())
         first, *_, last = (work(lambda: next(batches)) for _ in range(40))
         assert last <= first * 1.5
+
+
+def test_it_deletes_answers_kept_for_a_day(cast: Cast) -> None:
+    now = timezone.now()
+    for name, until in (("old", now - timedelta(seconds=1)), ("new", now + timedelta(hours=1))):
+        IdempotentAnswer.objects.create(name=name, key=cast.owner.key, token="t", fingerprint="f", until=until)
+    assert prune_idempotent_answers(wait=never).rows == 1
+    assert IdempotentAnswer.objects.get().name == "new"

@@ -1,4 +1,4 @@
-"""Delete old request records and rollups, and expired content, in small steps that nobody notices."""
+"""Delete old request records and rollups, expired content and kept answers, in small steps that nobody notices."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from monitoring.retention import (
     Cutoff,
     old_records,
     prune_content,
+    prune_idempotent_answers,
     prune_records,
     prune_rollups,
     record_cutoff,
@@ -43,6 +44,8 @@ class Command(BaseCommand):
             if not options["dry_run"]:
                 content = prune_content(wait=stopping.wait)
                 self.stdout.write(f"Pruned the content of {content.rows:,} requests that had expired ({content}).")
+                answers = prune_idempotent_answers(wait=stopping.wait)
+                self.stdout.write(f"Pruned {answers.rows:,} answers kept under Idempotency-Keys ({answers}).")
                 cutoff = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
                 if cutoff is not None:
                     rollups = prune_rollups(cutoff, wait=stopping.wait)

@@ -1,0 +1,184 @@
+"""Idempotency-Key: a retry gets the first final answer, and is neither sent upstream nor billed again.
+
+A claim is a row of IdempotentAnswer, and so is the answer that is kept in it for a day. The row's name is a digest of
+API key and Idempotency-Key, because what callers put into one may be telling; its token says which request may finish
+or delete it. 429, 5xx, streams that broke off and answers above LARGEST_ANSWER are not kept.
+
+- A model call takes a lease first, then the row (Claim.take). The lease is renewed until the answer is kept. A request
+  that gets the lease and finds a row without an answer knows that the row's request died, and takes the row over.
+- A POST that only writes inserts the row, makes its change and keeps the answer in one transaction, without a lease
+  (Claim.insert, Claim.keep): another with the same key waits for that in the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from django.db import Error as DatabaseError
+from django.db.models import QuerySet
+from django.http import HttpResponse
+from django.http.response import HttpResponseBase
+from django.utils import timezone
+from redis.exceptions import RedisError
+from rest_framework.request import Request
+
+from accounts.connections import release_connections
+from accounts.exceptions import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
+from accounts.leases import leases
+from accounts.models import IdempotentAnswer
+from accounts.snapshots import Identity
+from accounts.turns import give_turn
+
+HEADER = "HTTP_IDEMPOTENCY_KEY"
+KEY_FORMAT = re.compile(r"[\x21-\x7e]{1,255}\Z")
+LARGEST_ANSWER = 1024 * 1024
+KEPT_FOR = timedelta(days=1)
+#: Headers of an answer that are kept with it; what it cost is not: the replay costs nothing.
+KEPT_HEADERS = ("Content-Type", "X-Cache", "X-Model", "X-Fallback")
+
+log = structlog.get_logger(__name__)
+
+
+class Replayed(Exception):
+    """The request was answered before."""
+
+    def __init__(self, answer: IdempotentAnswer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def response(self) -> HttpResponse:
+        """Make the answer again; a stream is replayed whole."""
+        response = HttpResponse(bytes(self.answer.body), status=self.answer.status, headers=self.answer.headers)
+        response["Idempotency-Replayed"] = "true"
+        response["X-Cost-USD"] = "0.000000000"
+        return response
+
+
+class Claim:
+    """One request's claim on its Idempotency-Key. `cost` is what its answer costs, in nano-dollars.
+
+    `form` is what the answer is asked to be like by more than path and body.
+    """
+
+    def __init__(self, key: str, request: Request, *, owner: int, form: str = "") -> None:
+        if not KEY_FORMAT.match(key):
+            raise InvalidRequest("Idempotency-Key must be 1 to 255 printable characters.", param="Idempotency-Key")
+        self.cost = 0
+        self._name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()
+        self._lease = f"idempotency:{self._name}"
+        self._owner = owner
+        self._fingerprint = _fingerprint(request, form)
+        self._token = secrets.token_hex(16)
+        self._is_over = False
+
+    @classmethod
+    def of(cls, request: Request, identity: Identity, *, form: str = "") -> Claim | None:
+        """Make the claim of a request; None if it has no Idempotency-Key. Raises InvalidRequest for a malformed one."""
+        key = request.META.get(HEADER)
+        return None if key is None else cls(key, request, owner=identity.key_id, form=form)
+
+    def take(self) -> None:
+        """Take the lease and the row.
+
+        Raises Replayed with the first answer, Conflict while that is made, IdempotencyKeyReused for another request,
+        DependencyUnavailable while nobody can tell.
+        """
+        try:
+            if not leases.take(self._lease, self._token):
+                raise self._reason(IdempotentAnswer.objects.filter(pk=self._name, until__gt=timezone.now()).first())
+            try:
+                self.insert(has_lease=True)
+            except BaseException:
+                self._release_lease()
+                raise
+        except (RedisError, DatabaseError) as error:
+            log.error("idempotency_failed", cause=type(error).__name__)
+            raise DependencyUnavailable from error
+        finally:
+            release_connections()
+
+    def insert(self, *, has_lease: bool = False) -> None:
+        """Insert the row, or take over one that is a day old or, with the lease, one whose request died.
+
+        Raises what take does, and DatabaseError.
+        """
+        now = timezone.now()
+        mine = {"key_id": self._owner, "token": self._token, "fingerprint": self._fingerprint, "until": now + KEPT_FOR}
+        row, is_new = IdempotentAnswer.objects.get_or_create(name=self._name, defaults=mine)
+        if is_new:
+            return
+        if row.until > now and not (has_lease and row.status is None):
+            raise self._reason(row)
+        rows = IdempotentAnswer.objects.filter(name=self._name, token=row.token)
+        if not rows.update(**mine, status=None, headers={}, body=b"", cost=0):
+            raise self._reason(None)
+
+    def keep(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Keep the answer in the row. Raises DatabaseError."""
+        until = timezone.now() + KEPT_FOR
+        self._rows.update(status=status, headers=dict(headers), body=body, cost=self.cost, until=until)
+
+    def finish(self, response: HttpResponseBase, body: bytes | None) -> None:
+        """End a claim that was taken, and keep its answer if that is a final one; the body of a broken one is None."""
+        if body is None or not is_final(response) or len(body) > LARGEST_ANSWER:
+            self.release()
+        elif not self._is_over:
+            headers = {name: response[name] for name in KEPT_HEADERS if name in response}
+            try:
+                self.keep(response.status_code, headers, body)
+            except DatabaseError as error:
+                log.error("idempotent_answer_lost", cause=type(error).__name__)
+            self._end()
+
+    def release(self) -> None:
+        """End a claim that was taken without an answer, unless it has ended: a retry runs anew."""
+        if not self._is_over:
+            try:
+                self._rows.delete()
+            except DatabaseError as error:  # a retry gets the lease, and takes the row over
+                log.error("idempotency_failed", cause=type(error).__name__)
+            self._end()
+
+    @property
+    def _rows(self) -> QuerySet[IdempotentAnswer]:
+        """The row, while it is this claim's and has no answer."""
+        return IdempotentAnswer.objects.filter(name=self._name, token=self._token, status=None)
+
+    def _end(self) -> None:
+        self._is_over = True
+        release_connections()
+        self._release_lease()
+
+    def _release_lease(self) -> None:
+        try:
+            leases.release(self._lease, self._token)
+        except RedisError as error:  # it expires
+            log.error("idempotency_failed", cause=type(error).__name__)
+
+    def _reason(self, row: IdempotentAnswer | None) -> Exception:
+        """Return why a request may not run whose row is another's (None: that is only just made, or taken away)."""
+        if row is not None and row.fingerprint != self._fingerprint:
+            return IdempotencyKeyReused()
+        if row is None or row.status is None:
+            return Conflict(headers={"Retry-After": "1"})
+        return Replayed(row)
+
+
+def is_final(response: HttpResponseBase) -> bool:
+    """Return whether a retry gets the same answer: neither 429 nor 5xx."""
+    return response.status_code < 500 and response.status_code != 429
+
+
+def _fingerprint(request: Request, form: str) -> str:
+    """Tell a request by what it asks: method, path, form and body."""
+    asked: list[Any] = [request.method, request.path_info.rstrip("/"), form, request.data]
+    canonical = json.dumps(asked, sort_keys=True).encode()
+    give_turn(len(canonical))
+    return hashlib.sha256(canonical).hexdigest()

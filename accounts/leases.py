@@ -1,0 +1,89 @@
+"""Leases in the state store: a name belongs to one holder until it is released, or expires because its holder died.
+
+One thread a process renews all leases that the process holds. The holder is known by a token that it made up. Raises
+RedisError while the store is away, at once where the limits know of that already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from django.conf import settings
+
+from accounts.limits import ask_state_store
+from accounts.limits.redis import redis_client, wire_for
+from accounts.limits.scripts import script
+from accounts.limits.wire import Wire
+from accounts.loops import WorkThread
+
+#: How long the lease of a holder that died lasts, and how often one that lives is renewed.
+LEASE_MS = 15_000
+RENEW_SECONDS = 4.0
+
+#: A holder that asks again because a reply was lost is granted what it has.
+_TAKE = script(
+    b"""
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+)
+_RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
+_RELEASE = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0")
+
+T = TypeVar("T")
+
+
+class Leases:
+    """The leases that this process holds: tokens by name. Without REDIS_URL no other process has any."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, str] = {}
+        self._wire: Wire | None = None
+        self._renewer = WorkThread(
+            self._renew_all,
+            has_work=lambda: bool(self._held),
+            seconds=lambda: RENEW_SECONDS,
+            name="lease-renewer",
+            event="leases_not_renewed",
+        )
+
+    def take(self, name: str, token: str) -> bool:
+        """Take a lease; False while another holds it."""
+        if not settings.REDIS_URL:
+            return self._held.setdefault(name, token) == token
+        if not self._ask(lambda wire: wire.call(_TAKE, _place(name), (token, LEASE_MS))):
+            return False
+        self._held[name] = token
+        self._renewer.begin()
+        return True
+
+    def release(self, name: str, token: str) -> None:
+        """Release a lease, unless another holds it by now."""
+        if self._held.get(name) == token:
+            del self._held[name]
+        if settings.REDIS_URL:
+            self._ask(lambda wire: wire.call(_RELEASE, _place(name), (token,)))
+
+    def forget(self) -> None:
+        """Hold nothing any more: what the store has of it expires."""
+        self._held.clear()
+        self._wire = None
+
+    def _renew_all(self) -> None:
+        calls = [(_place(name), (token, LEASE_MS)) for name, token in list(self._held.items())]
+        if calls:
+            self._ask(lambda wire: wire.call_each(_RENEW, calls))
+
+    def _ask(self, call: Callable[[Wire], T]) -> T:
+        wire = self._wire = self._wire or wire_for(redis_client(settings.REDIS_URL))
+        return ask_state_store(lambda: call(wire))
+
+
+leases = Leases()
+
+
+def _place(name: str) -> str:
+    return f"aiapi:lease:{{{name}}}"
