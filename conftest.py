@@ -64,15 +64,13 @@ TIMED = (
 )
 #: Files that take longest, first those that mostly wait: begun last, one would run on when all else is over.
 LONGEST = (
+    "tests/test_chaos.py",
     "tests/test_service.py",
-    "tests/test_reload.py",
     "tests/test_watchers.py",
     "tests/test_provider_states.py",
     "tests/test_leaving_clients.py",
     "tests/test_run.py",
-    "tests/test_accounting_crash.py",
     "tests/test_processes.py",
-    "tests/test_limits_crash.py",
     "tests/test_admin_browser.py",
     "tests/test_random_faults.py",
     "tests/test_account.py",
@@ -170,6 +168,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _file_of(item: pytest.Item) -> str:
     return item.path.relative_to(item.config.rootpath).as_posix()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have to tell: `record_property("told", ...)`."""
+    reports = [each for kind in ("passed", "failed") for each in terminalreporter.stats.get(kind, ())]
+    for report in reports:
+        for name, value in getattr(report, "user_properties", ()):
+            if name == "told" and report.when == "call":
+                terminalreporter.write_line(str(value))
 
 
 @pytest.hookimpl(trylast=True)

@@ -20,6 +20,8 @@ class Balancer:
         self.port = free_port()
         self.targets = list(targets)
         self._turns = itertools.count()
+        #: What passes bytes on: held here, since nothing else holds it once its client has left.
+        self._open: set[asyncio.Task[None] | None] = set()
 
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         """Listen until it is told to stop."""
@@ -29,13 +31,19 @@ class Balancer:
             await stop.wait()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far = await self._connect()
-        if far is not None:
-            to_server = asyncio.create_task(_pass(reader, far[1]))
-            await _pass(far[0], writer)  # until the server closes; a client that leaves has it do so
-            to_server.cancel()
-            far[1].close()
-        writer.close()
+        task = asyncio.current_task()
+        self._open.add(task)
+        try:
+            if far := await self._connect():
+                to_server = asyncio.create_task(_pass(reader, far[1]))
+                try:
+                    await _pass(far[0], writer)  # until the server closes; a client that leaves has it do so
+                finally:
+                    to_server.cancel()
+                    far[1].close()
+        finally:
+            writer.close()
+            self._open.discard(task)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         first = next(self._turns)
@@ -64,8 +72,10 @@ def balancer(*targets: int) -> Iterator[Balancer]:
 
     def run() -> None:
         loop.run_until_complete(running.serve(ready, stop))
-        for task in asyncio.all_tasks(loop):
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
             task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

@@ -23,17 +23,18 @@ from tests.servers import ROOT, Service
 
 @dataclass
 class Ledger:
-    """The ledger of a subject (`key:17`, `account:4`) in the present month."""
+    """The ledger of a subject (`key:17`, `account:4`) in a month (`202611`), the present one if none is given."""
 
     store: Any
     account: int
     subject: str
     values: dict[str, int] | None = field(default=None)
+    month: str = ""
 
     @property
     def name(self) -> str:
         """Return its key in the store."""
-        return f"{prefix_of(self.account % SHARDS)}{self.subject}:m:{datetime.now(UTC):%Y%m}"
+        return f"{prefix_of(self.account % SHARDS)}{self.subject}:m:{self.month or f'{datetime.now(UTC):%Y%m}'}"
 
     @property
     def exists(self) -> bool:
@@ -93,6 +94,15 @@ def rows(service: Service, query: str, *arguments: Any) -> list[tuple[Any, ...]]
 def waiting_records(store: Any) -> int:
     """Count the records that no ingester has taken off yet."""
     return sum(store.xlen(records_stream(shard)) for shard in range(SHARDS))
+
+
+def empty(store: Any) -> int:
+    """Empty the store, and return how many records had waited there in that moment."""
+    with store.pipeline(transaction=True) as pipe:
+        for shard in range(SHARDS):
+            pipe.xlen(records_stream(shard))
+        pipe.flushall()
+        return sum(pipe.execute()[:-1])
 
 
 def counted_refusals(store: Any) -> int:

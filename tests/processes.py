@@ -35,6 +35,7 @@ def spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=session,
+            restore_signals=False,  # a file that may not grow is then an error, as on a full disk, and no death
             preexec_fn=end_with_parent,  # noqa: PLW1509  (started from the main thread)
         )
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +37,17 @@ class Redis:
     port: int
     log: Path
     command: list[str]
+    env: Mapping[str, str] | None
     process: subprocess.Popen[bytes]
 
     @property
     def url(self) -> str:
         """Its database 0."""
         return f"redis://127.0.0.1:{self.port}/0"
+
+    def stop(self) -> None:
+        """End it in good order: what it keeps is written."""
+        stop(self.process, signal.SIGTERM)
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -51,7 +56,7 @@ class Redis:
 
     def restart(self) -> None:
         """Start it again on the same port and folder, and wait until it has read what it kept."""
-        self.process = spawn(self.command, self.log)
+        self.process = spawn(self.command, self.log, env=self.env)
         wait_for_port(self.port, self.process, self.log)
         wait_until(self._answers, "Redis to read its data")
 
@@ -89,12 +94,17 @@ class Postgres:
         """End it as it stands, so that it must recover; what was committed durably (synchronous_commit) is kept."""
         stop(self.process, signal.SIGQUIT)
 
+    def children(self) -> list[int]:
+        """List its processes but the first."""
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Keep all its processes from running in the block, with their connections open: as a machine that hangs."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         os.kill(self.process.pid, signal.SIGSTOP)  # first, so that no child comes after the others were stopped
-        stopped = [self.process.pid, *map(int, children.read_text().split())]
+        stopped = [self.process.pid, *self.children()]
         try:
             for pid in stopped[1:]:
                 os.kill(pid, signal.SIGSTOP)
@@ -116,7 +126,11 @@ class Postgres:
 
 @contextmanager
 def redis_server(
-    *, appendonly: bool = False, port: int | None = None, options: tuple[str, ...] = ()
+    *,
+    appendonly: bool = False,
+    port: int | None = None,
+    options: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Redis]:
     """Run a redis-server; with appendonly it keeps its data over `kill` and `restart`, fsynced every second."""
     port = port or free_port()
@@ -125,7 +139,7 @@ def redis_server(
         where = ("--bind", "127.0.0.1", "--port", str(port), "--dir", folder, "--save", "")
         command = [str(_redis_bin() / "redis-server"), *where, *durable, "--maxmemory-policy", "noeviction", *options]
         log = Path(folder, "log")
-        server = Redis(port, log, command, spawn(command, log))
+        server = Redis(port, log, command, env, spawn(command, log, env=env))
         try:
             wait_for_port(port, server.process, log)
             yield server
@@ -233,3 +247,18 @@ def _cluster_agrees(address: str) -> bool:
         [str(_redis_bin() / "redis-cli"), "-p", port, "cluster", "info"], capture_output=True, text=True, check=True
     )
     return "cluster_state:ok" in asked.stdout and "cluster_slots_ok:16384" in asked.stdout
+
+
+def clock(file: Path) -> dict[str, str]:
+    """Return the environment of processes whose wall clock a file moves, by seconds: "+0" at first.
+
+    Linux has no clock of a process's own: a library before the C library's answers instead.
+    """
+    file.write_text("+0")
+    library = _package_folder("libfaketime") / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }

@@ -67,13 +67,6 @@ class Cluster:
         command = [sys.executable, "manage.py", "ingest_usage"]
         self.ingester = spawn(command, self.folder / "ingester.log", env=self.service.env, cwd=ROOT)
 
-    def kill_ingester(self) -> None:
-        """End it as the kernel does when memory is short."""
-        assert self.ingester is not None
-        assert self.ingester.poll() is None, (self.folder / "ingester.log").read_text()
-        self.ingester.kill()
-        self.ingester.wait()
-
     def wait_for_records(self) -> None:
         """Wait until no record is on its way."""
         streams = [records_stream(shard) for shard in range(SHARDS)]
@@ -169,33 +162,14 @@ def test_it_charges_the_bound_of_a_call_whose_worker_was_killed(cluster: Cluster
     wait_until(lambda: len(cluster.service.worker_pids()) == WORKERS, "a new worker")
 
 
-def test_it_neither_loses_nor_doubles_a_record_when_the_ingester_is_killed(cluster: Cluster) -> None:
-    cluster.wait_for_records()
-    cluster.fake.reset()
-    with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(cluster.chat, "busy", f"question {number % 40}") for number in range(240)]
-        for _ in range(3):
-            time.sleep(0.3)
-            cluster.kill_ingester()
-            cluster.start_ingester()
-    assert {answer.result().status for answer in answers} == {200}
-    cluster.wait_for_records()
-    ((records, ids, misses, tokens),) = cluster.rows(
-        "SELECT count(*), count(DISTINCT label), count(*) FILTER (WHERE cache = 'miss'), "
-        "sum(input_tokens + output_tokens) FROM monitoring_requestrecord WHERE key_id = %s",
-        cluster.keys["busy"][1],
-    )
-    billed = cluster.fake.totals()
-    assert (records, ids) == (240, 240)
-    assert misses == billed["calls"] >= 40
-    assert tokens == billed["prompt_tokens"] + billed["completion_tokens"]
-
-
 def test_it_answers_the_same_statistics_on_every_worker_and_after_a_restart(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: cluster.chat("busy", f"question {number % 10}"), range(40)))
+    assert {answer.status for answer in answers} == {200}
     cluster.wait_for_records()
     expected = cluster.stats("idle")
-    assert expected["requests_by_key"] == {"busy": 240}
-    assert expected["cache_hits"] + expected["cache_misses"] == expected["total_requests"] == 240
+    assert expected["requests_by_key"] == {"busy": 40}
+    assert expected["cache_hits"] + expected["cache_misses"] == expected["total_requests"] == 40
     assert all(cluster.stats("idle") == expected for _ in range(4 * WORKERS))
     env = {name: value for name, value in cluster.service.env.items() if name != "PORT"}
     with aiapi_server(env, workers=1, prepare=False) as restarted:
@@ -203,4 +177,4 @@ def test_it_answers_the_same_statistics_on_every_worker_and_after_a_restart(clus
         assert again.stats("idle") == expected
         assert again.chat("idle", "question 1").json()["cached"] is True
         again.wait_for_records()
-        assert again.stats("busy")["requests_by_key"] == {"busy": 240, "idle": 1}
+        assert again.stats("busy")["requests_by_key"] == {"busy": 40, "idle": 1}

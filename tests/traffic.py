@@ -1,4 +1,4 @@
-"""Callers that ask a server at a steady rate, plain and streamed, on kept connections and on new ones."""
+"""Callers that ask a server at a steady rate: plain and streamed, new and old questions, on new and old connections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import select
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,28 +17,45 @@ from tests.streams import data_of
 
 PATH = "/v1/chat/completions"
 PATIENCE = 60.0
+#: Different questions that a caller who repeats himself asks, whose answers are cached.
+REPEATED = 5
+REFUSED = 429
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a caller asks: by which key, for a stream, always anew or again and again, on one connection or many."""
+
+    key: str
+    is_streamed: bool = False
+    is_repeated: bool = False
+    is_kept: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one request; `failure` is empty where all of it was answered. Times are monotonic seconds."""
+    """What came of one request; `failure` names its kind, and is empty for a whole answer and for a limit's refusal.
 
+    `began_at` is in monotonic seconds.
+    """
+
+    label: str
+    question: str
+    manner: Manner
     began_at: float
     seconds: float
+    status: int
     failure: str
-    is_kept: bool
     says_close: bool = False
 
 
 @dataclass
 class Traffic:
-    """Callers of a port; each asks `rate / callers` times a second, every second one for a stream of `streamed`."""
+    """Callers of a port, one for each manner, that together ask `rate` times a second."""
 
     port: int
-    key: str
-    plain: str
-    streamed: str
-    callers: int = 20
+    model: str
+    manners: Sequence[Manner]
     rate: float = 50.0
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -57,7 +75,7 @@ class Traffic:
     def running(self) -> Iterator[Traffic]:
         """Have the callers ask; at the end wait for the answers that are still to come."""
         stop = threading.Event()
-        threads = [threading.Thread(target=self._call, args=(place, stop)) for place in range(self.callers)]
+        threads = [threading.Thread(target=self._call, args=(place, stop)) for place in range(len(self.manners))]
         for thread in threads:
             thread.start()
         try:
@@ -68,37 +86,49 @@ class Traffic:
                 thread.join(PATIENCE)
 
     def _call(self, place: int, stop: threading.Event) -> None:
-        caller = _Caller(self.port, self.key, is_kept=place % 4 < 2, is_streamed=place % 2 == 1)
+        caller = _Caller(self.port, self.model, self.manners[place])
         stop.wait(place / self.rate)
         while not stop.is_set():
-            outcome = caller.ask(self.streamed if place % 2 else self.plain)
+            outcome = caller.ask()
             self.outcomes.append(outcome)
-            stop.wait(max(0.0, outcome.began_at + self.callers / self.rate - time.monotonic()))
+            stop.wait(max(0.0, outcome.began_at + len(self.manners) / self.rate - time.monotonic()))
         caller.close()
 
 
 class _Caller:
-    def __init__(self, port: int, key: str, *, is_kept: bool, is_streamed: bool) -> None:
+    def __init__(self, port: int, model: str, manner: Manner) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-        self._headers = {"X-API-Key": key, "Content-Type": "application/json"}
-        self._is_kept, self._is_streamed = is_kept, is_streamed
+        self._model, self._manner, self._asked = model, manner, 0
 
-    def ask(self, model: str) -> Outcome:
+    def ask(self) -> Outcome:
         """Ask once, on the connection that is there unless the server has closed it, as any client's pool does."""
-        if not self._is_kept or self._is_closed():
+        if not self._manner.is_kept or self._is_closed():
             self._connection.close()
-        body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": self._is_streamed}
-        began, headers, failure = time.monotonic(), http.client.HTTPMessage(), ""
+        label, self._asked = uuid.uuid4().hex, self._asked + 1
+        question = f"{self._manner.key[-8:]}-{self._asked % REPEATED}" if self._manner.is_repeated else label
+        began, status, headers, failure = time.monotonic(), 0, http.client.HTTPMessage(), ""
         try:
-            self._connection.request("POST", PATH, json.dumps(body), self._headers)
+            self._connection.request("POST", PATH, self._body(question), self._headers(label))
             answer = self._connection.getresponse()
-            headers = answer.headers
-            failure = _fault(answer.status, answer.read().decode(), is_streamed=self._is_streamed)
-        except (OSError, http.client.HTTPException) as error:
-            failure = repr(error)
+            status, headers = answer.status, answer.headers
+            failure = _fault(status, answer.read().decode(), is_streamed=self._manner.is_streamed)
+        except TimeoutError:
+            failure = "timed out"
+        except (OSError, http.client.HTTPException):
+            failure = "cut off"
+        if failure in ("timed out", "cut off"):
             self._connection.close()
-        says_close = headers.get("Connection", "").lower() == "close"
-        return Outcome(began, time.monotonic() - began, failure, self._is_kept, says_close)
+        seconds, says_close = time.monotonic() - began, headers.get("Connection", "").lower() == "close"
+        return Outcome(label, question, self._manner, began, seconds, status, failure, says_close)
+
+    def _body(self, question: str) -> str:
+        messages = [{"role": "user", "content": question}]
+        temperature = 0 if self._manner.is_repeated else 1
+        asked = {"model": self._model, "messages": messages, "temperature": temperature}
+        return json.dumps({**asked, "stream": self._manner.is_streamed})
+
+    def _headers(self, label: str) -> dict[str, str]:
+        return {"X-API-Key": self._manner.key, "X-Request-ID": label, "Content-Type": "application/json"}
 
     def _is_closed(self) -> bool:
         connected = self._connection.sock
@@ -110,11 +140,22 @@ class _Caller:
 
 
 def _fault(status: int, text: str, *, is_streamed: bool) -> str:
-    """Return what is wrong with an answer, or nothing."""
+    """Name what is wrong with an answer, or nothing."""
+    if status == REFUSED:
+        return ""
     if status != http.HTTPStatus.OK:
-        return f"{status} {text}"
+        return f"{status} {_code_of(text)}"
     if not is_streamed:
         return "" if "choices" in json.loads(text) else text
     events: list[Any] = data_of(text)
-    is_whole = bool(events) and events[-1] == "[DONE]"
-    return "" if is_whole and not any(isinstance(each, Mapping) and "error" in each for each in events) else text
+    errors = [each["error"]["code"] for each in events if isinstance(each, Mapping) and "error" in each]
+    if errors:
+        return f"200, then {errors[0]}"
+    return "" if events and events[-1] == "[DONE]" else "cut off"
+
+
+def _code_of(text: str) -> str:
+    try:
+        return str(json.loads(text)["error"]["code"])
+    except (ValueError, LookupError, TypeError):
+        return text[:60]

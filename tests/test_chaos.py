@@ -1,0 +1,401 @@
+"""Blow after blow against a platform at work: whatever is killed, emptied or full, its books stay right.
+
+Two servers of two workers run behind a balancer on PostgreSQL and Redis, with an ingester and a watch. Callers ask them
+fifty times a second: plain and streamed, new questions and cached ones, with a budget, a rate and a slot, on kept
+connections and on new ones. In the midst of it comes a blow. Once all is quiet, the log, the rollups, the ledgers, the
+provider's bill and what callers were answered agree, no limit was passed, and nothing failed that may not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from inference.upstream.fake import FakeUpstream
+from tests.balancer import Balancer, balancer
+from tests.books import Books
+from tests.ledgers import empty, waiting_records
+from tests.processes import spawn, stop, wait_until
+from tests.servers import ROOT, Postgres, Redis, Service, aiapi_server, redis_server
+from tests.stores import clock
+from tests.traffic import Manner, Traffic
+
+pytestmark = pytest.mark.timeout(300)  # the first blow starts all servers
+
+WORKERS = 2
+LEASE_SECONDS = 5
+MODEL = "gpt-3.5-turbo"
+ROUNDS = 4 if os.environ.get("FULL") == "1" else 1
+IDLE = 20
+UNBOUND = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+#: Limits of the keys in each blow's account; what is asked exhausts them.
+RATE, SLOTS, BUDGET = 10, 1, 800
+SETUP = f"""
+import json
+from accounts.tests.factories import make_account, make_key, make_tier
+tier = make_tier("short", requests_per_minute=None, max_output_tokens=16)
+limits = {{"free": {{}}, "rated": {{"requests_per_minute_override": {RATE}}},
+          "narrow": {{"concurrent_requests_override": {SLOTS}}}, "budgeted": {{"monthly_token_budget": {BUDGET}}}}}
+made = []
+for _ in range(NUMBER):
+    account = make_account()
+    keys = {{name: make_key(account=account, tier=tier, **fields) for name, fields in limits.items()}}
+    made.append([account.pk, {{name: [issued.key.pk, issued.plain] for name, issued in keys.items()}}])
+print(json.dumps(made))
+"""
+AGREE = ["The rollups agree with the log.", "The ledgers agree with the records."]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """An account with its keys: the id and the text of each, by name."""
+
+    account: int
+    keys: dict[str, tuple[int, str]]
+
+    def manners(self) -> list[Manner]:
+        """List how its callers ask, each on a kept connection and on new ones."""
+        asked = [
+            ("free", False, False),
+            ("free", True, False),
+            ("free", False, True),
+            ("free", True, True),
+            ("free", False, False),
+            ("free", True, False),
+            ("rated", False, False),
+            ("narrow", True, False),
+            ("budgeted", False, False),
+            ("budgeted", True, False),
+        ]
+        return [
+            Manner(self.keys[name][1], is_streamed, is_repeated, is_kept)
+            for is_kept in (True, False)
+            for name, is_streamed, is_repeated in asked
+        ]
+
+
+@dataclass
+class Chaos:
+    """The platform, all that it consists of, and who asks it."""
+
+    env: dict[str, str]
+    postgres: Postgres
+    redis: Redis
+    fake: FakeUpstream
+    clock: Path
+    folder: Path
+    stack: ExitStack
+    front: Balancer
+    casts: list[Cast] = field(default_factory=list)
+    servers: list[Service] = field(default_factory=list)
+    helpers: dict[str, Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Any:
+        """Return a client of Redis."""
+        return redis.Redis.from_url(self.redis.url, socket_timeout=5)
+
+    def start_server(self) -> None:
+        """Start one server more, and put it behind the balancer once it answers."""
+        server = aiapi_server(self.env, workers=WORKERS, prepare=False)
+        self.servers.append(self.stack.enter_context(server))
+        self.front.targets.append(self.servers[-1].port)
+
+    def start_helper(self, name: str) -> None:
+        """Run a management command beside the servers."""
+        command = [sys.executable, "manage.py", name]
+        self.helpers[name] = spawn(command, self.folder / f"{name}.log", env=self.servers[0].env, cwd=ROOT)
+
+    def reasons(self) -> str:
+        """Ask a server what is wrong with the limits, in its own words."""
+        told = self.servers[0].request("GET", "/health").json()
+        return str(told.get("reasons", {}).get("limits", ""))
+
+    def now(self) -> datetime:
+        """Return the time by Redis's clock."""
+        return datetime.fromtimestamp(self.store.time()[0], UTC)
+
+
+@dataclass(frozen=True)
+class Blow:
+    """What is done to the platform, and what may come of it: kinds of failures, and how many at most."""
+
+    name: str
+    strike: Callable[[Chaos, Traffic], int | None]
+    may_fail: frozenset[str] = frozenset()
+    at_most: int = 0
+    #: How often a rate or a slot may be used, where processes keep it by themselves or it begins anew.
+    times_limits: int = 1
+
+
+def kill_workers(chaos: Chaos, _: Traffic) -> None:
+    """Kill all web workers of a server; gunicorn starts others."""
+    server = chaos.servers[0]
+    killed = server.worker_pids()
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len({*server.worker_pids()} - {*killed}) == WORKERS, "new workers")
+
+
+def kill_helpers(chaos: Chaos, traffic: Traffic) -> None:
+    """Kill the ingester and the watch, and start others a second later."""
+    for helper in chaos.helpers.values():
+        helper.kill()
+        helper.wait()
+    traffic.wait_for(50)
+    for name in chaos.helpers:
+        chaos.start_helper(name)
+
+
+def kill_master(chaos: Chaos, _: Traffic) -> None:
+    """Kill gunicorn's master, whose workers then end by themselves, and start another server."""
+    server = chaos.servers.pop(0)
+    workers = server.worker_pids()
+    server.process.kill()
+    server.process.wait()
+    wait_until(lambda: not any(is_running(pid) for pid in workers), "its workers to end")
+    chaos.front.targets.remove(server.port)
+    chaos.start_server()
+
+
+def is_running(pid: int) -> bool:
+    """Look whether a process runs: one that has ended may wait for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def restart_redis(chaos: Chaos, traffic: Traffic) -> None:
+    """Stop Redis, and start it again two seconds later."""
+    chaos.redis.stop()
+    traffic.wait_for(100)
+    chaos.redis.restart()
+
+
+def empty_redis(chaos: Chaos, _: Traffic) -> int:
+    """Empty Redis while records wait there; return how many."""
+    chaos.helpers["ingest_usage"].kill()
+    chaos.helpers["ingest_usage"].wait()
+    wait_until(lambda: waiting_records(chaos.store) > 20, "records to wait")
+    lost = empty(chaos.store)
+    chaos.start_helper("ingest_usage")
+    return lost
+
+
+def fill_redis(chaos: Chaos, traffic: Traffic) -> None:
+    """Have Redis refuse to write since its memory is full, for two seconds."""
+    chaos.store.config_set("maxmemory", 1)
+    traffic.wait_for(100)
+    chaos.store.config_set("maxmemory", 0)
+
+
+def fill_disk_of_redis(chaos: Chaos, traffic: Traffic) -> None:
+    """Have Redis's append-only file refuse to grow, for two seconds."""
+    keep_files_small(chaos.redis.process.pid)
+    traffic.wait_for(100)
+    wait_until(lambda: "it can't write to its disk" in chaos.reasons(), "/health to tell", 10)
+    resource.prlimit(chaos.redis.process.pid, resource.RLIMIT_FSIZE, UNBOUND)
+
+
+def fill_disk_of_postgres(chaos: Chaos, traffic: Traffic) -> None:
+    """Have PostgreSQL's files refuse to grow, its log of changes first; start it again two seconds later."""
+    keep_files_small(chaos.postgres.process.pid, *chaos.postgres.children())
+    traffic.wait_for(100)
+    chaos.postgres.crash()
+    chaos.postgres.restart()
+
+
+def keep_files_small(*pids: int) -> None:
+    """Let processes write to no file beyond its first byte: to them it is as a full disk."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+
+
+def restart_postgres(chaos: Chaos, traffic: Traffic) -> None:
+    """Crash PostgreSQL, and start it again two seconds later."""
+    chaos.postgres.crash()
+    traffic.wait_for(100)
+    chaos.postgres.restart()
+
+
+def reload(chaos: Chaos, traffic: Traffic) -> None:
+    """Replace a server's workers; nobody waits for the new ones to load."""
+    server = chaos.servers[0]
+    old, idle, told_at = set(server.worker_pids()), open_idle(server), time.monotonic()
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: not old & set(server.worker_pids()), "the old workers to end", 120)
+    took = time.monotonic() - told_at
+    meanwhile = [each.seconds for each in traffic.outcomes if each.began_at > told_at]
+    assert max(meanwhile) < took / 2, "nobody waits for a new worker to load"
+    assert len(server.worker_pids()) == WORKERS
+    assert last_words(idle) == {b""}, "idle connections are closed, and nothing is written"
+
+
+def roll(chaos: Chaos, traffic: Traffic) -> None:
+    """Stop each server, as an orchestrator does: nobody tells the balancer before; then start another."""
+    for _ in range(2):
+        leaving = chaos.servers.pop(0)
+        idle, told_at = open_idle(leaving), time.monotonic()
+        leaving.process.send_signal(signal.SIGTERM)
+        assert last_words(idle) == {b""}, "idle connections are closed, and nothing is written"
+        leaving.process.wait(20)
+        assert any(each.says_close for each in traffic.outcomes if each.manner.is_kept and each.began_at > told_at)
+        chaos.front.targets.remove(leaving.port)
+        chaos.start_server()
+
+
+def several(chaos: Chaos, traffic: Traffic) -> None:
+    """Strike several blows, in any order and at any time."""
+    blows = [kill_workers, kill_helpers, restart_postgres]
+    for strike in random.sample(blows, len(blows)):
+        traffic.wait_for(random.randint(1, 50))
+        strike(chaos, traffic)
+
+
+def open_idle(server: Service) -> list[socket.socket]:
+    """Open connections to a server that wait: some were answered once, and some never used."""
+    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(2 * IDLE)]
+    for connection in connections[:IDLE]:
+        connection.sendall(LIVE)
+        answer = b""
+        while not answer.endswith(b"}") and (piece := connection.recv(65_536)):
+            answer += piece
+        assert b"200 OK" in answer
+    return connections
+
+
+def last_words(connections: list[socket.socket]) -> set[bytes]:
+    """Read each to its end."""
+    words = {connection.recv(65_536) for connection in connections}
+    for connection in connections:
+        connection.close()
+    return words
+
+
+def pass_month(chaos: Chaos, traffic: Traffic) -> None:
+    """Move the clock of all processes to three seconds before the end of the month, and wait for the next."""
+    now = chaos.now()
+    border = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+    chaos.clock.write_text(f"+{(border - timedelta(seconds=3) - datetime.now(UTC)).total_seconds():.0f}")
+    wait_until(lambda: chaos.now() >= border, "the next month", 30)
+    traffic.wait_for(100)
+
+
+CUT_OFF = frozenset({"cut off"})
+AWAY = frozenset({"503 dependency_unavailable"})
+BLOWS = [
+    Blow("reload", reload),
+    Blow("rolling restart", roll),
+    Blow("kill -9 of web workers", kill_workers, CUT_OFF, 40),
+    Blow("kill -9 of ingester and watch", kill_helpers),
+    Blow("kill -9 of a master", kill_master, CUT_OFF, 40),
+    Blow("Redis stopped and started", restart_redis, AWAY, 100, 2 * 2 * WORKERS),
+    Blow("Redis emptied", empty_redis, times_limits=2),
+    Blow("Redis's memory full", fill_redis, AWAY, 200),
+    Blow("Redis's disk full", fill_disk_of_redis, AWAY, 200),
+    Blow("PostgreSQL crashed and started", restart_postgres, AWAY, 200),
+    Blow("PostgreSQL's disk full", fill_disk_of_postgres, AWAY, 200),
+    Blow("several of these", several, CUT_OFF | AWAY, 300),
+    Blow("a month's border", pass_month, times_limits=2),
+]
+
+
+@pytest.fixture(scope="module")
+def chaos(
+    prepared: Callable[[], dict[str, str]],
+    fake: FakeUpstream,
+    postgres: Postgres,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Chaos]:
+    """Run it all, by a clock that can be moved."""
+    fake.reset()
+    folder = tmp_path_factory.mktemp("chaos")
+    with ExitStack() as stack:
+        moved = clock(folder / "clock")
+        store = stack.enter_context(redis_server(appendonly=True, env={**os.environ, **moved}))
+        stores = {"REDIS_URL": store.url, "LIMITS_LEASE_SECONDS": str(LEASE_SECONDS)}
+        env = {**prepared(), **stores, **moved}
+        commit_durably(env["DATABASE_URL"])
+        front = stack.enter_context(balancer())
+        running = Chaos(env, postgres, store, fake, folder / "clock", folder, stack, front)
+        for _ in range(2):
+            running.start_server()
+        script = SETUP.replace("NUMBER", str(ROUNDS * len(BLOWS)))
+        made = json.loads(running.servers[0].manage("shell", "-c", script).splitlines()[-1])
+        running.casts = [Cast(account, keys) for account, keys in made]
+        for name in ("ingest_usage", "watch"):
+            running.start_helper(name)
+        yield running
+        for helper in running.helpers.values():
+            stop(helper, signal.SIGTERM)
+    fake.reset()
+
+
+def commit_durably(url: str) -> None:
+    """Have a database survive a crash of its server, as each does outside of tests."""
+    name = psycopg.sql.Identifier(url.rpartition("/")[2])
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(psycopg.sql.SQL("ALTER DATABASE {} SET synchronous_commit TO on").format(name))
+
+
+@pytest.mark.parametrize("blow", BLOWS * ROUNDS, ids=lambda blow: blow.name)
+def test_it_keeps_its_books(
+    chaos: Chaos, blow: Blow, scale: Callable[[int, int], int], record_property: Callable[[str, object], None]
+) -> None:
+    cast = chaos.casts.pop()
+    chaos.fake.reset()
+    chaos.fake.set(latency_ms=150, chunk_interval_ms=20)
+    traffic = Traffic(chaos.front.port, MODEL, cast.manners())
+    keys = {name: key for name, (key, _) in cast.keys.items()}
+    names = {plain: name for name, (_, plain) in cast.keys.items()}
+    books = Books(chaos.servers[0], chaos.store, chaos.fake, cast.account, keys, traffic.outcomes)
+    with books.watched("budgeted"), traffic.running():
+        traffic.wait_for(50)
+        lost = blow.strike(chaos, traffic) or 0
+        traffic.wait_for(scale(75, 500))
+    wrong: list[str] = []
+
+    def is_right() -> bool:
+        wrong[:] = books.wrong(lost=lost)
+        return not wrong
+
+    try:
+        wait_until(is_right, "the books", LEASE_SECONDS + 25)
+    except AssertionError as error:
+        raise AssertionError("\n".join(wrong)) from error
+    failed = Counter(f"{each.failure} ({names[each.manner.key]})" for each in traffic.failures())
+    told = f"{blow.name}: {len(traffic.outcomes)} requests, {sum(failed.values())} failed {dict(failed)}, "
+    told += f"{sum(each.status == 429 for each in traffic.outcomes)} refused, {dict(books.by_source())}, {lost} lost"
+    record_property("told", told + f", slowest {max(each.seconds for each in traffic.outcomes):.1f}")
+    assert {each.failure for each in traffic.failures()} <= blow.may_fail, traffic.failures()
+    assert sum(failed.values()) <= blow.at_most
+    assert books.most_in_a_minute("rated") <= RATE * blow.times_limits
+    assert books.most_at_once(cast.keys["narrow"][1]) <= SLOTS * blow.times_limits
+    assert books.peaks["budgeted"] <= BUDGET
+    assert len(books.months()) == (2 if blow.strike is pass_month else 1)
+
+
+def test_it_passes_the_nightly_check(chaos: Chaos) -> None:
+    assert chaos.servers[0].manage("check_rollups").splitlines() == AGREE
