@@ -34,16 +34,20 @@ class Balancer:
         task = asyncio.current_task()
         self._open.add(task)
         try:
-            if far := await self._connect():
-                to_server = asyncio.create_task(_pass(reader, far[1]))
-                try:
-                    await _pass(far[0], writer)  # until the server closes; a client that leaves has it do so
-                finally:
-                    to_server.cancel()
-                    far[1].close()
+            with suppress(asyncio.CancelledError):  # as all are when the balancer ends
+                await self._carry(reader, writer)
         finally:
             writer.close()
             self._open.discard(task)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if far := await self._connect():
+            to_server = asyncio.create_task(_pass(reader, far[1]))
+            try:
+                await _pass(far[0], writer)  # until the server closes; a client that leaves has it do so
+            finally:
+                to_server.cancel()
+                far[1].close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         first = next(self._turns)
@@ -75,7 +79,8 @@ def balancer(*targets: int) -> Iterator[Balancer]:
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

@@ -94,17 +94,12 @@ class Postgres:
         """End it as it stands, so that it must recover; what was committed durably (synchronous_commit) is kept."""
         stop(self.process, signal.SIGQUIT)
 
-    def children(self) -> list[int]:
-        """List its processes but the first."""
-        return [
-            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        ]
-
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Keep all its processes from running in the block, with their connections open: as a machine that hangs."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         os.kill(self.process.pid, signal.SIGSTOP)  # first, so that no child comes after the others were stopped
-        stopped = [self.process.pid, *self.children()]
+        stopped = [self.process.pid, *map(int, children.read_text().split())]
         try:
             for pid in stopped[1:]:
                 os.kill(pid, signal.SIGSTOP)

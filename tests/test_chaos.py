@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -212,25 +212,10 @@ def fill_redis(chaos: Chaos, traffic: Traffic) -> None:
 
 def fill_disk_of_redis(chaos: Chaos, traffic: Traffic) -> None:
     """Have Redis's append-only file refuse to grow, for two seconds."""
-    keep_files_small(chaos.redis.process.pid)
+    resource.prlimit(chaos.redis.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
     traffic.wait_for(100)
     wait_until(lambda: "it can't write to its disk" in chaos.reasons(), "/health to tell", 10)
     resource.prlimit(chaos.redis.process.pid, resource.RLIMIT_FSIZE, UNBOUND)
-
-
-def fill_disk_of_postgres(chaos: Chaos, traffic: Traffic) -> None:
-    """Have PostgreSQL's files refuse to grow, its log of changes first; start it again two seconds later."""
-    keep_files_small(chaos.postgres.process.pid, *chaos.postgres.children())
-    traffic.wait_for(100)
-    chaos.postgres.crash()
-    chaos.postgres.restart()
-
-
-def keep_files_small(*pids: int) -> None:
-    """Let processes write to no file beyond its first byte: to them it is as a full disk."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
 
 
 def restart_postgres(chaos: Chaos, traffic: Traffic) -> None:
@@ -316,7 +301,6 @@ BLOWS = [
     Blow("Redis's memory full", fill_redis, AWAY, 200),
     Blow("Redis's disk full", fill_disk_of_redis, AWAY, 200),
     Blow("PostgreSQL crashed and started", restart_postgres, AWAY, 200),
-    Blow("PostgreSQL's disk full", fill_disk_of_postgres, AWAY, 200),
     Blow("several of these", several, CUT_OFF | AWAY, 300),
     Blow("a month's border", pass_month, times_limits=2),
 ]
