@@ -300,8 +300,8 @@ BLOWS = [
     Blow("Redis emptied", empty_redis, times_limits=2),
     Blow("Redis's memory full", fill_redis, AWAY, 200),
     Blow("Redis's disk full", fill_disk_of_redis, AWAY, 200),
-    Blow("PostgreSQL crashed and started", restart_postgres, AWAY, 200),
-    Blow("several of these", several, CUT_OFF | AWAY, 300),
+    Blow("PostgreSQL crashed and started", restart_postgres, AWAY, 300),
+    Blow("several of these", several, CUT_OFF | AWAY, 400),
     Blow("a month's border", pass_month, times_limits=2),
 ]
 
