@@ -28,6 +28,8 @@ POSTGRES_FOLDER = "pginstall"
 #: Cluster nodes talk on their port + 10000: both stay below 32768, where Linux takes ports for outgoing connections.
 CLUSTER_PORTS = range(12000, 22000)
 MASTERS = 3
+#: PostgreSQL refuses to run as root.
+_POSTGRES_USER = "nobody" if os.geteuid() == 0 else None
 
 
 @dataclass
@@ -97,9 +99,8 @@ class Postgres:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Keep all its processes from running in the block, with their connections open: as a machine that hangs."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         os.kill(self.process.pid, signal.SIGSTOP)  # first, so that no child comes after the others were stopped
-        stopped = [self.process.pid, *map(int, children.read_text().split())]
+        stopped = [self.process.pid, *self._children()]
         try:
             for pid in stopped[1:]:
                 os.kill(pid, signal.SIGSTOP)
@@ -107,6 +108,16 @@ class Postgres:
         finally:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
+
+    def fill_disk(self) -> None:
+        """Let none of its files grow until it is started again: to it that is a full disk."""
+        for pid in (self.process.pid, *self._children()):  # as its own user: not every root may limit others
+            command = ["prlimit", f"--pid={pid}", "--fsize=1:unlimited"]
+            subprocess.run(command, user=_POSTGRES_USER, cwd="/", check=False, capture_output=True)
+
+    def _children(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
 
     def restart(self) -> None:
         """Start it again on the same port and data, and wait until it accepts connections."""
@@ -158,8 +169,8 @@ def redis_cluster() -> Iterator[list[Redis]]:
 
 @contextmanager
 def postgres_server() -> Iterator[Postgres]:
-    """Run a PostgreSQL server without fsync; it refuses to run as root, so it runs as `nobody` then."""
-    user = "nobody" if os.geteuid() == 0 else None
+    """Run a PostgreSQL server without fsync, as `nobody` where this process is root."""
+    user = _POSTGRES_USER
     with tempfile.TemporaryDirectory(prefix="aiapi-postgres-") as folder:
         home, port = Path(folder), free_port()
         binaries = _postgres_bin(home, user)

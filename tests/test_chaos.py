@@ -218,6 +218,14 @@ def fill_disk_of_redis(chaos: Chaos, traffic: Traffic) -> None:
     resource.prlimit(chaos.redis.process.pid, resource.RLIMIT_FSIZE, UNBOUND)
 
 
+def fill_disk_of_postgres(chaos: Chaos, traffic: Traffic) -> None:
+    """Have PostgreSQL's files refuse to grow, its write-ahead log too, which ends it; start it two seconds later."""
+    chaos.postgres.fill_disk()
+    traffic.wait_for(100)
+    chaos.postgres.crash()
+    chaos.postgres.restart()
+
+
 def restart_postgres(chaos: Chaos, traffic: Traffic) -> None:
     """Crash PostgreSQL, and start it again two seconds later."""
     chaos.postgres.crash()
@@ -301,6 +309,7 @@ BLOWS = [
     Blow("Redis's memory full", fill_redis, AWAY, 200),
     Blow("Redis's disk full", fill_disk_of_redis, AWAY, 200),
     Blow("PostgreSQL crashed and started", restart_postgres, AWAY, 300),
+    Blow("PostgreSQL's disk full", fill_disk_of_postgres, AWAY, 300),
     Blow("several of these", several, CUT_OFF | AWAY, 400),
     Blow("a month's border", pass_month, times_limits=2),
 ]
