@@ -8,46 +8,23 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis as redis_client
 from django.conf import settings
-from django.core.cache import caches
 
 from tests.stores import Postgres, Redis, postgres_server, redis_server
 
-#: Files whose tests need no store of the settings, or bring each kind of their own: one round of them proves all.
-SELF_CONTAINED = (
-    "test_admin_styles.py",
-    "test_azure.py",
-    "test_checks.py",
-    "test_chunked.py",
-    "test_connecting.py",
-    "test_connections.py",
-    "test_delegation.py",
-    "test_env.py",
-    "test_events.py",
-    "test_fake_upstream.py",
-    "test_fake_upstream_faults.py",
-    "test_flight.py",
-    "test_gates.py",
-    "test_ingester_cluster.py",
-    "test_keys.py",
-    "test_limits_*.py",
-    "test_local_model.py",
-    "test_metrics_folder.py",
-    "test_openai_checks.py",
-    "test_openai_parameters.py",
-    "test_outlet.py",
-    "test_parsers.py",
-    "test_ports.py",
-    "test_prompts.py",
-    "test_rollup_histograms.py",
-    "test_serializers.py",
-    "test_settings.py",
-    "test_static_files.py",
-    "test_surfaces.py",
-    "test_tokens.py",
-    "test_trace.py",
-    "test_transport.py",
-    "test_validators.py",
-    "test_webhook.py",
+#: Files whose tests touch SQL of our own, which PostgreSQL and SQLite may take differently: they run on both.
+OWN_SQL = (
+    "aiapi/tests/test_connections.py",
+    "aiapi/tests/test_sqlite.py",
+    "monitoring/tests/test_bulk.py",
+    "monitoring/tests/test_dashboard.py",
+    "monitoring/tests/test_ingester.py",
+    "monitoring/tests/test_ledger.py",
+    "monitoring/tests/test_ledger_months.py",
+    "monitoring/tests/test_pruning.py",
+    "monitoring/tests/test_recorder.py",
+    "monitoring/tests/test_rollup_rebuild.py",
+    "monitoring/tests/test_rollup_selectors.py",
+    "monitoring/tests/test_rollups.py",
 )
 #: Files that hold what they start to seconds which a machine that is busy does not keep.
 TIMED = (
@@ -120,8 +97,6 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
 
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
-    for alias in () if settings.CACHE_URL else settings.CACHES:
-        caches[alias].clear()
     known = (directory, catalog, addresses, breakers, guard, llm_health, leases, recent_report, recent_readiness)
     for forget in (reset_limits, database_outage.over, *(each.forget for each in known)):
         forget()
@@ -129,16 +104,15 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[Redis]:
-    """Run a real Redis server of this session's own, which a test may crash and restart."""
+    """Run a Valkey of this session's own, which a test may crash and restart."""
     with redis_server() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def redis_url(request: pytest.FixtureRequest) -> str:
-    """Return the URL of a real Redis: the one that the settings use where they use one, else a server of our own."""
-    url: str = os.environ.get("REDIS_URL") or request.getfixturevalue("redis").url
-    return url
+def redis_url() -> str:
+    """Return the URL of the Valkey that the settings use, in a database of this process's own."""
+    return os.environ["REDIS_URL"]
 
 
 @pytest.fixture(scope="session")
@@ -156,10 +130,10 @@ def scale() -> Callable[[int, int], int]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what need not run again on other stores, and what is held to seconds; put the longest first."""
+    """Mark what runs on SQLite too, and what is held to seconds; put the longest first."""
     for item in items:
-        if any(item.path.match(pattern) for pattern in SELF_CONTAINED):
-            item.add_marker(pytest.mark.self_contained)
+        if _file_of(item) in OWN_SQL:
+            item.add_marker(pytest.mark.own_sql)
         if _file_of(item) in TIMED:
             item.add_marker(pytest.mark.timed)
     places = {file: place for place, file in enumerate(LONGEST)}

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.management.base import CommandError
 from django.db import Error as DatabaseError
 
 #: Of random texts of this length, none has fewer different characters; one letter repeated does.
@@ -49,15 +50,7 @@ def check_demo_keys(databases: Any = None, **options: Any) -> list[CheckMessage]
     return [Error("The database holds demo keys.", hint=hint, id="accounts.E003")] if found else []
 
 
-@register()
-def check_worker_count(**options: Any) -> list[CheckMessage]:
-    """Refuse several workers without Redis: each would keep limits of its own (accounts.E004)."""
-    if settings.WEB_CONCURRENCY > 1 and not settings.REDIS_URL:
-        return [
-            Error(
-                f"WEB_CONCURRENCY is {settings.WEB_CONCURRENCY}, but limits in the process serve one worker only.",
-                hint="Set REDIS_URL, or WEB_CONCURRENCY=1.",
-                id="accounts.E004",
-            )
-        ]
-    return []
+def require_state_store() -> None:
+    """Raise CommandError without REDIS_URL: limits, and records on their way, are kept there."""
+    if not settings.REDIS_URL:
+        raise CommandError("REDIS_URL is not set. Name a Redis or Valkey, or start by bin/run, which brings its own.")

@@ -91,18 +91,14 @@ class Explanation:
         return {"admitted": self.admitted, **asdict(self)}
 
 
-def explain_key(key: ApiKey, *, address: str | None = None, beside_the_limits: bool = True) -> Explanation:
-    """Explain a key whose account and tier are loaded, as if it called from the address (None: from an allowed one).
-
-    `beside_the_limits` says whether this process sees the limits that the web server holds: where they live in the
-    server's process, another one knows the monthly amounts alone, from the records.
-    """
+def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
+    """Explain a key whose account and tier are loaded, as if it called from the address (None: from an allowed one)."""
     now = timezone.now()
     identity = identity_of(key, now)
-    standing = limits_standing(identity.every_limit, live=beside_the_limits)
+    standing = limits_standing(identity.every_limit)
     limits = [_explained(key, state, now) for state in standing.states]
     reasons = [*_state_reasons(key, now), *_address_reasons(identity, address), *_limit_reasons(limits)]
-    if standing.source == RECORDS and beside_the_limits and identity.limits.has_budget:
+    if standing.source == RECORDS and identity.limits.has_budget:
         text = "The store of the limits is away: calls under a monthly budget wait for it."
         reasons.append(Reason(503, "dependency_unavailable", text))
     return Explanation(
@@ -121,7 +117,7 @@ def explain_key(key: ApiKey, *, address: str | None = None, beside_the_limits: b
         notes=[
             *_model_notes(limits),
             *_price_notes(identity),
-            *_notes(key, standing, address, beside_the_limits=beside_the_limits),
+            *_notes(key, standing, address),
         ],
     )
 
@@ -211,11 +207,9 @@ def _models(identity: Identity) -> list[str] | None:
     return sorted(name for name in identity.tier_models | identity.key_models if identity.may_use_model(name))
 
 
-def _notes(key: ApiKey, standing: Standing, address: str | None, *, beside_the_limits: bool) -> list[str]:
+def _notes(key: ApiKey, standing: Standing, address: str | None) -> list[str]:
     notes = []
-    if not beside_the_limits:
-        notes.append("Rates and slots are known to the server's process alone: the admin's page of the key shows them.")
-    elif standing.source != LIVE:
+    if standing.source != LIVE:
         notes.append("The store of the limits is away: what is used of rates and slots is not known.")
     if key.allowed_ips and address is None:
         notes.append("The key is restricted to addresses: ask with one to see whether it is allowed.")

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Leases:
-    """The leases that this process holds: tokens by name. Without REDIS_URL no other process has any."""
+    """The leases that this process holds: tokens by name."""
 
     def __init__(self) -> None:
         self._held: dict[str, str] = {}
@@ -52,8 +52,6 @@ class Leases:
 
     def take(self, name: str, token: str) -> bool:
         """Take a lease; False while another holds it."""
-        if not settings.REDIS_URL:
-            return self._held.setdefault(name, token) == token
         if not self._ask(lambda wire: wire.call(_TAKE, _place(name), (token, LEASE_MS))):
             return False
         self._held[name] = token
@@ -64,8 +62,7 @@ class Leases:
         """Release a lease, unless another holds it by now."""
         if self._held.get(name) == token:
             del self._held[name]
-        if settings.REDIS_URL:
-            self._ask(lambda wire: wire.call(_RELEASE, _place(name), (token,)))
+        self._ask(lambda wire: wire.call(_RELEASE, _place(name), (token,)))
 
     def forget(self) -> None:
         """Hold nothing any more: what the store has of it expires."""

@@ -283,15 +283,3 @@ class IdempotentAnswer(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-
-class OpenReservation(models.Model):
-    """A call in flight in the embedded mode: what a crash leaves of it becomes a charge of its bound."""
-
-    operation = models.CharField(max_length=64, primary_key=True)
-    account_id = models.BigIntegerField()
-    record = models.JSONField(help_text="The usage record to write if the process dies.")
-    opened_at = models.DateTimeField(default=timezone.now)
-
-    def __str__(self) -> str:
-        return self.operation

@@ -14,8 +14,7 @@ from accounts.exceptions import (
     RateLimited,
     TokensLimited,
 )
-from accounts.limits.contract import MINUTE, SECOND, Admission, LimitName, Refusal, Subject, Window
-from accounts.limits.memory_subject import LEAVES
+from accounts.limits.contract import LEAVES, MINUTE, SECOND, Admission, LimitName, Refusal, Subject, Window
 
 #: Windows of the limits by unit, in seconds. Tokens are counted by whole seconds, which leave one later: never early.
 WINDOWS = {"requests": MINUTE // SECOND, "tokens": LEAVES}

@@ -9,7 +9,7 @@ from typing import Any
 from accounts.limits import get_limits, settled_in_database
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, LimitName, Scope, Subject, Unavailable, Window
-from accounts.limits.memory import wall_clock
+from accounts.limits.local import wall_clock
 from accounts.limits.months import month_end, month_of
 from accounts.refusals import describe_owner, dollars, epoch_seconds
 
@@ -45,13 +45,8 @@ class Used:
     tokens_window: Window | None = None
 
 
-def limits_standing(scope: Scope, *, live: bool = True) -> Standing:
-    """Tell where every limit of a scope's subjects stands, by the records alone if not `live`.
-
-    Raises what the database raises, where it is needed.
-    """
-    if not live:
-        return _from_records(scope)
+def limits_standing(scope: Scope) -> Standing:
+    """Tell where every limit of a scope's subjects stands; raises what the database raises, where it is needed."""
     try:
         return _from_limits(scope)
     except Unavailable:

@@ -73,6 +73,15 @@ def check_alert_emails(**options: Any) -> list[CheckMessage]:
     return [Warning("ALERT_EMAILS is set, but EMAIL_URL is not: no e-mail is sent.", hint=hint, id="aiapi.W002")]
 
 
+@register(deploy=True)
+def check_cache_url(**options: Any) -> list[CheckMessage]:
+    """Report several workers without a cache that they share (aiapi.W003)."""
+    if settings.WEB_CONCURRENCY == 1 or settings.CACHE_URL:
+        return []
+    hint = "Set it to a Redis or Valkey with maxmemory-policy allkeys-lru."
+    return [Warning("CACHE_URL is not set: each worker caches a few answers of its own.", hint=hint, id="aiapi.W003")]
+
+
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What is wrong with an installation, a line each: what stops a start, and what doesn't."""

@@ -49,9 +49,7 @@ ALLOW_PLAIN_KEYS = not IS_PRODUCTION  # demo keys such as dev_key_123 exist in d
 # Where it listens, and who may talk to it
 HOST = ENV.text("HOST", "127.0.0.1", help="address to listen on; 0.0.0.0 in the image")
 PORT = ENV.integer("PORT", 8000, minimum=1, maximum=65535, help="port to listen on")
-WEB_CONCURRENCY = ENV.integer(
-    "WEB_CONCURRENCY", 1, minimum=1, maximum=256, help="worker processes; more need REDIS_URL"
-)
+WEB_CONCURRENCY = ENV.integer("WEB_CONCURRENCY", 1, minimum=1, maximum=256, help="worker processes")
 GRACEFUL_TIMEOUT = ENV.integer(
     "GRACEFUL_TIMEOUT", 30, minimum=1, maximum=3600, help="seconds that open requests get to end at shutdown"
 )
@@ -82,25 +80,17 @@ DATABASE_POOL_SIZE = ENV.integer(
 )
 REDIS_URL = ENV.url(
     "REDIS_URL",
-    ("redis", "rediss", "redis+cluster", "rediss+cluster"),
+    ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"),
     secret=True,
-    help="Redis for limits and records (not evicting); without it they are kept in the one process",
+    help="Redis or Valkey for limits and records (not evicting); bin/run starts its own where there is none",
 )
 CACHE_URL = ENV.url(
     "CACHE_URL",
-    ("redis", "rediss"),
-    "" if "+cluster" in REDIS_URL else REDIS_URL,
+    ("redis", "rediss", "unix"),
     secret=True,
-    help="Redis for cached answers, never a cluster; default: REDIS_URL, or the process's memory",
+    help="Redis or Valkey for cached answers (allkeys-lru), never a cluster; default: a few in each process's memory",
 )
 CACHE_TTL = ENV.integer("CACHE_TTL", 3600, minimum=1, help="seconds for which an answer is kept in the cache")
-CACHE_BYTES = ENV.integer(
-    "CACHE_BYTES",
-    67_108_864,
-    minimum=0,
-    maximum=2**40,
-    help="bytes of answers in the cache at most, unless its Redis evicts by itself (allkeys-lru)",
-)
 CACHE_ANSWER_BYTES = ENV.integer(
     "CACHE_ANSWER_BYTES", 1_048_576, minimum=0, maximum=2**31 - 1, help="longest answer that is cached"
 )
@@ -308,7 +298,9 @@ TEMPLATES: list[dict[str, Any]] = [
 
 DATABASES = {"default": database_settings(DATABASE_URL, pool_size=DATABASE_POOL_SIZE)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-CACHES = cache_settings(CACHE_URL, ttl=CACHE_TTL, timeout=REDIS_TIMEOUT)
+CACHES = cache_settings(
+    CACHE_URL, ttl=CACHE_TTL, timeout=REDIS_TIMEOUT, attempts_url="" if "+cluster" in REDIS_URL else REDIS_URL
+)
 ANSWER_CACHE = "answers"
 # Failed attempts are counted in an alias that ignores exceptions: a counter that is away must not be a 500.
 RATELIMIT_USE_CACHE = "attempts"

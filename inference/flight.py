@@ -4,7 +4,7 @@ The first request of a process for a cache key leads there; the others wait for 
 one that holds a lease in the state store (LEASE_MS, renewed while it works); the leaders of other processes look for
 its answer in the cache, and for its failure beside the lease. If it dies, the lease runs out and the next that looks
 takes over, within a second. A leader that lost its lease finishes and is billed, but doesn't store its answer. Without
-Redis, or while it is away, each process is on its own.
+a cache that all share, or while the state store is away, each process is on its own.
 
 Nobody waits longer than his own call may take: whose time is up gets a 504, and makes no call.
 """
@@ -150,8 +150,8 @@ class Flights:
         flight.end(answer, error, failed_at)
 
     def may_store(self, flight: Flight) -> bool:
-        """Say whether the leader still leads: without a store it always does."""
-        return flight.has_lease or not settings.REDIS_URL
+        """Say whether the leader still leads: in a cache of this process it always does."""
+        return flight.has_lease or not settings.CACHE_URL
 
     def is_awaited(self, key: str, flight: Flight) -> bool:
         """Say whether others wait for a flight, in this process or in another."""
@@ -194,7 +194,7 @@ class Flights:
 
         Who found nothing in the cache may come when the flight that filled it is over, and has to look again.
         """
-        if not settings.REDIS_URL:
+        if not settings.CACHE_URL:
             return look_up(key) or flight
         while (asked := self._leases.take(key, flight.token, waited_ms=wait.waited_ms)) and not asked.is_granted:
             if asked.error is not None:

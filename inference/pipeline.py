@@ -219,7 +219,7 @@ def share_answer(progress: Progress, answer: cache.CachedAnswer, as_body: Callab
         may_store = progress.flight is None or flights.may_store(progress.flight)
         if may_store and progress.call.surface.is_finished(as_body()):
             with progress.caller.trace.stage("cache"):
-                cache.store(progress.cache_key, answer, account_id=progress.caller.identity.account_id)
+                cache.store(progress.cache_key, answer)
         leave_flight(progress, answer=answer)
 
 

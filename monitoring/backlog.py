@@ -24,12 +24,7 @@ class Backlog:
 
 
 def ingest_backlog() -> Backlog:
-    """Ask all streams in one round trip; without Redis records are written directly, and none waits.
-
-    Raises redis.RedisError when the store is away.
-    """
-    if not settings.REDIS_URL:
-        return Backlog()
+    """Ask all streams in one round trip; raises redis.RedisError when the store is away."""
     pipeline = _client(settings.REDIS_URL).pipeline(transaction=False)
     for shard in range(SHARDS):
         pipeline.xlen(records_stream(shard))

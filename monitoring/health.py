@@ -126,8 +126,7 @@ class Remembered(Generic[T]):
 def database_health() -> Health:
     """Read from the database and write to it; when it does not answer, other checks don't wait for it once more.
 
-    A database that only reads is as bad as one that is away where calls write to it. With Redis they don't: their
-    records wait there.
+    Where it only reads, calls are answered all the same: their records wait in Redis.
     """
     try:
         with impatient(PROMPT_SECONDS), connection.cursor() as cursor:
@@ -144,9 +143,7 @@ def database_health() -> Health:
     if is_written:
         return Health.OK
     refusal = "The database takes no writes: its disk is full, or it is read-only."
-    if settings.REDIS_URL:
-        raise Unwell(Health.DEGRADED, f"{refusal} Records wait in Redis, and nothing can be changed until it does.")
-    raise Unwell(Health.AWAY, f"{refusal} New calls get 503 until it does.")
+    raise Unwell(Health.DEGRADED, f"{refusal} Records wait in Redis, and nothing can be changed until it does.")
 
 
 def _write_to_sqlite() -> bool:
@@ -197,7 +194,7 @@ def limits_health() -> Health:
 
 
 def ingest_health() -> Health:
-    """See whether records wait for the ingester longer than LAG_SECONDS; in process they are written directly."""
+    """See whether records wait for the ingester longer than LAG_SECONDS."""
     return Health.DEGRADED if ingest_backlog().seconds > LAG_SECONDS else Health.OK
 
 

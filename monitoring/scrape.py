@@ -100,7 +100,7 @@ class Asked(Collector):
         """Yield the metrics; while the store is away, those of the queue have no value."""
         backlog = _backlog()
         yield GaugeMetricFamily(
-            "aiapi_state_store_up", "Whether the Redis for state answers; 1 without one.", int(backlog is not None)
+            "aiapi_state_store_up", "Whether the Redis for state answers.", int(backlog is not None)
         )
         yield GaugeMetricFamily(
             "aiapi_ingest_lag_seconds",

@@ -89,8 +89,8 @@ class Record:
 
 
 def records(service: Service) -> list[Record]:
-    """List the records of a platform, the oldest first, once those are in that wait in Redis."""
-    if service.env.get("REDIS_URL"):
+    """List the records of a platform, the oldest first; where nothing ingests them, those that wait too."""
+    if not service.ingests:
         service.manage("ingest_usage", "--once")
     names = list(Record.__dataclass_fields__)
     query = f"SELECT {', '.join(names)} FROM monitoring_requestrecord ORDER BY id"  # noqa: S608  (names of our own)
@@ -119,7 +119,8 @@ def record_of(service: Service, label: str) -> Record:
 
 
 def query_rows(service: Service, query: str) -> list[dict[str, Any]]:
-    """Ask a platform's database."""
+    """Ask a platform's database, once its ingester has written what was recorded."""
+    service.await_records()
     url = service.env["DATABASE_URL"]
     if url.startswith("sqlite:///"):
         with sqlite3.connect(url.removeprefix("sqlite:///"), timeout=10) as connection:

@@ -34,7 +34,7 @@ def fake() -> Iterator[FakeUpstream]:
 
 @pytest.fixture(scope="session")
 def service(fake: FakeUpstream) -> Iterator[Service]:
-    """Run the platform in its embedded mode (SQLite, limits in process) against the fake provider."""
+    """Run the platform on SQLite and a Valkey of its own against the fake provider."""
     with aiapi_server(provider(fake)) as server:
         yield server
 

@@ -1,13 +1,23 @@
-"""A pytest plugin for bin/test (`-p tests.isolation`): parallel test processes don't share a Redis database.
+"""A pytest plugin: the stores of the tests that run in pytest's own process, a PostgreSQL and a Valkey out of wheels.
 
-Django's settings read REDIS_URL before any conftest is loaded, so it is changed here, when the plugin is imported.
-pytest-django gives each process an SQL database of its own already.
+The environment may name others: DATABASE_URL, REDIS_URL, CACHE_URL, or TEST_DATABASE_URL and TEST_REDIS_URL. Django's
+settings are read before any conftest is loaded, so all is done when the plugin is imported. Parallel test processes
+share the servers of the one that started them: pytest-django gives each an SQL database of its own, and here each gets
+a database of Valkey's.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bin"))
+
+from tests.stores import postgres_server, redis_server
 
 
 def own_database(url: str, worker: str) -> str:
@@ -16,6 +26,20 @@ def own_database(url: str, worker: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{number}"))
 
 
+def provide_stores(env: os._Environ[str]) -> None:
+    """Start what the environment does not name, until this process ends, and name it there."""
+    servers = ExitStack()
+    atexit.register(servers.close)
+    if not env.get("DATABASE_URL"):
+        env["DATABASE_URL"] = env.get("TEST_DATABASE_URL") or servers.enter_context(postgres_server()).create_database()
+    if not env.get("REDIS_URL"):
+        env["REDIS_URL"] = env.get("TEST_REDIS_URL") or servers.enter_context(redis_server()).url
+    if not env.get("CACHE_URL"):
+        env["CACHE_URL"] = env["REDIS_URL"]
+
+
+worker_name = os.environ.get("PYTEST_XDIST_WORKER", "")
+if not worker_name:
+    provide_stores(os.environ)
 for name in ("REDIS_URL", "CACHE_URL"):
-    if os.environ.get(name):
-        os.environ[name] = own_database(os.environ[name], os.environ.get("PYTEST_XDIST_WORKER", ""))
+    os.environ[name] = own_database(os.environ[name], worker_name)

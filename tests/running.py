@@ -30,7 +30,7 @@ from typing import Any
 from tests.admin_pages import Admin, AdminPage
 from tests.catalogue import Record, Served, query_rows, record_of, set_up
 from tests.processes import wait_until
-from tests.servers import ROOT, Service, aiapi_server, clean_environment
+from tests.servers import READING_RECORDS, ROOT, Service, aiapi_server, clean_environment
 from tests.streams import data_of
 
 __all__ = [
@@ -246,6 +246,8 @@ class Platform:
             "X-Request-ID": label,
             "Content-Type": "application/json",
         }
+        if path.startswith(READING_RECORDS):
+            self.service.await_records()
         connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=leave_after or 60)
         try:
             connection.request(
@@ -305,7 +307,8 @@ def running_platform(
 ) -> Iterator[Platform]:
     """Run the platform with models and a key whose tier has these limits.
 
-    Its database is one that is prepared, or where `env` names none an SQLite file of its own: the embedded mode.
+    Its database is one that is prepared, or where `env` names none an SQLite file of its own; without REDIS_URL it has
+    a Valkey and an ingester of its own.
     """
     with aiapi_server(env, workers=workers, prepare="DATABASE_URL" not in env) as service:
         yield Platform(service, set_up(service, served, **tier))

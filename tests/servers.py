@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import redis as redis_client
 from playwright.sync_api import Browser, sync_playwright
 
+from accounts.limits.contract import SHARDS
+from accounts.limits.redis import records_stream
 from inference.upstream.fake import FakeUpstream
 from launch.system import chromium, free_port
 from tests.processes import spawn, stop, tail, wait_until
@@ -46,6 +49,9 @@ PEPPER = "p" * 25 + "0123456789abcde"
 SECRETS = {"SECRET_KEY": "k" * 25 + "0123456789abcdefghijklmnopqrstuvwxyz", "API_KEY_PEPPERS": PEPPER}
 
 PREPARE = "from django.core.management import call_command as c; c('migrate', verbosity=0); c('bootstrap')"
+
+#: The paths whose answers tell of records.
+READING_RECORDS = ("/stats", "/usage", "/requests", "/admin")
 
 #: Debian's Chromium as root, and silent on the network apart from the page it is told to open.
 CHROMIUM_FLAGS = [
@@ -75,13 +81,17 @@ class Answer:
 
 @dataclass
 class Service:
-    """A running platform. `log` has what all its processes printed."""
+    """A running platform; `log` has what all its processes printed.
+
+    One that `ingests` has an ingester beside it. What reads its records waits until they are in the database.
+    """
 
     port: int
     env: dict[str, str]
     log: Path
     process: subprocess.Popen[bytes]
     folder: Path = ROOT
+    ingests: bool = False
 
     @property
     def base_url(self) -> str:
@@ -98,6 +108,8 @@ class Service:
             sent.setdefault("Content-Type", "application/json")
         if key:
             sent["X-API-Key"] = key
+        if method == "GET" and path.startswith(READING_RECORDS):
+            self.await_records()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body=body, headers=sent)
@@ -111,7 +123,21 @@ class Service:
 
     def manage(self, *arguments: str) -> str:
         """Run a management command in the platform's environment and return what it printed; fail with its output."""
+        self.await_records()
         return _manage(self.env, self.folder, *arguments)
+
+    def await_records(self) -> None:
+        """Wait until what was recorded before is in the database, where an ingester runs beside the platform."""
+        if self.ingests:
+            wait_until(lambda: not self._waiting(), "the ingester")
+
+    def _waiting(self) -> int:
+        """Count the records that wait for the ingester."""
+        with redis_client.Redis.from_url(self.env["REDIS_URL"]) as client:
+            pipeline = client.pipeline(transaction=False)
+            for shard in range(SHARDS):
+                pipeline.xlen(records_stream(shard))
+            return sum(pipeline.execute())
 
     def create_key(self, *, account: str, tier: str, name: str, scopes: Sequence[str] = ()) -> str:
         """Make a key as an operator does and return its secret."""
@@ -149,8 +175,9 @@ def aiapi_server(
 ) -> Iterator[Service]:
     """Run the platform by `manage.py serve` on a free port, migrated and bootstrapped unless `prepare` is false.
 
-    Without DATABASE_URL in `env` it has an SQLite file of its own. Nothing of the caller's environment that the
-    platform reads gets through: only `env` counts. It runs from the folder `root`, as `user` where that is given.
+    Without DATABASE_URL in `env` it has an SQLite file of its own, without REDIS_URL a Valkey and an ingester, and
+    without CACHE_URL it caches where its state is. Nothing of the caller's environment that the platform reads gets
+    through: only `env` counts. It runs from the folder `root`, as `user` where that is given.
     """
     with _starting_server(env, workers=workers, prepare=prepare, root=root, user=user) as service:
         wait_until(service.is_live, "/health/live")
@@ -171,18 +198,23 @@ def aiapi_servers(env: Mapping[str, str], number: int) -> Iterator[list[Service]
 def _starting_server(
     env: Mapping[str, str] | None, *, workers: int = 1, prepare: bool, root: Path = ROOT, user: str | None = None
 ) -> Iterator[Service]:
-    with tempfile.TemporaryDirectory(prefix="aiapi-service-") as folder:
+    with tempfile.TemporaryDirectory(prefix="aiapi-service-") as folder, ExitStack() as stack:
         port, log = free_port(), Path(folder, "log")
         own = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "DATABASE_URL": f"sqlite:///{folder}/aiapi.sqlite3"}
         complete = {**clean_environment(), **SECRETS, **own, **(env or {})}
+        has_own_store = "REDIS_URL" not in complete
+        if has_own_store:
+            complete["REDIS_URL"] = stack.enter_context(redis_server()).url
+        if "+cluster" not in complete["REDIS_URL"]:
+            complete.setdefault("CACHE_URL", complete["REDIS_URL"])
         if prepare:
             prepare_database(complete, root)
         process = spawn([sys.executable, "manage.py", "serve"], log, env=complete, cwd=root, user=user)
-        service = Service(port, complete, log, process, root)
-        try:
-            yield service
-        finally:
-            stop(process, signal.SIGTERM)
+        stack.callback(stop, process, signal.SIGTERM)
+        if has_own_store:
+            command = [sys.executable, "manage.py", "ingest_usage"]
+            stack.callback(stop, spawn(command, log, env=complete, cwd=root), signal.SIGTERM)
+        yield Service(port, complete, log, process, root, ingests=has_own_store)
 
 
 @contextmanager
@@ -202,6 +234,7 @@ def launched(env: Mapping[str, str] | None = None) -> Iterator[Service]:
             yield service
         finally:
             stop(process, signal.SIGTERM)
+            subprocess.run(["pkill", "-KILL", "--session", str(process.pid)], check=False)  # where a test killed it
 
 
 @contextmanager

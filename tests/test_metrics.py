@@ -80,7 +80,7 @@ def test_it_tells_of_all_workers_what_the_log_has_and_forgets_nothing_when_they_
     assert growth("aiapi_requests_total") == PLAIN + STREAMED + 1
 
 
-def test_it_works_embedded_and_leaves_nothing_behind(fake: FakeUpstream, tmp_path: Path) -> None:
+def test_it_works_with_one_worker_and_leaves_nothing_behind(fake: FakeUpstream, tmp_path: Path) -> None:
     env = {**provider(fake), "TMPDIR": str(tmp_path), "METRICS_TOKEN": "let-me-read"}
     with aiapi_server(env) as service:
         (folder,) = tmp_path.glob("aiapi-metrics-*")

@@ -45,7 +45,7 @@ def own_fake() -> Iterator[FakeUpstream]:
         yield server
 
 
-@pytest.fixture(scope="module", params=["embedded", "two workers"])
+@pytest.fixture(scope="module", params=["one worker", "two workers"])
 def run(
     request: pytest.FixtureRequest,
     own_fake: FakeUpstream,

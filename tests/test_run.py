@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from inference.upstream.fake import FakeUpstream
+from launch.system import free_port
+from tests.catalogue import query_rows
 from tests.conftest import provider
 from tests.processes import wait_until
-from tests.servers import ROOT, Redis, Service, aiapi_server, clean_environment, launched
+from tests.servers import ROOT, Redis, Service, clean_environment, launched
 
 TEXT = (
     "The honey bee lives in colonies of up to sixty thousand insects. Most of them are workers, which collect nectar "
@@ -51,33 +53,61 @@ def test_it_starts_again_with_its_data_and_prints_the_password_once(fake: FakeUp
         assert second.request("POST", "/chat", {"message": "Hello"}, key=key).status == 200
 
 
-def test_it_runs_the_ingester_where_redis_keeps_the_state_and_the_watch(fake: FakeUpstream, own_redis: Redis) -> None:
+def test_it_keeps_its_state_through_a_kill_and_ledger_and_log_agree_after_it(
+    fake: FakeUpstream, tmp_path: Path
+) -> None:
+    env = {**provider(fake), "DATABASE_URL": f"sqlite:///{tmp_path}/kept.sqlite3"}
+    with launched(env) as first:
+        key = first.create_key(account="acme", tier="premium", name="kept")
+        answers = [first.request("POST", "/chat", {"message": f"Question {n}"}, key=key) for n in range(3)]
+        first.process.kill()
+        wait_until(lambda: all("valkey-server" in each for each in members(first)), "all but Valkey to follow")
+        assert len(members(first)) == 2
+        with launched(env) as second:
+            assert [pid for pid in pids(second) if "valkey-server" in command(pid)] == [], "it took those over"
+            answers += [second.request("POST", "/chat", {"message": f"More {n}"}, key=key) for n in range(2)]
+            tokens = sum(answer.json()["tokens_used"] for answer in answers)
+            wait_until(lambda: recorded_tokens(second) == tokens, "the records")
+            limits = second.request("GET", "/usage", key=key).json()["limits"]
+            used = {(limit["owner"], limit["name"]): limit["used"] for limit in limits}
+            assert used["key", "requests_per_minute"] == 5, "the minute's requests are known"
+            told = run(second.env, "check_rollups").stdout
+            assert told.splitlines() == ["The rollups agree with the log.", "The ledgers agree with the records."]
+        wait_until(lambda: members(first) == [], "Valkey to end with the second")
+
+
+def test_it_refuses_to_work_twice_on_one_database(fake: FakeUpstream) -> None:
+    with launched(provider(fake)) as service:
+        done = run({**service.env, "PORT": str(free_port())})
+        folder = Path(service.env["DATABASE_URL"].removeprefix("sqlite:///")).parent
+        assert done.returncode == 1
+        assert done.stdout == (
+            f"error: another bin/run works in {folder}: stop it, or name another database by DATABASE_URL\n"
+        )
+
+
+def test_it_works_in_a_folder_whose_path_is_too_long_for_a_socket(fake: FakeUpstream, tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    with launched({**provider(fake), "DATABASE_URL": f"sqlite:///{folder}/kept.sqlite3"}) as service:
+        assert service.request("POST", "/chat", {"message": "Hello"}, key="dev_key_123").status == 200
+        report = service.request("GET", "/health").json()
+        assert report["checks"]["limits"] == "healthy"
+
+
+def test_it_uses_the_store_that_the_settings_name(fake: FakeUpstream, own_redis: Redis) -> None:
     with launched({**provider(fake), "REDIS_URL": own_redis.url}) as service:
         commands = members(service)
         assert all(any(name in each for each in commands) for name in ("ingest_usage", "manage.py watch"))
+        assert not any("valkey-server" in each for each in commands)
 
 
 def test_it_ends_the_rest_when_one_process_dies(fake: FakeUpstream) -> None:
     with launched(provider(fake)) as service:
-        members_of = [pid for pid in pids(service) if parent(pid) == service.process.pid]
-        (arbiter,) = [pid for pid in members_of if "manage.py watch" not in command(pid)]
+        (arbiter,) = servers(service)
         os.kill(arbiter, signal.SIGKILL)
         assert service.process.wait(40) == 1
         assert "error: the server ended by itself with status -9" in service.log.read_text()
         wait_until(lambda: members(service) == [], "every process to end")
-
-
-def test_it_keeps_a_second_server_off_its_sqlite_file_and_lets_the_next_start_after_a_crash(fake: FakeUpstream) -> None:
-    with aiapi_server(provider(fake)) as first:
-        command = [sys.executable, "manage.py", "serve"]
-        done = subprocess.run(command, env=first.env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-        (line,) = done.stderr.splitlines()
-        assert line.endswith("Stop it, name another file, or set REDIS_URL.")
-        assert done.returncode == 1
-        first.process.kill()
-        same_file = {**provider(fake), "DATABASE_URL": first.env["DATABASE_URL"]}
-        with aiapi_server(same_file, prepare=False) as second:
-            assert second.request("POST", "/chat", {"message": "Hello"}, key="dev_key_123").status == 200
 
 
 @pytest.mark.parametrize("arguments", [[], ["check"]])
@@ -116,6 +146,18 @@ def run(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command, env={**clean_environment(), **env}, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
+
+
+def recorded_tokens(service: Service) -> int:
+    """Return the tokens that were used, by the log."""
+    query = "SELECT coalesce(sum(input_tokens + output_tokens), 0) AS used FROM monitoring_requestrecord"
+    return int(query_rows(service, query)[0]["used"])
+
+
+def servers(service: Service) -> list[int]:
+    """List gunicorn's masters."""
+    ours = [pid for pid in pids(service) if "aiapi.server" in command(pid)]
+    return [pid for pid in ours if parent(pid) not in ours]
 
 
 def pids(service: Service) -> list[int]:

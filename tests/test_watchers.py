@@ -73,7 +73,7 @@ def test_they_do_not_end_each_others_episodes(env: dict[str, str], hook: Hook, t
     assert hook.posted[1]["lasted_seconds"] > 0
 
 
-def test_it_tells_of_a_breaker_that_a_server_without_redis_has_open(hook: Hook) -> None:
+def test_it_tells_of_a_breaker_that_a_server_has_open(hook: Hook) -> None:
     nobody = f"http://127.0.0.1:{free_port()}/v1"
     with aiapi_server({"OPENAI_BASE_URL": nobody, "OPENAI_API_KEY": "sk", "ALERT_WEBHOOK_URL": hook.url}) as service:
         key = service.create_key(account="acme", tier="premium", name="first")

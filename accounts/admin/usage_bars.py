@@ -11,7 +11,7 @@ from django.utils.safestring import SafeString
 from accounts.limits import get_limits, settled_in_database
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import LimitName, Scope, Subject, SubjectUsage, Unavailable
-from accounts.limits.memory import wall_clock
+from accounts.limits.local import wall_clock
 from accounts.limits.months import month_of
 from accounts.models import Account
 from accounts.refusals import NANO_DOLLARS

@@ -1,6 +1,6 @@
 """Limits and budgets that hold exactly: the process's one backend, built from the settings when first asked for.
 
-Settings: `REDIS_URL` (empty: in process), `REDIS_TIMEOUT`, `LIMITS_LEASE_SECONDS`. What the limits need from rooms
+Settings: `REDIS_URL`, `REDIS_TIMEOUT`, `LIMITS_LEASE_SECONDS`. What the limits need from rooms
 above them is installed by those when Django starts; see install.
 """
 
@@ -19,10 +19,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from accounts.limits.bounds import Amount
-from accounts.limits.contract import DEFAULT_LEASE_SECONDS, LimitBackend, Subject, Unavailable
+from accounts.limits.contract import DEFAULT_LEASE_SECONDS, Subject, Unavailable
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.journal import Journal, NoJournal
-from accounts.limits.memory import MemoryBackend
 from accounts.limits.records import Record
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
 from accounts.limits.seeding import BulkSeeder, Seeder
@@ -49,7 +47,6 @@ class _Parts:
     seeder: Seeder | None = None
     bulk_seeder: BulkSeeder | None = None
     sink: Sink | None = None
-    journal: Journal | None = None
 
 
 @dataclass(slots=True)
@@ -57,7 +54,7 @@ class _Process:
     """What this process has: the parts that were installed, and the backend with the process id that built it."""
 
     parts: _Parts
-    backend: LimitBackend | None = None
+    backend: FailoverBackend | None = None
     pid: int = 0
 
 
@@ -70,25 +67,22 @@ def install(
     seeder: Seeder | None = None,
     bulk_seeder: BulkSeeder | None = None,
     sink: Sink | None = None,
-    journal: Journal | None = None,
 ) -> None:
     """Install what the limits need from others; what is None stays as it was. Called by AppConfig.ready.
 
     `seeder` gives what a subject has settled in a month, from the usage records, `bulk_seeder` what many have. `sink`
-    stores a record in the database, one row an id with the highest revision, and raises if it can't. `journal` keeps
-    open reservations of the in-process backend. A backend that was built before is built anew.
+    stores a record in the database, one row an id with the highest revision, and raises if it can't. A backend
+    that was built before is built anew.
     """
     parts = _process.parts
-    _process.parts = _Parts(
-        seeder or parts.seeder, bulk_seeder or parts.bulk_seeder, sink or parts.sink, journal or parts.journal
-    )
+    _process.parts = _Parts(seeder or parts.seeder, bulk_seeder or parts.bulk_seeder, sink or parts.sink)
     reset_limits()
 
 
-def get_limits() -> LimitBackend:
+def get_limits() -> FailoverBackend:
     """Give the process's backend, building it if need be; a forked process builds its own.
 
-    Raises ImproperlyConfigured if nobody has installed a seeder and a sink.
+    Raises ImproperlyConfigured without REDIS_URL, or if nobody has installed a seeder and a sink.
     """
     backend = _process.backend
     if backend is None or _process.pid != os.getpid():
@@ -115,11 +109,8 @@ def ask_state_store(call: Callable[[], T]) -> T:
 
     The call may be made again where its reply was lost. Raises RedisError.
     """
-    limits = get_limits()
-    if not isinstance(limits, FailoverBackend):
-        return call()
     try:
-        return limits.either(call, _raise_away)
+        return get_limits().either(call, _raise_away)
     except Unavailable as error:
         raise error.__cause__ if isinstance(error.__cause__, RedisError) else RedisConnectionError() from error
 
@@ -133,10 +124,10 @@ def state_store_is_away(*, beside: str) -> bool:
     return bool(settings.REDIS_URL) and _same_server(settings.REDIS_URL, beside) and get_limits().is_degraded
 
 
-#: By a word of Redis's error: why it takes no writes.
+#: By words of its error, which redis-py may have taken the code off: why a Redis takes no writes.
 _CAUSES = {
-    "OOM": "its memory is full (maxmemory)",
-    "READONLY": "it is a replica (READONLY)",
+    "maxmemory": "its memory is full (maxmemory)",
+    "read only replica": "it is a replica (READONLY)",
     "MISCONF": "it can't write to its disk (MISCONF)",
 }
 
@@ -152,7 +143,7 @@ class WriteRefusal:
 def write_refusal() -> WriteRefusal | None:
     """Return why the Redis of the limits takes no writes though it answers; None if it takes them, or is away."""
     limits = get_limits()
-    if not isinstance(limits, FailoverBackend) or not isinstance(limits.primary, RedisBackend) or limits.is_degraded:
+    if not isinstance(limits.primary, RedisBackend) or limits.is_degraded:
         return None
     try:
         errors = limits.primary.write_errors()
@@ -168,30 +159,29 @@ def write_refusal() -> WriteRefusal | None:
 
 @lru_cache(maxsize=8)
 def _same_server(url: str, other: str) -> bool:
-    first, second = ((parts.hostname, parts.port or REDIS_PORT) for parts in map(urlsplit, (url, other)))
-    return first == second
+    return _server(url) == _server(other)
+
+
+def _server(url: str) -> tuple[str | None, int | str]:
+    """Return a server's host and port, or the path of its socket."""
+    parts = urlsplit(url)
+    return (None, parts.path) if parts.scheme == "unix" else (parts.hostname, parts.port or REDIS_PORT)
 
 
 def reset_limits() -> None:
     """Forget the backend and what it had to mend, so that the next get_limits builds one from the settings of then."""
     backend, _process.backend = _process.backend, None
-    if isinstance(backend, FailoverBackend) and _process.pid == os.getpid():
+    if backend is not None and _process.pid == os.getpid():
         backend.end()
 
 
-def _build(parts: _Parts) -> LimitBackend:
+def _build(parts: _Parts) -> FailoverBackend:
     if parts.seeder is None or parts.sink is None:
         raise ImproperlyConfigured("accounts.limits needs a seeder and a sink: see accounts.limits.install")
     lease_seconds: int = getattr(settings, "LIMITS_LEASE_SECONDS", DEFAULT_LEASE_SECONDS)
-    url: str | None = getattr(settings, "REDIS_URL", None)
+    url: str = settings.REDIS_URL
     if not url:
-        return MemoryBackend(
-            seeder=parts.seeder,
-            bulk_seeder=parts.bulk_seeder,
-            sink=parts.sink,
-            journal=parts.journal or NoJournal(),
-            lease_seconds=lease_seconds,
-        )
+        raise ImproperlyConfigured("REDIS_URL is not set, and limits are kept there")
     # The probe that follows a call which got no reply is part of what a caller waits for a Redis that is gone.
     wait: float = getattr(settings, "REDIS_TIMEOUT", READ_TIMEOUT + PROBE_TIMEOUT)
     wire = wire_for(redis_client(url, read_timeout=max(wait - PROBE_TIMEOUT, PROBE_TIMEOUT)))

@@ -6,7 +6,7 @@ A call goes through three steps, each of them atomic over all its subjects and i
     reserve  takes a slot and the bound of what the call may cost, before the provider is asked
     settle   gives the slot back and replaces the bound by what was used, together with the usage record
 
-Time is integer microseconds since the epoch, by Redis's clock (or the injected one in memory). Money is integer
+Time is integer microseconds since the epoch, by Redis's clock (or an injected one). Money is integer
 nano-dollars. `None` as a limit means unlimited. Windows of a minute are closed at their start and open at their end.
 """
 
@@ -25,6 +25,7 @@ MINUTE = 60 * SECOND
 
 DEFAULT_LEASE_SECONDS = 20
 REAP_AT_MOST = 64  # keeps the time that one call takes of Redis below a few ms
+LEAVES = 61  # a second's tokens leave the window when its last moment is a minute old: late, never early
 LAZY_REAPS = 16  # expired leases of a shard that a reserve clears on its way: keeps its time bounded
 REFUSALS_A_MINUTE = 60  # that leave a record of their own, of each owner; more are counted, see Tally
 
@@ -340,9 +341,6 @@ class LimitBackend(ABC):
     @abstractmethod
     def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
         """Tell what `usage` tells, of many scopes in a number of steps that doesn't grow with theirs."""
-
-    def tend(self) -> None:  # noqa: B027  (most backends need nothing)
-        """Do what is to be done now and then, and what nobody else does for this backend. Raises nothing."""
 
     @abstractmethod
     def now(self) -> int:

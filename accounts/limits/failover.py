@@ -1,6 +1,6 @@
 """What happens to limits while Redis is away, in one place.
 
-- Request rates, token rates and slots go on, per process, in memory. A call under a budget raises Unavailable: what is
+- Request rates, token rates and slots go on, per process (see local). A call under a budget raises Unavailable: what is
   left of it is known to Redis alone. Cache hits reserve nothing and are served.
 - A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits
   for Redis. If it succeeds, Redis is slow and not away: the call is made again (all are idempotent), and again after a
@@ -25,7 +25,6 @@ from accounts.limits.bounds import Amount, Bound
 from accounts.limits.breaker import Breaker
 from accounts.limits.contract import (
     REAP_AT_MOST,
-    SHARDS,
     Admission,
     Draft,
     LimitBackend,
@@ -33,12 +32,11 @@ from accounts.limits.contract import (
     Reserved,
     Scope,
     Settlement,
-    Subject,
     SubjectUsage,
     Tally,
     Unavailable,
 )
-from accounts.limits.memory import MemoryBackend, wall_clock
+from accounts.limits.local import LocalLimiter, wall_clock
 from accounts.limits.pending import Pending, PendingSettlements
 from accounts.limits.records import Record, final_record
 from accounts.limits.tallies import Tallies
@@ -63,7 +61,7 @@ class _Away(Exception):
 
 
 class FailoverBackend(LimitBackend):
-    """Redis, and memory where Redis is away. See the contract for what each method promises.
+    """Redis, and this process alone where Redis is away. See the contract for what each method promises.
 
     `sink` stores a record in the database and raises if it can't. `start` runs the mender; tests pass one that does
     not, and call `mend_once` themselves.
@@ -80,9 +78,7 @@ class FailoverBackend(LimitBackend):
     ) -> None:
         self.lease_seconds = primary.lease_seconds
         self.primary = primary
-        self.fallback = MemoryBackend(
-            seeder=_nothing_settled, sink=self._fallback_reaped, clock=clock, lease_seconds=primary.lease_seconds
-        )
+        self.local = LocalLimiter(clock)
         self.breaker = Breaker(probe)
         self.pending = PendingSettlements(clock)
         self.tallies = Tallies(sink)
@@ -97,7 +93,6 @@ class FailoverBackend(LimitBackend):
             start=start,
         )
         self._held: OrderedDict[str, Amount] = OrderedDict()
-        self._alone: dict[str, tuple[Scope, int]] = {}
 
     @property
     def is_degraded(self) -> bool:
@@ -116,25 +111,25 @@ class FailoverBackend(LimitBackend):
         try:
             return self._on_primary(lambda: self.primary.admit(scope, operation))
         except _Away:
-            return self.fallback.admit(scope, operation)
+            return self.local.admit(scope)
 
     def peek(self, scope: Scope) -> Admission:
         """Tell what admit would answer."""
         try:
             return self._on_primary(lambda: self.primary.peek(scope))
         except _Away:
-            return self.fallback.peek(scope)
+            return self.local.admit(scope, counts=False)
 
     def reserve(
         self, scope: Scope, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
     ) -> Reserved | Refusal:
         """Reserve, in this process alone while Redis is away; raises Unavailable for a call under a budget then."""
-
-        def call(backend: LimitBackend) -> Reserved | Refusal:
-            return backend.reserve(scope, operation, admitted_at=admitted_at, bound=bound, draft=draft, attempt=attempt)
-
         try:
-            answer = self._on_primary(lambda: call(self.primary))
+            answer = self._on_primary(
+                lambda: self.primary.reserve(
+                    scope, operation, admitted_at=admitted_at, bound=bound, draft=draft, attempt=attempt
+                )
+            )
         except Unavailable:
             self._release_later(scope, operation, admitted_at)
             raise
@@ -143,10 +138,7 @@ class FailoverBackend(LimitBackend):
                 if away.sent:
                     self._release_later(scope, operation, admitted_at)
                 raise Unavailable(retry_after=RETRY_AFTER) from away
-            answer = call(self.fallback)
-            if isinstance(answer, Reserved):
-                self._alone[operation] = (scope, admitted_at)
-            return answer
+            return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
         if isinstance(answer, Reserved):
             self._hold(operation, answer.held)
         return answer
@@ -154,7 +146,7 @@ class FailoverBackend(LimitBackend):
     def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
         """Prolong leases. While Redis is away its operations are taken to be open: a late settle corrects it."""
         names = frozenset(operations)
-        alone = self.fallback.renew(account_id, names)
+        alone = frozenset(filter(self.local.holds, names))
         try:
             return alone | self._on_primary(lambda: self.primary.renew(account_id, names - alone))
         except (_Away, Unavailable):
@@ -173,11 +165,9 @@ class FailoverBackend(LimitBackend):
         """Settle; what Redis has to know of it waits until it is back, the record does not. Never Unavailable."""
         held = self._held.pop(operation, None)
         pending = Pending(scope, operation, admitted_at, used, self._clock(), recorded_at, record)
-        if self.fallback.holds(operation):
-            self._alone.pop(operation, None)
-            settlement = self.fallback.settle(scope, operation, admitted_at=admitted_at, used=used, record=None)
-            if not settlement.duplicate:
-                self._settle_later(pending, overrun=settlement.overrun, sent=False)
+        settlement = self.local.settle(operation, used)
+        if settlement is not None:
+            self._settle_later(pending, overrun=settlement.overrun, sent=False)
             return settlement
         try:
             return self._on_primary(
@@ -234,11 +224,9 @@ class FailoverBackend(LimitBackend):
             raise Unavailable(retry_after=RETRY_AFTER) from away
 
     def mend_once(self) -> bool:
-        """Probe, settle what waits, charge what died in this process; answer whether nothing is left to mend."""
-        for shard in range(SHARDS):
-            self.fallback.reap(shard)
+        """Probe, and settle what waits; return whether nothing is left to mend."""
         stored = self.tallies.flush()
-        return self.breaker.try_close() and self.pending.flush(self.primary) and stored and not self._alone
+        return self.breaker.try_close() and self.pending.flush(self.primary) and stored
 
     def end(self) -> None:
         """Mend no longer, and drop what waits for Redis: for a backend that is replaced."""
@@ -297,26 +285,12 @@ class FailoverBackend(LimitBackend):
             return False
         return True
 
-    def _fallback_reaped(self, record: Record) -> None:
-        """Take the record of a call that died in this process while Redis was away: charge it there too."""
-        operation = record["id"]
-        alone = self._alone.pop(operation, None)
-        if alone is None:
-            return  # its own settlement came at the same moment, and does all this
-        scope, admitted_at = alone
-        used = Amount(record["input_tokens"] + record["output_tokens"], record["cost"])
-        stored = self._stored(record)
-        now = self._clock()
-        self._keep(
-            Pending(scope, operation, admitted_at, used, now, now if stored else None, None if stored else record)
-        )
-
     def _keep(self, pending: Pending) -> None:
         self.pending.add(pending)
         self._mender.begin()
 
     def _has_to_mend(self) -> bool:
-        return bool(self.breaker.is_open or self.pending or self.tallies or self._alone)
+        return bool(self.breaker.is_open or self.pending or self.tallies)
 
 
 def _may_have_arrived(error: _Away | Unavailable) -> bool:
@@ -324,8 +298,3 @@ def _may_have_arrived(error: _Away | Unavailable) -> bool:
     if isinstance(error, _Away):
         return error.sent
     return isinstance(error.__cause__, RedisConnectionError | RedisTimeoutError)
-
-
-def _nothing_settled(subject: Subject, month: int) -> Amount:
-    """Seed the fallback: only calls without a budget reach it."""
-    return Amount()

@@ -3,23 +3,20 @@
 `enter` counts a request, takes a slot and holds tokens, all or nothing; the Entry's `leave` gives the slot back and
 replaces what was held by what was used. There are no ledgers and no records: nobody is billed here.
 
-With Redis each subject has a hash tag of its own, and the leases of those who died run out: what they held counts as
-used then. While Redis is away, and in the embedded mode, a process keeps the limits for itself.
+Each subject has a hash tag of its own, and the leases of those who died run out: what they held counts as used then.
+While Redis is away, a process keeps the limits for itself.
 """
 
 import logging
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from accounts.limits import get_limits
-from accounts.limits.contract import SECOND, LimitBackend, LimitName, Refusal, Subject, Unavailable, binding
+from accounts.limits.contract import SECOND, LimitName, Refusal, Subject, Unavailable, binding
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.leases import LeaseKeeper
-from accounts.limits.memory import wall_clock
-from accounts.limits.memory_subject import SubjectState, requests_refusal
 from accounts.limits.redis import RedisBackend
 from accounts.limits.scripts import load
 from accounts.limits.wire import Argument, Wire
@@ -43,57 +40,7 @@ class Entry:
             leave(self._tokens if used is None else used)
 
 
-class Gates(ABC):
-    """The limits of all shared things, in one place. Safe to call from any thread or greenlet."""
-
-    @abstractmethod
-    def enter(self, subject: Subject, operation: str, tokens: int) -> Entry | Refusal:
-        """Count a request, take a slot and hold tokens; or nothing, with the refusal that binds longest."""
-
-
-class ProcessGates(Gates):
-    """The limits as one process keeps them. `clock` gives µs since the epoch."""
-
-    def __init__(self, clock: Callable[[], int] = wall_clock) -> None:
-        self._clock = clock
-        self._states: dict[str, SubjectState] = {}
-        self._lock = threading.Lock()
-
-    def enter(self, subject: Subject, operation: str, tokens: int) -> Entry | Refusal:
-        """Enter, among the threads of this process."""
-        with self._lock:
-            state = self._states.setdefault(subject.name, SubjectState())
-            now = max(now := self._clock(), state.latest_request(now))
-            refusals = _refusals(subject, state, tokens, now)
-            if refusals:
-                return binding(refusals)
-            if subject.limits.requests_per_minute is not None:
-                state.requests.append(now)
-            state.slots += 1
-            state.open_tokens += tokens
-        return Entry(tokens, lambda used: self._leave(state, tokens, used))
-
-    def _leave(self, state: SubjectState, held: int, used: int) -> None:
-        with self._lock:
-            state.slots -= 1
-            state.open_tokens -= held
-            if used:
-                state.add_tokens(self._clock(), used)
-
-
-def _refusals(subject: Subject, state: SubjectState, tokens: int, now: int) -> list[Refusal]:
-    limits, in_window = subject.limits, state.tokens_used(now)
-    full = requests_refusal(subject, state, now)
-    refusals = [] if full is None else [full]
-    if (most := limits.tokens_per_minute) is not None and in_window + tokens > most:
-        free = state.tokens_free_at(now, in_window + tokens - most)
-        refusals.append(Refusal(LIMITS[1], subject, in_window, most, now, free, impossible=tokens > most))
-    if (most := limits.concurrent_requests) is not None and state.slots >= most:
-        refusals.append(Refusal(LIMITS[2], subject, state.slots, most, now, now + SECOND))
-    return refusals
-
-
-class RedisGates(Gates):
+class RedisGates:
     """The limits of all processes, by Redis's clock (or the injected one). Raises redis.RedisError."""
 
     def __init__(self, wire: Wire, *, lease_seconds: int, clock: Callable[[], int] | None = None) -> None:
@@ -132,25 +79,29 @@ def gate_prefix(subject: str) -> str:
     return f"aiapi:{{{subject}}}:"
 
 
-class FailoverGates(Gates):
+class Gates:
     """Redis, and this process where Redis is away; whether it is, the limits' own breaker says."""
 
-    def __init__(self, limits: FailoverBackend, shared: RedisGates, alone: ProcessGates) -> None:
+    def __init__(self, limits: FailoverBackend, shared: RedisGates) -> None:
         self._limits = limits
         self._shared = shared
-        self._alone = alone
 
     def enter(self, subject: Subject, operation: str, tokens: int) -> Entry | Refusal:
-        """Enter, in this process alone while Redis is away: a reply that was lost leaves a lease that runs out."""
+        """Count a request, take a slot and hold tokens; or nothing, with the refusal that binds longest.
 
-        def alone() -> Entry | Refusal:
-            return self._alone.enter(subject, operation, tokens)
-
+        In this process alone while Redis is away: a reply that was lost leaves a lease that runs out.
+        """
         try:
-            entered = self._limits.either(lambda: self._enter_shared(subject, operation, tokens), alone)
+            return self._limits.either(
+                lambda: self._enter_shared(subject, operation, tokens), lambda: self._enter_local(subject, tokens)
+            )
         except Unavailable:
-            entered = alone()
-        return entered
+            return self._enter_local(subject, tokens)
+
+    def _enter_local(self, subject: Subject, tokens: int) -> Entry | Refusal:
+        local = self._limits.local
+        refusal = local.enter(subject, tokens)
+        return refusal or Entry(tokens, lambda used: local.leave(subject, tokens, used))
 
     def _enter_shared(self, subject: Subject, operation: str, tokens: int) -> Entry | Refusal:
         answer = self._shared.enter(subject, operation, tokens)
@@ -172,12 +123,12 @@ def _renew(owner: tuple[RedisGates, str], operations: list[str]) -> None:
     gates.renew(subject, operations)
 
 
-keeper: LeaseKeeper[tuple[RedisGates, str]] = LeaseKeeper(renew=_renew, tend=lambda: None)
+keeper: LeaseKeeper[tuple[RedisGates, str]] = LeaseKeeper(renew=_renew)
 
 
 @dataclass(slots=True)
 class _Built:
-    limits: LimitBackend | None = None
+    limits: FailoverBackend | None = None
     gates: Gates | None = None
 
 
@@ -190,12 +141,7 @@ def get_gates() -> Gates:
     limits = get_limits()
     with _lock:
         if _built.gates is None or _built.limits is not limits:
-            _built.limits, _built.gates = limits, _build(limits)
+            assert isinstance(limits.primary, RedisBackend)  # noqa: S101  (tells its type)
+            shared = RedisGates(limits.primary.wire, lease_seconds=limits.lease_seconds)
+            _built.limits, _built.gates = limits, Gates(limits, shared)
         return _built.gates
-
-
-def _build(limits: LimitBackend) -> Gates:
-    if isinstance(limits, FailoverBackend) and isinstance(limits.primary, RedisBackend):
-        shared = RedisGates(limits.primary.wire, lease_seconds=limits.lease_seconds)
-        return FailoverGates(limits, shared, ProcessGates())
-    return ProcessGates(limits.now)

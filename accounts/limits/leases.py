@@ -1,21 +1,17 @@
 """Keeps the leases of this process's open calls alive, so that a slow call is not taken for a dead one.
 
 One thread a process (a greenlet under gevent) renews every third of a lease what has been open for longer than that;
-most calls end before and never cost a renewal. The same thread tends the limits: in the embedded mode nobody else
-charges what died, or writes the records that had to wait for the database. With Redis the ingester does that.
+most calls end before and never cost a renewal.
 """
 
 from __future__ import annotations
 
-import atexit
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
-
-from django.db import close_old_connections
 
 from accounts.limits import get_limits
 from accounts.loops import ProcessThread, outlived
@@ -28,27 +24,20 @@ Owner = TypeVar("Owner", bound=Hashable)
 class LeaseKeeper(Generic[Owner]):
     """The open operations of this process, by the time (monotonic seconds) at which each was opened.
 
-    `renew` prolongs the leases of an owner's operations (an account's, by its id), and may raise what Redis raises;
-    `tend` does what else is to be done now and then.
+    `renew` prolongs the leases of an owner's operations (an account's, by its id), and may raise what Redis raises.
     """
 
     def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        renew: Callable[[Owner, list[str]], object],
-        tend: Callable[[], object],
+        self, clock: Callable[[], float] = time.monotonic, *, renew: Callable[[Owner, list[str]], object]
     ) -> None:
         self._clock = clock
         self._renew = renew
-        self._tend = tend
         self._open: dict[str, tuple[Owner, float]] = {}
         self._thread = ProcessThread(self._keep, name="lease-keeper")
 
     def hold(self, owner: Owner, operation: str) -> str:
         """Keep the lease of an operation alive until it is let go; answer the operation."""
-        if self._thread.start():
-            atexit.register(self._tend)  # a process that ends in good order writes what waits
+        self._thread.start()
         self._open[operation] = (owner, self._clock())
         return operation
 
@@ -76,25 +65,15 @@ class LeaseKeeper(Generic[Owner]):
             outlived(partial(self._renew, owner, operations), event="leases_not_renewed")
         return sum(map(len, due.values()))
 
-    def keep_once(self, interval: float) -> None:
-        """Renew what is due, and tend the limits; what goes wrong is logged, and tried again the next time."""
-        self.renew_due(interval)
-        outlived(self._tend, event="limits_not_tended")
-
     def _keep(self) -> None:
         interval = get_limits().lease_seconds / RENEWALS_A_LEASE
         while True:
             time.sleep(interval)
-            self.keep_once(interval)
-
-
-def _tend() -> None:
-    get_limits().tend()
-    close_old_connections()
+            self.renew_due(interval)
 
 
 def _renew(account_id: int, operations: list[str]) -> None:
     get_limits().renew(account_id, operations)
 
 
-keeper: LeaseKeeper[int] = LeaseKeeper(renew=_renew, tend=_tend)
+keeper: LeaseKeeper[int] = LeaseKeeper(renew=_renew)

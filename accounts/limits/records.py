@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from accounts.limits.bounds import Amount, Bound
+from accounts.limits.bounds import Amount
 
 REVISION_BOUND = 1  # the lease ran out, the bound was charged
 REVISION_FINAL = 2  # what the call itself reported, early or late
@@ -39,11 +39,6 @@ def bound_record(operation: str, draft: Mapping[str, Any], held: Amount, output_
         "output_tokens": output_tokens,
         "cost": held.cost,
     }
-
-
-def draft_record(operation: str, draft: Mapping[str, Any], bound: Bound, output_tokens: int) -> Record:
-    """Complete a draft as if its lease had run out just after it was reserved: what a journal keeps."""
-    return bound_record(operation, draft, bound.at(output_tokens), output_tokens)
 
 
 def decode_record(fields: Mapping[bytes, bytes]) -> Record:

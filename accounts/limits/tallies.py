@@ -1,17 +1,20 @@
-"""Refusals counted in this process: where the limits are in it, and while Redis is away."""
+"""Refusals counted in this process while Redis is away."""
 
+import logging
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from accounts.limits.contract import MINUTE, REFUSALS_A_MINUTE, Tally
-from accounts.limits.journal import NoJournal
-from accounts.limits.outbox import Outbox
 from accounts.limits.records import REVISION_FINAL, Record, counted_record, final_record
+
+logger = logging.getLogger(__name__)
 
 #: A count that has become this large is left, and the next begun: the database keeps revisions in 16 bits.
 LARGEST_COUNT = 30_000
+#: Records that wait for the database at most.
+CAPACITY = 20_000
 
 
 class Tallies:
@@ -22,23 +25,41 @@ class Tallies:
     """
 
     def __init__(self, sink: Callable[[Record], None]) -> None:
-        self._outbox = Outbox(sink, NoJournal())
+        self._sink = sink
         self._lock = threading.Lock()
         self._minute = 0
         self._seen: Counter[str] = Counter()
         self._sums: dict[Tally, Record] = {}
+        self._waiting: OrderedDict[str, Record] = OrderedDict()
 
     def __len__(self) -> int:
-        """Tell how many records wait."""
-        return len(self._outbox)
+        """Return how many records wait."""
+        return len(self._waiting)
 
     def add(self, tally: Tally, operation: str, record: Mapping[str, Any], now: int) -> None:
         """Record a refusal at `now` (µs); never raises what the sink does."""
-        self._outbox.send(self._counted(tally, operation, record, now))
+        counted = self._counted(tally, operation, record, now)
+        with self._lock:
+            self._waiting[counted["id"]] = counted
+            dropped = self._waiting.popitem(last=False)[0] if len(self._waiting) > CAPACITY else None
+        if dropped is not None:
+            logger.error("limits: too many records wait for the database: that of %s is dropped", dropped)
+        self._write(counted)
 
     def flush(self) -> bool:
-        """Write what waits; answer whether nothing is left."""
-        return self._outbox.flush()
+        """Write what waits, oldest first; stop at the first that fails. Return whether nothing is left."""
+        return all(self._write(record) for record in list(self._waiting.values()))
+
+    def _write(self, record: Record) -> bool:
+        try:
+            self._sink(record)
+        except Exception:
+            logger.exception("limits: the record of %s waits for the database", record["id"])
+            return False
+        with self._lock:
+            if self._waiting.get(record["id"]) is record:  # else it has grown meanwhile
+                del self._waiting[record["id"]]
+        return True
 
     def _counted(self, tally: Tally, operation: str, record: Mapping[str, Any], now: int) -> Record:
         with self._lock:

@@ -1,23 +1,18 @@
-"""What the tests of the limits share: a clock that only tests move, a real Redis, and the two backends over them."""
+"""What the tests of the limits share: a clock that only tests move, a real Valkey, and the backend over them."""
 
-import atexit
 import itertools
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
 import redis
 
 from accounts.limits.bounds import Amount, Bound
 from accounts.limits.contract import SECOND, SHARDS, LimitBackend, Limits, Scope, Subject
-from accounts.limits.memory import MemoryBackend
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
-from tests.stores import redis_server
 
 MIDMONTH = int(datetime(2026, 11, 15, 12, tzinfo=UTC).timestamp()) * SECOND + 250_000
 NOVEMBER, DECEMBER = 202611, 202612
@@ -39,14 +34,10 @@ class Clock:
         self.now += round(seconds * SECOND)
 
 
-@cache
 def shared_redis_url() -> str:
-    """Give the URL of the Redis that all tests of this process share: TEST_REDIS_URL, or one started now."""
-    if url := os.environ.get("TEST_REDIS_URL"):
-        return url
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(redis_server()).url
+    """Return the URL of a database that all tests of this process share, and that is not emptied between them."""
+    url, _, number = os.environ["REDIS_URL"].rpartition("/")
+    return f"{url}/{int(number) + 8}"
 
 
 @dataclass
@@ -73,18 +64,6 @@ class World:
     clock: Clock
     database: Database
     drain: Callable[[], list[Record]]
-
-
-def memory_world(clock: Clock | None = None) -> World:
-    """Make a world on the memory backend."""
-    clock, database = clock or Clock(), Database()
-    records: list[Record] = []
-
-    def drain() -> list[Record]:
-        drained, records[:] = records[:], []
-        return drained
-
-    return World(MemoryBackend(seeder=database, sink=records.append, clock=clock), clock, database, drain)
 
 
 def redis_world(clock: Clock | None = None, url: str | None = None) -> World:

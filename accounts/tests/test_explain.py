@@ -199,10 +199,6 @@ class TestCommand:
         assert told["reasons"][0]["code"] == "invalid_api_key"
         assert {limit["name"] for limit in told["limits"]} >= {"requests_per_minute", "monthly_cost"}
 
-    def test_it_says_that_another_process_holds_the_rates(self, cast: Cast, settings: Settings) -> None:
-        output = self.run("--account", "acme", "--name", "owner")
-        assert ("server's process alone" in output) == (not settings.REDIS_URL)
-
     def test_it_takes_an_address(self, cast: Cast) -> None:
         make_key(account=cast.owner.key.account, name="office", allowed_ips=["192.0.2.0/28"])
         arguments = ("--account", "acme", "--name", "office", "--address")

@@ -16,16 +16,8 @@ import pytest
 from accounts.limits import gates as gates_module
 from accounts.limits.contract import SECOND, LimitName, Limits, Refusal, Subject
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.gates import (
-    Entry,
-    FailoverGates,
-    Gates,
-    ProcessGates,
-    RedisGates,
-    gate_prefix,
-    get_gates,
-)
-from accounts.limits.memory import MemoryBackend
+from accounts.limits.gates import Entry, Gates, RedisGates, gate_prefix, get_gates
+from accounts.limits.local import LocalLimiter
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
 from accounts.tests.limits_fixtures import Clock, Database, an_operation, shared_redis_url
 
@@ -38,11 +30,25 @@ KINDS = {
 }
 
 
+class LocalGates:
+    """The limits as a process keeps them while Redis is away."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._local = LocalLimiter(clock)
+
+    def enter(self, subject: Subject, operation: str, tokens: int) -> Entry | Refusal:
+        refusal = self._local.enter(subject, tokens)
+        return refusal or Entry(tokens, lambda used: self._local.leave(subject, tokens, used))
+
+
+AnyGates = RedisGates | Gates | LocalGates
+
+
 @dataclass
 class World:
     """Gates with the clock that moves them."""
 
-    gates: Gates
+    gates: AnyGates
     clock: Clock
 
     def enter(self, subject: Subject, tokens: int = 10, operation: str = "") -> Entry | Refusal:
@@ -72,11 +78,11 @@ def redis_gates(clock: Clock | None = None) -> RedisGates:
     return RedisGates(wire_for(redis_client(shared_redis_url(), read_timeout=10)), lease_seconds=20, clock=clock)
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["local", "redis"])
 def world(request: pytest.FixtureRequest) -> World:
     """Give a world for each of the stores in turn."""
     clock = Clock()
-    return World(ProcessGates(clock) if request.param == "memory" else redis_gates(clock), clock)
+    return World(LocalGates(clock) if request.param == "local" else redis_gates(clock), clock)
 
 
 def test_it_counts_the_requests_of_any_minute(world: World) -> None:
@@ -186,7 +192,7 @@ class TestRedis:
 
 
 class TestAway:
-    def make(self, *, is_away: Callable[[], bool]) -> FailoverGates:
+    def make(self, *, is_away: Callable[[], bool]) -> Gates:
         """Make gates over the shared Redis, as far as that is not away."""
         wire = wire_for(redis_client(shared_redis_url(), read_timeout=10))
 
@@ -196,7 +202,7 @@ class TestAway:
 
         primary = RedisBackend(wire, seeder=Database())
         limits = FailoverBackend(primary, probe=probe, sink=lambda record: None, start=lambda mend: None)
-        return FailoverGates(limits, redis_gates(), ProcessGates())
+        return Gates(limits, redis_gates())
 
     def test_it_goes_on_in_the_process_while_redis_is_away(self) -> None:
         away = [False]
@@ -229,19 +235,15 @@ class TestAway:
 
 
 def test_it_stands_over_the_store_of_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    memory = MemoryBackend(seeder=Database(), sink=lambda record: None, clock=clock)
-    monkeypatch.setattr(gates_module, "get_limits", lambda: memory)
     gates = get_gates()
-    assert isinstance(gates, ProcessGates)
     assert get_gates() is gates
     primary = RedisBackend(wire_for(redis_client(shared_redis_url())), seeder=Database())
     backend = FailoverBackend(primary, probe=lambda: None, sink=lambda record: None)
     monkeypatch.setattr(gates_module, "get_limits", lambda: backend)
-    assert isinstance(get_gates(), FailoverGates)
+    assert get_gates() is not gates
 
 
-def race(gates: Gates, subject: Subject) -> list[Entry | Refusal]:
+def race(gates: AnyGates, subject: Subject) -> list[Entry | Refusal]:
     """Try to enter from all threads at once, and stay."""
     results: list[Entry | Refusal] = []
     start = threading.Barrier(THREADS)
@@ -283,7 +285,7 @@ def test_it_is_exact_among_processes() -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_it_is_exact_among_the_threads_of_one_process(kind: str) -> None:
-    answers = race(ProcessGates(), a_provider(KINDS[kind]))
+    answers = race(LocalGates(Clock()), a_provider(KINDS[kind]))
     assert sum(isinstance(answer, Entry) for answer in answers) == LIMIT
 
 

@@ -23,15 +23,12 @@ def name() -> str:
     return uuid.uuid4().hex
 
 
-@pytest.fixture(params=["", "redis"])
-def process(request: pytest.FixtureRequest, settings: LazySettings) -> Iterator[Leases]:
-    """Return a process's leases, with and without a Redis."""
-    settings.REDIS_URL = request.getfixturevalue("redis_url") if request.param else ""
-    reset_limits()
+@pytest.fixture
+def process() -> Iterator[Leases]:
+    """Return a process's leases."""
     leases = Leases()
     yield leases
     leases.forget()
-    reset_limits()
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ from django.core.exceptions import ImproperlyConfigured
 from accounts import limits
 from accounts.limits import failover
 from accounts.limits.bounds import Amount
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.memory import MemoryBackend
 from accounts.limits.redis import RedisBackend
 from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
 from launch.system import free_port
@@ -27,31 +25,27 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     limits.reset_limits()
 
 
-def test_it_is_in_process_without_redis(settings: Any) -> None:
+def test_it_needs_the_store_that_the_settings_name(settings: Any) -> None:
     settings.REDIS_URL = ""
-    assert isinstance(limits.get_limits(), MemoryBackend)
-    assert limits.get_limits() is limits.get_limits()
+    with pytest.raises(ImproperlyConfigured, match="REDIS_URL"):
+        limits.get_limits()
 
 
-def test_it_is_redis_with_a_fallback_where_redis_is_set(settings: Any) -> None:
-    settings.REDIS_URL = shared_redis_url()
+def test_it_is_one_a_process(settings: Any) -> None:
     backend = limits.get_limits()
-    assert isinstance(backend, FailoverBackend)
     assert isinstance(backend.primary, RedisBackend)
+    assert limits.get_limits() is backend
     assert backend.admit(a_scope(requests_per_minute=1), an_operation()).admitted
 
 
 def test_it_takes_the_lease_from_the_settings(settings: Any) -> None:
-    for url in ("", shared_redis_url()):
-        settings.REDIS_URL, settings.LIMITS_LEASE_SECONDS = url, 11
-        limits.reset_limits()
-        assert limits.get_limits().lease_seconds == 11
+    settings.LIMITS_LEASE_SECONDS = 11
+    assert limits.get_limits().lease_seconds == 11
 
 
 def test_it_waits_for_redis_as_long_as_the_settings_say_probe_included(settings: Any) -> None:
     settings.REDIS_URL, settings.REDIS_TIMEOUT = shared_redis_url(), 0.75
     backend = limits.get_limits()
-    assert isinstance(backend, FailoverBackend)
     assert isinstance(backend.primary, RedisBackend)
     options = backend.primary.wire._pool.connection_kwargs  # type: ignore[attr-defined]
     assert options["socket_timeout"] == pytest.approx(0.7)
@@ -77,8 +71,7 @@ def test_it_says_what_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_it_keeps_what_was_installed_before() -> None:
     seeder = Database()
     limits.install(seeder=seeder)
-    backend = limits.get_limits()
-    assert isinstance(backend, MemoryBackend | FailoverBackend)
+    limits.get_limits()
     assert limits._process.parts.seeder is seeder
     assert limits._process.parts.sink is not None
 

@@ -1,4 +1,4 @@
-"""What every backend promises: one test class, run against each of them with an injected clock and no sleeps."""
+"""What the limits promise, with an injected clock and no sleeps."""
 
 import pytest
 
@@ -25,17 +25,15 @@ from accounts.tests.limits_fixtures import (
     a_bound,
     a_scope,
     an_operation,
-    memory_world,
     redis_world,
 )
 
 DRAFT = {"account": 7, "endpoint": "/chat", "text": "é"}
 
 
-@pytest.fixture(params=["memory", "redis"])
-def world(request: pytest.FixtureRequest) -> World:
-    """Give a world for each of the backends in turn."""
-    return memory_world() if request.param == "memory" else redis_world()
+@pytest.fixture
+def world() -> World:
+    return redis_world()
 
 
 def admit(world: World, scope: Scope) -> Admission:

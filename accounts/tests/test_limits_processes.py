@@ -9,7 +9,6 @@ import pytest
 
 from accounts.limits.bounds import Amount, Bound
 from accounts.limits.contract import LimitBackend, Limits, Refusal, Scope, Subject
-from accounts.limits.memory import MemoryBackend
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
 from accounts.tests.limits_fixtures import Clock, Database, a_scope, an_operation, shared_redis_url
 
@@ -118,12 +117,3 @@ def test_it_admits_the_first_request_sent_at_the_announced_time(
         assert not backend.admit(scope, an_operation()).admitted
         clock.now += 1
         assert backend.admit(scope, an_operation()).admitted
-
-
-def test_it_is_exact_among_the_threads_of_one_process_without_redis() -> None:
-    for kind, (_, limits) in ROUNDS.items():
-        backend = MemoryBackend(seeder=Database(), sink=lambda record: None)
-        scope, got = a_limited_scope(limits, kind), 0
-        for _ in range(PROCESSES):
-            got += sum(reset is None for reset in race(backend, scope, kind, backend.now()))
-        assert got == LIMIT, kind

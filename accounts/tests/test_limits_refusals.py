@@ -10,17 +10,13 @@ import redis
 from accounts.limits import tallies
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import REFUSALS_A_MINUTE, Reserved, Scope, Tally, Unavailable
-from accounts.limits.memory import MemoryBackend
 from accounts.limits.records import Record
 from accounts.limits.redis import prefix_of, records_stream
 from accounts.tests.limits_fixtures import (
-    Clock,
-    Database,
     World,
     a_bound,
     a_scope,
     an_operation,
-    memory_world,
     redis_world,
     shared_redis_url,
 )
@@ -29,10 +25,9 @@ from accounts.tests.test_limits_failover import Outage
 DRAFT = {"endpoint": "/chat", "status": 429, "label": "é"}
 
 
-@pytest.fixture(params=["memory", "redis"])
-def world(request: pytest.FixtureRequest) -> World:
-    """Give a world for each of the backends in turn."""
-    return memory_world() if request.param == "memory" else redis_world()
+@pytest.fixture
+def world() -> World:
+    return redis_world()
 
 
 @pytest.fixture
@@ -167,35 +162,6 @@ class TestRedis:
         assert 10 < client.ttl(f"{prefix_of(scope.shard)}o:{hit}") <= 60
 
 
-class TestMemory:
-    def test_it_begins_another_record_before_its_revisions_run_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tallies, "LARGEST_COUNT", 10)
-        world, scope = memory_world(), a_scope()
-        refuse(world, scope, REFUSALS_A_MINUTE + 25)
-        records = world.drain()
-        assert [row["count"] for row in newest(records) if "count" in row] == [10, 10, 5]
-        assert max(record["revision"] for record in records) <= 11
-
-    def test_it_writes_later_what_the_database_does_not_take(self) -> None:
-        records: list[Record] = []
-        away = [True]
-
-        def sink(record: Record) -> None:
-            if away[0]:
-                raise OSError("the database is away")
-            records.append(record)
-
-        clock = Clock()
-        limits = MemoryBackend(seeder=Database(), sink=sink, clock=clock)
-        world = World(limits, clock, Database(), list)
-        refuse(world, a_scope(), REFUSALS_A_MINUTE + 30)
-        assert records == []
-        away[0] = False
-        limits.tend()
-        assert total(records) == REFUSALS_A_MINUTE + 30
-        assert len(records) == REFUSALS_A_MINUTE + 1
-
-
 class TestFailover:
     def refuse(self, outage: Outage, times: int) -> None:
         for _ in range(times):
@@ -217,6 +183,8 @@ class TestFailover:
         self.refuse(outage, 1)
         assert outage.stored == []
         assert outage.end()
+        outage.clock.step(2)
+        outage.primary.reap(1)
         assert total(outage.stream) == REFUSALS_A_MINUTE + 2
 
     def test_it_keeps_a_refusal_that_redis_turned_down(self, outage: Outage) -> None:
@@ -224,6 +192,16 @@ class TestFailover:
         outage.probe_fails = False
         self.refuse(outage, 1)
         assert total(outage.stored) == 1
+
+    def test_it_begins_another_record_before_its_revisions_run_out(
+        self, outage: Outage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tallies, "LARGEST_COUNT", 10)
+        outage.begin()
+        outage.limits.admit(a_scope(), an_operation())
+        self.refuse(outage, REFUSALS_A_MINUTE + 25)
+        assert [row["count"] for row in newest(outage.stored) if "count" in row] == [10, 10, 5]
+        assert max(record["revision"] for record in outage.stored) <= 11
 
     def test_it_keeps_refusals_while_the_database_is_away_too(self, outage: Outage) -> None:
         outage.begin()

@@ -20,16 +20,15 @@ from accounts.tests.limits_fixtures import (
     a_bound,
     a_scope,
     an_operation,
-    memory_world,
     redis_world,
     shared_redis_url,
 )
 from tests.stores import redis_cluster
 
 
-@pytest.fixture(params=["memory", "redis"])
-def backend(request: pytest.FixtureRequest) -> SeedingBackend:
-    world = memory_world() if request.param == "memory" else redis_world()
+@pytest.fixture
+def backend() -> SeedingBackend:
+    world = redis_world()
     assert isinstance(world.backend, SeedingBackend)
     return world.backend
 

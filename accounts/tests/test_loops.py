@@ -32,21 +32,19 @@ def test_it_outlives_anything_and_tells_its_class_alone(caplog: pytest.LogCaptur
     assert "secret" not in logged
 
 
-def test_it_tends_the_limits_though_leases_could_not_be_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    tended: list[bool] = []
+def test_it_renews_the_leases_of_others_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     renewed: list[int] = []
 
     def renew(owner: int, operations: list[str]) -> None:
         renewed.append(owner)
         fail()
 
-    keeper: LeaseKeeper[int] = LeaseKeeper(renew=renew, tend=lambda: tended.append(True))
+    keeper: LeaseKeeper[int] = LeaseKeeper(renew=renew)
     monkeypatch.setattr(keeper._thread, "start", lambda: False)
     keeper.hold(1, "a")
     keeper.hold(2, "b")
-    keeper.keep_once(0)
-    assert (renewed, tended) == ([1, 2], [True])
-    LeaseKeeper(renew=renew, tend=fail).keep_once(0)
+    keeper.renew_due(0)
+    assert renewed == [1, 2]
 
 
 def test_it_goes_on_mending_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_it_works_over_redis(api: Api, upstream: FakeUpstream, settings: LazySet
     set_cache(settings, redis_url)
     caches["answers"].clear()
     key = answer_key(1, endpoint="chat", model="m", payload={"text": PROMPT})
-    cache.store(key, ANSWER, account_id=1)
+    cache.store(key, ANSWER)
     assert cache.look_up(key) == ANSWER
     answers: Any = caches["answers"]
     assert 0 < answers.ttl(key) <= 3600
@@ -102,7 +102,7 @@ def test_it_lets_no_request_wait_for_a_cache_that_is_away(
     began, asked = time.monotonic(), 0
     while time.monotonic() - began < 1:
         cache.look_up("key")
-        cache.store("key", ANSWER, account_id=1)
+        cache.store("key", ANSWER)
         asked += 1
     assert asked > 100, "without a wait"
     assert silent.calls() > 1, "it is asked whether it is back beside them"

@@ -79,6 +79,15 @@ def test_it_is_clean_under_check_deploy_in_production() -> None:
     assert "no issues" in done.stdout
 
 
+def test_it_warns_of_workers_without_a_cache_that_they_share(settings: LazySettings) -> None:
+    settings.WEB_CONCURRENCY, settings.CACHE_URL = 2, ""
+    assert [message.id for message in checks.check_cache_url()] == ["aiapi.W003"]
+    settings.WEB_CONCURRENCY = 1
+    assert checks.check_cache_url() == []
+    settings.WEB_CONCURRENCY, settings.CACHE_URL = 2, "redis://cache"
+    assert checks.check_cache_url() == []
+
+
 def test_it_reports_operators_who_would_get_no_mail(production: LazySettings) -> None:
     production.ALERT_EMAILS, production.EMAIL_URL = ["ops@example.com"], ""
     assert [message.id for message in checks.check_alert_emails()] == ["aiapi.W002"]

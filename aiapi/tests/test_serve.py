@@ -82,7 +82,6 @@ def test_it_becomes_gunicorn(production: LazySettings, started: Started) -> None
         ({"API_KEY_PEPPERS": ["short"]}, "accounts.E002", "API_KEY_PEPPERS"),
         ({"ALLOWED_HOSTS": []}, "aiapi.E002", "ALLOWED_HOSTS"),
         ({"CORS_ALLOWED_ORIGINS": ["*"]}, "aiapi.E003", "CORS_ALLOWED_ORIGINS"),
-        ({"WEB_CONCURRENCY": 4, "REDIS_URL": ""}, "accounts.E004", "WEB_CONCURRENCY"),
     ],
 )
 def test_it_refuses_to_start(
@@ -93,6 +92,16 @@ def test_it_refuses_to_start(
     (line,) = [line for line in problems() if not line.startswith("corsheaders.")]
     assert line.startswith(f"{identifier}: {variable} ")
     assert len(line) > len(f"{identifier}: {variable} ") + 40  # the mend
+    assert started == []
+
+
+@pytest.mark.parametrize("command", ["serve", "ingest_usage", "watch", "check_rollups"])
+def test_it_stops_without_a_state_store_and_names_both_ways_to_one(
+    production: LazySettings, started: Started, command: str
+) -> None:
+    production.REDIS_URL = ""
+    with pytest.raises(CommandError, match=r"^REDIS_URL is not set\. [^\n]*bin/run[^\n]*$"):
+        call_command(command)
     assert started == []
 
 
@@ -145,7 +154,8 @@ def test_it_stops_without_a_database(
 
 
 def test_it_stops_before_migrations_with_one_line(tmp_path: Path) -> None:
-    done = run(["serve"], {"DATABASE_URL": f"sqlite:///{tmp_path}/empty.sqlite3"})
+    stores = {"DATABASE_URL": f"sqlite:///{tmp_path}/empty.sqlite3", "REDIS_URL": "redis://127.0.0.1:1/0"}
+    done = run(["serve"], stores)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.endswith("migrations are missing. Run: manage.py migrate")

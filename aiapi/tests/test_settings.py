@@ -123,15 +123,25 @@ def test_it_starts_from_a_fresh_clone_with_no_variable_set() -> None:
     assert (found["HOST"], found["PORT"], found["WEB_CONCURRENCY"]) == ("127.0.0.1", 8000, 1)
     assert found["DATABASES"]["default"]["NAME"] == str(BASE_DIR / "var" / "aiapi.sqlite3")
     backends = {each["BACKEND"].rpartition(".")[2] for each in found["CACHES"].values()}
-    assert backends == {"LocMemCache", "ProcessAnswers"}
+    assert backends == {"LocMemCache"}
     assert found["CACHE_TTL"] == found["CACHES"]["answers"]["TIMEOUT"] == 3600
     assert found["CORS_ALLOWED_ORIGINS"] == []
 
 
-def test_it_caches_in_the_state_store_unless_that_is_a_cluster() -> None:
-    assert load({"REDIS_URL": "redis://a:1/0"})["CACHE_URL"] == "redis://a:1/0"
-    assert load({"REDIS_URL": "redis+cluster://a:1"})["CACHE_URL"] == ""
-    assert load({"REDIS_URL": "redis+cluster://a:1", "CACHE_URL": "redis://b:1"})["CACHE_URL"] == "redis://b:1"
+@pytest.mark.parametrize(
+    ("values", "answers", "attempts"),
+    [
+        ({"REDIS_URL": "redis://a:1/0"}, "answers", "redis://a:1/0"),
+        ({"REDIS_URL": "redis+cluster://a:1"}, "answers", "attempts"),
+        ({"REDIS_URL": "unix:///s.sock", "CACHE_URL": "unix:///c.sock"}, "unix:///c.sock", "unix:///c.sock"),
+        ({"REDIS_URL": "redis+cluster://a:1", "CACHE_URL": "redis://b:1"}, "redis://b:1", "redis://b:1"),
+    ],
+)
+def test_it_caches_where_it_is_told_alone_and_counts_attempts_for_all_processes(
+    values: dict[str, str], answers: str, attempts: str
+) -> None:
+    caches = load(values)["CACHES"]
+    assert (caches["answers"]["LOCATION"], caches["attempts"]["LOCATION"]) == (answers, attempts)
 
 
 def test_it_turns_on_in_production_what_https_needs() -> None:

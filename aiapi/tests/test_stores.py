@@ -34,8 +34,9 @@ def test_it_pools_postgresql_connections() -> None:
 
 def test_it_caches_in_the_process_without_a_url() -> None:
     found = cache_settings("", ttl=60, timeout=0.2)
-    assert {each["BACKEND"].rpartition(".")[2] for each in found.values()} == {"LocMemCache", "ProcessAnswers"}
+    assert {each["BACKEND"].rpartition(".")[2] for each in found.values()} == {"LocMemCache"}
     assert len({each["LOCATION"] for each in found.values()}) == 3
+    assert found["answers"]["OPTIONS"]["MAX_ENTRIES"] == 64
     assert found["answers"]["TIMEOUT"] == 60
 
 

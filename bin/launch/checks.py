@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +30,8 @@ KEPT = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "PIP_CERT",
+    "TEST_DATABASE_URL",
+    "TEST_REDIS_URL",
 )
 
 #: What production must be given, with secrets that are nobody's.
@@ -73,12 +73,12 @@ def _run(arguments: list[str], *, full: bool) -> int:
             results.run([Step("pytest", [python, "-m", "pytest", *arguments], live=True)], env)
         else:
             results.run(_static_steps(python, folder), env)
-            _test_suites(results, python, env)
+            _test_suites(results, python, folder, env)
     return results.summary()
 
 
 def _prepare(arguments: list[str]) -> str:
-    python = venv.ensure(ROOT, [venv.BASE, venv.DEVELOPMENT, venv.LOCAL])
+    python = venv.ensure(ROOT, [venv.BASE, venv.DEVELOPMENT, venv.LOCAL, venv.EMBEDDED])
     system.ensure_libgomp(ROOT)
     if not arguments or any(part.startswith(("tests", "./tests")) for part in arguments):
         system.ensure_chromium(ROOT)
@@ -101,39 +101,17 @@ def _static_steps(python: str, folder: str) -> list[Step]:
     ]
 
 
-def _test_suites(results: Results, python: str, env: dict[str, str]) -> None:
+def _test_suites(results: Results, python: str, folder: str, env: dict[str, str]) -> None:
     """Run the tests, three at a time on two cores since each waits now and then."""
     pytest = [python, "-m", "pytest", "-q", "--durations=5"]
-    unit = [*pytest, "-p", "tests.isolation", "-n", "3", *APPS]
-    results.run([Step("unit tests on SQLite and memory", unit, live=True)], env)
-    with _stores(python, env) as urls:
-        again = [*unit, "-m", "not self_contained"]
-        results.run([Step("unit tests on PostgreSQL and Redis", again, urls, live=True)], env)
+    unit = [*pytest, "-n", "3", *APPS]
+    results.run([Step("unit tests on PostgreSQL and Valkey", unit, live=True)], env)
+    sqlite = {"DATABASE_URL": f"sqlite:///{folder}/unit.sqlite3"}
+    results.run([Step("those of SQL on SQLite", [*unit, "-m", "own_sql"], sqlite, live=True)], env)
     # A file's tests stay together, for its servers' sake, and files begin in conftest.py's order, the longest first.
     by_file = [*pytest, "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
     results.run([Step("end-to-end tests", [*by_file, "-m", "not timed", "tests"], live=True)], env)
     results.run([Step("proofs against the clock", [*by_file, "-m", "timed", "tests"], live=True)], env)
-
-
-@contextmanager
-def _stores(python: str, env: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Yield DATABASE_URL and REDIS_URL of real servers: the caller's test servers, or new ones out of wheels."""
-    given = {name: os.environ.get(f"TEST_{name}", "") for name in ("DATABASE_URL", "REDIS_URL")}
-    if all(given.values()):
-        yield given
-        return
-    command = [python, "-m", "tests.serve_stores"]
-    with subprocess.Popen(
-        command, env={**env, "PYTHONPATH": "bin"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            if not line:
-                raise LaunchError("PostgreSQL and Redis for the tests did not start: see above")
-            started: dict[str, str] = json.loads(line)
-            yield {**started, **{name: url for name, url in given.items() if url}}
-        finally:
-            process.terminate()
 
 
 @contextmanager

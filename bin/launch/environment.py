@@ -54,8 +54,14 @@ def has_provider(env: Mapping[str, str]) -> bool:
     return any(env.get(name) or env.get(f"{name}_FILE") for name in names)
 
 
+def graceful_timeout(env: Mapping[str, str]) -> float:
+    """Return the seconds that open requests get to end, as far as they can be read: the settings judge the value."""
+    given = env.get("GRACEFUL_TIMEOUT", "")
+    return float(given) if given.isdecimal() else 30.0
+
+
 def has_redis(env: Mapping[str, str]) -> bool:
-    """Tell whether the state store is configured, so that records come through its stream."""
+    """Tell whether a state store is configured; else bin/run starts its own."""
     return bool(env.get("REDIS_URL") or env.get("REDIS_URL_FILE"))
 
 

@@ -16,7 +16,8 @@ from types import FrameType
 
 from launch.console import LaunchError
 
-#: Seconds that a member may take to end after SIGTERM: gunicorn lets running requests finish for 30.
+#: Seconds that members may take to end after SIGTERM, unless the group is given others: gunicorn lets running requests
+#: finish for 30.
 GRACE = 35.0
 #: Seconds between two looks at the members.
 TICK = 0.1
@@ -32,13 +33,45 @@ class Stopped(BaseException):
         self.number = number
 
 
+class Adopted:
+    """A process that another launcher started, and left: a part of subprocess.Popen's interface."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return None while it lives, else 0: nobody tells its status."""
+        if self.returncode is None:
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                self.returncode = 0
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal if it lives."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Wait until it is gone."""
+        while self.poll() is None:
+            time.sleep(TICK)
+        return 0
+
+
 @dataclass(frozen=True)
 class Member:
-    """One process of the group; `log` is where its output goes, None for the terminal."""
+    """One process of the group; `log` is where its output goes, None for the terminal or for an adopted one.
+
+    One that `serves_others` ends after them.
+    """
 
     name: str
-    process: subprocess.Popen[bytes]
-    log: Path | None
+    process: subprocess.Popen[bytes] | Adopted
+    log: Path | None = None
+    serves_others: bool = False
 
     def ended(self) -> LaunchError:
         """Say in one line that it ended by itself, with the last line of its log."""
@@ -51,21 +84,35 @@ class Group:
     """Start processes, watch them, and end all of them when one ends or a signal comes.
 
     Each is a process group of its own, so that a Ctrl-C reaches the caller alone and is passed on once, and what a
-    member leaves behind can be ended with it. On Linux they also end when the caller is killed outright.
+    member leaves behind can be ended with it. On Linux they also end when the caller is killed outright, but for those
+    that serve others. `grace` is in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = GRACE) -> None:
         self.members: list[Member] = []
+        self.grace = grace
 
-    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path | None = None) -> None:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path | None = None,
+        *,
+        serves_others: bool = False,
+    ) -> None:
         """Add a process; with a log, its output goes there, over that of the start before."""
         if log is None:
             process = _start(command, env)
         else:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:
-                process = _start(command, env, stdout=output.fileno(), stderr=subprocess.STDOUT)
-        self.members.append(Member(name, process, log))
+                process = _start(command, env, output.fileno(), ends_with_caller=not serves_others)
+        self.members.append(Member(name, process, log, serves_others))
+
+    def adopt(self, name: str, pid: int) -> None:
+        """Add a process that runs already, as one that serves others; it must lead a process group."""
+        self.members.append(Member(name, Adopted(pid), serves_others=True))
 
     def check(self) -> None:
         """Raise LaunchError when a member has ended."""
@@ -89,21 +136,24 @@ class Group:
             time.sleep(TICK)
 
     def stop(self, number: int = signal.SIGINT) -> None:
-        """End every member, the last started first, by a signal; kill what is left after the grace or a second signal.
+        """End every member by a signal, and kill what is left of them after the grace or a second signal.
 
-        gunicorn ends at once on SIGINT, and lets open requests end first on SIGTERM.
+        Then end those that serve others in the same way. gunicorn ends at once on SIGINT, and lets open requests end
+        first on SIGTERM.
         """
-        alive = [member.process for member in reversed(self.members) if member.process.poll() is None]
-        with suppress(Stopped):
-            for process in alive:
-                process.send_signal(number)
-            deadline = time.monotonic() + GRACE
-            while any(process.poll() is None for process in alive) and time.monotonic() < deadline:
-                time.sleep(TICK)
-        for member in self.members:
-            with suppress(ProcessLookupError):
-                os.killpg(member.process.pid, signal.SIGKILL)
-            member.process.wait()
+        for serves_others in (False, True):
+            members = [each.process for each in reversed(self.members) if each.serves_others is serves_others]
+            with suppress(Stopped):
+                for process in members:
+                    if process.poll() is None:
+                        process.send_signal(number)
+                deadline = time.monotonic() + self.grace
+                while any(process.poll() is None for process in members) and time.monotonic() < deadline:
+                    time.sleep(TICK)
+            for process in members:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def end_on_signals() -> None:
@@ -117,16 +167,16 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _start(
-    command: Sequence[str], env: Mapping[str, str], stdout: int | None = None, stderr: int | None = None
+    command: Sequence[str], env: Mapping[str, str], output: int | None = None, *, ends_with_caller: bool = True
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         env=dict(env),
         stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
         process_group=0,
-        preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  (no threads here)
+        preexec_fn=end_with_parent if ends_with_caller and sys.platform == "linux" else None,  # noqa: PLW1509  (no threads here)
     )
 
 

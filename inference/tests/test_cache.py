@@ -61,7 +61,7 @@ def test_it_saves_only_what_the_answer_itself_had_cost(api: Api, upstream: FakeU
 def test_it_saves_nothing_by_an_answer_whose_cost_nobody_knows(
     api: Api, upstream: FakeUpstream, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def store_as_before(key: str, answer: cache.CachedAnswer, *, account_id: int) -> None:
+    def store_as_before(key: str, answer: cache.CachedAnswer) -> None:
         known = {name: value for name, value in asdict(answer).items() if name != "cost"}
         caches["answers"].set(key, json.dumps(known))
 

@@ -36,8 +36,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def alone(settings: LazySettings) -> Flights:
-    """Return the flights of a process without Redis."""
-    settings.REDIS_URL = ""
+    """Return the flights of a process with a cache of its own."""
+    settings.CACHE_URL = ""
     return Flights()
 
 

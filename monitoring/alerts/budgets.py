@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from accounts.limits.bounds import Amount
 from accounts.limits.contract import SECOND, Subject
-from accounts.limits.memory import wall_clock
+from accounts.limits.local import wall_clock
 from accounts.limits.months import month_end, month_of
 from accounts.models import Account, ApiKey, Budgets
 from accounts.refusals import NANO_DOLLARS

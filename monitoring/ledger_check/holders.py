@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from django.conf import settings
 
 from accounts.limits.contract import Subject
-from accounts.limits.memory import wall_clock
+from accounts.limits.local import wall_clock
 from accounts.limits.months import month_of, month_start
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.snapshots import account_subject, key_ledger, model_subject

@@ -1,4 +1,4 @@
-"""What the tests of monitoring share: the cast, and the limits on a real Redis in either run of the suite."""
+"""What the tests of monitoring share: the cast, and the limits on an empty store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pytest_django import Settings
 
 from accounts.limits import get_limits, reset_limits
 from accounts.limits.contract import LimitBackend
@@ -30,9 +29,8 @@ def store(redis_url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def redis_limits(store: Any, redis_url: str, settings: Settings) -> Iterator[LimitBackend]:
-    """Keep the limits in that Redis, whatever the settings of this run say."""
-    settings.REDIS_URL = redis_url
+def redis_limits(store: Any) -> Iterator[LimitBackend]:
+    """Return the limits, with nothing in their store."""
     reset_limits()
     yield get_limits()
     reset_limits()

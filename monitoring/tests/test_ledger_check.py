@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.utils import timezone
-from pytest_django import Settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from accounts import model_names, services
@@ -386,10 +385,3 @@ class TestCommand:
         with pytest.raises(SystemExit):
             call_command("check_rollups")
         assert "the ledgers could not be compared" in capsys.readouterr().err
-
-    def test_it_compares_rollups_alone_without_redis(
-        self, db: None, settings: Settings, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        settings.REDIS_URL = ""
-        call_command("check_rollups")
-        assert capsys.readouterr().out == "The rollups agree with the log.\n"

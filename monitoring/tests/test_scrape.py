@@ -118,13 +118,6 @@ def test_it_answers_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) 
     assert value(answer.content.decode(), "aiapi_breaker_state", deployment="somewhere/model") == 1
 
 
-def test_it_has_no_queue_without_redis(settings: LazySettings) -> None:
-    settings.REDIS_URL = ""
-    text = scrape().content.decode()
-    names = ("aiapi_ingest_queue_records", "aiapi_ingest_lag_seconds", "aiapi_state_store_up")
-    assert [value(text, name) for name in names] == [0, 0, 1]
-
-
 def test_it_tells_how_much_waits_for_the_ingester_and_for_how_long(redis_limits: Any, store: Any) -> None:
     old = int((time.time() - 50) * 1000)
     store.xadd(records_stream(3), {"o": "x"}, id=f"{old}-0")

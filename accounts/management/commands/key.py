@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from django.conf import settings
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
@@ -19,6 +18,7 @@ from django.utils import timezone
 from accounts import selectors, services
 from accounts.addresses import parse_address
 from accounts.arguments import days, whole
+from accounts.checks import require_state_store
 from accounts.explain import explain_key, explanation_text
 from accounts.models import Account, ApiKey, ModelBudget, Tier
 from accounts.validators import SCOPES
@@ -131,8 +131,8 @@ class Command(BaseCommand):
         address: str | None = options["address"]
         if address is not None and parse_address(address) is None:
             raise CommandError(f"{address} is not an IP address.")
-        # Without Redis the limits of the minute are in the server's process, which this is not.
-        explained = explain_key(_find_key(options), address=address, beside_the_limits=bool(settings.REDIS_URL))
+        require_state_store()
+        explained = explain_key(_find_key(options), address=address)
         self.stdout.write(json.dumps(explained.as_json()) if options["json"] else explanation_text(explained))
 
     def _show_secret(self, key: ApiKey, plain: str, *, as_json: bool) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from accounts.checks import require_state_store
 from aiapi.checks import start_findings
-from aiapi.sole_server import hold_database
 
 
 class Command(BaseCommand):
@@ -20,14 +20,12 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Stop with one line for each mistake, or replace this process by gunicorn."""
+        require_state_store()
         findings = start_findings()
         for warning in findings.warnings:
             self.stderr.write(warning)
         if findings.problems:
             raise CommandError("\n".join(findings.problems))
-        held = hold_database()
-        if held is not None:
-            raise CommandError(held)
         self.stdout.flush()
         arguments = ["-m", "aiapi.server", "-c", "aiapi/gunicorn_config.py", "aiapi.wsgi"]
         os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606

@@ -9,12 +9,12 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.utils import timezone
 from redis.exceptions import RedisError
 
 from accounts.arguments import whole
+from accounts.checks import require_state_store
 from monitoring.ledger_check.check import ledger_differences, ledgers_mend
 from monitoring.ledger_check.holders import ledger_months
 from monitoring.ledger_check.waiting import TooManyWaiting
@@ -43,15 +43,15 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Compare, and tell."""
+        require_state_store()
         now = timezone.now()
         if options["days"]:
             options["begin"] = now - timedelta(days=options["days"])
         are_right = self._compare_rollups(options)
-        if settings.REDIS_URL:
-            if options["until"] is None:
-                options["until"] = now + HOUR  # a ledger may hold something of today though the log has nothing
-            # What ledgers are compared with is read from the rollups: by wrong ones none is corrected.
-            are_right = self._compare_ledgers(options, mend=options["mend_ledgers"] and are_right) and are_right
+        if options["until"] is None:
+            options["until"] = now + HOUR  # a ledger may hold something of today though the log has nothing
+        # What ledgers are compared with is read from the rollups: by wrong ones none is corrected.
+        are_right = self._compare_ledgers(options, mend=options["mend_ledgers"] and are_right) and are_right
         if not are_right:
             sys.exit(1)
 

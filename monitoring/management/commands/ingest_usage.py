@@ -5,10 +5,10 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 from django.db import close_old_connections
 
+from accounts.checks import require_state_store
 from accounts.loops import outlived
 from monitoring.ingester import Ingester
 from monitoring.stopping import stop_requests
@@ -29,8 +29,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Ingest once or until SIGTERM."""
-        if not settings.REDIS_URL:
-            raise CommandError("REDIS_URL is not set: without Redis records are written directly, nothing to ingest.")
+        require_state_store()
         ingester = Ingester()
         if options["once"]:
             self.stdout.write(f"Ingested {ingester.run_once():,} records.")

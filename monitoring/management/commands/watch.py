@@ -12,6 +12,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import close_old_connections
 
+from accounts.checks import require_state_store
 from accounts.loops import outlived
 from monitoring.alerts.conditions import HealthWatch
 from monitoring.alerts.watch import Round
@@ -33,6 +34,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Go round once or until SIGTERM."""
+        require_state_store()
         if options["once"]:
             self._once()
             return

@@ -1,0 +1,35 @@
+"""Migrate the database and set up what a new installation needs: migrate and bootstrap in one process."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.core.management import call_command
+from django.core.management.base import BaseCommand
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
+
+
+class Command(BaseCommand):
+    """What bin/run does before it starts the processes."""
+
+    help = __doc__
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Take a file."""
+        parser.add_argument("file", nargs="?", type=Path, help="where to write the installation id")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Prepare the database, and write its installation id to the file."""
+        call_command("migrate", verbosity=0)
+        call_command("bootstrap", stdout=self.stdout, stderr=self.stderr)
+        if options["file"] is not None:
+            options["file"].write_text(installation_id())
+
+
+def installation_id() -> str:
+    """Return what tells this database from all others: the time of its first migration, to the microsecond."""
+    first = MigrationRecorder(connection).migration_qs.earliest("id")
+    return f"{first.applied:%Y%m%dT%H%M%S.%f}"
