@@ -90,7 +90,7 @@ class Record:
 
 def records(service: Service) -> list[Record]:
     """List the records of a platform, the oldest first; where nothing ingests them, those that wait too."""
-    if not service.ingests:
+    if not service.ingested:
         service.manage("ingest_usage", "--once")
     names = list(Record.__dataclass_fields__)
     query = f"SELECT {', '.join(names)} FROM monitoring_requestrecord ORDER BY id"  # noqa: S608  (names of our own)

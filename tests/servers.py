@@ -25,6 +25,7 @@ from accounts.limits.contract import SHARDS
 from accounts.limits.redis import records_stream
 from inference.upstream.fake import FakeUpstream
 from launch.system import chromium, free_port
+from launch.valkey import Valkey
 from tests.processes import spawn, stop, tail, wait_until
 from tests.stores import Postgres, Redis, postgres_server, redis_cluster, redis_server
 
@@ -83,7 +84,7 @@ class Answer:
 class Service:
     """A running platform; `log` has what all its processes printed.
 
-    One that `ingests` has an ingester beside it. What reads its records waits until they are in the database.
+    One with an `ingested` store (its URL) has an ingester beside it: what reads records waits until they are written.
     """
 
     port: int
@@ -91,7 +92,7 @@ class Service:
     log: Path
     process: subprocess.Popen[bytes]
     folder: Path = ROOT
-    ingests: bool = False
+    ingested: str = ""
 
     @property
     def base_url(self) -> str:
@@ -128,12 +129,12 @@ class Service:
 
     def await_records(self) -> None:
         """Wait until what was recorded before is in the database, where an ingester runs beside the platform."""
-        if self.ingests:
+        if self.ingested:
             wait_until(lambda: not self._waiting(), "the ingester")
 
     def _waiting(self) -> int:
         """Count the records that wait for the ingester."""
-        with redis_client.Redis.from_url(self.env["REDIS_URL"]) as client:
+        with redis_client.Redis.from_url(self.ingested) as client:
             pipeline = client.pipeline(transaction=False)
             for shard in range(SHARDS):
                 pipeline.xlen(records_stream(shard))
@@ -214,7 +215,8 @@ def _starting_server(
         if has_own_store:
             command = [sys.executable, "manage.py", "ingest_usage"]
             stack.callback(stop, spawn(command, log, env=complete, cwd=root), signal.SIGTERM)
-        yield Service(port, complete, log, process, root, ingests=has_own_store)
+        ingested = complete["REDIS_URL"] if has_own_store else ""
+        yield Service(port, complete, log, process, root, ingested)
 
 
 @contextmanager
@@ -231,6 +233,7 @@ def launched(env: Mapping[str, str] | None = None) -> Iterator[Service]:
         service = Service(port, complete, log, process)
         try:
             wait_until(lambda: service.is_live() and "is ready" in log.read_text(), "bin/run to be ready", timeout=120)
+            service.ingested = Valkey(ROOT, complete).settings().get("REDIS_URL", "")
             yield service
         finally:
             stop(process, signal.SIGTERM)

@@ -43,7 +43,8 @@ def on_sqlite() -> Iterator[Platform]:
 @pytest.fixture(scope="module")
 def on_redis(prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
     """Run one on PostgreSQL and a Redis of its own."""
-    with redis_server() as server, serving({**prepared(), "REDIS_URL": server.url}) as platform:
+    protected = ("--enable-protected-configs", "local")  # a test changes its folder
+    with redis_server(options=protected) as server, serving({**prepared(), "REDIS_URL": server.url}) as platform:
         yield platform
 
 
