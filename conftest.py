@@ -16,7 +16,7 @@ OWN_SQL = (
     "aiapi/tests/test_connections.py",
     "aiapi/tests/test_sqlite.py",
     "monitoring/tests/test_bulk.py",
-    "monitoring/tests/test_dashboard.py",
+    "operations/tests/test_dashboard.py",
     "monitoring/tests/test_ingester.py",
     "monitoring/tests/test_ledger.py",
     "monitoring/tests/test_ledger_months.py",
@@ -84,16 +84,14 @@ def _static_files_when_asked_for() -> None:
 @pytest.fixture(autouse=True)
 def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     """Begin without what an earlier test left in Redis, in caches, or in this process."""
+    from accounts.key_cache import directory
     from accounts.leases import leases
     from accounts.limits import reset_limits
-    from accounts.outage import database_outage
-    from accounts.snapshots import directory
+    from core.database import database_outage
     from inference.cache import guard
     from inference.catalog import catalog
-    from inference.upstream.addresses import addresses
-    from inference.upstream.breaker import breakers
-    from inference.upstream.health import llm_health
-    from monitoring.health import recent_readiness, recent_report
+    from inference.upstream.breaker import addresses, breakers
+    from operations.health import llm_health, recent_readiness, recent_report
 
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()

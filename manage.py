@@ -13,7 +13,7 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiapi.settings")
     from django.core.management import execute_from_command_line
 
-    from aiapi.env import ConfigurationError
+    from core.env import ConfigurationError
 
     try:
         import aiapi.settings  # noqa: F401  (read here so that a mistake in it is one line, not a traceback)

@@ -10,14 +10,14 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from accounts.addresses import is_within
-from accounts.keys import PREFIX, accepted_peppers
-from accounts.limits.contract import LimitName
+from accounts.key_cache import Identity, identity_of
+from accounts.keys import accepted_peppers
+from accounts.limit_usage import LIVE, RECORDS, Standing, limits_standing, maker_text
+from accounts.limits.types import LimitName
 from accounts.model_names import unpriced_model_names
 from accounts.models import ApiKey
-from accounts.refusals import maker_text
-from accounts.snapshots import Identity, identity_of
-from accounts.usage import LIVE, RECORDS, Standing, limits_standing
+from core.network import is_within
+from core.redaction import PREFIX
 
 #: The limits whose value a key may have instead of its tier.
 OVERRIDABLE = (LimitName.REQUESTS_PER_MINUTE, LimitName.TOKENS_PER_MINUTE, LimitName.CONCURRENT_REQUESTS)
@@ -35,7 +35,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedLimit:
-    """A limit as in accounts.usage.Standing, and where its value comes from."""
+    """A limit as in accounts.limit_usage.Standing, and where its value comes from."""
 
     name: str
     owner: str

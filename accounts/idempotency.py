@@ -29,12 +29,12 @@ from django.utils import timezone
 from redis.exceptions import RedisError
 from rest_framework.request import Request
 
-from accounts.connections import release_connections
-from accounts.exceptions import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
+from accounts.key_cache import Identity
 from accounts.leases import leases
 from accounts.models import IdempotentAnswer
-from accounts.snapshots import Identity
-from accounts.turns import give_turn
+from core.background import give_turn
+from core.database import release_connections
+from core.errors import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
 
 HEADER = "HTTP_IDEMPOTENCY_KEY"
 KEY_FORMAT = re.compile(r"[\x21-\x7e]{1,255}\Z")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 import zlib
 from dataclasses import dataclass
@@ -16,16 +15,12 @@ from functools import lru_cache
 
 from django.conf import settings
 
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-PREFIX = "ak_"
+from core.redaction import ALPHABET, CHECKSUM_LENGTH, PREFIX, RANDOM_LENGTH
+
 RANDOM_BYTES = 32
-RANDOM_LENGTH = 43
-CHECKSUM_LENGTH = 6
 #: Characters of a key that may be shown: `ak_live_` and four of the random part (24 bits of 256).
 SHOWN_PREFIX = 12
 MAX_KEY_LENGTH = 200
-#: A key in a text: what of it may be shown, and the rest.
-_IN_TEXT = re.compile(rf"({PREFIX}(?:live|dev)_[{ALPHABET}]{{4}})[{ALPHABET}]{{{RANDOM_LENGTH + CHECKSUM_LENGTH - 4}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +75,6 @@ def accepted_peppers() -> tuple[Pepper, ...]:
 def _parse_peppers(secrets_: tuple[str, ...]) -> tuple[Pepper, ...]:
     """Name each pepper by a digest of itself, so that its name survives reordering and tells nothing."""
     return tuple(Pepper(hashlib.sha256(f"pepper {text}".encode()).hexdigest()[:8], text.encode()) for text in secrets_)
-
-
-def without_keys(text: str) -> str:
-    """Cut the keys in a text down to what of them may be shown: callers put them into the strangest places."""
-    return _IN_TEXT.sub(r"\1…", text) if PREFIX in text else text
 
 
 def _base62(number: int, length: int) -> str:

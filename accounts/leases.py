@@ -13,9 +13,9 @@ from django.conf import settings
 
 from accounts.limits import ask_state_store
 from accounts.limits.redis import redis_client, wire_for
-from accounts.limits.scripts import script
-from accounts.limits.wire import Wire
-from accounts.loops import WorkThread
+from core.background import WorkThread
+from core.redis.scripts import script
+from core.redis.wire import Wire
 
 #: How long the lease of a holder that died lasts, and how often one that lives is renewed.
 LEASE_MS = 15_000

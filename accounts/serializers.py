@@ -7,10 +7,10 @@ from typing import Any
 from django.core.exceptions import ValidationError as DjangoValidationError
 from rest_framework import serializers
 
-from accounts.limits.contract import LimitName
+from accounts.limit_usage import LIVE, RECORDS
+from accounts.limits.types import LimitName
 from accounts.models import ApiKey
 from accounts.services import MAX_GRACE
-from accounts.usage import LIVE, RECORDS
 from accounts.validators import SCOPES, validate_line, validate_model_names, validate_networks
 
 DAY_SECONDS = 24 * 3600

@@ -11,7 +11,9 @@ from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.utils.cache import patch_vary_headers
 
-from accounts.exceptions import (
+from aiapi.errors import json_error
+from aiapi.pages import page_context
+from core.errors import (
     ApiError,
     DependencyUnavailable,
     InternalError,
@@ -20,9 +22,7 @@ from accounts.exceptions import (
     PermissionDenied,
     TooManyFailures,
 )
-from accounts.keys import without_keys
-from aiapi.errors import json_error
-from aiapi.pages import page_context
+from core.redaction import without_keys
 
 #: What somebody who came by a browser can do about it.
 HINTS: dict[type[ApiError], str] = {

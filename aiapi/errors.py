@@ -17,8 +17,8 @@ from rest_framework import exceptions as drf
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts import exceptions as api
-from inference.openai.errors import is_openai_path, openai_error_body
+from core import errors as api
+from inference.api.errors import is_openai_path, openai_error_body
 
 log = structlog.get_logger("aiapi.errors")
 
@@ -51,7 +51,7 @@ def handle_exception(exception: Exception, context: dict[str, Any]) -> Response:
 
 
 def as_api_error(exception: Exception) -> api.ApiError | None:
-    """Translate an exception into the tree of accounts.exceptions; None if it is none of those that are expected."""
+    """Translate an exception into the tree of core.errors; None if it is none of those that are expected."""
     if isinstance(exception, api.ApiError):
         return exception
     if isinstance(exception, drf.ValidationError):

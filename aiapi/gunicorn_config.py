@@ -10,7 +10,7 @@ from typing import Any  # noqa: E402
 from aiapi import settings  # noqa: E402
 from aiapi.logs import configuration  # noqa: E402
 from aiapi.worker import SETTLE_SECONDS  # noqa: E402
-from monitoring import metrics_folder  # noqa: E402
+from core.telemetry import metrics  # noqa: E402
 
 #: Files that a worker may have open: each call has its client's connection and one to a provider.
 FILES = 8192
@@ -50,8 +50,8 @@ def on_starting(server: object) -> None:
 
     To read those takes a second.
     """
-    metrics_folder.make_folder()
-    from inference.tokens import count_tokens
+    metrics.make_folder()
+    from inference.protocols.tokens import count_tokens
 
     for model in ("gpt-4o", "gpt-4"):
         count_tokens([], model=model)
@@ -59,9 +59,9 @@ def on_starting(server: object) -> None:
 
 def child_exit(server: object, worker: Any) -> None:
     """Take a worker that has ended off the metrics of those that live."""
-    metrics_folder.forget_worker(worker.pid)
+    metrics.forget_worker(worker.pid)
 
 
 def on_exit(server: object) -> None:
     """Remove what the workers shared."""
-    metrics_folder.remove_folder()
+    metrics.remove_folder()

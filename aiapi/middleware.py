@@ -10,11 +10,11 @@ import structlog
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from accounts.connections import REQUEST_SECONDS, impatient
-from accounts.keys import without_keys
-from monitoring.metrics import observe_response
-from monitoring.trace import Spans, Trace, begin_trace, current_trace
-from monitoring.tracing import begin_spans
+from core.database import REQUEST_SECONDS, impatient
+from core.redaction import without_keys
+from core.telemetry.metrics import observe_response
+from core.telemetry.trace import Spans, Trace, begin_trace, current_trace
+from core.telemetry.tracing import begin_spans
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 #: Asked by orchestrators and by Prometheus, which address a process by whatever name or number they have for it.

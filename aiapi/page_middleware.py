@@ -19,9 +19,9 @@ from django.http.response import HttpResponseBase
 from django.middleware.http import ConditionalGetMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
-from accounts.attempts import count_attempt
-from accounts.exceptions import TooManyFailures
+from accounts.authentication import count_attempt
 from aiapi.error_pages import error_answer
+from core.errors import TooManyFailures
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 

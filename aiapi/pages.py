@@ -10,9 +10,9 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import cache_control
 from django.views.generic import TemplateView
 
-from accounts import exceptions
 from accounts.checks import DEMO_KEYS
-from accounts.exceptions import ApiError
+from core import errors
+from core.errors import ApiError
 from inference.catalog import uses_local_model
 from inference.upstream.local_model import MODEL_NAME
 
@@ -38,66 +38,62 @@ class Meaning:
 
 MEANINGS = [
     Meaning(
-        exceptions.InvalidRequest,
+        errors.InvalidRequest,
         "A field is missing, unknown, of the wrong type or out of bounds.",
         "Mend the field that the answer names.",
     ),
     Meaning(
-        exceptions.BoundExceedsLimit,
+        errors.BoundExceedsLimit,
         "The most that this call could use is above a whole limit, so waiting would not help.",
         "Shorten the prompt, ask for fewer tokens, or have the limit raised.",
     ),
-    Meaning(exceptions.KeyRequired, "No key was sent.", "Enter your key."),
+    Meaning(errors.KeyRequired, "No key was sent.", "Enter your key."),
     Meaning(
-        exceptions.KeyInvalid,
+        errors.KeyInvalid,
         "The key is unknown, mistyped, revoked, expired or disabled: one answer for all.",
         "Check it for a missing letter; if it is whole, ask your operator for a new one.",
     ),
-    Meaning(exceptions.ScopeDenied, "The key may not do this.", "Use a key that may, or have its scopes extended."),
-    Meaning(exceptions.AddressDenied, "The key may be used from other addresses only.", "Call from one of those."),
+    Meaning(errors.ScopeDenied, "The key may not do this.", "Use a key that may, or have its scopes extended."),
+    Meaning(errors.AddressDenied, "The key may be used from other addresses only.", "Call from one of those."),
     Meaning(
-        exceptions.ModelNotFound,
+        errors.ModelNotFound,
         "The model is unknown or disabled, or not for this key: one answer for all.",
         "Take one of the models that GET /v1/models lists.",
     ),
-    Meaning(exceptions.RequestTimeout, "The request came too slowly, or only in part.", "Send it again."),
-    Meaning(exceptions.BodyTooLarge, "The request is too large.", "Send less."),
+    Meaning(errors.RequestTimeout, "The request came too slowly, or only in part.", "Send it again."),
+    Meaning(errors.BodyTooLarge, "The request is too large.", "Send less."),
+    Meaning(errors.RateLimited, "The requests of the last minute are used up.", "Wait for the seconds of Retry-After."),
     Meaning(
-        exceptions.RateLimited, "The requests of the last minute are used up.", "Wait for the seconds of Retry-After."
-    ),
-    Meaning(
-        exceptions.TokensLimited,
+        errors.TokensLimited,
         "The tokens of the last minute, open calls included, are used up.",
         "Wait for the seconds of Retry-After, or ask for fewer tokens.",
     ),
-    Meaning(exceptions.ConcurrencyLimited, "Too many calls are open at once.", "Let one end first."),
+    Meaning(errors.ConcurrencyLimited, "Too many calls are open at once.", "Let one end first."),
     Meaning(
-        exceptions.BudgetExhausted,
+        errors.BudgetExhausted,
         "The month's budget has no room for this call.",
         "Wait for the month's end (UTC), or have the budget raised.",
     ),
     Meaning(
-        exceptions.TooManyFailures,
+        errors.TooManyFailures,
         "Too many bad keys came from your address. Good keys still pass.",
         "Mend the key, and wait for the seconds of Retry-After.",
     ),
-    Meaning(exceptions.InternalError, "A fault of the service.", "Report the request id to your operator."),
+    Meaning(errors.InternalError, "A fault of the service.", "Report the request id to your operator."),
     Meaning(
-        exceptions.UpstreamFailed,
+        errors.UpstreamFailed,
         "The model's provider refused, broke off or answered nonsense.",
         "Try again; if it lasts, report the request id.",
     ),
-    Meaning(exceptions.ContentFiltered, "The provider's content filter stopped the answer.", "Ask something else."),
-    Meaning(exceptions.Unavailable, "Nothing can answer just now.", "Wait for the seconds of Retry-After."),
+    Meaning(errors.ContentFiltered, "The provider's content filter stopped the answer.", "Ask something else."),
+    Meaning(errors.Unavailable, "Nothing can answer just now.", "Wait for the seconds of Retry-After."),
     Meaning(
-        exceptions.DependencyUnavailable,
+        errors.DependencyUnavailable,
         "Something that the service needs is away.",
         "Wait for the seconds of Retry-After.",
     ),
-    Meaning(
-        exceptions.UpstreamBusy, "The provider has no room for more calls.", "Wait for the seconds of Retry-After."
-    ),
-    Meaning(exceptions.UpstreamTimeout, "The provider took too long.", "Try again, or ask for a shorter answer."),
+    Meaning(errors.UpstreamBusy, "The provider has no room for more calls.", "Wait for the seconds of Retry-After."),
+    Meaning(errors.UpstreamTimeout, "The provider took too long.", "Try again, or ask for a shorter answer."),
 ]
 
 

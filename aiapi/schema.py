@@ -12,7 +12,7 @@ from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import Direction, OpenApiParameter
 from rest_framework import serializers
 
-from inference.openai.errors import is_openai_path
+from inference.api.errors import is_openai_path
 
 #: What may go wrong, by status: a sentence for readers of the documentation.
 ERRORS = {
@@ -126,7 +126,7 @@ class StaffSecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
 class StrictBody(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
     """Describes bodies in which unknown fields are refused."""
 
-    target_class = "inference.serializers.StrictSerializer"
+    target_class = "inference.api.native.StrictSerializer"
     match_subclasses = True
 
     def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Django's settings, from environment variables read by aiapi.env; nothing else in the project reads the environment.
+"""Django's settings, from environment variables read by core.env; nothing else in the project reads the environment.
 
 The one exception is a provider's secret: inference reads the variable whose *name* the provider's row holds.
 """
@@ -13,9 +13,7 @@ from csp.constants import NONE, SELF
 from django.templatetags.static import static
 
 from aiapi import cors
-from aiapi.env import Environment
-from aiapi.mail import email_settings
-from aiapi.stores import cache_settings, database_settings
+from core.env import Environment, cache_settings, database_settings, email_settings
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 ENV = Environment(os.environ)
@@ -360,7 +358,7 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["inference.parsers.StrictJSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["inference.api.parsing.StrictJSONParser"],
     "DEFAULT_SCHEMA_CLASS": "aiapi.schema.ApiSchema",
     "EXCEPTION_HANDLER": "aiapi.errors.handle_exception",
     "UNAUTHENTICATED_USER": None,
@@ -391,5 +389,5 @@ UNFOLD: dict[str, Any] = {
     "SITE_URL": "/",
     "SHOW_VIEW_ON_SITE": False,
     "SIDEBAR": {"show_search": True},
-    "DASHBOARD_CALLBACK": "monitoring.dashboard.views.dashboard",
+    "DASHBOARD_CALLBACK": "operations.dashboard.views.dashboard",
 }

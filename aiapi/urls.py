@@ -8,10 +8,11 @@ from typing import Any
 from django.contrib import admin
 from django.urls import URLPattern, path, re_path
 
-from accounts.key_views import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
+from accounts.api.keys import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
 from aiapi.pages import PageView
 from aiapi.views import OpenAPIView, RedocView, RootView, SwaggerView
-from inference.openai.views import (
+from inference.api.native import ChatView, SummarizeView
+from inference.api.openai import (
     ChatCompletionsView,
     CompletionsView,
     EmbeddingsView,
@@ -20,8 +21,8 @@ from inference.openai.views import (
     ResponsesView,
     UnsupportedView,
 )
-from inference.views import ChatView, SummarizeView
-from monitoring.views import HealthView, LiveView, MetricsView, ReadyView, RequestView, StatsView, UsageView
+from monitoring.views import RequestView, StatsView, UsageView
+from operations.views import HealthView, LiveView, MetricsView, ReadyView
 
 handler400 = "aiapi.error_pages.bad_request"
 handler403 = "aiapi.error_pages.permission_denied"

@@ -21,7 +21,7 @@ from rest_framework.views import APIView
 
 from aiapi.pages import page_context, revalidated
 from monitoring.serializers import ServiceAnswer
-from monitoring.views import AnyFormat
+from operations.views import AnyFormat
 
 
 @revalidated

@@ -92,9 +92,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         """Serve until the end; then wait for what goes on without a client: other callers wait for its answer."""
+        from core.telemetry.tracing import stop_exporting
         from inference.open_streams import open_streams
-        from monitoring.content import keeper
-        from monitoring.tracing import stop_exporting
+        from monitoring.payload_log import keeper
 
         _warm_up()
         get_resolver().url_patterns  # noqa: B018  (loads the views, before what is loaded is frozen)
@@ -138,7 +138,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 def _warm_up() -> None:
     """Do what takes long before the first requests come, all at once: import the SDK, look a cluster up."""
     from accounts.limits import get_limits
-    from accounts.limits.contract import Unavailable
+    from accounts.limits.types import Unavailable
     from inference.upstream.sdk import sdk
 
     sdk()

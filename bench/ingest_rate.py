@@ -16,9 +16,9 @@ import redis as redis_client
 from harness import cpu_seconds, tree
 from hot_path import ingester
 
-from accounts.limits.bounds import Amount
 from accounts.limits.redis import RedisBackend, wire_for
 from accounts.limits.redis import redis_client as limits_client
+from accounts.limits.types import Amount
 from tests.ledgers import waiting_records
 from tests.servers import Postgres, Redis, Service
 

@@ -19,10 +19,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
 import redis  # noqa: E402
 
-from accounts.limits.bounds import Amount, Bound  # noqa: E402
-from accounts.limits.contract import REFUSALS_A_MINUTE, SECOND, Limits, Scope, Subject, Tally  # noqa: E402
-from accounts.limits.months import month_of  # noqa: E402
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for  # noqa: E402
+from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, Scope, Subject, Tally  # noqa: E402  # noqa: E402
+from core.times import month_of  # noqa: E402
 from tests.stores import redis_server  # noqa: E402
 
 LIMITS = (5, 100, 1_000, 10_000, 100_000)

@@ -33,7 +33,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 def a_record(dice: random.Random, moment: datetime) -> dict[str, Any]:
     """Make a record as the limits emit it, admitted at a moment."""
-    from monitoring.ids import new_id
+    from core.times import new_id
 
     key, status = dice.randrange(KEYS), dice.choices(STATUSES, WEIGHTS)[0]
     is_hit = status == 200 and dice.random() < 0.3
@@ -89,8 +89,7 @@ def fill(records: int) -> None:
 
     from monitoring.models import Rollup
     from monitoring.records import as_row
-    from monitoring.rollups.store import rollups_add
-    from monitoring.rollups.tallies import Change, spread, tallies_of
+    from monitoring.rollups.store import Change, rollups_add, spread, tallies_of
 
     Rollup.objects.all().delete()
     dice, a_day = random.Random(records), records // DAYS
@@ -109,10 +108,9 @@ def fill(records: int) -> None:
 
 def reads() -> Iterator[tuple[str, Callable[[], Any]]]:
     """List what readers ask."""
-    from monitoring.rollups.calendar import Unit
-    from monitoring.rollups.query import UsageSpan
-    from monitoring.rollups.rankings import usage_rankings
-    from monitoring.rollups.selectors import Scope, usage_series, usage_totals
+    from monitoring.rollups.parameters import UsageSpan
+    from monitoring.rollups.periods import Unit
+    from monitoring.rollups.queries import Scope, usage_rankings, usage_series, usage_totals
     from monitoring.selectors import account_usage, stats
 
     month, year = END - timedelta(days=30), END - timedelta(days=400)

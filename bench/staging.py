@@ -119,7 +119,7 @@ def going(way: str) -> Iterator[int]:
     """Let many lines go in a way, over a connection of its own; yield the id of its backend."""
     from django.db import connection
 
-    from monitoring import bulk
+    from core import bulk
 
     kept = bulk._sources
 
@@ -183,8 +183,8 @@ def churned(way: str, batches: int) -> tuple[float, float, float]:
 
 def measure(records: int, batches: int) -> None:
     """Print both tables."""
-    from accounts.limits.bounds import Amount
     from accounts.limits.redis import RedisBackend, redis_client, wire_for
+    from accounts.limits.types import Amount
 
     client = redis_client(os.environ["REDIS_URL"], read_timeout=5)
     limits = RedisBackend(wire_for(client), seeder=lambda *_: Amount())

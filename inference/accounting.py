@@ -1,4 +1,7 @@
-"""The bill of one call: what it holds while it runs, what it used, and the one record that it leaves."""
+"""The bill of one call: what it holds while it runs, what it used, and the one record that it leaves.
+
+Prompt and answer of one call, of an account whose content is logged: put together when the call has its record.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,16 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from accounts.exceptions import DependencyUnavailable
+from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import OperationClosed, Refusal, Reserved, Tally, Unavailable
-from accounts.refusals import refusal_error
-from inference.calls import Caller
+from accounts.limits.types import Amount, Bound, OperationClosed, Refusal, Reserved, Tally, Unavailable
+from core.errors import DependencyUnavailable
+from core.telemetry.metrics import observe_record
+from inference.calls import Caller, ModelCall
 from inference.catalog import Rates
-from inference.logged_content import CallContent
-from inference.surfaces.base import Body, Usage
-from inference.surfaces.events import EventReader
-from monitoring.metrics import observe_record
+from inference.protocols.base import Body, Usage
+from inference.protocols.events import EventReader
+from monitoring.payload_log import keeper
 from monitoring.records import begin_record
 
 #: What an error may have been recorded as that another request had met first.
@@ -230,3 +232,32 @@ class Bill:
             )
         except Unavailable as error:
             raise DependencyUnavailable(retry_after=error.retry_after) from error
+
+
+class CallContent:
+    """What a call asked and was answered; `body` is the provider's, `reader` has followed its stream."""
+
+    def __init__(self, call: ModelCall, caller: Caller) -> None:
+        self._call = call
+        self._caller = caller
+        self.body: Body | None = None
+        self.reader: EventReader | None = None
+
+    def keep(self) -> None:
+        """Hand it over to be written, after the record; what can't be is dropped."""
+        keeper.keep(
+            record_id=self._caller.trace.id,
+            account_id=self._caller.identity.account_id,
+            prompt={"model": self._call.model, **self._call.payload},
+            answer=self._answer,
+        )
+
+    def _answer(self) -> Any:
+        """Return the answer, a stream's as it would have been without one; None where there is none."""
+        if self.reader is not None:
+            return self.reader.body()
+        if self.body is None or "stream" not in self.body:
+            return self.body
+        reader = self._call.surface.reader(self._call.payload)
+        reader.feed(str(self.body["stream"]).encode())
+        return reader.body()

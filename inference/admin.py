@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 from django.contrib import admin, messages
@@ -11,16 +10,28 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from accounts.admin.base import AuditedAdmin, actor_of, change_url, found, link, moment
-from accounts.admin.confirmation import Confirmation, ask, is_confirmed
-from accounts.admin.typed import TabularInline, action, display
+from accounts.admin.base import (
+    AuditedAdmin,
+    Confirmation,
+    TabularInline,
+    action,
+    actor_of,
+    ask,
+    change_url,
+    display,
+    found,
+    is_confirmed,
+    link,
+    moment,
+)
+from core.money import price_text
 from inference.catalog import provider_route
 from inference.models import Deployment, Model, Price, Provider
+from inference.selectors import missing_variables, secret_variables
 from inference.services import catalog_delete, catalog_save, model_clear_cache
-from inference.standing import missing_variables, secret_variables
 from inference.switching import AsksBeforeSwitchingOff
+from inference.upstream.breaker import failing
 from inference.upstream.client import client
-from inference.upstream.notices import failing
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
 BREAKER_BADGES = {"closed": "success", "on trial": "warning", "open": "danger", "no secret": "danger"}
@@ -228,7 +239,7 @@ class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
         if not deployment.begun_prices:
             return "no price: cost unknown"
         latest = deployment.begun_prices[-1]
-        return f"{dollars(latest.input_per_million)} in, {dollars(latest.output_per_million)} out"
+        return f"{price_text(latest.input_per_million)} in, {price_text(latest.output_per_million)} out"
 
 
 @admin.register(Price)
@@ -256,10 +267,3 @@ class PriceAdmin(CatalogAdmin):
     def is_current(self, price: Price) -> bool:
         """Show whether it has begun."""
         return price.valid_from <= timezone.now()
-
-
-def dollars(amount: Decimal) -> str:
-    """Write US dollars with at least two decimals and without zeros that say nothing: $0.60, $0.075."""
-    text = f"{amount:.9f}".rstrip("0")
-    whole, _, cents = text.partition(".")
-    return f"${whole}.{cents.ljust(2, '0')}"

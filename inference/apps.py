@@ -13,15 +13,11 @@ class InferenceConfig(AppConfig):
         from accounts.model_names import install_reader, install_unpriced_reader
         from inference.catalog import deployment_names, unpriced_names
         from inference.selectors import public_name_of
-        from inference.standing import deployment_states, failing_sign
-        from inference.unpriced import missing_prices
-        from inference.upstream.alerts import failing_deployments
-        from inference.upstream.health import llm_health
-        from monitoring.alerts.conditions import register_source
-        from monitoring.dashboard.providers import register_deployment_states
-        from monitoring.dashboard.signs import register_sign
-        from monitoring.health import register_check
-        from monitoring.scrape import register_deployments
+        from operations.alerts.conditions import failing_deployments, missing_prices, register_source
+        from operations.dashboard.data import register_sign
+        from operations.deployments import deployment_states, failing_sign, register_deployment_states
+        from operations.health import llm_health, register_check
+        from operations.scrape import register_deployments
 
         register_check("llm", llm_health)
         register_source("breakers", failing_deployments)

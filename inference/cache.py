@@ -23,8 +23,7 @@ from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError, ResponseError
 
 from accounts.limits import state_store_is_away
-from accounts.loops import WorkThread
-from accounts.turns import give_turn
+from core.background import WorkThread, give_turn
 from inference import prompts
 
 PROBE_SECONDS = 1.0

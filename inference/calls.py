@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from accounts.limits.contract import Admission, Window
-from accounts.snapshots import Identity
+from accounts.key_cache import Identity
+from accounts.limits.types import Admission, Window
+from core.telemetry.trace import Trace
 from inference.client_socket import ClientSocket
-from inference.surfaces.base import Body, Surface
-from monitoring.trace import Trace
+from inference.protocols.base import Body, Surface
 
 
 @dataclass(frozen=True, slots=True)

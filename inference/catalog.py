@@ -1,4 +1,4 @@
-"""The models that can be called, as a worker knows them for at most one second (see accounts.snapshots for why)."""
+"""The models that can be called, as a worker knows them for at most one second (see accounts.key_cache for why)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import structlog
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from accounts.connections import KNOWN_WAIT, ask_promptly
-from accounts.exceptions import DependencyUnavailable
-from accounts.limits.contract import Limits, Scope, Subject
-from accounts.outage import Outage, database_outage
-from accounts.refusals import nano
-from accounts.snapshots import MAX_AGE
+from accounts.key_cache import MAX_AGE
+from accounts.limits.types import Limits, Scope, Subject
+from core.database import KNOWN_WAIT, Outage, ask_promptly, database_outage
+from core.errors import DependencyUnavailable
+from core.money import nano
 from inference.models import Deployment, Model, Price, Provider
 from inference.upstream import local_model
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from core.telemetry.metrics import CLIENT_LEFT
 from inference.client_socket import ClientSocket
 from inference.outlet import watch
 from inference.upstream.transport import Abort
-from monitoring.metrics import CLIENT_LEFT
 
 __all__ = ["CLIENT_LEFT", "ClientLeft", "DisconnectWatch"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from accounts.exceptions import ApiError, Unavailable
-from monitoring import metrics
+from core.errors import ApiError, Unavailable
+from core.telemetry import metrics
 
 
 class Stoppable(Protocol):

@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 from django.conf import settings
 
-from accounts.loops import ProcessThread
+from core.background import ProcessThread
 from inference.client_socket import ClientSocket
 
 #: Seconds between two looks after a stream.

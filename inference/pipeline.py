@@ -18,8 +18,10 @@ from typing import Any
 import structlog
 from django.conf import settings
 
-from accounts.connections import release_connections
-from accounts.exceptions import (
+from accounts.key_cache import Identity
+from accounts.limits.leases import keeper
+from core.database import release_connections
+from core.errors import (
     ApiError,
     InternalError,
     InvalidRequest,
@@ -28,23 +30,18 @@ from accounts.exceptions import (
     UpstreamBusy,
     UpstreamFailed,
 )
-from accounts.limits.leases import keeper
-from accounts.snapshots import Identity
 from inference import cache
-from inference.accounting import Bill
+from inference.accounting import Bill, CallContent
 from inference.calls import Answer, Caller, ModelCall
 from inference.catalog import CatalogModel, Route, catalog
 from inference.disconnects import CLIENT_LEFT, ClientLeft, DisconnectWatch
-from inference.flight import Flight, Wait, flights
-from inference.logged_content import CallContent
-from inference.surfaces.base import Body, UnfitAnswer, Usage
-from inference.surfaces.provider_error import find_error
-from inference.upstream.attempts import AttemptFailed, Deadline
-from inference.upstream.capacity import capacity
+from inference.protocols.base import Body, UnfitAnswer, Usage
+from inference.protocols.sse import find_error
+from inference.single_flight import Flight, Wait, flights
 from inference.upstream.client import client, hidden_texts
-from inference.upstream.errors import MISCONFIGURED, failed_attempt, unfit_attempt
+from inference.upstream.errors import MISCONFIGURED, AttemptFailed, Deadline, failed_attempt, unfit_attempt
 from inference.upstream.provider_limits import slot
-from inference.upstream.routing import first_success
+from inference.upstream.routing import capacity, first_success
 
 log = structlog.get_logger(__name__)
 

@@ -10,10 +10,10 @@ from django.conf import settings
 from django.db import transaction
 
 from inference.catalog import default_model_name, provider_route, uses_local_model
+from inference.fake_provider import OWNER
 from inference.models import Deployment, Model, Price, Provider
 from inference.services import catalog_save
 from inference.upstream.client import client
-from inference.upstream.fake import OWNER
 from inference.upstream.local_model import CONTEXT_TOKENS, MODEL_NAME
 
 OPENAI_URL = "https://api.openai.com/v1"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
-from inference.models import Deployment, Model, Price
+from inference.models import Deployment, Model, Price, Provider
 
 
 def public_name_of(name: str) -> str | None:
@@ -31,3 +33,14 @@ def models_without_price() -> dict[str, str]:
 
 def _names() -> list[tuple[str, list[str]]]:
     return list(Model.objects.values_list("public_name", "aliases"))
+
+
+def secret_variables(provider: Provider) -> list[str]:
+    """Name the environment variables that hold a provider's secrets."""
+    headers = [value.removeprefix("$") for value in provider.extra_headers.values() if value.startswith("$")]
+    return [name for name in (provider.api_key_variable, *headers) if name]
+
+
+def missing_variables(provider: Provider) -> list[str]:
+    """Name those of them that are not set on this server."""
+    return [name for name in secret_variables(provider) if not os.environ.get(name)]

@@ -18,17 +18,11 @@ import structlog
 from django.conf import settings
 from django.db import DatabaseError, connections
 
-from accounts.connections import release_connections
-from accounts.exceptions import (
-    ApiError,
-    DependencyUnavailable,
-    InternalError,
-    UpstreamFailed,
-    UpstreamTimeout,
-)
 from accounts.idempotency import LARGEST_ANSWER
 from accounts.limits.gates import Entry
 from accounts.limits.leases import keeper
+from core.database import release_connections
+from core.errors import ApiError, DependencyUnavailable, InternalError, UpstreamFailed, UpstreamTimeout
 from inference import cache
 from inference.calls import Caller, ModelCall
 from inference.catalog import Route
@@ -54,12 +48,11 @@ from inference.pipeline import (
     shared_answer,
     slot_size,
 )
-from inference.surfaces.base import Usage
-from inference.surfaces.events import EventReader
-from inference.surfaces.sse import BrokenStream
-from inference.upstream.attempts import AttemptFailed, Deadline
+from inference.protocols.base import Usage
+from inference.protocols.events import EventReader
+from inference.protocols.sse import BrokenStream
 from inference.upstream.client import UpstreamStream, client, hidden_texts
-from inference.upstream.errors import failed_attempt
+from inference.upstream.errors import AttemptFailed, Deadline, failed_attempt
 from inference.upstream.provider_limits import take_slot
 from inference.upstream.routing import first_success
 from inference.upstream.transport import Abort

@@ -12,12 +12,9 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from accounts.admin.base import change_url
-from accounts.admin.confirmation import Confirmation, ask, is_confirmed
-from accounts.admin.typed import ModelAdmin
+from accounts.admin.base import Confirmation, ModelAdmin, ask, change_url, is_confirmed
 from inference.models import Deployment, Model, Provider
-from monitoring.rollups.rankings import usage_rankings
-from monitoring.rollups.selectors import Scope
+from monitoring.rollups.queries import Scope, usage_rankings
 
 #: What is told of: who asked lately.
 LATELY = timedelta(days=7)

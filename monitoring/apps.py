@@ -31,7 +31,7 @@ def fill_rollups(*, apps: Apps | None = None, **_: Any) -> None:
     Not a migration: those run with the tables of their time, and this reads and writes those of today. Without `apps`
     nothing was migrated: it is how `flush` calls, when it has emptied everything.
     """
-    from monitoring.rollups.rebuild import rollups_fill
+    from monitoring.rollups.verify import rollups_fill
 
     if apps is not None:
         with suppress(LookupError):

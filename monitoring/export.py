@@ -2,6 +2,10 @@
 
 Moments are ISO 8601 in UTC, money is a decimal text. In CSV a text that a spreadsheet would take for a formula gets an
 apostrophe in front (OWASP, CSV Injection); in JSON Lines every text is as it is.
+
+The request log as rows for a file: which of them, in order of time, batch by batch.
+
+Usage as rows for a file: sums by time and by account, key, model or endpoint, a stretch of time after the other.
 """
 
 from __future__ import annotations
@@ -9,13 +13,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
+
+from django.db.models import Max, Min, QuerySet
+
+from core.database import release_connections
+from core.keyset import Place, stretch
+from monitoring.models import RequestRecord, Rollup
+from monitoring.rollups.figures import QUANTILES
+from monitoring.rollups.periods import Unit, buckets, hour_of, hour_until, moment_of
+from monitoring.rollups.queries import EVERYTHING, Point, Scope, usage_series
 
 Row = Sequence[Any]
 
@@ -86,3 +101,134 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(FORMULA_STARTS):
         return f"'{value}"
     return plain(value)
+
+
+#: Column of the file, and the field that it shows.
+FIELDS = {
+    "id": "id",
+    "label": "label",
+    "admitted_at": "admitted_at",
+    "account": "account_name",
+    "account_id": "account_id",
+    "key": "key_name",
+    "key_id": "key_id",
+    "endpoint": "endpoint",
+    "model": "model",
+    "deployment": "deployment",
+    "status": "status",
+    "error_code": "error_code",
+    "cache": "cache",
+    "input_tokens": "input_tokens",
+    "cached_tokens": "cached_tokens",
+    "output_tokens": "output_tokens",
+    "cost": "cost",
+    "saved_cost": "saved_cost",
+    "usage_source": "usage_source",
+    "is_partial": "is_partial",
+    "is_overrun": "is_overrun",
+    "latency_ms": "latency_ms",
+    "first_token_ms": "first_token_ms",
+    "attempts": "attempts",
+    "stages": "stages",
+    "failures": "failures",
+    "count": "count",
+}
+COLUMNS = tuple(FIELDS)
+ID, ADMITTED_AT = COLUMNS.index("id"), COLUMNS.index("admitted_at")
+#: Rows that are read at a time: what SQLite's driver reads without letting others run, some milliseconds.
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which records: those of a scope, and None leaves an end open; `end` is not included."""
+
+    begin: datetime | None = None
+    end: datetime | None = None
+    scope: Scope = EVERYTHING
+
+    def records(self) -> QuerySet[RequestRecord]:
+        """Select the records by their time of admission."""
+        records = RequestRecord.objects.filter(**self.scope.columns)
+        if self.begin is not None:
+            records = records.filter(admitted_at__gte=self.begin)
+        return records if self.end is None else records.filter(admitted_at__lt=self.end)
+
+
+def record_batches(records: QuerySet[RequestRecord]) -> Iterator[Sequence[Row]]:
+    """Read records in order of admission (of one time, by their ids), oldest first, up to the newest that there is now.
+
+    Each batch is a query of its own that begins where the one before ended. In between no connection is held, so that
+    a slow reader keeps none from the requests, and others of this process get their turn.
+    """
+    newest = stretch(records, "admitted_at", is_newer=False).values_list("admitted_at", "pk").first()
+    if newest is None:
+        return
+    after, last = None, Place(*newest)
+    while batch := list(stretch(records, "admitted_at", after, last).values_list(*FIELDS.values())[:BATCH]):
+        after = Place(batch[-1][ADMITTED_AT], batch[-1][ID])
+        release_connections()
+        time.sleep(0)
+        yield batch
+
+
+#: Plain figures, as Figures.as_answer names them.
+PLAIN = (
+    "cache_hits",
+    "cache_misses",
+    "cache_hit_rate",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "cost",
+    "unpriced_requests",
+    "saved_cost",
+)
+#: What the audit log calls what is exported.
+KIND = "usage row"
+TIMED = ("latency_ms", "first_token_ms")
+ERRORS = ("invalid", "limited", "failed")
+
+
+def usage_columns(by: str) -> tuple[str, ...]:
+    """Name the columns of a file that is split by `by`."""
+    times = (f"{name}_{quantile}" for name in TIMED for quantile in QUANTILES)
+    return ("start", by, f"{by}_id", "requests", *(f"{name}_requests" for name in ERRORS), *PLAIN, *times)
+
+
+def usage_batches(
+    *, begin: datetime, end: datetime, unit: Unit, by: str, account_id: int | None = None
+) -> Iterator[Sequence[Row]]:
+    """Read the rollups of a span (UTC), a batch for each hour, day or month; where nothing was asked, there is none.
+
+    In between no connection is held, so that a slow reader keeps none from the requests.
+    """
+    first, last = _kept(hour_of(begin), hour_until(end))
+    for at, until, start in buckets(first, last, unit, UTC):
+        points = usage_series(begin=moment_of(at), end=moment_of(until), scope=Scope(account_id=account_id), by=by)
+        release_connections()
+        time.sleep(0)  # others of this process get their turn, also in a long time in which nothing happened
+        if points and start is not None:
+            yield [_row(point, moment_of(start)) for point in points]
+
+
+def _kept(first: int, end: int) -> tuple[int, int]:
+    """Cut a span to the hours of which there are rollups: it may have been asked for from the year 1 on."""
+    hours = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_HOUR).aggregate(first=Min("start"), last=Max("start"))
+    if hours["first"] is None:
+        return first, first
+    return max(first, hours["first"]), min(end, hours["last"] + 1)
+
+
+def _row(point: Point, start: datetime) -> list[Any]:
+    answer = point.figures.as_answer()
+    times = [(answer[name] or {}).get(quantile) for name in TIMED for quantile in QUANTILES]
+    return [
+        start,
+        point.group or "",
+        point.group_id,
+        answer["requests"],
+        *(answer["errors"][name] for name in ERRORS),
+        *(answer[name] for name in PLAIN),
+        *times,
+    ]

@@ -14,8 +14,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from accounts.audit import audit_event
 from accounts.models import Account
+from core.times import require_order, typed_moment
 from monitoring.export import Format, Row, encoded, gzipped
-from monitoring.moments import require_order, typed_moment
 
 
 class ExportCommand(BaseCommand):

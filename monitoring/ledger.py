@@ -12,11 +12,10 @@ from itertools import groupby, islice
 
 from django.db.models import F, QuerySet, Sum
 
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import SECOND, Subject
-from accounts.limits.months import month_start
+from accounts.limits.types import SECOND, Amount, Subject
 from accounts.models import ApiKey
 from accounts.selectors import api_keys_counted_against
+from core.times import month_start
 from monitoring.models import Rollup
 from monitoring.rollups.periods import hour_of
 

@@ -228,7 +228,7 @@ class AlertDelivery(models.Model):
 
 
 class WatchTurn(models.Model):
-    """Whose turn it is to watch (one row): see monitoring.alerts.turn."""
+    """Whose turn it is to watch (one row): see operations.alerts.incidents."""
 
     holder = models.CharField(max_length=200, help_text="A process: host, process id and a random part.")
     until = models.DateTimeField(help_text="When its turn is over unless it goes on.")
@@ -238,3 +238,7 @@ class WatchTurn(models.Model):
 
     def __str__(self) -> str:
         return self.holder
+
+
+#: What a user needs to see figures of all accounts.
+VIEW_RECORDS = "monitoring.view_requestrecord"

@@ -13,12 +13,11 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from accounts.connections import REQUEST_SECONDS, impatient
-from monitoring.bulk import insert_lines
+from core.bulk import insert_lines
+from core.database import REQUEST_SECONDS, impatient
 from monitoring.models import RequestRecord
 from monitoring.records import as_row, newest_revisions
-from monitoring.rollups.store import rollups_apply
-from monitoring.rollups.tallies import Change
+from monitoring.rollups.store import Change, rollups_apply
 
 _FIELDS = RequestRecord._meta.concrete_fields
 _COLUMNS = [str(field.column) for field in _FIELDS]

@@ -1,4 +1,6 @@
-"""The usage record on its way from a request to the database: a JSON-able dict, and the row that it becomes.
+"""How requests end, by their HTTP status: of single records, and as conditions for queries of the log.
+
+The usage record on its way from a request to the database: a JSON-able dict, and the row that it becomes.
 
 Its keys are the fields of RequestRecord, apart from `cost` and `saved_cost` (integer nano-dollars), `unpriced` (the
 cost is unknown, and `cost` is 0), `admitted_at` (µs since the epoch), `partial` and `overrun`. `id`, `revision` and
@@ -13,10 +15,41 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from accounts.refusals import NANO_DOLLARS
-from accounts.snapshots import Identity
-from monitoring.models import RequestRecord
-from monitoring.trace import Trace
+from django.db.models import Q
+
+from accounts.key_cache import Identity
+from core.money import NANO_DOLLARS
+from core.telemetry.trace import Trace
+from monitoring.models import RequestRecord, Rollup
+
+Outcome = Rollup.Outcome
+
+#: Those that are errors, the caller's or ours.
+ERRORS = (Outcome.INVALID, Outcome.LIMITED, Outcome.FAILED)
+#: Those whose times are worth telling: a refusal takes next to none, and one row may stand for many.
+TIMED = (Outcome.OK, Outcome.FAILED)
+#: What selects the records of each.
+OUTCOMES = {
+    Outcome.OK: Q(status__lt=400),
+    Outcome.INVALID: Q(status__gte=400, status__lt=500) & ~Q(status=429),
+    Outcome.LIMITED: Q(status=429),
+    Outcome.FAILED: Q(status__gte=500),
+}
+
+#: What /stats and the dashboard count as found in the cache: answers of it, and those shared in flight.
+FOUND = (RequestRecord.Cache.HIT, RequestRecord.Cache.COALESCED)
+
+_OK, _INVALID, _LIMITED, _FAILED = (str(outcome) for outcome in Outcome)  # a call of str for each record would show
+
+
+def outcome_of(status: int) -> str:
+    """Name how a request of an HTTP status ended (see Rollup.Outcome)."""
+    if status < 400:
+        return _OK
+    if status >= 500:
+        return _FAILED
+    return _LIMITED if status == 429 else _INVALID
+
 
 MICROSECONDS = 1_000_000
 

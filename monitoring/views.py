@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from django.http import HttpResponse
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework.authentication import SessionAuthentication
-from rest_framework.negotiation import BaseContentNegotiation
-from rest_framework.parsers import BaseParser
-from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
+from accounts.api.base import KeyView
 from accounts.authentication import ApiKeyAuthentication
-from accounts.exceptions import NotFound, PermissionDenied
-from accounts.snapshots import Identity
-from accounts.usage import limits_standing, month_text
-from accounts.views import KeyView
-from monitoring.dashboard.views import PERMISSION as SEES_RECORDS
-from monitoring.health import Health, recent_readiness, recent_report
-from monitoring.rollups.query import USAGE_PARAMETERS, StatsQuery, UsageQuery
-from monitoring.scrape import may_scrape, metrics_text
+from accounts.key_cache import Identity
+from accounts.limit_usage import limits_standing, month_text
+from core.errors import NotFound, PermissionDenied
+from monitoring.models import VIEW_RECORDS as SEES_RECORDS
+from monitoring.rollups.parameters import USAGE_PARAMETERS, StatsQuery, UsageQuery
 from monitoring.selectors import account_usage, request_record, stats
-from monitoring.serializers import HealthAnswer, ProbeAnswer, RecordAnswer, StatsAnswer, UsageAnswer
+from monitoring.serializers import RecordAnswer, StatsAnswer, UsageAnswer
 
 
 class StaffSession(SessionAuthentication):
@@ -114,94 +105,3 @@ class RequestView(KeyView):
         if record is None:
             raise NotFound
         return Response(RecordAnswer(record).data)
-
-
-class HealthView(APIView):
-    """GET /health."""
-
-    authentication_classes = []
-    permission_classes = []
-
-    @extend_schema(
-        operation_id="health",
-        summary="See whether the service and what it needs are well",
-        description="`unhealthy` (503) where calls get nothing but 503: the database is away, or a store that each "
-        "call writes to takes no writes. `degraded` when anything else is wrong.",
-        responses={200: HealthAnswer, 503: HealthAnswer},
-    )
-    def get(self, request: Request) -> Response:
-        """Tell what the checks said within the last second."""
-        report = recent_report()
-        return Response(report, status=503 if report["status"] == Health.AWAY else 200)
-
-
-class LiveView(APIView):
-    """GET /health/live: the process answers."""
-
-    authentication_classes = []
-    permission_classes = []
-
-    @extend_schema(operation_id="health_live", summary="See whether the process answers", responses=ProbeAnswer)
-    def get(self, request: Request) -> Response:
-        """Answer."""
-        return Response({"status": str(Health.OK)})
-
-
-class ReadyView(APIView):
-    """GET /health/ready: requests can be answered."""
-
-    authentication_classes = []
-    permission_classes = []
-
-    @extend_schema(
-        operation_id="health_ready",
-        summary="See whether requests can be answered",
-        responses={200: ProbeAnswer, 503: ProbeAnswer},
-    )
-    def get(self, request: Request) -> Response:
-        """Ask the stores without which no call is answered."""
-        state = recent_readiness()
-        return Response({"status": str(state)}, status=200 if state is Health.OK else 503)
-
-
-class AnyFormat(BaseContentNegotiation):
-    """Whatever is accepted, the view's text is made by itself, and errors are JSON."""
-
-    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
-        """Take the first parser."""
-        return next(iter(parsers), None)
-
-    def select_renderer(
-        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
-    ) -> tuple[BaseRenderer, str]:
-        """Take the first renderer."""
-        renderer = next(iter(renderers))
-        return renderer, renderer.media_type
-
-
-class MetricsView(APIView):
-    """GET /metrics: Prometheus reads it, by METRICS_TOKEN or from METRICS_NETWORKS."""
-
-    authentication_classes = []
-    permission_classes = []
-    content_negotiation_class = AnyFormat
-
-    @extend_schema(
-        operation_id="metrics",
-        summary="Read the metrics of this server, for Prometheus",
-        description=(
-            "In Prometheus's text format, or OpenMetrics where that is accepted. For addresses in METRICS_NETWORKS "
-            "(loopback by default), or with `Authorization: Bearer METRICS_TOKEN`; a key opens nothing here."
-        ),
-        responses={
-            (200, "text/plain"): OpenApiTypes.STR,
-            (200, "application/openmetrics-text"): OpenApiTypes.STR,
-            403: OpenApiResponse(description="Neither the token nor the address is one that may read them."),
-        },
-    )
-    def get(self, request: Request) -> HttpResponse:
-        """Write all metrics; raises PermissionDenied for everyone else."""
-        if not may_scrape(request._request):
-            raise PermissionDenied
-        text, content_type = metrics_text(request.headers.get("Accept", ""))
-        return HttpResponse(text, content_type=content_type, headers={"Cache-Control": "no-store"})

@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from inference.upstream.fake import Call, FakeUpstream
+from inference.fake_provider import Call, FakeUpstream
 from tests.ledgers import Ledger, counted_refusals, rows, waiting_records
 from tests.servers import Service
 from tests.traffic import REFUSED, Outcome

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, Page
 
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import api, handler, upstream
-from inference.upstream.fake import FakeUpstream
 from tests.ledgers import ingester
 from tests.servers import (
     Postgres,

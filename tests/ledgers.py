@@ -14,9 +14,8 @@ from typing import Any
 
 import psycopg
 
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import SHARDS
 from accounts.limits.redis import prefix_of, records_stream
+from accounts.limits.types import SHARDS, Amount
 from tests.processes import spawn, stop
 from tests.servers import ROOT, Service
 

@@ -21,9 +21,9 @@ from typing import Any
 import redis as redis_client
 from playwright.sync_api import Browser, sync_playwright
 
-from accounts.limits.contract import SHARDS
 from accounts.limits.redis import records_stream
-from inference.upstream.fake import FakeUpstream
+from accounts.limits.types import SHARDS
+from inference.fake_provider import FakeUpstream
 from launch.system import chromium, free_port
 from launch.valkey import Valkey
 from tests.processes import spawn, stop, tail, wait_until

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.ledgers import Ledger
 from tests.servers import PEPPER, Postgres, Redis, Service
 

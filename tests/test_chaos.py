@@ -29,7 +29,7 @@ import psycopg
 import pytest
 import redis
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.balancer import Balancer, balancer
 from tests.books import Books
 from tests.ledgers import empty, waiting_records

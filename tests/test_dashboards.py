@@ -12,9 +12,9 @@ import yaml
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
+from core.telemetry import metrics
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import Api
-from inference.upstream.fake import FakeUpstream
-from monitoring import metrics
 from tests.servers import ROOT
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"

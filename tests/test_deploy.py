@@ -14,8 +14,8 @@ import yaml
 from django.conf import settings
 from django.core.management import get_commands
 
-from aiapi.mail import PORTS as MAIL_PORTS
 from aiapi.settings import ENV
+from core.env import PORTS as MAIL_PORTS
 from launch.requirements import read as read_requirements
 
 ROOT = Path(__file__).resolve().parents[1]

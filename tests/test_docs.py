@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from accounts.exceptions import ApiError
 from aiapi.urls import urlpatterns
+from core.errors import ApiError
 from tests.servers import ROOT
 
 API = ROOT / "docs" / "api.md"

@@ -20,12 +20,12 @@ import pytest
 from django.conf import LazySettings
 from django.db import OperationalError
 
-from accounts.snapshots import directory
+from accounts.key_cache import directory
 from accounts.tests.factories import make_key
 from inference.catalog import catalog
+from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Price
 from inference.tests.fixtures import PROVIDER_SECRET, Api
-from inference.upstream.fake import LEAK_MARKER, FakeUpstream
 from monitoring.tests.samples import recorded
 
 MODEL = "gpt-3.5-turbo"
@@ -296,7 +296,7 @@ def _break(
             monkeypatch.setattr("django.core.handlers.wsgi.LimitedStream.read", _time_out)
         case ["database"]:
             directory.forget()
-            monkeypatch.setattr("accounts.snapshots._query", _fail)
+            monkeypatch.setattr("accounts.key_cache._query", _fail)
         case ["bug"]:
             monkeypatch.setattr("inference.pipeline.find_model", _stumble)
             monkeypatch.setattr("monitoring.views.stats", _stumble)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from inference.surfaces.chat import chat_surface
-from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
-from inference.upstream.fake import FAULTS, LEAK_MARKER, Call, FakeUpstream
+from inference.fake_provider import FAULTS, LEAK_MARKER, Call, FakeUpstream
+from inference.protocols.chat import chat_surface
+from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 from tests.catalogue import Record, Served, record_of, set_up
 from tests.processes import wait_until
 from tests.servers import ROOT, Service, aiapi_server, fake_upstream

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.catalogue import Served, record_of, records, set_up
 from tests.processes import wait_until
 from tests.servers import Redis, Service, aiapi_servers, fake_upstream

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.catalogue import Served, set_up
 from tests.processes import wait_until
 from tests.servers import Answer, Service, aiapi_server, redis_server

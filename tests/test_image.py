@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.conftest import provider
 from tests.servers import Postgres, Redis, Service, aiapi_server, clean_environment
 from tests.test_deploy import ROOT, instructions

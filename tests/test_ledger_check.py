@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.ledgers import ingester, rows, waiting_records
 from tests.load import Ask, ask
 from tests.processes import wait_until

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.cluster import RedisCluster
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.ledgers import ingester
 from tests.load import Ask, volley
 from tests.processes import wait_until

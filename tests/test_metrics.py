@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from monitoring.tests.scraped import Growth, value
 from tests.conftest import provider
 from tests.ledgers import rows

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.catalogue import Served, set_up
 from tests.npm import npm_install, run_node
 from tests.processes import wait_until

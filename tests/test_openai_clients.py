@@ -13,7 +13,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from pydantic import BaseModel
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from launch.system import free_port
 from tests.catalogue import Served, record_of, set_up
 from tests.processes import wait_until

@@ -10,7 +10,7 @@ import sys
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.npm import run_node
 from tests.pages import Watched, grave_faults, make_keys, watch
 from tests.servers import ROOT, Service

@@ -19,9 +19,9 @@ import psycopg
 import pytest
 import redis
 
-from accounts.limits.contract import SHARDS
 from accounts.limits.redis import records_stream
-from inference.upstream.fake import FakeUpstream
+from accounts.limits.types import SHARDS
+from inference.fake_provider import FakeUpstream
 from tests.conftest import provider
 from tests.processes import spawn, wait_until
 from tests.servers import ROOT, Answer, Postgres, Service, aiapi_server, fake_upstream, redis_server

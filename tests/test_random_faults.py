@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from inference.upstream.fake import Call, FakeUpstream
+from inference.fake_provider import Call, FakeUpstream
 from tests.catalogue import Record, Served, records, set_up
 from tests.processes import wait_until
 from tests.servers import Redis, Service, aiapi_server

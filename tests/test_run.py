@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from launch.system import free_port
 from tests.catalogue import query_rows
 from tests.conftest import provider

@@ -14,8 +14,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from accounts.tests.factories import make_key, make_tier
 from accounts.validators import SCOPES
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import Api
-from inference.upstream.fake import FakeUpstream
 
 #: Requests made of each operation.
 EXAMPLES = 15

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.servers import ROOT, Answer, Service, launched
 
 FREE_KEY, FREE_LIMIT = "dev_key_123", 5

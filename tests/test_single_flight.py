@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.servers import Service
 
 CALLERS = 6

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.catalogue import Served, record_of, set_up
 from tests.processes import wait_until
 from tests.servers import Service, aiapi_server, fake_upstream

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 from tests.collector import Collector, Span, collecting
 from tests.conftest import provider
 from tests.servers import Answer, aiapi_server

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from inference.fake_provider import FakeUpstream
 from inference.tests.samples import unanswered
-from inference.upstream.fake import FakeUpstream
 from tests.catalogue import Served, record_of, records, set_up
 from tests.processes import wait_until
 from tests.servers import Service, aiapi_server, fake_upstream

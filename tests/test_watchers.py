@@ -14,11 +14,11 @@ from subprocess import Popen
 import pytest
 
 from launch.system import free_port
-from monitoring.tests.webhooks import Hook, webhook
+from operations.tests.webhooks import Hook, webhook
 from tests.processes import spawn, stop, wait_until
 from tests.servers import ROOT, SECRETS, Redis, aiapi_server, clean_environment
 
-#: More looks than end an episode (monitoring.alerts.conditions); each takes longer than a round.
+#: More looks than end an episode (operations.alerts.conditions); each takes longer than a round.
 MANY = 6
 TAKEN_OVER = 40.0  # seconds
 

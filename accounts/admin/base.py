@@ -1,20 +1,72 @@
-"""What the admin pages of all apps share: the audit of every change, pages that can't change anything, small marks."""
+"""django-unfold's parts under the types that they lack: checkers see Django's classes, which unfold's derive from.
+
+What the admin pages of all apps share: the audit of every change, pages that can't change anything, small marks.
+
+The page that asks once before something dangerous: what will stop working, and for whom.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import Field, JSONField, Model, QuerySet
 from django.db.models.constants import LOOKUP_SEP
+from django.forms import Form
 from django.http import Http404, HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from unfold.decorators import action as unfold_action
+from unfold.decorators import display as unfold_display
 from unfold.widgets import UnfoldAdminTextareaWidget
 
-from accounts.admin.typed import ModelAdmin
 from accounts.audit import audited_delete, audited_save
+
+if TYPE_CHECKING:
+    from django.contrib.admin import ModelAdmin as _ModelAdmin
+    from django.contrib.admin import TabularInline as _TabularInline
+
+    class ModelAdmin(_ModelAdmin[Any]):
+        """What unfold adds to Django's, as far as it is used here."""
+
+        def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+            """Return the actions of an object's page that the user may use."""
+
+    TabularInline = _TabularInline[Any, Any]
+else:
+    from unfold.admin import ModelAdmin, TabularInline
+
+__all__ = ["Fieldsets", "ModelAdmin", "TabularInline", "action", "display"]
+
+#: A page's sections: title and options, as Django's ModelAdmin.fieldsets.
+Fieldsets = tuple[tuple[str | None, Any], ...]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def display(
+    *, description: str, ordering: str | None = None, label: dict[str, str] | None = None, boolean: bool | None = None
+) -> Callable[[Function], Function]:
+    """Describe a column; `label` maps its values to badges: success, info, warning, danger, primary."""
+    decorate: Callable[[Function], Function] = unfold_display(
+        description=description, ordering=ordering, label=label, boolean=boolean
+    )
+    return decorate
+
+
+def action(
+    *, description: str, permissions: Sequence[str], icon: str | None = None, url_path: str | None = None
+) -> Callable[[Function], Function]:
+    """Describe an action: of a list where it takes a queryset, of an object's page where it takes its id."""
+    decorate: Callable[[Function], Function] = unfold_action(
+        description=description, permissions=permissions, icon=icon, url_path=url_path
+    )
+    return decorate
+
 
 NEVER = "never"
 
@@ -136,3 +188,50 @@ class ReadOnlyAdmin(OfferedLookupsAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Nobody deletes."""
         return False
+
+
+#: Affected objects that are named; of further ones their number is told.
+NAMED = 20
+CONFIRMED = "confirmed"
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What is asked. `hidden` are the fields that the page sends back beside `confirmed`."""
+
+    title: str
+    consequences: Sequence[str]
+    submit: str
+    affected: Sequence[Any] = ()
+    form: Form | None = None
+    is_dangerous: bool = True
+    cancel_url: str = ""
+    hidden: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def is_confirmed(request: HttpRequest) -> bool:
+    """Say whether the request comes from the page's button."""
+    return request.method == "POST" and CONFIRMED in request.POST
+
+
+def ask(model_admin: ModelAdmin, request: HttpRequest, question: Confirmation) -> TemplateResponse:
+    """Show the page."""
+    context = {
+        **model_admin.admin_site.each_context(request),
+        "opts": model_admin.model._meta,
+        "title": question.title,
+        "question": question,
+        "named": question.affected[:NAMED],
+        "unnamed": max(0, len(question.affected) - NAMED),
+        "confirmed": CONFIRMED,
+    }
+    return TemplateResponse(request, "admin/confirmation.html", context)
+
+
+def selection(request: HttpRequest, action: str) -> dict[str, list[str]]:
+    """Return the hidden fields that send a list's selection back to the action."""
+    return {
+        "action": [action],
+        "select_across": [request.POST.get("select_across", "0")],
+        ACTION_CHECKBOX_NAME: request.POST.getlist(ACTION_CHECKBOX_NAME),
+    }

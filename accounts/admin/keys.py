@@ -1,8 +1,11 @@
-"""API keys in the admin: made, shown once, rotated, revoked; never deleted, so that records can name them."""
+"""API keys in the admin: made, shown once, rotated, revoked; never deleted, so that records can name them.
+
+The page behind the button "Test this key": would it be admitted now, under which limits, and why not.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
@@ -15,16 +18,30 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from accounts import services
-from accounts.admin.base import actor_of, change_url, found, link, moment
-from accounts.admin.confirmation import Confirmation, ask, is_confirmed, selection
-from accounts.admin.filters import TextFilter
-from accounts.admin.key_check import check_page
-from accounts.admin.model_budgets import ModelBudgetInline, ModelBudgetsAdmin
-from accounts.admin.typed import Fieldsets, TabularInline, action, display
-from accounts.forms import ApiKeyForm, RotationForm
-from accounts.keys import PREFIX, SHOWN_PREFIX
+from accounts.admin.base import (
+    Confirmation,
+    Fieldsets,
+    ModelAdmin,
+    TabularInline,
+    action,
+    actor_of,
+    ask,
+    change_url,
+    display,
+    found,
+    is_confirmed,
+    link,
+    moment,
+    selection,
+)
+from accounts.admin.forms import ApiKeyForm, ModelBudgetInline, ModelBudgetsAdmin, RotationForm
+from accounts.admin.lists import TextFilter
+from accounts.explain import ExplainedLimit, explain_key
+from accounts.keys import SHOWN_PREFIX
 from accounts.models import ApiKey
 from accounts.selectors import api_keys_made_by
+from core.network import parse_address
+from core.redaction import PREFIX
 
 STATE_BADGES = {
     "active": "success",
@@ -345,3 +362,39 @@ def _rotation_question(key: ApiKey, form: RotationForm) -> Confirmation:
         is_dangerous=False,
         cancel_url=change_url(key),
     )
+
+
+HEADINGS = ("Limit", "Value", "Used", "Left", "Whole again", "Where it comes from")
+TITLES = {"monthly_cost": "monthly cost (US dollars)"}
+TEMPLATE = "admin/accounts/apikey/check.html"
+
+
+def check_page(model_admin: ModelAdmin, request: HttpRequest, key: ApiKey) -> TemplateResponse:
+    """Show what would become of a request with the key, from the address that the page's form may name."""
+    address = request.GET.get("address", "").strip()
+    is_address = not address or parse_address(address) is not None
+    explained = explain_key(key, address=address if address and is_address else None)
+    context = {
+        **model_admin.admin_site.each_context(request),
+        "opts": model_admin.model._meta,
+        "title": f"Test of key {key.name}",
+        "explained": explained,
+        "headings": HEADINGS,
+        "rows": [_row(limit) for limit in explained.limits],
+        "address": address,
+        "problem": "" if is_address else "That is not an IP address.",
+        "key_url": change_url(key),
+    }
+    return TemplateResponse(request, TEMPLATE, context)
+
+
+def _row(limit: ExplainedLimit) -> dict[str, Any]:
+    resets = None if limit.reset is None else datetime.fromtimestamp(limit.reset, tz=UTC)
+    return {
+        "name": f"{TITLES.get(limit.name, limit.name.replace('_', ' '))}, {limit.whose}",
+        "limit": "unlimited" if limit.limit is None else limit.limit,
+        "used": "—" if limit.used is None else limit.used,
+        "remaining": "—" if limit.remaining is None else limit.remaining,
+        "reset": moment(resets, absent="—"),
+        "source": limit.source,
+    }

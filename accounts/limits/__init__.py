@@ -18,13 +18,11 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import DEFAULT_LEASE_SECONDS, Subject, Unavailable
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import Record
-from accounts.limits.redis import RedisBackend, redis_client, wire_for
-from accounts.limits.seeding import BulkSeeder, Seeder
-from accounts.limits.wire import PROBE_TIMEOUT, READ_TIMEOUT
+from accounts.limits.redis import BulkSeeder, RedisBackend, Seeder, redis_client, wire_for
+from accounts.limits.types import DEFAULT_LEASE_SECONDS, Amount, Subject, Unavailable
+from core.redis.wire import PROBE_TIMEOUT, READ_TIMEOUT
 
 __all__ = [
     "ask_state_store",

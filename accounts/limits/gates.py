@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from accounts.limits import get_limits
-from accounts.limits.contract import SECOND, LimitName, Refusal, Subject, Unavailable, binding
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.leases import LeaseKeeper
 from accounts.limits.redis import RedisBackend
 from accounts.limits.scripts import load
-from accounts.limits.wire import Argument, Wire
+from accounts.limits.types import SECOND, LimitName, Refusal, Subject, Unavailable, binding
+from core.redis.wire import Argument, Wire
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from accounts.limits import get_limits
-from accounts.loops import ProcessThread, outlived
+from core.background import ProcessThread, outlived
 
 RENEWALS_A_LEASE = 3
 

@@ -5,13 +5,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from accounts.limits.bounds import Amount
-from accounts.limits.clients import redis_client, wire_for
-from accounts.limits.contract import Subject
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import prefix_of, records_stream
 from accounts.limits.scripts import load
-from accounts.limits.wire import Argument
+from accounts.limits.types import Amount, Subject
+from core.redis.client import redis_client, wire_for
+from core.redis.wire import Argument
 
 READ_TIMEOUT = 5.0  # seconds
 PAGE = 1_000  # entries of a stream that are read at a time

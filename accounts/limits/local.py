@@ -10,11 +10,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import (
+from accounts.limits.types import (
     MINUTE,
     SECOND,
     Admission,
+    Amount,
+    Bound,
     LimitName,
     Refusal,
     Reserved,

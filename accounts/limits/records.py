@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from accounts.limits.bounds import Amount
+from accounts.limits.types import Amount
 
 REVISION_BOUND = 1  # the lease ran out, the bound was charged
 REVISION_FINAL = 2  # what the call itself reported, early or late

@@ -6,8 +6,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from accounts.limits.contract import MINUTE, REFUSALS_A_MINUTE, Tally
 from accounts.limits.records import REVISION_FINAL, Record, counted_record, final_record
+from accounts.limits.types import MINUTE, REFUSALS_A_MINUTE, Tally
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import redis
 
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import SECOND, SHARDS, LimitBackend, Limits, Scope, Subject
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
+from accounts.limits.types import SECOND, SHARDS, Amount, Bound, LimitBackend, Limits, Scope, Subject
 
 MIDMONTH = int(datetime(2026, 11, 15, 12, tzinfo=UTC).timestamp()) * SECOND + 250_000
 NOVEMBER, DECEMBER = 202611, 202612

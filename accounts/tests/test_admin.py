@@ -12,8 +12,8 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
+from accounts.key_cache import directory
 from accounts.models import Account, ApiKey, AuditEntry
-from accounts.snapshots import directory
 from accounts.tests.factories import (
     Cast,
     IssuedKey,

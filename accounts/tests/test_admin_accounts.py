@@ -6,8 +6,8 @@ import pytest
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
+from accounts.key_cache import directory
 from accounts.models import Account, AuditEntry, Tier
-from accounts.snapshots import directory
 from accounts.tests.factories import Cast, IssuedKey, make_account, make_key
 
 pytestmark = pytest.mark.django_db

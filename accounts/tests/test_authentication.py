@@ -14,9 +14,9 @@ from rest_framework.request import Request
 
 from accounts import keys
 from accounts.authentication import ApiKeyAuthentication, sent_key
-from accounts.exceptions import AddressDenied, ApiError, KeyInvalid, TooManyFailures
-from accounts.snapshots import Identity
+from accounts.key_cache import Identity
 from accounts.tests.factories import Cast, IssuedKey, make_key
+from core.errors import AddressDenied, ApiError, KeyInvalid, TooManyFailures
 
 pytestmark = pytest.mark.django_db
 

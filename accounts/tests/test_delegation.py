@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from accounts.delegation import delegated_settings, exceeds
-from accounts.exceptions import InvalidRequest
+from accounts.api.keys import delegated_settings, exceeds
+from accounts.key_cache import build_identity
 from accounts.models import Account, ApiKey, Tier
-from accounts.snapshots import build_identity
+from core.errors import InvalidRequest
 
 NOW = timezone.now()
 SOON, LATER, PAST = NOW + timedelta(days=1), NOW + timedelta(days=2), NOW - timedelta(days=1)

@@ -15,11 +15,10 @@ from pytest_django import Settings
 
 from accounts import services
 from accounts.explain import ExplainedLimit, Explanation, explain_key
+from accounts.key_cache import build_identity
 from accounts.limits import get_limits
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import Reserved, Unavailable
+from accounts.limits.types import Amount, Bound, Reserved, Unavailable
 from accounts.models import ApiKey
-from accounts.snapshots import build_identity
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key, make_tier, secret_part
 from accounts.tests.limits_fixtures import an_operation
 

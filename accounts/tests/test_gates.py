@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from accounts.limits import gates as gates_module
-from accounts.limits.contract import SECOND, LimitName, Limits, Refusal, Subject
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.gates import Entry, Gates, RedisGates, gate_prefix, get_gates
 from accounts.limits.local import LocalLimiter
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from accounts.limits.types import SECOND, LimitName, Limits, Refusal, Subject
 from accounts.tests.limits_fixtures import Clock, Database, an_operation, shared_redis_url
 
 _numbers = itertools.count(1)

@@ -13,12 +13,12 @@ from django.http import HttpResponse
 from rest_framework.request import Request
 
 from accounts.audit import audited_delete
-from accounts.exceptions import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
 from accounts.idempotency import LARGEST_ANSWER, Claim, Replayed
 from accounts.leases import leases
 from accounts.limits import reset_limits
 from accounts.models import AuditEntry, IdempotentAnswer
 from accounts.tests.factories import ACTOR, make_key
+from core.errors import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
 
 pytestmark = pytest.mark.django_db
 DAY = timedelta(days=1)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
+from accounts.key_cache import directory
 from accounts.models import Account, ApiKey, AuditEntry
-from accounts.snapshots import directory
 from accounts.tests.factories import Cast, make_key, make_tier, secret_part, stored_text
 from tests.stores import Postgres
 

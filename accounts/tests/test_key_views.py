@@ -13,8 +13,8 @@ from django.utils import timezone
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
 from accounts import services
+from accounts.key_cache import directory
 from accounts.models import ApiKey, AuditEntry
-from accounts.snapshots import directory
 from accounts.tests.factories import (
     ACTOR,
     Cast,

@@ -9,6 +9,7 @@ from pytest_django import Settings
 
 from accounts import keys
 from accounts.keys import Pepper
+from core import redaction
 
 
 @pytest.mark.parametrize(("environment", "label"), [("production", "live"), ("development", "dev")])
@@ -26,7 +27,7 @@ def test_it_accepts_the_keys_it_makes() -> None:
 
 def test_it_refuses_every_typo_of_one_character() -> None:
     key = keys.generate_key("production")
-    for position in range(len(keys.PREFIX), len(key)):
+    for position in range(len(redaction.PREFIX), len(key)):
         other = "x" if key[position] != "x" else "y"
         assert not keys.is_well_formed(key[:position] + other + key[position + 1 :])
 

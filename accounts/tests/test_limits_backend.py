@@ -10,8 +10,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from accounts import limits
 from accounts.limits import failover
-from accounts.limits.bounds import Amount
 from accounts.limits.redis import RedisBackend
+from accounts.limits.types import Amount
 from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
 from launch.system import free_port
 from tests.processes import wait_until

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import SECOND, LimitName, Limits, Refusal, Scope, Subject, binding
-from accounts.limits.months import month_end, month_of, month_start
 from accounts.limits.records import decode_record
+from accounts.limits.types import SECOND, Amount, Bound, LimitName, Limits, Refusal, Scope, Subject, binding
+from core.times import month_end, month_of, month_start
 
 
 def at(moment: str) -> int:

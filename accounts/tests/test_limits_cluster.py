@@ -10,15 +10,14 @@ from django.conf import LazySettings
 
 from accounts.leases import Leases
 from accounts.limits import reset_limits
-from accounts.limits.bounds import Amount
-from accounts.limits.cluster import ClusterWire
-from accounts.limits.contract import REFUSALS_A_MINUTE, SHARDS, Refusal, Reserved, Scope, Tally, Unavailable
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
 from accounts.limits.scripts import load
-from accounts.limits.wire import DirectWire
+from accounts.limits.types import REFUSALS_A_MINUTE, SHARDS, Amount, Refusal, Reserved, Scope, Tally, Unavailable
 from accounts.tests.limits_fixtures import Clock, Database, a_bound, a_scope, an_operation
+from core.redis.cluster import ClusterWire
+from core.redis.wire import DirectWire
 from tests.processes import wait_until
 from tests.stores import Redis, redis_cluster
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import (
+from accounts.limits.redis import SeedingBackend
+from accounts.limits.types import (
     MINUTE,
     SECOND,
     Admission,
+    Amount,
     LimitName,
     Limits,
     OperationClosed,
@@ -16,8 +17,6 @@ from accounts.limits.contract import (
     Settlement,
     SubjectUsage,
 )
-from accounts.limits.months import month_end
-from accounts.limits.seeding import SeedingBackend
 from accounts.tests.limits_fixtures import (
     DECEMBER,
     NOVEMBER,
@@ -27,6 +26,7 @@ from accounts.tests.limits_fixtures import (
     an_operation,
     redis_world,
 )
+from core.times import month_end
 
 DRAFT = {"account": 7, "endpoint": "/chat", "text": "é"}
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import redis
 
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import Limits, OperationClosed, Reserved, Scope, Subject
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, records_stream, redis_client, wire_for
+from accounts.limits.types import Amount, Bound, Limits, OperationClosed, Reserved, Scope, Subject
 from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
 from tests.processes import wait_until
 

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import redis
 
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import SECOND, Limits, Refusal, Reserved, Scope, Unavailable
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.pending import REMEMBERED, Pending, PendingSettlements
+from accounts.limits.failover import REMEMBERED, FailoverBackend, Pending, PendingSettlements
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, records_stream, redis_client, wire_for
+from accounts.limits.types import SECOND, Amount, Limits, Refusal, Reserved, Scope, Unavailable
 from accounts.tests.limits_fixtures import (
     NOVEMBER,
     Clock,

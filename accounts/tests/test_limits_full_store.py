@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import Limits, Reserved, Scope, Subject, Unavailable
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from accounts.limits.types import Amount, Bound, Limits, Reserved, Scope, Subject, Unavailable
 from tests.stores import redis_server
 
 PLENTY = 10**9

@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import MINUTE, LimitName, Limits, Refusal, Reserved, Scope, Settlement
 from accounts.limits.local import LocalLimiter
+from accounts.limits.types import MINUTE, Amount, Bound, LimitName, Limits, Refusal, Reserved, Scope, Settlement
 from accounts.tests.limits_fixtures import Clock, a_bound, a_scope, an_operation
 
 LIMIT, TOKENS_EACH = 50, 7

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import LimitBackend, Limits, Refusal, Scope, Subject
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from accounts.limits.types import Amount, Bound, LimitBackend, Limits, Refusal, Scope, Subject
 from accounts.tests.limits_fixtures import Clock, Database, a_scope, an_operation, shared_redis_url
 
 PROCESSES, THREADS, TRIES = 8, 8, 3  # 192 tries in each round

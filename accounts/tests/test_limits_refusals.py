@@ -8,10 +8,9 @@ import pytest
 import redis
 
 from accounts.limits import tallies
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import REFUSALS_A_MINUTE, Reserved, Scope, Tally, Unavailable
 from accounts.limits.records import Record
 from accounts.limits.redis import prefix_of, records_stream
+from accounts.limits.types import REFUSALS_A_MINUTE, Amount, Reserved, Scope, Tally, Unavailable
 from accounts.tests.limits_fixtures import (
     World,
     a_bound,

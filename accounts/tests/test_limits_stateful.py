@@ -11,9 +11,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import MINUTE, SECOND, Limits, OperationClosed, Reserved, Scope, Settlement, Subject
-from accounts.limits.months import month_end, month_of
+from accounts.limits.types import (
+    MINUTE,
+    SECOND,
+    Amount,
+    Bound,
+    Limits,
+    OperationClosed,
+    Reserved,
+    Scope,
+    Settlement,
+    Subject,
+)
 from accounts.tests.limits_fixtures import (
     MIDMONTH,
     NOVEMBER,
@@ -24,6 +33,7 @@ from accounts.tests.limits_fixtures import (
     an_operation,
     redis_world,
 )
+from core.times import month_end, month_of
 
 OPEN_AT_MOST = 12  # fewer than a reserve reaps on its way, so that the model need not know which
 REMEMBERED = 2 * MINUTE  # for which an operation is known at least

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import LimitBackend, Limits, Reserved, Scope, Subject, Unavailable
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend, redis_client, wire_for
-from accounts.limits.seeding import SeedingBackend
-from accounts.limits.wire import DirectWire
+from accounts.limits.redis import RedisBackend, SeedingBackend, redis_client, wire_for
+from accounts.limits.types import Amount, LimitBackend, Limits, Reserved, Scope, Subject, Unavailable
 from accounts.tests.limits_fixtures import (
     Database,
     a_bound,
@@ -23,6 +20,7 @@ from accounts.tests.limits_fixtures import (
     redis_world,
     shared_redis_url,
 )
+from core.redis.wire import DirectWire
 from tests.stores import redis_cluster
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import redis
 
-from accounts.limits.wire import DirectWire
+from core.redis.wire import DirectWire
 
 
 class Connection:
@@ -59,7 +59,7 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> type[Connection]:
     class Own(Connection):
         pass
 
-    monkeypatch.setattr("accounts.limits.wire.monotonic", lambda: Own.clock)
+    monkeypatch.setattr("core.redis.wire.monotonic", lambda: Own.clock)
     return Own
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from accounts.limits import failover
-from accounts.limits.bounds import Amount
+from accounts.limits.failover import Pending
 from accounts.limits.leases import LeaseKeeper
-from accounts.limits.pending import Pending
-from accounts.loops import ProcessThread, WorkThread, outlived
+from accounts.limits.types import Amount
 from accounts.tests.limits_fixtures import a_scope
 from accounts.tests.test_limits_failover import Outage
+from core.background import ProcessThread, WorkThread, outlived
 from tests.processes import wait_until
 
 

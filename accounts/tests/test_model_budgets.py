@@ -17,17 +17,16 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
 from accounts import model_names, services
-from accounts.exceptions import BudgetExhausted
 from accounts.explain import explain_key, explanation_text
+from accounts.key_cache import Identity, KeyDirectory, build_identity, directory, model_budgets_of
+from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import LimitName, Refusal, Reserved, Scope
+from accounts.limits.types import Amount, Bound, LimitName, Refusal, Reserved, Scope
 from accounts.models import Account, ApiKey, AuditEntry, ModelBudget
-from accounts.refusals import refusal_error
 from accounts.services import BudgetFor
-from accounts.snapshots import Identity, KeyDirectory, build_identity, directory, model_budgets_of
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_key
 from accounts.tests.limits_fixtures import an_operation
+from core.errors import BudgetExhausted
 
 pytestmark = pytest.mark.django_db
 MODELS = {"gpt": "gpt", "alias": "gpt", "small": "small"}

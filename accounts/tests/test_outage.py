@@ -9,11 +9,11 @@ import pytest
 from django.db import OperationalError
 from pytest_django import Settings
 
-from accounts import snapshots
-from accounts.exceptions import DependencyUnavailable
-from accounts.outage import ASKING, RETRY_AFTER, Outage
-from accounts.snapshots import KeyDirectory
+from accounts import key_cache
+from accounts.key_cache import KeyDirectory
 from accounts.tests.factories import Cast
+from core.database import ASKING, RETRY_AFTER, Outage
+from core.errors import DependencyUnavailable
 
 
 class Clock:
@@ -73,7 +73,7 @@ class TestDirectory:
             time.sleep(0.2)
             raise OperationalError("no connection")
 
-        monkeypatch.setattr(snapshots, "_query", fail)
+        monkeypatch.setattr(key_cache, "_query", fail)
         return asked
 
     def test_it_makes_nobody_wait_behind_others(self, clock: Clock, slow_failure: list[str]) -> None:
@@ -108,7 +108,7 @@ class TestDirectory:
             may_fail.wait(20)
             raise OperationalError("silent")
 
-        monkeypatch.setattr(snapshots, "_query", hang)
+        monkeypatch.setattr(key_cache, "_query", hang)
         clock.seconds += 1
         who_asks = threading.Thread(target=directory.find, args=(cast.owner.plain,))
         who_asks.start()
@@ -122,14 +122,14 @@ class TestDirectory:
     def test_it_lets_only_some_wait_when_the_database_falls_silent(
         self, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        directory, asked, all_ask = KeyDirectory(clock), [], threading.Barrier(snapshots.LOOKERS, timeout=20)
+        directory, asked, all_ask = KeyDirectory(clock), [], threading.Barrier(key_cache.LOOKERS, timeout=20)
 
         def fail(candidates: list[str]) -> None:
             asked.append(candidates[0])
             all_ask.wait()
             raise OperationalError("silent")
 
-        monkeypatch.setattr(snapshots, "_query", fail)
+        monkeypatch.setattr(key_cache, "_query", fail)
         refused = []
 
         def find(number: int) -> None:
@@ -142,7 +142,7 @@ class TestDirectory:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(asked) == snapshots.LOOKERS
+        assert len(asked) == key_cache.LOOKERS
         assert len(refused) == 20
 
     def test_it_goes_on_with_known_keys_without_asking_each_time(
@@ -158,7 +158,7 @@ class TestDirectory:
             raise OperationalError("gone")
 
         with monkeypatch.context() as patched:
-            patched.setattr(snapshots, "_query", fail)
+            patched.setattr(key_cache, "_query", fail)
             clock.seconds += 1
             assert all(directory.find(cast.owner.plain) for _ in range(10))
             assert len(asked) == 1

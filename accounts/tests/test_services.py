@@ -12,9 +12,9 @@ from django.utils import timezone
 from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
 
 from accounts import services
+from accounts.key_cache import directory
 from accounts.keys import digests
 from accounts.models import Account, ApiKey, AuditEntry, Tier
-from accounts.snapshots import directory
 from accounts.tests.factories import ACTOR, make_account, make_key, make_tier, secret_part, stored_text
 
 pytestmark = pytest.mark.django_db

@@ -13,13 +13,13 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts import snapshots
-from accounts.exceptions import DependencyUnavailable
-from accounts.limits.contract import Limits
+from accounts import key_cache
+from accounts.key_cache import Identity, KeyDirectory, build_identity
+from accounts.limits.types import Limits
 from accounts.models import Account, ApiKey, Tier
 from accounts.services import api_key_create, api_key_rotate
-from accounts.snapshots import Identity, KeyDirectory, build_identity
 from accounts.tests.factories import ACTOR, Cast, make_account, make_key, make_tier
+from core.errors import DependencyUnavailable
 
 pytestmark = pytest.mark.django_db
 
@@ -56,7 +56,7 @@ def database_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def fail(candidates: list[str]) -> None:
         raise OperationalError("connection refused")
 
-    return lambda: monkeypatch.setattr(snapshots, "_query", fail)
+    return lambda: monkeypatch.setattr(key_cache, "_query", fail)
 
 
 def identity_of(key: ApiKey) -> Identity:
@@ -198,7 +198,7 @@ def test_it_knows_keys_under_older_peppers(
 
 
 def test_it_keeps_a_bounded_number_of_entries(directory: KeyDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(key_cache, "MAX_ENTRIES", 3)
     for number in range(10):
         directory.find(f"ak_live_{number}")
     assert len(directory._entries) == 3

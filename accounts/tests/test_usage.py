@@ -14,10 +14,9 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts import services
+from accounts.key_cache import build_identity
 from accounts.limits import _process, get_limits
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import Reserved, Subject, Unavailable
-from accounts.snapshots import build_identity
+from accounts.limits.types import Amount, Bound, Reserved, Subject, Unavailable
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key
 from accounts.tests.limits_fixtures import an_operation
 

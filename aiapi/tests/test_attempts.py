@@ -9,9 +9,9 @@ from django.conf import LazySettings
 from django.core.cache import caches
 from django.test import Client
 
-from accounts import attempts
-from accounts.outage import Outage
-from aiapi.stores import cache_settings
+from accounts import authentication
+from core.database import Outage
+from core.env import cache_settings
 from tests.silent import Silent, silent_server
 
 WAIT = 0.2  # seconds
@@ -42,7 +42,7 @@ def test_it_lets_one_bad_key_wait_and_no_others(
     silent: Silent, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep_attempts_in(silent.redis_url, settings)
-    monkeypatch.setitem(attempts.outages, silent.redis_url, Outage(lambda: 0.0))
+    monkeypatch.setitem(authentication.outages, silent.redis_url, Outage(lambda: 0.0))
     assert send_bad_keys() == [401] * BAD_KEYS
     assert silent.calls() == 1
 
@@ -57,7 +57,7 @@ def test_it_counts_in_redis(redis_url: str, settings: LazySettings) -> None:
 def test_it_asks_again_after_a_second(redis_url: str, settings: LazySettings, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_attempts_in(redis_url, settings)
     seconds = [0.0]
-    monkeypatch.setitem(attempts.outages, redis_url, outage := Outage(lambda: seconds[0]))
+    monkeypatch.setitem(authentication.outages, redis_url, outage := Outage(lambda: seconds[0]))
     outage.failed()
     cache = caches["attempts"]
     cache.clear()

@@ -14,11 +14,11 @@ from django.core.cache import caches
 
 from accounts.limits import get_limits, reset_limits
 from accounts.tests.factories import make_key
-from aiapi.stores import cache_settings
+from core.env import cache_settings
 from inference import cache
 from inference.cache import CachedAnswer, answer_key
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import PROMPT, Api, LogLines, Records
-from inference.upstream.fake import FakeUpstream
 from launch.system import free_port
 from tests.processes import wait_until
 from tests.silent import Silent, silent_server

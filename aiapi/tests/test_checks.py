@@ -11,8 +11,8 @@ from django.conf import LazySettings
 from django.core.checks import CheckMessage, run_checks
 
 from aiapi import checks
-from aiapi.env import Environment
 from aiapi.settings import BASE_DIR
+from core.env import Environment
 from launch.checks import PRODUCTION
 
 STRONG = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRST"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiapi.env import ConfigurationError, Environment
+from core.env import ConfigurationError, Environment
 
 Read = Callable[[Environment], Any]
 

@@ -12,10 +12,10 @@ from django.http import Http404, HttpRequest
 from django.test import RequestFactory
 from rest_framework import exceptions as drf
 
-from accounts import exceptions as api_errors
 from aiapi.errors import as_api_error, error_body, json_error
+from core import errors as api_errors
+from core.telemetry.trace import begin_trace
 from inference.tests.fixtures import Api, LogLines
-from monitoring.trace import begin_trace
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ import pytest
 from django.test import Client
 from pytest_django import Settings
 
+from accounts.key_cache import build_identity, directory
 from accounts.limits import get_limits, reset_limits
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import SECOND, Reserved
 from accounts.limits.failover import FailoverBackend
-from accounts.snapshots import build_identity, directory
+from accounts.limits.types import SECOND, Amount, Bound, Reserved
 from accounts.tests.factories import make_key
 from accounts.tests.limits_fixtures import an_operation
 from inference.tests.fixtures import Api

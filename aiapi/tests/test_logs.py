@@ -11,9 +11,9 @@ from uuid import UUID
 import pytest
 import structlog
 
+from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.tests.fixtures import PROMPT, PROVIDER_SECRET, Api, LogLines
-from inference.upstream.fake import LEAK_MARKER, FakeUpstream
-from monitoring.health import recent_readiness
+from operations.health import recent_readiness
 
 
 def line_of(lines: LogLines, event: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_it_tells_of_health_checks_only_when_they_fail(
 ) -> None:
     assert api.get("/health/ready", key=None).status_code == 200
     assert log_lines() == []
-    monkeypatch.setattr("monitoring.health.database_health", lambda: 1 / 0)
+    monkeypatch.setattr("operations.health.database_health", lambda: 1 / 0)
     recent_readiness.forget()
     assert api.get("/health/ready", key=None).status_code == 503
     assert line_of(log_lines, "request")["status"] == 503
@@ -77,7 +77,7 @@ def test_it_keeps_them_out_of_tracebacks(
             error.add_note(f"a note on {prompt}")
             raise RuntimeError(f"quotes {prompt} again") from error
 
-    monkeypatch.setattr("inference.views.answer_call", fail)
+    monkeypatch.setattr("inference.api.native.answer_call", fail)
     assert api.chat().status_code == 500
     line = line_of(log_lines, "unhandled_exception")
     assert [part["exc_type"] for part in line["exception"]] == ["RuntimeError", "ValueError"]

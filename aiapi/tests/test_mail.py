@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiapi.mail import MailServer, email_settings
+from core.env import MailServer, email_settings
 
 
 @pytest.mark.parametrize(

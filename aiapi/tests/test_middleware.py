@@ -10,8 +10,8 @@ from django.conf import LazySettings
 from django.test import Client
 
 from accounts.tests.factories import PASSWORD, make_admin
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import Api, LogLines, Records
-from inference.upstream.fake import FakeUpstream
 
 APP = "https://app.example.com"
 EXPOSED = {

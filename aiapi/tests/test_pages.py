@@ -11,8 +11,8 @@ import pytest
 from django.conf import LazySettings
 from django.contrib.staticfiles import finders
 
-from accounts.exceptions import ApiError, LimitExceeded
 from aiapi.pages import MEANINGS
+from core.errors import ApiError, LimitExceeded
 from inference.tests.fixtures import Api
 
 PAGES = ["/", "/playground/", "/account/"]

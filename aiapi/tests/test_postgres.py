@@ -16,10 +16,9 @@ from django.db.utils import ConnectionHandler
 from psycopg import OperationalError as DriverError
 from psycopg.waiting import Ready, Wait
 
-from accounts.connections import ask_promptly, impatient, patience
-from accounts.outage import Outage
-from aiapi.postgres.base import ImpatientConnection
-from aiapi.stores import database_settings
+from core.database import Outage, ask_promptly, impatient, patience
+from core.env import database_settings
+from core.postgres.base import ImpatientConnection
 from tests.stores import Postgres
 
 pytestmark = pytest.mark.django_db

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from aiapi.schema import BODY_ERRORS, ERRORS, KEY_ERRORS, MODEL_ERRORS
 from aiapi.tests.test_urls import API_PATHS
-from inference.serializers import ChatRequest, SummarizeRequest
+from inference.api.native import ChatRequest, SummarizeRequest
 from inference.tests.fixtures import Api
 
 #: What serves the documentation is not part of it.

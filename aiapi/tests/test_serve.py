@@ -17,8 +17,8 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError
 
 from accounts.checks import DEMO_KEYS
-from aiapi.env import Environment
 from aiapi.settings import BASE_DIR
+from core.env import Environment
 from launch.checks import PRODUCTION
 
 Started = list[tuple[str, list[str]]]

@@ -14,8 +14,8 @@ from unittest import mock
 import pytest
 from django.conf import global_settings
 
-from aiapi.env import ConfigurationError, Variable
 from aiapi.settings import BASE_DIR, ENV
+from core.env import ConfigurationError, Variable
 
 PRODUCTION = {"ENVIRONMENT": "production"}
 #: A value other than the default, where one can't be made up from the variable's kind.

@@ -14,9 +14,9 @@ import pytest
 from django.db import OperationalError, connections
 from django.db.utils import load_backend
 
-from accounts.connections import impatient
-from aiapi.sqlite import base
-from aiapi.stores import database_settings
+from core.database import impatient
+from core.env import database_settings
+from core.sqlite import base
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.django_db
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 def ours(path: Path) -> Iterator[Any]:
     """Connect to it as the platform does."""
     settings = {**connections["default"].settings_dict, **database_settings(f"sqlite:///{path}", pool_size=1)}
-    wrapper = load_backend("aiapi.sqlite").DatabaseWrapper({**settings, "AUTOCOMMIT": True}, "ours")
+    wrapper = load_backend("core.sqlite").DatabaseWrapper({**settings, "AUTOCOMMIT": True}, "ours")
     wrapper.inc_thread_sharing()
     yield wrapper
     wrapper.close()
@@ -59,7 +59,7 @@ def test_it_waits_for_its_turn(
         tries.append(seconds)
         threading.Event().wait(seconds)
 
-    monkeypatch.setattr("aiapi.sqlite.base.time.sleep", pause)
+    monkeypatch.setattr("core.sqlite.base.time.sleep", pause)
 
     def run() -> None:
         with ours.cursor() as cursor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aiapi.stores import cache_settings, database_settings
+from core.env import cache_settings, database_settings
 
 
 def test_it_opens_sqlite_for_writers_that_wait(tmp_path: Path) -> None:
@@ -12,7 +12,7 @@ def test_it_opens_sqlite_for_writers_that_wait(tmp_path: Path) -> None:
     assert found["NAME"] == f"{tmp_path}/deep/down/aiapi.sqlite3"
     assert (tmp_path / "deep" / "down").is_dir()
     assert found["OPTIONS"]["transaction_mode"] == "IMMEDIATE"
-    assert found["ENGINE"] == "aiapi.sqlite"
+    assert found["ENGINE"] == "core.sqlite"
     assert "journal_mode=WAL" in found["OPTIONS"]["init_command"]
     assert found["CONN_MAX_AGE"] is None
 
@@ -23,7 +23,7 @@ def test_it_makes_no_folder_for_a_database_in_memory() -> None:
 
 def test_it_pools_postgresql_connections() -> None:
     found = database_settings("postgresql://u:p%40ss@db.example.com:5433/name?sslmode=require", pool_size=7)
-    assert found["ENGINE"] == "aiapi.postgres"
+    assert found["ENGINE"] == "core.postgres"
     assert (found["HOST"], found["PORT"], found["USER"], found["PASSWORD"], found["NAME"]) == (
         "db.example.com", 5433, "u", "p@ss", "name",
     )  # fmt: skip
@@ -50,5 +50,5 @@ def test_it_caches_in_redis_for_a_bounded_time() -> None:
         assert options["SOCKET_TIMEOUT"] == options["SOCKET_CONNECT_TIMEOUT"] == 0.2
         assert options["CONNECTION_POOL_KWARGS"]["retry"].get_retries() == 0
         assert options["CONNECTION_POOL_KWARGS"]["max_connections"] > 1000, "each of so many callers needs one"
-        # What it means that one is away, inference.cache and accounts.attempts say; elsewhere it must not be an error.
+        # What it means that one is away is said where it is used; elsewhere it must not be an error.
         assert options["IGNORE_EXCEPTIONS"] is (alias == "default")

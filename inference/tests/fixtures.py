@@ -25,8 +25,8 @@ from accounts.limits.redis import RedisBackend, redis_client, wire_for
 from accounts.tests.factories import Cast, IssuedKey, make_cast, make_key, make_tier
 from accounts.tests.limits_fixtures import Clock
 from inference.catalog import catalog
+from inference.fake_provider import FakeUpstream
 from inference.seeds import provider_seed
-from inference.upstream.fake import FakeUpstream
 from monitoring.ingester import Ingester
 from monitoring.models import RequestRecord
 from monitoring.recorder import write_record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 
-from inference.surfaces.base import Payload
+from inference.protocols.base import Payload
 
 
 def is_taken_as_it_is(check: Callable[[Payload], object], payload: Payload) -> bool:

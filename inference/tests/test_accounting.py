@@ -6,18 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from accounts.exceptions import ApiError, BoundExceedsLimit, ConcurrencyLimited, TokensLimited
+from accounts.key_cache import build_identity
 from accounts.limits import get_limits
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import Unavailable
-from accounts.snapshots import build_identity
+from accounts.limits.types import Amount, Bound, Unavailable
 from accounts.tests.factories import IssuedKey, make_key, make_tier
+from core.errors import ApiError, BoundExceedsLimit, ConcurrencyLimited, TokensLimited
+from core.telemetry.trace import begin_trace
 from inference.accounting import Bill
 from inference.calls import Caller
 from inference.catalog import Rates
-from inference.surfaces.base import Usage
+from inference.protocols.base import Usage
 from inference.tests.fixtures import Records
-from monitoring.trace import begin_trace
 
 RATES = Rates(input=2_000_000, cached_input=500_000, output=10_000_000)  # 2, 0.5 and 10 nano-dollars a token
 BOUND = Bound(Amount(100, 200), output_tokens=50, output_price=10_000_000, minimum_output=1)

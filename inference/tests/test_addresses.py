@@ -10,12 +10,11 @@ import pytest
 from django.conf import LazySettings
 
 from inference.catalog import Rates, Route
+from inference.fake_provider import FakeUpstream
 from inference.tests.samples import unanswered
-from inference.upstream import addresses as module
-from inference.upstream.addresses import Addresses, address_of
-from inference.upstream.breaker import FAILURES, BreakerState, breakers
+from inference.upstream import breaker as module
+from inference.upstream.breaker import FAILURES, Addresses, BreakerState, address_of, breakers
 from inference.upstream.client import client
-from inference.upstream.fake import FakeUpstream
 from launch.system import free_port
 from tests.processes import wait_until
 

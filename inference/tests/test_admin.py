@@ -11,12 +11,11 @@ from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
 from accounts.models import AuditEntry
 from accounts.tests.factories import logged_in, make_account, make_admin, make_key, make_staff
-from inference.admin import dollars
+from core.money import price_text
 from inference.catalog import catalog
+from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Deployment, Model, Price, Provider
-from inference.upstream.breaker import FAILURES, breakers
-from inference.upstream.fake import LEAK_MARKER, FakeUpstream
-from inference.upstream.notices import failing
+from inference.upstream.breaker import FAILURES, breakers, failing
 from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db
@@ -354,7 +353,7 @@ class TestPrices:
         [("0.6", "$0.60"), ("0.075000000", "$0.075"), ("0", "$0.00"), ("12", "$12.00"), ("1000", "$1000.00")],
     )
     def test_it_writes_dollars(self, amount: str, text: str) -> None:
-        assert dollars(Decimal(amount)) == text
+        assert price_text(Decimal(amount)) == text
 
 
 @pytest.mark.parametrize("url", [PROVIDERS, MODELS, DEPLOYMENTS, PRICES])

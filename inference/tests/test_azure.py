@@ -9,9 +9,9 @@ import pytest
 from openai.lib.azure import _deployments_endpoints
 
 from inference.catalog import Rates, Route
-from inference.surfaces.chat import chat_surface
+from inference.fake_provider import FakeUpstream
+from inference.protocols.chat import chat_surface
 from inference.upstream.client import DEPLOYMENT_PATHS, Client
-from inference.upstream.fake import FakeUpstream
 
 SECRET = "azure-secret"
 

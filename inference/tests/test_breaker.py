@@ -11,10 +11,10 @@ from inference.upstream.breaker import (
     COOL_DOWN,
     FAILURES,
     LONGEST_COOL_DOWN,
+    STILL_FAILING,
     Breakers,
     BreakerState,
 )
-from inference.upstream.notices import STILL_FAILING
 
 DEPLOYMENT, OTHER = 1, 2
 ACCOUNT, STRANGER, THIRD = 7, 8, 9

@@ -14,10 +14,10 @@ from accounts.tests.factories import Cast, make_key, make_tier
 from inference import cache, prompts
 from inference.cache import answer_key
 from inference.catalog import catalog
+from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Price, Provider
 from inference.tests.fixtures import MODEL, PROMPT, Api, Records
 from inference.tests.samples import serve
-from inference.upstream.fake import FakeUpstream
 
 
 def test_it_answers_the_same_question_without_a_call(api: Api, upstream: FakeUpstream, records: Records) -> None:

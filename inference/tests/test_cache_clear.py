@@ -8,15 +8,15 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from accounts import services
+from accounts.key_cache import directory
 from accounts.models import Account, AuditEntry, Tier
-from accounts.snapshots import directory
 from accounts.tests.factories import ACTOR, Cast, logged_in, make_admin, make_staff
 from inference.catalog import catalog
+from inference.fake_provider import FakeUpstream
 from inference.models import Model
 from inference.services import catalog_save, model_clear_cache
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.samples import serve
-from inference.upstream.fake import FakeUpstream
 
 CONFIRMED = {"confirmed": "yes"}
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.conf import LazySettings
 
-from accounts.exceptions import UpstreamBusy
-from inference.upstream.capacity import Capacity, capacity
+from core.errors import UpstreamBusy
+from inference.upstream.routing import Capacity, capacity
 from tests.processes import wait_until
 
 

@@ -13,12 +13,12 @@ from django.conf import LazySettings
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from accounts.exceptions import DependencyUnavailable
+from core.errors import DependencyUnavailable
 from inference.catalog import Catalog, Rates, default_model_name
+from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Model, Price, Provider
 from inference.tests.fixtures import MODEL
 from inference.tests.samples import serve
-from inference.upstream.fake import FakeUpstream
 
 
 class Clock:

@@ -12,9 +12,9 @@ from django.conf import LazySettings
 
 from accounts.tests.factories import Cast, make_key, make_tier
 from inference import prompts
+from inference.fake_provider import FakeUpstream
 from inference.models import Model
 from inference.tests.fixtures import MODEL, PROMPT, Api, Records
-from inference.upstream.fake import FakeUpstream
 
 DEEP = 900
 

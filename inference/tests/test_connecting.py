@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from accounts.addresses import addresses_of
+from core.network import addresses_of
 from inference.catalog import Rates, Route
+from inference.fake_provider import FakeUpstream
 from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
-from inference.upstream.attempts import AttemptFailed
 from inference.upstream.client import Client
-from inference.upstream.errors import UNREACHED
-from inference.upstream.fake import FakeUpstream
+from inference.upstream.errors import UNREACHED, AttemptFailed
 from inference.upstream.lookups import lookups
 from inference.upstream.transport import PooledTransport
 from tests.processes import wait_until

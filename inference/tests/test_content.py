@@ -9,16 +9,15 @@ from django.conf import LazySettings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounts.exceptions import InvalidRequest
-from inference.surfaces.base import REQUEST_OVERHEAD, Payload, Surface
-from inference.surfaces.chat import chat_surface, refuse_unbounded
-from inference.surfaces.content import IMAGE_TOKENS, is_public_url
-from inference.surfaces.items import refuse_items
-from inference.surfaces.responses import response_surface
+from core.errors import InvalidRequest
+from inference.fake_provider import FakeUpstream
+from inference.protocols.base import REQUEST_OVERHEAD, Payload, Surface
+from inference.protocols.chat import chat_surface, refuse_unbounded
+from inference.protocols.content import IMAGE_TOKENS, is_public_url, refuse_items
+from inference.protocols.responses import response_surface
+from inference.protocols.tokens import count_tokens
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.payloads import is_taken_as_it_is
-from inference.tokens import count_tokens
-from inference.upstream.fake import FakeUpstream
 
 DATA_URL = "data:image/png;base64," + "A" * 100_000
 PUBLIC_URL = "https://example.com/a.png"

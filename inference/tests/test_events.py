@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounts.exceptions import ContentFiltered, UpstreamFailed
+from core.errors import ContentFiltered, UpstreamFailed
+from inference.api.base import DeltaReader
 from inference.calls import Caller
-from inference.event_stream import DeltaReader
-from inference.surfaces import sse
-from inference.surfaces.base import Usage
-from inference.surfaces.events import ChunkReader, EventReader, ResponseReader
-from inference.surfaces.responses import response_surface
-from inference.surfaces.sse import BrokenStream, parse_events
+from inference.protocols import sse
+from inference.protocols.base import Usage
+from inference.protocols.events import ChunkReader, EventReader, ResponseReader
+from inference.protocols.responses import response_surface
+from inference.protocols.sse import BrokenStream, parse_events
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
 DONE = b"data: [DONE]\n\n"

@@ -10,8 +10,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from inference.fake_provider import FakeUpstream
 from inference.tests.wire import CHAT, HELLO, chat_body, events, post
-from inference.upstream.fake import FakeUpstream
 
 TOOL = {
     "type": "function",

@@ -17,9 +17,9 @@ import openai
 import pytest
 from django.conf import settings
 
+from inference.fake_provider import FAULTS, LEAK_MARKER, FakeUpstream
+from inference.fake_provider.settings import HTTP_FAULTS
 from inference.tests.wire import CHAT, HELLO, chat_body, connect, events, post
-from inference.upstream.fake import FAULTS, LEAK_MARKER, FakeUpstream
-from inference.upstream.fake.faults import HTTP_FAULTS
 
 
 @pytest.fixture

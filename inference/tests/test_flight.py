@@ -12,13 +12,12 @@ import pytest
 import redis as redis_client
 from django.conf import LazySettings
 
-from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
-from accounts.limits.scripts import Script
-from accounts.limits.wire import Argument, Call, Wire
+from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from core.redis.scripts import Script
+from core.redis.wire import Argument, Call, Wire
 from inference.cache import CachedAnswer
-from inference.flight import LOOK_SECONDS, Flight, Flights, Wait
-from inference.flight_leases import LEASE_MS
-from inference.upstream.attempts import Deadline
+from inference.single_flight import LEASE_MS, LOOK_SECONDS, Flight, Flights, Wait
+from inference.upstream.errors import Deadline
 from launch.system import free_port
 from tests.processes import wait_until
 from tests.stores import Redis, redis_cluster
@@ -45,7 +44,7 @@ def alone(settings: LazySettings) -> Flights:
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, CachedAnswer]:
     """Be the cache that all share."""
     stored: dict[str, CachedAnswer] = {}
-    monkeypatch.setattr("inference.flight.look_up", stored.get)
+    monkeypatch.setattr("inference.single_flight.look_up", stored.get)
     return stored
 
 
@@ -195,7 +194,7 @@ def test_it_takes_the_lead_at_once_when_the_other_leaves_without_an_answer(
     pool: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("inference.flight_leases.LEASE_MS", 60_000)  # nobody waits for the end of it
+    monkeypatch.setattr("inference.single_flight.LEASE_MS", 60_000)  # nobody waits for the end of it
     one, other = two
     flight, follower = lead(one), wait()
     waiting = pool.submit(other.join, KEY, follower)
@@ -257,7 +256,7 @@ def test_it_asks_anew_for_whoever_comes_between_a_failure_elsewhere_and_a_look(
     pool: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("inference.flight.LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("inference.single_flight.LOOK_SECONDS", 1.0)
     one, other = two
     flight, follower = lead(one), wait()
     waiting = pool.submit(other.join, KEY, follower)
@@ -428,7 +427,7 @@ def test_it_goes_on_renewing_leases_after_a_failure(
 def test_it_gives_a_lease_back_to_a_redis_that_is_full(
     two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.flight_leases.LEASE_MS", 60_000)
+    monkeypatch.setattr("inference.single_flight.LEASE_MS", 60_000)
     one, other = two
     flight = lead(one)
     with redis_client.Redis.from_url(redis.url) as client:

@@ -15,7 +15,7 @@ from gevent import monkey; monkey.patch_all()
 import django; django.setup()
 import time, gevent
 from inference import flight
-from inference.upstream.attempts import Deadline
+from inference.upstream.errors import Deadline
 
 def busy():
     gevent.sleep(0.05)

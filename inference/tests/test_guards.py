@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from accounts.exceptions import MalformedBody
 from accounts.tests.factories import make_key, make_tier
+from core.errors import MalformedBody
 from inference import pipeline
+from inference.api.parsing import MOST_PARTS, parse_object
 from inference.catalog import catalog
+from inference.fake_provider import FakeUpstream
 from inference.models import Model
-from inference.parsers import MOST_PARTS, parse_object
 from inference.tests.fixtures import MODEL, PROMPT, Api, Records
 from inference.upstream.client import read_object
-from inference.upstream.fake import FakeUpstream
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}]}
 

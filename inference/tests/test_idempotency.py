@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import MODEL, PROMPT, Api, Records
-from inference.upstream.fake import FakeUpstream
 
 KEY = {"Idempotency-Key": "order-17"}
 

@@ -18,9 +18,9 @@ import openai
 import pytest
 from django.conf import settings
 
-from inference.surfaces.chat import chat_surface
+from inference.fake_provider import FakeUpstream
+from inference.protocols.chat import chat_surface
 from inference.upstream import local_model
-from inference.upstream.fake import FakeUpstream
 from inference.upstream.local_model import MODEL_NAME, LocalModelUnavailable, wait_until_ready
 
 PARENT = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(60)"

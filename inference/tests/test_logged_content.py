@@ -16,19 +16,19 @@ from django.db import DatabaseError
 from django.utils import timezone
 from pytest_django import Settings
 
+from accounts.key_cache import build_identity, directory
 from accounts.models import Account, AuditEntry
-from accounts.snapshots import build_identity, directory
 from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
+from core.telemetry.trace import begin_trace
+from core.times import new_id
+from inference.accounting import CallContent
 from inference.calls import Caller, ModelCall
-from inference.logged_content import CallContent
-from inference.surfaces.chat import answer_text, chat_surface
+from inference.fake_provider import FakeUpstream
+from inference.protocols.chat import answer_text, chat_surface
 from inference.tests.fixtures import PROMPT, Api, LogLines, Records
-from inference.upstream.fake import FakeUpstream
-from monitoring import content
-from monitoring.content import MOST_WAITING, ContentKeeper, Cut, content_of, keeper
-from monitoring.ids import new_id
+from monitoring import payload_log
 from monitoring.models import RequestContent
-from monitoring.trace import begin_trace
+from monitoring.payload_log import MOST_WAITING, ContentKeeper, Cut, content_of, keeper
 
 LOG = "/admin/monitoring/requestrecord/"
 ANSWER = f"You said: {PROMPT}"
@@ -124,7 +124,7 @@ class TestNeverInTheWay:
         def refuse(entries: Any) -> None:
             raise DatabaseError("disk full of secrets")
 
-        monkeypatch.setattr(content, "write_content", refuse)
+        monkeypatch.setattr(payload_log, "write_content", refuse)
         assert logged.chat().status_code == 200
         assert kept() == []
         (line,) = [line for line in log_lines() if line["event"] == "content_dropped"]

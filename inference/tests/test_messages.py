@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.upstream.messages import GAP, LONGEST, passable
+from inference.upstream.errors import GAP, LONGEST, passable
 
 #: What a message may hold that nobody outside is to see.
 SECRETS = (

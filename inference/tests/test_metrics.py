@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import MODEL, Api, Records
 from inference.upstream.breaker import breakers
-from inference.upstream.fake import FakeUpstream
 from monitoring.tests.scraped import Growth, samples
 from tests.processes import wait_until
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from accounts.exceptions import BudgetExhausted
+from accounts.key_cache import build_identity, directory, model_budgets_of
 from accounts.limits import get_limits
-from accounts.limits.bounds import Amount
+from accounts.limits.types import Amount
 from accounts.services import BudgetFor, model_budget_set
-from accounts.snapshots import build_identity, directory, model_budgets_of
 from accounts.tests.factories import ACTOR
+from core.errors import BudgetExhausted
 from inference.catalog import catalog
+from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Model
 from inference.selectors import public_name_of
 from inference.tests.fixtures import MODEL, Api, Records
-from inference.upstream.fake import FakeUpstream
 
 BUDGET = 100_000
 

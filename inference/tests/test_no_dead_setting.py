@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
+from accounts.key_cache import directory
 from accounts.models import Account, ApiKey, Tier
-from accounts.snapshots import directory
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import MODEL, Api
-from inference.upstream.fake import FakeUpstream
-from monitoring.content import keeper
+from monitoring.payload_log import keeper
 
 Effect = Callable[[Api, FakeUpstream], Any]
 

@@ -6,12 +6,18 @@ from typing import Any
 
 import pytest
 
-from accounts.exceptions import InvalidRequest
-from inference.openai.checks import Check, check_payload
-from inference.openai.parameters import CHAT_CHECKS, COMPLETION_CHECKS, EMBEDDING_CHECKS, RESPONSE_CHECKS
+from core.errors import InvalidRequest
+from inference.api.validation import (
+    CHAT_CHECKS,
+    COMPLETION_CHECKS,
+    EMBEDDING_CHECKS,
+    RESPONSE_CHECKS,
+    Check,
+    check_payload,
+)
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.samples import serve
-from inference.upstream.fake import FakeUpstream
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
 COMPLETION = {"model": MODEL, "prompt": "hello"}

@@ -6,10 +6,10 @@ import pytest
 
 from accounts.tests.factories import make_key, make_tier
 from inference.catalog import catalog
+from inference.fake_provider import FakeUpstream
 from inference.models import Model
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.samples import serve
-from inference.upstream.fake import FakeUpstream
 
 pytestmark = pytest.mark.usefixtures("upstream")
 

@@ -9,19 +9,18 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from accounts.exceptions import InvalidRequest
-from inference.openai import parameters
-from inference.openai.checks import check_payload
-from inference.openai.parameters import refuse_misspelt
+from core.errors import InvalidRequest
+from inference.api import validation
+from inference.api.validation import check_payload, refuse_misspelt
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.samples import serve
-from inference.upstream.fake import FakeUpstream
 
 CHECKS = {
-    "/v1/chat/completions": parameters.CHAT_CHECKS,
-    "/v1/completions": parameters.COMPLETION_CHECKS,
-    "/v1/embeddings": parameters.EMBEDDING_CHECKS,
-    "/v1/responses": parameters.RESPONSE_CHECKS,
+    "/v1/chat/completions": validation.CHAT_CHECKS,
+    "/v1/completions": validation.COMPLETION_CHECKS,
+    "/v1/embeddings": validation.EMBEDDING_CHECKS,
+    "/v1/responses": validation.RESPONSE_CHECKS,
 }
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]},
@@ -87,13 +86,13 @@ def documented() -> list[tuple[str, str]]:
     return [
         (endpoint, name)
         for names, ends in rows
-        for endpoint in (parameters.REFUSED if ends == "all" else ends.split(", "))
+        for endpoint in (validation.REFUSED if ends == "all" else ends.split(", "))
         for name in re.findall(r"\w+", names)
     ]
 
 
 def test_it_documents_all_that_it_refuses_and_nothing_else() -> None:
-    assert sorted(documented()) == sorted((end, name) for end, names in parameters.REFUSED.items() for name in names)
+    assert sorted(documented()) == sorted((end, name) for end, names in validation.REFUSED.items() for name in names)
 
 
 def code_of(path: str, name: str, value: Any) -> str | None:
@@ -165,7 +164,7 @@ def test_it_lets_every_other_name_through() -> None:
 
 
 def test_no_two_names_are_told_apart_by_their_spelling_alone() -> None:
-    assert len(parameters._BY_FOLDED) == len(parameters._NAMES)
+    assert len(validation._BY_FOLDED) == len(validation._NAMES)
 
 
 @pytest.mark.parametrize("path", OWN)

@@ -17,9 +17,9 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accounts.exceptions import BodyTooLarge, MalformedBody
-from inference import parsers
-from inference.parsers import is_chunked, parse_object, read_body
+from core.errors import BodyTooLarge, MalformedBody
+from inference.api import parsing
+from inference.api.parsing import is_chunked, parse_object, read_body
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 SURROGATES = st.text(st.sampled_from("a\ud800\udbff\udc00\udfff"), max_size=4)
@@ -71,16 +71,16 @@ def counted(value: Any) -> tuple[int, int, int]:
 @given(st.dictionaries(TEXTS | st.just(TRICKY), JSON_VALUES | st.just([TRICKY, {TRICKY: TRICKY}]), max_size=4))
 def test_it_counts_parts_outside_of_texts_alone(value: dict[str, Any]) -> None:
     for ascii_only in (True, False):
-        left = parsers._without_texts(json.dumps(value, ensure_ascii=ascii_only).encode())
+        left = parsing._without_texts(json.dumps(value, ensure_ascii=ascii_only).encode())
         assert (left.count(b"{") + left.count(b"["), left.count(b":"), left.count(b",")) == counted(value)
 
 
 @pytest.mark.parametrize(
     ("make", "most"),
     [
-        (lambda number: {"messages": [{}] * (number - 2)}, parsers.MOST_PARTS),
-        (lambda number: {f"name {each}": 1 for each in range(number)}, parsers.MOST_MEMBERS),
-        (lambda number: {"input": [1] * (number + 1)}, parsers.MOST_VALUES),
+        (lambda number: {"messages": [{}] * (number - 2)}, parsing.MOST_PARTS),
+        (lambda number: {f"name {each}": 1 for each in range(number)}, parsing.MOST_MEMBERS),
+        (lambda number: {"input": [1] * (number + 1)}, parsing.MOST_VALUES),
     ],
 )
 def test_it_takes_bodies_of_many_parts_and_no_more(make: Callable[[int], dict[str, Any]], most: int) -> None:
@@ -184,7 +184,7 @@ def test_it_gives_others_their_turn_between_the_steps_of_a_large_body(
     size: int, turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[float] = []
-    monkeypatch.setattr("accounts.turns.time.sleep", taken.append)
+    monkeypatch.setattr("core.background.time.sleep", taken.append)
     parse_object(json.dumps({"text": "x" * size}).encode())
     assert len(taken) == turns
     assert all(seconds > 0 for seconds in taken), "with 0 gevent does not look for new requests"

@@ -7,15 +7,15 @@ from decimal import Decimal
 import pytest
 from django.conf import LazySettings
 
+from accounts.key_cache import Identity, build_identity
 from accounts.limits import get_limits
-from accounts.snapshots import Identity, build_identity
 from accounts.tests.factories import make_account, make_key, make_tier
 from inference.catalog import catalog
+from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Provider
 from inference.tests.fixtures import MODEL, Api, LogLines, Records
 from inference.tests.odd_provider import odd_provider
 from inference.tests.samples import serve
-from inference.upstream.fake import FakeUpstream
 from monitoring.models import RequestRecord
 
 

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 from django.core.exceptions import ValidationError
 
+from accounts.key_cache import build_identity
 from accounts.limits import get_limits
-from accounts.limits.contract import Limits, Refusal, Subject
 from accounts.limits.gates import Entry, get_gates
-from accounts.snapshots import build_identity
+from accounts.limits.types import Limits, Refusal, Subject
 from accounts.tests.factories import ACTOR
 from accounts.tests.limits_fixtures import an_operation
 from inference.catalog import catalog
+from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Provider
 from inference.services import catalog_save
 from inference.tests.fixtures import MODEL, Api, Records
 from inference.upstream import provider_limits
 from inference.upstream.breaker import breakers
-from inference.upstream.fake import FakeUpstream
 
 
 @pytest.fixture

@@ -9,13 +9,21 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from accounts.exceptions import ApiError, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from core.errors import ApiError, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.catalog import Rates, Route
-from inference.upstream.addresses import addresses
-from inference.upstream.attempts import REJECTED, AttemptFailed, Deadline, Verdict
-from inference.upstream.breaker import FAILURES, BreakerState, breakers
-from inference.upstream.errors import BROKEN, BUSY, FAILED, MISCONFIGURED, TIMED_OUT, UNREACHED
-from inference.upstream.probes import probes
+from inference.upstream.breaker import FAILURES, BreakerState, addresses, breakers, probes
+from inference.upstream.errors import (
+    BROKEN,
+    BUSY,
+    FAILED,
+    MISCONFIGURED,
+    REJECTED,
+    TIMED_OUT,
+    UNREACHED,
+    AttemptFailed,
+    Deadline,
+    Verdict,
+)
 from inference.upstream.routing import ROUNDS, by_preference, first_success
 
 pytestmark = pytest.mark.django_db  # a breaker that opens is written down there

@@ -7,10 +7,10 @@ from decimal import Decimal
 import pytest
 from django.conf import LazySettings
 
+from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Price
 from inference.seeds import listed_price, provider_seed
 from inference.tests.fixtures import MODEL
-from inference.upstream.fake import FakeUpstream
 
 
 def test_it_looks_prices_up_in_dollars_per_million_tokens() -> None:

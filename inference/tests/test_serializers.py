@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference.api.native import ChatRequest, SummarizeRequest
 from inference.prompts import SENTENCES
-from inference.serializers import ChatRequest, SummarizeRequest
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

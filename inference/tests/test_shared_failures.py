@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from django.conf import LazySettings
 
-from accounts.exceptions import ApiError, ContentFiltered, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from accounts.tests.factories import make_key, make_tier
-from inference.flight import Flight, Flights
+from core.errors import ApiError, ContentFiltered, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Provider
+from inference.single_flight import Flight, Flights
 from inference.tests.fixtures import Api
 from inference.tests.samples import serve
-from inference.upstream.capacity import capacity
-from inference.upstream.fake import FakeUpstream
+from inference.upstream.routing import capacity
 
 
 class Watched(Flights):

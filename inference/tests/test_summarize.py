@@ -8,8 +8,8 @@ import pytest
 
 from accounts.tests.factories import make_key
 from inference import prompts
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import MODEL, Api, Records
-from inference.upstream.fake import FakeUpstream
 
 TEXT = "In 1885 the safety bicycle, with a chain drive and equal wheels, made cycling safe for everyone who tried it."
 

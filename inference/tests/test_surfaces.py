@@ -11,18 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounts.exceptions import InvalidRequest
-from accounts.snapshots import Identity, build_identity
+from accounts.key_cache import Identity, build_identity
 from accounts.tests.factories import make_key, make_tier
+from core.errors import InvalidRequest
 from inference.catalog import CatalogModel, Rates, Route
-from inference.surfaces.base import Surface, Usage
-from inference.surfaces.chat import chat_surface, refuse_unbounded
-from inference.surfaces.completions import completion_surface, embedding_surface
-from inference.surfaces.items import refuse_items
-from inference.surfaces.responses import response_surface
-from inference.surfaces.tools import BUILT_IN_TOKENS
+from inference.protocols.base import Surface, Usage
+from inference.protocols.chat import chat_surface, refuse_unbounded
+from inference.protocols.completions import completion_surface, embedding_surface
+from inference.protocols.content import BUILT_IN_TOKENS, refuse_items
+from inference.protocols.responses import response_surface
+from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 from inference.tests.payloads import is_taken_as_it_is
-from inference.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 MODELS = ("gpt-4", "gpt-4o")
 DATA_URL = "data:image/png;base64," + "A" * 100_000

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from django.conf import LazySettings
 
-from accounts.limits.contract import REFUSALS_A_MINUTE, SECOND
+from accounts.limits.types import REFUSALS_A_MINUTE, SECOND
 from accounts.tests.factories import Cast, make_account, make_key, make_tier
 from accounts.tests.limits_fixtures import Clock
-from inference.surfaces.chat import chat_surface
+from inference.fake_provider import FakeUpstream
+from inference.protocols.chat import chat_surface
 from inference.tests.fixtures import MODEL, Api, Records
-from inference.upstream.fake import FakeUpstream
 
 RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
@@ -214,7 +214,7 @@ def test_it_answers_503_while_limits_cant_be_held(
     api: Api, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, settings: LazySettings
 ) -> None:
     from accounts.limits import get_limits
-    from accounts.limits.contract import Unavailable
+    from accounts.limits.types import Unavailable
 
     def fail(*args: Any, **options: Any) -> None:
         raise Unavailable(retry_after=5)

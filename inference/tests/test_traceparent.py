@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import Api
-from inference.upstream.fake import FakeUpstream
 
 SENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "vendor=1"}
 
@@ -30,4 +30,4 @@ def test_it_passes_nothing_on_of_one_that_is_malformed_or_of_another_request(api
 
 def test_it_imports_nothing_of_opentelemetry_while_traces_are_off(api: Api, upstream: FakeUpstream) -> None:
     api.chat("without")
-    assert "monitoring.spans" not in sys.modules
+    assert "core.telemetry.otel" not in sys.modules

@@ -15,16 +15,15 @@ from typing import Any, BinaryIO
 import pytest
 from django.conf import LazySettings
 
-from accounts.exceptions import UpstreamFailed, UpstreamTimeout
+from core.errors import UpstreamFailed, UpstreamTimeout
 from inference.catalog import Rates, Route
-from inference.surfaces.chat import chat_surface
+from inference.fake_provider import FakeUpstream
+from inference.protocols.chat import chat_surface
 from inference.tests.odd_provider import odd_provider
 from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
-from inference.upstream.attempts import AttemptFailed, Verdict
 from inference.upstream.client import Client, UpstreamStream
-from inference.upstream.errors import BROKEN, FAILED, TIMED_OUT, UNREACHED
-from inference.upstream.fake import FakeUpstream
+from inference.upstream.errors import BROKEN, FAILED, TIMED_OUT, UNREACHED, AttemptFailed, Verdict
 from inference.upstream.transport import Abort
 from launch.system import free_port
 from tests.processes import wait_until

@@ -13,12 +13,12 @@ import pytest
 from django.conf import LazySettings
 
 from inference.catalog import catalog
+from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Provider
-from inference.surfaces.sse import BrokenStream, parse_data
+from inference.protocols.sse import BrokenStream, parse_data
 from inference.tests.fixtures import MODEL, PROMPT, PROVIDER_SECRET, Api, LogLines, Records
 from inference.tests.odd_provider import odd_provider
 from inference.upstream.errors import retry_after_seconds
-from inference.upstream.fake import LEAK_MARKER, FakeUpstream
 
 #: Fault of the fake -> status, code and a part of the logged cause.
 OUTCOMES = {

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from inference.upstream.fake import FakeUpstream
+from inference.fake_provider import FakeUpstream
 
 CHAT = "/v1/chat/completions"
 HELLO: list[Any] = [{"role": "user", "content": "hello there"}]

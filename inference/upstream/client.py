@@ -21,15 +21,14 @@ from urllib.parse import quote, urlsplit
 import httpx2
 from django.conf import settings
 
-from accounts.turns import give_turn
+from core.background import give_turn
+from core.json import parse_strictly
+from core.telemetry.trace import passed_on
 from inference.catalog import Route
-from inference.strict_json import parse_strictly
-from inference.surfaces.sse import BrokenStream, read_opening
-from inference.upstream.attempts import AttemptFailed
-from inference.upstream.errors import failed_attempt, failures
+from inference.protocols.sse import BrokenStream, read_opening
+from inference.upstream.errors import AttemptFailed, failed_attempt, failures
 from inference.upstream.sdk import request_options, sdk
 from inference.upstream.transport import Abort, Body, PooledTransport, abortable
-from monitoring.trace import passed_on
 
 if TYPE_CHECKING:
     import openai

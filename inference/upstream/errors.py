@@ -1,14 +1,25 @@
-"""What a provider's failure means to the caller (DESIGN.md, section 5), and what may follow it.
+"""What a failed call to a provider means: to the caller, to the bill, and for what may be tried next.
+
+What providers' error codes mean: whose fault it is, and the status that an error without one stands for.
+
+What of a provider's message about a caller's own parameters may be passed on: one line, without where it comes from.
+
+Such a text may name hosts, URLs, paths, keys and organisations. What looks like one is left out; rather too much than
+too little.
+
+What a provider's failure means to the caller (DESIGN.md, section 5), and what may follow it.
 
 No text, address or secret of the provider reaches the caller, apart from what it says about the caller's own parameters
-(inference.upstream.messages). The log gets status and error code, not the text: it may quote the prompt.
+(inference.upstream.errors). The log gets status and error code, not the text: it may quote the prompt.
 """
 
 from __future__ import annotations
 
 import re
+import time
+import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import ceil
@@ -17,16 +28,196 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import structlog
 
-from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
-from inference.surfaces.base import UnfitAnswer, Usage
-from inference.surfaces.provider_error import ProviderError
-from inference.upstream.attempts import REJECTED, AttemptFailed, Verdict
-from inference.upstream.codes import CALLERS_CODES, CREDIT_CODES, OPERATORS_CODES, status_of
-from inference.upstream.messages import passable
+from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from inference.protocols.base import UnfitAnswer, Usage
+from inference.protocols.sse import ProviderError
 from inference.upstream.sdk import sdk
 
 if TYPE_CHECKING:
     import openai
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What may follow a failure.
+
+    `may_be_billed`: the provider may have worked on the call. `goes_elsewhere`: another deployment may be asked.
+    `returns`: the same one may be asked again after a pause. `is_down`: the provider itself failed, as its breaker
+    counts it; `is_unreached`: no connection could be made, which puts its address aside; `is_empty`: the operator's
+    credit there is used up. `retry_after`: seconds that the provider asked for.
+    """
+
+    may_be_billed: bool
+    goes_elsewhere: bool
+    returns: bool
+    is_down: bool
+    is_unreached: bool = False
+    is_empty: bool = False
+    retry_after: float = 0.0
+
+
+#: A provider said no to this very request: so would any other.
+REJECTED = Verdict(may_be_billed=False, goes_elsewhere=False, returns=False, is_down=False)
+
+
+class AttemptFailed(Exception):
+    """One call to one deployment failed: the caller's error, and what may follow.
+
+    `usage` is what it used, where the provider says so (`usage_source` "provider") or what came was counted.
+    """
+
+    def __init__(
+        self,
+        error: ApiError,
+        verdict: Verdict,
+        *,
+        cause: str = "",
+        usage: Usage | None = None,
+        usage_source: str = "provider",
+    ) -> None:
+        super().__init__(error.detail)
+        self.error = error
+        self.verdict = verdict
+        self.usage = usage
+        self.usage_source = usage_source
+        #: What happened, for operators, in words without any of the provider's.
+        self.cause = cause or error.error_code
+
+    @property
+    def tokens(self) -> int | None:
+        """The tokens that it used; None where nobody knows."""
+        if self.usage is not None:
+            return self.usage.input_tokens + self.usage.output_tokens
+        return None if self.verdict.may_be_billed else 0
+
+
+class Deadline:
+    """A moment until which a call has to be done, however many attempts it takes."""
+
+    def __init__(self, seconds: float) -> None:
+        self.ends = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds left, at least a millisecond: a timeout of 0 would mean none to some libraries."""
+        return max(0.001, self.ends - time.monotonic())
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether the time is up."""
+        return time.monotonic() >= self.ends
+
+
+#: The caller's fault: the request is wrong, or too long, and any other deployment would say the same.
+CALLERS_CODES = frozenset(
+    (
+        "array_above_max_length", "array_below_min_length", "bio_policy", "content_filter", "content_policy_violation",
+        "context_length_exceeded", "decimal_above_max_value", "decimal_below_min_value", "empty_array",
+        "empty_image_file", "failed_to_download_image", "image_content_policy_violation", "image_file_not_found",
+        "image_file_too_large", "image_parse_error", "image_too_large", "image_too_small", "integer_above_max_value",
+        "integer_below_min_value", "invalid_base64", "invalid_base64_image", "invalid_encrypted_content",
+        "invalid_function_parameters", "invalid_image", "invalid_image_format", "invalid_image_mode",
+        "invalid_image_url", "invalid_json_schema", "invalid_prompt", "invalid_type", "invalid_value",
+        "max_tokens_exceeded", "misalignment_policy_violation", "missing_required_parameter",
+        "string_above_max_length", "string_below_min_length", "unknown_parameter", "unsupported_image_media_type",
+        "unsupported_parameter", "unsupported_value",
+    )
+)  # fmt: skip
+#: The operator's credit there is used up: the code or the type of an error, beside the status 402.
+CREDIT_CODES = frozenset(
+    {
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "exceeded_current_quota_error",
+        "insufficient_balance",
+        "insufficient_quota",
+    }
+)
+#: The operator's affair with the provider, by the status that they come with: callers don't see these codes.
+OPERATORS_CODES = {
+    **dict.fromkeys(CREDIT_CODES, 429),
+    "access_terminated": 403,
+    "account_deactivated": 403,
+    "invalid_api_key": 401,
+    "invalid_organization": 401,
+    "model_not_found": 404,
+    "unsupported_country_region_territory": 403,
+}
+#: What a provider says by a type alone when the request is wrong: OpenAI's word, and vLLM's.
+CALLERS_TYPES = ("invalid_request_error", "BadRequestError")
+
+
+def status_of(error: Mapping[str, Any]) -> int:
+    """Return the status that an error object stands for which came in an answer of status 200; 500 where none is seen.
+
+    Some providers' `code` is that status itself.
+    """
+    code = str(error.get("code"))
+    if code in CALLERS_CODES:
+        return 400
+    if code in OPERATORS_CODES:
+        return OPERATORS_CODES[code]
+    if code == "rate_limit_exceeded":
+        return 429
+    if code.isdecimal() and len(code) == 3 and int(code) >= 400:
+        return int(code)
+    return 400 if error.get("type") in CALLERS_TYPES else 500
+
+
+#: Characters that are passed on, and that are read.
+LONGEST, MOST_READ = 300, 1000
+GAP = "[...]"
+#: No word, and a search for what it may be takes the longer the longer it is.
+TOO_LONG = re.compile(r"\S{80,}")
+#: A literal of fewer characters stands in too many texts by chance.
+SHORTEST_SECRET = 4
+#: Endings of names of hosts. Without them a parameter such as `text.format` would be taken for one.
+TOP_LEVEL = (
+    "ai app arpa biz br ca ch cloud cn co com corp de dev edu es eu example fr gov home host in info internal intranet "
+    "invalid io jp kr lan local localdomain net nl online org pl private pro ru se sg site svc tech test tw uk us xyz"
+).replace(" ", "|")
+LEFT_OUT = re.compile(
+    rf"""
+    \b [a-z][a-z0-9+.-]* :// \S+                                   # URLs
+    | \b www \. \S+
+    | [\w.+-]+ @ [\w-]+ (?: \. [\w-]+ )+                           # addresses of people
+    | (?<! [\w.] ) (?: \d{{1,3}} \. ){{3}} \d{{1,3}} (?! [\w.] \d ) (?: :\d+ )? (?: /\S* )?
+    | \[? (?<! [\w:] ) (?: [0-9a-f]{{0,4}} : ){{2,7}} [0-9a-f]{{1,4}} (?! [\w:] ) \]? (?: :\d+ )?   # IPv6
+    | \b localhost \b (?: :\d+ )? (?: /\S* )?
+    | (?<! [\w.-] ) (?: [a-z0-9-]+ \. )+ (?: {TOP_LEVEL} ) (?! [\w-] ) (?: :\d+ )? (?: /\S* )?      # names of hosts
+    | (?<! [\w.-] ) (?= [a-z0-9.-]* [a-z] ) [a-z0-9.-]* [.-] [a-z0-9.-]* : \d{{2,5}} \b (?: /\S* )?
+    | (?<! [\w.)\]/] ) / [\w.-]+ (?: / [\w.-]* )+                    # paths
+    | \b (?i: bearer | basic ) \s+ \S{{8,}}                        # keys, and who owns them
+    | \b (?i: api[ _-]?key | secret | password | authorization ) ["']? \s* [:=] \s* \S+
+    | \b (?i: sk | pk | rk | ak | gsk | hf | xai | ghp | org | proj | req | chatcmpl ) [_-] [A-Za-z0-9_*-]{{5,}}
+    | \b (?: AKIA | AIza | eyJ ) [\w.+/=-]{{8,}}
+    | \b [0-9a-f]{{8}} (?: - [0-9a-f]{{4}} ){{3}} - [0-9a-f]{{12}} \b
+    | (?<! \w ) (?= [\w+/=-]* \d ) (?= [\w+/=-]* [a-z] ) (?= [\w+/=-]* [A-Z] ) [\w+/=-]{{20,}}
+    | (?<! \w ) (?= [a-zA-Z]* \d ) [A-Za-z0-9]{{24,}}
+    """,
+    re.VERBOSE,
+)
+
+
+def passable(message: object, hidden: Iterable[str]) -> str:
+    """Return the first line of a provider's message without what must not be passed on; empty where nothing is left.
+
+    `hidden` are texts that are not to be seen whatever they look like, such as the provider's secret.
+    """
+    if not isinstance(message, str) or "Traceback" in message:
+        return ""
+    line = next((line for line in message[:MOST_READ].splitlines() if line.strip()), "")
+    if len(line) >= MOST_READ:
+        line = line.rpartition(" ")[0]  # half a secret does not look like one
+    line = " ".join("".join(each for each in line if each == "\t" or unicodedata.category(each)[0] != "C").split())
+    for text in sorted(hidden, key=len, reverse=True):
+        if len(text) >= SHORTEST_SECRET:
+            line = re.sub(re.escape(text), GAP, line, flags=re.IGNORECASE)
+    line = LEFT_OUT.sub(GAP, TOO_LONG.sub(GAP, line))
+    if line.startswith("<") or not re.search(r"[^\W\d_]{2}", line.replace(GAP, "")):
+        return ""
+    return line if len(line) <= LONGEST else line[: LONGEST - 1].rstrip() + "…"
+
 
 #: What may pass of a provider's `code` and `param`: names, not sentences.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,50}\Z")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 
-from accounts.addresses import addresses_of, parse_address
+from core.network import addresses_of, parse_address
 
 
 class Lookups:

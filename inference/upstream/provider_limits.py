@@ -8,11 +8,11 @@ from math import ceil
 
 import structlog
 
-from accounts.exceptions import ApiError, InvalidRequest, UpstreamBusy
-from accounts.limits.contract import Refusal
 from accounts.limits.gates import Entry, get_gates
+from accounts.limits.types import Refusal
+from core.errors import ApiError, InvalidRequest, UpstreamBusy
 from inference.catalog import Route
-from inference.upstream.attempts import AttemptFailed, Verdict
+from inference.upstream.errors import AttemptFailed, Verdict
 
 #: Nothing was sent: another provider may have room, and its breaker has nothing to learn.
 FULL = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=False)

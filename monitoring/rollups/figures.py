@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accounts.refusals import dollars
+from core.money import dollars
 from monitoring.rollups.histograms import quantiles
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

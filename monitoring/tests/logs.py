@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from monitoring.models import RequestRecord, Rollup
-from monitoring.rollups.store import unpacked
-from monitoring.rollups.tallies import MEASURES, MINUTE_GRAINS, Change, Row, Tally, spread, tallies_of
+from monitoring.rollups.store import MEASURES, MINUTE_GRAINS, Change, Row, Tally, spread, tallies_of, unpacked
 
 
 def rollups_kept(*, minutes: bool = False) -> dict[Row, Tally]:

@@ -9,10 +9,9 @@ from typing import Any
 
 from django.utils import timezone
 
-from accounts.limits.bounds import Amount, Bound
-from accounts.limits.contract import LimitBackend, Reserved, Scope
+from accounts.key_cache import build_identity
 from accounts.limits.records import final_record
-from accounts.snapshots import build_identity
+from accounts.limits.types import Amount, Bound, LimitBackend, Reserved, Scope
 from accounts.tests.factories import IssuedKey
 from monitoring.recorder import write_record
 

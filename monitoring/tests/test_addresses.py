@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from accounts.tests.factories import logged_in, make_admin, make_key
+from core.times import typed_moment
 from monitoring.models import RequestRecord
-from monitoring.moments import typed_moment
 from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db

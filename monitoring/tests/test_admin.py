@@ -12,9 +12,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from accounts.exceptions import UpstreamTimeout
 from accounts.tests.factories import Cast, IssuedKey, logged_in, make_admin, make_staff
-from monitoring.admin import SEARCHED, RequestRecordAdmin
+from core.errors import UpstreamTimeout
+from monitoring.admin.records import SEARCHED, RequestRecordAdmin
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import now_micros, recorded
 

@@ -8,7 +8,7 @@ import pytest
 from django.db import connection, transaction
 
 from accounts.tests.factories import Cast
-from monitoring.bulk import FEW, delete_lines, select_lines
+from core.bulk import FEW, delete_lines, select_lines
 from monitoring.models import RequestRecord
 from monitoring.recorder import write_records
 from monitoring.tests.samples import a_record

@@ -21,9 +21,8 @@ from django.test import Client
 
 from accounts.models import AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
-from monitoring import log_export
-from monitoring.export import Format, encoded, gzipped, plain
-from monitoring.log_export import COLUMNS
+from monitoring import export
+from monitoring.export import COLUMNS, Format, encoded, gzipped, plain
 from monitoring.models import RequestRecord
 from monitoring.recorder import write_records
 from monitoring.tests.samples import a_record, now_micros, recorded
@@ -77,7 +76,7 @@ class TestEncoding:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few records make several batches."""
-    monkeypatch.setattr(log_export, "BATCH", 7)
+    monkeypatch.setattr(export, "BATCH", 7)
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ class TestCommand:
             name: sent[name] for name in ("model", "endpoint", "status", "attempts", "label")
         }
         fields = {field.attname for field in RequestRecord._meta.concrete_fields}
-        assert set(log_export.FIELDS.values()) >= fields - {"revision"}
+        assert set(export.FIELDS.values()) >= fields - {"revision"}
 
     def test_it_writes_all_batches_once_and_in_order(self, cast: Cast, exported: Exported, small_batches: None) -> None:
         write_records([a_record(cast.owner, label=f"n{number}") for number in range(35)])
@@ -119,7 +118,7 @@ class TestCommand:
     def test_it_leaves_out_what_comes_in_meanwhile(self, cast: Cast, small_batches: None) -> None:
         write_records([a_record(cast.owner) for _ in range(20)])
         rows = 0
-        for batch in log_export.record_batches(RequestRecord.objects.all()):
+        for batch in export.record_batches(RequestRecord.objects.all()):
             recorded(cast.owner)
             rows += len(batch)
         assert rows == 20
@@ -250,7 +249,7 @@ def peak_of_export() -> int:
     tracemalloc.start()
     try:
         chunks: Iterator[bytes] = gzipped(
-            encoded(COLUMNS, log_export.record_batches(RequestRecord.objects.all()), Format.CSV)
+            encoded(COLUMNS, export.record_batches(RequestRecord.objects.all()), Format.CSV)
         )
         for _ in chunks:
             pass

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from monitoring.ids import new_id
+from core.times import new_id
 
 
 def test_it_makes_version_7_of_the_present_time() -> None:

@@ -9,9 +9,8 @@ import pytest
 from django.db import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import REFUSALS_A_MINUTE, LimitBackend, Tally
 from accounts.limits.redis import prefix_of, records_stream
+from accounts.limits.types import REFUSALS_A_MINUTE, Amount, LimitBackend, Tally
 from accounts.tests.factories import Cast, IssuedKey
 from monitoring import ingester as module
 from monitoring.ingester import CLAIM_IDLE, GROUP, Ingester

@@ -9,8 +9,7 @@ from accounts.limits import get_limits, reset_limits
 from accounts.limits.ledgers import LedgerStore
 from accounts.limits.redis import records_stream, redis_client
 from accounts.tests.factories import make_key
-from monitoring.backlog import Backlog, ingest_backlog
-from monitoring.ingester import Ingester
+from monitoring.ingester import Backlog, Ingester, ingest_backlog
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import a_draft, an_operation
 from tests.stores import redis_cluster

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import LimitBackend, Limits, Subject
-from accounts.limits.months import month_of
+from accounts.limits.types import Amount, LimitBackend, Limits, Subject
 from accounts.models import ApiKey
 from accounts.services import api_key_create, api_key_rotate
 from accounts.tests.factories import ACTOR, Cast, IssuedKey
+from core.times import month_of
 from monitoring import ledger
 from monitoring.ingester import Ingester
 from monitoring.ledger import month_settled, months_settled

@@ -13,20 +13,18 @@ from django.utils import timezone
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from accounts import model_names, services
-from accounts.limits.bounds import Amount
-from accounts.limits.contract import LimitBackend, Scope
+from accounts.key_cache import build_identity, model_budgets_of
 from accounts.limits.ledgers import LedgerStore
-from accounts.limits.months import month_of, month_start
 from accounts.limits.redis import prefix_of
+from accounts.limits.types import Amount, LimitBackend, Scope
 from accounts.models import ApiKey, AuditEntry
 from accounts.services import BudgetFor
-from accounts.snapshots import build_identity, model_budgets_of
 from accounts.tests.factories import ACTOR, Cast, IssuedKey
+from core.times import month_of, month_start
+from monitoring import reconciliation
 from monitoring.ingester import Ingester
-from monitoring.ledger_check import check, waiting
-from monitoring.ledger_check.check import LOOKS, ledger_differences, ledgers_mend
-from monitoring.ledger_check.waiting import unwritten
 from monitoring.models import RequestRecord, Rollup
+from monitoring.reconciliation import LOOKS, ledger_differences, ledgers_mend, unwritten
 from monitoring.recorder import write_record
 from monitoring.rollups.periods import hour_of
 from monitoring.tests.samples import a_draft, an_operation, now_micros, open_call, recorded, scope_of
@@ -133,7 +131,7 @@ class TestRightLedgers:
     ) -> None:
         used(redis_limits, cast.owner, 30)
         monkeypatch.setattr(LedgerStore, "waiting", meanwhile(lambda: used(redis_limits, cast.owner, 7)))
-        monkeypatch.setattr(check, "unwritten", after(unwritten, lambda: used(redis_limits, cast.owner, 5)))
+        monkeypatch.setattr(reconciliation, "unwritten", after(unwritten, lambda: used(redis_limits, cast.owner, 5)))
         assert told() == []
 
     def test_it_waits_for_what_is_charged_late(self, cast: Cast, redis_limits: LimitBackend) -> None:
@@ -246,10 +244,10 @@ class TestWrongLedgers:
     def test_it_gives_up_where_the_ingester_is_too_far_behind(
         self, cast: Cast, redis_limits: LimitBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(waiting, "MOST", 2)
+        monkeypatch.setattr(reconciliation, "MOST", 2)
         for _ in range(3):
             used(redis_limits, cast.owner, 1)
-        with pytest.raises(waiting.TooManyWaiting):
+        with pytest.raises(reconciliation.TooManyWaiting):
             told()
 
 
@@ -309,7 +307,7 @@ class TestModelBudgets:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(check, "PAUSE", 0.0)
+        monkeypatch.setattr(reconciliation, "PAUSE", 0.0)
 
     def test_it_says_that_they_agree(
         self, cast: Cast, redis_limits: LimitBackend, capsys: pytest.CaptureFixture[str]
@@ -367,7 +365,7 @@ class TestCommand:
         assert ledgers_mend(ledger_differences([month_of(now_micros())])) == []
         assert not AuditEntry.objects.filter(action="corrected").exists()
 
-    @pytest.mark.parametrize("cause", [RedisConnectionError("gone"), waiting.TooManyWaiting()])
+    @pytest.mark.parametrize("cause", [RedisConnectionError("gone"), reconciliation.TooManyWaiting()])
     def test_it_fails_where_it_could_not_compare(
         self,
         cast: Cast,

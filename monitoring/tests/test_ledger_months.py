@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
-from monitoring.ledger_check.holders import ledger_months
+from monitoring.reconciliation import ledger_months
 from monitoring.rollups.periods import hour_of
 
 pytestmark = pytest.mark.django_db

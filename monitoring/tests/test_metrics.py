@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from monitoring import metrics
+from core.telemetry import metrics
 from monitoring.tests.scraped import Growth
 
 RECORD = {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from monitoring import metrics_folder
-from monitoring.metrics_folder import VARIABLE, YOUNG_SECONDS, make_folder, remove_folder
+from core.telemetry import metrics
+from core.telemetry.metrics import VARIABLE, YOUNG_SECONDS, make_folder, remove_folder
 
 LONG_AGO = time.time() - YOUNG_SECONDS - 60
 
@@ -51,9 +51,7 @@ def test_it_leaves_the_folder_of_another_server_alone(parent: Path) -> None:
 
 
 def test_it_removes_what_a_killed_server_left(parent: Path) -> None:
-    script = (
-        "from monitoring.metrics_folder import make_folder; import os; print(make_folder(), flush=True); os._exit(9)"
-    )
+    script = "from core.telemetry.metrics import make_folder; import os; print(make_folder(), flush=True); os._exit(9)"
     env = {**os.environ, "TMPDIR": str(parent)}
     run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 9
@@ -69,5 +67,5 @@ def test_it_takes_what_only_the_living_have_off(parent: Path) -> None:
     folder = make_folder()
     for name in ("gauge_livesum_7.db", "gauge_livemax_7.db", "gauge_livesum_8.db", "counter_7.db"):
         (folder / name).touch()
-    metrics_folder.forget_worker(7)
+    metrics.forget_worker(7)
     assert {path.name for path in folder.glob("*.db")} == {"gauge_livesum_8.db", "counter_7.db"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,23 +16,29 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts.limits.contract import LimitBackend
-from accounts.limits.months import month_of
 from accounts.limits.redis import records_stream
+from accounts.limits.types import LimitBackend
 from accounts.models import AuditEntry, IdempotentAnswer
 from accounts.tests.factories import Cast
-from monitoring import log_export
-from monitoring import pruning as pruning_module
-from monitoring.alerts.watch import Round
+from core.times import month_of
+from monitoring import export
+from monitoring import retention as pruning_module
+from monitoring.export import Selection, record_batches
 from monitoring.ledger import month_settled
-from monitoring.log_export import Selection, record_batches
-from monitoring.management.commands import watch as command
 from monitoring.models import RequestRecord
-from monitoring.pruning import MOST_ROWS, Pace, Pruning
 from monitoring.recorder import write_records
-from monitoring.retention import prune_idempotent_answers, prune_records, prune_rollups, record_cutoff, rollup_cutoff
+from monitoring.retention import (
+    MOST_ROWS,
+    Pace,
+    Pruning,
+    prune_idempotent_answers,
+    prune_records,
+    prune_rollups,
+    record_cutoff,
+    rollup_cutoff,
+)
 from monitoring.rollups.periods import month_begin
-from monitoring.rollups.rebuild import rollups_differences
+from monitoring.rollups.verify import rollups_differences
 from monitoring.tests.samples import a_record, scope_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -255,26 +260,6 @@ def test_it_notes_once_that_the_log_does_not_begin_where_the_rollups_do(cast: Ca
     assert (noted.actor, noted.target_type) == ("command:prune_logs", "request record")
 
 
-def test_it_goes_on_watching_while_it_prunes(cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    records(cast, 250, days_ago=100)
-    settings.LOG_RETENTION_DAYS, settings.WATCH_SECONDS = 90, 0
-    monkeypatch.setattr(command, "PRUNE_SECONDS", 0.0)
-    left: list[int] = []
-
-    class Counting(Round):
-        def run(self) -> tuple[int, int]:
-            left.append(RequestRecord.objects.count())
-            return super().run()
-
-    class UntilAllAreGone(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            return left[-1:] == [0]
-
-    command.Command()._loop(Counting(), UntilAllAreGone())
-    assert left[0] == 250
-    assert 0 < left[1] < 250
-
-
 def test_it_keeps_the_rollups_that_tell_of_a_month_s_pruned_first_hour(cast: Cast) -> None:
     now = timezone.now()
     border = month_begin(month_begin(now) - timedelta(days=1))
@@ -318,7 +303,7 @@ class TestWork:
     def test_the_last_batch_of_an_export_reads_no_more_than_the_first(
         self, cast: Cast, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(log_export, "BATCH", 50)
+        monkeypatch.setattr(export, "BATCH", 50)
         records(cast, 2000, days_ago=100)
         begin = timezone.now() - timedelta(days=101)
         batches = record_batches(Selection(begin, timezone.now()).records())

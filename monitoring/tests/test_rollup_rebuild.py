@@ -17,12 +17,11 @@ from accounts.tests.factories import Cast
 from monitoring.apps import fill_rollups
 from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import prune_records
-from monitoring.rollups import rebuild as module
-from monitoring.rollups import sweep
+from monitoring.rollups import verify
+from monitoring.rollups import verify as module
 from monitoring.rollups.periods import hour_of
-from monitoring.rollups.rebuild import rollups_differences, rollups_fill, rollups_rebuild
-from monitoring.rollups.sweep import Step, span_of_log
-from monitoring.rollups.tallies import MINUTE_GRAINS, MINUTES_WRITTEN, TOTAL
+from monitoring.rollups.store import MINUTE_GRAINS, MINUTES_WRITTEN, TOTAL
+from monitoring.rollups.verify import Step, rollups_differences, rollups_fill, rollups_rebuild, span_of_log
 from monitoring.tests.logs import rollups_expected, rollups_kept
 from monitoring.tests.samples import recorded
 
@@ -75,7 +74,7 @@ SPOILERS = [spoil_nothing, spoil_by_deleting_all, spoil_amounts, spoil_by_invent
 def test_it_mends_whatever_is_wrong(
     log: None, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[], None], many: int
 ) -> None:
-    monkeypatch.setattr(sweep, "MANY", many)
+    monkeypatch.setattr(verify, "MANY", many)
     spoil()
     wrong = list(rollups_rebuild(*span_of_log()))
     assert bool(wrong) is (spoil is not spoil_nothing)

@@ -13,12 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accounts.tests.factories import Cast
-from monitoring.rollups import selectors
-from monitoring.rollups.calendar import BrokenHours, Unit, buckets
+from monitoring.rollups import queries
 from monitoring.rollups.figures import Figures
-from monitoring.rollups.periods import Period, compose, end_of, hour_of
-from monitoring.rollups.rankings import Rank, usage_rankings
-from monitoring.rollups.selectors import EVERYTHING, Scope, usage_costs, usage_parted, usage_series, usage_totals
+from monitoring.rollups.periods import BrokenHours, Period, Unit, buckets, compose, end_of, hour_of
+from monitoring.rollups.queries import (
+    EVERYTHING,
+    Rank,
+    Scope,
+    usage_costs,
+    usage_parted,
+    usage_rankings,
+    usage_series,
+    usage_totals,
+)
 from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db
@@ -282,8 +289,8 @@ def test_it_writes_figures_as_the_api_shows_them(cast: Cast) -> None:
 def test_it_lets_others_have_their_turn(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else in a worker runs while rows are added up, and nobody limits how often an account asks."""
     turns: list[float] = []
-    monkeypatch.setattr(selectors, "ROWS_A_TURN", 2)
-    monkeypatch.setattr("monitoring.rollups.selectors.time.sleep", turns.append)
+    monkeypatch.setattr(queries, "ROWS_A_TURN", 2)
+    monkeypatch.setattr("monitoring.rollups.queries.time.sleep", turns.append)
     for number in range(4):
         recorded(cast.owner, admitted_at=micros(at(11, number + 1)), model=f"m{number}")
     usage_series(begin=at(11, 1), end=at(11, 6), unit=Unit.DAY)

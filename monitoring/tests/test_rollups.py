@@ -20,7 +20,7 @@ from accounts.tests.factories import Cast, IssuedKey, make_key
 from monitoring.models import RequestRecord, Rollup
 from monitoring.recorder import write_record, write_records
 from monitoring.rollups.periods import hour_of, minute_of
-from monitoring.rollups.tallies import MINUTE_GRAINS, MINUTES_WRITTEN
+from monitoring.rollups.store import MINUTE_GRAINS, MINUTES_WRITTEN
 from monitoring.tests.logs import rollups_expected, rollups_kept
 from monitoring.tests.samples import a_record, an_operation, recorded
 

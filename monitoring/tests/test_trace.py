@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from accounts.keys import generate_key
-from monitoring.trace import begin_trace, current_trace, passed_on
+from core.telemetry.trace import begin_trace, current_trace, passed_on
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"

@@ -15,8 +15,8 @@ from django.test import Client
 
 from accounts.models import AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
+from monitoring.export import usage_columns
 from monitoring.tests.samples import recorded
-from monitoring.usage_export import usage_columns
 
 pytestmark = pytest.mark.django_db
 LOG = "/admin/monitoring/requestrecord/"

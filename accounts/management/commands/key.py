@@ -16,12 +16,12 @@ from django.db import transaction
 from django.utils import timezone
 
 from accounts import selectors, services
-from accounts.addresses import parse_address
-from accounts.arguments import days, whole
 from accounts.checks import require_state_store
 from accounts.explain import explain_key, explanation_text
 from accounts.models import Account, ApiKey, ModelBudget, Tier
 from accounts.validators import SCOPES
+from core.arguments import days, whole
+from core.network import parse_address
 
 ACTOR = "command:key"
 DEFAULT_GRACE_SECONDS = 24 * 3600

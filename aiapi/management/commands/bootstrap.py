@@ -16,7 +16,7 @@ from accounts.checks import DEMO_KEYS
 from accounts.models import ApiKey, Tier
 from accounts.services import account_ensure, api_key_import, tier_ensure
 from inference.seeds import provider_seed
-from inference.unpriced import CONSEQUENCE
+from operations.alerts.conditions import CONSEQUENCE
 
 #: The tiers that a new installation has.
 TIERS: dict[str, dict[str, int]] = {

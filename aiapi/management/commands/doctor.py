@@ -8,8 +8,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from aiapi.checks import start_findings
 from inference.selectors import models_without_price
-from inference.unpriced import CONSEQUENCE
-from monitoring.health import Health, health_report
+from operations.alerts.conditions import CONSEQUENCE
+from operations.health import Health, health_report
 
 
 class Command(BaseCommand):

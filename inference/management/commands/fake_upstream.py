@@ -7,9 +7,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from accounts.arguments import whole
-from inference.upstream.fake import FAULTS, FakeUpstream
-from inference.upstream.fake.faults import parse_fault
+from core.arguments import whole
+from inference.fake_provider import FAULTS, FakeUpstream
+from inference.fake_provider.settings import parse_fault
 
 
 class Command(BaseCommand):

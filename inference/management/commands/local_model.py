@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError
 
-from accounts.arguments import whole
+from core.arguments import whole
 from inference.upstream.local_model import MODEL_NAME, LocalModelUnavailable, serve
 
 _PARENT_CHECK_SECONDS = 1.0

@@ -13,14 +13,11 @@ from django.core.management.base import BaseCommand
 from django.utils import timezone
 from redis.exceptions import RedisError
 
-from accounts.arguments import whole
 from accounts.checks import require_state_store
-from monitoring.ledger_check.check import ledger_differences, ledgers_mend
-from monitoring.ledger_check.holders import ledger_months
-from monitoring.ledger_check.waiting import TooManyWaiting
-from monitoring.rollups.command import add_span_arguments, span_of
+from core.arguments import whole
+from monitoring.reconciliation import TooManyWaiting, ledger_differences, ledger_months, ledgers_mend
 from monitoring.rollups.periods import HOUR
-from monitoring.rollups.rebuild import rollups_differences
+from monitoring.rollups.verify import add_span_arguments, rollups_differences, span_of
 
 #: Differences that are told one by one.
 TOLD = 50

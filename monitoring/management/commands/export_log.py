@@ -8,9 +8,9 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from accounts.models import ApiKey
+from monitoring.export import COLUMNS, Selection, record_batches
 from monitoring.export_command import ExportCommand, account_id_of
-from monitoring.log_export import COLUMNS, Selection, record_batches
-from monitoring.rollups.selectors import Scope
+from monitoring.rollups.queries import Scope
 
 
 class Command(ExportCommand):

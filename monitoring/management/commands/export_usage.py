@@ -7,11 +7,10 @@ from typing import Any
 
 from django.utils import timezone
 
+from monitoring.export import KIND, usage_batches, usage_columns
 from monitoring.export_command import ExportCommand, account_id_of
-from monitoring.rollups.calendar import Unit
-from monitoring.rollups.periods import month_begin
-from monitoring.rollups.selectors import GROUPS
-from monitoring.usage_export import KIND, usage_batches, usage_columns
+from monitoring.rollups.periods import Unit, month_begin
+from monitoring.rollups.queries import GROUPS
 
 
 class Command(ExportCommand):

@@ -9,9 +9,8 @@ from django.core.management.base import BaseCommand
 from django.db import close_old_connections
 
 from accounts.checks import require_state_store
-from accounts.loops import outlived
+from core.background import outlived, stop_requests
 from monitoring.ingester import Ingester
-from monitoring.stopping import stop_requests
 
 IDLE_SECONDS = 0.2
 TROUBLE_SECONDS = 1.0

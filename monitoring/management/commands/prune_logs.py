@@ -10,7 +10,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from redis.exceptions import RedisError
 
-from accounts.arguments import whole
+from core.arguments import whole
+from core.background import stop_requests
 from monitoring.retention import (
     Cutoff,
     old_records,
@@ -21,7 +22,6 @@ from monitoring.retention import (
     record_cutoff,
     rollup_cutoff,
 )
-from monitoring.stopping import stop_requests
 
 
 class Command(BaseCommand):

@@ -7,8 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from monitoring.rollups.command import add_span_arguments, span_of
-from monitoring.rollups.rebuild import rollups_rebuild
+from monitoring.rollups.verify import add_span_arguments, rollups_rebuild, span_of
 
 
 class Command(BaseCommand):

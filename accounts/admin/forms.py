@@ -1,0 +1,145 @@
+"""The admin's forms of keys and tiers: lists as lines or checkboxes instead of JSON.
+
+Budgets for single models, on the pages of accounts and keys.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminRadioSelectWidget,
+    UnfoldAdminTextareaWidget,
+)
+
+from accounts import services
+from accounts.admin.base import AuditedAdmin, TabularInline, actor_of
+from accounts.models import ApiKey, ModelBudget, Tier
+from accounts.services import api_key_require_room
+from accounts.validators import SCOPES, validate_model_names, validate_networks
+
+if TYPE_CHECKING:
+    TierModelForm = forms.ModelForm[Tier]
+    ApiKeyModelForm = forms.ModelForm[ApiKey]
+else:
+    TierModelForm = ApiKeyModelForm = forms.ModelForm
+
+HOUR = 3600
+GRACE_PERIODS = {
+    0: "None: the old key stops at once",
+    HOUR: "1 hour",
+    24 * HOUR: "24 hours",
+    7 * 24 * HOUR: "7 days",
+    30 * 24 * HOUR: "30 days",
+}
+
+
+class LinesField(forms.CharField):
+    """A list of texts, typed one a line (or with commas between them)."""
+
+    widget = UnfoldAdminTextareaWidget
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("required", False)
+        super().__init__(widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}), **kwargs)
+        self.empty_value: Any = []
+
+    def prepare_value(self, value: Any) -> Any:
+        """Write a list as lines; what was typed stays as it is."""
+        return "\n".join(value) if isinstance(value, list) else value
+
+    def to_python(self, value: Any) -> Any:
+        """Return the list; it may be empty."""
+        lines = str(super().to_python(value) or "").replace(",", "\n").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        """Compare lists, not texts."""
+        return bool((initial or []) != self.to_python(data))
+
+
+class TierForm(TierModelForm):
+    """A tier."""
+
+    models = LinesField(validators=[validate_model_names], help_text="Public names, one a line. Empty: every model.")
+
+    class Meta:
+        model = Tier
+        fields = "__all__"  # the admin's fieldsets choose
+
+
+class ApiKeyForm(ApiKeyModelForm):
+    """A key, without its secret."""
+
+    scopes = forms.MultipleChoiceField(
+        required=False,
+        choices=[(scope, scope) for scope in SCOPES],
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
+        help_text="None checked: all but keys:manage, which lets the key make and revoke keys of its account.",
+    )
+    models = LinesField(
+        validators=[validate_model_names], help_text="Public names, one a line. Empty: every model of the tier."
+    )
+    allowed_ips = LinesField(
+        label="Allowed IPs",
+        validators=[validate_networks],
+        help_text="Addresses or networks, one a line, such as 192.0.2.7 or 2001:db8::/32. Empty: anywhere.",
+    )
+
+    class Meta:
+        model = ApiKey
+        fields = "__all__"  # the admin's fieldsets choose
+        help_texts = {"expires_at": "UTC. Empty: never."}
+
+    def _post_clean(self) -> None:
+        """Ask also whether the account has room, so that the answer stands beside the form."""
+        super()._post_clean()  # type: ignore[misc]  # Django's own hook, not in the stubs
+        if self.errors:
+            return
+        try:
+            api_key_require_room(key=self.instance)
+        except ValidationError as error:
+            self.add_error(None, error)
+
+
+class RotationForm(forms.Form):
+    """How long the old key goes on working."""
+
+    grace = forms.TypedChoiceField(
+        label="The old key keeps working for",
+        coerce=lambda seconds: timedelta(seconds=int(seconds)),
+        choices=list(GRACE_PERIODS.items()),
+        initial=24 * HOUR,
+        widget=UnfoldAdminRadioSelectWidget,
+    )
+
+
+class ModelBudgetInline(TabularInline):
+    """The budgets of an account or a key for single models."""
+
+    model = ModelBudget
+    fields = ("model", "monthly_token_budget", "monthly_cost_budget")
+    extra = 0
+    per_page = 20
+    hide_title = True
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ModelBudget]:
+        """Read them with their owners, whom their names tell."""
+        return super().get_queryset(request).select_related("account", "key")
+
+
+class ModelBudgetsAdmin(AuditedAdmin):
+    """Pages that hold budgets for single models; they take effect within a second."""
+
+    def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        """Save and delete budgets by their services; whatever else an inline holds is for looking only."""
+        for budget in formset.save(commit=False):
+            services.model_budget_save(budget=budget, actor=actor_of(request))
+        for budget in formset.deleted_objects:
+            services.model_budget_delete(budget=budget, actor=actor_of(request))

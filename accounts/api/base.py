@@ -1,0 +1,87 @@
+"""What every endpoint behind a key has in common: who calls, and what the answer's headers tell of the limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import structlog
+from django.utils.cache import patch_vary_headers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.idempotency import Replayed
+from accounts.key_cache import Identity
+from accounts.limit_usage import rate_headers
+from accounts.limits import get_limits
+from accounts.limits.types import Admission, Unavailable
+from accounts.models import IdempotentAnswer
+from core.errors import ApiError, ScopeDenied
+
+log = structlog.get_logger(__name__)
+
+
+class KeyView(APIView):
+    """A view behind an API key; `required_scope` names the scope that the key must have."""
+
+    required_scope: str | None = None
+    is_authenticated = False
+    replayed: IdempotentAnswer | None = None
+
+    def perform_authentication(self, request: Request) -> None:
+        """Authenticate, and remember that it went well: asking the request again would do it again."""
+        super().perform_authentication(request)
+        self.is_authenticated = request.user is not None
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
+        """Take the first renderer where nothing is acceptable: `initial` refuses that in its turn."""
+        return super().perform_content_negotiation(request, force=True)
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Authenticate and count the request before it is refused: for what it accepts, or for want of the scope."""
+        super().initial(request, *args, **kwargs)
+        super().perform_content_negotiation(request)
+        identity = getattr(request._request, "identity", None)
+        if self.required_scope and identity is not None and self.required_scope not in identity.scopes:
+            raise ScopeDenied
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """Answer what was answered before; hand anything else to the handler."""
+        if not isinstance(exc, Replayed):
+            return super().handle_exception(exc)
+        self.replayed = exc.answer
+        return cast("Response", exc.response())
+
+    def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
+        """Add the headers that every authenticated answer has, errors included."""
+        response = super().finalize_response(request, response, *args, **kwargs)
+        identity: Identity | None = getattr(request._request, "identity", None)
+        if identity is not None:
+            for name, value in self.limit_headers(request, identity).items():
+                response[name] = value
+        if self.is_authenticated:
+            response["Cache-Control"] = "private, no-store"
+            patch_vary_headers(response, ["Authorization", "X-API-Key"])
+        return response
+
+    def limit_headers(self, request: Request, identity: Identity) -> dict[str, str]:
+        """Tell where the key's limits stand: as counted for this request, or as they are where it didn't count.
+
+        What was counted is told as of now: a model may have taken a while to answer.
+        """
+        admission: Admission | None = getattr(request._request, "admission", None)
+        if admission is None:
+            try:
+                return self.rate_headers(get_limits().peek(identity.limits))
+            except Unavailable:
+                return {}
+        error: ApiError | None = getattr(request._request, "api_error", None)
+        if error is not None and error.refusal is not None:
+            return self.rate_headers(admission.refused(error.refusal))
+        elapsed = int(request._request.trace.elapsed_ms * 1000)  # type: ignore[attr-defined]
+        return self.rate_headers(replace(admission, at=admission.at + elapsed))
+
+    def rate_headers(self, admission: Admission) -> dict[str, str]:
+        """Write an admission as headers."""
+        return rate_headers(admission)

@@ -1,0 +1,285 @@
+"""What a worker knows of a key for at most one second, so that a change anywhere takes effect within that time.
+
+One database query per key, worker and second, and a few more where a key was made by another or has budgets for single
+models; unknown keys are remembered as unknown for the same second. The age of
+a snapshot counts from before its query began, so a change that the query could not see is seen one second later.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db.models import Exists, OuterRef, Q
+
+from accounts.keys import digests
+from accounts.limits.types import Limits, Scope, Subject
+from accounts.models import Account, ApiKey, ModelBudget
+from accounts.selectors import api_key_makers
+from accounts.validators import DEFAULT_SCOPES
+from core.database import KNOWN_WAIT, Outage, ask_promptly, database_outage
+from core.errors import DependencyUnavailable
+from core.money import nano_dollars
+from core.network import Network
+
+MAX_AGE = 1.0  # seconds
+MAX_ENTRIES = 10_000
+#: How many keys are looked up at a time: of those who come together when the database falls silent, only so many wait
+#: for its answer, and the others see what became of that.
+LOOKERS = 4
+LAST_USED_PRECISION = timedelta(minutes=1)
+#: Whose a budget for a model can be, and where a key's row says who that is.
+BUDGET_OWNERS = {"key": "pk", "account": "account_id"}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A usable key and all that its holder may do; plain values, shared by the requests of a process."""
+
+    key_id: int
+    key_name: str
+    key_prefix: str
+    account_id: int
+    account_name: str
+    tier_name: str
+    tier_models: frozenset[str]
+    key_models: frozenset[str]
+    scopes: frozenset[str]
+    networks: tuple[Network, ...]
+    cache_enabled: bool
+    cache_any_temperature: bool
+    max_output_tokens: int
+    limits: Scope
+    ends_at: datetime | None
+    model_subjects: tuple[tuple[str, Subject], ...] = ()
+    logs_content: bool = False
+    cache_generations: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    #: DRF asks this of request.user.
+    is_authenticated = True
+
+    def cache_generation(self, model: str) -> str:
+        """Return what changes when the account's cached answers, or those of this model, are cleared."""
+        return f"{self.cache_generations.get('', '')}.{self.cache_generations.get(model, '')}"
+
+    def may_use_model(self, name: str) -> bool:
+        """Say whether tier and key allow a public model name; an empty list allows all."""
+        return all(not allowed or name in allowed for allowed in (self.tier_models, self.key_models))
+
+    def limits_for(self, model: str) -> Scope:
+        """Return what a call of a model (by its public name) counts against: budgets for that model too, if any."""
+        extra = tuple(subject for name, subject in self.model_subjects if name == model)
+        return self._with(extra) if extra else self.limits
+
+    @property
+    def every_limit(self) -> Scope:
+        """All that any call of the key may count against."""
+        return self._with(tuple(subject for _, subject in self.model_subjects))
+
+    def _with(self, extra: tuple[Subject, ...]) -> Scope:
+        return Scope(self.limits.account_id, self.limits.subjects + extra)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    identity: Identity | None
+    loaded_at: float
+
+
+class KeyDirectory:
+    """Looks keys up by their text, from the database at most once a second each."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, outage: Outage | None = None) -> None:
+        self._clock = clock
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._loading: dict[str, threading.Lock] = {}
+        self._lookers = threading.BoundedSemaphore(LOOKERS)
+        self._outage = outage or Outage(clock)
+
+    def find(self, key: str) -> Identity | None:
+        """Return the identity of a usable key, or None for any other.
+
+        Raises DependencyUnavailable when the database is away and nothing known is young enough
+        (AUTH_STALE_SECONDS on top of the second that a snapshot lives).
+        """
+        candidates = digests(key)
+        entry = self._fresh(candidates[0]) or self._looked_up(candidates)
+        identity = entry.identity
+        if identity is not None and identity.ends_at is not None and identity.ends_at <= datetime.now(UTC):
+            return None
+        return identity
+
+    def forget(self) -> None:
+        """Drop every snapshot, as after a change that this very process made."""
+        self._entries.clear()
+
+    def _fresh(self, digest: str, grace: float = 0.0) -> _Entry | None:
+        entry = self._entries.get(digest)
+        return entry if entry is not None and self._clock() - entry.loaded_at < MAX_AGE + grace else None
+
+    def _looked_up(self, candidates: list[str]) -> _Entry:
+        """Look a key up, once for all who ask for it meanwhile; those to whom it is known don't wait long for that."""
+        digest = candidates[0]
+        known = self._fresh(digest, grace=settings.AUTH_STALE_SECONDS)
+        wait = KNOWN_WAIT if known or self._outage.is_on else None
+        lock = self._loading.setdefault(digest, threading.Lock())
+        if not lock.acquire(timeout=-1 if wait is None else wait):
+            return self._stale(digest)
+        try:
+            entry = self._fresh(digest)
+            if entry is None and self._lookers.acquire(timeout=wait):
+                try:
+                    entry = self._load(candidates)
+                finally:
+                    self._lookers.release()
+            return entry or self._stale(digest)
+        finally:
+            lock.release()
+            self._loading.pop(digest, None)
+
+    def _load(self, candidates: list[str]) -> _Entry | None:
+        """Ask the database; None if it is away."""
+        started = self._clock()
+        try:
+            found = ask_promptly(lambda: _query(candidates), self._outage, failed="key_lookup_failed")
+        except DatabaseError:
+            return None
+        entry = _Entry(found, started)
+        self._entries[candidates[0]] = entry
+        self._entries.move_to_end(candidates[0])
+        while len(self._entries) > MAX_ENTRIES:
+            self._entries.popitem(last=False)
+        return entry
+
+    def _stale(self, digest: str) -> _Entry:
+        entry = self._fresh(digest, grace=settings.AUTH_STALE_SECONDS)
+        if entry is None:
+            raise DependencyUnavailable
+        return entry
+
+
+directory = KeyDirectory(outage=database_outage)
+
+
+def _query(candidates: list[str]) -> Identity | None:
+    own, shared = (ModelBudget.objects.filter(**{field: OuterRef(of)}) for field, of in BUDGET_OWNERS.items())
+    keys = ApiKey.objects.select_related("account", "tier").annotate(has_model_budgets=Exists(own) | Exists(shared))
+    key = keys.filter(digest__in=candidates).first()
+    now = datetime.now(UTC)
+    if key is None or key.state_at(now) != "active":
+        return None
+    _touch(key, now)
+    return identity_of(key, now) if key.has_model_budgets or key.maker_id else build_identity(key, now)
+
+
+def identity_of(key: ApiKey, now: datetime) -> Identity:
+    """Read what else an identity needs of a key whose account and tier are loaded, and make it."""
+    makers = api_key_makers([key])[key.pk]
+    return build_identity(key, now, model_budgets_of(key, makers), makers)
+
+
+def model_budgets_of(key: ApiKey, makers: Sequence[ApiKey] = ()) -> list[ModelBudget]:
+    """Read the budgets for single models of a key, of those that made it and of its account, in one query."""
+    nearness = {each.pk: distance for distance, each in enumerate([key, *makers])}
+    found = ModelBudget.objects.select_related("key").filter(Q(key__in=nearness) | Q(account=key.account_id))
+    return sorted(found, key=lambda budget: (nearness.get(budget.key_id or 0, len(nearness)), budget.model))
+
+
+def _touch(key: ApiKey, now: datetime) -> None:
+    """Note the use of a key at most once a minute; losing that note is better than refusing the request."""
+    if key.last_used_at is not None and now - key.last_used_at < LAST_USED_PRECISION:
+        return
+    try:
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
+    except DatabaseError as error:
+        log.warning("last_used_not_written", key_id=key.pk, cause=type(error).__name__)
+
+
+def build_identity(
+    key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudget] = (), makers: Sequence[ApiKey] = ()
+) -> Identity:
+    """Make the snapshot of a key whose account and tier are loaded, as things stand at `now`.
+
+    `makers` are those of `api_key_makers`, and `model_budgets` those of `model_budgets_of`: without them the limits are
+    those of the key and its account alone.
+    """
+    own, account = key_subject(key, now), account_subject(key.account)
+    above = [replace(key_subject(each, now), maker=each.name) for each in makers]
+    names = {each.pk: each.name for each in makers}
+    ends = [moment for moment in (key.expires_at, key.revoked_at) if moment is not None]
+    return Identity(
+        key_id=key.pk,
+        key_name=key.name,
+        key_prefix=key.prefix,
+        account_id=key.account_id,
+        account_name=key.account.name,
+        tier_name=key.tier.name,
+        tier_models=frozenset(key.tier.models),
+        key_models=frozenset(key.models),
+        scopes=frozenset(key.scopes) or DEFAULT_SCOPES,
+        networks=tuple(ipaddress.ip_network(text) for text in key.allowed_ips),
+        cache_enabled=key.tier.cache_enabled,
+        cache_any_temperature=key.tier.cache_any_temperature,
+        max_output_tokens=key.tier.max_output_tokens,
+        limits=Scope(account_id=key.account_id, subjects=(own, *above, account)),
+        ends_at=min(ends, default=None),
+        model_subjects=tuple(
+            (budget.model, replace(model_subject(budget), maker=names.get(budget.key_id or 0, "")))
+            for budget in model_budgets
+        ),
+        logs_content=key.account.logs_content,
+        cache_generations=key.account.cache_generations,
+    )
+
+
+def key_subject(key: ApiKey, now: datetime) -> Subject:
+    """Describe the limits of a key whose tier is loaded, as things stand at `now`."""
+    overriding = key.overrides_until is None or now < key.overrides_until
+
+    def effective(name: str) -> int | None:
+        override: int | None = getattr(key, f"{name}_override") if overriding else None
+        tier_limit: int | None = getattr(key.tier, name)
+        return tier_limit if override is None else override
+
+    limits = Limits(
+        requests_per_minute=effective("requests_per_minute"),
+        tokens_per_minute=effective("tokens_per_minute"),
+        concurrent_requests=effective("concurrent_requests"),
+        monthly_tokens=key.monthly_token_budget,
+        monthly_cost=nano_dollars(key.monthly_cost_budget),
+    )
+    return Subject(kind="key", id=str(key.limits_id), limits=limits)
+
+
+def key_ledger(key: ApiKey) -> Subject:
+    """Make the subject of what a key has used, with the keys that it replaced, where its limits don't matter."""
+    return Subject(kind="key", id=str(key.limits_id), limits=Limits())
+
+
+def account_subject(account: Account) -> Subject:
+    """Make the subject of an account's caps and budgets over all its keys."""
+    limits = Limits(
+        requests_per_minute=account.requests_per_minute,
+        tokens_per_minute=account.tokens_per_minute,
+        concurrent_requests=account.concurrent_requests,
+        monthly_tokens=account.monthly_token_budget,
+        monthly_cost=nano_dollars(account.monthly_cost_budget),
+    )
+    return Subject(kind="account", id=str(account.pk), limits=limits)
+
+
+def model_subject(budget: ModelBudget) -> Subject:
+    """Make the subject of a budget for one model: `key_model:<key>:<ledger>:<model>`, of an account likewise."""
+    kind, owner = ("key_model", budget.key.limits_id) if budget.key else ("account_model", budget.account_id)
+    limits = Limits(monthly_tokens=budget.monthly_token_budget, monthly_cost=nano_dollars(budget.monthly_cost_budget))
+    return Subject(kind=kind, id=f"{owner}:{budget.ledger_id}:{budget.model}", limits=limits)

@@ -1,0 +1,426 @@
+"""Amounts of tokens and money, and the true upper bound of what a call may cost.
+
+Money is integer nano-dollars, rounded up once; prices are nano-dollars per million tokens.
+
+What a limit is, and what every backend promises: the contract of accounts.limits.
+
+A call goes through three steps, each of them atomic over all its subjects and idempotent by its operation id:
+
+    admit    counts one request against the request rates, before anything else happens
+    reserve  takes a slot and the bound of what the call may cost, before the provider is asked
+    settle   gives the slot back and replaces the bound by what was used, together with the usage record
+
+Time is integer microseconds since the epoch, by Redis's clock (or an injected one). Money is integer
+nano-dollars. `None` as a limit means unlimited. Windows of a minute are closed at their start and open at their end.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Self
+
+MILLION = 1_000_000
+EXACT = 2**53  # Lua's numbers are doubles: integers are exact below this
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """So many tokens at such a cost (nano-dollars)."""
+
+    tokens: int = 0
+    cost: int = 0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(self.tokens + other.tokens, self.cost + other.cost)
+
+    def __sub__(self, other: "Amount") -> "Amount":
+        return Amount(self.tokens - other.tokens, self.cost - other.cost)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The most that a call may use: a fixed prompt part, and output of which less may be granted.
+
+    The cost of `o` output tokens is `prompt.cost + ceil(o * output_price / 1,000,000)`. What is granted is the largest
+    multiple of `step` (the number of answers asked for, which share it evenly) from `minimum_output` to
+    `output_tokens` that fits every limit. `minimum_output` left at None means that only the whole will do.
+    Raises ValueError if the parts contradict each other, or are too large to be counted exactly.
+    """
+
+    prompt: Amount
+    output_tokens: int = 0
+    output_price: int = 0
+    minimum_output: int | None = None
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        parts = (self.prompt.tokens, self.prompt.cost, self.output_tokens, self.output_price, self.least_output)
+        if min(parts) < 0 or self.step < 1:
+            raise ValueError("a bound has no negative parts")
+        if self.output_tokens % self.step or self.least_output % self.step:
+            raise ValueError("the output is a multiple of the step")
+        if self.least_output > self.output_tokens:
+            raise ValueError("the least output is not above the most")
+        most = self.at(self.output_tokens)
+        if max(most.cost, most.tokens, self.output_price) >= EXACT // 4:
+            raise ValueError("a bound too large to be counted exactly")
+
+    @property
+    def least_output(self) -> int:
+        """Give the least output that the call can do with."""
+        return self.output_tokens if self.minimum_output is None else self.minimum_output
+
+    def at(self, output: int) -> Amount:
+        """Give the bound with so many output tokens."""
+        cost = self.prompt.cost + -(-output * self.output_price // MILLION)
+        return Amount(self.prompt.tokens + output, cost)
+
+    def largest_output(self, tokens_left: int | None, cost_left: int | None) -> int | None:
+        """Give the largest output that fits what is left (None: unlimited); None if not even the least fits."""
+        output = self.output_tokens
+        if tokens_left is not None:
+            output = min(output, tokens_left - self.prompt.tokens)
+        if cost_left is not None:
+            output = min(output, self._affordable(cost_left - self.prompt.cost))
+        output -= output % self.step
+        return output if output >= self.least_output else None
+
+    def _affordable(self, cost: int) -> int:
+        if cost < 0:
+            return -1
+        return cost * MILLION // self.output_price if self.output_price else self.output_tokens
+
+
+SHARDS = 64
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+
+DEFAULT_LEASE_SECONDS = 20
+REAP_AT_MOST = 64  # keeps the time that one call takes of Redis below a few ms
+LEAVES = 61  # a second's tokens leave the window when its last moment is a minute old: late, never early
+LAZY_REAPS = 16  # expired leases of a shard that a reserve clears on its way: keeps its time bounded
+REFUSALS_A_MINUTE = 60  # that leave a record of their own, of each owner; more are counted, see Tally
+
+SUBJECT_NAME = re.compile(r"[a-z_]+:[^\s{}]+")
+
+#: Kinds whose ids are `<key or account>:<ledger>:<model>`.
+MODEL_KINDS = ("key_model", "account_model")
+
+Draft = Mapping[str, Any]
+
+
+class LimitName(StrEnum):
+    """The limits by the names of their fields, as refusals and bodies of errors carry them."""
+
+    REQUESTS_PER_MINUTE = "requests_per_minute"
+    TOKENS_PER_MINUTE = "tokens_per_minute"
+    CONCURRENT_REQUESTS = "concurrent_requests"
+    MONTHLY_TOKENS = "monthly_tokens"
+    MONTHLY_COST = "monthly_cost"
+
+
+class Unavailable(Exception):
+    """Raised when a limit can't be held exactly now, because Redis is away: a 503, never the caller's fault.
+
+    `retry_after` is in whole seconds.
+    """
+
+    def __init__(self, message: str = "limits are unavailable", *, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class OperationClosed(Exception):
+    """Raised by reserve for an operation that was settled, or whose lease ran out and was charged already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one subject; None is unlimited, 0 admits nothing. `monthly_cost` is in nano-dollars."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    monthly_tokens: int | None = None
+    monthly_cost: int | None = None
+
+    @property
+    def has_budget(self) -> bool:
+        """Tell whether a monthly budget is set: such calls are refused while the ledger is out of reach."""
+        return self.monthly_tokens is not None or self.monthly_cost is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Somebody or something that has limits: a key, its account, either's use of one model, a provider.
+
+    Kind and id make its name in the store, so neither may contain whitespace or braces, and the kind no colon:
+    ValueError else. `maker` is set where it is not the key that calls but one that made it: the name for people.
+    """
+
+    kind: str
+    id: str
+    limits: Limits
+    maker: str = ""
+
+    def __post_init__(self) -> None:
+        if not SUBJECT_NAME.fullmatch(self.name):
+            raise ValueError(f"not a subject: {self.name!r}")
+
+    @property
+    def name(self) -> str:
+        """Name the subject in the store, as in `key:17`."""
+        return f"{self.kind}:{self.id}"
+
+    @property
+    def model(self) -> str | None:
+        """Name the model whose use alone is limited (`key_model` and `account_model`); None for all others."""
+        return self.id.split(":", 2)[2] if self.kind in MODEL_KINDS else None
+
+    @property
+    def owner_id(self) -> int:
+        """Give the id of the key or account."""
+        return int(self.id.split(":", 1)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """All the subjects that one call counts against. They live in the shard of the account."""
+
+    account_id: int
+    subjects: tuple[Subject, ...]
+
+    @property
+    def shard(self) -> int:
+        """Give the shard whose hash tag all keys of the account carry."""
+        return self.account_id % SHARDS
+
+    @property
+    def has_budget(self) -> bool:
+        """Tell whether any subject has a monthly budget."""
+        return any(subject.limits.has_budget for subject in self.subjects)
+
+    @property
+    def has_cost_budget(self) -> bool:
+        """Tell whether any subject has a monthly budget in money."""
+        return any(subject.limits.monthly_cost is not None for subject in self.subjects)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Where one limit of one subject stands: what is left of it, and when (µs) it is whole again.
+
+    For a request that was refused, `reset_at` is when the next slot is free.
+    """
+
+    limit: int
+    remaining: int
+    reset_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a call was refused: which limit, whose it is, how much of it is used, and when (µs) to try again.
+
+    When several limits refuse, this is the one that binds longest. `impossible` says that the bound of the call
+    alone is above the whole limit, so that waiting does not help. Amounts are in the limit's own unit.
+    """
+
+    limit: LimitName
+    subject: Subject
+    used: int
+    limit_value: int
+    at: int
+    reset_at: int
+    impossible: bool = False
+
+    @property
+    def retry_after(self) -> int:
+        """Give the seconds to wait, rounded up, at least 1."""
+        return max(1, -((self.at - self.reset_at) // SECOND))
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where the rates of one subject stand; None where it has no such limit."""
+
+    subject: Subject
+    requests: Window | None
+    tokens: Window | None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer to admit (counted, if admitted) and to peek (never counted), with one status per subject.
+
+    `at` is the time of admission in µs: month and hour of the call's record follow from it.
+    """
+
+    admitted: bool
+    at: int
+    statuses: tuple[Status, ...]
+    refusal: Refusal | None = None
+
+    def with_tokens(self, windows: Sequence[Window | None]) -> Self:
+        """Return it with the tokens' windows of a later moment, of each subject in this order."""
+        pairs = zip(self.statuses, windows, strict=False)  # a call's model may add subjects, which have no rates
+        statuses = tuple(replace(status, tokens=window) for status, window in pairs)
+        return replace(self, statuses=statuses)
+
+    def refused(self, refusal: Refusal) -> Self:
+        """Return it with a refusal that came after it: a window of tokens that refused says when it has room."""
+
+        def as_refused(status: Status) -> Status:
+            if status.subject != refusal.subject or refusal.limit is not LimitName.TOKENS_PER_MINUTE:
+                return status
+            left = max(0, refusal.limit_value - refusal.used)
+            return replace(status, tokens=Window(refusal.limit_value, left, refusal.reset_at))
+
+        return replace(self, at=refusal.at, statuses=tuple(map(as_refused, self.statuses)), refusal=refusal)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A granted reservation: the output tokens to send upstream as the maximum, and the bound that is held.
+
+    `lease_until` is when (µs) it turns into a charge of the bound unless renewed or settled. `tokens` has the
+    tokens-per-minute window of each subject of the scope after this reservation, None where there is no limit.
+    """
+
+    output_tokens: int
+    held: Amount
+    at: int
+    lease_until: int
+    tokens: tuple[Window | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What settle did: the charge that now stands, whether it was above the bound, and how it came about.
+
+    `late` means that the lease had run out and the charge of the bound was replaced. `duplicate` means that the
+    operation had been settled before, and nothing changed.
+    """
+
+    charged: Amount
+    overrun: bool = False
+    late: bool = False
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Where a refusal is counted once its owner has had REFUSALS_A_MINUTE records of refusals in a minute.
+
+    Those of one owner, kind and minute make one record: the first one's, with its id, and a `count` that grows by
+    revisions. Whatever sums up refusals is thus bounded in memory and in rows, however many there are.
+    """
+
+    owner: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectUsage:
+    """What a subject uses now and has used in a month. `requests` is None where requests are not counted."""
+
+    subject: Subject
+    requests: int | None
+    tokens: int
+    slots: int
+    settled: Amount
+    reserved: Amount
+
+
+class LimitBackend(ABC):
+    """The limits of all subjects, kept in one place. All methods are safe to call from any thread or greenlet."""
+
+    lease_seconds: int
+
+    @property
+    def is_degraded(self) -> bool:
+        """Say whether the store is known to be away, so that something else stands in for it."""
+        return False
+
+    @abstractmethod
+    def admit(self, scope: Scope, operation: str) -> Admission:
+        """Count one request against all subjects, or against none if any of them has no slot left.
+
+        An operation that was admitted in the last two minutes is admitted again without counting.
+        """
+
+    @abstractmethod
+    def peek(self, scope: Scope) -> Admission:
+        """Tell what admit would answer now, without counting."""
+
+    @abstractmethod
+    def reserve(
+        self, scope: Scope, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+    ) -> Reserved | Refusal:
+        """Take one slot and the bound from all subjects, or nothing from any of them.
+
+        The most output that fits, from `bound.least_output` to `bound.output_tokens`, is granted. Budgets are those
+        of the month of `admitted_at`. The `draft` (JSON-able) is the usage record to be emitted if the lease runs out.
+        What costs nothing is not stopped by a budget in money, however overspent that is. A higher `attempt` of an open
+        operation adds its bound to what is held and takes no second slot: for a retry after a try that may have been
+        billed. The same attempt again changes nothing. Raises OperationClosed if the operation is no longer open,
+        Unavailable, and what the seeder raises.
+        """
+
+    @abstractmethod
+    def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
+        """Prolong the leases of open operations to a whole lease from now; answer which of them are still open."""
+
+    @abstractmethod
+    def settle(
+        self,
+        scope: Scope,
+        operation: str,
+        *,
+        admitted_at: int,
+        used: Amount,
+        record: Draft | None,
+        recorded_at: int | None = None,
+    ) -> Settlement:
+        """Release the slot, replace the bound by what was used, and emit the record, all in one step.
+
+        The ledger is that of the month of `admitted_at`. If the lease had run out, the charge of the bound is replaced
+        once. For an operation that the backend does not know (its store was emptied) what was used is charged, except
+        to ledgers seeded from the database after `recorded_at` (µs), the time at which the record went there.
+        A record of None settles without emitting.
+        """
+
+    def charge(self, scope: Scope, operation: str, *, admitted_at: int, used: Amount, recorded_at: int) -> Settlement:
+        """Charge a call that was served and recorded while the store was away. Idempotent for 24 hours."""
+        return self.settle(scope, operation, admitted_at=admitted_at, used=used, record=None, recorded_at=recorded_at)
+
+    @abstractmethod
+    def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
+        """Emit the record of a request that reserved nothing (a hit, a refusal); False if it was emitted before.
+
+        With a `tally` it may be counted with others instead. If the operation turns out to hold a reservation (the
+        reply to reserve was lost), that is released.
+        """
+
+    @abstractmethod
+    def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
+        """Turn reservations of the shard whose lease has run out into charges of their bound; answer how many."""
+
+    @abstractmethod
+    def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
+        """Tell what each subject uses now, and has used in the month (YYYYMM; by default the current one)."""
+
+    @abstractmethod
+    def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
+        """Tell what `usage` tells, of many scopes in a number of steps that doesn't grow with theirs."""
+
+    @abstractmethod
+    def now(self) -> int:
+        """Give the time (µs) by the backend's clock."""
+
+
+def binding(refusals: Iterable[Refusal]) -> Refusal:
+    """Pick the refusal that binds longest: one that can never fit first, then the latest reset, then the first."""
+    return max(refusals, key=lambda refusal: (refusal.impossible, refusal.reset_at))

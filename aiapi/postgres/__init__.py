@@ -1,1 +1,0 @@
-"""Django's PostgreSQL backend, for callers who don't wait for ever (accounts.connections.impatient)."""

@@ -1,0 +1,309 @@
+"""Environment variables, read once by typed strict readers, and the Django settings made of their URLs.
+
+The one place where environment variables are read: typed, strict, and listed.
+
+Every variable is declared by the call that reads it, so the list of what exists (`Environment.declared`) can't drift
+from what has an effect. `NAME_FILE` names a file that holds the value (for secrets mounted by an orchestrator).
+An empty value counts as unset, because compose files and platforms pass `NAME=` for what nobody set.
+
+The mail server, out of one URL.
+
+Django's settings for the database and the caches, from their URLs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+T = TypeVar("T")
+
+#: How alike an unknown name must be to a known one to be reported as a slip (REDIS_URI for REDIS_URL scores 0.89).
+NEAR_MISS_RATIO = 0.85
+#: How the names begin that others read beside us: of OpenTelemetry's many, only a few are declared here.
+OTHERS = ("OTEL_",)
+RATE = re.compile(r"[1-9][0-9]{0,8}/[smhd]")
+
+
+class ConfigurationError(ImproperlyConfigured):
+    """A variable is missing or its value can't be used; the message names it and the mend, never its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable that the project reads."""
+
+    name: str
+    kind: str
+    default: str
+    help: str
+    secret: bool
+
+
+class Environment:
+    """Reads typed values from a mapping such as os.environ and remembers what was declared.
+
+    Each reader returns `default` when the variable is unset or empty, and raises ConfigurationError when its value
+    doesn't have the type asked for.
+    """
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+        self.declared: dict[str, Variable] = {}
+
+    def text(self, name: str, default: str = "", *, help: str, secret: bool = False) -> str:
+        """Read a text, stripped of surrounding white space."""
+        return self._read(name, str, default, kind="text", help=help, secret=secret)
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str, *, help: str) -> str:
+        """Read one of a few words."""
+
+        def parse(raw: str) -> str:
+            if raw not in choices:
+                raise ValueError(f"must be one of {', '.join(choices)}")
+            return raw
+
+        return self._read(name, parse, default, kind=" or ".join(choices), help=help)
+
+    def integer(self, name: str, default: int, *, minimum: int, maximum: int = 2**53, help: str) -> int:
+        """Read a whole number between minimum and maximum, both included."""
+        return self._read(name, _bounded(int, minimum, maximum), default, kind="whole number", help=help)
+
+    def number(self, name: str, default: float, *, minimum: float, maximum: float = 1e9, help: str) -> float:
+        """Read a number between minimum and maximum, both included."""
+        return self._read(name, _bounded(float, minimum, maximum), default, kind="number", help=help)
+
+    def boolean(self, name: str, default: bool, *, help: str) -> bool:
+        """Read true or false (also yes, no, on, off, 1, 0)."""
+        return self._read(name, _parse_boolean, default, kind="true or false", help=help)
+
+    def names(self, name: str, default: Iterable[str] = (), *, help: str, secret: bool = False) -> list[str]:
+        """Read a comma-separated list; empty parts are dropped."""
+
+        def parse(raw: str) -> list[str]:
+            return [part.strip() for part in raw.split(",") if part.strip()]
+
+        return self._read(name, parse, list(default), kind="comma-separated list", help=help, secret=secret)
+
+    def networks(self, name: str, *, help: str) -> list[IPv4Network | IPv6Network]:
+        """Read a comma-separated list of networks in CIDR notation, or addresses; none by default."""
+
+        def parse(raw: str) -> list[IPv4Network | IPv6Network]:
+            try:
+                return [ip_network(part.strip()) for part in raw.split(",") if part.strip()]
+            except ValueError:
+                raise ValueError("must be networks such as 10.0.0.0/8, without bits set after the prefix") from None
+
+        return self._read(name, parse, [], kind="comma-separated networks", help=help)
+
+    def rate(self, name: str, default: str, *, help: str) -> str:
+        """Read a number of times in a period, such as 30/m (s, m, h or d: a second, minute, hour or day)."""
+
+        def parse(raw: str) -> str:
+            if not RATE.fullmatch(raw):
+                raise ValueError("must be a number of times in a second, minute, hour or day, such as 30/m")
+            return raw
+
+        return self._read(name, parse, default, kind="rate", help=help)
+
+    def url(self, name: str, schemes: tuple[str, ...], default: str = "", *, help: str, secret: bool = False) -> str:
+        """Read a URL of one of the schemes; http:// and https:// ones must name a host."""
+
+        def parse(raw: str) -> str:
+            scheme, host = _url_parts(raw)
+            if scheme not in schemes:
+                raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+            if scheme in ("http", "https") and not host:
+                raise ValueError("must name a host")
+            return raw
+
+        return self._read(name, parse, default, kind="URL", help=help, secret=secret)
+
+    def near_misses(self) -> list[tuple[str, str]]:
+        """List (name that is set but unknown, known name it resembles), sorted."""
+        known = set(self.declared) | {f"{name}_FILE" for name in self.declared}
+        found = []
+        for name in sorted(set(self._values) - known):
+            if name.startswith(OTHERS):
+                continue
+            alike = difflib.get_close_matches(name.upper(), self.declared, n=1, cutoff=NEAR_MISS_RATIO)
+            if alike and alike[0] not in self._values:
+                found.append((name, alike[0]))
+        return found
+
+    def _read(
+        self, name: str, parse: Callable[[str], T], default: T, *, kind: str, help: str, secret: bool = False
+    ) -> T:
+        shown = ",".join(default) if isinstance(default, list) else str(default)
+        self.declared[name] = Variable(name, kind, shown.lower() if isinstance(default, bool) else shown, help, secret)
+        raw = self._raw(name)
+        if not raw:
+            return default
+        try:
+            return parse(raw)
+        except ValueError as error:
+            raise ConfigurationError(f"{name} {error}") from None
+
+    def _raw(self, name: str) -> str:
+        path = self._values.get(f"{name}_FILE", "").strip()
+        if path and self._values.get(name, "").strip():
+            raise ConfigurationError(f"{name} and {name}_FILE are both set: unset one of them")
+        if not path:
+            return self._values.get(name, "").strip()
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigurationError(f"{name}_FILE names a file that can't be read") from None
+
+
+def _bounded(kind: type[T], minimum: float, maximum: float) -> Callable[[str], T]:
+    word = "a whole number" if kind is int else "a number"
+
+    def parse(raw: str) -> T:
+        try:
+            value = kind(raw)  # type: ignore[call-arg]
+        except ValueError:
+            raise ValueError(f"must be {word}") from None
+        if not minimum <= float(value) <= maximum:  # type: ignore[arg-type]
+            raise ValueError(f"must be {word} from {minimum:g} to {maximum:g}")
+        return value
+
+    return parse
+
+
+def _url_parts(raw: str) -> tuple[str, str | None]:
+    """Split off scheme and host; what Python says of a bad URL is not passed on, because it may quote a password."""
+    try:
+        parts = urlsplit(raw)
+        _ = parts.port
+    except ValueError:
+        raise ValueError(
+            "is no URL: see its host and port. In a password, / # ? @ % are written %2F %23 %3F %40 %25"
+        ) from None
+    return parts.scheme, parts.hostname
+
+
+def _parse_boolean(raw: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if raw.lower() not in words:
+        raise ValueError("must be true or false")
+    return words[raw.lower()]
+
+
+PORTS = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
+
+
+@dataclass(frozen=True, slots=True)
+class MailServer:
+    """How mail goes out: `starts_tls` begins in the clear and changes to TLS, `is_tls` speaks TLS at once."""
+
+    host: str = "localhost"
+    port: int = 25
+    user: str = ""
+    password: str = ""
+    starts_tls: bool = False
+    is_tls: bool = False
+
+
+def email_settings(url: str) -> MailServer:
+    """Read smtp://, smtp+tls:// (STARTTLS) or smtps:// with user and password; an empty URL is no server."""
+    if not url:
+        return MailServer()
+    parts = urlsplit(url)
+    return MailServer(
+        host=parts.hostname or "localhost",
+        port=parts.port or PORTS[parts.scheme],
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+        starts_tls=parts.scheme == "smtp+tls",
+        is_tls=parts.scheme == "smtps",
+    )
+
+
+#: Answers that a process keeps for itself where there is no cache that all share.
+PROCESS_ANSWERS = 64
+SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
+#: Seconds to wait for a PostgreSQL connection: a new one, and one of the pool's.
+CONNECT_TIMEOUT = 5
+#: What TCP does about a machine that is gone: in these (seconds, but the last is in milliseconds) a connection breaks.
+DEAD_HOSTS = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+#: Connections to a cache: redis-py's own limit of 100 would turn hits into misses while more callers than that ask.
+MAX_CONNECTIONS = 10_000
+#: Seconds after which the pool gives an attempt up. Its pauses between tries double, so that without this a database
+#: that is back would go unnoticed for as long as it had been away; so the next request tries anew.
+RECONNECT_TIMEOUT = 1
+
+
+def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
+    """Make the DATABASES entry of a postgres:// or sqlite:// URL.
+
+    PostgreSQL connections come from a pool of each process and go back at the end of a request, so that slow model
+    calls hold none; how long callers wait for them is in core.postgres. SQLite runs in WAL mode and takes its write
+    lock when a transaction begins: a transaction that would have to wait in its middle could not be retried. How others
+    wait for that lock is in core.sqlite.
+    """
+    config: dict[str, Any] = dict(environ.Env.db_url_config(url))
+    if config["ENGINE"].endswith("sqlite3"):
+        if config["NAME"] != ":memory:":
+            Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
+        config["ENGINE"] = "core.sqlite"
+        config["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "init_command": SQLITE_PRAGMAS}
+        config["CONN_MAX_AGE"] = None
+        config["TEST"] = {"NAME": ":memory:"}  # as Django's own backend has it, which test runners know by its name
+        return config
+    pool = {
+        "min_size": 0,
+        "max_size": pool_size,
+        "timeout": CONNECT_TIMEOUT,
+        "reconnect_timeout": RECONNECT_TIMEOUT,
+        "max_idle": 60,
+    }
+    config["ENGINE"] = "core.postgres"
+    config["OPTIONS"] = {**DEAD_HOSTS, **config.get("OPTIONS", {}), "pool": pool, "connect_timeout": CONNECT_TIMEOUT}
+    config["CONN_MAX_AGE"] = 0
+    return config
+
+
+def cache_settings(url: str, *, ttl: int, timeout: float, attempts_url: str = "") -> dict[str, dict[str, Any]]:
+    """Make CACHES: `answers` for model answers, `attempts` for counters of failed log-ins, `default` for the rest.
+
+    Without a URL they live in the process; attempts are then counted at `attempts_url`, if there is one. With one, a
+    call takes at most `timeout` seconds and is not retried; exceptions are ignored, apart from `answers` and
+    `attempts`: inference.cache and accounts.authentication have policies of their own for them.
+    """
+    wanted = (("default", url, 300), ("answers", url, ttl), ("attempts", url or attempts_url, 300))
+    return {alias: _cache(alias, where, lifetime, timeout) for alias, where, lifetime in wanted}
+
+
+def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any]:
+    if not url:
+        return {
+            "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+            "LOCATION": alias,
+            "TIMEOUT": lifetime,
+            "OPTIONS": {"MAX_ENTRIES": PROCESS_ANSWERS if alias == "answers" else 10_000},
+        }
+    return {
+        "BACKEND": "accounts.authentication.AttemptsCache" if alias == "attempts" else "django_redis.cache.RedisCache",
+        "LOCATION": url,
+        "TIMEOUT": lifetime,
+        "KEY_PREFIX": f"aiapi:{alias}",
+        "OPTIONS": {
+            "IGNORE_EXCEPTIONS": alias == "default",
+            "LOG_IGNORED_EXCEPTIONS": True,
+            "SOCKET_CONNECT_TIMEOUT": timeout,
+            "SOCKET_TIMEOUT": timeout,
+            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0), "max_connections": MAX_CONNECTIONS},
+        },
+    }

@@ -1,0 +1,289 @@
+"""The bodies of /chat and /summarize, in and out (WIRE.md, Endpoints).
+
+The model endpoints of the platform's own: /chat and /summarize.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from django.http import HttpResponseBase
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from inference import prompts
+from inference.api.base import (
+    EVENT_STREAM,
+    DeltaReader,
+    ModelEndpoint,
+    accepts_events,
+    cache_directives,
+    chat_error_event,
+)
+from inference.api.schema import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
+from inference.calls import ModelCall
+from inference.catalog import catalog
+from inference.pipeline import answer_call
+from inference.prompts import SENTENCES
+from inference.protocols.chat import answer_text, chat_surface
+from inference.upstream import local_model
+
+MODEL_NAME_LENGTH = 100
+
+
+class StrictCharField(serializers.CharField):
+    """A text as it was sent: a number is no text, and white space is neither cut off nor enough."""
+
+    default_error_messages = {"invalid": "Must be a text."}
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(trim_whitespace=False, **options)
+
+    def to_internal_value(self, data: Any) -> str:
+        """Return the text, or fail for another type."""
+        if not isinstance(data, str):
+            self.fail("invalid")
+        if not data.strip() and not self.allow_blank:
+            self.fail("blank")
+        return str(super().to_internal_value(data))
+
+
+class StrictFloatField(serializers.FloatField):
+    """A JSON number: neither a text that looks like one nor a boolean."""
+
+    default_error_messages = {"invalid": "Must be a number."}
+
+    def to_internal_value(self, data: Any) -> float:
+        """Return the number, or fail for another type or one that is not finite."""
+        if isinstance(data, bool) or not isinstance(data, int | float) or not _is_finite(data):
+            self.fail("invalid")
+        return float(super().to_internal_value(data))
+
+
+class StrictBooleanField(serializers.BooleanField):
+    """true or false, and not a word or number that could mean it."""
+
+    default_error_messages = {"invalid": "Must be true or false."}
+
+    def to_internal_value(self, data: Any) -> bool:
+        """Return the boolean, or fail for another type."""
+        if not isinstance(data, bool):
+            self.fail("invalid")
+        return bool(data)
+
+
+class StrictChoiceField(serializers.ChoiceField):
+    """One of a few words, exactly as they are; what was sent instead is not repeated."""
+
+    def __init__(self, choices: Iterable[str], **options: Any) -> None:
+        words = list(choices)
+        super().__init__(words, **options)
+        self.error_messages["invalid_choice"] = f"Must be one of {', '.join(words)}."
+
+    def to_internal_value(self, data: Any) -> str:
+        """Return the word, or fail for anything else."""
+        if not isinstance(data, str) or data not in self.choices:
+            self.fail("invalid_choice")
+        return data
+
+
+class StrictSerializer(serializers.Serializer[Any]):
+    """A body without unknown fields, so that a misspelt one is told instead of ignored."""
+
+    @classmethod
+    def validated(cls, data: Any) -> dict[str, Any]:
+        """Return a body's validated fields; raises DRF's ValidationError.
+
+        One serializer serves all requests of the process: making one copies every field, which costs more than to
+        validate, and validating leaves nothing behind in it.
+        """
+        fields: dict[str, Any] = _shared(cls).run_validation(data)
+        return fields
+
+    def to_internal_value(self, data: Any) -> Any:
+        """Validate the fields, then refuse what is none."""
+        unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
+        if unknown:
+            raise serializers.ValidationError({name[:100]: ["Unknown field."] for name in unknown[:20]})
+        return super().to_internal_value(data)
+
+
+class ChatRequest(StrictSerializer):
+    """What /chat takes."""
+
+    message = StrictCharField(max_length=1000, help_text="What to ask; not blank.")
+    temperature = StrictFloatField(
+        min_value=0,
+        max_value=2,
+        default=0.7,
+        help_text="0 is the most predictable, 2 the most varied. The local demo model takes 0.1 where none is given.",
+    )
+    model = StrictCharField(
+        max_length=MODEL_NAME_LENGTH, required=False, help_text="A model by its public name; default: the platform's."
+    )
+    stream = StrictBooleanField(default=False, help_text="Answer as server-sent events: delta, then done or error.")
+
+
+class ChatAnswer(serializers.Serializer[Any]):
+    """What /chat answers."""
+
+    response = serializers.CharField(help_text="The model's answer.")
+    tokens_used = serializers.IntegerField(
+        help_text="Tokens of prompt and answer; on a cache hit those of the original answer, and nothing is billed."
+    )
+    cached = serializers.BooleanField(help_text="Whether the answer came from the cache.")
+    request_id = serializers.CharField(help_text="The request's id, as in X-Request-ID.")
+
+
+class SummarizeRequest(StrictSerializer):
+    """What /summarize takes."""
+
+    text = StrictCharField(min_length=10, max_length=5000, help_text="What to summarize; not blank.")
+    length = StrictChoiceField(
+        choices=SENTENCES, default="medium", help_text="short, medium, long: 1-2, 3-4, 5-6 sentences."
+    )
+    model = StrictCharField(
+        max_length=MODEL_NAME_LENGTH, required=False, help_text="A model by its public name; default: the platform's."
+    )
+
+
+class SummarizeAnswer(serializers.Serializer[Any]):
+    """What /summarize answers."""
+
+    summary = serializers.CharField(help_text="The summary, without white space around it.")
+    original_length = serializers.IntegerField(help_text="Characters of the text.")
+    summary_length = serializers.IntegerField(help_text="Characters of the summary.")
+    cached = serializers.BooleanField(help_text="Whether the answer came from the cache.")
+    request_id = serializers.CharField(help_text="The request's id, as in X-Request-ID.")
+
+
+@cache
+def _shared(kind: type[StrictSerializer]) -> StrictSerializer:
+    return kind()
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+class ChatView(ModelEndpoint):
+    """POST /chat."""
+
+    endpoint = "chat"
+    required_scope = "chat"
+
+    @extend_schema(
+        operation_id="chat",
+        summary="Ask a model one question",
+        description="The same question again is answered from the cache of your account, and costs nothing.",
+        request=ChatRequest,
+        responses=model_answer(ChatAnswer, streams=True),
+        examples=CHAT_EXAMPLES,
+        parameters=REQUEST_HEADERS,
+    )
+    def post(self, request: Request) -> HttpResponseBase:
+        """Ask a model one question, and stream the answer to one who wants that."""
+        asked = ChatRequest.validated(request.data)
+        is_stream = asked["stream"] or accepts_events(request)
+        is_small = "temperature" not in request.data and _is_local(asked.get("model"))
+        temperature = local_model.TEMPERATURE if is_small else asked["temperature"]
+        payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": temperature}
+        call = ModelCall(
+            endpoint=self.endpoint,
+            surface=chat_surface,
+            model=asked.get("model"),
+            payload=payload,
+            read=answer_text,
+            is_stream=is_stream,
+            **cache_directives(request),
+        )
+        return self._stream(request, call) if is_stream else self._answer(request, call)
+
+    def answer_form(self, request: Request) -> str:
+        """Tell streams that Accept asks for from plain answers."""
+        return EVENT_STREAM if accepts_events(request) else ""
+
+    def _answer(self, request: Request, call: ModelCall) -> Response:
+        caller = self.caller(request)
+        answer = answer_call(call, caller)
+        return self.respond(
+            answer,
+            {
+                "response": answer.content,
+                "tokens_used": answer.tokens,
+                "cached": answer.is_cached,
+                "request_id": caller.trace.label,
+            },
+        )
+
+    def _stream(self, request: Request, call: ModelCall) -> HttpResponseBase:
+        caller = self.caller(request)
+
+        def make_reader(is_cached: bool) -> DeltaReader:
+            return DeltaReader(caller, call.payload, model=call.model or "", is_cached=is_cached)
+
+        return self.respond_as_stream(request, call, make_reader=make_reader, error_event=chat_error_event(caller))
+
+
+class SummarizeView(ModelEndpoint):
+    """POST /summarize."""
+
+    endpoint = "summarize"
+    required_scope = "summarize"
+
+    @extend_schema(
+        operation_id="summarize",
+        summary="Summarize a text in so many sentences",
+        description="short, medium and long are 1-2, 3-4 and 5-6 sentences.",
+        request=SummarizeRequest,
+        responses=model_answer(SummarizeAnswer),
+        examples=SUMMARIZE_EXAMPLES,
+        parameters=REQUEST_HEADERS,
+    )
+    def post(self, request: Request) -> Response:
+        """Summarize a text in so many sentences."""
+        asked = SummarizeRequest.validated(request.data)
+        caller = self.caller(request)
+        answer = answer_call(self._call(asked, request), caller)
+        summary = answer.content.strip()
+        return self.respond(
+            answer,
+            {
+                "summary": summary,
+                "original_length": len(asked["text"]),
+                "summary_length": len(summary),
+                "cached": answer.is_cached,
+                "request_id": caller.trace.label,
+            },
+        )
+
+    def _call(self, asked: dict[str, Any], request: Request) -> ModelCall:
+        text, length = asked["text"], asked["length"]
+        payload = {
+            "messages": prompts.summary_messages(text, length),
+            "temperature": prompts.SUMMARY_TEMPERATURE,
+        }
+        if _is_local(asked.get("model")):
+            payload |= local_model.summary_options(text, length)
+        return ModelCall(
+            endpoint=self.endpoint,
+            surface=chat_surface,
+            model=asked.get("model"),
+            payload=payload,
+            read=answer_text,
+            **cache_directives(request),
+        )
+
+
+def _is_local(name: str | None) -> bool:
+    """Return whether a model, or the default where none is named, is the local one."""
+    model = catalog.default() if name is None else catalog.find(name)
+    return model is not None and model.public_name == local_model.MODEL_NAME

@@ -1,0 +1,166 @@
+"""From the bytes of a request to JSON that is safe to handle, or a clear error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import IO, Any
+
+from django.conf import settings
+from django.core.handlers.wsgi import WSGIRequest
+from django.http import HttpRequest
+from gunicorn.http.errors import ParseException
+from rest_framework.parsers import BaseParser
+from rest_framework.request import Request
+
+from accounts.key_cache import Identity
+from core.background import give_turn
+from core.errors import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
+from core.json import parse_strictly
+from inference.api.errors import is_openai_path
+
+#: Content-Encodings of a body that is as it is.
+UNCOMPRESSED = ("", "identity")
+#: Levels of arrays and objects in a body; tools' schemas, the deepest in use, have about twenty.
+DEEPEST = 100
+
+#: Objects and arrays, members of objects, and values of one body: more than any real one has (OpenAI takes 2,048
+#: messages, and 300,000 tokens to embed). Each is handled some ten times, while the worker does nothing for anybody
+#: else; large bodies that are real are long texts and images, which cost little.
+MOST_PARTS = 16_000
+MOST_MEMBERS = 60_000
+MOST_VALUES = 400_000
+
+
+class StrictJSONParser(BaseParser):
+    """Parse a JSON object as RFC 8259 has it: no NaN, no lone surrogates, within the size limit of its surface."""
+
+    media_type = "application/json"
+
+    def parse(
+        self,
+        stream: IO[Any],
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return the body as an object. Raises MalformedBody or BodyTooLarge."""
+        request: Request = (parser_context or {})["request"]
+        return parse_object(read_body(request._request))
+
+
+def read_body(request: Any) -> bytes:
+    """Read a body of at most MAX_BODY_BYTES (under /v1 MAX_V1_BODY_BYTES).
+
+    A chunked body is read from the server's own stream, which knows its end; Django takes it for empty. Raises
+    UnsupportedMediaType for a body that is compressed, BodyTooLarge, MalformedBody, or RequestTimeout for one that did
+    not come by the server's deadline.
+    """
+    if str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower() not in UNCOMPRESSED:
+        raise UnsupportedMediaType(
+            "Send the body as it is: no Content-Encoding is decoded.", headers={"Accept-Encoding": "identity"}
+        )
+    limit = _most_bytes(request)
+    if _declared_length(request) > limit:
+        raise BodyTooLarge(f"The request body is too large: {limit:,} bytes at most are taken.")
+    stream = request.environ["wsgi.input"] if is_chunked(request) else request
+    try:
+        body: bytes = stream.read(limit + 1)
+    except OSError as error:
+        if isinstance(error.__cause__ or error, TimeoutError):  # Django wraps it
+            raise RequestTimeout from error
+        raise MalformedBody("The body broke off.") from error
+    except ParseException as error:  # gunicorn reads chunks as they are asked for, and closes the connection then
+        raise MalformedBody("The body's chunks are malformed.") from error
+    if len(body) > limit:
+        raise BodyTooLarge(f"The request body is too large: {limit:,} bytes at most are taken.")
+    return body
+
+
+def _most_bytes(request: Any) -> int:
+    """Return how long a body may be; less of a key whose tokens nothing limits, since nothing else holds it back."""
+    if not is_openai_path(request.path_info):
+        return int(settings.MAX_BODY_BYTES)
+    identity: Identity | None = getattr(request, "identity", None)
+    limits = [subject.limits for subject in identity.limits.subjects] if identity is not None else []
+    is_metered = any(each.tokens_per_minute is not None or each.has_budget for each in limits)
+    most = int(settings.MAX_V1_BODY_BYTES)
+    return most if is_metered else min(most, int(settings.MAX_UNMETERED_BODY_BYTES))
+
+
+def is_chunked(request: HttpRequest) -> bool:
+    """Say whether a request's body comes in chunks, without a length."""
+    encoding = str(request.META.get("HTTP_TRANSFER_ENCODING", ""))
+    return isinstance(request, WSGIRequest) and "chunked" in encoding.lower()
+
+
+def _declared_length(request: HttpRequest) -> int:
+    length = str(request.META.get("CONTENT_LENGTH") or "")
+    return int(length[:20]) if length.isdecimal() else 0
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object from UTF-8; raises MalformedBody for anything else.
+
+    Each step takes some milliseconds a MiB, so with a large body others get their turn between them.
+    """
+    if _has_too_many(body) and _has_too_many(_without_texts(body)):
+        raise MalformedBody(
+            f"The body has too many parts: {MOST_PARTS:,} objects and arrays are taken, {MOST_MEMBERS:,} members of "
+            f"objects, and {MOST_VALUES:,} values."
+        )
+    give_turn(len(body))
+    try:
+        text = body.decode("utf-8")
+        give_turn(len(body))
+        value = parse_strictly(text)
+    except (ValueError, RecursionError):
+        raise MalformedBody from None
+    give_turn(len(body))
+    if not isinstance(value, dict):
+        raise MalformedBody("The body must be a JSON object.")
+    if body.count(b"[") + body.count(b"{") > DEEPEST:
+        _refuse_deep(value)
+    give_turn(len(body))
+    if b"\\u" in body:
+        _refuse_lone_surrogates(value)
+        give_turn(len(body))
+    return value
+
+
+def _has_too_many(body: bytes) -> bool:
+    parts = body.count(b"{") + body.count(b"[")
+    return parts > MOST_PARTS or body.count(b":") > MOST_MEMBERS or body.count(b",") > MOST_VALUES
+
+
+def _without_texts(body: bytes) -> bytes:
+    """Return what is left of JSON without its texts, in which braces and commas count for nothing.
+
+    What has more texts than a body may have values and names is returned whole: it has too many parts as well.
+    """
+    body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if body.count(b'"') > 4 * MOST_VALUES:
+        return body
+    return b"".join(body.split(b'"')[::2])
+
+
+def _refuse_deep(value: Any) -> None:
+    """Refuse what nests deeper than DEEPEST: whoever walks through it later, level by level, would run out of stack."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise MalformedBody(f"The body nests deeper than {DEEPEST} levels.")
+
+
+def _refuse_lone_surrogates(value: dict[str, Any]) -> None:
+    """Refuse escapes such as \\ud800 alone: they are no text, and no store or provider takes them."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (UnicodeEncodeError, RecursionError):
+        raise MalformedBody("The body holds a lone surrogate.") from None

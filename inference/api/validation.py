@@ -1,0 +1,323 @@
+"""Checks of single parameters, and OpenAI's own way to say what is wrong with one (inference.api.validation).
+
+The parameters of /v1 that the platform relies on, and those that it refuses; all others are the provider's to judge.
+
+What a call may use is reckoned before it is sent. So each endpoint has one name for its longest answer and one for the
+number of answers, and no other name for either, known to whatever server, gets through; nor does what buys more than
+tokens, or has another model answer. null stands for a parameter that isn't there, with OpenAI as with all servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from core.errors import InvalidRequest
+from inference.protocols.chat import UNCACHEABLE
+
+MOST_ANSWERS = 128
+MOST_OUTPUT = 10_000_000
+
+Check = Callable[[str, Any], None]
+
+
+def check_payload(payload: Mapping[str, Any], checks: Mapping[str, Check], *, required: tuple[str, ...]) -> None:
+    """Check the parameters of a payload; raises InvalidRequest with `param` and `code` for the first that fails."""
+    for name in required:
+        if payload.get(name) is None:
+            raise InvalidRequest(
+                f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
+            )
+    for name, check in checks.items():
+        if payload.get(name) is not None:
+            check(name, payload[name])
+
+
+def is_string(name: str, value: Any) -> None:
+    """Accept a text, the empty one too."""
+    if not isinstance(value, str):
+        raise _wrong_type(name, "a string")
+
+
+def is_text(name: str, value: Any) -> None:
+    """Accept a text that is not empty."""
+    is_string(name, value)
+    if not value:
+        raise InvalidRequest(f"Invalid '{name}': empty string.", param=name, code="empty_string")
+
+
+def is_boolean(name: str, value: Any) -> None:
+    """Accept true and false."""
+    if not isinstance(value, bool):
+        raise _wrong_type(name, "a boolean")
+
+
+def is_object(name: str, value: Any) -> None:
+    """Accept an object."""
+    if not isinstance(value, dict):
+        raise _wrong_type(name, "an object")
+
+
+def is_list_of_objects(name: str, value: Any) -> None:
+    """Accept a list of objects, one at least."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise _wrong_type(name, "an array of objects")
+    if not value:
+        raise InvalidRequest(f"Invalid '{name}': empty array.", param=name, code="empty_array")
+
+
+def is_objects(name: str, value: Any) -> None:
+    """Accept a list of objects, which may be empty."""
+    if value != []:
+        is_list_of_objects(name, value)
+
+
+def is_prompt(name: str, value: Any) -> None:
+    """Accept a text, or a list of texts, of token numbers, or of lists of those."""
+    if isinstance(value, str):
+        return
+    if not isinstance(value, list) or not value:
+        raise _wrong_type(name, "a string or an array that is not empty")
+    kinds = {type(item) for item in value}
+    if kinds == {list}:
+        kinds = {int} if all(value) and {type(item) for tokens in value for item in tokens} == {int} else set()
+    if kinds not in ({str}, {int}):
+        raise _wrong_type(name, "a string or an array of strings, of token numbers, or of arrays of those")
+
+
+def is_input(name: str, value: Any) -> None:
+    """Accept a text, or a list of objects, one at least."""
+    if not isinstance(value, str):
+        is_list_of_objects(name, value)
+
+
+def integer(minimum: int, maximum: int) -> Check:
+    """Make a check for whole numbers within bounds."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _wrong_type(name, "an integer")
+        _within(name, value, minimum, maximum, "integer")
+
+    return check
+
+
+def decimal(minimum: float, maximum: float) -> Check:
+    """Make a check for numbers within bounds."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _wrong_type(name, "a number")
+        _within(name, value, minimum, maximum, "decimal")
+
+    return check
+
+
+def refused(reason: str, *, off: Any = None) -> Check:
+    """Make a check that accepts nothing but `off`, the one value that switches the parameter off (None: no such).
+
+    An empty object is not off: OpenAI begins a search for `web_search_options: {}`.
+    """
+
+    def check(name: str, value: Any) -> None:
+        if off is None or type(value) is not type(off) or value != off:
+            raise InvalidRequest(f"'{name}' is not supported here: {reason}", param=name, code="unsupported_parameter")
+
+    return check
+
+
+def one_of(*accepted: str) -> Check:
+    """Make a check for one of a few words."""
+
+    def check(name: str, value: Any) -> None:
+        if value not in accepted:
+            text = f"Invalid value for '{name}': expected one of {', '.join(accepted)}."
+            raise InvalidRequest(text, param=name, code="invalid_value")
+
+    return check
+
+
+def only_text(name: str, value: Any) -> None:
+    """Accept modalities without audio, whose price is another."""
+    if value != ["text"]:
+        raise InvalidRequest(f"'{name}' can be [\"text\"] only here.", param=name, code="unsupported_parameter")
+
+
+def _within(name: str, value: float, minimum: float, maximum: float, kind: str) -> None:
+    if value < minimum:
+        text = f"Invalid '{name}': expected a value of {minimum} or more."
+        raise InvalidRequest(text, param=name, code=f"{kind}_below_min_value")
+    if value > maximum:
+        text = f"Invalid '{name}': expected a value of {maximum} or less."
+        raise InvalidRequest(text, param=name, code=f"{kind}_above_max_value")
+
+
+def _wrong_type(name: str, wanted: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid type for '{name}': expected {wanted}.", param=name, code="invalid_type")
+
+
+MOST_DIMENSIONS = 100_000
+
+#: Names of the longest answer: OpenAI's, and those of llama.cpp, Ollama, TGI, LMDeploy, TabbyAPI and their kind.
+OUTPUT_NAMES = (
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict", "max_new_tokens",
+    "max_length", "max_gen_len", "max_gen_tokens", "max_tokens_to_sample", "max_tokens_to_generate",
+    "tokens_to_generate", "request_output_len",
+)  # fmt: skip
+#: Names of the number of answers: OpenAI's, llama.cpp's, and those of other servers and hosts.
+ANSWER_NAMES = (
+    "n", "best_of", "n_cmpl", "n_choices", "num_choices", "num_completions", "num_generations", "num_results",
+    "num_responses", "num_return_sequences", "candidate_count", "num_beams", "beam_width",
+)  # fmt: skip
+#: Names of the shortest answer (vLLM, SGLang, TGI), which may be longer than what is granted.
+LEAST_NAMES = ("min_tokens", "min_new_tokens", "min_completion_tokens", "min_output_tokens", "min_length")
+#: What holds settings of a server's own, the longest answer among them: of Ollama, TGI, SGLang, Gemini, SDKs.
+SETTINGS_NAMES = ("options", "parameters", "sampling_params", "generation_config", "extra_body", "google")
+#: What has another model, provider or template answer than the one whose price counts (OpenRouter, LiteLLM, vLLM).
+ROUTING_NAMES = (
+    "provider", "route", "preset", "chat_template", "api_base", "base_url", "api_key", "custom_llm_provider",
+)  # fmt: skip
+ROUTING_LISTS = ("models", "fallbacks", "model_list", "transforms")
+#: What a provider charges for beside tokens, or at another price: searches, tools of its own, sound, haste.
+PAID_NAMES = (
+    "audio",  # OpenAI
+    "prediction",  # OpenAI: rejected tokens are billed on top
+    "web_search_options",  # OpenAI, Perplexity, OpenRouter
+    "search_parameters",  # xAI
+    "web_search", "enable_search", "search_options", "enable_code_interpreter",  # DashScope, Qianfan
+    "search_settings", "compound_custom",  # Groq
+    "container", "speed", "inference_geo",  # Anthropic
+    "deferred",  # xAI: the answer would be fetched later, by nobody
+)  # fmt: skip
+PAID_LISTS = (
+    "plugins",  # OpenRouter
+    "mcp_servers",  # Anthropic
+    "data_sources",  # Azure
+    "context_management",  # OpenAI and Anthropic: what is written to shorten the context is billed as well
+)
+
+_EXCEEDS = "it could exceed what the call may use."
+_UNPRICED = "its price can't be bounded."
+_ELSEWHERE = "the model is chosen here, and its price with it."
+_KEPT = "nothing is kept at the provider."
+
+
+def _all(names: Iterable[str], check: Check) -> dict[str, Check]:
+    return dict.fromkeys(names, check)
+
+
+def _instead(own: str) -> Check:
+    """Make a check that accepts nothing, and names the parameter to use."""
+
+    def check(name: str, value: object) -> None:
+        text = f"Unsupported parameter: '{name}'. Use '{own}' instead."
+        raise InvalidRequest(text, param=name, code="unsupported_parameter")
+
+    return check
+
+
+def _others(names: Iterable[str], own: str, *, reads: Iterable[str] = ()) -> dict[str, Check]:
+    """Refuse all names of what an endpoint calls `own`, apart from that and others that it reads too."""
+    return _all((name for name in names if name not in (own, *reads)), _instead(own))
+
+
+_EVERYWHERE: dict[str, Check] = {
+    **_all(LEAST_NAMES, refused(_EXCEEDS)),
+    **_all(SETTINGS_NAMES, refused(_EXCEEDS)),
+    **_all(ROUTING_NAMES, refused(_ELSEWHERE)),
+    **_all(ROUTING_LISTS, refused(_ELSEWHERE, off=[])),
+    **_all(PAID_NAMES, refused(_UNPRICED, off=False)),
+    **_all(PAID_LISTS, refused(_UNPRICED, off=[])),
+}
+#: What each endpoint refuses, but for the values that switch it off; docs/openai.md lists it, and a test compares them.
+REFUSED: dict[str, dict[str, Check]] = {
+    "chat completions": {
+        **_EVERYWHERE,
+        **_others(OUTPUT_NAMES, "max_completion_tokens", reads=["max_tokens"]),
+        **_others(ANSWER_NAMES, "n"),
+    },
+    "completions": {
+        **_EVERYWHERE,
+        **_others(OUTPUT_NAMES, "max_tokens"),
+        **_others(ANSWER_NAMES, "n", reads=["best_of"]),
+        "prompt_embeds": refused("send texts or tokens as the prompt."),
+        "tools": refused("completions call none.", off=[]),
+        "functions": refused("completions call none.", off=[]),
+    },
+    "embeddings": {
+        **_EVERYWHERE,
+        "messages": refused("send texts or tokens as the input."),
+        "images": refused("send texts or tokens as the input.", off=[]),
+        "stream": refused("embeddings come all at once.", off=False),
+    },
+    "responses": {
+        **_EVERYWHERE,
+        **_others(OUTPUT_NAMES, "max_output_tokens"),
+        **_all(ANSWER_NAMES, refused("a response is one answer.")),
+        "background": refused(_KEPT, off=False),
+        **_all(("previous_response_id", "conversation", "prompt"), refused(_KEPT)),
+    },
+}
+_SAMPLING: dict[str, Check] = {
+    "model": is_text,
+    "stream": is_boolean,
+    "temperature": decimal(0, 2),
+    "top_p": decimal(0, 1),
+    "service_tier": one_of("auto", "default"),
+    "stream_options": is_object,
+}
+CHAT_CHECKS: dict[str, Check] = {
+    **REFUSED["chat completions"],
+    **_SAMPLING,
+    "messages": is_list_of_objects,
+    "max_tokens": integer(1, MOST_OUTPUT),
+    "max_completion_tokens": integer(1, MOST_OUTPUT),
+    "n": integer(1, MOST_ANSWERS),
+    "tools": is_objects,
+    "functions": is_objects,
+    "modalities": only_text,
+}
+COMPLETION_CHECKS: dict[str, Check] = {
+    **REFUSED["completions"],
+    **_SAMPLING,
+    "prompt": is_prompt,
+    "suffix": is_string,
+    "max_tokens": integer(0, MOST_OUTPUT),
+    "n": integer(1, MOST_ANSWERS),
+    "best_of": integer(0, MOST_ANSWERS),
+}
+EMBEDDING_CHECKS: dict[str, Check] = {
+    **REFUSED["embeddings"],
+    "model": is_text,
+    "input": is_prompt,
+    "encoding_format": one_of("float", "base64"),
+    "dimensions": integer(1, MOST_DIMENSIONS),
+}
+RESPONSE_CHECKS: dict[str, Check] = {
+    **REFUSED["responses"],
+    **_SAMPLING,
+    "input": is_input,
+    "instructions": is_string,
+    "max_output_tokens": integer(1, MOST_OUTPUT),
+    "tools": is_objects,
+}
+
+_NAMES = {*CHAT_CHECKS, *COMPLETION_CHECKS, *EMBEDDING_CHECKS, *RESPONSE_CHECKS, *UNCACHEABLE}
+
+
+def _folded(name: str) -> str:
+    return name.replace("_", "").replace("-", "").casefold()
+
+
+_BY_FOLDED = {_folded(name): name for name in _NAMES}
+
+
+def refuse_misspelt(names: Iterable[str]) -> None:
+    """Raise InvalidRequest for a parameter that some servers take for one of those that are looked at here.
+
+    Go, .NET and Protocol Buffers read `Max_Tokens` or `maxTokens` as `max_tokens`.
+    """
+    for name in names:
+        if name not in _NAMES and (meant := _BY_FOLDED.get(_folded(name))) is not None:
+            text = f"Unknown parameter: '{name[:100]}'. Did you mean '{meant}'?"
+            raise InvalidRequest(text, param=name[:100], code="unknown_parameter")

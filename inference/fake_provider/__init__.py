@@ -1,0 +1,15 @@
+"""A fake OpenAI-compatible provider that ships with the product: for tests, benchmarks, and users' own trials.
+
+    with FakeUpstream(latency_ms=20, faults={"http_500": 0.1}) as fake:
+        client = OpenAI(base_url=fake.base_url, api_key="any")
+        ...
+        assert fake.totals()["completion_tokens"] == ...
+
+`manage.py fake_upstream` runs the same as a process. `FAULTS` tells what can go wrong, and what is billed then.
+"""
+
+from inference.fake_provider.ledger import Call, Received
+from inference.fake_provider.server import FakeUpstream
+from inference.fake_provider.settings import FAULTS, LEAK_MARKER, OWNER, FakeSettings
+
+__all__ = ["FAULTS", "LEAK_MARKER", "OWNER", "Call", "FakeSettings", "FakeUpstream", "Received"]

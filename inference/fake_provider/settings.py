@@ -1,0 +1,200 @@
+"""How the fake provider behaves: its settings, and how they are changed while it runs.
+
+What a provider can do wrong: every fault by name, when it strikes, and the error bodies that it sends.
+"""
+
+import json
+import random
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+DEFAULT_MODELS = ("gpt-3.5-turbo", "gpt-4o-mini", "text-embedding-3-small")
+#: Stands as `owned_by` of each model in its list: by that a caller may know a provider that bills nothing.
+OWNER = "fake"
+
+
+@dataclass(frozen=True, slots=True)
+class FakeSettings:
+    """The behaviour of a fake provider; times in milliseconds."""
+
+    latency_ms: float = 0.0
+    """From the request to the first byte of the answer's head."""
+    first_token_ms: float = 0.0
+    """From the head of a stream to its first event."""
+    chunk_interval_ms: float = 0.0
+    """Between two events of a stream; 0 sends them all at once."""
+    slow_interval_ms: float = 200.0
+    """Between two pieces of an answer under the fault `slow`."""
+    tokens: int | None = None
+    """Tokens (words) in an answer; None answers with what the input suggests."""
+    cached_ratio: float = 0.0
+    """Share of the prompt's tokens that is reported, and billed, as cached input."""
+    faults: Mapping[str, float] = field(default_factory=dict)
+    """Chance of each fault, 0 to 1, over calls to a model."""
+    models_fault: str | None = None
+    """Fault of every GET /v1/models; the faults above leave that endpoint alone."""
+    retry_after: float = 1.0
+    """Seconds in the Retry-After header of http_429."""
+    api_key: str | None = None
+    """Key that a caller must send; None takes everyone."""
+    models: tuple[str, ...] = ()
+    """Models that exist; empty lists a few well-known ones and takes any name."""
+
+    def __post_init__(self) -> None:
+        for name in ("latency_ms", "first_token_ms", "chunk_interval_ms", "slow_interval_ms", "retry_after"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+        if not 0 <= self.cached_ratio <= 1:
+            raise ValueError("cached_ratio must lie between 0 and 1")
+        for kind, rate in self.faults.items():
+            parse_fault(f"{kind}:{rate}")
+        if self.models_fault is not None:
+            parse_fault(self.models_fault)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Return the names that GET /v1/models lists."""
+        return self.models or DEFAULT_MODELS
+
+    def changed(self, changes: Mapping[str, Any]) -> "FakeSettings":
+        """Return a copy with `changes`; raises ValueError for a name that is no setting or a value out of bounds."""
+        unknown = set(changes) - {each.name for each in fields(self)}
+        if unknown:
+            raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+        if "models" in changes:
+            changes = {**changes, "models": tuple(changes["models"])}
+        return replace(self, **changes)
+
+
+LEAK_MARKER = "provider-internal-detail"
+"""Stands in every error that the fake sends, so that a test can prove that no text of the provider's own gets out."""
+
+FAULTS: dict[str, str] = {
+    "http_400": "400 with OpenAI's error body, code context_length_exceeded, param messages; bills nothing",
+    "http_401": "401 invalid_api_key; bills nothing",
+    "http_402": "402 payment required; bills nothing",
+    "http_403": "403 unsupported_country_region_territory; bills nothing",
+    "http_404": "404 model_not_found; bills nothing",
+    "http_408": "408 request timeout; bills nothing",
+    "http_422": "422 with param temperature; bills nothing",
+    "http_429": "429 rate_limit_exceeded with Retry-After (setting retry_after); bills nothing",
+    "no_credit": "429 insufficient_quota, as OpenAI says that the credit is used up; bills nothing",
+    "http_500": "500 server_error; bills nothing",
+    "http_503": "503 overloaded; bills nothing",
+    "http_504": "504 from a gateway that waited no longer; bills the whole answer",
+    "refuse": "the listening socket is closed until listen() or reset(); bills nothing",
+    "reset": "the connection is reset before any byte; bills nothing",
+    "cut": "the connection ends half-way through the answer; bills the tokens sent of a stream, all of a plain answer",
+    "hang": "no byte is ever sent; bills nothing",
+    "stall": "half of the answer, then silence on an open connection; billed as cut",
+    "slow": "the answer trickles, one piece every slow_interval_ms; billed as sent",
+    "broken_json": "200 with a body (or a streamed event) that is no JSON; bills the whole answer",
+    "empty_choices": "a good answer without choices; bills the prompt",
+    "content_filter": "half of an answer, finish_reason content_filter; bills that half",
+    "no_usage": "a good answer that does not tell its usage; bills the whole answer",
+    "error_event": "an error event half-way through a stream, billed as sent; 200 with an error body on plain calls, "
+    "which bills nothing",
+    "error_first": "200 with an error body, or a stream whose first event is an error; bills nothing",
+    "error_usage": "as error_event, and the error tells the usage; bills half of plain calls too",
+    "wrong_type": "200 with an HTML page, as from a proxy in between; bills nothing",
+}
+
+
+class HttpError(NamedTuple):
+    """An error answer: its status, and the four fields of OpenAI's error body."""
+
+    status: int
+    kind: str
+    code: str | None
+    param: str | None
+    message: str
+
+    def fields(self) -> dict[str, str | None]:
+        """Return OpenAI's error object."""
+        return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+
+    def body(self) -> bytes:
+        """Return OpenAI's error body as JSON."""
+        return json.dumps({"error": self.fields()}).encode()
+
+
+def _fault(status: int, kind: str, code: str | None = None, param: str | None = None) -> HttpError:
+    text = f"The provider failed with {status} ({LEAK_MARKER})."
+    if param:  # such a message is passed on without what is the provider's own
+        text = f"Wrong {param}. See https://{LEAK_MARKER}.example/{status}, {LEAK_MARKER}:8000, or sk-{LEAK_MARKER}."
+    return HttpError(status, kind, code, param, text)
+
+
+HTTP_FAULTS: dict[str, HttpError] = {
+    "http_400": _fault(400, "invalid_request_error", "context_length_exceeded", "messages"),
+    "http_401": _fault(401, "invalid_request_error", "invalid_api_key"),
+    "http_402": _fault(402, "payment_required"),
+    "http_403": _fault(403, "request_forbidden", "unsupported_country_region_territory"),
+    "http_404": _fault(404, "invalid_request_error", "model_not_found"),
+    "http_408": _fault(408, "timeout", "timeout"),
+    "http_422": _fault(422, "invalid_request_error", "invalid_value", "temperature"),
+    "http_429": _fault(429, "requests", "rate_limit_exceeded"),
+    "no_credit": _fault(429, "insufficient_quota", "insufficient_quota"),
+    "http_500": _fault(500, "server_error"),
+    "http_503": _fault(503, "service_unavailable_error", "overloaded"),
+    "http_504": _fault(504, "server_error"),
+}
+#: Errors in answers of status 200.
+ERROR_FAULTS = ("error_event", "error_first", "error_usage")
+MID_STREAM_ERROR = _fault(500, "server_error", "server_error")
+HTML_PAGE = f"<html><body><h1>Gateway</h1><p>{LEAK_MARKER}</p></body></html>".encode()
+BROKEN_JSON = b'{"id": "' + LEAK_MARKER.encode() + b'", "choices": [{'
+
+
+def check_fault(kind: str) -> str:
+    """Return `kind` if there is a fault of that name; raises ValueError that lists the names otherwise."""
+    if kind not in FAULTS:
+        raise ValueError(f"unknown fault {kind!r}; there are: {', '.join(FAULTS)}")
+    return kind
+
+
+def parse_fault(text: str) -> tuple[str, float]:
+    """Read `KIND` or `KIND:RATE` (0 to 1, default 1) as the command line gives it; raises ValueError."""
+    kind, _, rate = text.partition(":")
+    share = float(rate) if rate else 1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"the rate of fault {kind!r} must lie between 0 and 1, not {rate}")
+    if kind == "refuse":
+        raise ValueError("refuse cannot be drawn by chance: use fail_next('refuse') or the setting refuse_ms")
+    return check_fault(kind), share
+
+
+class FaultPlan:
+    """Say which fault strikes the next call: first those asked for by `fail_next`, then by chance.
+
+    Chances are drawn from a generator of its own, so that one seed gives one sequence of faults.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._random = random.Random(seed)
+        self._queue: deque[str] = deque()
+
+    def fail_next(self, kind: str, times: int = 1) -> None:
+        """Let the next `times` calls fail by `kind`; further calls of this append to the queue."""
+        self._queue.extend([check_fault(kind)] * times)
+
+    def draw(self, rates: Mapping[str, float]) -> str | None:
+        """Return the fault of this call, None if it goes well."""
+        if self._queue:
+            return self._queue.popleft()
+        if not rates:
+            return None
+        chance = self._random.random()
+        for kind, rate in rates.items():
+            if chance < rate:
+                return kind
+            chance -= rate
+        return None
+
+    def clear(self) -> None:
+        """Forget the faults asked for and begin the chances anew."""
+        self._queue.clear()
+        self._random.seed(self._seed)

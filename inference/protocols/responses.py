@@ -1,0 +1,121 @@
+"""POST /responses."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+from inference.protocols.base import (
+    PART_OVERHEAD,
+    REQUEST_OVERHEAD,
+    Body,
+    Payload,
+    Surface,
+    Usage,
+    json_bytes,
+    read_response_usage,
+)
+from inference.protocols.chat import UNCACHEABLE
+from inference.protocols.content import (
+    IMAGE_ESTIMATE,
+    IMAGE_TOKENS,
+    image_count,
+    schema_texts,
+    texts_in,
+    tool_overhead,
+    tools_in,
+    without_images,
+)
+from inference.protocols.events import ResponseReader
+from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
+
+#: What no model wrote of an output item, beside its type and id.
+LABELS = {"role": None, "status": None, "call_id": None, "encrypted_content": None}
+#: Characters of encrypted reasoning for a token of it: base64 of about 4.5 characters of text.
+ENCRYPTED = 6
+
+
+class ResponseSurface(Surface):
+    """Responses, without what the provider would keep."""
+
+    path = "/responses"
+    least_output = 16
+
+    def prompt_bound(self, payload: Payload) -> int:
+        """Reckon one token a byte of the request's JSON, images at the most that one can be, and overhead."""
+        items = _items(payload.get("input"))
+        rest = {name: value for name, value in payload.items() if name != "input"}
+        images = image_count(items)
+        size = json_bytes(without_images(items) if images else items) + json_bytes(rest)
+        around = PART_OVERHEAD * len(items) + sum(map(tool_overhead, tools_in(_tools(payload))))
+        return REQUEST_OVERHEAD + around + size + IMAGE_TOKENS * images
+
+    def asked_output(self, payload: Payload) -> int | None:
+        """Return max_output_tokens."""
+        asked = payload.get("max_output_tokens")
+        return None if asked is None else int(asked)
+
+    def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
+        """Set the maximum, and keep the provider from storing anything."""
+        return {**payload, "max_output_tokens": tokens, "store": False}
+
+    def read_usage(self, body: Body) -> Usage | None:
+        """Read `usage`."""
+        return read_response_usage(body.get("usage"))
+
+    def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
+        """Count the input, what the model reads beside it, and the output with a tokenizer."""
+        given = _items(payload.get("input"))
+        items = [*map(_without_tools, without_images(given)), payload.get("instructions")]
+        texts = chain(texts_in(items), schema_texts({**payload, "tools": _tools(payload)}))
+        around = MESSAGE_TOKENS * len(items) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(given)
+        prompt = count_tokens(texts, model=model) + around
+        output = [item for item in body.get("output") or [] if isinstance(item, dict)]
+        hidden = sum(len(str(item.get("encrypted_content") or "")) for item in output) // ENCRYPTED
+        written = count_tokens(texts_in([{**item, **LABELS} for item in output]), model=model)
+        return Usage(prompt, 0, written + hidden)
+
+    def is_complete(self, body: Body) -> bool:
+        """Say whether there is an output."""
+        return isinstance(body.get("output"), list) and body.get("status") != "failed"
+
+    def is_finished(self, body: Body) -> bool:
+        """Return whether it is completed, or cut at the longest output that was asked for."""
+        details = body.get("incomplete_details")
+        is_cut = isinstance(details, dict) and details.get("reason") == "max_output_tokens"
+        return body.get("status") == "completed" or (body.get("status") == "incomplete" and is_cut)
+
+    def is_cacheable(self, payload: Payload) -> bool:
+        """Say whether the request is deterministic as far as it can be, and nobody's own."""
+        is_own = any(payload.get(name) for name in UNCACHEABLE) or bool(_tools(payload))
+        return payload.get("temperature") == 0 and not is_own
+
+    def as_stream(self, payload: Payload) -> Body:
+        """Ask for a stream; its last event holds the usage."""
+        return {**payload, "stream": True}
+
+    def opens_stream(self, event: Body) -> bool:
+        """Say whether it is an event of a response that has not failed at once."""
+        kind = event.get("type")
+        return isinstance(kind, str) and kind.startswith("response.") and kind != "response.failed"
+
+    def reader(self, payload: Payload) -> ResponseReader:
+        """Follow the events of a response."""
+        return ResponseReader()
+
+
+response_surface = ResponseSurface()
+
+
+def _tools(payload: Payload) -> list[Body]:
+    """Return all tools that a request brings: beside its input, and in the items of that."""
+    items = (item for item in _items(payload.get("input")) if isinstance(item, dict))
+    return [tool for holder in (payload, *items) for tool in holder.get("tools") or ()]
+
+
+def _without_tools(item: Any) -> Any:
+    return {name: value for name, value in item.items() if name != "tools"} if isinstance(item, dict) else item
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value if value is not None else ""]

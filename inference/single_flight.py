@@ -1,0 +1,375 @@
+"""What processes tell each other about a flight, in the state store: who leads, that others wait, how it ended.
+
+The keys of a flight share a hash tag, so that one script sees all of them on a cluster too. While the store is away,
+each process is on its own.
+
+Single flight: identical requests at the same time, on one node or several, cause one upstream call.
+
+The first request of a process for a cache key leads there; the others wait for it. Between processes the leader is the
+one that holds a lease in the state store (LEASE_MS, renewed while it works); the leaders of other processes look for
+its answer in the cache, and for its failure beside the lease. If it dies, the lease runs out and the next that looks
+takes over, within a second. A leader that lost its lease finishes and is billed, but doesn't store its answer. Without
+a cache that all share, or while the state store is away, each process is on its own.
+
+Nobody waits longer than his own call may take: whose time is up gets a 504, and makes no call.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import structlog
+from django.conf import settings
+from redis.exceptions import RedisError
+
+from accounts.limits import get_limits
+from accounts.limits.redis import redis_client, wire_for
+from core.background import WorkThread, outlived
+from core.errors import ApiError, ContentFiltered, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from core.redis.scripts import Script, script
+from core.redis.wire import Wire
+from inference.cache import CachedAnswer, look_up
+from inference.upstream.errors import Deadline
+
+#: A lease that nobody renews ends after this, and so does the mark that somebody waits.
+LEASE_MS = 900
+#: How long a failure is kept for those who waited: longer than any of them goes without a look.
+FAILURE_MS = 5000
+#: How long it is known that a flight is over: longer than anybody takes from a look into the cache to a lease.
+OVER_MS = 2000
+
+_TAKE = script(
+    b"""
+local token, lease, kept, waited = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local failed, awaited, over = KEYS[1] .. ':failed', KEYS[1] .. ':awaited', KEYS[1] .. ':over'
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= token then
+  redis.call('SET', awaited, 1, 'PX', lease)
+  return {0}
+end
+local left = redis.call('PTTL', failed)
+if not holder and waited > 0 and left > 0 and kept - left <= waited then
+  return {0, redis.call('GET', failed), kept - left}
+end
+redis.call('SET', KEYS[1], token, 'PX', lease)
+redis.call('DEL', failed)
+return {1, redis.call('EXISTS', over)}
+"""
+)
+_RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
+_RELEASE = script(
+    b"""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1]) -- first: a Redis that is full refuses what follows
+if ARGV[2] ~= '' then
+  redis.call('SET', KEYS[1] .. ':failed', ARGV[2], 'PX', ARGV[3])
+else
+  redis.call('SET', KEYS[1] .. ':over', 1, 'PX', ARGV[4])
+end
+return 1
+"""
+)
+_AWAITED = script(b"return redis.call('EXISTS', KEYS[1] .. ':awaited')")
+
+#: What can go wrong at a provider, and be told to those who waited.
+_FAILURES = {each.__name__: each for each in (InvalidRequest, UpstreamFailed, ContentFiltered, UpstreamTimeout)}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What comes of asking for a lease; neither granted nor with an error: another has it."""
+
+    is_granted: bool = False
+    #: Whether another's flight was over just before, so that its answer may be in the cache by now.
+    is_late: bool = False
+    #: How the other's flight failed, and when (monotonic seconds; never too late by it).
+    error: ApiError | None = None
+    failed_at: float = 0.0
+
+
+class FlightLeases:
+    """The leases of a process's flights, each named by the flight's key and held by its token."""
+
+    def __init__(self) -> None:
+        self._wire: Wire | None = None
+
+    def take(self, key: str, token: str, *, waited_ms: int) -> Asked | None:
+        """Ask for a lease; None while the store is away.
+
+        Of a flight that failed while the caller waited (`waited_ms` until now, 0 for nobody), the answer is its error.
+        """
+        now = time.monotonic()
+        answer = self._ask(_TAKE, key, token, LEASE_MS, FAILURE_MS, waited_ms)
+        if answer is None:
+            return None
+        is_granted, *told = answer
+        if is_granted:
+            return Asked(is_granted=True, is_late=bool(told[0]))
+        return Asked(error=_unpacked(told[0]), failed_at=now - told[1] / 1000) if told else Asked()
+
+    def renew_each(self, held: Sequence[tuple[str, str]]) -> list[bool]:
+        """Hold leases, each by its key and token, for longer, in one round trip; False for each that is lost."""
+        calls = [(_place(key), (token, LEASE_MS)) for key, token in held]
+        answers = self._reach(lambda wire: wire.call_each(_RENEW, calls))
+        return [False] * len(held) if answers is None else [bool(answer) for answer in answers]
+
+    def release(self, key: str, token: str, error: ApiError | None) -> None:
+        """Give a lease back, and tell those who wait in other processes of an error, where there is one."""
+        self._ask(_RELEASE, key, token, _packed(error) if error else "", FAILURE_MS, OVER_MS)
+
+    def is_awaited(self, key: str) -> bool:
+        """Say whether another process waited for this flight within the last LEASE_MS."""
+        return bool(self._ask(_AWAITED, key))
+
+    def _ask(self, asked: Script, key: str, *arguments: str | int) -> Any:
+        return self._reach(lambda wire: wire.call(asked, _place(key), arguments))
+
+    def _reach(self, ask: Callable[[Wire], Any]) -> Any:
+        """Ask the state store; None while it is away, as the limits noticed or this very question does."""
+        if get_limits().is_degraded:
+            return None
+        try:
+            if self._wire is None:
+                self._wire = wire_for(redis_client(settings.REDIS_URL))
+            return ask(self._wire)
+        except RedisError as error:
+            log.warning("flight_store_failed", cause=type(error).__name__)
+            return None
+
+
+def _place(key: str) -> str:
+    return f"aiapi:flight:{{{key}}}"
+
+
+def _packed(error: ApiError) -> str:
+    told = [type(error).__name__, error.detail, error.param, error.error_code, getattr(error, "retry_after", 0)]
+    return json.dumps(told, separators=(",", ":"))
+
+
+def _unpacked(text: bytes) -> ApiError:
+    """Make an error again; one that only another version of this program knows is a provider's failure."""
+    name, detail, param, code, retry_after = json.loads(text)
+    if name == UpstreamBusy.__name__:
+        busy = UpstreamBusy(detail, retry_after=retry_after)
+        busy.error_code = code
+        return busy
+    kind = _FAILURES.get(name, UpstreamFailed)
+    return kind(detail, param=param, code=code)
+
+
+RENEW_SECONDS = 0.3
+LOOK_SECONDS = 0.1
+#: Seconds between two looks whether a follower is still wanted.
+WATCH_SECONDS = 0.5
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(slots=True)
+class Wait:
+    """One caller's wait for a flight: until the deadline of its own call, or soon after it `is_unwanted`."""
+
+    deadline: Deadline
+    is_unwanted: Callable[[], bool] = _never
+    #: Whether it waits for another's call now, and whether it ever did.
+    follows: bool = False
+    has_followed: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def waited_ms(self) -> int:
+        """Milliseconds since it began, rounded up; 0 if it never followed another: it waited for nobody."""
+        return int((time.monotonic() - self.began) * 1000) + 1 if self.has_followed else 0
+
+    def follow(self) -> None:
+        """Note that another has the lead."""
+        self.follows = self.has_followed = True
+
+    def lasts(self) -> bool:
+        """Say whether to wait on; raises UpstreamTimeout once the time is up."""
+        if self.is_unwanted():
+            return False
+        if self.deadline.is_over:
+            raise UpstreamTimeout
+        return True
+
+
+class Flight:
+    """One key's call in this process. The leader ends it by Flights.leave; the others wait."""
+
+    def __init__(self) -> None:
+        self.token = uuid.uuid4().hex
+        self.has_lease = False
+        self.followers = 0
+        self._over = threading.Event()
+        self._answer: CachedAnswer | None = None
+        self._error: ApiError | None = None
+        self._failed_at = 0.0
+
+    def end(self, answer: CachedAnswer | None, error: ApiError | None, failed_at: float | None = None) -> None:
+        """Hand the outcome to those who wait, an error to those who did when it was met (None: now).
+
+        Neither: somebody else has to lead.
+        """
+        self._answer, self._error = answer, error
+        self._failed_at = time.monotonic() if failed_at is None else failed_at
+        self._over.set()
+
+    def outcome(self, wait: Wait) -> CachedAnswer | None:
+        """Wait for an answer; None if somebody else has to lead, or nobody wants it any more.
+
+        Raises the leader's error, or UpstreamTimeout when the time is up.
+        """
+        # An event that is set must not be waited for: where it is about to wake its waiters, and the time of the last
+        # of them runs out first, gevent 26.9 never wakes who came meanwhile (its unlink stops the notifier).
+        while not (self._over.is_set() or self._over.wait(min(WATCH_SECONDS, wait.deadline.left))):
+            if not wait.lasts():
+                break
+        if self._error is not None and wait.began <= self._failed_at:
+            raise self._error
+        return self._answer
+
+
+class Flights:
+    """The flights of a process."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Flight] = {}
+        self._lock = threading.Lock()
+        self._leases = FlightLeases()
+        self._keeper = WorkThread(
+            self._renew_all,
+            has_work=lambda: bool(self._held()),
+            seconds=lambda: RENEW_SECONDS,
+            name="flight-keeper",
+            event="flights_not_renewed",
+        )
+
+    def join(self, key: str, wait: Wait) -> Flight | CachedAnswer | None:
+        """Return an answer that somebody else got meanwhile, or a flight to lead, which the caller has to end.
+
+        None once the caller's answer is unwanted. Raises the error that a leader met, or UpstreamTimeout when the time
+        is up.
+        """
+        while wait.lasts():
+            flight, leads = self._enter(key)
+            if leads:
+                return self._lead(key, flight, wait)
+            answer = self._follow(flight, wait)
+            if answer is not None:
+                return answer
+        return None
+
+    def leave(
+        self,
+        key: str,
+        flight: Flight,
+        *,
+        answer: CachedAnswer | None = None,
+        error: ApiError | None = None,
+        failed_at: float | None = None,
+    ) -> None:
+        """End a flight that the caller leads, with its outcome (see Flight.end)."""
+        with self._lock:
+            if self._open.get(key) is flight:
+                del self._open[key]
+        if flight.has_lease:
+            flight.has_lease = False
+            self._leases.release(key, flight.token, error)
+        flight.end(answer, error, failed_at)
+
+    def may_store(self, flight: Flight) -> bool:
+        """Say whether the leader still leads: in a cache of this process it always does."""
+        return flight.has_lease or not settings.CACHE_URL
+
+    def is_awaited(self, key: str, flight: Flight) -> bool:
+        """Say whether others wait for a flight, in this process or in another."""
+        return flight.followers > 0 or (flight.has_lease and self._leases.is_awaited(key))
+
+    def _enter(self, key: str) -> tuple[Flight, bool]:
+        with self._lock:
+            flight = self._open.get(key)
+            if flight is not None:
+                flight.followers += 1
+                return flight, False
+            flight = self._open[key] = Flight()
+            return flight, True
+
+    def _follow(self, flight: Flight, wait: Wait) -> CachedAnswer | None:
+        wait.follow()
+        try:
+            return flight.outcome(wait)
+        finally:
+            with self._lock:
+                flight.followers -= 1
+
+    def _lead(self, key: str, flight: Flight, wait: Wait) -> Flight | CachedAnswer | None:
+        """Lead in this process, and among processes where none has the lease; else wait for the other's outcome."""
+        outcome: Flight | CachedAnswer | Asked | None = None
+        try:
+            outcome = self._await_lease(key, flight, wait)
+        finally:
+            if outcome is not flight:
+                answer = outcome if isinstance(outcome, CachedAnswer) else None
+                failed = outcome if isinstance(outcome, Asked) else Asked()
+                self.leave(key, flight, answer=answer, error=failed.error, failed_at=failed.failed_at)
+        if isinstance(outcome, Asked) and outcome.error is not None:
+            raise outcome.error
+        wait.follows = False
+        return outcome if not isinstance(outcome, Asked) else None
+
+    def _await_lease(self, key: str, flight: Flight, wait: Wait) -> Flight | CachedAnswer | Asked | None:
+        """Wait until this process holds the key's lease (the flight), another got an outcome, or nobody wants it.
+
+        Who found nothing in the cache may come when the flight that filled it is over, and has to look again.
+        """
+        if not settings.CACHE_URL:
+            return look_up(key) or flight
+        while (asked := self._leases.take(key, flight.token, waited_ms=wait.waited_ms)) and not asked.is_granted:
+            if asked.error is not None:
+                return asked
+            wait.follow()
+            if not wait.lasts():
+                return None
+            time.sleep(min(LOOK_SECONDS, wait.deadline.left))
+            answer = look_up(key)
+            if answer is not None:
+                return answer
+        if asked is not None:
+            flight.has_lease = True
+            self._keeper.begin()
+        is_late = wait.has_followed or (asked is not None and asked.is_late)
+        return (look_up(key) if is_late else None) or flight
+
+    def _held(self) -> list[tuple[str, Flight]]:
+        with self._lock:
+            return [(key, flight) for key, flight in self._open.items() if flight.has_lease]
+
+    def _renew_all(self) -> None:
+        """Renew every lease that is held; one that is gone is noted, so that its leader won't store.
+
+        All at once: one after the other, many would take longer than a lease lasts.
+        """
+        held = self._held()
+        if not outlived(partial(self._renew, held), event="flights_not_renewed"):
+            for _, flight in held:
+                flight.has_lease = False
+
+    def _renew(self, held: Sequence[tuple[str, Flight]]) -> None:
+        renewed = self._leases.renew_each([(key, flight.token) for key, flight in held])
+        for (_, flight), is_held in zip(held, renewed, strict=True):
+            flight.has_lease = is_held and flight.has_lease
+
+
+flights = Flights()

@@ -1,0 +1,424 @@
+"""What a record's page in the admin tells beyond its fields: why it failed, where the time went, what was said.
+
+The request log in the admin: to read, to filter, page by page without counting.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.core.exceptions import PermissionDenied
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.urls import path, reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from accounts.admin.base import Fieldsets, action, display
+from accounts.admin.lists import IndexedFilter, KeysetAdmin, TextFilter, TimeFilter
+from accounts.models import Account, ApiKey
+from core.errors import ApiError
+from monitoring.admin.base import ExportingAdmin
+from monitoring.admin.usage import usage_export_page
+from monitoring.export import COLUMNS, record_batches
+from monitoring.models import RequestRecord
+from monitoring.payload_log import content_of
+from monitoring.records import FOUND, OUTCOMES, Outcome, outcome_of
+from operations.alerts.admin import AlertAdmin
+from operations.dashboard.views import dashboard_sections
+
+#: What the stages are called on the page.
+STAGES = {
+    "limits": "limits: reserving and settling",
+    "cache": "cache",
+    "flight": "waiting for an identical request",
+    "upstream": "provider (of a stream: to its first byte)",
+}
+
+
+def _messages(kind: type[ApiError]) -> Iterator[tuple[str, str]]:
+    yield kind.code, kind.message
+    for child in kind.__subclasses__():
+        yield from _messages(child)
+
+
+#: What error codes mean that callers get.
+TOLD_TO_CALLERS = dict(_messages(ApiError))
+#: The same, and those that only a record has.
+MESSAGES = {
+    **TOLD_TO_CALLERS,
+    "upstream_busy": "No deployment took the call: see why attempts failed.",
+    "client_left": "The client closed the connection before the answer was complete.",
+    "interrupted": "The process ended while the call ran; it was charged its bound.",
+}
+
+
+def reason_text(code: str) -> SafeString:
+    """Say in a sentence what an error code means, and link to what callers can do about it."""
+    if not code:
+        return SafeString("—")
+    message = MESSAGES.get(code)
+    told = f"{code}: {message}" if message else code
+    if code not in TOLD_TO_CALLERS:
+        return format_html("{}", told)
+    url = f"{reverse('playground')}#code-{code}"
+    link = '{} <a class="text-primary-600 dark:text-primary-500 underline" href="{}">What to do about it</a>'
+    return format_html(link, told, url)
+
+
+def stage_table(record: RequestRecord) -> SafeString:
+    """Make a table of the stages' times and of what is left of the whole."""
+    named = [part.partition("=") for part in record.stages.split()]
+    times = [(STAGES.get(name, name), float(spent)) for name, _, spent in named]
+    if not times:
+        return SafeString("not recorded")
+    rest = max(0.0, record.latency_ms - sum(spent for _, spent in times))
+    rows = format_html_join(
+        "",
+        '<tr><td class="pr-6">{}</td><td class="text-right whitespace-nowrap">{} ms</td></tr>',
+        ((name, f"{spent:,.1f}") for name, spent in [*times, ("the rest, a stream's running time included", rest)]),
+    )
+    return format_html("<table>{}</table>", rows)
+
+
+def content_text(record: RequestRecord, part: str) -> SafeString:
+    """Show prompt or answer, or say why there is none."""
+    content = content_of(record.pk)
+    if content is None:
+        return SafeString(_why_absent(record))
+    text = getattr(content, part)
+    if not text:
+        return SafeString("nothing was answered")
+    cut = " Longer than CONTENT_MAX_BYTES: this is its beginning." if content.is_cut else ""
+    return format_html(
+        '<pre class="max-h-80 overflow-auto text-xs" style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>'
+        '<p class="text-subtle text-xs">Will not be shown after {} UTC.{}</p>',
+        text,
+        f"{content.expires_at:%Y-%m-%d %H:%M}",
+        cut,
+    )
+
+
+def _why_absent(record: RequestRecord) -> str:
+    logs = Account.objects.filter(pk=record.account_id, logs_content=True).exists()
+    return "not logged, or expired" if logs else "not logged: content logging is off for this account"
+
+
+STATUSES: dict[str, tuple[str, Q]] = {
+    "ok": ("Answered (2xx)", OUTCOMES[Outcome.OK]),
+    "limited": ("Over a limit (429)", OUTCOMES[Outcome.LIMITED]),
+    "refused": ("Refused otherwise (4xx)", OUTCOMES[Outcome.INVALID]),
+    "failed": ("Failed (5xx)", OUTCOMES[Outcome.FAILED]),
+}
+#: A status in the address, instead of a class of them.
+SINGLE_STATUS = re.compile("[1-5][0-9]{2}")
+__all__ = ["AlertAdmin", "RequestRecordAdmin"]
+
+#: The cache filter's name for FOUND.
+FOUND_NAME = "found"
+#: Records that are looked through for a page where no index has those that were asked for: some 30 ms.
+SEARCHED = 50_000
+#: What the page of a record adds to its fields; the last are shown by permission.
+TOLD_FIELDS = ("reason", "stage_times", "attempt_failures")
+CONTENT_FIELDS = ("prompt", "answer")
+STATUS_BADGES = {
+    str(Outcome.OK): "success",
+    str(Outcome.LIMITED): "warning",
+    str(Outcome.INVALID): "info",
+    str(Outcome.FAILED): "danger",
+}
+
+
+class AccountFilter(TextFilter, IndexedFilter):
+    """Records of an account, by the name that it has now."""
+
+    title = "account"
+    parameter_name = "account"
+    placeholder = "its name"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the account's id, which has an index."""
+        if not self.value():
+            return queryset
+        return queryset.filter(
+            account_id__in=list(Account.objects.filter(name=self.value()).values_list("pk", flat=True))
+        )
+
+
+class KeyFilter(TextFilter, IndexedFilter):
+    """Records of a key, by its name or what is shown of its beginning."""
+
+    title = "key"
+    parameter_name = "key"
+    placeholder = "its name or prefix"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the ids of the keys, which have an index."""
+        text = self.value()
+        if not text:
+            return queryset
+        keys = ApiKey.objects.filter(Q(name=text) | Q(prefix=text))
+        return queryset.filter(key_id__in=list(keys.values_list("pk", flat=True)))
+
+
+class ExactFilter(TextFilter):
+    """Records whose field of the parameter's name is exactly what was typed."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the exact name."""
+        text = self.value()
+        return queryset.filter(**{str(self.parameter_name): text}) if text else queryset
+
+
+class ModelFilter(ExactFilter, IndexedFilter):
+    """Records of a model, by its public name."""
+
+    title = parameter_name = "model"
+    placeholder = "public name"
+
+
+class EndpointFilter(ExactFilter):
+    """Records of an endpoint, by its name."""
+
+    title = parameter_name = "endpoint"
+    placeholder = "such as chat"
+
+
+class ErrorCodeFilter(ExactFilter):
+    """Records of an error, by its code."""
+
+    title = "error code"
+    parameter_name = "error_code"
+    placeholder = "such as rate_limited"
+
+
+class SlowFilter(TextFilter):
+    """Records that took long."""
+
+    title = "latency"
+    parameter_name = "slower"
+    placeholder = "this many ms or more"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by the whole time; raises IncorrectLookupParameters for what is no number."""
+        text = self.value()
+        if not text:
+            return queryset
+        if not text.isdecimal():
+            raise IncorrectLookupParameters(f"{text} is no number of milliseconds")
+        return queryset.filter(latency_ms__gte=float(text))  # infinite, where it has too many digits
+
+
+class StreamFilter(admin.SimpleListFilter):
+    """Records of streams, which have a time to their first token."""
+
+    title = "stream"
+    parameter_name = "stream"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer both kinds."""
+        return [("1", "Streams"), ("0", "Whole answers")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by whether a first token was timed."""
+        return queryset.filter(first_token_ms__isnull=self.value() == "0") if self.value() in ("0", "1") else queryset
+
+
+class StatusFilter(IndexedFilter):
+    """Records by how they ended; a number in the address selects that status."""
+
+    title = "outcome"
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer the classes."""
+        return [(name, text) for name, (text, _) in STATUSES.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by class or by number."""
+        text = self.value() or ""
+        if text not in STATUSES and not SINGLE_STATUS.fullmatch(text):
+            return queryset
+        chosen = STATUSES[text][1] if text in STATUSES else Q(status=int(text))
+        if self.is_indexed():
+            chosen &= Q(status__gte=HTTPStatus.BAD_REQUEST)  # in the index's own words, which SQLite goes by
+        return queryset.filter(chosen)
+
+    def is_indexed(self) -> bool:
+        """Say so of those that failed and of what is a single status: answers and refusals of all kinds are not few."""
+        text = self.value() or ""
+        return text in ("failed", "limited") or (
+            SINGLE_STATUS.fullmatch(text) is not None and int(text) >= HTTPStatus.BAD_REQUEST
+        )
+
+
+class CacheFilter(admin.SimpleListFilter):
+    """Records by what the cache did; `found` selects those that the hit rate counts."""
+
+    title = parameter_name = "cache"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer each outcome, and the hits of the hit rate."""
+        return [(FOUND_NAME, "Hit or coalesced"), *RequestRecord.Cache.choices]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
+        """Select by outcome."""
+        text = self.value()
+        if text not in (FOUND_NAME, *RequestRecord.Cache.values):
+            return queryset
+        return queryset.filter(cache__in=FOUND if text == FOUND_NAME else [text])
+
+
+@admin.register(RequestRecord)
+class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
+    """The request log. Nobody changes it."""
+
+    list_display = ("when", "outcome", "account", "key", "endpoint", "model", "cache", "tokens", "price", "latency")
+    list_filter = (
+        StatusFilter,
+        CacheFilter,
+        AccountFilter,
+        KeyFilter,
+        ModelFilter,
+        EndpointFilter,
+        ErrorCodeFilter,
+        TimeFilter,
+        SlowFilter,
+        StreamFilter,
+    )
+    list_fullwidth = True
+    actions_list = ("export_usage",)
+    export_columns = COLUMNS
+    export_batches = staticmethod(record_batches)
+    search_fields = ("label",)
+    search_help_text = "Request id: the whole of it"
+    time_column, search_rows = "admitted_at", SEARCHED
+    fieldsets: ClassVar[Fieldsets] = (
+        ("What happened", {"fields": ("when", "status", "reason", "latency", "first_token", "count")}),
+        ("Stage by stage", {"fields": ("stage_times", "attempts", "attempt_failures")}),
+        ("Who asked for what", {"fields": ("account", "key", "endpoint", "model", "deployment")}),
+        (
+            "What it used",
+            {"fields": ("input_tokens", "cached_tokens", "output_tokens", "cost", "usage_source", "cache", "flags")},
+        ),
+        ("Ids", {"fields": ("id", "label", "revision")}),
+    )
+    readonly_fields = ("when", "latency", "first_token", "account", "key", "flags", *TOLD_FIELDS, *CONTENT_FIELDS)
+
+    def get_fieldsets(self, request: HttpRequest, obj: RequestRecord | None = None) -> Fieldsets:
+        """Show prompt and answer to those alone who have the permission to view request contents."""
+        if not request.user.has_perm("monitoring.view_requestcontent"):
+            return self.fieldsets
+        return (*self.fieldsets, ("Content", {"fields": CONTENT_FIELDS}))
+
+    def get_urls(self) -> list[Any]:
+        """Add the address that the dashboard's script asks."""
+        dashboard = path("dashboard/", self.admin_site.admin_view(dashboard_sections), name="monitoring_dashboard")
+        return [dashboard, *super().get_urls()]
+
+    @action(description="Export usage", permissions=["export"], icon="summarize", url_path="export-usage")
+    def export_usage(self, request: HttpRequest) -> HttpResponseBase:
+        """Go to the page that gives sums as a file."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return usage_export_page(self, request)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[RequestRecord], search_term: str
+    ) -> tuple[QuerySet[RequestRecord], bool]:
+        """Find a record by its id or by the X-Request-ID that the caller saw, both in whole: each has an index."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        found = Q(label=term)
+        with suppress(ValueError):
+            found |= Q(pk=uuid.UUID(term))
+        return queryset.filter(found), False
+
+    @display(description="when (UTC)")
+    def when(self, record: RequestRecord) -> str:
+        """Show the time of admission, to the second."""
+        return f"{record.admitted_at:%Y-%m-%d %H:%M:%S}"
+
+    @display(description="outcome", label=STATUS_BADGES)
+    def outcome(self, record: RequestRecord) -> tuple[str, str]:
+        """Show status and error code, and how many refusals it stands for."""
+        times = f"({record.count:,} times)" if record.count > 1 else ""
+        return outcome_of(record.status), " ".join(filter(None, (str(record.status), record.error_code, times)))
+
+    @display(description="account")
+    def account(self, record: RequestRecord) -> SafeString:
+        """Link to the account, under the name that it had."""
+        return _link("account", record.account_id, record.account_name)
+
+    @display(description="key")
+    def key(self, record: RequestRecord) -> SafeString:
+        """Link to the key, under the name that it had."""
+        return _link("apikey", record.key_id, record.key_name)
+
+    @display(description="tokens in + out")
+    def tokens(self, record: RequestRecord) -> str:
+        """Show input and output tokens."""
+        return f"{record.input_tokens:,} + {record.output_tokens:,}"
+
+    @display(description="cost")
+    def price(self, record: RequestRecord) -> str:
+        """Show US dollars, with the digits that a small call needs."""
+        if record.cost is None:
+            return "unknown"
+        return f"${record.cost:.6f}" if record.cost else "—"
+
+    @display(description="latency")
+    def latency(self, record: RequestRecord) -> str:
+        """Show the whole time."""
+        return f"{record.latency_ms:,.0f} ms"
+
+    @display(description="first token")
+    def first_token(self, record: RequestRecord) -> str:
+        """Show the time to the first token of a stream."""
+        return "—" if record.first_token_ms is None else f"{record.first_token_ms:,.0f} ms"
+
+    @display(description="why")
+    def reason(self, record: RequestRecord) -> SafeString:
+        """Say in a sentence what the error code means."""
+        return reason_text(record.error_code)
+
+    @display(description="time by stage")
+    def stage_times(self, record: RequestRecord) -> SafeString:
+        """Show what each stage took, and what is left of the whole."""
+        return stage_table(record)
+
+    @display(description="why attempts failed")
+    def attempt_failures(self, record: RequestRecord) -> str:
+        """Show the causes by deployment."""
+        return record.failures or "none failed"
+
+    @display(description="prompt")
+    def prompt(self, record: RequestRecord) -> SafeString:
+        """Show what was asked."""
+        return content_text(record, "prompt")
+
+    @display(description="answer")
+    def answer(self, record: RequestRecord) -> SafeString:
+        """Show what was answered."""
+        return content_text(record, "answer")
+
+    @display(description="remarks")
+    def flags(self, record: RequestRecord) -> str:
+        """Say what was out of the ordinary."""
+        partial = "the answer was broken off" if record.is_partial else ""
+        overrun = "the provider billed more than the bound" if record.is_overrun else ""
+        return "; ".join(text for text in (partial, overrun) if text) or "none"
+
+
+def _link(model: str, pk: int, text: str) -> SafeString:
+    url = reverse(f"admin:accounts_{model}_change", args=[pk])
+    return format_html('<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>', url, text)

@@ -1,0 +1,123 @@
+"""The page behind the button "Export usage": sums by time and by account, key, model or endpoint, as a file."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
+from unfold.widgets import (
+    UnfoldAdminRadioSelectWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextInputWidget,
+    UnfoldBooleanWidget,
+)
+
+from accounts.admin.base import ModelAdmin, actor_of
+from accounts.audit import audit_event
+from accounts.models import Account
+from monitoring.admin.base import file_response
+from monitoring.export import KIND, Format, encoded, gzipped, usage_batches, usage_columns
+from monitoring.rollups.periods import Unit, month_begin
+from monitoring.rollups.queries import GROUPS
+
+TEMPLATE = "admin/monitoring/usage_export.html"
+FORMATS = {Format.CSV: "CSV, for a spreadsheet", Format.JSONL: "JSON Lines, for a program"}
+
+
+class UsageExportForm(forms.Form):
+    """What of the usage is wanted, and how."""
+
+    begin = forms.DateTimeField(
+        label="From",
+        required=False,
+        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-01-31 or 2026-01-31 14:00"}),
+        help_text="UTC. Empty: from the beginning of this month.",
+    )
+    end = forms.DateTimeField(
+        label="Until",
+        required=False,
+        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-02-28 or 2026-02-28 14:00"}),
+        help_text="UTC, not included. Empty: until now. Usage is kept by the hour.",
+    )
+    unit = forms.TypedChoiceField(
+        label="Unit of time",
+        coerce=Unit,
+        choices=[(str(unit), f"{unit} (UTC)") for unit in Unit],
+        initial=str(Unit.DAY),
+        widget=UnfoldAdminSelectWidget,
+    )
+    by = forms.ChoiceField(
+        label="Split by", choices=[(name, name) for name in GROUPS], initial="account", widget=UnfoldAdminSelectWidget
+    )
+    account = forms.CharField(
+        required=False, widget=UnfoldAdminTextInputWidget, help_text="Its name. Empty: of all accounts."
+    )
+    file_format = forms.TypedChoiceField(
+        label="File",
+        coerce=Format,
+        choices=[(str(each), text) for each, text in FORMATS.items()],
+        initial=str(Format.CSV),
+        widget=UnfoldAdminRadioSelectWidget,
+    )
+    is_packed = forms.BooleanField(label="Compress with gzip", required=False, widget=UnfoldBooleanWidget)
+
+    def clean_account(self) -> Account | None:
+        """Find the account of that name."""
+        name = self.cleaned_data["account"]
+        account = Account.objects.filter(name=name).first() if name else None
+        if name and account is None:
+            raise ValidationError("No account has this name.")
+        return account
+
+    def clean(self) -> dict[str, Any]:
+        """Fill in what was left empty; refuse a span that holds nothing."""
+        now, wanted = timezone.now(), self.cleaned_data
+        begin: datetime = wanted.get("begin") or month_begin(now)
+        end: datetime = wanted.get("end") or now
+        if not self.errors and begin >= end:
+            self.add_error("end", "It ends before it begins.")
+        return {**wanted, "begin": begin, "end": end}
+
+
+def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResponseBase:
+    """Ask what is wanted, and give it as a file; the account may be named in the address."""
+    if request.method == "POST":
+        form = UsageExportForm(request.POST)
+        if form.is_valid():
+            return _file(request, form)
+    else:
+        form = UsageExportForm(initial={"account": request.GET.get("account", "")})
+    context = {
+        **model_admin.admin_site.each_context(request),
+        "opts": model_admin.opts,
+        "title": "Export usage",
+        "form": form,
+        "back_url": reverse("admin:monitoring_requestrecord_changelist"),
+    }
+    return TemplateResponse(request, TEMPLATE, context)
+
+
+def _file(request: HttpRequest, form: UsageExportForm) -> HttpResponseBase:
+    """Stream the rows, and leave an audit entry."""
+    wanted = form.cleaned_data
+    file_format, account, is_packed = wanted["file_format"], wanted["account"], wanted["is_packed"]
+    details = {name: str(wanted[name]) for name in ("begin", "end", "unit", "by", "account") if wanted[name]}
+    details |= {"format": file_format, "gzip": is_packed}
+    audit_event(actor=actor_of(request), action="exported", kind=KIND, details=details)
+    batches = usage_batches(
+        begin=wanted["begin"],
+        end=wanted["end"],
+        unit=wanted["unit"],
+        by=wanted["by"],
+        account_id=account.pk if account else None,
+    )
+    chunks = encoded(usage_columns(wanted["by"]), batches, file_format)
+    name = f"usage-by-{wanted['unit']}-and-{wanted['by']}"
+    return file_response(gzipped(chunks) if is_packed else chunks, name, file_format, is_packed=is_packed)

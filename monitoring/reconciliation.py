@@ -1,0 +1,367 @@
+"""Whose ledgers there are, and of which months.
+
+What looking at a ledger tells: by how much it is too high, or too low.
+
+What the records that wait for the ingester will add to the sums of those in the database.
+
+Looks at ledgers, streams and records in the order that tells whether they agree (see monitoring.ledger_check).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from itertools import islice
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.conf import settings
+from django.db.models import F, Sum
+
+from accounts.audit import audit_event
+from accounts.key_cache import account_subject, key_ledger, model_subject
+from accounts.limits.ledgers import Ledger, LedgerStore
+from accounts.limits.local import wall_clock
+from accounts.limits.types import SECOND, SHARDS, Amount, Subject
+from accounts.models import Account, ApiKey, ModelBudget
+from accounts.selectors import api_key_makers, api_keys_counted_against
+from core.database import one_moment
+from core.money import dollars, nano
+from core.times import month_of, month_start
+from monitoring.ledger import months_settled
+from monitoring.models import RequestRecord, Rollup
+from monitoring.retention import rollup_cutoff
+from monitoring.rollups.periods import EPOCH, HOUR, hour_of, moment_of
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whose ledger it is: `name` is for people."""
+
+    subject: Subject
+    account_id: int
+    name: str
+
+
+def ledger_holders() -> list[Holder]:
+    """List all who may have a ledger; keys that replaced one another have one, under the name of the last."""
+    found: dict[str, Holder] = {}
+    for account in Account.objects.order_by("pk").iterator():
+        _add(found, account_subject(account), account.pk, f"account {account.name}")
+    for key in ApiKey.objects.select_related("account").order_by("pk").iterator():
+        _add(found, key_ledger(key), key.account_id, _key_name(key))
+    for budget in ModelBudget.objects.select_related("account", "key__account").order_by("pk").iterator():
+        holder = budget.key or budget.account
+        name = _key_name(holder) if isinstance(holder, ApiKey) else f"account {holder}"
+        account_id = budget.key.account_id if budget.key else budget.account_id or 0
+        _add(found, model_subject(budget), account_id, f"{name} for model {budget.model}")
+    return list(found.values())
+
+
+def ledger_months(begin: int, until: int) -> list[int]:
+    """List the months (YYYYMM) in a span of hours whose ledgers are in use: this one and, for late calls, the last."""
+    pruned = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
+    oldest = 0 if pruned is None else int(f"{pruned:%Y%m}")
+    first, last = (int(f"{moment:%Y%m}") for moment in (moment_of(begin), moment_of(until) - HOUR))
+    present = month_of(wall_clock())
+    return [month for month in (month_of(month_start(present) - 1), present) if max(first, oldest) <= month <= last]
+
+
+def _add(found: dict[str, Holder], subject: Subject, account_id: int, name: str) -> None:
+    found[subject.name] = Holder(subject, account_id, name)
+
+
+def _key_name(key: ApiKey) -> str:
+    return f"key {key.account.name}/{key.name}"
+
+
+class Span(NamedTuple):
+    """By how much an amount is too high: at least `low`, at most `high`. Negative where it is too low."""
+
+    low: int
+    high: int
+
+    @property
+    def is_wrong(self) -> bool:
+        """Say whether the amount can't be right."""
+        return self.low > 0 or self.high < 0
+
+    def narrowed(self, by: Span) -> Span:
+        """Take in what a later look tells: both hold, unless what was wrong has changed since."""
+        low, high = max(self.low, by.low), min(self.high, by.high)
+        return Span(low, high) if low <= high else by
+
+    def lacking(self, most: int) -> Span:
+        """Forgive that the amount is too low, by so much at most."""
+        return Span(min(0, self.low + most), min(0, self.high + most)) if self.high < 0 else self
+
+
+class Excess(NamedTuple):
+    """By how much a ledger is too high."""
+
+    tokens: Span
+    cost: Span
+    reserved_tokens: Span
+    reserved_cost: Span
+
+    @property
+    def is_wrong(self) -> bool:
+        """Say whether anything of it can't be right."""
+        return any(span.is_wrong for span in self)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Say whether all of it is right for certain."""
+        return all(span == (0, 0) for span in self)
+
+    @property
+    def is_certain(self) -> bool:
+        """Say whether it is known exactly."""
+        return all(span.low == span.high for span in self)
+
+    def narrowed(self, by: Excess) -> Excess:
+        """Take in what a later look tells."""
+        return Excess(*(mine.narrowed(its) for mine, its in zip(self, by, strict=True)))
+
+    def lacking(self, most: Amount) -> Excess:
+        """Forgive that it was charged too little, by so much at most."""
+        return self._replace(tokens=self.tokens.lacking(most.tokens), cost=self.cost.lacking(most.cost))
+
+    @classmethod
+    def seen(cls, before: Ledger, after: Ledger, found: Amount) -> Excess:
+        """Compare what a ledger held before and after the records were found."""
+        tokens = sorted((before.settled.tokens - found.tokens, after.settled.tokens - found.tokens))
+        cost = sorted((before.settled.cost - found.cost, after.settled.cost - found.cost))
+        reserved = after.reserved - after.held
+        return cls(Span(*tokens), Span(*cost), *(Span(each, each) for each in (reserved.tokens, reserved.cost)))
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerDifference:
+    """A ledger that is not what it should be in a month (YYYYMM)."""
+
+    holder: Holder
+    month: int
+    excess: Excess
+
+    def __str__(self) -> str:
+        excess = self.excess
+        told = [
+            *_told("was charged", excess.tokens, excess.cost),
+            *_told("has reserved", excess.reserved_tokens, excess.reserved_cost),
+        ]
+        return f"ledger of {self.month}: {self.holder.name} ({self.holder.subject.name}) {', '.join(told)}"
+
+
+def _told(what: str, tokens: Span, cost: Span) -> list[str]:
+    told = []
+    for span, is_money in ((tokens, False), (cost, True)):
+        if span.is_wrong:
+            amount = span.low if span.low > 0 else -span.high
+            text = f"${dollars(amount)}" if is_money else f"{amount:,} tokens"
+            least = "" if span.low == span.high else "at least "
+            told.append(f"{what} {least}{text} too {'much' if span.low > 0 else 'little'}")
+    return told
+
+
+#: Records of a shard, which are all held in memory. An ingester that is further behind has to catch up first.
+MOST = 100_000
+IDS_AT_A_TIME = 2_000
+
+#: Whose ledger: `key` or `account`, its id, and of a budget for one model the model.
+Place = tuple[str, int, str | None]
+
+
+class TooManyWaiting(Exception):
+    """Raised where so many records wait for the ingester that ledgers can't be compared with them."""
+
+
+class Use(NamedTuple):
+    """What a record says was used, by whom."""
+
+    revision: int
+    account_id: int
+    key_id: int
+    model: str
+    amount: Amount
+
+
+Uses = dict[UUID, Use]
+
+
+def place_of(subject: Subject) -> Place:
+    """Name the place of a subject's ledger."""
+    return subject.kind.partition("_")[0], subject.owner_id, subject.model
+
+
+def newest_uses(records: Iterable[Mapping[str, Any]], month: int) -> Uses:
+    """Take of the records of a month (YYYYMM) what was used, by id; of several of an id the highest revision counts.
+
+    Raises TooManyWaiting.
+    """
+    uses: Uses = {}
+    for record in records:
+        with suppress(KeyError, ValueError, TypeError):  # it is no record: the ingester will put it aside
+            if month_of(record["admitted_at"]) == month:
+                identifier, use = UUID(record["id"]), _use(record)
+                if identifier not in uses or uses[identifier].revision < use.revision:
+                    uses[identifier] = use
+        if len(uses) > MOST:
+            raise TooManyWaiting
+    return uses
+
+
+def unwritten(uses: Uses) -> dict[Place, Amount]:
+    """Sum up what uses will add to the records in the database, by place; nothing where the database has them."""
+    changes = dict(uses)
+    replaced: list[Use] = []
+    for identifier, written in _written(uses):
+        if written.revision < uses[identifier].revision:
+            replaced.append(written._replace(amount=Amount() - written.amount))
+        else:
+            del changes[identifier]
+    sums: dict[Place, Amount] = defaultdict(Amount)
+    every = [*changes.values(), *replaced]
+    counted = _counted_against({use.key_id for use in every})
+    for use in every:
+        for model in (None, use.model):
+            sums["account", use.account_id, model] += use.amount
+            for first in counted.get(use.key_id, [use.key_id]):
+                sums["key", first, model] += use.amount
+    return sums
+
+
+def _use(record: Mapping[str, Any]) -> Use:
+    tokens = record.get("input_tokens", 0) + record.get("output_tokens", 0)
+    model = str(record.get("model", ""))
+    amount = Amount(tokens, record.get("cost", 0))
+    return Use(record["revision"], record["account_id"], record["key_id"], model, amount)
+
+
+def _written(uses: Uses) -> Iterable[tuple[UUID, Use]]:
+    """Read those of the ids that the database has."""
+    identifiers = iter(uses)
+    while some := list(islice(identifiers, IDS_AT_A_TIME)):
+        for row in RequestRecord.objects.filter(pk__in=some).order_by():
+            amount = Amount(row.input_tokens + row.output_tokens, nano(row.cost or Decimal(0)))
+            yield row.pk, Use(row.revision, row.account_id, row.key_id, row.model, amount)
+
+
+def _counted_against(key_ids: set[int]) -> dict[int, list[int]]:
+    """Map keys to those that they count against: to the first of those that replaced one another."""
+    keys = ApiKey.objects.filter(pk__in=key_ids)
+    makers = api_key_makers(keys)
+    return {key.pk: [each.limits_id for each in (key, *makers[key.pk])] for key in keys}
+
+
+#: How often a ledger is looked at, and seconds between: all together longer than Redis takes to be used again (5 s).
+LOOKS, PAUSE = 4, 3.0
+AT_ONCE = 500  # ledgers of a shard
+MENDER = "command:check_rollups"
+#: Of a budget for one model that is made in the middle of a month, calls are missing that were open or on their way to
+#: the database then: what was used in the hours of these moments around it may be lacking.
+AROUND = (-HOUR, timedelta(0), timedelta(seconds=2))
+
+Pause = Callable[[float], object]
+#: By holder: how far its ledger is off, and when (µs) it began.
+Looked = dict[Holder, tuple[Excess, int]]
+
+
+def ledger_differences(months: Iterable[int], *, pause: Pause = time.sleep) -> Iterator[LedgerDifference]:
+    """Compare the ledgers in Redis of some months (YYYYMM) with the records; yield those that are wrong.
+
+    Raises redis.RedisError, and TooManyWaiting.
+    """
+    holders = ledger_holders()
+    with closing(LedgerStore(settings.REDIS_URL)) as store:
+        for month in months:
+            yield from _differences(store, month, holders, pause)
+
+
+def ledgers_mend(differences: Iterable[LedgerDifference]) -> list[LedgerDifference]:
+    """Correct ledgers by what they are off, as far as that is known exactly; return those, which the audit log names.
+
+    Calls that go on meanwhile move the ledgers, too: a correction is a movement like theirs. Raises redis.RedisError.
+    """
+    certain = [each for each in differences if each.excess.is_certain]
+    with closing(LedgerStore(settings.REDIS_URL)) as store:
+        for each in certain:
+            excess, holder = each.excess, each.holder
+            store.correct(
+                holder.account_id % SHARDS,
+                holder.subject,
+                each.month,
+                settled=Amount(-excess.tokens.low, -excess.cost.low),
+                reserved=Amount(-excess.reserved_tokens.low, -excess.reserved_cost.low),
+            )
+            audit_event(actor=MENDER, action="corrected", kind="ledger", details={"difference": str(each)})
+    return certain
+
+
+def _differences(store: LedgerStore, month: int, holders: Iterable[Holder], pause: Pause) -> Iterator[LedgerDifference]:
+    suspects = _unclear(_look(store, month, holders))
+    for _ in range(LOOKS - 1):
+        if not suspects:
+            return
+        pause(PAUSE)
+        again = _look(store, month, suspects)
+        suspects = _unclear(
+            {holder: (suspects[holder][0].narrowed(excess), at) for holder, (excess, at) in again.items()}
+        )
+    for holder, (excess, seeded_at) in suspects.items():
+        allowed = excess.lacking(_used_around(holder, seeded_at)) if holder.subject.model else excess
+        if allowed.is_wrong:
+            yield LedgerDifference(holder, month, allowed)
+
+
+def _unclear(looked: Looked) -> Looked:
+    return {holder: seen for holder, seen in looked.items() if not seen[0].is_nothing}
+
+
+def _look(store: LedgerStore, month: int, holders: Iterable[Holder]) -> Looked:
+    """Look once at each ledger that there is. One that is begun anew meanwhile holds what the database says."""
+    by_shard: dict[int, list[Holder]] = defaultdict(list)
+    for holder in holders:
+        by_shard[holder.account_id % SHARDS].append(holder)
+    looked: Looked = {}
+    for shard, its in by_shard.items():
+        for start in range(0, len(its), AT_ONCE):
+            looked |= _look_at_some(store, month, shard, its[start : start + AT_ONCE])
+    return looked
+
+
+def _look_at_some(store: LedgerStore, month: int, shard: int, holders: list[Holder]) -> Looked:
+    before = store.read(shard, [holder.subject for holder in holders], month)
+    if not before:
+        return {}
+    uses = newest_uses(store.waiting(shard), month)
+    with one_moment():
+        written, waiting = months_settled(list(before), month), unwritten(uses)
+    after = store.read(shard, list(before), month)
+    looked = {}
+    for holder in holders:
+        was, now = before.get(holder.subject), after.get(holder.subject)
+        if was is not None and now is not None and was.seeded_at == now.seeded_at:
+            found = written[holder.subject] + waiting.get(place_of(holder.subject), Amount())
+            looked[holder] = Excess.seen(was, now, found), now.seeded_at
+    return looked
+
+
+def _used_around(holder: Holder, seeded_at: int) -> Amount:
+    """Sum up what was used of a budget's model in the hours around the moment at which its ledger began."""
+    subject, began = holder.subject, EPOCH + timedelta(seconds=seeded_at / SECOND)
+    rows = Rollup.objects.filter(
+        start__in={hour_of(began + around) for around in AROUND}, account_id=holder.account_id, model=subject.model
+    )
+    if subject.kind.startswith("key"):
+        keys = api_keys_counted_against({subject.owner_id})
+        rows = rows.filter(grain=Rollup.Grain.KEY_HOUR, key_id__in=list(keys))
+    else:
+        rows = rows.filter(grain=Rollup.Grain.ACCOUNT_HOUR)
+    sums = rows.aggregate(tokens=Sum(F("input_tokens") + F("output_tokens"), default=0), cost=Sum("cost", default=0))
+    return Amount(int(sums["tokens"]), int(sums["cost"]))

@@ -1,0 +1,149 @@
+"""What GET /usage may be asked: which span of time, in which time zone, divided by what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.utils import timezone
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework import serializers
+
+from accounts.serializers import StrictSerializer
+from core.times import read_moment
+from monitoring.rollups.periods import EPOCH, HOUR, BrokenHours, Unit, buckets, first_hour, hour_of, moment_of
+
+GROUPS = ("key", "model", "endpoint")
+#: How long a span may be that is divided by a unit (None: not by time).
+LONGEST = {
+    Unit.HOUR: timedelta(days=31),
+    Unit.DAY: timedelta(days=400),
+    Unit.MONTH: timedelta(days=10 * 366),
+    None: timedelta(days=10 * 366),
+}
+#: By the day in a zone other than UTC, whose days are made of hours: 24 times as much to read.
+LONGEST_ELSEWHERE = timedelta(days=100)
+#: What lies among the zones and is none of IANA's names: the server's own, and other ways to count seconds.
+NO_ZONES = ("localtime", "Factory", "posix", "right/")
+LATEST = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSpan:
+    """A span of whole hours, and what its series is divided by."""
+
+    begin: datetime
+    end: datetime
+    zone: tzinfo
+    unit: Unit | None
+    group: str | None
+
+    @property
+    def group_by(self) -> list[str]:
+        """List what the series is divided by, time first."""
+        return [str(each) for each in (self.unit, self.group) if each]
+
+
+class StatsQuery(StrictSerializer):
+    """The parameters of GET /stats: none."""
+
+    unknown_field = "Unknown parameter: it takes none."
+
+
+class UsageQuery(StrictSerializer):
+    """The parameters of GET /usage: `from`, `to`, `time_zone`, `group_by`."""
+
+    unknown_field = "Unknown parameter: known are from, to, time_zone and group_by."
+    time_zone = serializers.CharField(default="UTC")
+    group_by = serializers.CharField(default=str(Unit.DAY), allow_blank=True)
+
+    def get_fields(self) -> dict[str, Any]:
+        """Add the field whose name Python reserves, and its companion."""
+        moments = {name: serializers.CharField(required=False) for name in ("from", "to")}
+        return {**super().get_fields(), **moments}
+
+    def validate_time_zone(self, name: str) -> tzinfo:
+        """Find the zone."""
+        try:
+            if name.startswith(NO_ZONES):
+                raise LookupError(name)
+            return ZoneInfo(name)
+        except (LookupError, ValueError, OSError) as error:
+            raise serializers.ValidationError("No such time zone: give an IANA name, such as Europe/Berlin.") from error
+
+    def validate_group_by(self, text: str) -> tuple[Unit | None, str | None]:
+        """Read the comma list."""
+        asked = [part.strip() for part in text.split(",") if part.strip()]
+        units, groups = [Unit(part) for part in asked if part in set(Unit)], [part for part in asked if part in GROUPS]
+        if len(units) + len(groups) < len(asked):
+            raise serializers.ValidationError(f"Known are {', '.join([*Unit, *GROUPS])}.")
+        if len(units) > 1 or len(groups) > 1:
+            raise serializers.ValidationError(
+                "At most one of hour, day and month, and at most one of key, model and endpoint."
+            )
+        return next(iter(units), None), next(iter(groups), None)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Make the UsageSpan, under `span`."""
+        zone, (unit, group) = attrs["time_zone"], attrs["group_by"]
+        end = _moment("to", attrs["to"], zone) if "to" in attrs else _next_hour()
+        begin = _moment("from", attrs["from"], zone) if "from" in attrs else _month_of(end - HOUR, zone)
+        if begin >= end:
+            raise serializers.ValidationError({"to": "It is not after `from`."})
+        longest = _longest(unit, zone)
+        if end - begin > longest:
+            by = f"by the {unit}" if unit else "in all"
+            raise serializers.ValidationError({"from": f"At most {longest.days} days at once {by}."})
+        try:
+            list(buckets(hour_of(begin), hour_of(end), unit, zone))
+        except BrokenHours as error:
+            raise serializers.ValidationError({"time_zone": _BROKEN}) from error
+        return {"span": UsageSpan(begin, end, zone, unit, group)}
+
+
+USAGE_PARAMETERS = [
+    OpenApiParameter(name, str, description=description)
+    for name, description in {
+        "from": "A date or date-time on a whole hour. Default: the beginning of the present month.",
+        "to": "The same, excluded. Default: the end of the present hour.",
+        "time_zone": "An IANA name: of days and months, and of times that name no offset. Default: UTC.",
+        "group_by": "A comma list: at most one of hour (up to 31 days), day (400 days, 100 in a zone "
+        "other than UTC) and month (10 years), and at most one of key, model and endpoint. Default: day.",
+    }.items()
+]
+
+_BROKEN = "Usage is kept by whole hours of UTC: this zone's hours begin in between."
+
+
+def _longest(unit: Unit | None, zone: tzinfo) -> timedelta:
+    is_elsewhere = unit is Unit.DAY and str(zone) != "UTC"
+    return LONGEST_ELSEWHERE if is_elsewhere else LONGEST[unit]
+
+
+def _next_hour() -> datetime:
+    return moment_of(hour_of(timezone.now()) + 1)
+
+
+def _month_of(moment: datetime, zone: tzinfo) -> datetime:
+    """Return when the month began in a zone that a moment is in."""
+    try:
+        return moment_of(first_hour(moment.astimezone(zone).date().replace(day=1), zone))
+    except BrokenHours as error:
+        raise serializers.ValidationError({"time_zone": _BROKEN}) from error
+
+
+def _moment(name: str, text: str, zone: tzinfo) -> datetime:
+    """Read a date or date-time, of the zone unless it names an offset."""
+    try:
+        moment = read_moment(text, zone)
+    except ValueError as error:
+        raise serializers.ValidationError(
+            {name: "Write a date or date-time: 2026-11-24, 2026-11-24T15:00Z."}
+        ) from error
+    if not EPOCH <= moment < LATEST:
+        raise serializers.ValidationError({name: "Too far from the present."})
+    if moment != moment_of(hour_of(moment)):
+        raise serializers.ValidationError({name: "Usage is kept by the hour: give a whole hour of UTC."})
+    return moment

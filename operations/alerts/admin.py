@@ -1,0 +1,86 @@
+"""Alerts in the admin: to read, and to try whether they arrive."""
+
+from __future__ import annotations
+
+from django.contrib import admin, messages
+from django.db.models import Prefetch, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.html import format_html_join
+from django.utils.safestring import SafeString
+
+from accounts.admin.base import Confirmation, action, actor_of, ask, display, is_confirmed, moment
+from accounts.admin.lists import KeysetAdmin
+from accounts.audit import audit_event
+from monitoring.models import Alert, AlertDelivery
+from operations.alerts.deliveries import lasted, send_test_alert
+
+STATE_BADGES = {"goes on": "danger", "over": "success"}
+
+
+@admin.register(Alert)
+class AlertAdmin(KeysetAdmin):
+    """Episodes, the newest first. Nobody changes them."""
+
+    list_display = ("began", "state", "kind", "title", "told")
+    list_filter = ("kind",)
+    time_column = "began_at"
+    fields = readonly_fields = ("state", "kind", "title", "text", "began", "ended", "told", "subject")
+    actions_list = ("test",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Alert]:
+        """Read who was told of all rows in one query more."""
+        in_order = Prefetch("deliveries", AlertDelivery.objects.order_by("pk"))
+        return super().get_queryset(request).prefetch_related(in_order)
+
+    @action(description="Send a test alert", permissions=["test"], icon="campaign", url_path="test")
+    def test(self, request: HttpRequest) -> HttpResponse:
+        """Send a test alert on every way, after asking."""
+        back = reverse("admin:monitoring_alert_changelist")
+        if not is_confirmed(request):
+            told = "Everybody whom ALERT_WEBHOOK_URL and ALERT_EMAILS name gets an alert that says it is a test."
+            question = Confirmation(
+                "Send a test alert?", [told], "Send test alert", is_dangerous=False, cancel_url=back
+            )
+            return ask(self, request, question)
+        deliveries = send_test_alert()
+        audit_event(actor=actor_of(request), action="tested", kind="alert", details={"ways": len(deliveries)})
+        for delivery in deliveries:
+            tell = messages.error if delivery.failure else messages.success
+            tell(request, f"{delivery}: {delivery.failure or 'sent'}.")
+        if not deliveries:
+            messages.warning(request, "Nobody would be told: set ALERT_WEBHOOK_URL, or EMAIL_URL and ALERT_EMAILS.")
+        return HttpResponseRedirect(back)
+
+    def has_test_permission(self, request: HttpRequest, object_id: object = None) -> bool:
+        """Say who may send one."""
+        return request.user.has_perm("monitoring.test_alert")
+
+    @display(description="began")
+    def began(self, alert: Alert) -> str:
+        """Show when."""
+        return moment(alert.began_at)
+
+    @display(description="ended")
+    def ended(self, alert: Alert) -> str:
+        """Show when, and after how long."""
+        if alert.ended_at is None:
+            return f"it has gone on for {lasted(alert)}"
+        return f"{moment(alert.ended_at)}, after {lasted(alert)}"
+
+    @display(description="state", label=STATE_BADGES)
+    def state(self, alert: Alert) -> str:
+        """Show whether it goes on."""
+        return "over" if alert.ended_at else "goes on"
+
+    @display(description="told")
+    def told(self, alert: Alert) -> SafeString | str:
+        """Show who was told, and what went wrong."""
+        lines = [(_told(delivery),) for delivery in alert.deliveries.all()]
+        return format_html_join("", "<div>{}</div>", lines) or "nobody"
+
+
+def _told(delivery: AlertDelivery) -> str:
+    if delivery.sent_at:
+        return f"{delivery}: {moment(delivery.sent_at)}"
+    return f"{delivery}: {delivery.failure or 'on its way'} ({delivery.attempts} attempts)"

@@ -1,0 +1,272 @@
+"""What somebody is told: that an episode began, or that it is over and how long it lasted.
+
+The signed webhook: one POST of JSON to ALERT_WEBHOOK_URL.
+
+`X-AIAPI-Signature: sha256=HEX` is the HMAC-SHA256 of `TIMESTAMP.BODY` under ALERT_WEBHOOK_SECRET, with the timestamp
+(seconds since the epoch) of `X-AIAPI-Timestamp`: a receiver refuses what is old or doesn't match. The body's `id` is
+the alert's, `event` says whether it began or is over: what comes twice, because a process died between sending it and
+writing that down, can be told by the two.
+
+The name is resolved once and the addresses that were checked are those that are called, one after the other until one
+can be reached; redirects are not followed. All of it takes TIMEOUT seconds at most for each address, however slowly a
+receiver talks: the watch looks at nothing else meanwhile.
+
+Tells of alerts: each delivery is taken by one process at a time, and tried again with growing pauses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
+from smtplib import SMTPException
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import structlog
+import urllib3
+from django.conf import settings
+from django.core.mail import EmailMessage
+from django.db.models import Exists, OuterRef, Q
+from django.utils import timezone
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from core.network import METADATA, Address, addresses_of, called_address
+from monitoring.export import plain
+from monitoring.models import Alert, AlertDelivery
+from operations.alerts.conditions import Condition
+from operations.alerts.incidents import episode_begin
+
+MINUTE, HOUR, DAY = 60, 3600, 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A line, and what there is to say."""
+
+    title: str
+    text: str
+
+
+def message_of(delivery: AlertDelivery) -> Message:
+    """Write what a delivery brings."""
+    alert = delivery.alert
+    if not delivery.is_end:
+        return Message(alert.title, alert.text)
+    ended = alert.ended_at or timezone.now()
+    span = f"It began at {minute_of(alert.began_at)}, ended at {minute_of(ended)} and lasted {lasted(alert)}."
+    return Message(f"Resolved: {alert.title}", f"This is over. {span} It was: {alert.text}")
+
+
+def lasted(alert: Alert) -> str:
+    """Say how long an episode lasted, or has by now: the two largest units."""
+    seconds = int(((alert.ended_at or timezone.now()) - alert.began_at) / timedelta(seconds=1))
+    parts = [
+        (seconds // DAY, "day"),
+        (seconds % DAY // HOUR, "hour"),
+        (seconds % HOUR // MINUTE, "minute"),
+        (seconds % MINUTE, "second"),
+    ]
+    first = next((place for place, (number, _) in enumerate(parts) if number), len(parts) - 1)
+    said = [f"{number} {unit}{'' if number == 1 else 's'}" for number, unit in parts[first : first + 2] if number]
+    return " ".join(said) or "less than a second"
+
+
+def minute_of(moment: datetime) -> str:
+    """Write a moment in UTC."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+TIMEOUT = 5.0  # seconds
+
+
+class WebhookError(Exception):
+    """The webhook did not take the alert; the text says why, without the URL, which may hold a secret."""
+
+
+def send_webhook(delivery: AlertDelivery) -> None:
+    """Post that an alert began or is over; raises WebhookError."""
+    body = json.dumps(payload(delivery), separators=(",", ":")).encode()
+    timestamp = str(int(time.time()))
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": f"AI-API/{settings.VERSION}",
+        "X-AIAPI-Timestamp": timestamp,
+    }
+    if settings.ALERT_WEBHOOK_SECRET:
+        headers["X-AIAPI-Signature"] = f"sha256={signature(settings.ALERT_WEBHOOK_SECRET, timestamp, body)}"
+    try:
+        status = _post(settings.ALERT_WEBHOOK_URL, body, headers)
+    except socket.gaierror as error:
+        raise WebhookError("the host name is not known") from error
+    except (HTTPException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        raise WebhookError(type(error).__name__) from error
+    if not 200 <= status < 300:
+        raise WebhookError(f"status {status}")
+
+
+def payload(delivery: AlertDelivery) -> dict[str, object]:
+    """Make what is posted."""
+    alert, message = delivery.alert, message_of(delivery)
+    ended = alert.ended_at if delivery.is_end else None
+    return {
+        "id": alert.pk,
+        "event": "ended" if delivery.is_end else "began",
+        "kind": alert.kind,
+        "subject": alert.subject,
+        "title": message.title,
+        "text": message.text,
+        "began_at": plain(alert.began_at),
+        "ended_at": plain(ended),
+        "lasted_seconds": ended and round((ended - alert.began_at).total_seconds()),
+    }
+
+
+def signature(secret: str, timestamp: str, body: bytes) -> str:
+    """Compute the signature of a body, in hexadecimal digits."""
+    return hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
+
+
+def checked_addresses(host: str) -> list[str]:
+    """Resolve a host to the addresses that may be called; raises WebhookError where one is nobody's webhook.
+
+    The URL comes from the environment, so that loopback and private networks may be meant; a cloud's metadata service
+    may not.
+    """
+    addresses = addresses_of(host)
+    if any(_is_forbidden(called_address(address)) for address in addresses):
+        raise WebhookError("the address is not allowed")
+    return addresses
+
+
+def _is_forbidden(address: Address) -> bool:
+    if address.is_loopback:  # ::1 is among the reserved ones too
+        return False
+    is_elsewhere = address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved
+    return is_elsewhere or address in METADATA
+
+
+def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    named = {**headers, **_credentials(parts), "Host": parts.netloc.rpartition("@")[2]}
+    target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
+    *others, last = checked_addresses(host)
+    for address in others:
+        with suppress(urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError):
+            return _status_of(_connection(parts.scheme, address, port, host), target, body, named)
+    return _status_of(_connection(parts.scheme, last, port, host), target, body, named)
+
+
+def _credentials(parts: SplitResult) -> dict[str, str]:
+    """Make the header of the user and password that a URL may hold."""
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return dict(urllib3.make_headers(basic_auth=pair))
+
+
+def _connection(scheme: str, address: str, port: int, host: str) -> HTTPConnection:
+    if scheme == "https":
+        return HTTPSConnection(address, port, timeout=TIMEOUT, server_hostname=host, assert_hostname=host)
+    return HTTPConnection(address, port, timeout=TIMEOUT)
+
+
+def _status_of(connection: HTTPConnection, target: str, body: bytes, headers: dict[str, str]) -> int:
+    """Post over a connection and close it; what is under way when the time is over is broken off."""
+    is_late = threading.Event()
+
+    def break_off() -> None:
+        is_late.set()
+        with suppress(OSError, AttributeError):  # it is closed, or not open yet: then its own timeout ends it
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(TIMEOUT, break_off)
+    timer.daemon = True
+    timer.start()
+    try:
+        connection.request("POST", target, body=body, headers=headers, preload_content=False)
+        return int(connection.getresponse().status)
+    except (HTTPException, urllib3.exceptions.HTTPError, OSError) as error:
+        if is_late.is_set():
+            raise WebhookError("ReadTimeoutError") from error
+        raise
+    finally:
+        timer.cancel()
+        connection.close()
+
+
+FIRST_PAUSE = timedelta(seconds=30)  # doubled with each attempt
+MOST_ATTEMPTS = 7  # over half an hour
+A_ROUND = 50  # deliveries at most
+#: After so many seconds a round sends no further one: the watch looks at nothing else meanwhile, and each of those to a
+#: mail server that is silent takes as long.
+ROUND_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+def deliveries_send(now: datetime | None = None) -> int:
+    """Send what is due, as far as the round's time goes; return how many arrived."""
+    moment, began = now or timezone.now(), time.monotonic()
+    underway = AlertDelivery.objects.filter(sent_at=None, attempts__lt=MOST_ATTEMPTS)
+    beginning = underway.filter(
+        alert=OuterRef("alert"), channel=OuterRef("channel"), recipient=OuterRef("recipient"), is_end=False
+    )
+    # Nobody is told of an end before he is told of the beginning.
+    due = underway.filter(Q(is_end=False) | ~Exists(beginning), next_at__lte=moment)
+    found = list(due.select_related("alert").order_by("next_at")[:A_ROUND])
+    arrived = 0
+    for delivery in found:
+        arrived += _deliver(delivery, moment)
+        if time.monotonic() - began >= ROUND_SECONDS:
+            break
+    return arrived
+
+
+def send_test_alert() -> list[AlertDelivery]:
+    """Send a test alert on every way, now; return its deliveries, of which each says what came of it."""
+    now = timezone.now()
+    title, text = "Test alert", f"This is a test of the alerts of {settings.NAME}: nothing is wrong."
+    alert = episode_begin(Condition(Alert.Kind.TEST, f"test:{now.timestamp()}", title, text))
+    if alert is None:
+        return []
+    Alert.objects.filter(pk=alert.pk).update(ended_at=now)
+    deliveries = list(alert.deliveries.select_related("alert"))
+    for delivery in deliveries:
+        _deliver(delivery, now)
+        delivery.refresh_from_db()
+    return deliveries
+
+
+def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
+    """Take a delivery, and send it; False if another process has it, or it failed."""
+    mine = AlertDelivery.objects.filter(pk=delivery.pk, sent_at=None, attempts=delivery.attempts)
+    pause = FIRST_PAUSE * 2**delivery.attempts
+    if not mine.update(attempts=delivery.attempts + 1, next_at=now + pause):
+        return False
+    try:
+        _send(delivery)
+    except (WebhookError, SMTPException, OSError, ValueError) as error:  # the last: what no header or address may be
+        cause = str(error) if isinstance(error, WebhookError) else type(error).__name__
+        log.error("alert_not_delivered", alert=delivery.alert_id, channel=delivery.channel, cause=cause)
+        AlertDelivery.objects.filter(pk=delivery.pk).update(failure=cause[:100])
+        return False
+    AlertDelivery.objects.filter(pk=delivery.pk).update(sent_at=timezone.now(), failure="")
+    return True
+
+
+def _send(delivery: AlertDelivery) -> None:
+    if delivery.channel == AlertDelivery.Channel.WEBHOOK:
+        send_webhook(delivery)
+        return
+    message = message_of(delivery)
+    subject = " ".join(f"[{settings.NAME}] {message.title}".split())  # names of callers may hold line breaks
+    body = message.text if delivery.is_end else f"{message.text}\n\n{minute_of(delivery.alert.began_at)}"
+    EmailMessage(subject, f"{body}\n", settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()

@@ -1,0 +1,51 @@
+"""The round that `manage.py watch` makes: look, begin and end episodes, tell of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import structlog
+from django.db import transaction
+
+from operations.alerts.budgets import budgets_used
+from operations.alerts.conditions import Condition, HealthWatch, Source, error_rate, sources
+from operations.alerts.deliveries import deliveries_send
+from operations.alerts.incidents import Turn, episodes_follow
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Round:
+    """Looks at everything while it has the turn; remembers only how often a health check was bad in a row."""
+
+    health: HealthWatch = field(default_factory=HealthWatch)
+    turn: Turn = field(default_factory=Turn)
+    watches: bool | None = None  # None: it has not gone round yet
+
+    def run(self) -> tuple[int, int]:
+        """Go round once; return how many episodes began and how many deliveries arrived."""
+        self._note(self.turn.take())
+        try:
+            began = self._follow() if self.watches else 0
+        except Exception:
+            self.turn.give_back()  # another may see more
+            raise
+        return began, deliveries_send()
+
+    def _follow(self) -> int:
+        conditions = list(self._conditions())  # this may take long: the turn may have gone to another meanwhile
+        with transaction.atomic():
+            return episodes_follow(conditions) if self.turn.is_mine() else 0
+
+    def _conditions(self) -> Iterator[Condition]:
+        watched: tuple[Source, ...] = (budgets_used, error_rate, self.health, *sources())
+        for source in watched:
+            yield from source()
+
+    def _note(self, watches: bool) -> None:
+        if watches is not self.watches:
+            log.info("watch_has_the_turn" if watches else "watch_stands_by", watcher=self.turn.name)
+            self.health.forget()  # what was seen before is too long ago to count
+        self.watches = watches

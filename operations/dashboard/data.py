@@ -1,0 +1,244 @@
+"""The last hour, minute by minute: of all accounts from the rollups, of one from the log itself.
+
+The rollups keep the platform's minutes for some hours. An account's or a key's are added up when they are asked for:
+records are found by the time in their primary key, two hours of them (the hour before is what the last one is compared
+with) and MOST at most. Where there were more, the series begins later and says so. The database adds up; it makes the
+histograms too, in the buckets of the rollups.
+
+The figures that the dashboard shows, of rollups or (for the last hour) of the log, in one shape.
+
+By what the dashboard notices that there is something new: one query and one look at the streams, whatever it shows.
+
+Records alone would not do: while the ingester stands still none comes, and that is when somebody should look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from django.db import connection
+from django.db.models import Case, Count, DateTimeField, F, FloatField, IntegerField, Max, Q, QuerySet, Sum, Value, When
+from django.db.models.functions import Cast, Ceil, Least, Ln, TruncMinute
+from django.utils import timezone
+from redis.exceptions import RedisError
+
+from core.money import nano
+from monitoring.export import Selection
+from monitoring.ingester import ingest_backlog
+from monitoring.models import Alert, RequestRecord, Rollup
+from monitoring.records import ERRORS, OUTCOMES, TIMED
+from monitoring.rollups.figures import Figures
+from monitoring.rollups.histograms import BITS, BUCKETS, GAMMA
+from monitoring.rollups.periods import Unit, minute_of, moment_of_minute
+from monitoring.rollups.queries import Scope, costs_by_minute, usage_by_minute, usage_costs, usage_parted, usage_totals
+from monitoring.rollups.store import CACHE_COLUMNS
+from operations.dashboard.query import Asked, Span
+from operations.health import LAG_SECONDS
+
+#: Records that are read at most.
+MOST = 100_000
+
+TIMES_TOLD = Q(*(OUTCOMES[outcome] for outcome in TIMED), _connector=Q.OR)
+AMOUNTS = {
+    "requests": Sum("count"),
+    **{str(outcome): Sum("count", filter=OUTCOMES[outcome]) for outcome in ERRORS},
+    **{column: Sum("count", filter=Q(cache=cache)) for cache, column in CACHE_COLUMNS.items()},
+    "unpriced": Sum("count", filter=Q(cost=None)),
+    **{f"sum_{name}": Sum(name) for name in ("input_tokens", "cached_tokens", "output_tokens", "cost", "saved_cost")},
+}
+MONEY = ("cost", "saved_cost")
+
+
+@dataclass(slots=True)
+class Minutes:
+    """A span's figures by minute, its costs by minute and model, and as much time `before`, without what is not over.
+
+    Records were read from `known_from` on: where there were too many, that is later than the time before begins, which
+    is then not known.
+    """
+
+    parts: dict[datetime, Figures]
+    costs: dict[tuple[datetime, str], int]
+    before: Figures | None
+    known_from: datetime
+
+
+def read_minutes(*, span: Span, scope: Scope) -> Minutes:
+    """Read a span, and as much time before it."""
+    before = span.begin - span.length
+    if scope.account_id is None and scope.key_id is None and _are_kept(before):
+        shown, compared = (span.begin, span.end), (before, span.complete - span.length)
+        parts, earlier = usage_by_minute(span=shown, before=compared, scope=scope)
+        return Minutes(parts, costs_by_minute(span=shown, scope=scope), earlier, before)
+    return _from_log(span, scope, before)
+
+
+def _are_kept(begin: datetime) -> bool:
+    """Say whether all minutes since then are in the rollups: not those of records that an earlier release wrote."""
+    kept = Rollup.objects.filter(grain=Rollup.Grain.TOTAL_MINUTE).order_by("start").values_list("start", flat=True)
+    first = kept.first()
+    if first is not None and first <= minute_of(begin):
+        return True
+    until = None if first is None else moment_of_minute(first)
+    return not Selection(begin, until).records().exists()
+
+
+def _from_log(span: Span, scope: Scope, before: datetime) -> Minutes:
+    known_from = _affordable(before, span.end, scope)
+    selection = Selection(known_from, span.end, scope)
+    # Of the time before, no minutes are shown: it is one group, and ends where what is over of the span does.
+    uncompared = Q(admitted_at__gte=span.complete - span.length, admitted_at__lt=span.begin)
+    is_before = When(admitted_at__lt=span.begin, then=Value(before, output_field=DateTimeField()))
+    minute = Case(is_before, default=TruncMinute("admitted_at"))
+    records = selection.records().exclude(uncompared).order_by().annotate(minute=minute)
+    parts: defaultdict[datetime, Figures] = defaultdict(Figures)
+    costs: dict[tuple[datetime, str], int] = {}
+    for row in records.values("minute", "model").annotate(**AMOUNTS):
+        figures = _figures(row)
+        parts[row["minute"]].add(figures)
+        if row["minute"] != before:
+            costs[row["minute"], row["model"]] = figures.cost
+    for column in ("latency", "first_token"):
+        for start, histogram in _histograms(records, f"{column}_ms"):
+            setattr(parts[start], column, getattr(parts[start], column) + histogram)
+    earlier = parts.pop(before, Figures())
+    return Minutes(dict(parts), costs, earlier if known_from == before else None, known_from)
+
+
+def _affordable(begin: datetime, end: datetime, scope: Scope) -> datetime:
+    """Return `begin`, or the first minute that begins late enough to read no more than MOST records."""
+    if usage_totals(begin=begin, end=end, scope=scope).requests <= MOST:  # rows are never more than requests
+        return begin
+    newest = Selection(end=end, scope=replace(scope, model=None, endpoint=None)).records().order_by("-admitted_at")
+    moment = newest.values_list("admitted_at", flat=True)[MOST : MOST + 1].first()
+    if moment is None or moment < begin:
+        return begin
+    return min(end, moment.replace(second=0, microsecond=0) + timedelta(minutes=1))
+
+
+def _figures(row: Mapping[str, Any]) -> Figures:
+    amounts = {name.removeprefix("sum_"): row[name] or 0 for name in AMOUNTS}
+    return Figures(**{name: nano(Decimal(each)) if name in MONEY else int(each) for name, each in amounts.items()})
+
+
+def _histograms(records: QuerySet[RequestRecord, Any], column: str) -> Iterator[tuple[datetime, int]]:
+    """Make histograms of a column by minute, bucket by bucket (see monitoring.rollups.histograms)."""
+    logarithm = Ln(Cast(column, FloatField())) / Value(math.log(GAMMA))
+    bucket = Case(
+        When(**{f"{column}__gt": 1}, then=Least(Cast(Ceil(logarithm), IntegerField()), Value(BUCKETS - 1))),
+        default=Value(0),
+        output_field=IntegerField(),
+    )
+    timed = records.filter(TIMES_TOLD, **{f"{column}__isnull": False}).annotate(bucket=bucket)
+    for row in timed.values("minute", "bucket").annotate(times=Count(F("pk"))):
+        yield row["minute"], row["times"] << BITS * row["bucket"]
+
+
+@dataclass(slots=True)
+class Reading:
+    """A span's figures by where its parts begin (gaps where there was nothing), costs by model and part, and the total.
+
+    `complete` is what of it is over, and `before` as much time before that, None where it is not known. `notice` is a
+    sentence about what is missing.
+    """
+
+    parts: dict[datetime, Figures] = field(default_factory=dict)
+    costs: dict[str, dict[datetime, int]] = field(default_factory=dict)
+    total: Figures = field(default_factory=Figures)
+    complete: Figures = field(default_factory=Figures)
+    before: Figures | None = None
+    notice: str = ""
+
+
+def read(asked: Asked) -> Reading:
+    """Get the figures."""
+    return _from_rollups(asked, asked.span.unit) if asked.span.unit else _of_minutes(asked)
+
+
+def _from_rollups(asked: Asked, unit: Unit) -> Reading:
+    span, scope = asked.span, asked.scope
+    apart = span.complete, span.end
+    parts, unfinished = usage_parted(begin=span.begin, end=span.last_end, unit=unit, apart=apart, scope=scope)
+    reading = _divided(parts, usage_costs(begin=span.begin, end=span.last_end, unit=unit, scope=scope))
+    if span.complete > span.begin:
+        back = span.length
+        reading.complete = reading.total - unfinished
+        reading.before = usage_totals(begin=span.begin - back, end=span.complete - back, scope=scope)
+    return reading
+
+
+def _of_minutes(asked: Asked) -> Reading:
+    span = asked.span
+    found = read_minutes(span=span, scope=asked.scope)
+    reading = _divided(found.parts, found.costs)
+    reading.complete = Figures.sum_of(figures for start, figures in found.parts.items() if start < span.complete)
+    reading.before = found.before
+    if found.known_from > span.begin:
+        reading.notice = (
+            f"There were too many requests to read the whole hour by the minute: this is what came since "
+            f"{found.known_from:%H:%M} UTC. Ask for 24 h to see all of it by the hour."
+        )
+    return reading
+
+
+def _divided(parts: dict[datetime, Figures], costs: Mapping[tuple[datetime, str], int]) -> Reading:
+    by_model: defaultdict[str, dict[datetime, int]] = defaultdict(dict)
+    for (start, model), cost in costs.items():
+        by_model[model][start] = cost
+    return Reading(parts=parts, costs=dict(by_model), total=Figures.sum_of(parts.values()))
+
+
+#: Selects rows that come and go, and names a column that is higher in each that comes.
+Sign = Callable[[], tuple[QuerySet[Any, Any], str]]
+_signs: list[Sign] = []
+
+
+def register_sign(sign: Sign) -> None:
+    """Let a room that knows more tell what changes with that; a later one replaces it."""
+    _signs[:] = [sign]
+
+
+def open_alerts_sign() -> tuple[QuerySet[Any, Any], str]:
+    """Select the alerts that go on."""
+    return Alert.objects.filter(ended_at=None), "pk"
+
+
+def signs() -> list[str]:
+    """List what changes when something happened: the newest record first (None: there is none).
+
+    A record that a clock which was ahead put into the future does not hide those that come after it.
+    """
+    known = RequestRecord.objects.filter(admitted_at__lte=timezone.now())
+    newest = known.order_by("-admitted_at", "-pk").values("pk")[:1]
+    others = (each for sign in (open_alerts_sign, *_signs) for each in _number_and_latest(*sign()))
+    return [*_values(newest, *others), _backlog_sign()]
+
+
+def _number_and_latest(rows: QuerySet[Any, Any], column: str) -> Iterator[QuerySet[Any, Any]]:
+    together = rows.order_by().annotate(together=Value(1)).values("together")
+    for aggregate in (Count("pk"), Max(column)):
+        yield together.annotate(sign=aggregate).values("sign")
+
+
+def _values(*queries: QuerySet[Any, Any]) -> list[str]:
+    """Read what each selects, in one query."""
+    compiled = [query.query.sql_with_params() for query in queries]
+    selected = ", ".join(f"({sql})" for sql, _ in compiled)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {selected}", [value for _, values in compiled for value in values])
+        return [str(value) for value in cursor.fetchone()]
+
+
+def _backlog_sign() -> str:
+    """Tell how many records wait, and roughly how long: in steps of what counts as late."""
+    try:
+        backlog = ingest_backlog()
+    except RedisError:
+        return "away"
+    return f"{backlog.records}.{backlog.seconds // LAG_SECONDS:.0f}"

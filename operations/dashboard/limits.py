@@ -1,0 +1,223 @@
+"""Whose budgets the dashboard looks at: all, or where there are many, those that used most of the month so far.
+
+Limits that are nearly reached: budgets of the month, and rates of those who ask most just now.
+
+Bounded, however many accounts there are: budgets of those that operations.dashboard.limits names, by the month's
+rollups; rates, slots and open calls of the BUSIEST keys of the last hours and their accounts, by the limits themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import reduce
+from operator import or_
+from typing import Any, Generic, TypeVar
+
+from django.db.models import BigIntegerField, F, Model, Q, QuerySet, Sum
+from django.db.models.functions import Coalesce
+
+from accounts.admin.accounts import TITLES, Bar, bars, recorded_bars
+from accounts.admin.base import change_url
+from accounts.key_cache import account_subject, key_subject, model_subject
+from accounts.limits import get_limits
+from accounts.limits.types import LimitName, Scope, Subject, Unavailable
+from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget
+from accounts.selectors import HAS_BUDGET, api_key_makers, api_keys_current, model_budgets_current
+from monitoring.models import Rollup
+from monitoring.rollups.periods import hour_of, month_begin
+from monitoring.rollups.queries import busiest_keys
+
+#: Accounts, keys and budgets for a model that are looked at, of each.
+MOST = 500
+
+Row = TypeVar("Row", bound=Model)
+#: The first of the keys that replaced one another: its limits are those of all.
+LINEAGE = Coalesce("lineage_id", "pk", output_field=BigIntegerField())
+#: The same of a key and of those that made it, whose budgets its use counts against as well.
+LINEAGES = {
+    f"eldest_{above}": Coalesce(
+        f"{'maker__' * above}lineage_id", f"{'maker__' * above}pk", output_field=BigIntegerField()
+    )
+    for above in range(GENERATIONS + 1)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Generic[Row]):
+    """Rows that have a budget. `is_all`: no other has used anything this month."""
+
+    rows: Sequence[Row]
+    is_all: bool
+
+
+def budgeted_accounts(now: datetime) -> Chosen[Account]:
+    """Choose accounts."""
+    accounts = Account.objects.filter(HAS_BUDGET, is_active=True)
+    if (few := _if_few(accounts)) is not None:
+        return few
+    heaviest = _heaviest(now, Rollup.Grain.ACCOUNT_MONTH, "account_id", account_id__in=accounts.values("pk"))
+    return Chosen(list(accounts.filter(pk__in=[account for (account,) in heaviest])), len(heaviest) < MOST)
+
+
+def budgeted_keys(now: datetime) -> Chosen[ApiKey]:
+    """Choose keys, by what those used as well that they replaced or made."""
+    keys = api_keys_current(at=now).filter(HAS_BUDGET).annotate(eldest=LINEAGE)
+    if (few := _if_few(keys)) is not None:
+        return few
+    lineages = ApiKey.objects.annotate(**LINEAGES)
+    counted = reduce(or_, (Q(**{f"{eldest}__in": keys.values("eldest")}) for eldest in LINEAGES))
+    members = lineages.filter(counted).values("pk")
+    heaviest = _heaviest(now, Rollup.Grain.KEY_MONTH, "key_id", key_id__in=members)
+    using = lineages.filter(pk__in=[key for (key,) in heaviest]).values_list(*LINEAGES)
+    chosen = {eldest for row in using for eldest in row if eldest is not None}
+    return Chosen(list(keys.filter(eldest__in=chosen)), len(heaviest) < MOST)
+
+
+def model_budgets(now: datetime) -> Chosen[ModelBudget]:
+    """Choose budgets for a model, by what their accounts used of it."""
+    budgets = model_budgets_current(at=now)
+    if (few := _if_few(budgets)) is not None:
+        return few
+    owned = budgets.annotate(of=Coalesce("account_id", "key__account_id"))
+    within = {"account_id__in": owned.values("of"), "model__in": owned.values("model")}
+    heaviest = set(_heaviest(now, Rollup.Grain.ACCOUNT_MONTH, "account_id", "model", **within))
+    found = owned.filter(of__in={account for account, _ in heaviest}, model__in={model for _, model in heaviest})
+    chosen = [each for each in found if (each.of, each.model) in heaviest]
+    return Chosen(chosen, len(heaviest) < MOST)
+
+
+def _if_few(rows: QuerySet[Any, Any]) -> Chosen[Any] | None:
+    found = list(rows[: MOST + 1])
+    return Chosen(found, True) if len(found) <= MOST else None
+
+
+def _heaviest(now: datetime, grain: Rollup.Grain, *columns: str, **within: Any) -> Sequence[tuple[Any, ...]]:
+    """List who used most this month, MOST at most: by money first, then by tokens."""
+    rows = Rollup.objects.filter(grain=grain, start=hour_of(month_begin(now)), **within).order_by()
+    sums = rows.values(*columns).annotate(spent=Sum("cost"), tokens=Sum(F("input_tokens") + F("output_tokens")))
+    return list(sums.order_by("-spent", "-tokens", *columns).values_list(*columns)[:MOST])
+
+
+NEARLY = 0.8
+BUSIEST = 50
+SHOWN = 10
+
+MANY = f"There are more than {MOST} budgets of a kind: of those, the {MOST} that used most this month are looked at."
+UNKNOWN = "Redis is away: budgets are told by the records, and how far rates are used is unknown."
+
+
+@dataclass(frozen=True, slots=True)
+class Nearly:
+    """A limit, whose it is, and how much of it is used: `share` of 1, `percent` for a bar, which ends at 100."""
+
+    owner: str
+    url: str
+    limit: str
+    used: str
+    share: float
+
+    @property
+    def percent(self) -> int:
+        """Return whole percent, 100 at most."""
+        return min(100, int(self.share * 100))
+
+    @property
+    def is_reached(self) -> bool:
+        """Say whether nothing is left."""
+        return self.share >= 1
+
+
+@dataclass(slots=True)
+class NearlyReached:
+    """The limits of which most is used, and how many there are of the kind; `notes` say what is not known."""
+
+    limits: list[Nearly]
+    number: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+class _Found:
+    """Collects bars by subject and limit; what the limits tell replaces what the records tell."""
+
+    def __init__(self) -> None:
+        self.owners: dict[str, tuple[str, Account | ApiKey]] = {}
+        self._bars: dict[tuple[str, LimitName], tuple[Subject, Bar]] = {}
+
+    def own(self, subject: Subject, name: str, owner: Account | ApiKey) -> Subject:
+        self.owners[subject.name] = name, owner
+        return subject
+
+    def add(self, subject: Subject, its_bars: Iterable[Bar]) -> None:
+        for bar in its_bars:
+            self._bars[subject.name, bar.name] = subject, bar
+
+    def nearly(self) -> list[Nearly]:
+        near = (self._nearly(subject, bar) for subject, bar in self._bars.values() if _share(bar) >= NEARLY)
+        return sorted(near, key=lambda each: (-each.share, each.owner))
+
+    def _nearly(self, subject: Subject, bar: Bar) -> Nearly:
+        name, owner = self.owners[subject.name]
+        title = TITLES[bar.name] + (f", {subject.model}" if subject.model else "")
+        return Nearly(name, change_url(owner), title, bar.text, _share(bar))
+
+
+def limits_nearly_reached(now: datetime) -> NearlyReached:
+    """List them, those first of which most is used."""
+    found = _Found()
+    notes = [] if _add_budgets(found, now) else [MANY]
+    try:
+        _add_rates(found, now)
+    except Unavailable:
+        notes.append(UNKNOWN)
+    near = found.nearly()
+    return NearlyReached(near[:SHOWN], len(near), notes)
+
+
+def _share(bar: Bar) -> float:
+    if bar.limit is None or bar.used is None:
+        return 0.0
+    return bar.used / bar.limit if bar.limit else 1.0
+
+
+def _add_budgets(found: _Found, now: datetime) -> bool:
+    """Add what the records tell; answer whether that is of all budgets."""
+    accounts, keys, budgets = budgeted_accounts(now), budgeted_keys(now), model_budgets(now)
+    subjects = [
+        *(found.own(account_subject(each), each.name, each) for each in accounts.rows),
+        *(found.own(key_subject(each, now), _key_name(each), each) for each in keys.rows),
+        *(found.own(model_subject(each), *_budget_owner(each)) for each in budgets.rows),
+    ]
+    for subject, its_bars in recorded_bars(subjects):
+        found.add(subject, its_bars)
+    return accounts.is_all and keys.is_all and budgets.is_all
+
+
+def _add_rates(found: _Found, now: datetime) -> None:
+    """Ask the limits in one step. Raises Unavailable."""
+    busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
+    scopes = []
+    keys = list(api_keys_current(at=now).filter(pk__in=busiest))
+    makers = api_key_makers(keys)
+    for key in keys:
+        counted = [(each, f"{key.account.name}/{each.name}") for each in (key, *makers[key.pk])]
+        subjects = (
+            *(found.own(key_subject(each, now), name, each) for each, name in counted),
+            found.own(account_subject(key.account), key.account.name, key.account),
+        )
+        scopes.append(Scope(key.account_id, subjects))
+    for usages in get_limits().usages(scopes) if scopes else []:
+        for usage in usages:
+            found.add(usage.subject, bars(usage))
+
+
+def _key_name(key: ApiKey) -> str:
+    return f"{key.account.name}/{key.name}"
+
+
+def _budget_owner(budget: ModelBudget) -> tuple[str, Account | ApiKey]:
+    if budget.key is not None:
+        return _key_name(budget.key), budget.key
+    assert budget.account is not None  # noqa: S101  # a constraint of the table
+    return budget.account.name, budget.account

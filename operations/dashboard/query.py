@@ -1,0 +1,193 @@
+"""What the dashboard's address asks for: a span of time and filters. What can't be used is told, and left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlencode
+
+from django.db.models import Q
+
+from accounts.models import Account, ApiKey
+from core.times import TooFar, read_moment
+from monitoring.models import Rollup
+from monitoring.rollups.periods import EPOCH, Period, Unit, buckets, end_of, hour_of, moment_of, start_of
+from monitoring.rollups.queries import Scope
+
+RANGES = {"1h": "1 h", "24h": "24 h", "7d": "7 d", "30d": "30 d"}
+DEFAULT, OWN = "24h", "own"
+FILTERS = ("account", "key", "model", "endpoint")
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+LONGEST = 3660 * DAY
+#: Up to how long an own span is told by the hour, and by the day.
+BY_HOUR, BY_DAY = 7 * DAY, 100 * DAY
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A span of time, `end` excluded, and how it is divided: by hours, days or months (UTC), or (None) by minutes.
+
+    What is not over yet lacks something, so the span is compared up to `complete` only, with as much before it.
+    """
+
+    begin: datetime
+    end: datetime
+    complete: datetime
+    unit: Unit | None
+
+    @property
+    def length(self) -> timedelta:
+        """Tell how far back the time lies that it is compared with."""
+        return self.end - self.begin
+
+    @property
+    def reach(self) -> datetime:
+        """Tell up to when rollups may be read: nothing is later than now, so the month that goes on is read as one."""
+        return self._end_of(Period.MONTH)
+
+    @property
+    def last_end(self) -> datetime:
+        """Tell when the last part ends that is not one of minutes; one that goes on is read as one, too."""
+        return self._end_of(Period(self.unit[0])) if self.unit else self.end
+
+    def _end_of(self, period: Period) -> datetime:
+        if not self.is_going_on:
+            return self.end
+        return moment_of(end_of(period, start_of(period, hour_of(self.complete))))
+
+    @property
+    def is_going_on(self) -> bool:
+        """Say whether the span reaches into an hour that is not over."""
+        return self.complete < self.end
+
+    def starts(self) -> list[datetime]:
+        """List where its parts begin."""
+        if self.unit is None:
+            return [self.begin + MINUTE * number for number in range(self.length // MINUTE)]
+        divided = buckets(hour_of(self.begin), hour_of(self.end), self.unit, UTC)
+        return [moment_of(start) for _, _, start in divided if start is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A valid question; `problems` are sentences about what of the address was left out."""
+
+    name: str
+    span: Span
+    scope: Scope
+    filters: Mapping[str, str]
+    problems: tuple[str, ...] = ()
+
+    def query(self, **changes: str) -> str:
+        """Return the address that asks for the same with changes, as a query; it names things and holds no secret."""
+        own = {"from": f"{self.span.begin:%Y-%m-%dT%H:%M}", "to": f"{self.span.end:%Y-%m-%dT%H:%M}"}
+        asked = {"range": self.name, **(own if self.name == OWN else {}), **self.filters, **changes}
+        return "?" + urlencode({name: value for name, value in asked.items() if value})
+
+    def log_query(self, **more: str) -> str:
+        """Return the request log's query for the records that are counted here."""
+        ends = {"from": f"{self.span.begin:%Y-%m-%dT%H:%MZ}", "until": f"{self.span.end:%Y-%m-%dT%H:%MZ}"}
+        return "?" + urlencode({**ends, **self.filters, **more})
+
+
+class Wrong(ValueError):
+    """A part of the address can't be used; its text says why."""
+
+
+def read_address(address: Mapping[str, str], now: datetime) -> Asked:
+    """Read the address of the dashboard; never fails."""
+    problems: list[str] = []
+    name = address.get("range") or (OWN if address.get("from") else DEFAULT)
+    try:
+        span = _span(name, address, now)
+    except Wrong as wrong:
+        problems.append(f"{wrong} The last 24 hours are shown.")
+        name, span = DEFAULT, _recent(DEFAULT, now)
+    # PostgreSQL refuses texts with NUL.
+    given = {each: text for each in FILTERS if (text := address.get(each, "").replace("\0", "").strip())}
+    identifiers: dict[str, int] = {}
+    for each, problem in _unusable(given, identifiers):
+        problems.append(problem)
+        del given[each]
+    names = {each: given.get(each) for each in ("model", "endpoint")}
+    scope = Scope(account_id=identifiers.get("account"), key_id=identifiers.get("key"), **names)
+    return Asked(name, span, scope, given, tuple(problems))
+
+
+def _span(name: str, address: Mapping[str, str], now: datetime) -> Span:
+    if name in RANGES:
+        return _recent(name, now)
+    if name != OWN:
+        raise Wrong(f"There is no range {name[:20]}.")
+    begin, end = (_moment(address.get(each, ""), each) for each in ("from", "to"))
+    if not begin < end:
+        raise Wrong("A range ends after it begins.")
+    if begin < EPOCH:
+        raise Wrong("A range begins in 1970 at the earliest.")
+    if begin > now:
+        raise Wrong("A range begins before now.")
+    if end - begin > LONGEST:
+        raise Wrong("A range is ten years long at most.")
+    begin, end = _floor(begin), min(_ceiling(end), _ceiling(now))
+    unit = Unit.HOUR if end - begin <= BY_HOUR else Unit.DAY if end - begin <= BY_DAY else Unit.MONTH
+    return Span(begin, end, min(end, _floor(now)), unit)
+
+
+def _recent(name: str, now: datetime) -> Span:
+    if name == "1h":
+        minute = now.replace(second=0, microsecond=0)
+        return Span(minute - 59 * MINUTE, minute + MINUTE, minute, None)
+    end, complete = _ceiling(now), _floor(now)
+    if name == "30d":
+        today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        return Span(today - 29 * DAY, end, complete, Unit.DAY)
+    return Span(end - (DAY if name == "24h" else 7 * DAY), end, complete, Unit.HOUR)
+
+
+def _moment(text: str, name: str) -> datetime:
+    try:
+        return read_moment(text)
+    except TooFar:
+        raise Wrong(f"“{text[:30]}” is too far away.") from None
+    except ValueError:
+        raise Wrong(f"“{text[:30]}” is no moment for “{name}”: write it like 2026-01-31T14:00.") from None
+
+
+def _floor(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
+
+
+def _ceiling(moment: datetime) -> datetime:
+    """Return the hour's end; of a whole hour, itself."""
+    whole = _floor(moment)
+    return whole if whole == moment else whole + HOUR
+
+
+def _unusable(given: Mapping[str, str], identifiers: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Find the ids of account and key, and yield the filters that can't be used, each with the reason."""
+    if account := given.get("account"):
+        found = Account.objects.filter(name=account).values_list("pk", flat=True).first()
+        if found is None:
+            yield "account", f"No account is called “{account[:100]}”: all are shown."
+        else:
+            identifiers["account"] = found
+    if key := given.get("key"):
+        yield from _unusable_key(key, identifiers)
+    if (model := given.get("model")) and not Rollup.objects.filter(grain="pm", model=model).exists():
+        yield "model", f"No request asked for a model “{model[:100]}”: all are shown."
+    if (endpoint := given.get("endpoint")) and not Rollup.objects.filter(grain="pm", endpoint=endpoint).exists():
+        yield "endpoint", f"No request went to an endpoint “{endpoint[:100]}”: all are shown."
+
+
+def _unusable_key(key: str, identifiers: dict[str, int]) -> Iterator[tuple[str, str]]:
+    keys = ApiKey.objects.filter(Q(name=key) | Q(prefix=key))
+    if "account" in identifiers:
+        keys = keys.filter(account_id=identifiers["account"])
+    found = list(keys.values_list("pk", "account_id")[:2])
+    if len(found) == 1:
+        identifiers["key"], identifiers["account"] = found[0]
+    elif found:
+        yield "key", f"Several keys are called “{key[:100]}”: name the account as well. All keys are shown."
+    else:
+        yield "key", f"No key is called “{key[:100]}”: all are shown."

@@ -1,0 +1,449 @@
+"""Numbers for reading, in the same format as on the public pages (static/site/format.js).
+
+The first row: what happened altogether, how that differs from the time before, and where it was counted from.
+
+The charts as the page's script draws them (static/site/charts.js): plain values by the parts of the span.
+
+The sections that are lists: who had most, what failed lately, and what waits for the ingester.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from django.db.models import QuerySet
+from redis.exceptions import RedisError
+
+from accounts.models import Account
+from core.money import NANO_DOLLARS, count, exact_money, known_money, money
+from monitoring.export import Selection
+from monitoring.ingester import ingest_backlog
+from monitoring.models import Alert, RequestRecord, Rollup
+from monitoring.records import OUTCOMES, Outcome
+from monitoring.rollups.figures import QUANTILES, Figures
+from monitoring.rollups.periods import Unit, hour_of, moment_of
+from monitoring.rollups.queries import Rank, usage_rankings
+from operations.alerts.budgets import LEVELS, level_of, topic_of
+from operations.dashboard.data import Reading
+from operations.dashboard.query import Asked
+from operations.health import LAG_SECONDS
+
+UNKNOWN = "\N{EN DASH}"
+
+
+def milliseconds(ms: float | None) -> str:
+    """Write milliseconds as 340 ms or 1.25 s."""
+    if ms is None:
+        return UNKNOWN
+    if ms >= 1000:
+        return f"{ms / 1000:.{2 if ms < 10_000 else 1}f} s"
+    return f"{ms:.1f} ms".replace(".0 ", " ") if ms < 10 else f"{ms:.0f} ms"
+
+
+def percent(share: float | None) -> str:
+    """Write a share of 1 as 36 %, or 36.4 % where that is not whole."""
+    return UNKNOWN if share is None else f"{share * 100:.1f}".removesuffix(".0") + " %"
+
+
+def duration(seconds: float) -> str:
+    """Write so many seconds as 42 s, 12 min, 5 h or 6 days."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+P95 = (0.95,)
+#: A change below this is none: figures are told to the whole percent.
+LEAST_CHANGE = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a figure differs from the time before: `text` for reading, `tone` (better, worse or even), `told` in full."""
+
+    text: str
+    tone: str
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A figure: rounded, exact, more about it, its change, and the query of the log that it was counted from."""
+
+    name: str
+    value: str
+    exact: str
+    more: str
+    change: Change
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a tile measures: `of` gives None where there is nothing to tell.
+
+    `direction` is 1 where more is better, -1 where it is worse, 0 where it is neither. A share changes by points.
+    """
+
+    of: Callable[[Figures], float | None]
+    write: Callable[[float], str]
+    direction: int = 0
+    is_share: bool = False
+
+
+def tiles(asked: Asked, reading: Reading) -> list[Tile]:
+    """Make the row."""
+    total = reading.total
+    times, first = total.latency_quantiles(), total.first_token_quantiles()
+    slow = {"slower": f"{times[1]:.0f}"} if times else {}
+
+    def tile(name: str, measure: Measure, exact: str, more: str, **query: str) -> Tile:
+        value = measure.of(total)
+        shown = UNKNOWN if value is None else measure.write(value)
+        return Tile(name, shown, exact, more, change(measure, reading), asked.log_query(**query))
+
+    asked_cache = total.cache_hits + total.misses
+    return [
+        tile("Requests", REQUESTS, f"{total.requests:,}", f"{count(_answered(total))} answered"),
+        tile("Failed", ERRORS, f"{total.failed:,} of {total.requests:,}", _errors(total), status="failed"),
+        tile("Latency p95", LATENCY, "within 5 %", f"p50 {milliseconds(times[0] if times else None)}", **slow),
+        tile(
+            "First token p95", FIRST_TOKEN, "within 5 %", f"p50 {milliseconds(first[0] if first else None)}", stream="1"
+        ),
+        tile(
+            "Cache hit rate",
+            HIT_RATE,
+            f"{total.cache_hits:,} of {asked_cache:,}",
+            f"{count(total.cache_hits)} hits",
+            cache="found",
+        ),
+        tile("Tokens", TOKENS, f"{_tokens(total):,}", f"{count(total.output_tokens)} written"),
+        replace(
+            tile("Cost", COST, known_money(total.cost, total.unpriced, exact_money), _unpriced(total) or "US dollars"),
+            value=known_money(total.cost, total.unpriced),
+        ),
+        tile("Saved", SAVED, exact_money(total.saved_cost), "by cache and sharing"),
+    ]
+
+
+def change(measure: Measure, reading: Reading) -> Change:
+    """Compare what is over of the span with as much time before."""
+    if reading.before is None:
+        return Change("nothing to compare", "even", "The time before is not known.")
+    now, before = measure.of(reading.complete), measure.of(reading.before)
+    if now is None or before is None or (not before and not measure.is_share):
+        return Change("none before" if not before else "none now", "even", "There is nothing to compare with.")
+    by = now - before if measure.is_share else (now - before) / before
+    told = f"{measure.write(now)} now, {measure.write(before)} in the time before; what is not over yet left out."
+    if abs(by) < (LEAST_CHANGE / 10 if measure.is_share else LEAST_CHANGE):
+        return Change("as before", "even", told)
+    amount = f"{abs(by) * 100:.1f} points" if measure.is_share else _percent(abs(by))
+    tone = "even" if not measure.direction else "better" if (by > 0) == (measure.direction > 0) else "worse"
+    return Change(f"{'▲' if by > 0 else '▼'} {amount}", tone, told)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %") if share < 10 else f"{share:,.0f} times more"
+
+
+def _answered(figures: Figures) -> int:
+    return figures.requests - figures.invalid - figures.limited - figures.failed
+
+
+def _errors(figures: Figures) -> str:
+    refused = f"{count(figures.limited)} limited, {count(figures.invalid)} invalid"
+    return f"{count(figures.failed)} failed; {refused}"
+
+
+def _unpriced(figures: Figures) -> str:
+    return f"{count(figures.unpriced)} without a price" if figures.unpriced else ""
+
+
+def _tokens(figures: Figures) -> int:
+    return figures.input_tokens + figures.output_tokens
+
+
+def _p95(values: list[float] | None) -> float | None:
+    return None if values is None else values[0]
+
+
+def _of_requests(figures: Figures) -> float | None:
+    return figures.failed / figures.requests if figures.requests else None
+
+
+def _hit_rate(figures: Figures) -> float | None:
+    found = figures.cache_hits + figures.misses
+    return figures.cache_hits / found if found else None
+
+
+REQUESTS = Measure(lambda figures: figures.requests, lambda value: count(int(value)))
+ERRORS = Measure(_of_requests, percent, direction=-1, is_share=True)
+LATENCY = Measure(lambda figures: _p95(figures.latency_quantiles(P95)), milliseconds, direction=-1)
+FIRST_TOKEN = Measure(lambda figures: _p95(figures.first_token_quantiles(P95)), milliseconds, direction=-1)
+HIT_RATE = Measure(_hit_rate, percent, direction=1, is_share=True)
+TOKENS = Measure(_tokens, lambda value: count(int(value)))
+COST = Measure(lambda figures: figures.cost, lambda value: money(int(value)))
+SAVED = Measure(lambda figures: figures.saved_cost, lambda value: money(int(value)), direction=1)
+
+#: Series that a chart tells apart; what is beyond is added up.
+SERIES = 6
+REST = "others"
+NO_MODEL = "no model"
+#: Of a few requests, p95 and p99 are the same one.
+OVERLAP = "Where few requests were timed, the lines of p95 and p99 lie on one another."
+
+Value = float | int | None
+Set = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The parts of the span: where each begins, what is written below a chart, and what a tooltip and a table say."""
+
+    starts: Sequence[datetime]
+    labels: Sequence[str]
+    names: Sequence[str]
+    per: str
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Return what every chart has of it."""
+        return {"labels": self.labels, "names": self.names, "time": f"{self.per.capitalize()} (UTC)"}
+
+
+def charts(asked: Asked, reading: Reading) -> list[dict[str, Any]]:
+    """Describe the charts, in their order."""
+    axis = _axis(asked)
+    made = (_traffic, _latency, _first_token, _tokens_chart, _cost)
+    found = [{**axis.shared, **each(axis, reading)} for each in made]
+    return [{**each, **({"note": OVERLAP} if each["kind"] == "lines" else {})} for each in found]
+
+
+def _axis(asked: Asked) -> Axis:
+    starts = asked.span.starts()
+    unit = asked.span.unit
+    if unit is None or unit is Unit.HOUR:
+        is_long = asked.span.length > timedelta(days=2)
+        labels = [_clock(start, with_day=is_long) for start in starts]
+        step = timedelta(minutes=1) if unit is None else timedelta(hours=1)
+        names = [f"{start:%Y-%m-%d %H:%M} to {start + step:%H:%M} UTC" for start in starts]
+    elif unit is Unit.DAY:
+        labels, names = [f"{start.day} {start:%b}" for start in starts], [f"{start:%Y-%m-%d}" for start in starts]
+    else:
+        labels, names = [f"{start:%b %Y}" for start in starts], [f"{start:%Y-%m}" for start in starts]
+    return Axis(starts, labels, names, unit or "minute")
+
+
+def _clock(start: datetime, *, with_day: bool) -> str:
+    return f"{start.day} {start:%b %H:%M}" if with_day else f"{start:%H:%M}"
+
+
+def _values(axis: Axis, reading: Reading, of: Callable[[Figures], Value], absent: Value = 0) -> list[Value]:
+    """Read a value of each part; `absent` where nothing was asked: no requests are 0 requests, but no latency."""
+    return [of(reading.parts[start]) if start in reading.parts else absent for start in axis.starts]
+
+
+def _traffic(axis: Axis, reading: Reading) -> dict[str, Any]:
+    total = reading.total
+    # The looks are those of the account page: one thing has one colour everywhere.
+    columns: list[tuple[str, int, Callable[[Figures], Value]]] = [
+        ("answered", 0, lambda each: each.requests - each.invalid - each.limited - each.failed),
+        ("over a limit", 1, lambda each: each.limited),
+        ("failed", 3, lambda each: each.failed),
+        ("invalid", 4, lambda each: each.invalid),
+    ]
+    sets = [{"name": name, "look": look, "values": _values(axis, reading, of)} for name, look, of in columns]
+    summary = f"{count(total.requests)} requests, {count(total.failed)} of them failed."
+    return _chart("traffic", "Requests and errors", "bars", "count", f"Requests per {axis.per}", sets, summary)
+
+
+def _latency(axis: Axis, reading: Reading) -> dict[str, Any]:
+    values = reading.total.latency_quantiles()
+    sets = _quantiles(axis, reading, Figures.latency_quantiles)
+    return _chart("latency", "Latency", "lines", "time", "Time to the whole answer", sets, _told(values))
+
+
+def _first_token(axis: Axis, reading: Reading) -> dict[str, Any]:
+    values = reading.total.first_token_quantiles()
+    sets = _quantiles(axis, reading, Figures.first_token_quantiles)
+    title, unit = "Time to first token (streams)", "Time to the first token"
+    return _chart("first-token", title, "lines", "time", unit, sets, _told(values))
+
+
+def _quantiles(axis: Axis, reading: Reading, of: Callable[[Figures], list[float] | None]) -> list[Set]:
+    found = [of(reading.parts[start]) if start in reading.parts else None for start in axis.starts]
+    return [
+        {"name": name, "values": [None if values is None else round(values[place], 1) for values in found]}
+        for place, name in enumerate(QUANTILES)
+    ]
+
+
+def _told(values: list[float] | None) -> str:
+    if values is None:
+        return "Nothing was timed."
+    told = ", ".join(f"{name} {milliseconds(value)}" for name, value in zip(QUANTILES, values, strict=True))
+    return f"Altogether {told}."
+
+
+def _tokens_chart(axis: Axis, reading: Reading) -> dict[str, Any]:
+    total = reading.total
+    columns: dict[str, Callable[[Figures], Value]] = {
+        "input": lambda each: each.input_tokens - each.cached_tokens,
+        "cached input": lambda each: each.cached_tokens,
+        "output": lambda each: each.output_tokens,
+    }
+    sets = [{"name": name, "values": _values(axis, reading, of)} for name, of in columns.items()]
+    summary = f"{count(total.input_tokens)} in, {count(total.output_tokens)} out."
+    return _chart("tokens", "Tokens", "bars", "count", f"Tokens per {axis.per}", sets, summary)
+
+
+def _cost(axis: Axis, reading: Reading) -> dict[str, Any]:
+    """Split the cost by model: the dearest ones, the rest added up."""
+    costs = {model: sum(parts.values()) for model, parts in reading.costs.items()}
+    ranked = [model for model in sorted(costs, key=lambda model: (-costs[model], model)) if costs[model]]
+    shown = ranked if len(ranked) <= SERIES else ranked[: SERIES - 1]
+    sets = [{"name": model or NO_MODEL, "values": _costs(axis, reading, [model])} for model in shown]
+    if len(shown) < len(ranked):
+        sets.append({"name": REST, "values": _costs(axis, reading, ranked[len(shown) :])})
+    summary = f"{known_money(reading.total.cost, reading.total.unpriced).capitalize()} altogether."
+    return _chart("cost", "Cost by model", "bars", "money", f"US dollars per {axis.per}", sets, summary)
+
+
+def _costs(axis: Axis, reading: Reading, models: Sequence[str]) -> list[float]:
+    of_these = [reading.costs[model] for model in models]
+    sums = [sum(parts.get(start, 0) for parts in of_these) for start in axis.starts]
+    return [amount / NANO_DOLLARS for amount in sums]
+
+
+def _chart(name: str, title: str, kind: str, numbers: str, unit: str, sets: list[Set], summary: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "title": title,
+        "kind": kind,
+        "numbers": numbers,
+        "unit": unit,
+        "sets": sets,
+        "summary": summary,
+    }
+
+
+SHOWN = 5
+RECENT = 10
+#: Names that a filter suggests; others can be typed.
+SUGGESTED = 200
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RankRow:
+    """An account or a key with what it used: texts for reading, the dashboard's query for it alone, and the log's."""
+
+    name: str
+    query: str
+    log_query: str
+    requests: str
+    failed: str
+    tokens: str
+    cost: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What waits for the ingester, in words; `is_late` when that is more than a while."""
+
+    text: str
+    is_late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """Who cost most in the span. Where one key is looked at, no account is listed.
+
+    `since` is where that begins if it is before the span does: callers are told by whole hours.
+    """
+
+    accounts: list[RankRow]
+    keys: list[RankRow]
+    since: datetime | None
+
+
+def who_had_most(asked: Asked) -> Most:
+    """List the accounts and the keys that cost most in the span."""
+    span = asked.span
+    found = usage_rankings(begin=span.begin, end=span.reach, scope=asked.scope, limit=SHOWN)
+    hour = moment_of(hour_of(span.begin))
+    return Most(
+        accounts=[] if asked.scope.key_id else [_rank_row(asked, rank) for rank in found.accounts],
+        keys=[_rank_row(asked, rank) for rank in found.keys],
+        since=hour if hour < span.begin else None,
+    )
+
+
+def _rank_row(asked: Asked, rank: Rank) -> RankRow:
+    whose = {"account": rank.account, **({"key": rank.key} if rank.key else {})}
+    return RankRow(
+        name="/".join(whose.values()),
+        query=asked.query(**whose),
+        log_query=asked.log_query(**whose),
+        requests=count(rank.requests),
+        failed=percent(rank.failed / rank.requests) if rank.failed else "0",
+        tokens=count(rank.tokens),
+        cost=known_money(rank.cost, rank.unpriced),
+    )
+
+
+def recent_failures(asked: Asked) -> list[RequestRecord]:
+    """Read the newest records of the span that ended with 5xx, by their own index."""
+    return list(_failures(asked).order_by("-admitted_at", "-pk")[:RECENT])
+
+
+def _failures(asked: Asked) -> QuerySet[RequestRecord]:
+    chosen = Selection(asked.span.begin, asked.span.end, asked.scope)
+    return chosen.records().filter(OUTCOMES[Outcome.FAILED])
+
+
+def open_alerts(*, but: Collection[str] = ()) -> list[Alert]:
+    """Read the newest alerts whose episode goes on, those on budgets last; of a budget's levels the highest.
+
+    `but`: not those of these subjects.
+    """
+    going_on = Alert.objects.filter(ended_at=None).exclude(subject__in=but).order_by("-pk")
+    of_service = going_on.exclude(kind=Alert.Kind.BUDGET)[:RECENT]
+    rising = sorted(
+        going_on.filter(kind=Alert.Kind.BUDGET)[: RECENT * len(LEVELS)], key=lambda alert: level_of(alert.subject)
+    )
+    highest = {topic_of(alert.subject): alert for alert in rising}.values()
+    return [*of_service, *sorted(highest, key=lambda alert: -alert.pk)][:RECENT]
+
+
+def ingest_lag() -> Lag:
+    """Say how many records wait, and how long the oldest has."""
+    try:
+        backlog = ingest_backlog()
+    except RedisError as error:
+        log.warning("backlog_unknown", cause=type(error).__name__)
+        return Lag("Redis is away: how many records wait to be counted is unknown.", is_late=True)
+    if not backlog.records:
+        return Lag("Every record is counted.")
+    waiting = "1 record waits" if backlog.records == 1 else f"{count(backlog.records)} records wait"
+    text = f"{waiting} to be counted, the oldest for {duration(backlog.seconds)}."
+    return Lag(text, is_late=backlog.seconds > LAG_SECONDS)
+
+
+def suggestions() -> dict[str, list[str]]:
+    """Name what the filters may be set to: accounts, models and endpoints."""
+    used = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_MONTH).order_by()
+    pairs = set(used.values_list("model", "endpoint").distinct()[:SUGGESTED])
+    return {
+        "account": list(Account.objects.values_list("name", flat=True)[:SUGGESTED]),
+        "model": sorted({model for model, _ in pairs if model}),
+        "endpoint": sorted({endpoint for _, endpoint in pairs}),
+    }

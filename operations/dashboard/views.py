@@ -1,0 +1,107 @@
+"""The admin's index, and what its script asks for while it is looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.views.decorators.http import require_safe
+
+from accounts.checks import DEMO_KEYS
+from monitoring.models import VIEW_RECORDS
+from operations.dashboard.data import read, signs
+from operations.dashboard.limits import limits_nearly_reached
+from operations.dashboard.query import DEFAULT, OWN, RANGES, Asked, read_address
+from operations.dashboard.sections import (
+    charts,
+    ingest_lag,
+    open_alerts,
+    recent_failures,
+    suggestions,
+    tiles,
+    who_had_most,
+)
+from operations.deployments import sorted_deployment_states
+
+#: Seconds between two looks for something new, by how finely the span is divided.
+EVERY, SELDOM = 10, 60
+
+
+def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
+    """Add the dashboard to the index of whoever may see the request log (unfold's DASHBOARD_CALLBACK)."""
+    if not request.user.has_perm(VIEW_RECORDS):
+        return context
+    asked = read_address(request.GET, timezone.now())
+    return {**context, "title": "Dashboard", "dashboard": {**_frame(asked), **_sections(request, asked)}}
+
+
+@require_safe
+def dashboard_sections(request: HttpRequest) -> HttpResponse:
+    """Answer the sections anew, or 204 where nothing happened since the mark `seen`: see operations.dashboard.data."""
+    if not request.user.has_perm(VIEW_RECORDS):
+        raise PermissionDenied
+    asked = read_address(request.GET, timezone.now())
+    if request.GET.get("seen") == _mark(asked):
+        return HttpResponse(status=204)
+    return render(request, "admin/dashboard/sections.html", {"dashboard": _sections(request, asked)})
+
+
+def _mark(asked: Asked) -> str:
+    """Name what there is to see: the newest record and other signs, and the span, which moves on with time."""
+    newest, *others = signs()
+    return f"{newest}@{asked.span.end.timestamp():.0f};{';'.join(others)}"
+
+
+def _frame(asked: Asked) -> dict[str, Any]:
+    """Return what stays while the sections change: the form."""
+    own = asked.name == OWN
+    return {
+        "ranges": [(name, text, asked.query(range=name)) for name, text in RANGES.items()],
+        "range": asked.name,
+        "own": OWN,
+        "from": f"{asked.span.begin:%Y-%m-%dT%H:%M}" if own else "",
+        "to": f"{asked.span.end:%Y-%m-%dT%H:%M}" if own else "",
+        "filters": [(name, asked.filters.get(name, "")) for name in ("account", "key", "model", "endpoint")],
+        "is_filtered": bool(asked.filters),
+        "suggestions": suggestions(),
+        "problems": asked.problems,
+        "query": asked.query(),
+        "every": SELDOM if asked.name in ("7d", "30d") else EVERY,
+    }
+
+
+def _sections(request: HttpRequest, asked: Asked) -> dict[str, Any]:
+    """Return what the sections show."""
+    now = timezone.now()
+    mark = _mark(asked)  # before the figures: what comes in meanwhile is new the next time
+    reading = read(asked)
+    deployments = sorted_deployment_states()
+    # The watch ends their alerts when it looks the next time; the page must not say two things of them until then.
+    well = {subject for each in deployments if not each.is_failing for subject in each.alert_subjects}
+    return {
+        "mark": mark,
+        "now": now,
+        "span": asked.span,
+        "is_empty": not reading.total.requests,
+        "is_new": mark.startswith("None@"),
+        "is_filtered": bool(asked.filters),
+        "notice": reading.notice,
+        "tiles": tiles(asked, reading),
+        "charts": charts(asked, reading),
+        "most": who_had_most(asked),
+        "nearly": limits_nearly_reached(now),
+        "deployments": deployments,
+        "lag": ingest_lag(),
+        "failures": recent_failures(asked),
+        "alerts": open_alerts(but=well) if request.user.has_perm("monitoring.view_alert") else [],
+        "log_query": asked.log_query(),
+        "failed_query": asked.log_query(status="failed"),
+        "all_query": asked.query(**dict.fromkeys(("account", "key", "model", "endpoint"), "")),
+        "longer_query": asked.query(range="30d" if asked.name in (DEFAULT, "7d") else DEFAULT),
+        "url": request.build_absolute_uri("/chat"),
+        "key": DEMO_KEYS[0] if settings.ALLOW_PLAIN_KEYS else "$AIAPI_KEY",
+    }

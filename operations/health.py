@@ -1,0 +1,261 @@
+"""Is the service able to answer? Checks by name, registered by the rooms that know.
+
+A check returns OK, DEGRADED or AWAY, or raises Unwell with a reason that anybody may read; of any other exception no
+text gets out: what is wrong is in the log. The service as a whole is unhealthy, and not ready, only when callers get
+nothing but 503: when the database is away, or a store that each call writes to takes no writes. Anything else that is
+away leaves it degraded.
+
+Whether the default model's provider answers: its list of models is asked for, which spends no token.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+import structlog
+from django.conf import settings
+from django.core.cache import caches
+from django.db import Error as DatabaseError
+from django.db import connection, transaction
+
+from accounts.limits import get_limits, write_refusal
+from core.database import PROMPT_SECONDS, database_outage, impatient
+from inference.catalog import CatalogModel, catalog
+from inference.upstream.client import client
+from monitoring.ingester import ingest_backlog
+
+#: Seconds that a record may wait for the ingester before that is called a lag.
+LAG_SECONDS = 30
+#: Seconds for which an answer is given again.
+REMEMBERED_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Health(StrEnum):
+    """What a check can say."""
+
+    OK = "healthy"
+    DEGRADED = "degraded"
+    AWAY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check said, and why, where that is known."""
+
+    health: Health
+    reason: str = ""
+
+
+class Unwell(Exception):
+    """What a check found wrong. The reason is told to anybody: a sentence without addresses and names."""
+
+    def __init__(self, health: Health, reason: str) -> None:
+        super().__init__(reason)
+        self.finding = Finding(health, reason)
+
+
+T = TypeVar("T")
+#: Checks without which no call is answered.
+VITAL = ("database", "limits")
+Check = Callable[[], Health]
+_checks: dict[str, Check] = {}
+
+
+def register_check(name: str, check: Check) -> None:
+    """Add a check; a later one of the same name replaces it."""
+    _checks[name] = check
+
+
+def check_each() -> dict[str, Finding]:
+    """Run all checks; return what each says."""
+    return {name: probe(name, check) for name, check in _checks.items()}
+
+
+def health_report() -> dict[str, Any]:
+    """Run all checks; return `{status, checks, response_time_ms}`, and `reasons` where any are known."""
+    began = time.perf_counter()
+    results = {"api": Finding(Health.OK)} | check_each()
+    status = Health.OK if all(found.health is Health.OK for found in results.values()) else Health.DEGRADED
+    if any(results[name].health is Health.AWAY for name in VITAL):
+        status = Health.AWAY
+    reasons = {name: found.reason for name, found in results.items() if found.reason}
+    return {
+        "status": str(status),
+        "checks": {name: str(found.health) for name, found in results.items()},
+        **({"reasons": reasons} if reasons else {}),
+        "response_time_ms": round((time.perf_counter() - began) * 1000, 1),
+    }
+
+
+def readiness() -> Health:
+    """Run the checks without which no call is answered; return AWAY if one says so."""
+    is_away = any(probe(name, _checks[name]).health is Health.AWAY for name in VITAL)
+    return Health.AWAY if is_away else Health.OK
+
+
+class Remembered(Generic[T]):
+    """What a function said within the last second: anybody may ask for it, and one asks the stores for all."""
+
+    def __init__(self, ask: Callable[[], T], clock: Callable[[], float] = time.monotonic) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._said: tuple[float, T] | None = None
+
+    def __call__(self) -> T:
+        """Return what it said, or ask it; others wait for the answer meanwhile."""
+        said = self._said
+        if said is None or self._clock() - said[0] >= REMEMBERED_SECONDS:
+            with self._lock:
+                said = self._said
+                if said is None or self._clock() - said[0] >= REMEMBERED_SECONDS:
+                    answer = self._ask()
+                    said = self._said = (self._clock(), answer)
+        return said[1]
+
+    def forget(self) -> None:
+        """Ask again the next time."""
+        self._said = None
+
+
+def database_health() -> Health:
+    """Read from the database and write to it; when it does not answer, other checks don't wait for it once more.
+
+    Where it only reads, calls are answered all the same: their records wait in Redis.
+    """
+    try:
+        with impatient(PROMPT_SECONDS), connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError:
+        database_outage.failed()
+        raise
+    try:
+        with impatient(PROMPT_SECONDS):
+            is_written = _write_to_sqlite() if connection.vendor == "sqlite" else _write_to_postgres()
+    except DatabaseError as error:
+        log.warning("database_not_written", cause=str(error))
+        is_written = False
+    if is_written:
+        return Health.OK
+    refusal = "The database takes no writes: its disk is full, or it is read-only."
+    raise Unwell(Health.DEGRADED, f"{refusal} Records wait in Redis, and nothing can be changed until it does.")
+
+
+def _write_to_sqlite() -> bool:
+    """Write a page that stays as it is, and commit that; a file that another writes to just now can be written."""
+    try:
+        with impatient(0), connection.cursor() as cursor:
+            cursor.execute("PRAGMA user_version")
+            (version,) = cursor.fetchone()
+            cursor.execute(f"PRAGMA user_version = {version}")
+    except DatabaseError as error:
+        code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        if code & 0xFF != sqlite3.SQLITE_BUSY:  # the rest says what kind of busy
+            raise
+    return True
+
+
+def _write_to_postgres() -> bool:
+    """Have PostgreSQL write a temporary file, which a full disk has no room for; False if it is read-only.
+
+    A row would prove nothing: it may find room in a page that is there. These 5,000 rows take more than 64 kB.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL work_mem = '64kB'")
+        cursor.execute(
+            "SELECT current_setting('transaction_read_only') = 'off', (SELECT count(*) FROM generate_series(1, 5000))"
+        )
+        return bool(cursor.fetchone()[0])
+
+
+def cache_health() -> Health:
+    """Write to the cache of answers and read it back."""
+    cache = caches[settings.ANSWER_CACHE]
+    cache.set("health", "ok", 10)
+    return Health.OK if cache.get("health") == "ok" else Health.AWAY
+
+
+def limits_health() -> Health:
+    """Ask the limits' backend whether it does without its store, and whether that can still be written to."""
+    limits = get_limits()
+    limits.now()
+    if limits.is_degraded:
+        raise Unwell(Health.DEGRADED, "Redis is away: rates are kept per process, and calls under a budget get 503.")
+    refusal = write_refusal()
+    if refusal is not None:
+        health = Health.AWAY if refusal.is_everywhere else Health.DEGRADED
+        raise Unwell(health, f"Redis takes no writes: {refusal.cause}. New calls get 503 until it does.")
+    return Health.OK
+
+
+def ingest_health() -> Health:
+    """See whether records wait for the ingester longer than LAG_SECONDS."""
+    return Health.DEGRADED if ingest_backlog().seconds > LAG_SECONDS else Health.OK
+
+
+def probe(name: str, check: Check) -> Finding:
+    """Run one check; whatever it raises beside Unwell means that what it asks is away."""
+    try:
+        return Finding(check())
+    except Unwell as unwell:
+        return unwell.finding
+    except Exception as error:  # noqa: BLE001  # a check fails in whatever way its driver has; the log names it
+        log.warning("health_check_failed", check=name, cause=type(error).__name__)
+        return Finding(Health.AWAY)
+
+
+recent_report = Remembered(health_report)
+recent_readiness = Remembered(readiness)
+
+register_check("database", database_health)
+register_check("cache", cache_health)
+register_check("limits", limits_health)
+register_check("ingest", ingest_health)
+
+
+#: Seconds for which an answer is believed, so that health checks cost the provider next to nothing.
+BELIEVED_SECONDS = 30
+PROBE_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class _Belief:
+    health: Health = Health.AWAY
+    until: float = float("-inf")
+
+
+class ModelHealth:
+    """Remembers the last answer of each provider's address."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._beliefs: dict[str, _Belief] = {}
+
+    def __call__(self) -> Health:
+        """Say whether the default model can be reached, asking at most every BELIEVED_SECONDS."""
+        model = catalog.default()
+        if model is None or not model.routes:
+            return Health.AWAY
+        belief = self._beliefs.setdefault(model.routes[0].base_url, _Belief())
+        if belief.until <= self._clock():
+            belief.until = self._clock() + BELIEVED_SECONDS
+            belief.health = self._ask(model)
+        return belief.health
+
+    def forget(self) -> None:
+        """Ask again the next time."""
+        self._beliefs.clear()
+
+    def _ask(self, model: CatalogModel) -> Health:
+        return Health.OK if client.is_reachable(model.routes[0], seconds=PROBE_SECONDS) else Health.AWAY
+
+
+llm_health = ModelHealth()

@@ -1,0 +1,25 @@
+"""Send a test alert on every way that the settings name, and say what came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from operations.alerts.deliveries import send_test_alert
+
+
+class Command(BaseCommand):
+    """Ends with an error if a way failed, or if there is none."""
+
+    help = __doc__
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Send, and print a line for each way."""
+        deliveries = send_test_alert()
+        if not deliveries:
+            raise CommandError("Nobody would be told: set ALERT_WEBHOOK_URL, or EMAIL_URL and ALERT_EMAILS.")
+        for delivery in deliveries:
+            self.stdout.write(f"{delivery}: {delivery.failure or 'sent'}")
+        if any(delivery.failure for delivery in deliveries):
+            raise CommandError("Not every way works.")

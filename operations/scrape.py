@@ -1,0 +1,137 @@
+"""What Prometheus reads: the metrics of all workers of this server, and what is asked of others at that moment."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_network
+
+import django
+import structlog
+from django.conf import settings
+from django.http import HttpRequest
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+from redis.exceptions import RedisError
+
+from core.errors import DependencyUnavailable
+from core.network import client_address, is_within
+from core.telemetry import metrics
+from core.telemetry.metrics import VARIABLE
+from monitoring.ingester import Backlog, ingest_backlog
+
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+log = structlog.get_logger(__name__)
+
+Names = Callable[[], Iterable[str]]
+_deployments: list[Names] = []
+
+
+def register_deployments(names: Names) -> None:
+    """Let the room that knows tell which deployments there are: a breaker of one that is gone is not shown.
+
+    `names` raises DependencyUnavailable while it can't tell.
+    """
+    _deployments[:] = [names]
+
+
+def may_scrape(request: HttpRequest) -> bool:
+    """Say whether a request may read the metrics: by METRICS_TOKEN, or from an address in METRICS_NETWORKS.
+
+    Without either setting, from loopback. A request that came through a proxy which nobody told us to trust, or through
+    fewer than there are, is from an unknown address, and needs the token.
+    """
+    token: str = settings.METRICS_TOKEN
+    if token and hmac.compare_digest(_bearer_token(request).encode(), token.encode()):
+        return True
+    forwarded = request.META.get("HTTP_X_FORWARDED_FOR")
+    if forwarded is not None and not 0 < settings.TRUSTED_PROXIES <= len(forwarded.split(",")):
+        return False
+    networks = settings.METRICS_NETWORKS or (() if token else LOOPBACK)
+    return is_within(client_address(request), networks)
+
+
+def metrics_text(accept: str) -> tuple[bytes, str]:
+    """Write all metrics in the format that an Accept header asks for; return them and their content type."""
+    encode, content_type = choose_encoder(accept)
+    registry = CollectorRegistry()
+    registry.register(Written())
+    registry.register(Asked())
+    return encode(registry), content_type
+
+
+def metric_names() -> list[str]:
+    """List the names of all metrics, as they are written in rules: counters end in `_total`."""
+    families = [*metrics.REGISTRY.collect(), *Asked().collect()]
+    return sorted(f"{each.name}_total" if each.type == "counter" else each.name for each in families)
+
+
+class Written(Collector):
+    """What the workers wrote down. A metric that has no series yet is named all the same."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics, in the order of their definition."""
+        found = {each.name: each for each in self._shared()}
+        for own in metrics.REGISTRY.collect():
+            metric = found.get(own.name) or Metric(own.name, own.documentation, own.type)
+            if own.name == "aiapi_breaker_state":
+                metric.samples = _of_present_deployments(metric)
+            yield metric
+
+    def _shared(self) -> Iterable[Metric]:
+        """Read the folder of this server's workers; a process that serves alone has all by itself."""
+        if os.environ.get(VARIABLE):
+            found: Iterable[Metric] = MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
+            return found
+        return metrics.REGISTRY.collect()
+
+
+class Asked(Collector):
+    """What is asked when it is scraped: the records' queue, and what this build is."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; while the store is away, those of the queue have no value."""
+        backlog = _backlog()
+        yield GaugeMetricFamily(
+            "aiapi_state_store_up", "Whether the Redis for state answers.", int(backlog is not None)
+        )
+        yield GaugeMetricFamily(
+            "aiapi_ingest_lag_seconds",
+            "For how long the oldest record has been waiting for the ingester.",
+            backlog.seconds if backlog else None,
+        )
+        yield GaugeMetricFamily(
+            "aiapi_ingest_queue_records", "Records that wait for the ingester.", backlog.records if backlog else None
+        )
+        build = GaugeMetricFamily("aiapi_build_info", "What is running.", labels=["version", "python", "django"])
+        build.add_metric([settings.VERSION, platform.python_version(), django.get_version()], 1)
+        yield build
+
+
+def _of_present_deployments(metric: Metric) -> list[Sample]:
+    """Leave out the breakers of deployments that are gone; while nobody knows which are there, show all."""
+    try:
+        present = {name for names in _deployments for name in names()}
+    except DependencyUnavailable:
+        return metric.samples
+    return [sample for sample in metric.samples if sample.labels["deployment"] in present]
+
+
+def _backlog() -> Backlog | None:
+    try:
+        return ingest_backlog()
+    except RedisError as error:
+        log.warning("backlog_not_read", cause=type(error).__name__)
+        return None
+
+
+def _bearer_token(request: HttpRequest) -> str:
+    scheme, _, token = str(request.META.get("HTTP_AUTHORIZATION", "")).partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""

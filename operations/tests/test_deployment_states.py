@@ -1,0 +1,67 @@
+"""How deployments stand, for the dashboard."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference.catalog import Rates, _route
+from inference.models import Deployment, Model, Provider
+from inference.upstream import breaker
+from inference.upstream.breaker import Breakers, addresses, breakers, publish
+from operations.dashboard.data import signs
+from operations.deployments import deployment_states
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def deployment() -> Deployment:
+    """Make a deployment."""
+    provider = Provider.objects.create(name="p", base_url="https://p.example/v1")
+    return Deployment.objects.create(model=Model.objects.create(public_name="m"), provider=provider, upstream_name="u")
+
+
+def test_it_tells_breakers_of_this_process_and_of_others(deployment: Deployment) -> None:
+    (state,) = deployment_states()
+    assert (state.model, state.provider, state.name, state.state, state.is_enabled) == ("m", "p", "u", "closed", True)
+    assert not state.is_troubled
+    elsewhere = Breakers(publish=publish)
+    for account in range(breaker.FAILURES):
+        elsewhere.failed(deployment.pk, account)
+    (state,) = deployment_states()
+    assert state.state == "open"
+    assert state.is_troubled
+    for account in range(breaker.FAILURES):
+        breakers.failed(deployment.pk, account)
+    (state,) = deployment_states()
+    assert state.state == "open"
+    assert state.open_since is not None
+
+
+def test_it_lets_the_dashboard_notice_a_breaker(deployment: Deployment) -> None:
+    seen = [signs()]
+    publish(deployment.pk, 60)
+    seen.append(signs())
+    publish(deployment.pk + 1, 5)
+    seen.append(signs())
+    assert signs() == seen[2]
+    publish(deployment.pk, None)
+    seen.append(signs())
+    publish(deployment.pk + 1, None)
+    assert signs() == seen[0]
+    assert len({str(each) for each in seen}) == 4
+
+
+def test_it_tells_an_address_that_can_t_be_reached(deployment: Deployment) -> None:
+    addresses.failed(_route(deployment, Rates()))
+    (state,) = deployment_states()
+    assert (state.state, state.is_troubled) == ("open", True)
+    assert state.open_since is not None
+    addresses.answered(_route(deployment, Rates()))
+    assert deployment_states()[0].state == "closed"
+
+
+def test_it_tells_what_is_switched_off(deployment: Deployment) -> None:
+    Provider.objects.update(is_enabled=False)
+    (state,) = deployment_states()
+    assert not state.is_enabled
