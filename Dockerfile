@@ -28,7 +28,7 @@ COPY . .
 # Collected as production serves them, by names with a digest; no secret is needed for that. var/ is for SQLite, where
 # no DATABASE_URL is given; the code stays root's, so that the service can't change it.
 RUN python manage.py collectstatic --no-input --verbosity 0 \
-    && python -m compileall -q accounts aiapi inference monitoring \
+    && python -m compileall -q accounts aiapi core inference monitoring operations \
     && install --directory --owner aiapi --group aiapi var
 USER 10001:10001
 EXPOSE 8000

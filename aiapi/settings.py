@@ -257,6 +257,7 @@ INSTALLED_APPS = [
     "accounts",
     "monitoring",
     "inference",
+    "operations",
     "aiapi",
 ]
 

@@ -22,6 +22,7 @@ from inference.api.openai import (
     UnsupportedView,
 )
 from monitoring.views import RequestView, StatsView, UsageView
+from operations.dashboard.views import dashboard_sections
 from operations.views import HealthView, LiveView, MetricsView, ReadyView
 
 handler400 = "aiapi.error_pages.bad_request"
@@ -62,5 +63,6 @@ urlpatterns = [
     api(r"openapi\.json", OpenAPIView.as_view(), "openapi"),
     path("account/", PageView.as_view(current="account"), name="account"),
     path("playground/", PageView.as_view(current="playground"), name="playground"),
+    path("admin/dashboard/", admin.site.admin_view(dashboard_sections), name="dashboard_sections"),
     path("admin/", admin.site.urls),
 ]

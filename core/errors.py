@@ -41,12 +41,9 @@ What a log should know and a caller should not goes into the exception's `__caus
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from core.redaction import without_keys
-
-if TYPE_CHECKING:
-    from accounts.limits.types import Refusal
 
 #: Characters of a model's name that an error repeats.
 MOST_OF_A_NAME = 100
@@ -58,8 +55,8 @@ class ApiError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     message: ClassVar[str] = "Internal server error"
-    #: What the limits said, of an error that is a refusal of theirs.
-    refusal: Refusal | None = None
+    #: The accounts.limits Refusal behind the error; None for every other error.
+    refusal: Any = None
 
     def __init__(
         self,

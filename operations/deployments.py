@@ -5,7 +5,6 @@ How deployments stand, for the admin: those of the database, with what breakers,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -57,26 +56,16 @@ class DeploymentState:
         return self.is_failing or (self.is_enabled and bool(self.accounts or self.missing or self.is_unlisted))
 
 
-Reader = Callable[[], Sequence[DeploymentState]]
-_readers: list[Reader] = []
-
-
-def register_deployment_states(reader: Reader) -> None:
-    """Let the room that knows tell how deployments stand; a later one replaces it."""
-    _readers[:] = [reader]
-
-
-def sorted_deployment_states() -> list[DeploymentState]:
-    """List all deployments, those in trouble first, then those without a price."""
-    states = [state for reader in _readers for state in reader()]
-    return sorted(states, key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
-
-
 CLOSED = BreakerReading(BreakerState.CLOSED, None, 0)
 WORSE_AND_WORSE = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN)
 
 
 def deployment_states() -> list[DeploymentState]:
+    """List all deployments: those in trouble first, then those without a price."""
+    return sorted(_states(), key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
+
+
+def _states() -> list[DeploymentState]:
     """List all deployments, as this process and all others know them.
 
     One whose address can't be reached is as good as open, one that failed and was not called since is on trial.

@@ -1,4 +1,4 @@
-"""Is the service able to answer? Checks by name, registered by the rooms that know.
+"""Is the service able to answer? Checks by name.
 
 A check returns OK, DEGRADED or AWAY, or raises Unwell with a reason that anybody may read; of any other exception no
 text gets out: what is wrong is in the log. The service as a whole is unhealthy, and not ready, only when callers get
@@ -66,17 +66,11 @@ T = TypeVar("T")
 #: Checks without which no call is answered.
 VITAL = ("database", "limits")
 Check = Callable[[], Health]
-_checks: dict[str, Check] = {}
-
-
-def register_check(name: str, check: Check) -> None:
-    """Add a check; a later one of the same name replaces it."""
-    _checks[name] = check
 
 
 def check_each() -> dict[str, Finding]:
     """Run all checks; return what each says."""
-    return {name: probe(name, check) for name, check in _checks.items()}
+    return {name: probe(name, check) for name, check in CHECKS.items()}
 
 
 def health_report() -> dict[str, Any]:
@@ -97,7 +91,7 @@ def health_report() -> dict[str, Any]:
 
 def readiness() -> Health:
     """Run the checks without which no call is answered; return AWAY if one says so."""
-    is_away = any(probe(name, _checks[name]).health is Health.AWAY for name in VITAL)
+    is_away = any(probe(name, CHECKS[name]).health is Health.AWAY for name in VITAL)
     return Health.AWAY if is_away else Health.OK
 
 
@@ -215,11 +209,6 @@ def probe(name: str, check: Check) -> Finding:
 recent_report = Remembered(health_report)
 recent_readiness = Remembered(readiness)
 
-register_check("database", database_health)
-register_check("cache", cache_health)
-register_check("limits", limits_health)
-register_check("ingest", ingest_health)
-
 
 #: Seconds for which an answer is believed, so that health checks cost the provider next to nothing.
 BELIEVED_SECONDS = 30
@@ -259,3 +248,12 @@ class ModelHealth:
 
 
 llm_health = ModelHealth()
+
+#: The checks of GET /health by name; the alerts watch the same.
+CHECKS: dict[str, Check] = {
+    "database": database_health,
+    "cache": cache_health,
+    "limits": limits_health,
+    "ingest": ingest_health,
+    "llm": llm_health,
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 
 import django
@@ -24,22 +24,12 @@ from core.errors import DependencyUnavailable
 from core.network import client_address, is_within
 from core.telemetry import metrics
 from core.telemetry.metrics import VARIABLE
+from inference.catalog import deployment_names
 from monitoring.ingester import Backlog, ingest_backlog
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 log = structlog.get_logger(__name__)
-
-Names = Callable[[], Iterable[str]]
-_deployments: list[Names] = []
-
-
-def register_deployments(names: Names) -> None:
-    """Let the room that knows tell which deployments there are: a breaker of one that is gone is not shown.
-
-    `names` raises DependencyUnavailable while it can't tell.
-    """
-    _deployments[:] = [names]
 
 
 def may_scrape(request: HttpRequest) -> bool:
@@ -118,7 +108,7 @@ class Asked(Collector):
 def _of_present_deployments(metric: Metric) -> list[Sample]:
     """Leave out the breakers of deployments that are gone; while nobody knows which are there, show all."""
     try:
-        present = {name for names in _deployments for name in names()}
+        present = set(deployment_names())
     except DependencyUnavailable:
         return metric.samples
     return [sample for sample in metric.samples if sample.labels["deployment"] in present]

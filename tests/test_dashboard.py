@@ -116,11 +116,11 @@ def test_it_filters_by_a_form_and_leads_from_a_figure_to_its_records(open_dashbo
 def test_it_tells_when_the_server_is_away_and_goes_on(open_dashboard: Opener, filled: Service) -> None:
     page = open_dashboard().page
     before = requests_shown(page)
-    page.route("**/requestrecord/dashboard/**", lambda route: route.abort())
+    page.route("**/admin/dashboard/**", lambda route: route.abort())
     page.click("#dash-now")
     expect(page.locator("#dash-status")).to_contain_text("The server did not answer. What is shown is from")
     assert requests_shown(page) == before
-    page.unroute("**/requestrecord/dashboard/**")
+    page.unroute("**/admin/dashboard/**")
     assert filled.request("POST", "/chat", {"message": "Once more!"}, key="prod_key_456").status == 200
     page.click("#dash-now")
     expect(page.locator("#dash-status")).to_be_hidden()

@@ -12,8 +12,9 @@ SHEETS = [Path(unfold.__file__).parent / "static/unfold/css/styles.css", ROOT / 
 SCRIPTS = [ROOT / "static/dashboard/dashboard.js"]
 MARKUP = [
     *ROOT.glob("templates/admin/**/*.html"),
-    *(path for app in ("accounts", "inference", "monitoring") for path in ROOT.glob(f"{app}/*.py")),
+    *(path for app in ("accounts", "core", "inference", "monitoring") for path in ROOT.glob(f"{app}/*.py")),
     *ROOT.glob("*/admin/*.py"),
+    *ROOT.glob("operations/**/*.py"),
 ]
 
 

@@ -75,7 +75,9 @@ def changed_by(variable: Variable) -> set[str]:
 def sources() -> str:
     """Return the code of the platform apart from the settings themselves and the tests."""
     paths = [
-        path for app in ("accounts", "aiapi", "inference", "monitoring") for path in (BASE_DIR / app).rglob("*.py")
+        path
+        for app in ("accounts", "aiapi", "core", "inference", "monitoring", "operations")
+        for path in (BASE_DIR / app).rglob("*.py")
     ]
     kept = [path for path in paths if "tests" not in path.parts and path.name != "settings.py"]
     return "\n".join(path.read_text() for path in kept)

@@ -15,7 +15,7 @@ from launch.processes import Stopped, end_on_signals
 from launch.steps import Results, Step
 
 ROOT = Path(__file__).resolve().parents[2]
-APPS = ["accounts", "aiapi", "inference", "monitoring"]
+APPS = ["accounts", "aiapi", "core", "inference", "monitoring", "operations"]
 
 #: What a step gets of the caller's environment; the platform's own settings stay outside.
 KEPT = (

@@ -14,7 +14,7 @@ ENDING = """
 from gevent import monkey; monkey.patch_all()
 import django; django.setup()
 import time, gevent
-from inference import flight
+from inference import single_flight as flight
 from inference.upstream.errors import Deadline
 
 def busy():

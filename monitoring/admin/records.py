@@ -18,7 +18,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from django.urls import path, reverse
+from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
@@ -32,8 +32,6 @@ from monitoring.export import COLUMNS, record_batches
 from monitoring.models import RequestRecord
 from monitoring.payload_log import content_of
 from monitoring.records import FOUND, OUTCOMES, Outcome, outcome_of
-from operations.alerts.admin import AlertAdmin
-from operations.dashboard.views import dashboard_sections
 
 #: What the stages are called on the page.
 STAGES = {
@@ -120,7 +118,6 @@ STATUSES: dict[str, tuple[str, Q]] = {
 }
 #: A status in the address, instead of a class of them.
 SINGLE_STATUS = re.compile("[1-5][0-9]{2}")
-__all__ = ["AlertAdmin", "RequestRecordAdmin"]
 
 #: The cache filter's name for FOUND.
 FOUND_NAME = "found"
@@ -318,11 +315,6 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         if not request.user.has_perm("monitoring.view_requestcontent"):
             return self.fieldsets
         return (*self.fieldsets, ("Content", {"fields": CONTENT_FIELDS}))
-
-    def get_urls(self) -> list[Any]:
-        """Add the address that the dashboard's script asks."""
-        dashboard = path("dashboard/", self.admin_site.admin_view(dashboard_sections), name="monitoring_dashboard")
-        return [dashboard, *super().get_urls()]
 
     @action(description="Export usage", permissions=["export"], icon="summarize", url_path="export-usage")
     def export_usage(self, request: HttpRequest) -> HttpResponseBase:

@@ -64,7 +64,7 @@ def read(response: Any) -> bytes:
 def test_it_shows_a_dashboard_for_any_span(site: Client, span: tuple[str, str]) -> None:
     query = urlencode({"range": "own", "from": span[0], "to": span[1]})
     assert site.get(f"/admin/?{query}").status_code == 200
-    assert site.get(f"{RECORDS}dashboard/?{query}").status_code == 200
+    assert site.get(f"/admin/dashboard/?{query}").status_code == 200
 
 
 @fuzzed

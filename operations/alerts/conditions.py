@@ -1,4 +1,4 @@
-"""What is watched apart from budgets: the share of failed requests, the health checks, and what rooms above add.
+"""What is watched apart from budgets: the share of failed requests, the health checks, deployments and prices.
 
 Models without a price, as alerts to operators.
 
@@ -8,7 +8,7 @@ Deployments that fail, as alerts to operators: open breakers, and addresses that
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -43,20 +43,6 @@ class Condition:
     text: str
     is_on: bool = True
     contact: str = ""
-
-
-Source = Callable[[], Iterable[Condition]]
-_sources: dict[str, Source] = {}
-
-
-def register_source(name: str, source: Source) -> None:
-    """Add a source of conditions; a later one of the same name replaces it."""
-    _sources[name] = source
-
-
-def sources() -> Iterable[Source]:
-    """List what was registered."""
-    return list(_sources.values())
 
 
 def error_rate() -> Iterator[Condition]:

@@ -9,7 +9,13 @@ import structlog
 from django.db import transaction
 
 from operations.alerts.budgets import budgets_used
-from operations.alerts.conditions import Condition, HealthWatch, Source, error_rate, sources
+from operations.alerts.conditions import (
+    Condition,
+    HealthWatch,
+    error_rate,
+    failing_deployments,
+    missing_prices,
+)
 from operations.alerts.deliveries import deliveries_send
 from operations.alerts.incidents import Turn, episodes_follow
 
@@ -40,7 +46,7 @@ class Round:
             return episodes_follow(conditions) if self.turn.is_mine() else 0
 
     def _conditions(self) -> Iterator[Condition]:
-        watched: tuple[Source, ...] = (budgets_used, error_rate, self.health, *sources())
+        watched = (budgets_used, error_rate, self.health, failing_deployments, missing_prices)
         for source in watched:
             yield from source()
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -39,6 +39,7 @@ from monitoring.rollups.periods import Unit, minute_of, moment_of_minute
 from monitoring.rollups.queries import Scope, costs_by_minute, usage_by_minute, usage_costs, usage_parted, usage_totals
 from monitoring.rollups.store import CACHE_COLUMNS
 from operations.dashboard.query import Asked, Span
+from operations.deployments import failing_sign
 from operations.health import LAG_SECONDS
 
 #: Records that are read at most.
@@ -194,16 +195,6 @@ def _divided(parts: dict[datetime, Figures], costs: Mapping[tuple[datetime, str]
     return Reading(parts=parts, costs=dict(by_model), total=Figures.sum_of(parts.values()))
 
 
-#: Selects rows that come and go, and names a column that is higher in each that comes.
-Sign = Callable[[], tuple[QuerySet[Any, Any], str]]
-_signs: list[Sign] = []
-
-
-def register_sign(sign: Sign) -> None:
-    """Let a room that knows more tell what changes with that; a later one replaces it."""
-    _signs[:] = [sign]
-
-
 def open_alerts_sign() -> tuple[QuerySet[Any, Any], str]:
     """Select the alerts that go on."""
     return Alert.objects.filter(ended_at=None), "pk"
@@ -216,7 +207,7 @@ def signs() -> list[str]:
     """
     known = RequestRecord.objects.filter(admitted_at__lte=timezone.now())
     newest = known.order_by("-admitted_at", "-pk").values("pk")[:1]
-    others = (each for sign in (open_alerts_sign, *_signs) for each in _number_and_latest(*sign()))
+    others = (each for sign in (open_alerts_sign, failing_sign) for each in _number_and_latest(*sign()))
     return [*_values(newest, *others), _backlog_sign()]
 
 

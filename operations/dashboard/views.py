@@ -25,7 +25,7 @@ from operations.dashboard.sections import (
     tiles,
     who_had_most,
 )
-from operations.deployments import sorted_deployment_states
+from operations.deployments import deployment_states
 
 #: Seconds between two looks for something new, by how finely the span is divided.
 EVERY, SELDOM = 10, 60
@@ -79,7 +79,7 @@ def _sections(request: HttpRequest, asked: Asked) -> dict[str, Any]:
     now = timezone.now()
     mark = _mark(asked)  # before the figures: what comes in meanwhile is new the next time
     reading = read(asked)
-    deployments = sorted_deployment_states()
+    deployments = deployment_states()
     # The watch ends their alerts when it looks the next time; the page must not say two things of them until then.
     well = {subject for each in deployments if not each.is_failing for subject in each.alert_subjects}
     return {

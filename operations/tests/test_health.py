@@ -21,7 +21,7 @@ from launch.system import free_port
 from monitoring.ingester import ingest_backlog
 from monitoring.tests.samples import a_draft, an_operation
 from operations import health
-from operations.health import Health, health_report, register_check
+from operations.health import CHECKS, Health, health_report
 
 pytestmark = pytest.mark.django_db
 SECRET = "postgresql://aiapi:hunter2@db.internal/aiapi"  # as a driver's message may quote it
@@ -29,9 +29,8 @@ SECRET = "postgresql://aiapi:hunter2@db.internal/aiapi"  # as a driver's message
 
 @pytest.fixture(autouse=True)
 def _checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the tests register checks of their own, and the model be well unless one says otherwise."""
-    monkeypatch.setattr(health, "_checks", dict(health._checks))
-    register_check("llm", lambda: Health.OK)
+    """Let the model be well unless a test says otherwise."""
+    monkeypatch.setitem(CHECKS, "llm", lambda: Health.OK)
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def test_it_is_degraded_without_the_state_store(settings: Settings, nobody: str)
     "check", [failing, lambda: Health.AWAY, lambda: Health.DEGRADED], ids=["failing", "away", "degraded"]
 )
 def test_it_is_degraded_without_the_model(check: Callable[[], Health]) -> None:
-    register_check("llm", check)
+    CHECKS["llm"] = check
     status, overall, llm = part("llm")
     assert (status, overall) == (200, "degraded")
     assert llm != "healthy"
@@ -132,7 +131,7 @@ def test_it_is_degraded_when_records_wait_too_long(redis_limits: LimitBackend, s
 
 
 def test_it_says_which_check_failed_in_the_log_only(caplog: pytest.LogCaptureFixture) -> None:
-    register_check("llm", failing)
+    CHECKS["llm"] = failing
     with caplog.at_level("WARNING", "operations.health"):
         health_report()
     logged = caplog.text
@@ -165,7 +164,7 @@ def test_it_runs_the_checks_at_most_once_a_second() -> None:
         asked.append("once")
         return Health.OK
 
-    register_check("llm", check)
+    CHECKS["llm"] = check
     for _ in range(5):
         assert Client().get("/health").status_code == 200
     assert len(asked) == 1

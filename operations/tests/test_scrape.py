@@ -111,7 +111,7 @@ def test_it_answers_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) 
     def fail() -> set[str]:
         raise DependencyUnavailable
 
-    monkeypatch.setattr(scrape_module, "_deployments", [fail])
+    monkeypatch.setattr(scrape_module, "deployment_names", fail)
     metrics.observe_breaker("somewhere/model", "half_open")
     answer = scrape()
     assert answer.status_code == 200

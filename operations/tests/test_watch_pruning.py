@@ -1,4 +1,4 @@
-"""operations.tests.test_watch_pruning"""
+"""While old records are pruned, the watch goes on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from monitoring.models import RequestRecord
 from monitoring.tests.test_pruning import records
 from operations.alerts.watch import Round
 from operations.management.commands import watch as command
+
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def test_it_goes_on_watching_while_it_prunes(cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
