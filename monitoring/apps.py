@@ -1,4 +1,4 @@
-"""The monitoring app."""
+"""The monitoring app: usage records, rollups and retention."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from django.db.models.signals import post_migrate
 
 
 class MonitoringConfig(AppConfig):
-    """Give the limits what they need of the records: what a month has used, and where records go."""
+    """Connects the limits with the records: ledgers are seeded from them, and settled calls are written to them."""
 
     name = "monitoring"
 
     def ready(self) -> None:
-        """Install seeder and sink, and have every migration see to it that an older release's log has its rollups."""
+        """Install the seeders and the sink of the limits, and fill missing rollups after every migration."""
         from accounts.limits import install
         from monitoring.ledger import month_settled, months_settled
         from monitoring.recorder import write_record
@@ -26,10 +26,10 @@ class MonitoringConfig(AppConfig):
 
 
 def fill_rollups(*, apps: Apps | None = None, **_: Any) -> None:
-    """Make the rollups that an older release did not write, unless what was migrated to is a release that knew of none.
+    """Write the rollups that an older release did not write; do nothing if the migrated state has no Rollup model.
 
-    Not a migration: those run with the tables of their time, and this reads and writes those of today. Without `apps`
-    nothing was migrated: it is how `flush` calls, when it has emptied everything.
+    This is not a migration because it reads and writes the tables of the current release. `apps` is None when `flush`
+    sends the signal: the tables are empty then.
     """
     from monitoring.rollups.verify import rollups_fill
 

@@ -1,11 +1,10 @@
-"""Tables as files: CSV or JSON Lines, made batch by batch, so that memory does not grow with the table.
+"""Export the request log and usage as CSV or JSON Lines, in batches, so that memory does not grow with the table.
 
-Moments are ISO 8601 in UTC, money is a decimal text. In CSV a text that a spreadsheet would take for a formula gets an
-apostrophe in front (OWASP, CSV Injection); in JSON Lines every text is as it is.
+Datetimes are ISO 8601 in UTC, money is a decimal string. In CSV, a text that a spreadsheet would read as a formula is
+prefixed with an apostrophe (OWASP, CSV Injection); JSON Lines holds every text unchanged.
 
-The request log as rows for a file: which of them, in order of time, batch by batch.
-
-Usage as rows for a file: sums by time and by account, key, model or endpoint, a stretch of time after the other.
+The request log has one row a record, in order of time. Usage has one row for each period and each account, key, model
+or endpoint.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ GZIP_WINDOW = 31  # zlib: the largest window, with gzip's header (RFC 1952)
 
 
 class Format(StrEnum):
-    """What a file can be."""
+    """The file formats."""
 
     CSV = "csv"
     JSONL = "jsonl"
 
     @property
     def content_type(self) -> str:
-        """The media type."""
+        """Return the media type."""
         return "text/csv; charset=utf-8" if self is Format.CSV else "application/x-ndjson"
 
 
 def encoded(columns: Sequence[str], batches: Iterable[Sequence[Row]], file_format: Format) -> Iterator[bytes]:
-    """Encode batches of rows, a chunk for each; CSV begins with a line of the columns' names."""
+    """Encode each batch of rows as one chunk; CSV begins with a line of column names."""
     if file_format is Format.CSV:
         yield _csv([columns])
     for batch in batches:
@@ -69,7 +68,7 @@ def gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def plain(value: Any) -> Any:
-    """Make what JSON can hold of a value out of the database: moments, money and ids become texts."""
+    """Convert a database value for JSON: datetimes, decimals and UUIDs become strings."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, Decimal):
@@ -103,7 +102,7 @@ def _cell(value: Any) -> Any:
     return plain(value)
 
 
-#: Column of the file, and the field that it shows.
+#: Columns of the file, and the model field of each.
 FIELDS = {
     "id": "id",
     "label": "label",
@@ -135,20 +134,20 @@ FIELDS = {
 }
 COLUMNS = tuple(FIELDS)
 ID, ADMITTED_AT = COLUMNS.index("id"), COLUMNS.index("admitted_at")
-#: Rows that are read at a time: what SQLite's driver reads without letting others run, some milliseconds.
+#: Rows in a query. SQLite's driver does not release the GIL while it reads them: some milliseconds.
 BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which records: those of a scope, and None leaves an end open; `end` is not included."""
+    """A selection of records: a scope, and a span (`end` excluded). None leaves that end of the span open."""
 
     begin: datetime | None = None
     end: datetime | None = None
     scope: Scope = EVERYTHING
 
     def records(self) -> QuerySet[RequestRecord]:
-        """Select the records by their time of admission."""
+        """Return the selected records; the span is that of their admission."""
         records = RequestRecord.objects.filter(**self.scope.columns)
         if self.begin is not None:
             records = records.filter(admitted_at__gte=self.begin)
@@ -156,10 +155,10 @@ class Selection:
 
 
 def record_batches(records: QuerySet[RequestRecord]) -> Iterator[Sequence[Row]]:
-    """Read records in order of admission (of one time, by their ids), oldest first, up to the newest that there is now.
+    """Read records in batches by (admitted_at, id), oldest first, up to the newest at the time of the call.
 
-    Each batch is a query of its own that begins where the one before ended. In between no connection is held, so that
-    a slow reader keeps none from the requests, and others of this process get their turn.
+    Each batch is its own query, which continues after the last row of the one before. No connection is held between
+    batches, so a slow download does not take one from requests; other threads run between batches too.
     """
     newest = stretch(records, "admitted_at", is_newer=False).values_list("admitted_at", "pk").first()
     if newest is None:
@@ -172,7 +171,7 @@ def record_batches(records: QuerySet[RequestRecord]) -> Iterator[Sequence[Row]]:
         yield batch
 
 
-#: Plain figures, as Figures.as_answer names them.
+#: Keys of Figures.as_answer whose values are plain numbers or strings.
 PLAIN = (
     "cache_hits",
     "cache_misses",
@@ -184,14 +183,14 @@ PLAIN = (
     "unpriced_requests",
     "saved_cost",
 )
-#: What the audit log calls what is exported.
+#: The kind of the exported objects in the audit log.
 KIND = "usage row"
 TIMED = ("latency_ms", "first_token_ms")
 ERRORS = ("invalid", "limited", "failed")
 
 
 def usage_columns(by: str) -> tuple[str, ...]:
-    """Name the columns of a file that is split by `by`."""
+    """Return the column names of a usage file that is grouped by `by`."""
     times = (f"{name}_{quantile}" for name in TIMED for quantile in QUANTILES)
     return ("start", by, f"{by}_id", "requests", *(f"{name}_requests" for name in ERRORS), *PLAIN, *times)
 
@@ -199,21 +198,21 @@ def usage_columns(by: str) -> tuple[str, ...]:
 def usage_batches(
     *, begin: datetime, end: datetime, unit: Unit, by: str, account_id: int | None = None
 ) -> Iterator[Sequence[Row]]:
-    """Read the rollups of a span (UTC), a batch for each hour, day or month; where nothing was asked, there is none.
+    """Read usage of a span (UTC) from the rollups, one batch an hour, day or month; periods without requests have none.
 
-    In between no connection is held, so that a slow reader keeps none from the requests.
+    No connection is held between batches, so a slow download does not take one from requests.
     """
     first, last = _kept(hour_of(begin), hour_until(end))
     for at, until, start in buckets(first, last, unit, UTC):
         points = usage_series(begin=moment_of(at), end=moment_of(until), scope=Scope(account_id=account_id), by=by)
         release_connections()
-        time.sleep(0)  # others of this process get their turn, also in a long time in which nothing happened
+        time.sleep(0)  # let other threads run, also during a long span without requests
         if points and start is not None:
             yield [_row(point, moment_of(start)) for point in points]
 
 
 def _kept(first: int, end: int) -> tuple[int, int]:
-    """Cut a span to the hours of which there are rollups: it may have been asked for from the year 1 on."""
+    """Cut a span of hours to those that have rollups: it may begin in the year 1."""
     hours = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_HOUR).aggregate(first=Min("start"), last=Max("start"))
     if hours["first"] is None:
         return first, first

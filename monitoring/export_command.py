@@ -1,4 +1,4 @@
-"""What the commands that write a table to a file or to standard output share."""
+"""The base of the management commands that export a table to a file or to standard output."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from monitoring.export import Format, Row, encoded, gzipped
 
 
 class ExportCommand(BaseCommand):
-    """Writes whole files only: one that is broken off keeps the name NAME.partial."""
+    """Exports a table. A file is written as NAME.partial and renamed when it is complete."""
 
-    #: What is exported, for the audit log, and the name of the command.
+    #: `kind`: what is exported, in the audit log; `name`: the command's name.
     kind = name = ""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take what every export takes."""
+        """Add the arguments that all exports share."""
         parser.add_argument("--format", choices=[str(each) for each in Format], default=str(Format.CSV))
         parser.add_argument("--from", dest="begin", type=typed_moment, help="ISO date or date-time (UTC)")
         parser.add_argument("--to", dest="end", type=typed_moment, help="the same; not included")
         parser.add_argument("--account", metavar="NAME", help="of this account only")
         parser.add_argument("--output", metavar="FILE", help="default: standard output")
-        parser.add_argument("--gzip", action="store_true", help="compress; a FILE that ends in .gz says so itself")
+        parser.add_argument("--gzip", action="store_true", help="compress; implied if FILE ends in .gz")
 
     def export(self, columns: Sequence[str], batches: Iterable[Sequence[Row]], options: dict[str, Any]) -> None:
-        """Write the rows, tell on standard error how many, and leave an audit entry."""
+        """Write the rows, print their number on standard error, and write an audit entry. Raises CommandError."""
         require_order(options["begin"], options["end"])
         file_format, output = Format(options["format"]), options["output"]
         told = ("format", "begin", "end", "account", "output", "key", "model", "endpoint", "unit", "by")
@@ -51,19 +51,17 @@ class ExportCommand(BaseCommand):
 
 
 class _Counter:
-    """Counts rows as they pass."""
-
     rows = 0
 
     def counted(self, batches: Iterable[Sequence[Row]]) -> Iterator[Sequence[Row]]:
-        """Pass batches on."""
+
         for batch in batches:
             self.rows += len(batch)
             yield batch
 
 
 def account_id_of(name: str | None) -> int | None:
-    """Find an account's id; None stays None. Raises CommandError if there is none of that name."""
+    """Return the id of the account of that name; None for no name. Raises CommandError if no account has it."""
     if not name:
         return None
     found = Account.objects.filter(name=name).values_list("pk", flat=True).first()
@@ -74,13 +72,13 @@ def account_id_of(name: str | None) -> int | None:
 
 @contextmanager
 def _opened(output: str | None) -> Iterator[BinaryIO]:
-    """Open what is written to. A reader of standard output that has had enough (`| head`) ends the command quietly."""
+    """Open the output. A closed pipe on standard output (`| head`) ends the command without an error."""
     if output is None:
         try:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit goes there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit goes there
         return
     path, partial = Path(output), Path(f"{output}.partial")
     try:

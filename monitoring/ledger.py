@@ -1,7 +1,7 @@
-"""What a month has used so far, by the records: the truth that an emptied limit store is seeded from.
+"""Usage of a month by key, account and model budget, according to the records. Empty ledgers are seeded from it.
 
-It is read from the rollups of the month, which are written in the same transaction as the records: a few rows an owner,
-however many calls there were.
+It is read from the monthly rollups, which are written in the same transaction as the records: a few rows for each key
+or account, whatever the number of calls.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from core.times import month_start
 from monitoring.models import Rollup
 from monitoring.rollups.periods import hour_of
 
-#: Subjects that one query asks about: a statement holds so many parameters, and plans of longer lists are slow.
+#: Subjects in one query: the number of parameters is limited, and longer lists get slow query plans.
 AT_ONCE = 1_000
 
 
 def month_settled(subject: Subject, month: int) -> Amount:
-    """Sum the tokens and cost of a subject's records that were admitted in a month (YYYYMM, UTC)."""
+    """Return tokens and cost (nano-dollars) of a subject's records admitted in a month (YYYYMM, UTC)."""
     return months_settled([subject], month)[subject]
 
 
 def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
-    """Sum the same of many keys, accounts and their budgets for a model, in a few queries for AT_ONCE of them."""
+    """Return the same for many keys, accounts and model budgets, in a few queries for each AT_ONCE of them."""
     settled: dict[Subject, Amount] = {}
     for kind, alike in _alike(subjects):
         owners, models = {each.owner_id for each in alike}, {each.model for each in alike} - {None}
@@ -39,7 +39,7 @@ def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amo
 
 
 def _alike(subjects: Sequence[Subject]) -> Iterator[tuple[str, list[Subject]]]:
-    """List subjects by their kind, AT_ONCE at most at a time."""
+    """Yield (kind, subjects) with at most AT_ONCE subjects of one kind."""
     for kind, of_one in groupby(sorted(subjects, key=lambda each: each.kind), key=lambda each: each.kind):
         while some := list(islice(of_one, AT_ONCE)):
             yield kind, some
@@ -54,9 +54,9 @@ def _sums_of_accounts(identifiers: set[int], models: set[str | None], month: int
 
 
 def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int) -> Sums:
-    """Sum over all the keys that replaced one another, and that these have made, under the id of the first."""
+    """Sum over the rotations of each key and the keys made by them, by the id of the first key of the rotation."""
     counted = api_keys_counted_against(identifiers)
-    # An account's keys make keys for it alone: rows are found by accounts.
+    # Keys only make keys of their own account, so the index by account finds all rows.
     accounts = set(ApiKey.objects.filter(pk__in=identifiers).values_list("account_id", flat=True))
     rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, account_id__in=accounts, key_id__in=list(counted))
     sums: Sums = {}
@@ -67,7 +67,7 @@ def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int
 
 
 def _sums(rows: QuerySet[Rollup], column: str, models: set[str | None], month: int) -> Sums:
-    """Sum by owner, under None, or where models are named by owner and model."""
+    """Sum by (owner, None), or by (owner, model) if `models` are given."""
     rows = rows.filter(start=hour_of(datetime.fromtimestamp(month_start(month) // SECOND, tz=UTC))).order_by()
     if models:
         rows = rows.filter(model__in=models)

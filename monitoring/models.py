@@ -1,7 +1,8 @@
-"""What happened: one record a request to a model endpoint that passed authentication, and their sums by time.
+"""Usage records, their rollups, the payload log, and alerts.
 
-No prompt, answer or secret; of accounts whose content an operator chose to log, it is in a table of its own. Names are
-stored beside ids so that a record outlives what it names.
+There is one record for each authenticated request to a model endpoint. It holds no prompt, answer or secret; the
+content of accounts with content logging is in a table of its own. Names are stored beside ids, so that a record can
+still be read after the account, key or model is deleted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from django.db import models
 
 
 class RequestRecord(models.Model):
-    """One request, as it was answered and billed."""
+    """One request to a model endpoint, as it was answered and billed."""
 
     class Cache(models.TextChoices):
         HIT = "hit"
@@ -64,19 +65,19 @@ class RequestRecord(models.Model):
         ordering = ["-admitted_at", "-id"]
         permissions = [("export_requestrecord", "Can export request records")]
         indexes = [
-            # Ascending, though they are read from the end: new rows at the end of an index fill its pages.
+            # Ascending, although they are read backwards: rows appended at the end of an index fill its pages.
             models.Index(fields=["admitted_at", "id"], name="record_by_time"),
             models.Index(fields=["account_id", "admitted_at", "id"], name="record_account_by_time"),
             models.Index(fields=["key_id", "admitted_at", "id"], name="record_key_by_time"),
             models.Index(fields=["model", "admitted_at", "id"], name="record_model_by_time"),
             models.Index(fields=["label"], name="record_label"),
-            # What did not go well is little of the log: an index of it alone costs next to nothing.
+            # Errors are a small part of the log: a partial index of them costs little.
             models.Index(
                 fields=["status", "admitted_at", "id"],
                 name="record_status_by_time",
                 condition=models.Q(status__gte=400),
             ),
-            # Failures are few: the newest of them are found without passing by what went well.
+            # Finds the newest failures without reading successful requests.
             models.Index(
                 fields=["admitted_at", "id"], name="record_failed_by_time", condition=models.Q(status__gte=500)
             ),
@@ -87,15 +88,14 @@ class RequestRecord(models.Model):
 
 
 class Rollup(models.Model):
-    """What the requests of one period, caller, endpoint, model and outcome add up to (see monitoring.rollups).
+    """The sums of the requests of one period, caller, endpoint, model and outcome (see monitoring.rollups).
 
-    An account of 0 stands for all accounts, a key of 0 for all keys of the account; a total has neither endpoint nor
-    model: it stands for all of them. A row stands for at least one request: where nothing happened, there is none.
-    Minutes are kept for some hours only.
+    `account_id` 0 means all accounts, `key_id` 0 all keys of the account. A total has an empty endpoint and model and
+    covers all of them. A row covers at least one request. Rows of minutes are kept for a few hours only.
     """
 
     class Grain(models.TextChoices):
-        """Whose requests, and in how long a period."""
+        """The requests that a row covers (all, all by model, an account's, a key's) and the length of its period."""
 
         TOTAL_MINUTE = "ti"
         TOTAL_HOUR = "th"
@@ -113,7 +113,7 @@ class Rollup(models.Model):
         KEY_MONTH = "km"
 
     class Outcome(models.TextChoices):
-        """How requests ended: answered; refused as invalid (4xx), as over a limit (429); failed (5xx)."""
+        """How requests ended: answered (`ok`), `invalid` (4xx other than 429), `limited` (429), `failed` (5xx)."""
 
         OK = "ok"
         INVALID = "invalid"
@@ -143,7 +143,7 @@ class Rollup(models.Model):
     output_tokens = models.BigIntegerField()
     cost = models.BigIntegerField(help_text="Nano-dollars: sums of NUMERIC are not exact on every database.")
     saved_cost = models.BigIntegerField(help_text="Nano-dollars that cached and replayed answers spared.")
-    # The default is the database's, for processes of an earlier release that go on while this one is installed.
+    # A database default, because processes of an earlier release may still write rows during an upgrade.
     unpriced = models.BigIntegerField(default=0, db_default=0, help_text="Requests whose cost is unknown.")
     latency = models.BinaryField(help_text="A histogram, see monitoring.rollups.histograms.")
     first_token = models.BinaryField(help_text="A histogram, see monitoring.rollups.histograms.")
@@ -156,7 +156,7 @@ class Rollup(models.Model):
 
 
 class RequestContent(models.Model):
-    """Prompt and answer of a request, of an account whose content is logged. Nothing shows it once it has expired."""
+    """Prompt and answer of a request of an account with content logging. It is not shown after `expires_at`."""
 
     record_id = models.UUIDField(primary_key=True, help_text="Id of the request's record.")
     account_id = models.BigIntegerField()
@@ -171,7 +171,7 @@ class RequestContent(models.Model):
 
 
 class Alert(models.Model):
-    """One episode of something that somebody should know of. It goes on while `ended_at` is empty."""
+    """One incident that operators should know of. It is firing while `ended_at` is empty."""
 
     class Kind(models.TextChoices):
         BUDGET = "budget"
@@ -203,7 +203,7 @@ class Alert(models.Model):
 
 
 class AlertDelivery(models.Model):
-    """An alert on its way to one place, until it has arrived or was tried often enough."""
+    """The delivery of an alert to one recipient. It is tried until it succeeds or has been tried often enough."""
 
     class Channel(models.TextChoices):
         WEBHOOK = "webhook"
@@ -212,7 +212,7 @@ class AlertDelivery(models.Model):
     alert = models.ForeignKey(Alert, on_delete=models.CASCADE, related_name="deliveries")
     channel = models.CharField(max_length=10, choices=Channel.choices)
     recipient = models.CharField(max_length=254, blank=True, help_text="An e-mail address.")
-    # The default is the database's, for the watch of an earlier release that goes on while this one is installed.
+    # A database default, because the watch of an earlier release may still write rows during an upgrade.
     is_end = models.BooleanField(default=False, db_default=False, help_text="It tells that the episode is over.")
     attempts = models.PositiveSmallIntegerField(default=0)
     next_at = models.DateTimeField(help_text="When it may be tried again.")
@@ -228,17 +228,17 @@ class AlertDelivery(models.Model):
 
 
 class WatchTurn(models.Model):
-    """Whose turn it is to watch (one row): see operations.alerts.incidents."""
+    """The leader lock of the watch (one row): see operations.alerts.incidents."""
 
     holder = models.CharField(max_length=200, help_text="A process: host, process id and a random part.")
     until = models.DateTimeField(help_text="When its turn is over unless it goes on.")
 
     class Meta:
-        default_permissions = ()  # nobody is shown it
+        default_permissions = ()  # the admin does not show it
 
     def __str__(self) -> str:
         return self.holder
 
 
-#: What a user needs to see figures of all accounts.
+#: The permission to see the figures of all accounts.
 VIEW_RECORDS = "monitoring.view_requestrecord"

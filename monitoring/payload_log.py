@@ -1,8 +1,8 @@
-"""Keeps what was asked and answered, of accounts whose content an operator chose to log. Best effort, by design.
+"""The payload log: prompts and answers of accounts with content logging. Best effort, by design.
 
-A request only puts its content, cut to size, into a queue of this process; a thread writes what waits there, in
-batches. A queue that is full, a database that takes nothing and a process that dies lose content, never a request or
-its record: what is dropped is logged by number. Nothing of the content goes anywhere else, a log least of all.
+A request puts its content, cut to CONTENT_MAX_BYTES, into a queue of its process; a thread writes the queue to the
+database in batches. Content is lost if the queue is full, the database is away or the process dies; requests and their
+records are not. The number of dropped entries is logged. The content itself never goes into a log.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from django.utils import timezone
 from core.background import ProcessThread
 from monitoring.models import RequestContent
 
-#: What may wait in one process: entries, each of at most twice CONTENT_MAX_BYTES.
+#: Length of the queue in entries, each of at most twice CONTENT_MAX_BYTES.
 MOST_WAITING = 500
 BATCH = 50
-#: Seconds that the first entry of a batch waits for others.
+#: Seconds between the first entry of a batch and its writing.
 WRITE_AFTER = 0.2
 DEEPEST = 30
 ELLIPSIS = "…"
-#: What putting an answer together may meet in what a provider sent.
+#: Errors that a malformed provider response may raise while the answer is put together.
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 log = structlog.get_logger(__name__)
@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What waits to be written. It is cut already: a request's whole body must not live on here, nor its answer."""
+    """Content in the queue. It is cut already, so the queue does not keep whole bodies in memory."""
 
     record_id: UUID
     account_id: int
@@ -52,7 +52,7 @@ class Entry:
 
 
 class ContentKeeper:
-    """One queue a process, and the thread that empties it."""
+    """The queue of this process, and the thread that writes it."""
 
     def __init__(self) -> None:
         self._waiting: deque[Entry] = deque()
@@ -62,14 +62,14 @@ class ContentKeeper:
         self._dropped = 0
 
     def keep(self, *, record_id: UUID, account_id: int, prompt: Any, answer: Callable[[], Any]) -> None:
-        """Take content to be written; `answer` makes the answer, where it is not dropped at once. Raises nothing."""
+        """Queue content, or drop it if the queue is full. `answer` is called only if it is queued. Raises nothing."""
         if len(self._waiting) >= MOST_WAITING:
             self._drop(1, "queue full")
             return
         asked, answered = Cut(settings.CONTENT_MAX_BYTES), Cut(settings.CONTENT_MAX_BYTES)
         try:
             texts = asked.of(prompt), answered.of(answer())
-        except MALFORMED as error:  # an answer that can't be put together is no reason to refuse it to its caller
+        except MALFORMED as error:  # the caller still gets the answer
             self._drop(1, type(error).__name__)
             return
         is_cut = asked.is_over or answered.is_over
@@ -78,7 +78,7 @@ class ContentKeeper:
         self._filled.set()
 
     def flush(self) -> None:
-        """Write all that waits, here and now."""
+        """Write the whole queue now; drop the batches that the database does not take."""
         with self._writing:
             while self._waiting:
                 entries = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
@@ -98,7 +98,7 @@ class ContentKeeper:
             self._filled.clear()
             try:
                 self.flush()
-            except Exception as error:  # whatever is wrong with one batch, the next one is written
+            except Exception as error:  # an error in one batch must not stop the thread
                 log.exception("content_not_written", cause=type(error).__name__)
             finally:
                 connection.close()
@@ -109,13 +109,13 @@ keeper = ContentKeeper()
 
 @dataclass(slots=True)
 class Cut:
-    """Shortens a JSON value to so many characters of texts, names and numbers, without looking at what is beyond."""
+    """Cuts a JSON value to `left` characters of strings, names and numbers, without reading the rest of it."""
 
     left: int
     is_over: bool = field(default=False)
 
     def of(self, value: Any, depth: int = 0) -> Any:
-        """Return the value, or its beginning: then `is_over` is set."""
+        """Return the value, or its beginning and set `is_over`."""
         if self.left <= 0 or depth > DEEPEST:
             self.is_over = True
             return ELLIPSIS
@@ -145,14 +145,14 @@ class Cut:
 
 
 def write_content(entries: Sequence[Entry]) -> None:
-    """Write entries; those of records that have content already change nothing."""
+    """Write entries; skip records whose content is stored already."""
     lifetime = timedelta(hours=settings.CONTENT_RETENTION_HOURS)
     with transaction.atomic():
         RequestContent.objects.bulk_create([_row(entry, lifetime) for entry in entries], ignore_conflicts=True)
 
 
 def content_of(record_id: UUID) -> RequestContent | None:
-    """Return what a request asked and was answered; None if it was not logged, or has expired by whatever setting."""
+    """Return the content of a request; None if it was not logged or expired by the present or the former setting."""
     now = timezone.now()
     youngest = now - timedelta(hours=settings.CONTENT_RETENTION_HOURS)
     return RequestContent.objects.filter(pk=record_id, expires_at__gt=now, created_at__gt=youngest).first()
@@ -171,5 +171,5 @@ def _row(entry: Entry, lifetime: timedelta) -> RequestContent:
 
 
 def _json(value: Any) -> str:
-    """Write JSON for people; half a surrogate pair, which no database takes, becomes a question mark."""
+    """Return indented JSON; a lone surrogate, which databases reject, becomes a question mark."""
     return json.dumps(value, ensure_ascii=False, indent=2).encode("utf-8", "replace").decode()

@@ -1,10 +1,15 @@
-"""Whose ledgers there are, and of which months.
+"""Reconciliation: compares the ledgers in Redis of keys, accounts and model budgets with the usage records.
 
-What looking at a ledger tells: by how much it is too high, or too low.
+A call is charged and its record is queued in one step, so a ledger equals the sum of the records in the database and
+in the stream. Redis and the database can't be read at the same time, so the order is: the ledgers, the stream, the
+database, the ledgers again. Everything in the ledger at the first reading is found in the stream or in the database
+(or in both: records are matched by id), and everything found there is in the ledger at the second reading. A ledger
+that did not change in between must equal what was found. For one in use, the two readings give a lower and an upper
+bound of the difference.
 
-What the records that wait for the ingester will add to the sums of those in the database.
-
-Looks at ledgers, streams and records in the order that tells whether they agree (see monitoring.ledger_check).
+Ledgers that differ or are in use are read several times: each time narrows the bounds, and calls that are charged late
+because Redis was away have been charged by then. Reservations are compared with the sum held by open calls, which
+Redis returns in one step.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ from monitoring.rollups.periods import EPOCH, HOUR, hour_of, moment_of
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Whose ledger it is: `name` is for people."""
+    """The owner of a ledger; `name` is for display."""
 
     subject: Subject
     account_id: int
@@ -49,7 +54,7 @@ class Holder:
 
 
 def ledger_holders() -> list[Holder]:
-    """List all who may have a ledger; keys that replaced one another have one, under the name of the last."""
+    """List all owners of ledgers. The rotations of a key share one ledger, under the name of the last key."""
     found: dict[str, Holder] = {}
     for account in Account.objects.order_by("pk").iterator():
         _add(found, account_subject(account), account.pk, f"account {account.name}")
@@ -64,7 +69,7 @@ def ledger_holders() -> list[Holder]:
 
 
 def ledger_months(begin: int, until: int) -> list[int]:
-    """List the months (YYYYMM) in a span of hours whose ledgers are in use: this one and, for late calls, the last."""
+    """List the months (YYYYMM) in a span of hours whose ledgers are in use: this and, for late calls, the last."""
     pruned = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
     oldest = 0 if pruned is None else int(f"{pruned:%Y%m}")
     first, last = (int(f"{moment:%Y%m}") for moment in (moment_of(begin), moment_of(until) - HOUR))
@@ -81,28 +86,28 @@ def _key_name(key: ApiKey) -> str:
 
 
 class Span(NamedTuple):
-    """By how much an amount is too high: at least `low`, at most `high`. Negative where it is too low."""
+    """Bounds of how much an amount is too high: at least `low`, at most `high`; negative if it is too low."""
 
     low: int
     high: int
 
     @property
     def is_wrong(self) -> bool:
-        """Say whether the amount can't be right."""
+        """Return whether the amount is wrong for certain."""
         return self.low > 0 or self.high < 0
 
     def narrowed(self, by: Span) -> Span:
-        """Take in what a later look tells: both hold, unless what was wrong has changed since."""
+        """Intersect with the bounds of a later reading; return the later ones if the two contradict each other."""
         low, high = max(self.low, by.low), min(self.high, by.high)
         return Span(low, high) if low <= high else by
 
     def lacking(self, most: int) -> Span:
-        """Forgive that the amount is too low, by so much at most."""
+        """Allow the amount to be too low by `most`."""
         return Span(min(0, self.low + most), min(0, self.high + most)) if self.high < 0 else self
 
 
 class Excess(NamedTuple):
-    """By how much a ledger is too high."""
+    """How much a ledger is too high: tokens and cost (nano-dollars), settled and reserved."""
 
     tokens: Span
     cost: Span
@@ -111,30 +116,30 @@ class Excess(NamedTuple):
 
     @property
     def is_wrong(self) -> bool:
-        """Say whether anything of it can't be right."""
+        """Return whether any amount is wrong for certain."""
         return any(span.is_wrong for span in self)
 
     @property
     def is_nothing(self) -> bool:
-        """Say whether all of it is right for certain."""
+        """Return whether all amounts are right for certain."""
         return all(span == (0, 0) for span in self)
 
     @property
     def is_certain(self) -> bool:
-        """Say whether it is known exactly."""
+        """Return whether all differences are known exactly."""
         return all(span.low == span.high for span in self)
 
     def narrowed(self, by: Excess) -> Excess:
-        """Take in what a later look tells."""
+        """Intersect with the bounds of a later reading."""
         return Excess(*(mine.narrowed(its) for mine, its in zip(self, by, strict=True)))
 
     def lacking(self, most: Amount) -> Excess:
-        """Forgive that it was charged too little, by so much at most."""
+        """Allow the settled amounts to be too low by `most`."""
         return self._replace(tokens=self.tokens.lacking(most.tokens), cost=self.cost.lacking(most.cost))
 
     @classmethod
     def seen(cls, before: Ledger, after: Ledger, found: Amount) -> Excess:
-        """Compare what a ledger held before and after the records were found."""
+        """Compare two readings of a ledger with the records `found` in between."""
         tokens = sorted((before.settled.tokens - found.tokens, after.settled.tokens - found.tokens))
         cost = sorted((before.settled.cost - found.cost, after.settled.cost - found.cost))
         reserved = after.reserved - after.held
@@ -143,7 +148,7 @@ class Excess(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LedgerDifference:
-    """A ledger that is not what it should be in a month (YYYYMM)."""
+    """A ledger that differs from the records of a month (YYYYMM)."""
 
     holder: Holder
     month: int
@@ -169,20 +174,20 @@ def _told(what: str, tokens: Span, cost: Span) -> list[str]:
     return told
 
 
-#: Records of a shard, which are all held in memory. An ingester that is further behind has to catch up first.
+#: Waiting records of a shard that are held in memory. If there are more, the ingester has to catch up first.
 MOST = 100_000
 IDS_AT_A_TIME = 2_000
 
-#: Whose ledger: `key` or `account`, its id, and of a budget for one model the model.
+#: The owner of a ledger: `key` or `account`, its id, and the model of a model budget (else None).
 Place = tuple[str, int, str | None]
 
 
 class TooManyWaiting(Exception):
-    """Raised where so many records wait for the ingester that ledgers can't be compared with them."""
+    """Too many records wait for the ingester to compare them with the ledgers."""
 
 
 class Use(NamedTuple):
-    """What a record says was used, by whom."""
+    """The caller, model and amount of a record."""
 
     revision: int
     account_id: int
@@ -195,18 +200,18 @@ Uses = dict[UUID, Use]
 
 
 def place_of(subject: Subject) -> Place:
-    """Name the place of a subject's ledger."""
+    """Return the place of a subject's ledger."""
     return subject.kind.partition("_")[0], subject.owner_id, subject.model
 
 
 def newest_uses(records: Iterable[Mapping[str, Any]], month: int) -> Uses:
-    """Take of the records of a month (YYYYMM) what was used, by id; of several of an id the highest revision counts.
+    """Return the uses of a month's (YYYYMM) records by id, each of the highest revision; skip malformed records.
 
     Raises TooManyWaiting.
     """
     uses: Uses = {}
     for record in records:
-        with suppress(KeyError, ValueError, TypeError):  # it is no record: the ingester will put it aside
+        with suppress(KeyError, ValueError, TypeError):  # malformed: the ingester will put it aside
             if month_of(record["admitted_at"]) == month:
                 identifier, use = UUID(record["id"]), _use(record)
                 if identifier not in uses or uses[identifier].revision < use.revision:
@@ -217,7 +222,7 @@ def newest_uses(records: Iterable[Mapping[str, Any]], month: int) -> Uses:
 
 
 def unwritten(uses: Uses) -> dict[Place, Amount]:
-    """Sum up what uses will add to the records in the database, by place; nothing where the database has them."""
+    """Return what uses will add to the records in the database, by place; uses that are there already add nothing."""
     changes = dict(uses)
     replaced: list[Use] = []
     for identifier, written in _written(uses):
@@ -244,7 +249,7 @@ def _use(record: Mapping[str, Any]) -> Use:
 
 
 def _written(uses: Uses) -> Iterable[tuple[UUID, Use]]:
-    """Read those of the ids that the database has."""
+    """Read the records in the database that have these ids."""
     identifiers = iter(uses)
     while some := list(islice(identifiers, IDS_AT_A_TIME)):
         for row in RequestRecord.objects.filter(pk__in=some).order_by():
@@ -253,29 +258,29 @@ def _written(uses: Uses) -> Iterable[tuple[UUID, Use]]:
 
 
 def _counted_against(key_ids: set[int]) -> dict[int, list[int]]:
-    """Map keys to those that they count against: to the first of those that replaced one another."""
+    """Map each key to the keys that its use counts against; each is the first key of its rotation."""
     keys = ApiKey.objects.filter(pk__in=key_ids)
     makers = api_key_makers(keys)
     return {key.pk: [each.limits_id for each in (key, *makers[key.pk])] for key in keys}
 
 
-#: How often a ledger is looked at, and seconds between: all together longer than Redis takes to be used again (5 s).
+#: Readings of a ledger, and seconds between them: together longer than it takes to use Redis again (5 s).
 LOOKS, PAUSE = 4, 3.0
 AT_ONCE = 500  # ledgers of a shard
 MENDER = "command:check_rollups"
-#: Of a budget for one model that is made in the middle of a month, calls are missing that were open or on their way to
-#: the database then: what was used in the hours of these moments around it may be lacking.
+#: The ledger of a model budget that is created during a month lacks the calls that were open, or not yet in the
+#: database, when it was seeded. Usage of the hours at these offsets from the seeding may be missing.
 AROUND = (-HOUR, timedelta(0), timedelta(seconds=2))
 
 Pause = Callable[[float], object]
-#: By holder: how far its ledger is off, and when (µs) it began.
+#: By owner: how much its ledger is too high, and when it was seeded (µs).
 Looked = dict[Holder, tuple[Excess, int]]
 
 
 def ledger_differences(months: Iterable[int], *, pause: Pause = time.sleep) -> Iterator[LedgerDifference]:
-    """Compare the ledgers in Redis of some months (YYYYMM) with the records; yield those that are wrong.
+    """Compare the ledgers of some months (YYYYMM) with the records; yield those that are wrong for certain.
 
-    Raises redis.RedisError, and TooManyWaiting.
+    Raises redis.RedisError and TooManyWaiting.
     """
     holders = ledger_holders()
     with closing(LedgerStore(settings.REDIS_URL)) as store:
@@ -284,9 +289,9 @@ def ledger_differences(months: Iterable[int], *, pause: Pause = time.sleep) -> I
 
 
 def ledgers_mend(differences: Iterable[LedgerDifference]) -> list[LedgerDifference]:
-    """Correct ledgers by what they are off, as far as that is known exactly; return those, which the audit log names.
+    """Correct the ledgers whose difference is known exactly, write audit entries, and return them.
 
-    Calls that go on meanwhile move the ledgers, too: a correction is a movement like theirs. Raises redis.RedisError.
+    A correction adds the difference, so calls may settle at the same time. Raises redis.RedisError.
     """
     certain = [each for each in differences if each.excess.is_certain]
     with closing(LedgerStore(settings.REDIS_URL)) as store:
@@ -324,7 +329,7 @@ def _unclear(looked: Looked) -> Looked:
 
 
 def _look(store: LedgerStore, month: int, holders: Iterable[Holder]) -> Looked:
-    """Look once at each ledger that there is. One that is begun anew meanwhile holds what the database says."""
+    """Read each existing ledger once. Skip those seeded in between: they hold what the database says."""
     by_shard: dict[int, list[Holder]] = defaultdict(list)
     for holder in holders:
         by_shard[holder.account_id % SHARDS].append(holder)
@@ -353,7 +358,7 @@ def _look_at_some(store: LedgerStore, month: int, shard: int, holders: list[Hold
 
 
 def _used_around(holder: Holder, seeded_at: int) -> Amount:
-    """Sum up what was used of a budget's model in the hours around the moment at which its ledger began."""
+    """Return the usage of a budget's model in the hours around the seeding of its ledger."""
     subject, began = holder.subject, EPOCH + timedelta(seconds=seeded_at / SECOND)
     rows = Rollup.objects.filter(
         start__in={hour_of(began + around) for around in AROUND}, account_id=holder.account_id, model=subject.model

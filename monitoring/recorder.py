@@ -1,7 +1,7 @@
-"""Writes usage records to the database: one row an id, the highest revision winning, however often it is written.
+"""Writes usage records to the database: one row for each id, with the highest revision, however often it is written.
 
-The rollups follow in the same transaction, so a record must count exactly once: what is inserted counts; what is
-replaced is taken out of them, as it was read under a lock; what was there already changes nothing.
+The rollups are updated in the same transaction, and each record counts exactly once: an inserted record is added; a
+replaced record, read under a lock, is subtracted; a record that was stored already changes nothing.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _values = attrgetter(*(field.attname for field in _FIELDS))
 
 
 def write_record(record: Mapping[str, Any]) -> None:
-    """Write one record (the sink of the limits: of those in process, and of those whose Redis is away)."""
+    """Write one record. This is the sink of the in-process limits, and of those in Redis while Redis is away."""
     with impatient(REQUEST_SECONDS):
         write_records([record])
 
 
 def write_records(records: Sequence[Mapping[str, Any]]) -> int:
-    """Write records and what they change in the rollups; answer how many ids there were.
+    """Write records and update the rollups; return the number of different ids.
 
-    Idempotent: a record that is there already changes nothing, one with a higher revision replaces it.
+    Idempotent: a record that is stored already changes nothing; one with a higher revision replaces it.
     """
     rows = {row.id: row for row in map(as_row, newest_revisions(records))}
     if rows:
@@ -45,17 +45,14 @@ def write_records(records: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _log(rows: Mapping[UUID, RequestRecord]) -> list[Change]:
-    """Write rows to the log and say what that changed.
-
-    In order of their ids, so that two writers of the same records wait for each other and don't deadlock.
-    """
+    """Write rows and return the changes, in order of ids so that two writers of the same records don't deadlock."""
     inserted = _insert([rows[identifier] for identifier in sorted(rows)])
     changes = [Change(None, rows[identifier]) for identifier in inserted]
     return changes + _replace({pk: row for pk, row in rows.items() if pk not in inserted})
 
 
 def _replace(rows: Mapping[UUID, RequestRecord]) -> list[Change]:
-    """Write rows over those in the log, where the log has a lower revision."""
+    """Replace the stored rows of lower revision."""
     if not rows:
         return []
     known = RequestRecord.objects.select_for_update().filter(pk__in=list(rows)).order_by("pk")
@@ -66,7 +63,7 @@ def _replace(rows: Mapping[UUID, RequestRecord]) -> list[Change]:
 
 
 def _insert(rows: Sequence[RequestRecord]) -> set[UUID]:
-    """Insert the rows whose ids the log lacks, and say which those are."""
+    """Insert the rows whose ids are new, and return these ids."""
     with connection.cursor() as cursor:
         found = insert_lines(cursor, _TABLE, _COLUMNS, [_line(row) for row in rows], _UNLESS_KNOWN)
     return {pk if isinstance(pk, UUID) else UUID(pk) for (pk,) in found}

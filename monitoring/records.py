@@ -1,10 +1,8 @@
-"""How requests end, by their HTTP status: of single records, and as conditions for queries of the log.
+"""Usage records as JSON-able dicts, their conversion to rows, and the outcome of a request by HTTP status.
 
-The usage record on its way from a request to the database: a JSON-able dict, and the row that it becomes.
-
-Its keys are the fields of RequestRecord, apart from `cost` and `saved_cost` (integer nano-dollars), `unpriced` (the
-cost is unknown, and `cost` is 0), `admitted_at` (µs since the epoch), `partial` and `overrun`. `id`, `revision` and
-`overrun` are added by accounts.limits when it emits the record.
+The keys of such a dict are the fields of RequestRecord, apart from `cost` and `saved_cost` (integer nano-dollars),
+`unpriced` (true if the cost is unknown; `cost` is 0 then), `admitted_at` (µs since the epoch), `partial` and `overrun`.
+accounts.limits adds `id`, `revision` and `overrun` when it emits the record.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from monitoring.models import RequestRecord, Rollup
 
 Outcome = Rollup.Outcome
 
-#: Those that are errors, the caller's or ours.
+#: Outcomes that are errors, the caller's or ours.
 ERRORS = (Outcome.INVALID, Outcome.LIMITED, Outcome.FAILED)
-#: Those whose times are worth telling: a refusal takes next to none, and one row may stand for many.
+#: Outcomes whose times are measured: a refusal takes almost no time, and one row may stand for many of them.
 TIMED = (Outcome.OK, Outcome.FAILED)
-#: What selects the records of each.
+#: Query conditions by outcome.
 OUTCOMES = {
     Outcome.OK: Q(status__lt=400),
     Outcome.INVALID: Q(status__gte=400, status__lt=500) & ~Q(status=429),
@@ -36,14 +34,14 @@ OUTCOMES = {
     Outcome.FAILED: Q(status__gte=500),
 }
 
-#: What /stats and the dashboard count as found in the cache: answers of it, and those shared in flight.
+#: What /stats and the dashboard count as cache hits: cached and coalesced answers.
 FOUND = (RequestRecord.Cache.HIT, RequestRecord.Cache.COALESCED)
 
-_OK, _INVALID, _LIMITED, _FAILED = (str(outcome) for outcome in Outcome)  # a call of str for each record would show
+_OK, _INVALID, _LIMITED, _FAILED = (str(outcome) for outcome in Outcome)  # str() for each record would be measurable
 
 
 def outcome_of(status: int) -> str:
-    """Name how a request of an HTTP status ended (see Rollup.Outcome)."""
+    """Return the outcome (see Rollup.Outcome) of a request with this HTTP status."""
     if status < 400:
         return _OK
     if status >= 500:
@@ -55,7 +53,7 @@ MICROSECONDS = 1_000_000
 
 
 def begin_record(*, trace: Trace, identity: Identity, endpoint: str, admitted_at: int) -> dict[str, Any]:
-    """Make the part of a record that is known when a request has been admitted (at `admitted_at`, in µs)."""
+    """Return the part of a record that is known when a request is admitted (`admitted_at` in µs)."""
     return {
         "label": trace.label,
         "admitted_at": admitted_at,
@@ -68,12 +66,12 @@ def begin_record(*, trace: Trace, identity: Identity, endpoint: str, admitted_at
 
 
 def as_row(record: Mapping[str, Any]) -> RequestRecord:
-    """Make the row of a complete record; raises KeyError or ValueError for one that is none."""
+    """Return the unsaved row of a complete record; raises KeyError or ValueError if it is malformed."""
     return RequestRecord(
         id=UUID(record["id"]),
         revision=record["revision"],
         label=record["label"],
-        admitted_at=_moment(record["admitted_at"]),
+        admitted_at=_datetime(record["admitted_at"]),
         account_id=record["account_id"],
         account_name=record["account_name"],
         key_id=record["key_id"],
@@ -102,7 +100,7 @@ def as_row(record: Mapping[str, Any]) -> RequestRecord:
 
 
 def newest_revisions(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Keep of each id the record with the highest revision: one statement can't write a row twice."""
+    """Return the record of highest revision for each id: one statement can't write a row twice."""
     newest: dict[str, Mapping[str, Any]] = {}
     for record in records:
         known = newest.get(record["id"])
@@ -111,5 +109,5 @@ def newest_revisions(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, 
     return list(newest.values())
 
 
-def _moment(micros: int) -> datetime:
+def _datetime(micros: int) -> datetime:
     return datetime.fromtimestamp(micros / MICROSECONDS, tz=UTC)

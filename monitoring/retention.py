@@ -1,15 +1,13 @@
-"""Deletes many old rows without anybody noticing: in small steps, each a short transaction, with pauses in between.
+"""Retention: which rows may be deleted when, and their deletion in small steps that don't disturb requests.
 
-Rows go in the order of a column that has an index. A step deletes as many as fit into STEP_SECONDS, by what
-the steps before took, and is broken off by the database at STEP_LIMIT: then the next one is smaller. Pruning can be
-stopped after any step, and begun again.
+Pruning deletes rows in the order of an indexed column. A step is a short transaction with a pause after it. It deletes
+as many rows as fit into STEP_SECONDS, judging by the earlier steps; the database cancels it at STEP_LIMIT, and then the
+next step is smaller. Pruning can be stopped after any step and started again.
 
-How long things are kept: what may go, and from when on.
-
-Budgets, statistics and an emptied store of the limits are counted from the rollups, which outlive the records: so those
-of the present month may go like all others. The last two days stay, however few are asked for, and while records wait
-for the ingester the two days before the oldest of them: a late settlement may replace a record, and an ingester may
-write one again. Were it gone by then, it would count twice.
+Budgets, statistics and the seeding of ledgers use the rollups, which are kept longer than the records, so records of
+this month may be deleted too. Records of the last two days always stay. While records wait for the ingester, so do
+those of the two days before the oldest of them. The reason: a late settlement may replace a record and an ingester may
+write one again; if it were deleted by then, it would be counted twice.
 """
 
 from __future__ import annotations
@@ -34,26 +32,26 @@ from monitoring.ingester import ingest_backlog
 from monitoring.models import RequestContent, RequestRecord, Rollup
 from monitoring.rollups.periods import HOUR, hour_of, month_begin
 
-STEP_SECONDS = 0.03  # what a step is meant to take
-STEP_LIMIT = 0.06  # what its statement may take at most; its commit comes on top
-PAUSE_RATIO = 3  # how many times as long as a step the pause after it is: others have the database to themselves
-SHORTEST_PAUSE = 0.02  # seconds: longer than a writer of SQLite sleeps between its first tries for the lock
+STEP_SECONDS = 0.03  # target duration of a step
+STEP_LIMIT = 0.06  # most seconds for the statement of a step; the commit is extra
+PAUSE_RATIO = 3  # the pause after a step is this many times as long as the step
+SHORTEST_PAUSE = 0.02  # seconds: longer than the first sleeps of a SQLite writer that waits for the lock
 FIRST_ROWS, MOST_ROWS = 100, 5_000
-PROGRESS_OPCODES = 1000  # of SQLite's machine, between two looks at the clock
+PROGRESS_OPCODES = 1000  # SQLite instructions between two checks of the deadline
 
 
 @dataclass(slots=True)
 class Pace:
-    """How many rows the next step takes."""
+    """The number of rows of the next step."""
 
     rows: int = FIRST_ROWS
 
     def learn(self, seconds: float) -> None:
-        """Take more or fewer after a step that took so long, never more than twice as many."""
+        """Adapt to the duration of a step; at most double the number."""
         self._scale(STEP_SECONDS / max(seconds, 1e-6))
 
     def slow_down(self) -> bool:
-        """Take a quarter after a step that was broken off; False if a step can't be smaller."""
+        """Reduce the number to a quarter after a cancelled step; return False if it is 1 already."""
         was = self.rows
         self._scale(0.25)
         return self.rows < was
@@ -64,7 +62,7 @@ class Pace:
 
 @dataclass(slots=True)
 class Pruned:
-    """What has been done so far."""
+    """The progress of a pruning."""
 
     rows: int = 0
     steps: int = 0
@@ -78,9 +76,9 @@ class Pruned:
 
 @dataclass(slots=True)
 class Pruning:
-    """Deletes the rows of a queryset, in the order of a column.
+    """Deletes the rows of a queryset in the order of an indexed column.
 
-    `wait` pauses for so many seconds and answers whether to stop.
+    `wait` pauses for a number of seconds and returns whether to stop.
     """
 
     doomed: QuerySet[Any]
@@ -90,7 +88,7 @@ class Pruning:
     done: Pruned = field(default_factory=Pruned)
 
     def run(self) -> Pruned:
-        """Delete until nothing is left or `wait` says stop; raises the database's error where no step succeeds."""
+        """Delete until no row is left or `wait` returns true; raises OperationalError if a step of one row fails."""
         for seconds in self._steps():
             if self.wait(max(SHORTEST_PAUSE, seconds * PAUSE_RATIO)):
                 self.done.was_stopped = True
@@ -98,7 +96,7 @@ class Pruning:
         return self.done
 
     def _steps(self) -> Iterator[float]:
-        """Do one step after the other; yield what each took, in seconds."""
+        """Run the steps; yield the seconds that each took."""
         after: Any = None
         while (end := self._end(after)) is not None:
             began = time.perf_counter()
@@ -121,7 +119,7 @@ class Pruning:
         return rows if after is None else closest_first(rows.filter(**{f"{self.column}__gt": after}))
 
     def _end(self, after: Any) -> Any:
-        """Find the last row of the next step; None where there is none."""
+        """Return the column's value of the last row of the next step; None if no row is left."""
         keys = list(self._beyond(after).values_list(self.column, flat=True)[: self.pace.rows])
         return keys[-1] if keys else None
 
@@ -133,12 +131,12 @@ class Pruning:
 
 @contextmanager
 def _bounded(*, is_free: bool) -> Iterator[None]:
-    """Have the database break off what takes longer than STEP_LIMIT. The smallest step is free: it must succeed."""
+    """Have the database cancel a statement after STEP_LIMIT, unless `is_free`: a step of one row must succeed."""
     if is_free:
         yield
     elif connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            # Nor does its commit wait for the disk: a step that a crash undoes is done again.
+            # The commit does not wait for the disk: if a crash undoes a step, it is repeated.
             cursor.execute(f"SET LOCAL synchronous_commit = off; SET LOCAL statement_timeout = {STEP_LIMIT * 1000:.0f}")
         yield
     else:
@@ -152,29 +150,30 @@ def _bounded(*, is_free: bool) -> Iterator[None]:
 
 log = structlog.get_logger(__name__)
 
-#: What the audit log says of records that were deleted.
+#: Actor, action, kind and detail of the audit entry about deleted records.
 PRUNER, PRUNED, KIND, BEFORE = "command:prune_logs", "pruned", str(RequestRecord._meta.verbose_name), "before"
-#: Longer than a record may be replaced after its call began: CHARGED_TTL in accounts/limits/lua, and the longest call.
+#: Longer than the time after admission in which a record may be replaced: CHARGED_TTL in accounts/limits/lua plus
+#: the longest call.
 REPLACEABLE = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
 class Cutoff:
-    """The moment before which records go; `wanted` is the one that was asked for, later where records have to stay."""
+    """Records admitted before `at` may be deleted. `wanted` is the cutoff by the setting; `at` is never later."""
 
     at: datetime
     wanted: datetime
 
     @property
     def is_protected(self) -> bool:
-        """Say whether records stay that are older than was asked for."""
+        """Return whether records older than `wanted` have to stay."""
         return self.at < self.wanted
 
 
 def record_cutoff(days: float, *, now: datetime | None = None) -> Cutoff:
-    """Find out which records may go if those of so many days are to be kept.
+    """Return the cutoff for records if those of `days` days are kept.
 
-    Raises redis.RedisError: who can't tell what waits for the ingester must not delete anything.
+    Raises redis.RedisError: without knowing which records wait for the ingester, nothing may be deleted.
     """
     moment = now or timezone.now()
     wanted = moment - timedelta(days=days)
@@ -182,20 +181,20 @@ def record_cutoff(days: float, *, now: datetime | None = None) -> Cutoff:
 
 
 def old_records(cutoff: datetime) -> QuerySet[RequestRecord]:
-    """Select the records that were admitted before a moment."""
+    """Return the records admitted before `cutoff`."""
     return RequestRecord.objects.filter(admitted_at__lt=cutoff)
 
 
 def oldest_admission() -> datetime | None:
-    """Return when the oldest record was admitted; None: there is no record."""
+    """Return when the oldest record was admitted; None if there is no record."""
     return RequestRecord.objects.order_by("admitted_at").values_list("admitted_at", flat=True).first()
 
 
 def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
-    """Delete the records that were admitted before a moment, in small steps (see monitoring.retention).
+    """Delete the records admitted before `cutoff`, in small steps.
 
-    The audit log is told first that the log will not begin any more where the rollups do, so that nobody takes what is
-    left of its first hour for all that there was. Later on the rollups of earlier hours say so.
+    If no rollups are older than the oldest record, an audit entry is written first: it shows that the log's first hour
+    may be incomplete. Afterwards the rollups of earlier hours show it.
     """
     oldest = oldest_admission()
     if oldest is not None and oldest < cutoff and not has_earlier_rollups(hour_of(oldest)):
@@ -204,12 +203,12 @@ def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
 
 
 def has_earlier_rollups(hour: int) -> bool:
-    """Say whether rollups go back beyond an hour."""
+    """Return whether there are rollups of earlier hours."""
     return Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_HOUR, start__lt=hour).exists()
 
 
 def pruned_before() -> datetime | None:
-    """Return the moment before which records may have been deleted by the audit log; None: it knows of none."""
+    """Return the latest cutoff of deleted records in the audit log; None if it has none."""
     entries = AuditEntry.objects.filter(target_type=KIND, action=PRUNED).order_by()
     return max(
         (datetime.fromisoformat(after[BEFORE]) for after in entries.values_list("after", flat=True)), default=None
@@ -217,10 +216,10 @@ def pruned_before() -> datetime | None:
 
 
 def rollup_cutoff(days: int, *, now: datetime | None = None) -> datetime | None:
-    """Find the month before which rollups may go, if those of so many days are to be kept; None: days is 0, none may.
+    """Return the beginning of the first month whose rollups stay if those of `days` days are kept; None if `days` is 0.
 
-    Whole months only: hours, days and months of one time go together. What the log still holds stays in the rollups,
-    which are compared with it, and so does the hour before: by that it is known that the log's first may lack records.
+    Only whole months are deleted, so that rollups of all lengths go together. Rollups of the hours in the log stay,
+    because they are compared with it. So does the hour before: it shows that the log's first hour may be incomplete.
     """
     if not days:
         return None
@@ -230,7 +229,7 @@ def rollup_cutoff(days: int, *, now: datetime | None = None) -> datetime | None:
 
 
 def prune_rollups(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
-    """Delete the rollups of the time before a moment, in small steps."""
+    """Delete the rollups before `cutoff`, in small steps."""
     total = Pruned()
     for grain in Rollup.Grain:
         old = Rollup.objects.filter(grain=grain, start__lt=hour_of(cutoff))
@@ -241,7 +240,7 @@ def prune_rollups(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
 
 
 def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
-    """Delete what was asked and answered once it has expired, by the setting of now or of when it was written."""
+    """Delete logged content that has expired by the present setting or by the one when it was written."""
     now = timezone.now()
     youngest = now - timedelta(hours=settings.CONTENT_RETENTION_HOURS)
     expired = RequestContent.objects.filter(Q(expires_at__lte=now) | Q(created_at__lte=youngest))
@@ -249,13 +248,13 @@ def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
 
 
 def prune_idempotent_answers(*, wait: Callable[[float], bool]) -> Pruned:
-    """Delete claims on Idempotency-Keys, and the answers kept under them, that have had their day."""
+    """Delete expired claims on Idempotency-Keys and the answers stored under them."""
     old = IdempotentAnswer.objects.filter(until__lte=timezone.now())
     return Pruning(old, "until", wait).run()
 
 
 def prune_by_settings(*, wait: Callable[[float], bool]) -> None:
-    """Delete all that has had its time; log how much of it there was."""
+    """Delete everything that the retention settings allow; log the numbers of rows."""
     content = prune_content(wait=wait)
     answers = prune_idempotent_answers(wait=wait)
     days = settings.LOG_RETENTION_DAYS

@@ -1,4 +1,4 @@
-"""The button of a list in the admin that gives what is listed as a file."""
+"""Admin lists with an export button: the filtered list as a CSV or JSON Lines file."""
 
 from __future__ import annotations
 
@@ -21,35 +21,38 @@ FORMAT, GZIP = "format", "gzip"
 
 
 class ExportingAdmin(ModelAdmin):
-    """A list that may be exported, as it is filtered, by whoever has the permission `export_MODEL`."""
+    """An admin list that users with the permission `export_MODEL` can export as it is filtered."""
 
     list_before_template = "admin/export_links.html"
     export_columns: Sequence[str] = ()
-    #: Reads a queryset as batches of rows.
+    #: Reads a queryset in batches of rows.
     export_batches: Callable[[QuerySet[Any]], Iterable[Sequence[Row]]]
 
     def get_urls(self) -> list[Any]:
-        """Add the address of the file; its query is the list's own."""
+        """Add the export URL; its query is that of the list."""
         name = f"{self.opts.app_label}_{self.opts.model_name}_export"
         own: list[URLPattern] = [path("export/", self.admin_site.admin_view(self.export_view), name=name)]
         return [*own, *super().get_urls()]
 
     def has_export_permission(self, request: HttpRequest, object_id: object = None) -> bool:
-        """Say who may take it all along."""
+        """Return whether the user may export this model."""
         return request.user.has_perm(f"{self.opts.app_label}.export_{self.opts.model_name}")
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
-        """Show the list, with the links for whom they work."""
+        """Show the list, with export links for users who may export."""
         context = {**(extra_context or {}), "may_export": self.has_export_permission(request)}
         return super().changelist_view(request, context)
 
     def export_view(self, request: HttpRequest) -> HttpResponseBase:
-        """Stream what the list shows with these filters, all pages of it, oldest first; leave an audit entry."""
+        """Stream all pages of the filtered list, oldest first, and write an audit entry.
+
+        Raises PermissionDenied. Redirects to the list if a parameter is invalid.
+        """
         if not (self.has_export_permission(request) and self.has_view_permission(request)):
             raise PermissionDenied
         parameters = request.GET.copy()
         asked, is_packed = parameters.pop(FORMAT, [Format.CSV])[-1], bool(parameters.pop(GZIP, []))
-        request.GET = parameters  # type: ignore[assignment]  # what is left are the list's own
+        request.GET = parameters  # type: ignore[assignment]  # only the list's own parameters are left
         try:
             file_format, queryset = Format(asked), self.get_changelist_instance(request).queryset
         except (ValueError, IncorrectLookupParameters):
@@ -63,7 +66,7 @@ class ExportingAdmin(ModelAdmin):
 
 
 def file_response(chunks: Iterator[bytes], name: str, file_format: Format, *, is_packed: bool) -> StreamingHttpResponse:
-    """Stream chunks as a file; its name gets the time and the ending."""
+    """Stream chunks as a file; append the time (UTC) and the extension to its name."""
     name = f"{name}-{timezone.now():%Y%m%dT%H%M%SZ}.{file_format}{'.gz' if is_packed else ''}"
     content_type = "application/gzip" if is_packed else file_format.content_type
     headers = {

@@ -1,6 +1,6 @@
-"""What a record's page in the admin tells beyond its fields: why it failed, where the time went, what was said.
+"""The request log in the admin: read-only, filtered, and paged without counting rows.
 
-The request log in the admin: to read, to filter, page by page without counting.
+The page of a record also shows what its error code means, the time by stage, and the logged prompt and answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from monitoring.models import RequestRecord
 from monitoring.payload_log import content_of
 from monitoring.records import FOUND, OUTCOMES, Outcome, outcome_of
 
-#: What the stages are called on the page.
+#: Display names of the stages.
 STAGES = {
     "limits": "limits: reserving and settling",
     "cache": "cache",
@@ -48,9 +48,9 @@ def _messages(kind: type[ApiError]) -> Iterator[tuple[str, str]]:
         yield from _messages(child)
 
 
-#: What error codes mean that callers get.
+#: Messages of the error codes that callers get.
 TOLD_TO_CALLERS = dict(_messages(ApiError))
-#: The same, and those that only a record has.
+#: The same, with the error codes that only records have.
 MESSAGES = {
     **TOLD_TO_CALLERS,
     "upstream_busy": "No deployment took the call: see why attempts failed.",
@@ -60,7 +60,7 @@ MESSAGES = {
 
 
 def reason_text(code: str) -> SafeString:
-    """Say in a sentence what an error code means, and link to what callers can do about it."""
+    """Return an error code with its message, and a link to advice if callers get the code."""
     if not code:
         return SafeString("—")
     message = MESSAGES.get(code)
@@ -73,7 +73,7 @@ def reason_text(code: str) -> SafeString:
 
 
 def stage_table(record: RequestRecord) -> SafeString:
-    """Make a table of the stages' times and of what is left of the whole."""
+    """Return an HTML table of the time by stage (ms), with the rest of the latency in the last row."""
     named = [part.partition("=") for part in record.stages.split()]
     times = [(STAGES.get(name, name), float(spent)) for name, _, spent in named]
     if not times:
@@ -88,7 +88,7 @@ def stage_table(record: RequestRecord) -> SafeString:
 
 
 def content_text(record: RequestRecord, part: str) -> SafeString:
-    """Show prompt or answer, or say why there is none."""
+    """Return the logged `prompt` or `answer` (the `part`) as HTML, or the reason why there is none."""
     content = content_of(record.pk)
     if content is None:
         return SafeString(_why_absent(record))
@@ -116,14 +116,14 @@ STATUSES: dict[str, tuple[str, Q]] = {
     "refused": ("Refused otherwise (4xx)", OUTCOMES[Outcome.INVALID]),
     "failed": ("Failed (5xx)", OUTCOMES[Outcome.FAILED]),
 }
-#: A status in the address, instead of a class of them.
+#: A single status as the value of the status parameter.
 SINGLE_STATUS = re.compile("[1-5][0-9]{2}")
 
-#: The cache filter's name for FOUND.
+#: The cache filter's value for FOUND.
 FOUND_NAME = "found"
-#: Records that are looked through for a page where no index has those that were asked for: some 30 ms.
+#: Records that are searched for one page when no index fits the filters: some 30 ms.
 SEARCHED = 50_000
-#: What the page of a record adds to its fields; the last are shown by permission.
+#: What a record's page shows beside the model's fields. CONTENT_FIELDS need a permission.
 TOLD_FIELDS = ("reason", "stage_times", "attempt_failures")
 CONTENT_FIELDS = ("prompt", "answer")
 STATUS_BADGES = {
@@ -135,14 +135,14 @@ STATUS_BADGES = {
 
 
 class AccountFilter(TextFilter, IndexedFilter):
-    """Records of an account, by the name that it has now."""
+    """Filters records by the account's current name."""
 
     title = "account"
     parameter_name = "account"
     placeholder = "its name"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Select by the account's id, which has an index."""
+        """Filter by the account's id, which has an index."""
         if not self.value():
             return queryset
         return queryset.filter(
@@ -151,14 +151,14 @@ class AccountFilter(TextFilter, IndexedFilter):
 
 
 class KeyFilter(TextFilter, IndexedFilter):
-    """Records of a key, by its name or what is shown of its beginning."""
+    """Filters records by the name or the visible prefix of a key."""
 
     title = "key"
     parameter_name = "key"
     placeholder = "its name or prefix"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Select by the ids of the keys, which have an index."""
+        """Filter by the ids of the keys, which have an index."""
         text = self.value()
         if not text:
             return queryset
@@ -167,30 +167,30 @@ class KeyFilter(TextFilter, IndexedFilter):
 
 
 class ExactFilter(TextFilter):
-    """Records whose field of the parameter's name is exactly what was typed."""
+    """Filters by exact match of the field that has the parameter's name."""
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Select by the exact name."""
+        """Filter by exact match."""
         text = self.value()
         return queryset.filter(**{str(self.parameter_name): text}) if text else queryset
 
 
 class ModelFilter(ExactFilter, IndexedFilter):
-    """Records of a model, by its public name."""
+    """Filters records by the model's public name."""
 
     title = parameter_name = "model"
     placeholder = "public name"
 
 
 class EndpointFilter(ExactFilter):
-    """Records of an endpoint, by its name."""
+    """Filters records by the endpoint's name."""
 
     title = parameter_name = "endpoint"
     placeholder = "such as chat"
 
 
 class ErrorCodeFilter(ExactFilter):
-    """Records of an error, by its code."""
+    """Filters records by error code."""
 
     title = "error code"
     parameter_name = "error_code"
@@ -198,59 +198,59 @@ class ErrorCodeFilter(ExactFilter):
 
 
 class SlowFilter(TextFilter):
-    """Records that took long."""
+    """Filters records by minimum latency."""
 
     title = "latency"
     parameter_name = "slower"
     placeholder = "this many ms or more"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Select by the whole time; raises IncorrectLookupParameters for what is no number."""
+        """Filter by latency in ms; raises IncorrectLookupParameters if the value is not a whole number."""
         text = self.value()
         if not text:
             return queryset
         if not text.isdecimal():
             raise IncorrectLookupParameters(f"{text} is no number of milliseconds")
-        return queryset.filter(latency_ms__gte=float(text))  # infinite, where it has too many digits
+        return queryset.filter(latency_ms__gte=float(text))  # infinity if there are too many digits
 
 
 class StreamFilter(admin.SimpleListFilter):
-    """Records of streams, which have a time to their first token."""
+    """Filters by streamed or not: only streams have a time to the first token."""
 
     title = "stream"
     parameter_name = "stream"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Offer both kinds."""
+        """Return the two choices."""
         return [("1", "Streams"), ("0", "Whole answers")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Select by whether a first token was timed."""
+        """Filter by whether a time to the first token was recorded."""
         return queryset.filter(first_token_ms__isnull=self.value() == "0") if self.value() in ("0", "1") else queryset
 
 
 class StatusFilter(IndexedFilter):
-    """Records by how they ended; a number in the address selects that status."""
+    """Filters records by outcome, or by one HTTP status if the parameter is a number."""
 
     title = "outcome"
     parameter_name = "status"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Offer the classes."""
+        """Return the outcomes."""
         return [(name, text) for name, (text, _) in STATUSES.items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Select by class or by number."""
+        """Filter by outcome or by status."""
         text = self.value() or ""
         if text not in STATUSES and not SINGLE_STATUS.fullmatch(text):
             return queryset
         chosen = STATUSES[text][1] if text in STATUSES else Q(status=int(text))
         if self.is_indexed():
-            chosen &= Q(status__gte=HTTPStatus.BAD_REQUEST)  # in the index's own words, which SQLite goes by
+            chosen &= Q(status__gte=HTTPStatus.BAD_REQUEST)  # SQLite uses the partial index only with its own condition
         return queryset.filter(chosen)
 
     def is_indexed(self) -> bool:
-        """Say so of those that failed and of what is a single status: answers and refusals of all kinds are not few."""
+        """Return whether an index helps: for failed, limited and single error statuses. Other outcomes are too many."""
         text = self.value() or ""
         return text in ("failed", "limited") or (
             SINGLE_STATUS.fullmatch(text) is not None and int(text) >= HTTPStatus.BAD_REQUEST
@@ -258,16 +258,16 @@ class StatusFilter(IndexedFilter):
 
 
 class CacheFilter(admin.SimpleListFilter):
-    """Records by what the cache did; `found` selects those that the hit rate counts."""
+    """Filters records by cache outcome; `found` selects those that the hit rate counts as hits."""
 
     title = parameter_name = "cache"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Offer each outcome, and the hits of the hit rate."""
+        """Return each cache outcome, and `found`."""
         return [(FOUND_NAME, "Hit or coalesced"), *RequestRecord.Cache.choices]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Select by outcome."""
+        """Filter by cache outcome."""
         text = self.value()
         if text not in (FOUND_NAME, *RequestRecord.Cache.values):
             return queryset
@@ -276,7 +276,7 @@ class CacheFilter(admin.SimpleListFilter):
 
 @admin.register(RequestRecord)
 class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
-    """The request log. Nobody changes it."""
+    """The request log, read-only."""
 
     list_display = ("when", "outcome", "account", "key", "endpoint", "model", "cache", "tokens", "price", "latency")
     list_filter = (
@@ -311,14 +311,14 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     readonly_fields = ("when", "latency", "first_token", "account", "key", "flags", *TOLD_FIELDS, *CONTENT_FIELDS)
 
     def get_fieldsets(self, request: HttpRequest, obj: RequestRecord | None = None) -> Fieldsets:
-        """Show prompt and answer to those alone who have the permission to view request contents."""
+        """Add prompt and answer for users with the permission to view request contents."""
         if not request.user.has_perm("monitoring.view_requestcontent"):
             return self.fieldsets
         return (*self.fieldsets, ("Content", {"fields": CONTENT_FIELDS}))
 
     @action(description="Export usage", permissions=["export"], icon="summarize", url_path="export-usage")
     def export_usage(self, request: HttpRequest) -> HttpResponseBase:
-        """Go to the page that gives sums as a file."""
+        """Show the page that exports usage as a file; raises PermissionDenied."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         return usage_export_page(self, request)
@@ -326,7 +326,7 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[RequestRecord], search_term: str
     ) -> tuple[QuerySet[RequestRecord], bool]:
-        """Find a record by its id or by the X-Request-ID that the caller saw, both in whole: each has an index."""
+        """Find records by exact id or by exact label (the X-Request-ID that the caller saw); both have an index."""
         term = search_term.strip()
         if not term:
             return queryset, False
@@ -337,75 +337,75 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
 
     @display(description="when (UTC)")
     def when(self, record: RequestRecord) -> str:
-        """Show the time of admission, to the second."""
+        """Return the time of admission, to the second."""
         return f"{record.admitted_at:%Y-%m-%d %H:%M:%S}"
 
     @display(description="outcome", label=STATUS_BADGES)
     def outcome(self, record: RequestRecord) -> tuple[str, str]:
-        """Show status and error code, and how many refusals it stands for."""
+        """Return status and error code, and how many refusals the record stands for."""
         times = f"({record.count:,} times)" if record.count > 1 else ""
         return outcome_of(record.status), " ".join(filter(None, (str(record.status), record.error_code, times)))
 
     @display(description="account")
     def account(self, record: RequestRecord) -> SafeString:
-        """Link to the account, under the name that it had."""
+        """Return a link to the account, with the name it had at the time."""
         return _link("account", record.account_id, record.account_name)
 
     @display(description="key")
     def key(self, record: RequestRecord) -> SafeString:
-        """Link to the key, under the name that it had."""
+        """Return a link to the key, with the name it had at the time."""
         return _link("apikey", record.key_id, record.key_name)
 
     @display(description="tokens in + out")
     def tokens(self, record: RequestRecord) -> str:
-        """Show input and output tokens."""
+        """Return input and output tokens."""
         return f"{record.input_tokens:,} + {record.output_tokens:,}"
 
     @display(description="cost")
     def price(self, record: RequestRecord) -> str:
-        """Show US dollars, with the digits that a small call needs."""
+        """Return the cost in US dollars with six decimals, or `unknown`."""
         if record.cost is None:
             return "unknown"
         return f"${record.cost:.6f}" if record.cost else "—"
 
     @display(description="latency")
     def latency(self, record: RequestRecord) -> str:
-        """Show the whole time."""
+        """Return the latency in ms."""
         return f"{record.latency_ms:,.0f} ms"
 
     @display(description="first token")
     def first_token(self, record: RequestRecord) -> str:
-        """Show the time to the first token of a stream."""
+        """Return the time to the first token of a stream in ms."""
         return "—" if record.first_token_ms is None else f"{record.first_token_ms:,.0f} ms"
 
     @display(description="why")
     def reason(self, record: RequestRecord) -> SafeString:
-        """Say in a sentence what the error code means."""
+        """Return the error code with its message."""
         return reason_text(record.error_code)
 
     @display(description="time by stage")
     def stage_times(self, record: RequestRecord) -> SafeString:
-        """Show what each stage took, and what is left of the whole."""
+        """Return the time by stage."""
         return stage_table(record)
 
     @display(description="why attempts failed")
     def attempt_failures(self, record: RequestRecord) -> str:
-        """Show the causes by deployment."""
+        """Return why attempts failed, by deployment."""
         return record.failures or "none failed"
 
     @display(description="prompt")
     def prompt(self, record: RequestRecord) -> SafeString:
-        """Show what was asked."""
+        """Return the logged prompt."""
         return content_text(record, "prompt")
 
     @display(description="answer")
     def answer(self, record: RequestRecord) -> SafeString:
-        """Show what was answered."""
+        """Return the logged answer."""
         return content_text(record, "answer")
 
     @display(description="remarks")
     def flags(self, record: RequestRecord) -> str:
-        """Say what was out of the ordinary."""
+        """Return remarks: a partial answer, or more billed than the bound."""
         partial = "the answer was broken off" if record.is_partial else ""
         overrun = "the provider billed more than the bound" if record.is_overrun else ""
         return "; ".join(text for text in (partial, overrun) if text) or "none"

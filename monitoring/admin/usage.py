@@ -1,4 +1,4 @@
-"""The page behind the button "Export usage": sums by time and by account, key, model or endpoint, as a file."""
+"""The page "Export usage": usage by time and by account, key, model or endpoint, as a file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMATS = {Format.CSV: "CSV, for a spreadsheet", Format.JSONL: "JSON Lines, for 
 
 
 class UsageExportForm(forms.Form):
-    """What of the usage is wanted, and how."""
+    """The span, grouping and file format of an export."""
 
     begin = forms.DateTimeField(
         label="From",
@@ -69,7 +69,7 @@ class UsageExportForm(forms.Form):
     is_packed = forms.BooleanField(label="Compress with gzip", required=False, widget=UnfoldBooleanWidget)
 
     def clean_account(self) -> Account | None:
-        """Find the account of that name."""
+        """Return the account of that name; None if the field is empty."""
         name = self.cleaned_data["account"]
         account = Account.objects.filter(name=name).first() if name else None
         if name and account is None:
@@ -77,7 +77,7 @@ class UsageExportForm(forms.Form):
         return account
 
     def clean(self) -> dict[str, Any]:
-        """Fill in what was left empty; refuse a span that holds nothing."""
+        """Fill in the default span; reject one that does not end after it begins."""
         now, wanted = timezone.now(), self.cleaned_data
         begin: datetime = wanted.get("begin") or month_begin(now)
         end: datetime = wanted.get("end") or now
@@ -87,7 +87,7 @@ class UsageExportForm(forms.Form):
 
 
 def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResponseBase:
-    """Ask what is wanted, and give it as a file; the account may be named in the address."""
+    """Show the form (the query parameter `account` fills that field), or answer a valid POST with the file."""
     if request.method == "POST":
         form = UsageExportForm(request.POST)
         if form.is_valid():
@@ -105,7 +105,7 @@ def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResp
 
 
 def _file(request: HttpRequest, form: UsageExportForm) -> HttpResponseBase:
-    """Stream the rows, and leave an audit entry."""
+    """Stream the rows and write an audit entry."""
     wanted = form.cleaned_data
     file_format, account, is_packed = wanted["file_format"], wanted["account"], wanted["is_packed"]
     details = {name: str(wanted[name]) for name in ("begin", "end", "unit", "by", "account") if wanted[name]}

@@ -1,23 +1,24 @@
-"""What the log adds up to, by time, caller, endpoint, model and outcome: what is read instead of the log.
+"""Rollups: sums of the request log by time, caller, endpoint, model and outcome, which are read instead of the log.
 
-**Rows.** A record counts in nine rows (Rollup.Grain): those of its key, its account and of all accounts, each by hour,
-by day and by month (UTC). They are written in the transaction that writes the record, so log and rollups agree at any
-moment, whoever dies when. A record that is replaced by a later revision is taken out and the later one put in.
+**Rows.** A record counts in nine rows (Rollup.Grain): its key's, its account's and the platform's (all accounts), each
+by hour, day and month (UTC). They are written in the transaction that writes the record, so log and rollups always
+agree. If a later revision replaces a record, the old one is subtracted and the new one added.
 
-The platform's rows of a period add up to totals, one for each outcome. Whoever asks for no caller, endpoint or model
-reads those: a histogram of all takes as long to read as one of a single model, and there are many models.
+The platform's rows of a period add up to totals, one for each outcome. Queries without a caller, endpoint or model read
+the totals: a total has one histogram, where the rows by model have one for each model.
 
-Lately admitted, a record counts in the platform's row and the total of its minute as well. Minutes are for who looks at
-the last hour: they are written for MINUTES_WRITTEN and deleted after MINUTES_KEPT (see tallies).
+A recently admitted record also counts in the platform's row and the total of its minute. Minutes are for the
+dashboard's last hour: they are written for MINUTES_WRITTEN and deleted after MINUTES_KEPT (see `store`).
 
-**Why coarser rows than hours of a key.** So that reading costs by what is shown and not by what was logged. A span of
-time is put together from the largest whole periods (periods.compose): 30 days of the platform are 30 totals for each
-outcome, where the hours of a hundred keys would be tens of thousands of rows; all time is a row a month.
+**Why there are coarser rows than a key's hours.** So that the cost of reading depends on what is shown, not on what was
+logged. A span is composed of the largest whole periods (periods.compose): 30 days of the platform are 30 totals for
+each outcome, where the hours of a hundred keys would be tens of thousands of rows; all time is one row a month.
 
-**Writers** take turns at the rollups (store.rollups_lock) from just before they read them until they commit. They would
-wait for one another in any case, at the platform's rows of this hour, which every batch changes; one lock instead of
-many can't deadlock, and makes what was read true until it is written.
+**Writers** hold one lock (store.rollups_lock) from just before they read the rows until they commit. They would wait
+for one another anyway, because every batch changes the platform's rows of this hour. A single lock can't deadlock, and
+nothing can change a row between its reading and its writing.
 
-`tallies` says what a record adds to which row, `store` writes that, `figures` is what readers get, `selectors`,
-`rankings` and `minutes` are what they ask, `rebuild` computes it all again from the log, or compares.
+`store` computes what a record adds to which rows and writes it, `histograms` and `periods` are its units, `queries`
+reads rollups and returns `figures`, `parameters` validates the parameters of GET /usage, and `verify` compares rollups
+with the log or rebuilds them from it.
 """

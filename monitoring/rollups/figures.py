@@ -1,4 +1,4 @@
-"""What readers of the rollups get: plain sums, and the quantiles of their histograms."""
+"""Figures: the sums of some requests, and the quantiles of their histograms."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ANSWER_DECIMALS = 1
 
 @dataclass(slots=True)
 class Figures:
-    """What some requests add up to. All of it adds: figures of parts make those of the whole (`add`, `sum_of`).
+    """The sums of some requests. Figures can be added: those of the parts make those of the whole (`add`, `sum_of`).
 
-    `requests` are all there were; `invalid` (4xx), `limited` (429) and `failed` (5xx) are part of them. Money is in
-    nano-dollars; the `unpriced` requests, whose cost is unknown, add 0 to it. `latency` and `first_token` are
-    histograms (ms) of the requests that were answered or failed; a refusal has no place in them.
+    `requests` counts all; `invalid` (4xx other than 429), `limited` (429) and `failed` (5xx) are parts of it. Money is
+    in nano-dollars; the `unpriced` requests, whose cost is unknown, add 0 to it. `latency` and `first_token` are
+    histograms (ms) of the requests that were answered or failed; they don't include refusals.
     """
 
     requests: int = 0
@@ -41,8 +41,8 @@ class Figures:
     first_token: int = 0
 
     def add(self, other: Figures) -> None:
-        """Add the figures of others to these."""
-        # One by one: a loop over the names takes three times as long, and a page adds up thousands.
+        """Add other figures to these."""
+        # Written out because a loop over the names takes three times as long, and a page adds up thousands of figures.
         self.requests += other.requests
         self.invalid += other.invalid
         self.limited += other.limited
@@ -63,7 +63,7 @@ class Figures:
 
     @classmethod
     def sum_of(cls, many: Iterable[Figures]) -> Figures:
-        """Add up the figures of many."""
+        """Return the sum of many figures."""
         total = cls()
         for each in many:
             total.add(each)
@@ -74,35 +74,35 @@ class Figures:
 
     @property
     def cache_hits(self) -> int:
-        """Answers that cost no upstream call of their own: cached and coalesced ones."""
+        """Return the number of answers without an upstream call of their own: cached and coalesced."""
         return self.hits + self.coalesced
 
     @property
     def cache_hit_rate(self) -> float:
-        """Hits of hits and misses, three decimals; 0 without either."""
+        """Return the share of hits in hits and misses, with three decimals; 0 if there were neither."""
         asked = self.cache_hits + self.misses
         return round(self.cache_hits / asked, 3) if asked else 0.0
 
     @property
     def error_rate(self) -> float:
-        """Failed (5xx) of all requests, four decimals; 0 without any."""
+        """Return the share of failed (5xx) requests, with four decimals; 0 without requests."""
         return round(self.failed / self.requests, 4) if self.requests else 0.0
 
     @property
     def is_cost_unknown(self) -> bool:
-        """Say whether nothing is known of the cost; where a part is, the whole is at least that."""
+        """Return whether no part of the cost is known. If a part is known, the cost is at least that."""
         return bool(self.unpriced) and not self.cost
 
     def latency_quantiles(self, wanted: Sequence[float] = tuple(QUANTILES.values())) -> list[float] | None:
-        """Tell quantiles of the latency in ms, within 5 %; None where nothing was timed."""
+        """Return quantiles of the latency in ms, within 5 %; None if nothing was timed."""
         return quantiles(self.latency, wanted)
 
     def first_token_quantiles(self, wanted: Sequence[float] = tuple(QUANTILES.values())) -> list[float] | None:
-        """Tell quantiles of the time to a stream's first token in ms, within 5 %; None where there was no stream."""
+        """Return quantiles of the time to a stream's first token in ms, within 5 %; None without streams."""
         return quantiles(self.first_token, wanted)
 
     def as_answer(self) -> dict[str, Any]:
-        """Write the figures as /usage, pages and exports show them (money as a text in US dollars)."""
+        """Return the figures as /usage, pages and exports show them (money as a string in US dollars)."""
         return {
             "requests": self.requests,
             "errors": {"invalid": self.invalid, "limited": self.limited, "failed": self.failed},

@@ -1,13 +1,13 @@
-"""Histograms of milliseconds that add up without losing anything: fixed buckets, of which each is 10 % wide.
+"""Histograms of milliseconds with fixed buckets, each 10 % wide, which can be added without loss.
 
-Bucket i holds what is above GAMMA^(i-1) and at most GAMMA^i ms, bucket 0 all up to 1 ms, the last all from about an
-hour. A value is told as 2 * GAMMA^i / (GAMMA + 1), which is off by at most (GAMMA - 1) / (GAMMA + 1) = 4.8 % of what it
-really was. (DDSketch: Masson, Rim, Lee, "A fast and fully-mergeable quantile sketch with relative-error guarantees",
-VLDB 2019.)
+Bucket i counts values above GAMMA^(i-1) and up to GAMMA^i ms, bucket 0 those up to 1 ms, the last one those from about
+an hour. A value in bucket i is reported as 2 * GAMMA^i / (GAMMA + 1), which differs from the true value by at most
+(GAMMA - 1) / (GAMMA + 1) = 4.8 %. (DDSketch: Masson, Rim, Lee, "A fast and fully-mergeable quantile sketch with
+relative-error guarantees", VLDB 2019.)
 
-A histogram is one integer, with the count of bucket i in its bits 40 * i to 40 * i + 39: adding and subtracting
-histograms is adding and subtracting integers, which takes less than a microsecond. That is what makes it cheap to read
-a year of them, on any database. A bucket overflows at 10^12.
+A histogram is one integer with the count of bucket i in bits 40 * i to 40 * i + 39. Adding histograms is adding
+integers, which takes less than a microsecond, so a year of them is cheap to read on any database. A bucket overflows
+at 10^12.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ BUCKETS = math.ceil(math.log(LONGEST, GAMMA)) + 1
 BITS = 40
 WIDTH = BITS // 8  # bytes
 MASK = (1 << BITS) - 1
-#: How a packed histogram begins, instead of with the number of its first bucket: LISTED says that it lists its buckets,
-#: PLANES and a number of bytes that it has so many of each count, apart from one another.
+#: First bytes of a packed histogram other than the number of its first bucket. LISTED: a list of buckets. PLANES + n: n
+#: byte planes (see pack).
 LISTED, PLANES = 255, 250
-#: Bits that are set in few buckets.
+#: Up to this many set bits, buckets are read one by one.
 FEW = 8
-#: Up to so many bytes, counts as they are take the least time. They do where a count needs all its bytes, too.
+#: Up to this many bytes, plain counts are the fastest form. They also are if a count needs all its bytes.
 SHORT = 2 * WIDTH
 
 _LOG_GAMMA = math.log(GAMMA)
-#: A count's lower and higher bytes; and what a list has of a bucket, its number before them.
+#: The lower and higher bytes of a count; the same after the number of its bucket, as in a list.
 _COUNT, _ENTRY = Struct("<IB"), Struct("<BIB")
 _LOWER = 32  # bits
 
 
 def one(milliseconds: float) -> int:
-    """Make the histogram of one value."""
+    """Return the histogram of one value."""
     return 1 << BITS * bucket_of(milliseconds)
 
 
 def bucket_of(milliseconds: float) -> int:
-    """Say in which bucket a value belongs; whatever is no time at all belongs in the first."""
+    """Return the bucket of a value; negative values and NaN belong in bucket 0."""
     if not milliseconds > 1:
         return 0
     if milliseconds >= LONGEST:
@@ -51,22 +51,22 @@ def bucket_of(milliseconds: float) -> int:
 
 
 def value_of(bucket: int) -> float:
-    """Say which milliseconds a bucket stands for."""
+    """Return the milliseconds that a bucket stands for."""
     return 2 * GAMMA**bucket / (GAMMA + 1) if bucket else 1.0
 
 
 def pack(histogram: int) -> bytes:
-    """Write a histogram in few bytes, none if it is empty.
+    """Encode a histogram in few bytes; an empty one in none.
 
-    Of the buckets from the first to the last in use, as many bytes of each count as the greatest needs: PLANES + that
-    number, the first bucket, the lowest byte of every count, the second of every count, and so on. Of one or two
-    buckets, the number of the first and then the counts, 5 bytes each, lowest first. Where it is shorter, a list of
-    those in use: LISTED and then a number and a count for each.
+    There are three forms, for the buckets from the first to the last in use. Planes: PLANES + n, the first bucket, the
+    lowest byte of every count, the second byte of every count, and so on; n is the number of bytes that the greatest
+    count needs. Plain, for one or two buckets or if n is 5: the first bucket, then the counts, 5 bytes each, lowest
+    byte first. List, if it is shorter: LISTED, then number and count of each bucket in use.
     """
     if not histogram:
         return b""
     first, size = _extent(histogram)
-    # No more buckets are in use than bits are set: where that is few, listing them is shorter for certain.
+    # At most as many buckets are in use as bits are set: if those are few, a list is shorter for certain.
     if histogram.bit_count() * (WIDTH + 1) < size // WIDTH:
         listed = bytearray([LISTED])
         for bucket, count in _one_by_one(histogram):
@@ -83,7 +83,7 @@ def pack(histogram: int) -> bytes:
 
 
 def unpack(packed: bytes) -> int:
-    """Read a packed histogram."""
+    """Decode a packed histogram."""
     if not packed:
         return 0
     if packed[0] < PLANES:
@@ -105,7 +105,7 @@ def _unpack_planes(packed: bytes, planes: int) -> int:
 
 
 def counts(histogram: int) -> list[tuple[int, int]]:
-    """List the buckets in use, in their order, with how many values they hold."""
+    """List (bucket, count) of the buckets in use, in order."""
     if histogram.bit_count() <= FEW:
         return list(_one_by_one(histogram))
     first, size = _extent(histogram)
@@ -114,7 +114,7 @@ def counts(histogram: int) -> list[tuple[int, int]]:
 
 
 def _one_by_one(histogram: int) -> Iterator[tuple[int, int]]:
-    """Take the buckets in use out of the integer: of many, three times as long as reading all there are."""
+    """Yield (bucket, count) of the buckets in use. For many buckets, this takes three times as long as reading all."""
     while histogram:
         bucket = ((histogram & -histogram).bit_length() - 1) // BITS
         count = histogram >> BITS * bucket & MASK
@@ -123,15 +123,15 @@ def _one_by_one(histogram: int) -> Iterator[tuple[int, int]]:
 
 
 def _extent(histogram: int) -> tuple[int, int]:
-    """Say which is the first bucket in use, and how many bytes there are from it to the last."""
+    """Return the first bucket in use, and the number of bytes from it to the last."""
     first, last = ((histogram & -histogram).bit_length() - 1) // BITS, (histogram.bit_length() - 1) // BITS
     return first, WIDTH * (last - first + 1)
 
 
 def quantiles(histogram: int, wanted: Sequence[float]) -> list[float] | None:
-    """Tell quantiles (0 to 1, in rising order) in milliseconds; None of an empty histogram.
+    """Return quantiles (`wanted`: 0 to 1, ascending) in milliseconds; None if the histogram is empty.
 
-    The quantile q of n values is the one at place floor(q * (n - 1)) in their order, counted from 0.
+    The quantile q of n values is the value at index floor(q * (n - 1)) in ascending order.
     """
     filled = counts(histogram)
     total = sum(count for _, count in filled)

@@ -1,4 +1,4 @@
-"""What GET /usage may be asked: which span of time, in which time zone, divided by what."""
+"""Parameters of GET /usage: the span, its time zone, and the grouping."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from core.times import read_moment
 from monitoring.rollups.periods import EPOCH, HOUR, BrokenHours, Unit, buckets, first_hour, hour_of, moment_of
 
 GROUPS = ("key", "model", "endpoint")
-#: How long a span may be that is divided by a unit (None: not by time).
+#: The longest span by unit (None: not divided by time).
 LONGEST = {
     Unit.HOUR: timedelta(days=31),
     Unit.DAY: timedelta(days=400),
     Unit.MONTH: timedelta(days=10 * 366),
     None: timedelta(days=10 * 366),
 }
-#: By the day in a zone other than UTC, whose days are made of hours: 24 times as much to read.
+#: The longest span by day in a zone other than UTC: such days are summed from hours, 24 times as many rows.
 LONGEST_ELSEWHERE = timedelta(days=100)
-#: What lies among the zones and is none of IANA's names: the server's own, and other ways to count seconds.
+#: Names (or beginnings) in the zone database that are not IANA zones: the server's own, and zones with leap seconds.
 NO_ZONES = ("localtime", "Factory", "posix", "right/")
 LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class UsageSpan:
-    """A span of whole hours, and what its series is divided by."""
+    """A span of whole hours, and how its series is grouped."""
 
     begin: datetime
     end: datetime
@@ -42,12 +42,12 @@ class UsageSpan:
 
     @property
     def group_by(self) -> list[str]:
-        """List what the series is divided by, time first."""
+        """Return the grouping of the series, time first."""
         return [str(each) for each in (self.unit, self.group) if each]
 
 
 class StatsQuery(StrictSerializer):
-    """The parameters of GET /stats: none."""
+    """GET /stats takes no parameters."""
 
     unknown_field = "Unknown parameter: it takes none."
 
@@ -60,12 +60,12 @@ class UsageQuery(StrictSerializer):
     group_by = serializers.CharField(default=str(Unit.DAY), allow_blank=True)
 
     def get_fields(self) -> dict[str, Any]:
-        """Add the field whose name Python reserves, and its companion."""
+        """Add `from`, which is a Python keyword, and `to`."""
         moments = {name: serializers.CharField(required=False) for name in ("from", "to")}
         return {**super().get_fields(), **moments}
 
     def validate_time_zone(self, name: str) -> tzinfo:
-        """Find the zone."""
+        """Return the zone of an IANA name."""
         try:
             if name.startswith(NO_ZONES):
                 raise LookupError(name)
@@ -74,7 +74,7 @@ class UsageQuery(StrictSerializer):
             raise serializers.ValidationError("No such time zone: give an IANA name, such as Europe/Berlin.") from error
 
     def validate_group_by(self, text: str) -> tuple[Unit | None, str | None]:
-        """Read the comma list."""
+        """Parse the comma list; return at most one unit and at most one group."""
         asked = [part.strip() for part in text.split(",") if part.strip()]
         units, groups = [Unit(part) for part in asked if part in set(Unit)], [part for part in asked if part in GROUPS]
         if len(units) + len(groups) < len(asked):
@@ -86,7 +86,7 @@ class UsageQuery(StrictSerializer):
         return next(iter(units), None), next(iter(groups), None)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Make the UsageSpan, under `span`."""
+        """Return the UsageSpan as `span`."""
         zone, (unit, group) = attrs["time_zone"], attrs["group_by"]
         end = _moment("to", attrs["to"], zone) if "to" in attrs else _next_hour()
         begin = _moment("from", attrs["from"], zone) if "from" in attrs else _month_of(end - HOUR, zone)
@@ -127,7 +127,7 @@ def _next_hour() -> datetime:
 
 
 def _month_of(moment: datetime, zone: tzinfo) -> datetime:
-    """Return when the month began in a zone that a moment is in."""
+    """Return the beginning of a datetime's month in a zone."""
     try:
         return moment_of(first_hour(moment.astimezone(zone).date().replace(day=1), zone))
     except BrokenHours as error:
@@ -135,7 +135,7 @@ def _month_of(moment: datetime, zone: tzinfo) -> datetime:
 
 
 def _moment(name: str, text: str, zone: tzinfo) -> datetime:
-    """Read a date or date-time, of the zone unless it names an offset."""
+    """Parse a date or date-time; it is in the zone unless it has an offset."""
     try:
         moment = read_moment(text, zone)
     except ValueError as error:

@@ -1,11 +1,9 @@
-"""Hours, days and months in UTC, and how a span of time is put together from the largest of them.
+"""The hours, days and months of rollups: in UTC, and in time zones as ranges of UTC hours.
 
-A time is the number of whole hours since 1970-01-01 00:00 UTC; that of a minute, of whole minutes.
+An hour is the number of whole hours since 1970-01-01 00:00 UTC; a minute is the number of whole minutes.
 
-The hours, days and months of a time zone, as stretches of UTC hours.
-
-Rollups are kept by whole UTC hours, so days can be told of zones that differ from UTC by whole hours: not of India's or
-Nepal's. Daylight saving is no obstacle: such days have 23 or 25 hours.
+Rollups are kept by whole UTC hours, so time zones must differ from UTC by whole hours; India's and Nepal's don't.
+Daylight saving works: a day then has 23 or 25 hours.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ DAY = 24
 
 
 class Period(StrEnum):
-    """The lengths that are kept."""
+    """The lengths of the periods of rollups; minutes apart."""
 
     HOUR = "h"
     DAY = "d"
@@ -28,37 +26,37 @@ class Period(StrEnum):
 
 
 def hour_of(moment: datetime) -> int:
-    """Return the hour that a moment falls in."""
+    """Return the hour of a datetime."""
     return (moment - EPOCH) // HOUR
 
 
 def hour_until(end: datetime) -> int:
-    """Return the hour that a span's end (excluded) reaches: of a whole hour itself, else the next."""
+    """Return the hour at which a span (`end` excluded) ends, rounded up."""
     return -((EPOCH - end) // HOUR)
 
 
 def moment_of(hour: int) -> datetime:
-    """Return when an hour begins."""
+    """Return the beginning of an hour."""
     return EPOCH + hour * HOUR
 
 
 def month_begin(moment: datetime) -> datetime:
-    """Return the moment at which a moment's month began."""
+    """Return the beginning of a datetime's month (UTC)."""
     return moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 def minute_of(moment: datetime) -> int:
-    """Return the minute that a moment falls in."""
+    """Return the minute of a datetime."""
     return (moment - EPOCH) // MINUTE
 
 
 def moment_of_minute(minute: int) -> datetime:
-    """Return when a minute begins."""
+    """Return the beginning of a minute."""
     return EPOCH + minute * MINUTE
 
 
 def start_of(period: Period, hour: int) -> int:
-    """Return where the hour, day or month begins that an hour belongs to."""
+    """Return the first hour of the period that an hour belongs to."""
     if period is Period.HOUR:
         return hour
     if period is Period.DAY:
@@ -67,7 +65,7 @@ def start_of(period: Period, hour: int) -> int:
 
 
 def end_of(period: Period, start: int) -> int:
-    """Return where the period ends that begins at `start`."""
+    """Return the hour after the period that begins at `start`."""
     if period is Period.HOUR:
         return start + 1
     if period is Period.DAY:
@@ -76,7 +74,7 @@ def end_of(period: Period, start: int) -> int:
 
 
 def compose(begin: int, end: int) -> Iterator[tuple[Period, int]]:
-    """Cut a span of hours (`end` excluded) into as few whole periods as there are: (period, start) in order of time."""
+    """Divide a span of hours (`end` excluded) into the fewest whole periods; yield (period, start) in order."""
     at = begin
     while at < end:
         fitting = (
@@ -93,22 +91,22 @@ ONE_DAY = timedelta(days=1)
 
 
 class Unit(StrEnum):
-    """What a series may be divided by."""
+    """The units of time that a series can be divided by."""
 
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
 
 
-class BrokenHours(ValueError):  # names what was found, as the exceptions of accounts do
-    """A time zone, at that time, does not begin its hours with UTC's."""
+class BrokenHours(ValueError):  # no Error suffix, like the exceptions of accounts
+    """The time zone differs from UTC by a part of an hour at that time."""
 
 
 def buckets(begin: int, end: int, unit: Unit | None, zone: tzinfo) -> Iterator[tuple[int, int, int | None]]:
-    """Divide a span of hours: (first hour, hour after the last, hour in which the bucket begins).
+    """Divide a span of hours (`end` excluded) by a unit; yield (first hour, hour after the last, start of the bucket).
 
-    The first and last stretch are cut where the span begins and ends; buckets are not. None as unit gives one bucket,
-    which begins at None. Raises BrokenHours.
+    The first and last hours are cut to the span; the start of the bucket is not. Without a unit there is one bucket,
+    whose start is None. Raises BrokenHours.
     """
     if unit is None:
         yield begin, end, None
@@ -127,7 +125,7 @@ def buckets(begin: int, end: int, unit: Unit | None, zone: tzinfo) -> Iterator[t
 
 
 def first_hour(day: date, zone: tzinfo) -> int:
-    """Return the hour in which a day begins in a zone; where midnight is skipped, the one that follows. May raise."""
+    """Return the first hour of a day in a zone, also if daylight saving skips midnight. Raises BrokenHours."""
     return hour_of(_whole_hours(datetime(day.year, day.month, day.day, tzinfo=zone)))
 
 
