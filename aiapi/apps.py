@@ -1,10 +1,10 @@
-"""The aiapi app."""
+"""The Django app for what concerns the whole project: settings, system checks, pages, URLs and the server."""
 
 from django.apps import AppConfig
 
 
 class AiApiConfig(AppConfig):
-    """Register what the app adds to the others when Django starts."""
+    """The configuration of the aiapi app."""
 
     name = "aiapi"
 

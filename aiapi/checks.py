@@ -1,4 +1,4 @@
-"""System checks of the settings as a whole; each names the variable and the mend."""
+"""System checks of the settings, and the checks before the server starts. Each names the variable and a fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from accounts.checks import FEWEST_CHARACTERS
 
 @register(Tags.security)
 def check_secret_key(**options: Any) -> list[CheckMessage]:
-    """Refuse the default or a weak SECRET_KEY in production (aiapi.E001)."""
+    """Reject the default or a weak SECRET_KEY in production (aiapi.E001)."""
     key = settings.SECRET_KEY
     weak = key == settings.DEFAULT_SECRET_KEY or len(key) < 50 or len(set(key)) < FEWEST_CHARACTERS
     if not settings.IS_PRODUCTION or not weak:
@@ -27,7 +27,7 @@ def check_secret_key(**options: Any) -> list[CheckMessage]:
 
 @register(Tags.security)
 def check_secrets_differ(**options: Any) -> list[CheckMessage]:
-    """Refuse one secret for several purposes in production: who learns it for one has them all (aiapi.E004)."""
+    """Reject the same secret for several purposes in production: one leak would expose all (aiapi.E004)."""
     named = [("SECRET_KEY", settings.SECRET_KEY), ("METRICS_TOKEN", settings.METRICS_TOKEN)]
     named += [("API_KEY_PEPPERS", pepper) for pepper in settings.API_KEY_PEPPERS]
     secrets = [secret for _, secret in named if secret]
@@ -40,7 +40,7 @@ def check_secrets_differ(**options: Any) -> list[CheckMessage]:
 
 @register(Tags.security)
 def check_allowed_hosts(**options: Any) -> list[CheckMessage]:
-    """Refuse production without host names, or with any (aiapi.E002)."""
+    """Reject missing host names and the wildcard in production (aiapi.E002)."""
     if not settings.IS_PRODUCTION or (settings.ALLOWED_HOSTS and "*" not in settings.ALLOWED_HOSTS):
         return []
     hint = "Set it to the names under which the service is reached: ALLOWED_HOSTS=api.example.com"
@@ -49,7 +49,7 @@ def check_allowed_hosts(**options: Any) -> list[CheckMessage]:
 
 @register()
 def check_cors_origins(**options: Any) -> list[CheckMessage]:
-    """Refuse a wildcard origin: browsers would send any page's requests (aiapi.E003)."""
+    """Reject the wildcard origin: any web page could call the API from a browser (aiapi.E003)."""
     if "*" not in settings.CORS_ALLOWED_ORIGINS:
         return []
     return [Error("CORS_ALLOWED_ORIGINS holds *.", hint="List the origins, with https://.", id="aiapi.E003")]
@@ -57,7 +57,7 @@ def check_cors_origins(**options: Any) -> list[CheckMessage]:
 
 @register()
 def check_variable_names(**options: Any) -> list[CheckMessage]:
-    """Report variables that look like slips of known ones (aiapi.W001)."""
+    """Report variables that look like misspelled names of known ones (aiapi.W001)."""
     return [
         Warning(f"{name} is set, but not known.", hint=f"Did you mean {known}?", id="aiapi.W001")
         for name, known in settings.ENV.near_misses()
@@ -66,7 +66,7 @@ def check_variable_names(**options: Any) -> list[CheckMessage]:
 
 @register()
 def check_alert_emails(**options: Any) -> list[CheckMessage]:
-    """Report operators who would get no mail, for want of a server (aiapi.W002)."""
+    """Report ALERT_EMAILS without a mail server (aiapi.W002)."""
     if not settings.ALERT_EMAILS or settings.EMAIL_URL:
         return []
     hint = "Set it: EMAIL_URL=smtp+tls://USER:PASSWORD@mail.example.com:587"
@@ -75,7 +75,7 @@ def check_alert_emails(**options: Any) -> list[CheckMessage]:
 
 @register(deploy=True)
 def check_cache_url(**options: Any) -> list[CheckMessage]:
-    """Report several workers without a cache that they share (aiapi.W003)."""
+    """Report several workers without a shared cache (aiapi.W003)."""
     if settings.WEB_CONCURRENCY == 1 or settings.CACHE_URL:
         return []
     hint = "Set it to a Redis or Valkey with maxmemory-policy allkeys-lru."
@@ -84,14 +84,14 @@ def check_cache_url(**options: Any) -> list[CheckMessage]:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What is wrong with an installation, a line each: what stops a start, and what doesn't."""
+    """Problems prevent a start, warnings don't. Each is one line."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 def start_findings() -> Findings:
-    """Look at everything that has to be right before the server starts, the database included."""
+    """Check everything that a start requires, database included; without a usable database, only that is reported."""
     away = database_problem()
     if away is not None:
         return Findings([away])
@@ -103,7 +103,7 @@ def start_findings() -> Findings:
 
 
 def database_problem() -> str | None:
-    """Say in one line that the database is away or not migrated; None if it is neither."""
+    """Return one line if the database can't be reached or lacks migrations; None if it is ready."""
     connection = connections[DEFAULT_DB_ALIAS]
     try:
         executor = MigrationExecutor(connection)

@@ -1,6 +1,6 @@
-"""The headers that pages of other origins may read and send (CORS_ALLOWED_ORIGINS says which origins)."""
+"""CORS headers for pages of other origins. The setting CORS_ALLOWED_ORIGINS lists the origins."""
 
-#: Of answers, what a page's program may read.
+#: Response headers that a page's script may read.
 EXPOSED = [
     "X-Request-ID",
     "X-Process-Time",
@@ -17,7 +17,7 @@ EXPOSED = [
     "Idempotency-Replayed",
     *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
 ]
-#: Of requests, what a page's program may send.
+#: Request headers that a page's script may send.
 ALLOWED = [
     "accept",
     "authorization",
@@ -29,7 +29,7 @@ ALLOWED = [
     "x-api-key",
     "x-cache-answer",
     "x-request-id",
-    # What OpenAI's client sends along, in browsers too.
+    # Sent by OpenAI's client, in browsers too.
     "openai-beta",
     "openai-organization",
     "openai-project",

@@ -1,4 +1,4 @@
-"""Errors outside the API: a page to a browser, JSON to everyone else."""
+"""Error responses outside DRF views: an HTML page for browsers, JSON for all other clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from core.errors import (
 )
 from core.redaction import without_keys
 
-#: What somebody who came by a browser can do about it.
+#: What the user of a browser can do about an error.
 HINTS: dict[type[ApiError], str] = {
     InvalidRequest: "Check the address.",
     PermissionDenied: "Your user may not see or do this. Ask an administrator for the permission.",
@@ -46,7 +46,7 @@ log = structlog.get_logger("aiapi.errors")
 
 
 def error_answer(request: HttpRequest, error: ApiError, hint: str | None = None) -> HttpResponse:
-    """Answer an error outside DRF in the form that the caller understands."""
+    """Return the response for an error: a page if a browser asks for one, otherwise JSON."""
     answer: HttpResponse | None = None
     if _wants_page(request):
         answer = _page(request, error, hint or HINTS[type(error)])
@@ -57,12 +57,12 @@ def error_answer(request: HttpRequest, error: ApiError, hint: str | None = None)
 
 
 def _wants_page(request: HttpRequest) -> bool:
-    """Say whether a browser asks, and not for what only programs call."""
+    """Return whether the client accepts HTML and the path is not a model endpoint."""
     return "text/html" in request.headers.get("Accept", "").lower() and not getattr(request, "is_model_call", False)
 
 
 def _page(request: HttpRequest, error: ApiError, hint: str) -> HttpResponse | None:
-    """Make the page; None if that fails too."""
+    """Render the error page; None if that fails."""
     context = {
         **page_context("error"),
         "title": error.detail.rstrip("."),
@@ -80,9 +80,10 @@ def _page(request: HttpRequest, error: ApiError, hint: str) -> HttpResponse | No
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Answer what Django refused before any view (handler400).
+    """Answer a request that Django rejects before any view (handler400).
 
-    A host that ALLOWED_HOSTS lacks is the commonest mistake of a new installation: the log names it, no answer does.
+    A host name missing from ALLOWED_HOSTS is the most common mistake of a new installation. The log names the host; the
+    response doesn't.
     """
     if not isinstance(exception, DisallowedHost):
         return error_answer(request, InvalidRequest())
@@ -91,7 +92,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Answer a refusal outside DRF (handler403)."""
+    """Answer a denied request outside DRF (handler403)."""
     return error_answer(request, PermissionDenied())
 
 
@@ -101,7 +102,7 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Answer an exception outside DRF (handler500) and log its traceback; of a database that is away, a line."""
+    """Answer an exception outside DRF (handler500). Log its traceback, or one line if the database is unavailable."""
     failure = sys.exception()
     if isinstance(failure, OperationalError | InterfaceError):
         log.error("database_failed", cause=type(failure).__name__)
@@ -111,5 +112,5 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """Answer a form without a good token (CSRF_FAILURE_VIEW); Django's log line has the reason."""
+    """Answer a form without a valid CSRF token (CSRF_FAILURE_VIEW). Django logs the reason."""
     return error_answer(request, PermissionDenied(), CSRF_HINT)

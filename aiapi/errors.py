@@ -1,6 +1,6 @@
-"""The one handler that turns every exception into an answer.
+"""DRF's exception handler, which turns every exception into an error response.
 
-Shape (WIRE.md, Errors): `{detail, code, request_id, errors?}`, and under /v1 OpenAI's `{error: {...}}`.
+The body is `{detail, code, request_id, errors?}`, and under /v1 OpenAI's `{error: {...}}`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from inference.api.errors import is_openai_path, openai_error_body
 
 log = structlog.get_logger("aiapi.errors")
 
-#: Under which DRF tells what concerns no single field.
+#: DRF's name for errors that concern no single field.
 NON_FIELD = "non_field_errors"
 
 
 def error_body(request: HttpRequest | Request, error: api.ApiError) -> dict[str, Any]:
-    """Make the body of an error answer, in the shape of the request's surface."""
+    """Return an error's body in the format of the request's API (native, or OpenAI's under /v1)."""
     if is_openai_path(request.path_info):
         return openai_error_body(error)
     trace = getattr(request, "trace", None)
@@ -40,18 +40,18 @@ def error_body(request: HttpRequest | Request, error: api.ApiError) -> dict[str,
 
 
 def handle_exception(exception: Exception, context: dict[str, Any]) -> Response:
-    """Answer an exception raised in a DRF view; what nobody expected is logged with its traceback and becomes 500."""
+    """Return the response for an exception of a DRF view. Unexpected ones are logged with traceback and become 500."""
     request: Request = context["request"]
     error = as_api_error(exception)
     if error is None:
         log.error("unhandled_exception", exc_info=exception)
         error = api.InternalError()
-    request._request.api_error = error  # type: ignore[attr-defined]  # for the record
+    request._request.api_error = error  # type: ignore[attr-defined]  # for the usage record
     return Response(error_body(request, error), status=error.status, headers=error.headers)
 
 
 def as_api_error(exception: Exception) -> api.ApiError | None:
-    """Translate an exception into the tree of core.errors; None if it is none of those that are expected."""
+    """Convert an exception to an ApiError; None for an unexpected exception."""
     if isinstance(exception, api.ApiError):
         return exception
     if isinstance(exception, drf.ValidationError):
@@ -86,7 +86,7 @@ def _from_validation(exception: drf.ValidationError) -> api.InvalidRequest:
 
 
 def _told(detail: Any, field: str) -> Iterator[tuple[str, str]]:
-    """Yield what is told of each field, and of those within it as `scopes[0]` or `model_budgets[1].model`."""
+    """Yield (field, message) for each message; nested fields as `scopes[0]` or `model_budgets[1].model`."""
     if isinstance(detail, dict):
         for name, inner in detail.items():
             yield from _told(inner, _within(field, name))
@@ -106,7 +106,7 @@ def _within(field: str, name: str | int) -> str:
 
 
 def json_error(request: HttpRequest, error: api.ApiError) -> JsonResponse:
-    """Make the answer of an error outside DRF, written as DRF writes it."""
+    """Return the JSON response for an error outside DRF, formatted as DRF does."""
     compact = {"separators": (",", ":")}
     body = error_body(request, error)
     return JsonResponse(body, status=error.status, headers=error.headers, json_dumps_params=compact)

@@ -1,8 +1,7 @@
-"""Logs: one JSON object a line on standard error, from structlog and the standard library alike.
+"""Logging configuration: JSON lines on standard error, from both structlog and the standard library.
 
-Nothing that a caller sent beyond method, path, label and a host name that is refused is logged: no key, no prompt, no
-answer, no query string. That holds for tracebacks too: they have no values of variables, and no messages but those that
-can't quote a caller.
+Of a request, only method, path, label and a rejected host name are logged; never a key, a prompt, an answer or a query
+string. Tracebacks have no values of variables, and exception messages only of types that can't quote a request.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ _SHARED: list[Any] = [
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
-#: Exceptions whose messages are made of code and of what the system says. Others may quote a prompt, as a provider's
-#: do that stands in the chain of what failed after it.
+#: Exceptions whose messages come from code or from the operating system. Others may quote a prompt, for example a
+#: provider's error in the chain of a later exception.
 SPEAKING = frozenset(
     {
         *("AssertionError", "AttributeError", "ImportError", "ModuleNotFoundError", "NameError", "NotImplementedError"),
@@ -31,13 +30,13 @@ SPEAKING = frozenset(
 
 
 class _Tracebacks:
-    """Makes a traceback a list of exceptions with their frames."""
+    """Formats a traceback as a list of exceptions with their frames."""
 
     def __init__(self) -> None:
         self._transform = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
     def __call__(self, exc_info: Any) -> list[dict[str, Any]]:
-        """Leave out the messages that could quote a caller."""
+        """Return the exceptions, without messages that could quote a request."""
         chain = self._transform(exc_info)
         for part in chain:
             _silence(part)
@@ -57,17 +56,17 @@ _TRACEBACKS = structlog.processors.ExceptionRenderer(_Tracebacks())
 
 
 class WithoutQuery(logging.Filter):
-    """Cuts query strings off the addresses that gunicorn puts into its messages."""
+    """Removes query strings from the URLs in gunicorn's messages."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass, cut."""
+        """Remove the query strings and pass the record on."""
         if isinstance(record.args, tuple):
             record.args = tuple(each.partition("?")[0] if isinstance(each, str) else each for each in record.args)
         return True
 
 
 def configuration(level: str) -> dict[str, Any]:
-    """Return what logging.config.dictConfig takes, for Django and for gunicorn's own process alike."""
+    """Return the configuration for logging.config.dictConfig, used by Django and by gunicorn."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -86,7 +85,7 @@ def configuration(level: str) -> dict[str, Any]:
         "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
         "root": {"handlers": ["console"], "level": level},
         "loggers": {
-            # Its lines repeat ours, and its query strings could hold what a caller mistook for a parameter.
+            # Django's lines repeat RequestMiddleware's, and include query strings, which could contain a key.
             "django.request": {"level": "CRITICAL"},
             "django.security.DisallowedHost": {"level": "CRITICAL"},
             "gunicorn.error": {"level": level, "handlers": [], "filters": ["without_query"], "propagate": True},
@@ -98,7 +97,7 @@ def configuration(level: str) -> dict[str, Any]:
 
 
 def configure(options: dict[str, Any]) -> None:
-    """Set logging up, as Django's LOGGING_CONFIG; `options` holds `level`."""
+    """Set up logging (Django's LOGGING_CONFIG). `options` has the log level as `level`."""
     logging.config.dictConfig(configuration(options["level"]))
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

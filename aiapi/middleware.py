@@ -1,4 +1,4 @@
-"""What happens to every request before and after its view."""
+"""Middleware for every request: trace, response headers, query timeout, log line and metrics."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from core.telemetry.trace import Spans, Trace, begin_trace, current_trace
 from core.telemetry.tracing import begin_spans
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
-#: Asked by orchestrators and by Prometheus, which address a process by whatever name or number they have for it.
+#: Called by orchestrators and Prometheus, which may use any host name or IP address.
 PROBES = ("/health/live", "/health/ready", "/metrics")
-#: Where developers' programs call, a key with each request: nothing there is a page, a session or a form.
+#: Endpoints with a key in each request, without pages, sessions and forms.
 MODEL_PATHS = ("/chat", "/summarize", "/v1/")
-#: What they ask all the time makes no line in the log while it goes well.
+#: Frequent monitoring requests, which are logged only if they fail.
 QUIET = ("/health", "/metrics")
 
-#: Its pages may ask the database for much: seconds for which it may be silent to them.
+#: Path of the admin, and the query timeout of its pages in seconds: they may run long queries.
 ADMIN, ADMIN_SECONDS = "/admin", 60.0
 
 log = structlog.get_logger("aiapi.request")
 
 
 class RequestMiddleware:
-    """Give the request its trace, the answer its id and time, and the log its line."""
+    """Start the request's trace, add the common response headers, log the request and count the response."""
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer the request."""
+        """Return the response of the next middleware with the common headers."""
         sent = request.META.get
         trace = begin_trace(
             sent("HTTP_X_REQUEST_ID"), traceparent=sent("HTTP_TRACEPARENT"), tracestate=sent("HTTP_TRACESTATE")
@@ -45,7 +45,7 @@ class RequestMiddleware:
         if not request.path_info.startswith(QUIET):
             begin_spans(trace, str(request.method))
         if request.path_info.rstrip("/") in PROBES:
-            request.get_host = lambda: "probe"  # type: ignore[method-assign]  # the answer says nothing of hosts
+            request.get_host = lambda: "probe"  # type: ignore[method-assign]  # no probe's response depends on the host
         request.trace = trace  # type: ignore[attr-defined]
         request.is_model_call = request.path_info.startswith(MODEL_PATHS)  # type: ignore[attr-defined]
         patience = ADMIN_SECONDS if request.path_info.startswith(ADMIN) else REQUEST_SECONDS
@@ -55,7 +55,7 @@ class RequestMiddleware:
             response["X-Request-ID"] = trace.label
             elapsed = trace.elapsed_ms
             response["X-Process-Time"] = f"{elapsed / 1000:.3f}"
-            response.setdefault("Cache-Control", "no-store")  # what may be kept, says so itself
+            response.setdefault("Cache-Control", "no-store")  # cacheable responses set their own
             self._log(request, response, elapsed)
         route = _route_name(request)
         observe_response(route, response.status_code)
@@ -89,16 +89,16 @@ def _current(trace: Trace) -> Iterator[None]:
 
 
 def _end_spans(spans: Spans, route: str, response: HttpResponseBase) -> None:
-    """End the request's span: of a stream, when it is closed."""
+    """End the request's span; for a stream, when it is closed."""
     spans.answer(route, response.status_code)
     if response.streaming:
-        response._resource_closers.append(spans.end)  # type: ignore[attr-defined]  # what Django calls in `close`
+        response._resource_closers.append(spans.end)  # type: ignore[attr-defined]  # called by the response's `close`
     else:
         spans.end()
 
 
 def _route_name(request: HttpRequest) -> str:
-    """Name the route that answered, out of a short list: the admin's pages are one."""
+    """Return the route's name. All pages of the admin are one route, which bounds the metric's labels."""
     match = request.resolver_match
     if match is None:
         return "other"

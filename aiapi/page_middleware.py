@@ -1,6 +1,6 @@
-"""What happens to requests for pages, the admin's above all. Calls to models pass it by: it took a fourth of their CPU.
+"""Middleware for pages, mainly of the admin. Model calls skip it, because it took a quarter of their CPU time.
 
-Each is Django's own (or django-csp's), which Django's checks recognise by its class; PagesOnly lets model calls past.
+The classes are subclasses of Django's (or django-csp's), because Django's system checks look for those.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 
 class PagesOnly(MiddlewareMixin):
-    """Let calls to models past a middleware that only pages need."""
+    """Mixin that makes model calls skip a middleware."""
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer the request."""
-        # Set by RequestMiddleware, which is outside of all.
+        """Run the middleware for pages only."""
+        # Set by RequestMiddleware, the outermost middleware.
         respond = self.get_response if request.is_model_call else super().__call__  # type: ignore[attr-defined]
         return cast("HttpResponseBase", respond(request))  # nothing here is asynchronous
 
 
 class PageSessions(PagesOnly, SessionMiddleware):
-    """Sessions, which the admin and GET /stats know their users by."""
+    """Sessions of the users of the admin and of GET /stats."""
 
 
 class PageRevalidation(PagesOnly, ConditionalGetMiddleware):
-    """ETags of what says that it may be stored, and 304 to a browser that has it already."""
+    """ETags for responses with Cache-Control, and 304 responses to browsers that have them already."""
 
     def needs_etag(self, response: HttpResponseBase) -> bool:
-        """Say whether an answer may be stored: one that says nothing of it may not (RequestMiddleware)."""
+        """Return whether a response may be stored. Those without Cache-Control get no-store later."""
         return response.has_header("Cache-Control") and super().needs_etag(response)
 
 
 class PageUsers(PagesOnly, AuthenticationMiddleware):
-    """The user of a session."""
+    """The logged-in user of a session."""
 
 
 class PageMessages(PagesOnly, MessageMiddleware):
-    """What the admin has to say on the next page."""
+    """Messages for the next page of the admin."""
 
 
 class PagePolicy(PagesOnly, CSPMiddleware):
-    """The Content-Security-Policy, relaxed on /admin/ by what unfold needs: Alpine evaluates, and it styles inline."""
+    """Content-Security-Policy. On /admin/ it permits eval (for Alpine) and inline styles, which unfold needs."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         """Add the header."""
@@ -68,13 +68,13 @@ class PagePolicy(PagesOnly, CSPMiddleware):
 
 
 class AdminLoginLimit:
-    """Limit log-in attempts in the admin by address (ADMIN_LOGIN_RATE)."""
+    """Limits log-in attempts in the admin by address (ADMIN_LOGIN_RATE)."""
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer 429 to an attempt over the rate."""
+        """Answer log-in attempts over the rate with 429."""
         if request.method == "POST" and request.path_info == "/admin/login/":
             try:
                 count_attempt(request, group="admin-login", rate=settings.ADMIN_LOGIN_RATE)

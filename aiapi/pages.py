@@ -1,4 +1,4 @@
-"""The pages for a key's holder: templates and scripts only, which call the API with the key entered there."""
+"""HTML pages for key holders. Their scripts call the API with the key that the user enters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inference.upstream.local_model import MODEL_NAME
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a refusal means to a key's holder, and what he can do about it."""
+    """The cause of an error and its remedy, for key holders."""
 
     error: type[ApiError]
     cause: str
@@ -27,12 +27,12 @@ class Meaning:
 
     @property
     def code(self) -> str:
-        """Return the stable code."""
+        """Return the error's stable code."""
         return self.error.code
 
     @property
     def status(self) -> int:
-        """Return the HTTP status."""
+        """Return the error's HTTP status."""
         return self.error.status
 
 
@@ -98,27 +98,27 @@ MEANINGS = [
 
 
 def page_context(current: str) -> dict[str, Any]:
-    """Return what a page needs; `demo_key` and `demo_model` are empty where there are none."""
+    """Return a page's template variables; `demo_key` and `demo_model` are empty if there are none."""
     demo_key = DEMO_KEYS[0] if settings.ALLOW_PLAIN_KEYS else ""
     demo_model = MODEL_NAME if uses_local_model() else ""
     return {"name": settings.NAME, "current": current, "demo_key": demo_key, "demo_model": demo_model}
 
 
-#: Of what is the same for everyone until the next version: browsers keep it, and ask each time whether it has changed.
+#: For pages that are the same for all users: browsers store them, and ask each time whether they have changed.
 revalidated = method_decorator(cache_control(no_cache=True), name="get")
 
 
 @revalidated
 class PageView(TemplateView):
-    """GET a page; `current` is its name, and that of its template."""
+    """GET a page. `current` is the name of the page and of its template."""
 
     http_method_names = ["get", "head", "options"]
     current = ""
 
     def get_template_names(self) -> list[str]:
-        """Name the page's template."""
+        """Return the page's template."""
         return [f"{self.current}.html"]
 
     def get_context_data(self, **extra: Any) -> dict[str, Any]:
-        """Add what the page tells."""
+        """Return the page's template variables."""
         return super().get_context_data(**extra, **page_context(self.current), codes=MEANINGS)

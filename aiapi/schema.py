@@ -1,4 +1,4 @@
-"""How the API describes itself in OpenAPI 3.1 (drf-spectacular): both ways to send a key, and every error answer."""
+"""The OpenAPI 3.1 description (drf-spectacular): authentication schemes, error responses and strict bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rest_framework import serializers
 
 from inference.api.errors import is_openai_path
 
-#: What may go wrong, by status: a sentence for readers of the documentation.
+#: Descriptions of error responses, by status.
 ERRORS = {
     400: "The body or a parameter is invalid; `errors` names the fields.",
     401: "No key was sent, or it is not usable.",
@@ -31,8 +31,8 @@ ERRORS = {
     503: "Something that is needed is away, or has no capacity; Retry-After says when to try again.",
     504: "The model provider did not answer in time.",
 }
-#: Which of them an endpoint has: an open one, one behind a key, one that judges its query, one that takes a body, a
-#: name or id, or asks a model.
+#: Error statuses of an endpoint: without a key (OPEN), with a key, and in addition those with a body, query
+#: parameters, a name or id in the path, or a model call.
 OPEN_ERRORS = (406, 500)
 KEY_ERRORS = (401, 403, 406, 429, 500, 503)
 BODY_ERRORS = (400, 409, 413, 415, 422)
@@ -40,7 +40,7 @@ PARAMETER_ERRORS = (400,)
 NAME_ERRORS = (404,)
 MODEL_ERRORS = (404, 502, 504)
 
-#: At least one character that is no white space, and none that is NUL.
+#: At least one character that isn't white space, and no NUL.
 NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
 
 IDEMPOTENCY_KEY = OpenApiParameter(
@@ -98,7 +98,7 @@ class OpenAIErrorBody(serializers.Serializer[Any]):
 
 
 class KeySecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registers itself when defined
-    """Describes ApiKeyAuthentication: two schemes, either of which will do."""
+    """Describes ApiKeyAuthentication: two alternative schemes."""
 
     target_class = "accounts.authentication.ApiKeyAuthentication"
     name = list(SCHEMES)
@@ -108,49 +108,49 @@ class KeySecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-ca
         return list(SCHEMES.values())
 
     def get_security_requirement(self, auto_schema: AutoSchema) -> list[dict[str, list[str]]]:
-        """Offer the schemes as alternatives; as one mapping they would both be required."""
+        """Return the schemes as alternatives. In one mapping, both would be required."""
         return [{name: []} for name in SCHEMES]
 
 
 class StaffSecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    """Describes the admin's session."""
+    """Describes the session of the admin."""
 
     target_class = "monitoring.views.StaffSession"
     name = "AdminSession"
 
     def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, Any]:
-        """Return the cookie."""
+        """Return the definition of the session cookie."""
         return {"type": "apiKey", "in": "cookie", "name": "sessionid"}
 
 
 class StrictBody(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
-    """Describes bodies in which unknown fields are refused."""
+    """Describes request bodies that reject unknown fields."""
 
     target_class = "inference.api.native.StrictSerializer"
     match_subclasses = True
 
     def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> dict[str, Any]:
-        """Return the schema with the door closed."""
+        """Return the serializer's schema without additional properties."""
         schema: dict[str, Any] = auto_schema._map_serializer(self.target, direction, True)  # type: ignore[no-untyped-call]
         return {**schema, "additionalProperties": False}
 
 
 class StrictAccountBody(StrictBody):  # type: ignore[no-untyped-call]
-    """The same of the bodies of accounts."""
+    """The same for the serializers of accounts."""
 
     target_class = "accounts.serializers.StrictSerializer"
 
 
 def without_slashes(endpoints: list[tuple[str, str, str, Any]]) -> list[tuple[str, str, str, Any]]:
-    """Describe each path in the form without a slash at its end; the other works as well."""
+    """Return the endpoints without trailing slashes. Both forms work; one is described."""
     return [(path.rstrip("/") or "/", regex, method, view) for path, regex, method, view in endpoints]
 
 
 class ApiSchema(AutoSchema):
-    """Describes an endpoint, with the error answers that it shares with others of its kind."""
+    """Describes an endpoint, including its error responses and the Idempotency-Key header."""
 
     def get_auth(self) -> list[dict[str, Any]]:
-        """Spread alternatives that one authentication class offers."""
+        """Return the security requirements, with alternatives of one authentication class flattened."""
         spread: list[dict[str, Any]] = []
         offered: list[Any] = super().get_auth()
         for requirement in offered:
@@ -167,7 +167,7 @@ class ApiSchema(AutoSchema):
         return dict(sorted(bodies.items()))
 
     def get_override_parameters(self) -> list[Any]:
-        """Add the header that every POST behind a key knows."""
+        """Add the Idempotency-Key header to every POST with a key."""
         parameters: list[Any] = super().get_override_parameters()
         takes_key = self.method == "POST" and self.view.authentication_classes
         return [*parameters, IDEMPOTENCY_KEY] if takes_key else parameters
@@ -186,9 +186,10 @@ class ApiSchema(AutoSchema):
     def _map_serializer_field(
         self, field: Any, direction: Direction, bypass_extensions: bool = False
     ) -> dict[str, Any]:
-        """Say what drf-spectacular leaves out: texts in requests are not blank, decimal numbers have digits.
+        """Return a field's schema with the constraints that drf-spectacular omits.
 
-        And what any JSON fits, null fits without a word of its own.
+        These are the patterns of non-blank texts and of decimal numbers, and the least length of lists. A schema that
+        accepts any JSON needs no alternative for null.
         """
         schema: dict[str, Any] = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
         if isinstance(field, serializers.CharField) and direction == "request" and not field.allow_blank:

@@ -1,7 +1,7 @@
-"""gunicorn, with an order in which its workers begin and end.
+"""gunicorn with reloads that don't interrupt the service.
 
-On SIGHUP gunicorn starts new workers and ends the old ones in the same moment; until the new ones have loaded the
-application, which takes seconds, nobody would serve. Here old workers end once the new ones serve.
+On SIGHUP, gunicorn starts new workers and stops the old ones at once; until the new ones have loaded the application,
+which takes seconds, no worker would accept connections. Here, old workers stop once the new ones serve.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
-#: Seconds that new workers get to load the application; after them the old ones end all the same.
+#: Seconds for new workers to load the application; afterwards the old ones are stopped in any case.
 START_SECONDS = 60.0
 
 
 class Server(WSGIApplication):  # type: ignore[misc]  # gunicorn has no types
-    """The application as gunicorn runs it. Its workers, which it is forked into, see whether the whole server ends."""
+    """The gunicorn application. Its workers can see whether the whole server is stopping."""
 
     def __init__(self) -> None:
         self._ends = mmap.mmap(-1, 1)  # shared by all processes of the server
@@ -30,20 +30,20 @@ class Server(WSGIApplication):  # type: ignore[misc]  # gunicorn has no types
 
     @property
     def ends(self) -> bool:
-        """Return whether nobody will listen on the server's sockets once its workers have ended."""
+        """Return whether the server's sockets will be closed once its workers have ended."""
         return bool(self._ends[0])
 
     def end(self) -> None:
-        """Tell the workers that the server ends."""
+        """Signal to the workers that the whole server is stopping."""
         self._ends[0] = 1
 
     def run(self) -> None:
-        """Serve until the end."""
+        """Run the master process until the server is stopped."""
         Master(self).run()
 
 
 class _Reloaded(Exception):
-    """The old workers have been told to end."""
+    """Ends a reload once the old workers have been sent SIGTERM."""
 
 
 class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
@@ -55,9 +55,9 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self._reloads = False
 
     def reload(self) -> None:
-        """Start new workers, and end the old ones once the new ones serve.
+        """Start new workers, and stop the old ones once the new ones serve.
 
-        gunicorn then waits until the old ones have ended, deaf to signals and to workers that die meanwhile.
+        gunicorn's own reload would then wait until the old ones have ended, without handling signals or dead workers.
         """
         self._reloads = True
         try:
@@ -67,7 +67,7 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             self._reloads = False
 
     def manage_workers(self) -> None:
-        """Start workers that are missing, and end the oldest where there are too many."""
+        """Start missing workers, and stop the oldest if there are too many."""
         if self._reloads:
             self._await_newest()
         super().manage_workers()
@@ -75,19 +75,19 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             raise _Reloaded
 
     def _await_newest(self) -> None:
-        """Wait until the new workers serve; those that can't start leave their places to old ones."""
+        """Wait until the new workers serve. For each that fails to start, an old one is kept."""
         newest = sorted(self.WORKERS.values(), key=lambda worker: worker.age)[-self.num_workers :]
         until = time.monotonic() + START_SECONDS
         while not all(map(_serves, newest)) and time.monotonic() < until:
             time.sleep(0.05)
-            with suppress(HaltServer):  # gunicorn ends the server when a worker could not start
+            with suppress(HaltServer):  # raised when a worker failed to start
                 self.reap_workers()
             if any(worker.pid not in self.WORKERS for worker in newest):
                 self.log.error("Not reloaded: a new worker could not start, so an old one goes on.")
                 newest = [worker for worker in newest if worker.pid in self.WORKERS]
 
     def kill_worker(self, pid: int, sig: int) -> None:
-        """Send a worker a signal; SIGTERM once alone: at its very end it has no handler for another any more."""
+        """Send a signal to a worker; SIGTERM only once, because an exiting worker no longer handles it."""
         worker = self.WORKERS.get(pid)
         if worker is not None and sig == signal.SIGTERM:
             if worker.is_told_to_end:
@@ -96,7 +96,7 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         super().kill_worker(pid, sig)
 
     def stop(self, graceful: bool = True) -> None:
-        """End the server."""
+        """Stop the server."""
         listens_alone = self.reexec_pid == self.master_pid == 0 and not self.systemd and not self.cfg.reuse_port
         if graceful and listens_alone:
             self.app.end()
@@ -104,7 +104,7 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
 
 def _serves(worker: Any) -> bool:
-    """Return whether a worker accepts connections: its first heartbeat sets the file's time, monotonic from then on."""
+    """Return whether a worker accepts connections. Its first heartbeat sets the file's time to monotonic seconds."""
     return bool(worker.tmp.last_update() <= time.monotonic())
 
 

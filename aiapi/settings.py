@@ -1,6 +1,6 @@
-"""Django's settings, from environment variables read by core.env; nothing else in the project reads the environment.
+"""Django settings from environment variables (core.env). No other module reads the environment.
 
-The one exception is a provider's secret: inference reads the variable whose *name* the provider's row holds.
+The only exception is a provider's secret: inference reads the variable whose name is in the provider's row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAME = "AI API"
 VERSION = "1.0.0"
 DESCRIPTION = "Production-ready AI API with authentication and rate limiting"
 
-# What kind of place this is
+# Environment and secrets
 ENVIRONMENT = ENV.choice(
     "ENVIRONMENT",
     ("development", "production"),
@@ -44,7 +44,7 @@ API_KEY_PEPPERS = ENV.names(
 )
 ALLOW_PLAIN_KEYS = not IS_PRODUCTION  # demo keys such as dev_key_123 exist in development only
 
-# Where it listens, and who may talk to it
+# Network
 HOST = ENV.text("HOST", "127.0.0.1", help="address to listen on; 0.0.0.0 in the image")
 PORT = ENV.integer("PORT", 8000, minimum=1, maximum=65535, help="port to listen on")
 WEB_CONCURRENCY = ENV.integer("WEB_CONCURRENCY", 1, minimum=1, maximum=256, help="worker processes")
@@ -218,7 +218,7 @@ EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _EMAIL.user, _EMAIL.password
 EMAIL_USE_TLS, EMAIL_USE_SSL = _EMAIL.starts_tls, _EMAIL.is_tls
 EMAIL_TIMEOUT = 10
 
-# The first administrator, made by `manage.py bootstrap`
+# The first administrator, created by `manage.py bootstrap`
 ADMIN_USERNAME = ENV.text("ADMIN_USERNAME", "admin", help="name of the first administrator")
 ADMIN_PASSWORD = ENV.text(
     "ADMIN_PASSWORD", secret=True, help="password of the first administrator; default: made up and printed once"
@@ -301,7 +301,7 @@ CACHES = cache_settings(
     CACHE_URL, ttl=CACHE_TTL, timeout=REDIS_TIMEOUT, attempts_url="" if "+cluster" in REDIS_URL else REDIS_URL
 )
 ANSWER_CACHE = "answers"
-# Failed attempts are counted in an alias that ignores exceptions: a counter that is away must not be a 500.
+# If the counter of failed attempts is unavailable, log-ins and keys still work instead of failing with 500.
 RATELIMIT_USE_CACHE = "attempts"
 RATELIMIT_FAIL_OPEN = True
 
@@ -315,7 +315,7 @@ SESSION_COOKIE_AGE = 12 * 3600
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS_ONLY
 SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS_ONLY else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS_ONLY
-SECURE_REDIRECT_EXEMPT = [r"^health(/|$)", r"^metrics/?$"]  # asked by machines beside us, in plain HTTP
+SECURE_REDIRECT_EXEMPT = [r"^health(/|$)", r"^metrics/?$"]  # called by monitoring in plain HTTP
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
@@ -341,7 +341,7 @@ TIME_ZONE = "UTC"
 USE_I18N = False
 USE_TZ = True
 STATIC_URL = "/static/"
-STATIC_ROOT = BASE_DIR / "staticfiles" if IS_PRODUCTION else None  # in development they are found where they are
+STATIC_ROOT = BASE_DIR / "staticfiles" if IS_PRODUCTION else None  # in development, finders serve the files
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = not IS_PRODUCTION
 STORAGES = {

@@ -1,18 +1,18 @@
-"""How static files are named and served in production."""
+"""Storage of static files in production."""
 
 from __future__ import annotations
 
 from whitenoise.storage import CompressedManifestStaticFilesStorage
 
-#: An import of one of the pages' own modules by another.
+#: An import statement between the pages' own JavaScript modules.
 OWN_IMPORT = r'(?P<matched>import(?P<names>\s[^"]*?)from\s*"(?P<url>\./[^"]+)";)'
 
 
 class HashedFiles(CompressedManifestStaticFilesStorage):  # type: ignore[misc]  # it has no types
-    """Files under names with a hash, compressed; the pages' own modules import one another by those names.
+    """Compressed files with hashed names. The pages' own JavaScript modules import each other by the hashed names.
 
-    By their plain names a browser could run modules of two versions together for as long as it keeps them. Modules of
-    other packages are left as they are: they import what their packages don't ship.
+    With plain names, a browser could mix modules of two versions from its cache. Modules of other packages are not
+    changed, because they import files that their packages don't ship.
     """
 
     patterns = (

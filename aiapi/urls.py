@@ -1,4 +1,4 @@
-"""Where everything is. API paths work with and without a trailing slash, without a redirect."""
+"""URL patterns. API paths work with and without a trailing slash, without a redirect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ handler500 = "aiapi.error_pages.server_error"
 
 
 def api(route: str, view: Callable[..., Any], name: str) -> URLPattern:
-    """Make the pattern of an API path, with or without a trailing slash."""
+    """Return the URL pattern of an API path, with or without a trailing slash."""
     return re_path(rf"^{route}/?$", view, name=name)
 
 

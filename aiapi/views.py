@@ -1,4 +1,4 @@
-"""The service's front: what it is, and its documentation."""
+"""The root endpoint, the OpenAPI document and the documentation pages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RootView(APIView):
 
     @extend_schema(operation_id="root", summary="See what this service is", responses=ServiceAnswer)
     def get(self, request: Request) -> Response | HttpResponse:
-        """Answer JSON, or the landing page to a browser."""
+        """Return the service's description as JSON, or the landing page for browsers."""
         about = {
             "name": settings.NAME,
             "version": settings.VERSION,
@@ -52,7 +52,7 @@ class RootView(APIView):
 
 @cache
 def openapi_document() -> bytes:
-    """Write the API's description, once a process: it takes a good part of a second, and is the same for everyone."""
+    """Return the OpenAPI document as JSON. It is generated once in each process, which takes most of a second."""
     document = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
     return OpenApiJsonRenderer().render(document)
 
@@ -67,7 +67,7 @@ class OpenAPIView(APIView):
     schema = None
 
     def get(self, request: Request) -> HttpResponse:
-        """Answer the document, whatever is accepted."""
+        """Return the document, whatever the Accept header."""
         return HttpResponse(openapi_document(), content_type="application/json")
 
 
@@ -85,7 +85,7 @@ class SwaggerView(SpectacularSwaggerSplitView):
 @revalidated
 @method_decorator(csp_update({"worker-src": [SELF, "blob:"], "style-src": [SELF, UNSAFE_INLINE]}), name="dispatch")
 class RedocView(SpectacularRedocView):
-    """GET /redoc: ReDoc from the project's own static files; it styles itself inline and works in a worker."""
+    """GET /redoc: ReDoc from the project's own static files. It needs inline styles and a web worker."""
 
     authentication_classes = []
     permission_classes = []

@@ -1,9 +1,9 @@
-"""gunicorn's gevent worker with an orderly end, and with deadlines for what clients send (aiapi.connections).
+"""gunicorn's gevent worker with a graceful shutdown and deadlines for clients (aiapi.connections).
 
-The end begins with SIGTERM. For LAST_SECONDS the worker goes on as before, but says `Connection: close` in each
-answer, so that no client sends another request on a connection that it keeps. Then it accepts no more, and closes
-connections that wait for a request; a request that has begun to come by then is answered. Open streams get
-GRACEFUL_TIMEOUT to end, and then an error, so that each is settled for what it used before the process ends.
+Shutdown begins with SIGTERM. For LAST_SECONDS the worker continues, but sends `Connection: close` with each response,
+so that clients don't reuse their connections. Then it accepts no more connections and closes those that wait for a
+request; a request that has begun to arrive by then is answered. Open streams may continue for GRACEFUL_TIMEOUT seconds
+and then end with an error, so that their usage is settled before the process ends.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from aiapi.connections import FIRST_BYTE_SECONDS, Connection, Crowd, Listener
 
 log = structlog.get_logger(__name__)
 
-#: Seconds that streams get to settle after GRACEFUL_TIMEOUT, before gunicorn kills the worker.
+#: Seconds for streams to settle after GRACEFUL_TIMEOUT, before gunicorn kills the worker.
 SETTLE_SECONDS = 4
-#: Seconds for which `Connection: close` is said, and that a connection gets for another request once it ends.
+#: Seconds for which `Connection: close` is announced, and for which a connection may send a request after that.
 LAST_SECONDS = 1.0
-#: Seconds for handshakes that have begun when the whole server ends.
+#: Seconds for TCP handshakes that have begun when the whole server stops.
 HANDSHAKE_SECONDS = 0.3
-#: One at a time where workers share a socket, so that they share the connections too (as gunicorn has it).
+#: Connections accepted at a time by a single worker. Several workers accept one each, so that the load is distributed.
 MAX_ACCEPT = 100
 UNBOUND = contextlib.nullcontext()
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
-    """Lets open requests end within graceful_timeout, and closes idle connections before."""
+    """A worker that finishes open requests within graceful_timeout and closes idle connections before."""
 
-    #: Whether the master has sent it SIGTERM (the master's own note).
+    #: Whether the master has sent SIGTERM; set and read by the master only.
     is_told_to_end = False
 
     def __init__(self, *args: object, **options: object) -> None:
@@ -49,13 +49,13 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
-        """Refuse what the worker can't do (gunicorn calls this at the start)."""
+        """Reject unsupported settings (called by gunicorn at the start)."""
         if cfg.is_ssl:
             log.error("HTTPS is spoken by the proxy in front: certfile and keyfile have no use here.")
             sys.exit(1)
 
     def server_class(self, listener: Any, **options: Any) -> Listener:
-        """Make what accepts connections (gunicorn calls this for each listening socket)."""
+        """Return the server for a listening socket (called by gunicorn for each)."""
         crowd = Crowd(self.worker_connections, bounds_addresses=not settings.TRUSTED_PROXIES)
         max_accept = 1 if self.cfg.workers > 1 else MAX_ACCEPT
 
@@ -71,17 +71,17 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         return self.listeners[-1]
 
     def timeout_ctx(self) -> AbstractContextManager[None]:
-        """Bound nothing: a connection has deadlines of its own."""
+        """Return no timeout: connections have their own deadlines."""
         return UNBOUND
 
     def notify(self) -> None:
-        """Tell the master that the worker lives, and see to the deadlines (gunicorn calls this every second)."""
+        """Send the heartbeat to the master and enforce deadlines (called by gunicorn every second)."""
         super().notify()
         for listener in self.listeners:
             listener.pool.end_overdue()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> None:
-        """Answer a request, then wait for the next."""
+        """Answer a request, and set the deadline for the next one of the connection."""
         sock.begin(req)
         if self.is_ending:
             req.force_close()
@@ -91,29 +91,29 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         sock.await_request(LAST_SECONDS if self.is_ending else self.cfg.keepalive)
 
     def run(self) -> None:
-        """Serve until the end; then wait for what goes on without a client: other callers wait for its answer."""
+        """Serve until shutdown. Then wait for calls without a client, whose answers other workers may wait for."""
         from core.telemetry.tracing import stop_exporting
         from inference.open_streams import open_streams
         from monitoring.payload_log import keeper
 
         _warm_up()
-        get_resolver().url_patterns  # noqa: B018  (loads the views, before what is loaded is frozen)
+        get_resolver().url_patterns  # noqa: B018  (loads the views before gc.freeze)
         gc.collect()
-        gc.freeze()  # to look through all of it again and again would stop every stream for a tenth of a second
+        gc.freeze()  # a full collection of these objects would block every stream for 100 ms
         super().run()
         open_streams.wait(self.cfg.graceful_timeout)
         keeper.flush()
         stop_exporting()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end (SIGTERM, from gunicorn's master or from somebody else)."""
+        """Begin the shutdown (SIGTERM)."""
         if not self.is_ending:
             self.is_ending = True
             gevent.spawn(self._end)
             gevent.spawn_later(self.cfg.graceful_timeout - SETTLE_SECONDS, self._stop_streams)
 
     def _end(self) -> None:
-        """Announce the end to whoever keeps a connection, then have `run` accept no more."""
+        """Announce the close on all connections, then make `run` stop accepting."""
         connections = [connection for listener in self.listeners for connection in listener.pool.connections]
         waiting = [connection for connection in connections if connection.is_idle]
         for connection in connections:
@@ -136,7 +136,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 def _warm_up() -> None:
-    """Do what takes long before the first requests come, all at once: import the SDK, look a cluster up."""
+    """Run slow initialisation before the first requests: import the SDK and look up the slots of a cluster."""
     from accounts.limits import get_limits
     from accounts.limits.types import Unavailable
     from inference.upstream.sdk import sdk

@@ -1,4 +1,4 @@
-"""What operators type on the command line: types for argparse that say in one line what they would take."""
+"""Types for argparse whose error messages name the accepted values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def whole(minimum: int, maximum: int) -> Callable[[str], int]:
-    """Make the type of a whole number within bounds: beyond them neither dates nor sockets can follow."""
+    """Return the argparse type of a whole number from `minimum` to `maximum`, both included."""
 
     def read(text: str) -> int:
         try:
@@ -22,7 +22,7 @@ def whole(minimum: int, maximum: int) -> Callable[[str], int]:
 
 
 def days(text: str) -> float:
-    """Read a number of days, parts of one too, up to a hundred years."""
+    """Parse a number of days, fractions included: above 0 and up to 36,500 (a hundred years)."""
     try:
         number = float(text)
     except ValueError:

@@ -1,10 +1,7 @@
-"""Periodic threads, the stop of long commands, and turns between steps that take long.
+"""Background threads, a clean stop for long commands, and pauses between CPU-bound steps.
 
-Background loops run once in each process, and outlive what goes wrong in a step: the next one is for others too.
-
-How a long command learns that it should end.
-
-Turns between what takes long: a worker does one thing at a time, and everybody else waits meanwhile.
+A background loop runs once in each process and continues after a step has failed. A gevent worker runs one greenlet at
+a time, so a CPU-bound step that doesn't yield delays every other request of the worker.
 """
 
 from __future__ import annotations
@@ -19,23 +16,23 @@ from contextlib import contextmanager
 import structlog
 
 Start = Callable[[Callable[[], None]], None]
-"""Runs a function beside the calls: in a thread, or a greenlet where gevent has patched threads."""
+"""Runs a function in the background: in a thread, or in a greenlet where gevent has patched threads."""
 
 log = structlog.get_logger(__name__)
 
 
 def outlived(step: Callable[[], object], *, event: str) -> bool:
-    """Do one step of a loop; answer whether it went well. What it raises is logged by its class, without its text."""
+    """Run one step of a loop and return whether it succeeded. An exception is logged by its class, without its text."""
     try:
         step()
-    except Exception as error:  # noqa: BLE001  (a loop that ends is worse than any of them)
+    except Exception as error:  # noqa: BLE001  (the loop has to survive any failure of a step)
         log.error(event, cause=type(error).__name__)
         return False
     return True
 
 
 class ProcessThread:
-    """A thread that is started once in each process: a fork takes no threads along."""
+    """A thread that is started at most once in each process. A fork inherits no threads and starts its own."""
 
     def __init__(self, run: Callable[[], None], *, name: str) -> None:
         self._run = run
@@ -44,7 +41,7 @@ class ProcessThread:
         self._pid = 0
 
     def start(self) -> bool:
-        """Start it unless it runs here already; answer whether it was started now."""
+        """Start the thread unless this process has started it already; return whether it was started now."""
         if self._pid == os.getpid():
             return False
         with self._lock:
@@ -56,11 +53,11 @@ class ProcessThread:
 
 
 class WorkThread:
-    """A thread that takes a step every so many seconds, for as long as there is work.
+    """A thread that runs a step periodically while there is work.
 
-    Who makes work begins it after that; it ends by itself once `has_work` says that none is left, or is ended for good.
-    What a step raises is logged as `event`, and outlived. `seconds` is asked before each wait; `start` runs a function
-    in a thread.
+    Call `begin` after adding work. The thread ends when `has_work` returns False, or for good after `end`. An exception
+    of a step is logged as `event`, and the thread continues. `seconds` returns the length of the next wait; `start`
+    runs a function in the background (by default in a daemon thread).
     """
 
     def __init__(
@@ -81,11 +78,11 @@ class WorkThread:
         self._start = start or self._in_thread
         self._lock = threading.Lock()
         self._stepping = threading.Lock()
-        self._runs_in = 0  # the process: a fork takes no threads along
+        self._runs_in = 0  # process id: a forked process inherits no threads
         self._is_over = False
 
     def begin(self) -> None:
-        """Let it run, unless it does."""
+        """Start the thread unless it is running."""
         with self._lock:
             if self._is_over or self._runs_in == os.getpid():
                 return
@@ -93,13 +90,13 @@ class WorkThread:
         self._start(self.run)
 
     def end(self) -> None:
-        """Let it take no further step, whatever is left to do; wait for the step that it is at."""
+        """Run no further step, even if work is left, and wait for the current step to finish."""
         self._is_over = True
         with self._stepping:
             pass
 
     def run(self) -> None:
-        """Do the work until none is left: what the thread does."""
+        """Run steps until no work is left. This is the thread's main function."""
         while True:
             time.sleep(self._seconds())
             with self._stepping:
@@ -117,7 +114,7 @@ class WorkThread:
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C and SIGTERM set while inside, instead of ending the process (main thread only)."""
+    """Yield an event that SIGINT and SIGTERM set instead of ending the process. Main thread only."""
     stopping = threading.Event()
     before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -127,13 +124,13 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-#: Not 0: then gevent's loop goes on here before it has looked for new connections and bytes.
+#: Seconds. Not 0, because gevent would then resume this greenlet before it polls for new connections and data.
 LEAST_SLEEP = 0.0005
-#: Bytes from which on a step takes so many milliseconds that others get their turn after it.
+#: Bytes from which a step takes several milliseconds, so that other greenlets should run after it.
 LARGE = 1024 * 1024
 
 
 def give_turn(size: int) -> None:
-    """Let others have their turn after a step over so many bytes, if they are many."""
+    """Let other greenlets run after a step that processed `size` bytes, if that is LARGE or more."""
     if size >= LARGE:
         time.sleep(LEAST_SLEEP)

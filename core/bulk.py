@@ -1,8 +1,8 @@
-"""Statements that take many lines at once, on either database.
+"""Bulk INSERT, SELECT and DELETE statements for PostgreSQL and SQLite.
 
-PostgreSQL gets many lines by COPY into a temporary table, the fastest by measurement (bench/staging.py): arrays and
-VALUES lists cost more in psycopg, which writes them out value by value, than the writing costs the database. Few lines,
-and all on SQLite, go as VALUES.
+On PostgreSQL, many lines are copied into a temporary table first, which is the fastest way measured (bench/staging.py):
+psycopg spends more time on formatting arrays and VALUES lists than the database spends on writing the rows. Up to FEW
+lines, and all lines on SQLite, are sent as VALUES.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
-#: Lines that are not worth a temporary table; also what one statement takes, for SQLite has a limit.
+#: Up to so many lines, a temporary table doesn't pay. Also the most lines of a statement: SQLite limits parameters.
 FEW = 50
 
 Line = Sequence[Any]
@@ -22,7 +22,7 @@ Line = Sequence[Any]
 def insert_lines(
     cursor: CursorWrapper, table: str, columns: Sequence[str], lines: Sequence[Line], then: str
 ) -> list[Line]:
-    """Insert lines; `then` says what follows (ON CONFLICT, RETURNING). Return what it returns."""
+    """Insert lines and return the rows of RETURNING, if any. `then` is the statement's end (ON CONFLICT, RETURNING)."""
     names = ", ".join(columns)
     found: list[Line] = []
     for source, values in _sources(cursor, table, columns, lines):
@@ -34,7 +34,7 @@ def insert_lines(
 def select_lines(
     cursor: CursorWrapper, table: str, key: Sequence[str], lines: Sequence[Line], columns: Sequence[str]
 ) -> list[Line]:
-    """Select the rows of a table whose key is among the lines."""
+    """Return `columns` of the rows whose key is among the lines."""
     found: list[Line] = []
     for source, values in _sources(cursor, table, key, lines):
         statement = f"SELECT {', '.join(columns)} FROM {table} WHERE ({', '.join(key)}) IN ({source})"  # noqa: S608
@@ -44,7 +44,7 @@ def select_lines(
 
 
 def delete_lines(cursor: CursorWrapper, table: str, key: Sequence[str], lines: Sequence[Line]) -> None:
-    """Delete the rows of a table whose key is among the lines."""
+    """Delete the rows whose key is among the lines."""
     for source, values in _sources(cursor, table, key, lines):
         cursor.execute(f"DELETE FROM {table} WHERE ({', '.join(key)}) IN ({source})", values)  # noqa: S608
 
@@ -52,7 +52,7 @@ def delete_lines(cursor: CursorWrapper, table: str, key: Sequence[str], lines: S
 def _sources(
     cursor: CursorWrapper, table: str, columns: Sequence[str], lines: Sequence[Line]
 ) -> Iterator[tuple[str, list[Any]]]:
-    """Give the lines as one query or more, each with its parameters."""
+    """Yield the lines as one or more SQL queries, each with its parameters."""
     if connection.vendor == "postgresql" and len(lines) > FEW:
         yield _copied(cursor, table, columns, lines), []
         return
@@ -63,14 +63,14 @@ def _sources(
 
 
 def _copied(cursor: CursorWrapper, table: str, columns: Sequence[str], lines: Sequence[Line]) -> str:
-    """Copy lines to a temporary table, which each connection has of its own, and return the query of them."""
+    """Copy lines to a temporary table of this connection, and return the query that selects them."""
     names = ", ".join(columns)
-    # Under a name that its columns give it: behind a pooler, connections outlive a release that changes them.
+    # The name depends on the columns: behind a pooler, connections survive a release that changes them.
     stage = f"stage_{table}_{len(columns)}"
     cursor.execute(
         f"CREATE TEMPORARY TABLE IF NOT EXISTS {stage} ON COMMIT DELETE ROWS AS SELECT {names} FROM {table} LIMIT 0"  # noqa: S608
     )
-    # It is empty unless this very transaction has used it before. TRUNCATE would write to the catalogue each time.
+    # The table is empty unless this transaction has used it before. TRUNCATE would write to the catalogue.
     cursor.execute(f"DELETE FROM {stage}")  # noqa: S608
     with connection.wrap_database_errors, cursor.copy(f"COPY {stage} ({names}) FROM STDIN") as copy:
         for each in lines:

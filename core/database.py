@@ -1,19 +1,11 @@
-"""How callers wait for the database, what they know of it while it is away, and reads of one point in time.
+"""Query timeouts, connection release, outage detection and snapshot reads for the database.
 
-How long callers wait for the database, and what they hold meanwhile.
-
-No caller keeps a connection while he waits for anything else: the pool's are few, callers are many. Who holds one and
-waits for a lock stops the lock's owner, if that one needs a connection and the pool has no other.
-
-A database that has stopped without closing its connections (its machine or process is frozen) answers nothing, ever.
-So who answers a request gives it some seconds to say something; what the driver does with that is in core.postgres.
-
-A database that is away is asked by one caller at a time, so that nobody waits behind the others for nothing.
-
-A connection that can't be had costs its caller the whole time-out of the pool. Without this, requests of one key would
-wait for it one after the other, each of them as long.
-
-Reads that see the database as it is at one moment.
+- A request gives its pooled connection back before it waits for anything else. Connections are few; a request that
+  held one while it waited for a lock could deadlock with the lock's owner, if that one needed a connection.
+- A frozen database (its machine or process has stopped without closing connections) never answers. Requests therefore
+  have a query timeout, which the driver applies in core.postgres and core.sqlite.
+- While the database is unavailable, one request at a time tries it and the others fail at once. A failed connection
+  attempt takes the whole timeout of the pool, and requests of one key would otherwise wait for it one after another.
 """
 
 from __future__ import annotations
@@ -29,10 +21,10 @@ import structlog
 from django.db import Error as DatabaseError
 from django.db import OperationalError, connection, connections, transaction
 
-#: Seconds for what every model call waits for, and for any other question of a request.
+#: Query timeouts in seconds: for queries that every model call waits for, and for all others of a request.
 PROMPT_SECONDS = 1.0
 REQUEST_SECONDS = 5.0
-#: Seconds that a caller waits behind others who ask, where what is known already is good enough for him.
+#: Seconds to wait for another thread's query where a cached value would do.
 KNOWN_WAIT = 0.1
 
 log = structlog.get_logger(__name__)
@@ -42,20 +34,20 @@ _patience: ContextVar[float | None] = ContextVar("patience", default=None)
 
 
 def release_connections() -> None:
-    """Give pooled connections back before a wait; SQLite's is the process's own, and a transaction's is in use."""
+    """Give pooled connections back to the pool, except those in a transaction. SQLite connections stay open."""
     for each in connections.all(initialized_only=True):
         if each.vendor != "sqlite" and not each.in_atomic_block:
             each.close()
 
 
 def patience() -> float | None:
-    """Return for how many seconds PostgreSQL may be silent; None: for any time."""
+    """Return the current query timeout in seconds; None for no timeout."""
     return _patience.get()
 
 
 @contextmanager
 def impatient(seconds: float) -> Iterator[None]:
-    """Within the block, take a database that is silent for so many seconds for one that is away (OperationalError)."""
+    """Set the query timeout within the block, unless an outer one is shorter. Queries then raise OperationalError."""
     outer = _patience.get()
     token = _patience.set(seconds if outer is None else min(seconds, outer))
     try:
@@ -65,10 +57,9 @@ def impatient(seconds: float) -> Iterator[None]:
 
 
 def ask_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
-    """Ask the database something that many wait for, and give the connection back.
+    """Run a query within PROMPT_SECONDS, give the connection back, and return the query's result.
 
-    Raises a DatabaseError: at once if it was away a moment ago, and in PROMPT_SECONDS if it is silent. `failed` is what
-    the log says of one that was asked.
+    Raises DatabaseError: at once during an outage, otherwise after the timeout. `failed` is the log event of a failure.
     """
     if not outage.may_ask():
         raise OperationalError("the database was away a moment ago")
@@ -85,13 +76,13 @@ def ask_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
     return answer
 
 
-#: Seconds after a failure in which nobody asks again, and for which others leave one who asks alone.
+#: Seconds after a failure before the next attempt, and seconds for which an unfinished attempt blocks all others.
 RETRY_AFTER = 1.0
 ASKING = 10.0
 
 
 class Outage:
-    """What a process knows of the database: whether it failed the last time, and when to ask it again."""
+    """A process's knowledge of a dependency's outage: whether the last attempt failed, and when to try again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -99,9 +90,10 @@ class Outage:
         self._ask_at: float | None = None
 
     def may_ask(self) -> bool:
-        """Say whether the caller should ask the database now: always, unless it failed the last time.
+        """Return whether the caller may try now: always, unless the last attempt failed.
 
-        Who is let through while it is away keeps others from asking meanwhile, until he tells what came of it.
+        During an outage one caller at a time may try. The others may not until it has called `failed` or `over`, or
+        ASKING seconds have passed.
         """
         with self._lock:
             if self._ask_at is None:
@@ -113,26 +105,26 @@ class Outage:
 
     @property
     def is_on(self) -> bool:
-        """Say whether it failed the last time."""
+        """Return whether the last attempt failed."""
         return self._ask_at is not None
 
     def failed(self) -> None:
-        """Note that the database could not be asked."""
+        """Record a failed attempt."""
         with self._lock:
             self._ask_at = self._clock() + RETRY_AFTER
 
     def over(self) -> None:
-        """Note that it answered."""
+        """Record a successful attempt: the outage is over."""
         self._ask_at = None
 
 
-#: What this process knows of the database itself, for all who ask it promptly.
+#: The outage of the database, shared by all callers of `ask_promptly`.
 database_outage = Outage()
 
 
 @contextmanager
 def one_moment() -> Iterator[None]:
-    """See the database as it is at one moment; a transaction that is open already sees what it sees."""
+    """Run the block's queries on one snapshot of the database. An open transaction keeps its own isolation level."""
     is_first = not connection.in_atomic_block
     with transaction.atomic():
         if is_first and connection.vendor == "postgresql":

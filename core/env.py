@@ -1,14 +1,8 @@
-"""Environment variables, read once by typed strict readers, and the Django settings made of their URLs.
+"""Typed, strict reading of environment variables, and Django settings for database, caches and mail from URLs.
 
-The one place where environment variables are read: typed, strict, and listed.
-
-Every variable is declared by the call that reads it, so the list of what exists (`Environment.declared`) can't drift
-from what has an effect. `NAME_FILE` names a file that holds the value (for secrets mounted by an orchestrator).
-An empty value counts as unset, because compose files and platforms pass `NAME=` for what nobody set.
-
-The mail server, out of one URL.
-
-Django's settings for the database and the caches, from their URLs.
+The call that reads a variable also declares it, so `Environment.declared` lists exactly the variables that have an
+effect. `NAME_FILE` names a file that holds the value of NAME (for secrets mounted by an orchestrator). An empty value
+counts as unset, because compose files and hosting platforms pass `NAME=` for variables that have no value.
 """
 
 from __future__ import annotations
@@ -29,15 +23,15 @@ from redis.retry import Retry
 
 T = TypeVar("T")
 
-#: How alike an unknown name must be to a known one to be reported as a slip (REDIS_URI for REDIS_URL scores 0.89).
+#: Similarity from which an unknown name is reported as a misspelling of a known one (REDIS_URI for REDIS_URL: 0.89).
 NEAR_MISS_RATIO = 0.85
-#: How the names begin that others read beside us: of OpenTelemetry's many, only a few are declared here.
+#: Prefixes of variables that libraries read themselves. Only a few of OpenTelemetry's are declared here.
 OTHERS = ("OTEL_",)
 RATE = re.compile(r"[1-9][0-9]{0,8}/[smhd]")
 
 
 class ConfigurationError(ImproperlyConfigured):
-    """A variable is missing or its value can't be used; the message names it and the mend, never its value."""
+    """A variable is missing or has an invalid value. The message names the variable and the fix, never the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +46,9 @@ class Variable:
 
 
 class Environment:
-    """Reads typed values from a mapping such as os.environ and remembers what was declared.
+    """Reads typed values from a mapping such as os.environ and keeps a list of the declared variables.
 
-    Each reader returns `default` when the variable is unset or empty, and raises ConfigurationError when its value
-    doesn't have the type asked for.
+    Each reader returns `default` if the variable is unset or empty, and raises ConfigurationError for an invalid value.
     """
 
     def __init__(self, values: Mapping[str, str]) -> None:
@@ -63,11 +56,11 @@ class Environment:
         self.declared: dict[str, Variable] = {}
 
     def text(self, name: str, default: str = "", *, help: str, secret: bool = False) -> str:
-        """Read a text, stripped of surrounding white space."""
+        """Read a text without its surrounding white space."""
         return self._read(name, str, default, kind="text", help=help, secret=secret)
 
     def choice(self, name: str, choices: tuple[str, ...], default: str, *, help: str) -> str:
-        """Read one of a few words."""
+        """Read one of the words in `choices`."""
 
         def parse(raw: str) -> str:
             if raw not in choices:
@@ -108,7 +101,7 @@ class Environment:
         return self._read(name, parse, [], kind="comma-separated networks", help=help)
 
     def rate(self, name: str, default: str, *, help: str) -> str:
-        """Read a number of times in a period, such as 30/m (s, m, h or d: a second, minute, hour or day)."""
+        """Read a rate such as 30/m (s, m, h, d: per second, minute, hour, day)."""
 
         def parse(raw: str) -> str:
             if not RATE.fullmatch(raw):
@@ -183,7 +176,7 @@ def _bounded(kind: type[T], minimum: float, maximum: float) -> Callable[[str], T
 
 
 def _url_parts(raw: str) -> tuple[str, str | None]:
-    """Split off scheme and host; what Python says of a bad URL is not passed on, because it may quote a password."""
+    """Return scheme and host. Python's own message for an invalid URL is dropped, because it may quote a password."""
     try:
         parts = urlsplit(raw)
         _ = parts.port
@@ -206,7 +199,7 @@ PORTS = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
 
 @dataclass(frozen=True, slots=True)
 class MailServer:
-    """How mail goes out: `starts_tls` begins in the clear and changes to TLS, `is_tls` speaks TLS at once."""
+    """The SMTP server for outgoing mail. `starts_tls`: STARTTLS on a plain connection; `is_tls`: TLS from the start."""
 
     host: str = "localhost"
     port: int = 25
@@ -217,7 +210,7 @@ class MailServer:
 
 
 def email_settings(url: str) -> MailServer:
-    """Read smtp://, smtp+tls:// (STARTTLS) or smtps:// with user and password; an empty URL is no server."""
+    """Parse smtp://, smtp+tls:// (STARTTLS) or smtps:// with user and password; an empty URL gives the defaults."""
     if not url:
         return MailServer()
     parts = urlsplit(url)
@@ -231,27 +224,26 @@ def email_settings(url: str) -> MailServer:
     )
 
 
-#: Answers that a process keeps for itself where there is no cache that all share.
+#: Answers that a process caches in its memory if there is no shared cache.
 PROCESS_ANSWERS = 64
 SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;"
-#: Seconds to wait for a PostgreSQL connection: a new one, and one of the pool's.
+#: Seconds to wait for a PostgreSQL connection, new or from the pool.
 CONNECT_TIMEOUT = 5
-#: What TCP does about a machine that is gone: in these (seconds, but the last is in milliseconds) a connection breaks.
+#: TCP settings that close the connection to a dead host (seconds; tcp_user_timeout in milliseconds).
 DEAD_HOSTS = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
-#: Connections to a cache: redis-py's own limit of 100 would turn hits into misses while more callers than that ask.
+#: Connections to a cache. With redis-py's default of 100, more concurrent requests than that would miss the cache.
 MAX_CONNECTIONS = 10_000
-#: Seconds after which the pool gives an attempt up. Its pauses between tries double, so that without this a database
-#: that is back would go unnoticed for as long as it had been away; so the next request tries anew.
+#: Seconds after which the pool gives up reconnecting, so that the next request starts anew. The pool doubles its pauses
+#: between attempts: without this limit, it could notice a recovered database only after as long again as the outage.
 RECONNECT_TIMEOUT = 1
 
 
 def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
-    """Make the DATABASES entry of a postgres:// or sqlite:// URL.
+    """Return the DATABASES entry for a postgres:// or sqlite:// URL.
 
-    PostgreSQL connections come from a pool of each process and go back at the end of a request, so that slow model
-    calls hold none; how long callers wait for them is in core.postgres. SQLite runs in WAL mode and takes its write
-    lock when a transaction begins: a transaction that would have to wait in its middle could not be retried. How others
-    wait for that lock is in core.sqlite.
+    Each process has a pool of PostgreSQL connections, which go back to it at the end of a request (see core.postgres
+    for timeouts). SQLite runs in WAL mode. Its transactions take the write lock when they begin, because a transaction
+    that had to wait for the lock later could not be retried (see core.sqlite).
     """
     config: dict[str, Any] = dict(environ.Env.db_url_config(url))
     if config["ENGINE"].endswith("sqlite3"):
@@ -260,7 +252,7 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
         config["ENGINE"] = "core.sqlite"
         config["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "init_command": SQLITE_PRAGMAS}
         config["CONN_MAX_AGE"] = None
-        config["TEST"] = {"NAME": ":memory:"}  # as Django's own backend has it, which test runners know by its name
+        config["TEST"] = {"NAME": ":memory:"}  # Django's default, applied by the name of its own backend
         return config
     pool = {
         "min_size": 0,
@@ -276,11 +268,12 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
 
 
 def cache_settings(url: str, *, ttl: int, timeout: float, attempts_url: str = "") -> dict[str, dict[str, Any]]:
-    """Make CACHES: `answers` for model answers, `attempts` for counters of failed log-ins, `default` for the rest.
+    """Return CACHES: `answers` for model answers, `attempts` for counters of failed log-ins, `default` for the rest.
 
-    Without a URL they live in the process; attempts are then counted at `attempts_url`, if there is one. With one, a
-    call takes at most `timeout` seconds and is not retried; exceptions are ignored, apart from `answers` and
-    `attempts`: inference.cache and accounts.authentication have policies of their own for them.
+    Without `url` the caches are in the process's memory, and attempts are counted at `attempts_url`, if given. With
+    `url`, a cache command takes at most `timeout` seconds and is not retried. Exceptions are ignored for `default`
+    only: inference.cache and accounts.authentication have their own failure policies. `ttl`: seconds for which an
+    answer is kept.
     """
     wanted = (("default", url, 300), ("answers", url, ttl), ("attempts", url or attempts_url, 300))
     return {alias: _cache(alias, where, lifetime, timeout) for alias, where, lifetime in wanted}

@@ -1,4 +1,4 @@
-"""Every error that a caller can see, in one tree.
+"""The exception tree of all API error responses.
 
 ApiError
 ├── InvalidRequest                400
@@ -34,8 +34,8 @@ ApiError
 │   └── UpstreamBusy
 └── UpstreamTimeout               504
 
-Each carries its status, a stable `code`, a message that is safe to show, headers, and `extra` fields of the body.
-What a log should know and a caller should not goes into the exception's `__cause__` or a log line, never in here.
+Each exception has an HTTP status, a stable `code`, a message for the caller, headers, and `extra` fields of the body.
+Details for operators only belong in the exception's `__cause__` or in a log line, never in these fields.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from typing import Any, ClassVar
 
 from core.redaction import without_keys
 
-#: Characters of a model's name that an error repeats.
+#: Characters of a model's name that an error message quotes.
 MOST_OF_A_NAME = 100
 
 
 class ApiError(Exception):
-    """An answer other than success; subclasses fix status and code, instances may narrow message and extra fields."""
+    """An error response. Subclasses define status and code; instances may override message, code and extra fields."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -76,7 +76,7 @@ class ApiError(Exception):
 
 
 class InvalidRequest(ApiError):
-    """The body or a parameter can't be accepted; `errors` maps a field to its messages."""
+    """The body or a parameter is invalid; `errors` maps a field to its messages."""
 
     status, code, message = 400, "invalid_request", "Invalid request."
 
@@ -93,19 +93,19 @@ class InvalidRequest(ApiError):
 
 
 class MalformedBody(InvalidRequest):
-    """The body isn't JSON, or holds what no JSON text may hold."""
+    """The body isn't valid JSON."""
 
     code, message = "malformed_body", "The body is not valid JSON."
 
 
 class BoundExceedsLimit(InvalidRequest):
-    """The most this call could use is more than a whole limit, so waiting would never help."""
+    """The request could use more than an entire limit, so a later retry would fail too."""
 
     code, message = "bound_exceeds_limit", "The request can never fit a limit of this key."
 
 
 class NotAuthenticated(ApiError):
-    """No usable key; answers with WWW-Authenticate."""
+    """The request has no valid key; the response has WWW-Authenticate."""
 
     status, code, message = 401, "not_authenticated", "Invalid API key"
 
@@ -114,19 +114,19 @@ class NotAuthenticated(ApiError):
 
 
 class KeyRequired(NotAuthenticated):
-    """No key was sent."""
+    """The request has no key."""
 
     code, message = "api_key_required", "API key required. Include X-API-Key header."
 
 
 class KeyInvalid(NotAuthenticated):
-    """Unknown, wrong, revoked, expired or disabled: one answer for all, so that none can be told from another."""
+    """The key is unknown, wrong, revoked, expired or disabled: one response for all, so that callers can't probe."""
 
     code, message = "invalid_api_key", "Invalid API key"
 
 
 class PermissionDenied(ApiError):
-    """The key is good, but not for this."""
+    """The key is valid, but doesn't permit this request."""
 
     status, code, message = 403, "permission_denied", "This is not allowed."
 
@@ -138,13 +138,13 @@ class ScopeDenied(PermissionDenied):
 
 
 class AddressDenied(PermissionDenied):
-    """The key is restricted to other addresses."""
+    """The key is restricted to other IP addresses."""
 
     code, message = "address_denied", "This API key may not be used from this address."
 
 
 class PriceUnknown(PermissionDenied):
-    """The call counts against a budget in money, and no operator has said what the model costs."""
+    """The key has a budget in money, and the model has no price."""
 
     code = "price_unknown"
     message = "The model has no price, so that a budget in money can't be held: an operator has to enter one."
@@ -154,18 +154,18 @@ class PriceUnknown(PermissionDenied):
 
 
 class NotFound(ApiError):
-    """Nothing here by that name."""
+    """The path or object doesn't exist."""
 
     status, code, message = 404, "not_found", "Not found."
 
 
 class ModelNotFound(NotFound):
-    """Unknown, disabled, or outside the tier: the same answer for all three."""
+    """The model is unknown, disabled, or not in the account's tier: the same response for all three."""
 
     code, message = "model_not_found", "The default model does not exist or you do not have access to it."
 
     def __init__(self, name: str | None = None) -> None:
-        """Name the model that was asked for, as far as a line has room for it; None where the default was."""
+        """Quote `name`, the requested model, in the message (shortened); None for the default model."""
         text = None
         if name is not None:
             line = " ".join(without_keys(name).split())
@@ -174,19 +174,19 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(ApiError):
-    """The path exists, the method doesn't."""
+    """The path doesn't support the HTTP method."""
 
     status, code, message = 405, "method_not_allowed", "Method not allowed."
 
 
 class NotAcceptable(ApiError):
-    """Accept names nothing that the endpoint can make."""
+    """The Accept header allows no format that the endpoint supports."""
 
     status, code, message = 406, "not_acceptable", "No acceptable representation: ask for application/json."
 
 
 class RequestTimeout(ApiError):
-    """The body did not come within the time that its length allows."""
+    """The body did not arrive within the time allowed for its length."""
 
     status, code, message = 408, "request_timeout", "The body did not come in time. Send it again."
 
@@ -216,7 +216,7 @@ class IdempotencyKeyReused(ApiError):
 
 
 class LimitExceeded(ApiError):
-    """A limit has no room now. `retry_after` is in whole seconds, rounded up."""
+    """The request exceeds a limit. `retry_after` is in whole seconds, rounded up."""
 
     status, code, message = 429, "rate_limited", "Rate limit exceeded."
 
@@ -236,35 +236,35 @@ class RateLimited(LimitExceeded):
 
 
 class TokensLimited(LimitExceeded):
-    """Too many tokens in the last minute, open calls included."""
+    """Too many tokens in the last minute, running calls included."""
 
     code, message = "tokens_limited", "Token rate limit exceeded."
 
 
 class ConcurrencyLimited(LimitExceeded):
-    """Too many calls open at once."""
+    """Too many calls at the same time."""
 
     code, message = "concurrency_limited", "Too many concurrent requests."
 
 
 class BudgetExhausted(LimitExceeded):
-    """The month's budget has no room for this call."""
+    """The rest of the month's budget doesn't cover this call."""
 
     code, message = "budget_exhausted", "The monthly budget is exhausted."
 
 
 class TooManyFailures(LimitExceeded):
-    """Too many bad keys or log-ins from one address; good keys from there still pass."""
+    """Too many invalid keys or failed log-ins from one address; valid keys from there still work."""
 
     code, message = "too_many_failures", "Too many failed attempts. Try again later."
 
 
 class InternalError(ApiError):
-    """A fault of ours; the traceback is in the log under the request's id."""
+    """An unexpected error of the platform; the log has the traceback under the request's id."""
 
 
 class UpstreamFailed(ApiError):
-    """The provider refused, broke off or answered nonsense."""
+    """The provider refused the call, broke off, or sent an invalid response."""
 
     status, code, message = 502, "upstream_failed", "The model provider failed to answer."
 
@@ -276,7 +276,7 @@ class ContentFiltered(UpstreamFailed):
 
 
 class Unavailable(ApiError):
-    """Nothing can answer now; `retry_after` is in whole seconds."""
+    """The request can't be answered now. `retry_after` is in whole seconds."""
 
     status, code, message = 503, "unavailable", "Temporarily unavailable."
 
@@ -286,13 +286,13 @@ class Unavailable(ApiError):
 
 
 class DependencyUnavailable(Unavailable):
-    """A database or state store of ours is away."""
+    """A database or state store of the platform is unavailable."""
 
     code, message = "dependency_unavailable", "A dependency is temporarily unavailable."
 
 
 class UpstreamBusy(Unavailable):
-    """The provider asked us to slow down, or none has room."""
+    """The provider limits our rate, or no provider has capacity."""
 
     code, message = "upstream_busy", "The model provider has no capacity at the moment."
 

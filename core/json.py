@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it: Python's own parser also takes NaN, and makes infinities of numbers too large for it."""
+"""Strict JSON parsing (RFC 8259). Python's parser also accepts NaN, and turns too large numbers into infinity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def parse_strictly(text: str | bytes) -> Any:
-    """Parse JSON whose numbers can all be written again. Raises ValueError, or RecursionError for too many levels."""
+    """Parse JSON with finite numbers only. Raises ValueError, or RecursionError for too deep nesting."""
     return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
 
 

@@ -1,4 +1,4 @@
-"""Lists in order of time: where a page or a batch ends, and what comes after it. None counts or skips rows."""
+"""Keyset pagination of lists ordered by time, without COUNT or OFFSET."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ M = TypeVar("M", bound=Model)
 
 
 class Place(NamedTuple):
-    """A row's place in a list that is ordered by a column of time and, of one time, by the primary key."""
+    """A row's position in a list that is ordered by a datetime column and then by the primary key."""
 
     at: datetime
     key: Any
@@ -23,7 +23,7 @@ class Place(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, model: type[Model]) -> Place:
-        """Parse what `str` made of a place; raises ValueError or Django's ValidationError for any other text."""
+        """Parse the `str` form of a place. Raises ValueError or Django's ValidationError for any other text."""
         moment, _, key = text.partition("~")
         return cls(read_moment(moment), model._meta.pk.to_python(key))
 
@@ -31,9 +31,10 @@ class Place(NamedTuple):
 def stretch(
     rows: QuerySet[M], column: str, after: Place | None = None, until: Place | None = None, *, is_newer: bool = True
 ) -> QuerySet[M]:
-    """Select the rows after one place up to another (included), from old to new or back; None leaves an end open.
+    """Return the rows after place `after`, up to and including `until`, ordered by time; None leaves an end open.
 
-    The comparisons with the time alone are what an index of (column, primary key) answers.
+    `is_newer`: from old to new, otherwise from new to old. The database can use an index on (column, primary key),
+    because the range conditions compare the column alone.
     """
     forth, back, sign = ("gt", "lt", "") if is_newer else ("lt", "gt", "-")
     if after is not None:
@@ -44,7 +45,7 @@ def stretch(
 
 
 def closest_first(rows: QuerySet[M]) -> QuerySet[M]:
-    """Put the conditions first that were added last: of several bounds of a column SQLite searches by the first."""
+    """Reverse the order of the conditions: of several bounds of a column, SQLite uses the first for its search."""
     rows = rows.all()
     rows.query.where.children.reverse()
     return rows

@@ -1,4 +1,4 @@
-"""Where a request comes from, as far as it can't be forged; and where a name or an address leads."""
+"""The client address of a request, and the addresses behind host names."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from django.http import HttpRequest
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-#: IPv4 addresses as networks without IPv4 write them (RFC 6052).
+#: The prefix of IPv4 addresses in IPv6-only networks (RFC 6052).
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-#: Where clouds tell a machine its own secrets, apart from link-local addresses.
+#: Cloud metadata services, which give credentials to a machine, apart from link-local addresses.
 METADATA = frozenset(
     map(
         ipaddress.ip_address,
@@ -32,8 +32,9 @@ METADATA = frozenset(
 def client_address(request: HttpRequest) -> str:
     """Return the caller's IP address as text.
 
-    Behind TRUSTED_PROXIES proxies (0: none) it is the entry of X-Forwarded-For that the outermost trusted one wrote,
-    counted from the right: whatever a caller puts in front of it is ignored. Without such an entry it is the peer's.
+    Behind TRUSTED_PROXIES proxies (0: none) this is the entry of X-Forwarded-For that the outermost trusted proxy
+    added, counted from the right. Entries before it may be forged and are ignored. Without a valid entry there, it is
+    the peer's address.
     """
     peer = str(request.META.get("REMOTE_ADDR", ""))
     hops = int(settings.TRUSTED_PROXIES)
@@ -45,7 +46,7 @@ def client_address(request: HttpRequest) -> str:
 
 
 def parse_address(text: str) -> Address | None:
-    """Parse an address; an IPv4 address mapped into IPv6 becomes plain IPv4. Returns None for anything else."""
+    """Parse an IP address; an IPv4-mapped IPv6 address becomes IPv4. Return None for invalid text."""
     try:
         return _unmapped(ipaddress.ip_address(text))
     except ValueError:
@@ -53,7 +54,7 @@ def parse_address(text: str) -> Address | None:
 
 
 def called_address(text: str) -> Address:
-    """Return where a connection to an address leads: one of IPv4 in the clothes of IPv6, mapped or NAT64, as itself."""
+    """Return the address that a connection reaches: IPv4-mapped and NAT64 addresses of IPv6 become IPv4."""
     address = _unmapped(ipaddress.ip_address(text.partition("%")[0]))
     return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else address
 
@@ -63,22 +64,22 @@ def _unmapped(address: Address) -> Address:
 
 
 def addresses_of(host: str) -> list[str]:
-    """List the addresses of a name, in the order in which to try them. Raises OSError or UnicodeError for none.
+    """List a host's addresses in the order in which to try them. Raises OSError or UnicodeError if there are none.
 
-    One of IPv6 that means a neighbour names the network where that is: `fe80::1%2`.
+    A link-local IPv6 address includes its interface: `fe80::1%2`.
     """
     found = (entry[4] for entry in socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP))
-    return list(dict.fromkeys(f"{told[0]}%{told[3]}" if len(told) > 3 and told[3] else str(told[0]) for told in found))
+    return list(dict.fromkeys(f"{sock[0]}%{sock[3]}" if len(sock) > 3 and sock[3] else str(sock[0]) for sock in found))
 
 
 def is_within(text: str, networks: Iterable[Network]) -> bool:
-    """Say whether an address lies in one of the networks; what is no address lies in none."""
+    """Return whether an address is in one of the networks; False for invalid text."""
     address = parse_address(text)
     return address is not None and any(address in network for network in networks)
 
 
 def rate_limit_group_key(group: str, request: HttpRequest) -> str:
-    """Name the counter of failed attempts for django-ratelimit: IPv4 by address, IPv6 by /64 (one customer's line)."""
+    """Return django-ratelimit's key for failed attempts: an IPv4 address, or an IPv6 /64 network (one customer)."""
     address = parse_address(client_address(request))
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))

@@ -1,12 +1,7 @@
-"""Dates and times: parsing them, calendar months in UTC (numbers YYYYMM, edges in µs), and ids in order of time.
+"""Parsing of dates and times, calendar months in UTC, and ids of records.
 
-Moments as people write them: in addresses, in forms and on the command line.
-
-Calendar months in UTC, as numbers YYYYMM, and their edges in µs since the epoch.
-
-Ids of records. They tell the time of the process that made them, and nothing is selected or ordered by that.
-
-Moments as operators type them on the command line.
+A month is a number YYYYMM; its start and end are µs since the epoch. An id contains the time of the process that made
+it, but nothing is selected or ordered by that.
 """
 
 from __future__ import annotations
@@ -22,13 +17,13 @@ from django.core.management.base import CommandError
 
 
 class TooFar(ValueError):
-    """In UTC it would be before the year 1 or after 9999."""
+    """The datetime would be before the year 1 or after 9999 in UTC."""
 
 
 def read_moment(text: str, zone: tzinfo = UTC) -> datetime:
-    """Read an ISO date (its midnight) or date-time, of a zone unless it names an offset, as a moment in UTC.
+    """Parse an ISO date (midnight) or datetime as a datetime in UTC. `zone` applies if the text names no offset.
 
-    Raises ValueError for any other text; TooFar, one of those, for a moment that UTC has no year for.
+    Raises ValueError for any other text, and its subclass TooFar for a datetime that UTC can't represent.
     """
     found = datetime.fromisoformat(text)
     try:
@@ -42,7 +37,7 @@ DAY = 86_400
 
 
 def month_of(at: int) -> int:
-    """Give the month (YYYYMM) in which a moment (µs) lies."""
+    """Return the month (YYYYMM) of a time (µs)."""
     return _month_of_day(at // (DAY * SECOND))
 
 
@@ -54,22 +49,23 @@ def _month_of_day(day: int) -> int:
 
 @lru_cache(maxsize=8)
 def month_end(month: int) -> int:
-    """Give the moment (µs) at which a month (YYYYMM) is over and its budgets are whole again."""
+    """Return the time (µs) at which a month (YYYYMM) ends and budgets are reset."""
     year, number = divmod(month, 100)
     following = datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
     return int(following.timestamp()) * SECOND
 
 
 def month_start(month: int) -> int:
-    """Give the moment (µs) at which a month (YYYYMM) begins."""
+    """Return the time (µs) at which a month (YYYYMM) begins."""
     year, number = divmod(month, 100)
     return int(datetime(year, number, 1, tzinfo=UTC).timestamp()) * SECOND
 
 
 def new_id() -> uuid.UUID:
-    """Make a UUIDv7 of the wall clock's present milliseconds and 74 random bits (RFC 9562, section 5.7).
+    """Return a UUIDv7 of the wall clock's milliseconds and 74 random bits (RFC 9562, section 5.7).
 
-    A clock that is set back sets later ids back as well: libraries whose ids never go back would hold them ahead.
+    If the clock is set back, later ids go back too. Libraries with strictly increasing ids would stay ahead of the
+    clock instead.
     """
     random = int.from_bytes(os.urandom(10), "big")
     high = time.time_ns() // 1_000_000 << 16 | 7 << 12 | random >> 68
@@ -77,7 +73,7 @@ def new_id() -> uuid.UUID:
 
 
 def typed_moment(text: str) -> datetime:
-    """Read an ISO date (its midnight) or date-time, in UTC unless it says otherwise; for argparse's `type`."""
+    """Parse an ISO date (midnight) or datetime, in UTC unless it names an offset; for argparse's `type`."""
     try:
         return read_moment(text)
     except ValueError:
@@ -85,6 +81,6 @@ def typed_moment(text: str) -> datetime:
 
 
 def require_order(begin: datetime | None, end: datetime | None) -> None:
-    """Refuse a span that ends before it begins: it would hold nothing, and look as if all were well."""
+    """Raise CommandError for an empty time range: the command would do nothing and seem to succeed."""
     if begin is not None and end is not None and begin >= end:
         raise CommandError("--from must be before --to.")

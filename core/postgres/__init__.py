@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend, for callers who don't wait for ever (core.database.impatient)."""
+"""Django's PostgreSQL backend with query timeouts (core.database.impatient)."""

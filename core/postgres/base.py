@@ -1,8 +1,8 @@
-"""The backend itself, which Django finds by this module's name.
+"""The database backend with query timeouts. Django requires this module name.
 
-A statement, a commit or a look at a pooled connection is broken off when PostgreSQL has been silent for the caller's
-patience, and its connection closed: nobody else gets one with an answer still to come. The seconds are counted in the
-driver's own waits, so that a process that was busy meanwhile doesn't take its own time for the database's.
+A statement, a commit or the check of a pooled connection fails if PostgreSQL is silent for the query timeout. Its
+connection is then closed, because a late answer could otherwise reach another request. The time is counted in the
+driver's wait intervals, so that time in which this process was busy doesn't count against the database.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from psycopg_pool import ConnectionPool
 from core.database import patience
 
 T = TypeVar("T")
-#: Seconds between two looks of the driver.
+#: Seconds of one wait interval of the driver.
 INTERVAL = 0.1
 
 
 class ImpatientConnection(Connection[Any]):
-    """A connection that is closed when its server is silent for the caller's patience."""
+    """A connection that is closed when its server is silent for the query timeout."""
 
     def wait(self, gen: PQGen[T], interval: float = INTERVAL, timeout: float | None = None) -> T:
-        """Do one exchange with the server."""
+        """Run one exchange with the server. Raises OperationalError after the query timeout."""
         seconds = patience()
         if seconds is None:
             return super().wait(gen, interval, timeout)
         return super().wait(self._unless_silent(gen, math.ceil(seconds / interval)), interval, timeout)
 
     def _unless_silent(self, gen: PQGen[T], looks: int) -> Generator[Wait, Ready | int, T]:
-        """Do what the generator does, until so many looks in a row have found nothing."""
+        """Run the generator until so many wait intervals in a row have brought no data."""
         silent = 0
         try:
             wanted = next(gen)
@@ -53,7 +53,7 @@ class ImpatientConnection(Connection[Any]):
 
 
 class _ImpatientPool:
-    """The pool, in which nobody waits longer for a connection than his patience, or gets one that was closed since."""
+    """A pool whose callers wait at most their query timeout for a connection, and never get a closed one."""
 
     def __init__(self, pool: ConnectionPool[Any]) -> None:
         self._pool = pool
@@ -62,10 +62,10 @@ class _ImpatientPool:
         return getattr(self._pool, name)
 
     def getconn(self) -> Any:
-        """Give a connection that works; one that does not is replaced at once.
+        """Return a working connection; broken ones are replaced at once. Raises PoolTimeout.
 
-        The pool's own check takes a second's pause after the second that does not: the first callers of each process
-        after a restart of PostgreSQL would run out of patience. Raises PoolTimeout.
+        The pool's own check pauses for a second after the second broken connection. The first requests of each process
+        after a restart of PostgreSQL would exceed their timeout.
         """
         seconds = patience()
         ends = monotonic() + (self._pool.timeout if seconds is None else min(seconds, self._pool.timeout))
@@ -80,7 +80,7 @@ class _ImpatientPool:
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Django's own, with that pool of those connections."""
+    """Django's PostgreSQL wrapper with timeouts for its connections and its pool."""
 
     def __init__(self, settings_dict: dict[str, Any], *args: Any, **options: Any) -> None:
         if settings_dict["OPTIONS"].get("pool"):
@@ -89,6 +89,6 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     @property
     def pool(self) -> Any:
-        """Give the process's pool; None without one."""
+        """Return the process's pool; None if pooling is off."""
         pool: Any = super().pool
         return pool and _ImpatientPool(pool)

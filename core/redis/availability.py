@@ -1,4 +1,4 @@
-"""The breaker in front of Redis: it opens only after a separate probe fails, never on a slow call alone."""
+"""The breaker for Redis. It opens only if a separate probe fails too, never because of a slow call alone."""
 
 import logging
 import threading
@@ -11,9 +11,9 @@ logger = logging.getLogger(__name__)
 
 
 class Breaker:
-    """Closed while Redis is there, open while it is away. `probe` raises RedisError unless Redis answers at once.
+    """Closed while Redis is available, otherwise open.
 
-    `clock` gives monotonic seconds.
+    `probe` raises RedisError unless Redis answers at once; `clock` returns monotonic seconds.
     """
 
     def __init__(self, probe: Callable[[], None], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -24,9 +24,9 @@ class Breaker:
         self.is_open = False
 
     def suspect(self) -> bool:
-        """Probe after a call failed, and open if the probe fails too; answer whether it is open now.
+        """Probe Redis after a failed call, open if the probe fails, and return whether the breaker is open.
 
-        Of many calls that fail together one probes, the others wait for its result.
+        If many calls fail at the same time, one of them probes and the others wait for its result.
         """
         failed_at = self._clock()
         with self._lock:
@@ -36,7 +36,7 @@ class Breaker:
             return self.is_open
 
     def try_close(self) -> bool:
-        """Probe while it is open, and close if the probe succeeds; answer whether it is closed now."""
+        """Probe Redis if the breaker is open, close it if the probe succeeds, and return whether it is closed."""
         if self.is_open and self._answers():
             self.is_open = False
             logger.warning("limits: Redis is back")

@@ -1,4 +1,4 @@
-"""The clients of the state Redis, by its URL."""
+"""Clients and script connections for the state store (Redis or Valkey), chosen by its URL."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,21 +11,21 @@ from core.redis.cluster import ClusterClient, ClusterWire
 from core.redis.wire import CONNECT_TIMEOUT, READ_TIMEOUT, DirectWire, Wire
 
 CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
-MOST_CONNECTIONS = 10_000  # more than a process has requests: redis-py's 100 would refuse calls to a Redis that is well
+MOST_CONNECTIONS = 10_000  # more than a process's concurrent requests; redis-py's default of 100 would make calls fail
 
 
 def redis_client(
     url: str, *, connect_timeout: float = CONNECT_TIMEOUT, read_timeout: float = READ_TIMEOUT
 ) -> redis.Redis | ClusterClient:
-    """Make a client that never retries by itself, for a URL as redis-py takes it, or `redis+cluster://host:port`.
+    """Return a client without automatic retries, for a redis-py URL or `redis+cluster://host:port`.
 
-    It connects when it is used; raises RedisError then if Redis is away.
+    The client connects when it is first used, and raises RedisError then if Redis is unavailable. Timeouts in seconds.
     """
     options: dict[str, Any] = {
         "socket_connect_timeout": connect_timeout,
         "socket_timeout": read_timeout,
         "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,  # needs no greeting: a new connection costs no round trip
+        "protocol": 2,  # has no HELLO, so that a new connection needs no round trip
         "driver_info": None,
         "max_connections": MOST_CONNECTIONS,
     }
@@ -36,7 +36,7 @@ def redis_client(
 
 
 def wire_for(client: redis.Redis | ClusterClient) -> Wire:
-    """Give the wire that fits a client."""
+    """Return the wire for a client's Redis or cluster."""
     if isinstance(client, ClusterClient):
         return ClusterWire(client.url, client.options)
     return DirectWire(client.connection_pool)

@@ -1,8 +1,10 @@
-"""A Redis Cluster: scripts on the node that has their slot, and a client for all else. One that is away is Redis away.
+"""Redis Cluster: scripts run on the node that has their slot, and a client for all other commands.
 
-redis-py's own cluster client is unfit for the first: it looks the whole cluster up again when any call takes too long,
-with all others waiting, allows a node 100 connections, and raises errors that are no RedisError. Here the slots are
-looked up when a node says that they have moved, or can't be reached, by one caller for all.
+If one primary is unavailable, the whole cluster counts as unavailable.
+
+redis-py's cluster client is not used for scripts: after any timeout it looks up the whole cluster again while all other
+calls wait, it allows 100 connections to a node, and its errors are not subclasses of RedisError. Here, one caller looks
+up the slots for all, and only after a node has reported that a slot has moved or can't be reached.
 """
 
 import threading
@@ -22,15 +24,15 @@ from core.database import Outage
 from core.redis.scripts import Script
 from core.redis.wire import Argument, Call, DirectWire
 
-REDIRECTS = 3  # that one call follows
+REDIRECTS = 3  # most redirects that a call follows
 
 Address = tuple[str, int]
-#: The last slot of each range, in order, and who has the range.
+#: The last slot of each range, in order, and the address of the range's primary.
 Slots = tuple[list[int], list[Address]]
 
 
 class ClusterWire:
-    """Runs scripts on a Redis Cluster: each on the node that has the prefix's slot. `url` names any of the nodes."""
+    """Runs each script on the cluster node that has the prefix's slot. `url` names any node of the cluster."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         self._template: Any = redis.ConnectionPool.from_url(url, **options)
@@ -43,7 +45,7 @@ class ClusterWire:
         self._outage = Outage()
 
     def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
-        """Run a script on the node that has its slot, wherever that has gone."""
+        """Run a script on the node that has the prefix's slot, following redirects."""
         for _ in range(REDIRECTS):
             slots = self._looked_up()
             try:
@@ -60,7 +62,7 @@ class ClusterWire:
         raise RedisConnectionError("the cluster is moving its slots about")
 
     def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
-        """Run a script many times, all of a node together; where that goes wrong, those of the node one by one."""
+        """Run a script many times, in one batch a node. If a batch fails, its calls are repeated one by one."""
         slots = self._looked_up()
         by_node: dict[Address, list[int]] = defaultdict(list)
         for number, (prefix, _) in enumerate(calls):
@@ -76,17 +78,17 @@ class ClusterWire:
         return [answers[number] for number in range(len(calls))]
 
     def one_a_node(self, prefixes: Sequence[str]) -> Collection[str]:
-        """Give one of each node, as the slots lie now."""
+        """Return one of the prefixes for each node, as the slots are distributed now."""
         slots = self._looked_up()
         return {_owner(slots, prefix): prefix for prefix in prefixes}.values()
 
     def ping(self) -> None:
-        """Raise unless every primary answers that all is well: an account lives on one, and none may be missing."""
+        """Raise RedisError unless every primary reports a healthy cluster. Each account's data is on one of them."""
         slots = self._looked_up()
         try:
             self._probe_all(slots)
         except RedisError:
-            self._forget(slots)  # another may have taken over from one that is gone
+            self._forget(slots)  # a replica may have taken over from a failed primary
             self._probe_all(self._looked_up())
 
     def close(self) -> None:
@@ -100,12 +102,12 @@ class ClusterWire:
                 raise RedisConnectionError("the cluster is down")
 
     def _forget(self, slots: Slots) -> None:
-        """Look the slots up again before the next call, unless somebody has since these were."""
+        """Have the slots looked up again before the next call, unless they are newer than `slots`."""
         if self._slots is slots:
             self._is_stale = True
 
     def _looked_up(self) -> Slots:
-        """Give the slots; raises RedisConnectionError where no node tells them, at once if none did a moment ago."""
+        """Return the slots. Raises RedisConnectionError if no node knows them; during an outage at once."""
         if self._is_stale:
             with self._lock:
                 if self._is_stale:
@@ -137,22 +139,22 @@ class ClusterWire:
 
 
 def _owner(slots: Slots, prefix: str) -> Address:
-    """Give the node that has a prefix; one that none has is asked for at the last, which will say so."""
+    """Return the node that has a prefix. For an unassigned slot it is the last node, which then reports the error."""
     ends, owners = slots
     return owners[min(bisect_left(ends, key_slot(prefix.encode())), len(owners) - 1)]
 
 
 def _read_slots(answer: Any, asked: Address) -> Slots:
-    """Read the answer to CLUSTER SLOTS: `[first, last, [host, port, id], replicas...]`; no host is the asked."""
+    """Parse the reply to CLUSTER SLOTS, `[first, last, [host, port, id], replicas...]`; an empty host means `asked`."""
     ranges = sorted((int(last), primary) for _, last, primary, *_ in answer)
     owners = [(host.decode() if host else asked[0], int(port)) for _, (host, port, *_) in ranges]
     return [last for last, _ in ranges], owners
 
 
 class ClusterClient:
-    """redis-py's client of a cluster, made when it is first used, and anew after the whole cluster was away.
+    """redis-py's cluster client, created at its first use and again after an outage of the whole cluster.
 
-    Raises RedisConnectionError for a cluster that is away, at once if it was a moment ago.
+    Raises RedisConnectionError if the cluster is unavailable; during an outage at once.
     """
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
@@ -163,12 +165,12 @@ class ClusterClient:
         self._outage = Outage()
 
     def __getattr__(self, name: str) -> Any:
-        """Give a method of redis-py's client; one to be called, so that its errors are Redis's."""
+        """Return an attribute of redis-py's client. Methods are wrapped to handle the loss of the whole cluster."""
         found = getattr(self._client(), name)
         return self._guarded(found) if callable(found) else found
 
     def close(self) -> None:
-        """Close what was made."""
+        """Close the client if it has been created."""
         if self._made is not None:
             self._made.close()
 
@@ -197,14 +199,14 @@ class ClusterClient:
             try:
                 return method(*arguments, **options)
             except _ClusterAway:
-                self._made = None  # it has lost all nodes, and would not find back by itself
+                self._made = None  # it has lost all nodes and doesn't recover by itself
                 raise
 
         return call
 
 
 class _ClusterAway(RedisConnectionError):
-    """redis-py's cluster errors, as what they are: its classes are no RedisError."""
+    """A cluster error of redis-py as a RedisError, which redis-py's own classes are not."""
 
 
 class _RedisCluster(RedisCluster):

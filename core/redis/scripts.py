@@ -1,4 +1,4 @@
-"""A Lua script and the name under which Redis keeps it."""
+"""Lua scripts and their SHA-1 digests, by which Redis caches them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script's source, and the SHA-1 under which EVALSHA finds it."""
+    """A script's source, and its SHA-1 for EVALSHA (hex digits)."""
 
     source: bytes
     sha: bytes
 
 
 def script(source: bytes) -> Script:
-    """Name a script by its source."""
+    """Return a script with its digest."""
     return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())

@@ -1,12 +1,12 @@
-"""How scripts reach Redis: short timeouts, no retries behind our back, as few Python steps as redis-py allows.
+"""Running scripts on Redis with short timeouts, no automatic retries and little Python overhead.
 
-redis-py by default repeats a command up to ten times, which would run a script again when only its reply was lost, and
-asks each connection whether it is readable whenever it leaves the pool. Here a connection that went stale in the pool
-is replaced once (every script is idempotent by its operation id), and anything else is the caller's to judge.
+By default, redis-py repeats a command up to ten times, which would run a script again if only its reply was lost, and
+checks every connection that it takes from the pool. Here, a connection that went stale in the pool is replaced once
+(every script is idempotent by its operation id), and all other errors go to the caller.
 
-A process that is busy for longer than a time-out finds its timers run out before it looks at its sockets. That is no
-fault of Redis's, so a reply that has come by then is read, and a connection that took far longer than its time-out is
-tried once more.
+In a process that is busy for longer than a timeout, timers expire before it reads its sockets. That is not a failure of
+Redis: a reply that has arrived by then is read, and a connection attempt that took far longer than its timeout is
+repeated once.
 """
 
 import os
@@ -22,56 +22,56 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from core.redis.scripts import Script
 
-CONNECT_TIMEOUT = 0.1  # seconds; with the read and the probe after it, a call waits for a dead Redis at most 250 ms
+CONNECT_TIMEOUT = 0.1  # seconds; with the read and the probe, a call waits at most 250 ms for a dead Redis
 READ_TIMEOUT = 0.2
 PROBE_TIMEOUT = 0.05
 IDLE_CONNECTIONS = 128
-STALLED = 1.5  # times a time-out: a wait that took so long was this process's own
+STALLED = 1.5  # times the timeout: a longer wait means that this process was busy
 
 Argument = str | int | bytes
 Call = tuple[str, Sequence[Argument]]
 
 
 class Wire(Protocol):
-    """Runs scripts. Raises redis.RedisError; of those, ConnectionError and TimeoutError leave the outcome open."""
+    """Runs scripts. Raises RedisError; after its subclasses ConnectionError and TimeoutError the outcome is unknown."""
 
     def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
-        """Run a script on the shard of the prefix, its only key; answer what it returns, with bytes for strings."""
+        """Run a script on the shard of the prefix, its only key, and return its result (strings as bytes)."""
 
     def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
-        """Run a script for each prefix with its arguments, in order; where it can, in one round trip."""
+        """Run a script for each prefix with its arguments, in one round trip if possible; return the results."""
 
     def one_a_node(self, prefixes: Sequence[str]) -> Collection[str]:
-        """Give, of shards' prefixes, one of each node."""
+        """Return one of the prefixes for each node."""
 
     def ping(self) -> None:
-        """Raise unless Redis answers within PROBE_TIMEOUT, over a connection of its own."""
+        """Raise RedisError unless Redis answers within PROBE_TIMEOUT on a new connection."""
 
     def close(self) -> None:
         """Close all connections."""
 
 
 class DirectWire:
-    """Runs scripts on one Redis, over connections of its own that are handed out last in, first out."""
+    """Runs scripts on one Redis server. Idle connections are reused last in, first out."""
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
-        self._pool: Any = pool  # for what it says of connections: it makes none
+        self._pool: Any = pool  # for its connection class and options only
         self._idle: deque[Any] = deque(maxlen=IDLE_CONNECTIONS)
         self._pid = os.getpid()
 
     def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
-        """Run a script by its name, or by its source if Redis has not seen it yet."""
+        """Run a script by its digest, or by its source if Redis hasn't cached it."""
         try:
             return self.command(b"EVALSHA", script.sha, 1, prefix, *arguments)
         except NoScriptError:
             return self.command(b"EVAL", script.source, 1, prefix, *arguments)
 
     def call_asking(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
-        """Run a script on a node of a cluster that is taking the prefix's slot over."""
+        """Run a script on a cluster node to which the prefix's slot is being moved."""
         return self._commands([(b"ASKING",), (b"EVAL", script.source, 1, prefix, *arguments)])[1]
 
     def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
-        """Run a script many times, in one round trip after the first, which makes Redis know it."""
+        """Run a script many times: once, so that Redis caches it, then all others in one round trip."""
         if not calls:
             return []
         (prefix, arguments), *rest = calls
@@ -79,15 +79,15 @@ class DirectWire:
         return [first, *self._commands([("EVALSHA", script.sha, 1, prefix, *each) for prefix, each in rest])]
 
     def one_a_node(self, prefixes: Sequence[str]) -> Collection[str]:
-        """Give the first: all are on one node."""
+        """Return the first prefix, because all are on one node."""
         return prefixes[:1]
 
     def ping(self) -> None:
-        """Raise unless Redis answers."""
+        """Raise RedisError unless Redis answers."""
         self.probe(b"PING")
 
     def probe(self, *command: Argument) -> Any:
-        """Give the answer to a command, within PROBE_TIMEOUT, over a connection of its own."""
+        """Return the reply to a command within PROBE_TIMEOUT, on a new connection."""
         options = self._pool.connection_kwargs
         probe = self._pool.connection_class(
             **{**options, "socket_timeout": PROBE_TIMEOUT, "socket_connect_timeout": PROBE_TIMEOUT}
@@ -105,7 +105,7 @@ class DirectWire:
             self._idle.pop().disconnect()
 
     def command(self, *command: Argument) -> Any:
-        """Give the answer to a command."""
+        """Run a command and return its reply."""
         connection = self._take()
         if connection is not None:
             try:
@@ -113,7 +113,7 @@ class DirectWire:
             except RedisTimeoutError:
                 raise
             except RedisConnectionError:
-                self.close()  # it went stale in the pool, as others may have: once more, on a fresh one
+                self.close()  # stale, as other idle ones may be: repeat the command on a new connection
         return self._exchange(self._fresh(), command)
 
     def _commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
@@ -131,7 +131,7 @@ class DirectWire:
 
     def _take(self) -> Any:
         if self._pid != os.getpid():
-            self._idle = deque(maxlen=IDLE_CONNECTIONS)  # the parent's sockets: not ours to use or to shut down
+            self._idle = deque(maxlen=IDLE_CONNECTIONS)  # the sockets belong to the parent process
             self._pid = os.getpid()
         try:
             return self._idle.pop()
@@ -139,7 +139,6 @@ class DirectWire:
             return None
 
     def _fresh(self) -> Any:
-        """Make a connection, and connect it."""
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
         _connect(connection)
         return connection
@@ -151,7 +150,7 @@ class DirectWire:
             answer = _answer(connection)
             healthy = True
         except redis.ResponseError:
-            healthy = True  # an answer, if an unwelcome one
+            healthy = True  # an error reply leaves the connection usable
             raise
         finally:
             self._give_back(connection, healthy=healthy)
@@ -165,7 +164,7 @@ class DirectWire:
 
 
 def _connect(connection: Any) -> None:
-    """Connect; once more where it was this process that took so long."""
+    """Connect; try a second time if the first timed out because this process was busy."""
     began = monotonic()
     try:
         connection.connect()
@@ -176,7 +175,7 @@ def _connect(connection: Any) -> None:
 
 
 def _answer(connection: Any) -> Any:
-    """Read a reply, also one that came in time while this process was busy with other things until that was over."""
+    """Read a reply, even after a timeout if it has arrived while this process was busy."""
     try:
         return connection.read_response(disconnect_on_error=False)
     except RedisTimeoutError:

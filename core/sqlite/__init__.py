@@ -1,1 +1,1 @@
-"""Django's SQLite backend, whose waits for another's write stop nobody but who waits."""
+"""Django's SQLite backend, in which waiting for a lock doesn't block other greenlets."""

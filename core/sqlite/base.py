@@ -1,7 +1,7 @@
-"""The backend itself, which Django finds by this module's name.
+"""The database backend with waits in Python. Django requires this module name.
 
-SQLite waits by itself for a file that another writes to, but inside of C: that would stop all that share this thread,
-streams included, and for good the one of them that is the writer. So it is told not to wait, and is asked again.
+SQLite's own wait for a locked file runs in C. It would block every greenlet of the thread, streams included; if one of
+them held the lock, it could never release it. So SQLite's busy timeout is 0, and statements are repeated here instead.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from django.db.backends.sqlite3 import base
 from core.database import patience
 
 T = TypeVar("T")
-#: Seconds that a statement waits for another's write where its caller has no patience of his own (see
-#: core.database.impatient), and those between two tries.
+#: Seconds that a statement waits for the write lock without a query timeout (core.database.impatient), and seconds
+#: between two attempts.
 BUSY_SECONDS = 20.0
 PAUSE = 0.01
-#: What passes with time: not SQLITE_BUSY_SNAPSHOT, which lasts for as long as the caller's own read is open.
+#: Errors for which waiting helps. SQLITE_BUSY_SNAPSHOT lasts until the caller's own read transaction ends.
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY)
 
 
 class WaitingCursor(base.SQLiteCursorWrapper):
-    """A cursor whose statements wait for their turn, unless a transaction has it already.
+    """A cursor whose statements wait for the write lock, except in a transaction, which already holds it.
 
-    Of a statement for many rows (executemany) each is one of its own, and could not be repeated: it doesn't wait.
+    executemany doesn't wait, because it runs a statement for each row and could not be repeated as a whole.
     """
 
     def execute(self, query: str, params: Any = None) -> Any:
-        """Run one statement."""
+        """Run one statement. Raises sqlite3.OperationalError if the lock isn't free in time."""
         if self.connection.in_transaction:
             return super().execute(query, params)
         return _in_turn(lambda: super(WaitingCursor, self).execute(query, params))
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Django's, with such cursors."""
+    """Django's SQLite wrapper with these cursors."""
 
     def get_connection_params(self) -> dict[str, Any]:
-        """Let SQLite itself not wait at all."""
+        """Return the parameters with SQLite's own busy timeout off."""
         return {**super().get_connection_params(), "timeout": 0}
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Open the file, and make settings that may have to wait, too."""
+        """Open the file and run the init command, which may have to wait for a lock."""
         return _in_turn(lambda: super(DatabaseWrapper, self).get_new_connection(conn_params))
 
     def create_cursor(self, name: str | None = None) -> Any:
-        """Make a cursor."""
+        """Return a cursor that waits for locks."""
         return self.connection.cursor(factory=WaitingCursor)
 
 
 def _in_turn(act: Callable[[], T]) -> T:
-    """Do what may find the file busy, again and again. Raises sqlite3.OperationalError."""
+    """Repeat `act` while the file is locked. Raises sqlite3.OperationalError after the query timeout."""
     seconds = patience()
     ends = time.monotonic() + (BUSY_SECONDS if seconds is None else seconds)
     while True:

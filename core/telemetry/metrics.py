@@ -1,22 +1,19 @@
-"""Prometheus metrics, and the folder in which the processes of a server share them.
+"""Prometheus metrics, and the folder in which the workers of a server share them.
 
-The Prometheus metrics: what there is, and the functions that write it down.
+inference.accounting updates the request metrics when a usage record becomes final, so they agree with the request log.
+No label identifies a key or an account. A `model` label is the public name of a configured model, or empty if the
+request failed before its model was known.
 
-What a request was is written where its record becomes final (inference.accounting), so that the numbers here are the
-log's. No label names a key or an account; a model's is the public name of one that is configured, or empty where a
-request failed before one was found.
+The workers of a server share a folder (prometheus_client's multiprocess mode), and any of them can answer a scrape:
+counters and histograms are sums over all workers since the server's start, including workers that have ended; gauges
+cover running workers only. operations.scrape reads the folder.
 
-The worker processes of a server share a folder (core.telemetry.metrics), and any of them answers for all: counters
-and histograms are sums over all workers since the start, the dead ones included; gauges are of those that live. How
-they are read is in operations.scrape.
+gunicorn's arbiter creates a new private folder before it starts workers, and removes it when it ends. The folder of an
+arbiter that was killed is removed at a later start: the arbiter locks a file in the folder, its workers inherit the
+lock, and the kernel releases it when the last of them has ended.
 
-The folder in which the worker processes of one server share their metrics (prometheus_client's multiprocess mode).
-
-gunicorn's arbiter makes it before there are workers, private to the user and new at each start, and removes it at its
-end. One whose arbiter was killed is removed by a later start: the arbiter holds a lock on a file in it, which its
-workers inherit and the kernel lets go of when the last of them has ended.
-
-prometheus_client decides where numbers go when it is first imported, so nothing here imports it before that.
+prometheus_client reads the folder's name when it is first imported, so `make_folder` has to run before workers import
+it.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which workers don't share
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an extra series for each metric, which workers don't share
 
 #: The metrics of this process alone; under gunicorn they are also in the folder that the workers share.
 REGISTRY = CollectorRegistry()
@@ -44,7 +41,7 @@ NANO = 1e-9
 MILLI = 1e-3
 CLIENT_LEFT = 499
 
-#: What the states of a breaker are called, by value; of several workers the highest is shown.
+#: Gauge values of breaker states. The highest of all workers is exported.
 BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 requests = Counter(
@@ -132,7 +129,7 @@ http_responses = Counter(
 
 
 def observe_record(record: Mapping[str, Any]) -> None:
-    """Write down a request whose record is final. The record's keys are those of monitoring.records."""
+    """Count a request from its final record. monitoring.records documents the record's keys."""
     endpoint, model, status = record["endpoint"], record.get("model", ""), record["status"]
     number, outcome = record.get("count", 1), record.get("cache", "")
     _requests(endpoint, model, status).inc(number)
@@ -151,24 +148,24 @@ def observe_record(record: Mapping[str, Any]) -> None:
 
 
 def observe_attempt(provider: str, outcome: str) -> None:
-    """Write down a call to a provider: `ok`, `abandoned`, `no_room` (of its own limits), or the code of its failure."""
+    """Count a call to a provider. `outcome`: `ok`, `abandoned`, `no_room` (provider's limits) or a failure code."""
     _attempts(provider, outcome).inc()
 
 
 def observe_breaker(deployment: str, state: str) -> None:
-    """Write down the state of a deployment's breaker, where it is another one than before."""
+    """Set the state of a deployment's breaker if it has changed."""
     if _breakers.get(deployment) != state:
         _breakers[deployment] = state
         breaker_state.labels(deployment).set(BREAKER_STATES[state])
 
 
 def observe_response(route: str, status: int) -> None:
-    """Write down an answer of any kind: its route's name, and its status."""
+    """Count a response of any endpoint by route name and status."""
     _responses(route, status).inc()
 
 
 def outcome_of(status: int) -> str:
-    """Tell the class of an outcome: answered, invalid (the caller's mistake), limited, left, or failed (not theirs)."""
+    """Return the outcome of a status: answered, limited, left, invalid (caller's error) or failed (any other error)."""
     if status < HTTPStatus.BAD_REQUEST:
         return "answered"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -193,8 +190,8 @@ def _class_of(status: int) -> str:
     return f"{status // 100}xx"
 
 
-# To find the series of some labels costs more than to add to it, so each is kept by what it was found by. There are as
-# many as there are combinations of endpoints, models and statuses.
+# Looking up the series of some labels takes longer than incrementing it, so the series are cached. Their number is
+# bounded by the combinations of endpoints, models and statuses.
 _breakers: dict[str, str] = {}
 
 
@@ -250,16 +247,16 @@ def _responses(route: str, status: int) -> Counter:
     return http_responses.labels(route, _class_of(status))
 
 
-#: The folder as prometheus_client knows it.
+#: The variable from which prometheus_client reads the folder.
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX = "aiapi-metrics-"
 LOCK = "lock"
-#: Seconds for which a folder that nobody has locked is left alone: its arbiter may be about to.
+#: Seconds for which an unlocked folder is kept, because its arbiter may be about to lock it.
 YOUNG_SECONDS = 60
 
 
 def make_folder() -> Path:
-    """Make this server's folder, lock it while the server lives, and name it to prometheus_client."""
+    """Create this server's folder, lock it for the server's lifetime, and set PROMETHEUS_MULTIPROC_DIR."""
     _remove_left_behind(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     _lock(folder)
@@ -268,12 +265,12 @@ def make_folder() -> Path:
 
 
 def remove_folder() -> None:
-    """Remove this server's folder with all that is in it."""
+    """Remove this server's folder and its files."""
     shutil.rmtree(os.environ[VARIABLE], ignore_errors=True)
 
 
 def forget_worker(pid: int) -> None:
-    """Take what only a living process has, such as open streams, off the metrics; what it counted stays."""
+    """Remove the gauges of a worker that has ended, such as open streams; its counters stay."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
@@ -291,7 +288,7 @@ def _remove_left_behind(parent: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder for this process and those that it forks; None if it is another's."""
+    """Lock a folder for this process and its forks; return the lock's descriptor, None if another server holds it."""
     descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The spans of requests, and their way to a collector (OTLP over HTTP). Imported only while traces are on."""
+"""OpenTelemetry spans of requests and their export (OTLP over HTTP). Imported only if tracing is on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from core.telemetry.trace import Trace
 
-#: Attributes of the request's span by the fields of its record, named as OpenTelemetry does where it has a name.
+#: Span attributes by record field, with OpenTelemetry's semantic names where they exist.
 RECORDED = {
     "endpoint": "aiapi.endpoint",
     "model": "gen_ai.request.model",
@@ -34,7 +34,7 @@ _w3c = TraceContextTextMapPropagator()
 
 
 class Exporting:
-    """A process's own tracer. The SDK reads its other variables itself: sampler, headers, batches, resource."""
+    """The tracer of a process. The SDK itself reads the other OTEL_ variables: sampler, headers, batches, resource."""
 
     def __init__(self) -> None:
         about = {"service.name": "ai-api", "service.version": settings.VERSION, "host.name": socket.gethostname()}
@@ -44,11 +44,11 @@ class Exporting:
         self._tracer = self._provider.get_tracer("aiapi", settings.VERSION)
 
     def begin(self, trace: Trace, method: str) -> RequestSpans:
-        """Begin the span of a request, in the trace that its headers name."""
+        """Begin the span of a request, as a child of the span in its headers, if any."""
         return RequestSpans(self._tracer, trace, method)
 
     def stop(self) -> None:
-        """Send what waits, and take no more."""
+        """Export the waiting spans and stop."""
         self._provider.shutdown()
 
 
@@ -70,7 +70,7 @@ class RequestSpans:
         self._pass_on(self._inside)
 
     def enter(self, stage: str) -> Callable[[], None]:
-        """Begin the span of a stage, and return what ends it."""
+        """Begin the span of a stage, and return the function that ends it."""
         outside = self._inside
         span = self._tracer.start_span(stage, outside)
         self._inside = set_span_in_context(span, Context())
@@ -82,7 +82,7 @@ class RequestSpans:
         return leave
 
     def attempt(self, provider: str, deployment: str) -> Callable[[str], None]:
-        """Begin the span of a call to a provider, name it to the provider, and return what ends it."""
+        """Begin the span of a call to a provider, put it into the call's headers, and return what ends it."""
         attributes = {"aiapi.provider": provider, "aiapi.deployment": deployment}
         span = self._tracer.start_span(f"call {provider}", self._inside, SpanKind.CLIENT, attributes)
         self._pass_on(set_span_in_context(span, Context()))
@@ -95,12 +95,12 @@ class RequestSpans:
         return finish
 
     def describe(self, record: Mapping[str, Any]) -> None:
-        """Say what became of the request, by its record, unless its span has ended."""
+        """Add the record's fields to the request's span, unless it has ended."""
         if self._span.is_recording():
             self._span.set_attributes({name: record[key] for key, name in RECORDED.items() if record.get(key)})
 
     def answer(self, route: str, status: int) -> None:
-        """Name the route that answered, and its status."""
+        """Set the route and the response status."""
         self._span.update_name(f"{self._method} {route}")
         self._span.set_attributes({"http.route": route, "http.response.status_code": status})
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:

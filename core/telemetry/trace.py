@@ -1,4 +1,4 @@
-"""The clock and the names of one request, from the middleware to the record."""
+"""The ids, timings and trace headers of a request, from the middleware to the usage record."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from core.redaction import without_keys
 from core.times import new_id
 
-#: What is kept of an inbound X-Request-ID as a label (WIRE.md, Headers).
+#: X-Request-ID values that are accepted as the request's label.
 LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-#: W3C Trace Context: version, trace id, parent id, flags; a version after 00 may have more behind them.
+#: W3C Trace Context: version, trace id, parent id, flags; versions after 00 may append further fields.
 TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:(?<!\A00.{53})-[!-~]{0,200})?\Z"
 )
@@ -27,16 +27,16 @@ class Spans(Protocol):
     """The spans of one request, for OpenTelemetry (core.telemetry.otel)."""
 
     def enter(self, stage: str) -> Callable[[], None]:
-        """Begin the span of a stage, and return what ends it."""
+        """Begin the span of a stage, and return the function that ends it."""
 
     def attempt(self, provider: str, deployment: str) -> Callable[[str], None]:
-        """Begin the span of a call to a provider, and return what ends it, with its outcome."""
+        """Begin the span of a call to a provider, and return the function that ends it with its outcome."""
 
     def describe(self, record: Mapping[str, Any]) -> None:
-        """Say what became of the request, by its record."""
+        """Add the fields of the request's record to its span."""
 
     def answer(self, route: str, status: int) -> None:
-        """Name the route that answered, and its status."""
+        """Set the route and the response status."""
 
     def end(self) -> None:
         """End the request's own span."""
@@ -44,10 +44,9 @@ class Spans(Protocol):
 
 @dataclass(slots=True)
 class Trace:
-    """One request's id (UUIDv7, made here), label (the caller's X-Request-ID, or the id), and time by stage.
+    """A request's id (UUIDv7), label (the caller's X-Request-ID, or the id), and milliseconds by stage.
 
-    `passed_on` holds the headers that tell a provider of the W3C trace which the call belongs to, and `spans` what
-    OpenTelemetry gets to see; None where it gets nothing.
+    `passed_on` has the W3C trace headers for calls to providers. `spans` is None if tracing is off.
     """
 
     id: uuid.UUID
@@ -60,7 +59,7 @@ class Trace:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to a stage, in milliseconds."""
+        """Add the block's duration to a stage."""
         leave = self.spans.enter(name) if self.spans is not None else None
         began = time.perf_counter()
         try:
@@ -72,21 +71,21 @@ class Trace:
 
     @property
     def stages_text(self) -> str:
-        """Write the stages' times as a record keeps them."""
+        """Format the stages' times for the usage record: `name=1.2 name=3.4`, in milliseconds."""
         return " ".join(f"{name}={spent:.1f}" for name, spent in self.stages.items())
 
     @property
     def elapsed_ms(self) -> float:
-        """Milliseconds since the request came in."""
+        """Return the milliseconds since the request arrived."""
         return (time.perf_counter() - self.started) * 1000
 
 
-#: The trace of the request that this thread or greenlet works for.
+#: The trace of the current request, by thread or greenlet.
 current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=None)
 
 
 def begin_trace(sent_label: str | None, *, traceparent: str | None = None, tracestate: str | None = None) -> Trace:
-    """Start a trace, with the caller's label and W3C trace where they are well formed."""
+    """Return a new trace, with the caller's label and W3C trace headers if they are well formed."""
     request_id = new_id()
     label = sent_label if sent_label and _is_label(sent_label) else str(request_id)
     trace = Trace(id=request_id, label=label)
@@ -97,11 +96,11 @@ def begin_trace(sent_label: str | None, *, traceparent: str | None = None, trace
 
 
 def _is_label(text: str) -> bool:
-    """Say whether a text may be a label: it is logged, kept and shown, so one that holds a key may not."""
+    """Return whether a text is a valid label. Labels are logged and shown, so they must not contain a key."""
     return LABEL.match(text) is not None and without_keys(text) == text
 
 
 def passed_on() -> Mapping[str, str]:
-    """Return the headers for a provider that is called for the present request; none outside of one."""
+    """Return the trace headers for calls to providers in the current request; empty outside of a request."""
     trace = current_trace.get()
     return trace.passed_on if trace is not None else {}

@@ -1,8 +1,8 @@
-"""OpenTelemetry's traces, switched on by its standard environment variables; while they are off, it isn't imported.
+"""OpenTelemetry tracing, switched on by its standard environment variables. The SDK is imported only if it is on.
 
-A request is a server span, its stages are spans in that, and each call to a provider is a client span, which the
-provider is told as the parent of its own. What they say is what a log may say: route, status, names and numbers; no
-key, prompt or answer.
+A request is a server span with a child span for each stage. Each call to a provider is a client span, whose id goes to
+the provider as the parent of its spans. Like log lines, spans contain route, status, names and numbers, and never a
+key, a prompt or an answer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from core.telemetry.trace import Trace, current_trace
 if TYPE_CHECKING:
     from core.telemetry.otel import Exporting
 
-#: Seconds that a process gives its last spans on their way to the collector.
+#: Seconds to wait for the export of the last spans when a process ends.
 LAST_SECONDS = 2.0
 
 
 class _Process:
-    """What this process exports with: made at its first request, because a fork takes no threads along."""
+    """The exporter of this process, made at its first request because forked processes inherit no threads."""
 
     exporting: Exporting | None = None
     pid = 0
@@ -32,13 +32,13 @@ class _Process:
 
 
 def begin_spans(trace: Trace, method: str) -> None:
-    """Begin the span of a request, where traces are on."""
+    """Begin the span of a request if tracing is on."""
     if _are_on():
         trace.spans = _exporting().begin(trace, method)
 
 
 def begin_attempt(provider: str, deployment: str) -> Callable[[str], None] | None:
-    """Begin the span of a call to a provider, and return what ends it; None where traces are off."""
+    """Begin the span of a call to a provider, and return the function that ends it; None if tracing is off."""
     trace = current_trace.get()
     if trace is None or trace.spans is None:
         return None
@@ -46,7 +46,7 @@ def begin_attempt(provider: str, deployment: str) -> Callable[[str], None] | Non
 
 
 def stop_exporting() -> None:
-    """Send what waits, in LAST_SECONDS: the process is about to end."""
+    """Export the waiting spans before the process ends, in at most LAST_SECONDS."""
     exporting, _Process.exporting = _Process.exporting, None
     if exporting is not None and _Process.pid == os.getpid():
         last = threading.Thread(target=exporting.stop, name="last-spans", daemon=True)

@@ -28,12 +28,12 @@ ACTOR = "command:bootstrap"
 
 
 class Command(BaseCommand):
-    """Idempotent: what is there stays, the provider of the environment is brought up to date."""
+    """Idempotent. Existing rows are kept, except that the environment's provider is updated."""
 
     help = __doc__
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Set everything up, and print what is new and worth knowing."""
+        """Create what is missing and print a summary."""
         for name, limits in TIERS.items():
             tier_ensure(name=name, actor=ACTOR, **limits)
         self._seed_provider()
@@ -61,8 +61,8 @@ class Command(BaseCommand):
         with transaction.atomic():
             user = users.create_superuser(settings.ADMIN_USERNAME, password=password)
             audit_change(user, before=None, actor=ACTOR)
-        told = "the one of ADMIN_PASSWORD" if settings.ADMIN_PASSWORD else f"{password} (shown this once)"
-        self.stdout.write(f"Administrator {settings.ADMIN_USERNAME}, password {told}.")
+        shown = "the one of ADMIN_PASSWORD" if settings.ADMIN_PASSWORD else f"{password} (shown this once)"
+        self.stdout.write(f"Administrator {settings.ADMIN_USERNAME}, password {shown}.")
 
     def _ensure_demo_keys(self) -> None:
         if ApiKey.objects.filter(account__name=DEMO_ACCOUNT).exists():

@@ -1,4 +1,4 @@
-"""Say what is wrong with this installation: configuration, database, and everything that the service needs."""
+"""Check this installation: configuration, database and every other dependency."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from operations.health import Health, health_report
 
 
 class Command(BaseCommand):
-    """Prints a line for each thing that was looked at; ends with an error if a start would fail."""
+    """Prints a line for each check. Raises CommandError if the server would not start."""
 
     help = __doc__
     requires_system_checks = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Look at everything."""
+        """Run and print all checks."""
         findings = start_findings()
         report = health_report()
         for name, state in report["checks"].items():
@@ -33,7 +33,6 @@ class Command(BaseCommand):
         self.stdout.write(f"A start would succeed ({Health.OK} is what every line above should say).")
 
     def _show_prices(self) -> None:
-        """Name the models without a price."""
         missing = models_without_price()
         if not missing:
             self.stdout.write(f"{'prices':10} {Health.OK}")

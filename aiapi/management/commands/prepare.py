@@ -13,16 +13,16 @@ from django.db.migrations.recorder import MigrationRecorder
 
 
 class Command(BaseCommand):
-    """What bin/run does before it starts the processes."""
+    """Called by bin/run before it starts the processes."""
 
     help = __doc__
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take a file."""
+        """Add the optional output file."""
         parser.add_argument("file", nargs="?", type=Path, help="where to write the installation id")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Prepare the database, and write its installation id to the file."""
+        """Prepare the database and write its installation id to the file, if given."""
         call_command("migrate", verbosity=0)
         call_command("bootstrap", stdout=self.stdout, stderr=self.stderr)
         if options["file"] is not None:
@@ -30,6 +30,6 @@ class Command(BaseCommand):
 
 
 def installation_id() -> str:
-    """Return what tells this database from all others: the time of its first migration, to the microsecond."""
+    """Return an id of this database: the time of its first migration, to the microsecond."""
     first = MigrationRecorder(connection).migration_qs.earliest("id")
     return f"{first.applied:%Y%m%dT%H%M%S.%f}"

@@ -1,4 +1,4 @@
-"""Check the configuration, database included, then become the web server."""
+"""Check the configuration and the database, then run the web server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from aiapi.checks import start_findings
 
 
 class Command(BaseCommand):
-    """The entry point of the image and of bin/run: gunicorn itself runs none of Django's checks."""
+    """The entry point of the image and of bin/run. gunicorn alone would not run Django's system checks."""
 
     help = __doc__
     requires_system_checks = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Stop with one line for each mistake, or replace this process by gunicorn."""
+        """Raise CommandError with one line for each problem, or replace this process by gunicorn."""
         require_state_store()
         findings = start_findings()
         for warning in findings.warnings:
