@@ -1,9 +1,8 @@
-"""From a request's headers to the identity of its key.
+"""Authenticate requests by API key, and count failed attempts by address in the cache `attempts`.
 
-Failed attempts by address, and the cache that they are counted in (`attempts`).
-
-Where it is away that costs one caller a second its time-out: django-ratelimit asks it twice for each bad key, so that
-each would wait twice for a Redis that is paused. What can't be counted is let through: the key is wrong all the same.
+While that cache is away, only one request a second waits for its timeout: django-ratelimit calls the cache twice for
+each bad key, and each call would wait for a Redis that hangs. Attempts that can't be counted are not limited; the bad
+key is refused all the same.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from core.network import client_address, is_within, rate_limit_group_key
 
 
 def sent_key(request: HttpRequest | Request) -> str | None:
-    """Return the key that a request carries: X-API-Key, else a bearer token, else None."""
+    """Return the key of a request: X-API-Key, else a bearer token, else None."""
     key = request.META.get("HTTP_X_API_KEY")
     if key:
         return str(key).strip()
@@ -39,11 +38,11 @@ def sent_key(request: HttpRequest | Request) -> str | None:
 
 
 def authenticate_key(key: str, request: HttpRequest) -> Identity:
-    """Find the identity of a key that a request carries.
+    """Return the identity of the key that a request sent.
 
-    Raises KeyInvalid for any that is not usable, TooManyFailures for a bad key from an address that sent too many of
-    them, AddressDenied for one that is restricted to other addresses, and DependencyUnavailable when the database
-    can't be asked.
+    Raises KeyInvalid for a key that is not usable, TooManyFailures for a bad key from an address that sent too many of
+    them, AddressDenied for a key that is restricted to other addresses, and DependencyUnavailable if the database is
+    away.
     """
     identity = directory.find(key) if is_well_formed(key) else None
     if identity is None:
@@ -56,10 +55,10 @@ def authenticate_key(key: str, request: HttpRequest) -> Identity:
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """DRF authentication by API key; `request.user` becomes an Identity."""
+    """DRF authentication by API key; sets `request.user` to an Identity."""
 
     def authenticate(self, request: Request) -> tuple[Identity, None] | None:
-        """Return the identity, or raise as authenticate_key does; None without a key, for another class to try."""
+        """Return the identity, or raise as authenticate_key does; None without a key, so that another class may try."""
         key = sent_key(request)
         if not key:
             return None
@@ -68,20 +67,20 @@ class ApiKeyAuthentication(BaseAuthentication):
         return identity, None
 
     def authenticate_header(self, request: Request) -> str:
-        """Name the scheme for WWW-Authenticate."""
+        """Return the value of WWW-Authenticate."""
         return 'Bearer realm="api"'
 
 
 log = structlog.get_logger(__name__)
 
-#: By address of the cache. Django makes the caches anew in every thread.
+#: By the cache's URL, because Django creates its caches anew in every thread.
 outages: defaultdict[str, Outage] = defaultdict(Outage)
 
 
 def count_attempt(request: HttpRequest, *, group: str, rate: str) -> None:
-    """Count an attempt of a kind against its address; raises TooManyFailures for one above the rate.
+    """Count an attempt against the client's address; raises TooManyFailures above the rate.
 
-    It tells when the address may try again: django-ratelimit counts in windows that begin anew for each, a second after
+    The error's `retry_after` is `time_left` + 1, because a window of django-ratelimit begins anew a second after
     `time_left` is 0.
     """
     usage = get_usage(request, group=group, key=rate_limit_group_key, rate=rate, increment=True)
@@ -90,18 +89,18 @@ def count_attempt(request: HttpRequest, *, group: str, rate: str) -> None:
 
 
 class AttemptsCache(RedisCache):  # type: ignore[misc]  # django-redis is not typed
-    """Redis as a counter that answers None at once where it was away a moment ago."""
+    """Redis as a counter; returns None without waiting if Redis was away recently."""
 
     def add(self, *args: Any, **kwargs: Any) -> Any:
-        """Begin a counter."""
+        """Create a counter."""
         return self._ask(lambda: super(AttemptsCache, self).add(*args, **kwargs))
 
     def incr(self, *args: Any, **kwargs: Any) -> Any:
-        """Count; raises ValueError where there is no counter."""
+        """Increment a counter; raises ValueError if it does not exist."""
         return self._ask(lambda: super(AttemptsCache, self).incr(*args, **kwargs))
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Read a counter."""
+        """Return a counter."""
         return self._ask(lambda: super(AttemptsCache, self).get(*args, **kwargs))
 
     def _ask(self, method: Callable[[], Any]) -> Any:

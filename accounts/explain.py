@@ -1,4 +1,4 @@
-"""Would a key be admitted now, under which limits, and why not: asked without counting anything."""
+"""Explain whether a key would be admitted now, under which limits, and why not, without counting a request."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from accounts.models import ApiKey
 from core.network import is_within
 from core.redaction import PREFIX
 
-#: The limits whose value a key may have instead of its tier.
+#: The limits of the tier that a key may override.
 OVERRIDABLE = (LimitName.REQUESTS_PER_MINUTE, LimitName.TOKENS_PER_MINUTE, LimitName.CONCURRENT_REQUESTS)
 MONTHLY = (LimitName.MONTHLY_TOKENS, LimitName.MONTHLY_COST)
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a request would be refused: the status and the code that it would get, and a sentence."""
+    """Why a request would be refused: the status and error code that it would get, and a sentence."""
 
     status: int
     code: str
@@ -35,7 +35,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedLimit:
-    """A limit as in accounts.limit_usage.Standing, and where its value comes from."""
+    """A limit as in accounts.limit_usage.Standing, with the source of its value."""
 
     name: str
     owner: str
@@ -49,23 +49,23 @@ class ExplainedLimit:
 
     @property
     def is_full(self) -> bool:
-        """Say whether nothing is left of it."""
+        """Whether nothing is left of the limit."""
         return self.remaining is not None and not Decimal(self.remaining)
 
     @property
     def whose(self) -> str:
-        """Name whose it is, with the key where it is one's that made this one, and the model of a budget for one."""
+        """The owner, with the name of a maker and the model of a model budget."""
         return " ".join(part for part in (self.owner, self.maker, self.model) if part)
 
     @property
     def holder(self) -> str:
-        """Name whose it is in a sentence."""
+        """The owner, as part of a sentence."""
         return f"the {self.owner}" if self.maker is None else maker_text(self.maker)
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What would become of a request with the key now. `notes` say what the limits could not tell."""
+    """The result for a request with the key now. `notes` mention what is unknown or applies to some calls only."""
 
     account: str
     name: str
@@ -83,16 +83,16 @@ class Explanation:
 
     @property
     def admitted(self) -> bool:
-        """Say whether nothing stands against it."""
+        """Whether there is no reason to refuse."""
         return not self.reasons
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain values; `models` is null where every model is allowed."""
+        """Return plain values; `models` is null if every model is allowed."""
         return {"admitted": self.admitted, **asdict(self)}
 
 
 def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
-    """Explain a key whose account and tier are loaded, as if it called from the address (None: from an allowed one)."""
+    """Explain a key whose account and tier are loaded, for a call from the address (None: an allowed one)."""
     now = timezone.now()
     identity = identity_of(key, now)
     standing = limits_standing(identity.every_limit)
@@ -123,7 +123,7 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
 
 
 def _state_reasons(key: ApiKey, now: datetime) -> list[Reason]:
-    """List all that makes the key itself unusable: its holder is told none of it, only that it is invalid."""
+    """List all that makes the key itself unusable. The API reports only that the key is invalid."""
     found = []
     if key.revoked_at is not None and key.revoked_at <= now:
         found.append(f"The key was revoked at {_written(key.revoked_at)}.")
@@ -150,7 +150,7 @@ def _explained(key: ApiKey, state: dict[str, Any], now: datetime) -> ExplainedLi
 
 
 def _source(key: ApiKey, name: LimitName, state: dict[str, Any], now: datetime) -> str:
-    """Say where the value of a limit comes from."""
+    """Describe where the value of a limit comes from."""
     if state["owner"].startswith("account"):
         return f"account {key.account.name}"
     if "maker" in state:
@@ -182,7 +182,7 @@ def _limit_reasons(limits: list[ExplainedLimit]) -> list[Reason]:
 
 
 def _model_notes(limits: list[ExplainedLimit]) -> list[str]:
-    """Say which models have no budget left: calls of others are not refused for it."""
+    """List the models without budget left; calls of other models are not refused for it."""
     return [
         f"Calls of {each.model} would be refused (429 budget_exhausted): {each.name} of {each.holder} is full, "
         f"{each.used} of {each.limit}."
@@ -192,7 +192,7 @@ def _model_notes(limits: list[ExplainedLimit]) -> list[str]:
 
 
 def _price_notes(identity: Identity) -> list[str]:
-    """Say which of the key's models no budget in money allows, because they have no price."""
+    """List the key's models that a budget in money refuses, because they have no price."""
     return [
         f"Calls of {name} would be refused (403 price_unknown): it has no price, and a budget in money counts them."
         for name in unpriced_model_names()
@@ -201,7 +201,7 @@ def _price_notes(identity: Identity) -> list[str]:
 
 
 def _models(identity: Identity) -> list[str] | None:
-    """List the models that tier and key allow together; None: every model."""
+    """List the models that both tier and key allow; None: every model."""
     if not identity.tier_models and not identity.key_models:
         return None
     return sorted(name for name in identity.tier_models | identity.key_models if identity.may_use_model(name))
@@ -219,7 +219,7 @@ def _notes(key: ApiKey, standing: Standing, address: str | None) -> list[str]:
 
 
 def explanation_text(explained: Explanation) -> str:
-    """Write an explanation for a terminal."""
+    """Format an explanation for a terminal."""
     verdict = "would be admitted now." if explained.admitted else "would be refused now:"
     lines = [f"Key {explained.name} ({explained.key}) of {explained.account}, tier {explained.tier}, {verdict}"]
     lines += [f"  {reason.status} {reason.code}: {reason.text}" for reason in explained.reasons]

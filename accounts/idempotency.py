@@ -1,13 +1,13 @@
-"""Idempotency-Key: a retry gets the first final answer, and is neither sent upstream nor billed again.
+"""Idempotency-Key: a retry gets the first final answer, and is neither sent to a provider nor billed again.
 
-A claim is a row of IdempotentAnswer, and so is the answer that is kept in it for a day. The row's name is a digest of
-API key and Idempotency-Key, because what callers put into one may be telling; its token says which request may finish
-or delete it. 429, 5xx, streams that broke off and answers above LARGEST_ANSWER are not kept.
+A claim is a row of IdempotentAnswer, in which the answer is kept for a day. The row's name is a digest of API key and
+Idempotency-Key, because callers may put sensitive text into the latter. Its token identifies the request that may
+finish or delete it. 429, 5xx, streams that broke off and answers above LARGEST_ANSWER are not kept.
 
 - A model call takes a lease first, then the row (Claim.take). The lease is renewed until the answer is kept. A request
-  that gets the lease and finds a row without an answer knows that the row's request died, and takes the row over.
+  that gets the lease and finds a row without an answer takes the row over, because the row's request has died.
 - A POST that only writes inserts the row, makes its change and keeps the answer in one transaction, without a lease
-  (Claim.insert, Claim.keep): another with the same key waits for that in the database.
+  (Claim.insert, Claim.keep). Another request with the same key waits in the database for that transaction.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ HEADER = "HTTP_IDEMPOTENCY_KEY"
 KEY_FORMAT = re.compile(r"[\x21-\x7e]{1,255}\Z")
 LARGEST_ANSWER = 1024 * 1024
 KEPT_FOR = timedelta(days=1)
-#: Headers of an answer that are kept with it; what it cost is not: the replay costs nothing.
+#: Headers that are kept with an answer; not its cost, because the replay costs nothing.
 KEPT_HEADERS = ("Content-Type", "X-Cache", "X-Model", "X-Fallback")
 
 log = structlog.get_logger(__name__)
 
 
 class Replayed(Exception):
-    """The request was answered before."""
+    """Raised when the request was answered before."""
 
     def __init__(self, answer: IdempotentAnswer) -> None:
         super().__init__()
         self.answer = answer
 
     def response(self) -> HttpResponse:
-        """Make the answer again; a stream is replayed whole."""
+        """Return the kept answer as a response; a stream is sent whole."""
         response = HttpResponse(bytes(self.answer.body), status=self.answer.status, headers=self.answer.headers)
         response["Idempotency-Replayed"] = "true"
         response["X-Cost-USD"] = "0.000000000"
@@ -62,9 +62,9 @@ class Replayed(Exception):
 
 
 class Claim:
-    """One request's claim on its Idempotency-Key. `cost` is what its answer costs, in nano-dollars.
+    """One request's claim on its Idempotency-Key. `cost` is the cost of its answer, in nano-dollars.
 
-    `form` is what the answer is asked to be like by more than path and body.
+    `form` describes the form of the answer where path and body don't decide it.
     """
 
     def __init__(self, key: str, request: Request, *, owner: int, form: str = "") -> None:
@@ -80,15 +80,15 @@ class Claim:
 
     @classmethod
     def of(cls, request: Request, identity: Identity, *, form: str = "") -> Claim | None:
-        """Make the claim of a request; None if it has no Idempotency-Key. Raises InvalidRequest for a malformed one."""
+        """Return the claim of a request; None without an Idempotency-Key. Raises InvalidRequest for a malformed one."""
         key = request.META.get(HEADER)
         return None if key is None else cls(key, request, owner=identity.key_id, form=form)
 
     def take(self) -> None:
         """Take the lease and the row.
 
-        Raises Replayed with the first answer, Conflict while that is made, IdempotencyKeyReused for another request,
-        DependencyUnavailable while nobody can tell.
+        Raises Replayed if there is an answer, Conflict while the first request runs, IdempotencyKeyReused if the key
+        came with a different request, and DependencyUnavailable if the state store or the database is away.
         """
         try:
             if not leases.take(self._lease, self._token):
@@ -107,7 +107,7 @@ class Claim:
     def insert(self, *, has_lease: bool = False) -> None:
         """Insert the row, or take over one that is a day old or, with the lease, one whose request died.
 
-        Raises what take does, and DatabaseError.
+        Raises what take raises, and DatabaseError.
         """
         now = timezone.now()
         mine = {"key_id": self._owner, "token": self._token, "fingerprint": self._fingerprint, "until": now + KEPT_FOR}
@@ -126,7 +126,7 @@ class Claim:
         self._rows.update(status=status, headers=dict(headers), body=body, cost=self.cost, until=until)
 
     def finish(self, response: HttpResponseBase, body: bytes | None) -> None:
-        """End a claim that was taken, and keep its answer if that is a final one; the body of a broken one is None."""
+        """End a claim that was taken, and keep its answer if it is final. `body` is None for a broken answer."""
         if body is None or not is_final(response) or len(body) > LARGEST_ANSWER:
             self.release()
         elif not self._is_over:
@@ -138,7 +138,7 @@ class Claim:
             self._end()
 
     def release(self) -> None:
-        """End a claim that was taken without an answer, unless it has ended: a retry runs anew."""
+        """End a claim that was taken without keeping an answer, unless it has ended: a retry runs again."""
         if not self._is_over:
             try:
                 self._rows.delete()
@@ -148,7 +148,7 @@ class Claim:
 
     @property
     def _rows(self) -> QuerySet[IdempotentAnswer]:
-        """The row, while it is this claim's and has no answer."""
+        """The row, as long as it belongs to this claim and has no answer."""
         return IdempotentAnswer.objects.filter(name=self._name, token=self._token, status=None)
 
     def _end(self) -> None:
@@ -163,7 +163,7 @@ class Claim:
             log.error("idempotency_failed", cause=type(error).__name__)
 
     def _reason(self, row: IdempotentAnswer | None) -> Exception:
-        """Return why a request may not run whose row is another's (None: that is only just made, or taken away)."""
+        """Return why a request may not run, by the other request's row; None: that was just created or taken."""
         if row is not None and row.fingerprint != self._fingerprint:
             return IdempotencyKeyReused()
         if row is None or row.status is None:
@@ -177,7 +177,7 @@ def is_final(response: HttpResponseBase) -> bool:
 
 
 def _fingerprint(request: Request, form: str) -> str:
-    """Tell a request by what it asks: method, path, form and body."""
+    """Return a digest of what is requested: method, path, form and body."""
     asked: list[Any] = [request.method, request.path_info.rstrip("/"), form, request.data]
     canonical = json.dumps(asked, sort_keys=True).encode()
     give_turn(len(canonical))

@@ -1,8 +1,8 @@
-"""What a worker knows of a key for at most one second, so that a change anywhere takes effect within that time.
+"""Snapshots of keys, cached in each worker for at most one second, so that a change takes effect within that time.
 
-One database query per key, worker and second, and a few more where a key was made by another or has budgets for single
-models; unknown keys are remembered as unknown for the same second. The age of
-a snapshot counts from before its query began, so a change that the query could not see is seen one second later.
+They cost one database query per key, worker and second, and a few more for a key that was created by another or has
+budgets for single models. Unknown keys are cached as unknown for the same second. A snapshot's age counts from before
+its query began, so a change that the query missed is seen one second later.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from core.network import Network
 
 MAX_AGE = 1.0  # seconds
 MAX_ENTRIES = 10_000
-#: How many keys are looked up at a time: of those who come together when the database falls silent, only so many wait
-#: for its answer, and the others see what became of that.
+#: How many keys are looked up at a time: if the database hangs, only so many requests wait for it, and the others see
+#: the outcome.
 LOOKERS = 4
 LAST_USED_PRECISION = timedelta(minutes=1)
-#: Whose a budget for a model can be, and where a key's row says who that is.
+#: The owners that a model budget can have, and the field of ApiKey with the owner's id.
 BUDGET_OWNERS = {"key": "pk", "account": "account_id"}
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A usable key and all that its holder may do; plain values, shared by the requests of a process."""
+    """A usable key and its permissions, as plain values; shared by the requests of a process."""
 
     key_id: int
     key_name: str
@@ -65,25 +65,25 @@ class Identity:
     logs_content: bool = False
     cache_generations: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-    #: DRF asks this of request.user.
+    #: DRF reads this from request.user.
     is_authenticated = True
 
     def cache_generation(self, model: str) -> str:
-        """Return what changes when the account's cached answers, or those of this model, are cleared."""
+        """Return a text that changes when the account's cached answers, or those for this model, are cleared."""
         return f"{self.cache_generations.get('', '')}.{self.cache_generations.get(model, '')}"
 
     def may_use_model(self, name: str) -> bool:
-        """Say whether tier and key allow a public model name; an empty list allows all."""
+        """Return whether tier and key allow a public model name; an empty list allows all."""
         return all(not allowed or name in allowed for allowed in (self.tier_models, self.key_models))
 
     def limits_for(self, model: str) -> Scope:
-        """Return what a call of a model (by its public name) counts against: budgets for that model too, if any."""
+        """Return what a call of this model (public name) counts against, budgets for the model included."""
         extra = tuple(subject for name, subject in self.model_subjects if name == model)
         return self._with(extra) if extra else self.limits
 
     @property
     def every_limit(self) -> Scope:
-        """All that any call of the key may count against."""
+        """Everything that any call of the key may count against."""
         return self._with(tuple(subject for _, subject in self.model_subjects))
 
     def _with(self, extra: tuple[Subject, ...]) -> Scope:
@@ -97,7 +97,7 @@ class _Entry:
 
 
 class KeyDirectory:
-    """Looks keys up by their text, from the database at most once a second each."""
+    """Looks up keys by their text, in the database at most once a second for each."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, outage: Outage | None = None) -> None:
         self._clock = clock
@@ -107,10 +107,10 @@ class KeyDirectory:
         self._outage = outage or Outage(clock)
 
     def find(self, key: str) -> Identity | None:
-        """Return the identity of a usable key, or None for any other.
+        """Return the identity of a usable key; None for any other key.
 
-        Raises DependencyUnavailable when the database is away and nothing known is young enough
-        (AUTH_STALE_SECONDS on top of the second that a snapshot lives).
+        Raises DependencyUnavailable while the database is away, unless a snapshot is at most AUTH_STALE_SECONDS older
+        than the usual second.
         """
         candidates = digests(key)
         entry = self._fresh(candidates[0]) or self._looked_up(candidates)
@@ -120,7 +120,7 @@ class KeyDirectory:
         return identity
 
     def forget(self) -> None:
-        """Drop every snapshot, as after a change that this very process made."""
+        """Drop every snapshot, for example after a change by this process."""
         self._entries.clear()
 
     def _fresh(self, digest: str, grace: float = 0.0) -> _Entry | None:
@@ -128,7 +128,7 @@ class KeyDirectory:
         return entry if entry is not None and self._clock() - entry.loaded_at < MAX_AGE + grace else None
 
     def _looked_up(self, candidates: list[str]) -> _Entry:
-        """Look a key up, once for all who ask for it meanwhile; those to whom it is known don't wait long for that."""
+        """Look up a key once for all concurrent requests; with a stale snapshot, wait only briefly."""
         digest = candidates[0]
         known = self._fresh(digest, grace=settings.AUTH_STALE_SECONDS)
         wait = KNOWN_WAIT if known or self._outage.is_on else None
@@ -148,7 +148,7 @@ class KeyDirectory:
             self._loading.pop(digest, None)
 
     def _load(self, candidates: list[str]) -> _Entry | None:
-        """Ask the database; None if it is away."""
+        """Query the database; return None if it is away."""
         started = self._clock()
         try:
             found = ask_promptly(lambda: _query(candidates), self._outage, failed="key_lookup_failed")
@@ -183,20 +183,20 @@ def _query(candidates: list[str]) -> Identity | None:
 
 
 def identity_of(key: ApiKey, now: datetime) -> Identity:
-    """Read what else an identity needs of a key whose account and tier are loaded, and make it."""
+    """Return the identity of a key whose account and tier are loaded; reads makers and model budgets."""
     makers = api_key_makers([key])[key.pk]
     return build_identity(key, now, model_budgets_of(key, makers), makers)
 
 
 def model_budgets_of(key: ApiKey, makers: Sequence[ApiKey] = ()) -> list[ModelBudget]:
-    """Read the budgets for single models of a key, of those that made it and of its account, in one query."""
+    """List the model budgets of a key, of its makers and of its account, in one query."""
     nearness = {each.pk: distance for distance, each in enumerate([key, *makers])}
     found = ModelBudget.objects.select_related("key").filter(Q(key__in=nearness) | Q(account=key.account_id))
     return sorted(found, key=lambda budget: (nearness.get(budget.key_id or 0, len(nearness)), budget.model))
 
 
 def _touch(key: ApiKey, now: datetime) -> None:
-    """Note the use of a key at most once a minute; losing that note is better than refusing the request."""
+    """Update a key's last use at most once a minute; a failure is logged, because the request matters more."""
     if key.last_used_at is not None and now - key.last_used_at < LAST_USED_PRECISION:
         return
     try:
@@ -208,15 +208,15 @@ def _touch(key: ApiKey, now: datetime) -> None:
 def build_identity(
     key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudget] = (), makers: Sequence[ApiKey] = ()
 ) -> Identity:
-    """Make the snapshot of a key whose account and tier are loaded, as things stand at `now`.
+    """Build the identity of a key whose account and tier are loaded, for the time `now`.
 
-    `makers` are those of `api_key_makers`, and `model_budgets` those of `model_budgets_of`: without them the limits are
-    those of the key and its account alone.
+    `makers` come from `api_key_makers`, and `model_budgets` from `model_budgets_of`; without them only the limits of
+    the key and its account apply.
     """
     own, account = key_subject(key, now), account_subject(key.account)
     above = [replace(key_subject(each, now), maker=each.name) for each in makers]
     names = {each.pk: each.name for each in makers}
-    ends = [moment for moment in (key.expires_at, key.revoked_at) if moment is not None]
+    ends = [end for end in (key.expires_at, key.revoked_at) if end is not None]
     return Identity(
         key_id=key.pk,
         key_name=key.name,
@@ -243,7 +243,7 @@ def build_identity(
 
 
 def key_subject(key: ApiKey, now: datetime) -> Subject:
-    """Describe the limits of a key whose tier is loaded, as things stand at `now`."""
+    """Return the subject with the limits of a key whose tier is loaded, for the time `now`."""
     overriding = key.overrides_until is None or now < key.overrides_until
 
     def effective(name: str) -> int | None:
@@ -262,12 +262,12 @@ def key_subject(key: ApiKey, now: datetime) -> Subject:
 
 
 def key_ledger(key: ApiKey) -> Subject:
-    """Make the subject of what a key has used, with the keys that it replaced, where its limits don't matter."""
+    """Return the subject of a key and the keys that it replaced, without limits, to read its ledger."""
     return Subject(kind="key", id=str(key.limits_id), limits=Limits())
 
 
 def account_subject(account: Account) -> Subject:
-    """Make the subject of an account's caps and budgets over all its keys."""
+    """Return the subject with an account's caps and budgets over all its keys."""
     limits = Limits(
         requests_per_minute=account.requests_per_minute,
         tokens_per_minute=account.tokens_per_minute,
@@ -279,7 +279,7 @@ def account_subject(account: Account) -> Subject:
 
 
 def model_subject(budget: ModelBudget) -> Subject:
-    """Make the subject of a budget for one model: `key_model:<key>:<ledger>:<model>`, of an account likewise."""
+    """Return the subject of a budget for one model: `key_model:<key>:<ledger>:<model>`, or `account_model:…`."""
     kind, owner = ("key_model", budget.key.limits_id) if budget.key else ("account_model", budget.account_id)
     limits = Limits(monthly_tokens=budget.monthly_token_budget, monthly_cost=nano_dollars(budget.monthly_cost_budget))
     return Subject(kind=kind, id=f"{owner}:{budget.ledger_id}:{budget.model}", limits=limits)

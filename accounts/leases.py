@@ -1,7 +1,7 @@
-"""Leases in the state store: a name belongs to one holder until it is released, or expires because its holder died.
+"""Leases in the state store: a name belongs to one holder until it is released, or expires because the holder died.
 
-One thread a process renews all leases that the process holds. The holder is known by a token that it made up. Raises
-RedisError while the store is away, at once where the limits know of that already.
+One thread in each process renews all leases of the process. A holder is identified by a random token of its own. Raises
+RedisError while the store is away, without waiting if the limits know of that already.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from core.background import WorkThread
 from core.redis.scripts import script
 from core.redis.wire import Wire
 
-#: How long the lease of a holder that died lasts, and how often one that lives is renewed.
+#: How long a lease outlives a holder that died, and how often a live holder renews it.
 LEASE_MS = 15_000
 RENEW_SECONDS = 4.0
 
-#: A holder that asks again because a reply was lost is granted what it has.
+#: Taking a lease again with the same token succeeds: the reply to the first attempt may have been lost.
 _TAKE = script(
     b"""
 local holder = redis.call('GET', KEYS[1])
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Leases:
-    """The leases that this process holds: tokens by name."""
+    """The leases that this process holds, as tokens by name."""
 
     def __init__(self) -> None:
         self._held: dict[str, str] = {}
@@ -51,7 +51,7 @@ class Leases:
         )
 
     def take(self, name: str, token: str) -> bool:
-        """Take a lease; False while another holds it."""
+        """Take a lease; return False while another holder has it."""
         if not self._ask(lambda wire: wire.call(_TAKE, _place(name), (token, LEASE_MS))):
             return False
         self._held[name] = token
@@ -59,13 +59,13 @@ class Leases:
         return True
 
     def release(self, name: str, token: str) -> None:
-        """Release a lease, unless another holds it by now."""
+        """Release a lease, unless another holder has it by now."""
         if self._held.get(name) == token:
             del self._held[name]
         self._ask(lambda wire: wire.call(_RELEASE, _place(name), (token,)))
 
     def forget(self) -> None:
-        """Hold nothing any more: what the store has of it expires."""
+        """Drop all leases without releasing them; they expire in the store."""
         self._held.clear()
         self._wire = None
 

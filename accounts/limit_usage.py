@@ -1,7 +1,4 @@
-"""From what the limits answer to what the caller is told: the error of a refusal, the headers of an answer.
-
-What a key has left: every limit of key and account, how much of it is used, and when it is whole again.
-"""
+"""Present limits to callers: errors of refusals, rate headers, and how much of every limit is used."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ from core.errors import (
 from core.money import dollars
 from core.times import month_end, month_of
 
-#: Windows of the limits by unit, in seconds. Tokens are counted by whole seconds, which leave one later: never early.
+#: Windows of the limits by unit, in seconds. Tokens are counted by whole seconds, and leave the window up to one later.
 WINDOWS = {"requests": MINUTE // SECOND, "tokens": LEAVES}
 
 _ERRORS: dict[LimitName, type[LimitExceeded]] = {
@@ -49,16 +46,16 @@ _ERRORS: dict[LimitName, type[LimitExceeded]] = {
 
 
 def refusal_error(refusal: Refusal) -> ApiError:
-    """Make the 429 of a refusal, or the 400 of a bound that could never fit."""
-    told = {"limit": describe_refusal(refusal)}
+    """Return the error for a refusal: a 429, or a 400 if the bound could never fit."""
+    extra = {"limit": describe_refusal(refusal)}
     error: ApiError
     if refusal.impossible:
         error = BoundExceedsLimit()
-        error.extra.update(told)
+        error.extra.update(extra)
     elif refusal.limit is LimitName.REQUESTS_PER_MINUTE:
-        error = RateLimited(retry_after=refusal.retry_after, extra=told)
+        error = RateLimited(retry_after=refusal.retry_after, extra=extra)
     else:
-        error = _ERRORS[refusal.limit](retry_after=refusal.retry_after, extra=told)
+        error = _ERRORS[refusal.limit](retry_after=refusal.retry_after, extra=extra)
     if refusal.subject.maker:
         error.detail += f" This is a limit of {maker_text(refusal.subject.maker)}."
     error.refusal = refusal
@@ -66,9 +63,9 @@ def refusal_error(refusal: Refusal) -> ApiError:
 
 
 def describe_refusal(refusal: Refusal) -> dict[str, Any]:
-    """Name the limit, whose it is, what is used of it, how much it is, and when (epoch seconds) it has room again.
+    """Return the limit's name, its owner, the used amount, the limit, and its reset (epoch seconds).
 
-    Amounts of money are in US dollars, as texts with all their digits.
+    Amounts of money are strings in US dollars with all their digits.
     """
     amount = dollars if refusal.limit is LimitName.MONTHLY_COST else int
     return {
@@ -81,9 +78,9 @@ def describe_refusal(refusal: Refusal) -> dict[str, Any]:
 
 
 def describe_owner(subject: Subject) -> dict[str, str]:
-    """Say whose a limit is: `key`, `maker`, `account`, or the use of one model by one of these.
+    """Return the owner of a limit: `key`, `maker`, `account`, or one of these with ` model` for a model budget.
 
-    A model is named under `model`, a key that made the one that calls under `maker`.
+    A model budget has the model's name under `model`, a maker its name under `maker`.
     """
     kind = subject.kind.replace("key", "maker") if subject.maker else subject.kind
     owner = {"owner": kind.replace("_", " ")}
@@ -92,7 +89,7 @@ def describe_owner(subject: Subject) -> dict[str, str]:
 
 
 def maker_text(name: str) -> str:
-    """Name a key that made the one that calls."""
+    """Return a phrase for a key that created the calling key."""
     return f"the key {name} that made this one"
 
 
@@ -102,7 +99,7 @@ def epoch_seconds(micros: int) -> int:
 
 
 def rate_headers(admission: Admission) -> dict[str, str]:
-    """Make the rate headers of WIRE.md: X-RateLimit-* of the tightest request limit, and the IETF draft's of all.
+    """Return the rate headers: X-RateLimit-* for the tightest request limit, and the IETF draft's for all limits.
 
     The draft is draft-ietf-httpapi-ratelimit-headers-10. A key without any limit gets none of them.
     """
@@ -119,7 +116,7 @@ def rate_headers(admission: Admission) -> dict[str, str]:
 
 
 def openai_rate_headers(admission: Admission) -> dict[str, str]:
-    """Make OpenAI's x-ratelimit-{limit,remaining,reset}-{requests,tokens}; resets are durations such as `12s`."""
+    """Return OpenAI's x-ratelimit-{limit,remaining,reset}-{requests,tokens}; resets are durations such as `12s`."""
     headers: dict[str, str] = {}
     for unit in WINDOWS:
         tightest = _tightest(unit, admission)
@@ -131,7 +128,7 @@ def openai_rate_headers(admission: Admission) -> dict[str, str]:
 
 
 def _tightest(unit: str, admission: Admission) -> Window | None:
-    """Pick the window that refused the request, else the one with the least left; None where there is none."""
+    """Return the window that refused the request, else the one with the least left; None if there is none."""
     windows: dict[Subject, Window] = {
         status.subject: window for status in admission.statuses if (window := getattr(status, unit)) is not None
     }
@@ -142,7 +139,7 @@ def _tightest(unit: str, admission: Admission) -> Window | None:
 
 
 def _draft_items(admission: Admission) -> tuple[list[str], list[str]]:
-    """List policies and states. Of keys that made the one that calls, the further ones are numbered from 2."""
+    """Return the items of RateLimit-Policy and RateLimit. Makers after the nearest are numbered from 2."""
     policies, states, makers = [], [], 0
     for status in admission.statuses:
         owner = status.subject.kind
@@ -161,23 +158,23 @@ def _draft_items(admission: Admission) -> tuple[list[str], list[str]]:
 
 
 def _seconds_left(window: Window, unit: str, admission: Admission) -> int:
-    """Return the seconds until a window is whole again, rounded up: never more than it has."""
+    """Return the seconds until all of a window is available again, rounded up and at most its length."""
     return min(WINDOWS[unit], max(0, -((admission.at - window.reset_at) // SECOND)))
 
 
-#: Who knows: the limits themselves, or (while their store is away) the records in the database.
+#: Sources of usage: the limits themselves, or (while Redis is away) the records in the database.
 LIVE, RECORDS = "limits", "records"
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where the limits of a scope stood at a moment (µs).
+    """The usage of all limits of a scope, at a time (µs).
 
-    Each state is `{name, owner, limit, used, remaining, reset}`, of a budget for one model `model` too, with the owner
-    `key model` or `account model`, and of a key that made the one that asks its name as `maker`. `limit` and
-    `remaining` are None where there is no limit; `used` is told all the same, where it is counted. Money is a text in
-    US dollars, `reset` in seconds since the epoch (None for concurrency). With the source RECORDS the monthly amounts
-    lack what is open or not ingested yet, and of rates and slots nobody can tell what is used.
+    Each state is `{name, owner, limit, used, remaining, reset}`, with `model` for a model budget and `maker` for a
+    limit of a key that created the calling key; see describe_owner. Without a limit, `limit` and `remaining` are None;
+    `used` is still given if it is counted. Money is a string in US dollars. `reset` is in epoch seconds, None for
+    concurrency. With the source RECORDS, the monthly amounts lack open calls and records that are not ingested yet, and
+    the use of rates and slots is unknown.
     """
 
     at: int
@@ -187,7 +184,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What one subject has used; None where nobody knows or counts."""
+    """What one subject has used; None for what is unknown or not counted."""
 
     month: Amount
     requests: int | None = None
@@ -198,7 +195,7 @@ class Used:
 
 
 def limits_standing(scope: Scope) -> Standing:
-    """Tell where every limit of a scope's subjects stands; raises what the database raises, where it is needed."""
+    """Return the usage of every limit of a scope; raises database errors if Redis is away too."""
     try:
         return _from_limits(scope)
     except Unavailable:
@@ -224,9 +221,9 @@ def _from_records(scope: Scope) -> Standing:
 
 
 def subject_states(subject: Subject, used: Used, now: int) -> list[dict[str, Any]]:
-    """List the five limits of one subject, in the order in which they are held; of a model's budgets the two.
+    """List the five limits of one subject in the order in which they are checked; of a model budget, its two.
 
-    Of a key that made the one that asks, only those that it has: what else it uses is its own affair.
+    For a maker, only the limits that it has: the rest of its usage does not concern the calling key.
     """
     ends = month_end(month_of(now))
     rows = (
@@ -261,5 +258,5 @@ def _reset(window: Window | None) -> int | None:
 
 
 def month_text(micros: int) -> str:
-    """Name the calendar month (UTC) of a moment in µs, as in `2026-11`."""
+    """Return the calendar month (UTC) of a time in µs, such as `2026-11`."""
     return datetime.fromtimestamp(micros // SECOND, tz=UTC).strftime("%Y-%m")

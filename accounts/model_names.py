@@ -1,4 +1,4 @@
-"""How names of models are read here: the rooms above know the models, and say so when Django starts."""
+"""Model names, as far as accounts need them. The app that knows the models installs its readers when Django starts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _known = _Known()
 
 
 def install_reader(read: Reader) -> None:
-    """Install what gives the public name of a model by that name or an alias, None where there is no such model."""
+    """Install a function that returns the public name of a model by that name or an alias, or None."""
     _known.read = read
 
 
 def install_unpriced_reader(read: Callable[[], list[str]]) -> None:
-    """Install what lists the public names of the models that have no price anywhere."""
+    """Install a function that lists the public names of the models without any price."""
     _known.read_unpriced = read
 
 
 def unpriced_model_names() -> list[str]:
-    """List the public names of the models that have no price anywhere: no budget in money allows a call of them."""
+    """List the public names of the models without any price: budgets in money refuse calls of these."""
     return _known.read_unpriced()
 
 
 def public_model_name(name: str) -> str | None:
-    """Give the public name of the model that has the name or alias; None if there is none."""
+    """Return the public name of the model with this name or alias; None if there is none."""
     return _known.read(name)

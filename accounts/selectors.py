@@ -11,47 +11,47 @@ from django.db.models import Q, QuerySet
 from accounts.keys import SHOWN_PREFIX
 from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget, Tier
 
-#: What separates prefix and last four characters where a key is shown masked.
+#: Separates the prefix and the last four characters of a masked key.
 ELLIPSIS = "…"
 
 
-#: Selects accounts, keys and budgets for models that have a monthly budget at all.
+#: Selects accounts, keys and model budgets with a monthly budget.
 HAS_BUDGET = Q(monthly_token_budget__isnull=False) | Q(monthly_cost_budget__isnull=False)
 
 
 def tier_names() -> list[str]:
-    """List the tiers, by name."""
+    """List the names of all tiers, sorted."""
     return list(Tier.objects.order_by("name").values_list("name", flat=True))
 
 
 def api_key_list(*, account: str | None = None) -> QuerySet[ApiKey]:
-    """List keys with their accounts and tiers: all, or those of the account of that name."""
+    """List keys with their accounts and tiers, of all accounts or of the one with this name."""
     keys = ApiKey.objects.select_related("account", "tier").order_by("account__name", "name")
     keys = keys.prefetch_related("model_budgets")
     return keys if account is None else keys.filter(account__name=account)
 
 
 def api_keys_usable(*, account: Account, at: datetime) -> QuerySet[ApiKey]:
-    """List an account's keys that are neither revoked nor expired at a moment; those in a grace period are usable."""
+    """List an account's keys that are neither revoked nor expired at a time; keys in a grace period are usable."""
     return account.api_keys.filter(_is_usable(at))
 
 
 def api_key_count(*, account_id: int | None, at: datetime) -> int:
-    """Count the keys of an account, or (None) of all, that work at a moment: of a disabled account none does."""
+    """Count the keys of one account, or of all (None), that work at a time; keys of disabled accounts don't."""
     keys = ApiKey.objects.filter(_is_usable(at), account__is_active=True)
     return (keys if account_id is None else keys.filter(account_id=account_id)).count()
 
 
 def api_keys_current(*, at: datetime) -> QuerySet[ApiKey]:
-    """List the keys of all active accounts that work at a moment and that no other replaces."""
+    """List the keys of all active accounts that work at a time and have not been replaced."""
     keys = ApiKey.objects.select_related("account", "tier")
     return keys.filter(_is_usable(at), revoked_at=None, account__is_active=True)
 
 
 def model_budgets_current(*, at: datetime) -> QuerySet[ModelBudget]:
-    """List the budgets for single models of such keys, and of active accounts.
+    """List the model budgets of the keys of api_keys_current, and of active accounts.
 
-    A key that was replaced has budgets like its successor's, but with the amounts of then.
+    Budgets of a replaced key are left out: it shares the ledger of its successor, but its amounts are outdated.
     """
     owned = Q(account__is_active=True) | Q(key__in=api_keys_current(at=at).values("pk"))
     return ModelBudget.objects.select_related("account", "key__account").filter(owned)
@@ -62,15 +62,18 @@ def _is_usable(at: datetime) -> Q:
 
 
 def api_keys_of_lineages(firsts: Iterable[int]) -> QuerySet[ApiKey]:
-    """List keys by the first of those that replaced one another, with which they share limits."""
+    """List the keys of lineages, each given by its first key's id.
+
+    Keys of a lineage replaced one another and share limits.
+    """
     firsts = list(firsts)
     return ApiKey.objects.filter(Q(pk__in=firsts) | Q(lineage_id__in=firsts))
 
 
 def api_key_makers(keys: Iterable[ApiKey]) -> dict[int, list[ApiKey]]:
-    """List, by the id of each key, the keys that made it, the nearest first, with their tiers.
+    """Map the id of each key to the keys that created it, the nearest first, with their tiers.
 
-    Of one that was replaced, it is the last of those that replaced one another: its limits are those of now.
+    A maker that was replaced is represented by the last key of its lineage, which has the current limits.
     """
     made_by = {key.pk: key.maker_id for key in keys}
     tiers = ["maker__" * generation + "tier" for generation in range(GENERATIONS)]
@@ -89,9 +92,9 @@ def _chain(key: ApiKey) -> list[ApiKey]:
 
 
 def api_keys_counted_against(firsts: Iterable[int]) -> Mapping[int, set[int]]:
-    """Map the keys whose use counts against others, by the first of those that replaced one another, to these.
+    """Map keys to the lineages that their use counts against, for those lineages whose first keys are given.
 
-    A key counts against itself and, if it was made through /keys, against the keys above it.
+    A key counts against its own lineage and, if it was created through /keys, against those of its makers.
     """
     found = api_keys_of_lineages(firsts).values_list("pk", "lineage_id")
     generation: Mapping[int, set[int]] = {pk: {lineage or pk} for pk, lineage in found}
@@ -105,7 +108,7 @@ def api_keys_counted_against(firsts: Iterable[int]) -> Mapping[int, set[int]]:
 
 
 def api_keys_made_by(keys: Iterable[ApiKey], *, at: datetime) -> list[ApiKey]:
-    """List the keys, of any generation, that keys and those that they replaced have made, and that are usable."""
+    """List the usable keys, of any generation, that these keys or the keys they replaced have created."""
     makers = {key.pk: key.limits_id for key in keys}
     counted = api_keys_counted_against(makers.values())
     usable = api_key_list().filter(_is_usable(at), pk__in=list(counted)).exclude(pk__in=makers)
@@ -113,9 +116,9 @@ def api_keys_made_by(keys: Iterable[ApiKey], *, at: datetime) -> list[ApiKey]:
 
 
 def api_keys_by_prefix(*, prefix: str) -> QuerySet[ApiKey]:
-    """Find keys by what is shown of them: the prefix, or prefix and last four characters as in `ak_live_AbCd…wxyz`.
+    """Find keys by their visible part: the prefix, or prefix and last four characters as in `ak_live_AbCd…wxyz`.
 
-    Of a whole key only the prefix is looked at.
+    If a whole key is given, only its prefix is used.
     """
     head, _, last_four = prefix.strip().partition(ELLIPSIS)
     keys = api_key_list().filter(prefix=head[:SHOWN_PREFIX])

@@ -1,4 +1,4 @@
-"""The bodies of /usage and /keys."""
+"""Request and response bodies of /usage and /keys."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ LIMIT_NAMES = [str(name) for name in LimitName]
 
 
 class LimitState(serializers.Serializer[Any]):
-    """One limit of the key or its account. Money is a text in US dollars with nine decimals."""
+    """One limit of the key or its account. Amounts of money are strings in US dollars with nine decimals."""
 
     name = serializers.ChoiceField(choices=LIMIT_NAMES)
     owner = serializers.ChoiceField(
         choices=["key", "maker", "account", "key model", "maker model", "account model"],
-        help_text="maker: a key that made this one through /keys, or that made the one that did.",
+        help_text="maker: a key that created this one through /keys, directly or through others.",
     )
-    maker = serializers.CharField(required=False, help_text="Of a limit of such a key: its name.")
-    model = serializers.CharField(required=False, help_text="Of a budget for one model: which.")
+    maker = serializers.CharField(required=False, help_text="The name of the maker, for its limits.")
+    model = serializers.CharField(required=False, help_text="The model, for a budget for one model.")
     limit = serializers.JSONField(allow_null=True, help_text="null: no limit.")
-    used = serializers.JSONField(allow_null=True, help_text="null: not counted without a limit, or not known now.")
+    used = serializers.JSONField(allow_null=True, help_text="null: not counted without a limit, or unknown now.")
     remaining = serializers.JSONField(allow_null=True)
-    reset = serializers.IntegerField(allow_null=True, help_text="When it is whole again, in seconds since the epoch.")
+    reset = serializers.IntegerField(allow_null=True, help_text="When all of it is free again, in epoch seconds.")
 
 
 class StandingAnswer(serializers.Serializer[Any]):
-    """What GET /usage answers of the limits."""
+    """The limits part of the answer to GET /usage."""
 
     account = serializers.CharField()
     key = serializers.CharField()
     tier = serializers.CharField()
-    month = serializers.CharField(help_text="The calendar month (UTC) that the budgets are of, as in 2026-11.")
-    source = serializers.ChoiceField(  # type: ignore[assignment]  # the stubs take it for the field's own attribute
+    month = serializers.CharField(help_text="The calendar month (UTC) of the budgets, as in 2026-11.")
+    source = serializers.ChoiceField(  # type: ignore[assignment]  # the stubs mistake it for Field.source
         choices=[LIVE, RECORDS],
         help_text="records: the store of the limits is away. The monthly amounts are those of the records written so "
-        "far, and what is used of rates and slots is not known.",
+        "far; the use of rates and slots is unknown.",
     )
     limits = LimitState(many=True)
 
 
 class ModelBudgetBody(serializers.Serializer[Any]):
-    """A month's budget for one model. Money is a text in US dollars."""
+    """A monthly budget for one model. Amounts of money are strings in US dollars."""
 
     model = serializers.CharField(max_length=100, help_text="A public name.")
     monthly_token_budget = serializers.IntegerField(min_value=0, required=False, allow_null=True, default=None)
@@ -59,7 +59,7 @@ class ModelBudgetBody(serializers.Serializer[Any]):
 
 
 class KeyAnswer(serializers.ModelSerializer[ApiKey]):
-    """A key as its account sees it: never the secret."""
+    """A key as shown to its account: without the secret."""
 
     tier = serializers.CharField(source="tier.name")
     requests_per_minute = serializers.IntegerField(
@@ -103,7 +103,7 @@ class KeyAnswer(serializers.ModelSerializer[ApiKey]):
 
 
 class NewKeyAnswer(KeyAnswer):
-    """A key that was just made: the only time its secret is told."""
+    """A new key, with its secret: the only answer that contains it."""
 
     key = serializers.CharField(read_only=True, help_text="The secret. It is shown this once.")
 
@@ -113,7 +113,7 @@ class NewKeyAnswer(KeyAnswer):
 
 
 class StrictSerializer(serializers.Serializer[Any]):
-    """A body in which every field is a known one: a misspelt restriction must not be ignored."""
+    """A body without unknown fields: a misspelt restriction must not be ignored."""
 
     unknown_field = "Unknown field."
 
@@ -126,35 +126,35 @@ class StrictSerializer(serializers.Serializer[Any]):
 
 
 class StrictModelBudget(StrictSerializer, ModelBudgetBody):
-    """A month's budget for one model, as POST /keys takes it: of tokens, of money, or both."""
+    """A monthly budget for one model in POST /keys: of tokens, of money, or both."""
 
     def validate(self, attrs: Any) -> Any:
-        """Refuse a budget of nothing."""
+        """Refuse a budget without an amount."""
         if attrs["monthly_token_budget"] is None and attrs["monthly_cost_budget"] is None:
             raise serializers.ValidationError("Set a budget of tokens, of money, or both.")
         return attrs
 
 
 class TextField(serializers.CharField):
-    """A text: neither a number nor a boolean that could be written as one."""
+    """A string; numbers and booleans are refused, not converted."""
 
     default_error_messages = {"invalid": "Must be a text."}
 
     def to_internal_value(self, data: Any) -> str:
-        """Return the text without white space around it, or fail for another type."""
+        """Return the string without surrounding white space; fail for other types."""
         if not isinstance(data, str):
             self.fail("invalid")
         return str(super().to_internal_value(data))
 
 
 class KeyRequest(StrictSerializer):
-    """What POST /keys takes; what is left out is as with the key that asks, apart from the scope keys:manage."""
+    """The body of POST /keys. Omitted fields are as for the calling key, except that keys:manage is not handed on."""
 
     name = TextField(max_length=100, validators=[validate_line], help_text="One line.")
     scopes = serializers.ListField(
         child=serializers.ChoiceField(choices=list(SCOPES)),
         required=False,
-        help_text="Left out or empty: those of the key that asks, without keys:manage, which has to be named.",
+        help_text="Omitted or empty: those of the calling key, without keys:manage, which has to be named.",
     )
     models = serializers.ListField(child=TextField(), required=False, validators=[validate_model_names])
     allowed_ips = serializers.ListField(child=TextField(), required=False)
@@ -176,11 +176,11 @@ class KeyRequest(StrictSerializer):
 
 
 class RotateRequest(StrictSerializer):
-    """What POST /keys/{id}/rotate takes."""
+    """The body of POST /keys/{id}/rotate."""
 
     grace_seconds = serializers.IntegerField(
         min_value=0,
         max_value=int(MAX_GRACE.total_seconds()),
         default=DAY_SECONDS,
-        help_text="How long the old key goes on working.",
+        help_text="How long the old key keeps working.",
     )

@@ -1,7 +1,7 @@
-"""Writes of accounts, tiers and keys. Each leaves its audit entry in the same transaction and takes effect within 1 s:
-here at once after the commit, in other processes as their snapshots age.
+"""Writes of accounts, tiers and keys. Each one writes its audit entry in the same transaction.
 
-What can't be saved raises django.core.exceptions.ValidationError with messages that are fit to show.
+Changes take effect in this process at the commit, and in others within a second, as their snapshots expire. What can't
+be saved raises django.core.exceptions.ValidationError with messages for the user.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ INHERITED_FIELDS = (
 
 
 class KeySettings(TypedDict, total=False):
-    """What a key may have beyond account, tier and name; what is left out is not restricted."""
+    """Optional settings of a key beyond account, tier and name; omitted ones don't restrict it."""
 
     scopes: list[str]
     models: list[str]
@@ -62,7 +62,7 @@ class KeySettings(TypedDict, total=False):
 
 
 class BudgetFor(NamedTuple):
-    """A month's budget for one model; None is none."""
+    """A monthly budget for one model; None means no limit."""
 
     model: str
     tokens: int | None
@@ -70,7 +70,7 @@ class BudgetFor(NamedTuple):
 
 
 def account_ensure(*, name: str, actor: str) -> Account:
-    """Return the account of that name, made without caps if there is none."""
+    """Return the account with this name; create it without caps if there is none."""
     with transaction.atomic():
         Account(name=name).clean_fields()
         account, created = Account.objects.get_or_create(name=name)
@@ -80,7 +80,7 @@ def account_ensure(*, name: str, actor: str) -> Account:
 
 
 def account_save(*, account: Account, actor: str) -> None:
-    """Save an account, new or changed; cached answers that were cleared meanwhile stay so."""
+    """Save a new or changed account; the cache generations in the database are kept."""
     with transaction.atomic():
         if account.pk is not None:
             account.cache_generations = _lock(account).cache_generations
@@ -88,10 +88,9 @@ def account_save(*, account: Account, actor: str) -> None:
 
 
 def account_clear_cache(*, account: Account, actor: str, model: str = "") -> None:
-    """Let none of an account's cached answers, or of those of one model (public name), be found any more.
+    """Make an account's cached answers, or those of one model (public name), unreachable within a second.
 
-    Their keys hold the generation that changes here: however many they are, they are gone within a second everywhere,
-    and expire where they lie.
+    Cache keys contain the generation that changes here. The old entries are not deleted; they expire.
     """
     with transaction.atomic():
         account = _lock(account)
@@ -103,7 +102,7 @@ def account_clear_cache(*, account: Account, actor: str, model: str = "") -> Non
 
 
 def account_set_active(*, account: Account, active: bool, actor: str) -> None:
-    """Enable an account, or disable it, which refuses all its keys within a second."""
+    """Enable an account, or disable it: then all its keys are refused within a second."""
     with transaction.atomic():
         account = _lock(account)
         account.is_active = active
@@ -111,7 +110,7 @@ def account_set_active(*, account: Account, active: bool, actor: str) -> None:
 
 
 def tier_ensure(*, name: str, actor: str, **limits: Any) -> Tier:
-    """Return the tier of that name, made with these fields if there is none; one that exists stays as it is."""
+    """Return the tier with this name; create it with these fields if there is none. An existing one is unchanged."""
     with transaction.atomic():
         tier = Tier.objects.filter(name=name).first()
         if tier is None:
@@ -121,7 +120,7 @@ def tier_ensure(*, name: str, actor: str, **limits: Any) -> Tier:
 
 
 def tier_save(*, tier: Tier, actor: str) -> None:
-    """Save a tier, new or changed: all keys of it follow within a second."""
+    """Save a new or changed tier. All its keys follow within a second."""
     _save(tier, actor=actor)
 
 
@@ -135,7 +134,7 @@ def api_key_create(
     model_budgets: Iterable[BudgetFor] = (),
     **optional: Unpack[KeySettings],
 ) -> tuple[ApiKey, str]:
-    """Make a key and return it with its text, which nothing keeps. `maker` is the key that asked for it, if one did."""
+    """Create a key and return it with its secret, which is not stored. `maker` is the key that requested it, if any."""
     key = ApiKey(account=account, tier=tier, name=name, maker=maker, **optional)
     with transaction.atomic():
         plain = api_key_issue(key=key, actor=actor)
@@ -145,9 +144,9 @@ def api_key_create(
 
 
 def api_key_issue(*, key: ApiKey, actor: str) -> str:
-    """Give an unsaved key its secret, save it, and return the text.
+    """Generate the secret of an unsaved key, save the key, and return the secret.
 
-    Raises ValidationError also when the account has no room for another usable key.
+    Raises ValidationError, also if the account already has its maximum of usable keys.
     """
     plain = generate_key(settings.ENVIRONMENT)
     with transaction.atomic():
@@ -157,9 +156,9 @@ def api_key_issue(*, key: ApiKey, actor: str) -> str:
 
 
 def api_key_require_room(*, key: ApiKey) -> None:
-    """Raise ValidationError if an account has no room for a key that is new, or that becomes usable again.
+    """Raise ValidationError if a key that is new, or becomes usable again, would exceed its account's `max_keys`.
 
-    Called in the transaction that saves the key: nobody else takes the room before that ends.
+    Call it in the transaction that saves the key: it locks the account until that ends.
     """
     now = timezone.now()
     if key.expires_at is not None and key.expires_at <= now:
@@ -175,9 +174,9 @@ def api_key_require_room(*, key: ApiKey) -> None:
 
 
 def api_key_import(*, account: Account, tier: Tier, name: str, plain: str, actor: str) -> ApiKey:
-    """Make a key of a text that is known beforehand, as the demo keys are; a key of that name stays as it is.
+    """Create a key with a given secret, such as the demo keys. An existing key with this name is unchanged.
 
-    Raises ValidationError where such keys could not be used: in production for texts that aren't of our format.
+    Raises ValidationError if such a key could not be used: production accepts only secrets of our format.
     """
     if not is_well_formed(plain):
         raise ValidationError("This text can't be a key here: outside development a key begins with ak_.")
@@ -191,9 +190,9 @@ def api_key_import(*, account: Account, tier: Tier, name: str, plain: str, actor
 
 
 def api_key_save(*, key: ApiKey, actor: str) -> None:
-    """Save what an operator may change of a key; one that becomes usable again needs room in its account.
+    """Save an operator's changes of a key; one that becomes usable again must fit the account's `max_keys`.
 
-    Whether it is revoked or replaced stays as it is in the database: an old form must not bring a revoked key back.
+    Revocation, successor and last use are kept as in the database: an outdated form must not reactivate a revoked key.
     """
     with transaction.atomic():
         _lock(key.account)
@@ -204,9 +203,9 @@ def api_key_save(*, key: ApiKey, actor: str) -> None:
 
 
 def api_key_rotate(*, key: ApiKey, grace: timedelta, actor: str) -> tuple[ApiKey, str]:
-    """Make a successor with the same settings and let the old key work for the grace period (0 to 90 days).
+    """Create a successor with the same settings, and let the old key work for the grace period (0 to 90 days).
 
-    Returns the successor with its text. It needs no room of its own in the account; but where the account has
+    Returns the successor with its secret. The successor does not count against `max_keys`. But in an account with
     `max_keys`, a key whose own predecessor still works can't be rotated, so that rotation never multiplies keys.
     """
     if not timedelta(0) <= grace <= MAX_GRACE:
@@ -227,7 +226,7 @@ def api_key_rotate(*, key: ApiKey, grace: timedelta, actor: str) -> tuple[ApiKey
 
 
 def api_key_revoke(*, key: ApiKey, actor: str) -> bool:
-    """Stop a key for good; one in its grace period too. Returns False if it had been revoked before."""
+    """Stop a key for good, also in its grace period. Return False if it had been revoked before."""
     with transaction.atomic():
         _lock(key.account)
         key.refresh_from_db()
@@ -240,20 +239,20 @@ def api_key_revoke(*, key: ApiKey, actor: str) -> bool:
 
 
 def model_budget_save(*, budget: ModelBudget, actor: str) -> None:
-    """Save a budget of a key or an account for one model, new or changed."""
+    """Save a new or changed budget of a key or an account for one model."""
     with transaction.atomic():
         _save(budget, actor=actor)
 
 
 def model_budget_delete(*, budget: ModelBudget, actor: str) -> None:
-    """Take a budget for one model away."""
+    """Delete a budget for one model."""
     with transaction.atomic():
         audited_delete(budget, actor=actor)
         transaction.on_commit(directory.forget)
 
 
 def model_budget_set(*, owner: Account | ApiKey, budget: BudgetFor, actor: str) -> ModelBudget | None:
-    """Set what a key or an account may use of one model, by its name or alias; a budget of nothing takes it away."""
+    """Set the budget of a key or an account for one model, by its name or alias; without amounts, delete it."""
     with transaction.atomic():
         name = public_model_name(budget.model) or budget.model
         row = owner.model_budgets.filter(model=name).first()
@@ -268,7 +267,7 @@ def model_budget_set(*, owner: Account | ApiKey, budget: BudgetFor, actor: str) 
 
 
 def _inherit_budgets(old: ApiKey, successor: ApiKey, *, actor: str) -> None:
-    """Give a successor the budgets for single models, with their ledgers."""
+    """Copy the budgets for single models to a successor; they continue the same ledgers."""
     for each in old.model_budgets.all():
         row = ModelBudget(key=successor, model=each.model, first_id=each.ledger_id)
         row.monthly_token_budget, row.monthly_cost_budget = each.monthly_token_budget, each.monthly_cost_budget
@@ -281,7 +280,7 @@ def _save(instance: Account | Tier | ApiKey | ModelBudget, *, actor: str) -> Non
 
 
 def _write(instance: Account | Tier | ApiKey | ModelBudget, *, actor: str, action: str = "") -> None:
-    """Save without asking whether the rest of the row is valid: nothing may keep a key from being stopped."""
+    """Save without validating the rest of the row, so that invalid fields never keep a key from being stopped."""
     audited_save(instance, actor=actor, action=action)
     transaction.on_commit(directory.forget)
 
@@ -294,7 +293,7 @@ def _store(key: ApiKey, plain: str, *, actor: str) -> None:
 
 
 def _lock(account: Account) -> Account:
-    """Read an account and hold its row, so that changes to its keys come one after the other.
+    """Return an account and lock its row, to serialize changes to its keys.
 
     SQLite has no row locks and needs none: a transaction there begins with the database's one write lock.
     """
@@ -302,7 +301,7 @@ def _lock(account: Account) -> Account:
 
 
 def _is_usable(key: ApiKey, now: datetime) -> bool:
-    """Say whether a key is stored as usable: then it has its room already."""
+    """Return whether a key is stored as usable, and so is already counted in `max_keys`."""
     return not key._state.adding and api_keys_usable(account=key.account, at=now).filter(pk=key.pk).exists()
 
 
@@ -321,7 +320,7 @@ def _require_rotatable(key: ApiKey, account: Account) -> None:
 
 
 def _successor_name(key: ApiKey) -> str:
-    """Name the successor: the name with the next free number, `ci` becoming `ci-2`, `ci-2` becoming `ci-3`."""
+    """Return the name with the next free number: `ci` becomes `ci-2`, `ci-2` becomes `ci-3`."""
     matched = re.fullmatch(r"(.+)-(\d+)", key.name)
     base, number = (matched[1], int(matched[2])) if matched else (key.name, 1)
     taken = set(key.account.api_keys.values_list("name", flat=True))

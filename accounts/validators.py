@@ -1,4 +1,4 @@
-"""Checks of the lists that operators type: model names, scopes, networks."""
+"""Validate what operators type into lists: model names, scopes, networks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from unicodedata import category
 
 from django.core.exceptions import ValidationError
 
-#: What a key can be allowed. `keys:manage` is never implied; the others are what an empty list means.
+#: What a key can be allowed. An empty list means all of them except `keys:manage`.
 SCOPES = ("chat", "summarize", "embeddings", "usage", "keys:manage")
 DEFAULT_SCOPES = frozenset(SCOPES) - {"keys:manage"}
-#: Unicode's categories of characters that no name needs: control, format (direction marks, zero width), halves of
-#: surrogate pairs, separators of lines and of paragraphs.
+#: Unicode categories that no name needs: control, format (direction marks, zero width), surrogates, line and paragraph
+#: separators.
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-#: Characters of other categories that show nothing: joiners, fillers, variation selectors.
+#: Invisible characters of other categories: joiners, fillers, variation selectors.
 BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
@@ -26,13 +26,13 @@ def _require_texts(value: Any, what: str) -> list[str]:
 
 
 def validate_line(text: str) -> None:
-    """Accept one line of characters that can be seen: two names that look the same in logs and tables are the same."""
+    """Accept one line of visible characters, so that names that look the same in logs and tables are the same."""
     if BLANK.search(text) or any(category(character) in UNSEEN for character in text):
         raise ValidationError("Must be one line, without control, direction or zero-width characters.")
 
 
 def validate_model_names(value: Any) -> None:
-    """Accept a list of public model names; whether they exist is not asked, for models come and go."""
+    """Accept a list of public model names. Whether they exist is not checked, because models are added and removed."""
     _require_texts(value, "model names")
 
 

@@ -1,7 +1,7 @@
-"""Limits and budgets that hold exactly: the process's one backend, built from the settings when first asked for.
+"""Build the limit backend of this process from the settings, on first use.
 
-Settings: `REDIS_URL`, `REDIS_TIMEOUT`, `LIMITS_LEASE_SECONDS`. What the limits need from rooms
-above them is installed by those when Django starts; see install.
+Settings: `REDIS_URL`, `REDIS_TIMEOUT`, `LIMITS_LEASE_SECONDS`. Apps that import this package install their seeder and
+sink when Django starts; see install.
 """
 
 import logging
@@ -49,7 +49,7 @@ class _Parts:
 
 @dataclass(slots=True)
 class _Process:
-    """What this process has: the parts that were installed, and the backend with the process id that built it."""
+    """The installed parts, and the backend with the id of the process that built it."""
 
     parts: _Parts
     backend: FailoverBackend | None = None
@@ -66,11 +66,11 @@ def install(
     bulk_seeder: BulkSeeder | None = None,
     sink: Sink | None = None,
 ) -> None:
-    """Install what the limits need from others; what is None stays as it was. Called by AppConfig.ready.
+    """Install what the limits need from other apps; None leaves a part unchanged. AppConfig.ready calls it.
 
-    `seeder` gives what a subject has settled in a month, from the usage records, `bulk_seeder` what many have. `sink`
-    stores a record in the database, one row an id with the highest revision, and raises if it can't. A backend
-    that was built before is built anew.
+    `seeder` returns what a subject has settled in a month, from the usage records; `bulk_seeder` does so for many
+    subjects. `sink` stores a record in the database, one row for each id with the highest revision, and raises if it
+    can't. A backend that was built before is dropped and rebuilt on next use.
     """
     parts = _process.parts
     _process.parts = _Parts(seeder or parts.seeder, bulk_seeder or parts.bulk_seeder, sink or parts.sink)
@@ -78,9 +78,9 @@ def install(
 
 
 def get_limits() -> FailoverBackend:
-    """Give the process's backend, building it if need be; a forked process builds its own.
+    """Return the backend of this process, building it if needed; a forked process builds its own.
 
-    Raises ImproperlyConfigured without REDIS_URL, or if nobody has installed a seeder and a sink.
+    Raises ImproperlyConfigured without REDIS_URL, or if no seeder and sink are installed.
     """
     backend = _process.backend
     if backend is None or _process.pid != os.getpid():
@@ -92,10 +92,10 @@ def get_limits() -> FailoverBackend:
 
 
 def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subject, Amount]:
-    """Give what subjects have settled in a month (YYYYMM) by the records in the database.
+    """Return what subjects have settled in a month (YYYYMM) according to the records in the database.
 
-    For when the limits themselves can't tell: what is open, or on its way to the database, is not in it. Raises
-    ImproperlyConfigured if nobody has installed a bulk seeder, and what the database raises.
+    For use while Redis is away. Open calls and records that are not yet ingested are missing from it. Raises
+    ImproperlyConfigured if no bulk seeder is installed, and database errors.
     """
     if _process.parts.bulk_seeder is None:
         raise ImproperlyConfigured("accounts.limits needs a bulk seeder: see accounts.limits.install")
@@ -103,9 +103,9 @@ def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subj
 
 
 def ask_state_store(call: Callable[[], T]) -> T:
-    """Ask the Redis of the limits for something else, as they do: at once in vain while they know that it is away.
+    """Make another call to the Redis of the limits; fail at once while Redis is known to be away.
 
-    The call may be made again where its reply was lost. Raises RedisError.
+    The call may be repeated if its reply was lost, so it must be idempotent. Raises RedisError.
     """
     try:
         return get_limits().either(call, _raise_away)
@@ -118,11 +118,11 @@ def _raise_away() -> NoReturn:
 
 
 def state_store_is_away(*, beside: str) -> bool:
-    """Say whether the limits know that their Redis is away, and the URL `beside` names the same server."""
+    """Return whether the limits know that their Redis is away, and the URL `beside` names the same server."""
     return bool(settings.REDIS_URL) and _same_server(settings.REDIS_URL, beside) and get_limits().is_degraded
 
 
-#: By words of its error, which redis-py may have taken the code off: why a Redis takes no writes.
+#: Why Redis refuses writes, by a word of its error message; redis-py may have removed the error code from that.
 _CAUSES = {
     "maxmemory": "its memory is full (maxmemory)",
     "read only replica": "it is a replica (READONLY)",
@@ -132,14 +132,14 @@ _CAUSES = {
 
 @dataclass(frozen=True, slots=True)
 class WriteRefusal:
-    """Why a Redis takes no writes, and whether no node of it does."""
+    """Why Redis refuses writes, and whether all of its nodes do."""
 
     cause: str
     is_everywhere: bool
 
 
 def write_refusal() -> WriteRefusal | None:
-    """Return why the Redis of the limits takes no writes though it answers; None if it takes them, or is away."""
+    """Return why the Redis of the limits refuses writes although it answers; None if it accepts them, or is away."""
     limits = get_limits()
     if not isinstance(limits.primary, RedisBackend) or limits.is_degraded:
         return None
@@ -167,7 +167,7 @@ def _server(url: str) -> tuple[str | None, int | str]:
 
 
 def reset_limits() -> None:
-    """Forget the backend and what it had to mend, so that the next get_limits builds one from the settings of then."""
+    """Drop the backend and its pending work, so that the next get_limits builds one from the current settings."""
     backend, _process.backend = _process.backend, None
     if backend is not None and _process.pid == os.getpid():
         backend.end()
@@ -180,7 +180,7 @@ def _build(parts: _Parts) -> FailoverBackend:
     url: str = settings.REDIS_URL
     if not url:
         raise ImproperlyConfigured("REDIS_URL is not set, and limits are kept there")
-    # The probe that follows a call which got no reply is part of what a caller waits for a Redis that is gone.
+    # A call without a reply is followed by a probe: together they may take REDIS_TIMEOUT.
     wait: float = getattr(settings, "REDIS_TIMEOUT", READ_TIMEOUT + PROBE_TIMEOUT)
     wire = wire_for(redis_client(url, read_timeout=max(wait - PROBE_TIMEOUT, PROBE_TIMEOUT)))
     primary = RedisBackend(wire, seeder=parts.seeder, bulk_seeder=parts.bulk_seeder, lease_seconds=lease_seconds)

@@ -1,18 +1,15 @@
-"""What goes on while the store of the limits is away, and the settlements that wait for its return.
+"""The failure policy of the limits: what happens while Redis is away, in one place.
 
-Settlements that could not reach Redis, kept until it is back. Bounded; what falls out is counted and logged.
-
-What happens to limits while Redis is away, in one place.
-
-- Request rates, token rates and slots go on, per process (see local). A call under a budget raises Unavailable: what is
-  left of it is known to Redis alone. Cache hits reserve nothing and are served.
-- A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits
-  for Redis. If it succeeds, Redis is slow and not away: the call is made again (all are idempotent), and again after a
-  further probe, and raises Unavailable only then.
-- Settlements that could not reach Redis wait in a bounded queue, their records go to the database directly. Refusals
-  are counted per process meanwhile; one that Redis may have counted already waits to be asked about.
-- While anything is to be mended, one thread probes each second. It closes the breaker and makes the settlements that
-  wait; calls never pay for that.
+- Request rates, token rates and slots are enforced per process (see local). A call under a budget raises Unavailable,
+  because only Redis knows what is left of the budget. Cache hits reserve nothing and are served.
+- A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits for
+  Redis. If it succeeds, Redis is slow but not away: the call is made again (all are idempotent), and once more after a
+  further probe; after that it raises Unavailable.
+- Settlements that could not reach Redis wait in a bounded queue, while their records go to the database directly. What
+  the full queue drops is counted and logged. Refusals are counted per process; one that Redis may have counted already
+  waits in the queue, to be recorded once.
+- While there is anything to repair, one thread probes Redis each second. It closes the breaker and makes the waiting
+  settlements; calls never pay for that.
 """
 
 import logging
@@ -51,15 +48,15 @@ from core.redis.availability import Breaker
 logger = logging.getLogger(__name__)
 
 CAPACITY = 20_000
-REMEMBERED = 60 * MINUTE  # how long Redis knows that an operation was settled: SETTLED_TTL in prelude.lua
+REMEMBERED = 60 * MINUTE  # µs; how long Redis remembers that an operation was settled: SETTLED_TTL in prelude.lua
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """One settlement to be made. A record is only in it if the record could not be stored by another way.
+    """One settlement that has still to be made. It has a record only if that could not be stored in another way.
 
-    `maybe_done` says that it was sent before and only the reply is missing. `tally` makes it a refusal, to be recorded
-    as such. Times are in µs.
+    `maybe_done` means that it was sent before and only the reply is missing. A `tally` makes it a refusal, which is
+    emitted instead of settled. Times are in µs.
     """
 
     scope: Scope
@@ -73,7 +70,7 @@ class Pending:
     tally: Tally | None = None
 
     def settle(self, backend: LimitBackend) -> None:
-        """Settle on the backend; raises what that raises."""
+        """Settle on the backend; raises the backend's errors."""
         if self.tally is not None and self.record is not None:
             backend.emit(self.scope.account_id, self.operation, self.record, tally=self.tally)
             return
@@ -87,12 +84,12 @@ class Pending:
         )
 
     def is_ambiguous(self, now: int) -> bool:
-        """Tell whether Redis may have forgotten that it was settled already: again could charge twice."""
+        """Return whether Redis may have forgotten that this was settled already: settling again could charge twice."""
         return self.maybe_done and self.record is None and now - self.since >= REMEMBERED
 
 
 class PendingSettlements:
-    """A bounded queue of settlements, one for each operation, oldest first. Safe for threads."""
+    """A bounded queue of settlements, one for each operation, oldest first. Thread-safe."""
 
     def __init__(self, clock: Callable[[], int], capacity: int = CAPACITY) -> None:
         self._clock = clock
@@ -105,7 +102,7 @@ class PendingSettlements:
         return len(self._queue)
 
     def add(self, pending: Pending) -> None:
-        """Keep a settlement; it replaces an earlier one of its operation, and may push out the oldest of all."""
+        """Queue a settlement. It replaces an earlier one of its operation; a full queue drops its oldest."""
         with self._lock:
             self._queue[pending.operation] = pending
             overflow = self._queue.popitem(last=False)[0] if len(self._queue) > self._capacity else None
@@ -114,7 +111,7 @@ class PendingSettlements:
             logger.error("limits: too many settlements wait for Redis, dropped that of %s", overflow)
 
     def flush(self, backend: LimitBackend) -> bool:
-        """Make all settlements, oldest first; stop at the first that fails. Answer whether none is left."""
+        """Make all settlements, oldest first, until one fails. Return whether none is left."""
         while pending := self._oldest():
             if pending.is_ambiguous(self._clock()):
                 self.dropped += 1
@@ -141,8 +138,8 @@ class PendingSettlements:
 T = TypeVar("T")
 
 MEND_INTERVAL = 1.0  # seconds between probes while Redis is away
-RETRY_AFTER = 5  # seconds: within so many of its recovery Redis is used again
-ATTEMPTS = 3  # at a call, as long as Redis answers the probes between them
+RETRY_AFTER = 5  # seconds; Redis is in use again sooner than that after its recovery
+ATTEMPTS = 3  # for one call, as long as Redis answers the probes between them
 HELD_CAPACITY = 50_000
 
 
@@ -155,10 +152,10 @@ class _Away(Exception):
 
 
 class FailoverBackend(LimitBackend):
-    """Redis, and this process alone where Redis is away. See the contract for what each method promises.
+    """Redis, or this process alone while Redis is away. LimitBackend documents what each method guarantees.
 
-    `sink` stores a record in the database and raises if it can't. `start` runs the mender; tests pass one that does
-    not, and call `mend_once` themselves.
+    `sink` stores a record in the database and raises if it can't. `start` starts the repair thread; tests pass one that
+    does nothing, and call `mend_once` themselves.
     """
 
     def __init__(
@@ -190,11 +187,11 @@ class FailoverBackend(LimitBackend):
 
     @property
     def is_degraded(self) -> bool:
-        """Say whether Redis is away."""
+        """Whether Redis is away."""
         return self.breaker.is_open
 
     def now(self) -> int:
-        """Give the time (µs), by this machine's clock while Redis is away."""
+        """Return the time (µs), by this machine's clock while Redis is away."""
         try:
             return self._on_primary(self.primary.now)
         except _Away:
@@ -208,7 +205,7 @@ class FailoverBackend(LimitBackend):
             return self.local.admit(scope)
 
     def peek(self, scope: Scope) -> Admission:
-        """Tell what admit would answer."""
+        """Return what admit would return."""
         try:
             return self._on_primary(lambda: self.primary.peek(scope))
         except _Away:
@@ -217,7 +214,7 @@ class FailoverBackend(LimitBackend):
     def reserve(
         self, scope: Scope, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
     ) -> Reserved | Refusal:
-        """Reserve, in this process alone while Redis is away; raises Unavailable for a call under a budget then."""
+        """Reserve, in this process alone while Redis is away; then raises Unavailable for a call under a budget."""
         try:
             answer = self._on_primary(
                 lambda: self.primary.reserve(
@@ -238,7 +235,7 @@ class FailoverBackend(LimitBackend):
         return answer
 
     def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
-        """Prolong leases. While Redis is away its operations are taken to be open: a late settle corrects it."""
+        """Extend leases. While Redis is away, its operations count as open; a late settle corrects that."""
         names = frozenset(operations)
         alone = frozenset(filter(self.local.holds, names))
         try:
@@ -256,7 +253,7 @@ class FailoverBackend(LimitBackend):
         record: Draft | None,
         recorded_at: int | None = None,
     ) -> Settlement:
-        """Settle; what Redis has to know of it waits until it is back, the record does not. Never Unavailable."""
+        """Settle. While Redis is away the settlement waits for it; the record does not. Never raises Unavailable."""
         held = self._held.pop(operation, None)
         pending = Pending(scope, operation, admitted_at, used, self._clock(), recorded_at, record)
         settlement = self.local.settle(operation, used)
@@ -272,14 +269,14 @@ class FailoverBackend(LimitBackend):
         except (_Away, Unavailable) as error:
             sent = not isinstance(error, _Away) or error.sent
         except Exception:
-            logger.exception("limits: the settlement of %s has to wait", operation)  # the seeder's database is away
+            logger.exception("limits: the settlement of %s has to wait", operation)  # the seeder has no database
             sent = False
         overrun = held is not None and (used.tokens > held.tokens or used.cost > held.cost)
         self._settle_later(pending, overrun=overrun, sent=sent)
         return Settlement(used, overrun)
 
     def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
-        """Emit a record, to the database while Redis is away."""
+        """Emit a record; while Redis is away, to the database."""
         try:
             return self._on_primary(lambda: self.primary.emit(account_id, operation, record, tally=tally))
         except (_Away, Unavailable) as error:
@@ -297,44 +294,44 @@ class FailoverBackend(LimitBackend):
             return True
 
     def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
-        """Charge expired leases; none while Redis is away: they are there when it is back."""
+        """Charge expired leases; while Redis is away none, they are charged after its return."""
         try:
             return self._on_primary(lambda: self.primary.reap(shard, at_most=at_most))
         except _Away:
             return 0
 
     def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
-        """Tell what is used; raises Unavailable while Redis is away."""
+        """Return what each subject uses; raises Unavailable while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.usage(scope, month))
         except _Away as away:
             raise Unavailable(retry_after=RETRY_AFTER) from away
 
     def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
-        """Tell what is used, of many scopes; raises Unavailable while Redis is away."""
+        """Return the usage of many scopes; raises Unavailable while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.usages(scopes, month))
         except _Away as away:
             raise Unavailable(retry_after=RETRY_AFTER) from away
 
     def mend_once(self) -> bool:
-        """Probe, and settle what waits; return whether nothing is left to mend."""
+        """Probe Redis, and make the waiting settlements; return whether nothing is left to repair."""
         stored = self.tallies.flush()
         return self.breaker.try_close() and self.pending.flush(self.primary) and stored
 
     def end(self) -> None:
-        """Mend no longer, and drop what waits for Redis: for a backend that is replaced."""
+        """Stop the repair thread of a backend that is being replaced; waiting settlements are dropped."""
         self._mender.end()
 
     def either(self, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
-        """Do something that needs Redis, or something else while it is away; raises Unavailable as the others do."""
+        """Make a call on Redis, or `otherwise` while it is away; raises Unavailable like the other methods."""
         try:
             return self._on_primary(call)
         except _Away:
             return otherwise()
 
     def _on_primary(self, call: Callable[[], T]) -> T:
-        """Make a call on Redis; raise _Away if Redis is, Unavailable if it is there and fails all the same."""
+        """Make a call on Redis; raise _Away if Redis is away, Unavailable if it is there but the call fails."""
         if self.breaker.is_open:
             raise _Away(sent=False)
         failure: RedisError | None = None
@@ -360,12 +357,12 @@ class FailoverBackend(LimitBackend):
             self._held.popitem(last=False)
 
     def _release_later(self, scope: Scope, operation: str, admitted_at: int) -> None:
-        """Give back what Redis may have reserved for a call that went no further."""
+        """Queue the release of what Redis may have reserved for a call that was then refused."""
         now = self._clock()
         self._keep(Pending(scope, operation, admitted_at, Amount(), now, now, maybe_done=True))
 
     def _settle_later(self, pending: Pending, *, overrun: bool, sent: bool) -> None:
-        """Store the record directly, and keep the settlement; with the record in it if that failed."""
+        """Store the record directly and queue the settlement; if storing failed, with the record in it."""
         record = pending.record
         if record is not None and self._stored(final_record(pending.operation, record, overrun=overrun)):
             pending = replace(pending, record=None, recorded_at=self._clock())
@@ -388,7 +385,7 @@ class FailoverBackend(LimitBackend):
 
 
 def _may_have_arrived(error: _Away | Unavailable) -> bool:
-    """Tell whether Redis may have done what it gave no answer to."""
+    """Return whether Redis may have executed the call that got no reply."""
     if isinstance(error, _Away):
         return error.sent
     return isinstance(error.__cause__, RedisConnectionError | RedisTimeoutError)

@@ -1,4 +1,4 @@
-"""The ledgers in Redis as they are, for those who compare them with the records: nothing is seeded by reading."""
+"""Read and correct the ledgers in Redis, for reconciliation with the records; reading never seeds a ledger."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,9 +18,10 @@ PAGE = 1_000  # entries of a stream that are read at a time
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What a subject was charged in a month, what is reserved, and what its open calls hold: the two are the same.
+    """The settled and reserved amounts of a subject in a month, and what its open calls hold.
 
-    `seeded_at` is when (µs) it began, with what the database knew then.
+    `reserved` and `held` are equal unless something went wrong. `seeded_at` is when (µs) the ledger was created from
+    the database.
     """
 
     settled: Amount
@@ -30,20 +31,20 @@ class Ledger:
 
 
 class LedgerStore:
-    """Reads ledgers and the records that wait for the ingester. Raises redis.RedisError."""
+    """Reads ledgers, and the records that are not yet ingested. Raises redis.RedisError."""
 
     def __init__(self, url: str) -> None:
         self._client: Any = redis_client(url, read_timeout=READ_TIMEOUT)
         self._wire = wire_for(self._client)
 
     def read(self, shard: int, subjects: Sequence[Subject], month: int) -> dict[Subject, Ledger]:
-        """Read the ledgers of a shard's subjects in a month (YYYYMM), as of one moment; those that there are."""
+        """Return the ledgers of a shard's subjects in a month (YYYYMM), read atomically; missing ones are left out."""
         arguments: list[Argument] = ["", month, *(subject.name for subject in subjects)]
         found = self._wire.call(load("ledgers"), prefix_of(shard), arguments)
         return {subject: _ledger(row) for subject, row in zip(subjects, found, strict=True) if row}
 
     def waiting(self, shard: int) -> Iterator[Record]:
-        """Read the records of a shard that were in its stream by now, oldest first. What is no record is left out."""
+        """Yield the records that are in a shard's stream now, oldest first; skip invalid entries."""
         stream = records_stream(shard)
         newest = self._client.xrevrange(stream, count=1)
         if not newest:
@@ -56,7 +57,7 @@ class LedgerStore:
             after = f"({entries[-1][0].decode()}"
 
     def correct(self, shard: int, subject: Subject, month: int, *, settled: Amount, reserved: Amount) -> None:
-        """Add amounts, which may be negative, to what a ledger holds; a missing one stays missing."""
+        """Add amounts, which may be negative, to a ledger; a missing ledger stays missing."""
         amounts = [settled.tokens, settled.cost, reserved.tokens, reserved.cost]
         self._wire.call(load("correct"), prefix_of(shard), ["", month, subject.name, *amounts])
 

@@ -1,8 +1,8 @@
-"""Usage records on their way out of the limits: what is added to them, and how a stream carries them.
+"""Usage records between the limits and the database: the fields that are added, and their encoding in a Redis stream.
 
-A record is a JSON-able dict of the caller's. Emitting adds `id` (the operation), `revision` and `overrun`. One record
-may be emitted under the same id twice, when a late settle corrects a charge of the bound: the higher revision counts.
-So does that of a record which counts refusals, each time that it has grown.
+A record is a JSON-able dict from the caller. Emitting adds `id` (the operation), `revision` and `overrun`. A record may
+be emitted again under the same id, when a late settle corrects a charge of the bound, or when a record that counts
+refusals has grown; the highest revision is the valid one.
 """
 
 import json
@@ -11,24 +11,24 @@ from typing import Any
 
 from accounts.limits.types import Amount
 
-REVISION_BOUND = 1  # the lease ran out, the bound was charged
+REVISION_BOUND = 1  # the lease expired, the bound was charged
 REVISION_FINAL = 2  # what the call itself reported, early or late
 
 Record = dict[str, Any]
 
 
 def final_record(operation: str, record: Mapping[str, Any], *, overrun: bool = False) -> Record:
-    """Complete the record that a call settled or emitted by itself."""
+    """Return the record of a call that was settled or emitted by the call itself."""
     return {**record, "id": operation, "revision": REVISION_FINAL, "overrun": overrun}
 
 
 def counted_record(operation: str, record: Mapping[str, Any], *, count: int, revision: int) -> Record:
-    """Complete the record of the first of so many refusals, to stand for all of them."""
+    """Return the record of the first of `count` refusals, which represents all of them."""
     return {**record, "id": operation, "revision": revision, "overrun": False, "count": count}
 
 
 def bound_record(operation: str, draft: Mapping[str, Any], held: Amount, output_tokens: int) -> Record:
-    """Complete the draft of a call whose lease ran out: it is charged all that it held."""
+    """Return the record of a call whose lease expired: it is charged all that it held."""
     return {
         **draft,
         "id": operation,
@@ -42,11 +42,11 @@ def bound_record(operation: str, draft: Mapping[str, Any], held: Amount, output_
 
 
 def decode_record(fields: Mapping[bytes, bytes]) -> Record:
-    """Read a record from the fields of a stream entry, as the scripts write them.
+    """Parse a record from the fields of a stream entry, as the Lua scripts write them.
 
-    `o` operation, `r` the caller's JSON, `x` overrun, `t c u` (tokens, cost, output) of a bound that was charged, and
-    `n v` (count, revision) of counted refusals.
-    Raises KeyError or ValueError for an entry that is none of ours.
+    Fields: `o` operation, `r` the caller's JSON, `x` overrun, `t c u` (tokens, cost, output) of a bound that was
+    charged, and `n v` (count, revision) of counted refusals. Raises KeyError or ValueError for an entry that is no
+    record.
     """
     operation = fields[b"o"].decode()
     content: Record = json.loads(fields[b"r"])

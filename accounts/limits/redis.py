@@ -1,11 +1,8 @@
-"""The exact limit backend, in Lua on Redis or Valkey, and the seeding of ledgers that its store has lost.
+"""The exact limit backend: one Lua script call on Redis or Valkey for each step, and the seeding of missing ledgers.
 
-How a ledger that a store has lost, or never had, comes back from the database before anything is taken from it.
-
-The Redis backend: the limits of any number of processes, exact by one Lua call for each step.
-
-All keys of an account begin with `aiapi:{s<shard>}:`, so that a call touches one slot of a cluster. Redis's clock is
-the only one. What goes wrong comes out as redis.RedisError; failover.py says what is done about it.
+It is exact for any number of processes. A ledger that Redis lost, or never had, is seeded from the database before
+anything is taken from it. All Redis keys of an account begin with `aiapi:{s<shard>}:`, so that a call touches one slot
+of a cluster. Redis's clock is the only one. Failures are raised as redis.RedisError; failover.py handles them.
 """
 
 import json
@@ -51,25 +48,25 @@ from core.redis.wire import Argument, Wire
 from core.times import DAY, month_end, month_of
 
 Seeder = Callable[[Subject, int], Amount]
-"""Gives what a subject has settled in a month (YYYYMM), from the database. It may raise what the database raises."""
+"""Returns what a subject has settled in a month (YYYYMM), from the database. May raise database errors."""
 
 BulkSeeder = Callable[[Sequence[Subject], int], Mapping[Subject, Amount]]
-"""Gives the same of many subjects, in a number of queries that doesn't grow with theirs."""
+"""Does the same for many subjects, in a number of queries that doesn't grow with theirs."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerMissing:
-    """A backend's inner answer: these subjects have no ledger for this month (YYYYMM). Missing is not zero."""
+    """Internal result: these subjects have no ledger for this month (YYYYMM). Missing is not zero."""
 
     subjects: tuple[Subject, ...]
     month: int
 
 
 class SeedingBackend(LimitBackend):
-    """A backend that keeps ledgers. What it answers LedgerMissing to is asked again when they are seeded.
+    """A backend with ledgers. A call that returns LedgerMissing is repeated after those ledgers were seeded.
 
-    The `seeder` is asked once for each subject and month, the `bulk_seeder` once for all that a list shows; of several
-    processes that seed, the first wins.
+    The `seeder` is called once for each subject and month, the `bulk_seeder` once for all subjects of a list. If
+    several processes seed the same ledger, the first wins.
     """
 
     def __init__(self, *, seeder: Seeder, bulk_seeder: BulkSeeder | None = None, lease_seconds: int) -> None:
@@ -104,13 +101,13 @@ class SeedingBackend(LimitBackend):
         return settlement
 
     def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
-        """Tell what each subject uses now, and has used in the month."""
+        """Return what each subject uses now, and has used in the month."""
         asked = month or month_of(self.now())
         used: tuple[SubjectUsage, ...] = self._seeded(scope, lambda: self._usage(scope, asked))
         return used
 
     def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
-        """Tell what is used, of many scopes."""
+        """Return the usage of many scopes."""
         asked = month or month_of(self.now())
         while True:
             answers = self._usages(scopes, asked)
@@ -128,7 +125,7 @@ class SeedingBackend(LimitBackend):
 
     def _seeded(self, scope: Scope, call: Callable[[], Any]) -> Any:
         if isinstance(answer := call(), LedgerMissing):
-            # Of many calls that miss a ledger one asks the database: together they would exhaust its connections.
+            # If many calls miss a ledger, one queries the database: together they would exhaust its connections.
             with self._seeding[scope.shard]:
                 while isinstance(answer := call(), LedgerMissing):
                     self._seed(scope, answer.month, self._settled(answer))
@@ -169,9 +166,9 @@ class SeedingBackend(LimitBackend):
 __all__ = ["RedisBackend", "prefix_of", "records_stream", "redis_client", "wire_for"]
 
 UNLIMITED = -1
-HOLDS = -1  # refuse.lua's answer for an operation that holds a reservation
-LEDGER_KEPT = 45 * DAY * SECOND  # past the end of its month, for late settles and reports
-RESERVE_LIMITS = (  # by their numbers in reserve.lua
+HOLDS = -1  # what refuse.lua returns for an operation that holds a reservation
+LEDGER_KEPT = 45 * DAY * SECOND  # after the end of its month, for late settles and reports
+RESERVE_LIMITS = (  # in the order of their numbers in reserve.lua
     LimitName.TOKENS_PER_MINUTE,
     LimitName.CONCURRENT_REQUESTS,
     LimitName.MONTHLY_TOKENS,
@@ -181,19 +178,19 @@ _WRITE = script(b"redis.call('SET', KEYS[1] .. 'written', 1, 'EX', 10)")
 
 
 def prefix_of(shard: int) -> str:
-    """Give the prefix, with the hash tag, of all keys of a shard."""
+    """Return the prefix, with the hash tag, of all Redis keys of a shard."""
     return f"aiapi:{{s{shard}}}:"
 
 
 def records_stream(shard: int) -> str:
-    """Give the key of the stream that a shard's usage records go to."""
+    """Return the key of the stream for a shard's usage records."""
     return prefix_of(shard) + "records"
 
 
 class RedisBackend(SeedingBackend):
-    """The limits of all processes. See the contract for what each method promises.
+    """The limits of all processes. LimitBackend documents what each method guarantees.
 
-    A `clock` replaces Redis's in tests.
+    A `clock` (µs) replaces Redis's in tests.
     """
 
     def __init__(
@@ -210,11 +207,11 @@ class RedisBackend(SeedingBackend):
         self._clock = clock
 
     def now(self) -> int:
-        """Give the time (µs) by Redis's clock."""
+        """Return the time (µs) by Redis's clock."""
         return int(self._call("now", 0, ()))
 
     def write_errors(self) -> list[ResponseError | None]:
-        """Write to every node; return for each the error with which it refuses that, None where it does not."""
+        """Write to every node; return for each the error with which it refuses, None if it accepts."""
 
         def error_of(prefix: str) -> ResponseError | None:
             try:
@@ -230,7 +227,7 @@ class RedisBackend(SeedingBackend):
         return self._admission(scope, operation, 1)
 
     def peek(self, scope: Scope) -> Admission:
-        """Tell what admit would answer."""
+        """Return what admit would return."""
         return self._admission(scope, "", 0)
 
     def _admission(self, scope: Scope, operation: str, counting: int) -> Admission:
@@ -278,7 +275,7 @@ class RedisBackend(SeedingBackend):
         raise OperationClosed(operation)
 
     def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
-        """Prolong the leases of open operations."""
+        """Extend the leases of open operations."""
         names = list(operations)
         if not names:
             return frozenset()
@@ -311,12 +308,12 @@ class RedisBackend(SeedingBackend):
             noted = self._call("refuse", account_id % SHARDS, arguments)
             if noted != HOLDS:
                 return bool(noted)
-        # The month does not matter: an operation that reserved has it, and nothing is charged to one that did not.
+        # The month does not matter: an operation that reserved has its own, and one that did not is charged nothing.
         nobody = Scope(account_id, ())
         return not self.settle(nobody, operation, admitted_at=0, used=Amount(), record=record).duplicate
 
     def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
-        """Turn reservations whose lease has run out into charges of their bound."""
+        """Charge the bound of reservations whose lease has expired."""
         return int(self._call("reap", shard, [at_most]))
 
     def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing:

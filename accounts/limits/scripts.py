@@ -1,4 +1,4 @@
-"""The Lua scripts, each with the shared prelude in front of it, and the names Redis knows them by."""
+"""Load the Lua scripts of the limits, each with the shared prelude prepended."""
 
 from functools import cache
 from pathlib import Path
@@ -10,5 +10,5 @@ LUA = Path(__file__).with_name("lua")
 
 @cache
 def load(name: str) -> Script:
-    """Read a script of the lua folder by its name, without the ending."""
+    """Load a script of the lua folder by its name without the suffix."""
     return script((LUA / "prelude.lua").read_bytes() + b"\n" + (LUA / f"{name}.lua").read_bytes())

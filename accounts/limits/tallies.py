@@ -1,4 +1,4 @@
-"""Refusals counted in this process while Redis is away."""
+"""Count and record refusals in this process while Redis is away."""
 
 import logging
 import threading
@@ -11,17 +11,17 @@ from accounts.limits.types import MINUTE, REFUSALS_A_MINUTE, Tally
 
 logger = logging.getLogger(__name__)
 
-#: A count that has become this large is left, and the next begun: the database keeps revisions in 16 bits.
+#: At this count a new record is started: the database stores revisions in 16 bits.
 LARGEST_COUNT = 30_000
-#: Records that wait for the database at most.
+#: The most records that wait for the database.
 CAPACITY = 20_000
 
 
 class Tallies:
-    """The refusals of the present minute, by owner and kind. Safe for threads.
+    """The refusals of the current minute, by owner and kind. Thread-safe.
 
-    Each is written at once, into `sink`, so that none is lost if the process is killed: as a row of its own or as the
-    next revision of one that counts. What the sink does not take waits for `flush`.
+    Each is written to `sink` at once, so that none is lost if the process is killed: as a row of its own, or as the
+    next revision of a counting record. Records that the sink fails to store wait for `flush`.
     """
 
     def __init__(self, sink: Callable[[Record], None]) -> None:
@@ -37,7 +37,7 @@ class Tallies:
         return len(self._waiting)
 
     def add(self, tally: Tally, operation: str, record: Mapping[str, Any], now: int) -> None:
-        """Record a refusal at `now` (µs); never raises what the sink does."""
+        """Record a refusal at `now` (µs); errors of the sink are logged, not raised."""
         counted = self._counted(tally, operation, record, now)
         with self._lock:
             self._waiting[counted["id"]] = counted
@@ -47,7 +47,7 @@ class Tallies:
         self._write(counted)
 
     def flush(self) -> bool:
-        """Write what waits, oldest first; stop at the first that fails. Return whether nothing is left."""
+        """Write the waiting records, oldest first, until one fails. Return whether none is left."""
         return all(self._write(record) for record in list(self._waiting.values()))
 
     def _write(self, record: Record) -> bool:
@@ -75,7 +75,7 @@ class Tallies:
 
 
 def _grown(known: Record | None, operation: str, record: Mapping[str, Any]) -> Record:
-    """Add a refusal to the record that counts its like, or begin one."""
+    """Add a refusal to its counting record, or start one."""
     if known is None or known["count"] >= LARGEST_COUNT:
         return counted_record(operation, record, count=1, revision=REVISION_FINAL)
     return counted_record(known["id"], known, count=known["count"] + 1, revision=known["revision"] + 1)

@@ -1,17 +1,14 @@
-"""Amounts of tokens and money, and the true upper bound of what a call may cost.
+"""The contract of accounts.limits: amounts, bounds, limits, and what every backend guarantees.
 
-Money is integer nano-dollars, rounded up once; prices are nano-dollars per million tokens.
-
-What a limit is, and what every backend promises: the contract of accounts.limits.
-
-A call goes through three steps, each of them atomic over all its subjects and idempotent by its operation id:
+A call takes three steps. Each is atomic over all its subjects, and idempotent by its operation id:
 
     admit    counts one request against the request rates, before anything else happens
-    reserve  takes a slot and the bound of what the call may cost, before the provider is asked
-    settle   gives the slot back and replaces the bound by what was used, together with the usage record
+    reserve  takes a slot and the bound of what the call may cost, before the provider is called
+    settle   releases the slot and replaces the bound by what was used, together with the usage record
 
-Time is integer microseconds since the epoch, by Redis's clock (or an injected one). Money is integer
-nano-dollars. `None` as a limit means unlimited. Windows of a minute are closed at their start and open at their end.
+Time is integer microseconds since the epoch, by Redis's clock (or an injected one). Money is integer nano-dollars,
+rounded up once; prices are nano-dollars per million tokens. A limit of `None` means unlimited. Windows of a minute are
+closed at their start and open at their end.
 """
 
 import re
@@ -27,7 +24,7 @@ EXACT = 2**53  # Lua's numbers are doubles: integers are exact below this
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """So many tokens at such a cost (nano-dollars)."""
+    """A number of tokens and their cost (nano-dollars)."""
 
     tokens: int = 0
     cost: int = 0
@@ -41,12 +38,12 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The most that a call may use: a fixed prompt part, and output of which less may be granted.
+    """The most that a call may use: a fixed prompt part, and output that may be granted in part.
 
-    The cost of `o` output tokens is `prompt.cost + ceil(o * output_price / 1,000,000)`. What is granted is the largest
-    multiple of `step` (the number of answers asked for, which share it evenly) from `minimum_output` to
-    `output_tokens` that fits every limit. `minimum_output` left at None means that only the whole will do.
-    Raises ValueError if the parts contradict each other, or are too large to be counted exactly.
+    The cost of `o` output tokens is `prompt.cost + ceil(o * output_price / 1,000,000)`. The grant is the largest
+    multiple of `step` (the number of answers requested, which share it evenly) from `minimum_output` to `output_tokens`
+    that fits every limit. Without a `minimum_output` only the whole output is granted. Raises ValueError if the parts
+    contradict each other, or are too large to be counted exactly.
     """
 
     prompt: Amount
@@ -69,16 +66,16 @@ class Bound:
 
     @property
     def least_output(self) -> int:
-        """Give the least output that the call can do with."""
+        """The smallest output that is worth granting."""
         return self.output_tokens if self.minimum_output is None else self.minimum_output
 
     def at(self, output: int) -> Amount:
-        """Give the bound with so many output tokens."""
+        """Return the bound with this number of output tokens."""
         cost = self.prompt.cost + -(-output * self.output_price // MILLION)
         return Amount(self.prompt.tokens + output, cost)
 
     def largest_output(self, tokens_left: int | None, cost_left: int | None) -> int | None:
-        """Give the largest output that fits what is left (None: unlimited); None if not even the least fits."""
+        """Return the largest output that fits what is left (None: unlimited); None if not even the least fits."""
         output = self.output_tokens
         if tokens_left is not None:
             output = min(output, tokens_left - self.prompt.tokens)
@@ -98,10 +95,10 @@ SECOND = 1_000_000
 MINUTE = 60 * SECOND
 
 DEFAULT_LEASE_SECONDS = 20
-REAP_AT_MOST = 64  # keeps the time that one call takes of Redis below a few ms
-LEAVES = 61  # a second's tokens leave the window when its last moment is a minute old: late, never early
-LAZY_REAPS = 16  # expired leases of a shard that a reserve clears on its way: keeps its time bounded
-REFUSALS_A_MINUTE = 60  # that leave a record of their own, of each owner; more are counted, see Tally
+REAP_AT_MOST = 64  # keeps one call's time in Redis below a few ms
+LEAVES = 61  # seconds; tokens of one second leave the window when the end of that second is a minute old: never early
+LAZY_REAPS = 16  # expired leases of the shard that one reserve clears at most: keeps its time bounded
+REFUSALS_A_MINUTE = 60  # refusals of an owner with a record each; further ones are only counted, see Tally
 
 SUBJECT_NAME = re.compile(r"[a-z_]+:[^\s{}]+")
 
@@ -112,7 +109,7 @@ Draft = Mapping[str, Any]
 
 
 class LimitName(StrEnum):
-    """The limits by the names of their fields, as refusals and bodies of errors carry them."""
+    """The names of the limits: their field names, also used in refusals and error bodies."""
 
     REQUESTS_PER_MINUTE = "requests_per_minute"
     TOKENS_PER_MINUTE = "tokens_per_minute"
@@ -122,7 +119,7 @@ class LimitName(StrEnum):
 
 
 class Unavailable(Exception):
-    """Raised when a limit can't be held exactly now, because Redis is away: a 503, never the caller's fault.
+    """Raised when a limit can't be enforced exactly because Redis is away: a 503, never the caller's fault.
 
     `retry_after` is in whole seconds.
     """
@@ -133,12 +130,12 @@ class Unavailable(Exception):
 
 
 class OperationClosed(Exception):
-    """Raised by reserve for an operation that was settled, or whose lease ran out and was charged already."""
+    """Raised by reserve for an operation that was settled already, or whose lease expired and was charged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one subject; None is unlimited, 0 admits nothing. `monthly_cost` is in nano-dollars."""
+    """The limits of one subject. None is unlimited, 0 admits nothing. `monthly_cost` is in nano-dollars."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -148,16 +145,17 @@ class Limits:
 
     @property
     def has_budget(self) -> bool:
-        """Tell whether a monthly budget is set: such calls are refused while the ledger is out of reach."""
+        """Whether a monthly budget is set: such calls are refused while Redis is away."""
         return self.monthly_tokens is not None or self.monthly_cost is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Somebody or something that has limits: a key, its account, either's use of one model, a provider.
+    """An owner of limits: a key, its account, the use of one model by either, or a provider.
 
-    Kind and id make its name in the store, so neither may contain whitespace or braces, and the kind no colon:
-    ValueError else. `maker` is set where it is not the key that calls but one that made it: the name for people.
+    Kind and id form its name in Redis. Neither may contain whitespace or braces, and the kind no colon; raises
+    ValueError otherwise. `maker` is the display name of a key that created the calling key; it is empty for all other
+    subjects.
     """
 
     kind: str
@@ -171,48 +169,48 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Name the subject in the store, as in `key:17`."""
+        """The name of the subject in Redis, such as `key:17`."""
         return f"{self.kind}:{self.id}"
 
     @property
     def model(self) -> str | None:
-        """Name the model whose use alone is limited (`key_model` and `account_model`); None for all others."""
+        """The model that the limits apply to (`key_model` and `account_model`); None for other kinds."""
         return self.id.split(":", 2)[2] if self.kind in MODEL_KINDS else None
 
     @property
     def owner_id(self) -> int:
-        """Give the id of the key or account."""
+        """The id of the key or account."""
         return int(self.id.split(":", 1)[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """All the subjects that one call counts against. They live in the shard of the account."""
+    """All subjects that one call counts against. They are stored in the shard of the account."""
 
     account_id: int
     subjects: tuple[Subject, ...]
 
     @property
     def shard(self) -> int:
-        """Give the shard whose hash tag all keys of the account carry."""
+        """The shard, whose hash tag all Redis keys of the account carry."""
         return self.account_id % SHARDS
 
     @property
     def has_budget(self) -> bool:
-        """Tell whether any subject has a monthly budget."""
+        """Whether any subject has a monthly budget."""
         return any(subject.limits.has_budget for subject in self.subjects)
 
     @property
     def has_cost_budget(self) -> bool:
-        """Tell whether any subject has a monthly budget in money."""
+        """Whether any subject has a monthly budget in money."""
         return any(subject.limits.monthly_cost is not None for subject in self.subjects)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Where one limit of one subject stands: what is left of it, and when (µs) it is whole again.
+    """What is left of one limit of one subject, and when (µs) all of it is available again.
 
-    For a request that was refused, `reset_at` is when the next slot is free.
+    For a refused request, `reset_at` is when the next slot is free.
     """
 
     limit: int
@@ -222,10 +220,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a call was refused: which limit, whose it is, how much of it is used, and when (µs) to try again.
+    """Why a call was refused: the limit, its subject, how much of it is used, and when (µs) to try again.
 
-    When several limits refuse, this is the one that binds longest. `impossible` says that the bound of the call
-    alone is above the whole limit, so that waiting does not help. Amounts are in the limit's own unit.
+    If several limits refuse, this is the one that blocks longest. `impossible` means that the bound of the call alone
+    is above the whole limit, so that waiting does not help. Amounts are in the limit's own unit.
     """
 
     limit: LimitName
@@ -238,13 +236,13 @@ class Refusal:
 
     @property
     def retry_after(self) -> int:
-        """Give the seconds to wait, rounded up, at least 1."""
+        """The seconds to wait, rounded up, at least 1."""
         return max(1, -((self.at - self.reset_at) // SECOND))
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where the rates of one subject stand; None where it has no such limit."""
+    """The request and token windows of one subject; None for a limit that it does not have."""
 
     subject: Subject
     requests: Window | None
@@ -253,9 +251,9 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The answer to admit (counted, if admitted) and to peek (never counted), with one status per subject.
+    """The result of admit (counted, if admitted) and of peek (never counted), with one status for each subject.
 
-    `at` is the time of admission in µs: month and hour of the call's record follow from it.
+    `at` is the time of admission in µs; it decides the month and hour of the call's record.
     """
 
     admitted: bool
@@ -264,13 +262,13 @@ class Admission:
     refusal: Refusal | None = None
 
     def with_tokens(self, windows: Sequence[Window | None]) -> Self:
-        """Return it with the tokens' windows of a later moment, of each subject in this order."""
-        pairs = zip(self.statuses, windows, strict=False)  # a call's model may add subjects, which have no rates
+        """Return a copy with later token windows, given in the order of the subjects."""
+        pairs = zip(self.statuses, windows, strict=False)  # the call's model may add subjects, without rates
         statuses = tuple(replace(status, tokens=window) for status, window in pairs)
         return replace(self, statuses=statuses)
 
     def refused(self, refusal: Refusal) -> Self:
-        """Return it with a refusal that came after it: a window of tokens that refused says when it has room."""
+        """Return a copy with a later refusal; a token window that refused gets the refusal's numbers and reset."""
 
         def as_refused(status: Status) -> Status:
             if status.subject != refusal.subject or refusal.limit is not LimitName.TOKENS_PER_MINUTE:
@@ -283,10 +281,10 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A granted reservation: the output tokens to send upstream as the maximum, and the bound that is held.
+    """A granted reservation: the output tokens to request from the provider at most, and the bound that is held.
 
-    `lease_until` is when (µs) it turns into a charge of the bound unless renewed or settled. `tokens` has the
-    tokens-per-minute window of each subject of the scope after this reservation, None where there is no limit.
+    At `lease_until` (µs) the bound is charged unless the lease was renewed or the call settled. `tokens` has the
+    tokens-per-minute window of each subject of the scope after this reservation, None for a subject without that limit.
     """
 
     output_tokens: int
@@ -298,9 +296,9 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What settle did: the charge that now stands, whether it was above the bound, and how it came about.
+    """The result of settle: the charge that now applies, whether it exceeds the bound, and how it came about.
 
-    `late` means that the lease had run out and the charge of the bound was replaced. `duplicate` means that the
+    `late` means that the lease had expired and the charge of the bound was replaced. `duplicate` means that the
     operation had been settled before, and nothing changed.
     """
 
@@ -312,10 +310,10 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Where a refusal is counted once its owner has had REFUSALS_A_MINUTE records of refusals in a minute.
+    """The group in which a refusal is counted once its owner has REFUSALS_A_MINUTE records of refusals in a minute.
 
-    Those of one owner, kind and minute make one record: the first one's, with its id, and a `count` that grows by
-    revisions. Whatever sums up refusals is thus bounded in memory and in rows, however many there are.
+    The refusals of one owner, kind and minute share one record: the first one's, with its id and a `count` that grows
+    by revisions. This bounds the memory and the rows that refusals take, however many there are.
     """
 
     owner: str
@@ -335,25 +333,25 @@ class SubjectUsage:
 
 
 class LimitBackend(ABC):
-    """The limits of all subjects, kept in one place. All methods are safe to call from any thread or greenlet."""
+    """The limits of all subjects, stored in one place. All methods are safe to call from any thread or greenlet."""
 
     lease_seconds: int
 
     @property
     def is_degraded(self) -> bool:
-        """Say whether the store is known to be away, so that something else stands in for it."""
+        """Whether the store is known to be away, and a substitute is in use."""
         return False
 
     @abstractmethod
     def admit(self, scope: Scope, operation: str) -> Admission:
-        """Count one request against all subjects, or against none if any of them has no slot left.
+        """Count one request against all subjects, or against none if any of them is at its limit.
 
-        An operation that was admitted in the last two minutes is admitted again without counting.
+        Admitting the same operation again within two minutes does not count again.
         """
 
     @abstractmethod
     def peek(self, scope: Scope) -> Admission:
-        """Tell what admit would answer now, without counting."""
+        """Return what admit would return now, without counting."""
 
     @abstractmethod
     def reserve(
@@ -361,17 +359,17 @@ class LimitBackend(ABC):
     ) -> Reserved | Refusal:
         """Take one slot and the bound from all subjects, or nothing from any of them.
 
-        The most output that fits, from `bound.least_output` to `bound.output_tokens`, is granted. Budgets are those
-        of the month of `admitted_at`. The `draft` (JSON-able) is the usage record to be emitted if the lease runs out.
-        What costs nothing is not stopped by a budget in money, however overspent that is. A higher `attempt` of an open
+        Grants the largest output that fits, from `bound.least_output` to `bound.output_tokens`. Budgets are those of
+        the month of `admitted_at`. The `draft` (JSON-able) is the usage record to emit if the lease expires. A call
+        that costs nothing is not refused by a budget in money, even if that is overspent. A higher `attempt` of an open
         operation adds its bound to what is held and takes no second slot: for a retry after a try that may have been
-        billed. The same attempt again changes nothing. Raises OperationClosed if the operation is no longer open,
-        Unavailable, and what the seeder raises.
+        billed. Repeating an attempt changes nothing. Raises OperationClosed if the operation is no longer open,
+        Unavailable, and errors of the seeder.
         """
 
     @abstractmethod
     def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
-        """Prolong the leases of open operations to a whole lease from now; answer which of them are still open."""
+        """Extend the leases of open operations to a full lease from now; return those that are still open."""
 
     @abstractmethod
     def settle(
@@ -386,10 +384,10 @@ class LimitBackend(ABC):
     ) -> Settlement:
         """Release the slot, replace the bound by what was used, and emit the record, all in one step.
 
-        The ledger is that of the month of `admitted_at`. If the lease had run out, the charge of the bound is replaced
-        once. For an operation that the backend does not know (its store was emptied) what was used is charged, except
-        to ledgers seeded from the database after `recorded_at` (µs), the time at which the record went there.
-        A record of None settles without emitting.
+        The ledger is that of the month of `admitted_at`. If the lease had expired, the charge of the bound is replaced
+        once. For an operation that the backend does not know (its store was emptied) the used amount is charged, except
+        to ledgers seeded from the database after `recorded_at` (µs), the time at which the record was written there.
+        Without a record, settles without emitting one.
         """
 
     def charge(self, scope: Scope, operation: str, *, admitted_at: int, used: Amount, recorded_at: int) -> Settlement:
@@ -398,29 +396,29 @@ class LimitBackend(ABC):
 
     @abstractmethod
     def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
-        """Emit the record of a request that reserved nothing (a hit, a refusal); False if it was emitted before.
+        """Emit the record of a request that reserved nothing (a hit, a refusal); return False if it was emitted before.
 
-        With a `tally` it may be counted with others instead. If the operation turns out to hold a reservation (the
-        reply to reserve was lost), that is released.
+        With a `tally` it may be counted together with others instead. If the operation turns out to hold a reservation
+        (the reply to reserve was lost), that is released.
         """
 
     @abstractmethod
     def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
-        """Turn reservations of the shard whose lease has run out into charges of their bound; answer how many."""
+        """Charge the bound of the shard's reservations whose lease has expired; return how many there were."""
 
     @abstractmethod
     def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
-        """Tell what each subject uses now, and has used in the month (YYYYMM; by default the current one)."""
+        """Return what each subject uses now, and has used in the month (YYYYMM; by default the current one)."""
 
     @abstractmethod
     def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
-        """Tell what `usage` tells, of many scopes in a number of steps that doesn't grow with theirs."""
+        """Return the `usage` of many scopes, in a number of round trips that does not grow with theirs."""
 
     @abstractmethod
     def now(self) -> int:
-        """Give the time (µs) by the backend's clock."""
+        """Return the time (µs) by the backend's clock."""
 
 
 def binding(refusals: Iterable[Refusal]) -> Refusal:
-    """Pick the refusal that binds longest: one that can never fit first, then the latest reset, then the first."""
+    """Return the refusal that blocks longest: one that can never fit first, then the latest reset, then the first."""
     return max(refusals, key=lambda refusal: (refusal.impossible, refusal.reset_at))

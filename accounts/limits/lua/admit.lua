@@ -1,7 +1,7 @@
 -- Count one request against the request rates of all subjects, or of none.
--- ARGV: clock override, operation, '1' to count or '0' to peek, then of each subject: name, requests per minute and
+-- ARGV: clock override, operation, '1' to count or '0' to peek, then for each subject: name, requests per minute and
 -- tokens per minute (-1 is unlimited).
--- Answers {admitted, time, then of each subject: requests used, their reset, tokens used, their reset}.
+-- Returns {admitted, time, then for each subject: requests used, their reset, tokens used, their reset}.
 
 local FIRST = 4
 local MARK_TTL = 120000
@@ -9,8 +9,8 @@ local now = clock(ARGV[1])
 local marker = P .. 'a:' .. ARGV[2]
 local counting = ARGV[3] == '1'
 
--- The clock never runs backward. A log more than a window ahead of it was written before a step of the clock and
--- would block for as long as that step: it is dropped.
+-- Keep the time from running backward. A log that is more than a window ahead of the clock was written before the clock
+-- was set back, and would block requests for as long as that step: it is dropped.
 local latest = {}
 for i = FIRST, #ARGV, 3 do
   if ARGV[i + 1] ~= '-1' then

@@ -1,6 +1,6 @@
--- Tell what ledgers hold, and what the open operations of the shard hold on them, as of one moment.
--- ARGV: clock override, month, then names of subjects. Answers of each subject: settled tokens and cost, reserved tokens
--- and cost, tokens and cost that open operations hold, when (µs) it was seeded; nothing where the ledger is missing.
+-- Return the amounts of ledgers, and what the shard's open operations hold on them, all read atomically.
+-- ARGV: clock override, month, then names of subjects. Returns for each subject: settled tokens and cost, reserved
+-- tokens and cost, tokens and cost that open operations hold, when (µs) it was seeded; empty if the ledger is missing.
 local month = ARGV[2]
 local tokens, cost = {}, {}
 for i = 3, #ARGV do

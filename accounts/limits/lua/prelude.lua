@@ -1,29 +1,29 @@
--- Shared by every script of accounts.limits; scripts.py puts it in front of them.
+-- Shared by every script of accounts.limits; scripts.py prepends it to each.
 --
 -- KEYS[1] is the prefix of a shard, `aiapi:{s17}:`. All keys derive from it, so all are in one slot of a cluster:
 --   <subject>:q        list     request log: times (µs) of the requests admitted in the last minute
---   <subject>:w        hash     n open slots, t open tokens, s settled tokens of the last minute, and those by second:
---                               h oldest and l latest second that has any, <second> -> tokens
+--   <subject>:w        hash     n open slots, t open tokens, s settled tokens of the last minute, and these by second:
+--                               h oldest and l latest second with any, <second> -> tokens
 --   <subject>:m:YYYYMM hash     ledger: st sc settled tokens and cost, rt rc reserved, at when it was seeded (µs)
 --   <subject>:f:<minute> string  refusals of a key in a minute
---   f:<key>:<minute>:<kind> hash counted refusals: o operation of the first, r its record, n how many, v revision
---   f                  zset     names of those with refusals that were not emitted yet, by when (µs) they are to be
+--   f:<key>:<minute>:<kind> hash counted refusals: o operation of the first, r its record, n count, v revision
+--   f                  zset     names of the counts above with refusals not emitted yet, by when (µs) they are due
 --   a:<operation>      string   when (µs) the operation was admitted
 --   o:<operation>      hash     z state (o open, b bound charged, s settled), k attempt, s subjects, m month,
 --                               t c tokens and cost held or charged, u output tokens, d draft, y second of the charge
 --   l                  zset     open operations by the end of their lease (µs)
---   records            stream   usage records on their way to the database
--- What all accounts share has a prefix of its own, `aiapi:{provider:17}:`, with :q, :w and l as above, and:
+--   records            stream   usage records for the ingester
+-- A provider, which all accounts share, has its own prefix, `aiapi:{provider:17}:`, with :q, :w and l as above, and:
 --   o:<operation>      string   tokens that it holds
 -- Times and amounts are integers below 2^53. Never `..` a large one: Lua would write it as 1.7e+15; use str().
 
 local P = KEYS[1]
 local MINUTE = 60000000
-local LEAVES = 61        -- a second's bucket leaves the window when its last moment is a minute old: never early
+local LEAVES = 61        -- seconds; a second's bucket leaves the window when its end is a minute old: never early
 local WINDOW_TTL = 120   -- seconds
 local LONG_TTL = 3888000 -- 45 days, for what must outlive an outage: open reservations, leases, records
 local SETTLED_TTL = 3600
-local EMITTED_TTL = 60   -- of what held and used nothing: only a retry after a lost reply needs to find it
+local EMITTED_TTL = 60   -- for operations that held and used nothing: only a retry after a lost reply looks them up
 local CHARGED_TTL = 86400
 
 local function str(number)
@@ -38,8 +38,8 @@ local function clock(override)
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- Count the requests of the last minute, after cutting off the log what is older: in leaps of doubling length, so with
--- few calls whatever the length.
+-- Return the number of requests in the last minute, after trimming older ones from the log. The search doubles its
+-- steps, so it takes few calls whatever the length.
 local function log_length(key, now)
   local gone, leap = 0, 1
   while true do
@@ -64,7 +64,7 @@ local function window_save(w)
   redis.call('EXPIRE', w.key, w.n > 0 and LONG_TTL or WINDOW_TTL)
 end
 
--- Answer the numbers of a window, after taking out of it what has left.
+-- Load a window, after removing the buckets that have left it.
 local function window_load(key, second)
   local v = redis.call('HMGET', key, 'n', 't', 's', 'h', 'l')
   local w = { key = key, n = tonumber(v[1] or 0), t = tonumber(v[2] or 0), s = tonumber(v[3] or 0),
@@ -85,7 +85,7 @@ local function window_load(key, second)
   return w
 end
 
--- Put settled tokens into the bucket of this second, or of the latest one if the clock has run backward.
+-- Add settled tokens to the bucket of this second, or to the latest one if the clock has run backward.
 local function window_add(w, second, tokens)
   second = math.max(second, w.l)
   if w.h == 0 or w.h > w.l then
@@ -97,7 +97,7 @@ local function window_add(w, second, tokens)
   return second
 end
 
--- When (µs) the window will be whole again, if nothing more comes.
+-- Return when (µs) the window will be empty, if nothing is added.
 local function window_reset(w, now)
   if w.t > 0 then
     return now + LEAVES * 1000000
@@ -105,7 +105,7 @@ local function window_reset(w, now)
   return w.s > 0 and (w.l + LEAVES) * 1000000 or now
 end
 
--- When (µs) enough settled tokens will have left a window; open ones leave at a time nobody knows.
+-- Return when (µs) enough settled tokens will have left a window; when open ones will leave is unknown.
 local function tokens_reset(w, excess, now)
   local at = now + 1000000
   if w.s == 0 then
@@ -127,7 +127,7 @@ local function tokens_reset(w, excess, now)
   return at
 end
 
--- Move amounts in a ledger. A missing ledger stays missing: it will be seeded from the database.
+-- Add amounts to a ledger. A missing ledger stays missing: it will be seeded from the database.
 local function ledger_move(key, settled_tokens, settled_cost, reserved_tokens, reserved_cost)
   local v = redis.call('HMGET', key, 'st', 'sc', 'rt', 'rc')
   if v[1] then
@@ -141,7 +141,7 @@ local function emit(...)
   redis.call('EXPIRE', P .. 'records', LONG_TTL)
 end
 
--- Replace the bound that an open operation holds by a charge, for each of its subjects; answers the charge's second.
+-- Replace the bound that an open operation holds by a charge, for each subject; returns the second of the charge.
 local function conclude(subjects, month, held_tokens, held_cost, tokens, cost, now)
   local second = math.floor(now / 1000000)
   local charged = second
@@ -158,7 +158,7 @@ local function conclude(subjects, month, held_tokens, held_cost, tokens, cost, n
   return charged
 end
 
--- Turn up to so many reservations whose lease has run out into charges of their bound; answers how many.
+-- Charge the bound of up to `at_most` reservations whose lease has expired; returns how many.
 local function reap(now, at_most)
   local expired = redis.call('ZRANGEBYSCORE', P .. 'l', '-inf', str(now), 'LIMIT', 0, at_most)
   for _, operation in ipairs(expired) do

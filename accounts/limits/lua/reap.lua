@@ -1,5 +1,5 @@
--- Emit what was counted of refusals, and charge the bound of reservations whose lease has run out.
--- ARGV: clock override, at most so many of either. Answers how many reservations it charged.
+-- Emit the records of counted refusals that are due, and charge the bound of reservations whose lease has expired.
+-- ARGV: clock override, how many of either at most. Returns how many reservations it charged.
 local now, at_most = clock(ARGV[1]), tonumber(ARGV[2])
 
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', P .. 'f', '-inf', str(now), 'LIMIT', 0, at_most)) do

@@ -1,10 +1,10 @@
--- Record a refusal: by itself, or, beyond so many of its owner in a minute, by a count of those of its kind. Counts are
--- emitted a moment later, by reap.lua: a refusal is nothing to wait for, and so very many of them make few entries.
--- ARGV: clock override, operation, record (JSON), owner, kind, refusals of an owner a minute with records of their own.
--- Answers 1, 0 if it was recorded before, -1 if the operation holds a reservation or was charged: nothing is done then.
+-- Record a refusal: in a record of its own, or, once its owner had many in this minute, in the count of its kind.
+-- reap.lua emits the counts about two seconds later, so that very many refusals make few entries.
+-- ARGV: clock override, operation, record (JSON), owner, kind, how many refusals of an owner a minute have own records.
+-- Returns 1, 0 if it was recorded before, or -1, doing nothing, if the operation holds a reservation or was charged.
 
 local PUBLISH_AFTER = 2000000 -- µs
-local REFUSED_TTL = 10        -- seconds, for a retry after a lost reply: there may be thousands a second
+local REFUSED_TTL = 10        -- seconds, for a retry after a lost reply; short, for there may be thousands a second
 local now = clock(ARGV[1])
 local operation, minute = P .. 'o:' .. ARGV[2], str(math.floor(now / MINUTE))
 

@@ -1,5 +1,5 @@
--- Prolong the leases of open operations. ARGV: clock override, lease (µs), operations.
--- Answers a 1 for each that is still open, and a 0 for each that is not.
+-- Extend the leases of open operations. ARGV: clock override, lease (µs), operations.
+-- Returns for each 1 if it is still open, else 0.
 local lease_end = str(clock(ARGV[1]) + tonumber(ARGV[2]))
 local reply = {}
 for i = 3, #ARGV do

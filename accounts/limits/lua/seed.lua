@@ -1,5 +1,5 @@
--- Give missing ledgers what the database knows. The first writer wins.
--- ARGV: clock override, month, when (µs) the ledger may be forgotten, then of each subject: name, tokens, cost.
+-- Create missing ledgers with the amounts that the database has. The first writer wins.
+-- ARGV: clock override, month, when (µs) the ledger may expire, then for each subject: name, tokens, cost.
 local now = clock(ARGV[1])
 for i = 4, #ARGV, 3 do
   local key = P .. ARGV[i] .. ':m:' .. ARGV[2]

@@ -1,6 +1,6 @@
--- Tell what subjects use now and have used in a month. ARGV: clock override, month, then of each subject: name and
--- '1' if its requests are counted. Answers {'ok', then of each subject: requests, tokens in the window, slots, settled
--- tokens and cost, reserved tokens and cost}, or {'missing', numbers of subjects}.
+-- Return what subjects use now and have used in a month. ARGV: clock override, month, then for each subject: name and
+-- '1' if its requests are counted. Returns {'ok', then for each subject: requests, tokens in the window, slots, settled
+-- tokens and cost, reserved tokens and cost}, or {'missing', numbers of the subjects without a ledger}.
 local now = clock(ARGV[1])
 local second = math.floor(now / 1000000)
 local reply, missing = { 'ok' }, { 'missing' }
