@@ -1,10 +1,10 @@
-"""The accounts app."""
+"""Django's configuration of the accounts app."""
 
 from django.apps import AppConfig
 
 
 class AccountsConfig(AppConfig):
-    """Give Django its checks."""
+    """The accounts app; importing its checks registers them."""
 
     name = "accounts"
 

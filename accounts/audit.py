@@ -1,6 +1,6 @@
-"""The audit log: what changed, from what to what, by whom; written in the transaction of the change itself.
+"""The audit log: what changed, from what to what, and by whom; written in the transaction of the change.
 
-An actor is `admin:NAME`, `key:ACCOUNT/NAME` or `command:NAME`. Secrets and what is derived from them never enter it.
+An actor is `admin:NAME`, `key:ACCOUNT/NAME` or `command:NAME`. Secrets and values derived from them are never logged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from accounts.models import AuditEntry, IdempotentAnswer
 
 Values = dict[str, Any]
 
-#: Secrets and their digests, what changes by mere use, and what stands for a change that has an entry of its own.
+#: Secrets and their digests, fields that change by mere use, and those whose change has an entry of its own.
 UNRECORDED_FIELDS = frozenset(
     {"password", "digest", "pepper_id", "last_used_at", "last_login", "cache_generations", "cache_generation"}
 )
@@ -26,7 +26,7 @@ UNRECORDED_FIELDS = frozenset(
 def audit_record(
     *, actor: str, action: str, target: models.Model, before: Values | None = None, after: Values | None = None
 ) -> AuditEntry:
-    """Write an entry about a change that the surrounding transaction makes."""
+    """Write an entry for a change made in the surrounding transaction."""
     return AuditEntry.objects.create(
         actor=actor[:200],
         action=action,
@@ -39,16 +39,16 @@ def audit_record(
 
 
 def audit_event(*, actor: str, action: str, kind: str, details: Values) -> AuditEntry:
-    """Write an entry about something that changed no row but that somebody answers for, such as an export."""
+    """Write an entry for an event that changes no row but needs a responsible person, such as an export."""
     return AuditEntry.objects.create(
         actor=actor[:200], action=action, target_type=kind, target_id="", target=f"{kind}s", after=details
     )
 
 
 def audited_save(instance: models.Model, *, actor: str, action: str = "") -> None:
-    """Save an object and leave an entry with its changed fields; a save that changes nothing leaves none.
+    """Save an object and write an entry with the changed fields; without a change, write none.
 
-    The action is `created` or `changed` unless it is given. Many-to-many fields are saved elsewhere; see audit_change.
+    The action is `created` or `changed` unless given. Many-to-many fields are saved elsewhere; see audit_change.
     """
     with transaction.atomic():
         before = stored_values(instance)
@@ -57,7 +57,7 @@ def audited_save(instance: models.Model, *, actor: str, action: str = "") -> Non
 
 
 def audited_delete(instance: models.Model, *, actor: str) -> None:
-    """Delete an object with all that goes with it, and leave an entry for each of them; none for kept answers."""
+    """Delete an object and all that cascades, and write an entry for each object except kept answers."""
     with transaction.atomic():
         for doomed in _cascade(instance):
             audit_record(actor=actor, action="deleted", target=doomed, before=recorded_values(doomed))
@@ -65,7 +65,10 @@ def audited_delete(instance: models.Model, *, actor: str) -> None:
 
 
 def audit_change(instance: models.Model, *, before: Values | None, actor: str, action: str = "") -> AuditEntry | None:
-    """Write an entry on how a saved object differs from `before` (None: it is new); None if it doesn't."""
+    """Write an entry with the difference of a saved object from `before` (None: it is new).
+
+    Without a difference, write none and return None.
+    """
     after = recorded_values(instance)
     if before is None:
         return audit_record(actor=actor, action=action or "created", target=instance, after=after)
@@ -82,7 +85,7 @@ def audit_change(instance: models.Model, *, before: Values | None, actor: str, a
 
 
 def stored_values(instance: models.Model) -> Values | None:
-    """Read what the database holds of an object and lock its row till the transaction ends; None if it is new."""
+    """Return the stored fields of an object and lock its row until the transaction ends; None if it is new."""
     if instance.pk is None:
         return None
     stored = type(instance)._base_manager.select_for_update().filter(pk=instance.pk).first()
@@ -90,7 +93,7 @@ def stored_values(instance: models.Model) -> Values | None:
 
 
 def recorded_values(instance: models.Model) -> Values:
-    """Return an object's fields as the log keeps them: plain JSON, related objects by their text, no secret."""
+    """Return an object's fields as the log stores them: plain JSON, related objects as text, no secrets."""
     values = {
         field.name: _recorded(instance, field)
         for field in chain(instance._meta.concrete_fields, instance._meta.many_to_many)
@@ -104,7 +107,7 @@ def _recorded(instance: models.Model, field: models.Field[Any, Any]) -> Any:
     if field.many_to_many:
         return sorted(str(related) for related in getattr(instance, field.name).all())
     value = getattr(instance, field.name)
-    # As a database reads it back: a Decimal with all its places, a date without what it can't hold.
+    # As the database returns it, so that an unchanged Decimal compares equal: with all its decimal places.
     return str(value) if isinstance(value, models.Model) else _as_stored(field, value)
 
 

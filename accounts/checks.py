@@ -1,4 +1,4 @@
-"""System checks of keys and limits; each names the variable and the mend."""
+"""System checks of keys and limits; each names the variable and the remedy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.management.base import CommandError
 from django.db import Error as DatabaseError
 
-#: Of random texts of this length, none has fewer different characters; one letter repeated does.
+#: No random text of 32 characters has fewer different ones; a repeated letter does.
 FEWEST_CHARACTERS = 10
 DEMO_KEYS = ("dev_key_123", "prod_key_456")
 
 
 @register(Tags.security)
 def check_peppers(**options: Any) -> list[CheckMessage]:
-    """Refuse the default or short peppers in production (accounts.E001, accounts.E002)."""
+    """Refuse default, short or weak peppers in production (accounts.E001, accounts.E002)."""
     if not settings.IS_PRODUCTION:
         return []
     if not settings.API_KEY_PEPPERS or settings.API_KEY_PEPPERS == settings.DEFAULT_PEPPERS:
@@ -35,7 +35,7 @@ def check_peppers(**options: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_demo_keys(databases: Any = None, **options: Any) -> list[CheckMessage]:
-    """Refuse the demo keys, known to everybody, in a production database (accounts.E003)."""
+    """Refuse the publicly known demo keys in a production database (accounts.E003)."""
     if not databases or not settings.IS_PRODUCTION:
         return []
     from accounts.keys import digests
@@ -45,12 +45,12 @@ def check_demo_keys(databases: Any = None, **options: Any) -> list[CheckMessage]
     try:
         found = ApiKey.objects.filter(digest__in=known, revoked_at=None).exists()
     except DatabaseError:
-        return []  # not migrated yet, or away: other checks say so
+        return []  # not migrated yet, or away: other checks report that
     hint = "Revoke them: manage.py key revoke --account demo --name dev; ... --name prod"
     return [Error("The database holds demo keys.", hint=hint, id="accounts.E003")] if found else []
 
 
 def require_state_store() -> None:
-    """Raise CommandError without REDIS_URL: limits, and records on their way, are kept there."""
+    """Raise CommandError without REDIS_URL, because limits and records that are not ingested yet are stored there."""
     if not settings.REDIS_URL:
         raise CommandError("REDIS_URL is not set. Name a Redis or Valkey, or start by bin/run, which brings its own.")

@@ -246,5 +246,5 @@ def _shown(amount: int | str | None) -> str:
     return "-" if amount is None else str(amount)
 
 
-def _written(moment: datetime, *, seconds: bool = False) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC" if seconds else "%Y-%m-%d %H:%M UTC")
+def _written(at: datetime, *, seconds: bool = False) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC" if seconds else "%Y-%m-%d %H:%M UTC")

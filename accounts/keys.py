@@ -1,7 +1,7 @@
-"""The API key's text: how it is made, checked, and turned into what is stored.
+"""Generate, check and digest the text of an API key.
 
-Format: `ak_` + environment (`live` or `dev`) + `_` + 32 random bytes in base62 (43 characters) + a checksum
-(CRC-32 of what stands before it, base62, 6 characters). Stored is only HMAC-SHA256(pepper, key).
+Format: `ak_` + environment (`live` or `dev`) + `_` + 32 random bytes in base62 (43 characters) + a checksum (CRC-32 of
+all before it, base62, 6 characters). Only HMAC-SHA256(pepper, key) is stored.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MAX_KEY_LENGTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Pepper:
-    """A secret that is mixed into every digest, and the name under which keys remember it."""
+    """A secret that is part of every digest, with the id that keys store to refer to it."""
 
     id: str
     secret: bytes
 
 
 def generate_key(environment: str) -> str:
-    """Make a new key for an environment (`production` or `development`)."""
+    """Return a new key for an environment (`production` or `development`)."""
     label = "live" if environment == "production" else "dev"
     number = int.from_bytes(secrets.token_bytes(RANDOM_BYTES), "big")
     body = f"{PREFIX}{label}_{_base62(number, RANDOM_LENGTH)}"
@@ -40,9 +40,9 @@ def generate_key(environment: str) -> str:
 
 
 def is_well_formed(key: str) -> bool:
-    """Say whether a key could be one of ours: a typo fails here, without a query.
+    """Return whether a key could be one of ours; typos fail here, without a query.
 
-    Keys without the prefix are possible in development only; there they are looked up as they are.
+    Keys without the prefix are accepted in development only.
     """
     if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii():
         return False
@@ -52,28 +52,28 @@ def is_well_formed(key: str) -> bool:
 
 
 def shown_prefix(key: str) -> str:
-    """Cut what may be shown of a key's beginning; of a short one at most a third."""
+    """Return the visible beginning of a key, at most a third of a short one."""
     return key[: min(SHOWN_PREFIX, len(key) // 3)]
 
 
 def digest_key(key: str, pepper: Pepper) -> str:
-    """Compute the digest under which a key is stored, 64 hexadecimal digits."""
+    """Return the digest under which a key is stored, 64 hexadecimal digits."""
     return hmac.digest(pepper.secret, key.encode(), hashlib.sha256).hex()
 
 
 def digests(key: str) -> list[str]:
-    """Compute the key's digest under every accepted pepper, the current one first."""
+    """Return the key's digest under every accepted pepper, the current one first."""
     return [digest_key(key, pepper) for pepper in accepted_peppers()]
 
 
 def accepted_peppers() -> tuple[Pepper, ...]:
-    """Read the peppers from the settings: the first makes new digests, all are accepted."""
+    """Return the peppers from the settings: the first is for new digests, all are accepted."""
     return _parse_peppers(tuple(settings.API_KEY_PEPPERS))
 
 
 @lru_cache(maxsize=8)
 def _parse_peppers(secrets_: tuple[str, ...]) -> tuple[Pepper, ...]:
-    """Name each pepper by a digest of itself, so that its name survives reordering and tells nothing."""
+    """Parse peppers. The id of each is a digest of its text, so that it survives reordering and reveals nothing."""
     return tuple(Pepper(hashlib.sha256(f"pepper {text}".encode()).hexdigest()[:8], text.encode()) for text in secrets_)
 
 

@@ -1,6 +1,6 @@
-"""Who may call and how much: accounts pay, tiers set limits, keys identify; every change leaves an audit entry.
+"""Accounts own keys, tiers set limits, and keys identify callers; every change of these writes an audit entry.
 
-A limit that is null is no limit. Money is NUMERIC in US dollars here and integer nano-dollars in code.
+A limit of null means no limit. Money is NUMERIC in US dollars here and integer nano-dollars in code.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from django.utils import timezone
 from accounts.model_names import public_model_name
 from accounts.validators import validate_line, validate_model_names, validate_networks, validate_scopes
 
-#: How many generations of keys made through /keys there may be below a key that an operator made.
+#: The most generations of keys created through /keys, below a key that an operator created.
 GENERATIONS = 3
 DOLLARS: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
 
 
 class RequestLimits(models.Model):
-    """The limits on the flow of requests that tiers and accounts share."""
+    """Request limits, shared by tiers and accounts."""
 
     requests_per_minute = models.PositiveIntegerField(
         null=True, blank=True, validators=[MinValueValidator(1)], help_text="In any 60 seconds. Empty: unlimited."
@@ -40,7 +40,7 @@ class RequestLimits(models.Model):
 
 
 class Budgets(models.Model):
-    """What may be used in a calendar month (UTC), by an account or by one key."""
+    """Budgets for a calendar month (UTC), of an account or a key."""
 
     monthly_token_budget = models.PositiveBigIntegerField(
         null=True, blank=True, help_text="Tokens a calendar month (UTC). Empty: no budget."
@@ -54,7 +54,7 @@ class Budgets(models.Model):
 
 
 class Tier(RequestLimits):
-    """What a class of keys may do: limits, models, and whether answers are cached."""
+    """The limits, models and cache settings of a class of keys."""
 
     name = models.SlugField(max_length=50, unique=True)
     cache_enabled = models.BooleanField(default=True, help_text="Whether answers may come from and go to the cache.")
@@ -83,7 +83,7 @@ class Tier(RequestLimits):
 
 
 class Account(RequestLimits, Budgets):
-    """Who pays: the owner of keys, with caps over all of them together."""
+    """The owner of keys, with caps and budgets over all of them together."""
 
     name = models.SlugField(max_length=100, unique=True)
     contact = models.EmailField(blank=True, help_text="Who is told about budgets.")
@@ -109,7 +109,7 @@ class Account(RequestLimits, Budgets):
 
 
 class ApiKey(Budgets):
-    """A credential of an account. The secret itself is shown once and never stored: only its HMAC digest is."""
+    """A credential of an account. The secret is shown once and never stored; only its HMAC digest is."""
 
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="api_keys")
     tier = models.ForeignKey(Tier, on_delete=models.PROTECT, related_name="api_keys")
@@ -175,21 +175,21 @@ class ApiKey(Budgets):
         return f"{self.name} ({self.masked})"
 
     def clean(self) -> None:
-        """Compose the name (Unicode's NFC): what looks the same is the same name."""
+        """Normalize the name to Unicode's NFC, so that names that look the same are the same."""
         self.name = normalize("NFC", self.name)
 
     @property
     def masked(self) -> str:
-        """What may be shown of the key: its prefix and last four characters."""
+        """The visible part of the key: its prefix and last four characters."""
         return f"{self.prefix}…{self.last_four}"
 
     @property
     def limits_id(self) -> int:
-        """The id under which the key's limits are counted: rotation must not hand out fresh ones."""
+        """The id under which the key's limits are counted. Rotation keeps it: a new key gets no fresh limits."""
         return self.lineage_id or self.pk
 
     def state_at(self, moment: datetime) -> str:
-        """Say what the key is at a moment: `active`, `revoked`, `expired` or `disabled` (by its account)."""
+        """Return the key's state at a time: `active`, `revoked`, `expired` or `disabled` (by its account)."""
         if self.revoked_at is not None and self.revoked_at <= moment:
             return "revoked"
         if self.expires_at is not None and self.expires_at <= moment:
@@ -198,7 +198,7 @@ class ApiKey(Budgets):
 
 
 class ModelBudget(Budgets):
-    """What a key, or an account over all its keys, may use of one model in a calendar month (UTC)."""
+    """A budget of a key, or of an account over all its keys, for one model in a calendar month (UTC)."""
 
     account = models.ForeignKey(Account, null=True, blank=True, on_delete=models.CASCADE, related_name="model_budgets")
     key = models.ForeignKey(ApiKey, null=True, blank=True, on_delete=models.CASCADE, related_name="model_budgets")
@@ -231,11 +231,11 @@ class ModelBudget(Budgets):
 
     @property
     def ledger_id(self) -> int:
-        """The id of its ledger: a budget that is taken away and made again begins with what the records say."""
+        """The id of its ledger. A budget that is deleted and created again gets a new one, seeded from the records."""
         return self.first_id or self.pk
 
     def clean(self) -> None:
-        """Take an alias for the model's name; refuse names of no model, and a budget of nothing."""
+        """Replace an alias by the model's name; refuse unknown models, a changed model, and a budget of nothing."""
         name = public_model_name(self.model)
         if name is None:
             raise ValidationError({"model": f"No model has the name or alias {self.model}."})
@@ -248,7 +248,7 @@ class ModelBudget(Budgets):
 
 
 class AuditEntry(models.Model):
-    """One change by anyone, in any way: append-only, without secrets."""
+    """One change, by whatever actor and route: append-only, without secrets."""
 
     at = models.DateTimeField(default=timezone.now, db_index=True)
     actor = models.CharField(max_length=200, help_text="admin:NAME, key:ACCOUNT/NAME or command:NAME")
@@ -269,7 +269,7 @@ class AuditEntry(models.Model):
 
 
 class IdempotentAnswer(models.Model):
-    """The claim of a request on its Idempotency-Key, and the answer that is kept for retries; goes with its key."""
+    """A request's claim on its Idempotency-Key, and the answer kept for retries. Deleted with its key."""
 
     name = models.CharField(max_length=64, primary_key=True, help_text="A digest of API key and Idempotency-Key.")
     key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, related_name="+")

@@ -1,4 +1,4 @@
-"""The admin of accounts, tiers, keys, the audit log and the people who use the admin; one module for each."""
+"""The admin of accounts, tiers, keys, the audit log, users and groups."""
 
 from accounts.admin import accounts, keys, people
 

@@ -1,8 +1,6 @@
-"""Accounts in the admin, with their keys.
+"""The admin of accounts and tiers, with bars that show how much of each limit is used.
 
-Tiers in the admin.
-
-What accounts have used of their limits and budgets, as bars: on list and page, in one step for all rows.
+The bars of all rows of a list are read in one step.
 """
 
 from __future__ import annotations
@@ -50,13 +48,13 @@ CAP_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests",
 
 
 class KeyedAdmin(ModelBudgetsAdmin):
-    """Something that keys refer to: it can't be deleted while it has any, and says so before asking."""
+    """The admin of objects that keys refer to: they can't be deleted while they have keys."""
 
     #: What to do instead of deleting.
     instead = ""
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Offer no deletion in bulk."""
+        """Remove deletion in bulk."""
         actions: dict[str, Any] = super().get_actions(request)
         actions.pop("delete_selected", None)
         return actions
@@ -64,7 +62,7 @@ class KeyedAdmin(ModelBudgetsAdmin):
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Ask and delete, unless there are keys."""
+        """Ask and delete; with keys, show why not instead."""
         instance = self.get_object(request, object_id)
         if instance is not None and self.has_delete_permission(request, instance) and instance.api_keys.exists():
             count = instance.api_keys.count()
@@ -76,7 +74,7 @@ class KeyedAdmin(ModelBudgetsAdmin):
 
 
 class KeyInline(KeyColumns, TabularInline):
-    """An account's keys: to look at, and to go to."""
+    """An account's keys, read-only, with links to their pages."""
 
     model = ApiKey
     fields = readonly_fields = ("key_link", "tier", "masked", "state", "last_used")
@@ -87,15 +85,15 @@ class KeyInline(KeyColumns, TabularInline):
     hide_title = True
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
-        """Read keys with what their rows show."""
+        """Select keys with what their rows show."""
         return super().get_queryset(request).select_related("account", "tier").order_by("name")
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """A key is made on a page of its own, which shows it once."""
+        """Refuse: a key is created on its own page, which shows its secret once."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """A key is changed on its own page."""
+        """Refuse: a key is changed on its own page."""
         return False
 
     @display(description="name")
@@ -106,7 +104,7 @@ class KeyInline(KeyColumns, TabularInline):
 
 @admin.register(Account)
 class AccountAdmin(KeyedAdmin):
-    """Accounts."""
+    """The admin of accounts."""
 
     list_display = ("name", "status", "keys", "tokens_this_month", "cost_this_month", "contact")
     list_filter = ("is_active",)
@@ -143,61 +141,64 @@ class AccountAdmin(KeyedAdmin):
         return counted
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """Read what all rows have used in one step."""
+        """Attach the usage of all rows in one step."""
         changelist = super().get_changelist_instance(request)
         attach_usage(list(changelist.result_list))
         return changelist
 
     @display(description="tokens this month")
     def tokens_this_month(self, account: Account) -> SafeString:
-        """Show what is used of the month's tokens."""
+        """Show the used share of the monthly tokens."""
         return bar_of(account, LimitName.MONTHLY_TOKENS)
 
     @display(description="cost this month")
     def cost_this_month(self, account: Account) -> SafeString:
-        """Show what is used of the month's money."""
+        """Show the used share of the monthly cost."""
         return bar_of(account, LimitName.MONTHLY_COST)
 
     @display(description="over all keys")
     def used_now(self, account: Account) -> SafeString:
-        """Show what is used of every limit."""
+        """Show the used share of every limit."""
         return all_bars(account)
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[TabularInline], ...]:
-        """Show budgets for models, and keys, on the page of an account that exists."""
+        """Hide model budgets and keys while the account is being created."""
         return self.inlines if obj else ()
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """Offer to enable or to disable, whichever would change something."""
+        """Offer only the one of enable and disable that changes something."""
         account: Account | None = self.get_object(request, object_id)
         unfit = "enable" if account is not None and account.is_active else "disable"
         actions: list[Any] = super().get_actions_detail(request, object_id)
         return [item for item in actions if item.path != unfit]
 
     def has_add_key_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Say who may make keys. (A permission's own name in the decorator would make checks ask the database.)"""
+        """Return whether the user may create keys.
+
+        A permission's own name in the decorator would make Django's checks query the database.
+        """
         return request.user.has_perm("accounts.add_apikey")
 
     @action(description="Add key", permissions=["add_key"], icon="add", url_path="add-key")
     def add_key(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Go to the page that makes a key of this account."""
+        """Redirect to the page that creates a key for this account."""
         return HttpResponseRedirect(
             f"{reverse('admin:accounts_apikey_add')}?account={found(self, request, object_id).pk}"
         )
 
     @action(description="Enable", permissions=["change"], icon="check", url_path="enable")
     def enable(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Let the account's keys work again, after asking."""
+        """Enable the account's keys, after confirmation."""
         return self._switch(request, found(self, request, object_id), active=True)
 
     @action(description="Disable", permissions=["change"], icon="block", url_path="disable")
     def disable(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Refuse all keys of the account, after asking."""
+        """Disable all keys of the account, after confirmation."""
         return self._switch(request, found(self, request, object_id), active=False)
 
     @action(description="Clear cached answers", permissions=["change"], icon="mop", url_path="clear-cache")
     def clear_cache(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Let no cached answer of the account be found any more, after asking."""
+        """Clear the account's cached answers, after confirmation."""
         account: Account = found(self, request, object_id)
         if not is_confirmed(request):
             return ask(self, request, _clearing_question(account))
@@ -207,17 +208,17 @@ class AccountAdmin(KeyedAdmin):
 
     @display(description="state", ordering="is_active", label={"active": "success", "disabled": "danger"})
     def status(self, account: Account) -> str:
-        """Show whether its keys work."""
+        """Show whether the account's keys work."""
         return "active" if account.is_active else "disabled"
 
     @display(description="usable keys", ordering="usable_keys")
     def keys(self, account: Any) -> str:
-        """Show how many keys could be used, and how many there may be."""
+        """Show the number of usable keys, and the maximum if there is one."""
         return str(account.usable_keys) if account.max_keys is None else f"{account.usable_keys} of {account.max_keys}"
 
     @display(description="created")
     def created(self, account: Account) -> str:
-        """Show when it was made."""
+        """Show when the account was created."""
         return moment(account.created_at)
 
     def _switch(self, request: HttpRequest, account: Account, *, active: bool) -> HttpResponse:
@@ -268,7 +269,7 @@ LIMIT_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests
 
 @admin.register(Tier)
 class TierAdmin(KeyedAdmin):
-    """Tiers: a change reaches every key of the tier within a second."""
+    """The admin of tiers. A change reaches every key of the tier within a second."""
 
     form = TierForm
     list_display = ("name", *LIMIT_FIELDS, "max_output_tokens", "allowed_models", "cache_enabled", "keys")
@@ -292,12 +293,12 @@ class TierAdmin(KeyedAdmin):
 
     @display(description="models")
     def allowed_models(self, tier: Tier) -> str:
-        """Show which models its keys may use."""
+        """Show the models that the tier's keys may use."""
         return ", ".join(tier.models) or "every model"
 
     @display(description="keys", ordering="key_count")
     def keys(self, tier: Any) -> int:
-        """Show how many keys it has, revoked ones included."""
+        """Show the number of keys, revoked ones included."""
         count: int = tier.key_count
         return count
 
@@ -311,12 +312,12 @@ TITLES = {
     LimitName.MONTHLY_COST: "Cost this month",
 }
 UNKNOWN = "unknown while Redis is away"
-RECORDED = "Redis is away: these are the months by the records; what is used of other limits is unknown."
+RECORDED = "Redis is away: the monthly amounts come from the usage records; the use of other limits is unknown."
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """How much of a limit is used; a limit of None is none, a use of None is not counted."""
+    """How much of a limit is used. A `limit` of None means no limit, a `used` of None means not counted."""
 
     name: LimitName
     used: int | None
@@ -324,7 +325,7 @@ class Bar:
 
     @property
     def text(self) -> str:
-        """Say it in words, exactly."""
+        """The amounts in words, with the percentage."""
         if self.limit is None:
             return f"{self._amount(self.used)} (no limit)" if self.used is not None else "no limit"
         used = self.used or 0
@@ -332,7 +333,7 @@ class Bar:
         return f"{self._amount(used)} of {self._amount(self.limit)} ({share})"
 
     def html(self) -> SafeString:
-        """Draw it, with the words beside it."""
+        """Return a progress bar with the text beside it."""
         if self.limit is None:
             return format_html("{}", self.text)
         return format_html(
@@ -350,7 +351,7 @@ class Bar:
 
 
 def attach_usage(accounts: Sequence[Account]) -> None:
-    """Give each account its bars (`account.bars`), all in one step; while Redis is away those of the month alone."""
+    """Set `account.bars` of all accounts in one step; while Redis is away, only the monthly bars."""
     scopes = [Scope(account.pk, (account_subject(account),)) for account in accounts]
     shown: Iterable[list[Bar]]
     try:
@@ -362,7 +363,7 @@ def attach_usage(accounts: Sequence[Account]) -> None:
 
 
 def bars(usage: SubjectUsage) -> list[Bar]:
-    """List a subject's limits with what is used of them; open calls count with all that they may use."""
+    """List a subject's limits as bars; open calls count with all that they may use."""
     limits = usage.subject.limits
     used = {
         LimitName.REQUESTS_PER_MINUTE: usage.requests,
@@ -376,7 +377,7 @@ def bars(usage: SubjectUsage) -> list[Bar]:
 
 
 def recorded_bars(subjects: Sequence[Subject]) -> list[tuple[Subject, list[Bar]]]:
-    """List the months of subjects by the records in the database."""
+    """List subjects with their monthly bars, from the usage records in the database."""
     settled = settled_in_database(subjects, month_of(wall_clock())) if subjects else {}
     return [(subject, _months(subject, settled[subject])) for subject in subjects]
 
@@ -387,13 +388,13 @@ def _months(subject: Subject, used: Amount) -> list[Bar]:
 
 
 def bar_of(account: Account, name: LimitName) -> SafeString:
-    """Draw one limit of an account that attach_usage has seen."""
+    """Return the bar of one limit of an account, after attach_usage."""
     its_bars: list[Bar] = account.bars  # type: ignore[attr-defined]
     return next((bar.html() for bar in its_bars if bar.name is name), format_html("{}", UNKNOWN))
 
 
 def all_bars(account: Account) -> SafeString:
-    """Draw every limit of one account, and its budgets for single models."""
+    """Return the bars of every limit of an account, and of its budgets for single models."""
     subjects = (account_subject(account), *(model_subject(budget) for budget in account.model_budgets.all()))
     try:
         (used,) = get_limits().usages([Scope(account.pk, subjects)])

@@ -1,8 +1,6 @@
-"""django-unfold's parts under the types that they lack: checkers see Django's classes, which unfold's derive from.
+"""Shared parts of all admin pages: typed django-unfold, audit of every change, read-only pages, and confirmations.
 
-What the admin pages of all apps share: the audit of every change, pages that can't change anything, small marks.
-
-The page that asks once before something dangerous: what will stop working, and for whom.
+Type checkers see Django's classes, from which unfold's untyped ones derive.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from django.contrib.admin import TabularInline as _TabularInline
 
     class ModelAdmin(_ModelAdmin[Any]):
-        """What unfold adds to Django's, as far as it is used here."""
+        """Django's ModelAdmin with the additions of unfold that are used here."""
 
         def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
             """Return the actions of an object's page that the user may use."""
@@ -43,7 +41,7 @@ else:
 
 __all__ = ["Fieldsets", "ModelAdmin", "TabularInline", "action", "display"]
 
-#: A page's sections: title and options, as Django's ModelAdmin.fieldsets.
+#: The sections of a page, as in Django's ModelAdmin.fieldsets.
 Fieldsets = tuple[tuple[str | None, Any], ...]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -61,7 +59,7 @@ def display(
 def action(
     *, description: str, permissions: Sequence[str], icon: str | None = None, url_path: str | None = None
 ) -> Callable[[Function], Function]:
-    """Describe an action: of a list where it takes a queryset, of an object's page where it takes its id."""
+    """Describe an action: on a list it gets a queryset, on an object's page the object's id."""
     decorate: Callable[[Function], Function] = unfold_action(
         description=description, permissions=permissions, icon=icon, url_path=url_path
     )
@@ -72,17 +70,17 @@ NEVER = "never"
 
 
 def actor_of(request: HttpRequest) -> str:
-    """Name who acts, for the audit log."""
+    """Return the actor for the audit log."""
     return f"admin:{request.user.get_username()}"
 
 
 def change_url(instance: Model) -> str:
-    """Return the address of an object's admin page."""
+    """Return the URL of an object's admin page."""
     return reverse(f"admin:{instance._meta.app_label}_{instance._meta.model_name}_change", args=[instance.pk])
 
 
 def link(instance: Model, text: str = "") -> SafeString:
-    """Make a link to an object's admin page, under its own name unless a text is given."""
+    """Return a link to an object's admin page, labelled with its name unless a text is given."""
     return format_html(
         '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>',
         change_url(instance),
@@ -91,12 +89,12 @@ def link(instance: Model, text: str = "") -> SafeString:
 
 
 def moment(value: datetime | None, absent: str = NEVER) -> str:
-    """Write a moment in UTC, to the minute."""
+    """Format a time in UTC, to the minute."""
     return absent if value is None else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def found(model_admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:
-    """Return the object that an address names; raises Http404 where there is none."""
+    """Return the object with this id; raises Http404 if there is none."""
     instance = model_admin.get_object(request, object_id)
     if instance is None:
         raise Http404
@@ -104,14 +102,14 @@ def found(model_admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:
 
 
 class OfferedLookupsAdmin(ModelAdmin):
-    """Selects by the filters that a list offers, and by nothing else of its rows.
+    """Accepts only those look-ups in the URL that the list's filters offer.
 
-    Django takes any look-up of the model's own fields from the address: `digest__startswith` would find a secret's
+    By default Django accepts look-ups of all of the model's own fields: `digest__startswith` would reveal a secret's
     digest letter by letter.
     """
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Return whether a parameter of the address belongs to a filter of the list, or to no column at all."""
+        """Return whether a URL parameter belongs to a filter of the list, or to no field at all."""
         if any(lookup in _parameters_of(each) for each in self.get_list_filter(request)):
             return True
         name = lookup.partition(LOOKUP_SEP)[0]
@@ -119,7 +117,7 @@ class OfferedLookupsAdmin(ModelAdmin):
 
 
 def _parameters_of(item: Any) -> tuple[str, ...]:
-    """Return the parameters of an entry of `list_filter`: a field's path, or a class of our own."""
+    """Return the URL parameters of an entry of `list_filter`: a field's path, or a filter class of ours."""
     if isinstance(item, str):
         return (item, f"{item}__exact", f"{item}__isnull", f"{item}__id__exact")
     if isinstance(item, tuple):
@@ -128,7 +126,7 @@ def _parameters_of(item: Any) -> tuple[str, ...]:
 
 
 class AuditedAdmin(OfferedLookupsAdmin):
-    """Saves and deletes only through the audit log; subclasses with services of their own override the two verbs."""
+    """Saves and deletes through the audit log; subclasses with their own services override `write` and `erase`."""
 
     warn_unsaved_form = True
     formfield_overrides: ClassVar[dict[type[Field[Any, Any]], Any]] = {
@@ -144,11 +142,11 @@ class AuditedAdmin(OfferedLookupsAdmin):
         audited_delete(instance, actor=actor)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        """Save what the page's form holds."""
+        """Save the object of the page's form."""
         self.write(obj, actor=actor_of(request))
 
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
-        """Save what the page's inlines hold."""
+        """Save and delete the objects of the page's inlines."""
         for instance in formset.save(commit=False):
             self.write(instance, actor=actor_of(request))
         for instance in formset.deleted_objects:
@@ -159,45 +157,45 @@ class AuditedAdmin(OfferedLookupsAdmin):
         self.erase(obj, actor=actor_of(request))
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        """Delete the selected objects, each with an entry of its own."""
+        """Delete the selected objects, with an audit entry for each."""
         for instance in queryset:
             self.erase(instance, actor=actor_of(request))
 
 
 class ReadOnlyAdmin(OfferedLookupsAdmin):
-    """Pages for looking only; what a user may see, his view permission says."""
+    """Read-only pages, for users with the view permission."""
 
     actions = None
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show the object, without a link to a history that it can't have."""
+        """Show the object without a link to its history, which is always empty."""
         context = {**(extra_context or {}), "show_history": False}
         response: HttpResponse = super().change_view(request, object_id, form_url, context)
         return response
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody adds."""
+        """Refuse to add."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody changes."""
+        """Refuse to change."""
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody deletes."""
+        """Refuse to delete."""
         return False
 
 
-#: Affected objects that are named; of further ones their number is told.
+#: How many affected objects a confirmation lists; further ones are only counted.
 NAMED = 20
 CONFIRMED = "confirmed"
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What is asked. `hidden` are the fields that the page sends back beside `confirmed`."""
+    """The content of a confirmation page. `hidden` are the fields that it sends back beside `confirmed`."""
 
     title: str
     consequences: Sequence[str]
@@ -210,12 +208,12 @@ class Confirmation:
 
 
 def is_confirmed(request: HttpRequest) -> bool:
-    """Say whether the request comes from the page's button."""
+    """Return whether the request was sent by the confirmation's button."""
     return request.method == "POST" and CONFIRMED in request.POST
 
 
 def ask(model_admin: ModelAdmin, request: HttpRequest, question: Confirmation) -> TemplateResponse:
-    """Show the page."""
+    """Return the confirmation page."""
     context = {
         **model_admin.admin_site.each_context(request),
         "opts": model_admin.model._meta,
@@ -229,7 +227,7 @@ def ask(model_admin: ModelAdmin, request: HttpRequest, question: Confirmation) -
 
 
 def selection(request: HttpRequest, action: str) -> dict[str, list[str]]:
-    """Return the hidden fields that send a list's selection back to the action."""
+    """Return the hidden fields that send a list's selection to the action again."""
     return {
         "action": [action],
         "select_across": [request.POST.get("select_across", "0")],

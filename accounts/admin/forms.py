@@ -1,7 +1,4 @@
-"""The admin's forms of keys and tiers: lists as lines or checkboxes instead of JSON.
-
-Budgets for single models, on the pages of accounts and keys.
-"""
+"""Admin forms of keys, tiers and model budgets; lists are edited as lines or checkboxes instead of JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ GRACE_PERIODS = {
 
 
 class LinesField(forms.CharField):
-    """A list of texts, typed one a line (or with commas between them)."""
+    """A list of strings, typed one per line or separated by commas."""
 
     widget = UnfoldAdminTextareaWidget
 
@@ -51,21 +48,21 @@ class LinesField(forms.CharField):
         self.empty_value: Any = []
 
     def prepare_value(self, value: Any) -> Any:
-        """Write a list as lines; what was typed stays as it is."""
+        """Return a list as lines; typed text is unchanged."""
         return "\n".join(value) if isinstance(value, list) else value
 
     def to_python(self, value: Any) -> Any:
-        """Return the list; it may be empty."""
+        """Return the list, which may be empty."""
         lines = str(super().to_python(value) or "").replace(",", "\n").splitlines()
         return [line.strip() for line in lines if line.strip()]
 
     def has_changed(self, initial: Any, data: Any) -> bool:
-        """Compare lists, not texts."""
+        """Compare the lists, not the texts."""
         return bool((initial or []) != self.to_python(data))
 
 
 class TierForm(TierModelForm):
-    """A tier."""
+    """The form of a tier."""
 
     models = LinesField(validators=[validate_model_names], help_text="Public names, one a line. Empty: every model.")
 
@@ -75,7 +72,7 @@ class TierForm(TierModelForm):
 
 
 class ApiKeyForm(ApiKeyModelForm):
-    """A key, without its secret."""
+    """The form of a key, without its secret."""
 
     scopes = forms.MultipleChoiceField(
         required=False,
@@ -98,7 +95,7 @@ class ApiKeyForm(ApiKeyModelForm):
         help_texts = {"expires_at": "UTC. Empty: never."}
 
     def _post_clean(self) -> None:
-        """Ask also whether the account has room, so that the answer stands beside the form."""
+        """Check the account's `max_keys` as well, so that the form shows the error."""
         super()._post_clean()  # type: ignore[misc]  # Django's own hook, not in the stubs
         if self.errors:
             return
@@ -109,7 +106,7 @@ class ApiKeyForm(ApiKeyModelForm):
 
 
 class RotationForm(forms.Form):
-    """How long the old key goes on working."""
+    """How long the old key keeps working."""
 
     grace = forms.TypedChoiceField(
         label="The old key keeps working for",
@@ -121,7 +118,7 @@ class RotationForm(forms.Form):
 
 
 class ModelBudgetInline(TabularInline):
-    """The budgets of an account or a key for single models."""
+    """The model budgets of an account or a key."""
 
     model = ModelBudget
     fields = ("model", "monthly_token_budget", "monthly_cost_budget")
@@ -130,15 +127,15 @@ class ModelBudgetInline(TabularInline):
     hide_title = True
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ModelBudget]:
-        """Read them with their owners, whom their names tell."""
+        """Select budgets with their owners, which are part of their names."""
         return super().get_queryset(request).select_related("account", "key")
 
 
 class ModelBudgetsAdmin(AuditedAdmin):
-    """Pages that hold budgets for single models; they take effect within a second."""
+    """Pages with model budgets, which take effect within a second."""
 
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
-        """Save and delete budgets by their services; whatever else an inline holds is for looking only."""
+        """Save and delete budgets by their services; other inlines are read-only."""
         for budget in formset.save(commit=False):
             services.model_budget_save(budget=budget, actor=actor_of(request))
         for budget in formset.deleted_objects:

@@ -1,6 +1,7 @@
-"""API keys in the admin: made, shown once, rotated, revoked; never deleted, so that records can name them.
+"""The admin of API keys: create, show once, rotate, revoke and test.
 
-The page behind the button "Test this key": would it be admitted now, under which limits, and why not.
+Keys are never deleted, because records refer to them. The page "Test this key" shows whether the key would be admitted
+now, under which limits, and why not.
 """
 
 from __future__ import annotations
@@ -51,28 +52,28 @@ STATE_BADGES = {
     "disabled": "danger",
 }
 IDENTITY_FIELDS = ("masked", "state", "created", "last_used", "revoked", "replaced_by", "made_by", "made")
-#: Keys made by a key that its pages name; of further ones their number is told.
+#: How many keys created by a key its pages list; further ones are only counted.
 NAMED = 20
 
 
 def shown_state(key: ApiKey, now: datetime) -> str:
-    """Say what a key is, as in ApiKey.state_at; one that will be revoked is `in grace`."""
+    """Return the state as ApiKey.state_at does, but `in grace` for a key that will be revoked."""
     state = key.state_at(now)
     return "in grace" if state == "active" and key.revoked_at is not None else state
 
 
 class StateFilter(admin.SimpleListFilter):
-    """Keys by what they are now."""
+    """Filter keys by their current state."""
 
     title = "state"
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Offer the states."""
+        """Return the states."""
         return [(state, state.capitalize()) for state in STATE_BADGES]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-        """Select as ApiKey.state_at decides."""
+        """Select by the state, as shown_state defines it."""
         now = timezone.now()
         revoked, expired = Q(revoked_at__lte=now), Q(expires_at__lte=now)
         conditions = {
@@ -87,7 +88,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class AccountFilter(TextFilter):
-    """Keys of the account of a name."""
+    """Filter keys by the name of their account."""
 
     title = "account"
     parameter_name = "account"
@@ -99,27 +100,27 @@ class AccountFilter(TextFilter):
 
 
 class KeyColumns:
-    """What lists of keys show of them."""
+    """The columns of lists of keys."""
 
     @display(description="state", label=STATE_BADGES)
     def state(self, key: ApiKey) -> str:
-        """Show what the key is now."""
+        """Show the current state."""
         return shown_state(key, timezone.now())
 
     @display(description="key")
     def masked(self, key: ApiKey) -> str:
-        """Show what may be shown of the key itself."""
+        """Show the visible part of the key."""
         return key.masked
 
     @display(description="last used", ordering="last_used_at")
     def last_used(self, key: ApiKey) -> str:
-        """Show when it was used last, true to the minute."""
+        """Show when the key was last used, to the minute."""
         return moment(key.last_used_at)
 
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
-    """Keys."""
+    """The admin of keys."""
 
     form = ApiKeyForm
     list_display = ("name", "account_link", "tier", "masked", "state", "last_used")
@@ -167,19 +168,19 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        """Leave a key with the account for which it was made."""
+        """Make the account read-only once the key exists."""
         return (*IDENTITY_FIELDS, "account") if obj else ()
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[TabularInline], ...]:
-        """Show budgets for models on the page of a key that exists."""
+        """Hide model budgets while the key is being created."""
         return self.inlines if obj else ()
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody deletes a key: what it did must stay attributable. Revoking stops it."""
+        """Refuse: what a key did must stay attributable. Revoking stops it."""
         return False
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """Offer no change of a key that is revoked, and no second rotation of one that was replaced."""
+        """Remove rotation and revocation for a revoked key, and rotation for a replaced one."""
         actions: list[Any] = super().get_actions_detail(request, object_id)
         key: ApiKey | None = self.get_object(request, object_id)
         if key is None:
@@ -189,7 +190,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         return [item for item in actions if not unfit.get(item.path)]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Show the list; of a key that was pasted into the search, keep only what may be shown."""
+        """Show the list; shorten a key that was pasted into the search to its visible part."""
         term = request.GET.get("q", "").strip()
         if term.startswith(PREFIX) and len(term) > SHOWN_PREFIX:
             parameters = request.GET.copy()
@@ -201,13 +202,13 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Offer one button, since the key is shown once."""
+        """Show a single save button, because the secret is shown only once."""
         buttons = {"show_save_and_add_another": False, "show_save_and_continue": False}
         response: HttpResponse = super().add_view(request, form_url, {**(extra_context or {}), **buttons})
         return response
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
-        """Save changes, or make the key; its text goes into the response of this very request and nowhere else."""
+        """Save changes, or create the key; its secret is passed only to the response of this request."""
         if change:
             services.api_key_save(key=obj, actor=actor_of(request))
         else:
@@ -215,7 +216,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
             request.issued_key = plain  # type: ignore[attr-defined]
 
     def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
-        """Show the new key: no redirect, for an address, a cookie or a session would keep it."""
+        """Show the new key without a redirect: a URL, a cookie or a session would store the secret."""
         return self._show_issued(request, obj, request.issued_key)  # type: ignore[attr-defined]
 
     @action(description="Test this key", permissions=["view"], icon="rule", url_path="test")
@@ -225,7 +226,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
 
     @action(description="Rotate", permissions=["change"], icon="autorenew", url_path="rotate")
     def rotate(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Make a successor, after asking how long the old key goes on working."""
+        """Create a successor, after asking for the grace period."""
         key: ApiKey = found(self, request, object_id)
         form = RotationForm(request.POST if is_confirmed(request) else None)
         if not form.is_valid():
@@ -241,7 +242,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
 
     @action(description="Revoke", permissions=["change"], icon="block", url_path="revoke")
     def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Stop one key, after asking."""
+        """Revoke one key, after confirmation."""
         key: ApiKey = found(self, request, object_id)
         if not is_confirmed(request):
             return ask(self, request, _revocation_question([key], cancel_url=change_url(key), hidden={}))
@@ -250,7 +251,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
 
     @action(description="Revoke selected keys", permissions=["change"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
-        """Stop the selected keys, after asking."""
+        """Revoke the selected keys, after confirmation."""
         keys = list(queryset.select_related("account", "tier").order_by("account_id", "pk"))
         if not is_confirmed(request):
             hidden = selection(request, "revoke_selected")
@@ -265,12 +266,12 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
 
     @display(description="created")
     def created(self, key: ApiKey) -> str:
-        """Show when it was made."""
+        """Show when the key was created."""
         return moment(key.created_at)
 
     @display(description="revoked")
     def revoked(self, key: ApiKey) -> str:
-        """Show when it was revoked, or will be at the end of its grace period."""
+        """Show when the key was revoked, or will be at the end of its grace period."""
         if key.revoked_at is not None and key.revoked_at > timezone.now():
             return f"will be at {moment(key.revoked_at)}"
         return moment(key.revoked_at)
@@ -282,12 +283,12 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
 
     @display(description="made by")
     def made_by(self, key: ApiKey) -> str | SafeString:
-        """Link to the key that made it through /keys, under whose limits it works as well."""
+        """Link to the key that created it through /keys, whose limits apply to it too."""
         return link(key.maker) if key.maker else "an operator"
 
     @display(description="usable keys made by it")
     def made(self, key: ApiKey) -> str | SafeString:
-        """Link to the keys, of any generation, that it has made and that work under its limits as well."""
+        """Link to the usable keys, of any generation, that it created and that its limits apply to."""
         made = api_keys_made_by([key], at=timezone.now())
         links = format_html_join(", ", "{}", ((link(each),) for each in made[:NAMED]))
         return links + _more(made) if made else "—"
@@ -323,7 +324,7 @@ def _more(made: list[ApiKey]) -> str:
     return f" and {len(made) - NAMED:,} more" if len(made) > NAMED else ""
 
 
-def _told(key: ApiKey) -> str:
+def _key_line(key: ApiKey) -> str:
     state = shown_state(key, timezone.now())
     return f"{key.account} / {key.name} ({key.masked}), {state}, last used: {moment(key.last_used_at)}"
 
@@ -343,7 +344,7 @@ def _revocation_question(keys: list[ApiKey], *, cancel_url: str, hidden: dict[st
             *going_on,
         ],
         submit=f"Revoke {_count(len(keys))}",
-        affected=[_told(key) for key in keys],
+        affected=[_key_line(key) for key in keys],
         cancel_url=cancel_url,
         hidden=hidden,
     )
@@ -357,7 +358,7 @@ def _rotation_question(key: ApiKey, form: RotationForm) -> Confirmation:
             "The old key stops when its time is over; revoke it earlier if it has leaked.",
         ],
         submit="Rotate key",
-        affected=[_told(key)],
+        affected=[_key_line(key)],
         form=form,
         is_dangerous=False,
         cancel_url=change_url(key),
@@ -370,7 +371,7 @@ TEMPLATE = "admin/accounts/apikey/check.html"
 
 
 def check_page(model_admin: ModelAdmin, request: HttpRequest, key: ApiKey) -> TemplateResponse:
-    """Show what would become of a request with the key, from the address that the page's form may name."""
+    """Show the explanation of the key, for a request from the address in the page's form."""
     address = request.GET.get("address", "").strip()
     is_address = not address or parse_address(address) is not None
     explained = explain_key(key, address=address if address and is_address else None)

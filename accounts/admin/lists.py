@@ -1,9 +1,8 @@
-"""Filters of lists that may be long: typed texts and spans of time, where a list of choices would read the table.
+"""Filters and pages for long lists, without queries that read the whole table.
 
-Pages of a long list by keyset: each begins where the one before ended, so that none counts or skips rows.
-
-The list is ordered by time and primary key, newest first. `older` and `newer` in the address hold the place to go on
-from (see core.keyset).
+Filters take typed texts and time ranges instead of choices. A page is selected by keyset: it begins where the one
+before ended, so that rows are neither counted nor skipped. Lists are ordered by time and primary key, newest first; the
+URL parameters `older` and `newer` hold the place to continue from (see core.keyset).
 """
 
 from __future__ import annotations
@@ -35,25 +34,25 @@ SPANS = {"-1h": "Last hour", "-24h": "Last 24 hours", "-7d": "Last 7 days", "-30
 
 
 class IndexedFilter(admin.SimpleListFilter):
-    """A filter whose rows an index has in the list's order: those of a page are found without passing by others."""
+    """A filter with an index in the order of the list, so that a page is found without scanning other rows."""
 
     def is_indexed(self) -> bool:
-        """Say whether that is so of what it is set to."""
+        """Return whether the index covers the current value."""
         return True
 
 
 class TextFilter(admin.SimpleListFilter):
-    """A text that is typed; subclasses say what it selects."""
+    """A filter by typed text; subclasses define what it selects."""
 
     template = "admin/text_filter.html"
     placeholder = ""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Offer no choices."""
+        """Return no choices."""
         return []
 
     def value(self) -> str | None:
-        """Return what was typed, without NUL: PostgreSQL refuses texts with it."""
+        """Return the typed text without NUL, which PostgreSQL refuses."""
         return (super().value() or "").replace("\0", "") or None
 
     def has_output(self) -> bool:
@@ -61,7 +60,7 @@ class TextFilter(admin.SimpleListFilter):
         return True
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        """Give the template what it needs."""
+        """Yield the context of the template."""
         yield {
             "name": self.parameter_name,
             "value": self.value() or "",
@@ -72,9 +71,9 @@ class TextFilter(admin.SimpleListFilter):
 
 
 class TimeFilter(admin.ListFilter):
-    """A span of time in UTC: `from` and `until` (not included), as moments or, such as `-24h` and `-7d`, before now.
+    """A time range in UTC: `from` and `until` (exclusive), as times, or relative to now such as `-24h` and `-7d`.
 
-    It selects by the admin's `time_column`.
+    It applies to the admin's `time_column`.
     """
 
     title = "time"
@@ -89,7 +88,7 @@ class TimeFilter(admin.ListFilter):
                 self.used_parameters[name] = params.pop(name)[-1]
 
     def expected_parameters(self) -> list[str | None]:
-        """Name the parameters of the address."""
+        """Return the URL parameters."""
         return list(ENDS)
 
     def has_output(self) -> bool:
@@ -97,7 +96,7 @@ class TimeFilter(admin.ListFilter):
         return True
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        """Offer spans up to now, and give the template what its form needs."""
+        """Yield the context of the template: ready-made ranges up to now, and the fields of its form."""
         begin, end = self._typed()
         yield {
             "spans": [
@@ -111,7 +110,7 @@ class TimeFilter(admin.ListFilter):
         }
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Apply both ends where they are given."""
+        """Apply those ends of the range that are given."""
         begin, end = (parse_moment(text) for text in self._typed())
         if begin is not None:
             queryset = queryset.filter(**{f"{self._column}__gte": begin})
@@ -123,9 +122,9 @@ class TimeFilter(admin.ListFilter):
 
 
 def parse_moment(text: str) -> datetime | None:
-    """Read a moment in UTC: ISO 8601, or so many hours or days before now; an empty text is None.
+    """Parse a time in UTC: ISO 8601, or a number of hours or days before now; None for an empty text.
 
-    Raises IncorrectLookupParameters, which the admin answers with a message, for anything else.
+    Raises IncorrectLookupParameters for anything else; the admin answers that with a message.
     """
     if not text:
         return None
@@ -139,7 +138,7 @@ def parse_moment(text: str) -> datetime | None:
 
 
 def other_parameters(changelist: ChangeList, own: Sequence[str | None]) -> list[tuple[str, str]]:
-    """List the other filters' parameters, which a filter's form sends along."""
+    """List the parameters of the other filters, which the form of a filter sends along."""
     items = changelist.filter_params.items()
     return [(name, value) for name, values in items if name not in own for value in values]
 
@@ -148,14 +147,14 @@ OLDER, NEWER = "older", "newer"
 
 
 class KeysetPaginator(Paginator):  # type: ignore[type-arg]  # Django's is not generic at run time
-    """Django's paginator under the template that shows Newest, Newer and Older."""
+    """A paginator with the template that shows Newest, Newer and Older."""
 
     template_name = "admin/keyset_pagination.html"
 
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What was looked through for a page that is not full: so many rows, back (or on) to that of a moment."""
+    """How far the search for a page that is not full went: the number of rows, and the time of the last one."""
 
     rows: int
     moment: datetime
@@ -164,11 +163,11 @@ class Searched:
 
 
 class KeysetChangeList(ChangeList):
-    """One page of a list; it reads one row more than it shows, to know whether there are others.
+    """One page of a list. It reads one row more than it shows, to learn whether there are others.
 
-    Filters may select so few rows that most of a long list would be read for a page. What no index answers is
-    therefore searched for among `search_rows` rows at a time (see KeysetAdmin): the page shows what was found there,
-    says how far it looked (`searched`), and its neighbour goes on from there.
+    A filter may select so few rows that a page would read most of a long list. Without a matching index, a page
+    therefore searches only `search_rows` rows (see KeysetAdmin). It shows what was found and how far it searched
+    (`searched`), and the next page continues from there.
     """
 
     older_url = newer_url = newest_url = ""
@@ -178,11 +177,11 @@ class KeysetChangeList(ChangeList):
         parameters = _without_nul(request.GET)
         self._older_than = parameters.pop(OLDER, [""])[-1]
         self._newer_than = parameters.pop(NEWER, [""])[-1]
-        request.GET = parameters  # type: ignore[assignment]  # a new search or filter begins at the newest row again
+        request.GET = parameters  # type: ignore[assignment]  # a new search or filter starts at the newest row
         super().__init__(request, *args)
 
     def get_results(self, request: HttpRequest) -> None:
-        """Read the page, and make the addresses of its neighbours."""
+        """Read the page, and set the URLs of its neighbours."""
         is_newer, start = bool(self._newer_than), self._newer_than or self._older_than
         after = self._parse(start) if start else None
         last = self._search_end(request, after, is_newer=is_newer)
@@ -211,7 +210,7 @@ class KeysetChangeList(ChangeList):
             self.newer_url = self.get_query_string({NEWER: str(newer)})
 
     def _search_end(self, request: HttpRequest, after: Place | None, *, is_newer: bool) -> Place | None:
-        """Return the last row that is searched; None where an index finds the rows, or no more are there."""
+        """Return the last row to search; None if an index finds the rows, or fewer rows are left."""
         most = self._admin.search_rows
         asked = {name for name, values in self.get_filters_params().items() if any(values)}
         if most is None or self.query or not asked:
@@ -247,7 +246,7 @@ class KeysetChangeList(ChangeList):
 
 
 def _without_nul(address: QueryDict) -> QueryDict:
-    """Copy parameters without NUL: PostgreSQL refuses texts with it."""
+    """Return the parameters without NUL, which PostgreSQL refuses."""
     copied = address.copy()
     for name, values in copied.lists():
         copied.setlist(name, [value.replace("\0", "") for value in values])
@@ -255,9 +254,9 @@ def _without_nul(address: QueryDict) -> QueryDict:
 
 
 class KeysetAdmin(ReadOnlyAdmin):
-    """Pages for looking at a log: read-only, by keyset.
+    """Read-only pages of a log, by keyset.
 
-    `time_column` says when a row came. A list that may be long names how many rows a page looks through.
+    `time_column` is the field with a row's time. `search_rows` is how many rows a page of a long list searches at most.
     """
 
     list_per_page = 50
@@ -270,5 +269,5 @@ class KeysetAdmin(ReadOnlyAdmin):
     search_rows: int | None = None
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """Use the keyset."""
+        """Use KeysetChangeList."""
         return KeysetChangeList

@@ -1,9 +1,8 @@
-"""The people who use the admin, and their groups: as Django's own pages, in unfold's look and under audit.
+"""The admin of users and groups, and of the audit log.
 
-Only a superuser grants permissions, and nobody changes a user who has one that he lacks: otherwise who may edit users
-could become anything.
-
-The audit log in the admin: to read, to filter by who, what and when.
+Users and groups have Django's own pages, in unfold's look and under audit. Only a superuser grants permissions, and a
+user can't change another who has permissions that they lack; otherwise anyone who may edit users could gain any
+permission.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ class RelationsAuditedAdmin(AuditedAdmin):
     """Audits a page as a whole, because its many-to-many fields are saved after the object."""
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        """Save the object and keep what it was."""
+        """Save the object and keep its previous values."""
         form.before = stored_values(obj)
         obj.save()
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """Save its relations, then write the entry."""
+        """Save the relations, then write the audit entry."""
         super().save_related(request, form, formsets, change)
         audit_change(form.instance, before=form.before, actor=actor_of(request))
 
@@ -58,7 +57,7 @@ admin.site.unregister(Group)
 
 @admin.register(User)
 class PersonAdmin(UserBase, RelationsAuditedAdmin):
-    """Users of the admin."""
+    """The admin of users."""
 
     form = UserChangeForm
     add_form = UserCreationForm
@@ -67,20 +66,20 @@ class PersonAdmin(UserBase, RelationsAuditedAdmin):
     list_filter = ("is_staff", "is_superuser", "is_active", "groups")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        """Leave powers to superusers."""
+        """Reserve permissions for superusers."""
         own = ("last_login", "date_joined")
         return own if _is_superuser(request) else (*own, *POWERS)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Allow changes, the password's included, of users with no more permissions than one's own."""
+        """Allow changes, of the password too, of users without permissions that the requesting user lacks."""
         return self._may_touch(request, obj) and bool(super().has_change_permission(request, obj))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Allow to delete users with no more permissions than one's own."""
+        """Allow deletion of users without permissions that the requesting user lacks."""
         return self._may_touch(request, obj) and bool(super().has_delete_permission(request, obj))
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:  # noqa: A002  # Django's name
-        """Change somebody's password, and leave an entry that says so and nothing more."""
+        """Change a user's password, and write an audit entry without its value."""
         with transaction.atomic():
             response: HttpResponse = super().user_change_password(request, id, form_url)
             if request.method == "POST" and response.status_code == FOUND:
@@ -88,7 +87,7 @@ class PersonAdmin(UserBase, RelationsAuditedAdmin):
         return response
 
     def _may_touch(self, request: HttpRequest, obj: User | None) -> bool:
-        """Return whether a user has no power that the one who asks lacks: a new password takes all of them over."""
+        """Return whether a user has no permission that the requesting user lacks; a new password would grant them."""
         if obj is None or _is_superuser(request):
             return True
         return not obj.is_superuser and _granted(obj) <= request.user.get_all_permissions()
@@ -96,23 +95,23 @@ class PersonAdmin(UserBase, RelationsAuditedAdmin):
 
 @admin.register(Group)
 class TeamAdmin(GroupBase, RelationsAuditedAdmin):
-    """Groups of users, which share permissions."""
+    """The admin of groups."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Leave powers to superusers."""
+        """Reserve groups for superusers."""
         return _is_superuser(request)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Leave powers to superusers."""
+        """Reserve groups for superusers."""
         return _is_superuser(request)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Leave powers to superusers: to delete a group takes them away."""
+        """Reserve groups for superusers: deleting a group removes permissions."""
         return _is_superuser(request)
 
 
 def change_own_password(request: HttpRequest) -> HttpResponse:
-    """Change one's own password on the site's page, and leave an entry that says so and nothing more."""
+    """Change the user's own password on the site's page, and write an audit entry without its value."""
     with transaction.atomic():
         response: HttpResponse = admin.site.password_change(request)
         if request.method == "POST" and response.status_code == FOUND:
@@ -124,12 +123,12 @@ def _own_urls() -> list[URLPattern]:
     return [path("password_change/", admin.site.admin_view(change_own_password), name="password_change")]
 
 
-#: unfold's site asks this for addresses that come before its own.
+#: unfold's site calls this for URLs that precede its own.
 admin.site.extra_urls = _own_urls  # type: ignore[attr-defined]  # unfold's
 
 
 def _granted(user: User) -> set[str]:
-    """Return a user's permissions, also where he is not active: who may edit him may activate him."""
+    """Return a user's permissions, also of an inactive user, because whoever may edit the user may activate them."""
     found = Permission.objects.filter(Q(user=user) | Q(group__user=user)).values_list(
         "content_type__app_label", "codename"
     )
@@ -152,31 +151,31 @@ ACTIONS = (
     "exported",
     "password",
 )
-#: How many changed fields the list names.
+#: How many changed fields the list shows.
 NAMED_FIELDS = 4
 
 
 class ActorFilter(TextFilter):
-    """Entries by who did it."""
+    """Filter entries by actor."""
 
     title = "who"
     parameter_name = "who"
     placeholder = "admin:NAME, key:ACCOUNT/NAME"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
-        """Select by part of the actor's name."""
+        """Select by a part of the actor's name."""
         text = self.value()
         return queryset.filter(actor__icontains=text) if text else queryset
 
 
 class ActionFilter(admin.SimpleListFilter):
-    """Entries by what was done."""
+    """Filter entries by action."""
 
     title = "action"
     parameter_name = "what"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Offer the actions that there are."""
+        """Return all actions."""
         return [(name, name.capitalize()) for name in ACTIONS]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
@@ -185,13 +184,13 @@ class ActionFilter(admin.SimpleListFilter):
 
 
 class TargetFilter(admin.SimpleListFilter):
-    """Entries by what kind of thing was changed."""
+    """Filter entries by the kind of object that was changed."""
 
     title = "kind"
     parameter_name = "kind"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Offer the kinds that the admin can change."""
+        """Return the kinds of objects that the admin can change."""
         kinds = {str(model._meta.verbose_name) for model in model_admin.admin_site._registry}
         return [(kind, kind[:1].upper() + kind[1:]) for kind in sorted(kinds - {"audit entry"})]
 
@@ -202,7 +201,7 @@ class TargetFilter(admin.SimpleListFilter):
 
 @admin.register(AuditEntry)
 class AuditEntryAdmin(KeysetAdmin):
-    """The log. Nobody changes it."""
+    """The audit log, read-only."""
 
     list_display = ("when", "actor", "action", "target_type", "target", "fields_changed")
     list_filter = (ActionFilter, TargetFilter, ActorFilter, TimeFilter)
@@ -212,12 +211,12 @@ class AuditEntryAdmin(KeysetAdmin):
 
     @display(description="when")
     def when(self, entry: AuditEntry) -> str:
-        """Show the moment."""
+        """Show the time."""
         return moment(entry.at)
 
     @display(description="what changed")
     def fields_changed(self, entry: AuditEntry) -> str:
-        """Name the fields that changed, the first of them."""
+        """Show the names of the first changed fields."""
         if entry.action in ("created", "deleted"):
             return ""
         names = sorted({*entry.before, *entry.after})

@@ -1,4 +1,4 @@
-"""What every endpoint behind a key has in common: who calls, and what the answer's headers tell of the limits."""
+"""The base of all endpoints behind an API key: authentication, scope, and the headers about limits."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ log = structlog.get_logger(__name__)
 
 
 class KeyView(APIView):
-    """A view behind an API key; `required_scope` names the scope that the key must have."""
+    """A view behind an API key; `required_scope` is the scope that the key must have."""
 
     required_scope: str | None = None
     is_authenticated = False
     replayed: IdempotentAnswer | None = None
 
     def perform_authentication(self, request: Request) -> None:
-        """Authenticate, and remember that it went well: asking the request again would do it again."""
+        """Authenticate, and note the success, because accessing request.user again would authenticate again."""
         super().perform_authentication(request)
         self.is_authenticated = request.user is not None
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """Take the first renderer where nothing is acceptable: `initial` refuses that in its turn."""
+        """Use the first renderer if none is acceptable; `initial` refuses that later."""
         return super().perform_content_negotiation(request, force=True)
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Authenticate and count the request before it is refused: for what it accepts, or for want of the scope."""
+        """Authenticate and count the request first; only then refuse its Accept header or a missing scope."""
         super().initial(request, *args, **kwargs)
         super().perform_content_negotiation(request)
         identity = getattr(request._request, "identity", None)
@@ -47,14 +47,14 @@ class KeyView(APIView):
             raise ScopeDenied
 
     def handle_exception(self, exc: Exception) -> Response:
-        """Answer what was answered before; hand anything else to the handler."""
+        """Return the kept answer of a replayed request; pass other exceptions to the handler."""
         if not isinstance(exc, Replayed):
             return super().handle_exception(exc)
         self.replayed = exc.answer
         return cast("Response", exc.response())
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
-        """Add the headers that every authenticated answer has, errors included."""
+        """Add the headers of every authenticated answer, errors included."""
         response = super().finalize_response(request, response, *args, **kwargs)
         identity: Identity | None = getattr(request._request, "identity", None)
         if identity is not None:
@@ -66,9 +66,10 @@ class KeyView(APIView):
         return response
 
     def limit_headers(self, request: Request, identity: Identity) -> dict[str, str]:
-        """Tell where the key's limits stand: as counted for this request, or as they are where it didn't count.
+        """Return the rate headers: as counted for this request, or the current ones if it was not counted.
 
-        What was counted is told as of now: a model may have taken a while to answer.
+        The time of a count is moved forward by the duration of the request, because a model may have taken a while to
+        answer.
         """
         admission: Admission | None = getattr(request._request, "admission", None)
         if admission is None:
@@ -83,5 +84,5 @@ class KeyView(APIView):
         return self.rate_headers(replace(admission, at=admission.at + elapsed))
 
     def rate_headers(self, admission: Admission) -> dict[str, str]:
-        """Write an admission as headers."""
+        """Return an admission as headers."""
         return rate_headers(admission)

@@ -1,6 +1,6 @@
 """/keys: an account manages its own keys, with a key of scope keys:manage.
 
-What a key that manages keys may hand on: no limit, scope, model, address or time that is not its own.
+Such a key can hand on no limit, scope, model, address or lifetime beyond its own.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from accounts.validators import DEFAULT_SCOPES
 from core.errors import InvalidRequest, NotFound, PermissionDenied
 from core.network import Network
 
-#: Under which the API tells what concerns no single field.
+#: The name under which the API reports errors of no single field.
 NON_FIELD_ERRORS_KEY = "non_field_errors"
 
 
 class KeyManagementView(KeyView):
-    """What the views of /keys share: the caller's key, and the keys of its account alone."""
+    """The base of the views of /keys: the calling key, and access to the keys of its account only."""
 
     required_scope = "keys:manage"
 
     def identity(self, request: Request) -> Identity:
-        """Return who asks."""
+        """Return the identity of the calling key."""
         identity: Identity = request._request.identity  # type: ignore[attr-defined]
         return identity
 
     def actor(self, request: Request) -> str:
-        """Name who asks, for the audit log."""
+        """Return the actor for the audit log."""
         identity = self.identity(request)
         return f"key:{identity.account_name}/{identity.key_name}"
 
@@ -59,7 +59,7 @@ class KeyManagementView(KeyView):
         return found
 
     def find_weaker_key(self, request: Request, key_id: int) -> ApiKey:
-        """Return the caller's own key, or one of its account that may do no more; raises NotFound, PermissionDenied."""
+        """Return the calling key, or one of its account that may do no more; raises NotFound, PermissionDenied."""
         key = self.find_key(request, key_id)
         own = self.find_key(request, self.identity(request).key_id)
         if key.pk == own.pk:
@@ -80,9 +80,9 @@ Post = Callable[Concatenate[View, Request, Params], Response]
 
 
 def answered_once(post: Post[View, Params]) -> Post[View, Params]:
-    """Make a POST's claim on its Idempotency-Key, its change and its answer one transaction.
+    """Run a POST's claim on its Idempotency-Key, its change, and the storing of its answer in one transaction.
 
-    The kept answer has no secret: a key is shown in its first answer only, and a retry gets all the rest of it.
+    The kept answer omits the secret: only the first answer shows it, a retry gets the rest.
     """
 
     @wraps(post)
@@ -118,15 +118,15 @@ class KeysView(KeyManagementView):
 
     @extend_schema(
         operation_id="keys_create",
-        summary="Make a key",
-        description="Of the asking key's tier. No limit, scope, model or address may exceed the asking key's own. What "
-        "the new key uses counts against the limits and budgets of the asking key as well, and of those above that.",
+        summary="Create a key",
+        description="The new key has the calling key's tier. No limit, scope, model or address may exceed the calling "
+        "key's. Its usage also counts against the limits and budgets of the calling key, and of the keys above that.",
         request=KeyRequest,
         responses={201: NewKeyAnswer},
     )
     @answered_once
     def post(self, request: Request) -> Response:
-        """Make a key, and show its secret this once."""
+        """Create a key, and show its secret this once."""
         body = KeyRequest(data=request.data)
         body.is_valid(raise_exception=True)
         asked = dict(body.validated_data)
@@ -136,7 +136,7 @@ class KeysView(KeyManagementView):
         identity, wanted = self.identity(request), asked.pop("model_budgets", [])
         settings = delegated_settings(creator, asked)
         budgets = delegated_model_budgets(creator.model_budgets.all(), wanted, allowed=identity.may_use_model)
-        with _refusals_told():
+        with _validation_errors_as_400():
             key, plain = api_key_create(
                 account=creator.account,
                 tier=creator.tier,
@@ -164,14 +164,14 @@ class KeyRevokeView(KeyManagementView):
     @extend_schema(
         operation_id="keys_revoke",
         summary="Stop a key for good",
-        description="A key that may do more than the asking one can't be revoked. Keys that it made go on working, and "
-        "its limits go on applying to them.",
+        description="A key that may do more than the calling key can't be revoked. Keys that the revoked key created "
+        "keep working, under its limits as before.",
         request=None,
         responses=KeyAnswer,
     )
     @answered_once
     def post(self, request: Request, key_id: int) -> Response:
-        """Revoke a key of the caller's account; one that is revoked stays so."""
+        """Revoke a key of the caller's account; a revoked key stays revoked."""
         key = self.find_weaker_key(request, key_id)
         api_key_revoke(key=key, actor=self.actor(request))
         key.refresh_from_db()
@@ -184,18 +184,18 @@ class KeyRotateView(KeyManagementView):
     @extend_schema(
         operation_id="keys_rotate",
         summary="Replace a key by a new one with the same settings",
-        description="Both work during the grace period. A key that may do more than the asking one can't be rotated.",
+        description="Both work during the grace period. A key that may do more than the calling key can't be rotated.",
         request=RotateRequest,
         responses={201: NewKeyAnswer},
     )
     @answered_once
     def post(self, request: Request, key_id: int) -> Response:
-        """Make a successor, and show its secret this once."""
+        """Create a successor, and show its secret this once."""
         body = RotateRequest(data=request.data)
         body.is_valid(raise_exception=True)
         key = self.find_weaker_key(request, key_id)
         grace = timedelta(seconds=body.validated_data["grace_seconds"])
-        with _refusals_told():
+        with _validation_errors_as_400():
             successor, plain = api_key_rotate(key=key, grace=grace, actor=self.actor(request))
         return Response(_shown(successor, plain), status=201)
 
@@ -209,8 +209,8 @@ def _shown(key: ApiKey, plain: str | None = None) -> dict[str, Any]:
 
 
 @contextmanager
-def _refusals_told() -> Iterator[None]:
-    """Turn what the services refuse into the caller's 400."""
+def _validation_errors_as_400() -> Iterator[None]:
+    """Turn validation errors of the services into a 400."""
     try:
         yield
     except DjangoValidationError as error:
@@ -224,11 +224,10 @@ _BUDGETS = ("monthly_token_budget", "monthly_cost_budget")
 
 
 def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings:
-    """Return the settings of a new key of the creator's tier: as asked, and where nothing is asked, the creator's.
+    """Return the settings of a new key of the creator's tier: the requested ones, else the creator's.
 
-    The scope `keys:manage` is handed on to who asks for it by name only.
-
-    Raises InvalidRequest that names every field in which more was asked than the creator has.
+    The scope `keys:manage` is only handed on if it is requested by name. Raises InvalidRequest with every field in
+    which the request exceeds the creator.
     """
     errors: dict[str, list[str]] = {}
     settings: dict[str, Any] = {
@@ -248,10 +247,10 @@ def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings
 def delegated_model_budgets(
     own: Iterable[ModelBudget], asked: Iterable[Mapping[str, Any]], *, allowed: Callable[[str], bool]
 ) -> list[BudgetFor]:
-    """Return the budgets for single models of a new key: as asked, and for the creator's other models as it has them.
+    """Return the model budgets of a new key: the requested ones, and the creator's for its other models.
 
-    `allowed` says whether the creator may use a model: of others it is not told whether they exist. Raises
-    InvalidRequest where more is asked than the creator's own.
+    `allowed` returns whether the creator may use a model; whether other models exist is not revealed. Raises
+    InvalidRequest if a requested budget exceeds the creator's.
     """
     budgets = {each.model: BudgetFor(each.model, each.monthly_token_budget, each.monthly_cost_budget) for each in own}
     errors: dict[str, list[str]] = {}
@@ -272,7 +271,7 @@ def delegated_model_budgets(
 
 
 def require_generation(creator: ApiKey) -> None:
-    """Raise PermissionDenied for a key that has as many above it as a key can have."""
+    """Raise PermissionDenied for a key that already has the maximum number of makers above it."""
     if len(api_key_makers([creator])[creator.pk]) >= GENERATIONS:
         raise PermissionDenied(
             f"This key can't make keys: it is {GENERATIONS} generations below a key that an operator made."
@@ -280,13 +279,13 @@ def require_generation(creator: ApiKey) -> None:
 
 
 def is_beside(key: ApiKey, creator: ApiKey) -> bool:
-    """Say whether a key doesn't count against all those that made another: with it, these limits could be escaped."""
+    """Return whether a key does not count against every key above the creator: it could help to escape their limits."""
     makers = api_key_makers([creator, key])
     return not {each.limits_id for each in makers[creator.pk]} <= {each.limits_id for each in makers[key.pk]}
 
 
 def exceeds_model_budgets(key: Iterable[ModelBudget], creator: Iterable[ModelBudget]) -> bool:
-    """Say whether a key lacks one of another key's budgets for a model, or has a larger one."""
+    """Return whether a key lacks one of the creator's model budgets, or has a larger one."""
     others = {each.model: each for each in key}
     return any(
         own is not None and ((other := getattr(others.get(each.model), field, None)) is None or other > own)
@@ -297,8 +296,10 @@ def exceeds_model_budgets(key: Iterable[ModelBudget], creator: Iterable[ModelBud
 
 
 def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
-    """Name what a key of the same account has beyond another: to rotate it would hand that on, to revoke it
-    stop who is trusted with more."""
+    """List the fields in which a key of the same account exceeds another.
+
+    Rotating such a key would hand more on than the other has; revoking it would stop a more trusted key.
+    """
     now = datetime.now(UTC)
     mine, other = build_identity(creator, now), build_identity(key, now)
     end, models, others = _end(creator), _models(creator), _models(key)
@@ -309,33 +310,33 @@ def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
         "expires_at": end is None or (key.expires_at is not None and key.expires_at <= end),
         "max_output_tokens": other.max_output_tokens <= mine.max_output_tokens,
     }
-    # Overrides end: what is within bounds now may not be then.
-    moments = {now, *(each.overrides_until for each in (creator, key) if each.overrides_until is not None)}
-    higher = {name for moment in moments for name in _higher(key, creator, max(moment, now))}
+    # Overrides end: a key that is within bounds now may exceed them later.
+    times = {now, *(each.overrides_until for each in (creator, key) if each.overrides_until is not None)}
+    higher = {name for time in times for name in _higher(key, creator, max(time, now))}
     return [name for name, is_within in facts.items() if not is_within] + sorted(higher)
 
 
-def _higher(key: ApiKey, creator: ApiKey, moment: datetime) -> list[str]:
-    """Name the limits that are higher with one key than with another at a moment."""
-    mine, others = (build_identity(each, moment).limits.subjects[0].limits for each in (creator, key))
+def _higher(key: ApiKey, creator: ApiKey, at: datetime) -> list[str]:
+    """List the limits that are higher for the key than for the creator at a time."""
+    mine, others = (build_identity(each, at).limits.subjects[0].limits for each in (creator, key))
     pairs = {name: (getattr(others, name), getattr(mine, name)) for name in type(mine).__slots__}
     return [name for name, (other, own) in pairs.items() if own is not None and (other is None or other > own)]
 
 
 def _end(key: ApiKey) -> datetime | None:
-    """Return when a key stops: by its date, or because it was replaced."""
-    return min((moment for moment in (key.expires_at, key.revoked_at) if moment is not None), default=None)
+    """Return when a key stops working: at its expiry or its revocation; None: never."""
+    return min((end for end in (key.expires_at, key.revoked_at) if end is not None), default=None)
 
 
 def _models(key: ApiKey) -> list[str] | None:
-    """Return the models that tier and key allow together, which may be none; None: all."""
+    """Return the models that both tier and key allow, which may be none; None: all."""
     if not key.models or not key.tier.models:
         return list(key.models or key.tier.models) or None
     return [name for name in key.models if name in key.tier.models]
 
 
 def _models_asked(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> list[str]:
-    """Return the models of a new key. Where the creator may use none, so may the new key: it gets the same list."""
+    """Return the models of a new key. If the creator may use no model, the new key gets the same list."""
     own = _models(creator)
     wanted = list(asked.get("models") or own or creator.models)
     beyond = [] if own is None or not asked.get("models") else [name for name in wanted if name not in own]
@@ -345,7 +346,7 @@ def _models_asked(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, l
 
 
 def _scopes(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> list[str]:
-    """Return the scopes of a new key; none would mean every scope of DEFAULT_SCOPES, so that there is one at least."""
+    """Return the scopes of a new key, at least one: an empty list would mean all of DEFAULT_SCOPES."""
     own = creator.scopes or sorted(DEFAULT_SCOPES)
     wanted = list(asked.get("scopes") or (scope for scope in own if scope in DEFAULT_SCOPES))
     beyond = [scope for scope in wanted if scope not in own]
@@ -365,7 +366,7 @@ def _networks(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[
 
 
 def _within(inner: Any, outer: Any) -> bool:
-    """Say whether every network lies in one of the outer ones; no outer ones: anywhere is allowed."""
+    """Return whether every network lies in one of the outer ones; without outer ones, any is allowed."""
     return not outer or (bool(inner) and all(any(_contains(big, small) for big in outer) for small in inner))
 
 
@@ -384,7 +385,7 @@ def _earlier(asked: datetime | None, own: datetime | None, errors: dict[str, lis
 
 
 def _rates(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> dict[str, Any]:
-    """Return the overrides of a new key. They end when the creator's do, and with them what it may hand on."""
+    """Return the overrides of a new key. They end with the creator's."""
     now = datetime.now(UTC)
     are_ended = creator.overrides_until is not None and creator.overrides_until <= now
     effective = build_identity(creator, now).limits.subjects[0].limits

@@ -1,4 +1,4 @@
-"""`manage.py key`: API keys from the command line."""
+"""`manage.py key`: manage API keys from the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLUMNS = ("account", "name", "tier", "masked", "state", "created_at", "last_use
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A sub-command: what it does, how it is told, and the method that does it."""
+    """A sub-command: its help, its arguments, and the method that runs it."""
 
     help: str
     add_arguments: Callable[[ArgumentParser], None]
@@ -44,7 +44,7 @@ class Command(BaseCommand):
     help = "Create, list, rotate, revoke and explain API keys; set budgets for single models."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Declare one sub-command for each action."""
+        """Declare a sub-command for each action."""
         subparsers = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
         for name, action in ACTIONS.items():
             subparser = subparsers.add_parser(name, help=action.help, description=action.help)
@@ -52,14 +52,14 @@ class Command(BaseCommand):
             subparser.add_argument("--json", action="store_true", help="print JSON, one object a line")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run the chosen action; what can't be done ends with one line that says why."""
+        """Run the chosen action; a validation error ends it with one line."""
         try:
             ACTIONS[options["action"]].run(self, options)
         except ValidationError as error:
             raise CommandError(_in_a_line(error)) from None
 
     def create(self, options: dict[str, Any]) -> None:
-        """Make a key, and its account if need be, and print the key."""
+        """Create a key, and its account if needed, and print the secret."""
         with transaction.atomic():
             key, plain = self._create(options)
         self._show_secret(key, plain, as_json=options["json"])
@@ -79,7 +79,7 @@ class Command(BaseCommand):
         )
 
     def show(self, options: dict[str, Any]) -> None:
-        """Print the keys, none of them in full."""
+        """Print the keys, masked."""
         rows = [describe(key) for key in selectors.api_key_list(account=options["account"])]
         if options["json"]:
             for row in rows:
@@ -90,7 +90,7 @@ class Command(BaseCommand):
             self.stdout.write("No keys. Make one: manage.py key create --account NAME --tier free --name NAME")
 
     def rotate(self, options: dict[str, Any]) -> None:
-        """Make a successor, print it, and let the old key work for the grace period."""
+        """Create a successor, print its secret, and let the old key work for the grace period."""
         old = _find_key(options)
         key, plain = services.api_key_rotate(key=old, grace=timedelta(seconds=options["grace"]), actor=ACTOR)
         if not options["json"]:
@@ -98,7 +98,7 @@ class Command(BaseCommand):
         self._show_secret(key, plain, as_json=options["json"])
 
     def revoke(self, options: dict[str, Any]) -> None:
-        """Stop a key within a second."""
+        """Revoke a key; it stops within a second."""
         key = _find_key(options)
         done = services.api_key_revoke(key=key, actor=ACTOR)
         if options["json"]:
@@ -113,7 +113,7 @@ class Command(BaseCommand):
             self.stdout.write(f"{key} of {key.account} had been revoked before.")
 
     def budget(self, options: dict[str, Any]) -> None:
-        """Set what a key, or an account over all its keys, may use of one model in a month."""
+        """Set the monthly budget of a key, or of an account over all its keys, for one model."""
         owner = _find_key(options) if options["name"] or options["prefix"] else _find_account(options["account"])
         wanted = services.BudgetFor(options["model"], options["tokens"], options["cost"])
         if options["remove"] == (wanted.tokens is not None or wanted.cost is not None):
@@ -152,7 +152,7 @@ class Command(BaseCommand):
 
 
 def describe(key: ApiKey) -> dict[str, Any]:
-    """Tell of a key what may be shown, as plain JSON values; moments in ISO 8601, null where there is none."""
+    """Return the visible fields of a key as JSON values; times in ISO 8601, or null."""
     return {
         "account": key.account.name,
         "name": key.name,
@@ -185,17 +185,17 @@ def _amounts(budget: ModelBudget) -> str:
     return " and ".join(amount for amount in amounts if amount is not None)
 
 
-def _written(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="seconds")
+def _written(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat(timespec="seconds")
 
 
 def _in_a_line(error: ValidationError) -> str:
-    """Say what is wrong, and of which field: "can't be blank" alone helps nobody."""
+    """Join the messages, each with its field: "can't be blank" alone does not help."""
     if not hasattr(error, "error_dict"):
         return " ".join(error.messages)
-    said = error.message_dict.items()
+    errors = error.message_dict.items()
     return " ".join(
-        text if field == NON_FIELD_ERRORS else f"{field}: {text}" for field, texts in said for text in texts
+        text if field == NON_FIELD_ERRORS else f"{field}: {text}" for field, texts in errors for text in texts
     )
 
 
@@ -243,10 +243,10 @@ def _find_by_prefix(prefix: str) -> ApiKey:
 
 
 def _create_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--account", required=True, help="whose key; made if there is none of that name")
+    parser.add_argument("--account", required=True, help="the account; created if it does not exist")
     parser.add_argument("--tier", required=True, help="the tier that sets its limits, such as free")
-    parser.add_argument("--name", required=True, help="what the key is called, unique in its account")
-    parser.add_argument("--scope", action="append", default=[], choices=SCOPES, help="may be repeated; none: the usual")
+    parser.add_argument("--name", required=True, help="the key's name, unique in its account")
+    parser.add_argument("--scope", action="append", default=[], choices=SCOPES, help="repeatable; default: all usual")
     parser.add_argument("--expires-days", type=days, help="days until it expires; default: never")
 
 
@@ -255,38 +255,38 @@ def _list_arguments(parser: ArgumentParser) -> None:
 
 
 def _choice_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--account", help="whose key")
-    parser.add_argument("--name", help="its name")
-    parser.add_argument("--prefix", help="or what is shown of it, such as ak_live_AbCd")
+    parser.add_argument("--account", help="the key's account")
+    parser.add_argument("--name", help="the key's name")
+    parser.add_argument("--prefix", help="or the visible part of the key, such as ak_live_AbCd")
 
 
 def _explain_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("prefix", nargs="?", metavar="PREFIX", help="what is shown of the key, such as ak_live_AbCd")
-    parser.add_argument("--account", help="or whose key")
-    parser.add_argument("--name", help="and its name")
-    parser.add_argument("--address", help="as if the request came from this IP address")
+    parser.add_argument("prefix", nargs="?", metavar="PREFIX", help="visible part of the key, such as ak_live_AbCd")
+    parser.add_argument("--account", help="or the key's account")
+    parser.add_argument("--name", help="and the key's name")
+    parser.add_argument("--address", help="check a request from this IP address")
 
 
 def _budget_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--account", help="whose budget: of all its keys together, without --name")
+    parser.add_argument("--account", help="the account; without --name, the budget is for all its keys together")
     parser.add_argument("--name", help="the key's name")
-    parser.add_argument("--prefix", help="or what is shown of the key, such as ak_live_AbCd")
+    parser.add_argument("--prefix", help="or the visible part of the key, such as ak_live_AbCd")
     parser.add_argument("--model", required=True, help="the model's name or alias")
     parser.add_argument("--tokens", type=int, help="tokens a calendar month (UTC)")
     parser.add_argument("--cost", type=_money, help="US dollars a calendar month (UTC)")
-    parser.add_argument("--remove", action="store_true", help="take the budget away")
+    parser.add_argument("--remove", action="store_true", help="remove the budget")
 
 
 def _money(text: str) -> Decimal:
     try:
         return Decimal(text)
     except InvalidOperation:
-        raise ArgumentTypeError(f"{text} is no amount of money") from None
+        raise ArgumentTypeError(f"{text} is not an amount of money") from None
 
 
 def _rotate_arguments(parser: ArgumentParser) -> None:
     _choice_arguments(parser)
-    help_text = "seconds for which the old key goes on working (default: a day)"
+    help_text = "seconds for which the old key keeps working (default: a day)"
     parser.add_argument(
         "--grace",
         type=whole(0, LONGEST_GRACE_SECONDS),
@@ -297,10 +297,10 @@ def _rotate_arguments(parser: ArgumentParser) -> None:
 
 
 ACTIONS: dict[str, Action] = {
-    "create": Action("Make a key and print it, once.", _create_arguments, Command.create),
+    "create": Action("Create a key and print it, once.", _create_arguments, Command.create),
     "list": Action("List keys, masked.", _list_arguments, Command.show),
     "rotate": Action("Replace a key; the old one works for a grace period.", _rotate_arguments, Command.rotate),
     "revoke": Action("Stop a key for good.", _choice_arguments, Command.revoke),
-    "budget": Action("Set a month's budget for one model.", _budget_arguments, Command.budget),
-    "explain": Action("Would a key be admitted now, and why not.", _explain_arguments, Command.explain),
+    "budget": Action("Set a monthly budget for one model.", _budget_arguments, Command.budget),
+    "explain": Action("Show whether a key would be admitted now, and why not.", _explain_arguments, Command.explain),
 }
