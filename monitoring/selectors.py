@@ -1,4 +1,4 @@
-"""What the records say."""
+"""Reads for the API: statistics, usage, and single records."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from monitoring.rollups.queries import Point, Scope, caller_names, usage_series
 
 
 def stats(*, account_id: int | None) -> dict[str, Any]:
-    """Count requests to model endpoints, of one account or (None) of all, as GET /stats answers them.
+    """Return the answer of GET /stats: requests to model endpoints of one account, or of all (None).
 
-    Keys are shown by their present name, and by the recorded one where the key is gone (two of one name are added up);
-    over all accounts as `account/name`. Read from the rollups of months: a few rows a key, however many requests.
+    Keys have their present name, deleted keys the recorded one; over all accounts it is `account/name`. Keys of the
+    same name are added up. It is read from the rollups of months: a few rows a key, whatever the number of requests.
     """
     scope = {} if account_id is None else {"account_id": account_id}
     months = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, **scope).order_by()
@@ -43,7 +43,7 @@ def stats(*, account_id: int | None) -> dict[str, Any]:
 
 
 def account_usage(account_id: int, span: UsageSpan) -> dict[str, Any]:
-    """Add up what an account used in a span of time, in all and divided as asked, as GET /usage answers it."""
+    """Return an account's usage in a span for GET /usage: totals, and a series in the span's grouping."""
     points = usage_series(
         begin=span.begin,
         end=span.end,
@@ -68,9 +68,9 @@ def _entry(point: Point, group: str | None) -> dict[str, Any]:
 
 
 def request_record(*, account_id: int, name: str) -> RequestRecord | None:
-    """Find an account's record by its id, or the newest under a label (X-Request-ID); None if it has none by that name.
+    """Return an account's record by id, or the newest with that label (X-Request-ID); None if there is none.
 
-    A record is here once it was ingested, which takes a moment where Redis keeps it first.
+    With Redis, a record can be found once it is ingested, shortly after the call.
     """
     own = RequestRecord.objects.filter(account_id=account_id)
     with suppress(ValueError):

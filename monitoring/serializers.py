@@ -1,4 +1,4 @@
-"""What the endpoints of monitoring answer."""
+"""Serializers of the answers of monitoring's endpoints."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from monitoring.models import RequestRecord
 
 
 class StatsAnswer(serializers.Serializer[Any]):
-    """What /stats answers, over the model endpoints."""
+    """The answer of /stats: requests to the model endpoints."""
 
     total_requests = serializers.IntegerField()
     cache_hits = serializers.IntegerField(help_text="Coalesced answers included.")
     cache_misses = serializers.IntegerField()
-    cache_hit_rate = serializers.FloatField(help_text="Hits of hits and misses, three decimals; 0 without either.")
-    total_api_keys = serializers.IntegerField(
-        help_text="Keys that work now: those in a grace period too, and none that is expired."
+    cache_hit_rate = serializers.FloatField(
+        help_text="Share of hits in hits and misses, three decimals; 0 if there were neither."
     )
+    total_api_keys = serializers.IntegerField(help_text="Keys that work now, including those in a grace period.")
     requests_by_key = serializers.DictField(
-        child=serializers.IntegerField(), help_text="By the key's name; for staff by `account/name`."
+        child=serializers.IntegerField(), help_text="By key name; for staff by `account/name`."
     )
 
 
 class ErrorCounts(serializers.Serializer[Any]):
-    """Requests that were not answered, by why."""
+    """Requests that were not answered, by reason."""
 
-    invalid = serializers.IntegerField(help_text="Refused as they were: 4xx other than 429.")
+    invalid = serializers.IntegerField(help_text="Refused as invalid: 4xx other than 429.")
     limited = serializers.IntegerField(help_text="Refused by a limit: 429.")
     failed = serializers.IntegerField(help_text="5xx.")
 
@@ -42,38 +42,42 @@ class Quantiles(serializers.Serializer[Any]):
 
 
 class FiguresAnswer(serializers.Serializer[Any]):
-    """What requests add up to. Money is a text in US dollars."""
+    """Sums of requests. Money is a string in US dollars."""
 
     requests = serializers.IntegerField()
     # The stubs take it for the serializer's own attribute.
     errors = ErrorCounts()  # type: ignore[assignment]
     cache_hits = serializers.IntegerField(help_text="Coalesced answers included.")
     cache_misses = serializers.IntegerField()
-    cache_hit_rate = serializers.FloatField(help_text="Hits of hits and misses, three decimals; 0 without either.")
+    cache_hit_rate = serializers.FloatField(
+        help_text="Share of hits in hits and misses, three decimals; 0 if there were neither."
+    )
     input_tokens = serializers.IntegerField()
     cached_tokens = serializers.IntegerField(help_text="Part of the input tokens.")
     output_tokens = serializers.IntegerField()
     cost = serializers.CharField(
         allow_null=True,
-        help_text="Of requests whose price is known; null where none is. With others, it is at least that.",
+        help_text="Cost of requests whose price is known; null if none is. With unpriced requests, the true cost may be higher.",
     )
     unpriced_requests = serializers.IntegerField(help_text="Requests of models without a price, whose cost is unknown.")
-    saved_cost = serializers.CharField(help_text="What cached, coalesced and replayed answers would have cost.")
-    latency_ms = Quantiles(allow_null=True, help_text="Of what was answered or failed; null where nothing was.")
-    first_token_ms = Quantiles(allow_null=True, help_text="Of streams; null where there was none.")
+    saved_cost = serializers.CharField(help_text="Cost that cached, coalesced and replayed answers avoided.")
+    latency_ms = Quantiles(allow_null=True, help_text="Of answered and failed requests; null if there were none.")
+    first_token_ms = Quantiles(allow_null=True, help_text="Of streams; null if there were none.")
 
 
 class UsageEntry(FiguresAnswer):
-    """One bucket of time, one group, or one of both. Where nothing was asked, there is no entry."""
+    """The figures of one period, one group, or both. Periods and groups without requests have no entry."""
 
     start = serializers.DateTimeField(required=False)
     key = serializers.CharField(required=False)
-    model = serializers.CharField(required=False, help_text="Empty: refused before a model was known.")
+    model = serializers.CharField(
+        required=False, help_text="Empty if requests were refused before the model was known."
+    )
     endpoint = serializers.CharField(required=False)
 
 
 class UsageFigures(serializers.Serializer[Any]):
-    """What the account used in a span of time."""
+    """Usage of the account in a span."""
 
     to = serializers.DateTimeField(help_text="Excluded.")
     time_zone = serializers.CharField()
@@ -82,18 +86,18 @@ class UsageFigures(serializers.Serializer[Any]):
     series = UsageEntry(many=True)
 
     def get_fields(self) -> dict[str, Any]:
-        """Add the field whose name Python reserves."""
+        """Add `from`, which is a Python keyword."""
         return {"from": serializers.DateTimeField(), **super().get_fields()}
 
 
 class UsageAnswer(StandingAnswer):
-    """What GET /usage answers."""
+    """The answer of GET /usage."""
 
     usage = UsageFigures()
 
 
 class RecordAnswer(serializers.ModelSerializer[RequestRecord]):
-    """What /requests/{id} answers: one request as it was answered and billed."""
+    """The answer of /requests/{id}: one request as it was answered and billed."""
 
     key = serializers.CharField(source="key_name")
 
@@ -126,7 +130,7 @@ class RecordAnswer(serializers.ModelSerializer[RequestRecord]):
 
 
 class ServiceAnswer(serializers.Serializer[Any]):
-    """What / answers."""
+    """The answer of /."""
 
     name = serializers.CharField()
     version = serializers.CharField()

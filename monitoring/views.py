@@ -1,4 +1,4 @@
-"""What happened, and whether the service is well."""
+"""GET /stats, GET /usage and GET /requests/{id}."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from monitoring.serializers import RecordAnswer, StatsAnswer, UsageAnswer
 
 
 class StaffSession(SessionAuthentication):
-    """The admin's session, of staff only."""
+    """Authenticates staff by their admin session."""
 
     def authenticate(self, request: Request) -> Any:
-        """Return the user of a staff session; None for any other, so that a key is asked for."""
+        """Return the user of a staff session; None otherwise, so that the request needs a key."""
         found = super().authenticate(request)
         return found if found is not None and found[0].is_staff else None
 
@@ -46,7 +46,7 @@ class StatsView(KeyView):
         responses=StatsAnswer,
     )
     def get(self, request: Request) -> Response:
-        """Count the requests of the caller's account, or of all for staff who may see the request log."""
+        """Return the statistics of the caller's account, or of all for staff who may view the request log."""
         self.query(data=request.query_params).is_valid(raise_exception=True)
         identity: Identity | None = getattr(request._request, "identity", None)
         account_id = identity.account_id if identity is not None else None
@@ -64,12 +64,12 @@ class UsageView(KeyView):
     @extend_schema(
         operation_id="usage",
         summary="See what is left of the key's limits, and what the account used",
-        description="While the store of the limits is away, the monthly amounts are those of the records so far.",
+        description="While the store of the limits is away, the monthly amounts are those of the records.",
         parameters=USAGE_PARAMETERS,
         responses=UsageAnswer,
     )
     def get(self, request: Request) -> Response:
-        """Tell where every limit of key and account stands, and add up what the account's keys did."""
+        """Return the usage of each limit of key and account, and the account's usage in the span."""
         query = self.query(data=request.query_params)
         query.is_valid(raise_exception=True)
         identity: Identity = request._request.identity  # type: ignore[attr-defined]
@@ -99,7 +99,7 @@ class RequestView(KeyView):
         responses={200: RecordAnswer, 404: OpenApiResponse(description="The account has no request by that name.")},
     )
     def get(self, request: Request, name: str) -> Response:
-        """Show the account's own record; raises NotFound for any other."""
+        """Return a record of the key's account; raises NotFound if the account has none by that name."""
         identity: Identity = request._request.identity  # type: ignore[attr-defined]
         record = request_record(account_id=identity.account_id, name=name)
         if record is None:

@@ -1,11 +1,7 @@
-"""What readers ask the rollups: totals, series by time, and who had most of it.
+"""Queries of the rollups: totals, series by time, rankings of accounts and keys, and the platform's last minutes.
 
-None of these reads the log. Times are aware datetimes; `end` is excluded. Rollups are kept by the hour, so a span is
-widened to the whole hours that it touches.
-
-Who had most: added up and put in order by the database, so that a page of few reads no more than it shows.
-
-The last hours by the minute, of all accounts together: what a dashboard looks at while something happens.
+None of them reads the log. Times are aware datetimes; `end` is excluded. Rollups are kept by the hour, so a span is
+widened to whole hours. Rankings are summed and sorted by the database, which returns only the rows that are shown.
 """
 
 from __future__ import annotations
@@ -41,29 +37,29 @@ from monitoring.rollups.periods import (
 )
 from monitoring.rollups.store import COUNTS, HISTOGRAMS, MINUTE, PLATFORM, TOTAL
 
-#: More stretches of time than this are asked for one by one.
+#: Up to this many ranges of starts are queried as ranges, more as a list of starts.
 STRETCHES = 4
-#: What a series may be split by, and the column that tells.
+#: What a series can be grouped by, and the column of each.
 GROUPS = {"account": "account_id", "key": "key_id", "model": "model", "endpoint": "endpoint"}
 
 CALLERS = ("account", "key")
-#: What the columns of a rollup add up to, in the order of Figures.
+#: The fields of Figures that are sums of columns, in their order.
 SUMMED = tuple(each.name for each in fields(Figures) if each.name not in HISTOGRAMS)
-#: Rows that are added up before others of the process get their turn: a few milliseconds' work.
+#: Rows that are added up before other threads may run: a few milliseconds of work.
 ROWS_A_TURN = 500
 
 T = TypeVar("T")
 
-#: The hour in which a bucket begins and a group, either None where it isn't asked for. (Not the bucket's local time:
-#: that may come twice, an hour apart, and Python takes the two for one.)
+#: The first hour of a bucket and a group; each is None if the query does not divide by it. (The bucket's local time
+#: would not do: when daylight saving ends, two hours have the same one, and Python treats them as equal.)
 Place = tuple[int | None, int | str | None]
-#: Rows, by grain and start, and the bucket that each belongs to.
+#: The bucket of each row, by grain and start.
 Pieces = dict[tuple[str, int], int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Whose requests, and which: those of an account or key (by id), a model, an endpoint; None: of any."""
+    """A filter of requests by account and key (ids), model and endpoint; None matches any."""
 
     account_id: int | None = None
     key_id: int | None = None
@@ -72,7 +68,7 @@ class Scope:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The columns that are given, with their values: the log and the rollups call them alike."""
+        """Return the columns to filter by with their values; they have the same names in log and rollups."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -81,10 +77,10 @@ EVERYTHING = Scope()
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The figures of one bucket of a series (`start`: None where time does not split it) and of one group.
+    """The figures of one bucket and one group of a series.
 
-    `group` is the name of the account (of all accounts, a key is `account/name`), key, model or endpoint, and
-    `group_id` the id of account or key. Both are None where nothing but time splits the series.
+    `start` is None if the series is not divided by time. `group` is the name of the account, key, model or endpoint (a
+    key over all accounts is `account/name`), and `group_id` the id of the account or key; both are None without groups.
     """
 
     start: datetime | None
@@ -94,7 +90,7 @@ class Point:
 
 
 def usage_totals(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING) -> Figures:
-    """Add up a span of time."""
+    """Return the figures of a span."""
     (found,) = collect(lambda whose: [_pieces(whose, begin, end)], scope)
     return found.get((None, None), Figures())
 
@@ -109,12 +105,11 @@ def usage_series(
     by: str | None = None,
     timed: bool = True,
 ) -> list[Point]:
-    """Add up a span of time by hours, days or months of a time zone (None: all in one) and by one of GROUPS.
+    """Return the figures of a span by hours, days or months of a zone (None: one bucket) and by one of GROUPS.
 
-    Without `timed` the figures lack latency and first_token: of many groups, those are most of what there is to read.
-
-    A series has gaps: where nothing was asked, there is no point. In order of time, then by requests, most first.
-    The first and the last bucket hold what of them is in the span.
+    Points are ordered by time, then by requests, most first; there is none without requests. The first and last bucket
+    only contain their part of the span. Without `timed` the figures lack latency and first_token, which are most of the
+    data if there are many groups.
     """
     (found,) = collect(lambda whose: [_pieces(whose, begin, end, unit, zone)], scope, by, timed=timed)
     return _points(found, by, zone, with_account=scope.account_id is None)
@@ -123,9 +118,9 @@ def usage_series(
 def usage_parted(
     *, begin: datetime, end: datetime, unit: Unit, apart: tuple[datetime, datetime], scope: Scope = EVERYTHING
 ) -> tuple[dict[datetime, Figures], Figures]:
-    """Add up a span as a series, by where its hours, days or months (UTC) begin, and a part of it once more by itself.
+    """Return the figures of a span by the start of its hours, days or months (UTC), and those of the part `apart`.
 
-    Both are of the same moment: what is in the part is in the series for certain.
+    Both come from the same queries, so everything in the part is in the series too.
     """
     series, part = collect(lambda whose: [_pieces(whose, begin, end, unit), _pieces(whose, *apart)], scope)
     by_start = {moment_of(start): figures for (start, _), figures in series.items() if start is not None}
@@ -135,13 +130,13 @@ def usage_parted(
 def usage_costs(
     *, begin: datetime, end: datetime, unit: Unit, scope: Scope = EVERYTHING
 ) -> dict[tuple[datetime, str], int]:
-    """Add up what each model cost by where hours, days or months (UTC) begin; what cost nothing is left out."""
+    """Return the cost (nano-dollars) by start of the hour, day or month (UTC) and model, without zero costs."""
     whose, scope = _whose(scope, "model")
     return costs_of(_pieces(whose, begin, end, unit), moment_of, scope)
 
 
 def costs_of(pieces: Pieces, moment: Callable[[int], datetime], scope: Scope) -> dict[tuple[datetime, str], int]:
-    """Add up what each model cost by bucket, of which `moment` says when it begins."""
+    """Return the cost (nano-dollars) by start of the bucket and model; `moment` converts a bucket to its start."""
     rows = Rollup.objects.filter(_within([pieces]), cost__gt=0, **scope.columns).order_by()
     costs: defaultdict[tuple[datetime, str], int] = defaultdict(int)
     for grain, start, model, spent in rows.values_list("grain", "start", "model").annotate(spent=_whole(Sum("cost"))):
@@ -153,7 +148,10 @@ def costs_of(pieces: Pieces, moment: Callable[[int], datetime], scope: Scope) ->
 def collect(
     parts: Callable[[str], list[Pieces]], scope: Scope, by: str | None = None, *, timed: bool = True
 ) -> list[dict[Place, Figures]]:
-    """Add up each of the parts by bucket and group, all of them in two statements; `parts` is told whose rows."""
+    """Return the figures of several parts by bucket and group, in two statements.
+
+    `parts` gets the first letter of the grains to read, and returns the pieces of each part.
+    """
     whose, scope = _whose(scope, by)
     column = GROUPS[by] if by else None
     asked = parts(whose)
@@ -165,7 +163,7 @@ def collect(
     known: dict[tuple[Any, ...], list[Figures]] = {}
 
     def of(row: tuple[Any, ...]) -> list[Figures]:
-        """List what the rows of a group are added to; the group is what begins a row."""
+        """Return the sums that a row is added to; they are the same for all rows of its group."""
         if (group := row[: len(grouping)]) not in known:
             name = group[-1] if column else None
             known[group] = [
@@ -189,7 +187,7 @@ def collect(
 
 
 def _pieces(whose: str, begin: datetime, end: datetime, unit: Unit | None = None, zone: tzinfo = UTC) -> Pieces:
-    """Say which rows make up the span, by grain and start, and which bucket each belongs to."""
+    """Return the rows that make up the span, and the bucket of each."""
     return {
         (whose + period, start): bucket
         for first, last, bucket in buckets(hour_of(begin), hour_until(end), unit, zone)
@@ -198,7 +196,7 @@ def _pieces(whose: str, begin: datetime, end: datetime, unit: Unit | None = None
 
 
 def _whose(scope: Scope, by: str | None) -> tuple[str, Scope]:
-    """Choose the coarsest rows that tell apart what is asked, and name a key's account as well."""
+    """Return the letter of the coarsest rows that distinguish what is asked, and the scope with a key's account."""
     if by is None and scope == EVERYTHING:
         return TOTAL, scope
     account_id = scope.account_id
@@ -209,7 +207,7 @@ def _whose(scope: Scope, by: str | None) -> tuple[str, Scope]:
 
 
 def _within(asked: Iterable[Pieces]) -> Q:
-    """Select rows by where they start, in stretches if those are few."""
+    """Return a condition for rows by grain and start, with ranges of starts if those are few."""
     starts: defaultdict[str, set[int]] = defaultdict(set)
     for grain, start in chain.from_iterable(asked):
         starts[grain].add(start)
@@ -234,31 +232,31 @@ def _next(grain: str, start: int) -> int:
 
 
 def _sums(rows: QuerySet[Rollup], grouping: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Add up all but the histograms, by columns: those, and then the sums in the order of Figures."""
+    """Sum all but the histograms; yield the grouping columns, then the sums in the order of Figures."""
     amounts = {"requests": Sum("requests")}
     amounts |= {str(outcome): Sum("requests", filter=Q(outcome=outcome), default=0) for outcome in ERRORS}
     amounts |= {name: Sum(name) for name in COUNTS if name not in amounts}
-    # Not by a cursor of the server's: that would write all of the answer down before its first row.
+    # Without a server-side cursor: PostgreSQL would store the whole result before it returns the first row.
     return _in_turns(rows.values_list(*grouping).annotate(**{f"sum_{name}": _whole(amounts[name]) for name in SUMMED}))
 
 
 def _whole(amount: Sum) -> Cast:
-    """Have a sum told as a whole number: PostgreSQL's are decimals, which take longer to read than they took to add."""
+    """Cast a sum to an integer: PostgreSQL's sums are decimals, and parsing those takes longer than adding them."""
     return Cast(amount, BigIntegerField())
 
 
 def _times(rows: QuerySet[Rollup], grouping: Sequence[str], *, is_long: bool) -> Iterator[tuple[Any, ...]]:
-    """List the histograms of all rows behind those columns: they are added up here, which no database does as fast.
+    """Yield the grouping columns and the histograms of each row; Python adds them up faster than a database would.
 
-    Where there may be rows without number, those of many callers, they are fetched little by little. That takes twice
-    as long: the database writes the answer down before its first row.
+    If `is_long` (there may be very many rows, of many callers), a server-side cursor fetches them in parts. That takes
+    twice as long, because the database stores the result before it returns the first row.
     """
     timed = rows.filter(outcome__in=TIMED).values_list(*grouping, "latency", "first_token")
     return _in_turns(timed.iterator() if is_long else timed)
 
 
 def _in_turns(rows: Iterable[T]) -> Iterator[T]:
-    """Let others have their turn after each ROWS_A_TURN: a year of hours by key is seconds of work."""
+    """Let other threads run after each ROWS_A_TURN rows: a year of hours by key is seconds of work."""
     for number, row in enumerate(rows, start=1):
         yield row
         if number % ROWS_A_TURN == 0:
@@ -266,7 +264,7 @@ def _in_turns(rows: Iterable[T]) -> Iterator[T]:
 
 
 def _points(found: Mapping[Place, Figures], by: str | None, zone: tzinfo, *, with_account: bool) -> list[Point]:
-    """Name buckets and groups, and put them in order; two groups of one name are one."""
+    """Return sorted points with names; groups of the same name are added up."""
     groups = {group for _, group in found}
     names = caller_names(by, cast("set[int]", groups), with_account=with_account) if by in CALLERS else {}
     points: dict[Place, Point] = {}
@@ -282,7 +280,7 @@ def _points(found: Mapping[Place, Figures], by: str | None, zone: tzinfo, *, wit
 
 
 def caller_names(kind: str | None, identifiers: Set[int], *, with_account: bool) -> dict[int, str]:
-    """Name accounts or keys (`kind`) by what they are called now or, where they are gone, as it was written down.
+    """Return the present names of accounts or keys (`kind`) by id; for deleted ones, the recorded names.
 
     Keys are named `account/name` if `with_account`.
     """
@@ -303,7 +301,7 @@ def caller_names(kind: str | None, identifiers: Set[int], *, with_account: bool)
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """What an account or (with a key) one of its keys used. Money is in nano-dollars, without `unpriced` requests."""
+    """Usage of an account or, with `key_id`, of one of its keys. `cost` is in nano-dollars, without unpriced requests."""
 
     account_id: int
     account: str
@@ -318,7 +316,7 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Rankings:
-    """The accounts and the keys with the highest cost; those of equal cost by requests, most first."""
+    """The accounts and the keys with the highest cost; equal costs are ordered by requests, most first."""
 
     accounts: Sequence[Rank]
     keys: Sequence[Rank]
@@ -334,7 +332,7 @@ class _Sums(NamedTuple):
     unpriced: int
 
 
-#: The keys' rows are read once: what is added up by key is added up by account from there.
+#: Reads the keys' rows once; the sums by account are made from the sums by key.
 _RANKED = """
 WITH sums AS ({sums})
 SELECT * FROM (
@@ -347,9 +345,9 @@ UNION ALL SELECT * FROM (SELECT * FROM sums ORDER BY spent DESC, asked DESC, acc
 
 
 def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING, limit: int = 5) -> Rankings:
-    """List the accounts and keys that used most; `end` may lie ahead.
+    """Return the accounts and keys with the highest cost in a span, widened to whole hours; `end` may be in the future.
 
-    Times are aware; the span is widened to whole hours. Names are those of now, or the last that were written down.
+    Names are the present ones; for deleted accounts and keys, the recorded ones.
     """
     within = Q(*_stretches("k", begin, end), _connector=Q.OR)
     by_key = Rollup.objects.filter(within, **scope.columns).order_by().values_list("account_id", "key_id")
@@ -384,14 +382,14 @@ def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING,
 
 
 def busiest_keys(*, begin: datetime, end: datetime, limit: int) -> list[int]:
-    """List the ids of the keys with most requests, most first."""
+    """Return the ids of the keys with the most requests, most first."""
     rows = Rollup.objects.filter(Q(*_stretches("k", begin, end), _connector=Q.OR)).order_by().values("key_id")
     most = rows.annotate(asked=Sum("requests")).order_by("-asked", "key_id")[:limit]
     return [row["key_id"] for row in most]
 
 
 def _stretches(whose: str, begin: datetime, end: datetime) -> Iterator[Q]:
-    """Select the periods that make up a span: months, days and hours, each in as few stretches as there are."""
+    """Yield conditions for the months, days and hours that make up a span, each with as few ranges as possible."""
     periods = compose(hour_of(begin), hour_until(end))
     for period, alike in groupby(periods, key=lambda each: each[0]):
         starts = [start for _, start in alike]
@@ -402,9 +400,9 @@ Span = tuple[datetime, datetime]
 
 
 def usage_by_minute(*, span: Span, before: Span, scope: Scope) -> tuple[dict[datetime, Figures], Figures]:
-    """Add up a span by minute, and the span `before` as one; both begin and end with whole minutes.
+    """Return the figures of a span by minute, and those of the span `before`; both have whole minutes.
 
-    The scope names no account and no key.
+    The scope must not have an account or key.
     """
     minutes, earlier = collect(
         lambda whose: [_minute_pieces(whose, span), dict.fromkeys(_minute_pieces(whose, before))], scope
@@ -414,7 +412,7 @@ def usage_by_minute(*, span: Span, before: Span, scope: Scope) -> tuple[dict[dat
 
 
 def costs_by_minute(*, span: Span, scope: Scope) -> dict[tuple[datetime, str], int]:
-    """Add up what each model cost by minute; what cost nothing is left out. The scope names no account and no key."""
+    """Return the cost (nano-dollars) by minute and model, without zero costs; the scope has no account or key."""
     return costs_of(_minute_pieces(PLATFORM, span), moment_of_minute, scope)
 
 

@@ -1,9 +1,7 @@
-"""What a record adds to the rollups: to which rows, and how much.
+"""Writing rollups: what a record adds to which rows, and the update of these rows under a lock of all writers.
 
-A tally is a list of integers in the order of MEASURES, histograms included: adding a record, taking away the one that
-it replaces, and adding up tallies are one operation.
-
-Writes rollups: reads the rows that change, adds what is new, and writes them back, under a lock of all writers.
+A tally is a list of integers in the order of MEASURES, histograms included. So adding a record, subtracting the one
+that it replaces, and adding up tallies are the same operation.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from monitoring.records import TIMED, outcome_of
 from monitoring.rollups.histograms import one, pack, unpack
 from monitoring.rollups.periods import HOUR, Period, hour_of, minute_of, start_of
 
-#: The columns of a rollup that add up, and the histograms at their end.
+#: The columns of a rollup that are sums: counts, then histograms.
 COUNTS = (
     "requests",
     "hits",
@@ -50,10 +48,10 @@ CACHE_COLUMNS = {
     RequestRecord.Cache.REPLAY: "replayed",
 }
 
-#: The letters of a grain: whose requests (with totals apart, see rollups), and the period that is no Period.
+#: Letters of a grain: first letters beside those of callers (see monitoring.rollups), and the letter of minutes.
 TOTAL, PLATFORM, MINUTE = "t", "p", "i"
 MINUTE_GRAINS = tuple(str(grain) for grain in Rollup.Grain if grain[1] == MINUTE)
-#: For how long minutes are written, and when they are deleted. A record that is replaced in between is in both or none.
+#: The age of records up to which minutes are written, and the age at which minutes are deleted.
 MINUTES_WRITTEN, MINUTES_KEPT = 3 * HOUR, 4 * HOUR
 
 _CACHE_PLACES = {str(cache): COUNTS.index(column) for cache, column in CACHE_COLUMNS.items()}
@@ -64,7 +62,7 @@ Tally = list[int]
 
 
 class Row(NamedTuple):
-    """Which row of the rollups: the columns of its primary key."""
+    """The primary key of a rollup."""
 
     grain: str
     start: int
@@ -76,7 +74,7 @@ class Row(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What the account and the key of a row are called; empty where the row stands for all."""
+    """The names of a row's account and key; empty if the row covers all."""
 
     account: str = ""
     key: str = ""
@@ -86,14 +84,14 @@ NOBODY = Names()
 
 
 class Change(NamedTuple):
-    """A record that was written, and the one that it replaced (None: there was none)."""
+    """A record that was written, and the one that it replaced (None if it is new)."""
 
     old: RequestRecord | None
     new: RequestRecord
 
 
 def tally_of(record: RequestRecord) -> Tally:
-    """Count one record."""
+    """Return the tally of one record."""
     timed = outcome_of(record.status) in TIMED
     caches = [0] * (_AFTER_CACHE - _FIRST_CACHE)
     if (place := _CACHE_PLACES.get(str(record.cache))) is not None:
@@ -113,7 +111,7 @@ def tally_of(record: RequestRecord) -> Tally:
 
 
 def hour_row(record: RequestRecord) -> Row:
-    """Name the finest of the rows that a record belongs to: its key's in its hour."""
+    """Return the finest row that a record belongs to: its key's in its hour."""
     return Row(
         "kh",
         hour_of(record.admitted_at),
@@ -126,21 +124,21 @@ def hour_row(record: RequestRecord) -> Row:
 
 
 def minute_row(record: RequestRecord, hour: Row) -> Row:
-    """Name the row of a record's minute, by that of its key's in its hour."""
+    """Return the platform's row of a record's minute; `hour` is the record's hour_row."""
     return Row(PLATFORM + MINUTE, minute_of(record.admitted_at), 0, 0, hour.endpoint, hour.model, hour.outcome)
 
 
 def total_row(row: Row) -> Row:
-    """Name the total that a row of the platform belongs to."""
+    """Return the total that a row of the platform belongs to."""
     return Row(TOTAL + row.grain[1], row.start, 0, 0, "", "", row.outcome)
 
 
 def tallies_of(
     changes: Iterable[Change], minutes_since: datetime | None = None
 ) -> tuple[dict[Row, Tally], dict[Row, Names]]:
-    """Add up what changes of the log change in the finest rows, and say what those rows' callers are called.
+    """Return what changes of the log add to the finest rows, and the names of these rows.
 
-    Those are the keys' rows by the hour and, of records that were admitted since then, the platform's by the minute.
+    The finest rows are the keys' by hour and, for records admitted from `minutes_since` on, the platform's by minute.
     """
     tallies: dict[Row, Tally] = {}
     names: dict[Row, Names] = {}
@@ -164,7 +162,7 @@ def tallies_of(
 
 
 def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row, Tally], dict[Row, Names]]:
-    """Add the tallies of the finest rows to all the rows above them as well, and name those."""
+    """Return the tallies and names of the finest rows and of all rows that contain them."""
     wide: dict[Row, Tally] = {}
     wide_names: dict[Row, Names] = {}
     for fine, tally in tallies.items():
@@ -179,7 +177,7 @@ def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row
 
 
 def rows_above(fine: Row, names: Names) -> Iterator[tuple[Row, Names]]:
-    """List a row of a key in an hour and the eight that contain it; totals apart, none contains one of a minute."""
+    """Yield a key's row of an hour and the eight rows that contain it (without totals); a minute's row alone."""
     grain, hour, account, key, *rest = fine
     if grain[1] == MINUTE:
         yield fine, NOBODY
@@ -191,7 +189,7 @@ def rows_above(fine: Row, names: Names) -> Iterator[tuple[Row, Names]]:
 
 
 def add_tally(tallies: dict[Row, Tally], row: Row, tally: Tally) -> None:
-    """Add a tally to that of a row."""
+    """Add a tally to the tally of a row."""
     known = tallies.get(row)
     tallies[row] = tally if known is None else [a + b for a, b in zip(known, tally, strict=True)]
 
@@ -201,7 +199,7 @@ def _starts(hour: int) -> tuple[int, ...]:
     return tuple(start_of(period, hour) for period in _PERIODS)
 
 
-#: Names the lock of all that write rollups, among PostgreSQL's advisory locks ("rollups" in ASCII).
+#: The key of PostgreSQL's advisory lock for writers of rollups ("rollups" in ASCII).
 LOCK = 0x726F6C6C757073
 COLUMNS = (*Row._fields, "account_name", "key_name", *MEASURES)
 _TABLE = Rollup._meta.db_table
@@ -212,7 +210,7 @@ log = structlog.get_logger(__name__)
 
 
 def rollups_apply(changes: Iterable[Change]) -> None:
-    """Put changes of the log into the rollups; call it in the transaction that made them."""
+    """Add changes of the log to the rollups; call it in the transaction of these changes."""
     tallies, names = tallies_of(changes, minutes_since=timezone.now() - MINUTES_WRITTEN)
     changed = {row: tally for row, tally in tallies.items() if any(tally)}
     if changed:
@@ -220,7 +218,7 @@ def rollups_apply(changes: Iterable[Change]) -> None:
 
 
 def rollups_add(tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> None:
-    """Add tallies to rows; a row that stands for no request any more is deleted."""
+    """Add tallies to rows; delete rows whose number of requests becomes 0."""
     with connection.cursor() as cursor:
         rollups_lock(cursor)
         known = _read(cursor, list(tallies))
@@ -232,20 +230,20 @@ def rollups_add(tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> Non
 
 
 def _forget_minutes(cursor: CursorWrapper) -> None:
-    """Delete the minutes that nobody reads any more: whenever one is new, so that it needs nobody else."""
+    """Delete old minutes. This runs whenever a minute is new, so no other job is needed."""
     latest = minute_of(timezone.now() - MINUTES_KEPT)
     for grain in MINUTE_GRAINS:
         cursor.execute(f"DELETE FROM {_TABLE} WHERE grain = %s AND start < %s", [grain, latest])  # noqa: S608
 
 
 def rollups_lock(cursor: CursorWrapper) -> None:
-    """Wait for the turn to write; it lasts until the transaction ends. (SQLite has one writer at a time by itself.)"""
+    """Wait for the writers' lock, which is held until the transaction ends. (SQLite has one writer at a time anyway.)"""
     if connection.vendor == "postgresql":
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
 
 
 def rollups_write(cursor: CursorWrapper, tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> None:
-    """Write rows as they are given, over those that are there."""
+    """Insert or overwrite rows."""
     lines = [(*row, *names[row], *packed(tally)) for row, tally in tallies.items()]
     insert_lines(cursor, _TABLE, COLUMNS, lines, _REPLACE)
 
@@ -256,12 +254,12 @@ def rollups_delete(cursor: CursorWrapper, rows: Sequence[Row]) -> None:
 
 
 def packed(tally: Tally) -> list[Any]:
-    """Return a tally as its columns hold it."""
+    """Encode a tally as column values."""
     return [*tally[: len(COUNTS)], *(pack(histogram) for histogram in tally[len(COUNTS) :])]
 
 
 def unpacked(columns: Sequence[Any]) -> Tally:
-    """Return the tally that a row's columns hold."""
+    """Decode the column values of a tally."""
     return [*columns[: len(COUNTS)], *(unpack(bytes(histogram)) for histogram in columns[len(COUNTS) :])]
 
 
@@ -269,7 +267,7 @@ def _sum(row: Row, known: Tally | None, added: Tally) -> Tally:
     if known is not None:
         added = [a + b for a, b in zip(known, added, strict=True)]
     if min(added) < 0:
-        # Only where the rollups lacked a record that the log had: the nightly check tells, a rebuild mends.
+        # Only if the rollups lacked a record of the log: the nightly check reports it, a rebuild corrects it.
         log.error("rollups_disagree_with_log", row=tuple(row))
         return [max(0, amount) for amount in added]
     return added

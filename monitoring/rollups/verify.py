@@ -1,11 +1,10 @@
-"""Makes rollups anew from the log, while others write to both; and says where the two disagree.
+"""Compares rollups with the log, or rebuilds them from it, while other processes write to both.
 
-Goes through a span of time and says what the rollups should hold, and what they do: to compare, or to mend.
+A span is processed in steps. A step covers the rows of one grain in a part of the span and of the accounts that fits
+into memory. The keys' rows by hour and the rows of minutes are computed from the log, all others from the rows that
+they contain; steps are ordered accordingly.
 
-A step is the rows of one grain, in so small a part of time and of the accounts that they fit into memory: those of a
-key by the hour and of a minute come from the log, all others from the rows that they contain. Steps come in that order.
-
-How the commands about rollups are told a span of time.
+The arguments `--from` and `--to` of the commands about rollups are defined here too.
 """
 
 from __future__ import annotations
@@ -59,13 +58,13 @@ from monitoring.rollups.store import (
     unpacked,
 )
 
-#: How often a step is read anew because somebody wrote meanwhile, before the writers have to wait for it.
+#: Attempts at a step without the lock, if others write meanwhile; the next attempt holds the lock.
 TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A row that is not what it should be; None where there is no row, or should be none."""
+    """A row that is wrong: the tally it should have and the one it has; None for no row."""
 
     row: Row
     expected: Tally | None
@@ -87,19 +86,19 @@ class Difference:
 
 
 def rollups_rebuild(begin: int, until: int) -> Iterator[Difference]:
-    """Mend the rollups of a span of hours, step by step, and yield what was wrong.
+    """Correct the rollups of a span of hours, step by step; yield what was wrong.
 
-    Each step is a transaction. It reads without a lock, and writes under it if what it would write over is still as it
-    was: every change of the log changes the rows that are compared, so the log that was read is still right, too.
+    Each step is a transaction. It reads without the lock, and writes under the lock if its rows are unchanged since.
+    Every change of the log changes these rows, so then the log is unchanged too.
     """
     for step in sweep(begin, until):
         yield from _mended(step)
 
 
 def rollups_differences(begin: int, until: int) -> Iterator[Difference]:
-    """Compare the rollups of a span of hours with the log, and yield what is wrong, without mending it.
+    """Compare the rollups of a span of hours with the log; yield what is wrong, and change nothing.
 
-    Each step sees one moment of the database, of which log and rollups are written together.
+    Each step reads one snapshot of the database, in which log and rollups agree.
     """
     for step in sweep(begin, until):
         with one_moment():
@@ -108,23 +107,23 @@ def rollups_differences(begin: int, until: int) -> Iterator[Difference]:
 
 
 def rollups_fill() -> int:
-    """Make the rollups that an earlier release did not write; return how many rows they are.
+    """Write the rollups that an earlier release did not write; return the number of rows.
 
-    Those of a log that has none, and the totals of those that it made.
+    These are all rollups of a log without any, and the totals of rollups without totals.
     """
     begin, until = span_of_log()
     month = start_of(Period.MONTH, begin)
     made = 0
-    # The platform's months are made last: without that of the oldest record, an earlier attempt was broken off.
+    # The platform's months are written last: if the first one is missing, an earlier attempt was interrupted.
     if begin < until and not Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_MONTH, start=month).exists():
         made = sum(1 for _ in rollups_rebuild(begin, until))
     return made + sum(len(_mended(step)) for step in _steps_of_totals())
 
 
 def _steps_of_totals() -> Iterator[Step]:
-    """List the steps of months whose totals are not what the platform's rows add up to, and of all minutes.
+    """Yield the steps of months whose totals differ from the sum of the platform's rows, and of all minutes.
 
-    Not just of months that have none: whoever wrote without totals may have done so after others wrote them.
+    It does not suffice to find months without totals: an earlier release may have written after a later one.
     """
     platform, totals = _by_outcome(Rollup.Grain.PLATFORM_MONTH), _by_outcome(Rollup.Grain.TOTAL_MONTH)
     wrong = {place for place in {*platform, *totals} if platform.get(place) != totals.get(place)}
@@ -136,7 +135,7 @@ def _steps_of_totals() -> Iterator[Step]:
 
 
 def _by_outcome(grain: str) -> dict[tuple[int, str], list[int]]:
-    """Add up a grain's rows by where they start and by outcome, all but the histograms."""
+    """Return the sums of a grain's rows by start and outcome, without histograms."""
     rows = Rollup.objects.filter(grain=grain).order_by().values_list("start", "outcome").annotate(*map(Sum, COUNTS))
     return {(start, outcome): sums for start, outcome, *sums in rows}
 
@@ -164,7 +163,7 @@ def _differences(expected: Mapping[Row, Tally], kept: Mapping[Row, Tally]) -> li
 
 
 def _still_logged(step: Step, wrong: list[Difference]) -> list[Difference]:
-    """Leave out what was found of hours whose records have been pruned since, which may be all that there were."""
+    """Leave out differences in hours whose records have been pruned meanwhile."""
     if not wrong or step.grain != Rollup.Grain.KEY_HOUR:
         return wrong
     begin, until = span_of_log()
@@ -172,7 +171,7 @@ def _still_logged(step: Step, wrong: list[Difference]) -> list[Difference]:
 
 
 def _write(cursor: CursorWrapper, step: Step, wrong: list[Difference], names: Mapping[Row, Names]) -> list[Difference]:
-    """Write what rows should be."""
+    """Write the expected rows, and return what was wrong."""
     wrong = _still_logged(step, wrong)
     right = {each.row: each.expected for each in wrong if each.expected is not None}
     rollups_write(cursor, right, names)
@@ -180,7 +179,7 @@ def _write(cursor: CursorWrapper, step: Step, wrong: list[Difference], names: Ma
     return wrong
 
 
-#: Records of an account from which on its span of time is taken in parts: half by half down to days, and then by hours.
+#: From this many records of an account on, its span is divided: into halves down to days, then into hours.
 MANY = 20_000
 ROWS_AT_A_TIME = 2000
 
@@ -190,23 +189,23 @@ Sums = tuple[dict[Row, Tally], dict[Row, Names]]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The rows of a grain that start in a span (`until` excluded); of one account, or of the platform (0).
+    """The rows of a grain that start in a span (`until` excluded), of one account or of the platform (0).
 
-    The span is one of hours, and where the rows are of minutes, one of minutes.
+    The span is in hours; for rows of minutes, in minutes.
     """
 
     grain: str
     begin: int
     until: int
     account_id: int = 0
-    source: str | None = None  # the grain whose rows they contain; None: the log
+    source: str | None = None  # the grain that the rows are computed from; None: the log
 
     def kept(self) -> dict[Row, Tally]:
-        """Read the rows that are there."""
+        """Read the stored rows."""
         return {Row(*line[:-1]): line[-1] for line in _lines(self._rows(self.grain))}
 
     def expected(self) -> Sums:
-        """Add up what the rows should be."""
+        """Compute what the rows should be."""
         if self.grain == Grain.PLATFORM_MINUTE:
             return self._minutes()
         if self.source is None:
@@ -248,9 +247,9 @@ class Step:
 
 
 def sweep(begin: int, until: int) -> Iterator[Step]:
-    """List the steps of a span of hours, as far as the log goes back.
+    """Yield the steps of a span of hours, as far as the log goes back.
 
-    Days and months that are partly in the span are summed up as a whole.
+    Days and months that are partly in the span are computed as a whole.
     """
     first, last = span_of_log()
     begin, until = max(begin, first), min(until, last)
@@ -277,7 +276,7 @@ def sweep(begin: int, until: int) -> Iterator[Step]:
 
 
 def sweep_totals(begin: int, until: int) -> Iterator[Step]:
-    """List the steps of the totals in a span of hours, which come from the platform's rows."""
+    """Yield the steps of the totals in a span of hours, which are computed from the platform's rows."""
     for day in _starts(Period.DAY, begin, until):
         yield Step(Grain.TOTAL_HOUR, max(begin, day), min(until, day + DAY), source=Grain.PLATFORM_HOUR)
         yield Step(Grain.TOTAL_DAY, day, day + DAY, source=Grain.TOTAL_HOUR)
@@ -286,9 +285,9 @@ def sweep_totals(begin: int, until: int) -> Iterator[Step]:
 
 
 def span_of_log() -> tuple[int, int]:
-    """Return the first hour of which the log has everything and the hour after its last; (0, 0) of an empty log.
+    """Return the first complete hour of the log and the hour after its last; (0, 0) if the log is empty.
 
-    Where rollups go back further, or records were pruned up to that hour, a part of the oldest's hour may be gone.
+    If rollups go back further, or records were pruned up to that hour, the oldest record's hour may be incomplete.
     """
     edges = [
         logged(account_id).aggregate(first=Min("admitted_at"), last=Max("admitted_at")) for account_id in _callers()
@@ -301,7 +300,7 @@ def span_of_log() -> tuple[int, int]:
 
 
 def _was_pruned(first: int) -> bool:
-    """Say whether records of the log's first hour may have been deleted."""
+    """Return whether records of the log's first hour may have been deleted."""
     if has_earlier_rollups(first):
         return True
     pruned = pruned_before()
@@ -309,7 +308,7 @@ def _was_pruned(first: int) -> bool:
 
 
 def logged(account_id: int, begin: int | None = None, until: int | None = None) -> QuerySet[RequestRecord]:
-    """Select an account's records of a span of hours, which have an index."""
+    """Return an account's records of a span of hours; they have an index."""
     records = RequestRecord.objects.filter(account_id=account_id)
     if begin is not None:
         records = records.filter(admitted_at__gte=moment_of(begin))
@@ -317,7 +316,7 @@ def logged(account_id: int, begin: int | None = None, until: int | None = None) 
 
 
 def _account_span(account_id: int, begin: int, until: int) -> Iterator[Step]:
-    """List the steps of an account's span of hours: one for all where its records are few, else in parts."""
+    """Yield the steps of an account's span of hours; the span is divided if it has many records."""
     days = list(_starts(Period.DAY, begin, until))
     is_busy = logged(account_id, begin, until).order_by()[:MANY].count() == MANY
     if is_busy and len(days) > 1:
@@ -334,13 +333,13 @@ def _account_span(account_id: int, begin: int, until: int) -> Iterator[Step]:
 
 
 def _accounts() -> list[int]:
-    """List the accounts of log and rollups."""
+    """Return the ids of the accounts in log and rollups, sorted."""
     kept = Rollup.objects.filter(grain=Grain.ACCOUNT_MONTH).order_by().values_list("account_id", flat=True).distinct()
     return sorted({*_callers(), *kept})
 
 
 def _callers() -> Iterator[int]:
-    """List the accounts of the log, from one to the next in the index: a DISTINCT would read all the log."""
+    """Yield the ids of the accounts in the log, one index lookup each: DISTINCT would read the whole log."""
     latest = -1
     while True:
         beyond = RequestRecord.objects.filter(account_id__gt=latest).order_by("account_id")
@@ -352,7 +351,7 @@ def _callers() -> Iterator[int]:
 
 
 def _starts(period: Period, begin: int, until: int) -> Iterator[int]:
-    """List where the periods start that a span of hours touches."""
+    """Yield the starts of the periods that a span of hours touches."""
     start = start_of(period, begin)
     while start < until:
         yield start
@@ -360,7 +359,7 @@ def _starts(period: Period, begin: int, until: int) -> Iterator[int]:
 
 
 def _lines(rows: QuerySet[Rollup], *more: str) -> Iterator[list[Any]]:
-    """Read rows: the columns of Row, `more`, and the tally."""
+    """Yield the columns of Row, `more`, and the tally of each row."""
     size = len(Row._fields) + len(more)
     for line in rows.values_list(*Row._fields, *more, *MEASURES).iterator(chunk_size=ROWS_AT_A_TIME):
         yield [*line[:size], unpacked(line[size:])]
@@ -370,14 +369,14 @@ INSTANT = timedelta(microseconds=1)
 
 
 def add_span_arguments(parser: ArgumentParser) -> None:
-    """Take --from and --to."""
+    """Add --from and --to."""
     form = "YYYY-MM-DD or YYYY-MM-DDTHH:00, in UTC unless it says otherwise"
     parser.add_argument("--from", dest="begin", type=typed_moment, help=f"{form} (default: where the log begins)")
     parser.add_argument("--to", dest="until", type=typed_moment, help=f"{form}, excluded (default: where the log ends)")
 
 
 def span_of(options: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the first hour and the hour after the last that are meant; raises CommandError if they are reversed."""
+    """Return the first hour and the hour after the last by the options; raises CommandError if they are reversed."""
     first, last = span_of_log()
     begin, until = options["begin"], options["until"]
     require_order(begin, until)
