@@ -57,7 +57,7 @@ class FiguresAnswer(serializers.Serializer[Any]):
     output_tokens = serializers.IntegerField()
     cost = serializers.CharField(
         allow_null=True,
-        help_text="Cost of requests whose price is known; null if none is. With unpriced requests, the true cost may be higher.",
+        help_text="Of requests whose price is known; null if none is. With unpriced ones, the true cost may be higher.",
     )
     unpriced_requests = serializers.IntegerField(help_text="Requests of models without a price, whose cost is unknown.")
     saved_cost = serializers.CharField(help_text="Cost that cached, coalesced and replayed answers avoided.")

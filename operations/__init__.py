@@ -1,1 +1,1 @@
-"""What operators look at: health, dashboard, alerts, deployments."""
+"""Operations: health checks, metrics, the dashboard, alerts, and the state of deployments."""

@@ -1,4 +1,4 @@
-"""The admin pages of operations, where Django looks for them."""
+"""Registers the admin pages of operations: Django imports this module."""
 
 from operations.alerts.admin import AlertAdmin
 

@@ -1,9 +1,9 @@
-"""The operations app."""
+"""The operations app: health, metrics, dashboard and alerts."""
 
 from django.apps import AppConfig
 
 
 class OperationsConfig(AppConfig):
-    """What operators look at; it has no models of its own."""
+    """The app's configuration. The app has no models; those of alerts are in monitoring."""
 
     name = "operations"

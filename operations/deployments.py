@@ -1,7 +1,4 @@
-"""Where answers come from, as the room that knows tells: deployments and how their breakers stand.
-
-How deployments stand, for the admin: those of the database, with what breakers, probes and alerts know of them.
-"""
+"""The state of deployments for the admin: rows of the database combined with breakers, probes and alerts."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ from operations.alerts.conditions import alert_subjects, health_subject
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """A deployment: `state` is closed, open or half_open, `open_since` when it began to fail, and `cause` how.
+    """A deployment with the `state` of its breaker: closed, open or half_open.
 
-    `accounts` counts those whose own calls fail there so often that the breaker is open for them alone.
-    `alert_subjects` are those of alerts while it fails, `missing` names the variables of secrets that are not set, and
-    `is_unlisted` says that there is an alert since its provider does not answer with its list of models. What
-    calls cost where it is not `is_priced` is unknown.
+    `open_since` is when it began to fail, and `cause` why. `accounts` is the number of accounts for which alone the
+    breaker is open, because their own calls fail. `alert_subjects` are the subjects of alerts that it causes while it
+    fails, `missing` names variables of secrets that are not set, `is_unlisted` is whether an alert is firing because
+    its provider does not answer with its list of models, and `is_priced` whether the cost of its calls is known.
     """
 
     model: str
@@ -47,12 +44,12 @@ class DeploymentState:
 
     @property
     def is_failing(self) -> bool:
-        """Say whether calls are kept away that should go there."""
+        """Return whether the deployment is enabled but its breaker is not closed."""
         return self.is_enabled and self.state != "closed"
 
     @property
     def is_troubled(self) -> bool:
-        """Say whether somebody's calls don't go there although they should, or are likely to fail."""
+        """Return whether the deployment is enabled but calls of any account don't go there or are likely to fail."""
         return self.is_failing or (self.is_enabled and bool(self.accounts or self.missing or self.is_unlisted))
 
 
@@ -61,14 +58,14 @@ WORSE_AND_WORSE = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPE
 
 
 def deployment_states() -> list[DeploymentState]:
-    """List all deployments: those in trouble first, then those without a price."""
+    """List all deployments: troubled ones first, then those without a price, disabled ones last."""
     return sorted(_states(), key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
 
 
 def _states() -> list[DeploymentState]:
-    """List all deployments, as this process and all others know them.
+    """List all deployments with what this process and all others know of them.
 
-    One whose address can't be reached is as good as open, one that failed and was not called since is on trial.
+    If its address can't be reached it counts as open; if it failed and was not called since, as half-open.
     """
     deployments = list(Deployment.objects.select_related("model", "provider"))
     known = _readings()
@@ -79,13 +76,13 @@ def _states() -> list[DeploymentState]:
 
 
 def failing_sign() -> tuple[QuerySet[Any, Any], str]:
-    """Select the deployments that fail somewhere, for the dashboard to notice when that changes."""
+    """Return the failing deployments and the column whose maximum changes with them, for the dashboard's mark."""
     is_kept_away = When(open_until__gt=timezone.now(), then=F("open_until"))
     return failing().annotate(kept_away_until=Case(is_kept_away)), "kept_away_until"
 
 
 def _readings() -> dict[int, BreakerReading]:
-    """Tell how each deployment stands that is not closed: as the process that keeps calls away from it knows."""
+    """Return the readings of deployments whose breaker is not closed in any process; the worst one counts."""
     known = {notice.deployment_id: _reading(notice) for notice in failing()}
     for pk, reading in [*breakers.snapshot().items(), *addresses.snapshot().items()]:
         other = known.get(pk, CLOSED)
@@ -101,7 +98,7 @@ def _reading(notice: BreakerNotice) -> BreakerReading:
 
 
 def _unlisted() -> int | None:
-    """Name the deployment whose provider has an alert since its list of models does not come."""
+    """Return the id of the default model's deployment if an alert on its provider's list of models is firing."""
     model = catalog.default()
     if model is None or not model.routes:
         return None

@@ -1,11 +1,10 @@
-"""Is the service able to answer? Checks by name.
+"""Health checks by name, and the health and readiness of the service.
 
-A check returns OK, DEGRADED or AWAY, or raises Unwell with a reason that anybody may read; of any other exception no
-text gets out: what is wrong is in the log. The service as a whole is unhealthy, and not ready, only when callers get
-nothing but 503: when the database is away, or a store that each call writes to takes no writes. Anything else that is
-away leaves it degraded.
+A check returns OK, DEGRADED or AWAY, or raises Unwell with a reason that is shown to anybody. The text of any other
+exception is not shown; its type is logged. The service is unhealthy, and not ready, only if every call gets 503: if the
+database is away, or a store that each call writes to takes no writes. Anything else that is away makes it degraded.
 
-Whether the default model's provider answers: its list of models is asked for, which spends no token.
+The check `llm` asks the default model's provider for its list of models, which costs no tokens.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from inference.catalog import CatalogModel, catalog
 from inference.upstream.client import client
 from monitoring.ingester import ingest_backlog
 
-#: Seconds that a record may wait for the ingester before that is called a lag.
+#: Seconds that a record may wait for the ingester before it counts as a lag.
 LAG_SECONDS = 30
-#: Seconds for which an answer is given again.
+#: Seconds for which a report is cached.
 REMEMBERED_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
 
 
 class Health(StrEnum):
-    """What a check can say."""
+    """The result of a check."""
 
     OK = "healthy"
     DEGRADED = "degraded"
@@ -48,14 +47,14 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check said, and why, where that is known."""
+    """The result of a check, and the reason if one is known."""
 
     health: Health
     reason: str = ""
 
 
 class Unwell(Exception):
-    """What a check found wrong. The reason is told to anybody: a sentence without addresses and names."""
+    """A check failed. The reason is public: a sentence without addresses and names."""
 
     def __init__(self, health: Health, reason: str) -> None:
         super().__init__(reason)
@@ -63,18 +62,18 @@ class Unwell(Exception):
 
 
 T = TypeVar("T")
-#: Checks without which no call is answered.
+#: Checks of what every call needs.
 VITAL = ("database", "limits")
 Check = Callable[[], Health]
 
 
 def check_each() -> dict[str, Finding]:
-    """Run all checks; return what each says."""
+    """Run all checks; return their findings by name."""
     return {name: probe(name, check) for name, check in CHECKS.items()}
 
 
 def health_report() -> dict[str, Any]:
-    """Run all checks; return `{status, checks, response_time_ms}`, and `reasons` where any are known."""
+    """Run all checks; return `{status, checks, response_time_ms}`, and `reasons` if any are known."""
     began = time.perf_counter()
     results = {"api": Finding(Health.OK)} | check_each()
     status = Health.OK if all(found.health is Health.OK for found in results.values()) else Health.DEGRADED
@@ -90,13 +89,13 @@ def health_report() -> dict[str, Any]:
 
 
 def readiness() -> Health:
-    """Run the checks without which no call is answered; return AWAY if one says so."""
+    """Run the VITAL checks; return AWAY if one of them does, else OK."""
     is_away = any(probe(name, CHECKS[name]).health is Health.AWAY for name in VITAL)
     return Health.AWAY if is_away else Health.OK
 
 
 class Remembered(Generic[T]):
-    """What a function said within the last second: anybody may ask for it, and one asks the stores for all."""
+    """Caches the result of a function for REMEMBERED_SECONDS, so that public probes don't load the stores."""
 
     def __init__(self, ask: Callable[[], T], clock: Callable[[], float] = time.monotonic) -> None:
         self._ask = ask
@@ -105,7 +104,7 @@ class Remembered(Generic[T]):
         self._said: tuple[float, T] | None = None
 
     def __call__(self) -> T:
-        """Return what it said, or ask it; others wait for the answer meanwhile."""
+        """Return the cached result, or call the function; other threads wait for its result."""
         said = self._said
         if said is None or self._clock() - said[0] >= REMEMBERED_SECONDS:
             with self._lock:
@@ -116,14 +115,14 @@ class Remembered(Generic[T]):
         return said[1]
 
     def forget(self) -> None:
-        """Ask again the next time."""
+        """Drop the cached result."""
         self._said = None
 
 
 def database_health() -> Health:
-    """Read from the database and write to it; when it does not answer, other checks don't wait for it once more.
+    """Read from the database and write to it. If it does not answer, note the outage so that other checks don't wait.
 
-    Where it only reads, calls are answered all the same: their records wait in Redis.
+    If it can't be written to, it is only degraded: calls are answered, and their records wait in Redis.
     """
     try:
         with impatient(PROMPT_SECONDS), connection.cursor() as cursor:
@@ -144,7 +143,7 @@ def database_health() -> Health:
 
 
 def _write_to_sqlite() -> bool:
-    """Write a page that stays as it is, and commit that; a file that another writes to just now can be written."""
+    """Write a page without changing it, and commit. Return True also if another connection is writing now."""
     try:
         with impatient(0), connection.cursor() as cursor:
             cursor.execute("PRAGMA user_version")
@@ -152,15 +151,15 @@ def _write_to_sqlite() -> bool:
             cursor.execute(f"PRAGMA user_version = {version}")
     except DatabaseError as error:
         code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        if code & 0xFF != sqlite3.SQLITE_BUSY:  # the rest says what kind of busy
+        if code & 0xFF != sqlite3.SQLITE_BUSY:  # the higher bits are the kind of busy
             raise
     return True
 
 
 def _write_to_postgres() -> bool:
-    """Have PostgreSQL write a temporary file, which a full disk has no room for; False if it is read-only.
+    """Have PostgreSQL write a temporary file; return False if it is read-only. Raises DatabaseError on a full disk.
 
-    A row would prove nothing: it may find room in a page that is there. These 5,000 rows take more than 64 kB.
+    Writing a row would not show a full disk: it may fit into an existing page. These 5,000 rows exceed 64 kB.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL work_mem = '64kB'")
@@ -171,14 +170,14 @@ def _write_to_postgres() -> bool:
 
 
 def cache_health() -> Health:
-    """Write to the cache of answers and read it back."""
+    """Write to the answer cache and read it back."""
     cache = caches[settings.ANSWER_CACHE]
     cache.set("health", "ok", 10)
     return Health.OK if cache.get("health") == "ok" else Health.AWAY
 
 
 def limits_health() -> Health:
-    """Ask the limits' backend whether it does without its store, and whether that can still be written to."""
+    """Check that the store of the limits answers and can be written to."""
     limits = get_limits()
     limits.now()
     if limits.is_degraded:
@@ -191,17 +190,17 @@ def limits_health() -> Health:
 
 
 def ingest_health() -> Health:
-    """See whether records wait for the ingester longer than LAG_SECONDS."""
+    """Return DEGRADED if records wait for the ingester longer than LAG_SECONDS."""
     return Health.DEGRADED if ingest_backlog().seconds > LAG_SECONDS else Health.OK
 
 
 def probe(name: str, check: Check) -> Finding:
-    """Run one check; whatever it raises beside Unwell means that what it asks is away."""
+    """Run one check. Any exception other than Unwell means AWAY."""
     try:
         return Finding(check())
     except Unwell as unwell:
         return unwell.finding
-    except Exception as error:  # noqa: BLE001  # a check fails in whatever way its driver has; the log names it
+    except Exception as error:  # noqa: BLE001  # drivers raise errors of many types; the type is logged
         log.warning("health_check_failed", check=name, cause=type(error).__name__)
         return Finding(Health.AWAY)
 
@@ -210,7 +209,7 @@ recent_report = Remembered(health_report)
 recent_readiness = Remembered(readiness)
 
 
-#: Seconds for which an answer is believed, so that health checks cost the provider next to nothing.
+#: Seconds for which a provider's result is cached, so that health checks put almost no load on it.
 BELIEVED_SECONDS = 30
 PROBE_SECONDS = 2.0
 
@@ -222,14 +221,14 @@ class _Belief:
 
 
 class ModelHealth:
-    """Remembers the last answer of each provider's address."""
+    """Checks the default model's provider; caches the result by address."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._beliefs: dict[str, _Belief] = {}
 
     def __call__(self) -> Health:
-        """Say whether the default model can be reached, asking at most every BELIEVED_SECONDS."""
+        """Return whether the default model can be reached; ask the provider at most every BELIEVED_SECONDS."""
         model = catalog.default()
         if model is None or not model.routes:
             return Health.AWAY
@@ -240,7 +239,7 @@ class ModelHealth:
         return belief.health
 
     def forget(self) -> None:
-        """Ask again the next time."""
+        """Drop the cached results."""
         self._beliefs.clear()
 
     def _ask(self, model: CatalogModel) -> Health:
@@ -249,7 +248,7 @@ class ModelHealth:
 
 llm_health = ModelHealth()
 
-#: The checks of GET /health by name; the alerts watch the same.
+#: The checks of GET /health by name; alerts use the same ones.
 CHECKS: dict[str, Check] = {
     "database": database_health,
     "cache": cache_health,

@@ -1,4 +1,4 @@
-"""What Prometheus reads: the metrics of all workers of this server, and what is asked of others at that moment."""
+"""The metrics for Prometheus: those of all workers of this server, and those measured at each scrape."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ log = structlog.get_logger(__name__)
 
 
 def may_scrape(request: HttpRequest) -> bool:
-    """Say whether a request may read the metrics: by METRICS_TOKEN, or from an address in METRICS_NETWORKS.
+    """Return whether a request may read the metrics: with METRICS_TOKEN, or from an address in METRICS_NETWORKS.
 
-    Without either setting, from loopback. A request that came through a proxy which nobody told us to trust, or through
-    fewer than there are, is from an unknown address, and needs the token.
+    Without either setting, only loopback may. If X-Forwarded-For does not fit TRUSTED_PROXIES (none is trusted, or the
+    header has fewer entries), the client's address is unknown and the token is needed.
     """
     token: str = settings.METRICS_TOKEN
     if token and hmac.compare_digest(_bearer_token(request).encode(), token.encode()):
@@ -49,7 +49,7 @@ def may_scrape(request: HttpRequest) -> bool:
 
 
 def metrics_text(accept: str) -> tuple[bytes, str]:
-    """Write all metrics in the format that an Accept header asks for; return them and their content type."""
+    """Return all metrics in the format that an Accept header asks for, and the content type."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry()
     registry.register(Written())
@@ -58,16 +58,16 @@ def metrics_text(accept: str) -> tuple[bytes, str]:
 
 
 def metric_names() -> list[str]:
-    """List the names of all metrics, as they are written in rules: counters end in `_total`."""
+    """List the names of all metrics as alert rules use them: counters end in `_total`."""
     families = [*metrics.REGISTRY.collect(), *Asked().collect()]
     return sorted(f"{each.name}_total" if each.type == "counter" else each.name for each in families)
 
 
 class Written(Collector):
-    """What the workers wrote down. A metric that has no series yet is named all the same."""
+    """Collects the metrics of the workers, including those without a series yet."""
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics, in the order of their definition."""
+        """Yield the metrics in the order of their definition."""
         found = {each.name: each for each in self._shared()}
         for own in metrics.REGISTRY.collect():
             metric = found.get(own.name) or Metric(own.name, own.documentation, own.type)
@@ -76,7 +76,7 @@ class Written(Collector):
             yield metric
 
     def _shared(self) -> Iterable[Metric]:
-        """Read the folder of this server's workers; a process that serves alone has all by itself."""
+        """Read the metrics folder of the workers; without one, those of this process."""
         if os.environ.get(VARIABLE):
             found: Iterable[Metric] = MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
             return found
@@ -84,10 +84,10 @@ class Written(Collector):
 
 
 class Asked(Collector):
-    """What is asked when it is scraped: the records' queue, and what this build is."""
+    """Collects what is measured at each scrape: the queue of records, and information about the build."""
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; while the store is away, those of the queue have no value."""
+        """Yield the metrics; those of the queue have no value while Redis is away."""
         backlog = _backlog()
         yield GaugeMetricFamily(
             "aiapi_state_store_up", "Whether the Redis for state answers.", int(backlog is not None)
@@ -106,7 +106,7 @@ class Asked(Collector):
 
 
 def _of_present_deployments(metric: Metric) -> list[Sample]:
-    """Leave out the breakers of deployments that are gone; while nobody knows which are there, show all."""
+    """Leave out the breakers of deleted deployments; return all while the deployments are unknown."""
     try:
         present = set(deployment_names())
     except DependencyUnavailable:

@@ -1,4 +1,4 @@
-"""operations.serializers"""
+"""Serializers of the answers of the health endpoints."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from operations.health import Health
 
 
 class HealthAnswer(serializers.Serializer[Any]):
-    """What /health answers."""
+    """The answer of /health."""
 
     status = serializers.ChoiceField(choices=[str(state) for state in Health])
     checks = serializers.DictField(child=serializers.ChoiceField(choices=[str(state) for state in Health]))
     reasons = serializers.DictField(
-        child=serializers.CharField(), required=False, help_text="Of parts that are not well, where it is known."
+        child=serializers.CharField(), required=False, help_text="Reasons by name of a failed check, if known."
     )
     response_time_ms = serializers.FloatField()
 
 
 class ProbeAnswer(serializers.Serializer[Any]):
-    """What /health/live and /health/ready answer."""
+    """The answer of /health/live and /health/ready."""
 
     status = serializers.ChoiceField(choices=[str(state) for state in Health])

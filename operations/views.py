@@ -1,4 +1,4 @@
-"""operations.views"""
+"""GET /health and its probes, and GET /metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class HealthView(APIView):
         responses={200: HealthAnswer, 503: HealthAnswer},
     )
     def get(self, request: Request) -> Response:
-        """Tell what the checks said within the last second."""
+        """Return the report of the checks, at most a second old; 503 if the service is unhealthy."""
         report = recent_report()
         return Response(report, status=503 if report["status"] == Health.AWAY else 200)
 
@@ -47,7 +47,7 @@ class LiveView(APIView):
 
     @extend_schema(operation_id="health_live", summary="See whether the process answers", responses=ProbeAnswer)
     def get(self, request: Request) -> Response:
-        """Answer."""
+        """Return OK."""
         return Response({"status": str(Health.OK)})
 
 
@@ -63,22 +63,22 @@ class ReadyView(APIView):
         responses={200: ProbeAnswer, 503: ProbeAnswer},
     )
     def get(self, request: Request) -> Response:
-        """Ask the stores without which no call is answered."""
+        """Return the readiness, at most a second old; 503 if the service is not ready."""
         state = recent_readiness()
         return Response({"status": str(state)}, status=200 if state is Health.OK else 503)
 
 
 class AnyFormat(BaseContentNegotiation):
-    """Whatever is accepted, the view's text is made by itself, and errors are JSON."""
+    """Ignores the Accept header: the view chooses the format itself, and errors are JSON."""
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
-        """Take the first parser."""
+        """Return the first parser."""
         return next(iter(parsers), None)
 
     def select_renderer(
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
-        """Take the first renderer."""
+        """Return the first renderer."""
         renderer = next(iter(renderers))
         return renderer, renderer.media_type
 
@@ -104,7 +104,7 @@ class MetricsView(APIView):
         },
     )
     def get(self, request: Request) -> HttpResponse:
-        """Write all metrics; raises PermissionDenied for everyone else."""
+        """Return all metrics; raises PermissionDenied without the token or an allowed address."""
         if not may_scrape(request._request):
             raise PermissionDenied
         text, content_type = metrics_text(request.headers.get("Accept", ""))

@@ -301,7 +301,7 @@ def caller_names(kind: str | None, identifiers: Set[int], *, with_account: bool)
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """Usage of an account or, with `key_id`, of one of its keys. `cost` is in nano-dollars, without unpriced requests."""
+    """Usage of an account or, with `key_id`, of one of its keys. `cost`: nano-dollars, without unpriced requests."""
 
     account_id: int
     account: str

@@ -51,7 +51,8 @@ CACHE_COLUMNS = {
 #: Letters of a grain: first letters beside those of callers (see monitoring.rollups), and the letter of minutes.
 TOTAL, PLATFORM, MINUTE = "t", "p", "i"
 MINUTE_GRAINS = tuple(str(grain) for grain in Rollup.Grain if grain[1] == MINUTE)
-#: The age of records up to which minutes are written, and the age at which minutes are deleted.
+#: The age of records up to which minutes are written, and the age at which minutes are deleted. A record and its
+#: replacement have the same time of admission, so both count in its minute or neither does.
 MINUTES_WRITTEN, MINUTES_KEPT = 3 * HOUR, 4 * HOUR
 
 _CACHE_PLACES = {str(cache): COUNTS.index(column) for cache, column in CACHE_COLUMNS.items()}
@@ -237,7 +238,7 @@ def _forget_minutes(cursor: CursorWrapper) -> None:
 
 
 def rollups_lock(cursor: CursorWrapper) -> None:
-    """Wait for the writers' lock, which is held until the transaction ends. (SQLite has one writer at a time anyway.)"""
+    """Wait for the writers' lock, which is held until the transaction ends. (SQLite has one writer anyway.)"""
     if connection.vendor == "postgresql":
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
 

@@ -1,4 +1,4 @@
-"""Alerts in the admin: to read, and to try whether they arrive."""
+"""Alerts in the admin: the list of incidents, read-only, and a test alert."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATE_BADGES = {"goes on": "danger", "over": "success"}
 
 @admin.register(Alert)
 class AlertAdmin(KeysetAdmin):
-    """Episodes, the newest first. Nobody changes them."""
+    """Incidents, newest first, read-only."""
 
     list_display = ("began", "state", "kind", "title", "told")
     list_filter = ("kind",)
@@ -29,13 +29,13 @@ class AlertAdmin(KeysetAdmin):
     actions_list = ("test",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Alert]:
-        """Read who was told of all rows in one query more."""
+        """Read the deliveries of all rows in one query."""
         in_order = Prefetch("deliveries", AlertDelivery.objects.order_by("pk"))
         return super().get_queryset(request).prefetch_related(in_order)
 
     @action(description="Send a test alert", permissions=["test"], icon="campaign", url_path="test")
     def test(self, request: HttpRequest) -> HttpResponse:
-        """Send a test alert on every way, after asking."""
+        """Ask for confirmation, then send a test alert to all recipients."""
         back = reverse("admin:monitoring_alert_changelist")
         if not is_confirmed(request):
             told = "Everybody whom ALERT_WEBHOOK_URL and ALERT_EMAILS name gets an alert that says it is a test."
@@ -53,29 +53,29 @@ class AlertAdmin(KeysetAdmin):
         return HttpResponseRedirect(back)
 
     def has_test_permission(self, request: HttpRequest, object_id: object = None) -> bool:
-        """Say who may send one."""
+        """Return whether the user may send a test alert."""
         return request.user.has_perm("monitoring.test_alert")
 
     @display(description="began")
     def began(self, alert: Alert) -> str:
-        """Show when."""
+        """Return when the incident began."""
         return moment(alert.began_at)
 
     @display(description="ended")
     def ended(self, alert: Alert) -> str:
-        """Show when, and after how long."""
+        """Return when the incident ended, and its duration so far."""
         if alert.ended_at is None:
             return f"it has gone on for {lasted(alert)}"
         return f"{moment(alert.ended_at)}, after {lasted(alert)}"
 
     @display(description="state", label=STATE_BADGES)
     def state(self, alert: Alert) -> str:
-        """Show whether it goes on."""
+        """Return whether the incident is over."""
         return "over" if alert.ended_at else "goes on"
 
     @display(description="told")
     def told(self, alert: Alert) -> SafeString | str:
-        """Show who was told, and what went wrong."""
+        """Return a line for each delivery: its recipient, and when it was sent or what failed."""
         lines = [(_told(delivery),) for delivery in alert.deliveries.all()]
         return format_html_join("", "<div>{}</div>", lines) or "nobody"
 

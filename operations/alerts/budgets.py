@@ -1,4 +1,4 @@
-"""Who has used how much of his month: budgets of accounts, of keys, and of either for one model."""
+"""Budgets that are nearly or fully used this month: of accounts, of keys, and of either for one model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from operations.alerts.conditions import Condition
 
 LEVELS = (50, 80, 100)  # percent
 PREFIX = "budget:"  # of an alert's subject
-#: What a budget that is used up stops, by what it counts.
+#: The consequence of a used-up budget, by what it counts.
 REFUSED = {
     "tokens": "Further calls are refused. ",
     "cost": "Further calls are refused, apart from those of models that are free. ",
 }
-SLACK = 5  # percent below a level at which its episode ends, as after the budget was raised
+SLACK = 5  # percentage points below a level at which its incident ends, as when the budget was raised
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose budget it is: `name` for people, `slug` for the alert's subject."""
+    """The owner of a budget: `name` for display, `slug` for the alert's subject."""
 
     name: str
     slug: str
@@ -40,7 +40,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Budgeted:
-    """A budget, whose it is, and the subject of what counts against it."""
+    """A budget, its owner, and the subject of its ledger."""
 
     budget: Budgets
     owner: Owner
@@ -48,7 +48,7 @@ class Budgeted:
 
 
 def budgets_used() -> Iterator[Condition]:
-    """List the levels that budgets have reached this month."""
+    """Yield the levels that budgets have reached this month."""
     month = month_of(wall_clock())
     found = list(_budgets())
     settled = months_settled([each.subject for each in found], month)
@@ -87,17 +87,17 @@ def _levels(budget: Budgets, owner: Owner, spent: Amount, month: int) -> Iterato
 
 
 def topic_of(subject: str) -> str:
-    """Name what an alert is about, of any kind: the levels of a budget are about that budget."""
+    """Return what an alert is about: its subject; for a budget, without the level."""
     return subject.rsplit(":", 2)[0] if subject.startswith(PREFIX) else subject
 
 
 def level_of(subject: str) -> int:
-    """Return the level of a budget's alert; 0 of any other."""
+    """Return the level of a budget's alert; 0 for other alerts."""
     return int(subject.rsplit(":", 2)[1]) if subject.startswith(PREFIX) else 0
 
 
 def _reached(owner: Owner, what: str, used: int, limit: int, told: str, month: int) -> Iterator[Condition]:
-    """List the highest level that is reached, and the lower ones and those only just left: their episodes go on."""
+    """Yield the highest level reached, and as not on those below it or within SLACK: their incidents stay open."""
     highest = max((level for level in LEVELS if used * 100 >= limit * level), default=0)
     percent = used * 100 // limit
     for level in LEVELS:

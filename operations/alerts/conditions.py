@@ -1,9 +1,4 @@
-"""What is watched apart from budgets: the share of failed requests, the health checks, deployments and prices.
-
-Models without a price, as alerts to operators.
-
-Deployments that fail, as alerts to operators: open breakers, and addresses that can't be reached.
-"""
+"""Conditions for alerts, apart from budgets: error rate, health checks, failing deployments, and missing prices."""
 
 from __future__ import annotations
 
@@ -25,16 +20,17 @@ from monitoring.records import OUTCOMES, Outcome
 from operations.health import Health, check_each
 
 ERROR_WINDOW = timedelta(minutes=5)
-FEWEST_REQUESTS = 20  # of which the share of errors says something
-#: Rounds in a row after which a bad check counts, and after which a good one does.
+FEWEST_REQUESTS = 20  # for a meaningful share of errors
+#: Consecutive rounds after which a failed check counts, and after which a passed one does.
 BAD_ROUNDS, GOOD_ROUNDS = 2, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Something to know of. `is_on`: it holds; else it holds no more, but not so clearly that an episode ends.
+    """A condition that begins an incident, or keeps it open.
 
-    What is not listed at all is over. `contact`: an e-mail address to be told beside the operators.
+    `is_on`: it holds, and begins an incident if there is none. Otherwise it only keeps an open incident from ending. An
+    incident whose condition is not yielded at all ends. `contact` is an e-mail address beside those of the operators.
     """
 
     kind: Alert.Kind
@@ -46,9 +42,9 @@ class Condition:
 
 
 def error_rate() -> Iterator[Condition]:
-    """Look whether more than ALERT_ERROR_RATE percent of the last five minutes' requests failed (5xx).
+    """Yield a condition if ALERT_ERROR_RATE percent or more of the last five minutes' requests failed (5xx).
 
-    An episode ends when it is less than half of that.
+    An incident ends when less than half of that fail.
     """
     now = timezone.now()
     recent = RequestRecord.objects.filter(admitted_at__range=(now - ERROR_WINDOW, now)).order_by()
@@ -68,7 +64,7 @@ def error_rate() -> Iterator[Condition]:
     )
 
 
-#: By check: the kind of alert, its title, and what to do.
+#: By check: the kind of alert, its title, and advice.
 CHECKS = {
     "llm": (Alert.Kind.PROVIDER, "The model provider does not answer", "See the providers in the admin."),
     "ingest": (Alert.Kind.INGEST, "Usage records wait for the ingester", "Is manage.py ingest_usage running?"),
@@ -78,15 +74,16 @@ CHECKS = {
 
 
 def health_subject(check: str) -> str:
-    """Name what the alert of a health check is about."""
+    """Return the subject of a health check's alert."""
     return f"health:{check}"
 
 
 @dataclass(slots=True)
 class HealthWatch:
-    """Watches the health checks: one that is bad for BAD_ROUNDS in a row counts, until good for GOOD_ROUNDS.
+    """Yields failed health checks: from BAD_ROUNDS failures in a row until GOOD_ROUNDS passes in a row.
 
-    Who has only begun to watch can't tell whether one was bad a moment ago: they linger, so no episode ends by that.
+    During its first rounds it yields all checks as not on: it does not know whether they failed before, and no incident
+    must end because of that.
     """
 
     bad_rounds: int = BAD_ROUNDS
@@ -95,7 +92,7 @@ class HealthWatch:
     _good: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def __call__(self) -> Iterator[Condition]:
-        """Run the checks and list those that are, or only just were, bad."""
+        """Run the checks; yield those that fail or failed recently."""
         for name, found in check_each().items():
             is_bad = found.health is not Health.OK
             self._bad[name] = self._bad[name] + 1 if is_bad else 0
@@ -106,12 +103,12 @@ class HealthWatch:
                 yield Condition(kind, health_subject(name), title, text, is_on=self._bad[name] >= self.bad_rounds)
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Forget the rounds so far."""
         self._bad.clear()
         self._good.clear()
 
 
-#: What it means for a model, and what to do about it.
+#: The consequence of a missing price, and what to do.
 CONSEQUENCE = (
     "What calls cost there is unknown, and no budget in money allows them. "
     "Enter a price in the admin, 0 for what is free."
@@ -119,27 +116,27 @@ CONSEQUENCE = (
 
 
 def missing_prices() -> Iterator[Condition]:
-    """List the models that calls may go to without a price."""
+    """Yield the models that calls may use although a deployment has no price."""
     for model, deployments in models_without_price().items():
         text = f"No price was entered for {deployments}, which serves model {model}. {CONSEQUENCE}"
         yield Condition(Alert.Kind.PRICE, f"price:{model}", f"Model {model} has no price", text)
 
 
-#: For how long a process that lives says nothing of a deployment that fails at most: longer than its pauses.
+#: The longest time after which a live process renews its notice of a failing deployment: longer than its pauses.
 RENEWED = timedelta(seconds=180)
-#: The most that a round probes, one after the other: the watch looks at nothing else meanwhile.
+#: Most probes in a round: they run one after the other, and the watch does nothing else meanwhile.
 A_ROUND = 3
 
 
 def alert_subjects(deployment_id: int) -> tuple[str, str]:
-    """Name what the alerts of a deployment are about: that it fails, or that the credit there is used up."""
+    """Return the subjects of a deployment's alerts: that it fails, and that its provider's credit is used up."""
     return f"breaker:{deployment_id}", f"credit:{deployment_id}"
 
 
 def failing_deployments() -> Iterator[Condition]:
-    """List the deployments that fail as far as processes have told, of those that calls may go to.
+    """Yield the enabled deployments that fail according to the notices of any process.
 
-    Between a cool-down and the outcome of its trial nothing is over.
+    A notice stays while a breaker is half-open, so no incident ends before the trial call has succeeded.
     """
     _probe_forgotten()
     usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
@@ -171,9 +168,9 @@ def _condition(deployment: Deployment, cause: str) -> Condition:
 
 
 def _probe_forgotten() -> None:
-    """Ask for the models of what no process has told of for long: those that had it open have ended, it seems.
+    """Probe the deployments whose notices are old: the processes that had their breakers open have probably ended.
 
-    A list of models says nothing about credit.
+    The probe is the list of models. It does not show whether credit is used up, so such notices are left out.
     """
     long_ago = timezone.now() - RENEWED
     forgotten = failing().filter(seen_at__lte=long_ago, open_until__lte=timezone.now())

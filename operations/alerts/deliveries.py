@@ -1,17 +1,15 @@
-"""What somebody is told: that an episode began, or that it is over and how long it lasted.
+"""Sends the messages of alerts, that an incident began or ended, by webhook and e-mail.
 
-The signed webhook: one POST of JSON to ALERT_WEBHOOK_URL.
+One process at a time takes a delivery. A failed one is tried again after growing pauses.
 
-`X-AIAPI-Signature: sha256=HEX` is the HMAC-SHA256 of `TIMESTAMP.BODY` under ALERT_WEBHOOK_SECRET, with the timestamp
-(seconds since the epoch) of `X-AIAPI-Timestamp`: a receiver refuses what is old or doesn't match. The body's `id` is
-the alert's, `event` says whether it began or is over: what comes twice, because a process died between sending it and
-writing that down, can be told by the two.
+The webhook is one POST of JSON to ALERT_WEBHOOK_URL. `X-AIAPI-Signature: sha256=HEX` is the HMAC-SHA256 of
+`TIMESTAMP.BODY` under ALERT_WEBHOOK_SECRET, with the timestamp (seconds since the epoch) of `X-AIAPI-Timestamp`.
+Receivers should refuse a request whose timestamp is old or whose signature does not match. A message may arrive twice,
+if a process dies between sending it and recording that; `id` (the alert's) and `event` identify it.
 
-The name is resolved once and the addresses that were checked are those that are called, one after the other until one
-can be reached; redirects are not followed. All of it takes TIMEOUT seconds at most for each address, however slowly a
-receiver talks: the watch looks at nothing else meanwhile.
-
-Tells of alerts: each delivery is taken by one process at a time, and tried again with growing pauses.
+The host name is resolved once, and only the addresses that passed the check are called, one after the other until one
+can be reached. Redirects are not followed. Each address takes at most TIMEOUT seconds, however slowly a receiver
+answers, because the watch does nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -48,14 +46,14 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A line, and what there is to say."""
+    """The title and the text of a message."""
 
     title: str
     text: str
 
 
 def message_of(delivery: AlertDelivery) -> Message:
-    """Write what a delivery brings."""
+    """Return the message of a delivery."""
     alert = delivery.alert
     if not delivery.is_end:
         return Message(alert.title, alert.text)
@@ -65,7 +63,7 @@ def message_of(delivery: AlertDelivery) -> Message:
 
 
 def lasted(alert: Alert) -> str:
-    """Say how long an episode lasted, or has by now: the two largest units."""
+    """Return the duration of an incident, or its duration so far, in the two largest units."""
     seconds = int(((alert.ended_at or timezone.now()) - alert.began_at) / timedelta(seconds=1))
     parts = [
         (seconds // DAY, "day"),
@@ -79,7 +77,7 @@ def lasted(alert: Alert) -> str:
 
 
 def minute_of(moment: datetime) -> str:
-    """Write a moment in UTC."""
+    """Format a datetime in UTC, to the minute."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
@@ -87,11 +85,11 @@ TIMEOUT = 5.0  # seconds
 
 
 class WebhookError(Exception):
-    """The webhook did not take the alert; the text says why, without the URL, which may hold a secret."""
+    """The webhook did not accept the message. The reason does not contain the URL, which may hold a secret."""
 
 
 def send_webhook(delivery: AlertDelivery) -> None:
-    """Post that an alert began or is over; raises WebhookError."""
+    """Post the message of a delivery; raises WebhookError."""
     body = json.dumps(payload(delivery), separators=(",", ":")).encode()
     timestamp = str(int(time.time()))
     headers = {
@@ -112,7 +110,7 @@ def send_webhook(delivery: AlertDelivery) -> None:
 
 
 def payload(delivery: AlertDelivery) -> dict[str, object]:
-    """Make what is posted."""
+    """Return the JSON body of a delivery."""
     alert, message = delivery.alert, message_of(delivery)
     ended = alert.ended_at if delivery.is_end else None
     return {
@@ -134,10 +132,10 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
 
 
 def checked_addresses(host: str) -> list[str]:
-    """Resolve a host to the addresses that may be called; raises WebhookError where one is nobody's webhook.
+    """Resolve a host to its addresses; raises WebhookError if one of them is not allowed.
 
-    The URL comes from the environment, so that loopback and private networks may be meant; a cloud's metadata service
-    may not.
+    Loopback and private addresses are allowed, because operators set the URL in the environment. A cloud's metadata
+    service, link-local, multicast, unspecified and reserved addresses are not.
     """
     addresses = addresses_of(host)
     if any(_is_forbidden(called_address(address)) for address in addresses):
@@ -165,7 +163,7 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
 
 
 def _credentials(parts: SplitResult) -> dict[str, str]:
-    """Make the header of the user and password that a URL may hold."""
+    """Return the Authorization header for the user and password in a URL; empty without a user."""
     if parts.username is None:
         return {}
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -179,12 +177,14 @@ def _connection(scheme: str, address: str, port: int, host: str) -> HTTPConnecti
 
 
 def _status_of(connection: HTTPConnection, target: str, body: bytes, headers: dict[str, str]) -> int:
-    """Post over a connection and close it; what is under way when the time is over is broken off."""
+    """Post over a connection and return the status; close the connection in the end, or after TIMEOUT seconds."""
     is_late = threading.Event()
 
     def break_off() -> None:
         is_late.set()
-        with suppress(OSError, AttributeError):  # it is closed, or not open yet: then its own timeout ends it
+        with suppress(
+            OSError, AttributeError
+        ):  # closed already, or not open yet: then the connection's timeout ends it
             socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     timer = threading.Timer(TIMEOUT, break_off)
@@ -205,21 +205,21 @@ def _status_of(connection: HTTPConnection, target: str, body: bytes, headers: di
 FIRST_PAUSE = timedelta(seconds=30)  # doubled with each attempt
 MOST_ATTEMPTS = 7  # over half an hour
 A_ROUND = 50  # deliveries at most
-#: After so many seconds a round sends no further one: the watch looks at nothing else meanwhile, and each of those to a
-#: mail server that is silent takes as long.
+#: After this many seconds a round sends nothing more: the watch does nothing else meanwhile, and each message to a
+#: silent mail server takes as long.
 ROUND_SECONDS = 10.0
 
 log = structlog.get_logger(__name__)
 
 
 def deliveries_send(now: datetime | None = None) -> int:
-    """Send what is due, as far as the round's time goes; return how many arrived."""
+    """Send due deliveries, for about ROUND_SECONDS; return how many succeeded."""
     moment, began = now or timezone.now(), time.monotonic()
     underway = AlertDelivery.objects.filter(sent_at=None, attempts__lt=MOST_ATTEMPTS)
     beginning = underway.filter(
         alert=OuterRef("alert"), channel=OuterRef("channel"), recipient=OuterRef("recipient"), is_end=False
     )
-    # Nobody is told of an end before he is told of the beginning.
+    # The message of an end waits until that of the beginning is sent to the same recipient.
     due = underway.filter(Q(is_end=False) | ~Exists(beginning), next_at__lte=moment)
     found = list(due.select_related("alert").order_by("next_at")[:A_ROUND])
     arrived = 0
@@ -231,7 +231,7 @@ def deliveries_send(now: datetime | None = None) -> int:
 
 
 def send_test_alert() -> list[AlertDelivery]:
-    """Send a test alert on every way, now; return its deliveries, of which each says what came of it."""
+    """Send a test alert to all recipients now; return its deliveries with their results."""
     now = timezone.now()
     title, text = "Test alert", f"This is a test of the alerts of {settings.NAME}: nothing is wrong."
     alert = episode_begin(Condition(Alert.Kind.TEST, f"test:{now.timestamp()}", title, text))
@@ -246,14 +246,14 @@ def send_test_alert() -> list[AlertDelivery]:
 
 
 def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
-    """Take a delivery, and send it; False if another process has it, or it failed."""
+    """Take a delivery and send it; return False if another process has taken it, or if it failed."""
     mine = AlertDelivery.objects.filter(pk=delivery.pk, sent_at=None, attempts=delivery.attempts)
     pause = FIRST_PAUSE * 2**delivery.attempts
     if not mine.update(attempts=delivery.attempts + 1, next_at=now + pause):
         return False
     try:
         _send(delivery)
-    except (WebhookError, SMTPException, OSError, ValueError) as error:  # the last: what no header or address may be
+    except (WebhookError, SMTPException, OSError, ValueError) as error:  # ValueError: invalid headers or addresses
         cause = str(error) if isinstance(error, WebhookError) else type(error).__name__
         log.error("alert_not_delivered", alert=delivery.alert_id, channel=delivery.channel, cause=cause)
         AlertDelivery.objects.filter(pk=delivery.pk).update(failure=cause[:100])

@@ -1,15 +1,11 @@
-"""The last hour, minute by minute: of all accounts from the rollups, of one from the log itself.
+"""The figures of the dashboard, from the rollups or (the last hour of an account or key) from the log; and its signs.
 
-The rollups keep the platform's minutes for some hours. An account's or a key's are added up when they are asked for:
-records are found by the time in their primary key, two hours of them (the hour before is what the last one is compared
-with) and MOST at most. Where there were more, the series begins later and says so. The database adds up; it makes the
-histograms too, in the buckets of the rollups.
+The rollups have the platform's minutes of the last hours. Minutes of an account or key are added up from the log when
+they are requested: at most MOST records of two hours, because the last hour is compared with the one before. If there
+are more, the series begins later and a notice says so. The database sums the records and counts the buckets.
 
-The figures that the dashboard shows, of rollups or (for the last hour) of the log, in one shape.
-
-By what the dashboard notices that there is something new: one query and one look at the streams, whatever it shows.
-
-Records alone would not do: while the ingester stands still none comes, and that is when somebody should look.
+`signs` lists what changes when the dashboard has something new to show: one query and one reading of the streams.
+Records alone would not suffice: while the ingester is down there are no new ones, and that must be shown.
 """
 
 from __future__ import annotations
@@ -58,10 +54,10 @@ MONEY = ("cost", "saved_cost")
 
 @dataclass(slots=True)
 class Minutes:
-    """A span's figures by minute, its costs by minute and model, and as much time `before`, without what is not over.
+    """A span's figures by minute, its costs (nano-dollars) by minute and model, and the figures `before` it.
 
-    Records were read from `known_from` on: where there were too many, that is later than the time before begins, which
-    is then not known.
+    `before` covers the time before the span that corresponds to its complete part. Records were read from `known_from`
+    on. If there were too many to read them all, `before` is None.
     """
 
     parts: dict[datetime, Figures]
@@ -71,7 +67,7 @@ class Minutes:
 
 
 def read_minutes(*, span: Span, scope: Scope) -> Minutes:
-    """Read a span, and as much time before it."""
+    """Read a span by minute, and the same length of time before it."""
     before = span.begin - span.length
     if scope.account_id is None and scope.key_id is None and _are_kept(before):
         shown, compared = (span.begin, span.end), (before, span.complete - span.length)
@@ -81,7 +77,7 @@ def read_minutes(*, span: Span, scope: Scope) -> Minutes:
 
 
 def _are_kept(begin: datetime) -> bool:
-    """Say whether all minutes since then are in the rollups: not those of records that an earlier release wrote."""
+    """Return whether the rollups have all minutes since `begin`; an earlier release did not write minutes."""
     kept = Rollup.objects.filter(grain=Rollup.Grain.TOTAL_MINUTE).order_by("start").values_list("start", flat=True)
     first = kept.first()
     if first is not None and first <= minute_of(begin):
@@ -93,7 +89,7 @@ def _are_kept(begin: datetime) -> bool:
 def _from_log(span: Span, scope: Scope, before: datetime) -> Minutes:
     known_from = _affordable(before, span.end, scope)
     selection = Selection(known_from, span.end, scope)
-    # Of the time before, no minutes are shown: it is one group, and ends where what is over of the span does.
+    # The time before is one group. It ends as long before the span's end as the span's complete part does.
     uncompared = Q(admitted_at__gte=span.complete - span.length, admitted_at__lt=span.begin)
     is_before = When(admitted_at__lt=span.begin, then=Value(before, output_field=DateTimeField()))
     minute = Case(is_before, default=TruncMinute("admitted_at"))
@@ -114,7 +110,7 @@ def _from_log(span: Span, scope: Scope, before: datetime) -> Minutes:
 
 def _affordable(begin: datetime, end: datetime, scope: Scope) -> datetime:
     """Return `begin`, or the first minute that begins late enough to read no more than MOST records."""
-    if usage_totals(begin=begin, end=end, scope=scope).requests <= MOST:  # rows are never more than requests
+    if usage_totals(begin=begin, end=end, scope=scope).requests <= MOST:  # there are at most as many rows as requests
         return begin
     newest = Selection(end=end, scope=replace(scope, model=None, endpoint=None)).records().order_by("-admitted_at")
     moment = newest.values_list("admitted_at", flat=True)[MOST : MOST + 1].first()
@@ -129,7 +125,7 @@ def _figures(row: Mapping[str, Any]) -> Figures:
 
 
 def _histograms(records: QuerySet[RequestRecord, Any], column: str) -> Iterator[tuple[datetime, int]]:
-    """Make histograms of a column by minute, bucket by bucket (see monitoring.rollups.histograms)."""
+    """Yield (minute, histogram with one bucket) of a column in ms (see monitoring.rollups.histograms)."""
     logarithm = Ln(Cast(column, FloatField())) / Value(math.log(GAMMA))
     bucket = Case(
         When(**{f"{column}__gt": 1}, then=Least(Cast(Ceil(logarithm), IntegerField()), Value(BUCKETS - 1))),
@@ -143,10 +139,10 @@ def _histograms(records: QuerySet[RequestRecord, Any], column: str) -> Iterator[
 
 @dataclass(slots=True)
 class Reading:
-    """A span's figures by where its parts begin (gaps where there was nothing), costs by model and part, and the total.
+    """A span's figures by the start of its parts (without empty ones), costs by model and part, and the total.
 
-    `complete` is what of it is over, and `before` as much time before that, None where it is not known. `notice` is a
-    sentence about what is missing.
+    `complete` is the total of the part of the span that is over, and `before` that of the same length of time before;
+    None if unknown. Costs are in nano-dollars. `notice` is a sentence about missing data.
     """
 
     parts: dict[datetime, Figures] = field(default_factory=dict)
@@ -158,7 +154,7 @@ class Reading:
 
 
 def read(asked: Asked) -> Reading:
-    """Get the figures."""
+    """Return the figures for a query."""
     return _from_rollups(asked, asked.span.unit) if asked.span.unit else _of_minutes(asked)
 
 
@@ -196,14 +192,14 @@ def _divided(parts: dict[datetime, Figures], costs: Mapping[tuple[datetime, str]
 
 
 def open_alerts_sign() -> tuple[QuerySet[Any, Any], str]:
-    """Select the alerts that go on."""
+    """Return the open alerts and the column whose maximum changes with them, for the dashboard's mark."""
     return Alert.objects.filter(ended_at=None), "pk"
 
 
 def signs() -> list[str]:
-    """List what changes when something happened: the newest record first (None: there is none).
+    """List strings that change when there is something new: the newest record's id (`None` without records) first.
 
-    A record that a clock which was ahead put into the future does not hide those that come after it.
+    Records with a time of admission in the future are ignored (a clock was ahead), so they don't hide newer ones.
     """
     known = RequestRecord.objects.filter(admitted_at__lte=timezone.now())
     newest = known.order_by("-admitted_at", "-pk").values("pk")[:1]
@@ -218,7 +214,7 @@ def _number_and_latest(rows: QuerySet[Any, Any], column: str) -> Iterator[QueryS
 
 
 def _values(*queries: QuerySet[Any, Any]) -> list[str]:
-    """Read what each selects, in one query."""
+    """Return the single value that each query selects, in one statement."""
     compiled = [query.query.sql_with_params() for query in queries]
     selected = ", ".join(f"({sql})" for sql, _ in compiled)
     with connection.cursor() as cursor:
@@ -227,7 +223,7 @@ def _values(*queries: QuerySet[Any, Any]) -> list[str]:
 
 
 def _backlog_sign() -> str:
-    """Tell how many records wait, and roughly how long: in steps of what counts as late."""
+    """Return how many records wait, and for how long in steps of LAG_SECONDS; `away` without Redis."""
     try:
         backlog = ingest_backlog()
     except RedisError:

@@ -1,9 +1,8 @@
-"""Whose budgets the dashboard looks at: all, or where there are many, those that used most of the month so far.
+"""Limits that are nearly reached, for the dashboard: monthly budgets, and rates of the busiest keys.
 
-Limits that are nearly reached: budgets of the month, and rates of those who ask most just now.
-
-Bounded, however many accounts there are: budgets of those that operations.dashboard.limits names, by the month's
-rollups; rates, slots and open calls of the BUSIEST keys of the last hours and their accounts, by the limits themselves.
+The work is bounded, however many accounts there are. Budgets are read from the month's rollups: all of them, or at most
+those of the MOST accounts, keys and models that used most this month. Rates, slots and open calls of the BUSIEST keys
+of the last hour and of their accounts are read from the limits.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from monitoring.models import Rollup
 from monitoring.rollups.periods import hour_of, month_begin
 from monitoring.rollups.queries import busiest_keys
 
-#: Accounts, keys and budgets for a model that are looked at, of each.
+#: Most accounts, keys and model budgets, of each.
 MOST = 500
 
 Row = TypeVar("Row", bound=Model)
-#: The first of the keys that replaced one another: its limits are those of all.
+#: The first key of a rotation: all its keys share their limits.
 LINEAGE = Coalesce("lineage_id", "pk", output_field=BigIntegerField())
-#: The same of a key and of those that made it, whose budgets its use counts against as well.
+#: The same for a key and its makers: its use counts against their budgets too.
 LINEAGES = {
     f"eldest_{above}": Coalesce(
         f"{'maker__' * above}lineage_id", f"{'maker__' * above}pk", output_field=BigIntegerField()
@@ -46,14 +45,14 @@ LINEAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Chosen(Generic[Row]):
-    """Rows that have a budget. `is_all`: no other has used anything this month."""
+    """Rows that have a budget. `is_all`: no other row with a budget was used this month."""
 
     rows: Sequence[Row]
     is_all: bool
 
 
 def budgeted_accounts(now: datetime) -> Chosen[Account]:
-    """Choose accounts."""
+    """Return accounts with a budget: all, or those that used most this month."""
     accounts = Account.objects.filter(HAS_BUDGET, is_active=True)
     if (few := _if_few(accounts)) is not None:
         return few
@@ -62,7 +61,7 @@ def budgeted_accounts(now: datetime) -> Chosen[Account]:
 
 
 def budgeted_keys(now: datetime) -> Chosen[ApiKey]:
-    """Choose keys, by what those used as well that they replaced or made."""
+    """Return keys with a budget: all, or those used most this month, including earlier keys and keys they made."""
     keys = api_keys_current(at=now).filter(HAS_BUDGET).annotate(eldest=LINEAGE)
     if (few := _if_few(keys)) is not None:
         return few
@@ -76,7 +75,7 @@ def budgeted_keys(now: datetime) -> Chosen[ApiKey]:
 
 
 def model_budgets(now: datetime) -> Chosen[ModelBudget]:
-    """Choose budgets for a model, by what their accounts used of it."""
+    """Return model budgets: all, or those whose accounts used most of the model this month."""
     budgets = model_budgets_current(at=now)
     if (few := _if_few(budgets)) is not None:
         return few
@@ -94,7 +93,7 @@ def _if_few(rows: QuerySet[Any, Any]) -> Chosen[Any] | None:
 
 
 def _heaviest(now: datetime, grain: Rollup.Grain, *columns: str, **within: Any) -> Sequence[tuple[Any, ...]]:
-    """List who used most this month, MOST at most: by money first, then by tokens."""
+    """Return the values of `columns` with the highest usage this month, by cost and then tokens; at most MOST."""
     rows = Rollup.objects.filter(grain=grain, start=hour_of(month_begin(now)), **within).order_by()
     sums = rows.values(*columns).annotate(spent=Sum("cost"), tokens=Sum(F("input_tokens") + F("output_tokens")))
     return list(sums.order_by("-spent", "-tokens", *columns).values_list(*columns)[:MOST])
@@ -110,7 +109,7 @@ UNKNOWN = "Redis is away: budgets are told by the records, and how far rates are
 
 @dataclass(frozen=True, slots=True)
 class Nearly:
-    """A limit, whose it is, and how much of it is used: `share` of 1, `percent` for a bar, which ends at 100."""
+    """A limit, its owner, and how much of it is used: `share` (1 is all), and `percent` (up to 100) for a bar."""
 
     owner: str
     url: str
@@ -120,18 +119,18 @@ class Nearly:
 
     @property
     def percent(self) -> int:
-        """Return whole percent, 100 at most."""
+        """Return the share in whole percent, at most 100."""
         return min(100, int(self.share * 100))
 
     @property
     def is_reached(self) -> bool:
-        """Say whether nothing is left."""
+        """Return whether the limit is used up."""
         return self.share >= 1
 
 
 @dataclass(slots=True)
 class NearlyReached:
-    """The limits of which most is used, and how many there are of the kind; `notes` say what is not known."""
+    """The limits with the highest share used, the number of all nearly reached ones, and notes on missing data."""
 
     limits: list[Nearly]
     number: int = 0
@@ -139,7 +138,7 @@ class NearlyReached:
 
 
 class _Found:
-    """Collects bars by subject and limit; what the limits tell replaces what the records tell."""
+    """Collects bars by subject and limit; bars from the limits replace those from the records."""
 
     def __init__(self) -> None:
         self.owners: dict[str, tuple[str, Account | ApiKey]] = {}
@@ -164,7 +163,7 @@ class _Found:
 
 
 def limits_nearly_reached(now: datetime) -> NearlyReached:
-    """List them, those first of which most is used."""
+    """Return the limits of which at least the share NEARLY is used, highest first."""
     found = _Found()
     notes = [] if _add_budgets(found, now) else [MANY]
     try:
@@ -182,7 +181,7 @@ def _share(bar: Bar) -> float:
 
 
 def _add_budgets(found: _Found, now: datetime) -> bool:
-    """Add what the records tell; answer whether that is of all budgets."""
+    """Add budgets by the records; return whether all budgets were read."""
     accounts, keys, budgets = budgeted_accounts(now), budgeted_keys(now), model_budgets(now)
     subjects = [
         *(found.own(account_subject(each), each.name, each) for each in accounts.rows),
@@ -195,7 +194,7 @@ def _add_budgets(found: _Found, now: datetime) -> bool:
 
 
 def _add_rates(found: _Found, now: datetime) -> None:
-    """Ask the limits in one step. Raises Unavailable."""
+    """Add usage of the busiest keys by the limits, in one step. Raises Unavailable."""
     busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
     scopes = []
     keys = list(api_keys_current(at=now).filter(pk__in=busiest))

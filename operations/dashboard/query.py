@@ -1,4 +1,4 @@
-"""What the dashboard's address asks for: a span of time and filters. What can't be used is told, and left out."""
+"""The query of the dashboard's address: a span and filters. Invalid parts are left out and reported as problems."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ DEFAULT, OWN = "24h", "own"
 FILTERS = ("account", "key", "model", "endpoint")
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 LONGEST = 3660 * DAY
-#: Up to how long an own span is told by the hour, and by the day.
+#: Up to these lengths a custom span is divided by hours, and by days.
 BY_HOUR, BY_DAY = 7 * DAY, 100 * DAY
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A span of time, `end` excluded, and how it is divided: by hours, days or months (UTC), or (None) by minutes.
+    """A span (`end` excluded), and the `unit` that divides it: hours, days or months (UTC), or None for minutes.
 
-    What is not over yet lacks something, so the span is compared up to `complete` only, with as much before it.
+    It is compared with the time before only up to `complete`, because the period after that is not over yet.
     """
 
     begin: datetime
@@ -38,17 +38,17 @@ class Span:
 
     @property
     def length(self) -> timedelta:
-        """Tell how far back the time lies that it is compared with."""
+        """Return the length, which is also the distance to the time that it is compared with."""
         return self.end - self.begin
 
     @property
     def reach(self) -> datetime:
-        """Tell up to when rollups may be read: nothing is later than now, so the month that goes on is read as one."""
+        """Return until when rollups can be read: if the span reaches now, to the end of the month."""
         return self._end_of(Period.MONTH)
 
     @property
     def last_end(self) -> datetime:
-        """Tell when the last part ends that is not one of minutes; one that goes on is read as one, too."""
+        """Return the end of the last hour, day or month, also if it is not over; without a unit, the span's end."""
         return self._end_of(Period(self.unit[0])) if self.unit else self.end
 
     def _end_of(self, period: Period) -> datetime:
@@ -58,11 +58,11 @@ class Span:
 
     @property
     def is_going_on(self) -> bool:
-        """Say whether the span reaches into an hour that is not over."""
+        """Return whether the span ends in a period that is not over."""
         return self.complete < self.end
 
     def starts(self) -> list[datetime]:
-        """List where its parts begin."""
+        """Return the starts of the parts."""
         if self.unit is None:
             return [self.begin + MINUTE * number for number in range(self.length // MINUTE)]
         divided = buckets(hour_of(self.begin), hour_of(self.end), self.unit, UTC)
@@ -71,7 +71,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A valid question; `problems` are sentences about what of the address was left out."""
+    """A valid query; `problems` are sentences about parts of the address that were left out."""
 
     name: str
     span: Span
@@ -80,23 +80,23 @@ class Asked:
     problems: tuple[str, ...] = ()
 
     def query(self, **changes: str) -> str:
-        """Return the address that asks for the same with changes, as a query; it names things and holds no secret."""
+        """Return the dashboard's query string with changes. It contains names, and no secret."""
         own = {"from": f"{self.span.begin:%Y-%m-%dT%H:%M}", "to": f"{self.span.end:%Y-%m-%dT%H:%M}"}
         asked = {"range": self.name, **(own if self.name == OWN else {}), **self.filters, **changes}
         return "?" + urlencode({name: value for name, value in asked.items() if value})
 
     def log_query(self, **more: str) -> str:
-        """Return the request log's query for the records that are counted here."""
+        """Return the request log's query string for the records of this query."""
         ends = {"from": f"{self.span.begin:%Y-%m-%dT%H:%MZ}", "until": f"{self.span.end:%Y-%m-%dT%H:%MZ}"}
         return "?" + urlencode({**ends, **self.filters, **more})
 
 
 class Wrong(ValueError):
-    """A part of the address can't be used; its text says why."""
+    """A part of the address is invalid; the message says why."""
 
 
 def read_address(address: Mapping[str, str], now: datetime) -> Asked:
-    """Read the address of the dashboard; never fails."""
+    """Parse the parameters of the dashboard's address; replace or drop invalid ones, and raise nothing."""
     problems: list[str] = []
     name = address.get("range") or (OWN if address.get("from") else DEFAULT)
     try:
@@ -104,7 +104,7 @@ def read_address(address: Mapping[str, str], now: datetime) -> Asked:
     except Wrong as wrong:
         problems.append(f"{wrong} The last 24 hours are shown.")
         name, span = DEFAULT, _recent(DEFAULT, now)
-    # PostgreSQL refuses texts with NUL.
+    # PostgreSQL rejects strings with NUL.
     given = {each: text for each in FILTERS if (text := address.get(each, "").replace("\0", "").strip())}
     identifiers: dict[str, int] = {}
     for each, problem in _unusable(given, identifiers):
@@ -159,13 +159,13 @@ def _floor(moment: datetime) -> datetime:
 
 
 def _ceiling(moment: datetime) -> datetime:
-    """Return the hour's end; of a whole hour, itself."""
+    """Round up to a whole hour."""
     whole = _floor(moment)
     return whole if whole == moment else whole + HOUR
 
 
 def _unusable(given: Mapping[str, str], identifiers: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Find the ids of account and key, and yield the filters that can't be used, each with the reason."""
+    """Fill in the ids of account and key; yield the filters that can't be used, each with the reason."""
     if account := given.get("account"):
         found = Account.objects.filter(name=account).values_list("pk", flat=True).first()
         if found is None:

@@ -1,10 +1,8 @@
-"""Numbers for reading, in the same format as on the public pages (static/site/format.js).
+"""The sections of the dashboard: tiles, charts and lists.
 
-The first row: what happened altogether, how that differs from the time before, and where it was counted from.
-
-The charts as the page's script draws them (static/site/charts.js): plain values by the parts of the span.
-
-The sections that are lists: who had most, what failed lately, and what waits for the ingester.
+Numbers have the same format as on the public pages (static/site/format.js). A tile has a total, its change and a link
+to the records. Charts are plain values by part of the span, which static/site/charts.js draws. The lists are the
+accounts and keys with the highest cost, recent failures, open alerts, and the records that wait for the ingester.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ UNKNOWN = "\N{EN DASH}"
 
 
 def milliseconds(ms: float | None) -> str:
-    """Write milliseconds as 340 ms or 1.25 s."""
+    """Format milliseconds as 340 ms or 1.25 s; None as a dash."""
     if ms is None:
         return UNKNOWN
     if ms >= 1000:
@@ -46,12 +44,12 @@ def milliseconds(ms: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Write a share of 1 as 36 %, or 36.4 % where that is not whole."""
+    """Format a share (0 to 1) as 36 % or 36.4 %; None as a dash."""
     return UNKNOWN if share is None else f"{share * 100:.1f}".removesuffix(".0") + " %"
 
 
 def duration(seconds: float) -> str:
-    """Write so many seconds as 42 s, 12 min, 5 h or 6 days."""
+    """Format seconds as 42 s, 12 min, 5 h or 6 days."""
     if seconds < 120:
         return f"{math.ceil(seconds)} s"
     if seconds < 7200:
@@ -60,13 +58,13 @@ def duration(seconds: float) -> str:
 
 
 P95 = (0.95,)
-#: A change below this is none: figures are told to the whole percent.
+#: A relative change below this is shown as none: changes are shown in whole percent.
 LEAST_CHANGE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How a figure differs from the time before: `text` for reading, `tone` (better, worse or even), `told` in full."""
+    """The change of a figure from the time before: a short `text`, the `tone` (better, worse, even), a full `told`."""
 
     text: str
     tone: str
@@ -75,7 +73,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure: rounded, exact, more about it, its change, and the query of the log that it was counted from."""
+    """A figure: rounded and exact, more about it, its change, and the request log's query string for its records."""
 
     name: str
     value: str
@@ -87,9 +85,9 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What a tile measures: `of` gives None where there is nothing to tell.
+    """The measure of a tile: `of` returns its value (None without data), `write` formats it.
 
-    `direction` is 1 where more is better, -1 where it is worse, 0 where it is neither. A share changes by points.
+    `direction` is 1 if more is better, -1 if it is worse, else 0. The change of a share is shown in percentage points.
     """
 
     of: Callable[[Figures], float | None]
@@ -99,7 +97,7 @@ class Measure:
 
 
 def tiles(asked: Asked, reading: Reading) -> list[Tile]:
-    """Make the row."""
+    """Return the row of tiles."""
     total = reading.total
     times, first = total.latency_quantiles(), total.first_token_quantiles()
     slow = {"slower": f"{times[1]:.0f}"} if times else {}
@@ -134,7 +132,7 @@ def tiles(asked: Asked, reading: Reading) -> list[Tile]:
 
 
 def change(measure: Measure, reading: Reading) -> Change:
-    """Compare what is over of the span with as much time before."""
+    """Compare the complete part of the span with the same length of time before."""
     if reading.before is None:
         return Change("nothing to compare", "even", "The time before is not known.")
     now, before = measure.of(reading.complete), measure.of(reading.before)
@@ -192,11 +190,11 @@ TOKENS = Measure(_tokens, lambda value: count(int(value)))
 COST = Measure(lambda figures: figures.cost, lambda value: money(int(value)))
 SAVED = Measure(lambda figures: figures.saved_cost, lambda value: money(int(value)), direction=1)
 
-#: Series that a chart tells apart; what is beyond is added up.
+#: Most series in a chart; the smallest ones are added up as REST.
 SERIES = 6
 REST = "others"
 NO_MODEL = "no model"
-#: Of a few requests, p95 and p99 are the same one.
+#: With few requests, p95 and p99 are the same request.
 OVERLAP = "Where few requests were timed, the lines of p95 and p99 lie on one another."
 
 Value = float | int | None
@@ -205,7 +203,7 @@ Set = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The parts of the span: where each begins, what is written below a chart, and what a tooltip and a table say."""
+    """The parts of the span: their starts, the labels below a chart, and the names in tooltips and tables."""
 
     starts: Sequence[datetime]
     labels: Sequence[str]
@@ -214,12 +212,12 @@ class Axis:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """Return what every chart has of it."""
+        """Return the entries that all charts share."""
         return {"labels": self.labels, "names": self.names, "time": f"{self.per.capitalize()} (UTC)"}
 
 
 def charts(asked: Asked, reading: Reading) -> list[dict[str, Any]]:
-    """Describe the charts, in their order."""
+    """Return the data of the charts, in the order of the page."""
     axis = _axis(asked)
     made = (_traffic, _latency, _first_token, _tokens_chart, _cost)
     found = [{**axis.shared, **each(axis, reading)} for each in made]
@@ -246,13 +244,13 @@ def _clock(start: datetime, *, with_day: bool) -> str:
 
 
 def _values(axis: Axis, reading: Reading, of: Callable[[Figures], Value], absent: Value = 0) -> list[Value]:
-    """Read a value of each part; `absent` where nothing was asked: no requests are 0 requests, but no latency."""
+    """Return a value for each part, and `absent` for parts without requests: 0 requests, but no latency."""
     return [of(reading.parts[start]) if start in reading.parts else absent for start in axis.starts]
 
 
 def _traffic(axis: Axis, reading: Reading) -> dict[str, Any]:
     total = reading.total
-    # The looks are those of the account page: one thing has one colour everywhere.
+    # The looks (colours) are the same as on the account page.
     columns: list[tuple[str, int, Callable[[Figures], Value]]] = [
         ("answered", 0, lambda each: each.requests - each.invalid - each.limited - each.failed),
         ("over a limit", 1, lambda each: each.limited),
@@ -305,7 +303,7 @@ def _tokens_chart(axis: Axis, reading: Reading) -> dict[str, Any]:
 
 
 def _cost(axis: Axis, reading: Reading) -> dict[str, Any]:
-    """Split the cost by model: the dearest ones, the rest added up."""
+    """Return the chart of the cost by model: the most expensive ones, and the rest added up."""
     costs = {model: sum(parts.values()) for model, parts in reading.costs.items()}
     ranked = [model for model in sorted(costs, key=lambda model: (-costs[model], model)) if costs[model]]
     shown = ranked if len(ranked) <= SERIES else ranked[: SERIES - 1]
@@ -336,7 +334,7 @@ def _chart(name: str, title: str, kind: str, numbers: str, unit: str, sets: list
 
 SHOWN = 5
 RECENT = 10
-#: Names that a filter suggests; others can be typed.
+#: Most names that a filter suggests; others can be typed.
 SUGGESTED = 200
 
 log = structlog.get_logger(__name__)
@@ -344,7 +342,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RankRow:
-    """An account or a key with what it used: texts for reading, the dashboard's query for it alone, and the log's."""
+    """Usage of an account or a key, formatted; and the query strings of dashboard and request log for it alone."""
 
     name: str
     query: str
@@ -357,7 +355,7 @@ class RankRow:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """What waits for the ingester, in words; `is_late` when that is more than a while."""
+    """A sentence about the records that wait for the ingester; `is_late` if they wait too long."""
 
     text: str
     is_late: bool = False
@@ -365,9 +363,9 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class Most:
-    """Who cost most in the span. Where one key is looked at, no account is listed.
+    """The accounts and keys with the highest cost in the span; without accounts if the query is for one key.
 
-    `since` is where that begins if it is before the span does: callers are told by whole hours.
+    `since` is the start of the ranking if it is before the span's: rankings cover whole hours.
     """
 
     accounts: list[RankRow]
@@ -376,7 +374,7 @@ class Most:
 
 
 def who_had_most(asked: Asked) -> Most:
-    """List the accounts and the keys that cost most in the span."""
+    """Return the accounts and keys with the highest cost in the span."""
     span = asked.span
     found = usage_rankings(begin=span.begin, end=span.reach, scope=asked.scope, limit=SHOWN)
     hour = moment_of(hour_of(span.begin))
@@ -401,7 +399,7 @@ def _rank_row(asked: Asked, rank: Rank) -> RankRow:
 
 
 def recent_failures(asked: Asked) -> list[RequestRecord]:
-    """Read the newest records of the span that ended with 5xx, by their own index."""
+    """Return the newest failed (5xx) records of the span; they have an index."""
     return list(_failures(asked).order_by("-admitted_at", "-pk")[:RECENT])
 
 
@@ -411,9 +409,9 @@ def _failures(asked: Asked) -> QuerySet[RequestRecord]:
 
 
 def open_alerts(*, but: Collection[str] = ()) -> list[Alert]:
-    """Read the newest alerts whose episode goes on, those on budgets last; of a budget's levels the highest.
+    """Return the newest open alerts, those on budgets last; for each budget, only its highest level.
 
-    `but`: not those of these subjects.
+    Alerts whose subject is in `but` are left out.
     """
     going_on = Alert.objects.filter(ended_at=None).exclude(subject__in=but).order_by("-pk")
     of_service = going_on.exclude(kind=Alert.Kind.BUDGET)[:RECENT]
@@ -425,7 +423,7 @@ def open_alerts(*, but: Collection[str] = ()) -> list[Alert]:
 
 
 def ingest_lag() -> Lag:
-    """Say how many records wait, and how long the oldest has."""
+    """Return how many records wait for the ingester, and for how long the oldest has."""
     try:
         backlog = ingest_backlog()
     except RedisError as error:
@@ -439,7 +437,7 @@ def ingest_lag() -> Lag:
 
 
 def suggestions() -> dict[str, list[str]]:
-    """Name what the filters may be set to: accounts, models and endpoints."""
+    """Return suggestions for the filters: names of accounts, models and endpoints."""
     used = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_MONTH).order_by()
     pairs = set(used.values_list("model", "endpoint").distinct()[:SUGGESTED])
     return {

@@ -1,4 +1,4 @@
-"""The admin's index, and what its script asks for while it is looked at."""
+"""The admin's index page, and its sections, which the page's script reloads."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from operations.dashboard.sections import (
 )
 from operations.deployments import deployment_states
 
-#: Seconds between two looks for something new, by how finely the span is divided.
+#: Seconds between two requests of the script; SELDOM for the ranges 7d and 30d.
 EVERY, SELDOM = 10, 60
 
 
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
-    """Add the dashboard to the index of whoever may see the request log (unfold's DASHBOARD_CALLBACK)."""
+    """Add the dashboard to the index for users who may view the request log (unfold's DASHBOARD_CALLBACK)."""
     if not request.user.has_perm(VIEW_RECORDS):
         return context
     asked = read_address(request.GET, timezone.now())
@@ -41,7 +41,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 @require_safe
 def dashboard_sections(request: HttpRequest) -> HttpResponse:
-    """Answer the sections anew, or 204 where nothing happened since the mark `seen`: see operations.dashboard.data."""
+    """Return the sections, or 204 if the mark `seen` is still current. Raises PermissionDenied."""
     if not request.user.has_perm(VIEW_RECORDS):
         raise PermissionDenied
     asked = read_address(request.GET, timezone.now())
@@ -51,13 +51,13 @@ def dashboard_sections(request: HttpRequest) -> HttpResponse:
 
 
 def _mark(asked: Asked) -> str:
-    """Name what there is to see: the newest record and other signs, and the span, which moves on with time."""
+    """Return a string that changes when the sections do: the signs, and the end of the span."""
     newest, *others = signs()
     return f"{newest}@{asked.span.end.timestamp():.0f};{';'.join(others)}"
 
 
 def _frame(asked: Asked) -> dict[str, Any]:
-    """Return what stays while the sections change: the form."""
+    """Return the form, which stays while the sections change."""
     own = asked.name == OWN
     return {
         "ranges": [(name, text, asked.query(range=name)) for name, text in RANGES.items()],
@@ -75,12 +75,12 @@ def _frame(asked: Asked) -> dict[str, Any]:
 
 
 def _sections(request: HttpRequest, asked: Asked) -> dict[str, Any]:
-    """Return what the sections show."""
+    """Return the data of the sections."""
     now = timezone.now()
-    mark = _mark(asked)  # before the figures: what comes in meanwhile is new the next time
+    mark = _mark(asked)  # before the figures are read: later records change the next mark
     reading = read(asked)
     deployments = deployment_states()
-    # The watch ends their alerts when it looks the next time; the page must not say two things of them until then.
+    # The watch ends their alerts in its next round; until then the page must not contradict itself.
     well = {subject for each in deployments if not each.is_failing for subject in each.alert_subjects}
     return {
         "mark": mark,
