@@ -109,7 +109,7 @@ def database_problem() -> str | None:
         executor = MigrationExecutor(connection)
         waiting = executor.migration_plan(executor.loader.graph.leaf_nodes())
     except DatabaseError:
-        return "DATABASE_URL: the database can't be reached. Start it, or mend the URL."
+        return "DATABASE_URL: the database can't be reached. Start it, or correct the URL."
     finally:
         connection.close()
     return f"{len(waiting)} migrations are missing. Run: manage.py migrate" if waiting else None

@@ -154,11 +154,11 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
 
     def stop_reading(self) -> None:
         """Abort the wait for data from this client, if any."""
-        self.hub.cancel_wait(self._read_event, TimeoutError("the client took too long, or others needed its place"))
+        self.hub.cancel_wait(self._read_event, TimeoutError("the client took too long, or its slot was needed"))
 
     def stop_writing(self) -> None:
         """Abort the wait for this client to read, if any, as if it had disconnected."""
-        self.hub.cancel_wait(self._write_event, BrokenPipeError(errno.EPIPE, "others needed the place of this client"))
+        self.hub.cancel_wait(self._write_event, BrokenPipeError(errno.EPIPE, "the slot of this client was needed"))
 
 
 class Crowd(gevent.pool.Pool):  # type: ignore[misc]  # gevent has no types

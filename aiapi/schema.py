@@ -17,18 +17,18 @@ from inference.api.errors import is_openai_path
 #: Descriptions of error responses, by status.
 ERRORS = {
     400: "The body or a parameter is invalid; `errors` names the fields.",
-    401: "No key was sent, or it is not usable.",
+    401: "The key is missing or invalid.",
     403: "The key may not be used for this, or from this address.",
-    404: "There is nothing of that name, or this key may not use it.",
-    406: "Accept names nothing that can be answered.",
+    404: "The object does not exist, or this key may not use it.",
+    406: "The Accept header allows no supported format.",
     409: "A request with the same Idempotency-Key is in progress.",
     413: "The body is too large.",
     415: "The body is not declared as application/json.",
     422: "The Idempotency-Key was used for another request.",
-    429: "A limit has no room now; `limit` says which, and Retry-After when it has.",
-    500: "A fault of ours; the log has it under the request's id.",
+    429: "A limit is reached. `limit` names it; Retry-After has the seconds to wait.",
+    500: "An internal error; the log has it under the request's id.",
     502: "The model provider failed.",
-    503: "Something that is needed is away, or has no capacity; Retry-After says when to try again.",
+    503: "A dependency is unavailable or has no capacity. Retry-After has the seconds to wait.",
     504: "The model provider did not answer in time.",
 }
 #: Error statuses of an endpoint: without a key (OPEN), with a key, and in addition those with a body, query
@@ -48,7 +48,7 @@ IDEMPOTENCY_KEY = OpenApiParameter(
     str,
     OpenApiParameter.HEADER,
     pattern=r"^[\x21-\x7e]{1,255}$",
-    description="A name of your own for this request: the same again within 24 hours gets the same answer, at no cost.",
+    description="A unique name for this request. Repeated within 24 hours, it returns the same answer at no cost.",
 )
 
 SCHEMES = {
@@ -64,7 +64,7 @@ class LimitBody(serializers.Serializer[Any]):
     owner = serializers.CharField(help_text="key or account.")
     used = serializers.JSONField(help_text="In the limit's unit; money as a text in US dollars.")
     limit = serializers.JSONField(help_text="In the same unit.")
-    reset = serializers.IntegerField(help_text="When there is room again, in seconds since the epoch.")
+    reset = serializers.IntegerField(help_text="When the limit resets, in seconds since the epoch.")
 
 
 class ErrorBody(serializers.Serializer[Any]):

@@ -15,7 +15,7 @@ def whole(minimum: int, maximum: int) -> Callable[[str], int]:
         except ValueError:
             number = minimum - 1
         if not minimum <= number <= maximum:
-            raise ArgumentTypeError(f"{text} is no whole number from {minimum} to {maximum}")
+            raise ArgumentTypeError(f"{text} is not a whole number from {minimum} to {maximum}")
         return number
 
     return read
@@ -28,5 +28,5 @@ def days(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number <= 36_500:
-        raise ArgumentTypeError(f"{text} is no number of days above 0 and up to 36500")
+        raise ArgumentTypeError(f"{text} is not a number of days above 0 and up to 36500")
     return number

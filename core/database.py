@@ -62,7 +62,7 @@ def ask_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
     Raises DatabaseError: at once during an outage, otherwise after the timeout. `failed` is the log event of a failure.
     """
     if not outage.may_ask():
-        raise OperationalError("the database was away a moment ago")
+        raise OperationalError("the database was unavailable a second ago")
     try:
         with impatient(PROMPT_SECONDS):
             answer = query()

@@ -182,7 +182,7 @@ def _url_parts(raw: str) -> tuple[str, str | None]:
         _ = parts.port
     except ValueError:
         raise ValueError(
-            "is no URL: see its host and port. In a password, / # ? @ % are written %2F %23 %3F %40 %25"
+            "is not a valid URL: check its host and port. In a password, / # ? @ % are written %2F %23 %3F %40 %25"
         ) from None
     return parts.scheme, parts.hostname
 

@@ -77,7 +77,7 @@ def typed_moment(text: str) -> datetime:
     try:
         return read_moment(text)
     except ValueError:
-        raise ArgumentTypeError(f"{text} is no moment: give 2026-11-24 or 2026-11-24T18:00") from None
+        raise ArgumentTypeError(f"{text} is not a date or time: give 2026-11-24 or 2026-11-24T18:00") from None
 
 
 def require_order(begin: datetime | None, end: datetime | None) -> None:

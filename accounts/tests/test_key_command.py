@@ -87,7 +87,7 @@ class TestCreate:
 
     @pytest.mark.parametrize("days", ["-1", "0", "nan", "1e300", "soon"])
     def test_it_refuses_a_time_that_no_key_can_last(self, days: str) -> None:
-        with pytest.raises(CommandError, match=f"{days} is no number of days"):
+        with pytest.raises(CommandError, match=f"{days} is not a number of days"):
             create(f"--expires-days={days}")
 
 
@@ -125,7 +125,7 @@ class TestRotate:
 
     @pytest.mark.parametrize("grace", ["-5", "99999999999999999", "a day"])
     def test_it_refuses_a_grace_that_is_none(self, cast: Cast, grace: str) -> None:
-        with pytest.raises(CommandError, match=f"{grace} is no whole number from 0 to 7776000"):
+        with pytest.raises(CommandError, match=f"{grace} is not a whole number from 0 to 7776000"):
             run("rotate", "--prefix", cast.owner.key.prefix, f"--grace={grace}")
 
     def test_it_refuses_a_revoked_key_in_one_line(self, cast: Cast) -> None:

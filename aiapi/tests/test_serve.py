@@ -150,7 +150,7 @@ def test_it_stops_without_a_database(
         raise OperationalError("connection to postgresql://user:hunter2@host failed")
 
     monkeypatch.setattr("aiapi.checks.MigrationExecutor", fail)
-    assert problems() == ["DATABASE_URL: the database can't be reached. Start it, or mend the URL."]
+    assert problems() == ["DATABASE_URL: the database can't be reached. Start it, or correct the URL."]
 
 
 def test_it_stops_before_migrations_with_one_line(tmp_path: Path) -> None:

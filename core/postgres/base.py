@@ -45,7 +45,7 @@ class ImpatientConnection(Connection[Any]):
                 silent = 0 if ready else silent + 1
                 if silent >= looks:
                     self.pgconn.finish()
-                    raise OperationalError("the database is silent")
+                    raise OperationalError("the database did not answer in time")
                 wanted = gen.send(ready)
         except StopIteration as end:
             answer: T = end.value

@@ -59,7 +59,7 @@ class ClusterWire:
             except RedisConnectionError:
                 self._forget(slots)
                 raise
-        raise RedisConnectionError("the cluster is moving its slots about")
+        raise RedisConnectionError("the cluster is still moving the slot")
 
     def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         """Run a script many times, in one batch a node. If a batch fails, its calls are repeated one by one."""
@@ -116,7 +116,7 @@ class ClusterWire:
 
     def _look_up(self) -> None:
         if not self._outage.may_ask():
-            raise RedisConnectionError("the cluster is away")
+            raise RedisConnectionError("the cluster is unavailable")
         for address in dict.fromkeys([*self._slots[1], self._seed]):
             try:
                 found = _read_slots(self._wire(address).command(b"CLUSTER", b"SLOTS"), address)
@@ -127,7 +127,7 @@ class ClusterWire:
                 self._outage.over()
                 return
         self._outage.failed()
-        raise RedisConnectionError("the cluster is away")
+        raise RedisConnectionError("the cluster is unavailable")
 
     def _wire(self, address: Address) -> DirectWire:
         wire = self._wires.get(address)
@@ -183,7 +183,7 @@ class ClusterClient:
 
     def _make(self) -> Any:
         if not self._outage.may_ask():
-            raise RedisConnectionError("the cluster is away")
+            raise RedisConnectionError("the cluster is unavailable")
         try:
             with _cluster_errors():
                 made: Any = _RedisCluster.from_url(self.url, **self.options)
@@ -220,4 +220,4 @@ def _cluster_errors() -> Iterator[None]:
     try:
         yield
     except RedisClusterException as error:
-        raise _ClusterAway("the cluster is away") from error
+        raise _ClusterAway("the cluster is unavailable") from error

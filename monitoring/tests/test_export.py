@@ -167,7 +167,7 @@ class TestCommand:
             (["--account", "nobody"], "No account is named nobody"),
             (["--key", "owner"], "--key needs --account"),
             (["--account", "acme", "--key", "none"], "has no key named none"),
-            (["--from", "yesterday"], "yesterday is no moment"),
+            (["--from", "yesterday"], "yesterday is not a date or time"),
             (["--from", "2026-11-02", "--to", "2026-11-01"], "--from must be before --to"),
             (["--output", "/nowhere/log.csv"], "can't be written"),
         ],

@@ -246,7 +246,7 @@ def test_it_prunes_nothing_where_records_are_kept_for_good(settings: Settings) -
 @pytest.mark.parametrize("days", ["-1", "0", "999999999999"])
 def test_it_refuses_days_that_are_none_before_it_prunes_anything(cast: Cast, days: str) -> None:
     records(cast, 1, days_ago=100)
-    with pytest.raises(CommandError, match=f"{days} is no whole number from 1"):
+    with pytest.raises(CommandError, match=f"{days} is not a whole number from 1"):
         prune(f"--days={days}")
     assert RequestRecord.objects.count() == 1
 

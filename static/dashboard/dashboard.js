@@ -1,6 +1,6 @@
-// The admin's index: draws the charts, and looks for something new while somebody looks at it.
+// The admin's index: draws the charts, and refreshes them while the page is visible.
 //
-// A look asks with the mark of what is shown; where nothing happened since, the answer is empty and cost little.
+// A refresh sends the mark of the displayed data. If nothing has changed since, the response is empty and cheap.
 
 import { drawChart } from "../site/charts.js";
 import { byId, element } from "../site/dom.js";
@@ -23,7 +23,7 @@ const NUMBERS = {
   },
 };
 
-/** Draw what there is to draw; without a request there is nothing, and the page says what to do instead. */
+/** Draw the charts, if any: without requests, the page shows the next steps instead. */
 function drawCharts() {
   const { isEmpty } = byId("dash-head").dataset;
   byId("dash-charts").hidden = isEmpty === "true";
@@ -45,7 +45,7 @@ async function showHealth() {
   }
 }
 
-/** Put the parts of an answer in the places of those that are shown. */
+/** Replace the page's parts by those of a response. */
 function show(html) {
   const parts = new DOMParser().parseFromString(html, "text/html");
   const health = byId("dash-health").children;
@@ -88,7 +88,7 @@ async function look() {
   }
 }
 
-/** Look again in a while: not while nobody can see the page, nor against the choice made here. */
+/** Schedule the next refresh, unless the page is hidden or refreshing is switched off. */
 function plan() {
   clearTimeout(timer);
   if (automatic.checked && !document.hidden) timer = setTimeout(look, Number(root.dataset.every) * 1000);
@@ -106,7 +106,7 @@ document.addEventListener("visibilitychange", () => {
   else plan();
 });
 
-// A range of one's own is asked for by filling it in; an empty one leaves the range as it is.
+// An own range is applied once it is filled in; empty fields leave the range unchanged.
 const form = byId("dash-form");
 form.addEventListener("submit", () => {
   const isOwn = form.elements.from.value || form.elements.to.value;

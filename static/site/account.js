@@ -1,4 +1,4 @@
-// The account page: what is left first, then the figures of a range; refreshed each minute while somebody may look.
+// The account page: limits, then usage of a range. Refreshed each minute while the page is visible.
 
 import { download, usageCsv } from "./csv.js";
 import { byId } from "./dom.js";
@@ -14,15 +14,15 @@ import { fetchUsage } from "./usage.js";
 const REFRESH_MS = 60_000;
 const SOONEST_MS = 5000;
 
-let key = ""; // the only place where it is kept
+let key = ""; // the only copy
 let choice = { range: "7d", own: {}, group: "model" };
-let shown = null; // what is on the screen: its figures, and when they were asked for
-let turn = 0; // an answer to an earlier question than the last is not shown
+let shown = null; // the displayed figures, and the time of their request
+let turn = 0; // number of the latest request; answers to earlier ones are not shown
 let timer = null;
 
 const say = (text) => { byId("status").textContent = text; };
 
-/** Ask, show, and plan the next time. A failure leaves what is shown, and says since when it is not renewed. */
+/** Fetch, show, and schedule the next refresh. After a failure the old figures stay, with their age. */
 async function load({ isQuiet = false } = {}) {
   const mine = ++turn;
   const asked = { ...choice, key };
@@ -43,7 +43,7 @@ async function load({ isQuiet = false } = {}) {
   plan();
 }
 
-/** Ask for limits and totals; for the parts as well only where the totals are others than those shown. */
+/** Fetch limits and totals, and the details only if the totals have changed. */
 async function find(asked) {
   const range = rangeOf(asked.range, asked.own);
   const { usage, ...standing } = await fetchUsage(asked.key, range, range.unit);
@@ -93,7 +93,7 @@ function fail(refusal) {
   }
 }
 
-/** Plan the next refresh, sooner where a limit gets room again; a hidden page asks nothing until it is looked at. */
+/** Schedule the next refresh, earlier if a limit resets before. A hidden page waits until it is visible. */
 function plan() {
   clearTimeout(timer);
   if (!shown || document.hidden) return;
@@ -130,7 +130,7 @@ function save() {
 
 onKey((entered) => { key = entered; load(); });
 byId("refresh").addEventListener("click", () => load());
-byId("forget").addEventListener("click", () => location.reload()); // which leaves nothing in memory
+byId("forget").addEventListener("click", () => location.reload()); // clears the memory
 byId("csv").addEventListener("click", save);
 byId("own").addEventListener("submit", chooseOwn);
 byId("group").addEventListener("change", (event) => { choice = { ...choice, group: event.target.value }; load(); });

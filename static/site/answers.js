@@ -1,11 +1,11 @@
-// What came back: the text as it comes, then the facts. Plain answers and streams of all endpoints read alike.
+// Reading of answers, plain or streamed, of all endpoints, and of their usage records.
 
 import { Refusal, refusalFrom, send, serverSentEvents } from "./service.js";
 
-/** Records of a stream are written at its end; with Redis a moment later. Milliseconds between looks, summing to 3 s. */
+/** A stream's record is written at its end, with Redis slightly later. Milliseconds between attempts, 3 s in total. */
 const LOOKS = [0, 300, 700, 2000];
 
-/** Read an answer, calling `write` with each piece of text; returns `{tokens}`. Raises Refusal for an error in mid-stream. */
+/** Read an answer, pass each piece of text to `write`, return `{tokens}`. Throws Refusal for an error in a stream. */
 export async function readAnswer(answer, write) {
   const isStream = (answer.headers.get("Content-Type") ?? "").startsWith("text/event-stream");
   if (isStream) return readStream(answer, write);
@@ -33,7 +33,7 @@ function tokensOf(body) {
   return body.tokens_used === undefined ? null : { total: body.tokens_used };
 }
 
-/** Ask for the request's own record, which knows what a stream cost; null where the key may not see it, or none came. */
+/** Fetch the request's usage record, which has a stream's cost; null if there is none, or the key may not read it. */
 export async function recordOf(requestId, key) {
   for (const wait of LOOKS) {
     await new Promise((resolve) => { setTimeout(resolve, wait); });

@@ -1,4 +1,4 @@
-// Charts by Chart.js: titled axes with units, patterns and dashes besides colours, a table behind each.
+// Charts (Chart.js) with units on their axes, patterns and dashes besides colours, and a table of the values.
 
 import { element, table } from "./dom.js";
 
@@ -10,7 +10,7 @@ const made = new Map();
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-/** Draw a filling that is told from the others without its colour: plain, stripes, dots, a grid, lines either way. */
+/** Return a fill pattern that is distinct without its colour: plain, stripes, dots, a grid, lines either way. */
 function filling(index) {
   const tile = document.createElement("canvas");
   tile.width = tile.height = 8;
@@ -70,11 +70,11 @@ function options({ unit, time, format, tick = (value) => format(value), names, s
 }
 
 /**
- * Draw a chart into the box, or bring the one of that id up to date.
+ * Draw a chart into the box, or update the chart with that id.
  *
- * `sets` are `[{name, values}]`, at most six, a value null where there is none; `labels` and `names` are the buckets in
- * short and in full; `format(value, isExact)` writes a value, and `tick(value, first)` one of the axis, whose first is
- * `first`; a set's `look` picks one of the six looks; `summary` says in a sentence what the chart shows.
+ * `sets` is `[{name, values}]`, at most six; missing values are null, and `look` selects one of the six styles.
+ * `labels` and `names` are the buckets' short and full names. `format(value, isExact)` formats a value, and
+ * `tick(value, first)` a value of the axis, which begins with `first`. `summary` describes the chart in a sentence.
  */
 export function drawChart(box, chart) {
   const { id, title, labels, sets, summary, note = null } = chart;

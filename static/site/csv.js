@@ -1,6 +1,6 @@
-// A CSV file made in the browser, of numbers as they are and texts that no spreadsheet takes for a formula.
+// CSV files made in the browser. Texts are escaped so that spreadsheets don't run them as formulas.
 
-/** Write a value as a cell: what begins like a formula gets an apostrophe, texts are quoted, null is empty. */
+/** Return a value as a CSV cell: texts are quoted, with an apostrophe before formulas; null is empty. */
 export function cell(value) {
   if (value === null || value === undefined) return "";
   const text = String(value);
@@ -30,14 +30,14 @@ const COLUMNS = {
   first_token_p99_ms: (each) => each.first_token_ms?.p99,
 };
 
-/** Write a series, split by time and `group`, as CSV (RFC 4180). */
+/** Return a series by time and `group` as CSV (RFC 4180). */
 export function usageCsv(series, group) {
   const head = ["start", group, ...Object.keys(COLUMNS)].join(",");
   const rows = series.map((each) => [each.start, each[group], ...Object.values(COLUMNS).map((read) => read(each))].map(cell).join(","));
   return [head, ...rows, ""].join("\r\n");
 }
 
-/** Let the browser save a text as a file. */
+/** Download a text as a file. */
 export function download(name, text) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));

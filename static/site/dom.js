@@ -1,11 +1,11 @@
-// Making and finding elements. Text always goes in as text: nothing here parses HTML.
+// Helpers for DOM elements. Text is inserted as text, never parsed as HTML.
 
-/** Return the element of an id. */
+/** Return the element with an id. */
 export const byId = (id) => document.getElementById(id);
 
 /**
- * Make an element. `attributes` are set as they are, apart from those that are null or false, and from functions, which
- * listen to the event of that name; children are elements or texts.
+ * Create an element. Attributes that are null or false are left out; functions become listeners of the event of that
+ * name. Children are elements or texts.
  */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -17,7 +17,7 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Make a table in a box that scrolls by itself. Cells are texts, or `{text, title}` where the exact value differs. */
+/** Create a table in a scrolling box. Cells are texts, or `{text, title}` with the exact value as title. */
 export function table(caption, columns, rows) {
   const head = columns.map(({ label, isNumber }) => element("th", { scope: "col", class: isNumber && "number" }, label));
   const cells = (row) =>
@@ -39,7 +39,7 @@ export function table(caption, columns, rows) {
   );
 }
 
-/** Copy a text, and say so in a live region for a moment. */
+/** Copy a text to the clipboard, and announce it briefly in a live region. */
 export async function copy(text, told) {
   try {
     await navigator.clipboard.writeText(text);

@@ -1,4 +1,4 @@
-// The account's figures: tiles, six charts and the table of the parts, out of the series of GET /usage.
+// The account's usage: tiles, six charts and a table of groups, from the series of GET /usage.
 
 import { drawChart } from "./charts.js";
 import { byId, element, table } from "./dom.js";
@@ -11,7 +11,7 @@ const inMoney = (value, isExact) => (isExact ? exactMoney(Number(value).toFixed(
 const dollarTick = (value, step) => `$${value.toFixed(Math.max(2, step ? Math.ceil(-Math.log10(step)) : 2))}`;
 const inTime = (value) => milliseconds(value);
 
-/** Show the figures of a range: the whole, its series by time, by time and group, and by group alone. */
+/** Show the usage of a range: totals, series by time, by time and group, and by group. */
 export function showFigures({ range, whole, series, split, parts, group }) {
   showTiles(whole);
   const buckets = onBuckets(series, range);

@@ -1,9 +1,9 @@
-// The field for the key: read when it is submitted, and handed on; nothing here stores it.
+// The key's form. The key is passed on when it is submitted, and not stored.
 
 import { byId } from "./dom.js";
 import { canBeKey } from "./service.js";
 
-/** Call `use` with the key each time that one is entered. */
+/** Call `use` with each key that is entered. */
 export function onKey(use) {
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();

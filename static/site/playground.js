@@ -1,4 +1,4 @@
-// The playground: a request from a form, its answer as it comes, what it cost, and the code of just that request.
+// The playground: sends the form's request, shows its answer as it arrives, its cost, and its code.
 
 import { readAnswer, recordOf } from "./answers.js";
 import { byId, copy, element } from "./dom.js";
@@ -9,7 +9,7 @@ import { fault, modelKind, request, showFields, showLength } from "./request.js"
 import { Refusal, send } from "./service.js";
 import { snippets } from "./snippets.js";
 
-/** What a cache outcome means to the one who asked. */
+/** Descriptions of cache outcomes. */
 const OUTCOMES = {
   HIT: "from the cache, nothing billed",
   MISS: "asked the model",
@@ -17,10 +17,10 @@ const OUTCOMES = {
   BYPASS: "the cache was not used",
 };
 
-let key = ""; // the only place where it is kept
-let models = []; // those that the key may use
+let key = ""; // the only copy
+let models = []; // the models that the key may use
 let running = null;
-let latest = null; // whose facts are shown
+let latest = null; // the request whose facts are shown
 let endCountdown = () => {};
 let shownCode = null;
 let language = "curl";
@@ -44,7 +44,7 @@ async function loadModels(entered) {
   byId("use-key").disabled = false;
 }
 
-/** Offer the models that the chosen endpoint can ask, and return how many; the chosen one stays if it is among them. */
+/** List the models of the chosen endpoint and return their number. The selected model stays if it is among them. */
 function showModels() {
   const names = models.filter(({ kind }) => kind === modelKind()).map(({ id }) => id);
   const chosen = byId("model").value;
@@ -122,7 +122,7 @@ function write(text, clock) {
   if (isAtEnd) box.scrollTop = box.scrollHeight;
 }
 
-/** Show the facts at once, and complete them from the record: a stream's headers can't know what it will cost. */
+/** Show the facts at once, then complete them from the usage record: a stream's headers don't have its cost. */
 async function tell(answer, { tokens, first, total }, stopper) {
   const { headers } = answer;
   const cost = headers.get("X-Cost-USD");
@@ -178,7 +178,7 @@ function fail(error, answer, clock) {
   endCountdown = showRefusal(byId("failure"), refusal, { again: ask });
 }
 
-/** Show the code of what was sent, or of what the form would send. */
+/** Show the code of the latest request, or of the form's. */
 function showCode(sent = null) {
   shownCode = snippets(location.origin, sent ?? request());
   byId("code-text").textContent = shownCode[language];

@@ -1,11 +1,11 @@
-// Which stretch of time is shown, in which buckets, all in the time zone of usage (format.js).
+// Time ranges and their buckets, in the time zone of usage (format.js).
 
 import { IS_LOCAL, moment, USAGE_ZONE } from "./format.js";
 
 const HOUR = 3_600_000;
 const DAY = 24 * HOUR;
 
-/** Return when a day of the zone begins. */
+/** Return the start of a day in the zone. */
 const dayStart = (year, month, day) => (IS_LOCAL ? new Date(year, month, day) : new Date(Date.UTC(year, month, day)));
 const dateOf = (at) => (IS_LOCAL ? [at.getFullYear(), at.getMonth(), at.getDate()] : [at.getUTCFullYear(), at.getUTCMonth(), at.getUTCDate()]);
 
@@ -24,7 +24,7 @@ function dayOf(text) {
   return dayStart(year, month - 1, day);
 }
 
-/** Return `{from, to, unit}` of a choice; `to` is excluded. For `own`, the two dates (`2026-11-24`) are included. */
+/** Return `{from, to, unit}` of a choice, `to` excluded. For `own`, both dates (`2026-11-24`) are included. */
 export function rangeOf(choice, { from, to } = {}, now = new Date()) {
   if (choice === "24h") {
     const end = new Date(Math.ceil((now.getTime() + 1) / HOUR) * HOUR);
@@ -37,7 +37,7 @@ export function rangeOf(choice, { from, to } = {}, now = new Date()) {
   return { from: begin, to: end, unit: days <= 3 ? "hour" : days <= 92 ? "day" : "month" };
 }
 
-/** List when the buckets of a range begin, up to now, as numbers. */
+/** List the starts of a range's buckets, up to now, as numbers. */
 export function bucketStarts({ from, to, unit }, now = new Date()) {
   const starts = [];
   let at = unit === "month" ? monthStart(from) : from;
@@ -49,7 +49,7 @@ export function bucketStarts({ from, to, unit }, now = new Date()) {
   return starts;
 }
 
-/** Name a bucket: in short for an axis, in full for tooltips and tables. */
+/** Return a bucket's name: short for an axis, full for tooltips and tables. */
 export function bucketName(start, unit, { full = false } = {}) {
   const date = new Date(start);
   const written = (parts) => date.toLocaleString("en-GB", { ...parts, timeZone: USAGE_ZONE });
@@ -60,7 +60,7 @@ export function bucketName(start, unit, { full = false } = {}) {
   return full ? `${day}, ${time}` : time === "00:00" ? day : time;
 }
 
-/** Name a range by its first and last day, or by its hours. */
+/** Return a range's name: its first and last day, or its hours. */
 export function rangeName({ from, to, unit }) {
   const written = (date) => date.toLocaleDateString("en-GB", { dateStyle: "medium", timeZone: USAGE_ZONE });
   const ends = unit === "hour" ? [from, to].map((date) => moment(date, { timeZone: USAGE_ZONE })) : [from, new Date(to - 1)].map(written);

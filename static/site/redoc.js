@@ -1,4 +1,4 @@
-// Redoc's footer loads a logo from another host. This page asks no other host for anything: such an image gets no source.
+// Redoc's footer loads a logo from another host. Pages load nothing from other hosts, so such images get no source.
 const isOwn = (url) => url.startsWith("data:") || new URL(url, location.href).origin === location.origin;
 const image = HTMLImageElement.prototype;
 const source = Object.getOwnPropertyDescriptor(image, "src");

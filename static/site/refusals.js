@@ -1,15 +1,15 @@
-// How a refusal is shown: what happened, whose limit it was, when to try again, and what the code means.
+// Display of refusals: what happened, whose limit it was, when to try again, and the meaning of the code.
 
 import { element } from "./dom.js";
 import { count, duration, exactMoney, holder, moment, words } from "./format.js";
 
-/** OpenAI's names for codes that the table on the page has under ours, and what `rate_limit_exceeded` is by its limit. */
+/** The page's codes by OpenAI's names; for `rate_limit_exceeded` the code depends on the limit. */
 const SAME = { rate_limit_exceeded: "rate_limited", insufficient_quota: "budget_exhausted" };
 const BY_LIMIT = { tokens_per_minute: "tokens_limited", concurrent_requests: "concurrency_limited" };
 
 /**
- * Show a refusal in a box (emptied first), with a countdown where it says when to try again, and what `stillWorks`.
- * Returns what ends the countdown.
+ * Show a refusal in a box (emptied first), with a countdown if it has a retry time, and what `stillWorks`.
+ * Returns the function that ends the countdown.
  */
 export function showRefusal(box, refusal, { again = null, stillWorks = null } = {}) {
   const about = [refusal.status || null, refusal.code].filter(Boolean).join(" ");

@@ -1,8 +1,8 @@
-// What the playground's form asks for: which fields an endpoint has, what is wrong with them, and the request they make.
+// The playground's form: fields by endpoint, validation, and the request made from them.
 
 import { byId } from "./dom.js";
 
-/** What each endpoint takes: the kind of its models, bounds of its text in characters, and which of the other fields. */
+/** Each endpoint's kind of models, text limits in characters, and other fields. */
 const ENDPOINTS = {
   "/chat": { kind: "chat", about: "One question, one answer.", label: "Message", bounds: [1, 1000], fields: ["temperature", "stream"], example: "What is the capital of France?" },
   "/summarize": {
@@ -21,10 +21,10 @@ const EXAMPLES = Object.values(ENDPOINTS).map(({ example }) => example);
 
 const endpoint = () => ENDPOINTS[byId("endpoint").value];
 
-/** Return the kind of models that the chosen endpoint asks. */
+/** Return the kind of models of the chosen endpoint. */
 export const modelKind = () => endpoint().kind;
 
-/** Show the fields of the chosen endpoint; an example that nobody changed gives way to the endpoint's own. */
+/** Show the fields of the chosen endpoint; an unchanged example text is replaced by the endpoint's own. */
 export function showFields() {
   const { about, label, fields, example } = endpoint();
   for (const name of FIELDS) byId(`${name}-field`).hidden = !fields.includes(name);
@@ -34,7 +34,7 @@ export function showFields() {
   showLength();
 }
 
-/** Tell how long the text is, and how long it may be. */
+/** Show the text's length and its maximum. */
 export function showLength() {
   const [least, most] = endpoint().bounds;
   const bounds = most === Infinity ? "" : ` of ${least.toLocaleString("en-US")} to ${most.toLocaleString("en-US")}`;
@@ -43,7 +43,7 @@ export function showLength() {
 
 const characters = () => [...byId("text").value].length;
 
-/** Return what is wrong with the form as `[field, sentence]`, or null. */
+/** Return the form's first error as `[field, sentence]`, or null. */
 export function fault() {
   const { bounds, fields } = endpoint();
   const [least, most] = bounds;
@@ -56,7 +56,7 @@ export function fault() {
   return null;
 }
 
-/** Return the request that the form makes, `{path, headers, body}`; its values are exactly what is sent. */
+/** Return the form's request as `{path, headers, body}`, exactly as it is sent. */
 export function request() {
   const path = byId("endpoint").value;
   const headers = byId("fresh").checked ? { "Cache-Control": "no-cache" } : {};

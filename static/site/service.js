@@ -1,6 +1,6 @@
-// Calls of the API with a key that only this module's callers hold, in memory. Cookies never go along.
+// Requests to the API. The key is kept by the callers, in memory; cookies are never sent.
 
-/** What the API, or the way to it, refused. `status` 0: no answer came. */
+/** A failed request. `status` is 0 if there was no response. */
 export class Refusal extends Error {
   constructor(detail, { status = 0, code = "", requestId = "", retryAfter = 0, fields = {}, limit = null } = {}) {
     super(detail);
@@ -8,9 +8,9 @@ export class Refusal extends Error {
   }
 }
 
-// No cache mode either: with "no-store" browsers add `Cache-Control: no-cache`, which asks the API to skip its cache.
+// No cache mode: with "no-store", browsers add `Cache-Control: no-cache`, which makes the API skip its cache.
 
-/** Send a request and return the Response if it is 2xx; raises Refusal for anything else, AbortError when stopped. */
+/** Send a request and return a 2xx Response. Throws Refusal for any other, AbortError when stopped. */
 export async function send(path, { key, method = "GET", headers = {}, body, signal } = {}) {
   const isOpenAI = path.startsWith("/v1/");
   const own = isOpenAI ? { Authorization: `Bearer ${key}` } : { "X-API-Key": key };
@@ -33,7 +33,7 @@ export async function send(path, { key, method = "GET", headers = {}, body, sign
   return answer;
 }
 
-/** Tell whether a text can be sent as a key at all: headers take visible ASCII only. */
+/** Return whether a text can be sent as a key: headers permit visible ASCII only. */
 export const canBeKey = (text) => /^[\x21-\x7e]+$/.test(text);
 
 async function refusalOf(answer) {
@@ -41,7 +41,7 @@ async function refusalOf(answer) {
   return refusalFrom(body, answer.status, answer.headers);
 }
 
-/** Make a Refusal of the body of an error, in the API's own shape or in OpenAI's. */
+/** Return a Refusal for an error's body, in the native format or in OpenAI's. */
 export function refusalFrom(body, status, headers) {
   const error = body.error ?? body;
   return new Refusal(error.message ?? error.detail ?? `The service answered ${status}.`, {
@@ -54,7 +54,7 @@ export function refusalFrom(body, status, headers) {
   });
 }
 
-/** Read a Response's server-sent events as `{event, data}`; comments are left out. */
+/** Yield a Response's server-sent events as `{event, data}`, without comments. */
 export async function* serverSentEvents(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";

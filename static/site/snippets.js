@@ -1,8 +1,8 @@
-// The code of a request in three languages. The key is always a placeholder: the environment variable AIAPI_KEY.
+// Code examples of a request in three languages, with the environment variable AIAPI_KEY instead of the key.
 
 const INDENT = "    ";
 
-/** Return the code of a request `{path, headers, body}` to an origin, as `{curl, python, javascript}`. */
+/** Return the code of a request `{path, headers, body}` to an origin as `{curl, python, javascript}`. */
 export function snippets(origin, request) {
   const isOpenAI = request.path.startsWith("/v1/");
   return {
@@ -25,7 +25,7 @@ function curl(origin, { path, headers, body }, isOpenAI) {
   return lines.join(" \\\n  ");
 }
 
-/** Write a JSON value as Python writes it: a JSON text is a Python text as well. */
+/** Format a JSON value as Python. A JSON string is a valid Python string. */
 function python(value) {
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";

@@ -1,9 +1,9 @@
-// Each limit of key and account: what is left, in a bar, and until when.
+// The limits of key and account: remaining amounts, bars, and reset times.
 
 import { byId, element } from "./dom.js";
 import { count, duration, exactMoney, exactly, holder, moment, money, TIME_ZONE, words } from "./format.js";
 
-/** The share of a limit from which it is called nearly used up. */
+/** The used share of a limit from which it is shown as nearly used up. */
 const NEAR = 0.8;
 const NAMES = {
   requests_per_minute: "Requests per minute",
@@ -26,7 +26,7 @@ function gradeOf(state) {
   return share(state) >= NEAR ? ["near", "nearly used up"] : ["", ""];
 }
 
-/** Show the limits of an answer of /usage, the most used first. */
+/** Show the limits of a /usage answer, the most used first. */
 export function showStanding({ limits, source, month }) {
   const limited = limits.filter((state) => state.limit !== null).sort((one, other) => share(other) - share(one));
   byId("limits").replaceChildren(...limited.map(card));
@@ -34,7 +34,7 @@ export function showStanding({ limits, source, month }) {
   byId("unlimited").textContent = unlimited(limits, month);
 }
 
-/** Return in how many ms the first limit that is used up has room again; Infinity where none is. */
+/** Return the ms until the first exhausted limit resets; Infinity if none is exhausted. */
 export function roomAgain({ limits }) {
   const spent = limits.filter((state) => state.limit !== null && state.reset !== null && gradeOf(state)[0] === "spent");
   return Math.min(...spent.map((state) => state.reset * 1000 - Date.now()));
@@ -49,7 +49,7 @@ function summary(limited, source) {
   return limited.length ? "Nothing is used up: you can go on." : "No limit holds for this key.";
 }
 
-/** Say when there is room again. A minute's window frees its slots one by one: `reset` is when all of it is free. */
+/** Describe when a limit resets. A minute's window frees its slots one by one: at `reset` all of it is free. */
 function until(state) {
   if (state.reset === null) return "until a call ends";
   if (state.name.endsWith("per_minute")) return "room again bit by bit within the minute";

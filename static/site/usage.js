@@ -1,33 +1,33 @@
-// GET /usage: what is asked, and how its series become rows of a chart, a table or a file.
+// GET /usage: requests, and the conversion of its series to rows of charts, tables and files.
 
 import { USAGE_ZONE } from "./format.js";
 import { bucketStarts } from "./ranges.js";
 import { send } from "./service.js";
 
-/** The most groups that a chart tells apart; the rest is one more. */
+/** The most groups in a chart; all others are added up as one more. */
 const GROUPS = 5;
 export const REST = "others";
 
-/** Ask for limits and figures of a range, split as `groupBy` says (`day`, `day,model` ...). */
+/** Fetch limits and usage of a range, grouped by `groupBy` (`day`, `day,model` ...). */
 export async function fetchUsage(key, { from, to }, groupBy) {
   const asked = new URLSearchParams({ from: from.toISOString(), to: to.toISOString(), time_zone: USAGE_ZONE, group_by: groupBy });
   return (await send(`/usage?${asked}`, { key })).json();
 }
 
-/** Return what was answered of all requests. */
+/** Return the number of answered requests. */
 export const answered = ({ requests, errors }) => requests - errors.invalid - errors.limited - errors.failed;
 
-/** Put a series on a range's buckets: `{start, figures}` each, the figures null where nothing was asked. */
+/** Return `{start, figures}` for each bucket of a range; figures are null without requests. */
 export function onBuckets(series, range) {
   const known = new Map(series.map((each) => [Date.parse(each.start), each]));
   const starts = [...new Set([...bucketStarts(range), ...known.keys()])].sort((one, other) => one - other);
   return starts.map((start) => ({ start, figures: known.get(start) ?? null }));
 }
 
-/** Name the group of an entry; requests that were refused before a model was known have none. */
+/** Return the name of an entry's group; requests refused before their model was known have none. */
 export const groupName = (entry, group) => entry[group] || `no ${group}: refused before`;
 
-/** Split a cost by group and bucket: `[{name, values}]`, the dearest groups first, the rest added up. */
+/** Return costs by group and bucket, `[{name, values}]`: the most expensive groups first, the rest added up. */
 export function costsByGroup(series, starts, group) {
   const totals = new Map();
   for (const each of series) totals.set(groupName(each, group), (totals.get(groupName(each, group)) ?? 0) + Number(each.cost));
