@@ -1,6 +1,6 @@
-"""The bill of one call: what it holds while it runs, what it used, and the one record that it leaves.
+"""The bill of one call: its reservation, what its attempts used, and its one usage record.
 
-Prompt and answer of one call, of an account whose content is logged: put together when the call has its record.
+Also holds the prompt and the answer for the payload log, if the account has one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from inference.protocols.events import EventReader
 from monitoring.payload_log import keeper
 from monitoring.records import begin_record
 
-#: What an error may have been recorded as that another request had met first.
+#: Values of `cache` in the record of an error that another request met first.
 ANSWERED_BEFORE = ("hit", "coalesced", "replay")
 
-#: Characters that a record keeps about its failed attempts.
+#: Characters of a record's `failures` that are kept.
 MOST_TOLD = 500
 
 
 class Bill:
-    """Reserves for a call, sums up what its attempts used, and settles it together with its record."""
+    """Reserves for a call, adds up the usage of its attempts, and settles it together with its record."""
 
     def __init__(self, caller: Caller, endpoint: str) -> None:
         self.caller = caller
@@ -37,43 +37,43 @@ class Bill:
             trace=caller.trace, identity=caller.identity, endpoint=endpoint, admitted_at=caller.admission.at
         )
         self.limits = caller.identity.limits
-        #: What was used, at the prices that are known.
+        #: The tokens used, and their cost where the price is known.
         self.used = Amount()
-        #: Whether an attempt was charged at a deployment without a price: then nobody knows what the call costs.
+        #: Whether an attempt was charged at a deployment without a price, so that the cost of the call is unknown.
         self.is_unpriced = False
-        #: The prices of the deployment that is asked now, None where it has none.
+        #: The prices of the current deployment; None if it has none.
         self.rates: Rates | None = Rates()
-        #: What the answer itself cost, in nano-dollars (0 where unknown): without the attempts that failed before it.
+        #: The cost of the answer without earlier failed attempts, in nano-dollars; 0 if unknown.
         self.answer_cost = 0
-        #: Prompt and answer, where the account's content is logged.
+        #: Prompt and answer; None unless the account logs payloads.
         self.content: CallContent | None = None
-        #: What the attempts used whose usage is known.
+        #: The sum over the attempts whose usage is known.
         self._usage: Usage | None = None
         self._bound: Bound | None = None
         self._draft_unpriced = False
         self._reserved: Reserved | None = None
         self._attempts_reserved = 0
-        #: Whether the limits had no room for another attempt after one that may be billed.
+        #: Whether the limits refused another attempt after one that may be billed.
         self.is_out_of_room = False
 
     def name_model(self, name: str) -> None:
-        """Note the model that is called, by its public name: budgets for it alone count too."""
+        """Note the model's public name, and add the model's own budgets to the limits."""
         self.record["model"] = name
         self.limits = self.caller.identity.limits_for(name)
 
     @property
     def cost(self) -> int | None:
-        """What the call costs, in nano-dollars; None where that is unknown."""
+        """The cost of the call in nano-dollars; None if unknown."""
         return None if self.is_unpriced else self.used.cost
 
     @property
     def is_charged(self) -> bool:
-        """Say whether anything was charged for the attempts until now."""
+        """Return whether an attempt has been charged."""
         return "usage_source" in self.record
 
     @property
     def output_tokens(self) -> int:
-        """The most output tokens that were granted."""
+        """The output tokens that the reservation grants; 0 without one."""
         return self._reserved.output_tokens if self._reserved else 0
 
     @property
@@ -83,18 +83,18 @@ class Bill:
 
     @property
     def has_reserved(self) -> bool:
-        """Say whether there is something to settle."""
+        """Return whether there is a reservation to settle."""
         return self._reserved is not None
 
     @property
     def is_cut(self) -> bool:
-        """Say whether a limit had no room for the longest answer, so that this one may end before it is complete."""
+        """Return whether a limit shortened the longest answer, so that this one may be incomplete."""
         return self._bound is not None and self.output_tokens < self._bound.output_tokens
 
     def reserve(self, bound: Bound, *, unpriced: bool = False) -> None:
-        """Take a slot and the bound; raises what a refusal means, or DependencyUnavailable.
+        """Reserve a slot and the bound; raises the error of a refusal, or DependencyUnavailable.
 
-        `unpriced`: no deployment that may be asked has a price.
+        `unpriced`: none of the deployments has a price.
         """
         self._bound, self._draft_unpriced = bound, unpriced
         answer = self._reserve()
@@ -103,7 +103,7 @@ class Bill:
         self._hold(answer)
 
     def covers_another(self) -> bool:
-        """Take the bound once more, for an attempt after one that may be billed; False if a limit has no room."""
+        """Reserve the bound once more, for an attempt after one that may be billed; False if that is not possible."""
         answer: Reserved | Refusal | None = None
         with suppress(DependencyUnavailable, OperationClosed):
             answer = self._reserve()
@@ -113,19 +113,19 @@ class Bill:
         return not self.is_out_of_room
 
     def _hold(self, reserved: Reserved) -> None:
-        """Note what is held, and what it leaves of the rates, which the answer's headers tell."""
+        """Note the reservation, and the token windows after it for the answer's headers."""
         self._reserved = reserved
         self.caller.token_windows[:] = reserved.tokens
 
     def charge_bound(self) -> None:
-        """Charge an attempt that failed and may be billed: nobody knows how much, so all that it could be."""
+        """Charge the bound for a failed attempt that may be billed and whose usage is unknown."""
         if self._bound is not None:
             self.used += self._bound.at(self.output_tokens)
             self.is_unpriced |= self.rates is None
             self.record["usage_source"] = "bound"
 
     def charge(self, usage: Usage, rates: Rates | None, *, source: str) -> None:
-        """Charge what an attempt used, on top of those before it."""
+        """Add the usage of an attempt to what was charged before."""
         self.is_unpriced |= rates is None
         cost = (rates or Rates()).cost(
             input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
@@ -137,28 +137,28 @@ class Bill:
         self.answer_cost = cost
 
     def note_failure(self, deployment: str, cause: str) -> None:
-        """Write down why an attempt failed: for operators, in words without any of the provider's."""
+        """Record why an attempt failed, for operators. The cause contains none of the provider's text."""
         told = self.record.get("failures", "")
         self.record["failures"] = f"{told}; {deployment}: {cause}".removeprefix("; ")[:MOST_TOLD]
 
     def note(self, sentence: str) -> None:
-        """Write down, once, what else stood in the way, such as a deployment that was not asked."""
+        """Record another obstacle once, such as a deployment that was skipped."""
         told = self.record.get("failures", "")
         if sentence not in told:
             self.record["failures"] = f"{told}; {sentence}".removeprefix("; ")[:MOST_TOLD]
 
     def answered(self, body: Body) -> None:
-        """Note a provider's answer, for the content where that is logged."""
+        """Keep a provider's answer for the payload log, if the account has one."""
         if self.content is not None:
             self.content.body = body
 
     def followed(self, reader: EventReader | None) -> None:
-        """Note who has followed the provider's stream."""
+        """Keep the reader of a provider's stream for the payload log, if the account has one."""
         if self.content is not None:
             self.content.reader = reader
 
     def settle(self, *, status: int, error_code: str = "", partial: bool = False) -> None:
-        """Give the slot back, replace the bound by what was used, and emit the record: one step of the limits."""
+        """Release the slot, replace the bound by the usage, and emit the record, in one atomic step of the limits."""
         self._complete(status=status, error_code=error_code)
         if partial:
             self.record["partial"] = True
@@ -174,7 +174,7 @@ class Bill:
         self._finish()
 
     def emit(self, *, status: int, error_code: str = "") -> None:
-        """Emit the record of a call that reserved nothing; refusals beyond a rate are counted instead."""
+        """Emit the record of a call that reserved nothing; refusals beyond a rate are counted in a tally instead."""
         self._complete(status=status, error_code=error_code)
         caller = self.caller
         with caller.trace.stage("limits"):
@@ -182,7 +182,7 @@ class Bill:
         self._finish()
 
     def _finish(self) -> None:
-        """Tell those who look on, now that the record is on its way."""
+        """Report the emitted record to metrics, spans and the payload log."""
         trace = self.caller.trace
         trace.is_recorded = True
         observe_record(self.record)
@@ -192,7 +192,10 @@ class Bill:
             self.content.keep()
 
     def _tally(self) -> Tally | None:
-        """Say with which others this may be counted: refusals, alike in all by which reports tell requests apart."""
+        """Return the tally that counts this refusal with equal ones; None if it needs a record of its own.
+
+        Refusals are equal if they agree in every field that reports group by.
+        """
         record = self.record
         if not 400 <= record["status"] < 500 or record.get("cache", "") in ANSWERED_BEFORE:
             return None
@@ -200,7 +203,7 @@ class Bill:
         return Tally(f"key:{record['key_id']}", ":".join(str(part or "") for part in alike))
 
     def _complete(self, *, status: int, error_code: str) -> None:
-        """Write down how it ended. Tokens beyond the usage are those of attempts that were charged their bound."""
+        """Record the outcome. Tokens beyond the known usage belong to attempts that were charged their bound."""
         output = self._usage.output_tokens if self._usage else min(self.output_tokens, self.used.tokens)
         self.record.update(
             status=status,
@@ -214,7 +217,7 @@ class Bill:
         )
 
     def _reserve(self) -> Reserved | Refusal:
-        """Ask the limits. The draft is what the record will say if this process dies."""
+        """Ask the limits for the bound. The draft becomes the record if this process dies."""
         assert self._bound is not None  # noqa: S101  (reserve comes first)
         caller = self.caller
         self._attempts_reserved += 1
@@ -235,7 +238,7 @@ class Bill:
 
 
 class CallContent:
-    """What a call asked and was answered; `body` is the provider's, `reader` has followed its stream."""
+    """The prompt and the answer of a call: `body` is the provider's answer, or `reader` has read its stream."""
 
     def __init__(self, call: ModelCall, caller: Caller) -> None:
         self._call = call
@@ -244,7 +247,7 @@ class CallContent:
         self.reader: EventReader | None = None
 
     def keep(self) -> None:
-        """Hand it over to be written, after the record; what can't be is dropped."""
+        """Queue the content for the payload log, after the record; it is dropped if it can't be written."""
         keeper.keep(
             record_id=self._caller.trace.id,
             account_id=self._caller.identity.account_id,
@@ -253,7 +256,7 @@ class CallContent:
         )
 
     def _answer(self) -> Any:
-        """Return the answer, a stream's as it would have been without one; None where there is none."""
+        """Return the answer, a streamed one as a non-streamed body; None if there is none."""
         if self.reader is not None:
             return self.reader.body()
         if self.body is None or "stream" not in self.body:

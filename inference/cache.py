@@ -1,10 +1,11 @@
-"""The cache of answers: what makes two requests the same, and what is kept.
+"""The cache of answers: its keys, its entries and its failure policy.
 
-The account comes first in every key, as an argument that can't be left out: no answer crosses from one to another.
+The account is a required part of every key, so answers are never shared between accounts.
 
-Failure policy: a cache that is away costs time, never an answer. A call that gets no answer (in REDIS_TIMEOUT at the
-latest) is logged, and no further call waits for the cache until a thread that asks it every PROBE_SECONDS gets one. In
-the Redis of the limits it is away when they say so. What goes for want of room, the cache's server decides.
+Failure policy: an unavailable cache costs time, never an answer. A call that fails (after REDIS_TIMEOUT at the latest)
+is logged, and the cache is then left alone until a thread that probes it every PROBE_SECONDS gets an answer. A cache in
+the Redis of the limits is also left alone while the limits find that Redis unavailable. The cache's server decides
+which entries it evicts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """A provider's whole, successful answer, with what it used then, and cost (nano-dollars; 0 where unknown)."""
+    """A provider's complete, successful answer, with its usage and its cost (nano-dollars; 0 if unknown)."""
 
     body: dict[str, Any]
     input_tokens: int
@@ -47,10 +48,10 @@ class CachedAnswer:
 def answer_key(
     account_id: int, *, endpoint: str, model: str, payload: Mapping[str, Any], generation: Sequence[str] = ()
 ) -> str:
-    """Make the key of a request: SHA-256 of the canonical JSON of all that shapes its answer, the account first.
+    """Return the key of a request: the SHA-256 of the canonical JSON of the account and all that shapes the answer.
 
-    `generation` are marks of account and model that change when their answers are cleared: what lies under the old
-    ones is never asked for again.
+    `generation` holds marks of the account and the model that change when their answers are cleared, so that older
+    entries are never read again.
     """
     parts = [account_id, generation, endpoint, model, prompts.VERSION, payload]
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -59,12 +60,12 @@ def answer_key(
 
 
 def answer_cache() -> BaseCache:
-    """Return the cache of answers that the settings make."""
+    """Return the cache of answers that the settings configure."""
     return caches[settings.ANSWER_CACHE]
 
 
 class _Guard:
-    """Carries the module's failure policy: one state a process, of whether the cache may be asked."""
+    """Implements the module's failure policy: one state a process, whether the cache may be asked."""
 
     def __init__(self) -> None:
         self.is_away = False
@@ -77,12 +78,12 @@ class _Guard:
         )
 
     def call(self, operation: Callable[[], T]) -> T | None:
-        """Return what the operation returns; None while the cache is left alone or when it fails."""
+        """Return the operation's result; None if it fails or the cache is left alone."""
         if self.is_away or state_store_is_away(beside=settings.CACHES[settings.ANSWER_CACHE].get("LOCATION", "")):
             return None
         try:
             return operation()
-        except ResponseError as error:  # it is there, and says no: for want of memory, say
+        except ResponseError as error:  # the server is up and refuses, for example out of memory
             log.warning("cache_refused", cause=type(error).__name__)
         except (ConnectionInterrupted, RedisError, OSError) as error:
             log.warning("cache_failed", cause=type(error.__cause__ or error).__name__)
@@ -90,7 +91,7 @@ class _Guard:
         return None
 
     def forget(self) -> None:
-        """Ask the cache again."""
+        """Forget that the cache was unavailable, so that calls ask it again."""
         self.is_away = False
 
     def _leave_alone(self) -> None:
@@ -98,7 +99,7 @@ class _Guard:
         self._prober.begin()
 
     def _probe(self) -> None:
-        """Ask the cache whether it is back, beside the calls."""
+        """Ask the cache, apart from any call, whether it is available again."""
         if self.is_away and _answers():
             self.is_away = False
 
@@ -118,7 +119,7 @@ guard = _Guard()
 
 
 def look_up(key: str) -> CachedAnswer | None:
-    """Return the answer under a key; None if there is none, or the cache is away or holds something unreadable."""
+    """Return the answer under a key; None if there is none, the cache is unavailable, or the entry is unreadable."""
     stored = guard.call(lambda: answer_cache().get(key))
     if stored is None:
         return None
@@ -130,7 +131,7 @@ def look_up(key: str) -> CachedAnswer | None:
 
 
 def store(key: str, answer: CachedAnswer) -> None:
-    """Keep an answer for CACHE_TTL seconds, unless it is longer than CACHE_ANSWER_BYTES."""
+    """Store an answer for CACHE_TTL seconds, unless it is longer than CACHE_ANSWER_BYTES."""
     fields = {name: getattr(answer, name) for name in CachedAnswer.__slots__}
     text = json.dumps(fields, separators=(",", ":"))
     if len(text) <= settings.CACHE_ANSWER_BYTES:

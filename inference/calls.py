@@ -1,4 +1,4 @@
-"""A model call as plain values: what is asked, by whom, and what is answered."""
+"""A model call as plain values: the request, its caller and the answer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from inference.protocols.base import Body, Surface
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What is asked: an endpoint's name, a model (None: the default), and the provider's payload without `model`.
+    """A request to a model: the endpoint's name, the model (None: the default), the provider's payload without `model`.
 
-    `read` takes what the endpoint answers out of a provider's body, or raises the ApiError that it means there: such
-    an answer is billed, and not kept. `shares_answer`: the answer may come from the cache, and go there.
+    `read` extracts the endpoint's answer from a provider's body. It raises an ApiError if the body is unusable for the
+    endpoint; such an answer is billed and not cached. `shares_answer`: the answer may come from the cache and be stored
+    in it.
     """
 
     endpoint: str
@@ -34,10 +35,10 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, in which request.
+    """The identity behind a call, and its request.
 
-    `token_windows` are those that the call's latest reservation left, if it has any. `client` makes the socket at the
-    other end of which an answer is waited for; None where it is made even if nobody does.
+    `token_windows` are the token rates after the call's latest reservation; empty without one. `client` returns the
+    client's socket, to notice a disconnect; None if the call runs to its end even after a disconnect.
     """
 
     identity: Identity
@@ -49,7 +50,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is answered, and what the headers tell about it. `cost` is in nano-dollars, 0 for a hit, None if unknown."""
+    """An answer and the values of its headers. `cost` is in nano-dollars: 0 for a hit, None if unknown."""
 
     content: Any
     body: Body
@@ -61,5 +62,5 @@ class Answer:
 
     @property
     def is_cached(self) -> bool:
-        """Say whether nothing was sent upstream for it."""
+        """Return whether the answer came without an upstream call."""
         return self.cache in ("hit", "coalesced")

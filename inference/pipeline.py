@@ -1,10 +1,11 @@
-"""The one way that every model call takes, whatever surface it came in by.
+"""The stages of every model call, whichever endpoint received it.
 
     cache look-up -> single flight -> reserve (slot, tokens, money) -> route upstream -> store in cache
     -> settle and record -> answer
 
-A call leaves exactly one record behind: a hit when it is answered, any other when it is settled. What fails before
-(a bad body, a rate limit) is recorded by the view that answers it. Streams take the same stages in inference.streaming.
+Each call leaves exactly one usage record. A cached or shared answer is recorded when it is returned, any other call
+when it is settled. The view records requests that fail earlier (a bad body, a rate limit). Streams take the same
+stages in inference.streaming.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Progress:
-    """A call on its way, which has to be over by its deadline."""
+    """The state of a model call while it runs. The call must end by `deadline`."""
 
     call: ModelCall
     caller: Caller
@@ -56,28 +57,31 @@ class Progress:
     bill: Bill
     deadline: Deadline
     cache_key: str | None = None
-    #: What this call leads, and its wait for what another leads.
+    #: The flight that this call leads, and its wait for the flight of another call.
     flight: Flight | None = None
     wait: Wait | None = None
-    #: How the provider failed, where that is so for everybody who asks the same.
+    #: The provider's failure, set if the followers of the flight share it.
     provider_error: ApiError | None = None
-    #: What stops a plain call when its client leaves, where a provider of the model wants that.
+    #: Stops a non-streamed call when its client disconnects; None unless a route of the model asks for that.
     disconnect: DisconnectWatch | None = None
     first_route: Route | None = None
     route: Route | None = None
 
     def is_unwanted(self) -> bool:
-        """Say whether the client of a plain call has left, where that may stop it."""
+        """Return whether the client of a non-streamed call has disconnected and the call may be stopped for that."""
         return self.disconnect is not None and self.disconnect.is_unwanted()
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """The deployments that may be asked."""
+        """The deployments that the limits of the call allow."""
         return self.model.routes_within(self.bill.limits)
 
     @property
     def is_fallback(self) -> bool:
-        """Say whether another deployment than the first answered: the one tried first, and of the first in order."""
+        """Return whether the answer came from a fallback.
+
+        That is any deployment but the one tried first, or one whose order is higher than the lowest of the routes.
+        """
         first, last = self.first_route, self.route
         if first is None or last is None:
             return False
@@ -87,8 +91,8 @@ class Progress:
 def answer_call(call: ModelCall, caller: Caller) -> Answer:
     """Answer a model call from the cache, from an identical call in flight, or from a provider, and account for it.
 
-    Raises ModelNotFound for a model that does not exist or is not the caller's, a refusal of the limits, what the
-    provider's failure means, or ClientLeft.
+    Raises ModelNotFound for a model that does not exist or that the caller may not use, the error of a limit that
+    refuses the call, the error that stands for the provider's failure, or ClientLeft.
     """
     progress = begin(call, caller, Deadline(settings.UPSTREAM_TIMEOUT))
     if caller.client is not None and any(route.stops_when_client_leaves for route in progress.model.routes):
@@ -106,7 +110,10 @@ def answer_call(call: ModelCall, caller: Caller) -> Answer:
 
 
 def find_model(name: str | None, identity: Identity, *, kind: str) -> CatalogModel:
-    """Return a model of a kind that the identity may use (None: the default); raises ModelNotFound for any other."""
+    """Return the model with a name (None: the default model).
+
+    Raises ModelNotFound if it does not exist, is of another kind, or the identity may not use it.
+    """
     model = catalog.default() if name is None else catalog.find(name)
     if model is None or model.kind != kind or not identity.may_use_model(model.public_name):
         raise ModelNotFound(name)
@@ -114,7 +121,7 @@ def find_model(name: str | None, identity: Identity, *, kind: str) -> CatalogMod
 
 
 def begin(call: ModelCall, caller: Caller, deadline: Deadline) -> Progress:
-    """Find the model, open the bill, and make the cache key of a call whose answer may be shared."""
+    """Find the model, open the bill, and build the cache key if the answer may be shared."""
     identity = caller.identity
     model = find_model(call.model, identity, kind=call.surface.kind)
     bill = Bill(caller, call.endpoint)
@@ -137,7 +144,7 @@ def begin(call: ModelCall, caller: Caller, deadline: Deadline) -> Progress:
 
 
 def find_shared(progress: Progress) -> cache.CachedAnswer | None:
-    """Look for the answer in the cache, then for an identical call in flight; None: this call has to fly itself."""
+    """Return the answer from the cache or from an identical call in flight; None if this call must ask a provider."""
     found = find_cached(progress)
     if found is None:
         release_connections()
@@ -146,7 +153,7 @@ def find_shared(progress: Progress) -> cache.CachedAnswer | None:
 
 
 def find_cached(progress: Progress) -> cache.CachedAnswer | None:
-    """Look for the answer in the cache; None if it is not there, or must not be read."""
+    """Return the answer from the cache; None if it is absent or the call does not read the cache."""
     if progress.cache_key is None or not progress.call.reads_cache:
         return None
     with progress.caller.trace.stage("cache"):
@@ -157,10 +164,10 @@ def find_cached(progress: Progress) -> cache.CachedAnswer | None:
 
 
 def join_flight(progress: Progress, *, is_unwanted: Callable[[], bool] = lambda: False) -> cache.CachedAnswer | None:
-    """Wait for an identical call in flight, and return its answer; None: this call has to fly itself.
+    """Wait for an identical call in flight and return its answer; None if this call must ask a provider.
 
-    The error of a call that was waited for is this one's too, as is UpstreamTimeout when its own time is up, and
-    recorded as such. `is_unwanted` ends the wait: what nobody wants must not fly either.
+    Raises the error of the leader, or UpstreamTimeout at this call's own deadline; either is recorded for this call.
+    The wait ends early when `is_unwanted` returns true. The caller must then not ask a provider.
     """
     key, bill = progress.cache_key, progress.bill
     if key is None or not progress.call.reads_cache:
@@ -182,23 +189,26 @@ def join_flight(progress: Progress, *, is_unwanted: Callable[[], bool] = lambda:
 
 
 def is_awaited(progress: Progress) -> bool:
-    """Say whether others wait for the answer of this call."""
+    """Return whether followers wait for the answer of this call."""
     key, flight = progress.cache_key, progress.flight
     return key is not None and flight is not None and flights.is_awaited(key, flight)
 
 
 def leave_flight(progress: Progress, *, answer: cache.CachedAnswer | None = None) -> None:
-    """End the flight that this call leads, if any, once: with an answer or the provider's failure, or for another."""
+    """End the flight that this call leads, if any. Further calls do nothing.
+
+    Followers get the answer or the provider's failure. With neither, one of them becomes the leader.
+    """
     flight, progress.flight = progress.flight, None
     if flight is not None and progress.cache_key is not None:
         flights.leave(progress.cache_key, flight, answer=answer, error=progress.provider_error)
 
 
 def provider_failed(progress: Progress, error: ApiError) -> ApiError:
-    """Return a failure of the provider's, and let those who wait share it unless this caller's limits had a part in it.
+    """Return the provider's failure, and share it with the followers unless this caller's limits contributed to it.
 
-    They cut the longest answer short, which the provider may not take, or had no room for another deployment: those
-    who wait may have keys with more room.
+    The limits contribute if they shortened the longest answer and the provider rejected the request, or if they did
+    not allow an attempt at another deployment. The keys of the followers may have higher limits.
     """
     bill = progress.bill
     if not bill.is_out_of_room and not (bill.is_cut and isinstance(error, InvalidRequest)):
@@ -207,10 +217,10 @@ def provider_failed(progress: Progress, error: ApiError) -> ApiError:
 
 
 def share_answer(progress: Progress, answer: cache.CachedAnswer, as_body: Callable[[], Body]) -> None:
-    """Keep a whole, successful answer for others, and hand it to those who wait for it.
+    """Store a complete, successful answer in the cache, and pass it to the followers.
 
-    One that this caller's limits have cut is neither kept nor shared: the others' limits may have room for all of it.
-    One that is not whole is not kept; `as_body` gives it as it is, or would have been, without a stream.
+    An answer that this caller's limits shortened is neither stored nor shared: the limits of others may allow all of
+    it. An incomplete answer is not stored. `as_body` returns the answer as a non-streamed body.
     """
     if progress.cache_key is not None and progress.call.writes_cache and not progress.bill.is_cut:
         may_store = progress.flight is None or flights.may_store(progress.flight)
@@ -221,7 +231,7 @@ def share_answer(progress: Progress, answer: cache.CachedAnswer, as_body: Callab
 
 
 def shared_answer(bill: Bill, body: Body, usage: Usage, deployment: str) -> cache.CachedAnswer:
-    """Make what others get of an answer that was charged just now."""
+    """Build the cached form of an answer that was just charged."""
     return cache.CachedAnswer(
         body, usage.input_tokens, usage.cached_tokens, usage.output_tokens, deployment, bill.answer_cost
     )
@@ -235,16 +245,17 @@ def _answer_shared(progress: Progress, cached: cache.CachedAnswer) -> Answer:
 
 
 def emit_shared(progress: Progress, cached: cache.CachedAnswer) -> None:
-    """Record an answer that cost nothing, and what it cost when it was made: so much was saved."""
+    """Record an answer that cost nothing. Its saved cost is what the answer cost when it was generated."""
     progress.bill.record.update(usage_source="cache", deployment=cached.deployment, saved_cost=cached.cost)
     progress.bill.answered(cached.body)
     progress.bill.emit(status=200)
 
 
 def reserve(progress: Progress) -> None:
-    """Reserve the call's bound.
+    """Reserve the most that the call may use.
 
-    Raises UpstreamFailed where nothing could answer it, PriceUnknown where a budget in money could not be held.
+    Raises UpstreamFailed if the model has no enabled deployment, PriceUnknown if a budget in money applies and no
+    deployment has a price, or the error of a limit that refuses the call.
     """
     if not progress.model.routes:
         error = UpstreamFailed()
@@ -271,7 +282,7 @@ def _answer_alone(progress: Progress) -> Answer:
         progress.bill.settle(status=CLIENT_LEFT, error_code="client_left")
         raise
     except Exception:
-        # A fault of ours after the provider may have answered: it bills the call, so nobody gets it for free.
+        # A fault of the platform, perhaps after the provider has answered and billed: charge the bound, not nothing.
         if not progress.bill.is_charged:
             progress.bill.charge_bound()
         progress.bill.settle(status=InternalError.status, error_code=InternalError.code)
@@ -291,7 +302,7 @@ def _answer_from_upstream(progress: Progress) -> Answer:
 
 
 def _read(progress: Progress, body: Body, route: Route) -> Any:
-    """Take out what the surface answers; an answer that is none to it is logged as the provider's failure."""
+    """Extract what the endpoint returns; an answer that the endpoint can't use is logged as the provider's failure."""
     try:
         return progress.call.read(body)
     except ApiError as error:
@@ -302,7 +313,7 @@ def _read(progress: Progress, body: Body, route: Route) -> Any:
 
 
 def _ask(progress: Progress) -> tuple[Body, Route, Usage]:
-    """Ask the deployments until one answers, and charge that; holds no database connection meanwhile."""
+    """Try the deployments until one answers, and charge the answer. Holds no database connection meanwhile."""
     caller, bill, deadline = progress.caller, progress.bill, progress.deadline
     release_connections()
     with (
@@ -325,7 +336,7 @@ def _ask(progress: Progress) -> tuple[Body, Route, Usage]:
 
 @contextmanager
 def place(bill: Bill, deadline: Deadline) -> Iterator[None]:
-    """Hold one of the process's places for calls to providers; raises UpstreamBusy where none comes free in time."""
+    """Hold one of this process's places for provider calls; raises UpstreamBusy if none becomes free in time."""
     with ExitStack() as held:
         try:
             held.enter_context(capacity().place(min(deadline.left, settings.UPSTREAM_QUEUE_SECONDS)))
@@ -336,9 +347,9 @@ def place(bill: Bill, deadline: Deadline) -> Iterator[None]:
 
 
 def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body, Route, Usage]:
-    """Make one call to one deployment, and charge it: its bound where it failed and may be billed all the same.
+    """Make one call to one deployment and charge it. A failed attempt that may be billed is charged its bound.
 
-    Raises AttemptFailed, or ClientLeft where the provider wants to be left alone with what nobody waits for.
+    Raises AttemptFailed, or ClientLeft if the client disconnected and the route stops calls for that.
     """
     surface = progress.call.surface
     disconnect = progress.disconnect if route.stops_when_client_leaves else None
@@ -365,9 +376,9 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body
 
 
 def _refuse_failure(progress: Progress, body: Body, route: Route) -> None:
-    """Raise AttemptFailed for a body that is an error, no answer of the endpoint, or none to this question.
+    """Raise AttemptFailed for a body that is an error, is incomplete, or does not fit the request.
 
-    Of an error that tells no usage, what was generated all the same is counted.
+    If an error reports no usage, the output generated before it is estimated.
     """
     payload, surface, error = progress.call.payload, progress.call.surface, find_error(body)
     if error is not None:
@@ -385,9 +396,10 @@ def _refuse_failure(progress: Progress, body: Body, route: Route) -> None:
 
 
 def charge_failure(progress: Progress, failure: AttemptFailed, route: Route) -> None:
-    """Charge an attempt that failed what it used, or its bound where nobody knows, and write down why.
+    """Charge a failed attempt and note its cause.
 
-    A no to a parameter that the platform added by itself is no fault of the caller's.
+    The charge is its usage, or its bound if the usage is unknown and the attempt may be billed. If the provider rejects
+    a parameter that the platform added, the error becomes UpstreamFailed: the caller can't correct it.
     """
     error = failure.error
     if isinstance(error, InvalidRequest) and progress.call.surface.is_added(error.param, progress.call.payload):
@@ -402,13 +414,13 @@ def charge_failure(progress: Progress, failure: AttemptFailed, route: Route) -> 
 
 
 def slot_size(progress: Progress) -> tuple[str, int]:
-    """Name the next attempt for its provider's own limits, and say how many tokens it may use."""
+    """Return the id of the next attempt for the provider's limits, and the most tokens that it may use."""
     bill = progress.bill
     return f"{progress.caller.trace.id.hex}.{bill.record.get('attempts', 0)}", bill.attempt_tokens
 
 
 def begin_attempt(progress: Progress, route: Route) -> None:
-    """Note where the call goes now."""
+    """Note the deployment that the call is sent to."""
     progress.route = route
     progress.first_route = progress.first_route or route
     progress.bill.rates = route.rates
@@ -417,14 +429,14 @@ def begin_attempt(progress: Progress, route: Route) -> None:
 
 
 def outgoing(progress: Progress, route: Route) -> dict[str, Any]:
-    """Make the payload as it is sent: each answer with its share of the output that was granted."""
+    """Build the payload to send. The granted output tokens are divided among the answers that it asks for."""
     call = progress.call
     each = progress.bill.output_tokens // call.surface.answers(call.payload)
     return call.surface.with_output(call.payload, each, route.output_parameter)
 
 
 def _charge(progress: Progress, body: Body, route: Route) -> Usage:
-    """Charge what the provider says that the call used, or an estimate where it says nothing."""
+    """Charge the usage that the provider reports, or an estimate if it reports none."""
     call = progress.call
     usage, source = call.surface.used(call.payload, body, model=route.upstream_name)
     progress.bill.charge(usage, route.rates, source=source)

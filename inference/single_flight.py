@@ -1,17 +1,15 @@
-"""What processes tell each other about a flight, in the state store: who leads, that others wait, how it ended.
+"""Single flight: identical requests at the same time, on one node or several, cause one upstream call.
 
-The keys of a flight share a hash tag, so that one script sees all of them on a cluster too. While the store is away,
-each process is on its own.
+Within a process, the first request for a cache key is the leader; the others are followers and wait for it. Between
+processes, the leader is the process that holds a lease in the state store (LEASE_MS, renewed while the call runs). The
+leaders of other processes look for its answer in the cache, and for its failure beside the lease. If the holder dies,
+the lease expires and the next process that looks takes over, within a second. A leader that lost its lease finishes
+and is billed, but does not store its answer. Without a shared cache, or while the state store is unavailable, each
+process works alone.
 
-Single flight: identical requests at the same time, on one node or several, cause one upstream call.
+A follower waits no longer than its own call may take; then it gets a 504 and makes no call.
 
-The first request of a process for a cache key leads there; the others wait for it. Between processes the leader is the
-one that holds a lease in the state store (LEASE_MS, renewed while it works); the leaders of other processes look for
-its answer in the cache, and for its failure beside the lease. If it dies, the lease runs out and the next that looks
-takes over, within a second. A leader that lost its lease finishes and is billed, but doesn't store its answer. Without
-a cache that all share, or while the state store is away, each process is on its own.
-
-Nobody waits longer than his own call may take: whose time is up gets a 504, and makes no call.
+The keys of a flight share a hash tag, so that one script can use all of them on a cluster.
 """
 
 from __future__ import annotations
@@ -38,11 +36,11 @@ from core.redis.wire import Wire
 from inference.cache import CachedAnswer, look_up
 from inference.upstream.errors import Deadline
 
-#: A lease that nobody renews ends after this, and so does the mark that somebody waits.
+#: Milliseconds until a lease that is not renewed expires. The mark that followers wait expires as fast.
 LEASE_MS = 900
-#: How long a failure is kept for those who waited: longer than any of them goes without a look.
+#: Milliseconds for which a failure is kept for followers: longer than the time between two of their looks.
 FAILURE_MS = 5000
-#: How long it is known that a flight is over: longer than anybody takes from a look into the cache to a lease.
+#: Milliseconds for which the end of a flight is kept: longer than a process takes from a cache look-up to a lease.
 OVER_MS = 2000
 
 _TAKE = script(
@@ -78,7 +76,7 @@ return 1
 )
 _AWAITED = script(b"return redis.call('EXISTS', KEYS[1] .. ':awaited')")
 
-#: What can go wrong at a provider, and be told to those who waited.
+#: Failures of a provider that followers in other processes share, by name.
 _FAILURES = {each.__name__: each for each in (InvalidRequest, UpstreamFailed, ContentFiltered, UpstreamTimeout)}
 
 log = structlog.get_logger(__name__)
@@ -86,26 +84,27 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What comes of asking for a lease; neither granted nor with an error: another has it."""
+    """The result of asking for a lease. Neither granted nor with an error: another process holds it."""
 
     is_granted: bool = False
-    #: Whether another's flight was over just before, so that its answer may be in the cache by now.
+    #: Whether another flight ended just before, so that its answer may be in the cache.
     is_late: bool = False
-    #: How the other's flight failed, and when (monotonic seconds; never too late by it).
+    #: How the other flight failed, and when (monotonic seconds; never later than it was).
     error: ApiError | None = None
     failed_at: float = 0.0
 
 
 class FlightLeases:
-    """The leases of a process's flights, each named by the flight's key and held by its token."""
+    """The leases of this process's flights, each named by the flight's key and held by its token."""
 
     def __init__(self) -> None:
         self._wire: Wire | None = None
 
     def take(self, key: str, token: str, *, waited_ms: int) -> Asked | None:
-        """Ask for a lease; None while the store is away.
+        """Ask for a lease; None while the state store is unavailable.
 
-        Of a flight that failed while the caller waited (`waited_ms` until now, 0 for nobody), the answer is its error.
+        If the flight failed within the last `waited_ms` milliseconds, the result has its error. 0: the caller has not
+        waited, and gets no error.
         """
         now = time.monotonic()
         answer = self._ask(_TAKE, key, token, LEASE_MS, FAILURE_MS, waited_ms)
@@ -117,24 +116,24 @@ class FlightLeases:
         return Asked(error=_unpacked(told[0]), failed_at=now - told[1] / 1000) if told else Asked()
 
     def renew_each(self, held: Sequence[tuple[str, str]]) -> list[bool]:
-        """Hold leases, each by its key and token, for longer, in one round trip; False for each that is lost."""
+        """Renew leases, given as keys and tokens, in one round trip; False for each that is lost."""
         calls = [(_place(key), (token, LEASE_MS)) for key, token in held]
         answers = self._reach(lambda wire: wire.call_each(_RENEW, calls))
         return [False] * len(held) if answers is None else [bool(answer) for answer in answers]
 
     def release(self, key: str, token: str, error: ApiError | None) -> None:
-        """Give a lease back, and tell those who wait in other processes of an error, where there is one."""
+        """Release a lease, and leave the error, if any, for followers in other processes."""
         self._ask(_RELEASE, key, token, _packed(error) if error else "", FAILURE_MS, OVER_MS)
 
     def is_awaited(self, key: str) -> bool:
-        """Say whether another process waited for this flight within the last LEASE_MS."""
+        """Return whether another process waited for this flight within the last LEASE_MS."""
         return bool(self._ask(_AWAITED, key))
 
     def _ask(self, asked: Script, key: str, *arguments: str | int) -> Any:
         return self._reach(lambda wire: wire.call(asked, _place(key), arguments))
 
     def _reach(self, ask: Callable[[Wire], Any]) -> Any:
-        """Ask the state store; None while it is away, as the limits noticed or this very question does."""
+        """Return the state store's answer; None while it is unavailable to the limits, or if this call fails."""
         if get_limits().is_degraded:
             return None
         try:
@@ -156,7 +155,7 @@ def _packed(error: ApiError) -> str:
 
 
 def _unpacked(text: bytes) -> ApiError:
-    """Make an error again; one that only another version of this program knows is a provider's failure."""
+    """Rebuild an error. An unknown type, from another version of the program, becomes UpstreamFailed."""
     name, detail, param, code, retry_after = json.loads(text)
     if name == UpstreamBusy.__name__:
         busy = UpstreamBusy(detail, retry_after=retry_after)
@@ -168,7 +167,7 @@ def _unpacked(text: bytes) -> ApiError:
 
 RENEW_SECONDS = 0.3
 LOOK_SECONDS = 0.1
-#: Seconds between two looks whether a follower is still wanted.
+#: Seconds between two checks whether a follower's answer is still wanted.
 WATCH_SECONDS = 0.5
 
 
@@ -178,26 +177,26 @@ def _never() -> bool:
 
 @dataclass(slots=True)
 class Wait:
-    """One caller's wait for a flight: until the deadline of its own call, or soon after it `is_unwanted`."""
+    """A call's wait for a flight: until its own deadline, or until `is_unwanted` returns true."""
 
     deadline: Deadline
     is_unwanted: Callable[[], bool] = _never
-    #: Whether it waits for another's call now, and whether it ever did.
+    #: Whether the call follows another now, and whether it ever did.
     follows: bool = False
     has_followed: bool = False
     began: float = field(default_factory=time.monotonic)
 
     @property
     def waited_ms(self) -> int:
-        """Milliseconds since it began, rounded up; 0 if it never followed another: it waited for nobody."""
+        """Milliseconds since the wait began, rounded up; 0 if the call never followed another."""
         return int((time.monotonic() - self.began) * 1000) + 1 if self.has_followed else 0
 
     def follow(self) -> None:
-        """Note that another has the lead."""
+        """Note that another call leads."""
         self.follows = self.has_followed = True
 
     def lasts(self) -> bool:
-        """Say whether to wait on; raises UpstreamTimeout once the time is up."""
+        """Return whether to continue waiting; raises UpstreamTimeout after the deadline."""
         if self.is_unwanted():
             return False
         if self.deadline.is_over:
@@ -206,7 +205,7 @@ class Wait:
 
 
 class Flight:
-    """One key's call in this process. The leader ends it by Flights.leave; the others wait."""
+    """The call for one key in this process. The leader ends it with Flights.leave; followers wait."""
 
     def __init__(self) -> None:
         self.token = uuid.uuid4().hex
@@ -218,21 +217,21 @@ class Flight:
         self._failed_at = 0.0
 
     def end(self, answer: CachedAnswer | None, error: ApiError | None, failed_at: float | None = None) -> None:
-        """Hand the outcome to those who wait, an error to those who did when it was met (None: now).
+        """Pass the outcome to the followers; an error only to those that waited at `failed_at` (None: now).
 
-        Neither: somebody else has to lead.
+        With neither an answer nor an error, another call has to lead.
         """
         self._answer, self._error = answer, error
         self._failed_at = time.monotonic() if failed_at is None else failed_at
         self._over.set()
 
     def outcome(self, wait: Wait) -> CachedAnswer | None:
-        """Wait for an answer; None if somebody else has to lead, or nobody wants it any more.
+        """Wait for an answer; None if another call has to lead, or the answer is no longer wanted.
 
-        Raises the leader's error, or UpstreamTimeout when the time is up.
+        Raises the leader's error, or UpstreamTimeout after the deadline.
         """
-        # An event that is set must not be waited for: where it is about to wake its waiters, and the time of the last
-        # of them runs out first, gevent 26.9 never wakes who came meanwhile (its unlink stops the notifier).
+        # Never wait for an event that is set: if it is about to wake its waiters and the last of them times out first,
+        # gevent 26.9 never wakes a greenlet that began to wait meanwhile (its unlink stops the notifier).
         while not (self._over.is_set() or self._over.wait(min(WATCH_SECONDS, wait.deadline.left))):
             if not wait.lasts():
                 break
@@ -257,10 +256,9 @@ class Flights:
         )
 
     def join(self, key: str, wait: Wait) -> Flight | CachedAnswer | None:
-        """Return an answer that somebody else got meanwhile, or a flight to lead, which the caller has to end.
+        """Return the answer of another call, or a flight to lead, which the caller must end with `leave`.
 
-        None once the caller's answer is unwanted. Raises the error that a leader met, or UpstreamTimeout when the time
-        is up.
+        None if the answer is no longer wanted. Raises the leader's error, or UpstreamTimeout after the deadline.
         """
         while wait.lasts():
             flight, leads = self._enter(key)
@@ -290,11 +288,11 @@ class Flights:
         flight.end(answer, error, failed_at)
 
     def may_store(self, flight: Flight) -> bool:
-        """Say whether the leader still leads: in a cache of this process it always does."""
+        """Return whether the leader still leads and may store its answer; always true if the cache is not shared."""
         return flight.has_lease or not settings.CACHE_URL
 
     def is_awaited(self, key: str, flight: Flight) -> bool:
-        """Say whether others wait for a flight, in this process or in another."""
+        """Return whether followers wait for a flight, in this process or another."""
         return flight.followers > 0 or (flight.has_lease and self._leases.is_awaited(key))
 
     def _enter(self, key: str) -> tuple[Flight, bool]:
@@ -315,7 +313,7 @@ class Flights:
                 flight.followers -= 1
 
     def _lead(self, key: str, flight: Flight, wait: Wait) -> Flight | CachedAnswer | None:
-        """Lead in this process, and among processes where none has the lease; else wait for the other's outcome."""
+        """Lead in this process and, if no other process has the lease, among all; else wait for the other's outcome."""
         outcome: Flight | CachedAnswer | Asked | None = None
         try:
             outcome = self._await_lease(key, flight, wait)
@@ -330,9 +328,10 @@ class Flights:
         return outcome if not isinstance(outcome, Asked) else None
 
     def _await_lease(self, key: str, flight: Flight, wait: Wait) -> Flight | CachedAnswer | Asked | None:
-        """Wait until this process holds the key's lease (the flight), another got an outcome, or nobody wants it.
+        """Wait until this process holds the key's lease, another has an outcome, or the answer is no longer wanted.
 
-        Who found nothing in the cache may come when the flight that filled it is over, and has to look again.
+        Returns the flight, the outcome or None respectively. A flight may have ended between this call's cache look-up
+        and its lease, so the cache is read again.
         """
         if not settings.CACHE_URL:
             return look_up(key) or flight
@@ -357,9 +356,9 @@ class Flights:
             return [(key, flight) for key, flight in self._open.items() if flight.has_lease]
 
     def _renew_all(self) -> None:
-        """Renew every lease that is held; one that is gone is noted, so that its leader won't store.
+        """Renew all leases held, and note lost ones so that their leaders don't store.
 
-        All at once: one after the other, many would take longer than a lease lasts.
+        One round trip for all: renewing many one by one would take longer than a lease lasts.
         """
         held = self._held()
         if not outlived(partial(self._renew, held), event="flights_not_renewed"):

@@ -1,9 +1,9 @@
-"""A model call that is answered as a stream: the pipeline's stages, in a greenlet of their own.
+"""A model call whose answer is streamed: the pipeline's stages, in a greenlet of their own.
 
-The producer joins a flight or routes, reads the provider's stream and settles in a `finally` that always runs. The
-consumer, in the request's own greenlet, writes what comes, keeps the connection alive while nothing does, and watches
-the client's socket: when the client leaves, the provider's stream is closed within a second, and what was generated
-until then is billed.
+The producer joins a flight or routes the call, reads the provider's stream, and settles in a `finally` that always
+runs. The consumer, in the request's greenlet, writes the pieces to the client, keeps the connection alive while there
+are none, and watches the client's socket. If the client disconnects, the provider's stream is closed within a second
+and the output generated until then is billed.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ from inference.upstream.provider_limits import take_slot
 from inference.upstream.routing import first_success
 from inference.upstream.transport import Abort
 
-#: Seconds for which a provider's connection is read on that has told an end or an error: the usage may follow that.
+#: Seconds to keep reading a provider's stream after its end or an error: the usage may follow.
 LAST_WORDS_SECONDS = 1.0
-#: In place of a moment, while the provider isn't waited for.
+#: Value of `_waits_since` while the call is not waiting for the provider.
 NEVER = float("inf")
 
 log = structlog.get_logger(__name__)
@@ -68,9 +68,10 @@ log = structlog.get_logger(__name__)
 class StreamedCall:
     """One streamed call. `open` it, then iterate over it once; `close` ends it early.
 
-    `make_reader` makes what follows the provider's stream (True: it is replayed from the cache), `error_event` the
-    bytes that tell the client of an error in mid-stream, after what the reader has seen. With `keep`, which gets all
-    that was written (None if it broke off) and the settled call, it runs to its end even if the client leaves.
+    `make_reader` returns the reader of the provider's stream; its argument is true if the stream is replayed from the
+    cache. `error_event` returns the bytes that report an error to the client after the stream has begun. `keep`
+    receives everything that was written (None if the stream broke off) and the settled call; with it, the call runs to
+    its end even if the client disconnects.
     """
 
     def __init__(
@@ -106,7 +107,10 @@ class StreamedCall:
         self._slot: Entry | None = None
 
     def open(self) -> Progress:
-        """Do what comes before the provider's first byte; raises the ApiError of anything that fails until then."""
+        """Start the call and wait for the first byte, at most STREAM_FIRST_BYTE_SECONDS.
+
+        Raises the ApiError of a failure before that.
+        """
         progress = self.progress = begin(self.call, self.caller, self._deadline)
         cached = find_cached(progress)
         if cached is not None:
@@ -126,21 +130,21 @@ class StreamedCall:
         return progress
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield what the client gets, until the end of the stream or until the client is gone."""
+        """Yield the client's bytes until the stream ends or the client disconnects."""
         try:
             yield from self._outlet
         finally:
             self.close()
 
     def close(self) -> None:
-        """Stop the provider's stream if nobody else waits for it; after its end this does nothing."""
+        """Stop the provider's stream unless other calls wait for it; does nothing after its end."""
         self._outlet.leave()
         if self._keep is None and not (self.progress is not None and is_awaited(self.progress)):
             self._is_abandoned = True
             self._break_off()
 
     def look(self, now: float) -> None:
-        """End what nobody listens to any more, and what the provider has been silent about for too long."""
+        """Close the stream if the client has disconnected, and break it off if the provider is silent for too long."""
         if self._outlet.has_lost_its_reader(now):
             self.close()
         longest = LAST_WORDS_SECONDS if self._reader.is_over else settings.UPSTREAM_IDLE_TIMEOUT
@@ -149,12 +153,12 @@ class StreamedCall:
             self._break_off()
 
     def stop(self, error: ApiError) -> None:
-        """End the call with an error, because the process is about to end; what was generated until then is billed."""
+        """End the call with an error because the process shuts down; output generated until then is billed."""
         self._stop = error
         self._break_off()
 
     def _break_off(self) -> None:
-        """Wake the producer from whatever it waits for of the provider."""
+        """Wake the producer if it waits for the provider."""
         stream = self._stream
         if stream is not None:
             stream.close()
@@ -166,11 +170,11 @@ class StreamedCall:
         self._write(reader.feed(shared.body["stream"].encode()))
 
     def _produce(self) -> None:
-        """Run the call to its end, whatever that is, and settle it."""
+        """Run the call to its end, with or without an error, and settle it."""
         progress = self.progress
         assert progress is not None  # noqa: S101  (open sets it first)
         open_streams.add(self)
-        error: ApiError | None = InternalError()  # what it is if something comes that nobody expected
+        error: ApiError | None = InternalError()  # for an unexpected exception
         try:
             self._answer(progress, self._reader)
             error = None
@@ -186,7 +190,7 @@ class StreamedCall:
         finally:
             try:
                 self._settle(progress, self._reader, error)
-            except Exception as failure:  # whoever waits for the stream's end must not wait for ever
+            except Exception as failure:  # the consumer must still get the end of the stream
                 log.exception("stream_not_settled", cause=type(failure).__name__)
             finally:
                 if self._slot is not None:
@@ -198,7 +202,7 @@ class StreamedCall:
                 open_streams.discard(self)
 
     def _answer(self, progress: Progress, reader: EventReader) -> None:
-        """Replay an identical call's answer, or make a call of one's own."""
+        """Replay the answer of an identical call, or make a call to a provider."""
         shared = join_flight(progress, is_unwanted=self._is_unwanted)
         if shared is not None:
             emit_shared(progress, shared)
@@ -235,7 +239,7 @@ class StreamedCall:
             raise ClientLeft
 
     def _connect(self, progress: Progress, deadline: Deadline) -> UpstreamStream:
-        """Open a stream at the first deployment that sends one, and note when its first byte came."""
+        """Open a stream at the first deployment that sends one, and note the time to its first byte."""
         with progress.caller.trace.stage("upstream"):
             try:
                 stream = first_success(
@@ -272,9 +276,9 @@ class StreamedCall:
             raise
 
     def _pass_on(self, stream: UpstreamStream, reader: EventReader) -> None:
-        """Hand over what comes. Raises UpstreamFailed or UpstreamTimeout for a stream that breaks off.
+        """Pass the provider's stream to the client.
 
-        Raises what an error means that the provider has told.
+        Raises UpstreamFailed or UpstreamTimeout if the stream breaks off, or the error that the provider reports in it.
         """
         try:
             self._write(reader.feed(stream.first))
@@ -288,7 +292,7 @@ class StreamedCall:
             raise UpstreamFailed from failure
         except AttemptFailed as failure:
             self._go_on(reader)
-            if not reader.is_over:  # what comes after the end is of no interest
+            if not reader.is_over:  # failures after the end don't matter
                 self._note_failure(stream.route, failure.cause)
                 raise failure.error from failure
         if reader.error is not None:
@@ -300,7 +304,7 @@ class StreamedCall:
             raise UpstreamFailed
 
     def _read_on(self, stream: UpstreamStream, reader: EventReader) -> None:
-        """Hand over what comes after the first event, to the end, or to the usage of an error."""
+        """Pass on the stream after its first event, to its end or to the usage that follows an error."""
         pieces = iter(stream)
         while not reader.needs_no_more and (data := next(pieces, None)) is not None:
             self._waits_since = NEVER
@@ -310,7 +314,7 @@ class StreamedCall:
         self._go_on(reader)
 
     def _relay(self, reader: EventReader, data: bytes) -> bool:
-        """Write plain text to a client that takes it at once, in the event loop; False, and nothing done, otherwise."""
+        """Write text events to an idle client directly from the event loop; False if the producer must handle them."""
         now = time.monotonic()
         is_over = self._is_abandoned or self._stop is not None or self._is_silent or now >= self._deadline.ends
         piece = reader.pass_on(data) if self._outlet.is_idle and not is_over else b""
@@ -328,34 +332,37 @@ class StreamedCall:
             self.progress.bill.note_failure(route.name, cause)
 
     def _go_on(self, reader: EventReader) -> None:
-        """Raise what ends a stream that has not come to its end."""
+        """Raise the reason to stop, if there is one and the stream has not ended."""
         if not reader.is_over:
             self._refuse_if_unwanted()
             if self._is_silent or self._waits_since >= self._deadline.ends:
                 raise UpstreamTimeout
 
     def _write(self, piece: bytes) -> None:
-        """Hand a piece to the consumer; with the first one the headers may go out."""
+        """Pass a piece to the consumer. After the first one the headers may be sent."""
         if piece:
             self._put(piece)
             if not self._outlet.started.is_set():
                 self._outlet.started.set()
 
     def _put(self, piece: bytes) -> None:
-        """Hand a piece to the consumer, waiting while it is slow, unless it is gone."""
+        """Pass a piece to the consumer, and wait while it is slow unless the client has disconnected."""
         if self._keep is not None:
             self._kept.add(piece)
         self._outlet.put(piece, gives_up=self._gives_up)
 
     def _gives_up(self) -> bool:
-        """Say whether a client that reads nothing is as good as gone: the stream has had its time, or has to end."""
+        """Return whether to stop waiting for a client that does not read.
+
+        That is so past the deadline, at shutdown, and after a disconnect.
+        """
         if self._deadline.is_over or self._stop is not None:
             self._is_abandoned = self._keep is None
             return True
         return self._is_abandoned
 
     def _settle(self, progress: Progress, reader: EventReader, error: ApiError | None) -> None:
-        """Bill what came, share a whole answer, and record how it ended."""
+        """Charge the output received, share a complete answer, and record the outcome."""
         is_done = reader.is_done
         status, code = (error.status, error.error_code) if error else (200, "")
         if self._is_abandoned and not is_done and not progress.caller.trace.is_recorded:
@@ -373,9 +380,9 @@ class StreamedCall:
         progress.bill.settle(status=status, error_code=code, partial=usage is not None and not is_done)
 
     def _charge(self, progress: Progress, reader: EventReader, route: Route) -> Usage | None:
-        """Charge the usage that the provider sent, or a count of what came until the stream broke off.
+        """Charge the usage that the provider reported, or an estimate from the output received.
 
-        Nothing is charged, and None returned, where the provider said that it failed before it generated anything.
+        Charges nothing and returns None if the provider reported a failure before it generated anything.
         """
         if reader.is_free:
             if self._slot is not None:
@@ -389,7 +396,7 @@ class StreamedCall:
         return usage
 
     def _end(self, error: ApiError | None) -> None:
-        """Tell the consumer how it ended: before the first byte as a plain error, after it as an event."""
+        """Pass the outcome to the consumer: an error before the first byte as a plain one, after it as an event."""
         with self._headers_lock:
             is_plain = error is not None and not self._outlet.started.is_set() and not self._headers_sent
             self._failure = error if is_plain else None
@@ -403,7 +410,7 @@ class StreamedCall:
             self._outlet.end()
 
     def _record_late(self, error: ApiError) -> None:
-        """Record a refusal that came when the headers were out; the view records one that came before."""
+        """Record an error that came after the headers were sent; the view records earlier ones."""
         progress = self.progress
         if progress is not None and not progress.caller.trace.is_recorded:
             progress.bill.emit(status=error.status, error_code=error.error_code)
