@@ -1,11 +1,7 @@
-"""The throttle class of model endpoints: counts a request against the rates of its key and account.
+"""The base view of the model endpoints: request rates, usage records, response headers, streams and the events of /chat.
 
-DRF's own SimpleRateThrottle reads, counts and writes in three steps and admits more than its limit under load; this
-one is a single atomic call to accounts.limits.
-
-Streams of the platform's own: the answer's HTTP side, and the events of /chat.
-
-What the model endpoints have in common: counted by the throttle, recorded once, told about in headers.
+DRF's SimpleRateThrottle reads, counts and writes in three steps, and admits more than its limit under load. The
+throttle here is a single atomic call to accounts.limits.
 """
 
 from __future__ import annotations
@@ -44,10 +40,10 @@ from inference.streaming import StreamedCall
 
 
 class RequestRateThrottle(BaseThrottle):
-    """Admits a POST of a known key while its requests a minute last; other methods don't count."""
+    """Admits a POST of a known key within the requests a minute of its key and account; other methods don't count."""
 
     def allow_request(self, request: Request, view: Any) -> bool:
-        """Count the request once; raises RateLimited with the time of the next free slot."""
+        """Count the request once; raises RateLimited with the seconds until the next request is admitted."""
         if request.method != "POST":
             return True
         django_request = request._request
@@ -67,24 +63,24 @@ EVENT_STREAM = "text/event-stream"
 
 
 def accepts_events(request: Request) -> bool:
-    """Return whether a request names a stream of events among what it accepts; media types have no case."""
+    """Return whether a request accepts a stream of events; the case of the media type does not matter."""
     return EVENT_STREAM in str(request.META.get("HTTP_ACCEPT", "")).lower()
 
 
 def event_response(stream: StreamedCall, headers: Mapping[str, str]) -> StreamingHttpResponse:
-    """Make the answer of an opened stream: nothing on its way may buffer it."""
+    """Build the response of an opened stream, with a header that stops proxies from buffering it."""
     response = StreamingHttpResponse(stream, content_type=EVENT_STREAM, headers=dict(headers))
     response["X-Accel-Buffering"] = "no"
     return response
 
 
 def server_sent(event: str, data: Mapping[str, Any]) -> bytes:
-    """Write an event with a name."""
+    """Return a named server-sent event as bytes."""
     return b"event: " + event.encode() + b"\ndata: " + written_json(data) + b"\n\n"
 
 
 class DeltaReader(ChunkReader):
-    """Turns a provider's chunks into the events of /chat: `delta` with `{text}`, then `done` with the plain answer."""
+    """Turns a provider's chunks into the events of /chat: `delta` with `{text}`, then `done` with the whole answer."""
 
     def __init__(self, caller: Caller, payload: Payload, *, model: str, is_cached: bool) -> None:
         super().__init__(forwards_usage=False)
@@ -100,7 +96,7 @@ class DeltaReader(ChunkReader):
         """Take the usage and the text."""
         super().look(event)
         choice = next(iter(choices_in(event)), {})
-        self._reason = choice.get("finish_reason") or self._reason  # told at the end, once the usage is known
+        self._reason = choice.get("finish_reason") or self._reason  # checked at the end, when the usage is known
         delta = choice.get("delta")
         text = delta.get("content") if isinstance(delta, dict) else None
         if isinstance(text, str) and text:
@@ -109,7 +105,7 @@ class DeltaReader(ChunkReader):
         return False
 
     def take_done(self) -> bool:
-        """Write the answer."""
+        """Write the event `done`."""
         super().take_done()
         self._written = server_sent("done", self._answer())
         return False
@@ -123,10 +119,10 @@ class DeltaReader(ChunkReader):
         return self._written
 
     def _answer(self) -> Body:
-        """Make the body that a plain request would have got. Raises UpstreamFailed for an empty answer.
+        """Build the body of a non-streamed answer.
 
-        Raises ContentFiltered or UpstreamFailed where the provider stopped it or gave it up: what was sent until then
-        is not a whole answer.
+        Raises ContentFiltered or UpstreamFailed if the provider filtered or aborted the answer, which is then
+        incomplete, and UpstreamFailed if it is empty.
         """
         if self._reason == "content_filter":
             raise ContentFiltered
@@ -145,7 +141,7 @@ class DeltaReader(ChunkReader):
 
 
 def chat_error_event(caller: Caller) -> Callable[[ApiError, EventReader], bytes]:
-    """Return what writes an error in the middle of a stream of /chat."""
+    """Return a function that writes an error as an event of /chat."""
 
     def write(error: ApiError, reader: EventReader) -> bytes:
         body = {"detail": error.detail, "code": error.error_code, "request_id": caller.trace.label}
@@ -158,12 +154,15 @@ log = structlog.get_logger(__name__)
 
 
 class StreamOrJSON(DefaultContentNegotiation):
-    """JSON, also for one who accepts only a stream of events: that is made without a renderer, and errors are JSON."""
+    """Negotiates JSON even if the client accepts only a stream of events.
+
+    Streams are written without a renderer, and errors before a stream are JSON.
+    """
 
     def select_renderer(
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
-        """Take the first renderer for a stream, and negotiate otherwise."""
+        """Return the first renderer if the request accepts events; negotiate otherwise."""
         if accepts_events(request):
             renderer = next(iter(renderers))
             return renderer, renderer.media_type
@@ -172,7 +171,7 @@ class StreamOrJSON(DefaultContentNegotiation):
 
 
 class ModelEndpoint(KeyView):
-    """A POST that asks a model: counted, recorded once whatever becomes of it, and told about in headers."""
+    """A POST to a model: counted against the rates, recorded exactly once, described in response headers."""
 
     throttle_classes = [RequestRateThrottle]
     content_negotiation_class = StreamOrJSON
@@ -181,14 +180,14 @@ class ModelEndpoint(KeyView):
     _caller: Caller | None = None
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
-        """Hand a chunked body to the parser: DRF takes a body without a length for none."""
+        """Pass a chunked body to the parser: DRF treats a body without a length as empty."""
         wrapped = super().initialize_request(request, *args, **kwargs)
         if is_chunked(request):
             wrapped._stream = request  # type: ignore[assignment]
         return wrapped
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Take the request's claim on its Idempotency-Key, if it has one, before any work."""
+        """Claim the request's Idempotency-Key, if it has one, before any work."""
         super().initial(request, *args, **kwargs)
         if request.method == "POST":
             claim = Claim.of(request, request._request.identity, form=self.answer_form(request))  # type: ignore[attr-defined]
@@ -197,11 +196,11 @@ class ModelEndpoint(KeyView):
             self.claim = claim
 
     def answer_form(self, request: Request) -> str:
-        """Name the form of answer that a request asks for by its headers, where these choose among several."""
+        """Return the form of answer that the request's headers choose; empty if the endpoint has only one."""
         return ""
 
     def caller(self, request: Request) -> Caller:
-        """Return who asks, in which request: one caller for all of it."""
+        """Return the request's caller, always the same object."""
         if self._caller is None:
             plain = request._request
             client = partial(ClientSocket, plain) if self.claim is None else None
@@ -209,11 +208,11 @@ class ModelEndpoint(KeyView):
         return self._caller
 
     def handle_exception(self, exc: Exception) -> Response:
-        """Answer one who has left with nothing; the call is recorded."""
+        """Return an empty response if the client has disconnected; the call is already recorded."""
         return Response(status=CLIENT_LEFT) if isinstance(exc, ClientLeft) else super().handle_exception(exc)
 
     def respond(self, answer: Answer, body: dict[str, Any]) -> Response:
-        """Make the answer with the headers that tell where it came from and what it cost."""
+        """Build the response, with headers for its origin and its cost."""
         if self.claim is not None:
             self.claim.cost = answer.cost or 0
         headers = _answer_headers(answer.cache, answer.model, is_fallback=answer.is_fallback)
@@ -229,7 +228,7 @@ class ModelEndpoint(KeyView):
         make_reader: Callable[[bool], EventReader],
         error_event: Callable[[ApiError, EventReader], bytes],
     ) -> StreamingHttpResponse:
-        """Open a stream and make its answer; what a call costs is known, and recorded, at its end only."""
+        """Open a stream and build its response. The cost of the call is known and recorded only at its end."""
         client = ClientSocket(request._request)
         caller = self.caller(request)
         keep = partial(_keep_stream, self.claim) if self.claim is not None else None
@@ -238,7 +237,7 @@ class ModelEndpoint(KeyView):
         return event_response(stream, _stream_headers(progress))
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
-        """Record what the pipeline did not, and say what is left of the rates and what the platform took, by stage."""
+        """Record the request if the pipeline did not, finish its claim, and add the rate and Server-Timing headers."""
         if self._caller is not None and self._caller.token_windows:
             left = self._caller.admission.with_tokens(self._caller.token_windows)
             request._request.admission = left  # type: ignore[attr-defined]
@@ -249,14 +248,14 @@ class ModelEndpoint(KeyView):
         if self.claim is not None and not response.streaming:
             claim = self.claim
             response.add_post_render_callback(lambda rendered: claim.finish(rendered, rendered.content))
-            # Where it is not rendered, because that fails or the server ends, nothing else would release the claim.
+            # If the response is never rendered (an error, a shutdown), nothing else would release the claim.
             response._resource_closers.append(claim.release)  # type: ignore[attr-defined]  # Django's own
         if trace.stages:
             response["Server-Timing"] = ", ".join(f"{name};dur={spent:.2f}" for name, spent in trace.stages.items())
         return response
 
     def _record_rest(self, request: Request, response: Response) -> None:
-        """Record a request that failed before the pipeline, or was answered from an earlier one under its key."""
+        """Record a request that failed before the pipeline, or was a replay under its Idempotency-Key."""
         error: ApiError | None = getattr(request._request, "api_error", None)
         bill = Bill(self.caller(request), self.endpoint)
         if self.replayed is not None:
@@ -264,25 +263,25 @@ class ModelEndpoint(KeyView):
             bill.record.update(cache="replay", model=model, saved_cost=self.replayed.cost)
         try:
             bill.emit(status=response.status_code, error_code=error.error_code if error else "")
-        except DatabaseError as failure:  # the answer is made, and goes out all the same
+        except DatabaseError as failure:  # the response is complete and is sent regardless
             log.error("record_not_written", status=response.status_code, cause=type(failure).__name__)
 
 
 def _keep_stream(claim: Claim, body: bytes | None, progress: Progress) -> None:
-    """Keep what a stream wrote, and cost, for a retry under its Idempotency-Key."""
+    """Store a stream's body and cost for a retry under its Idempotency-Key."""
     claim.cost = progress.bill.cost or 0
     claim.finish(HttpResponse(headers={"Content-Type": EVENT_STREAM, **_stream_headers(progress)}), body)
 
 
 def cache_directives(request: Request) -> dict[str, bool]:
-    """Read the request's Cache-Control: `no-cache` doesn't read the cache, `no-store` neither reads nor writes it."""
+    """Parse the request's Cache-Control: `no-cache` doesn't read the cache, `no-store` neither reads nor writes it."""
     directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
     no_store = "no-store" in directives
     return {"reads_cache": not no_store and "no-cache" not in directives, "writes_cache": not no_store}
 
 
 def _stream_headers(progress: Progress) -> dict[str, str]:
-    """Tell what is known of a stream as yet: one that waits for another's is coalesced unless that fails."""
+    """Return the headers known when a stream begins. A follower is reported as coalesced, though its leader may fail."""
     outcome = progress.bill.record["cache"]
     costs_nothing = outcome in ("hit", "coalesced")
     if progress.wait is not None and progress.wait.follows:

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.errors import ApiError
 
-#: Our codes that OpenAI's clients know under another name.
+#: Codes of the platform that OpenAI's clients know under another name.
 _CODES = {
     "api_key_required": "invalid_api_key",
     "rate_limited": "rate_limit_exceeded",
@@ -15,17 +15,17 @@ _CODES = {
     "concurrency_limited": "rate_limit_exceeded",
     "budget_exhausted": "insufficient_quota",
 }
-#: `error.type` of a 429 by our code: what there is too much of. Everything else that is refused counts requests.
+#: `error.type` of a 429 by the platform's code: the kind of limit. All others are limits on requests.
 _LIMIT_TYPES = {"tokens_limited": "tokens", "budget_exhausted": "insufficient_quota"}
 
 
 def is_openai_path(path: str) -> bool:
-    """Say whether a path belongs to the OpenAI-compatible surface."""
+    """Return whether a path belongs to the OpenAI-compatible API."""
     return path == "/v1" or path.startswith("/v1/")
 
 
 def openai_error_body(error: ApiError) -> dict[str, Any]:
-    """Make `{error: {message, type, param, code}}`; what else the error tells stands beside them."""
+    """Return `{error: {message, type, param, code}}`, with the error's extra fields beside these."""
     code = _CODES.get(error.error_code, error.error_code)
     extra = {name: value for name, value in error.extra.items() if name != "errors"}
     return {"error": {"message": _message(error), "type": _type(error), "param": error.param, "code": code, **extra}}
@@ -38,7 +38,7 @@ def _type(error: ApiError) -> str:
 
 
 def _message(error: ApiError) -> str:
-    """Put the first field's message into the one text that OpenAI's shape has."""
+    """Return the message of the first invalid field, or the error's detail: OpenAI's shape has one text."""
     for texts in error.extra.get("errors", {}).values():
         return str(texts[0])
     return error.detail

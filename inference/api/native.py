@@ -1,7 +1,4 @@
-"""The bodies of /chat and /summarize, in and out (WIRE.md, Endpoints).
-
-The model endpoints of the platform's own: /chat and /summarize.
-"""
+"""The platform's native model endpoints, /chat and /summarize: request and response bodies, and views."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ MODEL_NAME_LENGTH = 100
 
 
 class StrictCharField(serializers.CharField):
-    """A text as it was sent: a number is no text, and white space is neither cut off nor enough."""
+    """A text, unchanged: numbers are refused, white space is not trimmed, and a blank text is refused."""
 
     default_error_messages = {"invalid": "Must be a text."}
 
@@ -45,7 +42,7 @@ class StrictCharField(serializers.CharField):
         super().__init__(trim_whitespace=False, **options)
 
     def to_internal_value(self, data: Any) -> str:
-        """Return the text, or fail for another type."""
+        """Return the text; fails for another type or a blank text."""
         if not isinstance(data, str):
             self.fail("invalid")
         if not data.strip() and not self.allow_blank:
@@ -54,31 +51,31 @@ class StrictCharField(serializers.CharField):
 
 
 class StrictFloatField(serializers.FloatField):
-    """A JSON number: neither a text that looks like one nor a boolean."""
+    """A finite JSON number: numeric texts and booleans are refused."""
 
     default_error_messages = {"invalid": "Must be a number."}
 
     def to_internal_value(self, data: Any) -> float:
-        """Return the number, or fail for another type or one that is not finite."""
+        """Return the number; fails for another type or a number that is not finite."""
         if isinstance(data, bool) or not isinstance(data, int | float) or not _is_finite(data):
             self.fail("invalid")
         return float(super().to_internal_value(data))
 
 
 class StrictBooleanField(serializers.BooleanField):
-    """true or false, and not a word or number that could mean it."""
+    """A JSON boolean: texts and numbers are refused."""
 
     default_error_messages = {"invalid": "Must be true or false."}
 
     def to_internal_value(self, data: Any) -> bool:
-        """Return the boolean, or fail for another type."""
+        """Return the boolean; fails for another type."""
         if not isinstance(data, bool):
             self.fail("invalid")
         return bool(data)
 
 
 class StrictChoiceField(serializers.ChoiceField):
-    """One of a few words, exactly as they are; what was sent instead is not repeated."""
+    """One of a few exact words. The error message does not repeat the invalid value."""
 
     def __init__(self, choices: Iterable[str], **options: Any) -> None:
         words = list(choices)
@@ -86,27 +83,27 @@ class StrictChoiceField(serializers.ChoiceField):
         self.error_messages["invalid_choice"] = f"Must be one of {', '.join(words)}."
 
     def to_internal_value(self, data: Any) -> str:
-        """Return the word, or fail for anything else."""
+        """Return the word; fails for anything else."""
         if not isinstance(data, str) or data not in self.choices:
             self.fail("invalid_choice")
         return data
 
 
 class StrictSerializer(serializers.Serializer[Any]):
-    """A body without unknown fields, so that a misspelt one is told instead of ignored."""
+    """A body that refuses unknown fields, so that a misspelt field is reported instead of ignored."""
 
     @classmethod
     def validated(cls, data: Any) -> dict[str, Any]:
         """Return a body's validated fields; raises DRF's ValidationError.
 
-        One serializer serves all requests of the process: making one copies every field, which costs more than to
-        validate, and validating leaves nothing behind in it.
+        All requests of the process share one serializer: creating one copies every field, which costs more than
+        validation, and validation leaves no state in it.
         """
         fields: dict[str, Any] = _shared(cls).run_validation(data)
         return fields
 
     def to_internal_value(self, data: Any) -> Any:
-        """Validate the fields, then refuse what is none."""
+        """Refuse unknown fields, then validate the others."""
         unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
         if unknown:
             raise serializers.ValidationError({name[:100]: ["Unknown field."] for name in unknown[:20]})
@@ -114,7 +111,7 @@ class StrictSerializer(serializers.Serializer[Any]):
 
 
 class ChatRequest(StrictSerializer):
-    """What /chat takes."""
+    """The request body of /chat."""
 
     message = StrictCharField(max_length=1000, help_text="What to ask; not blank.")
     temperature = StrictFloatField(
@@ -130,7 +127,7 @@ class ChatRequest(StrictSerializer):
 
 
 class ChatAnswer(serializers.Serializer[Any]):
-    """What /chat answers."""
+    """The response body of /chat."""
 
     response = serializers.CharField(help_text="The model's answer.")
     tokens_used = serializers.IntegerField(
@@ -141,7 +138,7 @@ class ChatAnswer(serializers.Serializer[Any]):
 
 
 class SummarizeRequest(StrictSerializer):
-    """What /summarize takes."""
+    """The request body of /summarize."""
 
     text = StrictCharField(min_length=10, max_length=5000, help_text="What to summarize; not blank.")
     length = StrictChoiceField(
@@ -153,7 +150,7 @@ class SummarizeRequest(StrictSerializer):
 
 
 class SummarizeAnswer(serializers.Serializer[Any]):
-    """What /summarize answers."""
+    """The response body of /summarize."""
 
     summary = serializers.CharField(help_text="The summary, without white space around it.")
     original_length = serializers.IntegerField(help_text="Characters of the text.")
@@ -190,7 +187,7 @@ class ChatView(ModelEndpoint):
         parameters=REQUEST_HEADERS,
     )
     def post(self, request: Request) -> HttpResponseBase:
-        """Ask a model one question, and stream the answer to one who wants that."""
+        """Ask a model one question; the answer is streamed if the request asks for that."""
         asked = ChatRequest.validated(request.data)
         is_stream = asked["stream"] or accepts_events(request)
         is_small = "temperature" not in request.data and _is_local(asked.get("model"))
@@ -208,7 +205,7 @@ class ChatView(ModelEndpoint):
         return self._stream(request, call) if is_stream else self._answer(request, call)
 
     def answer_form(self, request: Request) -> str:
-        """Tell streams that Accept asks for from plain answers."""
+        """Return the media type of events if Accept asks for a stream; empty otherwise."""
         return EVENT_STREAM if accepts_events(request) else ""
 
     def _answer(self, request: Request, call: ModelCall) -> Response:
@@ -249,7 +246,7 @@ class SummarizeView(ModelEndpoint):
         parameters=REQUEST_HEADERS,
     )
     def post(self, request: Request) -> Response:
-        """Summarize a text in so many sentences."""
+        """Summarize a text in a number of sentences."""
         asked = SummarizeRequest.validated(request.data)
         caller = self.caller(request)
         answer = answer_call(self._call(asked, request), caller)
@@ -284,6 +281,6 @@ class SummarizeView(ModelEndpoint):
 
 
 def _is_local(name: str | None) -> bool:
-    """Return whether a model, or the default where none is named, is the local one."""
+    """Return whether a model (None: the default) is the local demo model."""
     model = catalog.default() if name is None else catalog.find(name)
     return model is not None and model.public_name == local_model.MODEL_NAME

@@ -1,7 +1,4 @@
-"""/v1: what code that was written for OpenAI calls.
-
-An error in the middle of a stream, as OpenAI's clients understand it.
-"""
+"""The OpenAI-compatible endpoints under /v1, and the events that report an error within one of their streams."""
 
 from __future__ import annotations
 
@@ -49,20 +46,20 @@ from inference.protocols.content import refuse_items
 from inference.protocols.events import EventReader
 from inference.protocols.responses import response_surface
 
-#: Whether an answer may be shared that is not certain to come out the same again, whatever the tier says of that.
+#: Header that overrides the tier on whether an answer at any temperature may be cached and shared.
 CACHE_SWITCH = "HTTP_X_CACHE_ANSWER"
 SWITCHED = {"1": True, "true": True, "0": False, "false": False}
 
 
 class OpenAIEndpoint(ModelEndpoint):
-    """A POST of OpenAI's: the payload goes on as it came, apart from what is checked, capped and refused here."""
+    """A POST of OpenAI's API. The payload is passed on unchanged, except for what is checked, capped or refused here."""
 
     surface: Surface
     checks: Mapping[str, Check]
     required: tuple[str, ...]
 
     def answer(self, request: Request) -> HttpResponseBase:
-        """Check the payload and answer it, as a stream where it asks for one."""
+        """Check the payload and answer it, as a stream if it asks for one."""
         payload = dict(request.data)
         validation.refuse_misspelt(payload)
         check_payload(payload, self.checks, required=self.required)
@@ -86,16 +83,19 @@ class OpenAIEndpoint(ModelEndpoint):
         )
 
     def _may_share(self, request: Request, payload: Mapping[str, Any]) -> bool:
-        """Say whether the answer may be shared: a safe one at 0, or at any temperature if caller or tier choose so."""
+        """Return whether the answer may be cached and shared.
+
+        That needs temperature 0, unless the caller's header or the tier allows any temperature.
+        """
         chosen = SWITCHED.get(str(request.META.get(CACHE_SWITCH, "")).strip().lower())
         any_temperature = self.caller(request).identity.cache_any_temperature if chosen is None else chosen
         return self.surface.is_cacheable({**payload, "temperature": 0} if any_temperature else payload)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
-        """Refuse what can't be passed on, beyond the checks of single parameters."""
+        """Raise InvalidRequest for content that can't be passed on, beyond the checks of single parameters."""
 
     def rate_headers(self, admission: Admission) -> dict[str, str]:
-        """Add OpenAI's own names."""
+        """Return the rate headers, with OpenAI's names added."""
         return {**super().rate_headers(admission), **openai_rate_headers(admission)}
 
     def respond_plainly(self, request: Request, call: ModelCall) -> Response:
@@ -120,11 +120,11 @@ class ChatCompletionsView(OpenAIEndpoint):
         responses=model_answer(ChatCompletion, streams=True),
     )
     def post(self, request: Request) -> HttpResponseBase:
-        """Answer as OpenAI does."""
+        """Answer in OpenAI's format."""
         return self.answer(request)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
-        """Refuse what nobody can bound, or that lies at the provider."""
+        """Raise InvalidRequest for content that can't be bounded or that is stored at the provider."""
         refuse_unbounded(payload)
 
 
@@ -144,7 +144,7 @@ class CompletionsView(OpenAIEndpoint):
         responses=model_answer(Completion, streams=True),
     )
     def post(self, request: Request) -> HttpResponseBase:
-        """Answer as OpenAI does."""
+        """Answer in OpenAI's format."""
         return self.answer(request)
 
 
@@ -164,7 +164,7 @@ class EmbeddingsView(OpenAIEndpoint):
         responses=model_answer(EmbeddingList),
     )
     def post(self, request: Request) -> HttpResponseBase:
-        """Answer as OpenAI does."""
+        """Answer in OpenAI's format."""
         return self.answer(request)
 
 
@@ -184,11 +184,11 @@ class ResponsesView(OpenAIEndpoint):
         responses=model_answer(ResponseObject, streams=True),
     )
     def post(self, request: Request) -> HttpResponseBase:
-        """Answer as OpenAI does."""
+        """Answer in OpenAI's format."""
         return self.answer(request)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
-        """Refuse what nobody can bound, or that lies at the provider."""
+        """Raise InvalidRequest for content that can't be bounded or that is stored at the provider."""
         refuse_items(payload)
 
 
@@ -197,7 +197,7 @@ class ModelsView(KeyView):
 
     @extend_schema(operation_id="v1_models", summary="List the models that the key may use", responses=ModelList)
     def get(self, request: Request) -> Response:
-        """List the models that somebody answers for."""
+        """List the models that the key may use and that have an enabled deployment."""
         return Response({"object": "list", "data": [_shown(model) for model in _listed(request)]})
 
 
@@ -206,10 +206,7 @@ class ModelView(KeyView):
 
     @extend_schema(operation_id="v1_model", summary="See one model", responses=ModelObject)
     def get(self, request: Request, name: str) -> Response:
-        """Show a model that is listed, under the name or alias that was asked for, as OpenAI does.
-
-        Raises ModelNotFound for any other.
-        """
+        """Return a listed model under the requested name or alias, as OpenAI does; raises ModelNotFound."""
         model = catalog.find(name)
         if model is None or not _is_listed(model, _identity(request)):
             raise ModelNotFound(name)
@@ -217,19 +214,19 @@ class ModelView(KeyView):
 
 
 class UnsupportedView(KeyView):
-    """Everything else below /v1: files, batches, audio, images."""
+    """Every other path under /v1: files, batches, audio, images."""
 
     permission_classes = []
     authentication_classes = []
     schema = None
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Say that there is no such path, whatever the method."""
+        """Raise NotFound, whatever the method."""
         raise NotFound("This path of OpenAI's API is not supported here.")
 
 
 def _read(surface: Surface, payload: Mapping[str, Any], body: Body) -> Body:
-    """Return an answer in the form that its caller asks for, another than the one whose call it was, perhaps."""
+    """Return an answer in the form that this caller asks for: it may come from a call with another form."""
     try:
         return surface.answered(payload, body)
     except UnfitAnswer as error:
@@ -247,13 +244,13 @@ def _listed(request: Request) -> list[CatalogModel]:
 
 
 def _is_listed(model: CatalogModel, identity: Identity) -> bool:
-    """Say whether the key may use a model, and a deployment that is switched on can answer."""
+    """Return whether the key may use a model and its limits allow an enabled deployment."""
     may_be_asked = model.routes_within(identity.limits_for(model.public_name))
     return bool(may_be_asked) and identity.may_use_model(model.public_name)
 
 
 def _shown(model: CatalogModel) -> dict[str, Any]:
-    """Return OpenAI's fields of a model, and its kind."""
+    """Return OpenAI's fields of a model, plus its kind."""
     return {
         "id": model.public_name,
         "object": "model",
@@ -264,7 +261,7 @@ def _shown(model: CatalogModel) -> dict[str, Any]:
 
 
 def error_event(call: ModelCall) -> Callable[[ApiError, EventReader], bytes]:
-    """Return what writes an error: of responses the event `response.failed`, of the others a chunk that is an error."""
+    """Return a function that writes an error: as the event `response.failed` for responses, otherwise as a chunk."""
 
     def write(error: ApiError, reader: EventReader) -> bytes:
         body = openai_error_body(error)
@@ -276,9 +273,9 @@ def error_event(call: ModelCall) -> Callable[[ApiError, EventReader], bytes]:
 
 
 def _failed_response(call: ModelCall, reader: EventReader, error: Body) -> bytes:
-    """End a response as failed: the whole object, as far as it was told, under the next sequence number.
+    """Return the event that ends a response as failed: the object received so far, under the next sequence number.
 
-    One of which no event came begins first: clients build on `response.created`.
+    If no event was sent yet, `response.created` comes first, because clients rely on it.
     """
     events = list(reader.events())
     told = [event["response"] for event in events if isinstance(event.get("response"), dict)]
@@ -303,7 +300,7 @@ def _failed_response(call: ModelCall, reader: EventReader, error: Body) -> bytes
 
 
 def _next_number(events: list[Body]) -> int:
-    """Return the sequence number that follows; some servers number nothing, then it is that of the events."""
+    """Return the next sequence number; the number of events if the provider's events have none."""
     numbers = [event["sequence_number"] for event in events if is_count(event.get("sequence_number"))]
     return max(numbers) + 1 if numbers else len(events)
 
@@ -313,7 +310,7 @@ def _numbered(kind: str, number: int, response: Body) -> bytes:
 
 
 def _new_response(call: ModelCall) -> Body:
-    """Make the object of a response that has only begun, from what was asked."""
+    """Build the object of a response that has just begun, from the request."""
     asked = call.payload
     defaults: dict[str, Any] = {
         "instructions": None,

@@ -1,4 +1,4 @@
-"""From the bytes of a request to JSON that is safe to handle, or a clear error."""
+"""Reading and parsing of request bodies: from bytes to a JSON object that is safe to handle, or a clear error."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from core.errors import BodyTooLarge, MalformedBody, RequestTimeout, Unsupported
 from core.json import parse_strictly
 from inference.api.errors import is_openai_path
 
-#: Content-Encodings of a body that is as it is.
+#: Content-Encodings of an uncompressed body.
 UNCOMPRESSED = ("", "identity")
-#: Levels of arrays and objects in a body; tools' schemas, the deepest in use, have about twenty.
+#: Most levels of arrays and objects in a body. Tool schemas, the deepest in use, have about twenty.
 DEEPEST = 100
 
-#: Objects and arrays, members of objects, and values of one body: more than any real one has (OpenAI takes 2,048
-#: messages, and 300,000 tokens to embed). Each is handled some ten times, while the worker does nothing for anybody
-#: else; large bodies that are real are long texts and images, which cost little.
+#: Most objects and arrays, members of objects, and values in a body: more than any real body has (OpenAI accepts 2,048
+#: messages, and 300,000 tokens to embed). Each is handled about ten times, which blocks the worker's other requests.
+#: Real large bodies consist of long texts and images, which cost little.
 MOST_PARTS = 16_000
 MOST_MEMBERS = 60_000
 MOST_VALUES = 400_000
 
 
 class StrictJSONParser(BaseParser):
-    """Parse a JSON object as RFC 8259 has it: no NaN, no lone surrogates, within the size limit of its surface."""
+    """Parses a JSON object (RFC 8259): no NaN, no lone surrogates, within the size limit of the path."""
 
     media_type = "application/json"
 
@@ -43,7 +43,7 @@ class StrictJSONParser(BaseParser):
         media_type: str | None = None,
         parser_context: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Return the body as an object. Raises MalformedBody or BodyTooLarge."""
+        """Return the body as an object; raises MalformedBody and the errors of `read_body`."""
         request: Request = (parser_context or {})["request"]
         return parse_object(read_body(request._request))
 
@@ -51,9 +51,9 @@ class StrictJSONParser(BaseParser):
 def read_body(request: Any) -> bytes:
     """Read a body of at most MAX_BODY_BYTES (under /v1 MAX_V1_BODY_BYTES).
 
-    A chunked body is read from the server's own stream, which knows its end; Django takes it for empty. Raises
-    UnsupportedMediaType for a body that is compressed, BodyTooLarge, MalformedBody, or RequestTimeout for one that did
-    not come by the server's deadline.
+    A chunked body is read from the server's own stream, which knows its end; Django treats it as empty. Raises
+    UnsupportedMediaType for a compressed body, BodyTooLarge, MalformedBody, or RequestTimeout for a body that did not
+    arrive by the server's deadline.
     """
     if str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower() not in UNCOMPRESSED:
         raise UnsupportedMediaType(
@@ -69,7 +69,7 @@ def read_body(request: Any) -> bytes:
         if isinstance(error.__cause__ or error, TimeoutError):  # Django wraps it
             raise RequestTimeout from error
         raise MalformedBody("The body broke off.") from error
-    except ParseException as error:  # gunicorn reads chunks as they are asked for, and closes the connection then
+    except ParseException as error:  # gunicorn parses chunks while they are read, and closes the connection
         raise MalformedBody("The body's chunks are malformed.") from error
     if len(body) > limit:
         raise BodyTooLarge(f"The request body is too large: {limit:,} bytes at most are taken.")
@@ -77,7 +77,7 @@ def read_body(request: Any) -> bytes:
 
 
 def _most_bytes(request: Any) -> int:
-    """Return how long a body may be; less of a key whose tokens nothing limits, since nothing else holds it back."""
+    """Return the most bytes of a body: fewer for a key without a limit on tokens, which has no other bound."""
     if not is_openai_path(request.path_info):
         return int(settings.MAX_BODY_BYTES)
     identity: Identity | None = getattr(request, "identity", None)
@@ -88,7 +88,7 @@ def _most_bytes(request: Any) -> int:
 
 
 def is_chunked(request: HttpRequest) -> bool:
-    """Say whether a request's body comes in chunks, without a length."""
+    """Return whether a request's body comes in chunks, without a length."""
     encoding = str(request.META.get("HTTP_TRANSFER_ENCODING", ""))
     return isinstance(request, WSGIRequest) and "chunked" in encoding.lower()
 
@@ -101,7 +101,7 @@ def _declared_length(request: HttpRequest) -> int:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Parse a JSON object from UTF-8; raises MalformedBody for anything else.
 
-    Each step takes some milliseconds a MiB, so with a large body others get their turn between them.
+    Each step takes some milliseconds a MiB, so with a large body other greenlets run between the steps.
     """
     if _has_too_many(body) and _has_too_many(_without_texts(body)):
         raise MalformedBody(
@@ -133,9 +133,9 @@ def _has_too_many(body: bytes) -> bool:
 
 
 def _without_texts(body: bytes) -> bytes:
-    """Return what is left of JSON without its texts, in which braces and commas count for nothing.
+    """Return JSON without its texts, whose braces and commas don't count.
 
-    What has more texts than a body may have values and names is returned whole: it has too many parts as well.
+    A body with more texts than allowed values and names is returned unchanged: it has too many parts anyway.
     """
     body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     if body.count(b'"') > 4 * MOST_VALUES:
@@ -144,7 +144,7 @@ def _without_texts(body: bytes) -> bytes:
 
 
 def _refuse_deep(value: Any) -> None:
-    """Refuse what nests deeper than DEEPEST: whoever walks through it later, level by level, would run out of stack."""
+    """Raise MalformedBody for nesting deeper than DEEPEST, which would overflow the stack of recursive code."""
     level = [value]
     for _ in range(DEEPEST):
         level = [
@@ -159,7 +159,7 @@ def _refuse_deep(value: Any) -> None:
 
 
 def _refuse_lone_surrogates(value: dict[str, Any]) -> None:
-    """Refuse escapes such as \\ud800 alone: they are no text, and no store or provider takes them."""
+    """Raise MalformedBody for a lone surrogate such as \\ud800: it is no text, and no store or provider accepts it."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (UnicodeEncodeError, RecursionError):

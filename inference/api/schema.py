@@ -1,6 +1,6 @@
-"""What OpenAPI tells of the model endpoints beyond their bodies: examples, and the headers that go in and out.
+"""The OpenAPI description of the model endpoints: examples, headers, and the bodies of /v1.
 
-Bodies of /v1 as OpenAPI tells them: what the platform looks at; OpenAI's own reference has the rest.
+The bodies describe the parameters that the platform reads; OpenAI's own reference has the rest.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ REQUEST_HEADERS = [
         "X-Request-ID", str, OpenApiParameter.HEADER, description="A label of your own, up to 64 of `[A-Za-z0-9._-]`."
     ),
 ]
-#: Headers of a model's answer, by name: what each tells.
+#: Headers of a model's answer and their meanings.
 ANSWER_HEADERS = {
     "X-Cache": "HIT, MISS, COALESCED or BYPASS.",
     "X-Model": "The model that answered.",
@@ -83,7 +83,7 @@ ANSWER_HEADERS = {
 
 
 def model_answer(serializer: type[Serializer[Any]], *, streams: bool = False) -> dict[tuple[int, str], OpenApiResponse]:
-    """Describe the answer of a model endpoint, and the stream that one can ask for instead."""
+    """Return the OpenAPI responses of a model endpoint: JSON and, if it can stream, server-sent events."""
     told = "; ".join(f"`{name}`: {text}" for name, text in ANSWER_HEADERS.items())
     described = {(200, "application/json"): OpenApiResponse(serializer, description=f"The answer. Headers: {told}")}
     if streams:
@@ -102,7 +102,7 @@ TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum"
 
 
 def _text_or_list(*items: dict[str, Any]) -> dict[str, Any]:
-    """Make the schema of a text, or of a list of one kind of items."""
+    """Return the schema of a text, or of a list of one kind of items."""
     return {"anyOf": [TEXT, *({"type": "array", "minItems": 1, "items": each} for each in items)]}
 
 
@@ -124,7 +124,7 @@ class MessageBody(serializers.Serializer[Any]):
 
 
 class StreamedRequest(serializers.Serializer[Any]):
-    """What the endpoints that generate text share."""
+    """Parameters that all endpoints that generate text share."""
 
     model = serializers.CharField(help_text="A model by its public name, as in /v1/models.")
     stream = serializers.BooleanField(required=False, help_text="Answer as server-sent events.")
@@ -133,7 +133,7 @@ class StreamedRequest(serializers.Serializer[Any]):
 
 
 class ChatCompletionRequest(StreamedRequest):
-    __doc__ = f"What POST /v1/chat/completions takes. {PASSED_ON}"
+    __doc__ = f"The request body of POST /v1/chat/completions. {PASSED_ON}"
 
     messages = MessageBody(many=True, allow_empty=False)
     n = serializers.IntegerField(required=False, min_value=1, max_value=MOST_ANSWERS)
@@ -142,7 +142,7 @@ class ChatCompletionRequest(StreamedRequest):
 
 
 class CompletionRequest(StreamedRequest):
-    __doc__ = f"What POST /v1/completions takes. {PASSED_ON}"
+    __doc__ = f"The request body of POST /v1/completions. {PASSED_ON}"
 
     prompt = Prompt(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
     n = serializers.IntegerField(required=False, min_value=1, max_value=MOST_ANSWERS)
@@ -151,7 +151,7 @@ class CompletionRequest(StreamedRequest):
 
 
 class EmbeddingRequest(serializers.Serializer[Any]):
-    __doc__ = f"What POST /v1/embeddings takes. {PASSED_ON}"
+    __doc__ = f"The request body of POST /v1/embeddings. {PASSED_ON}"
 
     model = serializers.CharField()
     input = Prompt(help_text="A text, a list of texts, of tokens, or of lists of tokens.")
@@ -164,7 +164,7 @@ class EmbeddingRequest(serializers.Serializer[Any]):
 
 
 class ResponseRequest(StreamedRequest):
-    __doc__ = f"What POST /v1/responses takes. {PASSED_ON}"
+    __doc__ = f"The request body of POST /v1/responses. {PASSED_ON}"
 
     input = Items(help_text="A text, or a list of items.")
     instructions = serializers.CharField(required=False, allow_blank=True)

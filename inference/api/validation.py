@@ -1,10 +1,10 @@
-"""Checks of single parameters, and OpenAI's own way to say what is wrong with one (inference.api.validation).
+"""Checks of the parameters of /v1: those that the platform relies on, and those that it refuses.
 
-The parameters of /v1 that the platform relies on, and those that it refuses; all others are the provider's to judge.
+All other parameters are left to the provider. Errors have OpenAI's texts and codes.
 
-What a call may use is reckoned before it is sent. So each endpoint has one name for its longest answer and one for the
-number of answers, and no other name for either, known to whatever server, gets through; nor does what buys more than
-tokens, or has another model answer. null stands for a parameter that isn't there, with OpenAI as with all servers.
+The platform computes the most that a call may use before it sends it. So each endpoint accepts one name for the longest
+answer and one for the number of answers; other names that some server knows are refused. Parameters that cost more than
+tokens, or that make another model answer, are refused too. As with OpenAI and all servers, null means absent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_payload(payload: Mapping[str, Any], checks: Mapping[str, Check], *, re
 
 
 def is_string(name: str, value: Any) -> None:
-    """Accept a text, the empty one too."""
+    """Accept a text, which may be empty."""
     if not isinstance(value, str):
         raise _wrong_type(name, "a string")
 
@@ -59,7 +59,7 @@ def is_object(name: str, value: Any) -> None:
 
 
 def is_list_of_objects(name: str, value: Any) -> None:
-    """Accept a list of objects, one at least."""
+    """Accept a list of at least one object."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise _wrong_type(name, "an array of objects")
     if not value:
@@ -86,13 +86,13 @@ def is_prompt(name: str, value: Any) -> None:
 
 
 def is_input(name: str, value: Any) -> None:
-    """Accept a text, or a list of objects, one at least."""
+    """Accept a text, or a list of at least one object."""
     if not isinstance(value, str):
         is_list_of_objects(name, value)
 
 
 def integer(minimum: int, maximum: int) -> Check:
-    """Make a check for whole numbers within bounds."""
+    """Return a check for whole numbers within bounds."""
 
     def check(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -103,7 +103,7 @@ def integer(minimum: int, maximum: int) -> Check:
 
 
 def decimal(minimum: float, maximum: float) -> Check:
-    """Make a check for numbers within bounds."""
+    """Return a check for numbers within bounds."""
 
     def check(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -114,9 +114,9 @@ def decimal(minimum: float, maximum: float) -> Check:
 
 
 def refused(reason: str, *, off: Any = None) -> Check:
-    """Make a check that accepts nothing but `off`, the one value that switches the parameter off (None: no such).
+    """Return a check that accepts only `off`, the value that switches the parameter off (None: there is none).
 
-    An empty object is not off: OpenAI begins a search for `web_search_options: {}`.
+    An empty object does not switch it off: OpenAI starts a search for `web_search_options: {}`.
     """
 
     def check(name: str, value: Any) -> None:
@@ -127,7 +127,7 @@ def refused(reason: str, *, off: Any = None) -> Check:
 
 
 def one_of(*accepted: str) -> Check:
-    """Make a check for one of a few words."""
+    """Return a check for one of a few words."""
 
     def check(name: str, value: Any) -> None:
         if value not in accepted:
@@ -138,7 +138,7 @@ def one_of(*accepted: str) -> Check:
 
 
 def only_text(name: str, value: Any) -> None:
-    """Accept modalities without audio, whose price is another."""
+    """Accept only the modality text: audio has another price."""
     if value != ["text"]:
         raise InvalidRequest(f"'{name}' can be [\"text\"] only here.", param=name, code="unsupported_parameter")
 
@@ -169,16 +169,17 @@ ANSWER_NAMES = (
     "n", "best_of", "n_cmpl", "n_choices", "num_choices", "num_completions", "num_generations", "num_results",
     "num_responses", "num_return_sequences", "candidate_count", "num_beams", "beam_width",
 )  # fmt: skip
-#: Names of the shortest answer (vLLM, SGLang, TGI), which may be longer than what is granted.
+#: Names of the shortest answer (vLLM, SGLang, TGI), which may exceed the tokens granted.
 LEAST_NAMES = ("min_tokens", "min_new_tokens", "min_completion_tokens", "min_output_tokens", "min_length")
-#: What holds settings of a server's own, the longest answer among them: of Ollama, TGI, SGLang, Gemini, SDKs.
+#: Objects with a server's own settings, the longest answer among them: Ollama, TGI, SGLang, Gemini, SDKs.
 SETTINGS_NAMES = ("options", "parameters", "sampling_params", "generation_config", "extra_body", "google")
-#: What has another model, provider or template answer than the one whose price counts (OpenRouter, LiteLLM, vLLM).
+#: Parameters that choose another model, provider or template than the one whose price is used (OpenRouter, LiteLLM,
+#: vLLM).
 ROUTING_NAMES = (
     "provider", "route", "preset", "chat_template", "api_base", "base_url", "api_key", "custom_llm_provider",
 )  # fmt: skip
 ROUTING_LISTS = ("models", "fallbacks", "model_list", "transforms")
-#: What a provider charges for beside tokens, or at another price: searches, tools of its own, sound, haste.
+#: What a provider bills besides tokens, or at another price: searches, its own tools, audio, faster service.
 PAID_NAMES = (
     "audio",  # OpenAI
     "prediction",  # OpenAI: rejected tokens are billed on top
@@ -187,13 +188,13 @@ PAID_NAMES = (
     "web_search", "enable_search", "search_options", "enable_code_interpreter",  # DashScope, Qianfan
     "search_settings", "compound_custom",  # Groq
     "container", "speed", "inference_geo",  # Anthropic
-    "deferred",  # xAI: the answer would be fetched later, by nobody
+    "deferred",  # xAI: the answer would have to be fetched later, which the platform never does
 )  # fmt: skip
 PAID_LISTS = (
     "plugins",  # OpenRouter
     "mcp_servers",  # Anthropic
     "data_sources",  # Azure
-    "context_management",  # OpenAI and Anthropic: what is written to shorten the context is billed as well
+    "context_management",  # OpenAI and Anthropic: the text written to shorten the context is billed as well
 )
 
 _EXCEEDS = "it could exceed what the call may use."
@@ -207,7 +208,7 @@ def _all(names: Iterable[str], check: Check) -> dict[str, Check]:
 
 
 def _instead(own: str) -> Check:
-    """Make a check that accepts nothing, and names the parameter to use."""
+    """Return a check that refuses everything and names the parameter to use."""
 
     def check(name: str, value: object) -> None:
         text = f"Unsupported parameter: '{name}'. Use '{own}' instead."
@@ -217,7 +218,7 @@ def _instead(own: str) -> Check:
 
 
 def _others(names: Iterable[str], own: str, *, reads: Iterable[str] = ()) -> dict[str, Check]:
-    """Refuse all names of what an endpoint calls `own`, apart from that and others that it reads too."""
+    """Return checks that refuse all names but `own` and those in `reads`."""
     return _all((name for name in names if name not in (own, *reads)), _instead(own))
 
 
@@ -229,7 +230,7 @@ _EVERYWHERE: dict[str, Check] = {
     **_all(PAID_NAMES, refused(_UNPRICED, off=False)),
     **_all(PAID_LISTS, refused(_UNPRICED, off=[])),
 }
-#: What each endpoint refuses, but for the values that switch it off; docs/openai.md lists it, and a test compares them.
+#: Parameters that each endpoint refuses, except for values that switch them off. A test compares docs/openai.md.
 REFUSED: dict[str, dict[str, Check]] = {
     "chat completions": {
         **_EVERYWHERE,
@@ -313,7 +314,7 @@ _BY_FOLDED = {_folded(name): name for name in _NAMES}
 
 
 def refuse_misspelt(names: Iterable[str]) -> None:
-    """Raise InvalidRequest for a parameter that some servers take for one of those that are looked at here.
+    """Raise InvalidRequest for a misspelt name that some servers accept as one of the parameters checked here.
 
     Go, .NET and Protocol Buffers read `Max_Tokens` or `maxTokens` as `max_tokens`.
     """
