@@ -1,4 +1,4 @@
-"""The base view of the model endpoints: request rates, usage records, response headers, streams and the events of /chat.
+"""The base of the model endpoints: request rates, usage records, response headers, streams and the events of /chat.
 
 DRF's SimpleRateThrottle reads, counts and writes in three steps, and admits more than its limit under load. The
 throttle here is a single atomic call to accounts.limits.
@@ -281,7 +281,7 @@ def cache_directives(request: Request) -> dict[str, bool]:
 
 
 def _stream_headers(progress: Progress) -> dict[str, str]:
-    """Return the headers known when a stream begins. A follower is reported as coalesced, though its leader may fail."""
+    """Return the headers known when a stream begins: a follower counts as coalesced, though its leader may fail."""
     outcome = progress.bill.record["cache"]
     costs_nothing = outcome in ("hit", "coalesced")
     if progress.wait is not None and progress.wait.follows:

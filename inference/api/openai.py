@@ -52,7 +52,7 @@ SWITCHED = {"1": True, "true": True, "0": False, "false": False}
 
 
 class OpenAIEndpoint(ModelEndpoint):
-    """A POST of OpenAI's API. The payload is passed on unchanged, except for what is checked, capped or refused here."""
+    """A POST of OpenAI's API. The payload is passed on as it is, apart from what is checked, capped or refused here."""
 
     surface: Surface
     checks: Mapping[str, Check]

@@ -1,1 +1,1 @@
-"""What the endpoints of providers have in common and how they differ, as far as the pipeline has to know."""
+"""The protocols of providers' endpoints, as far as the pipeline needs them: bounds, usage, events and content."""

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a provider's endpoint, whichever it is."""
+"""The interface of a provider's endpoint to the pipeline, and the functions that the endpoints share."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 Payload = Mapping[str, Any]
 Body = dict[str, Any]
 
-#: Tokens that a provider's template may add around the whole prompt, and around each message or tool in it.
+#: Most tokens that a provider's template adds around the whole prompt (PART_OVERHEAD: around each message or tool).
 REQUEST_OVERHEAD = 32
-#: More than any call can use: a provider that says so is not believed, and its numbers could not be stored exactly.
+#: More than any call can use. A higher number from a provider is ignored, and could not be stored exactly.
 MOST_TOKENS = 1_000_000_000
 PART_OVERHEAD = 16
-#: How endpoints and servers call the longest answer, and what else may be sent without having been asked for.
+#: Names of the longest answer, and other parameters that may be sent without the caller's asking.
 OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 ADDED_PARAMETERS = ("store", "stream_options")
-#: Why an answer ends that is whole: OpenAI's reasons, and other servers' names for `stop`.
+#: Finish reasons of a complete answer: OpenAI's, and other servers' names for `stop`.
 FINISHED = ("stop", "length", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence")
-#: Why one ends that the provider gave up: OpenRouter's reason, SGLang's and DeepSeek's.
+#: Finish reasons of an answer that the provider aborted: OpenRouter's, SGLang's and DeepSeek's.
 GIVEN_UP = ("error", "abort", "insufficient_system_resource")
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as a provider counts them; `cached_tokens` are part of the input."""
+    """Tokens as a provider counts them; `cached_tokens` are part of `input_tokens`."""
 
     input_tokens: int
     cached_tokens: int
     output_tokens: int
 
     def __add__(self, other: Usage) -> Usage:
-        """Return what two attempts used together."""
+        """Return the sum of two usages."""
         return Usage(
             self.input_tokens + other.input_tokens,
             self.cached_tokens + other.cached_tokens,
@@ -52,52 +52,52 @@ class Usage:
         )
 
     def at_least(self, counted: Usage) -> Usage:
-        """Return each figure of a provider, or the one that was counted where that is higher."""
+        """Return the higher figure of this usage and a counted one, for input and output separately."""
         prompt, output = (max(self.input_tokens, counted.input_tokens), max(self.output_tokens, counted.output_tokens))
         return Usage(prompt, self.cached_tokens, output)
 
     def filled(self, counted: Usage) -> Usage:
-        """Return each figure of a provider, or what was counted where it is 0: 0 beside a text can't be."""
+        """Return this usage with the counted figure in place of each 0, which is wrong beside a text."""
         return Usage(
             self.input_tokens or counted.input_tokens, self.cached_tokens, self.output_tokens or counted.output_tokens
         )
 
 
 class UnfitAnswer(Exception):
-    """An answer that does not fit the question; its text says how, in words without any of the provider's."""
+    """An answer that does not fit the request. Its text gives the reason and contains none of the provider's text."""
 
 
 class Surface(ABC):
-    """An endpoint of OpenAI's protocol: where it is, what a call may use there, and what it did use."""
+    """An endpoint of OpenAI's API: its path, the bound of a call, and the usage of an answer."""
 
-    #: Below the provider's base URL.
+    #: Path below the provider's base URL.
     path: str
-    #: Of the models that it serves (Model.Kind).
+    #: Kind of the models that it serves (Model.Kind).
     kind: str = "chat"
-    #: The least longest answer that providers take here.
+    #: Lowest maximum of output tokens that providers accept here.
     least_output: int = 1
 
     @abstractmethod
     def prompt_bound(self, payload: Payload) -> int:
-        """Return the most input tokens that a payload can be."""
+        """Return an upper bound of a payload's input tokens."""
 
     def asked_output(self, payload: Payload) -> int | None:
-        """Return the most output tokens of one answer that the payload asks for; None where it names no maximum."""
+        """Return the payload's maximum of output tokens for one answer; None if it names none."""
         return None
 
     def answers(self, payload: Payload) -> int:
-        """Return how many answers are asked for at once, each with an output of its own."""
+        """Return the number of answers that the payload asks for, each with its own output."""
         return 1
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
-        """Return the payload as it is sent: with the output that was granted to each answer as its maximum.
+        """Return the payload to send, with the tokens granted to each answer as its maximum.
 
-        `parameter` names the parameter that the deployment knows, where the endpoint has two names for it.
+        `parameter` is the deployment's name of the maximum, for endpoints that have two names.
         """
         return dict(payload)
 
     def is_added(self, parameter: str | None, payload: Payload) -> bool:
-        """Say whether a parameter is sent to providers that the payload does not ask for."""
+        """Return whether the platform sends a parameter that the payload does not contain."""
         name = (parameter or "").partition(".")[0]
         if name in OUTPUT_PARAMETERS:
             return self.asked_output(payload) is None
@@ -105,14 +105,14 @@ class Surface(ABC):
 
     @abstractmethod
     def read_usage(self, body: Body) -> Usage | None:
-        """Read the usage out of an answer; None where it has none, or one that is not of all that came."""
+        """Return the usage in an answer; None if there is none, or if it does not cover the whole answer."""
 
     @abstractmethod
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count what a call used whose provider sent no usage, or one below that: each figure is the higher one."""
+        """Count the usage of a call with a tokenizer. If the provider reports a higher figure, that one is returned."""
 
     def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
-        """Return what a plain call used, and where that is known from: "provider" or "estimated"."""
+        """Return the usage of a non-streamed call, and its source: "provider" or "estimated"."""
         told = self.read_usage(body)
         if told is not None and told.input_tokens and (told.output_tokens or self.asked_output(payload) == 0):
             return told, "provider"
@@ -122,48 +122,48 @@ class Surface(ABC):
 
     @abstractmethod
     def is_complete(self, body: Body) -> bool:
-        """Say whether a provider's body is an answer of this endpoint."""
+        """Return whether a provider's body is an answer of this endpoint."""
 
     @abstractmethod
     def is_finished(self, body: Body) -> bool:
-        """Return whether an answer is whole, so that it may be cached: not filtered, given up, or still going on."""
+        """Return whether an answer is complete and may be cached: not filtered, aborted or in progress."""
 
     def answered(self, payload: Payload, body: Body) -> Body:
-        """Return a whole answer as the payload asks for it. Raises UnfitAnswer for one to another question."""
+        """Return a complete answer in the form that the payload asks for; raises UnfitAnswer if it does not fit."""
         return body
 
     def shaping(self, payload: Payload) -> Payload:
-        """Return what of a payload shapes the answer that is kept, of which `answered` makes the caller's."""
+        """Return the part of a payload that determines the cached answer, which `answered` adapts to each caller."""
         return payload
 
     def as_stream(self, payload: Payload) -> Body:
-        """Return the payload of a stream as it is sent; raises InvalidRequest where the endpoint has none."""
+        """Return the payload to send for a stream; raises InvalidRequest if the endpoint does not stream."""
         raise InvalidRequest("This endpoint does not stream.", param="stream")
 
     def reader(self, payload: Payload) -> EventReader:
-        """Make what follows the stream that the payload asks for."""
+        """Return a reader of the stream that the payload asks for."""
         raise NotImplementedError("only of endpoints that stream")
 
     def opens_stream(self, event: Body) -> bool:
-        """Say whether an event may be a stream's first: not an error, nor what another kind of server sends."""
+        """Return whether an event may open a stream: it is no error and belongs to this endpoint."""
         return isinstance(event.get("choices"), list) and not event.get("error")
 
     def is_cacheable(self, payload: Payload) -> bool:
-        """Say whether the same payload again may get the same answer (the table is in docs/api.md)."""
+        """Return whether an equal payload may get the same answer again (table in docs/api.md)."""
         return False
 
     def wanted_output(self, payload: Payload, identity: Identity, model: CatalogModel) -> int:
-        """Return the output of one answer: what is asked for, the tier's maximum, the model's context."""
+        """Return the output tokens of one answer: the least of the payload's, the tier's and the model's maximum."""
         most = min(identity.max_output_tokens, model.context_size)
         asked = self.asked_output(payload)
         return most if asked is None else min(asked, most)
 
     def bound(self, payload: Payload, identity: Identity, model: CatalogModel) -> Bound:
-        """Compute a true upper bound of a call, at the dearest price among the deployments that it may reach.
+        """Return an upper bound of a call, at the highest price among the deployments that may answer it.
 
-        The output is cut to what is left of a limit, but not below what providers take, where the request names no
-        maximum; one that does gets it whole or is refused. Raises InvalidRequest for a request so large that it can't
-        be reckoned exactly.
+        If the request names no maximum, a limit may shorten the output, but not below `least_output` for each answer.
+        Otherwise the request gets its maximum or is refused. Raises InvalidRequest for a request too large to compute
+        exactly.
         """
         prompt, answers, prices = self.prompt_bound(payload), self.answers(payload), model.dearest
         output = self.wanted_output(payload, identity, model) * answers
@@ -180,14 +180,14 @@ class Surface(ABC):
 
 
 def json_bytes(value: Any) -> int:
-    """Return the length of a value as JSON in UTF-8: no tokenizer makes more tokens of it than that."""
+    """Return the length of a value as JSON in UTF-8, an upper bound of its tokens for any tokenizer."""
     size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
     give_turn(size)
     return size
 
 
 def written_json(value: Any) -> bytes:
-    """Write a value as JSON in UTF-8. Half of a surrogate pair, whose other half comes later, goes as an escape."""
+    """Return a value as JSON in UTF-8; as ASCII with escapes if it contains half of a surrogate pair."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
@@ -195,23 +195,23 @@ def written_json(value: Any) -> bytes:
 
 
 def choices_in(body: Body) -> list[Body]:
-    """Return the choices of an answer or a chunk, leaving out what is none."""
+    """Return the choices of an answer or a chunk that are objects."""
     choices = body.get("choices")
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
 def are_finished(choices: Sequence[Body]) -> bool:
-    """Return whether each choice of an answer came to an end of its own (see FINISHED)."""
+    """Return whether there are choices and all are complete (see FINISHED)."""
     return bool(choices) and all(choice.get("finish_reason") in FINISHED for choice in choices)
 
 
 def is_count(value: Any) -> TypeGuard[int]:
-    """Say whether a value is a whole number from 0 on, and not a boolean."""
+    """Return whether a value is an integer from 0 to MOST_TOKENS, and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
 
 
 def read_openai_usage(usage: Any) -> Usage | None:
-    """Read usage as chat completions, completions and embeddings tell it."""
+    """Parse the usage of chat completions, completions and embeddings; None if it is invalid."""
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
@@ -221,7 +221,7 @@ def read_openai_usage(usage: Any) -> Usage | None:
 
 
 def read_response_usage(usage: Any) -> Usage | None:
-    """Read usage as responses tell it, under names of their own."""
+    """Parse the usage of responses, whose fields have other names; None if it is invalid."""
     if not isinstance(usage, dict):
         return None
     prompt, output = usage.get("input_tokens"), usage.get("output_tokens")
@@ -231,14 +231,14 @@ def read_response_usage(usage: Any) -> Usage | None:
 
 
 def is_of_one_answer(output_tokens: int, texts: Sequence[str]) -> bool:
-    """Say whether a provider's output tokens can't be those of all the answers that came: llama.cpp tells one's.
+    """Return whether a provider's output tokens cover one of several answers only, as llama.cpp reports them.
 
-    Its tokenizer is not ours. One that makes a fifth less of the texts, and a token less of each, is believed.
+    The provider's tokenizer may differ: a count lower by a fifth, and by a token for each text, is accepted.
     """
     return len(texts) > 1 and (count_tokens(texts, model="") - len(texts)) * 4 > output_tokens * 5
 
 
 def cached_tokens(details: Any, prompt: int) -> int:
-    """Read the cached tokens out of usage's details: at most the prompt's, 0 where none are told."""
+    """Return the cached tokens in the details of a usage: at most the prompt's, 0 if there are none."""
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     return min(cached, prompt) if is_count(cached) else 0

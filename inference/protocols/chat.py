@@ -1,4 +1,4 @@
-"""POST /chat/completions."""
+"""The protocol of POST /chat/completions."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from inference.protocols.content import (
 from inference.protocols.events import ChunkReader, chunk_reader
 from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
-#: What messages may be made of.
+#: The content parts that messages may have.
 PARTS = PartTypes(texts=frozenset({"text", "refusal"}), image="image_url")
-#: How a request may call the longest answer, the one that counts first.
+#: Names of the longest answer, in order of precedence.
 OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens")
-#: With these a request acts on the world, leaves something behind, or is somebody's own: its answer is not reused.
+#: Parameters of requests with effects outside, with stored data, or of one user: their answers are not cached.
 UNCACHEABLE = ("tools", "functions", "store", "user", "safety_identifier", "metadata", "prompt_cache_key", "audio")
 
 
@@ -48,7 +48,7 @@ class ChatSurface(Surface):
     path = "/chat/completions"
 
     def prompt_bound(self, payload: Payload) -> int:
-        """Reckon one token a byte of the request's JSON, images at the most that one can be, and overhead."""
+        """Return one token a byte of the request's JSON, plus IMAGE_TOKENS an image, plus overhead."""
         messages = payload["messages"]
         parts = len(messages) + len(payload.get("tools") or []) + len(payload.get("functions") or [])
         rest = {name: value for name, value in payload.items() if name != "messages"}
@@ -57,7 +57,7 @@ class ChatSurface(Surface):
         return REQUEST_OVERHEAD + PART_OVERHEAD * parts + size + IMAGE_TOKENS * images
 
     def asked_output(self, payload: Payload) -> int | None:
-        """Return max_completion_tokens, or max_tokens by its older name."""
+        """Return max_completion_tokens or, by its older name, max_tokens."""
         for name in OUTPUT_PARAMETERS:
             if payload.get(name) is not None:
                 return int(payload[name])
@@ -68,9 +68,9 @@ class ChatSurface(Surface):
         return int(payload.get("n") or 1)
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
-        """Set the maximum under the name that the deployment knows: one that it doesn't know would bound nothing.
+        """Set the maximum under the deployment's name: an unknown parameter would bound nothing.
 
-        Nothing is stored at the provider, whatever is asked.
+        `store` is always false, so that the provider stores nothing.
         """
         kept = {name: value for name, value in payload.items() if name not in OUTPUT_PARAMETERS}
         if "store" in kept:
@@ -78,12 +78,12 @@ class ChatSurface(Surface):
         return {**kept, parameter: tokens}
 
     def read_usage(self, body: Body) -> Usage | None:
-        """Read `usage`; None for one that is not of all answers."""
+        """Return the usage in `usage`; None if it does not cover all answers."""
         usage = read_openai_usage(body.get("usage"))
         return None if usage is not None and is_of_one_answer(usage.output_tokens, said_in(body)) else usage
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count the messages, what the model reads beside them, and the answers with a tokenizer."""
+        """Count the messages, the schemas, the images and the answers."""
         messages = payload["messages"]
         texts = chain(texts_in(without_images(messages)), schema_texts(payload))
         around = MESSAGE_TOKENS * len(messages) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(messages)
@@ -94,25 +94,25 @@ class ChatSurface(Surface):
         return (read_openai_usage(body.get("usage")) or counted).at_least(counted)
 
     def is_complete(self, body: Body) -> bool:
-        """Say whether there are choices."""
+        """Return whether there are choices, all of them objects."""
         choices = body.get("choices")
         return isinstance(choices, list) and bool(choices) and all(isinstance(choice, dict) for choice in choices)
 
     def is_finished(self, body: Body) -> bool:
-        """Return whether each choice says that it is."""
+        """Return whether each choice has a finish reason of a complete answer."""
         return are_finished(choices_in(body))
 
     def is_cacheable(self, payload: Payload) -> bool:
-        """Say whether the request is deterministic as far as it can be, and nobody's own."""
+        """Return whether the temperature is 0 and the request has no tools and no personal parameters."""
         return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
 
     def as_stream(self, payload: Payload) -> Body:
-        """Ask for a stream with usage at its end, whether the caller wants that or not."""
+        """Ask for a stream with the usage at its end, which the platform always needs."""
         options = {**(payload.get("stream_options") or {}), "include_usage": True}
         return {**payload, "stream": True, "stream_options": options}
 
     def reader(self, payload: Payload) -> ChunkReader:
-        """Follow chunks."""
+        """Return a reader of chunks."""
         return chunk_reader(payload, answers=self.answers(payload))
 
 
@@ -120,7 +120,7 @@ chat_surface = ChatSurface()
 
 
 def said_in(body: Body) -> list[str]:
-    """Return what the answers say, without what else a model wrote: some servers tell its thoughts twice."""
+    """Return the `content` of the answers, without reasoning, which some servers send twice."""
     messages = (choice.get("message") for choice in choices_in(body))
     return [
         text for message in messages if isinstance(message, dict) and isinstance(text := message.get("content"), str)
@@ -128,7 +128,7 @@ def said_in(body: Body) -> list[str]:
 
 
 def answer_text(body: Body) -> str:
-    """Return the text of the first choice. Raises ContentFiltered or UpstreamFailed where there is none to show."""
+    """Return the text of the first choice; raises ContentFiltered, or UpstreamFailed if it is aborted or empty."""
     choice = body["choices"][0]
     if choice.get("finish_reason") == "content_filter":
         raise ContentFiltered
@@ -142,7 +142,7 @@ def answer_text(body: Body) -> str:
 
 
 def refuse_unbounded(payload: Payload) -> None:
-    """Raise InvalidRequest for what a chat may hold and nobody can bound, or that lies at the provider."""
+    """Raise InvalidRequest for content whose tokens can't be bounded, or that is stored at the provider."""
     refuse_foreign_tools(payload.get("tools"), own=FUNCTIONS)
     for number, message in enumerate(payload["messages"]):
         PARTS.check(message.get("content"), param=f"messages[{number}].content")

@@ -1,9 +1,8 @@
-"""POST /completions and POST /embeddings: a prompt without messages.
+"""The protocols of POST /completions and POST /embeddings: a prompt without messages.
 
-The vectors of an embeddings answer: as many as inputs, in their order, in the form that was asked for.
-
-A form is a list of numbers, or little-endian float32 in base64. Providers give either, whatever was asked for; OpenAI's
-clients decode what they take for base64, and make other numbers of a list without any error.
+An embeddings answer has one vector for each input, in the order of the inputs, in the form that the request asks for: a
+list of numbers, or little-endian float32 in base64. Some providers ignore the requested form. OpenAI's clients would
+decode a list as if it were base64 and silently return wrong numbers, so the vectors are converted here.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from inference.protocols.chat import UNCACHEABLE
 from inference.protocols.events import ChunkReader, chunk_reader
 from inference.protocols.tokens import count_tokens
 
-#: OpenAI's own maximum where a completion names none.
+#: OpenAI's maximum for a completion that names none.
 DEFAULT_OUTPUT = 16
 
 
@@ -42,37 +41,37 @@ class CompletionSurface(Surface):
     path = "/completions"
 
     def prompt_bound(self, payload: Payload) -> int:
-        """Reckon one token a byte, for each prompt of a list. The suffix is read with each of them."""
+        """Return one token a byte of the request's JSON; the suffix counts once for each prompt."""
         more = len(_prompts(payload.get("prompt"))) - 1
         return REQUEST_OVERHEAD + json_bytes(payload) + more * json_bytes(payload.get("suffix") or "")
 
     def asked_output(self, payload: Payload) -> int | None:
-        """Return max_tokens, or what the provider takes for it: for none, vLLM generates a token all the same."""
+        """Return max_tokens or its default; at least 1, since vLLM generates a token even for 0."""
         asked = payload.get("max_tokens")
         return DEFAULT_OUTPUT if asked is None else max(1, int(asked))
 
     def answers(self, payload: Payload) -> int:
-        """Return how many are made: `n` or `best_of` of them for each prompt."""
+        """Return the number of answers generated: the higher of `n` and `best_of`, for each prompt."""
         return max(int(payload.get("n") or 1), int(payload.get("best_of") or 1)) * len(_prompts(payload.get("prompt")))
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
-        """Set max_tokens; 0 stays what it is."""
+        """Set max_tokens; 0 stays 0."""
         return {**payload, "max_tokens": 0 if _generates_nothing(payload) else tokens}
 
     def read_usage(self, body: Body) -> Usage | None:
-        """Read `usage`; None for one that is not of all answers."""
+        """Return the usage in `usage`; None if it does not cover all answers."""
         usage = read_openai_usage(body.get("usage"))
         return None if usage is not None and is_of_one_answer(usage.output_tokens, _texts(body)) else usage
 
     def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
-        """Believe a usage of prompts that are only echoed: its output is 0 beside texts."""
+        """Return the usage and its source. For prompts that are only echoed, an output of 0 beside texts is right."""
         told = read_openai_usage(body.get("usage"))
         if told is not None and told.input_tokens and _generates_nothing(payload):
             return told, "provider"
         return super().used(payload, body, model=model)
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count the prompts and the answers with a tokenizer; a prompt that is echoed was not generated."""
+        """Count the prompts and the answers, without the prompts echoed in them."""
         prompts, texts = _prompts(payload.get("prompt")), _texts(body)
         read, written = count_prompts(prompts, model=model), count_tokens(texts, model=model)
         echoed = read * len(texts) // len(prompts) if payload.get("echo") else 0
@@ -82,55 +81,55 @@ class CompletionSurface(Surface):
         return (read_openai_usage(body.get("usage")) or counted).at_least(counted)
 
     def is_complete(self, body: Body) -> bool:
-        """Say whether there are choices."""
+        """Return whether there are choices."""
         return isinstance(body.get("choices"), list) and bool(body["choices"])
 
     def is_finished(self, body: Body) -> bool:
-        """Return whether each choice says that it is."""
+        """Return whether each choice has a finish reason of a complete answer."""
         return are_finished(choices_in(body))
 
     def is_cacheable(self, payload: Payload) -> bool:
-        """Say whether the request is deterministic as far as it can be, and nobody's own."""
+        """Return whether the temperature is 0 and the request has no tools and no personal parameters."""
         return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
 
     def as_stream(self, payload: Payload) -> Body:
-        """Ask for a stream with usage at its end, whether the caller wants that or not."""
+        """Ask for a stream with the usage at its end, which the platform always needs."""
         options = {**(payload.get("stream_options") or {}), "include_usage": True}
         return {**payload, "stream": True, "stream_options": options}
 
     def reader(self, payload: Payload) -> ChunkReader:
-        """Follow chunks."""
+        """Return a reader of chunks."""
         return chunk_reader(payload, answers=1 if _generates_nothing(payload) else self.answers(payload))
 
 
 class EmbeddingSurface(Surface):
-    """Embeddings: no output tokens, and the same for the same input."""
+    """Embeddings: no output tokens, and equal vectors for equal inputs."""
 
     path = "/embeddings"
     kind = "embedding"
 
     def prompt_bound(self, payload: Payload) -> int:
-        """Reckon one token a byte of texts, or the tokens themselves, and whatever stands beside them."""
+        """Return one token a byte of the request's JSON."""
         return REQUEST_OVERHEAD + json_bytes(payload)
 
     def asked_output(self, payload: Payload) -> int | None:
-        """Return 0."""
+        """Return 0: embeddings have no output tokens."""
         return 0
 
     def read_usage(self, body: Body) -> Usage | None:
-        """Read `usage`."""
+        """Return the usage in `usage`."""
         return read_openai_usage(body.get("usage"))
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count the input with a tokenizer."""
+        """Count the input."""
         return Usage(count_prompts(_prompts(payload.get("input")), model=model), 0, 0)
 
     def is_complete(self, body: Body) -> bool:
-        """Say whether there are embeddings."""
+        """Return whether there are embeddings."""
         return isinstance(body.get("data"), list) and bool(body["data"])
 
     def is_finished(self, body: Body) -> bool:
-        """Return True: vectors are there or not."""
+        """Return True: an embeddings answer is never partial."""
         return True
 
     def answered(self, payload: Payload, body: Body) -> Body:
@@ -138,18 +137,18 @@ class EmbeddingSurface(Surface):
         return {**body, "data": fitted_data(body["data"], payload, inputs=len(_prompts(payload.get("input"))))}
 
     def shaping(self, payload: Payload) -> Payload:
-        """Leave out the form of the vectors: either can be made of the other."""
+        """Leave out the form of float32 vectors, since one form can be converted to the other."""
         if has_own_numbers(payload):
             return payload
         return {name: value for name, value in payload.items() if name != "encoding_format"}
 
     def is_cacheable(self, payload: Payload) -> bool:
-        """Say whether the request is nobody's own."""
+        """Return whether the request has no personal parameters."""
         return not any(payload.get(name) for name in UNCACHEABLE)
 
 
 def _generates_nothing(payload: Payload) -> bool:
-    """Say whether prompts are only to be echoed, to score them (`max_tokens: 0`)."""
+    """Return whether the prompts are only scored and nothing is generated (`max_tokens: 0`)."""
     return payload.get("max_tokens") == 0
 
 
@@ -158,7 +157,7 @@ def _texts(body: Body) -> list[str]:
 
 
 def count_prompts(prompts: list[Any], *, model: str) -> int:
-    """Count prompts that are texts or lists of tokens."""
+    """Count the tokens of prompts, each a text or a list of tokens."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     return count_tokens(texts, model=model) + sum(len(prompt) for prompt in prompts if isinstance(prompt, list))
 
@@ -174,20 +173,20 @@ completion_surface = CompletionSurface()
 embedding_surface = EmbeddingSurface()
 
 FLOAT_BYTES = 4
-#: Parameters of other servers by which numbers are something else than float32: the vectors are not looked into then.
+#: Parameters of other servers that choose numbers other than float32; such vectors are not converted.
 NUMBER_NAMES = ("output_dtype", "embedding_type", "embed_dtype", "endianness")
 FLOAT32 = (None, "float", "float32", "little")
 
 
 def has_own_numbers(payload: Mapping[str, Any]) -> bool:
-    """Return whether a payload asks for other numbers than float32."""
+    """Return whether a payload asks for numbers other than float32."""
     return any(payload.get(name) not in FLOAT32 for name in NUMBER_NAMES)
 
 
 def fitted_data(data: list[Any], payload: Mapping[str, Any], *, inputs: int) -> list[dict[str, Any]]:
     """Return an answer's `data` in the order of the inputs and in the form that the payload asks for.
 
-    Raises UnfitAnswer.
+    Raises UnfitAnswer for a wrong number, form or length of vectors.
     """
     asks_base64 = payload.get("encoding_format") == "base64"
     items, lengths = _in_order(data, inputs), set()
@@ -209,7 +208,7 @@ def fitted_data(data: list[Any], payload: Mapping[str, Any], *, inputs: int) -> 
 
 
 def _in_order(data: list[Any], inputs: int) -> list[dict[str, Any]]:
-    """Return the items by their index, or as they came where none has one. Raises UnfitAnswer."""
+    """Return the items sorted by index, or unchanged if none has one; raises UnfitAnswer for a wrong number or index."""
     if len(data) != inputs or not all(isinstance(item, dict) for item in data):
         raise UnfitAnswer("not one vector for each input")
     indexes = [item.get("index") for item in data]
@@ -221,7 +220,7 @@ def _in_order(data: list[Any], inputs: int) -> list[dict[str, Any]]:
 
 
 def _packed(vector: Any) -> bytes:
-    """Return a vector as little-endian float32. Raises UnfitAnswer for what is none, or not of finite numbers."""
+    """Return a vector as little-endian float32; raises UnfitAnswer if it is no vector of finite numbers."""
     try:
         if isinstance(vector, str):
             packed = base64.b64decode(vector, validate=True)
@@ -237,7 +236,7 @@ def _packed(vector: Any) -> bytes:
 
 
 def _written(vector: Any, packed: bytes, *, asks_base64: bool) -> str | list[float]:
-    """Return a vector in the form that was asked for; as it came where that is the one."""
+    """Return a vector in the requested form, unchanged if it has that form."""
     if asks_base64:
         return vector if isinstance(vector, str) else base64.b64encode(packed).decode()
     return vector if isinstance(vector, list) else list(_numbers(packed))

@@ -1,15 +1,14 @@
-"""What a message may hold: parts of a few known types, images by their data or from a public host.
+"""Checks of the content of requests: the parts of messages, the tools, and the input items of responses.
 
-All else is refused. Its tokens could not be bounded (pages of a file, minutes of sound), or it lies at the provider
-under the one secret that all accounts share, or the provider would fetch it from where the caller may not look.
+Messages may contain parts of a few known types, and images as data or from a public host. All other content is refused:
+its tokens can't be bounded (pages of a file, minutes of audio), it is stored at the provider under the one secret that
+all accounts share, or the provider would fetch it from a place that the caller may not read.
 
-The tools that a request may hold: those that the caller runs.
+Only tools that the caller runs are accepted. The provider bills the tools that it runs (searches, code, images, other
+servers), and their cost can't be bounded beforehand.
 
-What the provider runs (searches, code, images, other servers), it bills as well, and nobody can bound that beforehand.
-
-What the input of a response may be made of: messages, reasoning, and calls of the caller's tools with their outputs.
-
-All else is refused: what the provider ran, and what would be looked up there by its id.
+The input of a response may contain messages, reasoning, and calls of the caller's tools with their outputs. Output of
+the provider's tools and references to stored items are refused.
 """
 
 from __future__ import annotations
@@ -26,46 +25,46 @@ from django.conf import settings
 from core.errors import InvalidRequest
 from inference.protocols.base import PART_OVERHEAD, Body, Payload
 
-#: The most that an image can be, in tokens: OpenAI's dearest reckoning of one at high detail is below it.
+#: Most tokens of an image: above OpenAI's highest count of one at high detail.
 IMAGE_TOKENS = 50_000
-#: What one is reckoned as where nobody says: OpenAI's reckoning of a large one at high detail (85 + 6 tiles of 170).
+#: Estimated tokens of an image: OpenAI's count of a large one at high detail (85 + 6 tiles of 170).
 IMAGE_ESTIMATE = 1105
-#: What a model reads beside what was said: what it may call, and the form of its answer.
+#: Parameters that the model reads besides the messages: its tools, and the form of its answer.
 SCHEMAS = ("tools", "functions", "response_format", "text")
 DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp|gif|bmp|heic|heif|avif);base64,", re.IGNORECASE)
-#: A host as public names are written. A last label that begins with a digit makes an address of it (URL standard).
+#: A public host name. A name whose last label begins with a digit is an IP address (URL standard).
 PUBLIC_HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]\.?\Z", re.IGNORECASE)
-#: What no public name ends in (RFC 6761, 6762, 7686, 8375 and 9476, and what networks at home and at work use).
+#: Last labels of names that are not public (RFC 6761, 6762, 7686, 8375 and 9476, and names used in private networks).
 PRIVATE_SUFFIXES = (
     "localhost", "local", "internal", "intranet", "private", "lan", "home", "corp", "arpa", "test", "invalid",
     "example", "onion", "alt", "svc", "consul",
 )  # fmt: skip
 PRINTABLE = re.compile(r"[\x21-\x5b\x5d-\x7e]+\Z")
 LONGEST_URL = 8192
-#: Where servers look for media or references, besides the parts that are known here.
+#: Fields that servers read media or references from, besides the known content parts.
 MEDIA = frozenset(
     (
         "audio", "audio_url", "documents", "file", "file_data", "file_id", "file_url", "files", "image",
         "image_embeds", "image_url", "images", "input_audio", "video", "video_url", "videos",
     )
 )  # fmt: skip
-#: What an image part is called: in chat completions, in responses, and as the output of a computer.
+#: Types of image parts: in chat completions, in responses, and in a computer's output.
 IMAGE_TYPES = ("image_url", "input_image", "computer_screenshot")
-#: The fields that hold parts: of a message, and of what a tool gave back (a computer's is one part by itself).
+#: Fields that hold parts: of a message, and of a tool's output (a computer's output is a single part).
 CONTENT = ("content", "output")
-#: Names that are looked at here. Servers in Go and .NET take `Content` for `content`.
+#: Names of fields checked here. Servers in Go and .NET read `Content` as `content`.
 LOOKED_AT = MEDIA | {*CONTENT, "type", "role", "summary", "text", "url", "tools", "environment", "execution"}
 
 
 @dataclass(frozen=True, slots=True)
 class PartTypes:
-    """The parts that an endpoint's messages may hold: which of them are texts, and which is an image."""
+    """The types of content parts that an endpoint accepts: those of texts, and that of images (empty: none)."""
 
     texts: frozenset[str]
     image: str
 
     def check(self, content: Any, *, param: str) -> None:
-        """Raise InvalidRequest for content that is neither a text nor a list of these parts."""
+        """Raise InvalidRequest for content that is neither a text nor a list of accepted parts."""
         if content is None or isinstance(content, str):
             return
         if not isinstance(content, list):
@@ -75,7 +74,7 @@ class PartTypes:
             self.check_part(part, param=f"{param}[{number}]")
 
     def check_part(self, part: Any, *, param: str) -> None:
-        """Raise InvalidRequest for what is none of these parts, or holds what it must not."""
+        """Raise InvalidRequest for a part of another type, or with content that is not accepted."""
         kind = part.get("type") if isinstance(part, dict) else None
         kinds = (*sorted(self.texts), self.image) if self.image else (*sorted(self.texts),)
         if kind not in kinds:
@@ -90,7 +89,7 @@ class PartTypes:
 
 
 def refuse_media(value: dict[str, Any], *, param: str, besides: str = "") -> None:
-    """Raise InvalidRequest for media or references beside the content parts that are checked."""
+    """Raise InvalidRequest for media or references in a field other than `besides`."""
     refuse_misspelt(value, param=param)
     for name in sorted(MEDIA & value.keys()):
         if name != besides and value[name]:
@@ -99,7 +98,7 @@ def refuse_media(value: dict[str, Any], *, param: str, besides: str = "") -> Non
 
 
 def refuse_misspelt(value: dict[str, Any], *, param: str) -> None:
-    """Raise InvalidRequest for a name that some servers take for one that is looked at here."""
+    """Raise InvalidRequest for a misspelt name that some servers accept as one of the fields checked here."""
     for name in value:
         if name not in LOOKED_AT and name.casefold() in LOOKED_AT:
             text = f"Unknown parameter: '{param}.{name[:100]}'. Did you mean '{name.casefold()}'?"
@@ -107,13 +106,13 @@ def refuse_misspelt(value: dict[str, Any], *, param: str) -> None:
 
 
 def url_of(part: dict[str, Any]) -> Any:
-    """Return the URL of an image part: in an object in chat completions, by itself in responses."""
+    """Return the URL of an image part, which is in an object in chat completions and a text in responses."""
     holder = part.get("image_url")
     return holder.get("url") if isinstance(holder, dict) else holder
 
 
 def check_image_url(url: Any, *, param: str) -> None:
-    """Raise InvalidRequest for an image that is neither `data:` nor, where IMAGE_URLS allows them, at a public host."""
+    """Raise InvalidRequest unless an image is a data: URL or, if IMAGE_URLS allows it, at a public host."""
     if is_data_url(url) or (settings.IMAGE_URLS == "https" and is_public_url(url)):
         return
     kinds = "a data: URL of an image in base64" + (
@@ -123,14 +122,14 @@ def check_image_url(url: Any, *, param: str) -> None:
 
 
 def is_data_url(url: Any) -> bool:
-    """Say whether a value holds an image itself."""
+    """Return whether a value is a data: URL of an image."""
     return isinstance(url, str) and DATA_URL.match(url) is not None
 
 
 def is_public_url(url: Any) -> bool:
-    """Say whether a value is an https: URL whose host is a public name, as all readers of URLs understand it.
+    """Return whether a value is an https: URL whose host is a public name for every URL parser.
 
-    The name is not resolved: it is the provider that fetches, from its own network.
+    The name is not resolved: the provider fetches the URL, from its own network.
     """
     if not isinstance(url, str) or len(url) > LONGEST_URL or not PRINTABLE.match(url):
         return False
@@ -150,9 +149,9 @@ def image_count(messages: Any) -> int:
 
 
 def without_images(messages: list[Any]) -> list[Any]:
-    """Return messages whose images, which are reckoned by number, have no URL any more.
+    """Return messages without the URLs of their images, which are counted by number instead.
 
-    Only a URL goes, of an image in a list of content; whatever else stands around it counts as text.
+    Everything else in an image part still counts as text.
     """
     return [
         {name: _without_urls(value) if name in CONTENT else value for name, value in message.items()}
@@ -163,7 +162,7 @@ def without_images(messages: list[Any]) -> list[Any]:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Yield every text in a structure of messages; leave out the images first."""
+    """Yield every text in messages; images must be removed first."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -176,7 +175,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def schema_texts(payload: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the JSON of what a model reads beside the messages."""
+    """Yield the JSON of the parameters that the model reads besides the messages."""
     for name in SCHEMAS:
         if payload.get(name):
             yield json.dumps(payload[name], ensure_ascii=False, separators=(",", ":"))
@@ -201,24 +200,24 @@ def _without_url(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_image(part: Any) -> bool:
-    """Say whether a part is an image that check_image_url may have passed: of anything else the bytes count."""
+    """Return whether a part is an image that check_image_url may have accepted; any other part is counted by bytes."""
     if not isinstance(part, dict) or part.get("type") not in IMAGE_TYPES:
         return False
     url = url_of(part)
     return is_data_url(url) or is_public_url(url)
 
 
-#: Tools that the caller describes whole.
+#: Tools whose whole description the caller sends.
 FUNCTIONS = ("function", "custom")
-#: Tools of responses that the caller runs, but whose description the provider writes into the prompt.
+#: Tools of responses that the caller runs and whose description the provider adds to the prompt.
 BUILT_IN = ("local_shell", "shell", "apply_patch", "tool_search", "computer", "computer_use_preview")
 RESPONSE_TOOLS = (*FUNCTIONS, "namespace", *BUILT_IN)
-#: The most tokens that a provider's description of one can be: the longest known, of a computer, is below 1,500.
+#: Most tokens of such a description; the longest known, of a computer, has fewer than 1,500.
 BUILT_IN_TOKENS = 5_000
 
 
 def refuse_foreign_tools(tools: Any, *, own: Collection[str], param: str = "tools") -> None:
-    """Raise InvalidRequest for a list of tools with one that is none of `own`, or that the provider would run."""
+    """Raise InvalidRequest for a tool whose type is not in `own`, or that the provider would run."""
     if tools is None:
         return
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -230,7 +229,7 @@ def refuse_foreign_tools(tools: Any, *, own: Collection[str], param: str = "tool
 
 
 def refuse_foreign_environment(environment: Any, *, param: str) -> None:
-    """Raise InvalidRequest for a shell's environment other than a local one: a container is the provider's."""
+    """Raise InvalidRequest for a shell's environment that is not local: containers run at the provider."""
     kind = environment.get("type") if isinstance(environment, dict) else None
     if kind != "local":
         text = f"Invalid value for '{param}.type': 'local' is supported here, which the caller runs."
@@ -239,14 +238,14 @@ def refuse_foreign_environment(environment: Any, *, param: str) -> None:
 
 
 def refuse_foreign_execution(execution: Any, *, param: str) -> None:
-    """Raise InvalidRequest for a search of tools that is run by another than the client."""
+    """Raise InvalidRequest for a tool search that the client does not run."""
     if execution != "client":
         text = f"Invalid value for '{param}': 'client' is supported here, so that the caller runs the search."
         raise InvalidRequest(text, param=param, code="invalid_value")
 
 
 def tools_in(tools: Any) -> Iterator[Body]:
-    """Yield the tools of a list that was checked, and those inside of namespaces."""
+    """Yield the tools of a checked list, and those inside its namespaces."""
     for tool in tools or ():
         yield tool
         if tool.get("type") == "namespace":
@@ -254,7 +253,7 @@ def tools_in(tools: Any) -> Iterator[Body]:
 
 
 def tool_overhead(tool: Body) -> int:
-    """Return the most tokens that a provider's template adds around a tool, or writes for it."""
+    """Return the most tokens that a provider adds for a tool: its template's, and its own description."""
     return PART_OVERHEAD + (BUILT_IN_TOKENS if tool.get("type") in BUILT_IN else 0)
 
 
@@ -274,10 +273,10 @@ def _check_tool(tool: Body, *, own: Collection[str], param: str) -> None:
 
 
 class FieldCheck(Protocol):
-    """A check of an item's field, None where it has none; raises InvalidRequest."""
+    """A check of an item's field, whose value is None if absent; raises InvalidRequest."""
 
     def __call__(self, value: Any, /, *, param: str) -> None:
-        """Check the value that the input holds at `param`."""
+        """Check the value at `param` of the request."""
 
 
 def _check_text(value: Any, *, param: str) -> None:
@@ -287,7 +286,7 @@ def _check_text(value: Any, *, param: str) -> None:
 
 
 def _check_captures(value: Any, *, param: str) -> None:
-    """Accept what commands wrote: objects of texts, none of which is a content part."""
+    """Accept the output of commands: objects of texts that are no content parts."""
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
         raise InvalidRequest(
             f"Invalid type for '{param}': expected an array of objects.", param=param, code="invalid_type"
@@ -299,12 +298,12 @@ def _check_captures(value: Any, *, param: str) -> None:
             raise InvalidRequest(f"Unknown parameter: '{at}'.", param=at, code="unknown_parameter")
 
 
-#: Parts of messages, of what tools gave back, and of reasoning, which comes whole and not by its id.
+#: Parts of messages and tool outputs, of agents' messages, of reasoning (sent whole, not by its id), and of computers.
 _PARTS = PartTypes(texts=frozenset({"input_text", "output_text", "refusal"}), image="input_image")
 _AGENT_PARTS = PartTypes(texts=frozenset({"input_text", "encrypted_content"}), image="")
 _REASONING = PartTypes(texts=frozenset({"reasoning_text", "summary_text"}), image="")
 _SCREENSHOT = PartTypes(texts=frozenset(), image="computer_screenshot")
-#: The items, and how each of their fields is checked that may hold content. Those of all items are in `_check_item`.
+#: The accepted items, with a check for each field that may hold content. `_check_item` has the checks for all items.
 ITEMS: Mapping[str, Mapping[str, FieldCheck]] = {
     "message": {"content": _PARTS.check},
     "agent_message": {"content": _AGENT_PARTS.check},
@@ -326,12 +325,12 @@ ITEMS: Mapping[str, Mapping[str, FieldCheck]] = {
     "computer_call_output": {"output": _SCREENSHOT.check_part},
     "configuration_update": {},
 }
-#: All that may be updated in the middle of a conversation: the other settings are checked as parameters.
+#: Fields of an update in the middle of a conversation. Other settings must be parameters, which are checked.
 _UPDATED = frozenset({"type", "id", "reasoning", "text"})
 
 
 def refuse_items(payload: Payload) -> None:
-    """Raise InvalidRequest for what an input may hold and nobody can bound, or that lies at the provider."""
+    """Raise InvalidRequest for an input whose tokens can't be bounded, or that is stored at the provider."""
     refuse_foreign_tools(payload.get("tools"), own=RESPONSE_TOOLS)
     items = payload.get("input")
     for number, item in enumerate(items if isinstance(items, list) else ()):
@@ -339,9 +338,9 @@ def refuse_items(payload: Payload) -> None:
 
 
 def _check_item(item: Body, *, param: str) -> None:
-    """Raise InvalidRequest for an item that is none of ITEMS, or for what it must not hold.
+    """Raise InvalidRequest for an item whose type is not in ITEMS, or with content that is not accepted.
 
-    Without a type it is a message, or, without a role too, a reference to what the provider keeps.
+    An item without a type is a message if it has a role, and otherwise a reference to an item stored at the provider.
     """
     kind = item.get("type", "message" if "role" in item else "item_reference")
     if not isinstance(kind, str) or kind not in ITEMS:

@@ -1,7 +1,7 @@
-"""Server-sent events of a provider's stream: relayed as bytes, and looked into only where something may be in them.
+"""Readers of a provider's event stream, which relay events as bytes and parse only those that matter.
 
-A chunk of text passes through untouched, whole events at a time. Parsed are the few events that hold usage, an error or
-the end; and all of them, once, when the stream broke off and somebody has to know what it said until then.
+Chunks of text pass unchanged, as whole events. Only the few events with usage, an error or the end are parsed. If the
+stream breaks off, all its events are parsed once to estimate its usage.
 """
 
 from __future__ import annotations
@@ -43,37 +43,37 @@ from inference.protocols.sse import (
     refuse_garbage,
 )
 
-#: How an event ends that holds a whole object; one that ends otherwise is looked into.
+#: End of an event that holds a whole object; an event with another end is parsed.
 END_OF_OBJECT = b"}" + END_OF_EVENT
-#: What chunks carry where usage was asked for and isn't there yet.
+#: The empty usage of chunks before the one with the usage.
 NO_USAGE = re.compile(rb',\s*"usage":\s*null')
-#: How the choices of a chunk begin, where there are any.
+#: The beginning of a chunk's choices that are not empty.
 CHOICE = re.compile(rb'"choices":\s*\[\s*\{')
-#: What some servers end with that told a usage before.
+#: The last usage of some servers, which sent the real one before.
 NOTHING = Usage(0, 0, 0)
-#: Texts of a delta that no model wrote.
+#: Fields of a delta that the model did not write.
 LABELS = ("role", "id", "type")
-#: Bytes of events that are parsed before others get their turn: some milliseconds.
+#: Bytes of events to parse before other greenlets run; takes some milliseconds.
 TURN = 256 * 1024
 
 
 class EventReader(ABC):
-    """Follows one stream: what of it is forwarded, what it used, whether it came to its end.
+    """Reads one stream: returns the bytes to forward, and notes the usage, an error and the end.
 
-    It is over with its end (`is_done`), or with an error of the provider's (`error`), of which nothing is forwarded.
-    What follows the end is ignored; what follows an error is looked into only for the usage, which may come with it.
+    The stream is over at its end (`is_done`) or at a provider's error (`error`), which is not forwarded. Events after
+    the end are ignored; events after an error are only searched for the usage.
     """
 
-    #: Bytes without which an event needs no look.
+    #: Bytes of events that must be parsed.
     signs: tuple[bytes, ...] = (b'"usage"', b'"error"', DONE)
-    #: How events begin that need no look either.
+    #: Beginning of events that need no parsing; an event with another beginning is parsed.
     start: bytes = b"data:"
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self.is_done = False
         self.error: ProviderError | None = None
-        #: Whether the usage came without a piece of the answer, and whether more of that was generated since.
+        #: Whether the usage came in a chunk without choices, and whether more output followed it.
         self._usage_stands_alone = True
         self._usage_is_early = False
         self._buffer = EventBuffer()
@@ -82,10 +82,11 @@ class EventReader(ABC):
         self._postponed: ApiError | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes as they came, and return those to be forwarded: whole events. Raises BrokenStream.
+        """Process received bytes and return the whole events to forward.
 
-        An answer that is none to its endpoint raises what it means there, once all before it was returned. A line ends
-        by CR, LF or both (HTML standard, section 9.2.6); what is forwarded ends its lines by LF.
+        Raises BrokenStream, or the ApiError of an answer that the endpoint can't use; the next call raises it if there
+        is something to forward first. Lines may end with CR, LF or both (HTML standard, section 9.2.6); forwarded
+        lines end with LF.
         """
         if self._postponed is not None:
             raise self._postponed
@@ -93,9 +94,9 @@ class EventReader(ABC):
         return self._forward(events) if events else b""
 
     def pass_on(self, data: bytes) -> bytes:
-        """Take bytes that are whole events in which nothing is to be seen, and return what is forwarded of them.
+        """Process bytes that are whole events without signs, and return what to forward.
 
-        Any other bytes are not taken, and nothing is returned.
+        Any other bytes are left for `feed`, and nothing is returned.
         """
         if not self._buffer.is_empty or self.is_over or b"\r" in data or not data.endswith(END_OF_OBJECT):
             return b""
@@ -108,31 +109,31 @@ class EventReader(ABC):
         return events
 
     def finish(self) -> bytes:
-        """Take the stream's end, which may stand for that of the last event, and return what is to be forwarded."""
+        """Process the end of the stream, which may also end the last event, and return what to forward."""
         return self.feed(self._buffer.end())
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of what comes now is forwarded any more."""
+        """Whether further events are not forwarded."""
         return self.is_done or self.error is not None
 
     @property
     def needs_no_more(self) -> bool:
-        """Whether all is known of a stream that the provider ended with an error."""
+        """Whether the stream ended with an error whose usage is known."""
         return self.error is not None and self.usage is not None
 
     @property
     def is_free(self) -> bool:
-        """Whether the provider has said that it failed, without any usage and before it had generated anything."""
+        """Whether the provider reported an error without usage, before it generated anything."""
         return self.error is not None and self.usage is None and not self.has_generated()
 
     @property
     def text(self) -> bytes:
-        """Every event that came until it was over, without what is on no account forwarded."""
+        """Every event received until the stream was over, without the parts that are never forwarded."""
         return b"".join(self._kept)
 
     def events(self) -> Iterator[Body]:
-        """Parse every event that came until now, and let others have their turn in between."""
+        """Parse every event received so far; other greenlets run in between."""
         parsed = 0
         for events in self._kept:
             parsed += len(events)
@@ -142,12 +143,12 @@ class EventReader(ABC):
             yield from parse_events(events)
 
     def billed_usage(self, estimate: Callable[[Body], Usage]) -> tuple[Usage, str]:
-        """Return what the stream used, and where that is known from: "provider" or "estimated".
+        """Return the usage of the stream and its source: "provider" or "estimated".
 
-        A provider is believed about all that came: at the stream's end, or by a usage that stands alone after the last
-        piece. One that it told earlier, or tells with every piece, lacks what was generated since, and one that is not
-        of all answers lacks the others: then each figure is the higher one of its own and of an estimate, which
-        `estimate` makes of the body. A figure of 0 is the estimate's.
+        The provider's usage is final if the stream has ended, or if it came in a chunk without choices and no output
+        followed. A usage that is not final, or that does not cover all answers, is too low: then each figure is the
+        higher one of the provider's and the estimate that `estimate` makes from the body. A final figure of 0 is
+        replaced by the estimate's.
         """
         told = self.usage
         is_last = not self._usage_is_early and (self.is_done or self._usage_stands_alone)
@@ -161,27 +162,27 @@ class EventReader(ABC):
         return used, "provider" if used == told else "estimated"
 
     def lacks_answers(self, told: Usage) -> bool:
-        """Say whether the provider's usage is not of all answers that came."""
+        """Return whether the provider's usage does not cover all answers."""
         return False
 
     @abstractmethod
     def has_generated(self) -> bool:
-        """Return whether a piece of an answer came."""
+        """Return whether any output was received."""
 
     @abstractmethod
     def body(self) -> Body:
-        """Put what came until now together, as the answer would have been without a stream; for estimates."""
+        """Return the output received so far as a non-streamed body, for estimates."""
 
     @abstractmethod
     def look(self, event: Body) -> bool:
-        """Look into an event with a sign in it; say whether to forward it. Raises BrokenStream."""
+        """Process a parsed event and return whether to forward it; raises BrokenStream."""
 
     @abstractmethod
     def take_done(self) -> bool:
-        """Take the event `[DONE]`; say whether to forward it. Raises BrokenStream."""
+        """Process the event `[DONE]` and return whether to forward it; raises BrokenStream."""
 
     def _forward(self, events: bytes) -> bytes:
-        """Relay events in which nothing is to be seen, and that look whole, as they are; go through others singly."""
+        """Return events without signs unchanged, and process all others one by one."""
         stripped = self._stripped(events)
         if not self.is_over and self._is_plain(stripped):
             self._keep(stripped)
@@ -200,7 +201,7 @@ class EventReader(ABC):
         return bytes(forwarded)
 
     def _relay_or_ignore(self, event: bytes) -> bytes:
-        """Return what is forwarded of one event, and keep it; of one that comes when it is over, nothing."""
+        """Return the bytes to forward of one event and keep the event; nothing if the stream is over."""
         if self.is_over:
             self._look_for_usage(event)
             return b""
@@ -210,7 +211,7 @@ class EventReader(ABC):
         return forwarded
 
     def _look_for_usage(self, event: bytes) -> None:
-        """Look into what follows an error: its usage may come in an event of its own, or with the failed response."""
+        """Search an event after an error for the usage, which may come alone or in the failed response."""
         data = event_data(event)
         if self.error is None or not data or data == DONE:
             return
@@ -223,7 +224,7 @@ class EventReader(ABC):
                 self._take_usage(read_openai_usage(body.get("usage")))
 
     def _keep(self, events: bytes) -> None:
-        """Keep events for the cache, and to count what they say; raises BrokenStream where they become too many."""
+        """Keep events for the cache and for estimates; raises BrokenStream beyond MAX_ANSWER_BYTES."""
         self._size += len(events)
         if self._size > settings.MAX_ANSWER_BYTES:
             raise BrokenStream("too large an answer")
@@ -234,12 +235,12 @@ class EventReader(ABC):
         self._take_usage(error.usage)
 
     def _take_usage(self, usage: Usage | None) -> None:
-        """Take the usage of a stream that failed, which is of all that came."""
+        """Note the usage of a failed stream, which covers all its output."""
         if usage is not None and usage != NOTHING:
             self.usage, self._usage_is_early, self._usage_stands_alone = usage, False, True
 
     def _stripped(self, events: bytes) -> bytes:
-        """Leave out of events what is on no account forwarded."""
+        """Return events without the parts that are never forwarded."""
         return events
 
     def _is_plain(self, events: bytes) -> bool:
@@ -248,7 +249,7 @@ class EventReader(ABC):
         return are_whole and events.count(END_OF_EVENT + self.start) == number - 1 and not self._is_signed(events)
 
     def _is_signed(self, events: bytes) -> bool:
-        """Say whether something may be in events; after the usage, whether more is generated is looked for in each."""
+        """Return whether events must be parsed. After the usage all are, to notice further output."""
         if self.usage is not None and not self._usage_is_early:
             return True
         for sign in self.signs:  # noqa: SIM110  (any() takes twice as long, for each chunk)
@@ -257,7 +258,7 @@ class EventReader(ABC):
         return False
 
     def _relay(self, event: bytes) -> bytes:
-        """Return what is forwarded of one event. Raises BrokenStream."""
+        """Return the bytes to forward of one event; raises BrokenStream."""
         return event + END_OF_EVENT if self._passes(event) else b""
 
     def _passes(self, event: bytes) -> bool:
@@ -278,9 +279,9 @@ class EventReader(ABC):
 
 
 class ChunkReader(EventReader):
-    """Chunks of chat completions and completions, which end with `[DONE]`.
+    """Reads chunks of chat completions and completions, which end with `[DONE]`.
 
-    The usage that was asked for on the platform's own account is not forwarded unless the caller asked for it too.
+    The platform always asks for the usage; it is forwarded only if the caller asked for it too.
     """
 
     def __init__(self, *, forwards_usage: bool, answers: int = 1) -> None:
@@ -289,7 +290,7 @@ class ChunkReader(EventReader):
         self._answers = answers
 
     def look(self, event: Body) -> bool:
-        """Take the usage; drop the chunk that holds nothing else, unless the caller asked for it."""
+        """Note the usage. A chunk without choices that holds it is forwarded only if the caller asked for it."""
         usage = self._told_in(event)
         if usage is not None:
             self.usage, self._usage_is_early, self._usage_stands_alone = usage, False, not event.get("choices")
@@ -298,34 +299,34 @@ class ChunkReader(EventReader):
         return self._forwards_usage or bool(event.get("choices")) or event.get("usage") is None
 
     def _told_in(self, event: Body) -> Usage | None:
-        """Return the usage that an event tells: Moonshot's is in the only choice. 0/0 is none after another."""
+        """Return the usage in an event or, as Moonshot sends it, in its only choice; 0/0 after another is ignored."""
         choices = choices_in(event) if self._answers == 1 else []
         found = (read_openai_usage(holder.get("usage")) for holder in (event, *choices))
         usage = next(filter(None, found), None)
         return None if usage == NOTHING and self.usage is not None else usage
 
     def _relay(self, event: bytes) -> bytes:
-        """Take the usage out of an event for a caller who did not ask for it."""
+        """Return the bytes to forward, without the usage unless the caller asked for it."""
         relayed = super()._relay(event)
         return relayed if self._forwards_usage or b'"usage"' not in relayed else without_usage(event)
 
     def take_done(self) -> bool:
-        """Take it for the end; raises BrokenStream where there was no choice before it."""
+        """Note the end; raises BrokenStream if no choice came before it."""
         self.is_done = True
         if not any(CHOICE.search(events) for events in self._kept):
             raise BrokenStream("no choices")
         return True
 
     def has_generated(self) -> bool:
-        """Return whether a piece of an answer came."""
+        """Return whether any output was received."""
         return any(_generates(chunk) for _, chunk in self._chunks())
 
     def _stripped(self, events: bytes) -> bytes:
-        """Take the empty usage out of chunks: with it in each of them, each would have to be parsed."""
+        """Return chunks without the empty usage, which would cause each to be parsed."""
         return events if self._forwards_usage else NO_USAGE.sub(b"", events)
 
     def lacks_answers(self, told: Usage) -> bool:
-        """Count what several answers say; a single one is not looked into."""
+        """Return whether the usage does not cover all of several answers; a single answer is not counted."""
         if self._answers == 1:
             return False
         texts: defaultdict[int, list[str]] = defaultdict(list)
@@ -336,29 +337,29 @@ class ChunkReader(EventReader):
         return is_of_one_answer(told.output_tokens, ["".join(pieces) for pieces in texts.values()])
 
     def body(self) -> Body:
-        """Join the pieces of each choice."""
+        """Return the choices, each joined from its pieces."""
         choices: defaultdict[int, _Choice] = defaultdict(_Choice)
         for index, chunk in self._chunks():
             choices[index].add(chunk)
         return {"choices": [choices[index].joined() for index in sorted(choices)]}
 
     def _chunks(self) -> Iterator[tuple[int, Body]]:
-        """Yield every piece of a choice with the choice's number."""
+        """Yield every piece of a choice with the choice's index."""
         for event in self.events():
             for chunk in choices_in(event):
                 yield (chunk["index"] if is_count(chunk.get("index")) else 0), chunk
 
 
 def chunk_reader(payload: Payload, *, answers: int) -> ChunkReader:
-    """Make what follows the chunks that a payload asks for, of so many answers."""
+    """Return a reader of the chunks that a payload asks for, with a number of answers."""
     options = payload.get("stream_options") or {}
     return ChunkReader(forwards_usage=bool(options.get("include_usage")), answers=answers)
 
 
 class ResponseReader(EventReader):
-    """Events of responses, which end with one that holds the whole response.
+    """Reads the events of a response, the last of which holds the whole response.
 
-    Some gateways send `[DONE]` as well (vLLM's and LiteLLM's): OpenAI doesn't, and it is not forwarded.
+    Some gateways (vLLM's and LiteLLM's) also send `[DONE]`, unlike OpenAI; it is not forwarded.
     """
 
     signs = (
@@ -376,7 +377,7 @@ class ResponseReader(EventReader):
         self._whole: Body = {}
 
     def look(self, event: Body) -> bool:
-        """Take the usage at the end."""
+        """Note the end and the usage in it."""
         if event.get("type") in ("response.completed", "response.incomplete"):
             self.is_done = True
             response = event.get("response")
@@ -385,21 +386,21 @@ class ResponseReader(EventReader):
         return True
 
     def take_done(self) -> bool:
-        """Leave it out: the end is another event."""
+        """Return False: the end is another event."""
         return False
 
     def has_generated(self) -> bool:
-        """Return whether a piece of an answer came."""
+        """Return whether any output was received."""
         return bool(_output_in(self.events()))
 
     def body(self) -> Body:
-        """Put the items together, of those that did not come to their end the pieces of text; tell how it ended."""
+        """Return the output items, the text pieces of unfinished ones, and the status of the response."""
         ended: Body = {name: self._whole[name] for name in ("status", "incomplete_details") if name in self._whole}
         return {"output": _output_in(self.events()), **ended}
 
 
 def _output_in(events: Iterator[Body]) -> list[Body]:
-    """Return the output that the events of a response tell. A call of a tool may come in one piece, without deltas."""
+    """Return the output items in the events of a response. A tool call may come in one piece, without deltas."""
     whole: dict[str, Body] = {}
     pieces: defaultdict[str, list[str]] = defaultdict(list)
     for event in events:
@@ -413,7 +414,7 @@ def _output_in(events: Iterator[Body]) -> list[Body]:
 
 
 def without_usage(event: bytes) -> bytes:
-    """Return an event whose JSON tells no usage: not at its top, in a choice, or in another object there (Groq's)."""
+    """Return an event without usage at its top level, in a choice, or in another object there (as Groq sends it)."""
     body = parse_data(event_data(event))
     holders = [body, *choices_in(body), *(value for value in body.values() if isinstance(value, dict))]
     if not any("usage" in holder for holder in holders):
@@ -425,7 +426,7 @@ def without_usage(event: bytes) -> bytes:
 
 
 class _Choice:
-    """The pieces of one choice: text, and of a delta its reasoning and tool arguments too, since all of it counts."""
+    """The pieces of one choice: its text, and all of its deltas, since reasoning and tool arguments count too."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -433,7 +434,7 @@ class _Choice:
         self._finish_reason: Any = None
 
     def add(self, chunk: Body) -> None:
-        """Take a chunk of the choice."""
+        """Add a chunk of the choice."""
         text = chunk.get("text")
         if isinstance(text, str):
             self._texts.append(text)
@@ -441,18 +442,18 @@ class _Choice:
         self._finish_reason = chunk.get("finish_reason") or self._finish_reason
 
     def joined(self) -> Body:
-        """Put the pieces together, as an answer without a stream has them."""
+        """Return the choice as in a non-streamed answer."""
         content, text = "".join(self._deltas), "".join(self._texts)
         return {"message": {"content": content}, "text": text, "finish_reason": self._finish_reason}
 
 
 def _generates(choice: Body) -> bool:
-    """Say whether a chunk's choice brings more text."""
+    """Return whether a chunk's choice contains output."""
     return bool(choice.get("text")) or any(_generated(choice.get("delta")))
 
 
 def _generated(value: Any, name: str = "") -> Iterator[str]:
-    """Yield every text in a delta, wherever a provider puts it, apart from its labels."""
+    """Yield every text in a delta, under whatever name, except its LABELS."""
     if isinstance(value, str):
         if name not in LABELS:
             yield value

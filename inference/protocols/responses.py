@@ -1,4 +1,4 @@
-"""POST /responses."""
+"""The protocol of POST /responses."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from inference.protocols.content import (
 from inference.protocols.events import ResponseReader
 from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
-#: What no model wrote of an output item, beside its type and id.
+#: Fields of an output item that the model did not write, besides its type and id.
 LABELS = {"role": None, "status": None, "call_id": None, "encrypted_content": None}
-#: Characters of encrypted reasoning for a token of it: base64 of about 4.5 characters of text.
+#: Characters of encrypted reasoning a token: base64 of about 4.5 characters of text.
 ENCRYPTED = 6
 
 
 class ResponseSurface(Surface):
-    """Responses, without what the provider would keep."""
+    """Responses, without anything that the provider would store."""
 
     path = "/responses"
     least_output = 16
 
     def prompt_bound(self, payload: Payload) -> int:
-        """Reckon one token a byte of the request's JSON, images at the most that one can be, and overhead."""
+        """Return one token a byte of the request's JSON, plus IMAGE_TOKENS an image, plus overhead."""
         items = _items(payload.get("input"))
         rest = {name: value for name, value in payload.items() if name != "input"}
         images = image_count(items)
@@ -56,15 +56,15 @@ class ResponseSurface(Surface):
         return None if asked is None else int(asked)
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
-        """Set the maximum, and keep the provider from storing anything."""
+        """Set the maximum, and forbid the provider to store anything."""
         return {**payload, "max_output_tokens": tokens, "store": False}
 
     def read_usage(self, body: Body) -> Usage | None:
-        """Read `usage`."""
+        """Return the usage in `usage`."""
         return read_response_usage(body.get("usage"))
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count the input, what the model reads beside it, and the output with a tokenizer."""
+        """Count the input, the schemas, the images and the output."""
         given = _items(payload.get("input"))
         items = [*map(_without_tools, without_images(given)), payload.get("instructions")]
         texts = chain(texts_in(items), schema_texts({**payload, "tools": _tools(payload)}))
@@ -76,31 +76,31 @@ class ResponseSurface(Surface):
         return Usage(prompt, 0, written + hidden)
 
     def is_complete(self, body: Body) -> bool:
-        """Say whether there is an output."""
+        """Return whether there is an output and the response has not failed."""
         return isinstance(body.get("output"), list) and body.get("status") != "failed"
 
     def is_finished(self, body: Body) -> bool:
-        """Return whether it is completed, or cut at the longest output that was asked for."""
+        """Return whether the response is completed, or ended at its maximum of output tokens."""
         details = body.get("incomplete_details")
         is_cut = isinstance(details, dict) and details.get("reason") == "max_output_tokens"
         return body.get("status") == "completed" or (body.get("status") == "incomplete" and is_cut)
 
     def is_cacheable(self, payload: Payload) -> bool:
-        """Say whether the request is deterministic as far as it can be, and nobody's own."""
+        """Return whether the temperature is 0 and the request has no tools and no personal parameters."""
         is_own = any(payload.get(name) for name in UNCACHEABLE) or bool(_tools(payload))
         return payload.get("temperature") == 0 and not is_own
 
     def as_stream(self, payload: Payload) -> Body:
-        """Ask for a stream; its last event holds the usage."""
+        """Ask for a stream, whose last event holds the usage."""
         return {**payload, "stream": True}
 
     def opens_stream(self, event: Body) -> bool:
-        """Say whether it is an event of a response that has not failed at once."""
+        """Return whether the event belongs to a response and is not its failure."""
         kind = event.get("type")
         return isinstance(kind, str) and kind.startswith("response.") and kind != "response.failed"
 
     def reader(self, payload: Payload) -> ResponseReader:
-        """Follow the events of a response."""
+        """Return a reader of the events of a response."""
         return ResponseReader()
 
 
@@ -108,7 +108,7 @@ response_surface = ResponseSurface()
 
 
 def _tools(payload: Payload) -> list[Body]:
-    """Return all tools that a request brings: beside its input, and in the items of that."""
+    """Return all tools of a request: those beside its input, and those in the items of its input."""
     items = (item for item in _items(payload.get("input")) if isinstance(item, dict))
     return [tool for holder in (payload, *items) for tool in holder.get("tools") or ()]
 

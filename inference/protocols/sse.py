@@ -1,6 +1,6 @@
-"""Server-sent events as bytes (HTML standard, section 9.2): where one ends, what it holds, and what is none.
+"""Parsing of server-sent events (HTML standard, section 9.2), and of errors that providers send with status 200.
 
-An error that a provider sends inside an answer of status 200: as a body, as an event, or as a failed response.
+Such an error comes as a body, as an event, or as a failed response.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from inference.protocols.base import Body, Usage, choices_in, read_openai_usage,
 
 END_OF_EVENT = b"\n\n"
 DONE = b"[DONE]"
-#: How the lines of an event begin (HTML standard, section 9.2.6); the first is a comment's.
+#: Beginnings of an event's lines (HTML standard, section 9.2.6); the first is that of a comment.
 FIELDS = (b":", b"data", b"event", b"id", b"retry")
-#: How an event says that it is an error whatever its data are.
+#: The name of an event that is an error whatever its data are.
 ERROR = re.compile(rb"^event: ?error$", re.MULTILINE)
-#: The most that may wait for the end of its event.
+#: Most bytes of one event.
 LONGEST_EVENT = 16 * 1024 * 1024
 
 
 class BrokenStream(Exception):
-    """The provider sent no events in the middle of a stream; its text is not ours to pass on.
+    """The provider's stream contains something that is no event. The text of the exception must not be passed on.
 
-    `before` is what came with it and is to be forwarded first.
+    `before` is the valid part received with it, to be forwarded first.
     """
 
     before: bytes = b""
 
 
 class EventBuffer:
-    """Bytes of a stream that wait for the end of their event, whose lines end by LF from here on.
+    """Collects bytes of a stream into whole events, and ends their lines with LF.
 
-    It takes as long as it has bytes: each is looked at once, however many pieces an event comes in.
+    Takes linear time: each byte is searched once, however many pieces an event comes in.
     """
 
     def __init__(self) -> None:
@@ -42,16 +42,16 @@ class EventBuffer:
 
     @property
     def rest(self) -> bytes:
-        """What waits for the end of its event."""
+        """The bytes of the unfinished event."""
         return bytes(self._waiting)
 
     @property
     def is_empty(self) -> bool:
-        """Whether the last event came to its end."""
+        """Whether there is no unfinished event."""
         return not self._waiting
 
     def add(self, data: bytes) -> bytes:
-        """Take bytes as they came, and return those that are whole events now. Raises BrokenStream for one too long."""
+        """Add received bytes and return the whole events; raises BrokenStream if one is longer than LONGEST_EVENT."""
         waiting = self._waiting
         if waiting.endswith(b"\r"):
             data = b"\r" + data
@@ -72,20 +72,20 @@ class EventBuffer:
         return events
 
     def end(self) -> bytes:
-        """Take the stream's end for that of the last event, and return that event; nothing if there is none."""
+        """Return the unfinished event, which ends with the stream; empty if there is none."""
         last = self.rest.rstrip(b"\r\n")
         self._waiting.clear()
         return last + END_OF_EVENT if last else b""
 
 
 def _with_lf(data: bytes) -> bytes:
-    """End lines by LF alone; a CR at the very end waits for what follows it."""
+    """End lines with LF alone; keep a CR at the end, since an LF may follow it."""
     last = b"\r" if data.endswith(b"\r") else b""
     return data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
 
 
 def parse_events(text: bytes) -> Iterator[Body]:
-    """Parse the events of a stream, leaving out its end and what is no JSON object."""
+    """Yield the JSON objects in the events of a stream; leave out `[DONE]` and all other data."""
     for event in text.split(END_OF_EVENT):
         data = event_data(event)
         if data and data != DONE:
@@ -96,10 +96,10 @@ def parse_events(text: bytes) -> Iterator[Body]:
 
 
 def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> bytes:
-    """Read until the first event is there that holds data, and return what came from there on.
+    """Read up to the first event with data, and return the bytes received from its beginning on.
 
-    Comments, which providers send while they work, are no answer yet. Raises ProviderError where that event is an error
-    or all of the body is one, BrokenStream where the stream ends before, or the event is none that `opens` it.
+    Comments before it, which some providers send while they work, are skipped. Raises ProviderError if that event or
+    the whole body is an error, BrokenStream if the stream ends before or `opens` rejects the event.
     """
     buffer = EventBuffer()
     for piece in pieces:
@@ -113,7 +113,7 @@ def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> byte
 
 
 def _opening_in(events: bytes, opens: Callable[[Body], bool]) -> bytes:
-    """Return events from the first on that holds data; nothing if none does. Raises what _is_opening raises."""
+    """Return the events from the first one with data on; empty if none has data. Raises the errors of _is_opening."""
     at = 0
     while (end := events.find(END_OF_EVENT, at)) >= 0:
         if _is_opening(events[at:end], opens):
@@ -123,7 +123,7 @@ def _opening_in(events: bytes, opens: Callable[[Body], bool]) -> bytes:
 
 
 def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
-    """Say whether an event holds data. Raises ProviderError or BrokenStream if that is not what opens the stream."""
+    """Return whether an event has data; raises ProviderError or BrokenStream if it can't open the stream."""
     is_json, is_named_error = event.lstrip().startswith(b"{"), ERROR.search(event) is not None
     data = event if is_json else event_data(event)
     if not data and not is_named_error:
@@ -139,7 +139,7 @@ def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
 
 
 def refuse_garbage(event: bytes) -> None:
-    """Raise BrokenStream for lines that are neither fields nor comments: a page of a proxy, say."""
+    """Raise BrokenStream for lines that are neither fields nor comments, such as a proxy's HTML page."""
     if not all(line.startswith(FIELDS) for line in event.split(b"\n") if line):
         raise BrokenStream("no event")
 
@@ -151,7 +151,10 @@ def event_data(event: bytes) -> bytes:
 
 
 def parse_data(data: bytes, *, is_error: bool = False) -> Body:
-    """Parse an event's data as a JSON object. Raises BrokenStream; those of an error may be anything."""
+    """Parse an event's data as a JSON object.
+
+    For other data, raises BrokenStream, or returns an empty object if the event is an error.
+    """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -164,10 +167,10 @@ def parse_data(data: bytes, *, is_error: bool = False) -> Body:
 
 
 class ProviderError(Exception):
-    """What a provider said instead of an answer, or in the middle of one.
+    """An error that a provider sent instead of an answer, or in the middle of one.
 
     `fields` is its error object (code, param, type, and a message that must not be passed on), `response` the failed
-    response that it is part of, empty where there is none. `usage` is what the call used; None where nobody knows, or
+    response that contains it (empty if there is none). `usage` is the usage of the call; None if it is unknown or
     nothing was generated.
     """
 
@@ -180,7 +183,7 @@ class ProviderError(Exception):
 
 
 def find_error(body: Body, *, is_named: bool = False) -> ProviderError | None:
-    """Return the error that a body or an event's data are, or None. `is_named`: the event's name says so already."""
+    """Return the error in a body or an event's data; None if there is none. `is_named`: the event is named an error."""
     response = body.get("response") if body.get("type") == "response.failed" else body
     if not isinstance(response, dict):
         response = {}
@@ -198,5 +201,5 @@ def find_error(body: Body, *, is_named: bool = False) -> ProviderError | None:
 
 
 def _error_of_a_choice(body: Body) -> Any:
-    """Return the error that one of several answers ended with: OpenRouter tells it there."""
+    """Return the first error in a choice, where OpenRouter puts it."""
     return next(filter(None, (choice.get("error") for choice in choices_in(body))), None)
