@@ -208,7 +208,7 @@ def fitted_data(data: list[Any], payload: Mapping[str, Any], *, inputs: int) -> 
 
 
 def _in_order(data: list[Any], inputs: int) -> list[dict[str, Any]]:
-    """Return the items sorted by index, or unchanged if none has one; raises UnfitAnswer for a wrong number or index."""
+    """Return the items sorted by index, or unchanged if none has one; raises UnfitAnswer for wrong indexes."""
     if len(data) != inputs or not all(isinstance(item, dict) for item in data):
         raise UnfitAnswer("not one vector for each input")
     indexes = [item.get("index") for item in data]

@@ -1,9 +1,8 @@
-"""One call to one deployment, through the `openai` SDK over a connection pool that the process shares.
+"""One call to one deployment, with the `openai` SDK's requests and errors, over the process's connection pool.
 
-The SDK makes address and headers of a call once for each endpoint of a deployment, and the exception of every answer
-that is an error. In between, a call goes over the pool directly: the SDK's own way there costs as much CPU as all the
-rest of a request (bench/hot_path.py). Nothing is retried here, because a retry has to fit the caller's deadline and
-reservation (see routing).
+The SDK builds the URL and the headers once for each endpoint of a deployment, and the exception of each error answer.
+The call itself goes over the pool directly, because the SDK's HTTP client costs as much CPU as the rest of a request
+(bench/hot_path.py). Nothing is retried here: a retry must fit the caller's deadline and reservation (see routing).
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ from inference.upstream.transport import Abort, Body, PooledTransport, abortable
 if TYPE_CHECKING:
     import openai
 
-#: Headers of a prepared call that are not kept: they are the connection's or the body's, or ask for compression.
+#: Headers of a prepared call that are dropped: they belong to the connection or the body, or ask for compression.
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
 KEPT_ENDPOINTS = 1000
-#: Of a deployment, with Azure's versions of a day.
+#: Paths under a deployment's URL for Azure's dated API versions.
 DEPLOYMENT_PATHS = frozenset({"/chat/completions", "/completions", "/embeddings"})
-#: Of every request: between servers compression costs more time than it saves, and a stream must not wait for it.
+#: Header of every request: compression costs more time than it saves between servers, and it delays streams.
 UNCOMPRESSED = {"accept-encoding": "identity"}
-#: Of an error's body no more is read, and for no longer (seconds): its status says what counts.
+#: Most bytes read of an error's body, and most seconds to read it: the status is what matters.
 LARGEST_ERROR, ERROR_SECONDS = 64 * 1024, 2.0
 
 
 def read_object(content: bytes) -> dict[str, Any]:
-    """Parse a provider's JSON object; a lone surrogate in it, which is no text, becomes U+FFFD.
+    """Parse a provider's JSON object; a lone surrogate in it becomes U+FFFD.
 
-    Raises ValueError for anything else, RecursionError for what is nested too deep.
+    Raises ValueError for anything else, RecursionError for too deep nesting.
     """
     answer = parse_strictly(content)
     if not isinstance(answer, dict):
@@ -60,10 +59,10 @@ def read_object(content: bytes) -> dict[str, Any]:
 
 
 class UpstreamStream:
-    """An open stream of one deployment: what came with its first event, then the bytes that follow as they come.
+    """An open stream of one deployment: the bytes up to its first event in `first`, further bytes by iteration.
 
-    `opens` says of that event whether it is one of the endpoint. `close` may be called from another thread or greenlet,
-    and ends a read that is under way.
+    `opens` returns whether the first event belongs to the endpoint. `close` may be called from another thread or
+    greenlet, and ends a read in progress.
     """
 
     def __init__(self, response: httpx2.Response, route: Route, opens: Callable[[dict[str, Any]], bool]) -> None:
@@ -72,7 +71,7 @@ class UpstreamStream:
         self._response = response
         self._reads = iter(_body_of(response))
         try:
-            self.first = read_opening(self._reads, opens)  # whatever Content-Type says: servers say all sorts of it
+            self.first = read_opening(self._reads, opens)  # regardless of Content-Type, which servers often set wrong
         except BrokenStream as error:
             self.close()
             raise ValueError(str(error)) from error
@@ -81,7 +80,7 @@ class UpstreamStream:
             raise
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield bytes after the first as they come. Raises AttemptFailed when the stream breaks off."""
+        """Yield the bytes after `first` as they arrive; raises AttemptFailed if the stream breaks off."""
         try:
             yield from self._reads
         except failures() as error:
@@ -89,11 +88,11 @@ class UpstreamStream:
                 raise failed_attempt(error, route=self.route.name) from error
 
     def hand_to(self, takes: Callable[[bytes], bool]) -> None:
-        """Let `takes` have what comes next before it is yielded: see inference.upstream.chunked.ChunkedReading."""
+        """Offer further bytes to `takes` before they are yielded: see inference.upstream.chunked.ChunkedReading."""
         _body_of(self._response).hand_to(takes)
 
     def close(self) -> None:
-        """Close the connection, or give it back to its pool if the stream came to its end."""
+        """Close the connection, or return it to its pool if the stream has ended."""
         self._is_closed = True
         self._response.close()
 
@@ -115,7 +114,7 @@ def _written(body: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """Where a call goes, and with which headers."""
+    """The method, URL and headers of an endpoint's calls."""
 
     method: str
     url: str
@@ -123,7 +122,7 @@ class _Prepared:
 
 
 class Client:
-    """Keeps the SDK's clients, one an address and secret, all over one connection pool."""
+    """Makes calls to providers. Keeps one SDK client for each address and secret, and shares the connection pools."""
 
     def __init__(self) -> None:
         self._transports = {is_guarded: PooledTransport(is_guarded=is_guarded) for is_guarded in (False, True)}
@@ -134,9 +133,9 @@ class Client:
     def call(
         self, route: Route, path: str, payload: Mapping[str, Any], *, seconds: float, abort: Abort | None = None
     ) -> dict[str, Any]:
-        """Post a body and wait for all of the answer, `seconds` at most; `abort` may end the wait.
+        """Post a body and return the whole answer, within `seconds`; `abort` may end the wait.
 
-        `payload` is without `model`, `path` begins with a slash. Raises AttemptFailed.
+        `payload` has no `model`; `path` begins with a slash. Raises AttemptFailed.
         """
         body = {**payload, "model": route.upstream_name}
         try:
@@ -157,11 +156,11 @@ class Client:
         idle_seconds: float | None = None,
         abort: Abort | None = None,
     ) -> UpstreamStream:
-        """Post a body and return the stream of its answer as soon as its first event is there.
+        """Post a body and return the stream of its answer once its first event has arrived.
 
-        That may take `seconds`, the next bytes `idle_seconds` each (None: as long as it is, until somebody closes the
-        stream); `abort` may end the wait for it. Raises AttemptFailed, also for an answer that is no stream of events,
-        an empty one, or one whose first event is none that `opens` a stream of this endpoint.
+        `seconds` limits the time to the first event, `idle_seconds` each read after it (None: no limit); `abort` may
+        end the wait for the first event. Raises AttemptFailed, also for an empty answer, for one that is no stream of
+        events, and if `opens` rejects the first event.
         """
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
         try:
@@ -175,20 +174,20 @@ class Client:
             raise failed_attempt(error, route=route.name, hidden=hidden_texts(route)) from error
 
     def reaches(self, route: Route, seconds: float) -> bool:
-        """Say whether a connection to the route's address can be made; nothing is sent."""
+        """Return whether a connection to the route's address can be made; no request is sent."""
         return self._transports[route.is_guarded].reaches(route.base_url, seconds)
 
     def is_reachable(self, route: Route, *, seconds: float) -> bool:
-        """Ask for the provider's list of models, and say whether it came. Failures are logged like any call's."""
+        """Return whether the provider lists its models. Failures are logged like those of any call."""
         return self.trouble(route, seconds=seconds) is None
 
     def trouble(self, route: Route, *, seconds: float) -> str | None:
-        """Ask for the provider's list of models; None if it came, or the kind of failure, such as `http 401`."""
+        """Ask the provider for its models and return the cause of a failure, such as `http 401`; None if it answers."""
         failure = self.list_models(route, seconds=seconds)
         return failure.cause if failure is not None else None
 
     def list_models(self, route: Route, *, seconds: float) -> AttemptFailed | None:
-        """Ask for the provider's list of models; None if it came, or what its failure means of a call."""
+        """Ask the provider for its models and return the failure, judged as that of a call; None if it answers."""
         try:
             self._list(route, seconds)
         except failures() as error:
@@ -196,7 +195,7 @@ class Client:
         return None
 
     def models(self, route: Route, *, seconds: float) -> list[dict[str, Any]]:
-        """Return the provider's list of models, each as it describes it; an empty one if none came."""
+        """Return the provider's models as it describes them; empty if the request fails."""
         try:
             found = read_object(self._list(route, seconds)).get("data")
         except failures() as error:
@@ -211,9 +210,9 @@ class Client:
     def _open(
         self, route: Route, path: str, seconds: float, body: dict[str, Any] | None = None, **headers: str
     ) -> httpx2.Response:
-        """Post a body (None: get) over the pool, and return the answer while it comes in.
+        """Post a body (None: get) over the pool, and return the response once its headers have arrived.
 
-        Raises the SDK's exception for an answer that is an error.
+        Raises the SDK's exception for an error answer.
         """
         prepared = self._prepared(route, path, "post" if body is not None else "get")
         response = self._transports[route.is_guarded].open(
@@ -229,7 +228,7 @@ class Client:
         raise self._error(route, response)
 
     def _error(self, route: Route, response: httpx2.Response) -> openai.APIStatusError:
-        """Make the exception that the SDK raises for an answer that is an error, whatever can be read of its body."""
+        """Return the SDK's exception for an error answer, with as much of its body as can be read."""
         content = b""
         with suppress(TimeoutError), _deadline(ERROR_SECONDS):
             content = _body_of(response).read_until(LARGEST_ERROR)
@@ -238,7 +237,7 @@ class Client:
         return self._client(route)._make_status_error_from_response(read)
 
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
-        """Return address and headers of an endpoint as the SDK makes them, and again when anything in them changes."""
+        """Return the URL and the headers of an endpoint as the SDK builds them, cached until something in them changes."""
         key = (method, route.base_url, _path(route, path), _secret(route), route.api_version, *_headers(route).items())
         prepared = self._endpoints.get(key)
         if prepared is None:
@@ -252,10 +251,10 @@ class Client:
         return prepared
 
     def _options(self, route: Route) -> Any:
-        """Make the SDK's options of a call: headers, and what Azure wants in its own way."""
+        """Return the SDK's options of a call: the headers, and Azure's version and authentication."""
         options: dict[str, Any] = {"headers": _headers(route)}
         if route.is_azure:
-            if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API knows no days
+            if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API has no dated versions
                 options["params"] = {"api-version": route.api_version}
             options["headers"] |= {"api-key": _secret(route), "Authorization": sdk().Omit()}
         return options
@@ -270,7 +269,7 @@ class Client:
 
     def _connect(self, base_url: str, secret: str, is_guarded: bool) -> openai.OpenAI:
         http = httpx2.Client(transport=httpx2.BaseTransport(), trust_env=False)  # the SDK itself sends nothing
-        # It insists on a secret; a provider without one ignores the header.
+        # The SDK requires a secret; a provider without one ignores the header.
         made: openai.OpenAI = sdk().OpenAI(base_url=base_url, api_key=secret or "none", http_client=http, max_retries=0)
         return made
 
@@ -280,7 +279,7 @@ client = Client()
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Bound a whole call, however its bytes trickle in; needs gevent (other servers have the socket's timeouts)."""
+    """Limit the duration of a whole call. Only under gevent: other servers have the socket's timeouts alone."""
     from gevent import Timeout, monkey
 
     if not monkey.is_module_patched("socket"):
@@ -291,7 +290,7 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 
 def hidden_texts(route: Route) -> list[str]:
-    """List what a caller must not read in a provider's message: its secrets and its host."""
+    """Return texts that callers must not see in a provider's message: its secrets and its host."""
     return [_secret(route), *_headers(route).values(), urlsplit(route.base_url).hostname or ""]
 
 
@@ -300,10 +299,10 @@ def _secret(route: Route) -> str:
 
 
 def _path(route: Route, path: str) -> str:
-    """Return where a call goes below the base URL.
+    """Return the path of a call below the base URL.
 
-    Azure has paths of a deployment for what it had at first, whose model the path names, and others for all models of a
-    resource, whose model the body names (openai.lib.azure). Its v1 API has OpenAI's own paths.
+    Azure's older endpoints have paths for each deployment, which name the model; for its other endpoints the body names
+    it (openai.lib.azure). Azure's v1 API has OpenAI's paths.
     """
     if not route.is_azure or _is_azure_v1_url(route):
         return path
@@ -321,12 +320,12 @@ def _is_azure_v1_url(route: Route) -> bool:
 
 
 def _is_dated(version: str) -> bool:
-    """Say whether a version is one of a day, such as 2024-10-21; those of the v1 API are `v1` and `preview`."""
+    """Return whether an API version is a date, such as 2024-10-21; those of the v1 API are `v1` and `preview`."""
     return version[:1].isdigit()
 
 
 def _headers(route: Route) -> dict[str, str]:
-    """Read the extra headers of a provider; a value `$NAME_API_KEY` comes from the environment, or is left out."""
+    """Return a provider's extra headers; a value `$NAME_API_KEY` is read from the environment, left out if empty."""
     resolved = {
         name: os.environ.get(text[1:], "") if text.startswith("$") else text for name, text in route.extra_headers
     }

@@ -1,16 +1,8 @@
-"""What a failed call to a provider means: to the caller, to the bill, and for what may be tried next.
+"""Failed calls to providers: the caller's error, the bill, and whether a retry or a fallback may follow.
 
-What providers' error codes mean: whose fault it is, and the status that an error without one stands for.
-
-What of a provider's message about a caller's own parameters may be passed on: one line, without where it comes from.
-
-Such a text may name hosts, URLs, paths, keys and organisations. What looks like one is left out; rather too much than
-too little.
-
-What a provider's failure means to the caller (DESIGN.md, section 5), and what may follow it.
-
-No text, address or secret of the provider reaches the caller, apart from what it says about the caller's own parameters
-(inference.upstream.errors). The log gets status and error code, not the text: it may quote the prompt.
+No text, address or secret of a provider reaches the caller, except one line of its message about the caller's own
+parameters. That line may name hosts, URLs, paths, keys and organisations; anything that looks like one is removed,
+rather too much than too little. The log gets the status and the error code but not the text, which may quote the prompt.
 """
 
 from __future__ import annotations
@@ -41,10 +33,10 @@ if TYPE_CHECKING:
 class Verdict:
     """What may follow a failure.
 
-    `may_be_billed`: the provider may have worked on the call. `goes_elsewhere`: another deployment may be asked.
-    `returns`: the same one may be asked again after a pause. `is_down`: the provider itself failed, as its breaker
-    counts it; `is_unreached`: no connection could be made, which puts its address aside; `is_empty`: the operator's
-    credit there is used up. `retry_after`: seconds that the provider asked for.
+    `may_be_billed`: the provider may have worked on the call. `goes_elsewhere`: another deployment may be tried.
+    `returns`: the same deployment may be tried again after a pause. `is_down`: the provider itself failed, which its
+    breaker counts. `is_unreached`: no connection could be made, which ejects its address. `is_empty`: the operator's
+    credit at the provider is used up. `retry_after`: seconds that the provider asked to wait.
     """
 
     may_be_billed: bool
@@ -56,14 +48,14 @@ class Verdict:
     retry_after: float = 0.0
 
 
-#: A provider said no to this very request: so would any other.
+#: The provider rejected the request itself, as any other would.
 REJECTED = Verdict(may_be_billed=False, goes_elsewhere=False, returns=False, is_down=False)
 
 
 class AttemptFailed(Exception):
     """One call to one deployment failed: the caller's error, and what may follow.
 
-    `usage` is what it used, where the provider says so (`usage_source` "provider") or what came was counted.
+    `usage` is None if unknown; `usage_source` is "provider" if the provider reported it, "estimated" if it was counted.
     """
 
     def __init__(
@@ -80,35 +72,35 @@ class AttemptFailed(Exception):
         self.verdict = verdict
         self.usage = usage
         self.usage_source = usage_source
-        #: What happened, for operators, in words without any of the provider's.
+        #: The cause for operators, without any of the provider's text.
         self.cause = cause or error.error_code
 
     @property
     def tokens(self) -> int | None:
-        """The tokens that it used; None where nobody knows."""
+        """The tokens that the attempt used; None if unknown."""
         if self.usage is not None:
             return self.usage.input_tokens + self.usage.output_tokens
         return None if self.verdict.may_be_billed else 0
 
 
 class Deadline:
-    """A moment until which a call has to be done, however many attempts it takes."""
+    """The time by which a call must be finished, over all its attempts."""
 
     def __init__(self, seconds: float) -> None:
         self.ends = time.monotonic() + seconds
 
     @property
     def left(self) -> float:
-        """Seconds left, at least a millisecond: a timeout of 0 would mean none to some libraries."""
+        """Seconds left, at least a millisecond: some libraries read a timeout of 0 as none."""
         return max(0.001, self.ends - time.monotonic())
 
     @property
     def is_over(self) -> bool:
-        """Say whether the time is up."""
+        """Return whether the deadline has passed."""
         return time.monotonic() >= self.ends
 
 
-#: The caller's fault: the request is wrong, or too long, and any other deployment would say the same.
+#: Error codes of a faulty or too long request, which any other deployment would refuse too.
 CALLERS_CODES = frozenset(
     (
         "array_above_max_length", "array_below_min_length", "bio_policy", "content_filter", "content_policy_violation",
@@ -123,7 +115,7 @@ CALLERS_CODES = frozenset(
         "unsupported_parameter", "unsupported_value",
     )
 )  # fmt: skip
-#: The operator's credit there is used up: the code or the type of an error, beside the status 402.
+#: Codes or types of the error that the operator's credit is used up, which status 402 means too.
 CREDIT_CODES = frozenset(
     {
         "billing_hard_limit_reached",
@@ -133,7 +125,7 @@ CREDIT_CODES = frozenset(
         "insufficient_quota",
     }
 )
-#: The operator's affair with the provider, by the status that they come with: callers don't see these codes.
+#: Codes of problems between the operator and the provider, with their statuses; callers don't see these codes.
 OPERATORS_CODES = {
     **dict.fromkeys(CREDIT_CODES, 429),
     "access_terminated": 403,
@@ -143,14 +135,14 @@ OPERATORS_CODES = {
     "model_not_found": 404,
     "unsupported_country_region_territory": 403,
 }
-#: What a provider says by a type alone when the request is wrong: OpenAI's word, and vLLM's.
+#: Error types of a faulty request without a code: OpenAI's and vLLM's.
 CALLERS_TYPES = ("invalid_request_error", "BadRequestError")
 
 
 def status_of(error: Mapping[str, Any]) -> int:
-    """Return the status that an error object stands for which came in an answer of status 200; 500 where none is seen.
+    """Return the status that an error object in an answer of status 200 stands for; 500 if unknown.
 
-    Some providers' `code` is that status itself.
+    Some providers put the status in `code`.
     """
     code = str(error.get("code"))
     if code in CALLERS_CODES:
@@ -164,14 +156,14 @@ def status_of(error: Mapping[str, Any]) -> int:
     return 400 if error.get("type") in CALLERS_TYPES else 500
 
 
-#: Characters that are passed on, and that are read.
+#: Most characters of a message that are passed on, and that are read.
 LONGEST, MOST_READ = 300, 1000
 GAP = "[...]"
-#: No word, and a search for what it may be takes the longer the longer it is.
+#: A run of characters too long for a word; removed first, because the search below slows down with its length.
 TOO_LONG = re.compile(r"\S{80,}")
-#: A literal of fewer characters stands in too many texts by chance.
+#: Shortest hidden text that is removed; a shorter one appears in too many texts by chance.
 SHORTEST_SECRET = 4
-#: Endings of names of hosts. Without them a parameter such as `text.format` would be taken for one.
+#: Last labels of host names. Without this list, a parameter such as `text.format` would match.
 TOP_LEVEL = (
     "ai app arpa biz br ca ch cloud cn co com corp de dev edu es eu example fr gov home host in info internal intranet "
     "invalid io jp kr lan local localdomain net nl online org pl private pro ru se sg site svc tech test tw uk us xyz"
@@ -200,15 +192,15 @@ LEFT_OUT = re.compile(
 
 
 def passable(message: object, hidden: Iterable[str]) -> str:
-    """Return the first line of a provider's message without what must not be passed on; empty where nothing is left.
+    """Return the first line of a provider's message without private details; empty if nothing is left.
 
-    `hidden` are texts that are not to be seen whatever they look like, such as the provider's secret.
+    `hidden` are texts to remove whatever they look like, such as the provider's secret.
     """
     if not isinstance(message, str) or "Traceback" in message:
         return ""
     line = next((line for line in message[:MOST_READ].splitlines() if line.strip()), "")
     if len(line) >= MOST_READ:
-        line = line.rpartition(" ")[0]  # half a secret does not look like one
+        line = line.rpartition(" ")[0]  # the last word may be half a secret, which would not be recognized
     line = " ".join("".join(each for each in line if each == "\t" or unicodedata.category(each)[0] != "C").split())
     for text in sorted(hidden, key=len, reverse=True):
         if len(text) >= SHORTEST_SECRET:
@@ -219,46 +211,46 @@ def passable(message: object, hidden: Iterable[str]) -> str:
     return line if len(line) <= LONGEST else line[: LONGEST - 1].rstrip() + "…"
 
 
-#: What may pass of a provider's `code` and `param`: names, not sentences.
+#: Values of a provider's `code` and `param` that are passed on: names, not sentences.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,50}\Z")
-#: A gateway between gave the model up, which may have worked on, and is billed: 504, and Cloudflare's own.
+#: Statuses of a gateway that timed out (504, and Cloudflare's 524). The model may have gone on, and is billed.
 GATEWAY_TIMEOUTS = (504, 524)
-#: A provider that has no capacity now: 503, and what Anthropic says instead.
+#: Statuses of a provider without capacity: 503, and Anthropic's 529.
 OVERLOADED = (503, 529)
 REJECTION = "The model provider rejected the request."
 CREDIT_USED_UP = "the credit is used up"
 DEFAULT_RETRY_AFTER = 5
-#: Seconds, or milliseconds, as headers name them.
+#: Seconds or milliseconds in a header.
 NUMBER = re.compile(r"\d{1,10}(?:\.\d+)?")
 
 #: The provider was never reached.
 UNREACHED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=True, is_unreached=True)
-#: It was reached, and broke off or answered nonsense: it may have worked, and bill it; once is enough there.
+#: The provider broke off or sent an invalid answer. It may have worked and bill it, so it is not tried again.
 BROKEN = Verdict(may_be_billed=True, goes_elsewhere=True, returns=False, is_down=True)
-#: It took longer than the call may take: there is no time for another.
+#: The provider took longer than the call's deadline, so no time is left for another attempt.
 TIMED_OUT = Verdict(may_be_billed=True, goes_elsewhere=False, returns=False, is_down=True)
-#: It said that it failed, or is busy.
+#: The provider reported a failure.
 FAILED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=True)
-#: It answered, but not to this question: the question may be to blame, as for a vector of another length than it has.
+#: The answer does not fit the request. The request may be the cause, for example a wrong length of vectors.
 UNFIT = Verdict(may_be_billed=True, goes_elsewhere=True, returns=False, is_down=False)
 BUSY = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=False)
-#: It doesn't let us in, or doesn't know the model: another deployment may.
+#: The provider refused access or does not know the model; another deployment may work.
 MISCONFIGURED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=False)
-#: It wants to be paid first: no call is answered before an operator has done that.
+#: The credit is used up: every call fails until an operator pays.
 EMPTY = replace(MISCONFIGURED, is_empty=True)
 
 log = structlog.get_logger(__name__)
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """List how a call can fail: the SDK's errors, the connection's, an answer that is an error, no JSON or endless."""
+    """Return the exceptions of a failed call: the SDK's, the connection's, and those of error and invalid answers."""
     return sdk().OpenAIError, httpx2.HTTPError, ProviderError, ValueError, RecursionError, OSError
 
 
 def failed_attempt(error: Exception, *, route: str, hidden: Iterable[str] = ()) -> AttemptFailed:
-    """Judge an exception of the client, and log its cause; `route` names the deployment.
+    """Turn an exception of the client into an AttemptFailed, and log its cause.
 
-    `hidden` are texts that callers must not see in what the provider says.
+    `route` is the deployment's name; `hidden` are texts that callers must not see in the provider's message.
     """
     answer, verdict, cause = _classify(error, hidden)
     log.warning("upstream_failed", route=route, cause=cause, status=answer.status)
@@ -268,7 +260,7 @@ def failed_attempt(error: Exception, *, route: str, hidden: Iterable[str] = ()) 
 
 
 def unfit_attempt(error: UnfitAnswer, *, route: str, usage: Usage, usage_source: str) -> AttemptFailed:
-    """Judge an answer to another question than was asked, and log how it differs; what it used is billed."""
+    """Turn an answer that does not fit its request into an AttemptFailed, and log the difference; its usage is billed."""
     answer = UpstreamFailed()
     log.warning("upstream_failed", route=route, cause=str(error), status=answer.status)
     return AttemptFailed(answer, UNFIT, cause=str(error), usage=usage, usage_source=usage_source)
@@ -295,7 +287,7 @@ def _classify(error: Exception, hidden: Iterable[str]) -> tuple[ApiError, Verdic
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return what an error came from in the end: refused, no such name, or a certificate that is not trusted."""
+    """Return the first cause of an error, such as a refused connection, an unknown name or an untrusted certificate."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -320,9 +312,9 @@ def _from_status(error: openai.APIStatusError, hidden: Iterable[str]) -> tuple[A
 
 
 def _rejection(error: openai.APIStatusError, hidden: Iterable[str]) -> InvalidRequest:
-    """Make the caller's 400: with the provider's message where that is about his own parameters."""
+    """Return the caller's 400, with the provider's message if it is about the caller's parameters."""
     code, param = _safe(error.code), _safe(error.param)
-    if code is not None and code.isdecimal():  # the status, once more
+    if code is not None and code.isdecimal():  # the status again
         code = None
     said = error.body.get("message") if isinstance(error.body, dict) else None
     text = passable(said, hidden) if param or code in CALLERS_CODES else ""
@@ -330,9 +322,9 @@ def _rejection(error: openai.APIStatusError, hidden: Iterable[str]) -> InvalidRe
 
 
 def _from_answer(error: ProviderError, hidden: Iterable[str]) -> tuple[ApiError, Verdict, str]:
-    """Judge an error inside a 200 as the status that it stands for; its own code is the answer's.
+    """Judge an error with status 200 by the status that it stands for; the caller gets its code.
 
-    Nothing is billed for it but what it says that was used. Then asking there again would cost as much again.
+    Only the usage in the error is billed. If there is one, the deployment is not tried again, which would cost again.
     """
     request = httpx2.Request("POST", "http://provider.invalid")  # the SDK's exception has one
     response, code = httpx2.Response(status_of(error.fields), request=request), _safe(error.fields.get("code"))
@@ -347,9 +339,9 @@ def _from_answer(error: ProviderError, hidden: Iterable[str]) -> tuple[ApiError,
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float:
-    """Return the seconds after which a provider wants to be asked again: the longest that its headers name.
+    """Return the seconds to wait before the next request: the longer of a provider's two headers.
 
-    Retry-After is a number or a date, Retry-After-Ms a number; 0 where both are absent, over, or nonsense.
+    Retry-After is a number or a date, Retry-After-Ms a number. 0 if both are absent, past or invalid.
     """
     return max(_seconds(headers.get("Retry-After", "")), _seconds(headers.get("Retry-After-Ms", "")) / 1000)
 
@@ -362,7 +354,7 @@ def _seconds(text: str) -> float:
         date = parsedate_to_datetime(text)
     except ValueError:
         return 0.0
-    if date.tzinfo is None:  # asctime's form names none, and means UTC
+    if date.tzinfo is None:  # asctime's format has no zone and means UTC
         date = date.replace(tzinfo=UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 

@@ -1,7 +1,7 @@
-"""Looks names up, each once at a time, beside those who wait for it.
+"""DNS look-ups with a timeout, each name once at a time, in threads of their own.
 
-A name server that is silent holds whoever asks it for a long time, and nobody can break that off. Under gevent ten
-threads do that for the whole process: calls to one provider whose name is not answered would take all of them.
+A look-up at a silent name server blocks for a long time and can't be cancelled. Under gevent, ten threads make all
+look-ups of a process: calls to one provider whose name server is silent would occupy all of them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from core.network import addresses_of, parse_address
 
 
 class Lookups:
-    """The names that a process looks up now."""
+    """The look-ups of a process in progress."""
 
     def __init__(self) -> None:
         self._open: dict[str, Future[list[str]]] = {}
         self._lock = threading.Lock()
 
     def addresses_of(self, name: str, seconds: float) -> list[str]:
-        """List the addresses of a name within so many seconds. Raises OSError (TimeoutError) or UnicodeError."""
+        """Return the addresses of a name within `seconds`; raises OSError (TimeoutError) or UnicodeError."""
         if parse_address(name):
             return addresses_of(name)
         with self._lock:
@@ -35,7 +35,7 @@ class Lookups:
     def _look_up(self, name: str, asked: Future[list[str]]) -> None:
         try:
             asked.set_result(addresses_of(name))
-        except Exception as error:  # noqa: BLE001  (it is for those who wait)
+        except Exception as error:  # noqa: BLE001  (passed to the waiting calls)
             asked.set_exception(error)
         finally:
             with self._lock:

@@ -1,12 +1,12 @@
-"""A bound on the calls that a process makes to providers at once, with a short fair queue before it.
+"""Routing: which deployment answers a call, and which fallback or retry follows a failure, within the deadline.
 
-Which deployment answers: by order, by weight, past open breakers and addresses that can't be reached; what follows a
-failure, inside the deadline.
+Deployments are tried by order and weight, without those whose breaker is open or whose address is ejected. After a
+failure that another deployment may not share (refused connection, 402, 408, 429, 5xx), the next one is tried at once.
+If all have failed and a failure may pass, the round is repeated after a pause with full jitter, or after the provider's
+Retry-After if that is short and within the deadline. Nothing is retried after the first streamed byte: by then an
+attempt has succeeded.
 
-A failure that another deployment may not share (refused connections, 402, 408, 429, 5xx) goes to the next one at once.
-When all have failed and a failure may pass, the round is repeated after a pause with full jitter, or as long as the
-provider's Retry-After says, if that is short and fits the deadline. Nothing is retried after the first streamed byte:
-by then an attempt has succeeded.
+A process also limits its concurrent calls to providers (Capacity), with a short fair queue for the others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from inference.upstream.provider_limits import NoRoom, none_has_room
 
 
 class Capacity:
-    """So many places, given in the order in which they were asked for."""
+    """A number of places for concurrent calls, granted in the order of the requests."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -45,12 +45,12 @@ class Capacity:
 
     @property
     def queued(self) -> int:
-        """How many calls wait for a place."""
+        """The number of calls that wait for a place."""
         return len(self._waiting)
 
     @contextmanager
     def place(self, seconds: float) -> Iterator[None]:
-        """Hold a place while the block runs; raises UpstreamBusy when none is free within the seconds."""
+        """Hold a place while the block runs; raises UpstreamBusy if none becomes free within the seconds."""
         self._take(seconds)
         upstream_calls.set(self.taken)
         try:
@@ -82,7 +82,7 @@ class Capacity:
         raise UpstreamBusy(retry_after=1)
 
     def _give_back(self) -> None:
-        """Hand the place to the first who waits, without ever freeing it in between."""
+        """Pass the place to the call that waits longest, without freeing it in between."""
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().set()
@@ -91,13 +91,13 @@ class Capacity:
 
 
 class _ProcessCapacity:
-    """The process's places, as many as UPSTREAM_CONCURRENCY says when first asked for."""
+    """The process's Capacity, created at its first use with UPSTREAM_CONCURRENCY places."""
 
     def __init__(self) -> None:
         self._capacity: Capacity | None = None
 
     def __call__(self) -> Capacity:
-        """Return the one capacity."""
+        """Return the capacity; a new one if UPSTREAM_CONCURRENCY has changed."""
         if self._capacity is None or self._capacity.places != settings.UPSTREAM_CONCURRENCY:
             self._capacity = Capacity(settings.UPSTREAM_CONCURRENCY)
         return self._capacity
@@ -106,9 +106,9 @@ class _ProcessCapacity:
 capacity = _ProcessCapacity()
 
 ROUNDS = 3
-#: The pause before a round is random between 0 and this many seconds, doubled each time (full jitter).
+#: The pause before a round is random between 0 and this many seconds, doubled for each further round (full jitter).
 FIRST_PAUSE = 0.25
-#: The longest wait that a provider may ask for within a call: for more, the caller is told when to come back.
+#: The longest Retry-After, in seconds, that is waited for within a call; a longer one is returned to the caller.
 LONGEST_PAUSE = 5.0
 NEVER = float("inf")
 
@@ -119,9 +119,9 @@ log = structlog.get_logger(__name__)
 
 
 def by_preference(routes: Iterable[Route], chance: Callable[[], float] = random.random) -> list[Route]:
-    """Sort routes by order; within an order at random, so that each comes first as often as its weight says.
+    """Sort routes by order; within an order at random, each first with a probability proportional to its weight.
 
-    The key u^(1/weight) is that of Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
+    The key u^(1/weight) is from Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
     """
     ordered: list[Route] = []
     for _, group in groupby(sorted(routes, key=lambda route: route.order), key=lambda route: route.order):
@@ -141,12 +141,13 @@ def first_success(
 ) -> T:
     """Try deployments until one answers, and return its answer.
 
-    `covers_another` is asked after an attempt that may be billed: whether the caller's limits have room for one more.
-    `account_id` is the caller's account: what its calls meet is not held against a deployment for all. `rest` waits for
-    so many seconds between two rounds, or until the call is not wanted any more (None: for all of them). `note` takes
-    a sentence for operators about each deployment that was not asked.
-    Raises the AttemptFailed of the last attempt, or rather of the last that may pass; or one of UpstreamBusy when every
-    breaker is open, no address can be reached, or no provider has room for another call.
+    `covers_another` is called after an attempt that may be billed, and returns whether the caller's limits allow one
+    more. `account_id` is the caller's account: the failures of a single account don't open a breaker for all. `rest`
+    waits a number of seconds between two rounds, or until the call is no longer wanted (None: the full time). `note`
+    gets a sentence for operators about each deployment that was skipped.
+
+    Raises the AttemptFailed of the last attempt, preferably of one that may be retried later; or one with UpstreamBusy
+    if every breaker is open, every address is ejected, or every provider has reached its limits.
     """
     choices = by_preference(routes)
     failure: AttemptFailed | None = None
@@ -164,14 +165,14 @@ def first_success(
             except AttemptFailed as failed:
                 returns.learn(route, failed.verdict)
                 if failure is None or failed.verdict.returns or not failure.verdict.returns:
-                    failure = failed  # the last one, or rather the last that says when to come back
+                    failure = failed  # preferably the last one that may be retried later
                 if not _may_go_on(failed.verdict, deadline, covers_another):
                     raise
     raise failure or _none_admitted(choices, full, account_id)
 
 
 class _Returns:
-    """When each deployment that failed may be asked again within a call: by its Retry-After, never where it is vain."""
+    """When each failed deployment may be tried again within a call: after its Retry-After, or never."""
 
     def __init__(self) -> None:
         self._after: dict[int, float] = {}
@@ -182,11 +183,11 @@ class _Returns:
         self._after[route.deployment_id] = time.monotonic() + verdict.retry_after if verdict.returns else NEVER
 
     def admits(self, route: Route) -> bool:
-        """Say whether a deployment may be asked now."""
+        """Return whether a deployment may be tried now."""
         return self._after.get(route.deployment_id, 0.0) <= max(time.monotonic(), self._rested_until)
 
     def rest(self, number: int, deadline: Deadline, rest: Callable[[float], object]) -> bool:
-        """Wait before another round; False, without waiting, if that makes no sense or outlasts the deadline."""
+        """Wait before another round; False, without waiting, if none may be retried in time."""
         now, jitter = time.monotonic(), random.uniform(0, FIRST_PAUSE * 2 ** (number - 1))
         pause = max(min(self._after.values(), default=NEVER) - now, jitter)
         if pause > LONGEST_PAUSE or pause >= deadline.left:
@@ -197,9 +198,9 @@ class _Returns:
 
 
 def _admitted(choices: Iterable[Route], account_id: int, note: Callable[[str], object]) -> Iterator[Route]:
-    """Yield the routes whose address and breaker let a call pass, asking each just before it is tried.
+    """Yield the routes whose address and breaker admit a call, each checked just before it is tried.
 
-    Of each other, `note` gets a sentence that says why.
+    `note` gets a sentence with the reason for each other route.
     """
     for route in choices:
         is_admitted = not addresses.is_aside(route) and breakers.admits(route.deployment_id, account_id)
@@ -211,18 +212,18 @@ def _admitted(choices: Iterable[Route], account_id: int, note: Callable[[str], o
 
 
 def _why_not_asked(route: Route, account_id: int) -> str:
-    """Say since when, and why, no call goes to a deployment, or to any at its address."""
+    """Return a sentence on why and since when a deployment, or its address, gets no calls."""
     reason, what = addresses.reason(route), f"provider {route.provider}"
     if reason is None:
         reason, what = breakers.reason(route.deployment_id, account_id), f"deployment {route.name}"
-    if reason is None:  # it has come back since
+    if reason is None:  # it has recovered since
         return f"{what} was not asked"
     form = "%H:%M" if reason.since.date() == datetime.now(UTC).date() else "%Y-%m-%d %H:%M"
     return f"{what} is not asked since {reason.since:{form}} UTC: {reason.cause}"
 
 
 def _state(route: Route) -> BreakerState:
-    """Tell how it stands with a deployment: one whose address can't be reached is as good as open."""
+    """Return the state of a deployment's breaker; open if its address is ejected."""
     return BreakerState.OPEN if addresses.is_aside(route) else breakers.state(route.deployment_id)
 
 
@@ -235,7 +236,7 @@ def _attempt(route: Route, attempt: Attempt[T], account_id: int, seconds: float)
         breakers.gave_up(route.deployment_id, account_id)
         raise
     except AttemptFailed as failed:
-        outcome = failed.error.code  # the class's own: an instance may carry one of the provider's words
+        outcome = failed.error.code  # the class's code: an instance may have the provider's
         _learn(route, failed, account_id, seconds)
         raise
     except BaseException:
@@ -253,11 +254,11 @@ def _attempt(route: Route, attempt: Attempt[T], account_id: int, seconds: float)
 
 
 def _learn(route: Route, failed: AttemptFailed, account_id: int, seconds: float) -> None:
-    """Note what an attempt that had so many seconds says of the deployment and its address by its failure."""
+    """Update the breaker and the address of a deployment after a failed attempt that had `seconds` to run."""
     if failed.verdict.is_unreached:
         enough = min(settings.UPSTREAM_CONNECT_TIMEOUT, settings.UPSTREAM_TIMEOUT) / 2
         if seconds >= enough or not isinstance(failed.error, UpstreamTimeout):
-            # a connect timeout of a call whose own time was up proves nothing
+            # a connect timeout shortened by the call's own deadline proves nothing
             addresses.failed(route, failed.cause)
         breakers.gave_up(route.deployment_id, account_id)
     elif failed.verdict.is_empty:
@@ -296,5 +297,5 @@ def _none_admitted(choices: list[Route], full: list[NoRoom], account_id: int) ->
 
 
 def _seconds_left(route: Route, account_id: int) -> float | None:
-    """Return for how long calls pass a deployment by; None if they don't."""
+    """Return the seconds for which a deployment gets no calls; None if it does get calls."""
     return COOL_DOWN if addresses.is_aside(route) else breakers.seconds_left(route.deployment_id, account_id)

@@ -1,7 +1,7 @@
-"""OpenAI's SDK, imported when a provider is asked for the first time in a process.
+"""Lazy import of OpenAI's SDK, at a process's first call to a provider.
 
-To import it takes half a second and 26 MB, which every command would pay for that never asks one. The server does it
-before its first request comes (aiapi.worker).
+The import takes half a second and 26 MB, which commands that call no provider need not pay. The server imports it
+before its first request (aiapi.worker).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def sdk() -> Any:
 
 
 def request_options(**values: Any) -> FinalRequestOptions:
-    """Make the SDK's description of a request, without its checks."""
+    """Return the SDK's description of a request, without its checks."""
     from openai._models import FinalRequestOptions
 
     return FinalRequestOptions.construct(**values)
