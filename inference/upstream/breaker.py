@@ -1,43 +1,34 @@
-"""Which deployments fail, written down for whoever looks from another process: the admin, and `manage.py watch`.
+"""Circuit breakers for deployments that fail, and ejection of addresses that can't be reached.
 
-In the database, which all processes of every way to run share. A notice that can't be written is logged and done
-without: it must not cost the call whose failure opened the breaker. The process that wrote it renews it while the
-deployment goes on failing, and takes it back when it answers; that of a process that has ended counts for
-STILL_FAILING.
+Breakers. A deployment that is reached and fails is left alone for a while:
 
-A circuit breaker for each deployment: one that is reached, and fails, is left alone for a while.
+closed     calls pass; FAILURES in a row open the breaker
+open       no call passes for COOL_DOWN seconds, twice as long after each failed trial, at most LONGEST_COOL_DOWN
+half open  one call passes as a trial: success closes the breaker, failure opens it again
 
-closed     calls pass; FAILURES in a row open it
-open       no call passes for a while: COOL_DOWN at first, twice as long after each failed trial, LONGEST at most
-half open  one call passes as a trial: success closes the breaker, failure opens it again; where no call comes, the
-           provider is asked for its list of models instead (inference.upstream.breaker)
+No account can close a deployment to others by its requests. The request may be the cause of a failure (5xx, a broken
+answer, a timeout), so the failures of one account count up to OF_ONE_ACCOUNT, and a failed trial counts only once a
+trial of another account has failed too. An account's own failures open a breaker for that account alone.
 
-Nobody closes a deployment to all others by what he asks of it. A failure (5xx, a broken answer, a timeout) may be the
-doing of the request: of those a single account's count up to OF_ONE_ACCOUNT, and a trial that fails proves nothing
-until another account's has failed as well. What an account's own calls meet opens a breaker for that account alone, so
-that its callers don't wait for it either. A connection that can't be made is nobody's doing: see addresses.
+If no call comes to a half-open breaker, its provider is asked for its list of models, which costs no token, at
+intervals of up to LONGEST_COOL_DOWN. That goes on until the list or a call succeeds or the deployment is no longer
+served. Any answer counts that would count for a call.
 
-The state is a process's own: a process learns of a failing deployment by its own calls, which is FAILURES of them.
-What opens or closes for all is published in inference.upstream.breaker, for others who look from outside.
+Addresses. A request can't be the cause of a failed connection, and waiting for one costs seconds. So the first failed
+connection ejects the address: all deployments there are skipped, even by the same call. No call tries the address
+again; a probe connects after FIRST_PAUSE seconds, then after twice the pause each time, at most LONGEST_PAUSE. A
+provider that is down thus costs callers one connect timeout, once. Calls pass again after the first successful
+connection. If no call has come meanwhile, the provider must also list its models; until then its deployments count as
+on trial. Probes end when no deployment at the address is served. An answer over an older connection takes the address
+back at once.
 
-Deployments that failed and that nobody calls any more: their provider is asked for its list of models instead.
+The state is local to a process, since one node may reach a provider that another can't. Each process learns from its
+own calls.
 
-That spends no token. Each process asks for what it has open itself, once a minute at most after a while, until the
-list comes, a call does, or the deployment is not served any more. An answer of any kind counts that a call's would.
-
-Addresses that can't be reached: put aside for everybody at the first connection that fails, until one succeeds.
-
-No request is the cause of a connection that can't be made, and whoever waits for one loses seconds: so one is enough,
-and all deployments at that address are passed by, in the same call already. No call tries it again either: a probe does
-that beside them, one at a time, after FIRST_PAUSE, and twice as long after each that failed, LONGEST_PAUSE at most. So
-a provider that is down costs a caller one connect timeout, once.
-
-The first connection that is made lets calls pass again. Where nobody has called meanwhile, the provider has to answer
-as well: it is asked for its list of models, and until that comes the deployments there count as on trial. The probes
-end when no deployment there is served any more.
-
-An answer that arrives all the same, over a connection that was there before, takes the address back at once. The state
-is a process's own, since one node may reach what another can't; notices tell others about it.
+Notices tell the admin and `manage.py watch` which deployments fail. They are in the database, which all processes share
+in every way to run. A notice that can't be written is logged and skipped: it must not fail the call that opened the
+breaker. The process renews its notice while the deployment fails, and deletes it when the deployment answers. The
+notice of a process that has ended counts for STILL_FAILING.
 """
 
 from __future__ import annotations
@@ -66,19 +57,19 @@ from inference.catalog import Route, catalog
 from inference.models import BreakerNotice
 from inference.upstream.client import client
 
-#: For how long a deployment counts as failing that nobody has found failing since: longer than any trial takes.
+#: How long a deployment counts as failing after its last failure: longer than any trial takes.
 STILL_FAILING = timedelta(seconds=900)
 
-#: Tells others of a deployment: see publish.
+#: A function that publishes the state of a deployment: see `publish`.
 Publish = Callable[[int, float | None, str], None]
 
 log = structlog.get_logger(__name__)
 
 
 def publish(deployment_id: int, seconds: float | None, cause: str = "") -> None:
-    """Tell others that a deployment fails, why, and for how many seconds no call goes there (0: the next is a trial).
+    """Publish that a deployment fails and gets no calls for `seconds` (0: the next call is a trial).
 
-    None: it answers again.
+    None: the deployment answers again.
     """
     if database_outage.is_on:
         return
@@ -95,10 +86,10 @@ def publish(deployment_id: int, seconds: float | None, cause: str = "") -> None:
 
 
 def _write(deployment_id: int, seconds: float, cause: str) -> None:
-    """Renew a notice, or begin one."""
+    """Renew a notice, or create one."""
     now = timezone.now()
     told = {"open_until": now + timedelta(seconds=seconds), "seen_at": now, "cause": cause[:100]}
-    # Another process may keep its calls away for longer.
+    # The breaker of another process may be open for longer.
     renewed = {**told, "open_until": Greatest(F("open_until"), Value(told["open_until"]))}
     if not failing().filter(pk=deployment_id).update(**renewed):
         BreakerNotice.objects.bulk_create(
@@ -110,7 +101,7 @@ def _write(deployment_id: int, seconds: float, cause: str) -> None:
 
 
 def failing() -> QuerySet[BreakerNotice]:
-    """Select the deployments that fail: no call goes there, or the next is a trial, or one is on its way."""
+    """Return the notices of deployments that fail: open, or on trial."""
     now = timezone.now()
     return BreakerNotice.objects.filter(Q(seen_at__gt=now - STILL_FAILING) | Q(open_until__gt=now))
 
@@ -122,7 +113,7 @@ LONGEST_COOL_DOWN = 60.0
 
 
 class BreakerState(StrEnum):
-    """What a breaker lets pass."""
+    """The state of a breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -131,7 +122,7 @@ class BreakerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why no call goes somewhere: since when, and how the latest failed."""
+    """Why a deployment or an address gets no calls: since when, and the cause of the latest failure."""
 
     since: datetime
     cause: str
@@ -139,7 +130,10 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class BreakerReading:
-    """How the breaker of a deployment stands for all, why it is not closed, and to how many accounts alone it is."""
+    """The state of a deployment's breaker for all accounts, why it is not closed, and for how many accounts it is open.
+
+    `accounts` counts the accounts whose own breaker is open.
+    """
 
     state: BreakerState
     reason: Reason | None
@@ -148,7 +142,7 @@ class BreakerReading:
 
 @dataclass(slots=True)
 class _Circuit:
-    """`failures` are those in a row, by account; since it opened, those of its trials."""
+    """The state of one breaker. `failures` are those in a row, by account; once open, those of its trials."""
 
     failures: Counter[int] = field(default_factory=Counter)
     cause: str = ""
@@ -157,35 +151,35 @@ class _Circuit:
     opened_at: float = 0.0
     cool_down: float = 0.0
     has_trial: bool = False
-    #: Whether a call wanted to go there since `unasked` looked last, and when it may be probed next, and after that.
+    #: Whether a call has come since the last `unasked`, when the next probe may start, and the pause after it.
     is_wanted: bool = False
     probed_next_at: float = 0.0
     probe_pause: float = 0.0
-    #: Whether a probe has failed too, so that one that succeeds says something of calls.
+    #: Whether a probe has failed too, so that a successful probe says something about calls.
     has_failed_probe: bool = False
-    #: Whether only a call can tell that it is well.
+    #: Whether only a call, not a probe, can close it.
     needs_call: bool = False
 
     @property
     def is_open(self) -> bool:
-        """Say whether it is open or half open."""
+        """Return whether it is open or half open."""
         return bool(self.cool_down)
 
     def trip(self, now: float) -> None:
-        """Open, or open again after a trial, for twice as long."""
+        """Open; after a failed trial, open again for twice as long."""
         self.open_since = self.open_since if self.is_open else now
         self.cool_down = min(self.cool_down * 2 or COOL_DOWN, LONGEST_COOL_DOWN)
         self.opened_at, self.has_trial = now, False
         self.failures = Counter()
 
     def rest(self, now: float) -> None:
-        """Let it be probed later, each time after twice as long."""
+        """Postpone the next probe, by twice as long each time."""
         self.probe_pause = min(self.probe_pause * 2 or COOL_DOWN, LONGEST_COOL_DOWN)
         self.probed_next_at = now + self.probe_pause
 
 
 class Breakers:
-    """The breakers of a process: one for each deployment, and one for each account that had failures there."""
+    """The breakers of a process: one for each deployment, and one for each account with failures at it."""
 
     def __init__(
         self,
@@ -199,14 +193,14 @@ class Breakers:
         self._lock = threading.Lock()
 
     def state(self, deployment_id: int) -> BreakerState:
-        """Tell the state of a deployment's breaker, as it is for all."""
+        """Return the state of a deployment's breaker for all accounts."""
         circuit = self._shared.get(deployment_id)
         if circuit is None or not circuit.is_open:
             return BreakerState.CLOSED
         return BreakerState.HALF_OPEN if self._is_cool(circuit) else BreakerState.OPEN
 
     def snapshot(self) -> dict[int, BreakerReading]:
-        """Tell how things stand with each deployment that had failures lately; any other's breaker is closed."""
+        """Return a reading for each deployment with recent failures; any other breaker is closed."""
         with self._lock:
             alone = Counter(
                 each for (each, _), circuit in self._own.items() if circuit.is_open and not self._is_cool(circuit)
@@ -215,12 +209,12 @@ class Breakers:
             return {each: BreakerReading(self.state(each), self._reason(each), alone[each]) for each in known}
 
     def reason(self, deployment_id: int, account_id: int) -> Reason | None:
-        """Tell why an account's calls don't go to a deployment; None if nothing is known against it."""
+        """Return why an account's calls don't go to a deployment; None if no breaker is open."""
         opened = [circuit for circuit in self._circuits(deployment_id, account_id) if circuit.is_open]
         return self._reason_of(opened[0]) if opened else None
 
     def admits(self, deployment_id: int, account_id: int) -> bool:
-        """Say whether a call may go there now; of an open breaker that has cooled down, the one trial."""
+        """Return whether a call may go to a deployment now; after the cool-down of an open breaker, one trial may."""
         with self._lock:
             opened = [circuit for circuit in self._circuits(deployment_id, account_id) if circuit.is_open]
             for circuit in opened:
@@ -232,7 +226,7 @@ class Breakers:
             return True
 
     def succeeded(self, deployment_id: int, account_id: int) -> None:
-        """Note that a call was answered, whatever the answer: the provider is there."""
+        """Note that a call was answered, with whatever result: the provider works."""
         if not self._shared and not self._own:
             return
         with self._lock:
@@ -240,7 +234,7 @@ class Breakers:
         self.close(deployment_id)
 
     def failed(self, deployment_id: int, account_id: int, cause: str = "") -> None:
-        """Note that a call found the provider failing, and how."""
+        """Note that a call failed at the provider, and why."""
         with self._lock:
             shared = self._shared.setdefault(deployment_id, _Circuit())
             shared.cause, shared.failed_at, shared.needs_call = cause, self._clock(), False
@@ -257,9 +251,9 @@ class Breakers:
             self._publish(deployment_id, 0, cause)
 
     def leave_alone(self, deployment_id: int, seconds: float, cause: str) -> None:
-        """Open for all, for so many seconds, after what is nobody's doing and would meet every other call as well.
+        """Open the breaker for all accounts for `seconds`, after a failure that would meet every other call too.
 
-        Until a call is answered it is on trial then: a list of models says nothing of it.
+        Afterwards it stays half open until a call is answered: a list of models proves nothing.
         """
         with self._lock:
             circuit, now = self._shared.setdefault(deployment_id, _Circuit()), self._clock()
@@ -270,7 +264,7 @@ class Breakers:
         self._publish(deployment_id, seconds, cause)
 
     def seconds_left(self, deployment_id: int, account_id: int) -> float | None:
-        """Return for how long no call of an account goes there, COOL_DOWN during a trial; None if nothing is open."""
+        """Return the seconds until an account's calls may pass (COOL_DOWN during a trial); None if nothing is open."""
         opened = [circuit for circuit in self._circuits(deployment_id, account_id) if circuit.is_open]
         if not opened:
             return None
@@ -278,17 +272,17 @@ class Breakers:
         return left if left > 0 else COOL_DOWN
 
     def gave_up(self, deployment_id: int, account_id: int) -> None:
-        """Note that a trial ended without telling anything, as when its caller left: another may try."""
+        """Note that a trial ended without a result, for example by a disconnect: another call may be the trial."""
         for circuit in self._circuits(deployment_id, account_id):
             circuit.has_trial = False
 
     def has_open(self) -> bool:
-        """Say whether any is open for all."""
+        """Return whether any breaker is open for all accounts."""
         with self._lock:
             return any(circuit.is_open for circuit in self._shared.values())
 
     def unasked(self) -> list[int]:
-        """List the deployments that wait for a trial while no call has come since the last look, and may be probed."""
+        """Return the deployments to probe: half open, without a call since the last look, and past their pause."""
         now = self._clock()
         with self._lock:
             waiting = {each: circuit for each, circuit in self._shared.items() if circuit.is_open}
@@ -303,10 +297,10 @@ class Breakers:
         return found
 
     def probed(self, deployment_id: int, cause: str | None) -> None:
-        """Note what came of asking the provider of an open deployment for its models: a failure, or None for an answer.
+        """Note the result of a probe of an open deployment: the cause of its failure, or None for an answer.
 
-        An answer closes the breaker where there was none before. Else it says nothing of calls: the breaker stays half
-        open until one comes, or until none has failed for STILL_FAILING.
+        An answer closes the breaker if an earlier probe has failed. Otherwise it proves nothing about calls: the
+        breaker stays half open until a call comes, or until none has failed for STILL_FAILING.
         """
         now = self._clock()
         with self._lock:
@@ -323,7 +317,7 @@ class Breakers:
             self._publish(deployment_id, 0, circuit.cause)
 
     def close(self, deployment_id: int) -> None:
-        """Let all calls pass, and tell others if none, or a trial, could until now."""
+        """Close a breaker, and publish that if it was open."""
         with self._lock:
             circuit = self._shared.pop(deployment_id, None)
         if circuit is not None and circuit.is_open:
@@ -336,7 +330,7 @@ class Breakers:
         self._own.clear()
 
     def _fail_alone(self, deployment_id: int, account_id: int, cause: str, *, was_trial: bool) -> None:
-        """Count a failure against the account's own breaker; one that failed the trial of all waits for the others."""
+        """Count a failure against the account's own breaker; a failed trial of the shared breaker opens it at once."""
         own = self._own.setdefault((deployment_id, account_id), _Circuit())
         own.failures[account_id] += 1
         own.cause = cause
@@ -361,9 +355,9 @@ class Breakers:
 
 
 def _fails(circuit: _Circuit, account_id: int, *, was_trial: bool) -> bool:
-    """Count a failure in a circuit, and say whether it opens now, or again.
+    """Count a failure, and return whether the breaker opens now, or again.
 
-    Of an open breaker only its trials count: other calls were on their way when it opened.
+    While it is open, only trials count: other calls began before it opened.
     """
     if circuit.is_open and not was_trial:
         return False
@@ -375,20 +369,20 @@ def _fails(circuit: _Circuit, account_id: int, *, was_trial: bool) -> bool:
 
 breakers = Breakers(publish=publish)
 
-#: Seconds between two looks whether a deployment waits for a call that does not come.
+#: Seconds between two looks for deployments to probe.
 LOOK_SECONDS = 2.0
-#: The longest that a list of models may take.
+#: Most seconds for a provider's list of models.
 LISTING_SECONDS = 10.0
 
 
 def listing_trouble(route: Route) -> str | None:
-    """Ask for a provider's list of models; name what shows that calls would fail as well, or None."""
+    """Ask a provider for its models, and return the cause if calls would fail too; None otherwise."""
     failure = client.list_models(route, seconds=min(LISTING_SECONDS, settings.UPSTREAM_TIMEOUT))
     return failure.cause if failure is not None and failure.verdict.is_down else None
 
 
 def served_routes() -> dict[int, Route]:
-    """List the deployments that calls may go to, by id; raises DependencyUnavailable as the catalog does."""
+    """Return the routes that calls may take, by the deployment's id; raises DependencyUnavailable like the catalog."""
     try:
         return {route.deployment_id: route for model in catalog.models().values() for route in model.routes}
     finally:
@@ -419,21 +413,21 @@ probes = WorkThread(
 FIRST_PAUSE = 1.0  # seconds
 LONGEST_PAUSE = 60.0
 
-#: Host and port, and whether connections there are held to the addresses that a provider may have.
+#: Host, port, and whether connections are restricted to the addresses that a provider may have.
 Address = tuple[str, int, bool]
 
 
 def address_of(route: Route) -> Address:
-    """Return where the connections for a deployment go."""
+    """Return the address of a deployment's connections."""
     parts = urlsplit(route.base_url)
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), route.is_guarded
 
 
 @dataclass(slots=True)
 class _Aside:
-    """An address that is put aside, and the deployments there that calls have asked for, by id with their names.
+    """An ejected address, and the names by id of the deployments there that calls have asked for.
 
-    `lets_pass`: a connection was made since, but the list of models did not come.
+    `lets_pass`: a connection has succeeded since, but the list of models has not.
     """
 
     route: Route
@@ -447,10 +441,10 @@ class _Aside:
 
 
 class Addresses:
-    """The addresses that a process has put aside.
+    """The addresses that a process has ejected.
 
-    `reaches` tries to connect, within so many seconds; `listing` asks for the list of models and names the trouble with
-    it; `publish` tells others of a deployment, as notices do; `served` lists the deployments that calls may go to.
+    `reaches` tries to connect within a number of seconds; `listing` asks for the list of models and returns the cause
+    of a failure; `publish` publishes the state of a deployment; `served` returns the routes that calls may take.
     """
 
     def __init__(
@@ -470,7 +464,7 @@ class Addresses:
         self._lock = threading.Lock()
 
     def is_aside(self, route: Route) -> bool:
-        """Say whether calls have to pass a deployment by, since its address can't be reached."""
+        """Return whether calls must skip a deployment because its address is ejected."""
         aside = self._aside.get(address_of(route)) if self._aside else None
         if aside is None:
             return False
@@ -479,16 +473,16 @@ class Addresses:
         return not aside.lets_pass
 
     def reason(self, route: Route) -> Reason | None:
-        """Tell why no call goes to a route's address; None if calls do."""
+        """Return why a route's address gets no calls; None if it does."""
         aside = self._aside.get(address_of(route))
         return self._reason_of(aside) if aside is not None and not aside.lets_pass else None
 
     def failed(self, route: Route, cause: str = "") -> None:
-        """Note that no connection could be made, and why, and put the address aside."""
+        """Note that a connection failed, and why, and eject the address."""
         address = address_of(route)
         with self._lock:
             aside = self._aside.get(address)
-            if aside is not None:  # this call was on its way when another put it aside, or was let pass
+            if aside is not None:  # ejected while this call was on its way, or the call was let pass
                 aside.lets_pass = False
                 return
             aside = self._aside[address] = _Aside(route, self._clock(), cause, {route.deployment_id: route.name})
@@ -496,7 +490,7 @@ class Addresses:
         threading.Thread(target=self._probe, args=[address, aside], name="address-probe", daemon=True).start()
 
     def answered(self, route: Route) -> None:
-        """Note that an answer came from there."""
+        """Note an answer from a route's address, which takes the address back."""
         if self._aside:
             address = address_of(route)
             aside = self._aside.get(address)
@@ -504,7 +498,7 @@ class Addresses:
                 self._take_back(address, aside)
 
     def snapshot(self) -> dict[int, BreakerReading]:
-        """Tell how things stand with the deployments whose addresses are aside: as with open breakers."""
+        """Return a reading, as for breakers, for each deployment at an ejected address."""
         return {
             deployment: BreakerReading(
                 BreakerState.HALF_OPEN if aside.lets_pass else BreakerState.OPEN, self._reason_of(aside), 0
@@ -514,24 +508,24 @@ class Addresses:
         }
 
     def forget(self) -> None:
-        """Take all back."""
+        """Take all addresses back."""
         for address, aside in list(self._aside.items()):
             self._take_back(address, aside)
 
     def _probe(self, address: Address, aside: _Aside) -> None:
-        """Try again until the address is well, or serves nothing any more; and tell others what comes of it."""
+        """Probe an address until it works or serves no deployment, and publish the result."""
         try:
             self._try_again(address, aside)
         except Exception as error:
             log.exception("address_not_probed", cause=type(error).__name__)
-            self._take_back(address, aside)  # nobody may be left aside by a probe that has ended
+            self._take_back(address, aside)  # without its probe the address would stay ejected for ever
             return
         self._take_back(address, aside)
         log.info("address_back", address=address[0], port=address[1])
         self._tell(aside, None)
 
     def _try_again(self, address: Address, aside: _Aside) -> None:
-        """Try one time after another, until it is well or no deployment there is served."""
+        """Probe repeatedly until the address works or no deployment there is served."""
         pause = FIRST_PAUSE
         while not aside.over.wait(pause):
             if self._is_well(aside) or not self._is_served(address):
@@ -540,7 +534,7 @@ class Addresses:
             self._tell(aside, 0 if aside.lets_pass else pause + settings.UPSTREAM_CONNECT_TIMEOUT)
 
     def _is_well(self, aside: _Aside) -> bool:
-        """Say whether a connection can be made, and, where no call has come since the last look, the models listed."""
+        """Return whether a connection succeeds and, if no call has come since the last probe, the list of models too."""
         was_wanted, aside.is_wanted = aside.is_wanted, False
         is_reached = self._reaches(aside.route, settings.UPSTREAM_CONNECT_TIMEOUT)
         trouble = None if was_wanted or not is_reached else self._listing(aside.route)
@@ -551,14 +545,14 @@ class Addresses:
     def _is_served(self, address: Address) -> bool:
         try:
             return any(address_of(each) == address for each in self._served().values())
-        except DependencyUnavailable:  # nobody knows while the database is away
+        except DependencyUnavailable:  # unknown while the database is unavailable
             return True
 
     def _reason_of(self, aside: _Aside) -> Reason:
         return Reason(datetime.now(UTC) - timedelta(seconds=self._clock() - aside.since), aside.cause)
 
     def _take_back(self, address: Address, aside: _Aside) -> None:
-        """Let calls pass again."""
+        """Take an address back, so that calls pass again."""
         with self._lock:
             if self._aside.get(address) is not aside:
                 return
@@ -568,7 +562,7 @@ class Addresses:
             observe_breaker(name, breakers.state(deployment))
 
     def _tell(self, aside: _Aside, seconds: float | None) -> None:
-        """Tell others once a probe has failed as well: a single connection may have been a moment's trouble."""
+        """Publish the state once a probe has failed too: a single failed connection may be transient."""
         if seconds is None and not aside.is_told:
             return
         aside.is_told = True

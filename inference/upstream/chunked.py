@@ -1,7 +1,6 @@
-"""Bodies that come in chunks (RFC 9112, section 7.1): taken apart, and read by gevent's event loop where it can be.
+"""Chunked bodies (RFC 9112, section 7.1): a parser, and a reader that runs in gevent's event loop where possible.
 
-A stream's piece that wakes the greenlet that reads it, and makes that wait again, costs twice what it costs to take it
-where the loop sees it come.
+A piece of a stream that wakes the greenlet that reads it costs twice as much as one handled in the event loop.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ import gevent.ssl
 from gevent.event import AsyncResult
 from urllib3.exceptions import ProtocolError
 
-#: More than a buffered reader keeps, and as much as a record of TLS holds: after such a read both are empty.
+#: More bytes than a buffered reader keeps, and as many as a TLS record holds: after such a read both are empty.
 READ_SIZE = 16 * 1024
 CRLF = b"\r\n"
-#: Of a chunk's size with its extensions, or of a trailer.
+#: Most bytes of a line: a chunk's size with its extensions, or a trailer.
 LONGEST_LINE = 64 * 1024
 
 
 class Chunks:
-    """Takes a body apart that comes in chunks (RFC 9112, section 7.1): in half the time of urllib3's own reader."""
+    """Parses a chunked body (RFC 9112, section 7.1), in half the time of urllib3's reader."""
 
     def __init__(self) -> None:
         self.is_over = False
         self._rest = b""
-        #: Bytes that are still to come of the chunk at hand, its CRLF included.
+        #: Bytes missing of the current chunk, including its CRLF.
         self._left = 0
         self._is_in_trailer = False
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes as they came, and return those of the body. Raises ProtocolError for what are no chunks."""
+        """Process received bytes and return those of the body; raises ProtocolError for invalid chunks."""
         if self._rest:
             data = self._rest + data
         pieces, at = [], 0
@@ -63,7 +62,7 @@ class Chunks:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _begin(self, line: bytes) -> None:
-        """Take the line before a chunk, or one of the trailer: the last one is empty."""
+        """Process the line before a chunk, or a line of the trailer, which ends with an empty one."""
         if self._is_in_trailer:
             self.is_over = not line
             return
@@ -77,16 +76,16 @@ class Chunks:
         self._left = size + len(CRLF) if size else 0
 
     def end(self) -> None:
-        """Take the end of the connection. Raises ProtocolError if that of the body was still to come."""
+        """Process the end of the connection; raises ProtocolError if the body is incomplete."""
         if not self._is_in_trailer:
             raise ProtocolError("a chunk that breaks off")
         self.is_over = True
 
 
 class ChunkedReading:
-    """Reads one body, in a greenlet or thread; of gevent's sockets also in the event loop.
+    """Reads one body in a greenlet or thread, and from gevent's sockets also in the event loop.
 
-    `file` is what the headers were read from, and may have read on.
+    `file` is the buffered reader of the headers, which may already hold bytes of the body.
     """
 
     def __init__(self, file: BufferedReader, connection: socket | None) -> None:
@@ -94,15 +93,15 @@ class ChunkedReading:
         self._chunks = Chunks()
         self._socket: Any = connection if type(connection) in (gevent.socket.socket, gevent.ssl.SSLSocket) else None
         self._has_read = False
-        #: What the loop hands to the greenlet that waits for it: bytes, or what reading them raised.
+        #: Passes bytes, or the exception of reading them, from the event loop to the waiting greenlet.
         self._handed: AsyncResult[bytes] | None = None
         self._watcher: Any = None
 
     def read(self, takes: Callable[[bytes], bool] | None) -> bytes | None:
-        """Return the next bytes of the body, maybe none; None at its end. Raises ProtocolError, OSError.
+        """Return the next bytes of the body, which may be empty; None at its end. Raises ProtocolError or OSError.
 
-        `takes` gets what comes while this waits, if that can be, and says whether that is dealt with; it runs in the
-        event loop, where nothing may wait.
+        Where possible, `takes` gets the bytes that arrive while this waits, and returns whether it has handled them. It
+        runs in the event loop and must not block.
         """
         if self._chunks.is_over:
             return None
@@ -119,14 +118,14 @@ class ChunkedReading:
             self._watcher.stop()
 
     def _feed(self, data: bytes) -> bytes:
-        """Take the chunks in `data` apart; none is the end of the connection."""
+        """Parse the chunks in `data`; empty data is the end of the connection."""
         piece = self._chunks.feed(data)
         if not data:
             self._chunks.end()
         return piece
 
     def _wait(self, takes: Callable[[bytes], bool]) -> bytes:
-        """Let the event loop read until there is something that `takes` does not take, and return that."""
+        """Let the event loop read until `takes` does not handle a piece, and return that piece."""
         handed = self._handed = AsyncResult()
         watcher = self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), 1)
         timeout = self._socket.gettimeout()
@@ -144,7 +143,7 @@ class ChunkedReading:
         return piece
 
     def _arrived(self, takes: Callable[[bytes], bool], handed: AsyncResult[bytes]) -> None:
-        """Read what has come."""
+        """Read from the socket in the event loop."""
         if handed.ready():
             return
         try:
@@ -153,5 +152,5 @@ class ChunkedReading:
                 handed.set(piece)
         except (BlockingIOError, ssl.SSLWantReadError):
             return
-        except Exception as error:  # noqa: BLE001  (it is for the greenlet that waits)
+        except Exception as error:  # noqa: BLE001  (passed to the waiting greenlet)
             handed.set_exception(error)

