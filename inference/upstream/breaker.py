@@ -534,7 +534,7 @@ class Addresses:
             self._tell(aside, 0 if aside.lets_pass else pause + settings.UPSTREAM_CONNECT_TIMEOUT)
 
     def _is_well(self, aside: _Aside) -> bool:
-        """Return whether a connection succeeds and, if no call has come since the last probe, the list of models too."""
+        """Return whether a connection succeeds and, if no call came since the last probe, the list of models too."""
         was_wanted, aside.is_wanted = aside.is_wanted, False
         is_reached = self._reaches(aside.route, settings.UPSTREAM_CONNECT_TIMEOUT)
         trouble = None if was_wanted or not is_reached else self._listing(aside.route)

@@ -237,7 +237,7 @@ class Client:
         return self._client(route)._make_status_error_from_response(read)
 
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
-        """Return the URL and the headers of an endpoint as the SDK builds them, cached until something in them changes."""
+        """Return an endpoint's URL and headers as the SDK builds them, cached until something in them changes."""
         key = (method, route.base_url, _path(route, path), _secret(route), route.api_version, *_headers(route).items())
         prepared = self._endpoints.get(key)
         if prepared is None:

@@ -2,7 +2,7 @@
 
 No text, address or secret of a provider reaches the caller, except one line of its message about the caller's own
 parameters. That line may name hosts, URLs, paths, keys and organisations; anything that looks like one is removed,
-rather too much than too little. The log gets the status and the error code but not the text, which may quote the prompt.
+rather too much than too little. The log gets the status and the error code but not the text: it may quote the prompt.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def failed_attempt(error: Exception, *, route: str, hidden: Iterable[str] = ()) 
 
 
 def unfit_attempt(error: UnfitAnswer, *, route: str, usage: Usage, usage_source: str) -> AttemptFailed:
-    """Turn an answer that does not fit its request into an AttemptFailed, and log the difference; its usage is billed."""
+    """Turn an answer that does not fit its request into an AttemptFailed, and log why; its usage is billed."""
     answer = UpstreamFailed()
     log.warning("upstream_failed", route=route, cause=str(error), status=answer.status)
     return AttemptFailed(answer, UNFIT, cause=str(error), usage=usage, usage_source=usage_source)

@@ -23,7 +23,7 @@ MODEL_NAME = "smollm2-135m-instruct"
 """The name under which the model is served."""
 
 CONTEXT_TOKENS = 4096
-"""Most tokens of a request's prompt and answer; longer ones get 400. 5,000 English characters are about 1,200 tokens."""
+"""Most tokens of a request's prompt and answer; more get 400. 5,000 English characters are about 1,200 tokens."""
 
 PARALLEL_REQUESTS = 4
 """Requests that are answered concurrently; further ones wait in the server."""
