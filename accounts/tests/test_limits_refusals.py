@@ -164,7 +164,7 @@ class TestRedis:
 class TestFailover:
     def refuse(self, outage: Outage, times: int) -> None:
         for _ in range(times):
-            assert outage.limits.emit(1, an_operation(), DRAFT, tally=Tally("key:1", "chat:429"))
+            assert outage.limits.emit(1, an_operation(), DRAFT, tally=Tally(outage.owner, "chat:429"))
 
     def test_it_counts_in_the_process_while_redis_is_away(self, outage: Outage) -> None:
         outage.begin()
