@@ -53,4 +53,4 @@ def check_demo_keys(databases: Any = None, **options: Any) -> list[CheckMessage]
 def require_state_store() -> None:
     """Raise CommandError without REDIS_URL, because limits and records that are not ingested yet are stored there."""
     if not settings.REDIS_URL:
-        raise CommandError("REDIS_URL is not set. Name a Redis or Valkey, or start by bin/run, which brings its own.")
+        raise CommandError("REDIS_URL is not set. Set it to a Redis or Valkey, or use bin/run, which starts one.")

@@ -99,7 +99,7 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
     limits = [_explained(key, state, now) for state in standing.states]
     reasons = [*_state_reasons(key, now), *_address_reasons(identity, address), *_limit_reasons(limits)]
     if standing.source == RECORDS and identity.limits.has_budget:
-        text = "The store of the limits is away: calls under a monthly budget wait for it."
+        text = "The store of the limits is away: calls under a monthly budget are refused."
         reasons.append(Reason(503, "dependency_unavailable", text))
     return Explanation(
         account=key.account.name,
@@ -210,9 +210,9 @@ def _models(identity: Identity) -> list[str] | None:
 def _notes(key: ApiKey, standing: Standing, address: str | None) -> list[str]:
     notes = []
     if standing.source != LIVE:
-        notes.append("The store of the limits is away: what is used of rates and slots is not known.")
+        notes.append("The store of the limits is away: the use of rates and slots is unknown.")
     if key.allowed_ips and address is None:
-        notes.append("The key is restricted to addresses: ask with one to see whether it is allowed.")
+        notes.append("The key is restricted to addresses: give one to see whether it is allowed.")
     if key.revoked_at is not None and key.revoked_at > timezone.now():
         notes.append(f"The key was replaced and works until {_written(key.revoked_at)}.")
     return notes
@@ -233,7 +233,7 @@ def explanation_text(explained: Explanation) -> str:
 
 
 def _table(limits: list[ExplainedLimit]) -> list[str]:
-    rows = [("OWNER", "LIMIT", "VALUE", "USED", "LEFT", "WHOLE AGAIN", "FROM")]
+    rows = [("OWNER", "LIMIT", "VALUE", "USED", "LEFT", "RESETS", "FROM")]
     for limit in limits:
         value = "unlimited" if limit.limit is None else str(limit.limit)
         reset = "" if limit.reset is None else _written(datetime.fromtimestamp(limit.reset, tz=UTC), seconds=True)

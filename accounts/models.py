@@ -244,7 +244,7 @@ class ModelBudget(Budgets):
             raise ValidationError("Set a budget of tokens, of money, or both.")
         stored = type(self).objects.filter(pk=self.pk).values_list("model", flat=True).first()
         if stored is not None and stored != name:
-            raise ValidationError({"model": "The model of a budget stays: remove it, and make one for the other."})
+            raise ValidationError({"model": "The model of a budget can't be changed: add another budget."})
 
 
 class AuditEntry(models.Model):

@@ -163,14 +163,14 @@ def api_key_require_room(*, key: ApiKey) -> None:
     now = timezone.now()
     if key.expires_at is not None and key.expires_at <= now:
         if key._state.adding:
-            raise ValidationError({"expires_at": "This moment is in the past: the key could never be used."})
+            raise ValidationError({"expires_at": "This time is in the past: the key could never be used."})
         return
     if key.revoked_at is not None and key.revoked_at <= now:
         return
     account = _lock(key.account)
     others = api_keys_usable(account=account, at=now).exclude(pk=key.pk)
     if account.max_keys is not None and others.count() >= account.max_keys and not _is_usable(key, now):
-        raise ValidationError(f"Account {account} has its {account.max_keys} usable keys: revoke one first.")
+        raise ValidationError(f"Account {account} already has {account.max_keys} usable keys: revoke one first.")
 
 
 def api_key_import(*, account: Account, tier: Tier, name: str, plain: str, actor: str) -> ApiKey:
@@ -179,7 +179,7 @@ def api_key_import(*, account: Account, tier: Tier, name: str, plain: str, actor
     Raises ValidationError if such a key could not be used: production accepts only secrets of our format.
     """
     if not is_well_formed(plain):
-        raise ValidationError("This text can't be a key here: outside development a key begins with ak_.")
+        raise ValidationError("This is not a valid key: outside development, keys begin with ak_.")
     with transaction.atomic():
         existing = account.api_keys.filter(name=name).first()
         if existing is not None:

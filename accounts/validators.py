@@ -21,7 +21,7 @@ BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe
 
 def _require_texts(value: Any, what: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
-        raise ValidationError(f'Give {what} as a list of texts, such as ["one", "two"].')
+        raise ValidationError(f'Give {what} as a list of strings, such as ["one", "two"].')
     return value
 
 

@@ -235,7 +235,7 @@ def _clearing_question(account: Account) -> Confirmation:
         title=f"Clear the cached answers of {account}?",
         consequences=[
             "Within a second every question of this account goes to a model again, and is billed.",
-            "Of one model only: manage.py cache_clear --account NAME --model NAME.",
+            "For one model only: manage.py cache_clear --account NAME --model NAME.",
         ],
         submit="Clear cached answers",
         cancel_url=change_url(account),

@@ -335,13 +335,13 @@ def _revocation_question(keys: list[ApiKey], *, cancel_url: str, hidden: dict[st
     these = "this key" if len(keys) == 1 else "these keys"
     made = api_keys_made_by(keys, at=timezone.now())
     names = ", ".join(each.name for each in made[:NAMED]) + _more(made)
-    going_on = [f"Keys made by {these} go on working, under the same limits as before: {names}."] if made else []
+    unaffected = [f"Keys made by {these} go on working, under the same limits as before: {names}."] if made else []
     return Confirmation(
         title=f"Revoke {_count(len(keys))}?",
         consequences=[
             f"Every request with {these} of {owners} will get 401 within a second.",
             "A revoked key can't be made valid again. To replace a key without an interruption, rotate it instead.",
-            *going_on,
+            *unaffected,
         ],
         submit=f"Revoke {_count(len(keys))}",
         affected=[_key_line(key) for key in keys],
@@ -365,7 +365,7 @@ def _rotation_question(key: ApiKey, form: RotationForm) -> Confirmation:
     )
 
 
-HEADINGS = ("Limit", "Value", "Used", "Left", "Whole again", "Where it comes from")
+HEADINGS = ("Limit", "Value", "Used", "Left", "Resets", "Where it comes from")
 TITLES = {"monthly_cost": "monthly cost (US dollars)"}
 TEMPLATE = "admin/accounts/apikey/check.html"
 

@@ -134,7 +134,7 @@ def parse_moment(text: str) -> datetime | None:
     try:
         return read_moment(text)
     except ValueError:
-        raise IncorrectLookupParameters(f"{text} is no moment") from None
+        raise IncorrectLookupParameters(f"{text} is not a time") from None
 
 
 def other_parameters(changelist: ChangeList, own: Sequence[str | None]) -> list[tuple[str, str]]:

@@ -70,7 +70,7 @@ class KeyManagementView(KeyView):
         if is_beside(key, own):
             beyond.append("maker")
         if beyond:
-            raise PermissionDenied(f"That key may do more than the one that asks: {', '.join(beyond)}.")
+            raise PermissionDenied(f"That key may do more than the calling key: {', '.join(beyond)}.")
         return key
 
 

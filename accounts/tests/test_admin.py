@@ -120,7 +120,7 @@ class TestMakingKeys:
             ({"name": ""}, "This field is required"),
             ({"allowed_ips": "somewhere"}, "somewhere is not an address"),
             ({"scopes": ["everything"]}, "Select a valid choice"),
-            ({"expires_at_0": "2001-01-01", "expires_at_1": "00:00"}, "This moment is in the past"),
+            ({"expires_at_0": "2001-01-01", "expires_at_1": "00:00"}, "This time is in the past"),
             ({"requests_per_minute_override": "0"}, "greater than or equal to 1"),
         ],
     )
@@ -132,7 +132,7 @@ class TestMakingKeys:
     def test_it_says_that_an_account_has_all_its_keys(self, admin_site: Client) -> None:
         account = make_account("acme", max_keys=1)
         make_key(account=account)
-        assert "Account acme has its 1 usable keys" in add(admin_site, account).content.decode()
+        assert "Account acme already has 1 usable keys" in add(admin_site, account).content.decode()
 
     def test_it_says_that_a_name_is_taken(self, admin_site: Client) -> None:
         issued = make_key(name="ci")

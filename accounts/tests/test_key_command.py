@@ -146,7 +146,7 @@ class TestRevoke:
         assert directory.find(cast.owner.plain) is None
 
     def test_it_says_when_there_was_nothing_to_do(self, cast: Cast) -> None:
-        assert "had been revoked before" in run("revoke", "--account", "acme", "--name", "revoked")
+        assert "was already revoked" in run("revoke", "--account", "acme", "--name", "revoked")
 
     def test_it_names_the_keys_of_the_account(self, cast: Cast) -> None:
         with pytest.raises(CommandError, match=r"^Account globex has no key named owner\. Its keys: stranger\.$"):
@@ -201,4 +201,4 @@ def test_it_makes_no_more_keys_than_an_account_may_have_when_processes_compete(
     started = [manage(env, *key, f"n{number}") for number in range(3)]
     outcomes: list[Any] = [(process.communicate()[1].decode(), process.returncode) for process in started]
     assert sum(status == 0 for _, status in outcomes) == 2, outcomes
-    assert all("has its 2 usable keys" in error for error, status in outcomes if status)
+    assert all("already has 2 usable keys" in error for error, status in outcomes if status)

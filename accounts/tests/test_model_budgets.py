@@ -196,7 +196,7 @@ class TestSetting:
     def test_it_does_not_turn_a_budget_into_one_for_another_model(self, cast: Cast) -> None:
         budget = give(cast.owner.key)
         budget.model = "small"
-        with pytest.raises(ValidationError, match="stays"):
+        with pytest.raises(ValidationError, match="can't be changed"):
             services.model_budget_save(budget=budget, actor=ACTOR)
 
     def test_it_leaves_entries_in_the_audit_log(self, cast: Cast) -> None:

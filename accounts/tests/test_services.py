@@ -151,7 +151,7 @@ class TestImport:
 
     def test_it_imports_no_plain_text_outside_development(self, settings: Settings) -> None:
         settings.ALLOW_PLAIN_KEYS = False
-        with pytest.raises(ValidationError, match="begins with ak_"):
+        with pytest.raises(ValidationError, match="begin with ak_"):
             services.api_key_import(
                 account=make_account(), tier=make_tier(), name="dev", plain="dev_key_123", actor=ACTOR
             )

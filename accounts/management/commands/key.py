@@ -108,9 +108,9 @@ class Command(BaseCommand):
             made = selectors.api_keys_made_by([key], at=timezone.now())
             if made:
                 names = ", ".join(each.name for each in made)
-                self.stdout.write(f"The keys that it made go on working, under its limits as well: {names}.")
+                self.stdout.write(f"The keys that it made keep working, under its limits as well: {names}.")
         else:
-            self.stdout.write(f"{key} of {key.account} had been revoked before.")
+            self.stdout.write(f"{key} of {key.account} was already revoked.")
 
     def budget(self, options: dict[str, Any]) -> None:
         """Set the monthly budget of a key, or of an account over all its keys, for one model."""
