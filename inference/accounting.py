@@ -138,14 +138,14 @@ class Bill:
 
     def note_failure(self, deployment: str, cause: str) -> None:
         """Record why an attempt failed, for operators. The cause contains none of the provider's text."""
-        told = self.record.get("failures", "")
-        self.record["failures"] = f"{told}; {deployment}: {cause}".removeprefix("; ")[:MOST_TOLD]
+        failures = self.record.get("failures", "")
+        self.record["failures"] = f"{failures}; {deployment}: {cause}".removeprefix("; ")[:MOST_TOLD]
 
     def note(self, sentence: str) -> None:
         """Record another obstacle once, such as a deployment that was skipped."""
-        told = self.record.get("failures", "")
-        if sentence not in told:
-            self.record["failures"] = f"{told}; {sentence}".removeprefix("; ")[:MOST_TOLD]
+        failures = self.record.get("failures", "")
+        if sentence not in failures:
+            self.record["failures"] = f"{failures}; {sentence}".removeprefix("; ")[:MOST_TOLD]
 
     def answered(self, body: Body) -> None:
         """Keep a provider's answer for the payload log, if the account has one."""

@@ -73,9 +73,9 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Provider | None = None) -> tuple[str, ...]:
-        """Leave to the environment what comes from it, and to superusers which address gets which secret.
+        """Make the environment's values read-only and, unless the user is a superuser, the fields that name secrets.
 
-        Whoever pairs an address of his own with the name of a variable gets what the variable holds.
+        A user who could pair a URL of their own with the name of a variable would receive the secret in it.
         """
         fixed = {"secret"}
         if obj is not None and obj.from_environment:
@@ -86,17 +86,17 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
         return tuple(fixed)
 
     def get_fieldsets(self, request: HttpRequest, obj: Provider | None = None) -> Any:
-        """Say on the page why its fields can't be changed."""
+        """Add a description of why some fields are read-only."""
         (title, options), *others = super().get_fieldsets(request, obj)
         if obj is not None and obj.from_environment:
-            told = (
+            text = (
                 "Name, address and secret come from the environment: change OPENAI_BASE_URL and OPENAI_API_KEY there."
             )
         elif not request.user.is_superuser:
-            told = "Only a superuser sets which variable's secret goes to which address."
+            text = "Only a superuser sets which variable's secret goes to which address."
         else:
             return ((title, options), *others)
-        return ((title, {**options, "description": told}), *others)
+        return ((title, {**options, "description": text}), *others)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Count deployments in the same query."""
@@ -105,15 +105,15 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
 
     @action(description="Test connection", permissions=["change"], icon="cable", url_path="test-connection")
     def test_connection(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Ask the provider for its list of models, after asking, and show what came of it."""
+        """Ask the provider for its list of models, after a confirmation, and show the result."""
         provider: Provider = found(self, request, object_id)
         if not is_confirmed(request):
-            told = (
+            text = (
                 f"{provider.base_url} is asked for its list of models, with the provider's secret. No token is spent."
             )
             title, submit = f"Test the connection to {provider}?", "Test connection"
             cancel_url = change_url(provider)
-            return ask(self, request, Confirmation(title, [told], submit, is_dangerous=False, cancel_url=cancel_url))
+            return ask(self, request, Confirmation(title, [text], submit, is_dangerous=False, cancel_url=cancel_url))
         trouble = client.trouble(provider_route(provider), seconds=CONNECTION_SECONDS)
         if trouble is None:
             messages.success(request, f"{provider} answers.")
@@ -123,20 +123,20 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
 
     @display(description="secret", label=SECRET_BADGES)
     def secret(self, provider: Provider) -> str:
-        """Show whether the server has the secret, never the secret."""
+        """Show whether the secret is set on this server, never the secret itself."""
         if missing_variables(provider):
             return "missing"
         return "set" if secret_variables(provider) else "none needed"
 
     @display(description="deployments", ordering="deployment_total")
     def deployment_count(self, provider: Any) -> int:
-        """Show how many deployments it serves."""
+        """Show the number of the provider's deployments."""
         total: int = provider.deployment_total
         return total
 
 
 class DeploymentInline(TabularInline):
-    """A model's deployments, in the order in which they are tried."""
+    """A model's deployments, in the order of routing."""
 
     model = Deployment
     fields = ("provider", "upstream_name", "order", "weight", "is_enabled")
@@ -158,30 +158,30 @@ class ModelAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
 
     @action(description="Clear cached answers", permissions=["change"], icon="mop", url_path="clear-cache")
     def clear_cache(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Let no cached answer of the model be found any more, after asking."""
+        """Clear the model's cached answers, after a confirmation."""
         model: Model = found(self, request, object_id)
         if not is_confirmed(request):
-            told = "Within a second every question to this model, of every account, goes to it again, and is billed."
+            text = "Within a second every question to this model, of every account, goes to it again, and is billed."
             title, submit = f"Clear the cached answers of {model}?", "Clear cached answers"
-            return ask(self, request, Confirmation(title, [told], submit, cancel_url=change_url(model)))
+            return ask(self, request, Confirmation(title, [text], submit, cancel_url=change_url(model)))
         model_clear_cache(model=model, actor=actor_of(request))
         messages.success(request, f"The cached answers of {model} are cleared: everywhere within a second.")
         return HttpResponseRedirect(change_url(model))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Read the deployments of all rows in one query more."""
+        """Read the deployments of all rows in one additional query."""
         usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True).select_related("provider")
         prefetch = Prefetch("deployments", usable.order_by("order", "-weight", "id"), to_attr="usable_deployments")
         return super().get_queryset(request).prefetch_related(prefetch)
 
     @display(description="served by")
     def served_by(self, model: Any) -> str:
-        """Name the deployments that can serve it, the first to be tried first."""
+        """Show the usable deployments, in the order of routing."""
         return ", ".join(str(deployment) for deployment in model.usable_deployments) or "nobody"
 
 
 class PriceInline(TabularInline):
-    """A deployment's prices: what was, stays; a new one counts from its moment on."""
+    """A deployment's prices. Old ones stay; a new one takes effect at its `valid_from`."""
 
     model = Price
     fields = ("valid_from", *PRICE_FIELDS)
@@ -192,7 +192,7 @@ class PriceInline(TabularInline):
     verbose_name_plural = "prices, in US dollars per million tokens (the latest that has begun counts)"
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody changes a price: calls were billed with it."""
+        """Return False: prices can't be changed, because calls were billed with them."""
         return False
 
 
@@ -208,7 +208,7 @@ class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     inlines = (PriceInline,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Read the prices of all rows in one query more, and their breakers in the same."""
+        """Read the breaker notices in the same query, and the prices of all rows in one additional query."""
         now = timezone.now()
         begun = Price.objects.filter(valid_from__lte=now).order_by("valid_from")
         fails = failing().filter(pk=OuterRef("pk"))
@@ -218,7 +218,7 @@ class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
 
     @display(description="breaker", label=BREAKER_BADGES)
     def breaker(self, deployment: Any) -> str:
-        """Show whether calls go there: an open breaker lets none pass for a while, then one that tries."""
+        """Show the state of the breaker: an open one passes no calls for a while, then one trial."""
         if deployment.fails:
             return "open" if deployment.has_open_breaker else "on trial"
         return "no secret" if missing_variables(deployment.provider) else "closed"
@@ -235,7 +235,7 @@ class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
 
     @display(description="price per million tokens")
     def price(self, deployment: Any) -> str:
-        """Show what counts now: input and output, in US dollars."""
+        """Show the prices in force for input and output, in US dollars."""
         if not deployment.begun_prices:
             return "no price: cost unknown"
         latest = deployment.begun_prices[-1]
@@ -244,9 +244,9 @@ class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
 
 @admin.register(Price)
 class PriceAdmin(CatalogAdmin):
-    """All prices, past, present and to come."""
+    """All prices: past, current and future."""
 
-    empty_value_display = "as input"  # of cached input, the only amount that may be left out
+    empty_value_display = "as input"  # for cached input, the only optional amount
     list_display = ("deployment", "begins", "is_current", *PRICE_FIELDS)
     list_filter = ("deployment__provider",)
     list_select_related = ("deployment__provider", "deployment__model")
@@ -255,15 +255,15 @@ class PriceAdmin(CatalogAdmin):
     fields = ("deployment", "valid_from", *PRICE_FIELDS)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody changes a price: calls were billed with it. A new one replaces it from its moment on."""
+        """Return False: prices can't be changed, because calls were billed with them; add a new price instead."""
         return False
 
     @display(description="valid from", ordering="valid_from")
     def begins(self, price: Price) -> str:
-        """Show when it begins to count."""
+        """Show when the price takes effect."""
         return moment(price.valid_from)
 
     @display(description="begun", boolean=True)
     def is_current(self, price: Price) -> bool:
-        """Show whether it has begun."""
+        """Show whether the price has taken effect."""
         return price.valid_from <= timezone.now()

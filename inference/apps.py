@@ -1,15 +1,15 @@
-"""The inference app."""
+"""Django's configuration of the inference app."""
 
 from django.apps import AppConfig
 
 
 class InferenceConfig(AppConfig):
-    """Give accounts what knows the names of models."""
+    """Registers the readers of model names that accounts, a lower layer, can't import."""
 
     name = "inference"
 
     def ready(self) -> None:
-        """Install what reads the names of models."""
+        """Register the readers of model names with accounts."""
         from accounts.model_names import install_reader, install_unpriced_reader
         from inference.catalog import unpriced_names
         from inference.selectors import public_name_of

@@ -1,4 +1,4 @@
-"""The models that can be called, as a worker knows them for at most one second (see accounts.key_cache for why)."""
+"""The models that can be called, cached in each worker for at most a second (see accounts.key_cache for the reason)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Rates:
     output: int = 0
 
     def cost(self, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
-        """Compute what a call costs in nano-dollars, rounded up once. `cached_tokens` are part of the input."""
+        """Return the cost of a call in nano-dollars, rounded up once. `cached_tokens` are part of `input_tokens`."""
         total = (
             (input_tokens - cached_tokens) * self.input
             + cached_tokens * self.cached_input
@@ -47,7 +47,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One deployment of a model: where to send a call, and what it costs there (None: nobody has entered a price)."""
+    """One deployment of a model: where to send a call, and the prices there (`rates` is None without a price)."""
 
     deployment_id: int
     name: str
@@ -62,16 +62,16 @@ class Route:
     rates: Rates | None
     is_azure: bool = False
     api_version: str = ""
-    #: Whether connections are held to the addresses that a provider entered in the admin may have.
+    #: Whether connections are restricted to the addresses that a provider entered in the admin may have.
     is_guarded: bool = False
     provider_limits: Subject | None = None
-    #: Whether a plain call there is stopped when its client leaves.
+    #: Whether a non-streamed call is stopped when its client disconnects.
     stops_when_client_leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogModel:
-    """A model that is enabled, with its usable routes, the first to be tried first."""
+    """An enabled model with its usable routes, ordered by `order`."""
 
     public_name: str
     kind: str
@@ -83,14 +83,14 @@ class CatalogModel:
     cache_generation: str = ""
 
     def routes_within(self, limits: Scope) -> tuple[Route, ...]:
-        """Return the routes that a call may take: under a budget in money those alone whose price is known."""
+        """Return the routes that a call may take; with a budget in money, only those with a price."""
         if not limits.has_cost_budget:
             return self.routes
         return tuple(route for route in self.routes if route.rates is not None)
 
     @property
     def dearest(self) -> Rates:
-        """The highest known price of each kind among the routes: what a bound is reckoned with."""
+        """The highest known price of each kind among the routes, for the bound of a call."""
         known = [route.rates for route in self.routes if route.rates is not None]
         return Rates(
             input=max((max(rates.input, rates.cached_input) for rates in known), default=0),
@@ -101,7 +101,7 @@ class CatalogModel:
 
 @dataclass(slots=True)
 class Catalog:
-    """Finds models by public name; reads the database at most once a second."""
+    """Finds models by public name or alias; reads the database at most once a second."""
 
     clock: Callable[[], float] = time.monotonic
     _models: dict[str, CatalogModel] = field(default_factory=dict)
@@ -112,19 +112,19 @@ class Catalog:
     _outage: Outage = field(init=False)
 
     def __post_init__(self, outage: Outage | None) -> None:
-        """Measure an outage of the database by the same clock, unless others see the same one."""
+        """Use the given outage of the database, or one with the same clock."""
         self._outage = outage or Outage(self.clock)
 
     def find(self, name: str) -> CatalogModel | None:
-        """Return an enabled model by its public name or an alias, None if there is none.
+        """Return an enabled model by its public name or an alias; None if there is none.
 
-        Raises DependencyUnavailable when the database is away (after AUTH_STALE_SECONDS on top of the second).
+        Raises DependencyUnavailable if the database has been unavailable for AUTH_STALE_SECONDS and a second.
         """
         self.models()
         return self._names.get(name)
 
     def default(self) -> CatalogModel | None:
-        """Return the model that answers who names none: the one that operators chose, or the environment's."""
+        """Return the model for calls that name none: the operators' default, or the environment's; may be None."""
         chosen = (model for model in self.models().values() if model.is_default)
         return next(chosen, None) or self.find(default_model_name())
 
@@ -132,7 +132,7 @@ class Catalog:
         """Return all enabled models by public name."""
         if self._age() >= MAX_AGE:
             if not self._lock.acquire(timeout=KNOWN_WAIT if self._is_known or self._outage.is_on else -1):
-                self._believe()  # somebody asks a database that is slow or was away: nobody waits long behind him
+                self._believe()  # another thread waits for a slow or unavailable database: don't wait behind it
                 return self._models
             try:
                 if self._age() >= MAX_AGE:
@@ -142,7 +142,7 @@ class Catalog:
         return self._models
 
     def forget(self) -> None:
-        """Read the database again at the next question."""
+        """Read the database again at the next use."""
         self._loaded_at = float("-inf")
 
     def _age(self) -> float:
@@ -153,7 +153,7 @@ class Catalog:
         return self._age() < MAX_AGE + settings.AUTH_STALE_SECONDS
 
     def _believe(self) -> None:
-        """Go on with what was read before the database went away; raises DependencyUnavailable if it is too old."""
+        """Accept the models read before the database failed; raises DependencyUnavailable if they are too old."""
         if not self._is_known:
             raise DependencyUnavailable
 
@@ -173,25 +173,25 @@ catalog = Catalog(outage=database_outage)
 
 
 def deployment_names() -> set[str]:
-    """Name the deployments that calls may go to now; raises DependencyUnavailable as the catalog does."""
+    """Return the names of the deployments that calls may go to; raises DependencyUnavailable like the catalog."""
     return {route.name for model in catalog.models().values() for route in model.routes}
 
 
 def unpriced_names() -> list[str]:
-    """Name the models that can be called and have no price anywhere; raises what the catalog does."""
+    """Return the names of callable models without any price; raises DependencyUnavailable like the catalog."""
     models = [model for model in catalog.models().values() if model.routes]
     return sorted(model.public_name for model in models if all(route.rates is None for route in model.routes))
 
 
 def default_model_name() -> str:
-    """Name the model of the environment, which answers where operators chose no default."""
+    """Return the name of the environment's model, which is used if operators chose no default."""
     if settings.OPENAI_MODEL:
         return str(settings.OPENAI_MODEL)
     return local_model.MODEL_NAME if uses_local_model() else OPENAI_DEFAULT_MODEL
 
 
 def uses_local_model() -> bool:
-    """Say whether the local model answers: where neither a provider's secret nor its address is configured."""
+    """Return whether the local model answers: neither a provider's secret nor its URL is configured."""
     return not settings.OPENAI_API_KEY and not settings.OPENAI_BASE_URL
 
 
@@ -231,12 +231,12 @@ def _rates(price: Price) -> Rates:
 
 
 def provider_route(provider: Provider) -> Route:
-    """Make a route to a provider itself, to no model there: for asking whether it answers."""
+    """Return a route to a provider without a model, to test its connection."""
     return _route(Deployment(provider=provider, upstream_name=""), None)
 
 
 def _provider_limits(provider: Provider) -> Subject | None:
-    """Make the subject of a provider's own limits; None where it has none, so that its calls ask nobody."""
+    """Return the subject of a provider's own limits; None if it has none, so that its calls skip the limits."""
     limits = Limits(provider.requests_per_minute, provider.tokens_per_minute, provider.concurrent_requests)
     return None if limits == Limits() else Subject("provider", str(provider.pk), limits)
 

@@ -1,4 +1,4 @@
-"""Clients that disconnect before they have their answer."""
+"""Detection of clients that disconnect before their answer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["CLIENT_LEFT", "ClientLeft", "DisconnectWatch"]
 
 
 class ClientLeft(Exception):
-    """Nobody wants the answer that was about to be made."""
+    """The client has disconnected, and no other call waits for the answer."""
 
 
 class DisconnectWatch:
-    """Stops a plain call to a provider when its client disconnects, unless others wait for it (`is_awaited`)."""
+    """Stops a non-streamed call to a provider when its client disconnects, unless others wait for it (`is_awaited`)."""
 
     def __init__(self, client: ClientSocket, is_awaited: Callable[[], bool]) -> None:
         self.abort = Abort()
@@ -26,17 +26,17 @@ class DisconnectWatch:
         self._is_awaited = is_awaited
 
     def is_unwanted(self) -> bool:
-        """Say whether nobody wants the answer."""
+        """Return whether the client has disconnected and no other call waits for the answer."""
         return self.abort.is_set or (self._client.is_gone() and not self._is_awaited())
 
     def look(self, now: float) -> None:
-        """Stop the call if nobody wants its answer."""
+        """Stop the call if its answer is unwanted."""
         if self.is_unwanted():
             self.abort.set()
 
     @contextmanager
     def watching(self) -> Iterator[Abort]:
-        """Look every WATCH_SECONDS while the block runs."""
+        """Check every WATCH_SECONDS while the block runs; yields the abort for the call to use."""
         watch.add(self)
         try:
             yield self.abort

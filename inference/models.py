@@ -1,4 +1,4 @@
-"""Where answers come from: providers, the models callers name, the deployments that serve them, and their prices."""
+"""The tables of the catalog: providers, models, the deployments of models at providers, and their prices."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from inference.validators import (
 )
 
 MODEL_NAME = RegexValidator(validators.MODEL_NAME, "Letters, digits and . _ : / @ - only.")
-#: An amount of a price. It has no default: 0 says that something is free, and is entered.
+#: Options of a price field. There is no default: 0 means free, and must be entered.
 PRICE: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
 
 
 def new_generation() -> str:
-    """Make a mark that no cached answer has yet: not even those of a model of the same name that was deleted."""
+    """Return a new random mark for cache keys, so that a deleted model's answers are not found under its name."""
     return secrets.token_hex(4)
 
 
 class Provider(RequestLimits):
-    """A server that speaks OpenAI's protocol. It knows the name of its secret's variable, never the secret.
+    """A server with OpenAI's API. The row holds the name of the secret's environment variable, never the secret.
 
-    Its limits are those that the provider grants us, over all deployments, accounts, processes and nodes together.
+    Its limits are those that the provider grants, over all deployments, accounts, processes and nodes together.
     """
 
     class Style(models.TextChoices):
@@ -84,11 +84,11 @@ class Provider(RequestLimits):
 
     @property
     def names_secret(self) -> bool:
-        """Whether a secret of the environment is sent there."""
+        """Whether a secret from the environment is sent to the provider."""
         return bool(self.api_key_variable) or any(text.startswith("$") for text in self.extra_headers.values())
 
     def clean(self) -> None:
-        """Refuse addresses that would let an operator reach this machine or its cloud's metadata."""
+        """Refuse URLs of this machine or a cloud's metadata service, and Azure without a version."""
         if not self.from_environment:
             validate_provider_url(self.base_url)
         if self.style == self.Style.AZURE and not self.api_version:
@@ -96,7 +96,7 @@ class Provider(RequestLimits):
 
 
 class Model(models.Model):
-    """A model as callers name it."""
+    """A model, by the name that callers use."""
 
     class Kind(models.TextChoices):
         CHAT = "chat"
@@ -129,8 +129,8 @@ class Model(models.Model):
         return self.public_name
 
     def clean(self) -> None:
-        """Refuse names that another model has already, and a second default."""
-        self.aliases = self.aliases or []  # an emptied field of a form
+        """Refuse names that another model already has, and a second default."""
+        self.aliases = self.aliases or []  # a form's empty field is None
         others = Model.objects.exclude(pk=self.pk)
         taken = {name for other in others for name in (other.public_name, *other.aliases)}
         clashing = sorted(taken & {self.public_name, *self.aliases})
@@ -141,7 +141,7 @@ class Model(models.Model):
 
 
 class Deployment(models.Model):
-    """A model at a provider. Lower order is tried first; within one order, weight decides how often."""
+    """A model at a provider. A lower order is tried first; within an order, the weight is the share of calls."""
 
     model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="deployments")
     provider = models.ForeignKey(Provider, on_delete=models.PROTECT, related_name="deployments")
@@ -170,9 +170,9 @@ class Deployment(models.Model):
 
 
 class Price(models.Model):
-    """What a deployment costs from a moment on, in US dollars per million tokens; the latest that has begun counts.
+    """The prices of a deployment from `valid_from` on, in US dollars per million tokens; the latest in force counts.
 
-    A deployment without one that has begun is not free: what its calls cost is unknown.
+    Without a price in force, the cost of a deployment's calls is unknown, not 0.
     """
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="prices")
@@ -190,21 +190,21 @@ class Price(models.Model):
 
 
 class BreakerNotice(models.Model):
-    """A deployment that failed, as some process found: until when no call goes there, since when, and why.
+    """A deployment that fails, as published by a process: since when, until when it gets no calls, and why.
 
-    `seen_at`: when it was last found failing. It goes when the deployment answers again. No foreign key: a process may
-    write of a deployment that was deleted a moment ago.
+    `seen_at` is the time of the latest failure. The row is deleted when the deployment answers again. It has no foreign
+    key, because a process may write it just after the deployment was deleted.
     """
 
     deployment_id = models.PositiveBigIntegerField(primary_key=True)
     open_until = models.DateTimeField()
-    # Defaults of the database's: while a release is replaced, processes of the one before write without these.
+    # Database defaults: during an upgrade, processes of the previous release write rows without these columns.
     since = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now())
     cause = models.CharField(max_length=100, blank=True, db_default="")
 
     class Meta:
-        default_permissions = ()  # nobody is shown it
+        default_permissions = ()  # not shown in the admin
 
     def __str__(self) -> str:
         return f"{self.deployment_id} until {self.open_until:%Y-%m-%d %H:%M:%S}"

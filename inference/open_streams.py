@@ -1,4 +1,4 @@
-"""The streams whose producers run now, in this process; at its end they are ended too."""
+"""The streams in progress in this process, which are ended with an error at its shutdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.telemetry import metrics
 
 
 class Stoppable(Protocol):
-    """A stream that runs."""
+    """A stream in progress."""
 
     def stop(self, error: ApiError) -> None:
         """End it with an error."""
@@ -28,17 +28,17 @@ class OpenStreams:
         metrics.open_streams.set(len(self._streams))
 
     def discard(self, stream: Stoppable) -> None:
-        """Note that it has settled, and runs no more."""
+        """Note that a stream's producer has settled and ended."""
         self._streams.discard(stream)
         metrics.open_streams.set(len(self._streams))
 
     def stop(self) -> None:
-        """End every stream with an error, each settled by its producer: the process is about to end."""
+        """End every stream with an error because the process shuts down; the producers settle them."""
         for stream in list(self._streams):
             stream.stop(Unavailable("The server is restarting."))
 
     def wait(self, seconds: float) -> None:
-        """Wait until no producer runs any more, or so many seconds."""
+        """Wait until all producers have ended, at most `seconds`."""
         ends = time.monotonic() + seconds
         while self._streams and time.monotonic() < ends:
             time.sleep(0.05)

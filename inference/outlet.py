@@ -1,7 +1,7 @@
-"""What goes to the client of one stream: the pieces that wait for it, and the look at whether it is still there.
+"""The client's side of a stream: the queue of pieces for it, keep-alives, and checks whether it is still connected.
 
-One thread a process (a greenlet under gevent) looks after all streams: a timer for each piece of each would cost more
-than the piece.
+One thread a process (a greenlet under gevent) watches all streams: a timer for each piece would cost more than the
+piece.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from django.conf import settings
 from core.background import ProcessThread
 from inference.client_socket import ClientSocket
 
-#: Seconds between two looks after a stream.
+#: Seconds between two checks of a stream.
 WATCH_SECONDS = 0.5
 KEEP_ALIVE = b": keep-alive\n\n"
-#: Pieces that wait for a slow client before the provider's stream is read on, and seconds between two looks then.
+#: Most pieces queued for a slow client; beyond them, the producer waits SLOW_SECONDS between two checks.
 LONGEST_QUEUE = 256
 SLOW_SECONDS = 0.05
 
@@ -29,14 +29,14 @@ log = structlog.get_logger(__name__)
 
 
 class Transcript:
-    """All that was sent, for whoever asks again; None once it has become larger than `largest` bytes."""
+    """Everything that was sent, for a replay; None once it is larger than `largest` bytes."""
 
     def __init__(self, largest: int) -> None:
         self._left = largest
         self._pieces: list[bytes] = []
 
     def add(self, piece: bytes) -> None:
-        """Take a piece, or let go of all where it is one too many."""
+        """Add a piece; drop everything if it becomes too large."""
         self._left -= len(piece)
         if self._left < 0:
             self._pieces.clear()
@@ -45,19 +45,19 @@ class Transcript:
 
     @property
     def content(self) -> bytes | None:
-        """Return the whole."""
+        """Return everything that was sent; None if it was too large."""
         return b"".join(self._pieces) if self._left >= 0 else None
 
 
 class _Rest(bytes):
-    """The end of a chunk whose beginning is written."""
+    """The end of a chunk whose beginning was already written."""
 
 
 class Outlet:
-    """The pieces for one client. The producer puts them in, the request's own thread iterates over them.
+    """The queue of pieces for one client. The producer adds them; the request's thread, the reader, iterates over them.
 
-    Under gevent, where nothing else runs in between, the producer writes to the client's socket itself while that
-    thread only waits for another piece.
+    Under gevent, the producer writes to the client's socket directly while the reader only waits for another piece:
+    nothing else runs in between there.
     """
 
     def __init__(self, client: ClientSocket) -> None:
@@ -66,13 +66,13 @@ class Outlet:
         self._client = client
         self.can_send = client.can_send
         self._is_read = False
-        #: Whether the reader waits, with nothing more to write.
+        #: Whether the reader waits and has nothing left to write.
         self.is_idle = False
         self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._written_at = time.monotonic()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield what the client gets, until the end of the stream or until the client is gone."""
+        """Yield the client's bytes until the stream ends or the client disconnects."""
         self._is_read = True
         if not self.started.is_set():
             yield KEEP_ALIVE  # the server sends status and headers with the first piece
@@ -86,7 +86,7 @@ class Outlet:
             is_begun = True
 
     def put(self, piece: bytes, *, gives_up: Callable[[], bool]) -> None:
-        """Hand a piece over, while the client is slow only when there is room, or not at all once it `gives_up`."""
+        """Add a piece. If the queue is full, wait for space, or drop the reader once `gives_up` returns true."""
         if self.is_idle and self._send(piece):
             return
         while self.has_reader and self._pieces.qsize() >= LONGEST_QUEUE:
@@ -97,12 +97,12 @@ class Outlet:
             self._enqueue(piece)
 
     def end(self) -> None:
-        """Let the reader come to its end, after what waits for it."""
+        """End the reader's iteration after the queued pieces."""
         self._enqueue(None)
         self.started.set()
 
     def leave(self) -> None:
-        """Take no more pieces: nobody reads them."""
+        """End the reader's iteration and accept no more pieces."""
         self.has_reader = False
         self._enqueue(None)
 
@@ -119,7 +119,7 @@ class Outlet:
         self._pieces.put(piece)
 
     def _send(self, piece: bytes) -> bool:
-        """Write to the client's socket; False if it takes nothing now: the reader waits, or finds the client gone."""
+        """Write to the client's socket; False if it accepts nothing now, so that the reader has to write."""
         try:
             rest = self._client.send_chunk(piece)
         except OSError:
@@ -130,14 +130,14 @@ class Outlet:
         return True
 
     def wait(self, seconds: float) -> None:
-        """Wait until there is something to write, or nobody to write it to."""
+        """Wait until there is something to write or the reader has left, at most `seconds`."""
         ends = time.monotonic() + seconds
         while self.has_reader and not self.started.wait(max(0.0, min(WATCH_SECONDS, ends - time.monotonic()))):
             if time.monotonic() >= ends:
                 return
 
     def has_lost_its_reader(self, now: float) -> bool:
-        """Look whether the client has gone; if it is there and has heard nothing for long, send it a sign of life."""
+        """Return whether the client has disconnected; send it a keep-alive if nothing was written for long."""
         if not self.has_reader:
             return False
         if self._client.is_gone():
@@ -149,26 +149,26 @@ class Outlet:
 
 
 class Watched(Protocol):
-    """What the watch looks after."""
+    """Something that a Watch checks."""
 
     def look(self, now: float) -> None:
-        """Look after it, at a moment (monotonic seconds)."""
+        """Check it; `now` is in monotonic seconds."""
 
 
 class Watch:
-    """Looks after everything that was added, every WATCH_SECONDS."""
+    """Checks everything that was added, every WATCH_SECONDS."""
 
     def __init__(self) -> None:
         self._watched: set[Watched] = set()
         self._thread = ProcessThread(self._run, name="stream-watch")
 
     def add(self, stream: Watched) -> None:
-        """Look after it from now on."""
+        """Begin to check a stream."""
         self._watched.add(stream)
         self._thread.start()
 
     def discard(self, stream: Watched) -> None:
-        """Let it be."""
+        """Stop checking a stream."""
         self._watched.discard(stream)
 
     def _run(self) -> None:
@@ -178,7 +178,7 @@ class Watch:
             for stream in list(self._watched):
                 try:
                     stream.look(now)
-                except Exception as error:  # one stream's trouble is not the others'
+                except Exception as error:  # the other streams must still be checked
                     log.exception("stream_not_watched", cause=type(error).__name__)
 
 

@@ -1,6 +1,6 @@
-"""The prompts that the platform adds to what callers send.
+"""The prompts that the platform adds to callers' texts.
 
-VERSION is part of every cache key: whoever changes a prompt raises it, so that no answer to the old one is served.
+VERSION is part of every cache key: raise it with each change of a prompt, so that old cached answers are not served.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ VERSION = 2
 
 SYSTEM = "You are a helpful AI assistant."
 SUMMARY_SYSTEM = "You are a helpful AI assistant that writes concise summaries."
-#: Sentences asked for, by the `length` of a /summarize request.
+#: The wording of each `length` of a /summarize request.
 SENTENCES = {"short": "1-2 sentences", "medium": "3-4 sentences", "long": "5-6 sentences"}
 SUMMARY_TEMPERATURE = 0.3
 
@@ -19,14 +19,14 @@ Messages = list[dict[str, Any]]
 
 
 def chat_messages(message: str) -> Messages:
-    """Make the messages of a /chat request."""
+    """Return the messages of a /chat request."""
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": message}]
 
 
 def summary_messages(text: str, length: str) -> Messages:
-    """Make the messages of a /summarize request of a length that is a key of SENTENCES.
+    """Return the messages of a /summarize request; `length` is a key of SENTENCES.
 
-    The instruction comes after the text: small models then keep to it (measured on the local one).
+    The instruction comes after the text, because small models follow it better there (measured on the local model).
     """
     instruction = f"{text}\n\nSummarize the text above in {SENTENCES[length]}."
     return [{"role": "system", "content": SUMMARY_SYSTEM}, {"role": "user", "content": instruction}]

@@ -1,4 +1,4 @@
-"""The provider, models and prices that the environment implies; asked for again, they are brought up to date."""
+"""Creation and update of the provider, models and prices that the environment's variables configure."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from inference.upstream.local_model import CONTEXT_TOKENS, MODEL_NAME
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_CONTEXT = 128_000
-#: Seeded beside the default model where OpenAI itself answers.
+#: Models seeded besides the default model if the provider is OpenAI itself.
 OPENAI_MODELS = ("gpt-4o-mini", "gpt-4.1-mini")
 OPENAI_EMBEDDING_MODELS = ("text-embedding-3-small",)
 MILLION = 1_000_000
 LOCAL = "local"
 FREE = {"input_per_million": Decimal(0), "cached_input_per_million": None, "output_per_million": Decimal(0)}
-#: How long a server may take to list its models, in seconds.
+#: Timeout of a provider's list of models, in seconds.
 LIST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """What bootstrap set up: the provider's name, and the models it serves. No provider: none is configured."""
+    """The result of a seed: the provider's name (None: none is configured), and the models that it serves."""
 
     provider: str | None
     models: tuple[str, ...] = ()
-    #: Those of the provider's models that have no price.
+    #: The provider's models without a price.
     unpriced: tuple[str, ...] = ()
 
 
 def provider_seed(*, actor: str) -> Seeded:
-    """Set up the provider that the environment names, its models, and prices where none were entered yet.
+    """Create or update the environment's provider and its models, and add missing prices.
 
-    Prices are those of a public list, and 0 where nothing is billed; a model of any other server is left without one.
-    The other provider that an earlier environment had set up is switched off; what operators entered stays. Raises
-    django.core.exceptions.ValidationError if the environment's values can't be those of a provider or model.
+    Prices come from a public list, or are 0 if the provider bills nothing; models of other servers get no price. A
+    provider from an earlier environment is switched off; rows that operators entered stay. Raises
+    django.core.exceptions.ValidationError if the environment's values are invalid.
     """
     seeded = _catalog_seed(actor=actor)
     of_provider = Deployment.objects.filter(provider__name=seeded.provider, prices=None)
@@ -76,7 +76,7 @@ def _catalog_seed(*, actor: str) -> Seeded:
 
 
 def _configured() -> tuple[str, str, str]:
-    """Return name, address and secret's variable of the provider that the environment names."""
+    """Return the name, the base URL and the secret's variable of the environment's provider."""
     if uses_local_model():
         return LOCAL, settings.LOCAL_MODEL_URL, ""
     variable = "OPENAI_API_KEY" if settings.OPENAI_API_KEY else ""
@@ -101,9 +101,9 @@ def _seed_model(provider: Provider, name: str, kind: str, *, actor: str) -> None
 
 
 def _is_free(provider: Provider) -> bool:
-    """Return whether the provider bills nothing: the local model, or the fake provider, as its list of models says.
+    """Return whether the provider bills nothing: the local model, or a fake provider by its list of models.
 
-    Any other server may bill: an operator enters its prices, 0 for hardware of his own.
+    Any other server may bill: an operator enters its prices, 0 for their own hardware.
     """
     if provider.name == LOCAL:
         return True
@@ -114,7 +114,7 @@ def _is_free(provider: Provider) -> bool:
 
 
 def listed_price(model: str) -> dict[str, Decimal] | None:
-    """Look a model up in genai-prices' table, as US dollars per million tokens; None where it has none."""
+    """Return a model's price in genai-prices' table, in US dollars per million tokens; None if it has none."""
     try:
         plain = _price(genai_prices.Usage(input_tokens=MILLION, output_tokens=MILLION), model)
         cached = _price(genai_prices.Usage(input_tokens=MILLION, cache_read_tokens=MILLION), model)

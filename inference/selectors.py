@@ -1,4 +1,4 @@
-"""Reads of models and deployments as the database has them now, past the catalog."""
+"""Reads of models and deployments from the database, without the catalog's delay of up to a second."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from inference.models import Deployment, Model, Price, Provider
 
 
 def public_name_of(name: str) -> str | None:
-    """Return the public name of the model that has the name or alias; None if there is none."""
+    """Return the public name of the model with a name or alias; None if there is none."""
     names = {each: public_name for public_name, aliases in _names() for each in (public_name, *aliases)}
     return names.get(name)
 
 
 def deployments_without_price() -> QuerySet[Deployment]:
-    """Select the deployments that calls may go to whose price nobody has entered, or has not begun: by model."""
+    """Return the enabled deployments without a price in force, ordered by model."""
     usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
     begun = Price.objects.filter(deployment=OuterRef("pk"), valid_from__lte=timezone.now())
     return usable.filter(~Exists(begun)).select_related("model", "provider").order_by("model__public_name", "pk")
 
 
 def models_without_price() -> dict[str, str]:
-    """Name the models of those deployments, each with what it lacks a price of."""
+    """Return the models with deployments that lack a price, each with the names of these deployments."""
     found: dict[str, list[str]] = {}
     for deployment in deployments_without_price():
         found.setdefault(deployment.model.public_name, []).append(str(deployment))
@@ -36,11 +36,11 @@ def _names() -> list[tuple[str, list[str]]]:
 
 
 def secret_variables(provider: Provider) -> list[str]:
-    """Name the environment variables that hold a provider's secrets."""
+    """Return the names of the environment variables that hold a provider's secrets."""
     headers = [value.removeprefix("$") for value in provider.extra_headers.values() if value.startswith("$")]
     return [name for name in (provider.api_key_variable, *headers) if name]
 
 
 def missing_variables(provider: Provider) -> list[str]:
-    """Name those of them that are not set on this server."""
+    """Return the names of a provider's secret variables that are not set on this server."""
     return [name for name in secret_variables(provider) if not os.environ.get(name)]

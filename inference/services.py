@@ -1,5 +1,7 @@
-"""Writes of providers, models, deployments and prices. Each leaves its audit entry in the same transaction and takes
-effect within 1 s: here at once after the commit, in other processes as their catalog ages.
+"""Writes of providers, models, deployments and prices.
+
+Each write adds an audit entry in the same transaction. It takes effect at the commit in this process, and within a
+second in others, when their catalogs expire.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ CatalogRow = Provider | Model | Deployment | Price
 
 
 def catalog_save(*, row: CatalogRow, actor: str) -> None:
-    """Save a provider, model, deployment or price, new or changed.
+    """Save a new or changed provider, model, deployment or price.
 
-    Raises django.core.exceptions.ValidationError, with messages that are fit to show, if it isn't valid. Cached answers
-    of a model that were cleared meanwhile stay so.
+    Raises django.core.exceptions.ValidationError, with messages for users, if the row is invalid. If a model's cached
+    answers were cleared meanwhile, they stay cleared.
     """
     with transaction.atomic():
         if isinstance(row, Model) and row.pk is not None:
@@ -28,9 +30,9 @@ def catalog_save(*, row: CatalogRow, actor: str) -> None:
 
 
 def catalog_delete(*, row: CatalogRow, actor: str) -> None:
-    """Delete one of them with all that belongs to it; records of calls keep the names and costs.
+    """Delete a row with everything that belongs to it; usage records keep the names and costs.
 
-    Raises django.db.models.ProtectedError for a provider that still has deployments.
+    Raises django.db.models.ProtectedError for a provider with deployments.
     """
     with transaction.atomic():
         audited_delete(row, actor=actor)
@@ -38,7 +40,7 @@ def catalog_delete(*, row: CatalogRow, actor: str) -> None:
 
 
 def model_clear_cache(*, model: Model, actor: str) -> None:
-    """Let no cached answer of a model be found any more, whoever's (see accounts.services.account_clear_cache)."""
+    """Clear the cached answers of a model for all accounts (see accounts.services.account_clear_cache)."""
     with transaction.atomic():
         model.cache_generation = new_generation()
         model.save(update_fields=["cache_generation"])

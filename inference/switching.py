@@ -1,4 +1,7 @@
-"""The admin asks before a form takes a provider, model or deployment away: what stops working, and for whom."""
+"""Confirmation in the admin before a form switches off or removes a provider, model or deployment.
+
+It shows what stops working, and which accounts are affected.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,17 @@ from accounts.admin.base import Confirmation, ModelAdmin, ask, change_url, is_co
 from inference.models import Deployment, Model, Provider
 from monitoring.rollups.queries import Scope, usage_rankings
 
-#: What is told of: who asked lately.
+#: The period in which an account's calls count as recent.
 LATELY = timedelta(days=7)
 MOST_CALLERS = 50
-#: The field that the confirmation page sends by itself.
+#: The form field that the confirmation page adds itself.
 TOKEN = "csrfmiddlewaretoken"  # noqa: S105
 
 Row = Provider | Model | Deployment
 
 
 class AsksBeforeSwitchingOff(ModelAdmin):
-    """Shows what a form would take away, and saves it once that is confirmed."""
+    """Shows what a form would switch off or remove, and saves it once that is confirmed."""
 
     def changeform_view(
         self,
@@ -35,7 +38,7 @@ class AsksBeforeSwitchingOff(ModelAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> Any:
-        """Ask, where something is to be asked; else do what Django does."""
+        """Ask for confirmation if the form needs it; otherwise show or save the form as Django does."""
         if request.method == "POST" and object_id is not None and not is_confirmed(request):
             question = self._question(request, object_id)
             if question is not None:
@@ -61,7 +64,7 @@ class AsksBeforeSwitchingOff(ModelAdmin):
         )
 
     def _switched_off(self, request: HttpRequest, row: Row) -> Iterator[Row]:
-        """Find what the form, if it is valid, would switch off or remove; the rows hold what it says."""
+        """Yield the rows that the form, if valid, would switch off or remove; they hold the form's values."""
         form = self.get_form(request, row, change=True)(request.POST, request.FILES, instance=row)
         if form.is_valid() and _is_switched_off(form):
             yield row
@@ -78,7 +81,7 @@ def _is_switched_off(form: Any) -> bool:
 
 
 def models_of(off: Sequence[Row]) -> list[Model]:
-    """List the models that calls may go to now, and that lose something when all of it is switched off."""
+    """Return the enabled models that are affected if all of `off` is switched off."""
     models = {each.pk for each in off if isinstance(each, Model)}
     models |= {each.model_id for each in _deployments_of(off)}
     return list(Model.objects.filter(pk__in=models, is_enabled=True))
@@ -95,13 +98,13 @@ def _usable() -> QuerySet[Deployment]:
 
 
 def consequences(off: Sequence[Row]) -> list[str]:
-    """Say in sentences what happens within a second when all of it is switched off."""
+    """Return sentences on what happens within a second if all of `off` is switched off."""
     gone = [each for each in off if isinstance(each, Model)]
     lost = _deployments_of(off)
     left = _usable().exclude(pk__in=[each.pk for each in lost]).exclude(model__in=gone)
     served = {each.model_id for each in left}
     weakened = [each for each in models_of(off) if each not in gone]
-    told = {
+    outcomes = {
         "Within a second nobody can call {} any more: callers get 404 model_not_found.": gone,
         "Within a second nobody is left to answer for {}: callers get 502.": [
             each for each in weakened if each.pk not in served
@@ -109,12 +112,12 @@ def consequences(off: Sequence[Row]) -> list[str]:
         "{} is answered by other deployments from then on.": [each for each in weakened if each.pk in served],
         "{} is the default, for calls that name no model.": [each for each in models_of(off) if each.is_default],
     }
-    sentences = [text.format(", ".join(map(str, models))) for text, models in told.items() if models]
+    sentences = [text.format(", ".join(map(str, models))) for text, models in outcomes.items() if models]
     return sentences or ["No call goes there now, so nothing stops working."]
 
 
 def callers(models: Sequence[Model]) -> list[str]:
-    """Name the accounts that asked for these models lately, who asked most first."""
+    """Return the accounts that called these models lately, with their numbers of requests, the highest first."""
     now, asked = timezone.now(), Counter[str]()
     for model in models:
         scope = Scope(model=model.public_name)

@@ -1,4 +1,4 @@
-"""Checks of what operators enter about providers."""
+"""Validators of the values that operators enter for providers and models."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from core.network import METADATA, addresses_of, called_address
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z")
 API_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_API_KEY\Z")
 HEADER_NAME = re.compile(r"[A-Za-z0-9-]+\Z")
-#: Headers that the client itself sets; an operator's value would break the call or smuggle a second secret.
+#: Headers that the client sets itself; an operator's value would break the call or add a second secret.
 RESERVED_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
 SECRET_HEADER = re.compile(r"key|token|secret|auth|cookie", re.IGNORECASE)
 
 
 def validate_aliases(value: Any) -> None:
-    """Accept a list of names as models have them."""
+    """Accept a list of valid model names."""
     if not isinstance(value, list) or not all(isinstance(name, str) and MODEL_NAME.match(name) for name in value):
         raise ValidationError('Give names as a list: ["gpt-4", "default"]; letters, digits and . _ : / @ - only.')
 
@@ -51,10 +51,10 @@ def _validate_header(name: str, text: Any) -> None:
 
 
 def validate_provider_url(url: str) -> None:
-    """Refuse URLs that lead to this machine, its link-local neighbourhood or a cloud's metadata service.
+    """Refuse URLs of this machine, of link-local addresses and of a cloud's metadata service.
 
-    Names are resolved as well: one that points to such an address is refused, one that doesn't resolve now is not
-    (the call will fail then). Private networks are allowed: that is where self-hosted models live.
+    Names are resolved: a name with such an address is refused, a name that does not resolve is accepted (calls to it
+    will fail). Private networks are allowed, because self-hosted models run there.
     """
     try:
         parts = urlsplit(url)
@@ -71,7 +71,7 @@ def validate_provider_url(url: str) -> None:
 
 
 def is_forbidden_address(text: str) -> bool:
-    """Say whether an address is one that no provider of an organisation has."""
+    """Return whether an address is loopback, link-local, unspecified, multicast or a metadata service's."""
     address = called_address(text)
     return bool(
         address.is_loopback

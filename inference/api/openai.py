@@ -278,11 +278,11 @@ def _failed_response(call: ModelCall, reader: EventReader, error: Body) -> bytes
     If no event was sent yet, `response.created` comes first, because clients rely on it.
     """
     events = list(reader.events())
-    told = [event["response"] for event in events if isinstance(event.get("response"), dict)]
+    received = [event["response"] for event in events if isinstance(event.get("response"), dict)]
     beginning, number = b"", _next_number(events)
-    if not told:
-        told = [_new_response(call)]
-        beginning, number = _numbered("response.created", 0, told[0]), 1
+    if not received:
+        received = [_new_response(call)]
+        beginning, number = _numbered("response.created", 0, received[0]), 1
     items = {
         event["output_index"]: event.get("item")
         for event in events
@@ -290,7 +290,7 @@ def _failed_response(call: ModelCall, reader: EventReader, error: Body) -> bytes
     }
     provider = reader.error.response if reader.error is not None else {}
     whole = {
-        **told[-1],
+        **received[-1],
         "output": [items[index] for index in sorted(items)],
         **provider,
         "status": "failed",

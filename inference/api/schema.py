@@ -84,8 +84,8 @@ ANSWER_HEADERS = {
 
 def model_answer(serializer: type[Serializer[Any]], *, streams: bool = False) -> dict[tuple[int, str], OpenApiResponse]:
     """Return the OpenAPI responses of a model endpoint: JSON and, if it can stream, server-sent events."""
-    told = "; ".join(f"`{name}`: {text}" for name, text in ANSWER_HEADERS.items())
-    described = {(200, "application/json"): OpenApiResponse(serializer, description=f"The answer. Headers: {told}")}
+    headers = "; ".join(f"`{name}`: {text}" for name, text in ANSWER_HEADERS.items())
+    described = {(200, "application/json"): OpenApiResponse(serializer, description=f"The answer. Headers: {headers}")}
     if streams:
         described[200, "text/event-stream"] = OpenApiResponse(OpenApiTypes.STR, description="Server-sent events.")
     return described

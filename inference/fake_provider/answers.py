@@ -1,8 +1,6 @@
-"""Words in, words out: what a call asks for and which text answers it, the same for the same input every time.
+"""The fake provider's answers, deterministic for each input: text, choices, tokens and usage.
 
-A token is a word with the space before it.
-
-An answer before it takes the form of an endpoint: choices, tokens, usage; and the form that an endpoint gives.
+A token is a word with the white space before it. Surface is the interface that turns an answer into an endpoint's form.
 """
 
 import hashlib
@@ -19,20 +17,20 @@ from inference.fake_provider.settings import FakeSettings, HttpError
 _TOKEN = re.compile(r"\s*\S+")
 _FILLER = " and so the answer goes on, word after word, until it has the length that was asked for"
 IMAGE_TOKENS = 85
-"""What an image in a message counts; OpenAI's figure for one of low detail."""
+"""Tokens of an image in a message: OpenAI's figure for low detail."""
 ECHOED_TOKENS = 200
 _DEEP, _MAX_DEPTH = 4, 24
 
 
 class Prompt(NamedTuple):
-    """What a call asks: the text to answer, and the tokens of everything sent."""
+    """A call's input: the text to answer, and the tokens of everything sent."""
 
     text: str
     tokens: int
 
 
 def tokenize(text: str) -> list[str]:
-    """Split a text in tokens; joined they give it again, apart from space at its end."""
+    """Split a text into tokens; joined they are the text again, without white space at its end."""
     return _TOKEN.findall(text)
 
 
@@ -41,7 +39,7 @@ def _part_text(part: Any) -> str:
 
 
 def read_messages(messages: list[Any]) -> Prompt:
-    """Read chat messages (text or parts); the last one with a text is answered."""
+    """Parse chat messages (texts or parts); the last one with a text is answered."""
     last, tokens = "", 0
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else message
@@ -54,14 +52,14 @@ def read_messages(messages: list[Any]) -> Prompt:
 
 
 def read_prompt(prompt: Any) -> Prompt:
-    """Read one prompt of /completions or one input of /embeddings: a text, or a list of token numbers."""
+    """Parse one prompt of /completions or one input of /embeddings: a text, or a list of token numbers."""
     if isinstance(prompt, list):
         return Prompt(" ".join(map(str, prompt)), len(prompt))
     return Prompt(str(prompt), len(str(prompt).split()))
 
 
 def _text_to_summarize(prompt: str) -> str | None:
-    """Return the text that a prompt wants summarized (the instruction before or after it), None for other prompts."""
+    """Return the text to summarize, with the instruction before or after it; None for other prompts."""
     if prompt[:9].lower() == "summarize":
         return prompt.partition(":")[2].strip()
     text, _, instruction = prompt.rpartition("\n\n")
@@ -69,7 +67,7 @@ def _text_to_summarize(prompt: str) -> str | None:
 
 
 def answer_tokens(prompt: str, length: int | None) -> list[str]:
-    """Return the answer to a prompt: a shortened text if it asks for a summary, else an echo; `length` tokens long."""
+    """Return the answer to a prompt, `length` tokens long: the shortened text for a summary, otherwise an echo."""
     text = _text_to_summarize(prompt)
     if text is not None:
         words = tokenize(text)
@@ -117,7 +115,7 @@ def _scalar_example(kind: Any, schema: Mapping[str, Any], text: str) -> Any:
 
 
 def _chosen(choices: list[Any], depth: int) -> Any:
-    """Return the first of the schemas to choose from; far down one that ends a recursion, if there is one."""
+    """Return the first of several schemas; at a great depth null, if allowed, which ends a recursion."""
     empty = [choice for choice in choices if isinstance(choice, dict) and choice.get("type") == "null"]
     return empty[0] if empty and depth > _DEEP else choices[0]
 
@@ -133,9 +131,9 @@ def _example_of_type(kind: Any, schema: Mapping[str, Any], text: str, root: Mapp
 
 
 def schema_example(schema: Mapping[str, Any], text: str, root: Mapping[str, Any] | None = None, depth: int = 0) -> Any:
-    """Return a value that fits a JSON schema of the simple kind that SDKs make of classes.
+    """Return a value that fits a JSON schema of the simple kind that SDKs generate from classes.
 
-    Strings are `text`, numbers the least allowed, choices the first. What nests deeper than 24 levels becomes None.
+    Strings are `text`, numbers the least allowed, choices the first. Values below 24 levels become None.
     """
     root = schema if root is None else root
     if depth > _MAX_DEPTH:
@@ -152,19 +150,19 @@ def schema_example(schema: Mapping[str, Any], text: str, root: Mapping[str, Any]
 
 
 def json_answer(schema: Mapping[str, Any] | None, text: str) -> str:
-    """Return a JSON text that fits `schema`; without one an object with the field `answer`."""
+    """Return a JSON text that fits `schema`; without a schema, an object with the field `answer`."""
     return json.dumps({"answer": text} if schema is None else schema_example(schema, text))
 
 
 def vector(text: str, dimensions: int) -> list[float]:
-    """Return numbers of -1 to 1 that depend on the text alone, in single precision."""
+    """Return numbers from -1 to 1 that depend on the text alone and are exact in single precision."""
     stream = hashlib.shake_128(text.encode("utf-8", "replace")).digest(dimensions)
     return [(byte - 128) / 128 for byte in stream]
 
 
 Json = dict[str, Any]
 Frame = tuple[bytes, int]
-"""A piece of an answer's body, and the completion tokens that are billed once it is sent."""
+"""A piece of a response's body, and the completion tokens that are billed when it is sent."""
 
 _ARGUMENT_PIECE = 8
 _MAX_CHOICES = 128
@@ -179,7 +177,7 @@ class Tool(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the answers to a call: its tokens (of the text, or of the tool's arguments) and why it ended."""
+    """One of the answers to a call: its tokens (of the text, or of a tool's arguments) and its finish reason."""
 
     tokens: list[str]
     finish_reason: str
@@ -187,13 +185,13 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """Return the tokens as a text."""
+        """Return the joined tokens."""
         return "".join(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """All that an endpoint needs to write its answer; `usage_told` is False under the fault no_usage."""
+    """Everything that an endpoint needs to write its answer; `usage_told` is False with the fault no_usage."""
 
     id: str
     model: str
@@ -206,13 +204,13 @@ class Answer:
 
     @property
     def completion_tokens(self) -> int:
-        """Return the tokens of all choices."""
+        """Return the number of tokens of all choices."""
         return sum(len(choice.tokens) for choice in self.choices)
 
     def usage(self, completion_tokens: int | None = None) -> Json | None:
-        """Return the usage as the chat and completions endpoints tell it, None if it is kept back.
+        """Return the usage in the format of chat and completions; None with the fault no_usage.
 
-        `completion_tokens` are those of an answer that was not finished.
+        `completion_tokens` are those of an unfinished answer.
         """
         if not self.usage_told:
             return None
@@ -227,7 +225,7 @@ class Answer:
 
 
 class BadRequest(Exception):
-    """A request that OpenAI would refuse; carries the error to answer with."""
+    """A request that OpenAI would refuse; carries the error of the response."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -235,10 +233,10 @@ class BadRequest(Exception):
 
 
 class Surface(NamedTuple):
-    """An endpoint's form: how it reads prompts (one answer each), and writes an answer whole or as frames.
+    """An endpoint's functions: parse prompts (one answer each), and write an answer whole or as frames.
 
-    `stream` is None where an endpoint generates nothing and so bills no completion tokens. `error_body` makes an error
-    of status 200, with the usage of so many completion tokens (None: without); `error_frame` the event of one.
+    `stream` is None if the endpoint generates nothing and so bills no completion tokens. `error_body` returns an error
+    of status 200, with the usage of a number of completion tokens (None: without); `error_frame` returns its event.
     """
 
     prefix: str
@@ -255,20 +253,20 @@ def sse(data: bytes, event: str | None = None) -> bytes:
 
 
 def openai_error_body(error: HttpError, answer: Answer, completion_tokens: int | None) -> Json:
-    """Return the body by which most endpoints tell of an error."""
+    """Return the error body of most endpoints."""
     usage = {} if completion_tokens is None else {"usage": answer.usage(completion_tokens)}
     return {"error": error.fields(), **usage}
 
 
 def openai_error_frame(body: Json) -> bytes:
-    """Return the event by which chat and completion streams tell of an error."""
+    """Return the error event of chat and completion streams."""
     return sse(json.dumps(body).encode())
 
 
 def forced_tool(body: Json) -> Mapping[str, Any] | None:
-    """Return the function that tool_choice forces (the first one for `required`), None if none is forced.
+    """Return the function that tool_choice forces (the first one for `required`); None if none is forced.
 
-    Reads the nested form of /chat/completions and the flat one of /responses.
+    Accepts the nested form of /chat/completions and the flat one of /responses.
     """
     choice, tools = body.get("tool_choice"), [tool for tool in body.get("tools") or [] if isinstance(tool, dict)]
     functions = [tool.get("function", tool) for tool in tools if tool.get("type") == "function"]
@@ -281,7 +279,7 @@ def forced_tool(body: Json) -> Mapping[str, Any] | None:
 
 
 def wanted_format(body: Json) -> tuple[bool, Mapping[str, Any] | None]:
-    """Return whether the answer must be JSON, and the schema if there is one."""
+    """Return whether the answer must be JSON, and its schema (None: any object)."""
     text = body.get("text")
     nested = text.get("format") if isinstance(text, dict) else None
     wanted: Mapping[str, Any] = body.get("response_format") or nested or {}
@@ -328,7 +326,7 @@ def _choices(surface: Surface, body: Json, prompts: list[Prompt], settings: Fake
 
 
 def compose(call_id: str, surface: Surface, body: Json, settings: FakeSettings, fault: str | None) -> Answer:
-    """Answer a call: `n` equal choices to each prompt, bent by the faults that concern the content.
+    """Answer a call with `n` equal choices for each prompt, and apply the faults that concern the content.
 
     Raises BadRequest for a body that the endpoint refuses.
     """
@@ -340,8 +338,8 @@ def compose(call_id: str, surface: Surface, body: Json, settings: FakeSettings, 
         choices = []
     tokens = sum(prompt.tokens for prompt in prompts)
     cached = int(tokens * settings.cached_ratio)
-    told = fault != "no_usage"
-    return Answer(call_id, str(body["model"]), body, choices, tokens, cached, told, int(time.time()))
+    reports_usage = fault != "no_usage"
+    return Answer(call_id, str(body["model"]), body, choices, tokens, cached, reports_usage, int(time.time()))
 
 
 def half(frames: Iterable[Frame], tokens: int) -> Iterator[Frame]:

@@ -1,6 +1,6 @@
-"""The form of /v1/chat/completions and /v1/completions, whole and streamed.
+"""The formats of /v1/chat/completions and /v1/completions, whole and streamed, and of /v1/embeddings.
 
-The form of /v1/embeddings: numbers that depend on the input alone, as lists or in base64.
+The numbers of embeddings depend on the input alone; they are sent as lists or in base64.
 """
 
 import base64
@@ -81,7 +81,7 @@ def _chat_plain(answer: Answer) -> Json:
 
 
 class _Chunks:
-    """Write the chunks of one stream around a part that all of them share."""
+    """Writes the chunks of one stream around the part that all of them share."""
 
     def __init__(self, answer: Answer, kind: str) -> None:
         self._head = json.dumps(_head(answer, kind))[:-1]
@@ -90,11 +90,11 @@ class _Chunks:
         self._usage = answer.usage() if self._asked else None
 
     def of(self, choice: Json) -> bytes:
-        """Return the event of a chunk with this one choice."""
+        """Return the event of a chunk with one choice."""
         return f'data: {self._head}, "choices": [{json.dumps(choice)}]{self._tail}\n\n'.encode()
 
     def last(self) -> Iterator[Frame]:
-        """Yield what ends a stream: the usage if it was asked for and is told, and [DONE]."""
+        """Yield the end of a stream: the usage, if requested and not held back by a fault, and [DONE]."""
         if self._usage is not None:
             yield f'data: {self._head}, "choices": [], "usage": {json.dumps(self._usage)}}}\n\n'.encode(), 0
         yield _DONE
@@ -162,7 +162,7 @@ COMPLETIONS = Surface(
 )
 
 DIMENSIONS = 64
-"""Length of a vector if the call does not ask for another; short, so that a benchmark measures no arithmetic."""
+"""Default length of a vector; short, so that a benchmark measures no arithmetic."""
 
 
 def _inputs(body: Json) -> list[Any]:
@@ -186,7 +186,7 @@ def _encoded(numbers: list[float], encoding: Any) -> list[float] | str:
 def _plain(answer: Answer) -> Json:
     dimensions = answer.body.get("dimensions") or DIMENSIONS
     encoding = answer.body.get("encoding_format")
-    # No choices is how the fault empty_choices arrives here.
+    # With the fault empty_choices there are no choices.
     texts = [prompt.text for prompt in _prompts(answer.body)] if answer.choices else []
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector(text, dimensions), encoding)}

@@ -1,4 +1,4 @@
-"""What the fake provider received and what it bills: the other side of the platform's own accounts."""
+"""The requests that the fake provider received and the tokens that it bills, to compare with the platform's records."""
 
 import time
 from collections import deque
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 KEPT_REQUESTS = 10_000
-"""Requests are kept up to this many, so that a long benchmark does not fill the memory; calls are kept all."""
+"""Most requests kept, so that a long benchmark does not fill the memory; all calls are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request as it arrived; header names in lower case, `body` parsed if it was JSON, else None."""
+    """A received request; header names in lower case, `body` parsed if it was JSON, otherwise None."""
 
     method: str
     path: str
@@ -22,7 +22,7 @@ class Received:
 
 @dataclass(slots=True)
 class Call:
-    """A call to a model and what is billed for it; times are `time.monotonic()` seconds, None while it runs.
+    """A call to a model and the tokens billed for it; times are monotonic seconds, `ended_at` is None while it runs.
 
     `outcome` is `running`, `complete`, `cut` (by a fault), `client_left` or `failed` (nothing billed).
     """
@@ -40,7 +40,7 @@ class Call:
     ended_at: float | None = None
 
     def end(self, outcome: str) -> None:
-        """Close the call with its outcome; the first end counts."""
+        """End the call with an outcome; only the first end counts."""
         if self.ended_at is None:
             self.outcome = outcome
             self.ended_at = time.monotonic()
@@ -54,7 +54,7 @@ class Ledger:
         self.requests: deque[Received] = deque(maxlen=KEPT_REQUESTS)
 
     def totals(self) -> dict[str, int]:
-        """Return the number of calls, of those that run now, and the sums of their tokens."""
+        """Return the number of calls, the number of running calls, and the sums of their tokens."""
         calls = list(self.calls)
         return {
             "calls": len(calls),

@@ -1,4 +1,4 @@
-"""From a request to a reply: which endpoint it is, who may ask, what it answers, and which fault bends the answer."""
+"""The fake provider's replies to requests: authentication, endpoints, answers and faults."""
 
 import json
 import re
@@ -31,7 +31,7 @@ SURFACES: dict[str, Surface] = {
     "responses": RESPONSES,
 }
 _OPENAI = re.compile(r"/(?:openai/)?v1/(.+?)/?")
-#: Azure's paths of a deployment, and of a resource.
+#: Azure's paths under a deployment, and those of the whole resource.
 _AZURE = re.compile(r"/openai/deployments/([^/]+)/(chat/completions|completions|embeddings)")
 _AZURE_PLAIN = re.compile(r"/openai/(responses|models)")
 _CREATED = 1_700_000_000
@@ -39,12 +39,12 @@ _EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
 def json_reply(status: int, body: Any) -> Reply:
-    """Make a reply of JSON."""
+    """Return a JSON reply."""
     return Reply.whole(status, json.dumps(body).encode())
 
 
 def error_reply(error: HttpError) -> Reply:
-    """Make a reply of OpenAI's error body."""
+    """Return a reply with OpenAI's error body."""
     return Reply.whole(error.status, error.body())
 
 
@@ -53,9 +53,9 @@ def _not_found(what: str, code: str | None = None) -> BadRequest:
 
 
 class Provider:
-    """Answer requests as an OpenAI-compatible provider; knows nothing of sockets.
+    """Answers requests like an OpenAI-compatible provider, without any sockets.
 
-    Every POST to a known endpoint is a call in the ledger, those that are refused included (with nothing billed).
+    Every POST to a known endpoint is a call in the ledger, including refused ones (with nothing billed).
     """
 
     def __init__(self, settings: FakeSettings, plan: FaultPlan, ledger: Ledger) -> None:
@@ -159,7 +159,7 @@ def _model(name: str) -> Json:
 
 
 def _unbilled_fault(kind: str, settings: FakeSettings) -> Reply | None:
-    """Return the reply of a fault that needs no answer, None for the others."""
+    """Return the reply of a fault that needs no answer; None for the others."""
     if kind in HTTP_FAULTS and kind != "http_504":
         reply = error_reply(HTTP_FAULTS[kind])
         if kind == "http_429":
@@ -179,8 +179,8 @@ def _whole(call: Call, surface: Surface, answer: Answer, settings: FakeSettings)
         body = BROKEN_JSON
     elif call.fault in ERROR_FAULTS:
         tokens = tokens // 2 if call.fault == "error_usage" else 0
-        told = tokens if call.fault == "error_usage" else None
-        body = json.dumps(surface.error_body(MID_STREAM_ERROR, answer, told)).encode()
+        reported = tokens if call.fault == "error_usage" else None
+        body = json.dumps(surface.error_body(MID_STREAM_ERROR, answer, reported)).encode()
     reply = Reply.whole(200, body, tokens=tokens)
     if call.fault in ("cut", "stall"):
         reply.frames = iter([(body[: len(body) // 2], tokens)])
@@ -201,8 +201,8 @@ def _streamed(call: Call, surface: Surface, answer: Answer, settings: FakeSettin
         frames = [] if call.fault == "error_first" else list(half(reply.frames, answer.completion_tokens))
         sent = sum(tokens for _, tokens in frames)
         if call.fault in ERROR_FAULTS:
-            told = sent if call.fault == "error_usage" else None
-            frames.append((surface.error_frame(surface.error_body(MID_STREAM_ERROR, answer, told)), 0))
+            reported = sent if call.fault == "error_usage" else None
+            frames.append((surface.error_frame(surface.error_body(MID_STREAM_ERROR, answer, reported)), 0))
         elif call.fault == "broken_json":
             frames.append((sse(BROKEN_JSON), answer.completion_tokens - sent))
         reply.frames = iter(frames)

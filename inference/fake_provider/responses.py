@@ -1,4 +1,4 @@
-"""The form of /v1/responses, whole and streamed, with the events in the order in which OpenAI sends them."""
+"""The format of /v1/responses, whole and streamed, with the events in OpenAI's order."""
 
 import json
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def _part(text: str) -> Json:
 
 
 def _item(answer: Answer, choice: Choice, status: str) -> Json:
-    """Return an output item; while in progress its content is still empty."""
+    """Return an output item, whose content is empty while in progress."""
     done = status != "in_progress"
     if choice.tool is not None:
         item = {"id": f"fc_{answer.id}", "type": "function_call", "status": status, "call_id": f"call_{answer.id}"}
@@ -65,7 +65,7 @@ def _item(answer: Answer, choice: Choice, status: str) -> Json:
 
 
 def _response(answer: Answer, status: str) -> Json:
-    """Return the response object; while in progress without output and usage."""
+    """Return the response object, without output and usage while in progress."""
     done = status != "in_progress"
     echoed = {name: answer.body.get(name) for name in _ECHOED}
     echoed["tools"], echoed["tool_choice"] = echoed["tools"] or [], echoed["tool_choice"] or "auto"
@@ -94,7 +94,7 @@ def _plain(answer: Answer) -> Json:
 
 
 class _Events:
-    """Number and write the events of one stream."""
+    """Writes and numbers the events of one stream."""
 
     def __init__(self) -> None:
         self._number = -1
@@ -135,15 +135,15 @@ def _stream(answer: Answer) -> Iterator[Frame]:
 
 
 def _error_body(error: HttpError, answer: Answer, output_tokens: int | None) -> Json:
-    """Return a failed response where it tells its usage, and an error without one otherwise."""
+    """Return a failed response with its usage, or an error body if there is none."""
     if output_tokens is None:
         return openai_error_body(error, answer, None)
-    told = {"status": "failed", "error": error.fields(), "usage": _usage(answer, output_tokens)}
-    return {**_response(answer, "in_progress"), **told}
+    failure = {"status": "failed", "error": error.fields(), "usage": _usage(answer, output_tokens)}
+    return {**_response(answer, "in_progress"), **failure}
 
 
 def _error_frame(body: Json) -> bytes:
-    # After what was sent, whose numbers the caller has seen; a high one is sure to come later.
+    # The number must be higher than those already sent; their count is unknown here.
     kind = "response.failed" if body.get("object") == "response" else "error"
     fields = {"response": body} if kind == "response.failed" else body["error"]
     return sse(json.dumps({**fields, "type": kind, "sequence_number": 10_000}).encode(), kind)

@@ -1,4 +1,4 @@
-"""The fake provider as a server: in a thread for tests, or for as long as a command runs; driven over HTTP too."""
+"""The fake provider's server, in a thread of a test or of a command, controlled by methods or over HTTP."""
 
 import asyncio
 import json
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 class FakeUpstream:
-    """An OpenAI-compatible provider on a real socket, which answers and fails as it is told to.
+    """An OpenAI-compatible provider on a real socket, whose answers and failures are set by FakeSettings.
 
-    Use it as a context manager, or call `start` and `stop`. Settings are those of FakeSettings, by name. Methods may
-    be called from any thread, and from other processes over HTTP: GET /_fake/ledger (`?calls=0` for the totals),
-    GET /_fake/requests, POST /_fake/settings (any settings, `fail_next` as `{"kind": ..., "times": 1}`, and
-    `refuse_ms`), POST /_fake/reset. These need no key: never expose the port.
+    Use it as a context manager, or call `start` and `stop`. Methods may be called from any thread. Other processes
+    control it over HTTP: GET /_fake/ledger (`?calls=0` for the totals alone), GET /_fake/requests, POST /_fake/settings
+    (any settings, `fail_next` as `{"kind": ..., "times": 1}`, and `refuse_ms`), POST /_fake/reset. These need no key:
+    never expose the port.
     """
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0, **settings: Any) -> None:
@@ -47,7 +47,7 @@ class FakeUpstream:
     # Start and stop
 
     def start(self) -> Self:
-        """Listen, in a thread of its own; raises OSError if the port is taken."""
+        """Start to listen, in a thread of its own; raises OSError if the port is taken."""
         self._socket = self._reserve()
         self._thread.start()
         self.listen()
@@ -76,7 +76,7 @@ class FakeUpstream:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_SECONDS)
 
     def _reserve(self) -> socket.socket:
-        """Bind the port without listening: connections are refused, yet nobody else can take it."""
+        """Bind the port without listening: connections are refused, but no other process can take it."""
         reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         reserved.setblocking(False)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,13 +94,13 @@ class FakeUpstream:
             self._accepting = asyncio.create_task(self._accept(self._socket))
 
     async def _accept(self, listener: socket.socket) -> None:
-        # Not asyncio's own server: closing that one leaks a connection which it accepts in the same moment.
+        # Not asyncio's own server: closing it leaks a connection that it accepts at the same time.
         loop = asyncio.get_running_loop()
         while True:
             try:
                 accepted, _ = await loop.sock_accept(listener)
             except OSError:
-                # Too many open files, or a client that left at once: the others are served on.
+                # Too many open files, or a client that disconnected at once: go on serving the others.
                 logger.warning("the fake upstream could not accept a connection", exc_info=True)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
@@ -124,7 +124,7 @@ class FakeUpstream:
         self._socket.close()
         for connection in list(self._connections):
             connection.close()
-        # Aborted connections tell their calls in the loop's next turns.
+        # Aborted connections end their calls in the next iterations of the event loop.
         await asyncio.sleep(0.01)
 
     def _connection(self) -> Connection:
@@ -143,18 +143,18 @@ class FakeUpstream:
         return self._provider.settings
 
     def set(self, **changes: Any) -> None:
-        """Change settings from the next call on; raises ValueError for an unknown one."""
+        """Change settings from the next call on; raises ValueError for an unknown or invalid setting."""
         self._provider.settings = self.settings.changed(changes)
 
     def fail_next(self, kind: str, times: int = 1) -> None:
-        """Let the next `times` calls to a model fail; `refuse` closes the socket until `listen` or `reset`."""
+        """Make the next `times` calls to a model fail; `refuse` closes the socket until `listen` or `reset`."""
         if check_fault(kind) == "refuse":
             self.refuse()
         else:
             self._plan.fail_next(kind, times)
 
     def refuse(self) -> None:
-        """Close the listening socket and every connection, keeping the port."""
+        """Close the listening socket and every connection, but keep the port."""
         self._call(self._refuse())
 
     def listen(self) -> None:
@@ -162,7 +162,7 @@ class FakeUpstream:
         self._call(self._listen())
 
     def reset(self) -> None:
-        """Forget calls, requests and faults, and go back to the first settings."""
+        """Forget calls, requests and faults, and restore the initial settings."""
         self._forget()
         self.listen()
 
@@ -175,12 +175,12 @@ class FakeUpstream:
 
     @property
     def requests(self) -> list[Received]:
-        """Return what was received, in order; the newest 10,000."""
+        """Return the latest 10,000 requests in order."""
         return list(self._ledger.requests)
 
     @property
     def billed(self) -> list[Call]:
-        """Return every call to a model with the tokens billed for it, in order; those that run now included."""
+        """Return every call to a model with the tokens billed for it, in order, including running calls."""
         return list(self._ledger.calls)
 
     def totals(self) -> dict[str, int]:
@@ -231,7 +231,7 @@ class FakeUpstream:
             self._refusing = asyncio.create_task(self._refuse_for(refuse_ms / 1000))
 
     async def _refuse_for(self, seconds: float) -> None:
-        # The answer to this very request goes out first.
+        # Let the response to this request be sent first.
         await asyncio.sleep(0.01)
         await self._refuse()
         await asyncio.sleep(seconds)

@@ -1,7 +1,4 @@
-"""How the fake provider behaves: its settings, and how they are changed while it runs.
-
-What a provider can do wrong: every fault by name, when it strikes, and the error bodies that it sends.
-"""
+"""The fake provider's settings, and its faults with their chances and error bodies."""
 
 import json
 import random
@@ -11,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 DEFAULT_MODELS = ("gpt-3.5-turbo", "gpt-4o-mini", "text-embedding-3-small")
-#: Stands as `owned_by` of each model in its list: by that a caller may know a provider that bills nothing.
+#: `owned_by` of each model in its list, which marks a provider that bills nothing.
 OWNER = "fake"
 
 
@@ -20,7 +17,7 @@ class FakeSettings:
     """The behaviour of a fake provider; times in milliseconds."""
 
     latency_ms: float = 0.0
-    """From the request to the first byte of the answer's head."""
+    """From the request to the first byte of the response's head."""
     first_token_ms: float = 0.0
     """From the head of a stream to its first event."""
     chunk_interval_ms: float = 0.0
@@ -28,19 +25,19 @@ class FakeSettings:
     slow_interval_ms: float = 200.0
     """Between two pieces of an answer under the fault `slow`."""
     tokens: int | None = None
-    """Tokens (words) in an answer; None answers with what the input suggests."""
+    """Tokens (words) of an answer; None: depends on the input."""
     cached_ratio: float = 0.0
-    """Share of the prompt's tokens that is reported, and billed, as cached input."""
+    """Share of the prompt's tokens that is reported and billed as cached input."""
     faults: Mapping[str, float] = field(default_factory=dict)
-    """Chance of each fault, 0 to 1, over calls to a model."""
+    """Chance of each fault in a call to a model, 0 to 1."""
     models_fault: str | None = None
-    """Fault of every GET /v1/models; the faults above leave that endpoint alone."""
+    """Fault of every GET /v1/models, which `faults` does not affect."""
     retry_after: float = 1.0
     """Seconds in the Retry-After header of http_429."""
     api_key: str | None = None
-    """Key that a caller must send; None takes everyone."""
+    """Key that callers must send; None accepts any."""
     models: tuple[str, ...] = ()
-    """Models that exist; empty lists a few well-known ones and takes any name."""
+    """Models that exist; empty: lists a few well-known ones and accepts any name."""
 
     def __post_init__(self) -> None:
         for name in ("latency_ms", "first_token_ms", "chunk_interval_ms", "slow_interval_ms", "retry_after"):
@@ -59,7 +56,7 @@ class FakeSettings:
         return self.models or DEFAULT_MODELS
 
     def changed(self, changes: Mapping[str, Any]) -> "FakeSettings":
-        """Return a copy with `changes`; raises ValueError for a name that is no setting or a value out of bounds."""
+        """Return a copy with `changes`; raises ValueError for an unknown setting or a value out of bounds."""
         unknown = set(changes) - {each.name for each in fields(self)}
         if unknown:
             raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
@@ -69,7 +66,7 @@ class FakeSettings:
 
 
 LEAK_MARKER = "provider-internal-detail"
-"""Stands in every error that the fake sends, so that a test can prove that no text of the provider's own gets out."""
+"""A text in every error of the fake provider, so that a test can prove that no provider's text reaches callers."""
 
 FAULTS: dict[str, str] = {
     "http_400": "400 with OpenAI's error body, code context_length_exceeded, param messages; bills nothing",
@@ -93,11 +90,11 @@ FAULTS: dict[str, str] = {
     "broken_json": "200 with a body (or a streamed event) that is no JSON; bills the whole answer",
     "empty_choices": "a good answer without choices; bills the prompt",
     "content_filter": "half of an answer, finish_reason content_filter; bills that half",
-    "no_usage": "a good answer that does not tell its usage; bills the whole answer",
+    "no_usage": "a good answer that does not report its usage; bills the whole answer",
     "error_event": "an error event half-way through a stream, billed as sent; 200 with an error body on plain calls, "
     "which bills nothing",
     "error_first": "200 with an error body, or a stream whose first event is an error; bills nothing",
-    "error_usage": "as error_event, and the error tells the usage; bills half of plain calls too",
+    "error_usage": "as error_event, and the error reports the usage; bills half of plain calls too",
     "wrong_type": "200 with an HTML page, as from a proxy in between; bills nothing",
 }
 
@@ -122,7 +119,7 @@ class HttpError(NamedTuple):
 
 def _fault(status: int, kind: str, code: str | None = None, param: str | None = None) -> HttpError:
     text = f"The provider failed with {status} ({LEAK_MARKER})."
-    if param:  # such a message is passed on without what is the provider's own
+    if param:  # messages about a parameter are passed on without private details
         text = f"Wrong {param}. See https://{LEAK_MARKER}.example/{status}, {LEAK_MARKER}:8000, or sk-{LEAK_MARKER}."
     return HttpError(status, kind, code, param, text)
 
@@ -149,14 +146,14 @@ BROKEN_JSON = b'{"id": "' + LEAK_MARKER.encode() + b'", "choices": [{'
 
 
 def check_fault(kind: str) -> str:
-    """Return `kind` if there is a fault of that name; raises ValueError that lists the names otherwise."""
+    """Return `kind` if it is the name of a fault; otherwise raises ValueError with the list of names."""
     if kind not in FAULTS:
         raise ValueError(f"unknown fault {kind!r}; there are: {', '.join(FAULTS)}")
     return kind
 
 
 def parse_fault(text: str) -> tuple[str, float]:
-    """Read `KIND` or `KIND:RATE` (0 to 1, default 1) as the command line gives it; raises ValueError."""
+    """Parse a command line's `KIND` or `KIND:RATE` (0 to 1, default 1); raises ValueError."""
     kind, _, rate = text.partition(":")
     share = float(rate) if rate else 1.0
     if not 0 <= share <= 1:
@@ -167,9 +164,9 @@ def parse_fault(text: str) -> tuple[str, float]:
 
 
 class FaultPlan:
-    """Say which fault strikes the next call: first those asked for by `fail_next`, then by chance.
+    """Chooses the fault of each call: first those queued by `fail_next`, then by chance.
 
-    Chances are drawn from a generator of its own, so that one seed gives one sequence of faults.
+    It has its own random generator, so that a seed determines the sequence of faults.
     """
 
     def __init__(self, seed: int) -> None:
@@ -178,11 +175,11 @@ class FaultPlan:
         self._queue: deque[str] = deque()
 
     def fail_next(self, kind: str, times: int = 1) -> None:
-        """Let the next `times` calls fail by `kind`; further calls of this append to the queue."""
+        """Queue the fault `kind` for `times` calls."""
         self._queue.extend([check_fault(kind)] * times)
 
     def draw(self, rates: Mapping[str, float]) -> str | None:
-        """Return the fault of this call, None if it goes well."""
+        """Return the fault of this call; None for a successful one."""
         if self._queue:
             return self._queue.popleft()
         if not rates:
@@ -195,6 +192,6 @@ class FaultPlan:
         return None
 
     def clear(self) -> None:
-        """Forget the faults asked for and begin the chances anew."""
+        """Empty the queue and restart the random sequence."""
         self._queue.clear()
         self._random.seed(self._seed)

@@ -113,12 +113,16 @@ class Surface(ABC):
 
     def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
         """Return the usage of a non-streamed call, and its source: "provider" or "estimated"."""
-        told = self.read_usage(body)
-        if told is not None and told.input_tokens and (told.output_tokens or self.asked_output(payload) == 0):
-            return told, "provider"
+        reported = self.read_usage(body)
+        if (
+            reported is not None
+            and reported.input_tokens
+            and (reported.output_tokens or self.asked_output(payload) == 0)
+        ):
+            return reported, "provider"
         counted = self.estimate(payload, body, model=model)
-        used = told.filled(counted) if told is not None else counted
-        return used, "provider" if used == told else "estimated"
+        used = reported.filled(counted) if reported is not None else counted
+        return used, "provider" if used == reported else "estimated"
 
     @abstractmethod
     def is_complete(self, body: Body) -> bool:

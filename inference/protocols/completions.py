@@ -65,9 +65,9 @@ class CompletionSurface(Surface):
 
     def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
         """Return the usage and its source. For prompts that are only echoed, an output of 0 beside texts is right."""
-        told = read_openai_usage(body.get("usage"))
-        if told is not None and told.input_tokens and _generates_nothing(payload):
-            return told, "provider"
+        reported = read_openai_usage(body.get("usage"))
+        if reported is not None and reported.input_tokens and _generates_nothing(payload):
+            return reported, "provider"
         return super().used(payload, body, model=model)
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:

@@ -150,18 +150,18 @@ class EventReader(ABC):
         higher one of the provider's and the estimate that `estimate` makes from the body. A final figure of 0 is
         replaced by the estimate's.
         """
-        told = self.usage
+        reported = self.usage
         is_last = not self._usage_is_early and (self.is_done or self._usage_stands_alone)
-        is_of_all = told is not None and is_last and not self.lacks_answers(told)
-        if told is not None and is_of_all and told.input_tokens and told.output_tokens:
-            return told, "provider"
+        is_of_all = reported is not None and is_last and not self.lacks_answers(reported)
+        if reported is not None and is_of_all and reported.input_tokens and reported.output_tokens:
+            return reported, "provider"
         counted = estimate(self.body())
-        if told is None or not is_of_all:
-            return (told or counted).at_least(counted), "estimated"
-        used = told.filled(counted)
-        return used, "provider" if used == told else "estimated"
+        if reported is None or not is_of_all:
+            return (reported or counted).at_least(counted), "estimated"
+        used = reported.filled(counted)
+        return used, "provider" if used == reported else "estimated"
 
-    def lacks_answers(self, told: Usage) -> bool:
+    def lacks_answers(self, reported: Usage) -> bool:
         """Return whether the provider's usage does not cover all answers."""
         return False
 
@@ -325,7 +325,7 @@ class ChunkReader(EventReader):
         """Return chunks without the empty usage, which would cause each to be parsed."""
         return events if self._forwards_usage else NO_USAGE.sub(b"", events)
 
-    def lacks_answers(self, told: Usage) -> bool:
+    def lacks_answers(self, reported: Usage) -> bool:
         """Return whether the usage does not cover all of several answers; a single answer is not counted."""
         if self._answers == 1:
             return False
@@ -334,7 +334,7 @@ class ChunkReader(EventReader):
             delta = chunk.get("delta")
             said = delta.get("content") if isinstance(delta, dict) else chunk.get("text")
             texts[index].append(said if isinstance(said, str) else "")
-        return is_of_one_answer(told.output_tokens, ["".join(pieces) for pieces in texts.values()])
+        return is_of_one_answer(reported.output_tokens, ["".join(pieces) for pieces in texts.values()])
 
     def body(self) -> Body:
         """Return the choices, each joined from its pieces."""

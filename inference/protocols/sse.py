@@ -193,8 +193,8 @@ def find_error(body: Body, *, is_named: bool = False) -> ProviderError | None:
     if not error and not is_error:
         return None
     fields = error if isinstance(error, dict) else {} if error or is_failed else body
-    told = response.get("usage")
-    usage = read_openai_usage(told) or read_response_usage(told)
+    reported = response.get("usage")
+    usage = read_openai_usage(reported) or read_response_usage(reported)
     return ProviderError(
         fields, response=response if is_failed else {}, usage=usage if usage != Usage(0, 0, 0) else None
     )

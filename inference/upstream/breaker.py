@@ -88,15 +88,15 @@ def publish(deployment_id: int, seconds: float | None, cause: str = "") -> None:
 def _write(deployment_id: int, seconds: float, cause: str) -> None:
     """Renew a notice, or create one."""
     now = timezone.now()
-    told = {"open_until": now + timedelta(seconds=seconds), "seen_at": now, "cause": cause[:100]}
+    fields = {"open_until": now + timedelta(seconds=seconds), "seen_at": now, "cause": cause[:100]}
     # The breaker of another process may be open for longer.
-    renewed = {**told, "open_until": Greatest(F("open_until"), Value(told["open_until"]))}
+    renewed = {**fields, "open_until": Greatest(F("open_until"), Value(fields["open_until"]))}
     if not failing().filter(pk=deployment_id).update(**renewed):
         BreakerNotice.objects.bulk_create(
-            [BreakerNotice(deployment_id=deployment_id, since=now, **told)],
+            [BreakerNotice(deployment_id=deployment_id, since=now, **fields)],
             update_conflicts=True,
             unique_fields=["deployment_id"],
-            update_fields=["since", *told],
+            update_fields=["since", *fields],
         )
 
 

@@ -277,10 +277,10 @@ def _classify(error: Exception, hidden: Iterable[str]) -> tuple[ApiError, Verdic
         return UpstreamTimeout(), UNREACHED, "connect timeout"
     if isinstance(cause, httpx2.ConnectError | httpx2.PoolTimeout):
         root = _root(cause)
-        told = (
+        text = (
             "connection refused" if isinstance(root, ConnectionRefusedError) else f"connection: {type(root).__name__}"
         )
-        return UpstreamFailed(), UNREACHED, told
+        return UpstreamFailed(), UNREACHED, text
     if isinstance(cause, httpx2.TimeoutException | TimeoutError) or isinstance(error, sdk().APITimeoutError):
         return UpstreamTimeout(), TIMED_OUT, "timeout"
     return UpstreamFailed(), BROKEN, name

@@ -18,18 +18,18 @@ Row = TypeVar("Row", bound=models.Model)
 
 
 class Command(BaseCommand):
-    """Takes effect on every worker within a second."""
+    """Clears cached answers; every worker follows within a second."""
 
     help = __doc__
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take whose and which."""
+        """Declare the account and the model."""
         parser.add_argument("--account", metavar="NAME", help="answers of this account")
         parser.add_argument("--model", metavar="NAME", help="answers of this model, by its public name")
         parser.add_argument("--all", action="store_true", help="every cached answer")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Clear, and say what."""
+        """Clear the answers and print one sentence."""
         account, model = options["account"], options["model"]
         if options["all"] == bool(account or model):
             raise CommandError("Say which: --account, --model or both; or --all.")
@@ -46,7 +46,7 @@ class Command(BaseCommand):
 
 
 def _find(kind: type[Row], field: str, name: str) -> Row:
-    """Return the row of that name; raises CommandError if there is none."""
+    """Return the row with a name; raises CommandError if there is none."""
     row = kind._default_manager.filter(**{field: name}).first()
     if row is None:
         raise CommandError(f"No {kind._meta.verbose_name} is named {name}.")

