@@ -6,9 +6,9 @@ import sys
 
 
 def main() -> None:
-    """Run the command of sys.argv; wrong configuration ends it with one line that names the variable and the mend.
+    """Run the command in sys.argv. Invalid configuration ends it with one line that names the variable and the fix.
 
-    So does a database that is away or not migrated, unless it was asked for a --traceback.
+    So does a database that can't be reached or lacks migrations, unless --traceback is given.
     """
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiapi.settings")
     from django.core.management import execute_from_command_line
@@ -16,7 +16,7 @@ def main() -> None:
     from core.env import ConfigurationError
 
     try:
-        import aiapi.settings  # noqa: F401  (read here so that a mistake in it is one line, not a traceback)
+        import aiapi.settings  # noqa: F401  (imported here to report an error in one line, without a traceback)
     except ConfigurationError as error:
         sys.exit(f"configuration: {error}")
     from django.db import DatabaseError

@@ -55,7 +55,7 @@ def backend(connection: BaseDatabaseWrapper) -> Any:
 def test_it_breaks_off_a_statement_and_closes_its_connection(connection: BaseDatabaseWrapper) -> None:
     before = backend(connection)
     began = time.monotonic()
-    with impatient(0.3), pytest.raises(OperationalError, match="silent"):
+    with impatient(0.3), pytest.raises(OperationalError, match="did not answer in time"):
         run(connection, "SELECT pg_sleep(60)")
     assert time.monotonic() - began < 30
     connection.close()
@@ -140,7 +140,7 @@ def test_it_counts_only_its_own_waits() -> None:
     next(waiting)
     for _ in range(2):
         waiting.send(Ready.NONE)
-    with pytest.raises(DriverError, match="silent"):
+    with pytest.raises(DriverError, match="did not answer in time"):
         waiting.send(Ready.NONE)
     assert looks == [], "it is closed"
 
