@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 
 from accounts.key_cache import MAX_AGE
-from accounts.limits.types import Limits, Scope, Subject
+from accounts.limits.types import Limits, Scope
 from core.database import KNOWN_WAIT, Outage, ask_promptly, database_outage
 from core.errors import DependencyUnavailable
 from core.money import nano
@@ -64,7 +64,7 @@ class Route:
     api_version: str = ""
     #: Whether connections are restricted to the addresses that a provider entered in the admin may have.
     is_guarded: bool = False
-    provider_limits: Subject | None = None
+    provider_limits: Scope | None = None
     #: Whether a non-streamed call is stopped when its client disconnects.
     stops_when_client_leaves: bool = False
 
@@ -235,10 +235,10 @@ def provider_route(provider: Provider) -> Route:
     return _route(Deployment(provider=provider, upstream_name=""), None)
 
 
-def _provider_limits(provider: Provider) -> Subject | None:
-    """Return the subject of a provider's own limits; None if it has none, so that its calls skip the limits."""
+def _provider_limits(provider: Provider) -> Scope | None:
+    """Return the scope of a provider's own limits; None if it has none, so that its calls skip the limits."""
     limits = Limits(provider.requests_per_minute, provider.tokens_per_minute, provider.concurrent_requests)
-    return None if limits == Limits() else Subject("provider", str(provider.pk), limits)
+    return None if limits == Limits() else Scope.of_provider(provider.pk, limits)
 
 
 def _route(deployment: Deployment, rates: Rates | None) -> Route:

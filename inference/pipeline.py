@@ -318,7 +318,7 @@ def _ask(progress: Progress) -> tuple[Body, Route, Usage]:
     release_connections()
     with (
         caller.trace.stage("upstream"),
-        keeper.held(caller.identity.account_id, caller.trace.id.hex),
+        keeper.held(bill.limits.shard, caller.trace.id.hex),
         place(bill, deadline),
     ):
         try:
@@ -355,7 +355,7 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body
     disconnect = progress.disconnect if route.stops_when_client_leaves else None
     if disconnect is not None and disconnect.is_unwanted():
         raise ClientLeft
-    with slot(route, *slot_size(progress)) as entry:
+    with slot(route, *slot_size(progress)) as held:
         begin_attempt(progress, route)
         try:
             with disconnect.watching() if disconnect else nullcontext() as abort:
@@ -368,10 +368,10 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body
                 raise
             failure.cause = "stopped, since its client had left"
             charge_failure(progress, failure, route)
-            entry.leave(failure.tokens)
+            held.settle(failure.tokens)
             raise ClientLeft from failure
         usage = _charge(progress, body, route)
-        entry.leave(usage.input_tokens + usage.output_tokens)
+        held.settle(usage.input_tokens + usage.output_tokens)
     return body, route, usage
 
 

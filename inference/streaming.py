@@ -19,7 +19,6 @@ from django.conf import settings
 from django.db import DatabaseError, connections
 
 from accounts.idempotency import LARGEST_ANSWER
-from accounts.limits.gates import Entry
 from accounts.limits.leases import keeper
 from core.database import release_connections
 from core.errors import ApiError, DependencyUnavailable, InternalError, UpstreamFailed, UpstreamTimeout
@@ -53,7 +52,7 @@ from inference.protocols.events import EventReader
 from inference.protocols.sse import BrokenStream
 from inference.upstream.client import UpstreamStream, client, hidden_texts
 from inference.upstream.errors import AttemptFailed, Deadline, failed_attempt
-from inference.upstream.provider_limits import take_slot
+from inference.upstream.provider_limits import Slot, take_slot
 from inference.upstream.routing import first_success
 from inference.upstream.transport import Abort
 
@@ -104,7 +103,7 @@ class StreamedCall:
         self._waits_since = NEVER
         self._is_silent = False
         self._billed_by: Route | None = None
-        self._slot: Entry | None = None
+        self._slot: Slot | None = None
 
     def open(self) -> Progress:
         """Start the call and wait for the first byte, at most STREAM_FIRST_BYTE_SECONDS.
@@ -194,7 +193,7 @@ class StreamedCall:
                 log.exception("stream_not_settled", cause=type(failure).__name__)
             finally:
                 if self._slot is not None:
-                    self._slot.leave()
+                    self._slot.settle()
                 leave_flight(progress)
                 self._end(error)
                 connections.close_all()
@@ -214,7 +213,7 @@ class StreamedCall:
         release_connections()
         caller = progress.caller
         with (
-            keeper.held(caller.identity.account_id, caller.trace.id.hex),
+            keeper.held(progress.bill.limits.shard, caller.trace.id.hex),
             place(progress.bill, first_byte),
         ):
             stream = self._connect(progress, first_byte)
@@ -259,7 +258,7 @@ class StreamedCall:
 
     def _attempt(self, progress: Progress, route: Route, deadline: Deadline) -> UpstreamStream:
         self._refuse_if_unwanted()
-        entry = self._slot = take_slot(route, *slot_size(progress))
+        slot = self._slot = take_slot(route, *slot_size(progress))
         begin_attempt(progress, route)
         surface = self.call.surface
         payload = surface.as_stream(outgoing(progress, route))
@@ -268,7 +267,7 @@ class StreamedCall:
                 route, surface.path, payload, seconds=deadline.left, opens=surface.opens_stream, abort=self._abort
             )
         except AttemptFailed as failure:
-            entry.leave(failure.tokens)
+            slot.settle(failure.tokens)
             if failure.usage is None and self._is_unwanted():
                 self._billed_by = route if failure.verdict.may_be_billed else None
                 self._refuse_if_unwanted()
@@ -386,12 +385,12 @@ class StreamedCall:
         """
         if reader.is_free:
             if self._slot is not None:
-                self._slot.leave(0)
+                self._slot.settle(0)
             return None
         estimate = partial(self.call.surface.estimate, self.call.payload, model=route.upstream_name)
         usage, source = reader.billed_usage(estimate)
         if self._slot is not None:
-            self._slot.leave(usage.input_tokens + usage.output_tokens)
+            self._slot.settle(usage.input_tokens + usage.output_tokens)
         progress.bill.charge(usage, route.rates, source=source)
         return usage
 

@@ -1,7 +1,8 @@
 """The failure policy of the limits: what happens while Redis is away, in one place.
 
 - Request rates, token rates and slots are enforced per process (see local). A call under a budget raises Unavailable,
-  because only Redis knows what is left of the budget. Cache hits reserve nothing and are served.
+  because only Redis knows what is left of the budget. Cache hits reserve nothing and are served. A provider's own limits
+  are enforced per process as well, even where Redis answers but fails: that is never a reason to refuse a caller.
 - A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits for
   Redis. If it succeeds, Redis is slow but not away: the call is made again (all are idempotent), and once more after a
   further probe; after that it raises Unavailable.
@@ -222,6 +223,8 @@ class FailoverBackend(LimitBackend):
                 )
             )
         except Unavailable:
+            if scope.is_provider:  # what Redis may have reserved all the same ends with its lease
+                return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
             self._release_later(scope, operation, admitted_at)
             raise
         except _Away as away:
@@ -234,12 +237,12 @@ class FailoverBackend(LimitBackend):
             self._hold(operation, answer.held)
         return answer
 
-    def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
+    def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
         """Extend leases. While Redis is away, its operations count as open; a late settle corrects that."""
         names = frozenset(operations)
         alone = frozenset(filter(self.local.holds, names))
         try:
-            return alone | self._on_primary(lambda: self.primary.renew(account_id, names - alone))
+            return alone | self._on_primary(lambda: self.primary.renew(shard, names - alone))
         except (_Away, Unavailable):
             return names
 
@@ -258,7 +261,8 @@ class FailoverBackend(LimitBackend):
         pending = Pending(scope, operation, admitted_at, used, self._clock(), recorded_at, record)
         settlement = self.local.settle(operation, used)
         if settlement is not None:
-            self._settle_later(pending, overrun=settlement.overrun, sent=False)
+            if not scope.is_provider:
+                self._settle_later(pending, overrun=settlement.overrun, sent=False)
             return settlement
         try:
             return self._on_primary(

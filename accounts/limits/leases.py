@@ -8,47 +8,43 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Generic, TypeVar
 
 from accounts.limits import get_limits
 from core.background import ProcessThread, outlived
 
 RENEWALS_A_LEASE = 3
 
-Owner = TypeVar("Owner", bound=Hashable)
 
-
-class LeaseKeeper(Generic[Owner]):
+class LeaseKeeper:
     """The open operations of this process, by the time (monotonic seconds) at which each was opened.
 
-    `renew` prolongs the leases of an owner's operations (an account's, by its id), and may raise what Redis raises.
+    `renew` prolongs the leases of a shard's operations, and may raise what Redis raises.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, *, renew: Callable[[Owner, list[str]], object]
+        self, clock: Callable[[], float] = time.monotonic, *, renew: Callable[[int, list[str]], object]
     ) -> None:
         self._clock = clock
         self._renew = renew
-        self._open: dict[str, tuple[Owner, float]] = {}
+        self._open: dict[str, tuple[int, float]] = {}
         self._thread = ProcessThread(self._keep, name="lease-keeper")
 
-    def hold(self, owner: Owner, operation: str) -> str:
-        """Keep the lease of an operation alive until it is let go; answer the operation."""
+    def hold(self, shard: int, operation: str) -> None:
+        """Keep the lease of an operation alive until it is let go."""
         self._thread.start()
-        self._open[operation] = (owner, self._clock())
-        return operation
+        self._open[operation] = (shard, self._clock())
 
     def let_go(self, operation: str) -> None:
         """Renew the lease of an operation no more."""
         self._open.pop(operation, None)
 
     @contextmanager
-    def held(self, owner: Owner, operation: str) -> Iterator[None]:
+    def held(self, shard: int, operation: str) -> Iterator[None]:
         """Keep the lease of an operation alive while the block runs."""
-        self.hold(owner, operation)
+        self.hold(shard, operation)
         try:
             yield
         finally:
@@ -56,13 +52,13 @@ class LeaseKeeper(Generic[Owner]):
 
     def renew_due(self, interval: float) -> int:
         """Renew what has been open for `interval` seconds or longer; answer how many operations that were."""
-        due: dict[Owner, list[str]] = defaultdict(list)
-        for operation, (owner, opened) in list(self._open.items()):
+        due: dict[int, list[str]] = defaultdict(list)
+        for operation, (shard, opened) in list(self._open.items()):
             if self._clock() - opened >= interval:
-                due[owner].append(operation)
-        for owner, operations in due.items():
+                due[shard].append(operation)
+        for shard, operations in due.items():
             # A lease that runs out for want of a renewal becomes a charge, which the late settle corrects.
-            outlived(partial(self._renew, owner, operations), event="leases_not_renewed")
+            outlived(partial(self._renew, shard, operations), event="leases_not_renewed")
         return sum(map(len, due.values()))
 
     def _keep(self) -> None:
@@ -72,8 +68,8 @@ class LeaseKeeper(Generic[Owner]):
             self.renew_due(interval)
 
 
-def _renew(account_id: int, operations: list[str]) -> None:
-    get_limits().renew(account_id, operations)
+def _renew(shard: int, operations: list[str]) -> None:
+    get_limits().renew(shard, operations)
 
 
-keeper: LeaseKeeper[int] = LeaseKeeper(renew=_renew)
+keeper = LeaseKeeper(renew=_renew)

@@ -106,7 +106,10 @@ class LocalLimiter:
         return operation in self._open
 
     def reserve(self, scope: Scope, operation: str, *, bound: Bound, attempt: int) -> Reserved | Refusal:
-        """Take a slot and tokens from all subjects, or nothing; a further attempt adds tokens and takes no slot."""
+        """Take a slot and tokens from all subjects, or nothing; a further attempt adds tokens and takes no slot.
+
+        Of a provider, count the request as well.
+        """
         with self._lock:
             now, known = self._now(), self._open.get(operation)
             if known is not None and attempt <= known.attempt:
@@ -114,6 +117,8 @@ class LocalLimiter:
             uses = [(subject, self._use(subject.name, now)) for subject in scope.subjects]
             slots, least = int(known is None), bound.at(bound.least_output).tokens
             refusals = [refusal for subject, use in uses for refusal in _lacking(subject, use, least, slots, now)]
+            if scope.is_provider:
+                refusals += [refusal for subject, use in uses if (refusal := _full(subject, use, now))]
             if refusals:
                 return binding(refusals)
             limits = [(subject.limits.tokens_per_minute, use) for subject, use in uses]
@@ -124,6 +129,8 @@ class LocalLimiter:
             for _, use in uses:
                 use.slots += slots
                 use.held += held.tokens
+                if scope.is_provider:
+                    use.requests.append(now)
             total = held + (known.held if known else Amount())
             windows = tuple(_tokens(subject, use, now) for subject, use in uses)
             answer = Reserved(output, total, now, now + MINUTE, windows)
@@ -137,39 +144,18 @@ class LocalLimiter:
             if call is None:
                 return None
             for name in call.subjects:
-                self._leave(name, call.held.tokens, used.tokens, now)
+                use = self._use(name, now)
+                use.slots -= 1
+                use.held -= call.held.tokens
+                if used.tokens:
+                    use.settled.append((now, used.tokens))
         return Settlement(used, overrun=used.tokens > call.held.tokens or used.cost > call.held.cost)
-
-    def enter(self, subject: Subject, tokens: int) -> Refusal | None:
-        """Count a request of a provider, take a slot and hold tokens; or nothing, with the refusal that binds."""
-        with self._lock:
-            now = self._now()
-            use = self._use(subject.name, now)
-            refusals = [*filter(None, [_full(subject, use, now)]), *_lacking(subject, use, tokens, 1, now)]
-            if refusals:
-                return binding(refusals)
-            use.requests.append(now)
-            use.slots += 1
-            use.held += tokens
-            return None
-
-    def leave(self, subject: Subject, held: int, used: int) -> None:
-        """Give the slot of a provider back, and replace what was held by what was used."""
-        with self._lock:
-            self._leave(subject.name, held, used, self._now())
 
     def _now(self) -> int:
         """Return the time, which stands still while the clock is a little behind."""
         now = self._clock()
         self._latest = self._latest if now < self._latest <= now + MINUTE else now
         return self._latest
-
-    def _leave(self, name: str, held: int, used: int, now: int) -> None:
-        use = self._use(name, now)
-        use.slots -= 1
-        use.held -= held
-        if used:
-            use.settled.append((now, used))
 
     def _use(self, name: str, now: int) -> _Use:
         """Return what a subject uses, and forget subjects that have used nothing for a minute."""

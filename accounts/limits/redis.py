@@ -173,7 +173,9 @@ RESERVE_LIMITS = (  # in the order of their numbers in reserve.lua
     LimitName.CONCURRENT_REQUESTS,
     LimitName.MONTHLY_TOKENS,
     LimitName.MONTHLY_COST,
+    LimitName.REQUESTS_PER_MINUTE,
 )
+NO_MONTH = 0  # of a provider's own limits, which have no ledgers
 _WRITE = script(b"redis.call('SET', KEYS[1] .. 'written', 1, 'EX', 10)")
 
 
@@ -250,9 +252,9 @@ class RedisBackend(SeedingBackend):
     def _reserve(
         self, scope: Scope, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
     ) -> Reserved | Refusal | LedgerMissing:
-        month = month_of(admitted_at)
+        month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         arguments: list[Argument] = [
-            operation, self.lease_seconds * SECOND, attempt, month, month_end(month),
+            operation, self.lease_seconds * SECOND, attempt, month, month_end(month) if month else 0,
             bound.prompt.tokens, bound.prompt.cost, bound.output_tokens, bound.least_output, bound.step,
             *divmod(bound.output_price, MILLION), _json(draft), LAZY_REAPS,
         ]  # fmt: skip
@@ -264,6 +266,7 @@ class RedisBackend(SeedingBackend):
                 _number(limits.concurrent_requests),
                 _number(limits.monthly_tokens),
                 _number(limits.monthly_cost),
+                _number(limits.requests_per_minute if scope.is_provider else None),
             )
         kind, *answer = self._call("reserve", scope.shard, arguments)
         if kind == b"ok":
@@ -274,12 +277,12 @@ class RedisBackend(SeedingBackend):
             return _missing(scope, answer, month)
         raise OperationClosed(operation)
 
-    def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
+    def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
         """Extend the leases of open operations."""
         names = list(operations)
         if not names:
             return frozenset()
-        still_open = self._call("renew", account_id % SHARDS, [self.lease_seconds * SECOND, *names])
+        still_open = self._call("renew", shard, [self.lease_seconds * SECOND, *names])
         return frozenset(name for name, held in zip(names, still_open, strict=True) if held)
 
     def _settle(
@@ -291,7 +294,7 @@ class RedisBackend(SeedingBackend):
         record: Draft | None,
         recorded_at: int | None,
     ) -> Settlement | LedgerMissing:
-        month = month_of(admitted_at)
+        month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         written = "" if record is None else _json(record)
         arguments: list[Argument] = [operation, month, used.tokens, used.cost, written, recorded_at or ""]
         arguments += [subject.name for subject in scope.subjects]

@@ -6,6 +6,9 @@ A call takes three steps. Each is atomic over all its subjects, and idempotent b
     reserve  takes a slot and the bound of what the call may cost, before the provider is called
     settle   releases the slot and replaces the bound by what was used, together with the usage record
 
+An attempt at a provider with limits of its own takes the last two steps for these as well, under an operation id of its
+own. There reserve counts the request too; nothing is recorded, and there is no ledger.
+
 Time is integer microseconds since the epoch, by Redis's clock (or an injected one). Money is integer nano-dollars,
 rounded up once; prices are nano-dollars per million tokens. A limit of `None` means unlimited. Windows of a minute are
 closed at their start and open at their end.
@@ -90,7 +93,8 @@ class Bound:
         return cost * MILLION // self.output_price if self.output_price else self.output_tokens
 
 
-SHARDS = 64
+SHARDS = 64  # of accounts; each provider has one more
+NO_ACCOUNT = 0  # ids in the database begin at 1
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
 
@@ -179,21 +183,35 @@ class Subject:
 
     @property
     def owner_id(self) -> int:
-        """The id of the key or account."""
+        """The id of the key, account or provider."""
         return int(self.id.split(":", 1)[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """All subjects that one call counts against. They are stored in the shard of the account."""
+    """All subjects that one call counts against. They are stored in the shard of the account.
+
+    A provider's own limits (see of_provider) belong to no account and are stored in a shard of their own. They have no
+    ledgers and no records; their requests are counted when they are reserved.
+    """
 
     account_id: int
     subjects: tuple[Subject, ...]
 
+    @classmethod
+    def of_provider(cls, provider_id: int, limits: Limits) -> Self:
+        """Make the scope of a provider's own limits, which have no budgets."""
+        return cls(NO_ACCOUNT, (Subject("provider", str(provider_id), limits),))
+
+    @property
+    def is_provider(self) -> bool:
+        """Whether these are a provider's own limits."""
+        return self.account_id == NO_ACCOUNT
+
     @property
     def shard(self) -> int:
-        """The shard, whose hash tag all Redis keys of the account carry."""
-        return self.account_id % SHARDS
+        """The shard, whose hash tag all Redis keys of the account, or of the provider, carry."""
+        return SHARDS + self.subjects[0].owner_id if self.is_provider else self.account_id % SHARDS
 
     @property
     def has_budget(self) -> bool:
@@ -368,8 +386,8 @@ class LimitBackend(ABC):
         """
 
     @abstractmethod
-    def renew(self, account_id: int, operations: Iterable[str]) -> frozenset[str]:
-        """Extend the leases of open operations to a full lease from now; return those that are still open."""
+    def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
+        """Extend the leases of a shard's open operations to a full lease from now; return those that are still open."""
 
     @abstractmethod
     def settle(

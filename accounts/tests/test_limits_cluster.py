@@ -14,7 +14,17 @@ from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
 from accounts.limits.scripts import load
-from accounts.limits.types import REFUSALS_A_MINUTE, SHARDS, Amount, Refusal, Reserved, Scope, Tally, Unavailable
+from accounts.limits.types import (
+    REFUSALS_A_MINUTE,
+    SHARDS,
+    Amount,
+    Limits,
+    Refusal,
+    Reserved,
+    Scope,
+    Tally,
+    Unavailable,
+)
 from accounts.tests.limits_fixtures import Clock, Database, a_bound, a_scope, an_operation
 from core.redis.cluster import ClusterWire
 from core.redis.wire import DirectWire
@@ -59,7 +69,7 @@ def test_it_runs_every_step_in_every_shard(backend: RedisBackend, clock: Clock, 
         granted = backend.reserve(scope, operation, admitted_at=at, bound=a_bound(), draft={"n": 1})
         assert isinstance(granted, Reserved)
         assert isinstance(backend.reserve(scope, an_operation(), admitted_at=at, bound=a_bound(), draft={}), Refusal)
-        assert backend.renew(scope.account_id, [operation]) == {operation}
+        assert backend.renew(scope.shard, [operation]) == {operation}
         backend.settle(scope, operation, admitted_at=at, used=Amount(30, 30), record={"n": 2})
         assert backend.usage(scope)[0].settled == Amount(30, 30)
         assert backend.emit(scope.account_id, an_operation(), {"n": 3})
@@ -70,6 +80,20 @@ def test_it_runs_every_step_in_every_shard(backend: RedisBackend, clock: Clock, 
         records = [decode_record(fields) for _, fields in client.xrange(records_stream(scope.shard))]
         assert [record["n"] for record in records] == [2, 3] + [4] * (REFUSALS_A_MINUTE + 1)
         assert records[-1]["count"] == 2
+
+
+def test_it_keeps_the_limits_of_providers_in_shards_of_their_own(backend: RedisBackend, nodes: list[Redis]) -> None:
+    limits, bound = Limits(requests_per_minute=2, tokens_per_minute=200, concurrent_requests=1), a_bound()
+    scopes = [Scope.of_provider(number, limits) for number in range(1, 20)]
+    assert len(backend.wire.one_a_node([prefix_of(scope.shard) for scope in scopes])) == len(nodes)
+    for scope in scopes:
+        operation = an_operation()
+        for _ in range(2):
+            assert isinstance(backend.reserve(scope, operation, admitted_at=0, bound=bound, draft={}), Reserved)
+        assert isinstance(backend.reserve(scope, an_operation(), admitted_at=0, bound=bound, draft={}), Refusal)
+        assert backend.renew(scope.shard, [operation]) == {operation}
+        backend.settle(scope, operation, admitted_at=0, used=Amount(30), record=None)
+        assert isinstance(backend.reserve(scope, an_operation(), admitted_at=0, bound=bound, draft={}), Reserved)
 
 
 def test_it_spreads_the_shards_over_all_nodes(nodes: list[Redis], url: str) -> None:

@@ -485,12 +485,12 @@ class TestLeases:
         scope, operation = a_scope(), an_operation()
         reserved(world, scope, operation)
         world.clock.step(15)
-        assert world.backend.renew(scope.account_id, [operation, "unknown"]) == {operation}
+        assert world.backend.renew(scope.shard, [operation, "unknown"]) == {operation}
         world.clock.step(15)
         assert world.backend.reap(scope.shard) == 0
         world.clock.step(5)
         assert world.backend.reap(scope.shard) == 1
-        assert world.backend.renew(scope.account_id, [operation]) == frozenset()
+        assert world.backend.renew(scope.shard, [operation]) == frozenset()
         with pytest.raises(OperationClosed):
             reserve(world, scope, operation)
 

@@ -276,7 +276,7 @@ class LimitsMachine(RuleBasedStateMachine):
     @rule(index=st.integers(0, OPEN_AT_MOST))
     def renew(self, index: int) -> None:
         operation = self.open()[index % len(self.open())]
-        assert self.ask("renew", self.scopes[0].account_id, [operation, "unknown"]) == {operation}
+        assert self.ask("renew", self.scopes[0].shard, [operation, "unknown"]) == {operation}
         self.model.calls[operation].lease_until = self.clock.now + 20 * SECOND
 
     @rule()

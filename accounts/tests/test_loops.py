@@ -39,7 +39,7 @@ def test_it_renews_the_leases_of_others_after_a_failure(monkeypatch: pytest.Monk
         renewed.append(owner)
         fail()
 
-    keeper: LeaseKeeper[int] = LeaseKeeper(renew=renew)
+    keeper = LeaseKeeper(renew=renew)
     monkeypatch.setattr(keeper._thread, "start", lambda: False)
     keeper.hold(1, "a")
     keeper.hold(2, "b")

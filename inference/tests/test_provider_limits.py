@@ -9,17 +9,20 @@ from django.core.exceptions import ValidationError
 
 from accounts.key_cache import build_identity
 from accounts.limits import get_limits
-from accounts.limits.gates import Entry, get_gates
-from accounts.limits.types import Limits, Refusal, Subject
+from accounts.limits.leases import keeper
+from accounts.limits.redis import RedisBackend, prefix_of
+from accounts.limits.types import Amount, Bound, Limits, Refusal, Reserved, Scope
 from accounts.tests.factories import ACTOR
 from accounts.tests.limits_fixtures import an_operation
-from inference.catalog import catalog
+from core.redis.scripts import Script
+from core.redis.wire import DirectWire
+from inference.catalog import Route, catalog
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Provider
 from inference.services import catalog_save
 from inference.tests.fixtures import MODEL, Api, Records
-from inference.upstream import provider_limits
 from inference.upstream.breaker import breakers
+from inference.upstream.provider_limits import take_slot
 
 
 @pytest.fixture
@@ -28,15 +31,20 @@ def provider(upstream: FakeUpstream) -> Provider:
     return Deployment.objects.select_related("provider").get(model__public_name=MODEL).provider
 
 
-def limit(provider: Provider, **limits: int | None) -> Subject | None:
+def limit(provider: Provider, **limits: int | None) -> Scope | None:
     """Change the limits of a provider; return what they are kept under."""
+    return limited_route(provider, **limits).provider_limits
+
+
+def limited_route(provider: Provider, **limits: int | None) -> Route:
+    """Change the limits of a provider; return the route to it."""
     for name, value in limits.items():
         setattr(provider, name, value)
     catalog_save(row=provider, actor=ACTOR)
     catalog.forget()
     model = catalog.find(MODEL)
     assert model is not None
-    return next(route.provider_limits for route in model.routes if route.provider == provider.name)
+    return next(route for route in model.routes if route.provider == provider.name)
 
 
 def a_spare(provider: Provider, order: int = 1) -> Provider:
@@ -56,15 +64,36 @@ def ask(api: Api, number: int) -> Any:
     return api.post("/v1/chat/completions", body)
 
 
-def in_use(subject: Subject | None, most: int = 1000) -> int:
+def reserve(scope: Scope | None, tokens: int, operation: str = "") -> Reserved | Refusal:
+    """Reserve at a provider, as an attempt does."""
+    assert scope is not None
+    bound = Bound(Amount(tokens))
+    return get_limits().reserve(scope, operation or an_operation(), admitted_at=0, bound=bound, draft={})
+
+
+def in_use(scope: Scope | None, most: int = 1000) -> int:
     """Tell how many tokens of the minute are in use at a provider: by what is the most that still fits."""
-    assert subject is not None
-    probe = Subject(subject.kind, subject.id, Limits(tokens_per_minute=most))
-    refusal = get_gates().enter(probe, an_operation(), most)
-    if isinstance(refusal, Entry):
-        refusal.leave(0)
-        return 0
-    return refusal.used
+    assert scope is not None
+    operation, probe = an_operation(), Scope.of_provider(scope.subjects[0].owner_id, Limits(tokens_per_minute=most))
+    answer = reserve(probe, most, operation)
+    if isinstance(answer, Refusal):
+        return answer.used
+    get_limits().settle(probe, operation, admitted_at=0, used=Amount(), record=None)
+    return 0
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that takes the prefix of each script that is run on Redis, each a round trip."""
+    prefixes: list[str] = []
+    call = DirectWire.call
+
+    def listen(self: DirectWire, script: Script, prefix: str, arguments: Any) -> Any:
+        prefixes.append(prefix)
+        return call(self, script, prefix, arguments)
+
+    monkeypatch.setattr(DirectWire, "call", listen)
+    return prefixes
 
 
 def test_it_asks_the_next_provider_and_then_says_when_to_come_back(
@@ -81,23 +110,23 @@ def test_it_asks_the_next_provider_and_then_says_when_to_come_back(
 
 
 def test_it_holds_the_bound_and_counts_what_was_used(roomy: Api, provider: Provider, records: Records) -> None:
-    subject = limit(provider, tokens_per_minute=1000, concurrent_requests=1)
+    scope = limit(provider, tokens_per_minute=1000, concurrent_requests=1)
     for number in range(3):
         assert ask(roomy, number).status_code == 200
     used = sum(record.input_tokens + record.output_tokens for record in records())
-    assert in_use(subject) == used > 0
+    assert in_use(scope) == used > 0
 
 
 def test_it_counts_no_tokens_of_what_the_provider_refused(
     roomy: Api, provider: Provider, upstream: FakeUpstream
 ) -> None:
-    subject = limit(provider, tokens_per_minute=1000, concurrent_requests=1)
+    scope = limit(provider, tokens_per_minute=1000, concurrent_requests=1)
     upstream.set(faults={"http_400": 1.0})
     assert ask(roomy, 1).status_code == 400
-    assert in_use(subject) == 0
+    assert in_use(scope) == 0
     upstream.set(faults={"broken_json": 1.0})
     assert ask(roomy, 2).status_code == 502
-    assert in_use(subject) > 20, "it may have worked on that one"
+    assert in_use(scope) > 20, "it may have worked on that one"
     upstream.set(faults={})
     assert ask(roomy, 3).status_code == 200
 
@@ -111,9 +140,8 @@ def test_it_tells_a_call_that_no_provider_would_ever_take(roomy: Api, provider: 
 def test_it_waits_for_the_first_of_several_that_has_room(roomy: Api, provider: Provider) -> None:
     limit(provider, requests_per_minute=1)
     slots = limit(a_spare(provider), concurrent_requests=1)
-    assert slots is not None
     assert ask(roomy, 1).status_code == 200
-    get_gates().enter(slots, an_operation(), 1)
+    reserve(slots, 1)
     answer = ask(roomy, 2)
     assert (answer.status_code, answer["Retry-After"]) == (503, "1")
 
@@ -137,15 +165,35 @@ def test_it_does_not_count_against_the_breaker(roomy: Api, provider: Provider) -
     assert breakers.snapshot() == {}
 
 
-def test_it_asks_nobody_where_a_provider_has_no_limits(
-    roomy: Api, provider: Provider, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("limits", "round_trips"), [({}, 0), ({"requests_per_minute": 9, "concurrent_requests": 1}, 2)]
+)
+def test_it_asks_redis_once_before_and_once_after_and_never_where_a_provider_has_no_limits(
+    roomy: Api, provider: Provider, scripts: list[str], limits: dict[str, int], round_trips: int
 ) -> None:
-    def fail() -> None:
-        raise AssertionError("asked")
-
-    monkeypatch.setattr(provider_limits, "get_gates", fail)
-    assert limit(provider) is None
+    limit(provider, **limits)
     assert ask(roomy, 1).status_code == 200
+    assert scripts.count(prefix_of(Scope.of_provider(provider.pk, Limits()).shard)) == round_trips
+
+
+def test_it_renews_the_lease_of_a_slot_until_it_is_settled(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewed: list[Any] = []
+
+    def renew(self: RedisBackend, shard: int, operations: frozenset[str]) -> frozenset[str]:
+        renewed.append((shard, operations))
+        return operations
+
+    monkeypatch.setattr(RedisBackend, "renew", renew)
+    route, operation = limited_route(provider, concurrent_requests=1), an_operation()
+    assert route.provider_limits is not None
+    lease = (route.provider_limits.shard, {operation})
+    slot = take_slot(route, operation, 1)
+    keeper.renew_due(0)
+    assert lease in renewed
+    slot.settle()
+    renewed.clear()
+    keeper.renew_due(0)
+    assert lease not in renewed
 
 
 @pytest.mark.parametrize("field", ["requests_per_minute", "tokens_per_minute", "concurrent_requests"])
@@ -157,6 +205,6 @@ def test_it_refuses_limits_that_make_no_sense(provider: Provider, field: str) ->
 
 
 def test_it_shares_the_limits_of_all_its_models_and_no_others(provider: Provider) -> None:
-    subject = limit(provider, requests_per_minute=3, tokens_per_minute=4, concurrent_requests=5)
-    assert subject == Subject("provider", str(provider.pk), Limits(3, 4, 5))
-    assert isinstance(get_gates().enter(subject, an_operation(), 5), Refusal)
+    scope = limit(provider, requests_per_minute=3, tokens_per_minute=4, concurrent_requests=5)
+    assert scope == Scope.of_provider(provider.pk, Limits(3, 4, 5))
+    assert isinstance(reserve(scope, 5), Refusal)

@@ -1,4 +1,8 @@
-"""A provider's own limits: a slot there before each attempt, given back with the tokens that it used."""
+"""A provider's own limits: a reservation there before each attempt, settled with the tokens that it used.
+
+The scripts of the callers' limits keep them too, over all processes. Nobody is charged and nothing is recorded. While
+Redis is away, each process keeps them for itself.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ from math import ceil
 
 import structlog
 
-from accounts.limits.gates import Entry, get_gates
-from accounts.limits.types import Refusal
+from accounts.limits import get_limits
+from accounts.limits.leases import keeper
+from accounts.limits.types import Amount, Bound, Refusal, Scope
 from core.errors import ApiError, InvalidRequest, UpstreamBusy
 from inference.catalog import Route
 from inference.upstream.errors import AttemptFailed, Verdict
@@ -28,31 +33,50 @@ class NoRoom(AttemptFailed):
         self.refusal = refusal
 
 
-def take_slot(route: Route, operation: str, tokens: int) -> Entry:
-    """Take a slot of the route's provider, and hold so many tokens there; raises NoRoom.
+class Slot:
+    """A reservation at a provider: a slot, and tokens that it holds. Without `limits` there is nothing to settle."""
+
+    def __init__(self, limits: Scope | None, operation: str, tokens: int) -> None:
+        self._limits = limits
+        self._operation = operation
+        self._tokens = tokens
+
+    def settle(self, used: int | None = None) -> None:
+        """Give the slot back, once, and count the tokens that were used: all that it holds where nobody knows."""
+        limits, self._limits = self._limits, None
+        if limits is not None:
+            keeper.let_go(self._operation)
+            tokens = self._tokens if used is None else used
+            get_limits().settle(limits, self._operation, admitted_at=0, used=Amount(tokens), record=None)
+
+
+def take_slot(route: Route, operation: str, tokens: int) -> Slot:
+    """Count a request at the route's provider, take a slot and hold so many tokens there; raises NoRoom.
 
     A provider without limits of its own grants it without asking anybody.
     """
-    if route.provider_limits is None:
-        return Entry(tokens, None)
-    answer = get_gates().enter(route.provider_limits, operation, tokens)
-    if isinstance(answer, Refusal):
-        log.info("provider_full", provider=route.provider, limit=str(answer.limit), retry_after=answer.retry_after)
-        raise NoRoom(answer)
-    return answer
+    limits = route.provider_limits
+    if limits is not None:
+        bound = Bound(Amount(tokens))
+        answer = get_limits().reserve(limits, operation, admitted_at=0, bound=bound, draft={})
+        if isinstance(answer, Refusal):
+            log.info("provider_full", provider=route.provider, limit=str(answer.limit), retry_after=answer.retry_after)
+            raise NoRoom(answer)
+        keeper.hold(limits.shard, operation)
+    return Slot(limits, operation, tokens)
 
 
 @contextmanager
-def slot(route: Route, operation: str, tokens: int) -> Iterator[Entry]:
-    """Hold a slot while the block runs, which leaves it with what was used; a failed attempt used all or nothing."""
-    entry = take_slot(route, operation, tokens)
+def slot(route: Route, operation: str, tokens: int) -> Iterator[Slot]:
+    """Hold a slot while the block runs, which settles it with what was used; a failed attempt used all or nothing."""
+    held = take_slot(route, operation, tokens)
     try:
-        yield entry
+        yield held
     except AttemptFailed as failure:
-        entry.leave(failure.tokens)
+        held.settle(failure.tokens)
         raise
     finally:
-        entry.leave()
+        held.settle()
 
 
 def none_has_room(refused: list[NoRoom], *, others_after: float | None) -> AttemptFailed:

@@ -9,18 +9,11 @@ local now = clock(ARGV[1])
 local marker = P .. 'a:' .. ARGV[2]
 local counting = ARGV[3] == '1'
 
--- Keep the time from running backward. A log that is more than a window ahead of the clock was written before the clock
--- was set back, and would block requests for as long as that step: it is dropped.
+-- Keep the time from running backward.
 local latest = {}
 for i = FIRST, #ARGV, 3 do
   if ARGV[i + 1] ~= '-1' then
-    local key = P .. ARGV[i] .. ':q'
-    local last = tonumber(redis.call('LINDEX', key, -1) or 0)
-    if last > now + MINUTE then
-      redis.call('UNLINK', key)
-      last = 0
-    end
-    latest[i] = last
+    latest[i] = log_latest(P .. ARGV[i] .. ':q', now)
   end
 end
 for _, last in pairs(latest) do
@@ -41,8 +34,7 @@ for i, last in pairs(latest) do
   end
   if used[i] >= limit then
     fits = false
-    local blocking = redis.call('LINDEX', key, used[i] - limit)
-    reset[i] = blocking and tonumber(blocking) + MINUTE or now + MINUTE
+    reset[i] = log_reset(key, used[i] - limit + 1, now)
   end
 end
 
@@ -60,9 +52,7 @@ if counting then
     admitted, at = 1, tonumber(known)
   elseif fits then
     for i in pairs(latest) do
-      local key = P .. ARGV[i] .. ':q'
-      redis.call('RPUSH', key, str(now))
-      redis.call('EXPIRE', key, WINDOW_TTL)
+      log_add(P .. ARGV[i] .. ':q', now)
       used[i], reset[i] = used[i] + 1, now + MINUTE
     end
   end

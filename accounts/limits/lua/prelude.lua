@@ -1,6 +1,8 @@
 -- Shared by every script of accounts.limits; scripts.py prepends it to each.
 --
--- KEYS[1] is the prefix of a shard, `aiapi:{s17}:`. All keys derive from it, so all are in one slot of a cluster:
+-- KEYS[1] is the prefix of a shard, `aiapi:{s17}:`. All keys derive from it, so all are in one slot of a cluster. The
+-- shard of an account is its id modulo 64, that of a provider 64 + its id. A provider has no ledgers and no records, its
+-- operations have the month 0 and its settled ones are forgotten after a minute.
 --   <subject>:q        list     request log: times (µs) of the requests admitted in the last minute
 --   <subject>:w        hash     n open slots, t open tokens, s settled tokens of the last minute, and these by second:
 --                               h oldest and l latest second with any, <second> -> tokens
@@ -13,8 +15,6 @@
 --                               t c tokens and cost held or charged, u output tokens, d draft, y second of the charge
 --   l                  zset     open operations by the end of their lease (µs)
 --   records            stream   usage records for the ingester
--- A provider, which all accounts share, has its own prefix, `aiapi:{provider:17}:`, with :q, :w and l as above, and:
---   o:<operation>      string   tokens that it holds
 -- Times and amounts are integers below 2^53. Never `..` a large one: Lua would write it as 1.7e+15; use str().
 
 local P = KEYS[1]
@@ -25,6 +25,7 @@ local LONG_TTL = 3888000 -- 45 days, for what must outlive an outage: open reser
 local SETTLED_TTL = 3600
 local EMITTED_TTL = 60   -- for operations that held and used nothing: only a retry after a lost reply looks them up
 local CHARGED_TTL = 86400
+local NO_MONTH = '0'
 
 local function str(number)
   return string.format('%.0f', number)
@@ -36,6 +37,28 @@ local function clock(override)
   end
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+-- Return the latest time in a request log, 0 if it is empty. A log that is more than a window ahead of the clock was
+-- written before the clock was set back, and would block requests for as long as that step: it is dropped.
+local function log_latest(key, now)
+  local last = tonumber(redis.call('LINDEX', key, -1) or 0)
+  if last > now + MINUTE then
+    redis.call('UNLINK', key)
+    return 0
+  end
+  return last
+end
+
+local function log_add(key, now)
+  redis.call('RPUSH', key, str(now))
+  redis.call('EXPIRE', key, WINDOW_TTL)
+end
+
+-- Return when (µs) so many requests of a log will have left it.
+local function log_reset(key, excess, now)
+  local blocking = redis.call('LINDEX', key, excess - 1)
+  return blocking and tonumber(blocking) + MINUTE or now + MINUTE
 end
 
 -- Return the number of requests in the last minute, after trimming older ones from the log. The search doubles its
@@ -167,7 +190,9 @@ local function reap(now, at_most)
     if v[1] == 'o' then
       local tokens, cost = tonumber(v[4]), tonumber(v[5])
       local charged = conclude(v[2], v[3], tokens, cost, tokens, cost, now)
-      emit('o', operation, 't', v[4], 'c', v[5], 'u', v[6], 'r', v[7])
+      if v[3] ~= NO_MONTH then
+        emit('o', operation, 't', v[4], 'c', v[5], 'u', v[6], 'r', v[7])
+      end
       redis.call('HDEL', key, 'd')
       redis.call('HSET', key, 'z', 'b', 'y', charged)
       redis.call('EXPIRE', key, CHARGED_TTL)

@@ -1,14 +1,15 @@
 -- Take a slot and the bound of a call from all subjects, or nothing from any.
--- ARGV: 1 clock override, 2 operation, 3 lease (µs), 4 attempt, 5 month, 6 when the month's budgets are whole again,
--- 7 prompt tokens, 8 prompt cost, 9 most output, 10 least output, 11 step, 12 and 13 price of output (whole
+-- ARGV: 1 clock override, 2 operation, 3 lease (µs), 4 attempt, 5 month (0: no ledgers), 6 when the month's budgets are
+-- whole again, 7 prompt tokens, 8 prompt cost, 9 most output, 10 least output, 11 step, 12 and 13 price of output (whole
 -- nano-dollars a token, and the rest in millionths), 14 draft, 15 leases to reap on the way, then of each subject: name,
--- tokens per minute, concurrent requests, monthly tokens, monthly cost (-1 is unlimited).
+-- tokens per minute, concurrent requests, monthly tokens, monthly cost, requests per minute (-1 is unlimited; requests
+-- that admit.lua has counted are not counted again, so they are unlimited here).
 -- Answers {'ok', output, tokens held, cost held, time, lease end, then of each subject tokens used, their reset},
 -- {'closed'}, {'missing', numbers of subjects}, or {'refused', time, then of each refusal: number of the subject,
 -- number of the limit, used, reset, impossible}.
 
-local FIRST, WIDTH = 16, 5
-local TPM, CONCURRENT, MONTHLY_TOKENS, MONTHLY_COST = 1, 2, 3, 4
+local FIRST, WIDTH = 16, 6
+local TPM, CONCURRENT, MONTHLY_TOKENS, MONTHLY_COST, REQUESTS = 1, 2, 3, 4, 5
 local now = clock(ARGV[1])
 local second = math.floor(now / 1000000)
 local operation, attempt, month = P .. 'o:' .. ARGV[2], tonumber(ARGV[4]), ARGV[5]
@@ -20,8 +21,9 @@ reap(now, tonumber(ARGV[15]))
 
 local subjects = {}
 for i = FIRST, #ARGV, WIDTH do
-  local s = { number = #subjects + 1, name = ARGV[i], limits = {}, ledger = P .. ARGV[i] .. ':m:' .. month }
-  for limit = TPM, MONTHLY_COST do
+  local s = { number = #subjects + 1, name = ARGV[i], limits = {}, log = P .. ARGV[i] .. ':q' }
+  s.ledger = month ~= NO_MONTH and P .. ARGV[i] .. ':m:' .. month
+  for limit = TPM, REQUESTS do
     local value = tonumber(ARGV[i + limit])
     s.limits[limit] = value >= 0 and value or nil
   end
@@ -50,11 +52,11 @@ end
 
 local missing = { 'missing' }
 for _, s in ipairs(subjects) do
-  local v = redis.call('HMGET', s.ledger, 'st', 'sc', 'rt', 'rc')
-  if v[1] then
+  local v = s.ledger and redis.call('HMGET', s.ledger, 'st', 'sc', 'rt', 'rc')
+  if v and v[1] then
     s.reserved_tokens, s.reserved_cost = tonumber(v[3]), tonumber(v[4])
     s.month_tokens, s.month_cost = tonumber(v[1]) + s.reserved_tokens, tonumber(v[2]) + s.reserved_cost
-  else
+  elseif v then
     missing[#missing + 1] = s.number
   end
 end
@@ -81,6 +83,10 @@ end
 for _, s in ipairs(subjects) do
   local function in_a_second() return now + 1000000 end
   local function next_month() return tonumber(ARGV[6]) end
+  if s.limits[REQUESTS] then
+    s.at = math.max(now, log_latest(s.log, now))
+    check(s, REQUESTS, log_length(s.log, s.at), 1, function(excess) return log_reset(s.log, excess, s.at) end)
+  end
   check(s, TPM, s.w.t + s.w.s, need_tokens, function(excess) return tokens_reset(s.w, excess, now) end)
   check(s, CONCURRENT, s.w.n, slot, in_a_second)
   check(s, MONTHLY_TOKENS, s.month_tokens, need_tokens, next_month)
@@ -123,7 +129,12 @@ local names = {}
 for _, s in ipairs(subjects) do
   s.w.n, s.w.t = s.w.n + slot, s.w.t + tokens
   window_save(s.w)
-  redis.call('HSET', s.ledger, 'rt', s.reserved_tokens + tokens, 'rc', s.reserved_cost + cost)
+  if s.ledger then
+    redis.call('HSET', s.ledger, 'rt', s.reserved_tokens + tokens, 'rc', s.reserved_cost + cost)
+  end
+  if s.limits[REQUESTS] then
+    log_add(s.log, s.at)
+  end
   names[s.number] = s.name
 end
 local lease_end = now + tonumber(ARGV[3])

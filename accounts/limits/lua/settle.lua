@@ -1,6 +1,6 @@
 -- Replace what an operation holds, or was charged when its lease ran out, by what it used; emit its record.
--- ARGV: clock override, operation, month of admission, tokens used, cost used, record (JSON, '' emits none), when (µs)
--- the record went to the database by another way ('' if it did not), then names of subjects.
+-- ARGV: clock override, operation, month of admission (0: no ledgers), tokens used, cost used, record (JSON, '' emits
+-- none), when (µs) the record went to the database by another way ('' if it did not), then names of subjects.
 -- Answers {state before: 'o', 'b', 's' or '', tokens charged, cost charged, overrun}, or {'missing', numbers}.
 
 local FIRST = 8
@@ -62,7 +62,7 @@ if state == 'o' then
   redis.call('ZREM', P .. 'l', ARGV[2])
 elseif state == 'b' then
   replace(v[2], v[3], tonumber(v[6]))
-elseif tokens > 0 or cost > 0 then
+elseif month ~= NO_MONTH and (tokens > 0 or cost > 0) then
   local missing = charge_unknown()
   if missing then
     return missing
@@ -76,7 +76,7 @@ if ARGV[6] ~= '' then
   emit('o', ARGV[2], 'x', overrun, 'r', ARGV[6])
 end
 local ttl = (state == 'b' or recorded_at) and CHARGED_TTL or SETTLED_TTL
-if state == '' and tokens == 0 and cost == 0 and not recorded_at then
+if month == NO_MONTH or (state == '' and tokens == 0 and cost == 0 and not recorded_at) then
   ttl = EMITTED_TTL
 end
 redis.call('DEL', operation)
