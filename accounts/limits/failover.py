@@ -1,8 +1,8 @@
 """The failure policy of the limits: what happens while Redis is away, in one place.
 
 - Request rates, token rates and slots are enforced per process (see local). A call under a budget raises Unavailable,
-  because only Redis knows what is left of the budget. Cache hits reserve nothing and are served. A provider's own limits
-  are enforced per process as well, even where Redis answers but fails: that is never a reason to refuse a caller.
+  because only Redis knows what is left of the budget. Cache hits reserve nothing and are served. A provider's own
+  limits are enforced per process as well, even where Redis answers but fails: no caller is refused because of that.
 - A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits for
   Redis. If it succeeds, Redis is slow but not away: the call is made again (all are idempotent), and once more after a
   further probe; after that it raises Unavailable.
