@@ -137,7 +137,7 @@ class Model(models.Model):
         if clashing:
             raise ValidationError(f"Another model has the name {', '.join(clashing)} already.")
         if self.is_default and others.filter(is_default=True).exists():
-            raise ValidationError({"is_default": "Another model is the default: take that away first."})
+            raise ValidationError({"is_default": "Another model is the default: clear its flag first."})
 
 
 class Deployment(models.Model):

@@ -41,7 +41,7 @@ def validate_extra_headers(value: Any) -> None:
 
 def _validate_header(name: str, text: Any) -> None:
     if not HEADER_NAME.match(name) or name.lower() in RESERVED_HEADERS:
-        raise ValidationError(f"{name} is no header that may be set here.")
+        raise ValidationError(f"The header {name} may not be set here.")
     if not isinstance(text, str) or not text.isprintable() or not text.isascii():
         raise ValidationError(f"The value of {name} must be a text of printable ASCII characters.")
     if text.startswith("$"):
@@ -60,7 +60,7 @@ def validate_provider_url(url: str) -> None:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise ValidationError("This is no URL: see its host and port.") from None
+        raise ValidationError("Invalid URL: check its host and port.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValidationError("Give an http:// or https:// URL.")
     if parts.username or parts.password or parts.query or parts.fragment:

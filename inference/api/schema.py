@@ -73,12 +73,12 @@ ANSWER_HEADERS = {
     "X-Cache": "HIT, MISS, COALESCED or BYPASS.",
     "X-Model": "The model that answered.",
     "X-Fallback": "Whether another deployment than the first answered: true or false.",
-    "X-Cost-USD": "What the call cost, in US dollars; 0 for a hit. A stream has it only where it costs nothing.",
+    "X-Cost-USD": "The cost of the call in US dollars; 0 for a hit. A stream has it only if it costs nothing.",
     "X-RateLimit-Limit": "Requests a minute.",
-    "X-RateLimit-Remaining": "What is left of them.",
-    "X-RateLimit-Reset": "When all are there again, in seconds since the epoch.",
+    "X-RateLimit-Remaining": "Requests left.",
+    "X-RateLimit-Reset": "When all requests are available again, in seconds since the epoch.",
     "X-Request-ID": "The request's id.",
-    "X-Process-Time": "Seconds that the answer took.",
+    "X-Process-Time": "Duration of the request in seconds.",
 }
 
 

@@ -292,7 +292,7 @@ def _none_admitted(choices: list[Route], full: list[NoRoom], account_id: int) ->
     waits = [seconds for route in choices if (seconds := _seconds_left(route, account_id)) is not None]
     if full:
         return none_has_room(full, others_after=min(waits, default=None))
-    text = "The model provider failed before, and is not asked at the moment."
+    text = "The model provider failed recently and gets no calls for now."
     return AttemptFailed(UpstreamBusy(text, retry_after=ceil(min(waits, default=COOL_DOWN))), REJECTED)
 
 
