@@ -94,8 +94,8 @@ def content_text(record: RequestRecord, part: str) -> SafeString:
         return SafeString(_why_absent(record))
     text = getattr(content, part)
     if not text:
-        return SafeString("nothing was answered")
-    cut = " Longer than CONTENT_MAX_BYTES: this is its beginning." if content.is_cut else ""
+        return SafeString("there was no answer")
+    cut = " Cut at CONTENT_MAX_BYTES." if content.is_cut else ""
     return format_html(
         '<pre class="max-h-80 overflow-auto text-xs" style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>'
         '<p class="text-subtle text-xs">Will not be shown after {} UTC.{}</p>',
@@ -210,7 +210,7 @@ class SlowFilter(TextFilter):
         if not text:
             return queryset
         if not text.isdecimal():
-            raise IncorrectLookupParameters(f"{text} is no number of milliseconds")
+            raise IncorrectLookupParameters(f"{text} is not a whole number of milliseconds")
         return queryset.filter(latency_ms__gte=float(text))  # infinity if there are too many digits
 
 
@@ -296,12 +296,12 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     export_columns = COLUMNS
     export_batches = staticmethod(record_batches)
     search_fields = ("label",)
-    search_help_text = "Request id: the whole of it"
+    search_help_text = "The complete request id"
     time_column, search_rows = "admitted_at", SEARCHED
     fieldsets: ClassVar[Fieldsets] = (
         ("What happened", {"fields": ("when", "status", "reason", "latency", "first_token", "count")}),
         ("Stage by stage", {"fields": ("stage_times", "attempts", "attempt_failures")}),
-        ("Who asked for what", {"fields": ("account", "key", "endpoint", "model", "deployment")}),
+        ("Caller and target", {"fields": ("account", "key", "endpoint", "model", "deployment")}),
         (
             "What it used",
             {"fields": ("input_tokens", "cached_tokens", "output_tokens", "cost", "usage_source", "cache", "flags")},
@@ -406,7 +406,7 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     @display(description="remarks")
     def flags(self, record: RequestRecord) -> str:
         """Return remarks: a partial answer, or more billed than the bound."""
-        partial = "the answer was broken off" if record.is_partial else ""
+        partial = "the answer was interrupted" if record.is_partial else ""
         overrun = "the provider billed more than the bound" if record.is_overrun else ""
         return "; ".join(text for text in (partial, overrun) if text) or "none"
 

@@ -15,7 +15,7 @@ from accounts.audit import audit_event
 from monitoring.models import Alert, AlertDelivery
 from operations.alerts.deliveries import lasted, send_test_alert
 
-STATE_BADGES = {"goes on": "danger", "over": "success"}
+STATE_BADGES = {"firing": "danger", "resolved": "success"}
 
 
 @admin.register(Alert)
@@ -38,7 +38,7 @@ class AlertAdmin(KeysetAdmin):
         """Ask for confirmation, then send a test alert to all recipients."""
         back = reverse("admin:monitoring_alert_changelist")
         if not is_confirmed(request):
-            told = "Everybody whom ALERT_WEBHOOK_URL and ALERT_EMAILS name gets an alert that says it is a test."
+            told = "All recipients in ALERT_WEBHOOK_URL and ALERT_EMAILS get an alert that says it is a test."
             question = Confirmation(
                 "Send a test alert?", [told], "Send test alert", is_dangerous=False, cancel_url=back
             )
@@ -49,7 +49,7 @@ class AlertAdmin(KeysetAdmin):
             tell = messages.error if delivery.failure else messages.success
             tell(request, f"{delivery}: {delivery.failure or 'sent'}.")
         if not deliveries:
-            messages.warning(request, "Nobody would be told: set ALERT_WEBHOOK_URL, or EMAIL_URL and ALERT_EMAILS.")
+            messages.warning(request, "There is no recipient: set ALERT_WEBHOOK_URL, or EMAIL_URL and ALERT_EMAILS.")
         return HttpResponseRedirect(back)
 
     def has_test_permission(self, request: HttpRequest, object_id: object = None) -> bool:
@@ -65,13 +65,13 @@ class AlertAdmin(KeysetAdmin):
     def ended(self, alert: Alert) -> str:
         """Return when the incident ended, and its duration so far."""
         if alert.ended_at is None:
-            return f"it has gone on for {lasted(alert)}"
+            return f"firing for {lasted(alert)}"
         return f"{moment(alert.ended_at)}, after {lasted(alert)}"
 
     @display(description="state", label=STATE_BADGES)
     def state(self, alert: Alert) -> str:
         """Return whether the incident is over."""
-        return "over" if alert.ended_at else "goes on"
+        return "resolved" if alert.ended_at else "firing"
 
     @display(description="told")
     def told(self, alert: Alert) -> SafeString | str:

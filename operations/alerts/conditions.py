@@ -154,15 +154,15 @@ def _condition(deployment: Deployment, cause: str) -> Condition:
             is_empty,
             f"The credit is used up at provider {deployment.provider}: no calls go to {deployment}",
             f"Provider {deployment.provider} refused a call to {deployment} for model {deployment.model}: {cause}. "
-            f"It is left alone, and tried again by a call after {settings.UPSTREAM_CREDIT_PAUSE:g} seconds; others of "
-            "the model answer, if any.",
+            f"A call tries it again after {settings.UPSTREAM_CREDIT_PAUSE:g} seconds; until then, others of the "
+            "model answer, if any.",
         )
     return Condition(
         Alert.Kind.PROVIDER,
         is_failing,
         f"Provider {deployment.provider} fails: no calls go to {deployment}",
         f"Calls to {deployment} for model {deployment.model} failed several times in a row, or did not reach it "
-        f"({cause or 'the cause is not known'}). They are kept away from it, and it is tried again by itself; others "
+        f"({cause or 'the cause is not known'}). No calls go there until a trial succeeds; other deployments "
         "of the model answer, if any.",
     )
 

@@ -178,7 +178,7 @@ def _of_minutes(asked: Asked) -> Reading:
     reading.before = found.before
     if found.known_from > span.begin:
         reading.notice = (
-            f"There were too many requests to read the whole hour by the minute: this is what came since "
+            f"There were too many requests to read the whole hour by the minute: these are the requests since "
             f"{found.known_from:%H:%M} UTC. Ask for 24 h to see all of it by the hour."
         )
     return reading

@@ -103,8 +103,8 @@ NEARLY = 0.8
 BUSIEST = 50
 SHOWN = 10
 
-MANY = f"There are more than {MOST} budgets of a kind: of those, the {MOST} that used most this month are looked at."
-UNKNOWN = "Redis is away: budgets are told by the records, and how far rates are used is unknown."
+MANY = f"There are more than {MOST} budgets of a kind: only the {MOST} with the highest usage this month are checked."
+UNKNOWN = "Redis is away: budgets are read from the records, and the usage of rates is unknown."
 
 
 @dataclass(frozen=True, slots=True)

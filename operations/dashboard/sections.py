@@ -195,7 +195,7 @@ SERIES = 6
 REST = "others"
 NO_MODEL = "no model"
 #: With few requests, p95 and p99 are the same request.
-OVERLAP = "Where few requests were timed, the lines of p95 and p99 lie on one another."
+OVERLAP = "With few timed requests, the lines of p95 and p99 coincide."
 
 Value = float | int | None
 Set = dict[str, Any]
