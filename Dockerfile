@@ -1,4 +1,4 @@
-# AI API's image: the web server by default, and every management command (`python manage.py ingest_usage`, ...).
+# AI API's image: the web server by default, and every management command (`python manage.py worker`, ...).
 
 FROM python:3.11.14-slim-bookworm AS build
 # The compiler is for gunicorn's request parser in C, which comes as source only; it stays in this stage.

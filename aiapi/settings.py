@@ -197,7 +197,11 @@ CONTENT_MAX_BYTES = ENV.integer(
 
 # Alerts
 WATCH_SECONDS = ENV.number(
-    "WATCH_SECONDS", 15, minimum=1, maximum=3600, help="seconds between two rounds of manage.py watch"
+    "WATCH_SECONDS",
+    15,
+    minimum=1,
+    maximum=3600,
+    help="seconds between two rounds in which the leading worker looks for what to alert of",
 )
 ALERT_WEBHOOK_URL = ENV.url("ALERT_WEBHOOK_URL", ("http", "https"), secret=True, help="where alerts are posted")
 ALERT_WEBHOOK_SECRET = ENV.text("ALERT_WEBHOOK_SECRET", secret=True, help="signs what is posted there")

@@ -70,8 +70,8 @@ def bare_view() -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def ingester(service: Service) -> Iterator[int]:
-    """Run the ingester beside the service; yield its pid."""
-    started = subprocess.Popen([sys.executable, "manage.py", "ingest_usage"], env=service.env, cwd=ROOT)
+    """Run a worker beside the service, which ingests; yield its pid."""
+    started = subprocess.Popen([sys.executable, "manage.py", "worker"], env=service.env, cwd=ROOT)
     try:
         yield started.pid
     finally:

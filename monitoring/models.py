@@ -180,6 +180,7 @@ class Alert(models.Model):
         INGEST = "ingest", "ingest lag"
         DEPENDENCY = "dependency"
         PRICE = "price", "missing price"
+        BOOKS = "books", "rollups or ledgers"
         TEST = "test"
 
     kind = models.CharField(max_length=20, choices=Kind.choices)
@@ -212,7 +213,7 @@ class AlertDelivery(models.Model):
     alert = models.ForeignKey(Alert, on_delete=models.CASCADE, related_name="deliveries")
     channel = models.CharField(max_length=10, choices=Channel.choices)
     recipient = models.CharField(max_length=254, blank=True, help_text="An e-mail address.")
-    # A database default, because the watch of an earlier release may still write rows during an upgrade.
+    # A database default, because the worker of an earlier release may still write rows during an upgrade.
     is_end = models.BooleanField(default=False, db_default=False, help_text="It tells that the episode is over.")
     attempts = models.PositiveSmallIntegerField(default=0)
     next_at = models.DateTimeField(help_text="When it may be tried again.")
@@ -228,7 +229,7 @@ class AlertDelivery(models.Model):
 
 
 class WatchTurn(models.Model):
-    """The leader lock of the watch (one row): see operations.alerts.incidents."""
+    """The leader lock of the workers (one row): see operations.alerts.incidents."""
 
     holder = models.CharField(max_length=200, help_text="A process: host, process id and a random part.")
     until = models.DateTimeField(help_text="When its turn is over unless it goes on.")

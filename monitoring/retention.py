@@ -253,8 +253,8 @@ def prune_idempotent_answers(*, wait: Callable[[float], bool]) -> Pruned:
     return Pruning(old, "until", wait).run()
 
 
-def prune_by_settings(*, wait: Callable[[float], bool]) -> None:
-    """Delete everything that the retention settings allow; log the numbers of rows."""
+def prune_by_settings(*, wait: Callable[[float], bool]) -> int:
+    """Delete everything that the retention settings allow; log the numbers of rows and return their sum."""
     content = prune_content(wait=wait)
     answers = prune_idempotent_answers(wait=wait)
     days = settings.LOG_RETENTION_DAYS
@@ -265,3 +265,4 @@ def prune_by_settings(*, wait: Callable[[float], bool]) -> None:
     if any(each.rows for each in pruned.values()):
         longest = max(each.longest for each in pruned.values())
         log.info("pruned", **{name: each.rows for name, each in pruned.items()}, longest_ms=round(longest * 1000))
+    return sum(each.rows for each in pruned.values())

@@ -94,11 +94,11 @@ class Asked(Collector):
         )
         yield GaugeMetricFamily(
             "aiapi_ingest_lag_seconds",
-            "For how long the oldest record has been waiting for the ingester.",
+            "For how long the oldest record has been waiting to be ingested.",
             backlog.seconds if backlog else None,
         )
         yield GaugeMetricFamily(
-            "aiapi_ingest_queue_records", "Records that wait for the ingester.", backlog.records if backlog else None
+            "aiapi_ingest_queue_records", "Records that wait to be ingested.", backlog.records if backlog else None
         )
         build = GaugeMetricFamily("aiapi_build_info", "What is running.", labels=["version", "python", "django"])
         build.add_metric([settings.VERSION, platform.python_version(), django.get_version()], 1)

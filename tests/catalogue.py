@@ -91,7 +91,7 @@ class Record:
 def records(service: Service) -> list[Record]:
     """List the records of a platform, the oldest first; where nothing ingests them, those that wait too."""
     if not service.ingested:
-        service.manage("ingest_usage", "--once")
+        service.manage("worker", "--once", "ingest")
     names = list(Record.__dataclass_fields__)
     query = f"SELECT {', '.join(names)} FROM monitoring_requestrecord ORDER BY id"  # noqa: S608  (names of our own)
     rows = [
@@ -119,7 +119,7 @@ def record_of(service: Service, label: str) -> Record:
 
 
 def query_rows(service: Service, query: str) -> list[dict[str, Any]]:
-    """Ask a platform's database, once its ingester has written what was recorded."""
+    """Ask a platform's database, once its worker has written what was recorded."""
     service.await_records()
     url = service.env["DATABASE_URL"]
     if url.startswith("sqlite:///"):

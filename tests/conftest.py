@@ -73,10 +73,10 @@ def shared_site(
     postgres: Postgres,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
-    """Run a platform of four workers and an ingester on a Redis of its own."""
+    """Run a platform of four web workers and a worker on a Redis of its own."""
     with redis_server() as server:
         env = {**prepared(), **SITE_SETTINGS, "REDIS_URL": server.url}
-        log = tmp_path_factory.mktemp("site") / "ingester.log"
+        log = tmp_path_factory.mktemp("site") / "worker.log"
         with aiapi_server(env, workers=WORKERS, prepare=False) as running, ingester(running, log):
             yield Site(running, fake, server, postgres)
 

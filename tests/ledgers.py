@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ import psycopg
 
 from accounts.limits.redis import prefix_of, records_stream
 from accounts.limits.types import SHARDS, Amount
-from tests.processes import spawn, stop
-from tests.servers import ROOT, Service
+from tests.processes import stop
+from tests.servers import Service, start_worker
 
 
 @dataclass
@@ -91,7 +90,7 @@ def rows(service: Service, query: str, *arguments: Any) -> list[tuple[Any, ...]]
 
 
 def waiting_records(store: Any) -> int:
-    """Count the records that no ingester has taken off yet."""
+    """Count the records that no worker has taken off yet."""
     return sum(store.xlen(records_stream(shard)) for shard in range(SHARDS))
 
 
@@ -111,8 +110,8 @@ def counted_refusals(store: Any) -> int:
 
 @contextmanager
 def ingester(service: Service, log: Path) -> Iterator[Popen[bytes]]:
-    """Run `manage.py ingest_usage` beside a platform."""
-    process = spawn([sys.executable, "manage.py", "ingest_usage"], log, env=service.env, cwd=ROOT)
+    """Run a worker beside a platform, which ingests."""
+    process = start_worker(service.env, log)
     try:
         yield process
     finally:

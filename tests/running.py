@@ -308,7 +308,7 @@ def running_platform(
     """Run the platform with models and a key whose tier has these limits.
 
     Its database is one that is prepared, or where `env` names none an SQLite file of its own; without REDIS_URL it has
-    a Valkey and an ingester of its own.
+    a Valkey and a worker of its own.
     """
     with aiapi_server(env, workers=workers, prepare="DATABASE_URL" not in env) as service:
         yield Platform(service, set_up(service, served, **tier))

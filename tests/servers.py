@@ -43,6 +43,7 @@ __all__ = [
     "postgres_server",
     "redis_cluster",
     "redis_server",
+    "start_worker",
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +85,7 @@ class Answer:
 class Service:
     """A running platform; `log` has what all its processes printed.
 
-    One with an `ingested` store (its URL) has an ingester beside it: what reads records waits until they are written.
+    One with an `ingested` store (its URL) has a worker beside it: what reads records waits until they are written.
     """
 
     port: int
@@ -128,12 +129,12 @@ class Service:
         return _manage(self.env, self.folder, *arguments)
 
     def await_records(self) -> None:
-        """Wait until what was recorded before is in the database, where an ingester runs beside the platform."""
+        """Wait until what was recorded before is in the database, where a worker runs beside the platform."""
         if self.ingested:
-            wait_until(lambda: not self._waiting(), "the ingester")
+            wait_until(lambda: not self._waiting(), "the worker to ingest")
 
     def _waiting(self) -> int:
-        """Count the records that wait for the ingester."""
+        """Count the records that wait to be ingested."""
         with redis_client.Redis.from_url(self.ingested) as client:
             pipeline = client.pipeline(transaction=False)
             for shard in range(SHARDS):
@@ -165,6 +166,11 @@ class Service:
         return False
 
 
+def start_worker(env: Mapping[str, str], log: Path, root: Path = ROOT) -> subprocess.Popen[bytes]:
+    """Run `manage.py worker`. Unless `env` says otherwise it only watches after an hour: tests look by themselves."""
+    return spawn([sys.executable, "manage.py", "worker"], log, env={"WATCH_SECONDS": "3600", **env}, cwd=root)
+
+
 @contextmanager
 def aiapi_server(
     env: Mapping[str, str] | None = None,
@@ -176,7 +182,7 @@ def aiapi_server(
 ) -> Iterator[Service]:
     """Run the platform by `manage.py serve` on a free port, migrated and bootstrapped unless `prepare` is false.
 
-    Without DATABASE_URL in `env` it has an SQLite file of its own, without REDIS_URL a Valkey and an ingester, and
+    Without DATABASE_URL in `env` it has an SQLite file of its own, without REDIS_URL a Valkey and a worker, and
     without CACHE_URL it caches where its state is. Nothing of the caller's environment that the platform reads gets
     through: only `env` counts. It runs from the folder `root`, as `user` where that is given.
     """
@@ -213,8 +219,7 @@ def _starting_server(
         process = spawn([sys.executable, "manage.py", "serve"], log, env=complete, cwd=root, user=user)
         stack.callback(stop, process, signal.SIGTERM)
         if has_own_store:
-            command = [sys.executable, "manage.py", "ingest_usage"]
-            stack.callback(stop, spawn(command, log, env=complete, cwd=root), signal.SIGTERM)
+            stack.callback(stop, start_worker(complete, log, root), signal.SIGTERM)
         ingested = complete["REDIS_URL"] if has_own_store else ""
         yield Service(port, complete, log, process, root, ingested)
 

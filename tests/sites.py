@@ -1,4 +1,4 @@
-"""The platform as it runs on one server: four workers, an ingester, PostgreSQL and Redis, with keys made as needed."""
+"""The platform as it runs on one server: four web workers, a worker, PostgreSQL and Redis, with keys made as needed."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ def records_of(platform: Platform, account: str) -> list[dict[str, Any]]:
 
 
 def alerts(platform: Platform, account: str) -> list[str]:
-    """Let the watch go round, and list the titles of the account's alerts, those that are over as well."""
-    platform.manage("watch", "--once")
+    """Let a worker look, and list the titles of the account's alerts, those that are over as well."""
+    platform.manage("worker", "--once", "watch")
     rows = platform.rows("SELECT title FROM monitoring_alert ORDER BY id")
     return [row["title"] for row in rows if account in row["title"]]
 

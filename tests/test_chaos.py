@@ -1,6 +1,6 @@
 """Blow after blow against a platform at work: whatever is killed, emptied or full, its books stay right.
 
-Two servers of two workers run behind a balancer on PostgreSQL and Redis, with an ingester and a watch. Callers ask them
+Two servers of two workers run behind a balancer on PostgreSQL and Redis, with a worker beside them. Callers ask them
 fifty times a second: plain and streamed, new questions and cached ones, with a budget, a rate and a slot, on kept
 connections and on new ones. In the midst of it comes a blow. Once all is quiet, the log, the rollups, the ledgers, the
 provider's bill and what callers were answered agree, no limit was passed, and nothing failed that may not.
@@ -108,7 +108,7 @@ class Chaos:
     front: Balancer
     casts: list[Cast] = field(default_factory=list)
     servers: list[Service] = field(default_factory=list)
-    helpers: dict[str, Popen[bytes]] = field(default_factory=dict)
+    worker: Popen[bytes] | None = None
 
     @property
     def store(self) -> Any:
@@ -121,10 +121,16 @@ class Chaos:
         self.servers.append(self.stack.enter_context(server))
         self.front.targets.append(self.servers[-1].port)
 
-    def start_helper(self, name: str) -> None:
-        """Run a management command beside the servers."""
-        command = [sys.executable, "manage.py", name]
-        self.helpers[name] = spawn(command, self.folder / f"{name}.log", env=self.servers[0].env, cwd=ROOT)
+    def start_worker(self) -> None:
+        """Run `manage.py worker` beside the servers; it watches as it does outside of tests."""
+        command = [sys.executable, "manage.py", "worker"]
+        self.worker = spawn(command, self.folder / "worker.log", env=self.servers[0].env, cwd=ROOT)
+
+    def kill_worker(self) -> None:
+        """Kill it."""
+        assert self.worker is not None
+        self.worker.kill()
+        self.worker.wait()
 
     def reasons(self) -> str:
         """Ask a server what is wrong with the limits, in its own words."""
@@ -148,7 +154,7 @@ class Blow:
     times_limits: int = 1
 
 
-def kill_workers(chaos: Chaos, _: Traffic) -> None:
+def kill_web_workers(chaos: Chaos, _: Traffic) -> None:
     """Kill all web workers of a server; gunicorn starts others."""
     server = chaos.servers[0]
     killed = server.worker_pids()
@@ -157,14 +163,11 @@ def kill_workers(chaos: Chaos, _: Traffic) -> None:
     wait_until(lambda: len({*server.worker_pids()} - {*killed}) == WORKERS, "new workers")
 
 
-def kill_helpers(chaos: Chaos, traffic: Traffic) -> None:
-    """Kill the ingester and the watch, and start others a second later."""
-    for helper in chaos.helpers.values():
-        helper.kill()
-        helper.wait()
+def kill_worker(chaos: Chaos, traffic: Traffic) -> None:
+    """Kill the worker, and start another a second later."""
+    chaos.kill_worker()
     traffic.wait_for(50)
-    for name in chaos.helpers:
-        chaos.start_helper(name)
+    chaos.start_worker()
 
 
 def kill_master(chaos: Chaos, _: Traffic) -> None:
@@ -195,11 +198,10 @@ def restart_redis(chaos: Chaos, traffic: Traffic) -> None:
 
 def empty_redis(chaos: Chaos, _: Traffic) -> int:
     """Empty Redis while records wait there; return how many."""
-    chaos.helpers["ingest_usage"].kill()
-    chaos.helpers["ingest_usage"].wait()
+    chaos.kill_worker()
     wait_until(lambda: waiting_records(chaos.store) > 20, "records to wait")
     lost = empty(chaos.store)
-    chaos.start_helper("ingest_usage")
+    chaos.start_worker()
     return lost
 
 
@@ -261,7 +263,7 @@ def roll(chaos: Chaos, traffic: Traffic) -> None:
 
 def several(chaos: Chaos, traffic: Traffic) -> None:
     """Strike several blows, in any order and at any time."""
-    blows = [kill_workers, kill_helpers, restart_postgres]
+    blows = [kill_web_workers, kill_worker, restart_postgres]
     for strike in random.sample(blows, len(blows)):
         traffic.wait_for(random.randint(1, 50))
         strike(chaos, traffic)
@@ -301,8 +303,8 @@ AWAY = frozenset({"503 dependency_unavailable"})
 BLOWS = [
     Blow("reload", reload),
     Blow("rolling restart", roll),
-    Blow("kill -9 of web workers", kill_workers, CUT_OFF, 40),
-    Blow("kill -9 of ingester and watch", kill_helpers),
+    Blow("kill -9 of web workers", kill_web_workers, CUT_OFF, 40),
+    Blow("kill -9 of the worker", kill_worker),
     Blow("kill -9 of a master", kill_master, CUT_OFF, 40),
     Blow("Redis stopped and started", restart_redis, AWAY, 100, 2 * 2 * WORKERS),
     Blow("Redis emptied", empty_redis, times_limits=2),
@@ -332,11 +334,10 @@ def running_chaos(
             chaos.start_server()
         made = chaos.servers[0].manage("shell", "-c", SETUP.replace("NUMBER", str(casts))).splitlines()[-1]
         chaos.casts = [Cast(account, keys) for account, keys in json.loads(made)]
-        for name in ("ingest_usage", "watch"):
-            chaos.start_helper(name)
+        chaos.start_worker()
         yield chaos
-        for helper in chaos.helpers.values():
-            stop(helper, signal.SIGTERM)
+        assert chaos.worker is not None
+        stop(chaos.worker, signal.SIGTERM)
     fake.reset()
 
 

@@ -28,13 +28,12 @@ CONNECTIONS = {"DATABASE_URL", "REDIS_URL", "CACHE_URL"}
 ALERTS = {"ALERT_WEBHOOK_URL", "ALERT_WEBHOOK_SECRET", "EMAIL_URL"}
 SECRETS = {
     "api": {*CONNECTIONS, "SECRET_KEY", "API_KEY_PEPPERS", "OPENAI_API_KEY", *ALERTS, "METRICS_TOKEN"},
-    "ingester": CONNECTIONS,
-    "watch": {*CONNECTIONS, "OPENAI_API_KEY", *ALERTS},
+    "worker": {*CONNECTIONS, "OPENAI_API_KEY", *ALERTS},
     "prepare": {*CONNECTIONS, "SECRET_KEY", "API_KEY_PEPPERS", "OPENAI_API_KEY", "ADMIN_PASSWORD"},
 }
-MANIFESTS = {"api": "deployment", "ingester": "ingester", "watch": "watch", "prepare": "job"}
+MANIFESTS = {"api": "deployment", "worker": "worker", "prepare": "job"}
 #: Where further secrets of providers go: only to processes that ask providers.
-ASK_PROVIDERS = {"api", "watch"}
+ASK_PROVIDERS = {"api", "worker"}
 MEGABYTES = {"m": 1, "mb": 1, "Mi": 1, "g": 1024, "gb": 1024}
 
 
@@ -109,11 +108,11 @@ def test_it_gives_each_process_of_compose_the_secrets_that_it_needs_and_no_other
     assert users["REDIS_PASSWORD"] == {*SECRETS, "redis-state", "redis-cache"}
 
 
-@pytest.mark.parametrize("name", [*SECRETS, "check-rollups"])
+@pytest.mark.parametrize("name", SECRETS)
 def test_it_gives_each_pod_the_secrets_that_it_needs_and_no_other(name: str) -> None:
-    pod = container(MANIFESTS.get(name, "checkrollups"))
+    pod = container(MANIFESTS[name])
     named = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in pod["env"]}
-    assert set(named) == SECRETS.get(name, CONNECTIONS)
+    assert set(named) == SECRETS[name]
     assert all((secret["name"], secret["key"]) == ("ai-api", each) for each, secret in named.items())
     further = [{"secretRef": {"name": "ai-api-further", "optional": True}}] if name in ASK_PROVIDERS else []
     assert pod["envFrom"] == [{"configMapRef": {"name": "ai-api"}}, *further]
@@ -135,7 +134,7 @@ def test_it_bounds_the_memory_of_each_container() -> None:
     for name, spare in (("redis-state", 2), ("redis-cache", 1.5)):  # a fork that rewrites the file; buffers
         command = services[name]["command"]
         assert megabytes(command[command.index("--maxmemory") + 1]) * spare <= bounds[name]
-    for name in (*MANIFESTS.values(), "checkrollups"):
+    for name in MANIFESTS.values():
         limits = container(name)["resources"]
         assert megabytes(limits["requests"]["memory"]) <= megabytes(limits["limits"]["memory"]) <= bounds["api"]
 
@@ -190,22 +189,20 @@ def test_it_keeps_state_and_lets_go_of_cached_answers() -> None:
 def test_it_names_only_management_commands_that_exist() -> None:
     text = "\n".join(path.read_text() for path in [ROOT / "Dockerfile", *deployment_files()])
     named = set(re.findall(r"manage\.py(?:\", \"|, | )([a-z_]+)", text))
-    assert named >= {"serve", "migrate", "bootstrap", "ingest_usage", "collectstatic"}
+    assert named >= {"serve", "migrate", "bootstrap", "worker", "collectstatic"}
     assert named <= set(get_commands())
 
 
 def test_it_gives_heroku_and_railway_the_settings_and_paths_that_exist() -> None:
     app, railway = (json.loads((ROOT / name).read_text()) for name in ("app.json", "railway.json"))
     assert set(app["env"]) <= set(ENV.declared)
-    assert set(app["formation"]) == {"web", "ingester", "watch"} == set(yaml_of("heroku.yml")["run"])
+    assert set(app["formation"]) == {"web", "worker"} == set(yaml_of("heroku.yml")["run"])
     assert railway["deploy"]["healthcheckPath"] == "/health/ready"
-    own = {"ingester": "python manage.py ingest_usage", "watch": "python manage.py watch"}  # railway.json says `serve`
-    for name, command in own.items():
-        service = json.loads((ROOT / "deploy" / "railway" / f"{name}.json").read_text())
-        assert service["deploy"]["startCommand"] == command
-        assert "healthcheckPath" not in service["deploy"], "it serves no HTTP"
-        assert f"/deploy/railway/{name}.json" in (ROOT / "README.md").read_text()
-    assert {"release", "web", "ingester", "watch"} == set(yaml.safe_load((ROOT / "Procfile").read_text()))
+    worker = json.loads((ROOT / "deploy" / "railway" / "worker.json").read_text())  # railway.json says `serve`
+    assert worker["deploy"]["startCommand"] == "python manage.py worker"
+    assert "healthcheckPath" not in worker["deploy"], "it serves no HTTP"
+    assert "/deploy/railway/worker.json" in (ROOT / "README.md").read_text()
+    assert {"release", "web", "worker"} == set(yaml.safe_load((ROOT / "Procfile").read_text()))
 
 
 def test_it_writes_manifests_that_kubernetes_accepts() -> None:
@@ -241,7 +238,7 @@ def test_it_names_the_same_ports_and_paths_everywhere() -> None:
 
 
 def test_it_selects_the_pods_that_it_makes() -> None:
-    for name in ("deployment", "ingester", "watch"):
+    for name in ("deployment", "worker"):
         spec = manifest(name)["spec"]
         assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
     labels = manifest("deployment")["spec"]["template"]["metadata"]["labels"]
@@ -250,7 +247,7 @@ def test_it_selects_the_pods_that_it_makes() -> None:
     assert manifest("networkpolicy")["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
-@pytest.mark.parametrize("name", ["deployment", "ingester", "watch", "job"])
+@pytest.mark.parametrize("name", ["deployment", "worker", "job"])
 def test_it_gives_pods_the_image_s_user_and_nothing_to_write_on(name: str) -> None:
     pod = manifest(name)["spec"]["template"]["spec"]
     user, group = (int(part) for part in instructions("USER")[-1].split(":"))
@@ -289,8 +286,7 @@ def manifest(name: str) -> Any:
 
 def container(name: str) -> Any:
     """Return the one container of a manifest's pods."""
-    spec = manifest(name)["spec"]
-    (only,) = spec.get("jobTemplate", {"spec": spec})["spec"]["template"]["spec"]["containers"]
+    (only,) = manifest(name)["spec"]["template"]["spec"]["containers"]
     return only
 
 

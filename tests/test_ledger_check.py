@@ -32,7 +32,7 @@ _numbers = itertools.count(1)
 def at_work(
     prepared: Callable[[], dict[str, str]], fake: FakeUpstream, postgres: Postgres, own_redis: Redis
 ) -> Iterator[Site]:
-    """Run a platform of two workers, without an ingester."""
+    """Run a platform of two web workers, without a worker that ingests."""
     fake.reset()
     with aiapi_server({**prepared(), "REDIS_URL": own_redis.url}, workers=2, prepare=False) as service:
         yield Site(service, fake, own_redis, postgres)

@@ -30,8 +30,8 @@ def cluster_site(
     postgres: Postgres,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
-    """Run two workers and an ingester on a cluster."""
-    log: Path = tmp_path_factory.mktemp("cluster") / "ingester.log"
+    """Run two web workers and a worker on a cluster."""
+    log: Path = tmp_path_factory.mktemp("cluster") / "worker.log"
     with redis_cluster() as nodes:
         # Fewer connections than accounts: none may be held by who waits for another's look-up.
         env = {**prepared(), "DATABASE_POOL_SIZE": "2", "REDIS_URL": f"redis+cluster://127.0.0.1:{nodes[0].port}"}

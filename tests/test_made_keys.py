@@ -196,7 +196,7 @@ def test_it_shows_an_operator_who_made_a_key_and_what_goes_on_working(platform: 
 
 
 def test_it_begins_again_where_the_records_are_when_the_store_is_emptied(platform: Platform) -> None:
-    platform.manage("ingest_usage", "--once")
+    platform.manage("worker", "--once", "ingest")
     _, key = maker(platform, monthly_token_budget=TOKENS)
     ids = {each["name"]: each["id"] for each in platform.ask("/keys", key=key).json()}
     made = make(platform, key)

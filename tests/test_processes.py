@@ -1,10 +1,9 @@
-"""Several workers on PostgreSQL and Redis, and an ingester beside them: exact together, and when one is killed."""
+"""Several web workers on PostgreSQL and Redis, and a worker beside them: exact together, and when one is killed."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,8 +22,8 @@ from accounts.limits.redis import records_stream
 from accounts.limits.types import SHARDS
 from inference.fake_provider import FakeUpstream
 from tests.conftest import provider
-from tests.processes import spawn, wait_until
-from tests.servers import ROOT, Answer, Postgres, Service, aiapi_server, fake_upstream, redis_server
+from tests.processes import wait_until
+from tests.servers import Answer, Postgres, Service, aiapi_server, fake_upstream, redis_server, start_worker
 
 WORKERS = 4
 LEASE_SECONDS = 5
@@ -56,16 +55,15 @@ class Cluster:
     store: Any
     keys: dict[str, tuple[str, int]]
     folder: Path
-    ingester: Popen[bytes] | None = None
+    worker: Popen[bytes] | None = None
 
     def chat(self, key: str, message: str) -> Answer:
         """Ask with a key of that name."""
         return self.service.request("POST", "/chat", {"message": message}, key=self.keys[key][0])
 
-    def start_ingester(self) -> None:
-        """Run `manage.py ingest_usage`."""
-        command = [sys.executable, "manage.py", "ingest_usage"]
-        self.ingester = spawn(command, self.folder / "ingester.log", env=self.service.env, cwd=ROOT)
+    def start_worker(self) -> None:
+        """Run `manage.py worker`."""
+        self.worker = start_worker(self.service.env, self.folder / "worker.log")
 
     def wait_for_records(self) -> None:
         """Wait until no record is on its way."""
@@ -92,11 +90,11 @@ def cluster(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Ite
         with aiapi_server(env, workers=WORKERS) as service:
             keys = json.loads(service.manage("shell", "-c", SETUP).strip().splitlines()[-1])
             built = Cluster(service, fake, redis.Redis.from_url(server.url), keys, folder)
-            built.start_ingester()
+            built.start_worker()
             yield built
-            if built.ingester is not None:
-                built.ingester.terminate()
-                assert built.ingester.wait(20) == 0
+            if built.worker is not None:
+                built.worker.terminate()
+                assert built.worker.wait(20) == 0
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def test_it_alerts_that_the_credit_is_used_up(platform: Platform, empty: Scripte
     model = f"alone{next(_numbers) % 20}"
     empty.script(model, EMPTY["quota"])
     assert platform.ask(CHAT, chat(model)).status == 502
-    platform.manage("watch", "--once")
+    platform.manage("worker", "--once", "watch")
     alerts = platform.rows("SELECT title, text FROM monitoring_alert WHERE ended_at IS NULL")
     (alert,) = (each for each in alerts if model in each["text"] and "provider" in each["title"].lower())
     assert "credit is used up" in alert["title"]

@@ -162,7 +162,9 @@ def test_it_probes_what_nobody_calls_until_it_is_there(scene: Scene) -> None:
     told = f"no calls go to provider-0-{port}/{model}"
     scene.put_aside(model)
     assert re.search(r"open: no call goes there since [\d:]+ UTC: connection refused", scene.row(model))
-    wait_until(lambda: bool(scene.platform.manage("watch", "--once")) and scene.has_alert(told), "an alert", 30)
+    wait_until(
+        lambda: bool(scene.platform.manage("worker", "--once", "watch")) and scene.has_alert(told), "an alert", 30
+    )
     assert "closed" not in scene.row(model)
     with scripted_provider(port) as back:
         back.listing = FAILED
@@ -183,7 +185,7 @@ def test_it_probes_a_deployment_that_failed(scene: Scene) -> None:
     number = len(provider.calls)
     assert "open: no call goes there" in scene.row(model)
     assert "http 500" in scene.row(model)
-    scene.platform.manage("watch", "--once")
+    scene.platform.manage("worker", "--once", "watch")
     assert scene.has_alert(f"/{model}")
     wait_until(lambda: provider.listings > 0, "a probe", 20)
     wait_until(lambda: "on trial" in scene.row(model), "the dashboard to say so")
@@ -209,12 +211,12 @@ def test_it_shows_a_provider_whose_list_of_models_does_not_come(scene: Scene) ->
     model, provider, told = "default-model", scene.providers["default-model"], "The model provider does not answer"
     assert "closed: calls go there" in scene.row(model)
     provider.listing = FAILED
-    scene.platform.manage("watch", "--once")
+    scene.platform.manage("worker", "--once", "watch")
     provider.listing = None
     assert scene.has_alert(told)
     assert "its list of models does not come" in scene.row(model)
     assert "closed" not in scene.row(model)
-    scene.platform.manage("watch", "--once")
+    scene.platform.manage("worker", "--once", "watch")
     assert not scene.has_alert(told)
     assert "closed: calls go there" in scene.row(model)
 

@@ -384,12 +384,12 @@ class TestWhoIsTold:
         assert not {"priced", "free", "gpt-3.5-turbo"} & {line[3] for line in missing}
 
     def test_it_raises_an_alert_for_each_until_a_price_is_entered(self, platform: Platform) -> None:
-        platform.manage("watch", "--once")
+        platform.manage("worker", "--once", "watch")
         (alert,) = platform.rows("SELECT title, ended_at FROM monitoring_alert WHERE subject = 'price:alerted'")
         assert (alert["title"], alert["ended_at"]) == ("Model alerted has no price", None)
         assert platform.rows("SELECT 1 FROM monitoring_alert WHERE subject IN ('price:priced', 'price:free')") == []
         enter_price(platform, "alerted", input="0", output="0")
-        platform.manage("watch", "--once")
+        platform.manage("worker", "--once", "watch")
         (alert,) = platform.rows("SELECT ended_at FROM monitoring_alert WHERE subject = 'price:alerted'")
         assert alert["ended_at"]
 

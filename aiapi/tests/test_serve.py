@@ -95,7 +95,7 @@ def test_it_refuses_to_start(
     assert started == []
 
 
-@pytest.mark.parametrize("command", ["serve", "ingest_usage", "watch", "check_rollups"])
+@pytest.mark.parametrize("command", ["serve", "worker", "check_rollups"])
 def test_it_stops_without_a_state_store_and_names_both_ways_to_one(
     production: LazySettings, started: Started, command: str
 ) -> None:

@@ -75,8 +75,7 @@ def _start_all(group: Group, env: dict[str, str], store: Valkey | None, started:
     if store:
         store.start(group)
         env |= store.settings()
-    group.start("the ingester", [python, "manage.py", "ingest_usage"], env)
-    group.start("the watch", [python, "manage.py", "watch"], env)
+    group.start("the worker", [python, "manage.py", "worker"], env)
     group.start("the server", [python, "manage.py", "serve"], env)
     group.wait_until(lambda: _is_live(_shown(host), port), timeout=START_TIMEOUT, what="the server")
     _welcome(f"http://{_shown(host)}:{port}", env, time.monotonic() - started)

@@ -25,9 +25,9 @@ back at once.
 The state is local to a process, since one node may reach a provider that another can't. Each process learns from its
 own calls.
 
-Notices tell the admin and `manage.py watch` which deployments fail. They are in the database, which all processes share
-in every way to run. A notice that can't be written is logged and skipped: it must not fail the call that opened the
-breaker. The process renews its notice while the deployment fails, and deletes it when the deployment answers. The
+Notices tell the admin and `manage.py worker` which deployments fail. They are in the database, which all processes
+share in every way to run. A notice that can't be written is logged and skipped: it must not fail the call that opened
+the breaker. The process renews its notice while the deployment fails, and deletes it when the deployment answers. The
 notice of a process that has ended counts for STILL_FAILING.
 """
 

@@ -2,5 +2,5 @@
 
     conditions and budgets list what holds now -> incidents stores each incident once -> deliveries sends messages
 
-`manage.py watch` runs the rounds; several processes may run it. Requests and the ingester don't call this package.
+The leading `manage.py worker` runs the rounds. Requests and the ingester do not call this package.
 """

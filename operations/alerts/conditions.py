@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import structlog
 from django.conf import settings
 from django.db.models import Sum
 from django.utils import timezone
@@ -16,8 +17,13 @@ from inference.selectors import models_without_price
 from inference.upstream.breaker import failing, listing_trouble, publish, served_routes
 from inference.upstream.errors import CREDIT_USED_UP
 from monitoring.models import Alert, RequestRecord
+from monitoring.reconciliation import ledger_differences, ledger_months
 from monitoring.records import OUTCOMES, Outcome
+from monitoring.rollups.periods import hour_of
+from monitoring.rollups.verify import rollups_differences
 from operations.health import Health, check_each
+
+log = structlog.get_logger(__name__)
 
 ERROR_WINDOW = timedelta(minutes=5)
 FEWEST_REQUESTS = 20  # for a meaningful share of errors
@@ -67,7 +73,7 @@ def error_rate() -> Iterator[Condition]:
 #: By check: the kind of alert, its title, and advice.
 CHECKS = {
     "llm": (Alert.Kind.PROVIDER, "The model provider does not answer", "See the providers in the admin."),
-    "ingest": (Alert.Kind.INGEST, "Usage records wait for the ingester", "Is manage.py ingest_usage running?"),
+    "ingest": (Alert.Kind.INGEST, "Usage records wait to be ingested", "Is manage.py worker running?"),
     "limits": (Alert.Kind.DEPENDENCY, "The store of the limits is not well", "Limits are kept per process; see Redis."),
     "cache": (Alert.Kind.DEPENDENCY, "The cache of answers is away", "Nothing is cached; see CACHE_URL."),
 }
@@ -106,6 +112,45 @@ class HealthWatch:
         """Forget the rounds so far."""
         self._bad.clear()
         self._good.clear()
+
+
+#: How many days up to now the nightly check compares.
+CHECKED = timedelta(days=2)
+
+
+@dataclass(slots=True)
+class BooksWatch:
+    """Knows what the last check of rollups and ledgers found wrong, in a sentence; empty where all was right.
+
+    None before the first check: then an episode that goes on lingers, and none begins.
+    """
+
+    wrong: str | None = None
+
+    def check(self) -> None:
+        """Compare the rollups and the ledgers with the log. Raises redis.RedisError, TooManyWaiting, DatabaseError."""
+        now = timezone.now()
+        begin, until = hour_of(now - CHECKED), hour_of(now) + 1
+        rollups = sum(1 for _ in rollups_differences(begin, until))
+        ledgers = sum(1 for _ in ledger_differences(ledger_months(begin, until)))
+        if not rollups and not ledgers:
+            self.wrong = ""
+            return
+        log.error("books_disagree", rollups=rollups, ledgers=ledgers)
+        self.wrong = (
+            f"{rollups:,} rows of the rollups and {ledgers:,} ledgers disagree with the request log of the last two "
+            "days. Run manage.py check_rollups --days 2: it names them. See docs/operations.md, Rollups."
+        )
+
+    def __call__(self) -> Iterator[Condition]:
+        """List that something is wrong, by the last check."""
+        if self.wrong != "":
+            title = "Rollups or ledgers disagree with the request log"
+            yield Condition(Alert.Kind.BOOKS, "books", title, self.wrong or "", is_on=self.wrong is not None)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.wrong = None
 
 
 #: The consequence of a missing price, and what to do.

@@ -1,4 +1,4 @@
-"""Whose turn it is to begin and end episodes: of several processes that watch, one at a time.
+"""Which worker leads, so that it begins and ends episodes: one at a time.
 
 They may see different things: what is away for one of them, another may reach. Did all of them begin and end episodes,
 each would end what another had just begun. So one watches, and the others stand by until it gives its turn back, or was

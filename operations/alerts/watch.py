@@ -1,4 +1,4 @@
-"""The round that `manage.py watch` makes: look, begin and end episodes, tell of them."""
+"""The round that the leading worker makes every WATCH_SECONDS: look, begin and end episodes, tell of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from django.db import transaction
 
 from operations.alerts.budgets import budgets_used
 from operations.alerts.conditions import (
+    BooksWatch,
     Condition,
     HealthWatch,
     error_rate,
@@ -24,17 +25,18 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Round:
-    """Looks at everything while it has the turn; remembers only how often a health check was bad in a row."""
+    """Looks at everything while it leads; remembers how often a health check was bad in a row, and the last check."""
 
     health: HealthWatch = field(default_factory=HealthWatch)
+    books: BooksWatch = field(default_factory=BooksWatch)
     turn: Turn = field(default_factory=Turn)
-    watches: bool | None = None  # None: it has not gone round yet
+    leads: bool | None = None  # None: it has not gone round yet
 
     def run(self) -> tuple[int, int]:
         """Go round once; return how many episodes began and how many deliveries arrived."""
         self._note(self.turn.take())
         try:
-            began = self._follow() if self.watches else 0
+            began = self._follow() if self.leads else 0
         except Exception:
             self.turn.give_back()  # another may see more
             raise
@@ -46,12 +48,14 @@ class Round:
             return episodes_follow(conditions) if self.turn.is_mine() else 0
 
     def _conditions(self) -> Iterator[Condition]:
-        watched = (budgets_used, error_rate, self.health, failing_deployments, missing_prices)
+        watched = (budgets_used, error_rate, self.health, failing_deployments, missing_prices, self.books)
         for source in watched:
             yield from source()
 
-    def _note(self, watches: bool) -> None:
-        if watches is not self.watches:
-            log.info("watch_has_the_turn" if watches else "watch_stands_by", watcher=self.turn.name)
+    def _note(self, leads: bool) -> None:
+        if leads is not self.leads:
+            log.info("worker_leads" if leads else "worker_stands_by", worker=self.turn.name)
             self.health.forget()  # what was seen before is too long ago to count
-        self.watches = watches
+            if not leads:
+                self.books.forget()
+        self.leads = leads

@@ -1,4 +1,4 @@
-"""Of several that watch, one at a time begins and ends episodes."""
+"""Of several workers, one at a time begins and ends episodes."""
 
 from __future__ import annotations
 
@@ -130,21 +130,21 @@ class TestRound:
                 other.run()
             one.turn.give_back()
             other.run()
-        assert [entry["event"] for entry in logs] == ["watch_has_the_turn", "watch_stands_by", "watch_has_the_turn"]
+        assert [entry["event"] for entry in logs] == ["worker_leads", "worker_stands_by", "worker_leads"]
 
 
-def test_its_command_says_that_another_watches(seen: dict[str, Health]) -> None:
+def test_its_command_says_that_another_leads(seen: dict[str, Health]) -> None:
     ruling = Round()
     ruling.run()
     seen["cache"] = Health.AWAY
     output = StringIO()
-    call_command("watch", "--once", stdout=output)
-    assert output.getvalue() == "Another process watches. 0 alerts began, 0 deliveries arrived.\n"
+    call_command("worker", "--once", "watch", stdout=output)
+    assert output.getvalue() == "Another worker leads. 0 alerts began, 0 deliveries arrived.\n"
     ruling.turn.give_back()
     for told in ("1 alerts began, 0 deliveries arrived.\n", "0 alerts began, 0 deliveries arrived.\n"):
         output = StringIO()
-        call_command("watch", "--once", stdout=output)
+        call_command("worker", "--once", "watch", stdout=output)
         assert output.getvalue() == told
     seen["cache"] = Health.OK
-    call_command("watch", "--once", stdout=StringIO())
+    call_command("worker", "--once", "watch", stdout=StringIO())
     assert going_on() == []

@@ -24,7 +24,7 @@ TOLD = 50
 
 
 class Command(BaseCommand):
-    """For every night. Ends with status 1 where something is wrong, or could not be looked at."""
+    """The worker does the same every night. Ends with status 1 where something is wrong, or could not be looked at."""
 
     help = __doc__
     requires_system_checks = []  # they ask for secrets that this process does without; `serve` makes them
@@ -69,7 +69,7 @@ class Command(BaseCommand):
             self.stderr.write(f"Redis did not answer ({type(error).__name__}): the ledgers could not be compared.")
             return False
         except TooManyWaiting:
-            self.stderr.write("Too many records wait for the ingester: the ledgers could not be compared.")
+            self.stderr.write("Too many records wait to be ingested: the ledgers could not be compared.")
             return False
         if mended:
             self.stdout.write(f"Corrected {mended:,} ledgers.")

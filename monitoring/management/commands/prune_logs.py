@@ -72,5 +72,5 @@ class Command(BaseCommand):
         if cutoff.is_protected:
             self.stdout.write(
                 f"Those from then to {cutoff.wanted:%Y-%m-%d %H:%M} UTC stay for now: calls of the last two days, "
-                "and of the two before the oldest record that waits for the ingester, may still be corrected."
+                "and of the two before the oldest record that waits to be ingested, may still be corrected."
             )

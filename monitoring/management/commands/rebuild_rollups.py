@@ -11,7 +11,7 @@ from monitoring.rollups.verify import add_span_arguments, rollups_rebuild, span_
 
 
 class Command(BaseCommand):
-    """Safe at any time: ingesters and requests go on. What is right stays as it is."""
+    """Safe at any time: workers and requests go on. What is right stays as it is."""
 
     help = __doc__
 

@@ -1,0 +1,122 @@
+"""The worker: moves usage records into the database and, where it leads, watches, prunes and checks.
+
+Several may run. All of them ingest; one leads (operations.alerts.incidents) and the others stand by. Ingesting has the
+main thread, the rest two others, each with database connections of its own: so it waits for no leadership, webhook,
+provider, pruning or check. What a part raises is logged and outlived.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime, timedelta
+from functools import partial
+
+from django.conf import settings
+from django.db import close_old_connections
+from django.utils import timezone
+
+from core.background import outlived
+from monitoring.ingester import Ingester
+from monitoring.retention import prune_by_settings
+from operations.alerts.conditions import HealthWatch
+from operations.alerts.watch import Round
+
+#: Seconds between two looks for records, and after one that failed.
+IDLE_SECONDS, TROUBLE_SECONDS = 0.2, 1.0
+PRUNE_SECONDS = 3600.0
+#: When the nightly check begins (UTC), and how many seconds later it is tried again after a failure.
+NIGHT, CHECK_AGAIN_SECONDS = (3, 17), 3600.0
+#: Seconds between two looks whether it is time to prune or to check.
+TICK = 1.0
+#: Seconds that a round of the watch and a step of pruning get to end after a stop.
+STOP_SECONDS = 5.0
+#: What one round consists of, in this order: the watch then knows what the check found.
+PARTS = ("ingest", "check", "watch", "prune")
+
+
+class Worker:
+    """One process's work until `stopping` is set."""
+
+    def __init__(self, stopping: threading.Event) -> None:
+        self.stopping = stopping
+        self.round = Round()
+
+    def run(self) -> None:
+        """Do everything; return once a batch that was begun is written and another worker may lead."""
+        threads = [threading.Thread(target=part, name=part.__name__, daemon=True) for part in (self.watch, self.tend)]
+        for thread in threads:
+            thread.start()
+        self.ingest()
+        ends = time.monotonic() + STOP_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+        outlived(self.round.turn.give_back, event="watch_failed")
+
+    def ingest(self) -> None:
+        """Move records, batch after batch."""
+        ingester = Ingester()
+        while not self.stopping.is_set():
+            close_old_connections()
+            if not outlived(partial(self._ingest_all, ingester), event="ingest_failed"):
+                self.stopping.wait(TROUBLE_SECONDS)
+
+    def _ingest_all(self, ingester: Ingester) -> None:
+        while not self.stopping.is_set() and ingester.run_once():
+            pass
+        self.stopping.wait(IDLE_SECONDS)
+
+    def watch(self) -> None:
+        """Try to lead and, while that is so, look at everything and send alerts, every WATCH_SECONDS."""
+        while not self.stopping.wait(settings.WATCH_SECONDS):
+            close_old_connections()
+            outlived(self.round.run, event="watch_failed")
+
+    def tend(self) -> None:
+        """Prune each hour and check each night, while this worker leads."""
+        prune_at, check_at = time.monotonic() + PRUNE_SECONDS, next_night(timezone.now())
+        while not self.stopping.wait(TICK):
+            if not self.round.leads:
+                continue
+            close_old_connections()
+            if time.monotonic() >= prune_at:
+                outlived(partial(prune_by_settings, wait=self.stopping.wait), event="pruning_failed")
+                prune_at = time.monotonic() + PRUNE_SECONDS
+            if timezone.now() >= check_at:
+                is_done = outlived(self.round.books.check, event="check_failed")
+                again = timezone.now() + timedelta(seconds=CHECK_AGAIN_SECONDS)
+                check_at = next_night(timezone.now()) if is_done else again
+
+
+def next_night(now: datetime) -> datetime:
+    """Return when the nightly check begins after a moment."""
+    hour, minute = NIGHT
+    tonight = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return tonight if tonight > now else tonight + timedelta(days=1)
+
+
+class SingleRound:
+    """One round of each part, for cron and for trying it; each returns a sentence that says what was done."""
+
+    def __init__(self) -> None:
+        self.round = Round(HealthWatch(bad_rounds=1, good_rounds=1))
+
+    def ingest(self) -> str:
+        """Move the records that are there."""
+        return f"Ingested {Ingester().run_once():,} records."
+
+    def check(self) -> str:
+        """Compare rollups, ledgers and log."""
+        self.round.books.check()
+        return self.round.books.wrong or "The rollups and the ledgers agree with the log."
+
+    def watch(self) -> str:
+        """Look at everything and send alerts, unless another worker leads."""
+        began, sent = self.round.run()
+        self.round.turn.give_back()
+        others = "" if self.round.leads else "Another worker leads. "
+        return f"{others}{began} alerts began, {sent} deliveries arrived."
+
+    def prune(self) -> str:
+        """Delete what has had its time."""
+        return f"Pruned {prune_by_settings(wait=threading.Event().wait):,} rows."
