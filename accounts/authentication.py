@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
-from accounts.key_cache import Identity, directory
+from accounts.key_cache import AuthenticatedKey, directory
 from accounts.keys import is_well_formed
 from accounts.limits import state_store_is_away
 from core.database import Outage
@@ -37,7 +37,7 @@ def sent_key(request: HttpRequest | Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
-def authenticate_key(key: str, request: HttpRequest) -> Identity:
+def authenticate_key(key: str, request: HttpRequest) -> AuthenticatedKey:
     """Return the identity of the key that a request sent.
 
     Raises KeyInvalid for a key that is not usable, TooManyFailures for a bad key from an address that sent too many of
@@ -55,9 +55,9 @@ def authenticate_key(key: str, request: HttpRequest) -> Identity:
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """DRF authentication by API key; sets `request.user` to an Identity."""
+    """DRF authentication by API key; sets `request.user` to an AuthenticatedKey."""
 
-    def authenticate(self, request: Request) -> tuple[Identity, None] | None:
+    def authenticate(self, request: Request) -> tuple[AuthenticatedKey, None] | None:
         """Return the identity, or raise as authenticate_key does; None without a key, so that another class may try."""
         key = sent_key(request)
         if not key:

@@ -10,9 +10,9 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
-from accounts.key_cache import Identity, identity_of
+from accounts.key_cache import AuthenticatedKey, identity_of
 from accounts.keys import accepted_peppers
-from accounts.limit_usage import LIVE, RECORDS, Standing, limits_standing, maker_text
+from accounts.limit_usage import LIVE, RECORDS, LimitUsage, get_limit_usage, maker_text
 from accounts.limits.types import LimitName
 from accounts.model_names import unpriced_model_names
 from accounts.models import ApiKey
@@ -35,7 +35,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedLimit:
-    """A limit as in accounts.limit_usage.Standing, with the source of its value."""
+    """A limit as in accounts.limit_usage.LimitUsage, with the source of its value."""
 
     name: str
     owner: str
@@ -95,7 +95,7 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
     """Explain a key whose account and tier are loaded, for a call from the address (None: an allowed one)."""
     now = timezone.now()
     identity = identity_of(key, now)
-    standing = limits_standing(identity.every_limit)
+    standing = get_limit_usage(identity.every_limit)
     limits = [_explained(key, state, now) for state in standing.states]
     reasons = [*_state_reasons(key, now), *_address_reasons(identity, address), *_limit_reasons(limits)]
     if standing.source == RECORDS and identity.limits.has_budget:
@@ -138,7 +138,7 @@ def _state_reasons(key: ApiKey, now: datetime) -> list[Reason]:
     return [Reason(401, "invalid_api_key", text) for text in found]
 
 
-def _address_reasons(identity: Identity, address: str | None) -> list[Reason]:
+def _address_reasons(identity: AuthenticatedKey, address: str | None) -> list[Reason]:
     if address is None or not identity.networks or is_within(address, identity.networks):
         return []
     return [Reason(403, "address_denied", f"The key may not be used from {address}.")]
@@ -191,7 +191,7 @@ def _model_notes(limits: list[ExplainedLimit]) -> list[str]:
     ]
 
 
-def _price_notes(identity: Identity) -> list[str]:
+def _price_notes(identity: AuthenticatedKey) -> list[str]:
     """List the key's models that a budget in money refuses, because they have no price."""
     return [
         f"Calls of {name} would be refused (403 price_unknown): it has no price, and a budget in money counts them."
@@ -200,14 +200,14 @@ def _price_notes(identity: Identity) -> list[str]:
     ]
 
 
-def _models(identity: Identity) -> list[str] | None:
+def _models(identity: AuthenticatedKey) -> list[str] | None:
     """List the models that both tier and key allow; None: every model."""
     if not identity.tier_models and not identity.key_models:
         return None
     return sorted(name for name in identity.tier_models | identity.key_models if identity.may_use_model(name))
 
 
-def _notes(key: ApiKey, standing: Standing, address: str | None) -> list[str]:
+def _notes(key: ApiKey, standing: LimitUsage, address: str | None) -> list[str]:
     notes = []
     if standing.source != LIVE:
         notes.append("The store of the limits is away: the use of rates and slots is unknown.")

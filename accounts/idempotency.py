@@ -29,10 +29,10 @@ from django.utils import timezone
 from redis.exceptions import RedisError
 from rest_framework.request import Request
 
-from accounts.key_cache import Identity
+from accounts.key_cache import AuthenticatedKey
 from accounts.leases import leases
 from accounts.models import IdempotentAnswer
-from core.background import give_turn
+from core.background import yield_to_others
 from core.database import release_connections
 from core.errors import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
 
@@ -79,7 +79,7 @@ class Claim:
         self._is_over = False
 
     @classmethod
-    def of(cls, request: Request, identity: Identity, *, form: str = "") -> Claim | None:
+    def of(cls, request: Request, identity: AuthenticatedKey, *, form: str = "") -> Claim | None:
         """Return the claim of a request; None without an Idempotency-Key. Raises InvalidRequest for a malformed one."""
         key = request.META.get(HEADER)
         return None if key is None else cls(key, request, owner=identity.key_id, form=form)
@@ -180,5 +180,5 @@ def _fingerprint(request: Request, form: str) -> str:
     """Return a digest of what is requested: method, path, form and body."""
     asked: list[Any] = [request.method, request.path_info.rstrip("/"), form, request.data]
     canonical = json.dumps(asked, sort_keys=True).encode()
-    give_turn(len(canonical))
+    yield_to_others(len(canonical))
     return hashlib.sha256(canonical).hexdigest()

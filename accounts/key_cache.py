@@ -21,11 +21,11 @@ from django.db import Error as DatabaseError
 from django.db.models import Exists, OuterRef, Q
 
 from accounts.keys import digests
-from accounts.limits.types import Limits, Scope, Subject
+from accounts.limits.types import Limits, LimitSet, Subject
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.selectors import api_key_makers
 from accounts.validators import DEFAULT_SCOPES
-from core.database import KNOWN_WAIT, Outage, ask_promptly, database_outage
+from core.database import KNOWN_WAIT, Outage, database_outage, query_promptly
 from core.errors import DependencyUnavailable
 from core.money import nano_dollars
 from core.network import Network
@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class AuthenticatedKey:
     """A usable key and its permissions, as plain values; shared by the requests of a process."""
 
     key_id: int
@@ -59,7 +59,7 @@ class Identity:
     cache_enabled: bool
     cache_any_temperature: bool
     max_output_tokens: int
-    limits: Scope
+    limits: LimitSet
     ends_at: datetime | None
     model_subjects: tuple[tuple[str, Subject], ...] = ()
     logs_content: bool = False
@@ -76,27 +76,27 @@ class Identity:
         """Return whether tier and key allow a public model name; an empty list allows all."""
         return all(not allowed or name in allowed for allowed in (self.tier_models, self.key_models))
 
-    def limits_for(self, model: str) -> Scope:
+    def limits_for(self, model: str) -> LimitSet:
         """Return what a call of this model (public name) counts against, budgets for the model included."""
         extra = tuple(subject for name, subject in self.model_subjects if name == model)
         return self._with(extra) if extra else self.limits
 
     @property
-    def every_limit(self) -> Scope:
+    def every_limit(self) -> LimitSet:
         """Everything that any call of the key may count against."""
         return self._with(tuple(subject for _, subject in self.model_subjects))
 
-    def _with(self, extra: tuple[Subject, ...]) -> Scope:
-        return Scope(self.limits.account_id, self.limits.subjects + extra)
+    def _with(self, extra: tuple[Subject, ...]) -> LimitSet:
+        return LimitSet(self.limits.account_id, self.limits.subjects + extra)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    identity: Identity | None
+    identity: AuthenticatedKey | None
     loaded_at: float
 
 
-class KeyDirectory:
+class KeyCache:
     """Looks up keys by their text, in the database at most once a second for each."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, outage: Outage | None = None) -> None:
@@ -106,7 +106,7 @@ class KeyDirectory:
         self._lookers = threading.BoundedSemaphore(LOOKERS)
         self._outage = outage or Outage(clock)
 
-    def find(self, key: str) -> Identity | None:
+    def find(self, key: str) -> AuthenticatedKey | None:
         """Return the identity of a usable key; None for any other key.
 
         Raises DependencyUnavailable while the database is away, unless a snapshot is at most AUTH_STALE_SECONDS older
@@ -151,7 +151,7 @@ class KeyDirectory:
         """Query the database; return None if it is away."""
         started = self._clock()
         try:
-            found = ask_promptly(lambda: _query(candidates), self._outage, failed="key_lookup_failed")
+            found = query_promptly(lambda: _query(candidates), self._outage, failed="key_lookup_failed")
         except DatabaseError:
             return None
         entry = _Entry(found, started)
@@ -168,10 +168,10 @@ class KeyDirectory:
         return entry
 
 
-directory = KeyDirectory(outage=database_outage)
+directory = KeyCache(outage=database_outage)
 
 
-def _query(candidates: list[str]) -> Identity | None:
+def _query(candidates: list[str]) -> AuthenticatedKey | None:
     own, shared = (ModelBudget.objects.filter(**{field: OuterRef(of)}) for field, of in BUDGET_OWNERS.items())
     keys = ApiKey.objects.select_related("account", "tier").annotate(has_model_budgets=Exists(own) | Exists(shared))
     key = keys.filter(digest__in=candidates).first()
@@ -179,13 +179,13 @@ def _query(candidates: list[str]) -> Identity | None:
     if key is None or key.state_at(now) != "active":
         return None
     _touch(key, now)
-    return identity_of(key, now) if key.has_model_budgets or key.maker_id else build_identity(key, now)
+    return identity_of(key, now) if key.has_model_budgets or key.maker_id else build_authenticated_key(key, now)
 
 
-def identity_of(key: ApiKey, now: datetime) -> Identity:
+def identity_of(key: ApiKey, now: datetime) -> AuthenticatedKey:
     """Return the identity of a key whose account and tier are loaded; reads makers and model budgets."""
     makers = api_key_makers([key])[key.pk]
-    return build_identity(key, now, model_budgets_of(key, makers), makers)
+    return build_authenticated_key(key, now, model_budgets_of(key, makers), makers)
 
 
 def model_budgets_of(key: ApiKey, makers: Sequence[ApiKey] = ()) -> list[ModelBudget]:
@@ -205,9 +205,9 @@ def _touch(key: ApiKey, now: datetime) -> None:
         log.warning("last_used_not_written", key_id=key.pk, cause=type(error).__name__)
 
 
-def build_identity(
+def build_authenticated_key(
     key: ApiKey, now: datetime, model_budgets: Iterable[ModelBudget] = (), makers: Sequence[ApiKey] = ()
-) -> Identity:
+) -> AuthenticatedKey:
     """Build the identity of a key whose account and tier are loaded, for the time `now`.
 
     `makers` come from `api_key_makers`, and `model_budgets` from `model_budgets_of`; without them only the limits of
@@ -217,7 +217,7 @@ def build_identity(
     above = [replace(key_subject(each, now), maker=each.name) for each in makers]
     names = {each.pk: each.name for each in makers}
     ends = [end for end in (key.expires_at, key.revoked_at) if end is not None]
-    return Identity(
+    return AuthenticatedKey(
         key_id=key.pk,
         key_name=key.name,
         key_prefix=key.prefix,
@@ -231,7 +231,7 @@ def build_identity(
         cache_enabled=key.tier.cache_enabled,
         cache_any_temperature=key.tier.cache_any_temperature,
         max_output_tokens=key.tier.max_output_tokens,
-        limits=Scope(account_id=key.account_id, subjects=(own, *above, account)),
+        limits=LimitSet(account_id=key.account_id, subjects=(own, *above, account)),
         ends_at=min(ends, default=None),
         model_subjects=tuple(
             (budget.model, replace(model_subject(budget), maker=names.get(budget.key_id or 0, "")))

@@ -13,7 +13,7 @@ from django.conf import settings
 
 from accounts.limits import ask_state_store
 from accounts.limits.redis import redis_client, wire_for
-from core.background import WorkThread
+from core.background import PeriodicThread
 from core.redis.scripts import script
 from core.redis.wire import Wire
 
@@ -42,7 +42,7 @@ class Leases:
     def __init__(self) -> None:
         self._held: dict[str, str] = {}
         self._wire: Wire | None = None
-        self._renewer = WorkThread(
+        self._renewer = PeriodicThread(
             self._renew_all,
             has_work=lambda: bool(self._held),
             seconds=lambda: RENEW_SECONDS,

@@ -15,8 +15,8 @@ from accounts.limits.types import (
     Admission,
     Amount,
     LimitName,
+    LimitSet,
     Refusal,
-    Scope,
     Subject,
     Unavailable,
     Window,
@@ -167,7 +167,7 @@ LIVE, RECORDS = "limits", "records"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LimitUsage:
     """The usage of all limits of a scope, at a time (µs).
 
     Each state is `{name, owner, limit, used, remaining, reset}`, with `model` for a model budget and `maker` for a
@@ -194,7 +194,7 @@ class Used:
     tokens_window: Window | None = None
 
 
-def limits_standing(scope: Scope) -> Standing:
+def get_limit_usage(scope: LimitSet) -> LimitUsage:
     """Return the usage of every limit of a scope; raises database errors if Redis is away too."""
     try:
         return _from_limits(scope)
@@ -202,7 +202,7 @@ def limits_standing(scope: Scope) -> Standing:
         return _from_records(scope)
 
 
-def _from_limits(scope: Scope) -> Standing:
+def _from_limits(scope: LimitSet) -> LimitUsage:
     limits = get_limits()
     admission = limits.peek(scope)
     states: list[dict[str, Any]] = []
@@ -210,14 +210,14 @@ def _from_limits(scope: Scope) -> Standing:
         month = usage.settled + usage.reserved
         used = Used(month, usage.requests, usage.tokens, usage.slots, status.requests, status.tokens)
         states += subject_states(usage.subject, used, admission.at)
-    return Standing(admission.at, LIVE, states)
+    return LimitUsage(admission.at, LIVE, states)
 
 
-def _from_records(scope: Scope) -> Standing:
+def _from_records(scope: LimitSet) -> LimitUsage:
     now = wall_clock()
     settled = settled_in_database(scope.subjects, month_of(now))
     states = [state for subject in scope.subjects for state in subject_states(subject, Used(settled[subject]), now)]
-    return Standing(now, RECORDS, states)
+    return LimitUsage(now, RECORDS, states)
 
 
 def subject_states(subject: Subject, used: Used, now: int) -> list[dict[str, Any]]:

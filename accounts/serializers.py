@@ -33,7 +33,7 @@ class LimitState(serializers.Serializer[Any]):
     reset = serializers.IntegerField(allow_null=True, help_text="When all of it is free again, in epoch seconds.")
 
 
-class StandingAnswer(serializers.Serializer[Any]):
+class LimitUsageAnswer(serializers.Serializer[Any]):
     """The limits part of the answer to GET /usage."""
 
     account = serializers.CharField()

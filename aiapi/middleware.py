@@ -10,7 +10,7 @@ import structlog
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from core.database import REQUEST_SECONDS, impatient
+from core.database import REQUEST_SECONDS, query_timeout
 from core.redaction import without_keys
 from core.telemetry.metrics import observe_response
 from core.telemetry.trace import Spans, Trace, begin_trace, current_trace
@@ -50,7 +50,7 @@ class RequestMiddleware:
         request.is_model_call = request.path_info.startswith(MODEL_PATHS)  # type: ignore[attr-defined]
         patience = ADMIN_SECONDS if request.path_info.startswith(ADMIN) else REQUEST_SECONDS
         bound = structlog.contextvars.bound_contextvars(request_id=trace.label)
-        with bound, _current(trace), impatient(patience):
+        with bound, _current(trace), query_timeout(patience):
             response = self.get_response(request)
             response["X-Request-ID"] = trace.label
             elapsed = trace.elapsed_ms

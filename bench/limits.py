@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 import redis  # noqa: E402
 
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for  # noqa: E402
-from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, Scope, Subject, Tally  # noqa: E402  # noqa: E402
+from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, LimitSet, Subject, Tally  # noqa: E402  # noqa: E402
 from core.times import month_of  # noqa: E402
 from tests.stores import redis_server  # noqa: E402
 
@@ -53,12 +53,12 @@ def redis_url() -> Iterator[str]:
             yield server.url
 
 
-def a_scope(limit: int) -> Scope:
+def a_scope(limit: int) -> LimitSet:
     limits = Limits(limit, PLENTY, PLENTY, PLENTY, PLENTY)
-    return Scope(1, (Subject("key", "1", limits), Subject("account", "1", limits)))
+    return LimitSet(1, (Subject("key", "1", limits), Subject("account", "1", limits)))
 
 
-def fill(client: Any, scope: Scope, clock: Ticking, entries: int) -> None:
+def fill(client: Any, scope: LimitSet, clock: Ticking, entries: int) -> None:
     """Fill the request logs as if so many requests had come in the last minute."""
     begin = clock.now - entries * clock.tick
     for subject in scope.subjects:
@@ -138,7 +138,7 @@ def bytes_per_key(client: Any, url: str, keys: int = 1_000) -> dict[str, float]:
         before = client.info("memory")["used_memory"]
         for number in range(keys):
             limits = Limits(1000, PLENTY, PLENTY, PLENTY, PLENTY)
-            scope = Scope(number, (Subject("key", str(number), limits), Subject("account", str(number), limits)))
+            scope = LimitSet(number, (Subject("key", str(number), limits), Subject("account", str(number), limits)))
             for request in range(requests):
                 admission = backend.admit(scope, f"0190{number:08d}-{request:04d}-7000-8000-000000000000")
             for call in range(calls):

@@ -52,7 +52,7 @@ class ProcessThread:
         return True
 
 
-class WorkThread:
+class PeriodicThread:
     """A thread that runs a step periodically while there is work.
 
     Call `begin` after adding work. The thread ends when `has_work` returns False, or for good after `end`. An exception
@@ -130,7 +130,7 @@ LEAST_SLEEP = 0.0005
 LARGE = 1024 * 1024
 
 
-def give_turn(size: int) -> None:
+def yield_to_others(size: int) -> None:
     """Let other greenlets run after a step that processed `size` bytes, if that is LARGE or more."""
     if size >= LARGE:
         time.sleep(LEAST_SLEEP)

@@ -40,13 +40,13 @@ def release_connections() -> None:
             each.close()
 
 
-def patience() -> float | None:
+def current_query_timeout() -> float | None:
     """Return the current query timeout in seconds; None for no timeout."""
     return _patience.get()
 
 
 @contextmanager
-def impatient(seconds: float) -> Iterator[None]:
+def query_timeout(seconds: float) -> Iterator[None]:
     """Set the query timeout within the block, unless an outer one is shorter. Queries then raise OperationalError."""
     outer = _patience.get()
     token = _patience.set(seconds if outer is None else min(seconds, outer))
@@ -56,7 +56,7 @@ def impatient(seconds: float) -> Iterator[None]:
         _patience.reset(token)
 
 
-def ask_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
+def query_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
     """Run a query within PROMPT_SECONDS, give the connection back, and return the query's result.
 
     Raises DatabaseError: at once during an outage, otherwise after the timeout. `failed` is the log event of a failure.
@@ -64,7 +64,7 @@ def ask_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
     if not outage.may_ask():
         raise OperationalError("the database was unavailable a second ago")
     try:
-        with impatient(PROMPT_SECONDS):
+        with query_timeout(PROMPT_SECONDS):
             answer = query()
     except DatabaseError as error:
         outage.failed()
@@ -118,12 +118,12 @@ class Outage:
         self._ask_at = None
 
 
-#: The outage of the database, shared by all callers of `ask_promptly`.
+#: The outage of the database, shared by all callers of `query_promptly`.
 database_outage = Outage()
 
 
 @contextmanager
-def one_moment() -> Iterator[None]:
+def repeatable_read() -> Iterator[None]:
     """Run the block's queries on one snapshot of the database. An open transaction keeps its own isolation level."""
     is_first = not connection.in_atomic_block
     with transaction.atomic():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from django.db.models import Model, QuerySet
 
-from core.times import read_moment
+from core.times import parse_datetime
 
 M = TypeVar("M", bound=Model)
 
@@ -25,7 +25,7 @@ class Place(NamedTuple):
     def parse(cls, text: str, model: type[Model]) -> Place:
         """Parse the `str` form of a place. Raises ValueError or Django's ValidationError for any other text."""
         moment, _, key = text.partition("~")
-        return cls(read_moment(moment), model._meta.pk.to_python(key))
+        return cls(parse_datetime(moment), model._meta.pk.to_python(key))
 
 
 def stretch(

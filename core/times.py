@@ -16,11 +16,11 @@ from functools import lru_cache
 from django.core.management.base import CommandError
 
 
-class TooFar(ValueError):
+class DateOutOfRange(ValueError):
     """The datetime would be before the year 1 or after 9999 in UTC."""
 
 
-def read_moment(text: str, zone: tzinfo = UTC) -> datetime:
+def parse_datetime(text: str, zone: tzinfo = UTC) -> datetime:
     """Parse an ISO date (midnight) or datetime as a datetime in UTC. `zone` applies if the text names no offset.
 
     Raises ValueError for any other text, and its subclass TooFar for a datetime that UTC can't represent.
@@ -29,7 +29,7 @@ def read_moment(text: str, zone: tzinfo = UTC) -> datetime:
     try:
         return (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(UTC)
     except OverflowError as error:
-        raise TooFar from error
+        raise DateOutOfRange from error
 
 
 SECOND = 1_000_000
@@ -72,10 +72,10 @@ def new_id() -> uuid.UUID:
     return uuid.UUID(int=high << 64 | 0b10 << 62 | random & (1 << 62) - 1)
 
 
-def typed_moment(text: str) -> datetime:
+def datetime_argument(text: str) -> datetime:
     """Parse an ISO date (midnight) or datetime, in UTC unless it names an offset; for argparse's `type`."""
     try:
-        return read_moment(text)
+        return parse_datetime(text)
     except ValueError:
         raise ArgumentTypeError(f"{text} is not a date or time: give 2026-11-24 or 2026-11-24T18:00") from None
 

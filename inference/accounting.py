@@ -261,6 +261,6 @@ class CallContent:
             return self.reader.body()
         if self.body is None or "stream" not in self.body:
             return self.body
-        reader = self._call.surface.reader(self._call.payload)
+        reader = self._call.protocol.reader(self._call.payload)
         reader.feed(str(self.body["stream"]).encode())
         return reader.body()

@@ -24,7 +24,7 @@ from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError, ResponseError
 
 from accounts.limits import state_store_is_away
-from core.background import WorkThread, give_turn
+from core.background import PeriodicThread, yield_to_others
 from inference import prompts
 
 PROBE_SECONDS = 1.0
@@ -55,7 +55,7 @@ def answer_key(
     """
     parts = [account_id, generation, endpoint, model, prompts.VERSION, payload]
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    give_turn(len(canonical))
+    yield_to_others(len(canonical))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -69,7 +69,7 @@ class _Guard:
 
     def __init__(self) -> None:
         self.is_away = False
-        self._prober = WorkThread(
+        self._prober = PeriodicThread(
             self._probe,
             has_work=lambda: self.is_away,
             seconds=lambda: PROBE_SECONDS,

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from accounts.key_cache import Identity
+from accounts.key_cache import AuthenticatedKey
 from accounts.limits.types import Admission, Window
 from core.telemetry.trace import Trace
 from inference.client_socket import ClientSocket
-from inference.protocols.base import Body, Surface
+from inference.protocols.base import Body, WireProtocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class ModelCall:
     """
 
     endpoint: str
-    surface: Surface
+    protocol: WireProtocol
     model: str | None
     payload: Mapping[str, Any]
     read: Callable[[Body], Any]
@@ -41,7 +41,7 @@ class Caller:
     client's socket, to notice a disconnect; None if the call runs to its end even after a disconnect.
     """
 
-    identity: Identity
+    identity: AuthenticatedKey
     trace: Trace
     admission: Admission
     token_windows: list[Window | None] = field(default_factory=list, compare=False)

@@ -14,8 +14,8 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 
 from accounts.key_cache import MAX_AGE
-from accounts.limits.types import Limits, Scope
-from core.database import KNOWN_WAIT, Outage, ask_promptly, database_outage
+from accounts.limits.types import Limits, LimitSet
+from core.database import KNOWN_WAIT, Outage, database_outage, query_promptly
 from core.errors import DependencyUnavailable
 from core.money import nano
 from inference.models import Deployment, Model, Price, Provider
@@ -64,7 +64,7 @@ class Route:
     api_version: str = ""
     #: Whether connections are restricted to the addresses that a provider entered in the admin may have.
     is_guarded: bool = False
-    provider_limits: Scope | None = None
+    provider_limits: LimitSet | None = None
     #: Whether a non-streamed call is stopped when its client disconnects.
     stops_when_client_leaves: bool = False
 
@@ -82,7 +82,7 @@ class CatalogModel:
     is_default: bool = False
     cache_generation: str = ""
 
-    def routes_within(self, limits: Scope) -> tuple[Route, ...]:
+    def routes_within(self, limits: LimitSet) -> tuple[Route, ...]:
         """Return the routes that a call may take; with a budget in money, only those with a price."""
         if not limits.has_cost_budget:
             return self.routes
@@ -160,7 +160,7 @@ class Catalog:
     def _load(self) -> None:
         started = self.clock()
         try:
-            models = ask_promptly(_read_models, self._outage, failed="catalog_read_failed")
+            models = query_promptly(_read_models, self._outage, failed="catalog_read_failed")
         except DatabaseError:
             self._believe()
             return
@@ -235,10 +235,10 @@ def provider_route(provider: Provider) -> Route:
     return _route(Deployment(provider=provider, upstream_name=""), None)
 
 
-def _provider_limits(provider: Provider) -> Scope | None:
+def _provider_limits(provider: Provider) -> LimitSet | None:
     """Return the scope of a provider's own limits; None if it has none, so that its calls skip the limits."""
     limits = Limits(provider.requests_per_minute, provider.tokens_per_minute, provider.concurrent_requests)
-    return None if limits == Limits() else Scope.of_provider(provider.pk, limits)
+    return None if limits == Limits() else LimitSet.of_provider(provider.pk, limits)
 
 
 def _route(deployment: Deployment, rates: Rates | None) -> Route:

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 
-from accounts.key_cache import Identity
+from accounts.key_cache import AuthenticatedKey
 from accounts.limits.leases import keeper
 from core.database import release_connections
 from core.errors import (
@@ -109,7 +109,7 @@ def answer_call(call: ModelCall, caller: Caller) -> Answer:
         leave_flight(progress)
 
 
-def find_model(name: str | None, identity: Identity, *, kind: str) -> CatalogModel:
+def find_model(name: str | None, identity: AuthenticatedKey, *, kind: str) -> CatalogModel:
     """Return the model with a name (None: the default model).
 
     Raises ModelNotFound if it does not exist, is of another kind, or the identity may not use it.
@@ -123,7 +123,7 @@ def find_model(name: str | None, identity: Identity, *, kind: str) -> CatalogMod
 def begin(call: ModelCall, caller: Caller, deadline: Deadline) -> Progress:
     """Find the model, open the bill, and build the cache key if the answer may be shared."""
     identity = caller.identity
-    model = find_model(call.model, identity, kind=call.surface.kind)
+    model = find_model(call.model, identity, kind=call.protocol.kind)
     bill = Bill(caller, call.endpoint)
     bill.name_model(model.public_name)
     bill.record["cache"] = "bypass"
@@ -131,12 +131,12 @@ def begin(call: ModelCall, caller: Caller, deadline: Deadline) -> Progress:
         bill.content = CallContent(call, caller)
     progress = Progress(call, caller, model, bill, deadline)
     if call.shares_answer and identity.cache_enabled and (call.reads_cache or call.writes_cache):
-        wanted = call.surface.wanted_output(call.payload, identity, model)
+        wanted = call.protocol.wanted_output(call.payload, identity, model)
         progress.cache_key = cache.answer_key(
             identity.account_id,
             endpoint=call.endpoint,
             model=model.public_name,
-            payload={"asked": call.surface.shaping(call.payload), "most_output": wanted, "is_stream": call.is_stream},
+            payload={"asked": call.protocol.shaping(call.payload), "most_output": wanted, "is_stream": call.is_stream},
             generation=(identity.cache_generation(model.public_name), model.cache_generation),
         )
         bill.record["cache"] = "miss" if call.reads_cache else "bypass"
@@ -224,7 +224,7 @@ def share_answer(progress: Progress, answer: cache.CachedAnswer, as_body: Callab
     """
     if progress.cache_key is not None and progress.call.writes_cache and not progress.bill.is_cut:
         may_store = progress.flight is None or flights.may_store(progress.flight)
-        if may_store and progress.call.surface.is_finished(as_body()):
+        if may_store and progress.call.protocol.is_finished(as_body()):
             with progress.caller.trace.stage("cache"):
                 cache.store(progress.cache_key, answer)
         leave_flight(progress, answer=answer)
@@ -267,7 +267,7 @@ def reserve(progress: Progress) -> None:
         raise PriceUnknown
     with progress.caller.trace.stage("limits"):
         call = progress.call
-        bound = call.surface.bound(call.payload, progress.caller.identity, progress.model)
+        bound = call.protocol.bound(call.payload, progress.caller.identity, progress.model)
         progress.bill.reserve(bound, unpriced=all(route.rates is None for route in routes))
 
 
@@ -351,7 +351,7 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body
 
     Raises AttemptFailed, or ClientLeft if the client disconnected and the route stops calls for that.
     """
-    surface = progress.call.surface
+    protocol = progress.call.protocol
     disconnect = progress.disconnect if route.stops_when_client_leaves else None
     if disconnect is not None and disconnect.is_unwanted():
         raise ClientLeft
@@ -360,7 +360,7 @@ def _attempt(progress: Progress, route: Route, deadline: Deadline) -> tuple[Body
         try:
             with disconnect.watching() if disconnect else nullcontext() as abort:
                 payload = outgoing(progress, route)
-                body = client.call(route, surface.path, payload, seconds=deadline.left, abort=abort)
+                body = client.call(route, protocol.path, payload, seconds=deadline.left, abort=abort)
             _refuse_failure(progress, body, route)
         except AttemptFailed as failure:
             if abort is None or not abort.is_set:
@@ -380,18 +380,18 @@ def _refuse_failure(progress: Progress, body: Body, route: Route) -> None:
 
     If an error reports no usage, the output generated before it is estimated.
     """
-    payload, surface, error = progress.call.payload, progress.call.surface, find_error(body)
+    payload, protocol, error = progress.call.payload, progress.call.protocol, find_error(body)
     if error is not None:
         if error.usage is None:
-            counted = surface.estimate(payload, body, model=route.upstream_name)
+            counted = protocol.estimate(payload, body, model=route.upstream_name)
             error.usage, error.usage_source = counted if counted.output_tokens else None, "estimated"
         raise failed_attempt(error, route=route.name, hidden=hidden_texts(route))
-    if not surface.is_complete(body):
+    if not protocol.is_complete(body):
         raise failed_attempt(ValueError("incomplete answer"), route=route.name)
     try:
-        surface.answered(payload, body)
+        protocol.answered(payload, body)
     except UnfitAnswer as unfit:
-        usage, source = surface.used(payload, body, model=route.upstream_name)
+        usage, source = protocol.used(payload, body, model=route.upstream_name)
         raise unfit_attempt(unfit, route=route.name, usage=usage, usage_source=source) from unfit
 
 
@@ -402,7 +402,7 @@ def charge_failure(progress: Progress, failure: AttemptFailed, route: Route) -> 
     a parameter that the platform added, the error becomes UpstreamFailed: the caller can't correct it.
     """
     error = failure.error
-    if isinstance(error, InvalidRequest) and progress.call.surface.is_added(error.param, progress.call.payload):
+    if isinstance(error, InvalidRequest) and progress.call.protocol.is_added(error.param, progress.call.payload):
         verdict = replace(MISCONFIGURED, may_be_billed=failure.verdict.may_be_billed)
         failure.error, failure.verdict = UpstreamFailed(), verdict
         failure.cause = f"{failure.cause} about {error.param}"
@@ -431,13 +431,13 @@ def begin_attempt(progress: Progress, route: Route) -> None:
 def outgoing(progress: Progress, route: Route) -> dict[str, Any]:
     """Build the payload to send. The granted output tokens are divided among the answers that it asks for."""
     call = progress.call
-    each = progress.bill.output_tokens // call.surface.answers(call.payload)
-    return call.surface.with_output(call.payload, each, route.output_parameter)
+    each = progress.bill.output_tokens // call.protocol.answers(call.payload)
+    return call.protocol.with_output(call.payload, each, route.output_parameter)
 
 
 def _charge(progress: Progress, body: Body, route: Route) -> Usage:
     """Charge the usage that the provider reports, or an estimate if it reports none."""
     call = progress.call
-    usage, source = call.surface.used(call.payload, body, model=route.upstream_name)
+    usage, source = call.protocol.used(call.payload, body, model=route.upstream_name)
     progress.bill.charge(usage, route.rates, source=source)
     return usage

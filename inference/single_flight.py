@@ -29,7 +29,7 @@ from redis.exceptions import RedisError
 
 from accounts.limits import get_limits
 from accounts.limits.redis import redis_client, wire_for
-from core.background import WorkThread, outlived
+from core.background import PeriodicThread, outlived
 from core.errors import ApiError, ContentFiltered, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from core.redis.scripts import Script, script
 from core.redis.wire import Wire
@@ -247,7 +247,7 @@ class Flights:
         self._open: dict[str, Flight] = {}
         self._lock = threading.Lock()
         self._leases = FlightLeases()
-        self._keeper = WorkThread(
+        self._keeper = PeriodicThread(
             self._renew_all,
             has_work=lambda: bool(self._held()),
             seconds=lambda: RENEW_SECONDS,

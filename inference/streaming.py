@@ -260,11 +260,11 @@ class StreamedCall:
         self._refuse_if_unwanted()
         slot = self._slot = take_slot(route, *slot_size(progress))
         begin_attempt(progress, route)
-        surface = self.call.surface
-        payload = surface.as_stream(outgoing(progress, route))
+        protocol = self.call.protocol
+        payload = protocol.as_stream(outgoing(progress, route))
         try:
             return client.open_stream(
-                route, surface.path, payload, seconds=deadline.left, opens=surface.opens_stream, abort=self._abort
+                route, protocol.path, payload, seconds=deadline.left, opens=protocol.opens_stream, abort=self._abort
             )
         except AttemptFailed as failure:
             slot.settle(failure.tokens)
@@ -387,7 +387,7 @@ class StreamedCall:
             if self._slot is not None:
                 self._slot.settle(0)
             return None
-        estimate = partial(self.call.surface.estimate, self.call.payload, model=route.upstream_name)
+        estimate = partial(self.call.protocol.estimate, self.call.payload, model=route.upstream_name)
         usage, source = reader.billed_usage(estimate)
         if self._slot is not None:
             self._slot.settle(usage.input_tokens + usage.output_tokens)

@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from accounts.audit import audit_event
 from accounts.models import Account
-from core.times import require_order, typed_moment
+from core.times import datetime_argument, require_order
 from monitoring.export import Format, Row, encoded, gzipped
 
 
@@ -27,8 +27,8 @@ class ExportCommand(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the arguments that all exports share."""
         parser.add_argument("--format", choices=[str(each) for each in Format], default=str(Format.CSV))
-        parser.add_argument("--from", dest="begin", type=typed_moment, help="ISO date or date-time (UTC)")
-        parser.add_argument("--to", dest="end", type=typed_moment, help="the same; not included")
+        parser.add_argument("--from", dest="begin", type=datetime_argument, help="ISO date or date-time (UTC)")
+        parser.add_argument("--to", dest="end", type=datetime_argument, help="the same; not included")
         parser.add_argument("--account", metavar="NAME", help="of this account only")
         parser.add_argument("--output", metavar="FILE", help="default: standard output")
         parser.add_argument("--gzip", action="store_true", help="compress; implied if FILE ends in .gz")

@@ -35,7 +35,7 @@ from accounts.limits.local import wall_clock
 from accounts.limits.types import SECOND, SHARDS, Amount, Subject
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.selectors import api_key_makers, api_keys_counted_against
-from core.database import one_moment
+from core.database import repeatable_read
 from core.money import dollars, nano
 from core.times import month_of, month_start
 from monitoring.ledger import months_settled
@@ -345,7 +345,7 @@ def _look_at_some(store: LedgerStore, month: int, shard: int, holders: list[Hold
     if not before:
         return {}
     uses = newest_uses(store.waiting(shard), month)
-    with one_moment():
+    with repeatable_read():
         written, waiting = months_settled(list(before), month), unwritten(uses)
     after = store.read(shard, list(before), month)
     looked = {}

@@ -14,7 +14,7 @@ from uuid import UUID
 from django.db import connection, transaction
 
 from core.bulk import insert_lines
-from core.database import REQUEST_SECONDS, impatient
+from core.database import REQUEST_SECONDS, query_timeout
 from monitoring.models import RequestRecord
 from monitoring.records import as_row, newest_revisions
 from monitoring.rollups.store import Change, rollups_apply
@@ -28,7 +28,7 @@ _values = attrgetter(*(field.attname for field in _FIELDS))
 
 def write_record(record: Mapping[str, Any]) -> None:
     """Write one record. This is the sink of the in-process limits, and of those in Redis while Redis is away."""
-    with impatient(REQUEST_SECONDS):
+    with query_timeout(REQUEST_SECONDS):
         write_records([record])
 
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from accounts.key_cache import Identity
+from accounts.key_cache import AuthenticatedKey
 from core.money import NANO_DOLLARS
 from core.telemetry.trace import Trace
 from monitoring.models import RequestRecord, Rollup
@@ -52,7 +52,7 @@ def outcome_of(status: int) -> str:
 MICROSECONDS = 1_000_000
 
 
-def begin_record(*, trace: Trace, identity: Identity, endpoint: str, admitted_at: int) -> dict[str, Any]:
+def begin_record(*, trace: Trace, identity: AuthenticatedKey, endpoint: str, admitted_at: int) -> dict[str, Any]:
     """Return the part of a record that is known when a request is admitted (`admitted_at` in µs)."""
     return {
         "label": trace.label,

@@ -6,7 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from accounts.serializers import StandingAnswer
+from accounts.serializers import LimitUsageAnswer
 from monitoring.models import RequestRecord
 
 
@@ -90,7 +90,7 @@ class UsageFigures(serializers.Serializer[Any]):
         return {"from": serializers.DateTimeField(), **super().get_fields()}
 
 
-class UsageAnswer(StandingAnswer):
+class UsageAnswer(LimitUsageAnswer):
     """The answer of GET /usage."""
 
     usage = UsageFigures()

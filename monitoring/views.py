@@ -11,8 +11,8 @@ from rest_framework.response import Response
 
 from accounts.api.base import KeyView
 from accounts.authentication import ApiKeyAuthentication
-from accounts.key_cache import Identity
-from accounts.limit_usage import limits_standing, month_text
+from accounts.key_cache import AuthenticatedKey
+from accounts.limit_usage import get_limit_usage, month_text
 from core.errors import NotFound, PermissionDenied
 from monitoring.models import VIEW_RECORDS as SEES_RECORDS
 from monitoring.rollups.parameters import USAGE_PARAMETERS, StatsQuery, UsageQuery
@@ -48,7 +48,7 @@ class StatsView(KeyView):
     def get(self, request: Request) -> Response:
         """Return the statistics of the caller's account, or of all for staff who may view the request log."""
         self.query(data=request.query_params).is_valid(raise_exception=True)
-        identity: Identity | None = getattr(request._request, "identity", None)
+        identity: AuthenticatedKey | None = getattr(request._request, "identity", None)
         account_id = identity.account_id if identity is not None else None
         if account_id is None and not request.user.has_perm(SEES_RECORDS):
             raise PermissionDenied
@@ -72,8 +72,8 @@ class UsageView(KeyView):
         """Return the usage of each limit of key and account, and the account's usage in the span."""
         query = self.query(data=request.query_params)
         query.is_valid(raise_exception=True)
-        identity: Identity = request._request.identity  # type: ignore[attr-defined]
-        standing = limits_standing(identity.every_limit)
+        identity: AuthenticatedKey = request._request.identity  # type: ignore[attr-defined]
+        standing = get_limit_usage(identity.every_limit)
         return Response(
             {
                 "account": identity.account_name,
@@ -100,7 +100,7 @@ class RequestView(KeyView):
     )
     def get(self, request: Request, name: str) -> Response:
         """Return a record of the key's account; raises NotFound if the account has none by that name."""
-        identity: Identity = request._request.identity  # type: ignore[attr-defined]
+        identity: AuthenticatedKey = request._request.identity  # type: ignore[attr-defined]
         record = request_record(account_id=identity.account_id, name=name)
         if record is None:
             raise NotFound

@@ -24,7 +24,7 @@ from django.db import Error as DatabaseError
 from django.db import connection, transaction
 
 from accounts.limits import get_limits, write_refusal
-from core.database import PROMPT_SECONDS, database_outage, impatient
+from core.database import PROMPT_SECONDS, database_outage, query_timeout
 from inference.catalog import CatalogModel, catalog
 from inference.upstream.client import client
 from monitoring.ingester import ingest_backlog
@@ -125,13 +125,13 @@ def database_health() -> Health:
     If it can't be written to, it is only degraded: calls are answered, and their records wait in Redis.
     """
     try:
-        with impatient(PROMPT_SECONDS), connection.cursor() as cursor:
+        with query_timeout(PROMPT_SECONDS), connection.cursor() as cursor:
             cursor.execute("SELECT 1")
     except DatabaseError:
         database_outage.failed()
         raise
     try:
-        with impatient(PROMPT_SECONDS):
+        with query_timeout(PROMPT_SECONDS):
             is_written = _write_to_sqlite() if connection.vendor == "sqlite" else _write_to_postgres()
     except DatabaseError as error:
         log.warning("database_not_written", cause=str(error))
@@ -145,7 +145,7 @@ def database_health() -> Health:
 def _write_to_sqlite() -> bool:
     """Write a page without changing it, and commit. Return True also if another connection is writing now."""
     try:
-        with impatient(0), connection.cursor() as cursor:
+        with query_timeout(0), connection.cursor() as cursor:
             cursor.execute("PRAGMA user_version")
             (version,) = cursor.fetchone()
             cursor.execute(f"PRAGMA user_version = {version}")

@@ -52,18 +52,18 @@ def metrics_text(accept: str) -> tuple[bytes, str]:
     """Return all metrics in the format that an Accept header asks for, and the content type."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry()
-    registry.register(Written())
-    registry.register(Asked())
+    registry.register(WorkerCollector())
+    registry.register(LiveCollector())
     return encode(registry), content_type
 
 
 def metric_names() -> list[str]:
     """List the names of all metrics as alert rules use them: counters end in `_total`."""
-    families = [*metrics.REGISTRY.collect(), *Asked().collect()]
+    families = [*metrics.REGISTRY.collect(), *LiveCollector().collect()]
     return sorted(f"{each.name}_total" if each.type == "counter" else each.name for each in families)
 
 
-class Written(Collector):
+class WorkerCollector(Collector):
     """Collects the metrics of the workers, including those without a series yet."""
 
     def collect(self) -> Iterator[Metric]:
@@ -83,7 +83,7 @@ class Written(Collector):
         return metrics.REGISTRY.collect()
 
 
-class Asked(Collector):
+class LiveCollector(Collector):
     """Collects what is measured at each scrape: the queue of records, and information about the build."""
 
     def collect(self) -> Iterator[Metric]:

@@ -24,7 +24,7 @@ from tests.processes import stop, wait_until
 from tests.running import Reply, Served, chat, completion, running_platform, scripted_provider
 from tests.servers import ROOT, SECRETS, Redis, aiapi_server, clean_environment, start_worker
 
-#: More looks than end an episode (operations.alerts.conditions); each takes longer than a round.
+#: More looks than end an incident (operations.alerts.conditions); each takes longer than a round.
 MANY = 6
 TAKEN_OVER = 40.0  # seconds
 #: Seconds after which a record must be readable.

@@ -37,7 +37,7 @@ from accounts.admin.keys import KeyColumns
 from accounts.key_cache import account_subject, model_subject
 from accounts.limits import get_limits, settled_in_database
 from accounts.limits.local import wall_clock
-from accounts.limits.types import Amount, LimitName, Scope, Subject, SubjectUsage, Unavailable
+from accounts.limits.types import Amount, LimitName, LimitSet, Subject, SubjectUsage, Unavailable
 from accounts.models import Account, ApiKey, Tier
 from accounts.selectors import api_keys_usable
 from core.money import NANO_DOLLARS
@@ -352,7 +352,7 @@ class Bar:
 
 def attach_usage(accounts: Sequence[Account]) -> None:
     """Set `account.bars` of all accounts in one step; while Redis is away, only the monthly bars."""
-    scopes = [Scope(account.pk, (account_subject(account),)) for account in accounts]
+    scopes = [LimitSet(account.pk, (account_subject(account),)) for account in accounts]
     shown: Iterable[list[Bar]]
     try:
         shown = [bars(subjects[0]) for subjects in get_limits().usages(scopes)] if scopes else []
@@ -397,7 +397,7 @@ def all_bars(account: Account) -> SafeString:
     """Return the bars of every limit of an account, and of its budgets for single models."""
     subjects = (account_subject(account), *(model_subject(budget) for budget in account.model_budgets.all()))
     try:
-        (used,) = get_limits().usages([Scope(account.pk, subjects)])
+        (used,) = get_limits().usages([LimitSet(account.pk, subjects)])
     except Unavailable:
         return format_html("{}<p>{}</p>", _drawn(recorded_bars(subjects)), RECORDED)
     return _drawn([(usage.subject, bars(usage)) for usage in used])

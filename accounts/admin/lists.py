@@ -25,7 +25,7 @@ from django.utils import timezone
 
 from accounts.admin.base import ReadOnlyAdmin
 from core.keyset import Place, stretch
-from core.times import read_moment
+from core.times import parse_datetime
 
 RELATIVE = re.compile(r"-(\d{1,4})([hd])\Z")
 ENDS = ("from", "until")
@@ -132,7 +132,7 @@ def parse_moment(text: str) -> datetime | None:
     if relative:
         return timezone.now() - int(relative[1]) * UNITS[relative[2]]
     try:
-        return read_moment(text)
+        return parse_datetime(text)
     except ValueError:
         raise IncorrectLookupParameters(f"{text} is not a time") from None
 

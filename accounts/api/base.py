@@ -12,7 +12,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.idempotency import Replayed
-from accounts.key_cache import Identity
+from accounts.key_cache import AuthenticatedKey
 from accounts.limit_usage import rate_headers
 from accounts.limits import get_limits
 from accounts.limits.types import Admission, Unavailable
@@ -56,7 +56,7 @@ class KeyView(APIView):
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         """Add the headers of every authenticated answer, errors included."""
         response = super().finalize_response(request, response, *args, **kwargs)
-        identity: Identity | None = getattr(request._request, "identity", None)
+        identity: AuthenticatedKey | None = getattr(request._request, "identity", None)
         if identity is not None:
             for name, value in self.limit_headers(request, identity).items():
                 response[name] = value
@@ -65,7 +65,7 @@ class KeyView(APIView):
             patch_vary_headers(response, ["Authorization", "X-API-Key"])
         return response
 
-    def limit_headers(self, request: Request, identity: Identity) -> dict[str, str]:
+    def limit_headers(self, request: Request, identity: AuthenticatedKey) -> dict[str, str]:
         """Return the rate headers: as counted for this request, or the current ones if it was not counted.
 
         The time of a count is moved forward by the duration of the request, because a model may have taken a while to

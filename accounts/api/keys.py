@@ -22,7 +22,7 @@ from rest_framework.response import Response
 
 from accounts.api.base import KeyView
 from accounts.idempotency import Claim, is_final
-from accounts.key_cache import Identity, build_identity
+from accounts.key_cache import AuthenticatedKey, build_authenticated_key
 from accounts.model_names import public_model_name
 from accounts.models import GENERATIONS, ApiKey, ModelBudget
 from accounts.selectors import api_key_list, api_key_makers
@@ -41,9 +41,9 @@ class KeyManagementView(KeyView):
 
     required_scope = "keys:manage"
 
-    def identity(self, request: Request) -> Identity:
+    def identity(self, request: Request) -> AuthenticatedKey:
         """Return the identity of the calling key."""
-        identity: Identity = request._request.identity  # type: ignore[attr-defined]
+        identity: AuthenticatedKey = request._request.identity  # type: ignore[attr-defined]
         return identity
 
     def actor(self, request: Request) -> str:
@@ -301,7 +301,7 @@ def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
     Rotating such a key would hand more on than the other has; revoking it would stop a more trusted key.
     """
     now = datetime.now(UTC)
-    mine, other = build_identity(creator, now), build_identity(key, now)
+    mine, other = build_authenticated_key(creator, now), build_authenticated_key(key, now)
     end, models, others = _end(creator), _models(creator), _models(key)
     facts = {
         "scopes": other.scopes <= mine.scopes,
@@ -318,7 +318,7 @@ def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
 
 def _higher(key: ApiKey, creator: ApiKey, at: datetime) -> list[str]:
     """List the limits that are higher for the key than for the creator at a time."""
-    mine, others = (build_identity(each, at).limits.subjects[0].limits for each in (creator, key))
+    mine, others = (build_authenticated_key(each, at).limits.subjects[0].limits for each in (creator, key))
     pairs = {name: (getattr(others, name), getattr(mine, name)) for name in type(mine).__slots__}
     return [name for name, (other, own) in pairs.items() if own is not None and (other is None or other > own)]
 
@@ -388,7 +388,7 @@ def _rates(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str
     """Return the overrides of a new key. They end with the creator's."""
     now = datetime.now(UTC)
     are_ended = creator.overrides_until is not None and creator.overrides_until <= now
-    effective = build_identity(creator, now).limits.subjects[0].limits
+    effective = build_authenticated_key(creator, now).limits.subjects[0].limits
     rates: dict[str, Any] = {"overrides_until": None if are_ended else creator.overrides_until}
     for name in _RATES:
         own = None if are_ended else getattr(creator, f"{name}_override")

@@ -35,15 +35,15 @@ from accounts.limits.types import (
     Bound,
     Draft,
     LimitBackend,
+    LimitSet,
     Refusal,
     Reserved,
-    Scope,
     Settlement,
     SubjectUsage,
     Tally,
     Unavailable,
 )
-from core.background import Start, WorkThread
+from core.background import PeriodicThread, Start
 from core.redis.availability import Breaker
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Pending:
     emitted instead of settled. Times are in µs.
     """
 
-    scope: Scope
+    scope: LimitSet
     operation: str
     admitted_at: int
     used: Amount
@@ -176,7 +176,7 @@ class FailoverBackend(LimitBackend):
         self.tallies = Tallies(sink)
         self._sink = sink
         self._clock = clock
-        self._mender = WorkThread(
+        self._mender = PeriodicThread(
             lambda: self.mend_once(),  # noqa: PLW0108  (looked up at each step)
             has_work=self._has_to_mend,
             seconds=lambda: MEND_INTERVAL,
@@ -198,14 +198,14 @@ class FailoverBackend(LimitBackend):
         except _Away:
             return self._clock()
 
-    def admit(self, scope: Scope, operation: str) -> Admission:
+    def admit(self, scope: LimitSet, operation: str) -> Admission:
         """Count one request, in this process alone while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.admit(scope, operation))
         except _Away:
             return self.local.admit(scope)
 
-    def peek(self, scope: Scope) -> Admission:
+    def peek(self, scope: LimitSet) -> Admission:
         """Return what admit would return."""
         try:
             return self._on_primary(lambda: self.primary.peek(scope))
@@ -213,7 +213,7 @@ class FailoverBackend(LimitBackend):
             return self.local.admit(scope, counts=False)
 
     def reserve(
-        self, scope: Scope, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+        self, scope: LimitSet, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
     ) -> Reserved | Refusal:
         """Reserve, in this process alone while Redis is away; then raises Unavailable for a call under a budget."""
         try:
@@ -248,7 +248,7 @@ class FailoverBackend(LimitBackend):
 
     def settle(
         self,
-        scope: Scope,
+        scope: LimitSet,
         operation: str,
         *,
         admitted_at: int,
@@ -285,7 +285,7 @@ class FailoverBackend(LimitBackend):
             return self._on_primary(lambda: self.primary.emit(account_id, operation, record, tally=tally))
         except (_Away, Unavailable) as error:
             now = self._clock()
-            pending = Pending(Scope(account_id, ()), operation, 0, Amount(), now, None, record, tally=tally)
+            pending = Pending(LimitSet(account_id, ()), operation, 0, Amount(), now, None, record, tally=tally)
             if tally is None:
                 if not self._stored(final_record(operation, record)):
                     self._keep(pending)
@@ -304,14 +304,14 @@ class FailoverBackend(LimitBackend):
         except _Away:
             return 0
 
-    def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
+    def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
         """Return what each subject uses; raises Unavailable while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.usage(scope, month))
         except _Away as away:
             raise Unavailable(retry_after=RETRY_AFTER) from away
 
-    def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
+    def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
         """Return the usage of many scopes; raises Unavailable while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.usages(scopes, month))
@@ -360,7 +360,7 @@ class FailoverBackend(LimitBackend):
         if len(self._held) > HELD_CAPACITY:
             self._held.popitem(last=False)
 
-    def _release_later(self, scope: Scope, operation: str, admitted_at: int) -> None:
+    def _release_later(self, scope: LimitSet, operation: str, admitted_at: int) -> None:
         """Queue the release of what Redis may have reserved for a call that was then refused."""
         now = self._clock()
         self._keep(Pending(scope, operation, admitted_at, Amount(), now, now, maybe_done=True))

@@ -17,9 +17,9 @@ from accounts.limits.types import (
     Amount,
     Bound,
     LimitName,
+    LimitSet,
     Refusal,
     Reserved,
-    Scope,
     Settlement,
     Status,
     Subject,
@@ -89,7 +89,7 @@ class LocalLimiter:
         self._uses: OrderedDict[str, _Use] = OrderedDict()
         self._open: dict[str, _Open] = {}
 
-    def admit(self, scope: Scope, *, counts: bool = True) -> Admission:
+    def admit(self, scope: LimitSet, *, counts: bool = True) -> Admission:
         """Count one request against all subjects, or none; without `counts` only tell."""
         with self._lock:
             now = self._now()
@@ -105,7 +105,7 @@ class LocalLimiter:
         """Return whether a call has reserved here, and not settled yet."""
         return operation in self._open
 
-    def reserve(self, scope: Scope, operation: str, *, bound: Bound, attempt: int) -> Reserved | Refusal:
+    def reserve(self, scope: LimitSet, operation: str, *, bound: Bound, attempt: int) -> Reserved | Refusal:
         """Take a slot and tokens from all subjects, or nothing; a further attempt adds tokens and takes no slot.
 
         Of a provider, count the request as well.

@@ -29,10 +29,10 @@ from accounts.limits.types import (
     Draft,
     LimitBackend,
     LimitName,
+    LimitSet,
     OperationClosed,
     Refusal,
     Reserved,
-    Scope,
     Settlement,
     Status,
     Subject,
@@ -41,7 +41,7 @@ from accounts.limits.types import (
     Window,
     binding,
 )
-from core.database import ask_promptly, database_outage
+from core.database import database_outage, query_promptly
 from core.redis.client import redis_client, wire_for
 from core.redis.scripts import script
 from core.redis.wire import Argument, Wire
@@ -76,7 +76,7 @@ class SeedingBackend(LimitBackend):
         self.lease_seconds = lease_seconds
 
     def reserve(
-        self, scope: Scope, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+        self, scope: LimitSet, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
     ) -> Reserved | Refusal:
         """Take one slot and the bound from all subjects, or nothing from any of them."""
         answer: Reserved | Refusal = self._seeded(
@@ -86,7 +86,7 @@ class SeedingBackend(LimitBackend):
 
     def settle(
         self,
-        scope: Scope,
+        scope: LimitSet,
         operation: str,
         *,
         admitted_at: int,
@@ -100,13 +100,13 @@ class SeedingBackend(LimitBackend):
         )
         return settlement
 
-    def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
+    def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
         """Return what each subject uses now, and has used in the month."""
         asked = month or month_of(self.now())
         used: tuple[SubjectUsage, ...] = self._seeded(scope, lambda: self._usage(scope, asked))
         return used
 
-    def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
+    def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
         """Return the usage of many scopes."""
         asked = month or month_of(self.now())
         while True:
@@ -123,7 +123,7 @@ class SeedingBackend(LimitBackend):
     def _one_by_one(self, subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
         return {subject: self.seeder(subject, month) for subject in subjects}
 
-    def _seeded(self, scope: Scope, call: Callable[[], Any]) -> Any:
+    def _seeded(self, scope: LimitSet, call: Callable[[], Any]) -> Any:
         if isinstance(answer := call(), LedgerMissing):
             # If many calls miss a ledger, one queries the database: together they would exhaust its connections.
             with self._seeding[scope.shard]:
@@ -135,17 +135,17 @@ class SeedingBackend(LimitBackend):
         def ask() -> Mapping[Subject, Amount]:
             return {subject: self.seeder(subject, missing.month) for subject in missing.subjects}
 
-        return ask_promptly(ask, database_outage, failed="ledger_not_seeded")
+        return query_promptly(ask, database_outage, failed="ledger_not_seeded")
 
     @abstractmethod
     def _reserve(
-        self, scope: Scope, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
+        self, scope: LimitSet, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
     ) -> Reserved | Refusal | LedgerMissing: ...
 
     @abstractmethod
     def _settle(
         self,
-        scope: Scope,
+        scope: LimitSet,
         operation: str,
         admitted_at: int,
         used: Amount,
@@ -154,13 +154,13 @@ class SeedingBackend(LimitBackend):
     ) -> Settlement | LedgerMissing: ...
 
     @abstractmethod
-    def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing: ...
+    def _usage(self, scope: LimitSet, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing: ...
 
-    def _usages(self, scopes: Sequence[Scope], month: int) -> list[tuple[SubjectUsage, ...] | LedgerMissing]:
+    def _usages(self, scopes: Sequence[LimitSet], month: int) -> list[tuple[SubjectUsage, ...] | LedgerMissing]:
         return [self._usage(scope, month) for scope in scopes]
 
     @abstractmethod
-    def _seed(self, scope: Scope, month: int, amounts: Mapping[Subject, Amount]) -> None: ...
+    def _seed(self, scope: LimitSet, month: int, amounts: Mapping[Subject, Amount]) -> None: ...
 
 
 __all__ = ["RedisBackend", "prefix_of", "records_stream", "redis_client", "wire_for"]
@@ -224,15 +224,15 @@ class RedisBackend(SeedingBackend):
 
         return [error_of(prefix) for prefix in self.wire.one_a_node([prefix_of(shard) for shard in range(SHARDS)])]
 
-    def admit(self, scope: Scope, operation: str) -> Admission:
+    def admit(self, scope: LimitSet, operation: str) -> Admission:
         """Count one request against all subjects, or none."""
         return self._admission(scope, operation, 1)
 
-    def peek(self, scope: Scope) -> Admission:
+    def peek(self, scope: LimitSet) -> Admission:
         """Return what admit would return."""
         return self._admission(scope, "", 0)
 
-    def _admission(self, scope: Scope, operation: str, counting: int) -> Admission:
+    def _admission(self, scope: LimitSet, operation: str, counting: int) -> Admission:
         arguments: list[Argument] = [operation, counting]
         for subject in scope.subjects:
             limits = subject.limits
@@ -250,7 +250,7 @@ class RedisBackend(SeedingBackend):
         return Admission(False, at, statuses, binding(refusals))
 
     def _reserve(
-        self, scope: Scope, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
+        self, scope: LimitSet, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
     ) -> Reserved | Refusal | LedgerMissing:
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         arguments: list[Argument] = [
@@ -287,7 +287,7 @@ class RedisBackend(SeedingBackend):
 
     def _settle(
         self,
-        scope: Scope,
+        scope: LimitSet,
         operation: str,
         admitted_at: int,
         used: Amount,
@@ -312,22 +312,22 @@ class RedisBackend(SeedingBackend):
             if noted != HOLDS:
                 return bool(noted)
         # The month does not matter: an operation that reserved has its own, and one that did not is charged nothing.
-        nobody = Scope(account_id, ())
+        nobody = LimitSet(account_id, ())
         return not self.settle(nobody, operation, admitted_at=0, used=Amount(), record=record).duplicate
 
     def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
         """Charge the bound of reservations whose lease has expired."""
         return int(self._call("reap", shard, [at_most]))
 
-    def _usage(self, scope: Scope, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing:
+    def _usage(self, scope: LimitSet, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing:
         return _usage_answer(scope, month, self._call("usage", scope.shard, _usage_arguments(scope, month)))
 
-    def _usages(self, scopes: Sequence[Scope], month: int) -> list[tuple[SubjectUsage, ...] | LedgerMissing]:
+    def _usages(self, scopes: Sequence[LimitSet], month: int) -> list[tuple[SubjectUsage, ...] | LedgerMissing]:
         calls = [(prefix_of(scope.shard), self._timed(_usage_arguments(scope, month))) for scope in scopes]
         answers = self.wire.call_each(load("usage"), calls)
         return [_usage_answer(scope, month, answer) for scope, answer in zip(scopes, answers, strict=True)]
 
-    def _seed(self, scope: Scope, month: int, amounts: Mapping[Subject, Amount]) -> None:
+    def _seed(self, scope: LimitSet, month: int, amounts: Mapping[Subject, Amount]) -> None:
         arguments: list[Argument] = [month, month_end(month) + LEDGER_KEPT]
         for subject, amount in amounts.items():
             arguments += (subject.name, amount.tokens, amount.cost)
@@ -366,7 +366,7 @@ def _status(subject: Subject, row: Sequence[int]) -> Status:
     )
 
 
-def _reserved(scope: Scope, answer: Sequence[int]) -> Reserved:
+def _reserved(scope: LimitSet, answer: Sequence[int]) -> Reserved:
     output, tokens, cost, at, lease_until, *numbers = answer
     windows = tuple(
         _window(subject.limits.tokens_per_minute, *row)
@@ -375,7 +375,7 @@ def _reserved(scope: Scope, answer: Sequence[int]) -> Reserved:
     return Reserved(output, Amount(tokens, cost), at, lease_until, windows)
 
 
-def _refusal(scope: Scope, answer: Sequence[int]) -> Refusal:
+def _refusal(scope: LimitSet, answer: Sequence[int]) -> Refusal:
     at, *numbers = answer
     refusals = []
     for number, limit_number, used, reset_at, impossible in _rows(numbers, 5):
@@ -385,18 +385,18 @@ def _refusal(scope: Scope, answer: Sequence[int]) -> Refusal:
     return binding(refusals)
 
 
-def _missing(scope: Scope, numbers: Sequence[int], month: int) -> LedgerMissing:
+def _missing(scope: LimitSet, numbers: Sequence[int], month: int) -> LedgerMissing:
     return LedgerMissing(tuple(scope.subjects[number - 1] for number in numbers), month)
 
 
-def _usage_arguments(scope: Scope, month: int) -> list[Argument]:
+def _usage_arguments(scope: LimitSet, month: int) -> list[Argument]:
     arguments: list[Argument] = [month]
     for subject in scope.subjects:
         arguments += (subject.name, int(subject.limits.requests_per_minute is not None))
     return arguments
 
 
-def _usage_answer(scope: Scope, month: int, answer: Sequence[Any]) -> tuple[SubjectUsage, ...] | LedgerMissing:
+def _usage_answer(scope: LimitSet, month: int, answer: Sequence[Any]) -> tuple[SubjectUsage, ...] | LedgerMissing:
     kind, *numbers = answer
     if kind == b"missing":
         return _missing(scope, numbers, month)

@@ -188,7 +188,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class LimitSet:
     """All subjects that one call counts against. They are stored in the shard of the account.
 
     A provider's own limits (see of_provider) belong to no account and are stored in a shard of their own. They have no
@@ -361,19 +361,19 @@ class LimitBackend(ABC):
         return False
 
     @abstractmethod
-    def admit(self, scope: Scope, operation: str) -> Admission:
+    def admit(self, scope: LimitSet, operation: str) -> Admission:
         """Count one request against all subjects, or against none if any of them is at its limit.
 
         Admitting the same operation again within two minutes does not count again.
         """
 
     @abstractmethod
-    def peek(self, scope: Scope) -> Admission:
+    def peek(self, scope: LimitSet) -> Admission:
         """Return what admit would return now, without counting."""
 
     @abstractmethod
     def reserve(
-        self, scope: Scope, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+        self, scope: LimitSet, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
     ) -> Reserved | Refusal:
         """Take one slot and the bound from all subjects, or nothing from any of them.
 
@@ -392,7 +392,7 @@ class LimitBackend(ABC):
     @abstractmethod
     def settle(
         self,
-        scope: Scope,
+        scope: LimitSet,
         operation: str,
         *,
         admitted_at: int,
@@ -408,7 +408,9 @@ class LimitBackend(ABC):
         Without a record, settles without emitting one.
         """
 
-    def charge(self, scope: Scope, operation: str, *, admitted_at: int, used: Amount, recorded_at: int) -> Settlement:
+    def charge(
+        self, scope: LimitSet, operation: str, *, admitted_at: int, used: Amount, recorded_at: int
+    ) -> Settlement:
         """Charge a call that was served and recorded while the store was away. Idempotent for 24 hours."""
         return self.settle(scope, operation, admitted_at=admitted_at, used=used, record=None, recorded_at=recorded_at)
 
@@ -425,11 +427,11 @@ class LimitBackend(ABC):
         """Charge the bound of the shard's reservations whose lease has expired; return how many there were."""
 
     @abstractmethod
-    def usage(self, scope: Scope, month: int | None = None) -> tuple[SubjectUsage, ...]:
+    def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
         """Return what each subject uses now, and has used in the month (YYYYMM; by default the current one)."""
 
     @abstractmethod
-    def usages(self, scopes: Sequence[Scope], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
+    def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
         """Return the `usage` of many scopes, in a number of round trips that does not grow with theirs."""
 
     @abstractmethod

@@ -11,7 +11,7 @@ import redis
 
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
-from accounts.limits.types import SECOND, SHARDS, Amount, Bound, LimitBackend, Limits, Scope, Subject
+from accounts.limits.types import SECOND, SHARDS, Amount, Bound, LimitBackend, Limits, LimitSet, Subject
 
 MIDMONTH = int(datetime(2026, 11, 15, 12, tzinfo=UTC).timestamp()) * SECOND + 250_000
 NOVEMBER, DECEMBER = 202611, 202612
@@ -83,11 +83,11 @@ def redis_world(clock: Clock | None = None, url: str | None = None) -> World:
     return World(backend, clock, database, drain)
 
 
-def a_scope(account_limits: Limits | None = None, /, **key_limits: int) -> Scope:
+def a_scope(account_limits: Limits | None = None, /, **key_limits: int) -> LimitSet:
     """Make a scope of a key and its account that nobody has used before."""
     number = next(_numbers) + os.getpid() * 100_000
     key = Subject("key", f"k{number}", Limits(**key_limits))
-    return Scope(number, (key, Subject("account", str(number), account_limits or Limits())))
+    return LimitSet(number, (key, Subject("account", str(number), account_limits or Limits())))
 
 
 def an_operation() -> str:

@@ -14,7 +14,7 @@ from rest_framework.request import Request
 
 from accounts import keys
 from accounts.authentication import ApiKeyAuthentication, sent_key
-from accounts.key_cache import Identity
+from accounts.key_cache import AuthenticatedKey
 from accounts.tests.factories import Cast, IssuedKey, make_key
 from core.errors import AddressDenied, ApiError, KeyInvalid, TooManyFailures
 
@@ -27,13 +27,13 @@ def request(key: str = "", address: str = "192.0.2.1", **headers: str) -> HttpRe
     return RequestFactory().get("/stats", REMOTE_ADDR=address, **sent, **headers)  # type: ignore[arg-type]  # headers
 
 
-def authenticate(sent: HttpRequest) -> Identity | None:
+def authenticate(sent: HttpRequest) -> AuthenticatedKey | None:
     """Authenticate as a view does; None is what makes the view ask for a key."""
     found = ApiKeyAuthentication().authenticate(Request(sent))
     return found and found[0]
 
 
-def accepted(sent: HttpRequest) -> Identity:
+def accepted(sent: HttpRequest) -> AuthenticatedKey:
     """Return who sent a request with a good key."""
     identity = authenticate(sent)
     assert identity is not None

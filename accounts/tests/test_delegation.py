@@ -10,7 +10,7 @@ import pytest
 from django.utils import timezone
 
 from accounts.api.keys import delegated_settings, exceeds
-from accounts.key_cache import build_identity
+from accounts.key_cache import build_authenticated_key
 from accounts.models import Account, ApiKey, Tier
 from core.errors import InvalidRequest
 
@@ -43,7 +43,7 @@ def refused(creator: ApiKey, **asked: Any) -> list[str]:
 def limits_of(creator: ApiKey, moment: Any = NOW, **asked: Any) -> Any:
     """Return the limits that a new key would have at a moment."""
     made = ApiKey(pk=2, account=creator.account, tier=creator.tier, **delegated_settings(creator, asked))
-    return build_identity(made, moment).limits.subjects[0].limits
+    return build_authenticated_key(made, moment).limits.subjects[0].limits
 
 
 class TestInheritance:
@@ -85,7 +85,7 @@ class TestInheritance:
     def test_it_never_turns_no_model_into_every_model(self) -> None:
         creator = a_key({"models": ["a"]}, models=["b"])
         made = ApiKey(account=creator.account, tier=creator.tier, **delegated_settings(creator, {}))
-        identity = build_identity(made, NOW)
+        identity = build_authenticated_key(made, NOW)
         assert not any(identity.may_use_model(name) for name in ("a", "b"))
         assert refused(creator, models=["a"]) == ["models"]
 

@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from accounts import services
 from accounts.explain import ExplainedLimit, Explanation, explain_key
-from accounts.key_cache import build_identity
+from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, Reserved, Unavailable
 from accounts.models import ApiKey
@@ -41,7 +41,7 @@ def limit_of(explained: Explanation, owner: str, name: str) -> ExplainedLimit:
 
 def spend(issued: IssuedKey, tokens: int = 0, *, requests: int = 0, stays_open: bool = False) -> None:
     """Use a key's limits as calls of it do."""
-    scope = build_identity(issued.key, timezone.now()).limits
+    scope = build_authenticated_key(issued.key, timezone.now()).limits
     limits = get_limits()
     for _ in range(requests):
         limits.admit(scope, an_operation())

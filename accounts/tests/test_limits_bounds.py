@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accounts.limits.records import decode_record
-from accounts.limits.types import SECOND, Amount, Bound, LimitName, Limits, Refusal, Scope, Subject, binding
+from accounts.limits.types import SECOND, Amount, Bound, LimitName, Limits, LimitSet, Refusal, Subject, binding
 from core.times import month_end, month_of, month_start
 
 
@@ -100,11 +100,11 @@ class TestScope:
             Subject(kind, name, Limits())
 
     def test_it_shares_a_shard_with_its_account(self) -> None:
-        assert Scope(64 * 3 + 7, ()).shard == 7
+        assert LimitSet(64 * 3 + 7, ()).shard == 7
 
     def test_it_knows_whether_a_budget_is_set(self) -> None:
-        def scope(**limits: int) -> Scope:
-            return Scope(1, (Subject("key", "1", Limits()), Subject("account", "1", Limits(**limits))))
+        def scope(**limits: int) -> LimitSet:
+            return LimitSet(1, (Subject("key", "1", Limits()), Subject("account", "1", Limits(**limits))))
 
         assert not scope(requests_per_minute=1, tokens_per_minute=1, concurrent_requests=1).has_budget
         assert scope(monthly_tokens=0).has_budget

@@ -19,9 +19,9 @@ from accounts.limits.types import (
     SHARDS,
     Amount,
     Limits,
+    LimitSet,
     Refusal,
     Reserved,
-    Scope,
     Tally,
     Unavailable,
 )
@@ -53,7 +53,7 @@ def backend(url: str, clock: Clock) -> RedisBackend:
     return RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database(), clock=clock)
 
 
-def in_every_shard() -> list[Scope]:
+def in_every_shard() -> list[LimitSet]:
     """Give a scope in each of the shards."""
     scopes = {(scope := a_scope(requests_per_minute=2, monthly_tokens=150)).shard: scope for _ in range(SHARDS)}
     assert len(scopes) == SHARDS
@@ -84,7 +84,7 @@ def test_it_runs_every_step_in_every_shard(backend: RedisBackend, clock: Clock, 
 
 def test_it_keeps_the_limits_of_providers_in_shards_of_their_own(backend: RedisBackend, nodes: list[Redis]) -> None:
     limits, bound = Limits(requests_per_minute=2, tokens_per_minute=200, concurrent_requests=1), a_bound()
-    scopes = [Scope.of_provider(number, limits) for number in range(1, 20)]
+    scopes = [LimitSet.of_provider(number, limits) for number in range(1, 20)]
     assert len(backend.wire.one_a_node([prefix_of(scope.shard) for scope in scopes])) == len(nodes)
     for scope in scopes:
         operation = an_operation()

@@ -10,10 +10,10 @@ from accounts.limits.types import (
     Amount,
     LimitName,
     Limits,
+    LimitSet,
     OperationClosed,
     Refusal,
     Reserved,
-    Scope,
     Settlement,
     SubjectUsage,
 )
@@ -36,11 +36,11 @@ def world() -> World:
     return redis_world()
 
 
-def admit(world: World, scope: Scope) -> Admission:
+def admit(world: World, scope: LimitSet) -> Admission:
     return world.backend.admit(scope, an_operation())
 
 
-def reserve(world: World, scope: Scope, operation: str = "", attempt: int = 1, **bound: int) -> Reserved | Refusal:
+def reserve(world: World, scope: LimitSet, operation: str = "", attempt: int = 1, **bound: int) -> Reserved | Refusal:
     return world.backend.reserve(
         scope,
         operation or an_operation(),
@@ -51,26 +51,26 @@ def reserve(world: World, scope: Scope, operation: str = "", attempt: int = 1, *
     )
 
 
-def reserved(world: World, scope: Scope, operation: str = "", attempt: int = 1, **bound: int) -> Reserved:
+def reserved(world: World, scope: LimitSet, operation: str = "", attempt: int = 1, **bound: int) -> Reserved:
     answer = reserve(world, scope, operation, attempt, **bound)
     assert isinstance(answer, Reserved), answer
     return answer
 
 
-def refused(world: World, scope: Scope, operation: str = "", attempt: int = 1, **bound: int) -> Refusal:
+def refused(world: World, scope: LimitSet, operation: str = "", attempt: int = 1, **bound: int) -> Refusal:
     answer = reserve(world, scope, operation, attempt, **bound)
     assert isinstance(answer, Refusal), answer
     return answer
 
 
-def settle(world: World, scope: Scope, operation: str, tokens: int, **more: int) -> Settlement:
+def settle(world: World, scope: LimitSet, operation: str, tokens: int, **more: int) -> Settlement:
     used = Amount(tokens, tokens * 1_000)
     admitted_at = more.pop("admitted_at", world.clock.now)
     record = {**DRAFT, "output_tokens": tokens}
     return world.backend.settle(scope, operation, admitted_at=admitted_at, used=used, record=record, **more)
 
 
-def usage(world: World, scope: Scope, month: int = NOVEMBER) -> SubjectUsage:
+def usage(world: World, scope: LimitSet, month: int = NOVEMBER) -> SubjectUsage:
     return world.backend.usage(scope, month)[0]
 
 
@@ -119,7 +119,7 @@ class TestRequests:
 
     def test_it_names_the_limit_that_binds_longest(self, world: World) -> None:
         scope = a_scope(Limits(requests_per_minute=2), requests_per_minute=1)
-        account_alone = Scope(scope.account_id, scope.subjects[1:])
+        account_alone = LimitSet(scope.account_id, scope.subjects[1:])
         admit(world, account_alone)
         world.clock.step(10)
         admit(world, scope)
@@ -171,7 +171,7 @@ class TestRequests:
             admit(world, scope)
             world.clock.step(1)
         key = scope.subjects[0]
-        lowered = Scope(scope.account_id, (type(key)(key.kind, key.id, Limits(requests_per_minute=2)),))
+        lowered = LimitSet(scope.account_id, (type(key)(key.kind, key.id, Limits(requests_per_minute=2)),))
         refusal = admit(world, lowered).refusal
         assert refusal is not None
         world.clock.now = refusal.reset_at - 1

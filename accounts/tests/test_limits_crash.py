@@ -12,7 +12,7 @@ import redis
 
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, records_stream, redis_client, wire_for
-from accounts.limits.types import Amount, Bound, Limits, OperationClosed, Reserved, Scope, Subject
+from accounts.limits.types import Amount, Bound, Limits, LimitSet, OperationClosed, Reserved, Subject
 from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
 from tests.processes import wait_until
 
@@ -28,7 +28,7 @@ def a_backend() -> RedisBackend:
     return RedisBackend(wire, seeder=Database(), lease_seconds=LEASE_SECONDS)
 
 
-def spend(url: str, scope: Scope, together: Barrier) -> None:
+def spend(url: str, scope: LimitSet, together: Barrier) -> None:
     """Make calls of random size from all threads until the budget is spent, as one server does."""
     backend = RedisBackend(wire_for(redis_client(url, read_timeout=10)), seeder=Database(), lease_seconds=LEASE_SECONDS)
 
@@ -45,7 +45,7 @@ def spend(url: str, scope: Scope, together: Barrier) -> None:
         thread.join()
 
 
-def call_once(backend: RedisBackend, scope: Scope) -> bool:
+def call_once(backend: RedisBackend, scope: LimitSet) -> bool:
     """Make one call that uses part of its bound; answer whether it was let in."""
     operation, at = an_operation(), backend.now()
     bound = Bound(Amount(random.randint(1, 50), 5), random.randint(0, 100), 1_000_000, minimum_output=0)
@@ -76,15 +76,15 @@ def final_records(shard: int) -> dict[str, Record]:
 
 
 @pytest.fixture
-def scope() -> Scope:
+def scope() -> LimitSet:
     scope = a_scope()
     key = Subject("key", scope.subjects[0].id, Limits(monthly_tokens=BUDGET))
     client: Any = redis.Redis.from_url(shared_redis_url())
     client.unlink(records_stream(scope.shard))
-    return Scope(scope.account_id, (key, scope.subjects[1]))
+    return LimitSet(scope.account_id, (key, scope.subjects[1]))
 
 
-def test_it_accounts_for_every_token_when_a_process_is_killed(scope: Scope) -> None:
+def test_it_accounts_for_every_token_when_a_process_is_killed(scope: LimitSet) -> None:
     backend, context = a_backend(), multiprocessing.get_context("spawn")
     together = context.Barrier(3)
     arguments = (shared_redis_url(), scope, together)
@@ -112,7 +112,7 @@ def test_it_accounts_for_every_token_when_a_process_is_killed(scope: Scope) -> N
     assert BUDGET - 50 <= recorded.tokens <= BUDGET, "refused although there was room"
 
 
-def sample(backend: RedisBackend, scope: Scope) -> int:
+def sample(backend: RedisBackend, scope: LimitSet) -> int:
     """Give what counts against the budget at this moment."""
     time.sleep(0.002)
     used = backend.usage(scope)[0]

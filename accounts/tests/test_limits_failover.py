@@ -12,7 +12,7 @@ import redis
 from accounts.limits.failover import REMEMBERED, FailoverBackend, Pending, PendingSettlements
 from accounts.limits.records import Record, decode_record
 from accounts.limits.redis import RedisBackend, records_stream, redis_client, wire_for
-from accounts.limits.types import SECOND, Amount, Limits, Refusal, Reserved, Scope, Unavailable
+from accounts.limits.types import SECOND, Amount, Limits, LimitSet, Refusal, Reserved, Unavailable
 from accounts.tests.limits_fixtures import (
     NOVEMBER,
     Clock,
@@ -109,16 +109,16 @@ class Outage:
         self.primary.error, self.probe_fails = None, False
         return self.limits.mend_once()
 
-    def reserve(self, scope: Scope, operation: str = "") -> Reserved | Refusal:
+    def reserve(self, scope: LimitSet, operation: str = "") -> Reserved | Refusal:
         return self.limits.reserve(
             scope, operation or an_operation(), admitted_at=self.clock.now, bound=a_bound(), draft=RECORD
         )
 
-    def settle(self, scope: Scope, operation: str, tokens: int) -> Any:
+    def settle(self, scope: LimitSet, operation: str, tokens: int) -> Any:
         used = Amount(tokens, tokens)
         return self.limits.settle(scope, operation, admitted_at=self.clock.now, used=used, record=RECORD)
 
-    def settled(self, scope: Scope) -> Amount:
+    def settled(self, scope: LimitSet) -> Amount:
         settled: Amount = self.primary.usage(scope, NOVEMBER)[0].settled
         return settled
 
@@ -327,7 +327,7 @@ class TestRealRedis:
         wire = wire_for(redis_client(server.url))
         return FailoverBackend(RedisBackend(wire, seeder=database), probe=wire.ping, sink=stored.append)
 
-    def reserve(self, limits: FailoverBackend, scope: Scope, operation: str) -> Reserved | Refusal:
+    def reserve(self, limits: FailoverBackend, scope: LimitSet, operation: str) -> Reserved | Refusal:
         return limits.reserve(scope, operation, admitted_at=limits.now(), bound=a_bound(), draft=RECORD)
 
     def test_it_survives_a_crash_and_a_restart(

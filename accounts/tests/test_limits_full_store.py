@@ -9,11 +9,11 @@ import pytest
 
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
-from accounts.limits.types import Amount, Bound, Limits, Reserved, Scope, Subject, Unavailable
+from accounts.limits.types import Amount, Bound, Limits, LimitSet, Reserved, Subject, Unavailable
 from tests.stores import redis_server
 
 PLENTY = 10**9
-SCOPE = Scope(1, (Subject("key", "1", Limits(PLENTY, PLENTY, PLENTY, PLENTY, PLENTY)),))
+SCOPE = LimitSet(1, (Subject("key", "1", Limits(PLENTY, PLENTY, PLENTY, PLENTY, PLENTY)),))
 BOUND = Bound(prompt=Amount(40, 40))
 DRAFT = {"account_id": 1, "key_id": 1, "endpoint": "chat", "status": 200}
 

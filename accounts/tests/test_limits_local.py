@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from accounts.limits.local import LocalLimiter
-from accounts.limits.types import MINUTE, Amount, Bound, LimitName, Limits, Refusal, Reserved, Scope, Settlement
+from accounts.limits.types import MINUTE, Amount, Bound, LimitName, Limits, LimitSet, Refusal, Reserved, Settlement
 from accounts.tests.limits_fixtures import Clock, a_bound, a_scope, an_operation
 
 LIMIT, TOKENS_EACH = 50, 7
@@ -22,7 +22,7 @@ def local(clock: Clock) -> LocalLimiter:
     return LocalLimiter(clock)
 
 
-def reserve(local: LocalLimiter, scope: Scope, operation: str = "", attempt: int = 1) -> Reserved | Refusal:
+def reserve(local: LocalLimiter, scope: LimitSet, operation: str = "", attempt: int = 1) -> Reserved | Refusal:
     return local.reserve(scope, operation or an_operation(), bound=a_bound(), attempt=attempt)
 
 
@@ -52,7 +52,7 @@ def test_it_is_exact_among_threads(local: LocalLimiter) -> None:
     ):
         scope = a_scope(limits)
 
-        def attempt(scope: Scope = scope) -> bool:
+        def attempt(scope: LimitSet = scope) -> bool:
             bound = Bound(Amount(TOKENS_EACH, 1))
             return isinstance(local.reserve(scope, an_operation(), bound=bound, attempt=1), Reserved)
 

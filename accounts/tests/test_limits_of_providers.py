@@ -26,9 +26,9 @@ from accounts.limits.types import (
     LimitBackend,
     LimitName,
     Limits,
+    LimitSet,
     Refusal,
     Reserved,
-    Scope,
     Subject,
 )
 from accounts.tests.limits_fixtures import Clock, an_operation, shared_redis_url
@@ -47,7 +47,7 @@ class Held:
     """A reservation at a provider."""
 
     backend: LimitBackend
-    scope: Scope
+    scope: LimitSet
     operation: str
     tokens: int
 
@@ -64,32 +64,32 @@ class World:
     backend: LimitBackend
     clock: Clock
 
-    def enter(self, scope: Scope, tokens: int = 10, operation: str = "") -> Held | Refusal:
+    def enter(self, scope: LimitSet, tokens: int = 10, operation: str = "") -> Held | Refusal:
         """Reserve, as an operation of its own unless one is named."""
         return enter(self.backend, scope, tokens, operation)
 
-    def entered(self, scope: Scope, tokens: int = 10, operation: str = "") -> Held:
+    def entered(self, scope: LimitSet, tokens: int = 10, operation: str = "") -> Held:
         """Reserve, where there is room."""
         answer = self.enter(scope, tokens, operation)
         assert isinstance(answer, Held), answer
         return answer
 
-    def refused(self, scope: Scope, tokens: int = 10) -> Refusal:
+    def refused(self, scope: LimitSet, tokens: int = 10) -> Refusal:
         """Reserve, where there is no room."""
         answer = self.enter(scope, tokens)
         assert isinstance(answer, Refusal)
         return answer
 
 
-def enter(backend: LimitBackend, scope: Scope, tokens: int, operation: str = "") -> Held | Refusal:
+def enter(backend: LimitBackend, scope: LimitSet, tokens: int, operation: str = "") -> Held | Refusal:
     operation = operation or an_operation()
     answer = backend.reserve(scope, operation, admitted_at=0, bound=Bound(Amount(tokens)), draft={})
     return Held(backend, scope, operation, tokens) if isinstance(answer, Reserved) else answer
 
 
-def a_provider(limits: Limits) -> Scope:
+def a_provider(limits: Limits) -> LimitSet:
     """Make the limits of a provider that nobody has used before."""
-    return Scope.of_provider(next(_numbers) + os.getpid() * 100_000, limits)
+    return LimitSet.of_provider(next(_numbers) + os.getpid() * 100_000, limits)
 
 
 def no_ledger(subject: Subject, month: int) -> Amount:
@@ -259,7 +259,7 @@ class TestRedis:
         world.entered(scope, 10)
 
     def test_it_has_a_shard_for_each_provider_apart_from_those_of_accounts(self) -> None:
-        first, second = (Scope.of_provider(number, Limits()) for number in (1, 65))
+        first, second = (LimitSet.of_provider(number, Limits()) for number in (1, 65))
         assert len({first.shard, second.shard, *range(SHARDS)}) == SHARDS + 2
         assert first.account_id == NO_ACCOUNT
 
@@ -304,7 +304,7 @@ class TestAway:
         assert not limits.pending
 
 
-def race(backend: LimitBackend, scope: Scope) -> list[Held | Refusal]:
+def race(backend: LimitBackend, scope: LimitSet) -> list[Held | Refusal]:
     """Try to reserve from all threads at once, and stay."""
     results: list[Held | Refusal] = []
     start = threading.Barrier(THREADS)
@@ -321,7 +321,7 @@ def race(backend: LimitBackend, scope: Scope) -> list[Held | Refusal]:
     return results
 
 
-def worker(url: str, scopes: list[Scope], together: Barrier, counts: Any) -> None:
+def worker(url: str, scopes: list[LimitSet], together: Barrier, counts: Any) -> None:
     """Race for each provider in one process, begun together with the others."""
     backend = redis_backend(url=url, lease_seconds=60)
     for number, scope in enumerate(scopes):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from accounts.limits.redis import RedisBackend, redis_client, wire_for
-from accounts.limits.types import Amount, Bound, LimitBackend, Limits, Refusal, Scope, Subject
+from accounts.limits.types import Amount, Bound, LimitBackend, Limits, LimitSet, Refusal, Subject
 from accounts.tests.limits_fixtures import Clock, Database, a_scope, an_operation, shared_redis_url
 
 PROCESSES, THREADS, TRIES = 8, 8, 3  # 192 tries in each round
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     resets: tuple[int, ...]
 
 
-def try_once(backend: LimitBackend, scope: Scope, kind: str, admitted_at: int) -> int | None:
+def try_once(backend: LimitBackend, scope: LimitSet, kind: str, admitted_at: int) -> int | None:
     """Try to pass the limit; answer None if it did, and when to try again if it did not."""
     if kind == "requests":
         refusal = backend.admit(scope, an_operation()).refusal
@@ -41,7 +41,7 @@ def try_once(backend: LimitBackend, scope: Scope, kind: str, admitted_at: int) -
     return answer.reset_at if isinstance(answer, Refusal) else None
 
 
-def race(backend: LimitBackend, scope: Scope, kind: str, admitted_at: int) -> list[int | None]:
+def race(backend: LimitBackend, scope: LimitSet, kind: str, admitted_at: int) -> list[int | None]:
     """Try from all threads at once."""
     results: list[int | None] = []
     start = threading.Barrier(THREADS)
@@ -58,7 +58,7 @@ def race(backend: LimitBackend, scope: Scope, kind: str, admitted_at: int) -> li
     return results
 
 
-def worker(url: str, rounds: list[tuple[str, Scope]], together: Barrier, outcomes: Any) -> None:
+def worker(url: str, rounds: list[tuple[str, LimitSet]], together: Barrier, outcomes: Any) -> None:
     """Run all rounds in one process, each of them begun together with the other processes."""
     backend = RedisBackend(wire_for(redis_client(url, read_timeout=10)), seeder=Database())
     admitted_at = backend.now()
@@ -69,15 +69,17 @@ def worker(url: str, rounds: list[tuple[str, Scope]], together: Barrier, outcome
         outcomes.put(Outcome(number, len(results) - len(resets), resets))
 
 
-def a_limited_scope(limits: Limits, kind: str) -> Scope:
+def a_limited_scope(limits: Limits, kind: str) -> LimitSet:
     scope = a_scope()
     if kind == "model budget":
-        return Scope(scope.account_id, (*scope.subjects, Subject("account_model", f"{scope.account_id}:1:m", limits)))
-    return Scope(scope.account_id, (Subject("key", scope.subjects[0].id, limits), scope.subjects[1]))
+        return LimitSet(
+            scope.account_id, (*scope.subjects, Subject("account_model", f"{scope.account_id}:1:m", limits))
+        )
+    return LimitSet(scope.account_id, (Subject("key", scope.subjects[0].id, limits), scope.subjects[1]))
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> dict[str, list[tuple[Scope, list[Outcome]]]]:
+def outcomes() -> dict[str, list[tuple[LimitSet, list[Outcome]]]]:
     """Run all rounds once; give the outcomes of each round by kind."""
     rounds = [(kind, a_limited_scope(limits, kind)) for kind, (count, limits) in ROUNDS.items() for _ in range(count)]
     context = multiprocessing.get_context("spawn")
@@ -89,7 +91,7 @@ def outcomes() -> dict[str, list[tuple[Scope, list[Outcome]]]]:
     seen = [queue.get(timeout=90) for _ in range(PROCESSES * len(rounds))]
     for process in processes:
         process.join()
-    found: dict[str, list[tuple[Scope, list[Outcome]]]] = {kind: [] for kind in ROUNDS}
+    found: dict[str, list[tuple[LimitSet, list[Outcome]]]] = {kind: [] for kind in ROUNDS}
     for number, (kind, scope) in enumerate(rounds):
         found[kind].append((scope, [outcome for outcome in seen if outcome.number == number]))
     return found
@@ -97,14 +99,14 @@ def outcomes() -> dict[str, list[tuple[Scope, list[Outcome]]]]:
 
 @pytest.mark.parametrize("kind", list(ROUNDS))
 def test_it_admits_exactly_the_limit_in_every_round(
-    kind: str, outcomes: dict[str, list[tuple[Scope, list[Outcome]]]]
+    kind: str, outcomes: dict[str, list[tuple[LimitSet, list[Outcome]]]]
 ) -> None:
     admitted = [sum(outcome.admitted for outcome in seen) for _, seen in outcomes[kind]]
     assert admitted == [LIMIT] * ROUNDS[kind][0]
 
 
 def test_it_admits_the_first_request_sent_at_the_announced_time(
-    outcomes: dict[str, list[tuple[Scope, list[Outcome]]]],
+    outcomes: dict[str, list[tuple[LimitSet, list[Outcome]]]],
 ) -> None:
     clock = Clock()
     backend = RedisBackend(wire_for(redis_client(shared_redis_url())), seeder=Database(), clock=clock)

@@ -10,7 +10,7 @@ import redis
 from accounts.limits import tallies
 from accounts.limits.records import Record
 from accounts.limits.redis import prefix_of, records_stream
-from accounts.limits.types import REFUSALS_A_MINUTE, Amount, Reserved, Scope, Tally, Unavailable
+from accounts.limits.types import REFUSALS_A_MINUTE, Amount, LimitSet, Reserved, Tally, Unavailable
 from accounts.tests.limits_fixtures import (
     World,
     a_bound,
@@ -35,11 +35,11 @@ def outage() -> Outage:
     return Outage()
 
 
-def a_tally(scope: Scope, kind: str = "chat:429") -> Tally:
+def a_tally(scope: LimitSet, kind: str = "chat:429") -> Tally:
     return Tally(scope.subjects[0].name, kind)
 
 
-def refuse(world: World, scope: Scope, times: int, **draft: str) -> list[str]:
+def refuse(world: World, scope: LimitSet, times: int, **draft: str) -> list[str]:
     """Refuse so many requests of a key, and give their operations."""
     operations = [an_operation() for _ in range(times)]
     tally = a_tally(scope, draft.get("kind", "chat:429"))
@@ -61,7 +61,7 @@ def total(records: Iterable[Record]) -> int:
     return sum(record.get("count", 1) for record in newest(records))
 
 
-def settled_down(world: World, scope: Scope) -> list[Record]:
+def settled_down(world: World, scope: LimitSet) -> list[Record]:
     """Give all records after the counts had time to come out."""
     world.clock.step(2)
     world.backend.reap(scope.shard)

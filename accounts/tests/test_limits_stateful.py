@@ -17,9 +17,9 @@ from accounts.limits.types import (
     Amount,
     Bound,
     Limits,
+    LimitSet,
     OperationClosed,
     Reserved,
-    Scope,
     Settlement,
     Subject,
 )
@@ -46,7 +46,7 @@ AMOUNTS = st.one_of(st.none(), st.integers(20, 400))
 class Call:
     """One operation as the model knows it. `second` is when its charge entered the tokens window, None while open."""
 
-    scope: Scope
+    scope: LimitSet
     admitted_at: int
     held: Amount
     lease_until: int
@@ -62,7 +62,7 @@ class Model:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.admitted: list[tuple[int, Scope]] = []
+        self.admitted: list[tuple[int, LimitSet]] = []
         self.calls: dict[str, Call] = {}
         self.records: list[tuple[str, int]] = []
 
@@ -88,7 +88,7 @@ class Model:
                 reserved += call.held if call.charged is None else Amount()
         return settled, reserved
 
-    def fits(self, scope: Scope, need: Amount, month: int, slot: int) -> bool:
+    def fits(self, scope: LimitSet, need: Amount, month: int, slot: int) -> bool:
         return all(self._fits(subject, need, month, slot) for subject in scope.subjects)
 
     def _fits(self, subject: Subject, need: Amount, month: int, slot: int) -> bool:
@@ -151,7 +151,7 @@ class LimitsMachine(RuleBasedStateMachine):
         first = a_scope(account)
         owner = first.subjects[1]
         names = (first.subjects[0].id, first.subjects[0].id + "b")
-        self.scopes = [Scope(first.account_id, (Subject("key", name, key), owner)) for name in names]
+        self.scopes = [LimitSet(first.account_id, (Subject("key", name, key), owner)) for name in names]
         self.last_admitted = ""
         self.last_settled = ""
         self.overran = False
@@ -224,7 +224,7 @@ class LimitsMachine(RuleBasedStateMachine):
             bound = a_bound(0, output)
             self._reserve(call.scope, operation, call.admitted_at, bound, attempt=call.attempt + 1)
 
-    def _reserve(self, scope: Scope, operation: str, admitted_at: int, bound: Bound, attempt: int) -> None:
+    def _reserve(self, scope: LimitSet, operation: str, admitted_at: int, bound: Bound, attempt: int) -> None:
         month = month_of(admitted_at)
         slot = 0 if operation in self.model.calls else 1
         outputs = range(bound.output_tokens, bound.least_output - 1, -bound.step)

@@ -11,7 +11,7 @@ import pytest
 
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend, SeedingBackend, redis_client, wire_for
-from accounts.limits.types import Amount, LimitBackend, Limits, Reserved, Scope, Subject, Unavailable
+from accounts.limits.types import Amount, LimitBackend, Limits, LimitSet, Reserved, Subject, Unavailable
 from accounts.tests.limits_fixtures import (
     Database,
     a_bound,
@@ -31,7 +31,7 @@ def backend() -> SeedingBackend:
     return world.backend
 
 
-def use(backend: LimitBackend, scope: Scope, tokens: int) -> None:
+def use(backend: LimitBackend, scope: LimitSet, tokens: int) -> None:
     """Make one request of the scope that settles so many tokens, and leave another open."""
     for is_settled in (True, False):
         operation = an_operation()
@@ -41,7 +41,7 @@ def use(backend: LimitBackend, scope: Scope, tokens: int) -> None:
             backend.settle(scope, operation, admitted_at=at, used=Amount(tokens, 1), record=None)
 
 
-def some_scopes(number: int = 5) -> list[Scope]:
+def some_scopes(number: int = 5) -> list[LimitSet]:
     return [a_scope(Limits(requests_per_minute=100), monthly_tokens=10_000) for _ in range(number)]
 
 

@@ -14,7 +14,7 @@ from accounts.limits.leases import LeaseKeeper
 from accounts.limits.types import Amount
 from accounts.tests.limits_fixtures import a_scope
 from accounts.tests.test_limits_failover import Outage
-from core.background import ProcessThread, WorkThread, outlived
+from core.background import PeriodicThread, ProcessThread, outlived
 from tests.processes import wait_until
 
 
@@ -77,7 +77,7 @@ class Work:
     def __init__(self, left: int, *, fails: bool = False) -> None:
         self.left, self.done, self.fails = left, 0, fails
         self.started: list[Callable[[], None]] = []
-        self.thread = WorkThread(
+        self.thread = PeriodicThread(
             self.step,
             has_work=lambda: self.left > 0,
             seconds=lambda: 0.0,
@@ -132,7 +132,7 @@ def test_it_is_ended_when_the_step_that_it_is_at_is_done() -> None:
         begun.set()
         steps.append(may_end.wait(10))
 
-    thread = WorkThread(step, has_work=lambda: True, seconds=lambda: 0.0, name="slow", event="failed")
+    thread = PeriodicThread(step, has_work=lambda: True, seconds=lambda: 0.0, name="slow", event="failed")
     thread.begin()
     assert begun.wait(10)
     ender = threading.Thread(target=thread.end)
@@ -146,7 +146,7 @@ def test_it_is_ended_when_the_step_that_it_is_at_is_done() -> None:
 
 def test_it_works_in_a_thread_of_its_own() -> None:
     names: list[str] = []
-    thread = WorkThread(
+    thread = PeriodicThread(
         lambda: names.append(threading.current_thread().name),
         has_work=lambda: not names,
         seconds=lambda: 0.0,

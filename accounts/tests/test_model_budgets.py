@@ -18,10 +18,10 @@ from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
 from accounts import model_names, services
 from accounts.explain import explain_key, explanation_text
-from accounts.key_cache import Identity, KeyDirectory, build_identity, directory, model_budgets_of
+from accounts.key_cache import AuthenticatedKey, KeyCache, build_authenticated_key, directory, model_budgets_of
 from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
-from accounts.limits.types import Amount, Bound, LimitName, Refusal, Reserved, Scope
+from accounts.limits.types import Amount, Bound, LimitName, LimitSet, Refusal, Reserved
 from accounts.models import Account, ApiKey, AuditEntry, ModelBudget
 from accounts.services import BudgetFor
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_key
@@ -46,9 +46,9 @@ def give(owner: Account | ApiKey, tokens: int | None = 100, cost: str | None = N
     return budget
 
 
-def identity_of(key: ApiKey) -> Identity:
+def identity_of(key: ApiKey) -> AuthenticatedKey:
     """Take the snapshot of a key."""
-    return build_identity(key, timezone.now(), model_budgets_of(key))
+    return build_authenticated_key(key, timezone.now(), model_budgets_of(key))
 
 
 def call(key: ApiKey, tokens: int, model: str = "gpt", *, settles: bool = True) -> Reserved | Refusal:
@@ -142,17 +142,17 @@ class TestSnapshots:
     ) -> None:
         ApiKey.objects.update(last_used_at=timezone.now())
         with django_assert_num_queries(1):
-            assert KeyDirectory().find(cast.owner.plain)
+            assert KeyCache().find(cast.owner.plain)
         give(cast.owner.key.account)
         with django_assert_num_queries(2):
-            identity = KeyDirectory().find(cast.colleague.plain)
+            identity = KeyCache().find(cast.colleague.plain)
         assert identity is not None
         assert [name for name, _ in identity.model_subjects] == ["gpt"]
 
     def test_it_takes_a_change_at_once_in_this_process(
         self, cast: Cast, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
     ) -> None:
-        def found() -> Scope:
+        def found() -> LimitSet:
             identity = directory.find(cast.owner.plain)
             assert identity is not None
             return identity.limits_for("gpt")

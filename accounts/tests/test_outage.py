@@ -10,7 +10,7 @@ from django.db import OperationalError
 from pytest_django import Settings
 
 from accounts import key_cache
-from accounts.key_cache import KeyDirectory
+from accounts.key_cache import KeyCache
 from accounts.tests.factories import Cast
 from core.database import ASKING, RETRY_AFTER, Outage
 from core.errors import DependencyUnavailable
@@ -77,7 +77,7 @@ class TestDirectory:
         return asked
 
     def test_it_makes_nobody_wait_behind_others(self, clock: Clock, slow_failure: list[str]) -> None:
-        directory = KeyDirectory(clock)
+        directory = KeyCache(clock)
         refused: list[float] = []
 
         def find() -> None:
@@ -99,7 +99,7 @@ class TestDirectory:
         self, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         settings.AUTH_STALE_SECONDS = 60
-        directory = KeyDirectory(clock)
+        directory = KeyCache(clock)
         known = directory.find(cast.owner.plain)
         asked, may_fail = threading.Event(), threading.Event()
 
@@ -122,7 +122,7 @@ class TestDirectory:
     def test_it_lets_only_some_wait_when_the_database_falls_silent(
         self, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        directory, asked, all_ask = KeyDirectory(clock), [], threading.Barrier(key_cache.LOOKERS, timeout=20)
+        directory, asked, all_ask = KeyCache(clock), [], threading.Barrier(key_cache.LOOKERS, timeout=20)
 
         def fail(candidates: list[str]) -> None:
             asked.append(candidates[0])
@@ -149,7 +149,7 @@ class TestDirectory:
         self, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         settings.AUTH_STALE_SECONDS = 60
-        directory = KeyDirectory(clock)
+        directory = KeyCache(clock)
         assert directory.find(cast.owner.plain)
         asked: list[int] = []
 

@@ -14,7 +14,7 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts import key_cache
-from accounts.key_cache import Identity, KeyDirectory, build_identity
+from accounts.key_cache import AuthenticatedKey, KeyCache, build_authenticated_key
 from accounts.limits.types import Limits
 from accounts.models import Account, ApiKey, Tier
 from accounts.services import api_key_create, api_key_rotate
@@ -44,9 +44,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def directory(clock: Clock) -> KeyDirectory:
+def directory(clock: Clock) -> KeyCache:
     """Make an empty directory on that clock."""
-    return KeyDirectory(clock)
+    return KeyCache(clock)
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def database_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(key_cache, "_query", fail)
 
 
-def identity_of(key: ApiKey) -> Identity:
+def identity_of(key: ApiKey) -> AuthenticatedKey:
     """Read a key anew and make its identity."""
-    return build_identity(ApiKey.objects.select_related("account", "tier").get(pk=key.pk), timezone.now())
+    return build_authenticated_key(ApiKey.objects.select_related("account", "tier").get(pk=key.pk), timezone.now())
 
 
 def key_limits(**fields: Any) -> Limits:
@@ -70,7 +70,7 @@ def key_limits(**fields: Any) -> Limits:
     return identity_of(make_key(tier=tier, **fields).key).limits.subjects[0].limits
 
 
-def test_it_knows_usable_keys_only(directory: KeyDirectory, cast: Cast) -> None:
+def test_it_knows_usable_keys_only(directory: KeyCache, cast: Cast) -> None:
     usable = (cast.owner, cast.colleague, cast.stranger)
     assert [(found := directory.find(issued.plain)) and found.key_name for issued in usable] == [
         "owner",
@@ -81,7 +81,7 @@ def test_it_knows_usable_keys_only(directory: KeyDirectory, cast: Cast) -> None:
 
 
 def test_it_asks_the_database_once_a_second(
-    directory: KeyDirectory, clock: Clock, cast: Cast, django_assert_num_queries: DjangoAssertNumQueries
+    directory: KeyCache, clock: Clock, cast: Cast, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     directory.find(cast.owner.plain)  # writes the time of use as well
     clock.seconds += 1
@@ -92,7 +92,7 @@ def test_it_asks_the_database_once_a_second(
 
 
 def test_it_asks_once_a_second_for_unknown_keys_as_well(
-    directory: KeyDirectory, clock: Clock, django_assert_num_queries: DjangoAssertNumQueries
+    directory: KeyCache, clock: Clock, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     with django_assert_num_queries(2):
         for _ in range(4):
@@ -117,7 +117,7 @@ def expire(key: ApiKey) -> None:
 
 @pytest.mark.parametrize("stop", [revoke, disable, expire])
 def test_it_sees_a_change_by_others_within_a_second(
-    directory: KeyDirectory, clock: Clock, cast: Cast, stop: Callable[[ApiKey], None]
+    directory: KeyCache, clock: Clock, cast: Cast, stop: Callable[[ApiKey], None]
 ) -> None:
     assert directory.find(cast.owner.plain)
     stop(cast.owner.key)
@@ -127,14 +127,14 @@ def test_it_sees_a_change_by_others_within_a_second(
     assert directory.find(cast.owner.plain) is None
 
 
-def test_it_forgets_when_it_is_told(directory: KeyDirectory, cast: Cast) -> None:
+def test_it_forgets_when_it_is_told(directory: KeyCache, cast: Cast) -> None:
     assert directory.find(cast.owner.plain)
     revoke(cast.owner.key)
     directory.forget()
     assert directory.find(cast.owner.plain) is None
 
 
-def test_it_refuses_a_key_that_ends_while_it_is_known(directory: KeyDirectory, cast: Cast) -> None:
+def test_it_refuses_a_key_that_ends_while_it_is_known(directory: KeyCache, cast: Cast) -> None:
     ends = timezone.now() + timedelta(milliseconds=30)
     ApiKey.objects.filter(pk=cast.owner.key.pk).update(expires_at=ends)
     assert directory.find(cast.owner.plain)
@@ -144,7 +144,7 @@ def test_it_refuses_a_key_that_ends_while_it_is_known(directory: KeyDirectory, c
 
 
 def test_it_says_that_the_database_is_away(
-    directory: KeyDirectory, clock: Clock, cast: Cast, database_away: Callable[[], None]
+    directory: KeyCache, clock: Clock, cast: Cast, database_away: Callable[[], None]
 ) -> None:
     assert directory.find(cast.owner.plain)
     database_away()
@@ -155,7 +155,7 @@ def test_it_says_that_the_database_is_away(
 
 
 def test_it_goes_on_with_known_keys_as_long_as_the_setting_says(
-    directory: KeyDirectory, clock: Clock, cast: Cast, database_away: Callable[[], None], settings: Settings
+    directory: KeyCache, clock: Clock, cast: Cast, database_away: Callable[[], None], settings: Settings
 ) -> None:
     settings.AUTH_STALE_SECONDS = 60
     assert directory.find(cast.owner.plain)
@@ -169,7 +169,7 @@ def test_it_goes_on_with_known_keys_as_long_as_the_setting_says(
         directory.find(cast.owner.plain)
 
 
-def test_it_writes_the_time_of_use_at_most_once_a_minute(directory: KeyDirectory, clock: Clock, cast: Cast) -> None:
+def test_it_writes_the_time_of_use_at_most_once_a_minute(directory: KeyCache, clock: Clock, cast: Cast) -> None:
     directory.find(cast.owner.plain)
     first = ApiKey.objects.get(pk=cast.owner.key.pk).last_used_at
     assert first is not None
@@ -182,14 +182,12 @@ def test_it_writes_the_time_of_use_at_most_once_a_minute(directory: KeyDirectory
     assert ApiKey.objects.get(pk=cast.owner.key.pk).last_used_at != first - timedelta(minutes=1)
 
 
-def test_it_writes_no_time_of_use_for_refused_keys(directory: KeyDirectory, cast: Cast) -> None:
+def test_it_writes_no_time_of_use_for_refused_keys(directory: KeyCache, cast: Cast) -> None:
     directory.find(cast.revoked.plain)
     assert ApiKey.objects.get(pk=cast.revoked.key.pk).last_used_at is None
 
 
-def test_it_knows_keys_under_older_peppers(
-    directory: KeyDirectory, clock: Clock, cast: Cast, settings: Settings
-) -> None:
+def test_it_knows_keys_under_older_peppers(directory: KeyCache, clock: Clock, cast: Cast, settings: Settings) -> None:
     settings.API_KEY_PEPPERS = ["a new pepper", *settings.API_KEY_PEPPERS]
     assert directory.find(cast.owner.plain)
     settings.API_KEY_PEPPERS = ["a new pepper"]
@@ -197,7 +195,7 @@ def test_it_knows_keys_under_older_peppers(
     assert directory.find(cast.owner.plain) is None
 
 
-def test_it_keeps_a_bounded_number_of_entries(directory: KeyDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_keeps_a_bounded_number_of_entries(directory: KeyCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_cache, "MAX_ENTRIES", 3)
     for number in range(10):
         directory.find(f"ak_live_{number}")
@@ -237,7 +235,7 @@ def test_it_takes_caps_and_budgets_of_the_account() -> None:
 
 
 def test_it_counts_a_made_key_against_those_above_it_as_they_are_now(
-    directory: KeyDirectory, django_assert_num_queries: DjangoAssertNumQueries
+    directory: KeyCache, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     key = make_key(tier=make_tier("ten", requests_per_minute=10)).key
     plain, above = "", [key]
@@ -273,7 +271,7 @@ def test_it_gives_every_scope_but_key_management_unless_some_are_named() -> None
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_keeps_no_connection_of_the_pool_once_a_key_is_read(directory: KeyDirectory) -> None:
+def test_it_keeps_no_connection_of_the_pool_once_a_key_is_read(directory: KeyCache) -> None:
     issued = make_key()
     assert directory.find(issued.plain) is not None
     assert connection.vendor == "sqlite" or connection.connection is None

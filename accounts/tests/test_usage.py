@@ -14,7 +14,7 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts import services
-from accounts.key_cache import build_identity
+from accounts.key_cache import build_authenticated_key
 from accounts.limits import _process, get_limits
 from accounts.limits.types import Amount, Bound, Reserved, Subject, Unavailable
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key
@@ -36,7 +36,7 @@ def limit_of(body: Any, owner: str, name: str) -> dict[str, Any]:
 
 def spend(issued: IssuedKey, tokens: int, *, stays_open: bool = False) -> None:
     """Admit, reserve and settle as a call of the key does, at 1,000 nano-dollars a token."""
-    scope, limits, operation = build_identity(issued.key, timezone.now()).limits, get_limits(), an_operation()
+    scope, limits, operation = build_authenticated_key(issued.key, timezone.now()).limits, get_limits(), an_operation()
     at = limits.admit(scope, operation).at
     bound = Bound(Amount(tokens, tokens * 1_000))
     assert isinstance(limits.reserve(scope, operation, admitted_at=at, bound=bound, draft={}), Reserved)

@@ -11,7 +11,7 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.admin import accounts
-from accounts.key_cache import build_identity
+from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, LimitBackend, Unavailable
 from accounts.models import Account
@@ -33,7 +33,7 @@ def issued() -> IssuedKey:
     issued = make_key()
     Account.objects.update(monthly_token_budget=10_000, monthly_cost_budget=Decimal("12.5"), requests_per_minute=7)
     issued.key.account.refresh_from_db()
-    limits, scope = get_limits(), build_identity(issued.key, timezone.now()).limits
+    limits, scope = get_limits(), build_authenticated_key(issued.key, timezone.now()).limits
     limits.usage(scope)  # seeds the ledgers, before what is charged then
     used = Amount(1_200, 2_500_000_000)
     limits.charge(scope, "0" * 32, admitted_at=limits.now(), used=used, recorded_at=limits.now())

@@ -11,7 +11,7 @@ import pytest
 from django.test import Client
 from pytest_django import Settings
 
-from accounts.key_cache import build_identity, directory
+from accounts.key_cache import build_authenticated_key, directory
 from accounts.limits import get_limits, reset_limits
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.types import SECOND, Amount, Bound, Reserved
@@ -62,7 +62,7 @@ def test_it_frees_what_a_dead_call_holds_after_limits_lease_seconds(api: Api, se
     settings.LIMITS_LEASE_SECONDS = 7
     reset_limits()
     limits = get_limits()
-    scope = build_identity(api.key.key, datetime.now(UTC)).limits
+    scope = build_authenticated_key(api.key.key, datetime.now(UTC)).limits
     at = limits.now()
     bound = Bound(Amount(5, 5))
     granted = limits.reserve(scope, an_operation(), admitted_at=at, bound=bound, draft={})

@@ -16,9 +16,9 @@ from django.db.utils import ConnectionHandler
 from psycopg import OperationalError as DriverError
 from psycopg.waiting import Ready, Wait
 
-from core.database import Outage, ask_promptly, impatient, patience
+from core.database import Outage, current_query_timeout, query_promptly, query_timeout
 from core.env import database_settings
-from core.postgres.base import ImpatientConnection
+from core.postgres.base import QueryTimeoutConnection
 from tests.stores import Postgres
 
 pytestmark = pytest.mark.django_db
@@ -55,7 +55,7 @@ def backend(connection: BaseDatabaseWrapper) -> Any:
 def test_it_breaks_off_a_statement_and_closes_its_connection(connection: BaseDatabaseWrapper) -> None:
     before = backend(connection)
     began = time.monotonic()
-    with impatient(0.3), pytest.raises(OperationalError, match="did not answer in time"):
+    with query_timeout(0.3), pytest.raises(OperationalError, match="did not answer in time"):
         run(connection, "SELECT pg_sleep(60)")
     assert time.monotonic() - began < 30
     connection.close()
@@ -64,7 +64,7 @@ def test_it_breaks_off_a_statement_and_closes_its_connection(connection: BaseDat
 
 def test_it_waits_where_nobody_is_impatient(connection: BaseDatabaseWrapper) -> None:
     assert run(connection, "SELECT 1 FROM pg_sleep(1.5)") == (1,)
-    with impatient(30):
+    with query_timeout(30):
         assert run(connection, "SELECT 2 FROM pg_sleep(0.5)") == (2,)
 
 
@@ -85,7 +85,7 @@ def test_it_waits_no_longer_for_one_of_the_pool_s_connections(
         thread.start()
     others_have.wait()
     began = time.monotonic()
-    with impatient(0.3), pytest.raises(OperationalError):
+    with query_timeout(0.3), pytest.raises(OperationalError):
         run(connection, "SELECT 1")
     assert time.monotonic() - began < 4, "the pool's own patience is longer"
     done.set()
@@ -111,7 +111,7 @@ def test_it_replaces_all_that_was_closed_in_the_pool_within_anyone_s_patience(
         for (process,) in before:
             other.execute("SELECT pg_terminate_backend(%s, 5000)", [process])
     assert len(set(before)) == 2
-    with impatient(0.5):  # the pool's own check would take a second's pause after the second of them
+    with query_timeout(0.5):  # the pool's own check would take a second's pause after the second of them
         assert backend(connection) not in before
 
 
@@ -125,7 +125,7 @@ def test_it_counts_only_its_own_waits() -> None:
 
     def begin() -> Generator[Wait, Ready | int, str]:
         connection: Any = SimpleNamespace(pgconn=SimpleNamespace(finish=looks.clear))
-        return ImpatientConnection._unless_silent(connection, exchange(), 3)
+        return QueryTimeoutConnection._unless_silent(connection, exchange(), 3)
 
     waiting = begin()
     assert next(waiting) is Wait.R
@@ -146,28 +146,28 @@ def test_it_counts_only_its_own_waits() -> None:
 
 
 def test_it_is_as_patient_as_the_least_patient_around_it() -> None:
-    assert patience() is None
-    with impatient(2):
-        with impatient(5):
-            assert patience() == 2
-        with impatient(1):
-            assert patience() == 1
-        assert patience() == 2
-    assert patience() is None
+    assert current_query_timeout() is None
+    with query_timeout(2):
+        with query_timeout(5):
+            assert current_query_timeout() == 2
+        with query_timeout(1):
+            assert current_query_timeout() == 1
+        assert current_query_timeout() == 2
+    assert current_query_timeout() is None
 
 
 def test_it_asks_promptly_and_not_at_all_what_was_away_a_moment_ago() -> None:
     outage, asked = Outage(), []
 
     def query() -> float | None:
-        asked.append(patience())
+        asked.append(current_query_timeout())
         if len(asked) > 1:
             raise OperationalError("gone")
-        return patience()
+        return current_query_timeout()
 
-    assert ask_promptly(query, outage, failed="not_asked") == 1
+    assert query_promptly(query, outage, failed="not_asked") == 1
     for _ in range(3):
         with pytest.raises(DatabaseError):
-            ask_promptly(query, outage, failed="not_asked")
+            query_promptly(query, outage, failed="not_asked")
     assert len(asked) == 2
     assert outage.is_on

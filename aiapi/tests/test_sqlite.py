@@ -14,7 +14,7 @@ import pytest
 from django.db import OperationalError, connections
 from django.db.utils import load_backend
 
-from core.database import impatient
+from core.database import query_timeout
 from core.env import database_settings
 from core.sqlite import base
 from tests.processes import wait_until
@@ -86,7 +86,7 @@ def test_it_gives_up_in_the_end(
     ours: Any, writer: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch, busy: float, patience: float | None
 ) -> None:
     monkeypatch.setattr(base, "BUSY_SECONDS", busy)
-    given = impatient(patience) if patience else nullcontext()
+    given = query_timeout(patience) if patience else nullcontext()
     with given, ours.cursor() as cursor, pytest.raises(OperationalError, match="locked"):
         cursor.execute("INSERT INTO written VALUES (1)")
 

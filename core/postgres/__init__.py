@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend with query timeouts (core.database.impatient)."""
+"""Django's PostgreSQL backend with query timeouts (core.database.query_timeout)."""

@@ -18,19 +18,19 @@ from psycopg.abc import PQGen
 from psycopg.waiting import Ready, Wait
 from psycopg_pool import ConnectionPool
 
-from core.database import patience
+from core.database import current_query_timeout
 
 T = TypeVar("T")
 #: Seconds of one wait interval of the driver.
 INTERVAL = 0.1
 
 
-class ImpatientConnection(Connection[Any]):
+class QueryTimeoutConnection(Connection[Any]):
     """A connection that is closed when its server is silent for the query timeout."""
 
     def wait(self, gen: PQGen[T], interval: float = INTERVAL, timeout: float | None = None) -> T:
         """Run one exchange with the server. Raises OperationalError after the query timeout."""
-        seconds = patience()
+        seconds = current_query_timeout()
         if seconds is None:
             return super().wait(gen, interval, timeout)
         return super().wait(self._unless_silent(gen, math.ceil(seconds / interval)), interval, timeout)
@@ -67,7 +67,7 @@ class _ImpatientPool:
         The pool's own check pauses for a second after the second broken connection. The first requests of each process
         after a restart of PostgreSQL would exceed their timeout.
         """
-        seconds = patience()
+        seconds = current_query_timeout()
         ends = monotonic() + (self._pool.timeout if seconds is None else min(seconds, self._pool.timeout))
         while True:
             connection = self._pool.getconn(ends - monotonic())
@@ -84,7 +84,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def __init__(self, settings_dict: dict[str, Any], *args: Any, **options: Any) -> None:
         if settings_dict["OPTIONS"].get("pool"):
-            settings_dict["OPTIONS"]["pool"]["connection_class"] = ImpatientConnection
+            settings_dict["OPTIONS"]["pool"]["connection_class"] = QueryTimeoutConnection
         super().__init__(settings_dict, *args, **options)
 
     @property

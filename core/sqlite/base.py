@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from django.db.backends.sqlite3 import base
 
-from core.database import patience
+from core.database import current_query_timeout
 
 T = TypeVar("T")
-#: Seconds that a statement waits for the write lock without a query timeout (core.database.impatient), and seconds
+#: Seconds that a statement waits for the write lock without a query timeout (core.database.query_timeout), and seconds
 #: between two attempts.
 BUSY_SECONDS = 20.0
 PAUSE = 0.01
@@ -55,7 +55,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
 def _in_turn(act: Callable[[], T]) -> T:
     """Repeat `act` while the file is locked. Raises sqlite3.OperationalError after the query timeout."""
-    seconds = patience()
+    seconds = current_query_timeout()
     ends = time.monotonic() + (BUSY_SECONDS if seconds is None else seconds)
     while True:
         try:

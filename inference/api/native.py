@@ -195,7 +195,7 @@ class ChatView(ModelEndpoint):
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": temperature}
         call = ModelCall(
             endpoint=self.endpoint,
-            surface=chat_surface,
+            protocol=chat_surface,
             model=asked.get("model"),
             payload=payload,
             read=answer_text,
@@ -272,7 +272,7 @@ class SummarizeView(ModelEndpoint):
             payload |= local_model.summary_options(text, length)
         return ModelCall(
             endpoint=self.endpoint,
-            surface=chat_surface,
+            protocol=chat_surface,
             model=asked.get("model"),
             payload=payload,
             read=answer_text,

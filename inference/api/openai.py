@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.api.base import KeyView
-from accounts.key_cache import Identity
+from accounts.key_cache import AuthenticatedKey
 from accounts.limit_usage import openai_rate_headers
 from accounts.limits.types import Admission
 from core.errors import ApiError, ModelNotFound, NotFound, UpstreamFailed
@@ -39,7 +39,7 @@ from inference.api.validation import Check, check_payload
 from inference.calls import ModelCall
 from inference.catalog import CatalogModel, catalog
 from inference.pipeline import answer_call
-from inference.protocols.base import Body, Surface, UnfitAnswer, is_count
+from inference.protocols.base import Body, UnfitAnswer, WireProtocol, is_count
 from inference.protocols.chat import chat_surface, refuse_unbounded
 from inference.protocols.completions import completion_surface, embedding_surface
 from inference.protocols.content import refuse_items
@@ -54,7 +54,7 @@ SWITCHED = {"1": True, "true": True, "0": False, "false": False}
 class OpenAIEndpoint(ModelEndpoint):
     """A POST of OpenAI's API. The payload is passed on as it is, apart from what is checked, capped or refused here."""
 
-    surface: Surface
+    protocol: WireProtocol
     checks: Mapping[str, Check]
     required: tuple[str, ...]
 
@@ -67,17 +67,17 @@ class OpenAIEndpoint(ModelEndpoint):
         is_stream = payload.pop("stream", None) is True
         call = ModelCall(
             endpoint=self.endpoint,
-            surface=self.surface,
+            protocol=self.protocol,
             model=payload.pop("model"),
             payload=payload,
-            read=partial(_read, self.surface, payload),
+            read=partial(_read, self.protocol, payload),
             shares_answer=self._may_share(request, payload),
             is_stream=is_stream,
             **cache_directives(request),
         )
         if not is_stream:
             return self.respond_plainly(request, call)
-        reader = self.surface.reader
+        reader = self.protocol.reader
         return self.respond_as_stream(
             request, call, make_reader=lambda _: reader(payload), error_event=error_event(call)
         )
@@ -89,7 +89,7 @@ class OpenAIEndpoint(ModelEndpoint):
         """
         chosen = SWITCHED.get(str(request.META.get(CACHE_SWITCH, "")).strip().lower())
         any_temperature = self.caller(request).identity.cache_any_temperature if chosen is None else chosen
-        return self.surface.is_cacheable({**payload, "temperature": 0} if any_temperature else payload)
+        return self.protocol.is_cacheable({**payload, "temperature": 0} if any_temperature else payload)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
         """Raise InvalidRequest for content that can't be passed on, beyond the checks of single parameters."""
@@ -109,7 +109,7 @@ class ChatCompletionsView(OpenAIEndpoint):
 
     endpoint = "v1.chat.completions"
     required_scope = "chat"
-    surface = chat_surface
+    protocol = chat_surface
     checks = validation.CHAT_CHECKS
     required = ("model", "messages")
 
@@ -133,7 +133,7 @@ class CompletionsView(OpenAIEndpoint):
 
     endpoint = "v1.completions"
     required_scope = "chat"
-    surface = completion_surface
+    protocol = completion_surface
     checks = validation.COMPLETION_CHECKS
     required = ("model", "prompt")
 
@@ -153,7 +153,7 @@ class EmbeddingsView(OpenAIEndpoint):
 
     endpoint = "v1.embeddings"
     required_scope = "embeddings"
-    surface = embedding_surface
+    protocol = embedding_surface
     checks = validation.EMBEDDING_CHECKS
     required = ("model", "input")
 
@@ -173,7 +173,7 @@ class ResponsesView(OpenAIEndpoint):
 
     endpoint = "v1.responses"
     required_scope = "chat"
-    surface = response_surface
+    protocol = response_surface
     checks = validation.RESPONSE_CHECKS
     required = ("model", "input")
 
@@ -225,16 +225,16 @@ class UnsupportedView(KeyView):
         raise NotFound("This path of OpenAI's API is not supported here.")
 
 
-def _read(surface: Surface, payload: Mapping[str, Any], body: Body) -> Body:
+def _read(protocol: WireProtocol, payload: Mapping[str, Any], body: Body) -> Body:
     """Return an answer in the form that this caller asks for: it may come from a call with another form."""
     try:
-        return surface.answered(payload, body)
+        return protocol.answered(payload, body)
     except UnfitAnswer as error:
         raise UpstreamFailed from error
 
 
-def _identity(request: Request) -> Identity:
-    identity: Identity = request._request.identity  # type: ignore[attr-defined]
+def _identity(request: Request) -> AuthenticatedKey:
+    identity: AuthenticatedKey = request._request.identity  # type: ignore[attr-defined]
     return identity
 
 
@@ -243,7 +243,7 @@ def _listed(request: Request) -> list[CatalogModel]:
     return [model for _, model in sorted(catalog.models().items()) if _is_listed(model, identity)]
 
 
-def _is_listed(model: CatalogModel, identity: Identity) -> bool:
+def _is_listed(model: CatalogModel, identity: AuthenticatedKey) -> bool:
     """Return whether the key may use a model and its limits allow an enabled deployment."""
     may_be_asked = model.routes_within(identity.limits_for(model.public_name))
     return bool(may_be_asked) and identity.may_use_model(model.public_name)
@@ -265,7 +265,7 @@ def error_event(call: ModelCall) -> Callable[[ApiError, EventReader], bytes]:
 
     def write(error: ApiError, reader: EventReader) -> bytes:
         body = openai_error_body(error)
-        if call.surface is response_surface:
+        if call.protocol is response_surface:
             return _failed_response(call, reader, body["error"])
         return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 

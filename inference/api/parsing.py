@@ -13,8 +13,8 @@ from gunicorn.http.errors import ParseException
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
-from accounts.key_cache import Identity
-from core.background import give_turn
+from accounts.key_cache import AuthenticatedKey
+from core.background import yield_to_others
 from core.errors import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
 from core.json import parse_strictly
 from inference.api.errors import is_openai_path
@@ -80,7 +80,7 @@ def _most_bytes(request: Any) -> int:
     """Return the most bytes of a body: fewer for a key without a limit on tokens, which has no other bound."""
     if not is_openai_path(request.path_info):
         return int(settings.MAX_BODY_BYTES)
-    identity: Identity | None = getattr(request, "identity", None)
+    identity: AuthenticatedKey | None = getattr(request, "identity", None)
     limits = [subject.limits for subject in identity.limits.subjects] if identity is not None else []
     is_metered = any(each.tokens_per_minute is not None or each.has_budget for each in limits)
     most = int(settings.MAX_V1_BODY_BYTES)
@@ -108,22 +108,22 @@ def parse_object(body: bytes) -> dict[str, Any]:
             f"The body has too many parts: {MOST_PARTS:,} objects and arrays are taken, {MOST_MEMBERS:,} members of "
             f"objects, and {MOST_VALUES:,} values."
         )
-    give_turn(len(body))
+    yield_to_others(len(body))
     try:
         text = body.decode("utf-8")
-        give_turn(len(body))
+        yield_to_others(len(body))
         value = parse_strictly(text)
     except (ValueError, RecursionError):
         raise MalformedBody from None
-    give_turn(len(body))
+    yield_to_others(len(body))
     if not isinstance(value, dict):
         raise MalformedBody("The body must be a JSON object.")
     if body.count(b"[") + body.count(b"{") > DEEPEST:
         _refuse_deep(value)
-    give_turn(len(body))
+    yield_to_others(len(body))
     if b"\\u" in body:
         _refuse_lone_surrogates(value)
-        give_turn(len(body))
+        yield_to_others(len(body))
     return value
 
 

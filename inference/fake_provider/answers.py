@@ -232,7 +232,7 @@ class BadRequest(Exception):
         self.error = HttpError(status, "invalid_request_error", code, param, message)
 
 
-class Surface(NamedTuple):
+class FakeProtocol(NamedTuple):
     """An endpoint's functions: parse prompts (one answer each), and write an answer whole or as frames.
 
     `stream` is None if the endpoint generates nothing and so bills no completion tokens. `error_body` returns an error
@@ -316,22 +316,22 @@ def _filtered(choice: Choice) -> Choice:
     return Choice(choice.tokens[: len(choice.tokens) // 2], "content_filter")
 
 
-def _choices(surface: Surface, body: Json, prompts: list[Prompt], settings: FakeSettings) -> list[Choice]:
+def _choices(protocol: FakeProtocol, body: Json, prompts: list[Prompt], settings: FakeSettings) -> list[Choice]:
     times = body.get("n") or 1
     if not isinstance(times, int) or not 1 <= times <= _MAX_CHOICES:
         raise BadRequest(f"n must be an integer between 1 and {_MAX_CHOICES}.", param="n", code="invalid_value")
-    if surface.stream is None:
+    if protocol.stream is None:
         return [Choice([], "stop") for _ in prompts]
     return [choice for prompt in prompts for choice in [_choice(body, prompt.text, settings)] * times]
 
 
-def compose(call_id: str, surface: Surface, body: Json, settings: FakeSettings, fault: str | None) -> Answer:
+def compose(call_id: str, protocol: FakeProtocol, body: Json, settings: FakeSettings, fault: str | None) -> Answer:
     """Answer a call with `n` equal choices for each prompt, and apply the faults that concern the content.
 
     Raises BadRequest for a body that the endpoint refuses.
     """
-    prompts = surface.prompts(body)
-    choices = _choices(surface, body, prompts, settings)
+    prompts = protocol.prompts(body)
+    choices = _choices(protocol, body, prompts, settings)
     if fault == "content_filter":
         choices = [_filtered(choice) for choice in choices]
     if fault == "empty_choices":

@@ -13,10 +13,10 @@ from inference.fake_provider.answers import (
     Answer,
     BadRequest,
     Choice,
+    FakeProtocol,
     Frame,
     Json,
     Prompt,
-    Surface,
     openai_error_body,
     openai_error_frame,
     read_messages,
@@ -156,8 +156,8 @@ def _completion_stream(answer: Answer) -> Iterator[Frame]:
     yield from chunks.last()
 
 
-CHAT = Surface("chatcmpl-", _chat_prompts, _chat_plain, _chat_stream, openai_error_body, openai_error_frame)
-COMPLETIONS = Surface(
+CHAT = FakeProtocol("chatcmpl-", _chat_prompts, _chat_plain, _chat_stream, openai_error_body, openai_error_frame)
+COMPLETIONS = FakeProtocol(
     "cmpl-", _completion_prompts, _completion_plain, _completion_stream, openai_error_body, openai_error_frame
 )
 
@@ -198,4 +198,4 @@ def _plain(answer: Answer) -> Json:
     return body
 
 
-EMBEDDINGS = Surface("embd-", _prompts, _plain, None, openai_error_body, openai_error_frame)
+EMBEDDINGS = FakeProtocol("embd-", _prompts, _plain, None, openai_error_body, openai_error_frame)

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from inference.fake_provider.answers import Answer, BadRequest, Json, Surface, compose, half, sse
+from inference.fake_provider.answers import Answer, BadRequest, FakeProtocol, Json, compose, half, sse
 from inference.fake_provider.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from inference.fake_provider.http import Reply, Request
 from inference.fake_provider.ledger import Call, Ledger, Received
@@ -24,7 +24,7 @@ from inference.fake_provider.settings import (
     HttpError,
 )
 
-SURFACES: dict[str, Surface] = {
+SURFACES: dict[str, FakeProtocol] = {
     "chat/completions": CHAT,
     "completions": COMPLETIONS,
     "embeddings": EMBEDDINGS,
@@ -101,12 +101,12 @@ class Provider:
         return self._post(request, name, body)
 
     def _post(self, request: Request, name: str, body: Any) -> Reply:
-        surface = SURFACES.get(name)
-        if surface is None:
+        protocol = SURFACES.get(name)
+        if protocol is None:
             raise _not_found(f"Invalid URL ({request.method} {request.path})")
         if request.method != "POST":
             raise BadRequest(f"Not allowed to {request.method} on {request.path}.", status=405)
-        return self._call(request.path, surface, body if isinstance(body, dict) else {}, valid=isinstance(body, dict))
+        return self._call(request.path, protocol, body if isinstance(body, dict) else {}, valid=isinstance(body, dict))
 
     def _models(self, name: str) -> Reply:
         if (kind := self.settings.models_fault) is not None:
@@ -120,18 +120,18 @@ class Provider:
         if self.settings.models and name not in self.settings.models:
             raise _not_found(f"The model `{name}` does not exist.", "model_not_found")
 
-    def _call(self, path: str, surface: Surface, body: Json, *, valid: bool) -> Reply:
-        stream = bool(body.get("stream")) and surface.stream is not None
-        call_id = f"{surface.prefix}{next(self._numbers):08d}"
+    def _call(self, path: str, protocol: FakeProtocol, body: Json, *, valid: bool) -> Reply:
+        stream = bool(body.get("stream")) and protocol.stream is not None
+        call_id = f"{protocol.prefix}{next(self._numbers):08d}"
         call = Call(call_id, path, str(body.get("model", "")), stream, self._plan.draw(self.settings.faults))
         self._ledger.calls.append(call)
-        reply = self._answered(call, surface, body, valid=valid)
+        reply = self._answered(call, protocol, body, valid=valid)
         reply.call = call
         reply.headers += (("x-request-id", f"req_{call_id}"), ("openai-processing-ms", "1"))
         reply.latency = self.settings.latency_ms / 1000
         return reply
 
-    def _answered(self, call: Call, surface: Surface, body: Json, *, valid: bool) -> Reply:
+    def _answered(self, call: Call, protocol: FakeProtocol, body: Json, *, valid: bool) -> Reply:
         settings = self.settings
         if call.fault is not None and (reply := _unbilled_fault(call.fault, settings)) is not None:
             if reply.end == "complete":
@@ -143,7 +143,7 @@ class Provider:
             if not isinstance(body.get("model"), str):
                 raise BadRequest("you must provide a model parameter", param="model")
             self._check_model(body["model"])
-            answer = compose(call.id, surface, body, settings, call.fault)
+            answer = compose(call.id, protocol, body, settings, call.fault)
         except BadRequest as refusal:
             call.end("failed")
             return error_reply(refusal.error)
@@ -151,7 +151,7 @@ class Provider:
             call.prompt_tokens, call.cached_tokens = answer.prompt_tokens, answer.cached_tokens
         if call.fault == "http_504":
             return Reply.whole(504, HTTP_FAULTS["http_504"].body(), tokens=answer.completion_tokens)
-        return _streamed(call, surface, answer, settings) if call.stream else _whole(call, surface, answer, settings)
+        return _streamed(call, protocol, answer, settings) if call.stream else _whole(call, protocol, answer, settings)
 
 
 def _model(name: str) -> Json:
@@ -172,15 +172,15 @@ def _unbilled_fault(kind: str, settings: FakeSettings) -> Reply | None:
     return None
 
 
-def _whole(call: Call, surface: Surface, answer: Answer, settings: FakeSettings) -> Reply:
+def _whole(call: Call, protocol: FakeProtocol, answer: Answer, settings: FakeSettings) -> Reply:
     tokens = answer.completion_tokens
-    body = json.dumps(surface.plain(answer)).encode()
+    body = json.dumps(protocol.plain(answer)).encode()
     if call.fault == "broken_json":
         body = BROKEN_JSON
     elif call.fault in ERROR_FAULTS:
         tokens = tokens // 2 if call.fault == "error_usage" else 0
         reported = tokens if call.fault == "error_usage" else None
-        body = json.dumps(surface.error_body(MID_STREAM_ERROR, answer, reported)).encode()
+        body = json.dumps(protocol.error_body(MID_STREAM_ERROR, answer, reported)).encode()
     reply = Reply.whole(200, body, tokens=tokens)
     if call.fault in ("cut", "stall"):
         reply.frames = iter([(body[: len(body) // 2], tokens)])
@@ -190,8 +190,8 @@ def _whole(call: Call, surface: Surface, answer: Answer, settings: FakeSettings)
     return reply
 
 
-def _streamed(call: Call, surface: Surface, answer: Answer, settings: FakeSettings) -> Reply:
-    write: Callable[[Answer], Any] = surface.stream or surface.plain
+def _streamed(call: Call, protocol: FakeProtocol, answer: Answer, settings: FakeSettings) -> Reply:
+    write: Callable[[Answer], Any] = protocol.stream or protocol.plain
     reply = Reply(200, write(answer), content_type=_EVENT_STREAM)
     reply.first_delay = settings.first_token_ms / 1000
     reply.interval = settings.chunk_interval_ms / 1000
@@ -202,7 +202,7 @@ def _streamed(call: Call, surface: Surface, answer: Answer, settings: FakeSettin
         sent = sum(tokens for _, tokens in frames)
         if call.fault in ERROR_FAULTS:
             reported = sent if call.fault == "error_usage" else None
-            frames.append((surface.error_frame(surface.error_body(MID_STREAM_ERROR, answer, reported)), 0))
+            frames.append((protocol.error_frame(protocol.error_body(MID_STREAM_ERROR, answer, reported)), 0))
         elif call.fault == "broken_json":
             frames.append((sse(BROKEN_JSON), answer.completion_tokens - sent))
         reply.frames = iter(frames)

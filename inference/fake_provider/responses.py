@@ -8,10 +8,10 @@ from inference.fake_provider.answers import (
     Answer,
     BadRequest,
     Choice,
+    FakeProtocol,
     Frame,
     Json,
     Prompt,
-    Surface,
     openai_error_body,
     read_messages,
     sse,
@@ -149,4 +149,4 @@ def _error_frame(body: Json) -> bytes:
     return sse(json.dumps({**fields, "type": kind, "sequence_number": 10_000}).encode(), kind)
 
 
-RESPONSES = Surface("resp_", _prompts, _plain, _stream, _error_body, _error_frame)
+RESPONSES = FakeProtocol("resp_", _prompts, _plain, _stream, _error_body, _error_frame)

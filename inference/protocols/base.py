@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from accounts.key_cache import Identity
+from accounts.key_cache import AuthenticatedKey
 from accounts.limits.types import MILLION, Amount, Bound
-from core.background import give_turn
+from core.background import yield_to_others
 from core.errors import InvalidRequest
 from inference.catalog import CatalogModel
 from inference.protocols.tokens import count_tokens
@@ -67,7 +67,7 @@ class UnfitAnswer(Exception):
     """An answer that does not fit the request. Its text gives the reason and contains none of the provider's text."""
 
 
-class Surface(ABC):
+class WireProtocol(ABC):
     """An endpoint of OpenAI's API: its path, the bound of a call, and the usage of an answer."""
 
     #: Path below the provider's base URL.
@@ -156,13 +156,13 @@ class Surface(ABC):
         """Return whether an equal payload may get the same answer again (table in docs/api.md)."""
         return False
 
-    def wanted_output(self, payload: Payload, identity: Identity, model: CatalogModel) -> int:
+    def wanted_output(self, payload: Payload, identity: AuthenticatedKey, model: CatalogModel) -> int:
         """Return the output tokens of one answer: the least of the payload's, the tier's and the model's maximum."""
         most = min(identity.max_output_tokens, model.context_size)
         asked = self.asked_output(payload)
         return most if asked is None else min(asked, most)
 
-    def bound(self, payload: Payload, identity: Identity, model: CatalogModel) -> Bound:
+    def bound(self, payload: Payload, identity: AuthenticatedKey, model: CatalogModel) -> Bound:
         """Return an upper bound of a call, at the highest price among the deployments that may answer it.
 
         If the request names no maximum, a limit may shorten the output, but not below `least_output` for each answer.
@@ -186,7 +186,7 @@ class Surface(ABC):
 def json_bytes(value: Any) -> int:
     """Return the length of a value as JSON in UTF-8, an upper bound of its tokens for any tokenizer."""
     size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
-    give_turn(size)
+    yield_to_others(size)
     return size
 
 

@@ -11,8 +11,8 @@ from inference.protocols.base import (
     REQUEST_OVERHEAD,
     Body,
     Payload,
-    Surface,
     Usage,
+    WireProtocol,
     are_finished,
     choices_in,
     is_of_one_answer,
@@ -42,7 +42,7 @@ OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens")
 UNCACHEABLE = ("tools", "functions", "store", "user", "safety_identifier", "metadata", "prompt_cache_key", "audio")
 
 
-class ChatSurface(Surface):
+class ChatProtocol(WireProtocol):
     """Chat completions, for /v1/chat/completions and for the platform's own endpoints."""
 
     path = "/chat/completions"
@@ -116,7 +116,7 @@ class ChatSurface(Surface):
         return chunk_reader(payload, answers=self.answers(payload))
 
 
-chat_surface = ChatSurface()
+chat_surface = ChatProtocol()
 
 
 def said_in(body: Body) -> list[str]:

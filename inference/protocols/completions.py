@@ -17,9 +17,9 @@ from inference.protocols.base import (
     REQUEST_OVERHEAD,
     Body,
     Payload,
-    Surface,
     UnfitAnswer,
     Usage,
+    WireProtocol,
     are_finished,
     choices_in,
     is_count,
@@ -35,7 +35,7 @@ from inference.protocols.tokens import count_tokens
 DEFAULT_OUTPUT = 16
 
 
-class CompletionSurface(Surface):
+class CompletionProtocol(WireProtocol):
     """Completions of a bare prompt."""
 
     path = "/completions"
@@ -102,7 +102,7 @@ class CompletionSurface(Surface):
         return chunk_reader(payload, answers=1 if _generates_nothing(payload) else self.answers(payload))
 
 
-class EmbeddingSurface(Surface):
+class EmbeddingProtocol(WireProtocol):
     """Embeddings: no output tokens, and equal vectors for equal inputs."""
 
     path = "/embeddings"
@@ -169,8 +169,8 @@ def _prompts(value: Any) -> list[Any]:
     return [value if value is not None else ""]
 
 
-completion_surface = CompletionSurface()
-embedding_surface = EmbeddingSurface()
+completion_surface = CompletionProtocol()
+embedding_surface = EmbeddingProtocol()
 
 FLOAT_BYTES = 4
 #: Parameters of other servers that choose numbers other than float32; such vectors are not converted.

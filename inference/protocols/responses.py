@@ -10,8 +10,8 @@ from inference.protocols.base import (
     REQUEST_OVERHEAD,
     Body,
     Payload,
-    Surface,
     Usage,
+    WireProtocol,
     json_bytes,
     read_response_usage,
 )
@@ -35,7 +35,7 @@ LABELS = {"role": None, "status": None, "call_id": None, "encrypted_content": No
 ENCRYPTED = 6
 
 
-class ResponseSurface(Surface):
+class ResponseProtocol(WireProtocol):
     """Responses, without anything that the provider would store."""
 
     path = "/responses"
@@ -104,7 +104,7 @@ class ResponseSurface(Surface):
         return ResponseReader()
 
 
-response_surface = ResponseSurface()
+response_surface = ResponseProtocol()
 
 
 def _tools(payload: Payload) -> list[Body]:

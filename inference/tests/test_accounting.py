@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from accounts.key_cache import build_identity
+from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, Unavailable
 from accounts.tests.factories import IssuedKey, make_key, make_tier
@@ -37,7 +37,7 @@ def opened(key: IssuedKey) -> Open:
     """Return what opens the bill of another call of the key."""
 
     def begin() -> Bill:
-        identity = build_identity(key.key, key.key.created_at)
+        identity = build_authenticated_key(key.key, key.key.created_at)
         trace = begin_trace(None)
         return Bill(Caller(identity, trace, get_limits().admit(identity.limits, trace.id.hex)), "chat")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.errors import InvalidRequest
 from inference.fake_provider import FakeUpstream
-from inference.protocols.base import REQUEST_OVERHEAD, Payload, Surface
+from inference.protocols.base import REQUEST_OVERHEAD, Payload, WireProtocol
 from inference.protocols.chat import chat_surface, refuse_unbounded
 from inference.protocols.content import IMAGE_TOKENS, is_public_url, refuse_items
 from inference.protocols.responses import response_surface
@@ -53,7 +53,7 @@ def refusal(refuse: Any, payload: Payload) -> tuple[str | None, str]:
 
 
 @pytest.mark.parametrize(
-    ("surface", "payload"),
+    ("protocol", "payload"),
     [
         (chat_surface, chat(image())),
         (chat_surface, chat({"type": "image_url", "image_url": DATA_URL})),
@@ -69,8 +69,8 @@ def refusal(refuse: Any, payload: Payload) -> tuple[str | None, str]:
         ),
     ],
 )
-def test_it_reckons_an_image_by_number(surface: Surface, payload: dict[str, Any]) -> None:
-    assert IMAGE_TOKENS < surface.prompt_bound(payload) < IMAGE_TOKENS + 500
+def test_it_reckons_an_image_by_number(protocol: WireProtocol, payload: dict[str, Any]) -> None:
+    assert IMAGE_TOKENS < protocol.prompt_bound(payload) < IMAGE_TOKENS + 500
 
 
 def test_it_reckons_each_image() -> None:
@@ -78,7 +78,7 @@ def test_it_reckons_each_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("surface", "payload"),
+    ("protocol", "payload"),
     [
         (chat_surface, chat({**image(), "text": WORDS})),
         (chat_surface, chat(image(detail=WORDS))),
@@ -95,8 +95,8 @@ def test_it_reckons_each_image() -> None:
         (response_surface, {"input": [{"type": "additional_tools", "tools": [{"type": "function", "name": WORDS}]}]}),
     ],
 )
-def test_it_counts_every_byte_around_an_image(surface: Surface, payload: dict[str, Any]) -> None:
-    assert surface.prompt_bound(payload) > len(WORDS)
+def test_it_counts_every_byte_around_an_image(protocol: WireProtocol, payload: dict[str, Any]) -> None:
+    assert protocol.prompt_bound(payload) > len(WORDS)
 
 
 @given(texts, texts, st.sampled_from(["image_url", "input_image", "text", "computer_screenshot"]), st.integers(0, 3))

@@ -16,7 +16,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts.key_cache import build_identity, directory
+from accounts.key_cache import build_authenticated_key, directory
 from accounts.models import Account, AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
 from core.telemetry.trace import begin_trace
@@ -248,7 +248,7 @@ class Weighed(dict[str, Any]):
 def test_it_lets_go_of_a_request_that_waits_to_be_written(cast: Cast) -> None:
     """Bodies may be of megabytes each, and of those that wait while the database is slow there may be hundreds."""
     payload = Weighed(messages=[{"role": "user", "content": PROMPT}])
-    caller = Caller(build_identity(cast.owner.key, timezone.now()), begin_trace(None), None)  # type: ignore[arg-type]  # nobody asks when it was admitted
+    caller = Caller(build_authenticated_key(cast.owner.key, timezone.now()), begin_trace(None), None)  # type: ignore[arg-type]  # nobody asks when it was admitted
     body = Weighed(choices=[{"message": {"content": ANSWER}}])
     made = CallContent(ModelCall("chat", chat_surface, None, payload, answer_text), caller)
     made.body = body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accounts.key_cache import build_identity, directory, model_budgets_of
+from accounts.key_cache import build_authenticated_key, directory, model_budgets_of
 from accounts.limits import get_limits
 from accounts.limits.types import Amount
 from accounts.services import BudgetFor, model_budget_set
@@ -22,7 +22,7 @@ BUDGET = 100_000
 def spend(api: Api, tokens: int) -> None:
     """Let the account have used so much of the budgets for the model."""
     limits, key = get_limits(), api.key.key
-    identity = build_identity(key, key.created_at, model_budgets_of(key))
+    identity = build_authenticated_key(key, key.created_at, model_budgets_of(key))
     limits.usage(identity.every_limit)  # seeds the ledgers
     limits.charge(
         identity.limits_for(MODEL),

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 from django.conf import LazySettings
 
-from accounts.key_cache import Identity, build_identity
+from accounts.key_cache import AuthenticatedKey, build_authenticated_key
 from accounts.limits import get_limits
 from accounts.tests.factories import make_account, make_key, make_tier
 from inference.catalog import catalog
@@ -19,10 +19,10 @@ from inference.tests.samples import serve
 from monitoring.models import RequestRecord
 
 
-def identity_of(api: Api) -> Identity:
+def identity_of(api: Api) -> AuthenticatedKey:
     """Return the caller's identity as the limits know it."""
     key = api.key.key
-    return build_identity(key, key.created_at)
+    return build_authenticated_key(key, key.created_at)
 
 
 def settled(api: Api) -> list[tuple[int, int, int]]:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from django.core.exceptions import ValidationError
 
-from accounts.key_cache import build_identity
+from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
 from accounts.limits.leases import keeper
 from accounts.limits.redis import RedisBackend, prefix_of
-from accounts.limits.types import Amount, Bound, Limits, Refusal, Reserved, Scope
+from accounts.limits.types import Amount, Bound, Limits, LimitSet, Refusal, Reserved
 from accounts.tests.factories import ACTOR
 from accounts.tests.limits_fixtures import an_operation
 from core.redis.scripts import Script
@@ -31,7 +31,7 @@ def provider(upstream: FakeUpstream) -> Provider:
     return Deployment.objects.select_related("provider").get(model__public_name=MODEL).provider
 
 
-def limit(provider: Provider, **limits: int | None) -> Scope | None:
+def limit(provider: Provider, **limits: int | None) -> LimitSet | None:
     """Change the limits of a provider; return what they are kept under."""
     return limited_route(provider, **limits).provider_limits
 
@@ -64,17 +64,17 @@ def ask(api: Api, number: int) -> Any:
     return api.post("/v1/chat/completions", body)
 
 
-def reserve(scope: Scope | None, tokens: int, operation: str = "") -> Reserved | Refusal:
+def reserve(scope: LimitSet | None, tokens: int, operation: str = "") -> Reserved | Refusal:
     """Reserve at a provider, as an attempt does."""
     assert scope is not None
     bound = Bound(Amount(tokens))
     return get_limits().reserve(scope, operation or an_operation(), admitted_at=0, bound=bound, draft={})
 
 
-def in_use(scope: Scope | None, most: int = 1000) -> int:
+def in_use(scope: LimitSet | None, most: int = 1000) -> int:
     """Tell how many tokens of the minute are in use at a provider: by what is the most that still fits."""
     assert scope is not None
-    operation, probe = an_operation(), Scope.of_provider(scope.subjects[0].owner_id, Limits(tokens_per_minute=most))
+    operation, probe = an_operation(), LimitSet.of_provider(scope.subjects[0].owner_id, Limits(tokens_per_minute=most))
     answer = reserve(probe, most, operation)
     if isinstance(answer, Refusal):
         return answer.used
@@ -151,7 +151,7 @@ def test_it_leaves_the_callers_own_accounting_alone(roomy: Api, provider: Provid
     for number in range(3):
         ask(roomy, number)
     limits, key = get_limits(), roomy.key.key
-    usage = limits.usage(build_identity(key, key.created_at).limits)[0]
+    usage = limits.usage(build_authenticated_key(key, key.created_at).limits)[0]
     answered = [record for record in records() if record.status == 200]
     assert usage.settled.tokens == sum(record.input_tokens + record.output_tokens for record in answered)
     assert (usage.reserved.tokens, usage.slots) == (0, 0)
@@ -173,7 +173,7 @@ def test_it_asks_redis_once_before_and_once_after_and_never_where_a_provider_has
 ) -> None:
     limit(provider, **limits)
     assert ask(roomy, 1).status_code == 200
-    assert scripts.count(prefix_of(Scope.of_provider(provider.pk, Limits()).shard)) == round_trips
+    assert scripts.count(prefix_of(LimitSet.of_provider(provider.pk, Limits()).shard)) == round_trips
 
 
 def test_it_renews_the_lease_of_a_slot_until_it_is_settled(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,5 +206,5 @@ def test_it_refuses_limits_that_make_no_sense(provider: Provider, field: str) ->
 
 def test_it_shares_the_limits_of_all_its_models_and_no_others(provider: Provider) -> None:
     scope = limit(provider, requests_per_minute=3, tokens_per_minute=4, concurrent_requests=5)
-    assert scope == Scope.of_provider(provider.pk, Limits(3, 4, 5))
+    assert scope == LimitSet.of_provider(provider.pk, Limits(3, 4, 5))
     assert isinstance(reserve(scope, 5), Refusal)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounts.key_cache import Identity, build_identity
+from accounts.key_cache import AuthenticatedKey, build_authenticated_key
 from accounts.tests.factories import make_key, make_tier
 from core.errors import InvalidRequest
 from inference.catalog import CatalogModel, Rates, Route
-from inference.protocols.base import Surface, Usage
+from inference.protocols.base import Usage, WireProtocol
 from inference.protocols.chat import chat_surface, refuse_unbounded
 from inference.protocols.completions import completion_surface, embedding_surface
 from inference.protocols.content import BUILT_IN_TOKENS, refuse_items
@@ -48,10 +48,10 @@ def model(*rates: Rates, context_size: int = 8192, kind: str = "chat") -> Catalo
 
 
 @pytest.fixture
-def identity(db: None) -> Identity:
+def identity(db: None) -> AuthenticatedKey:
     """Return a caller who may have 1,000 tokens of output."""
     key = make_key(tier=make_tier("t", max_output_tokens=1000)).key
-    return build_identity(key, key.created_at)
+    return build_authenticated_key(key, key.created_at)
 
 
 def chat(*contents: Any, **more: Any) -> dict[str, Any]:
@@ -119,26 +119,26 @@ def test_it_bounds_what_stands_beside_the_input_of_embeddings() -> None:
 # Bounds of calls
 
 
-def test_it_bounds_a_call_by_the_tier_s_output_where_none_is_asked_for(identity: Identity) -> None:
+def test_it_bounds_a_call_by_the_tier_s_output_where_none_is_asked_for(identity: AuthenticatedKey) -> None:
     bound = chat_surface.bound(chat("hello"), identity, model())
     assert (bound.output_tokens, bound.least_output, bound.step) == (1000, 1, 1)
 
 
-def test_it_gives_what_is_asked_for_whole(identity: Identity) -> None:
+def test_it_gives_what_is_asked_for_whole(identity: AuthenticatedKey) -> None:
     bound = chat_surface.bound(chat("hello", max_tokens=50), identity, model())
     assert (bound.output_tokens, bound.least_output) == (50, 50)
 
 
 @pytest.mark.parametrize(("asked", "context", "output"), [(5000, 8192, 1000), (None, 300, 300), (200, 100, 100)])
 def test_it_cuts_the_output_to_tier_and_context(
-    identity: Identity, asked: int | None, context: int, output: int
+    identity: AuthenticatedKey, asked: int | None, context: int, output: int
 ) -> None:
     payload = chat("hello", max_completion_tokens=asked)
     assert chat_surface.bound(payload, identity, model(context_size=context)).output_tokens == output
 
 
 @pytest.mark.parametrize(
-    ("surface", "payload", "answers"),
+    ("protocol", "payload", "answers"),
     [
         (chat_surface, chat("hello", n=3, max_tokens=10), 3),
         (completion_surface, {"prompt": ["a", "b"], "n": 3, "max_tokens": 10}, 6),
@@ -148,28 +148,28 @@ def test_it_cuts_the_output_to_tier_and_context(
     ],
 )
 def test_it_reckons_the_output_of_each_answer(
-    identity: Identity, surface: Surface, payload: dict[str, Any], answers: int
+    identity: AuthenticatedKey, protocol: WireProtocol, payload: dict[str, Any], answers: int
 ) -> None:
-    bound = surface.bound(payload, identity, model())
-    assert (surface.answers(payload), bound.output_tokens, bound.step) == (answers, 10 * answers, answers)
+    bound = protocol.bound(payload, identity, model())
+    assert (protocol.answers(payload), bound.output_tokens, bound.step) == (answers, 10 * answers, answers)
 
 
-def test_it_takes_the_provider_s_own_maximum_of_completions(identity: Identity) -> None:
+def test_it_takes_the_provider_s_own_maximum_of_completions(identity: AuthenticatedKey) -> None:
     assert completion_surface.bound({"prompt": "a"}, identity, model()).output_tokens == 16
 
 
-def test_it_bounds_embeddings_without_output(identity: Identity) -> None:
+def test_it_bounds_embeddings_without_output(identity: AuthenticatedKey) -> None:
     bound = embedding_surface.bound({"input": "a"}, identity, model())
     assert (bound.output_tokens, bound.at(0).tokens) == (0, bound.prompt.tokens)
 
 
-def test_it_bounds_by_the_dearest_price_of_each_kind(identity: Identity) -> None:
+def test_it_bounds_by_the_dearest_price_of_each_kind(identity: AuthenticatedKey) -> None:
     rates = (Rates(input=1_000_000, output=5_000_000), Rates(input=2_000_000, cached_input=9_000_000, output=1_000_000))
     bound = chat_surface.bound(chat("hello", max_tokens=10), identity, model(*rates))
     assert bound.at(10).cost == 9 * bound.prompt.tokens + 5 * 10
 
 
-def test_it_refuses_what_is_too_large_to_be_reckoned(identity: Identity) -> None:
+def test_it_refuses_what_is_too_large_to_be_reckoned(identity: AuthenticatedKey) -> None:
     dear = Rates(output=2**50)
     with pytest.raises(InvalidRequest):
         chat_surface.bound(chat("hello"), replace(identity, max_output_tokens=2**40), model(dear, context_size=2**40))
@@ -197,12 +197,12 @@ def test_it_lets_nothing_be_stored_at_the_provider() -> None:
     assert completion_surface.with_output({"prompt": "a"}, 7, "max_completion_tokens")["max_tokens"] == 7
 
 
-@pytest.mark.parametrize("surface", [chat_surface, completion_surface])
-def test_it_asks_for_usage_in_streams_whatever_the_caller_asks(surface: Surface) -> None:
-    sent = surface.as_stream({"stream_options": {"include_usage": False, "include_obfuscation": False}})
+@pytest.mark.parametrize("protocol", [chat_surface, completion_surface])
+def test_it_asks_for_usage_in_streams_whatever_the_caller_asks(protocol: WireProtocol) -> None:
+    sent = protocol.as_stream({"stream_options": {"include_usage": False, "include_obfuscation": False}})
     assert sent["stream"] is True
     assert sent["stream_options"] == {"include_usage": True, "include_obfuscation": False}
-    assert surface.as_stream({})["stream_options"] == {"include_usage": True}
+    assert protocol.as_stream({})["stream_options"] == {"include_usage": True}
     assert response_surface.as_stream({"input": "a"}) == {"input": "a", "stream": True}
 
 
@@ -217,10 +217,10 @@ CHAT_USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details
 RESPONSE_USAGE = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 5}}
 
 
-@pytest.mark.parametrize("surface", [chat_surface, completion_surface, embedding_surface])
-def test_it_reads_usage_as_openai_tells_it(surface: Surface) -> None:
-    assert surface.read_usage({"usage": CHAT_USAGE}) == Usage(9, 5, 4)
-    assert surface.read_usage({"usage": {"prompt_tokens": 3, "total_tokens": 3}}) == Usage(3, 0, 0)
+@pytest.mark.parametrize("protocol", [chat_surface, completion_surface, embedding_surface])
+def test_it_reads_usage_as_openai_tells_it(protocol: WireProtocol) -> None:
+    assert protocol.read_usage({"usage": CHAT_USAGE}) == Usage(9, 5, 4)
+    assert protocol.read_usage({"usage": {"prompt_tokens": 3, "total_tokens": 3}}) == Usage(3, 0, 0)
 
 
 def test_it_reads_usage_of_responses() -> None:
@@ -249,8 +249,8 @@ def test_it_never_takes_more_tokens_for_cached_than_there_are() -> None:
     ],
 )
 def test_it_believes_no_usage_that_is_none(usage: Any) -> None:
-    for surface in (chat_surface, completion_surface, embedding_surface, response_surface):
-        assert surface.read_usage({"usage": usage}) is None
+    for protocol in (chat_surface, completion_surface, embedding_surface, response_surface):
+        assert protocol.read_usage({"usage": usage}) is None
 
 
 @pytest.mark.parametrize("details", [None, [], {"cached_tokens": None}, {"cached_tokens": -1}, {"cached_tokens": "5"}])
@@ -288,9 +288,9 @@ def test_it_counts_what_a_model_reads_beside_the_messages() -> None:
     image = [{"type": "image_url", "image_url": {"url": DATA_URL}}]
     inputs = [{"role": "user", "content": [{"type": "input_image", "image_url": DATA_URL}]}]
 
-    def counted(surface: Surface, payload: dict[str, Any]) -> int:
-        used = surface.estimate(payload, {}, model="gpt-4o").input_tokens
-        assert used <= surface.prompt_bound(payload)
+    def counted(protocol: WireProtocol, payload: dict[str, Any]) -> int:
+        used = protocol.estimate(payload, {}, model="gpt-4o").input_tokens
+        assert used <= protocol.prompt_bound(payload)
         return used
 
     assert counted(chat_surface, {**chat("hi"), "tools": tools}) > 500
@@ -309,21 +309,23 @@ def answers(number: int, told: int) -> dict[str, Any]:
     return {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": told}}
 
 
-@pytest.mark.parametrize("surface", [chat_surface, completion_surface])
+@pytest.mark.parametrize("protocol", [chat_surface, completion_surface])
 @pytest.mark.parametrize("number", [2, 4])
-def test_it_charges_every_answer_of_a_provider_that_tells_the_tokens_of_one(surface: Surface, number: int) -> None:
+def test_it_charges_every_answer_of_a_provider_that_tells_the_tokens_of_one(
+    protocol: WireProtocol, number: int
+) -> None:
     body, payload = answers(number, TOKENS), {**chat("hi"), "prompt": "hi", "n": number}
-    assert surface.read_usage(body) is None
-    used = surface.estimate(payload, body, model="smollm2")
+    assert protocol.read_usage(body) is None
+    used = protocol.estimate(payload, body, model="smollm2")
     assert used.output_tokens == pytest.approx(number * TOKENS, abs=number)
     assert used.input_tokens >= 9
 
 
-@pytest.mark.parametrize("surface", [chat_surface, completion_surface])
-def test_it_believes_a_provider_whose_tokenizer_makes_a_fifth_less(surface: Surface) -> None:
+@pytest.mark.parametrize("protocol", [chat_surface, completion_surface])
+def test_it_believes_a_provider_whose_tokenizer_makes_a_fifth_less(protocol: WireProtocol) -> None:
     told = 3 * TOKENS * 4 // 5 + 1
-    assert surface.read_usage(answers(3, told)) == Usage(9, 0, told)
-    assert surface.read_usage(answers(1, 1)) == Usage(9, 0, 1)
+    assert protocol.read_usage(answers(3, told)) == Usage(9, 0, told)
+    assert protocol.read_usage(answers(1, 1)) == Usage(9, 0, 1)
 
 
 def test_it_counts_thoughts_that_are_told_twice_in_no_answer() -> None:
@@ -343,7 +345,7 @@ def test_it_takes_an_echoed_prompt_for_no_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("surface", "whole", "broken"),
+    ("protocol", "whole", "broken"),
     [
         (chat_surface, {"choices": [{}]}, [{}, {"choices": []}, {"choices": "a"}, {"choices": [1]}, {"error": {}}]),
         (completion_surface, {"choices": [{}]}, [{}, {"choices": []}, {"choices": {}}]),
@@ -351,17 +353,17 @@ def test_it_takes_an_echoed_prompt_for_no_output() -> None:
         (response_surface, {"output": []}, [{}, {"output": None}, {"output": [], "status": "failed"}]),
     ],
 )
-def test_it_knows_a_whole_answer(surface: Surface, whole: dict[str, Any], broken: list[dict[str, Any]]) -> None:
-    assert surface.is_complete(whole)
-    assert not any(surface.is_complete(body) for body in broken)
+def test_it_knows_a_whole_answer(protocol: WireProtocol, whole: dict[str, Any], broken: list[dict[str, Any]]) -> None:
+    assert protocol.is_complete(whole)
+    assert not any(protocol.is_complete(body) for body in broken)
 
 
-@pytest.mark.parametrize("surface", [chat_surface, completion_surface, response_surface])
-def test_it_shares_answers_at_temperature_0_only(surface: Surface) -> None:
-    assert surface.is_cacheable({"temperature": 0})
-    assert surface.is_cacheable({"temperature": 0.0, "seed": 1, "tools": [], "metadata": {}, "user": ""})
-    assert not surface.is_cacheable({"temperature": 0.1})
-    assert not surface.is_cacheable({})
+@pytest.mark.parametrize("protocol", [chat_surface, completion_surface, response_surface])
+def test_it_shares_answers_at_temperature_0_only(protocol: WireProtocol) -> None:
+    assert protocol.is_cacheable({"temperature": 0})
+    assert protocol.is_cacheable({"temperature": 0.0, "seed": 1, "tools": [], "metadata": {}, "user": ""})
+    assert not protocol.is_cacheable({"temperature": 0.1})
+    assert not protocol.is_cacheable({})
 
 
 @pytest.mark.parametrize(
@@ -377,21 +379,21 @@ def test_it_shares_answers_at_temperature_0_only(surface: Surface) -> None:
     ],
 )
 def test_it_shares_no_answer_that_acts_or_is_somebody_s_own(personal: dict[str, Any]) -> None:
-    for surface in (chat_surface, completion_surface, response_surface, embedding_surface):
-        assert not surface.is_cacheable({"temperature": 0, **personal})
+    for protocol in (chat_surface, completion_surface, response_surface, embedding_surface):
+        assert not protocol.is_cacheable({"temperature": 0, **personal})
     assert embedding_surface.is_cacheable({"input": "a"})
 
 
 @pytest.mark.parametrize(
-    ("surface", "body", "is_finished"),
+    ("protocol", "body", "is_finished"),
     [
         (chat_surface, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "content_filter"}]}, False),
         (response_surface, {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, False),
         (chat_surface, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "tool_calls"}]}, True),
         (completion_surface, {"choices": [{"finish_reason": "length"}]}, True),
         *(
-            (surface, {"choices": [{"finish_reason": reason}]}, False)
-            for surface in (chat_surface, completion_surface)
+            (protocol, {"choices": [{"finish_reason": reason}]}, False)
+            for protocol in (chat_surface, completion_surface)
             for reason in ("", "error", "abort", "whatever")
         ),
         (chat_surface, {"choices": [{"finish_reason": None}]}, False),
@@ -405,8 +407,8 @@ def test_it_shares_no_answer_that_acts_or_is_somebody_s_own(personal: dict[str, 
         (embedding_surface, {"data": []}, True),
     ],
 )
-def test_it_knows_an_answer_that_may_be_cached(surface: Surface, body: dict[str, Any], is_finished: bool) -> None:
-    assert surface.is_finished(body) is is_finished
+def test_it_knows_an_answer_that_may_be_cached(protocol: WireProtocol, body: dict[str, Any], is_finished: bool) -> None:
+    assert protocol.is_finished(body) is is_finished
 
 
 @pytest.mark.parametrize(

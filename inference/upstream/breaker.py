@@ -49,8 +49,8 @@ from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
-from core.background import WorkThread
-from core.database import PROMPT_SECONDS, database_outage, impatient, release_connections
+from core.background import PeriodicThread
+from core.database import PROMPT_SECONDS, database_outage, query_timeout, release_connections
 from core.errors import DependencyUnavailable
 from core.telemetry.metrics import observe_breaker
 from inference.catalog import Route, catalog
@@ -74,7 +74,7 @@ def publish(deployment_id: int, seconds: float | None, cause: str = "") -> None:
     if database_outage.is_on:
         return
     try:
-        with impatient(PROMPT_SECONDS):
+        with query_timeout(PROMPT_SECONDS):
             if seconds is None:
                 BreakerNotice.objects.filter(pk=deployment_id).delete()
             else:
@@ -401,7 +401,7 @@ def _probe_unasked() -> None:
         observe_breaker(route.name, breakers.state(deployment_id))
 
 
-probes = WorkThread(
+probes = PeriodicThread(
     _probe_unasked,
     has_work=breakers.has_open,
     seconds=lambda: LOOK_SECONDS,

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 from django.conf import settings
 
-from core.background import give_turn
+from core.background import yield_to_others
 from core.json import parse_strictly
 from core.telemetry.trace import passed_on
 from inference.catalog import Route
@@ -108,7 +108,7 @@ def _is_success(status: int) -> bool:
 
 def _written(body: dict[str, Any]) -> bytes:
     written = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    give_turn(len(written))
+    yield_to_others(len(written))
     return written
 
 

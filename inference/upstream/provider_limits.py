@@ -14,7 +14,7 @@ import structlog
 
 from accounts.limits import get_limits
 from accounts.limits.leases import keeper
-from accounts.limits.types import Amount, Bound, Refusal, Scope
+from accounts.limits.types import Amount, Bound, LimitSet, Refusal
 from core.errors import ApiError, InvalidRequest, UpstreamBusy
 from inference.catalog import Route
 from inference.upstream.errors import AttemptFailed, Verdict
@@ -36,7 +36,7 @@ class NoRoom(AttemptFailed):
 class Slot:
     """A reservation at a provider: a slot, and tokens that it holds. Without `limits` there is nothing to settle."""
 
-    def __init__(self, limits: Scope | None, operation: str, tokens: int) -> None:
+    def __init__(self, limits: LimitSet | None, operation: str, tokens: int) -> None:
         self._limits = limits
         self._operation = operation
         self._tokens = tokens

@@ -12,7 +12,7 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 
 from accounts.serializers import StrictSerializer
-from core.times import read_moment
+from core.times import parse_datetime
 from monitoring.rollups.periods import EPOCH, HOUR, BrokenHours, Unit, buckets, first_hour, hour_of, moment_of
 
 GROUPS = ("key", "model", "endpoint")
@@ -137,7 +137,7 @@ def _month_of(moment: datetime, zone: tzinfo) -> datetime:
 def _moment(name: str, text: str, zone: tzinfo) -> datetime:
     """Parse a date or date-time; it is in the zone unless it has an offset."""
     try:
-        moment = read_moment(text, zone)
+        moment = parse_datetime(text, zone)
     except ValueError as error:
         raise serializers.ValidationError(
             {name: "Write a date or date-time: 2026-11-24, 2026-11-24T15:00Z."}

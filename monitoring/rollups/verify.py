@@ -20,8 +20,8 @@ from django.db.backends.utils import CursorWrapper
 from django.db.models import Max, Min, QuerySet, Sum
 from django.utils import timezone
 
-from core.database import one_moment
-from core.times import require_order, typed_moment
+from core.database import repeatable_read
+from core.times import datetime_argument, require_order
 from monitoring.export import Selection
 from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import has_earlier_rollups, pruned_before
@@ -101,7 +101,7 @@ def rollups_differences(begin: int, until: int) -> Iterator[Difference]:
     Each step reads one snapshot of the database, in which log and rollups agree.
     """
     for step in sweep(begin, until):
-        with one_moment():
+        with repeatable_read():
             found = _differences(step.expected()[0], step.kept())
         yield from _still_logged(step, found)
 
@@ -371,8 +371,10 @@ INSTANT = timedelta(microseconds=1)
 def add_span_arguments(parser: ArgumentParser) -> None:
     """Add --from and --to."""
     form = "YYYY-MM-DD or YYYY-MM-DDTHH:00, in UTC unless it says otherwise"
-    parser.add_argument("--from", dest="begin", type=typed_moment, help=f"{form} (default: where the log begins)")
-    parser.add_argument("--to", dest="until", type=typed_moment, help=f"{form}, excluded (default: where the log ends)")
+    parser.add_argument("--from", dest="begin", type=datetime_argument, help=f"{form} (default: where the log begins)")
+    parser.add_argument(
+        "--to", dest="until", type=datetime_argument, help=f"{form}, excluded (default: where the log ends)"
+    )
 
 
 def span_of(options: Mapping[str, Any]) -> tuple[int, int]:

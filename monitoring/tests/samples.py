@@ -9,9 +9,9 @@ from typing import Any
 
 from django.utils import timezone
 
-from accounts.key_cache import build_identity
+from accounts.key_cache import build_authenticated_key
 from accounts.limits.records import final_record
-from accounts.limits.types import Amount, Bound, LimitBackend, Reserved, Scope
+from accounts.limits.types import Amount, Bound, LimitBackend, LimitSet, Reserved
 from accounts.tests.factories import IssuedKey
 from monitoring.recorder import write_record
 
@@ -66,9 +66,9 @@ def recorded(issued: IssuedKey, **changes: Any) -> dict[str, Any]:
     return record
 
 
-def scope_of(issued: IssuedKey) -> Scope:
+def scope_of(issued: IssuedKey) -> LimitSet:
     """Return the subjects that a call of a key counts against."""
-    return build_identity(issued.key, timezone.now()).limits
+    return build_authenticated_key(issued.key, timezone.now()).limits
 
 
 def open_call(limits: LimitBackend, issued: IssuedKey, *, tokens: int = 100) -> str:

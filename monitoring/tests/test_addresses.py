@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from accounts.tests.factories import logged_in, make_admin, make_key
-from core.times import typed_moment
+from core.times import datetime_argument
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import recorded
 
@@ -115,7 +115,7 @@ def test_it_exports_the_usage_of_any_span(site: Client, span: tuple[str, str], u
 @given(MOMENTS)
 def test_it_takes_any_text_on_the_command_line_or_says_that_it_is_no_moment(text: str) -> None:
     try:
-        moment = typed_moment(text)
+        moment = datetime_argument(text)
     except argparse.ArgumentTypeError:
         return
     assert moment.tzinfo is UTC

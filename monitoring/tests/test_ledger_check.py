@@ -13,10 +13,10 @@ from django.utils import timezone
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from accounts import model_names, services
-from accounts.key_cache import build_identity, model_budgets_of
+from accounts.key_cache import build_authenticated_key, model_budgets_of
 from accounts.limits.ledgers import LedgerStore
 from accounts.limits.redis import prefix_of
-from accounts.limits.types import Amount, LimitBackend, Scope
+from accounts.limits.types import Amount, LimitBackend, LimitSet
 from accounts.models import ApiKey, AuditEntry
 from accounts.services import BudgetFor
 from accounts.tests.factories import ACTOR, Cast, IssuedKey
@@ -290,14 +290,14 @@ class TestModelBudgets:
         assert len(lines) == 2
         assert all("was charged 40 tokens too little" in line for line in lines)
 
-    def budgets(self, cast: Cast) -> Scope:
+    def budgets(self, cast: Cast) -> LimitSet:
         """Give the owner and its account a budget for the model, and return what a call of it counts against."""
         for owner in (cast.owner.key, cast.owner.key.account):
             services.model_budget_set(owner=owner, budget=BudgetFor(MODEL, 10_000, None), actor=ACTOR)
         key = cast.owner.key
-        return build_identity(key, timezone.now(), model_budgets_of(key)).limits_for(MODEL)
+        return build_authenticated_key(key, timezone.now(), model_budgets_of(key)).limits_for(MODEL)
 
-    def use(self, limits: LimitBackend, cast: Cast, scope: Scope, tokens: int) -> None:
+    def use(self, limits: LimitBackend, cast: Cast, scope: LimitSet, tokens: int) -> None:
         """Use so many tokens of the model."""
         draft = a_draft(cast.owner, input_tokens=tokens, output_tokens=0, cost=tokens * 3)
         amount = Amount(tokens, tokens * 3)

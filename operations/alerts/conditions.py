@@ -122,7 +122,7 @@ CHECKED = timedelta(days=2)
 class BooksWatch:
     """Knows what the last check of rollups and ledgers found wrong, in a sentence; empty where all was right.
 
-    None before the first check: then an episode that goes on lingers, and none begins.
+    None before the first check: then an incident that goes on lingers, and none begins.
     """
 
     wrong: str | None = None

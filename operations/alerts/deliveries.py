@@ -39,7 +39,7 @@ from core.network import METADATA, Address, addresses_of, called_address
 from monitoring.export import plain
 from monitoring.models import Alert, AlertDelivery
 from operations.alerts.conditions import Condition
-from operations.alerts.incidents import episode_begin
+from operations.alerts.incidents import incident_open
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
@@ -234,7 +234,7 @@ def send_test_alert() -> list[AlertDelivery]:
     """Send a test alert to all recipients now; return its deliveries with their results."""
     now = timezone.now()
     title, text = "Test alert", f"This is a test of the alerts of {settings.NAME}: nothing is wrong."
-    alert = episode_begin(Condition(Alert.Kind.TEST, f"test:{now.timestamp()}", title, text))
+    alert = incident_open(Condition(Alert.Kind.TEST, f"test:{now.timestamp()}", title, text))
     if alert is None:
         return []
     Alert.objects.filter(pk=alert.pk).update(ended_at=now)

@@ -1,13 +1,13 @@
-"""Which worker leads, so that it begins and ends episodes: one at a time.
+"""Which worker leads, so that it begins and ends incidents: one at a time.
 
-They may see different things: what is away for one of them, another may reach. Did all of them begin and end episodes,
+They may see different things: what is away for one of them, another may reach. Did all of them begin and end incidents,
 each would end what another had just begun. So one watches, and the others stand by until it gives its turn back, or was
 not heard of for so long that it must be dead.
 
 The turn is a row and no lock of the database's: where connections are pooled, a session's locks are lost, or left in
 another's hands. Its time is the database's, the same for all.
 
-Episodes: each begins once and ends once, however many processes look.
+Incidents: each begins once and ends once, however many processes look.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ THE_ONE = 1
 ROUNDS, ALLOWANCE = 4, timedelta(seconds=10)
 
 
-class Turn:
+class LeaderLock:
     """A process's claim to the turn."""
 
     def __init__(self) -> None:
@@ -60,20 +60,20 @@ class Turn:
 log = structlog.get_logger(__name__)
 
 
-def episodes_follow(conditions: Iterable[Condition]) -> int:
-    """Begin an episode for what has come to hold, end those of what holds no more; return how many began.
+def incidents_update(conditions: Iterable[Condition]) -> int:
+    """Begin an incident for what has come to hold, end those of what holds no more; return how many began.
 
     That no two begin of one subject, the database's unique constraint sees to: whoever comes second tells nobody.
     """
     held = {condition.subject: condition for condition in conditions}
     going_on = {alert.subject: alert for alert in Alert.objects.filter(ended_at=None).order_by("pk")}
     new = [each for each in held.values() if each.is_on and each.subject not in going_on]
-    episodes_end([alert for subject, alert in going_on.items() if subject not in held])
-    return sum(episode_begin(condition) is not None for condition in new)
+    incidents_resolve([alert for subject, alert in going_on.items() if subject not in held])
+    return sum(incident_open(condition) is not None for condition in new)
 
 
-def episode_begin(condition: Condition) -> Alert | None:
-    """Write down an episode with whom to tell; None if another process was first."""
+def incident_open(condition: Condition) -> Alert | None:
+    """Write down an incident with whom to tell; None if another process was first."""
     now = timezone.now()
     with transaction.atomic():
         alert, is_new = Alert.objects.get_or_create(
@@ -94,8 +94,8 @@ def episode_begin(condition: Condition) -> Alert | None:
     return alert
 
 
-def episodes_end(alerts: Sequence[Alert]) -> None:
-    """End episodes, and tell those who are told of their beginning. Each ends once, whoever else ends it."""
+def incidents_resolve(alerts: Sequence[Alert]) -> None:
+    """End incidents, and tell those who are told of their beginning. Each ends once, whoever else ends it."""
     rising = sorted(alerts, key=lambda each: level_of(each.subject))
     told = set({topic_of(alert.subject): alert.pk for alert in rising}.values())  # of each topic the highest level
     now = timezone.now()

@@ -1,4 +1,4 @@
-"""The round that the leading worker makes every WATCH_SECONDS: look, begin and end episodes, tell of them."""
+"""The round that the leading worker makes every WATCH_SECONDS: look, begin and end incidents, tell of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from operations.alerts.conditions import (
     missing_prices,
 )
 from operations.alerts.deliveries import deliveries_send
-from operations.alerts.incidents import Turn, episodes_follow
+from operations.alerts.incidents import LeaderLock, incidents_update
 
 log = structlog.get_logger(__name__)
 
@@ -29,11 +29,11 @@ class Round:
 
     health: HealthWatch = field(default_factory=HealthWatch)
     books: BooksWatch = field(default_factory=BooksWatch)
-    turn: Turn = field(default_factory=Turn)
+    turn: LeaderLock = field(default_factory=LeaderLock)
     leads: bool | None = None  # None: it has not gone round yet
 
     def run(self) -> tuple[int, int]:
-        """Go round once; return how many episodes began and how many deliveries arrived."""
+        """Go round once; return how many incidents began and how many deliveries arrived."""
         self._note(self.turn.take())
         try:
             began = self._follow() if self.leads else 0
@@ -45,7 +45,7 @@ class Round:
     def _follow(self) -> int:
         conditions = list(self._conditions())  # this may take long: the turn may have gone to another meanwhile
         with transaction.atomic():
-            return episodes_follow(conditions) if self.turn.is_mine() else 0
+            return incidents_update(conditions) if self.turn.is_mine() else 0
 
     def _conditions(self) -> Iterator[Condition]:
         watched = (budgets_used, error_rate, self.health, failing_deployments, missing_prices, self.books)

@@ -34,7 +34,7 @@ from monitoring.rollups.histograms import BITS, BUCKETS, GAMMA
 from monitoring.rollups.periods import Unit, minute_of, moment_of_minute
 from monitoring.rollups.queries import Scope, costs_by_minute, usage_by_minute, usage_costs, usage_parted, usage_totals
 from monitoring.rollups.store import CACHE_COLUMNS
-from operations.dashboard.query import Asked, Span
+from operations.dashboard.query import DashboardQuery, Span
 from operations.deployments import failing_sign
 from operations.health import LAG_SECONDS
 
@@ -153,12 +153,12 @@ class Reading:
     notice: str = ""
 
 
-def read(asked: Asked) -> Reading:
+def read(asked: DashboardQuery) -> Reading:
     """Return the figures for a query."""
     return _from_rollups(asked, asked.span.unit) if asked.span.unit else _of_minutes(asked)
 
 
-def _from_rollups(asked: Asked, unit: Unit) -> Reading:
+def _from_rollups(asked: DashboardQuery, unit: Unit) -> Reading:
     span, scope = asked.span, asked.scope
     apart = span.complete, span.end
     parts, unfinished = usage_parted(begin=span.begin, end=span.last_end, unit=unit, apart=apart, scope=scope)
@@ -170,7 +170,7 @@ def _from_rollups(asked: Asked, unit: Unit) -> Reading:
     return reading
 
 
-def _of_minutes(asked: Asked) -> Reading:
+def _of_minutes(asked: DashboardQuery) -> Reading:
     span = asked.span
     found = read_minutes(span=span, scope=asked.scope)
     reading = _divided(found.parts, found.costs)

@@ -21,7 +21,7 @@ from accounts.admin.accounts import TITLES, Bar, bars, recorded_bars
 from accounts.admin.base import change_url
 from accounts.key_cache import account_subject, key_subject, model_subject
 from accounts.limits import get_limits
-from accounts.limits.types import LimitName, Scope, Subject, Unavailable
+from accounts.limits.types import LimitName, LimitSet, Subject, Unavailable
 from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget
 from accounts.selectors import HAS_BUDGET, api_key_makers, api_keys_current, model_budgets_current
 from monitoring.models import Rollup
@@ -205,7 +205,7 @@ def _add_rates(found: _Found, now: datetime) -> None:
             *(found.own(key_subject(each, now), name, each) for each, name in counted),
             found.own(account_subject(key.account), key.account.name, key.account),
         )
-        scopes.append(Scope(key.account_id, subjects))
+        scopes.append(LimitSet(key.account_id, subjects))
     for usages in get_limits().usages(scopes) if scopes else []:
         for usage in usages:
             found.add(usage.subject, bars(usage))

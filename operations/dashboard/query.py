@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from django.db.models import Q
 
 from accounts.models import Account, ApiKey
-from core.times import TooFar, read_moment
+from core.times import DateOutOfRange, parse_datetime
 from monitoring.models import Rollup
 from monitoring.rollups.periods import EPOCH, Period, Unit, buckets, end_of, hour_of, moment_of, start_of
 from monitoring.rollups.queries import Scope
@@ -70,7 +70,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DashboardQuery:
     """A valid query; `problems` are sentences about parts of the address that were left out."""
 
     name: str
@@ -95,7 +95,7 @@ class Wrong(ValueError):
     """A part of the address is invalid; the message says why."""
 
 
-def read_address(address: Mapping[str, str], now: datetime) -> Asked:
+def read_address(address: Mapping[str, str], now: datetime) -> DashboardQuery:
     """Parse the parameters of the dashboard's address; replace or drop invalid ones, and raise nothing."""
     problems: list[str] = []
     name = address.get("range") or (OWN if address.get("from") else DEFAULT)
@@ -112,7 +112,7 @@ def read_address(address: Mapping[str, str], now: datetime) -> Asked:
         del given[each]
     names = {each: given.get(each) for each in ("model", "endpoint")}
     scope = Scope(account_id=identifiers.get("account"), key_id=identifiers.get("key"), **names)
-    return Asked(name, span, scope, given, tuple(problems))
+    return DashboardQuery(name, span, scope, given, tuple(problems))
 
 
 def _span(name: str, address: Mapping[str, str], now: datetime) -> Span:
@@ -147,8 +147,8 @@ def _recent(name: str, now: datetime) -> Span:
 
 def _moment(text: str, name: str) -> datetime:
     try:
-        return read_moment(text)
-    except TooFar:
+        return parse_datetime(text)
+    except DateOutOfRange:
         raise Wrong(f"“{text[:30]}” is too far away.") from None
     except ValueError:
         raise Wrong(f"“{text[:30]}” is no moment for “{name}”: write it like 2026-01-31T14:00.") from None

@@ -28,7 +28,7 @@ from monitoring.rollups.periods import Unit, hour_of, moment_of
 from monitoring.rollups.queries import Rank, usage_rankings
 from operations.alerts.budgets import LEVELS, level_of, topic_of
 from operations.dashboard.data import Reading
-from operations.dashboard.query import Asked
+from operations.dashboard.query import DashboardQuery
 from operations.health import LAG_SECONDS
 
 UNKNOWN = "\N{EN DASH}"
@@ -96,7 +96,7 @@ class Measure:
     is_share: bool = False
 
 
-def tiles(asked: Asked, reading: Reading) -> list[Tile]:
+def tiles(asked: DashboardQuery, reading: Reading) -> list[Tile]:
     """Return the row of tiles."""
     total = reading.total
     times, first = total.latency_quantiles(), total.first_token_quantiles()
@@ -216,7 +216,7 @@ class Axis:
         return {"labels": self.labels, "names": self.names, "time": f"{self.per.capitalize()} (UTC)"}
 
 
-def charts(asked: Asked, reading: Reading) -> list[dict[str, Any]]:
+def charts(asked: DashboardQuery, reading: Reading) -> list[dict[str, Any]]:
     """Return the data of the charts, in the order of the page."""
     axis = _axis(asked)
     made = (_traffic, _latency, _first_token, _tokens_chart, _cost)
@@ -224,7 +224,7 @@ def charts(asked: Asked, reading: Reading) -> list[dict[str, Any]]:
     return [{**each, **({"note": OVERLAP} if each["kind"] == "lines" else {})} for each in found]
 
 
-def _axis(asked: Asked) -> Axis:
+def _axis(asked: DashboardQuery) -> Axis:
     starts = asked.span.starts()
     unit = asked.span.unit
     if unit is None or unit is Unit.HOUR:
@@ -373,7 +373,7 @@ class Most:
     since: datetime | None
 
 
-def who_had_most(asked: Asked) -> Most:
+def who_had_most(asked: DashboardQuery) -> Most:
     """Return the accounts and keys with the highest cost in the span."""
     span = asked.span
     found = usage_rankings(begin=span.begin, end=span.reach, scope=asked.scope, limit=SHOWN)
@@ -385,7 +385,7 @@ def who_had_most(asked: Asked) -> Most:
     )
 
 
-def _rank_row(asked: Asked, rank: Rank) -> RankRow:
+def _rank_row(asked: DashboardQuery, rank: Rank) -> RankRow:
     whose = {"account": rank.account, **({"key": rank.key} if rank.key else {})}
     return RankRow(
         name="/".join(whose.values()),
@@ -398,12 +398,12 @@ def _rank_row(asked: Asked, rank: Rank) -> RankRow:
     )
 
 
-def recent_failures(asked: Asked) -> list[RequestRecord]:
+def recent_failures(asked: DashboardQuery) -> list[RequestRecord]:
     """Return the newest failed (5xx) records of the span; they have an index."""
     return list(_failures(asked).order_by("-admitted_at", "-pk")[:RECENT])
 
 
-def _failures(asked: Asked) -> QuerySet[RequestRecord]:
+def _failures(asked: DashboardQuery) -> QuerySet[RequestRecord]:
     chosen = Selection(asked.span.begin, asked.span.end, asked.scope)
     return chosen.records().filter(OUTCOMES[Outcome.FAILED])
 

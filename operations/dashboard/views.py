@@ -15,7 +15,7 @@ from accounts.checks import DEMO_KEYS
 from monitoring.models import VIEW_RECORDS
 from operations.dashboard.data import read, signs
 from operations.dashboard.limits import limits_nearly_reached
-from operations.dashboard.query import DEFAULT, OWN, RANGES, Asked, read_address
+from operations.dashboard.query import DEFAULT, OWN, RANGES, DashboardQuery, read_address
 from operations.dashboard.sections import (
     charts,
     ingest_lag,
@@ -50,13 +50,13 @@ def dashboard_sections(request: HttpRequest) -> HttpResponse:
     return render(request, "admin/dashboard/sections.html", {"dashboard": _sections(request, asked)})
 
 
-def _mark(asked: Asked) -> str:
+def _mark(asked: DashboardQuery) -> str:
     """Return a string that changes when the sections do: the signs, and the end of the span."""
     newest, *others = signs()
     return f"{newest}@{asked.span.end.timestamp():.0f};{';'.join(others)}"
 
 
-def _frame(asked: Asked) -> dict[str, Any]:
+def _frame(asked: DashboardQuery) -> dict[str, Any]:
     """Return the form, which stays while the sections change."""
     own = asked.name == OWN
     return {
@@ -74,7 +74,7 @@ def _frame(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _sections(request: HttpRequest, asked: Asked) -> dict[str, Any]:
+def _sections(request: HttpRequest, asked: DashboardQuery) -> dict[str, Any]:
     """Return the data of the sections."""
     now = timezone.now()
     mark = _mark(asked)  # before the figures are read: later records change the next mark

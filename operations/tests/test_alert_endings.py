@@ -1,4 +1,4 @@
-"""That an episode is over: told once, to whoever was told of its beginning, and how long it lasted."""
+"""That an incident is over: told once, to whoever was told of its beginning, and how long it lasted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monitoring.tests.samples import recorded
 from operations.alerts.budgets import budgets_used, level_of, topic_of
 from operations.alerts.conditions import Condition
 from operations.alerts.deliveries import FIRST_PAUSE, MOST_ATTEMPTS, deliveries_send, lasted, send_test_alert
-from operations.alerts.incidents import episodes_end, episodes_follow
+from operations.alerts.incidents import incidents_resolve, incidents_update
 from operations.tests.webhooks import Hook, webhook
 
 pytestmark = pytest.mark.django_db
@@ -44,10 +44,10 @@ def something(subject: str = "s", *, contact: str = "") -> Condition:
 
 
 def went_by(monkeypatch: pytest.MonkeyPatch, condition: Condition, **span: float) -> None:
-    """Have an episode begin, and end after so long; tell of both."""
+    """Have an incident begin, and end after so long; tell of both."""
     for moment, held in ((BEGAN, [condition]), (BEGAN + timedelta(**span), [])):
         monkeypatch.setattr(timezone, "now", lambda at=moment: at)
-        episodes_follow(held)
+        incidents_update(held)
         deliveries_send()
 
 
@@ -75,37 +75,37 @@ class TestTelling:
         assert {began["id"], ended["id"]} == {Alert.objects.get().pk}
 
     def test_it_tells_whoever_was_told_of_the_beginning(self, hook: Hook) -> None:
-        episodes_follow([something(contact="boss@acme.test")])
-        episodes_follow([])
+        incidents_update([something(contact="boss@acme.test")])
+        incidents_update([])
         deliveries_send()
         deliveries_send()
         assert subjects() == subjects("boss@acme.test") == ["title of s", "Resolved: title of s"]
         assert [each["event"] for each in hook.posted] == ["began", "ended"]
 
     def test_it_tells_once_however_often_it_ends(self) -> None:
-        episodes_follow([something()])
+        incidents_update([something()])
         alerts = list(Alert.objects.all())
-        episodes_end(alerts)
+        incidents_resolve(alerts)
         ended_at = Alert.objects.get().ended_at
-        episodes_end(alerts)
-        episodes_follow([])
+        incidents_resolve(alerts)
+        incidents_update([])
         for _ in range(3):
             deliveries_send()
         assert subjects() == ["title of s", "Resolved: title of s"]
         assert Alert.objects.get().ended_at == ended_at
 
     def test_it_does_not_use_a_channel_that_is_gone(self, hook: Hook, settings: Settings) -> None:
-        episodes_follow([something()])
+        incidents_update([something()])
         deliveries_send()
         settings.ALERT_WEBHOOK_URL = ""
-        episodes_follow([])
+        incidents_update([])
         deliveries_send()
         assert len(hook.got) == 1
         assert len(subjects()) == 2
 
     def test_it_says_nothing_more_of_a_test(self) -> None:
         send_test_alert()
-        episodes_follow([])
+        incidents_update([])
         deliveries_send()
         assert subjects() == ["Test alert"]
 
@@ -121,8 +121,8 @@ class TestTelling:
 class TestOrder:
     def test_it_tells_of_no_end_before_the_beginning_has_arrived(self, hook: Hook) -> None:
         hook.status = 500
-        episodes_follow([something()])
-        episodes_follow([])
+        incidents_update([something()])
+        incidents_update([])
         now = timezone.now()
         deliveries_send(now)
         assert [each["event"] for each in hook.posted] == ["began"]
@@ -133,9 +133,9 @@ class TestOrder:
         assert [each["event"] for each in hook.posted] == ["began", "began", "ended"]
 
     def test_it_tells_of_the_end_where_the_beginning_was_given_up(self, hook: Hook) -> None:
-        episodes_follow([something()])
+        incidents_update([something()])
         AlertDelivery.objects.update(attempts=MOST_ATTEMPTS)
-        episodes_follow([])
+        incidents_update([])
         deliveries_send()
         assert [each["event"] for each in hook.posted] == ["ended"]
 
@@ -147,10 +147,10 @@ class TestBudgets:
         services.account_save(account=account, actor=ACTOR)
         for tokens in (500, 300):
             recorded(cast.owner, input_tokens=tokens, output_tokens=0, cost=0)
-            episodes_follow(budgets_used())
+            incidents_update(budgets_used())
         account.monthly_token_budget = 10_000
         services.account_save(account=account, actor=ACTOR)
-        episodes_follow(budgets_used())
+        incidents_update(budgets_used())
         assert not Alert.objects.filter(ended_at=None).exists()
         for _ in range(2):
             deliveries_send()

@@ -1,4 +1,4 @@
-"""Of several workers, one at a time begins and ends episodes."""
+"""Of several workers, one at a time begins and ends incidents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from monitoring.models import Alert, WatchTurn
 from operations.alerts import conditions, watch
 from operations.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition
-from operations.alerts.incidents import Turn
+from operations.alerts.incidents import LeaderLock
 from operations.alerts.watch import Round
 from operations.health import Finding, Health
 
@@ -35,20 +35,20 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Health]:
 
 
 def going_on() -> list[str]:
-    """List the subjects of episodes that go on."""
+    """List the subjects of incidents that go on."""
     return sorted(Alert.objects.filter(ended_at=None).values_list("subject", flat=True))
 
 
 class TestTurn:
     def test_it_goes_to_one(self) -> None:
-        one, other = Turn(), Turn()
+        one, other = LeaderLock(), LeaderLock()
         assert one.take()
         assert not other.take()
         assert one.take()
         assert (one.is_mine(), other.is_mine()) == (True, False)
 
     def test_it_goes_to_another_when_it_is_given_back(self) -> None:
-        one, other = Turn(), Turn()
+        one, other = LeaderLock(), LeaderLock()
         one.take()
         other.give_back()
         assert not other.take()
@@ -57,7 +57,7 @@ class TestTurn:
         assert not one.take()
 
     def test_it_goes_to_another_when_its_time_is_over(self) -> None:
-        one, other = Turn(), Turn()
+        one, other = LeaderLock(), LeaderLock()
         one.take()
         expire()
         assert one.is_mine()  # until somebody takes it
@@ -65,7 +65,7 @@ class TestTurn:
         assert not one.is_mine()
 
     def test_it_lasts_by_the_databases_clock(self) -> None:
-        Turn().take()
+        LeaderLock().take()
         assert WatchTurn.objects.filter(until__gt=Now() + timedelta(seconds=60)).exists()
         assert not WatchTurn.objects.filter(until__gt=Now() + timedelta(seconds=120)).exists()
 

@@ -1,4 +1,4 @@
-"""Alerts: each once an episode whatever races, over when it is clearly over, told to the right ones, and never lost."""
+"""Alerts: once an incident whatever races, over when clearly over, told to the right ones, and never lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from operations.alerts import conditions, deliveries
 from operations.alerts.budgets import budgets_used
 from operations.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition, HealthWatch, error_rate
 from operations.alerts.deliveries import FIRST_PAUSE, MOST_ATTEMPTS, deliveries_send, signature
-from operations.alerts.incidents import episode_begin, episodes_follow
+from operations.alerts.incidents import incident_open, incidents_update
 from operations.alerts.watch import Round
 from operations.health import Finding, Health
 from operations.tests.webhooks import Hook, webhook
@@ -61,32 +61,32 @@ def hook(settings: Settings) -> Iterator[Hook]:
 
 
 def going_on() -> list[str]:
-    """List the subjects of episodes that go on."""
+    """List the subjects of incidents that go on."""
     return sorted(Alert.objects.filter(ended_at=None).values_list("subject", flat=True))
 
 
-class TestEpisodes:
+class TestIncidents:
     def test_it_tells_once_while_it_goes_on_and_again_the_next_time(self) -> None:
         for held in ([something()], [something()], [], [something()]):
-            episodes_follow(held)
+            incidents_update(held)
             deliveries_send()
         began = [message for message in mail.outbox if "Resolved" not in message.subject]
         assert [message.subject for message in began] == ["[AI API] title of s"] * 2
         assert Alert.objects.count() == 2
 
     def test_it_goes_on_while_it_is_not_clearly_over(self) -> None:
-        episodes_follow([something()])
-        episodes_follow([something(is_on=False)])
+        incidents_update([something()])
+        incidents_update([something(is_on=False)])
         assert going_on() == ["s"]
-        episodes_follow([])
+        incidents_update([])
         assert going_on() == []
 
     def test_it_begins_nothing_that_only_lingers(self) -> None:
-        assert episodes_follow([something(is_on=False)]) == 0
+        assert incidents_update([something(is_on=False)]) == 0
         assert going_on() == []
 
     def test_it_tells_the_contact_and_the_operators_each_once(self) -> None:
-        episodes_follow([something("a", contact="boss@acme.test"), something("b", contact="ops@acme.test")])
+        incidents_update([something("a", contact="boss@acme.test"), something("b", contact="ops@acme.test")])
         deliveries_send()
         assert sorted(message.to[0] for message in mail.outbox) == ["boss@acme.test", "ops@acme.test", "ops@acme.test"]
 
@@ -107,7 +107,7 @@ def test_it_begins_and_tells_once_however_many_look() -> None:
     def look() -> None:
         gate.wait()
         try:
-            began.append(patiently(lambda: episode_begin(something()) is not None))
+            began.append(patiently(lambda: incident_open(something()) is not None))
             patiently(deliveries_send)
         finally:
             connection.close()
@@ -124,7 +124,7 @@ def test_it_begins_and_tells_once_however_many_look() -> None:
 
 class TestDeliveries:
     def test_it_signs_what_it_posts(self, hook: Hook) -> None:
-        episodes_follow([something()])
+        incidents_update([something()])
         assert deliveries_send() == 1
         ((headers, body),) = hook.got
         told = json.loads(body)
@@ -137,7 +137,7 @@ class TestDeliveries:
 
     def test_it_tries_again_with_growing_pauses_and_gives_up(self, hook: Hook) -> None:
         hook.status = 500
-        episodes_follow([something()])
+        incidents_update([something()])
         moment = timezone.now()
         for attempt in range(MOST_ATTEMPTS):
             assert deliveries_send(moment) == 0
@@ -150,7 +150,7 @@ class TestDeliveries:
 
     def test_it_arrives_once_after_a_failure(self, hook: Hook) -> None:
         hook.status = 503
-        episodes_follow([something()])
+        incidents_update([something()])
         deliveries_send()
         hook.status = 200
         later = timezone.now() + FIRST_PAUSE
@@ -162,27 +162,27 @@ class TestDeliveries:
         self, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(deliveries, "ROUND_SECONDS", 0.0)
-        episodes_follow([something("a"), something("b")])
+        incidents_update([something("a"), something("b")])
         assert [deliveries_send() for _ in range(3)] == [1, 1, 0]
         assert len(hook.got) == 2
 
     def test_it_follows_no_redirect(self, hook: Hook) -> None:
         hook.status = 307
-        episodes_follow([something()])
+        incidents_update([something()])
         assert deliveries_send() == 0
         assert len(hook.got) == 1
 
     def test_it_keeps_an_alert_for_a_mail_server_that_is_away(self, settings: Settings) -> None:
         settings.EMAIL_BACKEND, settings.EMAIL_HOST = "django.core.mail.backends.smtp.EmailBackend", "127.0.0.1"
         settings.EMAIL_PORT = 1
-        episodes_follow([something()])
+        incidents_update([something()])
         assert deliveries_send() == 0
         assert AlertDelivery.objects.get().failure == "ConnectionRefusedError"
 
 
 def budgets() -> list[str]:
     """List the budgets' alerts that go on, without their month, and who was told of them."""
-    episodes_follow(budgets_used())
+    incidents_update(budgets_used())
     return [subject.rpartition(":")[0].removeprefix("budget:") for subject in going_on()]
 
 
@@ -370,7 +370,7 @@ class TestTheTest:
 
 
 def test_it_shows_alerts_and_who_was_told_and_changes_nothing() -> None:
-    episodes_follow([something()])
+    incidents_update([something()])
     deliveries_send()
     site = logged_in(make_admin())
     alert = Alert.objects.get()
@@ -384,7 +384,7 @@ def test_it_asks_the_database_as_often_for_many_alerts_as_for_few(
     django_assert_max_num_queries: DjangoAssertNumQueries,
 ) -> None:
     site = logged_in(make_admin())
-    episodes_follow([something(str(number)) for number in range(15)])
+    incidents_update([something(str(number)) for number in range(15)])
     with django_assert_max_num_queries(7):
         page = site.get(ALERTS).content.decode()
     assert page.count("email ops@acme.test: on its way") == 15
@@ -395,7 +395,7 @@ class TestWhatCallersName:
         """A line break in a header is refused, and would end the watch: a tenant's key may be called anything."""
         ApiKey.objects.filter(pk=cast.owner.key.pk).update(name="a\rBcc: b\nc", monthly_token_budget=10)
         recorded(cast.owner, input_tokens=10, output_tokens=0)
-        assert episodes_follow(budgets_used()) > 0
+        assert incidents_update(budgets_used()) > 0
         assert deliveries_send() > 0
         assert all("\n" not in each.subject and "\r" not in each.subject for each in mail.outbox)
 
@@ -404,6 +404,6 @@ class TestWhatCallersName:
             raise ValueError("Invalid address")
 
         monkeypatch.setattr("django.core.mail.EmailMessage.send", refuse)
-        episode_begin(something())
+        incident_open(something())
         assert deliveries_send() == 0
         assert AlertDelivery.objects.get().failure == "ValueError"

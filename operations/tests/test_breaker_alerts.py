@@ -37,7 +37,7 @@ def test_it_says_nothing_of_what_is_switched_off(upstream: FakeUpstream, switche
 def test_it_goes_on_from_a_cool_down_to_the_outcome_of_its_trial(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else each cool-down of an outage ended the episode, and the next failed trial told of it again."""
+    """Else each cool-down of an outage ended the incident, and the next failed trial told of it again."""
     deployment, breakers, now = serve("small"), Breakers(publish=publish), timezone.now()
     for account in (1, 2, 1, 2, 1):
         breakers.failed(deployment.pk, account)
