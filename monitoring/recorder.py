@@ -27,7 +27,7 @@ _values = attrgetter(*(field.attname for field in _FIELDS))
 
 
 def write_record(record: Mapping[str, Any]) -> None:
-    """Write one record. This is the sink of the in-process limits, and of those in Redis while Redis is away."""
+    """Write one record. The limits call this for each record while the store is away."""
     with query_timeout(REQUEST_SECONDS):
         write_records([record])
 

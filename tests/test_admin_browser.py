@@ -21,7 +21,7 @@ from tests.processes import wait_until
 from tests.servers import Service, aiapi_server
 
 NAME, PASSWORD = "operator", "a password for the tests"
-#: Seconds within which a change holds everywhere (DESIGN.md, section 4), and what this machine may add to a request.
+#: Seconds within which a change holds everywhere, and what this machine may add to a request.
 EFFECT, SLACK = 1.0, 0.5
 MESSAGE = {"message": "Hello!"}
 

@@ -2,4 +2,4 @@
 
 from accounts.admin import accounts, keys, people
 
-__all__ = ["accounts", "audit_log", "keys", "people", "tiers"]
+__all__ = ["accounts", "keys", "people"]

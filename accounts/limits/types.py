@@ -206,7 +206,7 @@ class LimitSet:
     @property
     def is_provider(self) -> bool:
         """Whether these are a provider's own limits."""
-        return self.account_id == NO_ACCOUNT
+        return bool(self.subjects) and self.subjects[0].kind == "provider"
 
     @property
     def shard(self) -> int:
