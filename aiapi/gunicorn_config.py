@@ -10,7 +10,7 @@ from typing import Any  # noqa: E402
 from aiapi import settings  # noqa: E402
 from aiapi.logs import configuration  # noqa: E402
 from aiapi.worker import SETTLE_SECONDS  # noqa: E402
-from core.telemetry import metrics  # noqa: E402
+from core.telemetry import metrics_folder  # noqa: E402
 
 #: Open files for a worker: each call has a connection to its client and one to a provider.
 FILES = 8192
@@ -50,7 +50,7 @@ def on_starting(server: object) -> None:
 
     Loading the tables takes a second.
     """
-    metrics.make_folder()
+    metrics_folder.make_folder()
     from inference.protocols.tokens import count_tokens
 
     for model in ("gpt-4o", "gpt-4"):
@@ -59,9 +59,9 @@ def on_starting(server: object) -> None:
 
 def child_exit(server: object, worker: Any) -> None:
     """Remove the gauges of a worker that has ended."""
-    metrics.forget_worker(worker.pid)
+    metrics_folder.forget_worker(worker.pid)
 
 
 def on_exit(server: object) -> None:
     """Remove the metrics folder."""
-    metrics.remove_folder()
+    metrics_folder.remove_folder()

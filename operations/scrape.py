@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from core.errors import DependencyUnavailable
 from core.network import client_address, is_within
 from core.telemetry import metrics
-from core.telemetry.metrics import VARIABLE
+from core.telemetry.metrics_folder import VARIABLE
 from inference.catalog import deployment_names
 from monitoring.ingester import Backlog, ingest_backlog
 

@@ -149,6 +149,7 @@ def test_it_disables_an_account_after_saying_what_stops(admin: Page, platform: S
 def test_it_shows_in_the_logs_what_was_done_and_asked(admin: Page, platform: Service) -> None:
     key = platform.create_key(account="logged", tier="free", name="first")
     assert platform.request("POST", "/chat", {"message": ""}, key=key).status == 400
+    platform.await_records()
     admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/?account=logged")
     expect(admin.locator("#result_list")).to_contain_text("400 invalid_request")
     admin.goto(f"{platform.base_url}/admin/accounts/auditentry/?who=command:key")
@@ -158,6 +159,7 @@ def test_it_shows_in_the_logs_what_was_done_and_asked(admin: Page, platform: Ser
 def test_it_downloads_usage_from_the_log(admin: Page, platform: Service, complaints: list[str]) -> None:
     key = platform.create_key(account="billed", tier="free", name="first")
     assert chat(platform, key) == 200
+    platform.await_records()
     admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/")
     admin.click("a:has-text('Export usage')")
     assert grave_faults(admin) == []
@@ -210,6 +212,7 @@ def test_it_shows_a_long_prompt_within_a_small_screen(
     platform.manage("shell", "-c", code)
     time.sleep(EFFECT)
     request_id = platform.request("POST", "/chat", {"message": message}, key=key).json()["request_id"]
+    platform.await_records()
     admin.set_viewport_size({"width": 360, "height": 800})
     admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/{request_id}/change/")
     wait_until(lambda: _shows(admin, message.strip()), "the record's content")

@@ -122,6 +122,7 @@ def test_it_tells_when_the_server_is_away_and_goes_on(open_dashboard: Opener, fi
     assert requests_shown(page) == before
     page.unroute("**/admin/dashboard/**")
     assert filled.request("POST", "/chat", {"message": "Once more!"}, key="prod_key_456").status == 200
+    filled.await_records()
     page.click("#dash-now")
     expect(page.locator("#dash-status")).to_be_hidden()
     expect(page.locator(".dash-value").first).to_have_attribute("title", f"{before + 1:,}")

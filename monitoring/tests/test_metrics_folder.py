@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from core.telemetry import metrics
-from core.telemetry.metrics import VARIABLE, YOUNG_SECONDS, make_folder, remove_folder
+from core.telemetry.metrics_folder import VARIABLE, YOUNG_SECONDS, make_folder, remove_folder
 
 LONG_AGO = time.time() - YOUNG_SECONDS - 60
 
@@ -51,7 +51,7 @@ def test_it_leaves_the_folder_of_another_server_alone(parent: Path) -> None:
 
 
 def test_it_removes_what_a_killed_server_left(parent: Path) -> None:
-    script = "from core.telemetry.metrics import make_folder; import os; print(make_folder(), flush=True); os._exit(9)"
+    script = "from core.telemetry.metrics_folder import make_folder; import os; print(make_folder(), flush=True); os._exit(9)"
     env = {**os.environ, "TMPDIR": str(parent)}
     run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 9
