@@ -11,12 +11,9 @@ cover running workers only. operations.scrape reads the folder.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping
 from functools import cache
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics

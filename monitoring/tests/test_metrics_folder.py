@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from core.telemetry import metrics
-from core.telemetry.metrics_folder import VARIABLE, YOUNG_SECONDS, make_folder, remove_folder
+from core.telemetry.metrics_folder import VARIABLE, YOUNG_SECONDS, forget_worker, make_folder, remove_folder
 
 LONG_AGO = time.time() - YOUNG_SECONDS - 60
 
@@ -51,7 +50,8 @@ def test_it_leaves_the_folder_of_another_server_alone(parent: Path) -> None:
 
 
 def test_it_removes_what_a_killed_server_left(parent: Path) -> None:
-    script = "from core.telemetry.metrics_folder import make_folder; import os; print(make_folder(), flush=True); os._exit(9)"
+    make = "from core.telemetry.metrics_folder import make_folder; import os"
+    script = f"{make}; print(make_folder(), flush=True); os._exit(9)"
     env = {**os.environ, "TMPDIR": str(parent)}
     run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 9
@@ -67,5 +67,5 @@ def test_it_takes_what_only_the_living_have_off(parent: Path) -> None:
     folder = make_folder()
     for name in ("gauge_livesum_7.db", "gauge_livemax_7.db", "gauge_livesum_8.db", "counter_7.db"):
         (folder / name).touch()
-    metrics.forget_worker(7)
+    forget_worker(7)
     assert {path.name for path in folder.glob("*.db")} == {"gauge_livesum_8.db", "counter_7.db"}
