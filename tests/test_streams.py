@@ -281,6 +281,7 @@ def test_it_streams_chat_too(platform: Platform, body: dict[str, bool], headers:
         answer = stream.answer()
         assert answer.headers["Content-Type"] == "text/event-stream"
         answers.append((answer.headers["X-Cache"], stream.text()))
+    answers.sort(key=lambda answer: answer[0] != "MISS")  # either may be first at a worker
     assert answers[0][0] == "MISS"
     assert answers[1][0] in ("HIT", "COALESCED")
     for number, (_, text) in enumerate(answers):
