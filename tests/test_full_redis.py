@@ -57,9 +57,14 @@ class Small:
 @pytest.fixture(scope="module")
 def small(prepared: Callable[[], dict[str, str]], fake: FakeUpstream) -> Iterator[Small]:
     """Run it."""
-    with redis_server(options=("--maxmemory", str(MEMORY))) as server:
+    bound = ("--maxmemory", str(MEMORY))
+    with (
+        redis_server(options=bound) as server,
+        redis_server(options=(*bound, "--maxmemory-policy", "allkeys-lru")) as cache,
+    ):
         client: Any = redis.Redis.from_url(server.url)
-        with aiapi_server({**prepared(), "REDIS_URL": server.url}, prepare=False) as service:
+        stores = {"REDIS_URL": server.url, "CACHE_URL": cache.url}
+        with aiapi_server({**prepared(), **stores}, prepare=False) as service:
             set_up(service, [Served(MODEL, [fake.base_url], kind="embedding")])
             yield Small(service, client, json.loads(service.manage("shell", "-c", MAKE_KEYS).splitlines()[-1]))
         client.close()
