@@ -16,9 +16,10 @@ import redis as redis_client
 from harness import cpu_seconds, tree
 from hot_path import ingester
 
-from accounts.limits.redis import RedisBackend, wire_for
-from accounts.limits.redis import redis_client as limits_client
+from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount
+from core.redis.client import redis_client as limits_client
+from core.redis.client import wire_for
 from tests.ledgers import waiting_records
 from tests.servers import Postgres, Redis, Service
 

@@ -19,8 +19,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
 import redis  # noqa: E402
 
-from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for  # noqa: E402
+from accounts.limits.redis import RedisBackend, prefix_of, records_stream  # noqa: E402
 from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, LimitSet, Subject, Tally  # noqa: E402  # noqa: E402
+from core.redis.client import redis_client, wire_for  # noqa: E402
 from core.times import month_of  # noqa: E402
 from tests.stores import redis_server  # noqa: E402
 

@@ -183,8 +183,9 @@ def churned(way: str, batches: int) -> tuple[float, float, float]:
 
 def measure(records: int, batches: int) -> None:
     """Print both tables."""
-    from accounts.limits.redis import RedisBackend, redis_client, wire_for
+    from accounts.limits.redis import RedisBackend
     from accounts.limits.types import Amount
+    from core.redis.client import redis_client, wire_for
 
     client = redis_client(os.environ["REDIS_URL"], read_timeout=5)
     limits = RedisBackend(wire_for(client), seeder=lambda *_: Amount())

@@ -20,8 +20,9 @@ from redis.exceptions import RedisError
 
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import Record
-from accounts.limits.redis import BulkSeeder, RedisBackend, Seeder, redis_client, wire_for
+from accounts.limits.redis import BulkSeeder, RedisBackend, Seeder
 from accounts.limits.types import DEFAULT_LEASE_SECONDS, Amount, Subject, Unavailable
+from core.redis.client import redis_client, wire_for
 from core.redis.wire import PROBE_TIMEOUT, READ_TIMEOUT
 
 __all__ = [

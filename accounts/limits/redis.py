@@ -7,7 +7,6 @@ of a cluster. Redis's clock is the only one. Failures are raised as redis.RedisE
 
 import json
 import threading
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +41,6 @@ from accounts.limits.types import (
     binding,
 )
 from core.database import database_outage, query_promptly
-from core.redis.client import redis_client, wire_for
 from core.redis.scripts import script
 from core.redis.wire import Argument, Wire
 from core.times import DAY, month_end, month_of
@@ -61,109 +59,6 @@ class LedgerMissing:
     subjects: tuple[Subject, ...]
     month: int
 
-
-class SeedingBackend(LimitBackend):
-    """A backend with ledgers. A call that returns LedgerMissing is repeated after those ledgers were seeded.
-
-    The `seeder` is called once for each subject and month, the `bulk_seeder` once for all subjects of a list. If
-    several processes seed the same ledger, the first wins.
-    """
-
-    def __init__(self, *, seeder: Seeder, bulk_seeder: BulkSeeder | None = None, lease_seconds: int) -> None:
-        self.seeder = seeder
-        self._seeding = [threading.Lock() for _ in range(SHARDS)]
-        self.bulk_seeder = bulk_seeder or self._one_by_one
-        self.lease_seconds = lease_seconds
-
-    def reserve(
-        self, scope: LimitSet, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
-    ) -> Reserved | Refusal:
-        """Take one slot and the bound from all subjects, or nothing from any of them."""
-        answer: Reserved | Refusal = self._seeded(
-            scope, lambda: self._reserve(scope, operation, admitted_at, bound, draft, attempt)
-        )
-        return answer
-
-    def settle(
-        self,
-        scope: LimitSet,
-        operation: str,
-        *,
-        admitted_at: int,
-        used: Amount,
-        record: Draft | None,
-        recorded_at: int | None = None,
-    ) -> Settlement:
-        """Release the slot, replace the bound by what was used, and emit the record."""
-        settlement: Settlement = self._seeded(
-            scope, lambda: self._settle(scope, operation, admitted_at, used, record, recorded_at)
-        )
-        return settlement
-
-    def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
-        """Return what each subject uses now, and has used in the month."""
-        asked = month or month_of(self.now())
-        used: tuple[SubjectUsage, ...] = self._seeded(scope, lambda: self._usage(scope, asked))
-        return used
-
-    def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
-        """Return the usage of many scopes."""
-        asked = month or month_of(self.now())
-        while True:
-            answers = self._usages(scopes, asked)
-            found = [answer for answer in answers if not isinstance(answer, LedgerMissing)]
-            if len(found) == len(answers):
-                return found
-            missing = [subject for a in answers if isinstance(a, LedgerMissing) for subject in a.subjects]
-            amounts = self.bulk_seeder(missing, asked)
-            for scope, answer in zip(scopes, answers, strict=True):
-                if isinstance(answer, LedgerMissing):
-                    self._seed(scope, asked, {subject: amounts[subject] for subject in answer.subjects})
-
-    def _one_by_one(self, subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
-        return {subject: self.seeder(subject, month) for subject in subjects}
-
-    def _seeded(self, scope: LimitSet, call: Callable[[], Any]) -> Any:
-        if isinstance(answer := call(), LedgerMissing):
-            # If many calls miss a ledger, one queries the database: together they would exhaust its connections.
-            with self._seeding[scope.shard]:
-                while isinstance(answer := call(), LedgerMissing):
-                    self._seed(scope, answer.month, self._settled(answer))
-        return answer
-
-    def _settled(self, missing: LedgerMissing) -> Mapping[Subject, Amount]:
-        def ask() -> Mapping[Subject, Amount]:
-            return {subject: self.seeder(subject, missing.month) for subject in missing.subjects}
-
-        return query_promptly(ask, database_outage, failed="ledger_not_seeded")
-
-    @abstractmethod
-    def _reserve(
-        self, scope: LimitSet, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
-    ) -> Reserved | Refusal | LedgerMissing: ...
-
-    @abstractmethod
-    def _settle(
-        self,
-        scope: LimitSet,
-        operation: str,
-        admitted_at: int,
-        used: Amount,
-        record: Draft | None,
-        recorded_at: int | None,
-    ) -> Settlement | LedgerMissing: ...
-
-    @abstractmethod
-    def _usage(self, scope: LimitSet, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing: ...
-
-    def _usages(self, scopes: Sequence[LimitSet], month: int) -> list[tuple[SubjectUsage, ...] | LedgerMissing]:
-        return [self._usage(scope, month) for scope in scopes]
-
-    @abstractmethod
-    def _seed(self, scope: LimitSet, month: int, amounts: Mapping[Subject, Amount]) -> None: ...
-
-
-__all__ = ["RedisBackend", "prefix_of", "records_stream", "redis_client", "wire_for"]
 
 UNLIMITED = -1
 HOLDS = -1  # what refuse.lua returns for an operation that holds a reservation
@@ -189,10 +84,12 @@ def records_stream(shard: int) -> str:
     return prefix_of(shard) + "records"
 
 
-class RedisBackend(SeedingBackend):
+class RedisBackend(LimitBackend):
     """The limits of all processes. LimitBackend documents what each method guarantees.
 
-    A `clock` (µs) replaces Redis's in tests.
+    A script that finds a ledger missing is repeated after it was seeded: the `seeder` is called once for each subject
+    and month, the `bulk_seeder` once for all subjects of a list. If several processes seed the same ledger, the first
+    wins. A `clock` (µs) replaces Redis's in tests.
     """
 
     def __init__(
@@ -204,8 +101,11 @@ class RedisBackend(SeedingBackend):
         lease_seconds: int = DEFAULT_LEASE_SECONDS,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        super().__init__(seeder=seeder, bulk_seeder=bulk_seeder, lease_seconds=lease_seconds)
         self.wire = wire
+        self.seeder = seeder
+        self.bulk_seeder = bulk_seeder or self._one_by_one
+        self.lease_seconds = lease_seconds
+        self._seeding = [threading.Lock() for _ in range(SHARDS)]
         self._clock = clock
 
     def now(self) -> int:
@@ -249,9 +149,10 @@ class RedisBackend(SeedingBackend):
         ]
         return Admission(False, at, statuses, binding(refusals))
 
-    def _reserve(
-        self, scope: LimitSet, operation: str, admitted_at: int, bound: Bound, draft: Draft, attempt: int
-    ) -> Reserved | Refusal | LedgerMissing:
+    def reserve(
+        self, scope: LimitSet, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+    ) -> Reserved | Refusal:
+        """Take one slot and the bound from all subjects, or nothing from any of them."""
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         arguments: list[Argument] = [
             operation, self.lease_seconds * SECOND, attempt, month, month_end(month) if month else 0,
@@ -268,14 +169,19 @@ class RedisBackend(SeedingBackend):
                 _number(limits.monthly_cost),
                 _number(limits.requests_per_minute if scope.is_provider else None),
             )
-        kind, *answer = self._call("reserve", scope.shard, arguments)
-        if kind == b"ok":
-            return _reserved(scope, answer)
-        if kind == b"refused":
-            return _refusal(scope, answer)
-        if kind == b"missing":
-            return _missing(scope, answer, month)
-        raise OperationClosed(operation)
+
+        def run() -> Reserved | Refusal | LedgerMissing:
+            kind, *answer = self._call("reserve", scope.shard, arguments)
+            if kind == b"ok":
+                return _reserved(scope, answer)
+            if kind == b"refused":
+                return _refusal(scope, answer)
+            if kind == b"missing":
+                return _missing(scope, answer, month)
+            raise OperationClosed(operation)
+
+        answer: Reserved | Refusal = self._seeded(scope, run)
+        return answer
 
     def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
         """Extend the leases of open operations."""
@@ -285,24 +191,31 @@ class RedisBackend(SeedingBackend):
         still_open = self._call("renew", shard, [self.lease_seconds * SECOND, *names])
         return frozenset(name for name, held in zip(names, still_open, strict=True) if held)
 
-    def _settle(
+    def settle(
         self,
         scope: LimitSet,
         operation: str,
+        *,
         admitted_at: int,
         used: Amount,
         record: Draft | None,
-        recorded_at: int | None,
-    ) -> Settlement | LedgerMissing:
+        recorded_at: int | None = None,
+    ) -> Settlement:
+        """Release the slot, replace the bound by what was used, and emit the record."""
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         written = "" if record is None else _json(record)
         arguments: list[Argument] = [operation, month, used.tokens, used.cost, written, recorded_at or ""]
         arguments += [subject.name for subject in scope.subjects]
-        state, *rest = self._call("settle", scope.shard, arguments)
-        if state == b"missing":
-            return _missing(scope, rest, month)
-        tokens, cost, overrun = rest
-        return Settlement(Amount(tokens, cost), bool(overrun), late=state == b"b", duplicate=state == b"s")
+
+        def run() -> Settlement | LedgerMissing:
+            state, *rest = self._call("settle", scope.shard, arguments)
+            if state == b"missing":
+                return _missing(scope, rest, month)
+            tokens, cost, overrun = rest
+            return Settlement(Amount(tokens, cost), bool(overrun), late=state == b"b", duplicate=state == b"s")
+
+        settlement: Settlement = self._seeded(scope, run)
+        return settlement
 
     def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
         """Emit the record of a request that reserved nothing, or count it."""
@@ -319,13 +232,53 @@ class RedisBackend(SeedingBackend):
         """Charge the bound of reservations whose lease has expired."""
         return int(self._call("reap", shard, [at_most]))
 
-    def _usage(self, scope: LimitSet, month: int) -> tuple[SubjectUsage, ...] | LedgerMissing:
-        return _usage_answer(scope, month, self._call("usage", scope.shard, _usage_arguments(scope, month)))
+    def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
+        """Return what each subject uses now, and has used in the month."""
+        asked = month or month_of(self.now())
+        arguments = _usage_arguments(scope, asked)
+
+        def run() -> tuple[SubjectUsage, ...] | LedgerMissing:
+            return _usage_answer(scope, asked, self._call("usage", scope.shard, arguments))
+
+        used: tuple[SubjectUsage, ...] = self._seeded(scope, run)
+        return used
+
+    def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
+        """Return the usage of many scopes."""
+        asked = month or month_of(self.now())
+        while True:
+            answers = self._usages(scopes, asked)
+            found = [answer for answer in answers if not isinstance(answer, LedgerMissing)]
+            if len(found) == len(answers):
+                return found
+            missing = [subject for a in answers if isinstance(a, LedgerMissing) for subject in a.subjects]
+            amounts = self.bulk_seeder(missing, asked)
+            for scope, answer in zip(scopes, answers, strict=True):
+                if isinstance(answer, LedgerMissing):
+                    self._seed(scope, asked, {subject: amounts[subject] for subject in answer.subjects})
 
     def _usages(self, scopes: Sequence[LimitSet], month: int) -> list[tuple[SubjectUsage, ...] | LedgerMissing]:
         calls = [(prefix_of(scope.shard), self._timed(_usage_arguments(scope, month))) for scope in scopes]
         answers = self.wire.call_each(load("usage"), calls)
         return [_usage_answer(scope, month, answer) for scope, answer in zip(scopes, answers, strict=True)]
+
+    def _one_by_one(self, subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
+        return {subject: self.seeder(subject, month) for subject in subjects}
+
+    def _seeded(self, scope: LimitSet, call: Callable[[], Any]) -> Any:
+        """Make a call, again after each seeding of ledgers that it found missing."""
+        if isinstance(answer := call(), LedgerMissing):
+            # If many calls miss a ledger, one queries the database: together they would exhaust its connections.
+            with self._seeding[scope.shard]:
+                while isinstance(answer := call(), LedgerMissing):
+                    self._seed(scope, answer.month, self._settled(answer))
+        return answer
+
+    def _settled(self, missing: LedgerMissing) -> Mapping[Subject, Amount]:
+        def ask() -> Mapping[Subject, Amount]:
+            return {subject: self.seeder(subject, missing.month) for subject in missing.subjects}
+
+        return query_promptly(ask, database_outage, failed="ledger_not_seeded")
 
     def _seed(self, scope: LimitSet, month: int, amounts: Mapping[Subject, Amount]) -> None:
         arguments: list[Argument] = [month, month_end(month) + LEDGER_KEPT]

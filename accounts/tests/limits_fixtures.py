@@ -10,8 +10,9 @@ from typing import Any
 import redis
 
 from accounts.limits.records import Record, decode_record
-from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
+from accounts.limits.redis import RedisBackend, prefix_of, records_stream
 from accounts.limits.types import SECOND, SHARDS, Amount, Bound, LimitBackend, Limits, LimitSet, Subject
+from core.redis.client import redis_client, wire_for
 
 MIDMONTH = int(datetime(2026, 11, 15, 12, tzinfo=UTC).timestamp()) * SECOND + 250_000
 NOVEMBER, DECEMBER = 202611, 202612

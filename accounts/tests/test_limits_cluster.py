@@ -12,7 +12,7 @@ from accounts.leases import Leases
 from accounts.limits import reset_limits
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import Record, decode_record
-from accounts.limits.redis import RedisBackend, prefix_of, records_stream, redis_client, wire_for
+from accounts.limits.redis import RedisBackend, prefix_of, records_stream
 from accounts.limits.scripts import load
 from accounts.limits.types import (
     REFUSALS_A_MINUTE,
@@ -26,6 +26,7 @@ from accounts.limits.types import (
     Unavailable,
 )
 from accounts.tests.limits_fixtures import Clock, Database, a_bound, a_scope, an_operation
+from core.redis.client import redis_client, wire_for
 from core.redis.cluster import ClusterWire
 from core.redis.wire import DirectWire
 from tests.processes import wait_until

@@ -2,7 +2,7 @@
 
 import pytest
 
-from accounts.limits.redis import SeedingBackend
+from accounts.limits.redis import RedisBackend
 from accounts.limits.types import (
     MINUTE,
     SECOND,
@@ -319,7 +319,7 @@ class TestBudgets:
 
     def test_it_lets_the_first_seed_win(self, world: World) -> None:
         scope = a_scope(monthly_tokens=100)
-        assert isinstance(world.backend, SeedingBackend)
+        assert isinstance(world.backend, RedisBackend)
         for amount in (Amount(40, 7), Amount(90, 9)):
             world.backend._seed(scope, NOVEMBER, dict.fromkeys(scope.subjects, amount))
         assert usage(world, scope).settled == Amount(40, 7)

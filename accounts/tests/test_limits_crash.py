@@ -11,9 +11,10 @@ import pytest
 import redis
 
 from accounts.limits.records import Record, decode_record
-from accounts.limits.redis import RedisBackend, records_stream, redis_client, wire_for
+from accounts.limits.redis import RedisBackend, records_stream
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, OperationClosed, Reserved, Subject
 from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
+from core.redis.client import redis_client, wire_for
 from tests.processes import wait_until
 
 BUDGET = 10_000

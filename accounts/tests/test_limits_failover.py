@@ -11,7 +11,7 @@ import redis
 
 from accounts.limits.failover import REMEMBERED, FailoverBackend, Pending, PendingSettlements
 from accounts.limits.records import Record, decode_record
-from accounts.limits.redis import RedisBackend, records_stream, redis_client, wire_for
+from accounts.limits.redis import RedisBackend, records_stream
 from accounts.limits.types import SECOND, Amount, Limits, LimitSet, Refusal, Reserved, Unavailable
 from accounts.tests.limits_fixtures import (
     NOVEMBER,
@@ -23,6 +23,7 @@ from accounts.tests.limits_fixtures import (
     redis_world,
     shared_redis_url,
 )
+from core.redis.client import redis_client, wire_for
 from tests.processes import wait_until
 from tests.stores import Redis, redis_server
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, Reserved, Subject, Unavailable
+from core.redis.client import redis_client, wire_for
 from tests.stores import redis_server
 
 PLENTY = 10**9

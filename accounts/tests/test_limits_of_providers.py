@@ -16,7 +16,7 @@ import redis
 from redis.exceptions import ResponseError
 
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend, prefix_of, redis_client, wire_for
+from accounts.limits.redis import RedisBackend, prefix_of
 from accounts.limits.types import (
     NO_ACCOUNT,
     SECOND,
@@ -32,6 +32,7 @@ from accounts.limits.types import (
     Subject,
 )
 from accounts.tests.limits_fixtures import Clock, an_operation, shared_redis_url
+from core.redis.client import redis_client, wire_for
 
 _numbers = itertools.count(1)
 PROCESSES, THREADS, TRIES, LIMIT, TOKENS_EACH = 2, 8, 10, 50, 7
@@ -293,12 +294,12 @@ class TestAway:
         world.entered(scope, 7)
 
     def test_it_goes_on_in_the_process_where_redis_answers_and_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(*arguments: Any) -> Any:
+        def fail(*arguments: Any, **named: Any) -> Any:
             raise ResponseError("OOM command not allowed")
 
         limits = failover(redis_backend(), is_away=lambda: False)
         world, scope = World(limits, Clock()), a_provider(Limits(concurrent_requests=1))
-        monkeypatch.setattr(RedisBackend, "_reserve", fail)
+        monkeypatch.setattr(RedisBackend, "reserve", fail)
         world.entered(scope)
         world.refused(scope)
         assert not limits.pending

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, Bound, LimitBackend, Limits, LimitSet, Refusal, Subject
 from accounts.tests.limits_fixtures import Clock, Database, a_scope, an_operation, shared_redis_url
+from core.redis.client import redis_client, wire_for
 
 PROCESSES, THREADS, TRIES = 8, 8, 3  # 192 tries in each round
 LIMIT = 100

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend, SeedingBackend, redis_client, wire_for
+from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, LimitBackend, Limits, LimitSet, Reserved, Subject, Unavailable
 from accounts.tests.limits_fixtures import (
     Database,
@@ -20,14 +20,15 @@ from accounts.tests.limits_fixtures import (
     redis_world,
     shared_redis_url,
 )
+from core.redis.client import redis_client, wire_for
 from core.redis.wire import DirectWire
 from tests.stores import redis_cluster
 
 
 @pytest.fixture
-def backend() -> SeedingBackend:
+def backend() -> RedisBackend:
     world = redis_world()
-    assert isinstance(world.backend, SeedingBackend)
+    assert isinstance(world.backend, RedisBackend)
     return world.backend
 
 
@@ -45,7 +46,7 @@ def some_scopes(number: int = 5) -> list[LimitSet]:
     return [a_scope(Limits(requests_per_minute=100), monthly_tokens=10_000) for _ in range(number)]
 
 
-def test_it_tells_the_same_as_one_by_one(backend: SeedingBackend) -> None:
+def test_it_tells_the_same_as_one_by_one(backend: RedisBackend) -> None:
     scopes = some_scopes()
     for number, scope in enumerate(scopes[:3]):
         use(backend, scope, 10 + number)
@@ -57,7 +58,7 @@ def test_it_tells_the_same_as_one_by_one(backend: SeedingBackend) -> None:
     assert backend.usages([]) == []
 
 
-def test_it_asks_the_database_once_for_all_that_is_missing(backend: SeedingBackend) -> None:
+def test_it_asks_the_database_once_for_all_that_is_missing(backend: RedisBackend) -> None:
     asked: list[int] = []
 
     def seed(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
@@ -71,7 +72,7 @@ def test_it_asks_the_database_once_for_all_that_is_missing(backend: SeedingBacke
     assert asked == [2 * len(scopes)]
 
 
-def test_it_does_without_a_bulk_seeder(backend: SeedingBackend) -> None:
+def test_it_does_without_a_bulk_seeder(backend: RedisBackend) -> None:
     (found,) = backend.usages(some_scopes(1))
     assert found[0].settled == Amount()
 
@@ -129,7 +130,7 @@ def test_it_loads_the_script_where_redis_has_forgotten_it() -> None:
     assert len(backend.usages(scopes)) == 3
 
 
-def test_it_asks_the_database_once_when_many_calls_miss_the_same_ledger(backend: SeedingBackend) -> None:
+def test_it_asks_the_database_once_when_many_calls_miss_the_same_ledger(backend: RedisBackend) -> None:
     asked: list[Subject] = []
 
     def seed(subject: Subject, month: int) -> Amount:

@@ -21,9 +21,10 @@ from django.test.client import ClientHandler
 
 from accounts.limits import _process
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend, redis_client, wire_for
+from accounts.limits.redis import RedisBackend
 from accounts.tests.factories import Cast, IssuedKey, make_cast, make_key, make_tier
 from accounts.tests.limits_fixtures import Clock
+from core.redis.client import redis_client, wire_for
 from inference.catalog import catalog
 from inference.fake_provider import FakeUpstream
 from inference.seeds import provider_seed

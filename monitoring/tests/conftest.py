@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from accounts.limits import get_limits, reset_limits
-from accounts.limits.redis import redis_client
 from accounts.limits.types import LimitBackend
 from accounts.tests.factories import Cast, make_cast
+from core.redis.client import redis_client
 
 
 @pytest.fixture
