@@ -12,8 +12,8 @@ from typing import TypeVar
 from django.conf import settings
 
 from accounts.limits import ask_state_store
-from accounts.limits.redis import redis_client, wire_for
 from core.background import PeriodicThread
+from core.redis.client import redis_client, wire_for
 from core.redis.scripts import script
 from core.redis.wire import Wire
 
@@ -30,7 +30,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 )
-_RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
+RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
 _RELEASE = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0")
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class Leases:
     def _renew_all(self) -> None:
         calls = [(_place(name), (token, LEASE_MS)) for name, token in list(self._held.items())]
         if calls:
-            self._ask(lambda wire: wire.call_each(_RENEW, calls))
+            self._ask(lambda wire: wire.call_each(RENEW, calls))
 
     def _ask(self, call: Callable[[Wire], T]) -> T:
         wire = self._wire = self._wire or wire_for(redis_client(settings.REDIS_URL))

@@ -27,10 +27,11 @@ import structlog
 from django.conf import settings
 from redis.exceptions import RedisError
 
+from accounts.leases import RENEW
 from accounts.limits import get_limits
-from accounts.limits.redis import redis_client, wire_for
 from core.background import PeriodicThread, outlived
 from core.errors import ApiError, ContentFiltered, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from core.redis.client import redis_client, wire_for
 from core.redis.scripts import Script, script
 from core.redis.wire import Wire
 from inference.cache import CachedAnswer, look_up
@@ -61,7 +62,6 @@ redis.call('DEL', failed)
 return {1, redis.call('EXISTS', over)}
 """
 )
-_RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
 _RELEASE = script(
     b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -118,7 +118,7 @@ class FlightLeases:
     def renew_each(self, held: Sequence[tuple[str, str]]) -> list[bool]:
         """Renew leases, given as keys and tokens, in one round trip; False for each that is lost."""
         calls = [(_place(key), (token, LEASE_MS)) for key, token in held]
-        answers = self._reach(lambda wire: wire.call_each(_RENEW, calls))
+        answers = self._reach(lambda wire: wire.call_each(RENEW, calls))
         return [False] * len(held) if answers is None else [bool(answer) for answer in answers]
 
     def release(self, key: str, token: str, error: ApiError | None) -> None:

@@ -74,7 +74,7 @@ def test_it_serves_others_whatever_one_has_cached(small: Small) -> None:
     flood, other = small.keys[0], small.keys[1]
     for number in range(19):
         assert small.embed(flood, number).status == 200
-        assert small.used < 0.75
+        assert small.used < 0.6
     assert small.embed(flood, 18).headers["x-cache"] == "HIT", "its newest answers are cached"
     assert small.chat(other).status == 200
 

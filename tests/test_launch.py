@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -193,14 +193,13 @@ def test_it_says_in_one_line_that_there_is_no_valkey(tmp_path: Path, monkeypatch
         store.start(Group())
 
 
-def test_it_starts_no_store_that_the_environment_names(tmp_path: Path) -> None:
-    store = Valkey(tmp_path, {"CACHE_URL": "redis://elsewhere"})
-    assert store.settings() == {}, "before the first start"
-    store.installation.parent.mkdir(parents=True)
-    store.installation.write_text("one")
-    (name, url), *others = store.settings().items()
-    assert (name, others) == ("REDIS_URL", [])
-    assert re.fullmatch(r"unix:///.*/state\.sock", url)
+def test_it_starts_no_store_that_the_environment_names() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path may be too long for a socket
+        store = Valkey(Path(folder), {"CACHE_URL": "redis://elsewhere"})
+        assert store.settings() == {}, "before the first start"
+        store.installation.parent.mkdir(parents=True)
+        store.installation.write_text("one")
+        assert store.settings() == {"REDIS_URL": f"unix://{folder}/var/valkey/one/state.sock"}
 
 
 def test_it_ends_those_that_serve_others_after_the_others(tmp_path: Path) -> None:
