@@ -310,9 +310,9 @@ BLOWS = [
     Blow("Redis emptied", empty_redis, times_limits=2),
     Blow("Redis's memory full", fill_redis, AWAY, 200),
     Blow("Redis's disk full", fill_disk_of_redis, AWAY, 200),
-    Blow("PostgreSQL crashed and started", restart_postgres, AWAY, 600),
-    Blow("PostgreSQL's disk full", fill_disk_of_postgres, AWAY, 600),
-    Blow("several of these", several, CUT_OFF | AWAY, 800),
+    Blow("PostgreSQL crashed and started", restart_postgres, AWAY, 300),
+    Blow("PostgreSQL's disk full", fill_disk_of_postgres, AWAY, 300),
+    Blow("several of these", several, CUT_OFF | AWAY, 400),
 ]
 MONTH = Blow("the end of a month", pass_month, times_limits=2)
 
