@@ -27,6 +27,8 @@ from core.database import Outage
 from core.errors import AddressDenied, KeyInvalid, TooManyFailures
 from core.network import client_address, is_within, rate_limit_group_key
 
+log = structlog.get_logger(__name__)
+
 
 def sent_key(request: HttpRequest | Request) -> str | None:
     """Return the key of a request: X-API-Key, else a bearer token, else None."""
@@ -70,8 +72,6 @@ class ApiKeyAuthentication(BaseAuthentication):
         """Return the value of WWW-Authenticate."""
         return 'Bearer realm="api"'
 
-
-log = structlog.get_logger(__name__)
 
 #: By the cache's URL, because Django creates its caches anew in every thread.
 outages: defaultdict[str, Outage] = defaultdict(Outage)

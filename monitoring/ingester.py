@@ -33,6 +33,8 @@ from accounts.limits.types import SHARDS
 from core.redis.client import redis_client
 from monitoring.recorder import write_records
 
+log = structlog.get_logger(__name__)
+
 #: The one client of the process for this; its pool knows of forks.
 _client = lru_cache(maxsize=1)(redis_client)
 
@@ -68,8 +70,6 @@ UNREADABLE = (KeyError, ValueError, TypeError, ArithmeticError, DataError, Integ
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 Batch = dict[str, Sequence[Entry]]  # by stream
-
-log = structlog.get_logger(__name__)
 
 
 class Ingester:

@@ -32,6 +32,8 @@ from monitoring.ingester import ingest_backlog
 from monitoring.models import RequestContent, RequestRecord, Rollup
 from monitoring.rollups.periods import HOUR, hour_of, month_begin
 
+log = structlog.get_logger(__name__)
+
 STEP_SECONDS = 0.03  # target duration of a step
 STEP_LIMIT = 0.06  # most seconds for the statement of a step; the commit is extra
 PAUSE_RATIO = 3  # the pause after a step is this many times as long as the step
@@ -147,8 +149,6 @@ def _bounded(*, is_free: bool) -> Iterator[None]:
         finally:
             connection.connection.set_progress_handler(None, 0)
 
-
-log = structlog.get_logger(__name__)
 
 #: Actor, action, kind and detail of the audit entry about deleted records.
 PRUNER, PRUNED, KIND, BEFORE = "command:prune_logs", "pruned", str(RequestRecord._meta.verbose_name), "before"

@@ -38,6 +38,8 @@ from inference.protocols.chat import chat_surface
 from inference.protocols.events import ChunkReader, EventReader
 from inference.streaming import StreamedCall
 
+log = structlog.get_logger(__name__)
+
 
 class RequestRateThrottle(BaseThrottle):
     """Admits a POST of a known key within the requests a minute of its key and account; other methods don't count."""
@@ -148,9 +150,6 @@ def chat_error_event(caller: Caller) -> Callable[[ApiError, EventReader], bytes]
         return server_sent("error", body)
 
     return write
-
-
-log = structlog.get_logger(__name__)
 
 
 class StreamOrJSON(DefaultContentNegotiation):

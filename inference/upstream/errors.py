@@ -25,6 +25,8 @@ from inference.protocols.base import UnfitAnswer, Usage
 from inference.protocols.sse import ProviderError
 from inference.upstream.sdk import sdk
 
+log = structlog.get_logger(__name__)
+
 if TYPE_CHECKING:
     import openai
 
@@ -238,8 +240,6 @@ BUSY = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=F
 MISCONFIGURED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=False)
 #: The credit is used up: every call fails until an operator pays.
 EMPTY = replace(MISCONFIGURED, is_empty=True)
-
-log = structlog.get_logger(__name__)
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -33,6 +33,8 @@ from inference.upstream.breaker import COOL_DOWN, BreakerState, addresses, break
 from inference.upstream.errors import REJECTED, AttemptFailed, Deadline, Verdict
 from inference.upstream.provider_limits import NoRoom, none_has_room
 
+log = structlog.get_logger(__name__)
+
 
 class Capacity:
     """A number of places for concurrent calls, granted in the order of the requests."""
@@ -114,8 +116,6 @@ NEVER = float("inf")
 
 T = TypeVar("T")
 Attempt = Callable[[Route], T]
-
-log = structlog.get_logger(__name__)
 
 
 def by_preference(routes: Iterable[Route], chance: Callable[[], float] = random.random) -> list[Route]:

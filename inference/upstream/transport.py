@@ -44,6 +44,8 @@ from inference.upstream.chunked import READ_SIZE, ChunkedReading
 from inference.upstream.lookups import lookups
 from inference.validators import is_forbidden_address
 
+log = structlog.get_logger(__name__)
+
 #: Most bytes that one step of decompression yields.
 PIECE = 64 * 1024
 #: Most codings of one body; no provider is known to use more than two.
@@ -147,8 +149,6 @@ KEPT_POOLS = 50
 FRAMING = ("content-encoding", "content-length", "transfer-encoding")
 #: Bytes after which other greenlets run: a compressed body may expand to very many at once.
 TURN = 1024 * 1024
-
-log = structlog.get_logger(__name__)
 
 
 class Abort:

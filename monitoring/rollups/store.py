@@ -23,6 +23,8 @@ from monitoring.records import TIMED, outcome_of
 from monitoring.rollups.histograms import one, pack, unpack
 from monitoring.rollups.periods import HOUR, Period, hour_of, minute_of, start_of
 
+log = structlog.get_logger(__name__)
+
 #: The columns of a rollup that are sums: counts, then histograms.
 COUNTS = (
     "requests",
@@ -206,8 +208,6 @@ COLUMNS = (*Row._fields, "account_name", "key_name", *MEASURES)
 _TABLE = Rollup._meta.db_table
 _UPDATES = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS[len(Row._fields) :])
 _REPLACE = f"ON CONFLICT ({', '.join(Row._fields)}) DO UPDATE SET {_UPDATES}"
-
-log = structlog.get_logger(__name__)
 
 
 def rollups_apply(changes: Iterable[Change]) -> None:

@@ -41,6 +41,8 @@ from monitoring.models import Alert, AlertDelivery
 from operations.alerts.conditions import Condition
 from operations.alerts.incidents import incident_open
 
+log = structlog.get_logger(__name__)
+
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
@@ -208,8 +210,6 @@ A_ROUND = 50  # deliveries at most
 #: After this many seconds a round sends nothing more: the watch does nothing else meanwhile, and each message to a
 #: silent mail server takes as long.
 ROUND_SECONDS = 10.0
-
-log = structlog.get_logger(__name__)
 
 
 def deliveries_send(now: datetime | None = None) -> int:

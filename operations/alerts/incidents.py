@@ -29,6 +29,8 @@ from monitoring.models import Alert, AlertDelivery, WatchTurn
 from operations.alerts.budgets import level_of, topic_of
 from operations.alerts.conditions import Condition
 
+log = structlog.get_logger(__name__)
+
 THE_ONE = 1
 #: How long a turn lasts beyond so many rounds that never came: a round may take long where much is away.
 ROUNDS, ALLOWANCE = 4, timedelta(seconds=10)
@@ -55,9 +57,6 @@ class LeaderLock:
     def give_back(self) -> None:
         """Let another have it at once."""
         WatchTurn.objects.filter(pk=THE_ONE, holder=self.name).update(holder="")
-
-
-log = structlog.get_logger(__name__)
 
 
 def incidents_update(conditions: Iterable[Condition]) -> int:

@@ -31,6 +31,8 @@ from operations.dashboard.data import Reading
 from operations.dashboard.query import DashboardQuery
 from operations.health import LAG_SECONDS
 
+log = structlog.get_logger(__name__)
+
 UNKNOWN = "\N{EN DASH}"
 
 
@@ -336,8 +338,6 @@ SHOWN = 5
 RECENT = 10
 #: Most names that a filter suggests; others can be typed.
 SUGGESTED = 200
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
