@@ -206,8 +206,10 @@ def test_it_ends_those_that_serve_others_after_the_others(tmp_path: Path) -> Non
     told = tmp_path / "told"
     group = Group()
     for name, delay in (("store", 0.0), ("web", 0.5)):
-        ending = f"lambda *_: (time.sleep({delay}), open({str(told)!r}, 'a').write({name + ' '!r}), sys.exit())"
-        script = f"import signal, sys, time; signal.signal(2, {ending}); print('up', flush=True); time.sleep(60)"
+        script = (
+            "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, [2]); print('up', flush=True); "
+            f"signal.sigwait([2]); time.sleep({delay}); open({str(told)!r}, 'a').write({name + ' '!r})"
+        )
         log = tmp_path / name
         group.start(name, [sys.executable, "-c", script], os.environ, log, serves_others=name == "store")
         wait_until(lambda at=log: at.exists() and at.read_text() != "", name)  # type: ignore[misc]
