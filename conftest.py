@@ -91,12 +91,13 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     from inference.cache import guard
     from inference.catalog import catalog
     from inference.upstream.breaker import addresses, breakers
-    from operations.health import llm_health, recent_readiness, recent_report
+    from operations.health import reachable_routes, recent_reports
 
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
-    known = (directory, catalog, addresses, breakers, guard, llm_health, leases, recent_report, recent_readiness)
-    for forget in (reset_limits, database_outage.over, *(each.forget for each in known)):
+    known = (directory, catalog, addresses, breakers, guard, leases)
+    reports = (recent_reports.clear, reachable_routes.clear)
+    for forget in (reset_limits, database_outage.over, *reports, *(each.forget for each in known)):
         forget()
 
 

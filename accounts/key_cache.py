@@ -1,16 +1,13 @@
 """Snapshots of keys, cached in each worker for at most one second, so that a change takes effect within that time.
 
 They cost one database query per key, worker and second, and a few more for a key that was created by another or has
-budgets for single models. Unknown keys are cached as unknown for the same second. A snapshot's age counts from before
-its query began, so a change that the query missed is seen one second later.
+budgets for single models. Unknown keys are cached as unknown for the same second.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -25,16 +22,11 @@ from accounts.limits.types import Limits, LimitSet, Subject
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.selectors import api_key_makers
 from accounts.validators import DEFAULT_SCOPES
-from core.database import KNOWN_WAIT, Outage, database_outage, query_promptly
-from core.errors import DependencyUnavailable
+from core.database import Outage, database_outage, query_promptly
 from core.money import nano_dollars
 from core.network import Network
+from core.ttl_cache import TtlCache
 
-MAX_AGE = 1.0  # seconds
-MAX_ENTRIES = 10_000
-#: How many keys are looked up at a time: if the database hangs, only so many requests wait for it, and the others see
-#: the outcome.
-LOOKERS = 4
 LAST_USED_PRECISION = timedelta(minutes=1)
 #: The owners that a model budget can have, and the field of ApiKey with the owner's id.
 BUDGET_OWNERS = {"key": "pk", "account": "account_id"}
@@ -90,21 +82,14 @@ class AuthenticatedKey:
         return LimitSet(self.limits.account_id, self.limits.subjects + extra)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    identity: AuthenticatedKey | None
-    loaded_at: float
-
-
 class KeyCache:
     """Looks up keys by their text, in the database at most once a second for each."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, outage: Outage | None = None) -> None:
-        self._clock = clock
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._loading: dict[str, threading.Lock] = {}
-        self._lookers = threading.BoundedSemaphore(LOOKERS)
         self._outage = outage or Outage(clock)
+        self._identities = TtlCache(
+            self._load, grace=lambda: settings.AUTH_STALE_SECONDS, outage=self._outage, clock=clock
+        )
 
     def find(self, key: str) -> AuthenticatedKey | None:
         """Return the identity of a usable key; None for any other key.
@@ -112,66 +97,23 @@ class KeyCache:
         Raises DependencyUnavailable while the database is away, unless a snapshot is at most AUTH_STALE_SECONDS older
         than the usual second.
         """
-        candidates = digests(key)
-        entry = self._fresh(candidates[0]) or self._looked_up(candidates)
-        identity = entry.identity
+        identity = self._identities.get(digests(key))
         if identity is not None and identity.ends_at is not None and identity.ends_at <= datetime.now(UTC):
             return None
         return identity
 
     def forget(self) -> None:
         """Drop every snapshot, for example after a change by this process."""
-        self._entries.clear()
+        self._identities.clear()
 
-    def _fresh(self, digest: str, grace: float = 0.0) -> _Entry | None:
-        entry = self._entries.get(digest)
-        return entry if entry is not None and self._clock() - entry.loaded_at < MAX_AGE + grace else None
-
-    def _looked_up(self, candidates: list[str]) -> _Entry:
-        """Look up a key once for all concurrent requests; with a stale snapshot, wait only briefly."""
-        digest = candidates[0]
-        known = self._fresh(digest, grace=settings.AUTH_STALE_SECONDS)
-        wait = KNOWN_WAIT if known or self._outage.is_on else None
-        lock = self._loading.setdefault(digest, threading.Lock())
-        if not lock.acquire(timeout=-1 if wait is None else wait):
-            return self._stale(digest)
-        try:
-            entry = self._fresh(digest)
-            if entry is None and self._lookers.acquire(timeout=wait):
-                try:
-                    entry = self._load(candidates)
-                finally:
-                    self._lookers.release()
-            return entry or self._stale(digest)
-        finally:
-            lock.release()
-            self._loading.pop(digest, None)
-
-    def _load(self, candidates: list[str]) -> _Entry | None:
-        """Query the database; return None if it is away."""
-        started = self._clock()
-        try:
-            found = query_promptly(lambda: _query(candidates), self._outage, failed="key_lookup_failed")
-        except DatabaseError:
-            return None
-        entry = _Entry(found, started)
-        self._entries[candidates[0]] = entry
-        self._entries.move_to_end(candidates[0])
-        while len(self._entries) > MAX_ENTRIES:
-            self._entries.popitem(last=False)
-        return entry
-
-    def _stale(self, digest: str) -> _Entry:
-        entry = self._fresh(digest, grace=settings.AUTH_STALE_SECONDS)
-        if entry is None:
-            raise DependencyUnavailable
-        return entry
+    def _load(self, candidates: tuple[str, ...]) -> AuthenticatedKey | None:
+        return query_promptly(lambda: _query(candidates), self._outage, failed="key_lookup_failed")
 
 
 directory = KeyCache(outage=database_outage)
 
 
-def _query(candidates: list[str]) -> AuthenticatedKey | None:
+def _query(candidates: tuple[str, ...]) -> AuthenticatedKey | None:
     own, shared = (ModelBudget.objects.filter(**{field: OuterRef(of)}) for field, of in BUDGET_OWNERS.items())
     keys = ApiKey.objects.select_related("account", "tier").annotate(has_model_budgets=Exists(own) | Exists(shared))
     key = keys.filter(digest__in=candidates).first()

@@ -61,9 +61,9 @@ def digest_key(key: str, pepper: Pepper) -> str:
     return hmac.digest(pepper.secret, key.encode(), hashlib.sha256).hex()
 
 
-def digests(key: str) -> list[str]:
+def digests(key: str) -> tuple[str, ...]:
     """Return the key's digest under every accepted pepper, the current one first."""
-    return [digest_key(key, pepper) for pepper in accepted_peppers()]
+    return tuple(digest_key(key, pepper) for pepper in accepted_peppers())
 
 
 def accepted_peppers() -> tuple[Pepper, ...]:

@@ -24,8 +24,6 @@ from django.db import OperationalError, connection, connections, transaction
 #: Query timeouts in seconds: for queries that every model call waits for, and for all others of a request.
 PROMPT_SECONDS = 1.0
 REQUEST_SECONDS = 5.0
-#: Seconds to wait for another thread's query where a cached value would do.
-KNOWN_WAIT = 0.1
 
 log = structlog.get_logger(__name__)
 

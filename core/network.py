@@ -20,7 +20,7 @@ METADATA = frozenset(
         (
             "100.100.100.200",  # Alibaba Cloud
             "168.63.129.16",  # Azure's WireServer
-            "fd00:ec2::254", "fd00:ec2::23",  # AWS: instances, and EKS Pod AuthenticatedKey
+            "fd00:ec2::254", "fd00:ec2::23",  # AWS: instances, and EKS Pod Identity
             "fd20:ce::254",  # Google Cloud
             "fd00:c1::a9fe:a9fe",  # Oracle Cloud
             "fd00:42::42",  # Scaleway

@@ -23,7 +23,7 @@ class DateOutOfRange(ValueError):
 def parse_datetime(text: str, zone: tzinfo = UTC) -> datetime:
     """Parse an ISO date (midnight) or datetime as a datetime in UTC. `zone` applies if the text names no offset.
 
-    Raises ValueError for any other text, and its subclass TooFar for a datetime that UTC can't represent.
+    Raises ValueError for any other text, and its subclass DateOutOfRange for a datetime that UTC can't represent.
     """
     found = datetime.fromisoformat(text)
     try:

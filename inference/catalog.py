@@ -1,30 +1,24 @@
-"""The models that can be called, cached in each worker for at most a second (see accounts.key_cache for the reason)."""
+"""The models that can be called, cached in each worker for at most a second, so that a change takes effect in time."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import structlog
 from django.conf import settings
-from django.db import Error as DatabaseError
 
-from accounts.key_cache import MAX_AGE
 from accounts.limits.types import Limits, LimitSet
-from core.database import KNOWN_WAIT, Outage, database_outage, query_promptly
-from core.errors import DependencyUnavailable
+from core.database import Outage, database_outage, query_promptly
 from core.money import nano
+from core.ttl_cache import TtlCache
 from inference.models import Deployment, Model, Price, Provider
 from inference.upstream import local_model
 
 TOKENS_PER_PRICE = 1_000_000
 OPENAI_DEFAULT_MODEL = "gpt-3.5-turbo"
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,29 +93,22 @@ class CatalogModel:
         )
 
 
-@dataclass(slots=True)
 class Catalog:
     """Finds models by public name or alias; reads the database at most once a second."""
 
-    clock: Callable[[], float] = time.monotonic
-    _models: dict[str, CatalogModel] = field(default_factory=dict)
-    _names: dict[str, CatalogModel] = field(default_factory=dict)
-    _loaded_at: float = float("-inf")
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    outage: InitVar[Outage | None] = None
-    _outage: Outage = field(init=False)
-
-    def __post_init__(self, outage: Outage | None) -> None:
-        """Use the given outage of the database, or one with the same clock."""
-        self._outage = outage or Outage(self.clock)
+    def __init__(self, clock: Callable[[], float] = time.monotonic, outage: Outage | None = None) -> None:
+        self._outage = outage or Outage(clock)
+        self._catalog = TtlCache(
+            self._load, grace=lambda: settings.AUTH_STALE_SECONDS, outage=self._outage, clock=clock
+        )
 
     def find(self, name: str) -> CatalogModel | None:
         """Return an enabled model by its public name or an alias; None if there is none.
 
         Raises DependencyUnavailable if the database has been unavailable for AUTH_STALE_SECONDS and a second.
         """
-        self.models()
-        return self._names.get(name)
+        _, names = self._catalog.get(None)
+        return names.get(name)
 
     def default(self) -> CatalogModel | None:
         """Return the model for calls that name none: the operators' default, or the environment's; may be None."""
@@ -130,43 +117,18 @@ class Catalog:
 
     def models(self) -> dict[str, CatalogModel]:
         """Return all enabled models by public name."""
-        if self._age() >= MAX_AGE:
-            if not self._lock.acquire(timeout=KNOWN_WAIT if self._is_known or self._outage.is_on else -1):
-                self._believe()  # another thread waits for a slow or unavailable database: don't wait behind it
-                return self._models
-            try:
-                if self._age() >= MAX_AGE:
-                    self._load()
-            finally:
-                self._lock.release()
-        return self._models
+        models, _ = self._catalog.get(None)
+        return models
 
     def forget(self) -> None:
         """Read the database again at the next use."""
-        self._loaded_at = float("-inf")
+        self._catalog.clear()
 
-    def _age(self) -> float:
-        return self.clock() - self._loaded_at
-
-    @property
-    def _is_known(self) -> bool:
-        return self._age() < MAX_AGE + settings.AUTH_STALE_SECONDS
-
-    def _believe(self) -> None:
-        """Accept the models read before the database failed; raises DependencyUnavailable if they are too old."""
-        if not self._is_known:
-            raise DependencyUnavailable
-
-    def _load(self) -> None:
-        started = self.clock()
-        try:
-            models = query_promptly(_read_models, self._outage, failed="catalog_read_failed")
-        except DatabaseError:
-            self._believe()
-            return
+    def _load(self, _: None) -> tuple[dict[str, CatalogModel], dict[str, CatalogModel]]:
+        """Return the enabled models by public name, and by public name and alias."""
+        models = query_promptly(_read_models, self._outage, failed="catalog_read_failed")
         aliases = {alias: model for model in models.values() for alias in model.aliases}
-        self._models, self._names = models, {**aliases, **models}
-        self._loaded_at = started
+        return models, {**aliases, **models}
 
 
 catalog = Catalog(outage=database_outage)

@@ -10,12 +10,11 @@ The check `llm` asks the default model's provider for its list of models, which 
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import structlog
 from django.conf import settings
@@ -25,14 +24,13 @@ from django.db import connection, transaction
 
 from accounts.limits import get_limits, write_refusal
 from core.database import PROMPT_SECONDS, database_outage, query_timeout
-from inference.catalog import CatalogModel, catalog
+from core.ttl_cache import TtlCache
+from inference.catalog import Route, catalog
 from inference.upstream.client import client
 from monitoring.ingester import ingest_backlog
 
 #: Seconds that a record may wait for the ingester before it counts as a lag.
 LAG_SECONDS = 30
-#: Seconds for which a report is cached.
-REMEMBERED_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +59,6 @@ class Unwell(Exception):
         self.finding = Finding(health, reason)
 
 
-T = TypeVar("T")
 #: Checks of what every call needs.
 VITAL = ("database", "limits")
 Check = Callable[[], Health]
@@ -92,31 +89,6 @@ def readiness() -> Health:
     """Run the VITAL checks; return AWAY if one of them does, else OK."""
     is_away = any(probe(name, CHECKS[name]).health is Health.AWAY for name in VITAL)
     return Health.AWAY if is_away else Health.OK
-
-
-class Remembered(Generic[T]):
-    """Caches the result of a function for REMEMBERED_SECONDS, so that public probes don't load the stores."""
-
-    def __init__(self, ask: Callable[[], T], clock: Callable[[], float] = time.monotonic) -> None:
-        self._ask = ask
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._said: tuple[float, T] | None = None
-
-    def __call__(self) -> T:
-        """Return the cached result, or call the function; other threads wait for its result."""
-        said = self._said
-        if said is None or self._clock() - said[0] >= REMEMBERED_SECONDS:
-            with self._lock:
-                said = self._said
-                if said is None or self._clock() - said[0] >= REMEMBERED_SECONDS:
-                    answer = self._ask()
-                    said = self._said = (self._clock(), answer)
-        return said[1]
-
-    def forget(self) -> None:
-        """Drop the cached result."""
-        self._said = None
 
 
 def database_health() -> Health:
@@ -205,48 +177,24 @@ def probe(name: str, check: Check) -> Finding:
         return Finding(Health.AWAY)
 
 
-recent_report = Remembered(health_report)
-recent_readiness = Remembered(readiness)
+#: Reports by the function that makes them, so that public probes put almost no load on the stores.
+recent_reports: TtlCache[Callable[[], Any], Any] = TtlCache(lambda make: make(), from_end=True)
 
-
-#: Seconds for which a provider's result is cached, so that health checks put almost no load on it.
-BELIEVED_SECONDS = 30
+#: Seconds for which a provider's answer is cached, so that health checks put almost no load on it.
+MODEL_SECONDS = 30
 PROBE_SECONDS = 2.0
+reachable_routes: TtlCache[Route, bool] = TtlCache(
+    lambda route: client.is_reachable(route, seconds=PROBE_SECONDS), max_age=MODEL_SECONDS, from_end=True
+)
 
 
-@dataclass(slots=True)
-class _Belief:
-    health: Health = Health.AWAY
-    until: float = float("-inf")
+def llm_health() -> Health:
+    """Return whether the provider of the default model can be reached."""
+    model = catalog.default()
+    if model is None or not model.routes:
+        return Health.AWAY
+    return Health.OK if reachable_routes.get(model.routes[0]) else Health.AWAY
 
-
-class ModelHealth:
-    """Checks the default model's provider; caches the result by address."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._beliefs: dict[str, _Belief] = {}
-
-    def __call__(self) -> Health:
-        """Return whether the default model can be reached; ask the provider at most every BELIEVED_SECONDS."""
-        model = catalog.default()
-        if model is None or not model.routes:
-            return Health.AWAY
-        belief = self._beliefs.setdefault(model.routes[0].base_url, _Belief())
-        if belief.until <= self._clock():
-            belief.until = self._clock() + BELIEVED_SECONDS
-            belief.health = self._ask(model)
-        return belief.health
-
-    def forget(self) -> None:
-        """Drop the cached results."""
-        self._beliefs.clear()
-
-    def _ask(self, model: CatalogModel) -> Health:
-        return Health.OK if client.is_reachable(model.routes[0], seconds=PROBE_SECONDS) else Health.AWAY
-
-
-llm_health = ModelHealth()
 
 #: The checks of GET /health by name; alerts use the same ones.
 CHECKS: dict[str, Check] = {

@@ -15,7 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from core.errors import PermissionDenied
-from operations.health import Health, recent_readiness, recent_report
+from operations.health import Health, health_report, readiness, recent_reports
 from operations.scrape import may_scrape, metrics_text
 from operations.serializers import HealthAnswer, ProbeAnswer
 
@@ -35,7 +35,7 @@ class HealthView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Return the report of the checks, at most a second old; 503 if the service is unhealthy."""
-        report = recent_report()
+        report = recent_reports.get(health_report)
         return Response(report, status=503 if report["status"] == Health.AWAY else 200)
 
 
@@ -64,7 +64,7 @@ class ReadyView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Return the readiness, at most a second old; 503 if the service is not ready."""
-        state = recent_readiness()
+        state = recent_reports.get(readiness)
         return Response({"status": str(state)}, status=200 if state is Health.OK else 503)
 
 

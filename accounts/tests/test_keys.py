@@ -59,7 +59,7 @@ def test_it_makes_a_digest_that_only_the_pepper_leads_to() -> None:
 def test_it_tries_every_accepted_pepper_the_current_one_first(settings: Settings) -> None:
     settings.API_KEY_PEPPERS = ["new", "old"]
     new, old = keys.accepted_peppers()
-    assert keys.digests("k") == [keys.digest_key("k", new), keys.digest_key("k", old)]
+    assert keys.digests("k") == (keys.digest_key("k", new), keys.digest_key("k", old))
 
 
 def test_it_names_a_pepper_by_what_it_is_wherever_it_stands(settings: Settings) -> None:

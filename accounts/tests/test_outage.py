@@ -68,7 +68,7 @@ class TestDirectory:
         """Let every query fail after a while, as a pool without connections does; list who asked."""
         asked: list[str] = []
 
-        def fail(candidates: list[str]) -> None:
+        def fail(candidates: tuple[str, ...]) -> None:
             asked.append(candidates[0])
             time.sleep(0.2)
             raise OperationalError("no connection")
@@ -103,7 +103,7 @@ class TestDirectory:
         known = directory.find(cast.owner.plain)
         asked, may_fail = threading.Event(), threading.Event()
 
-        def hang(candidates: list[str]) -> None:
+        def hang(candidates: tuple[str, ...]) -> None:
             asked.set()
             may_fail.wait(20)
             raise OperationalError("silent")
@@ -119,32 +119,6 @@ class TestDirectory:
         may_fail.set()
         who_asks.join()
 
-    def test_it_lets_only_some_wait_when_the_database_falls_silent(
-        self, clock: Clock, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        directory, asked, all_ask = KeyCache(clock), [], threading.Barrier(key_cache.LOOKERS, timeout=20)
-
-        def fail(candidates: list[str]) -> None:
-            asked.append(candidates[0])
-            all_ask.wait()
-            raise OperationalError("silent")
-
-        monkeypatch.setattr(key_cache, "_query", fail)
-        refused = []
-
-        def find(number: int) -> None:
-            with pytest.raises(DependencyUnavailable):
-                directory.find(f"ak_dev_{number}")
-            refused.append(number)
-
-        threads = [threading.Thread(target=find, args=(number,)) for number in range(20)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(asked) == key_cache.LOOKERS
-        assert len(refused) == 20
-
     def test_it_goes_on_with_known_keys_without_asking_each_time(
         self, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -153,7 +127,7 @@ class TestDirectory:
         assert directory.find(cast.owner.plain)
         asked: list[int] = []
 
-        def fail(candidates: list[str]) -> None:
+        def fail(candidates: tuple[str, ...]) -> None:
             asked.append(1)
             raise OperationalError("gone")
 

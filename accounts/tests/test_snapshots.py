@@ -195,13 +195,6 @@ def test_it_knows_keys_under_older_peppers(directory: KeyCache, clock: Clock, ca
     assert directory.find(cast.owner.plain) is None
 
 
-def test_it_keeps_a_bounded_number_of_entries(directory: KeyCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_cache, "MAX_ENTRIES", 3)
-    for number in range(10):
-        directory.find(f"ak_live_{number}")
-    assert len(directory._entries) == 3
-
-
 def test_it_takes_limits_from_the_tier() -> None:
     assert key_limits() == Limits(requests_per_minute=5, tokens_per_minute=100, concurrent_requests=2)
 

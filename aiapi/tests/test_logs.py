@@ -13,7 +13,7 @@ import structlog
 
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.tests.fixtures import PROMPT, PROVIDER_SECRET, Api, LogLines
-from operations.health import CHECKS, recent_readiness
+from operations.health import CHECKS, recent_reports
 
 
 def line_of(lines: LogLines, event: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def test_it_tells_of_health_checks_only_when_they_fail(
     assert api.get("/health/ready", key=None).status_code == 200
     assert log_lines() == []
     monkeypatch.setitem(CHECKS, "database", lambda: 1 / 0)
-    recent_readiness.forget()
+    recent_reports.clear()
     assert api.get("/health/ready", key=None).status_code == 503
     assert line_of(log_lines, "request")["status"] == 503
 

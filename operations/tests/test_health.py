@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,8 +53,7 @@ def failing(*args: Any, **kwargs: Any) -> Any:
 
 def ask(path: str = "/health") -> tuple[int, Any]:
     """Ask without a key and afresh, and check that nothing of a failure's reason is told."""
-    health.recent_report.forget()
-    health.recent_readiness.forget()
+    health.recent_reports.clear()
     answer = Client().get(path)
     text = answer.content.decode()
     assert not any(word in text for word in ("hunter2", "Error", "refused", "127.0.0.1"))
@@ -168,30 +166,6 @@ def test_it_runs_the_checks_at_most_once_a_second() -> None:
     for _ in range(5):
         assert Client().get("/health").status_code == 200
     assert len(asked) == 1
-
-
-def test_it_asks_once_for_all_who_ask_together() -> None:
-    now, asked, may_answer = [0.0], [], threading.Event()
-
-    def ask_stores() -> int:
-        asked.append(1)
-        may_answer.wait(5)
-        return len(asked)
-
-    remembered, answers = health.Remembered(ask_stores, clock=lambda: now[0]), []
-    threads = [threading.Thread(target=lambda: answers.append(remembered())) for _ in range(10)]
-    for thread in threads:
-        thread.start()
-    may_answer.set()
-    for thread in threads:
-        thread.join(5)
-    assert answers == [1] * 10
-    now[0] = health.REMEMBERED_SECONDS - 0.01
-    assert remembered() == 1
-    now[0] = health.REMEMBERED_SECONDS
-    assert remembered() == 2
-    remembered.forget()
-    assert remembered() == 3
 
 
 def test_it_probes_the_database_for_readiness_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

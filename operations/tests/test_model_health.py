@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from inference.catalog import catalog
 from inference.fake_provider import FakeUpstream
 from inference.models import Model, Provider
 from inference.tests.fixtures import MODEL, Api, LogLines
-from operations.health import BELIEVED_SECONDS, Health, ModelHealth, llm_health
-
-
-class Clock:
-    """Seconds that only a test moves."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from operations.health import MODEL_SECONDS, Health, llm_health, reachable_routes
 
 
 def test_it_tells_that_all_is_well(api: Api, upstream: FakeUpstream) -> None:
@@ -37,13 +30,12 @@ def test_it_spends_no_token(api: Api, upstream: FakeUpstream) -> None:
     assert upstream.billed == []
 
 
-def test_it_asks_again_after_a_while(upstream: FakeUpstream) -> None:
-    clock = Clock()
-    health = ModelHealth(clock)
+def test_it_asks_again_after_a_while(upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
-        assert health() is Health.OK
-    clock.now += BELIEVED_SECONDS
-    health()
+        assert llm_health() is Health.OK
+    later = time.monotonic() + MODEL_SECONDS
+    monkeypatch.setattr(reachable_routes, "_clock", lambda: later)
+    assert llm_health() is Health.OK
     assert len(upstream.requests) == 2
 
 
