@@ -23,7 +23,7 @@ from inference.tests.odd_provider import odd_provider
 from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
 from inference.upstream.client import Client, UpstreamStream
-from inference.upstream.errors import BROKEN, FAILED, TIMED_OUT, UNREACHED, AttemptFailed, Verdict
+from inference.upstream.errors import BROKEN, FAILED, TIMED_OUT, UNCONNECTED, UNREACHED, AttemptFailed, Verdict
 from inference.upstream.transport import Abort
 from launch.system import free_port
 from tests.processes import wait_until
@@ -426,7 +426,7 @@ def test_it_waits_for_a_connection_no_longer_than_the_setting_says(client: Clien
     with unanswered() as port, pytest.raises(AttemptFailed) as failed:
         client.call(route(f"http://127.0.0.1:{port}/v1"), CHAT, PAYLOAD, seconds=30)
     assert time.monotonic() - began < 2
-    assert failed.value.verdict == UNREACHED
+    assert failed.value.verdict == UNCONNECTED
     assert isinstance(failed.value.error, UpstreamTimeout)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +11,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from django.conf import LazySettings
+from django.conf import LazySettings, settings
 
 from inference.catalog import catalog
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
@@ -18,6 +19,7 @@ from inference.models import Provider
 from inference.protocols.sse import BrokenStream, parse_data
 from inference.tests.fixtures import MODEL, PROMPT, PROVIDER_SECRET, Api, LogLines, Records
 from inference.tests.odd_provider import odd_provider
+from inference.upstream import errors
 from inference.upstream.errors import retry_after_seconds
 
 #: Fault of the fake -> status, code and a part of the logged cause.
@@ -46,6 +48,26 @@ OUTCOMES = {
     "wrong_type": (502, "upstream_failed", "JSONDecodeError"),
     "content_filter": (502, "content_filtered", "content_filtered"),
 }
+
+
+#: A row of the table of failures in docs/faults.md.
+ROW = re.compile(r"\| `(\w+)` \| [^|]+ \| (\d+) `(\w+)`[^|]* \| (yes|no) \| (yes|no) \| ([^|]+) \| (yes|no) \|")
+
+
+def test_it_documents_what_follows_each_failure() -> None:
+    documented = ROW.findall((settings.BASE_DIR / "docs" / "faults.md").read_text())
+    table = {name: each for name, each in vars(errors).items() if isinstance(each, errors.Verdict)}
+    assert documented == [
+        (
+            name.lower(),
+            str(each.sees.status),
+            each.sees.code,
+            *("yes" if may else "no" for may in (each.retry, each.fallback)),
+            str(each.breaker),
+            "yes" if each.may_be_billed else "no",
+        )
+        for name, each in table.items()
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -56,6 +56,7 @@ from core.telemetry.metrics import observe_breaker
 from inference.catalog import Route, catalog
 from inference.models import BreakerNotice
 from inference.upstream.client import client
+from inference.upstream.errors import Effect
 
 #: How long a deployment counts as failing after its last failure: longer than any trial takes.
 STILL_FAILING = timedelta(seconds=900)
@@ -378,7 +379,7 @@ LISTING_SECONDS = 10.0
 def listing_trouble(route: Route) -> str | None:
     """Ask a provider for its models, and return the cause if calls would fail too; None otherwise."""
     failure = client.list_models(route, seconds=min(LISTING_SECONDS, settings.UPSTREAM_TIMEOUT))
-    return failure.cause if failure is not None and failure.verdict.is_down else None
+    return failure.cause if failure is not None and failure.verdict.breaker in (Effect.COUNT, Effect.EJECT) else None
 
 
 def served_routes() -> dict[int, Route]:

@@ -1,8 +1,8 @@
-"""One call to one deployment, with the `openai` SDK's requests and errors, over the process's connection pool.
+"""One call to one deployment, with the requests of the `openai` SDK, over the process's connection pool.
 
-The SDK builds the URL and the headers once for each endpoint of a deployment, and the exception of each error answer.
-The call itself goes over the pool directly, because the SDK's HTTP client costs as much CPU as the rest of a request
-(bench/hot_path.py). Nothing is retried here: a retry must fit the caller's deadline and reservation (see routing).
+The SDK builds the URL and the headers once for each endpoint of a deployment. The call itself goes over the pool
+directly, because the SDK's HTTP client costs as much CPU as the rest of a request (bench/hot_path.py). Nothing is
+retried here: a retry must fit the caller's deadline and reservation (see routing).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from core.json import parse_strictly
 from core.telemetry.trace import passed_on
 from inference.catalog import Route
 from inference.protocols.sse import BrokenStream, read_opening
-from inference.upstream.errors import AttemptFailed, failed_attempt, failures
+from inference.upstream.errors import FAILURES, AttemptFailed, ErrorAnswer, failed_attempt
 from inference.upstream.sdk import request_options, sdk
 from inference.upstream.transport import Abort, Body, PooledTransport, abortable
 
@@ -83,7 +83,7 @@ class UpstreamStream:
         """Yield the bytes after `first` as they arrive; raises AttemptFailed if the stream breaks off."""
         try:
             yield from self._reads
-        except failures() as error:
+        except FAILURES as error:
             if not self._is_closed:
                 raise failed_attempt(error, route=self.route.name) from error
 
@@ -141,7 +141,7 @@ class Client:
         try:
             with _deadline(seconds), abortable(abort) if abort else nullcontext():
                 answer = read_object(_body_of(self._open(route, path, seconds, body)).read(settings.MAX_ANSWER_BYTES))
-        except failures() as error:
+        except FAILURES as error:
             raise failed_attempt(error, route=route.name, hidden=hidden_texts(route)) from error
         return answer
 
@@ -170,7 +170,7 @@ class Client:
                 )
             abort.limit(idle_seconds)
             return stream
-        except failures() as error:
+        except FAILURES as error:
             raise failed_attempt(error, route=route.name, hidden=hidden_texts(route)) from error
 
     def reaches(self, route: Route, seconds: float) -> bool:
@@ -190,7 +190,7 @@ class Client:
         """Ask the provider for its models and return the failure, judged as that of a call; None if it answers."""
         try:
             self._list(route, seconds)
-        except failures() as error:
+        except FAILURES as error:
             return failed_attempt(error, route=route.name)
         return None
 
@@ -198,7 +198,7 @@ class Client:
         """Return the provider's models as it describes them; empty if the request fails."""
         try:
             found = read_object(self._list(route, seconds)).get("data")
-        except failures() as error:
+        except FAILURES as error:
             failed_attempt(error, route=route.name)
             return []
         return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
@@ -212,7 +212,7 @@ class Client:
     ) -> httpx2.Response:
         """Post a body (None: get) over the pool, and return the response once its headers have arrived.
 
-        Raises the SDK's exception for an error answer.
+        Raises ErrorAnswer for an error status, with as much of its body as can be read.
         """
         prepared = self._prepared(route, path, "post" if body is not None else "get")
         response = self._transports[route.is_guarded].open(
@@ -225,16 +225,10 @@ class Client:
         )
         if _is_success(response.status_code):
             return response
-        raise self._error(route, response)
-
-    def _error(self, route: Route, response: httpx2.Response) -> openai.APIStatusError:
-        """Return the SDK's exception for an error answer, with as much of its body as can be read."""
         content = b""
         with suppress(TimeoutError), _deadline(ERROR_SECONDS):
             content = _body_of(response).read_until(LARGEST_ERROR)
-        request = httpx2.Request("POST", route.base_url)
-        read = httpx2.Response(response.status_code, headers=response.headers, content=content, request=request)
-        return self._client(route)._make_status_error_from_response(read)
+        raise ErrorAnswer(response.status_code, response.headers, content)
 
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
         """Return an endpoint's URL and headers as the SDK builds them, cached until something in them changes."""

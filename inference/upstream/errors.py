@@ -1,4 +1,4 @@
-"""Failed calls to providers: the caller's error, the bill, and whether a retry or a fallback may follow.
+"""Failed calls to providers: one table says what follows each of them.
 
 No text, address or secret of a provider reaches the caller, except one line of its message about the caller's own
 parameters. That line may name hosts, URLs, paths, keys and organisations; anything that looks like one is removed,
@@ -7,6 +7,7 @@ rather too much than too little. The log gets the status and the error code but 
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import unicodedata
@@ -14,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from enum import StrEnum
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx2
 import structlog
@@ -23,59 +25,95 @@ import structlog
 from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.protocols.base import UnfitAnswer, Usage
 from inference.protocols.sse import ProviderError
-from inference.upstream.sdk import sdk
 
 log = structlog.get_logger(__name__)
 
-if TYPE_CHECKING:
-    import openai
+
+class Effect(StrEnum):
+    """The effect of a failed attempt on the deployment's breaker."""
+
+    EJECT = "ejects the address"
+    COUNT = "counts"
+    PAUSE = "opens at once"
+    CLOSE = "closes"  # the provider answered, so it works
+    NONE = "none"  # nothing was sent
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What may follow a failure.
+    """A row of the table of failures; docs/faults.md has the same table.
 
-    `may_be_billed`: the provider may have worked on the call. `goes_elsewhere`: another deployment may be tried.
-    `returns`: the same deployment may be tried again after a pause. `is_down`: the provider itself failed, which its
-    breaker counts. `is_unreached`: no connection could be made, which ejects its address. `is_empty`: the operator's
-    credit at the provider is used up. `retry_after`: seconds that the provider asked to wait.
+    `sees`: the error that the caller gets if no other attempt succeeds. `retry`: the same deployment may be tried again
+    after a pause. `fallback`: another deployment may be tried at once. `breaker`: the effect on the breaker.
+    `may_be_billed`: the provider may have worked on the call and bill it. `retry_after`: seconds that the provider
+    asked to wait.
     """
 
+    sees: type[ApiError]
+    retry: bool
+    fallback: bool
+    breaker: Effect
     may_be_billed: bool
-    goes_elsewhere: bool
-    returns: bool
-    is_down: bool
-    is_unreached: bool = False
-    is_empty: bool = False
     retry_after: float = 0.0
 
 
-#: The provider rejected the request itself, as any other would.
-REJECTED = Verdict(may_be_billed=False, goes_elsewhere=False, returns=False, is_down=False)
+# fmt: off
+# No connection: refused, an unknown name, no TLS, or a forbidden address.
+UNREACHED         = Verdict(UpstreamFailed,  retry=False, fallback=True,  breaker=Effect.EJECT, may_be_billed=False)
+# No connection within UPSTREAM_CONNECT_TIMEOUT.
+UNCONNECTED       = Verdict(UpstreamTimeout, retry=False, fallback=True,  breaker=Effect.EJECT, may_be_billed=False)
+# No answer until the call's deadline, which leaves no time for another attempt.
+TIMED_OUT         = Verdict(UpstreamTimeout, retry=False, fallback=False, breaker=Effect.COUNT, may_be_billed=True)
+# The provider broke off or sent an invalid answer.
+BROKEN            = Verdict(UpstreamFailed,  retry=False, fallback=True,  breaker=Effect.COUNT, may_be_billed=True)
+# 504, and Cloudflare's 524: a gateway timed out, and the model may have gone on.
+GATEWAY_TIMED_OUT = Verdict(UpstreamTimeout, retry=False, fallback=True,  breaker=Effect.COUNT, may_be_billed=True)
+# Any other 5xx.
+FAILED            = Verdict(UpstreamFailed,  retry=True,  fallback=True,  breaker=Effect.COUNT, may_be_billed=False)
+# 503, and Anthropic's 529, with Retry-After.
+OVERLOADED        = Verdict(UpstreamBusy,    retry=True,  fallback=True,  breaker=Effect.COUNT, may_be_billed=False)
+# 408: the request did not arrive in time.
+LATE              = Verdict(UpstreamTimeout, retry=True,  fallback=True,  breaker=Effect.COUNT, may_be_billed=False)
+# 429.
+BUSY              = Verdict(UpstreamBusy,    retry=True,  fallback=True,  breaker=Effect.CLOSE, may_be_billed=False)
+# 402, or a code that says that the operator's credit is used up: every call fails until somebody pays.
+NO_CREDIT         = Verdict(UpstreamFailed,  retry=False, fallback=True,  breaker=Effect.PAUSE, may_be_billed=False)
+# Any other status, such as 401, 403, 404: the provider refuses access, or does not know the model.
+MISCONFIGURED     = Verdict(UpstreamFailed,  retry=False, fallback=True,  breaker=Effect.CLOSE, may_be_billed=False)
+# 400 and 422: the provider rejected the request, as any other would.
+REJECTED          = Verdict(InvalidRequest,  retry=False, fallback=False, breaker=Effect.CLOSE, may_be_billed=False)
+# The answer does not fit the request. The request may be the cause, for example a wrong length of vectors.
+UNFIT             = Verdict(UpstreamFailed,  retry=False, fallback=True,  breaker=Effect.CLOSE, may_be_billed=True)
+# A limit of the platform's own for the provider has no room; nothing was sent.
+FULL              = Verdict(UpstreamBusy,    retry=False, fallback=True,  breaker=Effect.NONE,  may_be_billed=False)
+# fmt: on
+
+BY_STATUS = {400: REJECTED, 402: NO_CREDIT, 408: LATE, 422: REJECTED, 429: BUSY}
+BY_STATUS |= {504: GATEWAY_TIMED_OUT, 524: GATEWAY_TIMED_OUT}
 
 
 class AttemptFailed(Exception):
-    """One call to one deployment failed: the caller's error, and what may follow.
+    """One call to one deployment failed. `error` is the caller's error, by default the one of the table.
 
     `usage` is None if unknown; `usage_source` is "provider" if the provider reported it, "estimated" if it was counted.
+    `cause` is for operators and has none of the provider's text.
     """
 
     def __init__(
         self,
-        error: ApiError,
         verdict: Verdict,
+        error: ApiError | None = None,
         *,
         cause: str = "",
         usage: Usage | None = None,
         usage_source: str = "provider",
     ) -> None:
-        super().__init__(error.detail)
-        self.error = error
         self.verdict = verdict
+        self.error = error or verdict.sees()
         self.usage = usage
         self.usage_source = usage_source
-        #: The cause for operators, without any of the provider's text.
-        self.cause = cause or error.error_code
+        self.cause = cause or self.error.error_code
+        super().__init__(self.error.detail)
 
     @property
     def tokens(self) -> int | None:
@@ -83,6 +121,25 @@ class AttemptFailed(Exception):
         if self.usage is not None:
             return self.usage.input_tokens + self.usage.output_tokens
         return None if self.verdict.may_be_billed else 0
+
+
+class ErrorAnswer(Exception):
+    """A provider's answer with an error status. `fields` is its error object, empty if there is none."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+        super().__init__(f"http {status}")
+        self.status = status
+        self.headers = headers
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError):
+            body = None
+        found = body.get("error", body) if isinstance(body, dict) else None
+        self.fields: dict[str, Any] = found if isinstance(found, dict) else {}
+
+
+#: The exceptions of a failed call: those of the connection, of errors in answers, and of invalid answers.
+FAILURES = (httpx2.HTTPError, ErrorAnswer, ProviderError, ValueError, RecursionError, OSError)
 
 
 class Deadline:
@@ -213,38 +270,13 @@ def passable(message: object, hidden: Iterable[str]) -> str:
     return line if len(line) <= LONGEST else line[: LONGEST - 1].rstrip() + "…"
 
 
-#: Values of a provider's `code` and `param` that are passed on: names, not sentences.
-SAFE_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,50}\Z")
-#: Statuses of a gateway that timed out (504, and Cloudflare's 524). The model may have gone on, and is billed.
-GATEWAY_TIMEOUTS = (504, 524)
-#: Statuses of a provider without capacity: 503, and Anthropic's 529.
-OVERLOADED = (503, 529)
+#: Values of a provider's `code` and `param` that are passed on: names, not sentences, and not the status again.
+SAFE_NAME = re.compile(r"(?!\d+\Z)[A-Za-z0-9_.\[\]-]{1,50}\Z")
 REJECTION = "The model provider rejected the request."
 CREDIT_USED_UP = "the credit is used up"
 DEFAULT_RETRY_AFTER = 5
 #: Seconds or milliseconds in a header.
 NUMBER = re.compile(r"\d{1,10}(?:\.\d+)?")
-
-#: The provider was never reached.
-UNREACHED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=True, is_unreached=True)
-#: The provider broke off or sent an invalid answer. It may have worked and bill it, so it is not tried again.
-BROKEN = Verdict(may_be_billed=True, goes_elsewhere=True, returns=False, is_down=True)
-#: The provider took longer than the call's deadline, so no time is left for another attempt.
-TIMED_OUT = Verdict(may_be_billed=True, goes_elsewhere=False, returns=False, is_down=True)
-#: The provider reported a failure.
-FAILED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=True)
-#: The answer does not fit the request. The request may be the cause, for example a wrong length of vectors.
-UNFIT = Verdict(may_be_billed=True, goes_elsewhere=True, returns=False, is_down=False)
-BUSY = Verdict(may_be_billed=False, goes_elsewhere=True, returns=True, is_down=False)
-#: The provider refused access or does not know the model; another deployment may work.
-MISCONFIGURED = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=False)
-#: The credit is used up: every call fails until an operator pays.
-EMPTY = replace(MISCONFIGURED, is_empty=True)
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions of a failed call: the SDK's, the connection's, and those of error and invalid answers."""
-    return sdk().OpenAIError, httpx2.HTTPError, ProviderError, ValueError, RecursionError, OSError
 
 
 def failed_attempt(error: Exception, *, route: str, hidden: Iterable[str] = ()) -> AttemptFailed:
@@ -252,90 +284,74 @@ def failed_attempt(error: Exception, *, route: str, hidden: Iterable[str] = ()) 
 
     `route` is the deployment's name; `hidden` are texts that callers must not see in the provider's message.
     """
-    answer, verdict, cause = _classify(error, hidden)
-    log.warning("upstream_failed", route=route, cause=cause, status=answer.status)
-    if isinstance(error, ProviderError):
-        return AttemptFailed(answer, verdict, cause=cause, usage=error.usage, usage_source=error.usage_source)
-    return AttemptFailed(answer, verdict, cause=cause)
+    if isinstance(error, ErrorAnswer):
+        failed = _from_status(error.status, error.fields, error.headers, hidden)
+    elif isinstance(error, ProviderError):
+        failed = _from_answer(error, hidden)
+    else:
+        failed = _from_exception(error)
+    log.warning("upstream_failed", route=route, cause=failed.cause, status=failed.error.status)
+    return failed
 
 
 def unfit_attempt(error: UnfitAnswer, *, route: str, usage: Usage, usage_source: str) -> AttemptFailed:
     """Turn an answer that does not fit its request into an AttemptFailed, and log why; its usage is billed."""
-    answer = UpstreamFailed()
-    log.warning("upstream_failed", route=route, cause=str(error), status=answer.status)
-    return AttemptFailed(answer, UNFIT, cause=str(error), usage=usage, usage_source=usage_source)
+    failed = AttemptFailed(UNFIT, cause=str(error), usage=usage, usage_source=usage_source)
+    log.warning("upstream_failed", route=route, cause=failed.cause, status=failed.error.status)
+    return failed
 
 
-def _classify(error: Exception, hidden: Iterable[str]) -> tuple[ApiError, Verdict, str]:
-    if isinstance(error, sdk().APIStatusError):
-        return _from_status(error, hidden)
-    if isinstance(error, ProviderError):
-        return _from_answer(error, hidden)
-    cause = error.__cause__ if isinstance(error, sdk().APIConnectionError) and error.__cause__ else error
-    name = type(cause).__name__
-    if isinstance(cause, httpx2.ConnectTimeout):
-        return UpstreamTimeout(), UNREACHED, "connect timeout"
-    if isinstance(cause, httpx2.ConnectError | httpx2.PoolTimeout):
-        root = _root(cause)
-        text = (
-            "connection refused" if isinstance(root, ConnectionRefusedError) else f"connection: {type(root).__name__}"
+def _from_exception(error: Exception) -> AttemptFailed:
+    if isinstance(error, httpx2.ConnectTimeout):
+        return AttemptFailed(UNCONNECTED, cause="connect timeout")
+    if isinstance(error, httpx2.ConnectError):
+        root: BaseException = error
+        while root.__cause__ is not None:  # such as a refused connection, an unknown name, an untrusted certificate
+            root = root.__cause__
+        is_refused = isinstance(root, ConnectionRefusedError)
+        return AttemptFailed(
+            UNREACHED, cause="connection refused" if is_refused else f"connection: {type(root).__name__}"
         )
-        return UpstreamFailed(), UNREACHED, text
-    if isinstance(cause, httpx2.TimeoutException | TimeoutError) or isinstance(error, sdk().APITimeoutError):
-        return UpstreamTimeout(), TIMED_OUT, "timeout"
-    return UpstreamFailed(), BROKEN, name
+    if isinstance(error, httpx2.TimeoutException | TimeoutError):
+        return AttemptFailed(TIMED_OUT, cause="timeout")
+    return AttemptFailed(BROKEN, cause=type(error).__name__)
 
 
-def _root(error: BaseException) -> BaseException:
-    """Return the first cause of an error, such as a refused connection, an unknown name or an untrusted certificate."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _from_status(error: openai.APIStatusError, hidden: Iterable[str]) -> tuple[ApiError, Verdict, str]:
-    status, code = error.status_code, _safe(error.code)
+def _from_status(
+    status: int, fields: Mapping[str, Any], headers: Mapping[str, str], hidden: Iterable[str]
+) -> AttemptFailed:
+    """Judge an error answer; the caller of a rejected request gets a message about his own parameters."""
+    code, param, kind = (_name(fields.get(field)) for field in ("code", "param", "type"))
     cause = f"http {status} {code or ''}".strip()
-    if status == 402 or not CREDIT_CODES.isdisjoint((code, _safe(error.type))):
-        return UpstreamFailed(), EMPTY, f"{CREDIT_USED_UP} ({cause})"
-    if status in (400, 422):
-        return _rejection(error, hidden), REJECTED, cause
-    seconds = retry_after_seconds(error.response.headers)
-    if status == 429 or (status in OVERLOADED and seconds):
-        verdict = replace(BUSY if status == 429 else FAILED, retry_after=seconds)
-        return UpstreamBusy(retry_after=ceil(seconds) or DEFAULT_RETRY_AFTER), verdict, cause
-    if status in GATEWAY_TIMEOUTS:
-        return UpstreamTimeout(), BROKEN, cause
-    if status == 408:
-        return UpstreamTimeout(), replace(FAILED, retry_after=seconds), cause
-    return UpstreamFailed(), replace(FAILED, retry_after=seconds) if status >= 500 else MISCONFIGURED, cause
+    if status == 402 or not CREDIT_CODES.isdisjoint((code, kind)):
+        return AttemptFailed(NO_CREDIT, cause=f"{CREDIT_USED_UP} ({cause})")
+    seconds = retry_after_seconds(headers)
+    verdict = BY_STATUS.get(status, FAILED if status >= 500 else MISCONFIGURED)
+    if status in (503, 529) and seconds:
+        verdict = OVERLOADED
+    error: ApiError | None = None
+    if verdict.sees is UpstreamBusy:
+        error = UpstreamBusy(retry_after=ceil(seconds) or DEFAULT_RETRY_AFTER)
+    elif verdict is REJECTED:
+        text = passable(fields.get("message"), hidden) if param or code in CALLERS_CODES else ""
+        error = InvalidRequest(text or REJECTION, param=param, code=code or "upstream_rejected")
+    return AttemptFailed(replace(verdict, retry_after=seconds) if verdict.retry else verdict, error, cause=cause)
 
 
-def _rejection(error: openai.APIStatusError, hidden: Iterable[str]) -> InvalidRequest:
-    """Return the caller's 400, with the provider's message if it is about the caller's parameters."""
-    code, param = _safe(error.code), _safe(error.param)
-    if code is not None and code.isdecimal():  # the status again
-        code = None
-    said = error.body.get("message") if isinstance(error.body, dict) else None
-    text = passable(said, hidden) if param or code in CALLERS_CODES else ""
-    return InvalidRequest(text or REJECTION, param=param, code=code or "upstream_rejected")
-
-
-def _from_answer(error: ProviderError, hidden: Iterable[str]) -> tuple[ApiError, Verdict, str]:
+def _from_answer(error: ProviderError, hidden: Iterable[str]) -> AttemptFailed:
     """Judge an error with status 200 by the status that it stands for; the caller gets its code.
 
     Only the usage in the error is billed. If there is one, the deployment is not tried again, which would cost again.
     """
-    request = httpx2.Request("POST", "http://provider.invalid")  # the SDK's exception has one
-    response, code = httpx2.Response(status_of(error.fields), request=request), _safe(error.fields.get("code"))
-    code = None if code is None or code.isdecimal() else code
-    body = {**error.fields, "code": code}
-    answer, verdict, cause = _from_status(sdk().APIStatusError("", response=response, body=body), hidden)
+    failed = _from_status(status_of(error.fields), error.fields, {}, hidden)
+    code = _name(error.fields.get("code"))
     if code is not None and code not in OPERATORS_CODES:
-        answer.error_code = code
+        failed.error.error_code = code
+    failed.usage, failed.usage_source = error.usage, error.usage_source
     is_billed = error.usage is not None
-    verdict = replace(verdict, may_be_billed=is_billed, returns=verdict.returns and not is_billed)
-    return answer, verdict, f"{cause} inside a 200"
+    failed.verdict = replace(failed.verdict, may_be_billed=is_billed, retry=failed.verdict.retry and not is_billed)
+    failed.cause += " inside a 200"
+    return failed
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float:
@@ -359,5 +375,5 @@ def _seconds(text: str) -> float:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
-def _safe(name: Any) -> str | None:
-    return name if isinstance(name, str) and SAFE_NAME.match(name) else None
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) and SAFE_NAME.match(value) else None

@@ -17,10 +17,7 @@ from accounts.limits.leases import keeper
 from accounts.limits.types import Amount, Bound, LimitSet, Refusal
 from core.errors import ApiError, InvalidRequest, UpstreamBusy
 from inference.catalog import Route
-from inference.upstream.errors import AttemptFailed, Verdict
-
-#: Nothing was sent: another provider may have room, and its breaker has nothing to learn.
-FULL = Verdict(may_be_billed=False, goes_elsewhere=True, returns=False, is_down=False)
+from inference.upstream.errors import FULL, AttemptFailed
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +26,7 @@ class NoRoom(AttemptFailed):
     """A provider's own limit has no room for an attempt; `refusal` says which, and when it has."""
 
     def __init__(self, refusal: Refusal) -> None:
-        super().__init__(_error(refusal), FULL)
+        super().__init__(FULL, _error(refusal))
         self.refusal = refusal
 
 
@@ -89,7 +86,7 @@ def none_has_room(refused: list[NoRoom], *, others_after: float | None) -> Attem
     if others_after is not None:
         waits.append(ceil(others_after))
     error = UpstreamBusy(retry_after=min(waits)) if waits else refused[0].error
-    return AttemptFailed(error, FULL)
+    return AttemptFailed(FULL, error)
 
 
 def _error(refusal: Refusal) -> ApiError:

@@ -25,12 +25,12 @@ from typing import TypeVar
 import structlog
 from django.conf import settings
 
-from core.errors import UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from core.errors import UpstreamBusy, UpstreamFailed
 from core.telemetry.metrics import observe_attempt, observe_breaker, upstream_calls, upstream_queue
 from core.telemetry.tracing import begin_attempt
 from inference.catalog import Route
 from inference.upstream.breaker import COOL_DOWN, BreakerState, addresses, breakers, probes
-from inference.upstream.errors import REJECTED, AttemptFailed, Deadline, Verdict
+from inference.upstream.errors import REJECTED, UNCONNECTED, AttemptFailed, Deadline, Effect, Verdict
 from inference.upstream.provider_limits import NoRoom, none_has_room
 
 log = structlog.get_logger(__name__)
@@ -164,7 +164,7 @@ def first_success(
                 note(f"provider {route.provider} has no room: {refused.refusal.limit}")
             except AttemptFailed as failed:
                 returns.learn(route, failed.verdict)
-                if failure is None or failed.verdict.returns or not failure.verdict.returns:
+                if failure is None or failed.verdict.retry or not failure.verdict.retry:
                     failure = failed  # preferably the last one that may be retried later
                 if not _may_go_on(failed.verdict, deadline, covers_another):
                     raise
@@ -180,7 +180,7 @@ class _Returns:
 
     def learn(self, route: Route, verdict: Verdict) -> None:
         """Note a failure."""
-        self._after[route.deployment_id] = time.monotonic() + verdict.retry_after if verdict.returns else NEVER
+        self._after[route.deployment_id] = time.monotonic() + verdict.retry_after if verdict.retry else NEVER
 
     def admits(self, route: Route) -> bool:
         """Return whether a deployment may be tried now."""
@@ -231,12 +231,9 @@ def _attempt(route: Route, attempt: Attempt[T], account_id: int, seconds: float)
     outcome, finish = "ok", begin_attempt(route.provider, route.name)
     try:
         answer = attempt(route)
-    except NoRoom:
-        outcome = "no_room"
-        breakers.gave_up(route.deployment_id, account_id)
-        raise
     except AttemptFailed as failed:
-        outcome = failed.error.code  # the class's code: an instance may have the provider's
+        # the class's code: an instance may have the provider's
+        outcome = "no_room" if isinstance(failed, NoRoom) else failed.error.code
         _learn(route, failed, account_id, seconds)
         raise
     except BaseException:
@@ -255,23 +252,26 @@ def _attempt(route: Route, attempt: Attempt[T], account_id: int, seconds: float)
 
 def _learn(route: Route, failed: AttemptFailed, account_id: int, seconds: float) -> None:
     """Update the breaker and the address of a deployment after a failed attempt that had `seconds` to run."""
-    if failed.verdict.is_unreached:
-        enough = min(settings.UPSTREAM_CONNECT_TIMEOUT, settings.UPSTREAM_TIMEOUT) / 2
-        if seconds >= enough or not isinstance(failed.error, UpstreamTimeout):
-            # a connect timeout shortened by the call's own deadline proves nothing
-            addresses.failed(route, failed.cause)
-        breakers.gave_up(route.deployment_id, account_id)
-    elif failed.verdict.is_empty:
-        addresses.answered(route)
-        breakers.gave_up(route.deployment_id, account_id)
-        breakers.leave_alone(route.deployment_id, settings.UPSTREAM_CREDIT_PAUSE, failed.cause)
-        probes.begin()
-    elif failed.verdict.is_down:
-        breakers.failed(route.deployment_id, account_id, failed.cause)
-        if breakers.state(route.deployment_id) is not BreakerState.CLOSED:
+    match failed.verdict.breaker:
+        case Effect.EJECT:
+            enough = min(settings.UPSTREAM_CONNECT_TIMEOUT, settings.UPSTREAM_TIMEOUT) / 2
+            if seconds >= enough or failed.verdict != UNCONNECTED:
+                # a connect timeout shortened by the call's own deadline proves nothing
+                addresses.failed(route, failed.cause)
+            breakers.gave_up(route.deployment_id, account_id)
+        case Effect.COUNT:
+            breakers.failed(route.deployment_id, account_id, failed.cause)
+            if breakers.state(route.deployment_id) is not BreakerState.CLOSED:
+                probes.begin()
+        case Effect.PAUSE:
+            addresses.answered(route)
+            breakers.gave_up(route.deployment_id, account_id)
+            breakers.leave_alone(route.deployment_id, settings.UPSTREAM_CREDIT_PAUSE, failed.cause)
             probes.begin()
-    else:
-        _answered(route, account_id)
+        case Effect.CLOSE:
+            _answered(route, account_id)
+        case Effect.NONE:
+            breakers.gave_up(route.deployment_id, account_id)
 
 
 def _answered(route: Route, account_id: int) -> None:
@@ -280,7 +280,7 @@ def _answered(route: Route, account_id: int) -> None:
 
 
 def _may_go_on(verdict: Verdict, deadline: Deadline, covers_another: Callable[[], bool]) -> bool:
-    if not verdict.goes_elsewhere or deadline.is_over:
+    if not verdict.fallback or deadline.is_over:
         return False
     return not verdict.may_be_billed or covers_another()
 
@@ -288,12 +288,12 @@ def _may_go_on(verdict: Verdict, deadline: Deadline, covers_another: Callable[[]
 def _none_admitted(choices: list[Route], full: list[NoRoom], account_id: int) -> AttemptFailed:
     if not choices:
         log.warning("no_deployment")
-        return AttemptFailed(UpstreamFailed(), REJECTED)
+        return AttemptFailed(REJECTED, UpstreamFailed())
     waits = [seconds for route in choices if (seconds := _seconds_left(route, account_id)) is not None]
     if full:
         return none_has_room(full, others_after=min(waits, default=None))
     text = "The model provider failed recently and gets no calls for now."
-    return AttemptFailed(UpstreamBusy(text, retry_after=ceil(min(waits, default=COOL_DOWN))), REJECTED)
+    return AttemptFailed(REJECTED, UpstreamBusy(text, retry_after=ceil(min(waits, default=COOL_DOWN))))
 
 
 def _seconds_left(route: Route, account_id: int) -> float | None:
