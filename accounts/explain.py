@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
@@ -12,7 +11,7 @@ from django.utils import timezone
 
 from accounts.key_cache import AuthenticatedKey, identity_of
 from accounts.keys import accepted_peppers
-from accounts.limit_usage import LIVE, RECORDS, LimitUsage, get_limit_usage, maker_text
+from accounts.limit_usage import LIVE, RECORDS, LimitUsage, UsageReport, epoch_seconds, get_limit_usage, maker_text
 from accounts.limits.types import LimitName
 from accounts.model_names import unpriced_model_names
 from accounts.models import ApiKey
@@ -21,7 +20,6 @@ from core.redaction import PREFIX
 
 #: The limits of the tier that a key may override.
 OVERRIDABLE = (LimitName.REQUESTS_PER_MINUTE, LimitName.TOKENS_PER_MINUTE, LimitName.CONCURRENT_REQUESTS)
-MONTHLY = (LimitName.MONTHLY_TOKENS, LimitName.MONTHLY_COST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +33,40 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedLimit:
-    """A limit as in accounts.limit_usage.LimitUsage, with the source of its value."""
+    """The usage of a limit, and the source of the limit's value."""
 
-    name: str
-    owner: str
-    limit: int | str | None
+    usage: LimitUsage
     source: str
-    used: int | str | None
-    remaining: int | str | None
-    reset: int | None
-    model: str | None = None
-    maker: str | None = None
 
     @property
     def is_full(self) -> bool:
         """Whether nothing is left of the limit."""
-        return self.remaining is not None and not Decimal(self.remaining)
+        return self.usage.remaining == 0
 
     @property
     def whose(self) -> str:
         """The owner, with the name of a maker and the model of a model budget."""
-        return " ".join(part for part in (self.owner, self.maker, self.model) if part)
+        subject = self.usage.subject
+        return " ".join(part for part in (self.usage.owner, subject.maker, subject.model) if part)
 
     @property
-    def holder(self) -> str:
-        """The owner, as part of a sentence."""
-        return f"the {self.owner}" if self.maker is None else maker_text(self.maker)
+    def fullness(self) -> str:
+        """The limit, its owner and the amounts, as the end of a sentence."""
+        usage, maker = self.usage, self.usage.subject.maker
+        holder = maker_text(maker) if maker else f"the {usage.owner}"
+        return f"{usage.name} of {holder} is full: {usage.amount(usage.used)} of {usage.amount(usage.limit)}."
+
+    def cells(self, unlimited: str, unknown: str, never: str) -> tuple[str, str, str, str]:
+        """Return limit, used, remaining and reset time as the texts of a table, with these for absent values."""
+        usage = self.usage
+        limit, used, remaining = (usage.amount(value) for value in (usage.limit, usage.used, usage.remaining))
+        reset = None if usage.reset_at is None else datetime.fromtimestamp(epoch_seconds(usage.reset_at), tz=UTC)
+        return (
+            unlimited if limit is None else str(limit),
+            unknown if used is None else str(used),
+            unknown if remaining is None else str(remaining),
+            never if reset is None else _written(reset, seconds=True),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +94,18 @@ class Explanation:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values; `models` is null if every model is allowed."""
-        return {"admitted": self.admitted, **asdict(self)}
+        limits = [{**limit.usage.as_json(), "source": limit.source} for limit in self.limits]
+        return {"admitted": self.admitted, **asdict(self), "limits": limits}
 
 
 def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
     """Explain a key whose account and tier are loaded, for a call from the address (None: an allowed one)."""
     now = timezone.now()
     identity = identity_of(key, now)
-    standing = get_limit_usage(identity.every_limit)
-    limits = [_explained(key, state, now) for state in standing.states]
+    report = get_limit_usage(identity.every_limit)
+    limits = [ExplainedLimit(usage, _source(key, usage, now)) for usage in report.limits]
     reasons = [*_state_reasons(key, now), *_address_reasons(identity, address), *_limit_reasons(limits)]
-    if standing.source == RECORDS and identity.limits.has_budget:
+    if report.source == RECORDS and identity.limits.has_budget:
         text = "The store of the limits is away: calls under a monthly budget are refused."
         reasons.append(Reason(503, "dependency_unavailable", text))
     return Explanation(
@@ -117,7 +124,7 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
         notes=[
             *_model_notes(limits),
             *_price_notes(identity),
-            *_notes(key, standing, address),
+            *_notes(key, report, address),
         ],
     )
 
@@ -144,20 +151,15 @@ def _address_reasons(identity: AuthenticatedKey, address: str | None) -> list[Re
     return [Reason(403, "address_denied", f"The key may not be used from {address}.")]
 
 
-def _explained(key: ApiKey, state: dict[str, Any], now: datetime) -> ExplainedLimit:
-    name = LimitName(state["name"])
-    return ExplainedLimit(**state, source=_source(key, name, state, now))
-
-
-def _source(key: ApiKey, name: LimitName, state: dict[str, Any], now: datetime) -> str:
+def _source(key: ApiKey, usage: LimitUsage, now: datetime) -> str:
     """Describe where the value of a limit comes from."""
-    if state["owner"].startswith("account"):
+    if usage.owner.startswith("account"):
         return f"account {key.account.name}"
-    if "maker" in state:
-        return f"key {state['maker']}"
-    if name not in OVERRIDABLE:
+    if usage.subject.maker:
+        return f"key {usage.subject.maker}"
+    if usage.name not in OVERRIDABLE:
         return "this key"
-    if getattr(key, f"{name}_override") is None:
+    if getattr(key, f"{usage.name}_override") is None:
         return f"tier {key.tier.name}"
     if key.overrides_until is None:
         return "this key's override"
@@ -175,19 +177,18 @@ def _limit_reasons(limits: list[ExplainedLimit]) -> list[Reason]:
         LimitName.MONTHLY_COST: "budget_exhausted",
     }
     return [
-        Reason(429, codes[LimitName(each.name)], f"{each.name} of {each.holder} is full: {each.used} of {each.limit}.")
+        Reason(429, codes[each.usage.name], each.fullness)
         for each in limits
-        if each.is_full and each.model is None
+        if each.is_full and each.usage.subject.model is None
     ]
 
 
 def _model_notes(limits: list[ExplainedLimit]) -> list[str]:
     """List the models without budget left; calls of other models are not refused for it."""
     return [
-        f"Calls of {each.model} would be refused (429 budget_exhausted): {each.name} of {each.holder} is full, "
-        f"{each.used} of {each.limit}."
+        f"Calls of {each.usage.subject.model} would be refused (429 budget_exhausted): {each.fullness}"
         for each in limits
-        if each.is_full and each.model is not None
+        if each.is_full and each.usage.subject.model is not None
     ]
 
 
@@ -207,9 +208,9 @@ def _models(identity: AuthenticatedKey) -> list[str] | None:
     return sorted(name for name in identity.tier_models | identity.key_models if identity.may_use_model(name))
 
 
-def _notes(key: ApiKey, standing: LimitUsage, address: str | None) -> list[str]:
+def _notes(key: ApiKey, report: UsageReport, address: str | None) -> list[str]:
     notes = []
-    if standing.source != LIVE:
+    if report.source != LIVE:
         notes.append("The store of the limits is away: the use of rates and slots is unknown.")
     if key.allowed_ips and address is None:
         notes.append("The key is restricted to addresses: give one to see whether it is allowed.")
@@ -234,16 +235,9 @@ def explanation_text(explained: Explanation) -> str:
 
 def _table(limits: list[ExplainedLimit]) -> list[str]:
     rows = [("OWNER", "LIMIT", "VALUE", "USED", "LEFT", "RESETS", "FROM")]
-    for limit in limits:
-        value = "unlimited" if limit.limit is None else str(limit.limit)
-        reset = "" if limit.reset is None else _written(datetime.fromtimestamp(limit.reset, tz=UTC), seconds=True)
-        rows.append((limit.whose, limit.name, value, _shown(limit.used), _shown(limit.remaining), reset, limit.source))
+    rows += [(each.whose, str(each.usage.name), *each.cells("unlimited", "-", ""), each.source) for each in limits]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _shown(amount: int | str | None) -> str:
-    return "-" if amount is None else str(amount)
 
 
 def _written(at: datetime, *, seconds: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,9 @@ from accounts.limits.types import (
     LimitName,
     LimitSet,
     Refusal,
+    Status,
     Subject,
+    SubjectUsage,
     Unavailable,
     Window,
 )
@@ -47,7 +50,8 @@ _ERRORS: dict[LimitName, type[LimitExceeded]] = {
 
 def refusal_error(refusal: Refusal) -> ApiError:
     """Return the error for a refusal: a 429, or a 400 if the bound could never fit."""
-    extra = {"limit": describe_refusal(refusal)}
+    blocking = LimitUsage(refusal.limit, refusal.subject, refusal.limit_value, refusal.used, refusal.reset_at)
+    extra = {"limit": {name: value for name, value in blocking.as_json().items() if name != "remaining"}}
     error: ApiError
     if refusal.impossible:
         error = BoundExceedsLimit()
@@ -60,32 +64,6 @@ def refusal_error(refusal: Refusal) -> ApiError:
         error.detail += f" This is a limit of {maker_text(refusal.subject.maker)}."
     error.refusal = refusal
     return error
-
-
-def describe_refusal(refusal: Refusal) -> dict[str, Any]:
-    """Return the limit's name, its owner, the used amount, the limit, and its reset (epoch seconds).
-
-    Amounts of money are strings in US dollars with all their digits.
-    """
-    amount = dollars if refusal.limit is LimitName.MONTHLY_COST else int
-    return {
-        "name": str(refusal.limit),
-        **describe_owner(refusal.subject),
-        "used": amount(refusal.used),
-        "limit": amount(refusal.limit_value),
-        "reset": epoch_seconds(refusal.reset_at),
-    }
-
-
-def describe_owner(subject: Subject) -> dict[str, str]:
-    """Return the owner of a limit: `key`, `maker`, `account`, or one of these with ` model` for a model budget.
-
-    A model budget has the model's name under `model`, a maker its name under `maker`.
-    """
-    kind = subject.kind.replace("key", "maker") if subject.maker else subject.kind
-    owner = {"owner": kind.replace("_", " ")}
-    named = {"maker": subject.maker, "model": subject.model}
-    return owner | {name: text for name, text in named.items() if text}
 
 
 def maker_text(name: str) -> str:
@@ -162,99 +140,135 @@ def _seconds_left(window: Window, unit: str, admission: Admission) -> int:
     return min(WINDOWS[unit], max(0, -((admission.at - window.reset_at) // SECOND)))
 
 
+@dataclass(frozen=True, slots=True)
+class LimitUsage:
+    """How much of one limit of a subject is used, in the limit's own unit (money in nano-dollars).
+
+    `limit` is None if there is none, `used` if it is not counted, or unknown because Redis is away. `reset_at` (µs) is
+    when all of it is available again; None for concurrency, and if it is unknown.
+    """
+
+    name: LimitName
+    subject: Subject
+    limit: int | None
+    used: int | None
+    reset_at: int | None = None
+
+    @property
+    def remaining(self) -> int | None:
+        """What is left; None without a limit or if the used amount is unknown."""
+        return None if self.limit is None or self.used is None else max(0, self.limit - self.used)
+
+    @property
+    def share(self) -> float:
+        """The used part: 1 is all, more is possible; 0 without a limit or if the used amount is unknown."""
+        if self.limit is None or self.used is None:
+            return 0.0
+        return self.used / self.limit if self.limit else 1.0
+
+    @property
+    def owner(self) -> str:
+        """`key`, `maker` or `account`, with ` model` for a model budget."""
+        kind = self.subject.kind.replace("key", "maker") if self.subject.maker else self.subject.kind
+        return kind.replace("_", " ")
+
+    def amount(self, value: int | None) -> int | str | None:
+        """Return an amount as callers see it: money as a string in US dollars with all digits."""
+        return dollars(value) if value is not None and self.name is LimitName.MONTHLY_COST else value
+
+    def as_json(self) -> dict[str, Any]:
+        """Return `{name, owner, limit, used, remaining, reset}`, with `maker` and `model` if it has one.
+
+        `maker` is the name of a key that created the calling key; `reset` is in epoch seconds.
+        """
+        named = {"maker": self.subject.maker, "model": self.subject.model}
+        return {
+            "name": str(self.name),
+            "owner": self.owner,
+            **{name: text for name, text in named.items() if text},
+            "limit": self.amount(self.limit),
+            "used": self.amount(self.used),
+            "remaining": self.amount(self.remaining),
+            "reset": None if self.reset_at is None else epoch_seconds(self.reset_at),
+        }
+
+
 #: Sources of usage: the limits themselves, or (while Redis is away) the records in the database.
 LIVE, RECORDS = "limits", "records"
+MONTHLY = (LimitName.MONTHLY_TOKENS, LimitName.MONTHLY_COST)
 
 
 @dataclass(frozen=True, slots=True)
-class LimitUsage:
-    """The usage of all limits of a scope, at a time (µs).
+class UsageReport:
+    """The usage of the limits of some subjects, at a time (µs).
 
-    Each state is `{name, owner, limit, used, remaining, reset}`, with `model` for a model budget and `maker` for a
-    limit of a key that created the calling key; see describe_owner. Without a limit, `limit` and `remaining` are None;
-    `used` is still given if it is counted. Money is a string in US dollars. `reset` is in epoch seconds, None for
-    concurrency. With the source RECORDS, the monthly amounts lack open calls and records that are not ingested yet, and
-    the use of rates and slots is unknown.
+    With the source RECORDS, the monthly amounts lack open calls and records that are not ingested yet, and the use of
+    rates and slots is unknown.
     """
 
     at: int
     source: str
-    states: list[dict[str, Any]]
+    limits: list[LimitUsage]
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
-    """What one subject has used; None for what is unknown or not counted."""
-
-    month: Amount
-    requests: int | None = None
-    tokens: int | None = None
-    slots: int | None = None
-    requests_window: Window | None = None
-    tokens_window: Window | None = None
-
-
-def get_limit_usage(scope: LimitSet) -> LimitUsage:
+def get_limit_usage(scope: LimitSet) -> UsageReport:
     """Return the usage of every limit of a scope; raises database errors if Redis is away too."""
     try:
-        return _from_limits(scope)
+        limits = get_limits()
+        admission = limits.peek(scope)
+        pairs = zip(limits.usage(scope), admission.statuses, strict=True)
+        rows = [row for used, status in pairs for row in usage_of_subject(used, admission.at, status)]
+        return UsageReport(admission.at, LIVE, rows)
     except Unavailable:
-        return _from_records(scope)
+        return UsageReport(wall_clock(), RECORDS, recorded_usage(scope.subjects))
 
 
-def _from_limits(scope: LimitSet) -> LimitUsage:
-    limits = get_limits()
-    admission = limits.peek(scope)
-    states: list[dict[str, Any]] = []
-    for usage, status in zip(limits.usage(scope), admission.statuses, strict=True):
-        month = usage.settled + usage.reserved
-        used = Used(month, usage.requests, usage.tokens, usage.slots, status.requests, status.tokens)
-        states += subject_states(usage.subject, used, admission.at)
-    return LimitUsage(admission.at, LIVE, states)
+def usage_of_scopes(scopes: Sequence[LimitSet]) -> UsageReport:
+    """Return the usage of the limits of many scopes in one step, without the times at which rates are reset.
 
-
-def _from_records(scope: LimitSet) -> LimitUsage:
+    While Redis is away, that of the monthly limits alone.
+    """
     now = wall_clock()
-    settled = settled_in_database(scope.subjects, month_of(now))
-    states = [state for subject in scope.subjects for state in subject_states(subject, Used(settled[subject]), now)]
-    return LimitUsage(now, RECORDS, states)
+    try:
+        used = [each for usages in get_limits().usages(scopes) for each in usages] if scopes else []
+    except Unavailable:
+        rows = recorded_usage([subject for scope in scopes for subject in scope.subjects])
+        return UsageReport(now, RECORDS, [row for row in rows if row.name in MONTHLY])
+    return UsageReport(now, LIVE, [row for each in used for row in usage_of_subject(each, now)])
 
 
-def subject_states(subject: Subject, used: Used, now: int) -> list[dict[str, Any]]:
-    """List the five limits of one subject in the order in which they are checked; of a model budget, its two.
+def recorded_usage(subjects: Sequence[Subject]) -> list[LimitUsage]:
+    """List the usage of the limits of subjects as far as the records in the database know it: that of the month."""
+    now = wall_clock()
+    settled = settled_in_database(subjects, month_of(now)) if subjects else {}
+    return [row for subject in subjects for row in _rows(subject, settled[subject], now)]
+
+
+def usage_of_subject(used: SubjectUsage, now: int, windows: Status | None = None) -> list[LimitUsage]:
+    """List the usage of each limit of a subject; `windows` has the times at which its rates are reset."""
+    requests, tokens = (windows.requests, windows.tokens) if windows is not None else (None, None)
+    rates = (
+        (used.requests, requests.reset_at if requests is not None else None),
+        (used.tokens, tokens.reset_at if tokens is not None else None),
+        (used.slots, None),
+    )
+    return _rows(used.subject, used.settled + used.reserved, now, rates)
+
+
+def _rows(
+    subject: Subject, month: Amount, now: int, rates: Sequence[tuple[int | None, int | None]] = ((None, None),) * 3
+) -> list[LimitUsage]:
+    """List the limits of a subject in the order in which they are checked; of a model budget, its two monthly ones.
 
     For a maker, only the limits that it has: the rest of its usage does not concern the calling key.
     """
     ends = month_end(month_of(now))
-    rows = (
-        (LimitName.REQUESTS_PER_MINUTE, used.requests, _reset(used.requests_window)),
-        (LimitName.TOKENS_PER_MINUTE, used.tokens, _reset(used.tokens_window)),
-        (LimitName.CONCURRENT_REQUESTS, used.slots, None),
-        (LimitName.MONTHLY_TOKENS, used.month.tokens, ends),
-        (LimitName.MONTHLY_COST, used.month.cost, ends),
-    )
-    return [
-        _state(name, subject, amount, reset)
-        for name, amount, reset in rows[-2 if subject.model else 0 :]
-        if not subject.maker or getattr(subject.limits, name) is not None
+    used = dict(zip(LimitName, (*rates, (month.tokens, ends), (month.cost, ends)), strict=True))
+    rows = [
+        LimitUsage(name, subject, getattr(subject.limits, name), *used[name])
+        for name in (MONTHLY if subject.model else used)
     ]
-
-
-def _state(name: LimitName, subject: Subject, used: int | None, reset: int | None) -> dict[str, Any]:
-    amount = dollars if name is LimitName.MONTHLY_COST else int
-    limit: int | None = getattr(subject.limits, name)
-    return {
-        "name": str(name),
-        **describe_owner(subject),
-        "limit": None if limit is None else amount(limit),
-        "used": None if used is None else amount(used),
-        "remaining": None if limit is None or used is None else amount(max(0, limit - used)),
-        "reset": None if reset is None else epoch_seconds(reset),
-    }
-
-
-def _reset(window: Window | None) -> int | None:
-    return None if window is None else window.reset_at
+    return [row for row in rows if row.limit is not None] if subject.maker else rows
 
 
 def month_text(micros: int) -> str:

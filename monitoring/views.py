@@ -73,15 +73,15 @@ class UsageView(KeyView):
         query = self.query(data=request.query_params)
         query.is_valid(raise_exception=True)
         identity: AuthenticatedKey = request._request.identity  # type: ignore[attr-defined]
-        standing = get_limit_usage(identity.every_limit)
+        report = get_limit_usage(identity.every_limit)
         return Response(
             {
                 "account": identity.account_name,
                 "key": identity.key_name,
                 "tier": identity.tier_name,
-                "month": month_text(standing.at),
-                "source": standing.source,
-                "limits": standing.states,
+                "month": month_text(report.at),
+                "source": report.source,
+                "limits": [usage.as_json() for usage in report.limits],
                 "usage": account_usage(identity.account_id, query.validated_data["span"]),
             }
         )

@@ -5,8 +5,8 @@ The bars of all rows of a list are read in one step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
@@ -35,13 +35,11 @@ from accounts.admin.base import (
 from accounts.admin.forms import ModelBudgetInline, ModelBudgetsAdmin, TierForm
 from accounts.admin.keys import KeyColumns
 from accounts.key_cache import account_subject, model_subject
-from accounts.limits import get_limits, settled_in_database
-from accounts.limits.local import wall_clock
-from accounts.limits.types import Amount, LimitName, LimitSet, Subject, SubjectUsage, Unavailable
+from accounts.limit_usage import LIVE, LimitUsage, usage_of_scopes
+from accounts.limits.types import LimitName, LimitSet
 from accounts.models import Account, ApiKey, Tier
 from accounts.selectors import api_keys_usable
 from core.money import NANO_DOLLARS
-from core.times import month_of
 
 BUDGET_FIELDS = ("monthly_token_budget", "monthly_cost_budget")
 CAP_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "max_keys")
@@ -303,7 +301,6 @@ class TierAdmin(KeyedAdmin):
         return count
 
 
-MONTHLY = (LimitName.MONTHLY_TOKENS, LimitName.MONTHLY_COST)
 TITLES = {
     LimitName.REQUESTS_PER_MINUTE: "Requests in the last minute",
     LimitName.TOKENS_PER_MINUTE: "Tokens in the last minute",
@@ -315,98 +312,56 @@ UNKNOWN = "unknown while Redis is away"
 RECORDED = "Redis is away: the monthly amounts come from the usage records; the use of other limits is unknown."
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """How much of a limit is used. A `limit` of None means no limit, a `used` of None means not counted."""
+def usage_title(usage: LimitUsage) -> str:
+    """Name a limit, with the model of a model budget."""
+    title, model = TITLES[usage.name], usage.subject.model
+    return title if model is None else f"{title}, {model}"
 
-    name: LimitName
-    used: int | None
-    limit: int | None
 
-    @property
-    def text(self) -> str:
-        """The amounts in words, with the percentage."""
-        if self.limit is None:
-            return f"{self._amount(self.used)} (no limit)" if self.used is not None else "no limit"
-        used = self.used or 0
-        share = f"{used / self.limit:.0%}" if self.limit else "100%"
-        return f"{self._amount(used)} of {self._amount(self.limit)} ({share})"
+def usage_text(usage: LimitUsage) -> str:
+    """Describe how much of a limit is used, with the percentage."""
+    if usage.limit is None:
+        return "no limit" if usage.used is None else f"{_amount(usage, usage.used)} (no limit)"
+    return f"{_amount(usage, usage.used or 0)} of {_amount(usage, usage.limit)} ({usage.share:.0%})"
 
-    def html(self) -> SafeString:
-        """Return a progress bar with the text beside it."""
-        if self.limit is None:
-            return format_html("{}", self.text)
-        return format_html(
-            '<progress max="{}" value="{}" aria-label="{}" class="block w-40"></progress><span>{}</span>',
-            max(self.limit, 1),
-            min(self.used or 0, max(self.limit, 1)),
-            TITLES[self.name],
-            self.text,
-        )
 
-    def _amount(self, value: int | None) -> str:
-        if self.name is LimitName.MONTHLY_COST:
-            return f"${(value or 0) / NANO_DOLLARS:,.2f}"
-        return f"{value or 0:,}"
+def usage_bar(usage: LimitUsage) -> SafeString:
+    """Return a progress bar with the text beside it."""
+    if usage.limit is None:
+        return format_html("{}", usage_text(usage))
+    return format_html(
+        '<progress max="{}" value="{}" aria-label="{}" class="block w-40"></progress><span>{}</span>',
+        max(usage.limit, 1),
+        min(usage.used or 0, max(usage.limit, 1)),
+        TITLES[usage.name],
+        usage_text(usage),
+    )
+
+
+def _amount(usage: LimitUsage, value: int) -> str:
+    return f"${value / NANO_DOLLARS:,.2f}" if usage.name is LimitName.MONTHLY_COST else f"{value:,}"
 
 
 def attach_usage(accounts: Sequence[Account]) -> None:
-    """Set `account.bars` of all accounts in one step; while Redis is away, only the monthly bars."""
-    scopes = [LimitSet(account.pk, (account_subject(account),)) for account in accounts]
-    shown: Iterable[list[Bar]]
-    try:
-        shown = [bars(subjects[0]) for subjects in get_limits().usages(scopes)] if scopes else []
-    except Unavailable:
-        shown = [month for _, month in recorded_bars([scope.subjects[0] for scope in scopes])]
-    for account, its_bars in zip(accounts, shown, strict=True):
-        account.bars = its_bars  # type: ignore[attr-defined]  # for the columns
-
-
-def bars(usage: SubjectUsage) -> list[Bar]:
-    """List a subject's limits as bars; open calls count with all that they may use."""
-    limits = usage.subject.limits
-    used = {
-        LimitName.REQUESTS_PER_MINUTE: usage.requests,
-        LimitName.TOKENS_PER_MINUTE: usage.tokens,
-        LimitName.CONCURRENT_REQUESTS: usage.slots,
-        LimitName.MONTHLY_TOKENS: usage.settled.tokens + usage.reserved.tokens,
-        LimitName.MONTHLY_COST: usage.settled.cost + usage.reserved.cost,
-    }
-    names = MONTHLY if usage.subject.model else used
-    return [Bar(name, used[name], getattr(limits, name)) for name in names]
-
-
-def recorded_bars(subjects: Sequence[Subject]) -> list[tuple[Subject, list[Bar]]]:
-    """List subjects with their monthly bars, from the usage records in the database."""
-    settled = settled_in_database(subjects, month_of(wall_clock())) if subjects else {}
-    return [(subject, _months(subject, settled[subject])) for subject in subjects]
-
-
-def _months(subject: Subject, used: Amount) -> list[Bar]:
-    amounts = (used.tokens, used.cost)
-    return [Bar(name, amount, getattr(subject.limits, name)) for name, amount in zip(MONTHLY, amounts, strict=True)]
+    """Set `account.usage` of all accounts in one step; while Redis is away, only that of the month."""
+    report = usage_of_scopes([LimitSet(account.pk, (account_subject(account),)) for account in accounts])
+    found: dict[int, dict[LimitName, LimitUsage]] = defaultdict(dict)
+    for usage in report.limits:
+        found[usage.subject.owner_id][usage.name] = usage
+    for account in accounts:
+        account.usage = found[account.pk]  # type: ignore[attr-defined]  # for the columns
 
 
 def bar_of(account: Account, name: LimitName) -> SafeString:
     """Return the bar of one limit of an account, after attach_usage."""
-    its_bars: list[Bar] = account.bars  # type: ignore[attr-defined]
-    return next((bar.html() for bar in its_bars if bar.name is name), format_html("{}", UNKNOWN))
+    usage: LimitUsage | None = account.usage.get(name)  # type: ignore[attr-defined]
+    return usage_bar(usage) if usage is not None else format_html("{}", UNKNOWN)
 
 
 def all_bars(account: Account) -> SafeString:
     """Return the bars of every limit of an account, and of its budgets for single models."""
     subjects = (account_subject(account), *(model_subject(budget) for budget in account.model_budgets.all()))
-    try:
-        (used,) = get_limits().usages([LimitSet(account.pk, subjects)])
-    except Unavailable:
-        return format_html("{}<p>{}</p>", _drawn(recorded_bars(subjects)), RECORDED)
-    return _drawn([(usage.subject, bars(usage)) for usage in used])
-
-
-def _drawn(shown: Iterable[tuple[Subject, list[Bar]]]) -> SafeString:
-    rows = [(_title(subject, bar), bar.html()) for subject, its_bars in shown for bar in its_bars]
-    return format_html_join("", '<p class="mb-2"><strong>{}</strong><br>{}</p>', rows)
-
-
-def _title(subject: Subject, bar: Bar) -> str:
-    return TITLES[bar.name] if subject.model is None else f"{TITLES[bar.name]}, {subject.model}"
+    report = usage_of_scopes([LimitSet(account.pk, subjects)])
+    rows = ((usage_title(usage), usage_bar(usage)) for usage in report.limits)
+    shown = format_html_join("", '<p class="mb-2"><strong>{}</strong><br>{}</p>', rows)
+    return shown if report.source == LIVE else format_html("{}<p>{}</p>", shown, RECORDED)

@@ -6,7 +6,7 @@ now, under which limits, and why not.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
@@ -381,7 +381,10 @@ def check_page(model_admin: ModelAdmin, request: HttpRequest, key: ApiKey) -> Te
         "title": f"Test of key {key.name}",
         "explained": explained,
         "headings": HEADINGS,
-        "rows": [_row(limit) for limit in explained.limits],
+        "rows": [
+            (f"{_title(each)}, {each.whose}", (*each.cells("unlimited", "—", "—"), each.source))
+            for each in explained.limits
+        ],
         "address": address,
         "problem": "" if is_address else "That is not an IP address.",
         "key_url": change_url(key),
@@ -389,13 +392,5 @@ def check_page(model_admin: ModelAdmin, request: HttpRequest, key: ApiKey) -> Te
     return TemplateResponse(request, TEMPLATE, context)
 
 
-def _row(limit: ExplainedLimit) -> dict[str, Any]:
-    resets = None if limit.reset is None else datetime.fromtimestamp(limit.reset, tz=UTC)
-    return {
-        "name": f"{TITLES.get(limit.name, limit.name.replace('_', ' '))}, {limit.whose}",
-        "limit": "unlimited" if limit.limit is None else limit.limit,
-        "used": "—" if limit.used is None else limit.used,
-        "remaining": "—" if limit.remaining is None else limit.remaining,
-        "reset": moment(resets, absent="—"),
-        "source": limit.source,
-    }
+def _title(limit: ExplainedLimit) -> str:
+    return TITLES.get(limit.usage.name, limit.usage.name.replace("_", " "))

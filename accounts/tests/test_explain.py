@@ -14,7 +14,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from accounts import services
-from accounts.explain import ExplainedLimit, Explanation, explain_key
+from accounts.explain import Explanation, explain_key
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, Reserved, Unavailable
@@ -34,9 +34,10 @@ def codes(explained: Explanation) -> list[tuple[int, str]]:
     return [(reason.status, reason.code) for reason in explained.reasons]
 
 
-def limit_of(explained: Explanation, owner: str, name: str) -> ExplainedLimit:
-    (found,) = [limit for limit in explained.limits if (limit.owner, limit.name) == (owner, name)]
-    return found
+def limit_of(explained: Explanation, owner: str, name: str) -> dict[str, Any]:
+    """Return a limit as it is printed."""
+    (found,) = [limit for limit in explained.as_json()["limits"] if (limit["owner"], limit["name"]) == (owner, name)]
+    return dict(found)
 
 
 def spend(issued: IssuedKey, tokens: int = 0, *, requests: int = 0, stays_open: bool = False) -> None:
@@ -60,7 +61,12 @@ class TestAdmission:
             explained = explain(cast.owner)
             assert explained.admitted
         requests = limit_of(explained, "key", "requests_per_minute")
-        assert (requests.limit, requests.used, requests.remaining, requests.source) == (5, 0, 5, "tier free")
+        assert (requests["limit"], requests["used"], requests["remaining"], requests["source"]) == (
+            5,
+            0,
+            5,
+            "tier free",
+        )
         assert (explained.account, explained.name, explained.tier, explained.state) == (
             "acme",
             "owner",
@@ -142,7 +148,7 @@ class TestLimits:
         spend(first, requests=1)
         explained = explain(second)
         assert "of the account is full: 1 of 1" in explained.reasons[0].text
-        assert limit_of(explained, "account", "requests_per_minute").source == f"account {account.name}"
+        assert limit_of(explained, "account", "requests_per_minute")["source"] == f"account {account.name}"
 
     def test_it_says_where_an_override_comes_from_and_when_it_ends(self) -> None:
         soon, past = timezone.now() + timedelta(days=1), timezone.now() - timedelta(days=1)
@@ -150,10 +156,10 @@ class TestLimits:
         stays = make_key(requests_per_minute_override=8)
         ended = make_key(requests_per_minute_override=9, overrides_until=past)
         found = [limit_of(explain(issued), "key", "requests_per_minute") for issued in (ends, stays, ended)]
-        assert [limit.limit for limit in found] == [7, 8, 5]
-        assert found[0].source.startswith("this key's override, until 20")
-        assert found[1].source == "this key's override"
-        assert found[2].source.startswith("tier free (this key's override ended 20")
+        assert [limit["limit"] for limit in found] == [7, 8, 5]
+        assert found[0]["source"].startswith("this key's override, until 20")
+        assert found[1]["source"] == "this key's override"
+        assert found[2]["source"].startswith("tier free (this key's override ended 20")
 
     def test_it_counts_what_is_open_and_tells_money_exactly(self) -> None:
         issued = make_key(monthly_token_budget=1_000, monthly_cost_budget=Decimal(1))
@@ -161,8 +167,8 @@ class TestLimits:
         spend(issued, 100, stays_open=True)
         explained = explain(issued)
         tokens, cost = (limit_of(explained, "key", name) for name in ("monthly_tokens", "monthly_cost"))
-        assert (tokens.used, tokens.remaining, tokens.source) == (400, 600, "this key")
-        assert (cost.limit, cost.used, cost.remaining) == ("1.000000000", "0.000400000", "0.999600000")
+        assert (tokens["used"], tokens["remaining"], tokens["source"]) == (400, 600, "this key")
+        assert (cost["limit"], cost["used"], cost["remaining"]) == ("1.000000000", "0.000400000", "0.999600000")
 
     def test_it_tells_the_months_by_the_records_while_the_limits_are_away(
         self, cast: Cast, monkeypatch: pytest.MonkeyPatch
@@ -174,7 +180,7 @@ class TestLimits:
         monkeypatch.setattr(type(limits), "peek", away)
         explained = explain(cast.owner)
         assert explained.admitted
-        assert limit_of(explained, "key", "requests_per_minute").used is None
+        assert limit_of(explained, "key", "requests_per_minute")["used"] is None
         assert "away" in explained.notes[0]
         assert codes(explain(make_key(monthly_token_budget=9))) == [(503, "dependency_unavailable")]
 

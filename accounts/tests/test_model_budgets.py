@@ -234,8 +234,10 @@ class TestTelling:
         assert explained.admitted, "calls of other models are"
         (note,) = explained.notes
         assert note.startswith("Calls of gpt would be refused (429 budget_exhausted): monthly_tokens")
-        (tokens,) = [each for each in explained.limits if each.model and each.name == "monthly_tokens"]
-        assert (tokens.whose, tokens.source, tokens.used) == ("account model gpt", "account acme", 60)
+        (tokens,) = [
+            each for each in explained.limits if each.usage.subject.model and each.usage.name == "monthly_tokens"
+        ]
+        assert (tokens.whose, tokens.source, tokens.usage.used) == ("account model gpt", "account acme", 60)
         assert "account model gpt  monthly_tokens" in explanation_text(explained)
 
     def test_it_draws_them_on_the_page_of_the_account(self, cast: Cast, admin_site: Client) -> None:

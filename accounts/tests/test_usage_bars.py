@@ -10,7 +10,8 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from accounts.admin import accounts
+from accounts import limit_usage
+from accounts.admin.accounts import RECORDED
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, LimitBackend, Unavailable
@@ -82,9 +83,9 @@ def test_it_shows_the_month_by_the_records_while_redis_is_away(
         return {subject: Amount(1_500, 5_000_000_000) for subject in subjects}
 
     monkeypatch.setattr(type(get_limits()), "usages", fail)
-    monkeypatch.setattr(accounts, "settled_in_database", settled)
+    monkeypatch.setattr(limit_usage, "settled_in_database", settled)
     for shown in (page(site, ACCOUNTS), page(site, f"{ACCOUNTS}{issued.key.account_id}/change/")):
         assert "1,500 of 10,000 (15%)" in shown
         assert "$5.00 of $12.50 (40%)" in shown
-    assert accounts.RECORDED in shown
+    assert RECORDED in shown
     assert "Requests in the last minute" not in shown

@@ -17,11 +17,11 @@ from typing import Any, Generic, TypeVar
 from django.db.models import BigIntegerField, F, Model, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
-from accounts.admin.accounts import TITLES, Bar, bars, recorded_bars
+from accounts.admin.accounts import usage_text, usage_title
 from accounts.admin.base import change_url
 from accounts.key_cache import account_subject, key_subject, model_subject
-from accounts.limits import get_limits
-from accounts.limits.types import LimitName, LimitSet, Subject, Unavailable
+from accounts.limit_usage import LIVE, LimitUsage, recorded_usage, usage_of_scopes
+from accounts.limits.types import LimitName, LimitSet, Subject
 from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget
 from accounts.selectors import HAS_BUDGET, api_key_makers, api_keys_current, model_budgets_current
 from monitoring.models import Rollup
@@ -138,46 +138,36 @@ class NearlyReached:
 
 
 class _Found:
-    """Collects bars by subject and limit; bars from the limits replace those from the records."""
+    """Collects usage by subject and limit; that from the limits replaces that from the records."""
 
     def __init__(self) -> None:
         self.owners: dict[str, tuple[str, Account | ApiKey]] = {}
-        self._bars: dict[tuple[str, LimitName], tuple[Subject, Bar]] = {}
+        self._usage: dict[tuple[str, LimitName], LimitUsage] = {}
 
     def own(self, subject: Subject, name: str, owner: Account | ApiKey) -> Subject:
         self.owners[subject.name] = name, owner
         return subject
 
-    def add(self, subject: Subject, its_bars: Iterable[Bar]) -> None:
-        for bar in its_bars:
-            self._bars[subject.name, bar.name] = subject, bar
+    def add(self, usages: Iterable[LimitUsage]) -> None:
+        self._usage |= {(usage.subject.name, usage.name): usage for usage in usages}
 
     def nearly(self) -> list[Nearly]:
-        near = (self._nearly(subject, bar) for subject, bar in self._bars.values() if _share(bar) >= NEARLY)
+        near = (self._nearly(usage) for usage in self._usage.values() if usage.share >= NEARLY)
         return sorted(near, key=lambda each: (-each.share, each.owner))
 
-    def _nearly(self, subject: Subject, bar: Bar) -> Nearly:
-        name, owner = self.owners[subject.name]
-        title = TITLES[bar.name] + (f", {subject.model}" if subject.model else "")
-        return Nearly(name, change_url(owner), title, bar.text, _share(bar))
+    def _nearly(self, usage: LimitUsage) -> Nearly:
+        name, owner = self.owners[usage.subject.name]
+        return Nearly(name, change_url(owner), usage_title(usage), usage_text(usage), usage.share)
 
 
 def limits_nearly_reached(now: datetime) -> NearlyReached:
     """Return the limits of which at least the share NEARLY is used, highest first."""
     found = _Found()
     notes = [] if _add_budgets(found, now) else [MANY]
-    try:
-        _add_rates(found, now)
-    except Unavailable:
+    if not _add_rates(found, now):
         notes.append(UNKNOWN)
     near = found.nearly()
     return NearlyReached(near[:SHOWN], len(near), notes)
-
-
-def _share(bar: Bar) -> float:
-    if bar.limit is None or bar.used is None:
-        return 0.0
-    return bar.used / bar.limit if bar.limit else 1.0
 
 
 def _add_budgets(found: _Found, now: datetime) -> bool:
@@ -188,13 +178,12 @@ def _add_budgets(found: _Found, now: datetime) -> bool:
         *(found.own(key_subject(each, now), _key_name(each), each) for each in keys.rows),
         *(found.own(model_subject(each), *_budget_owner(each)) for each in budgets.rows),
     ]
-    for subject, its_bars in recorded_bars(subjects):
-        found.add(subject, its_bars)
+    found.add(recorded_usage(subjects))
     return accounts.is_all and keys.is_all and budgets.is_all
 
 
-def _add_rates(found: _Found, now: datetime) -> None:
-    """Add usage of the busiest keys by the limits, in one step. Raises Unavailable."""
+def _add_rates(found: _Found, now: datetime) -> bool:
+    """Add usage of the busiest keys by the limits, in one step; return whether these were there to be asked."""
     busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
     scopes = []
     keys = list(api_keys_current(at=now).filter(pk__in=busiest))
@@ -206,9 +195,9 @@ def _add_rates(found: _Found, now: datetime) -> None:
             found.own(account_subject(key.account), key.account.name, key.account),
         )
         scopes.append(LimitSet(key.account_id, subjects))
-    for usages in get_limits().usages(scopes) if scopes else []:
-        for usage in usages:
-            found.add(usage.subject, bars(usage))
+    report = usage_of_scopes(scopes)
+    found.add(report.limits)
+    return report.source == LIVE
 
 
 def _key_name(key: ApiKey) -> str:

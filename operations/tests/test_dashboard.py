@@ -16,6 +16,7 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 from redis.exceptions import RedisError
 
+from accounts import limit_usage
 from accounts.admin.accounts import TITLES
 from accounts.limits.redis import records_stream
 from accounts.limits.types import SHARDS, LimitBackend, LimitName, Unavailable
@@ -25,7 +26,7 @@ from monitoring.models import Alert, Rollup
 from monitoring.rollups.store import MINUTE_GRAINS
 from monitoring.tests.samples import a_draft, an_operation, recorded
 from operations import deployments
-from operations.dashboard import data, limits, sections
+from operations.dashboard import data, sections
 from operations.deployments import DeploymentState
 from operations.health import LAG_SECONDS
 
@@ -405,7 +406,7 @@ class TestLists:
         def away(*_: object) -> None:
             raise Unavailable
 
-        monkeypatch.setattr(limits, "get_limits", away)
+        monkeypatch.setattr(limit_usage, "get_limits", away)
         recorded(make_key(account=make_account("spent", monthly_token_budget=30)))
         near = shown(site)["nearly"]
         assert [each.owner for each in near.limits] == ["spent"]
