@@ -10,8 +10,10 @@ from django.core.checks import ERROR, WARNING, CheckMessage, Error, Tags, Warnin
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DatabaseError
 from django.db.migrations.executor import MigrationExecutor
+from redis.connection import parse_url
 
 from accounts.checks import FEWEST_CHARACTERS
+from accounts.limits import same_server
 
 
 @register(Tags.security)
@@ -80,6 +82,19 @@ def check_cache_url(**options: Any) -> list[CheckMessage]:
         return []
     hint = "Set it to a Redis or Valkey with maxmemory-policy allkeys-lru."
     return [Warning("CACHE_URL is not set: each worker caches a few answers of its own.", hint=hint, id="aiapi.W003")]
+
+
+@register()
+def check_cache_server(**options: Any) -> list[CheckMessage]:
+    """Report a CACHE_URL on REDIS_URL's server (aiapi.W004); reject the same database in production (aiapi.E005)."""
+    urls = (settings.CACHE_URL, settings.REDIS_URL)
+    if not all(urls) or not same_server(*urls):
+        return []
+    hint = "Give cached answers a Redis of their own, with maxmemory-policy allkeys-lru, or leave CACHE_URL empty."
+    databases = {parse_url(url.replace("+cluster", "")).get("db") or 0 for url in urls}  # type: ignore[no-untyped-call]
+    if settings.IS_PRODUCTION and len(databases) == 1:
+        return [Error("CACHE_URL names the Redis of REDIS_URL: answers would fill it.", hint=hint, id="aiapi.E005")]
+    return [Warning("CACHE_URL names the server of REDIS_URL: answers may fill it.", hint=hint, id="aiapi.W004")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ def test_it_writes_the_password_into_no_address(service: str) -> None:
 def test_it_runs_the_worker_which_gets_no_keys(prepared: Callable[[], dict[str, str]], own_redis: Redis) -> None:
     values = {**ENV_FILE, "POSTGRES_PASSWORD": "plain"}
     env = {**clean_environment(), **filled_in("worker", values), "DATABASE_URL": prepared()["DATABASE_URL"]}
-    stores = {"REDIS_URL": own_redis.url, "CACHE_URL": own_redis.url, "OPENAI_API_KEY": ""}
+    stores = {"REDIS_URL": own_redis.url, "CACHE_URL": f"{own_redis.url[:-1]}1", "OPENAI_API_KEY": ""}
     command = [sys.executable, *compose()["services"]["worker"]["command"][1:], "--once"]
     done = subprocess.run(
         command, cwd=ROOT, env={**env, **stores}, capture_output=True, text=True, timeout=120, check=False

@@ -41,7 +41,11 @@ def image() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def production(image: Path, fake: FakeUpstream, postgres: Postgres, own_redis: Redis) -> Iterator[Service]:
     """Run the image's command with its environment as its user, on PostgreSQL and Redis."""
-    stores = {"DATABASE_URL": postgres.create_database(), "REDIS_URL": own_redis.url}
+    stores = {
+        "DATABASE_URL": postgres.create_database(),
+        "REDIS_URL": own_redis.url,
+        "CACHE_URL": f"{own_redis.url[:-1]}1",
+    }
     hosts = {
         "ALLOWED_HOSTS": "api.example.com",
         "TRUSTED_PROXIES": "1",

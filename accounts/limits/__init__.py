@@ -30,6 +30,7 @@ __all__ = [
     "get_limits",
     "install",
     "reset_limits",
+    "same_server",
     "settled_in_database",
     "state_store_is_away",
     "write_refusal",
@@ -120,7 +121,7 @@ def _raise_away() -> NoReturn:
 
 def state_store_is_away(*, beside: str) -> bool:
     """Return whether the limits know that their Redis is away, and the URL `beside` names the same server."""
-    return bool(settings.REDIS_URL) and _same_server(settings.REDIS_URL, beside) and get_limits().is_degraded
+    return bool(settings.REDIS_URL) and same_server(settings.REDIS_URL, beside) and get_limits().is_degraded
 
 
 #: Why Redis refuses writes, by a word of its error message; redis-py may have removed the error code from that.
@@ -157,7 +158,8 @@ def write_refusal() -> WriteRefusal | None:
 
 
 @lru_cache(maxsize=8)
-def _same_server(url: str, other: str) -> bool:
+def same_server(url: str, other: str) -> bool:
+    """Return whether two URLs name the same Redis server."""
     return _server(url) == _server(other)
 
 

@@ -88,6 +88,34 @@ def test_it_warns_of_workers_without_a_cache_that_they_share(settings: LazySetti
     assert checks.check_cache_url() == []
 
 
+@pytest.mark.parametrize(
+    ("cache_url", "identifier", "in_production"),
+    [
+        ("redis://state:6379/0", "aiapi.W004", "aiapi.E005"),
+        ("redis://:secret@state", "aiapi.W004", "aiapi.E005"),
+        ("redis://state/1", "aiapi.W004", "aiapi.W004"),
+        ("redis://state?db=1", "aiapi.W004", "aiapi.W004"),
+        ("redis://state:6380/0", None, None),
+        ("redis://cache", None, None),
+        ("", None, None),
+    ],
+)
+def test_it_reports_a_cache_that_would_fill_the_state_store(
+    production: LazySettings, cache_url: str, identifier: str | None, in_production: str | None
+) -> None:
+    production.REDIS_URL, production.CACHE_URL = "redis://state", cache_url
+    for is_production, expected in ((False, identifier), (True, in_production)):
+        production.IS_PRODUCTION = is_production
+        assert [message.id for message in checks.check_cache_server()] == ([expected] if expected else [])
+
+
+def test_it_knows_one_socket_or_one_node_of_a_cluster_as_the_same(production: LazySettings) -> None:
+    production.REDIS_URL, production.CACHE_URL = "unix:///run/state.sock", "unix:///run/state.sock?db=0"
+    assert [message.id for message in checks.check_cache_server()] == ["aiapi.E005"]
+    production.REDIS_URL, production.CACHE_URL = "redis+cluster://node:6379", "redis://node"
+    assert [message.id for message in checks.check_cache_server()] == ["aiapi.E005"]
+
+
 def test_it_reports_operators_who_would_get_no_mail(production: LazySettings) -> None:
     production.ALERT_EMAILS, production.EMAIL_URL = ["ops@example.com"], ""
     assert [message.id for message in checks.check_alert_emails()] == ["aiapi.W002"]

@@ -37,7 +37,7 @@ def production(db: None, settings: LazySettings) -> LazySettings:
     """Make the settings those of a production that lacks nothing."""
     settings.IS_PRODUCTION = True
     settings.SECRET_KEY, settings.API_KEY_PEPPERS = PRODUCTION["SECRET_KEY"], [PRODUCTION["API_KEY_PEPPERS"]]
-    settings.ALLOWED_HOSTS = ["api.example.com"]
+    settings.ALLOWED_HOSTS, settings.CACHE_URL = ["api.example.com"], "redis://cache.example.com"
     return settings
 
 
