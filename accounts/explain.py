@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.utils import timezone
 
@@ -13,7 +14,6 @@ from accounts.key_cache import AuthenticatedKey, identity_of
 from accounts.keys import accepted_peppers
 from accounts.limit_usage import LIVE, RECORDS, LimitUsage, UsageReport, epoch_seconds, get_limit_usage, maker_text
 from accounts.limits.types import LimitName
-from accounts.model_names import unpriced_model_names
 from accounts.models import ApiKey
 from core.network import is_within
 from core.redaction import PREFIX
@@ -194,9 +194,13 @@ def _model_notes(limits: list[ExplainedLimit]) -> list[str]:
 
 def _price_notes(identity: AuthenticatedKey) -> list[str]:
     """List the key's models that a budget in money refuses, because they have no price."""
+    deployments = apps.get_model("inference", "Deployment").objects
+    usable = deployments.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
+    priced = usable.filter(prices__valid_from__lte=timezone.now()).values("model")
+    unpriced = usable.exclude(model__in=priced).values_list("model__public_name", flat=True)
     return [
         f"Calls of {name} would be refused (403 price_unknown): it has no price, and a budget in money counts them."
-        for name in unpriced_model_names()
+        for name in sorted(set(unpriced))
         if identity.may_use_model(name) and identity.limits_for(name).has_cost_budget
     ]
 

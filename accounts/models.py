@@ -9,17 +9,23 @@ from datetime import datetime
 from typing import Any
 from unicodedata import normalize
 
+from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
 
-from accounts.model_names import public_model_name
 from accounts.validators import validate_line, validate_model_names, validate_networks, validate_scopes
 
 #: The most generations of keys created through /keys, below a key that an operator created.
 GENERATIONS = 3
 DOLLARS: dict[str, Any] = {"max_digits": 19, "decimal_places": 9, "validators": [MinValueValidator(0)]}
+
+
+def public_model_name(name: str) -> str | None:
+    """Return the public name of the model with this name or alias; None if there is none."""
+    rows = apps.get_model("inference", "Model").objects.values_list("public_name", "aliases")
+    return {each: public_name for public_name, aliases in rows for each in (public_name, *aliases)}.get(name)
 
 
 class RequestLimits(models.Model):

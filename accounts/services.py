@@ -21,8 +21,7 @@ from django.utils import timezone
 from accounts.audit import audit_change, audit_record, audited_delete, audited_save
 from accounts.key_cache import directory
 from accounts.keys import accepted_peppers, digest_key, generate_key, is_well_formed, shown_prefix
-from accounts.model_names import public_model_name
-from accounts.models import Account, ApiKey, ModelBudget, Tier
+from accounts.models import Account, ApiKey, ModelBudget, Tier, public_model_name
 from accounts.selectors import api_keys_usable
 
 MAX_GRACE = timedelta(days=90)

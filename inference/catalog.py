@@ -139,12 +139,6 @@ def deployment_names() -> set[str]:
     return {route.name for model in catalog.models().values() for route in model.routes}
 
 
-def unpriced_names() -> list[str]:
-    """Return the names of callable models without any price; raises DependencyUnavailable like the catalog."""
-    models = [model for model in catalog.models().values() if model.routes]
-    return sorted(model.public_name for model in models if all(route.rates is None for route in model.routes))
-
-
 def default_model_name() -> str:
     """Return the name of the environment's model, which is used if operators chose no default."""
     if settings.OPENAI_MODEL:

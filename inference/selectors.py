@@ -7,13 +7,7 @@ import os
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
-from inference.models import Deployment, Model, Price, Provider
-
-
-def public_name_of(name: str) -> str | None:
-    """Return the public name of the model with a name or alias; None if there is none."""
-    names = {each: public_name for public_name, aliases in _names() for each in (public_name, *aliases)}
-    return names.get(name)
+from inference.models import Deployment, Price, Provider
 
 
 def deployments_without_price() -> QuerySet[Deployment]:
@@ -29,10 +23,6 @@ def models_without_price() -> dict[str, str]:
     for deployment in deployments_without_price():
         found.setdefault(deployment.model.public_name, []).append(str(deployment))
     return {model: ", ".join(names) for model, names in found.items()}
-
-
-def _names() -> list[tuple[str, list[str]]]:
-    return list(Model.objects.values_list("public_name", "aliases"))
 
 
 def secret_variables(provider: Provider) -> list[str]:

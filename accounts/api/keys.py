@@ -23,8 +23,7 @@ from rest_framework.response import Response
 from accounts.api.base import KeyView
 from accounts.idempotency import Claim, is_final
 from accounts.key_cache import AuthenticatedKey, build_authenticated_key
-from accounts.model_names import public_model_name
-from accounts.models import GENERATIONS, ApiKey, ModelBudget
+from accounts.models import GENERATIONS, ApiKey, ModelBudget, public_model_name
 from accounts.selectors import api_key_list, api_key_makers
 from accounts.serializers import KeyAnswer, KeyRequest, NewKeyAnswer, RotateRequest
 from accounts.services import BudgetFor, KeySettings, api_key_create, api_key_revoke, api_key_rotate

@@ -10,13 +10,14 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
-from accounts import model_names, services
+from accounts import services
 from accounts.explain import explain_key, explanation_text
 from accounts.key_cache import AuthenticatedKey, KeyCache, build_authenticated_key, directory, model_budgets_of
 from accounts.limit_usage import refusal_error
@@ -29,13 +30,14 @@ from accounts.tests.limits_fixtures import an_operation
 from core.errors import BudgetExhausted
 
 pytestmark = pytest.mark.django_db
-MODELS = {"gpt": "gpt", "alias": "gpt", "small": "small"}
 
 
 @pytest.fixture(autouse=True)
-def _models(monkeypatch: pytest.MonkeyPatch) -> None:
+def _models(db: None) -> None:
     """Let there be two models, one of them with an alias."""
-    monkeypatch.setattr(model_names._known, "read", MODELS.get)
+    models = apps.get_model("inference", "Model").objects
+    models.create(public_name="gpt", aliases=["alias"])
+    models.create(public_name="small")
 
 
 def give(owner: Account | ApiKey, tokens: int | None = 100, cost: str | None = None, model: str = "gpt") -> ModelBudget:

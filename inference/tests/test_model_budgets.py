@@ -7,13 +7,13 @@ import pytest
 from accounts.key_cache import build_authenticated_key, directory, model_budgets_of
 from accounts.limits import get_limits
 from accounts.limits.types import Amount
+from accounts.models import public_model_name
 from accounts.services import BudgetFor, model_budget_set
 from accounts.tests.factories import ACTOR
 from core.errors import BudgetExhausted
 from inference.catalog import catalog
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Model
-from inference.selectors import public_name_of
 from inference.tests.fixtures import MODEL, Api, Records
 
 BUDGET = 100_000
@@ -64,4 +64,4 @@ def test_it_refuses_a_model_whose_budget_is_used_up_by_any_of_its_names(
 
 def test_it_knows_models_that_are_switched_off(api: Api, other_model: str) -> None:
     Model.objects.update(is_enabled=False)
-    assert [public_name_of(name) for name in (MODEL, "smart", "other", "none")] == [MODEL, MODEL, "other", None]
+    assert [public_model_name(name) for name in (MODEL, "smart", "other", "none")] == [MODEL, MODEL, "other", None]

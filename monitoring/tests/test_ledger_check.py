@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.core.management import call_command
 from django.utils import timezone
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from accounts import model_names, services
+from accounts import services
 from accounts.key_cache import build_authenticated_key, model_budgets_of
 from accounts.limits.ledgers import LedgerStore
 from accounts.limits.redis import prefix_of
@@ -252,9 +253,9 @@ class TestWrongLedgers:
 
 
 @pytest.fixture
-def _models(monkeypatch: pytest.MonkeyPatch) -> None:
+def _models(db: None) -> None:
     """Let there be a model that budgets can be for."""
-    monkeypatch.setattr(model_names._known, "read", {MODEL: MODEL}.get)
+    apps.get_model("inference", "Model").objects.create(public_name=MODEL)
 
 
 @pytest.mark.usefixtures("_models")
