@@ -1,23 +1,44 @@
-"""DRF's exception handler, which turns every exception into an error response.
+"""Error responses: of DRF's views, and outside them an HTML page for browsers and JSON for all other clients.
 
-The body is `{detail, code, request_id, errors?}`, and under /v1 OpenAI's `{error: {...}}`.
+The JSON body is `{detail, code, request_id, errors?}`, and under /v1 OpenAI's `{error: {...}}`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import structlog
+from django.core.exceptions import DisallowedHost, RequestDataTooBig, SuspiciousOperation
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
-from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.db import Error as DatabaseError
-from django.http import Http404, HttpRequest, JsonResponse
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.template.loader import render_to_string
+from django.utils.cache import patch_vary_headers
 from rest_framework import exceptions as drf
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from core import errors as api
+from aiapi.pages import page_context
+from core.errors import (
+    ApiError,
+    BodyTooLarge,
+    DependencyUnavailable,
+    InternalError,
+    InvalidRequest,
+    KeyInvalid,
+    KeyRequired,
+    MalformedBody,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotFound,
+    PermissionDenied,
+    TooManyFailures,
+    UnsupportedMediaType,
+)
+from core.redaction import without_keys
 from inference.api.errors import is_openai_path, openai_error_body
 
 log = structlog.get_logger("aiapi.errors")
@@ -26,7 +47,7 @@ log = structlog.get_logger("aiapi.errors")
 NON_FIELD = "non_field_errors"
 
 
-def error_body(request: HttpRequest | Request, error: api.ApiError) -> dict[str, Any]:
+def error_body(request: HttpRequest | Request, error: ApiError) -> dict[str, Any]:
     """Return an error's body in the format of the request's API (native, or OpenAI's under /v1)."""
     if is_openai_path(request.path_info):
         return openai_error_body(error)
@@ -45,44 +66,44 @@ def handle_exception(exception: Exception, context: dict[str, Any]) -> Response:
     error = as_api_error(exception)
     if error is None:
         log.error("unhandled_exception", exc_info=exception)
-        error = api.InternalError()
+        error = InternalError()
     request._request.api_error = error  # type: ignore[attr-defined]  # for the usage record
     return Response(error_body(request, error), status=error.status, headers=error.headers)
 
 
-def as_api_error(exception: Exception) -> api.ApiError | None:
+def as_api_error(exception: Exception) -> ApiError | None:
     """Convert an exception to an ApiError; None for an unexpected exception."""
-    if isinstance(exception, api.ApiError):
+    if isinstance(exception, ApiError):
         return exception
     if isinstance(exception, drf.ValidationError):
         return _from_validation(exception)
     if isinstance(exception, DatabaseError):
         log.error("database_failed", cause=type(exception).__name__)
-        return api.DependencyUnavailable()
+        return DependencyUnavailable()
     for kinds, error in _TRANSLATIONS:
         if isinstance(exception, kinds):
             return error()
     return None
 
 
-_TRANSLATIONS: list[tuple[tuple[type[Exception], ...], type[api.ApiError]]] = [
-    ((drf.NotAuthenticated,), api.KeyRequired),
-    ((drf.AuthenticationFailed,), api.KeyInvalid),
-    ((drf.PermissionDenied, DjangoPermissionDenied), api.PermissionDenied),
-    ((drf.NotFound, Http404), api.NotFound),
-    ((drf.MethodNotAllowed,), api.MethodNotAllowed),
-    ((drf.NotAcceptable,), api.NotAcceptable),
-    ((drf.UnsupportedMediaType,), api.UnsupportedMediaType),
-    ((RequestDataTooBig,), api.BodyTooLarge),
-    ((drf.ParseError, SuspiciousOperation), api.MalformedBody),
+_TRANSLATIONS: list[tuple[tuple[type[Exception], ...], type[ApiError]]] = [
+    ((drf.NotAuthenticated,), KeyRequired),
+    ((drf.AuthenticationFailed,), KeyInvalid),
+    ((drf.PermissionDenied, DjangoPermissionDenied), PermissionDenied),
+    ((drf.NotFound, Http404), NotFound),
+    ((drf.MethodNotAllowed,), MethodNotAllowed),
+    ((drf.NotAcceptable,), NotAcceptable),
+    ((drf.UnsupportedMediaType,), UnsupportedMediaType),
+    ((RequestDataTooBig,), BodyTooLarge),
+    ((drf.ParseError, SuspiciousOperation), MalformedBody),
 ]
 
 
-def _from_validation(exception: drf.ValidationError) -> api.InvalidRequest:
+def _from_validation(exception: drf.ValidationError) -> InvalidRequest:
     errors: dict[str, list[str]] = {}
     for field, text in _told(exception.detail, ""):
         errors.setdefault(field or NON_FIELD, []).append(text)
-    return api.InvalidRequest(errors=errors)
+    return InvalidRequest(errors=errors)
 
 
 def _told(detail: Any, field: str) -> Iterator[tuple[str, str]]:
@@ -105,8 +126,98 @@ def _within(field: str, name: str | int) -> str:
     return f"{field}.{name}"
 
 
-def json_error(request: HttpRequest, error: api.ApiError) -> JsonResponse:
+def json_error(request: HttpRequest, error: ApiError) -> JsonResponse:
     """Return the JSON response for an error outside DRF, formatted as DRF does."""
     compact = {"separators": (",", ":")}
     body = error_body(request, error)
     return JsonResponse(body, status=error.status, headers=error.headers, json_dumps_params=compact)
+
+
+#: What the user of a browser can do about an error.
+HINTS: dict[type[ApiError], str] = {
+    InvalidRequest: "Check the address.",
+    PermissionDenied: "Your user may not see or do this. Ask an administrator for the permission.",
+    NotFound: "There is nothing under this address, or it has been deleted.",
+    TooManyFailures: "Too many attempts came from your network address. Wait a minute, and try again.",
+    DependencyUnavailable: "The database does not answer. Wait a moment, and load the page again; /health says what is "
+    "away.",
+    InternalError: "This is a fault of the service. Report the request id to your operator.",
+}
+HOST_HINT = "If you run the service: add the host name to ALLOWED_HOSTS."
+CSRF_HINT = (
+    "The form is too old, or cookies are off: go back, reload the page and send it again. "
+    "If you run the service behind a proxy: CSRF_TRUSTED_ORIGINS must name its https:// address."
+)
+#: Characters of a refused host name that are logged.
+MOST_OF_A_HOST = 100
+
+
+def error_answer(request: HttpRequest, error: ApiError, hint: str | None = None) -> HttpResponse:
+    """Return the response for an error: a page if a browser asks for one, otherwise JSON."""
+    answer: HttpResponse | None = None
+    if _wants_page(request):
+        answer = _page(request, error, hint or HINTS[type(error)])
+    if answer is None:
+        answer = json_error(request, error)
+    patch_vary_headers(answer, ["Accept"])
+    return answer
+
+
+def _wants_page(request: HttpRequest) -> bool:
+    """Return whether the client accepts HTML and the path is not a model endpoint."""
+    return "text/html" in request.headers.get("Accept", "").lower() and not getattr(request, "is_model_call", False)
+
+
+def _page(request: HttpRequest, error: ApiError, hint: str) -> HttpResponse | None:
+    """Render the error page; None if that fails."""
+    context = {
+        **page_context("error"),
+        "title": error.detail.rstrip("."),
+        "hint": hint,
+        "status": error.status,
+        "request_id": request.trace.label,  # type: ignore[attr-defined]
+        "is_admin": request.path_info.startswith("/admin/"),
+    }
+    try:
+        page = render_to_string("error.html", context)
+    except Exception as failure:
+        log.error("error_page_failed", exc_info=failure)
+        return None
+    return HttpResponse(page, status=error.status, headers=dict(error.headers))
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer a request that Django rejects before any view (handler400).
+
+    A host name missing from ALLOWED_HOSTS is the most common mistake of a new installation. The log names the host; the
+    response doesn't.
+    """
+    if not isinstance(exception, DisallowedHost):
+        return error_answer(request, InvalidRequest())
+    log.warning("host_not_allowed", host=without_keys(str(request.META.get("HTTP_HOST", "")))[:MOST_OF_A_HOST])
+    return error_answer(request, InvalidRequest("The service does not answer under this host name."), HOST_HINT)
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer a denied request outside DRF (handler403)."""
+    return error_answer(request, PermissionDenied())
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer an unknown path (handler404)."""
+    return error_answer(request, NotFound())
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Answer an exception outside DRF (handler500). Log its traceback, or one line if the database is unavailable."""
+    failure = sys.exception()
+    if isinstance(failure, OperationalError | InterfaceError):
+        log.error("database_failed", cause=type(failure).__name__)
+        return error_answer(request, DependencyUnavailable())
+    log.error("unhandled_exception", exc_info=sys.exc_info())
+    return error_answer(request, InternalError())
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Answer a form without a valid CSRF token (CSRF_FAILURE_VIEW). Django logs the reason."""
+    return error_answer(request, PermissionDenied(), CSRF_HINT)

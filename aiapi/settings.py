@@ -12,7 +12,6 @@ from typing import Any
 from csp.constants import NONE, SELF
 from django.templatetags.static import static
 
-from aiapi import cors
 from core.env import Environment, cache_settings, database_settings, email_settings
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -270,14 +269,14 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "corsheaders.middleware.CorsMiddleware",
-    "aiapi.page_middleware.PagePolicy",
-    "aiapi.page_middleware.PageSessions",
-    "aiapi.page_middleware.PageRevalidation",
+    "aiapi.middleware.PagePolicy",
+    "aiapi.middleware.PageSessions",
+    "aiapi.middleware.PageRevalidation",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
-    "aiapi.page_middleware.PageUsers",
-    "aiapi.page_middleware.AdminLoginLimit",
-    "aiapi.page_middleware.PageMessages",
+    "aiapi.middleware.PageUsers",
+    "aiapi.middleware.AdminLoginLimit",
+    "aiapi.middleware.PageMessages",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 
@@ -323,7 +322,7 @@ SECURE_REDIRECT_EXEMPT = [r"^health(/|$)", r"^metrics/?$"]  # called by monitori
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
-CSRF_FAILURE_VIEW = "aiapi.error_pages.csrf_failure"
+CSRF_FAILURE_VIEW = "aiapi.errors.csrf_failure"
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
@@ -337,8 +336,59 @@ CONTENT_SECURITY_POLICY = {
         "base-uri": [NONE],
     }
 }
-CORS_EXPOSE_HEADERS = cors.EXPOSED
-CORS_ALLOW_HEADERS = cors.ALLOWED
+#: Response headers that a page's script may read.
+CORS_EXPOSE_HEADERS = [
+    "X-Request-ID",
+    "X-Process-Time",
+    "X-Cache",
+    "X-Model",
+    "X-Cost-USD",
+    "X-Fallback",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Idempotency-Replayed",
+    *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
+]
+#: Request headers that a page's script may send.
+CORS_ALLOW_HEADERS = [
+    "accept",
+    "authorization",
+    "cache-control",
+    "content-type",
+    "idempotency-key",
+    "traceparent",
+    "tracestate",
+    "x-api-key",
+    "x-cache-answer",
+    "x-request-id",
+    # Sent by OpenAI's client, in browsers too.
+    "openai-beta",
+    "openai-organization",
+    "openai-project",
+    *(
+        f"x-stainless-{name}"
+        for name in (
+            "arch",
+            "async",
+            "custom-poll-interval",
+            "helper-method",
+            "lang",
+            "os",
+            "package-version",
+            "poll-helper",
+            "raw-response",
+            "read-timeout",
+            "retry-count",
+            "runtime",
+            "runtime-version",
+            "timeout",
+        )
+    ),
+]
 
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"

@@ -9,8 +9,7 @@ from django.contrib import admin
 from django.urls import URLPattern, path, re_path
 
 from accounts.api.keys import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
-from aiapi.pages import PageView
-from aiapi.views import OpenAPIView, RedocView, RootView, SwaggerView
+from aiapi.pages import OpenAPIView, PageView, RedocView, RootView, SwaggerView
 from inference.api.native import ChatView, SummarizeView
 from inference.api.openai import (
     ChatCompletionsView,
@@ -25,10 +24,10 @@ from monitoring.views import RequestView, StatsView, UsageView
 from operations.dashboard.views import dashboard_sections
 from operations.views import HealthView, LiveView, MetricsView, ReadyView
 
-handler400 = "aiapi.error_pages.bad_request"
-handler403 = "aiapi.error_pages.permission_denied"
-handler404 = "aiapi.error_pages.not_found"
-handler500 = "aiapi.error_pages.server_error"
+handler400 = "aiapi.errors.bad_request"
+handler403 = "aiapi.errors.permission_denied"
+handler404 = "aiapi.errors.not_found"
+handler500 = "aiapi.errors.server_error"
 
 
 def api(route: str, view: Callable[..., Any], name: str) -> URLPattern:

@@ -94,6 +94,6 @@ def test_it_shows_a_page_for_a_database_that_is_away(browser: Client) -> None:
 
 
 def test_it_answers_json_where_the_page_fails_too(browser: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiapi.error_pages.render_to_string", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("aiapi.errors.render_to_string", lambda *args, **kwargs: 1 / 0)
     answer = browser.get("/nowhere")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

@@ -119,7 +119,7 @@ def test_it_makes_answers_outside_drf_as_drf_makes_them() -> None:
 
 
 def test_it_answers_500_outside_drf_too(api: Api, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiapi.page_middleware.count_attempt", lambda request, **options: 1 / 0)
+    monkeypatch.setattr("aiapi.middleware.count_attempt", lambda request, **options: 1 / 0)
     answer = api.post("/admin/login/", b"", key=None)
     assert answer.status_code == 500
     assert answer.json()["detail"] == "Internal server error"

@@ -93,7 +93,7 @@ def test_it_keeps_a_providers_words_out_of_the_chain_of_what_failed_after_it(
     monkeypatch.setattr("inference.accounting.Bill.settle", lambda self, **fields: 1 / 0)
     assert api.chat().status_code == 500
     text = json.dumps(line_of(log_lines, "unhandled_exception"))
-    assert "BadRequestError" in text
+    assert "ErrorAnswer" in text
     _assert_silent(log_lines, api)
 
 
