@@ -29,8 +29,7 @@ from core.database import REQUEST_SECONDS, query_timeout
 from core.errors import TooManyFailures
 from core.redaction import without_keys
 from core.telemetry.metrics import observe_response
-from core.telemetry.trace import Spans, Trace, begin_trace, current_trace
-from core.telemetry.tracing import begin_spans
+from core.telemetry.trace import Spans, Trace, begin_spans, begin_trace, current_trace
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 #: Called by orchestrators and Prometheus, which may use any host name or IP address.

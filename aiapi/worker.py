@@ -92,7 +92,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         """Serve until shutdown. Then wait for calls without a client, whose answers other workers may wait for."""
-        from core.telemetry.tracing import stop_exporting
+        from core.telemetry.trace import stop_exporting
         from inference.open_streams import open_streams
         from monitoring.payload_log import keeper
 

@@ -1,18 +1,31 @@
-"""The ids, timings and trace headers of a request, from the middleware to the usage record."""
+"""The ids, timings, trace headers and spans of a request, from the middleware to the usage record.
+
+OpenTelemetry is switched on by its standard environment variables; its SDK is imported only then. A request is a server
+span with a child span for each stage. Each call to a provider is a client span, whose id goes to the provider as the
+parent of its spans. Like log lines, spans contain route, status, names and numbers, and never a key, a prompt or an
+answer.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from django.conf import settings
 
 from core.redaction import without_keys
 from core.times import new_id
+
+if TYPE_CHECKING:
+    from core.telemetry.otel import Exporting
 
 #: X-Request-ID values that are accepted as the request's label.
 LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
@@ -104,3 +117,53 @@ def passed_on() -> Mapping[str, str]:
     """Return the trace headers for calls to providers in the current request; empty outside of a request."""
     trace = current_trace.get()
     return trace.passed_on if trace is not None else {}
+
+
+#: Seconds to wait for the export of the last spans when a process ends.
+LAST_SECONDS = 2.0
+
+
+class _Process:
+    """The exporter of this process, made at its first request because forked processes inherit no threads."""
+
+    exporting: Exporting | None = None
+    pid = 0
+    lock = threading.Lock()
+
+
+def begin_spans(trace: Trace, method: str) -> None:
+    """Begin the span of a request if tracing is on."""
+    if _are_on():
+        trace.spans = _exporting().begin(trace, method)
+
+
+def begin_attempt(provider: str, deployment: str) -> Callable[[str], None] | None:
+    """Begin the span of a call to a provider, and return the function that ends it; None if tracing is off."""
+    trace = current_trace.get()
+    if trace is None or trace.spans is None:
+        return None
+    return trace.spans.attempt(provider, deployment)
+
+
+def stop_exporting() -> None:
+    """Export the waiting spans before the process ends, in at most LAST_SECONDS."""
+    exporting, _Process.exporting = _Process.exporting, None
+    if exporting is not None and _Process.pid == os.getpid():
+        last = threading.Thread(target=exporting.stop, name="last-spans", daemon=True)
+        last.start()
+        last.join(LAST_SECONDS)
+
+
+def _are_on() -> bool:
+    if not (settings.OTEL_EXPORTER_OTLP_ENDPOINT or settings.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT):
+        return False
+    return settings.OTEL_TRACES_EXPORTER == "otlp" and not settings.OTEL_SDK_DISABLED
+
+
+def _exporting() -> Exporting:
+    with _Process.lock:
+        if _Process.exporting is None or _Process.pid != os.getpid():
+            from core.telemetry.otel import Exporting
+
+            _Process.exporting, _Process.pid = Exporting(), os.getpid()
+        return _Process.exporting

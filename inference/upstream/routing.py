@@ -27,7 +27,7 @@ from django.conf import settings
 
 from core.errors import UpstreamBusy, UpstreamFailed
 from core.telemetry.metrics import observe_attempt, observe_breaker, upstream_calls, upstream_queue
-from core.telemetry.tracing import begin_attempt
+from core.telemetry.trace import begin_attempt
 from inference.catalog import Route
 from inference.upstream.breaker import COOL_DOWN, BreakerState, addresses, breakers, probes
 from inference.upstream.errors import REJECTED, UNCONNECTED, AttemptFailed, Deadline, Effect, Verdict
