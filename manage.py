@@ -11,6 +11,10 @@ def main() -> None:
     So does a database that can't be reached or lacks migrations, unless --traceback is given.
     """
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiapi.settings")
+    if sys.argv[1:2] == ["serve"]:
+        from gevent import monkey
+
+        monkey.patch_all()  # before anything imports sockets, as the settings do
     from django.core.management import execute_from_command_line
 
     from core.env import ConfigurationError
@@ -19,6 +23,10 @@ def main() -> None:
         import aiapi.settings  # noqa: F401  (imported here to report an error in one line, without a traceback)
     except ConfigurationError as error:
         sys.exit(f"configuration: {error}")
+    if sys.argv[1:2] == ["serve"]:
+        from core.telemetry.metrics_folder import make_folder
+
+        make_folder()  # before anything imports prometheus_client
     from django.db import DatabaseError
 
     try:

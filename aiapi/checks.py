@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from django.conf import settings
@@ -110,6 +111,7 @@ def start_findings() -> Findings:
     away = database_problem()
     if away is not None:
         return Findings([away])
+    import_module(settings.ROOT_URLCONF)  # registers the admin's classes, which have checks of their own
     found = sorted(run_checks(databases=[DEFAULT_DB_ALIAS]), key=lambda message: str(message.id))
     return Findings(
         problems=[_line(message) for message in found if message.is_serious()],

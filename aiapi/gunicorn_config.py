@@ -1,16 +1,12 @@
-"""gunicorn's settings: `manage.py serve` runs `python -m aiapi.server -c aiapi/gunicorn_config.py aiapi.wsgi`."""
+"""gunicorn's settings (aiapi.server)."""
 
-from gevent import monkey
+import resource
+from typing import Any
 
-monkey.patch_all()  # before anything imports sockets, as the settings do
-
-import resource  # noqa: E402
-from typing import Any  # noqa: E402
-
-from aiapi import settings  # noqa: E402
-from aiapi.logs import configuration  # noqa: E402
-from aiapi.worker import SETTLE_SECONDS  # noqa: E402
-from core.telemetry import metrics_folder  # noqa: E402
+from aiapi import settings
+from aiapi.logs import configuration
+from aiapi.worker import SETTLE_SECONDS
+from core.telemetry import metrics_folder
 
 #: Open files for a worker: each call has a connection to its client and one to a provider.
 FILES = 8192
@@ -27,6 +23,7 @@ def _raise_files() -> int:
 
 bind = f"{settings.HOST}:{settings.PORT}"
 workers = settings.WEB_CONCURRENCY
+preload_app = True
 worker_class = "aiapi.worker.Worker"
 worker_connections = min(2000, _raise_files() // 2)
 http_parser = "auto"  # gunicorn_h1c, the C parser, if it is installed
@@ -45,23 +42,6 @@ logconfig_dict = configuration(settings.LOG_LEVEL)  # gunicorn's own lines are J
 control_socket_disable = True
 
 
-def on_starting(server: object) -> None:
-    """Create what all workers share before they are forked: the metrics folder and the tokenizer tables.
-
-    Loading the tables takes a second.
-    """
-    metrics_folder.make_folder()
-    from inference.protocols.tokens import count_tokens
-
-    for model in ("gpt-4o", "gpt-4"):
-        count_tokens([], model=model)
-
-
 def child_exit(server: object, worker: Any) -> None:
     """Remove the gauges of a worker that has ended."""
     metrics_folder.forget_worker(worker.pid)
-
-
-def on_exit(server: object) -> None:
-    """Remove the metrics folder."""
-    metrics_folder.remove_folder()

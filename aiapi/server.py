@@ -1,32 +1,50 @@
 """gunicorn with reloads that don't interrupt the service.
 
-On SIGHUP, gunicorn starts new workers and stops the old ones at once; until the new ones have loaded the application,
-which takes seconds, no worker would accept connections. Here, old workers stop once the new ones serve.
+The master loads the application once, and its workers share that memory: so nothing may be made at import that has to
+differ from process to process, and no thread be started. On SIGHUP, gunicorn starts new workers and stops the old ones
+at once, so that for some time no worker would accept connections. Here, old workers stop once the new ones serve.
 """
 
 from __future__ import annotations
 
+import gc
 import mmap
 import signal
-import sys
 import time
 from contextlib import suppress
 from typing import Any
 
-from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.app.base import Application
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
-#: Seconds for new workers to load the application; afterwards the old ones are stopped in any case.
+#: Seconds for new workers to serve; afterwards the old ones are stopped in any case.
 START_SECONDS = 60.0
 
 
-class Server(WSGIApplication):  # type: ignore[misc]  # gunicorn has no types
+class Server(Application):  # type: ignore[misc]  # gunicorn has no types
     """The gunicorn application. Its workers can see whether the whole server is stopping."""
 
     def __init__(self) -> None:
         self._ends = mmap.mmap(-1, 1)  # shared by all processes of the server
-        super().__init__("%(prog)s [OPTIONS] [APP_MODULE]", prog="aiapi.server")
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Read gunicorn's settings: those of aiapi.gunicorn_config alone."""
+        self.load_config_from_module_name_or_filename("python:aiapi.gunicorn_config")
+
+    def load(self) -> Any:
+        """Return the WSGI application, which the master loads before it forks."""
+        from aiapi.wsgi import application
+        from inference.protocols.tokens import count_tokens
+        from inference.upstream.sdk import sdk
+
+        sdk()
+        for model in ("gpt-4o", "gpt-4"):  # loads the tables of the tokenizers
+            count_tokens([], model=model)
+        gc.collect()
+        gc.freeze()  # a full collection of these objects would block every stream for 100 ms, and unshare their memory
+        return application
 
     @property
     def ends(self) -> bool:
@@ -49,10 +67,7 @@ class _Reloaded(Exception):
 class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's master process."""
 
-    def __init__(self, app: Server) -> None:
-        super().__init__(app)
-        self.START_CTX["args"] = [sys.executable, "-m", "aiapi.server", *sys.argv[1:]]  # for an upgrade by SIGUSR2
-        self._reloads = False
+    _reloads = False
 
     def reload(self) -> None:
         """Start new workers, and stop the old ones once the new ones serve.
@@ -106,7 +121,3 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 def _serves(worker: Any) -> bool:
     """Return whether a worker accepts connections. Its first heartbeat sets the file's time to monotonic seconds."""
     return bool(worker.tmp.last_update() <= time.monotonic())
-
-
-if __name__ == "__main__":
-    Server().run()

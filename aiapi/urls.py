@@ -29,6 +29,8 @@ handler403 = "aiapi.errors.permission_denied"
 handler404 = "aiapi.errors.not_found"
 handler500 = "aiapi.errors.server_error"
 
+admin.autodiscover()
+
 
 def api(route: str, view: Callable[..., Any], name: str) -> URLPattern:
     """Return the URL pattern of an API path, with or without a trailing slash."""

@@ -9,7 +9,6 @@ and then end with an error, so that their usage is settled before the process en
 from __future__ import annotations
 
 import contextlib
-import gc
 import sys
 from contextlib import AbstractContextManager
 from types import FrameType
@@ -18,7 +17,6 @@ from typing import Any
 import gevent
 import structlog
 from django.conf import settings
-from django.urls import get_resolver
 from gunicorn.workers.ggevent import GeventWorker
 
 from aiapi.connections import FIRST_BYTE_SECONDS, Connection, Crowd, Listener
@@ -97,9 +95,6 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         from monitoring.payload_log import keeper
 
         _warm_up()
-        get_resolver().url_patterns  # noqa: B018  (loads the views before gc.freeze)
-        gc.collect()
-        gc.freeze()  # a full collection of these objects would block every stream for 100 ms
         super().run()
         open_streams.wait(self.cfg.graceful_timeout)
         keeper.flush()
@@ -136,12 +131,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 def _warm_up() -> None:
-    """Run slow initialisation before the first requests: import the SDK and look up the slots of a cluster."""
+    """Look up the slots of a cluster before the first requests."""
     from accounts.limits import get_limits
     from accounts.limits.types import Unavailable
-    from inference.upstream.sdk import sdk
 
-    sdk()
     try:
         get_limits().now()
     except Unavailable as error:

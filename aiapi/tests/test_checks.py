@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from django.conf import LazySettings
+from django.contrib import admin
 from django.core.checks import CheckMessage, run_checks
 
-from aiapi import checks
+from aiapi import checks, urls
 from aiapi.settings import BASE_DIR
 from core.env import Environment
 from launch.checks import PRODUCTION
@@ -121,3 +122,9 @@ def test_it_reports_operators_who_would_get_no_mail(production: LazySettings) ->
     assert [message.id for message in checks.check_alert_emails()] == ["aiapi.W002"]
     production.EMAIL_URL = "smtp://mail.example.com"
     assert checks.check_alert_emails() == []
+
+
+def test_it_finds_no_fault_in_the_admin() -> None:
+    assert urls.urlpatterns, "they import the admin's classes"
+    assert admin.site._registry
+    assert admin.site.check(None) == []

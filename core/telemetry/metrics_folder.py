@@ -1,8 +1,8 @@
 """The folder in which the workers of a server share their metrics (prometheus_client's multiprocess mode).
 
-gunicorn's arbiter creates a new private folder before it starts workers, and removes it when it ends. The folder of an
-arbiter that was killed is removed at a later start: the arbiter locks a file in the folder, its workers inherit the
-lock, and the kernel releases it when the last of them has ended.
+The server creates a new private folder before it starts workers, and removes it when it ends. The folder of a server
+that was killed is removed at a later start: the server locks a file in the folder, its workers inherit the lock, and
+the kernel releases it when the last of them has ended.
 
 prometheus_client reads the folder's name when it is first imported: `make_folder` has to run before that, and nothing
 here imports it.
@@ -10,6 +10,7 @@ here imports it.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import shutil
@@ -26,17 +27,19 @@ YOUNG_SECONDS = 60
 
 
 def make_folder() -> Path:
-    """Create this server's folder, lock it for the server's lifetime, and set PROMETHEUS_MULTIPROC_DIR."""
+    """Create this server's folder, lock it until this process has ended, and set PROMETHEUS_MULTIPROC_DIR."""
     _remove_left_behind(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     _lock(folder)
     os.environ[VARIABLE] = str(folder)
+    atexit.register(_remove, folder, os.getpid())
     return folder
 
 
-def remove_folder() -> None:
-    """Remove this server's folder and its files."""
-    shutil.rmtree(os.environ[VARIABLE], ignore_errors=True)
+def _remove(folder: Path, owner: int) -> None:
+    """Remove a server's folder at the end of its process, not at the end of a fork."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def forget_worker(pid: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from core.telemetry.metrics_folder import VARIABLE, YOUNG_SECONDS, forget_worker, make_folder, remove_folder
+from core.telemetry.metrics_folder import VARIABLE, YOUNG_SECONDS, forget_worker, make_folder
 
 LONG_AGO = time.time() - YOUNG_SECONDS - 60
 
@@ -37,7 +37,15 @@ def test_it_makes_a_folder_that_nobody_else_can_read(parent: Path) -> None:
     assert folder.parent == parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert os.environ[VARIABLE] == str(folder)
-    remove_folder()
+
+
+def test_it_removes_the_folder_at_the_end_of_the_server_and_not_of_a_fork(parent: Path) -> None:
+    fork = "pid = os.fork()\nif pid == 0: sys.exit()\nos.waitpid(pid, 0)"
+    script = f"import os, sys\nfrom core.telemetry.metrics_folder import make_folder\nmake_folder()\n{fork}"
+    script += f"\nprint(os.listdir({str(parent)!r}))"
+    env = {**os.environ, "TMPDIR": str(parent)}
+    run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert "aiapi-metrics-" in run.stdout
     assert list(parent.iterdir()) == []
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import connection
 
 from accounts.checks import require_state_store
 from aiapi.checks import start_findings
@@ -19,13 +18,16 @@ class Command(BaseCommand):
     requires_system_checks = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Raise CommandError with one line for each problem, or replace this process by gunicorn."""
+        """Raise CommandError with one line for each problem, or serve until the server is stopped."""
         require_state_store()
         findings = start_findings()
         for warning in findings.warnings:
             self.stderr.write(warning)
         if findings.problems:
             raise CommandError("\n".join(findings.problems))
-        self.stdout.flush()
-        arguments = ["-m", "aiapi.server", "-c", "aiapi/gunicorn_config.py", "aiapi.wsgi"]
-        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
+        connection.close()
+        if connection.vendor == "postgresql":
+            connection.close_pool()  # type: ignore[attr-defined]  # its threads don't outlive a fork
+        from aiapi.server import Server
+
+        Server().run()
