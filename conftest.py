@@ -90,12 +90,12 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     from core.database import database_outage
     from inference.cache import guard
     from inference.catalog import catalog
-    from inference.upstream.breaker import addresses, breakers
+    from inference.upstream.breaker import breakers
     from operations.health import reachable_routes, recent_reports
 
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
-    known = (directory, catalog, addresses, breakers, guard, leases)
+    known = (directory, catalog, breakers, guard, leases)
     reports = (recent_reports.clear, reachable_routes.clear)
     for forget in (reset_limits, database_outage.over, *reports, *(each.forget for each in known)):
         forget()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import Count, Exists, OuterRef, Prefetch, QuerySet
+from django.db.models import Case, Count, Prefetch, QuerySet, Value, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.safestring import SafeString
+from redis.exceptions import RedisError
 
 from accounts.admin.base import (
     AuditedAdmin,
@@ -208,20 +209,26 @@ class DeploymentAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
     inlines = (PriceInline,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Read the breaker notices in the same query, and the prices of all rows in one additional query."""
-        now = timezone.now()
-        begun = Price.objects.filter(valid_from__lte=now).order_by("valid_from")
-        fails = failing().filter(pk=OuterRef("pk"))
-        notices = {"fails": Exists(fails), "has_open_breaker": Exists(fails.filter(open_until__gt=now))}
-        rows: QuerySet[Any] = super().get_queryset(request).annotate(**notices)
+        """Read the state of all breakers once, and the prices of all rows in one additional query."""
+        begun = Price.objects.filter(valid_from__lte=timezone.now()).order_by("valid_from")
+        try:
+            notices = failing()
+        except RedisError:  # unknown while the state store is away
+            notices = []
+        states = (
+            When(pk__in=[each.deployment_id for each in notices if each.is_open], then=Value("open")),
+            When(pk__in=[each.deployment_id for each in notices], then=Value("on trial")),
+        )
+        state = Case(*states, default=Value("closed"))
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(breaker_state=state)
         return rows.prefetch_related(Prefetch("prices", begun, to_attr="begun_prices"))
 
     @display(description="breaker", label=BREAKER_BADGES)
     def breaker(self, deployment: Any) -> str:
         """Show the state of the breaker: an open one passes no calls for a while, then one trial."""
-        if deployment.fails:
-            return "open" if deployment.has_open_breaker else "on trial"
-        return "no secret" if missing_variables(deployment.provider) else "closed"
+        if deployment.breaker_state == "closed" and missing_variables(deployment.provider):
+            return "no secret"
+        return str(deployment.breaker_state)
 
     @display(description="model", ordering="model__public_name")
     def model_link(self, deployment: Deployment) -> SafeString:

@@ -8,7 +8,6 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
-from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import RequestLimits
@@ -187,24 +186,3 @@ class Price(models.Model):
 
     def __str__(self) -> str:
         return f"{self.deployment} from {self.valid_from:%Y-%m-%d}"
-
-
-class BreakerNotice(models.Model):
-    """A deployment that fails, as published by a process: since when, until when it gets no calls, and why.
-
-    `seen_at` is the time of the latest failure. The row is deleted when the deployment answers again. It has no foreign
-    key, because a process may write it just after the deployment was deleted.
-    """
-
-    deployment_id = models.PositiveBigIntegerField(primary_key=True)
-    open_until = models.DateTimeField()
-    # Database defaults: during an upgrade, processes of the previous release write rows without these columns.
-    since = models.DateTimeField(db_default=Now())
-    seen_at = models.DateTimeField(db_default=Now())
-    cause = models.CharField(max_length=100, blank=True, db_default="")
-
-    class Meta:
-        default_permissions = ()  # not shown in the admin
-
-    def __str__(self) -> str:
-        return f"{self.deployment_id} until {self.open_until:%Y-%m-%d %H:%M:%S}"

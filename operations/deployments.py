@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
-from django.db.models import Case, F, QuerySet, When
+import structlog
 from django.urls import reverse
-from django.utils import timezone
+from redis.exceptions import RedisError
 
 from inference.catalog import catalog
-from inference.models import BreakerNotice, Deployment
+from inference.models import Deployment
 from inference.selectors import deployments_without_price, missing_variables
-from inference.upstream.breaker import BreakerReading, BreakerState, Reason, addresses, breakers, failing
+from inference.upstream.breaker import BreakerReading, BreakerState, Notice, breakers, failing
 from monitoring.models import Alert
 from operations.alerts.conditions import alert_subjects, health_subject
 
@@ -53,7 +52,8 @@ class DeploymentState:
         return self.is_failing or (self.is_enabled and bool(self.accounts or self.missing or self.is_unlisted))
 
 
-CLOSED = BreakerReading(BreakerState.CLOSED, None, 0)
+log = structlog.get_logger(__name__)
+CLOSED = BreakerReading()
 WORSE_AND_WORSE = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN)
 
 
@@ -75,26 +75,34 @@ def _states() -> list[DeploymentState]:
     return [replace(state, is_priced=each.pk not in unpriced) for state, each in zip(states, deployments, strict=True)]
 
 
-def failing_sign() -> tuple[QuerySet[Any, Any], str]:
-    """Return the failing deployments and the column whose maximum changes with them, for the dashboard's mark."""
-    is_kept_away = When(open_until__gt=timezone.now(), then=F("open_until"))
-    return failing().annotate(kept_away_until=Case(is_kept_away)), "kept_away_until"
+def failing_sign() -> str:
+    """Return a string that changes when a deployment's breaker opens, becomes half open or closes anywhere."""
+    return str(sorted((notice.field, notice.is_open) for notice in _published()))
 
 
 def _readings() -> dict[int, BreakerReading]:
     """Return the readings of deployments whose breaker is not closed in any process; the worst one counts."""
-    known = {notice.deployment_id: _reading(notice) for notice in failing()}
-    for pk, reading in [*breakers.snapshot().items(), *addresses.snapshot().items()]:
+    published = [(notice.deployment_id, _reading(notice)) for notice in _published()]
+    known: dict[int, BreakerReading] = {}
+    for pk, reading in [*published, *breakers.snapshot().items()]:
         other = known.get(pk, CLOSED)
         worse = max(other, reading, key=lambda each: WORSE_AND_WORSE.index(each.state))
-        known[pk] = BreakerReading(worse.state, worse.reason, max(other.accounts, reading.accounts))
+        known[pk] = replace(worse, accounts=max(other.accounts, reading.accounts))
     return known
 
 
-def _reading(notice: BreakerNotice) -> BreakerReading:
-    is_open = notice.open_until > timezone.now()
-    state = BreakerState.OPEN if is_open else BreakerState.HALF_OPEN
-    return BreakerReading(state, Reason(notice.since, notice.cause), 0)
+def _published() -> list[Notice]:
+    """Return what all processes have published; nothing while the state store is away."""
+    try:
+        return failing()
+    except RedisError as error:
+        log.warning("breakers_not_read", cause=type(error).__name__)
+        return []
+
+
+def _reading(notice: Notice) -> BreakerReading:
+    state = BreakerState.OPEN if notice.is_open else BreakerState.HALF_OPEN
+    return BreakerReading(state, notice.since, notice.cause)
 
 
 def _unlisted() -> int | None:
@@ -115,8 +123,8 @@ def _state(deployment: Deployment, reading: BreakerReading, *, is_unlisted: bool
         url=reverse("admin:inference_deployment_change", args=[deployment.pk]),
         is_enabled=all(enabled),
         state=str(reading.state),
-        open_since=reading.reason.since if reading.reason else None,
-        cause=reading.reason.cause if reading.reason else "",
+        open_since=reading.since,
+        cause=reading.cause,
         accounts=reading.accounts,
         alert_subjects=alert_subjects(deployment.pk),
         missing=", ".join(missing_variables(deployment.provider)),

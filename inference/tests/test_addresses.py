@@ -13,7 +13,7 @@ from inference.catalog import Rates, Route
 from inference.fake_provider import FakeUpstream
 from inference.tests.samples import unanswered
 from inference.upstream import breaker as module
-from inference.upstream.breaker import FAILURES, Addresses, BreakerState, address_of, breakers
+from inference.upstream.breaker import FAILURES, Breakers, BreakerState, address_of
 from inference.upstream.client import client
 from launch.system import free_port
 from tests.processes import wait_until
@@ -47,7 +47,7 @@ class Network:
         self.probes.add(threading.get_ident())
         return self.is_up
 
-    def publish(self, deployment: int, seconds: float | None, cause: str) -> None:
+    def publish(self, deployment: int, seconds: float | None, cause: str = "", **since: datetime) -> None:
         """Take what others are told."""
         self.told[deployment] = seconds
 
@@ -56,10 +56,9 @@ class Network:
         self.listed += 1
         return self.trouble
 
-    def addresses(self) -> Addresses:
-        """Make the addresses of a process that has this network."""
-        served = lambda: {each.deployment_id: each for each in self.served}  # noqa: E731
-        return Addresses(self, publish=self.publish, listing=self.listing, served=served)
+    def breakers(self) -> Breakers:
+        """Make the breakers of a process that has this network."""
+        return Breakers(publish=self.publish, reaches=self, listing=self.listing, served=lambda: self.served)
 
 
 @pytest.fixture
@@ -69,12 +68,17 @@ def network() -> Network:
 
 
 @pytest.fixture
-def known(network: Network, monkeypatch: pytest.MonkeyPatch) -> Iterator[Addresses]:
-    """Return the addresses of a process, which is quick to try again."""
+def known(network: Network, monkeypatch: pytest.MonkeyPatch) -> Iterator[Breakers]:
+    """Return the breakers of a process, which is quick to try again."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
-    addresses = network.addresses()
-    yield addresses
-    addresses.forget()
+    breakers = network.breakers()
+    yield breakers
+    breakers.forget()
+
+
+def is_aside(breakers: Breakers, to: Route) -> bool:
+    """Return whether calls must skip a deployment, as a call finds out."""
+    return not breakers.admits(to, 1)
 
 
 @pytest.mark.parametrize(
@@ -92,89 +96,89 @@ def test_it_tells_addresses_by_host_and_port(base_url: str, host: str, port: int
 
 
 def test_it_puts_an_address_aside_at_once_for_all_deployments_there(network: Network) -> None:
-    addresses = network.addresses()
-    assert not addresses.is_aside(HERE)
-    addresses.failed(HERE)
-    assert [addresses.is_aside(each) for each in (HERE, THERE, ELSEWHERE)] == [True, True, False]
+    addresses = network.breakers()
+    assert not is_aside(addresses, HERE)
+    addresses.eject(HERE)
+    assert [is_aside(addresses, each) for each in (HERE, THERE, ELSEWHERE)] == [True, True, False]
     addresses.forget()
-    assert not addresses.is_aside(HERE)
+    assert not is_aside(addresses, HERE)
 
 
 def test_it_takes_an_address_back_when_something_answers(network: Network) -> None:
-    addresses = network.addresses()
-    addresses.failed(HERE)
-    addresses.answered(ELSEWHERE)
-    assert addresses.is_aside(HERE)
-    addresses.answered(THERE)
-    assert not addresses.is_aside(HERE)
+    addresses = network.breakers()
+    addresses.eject(HERE)
+    addresses.answered(ELSEWHERE, 1)
+    assert is_aside(addresses, HERE)
+    addresses.answered(THERE, 1)
+    assert not is_aside(addresses, HERE)
     assert network.tried == 0
 
 
-def test_it_tries_beside_the_calls_until_a_connection_is_made(known: Addresses, network: Network) -> None:
-    known.failed(HERE)
+def test_it_tries_beside_the_calls_until_a_connection_is_made(known: Breakers, network: Network) -> None:
+    known.eject(HERE)
     wait_until(lambda: network.tried >= 3, "a few attempts")
-    assert known.is_aside(HERE)
+    assert is_aside(known, HERE)
     network.is_up = True
-    wait_until(lambda: not known.is_aside(HERE), "the address to be taken back")
+    wait_until(lambda: not is_aside(known, HERE), "the address to be taken back")
 
 
-def test_it_tries_each_address_by_one_probe_at_a_time(known: Addresses, network: Network) -> None:
+def test_it_tries_each_address_by_one_probe_at_a_time(known: Breakers, network: Network) -> None:
     for each in (HERE, THERE, HERE):
-        known.failed(each)
+        known.eject(each)
     wait_until(lambda: network.tried >= 3, "a few attempts")
     assert len(network.probes) == 1
 
 
 def test_it_tries_less_and_less_often(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses, pauses = network.addresses(), []
-    aside = module._Aside(HERE, 0.0)
-    addresses._aside[address_of(HERE)] = aside
+    addresses, pauses = network.breakers(), []
+    aside = module._Circuit(HERE, is_address=True, cool_down=1.0)
+    addresses._shared[address_of(HERE)] = aside
 
     def wait(seconds: float) -> bool:
         pauses.append(seconds)
-        assert addresses.is_aside(HERE)
+        assert is_aside(addresses, HERE)
         return len(pauses) == 9
 
     monkeypatch.setattr(aside.over, "wait", wait)
-    addresses._probe(address_of(HERE), aside)
+    addresses._watch(address_of(HERE), aside)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def test_it_tries_as_long_as_something_is_served_there(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses = network.addresses()
-    aside = module._Aside(HERE, 0.0, deployments={1: HERE.name})
-    addresses._aside[address_of(HERE)] = aside
+    addresses = network.breakers()
+    aside = module._Circuit(HERE, is_address=True, cool_down=1.0, deployments={1: HERE.name})
+    addresses._shared[address_of(HERE)] = aside
 
     def wait(seconds: float) -> bool:
         network.served = network.served if network.tried < 99 else [ELSEWHERE]
         return False
 
     monkeypatch.setattr(aside.over, "wait", wait)
-    addresses._probe(address_of(HERE), aside)
-    assert network.tried == 100
-    assert not addresses.is_aside(HERE)
+    addresses._watch(address_of(HERE), aside)
+    assert network.tried == 99
+    assert not is_aside(addresses, HERE)
     assert network.told == {1: None}
 
 
-def test_it_waits_for_the_list_of_models_where_nobody_calls(known: Addresses, network: Network) -> None:
+def test_it_waits_for_the_list_of_models_where_nobody_calls(known: Breakers, network: Network) -> None:
     network.trouble = "http 503"
-    known.failed(HERE, "connection refused")
+    known.eject(HERE, "connection refused")
     wait_until(lambda: 1 in network.told, "others to be told")
     network.is_up = True
     wait_until(lambda: network.told[1] == 0, "a connection to be made")
-    assert not known.is_aside(HERE), "a call may go there"
+    assert not is_aside(known, HERE), "a call may go there"
     assert known.snapshot()[1].state is BreakerState.HALF_OPEN
     network.trouble = None
     wait_until(lambda: network.told[1] is None, "others to be told that it is back")
     assert known.snapshot() == {}
 
 
-def test_it_asks_for_no_list_of_models_while_somebody_calls(known: Addresses, network: Network) -> None:
+def test_it_asks_for_no_list_of_models_while_somebody_calls(known: Breakers, network: Network) -> None:
     network.trouble = "http 503"
-    known.failed(HERE)
-    wait_until(lambda: known.is_aside(HERE) and network.tried >= 3, "a few attempts")
+    known.eject(HERE)
+    wait_until(lambda: is_aside(known, HERE) and network.tried >= 3, "a few attempts")
     network.is_up = True
-    wait_until(lambda: not known.is_aside(HERE), "the address to be taken back")
+    wait_until(lambda: not is_aside(known, HERE), "the address to be taken back")
 
 
 def test_it_leaves_nothing_aside_by_a_probe_that_broke(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,45 +191,43 @@ def test_it_leaves_nothing_aside_by_a_probe_that_broke(network: Network, monkeyp
         raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
-    addresses = Addresses(break_down, publish=network.publish, listing=network.listing)
-    addresses.failed(HERE)
-    assert addresses.is_aside(HERE)
+    served = lambda: [HERE]  # noqa: E731
+    addresses = Breakers(publish=network.publish, reaches=break_down, listing=network.listing, served=served)
+    addresses.eject(HERE)
+    assert is_aside(addresses, HERE)
     looked.set()
-    wait_until(lambda: not addresses.is_aside(HERE), "calls to find out by themselves")
+    wait_until(lambda: not is_aside(addresses, HERE), "calls to find out by themselves")
     assert broke == [HERE.name], "it is the probe that ended it, and no other was made"
     assert network.told == {}, "nobody knows more than before"
 
 
-def test_it_tells_others_once_a_probe_has_failed_too(
-    known: Addresses, network: Network, settings: LazySettings
-) -> None:
-    known.failed(HERE)
+def test_it_tells_others_once_a_probe_has_failed_too(known: Breakers, network: Network, settings: LazySettings) -> None:
+    known.eject(HERE)
     wait_until(lambda: 1 in network.told, "others to be told")
     assert network.tried >= 1
     assert (network.told[1] or 0) > settings.UPSTREAM_CONNECT_TIMEOUT, "until the next probe is over"
-    assert known.is_aside(THERE)
+    assert is_aside(known, THERE)
     wait_until(lambda: 2 in network.told, "others to be told of what was asked for meanwhile")
     assert set(known.snapshot()) == {1, 2}
-    reason = known.reason(THERE)
-    assert reason is not None
-    assert (datetime.now(UTC) - reason.since).total_seconds() < 60
+    since = known.snapshot()[2].since
+    assert since is not None
+    assert (datetime.now(UTC) - since).total_seconds() < 60
     network.is_up = True
     wait_until(lambda: network.told == {1: None, 2: None}, "others to be told that it is back")
 
 
-def test_it_tells_nobody_of_a_moment_s_trouble(known: Addresses, network: Network) -> None:
+def test_it_tells_nobody_of_a_moment_s_trouble(known: Breakers, network: Network) -> None:
     network.is_up = True
-    known.failed(HERE)
-    wait_until(lambda: not known.is_aside(HERE), "the address to be taken back")
+    known.eject(HERE)
+    wait_until(lambda: not is_aside(known, HERE), "the address to be taken back")
     assert network.told == {}
 
 
-@pytest.mark.django_db
-def test_it_takes_back_no_notice_of_an_open_breaker(known: Addresses, network: Network) -> None:
+def test_it_takes_back_no_notice_of_an_open_breaker(known: Breakers, network: Network) -> None:
     for account in range(FAILURES):
-        breakers.failed(HERE.deployment_id, account)
-    known.failed(HERE)
-    assert known.is_aside(THERE)
+        known.failed(HERE, account)
+    known.eject(HERE)
+    assert is_aside(known, THERE)
     wait_until(lambda: network.told.keys() == {1, 2}, "others to be told")
     network.is_up = True
     wait_until(lambda: network.told[2] is None, "others to be told that it is back")

@@ -12,7 +12,7 @@ from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 from accounts.models import AuditEntry
 from accounts.tests.factories import logged_in, make_account, make_admin, make_key, make_staff
 from core.money import price_text
-from inference.catalog import catalog
+from inference.catalog import Rates, _route, catalog
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Deployment, Model, Price, Provider
 from inference.upstream.breaker import FAILURES, breakers, failing
@@ -158,7 +158,7 @@ class TestProviders:
 
     def test_it_shows_an_open_breaker(self, site: Client, deployment: Deployment) -> None:
         for account in range(FAILURES):
-            breakers.failed(deployment.pk, account)
+            breakers.failed(_route(deployment, Rates()), account)
         assert "open" in site.get(DEPLOYMENTS).content.decode()
         assert [notice.deployment_id for notice in failing()] == [deployment.pk]
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import count
 
 import pytest
 
-from inference.upstream.breaker import (
-    COOL_DOWN,
-    FAILURES,
-    LONGEST_COOL_DOWN,
-    STILL_FAILING,
-    Breakers,
-    BreakerState,
-)
+from inference.catalog import Rates, Route
+from inference.upstream.breaker import COOL_DOWN, FAILURES, LONGEST_PAUSE, STILL_FAILING, Breakers, BreakerState
 
-DEPLOYMENT, OTHER = 1, 2
+DEPLOYMENT, OTHER = (
+    Route(number, f"p/{number}", "p", f"http://p{number}/v1", "", (), "m", "max_tokens", 0, 1, Rates())
+    for number in (1, 2)
+)
 ACCOUNT, STRANGER, THIRD = 7, 8, 9
 #: Accounts that nobody has met before.
 strangers = count(100)
@@ -41,10 +39,38 @@ def clock() -> Clock:
     return Clock()
 
 
+class Provider:
+    """Says what is wrong with its list of models, and counts how often it was asked for."""
+
+    def __init__(self) -> None:
+        self.trouble: str | None = None
+        self.listed = 0
+
+    def __call__(self, route: Route) -> str | None:
+        """List the models."""
+        self.listed += 1
+        return self.trouble
+
+
 @pytest.fixture
-def breakers(clock: Clock) -> Breakers:
+def provider() -> Provider:
+    """Return a provider whose list of models comes."""
+    return Provider()
+
+
+@pytest.fixture
+def breakers(clock: Clock, provider: Provider) -> Iterator[Breakers]:
     """Return breakers of a process that has called nobody yet."""
-    return Breakers(clock)
+    breakers = Breakers(clock, lambda *_, **__: None, listing=provider, served=lambda: [DEPLOYMENT, OTHER])
+    yield breakers
+    breakers.forget()
+
+
+def probe(breakers: Breakers) -> None:
+    """Probe the deployment as its thread does after a pause."""
+    circuit = breakers._shared[DEPLOYMENT.deployment_id]
+    if breakers._is_well(circuit):
+        breakers._close(DEPLOYMENT.deployment_id)
 
 
 def fail(breakers: Breakers, times: int) -> None:
@@ -76,7 +102,7 @@ def test_it_opens_after_failures_in_a_row(breakers: Breakers) -> None:
 
 def test_it_begins_to_count_anew_after_a_success(breakers: Breakers) -> None:
     fail(breakers, FAILURES - 1)
-    breakers.succeeded(DEPLOYMENT, ACCOUNT)
+    breakers.answered(DEPLOYMENT, ACCOUNT)
     fail(breakers, FAILURES - 1)
     assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
 
@@ -99,7 +125,7 @@ def test_it_closes_after_a_trial_that_went_well(breakers: Breakers, clock: Clock
     fail(breakers, FAILURES)
     clock.advance(COOL_DOWN)
     assert breakers.admits(DEPLOYMENT, ACCOUNT)
-    breakers.succeeded(DEPLOYMENT, ACCOUNT)
+    breakers.answered(DEPLOYMENT, ACCOUNT)
     assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
     assert all(breakers.admits(DEPLOYMENT, ACCOUNT) for _ in range(5))
 
@@ -112,7 +138,7 @@ def test_it_stays_open_twice_as_long_after_each_trial_that_failed_up_to_a_longes
         assert not breakers.admits(DEPLOYMENT, ACCOUNT)
         clock.advance(seconds)
         fail_trials(breakers)
-    assert LONGEST_COOL_DOWN == 60
+    assert LONGEST_PAUSE == 60
 
 
 def test_it_takes_late_failures_of_calls_that_began_before_for_no_new_reason(breakers: Breakers, clock: Clock) -> None:
@@ -167,7 +193,7 @@ class TestAccounts:
         assert not breakers.admits(DEPLOYMENT, ACCOUNT), "twice as long"
         clock.advance(COOL_DOWN)
         assert breakers.admits(DEPLOYMENT, ACCOUNT)
-        breakers.succeeded(DEPLOYMENT, ACCOUNT)
+        breakers.answered(DEPLOYMENT, ACCOUNT)
         assert all(breakers.admits(DEPLOYMENT, ACCOUNT) for _ in range(5))
 
     def test_it_leaves_the_next_trial_to_another_account(self, breakers: Breakers, clock: Clock) -> None:
@@ -177,7 +203,7 @@ class TestAccounts:
         self.answer_badly(breakers, ACCOUNT)
         assert not breakers.admits(DEPLOYMENT, ACCOUNT)
         assert breakers.admits(DEPLOYMENT, STRANGER)
-        breakers.succeeded(DEPLOYMENT, STRANGER)
+        breakers.answered(DEPLOYMENT, STRANGER)
         assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
 
     def test_it_opens_again_when_the_trials_of_two_accounts_have_failed(self, breakers: Breakers, clock: Clock) -> None:
@@ -194,46 +220,66 @@ class TestAccounts:
 class TestProbes:
     """What is asked for its list of models while nobody calls it."""
 
-    def test_it_probes_what_waits_for_a_call_that_does_not_come(self, breakers: Breakers, clock: Clock) -> None:
-        assert breakers.unasked() == []
+    def test_it_probes_what_waits_for_a_call_that_does_not_come(
+        self, breakers: Breakers, clock: Clock, provider: Provider
+    ) -> None:
         fail(breakers, FAILURES)
-        assert breakers.unasked() == [], "it has to cool down first"
+        probe(breakers)
+        assert provider.listed == 0, "it has to cool down first"
         clock.advance(COOL_DOWN)
         assert breakers.admits(DEPLOYMENT, ACCOUNT)
         breakers.gave_up(DEPLOYMENT, ACCOUNT)
-        assert breakers.unasked() == [], "a call has come"
+        probe(breakers)
+        assert provider.listed == 0, "a call has come"
+        probe(breakers)
+        assert provider.listed == 1
 
-    def test_it_probes_less_and_less_often(self, breakers: Breakers, clock: Clock) -> None:
+    def test_it_probes_less_and_less_often(
+        self, breakers: Breakers, clock: Clock, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         fail(breakers, FAILURES)
-        clock.advance(COOL_DOWN)
-        for pause in (5, 10, 20, 40, 60, 60):
-            assert breakers.unasked() == [DEPLOYMENT]
-            breakers.probed(DEPLOYMENT, "http 503")
-            clock.advance(pause - 0.001)
-            assert breakers.unasked() == []
-            clock.advance(0.001)
-        reason = breakers.reason(DEPLOYMENT, ACCOUNT)
-        assert reason is not None
-        assert reason.cause == "http 503"
+        provider.trouble, pauses = "http 503", []
+        circuit = breakers._shared[DEPLOYMENT.deployment_id]
+
+        def wait(seconds: float) -> bool:
+            pauses.append(seconds)
+            clock.advance(seconds)
+            return len(pauses) == 7
+
+        monkeypatch.setattr(circuit.over, "wait", wait)
+        breakers._watch(DEPLOYMENT.deployment_id, circuit)
+        assert pauses == [5, 10, 20, 40, 60, 60, 60]
+        assert provider.listed == 6
+        assert breakers.snapshot()[1].cause == "http 503"
         assert breakers.admits(DEPLOYMENT, ACCOUNT), "a probe never keeps a call away"
 
-    def test_it_closes_by_a_list_that_did_not_come_before(self, breakers: Breakers, clock: Clock) -> None:
+    def test_it_closes_by_a_list_that_did_not_come_before(
+        self, breakers: Breakers, clock: Clock, provider: Provider
+    ) -> None:
         fail(breakers, FAILURES)
         clock.advance(COOL_DOWN)
-        breakers.probed(DEPLOYMENT, "http 503")
-        breakers.probed(DEPLOYMENT, None)
+        provider.trouble = "http 503"
+        probe(breakers)
+        assert breakers.state(DEPLOYMENT) is BreakerState.HALF_OPEN
+        provider.trouble = None
+        probe(breakers)
         assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
-        assert not breakers.has_open()
 
     def test_it_takes_a_list_that_always_came_for_no_proof_until_nothing_has_failed_for_long(
         self, breakers: Breakers, clock: Clock
     ) -> None:
         fail(breakers, FAILURES)
         clock.advance(COOL_DOWN)
-        breakers.probed(DEPLOYMENT, None)
+        probe(breakers)
         assert breakers.state(DEPLOYMENT) is BreakerState.HALF_OPEN
         clock.advance(STILL_FAILING.total_seconds())
-        breakers.probed(DEPLOYMENT, None)
+        probe(breakers)
+        assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
+
+    def test_it_closes_what_is_not_served_any_more(self, breakers: Breakers, monkeypatch: pytest.MonkeyPatch) -> None:
+        fail(breakers, FAILURES)
+        monkeypatch.setattr(breakers, "_served", lambda: [OTHER])
+        probe(breakers)
         assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
 
 
@@ -245,47 +291,47 @@ class TestSnapshot:
             breakers.failed(OTHER, ACCOUNT)
         clock.advance(2)
         found = breakers.snapshot()
-        assert (found[DEPLOYMENT].state, found[DEPLOYMENT].accounts) == (BreakerState.OPEN, 0)
-        assert (found[OTHER].state, found[OTHER].reason, found[OTHER].accounts) == (BreakerState.CLOSED, None, 1)
-        reason = found[DEPLOYMENT].reason
-        assert reason is not None
-        assert 2 <= (datetime.now(UTC) - reason.since).total_seconds() < 60
+        assert (found[1].state, found[1].accounts) == (BreakerState.OPEN, 0)
+        assert (found[2].state, found[2].since, found[2].accounts) == (BreakerState.CLOSED, None, 1)
+        since = found[1].since
+        assert since is not None
+        assert 2 <= (datetime.now(UTC) - since).total_seconds() < 60
 
     def test_it_tells_since_when_through_trials_that_failed(self, breakers: Breakers, clock: Clock) -> None:
         fail(breakers, FAILURES)
         clock.advance(COOL_DOWN)
-        assert breakers.snapshot()[DEPLOYMENT].state is BreakerState.HALF_OPEN
+        assert breakers.snapshot()[1].state is BreakerState.HALF_OPEN
         fail_trials(breakers)
         clock.advance(1)
-        reason = breakers.snapshot()[DEPLOYMENT].reason
-        assert reason is not None
-        assert (datetime.now(UTC) - reason.since).total_seconds() >= COOL_DOWN + 1
-        breakers.succeeded(DEPLOYMENT, ACCOUNT)
-        found = breakers.snapshot()[DEPLOYMENT]
-        assert (found.state, found.reason) == (BreakerState.CLOSED, None)
+        since = breakers.snapshot()[1].since
+        assert since is not None
+        assert (datetime.now(UTC) - since).total_seconds() >= COOL_DOWN + 1
+        breakers.answered(DEPLOYMENT, ACCOUNT)
+        found = breakers.snapshot()[1]
+        assert (found.state, found.since) == (BreakerState.CLOSED, None)
 
 
 class TestLeftAlone:
     """A deployment that would refuse every call, as one whose credit is used up."""
 
     def test_it_lets_nobody_pass_for_so_long_and_then_one(self, breakers: Breakers, clock: Clock) -> None:
-        breakers.leave_alone(DEPLOYMENT, 300, "empty")
+        breakers.pause(DEPLOYMENT, 300, "empty")
         assert breakers.seconds_left(DEPLOYMENT, ACCOUNT) == 300
         clock.advance(299)
         assert not breakers.admits(DEPLOYMENT, ACCOUNT)
         clock.advance(1)
         assert [breakers.admits(DEPLOYMENT, account) for account in (ACCOUNT, STRANGER)] == [True, False]
-        breakers.leave_alone(DEPLOYMENT, 300, "empty")
+        breakers.pause(DEPLOYMENT, 300, "empty")
         assert breakers.seconds_left(DEPLOYMENT, ACCOUNT) == 300
 
-    def test_it_is_closed_by_a_call_and_not_by_a_list_of_models(self, breakers: Breakers, clock: Clock) -> None:
-        breakers.leave_alone(DEPLOYMENT, 300, "empty")
+    def test_it_is_closed_by_a_call_and_not_by_a_list_of_models(
+        self, breakers: Breakers, clock: Clock, provider: Provider
+    ) -> None:
+        breakers.pause(DEPLOYMENT, 300, "empty")
         clock.advance(300 + STILL_FAILING.total_seconds())
-        for found in ("http 503", None):
-            breakers.probed(DEPLOYMENT, found)
+        for provider.trouble in ("http 503", None):
+            probe(breakers)
         assert breakers.state(DEPLOYMENT) is BreakerState.HALF_OPEN
-        reading = breakers.snapshot()[DEPLOYMENT]
-        assert reading.reason is not None
-        assert reading.reason.cause == "empty"
-        breakers.succeeded(DEPLOYMENT, ACCOUNT)
+        assert breakers.snapshot()[1].cause == "empty"
+        breakers.answered(DEPLOYMENT, ACCOUNT)
         assert breakers.seconds_left(DEPLOYMENT, ACCOUNT) is None

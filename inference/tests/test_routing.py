@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import UpstreamBusy, UpstreamFailed
 from inference.catalog import Rates, Route
-from inference.upstream.breaker import FAILURES, BreakerState, addresses, breakers, probes
+from inference.upstream.breaker import FAILURES, BreakerState, breakers
 from inference.upstream.errors import (
     BROKEN,
     BUSY,
@@ -27,8 +27,6 @@ from inference.upstream.errors import (
     Verdict,
 )
 from inference.upstream.routing import ROUNDS, by_preference, first_success
-
-pytestmark = pytest.mark.django_db  # a breaker that opens is written down there
 
 
 def route(number: int, *, order: int = 0, weight: int = 1, at: str = "") -> Route:
@@ -62,7 +60,6 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Collect how long routing waits, instead of waiting."""
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    monkeypatch.setattr(probes, "begin", lambda: None)  # it would pause as well
     return waited
 
 
@@ -77,11 +74,11 @@ def ask(
     return first_success(routes, provider, Deadline(seconds), account_id=account, covers_another=covers, note=str)
 
 
-def open_breakers(*deployments: int) -> None:
+def open_breakers(*deployments: Route) -> None:
     """Let deployments fail until their breakers are open."""
-    for number in deployments:
+    for each in deployments:
         for account in range(FAILURES):
-            breakers.failed(number, account)
+            breakers.failed(each, account)
 
 
 def test_it_asks_the_first_in_order(pauses: list[float]) -> None:
@@ -181,14 +178,14 @@ def test_it_asks_the_caller_s_limits_before_it_goes_on_after_what_may_be_billed(
 
 
 def test_it_skips_a_deployment_whose_breaker_is_open(pauses: list[float]) -> None:
-    open_breakers(1)
+    open_breakers(FIRST)
     provider = Provider()
     assert ask(provider, FIRST, SECOND) == 2
     assert provider.asked == [2]
 
 
 def test_it_says_when_to_come_back_while_every_breaker_is_open(pauses: list[float]) -> None:
-    open_breakers(1, 2)
+    open_breakers(FIRST, SECOND)
     with pytest.raises(AttemptFailed) as refused:
         ask(Provider(), FIRST, SECOND)
     assert isinstance(refused.value.error, UpstreamBusy)
@@ -204,7 +201,7 @@ def test_it_fails_where_there_is_no_deployment(pauses: list[float]) -> None:
 @pytest.mark.parametrize(
     ("verdict", "state"),
     [
-        (UNREACHED, BreakerState.CLOSED),
+        (UNREACHED, BreakerState.OPEN),
         (BROKEN, BreakerState.OPEN),
         (FAILED, BreakerState.OPEN),
         (TIMED_OUT, BreakerState.OPEN),
@@ -219,7 +216,7 @@ def test_it_opens_the_breaker_for_a_provider_that_fails_and_for_nothing_else(
     for account in range(FAILURES):
         with pytest.raises(AttemptFailed):
             ask(Provider(d1=[verdict] * ROUNDS), FIRST, account=account)
-    assert breakers.state(1) is state
+    assert breakers.state(FIRST) is state
 
 
 @pytest.mark.parametrize("verdict", [BROKEN, FAILED, TIMED_OUT])
@@ -227,7 +224,7 @@ def test_it_lets_no_account_close_a_deployment_to_others_by_what_it_asks(pauses:
     for _ in range(3 * FAILURES):
         with pytest.raises(AttemptFailed):
             ask(Provider(d1=[verdict] * ROUNDS), FIRST, account=7)
-    assert breakers.state(1) is BreakerState.CLOSED
+    assert breakers.state(FIRST) is BreakerState.CLOSED
     provider = Provider()
     with pytest.raises(AttemptFailed):
         ask(provider, FIRST, account=7)
@@ -237,10 +234,10 @@ def test_it_lets_no_account_close_a_deployment_to_others_by_what_it_asks(pauses:
 
 def test_it_closes_the_breaker_after_an_answer(pauses: list[float]) -> None:
     for account in range(FAILURES - 1):
-        breakers.failed(1, account)
+        breakers.failed(FIRST, account)
     ask(Provider(), FIRST)
-    breakers.failed(1, FAILURES)
-    assert breakers.state(1) is BreakerState.CLOSED
+    breakers.failed(FIRST, FAILURES)
+    assert breakers.state(FIRST) is BreakerState.CLOSED
 
 
 def test_it_passes_by_all_deployments_at_an_address_that_it_could_not_reach(pauses: list[float]) -> None:
@@ -259,7 +256,7 @@ def test_it_passes_by_all_deployments_at_an_address_that_it_could_not_reach(paus
 def test_it_passes_by_no_address_for_another_failure(pauses: list[float], verdict: Verdict) -> None:
     with pytest.raises(AttemptFailed):
         ask(Provider(d1=[verdict] * ROUNDS), FIRST)
-    assert not addresses.is_aside(FIRST)
+    assert breakers.state(FIRST) is not BreakerState.OPEN
 
 
 @pytest.mark.parametrize(("seconds", "is_aside"), [(60, True), (0.1, False)])
@@ -269,20 +266,20 @@ def test_it_blames_no_address_for_a_call_whose_time_was_up(pauses: list[float], 
 
     with pytest.raises(AttemptFailed):
         first_success([FIRST], time_out, Deadline(seconds), account_id=1, covers_another=lambda: True, note=str)
-    assert addresses.is_aside(FIRST) is is_aside
+    assert (breakers.state(FIRST) is BreakerState.OPEN) is is_aside
 
 
 def test_it_takes_an_address_back_once_something_answers(pauses: list[float]) -> None:
-    addresses.failed(FIRST)
+    breakers.eject(FIRST)
     first_success(
-        [SECOND], lambda to: addresses.failed(SECOND), Deadline(5), account_id=1, covers_another=lambda: True, note=str
+        [SECOND], lambda to: breakers.eject(SECOND), Deadline(5), account_id=1, covers_another=lambda: True, note=str
     )
-    assert addresses.is_aside(FIRST)
-    assert not addresses.is_aside(SECOND), "a call that was on its way was answered"
+    assert breakers.state(FIRST) is BreakerState.OPEN
+    assert breakers.state(SECOND) is not BreakerState.OPEN, "a call that was on its way was answered"
 
 
 def test_it_tells_a_breaker_that_a_trial_came_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    gave_up: list[tuple[int, int]] = []
+    gave_up: list[tuple[Route, int]] = []
     monkeypatch.setattr(breakers, "gave_up", lambda *whose: gave_up.append(whose))
 
     def leave(to: Route) -> int:
@@ -290,7 +287,7 @@ def test_it_tells_a_breaker_that_a_trial_came_to_nothing(monkeypatch: pytest.Mon
 
     with pytest.raises(KeyboardInterrupt):
         first_success([FIRST], leave, Deadline(1), account_id=7, covers_another=lambda: True, note=str)
-    assert gave_up == [(1, 7)]
+    assert gave_up == [(FIRST, 7)]
 
 
 def test_it_shares_an_order_by_weight() -> None:
@@ -305,7 +302,6 @@ def test_it_shares_an_order_by_weight() -> None:
 
 @pytest.fixture(autouse=True)
 def _closed() -> Iterator[None]:
-    """Leave no breaker open behind, and no address aside."""
+    """Leave no breaker open behind."""
     yield
     breakers.forget()
-    addresses.forget()

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import groupby
 from math import ceil
 from typing import TypeVar
@@ -29,7 +28,7 @@ from core.errors import UpstreamBusy, UpstreamFailed
 from core.telemetry.metrics import observe_attempt, observe_breaker, upstream_calls, upstream_queue
 from core.telemetry.trace import begin_attempt
 from inference.catalog import Route
-from inference.upstream.breaker import COOL_DOWN, BreakerState, addresses, breakers, probes
+from inference.upstream.breaker import COOL_DOWN, breakers
 from inference.upstream.errors import REJECTED, UNCONNECTED, AttemptFailed, Deadline, Effect, Verdict
 from inference.upstream.provider_limits import NoRoom, none_has_room
 
@@ -203,28 +202,12 @@ def _admitted(choices: Iterable[Route], account_id: int, note: Callable[[str], o
     `note` gets a sentence with the reason for each other route.
     """
     for route in choices:
-        is_admitted = not addresses.is_aside(route) and breakers.admits(route.deployment_id, account_id)
-        observe_breaker(route.name, _state(route))
+        is_admitted = breakers.admits(route, account_id)
+        observe_breaker(route.name, breakers.state(route))
         if is_admitted:
             yield route
         else:
-            note(_why_not_asked(route, account_id))
-
-
-def _why_not_asked(route: Route, account_id: int) -> str:
-    """Return a sentence on why and since when a deployment, or its address, gets no calls."""
-    reason, what = addresses.reason(route), f"provider {route.provider}"
-    if reason is None:
-        reason, what = breakers.reason(route.deployment_id, account_id), f"deployment {route.name}"
-    if reason is None:  # it has recovered since
-        return f"{what} was not asked"
-    form = "%H:%M" if reason.since.date() == datetime.now(UTC).date() else "%Y-%m-%d %H:%M"
-    return f"{what} is not asked since {reason.since:{form}} UTC: {reason.cause}"
-
-
-def _state(route: Route) -> BreakerState:
-    """Return the state of a deployment's breaker; open if its address is ejected."""
-    return BreakerState.OPEN if addresses.is_aside(route) else breakers.state(route.deployment_id)
+            note(breakers.why_not(route, account_id))
 
 
 def _attempt(route: Route, attempt: Attempt[T], account_id: int, seconds: float) -> T:
@@ -238,45 +221,36 @@ def _attempt(route: Route, attempt: Attempt[T], account_id: int, seconds: float)
         raise
     except BaseException:
         outcome = "abandoned"
-        breakers.gave_up(route.deployment_id, account_id)
+        breakers.gave_up(route, account_id)
         raise
     else:
-        _answered(route, account_id)
+        breakers.answered(route, account_id)
         return answer
     finally:
         if finish is not None:
             finish(outcome)
         observe_attempt(route.provider, outcome)
-        observe_breaker(route.name, _state(route))
+        observe_breaker(route.name, breakers.state(route))
 
 
 def _learn(route: Route, failed: AttemptFailed, account_id: int, seconds: float) -> None:
-    """Update the breaker and the address of a deployment after a failed attempt that had `seconds` to run."""
+    """Update the breakers after a failed attempt that had `seconds` to run."""
     match failed.verdict.breaker:
+        case Effect.COUNT:
+            breakers.failed(route, account_id, failed.cause)
+        case Effect.CLOSE:
+            breakers.answered(route, account_id)
+        case Effect.PAUSE:
+            breakers.gave_up(route, account_id)
+            breakers.pause(route, settings.UPSTREAM_CREDIT_PAUSE, failed.cause)
         case Effect.EJECT:
             enough = min(settings.UPSTREAM_CONNECT_TIMEOUT, settings.UPSTREAM_TIMEOUT) / 2
             if seconds >= enough or failed.verdict != UNCONNECTED:
                 # a connect timeout shortened by the call's own deadline proves nothing
-                addresses.failed(route, failed.cause)
-            breakers.gave_up(route.deployment_id, account_id)
-        case Effect.COUNT:
-            breakers.failed(route.deployment_id, account_id, failed.cause)
-            if breakers.state(route.deployment_id) is not BreakerState.CLOSED:
-                probes.begin()
-        case Effect.PAUSE:
-            addresses.answered(route)
-            breakers.gave_up(route.deployment_id, account_id)
-            breakers.leave_alone(route.deployment_id, settings.UPSTREAM_CREDIT_PAUSE, failed.cause)
-            probes.begin()
-        case Effect.CLOSE:
-            _answered(route, account_id)
+                breakers.eject(route, failed.cause)
+            breakers.gave_up(route, account_id)
         case Effect.NONE:
-            breakers.gave_up(route.deployment_id, account_id)
-
-
-def _answered(route: Route, account_id: int) -> None:
-    addresses.answered(route)
-    breakers.succeeded(route.deployment_id, account_id)
+            breakers.gave_up(route, account_id)
 
 
 def _may_go_on(verdict: Verdict, deadline: Deadline, covers_another: Callable[[], bool]) -> bool:
@@ -289,13 +263,8 @@ def _none_admitted(choices: list[Route], full: list[NoRoom], account_id: int) ->
     if not choices:
         log.warning("no_deployment")
         return AttemptFailed(REJECTED, UpstreamFailed())
-    waits = [seconds for route in choices if (seconds := _seconds_left(route, account_id)) is not None]
+    waits = [seconds for route in choices if (seconds := breakers.seconds_left(route, account_id)) is not None]
     if full:
         return none_has_room(full, others_after=min(waits, default=None))
     text = "The model provider failed recently and gets no calls for now."
     return AttemptFailed(REJECTED, UpstreamBusy(text, retry_after=ceil(min(waits, default=COOL_DOWN))))
-
-
-def _seconds_left(route: Route, account_id: int) -> float | None:
-    """Return the seconds for which a deployment gets no calls; None if it does get calls."""
-    return COOL_DOWN if addresses.is_aside(route) else breakers.seconds_left(route.deployment_id, account_id)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import structlog
 from django.conf import settings
 from django.db.models import Sum
 from django.utils import timezone
+from redis.exceptions import RedisError
 
 from inference.models import Deployment
 from inference.selectors import models_without_price
@@ -181,14 +182,22 @@ def alert_subjects(deployment_id: int) -> tuple[str, str]:
 def failing_deployments() -> Iterator[Condition]:
     """Yield the enabled deployments that fail according to the notices of any process.
 
-    A notice stays while a breaker is half-open, so no incident ends before the trial call has succeeded.
+    A notice stays while a breaker is half-open, so no incident ends before the trial call has succeeded. While the
+    state store is away, the conditions of all deployments are yielded as not on: no incident must end because of that.
     """
-    _probe_forgotten()
     usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
-    deployments = usable.select_related("provider", "model")
-    notices = {notice.deployment_id: notice for notice in failing().order_by("pk")}
-    for deployment in deployments.filter(pk__in=notices).order_by("pk"):
-        yield _condition(deployment, notices[deployment.pk].cause)
+    deployments = usable.select_related("provider", "model").order_by("pk")
+    try:
+        _probe_forgotten()
+        causes = {notice.deployment_id: notice.cause for notice in failing()}
+    except RedisError as error:
+        log.warning("breakers_not_read", cause=type(error).__name__)
+        for deployment in deployments:
+            for cause in ("", CREDIT_USED_UP):
+                yield replace(_condition(deployment, cause), is_on=False)
+        return
+    for deployment in deployments.filter(pk__in=causes):
+        yield _condition(deployment, causes[deployment.pk])
 
 
 def _condition(deployment: Deployment, cause: str) -> Condition:
@@ -218,10 +227,12 @@ def _probe_forgotten() -> None:
     The probe is the list of models. It does not show whether credit is used up, so such notices are left out.
     """
     long_ago = timezone.now() - RENEWED
-    forgotten = failing().filter(seen_at__lte=long_ago, open_until__lte=timezone.now())
-    forgotten = forgotten.exclude(cause__startswith=CREDIT_USED_UP).order_by("seen_at")[:A_ROUND]
-    pks = list(forgotten.values_list("pk", flat=True))
-    served = served_routes() if pks else {}
-    for pk in pks:
-        trouble = listing_trouble(served[pk]) if pk in served else None
-        publish(pk, None if trouble is None else 0, trouble or "")
+    old = [each for each in failing() if each.seen_at <= long_ago and not each.is_open]
+    forgotten = [each for each in old if not each.cause.startswith(CREDIT_USED_UP)]
+    forgotten.sort(key=lambda notice: notice.seen_at)
+    served = {route.deployment_id: route for route in served_routes()} if forgotten else {}
+    for notice in forgotten[:A_ROUND]:
+        route = served.get(notice.deployment_id)
+        trouble = listing_trouble(route) if route is not None else None
+        seconds = None if trouble is None else 0
+        publish(notice.deployment_id, seconds, trouble or "", since=notice.since, field=notice.field)

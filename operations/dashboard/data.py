@@ -203,8 +203,7 @@ def signs() -> list[str]:
     """
     known = RequestRecord.objects.filter(admitted_at__lte=timezone.now())
     newest = known.order_by("-admitted_at", "-pk").values("pk")[:1]
-    others = (each for sign in (open_alerts_sign, failing_sign) for each in _number_and_latest(*sign()))
-    return [*_values(newest, *others), _backlog_sign()]
+    return [*_values(newest, *_number_and_latest(*open_alerts_sign())), failing_sign(), _backlog_sign()]
 
 
 def _number_and_latest(rows: QuerySet[Any, Any], column: str) -> Iterator[QuerySet[Any, Any]]:

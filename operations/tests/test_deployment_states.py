@@ -7,7 +7,7 @@ import pytest
 from inference.catalog import Rates, _route
 from inference.models import Deployment, Model, Provider
 from inference.upstream import breaker
-from inference.upstream.breaker import Breakers, addresses, breakers, publish
+from inference.upstream.breaker import Breakers, breakers, publish
 from operations.dashboard.data import signs
 from operations.deployments import deployment_states
 
@@ -25,17 +25,18 @@ def test_it_tells_breakers_of_this_process_and_of_others(deployment: Deployment)
     (state,) = deployment_states()
     assert (state.model, state.provider, state.name, state.state, state.is_enabled) == ("m", "p", "u", "closed", True)
     assert not state.is_troubled
-    elsewhere = Breakers(publish=publish)
+    elsewhere = Breakers()
     for account in range(breaker.FAILURES):
-        elsewhere.failed(deployment.pk, account)
+        elsewhere.failed(_route(deployment, Rates()), account)
     (state,) = deployment_states()
     assert state.state == "open"
     assert state.is_troubled
     for account in range(breaker.FAILURES):
-        breakers.failed(deployment.pk, account)
+        breakers.failed(_route(deployment, Rates()), account)
     (state,) = deployment_states()
     assert state.state == "open"
     assert state.open_since is not None
+    elsewhere.forget()
 
 
 def test_it_lets_the_dashboard_notice_a_breaker(deployment: Deployment) -> None:
@@ -53,11 +54,11 @@ def test_it_lets_the_dashboard_notice_a_breaker(deployment: Deployment) -> None:
 
 
 def test_it_tells_an_address_that_can_t_be_reached(deployment: Deployment) -> None:
-    addresses.failed(_route(deployment, Rates()))
+    breakers.eject(_route(deployment, Rates()))
     (state,) = deployment_states()
     assert (state.state, state.is_troubled) == ("open", True)
     assert state.open_since is not None
-    addresses.answered(_route(deployment, Rates()))
+    breakers.answered(_route(deployment, Rates()), 1)
     assert deployment_states()[0].state == "closed"
 
 
