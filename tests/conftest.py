@@ -40,10 +40,9 @@ def service(fake: FakeUpstream) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="session")
-def full_service(fake: FakeUpstream, postgres: Postgres, redis: Redis) -> Iterator[Service]:
+def full_service(prepared: Callable[[], dict[str, str]], redis: Redis) -> Iterator[Service]:
     """Run the platform on PostgreSQL and Redis with two workers against the fake provider."""
-    stores = {"DATABASE_URL": postgres.create_database(), "REDIS_URL": redis.url}
-    with aiapi_server({**provider(fake), **stores}, workers=2) as server:
+    with aiapi_server({**prepared(), "REDIS_URL": redis.url}, workers=2, prepare=False) as server:
         yield server
 
 

@@ -6,7 +6,7 @@ import http.client
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +21,8 @@ import redis
 from accounts.limits.redis import records_stream
 from accounts.limits.types import SHARDS
 from inference.fake_provider import FakeUpstream
-from tests.conftest import provider
 from tests.processes import wait_until
-from tests.servers import Answer, Postgres, Service, aiapi_server, fake_upstream, redis_server, start_worker
+from tests.servers import Answer, Service, aiapi_server, redis_server, start_worker
 
 WORKERS = 4
 LEASE_SECONDS = 5
@@ -83,13 +82,15 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(
+    prepared: Callable[[], dict[str, str]], fake: FakeUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     """Run it all, with leases that end after five seconds."""
     folder = tmp_path_factory.mktemp("cluster")
-    with fake_upstream() as fake, redis_server() as server:
-        stores = {"DATABASE_URL": postgres.create_database(), "REDIS_URL": server.url}
-        env = {**provider(fake), **stores, "LIMITS_LEASE_SECONDS": str(LEASE_SECONDS)}
-        with aiapi_server(env, workers=WORKERS) as service:
+    fake.reset()
+    with redis_server() as server:
+        env = {**prepared(), "REDIS_URL": server.url, "LIMITS_LEASE_SECONDS": str(LEASE_SECONDS)}
+        with aiapi_server(env, workers=WORKERS, prepare=False) as service:
             keys = json.loads(service.manage("shell", "-c", SETUP).strip().splitlines()[-1])
             built = Cluster(service, fake, redis.Redis.from_url(server.url), keys, folder)
             built.start_worker()
