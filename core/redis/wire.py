@@ -15,11 +15,13 @@ from collections.abc import Collection, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
+import hiredis
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from core.redis.connection import SharedConnection, is_possible
 from core.redis.scripts import Script
 
 CONNECT_TIMEOUT = 0.1  # seconds; with the read and the probe, a call waits at most 250 ms for a dead Redis
@@ -52,11 +54,15 @@ class Wire(Protocol):
 
 
 class DirectWire:
-    """Runs scripts on one Redis server. Idle connections are reused last in, first out."""
+    """Runs scripts on one Redis server: over one connection that greenlets share, else over a pool, last in, first out.
+
+    Many commands in one round trip use a connection of the pool in either case: others would wait behind them.
+    """
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._pool: Any = pool  # for its connection class and options only
         self._idle: deque[Any] = deque(maxlen=IDLE_CONNECTIONS)
+        self._shared = SharedConnection(self._fresh)
         self._pid = os.getpid()
 
     def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
@@ -100,12 +106,14 @@ class DirectWire:
             probe.disconnect()
 
     def close(self) -> None:
-        """Close the idle connections."""
-        while self._idle:
-            self._idle.pop().disconnect()
+        """Close the shared connection and the idle ones."""
+        self._shared.close()
+        self._close_idle()
 
     def command(self, *command: Argument) -> Any:
         """Run a command and return its reply."""
+        if is_possible():
+            return self._shared_command(command)
         connection = self._take()
         if connection is not None:
             try:
@@ -113,8 +121,18 @@ class DirectWire:
             except RedisTimeoutError:
                 raise
             except RedisConnectionError:
-                self.close()  # stale, as other idle ones may be: repeat the command on a new connection
+                self._close_idle()  # stale, as other idle ones may be: repeat the command on a new connection
         return self._exchange(self._fresh(), command)
+
+    def _shared_command(self, command: Sequence[Argument]) -> Any:
+        self._drop_inherited()
+        packed: bytes = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # its stub lacks the ellipsis
+        try:
+            return self._shared.command(packed)
+        except RedisTimeoutError:
+            raise
+        except RedisConnectionError:
+            return self._shared.command(packed)  # it broke: repeat the command on a new connection
 
     def _commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         if not commands:
@@ -130,13 +148,21 @@ class DirectWire:
         return answers
 
     def _take(self) -> Any:
-        if self._pid != os.getpid():
-            self._idle = deque(maxlen=IDLE_CONNECTIONS)  # the sockets belong to the parent process
-            self._pid = os.getpid()
+        self._drop_inherited()
         try:
             return self._idle.pop()
         except IndexError:
             return None
+
+    def _drop_inherited(self) -> None:
+        """Close connections inherited from a parent process, without shutting them down for the parent."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self.close()
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().disconnect()
 
     def _fresh(self) -> Any:
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
