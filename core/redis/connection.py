@@ -48,14 +48,16 @@ class SharedConnection:
         self._waiting: list[Waiter[_Link | RedisError]] | None = None  # for the caller that connects now
 
     def command(self, packed: bytes) -> Any:
-        """Send a packed command and return its reply.
+        """Send a packed command and return its reply, over a new connection if the one in use breaks.
 
         Raises RedisError: of those, TimeoutError and ConnectionError leave open whether it ran.
         """
+        reply: Any = None
         link = self._link
-        if link is None or not link.is_usable:
-            link = self._connected()
-        reply = link.exchange(packed)
+        if link is not None:
+            reply = link.exchange(packed)
+        if link is None or (isinstance(reply, RedisConnectionError) and not isinstance(reply, RedisTimeoutError)):
+            reply = self._connected().exchange(packed)
         if isinstance(reply, RedisError):
             raise reply
         return reply
@@ -67,6 +69,8 @@ class SharedConnection:
 
     def _connected(self) -> _Link:
         """Connect, or wait for the caller that does; raise the RedisError that came of it."""
+        if self._link is not None and self._link.is_usable:  # another caller has connected meanwhile
+            return self._link
         if self._waiting is not None:
             waiter: Waiter[_Link | RedisError] = Waiter()
             self._waiting.append(waiter)

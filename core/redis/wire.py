@@ -113,7 +113,9 @@ class DirectWire:
     def command(self, *command: Argument) -> Any:
         """Run a command and return its reply."""
         if is_possible():
-            return self._shared_command(command)
+            self._drop_inherited()
+            packed: bytes = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # its stub lacks the ellipsis
+            return self._shared.command(packed)
         connection = self._take()
         if connection is not None:
             try:
@@ -123,16 +125,6 @@ class DirectWire:
             except RedisConnectionError:
                 self._close_idle()  # stale, as other idle ones may be: repeat the command on a new connection
         return self._exchange(self._fresh(), command)
-
-    def _shared_command(self, command: Sequence[Argument]) -> Any:
-        self._drop_inherited()
-        packed: bytes = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # its stub lacks the ellipsis
-        try:
-            return self._shared.command(packed)
-        except RedisTimeoutError:
-            raise
-        except RedisConnectionError:
-            return self._shared.command(packed)  # it broke: repeat the command on a new connection
 
     def _commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         if not commands:
