@@ -9,43 +9,15 @@ import pytest
 import redis as redis_client
 from django.conf import settings
 
+from launch.checks import TIMED
 from tests.stores import Postgres, Redis, postgres_server, redis_server
 
-#: Files whose tests touch SQL of our own, which PostgreSQL and SQLite may take differently: they run on both.
-OWN_SQL = (
-    "aiapi/tests/test_connections.py",
-    "aiapi/tests/test_sqlite.py",
-    "monitoring/tests/test_bulk.py",
-    "operations/tests/test_dashboard.py",
-    "monitoring/tests/test_ingester.py",
-    "monitoring/tests/test_ledger.py",
-    "monitoring/tests/test_ledger_months.py",
-    "monitoring/tests/test_pruning.py",
-    "monitoring/tests/test_recorder.py",
-    "monitoring/tests/test_rollup_rebuild.py",
-    "monitoring/tests/test_rollup_selectors.py",
-    "monitoring/tests/test_rollups.py",
-)
-#: Files that hold what they start to seconds which a machine that is busy does not keep.
-TIMED = (
-    "tests/test_flights.py",
-    "tests/test_frozen_database.py",
-    "tests/test_hostile_connections.py",
-    "tests/test_key_lifecycle.py",
-    "tests/test_leaving_clients.py",
-    "tests/test_limits_failures.py",
-    "tests/test_limits_proofs.py",
-    "tests/test_single_flight.py",
-    "tests/test_streams.py",
-    "tests/test_unreached.py",
-)
 #: Files that take longest, first those that mostly wait: begun last, one would run on when all else is over.
 LONGEST = (
     "tests/test_chaos.py",
     "tests/test_service.py",
     "tests/test_watchers.py",
     "tests/test_provider_states.py",
-    "tests/test_leaving_clients.py",
     "tests/test_run.py",
     "tests/test_processes.py",
     "tests/test_admin_browser.py",
@@ -53,10 +25,6 @@ LONGEST = (
     "tests/test_account.py",
     "tests/test_fault_matrix.py",
     "tests/test_ledger_check.py",
-    "tests/test_streams.py",
-    "tests/test_hostile_connections.py",
-    "tests/test_frozen_database.py",
-    "tests/test_flights.py",
 )
 #: Marks a Redis database as one that tests may empty.
 TESTS_OWN = "aiapi:owned-by-tests"
@@ -129,14 +97,12 @@ def scale() -> Callable[[int, int], int]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs on SQLite too, and what is held to seconds; put the longest first."""
+    """Mark what is held to seconds; put the longest first, then the others that start servers."""
     for item in items:
-        if _file_of(item) in OWN_SQL:
-            item.add_marker(pytest.mark.own_sql)
         if _file_of(item) in TIMED:
             item.add_marker(pytest.mark.timed)
     places = {file: place for place, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(_file_of(item), len(LONGEST)))
+    items.sort(key=lambda item: places.get(_file_of(item), len(LONGEST) + (not _file_of(item).startswith("tests/"))))
 
 
 def _file_of(item: pytest.Item) -> str:

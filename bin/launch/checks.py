@@ -1,4 +1,4 @@
-"""bin/test: every check, side by side, then every test, step by step; all of them even when one fails."""
+"""bin/test: every check, side by side, then every test; all of them even when one fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,34 @@ from launch.processes import Stopped, end_on_signals
 from launch.steps import Results, Step
 
 ROOT = Path(__file__).resolve().parents[2]
-APPS = ["accounts", "aiapi", "core", "inference", "monitoring", "operations"]
+#: Files whose tests touch SQL of our own, which PostgreSQL and SQLite may take differently: they run on both.
+OWN_SQL = (
+    "aiapi/tests/test_connections.py",
+    "aiapi/tests/test_sqlite.py",
+    "monitoring/tests/test_bulk.py",
+    "monitoring/tests/test_ingester.py",
+    "monitoring/tests/test_ledger.py",
+    "monitoring/tests/test_ledger_months.py",
+    "monitoring/tests/test_pruning.py",
+    "monitoring/tests/test_recorder.py",
+    "monitoring/tests/test_rollup_rebuild.py",
+    "monitoring/tests/test_rollup_selectors.py",
+    "monitoring/tests/test_rollups.py",
+    "operations/tests/test_dashboard.py",
+)
+#: Files that hold what they start to seconds which a machine that is busy does not keep.
+TIMED = (
+    "tests/test_key_lifecycle.py",
+    "tests/test_limits_failures.py",
+    "tests/test_limits_proofs.py",
+    "tests/test_frozen_database.py",
+    "tests/test_streams.py",
+    "tests/test_flights.py",
+    "tests/test_hostile_connections.py",
+    "tests/test_leaving_clients.py",
+    "tests/test_single_flight.py",
+    "tests/test_unreached.py",
+)
 
 #: What a step gets of the caller's environment; the platform's own settings stay outside.
 KEPT = (
@@ -72,8 +99,9 @@ def _run(arguments: list[str], *, full: bool) -> int:
         if arguments:
             results.run([Step("pytest", [python, "-m", "pytest", *arguments], live=True)], env)
         else:
-            results.run(_static_steps(python, folder), env)
-            _test_suites(results, python, folder, env)
+            results.run(_checks(python, folder), env)
+            for step in _tests(python):
+                results.run([step], env)
     return results.summary()
 
 
@@ -85,9 +113,10 @@ def _prepare(arguments: list[str]) -> str:
     return str(python)
 
 
-def _static_steps(python: str, folder: str) -> list[Step]:
+def _checks(python: str, folder: str) -> list[Step]:
     """List what runs side by side: none of it needs another, and the types take as long as all others together."""
     manage, schema = [python, "manage.py"], f"{folder}/openapi.yaml"
+    sqlite = {"DATABASE_URL": f"sqlite:///{folder}/unit.sqlite3"}
     lint_imports = str(ROOT / ".venv" / "bin" / "lint-imports")
     return [
         Step("format", [python, "-m", "ruff", "format", "--check", "."]),
@@ -98,20 +127,22 @@ def _static_steps(python: str, folder: str) -> list[Step]:
         Step("migrations", [*manage, "makemigrations", "--check", "--dry-run"]),
         Step("production settings", [*manage, "check", "--deploy", "--fail-level", "WARNING"], PRODUCTION),
         Step("OpenAPI schema", [*manage, "spectacular", "--validate", "--fail-on-warn", "--file", schema]),
+        Step("tests of SQL on SQLite", [python, "-m", "pytest", "-q", *OWN_SQL], sqlite),
     ]
 
 
-def _test_suites(results: Results, python: str, folder: str, env: dict[str, str]) -> None:
-    """Run the tests, three at a time on two cores since each waits now and then."""
-    pytest = [python, "-m", "pytest", "-q", "--durations=5"]
-    unit = [*pytest, "-n", "3", *APPS]
-    results.run([Step("unit tests on PostgreSQL and Valkey", unit, live=True)], env)
-    sqlite = {"DATABASE_URL": f"sqlite:///{folder}/unit.sqlite3"}
-    results.run([Step("those of SQL on SQLite", [*unit, "-m", "own_sql"], sqlite, live=True)], env)
-    # A file's tests stay together, for its servers' sake, and files begin in conftest.py's order, the longest first.
-    by_file = [*pytest, "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
-    results.run([Step("end-to-end tests", [*by_file, "-m", "not timed", "tests"], live=True)], env)
-    results.run([Step("proofs against the clock", [*by_file, "-m", "timed", "tests"], live=True)], env)
+def _tests(python: str) -> list[Step]:
+    """List what runs one after the other.
+
+    A file's tests stay together, for its servers' sake, and files begin in conftest.py's order, the longest first. All
+    but TIMED are one run of pytest, each worker of which collects every test at its start.
+    """
+    pytest = [python, "-m", "pytest", "-q", "--durations=20", "--dist", "loadfile", "--no-loadscope-reorder"]
+    # Three at a time on two cores, since each waits now and then; the proofs against the clock wait most of the time.
+    return [
+        Step("tests on PostgreSQL and Valkey", [*pytest, "-n", "3", "-m", "not timed"], live=True),
+        Step("proofs against the clock", [*pytest, "-n", "4", *TIMED], live=True),
+    ]
 
 
 @contextmanager
