@@ -39,6 +39,12 @@ def sent_key(request: HttpRequest | Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
+def calling_key(request: Request) -> AuthenticatedKey | None:
+    """Return the key that authenticated a request; None for a session of the admin, or without authentication."""
+    user: object = request.user
+    return user if isinstance(user, AuthenticatedKey) else None
+
+
 def authenticate_key(key: str, request: HttpRequest) -> AuthenticatedKey:
     """Return the identity of the key that a request sent.
 
@@ -64,9 +70,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         key = sent_key(request)
         if not key:
             return None
-        identity = authenticate_key(key, request._request)
-        request._request.identity = identity  # type: ignore[attr-defined]  # for headers, log and record
-        return identity, None
+        return authenticate_key(key, request._request), None
 
     def authenticate_header(self, request: Request) -> str:
         """Return the value of WWW-Authenticate."""

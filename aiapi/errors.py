@@ -21,6 +21,7 @@ from rest_framework import exceptions as drf
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.api.base import KeyView
 from aiapi.pages import page_context
 from core.errors import (
     ApiError,
@@ -67,7 +68,8 @@ def handle_exception(exception: Exception, context: dict[str, Any]) -> Response:
     if error is None:
         log.error("unhandled_exception", exc_info=exception)
         error = InternalError()
-    request._request.api_error = error  # type: ignore[attr-defined]  # for the usage record
+    if isinstance(view := context.get("view"), KeyView):
+        view.error = error  # for the usage record and the headers
     return Response(error_body(request, error), status=error.status, headers=error.headers)
 
 

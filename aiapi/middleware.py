@@ -24,6 +24,7 @@ from django.middleware.http import ConditionalGetMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
 from accounts.authentication import count_attempt
+from accounts.key_cache import AuthenticatedKey
 from aiapi.errors import error_answer
 from core.database import REQUEST_SECONDS, query_timeout
 from core.errors import TooManyFailures
@@ -81,7 +82,8 @@ class RequestMiddleware:
     def _log(self, request: HttpRequest, response: HttpResponseBase, elapsed_ms: float) -> None:
         if request.path_info.startswith(QUIET) and response.status_code < HTTPStatus.BAD_REQUEST:
             return
-        identity = getattr(request, "identity", None)
+        user = getattr(request, "user", None)
+        key = user if type(user) is AuthenticatedKey else None  # isinstance would load the session of a lazy user
         log.info(
             "request",
             record_id=str(request.trace.id),  # type: ignore[attr-defined]
@@ -89,8 +91,8 @@ class RequestMiddleware:
             path=without_keys(request.path_info)[:200],
             status=response.status_code,
             ms=round(elapsed_ms, 1),
-            account=identity and identity.account_name,
-            key=identity and identity.key_prefix,
+            account=key and key.account_name,
+            key=key and key.key_prefix,
         )
 
 

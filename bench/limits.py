@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
 import redis  # noqa: E402
 
+from accounts.limits.records import UsageRecord  # noqa: E402
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream  # noqa: E402
 from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, LimitSet, Subject, Tally  # noqa: E402  # noqa: E402
 from core.redis.client import redis_client, wire_for  # noqa: E402
@@ -29,7 +30,18 @@ LIMITS = (5, 100, 1_000, 10_000, 100_000)
 CALLS = 2_000
 ROUNDS = 5
 PLENTY = 10**12
-DRAFT = {"account": 1, "key": 1, "endpoint": "/chat", "model": "gpt-4o-mini", "status": 200, "attempts": 1}
+DRAFT = UsageRecord(
+    label="1",
+    admitted_at=1,
+    account_id=1,
+    account_name="acme",
+    key_id=1,
+    key_name="ci",
+    endpoint="chat",
+    model="gpt-4o-mini",
+    status=200,
+    attempts=1,
+)
 TALLY = Tally("key:1", "chat:429:rate_limited::")
 
 

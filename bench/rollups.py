@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
+from accounts.limits.records import UsageRecord  # noqa: E402
 from bench.harness import cpu_seconds  # noqa: E402
 from tests.stores import postgres_server  # noqa: E402
 
@@ -31,37 +32,37 @@ END = datetime(2026, 11, 24, 12, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
 
 
-def a_record(dice: random.Random, moment: datetime) -> dict[str, Any]:
+def a_record(dice: random.Random, moment: datetime) -> UsageRecord:
     """Make a record as the limits emit it, admitted at a moment."""
     from core.times import new_id
 
     key, status = dice.randrange(KEYS), dice.choices(STATUSES, WEIGHTS)[0]
     is_hit = status == 200 and dice.random() < 0.3
-    return {
-        "id": new_id().hex,
-        "revision": 2,
-        "label": f"label-{dice.getrandbits(64):x}",
-        "admitted_at": int(moment.timestamp() * 1_000_000),
-        "account_id": key % ACCOUNTS + 1,
-        "account_name": f"account-{key % ACCOUNTS}",
-        "key_id": key + 1,
-        "key_name": f"key-{key}",
-        "endpoint": dice.choice(ENDPOINTS),
-        "model": dice.choice(MODELS),
-        "deployment": "openai/gpt",
-        "status": status,
-        "cache": "hit" if is_hit else "miss" if status == 200 else "",
-        "usage_source": "provider",
-        "input_tokens": dice.randrange(2000),
-        "output_tokens": dice.randrange(800),
-        "cost": dice.randrange(10_000_000),
-        "latency_ms": dice.lognormvariate(6.5, 0.7),
-        "first_token_ms": dice.lognormvariate(5, 0.5) if dice.random() < 0.5 else None,
-        "attempts": 1,
-    }
+    return UsageRecord(
+        id=new_id().hex,
+        revision=2,
+        label=f"label-{dice.getrandbits(64):x}",
+        admitted_at=int(moment.timestamp() * 1_000_000),
+        account_id=key % ACCOUNTS + 1,
+        account_name=f"account-{key % ACCOUNTS}",
+        key_id=key + 1,
+        key_name=f"key-{key}",
+        endpoint=dice.choice(ENDPOINTS),
+        model=dice.choice(MODELS),
+        deployment="openai/gpt",
+        status=status,
+        cache="hit" if is_hit else "miss" if status == 200 else "",
+        usage_source="provider",
+        input_tokens=dice.randrange(2000),
+        output_tokens=dice.randrange(800),
+        cost=dice.randrange(10_000_000),
+        latency_ms=dice.lognormvariate(6.5, 0.7),
+        first_token_ms=dice.lognormvariate(5, 0.5) if dice.random() < 0.5 else None,
+        attempts=1,
+    )
 
 
-def measure_ingest(name: str, sort: Callable[[dict[str, Any]], Any]) -> None:
+def measure_ingest(name: str, sort: Callable[[UsageRecord], Any]) -> None:
     """Print how fast records of this hour are written, in batches of their order when sorted."""
     from django.db import connection
 
@@ -161,8 +162,8 @@ def main() -> None:
 
         django.setup()
         call_command("migrate", verbosity=0)
-        measure_ingest("batches of an account, as a stream has them", lambda record: record["account_id"])
-        measure_ingest("batches of all accounts", lambda record: record["admitted_at"])
+        measure_ingest("batches of an account, as a stream has them", lambda record: record.account_id)
+        measure_ingest("batches of all accounts", lambda record: record.admitted_at)
         figures = []
         for size in (SMALL, records):
             fill(size)

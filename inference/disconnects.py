@@ -29,6 +29,10 @@ class DisconnectWatch:
         """Return whether the client has disconnected and no other call waits for the answer."""
         return self.abort.is_set or (self._client.is_gone() and not self._is_awaited())
 
+    def interruption(self) -> ClientLeft | None:
+        """Return the reason to end the call, if there is one."""
+        return ClientLeft() if self.is_unwanted() else None
+
     def look(self, now: float) -> None:
         """Stop the call if its answer is unwanted."""
         if self.is_unwanted():

@@ -19,41 +19,20 @@ from django.conf import settings
 from django.db import DatabaseError, connections
 
 from accounts.idempotency import LARGEST_ANSWER
-from accounts.limits.leases import keeper
 from core.database import release_connections
 from core.errors import ApiError, DependencyUnavailable, InternalError, UpstreamFailed, UpstreamTimeout
-from inference import cache
-from inference.calls import Caller, ModelCall
+from inference.call import Call
 from inference.catalog import Route
 from inference.client_socket import ClientSocket
-from inference.disconnects import CLIENT_LEFT, ClientLeft
+from inference.disconnects import ClientLeft
 from inference.open_streams import open_streams
 from inference.outlet import Outlet, Transcript, watch
-from inference.pipeline import (
-    Progress,
-    begin,
-    begin_attempt,
-    charge_failure,
-    emit_shared,
-    find_cached,
-    is_awaited,
-    join_flight,
-    leave_flight,
-    outgoing,
-    place,
-    provider_failed,
-    reserve,
-    share_answer,
-    shared_answer,
-    slot_size,
-)
-from inference.protocols.base import Usage
+from inference.pipeline import charge_failure, complete, is_awaited, place, provider_failed, try_routes
 from inference.protocols.events import EventReader
 from inference.protocols.sse import BrokenStream
 from inference.upstream.client import UpstreamStream, client, hidden_texts
 from inference.upstream.errors import AttemptFailed, Deadline, failed_attempt
 from inference.upstream.provider_limits import Slot, take_slot
-from inference.upstream.routing import first_success
 from inference.upstream.transport import Abort
 
 #: Seconds to keep reading a provider's stream after its end or an error: the usage may follow.
@@ -64,35 +43,31 @@ NEVER = float("inf")
 log = structlog.get_logger(__name__)
 
 
-class StreamedCall:
-    """One streamed call. `open` it, then iterate over it once; `close` ends it early.
+class Stream:
+    """The stream of one call. `open` it, then iterate over it once; `close` ends it early.
 
     `make_reader` returns the reader of the provider's stream; its argument is true if the stream is replayed from the
     cache. `error_event` returns the bytes that report an error to the client after the stream has begun. `keep`
-    receives everything that was written (None if the stream broke off) and the settled call; with it, the call runs to
-    its end even if the client disconnects.
+    receives everything that was written (None if the stream broke off), once the call is settled; with it, the call
+    runs to its end even if the client disconnects.
     """
 
     def __init__(
         self,
-        call: ModelCall,
-        caller: Caller,
+        call: Call,
         *,
         make_reader: Callable[[bool], EventReader],
         error_event: Callable[[ApiError, EventReader], bytes],
         client: ClientSocket,
-        keep: Callable[[bytes | None, Progress], None] | None = None,
+        keep: Callable[[bytes | None], None] | None = None,
     ) -> None:
         self.call = call
-        self.caller = caller
         self._make_reader = make_reader
         self._reader = make_reader(False)
-        self.progress: Progress | None = None
         self._error_event = error_event
         self._outlet = Outlet(client)
         self._keep = keep
         self._kept = Transcript(LARGEST_ANSWER)
-        self._deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT)
         self._headers_lock = threading.Lock()
         self._headers_sent = False
         self._failure: ApiError | None = None
@@ -104,19 +79,13 @@ class StreamedCall:
         self._is_silent = False
         self._billed_by: Route | None = None
         self._slot: Slot | None = None
+        call.interruption = self._interruption
 
-    def open(self) -> Progress:
+    def open(self) -> None:
         """Start the call and wait for the first byte, at most STREAM_FIRST_BYTE_SECONDS.
 
         Raises the ApiError of a failure before that.
         """
-        progress = self.progress = begin(self.call, self.caller, self._deadline)
-        cached = find_cached(progress)
-        if cached is not None:
-            emit_shared(progress, cached)
-            self._replay(cached)
-            self._end(None)
-            return progress
         release_connections()
         watch.add(self)
         produce = contextvars.copy_context().run
@@ -126,7 +95,6 @@ class StreamedCall:
             if self._failure is not None:
                 raise self._failure
             self._headers_sent = True
-        return progress
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the client's bytes until the stream ends or the client disconnects."""
@@ -138,7 +106,7 @@ class StreamedCall:
     def close(self) -> None:
         """Stop the provider's stream unless other calls wait for it; does nothing after its end."""
         self._outlet.leave()
-        if self._keep is None and not (self.progress is not None and is_awaited(self.progress)):
+        if self._keep is None and not is_awaited(self.call):
             self._is_abandoned = True
             self._break_off()
 
@@ -164,18 +132,18 @@ class StreamedCall:
         else:
             self._abort.set()
 
-    def _replay(self, shared: cache.CachedAnswer) -> None:
-        reader = self._make_reader(True)
-        self._write(reader.feed(shared.body["stream"].encode()))
+    def _interruption(self) -> Exception | None:
+        """Return why the call is to end, if it is: the process shuts down, or nobody wants the answer any more."""
+        return self._stop or (ClientLeft() if self._is_abandoned else None)
 
     def _produce(self) -> None:
-        """Run the call to its end, with or without an error, and settle it."""
-        progress = self.progress
-        assert progress is not None  # noqa: S101  (open sets it first)
+        """Run the call to its end, with or without an error."""
         open_streams.add(self)
         error: ApiError | None = InternalError()  # for an unexpected exception
         try:
-            self._answer(progress, self._reader)
+            shared = complete(self.call, self._exchange)
+            if shared is not None:
+                self._write(self._make_reader(True).feed(shared["stream"].encode()))
             error = None
         except ClientLeft:
             error = None
@@ -187,92 +155,83 @@ class StreamedCall:
         except Exception as failure:
             log.exception("stream_failed", cause=type(failure).__name__)
         finally:
-            try:
-                self._settle(progress, self._reader, error)
-            except Exception as failure:  # the consumer must still get the end of the stream
-                log.exception("stream_not_settled", cause=type(failure).__name__)
-            finally:
-                if self._slot is not None:
-                    self._slot.settle()
-                leave_flight(progress)
-                self._end(error)
-                connections.close_all()
-                watch.discard(self)
-                open_streams.discard(self)
+            self._end(error)
+            connections.close_all()
+            watch.discard(self)
+            open_streams.discard(self)
 
-    def _answer(self, progress: Progress, reader: EventReader) -> None:
-        """Replay the answer of an identical call, or make a call to a provider."""
-        shared = join_flight(progress, is_unwanted=self._is_unwanted)
-        if shared is not None:
-            emit_shared(progress, shared)
-            self._replay(shared)
-            return
-        self._refuse_if_unwanted()
-        first_byte = Deadline(min(settings.UPSTREAM_TIMEOUT, self._deadline.left))
-        reserve(progress)
-        release_connections()
-        caller = progress.caller
-        with (
-            keeper.held(progress.bill.limits.shard, caller.trace.id.hex),
-            place(progress.bill, first_byte),
-        ):
-            stream = self._connect(progress, first_byte)
-            self._waits_since, self._stream = time.monotonic(), stream
-            try:
-                self._pass_on(stream, reader)
-            except ApiError as error:
-                if error is not self._stop:
-                    provider_failed(progress, error)
-                raise
-            finally:
-                self._stream = None
-                stream.close()
+    def _exchange(self, call: Call) -> None:
+        """Pass a provider's stream on, and charge what came of it."""
+        deadline = Deadline(min(settings.UPSTREAM_TIMEOUT, call.deadline.left))
+        try:
+            with place(call, deadline):
+                self._stream = stream = self._connect(call, deadline)
+                self._waits_since = time.monotonic()
+                try:
+                    self._pass_on(stream, self._reader)
+                except ApiError as error:
+                    if error is not self._stop:
+                        provider_failed(call, error)
+                    raise
+                finally:
+                    self._stream = None
+                    stream.close()
+        except ApiError as error:
+            if self._is_abandoned and not self._reader.is_done:
+                raise ClientLeft from error
+            raise
+        finally:
+            self._charge(call)
 
-    def _is_unwanted(self) -> bool:
-        return self._is_abandoned or self._stop is not None
+    def _charge(self, call: Call) -> None:
+        """Charge the usage that the provider reported, or an estimate from the output received.
 
-    def _refuse_if_unwanted(self) -> None:
-        if self._stop is not None:
-            raise self._stop
-        if self._is_abandoned:
-            raise ClientLeft
+        Charges nothing if no provider sent a stream, or if it reported a failure before it generated anything.
+        """
+        reader, route, slot = self._reader, self._billed_by, self._slot
+        call.reader = reader
+        if route is not None and not reader.is_free:
+            call.body = {"stream": reader.text.decode("utf-8", "replace")}
+            estimate = partial(call.protocol.estimate, call.payload, model=route.upstream_name)
+            usage, source = reader.billed_usage(estimate)
+            call.charge(usage, route.rates, source=source)
+            call.record.is_partial = not reader.is_done
+            if slot is not None:
+                slot.settle(usage.input_tokens + usage.output_tokens)
+        if slot is not None:
+            slot.settle(0 if reader.is_free else None)
 
-    def _connect(self, progress: Progress, deadline: Deadline) -> UpstreamStream:
+    def _connect(self, call: Call, deadline: Deadline) -> UpstreamStream:
         """Open a stream at the first deployment that sends one, and note the time to its first byte."""
-        with progress.caller.trace.stage("upstream"):
-            try:
-                stream = first_success(
-                    progress.routes,
-                    lambda route: self._attempt(progress, route, deadline),
-                    deadline,
-                    account_id=progress.caller.identity.account_id,
-                    covers_another=progress.bill.covers_another,
-                    rest=self._abort.wait,
-                    note=progress.bill.note,
-                )
-            except AttemptFailed as failure:
-                raise provider_failed(progress, failure.error) from failure
-        progress.bill.record["first_token_ms"] = round(progress.caller.trace.elapsed_ms, 3)
+        with call.trace.stage("upstream"):
+            stream = try_routes(
+                call, lambda route: self._attempt(call, route, deadline), deadline, rest=self._abort.wait
+            )
+        call.record.first_token_ms = round(call.trace.elapsed_ms, 3)
         self._billed_by = stream.route
         return stream
 
-    def _attempt(self, progress: Progress, route: Route, deadline: Deadline) -> UpstreamStream:
+    def _attempt(self, call: Call, route: Route, deadline: Deadline) -> UpstreamStream:
         self._refuse_if_unwanted()
-        slot = self._slot = take_slot(route, *slot_size(progress))
-        begin_attempt(progress, route)
-        protocol = self.call.protocol
-        payload = protocol.as_stream(outgoing(progress, route))
+        slot = self._slot = take_slot(route, call.attempt_id, call.attempt_tokens)
+        call.begin_attempt(route)
+        protocol = call.protocol
+        payload = protocol.as_stream(call.outgoing(route))
         try:
             return client.open_stream(
                 route, protocol.path, payload, seconds=deadline.left, opens=protocol.opens_stream, abort=self._abort
             )
         except AttemptFailed as failure:
             slot.settle(failure.tokens)
-            if failure.usage is None and self._is_unwanted():
+            if failure.usage is None and self._interruption() is not None:
                 self._billed_by = route if failure.verdict.may_be_billed else None
                 self._refuse_if_unwanted()
-            charge_failure(progress, failure, route)
+            charge_failure(call, failure, route)
             raise
+
+    def _refuse_if_unwanted(self) -> None:
+        if (reason := self._interruption()) is not None:
+            raise reason
 
     def _pass_on(self, stream: UpstreamStream, reader: EventReader) -> None:
         """Pass the provider's stream to the client.
@@ -292,11 +251,11 @@ class StreamedCall:
         except AttemptFailed as failure:
             self._go_on(reader)
             if not reader.is_over:  # failures after the end don't matter
-                self._note_failure(stream.route, failure.cause)
+                self.call.note_failure(stream.route.name, failure.cause)
                 raise failure.error from failure
         if reader.error is not None:
             failed = failed_attempt(reader.error, route=stream.route.name, hidden=hidden_texts(stream.route))
-            self._note_failure(stream.route, failed.cause)
+            self.call.note_failure(stream.route.name, failed.cause)
             raise failed.error
         if not reader.is_done:
             self._broke_off(stream, "stream without end")
@@ -315,7 +274,7 @@ class StreamedCall:
     def _relay(self, reader: EventReader, data: bytes) -> bool:
         """Write text events to an idle client directly from the event loop; False if the producer must handle them."""
         now = time.monotonic()
-        is_over = self._is_abandoned or self._stop is not None or self._is_silent or now >= self._deadline.ends
+        is_over = self._is_abandoned or self._stop is not None or self._is_silent or now >= self.call.deadline.ends
         piece = reader.pass_on(data) if self._outlet.is_idle and not is_over else b""
         if piece:
             self._put(piece)
@@ -324,17 +283,13 @@ class StreamedCall:
 
     def _broke_off(self, stream: UpstreamStream, cause: str) -> None:
         log.warning("upstream_failed", route=stream.route.name, cause=cause, status=502)
-        self._note_failure(stream.route, cause)
-
-    def _note_failure(self, route: Route, cause: str) -> None:
-        if self.progress is not None:
-            self.progress.bill.note_failure(route.name, cause)
+        self.call.note_failure(stream.route.name, cause)
 
     def _go_on(self, reader: EventReader) -> None:
         """Raise the reason to stop, if there is one and the stream has not ended."""
         if not reader.is_over:
             self._refuse_if_unwanted()
-            if self._is_silent or self._waits_since >= self._deadline.ends:
+            if self._is_silent or self._waits_since >= self.call.deadline.ends:
                 raise UpstreamTimeout
 
     def _write(self, piece: bytes) -> None:
@@ -355,44 +310,10 @@ class StreamedCall:
 
         That is so past the deadline, at shutdown, and after a disconnect.
         """
-        if self._deadline.is_over or self._stop is not None:
+        if self.call.deadline.is_over or self._stop is not None:
             self._is_abandoned = self._keep is None
             return True
         return self._is_abandoned
-
-    def _settle(self, progress: Progress, reader: EventReader, error: ApiError | None) -> None:
-        """Charge the output received, share a complete answer, and record the outcome."""
-        is_done = reader.is_done
-        status, code = (error.status, error.error_code) if error else (200, "")
-        if self._is_abandoned and not is_done and not progress.caller.trace.is_recorded:
-            status, code = CLIENT_LEFT, "client_left"
-        if not progress.bill.has_reserved:
-            if status == CLIENT_LEFT:
-                progress.bill.emit(status=status, error_code=code)
-            return
-        progress.bill.followed(reader)
-        usage = self._charge(progress, reader, self._billed_by) if self._billed_by else None
-        if usage is not None and status == 200:
-            body = {"stream": reader.text.decode("utf-8", "replace")}
-            answer = shared_answer(progress.bill, body, usage, progress.bill.record["deployment"])
-            share_answer(progress, answer, reader.body)
-        progress.bill.settle(status=status, error_code=code, partial=usage is not None and not is_done)
-
-    def _charge(self, progress: Progress, reader: EventReader, route: Route) -> Usage | None:
-        """Charge the usage that the provider reported, or an estimate from the output received.
-
-        Charges nothing and returns None if the provider reported a failure before it generated anything.
-        """
-        if reader.is_free:
-            if self._slot is not None:
-                self._slot.settle(0)
-            return None
-        estimate = partial(self.call.protocol.estimate, self.call.payload, model=route.upstream_name)
-        usage, source = reader.billed_usage(estimate)
-        if self._slot is not None:
-            self._slot.settle(usage.input_tokens + usage.output_tokens)
-        progress.bill.charge(usage, route.rates, source=source)
-        return usage
 
     def _end(self, error: ApiError | None) -> None:
         """Pass the outcome to the consumer: an error before the first byte as a plain one, after it as an event."""
@@ -402,14 +323,7 @@ class StreamedCall:
         try:
             if error is not None and not is_plain:
                 self._put(self._error_event(error, self._reader))
-                self._record_late(error)
-            if self._keep is not None and self.progress is not None and not is_plain:
-                self._keep(self._kept.content if error is None else None, self.progress)
+            if self._keep is not None and not is_plain:
+                self._keep(self._kept.content if error is None else None)
         finally:
             self._outlet.end()
-
-    def _record_late(self, error: ApiError) -> None:
-        """Record an error that came after the headers were sent; the view records earlier ones."""
-        progress = self.progress
-        if progress is not None and not progress.caller.trace.is_recorded:
-            progress.bill.emit(status=error.status, error_code=error.error_code)

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -32,6 +32,7 @@ from accounts.audit import audit_event
 from accounts.key_cache import account_subject, key_ledger, model_subject
 from accounts.limits.ledgers import Ledger, LedgerStore
 from accounts.limits.local import wall_clock
+from accounts.limits.records import UsageRecord
 from accounts.limits.types import SECOND, SHARDS, Amount, Subject
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.selectors import api_key_makers, api_keys_counted_against
@@ -204,16 +205,16 @@ def place_of(subject: Subject) -> Place:
     return subject.kind.partition("_")[0], subject.owner_id, subject.model
 
 
-def newest_uses(records: Iterable[Mapping[str, Any]], month: int) -> Uses:
+def newest_uses(records: Iterable[UsageRecord], month: int) -> Uses:
     """Return the uses of a month's (YYYYMM) records by id, each of the highest revision; skip malformed records.
 
     Raises TooManyWaiting.
     """
     uses: Uses = {}
     for record in records:
-        with suppress(KeyError, ValueError, TypeError):  # malformed: the ingester will put it aside
-            if month_of(record["admitted_at"]) == month:
-                identifier, use = UUID(record["id"]), _use(record)
+        with suppress(ValueError, TypeError):  # malformed: the ingester will put it aside
+            if month_of(record.admitted_at) == month:
+                identifier, use = UUID(record.id), _use(record)
                 if identifier not in uses or uses[identifier].revision < use.revision:
                     uses[identifier] = use
         if len(uses) > MOST:
@@ -241,11 +242,9 @@ def unwritten(uses: Uses) -> dict[Place, Amount]:
     return sums
 
 
-def _use(record: Mapping[str, Any]) -> Use:
-    tokens = record.get("input_tokens", 0) + record.get("output_tokens", 0)
-    model = str(record.get("model", ""))
-    amount = Amount(tokens, record.get("cost", 0))
-    return Use(record["revision"], record["account_id"], record["key_id"], model, amount)
+def _use(record: UsageRecord) -> Use:
+    amount = Amount(record.input_tokens + record.output_tokens, record.cost or 0)
+    return Use(record.revision, record.account_id, record.key_id, record.model, amount)
 
 
 def _written(uses: Uses) -> Iterable[tuple[UUID, Use]]:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
+from accounts.limits.records import UsageRecord
 from core.bulk import insert_lines
 from core.database import REQUEST_SECONDS, query_timeout
 from monitoring.models import RequestRecord
@@ -26,13 +27,13 @@ _UNLESS_KNOWN = "ON CONFLICT (id) DO NOTHING RETURNING id"
 _values = attrgetter(*(field.attname for field in _FIELDS))
 
 
-def write_record(record: Mapping[str, Any]) -> None:
+def write_record(record: UsageRecord) -> None:
     """Write one record. The limits call this for each record while the store is away."""
     with query_timeout(REQUEST_SECONDS):
         write_records([record])
 
 
-def write_records(records: Sequence[Mapping[str, Any]]) -> int:
+def write_records(records: Sequence[UsageRecord]) -> int:
     """Write records and update the rollups; return the number of different ids.
 
     Idempotent: a record that is stored already changes nothing; one with a higher revision replaces it.

@@ -11,7 +11,6 @@ from rest_framework.response import Response
 
 from accounts.api.base import KeyView
 from accounts.authentication import ApiKeyAuthentication
-from accounts.key_cache import AuthenticatedKey
 from accounts.limit_usage import get_limit_usage, month_text
 from core.errors import NotFound, PermissionDenied
 from monitoring.models import VIEW_RECORDS as SEES_RECORDS
@@ -48,8 +47,7 @@ class StatsView(KeyView):
     def get(self, request: Request) -> Response:
         """Return the statistics of the caller's account, or of all for staff who may view the request log."""
         self.query(data=request.query_params).is_valid(raise_exception=True)
-        identity: AuthenticatedKey | None = getattr(request._request, "identity", None)
-        account_id = identity.account_id if identity is not None else None
+        account_id = self.caller.account_id if self.caller is not None else None
         if account_id is None and not request.user.has_perm(SEES_RECORDS):
             raise PermissionDenied
         return Response(stats(account_id=account_id))
@@ -72,7 +70,7 @@ class UsageView(KeyView):
         """Return the usage of each limit of key and account, and the account's usage in the span."""
         query = self.query(data=request.query_params)
         query.is_valid(raise_exception=True)
-        identity: AuthenticatedKey = request._request.identity  # type: ignore[attr-defined]
+        identity = self.identity
         report = get_limit_usage(identity.every_limit)
         return Response(
             {
@@ -100,8 +98,7 @@ class RequestView(KeyView):
     )
     def get(self, request: Request, name: str) -> Response:
         """Return a record of the key's account; raises NotFound if the account has none by that name."""
-        identity: AuthenticatedKey = request._request.identity  # type: ignore[attr-defined]
-        record = request_record(account_id=identity.account_id, name=name)
+        record = request_record(account_id=self.identity.account_id, name=name)
         if record is None:
             raise NotFound
         return Response(RecordAnswer(record).data)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from accounts.limits.records import UsageRecord
+
 ACCOUNTS = {
     "demo-acme": ("web", "nightly-batch"),
     "demo-globex": ("app",),
@@ -25,7 +27,7 @@ BATCH = 500
 NIGHT, LATELY = range(2, 4), timedelta(hours=1)
 
 
-def records(keys: list[Any], *, days: float, a_day: int, seed: int = 1) -> Iterator[dict[str, Any]]:
+def records(keys: list[Any], *, days: float, a_day: int, seed: int = 1) -> Iterator[UsageRecord]:
     """Make records of keys, the last of them just now; busier by day, with an hour of outage a day ago."""
     chance = random.Random(seed)
     now = datetime.now(UTC)
@@ -38,27 +40,27 @@ def records(keys: list[Any], *, days: float, a_day: int, seed: int = 1) -> Itera
         yield _record(chance, chance.choices(keys, range(len(keys), 0, -1))[0], moment, is_out=is_out)
 
 
-def _record(chance: random.Random, key: Any, moment: datetime, *, is_out: bool) -> dict[str, Any]:
+def _record(chance: random.Random, key: Any, moment: datetime, *, is_out: bool) -> UsageRecord:
     model = chance.choices(list(MODELS), (5, 9, 6, 3, 2, 1, 2))[0]
     micros = int(moment.timestamp() * 1_000_000)
     is_stream = chance.random() < 0.4
     latency = chance.lognormvariate(6.8, 0.6) * (3 if is_out else 1)
-    return {
-        "id": uuid.UUID(int=(micros // 1000 << 80) | 0x7 << 76 | 0x2 << 62 | chance.getrandbits(60)).hex,
-        "revision": 1,
-        "label": f"demo-{micros}",
-        "admitted_at": micros,
-        "account_id": key.account_id,
-        "account_name": key.account.name,
-        "key_id": key.pk,
-        "key_name": key.name,
-        "endpoint": chance.choices(ENDPOINTS, (5, 1, 4))[0],
-        "model": model,
-        "deployment": f"openai/{model}",
+    return UsageRecord(
+        id=uuid.UUID(int=(micros // 1000 << 80) | 0x7 << 76 | 0x2 << 62 | chance.getrandbits(60)).hex,
+        revision=1,
+        label=f"demo-{micros}",
+        admitted_at=micros,
+        account_id=key.account_id,
+        account_name=key.account.name,
+        key_id=key.pk,
+        key_name=key.name,
+        endpoint=chance.choices(ENDPOINTS, (5, 1, 4))[0],
+        model=model,
+        deployment=f"openai/{model}",
         **_outcome(chance, model, is_out=is_out),
-        "latency_ms": latency,
-        "first_token_ms": latency / chance.uniform(3, 6) if is_stream else None,
-    }
+        latency_ms=latency,
+        first_token_ms=latency / chance.uniform(3, 6) if is_stream else None,
+    )
 
 
 def _outcome(chance: random.Random, model: str, *, is_out: bool) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def fill(days: float, a_day: int) -> int:
     for name, key_names in ACCOUNTS.items():
         account = make_account(name, monthly_token_budget=10_000_000)
         keys += [make_key(account=account, tier=tier, name=each).key for each in key_names]
-    written, batch = 0, list[dict[str, Any]]()
+    written, batch = 0, list[UsageRecord]()
     for record in records(keys, days=days, a_day=a_day):
         batch.append(record)
         if len(batch) == BATCH:

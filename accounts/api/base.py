@@ -11,6 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts.authentication import calling_key
 from accounts.idempotency import Replayed
 from accounts.key_cache import AuthenticatedKey
 from accounts.limit_usage import rate_headers
@@ -27,12 +28,24 @@ class KeyView(APIView):
 
     required_scope: str | None = None
     is_authenticated = False
+    #: The calling key; None for a session of the admin, and before authentication.
+    caller: AuthenticatedKey | None = None
+    #: The request as the limits counted it, and the error that answers it; None where there is none.
+    admission: Admission | None = None
+    error: ApiError | None = None
     replayed: IdempotentAnswer | None = None
 
     def perform_authentication(self, request: Request) -> None:
         """Authenticate, and note the success, because accessing request.user again would authenticate again."""
         super().perform_authentication(request)
         self.is_authenticated = request.user is not None
+        self.caller = calling_key(request)
+
+    @property
+    def identity(self) -> AuthenticatedKey:
+        """The calling key, in a view that authenticates by nothing else."""
+        assert self.caller is not None  # noqa: S101  (an unauthenticated request does not get this far)
+        return self.caller
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
         """Use the first renderer if none is acceptable; `initial` refuses that later."""
@@ -42,8 +55,7 @@ class KeyView(APIView):
         """Authenticate and count the request first; only then refuse its Accept header or a missing scope."""
         super().initial(request, *args, **kwargs)
         super().perform_content_negotiation(request)
-        identity = getattr(request._request, "identity", None)
-        if self.required_scope and identity is not None and self.required_scope not in identity.scopes:
+        if self.required_scope and self.caller is not None and self.required_scope not in self.caller.scopes:
             raise ScopeDenied
 
     def handle_exception(self, exc: Exception) -> Response:
@@ -56,9 +68,8 @@ class KeyView(APIView):
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         """Add the headers of every authenticated answer, errors included."""
         response = super().finalize_response(request, response, *args, **kwargs)
-        identity: AuthenticatedKey | None = getattr(request._request, "identity", None)
-        if identity is not None:
-            for name, value in self.limit_headers(request, identity).items():
+        if self.caller is not None:
+            for name, value in self.limit_headers(request, self.caller).items():
                 response[name] = value
         if self.is_authenticated:
             response["Cache-Control"] = "private, no-store"
@@ -71,13 +82,12 @@ class KeyView(APIView):
         The time of a count is moved forward by the duration of the request, because a model may have taken a while to
         answer.
         """
-        admission: Admission | None = getattr(request._request, "admission", None)
+        admission, error = self.admission, self.error
         if admission is None:
             try:
                 return self.rate_headers(get_limits().peek(identity.limits))
             except Unavailable:
                 return {}
-        error: ApiError | None = getattr(request._request, "api_error", None)
         if error is not None and error.refusal is not None:
             return self.rate_headers(admission.refused(error.refusal))
         elapsed = int(request._request.trace.elapsed_ms * 1000)  # type: ignore[attr-defined]

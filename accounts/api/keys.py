@@ -22,7 +22,7 @@ from rest_framework.response import Response
 
 from accounts.api.base import KeyView
 from accounts.idempotency import Claim, is_final
-from accounts.key_cache import AuthenticatedKey, build_authenticated_key
+from accounts.key_cache import build_authenticated_key
 from accounts.models import GENERATIONS, ApiKey, ModelBudget, public_model_name
 from accounts.selectors import api_key_list, api_key_makers
 from accounts.serializers import KeyAnswer, KeyRequest, NewKeyAnswer, RotateRequest
@@ -40,19 +40,13 @@ class KeyManagementView(KeyView):
 
     required_scope = "keys:manage"
 
-    def identity(self, request: Request) -> AuthenticatedKey:
-        """Return the identity of the calling key."""
-        identity: AuthenticatedKey = request._request.identity  # type: ignore[attr-defined]
-        return identity
-
     def actor(self, request: Request) -> str:
         """Return the actor for the audit log."""
-        identity = self.identity(request)
-        return f"key:{identity.account_name}/{identity.key_name}"
+        return f"key:{self.identity.account_name}/{self.identity.key_name}"
 
     def find_key(self, request: Request, key_id: int) -> ApiKey:
         """Return a key of the caller's account; raises NotFound for any other."""
-        found = api_key_list(account=self.identity(request).account_name).filter(pk=key_id).first()
+        found = api_key_list(account=self.identity.account_name).filter(pk=key_id).first()
         if found is None:
             raise NotFound
         return found
@@ -60,7 +54,7 @@ class KeyManagementView(KeyView):
     def find_weaker_key(self, request: Request, key_id: int) -> ApiKey:
         """Return the calling key, or one of its account that may do no more; raises NotFound, PermissionDenied."""
         key = self.find_key(request, key_id)
-        own = self.find_key(request, self.identity(request).key_id)
+        own = self.find_key(request, self.identity.key_id)
         if key.pk == own.pk:
             return key
         beyond = exceeds(key, own)
@@ -86,7 +80,7 @@ def answered_once(post: Post[View, Params]) -> Post[View, Params]:
 
     @wraps(post)
     def answer(view: View, request: Request, /, *args: Params.args, **kwargs: Params.kwargs) -> Response:
-        claim = Claim.of(request, view.identity(request))
+        claim = Claim.of(request, view.identity)
         if claim is None:
             return post(view, request, *args, **kwargs)
         with transaction.atomic():
@@ -112,7 +106,7 @@ class KeysView(KeyManagementView):
     @extend_schema(operation_id="keys_list", summary="List the account's keys", responses=KeyAnswer(many=True))
     def get(self, request: Request) -> Response:
         """List the keys of the caller's account, without secrets."""
-        keys = api_key_list(account=self.identity(request).account_name)
+        keys = api_key_list(account=self.identity.account_name)
         return Response([_shown(key) for key in keys])
 
     @extend_schema(
@@ -129,10 +123,10 @@ class KeysView(KeyManagementView):
         body = KeyRequest(data=request.data)
         body.is_valid(raise_exception=True)
         asked = dict(body.validated_data)
-        creator = self.find_key(request, self.identity(request).key_id)
+        creator = self.find_key(request, self.identity.key_id)
         require_generation(creator)
         name = asked.pop("name")
-        identity, wanted = self.identity(request), asked.pop("model_budgets", [])
+        identity, wanted = self.identity, asked.pop("model_budgets", [])
         settings = delegated_settings(creator, asked)
         budgets = delegated_model_budgets(creator.model_budgets.all(), wanted, allowed=identity.may_use_model)
         with _validation_errors_as_400():

@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.records import Record
+from accounts.limits.records import UsageRecord
 from accounts.limits.redis import BulkSeeder, RedisBackend, Seeder
 from accounts.limits.types import DEFAULT_LEASE_SECONDS, Amount, Subject, Unavailable
 from core.redis.client import redis_client, wire_for
@@ -39,7 +39,7 @@ __all__ = [
 REDIS_PORT = 6379
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-Sink = Callable[[Record], None]
+Sink = Callable[[UsageRecord], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from accounts.limits.local import LocalLimiter, wall_clock
-from accounts.limits.records import Record, final_record
+from accounts.limits.records import UsageRecord
 from accounts.limits.tallies import Tallies
 from accounts.limits.types import (
     MINUTE,
@@ -33,7 +33,6 @@ from accounts.limits.types import (
     Admission,
     Amount,
     Bound,
-    Draft,
     LimitBackend,
     LimitSet,
     Refusal,
@@ -66,7 +65,7 @@ class Pending:
     used: Amount
     since: int
     recorded_at: int | None
-    record: Draft | None = None
+    record: UsageRecord | None = None
     maybe_done: bool = False
     tally: Tally | None = None
 
@@ -164,7 +163,7 @@ class FailoverBackend(LimitBackend):
         primary: LimitBackend,
         *,
         probe: Callable[[], None],
-        sink: Callable[[Record], None],
+        sink: Callable[[UsageRecord], None],
         clock: Callable[[], int] = wall_clock,
         start: Start | None = None,
     ) -> None:
@@ -213,7 +212,14 @@ class FailoverBackend(LimitBackend):
             return self.local.admit(scope, counts=False)
 
     def reserve(
-        self, scope: LimitSet, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+        self,
+        scope: LimitSet,
+        operation: str,
+        *,
+        admitted_at: int,
+        bound: Bound,
+        draft: UsageRecord | None,
+        attempt: int = 1,
     ) -> Reserved | Refusal:
         """Reserve, in this process alone while Redis is away; then raises Unavailable for a call under a budget."""
         try:
@@ -253,7 +259,7 @@ class FailoverBackend(LimitBackend):
         *,
         admitted_at: int,
         used: Amount,
-        record: Draft | None,
+        record: UsageRecord | None,
         recorded_at: int | None = None,
     ) -> Settlement:
         """Settle. While Redis is away the settlement waits for it; the record does not. Never raises Unavailable."""
@@ -279,7 +285,7 @@ class FailoverBackend(LimitBackend):
         self._settle_later(pending, overrun=overrun, sent=sent)
         return Settlement(used, overrun)
 
-    def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
+    def emit(self, account_id: int, operation: str, record: UsageRecord, *, tally: Tally | None = None) -> bool:
         """Emit a record; while Redis is away, to the database."""
         try:
             return self._on_primary(lambda: self.primary.emit(account_id, operation, record, tally=tally))
@@ -287,7 +293,7 @@ class FailoverBackend(LimitBackend):
             now = self._clock()
             pending = Pending(LimitSet(account_id, ()), operation, 0, Amount(), now, None, record, tally=tally)
             if tally is None:
-                if not self._stored(final_record(operation, record)):
+                if not self._stored(replace(record, id=operation)):
                     self._keep(pending)
             elif _may_have_arrived(error):
                 self._keep(pending)
@@ -368,15 +374,15 @@ class FailoverBackend(LimitBackend):
     def _settle_later(self, pending: Pending, *, overrun: bool, sent: bool) -> None:
         """Store the record directly and queue the settlement; if storing failed, with the record in it."""
         record = pending.record
-        if record is not None and self._stored(final_record(pending.operation, record, overrun=overrun)):
+        if record is not None and self._stored(replace(record, id=pending.operation, is_overrun=overrun)):
             pending = replace(pending, record=None, recorded_at=self._clock())
         self._keep(replace(pending, maybe_done=sent))
 
-    def _stored(self, record: Record) -> bool:
+    def _stored(self, record: UsageRecord) -> bool:
         try:
             self._sink(record)
         except Exception:
-            logger.exception("limits: the record of %s waits for Redis and the database", record["id"])
+            logger.exception("limits: the record of %s waits for Redis and the database", record.id)
             return False
         return True
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from accounts.limits.records import Record, decode_record
+from accounts.limits.records import UsageRecord, decode_record
 from accounts.limits.redis import prefix_of, records_stream
 from accounts.limits.scripts import load
 from accounts.limits.types import Amount, Subject
@@ -43,7 +43,7 @@ class LedgerStore:
         found = self._wire.call(load("ledgers"), prefix_of(shard), arguments)
         return {subject: _ledger(row) for subject, row in zip(subjects, found, strict=True) if row}
 
-    def waiting(self, shard: int) -> Iterator[Record]:
+    def waiting(self, shard: int) -> Iterator[UsageRecord]:
         """Yield the records that are in a shard's stream now, oldest first; skip invalid entries."""
         stream = records_stream(shard)
         newest = self._client.xrevrange(stream, count=1)

@@ -1,58 +1,85 @@
-"""Usage records between the limits and the database: the fields that are added, and their encoding in a Redis stream.
+"""The usage record of a request, and its encoding in a Redis stream.
 
-A record is a JSON-able dict from the caller. Emitting adds `id` (the operation), `revision` and `overrun`. A record may
-be emitted again under the same id, when a late settle corrects a charge of the bound, or when a record that counts
-refusals has grown; the highest revision is the valid one.
+A record may be emitted again under the same id: when a late settle corrects a charge of the bound, or when a record
+that counts refusals has grown. The highest revision is the valid one.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
-
-from accounts.limits.types import Amount
 
 REVISION_BOUND = 1  # the lease expired, the bound was charged
 REVISION_FINAL = 2  # what the call itself reported, early or late
 
-Record = dict[str, Any]
 
+@dataclass(slots=True, kw_only=True)
+class UsageRecord:
+    """What one authenticated request to a model endpoint was, used and cost; RequestRecord has the same fields.
 
-def final_record(operation: str, record: Mapping[str, Any], *, overrun: bool = False) -> Record:
-    """Return the record of a call that was settled or emitted by the call itself."""
-    return {**record, "id": operation, "revision": REVISION_FINAL, "overrun": overrun}
-
-
-def counted_record(operation: str, record: Mapping[str, Any], *, count: int, revision: int) -> Record:
-    """Return the record of the first of `count` refusals, which represents all of them."""
-    return {**record, "id": operation, "revision": revision, "overrun": False, "count": count}
-
-
-def bound_record(operation: str, draft: Mapping[str, Any], held: Amount, output_tokens: int) -> Record:
-    """Return the record of a call whose lease expired: it is charged all that it held."""
-    return {
-        **draft,
-        "id": operation,
-        "revision": REVISION_BOUND,
-        "overrun": False,
-        "usage_source": "bound",
-        "input_tokens": held.tokens - output_tokens,
-        "output_tokens": output_tokens,
-        "cost": held.cost,
-    }
-
-
-def decode_record(fields: Mapping[bytes, bytes]) -> Record:
-    """Parse a record from the fields of a stream entry, as the Lua scripts write them.
-
-    Fields: `o` operation, `r` the caller's JSON, `x` overrun, `t c u` (tokens, cost, output) of a bound that was
-    charged, and `n v` (count, revision) of counted refusals. Raises KeyError or ValueError for an entry that is no
-    record.
+    Money is in nano-dollars; a `cost` of None is unknown, because a deployment has no price. `admitted_at` is in µs
+    since the epoch. `id` is the request's id in hex, which is its operation in the limits. `count` is above 1 for a
+    record that stands for many refusals.
     """
-    operation = fields[b"o"].decode()
-    content: Record = json.loads(fields[b"r"])
-    if b"t" in fields:
-        held = Amount(int(fields[b"t"]), int(fields[b"c"]))
-        return bound_record(operation, content, held, int(fields[b"u"]))
-    if b"n" in fields:
-        return counted_record(operation, content, count=int(fields[b"n"]), revision=int(fields[b"v"]))
-    return final_record(operation, content, overrun=fields[b"x"] == b"1")
+
+    id: str = ""
+    revision: int = REVISION_FINAL
+    label: str
+    admitted_at: int
+    account_id: int
+    account_name: str
+    key_id: int
+    key_name: str
+    endpoint: str
+    model: str = ""
+    deployment: str = ""
+    status: int = 500
+    error_code: str = ""
+    cache: str = ""
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    cost: int | None = 0
+    usage_source: str = ""
+    is_partial: bool = False
+    is_overrun: bool = False
+    latency_ms: float = 0.0
+    first_token_ms: float | None = None
+    attempts: int = 0
+    stages: str = ""
+    failures: str = ""
+    saved_cost: int = 0
+    count: int = 1
+
+    def as_json(self) -> str:
+        """Encode the record for the limits, without what they add to it, and without what has its default."""
+        content = {name: value for name in _WRITTEN if (value := getattr(self, name)) != _DEFAULTS[name]}
+        return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+
+
+FIELDS = tuple(field.name for field in fields(UsageRecord))
+_DEFAULTS = {field.name: field.default for field in fields(UsageRecord)}
+_WRITTEN = tuple(name for name in FIELDS if name not in ("id", "revision", "is_overrun", "count"))
+
+
+def decode_record(entry: Mapping[bytes, bytes]) -> UsageRecord:
+    """Parse a record from a stream entry, as the Lua scripts write it.
+
+    Its fields: `o` operation, `r` the record as JSON, `x` overrun, `t c u` (tokens, cost, output) of a bound that was
+    charged, and `n v` (count, revision) of counted refusals. Raises KeyError, TypeError or ValueError for an entry that
+    is no record.
+    """
+    content: dict[str, Any] = json.loads(entry[b"r"])
+    record = UsageRecord(
+        id=entry[b"o"].decode(), **{name: value for name, value in content.items() if name in _WRITTEN}
+    )
+    if b"t" in entry:
+        record.revision, record.usage_source = REVISION_BOUND, "bound"
+        record.output_tokens = int(entry[b"u"])
+        record.input_tokens = int(entry[b"t"]) - record.output_tokens
+        record.cost = None if record.cost is None else int(entry[b"c"])
+    elif b"n" in entry:
+        record.count, record.revision = int(entry[b"n"]), int(entry[b"v"])
+    else:
+        record.is_overrun = entry[b"x"] == b"1"
+    return record

@@ -5,7 +5,6 @@ anything is taken from it. All Redis keys of an account begin with `aiapi:{s<sha
 of a cluster. Redis's clock is the only one. Failures are raised as redis.RedisError; failover.py handles them.
 """
 
-import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from accounts.limits.records import UsageRecord
 from accounts.limits.scripts import load
 from accounts.limits.types import (
     DEFAULT_LEASE_SECONDS,
@@ -25,7 +25,6 @@ from accounts.limits.types import (
     Admission,
     Amount,
     Bound,
-    Draft,
     LimitBackend,
     LimitName,
     LimitSet,
@@ -150,14 +149,21 @@ class RedisBackend(LimitBackend):
         return Admission(False, at, statuses, binding(refusals))
 
     def reserve(
-        self, scope: LimitSet, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+        self,
+        scope: LimitSet,
+        operation: str,
+        *,
+        admitted_at: int,
+        bound: Bound,
+        draft: UsageRecord | None,
+        attempt: int = 1,
     ) -> Reserved | Refusal:
         """Take one slot and the bound from all subjects, or nothing from any of them."""
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         arguments: list[Argument] = [
             operation, self.lease_seconds * SECOND, attempt, month, month_end(month) if month else 0,
             bound.prompt.tokens, bound.prompt.cost, bound.output_tokens, bound.least_output, bound.step,
-            *divmod(bound.output_price, MILLION), _json(draft), LAZY_REAPS,
+            *divmod(bound.output_price, MILLION), "" if draft is None else draft.as_json(), LAZY_REAPS,
         ]  # fmt: skip
         for subject in scope.subjects:
             limits = subject.limits
@@ -198,12 +204,12 @@ class RedisBackend(LimitBackend):
         *,
         admitted_at: int,
         used: Amount,
-        record: Draft | None,
+        record: UsageRecord | None,
         recorded_at: int | None = None,
     ) -> Settlement:
         """Release the slot, replace the bound by what was used, and emit the record."""
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
-        written = "" if record is None else _json(record)
+        written = "" if record is None else record.as_json()
         arguments: list[Argument] = [operation, month, used.tokens, used.cost, written, recorded_at or ""]
         arguments += [subject.name for subject in scope.subjects]
 
@@ -217,10 +223,10 @@ class RedisBackend(LimitBackend):
         settlement: Settlement = self._seeded(scope, run)
         return settlement
 
-    def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
+    def emit(self, account_id: int, operation: str, record: UsageRecord, *, tally: Tally | None = None) -> bool:
         """Emit the record of a request that reserved nothing, or count it."""
         if tally is not None:
-            arguments: list[Argument] = [operation, _json(record), tally.owner, tally.kind, REFUSALS_A_MINUTE]
+            arguments: list[Argument] = [operation, record.as_json(), tally.owner, tally.kind, REFUSALS_A_MINUTE]
             noted = self._call("refuse", account_id % SHARDS, arguments)
             if noted != HOLDS:
                 return bool(noted)
@@ -295,10 +301,6 @@ class RedisBackend(LimitBackend):
 
 def _number(limit: int | None) -> int:
     return UNLIMITED if limit is None else limit
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
 
 
 def _rows(numbers: Sequence[int], width: int) -> list[Sequence[int]]:

@@ -3,10 +3,10 @@
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-from accounts.limits.records import REVISION_FINAL, Record, counted_record, final_record
+from accounts.limits.records import UsageRecord
 from accounts.limits.types import MINUTE, REFUSALS_A_MINUTE, Tally
 
 logger = logging.getLogger(__name__)
@@ -24,23 +24,23 @@ class Tallies:
     next revision of a counting record. Records that the sink fails to store wait for `flush`.
     """
 
-    def __init__(self, sink: Callable[[Record], None]) -> None:
+    def __init__(self, sink: Callable[[UsageRecord], None]) -> None:
         self._sink = sink
         self._lock = threading.Lock()
         self._minute = 0
         self._seen: Counter[str] = Counter()
-        self._sums: dict[Tally, Record] = {}
-        self._waiting: OrderedDict[str, Record] = OrderedDict()
+        self._sums: dict[Tally, UsageRecord] = {}
+        self._waiting: OrderedDict[str, UsageRecord] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many records wait."""
         return len(self._waiting)
 
-    def add(self, tally: Tally, operation: str, record: Mapping[str, Any], now: int) -> None:
+    def add(self, tally: Tally, operation: str, record: UsageRecord, now: int) -> None:
         """Record a refusal at `now` (µs); errors of the sink are logged, not raised."""
         counted = self._counted(tally, operation, record, now)
         with self._lock:
-            self._waiting[counted["id"]] = counted
+            self._waiting[counted.id] = counted
             dropped = self._waiting.popitem(last=False)[0] if len(self._waiting) > CAPACITY else None
         if dropped is not None:
             logger.error("limits: too many records wait for the database: that of %s is dropped", dropped)
@@ -50,18 +50,18 @@ class Tallies:
         """Write the waiting records, oldest first, until one fails. Return whether none is left."""
         return all(self._write(record) for record in list(self._waiting.values()))
 
-    def _write(self, record: Record) -> bool:
+    def _write(self, record: UsageRecord) -> bool:
         try:
             self._sink(record)
         except Exception:
-            logger.exception("limits: the record of %s waits for the database", record["id"])
+            logger.exception("limits: the record of %s waits for the database", record.id)
             return False
         with self._lock:
-            if self._waiting.get(record["id"]) is record:  # else it has grown meanwhile
-                del self._waiting[record["id"]]
+            if self._waiting.get(record.id) is record:  # else it has grown meanwhile
+                del self._waiting[record.id]
         return True
 
-    def _counted(self, tally: Tally, operation: str, record: Mapping[str, Any], now: int) -> Record:
+    def _counted(self, tally: Tally, operation: str, record: UsageRecord, now: int) -> UsageRecord:
         with self._lock:
             if now // MINUTE != self._minute:
                 self._minute = now // MINUTE
@@ -69,13 +69,13 @@ class Tallies:
                 self._sums.clear()
             self._seen[tally.owner] += 1
             if self._seen[tally.owner] <= REFUSALS_A_MINUTE:
-                return final_record(operation, record)
+                return replace(record, id=operation)
             counted = self._sums[tally] = _grown(self._sums.get(tally), operation, record)
             return counted
 
 
-def _grown(known: Record | None, operation: str, record: Mapping[str, Any]) -> Record:
+def _grown(known: UsageRecord | None, operation: str, record: UsageRecord) -> UsageRecord:
     """Add a refusal to its counting record, or start one."""
-    if known is None or known["count"] >= LARGEST_COUNT:
-        return counted_record(operation, record, count=1, revision=REVISION_FINAL)
-    return counted_record(known["id"], known, count=known["count"] + 1, revision=known["revision"] + 1)
+    if known is None or known.count >= LARGEST_COUNT:
+        return replace(record, id=operation)
+    return replace(known, count=known.count + 1, revision=known.revision + 1)

@@ -16,10 +16,12 @@ closed at their start and open at their end.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Self
+
+from accounts.limits.records import UsageRecord
 
 MILLION = 1_000_000
 EXACT = 2**53  # Lua's numbers are doubles: integers are exact below this
@@ -108,8 +110,6 @@ SUBJECT_NAME = re.compile(r"[a-z_]+:[^\s{}]+")
 
 #: Kinds whose ids are `<key or account>:<ledger>:<model>`.
 MODEL_KINDS = ("key_model", "account_model")
-
-Draft = Mapping[str, Any]
 
 
 class LimitName(StrEnum):
@@ -373,15 +373,22 @@ class LimitBackend(ABC):
 
     @abstractmethod
     def reserve(
-        self, scope: LimitSet, operation: str, *, admitted_at: int, bound: Bound, draft: Draft, attempt: int = 1
+        self,
+        scope: LimitSet,
+        operation: str,
+        *,
+        admitted_at: int,
+        bound: Bound,
+        draft: UsageRecord | None,
+        attempt: int = 1,
     ) -> Reserved | Refusal:
         """Take one slot and the bound from all subjects, or nothing from any of them.
 
         Grants the largest output that fits, from `bound.least_output` to `bound.output_tokens`. Budgets are those of
-        the month of `admitted_at`. The `draft` (JSON-able) is the usage record to emit if the lease expires. A call
-        that costs nothing is not refused by a budget in money, even if that is overspent. A higher `attempt` of an open
-        operation adds its bound to what is held and takes no second slot: for a retry after a try that may have been
-        billed. Repeating an attempt changes nothing. Raises OperationClosed if the operation is no longer open,
+        the month of `admitted_at`. The `draft` is the usage record to emit if the lease expires; None for a provider. A
+        call that costs nothing is not refused by a budget in money, even if that is overspent. A higher `attempt` of an
+        open operation adds its bound to what is held and takes no second slot: for a retry after a try that may have
+        been billed. Repeating an attempt changes nothing. Raises OperationClosed if the operation is no longer open,
         Unavailable, and errors of the seeder.
         """
 
@@ -397,7 +404,7 @@ class LimitBackend(ABC):
         *,
         admitted_at: int,
         used: Amount,
-        record: Draft | None,
+        record: UsageRecord | None,
         recorded_at: int | None = None,
     ) -> Settlement:
         """Release the slot, replace the bound by what was used, and emit the record, all in one step.
@@ -415,7 +422,7 @@ class LimitBackend(ABC):
         return self.settle(scope, operation, admitted_at=admitted_at, used=used, record=None, recorded_at=recorded_at)
 
     @abstractmethod
-    def emit(self, account_id: int, operation: str, record: Draft, *, tally: Tally | None = None) -> bool:
+    def emit(self, account_id: int, operation: str, record: UsageRecord, *, tally: Tally | None = None) -> bool:
         """Emit the record of a request that reserved nothing (a hit, a refusal); return False if it was emitted before.
 
         With a `tally` it may be counted together with others instead. If the operation turns out to hold a reservation

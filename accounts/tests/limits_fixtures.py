@@ -9,13 +9,18 @@ from typing import Any
 
 import redis
 
-from accounts.limits.records import Record, decode_record
+from accounts.limits.records import UsageRecord, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream
 from accounts.limits.types import SECOND, SHARDS, Amount, Bound, LimitBackend, Limits, LimitSet, Subject
 from core.redis.client import redis_client, wire_for
 
 MIDMONTH = int(datetime(2026, 11, 15, 12, tzinfo=UTC).timestamp()) * SECOND + 250_000
 NOVEMBER, DECEMBER = 202611, 202612
+
+#: What the platform knows of a call when it reserves.
+DRAFT = UsageRecord(
+    label="é", admitted_at=MIDMONTH, account_id=7, account_name="acme", key_id=8, key_name="ci", endpoint="chat"
+)
 
 _numbers = itertools.count(1)
 
@@ -63,7 +68,7 @@ class World:
     backend: LimitBackend
     clock: Clock
     database: Database
-    drain: Callable[[], list[Record]]
+    drain: Callable[[], list[UsageRecord]]
 
 
 def redis_world(clock: Clock | None = None, url: str | None = None) -> World:
@@ -72,7 +77,7 @@ def redis_world(clock: Clock | None = None, url: str | None = None) -> World:
     url = url or shared_redis_url()
     client: Any = redis.Redis.from_url(url)
 
-    def drain() -> list[Record]:
+    def drain() -> list[UsageRecord]:
         entries = client.xread({records_stream(shard): 0 for shard in range(SHARDS)})
         if entries:
             client.unlink(*(stream for stream, _ in entries))

@@ -20,7 +20,7 @@ from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, Reserved, Unavailable
 from accounts.models import ApiKey
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key, make_tier, secret_part
-from accounts.tests.limits_fixtures import an_operation
+from accounts.tests.limits_fixtures import DRAFT, an_operation
 
 pytestmark = pytest.mark.django_db
 
@@ -50,7 +50,7 @@ def spend(issued: IssuedKey, tokens: int = 0, *, requests: int = 0, stays_open: 
         return
     operation, at = an_operation(), limits.now()
     bound = Bound(Amount(tokens, tokens * 1_000))
-    assert isinstance(limits.reserve(scope, operation, admitted_at=at, bound=bound, draft={}), Reserved)
+    assert isinstance(limits.reserve(scope, operation, admitted_at=at, bound=bound, draft=DRAFT), Reserved)
     if not stays_open:
         limits.settle(scope, operation, admitted_at=at, used=bound.prompt, record=None)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from django.conf import LazySettings
 from accounts.leases import Leases
 from accounts.limits import reset_limits
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.records import Record, decode_record
+from accounts.limits.records import UsageRecord, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream
 from accounts.limits.scripts import load
 from accounts.limits.types import (
@@ -25,7 +26,7 @@ from accounts.limits.types import (
     Tally,
     Unavailable,
 )
-from accounts.tests.limits_fixtures import Clock, Database, a_bound, a_scope, an_operation
+from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_bound, a_scope, an_operation
 from core.redis.client import redis_client, wire_for
 from core.redis.cluster import ClusterWire
 from core.redis.wire import DirectWire
@@ -67,20 +68,22 @@ def test_it_runs_every_step_in_every_shard(backend: RedisBackend, clock: Clock, 
         operation, at = an_operation(), backend.now()
         assert [backend.admit(scope, an_operation()).admitted for _ in range(3)] == [True, True, False]
         assert not backend.peek(scope).admitted
-        granted = backend.reserve(scope, operation, admitted_at=at, bound=a_bound(), draft={"n": 1})
+        granted = backend.reserve(scope, operation, admitted_at=at, bound=a_bound(), draft=replace(DRAFT, status=1))
         assert isinstance(granted, Reserved)
-        assert isinstance(backend.reserve(scope, an_operation(), admitted_at=at, bound=a_bound(), draft={}), Refusal)
+        assert isinstance(backend.reserve(scope, an_operation(), admitted_at=at, bound=a_bound(), draft=DRAFT), Refusal)
         assert backend.renew(scope.shard, [operation]) == {operation}
-        backend.settle(scope, operation, admitted_at=at, used=Amount(30, 30), record={"n": 2})
+        backend.settle(scope, operation, admitted_at=at, used=Amount(30, 30), record=replace(DRAFT, status=2))
         assert backend.usage(scope)[0].settled == Amount(30, 30)
-        assert backend.emit(scope.account_id, an_operation(), {"n": 3})
+        assert backend.emit(scope.account_id, an_operation(), replace(DRAFT, status=3))
         for _ in range(REFUSALS_A_MINUTE + 2):
-            assert backend.emit(scope.account_id, an_operation(), {"n": 4}, tally=Tally(scope.subjects[0].name, "x"))
+            assert backend.emit(
+                scope.account_id, an_operation(), replace(DRAFT, status=4), tally=Tally(scope.subjects[0].name, "x")
+            )
         clock.step(2)
         assert backend.reap(scope.shard) == 0
         records = [decode_record(fields) for _, fields in client.xrange(records_stream(scope.shard))]
-        assert [record["n"] for record in records] == [2, 3] + [4] * (REFUSALS_A_MINUTE + 1)
-        assert records[-1]["count"] == 2
+        assert [record.status for record in records] == [2, 3] + [4] * (REFUSALS_A_MINUTE + 1)
+        assert records[-1].count == 2
 
 
 def test_it_keeps_the_limits_of_providers_in_shards_of_their_own(backend: RedisBackend, nodes: list[Redis]) -> None:
@@ -90,11 +93,11 @@ def test_it_keeps_the_limits_of_providers_in_shards_of_their_own(backend: RedisB
     for scope in scopes:
         operation = an_operation()
         for _ in range(2):
-            assert isinstance(backend.reserve(scope, operation, admitted_at=0, bound=bound, draft={}), Reserved)
-        assert isinstance(backend.reserve(scope, an_operation(), admitted_at=0, bound=bound, draft={}), Refusal)
+            assert isinstance(backend.reserve(scope, operation, admitted_at=0, bound=bound, draft=DRAFT), Reserved)
+        assert isinstance(backend.reserve(scope, an_operation(), admitted_at=0, bound=bound, draft=DRAFT), Refusal)
         assert backend.renew(scope.shard, [operation]) == {operation}
         backend.settle(scope, operation, admitted_at=0, used=Amount(30), record=None)
-        assert isinstance(backend.reserve(scope, an_operation(), admitted_at=0, bound=bound, draft={}), Reserved)
+        assert isinstance(backend.reserve(scope, an_operation(), admitted_at=0, bound=bound, draft=DRAFT), Reserved)
 
 
 def test_it_spreads_the_shards_over_all_nodes(nodes: list[Redis], url: str) -> None:
@@ -106,7 +109,7 @@ def test_it_spreads_the_shards_over_all_nodes(nodes: list[Redis], url: str) -> N
 def test_it_keeps_all_keys_of_an_account_in_one_slot(nodes: list[Redis], backend: RedisBackend, url: str) -> None:
     scope, operation = a_scope(requests_per_minute=5, tokens_per_minute=1000), an_operation()
     backend.admit(scope, operation)
-    backend.reserve(scope, operation, admitted_at=backend.now(), bound=a_bound(), draft={})
+    backend.reserve(scope, operation, admitted_at=backend.now(), bound=a_bound(), draft=DRAFT)
     keys = {key for node in nodes for key in redis.Redis.from_url(node.url).keys(f"*{scope.account_id}*")}
     client: Any = redis_client(url)
     assert len(keys) >= 5
@@ -126,7 +129,7 @@ def test_it_goes_on_alone_while_the_cluster_is_away_and_uses_it_when_it_is_back(
         limits = FailoverBackend(primary, probe=wire.ping, sink=lambda record: None, start=lambda target: None)
         assert [limits.admit(scope, an_operation()).admitted for _ in range(3)] == [True, True, False]
         with pytest.raises(Unavailable):
-            limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft={})
+            limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft=DRAFT)
         for each in (used, client):
             with pytest.raises(redis.RedisError):
                 each.set("a", "2")
@@ -135,7 +138,7 @@ def test_it_goes_on_alone_while_the_cluster_is_away_and_uses_it_when_it_is_back(
             server.restart()
         wait_until(limits.mend_once, "the limits to find the cluster again")
         assert isinstance(
-            limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft={}), Reserved
+            limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft=DRAFT), Reserved
         )
         for each in (used, client):
             wait_until(lambda by=each: _takes(by), "the client to find it too")  # type: ignore[misc]
@@ -189,7 +192,7 @@ def test_it_looks_the_slots_up_once_for_all_who_come_together(url: str, monkeypa
 
 
 def test_it_goes_on_alone_when_a_node_is_lost() -> None:
-    records: list[Record] = []
+    records: list[UsageRecord] = []
     with redis_cluster() as servers:
         wire = wire_for(redis_client(f"redis+cluster://127.0.0.1:{servers[0].port}"))
         primary = RedisBackend(wire, seeder=Database())
@@ -200,7 +203,7 @@ def test_it_goes_on_alone_when_a_node_is_lost() -> None:
         assert all(limits.admit(scope, an_operation()).admitted for scope in scopes)
         assert limits.is_degraded
         with pytest.raises(Unavailable):
-            limits.reserve(scopes[0], an_operation(), admitted_at=limits.now(), bound=a_bound(), draft={})
+            limits.reserve(scopes[0], an_operation(), admitted_at=limits.now(), bound=a_bound(), draft=DRAFT)
 
 
 def test_it_takes_renews_and_releases_leases_on_every_node(url: str, settings: LazySettings) -> None:

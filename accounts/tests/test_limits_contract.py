@@ -1,5 +1,7 @@
 """What the limits promise, with an injected clock and no sleeps."""
 
+from dataclasses import replace
+
 import pytest
 
 from accounts.limits.redis import RedisBackend
@@ -19,6 +21,7 @@ from accounts.limits.types import (
 )
 from accounts.tests.limits_fixtures import (
     DECEMBER,
+    DRAFT,
     NOVEMBER,
     World,
     a_bound,
@@ -27,8 +30,6 @@ from accounts.tests.limits_fixtures import (
     redis_world,
 )
 from core.times import month_end
-
-DRAFT = {"account": 7, "endpoint": "/chat", "text": "é"}
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def refused(world: World, scope: LimitSet, operation: str = "", attempt: int = 1
 def settle(world: World, scope: LimitSet, operation: str, tokens: int, **more: int) -> Settlement:
     used = Amount(tokens, tokens * 1_000)
     admitted_at = more.pop("admitted_at", world.clock.now)
-    record = {**DRAFT, "output_tokens": tokens}
+    record = replace(DRAFT, output_tokens=tokens)
     return world.backend.settle(scope, operation, admitted_at=admitted_at, used=used, record=record, **more)
 
 
@@ -361,7 +362,7 @@ class TestFlexibleOutput:
     def test_it_grants_exactly_what_the_money_buys(self, world: World, price: int, budget: int) -> None:
         bound = a_bound(output=2_000_000, output_price=price, minimum_output=0)
         answer = world.backend.reserve(
-            a_scope(monthly_cost=budget), an_operation(), admitted_at=world.clock.now, bound=bound, draft={}
+            a_scope(monthly_cost=budget), an_operation(), admitted_at=world.clock.now, bound=bound, draft=DRAFT
         )
         assert isinstance(answer, Reserved)
         assert answer.output_tokens == bound.largest_output(None, budget)
@@ -373,7 +374,7 @@ class TestSettlement:
         scope, operation = a_scope(), an_operation()
         reserved(world, scope, operation)
         assert settle(world, scope, operation, 30) == Settlement(Amount(30, 30_000))
-        assert world.drain() == [{**DRAFT, "output_tokens": 30, "id": operation, "revision": 2, "overrun": False}]
+        assert world.drain() == [replace(DRAFT, output_tokens=30, id=operation, revision=2)]
 
     def test_it_settles_once(self, world: World) -> None:
         scope, operation = a_scope(), an_operation()
@@ -387,7 +388,7 @@ class TestSettlement:
         scope, operation = a_scope(monthly_tokens=100), an_operation()
         reserved(world, scope, operation)
         assert settle(world, scope, operation, 120).overrun
-        assert world.drain()[0]["overrun"] is True
+        assert world.drain()[0].is_overrun
         assert usage(world, scope).settled.tokens == 120
 
     def test_it_settles_without_a_record(self, world: World) -> None:
@@ -420,7 +421,7 @@ class TestSettlement:
         scope, operation = a_scope(), an_operation()
         assert world.backend.emit(scope.account_id, operation, DRAFT)
         assert not world.backend.emit(scope.account_id, operation, DRAFT)
-        assert world.drain() == [{**DRAFT, "id": operation, "revision": 2, "overrun": False}]
+        assert world.drain() == [replace(DRAFT, id=operation, revision=2)]
 
     def test_it_releases_what_an_emitted_operation_turns_out_to_hold(self, world: World) -> None:
         scope, operation = a_scope(), an_operation()
@@ -462,16 +463,15 @@ class TestLeases:
         used = usage(world, scope)
         assert (used.slots, used.reserved, used.settled) == (0, Amount(), Amount(100, 100_000))
         assert world.drain() == [
-            {
-                **DRAFT,
-                "id": operation,
-                "revision": 1,
-                "overrun": False,
-                "usage_source": "bound",
-                "input_tokens": 10,
-                "output_tokens": 90,
-                "cost": 100_000,
-            }
+            replace(
+                DRAFT,
+                id=operation,
+                revision=1,
+                usage_source="bound",
+                input_tokens=10,
+                output_tokens=90,
+                cost=100_000,
+            )
         ]
 
     def test_it_frees_the_slot_of_a_dead_call_for_the_next_one_without_a_reaper(self, world: World) -> None:
@@ -503,7 +503,7 @@ class TestLeases:
         assert settle(world, scope, operation, 31).duplicate
         used = usage(world, scope)
         assert (used.settled, used.tokens, used.slots) == (Amount(30, 30_000), 30, 0)
-        assert [record["revision"] for record in world.drain()] == [1, 2]
+        assert [record.revision for record in world.drain()] == [1, 2]
 
     def test_it_replaces_the_charge_when_the_bound_has_left_the_window(self, world: World) -> None:
         scope, operation = a_scope(tokens_per_minute=1000), an_operation()

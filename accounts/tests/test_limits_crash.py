@@ -4,16 +4,17 @@ import multiprocessing
 import random
 import threading
 import time
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import pytest
 import redis
 
-from accounts.limits.records import Record, decode_record
+from accounts.limits.records import UsageRecord, decode_record
 from accounts.limits.redis import RedisBackend, records_stream
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, OperationClosed, Reserved, Subject
-from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
+from accounts.tests.limits_fixtures import DRAFT, Database, a_scope, an_operation, shared_redis_url
 from core.redis.client import redis_client, wire_for
 from tests.processes import wait_until
 
@@ -51,7 +52,7 @@ def call_once(backend: RedisBackend, scope: LimitSet) -> bool:
     operation, at = an_operation(), backend.now()
     bound = Bound(Amount(random.randint(1, 50), 5), random.randint(0, 100), 1_000_000, minimum_output=0)
     try:
-        granted = backend.reserve(scope, operation, admitted_at=at, bound=bound, draft={})
+        granted = backend.reserve(scope, operation, admitted_at=at, bound=bound, draft=DRAFT)
     except OperationClosed:
         return False
     if not isinstance(granted, Reserved):
@@ -60,19 +61,19 @@ def call_once(backend: RedisBackend, scope: LimitSet) -> bool:
     time.sleep(random.random() * CALL_SECONDS)
     output = random.randint(0, granted.output_tokens)
     used = bound.at(output)
-    record = {"input_tokens": bound.prompt.tokens, "output_tokens": output, "cost": used.cost}
+    record = replace(DRAFT, input_tokens=bound.prompt.tokens, output_tokens=output, cost=used.cost)
     backend.settle(scope, operation, admitted_at=at, used=used, record=record)
     return True
 
 
-def final_records(shard: int) -> dict[str, Record]:
+def final_records(shard: int) -> dict[str, UsageRecord]:
     """Read the stream as the ingester does: of each id, the highest revision."""
     client: Any = redis.Redis.from_url(shared_redis_url())
-    records: dict[str, Record] = {}
+    records: dict[str, UsageRecord] = {}
     for _, fields in client.xrange(records_stream(shard)):
         record = decode_record(fields)
-        if record["revision"] > records.get(record["id"], {"revision": 0})["revision"]:
-            records[record["id"]] = record
+        if record.id not in records or record.revision > records[record.id].revision:
+            records[record.id] = record
     return records
 
 
@@ -103,13 +104,13 @@ def test_it_accounts_for_every_token_when_a_process_is_killed(scope: LimitSet) -
     key, account = backend.usage(scope)
     records = final_records(scope.shard).values()
     recorded = Amount(
-        sum(record["input_tokens"] + record["output_tokens"] for record in records),
-        sum(record["cost"] for record in records),
+        sum(record.input_tokens + record.output_tokens for record in records),
+        sum(record.cost or 0 for record in records),
     )
     assert max(totals) <= BUDGET
     assert key.settled == account.settled == recorded
     assert key.reserved == account.reserved == Amount()
-    assert any(record["revision"] == 1 for record in records), "nobody died in the middle of a call"
+    assert any(record.revision == 1 for record in records), "nobody died in the middle of a call"
     assert BUDGET - 50 <= recorded.tokens <= BUDGET, "refused although there was room"
 
 

@@ -4,16 +4,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import redis
 
 from accounts.limits.failover import REMEMBERED, FailoverBackend, Pending, PendingSettlements
-from accounts.limits.records import Record, decode_record
+from accounts.limits.records import UsageRecord, decode_record
 from accounts.limits.redis import RedisBackend, records_stream
 from accounts.limits.types import SECOND, Amount, Limits, LimitSet, Refusal, Reserved, Unavailable
 from accounts.tests.limits_fixtures import (
+    DRAFT,
     NOVEMBER,
     Clock,
     Database,
@@ -27,7 +29,7 @@ from core.redis.client import redis_client, wire_for
 from tests.processes import wait_until
 from tests.stores import Redis, redis_server
 
-RECORD = {"account": 1, "usage_source": "provider"}
+RECORD = replace(DRAFT, usage_source="provider")
 
 
 class Failing(RedisBackend):
@@ -74,8 +76,8 @@ class Outage:
         self.clock = Clock()
         self.owner = f"key:{an_operation()}"  # the store is shared: what other tests refuse must not count here
         world = redis_world(self.clock)
-        self.drain, self.streamed = world.drain, list[Record]()
-        self.stored: list[Record] = []
+        self.drain, self.streamed = world.drain, list[UsageRecord]()
+        self.stored: list[UsageRecord] = []
         self.database = Database()
         self.database_is_away = False
         self.probe_fails = False
@@ -87,7 +89,7 @@ class Outage:
         )
 
     @property
-    def stream(self) -> list[Record]:
+    def stream(self) -> list[UsageRecord]:
         """Return the records that came out of Redis, now and before."""
         self.streamed += self.drain()
         return self.streamed
@@ -97,7 +99,7 @@ class Outage:
         if self.probe_fails:
             raise redis.ConnectionError("refused")
 
-    def store(self, record: Record) -> None:
+    def store(self, record: UsageRecord) -> None:
         if self.database_is_away:
             raise OSError("the database is away")
         self.stored.append(record)
@@ -190,7 +192,7 @@ class TestAway:
         outage.begin()
         outage.reserve(scope, operation)
         outage.settle(scope, operation, 30)
-        assert [(record["id"], record["revision"]) for record in outage.stored] == [(operation, 2)]
+        assert [(record.id, record.revision) for record in outage.stored] == [(operation, 2)]
         assert outage.end()
         assert outage.stream == []
         assert outage.settle(scope, operation, 30).duplicate
@@ -210,7 +212,7 @@ class TestAway:
         outage.reserve(scope, operation)
         outage.begin()
         assert not outage.settle(scope, operation, 30).duplicate
-        assert [record["id"] for record in outage.stored] == [operation]
+        assert [record.id for record in outage.stored] == [operation]
         assert outage.end()
         used = outage.primary.usage(scope)[0]
         assert (used.settled, used.reserved, used.slots) == (Amount(30, 30), Amount(), 0)
@@ -221,7 +223,7 @@ class TestAway:
         outage.reserve(scope, operation)
         outage.begin()
         assert outage.settle(scope, operation, 101).overrun
-        assert outage.stored[0]["overrun"] is True
+        assert outage.stored[0].is_overrun
 
     def test_it_replaces_the_charge_of_a_lease_that_ran_out_meanwhile(self, outage: Outage) -> None:
         scope, operation = a_scope(), an_operation()
@@ -232,7 +234,7 @@ class TestAway:
         outage.settle(scope, operation, 30)
         outage.end()
         assert outage.settled(scope) == Amount(30, 30)
-        assert [(record["id"], record["revision"]) for record in outage.stream + outage.stored] == [
+        assert [(record.id, record.revision) for record in outage.stream + outage.stored] == [
             (operation, 1),
             (operation, 2),
         ]
@@ -262,14 +264,14 @@ class TestAway:
         outage.settle(scope, operation, 30)
         outage.limits.emit(scope.account_id, an_operation(), RECORD)
         outage.end()
-        assert outage.stream[0]["id"] == operation
+        assert outage.stream[0].id == operation
         assert len(outage.stream) == 2
 
     def test_it_emits_to_the_database(self, outage: Outage) -> None:
         outage.begin()
         outage.limits.settle(a_scope(), "x", admitted_at=outage.clock.now, used=Amount(), record=RECORD)
         assert outage.limits.emit(1, "op", RECORD)
-        assert outage.stored[-1] == {**RECORD, "id": "op", "revision": 2, "overrun": False}
+        assert outage.stored[-1] == replace(RECORD, id="op")
 
     def test_it_takes_leases_it_cannot_renew_to_be_held(self, outage: Outage) -> None:
         outage.begin()
@@ -316,7 +318,7 @@ class TestRealRedis:
     """A real Redis is killed, stopped in its tracks, and restarted empty. The mender's thread runs as in production."""
 
     @pytest.fixture
-    def stored(self) -> list[Record]:
+    def stored(self) -> list[UsageRecord]:
         return []
 
     @pytest.fixture
@@ -324,7 +326,7 @@ class TestRealRedis:
         return Database()
 
     @pytest.fixture
-    def limits(self, server: Redis, stored: list[Record], database: Database) -> FailoverBackend:
+    def limits(self, server: Redis, stored: list[UsageRecord], database: Database) -> FailoverBackend:
         wire = wire_for(redis_client(server.url))
         return FailoverBackend(RedisBackend(wire, seeder=database), probe=wire.ping, sink=stored.append)
 
@@ -332,7 +334,7 @@ class TestRealRedis:
         return limits.reserve(scope, operation, admitted_at=limits.now(), bound=a_bound(), draft=RECORD)
 
     def test_it_survives_a_crash_and_a_restart(
-        self, server: Redis, limits: FailoverBackend, stored: list[Record]
+        self, server: Redis, limits: FailoverBackend, stored: list[UsageRecord]
     ) -> None:
         scope, budget = a_scope(requests_per_minute=3), a_scope(monthly_tokens=1000)
         operation = an_operation()
@@ -343,7 +345,7 @@ class TestRealRedis:
         with pytest.raises(Unavailable):
             self.reserve(limits, budget, an_operation())
         limits.settle(budget, operation, admitted_at=limits.now(), used=Amount(30, 30), record=RECORD)
-        assert [record["id"] for record in stored] == [operation]
+        assert [record.id for record in stored] == [operation]
         server.restart()
         wait_until(lambda: not limits.is_degraded and not limits.pending, "the mender", timeout=5)
         used = limits.usage(budget)[0]
@@ -410,7 +412,7 @@ class TestRealRedis:
         limits.emit(scope.account_id, operation, RECORD)
         client: Any = redis.Redis.from_url(server.url)
         [(_, fields)] = client.xrange(records_stream(scope.shard))
-        assert decode_record(fields) == {**RECORD, "id": operation, "revision": 2, "overrun": False}
+        assert decode_record(fields) == replace(RECORD, id=operation)
 
 
 def test_it_uses_redis_time() -> None:

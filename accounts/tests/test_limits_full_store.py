@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ import pytest
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, Reserved, Subject, Unavailable
+from accounts.tests.limits_fixtures import DRAFT
 from core.redis.client import redis_client, wire_for
 from tests.stores import redis_server
 
 PLENTY = 10**9
 SCOPE = LimitSet(1, (Subject("key", "1", Limits(PLENTY, PLENTY, PLENTY, PLENTY, PLENTY)),))
 BOUND = Bound(prompt=Amount(40, 40))
-DRAFT = {"account_id": 1, "key_id": 1, "endpoint": "chat", "status": 200}
+RECORD = replace(DRAFT, status=200)
 
 
 @pytest.fixture
@@ -36,15 +38,15 @@ def test_it_refuses_new_calls_and_hands_the_records_of_open_ones_to_the_database
     written: list[Any] = []
     limits = FailoverBackend(primary, probe=wire.ping, sink=written.append)
     now = limits.now()
-    assert isinstance(limits.reserve(SCOPE, "a" * 32, admitted_at=now, bound=BOUND, draft=DRAFT), Reserved)
+    assert isinstance(limits.reserve(SCOPE, "a" * 32, admitted_at=now, bound=BOUND, draft=RECORD), Reserved)
     store.config_set("maxmemory", 1)
-    settled = limits.settle(SCOPE, "a" * 32, admitted_at=now, used=Amount(30, 5), record=DRAFT)
+    settled = limits.settle(SCOPE, "a" * 32, admitted_at=now, used=Amount(30, 5), record=RECORD)
     assert settled.charged == Amount(30, 5)
-    assert [(record["id"], record["status"]) for record in written] == [("a" * 32, 200)]
+    assert [(record.id, record.status) for record in written] == [("a" * 32, 200)]
     with pytest.raises(Unavailable):
-        limits.reserve(SCOPE, "b" * 32, admitted_at=now, bound=BOUND, draft=DRAFT)
+        limits.reserve(SCOPE, "b" * 32, admitted_at=now, bound=BOUND, draft=RECORD)
     store.config_set("maxmemory", 0)
-    assert isinstance(limits.reserve(SCOPE, "c" * 32, admitted_at=now, bound=BOUND, draft=DRAFT), Reserved)
+    assert isinstance(limits.reserve(SCOPE, "c" * 32, admitted_at=now, bound=BOUND, draft=RECORD), Reserved)
     limits.mend_once()
     (usage,) = limits.usage(SCOPE)
     assert (usage.settled, usage.reserved, usage.slots) == (Amount(30, 5), Amount(40, 40), 1)

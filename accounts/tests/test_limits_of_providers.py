@@ -31,7 +31,7 @@ from accounts.limits.types import (
     Reserved,
     Subject,
 )
-from accounts.tests.limits_fixtures import Clock, an_operation, shared_redis_url
+from accounts.tests.limits_fixtures import DRAFT, Clock, an_operation, shared_redis_url
 from core.redis.client import redis_client, wire_for
 
 _numbers = itertools.count(1)
@@ -84,7 +84,7 @@ class World:
 
 def enter(backend: LimitBackend, scope: LimitSet, tokens: int, operation: str = "") -> Held | Refusal:
     operation = operation or an_operation()
-    answer = backend.reserve(scope, operation, admitted_at=0, bound=Bound(Amount(tokens)), draft={})
+    answer = backend.reserve(scope, operation, admitted_at=0, bound=Bound(Amount(tokens)), draft=DRAFT)
     return Held(backend, scope, operation, tokens) if isinstance(answer, Reserved) else answer
 
 

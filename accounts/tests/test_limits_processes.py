@@ -9,7 +9,7 @@ import pytest
 
 from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, Bound, LimitBackend, Limits, LimitSet, Refusal, Subject
-from accounts.tests.limits_fixtures import Clock, Database, a_scope, an_operation, shared_redis_url
+from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_scope, an_operation, shared_redis_url
 from core.redis.client import redis_client, wire_for
 
 PROCESSES, THREADS, TRIES = 8, 8, 3  # 192 tries in each round
@@ -38,7 +38,7 @@ def try_once(backend: LimitBackend, scope: LimitSet, kind: str, admitted_at: int
         refusal = backend.admit(scope, an_operation()).refusal
         return None if refusal is None else refusal.reset_at
     bound = Bound(Amount(TOKENS_EACH, 1))
-    answer = backend.reserve(scope, an_operation(), admitted_at=admitted_at, bound=bound, draft={})
+    answer = backend.reserve(scope, an_operation(), admitted_at=admitted_at, bound=bound, draft=DRAFT)
     return answer.reset_at if isinstance(answer, Refusal) else None
 
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import redis
 
 from accounts.limits import tallies
-from accounts.limits.records import Record
+from accounts.limits.records import UsageRecord
 from accounts.limits.redis import prefix_of, records_stream
 from accounts.limits.types import REFUSALS_A_MINUTE, Amount, LimitSet, Reserved, Tally, Unavailable
 from accounts.tests.limits_fixtures import (
+    DRAFT,
     World,
     a_bound,
     a_scope,
@@ -21,7 +23,7 @@ from accounts.tests.limits_fixtures import (
 )
 from accounts.tests.test_limits_failover import Outage
 
-DRAFT = {"endpoint": "/chat", "status": 429, "label": "é"}
+REFUSED = replace(DRAFT, status=429)
 
 
 @pytest.fixture
@@ -39,29 +41,29 @@ def a_tally(scope: LimitSet, kind: str = "chat:429") -> Tally:
     return Tally(scope.subjects[0].name, kind)
 
 
-def refuse(world: World, scope: LimitSet, times: int, **draft: str) -> list[str]:
+def refuse(world: World, scope: LimitSet, times: int, **draft: Any) -> list[str]:
     """Refuse so many requests of a key, and give their operations."""
     operations = [an_operation() for _ in range(times)]
     tally = a_tally(scope, draft.get("kind", "chat:429"))
     for operation in operations:
-        assert world.backend.emit(scope.account_id, operation, {**DRAFT, **draft}, tally=tally)
+        assert world.backend.emit(scope.account_id, operation, replace(REFUSED, **draft), tally=tally)
     return operations
 
 
-def newest(records: Iterable[Record]) -> list[Record]:
+def newest(records: Iterable[UsageRecord]) -> list[UsageRecord]:
     """Keep of each id the highest revision, as the database does."""
-    rows: dict[str, Record] = {}
+    rows: dict[str, UsageRecord] = {}
     for record in records:
-        if record["id"] not in rows or rows[record["id"]]["revision"] < record["revision"]:
-            rows[record["id"]] = record
+        if record.id not in rows or rows[record.id].revision < record.revision:
+            rows[record.id] = record
     return list(rows.values())
 
 
-def total(records: Iterable[Record]) -> int:
-    return sum(record.get("count", 1) for record in newest(records))
+def total(records: Iterable[UsageRecord]) -> int:
+    return sum(record.count for record in newest(records))
 
 
-def settled_down(world: World, scope: LimitSet) -> list[Record]:
+def settled_down(world: World, scope: LimitSet) -> list[UsageRecord]:
     """Give all records after the counts had time to come out."""
     world.clock.step(2)
     world.backend.reap(scope.shard)
@@ -72,7 +74,7 @@ class TestBackends:
     def test_it_records_refusals_one_by_one_up_to_the_rate(self, world: World) -> None:
         scope = a_scope()
         operations = refuse(world, scope, REFUSALS_A_MINUTE)
-        assert [record["id"] for record in world.drain()] == operations
+        assert [record.id for record in world.drain()] == operations
         assert settled_down(world, scope) == []
 
     def test_it_counts_what_is_beyond_the_rate_in_one_record(self, world: World) -> None:
@@ -81,9 +83,9 @@ class TestBackends:
         world.drain()
         first, *_ = refuse(world, scope, 40)
         [row] = newest(settled_down(world, scope))
-        assert {name: row[name] for name in DRAFT} == DRAFT
-        assert (row["id"], row["count"], row["overrun"]) == (first, 40, False)
-        assert row["revision"] >= 2
+        assert (row.label, row.status, row.endpoint) == (DRAFT.label, 429, DRAFT.endpoint)
+        assert (row.id, row.count, row.is_overrun) == (first, 40, False)
+        assert row.revision >= 2
 
     def test_it_lets_a_count_grow_by_revisions(self, world: World) -> None:
         scope = a_scope()
@@ -91,7 +93,7 @@ class TestBackends:
         records = settled_down(world, scope)
         refuse(world, scope, 7)
         later = settled_down(world, scope)
-        assert {record["id"] for record in later} == {records[-1]["id"]}
+        assert {record.id for record in later} == {records[-1].id}
         assert total(records + later) == REFUSALS_A_MINUTE + 12
 
     def test_it_counts_kinds_and_keys_and_minutes_apart(self, world: World) -> None:
@@ -102,7 +104,7 @@ class TestBackends:
         refuse(world, scope, 4, kind="chat:400")
         refuse(world, other, 5)
         records = settled_down(world, scope)
-        assert sorted(record.get("count", 1) for record in newest(records)) == [1] * 5 + [3, 4]
+        assert sorted(record.count for record in newest(records)) == [1] * 5 + [3, 4]
         world.clock.step(60)
         refuse(world, scope, REFUSALS_A_MINUTE + 2)
         assert total(settled_down(world, scope)) == REFUSALS_A_MINUTE + 2
@@ -111,7 +113,7 @@ class TestBackends:
         scope = a_scope()
         single, counted = refuse(world, scope, REFUSALS_A_MINUTE + 1)[-2:]
         for operation in (single, counted):
-            assert not world.backend.emit(scope.account_id, operation, DRAFT, tally=a_tally(scope))
+            assert not world.backend.emit(scope.account_id, operation, REFUSED, tally=a_tally(scope))
         assert total(settled_down(world, scope)) == REFUSALS_A_MINUTE + 1
 
     def test_it_loses_none_of_many_at_once(self, world: World) -> None:
@@ -124,14 +126,12 @@ class TestBackends:
         scope, operation = a_scope(), an_operation()
         refuse(world, scope, REFUSALS_A_MINUTE)
         world.drain()
-        granted = world.backend.reserve(
-            scope, operation, admitted_at=world.clock.now, bound=a_bound(), draft={**DRAFT, "status": 500}
-        )
+        granted = world.backend.reserve(scope, operation, admitted_at=world.clock.now, bound=a_bound(), draft=DRAFT)
         assert isinstance(granted, Reserved)
-        assert world.backend.emit(scope.account_id, operation, DRAFT, tally=a_tally(scope))
+        assert world.backend.emit(scope.account_id, operation, REFUSED, tally=a_tally(scope))
         used = world.backend.usage(scope)[0]
         assert (used.slots, used.reserved, used.settled) == (0, Amount(), Amount())
-        assert [record["id"] for record in world.drain()] == [operation]
+        assert [record.id for record in world.drain()] == [operation]
 
 
 class TestRedis:
@@ -156,7 +156,7 @@ class TestRedis:
         client: Any = redis.Redis.from_url(shared_redis_url())
         (refused,) = refuse(world, scope, 1)
         hit = an_operation()
-        world.backend.emit(scope.account_id, hit, DRAFT)
+        world.backend.emit(scope.account_id, hit, REFUSED)
         assert 0 < client.ttl(f"{prefix_of(scope.shard)}o:{refused}") <= 10
         assert 10 < client.ttl(f"{prefix_of(scope.shard)}o:{hit}") <= 60
 
@@ -164,7 +164,7 @@ class TestRedis:
 class TestFailover:
     def refuse(self, outage: Outage, times: int) -> None:
         for _ in range(times):
-            assert outage.limits.emit(1, an_operation(), DRAFT, tally=Tally(outage.owner, "chat:429"))
+            assert outage.limits.emit(1, an_operation(), REFUSED, tally=Tally(outage.owner, "chat:429"))
 
     def test_it_counts_in_the_process_while_redis_is_away(self, outage: Outage) -> None:
         outage.begin()
@@ -199,8 +199,8 @@ class TestFailover:
         outage.begin()
         outage.limits.admit(a_scope(), an_operation())
         self.refuse(outage, REFUSALS_A_MINUTE + 25)
-        assert [row["count"] for row in newest(outage.stored) if "count" in row] == [10, 10, 5]
-        assert max(record["revision"] for record in outage.stored) <= 11
+        assert [row.count for row in newest(outage.stored) if row.count > 1] == [10, 10, 5]
+        assert max(record.revision for record in outage.stored) <= 11
 
     def test_it_keeps_refusals_while_the_database_is_away_too(self, outage: Outage) -> None:
         outage.begin()

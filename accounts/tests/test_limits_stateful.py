@@ -24,6 +24,7 @@ from accounts.limits.types import (
     Subject,
 )
 from accounts.tests.limits_fixtures import (
+    DRAFT,
     MIDMONTH,
     NOVEMBER,
     Clock,
@@ -218,7 +219,7 @@ class LimitsMachine(RuleBasedStateMachine):
         self.model.reap()
         if again or call.charged is not None:
             before = self.model.ledger(call.scope.subjects[0], month_of(call.admitted_at))
-            self.ask("reserve", call.scope, operation, admitted_at=call.admitted_at, bound=a_bound(), draft={})
+            self.ask("reserve", call.scope, operation, admitted_at=call.admitted_at, bound=a_bound(), draft=DRAFT)
             assert self.model.ledger(call.scope.subjects[0], month_of(call.admitted_at)) == before
         else:
             bound = a_bound(0, output)
@@ -230,7 +231,7 @@ class LimitsMachine(RuleBasedStateMachine):
         outputs = range(bound.output_tokens, bound.least_output - 1, -bound.step)
         best = next((o for o in outputs if self.model.fits(scope, bound.at(o), month, slot)), None)
         answer = self.ask(
-            "reserve", scope, operation, admitted_at=admitted_at, bound=bound, draft={"d": 1}, attempt=attempt
+            "reserve", scope, operation, admitted_at=admitted_at, bound=bound, draft=DRAFT, attempt=attempt
         )
         assert (answer.output_tokens if isinstance(answer, Reserved) else None) == best
         if isinstance(answer, Reserved):
@@ -305,7 +306,7 @@ class LimitsMachine(RuleBasedStateMachine):
                 if not self.overran and subject.limits.monthly_tokens is not None:
                     assert used.settled.tokens + used.reserved.tokens <= subject.limits.monthly_tokens
         emitted = self.world.drain()
-        assert sorted((record["id"], record["revision"]) for record in emitted) == sorted(self.model.records)
+        assert sorted((record.id, record.revision) for record in emitted) == sorted(self.model.records)
         self.model.records.clear()
 
 

@@ -13,6 +13,7 @@ from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, LimitBackend, Limits, LimitSet, Reserved, Subject, Unavailable
 from accounts.tests.limits_fixtures import (
+    DRAFT,
     Database,
     a_bound,
     a_scope,
@@ -37,7 +38,7 @@ def use(backend: LimitBackend, scope: LimitSet, tokens: int) -> None:
     for is_settled in (True, False):
         operation = an_operation()
         at = backend.admit(scope, operation).at
-        assert isinstance(backend.reserve(scope, operation, admitted_at=at, bound=a_bound(), draft={}), Reserved)
+        assert isinstance(backend.reserve(scope, operation, admitted_at=at, bound=a_bound(), draft=DRAFT), Reserved)
         if is_settled:
             backend.settle(scope, operation, admitted_at=at, used=Amount(tokens, 1), record=None)
 

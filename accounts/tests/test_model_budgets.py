@@ -26,7 +26,7 @@ from accounts.limits.types import Amount, Bound, LimitName, LimitSet, Refusal, R
 from accounts.models import Account, ApiKey, AuditEntry, ModelBudget
 from accounts.services import BudgetFor
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_key
-from accounts.tests.limits_fixtures import an_operation
+from accounts.tests.limits_fixtures import DRAFT, an_operation
 from core.errors import BudgetExhausted
 
 pytestmark = pytest.mark.django_db
@@ -57,7 +57,7 @@ def call(key: ApiKey, tokens: int, model: str = "gpt", *, settles: bool = True) 
     """Reserve for a call of a model, at 1,000 nano-dollars a token, and settle it."""
     limits, scope, operation = get_limits(), identity_of(key).limits_for(model), an_operation()
     bound, at = Bound(Amount(tokens, tokens * 1_000)), limits.now()
-    answer = limits.reserve(scope, operation, admitted_at=at, bound=bound, draft={})
+    answer = limits.reserve(scope, operation, admitted_at=at, bound=bound, draft=DRAFT)
     if isinstance(answer, Reserved) and settles:
         limits.settle(scope, operation, admitted_at=at, used=bound.prompt, record=None)
     return answer

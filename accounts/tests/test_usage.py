@@ -18,7 +18,7 @@ from accounts.key_cache import build_authenticated_key
 from accounts.limits import _process, get_limits
 from accounts.limits.types import Amount, Bound, Reserved, Subject, Unavailable
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key
-from accounts.tests.limits_fixtures import an_operation
+from accounts.tests.limits_fixtures import DRAFT, an_operation
 
 pytestmark = pytest.mark.django_db
 
@@ -39,7 +39,7 @@ def spend(issued: IssuedKey, tokens: int, *, stays_open: bool = False) -> None:
     scope, limits, operation = build_authenticated_key(issued.key, timezone.now()).limits, get_limits(), an_operation()
     at = limits.admit(scope, operation).at
     bound = Bound(Amount(tokens, tokens * 1_000))
-    assert isinstance(limits.reserve(scope, operation, admitted_at=at, bound=bound, draft={}), Reserved)
+    assert isinstance(limits.reserve(scope, operation, admitted_at=at, bound=bound, draft=DRAFT), Reserved)
     if not stays_open:
         limits.settle(scope, operation, admitted_at=at, used=bound.prompt, record=None)
 

@@ -16,7 +16,7 @@ from accounts.limits import get_limits, reset_limits
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.types import SECOND, Amount, Bound, Reserved
 from accounts.tests.factories import make_key
-from accounts.tests.limits_fixtures import an_operation
+from accounts.tests.limits_fixtures import DRAFT, an_operation
 from inference.tests.fixtures import Api
 
 pytestmark = pytest.mark.django_db
@@ -65,7 +65,7 @@ def test_it_frees_what_a_dead_call_holds_after_limits_lease_seconds(api: Api, se
     scope = build_authenticated_key(api.key.key, datetime.now(UTC)).limits
     at = limits.now()
     bound = Bound(Amount(5, 5))
-    granted = limits.reserve(scope, an_operation(), admitted_at=at, bound=bound, draft={})
+    granted = limits.reserve(scope, an_operation(), admitted_at=at, bound=bound, draft=DRAFT)
     assert isinstance(granted, Reserved)
     assert 6 * SECOND < granted.lease_until - at < 8 * SECOND
 

@@ -90,7 +90,7 @@ def test_it_keeps_a_providers_words_out_of_the_chain_of_what_failed_after_it(
     api: Api, upstream: FakeUpstream, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upstream.set(faults={"http_400": 1})
-    monkeypatch.setattr("inference.accounting.Bill.settle", lambda self, **fields: 1 / 0)
+    monkeypatch.setattr("inference.call.Call.settle", lambda self, **fields: 1 / 0)
     assert api.chat().status_code == 500
     text = json.dumps(line_of(log_lines, "unhandled_exception"))
     assert "ErrorAnswer" in text

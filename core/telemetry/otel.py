@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
 
 from django.conf import settings
 from opentelemetry.context import Context
@@ -17,18 +16,6 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from core.telemetry.trace import Trace
-
-#: Span attributes by record field, with OpenTelemetry's semantic names where they exist.
-RECORDED = {
-    "endpoint": "aiapi.endpoint",
-    "model": "gen_ai.request.model",
-    "deployment": "aiapi.deployment",
-    "cache": "aiapi.cache",
-    "error_code": "error.type",
-    "attempts": "aiapi.attempts",
-    "input_tokens": "gen_ai.usage.input_tokens",
-    "output_tokens": "gen_ai.usage.output_tokens",
-}
 
 _w3c = TraceContextTextMapPropagator()
 
@@ -94,10 +81,10 @@ class RequestSpans:
 
         return finish
 
-    def describe(self, record: Mapping[str, Any]) -> None:
-        """Add the record's fields to the request's span, unless it has ended."""
+    def describe(self, attributes: Mapping[str, str | int]) -> None:
+        """Add attributes to the request's span, unless it has ended."""
         if self._span.is_recording():
-            self._span.set_attributes({name: record[key] for key, name in RECORDED.items() if record.get(key)})
+            self._span.set_attributes(attributes)
 
     def answer(self, route: str, status: int) -> None:
         """Set the route and the response status."""

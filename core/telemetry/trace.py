@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from django.conf import settings
 
@@ -45,8 +45,8 @@ class Spans(Protocol):
     def attempt(self, provider: str, deployment: str) -> Callable[[str], None]:
         """Begin the span of a call to a provider, and return the function that ends it with its outcome."""
 
-    def describe(self, record: Mapping[str, Any]) -> None:
-        """Add the fields of the request's record to its span."""
+    def describe(self, attributes: Mapping[str, str | int]) -> None:
+        """Add attributes to the request's span."""
 
     def answer(self, route: str, status: int) -> None:
         """Set the route and the response status."""
@@ -66,7 +66,6 @@ class Trace:
     label: str
     started: float = field(default_factory=time.perf_counter)
     stages: dict[str, float] = field(default_factory=dict)
-    is_recorded: bool = False
     passed_on: Mapping[str, str] = field(default_factory=dict)
     spans: Spans | None = None
 

@@ -1,4 +1,4 @@
-"""The base of the model endpoints: request rates, usage records, response headers, streams and the events of /chat.
+"""The base of the model endpoints: request rates, usage records, response headers and streams.
 
 DRF's SimpleRateThrottle reads, counts and writes in three steps, and admits more than its limit under load. The
 throttle here is a single atomic call to accounts.limits.
@@ -6,7 +6,7 @@ throttle here is a single atomic call to accounts.limits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -24,19 +24,16 @@ from accounts.idempotency import Claim
 from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
 from accounts.limits.types import Unavailable
-from core.errors import ApiError, ContentFiltered, DependencyUnavailable, UpstreamFailed
+from core.errors import ApiError, DependencyUnavailable
 from core.money import dollars
 from core.telemetry.trace import Trace
-from inference.accounting import Bill
 from inference.api.parsing import is_chunked
-from inference.calls import Answer, Caller, ModelCall
+from inference.call import Call
 from inference.client_socket import ClientSocket
 from inference.disconnects import CLIENT_LEFT, ClientLeft
-from inference.pipeline import Progress
-from inference.protocols.base import GIVEN_UP, Body, Payload, choices_in, written_json
-from inference.protocols.chat import chat_surface
-from inference.protocols.events import ChunkReader, EventReader
-from inference.streaming import StreamedCall
+from inference.protocols.base import Body, Payload, WireProtocol
+from inference.protocols.events import EventReader
+from inference.streaming import Stream
 
 log = structlog.get_logger(__name__)
 
@@ -44,18 +41,17 @@ log = structlog.get_logger(__name__)
 class RequestRateThrottle(BaseThrottle):
     """Admits a POST of a known key within the requests a minute of its key and account; other methods don't count."""
 
-    def allow_request(self, request: Request, view: Any) -> bool:
-        """Count the request once; raises RateLimited with the seconds until the next request is admitted."""
+    def allow_request(self, request: Request, view: ModelEndpoint) -> bool:  # type: ignore[override]  # no other view
+        """Count the request once, and begin its call; raises RateLimited with the seconds until the next request."""
         if request.method != "POST":
             return True
-        django_request = request._request
-        trace = django_request.trace  # type: ignore[attr-defined]
+        trace: Trace = request._request.trace  # type: ignore[attr-defined]
         with trace.stage("limits"):
             try:
-                admission = get_limits().admit(django_request.identity.limits, trace.id.hex)  # type: ignore[attr-defined]
+                admission = get_limits().admit(view.identity.limits, trace.id.hex)
             except Unavailable as error:
                 raise DependencyUnavailable(retry_after=error.retry_after) from error
-        django_request.admission = admission  # type: ignore[attr-defined]
+        view.call = Call(identity=view.identity, trace=trace, admission=admission, endpoint=view.endpoint)
         if admission.refusal is not None:
             raise refusal_error(admission.refusal)
         return True
@@ -67,89 +63,6 @@ EVENT_STREAM = "text/event-stream"
 def accepts_events(request: Request) -> bool:
     """Return whether a request accepts a stream of events; the case of the media type does not matter."""
     return EVENT_STREAM in str(request.META.get("HTTP_ACCEPT", "")).lower()
-
-
-def event_response(stream: StreamedCall, headers: Mapping[str, str]) -> StreamingHttpResponse:
-    """Build the response of an opened stream, with a header that stops proxies from buffering it."""
-    response = StreamingHttpResponse(stream, content_type=EVENT_STREAM, headers=dict(headers))
-    response["X-Accel-Buffering"] = "no"
-    return response
-
-
-def server_sent(event: str, data: Mapping[str, Any]) -> bytes:
-    """Return a named server-sent event as bytes."""
-    return b"event: " + event.encode() + b"\ndata: " + written_json(data) + b"\n\n"
-
-
-class DeltaReader(ChunkReader):
-    """Turns a provider's chunks into the events of /chat: `delta` with `{text}`, then `done` with the whole answer."""
-
-    def __init__(self, caller: Caller, payload: Payload, *, model: str, is_cached: bool) -> None:
-        super().__init__(forwards_usage=False)
-        self._caller = caller
-        self._payload = payload
-        self._model = model
-        self._is_cached = is_cached
-        self._said: list[str] = []
-        self._reason: Any = None
-        self._written = b""
-
-    def look(self, event: Body) -> bool:
-        """Take the usage and the text."""
-        super().look(event)
-        choice = next(iter(choices_in(event)), {})
-        self._reason = choice.get("finish_reason") or self._reason  # checked at the end, when the usage is known
-        delta = choice.get("delta")
-        text = delta.get("content") if isinstance(delta, dict) else None
-        if isinstance(text, str) and text:
-            self._said.append(text)
-            self._written = server_sent("delta", {"text": text})
-        return False
-
-    def take_done(self) -> bool:
-        """Write the event `done`."""
-        super().take_done()
-        self._written = server_sent("done", self._answer())
-        return False
-
-    def _is_signed(self, events: bytes) -> bool:
-        return True
-
-    def _relay(self, event: bytes) -> bytes:
-        self._written = b""
-        self._passes(event)
-        return self._written
-
-    def _answer(self) -> Body:
-        """Build the body of a non-streamed answer.
-
-        Raises ContentFiltered or UpstreamFailed if the provider filtered or aborted the answer, which is then
-        incomplete, and UpstreamFailed if it is empty.
-        """
-        if self._reason == "content_filter":
-            raise ContentFiltered
-        if self._reason in GIVEN_UP:
-            raise UpstreamFailed
-        response = "".join(self._said)
-        if not response.strip():
-            raise UpstreamFailed
-        usage, _ = self.billed_usage(partial(chat_surface.estimate, self._payload, model=self._model))
-        return {
-            "response": response,
-            "tokens_used": usage.input_tokens + usage.output_tokens,
-            "cached": self._is_cached,
-            "request_id": self._caller.trace.label,
-        }
-
-
-def chat_error_event(caller: Caller) -> Callable[[ApiError, EventReader], bytes]:
-    """Return a function that writes an error as an event of /chat."""
-
-    def write(error: ApiError, reader: EventReader) -> bytes:
-        body = {"detail": error.detail, "code": error.error_code, "request_id": caller.trace.label}
-        return server_sent("error", body)
-
-    return write
 
 
 class StreamOrJSON(DefaultContentNegotiation):
@@ -175,8 +88,9 @@ class ModelEndpoint(KeyView):
     throttle_classes = [RequestRateThrottle]
     content_negotiation_class = StreamOrJSON
     endpoint: str
+    #: The request's call, once it is counted.
+    call: Call | None = None
     claim: Claim | None = None
-    _caller: Caller | None = None
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
         """Pass a chunked body to the parser: DRF treats a body without a length as empty."""
@@ -188,9 +102,11 @@ class ModelEndpoint(KeyView):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Claim the request's Idempotency-Key, if it has one, before any work."""
         super().initial(request, *args, **kwargs)
-        if request.method == "POST":
-            claim = Claim.of(request, request._request.identity, form=self.answer_form(request))  # type: ignore[attr-defined]
-            if claim is not None:
+        if self.call is not None:
+            claim = Claim.of(request, self.identity, form=self.answer_form(request))
+            if claim is None:
+                self.call.client = partial(ClientSocket, request._request)
+            else:
                 claim.take()
             self.claim = claim
 
@@ -198,96 +114,108 @@ class ModelEndpoint(KeyView):
         """Return the form of answer that the request's headers choose; empty if the endpoint has only one."""
         return ""
 
-    def caller(self, request: Request) -> Caller:
-        """Return the request's caller, always the same object."""
-        if self._caller is None:
-            plain = request._request
-            client = partial(ClientSocket, plain) if self.claim is None else None
-            self._caller = Caller(plain.identity, plain.trace, plain.admission, client=client)  # type: ignore[attr-defined]
-        return self._caller
+    def ask(
+        self,
+        request: Request,
+        protocol: WireProtocol,
+        model: str | None,
+        payload: Payload,
+        *,
+        read: Callable[[Body], Any],
+        shares_answer: bool = True,
+        is_stream: bool = False,
+    ) -> Call:
+        """Add what is asked to the request's call, and return it; see Call.ask.
+
+        Of Cache-Control, `no-cache` doesn't read the cache, `no-store` neither reads nor writes it.
+        """
+        assert self.call is not None  # noqa: S101  (the throttle begins it)
+        directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
+        return self.call.ask(
+            protocol,
+            model,
+            payload,
+            read=read,
+            shares_answer=shares_answer,
+            is_stream=is_stream,
+            reads_cache=directives.isdisjoint(("no-cache", "no-store")),
+            writes_cache="no-store" not in directives,
+        )
 
     def handle_exception(self, exc: Exception) -> Response:
         """Return an empty response if the client has disconnected; the call is already recorded."""
         return Response(status=CLIENT_LEFT) if isinstance(exc, ClientLeft) else super().handle_exception(exc)
 
-    def respond(self, answer: Answer, body: dict[str, Any]) -> Response:
-        """Build the response, with headers for its origin and its cost."""
+    def respond(self, call: Call, body: dict[str, Any]) -> Response:
+        """Build the response to an answered call, with headers for its origin and its cost."""
         if self.claim is not None:
-            self.claim.cost = answer.cost or 0
-        headers = _answer_headers(answer.cache, answer.model, is_fallback=answer.is_fallback)
-        if answer.cost is not None:
-            headers["X-Cost-USD"] = dollars(answer.cost)
-        return Response(body, headers=headers)
+            self.claim.cost = call.cost or 0
+        return Response(body, headers=answer_headers(call))
 
     def respond_as_stream(
         self,
         request: Request,
-        call: ModelCall,
+        call: Call,
         *,
         make_reader: Callable[[bool], EventReader],
         error_event: Callable[[ApiError, EventReader], bytes],
     ) -> StreamingHttpResponse:
         """Open a stream and build its response. The cost of the call is known and recorded only at its end."""
         client = ClientSocket(request._request)
-        caller = self.caller(request)
-        keep = partial(_keep_stream, self.claim) if self.claim is not None else None
-        stream = StreamedCall(call, caller, make_reader=make_reader, error_event=error_event, client=client, keep=keep)
-        progress = stream.open()
-        return event_response(stream, _stream_headers(progress))
+        keep = partial(_keep_stream, self.claim, call) if self.claim is not None else None
+        stream = Stream(call, make_reader=make_reader, error_event=error_event, client=client, keep=keep)
+        stream.open()
+        # The last header stops proxies from buffering the stream.
+        headers = {**answer_headers(call), "X-Accel-Buffering": "no"}
+        return StreamingHttpResponse(stream, content_type=EVENT_STREAM, headers=headers)
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         """Record the request if the pipeline did not, finish its claim, and add the rate and Server-Timing headers."""
-        if self._caller is not None and self._caller.token_windows:
-            left = self._caller.admission.with_tokens(self._caller.token_windows)
-            request._request.admission = left  # type: ignore[attr-defined]
+        call, claim = self.call, self.claim
+        if call is not None:
+            self.admission = call.admission
         response = super().finalize_response(request, response, *args, **kwargs)
-        trace: Trace = request._request.trace  # type: ignore[attr-defined]
-        if getattr(request._request, "admission", None) is not None and not (trace.is_recorded or response.streaming):
-            self._record_rest(request, response)
-        if self.claim is not None and not response.streaming:
-            claim = self.claim
+        if call is not None and not (call.is_recorded or response.streaming):
+            self._record(call, response.status_code)
+        if claim is not None and not response.streaming:
             response.add_post_render_callback(lambda rendered: claim.finish(rendered, rendered.content))
             # If the response is never rendered (an error, a shutdown), nothing else would release the claim.
             response._resource_closers.append(claim.release)  # type: ignore[attr-defined]  # Django's own
-        if trace.stages:
-            response["Server-Timing"] = ", ".join(f"{name};dur={spent:.2f}" for name, spent in trace.stages.items())
+        if call is not None and call.trace.stages:
+            spent = (f"{name};dur={milliseconds:.2f}" for name, milliseconds in call.trace.stages.items())
+            response["Server-Timing"] = ", ".join(spent)
         return response
 
-    def _record_rest(self, request: Request, response: Response) -> None:
+    def _record(self, call: Call, status: int) -> None:
         """Record a request that failed before the pipeline, or was a replay under its Idempotency-Key."""
-        error: ApiError | None = getattr(request._request, "api_error", None)
-        bill = Bill(self.caller(request), self.endpoint)
         if self.replayed is not None:
-            model = self.replayed.headers.get("X-Model", "")
-            bill.record.update(cache="replay", model=model, saved_cost=self.replayed.cost)
+            record = call.record
+            record.cache, record.model = "replay", self.replayed.headers.get("X-Model", "")
+            record.saved_cost = self.replayed.cost
         try:
-            bill.emit(status=response.status_code, error_code=error.error_code if error else "")
+            call.emit(status=status, error_code=self.error.error_code if self.error is not None else "")
         except DatabaseError as failure:  # the response is complete and is sent regardless
-            log.error("record_not_written", status=response.status_code, cause=type(failure).__name__)
+            log.error("record_not_written", status=status, cause=type(failure).__name__)
 
 
-def _keep_stream(claim: Claim, body: bytes | None, progress: Progress) -> None:
+def _keep_stream(claim: Claim, call: Call, body: bytes | None) -> None:
     """Store a stream's body and cost for a retry under its Idempotency-Key."""
-    claim.cost = progress.bill.cost or 0
-    claim.finish(HttpResponse(headers={"Content-Type": EVENT_STREAM, **_stream_headers(progress)}), body)
+    claim.cost = call.cost or 0
+    claim.finish(HttpResponse(headers={"Content-Type": EVENT_STREAM, **answer_headers(call)}), body)
 
 
-def cache_directives(request: Request) -> dict[str, bool]:
-    """Parse the request's Cache-Control: `no-cache` doesn't read the cache, `no-store` neither reads nor writes it."""
-    directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
-    no_store = "no-store" in directives
-    return {"reads_cache": not no_store and "no-cache" not in directives, "writes_cache": not no_store}
+def answer_headers(call: Call) -> dict[str, str]:
+    """Return the headers about the origin and the cost of an answer.
 
-
-def _stream_headers(progress: Progress) -> dict[str, str]:
-    """Return the headers known when a stream begins: a follower counts as coalesced, though its leader may fail."""
-    outcome = progress.bill.record["cache"]
-    costs_nothing = outcome in ("hit", "coalesced")
-    if progress.wait is not None and progress.wait.follows:
+    When a stream begins, its cost is unknown unless it is 0; a follower counts as coalesced, though its leader may
+    fail.
+    """
+    outcome, cost = call.record.cache, None if call.is_stream and not call.is_cached else call.cost
+    if call.is_stream and call.wait is not None and call.wait.follows:
         outcome = "coalesced"
-    headers = _answer_headers(outcome, progress.model.public_name, is_fallback=progress.is_fallback)
-    return {**headers, "X-Cost-USD": dollars(0)} if costs_nothing else headers
-
-
-def _answer_headers(outcome: str, model: str, *, is_fallback: bool) -> dict[str, str]:
-    return {"X-Cache": outcome.upper(), "X-Model": model, "X-Fallback": "true" if is_fallback else "false"}
+    headers = {
+        "X-Cache": outcome.upper(),
+        "X-Model": call.model.public_name,
+        "X-Fallback": "true" if call.is_fallback else "false",
+    }
+    return headers if cost is None else {**headers, "X-Cost-USD": dollars(cost)}

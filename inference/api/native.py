@@ -14,18 +14,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from inference import prompts
-from inference.api.base import (
-    EVENT_STREAM,
-    DeltaReader,
-    ModelEndpoint,
-    accepts_events,
-    cache_directives,
-    chat_error_event,
-)
+from inference.api.base import EVENT_STREAM, ModelEndpoint, accepts_events
+from inference.api.deltas import DeltaReader, delta_error
 from inference.api.schema import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
-from inference.calls import ModelCall
+from inference.call import Call
 from inference.catalog import catalog
-from inference.pipeline import answer_call
+from inference.pipeline import answer
 from inference.prompts import SENTENCES
 from inference.protocols.chat import answer_text, chat_surface
 from inference.upstream import local_model
@@ -193,41 +187,33 @@ class ChatView(ModelEndpoint):
         is_small = "temperature" not in request.data and _is_local(asked.get("model"))
         temperature = local_model.TEMPERATURE if is_small else asked["temperature"]
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": temperature}
-        call = ModelCall(
-            endpoint=self.endpoint,
-            protocol=chat_surface,
-            model=asked.get("model"),
-            payload=payload,
-            read=answer_text,
-            is_stream=is_stream,
-            **cache_directives(request),
-        )
-        return self._stream(request, call) if is_stream else self._answer(request, call)
+        call = self.ask(request, chat_surface, asked.get("model"), payload, read=answer_text, is_stream=is_stream)
+        return self._stream(request, call) if is_stream else self._answer(call)
 
     def answer_form(self, request: Request) -> str:
         """Return the media type of events if Accept asks for a stream; empty otherwise."""
         return EVENT_STREAM if accepts_events(request) else ""
 
-    def _answer(self, request: Request, call: ModelCall) -> Response:
-        caller = self.caller(request)
-        answer = answer_call(call, caller)
+    def _answer(self, call: Call) -> Response:
+        text = answer(call)
         return self.respond(
-            answer,
+            call,
             {
-                "response": answer.content,
-                "tokens_used": answer.tokens,
-                "cached": answer.is_cached,
-                "request_id": caller.trace.label,
+                "response": text,
+                "tokens_used": call.answer_usage.input_tokens + call.answer_usage.output_tokens,
+                "cached": call.is_cached,
+                "request_id": call.trace.label,
             },
         )
 
-    def _stream(self, request: Request, call: ModelCall) -> HttpResponseBase:
-        caller = self.caller(request)
-
-        def make_reader(is_cached: bool) -> DeltaReader:
-            return DeltaReader(caller, call.payload, model=call.model or "", is_cached=is_cached)
-
-        return self.respond_as_stream(request, call, make_reader=make_reader, error_event=chat_error_event(caller))
+    def _stream(self, request: Request, call: Call) -> HttpResponseBase:
+        model, label = call.model_name or "", call.trace.label
+        return self.respond_as_stream(
+            request,
+            call,
+            make_reader=lambda is_cached: DeltaReader(call.payload, model=model, label=label, is_cached=is_cached),
+            error_event=lambda error, _: delta_error(error, label=label),
+        )
 
 
 class SummarizeView(ModelEndpoint):
@@ -248,36 +234,22 @@ class SummarizeView(ModelEndpoint):
     def post(self, request: Request) -> Response:
         """Summarize a text in a number of sentences."""
         asked = SummarizeRequest.validated(request.data)
-        caller = self.caller(request)
-        answer = answer_call(self._call(asked, request), caller)
-        summary = answer.content.strip()
-        return self.respond(
-            answer,
-            {
-                "summary": summary,
-                "original_length": len(asked["text"]),
-                "summary_length": len(summary),
-                "cached": answer.is_cached,
-                "request_id": caller.trace.label,
-            },
-        )
-
-    def _call(self, asked: dict[str, Any], request: Request) -> ModelCall:
-        text, length = asked["text"], asked["length"]
+        text, length, model = asked["text"], asked["length"], asked.get("model")
         payload = {
             "messages": prompts.summary_messages(text, length),
             "temperature": prompts.SUMMARY_TEMPERATURE,
+            **(local_model.summary_options(text, length) if _is_local(model) else {}),
         }
-        if _is_local(asked.get("model")):
-            payload |= local_model.summary_options(text, length)
-        return ModelCall(
-            endpoint=self.endpoint,
-            protocol=chat_surface,
-            model=asked.get("model"),
-            payload=payload,
-            read=answer_text,
-            **cache_directives(request),
-        )
+        call = self.ask(request, chat_surface, model, payload, read=answer_text)
+        summary = answer(call).strip()
+        body = {
+            "summary": summary,
+            "original_length": len(text),
+            "summary_length": len(summary),
+            "cached": call.is_cached,
+            "request_id": call.trace.label,
+        }
+        return self.respond(call, body)
 
 
 def _is_local(name: str | None) -> bool:

@@ -1,11 +1,8 @@
-"""The OpenAI-compatible endpoints under /v1, and the events that report an error within one of their streams."""
+"""The OpenAI-compatible endpoints under /v1."""
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,9 +15,9 @@ from accounts.api.base import KeyView
 from accounts.key_cache import AuthenticatedKey
 from accounts.limit_usage import openai_rate_headers
 from accounts.limits.types import Admission
-from core.errors import ApiError, ModelNotFound, NotFound, UpstreamFailed
+from core.errors import ModelNotFound, NotFound, UpstreamFailed
 from inference.api import validation
-from inference.api.base import ModelEndpoint, cache_directives, server_sent
+from inference.api.base import ModelEndpoint
 from inference.api.errors import openai_error_body
 from inference.api.schema import (
     ChatCompletion,
@@ -36,14 +33,12 @@ from inference.api.schema import (
     model_answer,
 )
 from inference.api.validation import Check, check_payload
-from inference.calls import ModelCall
 from inference.catalog import CatalogModel, catalog
-from inference.pipeline import answer_call
-from inference.protocols.base import Body, UnfitAnswer, WireProtocol, is_count
+from inference.pipeline import answer
+from inference.protocols.base import Body, UnfitAnswer, WireProtocol
 from inference.protocols.chat import chat_surface, refuse_unbounded
 from inference.protocols.completions import completion_surface, embedding_surface
 from inference.protocols.content import refuse_items
-from inference.protocols.events import EventReader
 from inference.protocols.responses import response_surface
 
 #: Header that overrides the tier on whether an answer at any temperature may be cached and shared.
@@ -58,28 +53,23 @@ class OpenAIEndpoint(ModelEndpoint):
     checks: Mapping[str, Check]
     required: tuple[str, ...]
 
-    def answer(self, request: Request) -> HttpResponseBase:
+    def respond_to(self, request: Request) -> HttpResponseBase:
         """Check the payload and answer it, as a stream if it asks for one."""
-        payload = dict(request.data)
+        payload, protocol = dict(request.data), self.protocol
         validation.refuse_misspelt(payload)
         check_payload(payload, self.checks, required=self.required)
         self.refuse(payload)
-        is_stream = payload.pop("stream", None) is True
-        call = ModelCall(
-            endpoint=self.endpoint,
-            protocol=self.protocol,
-            model=payload.pop("model"),
-            payload=payload,
-            read=partial(_read, self.protocol, payload),
-            shares_answer=self._may_share(request, payload),
-            is_stream=is_stream,
-            **cache_directives(request),
-        )
+        is_stream, model = payload.pop("stream", None) is True, payload.pop("model")
+        shares = self._may_share(request, payload)
+        read = partial(_read, protocol, payload)
+        call = self.ask(request, protocol, model, payload, read=read, shares_answer=shares, is_stream=is_stream)
         if not is_stream:
-            return self.respond_plainly(request, call)
-        reader = self.protocol.reader
+            return self.respond(call, answer(call))
         return self.respond_as_stream(
-            request, call, make_reader=lambda _: reader(payload), error_event=error_event(call)
+            request,
+            call,
+            make_reader=lambda _: protocol.reader(payload),
+            error_event=lambda error, reader: protocol.error_event(payload, model, reader, openai_error_body(error)),
         )
 
     def _may_share(self, request: Request, payload: Mapping[str, Any]) -> bool:
@@ -88,7 +78,7 @@ class OpenAIEndpoint(ModelEndpoint):
         That needs temperature 0, unless the caller's header or the tier allows any temperature.
         """
         chosen = SWITCHED.get(str(request.META.get(CACHE_SWITCH, "")).strip().lower())
-        any_temperature = self.caller(request).identity.cache_any_temperature if chosen is None else chosen
+        any_temperature = self.identity.cache_any_temperature if chosen is None else chosen
         return self.protocol.is_cacheable({**payload, "temperature": 0} if any_temperature else payload)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
@@ -97,11 +87,6 @@ class OpenAIEndpoint(ModelEndpoint):
     def rate_headers(self, admission: Admission) -> dict[str, str]:
         """Return the rate headers, with OpenAI's names added."""
         return {**super().rate_headers(admission), **openai_rate_headers(admission)}
-
-    def respond_plainly(self, request: Request, call: ModelCall) -> Response:
-        """Answer with the provider's body."""
-        answer = answer_call(call, self.caller(request))
-        return self.respond(answer, answer.content)
 
 
 class ChatCompletionsView(OpenAIEndpoint):
@@ -121,7 +106,7 @@ class ChatCompletionsView(OpenAIEndpoint):
     )
     def post(self, request: Request) -> HttpResponseBase:
         """Answer in OpenAI's format."""
-        return self.answer(request)
+        return self.respond_to(request)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
         """Raise InvalidRequest for content that can't be bounded or that is stored at the provider."""
@@ -145,7 +130,7 @@ class CompletionsView(OpenAIEndpoint):
     )
     def post(self, request: Request) -> HttpResponseBase:
         """Answer in OpenAI's format."""
-        return self.answer(request)
+        return self.respond_to(request)
 
 
 class EmbeddingsView(OpenAIEndpoint):
@@ -165,7 +150,7 @@ class EmbeddingsView(OpenAIEndpoint):
     )
     def post(self, request: Request) -> HttpResponseBase:
         """Answer in OpenAI's format."""
-        return self.answer(request)
+        return self.respond_to(request)
 
 
 class ResponsesView(OpenAIEndpoint):
@@ -185,7 +170,7 @@ class ResponsesView(OpenAIEndpoint):
     )
     def post(self, request: Request) -> HttpResponseBase:
         """Answer in OpenAI's format."""
-        return self.answer(request)
+        return self.respond_to(request)
 
     def refuse(self, payload: Mapping[str, Any]) -> None:
         """Raise InvalidRequest for content that can't be bounded or that is stored at the provider."""
@@ -198,7 +183,7 @@ class ModelsView(KeyView):
     @extend_schema(operation_id="v1_models", summary="List the models that the key may use", responses=ModelList)
     def get(self, request: Request) -> Response:
         """List the models that the key may use and that have an enabled deployment."""
-        return Response({"object": "list", "data": [_shown(model) for model in _listed(request)]})
+        return Response({"object": "list", "data": [_shown(model) for model in _listed(self.identity)]})
 
 
 class ModelView(KeyView):
@@ -208,7 +193,7 @@ class ModelView(KeyView):
     def get(self, request: Request, name: str) -> Response:
         """Return a listed model under the requested name or alias, as OpenAI does; raises ModelNotFound."""
         model = catalog.find(name)
-        if model is None or not _is_listed(model, _identity(request)):
+        if model is None or not _is_listed(model, self.identity):
             raise ModelNotFound(name)
         return Response({**_shown(model), "id": name})
 
@@ -233,13 +218,7 @@ def _read(protocol: WireProtocol, payload: Mapping[str, Any], body: Body) -> Bod
         raise UpstreamFailed from error
 
 
-def _identity(request: Request) -> AuthenticatedKey:
-    identity: AuthenticatedKey = request._request.identity  # type: ignore[attr-defined]
-    return identity
-
-
-def _listed(request: Request) -> list[CatalogModel]:
-    identity = _identity(request)
+def _listed(identity: AuthenticatedKey) -> list[CatalogModel]:
     return [model for _, model in sorted(catalog.models().items()) if _is_listed(model, identity)]
 
 
@@ -257,82 +236,4 @@ def _shown(model: CatalogModel) -> dict[str, Any]:
         "created": model.created,
         "owned_by": model.routes[0].provider,
         "kind": model.kind,
-    }
-
-
-def error_event(call: ModelCall) -> Callable[[ApiError, EventReader], bytes]:
-    """Return a function that writes an error: as the event `response.failed` for responses, otherwise as a chunk."""
-
-    def write(error: ApiError, reader: EventReader) -> bytes:
-        body = openai_error_body(error)
-        if call.protocol is response_surface:
-            return _failed_response(call, reader, body["error"])
-        return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
-
-    return write
-
-
-def _failed_response(call: ModelCall, reader: EventReader, error: Body) -> bytes:
-    """Return the event that ends a response as failed: the object received so far, under the next sequence number.
-
-    If no event was sent yet, `response.created` comes first, because clients rely on it.
-    """
-    events = list(reader.events())
-    received = [event["response"] for event in events if isinstance(event.get("response"), dict)]
-    beginning, number = b"", _next_number(events)
-    if not received:
-        received = [_new_response(call)]
-        beginning, number = _numbered("response.created", 0, received[0]), 1
-    items = {
-        event["output_index"]: event.get("item")
-        for event in events
-        if event.get("type") == "response.output_item.done" and is_count(event.get("output_index"))
-    }
-    provider = reader.error.response if reader.error is not None else {}
-    whole = {
-        **received[-1],
-        "output": [items[index] for index in sorted(items)],
-        **provider,
-        "status": "failed",
-        "error": {name: error[name] for name in ("code", "message", "param")},
-    }
-    return beginning + _numbered("response.failed", number, whole)
-
-
-def _next_number(events: list[Body]) -> int:
-    """Return the next sequence number; the number of events if the provider's events have none."""
-    numbers = [event["sequence_number"] for event in events if is_count(event.get("sequence_number"))]
-    return max(numbers) + 1 if numbers else len(events)
-
-
-def _numbered(kind: str, number: int, response: Body) -> bytes:
-    return server_sent(kind, {"type": kind, "sequence_number": number, "response": response})
-
-
-def _new_response(call: ModelCall) -> Body:
-    """Build the object of a response that has just begun, from the request."""
-    asked = call.payload
-    defaults: dict[str, Any] = {
-        "instructions": None,
-        "max_output_tokens": None,
-        "metadata": {},
-        "parallel_tool_calls": True,
-        "temperature": None,
-        "text": {"format": {"type": "text"}},
-        "tool_choice": "auto",
-        "tools": [],
-        "top_p": None,
-    }
-    return {
-        "id": f"resp_{uuid.uuid4().hex}",
-        "object": "response",
-        "created_at": int(time.time()),
-        "status": "in_progress",
-        "error": None,
-        "incomplete_details": None,
-        "model": call.model,
-        "output": [],
-        "usage": None,
-        "store": False,
-        **{name: default if asked.get(name) is None else asked[name] for name, default in defaults.items()},
     }

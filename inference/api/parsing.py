@@ -13,7 +13,7 @@ from gunicorn.http.errors import ParseException
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
-from accounts.key_cache import AuthenticatedKey
+from accounts.authentication import calling_key
 from core.background import yield_to_others
 from core.errors import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
 from core.json import parse_strictly
@@ -45,11 +45,11 @@ class StrictJSONParser(BaseParser):
     ) -> dict[str, Any]:
         """Return the body as an object; raises MalformedBody and the errors of `read_body`."""
         request: Request = (parser_context or {})["request"]
-        return parse_object(read_body(request._request))
+        return parse_object(read_body(request._request, most_bytes(request)))
 
 
-def read_body(request: Any) -> bytes:
-    """Read a body of at most MAX_BODY_BYTES (under /v1 MAX_V1_BODY_BYTES).
+def read_body(request: Any, limit: int) -> bytes:
+    """Read a body of at most `limit` bytes.
 
     A chunked body is read from the server's own stream, which knows its end; Django treats it as empty. Raises
     UnsupportedMediaType for a compressed body, BodyTooLarge, MalformedBody, or RequestTimeout for a body that did not
@@ -59,7 +59,6 @@ def read_body(request: Any) -> bytes:
         raise UnsupportedMediaType(
             "Send the body as it is: no Content-Encoding is decoded.", headers={"Accept-Encoding": "identity"}
         )
-    limit = _most_bytes(request)
     if _declared_length(request) > limit:
         raise BodyTooLarge(f"The request body is too large: {limit:,} bytes at most are taken.")
     stream = request.environ["wsgi.input"] if is_chunked(request) else request
@@ -76,12 +75,15 @@ def read_body(request: Any) -> bytes:
     return body
 
 
-def _most_bytes(request: Any) -> int:
-    """Return the most bytes of a body: fewer for a key without a limit on tokens, which has no other bound."""
+def most_bytes(request: Request) -> int:
+    """Return the most bytes of a body: MAX_BODY_BYTES, under /v1 MAX_V1_BODY_BYTES.
+
+    Under /v1, fewer for a key without a limit on tokens, which has no other bound.
+    """
     if not is_openai_path(request.path_info):
         return int(settings.MAX_BODY_BYTES)
-    identity: AuthenticatedKey | None = getattr(request, "identity", None)
-    limits = [subject.limits for subject in identity.limits.subjects] if identity is not None else []
+    key = calling_key(request)
+    limits = [subject.limits for subject in key.limits.subjects] if key is not None else []
     is_metered = any(each.tokens_per_minute is not None or each.has_budget for each in limits)
     most = int(settings.MAX_V1_BODY_BYTES)
     return most if is_metered else min(most, int(settings.MAX_UNMETERED_BODY_BYTES))

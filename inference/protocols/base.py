@@ -148,6 +148,10 @@ class WireProtocol(ABC):
         """Return a reader of the stream that the payload asks for."""
         raise NotImplementedError("only of endpoints that stream")
 
+    def error_event(self, payload: Payload, model: str, reader: EventReader, error: Body) -> bytes:
+        """Return what reports an error to the caller after the stream has begun; `error` is in OpenAI's shape."""
+        return b"data: " + json.dumps(error, separators=(",", ":")).encode() + b"\n\n"
+
     def opens_stream(self, event: Body) -> bool:
         """Return whether an event may open a stream: it is no error and belongs to this endpoint."""
         return isinstance(event.get("choices"), list) and not event.get("error")

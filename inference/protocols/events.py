@@ -26,7 +26,6 @@ from inference.protocols.base import (
     is_count,
     is_of_one_answer,
     read_openai_usage,
-    read_response_usage,
     written_json,
 )
 from inference.protocols.sse import (
@@ -354,63 +353,6 @@ def chunk_reader(payload: Payload, *, answers: int) -> ChunkReader:
     """Return a reader of the chunks that a payload asks for, with a number of answers."""
     options = payload.get("stream_options") or {}
     return ChunkReader(forwards_usage=bool(options.get("include_usage")), answers=answers)
-
-
-class ResponseReader(EventReader):
-    """Reads the events of a response, the last of which holds the whole response.
-
-    Some gateways (vLLM's and LiteLLM's) also send `[DONE]`, unlike OpenAI; it is not forwarded.
-    """
-
-    signs = (
-        b'"response.completed"',
-        b'"response.incomplete"',
-        b'"response.failed"',
-        b'"error"',
-        b"event: error",
-        b"event:error",
-    )
-    start = b"event:"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._whole: Body = {}
-
-    def look(self, event: Body) -> bool:
-        """Note the end and the usage in it."""
-        if event.get("type") in ("response.completed", "response.incomplete"):
-            self.is_done = True
-            response = event.get("response")
-            self._whole = response if isinstance(response, dict) else {}
-            self.usage = read_response_usage(self._whole.get("usage"))
-        return True
-
-    def take_done(self) -> bool:
-        """Return False: the end is another event."""
-        return False
-
-    def has_generated(self) -> bool:
-        """Return whether any output was received."""
-        return bool(_output_in(self.events()))
-
-    def body(self) -> Body:
-        """Return the output items, the text pieces of unfinished ones, and the status of the response."""
-        ended: Body = {name: self._whole[name] for name in ("status", "incomplete_details") if name in self._whole}
-        return {"output": _output_in(self.events()), **ended}
-
-
-def _output_in(events: Iterator[Body]) -> list[Body]:
-    """Return the output items in the events of a response. A tool call may come in one piece, without deltas."""
-    whole: dict[str, Body] = {}
-    pieces: defaultdict[str, list[str]] = defaultdict(list)
-    for event in events:
-        place, kind, item = str(event.get("output_index")), str(event.get("type")), event.get("item")
-        if kind == "response.output_item.done" and isinstance(item, dict):
-            whole[place] = item
-        elif "delta" in kind:
-            pieces[place].append(str(event.get("delta") or ""))
-    texts = {place: "".join(each) for place, each in pieces.items() if place not in whole}
-    return [*whole.values(), *({"content": text} for text in texts.values() if text)]
 
 
 def without_usage(event: bytes) -> bytes:

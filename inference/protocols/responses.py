@@ -1,7 +1,11 @@
-"""The protocol of POST /responses."""
+"""The protocol of POST /responses, and the reader of its streams."""
 
 from __future__ import annotations
 
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -12,6 +16,7 @@ from inference.protocols.base import (
     Payload,
     Usage,
     WireProtocol,
+    is_count,
     json_bytes,
     read_response_usage,
 )
@@ -26,7 +31,8 @@ from inference.protocols.content import (
     tools_in,
     without_images,
 )
-from inference.protocols.events import ResponseReader
+from inference.protocols.events import EventReader
+from inference.protocols.sse import server_sent
 from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 #: Fields of an output item that the model did not write, besides its type and id.
@@ -103,8 +109,91 @@ class ResponseProtocol(WireProtocol):
         """Return a reader of the events of a response."""
         return ResponseReader()
 
+    def error_event(self, payload: Payload, model: str, reader: EventReader, error: Body) -> bytes:
+        """Return the event that ends a response as failed: the object received so far, under the next sequence number.
+
+        If no event was sent yet, `response.created` comes first, because clients rely on it.
+        """
+        events = list(reader.events())
+        received = [event["response"] for event in events if isinstance(event.get("response"), dict)]
+        beginning, number = b"", _next_number(events)
+        if not received:
+            received = [_new_response(payload, model)]
+            beginning, number = _numbered("response.created", 0, received[0]), 1
+        items = {
+            event["output_index"]: event.get("item")
+            for event in events
+            if event.get("type") == "response.output_item.done" and is_count(event.get("output_index"))
+        }
+        provider = reader.error.response if reader.error is not None else {}
+        whole = {
+            **received[-1],
+            "output": [items[index] for index in sorted(items)],
+            **provider,
+            "status": "failed",
+            "error": {name: error["error"][name] for name in ("code", "message", "param")},
+        }
+        return beginning + _numbered("response.failed", number, whole)
+
 
 response_surface = ResponseProtocol()
+
+
+class ResponseReader(EventReader):
+    """Reads the events of a response, the last of which holds the whole response.
+
+    Some gateways (vLLM's and LiteLLM's) also send `[DONE]`, unlike OpenAI; it is not forwarded.
+    """
+
+    signs = (
+        b'"response.completed"',
+        b'"response.incomplete"',
+        b'"response.failed"',
+        b'"error"',
+        b"event: error",
+        b"event:error",
+    )
+    start = b"event:"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._whole: Body = {}
+
+    def look(self, event: Body) -> bool:
+        """Note the end and the usage in it."""
+        if event.get("type") in ("response.completed", "response.incomplete"):
+            self.is_done = True
+            response = event.get("response")
+            self._whole = response if isinstance(response, dict) else {}
+            self.usage = read_response_usage(self._whole.get("usage"))
+        return True
+
+    def take_done(self) -> bool:
+        """Return False: the end is another event."""
+        return False
+
+    def has_generated(self) -> bool:
+        """Return whether any output was received."""
+        return bool(_output_in(self.events()))
+
+    def body(self) -> Body:
+        """Return the output items, the text pieces of unfinished ones, and the status of the response."""
+        ended: Body = {name: self._whole[name] for name in ("status", "incomplete_details") if name in self._whole}
+        return {"output": _output_in(self.events()), **ended}
+
+
+def _output_in(events: Iterator[Body]) -> list[Body]:
+    """Return the output items in the events of a response. A tool call may come in one piece, without deltas."""
+    whole: dict[str, Body] = {}
+    pieces: defaultdict[str, list[str]] = defaultdict(list)
+    for event in events:
+        place, kind, item = str(event.get("output_index")), str(event.get("type")), event.get("item")
+        if kind == "response.output_item.done" and isinstance(item, dict):
+            whole[place] = item
+        elif "delta" in kind:
+            pieces[place].append(str(event.get("delta") or ""))
+    texts = {place: "".join(each) for place, each in pieces.items() if place not in whole}
+    return [*whole.values(), *({"content": text} for text in texts.values() if text)]
 
 
 def _tools(payload: Payload) -> list[Body]:
@@ -119,3 +208,41 @@ def _without_tools(item: Any) -> Any:
 
 def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value if value is not None else ""]
+
+
+def _next_number(events: list[Body]) -> int:
+    """Return the next sequence number; the number of events if the provider's events have none."""
+    numbers = [event["sequence_number"] for event in events if is_count(event.get("sequence_number"))]
+    return max(numbers) + 1 if numbers else len(events)
+
+
+def _numbered(kind: str, number: int, response: Body) -> bytes:
+    return server_sent(kind, {"type": kind, "sequence_number": number, "response": response})
+
+
+def _new_response(payload: Payload, model: str) -> Body:
+    """Build the object of a response that has just begun, from the request."""
+    defaults: dict[str, Any] = {
+        "instructions": None,
+        "max_output_tokens": None,
+        "metadata": {},
+        "parallel_tool_calls": True,
+        "temperature": None,
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": None,
+    }
+    return {
+        "id": f"resp_{uuid.uuid4().hex}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "model": model,
+        "output": [],
+        "usage": None,
+        "store": False,
+        **{name: default if payload.get(name) is None else payload[name] for name, default in defaults.items()},
+    }

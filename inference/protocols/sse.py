@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from inference.protocols.base import Body, Usage, choices_in, read_openai_usage, read_response_usage
+from inference.protocols.base import Body, Usage, choices_in, read_openai_usage, read_response_usage, written_json
 
 END_OF_EVENT = b"\n\n"
 DONE = b"[DONE]"
@@ -164,6 +164,11 @@ def parse_data(data: bytes, *, is_error: bool = False) -> Body:
     if is_error:
         return {}
     raise BrokenStream("no JSON object")
+
+
+def server_sent(event: str, data: Body) -> bytes:
+    """Return a named event with a JSON object."""
+    return b"event: " + event.encode() + b"\ndata: " + written_json(data) + b"\n\n"
 
 
 class ProviderError(Exception):

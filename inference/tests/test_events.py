@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ContentFiltered, UpstreamFailed
-from inference.api.base import DeltaReader
-from inference.calls import Caller
+from inference.api.deltas import DeltaReader
 from inference.protocols import sse
 from inference.protocols.base import Usage
-from inference.protocols.events import ChunkReader, EventReader, ResponseReader
-from inference.protocols.responses import response_surface
+from inference.protocols.events import ChunkReader, EventReader
+from inference.protocols.responses import ResponseReader, response_surface
 from inference.protocols.sse import BrokenStream, parse_events
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
@@ -356,13 +355,8 @@ def test_it_puts_a_response_together_that_broke_off() -> None:
 
 def delta_reader(*, is_cached: bool = False) -> DeltaReader:
     """Return what makes /chat's events."""
-
-    class _Trace:
-        label = "req-1"
-
-    caller = Caller(None, _Trace(), None)  # type: ignore[arg-type]
     payload = {"messages": [{"role": "user", "content": "hi"}]}
-    return DeltaReader(caller, payload, model="gpt-4o", is_cached=is_cached)
+    return DeltaReader(payload, model="gpt-4o", label="req-1", is_cached=is_cached)
 
 
 def test_it_translates_chunks_into_the_platform_s_own_events() -> None:

@@ -17,14 +17,14 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from accounts.key_cache import build_authenticated_key, directory
+from accounts.limits import get_limits
 from accounts.models import Account, AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
 from core.telemetry.trace import begin_trace
 from core.times import new_id
-from inference.accounting import CallContent
-from inference.calls import Caller, ModelCall
+from inference.call import Call
 from inference.fake_provider import FakeUpstream
-from inference.protocols.chat import answer_text, chat_surface
+from inference.protocols.chat import chat_surface
 from inference.tests.fixtures import PROMPT, Api, LogLines, Records
 from monitoring import payload_log
 from monitoring.models import RequestContent
@@ -53,6 +53,14 @@ def kept() -> list[RequestContent]:
     """Write what waits, and list all content, the oldest first."""
     keeper.flush()
     return list(RequestContent.objects.order_by("record_id"))
+
+
+def a_call(cast: Cast, payload: dict[str, Any]) -> Call:
+    """Make a call of the owner that asks for so much."""
+    identity, trace = build_authenticated_key(cast.owner.key, timezone.now()), begin_trace(None)
+    call = Call(identity=identity, trace=trace, admission=get_limits().peek(identity.limits), endpoint="chat")
+    call.protocol, call.payload = chat_surface, payload
+    return call
 
 
 def page(records: Records, *permissions: str) -> str:
@@ -93,14 +101,13 @@ class TestWhatIsKept:
         assert PROMPT in row.prompt
         assert row.answer == ""
 
-    def test_it_puts_a_cached_stream_together(self, logged: Api, upstream: FakeUpstream) -> None:
+    def test_it_puts_a_cached_stream_together(self, cast: Cast) -> None:
         chunks = "".join(
             f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': word}}]})}\n\n" for word in ("a ", "b")
         )
-        call = ModelCall("chat", chat_surface, None, {"messages": []}, answer_text)
-        made = CallContent(call, Caller(None, None, None))  # type: ignore[arg-type]  # it is not asked who calls
-        made.body = {"stream": f"{chunks}data: [DONE]\n\n"}
-        assert made._answer()["choices"][0]["message"]["content"] == "a b"
+        call = a_call(cast, {"messages": []})
+        call.body = {"stream": f"{chunks}data: [DONE]\n\n"}
+        assert (call.whole_body() or {})["choices"][0]["message"]["content"] == "a b"
 
     def test_it_cuts_what_is_too_long(self, logged: Api, upstream: FakeUpstream, settings: Settings) -> None:
         settings.CONTENT_MAX_BYTES = 1024
@@ -248,11 +255,12 @@ class Weighed(dict[str, Any]):
 def test_it_lets_go_of_a_request_that_waits_to_be_written(cast: Cast) -> None:
     """Bodies may be of megabytes each, and of those that wait while the database is slow there may be hundreds."""
     payload = Weighed(messages=[{"role": "user", "content": PROMPT}])
-    caller = Caller(build_authenticated_key(cast.owner.key, timezone.now()), begin_trace(None), None)  # type: ignore[arg-type]  # nobody asks when it was admitted
+    Account.objects.filter(pk=cast.owner.key.account_id).update(logs_content=True)
+    cast.owner.key.account.refresh_from_db()
     body = Weighed(choices=[{"message": {"content": ANSWER}}])
-    made = CallContent(ModelCall("chat", chat_surface, None, payload, answer_text), caller)
+    made = a_call(cast, payload)
     made.body = body
-    made.keep()
+    made.emit(status=200)
     left = [weakref.ref(payload), weakref.ref(body)]
     del payload, body, made
     gc.collect()

@@ -16,10 +16,11 @@ from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rest_framework.request import Request as ApiRequest
 
 from core.errors import BodyTooLarge, MalformedBody
 from inference.api import parsing
-from inference.api.parsing import is_chunked, parse_object, read_body
+from inference.api.parsing import is_chunked, most_bytes, parse_object, read_body
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 SURROGATES = st.text(st.sampled_from("a\ud800\udbff\udc00\udfff"), max_size=4)
@@ -176,7 +177,8 @@ def test_it_knows_chunked_bodies(encoding: str, chunked: bool) -> None:
 
 def _read(path: str, body: bytes | None, environ: dict[str, Any] | None = None) -> bytes:
     make: Callable[..., Any] = RequestFactory().generic
-    return read_body(make("POST", path, body or b"", **(environ or {})))
+    made = make("POST", path, body or b"", **(environ or {}))
+    return read_body(made, most_bytes(ApiRequest(made)))
 
 
 @pytest.mark.parametrize(("size", "turns"), [(1_000, 0), (2_000_000, 4)])

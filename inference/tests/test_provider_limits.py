@@ -13,7 +13,7 @@ from accounts.limits.leases import keeper
 from accounts.limits.redis import RedisBackend, prefix_of
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, Refusal, Reserved
 from accounts.tests.factories import ACTOR
-from accounts.tests.limits_fixtures import an_operation
+from accounts.tests.limits_fixtures import DRAFT, an_operation
 from core.redis.scripts import Script
 from core.redis.wire import DirectWire
 from inference.catalog import Route, catalog
@@ -68,7 +68,7 @@ def reserve(scope: LimitSet | None, tokens: int, operation: str = "") -> Reserve
     """Reserve at a provider, as an attempt does."""
     assert scope is not None
     bound = Bound(Amount(tokens))
-    return get_limits().reserve(scope, operation or an_operation(), admitted_at=0, bound=bound, draft={})
+    return get_limits().reserve(scope, operation or an_operation(), admitted_at=0, bound=bound, draft=DRAFT)
 
 
 def in_use(scope: LimitSet | None, most: int = 1000) -> int:

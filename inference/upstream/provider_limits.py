@@ -55,7 +55,7 @@ def take_slot(route: Route, operation: str, tokens: int) -> Slot:
     limits = route.provider_limits
     if limits is not None:
         bound = Bound(Amount(tokens))
-        answer = get_limits().reserve(limits, operation, admitted_at=0, bound=bound, draft={})
+        answer = get_limits().reserve(limits, operation, admitted_at=0, bound=bound, draft=None)
         if isinstance(answer, Refusal):
             log.info("provider_full", provider=route.provider, limit=str(answer.limit), retry_after=answer.retry_after)
             raise NoRoom(answer)

@@ -10,7 +10,7 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.key_cache import build_authenticated_key
-from accounts.limits.records import final_record
+from accounts.limits.records import UsageRecord
 from accounts.limits.types import Amount, Bound, LimitBackend, LimitSet, Reserved
 from accounts.tests.factories import IssuedKey
 from monitoring.recorder import write_record
@@ -28,10 +28,10 @@ def an_operation() -> str:
     return uuid.UUID(int=time.time_ns() // 1_000_000 << 80 | 7 << 76 | 2 << 62 | next(_numbers)).hex
 
 
-def a_draft(issued: IssuedKey, **changes: Any) -> dict[str, Any]:
+def a_draft(issued: IssuedKey, **changes: Any) -> UsageRecord:
     """Make what the pipeline knows of a call to the model that went well."""
     key = issued.key
-    return {
+    fields: dict[str, Any] = {
         "label": "label-1",
         "admitted_at": now_micros(),
         "account_id": key.account_id,
@@ -49,17 +49,16 @@ def a_draft(issued: IssuedKey, **changes: Any) -> dict[str, Any]:
         "cost": 25_000,
         "latency_ms": 12.5,
         "attempts": 1,
-        **changes,
     }
+    return UsageRecord(**{**fields, **changes})
 
 
-def a_record(issued: IssuedKey, **changes: Any) -> dict[str, Any]:
+def a_record(issued: IssuedKey, **changes: Any) -> UsageRecord:
     """Make a complete record, as the limits emit it."""
-    operation = changes.pop("id", None) or an_operation()
-    return {**final_record(operation, a_draft(issued)), **changes}
+    return a_draft(issued, **{"id": an_operation(), **changes})
 
 
-def recorded(issued: IssuedKey, **changes: Any) -> dict[str, Any]:
+def recorded(issued: IssuedKey, **changes: Any) -> UsageRecord:
     """Write a record to the database and return it."""
     record = a_record(issued, **changes)
     write_record(record)
@@ -75,6 +74,6 @@ def open_call(limits: LimitBackend, issued: IssuedKey, *, tokens: int = 100) -> 
     """Reserve for a call of a key and return its operation: as a process does that dies before it settles."""
     operation, draft = an_operation(), a_draft(issued, status=500, error_code="interrupted", usage_source="")
     bound = Bound(prompt=Amount(40, 40), output_tokens=tokens - 40, output_price=1_000_000)
-    answer = limits.reserve(scope_of(issued), operation, admitted_at=draft["admitted_at"], bound=bound, draft=draft)
+    answer = limits.reserve(scope_of(issued), operation, admitted_at=draft.admitted_at, bound=bound, draft=draft)
     assert isinstance(answer, Reserved)
     return operation

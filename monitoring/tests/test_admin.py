@@ -251,7 +251,7 @@ def test_it_says_why_a_request_failed_and_links_to_what_to_do(site: Client, cast
     pages = {}
     for code in ("upstream_timeout", "client_left"):
         record = recorded(cast.owner, status=504, error_code=code)
-        pages[code] = site.get(f"{LOG}{uuid.UUID(record['id'])}/change/").content.decode()
+        pages[code] = site.get(f"{LOG}{uuid.UUID(record.id)}/change/").content.decode()
     assert f"upstream_timeout: {UpstreamTimeout.message}" in pages["upstream_timeout"]
     assert 'href="/playground/#code-upstream_timeout"' in pages["upstream_timeout"]
     assert "The client closed the connection" in pages["client_left"]

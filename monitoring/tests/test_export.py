@@ -106,7 +106,7 @@ class TestCommand:
         assert (line["cost"], line["saved_cost"]) == ("0.000025000", "0.000000001")
         assert (line["account"], line["key"], line["first_token_ms"]) == ("acme", "owner", 3.5)
         assert {name: line[name] for name in ("model", "endpoint", "status", "attempts", "label")} == {
-            name: sent[name] for name in ("model", "endpoint", "status", "attempts", "label")
+            name: getattr(sent, name) for name in ("model", "endpoint", "status", "attempts", "label")
         }
         fields = {field.attname for field in RequestRecord._meta.concrete_fields}
         assert set(export.FIELDS.values()) >= fields - {"revision"}

@@ -97,7 +97,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     batches: list[list[str]] = []
 
     def noted(records: Any) -> int:
-        batches.append([record["id"] for record in records])
+        batches.append([record.id for record in records])
         return write_records(records)
 
     monkeypatch.setattr(module, "write_records", noted)
@@ -208,7 +208,7 @@ def test_it_lets_the_slower_of_two_change_nothing(cast: Cast, redis_limits: Limi
     operation = open_call(redis_limits, cast.owner)
     record = a_draft(cast.owner)
     redis_limits.settle(
-        scope_of(cast.owner), operation, admitted_at=record["admitted_at"], used=Amount(30, 5), record=record
+        scope_of(cast.owner), operation, admitted_at=record.admitted_at, used=Amount(30, 5), record=record
     )
     stream = stream_of(cast.owner)
     entries = store.xrange(stream)
@@ -248,7 +248,7 @@ def test_it_replaces_that_charge_by_a_late_settle(cast: Cast, redis_limits: Limi
     ingester = Ingester()
     ingester.run_once()
     record = a_draft(cast.owner, input_tokens=20, output_tokens=10, cost=5)
-    redis_limits.settle(scope, operation, admitted_at=record["admitted_at"], used=Amount(30, 5), record=record)
+    redis_limits.settle(scope, operation, admitted_at=record.admitted_at, used=Amount(30, 5), record=record)
     assert ingester.run_once() == 1
     row = RequestRecord.objects.get()
     assert (row.usage_source, row.status, row.input_tokens + row.output_tokens) == ("provider", 200, 30)

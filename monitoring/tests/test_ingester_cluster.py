@@ -29,7 +29,7 @@ def test_it_moves_the_records_of_every_node(settings: Settings) -> None:
         ingester = Ingester()
         assert ingest_backlog().records == 9
         store = LedgerStore(settings.REDIS_URL)
-        assert [record["account_id"] for shard in range(8) for record in store.waiting(shard)] == list(range(8))
+        assert [record.account_id for shard in range(8) for record in store.waiting(shard)] == list(range(8))
         assert ingester.run_once() == 8
         assert ingester.run_once() == 0
         assert ingest_backlog() == Backlog()

@@ -75,7 +75,7 @@ def test_it_agrees_with_the_store_once_the_records_came_in(cast: Cast, redis_lim
     for used in (Amount(30, 400), Amount(7, 9)):
         operation = open_call(redis_limits, cast.owner)
         record = a_draft(cast.owner, input_tokens=used.tokens, output_tokens=0, cost=used.cost)
-        redis_limits.settle(scope, operation, admitted_at=record["admitted_at"], used=used, record=record)
+        redis_limits.settle(scope, operation, admitted_at=record.admitted_at, used=used, record=record)
     Ingester().run_once()
     key, account = redis_limits.usage(scope)
     assert key.settled == account.settled == Amount(37, 409)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from accounts import services
 from accounts.key_cache import build_authenticated_key, model_budgets_of
 from accounts.limits.ledgers import LedgerStore
+from accounts.limits.records import UsageRecord
 from accounts.limits.redis import prefix_of
 from accounts.limits.types import Amount, LimitBackend, LimitSet
 from accounts.models import ApiKey, AuditEntry
@@ -41,10 +43,10 @@ def used(limits: LimitBackend, issued: IssuedKey, tokens: int) -> None:
     settle(limits, issued, operation, a_draft(issued, input_tokens=tokens, output_tokens=0, cost=tokens * 3))
 
 
-def settle(limits: LimitBackend, issued: IssuedKey, operation: str, draft: dict[str, Any]) -> None:
+def settle(limits: LimitBackend, issued: IssuedKey, operation: str, draft: UsageRecord) -> None:
     """Settle a call as its draft says."""
-    amount = Amount(draft["input_tokens"] + draft["output_tokens"], draft["cost"])
-    limits.settle(scope_of(issued), operation, admitted_at=draft["admitted_at"], used=amount, record=draft)
+    amount = Amount(draft.input_tokens + draft.output_tokens, draft.cost or 0)
+    limits.settle(scope_of(issued), operation, admitted_at=draft.admitted_at, used=amount, record=draft)
 
 
 def ledger_name(issued: IssuedKey, subject: str) -> str:
@@ -138,7 +140,7 @@ class TestRightLedgers:
     def test_it_waits_for_what_is_charged_late(self, cast: Cast, redis_limits: LimitBackend) -> None:
         used(redis_limits, cast.owner, 30)
         operation, draft = open_call(redis_limits, cast.owner), a_draft(cast.owner)
-        write_record({**draft, "id": operation, "revision": 2, "overrun": False})  # as while Redis is away
+        write_record(replace(draft, id=operation))  # as while Redis is away
         pauses: list[float] = []
 
         def charge_in_the_last(seconds: float) -> None:
@@ -147,7 +149,7 @@ class TestRightLedgers:
                 redis_limits.settle(
                     scope_of(cast.owner),
                     operation,
-                    admitted_at=draft["admitted_at"],
+                    admitted_at=draft.admitted_at,
                     used=Amount(30, 25_000),
                     record=None,
                     recorded_at=now_micros(),
@@ -302,7 +304,7 @@ class TestModelBudgets:
         """Use so many tokens of the model."""
         draft = a_draft(cast.owner, input_tokens=tokens, output_tokens=0, cost=tokens * 3)
         amount = Amount(tokens, tokens * 3)
-        limits.settle(scope, an_operation(), admitted_at=draft["admitted_at"], used=amount, record=draft)
+        limits.settle(scope, an_operation(), admitted_at=draft.admitted_at, used=amount, record=draft)
 
 
 class TestCommand:

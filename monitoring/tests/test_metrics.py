@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 
+from accounts.tests.limits_fixtures import DRAFT
 from core.telemetry import metrics
+from monitoring.metrics import observe_record
 from monitoring.tests.scraped import Growth
 
-RECORD = {
-    "endpoint": "chat",
-    "model": "m",
-    "status": 200,
-    "cache": "miss",
-    "latency_ms": 300.0,
-    "input_tokens": 20,
-    "output_tokens": 10,
-    "cost": 25_000,
-}
+RECORD = replace(
+    DRAFT,
+    model="m",
+    status=200,
+    cache="miss",
+    latency_ms=300.0,
+    input_tokens=20,
+    output_tokens=10,
+    cost=25_000,
+)
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def growth() -> Growth:
 
 def observe(**changes: Any) -> None:
     """Write down a request."""
-    metrics.observe_record({**RECORD, **changes})
+    observe_record(replace(RECORD, **changes))
 
 
 def test_it_counts_an_answer_with_what_it_used(growth: Growth) -> None:

@@ -20,7 +20,7 @@ def get(issued: IssuedKey, name: Any) -> Any:
 
 
 def test_it_shows_what_became_of_a_request(cast: Cast) -> None:
-    record = recorded(cast.owner, label="mine", input_tokens=7, output_tokens=5)["id"]
+    record = recorded(cast.owner, label="mine", input_tokens=7, output_tokens=5).id
     answer = get(cast.owner, record)
     assert answer.status_code == 200
     shown = answer.json()
@@ -29,34 +29,34 @@ def test_it_shows_what_became_of_a_request(cast: Cast) -> None:
 
 
 def test_it_shows_how_many_refusals_a_record_stands_for(cast: Cast) -> None:
-    assert get(cast.owner, recorded(cast.owner)["id"]).json()["count"] == 1
-    assert get(cast.owner, recorded(cast.owner, status=429, count=7)["id"]).json()["count"] == 7
+    assert get(cast.owner, recorded(cast.owner).id).json()["count"] == 1
+    assert get(cast.owner, recorded(cast.owner, status=429, count=7).id).json()["count"] == 7
 
 
 def test_it_finds_the_newest_by_label(cast: Cast) -> None:
     recorded(cast.owner, label="mine")
-    newest = recorded(cast.owner, label="mine")["id"]
+    newest = recorded(cast.owner, label="mine").id
     assert get(cast.owner, "mine").json()["id"].replace("-", "") == newest
 
 
 def test_it_shows_an_account_the_requests_of_all_its_keys(cast: Cast) -> None:
     colleague = make_key(account=cast.owner.key.account, name="another")
-    assert get(colleague, recorded(cast.owner)["id"]).status_code == 200
+    assert get(colleague, recorded(cast.owner).id).status_code == 200
 
 
 def test_it_hides_the_requests_of_others(cast: Cast) -> None:
-    record = recorded(cast.stranger, label="theirs")["id"]
+    record = recorded(cast.stranger, label="theirs").id
     assert get(cast.owner, record).status_code == get(cast.owner, "theirs").status_code == 404
     assert get(cast.owner, "unknown").json()["code"] == "not_found"
 
 
 def test_it_needs_the_scope(cast: Cast) -> None:
     key = make_key(account=cast.owner.key.account, name="narrow", scopes=["chat"])
-    assert get(key, recorded(cast.owner)["id"]).json()["code"] == "scope_denied"
+    assert get(key, recorded(cast.owner).id).json()["code"] == "scope_denied"
 
 
 def test_it_tells_nobody_about_the_platforms_own_names(cast: Cast) -> None:
-    shown = get(cast.owner, recorded(cast.owner)["id"]).json()
+    shown = get(cast.owner, recorded(cast.owner).id).json()
     names = {field.name for field in RequestRecord._meta.get_fields()}
     own = {"revision", "account_id", "account_name", "key_id", "key_name", "deployment", "stages", "failures"}
     assert names - set(shown) == own

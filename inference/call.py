@@ -1,0 +1,378 @@
+"""A model call on its way: who asks, what is asked, what it holds of the limits, what it has used, and its record.
+
+A call leaves exactly one usage record: `settle` emits it for a call with a reservation, `emit` for any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from django.conf import settings
+
+from accounts.key_cache import AuthenticatedKey
+from accounts.limit_usage import refusal_error
+from accounts.limits import get_limits
+from accounts.limits.records import UsageRecord
+from accounts.limits.types import (
+    Admission,
+    Amount,
+    Bound,
+    LimitSet,
+    OperationClosed,
+    Refusal,
+    Reserved,
+    Tally,
+    Unavailable,
+)
+from core.errors import ApiError, DependencyUnavailable, ModelNotFound
+from core.telemetry.trace import Trace
+from inference.cache import answer_key
+from inference.catalog import CatalogModel, Rates, Route, catalog
+from inference.client_socket import ClientSocket
+from inference.protocols.base import Body, Payload, Usage, WireProtocol
+from inference.protocols.events import EventReader
+from inference.single_flight import Flight, Wait
+from inference.upstream.errors import Deadline
+from monitoring.metrics import observe_record, span_attributes
+from monitoring.payload_log import keeper
+
+#: Values of `cache` in the record of a request that was answered without a call to a provider of its own.
+ANSWERED_BEFORE = ("hit", "coalesced", "replay")
+
+#: Characters of a record's `failures` that are kept.
+MOST_TOLD = 500
+
+
+def _goes_on() -> None:
+    return None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Call:
+    """One request to a model endpoint, from its admission to its record. `ask` adds what is asked."""
+
+    # Who asks, and at which endpoint
+    identity: AuthenticatedKey
+    trace: Trace
+    #: The request rates as counted for the request, and the token rates after its latest reservation.
+    admission: Admission
+    endpoint: str
+    #: Returns the client's socket, to notice a disconnect; None if the call runs to its end even after a disconnect.
+    client: Callable[[], ClientSocket] | None = None
+
+    # What is asked: see `ask`
+    protocol: WireProtocol = field(init=False)
+    model: CatalogModel = field(init=False)
+    model_name: str | None = None
+    payload: Payload = field(default_factory=dict)
+    read: Callable[[Body], Any] = field(init=False)
+    is_stream: bool = False
+    reads_cache: bool = False
+    writes_cache: bool = False
+    deadline: Deadline = field(init=False)
+    #: The key of the answer in the cache; None if it is not shared.
+    cache_key: str | None = None
+    #: Returns why the call is to end without an answer (the client has left, the process shuts down); None otherwise.
+    interruption: Callable[[], Exception | None] = _goes_on
+
+    #: The flight that this call leads, and its wait for the flight of another call.
+    flight: Flight | None = None
+    wait: Wait | None = None
+    #: The provider's failure, set if the followers of the flight share it.
+    provider_error: ApiError | None = None
+
+    # What the limits have granted
+    limits: LimitSet = field(init=False)
+    bound: Bound | None = None
+    reserved: Reserved | None = None
+    attempts_reserved: int = 0
+    #: Whether the limits refused another attempt after one that may be billed.
+    is_out_of_room: bool = False
+
+    # Where it went, and what it used
+    first_route: Route | None = None
+    route: Route | None = None
+    #: The tokens used, and their cost where the price is known.
+    used: Amount = field(default_factory=Amount)
+    #: The sum over the attempts whose usage is known; None without one.
+    known_usage: Usage | None = None
+    #: Whether an attempt was charged at a deployment without a price, so that the cost of the call is unknown.
+    is_unpriced: bool = False
+    #: The provider's answer, of a stream `{"stream": text}`; `reader` has read the stream.
+    body: Body | None = None
+    reader: EventReader | None = None
+    #: The usage and the cost (nano-dollars; 0 if unknown) of the answer, without earlier failed attempts.
+    answer_usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
+    answer_cost: int = 0
+
+    record: UsageRecord = field(init=False)
+    is_recorded: bool = False
+
+    def __post_init__(self) -> None:
+        identity = self.identity
+        self.limits = identity.limits
+        self.record = UsageRecord(
+            id=self.trace.id.hex,
+            label=self.trace.label,
+            admitted_at=self.admission.at,
+            account_id=identity.account_id,
+            account_name=identity.account_name,
+            key_id=identity.key_id,
+            key_name=identity.key_name,
+            endpoint=self.endpoint,
+        )
+
+    def ask(
+        self,
+        protocol: WireProtocol,
+        model: str | None,
+        payload: Payload,
+        *,
+        read: Callable[[Body], Any],
+        shares_answer: bool = True,
+        is_stream: bool = False,
+        reads_cache: bool = True,
+        writes_cache: bool = True,
+    ) -> Self:
+        """Add what is asked: the model (None: the default) and the provider's payload without `model`.
+
+        `read` extracts the endpoint's answer from a provider's body that is not streamed. It raises an ApiError if the
+        body is unusable for the endpoint; such an answer is billed and not cached. `shares_answer`: the answer may come
+        from the cache and be stored in it. Raises ModelNotFound for a model that does not exist, is of another kind, or
+        that the caller may not use.
+        """
+        self.model = find_model(model, self.identity, kind=protocol.kind)
+        self.protocol, self.model_name, self.payload, self.read = protocol, model, payload, read
+        self.is_stream, self.reads_cache, self.writes_cache = is_stream, reads_cache, writes_cache
+        self.deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT if is_stream else settings.UPSTREAM_TIMEOUT)
+        self.limits = self.identity.limits_for(self.model.public_name)
+        self.record.model, self.record.cache = self.model.public_name, "bypass"
+        if shares_answer and self.identity.cache_enabled and (reads_cache or writes_cache):
+            self.cache_key = self._answer_key()
+            self.record.cache = "miss" if reads_cache else "bypass"
+        return self
+
+    def _answer_key(self) -> str:
+        protocol, name = self.protocol, self.model.public_name
+        wanted = protocol.wanted_output(self.payload, self.identity, self.model)
+        return answer_key(
+            self.identity.account_id,
+            endpoint=self.endpoint,
+            model=name,
+            payload={"asked": protocol.shaping(self.payload), "most_output": wanted, "is_stream": self.is_stream},
+            generation=(self.identity.cache_generation(name), self.model.cache_generation),
+        )
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The deployments that the limits of the call allow."""
+        return self.model.routes_within(self.limits)
+
+    @property
+    def is_fallback(self) -> bool:
+        """Return whether the answer came from a fallback.
+
+        That is any deployment but the one tried first, or one whose order is higher than the lowest of the routes.
+        """
+        first, last = self.first_route, self.route
+        if first is None or last is None:
+            return False
+        return last is not first or last.order > min(route.order for route in self.routes)
+
+    @property
+    def is_cached(self) -> bool:
+        """Return whether the answer came without an upstream call of this call."""
+        return self.record.cache in ANSWERED_BEFORE
+
+    def begin_attempt(self, route: Route) -> None:
+        """Note the deployment that the call is sent to."""
+        self.route = route
+        self.first_route = self.first_route or route
+        self.record.deployment = route.name
+        self.record.attempts += 1
+
+    @property
+    def attempt_id(self) -> str:
+        """The id of the next attempt, for the provider's limits."""
+        return f"{self.trace.id.hex}.{self.record.attempts}"
+
+    @property
+    def attempt_tokens(self) -> int:
+        """The most tokens that one attempt may use."""
+        return self.bound.at(self.output_tokens).tokens if self.bound else 0
+
+    @property
+    def output_tokens(self) -> int:
+        """The output tokens that the reservation grants; 0 without one."""
+        return self.reserved.output_tokens if self.reserved else 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Return whether a limit shortened the longest answer, so that this one may be incomplete."""
+        return self.bound is not None and self.output_tokens < self.bound.output_tokens
+
+    def outgoing(self, route: Route) -> Body:
+        """Build the payload to send. The granted output tokens are divided among the answers that it asks for."""
+        each = self.output_tokens // self.protocol.answers(self.payload)
+        return self.protocol.with_output(self.payload, each, route.output_parameter)
+
+    def whole_body(self) -> Body | None:
+        """Return the answer, a streamed one as a non-streamed body; None if there is none."""
+        if self.reader is not None:
+            return self.reader.body()
+        if self.body is None or "stream" not in self.body:
+            return self.body
+        reader = self.protocol.reader(self.payload)
+        reader.feed(str(self.body["stream"]).encode())
+        return reader.body()
+
+    def reserve(self, bound: Bound) -> None:
+        """Reserve a slot and the bound; raises the error of a refusal, or DependencyUnavailable."""
+        self.bound = bound
+        answer = self._reserve(bound)
+        if isinstance(answer, Refusal):
+            raise refusal_error(answer)
+
+    def covers_another(self) -> bool:
+        """Reserve the bound once more, for an attempt after one that may be billed; False if that is not possible."""
+        answer: Reserved | Refusal | None = None
+        with suppress(DependencyUnavailable, OperationClosed):
+            answer = self._reserve(self.bound) if self.bound is not None else None
+        self.is_out_of_room = not isinstance(answer, Reserved)
+        return not self.is_out_of_room
+
+    def _reserve(self, bound: Bound) -> Reserved | Refusal:
+        """Ask the limits for the bound. The draft becomes the record if this process dies."""
+        self.attempts_reserved += 1
+        draft = replace(self.record, status=500, error_code="interrupted", attempts=self.attempts_reserved)
+        try:
+            answer = get_limits().reserve(
+                self.limits,
+                self.record.id,
+                admitted_at=self.admission.at,
+                bound=bound,
+                draft=draft,
+                attempt=self.attempts_reserved,
+            )
+        except Unavailable as error:
+            raise DependencyUnavailable(retry_after=error.retry_after) from error
+        if isinstance(answer, Reserved):
+            self.reserved = answer
+            self.admission = self.admission.with_tokens(answer.tokens)
+        return answer
+
+    @property
+    def cost(self) -> int | None:
+        """The cost of the call in nano-dollars; None if unknown."""
+        return None if self.is_unpriced else self.used.cost
+
+    @property
+    def is_charged(self) -> bool:
+        """Return whether an attempt has been charged."""
+        return bool(self.record.usage_source)
+
+    def charge(self, usage: Usage, rates: Rates | None, *, source: str) -> None:
+        """Add the usage of an attempt to what was charged before."""
+        self.is_unpriced |= rates is None
+        cost = (rates or Rates()).cost(
+            input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
+        )
+        self.known_usage = usage if self.known_usage is None else self.known_usage + usage
+        self.record.cached_tokens = self.known_usage.cached_tokens
+        if self.record.usage_source != "bound":
+            self.record.usage_source = source
+        self.used += Amount(usage.input_tokens + usage.output_tokens, cost)
+        self.answer_usage, self.answer_cost = usage, cost
+
+    def charge_bound(self) -> None:
+        """Charge the bound for a failed attempt that may be billed and whose usage is unknown."""
+        if self.bound is not None:
+            self.used += self.bound.at(self.output_tokens)
+            self.is_unpriced |= self.route is not None and self.route.rates is None
+            self.record.usage_source = "bound"
+
+    def note_failure(self, deployment: str, cause: str) -> None:
+        """Record why an attempt failed, for operators. The cause contains none of the provider's text."""
+        self._tell(f"{deployment}: {cause}")
+
+    def note(self, sentence: str) -> None:
+        """Record another obstacle once, such as a deployment that was skipped."""
+        if sentence not in self.record.failures:
+            self._tell(sentence)
+
+    def _tell(self, text: str) -> None:
+        self.record.failures = f"{self.record.failures}; {text}".removeprefix("; ")[:MOST_TOLD]
+
+    def finish(self, *, status: int, error_code: str = "") -> None:
+        """Settle the reservation, if there is one, and emit the record."""
+        finish = self.settle if self.reserved is not None else self.emit
+        finish(status=status, error_code=error_code)
+
+    def settle(self, *, status: int, error_code: str = "") -> None:
+        """Release the slot, replace the bound by the usage, and emit the record, in one atomic step of the limits."""
+        self._complete(status, error_code)
+        with self.trace.stage("limits"):
+            get_limits().settle(
+                self.limits,
+                self.record.id,
+                admitted_at=self.admission.at,
+                used=replace(self.used, cost=self.cost or 0),
+                record=self.record,
+            )
+        self._report()
+
+    def emit(self, *, status: int, error_code: str = "") -> None:
+        """Emit the record of a call that reserved nothing; refusals beyond a rate are counted in a tally instead."""
+        self._complete(status, error_code)
+        with self.trace.stage("limits"):
+            get_limits().emit(self.identity.account_id, self.record.id, self.record, tally=self._tally())
+        self._report()
+
+    def _complete(self, status: int, error_code: str) -> None:
+        """Record the outcome. Tokens beyond the known usage belong to attempts that were charged their bound."""
+        record, known = self.record, self.known_usage
+        record.status, record.error_code = status, error_code
+        record.output_tokens = known.output_tokens if known else min(self.output_tokens, self.used.tokens)
+        record.input_tokens = self.used.tokens - record.output_tokens
+        record.cost = self.cost
+        record.latency_ms = round(self.trace.elapsed_ms, 3)
+        record.stages = self.trace.stages_text
+
+    def _tally(self) -> Tally | None:
+        """Return the tally that counts this refusal with equal ones; None if it needs a record of its own.
+
+        Refusals are equal if they agree in every field that reports group by.
+        """
+        record = self.record
+        if not 400 <= record.status < 500 or record.cache in ANSWERED_BEFORE:
+            return None
+        alike = (record.endpoint, record.status, record.error_code, record.cache, record.model)
+        return Tally(f"key:{record.key_id}", ":".join(map(str, alike)))
+
+    def _report(self) -> None:
+        """Report the emitted record to metrics and spans, and the content to the payload log if the account has one."""
+        self.is_recorded = True
+        observe_record(self.record)
+        if self.trace.spans is not None:
+            self.trace.spans.describe(span_attributes(self.record))
+        if self.identity.logs_content and self.payload:
+            keeper.keep(
+                record_id=self.trace.id,
+                account_id=self.identity.account_id,
+                prompt={"model": self.model_name, **self.payload},
+                answer=self.whole_body,
+            )
+
+
+def find_model(name: str | None, identity: AuthenticatedKey, *, kind: str) -> CatalogModel:
+    """Return the model with a name (None: the default model).
+
+    Raises ModelNotFound if it does not exist, is of another kind, or the identity may not use it.
+    """
+    model = catalog.default() if name is None else catalog.find(name)
+    if model is None or model.kind != kind or not identity.may_use_model(model.public_name):
+        raise ModelNotFound(name)
+    return model
