@@ -66,6 +66,8 @@ class Call:
     # What is asked: see `ask`
     protocol: WireProtocol = field(init=False)
     model: CatalogModel = field(init=False)
+    #: The deployments that the limits of the call allow.
+    routes: tuple[Route, ...] = ()
     model_name: str | None = None
     payload: Payload = field(default_factory=dict)
     read: Callable[[Body], Any] = field(init=False)
@@ -89,6 +91,8 @@ class Call:
     bound: Bound | None = None
     reserved: Reserved | None = None
     attempts_reserved: int = 0
+    #: The output tokens that the latest reservation grants; 0 without one.
+    output_tokens: int = 0
     #: Whether the limits refused another attempt after one that may be billed.
     is_out_of_room: bool = False
 
@@ -149,6 +153,7 @@ class Call:
         self.is_stream, self.reads_cache, self.writes_cache = is_stream, reads_cache, writes_cache
         self.deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT if is_stream else settings.UPSTREAM_TIMEOUT)
         self.limits = self.identity.limits_for(self.model.public_name)
+        self.routes = self.model.routes_within(self.limits)
         self.record.model, self.record.cache = self.model.public_name, "bypass"
         if shares_answer and self.identity.cache_enabled and (reads_cache or writes_cache):
             self.cache_key = self._answer_key()
@@ -165,11 +170,6 @@ class Call:
             payload={"asked": protocol.shaping(self.payload), "most_output": wanted, "is_stream": self.is_stream},
             generation=(self.identity.cache_generation(name), self.model.cache_generation),
         )
-
-    @property
-    def routes(self) -> tuple[Route, ...]:
-        """The deployments that the limits of the call allow."""
-        return self.model.routes_within(self.limits)
 
     @property
     def is_fallback(self) -> bool:
@@ -203,11 +203,6 @@ class Call:
     def attempt_tokens(self) -> int:
         """The most tokens that one attempt may use."""
         return self.bound.at(self.output_tokens).tokens if self.bound else 0
-
-    @property
-    def output_tokens(self) -> int:
-        """The output tokens that the reservation grants; 0 without one."""
-        return self.reserved.output_tokens if self.reserved else 0
 
     @property
     def is_cut(self) -> bool:
@@ -260,7 +255,7 @@ class Call:
         except Unavailable as error:
             raise DependencyUnavailable(retry_after=error.retry_after) from error
         if isinstance(answer, Reserved):
-            self.reserved = answer
+            self.reserved, self.output_tokens = answer, answer.output_tokens
             self.admission = self.admission.with_tokens(answer.tokens)
         return answer
 

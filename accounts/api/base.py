@@ -30,6 +30,8 @@ class KeyView(APIView):
     is_authenticated = False
     #: The calling key; None for a session of the admin, and before authentication.
     caller: AuthenticatedKey | None = None
+    #: The same, for views that authenticate by a key only.
+    identity: AuthenticatedKey
     #: The request as the limits counted it, and the error that answers it; None where there is none.
     admission: Admission | None = None
     error: ApiError | None = None
@@ -40,12 +42,8 @@ class KeyView(APIView):
         super().perform_authentication(request)
         self.is_authenticated = request.user is not None
         self.caller = calling_key(request)
-
-    @property
-    def identity(self) -> AuthenticatedKey:
-        """The calling key, in a view that authenticates by nothing else."""
-        assert self.caller is not None  # noqa: S101  (an unauthenticated request does not get this far)
-        return self.caller
+        if self.caller is not None:
+            self.identity = self.caller
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
         """Use the first renderer if none is acceptable; `initial` refuses that later."""

@@ -69,7 +69,9 @@ def decode_record(entry: Mapping[bytes, bytes]) -> UsageRecord:
     charged, and `n v` (count, revision) of counted refusals. Raises KeyError, TypeError or ValueError for an entry that
     is no record.
     """
-    content: dict[str, Any] = json.loads(entry[b"r"])
+    content: Any = json.loads(entry[b"r"])
+    if not isinstance(content, dict):
+        raise ValueError("no record")
     record = UsageRecord(
         id=entry[b"o"].decode(), **{name: value for name, value in content.items() if name in _WRITTEN}
     )

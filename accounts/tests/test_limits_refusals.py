@@ -41,10 +41,10 @@ def a_tally(scope: LimitSet, kind: str = "chat:429") -> Tally:
     return Tally(scope.subjects[0].name, kind)
 
 
-def refuse(world: World, scope: LimitSet, times: int, **draft: Any) -> list[str]:
+def refuse(world: World, scope: LimitSet, times: int, kind: str = "chat:429", **draft: Any) -> list[str]:
     """Refuse so many requests of a key, and give their operations."""
     operations = [an_operation() for _ in range(times)]
-    tally = a_tally(scope, draft.get("kind", "chat:429"))
+    tally = a_tally(scope, kind)
     for operation in operations:
         assert world.backend.emit(scope.account_id, operation, replace(REFUSED, **draft), tally=tally)
     return operations

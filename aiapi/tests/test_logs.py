@@ -69,7 +69,7 @@ def test_it_keeps_prompts_answers_and_keys_out(api: Api, upstream: FakeUpstream,
 def test_it_keeps_them_out_of_tracebacks(
     api: Api, upstream: FakeUpstream, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(call: Any, caller: Any) -> None:
+    def fail(call: Any) -> None:
         prompt, key = call.payload["messages"][1]["content"], api.key.plain
         try:
             raise ValueError(f"quotes {prompt} and {key}")
@@ -77,7 +77,7 @@ def test_it_keeps_them_out_of_tracebacks(
             error.add_note(f"a note on {prompt}")
             raise RuntimeError(f"quotes {prompt} again") from error
 
-    monkeypatch.setattr("inference.api.native.answer_call", fail)
+    monkeypatch.setattr("inference.api.native.answer", fail)
     assert api.chat().status_code == 500
     line = line_of(log_lines, "unhandled_exception")
     assert [part["exc_type"] for part in line["exception"]] == ["RuntimeError", "ValueError"]
