@@ -37,7 +37,7 @@ class Server(Application):  # type: ignore[misc]  # gunicorn has no types
         """Return the WSGI application, which the master loads before it forks."""
         from aiapi.wsgi import application
         from inference.protocols.tokens import count_tokens
-        from inference.upstream.sdk import sdk
+        from inference.upstream.client import sdk
 
         sdk()
         for model in ("gpt-4o", "gpt-4"):  # loads the tables of the tokenizers

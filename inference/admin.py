@@ -115,11 +115,11 @@ class ProviderAdmin(AsksBeforeSwitchingOff, CatalogAdmin):
             title, submit = f"Test the connection to {provider}?", "Test connection"
             cancel_url = change_url(provider)
             return ask(self, request, Confirmation(title, [text], submit, is_dangerous=False, cancel_url=cancel_url))
-        trouble = client.trouble(provider_route(provider), seconds=CONNECTION_SECONDS)
-        if trouble is None:
+        failure = client.list_models(provider_route(provider), seconds=CONNECTION_SECONDS)
+        if failure is None:
             messages.success(request, f"{provider} answers.")
         else:
-            messages.error(request, f"{provider} does not answer as it should: {trouble}.")
+            messages.error(request, f"{provider} does not answer as it should: {failure.cause}.")
         return HttpResponseRedirect(change_url(provider))
 
     @display(description="secret", label=SECRET_BADGES)

@@ -184,7 +184,7 @@ recent_reports: TtlCache[Callable[[], Any], Any] = TtlCache(lambda make: make(),
 MODEL_SECONDS = 30
 PROBE_SECONDS = 2.0
 reachable_routes: TtlCache[Route, bool] = TtlCache(
-    lambda route: client.is_reachable(route, seconds=PROBE_SECONDS), max_age=MODEL_SECONDS, from_end=True
+    lambda route: client.list_models(route, seconds=PROBE_SECONDS) is None, max_age=MODEL_SECONDS, from_end=True
 )
 
 

@@ -98,7 +98,7 @@ def test_it_sends_no_day_to_the_v1_api(fake: FakeUpstream, route: Route) -> None
 def test_it_asks_for_the_models_of_the_resource(fake: FakeUpstream, route: Route) -> None:
     for version, path in (("2024-10-21", "/openai/models"), ("v1", "/openai/v1/models")):
         fake.reset()
-        assert Client().is_reachable(replace(route, api_version=version), seconds=5)
+        assert Client().list_models(replace(route, api_version=version), seconds=5) is None
         assert fake.requests[0].path == path
 
 

@@ -13,9 +13,8 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib3.exceptions import ProtocolError
 
-from inference.upstream.chunked import LONGEST_LINE, ChunkedReading, Chunks
+from inference.upstream.chunked import LONGEST_LINE, ChunkedReading, Chunks, ProtocolError
 
 END = b"0\r\n\r\n"
 PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=8)

@@ -18,8 +18,7 @@ from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
 from inference.upstream.client import Client
 from inference.upstream.errors import UNCONNECTED, UNREACHED, AttemptFailed
-from inference.upstream.lookups import lookups
-from inference.upstream.transport import PooledTransport
+from inference.upstream.transport import PooledTransport, lookups
 from tests.processes import wait_until
 
 NAME = "several.example"

@@ -101,6 +101,38 @@ def test_it_connects_anew_where_the_provider_has_closed(client: Client, provider
     assert call(client, provider)
 
 
+def test_it_keeps_no_more_idle_connections_than_it_may(
+    client: Client, provider: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.upstream.transport.KEPT_CONNECTIONS", 2)
+    before = connections(provider)
+    streams = [open_stream(client, provider) for _ in range(4)]
+    assert connections(provider) == before + 4
+    for stream in streams:
+        list(stream)
+        stream.close()
+    wait_until(lambda: connections(provider) == before + 2, "the others to be closed", 2)
+
+
+def test_it_keeps_connections_to_the_providers_that_it_asked_last(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.upstream.transport.KEPT_PROVIDERS", 1)
+    with FakeUpstream() as one, FakeUpstream() as other:
+        call(client, one)
+        call(client, other)
+        wait_until(lambda: connections(one) == 0, "the first to be closed", 2)
+        assert connections(other) == 1
+
+
+def test_it_sends_no_header_that_holds_another(client: Client, provider: FakeUpstream) -> None:
+    with pytest.raises(AttemptFailed):
+        client.call(
+            replace(route(provider.base_url), extra_headers=(("x-a", "b\r\nx-c: d"),)), CHAT, PAYLOAD, seconds=5
+        )
+    assert provider.requests == []
+
+
 def read_request(file: BinaryIO) -> bool:
     """Read a request with its body; False if there is none any more."""
     if not file.readline():
@@ -219,7 +251,7 @@ def test_it_sends_nothing_to_where_a_name_must_not_lead(client: Client, provider
     assert failed.value.verdict == UNREACHED
     with pytest.raises(AttemptFailed):
         client.open_stream(guarded, CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
-    assert not client.is_reachable(guarded, seconds=5)
+    assert client.list_models(guarded, seconds=5) is not None
     assert provider.requests == []
     assert client.call(replace(guarded, is_guarded=False), CHAT, PAYLOAD, seconds=5)
     with pytest.raises(AttemptFailed):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from http.client import HTTPException
 from io import BufferedReader
 from socket import socket
 from typing import Any
@@ -15,7 +16,6 @@ import gevent
 import gevent.socket
 import gevent.ssl
 from gevent.event import AsyncResult
-from urllib3.exceptions import ProtocolError
 
 #: More bytes than a buffered reader keeps, and as many as a TLS record holds: after such a read both are empty.
 READ_SIZE = 16 * 1024
@@ -24,8 +24,12 @@ CRLF = b"\r\n"
 LONGEST_LINE = 64 * 1024
 
 
+class ProtocolError(HTTPException):
+    """A chunked body is invalid or breaks off."""
+
+
 class Chunks:
-    """Parses a chunked body (RFC 9112, section 7.1), in half the time of urllib3's reader."""
+    """Parses a chunked body (RFC 9112, section 7.1), in half the time of the standard library's reader."""
 
     def __init__(self) -> None:
         self.is_over = False

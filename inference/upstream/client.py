@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-import httpx2
 from django.conf import settings
 
 from core.background import yield_to_others
@@ -26,11 +24,11 @@ from core.telemetry.trace import passed_on
 from inference.catalog import Route
 from inference.protocols.sse import BrokenStream, read_opening
 from inference.upstream.errors import FAILURES, AttemptFailed, ErrorAnswer, failed_attempt
-from inference.upstream.sdk import request_options, sdk
-from inference.upstream.transport import Abort, Body, PooledTransport, abortable
+from inference.upstream.transport import Abort, PooledTransport, Response
 
 if TYPE_CHECKING:
-    import openai
+    import httpx2
+    from openai import OpenAI
 
 #: Headers of a prepared call that are dropped: they belong to the connection or the body, or ask for compression.
 OWN_HEADERS = frozenset({"accept-encoding", "connection", "content-length", "host", "x-stainless-read-timeout"})
@@ -65,11 +63,11 @@ class UpstreamStream:
     greenlet, and ends a read in progress.
     """
 
-    def __init__(self, response: httpx2.Response, route: Route, opens: Callable[[dict[str, Any]], bool]) -> None:
+    def __init__(self, response: Response, route: Route, opens: Callable[[dict[str, Any]], bool]) -> None:
         self.route = route
         self._is_closed = False
         self._response = response
-        self._reads = iter(_body_of(response))
+        self._reads = iter(response)
         try:
             self.first = read_opening(self._reads, opens)  # regardless of Content-Type, which servers often set wrong
         except BrokenStream as error:
@@ -89,21 +87,12 @@ class UpstreamStream:
 
     def hand_to(self, takes: Callable[[bytes], bool]) -> None:
         """Offer further bytes to `takes` before they are yielded: see inference.upstream.chunked.ChunkedReading."""
-        _body_of(self._response).hand_to(takes)
+        self._response.hand_to(takes)
 
     def close(self) -> None:
         """Close the connection, or return it to its pool if the stream has ended."""
         self._is_closed = True
         self._response.close()
-
-
-def _body_of(response: httpx2.Response) -> Body:
-    assert isinstance(response.stream, Body)  # noqa: S101  (the transport's own)
-    return response.stream
-
-
-def _is_success(status: int) -> bool:
-    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
 
 
 def _written(body: dict[str, Any]) -> bytes:
@@ -122,13 +111,11 @@ class _Prepared:
 
 
 class Client:
-    """Makes calls to providers. Keeps one SDK client for each address and secret, and shares the connection pools."""
+    """Makes calls to providers over one pool of connections."""
 
     def __init__(self) -> None:
-        self._transports = {is_guarded: PooledTransport(is_guarded=is_guarded) for is_guarded in (False, True)}
+        self._transport = PooledTransport()
         self._endpoints: dict[tuple[Any, ...], _Prepared] = {}
-        self._clients: dict[tuple[str, str, bool], openai.OpenAI] = {}
-        self._lock = threading.Lock()
 
     def call(
         self, route: Route, path: str, payload: Mapping[str, Any], *, seconds: float, abort: Abort | None = None
@@ -139,8 +126,9 @@ class Client:
         """
         body = {**payload, "model": route.upstream_name}
         try:
-            with _deadline(seconds), abortable(abort) if abort else nullcontext():
-                answer = read_object(_body_of(self._open(route, path, seconds, body)).read(settings.MAX_ANSWER_BYTES))
+            with _deadline(seconds):
+                response = self._open(route, path, seconds, body, abort=abort)
+                answer = read_object(response.read(settings.MAX_ANSWER_BYTES))
         except FAILURES as error:
             raise failed_attempt(error, route=route.name, hidden=hidden_texts(route)) from error
         return answer
@@ -164,10 +152,9 @@ class Client:
         """
         body, abort = {**payload, "model": route.upstream_name}, abort or Abort()
         try:
-            with _deadline(seconds), abortable(abort):
-                stream = UpstreamStream(
-                    self._open(route, path, seconds, body, accept="text/event-stream"), route, opens
-                )
+            with _deadline(seconds):
+                response = self._open(route, path, seconds, body, abort=abort, accept="text/event-stream")
+                stream = UpstreamStream(response, route, opens)
             abort.limit(idle_seconds)
             return stream
         except FAILURES as error:
@@ -175,16 +162,7 @@ class Client:
 
     def reaches(self, route: Route, seconds: float) -> bool:
         """Return whether a connection to the route's address can be made; no request is sent."""
-        return self._transports[route.is_guarded].reaches(route.base_url, seconds)
-
-    def is_reachable(self, route: Route, *, seconds: float) -> bool:
-        """Return whether the provider lists its models. Failures are logged like those of any call."""
-        return self.trouble(route, seconds=seconds) is None
-
-    def trouble(self, route: Route, *, seconds: float) -> str | None:
-        """Ask the provider for its models and return the cause of a failure, such as `http 401`; None if it answers."""
-        failure = self.list_models(route, seconds=seconds)
-        return failure.cause if failure is not None else None
+        return self._transport.reaches(route.base_url, seconds, is_guarded=route.is_guarded)
 
     def list_models(self, route: Route, *, seconds: float) -> AttemptFailed | None:
         """Ask the provider for its models and return the failure, judged as that of a call; None if it answers."""
@@ -205,70 +183,85 @@ class Client:
 
     def _list(self, route: Route, seconds: float) -> bytes:
         with _deadline(seconds):
-            return _body_of(self._open(route, "/models", seconds)).read(settings.MAX_ANSWER_BYTES)
+            return self._open(route, "/models", seconds).read(settings.MAX_ANSWER_BYTES)
 
     def _open(
-        self, route: Route, path: str, seconds: float, body: dict[str, Any] | None = None, **headers: str
-    ) -> httpx2.Response:
+        self,
+        route: Route,
+        path: str,
+        seconds: float,
+        body: dict[str, Any] | None = None,
+        *,
+        abort: Abort | None = None,
+        **headers: str,
+    ) -> Response:
         """Post a body (None: get) over the pool, and return the response once its headers have arrived.
 
         Raises ErrorAnswer for an error status, with as much of its body as can be read.
         """
         prepared = self._prepared(route, path, "post" if body is not None else "get")
-        response = self._transports[route.is_guarded].open(
+        response = self._transport.open(
             prepared.method,
             prepared.url,
             {**prepared.headers, **UNCOMPRESSED, **headers, **passed_on()},
             _written(body) if body is not None else None,
             connect=min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT),
             read=seconds,
+            is_guarded=route.is_guarded,
+            abort=abort,
         )
-        if _is_success(response.status_code):
+        if 200 <= response.status < 300:
             return response
         content = b""
         with suppress(TimeoutError), _deadline(ERROR_SECONDS):
-            content = _body_of(response).read_until(LARGEST_ERROR)
-        raise ErrorAnswer(response.status_code, response.headers, content)
+            content = response.read_until(LARGEST_ERROR)
+        raise ErrorAnswer(response.status, response.headers, content)
 
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
         """Return an endpoint's URL and headers as the SDK builds them, cached until something in them changes."""
         key = (method, route.base_url, _path(route, path), _secret(route), route.api_version, *_headers(route).items())
         prepared = self._endpoints.get(key)
         if prepared is None:
-            content: dict[str, Any] = {"json_data": {}} if method == "post" else {}
-            options = request_options(method=method, url=_path(route, path), **content, **self._options(route))
-            request = self._client(route)._build_request(options)
+            request = _built(route, method, _path(route, path))
             headers = {name: value for name, value in request.headers.items() if name not in OWN_HEADERS}
             if len(self._endpoints) >= KEPT_ENDPOINTS:
                 self._endpoints.clear()
             prepared = self._endpoints[key] = _Prepared(request.method, str(request.url), headers)
         return prepared
 
-    def _options(self, route: Route) -> Any:
-        """Return the SDK's options of a call: the headers, and Azure's version and authentication."""
-        options: dict[str, Any] = {"headers": _headers(route)}
-        if route.is_azure:
-            if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API has no dated versions
-                options["params"] = {"api-version": route.api_version}
-            options["headers"] |= {"api-key": _secret(route), "Authorization": sdk().Omit()}
-        return options
-
-    def _client(self, route: Route) -> openai.OpenAI:
-        key = (route.base_url, _secret(route), route.is_guarded)
-        client = self._clients.get(key)
-        if client is None:
-            with self._lock:
-                client = self._clients.setdefault(key, self._connect(*key))
-        return client
-
-    def _connect(self, base_url: str, secret: str, is_guarded: bool) -> openai.OpenAI:
-        http = httpx2.Client(transport=httpx2.BaseTransport(), trust_env=False)  # the SDK itself sends nothing
-        # The SDK requires a secret; a provider without one ignores the header.
-        made: openai.OpenAI = sdk().OpenAI(base_url=base_url, api_key=secret or "none", http_client=http, max_retries=0)
-        return made
-
 
 client = Client()
+
+
+@cache
+def sdk() -> Any:
+    """Return the module `openai`.
+
+    The import takes half a second and 26 MB, which commands that call no provider need not pay. The server imports it
+    before its first request (aiapi.worker).
+    """
+    import openai
+
+    return openai
+
+
+def _built(route: Route, method: str, path: str) -> httpx2.Request:
+    """Return the request that the SDK would send to an endpoint: the URL and headers, and Azure's authentication."""
+    import httpx2
+    from openai._models import FinalRequestOptions
+
+    # The SDK requires a secret; a provider without one ignores the header. It sends nothing itself.
+    http = httpx2.Client(transport=httpx2.BaseTransport(), trust_env=False)
+    secret = _secret(route)
+    maker: OpenAI = sdk().OpenAI(base_url=route.base_url, api_key=secret or "none", http_client=http, max_retries=0)
+    options: dict[str, Any] = {"headers": _headers(route)}
+    if route.is_azure:
+        if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API has no dated versions
+            options["params"] = {"api-version": route.api_version}
+        options["headers"] |= {"api-key": secret, "Authorization": sdk().Omit()}
+    if method == "post":
+        options["json_data"] = {}
+    return maker._build_request(FinalRequestOptions.construct(method=method, url=path, **options))
 
 
 @contextmanager

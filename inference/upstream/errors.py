@@ -16,17 +16,21 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from http.client import HTTPException, HTTPMessage
 from math import ceil
 from typing import Any
 
-import httpx2
 import structlog
 
 from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.protocols.base import UnfitAnswer, Usage
 from inference.protocols.sse import ProviderError
+from inference.upstream.transport import NotConnected
 
 log = structlog.get_logger(__name__)
+
+#: A response's headers; their names in any case.
+Headers = Mapping[str, str] | HTTPMessage
 
 
 class Effect(StrEnum):
@@ -126,7 +130,7 @@ class AttemptFailed(Exception):
 class ErrorAnswer(Exception):
     """A provider's answer with an error status. `fields` is its error object, empty if there is none."""
 
-    def __init__(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+    def __init__(self, status: int, headers: Headers, content: bytes) -> None:
         super().__init__(f"http {status}")
         self.status = status
         self.headers = headers
@@ -139,7 +143,7 @@ class ErrorAnswer(Exception):
 
 
 #: The exceptions of a failed call: those of the connection, of errors in answers, and of invalid answers.
-FAILURES = (httpx2.HTTPError, ErrorAnswer, ProviderError, ValueError, RecursionError, OSError)
+FAILURES = (NotConnected, OSError, HTTPException, ErrorAnswer, ProviderError, ValueError, RecursionError)
 
 
 class Deadline:
@@ -302,24 +306,19 @@ def unfit_attempt(error: UnfitAnswer, *, route: str, usage: Usage, usage_source:
 
 
 def _from_exception(error: Exception) -> AttemptFailed:
-    if isinstance(error, httpx2.ConnectTimeout):
-        return AttemptFailed(UNCONNECTED, cause="connect timeout")
-    if isinstance(error, httpx2.ConnectError):
-        root: BaseException = error
-        while root.__cause__ is not None:  # such as a refused connection, an unknown name, an untrusted certificate
-            root = root.__cause__
-        is_refused = isinstance(root, ConnectionRefusedError)
-        return AttemptFailed(
-            UNREACHED, cause="connection refused" if is_refused else f"connection: {type(root).__name__}"
-        )
-    if isinstance(error, httpx2.TimeoutException | TimeoutError):
+    if isinstance(error, NotConnected):
+        reason = error.__cause__ or error  # such as an unknown name or an untrusted certificate
+        if isinstance(reason, TimeoutError):
+            return AttemptFailed(UNCONNECTED, cause="connect timeout")
+        is_refused = isinstance(reason, ConnectionRefusedError)
+        cause = "connection refused" if is_refused else f"connection: {type(reason).__name__}"
+        return AttemptFailed(UNREACHED, cause=cause)
+    if isinstance(error, TimeoutError):
         return AttemptFailed(TIMED_OUT, cause="timeout")
     return AttemptFailed(BROKEN, cause=type(error).__name__)
 
 
-def _from_status(
-    status: int, fields: Mapping[str, Any], headers: Mapping[str, str], hidden: Iterable[str]
-) -> AttemptFailed:
+def _from_status(status: int, fields: Mapping[str, Any], headers: Headers, hidden: Iterable[str]) -> AttemptFailed:
     """Judge an error answer; the caller of a rejected request gets a message about his own parameters."""
     code, param, kind = (_name(fields.get(field)) for field in ("code", "param", "type"))
     cause = f"http {status} {code or ''}".strip()
@@ -354,7 +353,7 @@ def _from_answer(error: ProviderError, hidden: Iterable[str]) -> AttemptFailed:
     return failed
 
 
-def retry_after_seconds(headers: Mapping[str, str]) -> float:
+def retry_after_seconds(headers: Headers) -> float:
     """Return the seconds to wait before the next request: the longer of a provider's two headers.
 
     Retry-After is a number or a date, Retry-After-Ms a number. 0 if both are absent, past or invalid.

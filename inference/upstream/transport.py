@@ -1,7 +1,10 @@
-"""HTTP transport to providers over urllib3's connection pools, in place of the SDK's HTTP client.
+"""HTTP connections to providers: pooled, bounded, and closed when nobody waits for the answer any more.
 
-It needs half the CPU of the SDK's client. URLs, headers and errors still come from the SDK, so responses and failures
-are httpx2's.
+Sockets of our own, with the standard library's parser for the heads of answers. The layers of an HTTP client cost more
+CPU than that: see bench/hot_path.py. Nothing here knows what a request means.
+
+Look-ups of names run in threads of their own, each name once at a time: a look-up at a silent name server can't be
+cancelled, and under gevent ten threads make all look-ups of a process.
 
 Content codings (RFC 9110, section 8.4.1) are decoded in pieces of bounded size. Providers are asked for `identity`, but
 some compress anyway, and some label an uncompressed body as compressed.
@@ -15,33 +18,22 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from http.client import HTTPResponse
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cache
+from http.client import HTTPException, HTTPResponse
+from select import POLLIN
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import brotli
-import httpx2
 import structlog
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    DecodeError,
-    EmptyPoolError,
-    HTTPError,
-    NewConnectionError,
-    ProtocolError,
-    ReadTimeoutError,
-    SSLError,
-)
-from urllib3.util import Timeout
+from gevent import monkey
 
 from core.background import LEAST_SLEEP
+from core.network import addresses_of, parse_address
 from inference.upstream.chunked import READ_SIZE, ChunkedReading
-from inference.upstream.lookups import lookups
 from inference.validators import is_forbidden_address
 
 log = structlog.get_logger(__name__)
@@ -57,16 +49,20 @@ PLAIN = re.compile(rb"[ \t\r\n]*\{|(?:data|event|id|retry):|: ")
 Unpack = Callable[[Iterator[bytes]], Iterator[bytes]]
 
 
+class DamagedBody(ValueError):
+    """A body can't be decoded, or decodes to more bytes than may be read."""
+
+
 def unpacked(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
     """Yield a body decoded by its Content-Encoding, in pieces of bounded size.
 
-    A body that is not in the named coding, or in an unknown one, is yielded unchanged. Raises DecodeError for a
+    A body that is not in the named coding, or in an unknown one, is yielded unchanged. Raises DamagedBody for a
     truncated or damaged body.
     """
     named = [name.strip().lower() for name in encoding.split(",")]
     codings = [name for name in named if name not in ("", "identity")]
     if len(codings) > MOST_CODINGS:
-        raise DecodeError("too many content codings")
+        raise DamagedBody("too many content codings")
     for coding in reversed(codings):
         pieces = _without(coding, pieces)
     return pieces
@@ -119,9 +115,9 @@ def _inflated(pieces: Iterator[bytes], wbits: int) -> Iterator[bytes]:
                 data = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
         yield inflater.flush()
     except zlib.error as error:
-        raise DecodeError("damaged") from error
+        raise DamagedBody("damaged") from error
     if not inflater.eof:
-        raise DecodeError("broken off")
+        raise DamagedBody("broken off")
 
 
 def _unbrotlied(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -136,19 +132,33 @@ def _unbrotlied(pieces: Iterator[bytes]) -> Iterator[bytes]:
                 if not unpacked_piece and unpacker.can_accept_more_data():
                     break
     except brotli.error as error:
-        raise DecodeError("damaged") from error
+        raise DamagedBody("damaged") from error
     if not unpacker.is_finished():
-        raise DecodeError("broken off")
+        raise DamagedBody("broken off")
 
 
 #: Idle connections kept for each provider; further ones are closed after use.
 KEPT_CONNECTIONS = 200
-#: Providers (scheme, host and port) whose pools are kept.
-KEPT_POOLS = 50
-#: Headers that describe the transfer of a body, which is passed on decoded.
-FRAMING = ("content-encoding", "content-length", "transfer-encoding")
+#: Providers (scheme, host and port) whose idle connections are kept.
+KEPT_PROVIDERS = 50
 #: Bytes after which other greenlets run: a compressed body may expand to very many at once.
 TURN = 1024 * 1024
+#: A kept connection that was already closed reports that within these seconds of the request. If it closes later, the
+#: provider may have worked on the request: that looks the same as a proxy that drops an idle connection.
+ENDED_BEFORE_SECONDS = 2.0
+
+#: Scheme, host, port, and whether the addresses that validate_provider_url forbids are refused.
+Place = tuple[str, str, int, bool]
+#: gevent's own would switch to its loop.
+_poll: Any = monkey.get_original("select", "poll")
+
+
+class NotConnected(Exception):
+    """No connection could be made, so no request was sent. Its cause says why: a TimeoutError if it took too long."""
+
+
+class _Stale(ConnectionResetError):
+    """A kept connection was closed before the first byte of the answer, and maybe before the request."""
 
 
 class Abort:
@@ -186,234 +196,237 @@ class Abort:
             with suppress(OSError):  # already closed: the answer is complete
                 self.socket.settimeout(seconds)
 
-    def watch(self, connection: HTTPConnection) -> None:
-        """Note the request's connection; raises NewConnectionError, as for an unreachable host, if already aborted."""
-        self.socket = connection.sock
+    def watch(self, connection: socket.socket) -> None:
+        """Note the request's connection; raises NotConnected, as for an unreachable host, if already aborted."""
+        self.socket = connection
         if self.is_set:
-            raise NewConnectionError(connection, "not wanted any more")
+            raise NotConnected("not wanted any more")
 
     def forget(self) -> None:
         """Forget the connection, which returns to its pool for other requests."""
         self.socket = None
 
 
-#: The abort of the next request of this thread or greenlet.
-_abort: ContextVar[Abort] = ContextVar("abort")
+class Lookups:
+    """The look-ups of a process in progress."""
 
+    def __init__(self) -> None:
+        self._open: dict[str, Future[list[str]]] = {}
+        self._lock = threading.Lock()
 
-@contextmanager
-def abortable(abort: Abort) -> Iterator[None]:
-    """Let `abort` end the requests sent in the block."""
-    token = _abort.set(abort)
-    try:
-        yield
-    finally:
-        _abort.reset(token)
+    def addresses_of(self, name: str, seconds: float) -> list[str]:
+        """Return the addresses of a name within `seconds`; raises OSError (TimeoutError) or UnicodeError."""
+        if parse_address(name):
+            return addresses_of(name)
+        with self._lock:
+            asked = self._open.get(name)
+            begins = asked is None
+            if asked is None:
+                asked = self._open[name] = Future()
+        if begins:
+            threading.Thread(target=self._look_up, args=[name, asked], name="look-up", daemon=True).start()
+        return list(asked.result(seconds))
 
-
-#: Whether the next request of this thread or greenlet needs a new connection.
-_fresh: ContextVar[bool] = ContextVar("fresh", default=False)
-
-
-#: A kept connection that was already closed reports that within these seconds of the request. If it closes later, the
-#: provider may have worked on the request: that looks the same as a proxy that drops an idle connection.
-ENDED_BEFORE_SECONDS = 2.0
-
-
-class Unanswered(ProtocolError):
-    """A kept connection was closed before the first byte of the answer, and maybe before the request."""
-
-
-class _Response(HTTPResponse):
-    """A response that raises Unanswered if no byte of it arrived."""
-
-    def _read_status(self) -> Any:
+    def _look_up(self, name: str, asked: Future[list[str]]) -> None:
         try:
-            has_begun = bool(self.fp.peek(1))
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise Unanswered("reset") from error
-        if not has_begun:
-            raise Unanswered("closed")
-        return super()._read_status()  # type: ignore[misc]
-
-
-class _Watched(HTTPConnection):
-    response_class = _Response
-    is_guarded = False
-    #: Whether it has answered a request before, and may have been closed by the peer since.
-    has_answered = False
-    sent_at = 0.0
-
-    def connect(self) -> None:
-        """Connect, with TLS for https. No request is sent yet, so a failure here has reached no provider."""
-        self.has_answered = False
-        try:
-            super().connect()
-        except TimeoutError as error:
-            raise ConnectTimeoutError(self, "no connection in time") from error
-        except (OSError, ValueError, SSLError) as error:
-            raise NewConnectionError(self, type(error).__name__) from error
-
-    def _new_conn(self) -> socket.socket:
-        """Connect; a guarded connection to a forbidden address is closed before a byte is sent."""
-        connected = self._connect_to_any()
-        if self.is_guarded and is_forbidden_address(str(connected.getpeername()[0])):
-            connected.close()
-            raise NewConnectionError(self, "the name leads to an address that is not allowed")
-        return connected
-
-    def _connect_to_any(self) -> socket.socket:
-        """Connect to the first address of the name that accepts.
-
-        The look-up, all attempts and the TLS handshake share one timeout; urllib3 would give each address all of it.
-        """
-        name, timeout = self._dns_host, float(self.timeout or 0)
-        ends = time.monotonic() + timeout
-        addresses = lookups.addresses_of(name, timeout)
-        try:
-            while True:
-                self._dns_host, others = addresses.pop(0), len(addresses)
-                self.timeout = _until(ends) / (others + 1)
-                try:
-                    connected = super()._new_conn()
-                except (ConnectTimeoutError, NewConnectionError):
-                    if not others or time.monotonic() >= ends:
-                        raise
-                else:
-                    connected.settimeout(_until(ends))
-                    return connected
+            asked.set_result(addresses_of(name))
+        except Exception as error:  # noqa: BLE001  (passed to the waiting calls)
+            asked.set_exception(error)
         finally:
-            self._dns_host, self.timeout = name, timeout
+            with self._lock:
+                del self._open[name]
 
-    def request(self, *args: Any, **options: Any) -> None:
-        if _fresh.get():
-            self.close()
-        if self.sock is None:
-            self.connect()
-        abort = _abort.get(None)
-        if abort is not None:
-            abort.watch(self)
+
+lookups = Lookups()
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _connect(place: Place, seconds: float) -> socket.socket:
+    """Connect to the first address of a name that accepts; raises NotConnected.
+
+    The look-up, all attempts and the TLS handshake share the time. Forbidden addresses are left out.
+    """
+    scheme, host, port, is_guarded = place
+    ends = time.monotonic() + seconds
+    try:
+        addresses = lookups.addresses_of(host, seconds)
+        if is_guarded:
+            addresses = [address for address in addresses if not is_forbidden_address(address)]
+            if not addresses:
+                raise PermissionError("the name leads to an address that is not allowed")
+        while True:
+            address, others = addresses.pop(0), len(addresses)
+            try:
+                connection = socket.create_connection((address, port), _until(ends) / (others + 1))
+                break
+            except OSError:
+                if not others or time.monotonic() >= ends:
+                    raise
         try:
-            super().request(*args, **options)
-            self.sent_at = time.monotonic()
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
-            raise (Unanswered if self.has_answered else ProtocolError)("closed") from error
-
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as in urllib3 itself
-        try:
-            response = super().getresponse()
-        except Unanswered as error:
-            if self.has_answered and time.monotonic() - self.sent_at < ENDED_BEFORE_SECONDS:
-                raise
-            raise ProtocolError("no answer") from error
-        self.has_answered = True
-        return response
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.settimeout(_until(ends))
+            return _tls().wrap_socket(connection, server_hostname=host) if scheme == "https" else connection
+        except BaseException:
+            connection.close()
+            raise
+    except (OSError, ValueError) as error:
+        raise NotConnected("not reached") from error
 
 
-class _WatchedTLS(_Watched, HTTPSConnection):
-    pass
-
-
-class _Guarded(_Watched):
-    is_guarded = True
-
-
-class _GuardedTLS(_WatchedTLS):
-    is_guarded = True
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Watched
-
-
-class _PoolTLS(HTTPSConnectionPool):
-    ConnectionCls = _WatchedTLS
-
-
-class _GuardedPool(HTTPConnectionPool):
-    ConnectionCls = _Guarded
-
-
-class _GuardedPoolTLS(HTTPSConnectionPool):
-    ConnectionCls = _GuardedTLS
-
-
-class TooLargeAnswer(httpx2.DecodingError):
-    """A decoded body has more bytes than may be read."""
+def _until(ends: float) -> float:
+    """Return the seconds until `ends` (monotonic), at least a millisecond: a timeout of 0 would mean none."""
+    return max(0.001, ends - time.monotonic())
 
 
 class PooledTransport:
-    """Sends requests over pools that the process's threads or greenlets share.
+    """Sends requests over connections that the process's threads or greenlets share."""
 
-    A guarded transport refuses addresses that validate_provider_url forbids: the name was checked when it was saved,
-    but may resolve to another address now.
-    """
-
-    def __init__(self, *, is_guarded: bool = False) -> None:
-        self._pools = urllib3.PoolManager(num_pools=KEPT_POOLS, maxsize=KEPT_CONNECTIONS, block=False, retries=False)
-        self._pools.pool_classes_by_scheme = (
-            {"http": _GuardedPool, "https": _GuardedPoolTLS} if is_guarded else {"http": _Pool, "https": _PoolTLS}
-        )
+    def __init__(self) -> None:
+        self._idle: dict[Place, list[socket.socket]] = {}  # the provider that was used last stands last
+        self._lock = threading.Lock()
 
     def open(
-        self, method: str, url: str, headers: dict[str, str], content: bytes | None, *, connect: float, read: float
-    ) -> httpx2.Response:
-        """Send a request and return its response once the headers have arrived. Timeouts are in seconds."""
-        timeout, abort = Timeout(connect=connect, read=read), _abort.get(None) or Abort()
-        with abortable(abort), _httpx_errors():
-            response = self._request(
-                method, url, headers, content, timeout, preload_content=False, decode_content=False
-            )
-        kept = [(name, value) for name, value in response.headers.items() if name.lower() not in FRAMING]
-        return httpx2.Response(response.status, headers=kept, stream=Body(response, abort))
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        *,
+        connect: float,
+        read: float,
+        is_guarded: bool = False,
+        abort: Abort | None = None,
+    ) -> Response:
+        """Send a request and return its response once the head has arrived. Timeouts are in seconds.
 
-    def _request(
-        self, method: str, url: str, headers: dict[str, str], content: bytes | None, timeout: Timeout, **options: Any
-    ) -> urllib3.BaseHTTPResponse:
-        """Send a request; repeat it over a new connection if a kept one was closed before the answer began."""
-        options |= {"body": content, "headers": headers, "timeout": timeout, "redirect": False, "retries": False}
-        try:
-            return self._pools.urlopen(method, url, **options)
-        except Unanswered:
-            abort = _abort.get(None)
-            if abort is not None and abort.is_set:
-                raise
-        token = _fresh.set(True)
-        try:
-            return self._pools.urlopen(method, url, **options)
-        finally:
-            _fresh.reset(token)
+        It is sent once more, over a new connection, if a kept one was closed before the answer began. Raises
+        NotConnected if nothing was sent; TimeoutError, OSError, HTTPException or ValueError for other failures.
+        """
+        parts, abort = urlsplit(url), abort or Abort()
+        place, request = _place(parts, is_guarded=is_guarded), _request(method, parts, headers, content)
+        kept = self._take(place)
+        if kept is not None:
+            with suppress(_Stale):
+                return self._send(place, kept, request, read, abort, is_kept=True)
+            if abort.is_set:
+                raise ConnectionAbortedError
+        return self._send(place, _connect(place, connect), request, read, abort)
 
-    def reaches(self, url: str, seconds: float) -> bool:
-        """Return whether a new connection to a URL's address can be made; it is closed again."""
-        connection: Any = self._pools.connection_from_url(url)._new_conn()
-        connection.timeout = seconds
+    def _send(
+        self,
+        place: Place,
+        connection: socket.socket,
+        request: bytes,
+        read: float,
+        abort: Abort,
+        *,
+        is_kept: bool = False,
+    ) -> Response:
         try:
-            connection.connect()
-        except (HTTPError, OSError):
-            return False
-        finally:
+            abort.watch(connection)
+            connection.settimeout(read)
+            # A provider that refuses a request early closes its side, and the answer can be read all the same.
+            with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                connection.sendall(request)
+            sent_at = time.monotonic()
+            answer = HTTPResponse(connection)
+            if not _has_begun(answer):
+                is_stale = is_kept and time.monotonic() - sent_at < ENDED_BEFORE_SECONDS
+                raise _Stale if is_stale else ConnectionResetError
+            answer.begin()
+        except BaseException:
             connection.close()
+            raise
+        return Response(answer, connection, abort, lambda: self._give_back(place, connection))
+
+    def reaches(self, url: str, seconds: float, *, is_guarded: bool = False) -> bool:
+        """Return whether a new connection to a URL's address can be made; it is closed again."""
+        try:
+            _connect(_place(urlsplit(url), is_guarded=is_guarded), seconds).close()
+        except NotConnected:
+            return False
         return True
 
     def close(self) -> None:
         """Close the idle connections."""
-        self._pools.clear()
+        while self._idle:
+            for connection in self._idle.popitem()[1]:
+                connection.close()
+
+    def _take(self, place: Place) -> socket.socket | None:
+        """Return an idle connection, the one used last; None if there is none."""
+        idle = self._idle.get(place)
+        while idle:
+            connection = idle.pop()
+            poll = _poll()
+            poll.register(connection.fileno(), POLLIN)
+            if not poll.poll(0):
+                return connection
+            connection.close()  # the provider has closed it, or sent what nobody asked for
+        return None
+
+    def _give_back(self, place: Place, connection: socket.socket) -> None:
+        with self._lock:
+            idle = self._idle[place] = self._idle.pop(place, [])
+            idle.append(connection)
+            surplus = [idle.pop(0)] if len(idle) > KEPT_CONNECTIONS else []
+            if len(self._idle) > KEPT_PROVIDERS:
+                surplus += self._idle.pop(next(iter(self._idle)))
+        for connection in surplus:
+            connection.close()
 
 
-class Body(httpx2.SyncByteStream):
-    """A response's decoded bytes as they arrive.
+def _place(parts: SplitResult, *, is_guarded: bool) -> Place:
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), is_guarded
+
+
+def _request(method: str, parts: SplitResult, headers: Mapping[str, str], content: bytes | None) -> bytes:
+    """Write a request; raises ValueError for a header with a line break."""
+    lines = [f"{method} {parts.path or '/'}{'?' if parts.query else ''}{parts.query} HTTP/1.1"]
+    lines.append(f"host: {parts.netloc.rpartition('@')[2]}")
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if content is not None:
+        lines.append(f"content-length: {len(content)}")
+    head = "\r\n".join(lines)
+    if head.count("\n") + 1 != len(lines) or head.count("\r") + 1 != len(lines):
+        raise ValueError("a line break in a header")
+    return head.encode("latin-1") + b"\r\n\r\n" + (content or b"")
+
+
+def _has_begun(answer: HTTPResponse) -> bool:
+    """Wait for the first byte of an answer; return whether it came before the connection ended."""
+    try:
+        return bool(answer.fp.peek(1))
+    except TimeoutError:
+        raise
+    except OSError:
+        return False
+
+
+class Response:
+    """A provider's response: its status and headers, and the decoded bytes of its body as they arrive.
 
     The connection returns to its pool if the body is read to its end, and is closed otherwise.
     """
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, abort: Abort) -> None:
-        self._response = response
+    def __init__(
+        self, answer: HTTPResponse, connection: socket.socket, abort: Abort, give_back: Callable[[], None]
+    ) -> None:
+        self.status: int = answer.status
+        self.headers = answer.headers
+        self._answer: Any = answer
+        self._socket = connection
         self._abort = abort
+        self._give_back = give_back
+        self._is_whole = self._is_closed = False
         self._reading: ChunkedReading | None = None
-        self._encoding = response.headers.get("Content-Encoding", "")
+        self._encoding = answer.headers.get("Content-Encoding", "")
         self._takes: Callable[[bytes], bool] | None = None
 
     def hand_to(self, takes: Callable[[bytes], bool]) -> None:
@@ -422,18 +435,20 @@ class Body(httpx2.SyncByteStream):
             self._takes = takes
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield bytes as they arrive, without those that `takes` accepted."""
-        with _httpx_errors():
-            yield from unpacked(self._pieces(), self._encoding) if self._encoding else self._pieces()
+        """Yield bytes as they arrive, without those that `takes` accepted.
+
+        Raises OSError, HTTPException or DamagedBody.
+        """
+        return unpacked(self._pieces(), self._encoding) if self._encoding else self._pieces()
 
     def read(self, most: int) -> bytes:
-        """Read the whole body and close it; raises TooLargeAnswer beyond `most` bytes."""
+        """Read the whole body and close it; raises DamagedBody beyond `most` bytes."""
         content, turn = bytearray(), TURN
         try:
             for piece in self:
                 content += piece
                 if len(content) > most:
-                    raise TooLargeAnswer("too large")
+                    raise DamagedBody("too large")
                 if len(content) > turn:
                     turn += TURN
                     time.sleep(LEAST_SLEEP)
@@ -449,53 +464,49 @@ class Body(httpx2.SyncByteStream):
                 content += piece
                 if len(content) >= most:
                     break
-        except (httpx2.HTTPError, OSError):
+        except (OSError, HTTPException, DamagedBody):
             log.info("error_not_read", bytes=len(content))
         finally:
             self.close()
         return bytes(content[:most])
 
     def _pieces(self) -> Iterator[bytes]:
-        response: Any = self._response
-        if response.chunked and response.supports_chunked_reads():
-            reading = self._reading = ChunkedReading(response._fp.fp, self._abort.socket)
-            with response._error_catcher():
+        answer = self._answer
+        try:
+            if answer.chunked:
+                reading = self._reading = ChunkedReading(answer.fp, self._socket)
                 while (piece := reading.read(self._takes)) is not None:
                     if piece:
                         yield piece
-                response._fp.close()
-            return
-        while data := response.read1(READ_SIZE, decode_content=False):
-            yield data
+            elif answer.length is None:
+                while piece := answer.fp.read1(READ_SIZE):
+                    yield piece
+            else:
+                left = answer.length
+                while left:
+                    piece = answer.fp.read1(min(left, READ_SIZE))
+                    if not piece:
+                        raise ConnectionResetError("broken off")
+                    left -= len(piece)
+                    yield piece
+        except (OSError, HTTPException):
+            answer.close()
+            raise
+        self._is_whole = not answer.will_close
 
     def close(self) -> None:
         """Close the connection, or return it to its pool if the body was read to its end."""
-        response: Any = self._response
-        if response.closed:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._is_whole:
             self._abort.forget()
-            response.release_conn()
+            self._answer.close()
+            self._give_back()
             return
         self._abort.shut_down()
         if self._reading is not None:
             self._reading.cancel()
-        with suppress(RuntimeError):  # a read in progress elsewhere fails now and closes the connection
-            response.close()
-
-
-def _until(ends: float) -> float:
-    """Return the seconds until `ends` (monotonic), at least a millisecond: a timeout of 0 would mean none."""
-    return max(0.001, ends - time.monotonic())
-
-
-@contextmanager
-def _httpx_errors() -> Iterator[None]:
-    """Convert urllib3's errors to the httpx2 errors that the SDK and inference.upstream.errors handle."""
-    try:
-        yield
-    except (ConnectTimeoutError, NewConnectionError, EmptyPoolError) as error:
-        is_timeout = isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError)
-        raise (httpx2.ConnectTimeout if is_timeout else httpx2.ConnectError)("not reached") from error
-    except (ReadTimeoutError, TimeoutError) as error:
-        raise httpx2.ReadTimeout("no answer in time") from error
-    except (HTTPError, OSError) as error:
-        raise httpx2.ReadError("broken off") from error
+        with suppress(RuntimeError):  # a read in progress elsewhere fails now and closes the answer
+            self._answer.close()
+        self._socket.close()
