@@ -32,6 +32,18 @@ def test_it_gives_a_place_back_when_its_call_fails() -> None:
         assert places.taken == 1
 
 
+def test_it_loses_no_place_to_a_call_that_is_broken_off_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(event: threading.Event, seconds: float) -> bool:
+        raise KeyboardInterrupt
+
+    places = Capacity(1)
+    with places.place(0):
+        monkeypatch.setattr(threading.Event, "wait", break_off)
+        with pytest.raises(KeyboardInterrupt), places.place(1):
+            pass
+    assert (places.taken, places.queued) == (0, 0)
+
+
 def test_it_says_no_within_the_time_that_it_was_given() -> None:
     places = Capacity(1)
     with places.place(0):

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import groupby
 from math import ceil
 from typing import TypeVar
@@ -36,7 +37,10 @@ log = structlog.get_logger(__name__)
 
 
 class Capacity:
-    """A number of places for concurrent calls, granted in the order of the requests."""
+    """A number of places for concurrent calls, granted in the order of the requests.
+
+    A semaphore would let a new call overtake those that wait.
+    """
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -52,59 +56,38 @@ class Capacity:
     @contextmanager
     def place(self, seconds: float) -> Iterator[None]:
         """Hold a place while the block runs; raises UpstreamBusy if none becomes free within the seconds."""
-        self._take(seconds)
-        upstream_calls.set(self.taken)
+        turn = threading.Event()
+        with self._lock:
+            self._waiting.append(turn)
+            self._admit()
         try:
+            if not turn.is_set() and not turn.wait(seconds):
+                raise UpstreamBusy(retry_after=1)
             yield
         finally:
-            self._give_back()
-            upstream_calls.set(self.taken)
+            with self._lock:
+                if turn.is_set():
+                    self.taken -= 1
+                else:
+                    self._waiting.remove(turn)
+                self._admit()
 
-    def _take(self, seconds: float) -> None:
-        with self._lock:
-            if self.taken < self.places:
-                self.taken += 1
-                return
-            turn = threading.Event()
-            self._waiting.append(turn)
+    def _admit(self) -> None:
+        """Give the free places to the calls that wait longest."""
+        while self._waiting and self.taken < self.places:
+            self.taken += 1
+            self._waiting.popleft().set()
+        upstream_calls.set(self.taken)
         upstream_queue.set(self.queued)
-        try:
-            self._wait(turn, seconds)
-        finally:
-            upstream_queue.set(self.queued)
-
-    def _wait(self, turn: threading.Event, seconds: float) -> None:
-        if turn.wait(seconds):
-            return
-        with self._lock:
-            if turn.is_set():  # the place came while the wait ended
-                return
-            self._waiting.remove(turn)
-        raise UpstreamBusy(retry_after=1)
-
-    def _give_back(self) -> None:
-        """Pass the place to the call that waits longest, without freeing it in between."""
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self.taken -= 1
 
 
-class _ProcessCapacity:
-    """The process's Capacity, created at its first use with UPSTREAM_CONCURRENCY places."""
-
-    def __init__(self) -> None:
-        self._capacity: Capacity | None = None
-
-    def __call__(self) -> Capacity:
-        """Return the capacity; a new one if UPSTREAM_CONCURRENCY has changed."""
-        if self._capacity is None or self._capacity.places != settings.UPSTREAM_CONCURRENCY:
-            self._capacity = Capacity(settings.UPSTREAM_CONCURRENCY)
-        return self._capacity
+_capacity = lru_cache(maxsize=1)(Capacity)
 
 
-capacity = _ProcessCapacity()
+def capacity() -> Capacity:
+    """Return the process's capacity; a new one if UPSTREAM_CONCURRENCY has changed."""
+    return _capacity(settings.UPSTREAM_CONCURRENCY)
+
 
 ROUNDS = 3
 #: The pause before a round is random between 0 and this many seconds, doubled for each further round (full jitter).
