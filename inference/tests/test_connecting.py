@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
+import trustme
 
 from core.network import addresses_of
 from inference.catalog import Rates, Route
 from inference.fake_provider import FakeUpstream
 from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
+from inference.upstream import transport
 from inference.upstream.client import Client
 from inference.upstream.errors import UNCONNECTED, UNREACHED, AttemptFailed
 from inference.upstream.transport import PooledTransport, lookups
@@ -132,6 +138,62 @@ def test_it_has_reached_nobody_without_tls(
         assert failure.verdict in (UNREACHED, UNCONNECTED)
         assert failure.cause.startswith(cause)
         assert not PooledTransport().reaches(url, 0.4), "a probe must not take it back"
+
+
+@pytest.fixture
+def secure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[int, list[int]]]:
+    """Run a provider with a certificate for localhost that is trusted here; yield its port and what it counted.
+
+    It counts the requests of each connection.
+    """
+    authority, counted = trustme.CA(), []
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    transport._tls.cache_clear()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    whole = json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()
+
+    class Provider(StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.settimeout(10)
+            with suppress(OSError), context.wrap_socket(self.request, server_side=True) as connection:
+                counted.append(0)
+                requests = connection.makefile("rb")
+                while requests.readline():
+                    headers = dict(line.lower().split(b": ", 1) for line in iter(requests.readline, b"\r\n"))
+                    requests.read(int(headers[b"content-length"]))
+                    counted[-1] += 1
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(whole), whole))
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Provider) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield server.server_address[1], counted
+        server.shutdown()
+    transport._tls.cache_clear()
+
+
+def test_it_keeps_a_connection_to_a_provider_whose_certificate_is_trusted(secure: tuple[int, list[int]]) -> None:
+    port, counted = secure
+    client = Client()
+    for _ in range(2):
+        assert client.call(at(f"https://localhost:{port}/v1"), "/chat/completions", {"messages": HELLO}, seconds=5)
+    assert counted == [2]
+    client._transport.close()
+
+
+@pytest.mark.parametrize("is_trusted", [True, False], ids=["another name", "untrusted"])
+def test_it_sends_nothing_where_a_certificate_is_wrong(
+    secure: tuple[int, list[int]], monkeypatch: pytest.MonkeyPatch, is_trusted: bool
+) -> None:
+    port, counted = secure
+    if not is_trusted:
+        monkeypatch.delenv("SSL_CERT_FILE")
+        transport._tls.cache_clear()
+    failure = failed_call(f"https://{'127.0.0.1' if is_trusted else 'localhost'}:{port}/v1")
+    assert (failure.verdict, failure.cause) == (UNREACHED, "connection: SSLCertVerificationError")
+    assert sum(counted) == 0
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def sdk() -> Any:
     """Return the module `openai`.
 
     The import takes half a second and 26 MB, which commands that call no provider need not pay. The server imports it
-    before its first request (aiapi.worker).
+    before it forks its workers (aiapi.server).
     """
     import openai
 
