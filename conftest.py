@@ -53,9 +53,9 @@ def _static_files_when_asked_for() -> None:
 def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     """Begin without what an earlier test left in Redis, in caches, or in this process."""
     from accounts.key_cache import directory
-    from accounts.leases import leases
     from accounts.limits import reset_limits
     from core.database import database_outage
+    from core.redis.leases import leases
     from inference.cache import guard
     from inference.catalog import catalog
     from inference.upstream.breaker import breakers

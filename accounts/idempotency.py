@@ -30,11 +30,11 @@ from redis.exceptions import RedisError
 from rest_framework.request import Request
 
 from accounts.key_cache import AuthenticatedKey
-from accounts.leases import leases
 from accounts.models import IdempotentAnswer
 from core.background import yield_to_others
 from core.database import release_connections
 from core.errors import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
+from core.redis.leases import leases
 
 HEADER = "HTTP_IDEMPOTENCY_KEY"
 KEY_FORMAT = re.compile(r"[\x21-\x7e]{1,255}\Z")

@@ -19,7 +19,7 @@ import structlog
 from django.conf import settings
 from django.db import DatabaseError
 
-from accounts.limits.leases import keeper
+from accounts.limits import get_limits
 from core.database import release_connections
 from core.errors import (
     ApiError,
@@ -30,6 +30,7 @@ from core.errors import (
     UpstreamBusy,
     UpstreamFailed,
 )
+from core.redis.leases import renewer
 from inference import cache
 from inference.cache import CachedAnswer
 from inference.call import Call
@@ -211,7 +212,7 @@ def place(call: Call, deadline: Deadline) -> Iterator[None]:
     """
     release_connections()
     with ExitStack() as held:
-        held.enter_context(keeper.held(call.limits.shard, call.record.id))
+        held.enter_context(renewer.held(get_limits(), call.limits.shard, call.record.id))
         try:
             held.enter_context(capacity().place(min(deadline.left, settings.UPSTREAM_QUEUE_SECONDS)))
         except UpstreamBusy:

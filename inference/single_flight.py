@@ -27,11 +27,10 @@ import structlog
 from django.conf import settings
 from redis.exceptions import RedisError
 
-from accounts.leases import RENEW
-from accounts.limits import get_limits
 from core.background import PeriodicThread, outlived
 from core.errors import ApiError, ContentFiltered, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
-from core.redis.client import redis_client, wire_for
+from core.redis.client import state_store
+from core.redis.leases import RENEW
 from core.redis.scripts import Script, script
 from core.redis.wire import Wire
 from inference.cache import CachedAnswer, look_up
@@ -97,9 +96,6 @@ class Asked:
 class FlightLeases:
     """The leases of this process's flights, each named by the flight's key and held by its token."""
 
-    def __init__(self) -> None:
-        self._wire: Wire | None = None
-
     def take(self, key: str, token: str, *, waited_ms: int) -> Asked | None:
         """Ask for a lease; None while the state store is unavailable.
 
@@ -134,12 +130,11 @@ class FlightLeases:
 
     def _reach(self, ask: Callable[[Wire], Any]) -> Any:
         """Return the state store's answer; None while it is unavailable to the limits, or if this call fails."""
-        if get_limits().is_degraded:
+        store = state_store()
+        if store.availability.is_away:
             return None
         try:
-            if self._wire is None:
-                self._wire = wire_for(redis_client(settings.REDIS_URL))
-            return ask(self._wire)
+            return ask(store.wire)
         except RedisError as error:
             log.warning("flight_store_failed", cause=type(error).__name__)
             return None

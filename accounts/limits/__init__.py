@@ -10,23 +10,19 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import UsageRecord
 from accounts.limits.redis import BulkSeeder, RedisBackend, Seeder
-from accounts.limits.types import DEFAULT_LEASE_SECONDS, Amount, Subject, Unavailable
-from core.redis.client import redis_client, wire_for
-from core.redis.wire import PROBE_TIMEOUT, READ_TIMEOUT
+from accounts.limits.types import DEFAULT_LEASE_SECONDS, Amount, Subject
+from core.redis.client import reset_state_store, state_store
 
 __all__ = [
-    "ask_state_store",
     "get_limits",
     "install",
     "reset_limits",
@@ -38,7 +34,6 @@ __all__ = [
 
 REDIS_PORT = 6379
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 Sink = Callable[[UsageRecord], None]
 
 
@@ -104,21 +99,6 @@ def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subj
     return _process.parts.bulk_seeder(subjects, month)
 
 
-def ask_state_store(call: Callable[[], T]) -> T:
-    """Make another call to the Redis of the limits; fail at once while Redis is known to be away.
-
-    The call may be repeated if its reply was lost, so it must be idempotent. Raises RedisError.
-    """
-    try:
-        return get_limits().either(call, _raise_away)
-    except Unavailable as error:
-        raise error.__cause__ if isinstance(error.__cause__, RedisError) else RedisConnectionError() from error
-
-
-def _raise_away() -> NoReturn:
-    raise RedisConnectionError("the Redis of the limits is away")
-
-
 def state_store_is_away(*, beside: str) -> bool:
     """Return whether the limits know that their Redis is away, and the URL `beside` names the same server."""
     return bool(settings.REDIS_URL) and same_server(settings.REDIS_URL, beside) and get_limits().is_degraded
@@ -170,21 +150,17 @@ def _server(url: str) -> tuple[str | None, int | str]:
 
 
 def reset_limits() -> None:
-    """Drop the backend and its pending work, so that the next get_limits builds one from the current settings."""
+    """Drop the backend with its pending work, and the state store: the next use builds both from the settings."""
     backend, _process.backend = _process.backend, None
     if backend is not None and _process.pid == os.getpid():
         backend.end()
+    reset_state_store()
 
 
 def _build(parts: _Parts) -> FailoverBackend:
     if parts.seeder is None or parts.sink is None:
         raise ImproperlyConfigured("accounts.limits needs a seeder and a sink: see accounts.limits.install")
     lease_seconds: int = getattr(settings, "LIMITS_LEASE_SECONDS", DEFAULT_LEASE_SECONDS)
-    url: str = settings.REDIS_URL
-    if not url:
-        raise ImproperlyConfigured("REDIS_URL is not set, and limits are kept there")
-    # A call without a reply is followed by a probe: together they may take REDIS_TIMEOUT.
-    wait: float = getattr(settings, "REDIS_TIMEOUT", READ_TIMEOUT + PROBE_TIMEOUT)
-    wire = wire_for(redis_client(url, read_timeout=max(wait - PROBE_TIMEOUT, PROBE_TIMEOUT)))
-    primary = RedisBackend(wire, seeder=parts.seeder, bulk_seeder=parts.bulk_seeder, lease_seconds=lease_seconds)
-    return FailoverBackend(primary, probe=wire.ping, sink=parts.sink)
+    store = state_store()
+    primary = RedisBackend(store.wire, seeder=parts.seeder, bulk_seeder=parts.bulk_seeder, lease_seconds=lease_seconds)
+    return FailoverBackend(primary, availability=store.availability, sink=parts.sink)

@@ -3,14 +3,12 @@
 - Request rates, token rates and slots are enforced per process (see local). A call under a budget raises Unavailable,
   because only Redis knows what is left of the budget. Cache hits reserve nothing and are served. A provider's own
   limits are enforced per process as well, even where Redis answers but fails: no caller is refused because of that.
-- A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits for
-  Redis. If it succeeds, Redis is slow but not away: the call is made again (all are idempotent), and once more after a
-  further probe; after that it raises Unavailable.
+- A call that fails although Redis answers probes raises Unavailable. When Redis counts as away, core.redis.availability
+  says.
 - Settlements that could not reach Redis wait in a bounded queue, while their records go to the database directly. What
   the full queue drops is counted and logged. Refusals are counted per process; one that Redis may have counted already
   waits in the queue, to be recorded once.
-- While there is anything to repair, one thread probes Redis each second. It closes the breaker and makes the waiting
-  settlements; calls never pay for that.
+- While settlements or counts wait, one thread tries each second to make them; calls never pay for that.
 """
 
 import logging
@@ -43,7 +41,7 @@ from accounts.limits.types import (
     Unavailable,
 )
 from core.background import PeriodicThread, Start
-from core.redis.availability import Breaker
+from core.redis.availability import Availability, StoreAway
 
 logger = logging.getLogger(__name__)
 
@@ -137,18 +135,9 @@ class PendingSettlements:
 
 T = TypeVar("T")
 
-MEND_INTERVAL = 1.0  # seconds between probes while Redis is away
+MEND_INTERVAL = 1.0  # seconds between attempts to make what waits for Redis
 RETRY_AFTER = 5  # seconds; Redis is in use again sooner than that after its recovery
-ATTEMPTS = 3  # for one call, as long as Redis answers the probes between them
 HELD_CAPACITY = 50_000
-
-
-class _Away(Exception):
-    """Redis is away. `sent` says that the call may have reached it."""
-
-    def __init__(self, *, sent: bool) -> None:
-        super().__init__()
-        self.sent = sent
 
 
 class FailoverBackend(LimitBackend):
@@ -162,7 +151,7 @@ class FailoverBackend(LimitBackend):
         self,
         primary: LimitBackend,
         *,
-        probe: Callable[[], None],
+        availability: Availability,
         sink: Callable[[UsageRecord], None],
         clock: Callable[[], int] = wall_clock,
         start: Start | None = None,
@@ -170,7 +159,7 @@ class FailoverBackend(LimitBackend):
         self.lease_seconds = primary.lease_seconds
         self.primary = primary
         self.local = LocalLimiter(clock)
-        self.breaker = Breaker(probe)
+        self.availability = availability
         self.pending = PendingSettlements(clock)
         self.tallies = Tallies(sink)
         self._sink = sink
@@ -188,27 +177,27 @@ class FailoverBackend(LimitBackend):
     @property
     def is_degraded(self) -> bool:
         """Whether Redis is away."""
-        return self.breaker.is_open
+        return self.availability.is_away
 
     def now(self) -> int:
         """Return the time (µs), by this machine's clock while Redis is away."""
         try:
             return self._on_primary(self.primary.now)
-        except _Away:
+        except StoreAway:
             return self._clock()
 
     def admit(self, scope: LimitSet, operation: str) -> Admission:
         """Count one request, in this process alone while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.admit(scope, operation))
-        except _Away:
+        except StoreAway:
             return self.local.admit(scope)
 
     def peek(self, scope: LimitSet) -> Admission:
         """Return what admit would return."""
         try:
             return self._on_primary(lambda: self.primary.peek(scope))
-        except _Away:
+        except StoreAway:
             return self.local.admit(scope, counts=False)
 
     def reserve(
@@ -233,7 +222,7 @@ class FailoverBackend(LimitBackend):
                 return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
             self._release_later(scope, operation, admitted_at)
             raise
-        except _Away as away:
+        except StoreAway as away:
             if scope.has_budget:
                 if away.sent:
                     self._release_later(scope, operation, admitted_at)
@@ -249,7 +238,7 @@ class FailoverBackend(LimitBackend):
         alone = frozenset(filter(self.local.holds, names))
         try:
             return alone | self._on_primary(lambda: self.primary.renew(shard, names - alone))
-        except (_Away, Unavailable):
+        except (StoreAway, Unavailable):
             return names
 
     def settle(
@@ -276,8 +265,8 @@ class FailoverBackend(LimitBackend):
                     scope, operation, admitted_at=admitted_at, used=used, record=record, recorded_at=recorded_at
                 )
             )
-        except (_Away, Unavailable) as error:
-            sent = not isinstance(error, _Away) or error.sent
+        except (StoreAway, Unavailable) as error:
+            sent = not isinstance(error, StoreAway) or error.sent
         except Exception:
             logger.exception("limits: the settlement of %s has to wait", operation)  # the seeder has no database
             sent = False
@@ -289,7 +278,7 @@ class FailoverBackend(LimitBackend):
         """Emit a record; while Redis is away, to the database."""
         try:
             return self._on_primary(lambda: self.primary.emit(account_id, operation, record, tally=tally))
-        except (_Away, Unavailable) as error:
+        except (StoreAway, Unavailable) as error:
             now = self._clock()
             pending = Pending(LimitSet(account_id, ()), operation, 0, Amount(), now, None, record, tally=tally)
             if tally is None:
@@ -307,59 +296,41 @@ class FailoverBackend(LimitBackend):
         """Charge expired leases; while Redis is away none, they are charged after its return."""
         try:
             return self._on_primary(lambda: self.primary.reap(shard, at_most=at_most))
-        except _Away:
+        except StoreAway:
             return 0
 
     def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
         """Return what each subject uses; raises Unavailable while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.usage(scope, month))
-        except _Away as away:
+        except StoreAway as away:
             raise Unavailable(retry_after=RETRY_AFTER) from away
 
     def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
         """Return the usage of many scopes; raises Unavailable while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.usages(scopes, month))
-        except _Away as away:
+        except StoreAway as away:
             raise Unavailable(retry_after=RETRY_AFTER) from away
 
     def mend_once(self) -> bool:
         """Probe Redis, and make the waiting settlements; return whether nothing is left to repair."""
         stored = self.tallies.flush()
-        return self.breaker.try_close() and self.pending.flush(self.primary) and stored
+        return self.availability.try_close() and self.pending.flush(self.primary) and stored
 
     def end(self) -> None:
         """Stop the repair thread of a backend that is being replaced; waiting settlements are dropped."""
         self._mender.end()
 
-    def either(self, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
-        """Make a call on Redis, or `otherwise` while it is away; raises Unavailable like the other methods."""
-        try:
-            return self._on_primary(call)
-        except _Away:
-            return otherwise()
-
     def _on_primary(self, call: Callable[[], T]) -> T:
-        """Make a call on Redis; raise _Away if Redis is away, Unavailable if it is there but the call fails."""
-        if self.breaker.is_open:
-            raise _Away(sent=False)
-        failure: RedisError | None = None
-        for _ in range(ATTEMPTS):
-            try:
-                return call()
-            except (RedisConnectionError, RedisTimeoutError) as error:
-                failure = error
-                if self.breaker.suspect():
-                    self._mender.begin()
-                    raise _Away(sent=True) from None
-            except RedisError as error:
-                raise self._failing(error) from error
-        raise self._failing(failure) from failure
-
-    def _failing(self, error: RedisError | None) -> Unavailable:
-        logger.error("limits: Redis answers the probe, but not the call: %s", error)
-        return Unavailable(retry_after=1)
+        """Make a call on Redis; raise StoreAway if Redis is away, Unavailable if it is there but the call fails."""
+        try:
+            return self.availability.ask(call)
+        except StoreAway:
+            raise
+        except RedisError as error:
+            logger.error("limits: Redis answers the probe, but not the call: %s", error)
+            raise Unavailable(retry_after=1) from error
 
     def _hold(self, operation: str, held: Amount) -> None:
         self._held[operation] = held
@@ -391,11 +362,11 @@ class FailoverBackend(LimitBackend):
         self._mender.begin()
 
     def _has_to_mend(self) -> bool:
-        return bool(self.breaker.is_open or self.pending or self.tallies)
+        return bool(self.pending or self.tallies)
 
 
-def _may_have_arrived(error: _Away | Unavailable) -> bool:
+def _may_have_arrived(error: StoreAway | Unavailable) -> bool:
     """Return whether Redis may have executed the call that got no reply."""
-    if isinstance(error, _Away):
+    if isinstance(error, StoreAway):
         return error.sent
     return isinstance(error.__cause__, RedisConnectionError | RedisTimeoutError)

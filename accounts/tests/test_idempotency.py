@@ -14,11 +14,11 @@ from rest_framework.request import Request
 
 from accounts.audit import audited_delete
 from accounts.idempotency import LARGEST_ANSWER, Claim, Replayed
-from accounts.leases import leases
 from accounts.limits import reset_limits
 from accounts.models import AuditEntry, IdempotentAnswer
 from accounts.tests.factories import ACTOR, make_key
 from core.errors import Conflict, DependencyUnavailable, IdempotencyKeyReused, InvalidRequest
+from core.redis.leases import leases
 
 pytestmark = pytest.mark.django_db
 DAY = timedelta(days=1)

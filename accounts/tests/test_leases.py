@@ -10,9 +10,8 @@ import redis as redis_client
 from django.conf import LazySettings
 from redis.exceptions import RedisError
 
-from accounts import leases as module
-from accounts.leases import Leases
 from accounts.limits import get_limits, reset_limits
+from core.redis.leases import Leases
 from tests.processes import wait_until
 from tests.silent import silent_server
 
@@ -69,11 +68,9 @@ def test_it_does_not_release_what_another_holds(process: Leases, name: str) -> N
 
 
 def test_it_keeps_a_lease_from_other_processes_until_its_own_stops_renewing_it(
-    store: redis_client.Redis, name: str, monkeypatch: pytest.MonkeyPatch
+    store: redis_client.Redis, name: str
 ) -> None:
-    monkeypatch.setattr(module, "LEASE_MS", 500)
-    monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
-    mine, others = Leases(), Leases()
+    mine, others = Leases(0.5), Leases(0.5)
     assert mine.take(name, "mine")
     wait_until(lambda: bool(store.pttl(place_of(name)) < 450), "some of the lease to be over")
     wait_until(lambda: bool(store.pttl(place_of(name)) > 450), "the lease to be renewed")
@@ -87,7 +84,7 @@ def test_it_does_not_renew_what_another_holds_by_now(store: redis_client.Redis, 
     mine = Leases()
     mine.take(name, "mine")
     store.set(place_of(name), "another's", px=100)
-    mine._renew_all()
+    mine.renew(0, [name])
     assert store.pttl(place_of(name)) <= 100
     mine.forget()
 
@@ -95,7 +92,7 @@ def test_it_does_not_renew_what_another_holds_by_now(store: redis_client.Redis, 
 def test_it_waits_for_no_store_that_is_known_to_be_away(
     settings: LazySettings, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("accounts.limits.failover.MEND_INTERVAL", 60.0)
+    monkeypatch.setattr("core.redis.availability.PROBE_INTERVAL", 60.0)
     with silent_server() as silent:
         settings.REDIS_URL = silent.redis_url
         reset_limits()

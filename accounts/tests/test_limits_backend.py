@@ -9,10 +9,10 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from accounts import limits
-from accounts.limits import failover
 from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount
 from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
+from core.redis import availability
 from launch.system import free_port
 from tests.processes import wait_until
 
@@ -52,12 +52,12 @@ def test_it_waits_for_redis_as_long_as_the_settings_say_probe_included(settings:
 
 
 def test_it_mends_no_more_once_it_is_replaced(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failover, "MEND_INTERVAL", 0.01)
+    monkeypatch.setattr(availability, "PROBE_INTERVAL", 0.01)
     settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
     before = set(threading.enumerate())
     assert limits.get_limits().admit(a_scope(requests_per_minute=1), an_operation()).admitted
     (mender,) = set(threading.enumerate()) - before
-    assert mender.name == "limits-mender"
+    assert mender.name == "store-prober"
     limits.reset_limits()
     wait_until(lambda: not mender.is_alive(), "the mender to end though Redis is still away")
 

@@ -9,7 +9,6 @@ import pytest
 import redis
 from django.conf import LazySettings
 
-from accounts.leases import Leases
 from accounts.limits import reset_limits
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import UsageRecord, decode_record
@@ -27,8 +26,10 @@ from accounts.limits.types import (
     Unavailable,
 )
 from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_bound, a_scope, an_operation
+from core.redis.availability import Availability
 from core.redis.client import redis_client, wire_for
 from core.redis.cluster import ClusterWire
+from core.redis.leases import Leases
 from core.redis.wire import DirectWire
 from tests.processes import wait_until
 from tests.stores import Redis, redis_cluster
@@ -126,7 +127,12 @@ def test_it_goes_on_alone_while_the_cluster_is_away_and_uses_it_when_it_is_back(
             server.kill()
         wire, client = wire_for(redis_client(url)), redis_client(url)
         primary = RedisBackend(wire, seeder=Database())
-        limits = FailoverBackend(primary, probe=wire.ping, sink=lambda record: None, start=lambda target: None)
+        limits = FailoverBackend(
+            primary,
+            availability=Availability(wire.ping, start=lambda target: None),
+            sink=lambda record: None,
+            start=lambda target: None,
+        )
         assert [limits.admit(scope, an_operation()).admitted for _ in range(3)] == [True, True, False]
         with pytest.raises(Unavailable):
             limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft=DRAFT)
@@ -196,7 +202,12 @@ def test_it_goes_on_alone_when_a_node_is_lost() -> None:
     with redis_cluster() as servers:
         wire = wire_for(redis_client(f"redis+cluster://127.0.0.1:{servers[0].port}"))
         primary = RedisBackend(wire, seeder=Database())
-        limits = FailoverBackend(primary, probe=wire.ping, sink=records.append, start=lambda target: None)
+        limits = FailoverBackend(
+            primary,
+            availability=Availability(wire.ping, start=lambda target: None),
+            sink=records.append,
+            start=lambda target: None,
+        )
         scopes = in_every_shard()
         assert all(limits.admit(scope, an_operation()).admitted for scope in scopes)
         servers[1].kill()
@@ -213,7 +224,7 @@ def test_it_takes_renews_and_releases_leases_on_every_node(url: str, settings: L
     names = [f"name-{number}" for number in range(10)]
     try:
         assert all(mine.take(name, "mine") for name in names)
-        mine._renew_all()
+        mine.renew(0, names)
         assert not any(others.take(name, "another's") for name in names)
         for name in names:
             mine.release(name, "mine")

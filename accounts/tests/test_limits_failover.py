@@ -25,6 +25,7 @@ from accounts.tests.limits_fixtures import (
     redis_world,
     shared_redis_url,
 )
+from core.redis.availability import Availability
 from core.redis.client import redis_client, wire_for
 from tests.processes import wait_until
 from tests.stores import Redis, redis_server
@@ -85,7 +86,11 @@ class Outage:
         wire = wire_for(redis_client(shared_redis_url(), read_timeout=5))
         self.primary = Failing(wire, seeder=self.database, clock=self.clock)
         self.limits = FailoverBackend(
-            self.primary, probe=self.probe, sink=self.store, clock=self.clock, start=lambda target: None
+            self.primary,
+            availability=Availability(self.probe, start=lambda target: None),
+            sink=self.store,
+            clock=self.clock,
+            start=lambda target: None,
         )
 
     @property
@@ -164,7 +169,7 @@ class TestBreaker:
 
     def test_it_starts_one_mender_for_all_that_fails(self, outage: Outage) -> None:
         started: list[Callable[[], None]] = []
-        outage.limits._mender._start = started.append
+        outage.limits.availability._prober._start = started.append
         outage.begin()
         for _ in range(3):
             outage.limits.admit(a_scope(), an_operation())
@@ -328,7 +333,9 @@ class TestRealRedis:
     @pytest.fixture
     def limits(self, server: Redis, stored: list[UsageRecord], database: Database) -> FailoverBackend:
         wire = wire_for(redis_client(server.url))
-        return FailoverBackend(RedisBackend(wire, seeder=database), probe=wire.ping, sink=stored.append)
+        return FailoverBackend(
+            RedisBackend(wire, seeder=database), availability=Availability(wire.ping), sink=stored.append
+        )
 
     def reserve(self, limits: FailoverBackend, scope: LimitSet, operation: str) -> Reserved | Refusal:
         return limits.reserve(scope, operation, admitted_at=limits.now(), bound=a_bound(), draft=RECORD)

@@ -12,6 +12,7 @@ from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, Reserved, Subject, Unavailable
 from accounts.tests.limits_fixtures import DRAFT
+from core.redis.availability import Availability
 from core.redis.client import redis_client, wire_for
 from tests.stores import redis_server
 
@@ -36,7 +37,7 @@ def test_it_refuses_new_calls_and_hands_the_records_of_open_ones_to_the_database
     wire = wire_for(redis_client(f"redis://{options['host']}:{options['port']}", read_timeout=1))
     primary = RedisBackend(wire, seeder=lambda subject, month: Amount(), lease_seconds=30)
     written: list[Any] = []
-    limits = FailoverBackend(primary, probe=wire.ping, sink=written.append)
+    limits = FailoverBackend(primary, availability=Availability(wire.ping), sink=written.append)
     now = limits.now()
     assert isinstance(limits.reserve(SCOPE, "a" * 32, admitted_at=now, bound=BOUND, draft=RECORD), Reserved)
     store.config_set("maxmemory", 1)

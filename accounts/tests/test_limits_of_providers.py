@@ -32,6 +32,7 @@ from accounts.limits.types import (
     Subject,
 )
 from accounts.tests.limits_fixtures import DRAFT, Clock, an_operation, shared_redis_url
+from core.redis.availability import Availability
 from core.redis.client import redis_client, wire_for
 
 _numbers = itertools.count(1)
@@ -112,13 +113,19 @@ def failover(primary: LimitBackend, clock: Clock | None = None, *, is_away: Call
             raise ConnectionError
 
     more = {} if clock is None else {"clock": clock}
-    return FailoverBackend(primary, probe=probe, sink=lambda record: None, start=lambda mend: None, **more)
+    return FailoverBackend(
+        primary,
+        availability=Availability(probe, start=lambda target: None),
+        sink=lambda record: None,
+        start=lambda mend: None,
+        **more,
+    )
 
 
 def alone(clock: Clock) -> FailoverBackend:
     """Make the backend of a process whose Redis is away."""
     backend = failover(redis_backend(clock), clock, is_away=lambda: True)
-    backend.breaker.is_open = True
+    backend.availability.is_away = True
     return backend
 
 
@@ -272,10 +279,10 @@ class TestAway:
         world, scope = World(limits, Clock()), a_provider(Limits(concurrent_requests=1))
         shared = world.entered(scope)
         world.refused(scope)
-        limits.breaker.is_open = away[0] = True
+        limits.availability.is_away = away[0] = True
         single = world.entered(scope)
         world.refused(scope)
-        limits.breaker.is_open = away[0] = False
+        limits.availability.is_away = away[0] = False
         single.leave(0)
         world.refused(scope)  # Redis knows of the shared one alone
         shared.leave(0)
@@ -287,7 +294,7 @@ class TestAway:
         limits = failover(redis_backend(), is_away=lambda: away[0])
         world, scope = World(limits, Clock()), a_provider(Limits(tokens_per_minute=10, concurrent_requests=1))
         shared = world.entered(scope, 10)
-        limits.breaker.is_open = away[0] = True
+        limits.availability.is_away = away[0] = True
         shared.leave(3)
         away[0] = False
         assert limits.mend_once()

@@ -21,6 +21,7 @@ from accounts.tests.limits_fixtures import (
     redis_world,
     shared_redis_url,
 )
+from core.redis.availability import Availability
 from core.redis.client import redis_client, wire_for
 from core.redis.wire import DirectWire
 from tests.stores import redis_cluster
@@ -104,9 +105,11 @@ def test_it_is_unavailable_while_redis_is_away() -> None:
         raise ConnectionError
 
     backend = redis_world().backend
-    limits = FailoverBackend(backend, probe=away, sink=away, start=lambda target: None)
+    limits = FailoverBackend(
+        backend, availability=Availability(away, start=lambda target: None), sink=away, start=lambda target: None
+    )
     assert limits.usages(some_scopes(1))
-    limits.breaker.is_open = True
+    limits.availability.is_away = True
     with pytest.raises(Unavailable):
         limits.usages(some_scopes(1))
 

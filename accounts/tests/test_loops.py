@@ -10,11 +10,11 @@ import pytest
 
 from accounts.limits import failover
 from accounts.limits.failover import Pending
-from accounts.limits.leases import LeaseKeeper
 from accounts.limits.types import Amount
 from accounts.tests.limits_fixtures import a_scope
 from accounts.tests.test_limits_failover import Outage
 from core.background import PeriodicThread, ProcessThread, outlived
+from core.redis.leases import LeaseRenewer
 from tests.processes import wait_until
 
 
@@ -32,19 +32,26 @@ def test_it_outlives_anything_and_tells_its_class_alone(caplog: pytest.LogCaptur
     assert "secret" not in logged
 
 
-def test_it_renews_the_leases_of_others_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    renewed: list[int] = []
+class Owners:
+    """Leases that can't be renewed, and the shards of those that were to be."""
 
-    def renew(owner: int, operations: list[str]) -> None:
-        renewed.append(owner)
+    lease_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.renewed: list[int] = []
+
+    def renew(self, shard: int, names: list[str]) -> None:
+        self.renewed.append(shard)
         fail()
 
-    keeper = LeaseKeeper(renew=renew)
-    monkeypatch.setattr(keeper._thread, "start", lambda: False)
-    keeper.hold(1, "a")
-    keeper.hold(2, "b")
-    keeper.renew_due(0)
-    assert renewed == [1, 2]
+
+def test_it_renews_the_leases_of_others_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners, renewer = Owners(), LeaseRenewer()
+    monkeypatch.setattr(renewer._thread, "begin", lambda: None)
+    renewer.hold(owners, 1, "a")
+    renewer.hold(owners, 2, "b")
+    renewer.renew_due()
+    assert owners.renewed == [1, 2]
 
 
 def test_it_goes_on_mending_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

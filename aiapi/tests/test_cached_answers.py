@@ -111,7 +111,7 @@ def test_it_lets_no_request_wait_for_a_cache_that_is_away(
 def test_it_believes_the_limits_that_their_redis_is_away(
     silent: Silent, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("accounts.limits.failover.MEND_INTERVAL", 60.0)
+    monkeypatch.setattr("core.redis.availability.PROBE_INTERVAL", 60.0)
     settings.REDIS_URL = silent.redis_url
     set_cache(settings, settings.REDIS_URL.replace("/0", "/1"))
     reset_limits()

@@ -1,46 +1,104 @@
-"""The breaker for Redis. It opens only if a separate probe fails too, never because of a slow call alone."""
+"""Whether the state store is available, and how a call to it fails while it is not: one policy for all that use it.
+
+- A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits for
+  the store. If it succeeds, the store is slow but not away: the call is made again (all are idempotent), and once more
+  after a further probe.
+- While the breaker is open, one thread probes each second and closes it; calls never pay for that.
+
+What a caller does without the store is its own matter: see accounts.limits.failover for the limits.
+"""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from core.background import PeriodicThread, Start
+
+PROBE_INTERVAL = 1.0  # seconds between probes while the store is away
+ATTEMPTS = 3  # for one call, as long as the store answers the probes between them
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-class Breaker:
-    """Closed while Redis is available, otherwise open.
 
-    `probe` raises RedisError unless Redis answers at once; `clock` returns monotonic seconds.
+class StoreAway(RedisConnectionError):
+    """The state store is away. `sent` says that the call may have reached it."""
+
+    def __init__(self, *, sent: bool) -> None:
+        super().__init__("the state store is away")
+        self.sent = sent
+
+
+class Availability:
+    """The availability of a store, as this process knows it.
+
+    `probe` raises RedisError unless the store answers at once; `clock` returns monotonic seconds; `start` runs the
+    probing thread.
     """
 
-    def __init__(self, probe: Callable[[], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, probe: Callable[[], None], *, clock: Callable[[], float] = time.monotonic, start: Start | None = None
+    ) -> None:
         self._probe = probe
         self._clock = clock
         self._lock = threading.Lock()
         self._answered_at = float("-inf")
-        self.is_open = False
+        self._prober = PeriodicThread(
+            self.try_close,
+            has_work=lambda: self.is_away,
+            seconds=lambda: PROBE_INTERVAL,
+            name="store-prober",
+            event="store_not_probed",
+            start=start,
+        )
+        self.is_away = False
 
-    def suspect(self) -> bool:
-        """Probe Redis after a failed call, open if the probe fails, and return whether the breaker is open.
+    def ask(self, call: Callable[[], T]) -> T:
+        """Make an idempotent call. Raises StoreAway, or what the call raises although the store is there."""
+        if self.is_away:
+            raise StoreAway(sent=False)
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return call()
+            except (RedisConnectionError, RedisTimeoutError):
+                self._suspect()
+        try:
+            return call()
+        except (RedisConnectionError, RedisTimeoutError):
+            self._suspect()
+            raise
+
+    def try_close(self) -> bool:
+        """Probe the store if it is away, and return whether it is there."""
+        if self.is_away and self._answers():
+            self.is_away = False
+            logger.warning("limits: Redis is back")
+        return not self.is_away
+
+    def end(self) -> None:
+        """Stop the probing thread of a store that is used no longer."""
+        self._prober.end()
+
+    def _suspect(self) -> None:
+        """Probe the store after a failed call; raise StoreAway if the probe fails.
 
         If many calls fail at the same time, one of them probes and the others wait for its result.
         """
         failed_at = self._clock()
         with self._lock:
-            if not self.is_open and self._answered_at < failed_at and not self._answers():
-                self.is_open = True
+            if not self.is_away and self._answered_at < failed_at and not self._answers():
+                self.is_away = True
+                self._prober.begin()
                 logger.error("limits: Redis is away, rates go on per process and budgets are refused")
-            return self.is_open
-
-    def try_close(self) -> bool:
-        """Probe Redis if the breaker is open, close it if the probe succeeds, and return whether it is closed."""
-        if self.is_open and self._answers():
-            self.is_open = False
-            logger.warning("limits: Redis is back")
-        return not self.is_open
+        if self.is_away:
+            raise StoreAway(sent=True) from None
 
     def _answers(self) -> bool:
         try:

@@ -1,17 +1,27 @@
-"""Clients and script connections for the state store (Redis or Valkey), chosen by its URL."""
+"""The state store (Redis or Valkey): one for all parts of a process, and clients for what needs its own connections."""
 
-from typing import Any
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import redis
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from core.redis.availability import Availability
 from core.redis.cluster import ClusterClient, ClusterWire
-from core.redis.wire import CONNECT_TIMEOUT, READ_TIMEOUT, DirectWire, Wire
+from core.redis.scripts import Script
+from core.redis.wire import CONNECT_TIMEOUT, PROBE_TIMEOUT, READ_TIMEOUT, Argument, DirectWire, Wire
 
 CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 MOST_CONNECTIONS = 10_000  # more than a process's concurrent requests; redis-py's default of 100 would make calls fail
+
+T = TypeVar("T")
 
 
 def redis_client(
@@ -40,3 +50,57 @@ def wire_for(client: redis.Redis | ClusterClient) -> Wire:
     if isinstance(client, ClusterClient):
         return ClusterWire(client.url, client.options)
     return DirectWire(client.connection_pool)
+
+
+@dataclass(frozen=True, slots=True)
+class StateStore:
+    """The connections to the state store, and what is known of its availability."""
+
+    wire: Wire
+    availability: Availability
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """Make an idempotent call on the wire. Raises RedisError, at once while the store is known to be away."""
+        return self.availability.ask(call)
+
+    def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
+        """Run an idempotent script on the shard of a prefix. Raises RedisError as `ask` does."""
+        return self.availability.ask(lambda: self.wire.call(script, prefix, arguments))
+
+
+@dataclass(slots=True)
+class _Process:
+    store: StateStore | None = None
+    pid: int = 0
+
+
+_process = _Process()
+_lock = threading.Lock()
+
+
+def state_store() -> StateStore:
+    """Return the state store of this process; a fork has its own. Raises ImproperlyConfigured without REDIS_URL."""
+    store = _process.store
+    if store is None or _process.pid != os.getpid():
+        with _lock:
+            if _process.store is None or _process.pid != os.getpid():
+                _process.store, _process.pid = _state_store(), os.getpid()
+            store = _process.store
+    return store
+
+
+def reset_state_store() -> None:
+    """Close the state store; the next `state_store` makes one from the current settings."""
+    store, _process.store = _process.store, None
+    if store is not None and _process.pid == os.getpid():
+        store.availability.end()
+        store.wire.close()
+
+
+def _state_store() -> StateStore:
+    if not settings.REDIS_URL:
+        raise ImproperlyConfigured("REDIS_URL is not set, and limits are kept there")
+    # A call without a reply is followed by a probe: together they may take REDIS_TIMEOUT.
+    wait: float = getattr(settings, "REDIS_TIMEOUT", READ_TIMEOUT + PROBE_TIMEOUT)
+    wire = wire_for(redis_client(settings.REDIS_URL, read_timeout=max(wait - PROBE_TIMEOUT, PROBE_TIMEOUT)))
+    return StateStore(wire, Availability(wire.ping))

@@ -24,6 +24,7 @@ from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
 from accounts.tests.factories import Cast, IssuedKey, make_cast, make_key, make_tier
 from accounts.tests.limits_fixtures import Clock
+from core.redis.availability import Availability
 from core.redis.client import redis_client, wire_for
 from inference.catalog import catalog
 from inference.fake_provider import FakeUpstream
@@ -168,7 +169,7 @@ def clock(db: None, settings: LazySettings, monkeypatch: pytest.MonkeyPatch) -> 
     assert seeder is not None
     wire = wire_for(redis_client(settings.REDIS_URL, read_timeout=5))
     redis = RedisBackend(wire, seeder=seeder, clock=stopped)
-    limits = FailoverBackend(redis, probe=wire.ping, sink=write_record, clock=stopped)
+    limits = FailoverBackend(redis, availability=Availability(wire.ping), sink=write_record, clock=stopped)
     monkeypatch.setattr(_process, "backend", limits)
     monkeypatch.setattr(_process, "pid", os.getpid())
     return stopped

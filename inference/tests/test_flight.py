@@ -13,6 +13,7 @@ import redis as redis_client
 from django.conf import LazySettings
 
 from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from core.redis.client import StateStore, state_store
 from core.redis.scripts import Script
 from core.redis.wire import Argument, Call, Wire
 from inference.cache import CachedAnswer
@@ -396,12 +397,14 @@ class Distant:
 
 
 def test_it_renews_many_leases_before_any_is_over(
-    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer]
+    two: tuple[Flights, Flights], answers: dict[str, CachedAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flights, _ = two
     leading = {f"number {number}": lead(flights, f"number {number}") for number in range(100)}
-    leases: Any = flights._leases
-    leases._wire = Distant(leases._wire, LEASE_MS / 1000 / len(leading))
+    near = state_store()
+    far: Any = Distant(near.wire, LEASE_MS / 1000 / len(leading))
+    store = StateStore(far, near.availability)
+    monkeypatch.setattr("inference.single_flight.state_store", lambda: store)
     time.sleep(3 * LEASE_MS / 1000)
     lost = [key for key, flight in leading.items() if not flights.may_store(flight)]
     for key, flight in leading.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ from django.core.exceptions import ValidationError
 
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
-from accounts.limits.leases import keeper
 from accounts.limits.redis import RedisBackend, prefix_of
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, Refusal, Reserved
 from accounts.tests.factories import ACTOR
 from accounts.tests.limits_fixtures import DRAFT, an_operation
+from core.redis.leases import renewer
 from core.redis.scripts import Script
 from core.redis.wire import DirectWire
 from inference.catalog import Route, catalog
@@ -188,11 +189,12 @@ def test_it_renews_the_lease_of_a_slot_until_it_is_settled(provider: Provider, m
     assert route.provider_limits is not None
     lease = (route.provider_limits.shard, {operation})
     slot = take_slot(route, operation, 1)
-    keeper.renew_due(0)
+    monkeypatch.setattr(renewer, "_clock", lambda: time.monotonic() + 3600)
+    renewer.renew_due()
     assert lease in renewed
     slot.settle()
     renewed.clear()
-    keeper.renew_due(0)
+    renewer.renew_due()
     assert lease not in renewed
 
 

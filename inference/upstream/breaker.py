@@ -46,10 +46,9 @@ import structlog
 from django.conf import settings
 from redis.exceptions import RedisError
 
-from accounts.limits import ask_state_store
 from core.database import release_connections
 from core.errors import DependencyUnavailable
-from core.redis.client import redis_client, wire_for
+from core.redis.client import state_store
 from core.redis.scripts import Script, script
 from core.telemetry.metrics import observe_breaker
 from inference.catalog import Route, catalog
@@ -105,11 +104,7 @@ _READ = script(b"return redis.call('HGETALL', KEYS[1])")
 
 
 def _ask(command: Script, *arguments: str | int) -> list[bytes]:
-    wire = wire_for(redis_client(settings.REDIS_URL))
-    try:
-        answer: list[bytes] = ask_state_store(lambda: wire.call(command, _KEY, arguments))
-    finally:
-        wire.close()
+    answer: list[bytes] = state_store().call(command, _KEY, arguments)
     return answer
 
 

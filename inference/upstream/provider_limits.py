@@ -13,9 +13,9 @@ from math import ceil
 import structlog
 
 from accounts.limits import get_limits
-from accounts.limits.leases import keeper
 from accounts.limits.types import Amount, Bound, LimitSet, Refusal
 from core.errors import ApiError, InvalidRequest, UpstreamBusy
+from core.redis.leases import renewer
 from inference.catalog import Route
 from inference.upstream.errors import FULL, AttemptFailed
 
@@ -42,7 +42,7 @@ class Slot:
         """Give the slot back, once, and count the tokens that were used: all that it holds where nobody knows."""
         limits, self._limits = self._limits, None
         if limits is not None:
-            keeper.let_go(self._operation)
+            renewer.let_go(self._operation)
             tokens = self._tokens if used is None else used
             get_limits().settle(limits, self._operation, admitted_at=0, used=Amount(tokens), record=None)
 
@@ -59,7 +59,7 @@ def take_slot(route: Route, operation: str, tokens: int) -> Slot:
         if isinstance(answer, Refusal):
             log.info("provider_full", provider=route.provider, limit=str(answer.limit), retry_after=answer.retry_after)
             raise NoRoom(answer)
-        keeper.hold(limits.shard, operation)
+        renewer.hold(get_limits(), limits.shard, operation)
     return Slot(limits, operation, tokens)
 
 

@@ -138,7 +138,7 @@ def test_it_ends_no_incident_while_the_state_store_is_away(
     deployment = serve("small")
     publish(deployment.pk, 60, "http 500")
     incidents_update(list(failing_deployments()))
-    monkeypatch.setattr("inference.upstream.breaker.ask_state_store", _away)
+    monkeypatch.setattr("inference.upstream.breaker.state_store", _away)
     incidents_update(list(failing_deployments()))
     (incident,) = Alert.objects.filter(ended_at=None)
     assert incident.subject == f"breaker:{deployment.pk}"
@@ -149,5 +149,5 @@ def test_it_ends_no_incident_while_the_state_store_is_away(
     assert not Alert.objects.filter(ended_at=None).exists()
 
 
-def _away(call: object) -> object:
+def _away() -> object:
     raise RedisConnectionError
