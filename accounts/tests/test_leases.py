@@ -70,14 +70,16 @@ def test_it_does_not_release_what_another_holds(process: Leases, name: str) -> N
 def test_it_keeps_a_lease_from_other_processes_until_its_own_stops_renewing_it(
     store: redis_client.Redis, name: str
 ) -> None:
-    mine, others = Leases(0.5), Leases(0.5)
+    long, mine, others = Leases(60), Leases(0.5), Leases(0.5)
+    assert long.take(f"{name}-long", "mine")
     assert mine.take(name, "mine")
     wait_until(lambda: bool(store.pttl(place_of(name)) < 450), "some of the lease to be over")
     wait_until(lambda: bool(store.pttl(place_of(name)) > 450), "the lease to be renewed")
     assert not others.take(name, "another's")
     mine.forget()
     wait_until(lambda: others.take(name, "another's"), "the lease to expire", 5)
-    others.forget()
+    for leases in (others, long):
+        leases.forget()
 
 
 def test_it_does_not_renew_what_another_holds_by_now(store: redis_client.Redis, name: str) -> None:
