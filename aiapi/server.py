@@ -36,12 +36,9 @@ class Server(Application):  # type: ignore[misc]  # gunicorn has no types
     def load(self) -> Any:
         """Return the WSGI application, which the master loads before it forks."""
         from aiapi.wsgi import application
-        from inference.protocols.tokens import count_tokens
         from inference.upstream.client import sdk
 
         sdk()
-        for model in ("gpt-4o", "gpt-4"):  # loads the tables of the tokenizers
-            count_tokens([], model=model)
         gc.collect()
         gc.freeze()  # a full collection of these objects would block every stream for 100 ms, and unshare their memory
         return application
