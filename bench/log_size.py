@@ -61,12 +61,14 @@ from accounts.models import Tier
 from accounts.tests.factories import make_account, make_key
 tier = Tier.objects.create(name="unlimited")
 accounts = [make_account() for _ in range(50)]
-keys = [make_key(account=account, tier=tier) for account in accounts for _ in range(2)]
+number = {keys}
+owners = [accounts[0]] * (number // 10 - 2) + accounts * (1 + number // 50)
+keys = [make_key(account=account, tier=tier) for account in owners[:number]]
 browser = Client()
 browser.force_login(User.objects.create_superuser("operator"))
 callers = [[each.key.account_id, each.key.account.name, each.key.pk, each.key.name] for each in keys]
 session = next(iter(browser.cookies.values()))
-print(json.dumps({"callers": callers, "key": keys[0].plain, "cookie": f"{session.key}={session.value}"}))
+print(json.dumps(dict(callers=callers, key=keys[0].plain, cookie=session.key + "=" + session.value)))
 """
 
 
@@ -137,8 +139,8 @@ class Stage:
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
-    """Start the stores and a provider, and make the accounts and keys."""
+def stage(keys: int) -> Iterator[Stage]:
+    """Start the stores and a provider, and make 50 accounts and so many keys, a tenth of them of one account."""
     with ExitStack() as stack:
         port, _ = stack.enter_context(fake_provider())
         provider = {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": "sk-of-the-benchmark"}
@@ -147,7 +149,7 @@ def stage() -> Iterator[Stage]:
         env = {**provider, "DATABASE_URL": url, "REDIS_URL": redis.url}
         prepare_database(env)
         with aiapi_server(env, prepare=False) as service:
-            cast = json.loads(service.manage("shell", "-c", CAST).strip().splitlines()[-1])
+            cast = json.loads(service.manage("shell", "-c", CAST.replace("{keys}", str(keys))).strip().splitlines()[-1])
         yield Stage(postgres, redis, provider, url.rpartition("/")[2], cast)
 
 
@@ -326,13 +328,14 @@ def main() -> None:
     """Measure what was asked for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=5_000_000)
+    parser.add_argument("--keys", type=int, default=100, help="a tenth of them belongs to one account")
     parser.add_argument("--beside", type=Path, help="another tree of the project, to compare its pages with")
     parser.add_argument("--parts", default=",".join(PARTS), help="a comma list, of: %(default)s")
     options = parser.parse_args()
     parts = options.parts.split(",")
     load = os.getloadavg()[0]
     say(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, load {load:.1f}\n")
-    with stage() as built, ExitStack() as sites:
+    with stage(options.keys) as built, ExitStack() as sites:
         if "pages" in parts:
             small = sites.enter_context(built.site(SMALL))
         large = sites.enter_context(built.site(options.records))

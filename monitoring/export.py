@@ -28,8 +28,8 @@ from core.database import release_connections
 from core.keyset import Place, stretch
 from monitoring.models import RequestRecord, Rollup
 from monitoring.rollups.figures import QUANTILES
-from monitoring.rollups.periods import Unit, buckets, hour_of, hour_until, moment_of
-from monitoring.rollups.queries import EVERYTHING, Point, Scope, usage_series
+from monitoring.rollups.periods import DAY, QUARTER, Unit, buckets, ceiling, datetime_of, floor
+from monitoring.rollups.queries import CALLERS, EVERYTHING, Point, Scope, span_parts, usage_series
 
 Row = Sequence[Any]
 
@@ -200,23 +200,29 @@ def usage_batches(
 ) -> Iterator[Sequence[Row]]:
     """Read usage of a span (UTC) from the rollups, one batch an hour, day or month; periods without requests have none.
 
-    No connection is held between batches, so a slow download does not take one from requests.
+    No connection is held between batches, so a slow download does not take one from requests. Raises TooOld at once.
     """
-    first, last = _kept(hour_of(begin), hour_until(end))
-    for at, until, start in buckets(first, last, unit, UTC):
-        points = usage_series(begin=moment_of(at), end=moment_of(until), scope=Scope(account_id=account_id), by=by)
+    divided = list(buckets(*_kept(floor(begin, QUARTER), ceiling(end, QUARTER)), unit, UTC))
+    if by in CALLERS or account_id is not None:
+        span_parts((first, last) for first, last, _ in divided)
+    return _usage_batches(divided, Scope(account_id=account_id), by)
+
+
+def _usage_batches(divided: Iterable[tuple[int, int, int | None]], scope: Scope, by: str) -> Iterator[Sequence[Row]]:
+    for first, last, start in divided:
+        points = usage_series(begin=datetime_of(first), end=datetime_of(last), scope=scope, by=by)
         release_connections()
         time.sleep(0)  # let other threads run, also during a long span without requests
         if points and start is not None:
-            yield [_row(point, moment_of(start)) for point in points]
+            yield [_row(point, datetime_of(start)) for point in points]
 
 
 def _kept(first: int, end: int) -> tuple[int, int]:
-    """Cut a span of hours to those that have rollups: it may begin in the year 1."""
-    hours = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_HOUR).aggregate(first=Min("start"), last=Max("start"))
-    if hours["first"] is None:
+    """Cut a span of minutes to the days that have rollups: it may begin in the year 1."""
+    days = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY).aggregate(first=Min("start"), last=Max("start"))
+    if days["first"] is None:
         return first, first
-    return max(first, hours["first"]), min(end, hours["last"] + 1)
+    return max(first, days["first"]), min(end, days["last"] + DAY)
 
 
 def _row(point: Point, start: datetime) -> list[Any]:

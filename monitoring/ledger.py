@@ -1,13 +1,12 @@
 """Usage of a month by key, account and model budget, according to the records. Empty ledgers are seeded from it.
 
-It is read from the monthly rollups, which are written in the same transaction as the records: a few rows for each key
-or account, whatever the number of calls.
+It is read from the rollups of days, which are written in the same transaction as the records: at most 31 rows for each
+key or account, endpoint, model and outcome, whatever the number of calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import groupby, islice
 
 from django.db.models import F, QuerySet, Sum
@@ -15,9 +14,8 @@ from django.db.models import F, QuerySet, Sum
 from accounts.limits.types import SECOND, Amount, Subject
 from accounts.models import ApiKey
 from accounts.selectors import api_keys_counted_against
-from core.times import month_start
+from core.times import month_end, month_start
 from monitoring.models import Rollup
-from monitoring.rollups.periods import hour_of
 
 #: Subjects in one query: the number of parameters is limited, and longer lists get slow query plans.
 AT_ONCE = 1_000
@@ -49,7 +47,7 @@ Sums = dict[tuple[int, str | None], Amount]
 
 
 def _sums_of_accounts(identifiers: set[int], models: set[str | None], month: int) -> Sums:
-    rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_MONTH, account_id__in=identifiers)
+    rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY, account_id__in=identifiers)
     return _sums(rows, "account_id", models, month)
 
 
@@ -58,7 +56,7 @@ def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int
     counted = api_keys_counted_against(identifiers)
     # Keys only make keys of their own account, so the index by account finds all rows.
     accounts = set(ApiKey.objects.filter(pk__in=identifiers).values_list("account_id", flat=True))
-    rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, account_id__in=accounts, key_id__in=list(counted))
+    rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_DAY, account_id__in=accounts, key_id__in=list(counted))
     sums: Sums = {}
     for (pk, model), amount in _sums(rows, "key_id", models, month).items():
         for first in counted[pk]:
@@ -68,7 +66,8 @@ def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int
 
 def _sums(rows: QuerySet[Rollup], column: str, models: set[str | None], month: int) -> Sums:
     """Sum by (owner, None), or by (owner, model) if `models` are given."""
-    rows = rows.filter(start=hour_of(datetime.fromtimestamp(month_start(month) // SECOND, tz=UTC))).order_by()
+    begin, end = (edge(month) // (60 * SECOND) for edge in (month_start, month_end))
+    rows = rows.filter(start__gte=begin, start__lt=end).order_by()
     if models:
         rows = rows.filter(model__in=models)
     grouped = rows.values(column, *(["model"] if models else []))

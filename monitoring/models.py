@@ -88,29 +88,21 @@ class RequestRecord(models.Model):
 
 
 class Rollup(models.Model):
-    """The sums of the requests of one period, caller, endpoint, model and outcome (see monitoring.rollups).
+    """The sums of the requests of one period, key, endpoint, model and outcome (see monitoring.rollups).
 
-    `account_id` 0 means all accounts, `key_id` 0 all keys of the account. A total has an empty endpoint and model and
-    covers all of them. A row covers at least one request. Rows of minutes are kept for a few hours only.
+    In rows of the whole platform `account_id` is 0, and in these and an account's `key_id` is 0. A row covers at least
+    one request.
     """
 
     class Grain(models.TextChoices):
-        """The requests that a row covers (all, all by model, an account's, a key's) and the length of its period."""
+        """The requests that a row covers (the platform's, an account's, a key's) and the length of its period."""
 
-        TOTAL_MINUTE = "ti"
-        TOTAL_HOUR = "th"
-        TOTAL_DAY = "td"
-        TOTAL_MONTH = "tm"
         PLATFORM_MINUTE = "pi"
-        PLATFORM_HOUR = "ph"
+        PLATFORM_QUARTER = "pq"
         PLATFORM_DAY = "pd"
-        PLATFORM_MONTH = "pm"
-        ACCOUNT_HOUR = "ah"
         ACCOUNT_DAY = "ad"
-        ACCOUNT_MONTH = "am"
-        KEY_HOUR = "kh"
+        KEY_QUARTER = "kq"
         KEY_DAY = "kd"
-        KEY_MONTH = "km"
 
     class Outcome(models.TextChoices):
         """How requests ended: answered (`ok`), `invalid` (4xx other than 429), `limited` (429), `failed` (5xx)."""
@@ -122,16 +114,14 @@ class Rollup(models.Model):
 
     pk = models.CompositePrimaryKey("grain", "start", "account_id", "key_id", "endpoint", "model", "outcome")
     grain = models.CharField(max_length=2, choices=Grain.choices)
-    start = models.IntegerField(
-        help_text="Where the period begins: whole hours since 1970-01-01 00:00 UTC; of a minute, whole minutes."
-    )
+    start = models.IntegerField(help_text="The first minute of the period: whole minutes since 1970-01-01 00:00 UTC.")
     account_id = models.BigIntegerField()
     key_id = models.BigIntegerField()
     endpoint = models.CharField(max_length=50, blank=True)
     model = models.CharField(max_length=100, blank=True)
     outcome = models.CharField(max_length=7, choices=Outcome.choices)
-    account_name = models.CharField(max_length=100, blank=True, help_text="As it was last written down.")
-    key_name = models.CharField(max_length=100, blank=True, help_text="As it was last written down.")
+    account_name = models.CharField(max_length=100, blank=True, help_text="When the row was last written.")
+    key_name = models.CharField(max_length=100, blank=True, help_text="When the row was last written.")
     requests = models.BigIntegerField()
     hits = models.BigIntegerField()
     coalesced = models.BigIntegerField()
@@ -143,10 +133,9 @@ class Rollup(models.Model):
     output_tokens = models.BigIntegerField()
     cost = models.BigIntegerField(help_text="Nano-dollars: sums of NUMERIC are not exact on every database.")
     saved_cost = models.BigIntegerField(help_text="Nano-dollars that cached and replayed answers spared.")
-    # A database default, because processes of an earlier release may still write rows during an upgrade.
-    unpriced = models.BigIntegerField(default=0, db_default=0, help_text="Requests whose cost is unknown.")
-    latency = models.BinaryField(help_text="A histogram, see monitoring.rollups.histograms.")
-    first_token = models.BinaryField(help_text="A histogram, see monitoring.rollups.histograms.")
+    unpriced = models.BigIntegerField(default=0, help_text="Requests whose cost is unknown.")
+    latency = models.TextField(blank=True, help_text="A histogram, see monitoring.rollups.histograms.")
+    first_token = models.TextField(blank=True, help_text="A histogram, see monitoring.rollups.histograms.")
 
     class Meta:
         indexes = [models.Index(fields=["account_id", "grain", "start"], name="rollup_account")]

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 from typing import NamedTuple
@@ -42,7 +42,9 @@ from core.times import month_of, month_start
 from monitoring.ledger import months_settled
 from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import rollup_cutoff
-from monitoring.rollups.periods import EPOCH, HOUR, hour_of, moment_of
+from monitoring.rollups.periods import EPOCH, HOUR, QUARTER, floor
+
+MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,11 @@ def ledger_holders() -> list[Holder]:
     return list(found.values())
 
 
-def ledger_months(begin: int, until: int) -> list[int]:
-    """List the months (YYYYMM) in a span of hours whose ledgers are in use: this and, for late calls, the last."""
+def ledger_months(begin: datetime, until: datetime) -> list[int]:
+    """List the months (YYYYMM) in a span of time whose ledgers are in use: this and, for late calls, the last."""
     pruned = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
     oldest = 0 if pruned is None else int(f"{pruned:%Y%m}")
-    first, last = (int(f"{moment:%Y%m}") for moment in (moment_of(begin), moment_of(until) - HOUR))
+    first, last = (int(f"{moment:%Y%m}") for moment in (begin, until - MICROSECOND))
     present = month_of(wall_clock())
     return [month for month in (month_of(month_start(present) - 1), present) if max(first, oldest) <= month <= last]
 
@@ -268,8 +270,8 @@ LOOKS, PAUSE = 4, 3.0
 AT_ONCE = 500  # ledgers of a shard
 MENDER = "command:check_rollups"
 #: The ledger of a model budget that is created during a month lacks the calls that were open, or not yet in the
-#: database, when it was seeded. Usage of the hours at these offsets from the seeding may be missing.
-AROUND = (-HOUR, timedelta(0), timedelta(seconds=2))
+#: database, when it was seeded. Usage between these offsets from the seeding may be missing.
+AROUND = (-HOUR, timedelta(seconds=2))
 
 Pause = Callable[[float], object]
 #: By owner: how much its ledger is too high, and when it was seeded (µs).
@@ -357,15 +359,16 @@ def _look_at_some(store: LedgerStore, month: int, shard: int, holders: list[Hold
 
 
 def _used_around(holder: Holder, seeded_at: int) -> Amount:
-    """Return the usage of a budget's model in the hours around the seeding of its ledger."""
+    """Return the usage of a budget's model in the quarter hours around the seeding of its ledger."""
     subject, began = holder.subject, EPOCH + timedelta(seconds=seeded_at / SECOND)
+    first, last = (floor(began + around, QUARTER) for around in AROUND)
     rows = Rollup.objects.filter(
-        start__in={hour_of(began + around) for around in AROUND}, account_id=holder.account_id, model=subject.model
+        grain=Rollup.Grain.KEY_QUARTER,
+        start__range=(first, last),
+        account_id=holder.account_id,
+        model=subject.model,
     )
     if subject.kind.startswith("key"):
-        keys = api_keys_counted_against({subject.owner_id})
-        rows = rows.filter(grain=Rollup.Grain.KEY_HOUR, key_id__in=list(keys))
-    else:
-        rows = rows.filter(grain=Rollup.Grain.ACCOUNT_HOUR)
+        rows = rows.filter(key_id__in=list(api_keys_counted_against({subject.owner_id})))
     sums = rows.aggregate(tokens=Sum(F("input_tokens") + F("output_tokens"), default=0), cost=Sum("cost", default=0))
     return Amount(int(sums["tokens"]), int(sums["cost"]))

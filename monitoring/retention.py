@@ -30,7 +30,7 @@ from accounts.models import AuditEntry, IdempotentAnswer
 from core.keyset import closest_first
 from monitoring.ingester import ingest_backlog
 from monitoring.models import RequestContent, RequestRecord, Rollup
-from monitoring.rollups.periods import HOUR, hour_of, month_begin
+from monitoring.rollups.periods import DAY, ONE_DAY, floor, minute_of, month_begin
 
 log = structlog.get_logger(__name__)
 
@@ -191,20 +191,24 @@ def oldest_admission() -> datetime | None:
 
 
 def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
-    """Delete the records admitted before `cutoff`, in small steps.
+    """Delete the records admitted before `cutoff`, in small steps, and the keys' quarter hours of the days before it.
 
-    If no rollups are older than the oldest record, an audit entry is written first: it shows that the log's first hour
-    may be incomplete. Afterwards the rollups of earlier hours show it.
+    If no rollups are older than the oldest record, an audit entry is written first: it shows that the log's first day
+    may be incomplete. Afterwards the rollups of earlier days show it.
     """
     oldest = oldest_admission()
-    if oldest is not None and oldest < cutoff and not has_earlier_rollups(hour_of(oldest)):
+    if oldest is not None and oldest < cutoff and not has_earlier_rollups(oldest):
         audit_event(actor=PRUNER, action=PRUNED, kind=KIND, details={BEFORE: cutoff.astimezone(UTC).isoformat()})
-    return Pruning(old_records(cutoff), "admitted_at", wait).run()
+    done = Pruning(old_records(cutoff), "admitted_at", wait).run()
+    if not done.was_stopped:
+        quarters = Rollup.objects.filter(grain=Rollup.Grain.KEY_QUARTER, start__lt=floor(cutoff, DAY))
+        done.was_stopped = Pruning(quarters, "start", wait).run().was_stopped
+    return done
 
 
-def has_earlier_rollups(hour: int) -> bool:
-    """Return whether there are rollups of earlier hours."""
-    return Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_HOUR, start__lt=hour).exists()
+def has_earlier_rollups(moment: datetime) -> bool:
+    """Return whether there are rollups of days (UTC) before that of a datetime."""
+    return Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY, start__lt=floor(moment, DAY)).exists()
 
 
 def pruned_before() -> datetime | None:
@@ -218,21 +222,21 @@ def pruned_before() -> datetime | None:
 def rollup_cutoff(days: int, *, now: datetime | None = None) -> datetime | None:
     """Return the beginning of the first month whose rollups stay if those of `days` days are kept; None if `days` is 0.
 
-    Only whole months are deleted, so that rollups of all lengths go together. Rollups of the hours in the log stay,
-    because they are compared with it. So does the hour before: it shows that the log's first hour may be incomplete.
+    Only whole months are deleted. Rollups of the days in the log stay, because they are compared with it. So does the
+    day before: it shows that the log's first day may be incomplete.
     """
     if not days:
         return None
     cutoff = (now or timezone.now()) - timedelta(days=days)
     oldest = oldest_admission()
-    return month_begin(min(cutoff, oldest - HOUR) if oldest else cutoff)
+    return month_begin(min(cutoff, oldest - ONE_DAY) if oldest else cutoff)
 
 
 def prune_rollups(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
     """Delete the rollups before `cutoff`, in small steps."""
     total = Pruned()
     for grain in Rollup.Grain:
-        old = Rollup.objects.filter(grain=grain, start__lt=hour_of(cutoff))
+        old = Rollup.objects.filter(grain=grain, start__lt=minute_of(cutoff))
         done = Pruning(old, "start", wait, done=total).run()
         if done.was_stopped:
             break

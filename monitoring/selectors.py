@@ -22,11 +22,11 @@ def stats(*, account_id: int | None) -> dict[str, Any]:
     """Return the answer of GET /stats: requests to model endpoints of one account, or of all (None).
 
     Keys have their present name, deleted keys the recorded one; over all accounts it is `account/name`. Keys of the
-    same name are added up. It is read from the rollups of months: a few rows a key, whatever the number of requests.
+    same name are added up. It is read from the rollups of days: their number does not grow with that of requests.
     """
     scope = {} if account_id is None else {"account_id": account_id}
-    months = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, **scope).order_by()
-    by_key = months.values_list("key_id").annotate(*map(Sum, ("requests", "hits", "coalesced", "misses")))
+    days = Rollup.objects.filter(grain=Rollup.Grain.KEY_DAY, **scope).order_by()
+    by_key = days.values_list("key_id").annotate(*map(Sum, ("requests", "hits", "coalesced", "misses")))
     requests, hits, misses = dict[int, int](), 0, 0
     for key_id, asked, *cached, missed in by_key:
         requests[key_id] = int(asked)

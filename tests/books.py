@@ -28,7 +28,7 @@ MINUTE = 60.0
 
 #: What the log of an account adds up to, by the columns of the finest rollups; money in nano-dollars.
 LOG_SUMS = """
-SELECT floor(extract(epoch FROM admitted_at) / 3600)::int, key_id, endpoint, model,
+SELECT floor(extract(epoch FROM admitted_at) / 900)::int * 15, key_id, endpoint, model,
        CASE WHEN status < 400 THEN 'ok' WHEN status >= 500 THEN 'failed'
             WHEN status = 429 THEN 'limited' ELSE 'invalid' END,
        sum(count)::int, sum(count) FILTER (WHERE cache = 'hit'), sum(count) FILTER (WHERE cache = 'coalesced'),
@@ -39,7 +39,7 @@ FROM monitoring_requestrecord WHERE account_id = %s GROUP BY 1, 2, 3, 4, 5
 ROLLUPS = """
 SELECT start, key_id, endpoint, model, outcome,
        requests, hits, coalesced, misses, input_tokens, output_tokens, cost, saved_cost
-FROM monitoring_rollup WHERE account_id = %s AND grain = 'kh'
+FROM monitoring_rollup WHERE account_id = %s AND grain = 'kq'
 """
 LOG = """
 SELECT label, key_id, status, count, usage_source, input_tokens + output_tokens,

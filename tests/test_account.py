@@ -195,18 +195,21 @@ def test_it_asks_for_a_range_and_a_group_of_ones_own(opened: Opener) -> None:
     assert (asked["from"], asked["to"]) == (["2026-03-27T23:00:00.000Z"], ["2026-04-02T22:00:00.000Z"])
 
 
-def test_it_tells_usage_in_utc_where_hours_begin_in_between(opened: Opener) -> None:
+def test_it_tells_usage_in_a_zone_whose_hours_begin_in_between(opened: Opener) -> None:
     watched = opened(10, timezone_id="Asia/Kolkata")
     page = watched.page
     is_current(page)
-    expect(page.locator("#status")).to_contain_text("Asia/")
-    expect(page.locator("#range-told")).to_contain_text("by the day in UTC")
+    expect(page.locator("#range-told")).to_contain_text("by the day in Asia/")
     asked = parse_qs(urlsplit(watched.requests[-1]).query)
-    assert asked["time_zone"] == ["UTC"]
-    assert asked["from"][0].endswith("T00:00:00.000Z")
+    assert asked["time_zone"][0].startswith("Asia/")
+    assert asked["from"][0].endswith("T18:30:00.000Z")
     expect(page.locator("#charts figure").first.locator("summary")).to_be_visible()
     page.locator("#charts summary").first.click()
     expect(page.locator("#charts figure").first.locator("tbody tr")).to_have_count(7)
+    page.click('[data-range="24h"]')
+    is_current(page)
+    asked = parse_qs(urlsplit(watched.requests[-1]).query)
+    assert asked["from"][0].endswith(":30:00.000Z")
 
 
 def test_it_refreshes_by_one_request_and_says_since_when_it_is_stale(opened: Opener) -> None:

@@ -25,7 +25,7 @@ from accounts.models import Account
 from monitoring.admin.base import file_response
 from monitoring.export import KIND, Format, encoded, gzipped, usage_batches, usage_columns
 from monitoring.rollups.periods import Unit, month_begin
-from monitoring.rollups.queries import GROUPS
+from monitoring.rollups.queries import GROUPS, TooOld
 
 TEMPLATE = "admin/monitoring/usage_export.html"
 FORMATS = {Format.CSV: "CSV, for a spreadsheet", Format.JSONL: "JSON Lines, for a program"}
@@ -44,7 +44,7 @@ class UsageExportForm(forms.Form):
         label="Until",
         required=False,
         widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-02-28 or 2026-02-28 14:00"}),
-        help_text="UTC, not included. Empty: until now. Usage is kept by the hour.",
+        help_text="UTC, not included. Empty: until now. Usage is kept by the quarter hour.",
     )
     unit = forms.TypedChoiceField(
         label="Unit of time",
@@ -91,7 +91,10 @@ def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResp
     if request.method == "POST":
         form = UsageExportForm(request.POST)
         if form.is_valid():
-            return _file(request, form)
+            try:
+                return _file(request, form)
+            except TooOld as error:
+                form.add_error("begin", str(error))
     else:
         form = UsageExportForm(initial={"account": request.GET.get("account", "")})
     context = {
@@ -110,7 +113,6 @@ def _file(request: HttpRequest, form: UsageExportForm) -> HttpResponseBase:
     file_format, account, is_packed = wanted["file_format"], wanted["account"], wanted["is_packed"]
     details = {name: str(wanted[name]) for name in ("begin", "end", "unit", "by", "account") if wanted[name]}
     details |= {"format": file_format, "gzip": is_packed}
-    audit_event(actor=actor_of(request), action="exported", kind=KIND, details=details)
     batches = usage_batches(
         begin=wanted["begin"],
         end=wanted["end"],
@@ -118,6 +120,7 @@ def _file(request: HttpRequest, form: UsageExportForm) -> HttpResponseBase:
         by=wanted["by"],
         account_id=account.pk if account else None,
     )
+    audit_event(actor=actor_of(request), action="exported", kind=KIND, details=details)
     chunks = encoded(usage_columns(wanted["by"]), batches, file_format)
     name = f"usage-by-{wanted['unit']}-and-{wanted['by']}"
     return file_response(gzipped(chunks) if is_packed else chunks, name, file_format, is_packed=is_packed)

@@ -69,9 +69,6 @@ class Figures:
             total.add(each)
         return total
 
-    def __sub__(self, part: Figures) -> Figures:
-        return Figures(*(getattr(self, name) - getattr(part, name) for name in self.__slots__))
-
     @property
     def cache_hits(self) -> int:
         """Return the number of answers without an upstream call of their own: cached and coalesced."""

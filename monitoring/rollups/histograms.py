@@ -5,40 +5,50 @@ an hour. A value in bucket i is reported as 2 * GAMMA^i / (GAMMA + 1), which dif
 (GAMMA - 1) / (GAMMA + 1) = 4.8 %. (DDSketch: Masson, Rim, Lee, "A fast and fully-mergeable quantile sketch with
 relative-error guarantees", VLDB 2019.)
 
-A histogram is one integer with the count of bucket i in bits 40 * i to 40 * i + 39. Adding histograms is adding
-integers, which takes less than a microsecond, so a year of them is cheap to read on any database. A bucket overflows
-at 10^12.
+A histogram is one integer with the count of bucket i in bits 40 * i to 40 * i + 39: adding histograms is adding
+integers. A bucket overflows at 10^12. In the database it is a text with number and count of each bucket in use,
+`57:2 63:1`. The texts of several histograms, joined by spaces, are the text of their sum, so the database can add up
+many rows by joining them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from struct import Struct
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from django.db.models import Aggregate, TextField
 
 GAMMA = 1.1
 LONGEST = 3_600_000.0  # ms
 BUCKETS = math.ceil(math.log(LONGEST, GAMMA)) + 1
 BITS = 40
-WIDTH = BITS // 8  # bytes
 MASK = (1 << BITS) - 1
-#: First bytes of a packed histogram other than the number of its first bucket. LISTED: a list of buckets. PLANES + n: n
-#: byte planes (see pack).
-LISTED, PLANES = 255, 250
-#: Up to this many set bits, buckets are read one by one.
-FEW = 8
-#: Up to this many bytes, plain counts are the fastest form. They also are if a count needs all its bytes.
-SHORT = 2 * WIDTH
 
 _LOG_GAMMA = math.log(GAMMA)
-#: The lower and higher bytes of a count; the same after the number of its bucket, as in a list.
-_COUNT, _ENTRY = Struct("<IB"), Struct("<BIB")
-_LOWER = 32  # bits
+
+
+class Joined(Aggregate):
+    """Joins texts by spaces: those of histograms make the text of their sum."""
+
+    function = "STRING_AGG"
+    template = "%(function)s(%(expressions)s, ' ')"
+    output_field = TextField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        """SQLite's name for it."""
+        return super().as_sql(compiler, connection, function="GROUP_CONCAT", **extra)
 
 
 def one(milliseconds: float) -> int:
     """Return the histogram of one value."""
     return 1 << BITS * bucket_of(milliseconds)
+
+
+def of_texts(texts: str) -> int:
+    """Return the histogram of values that are written as texts, joined by spaces."""
+    return sum(count << BITS * bucket for bucket, count in Counter(map(bucket_of, map(float, texts.split()))).items())
 
 
 def bucket_of(milliseconds: float) -> int:
@@ -55,77 +65,32 @@ def value_of(bucket: int) -> float:
     return 2 * GAMMA**bucket / (GAMMA + 1) if bucket else 1.0
 
 
-def pack(histogram: int) -> bytes:
-    """Encode a histogram in few bytes; an empty one in none.
-
-    There are three forms, for the buckets from the first to the last in use. Planes: PLANES + n, the first bucket, the
-    lowest byte of every count, the second byte of every count, and so on; n is the number of bytes that the greatest
-    count needs. Plain, for one or two buckets or if n is 5: the first bucket, then the counts, 5 bytes each, lowest
-    byte first. List, if it is shorter: LISTED, then number and count of each bucket in use.
-    """
-    if not histogram:
-        return b""
-    first, size = _extent(histogram)
-    # At most as many buckets are in use as bits are set: if those are few, a list is shorter for certain.
-    if histogram.bit_count() * (WIDTH + 1) < size // WIDTH:
-        listed = bytearray([LISTED])
-        for bucket, count in _one_by_one(histogram):
-            listed.append(bucket)
-            listed += count.to_bytes(WIDTH, "little")
-        return bytes(listed)
-    filled = (histogram >> BITS * first).to_bytes(size, "little")
-    planes = [filled[byte::WIDTH] for byte in range(WIDTH)] if size > SHORT else []
-    while planes and not planes[-1].strip(b"\0"):
-        planes.pop()
-    if len(planes) in (0, WIDTH):
-        return bytes([first]) + filled
-    return bytes([PLANES + len(planes), first]) + b"".join(planes)
+def pack(histogram: int) -> str:
+    """Encode a histogram as a text; an empty one as an empty text."""
+    return " ".join(f"{bucket}:{count}" for bucket, count in counts(histogram))
 
 
-def unpack(packed: bytes) -> int:
-    """Decode a packed histogram."""
-    if not packed:
-        return 0
-    if packed[0] < PLANES:
-        return int.from_bytes(packed[1:], "little") << BITS * packed[0]
-    if packed[0] != LISTED:
-        return _unpack_planes(packed, packed[0] - PLANES)
-    histogram = 0
-    for bucket, lower, higher in _ENTRY.iter_unpack(packed[1:]):
-        histogram += (lower | higher << _LOWER) << BITS * bucket
-    return histogram
-
-
-def _unpack_planes(packed: bytes, planes: int) -> int:
-    size = (len(packed) - 2) // planes
-    filled = bytearray(WIDTH * size)
-    for byte in range(planes):
-        filled[byte::WIDTH] = packed[2 + byte * size : 2 + (byte + 1) * size]
-    return int.from_bytes(filled, "little") << BITS * packed[1]
+def unpack(text: str) -> int:
+    """Decode the text of a histogram, or of several that are joined by spaces: their sum."""
+    sums: dict[str, int] = {}
+    for entry, times in Counter(text.split()).items():  # equal entries are parsed once
+        bucket, _, count = entry.partition(":")
+        sums[bucket] = sums.get(bucket, 0) + int(count) * times
+    return sum(count << BITS * int(bucket) for bucket, count in sums.items())
 
 
 def counts(histogram: int) -> list[tuple[int, int]]:
     """List (bucket, count) of the buckets in use, in order."""
-    if histogram.bit_count() <= FEW:
-        return list(_one_by_one(histogram))
-    first, size = _extent(histogram)
-    read = enumerate(_COUNT.iter_unpack((histogram >> BITS * first).to_bytes(size, "little")), first)
-    return [(bucket, lower | higher << _LOWER) for bucket, (lower, higher) in read if lower or higher]
-
-
-def _one_by_one(histogram: int) -> Iterator[tuple[int, int]]:
-    """Yield (bucket, count) of the buckets in use. For many buckets, this takes three times as long as reading all."""
+    found = []
+    bucket = 0
     while histogram:
-        bucket = ((histogram & -histogram).bit_length() - 1) // BITS
-        count = histogram >> BITS * bucket & MASK
-        yield bucket, count
-        histogram ^= count << BITS * bucket
-
-
-def _extent(histogram: int) -> tuple[int, int]:
-    """Return the first bucket in use, and the number of bytes from it to the last."""
-    first, last = ((histogram & -histogram).bit_length() - 1) // BITS, (histogram.bit_length() - 1) // BITS
-    return first, WIDTH * (last - first + 1)
+        skipped = ((histogram & -histogram).bit_length() - 1) // BITS
+        histogram >>= BITS * skipped
+        bucket += skipped
+        found.append((bucket, histogram & MASK))
+        histogram >>= BITS
+        bucket += 1
+    return found
 
 
 def quantiles(histogram: int, wanted: Sequence[float]) -> list[float] | None:

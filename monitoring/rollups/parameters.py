@@ -13,7 +13,8 @@ from rest_framework import serializers
 
 from accounts.serializers import StrictSerializer
 from core.times import parse_datetime
-from monitoring.rollups.periods import EPOCH, HOUR, BrokenHours, Unit, buckets, first_hour, hour_of, moment_of
+from monitoring.rollups.periods import EPOCH, MINUTE, QUARTER, Unit, buckets, datetime_of, floor, midnight
+from monitoring.rollups.queries import TooOld, span_parts
 
 GROUPS = ("key", "model", "endpoint")
 #: The longest span by unit (None: not divided by time).
@@ -23,7 +24,7 @@ LONGEST = {
     Unit.MONTH: timedelta(days=10 * 366),
     None: timedelta(days=10 * 366),
 }
-#: The longest span by day in a zone other than UTC: such days are summed from hours, 24 times as many rows.
+#: The longest span by day in a zone other than UTC: such days are summed from quarter hours, 96 times as many rows.
 LONGEST_ELSEWHERE = timedelta(days=100)
 #: Names (or beginnings) in the zone database that are not IANA zones: the server's own, and zones with leap seconds.
 NO_ZONES = ("localtime", "Factory", "posix", "right/")
@@ -32,7 +33,7 @@ LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class UsageSpan:
-    """A span of whole hours, and how its series is grouped."""
+    """A span of whole quarter hours, and how its series is grouped."""
 
     begin: datetime
     end: datetime
@@ -89,32 +90,31 @@ class UsageQuery(StrictSerializer):
         """Return the UsageSpan as `span`."""
         zone, (unit, group) = attrs["time_zone"], attrs["group_by"]
         end = _moment("to", attrs["to"], zone) if "to" in attrs else _next_hour()
-        begin = _moment("from", attrs["from"], zone) if "from" in attrs else _month_of(end - HOUR, zone)
+        begin = _moment("from", attrs["from"], zone) if "from" in attrs else _month_of(end - MINUTE, zone)
         if begin >= end:
             raise serializers.ValidationError({"to": "It is not after `from`."})
         longest = _longest(unit, zone)
         if end - begin > longest:
             by = f"by the {unit}" if unit else "in all"
             raise serializers.ValidationError({"from": f"At most {longest.days} days at once {by}."})
+        divided = buckets(floor(begin, QUARTER), floor(end, QUARTER), unit, zone)
         try:
-            list(buckets(hour_of(begin), hour_of(end), unit, zone))
-        except BrokenHours as error:
-            raise serializers.ValidationError({"time_zone": _BROKEN}) from error
+            span_parts(((first, last) for first, last, _ in divided))
+        except TooOld as error:
+            raise serializers.ValidationError({"from": str(error)}) from error
         return {"span": UsageSpan(begin, end, zone, unit, group)}
 
 
 USAGE_PARAMETERS = [
     OpenApiParameter(name, str, description=description)
     for name, description in {
-        "from": "A date or date-time on a whole hour. Default: the beginning of the present month.",
+        "from": "A date or date-time on a whole quarter hour. Default: the beginning of the present month.",
         "to": "The same, excluded. Default: the end of the present hour.",
         "time_zone": "An IANA name: of days and months, and of times that name no offset. Default: UTC.",
         "group_by": "A comma list: at most one of hour (up to 31 days), day (400 days, 100 in a zone "
         "other than UTC) and month (10 years), and at most one of key, model and endpoint. Default: day.",
     }.items()
 ]
-
-_BROKEN = "Usage is kept by whole hours of UTC: this zone's hours begin in between."
 
 
 def _longest(unit: Unit | None, zone: tzinfo) -> timedelta:
@@ -123,15 +123,12 @@ def _longest(unit: Unit | None, zone: tzinfo) -> timedelta:
 
 
 def _next_hour() -> datetime:
-    return moment_of(hour_of(timezone.now()) + 1)
+    return datetime_of(floor(timezone.now(), 60) + 60)
 
 
 def _month_of(moment: datetime, zone: tzinfo) -> datetime:
     """Return the beginning of a datetime's month in a zone."""
-    try:
-        return moment_of(first_hour(moment.astimezone(zone).date().replace(day=1), zone))
-    except BrokenHours as error:
-        raise serializers.ValidationError({"time_zone": _BROKEN}) from error
+    return datetime_of(midnight(moment.astimezone(zone).date().replace(day=1), zone))
 
 
 def _moment(name: str, text: str, zone: tzinfo) -> datetime:
@@ -144,6 +141,6 @@ def _moment(name: str, text: str, zone: tzinfo) -> datetime:
         ) from error
     if not EPOCH <= moment < LATEST:
         raise serializers.ValidationError({name: "Too far from the present."})
-    if moment != moment_of(hour_of(moment)):
-        raise serializers.ValidationError({name: "Usage is kept by the hour: give a whole hour of UTC."})
+    if moment != datetime_of(floor(moment, QUARTER)):
+        raise serializers.ValidationError({name: "Usage is kept by the quarter hour: give a whole one, such as 15:45."})
     return moment

@@ -1,44 +1,39 @@
 """Queries of the rollups: totals, series by time, rankings of accounts and keys, and the platform's last minutes.
 
-None of them reads the log. Times are aware datetimes; `end` is excluded. Rollups are kept by the hour, so a span is
-widened to whole hours. Rankings are summed and sorted by the database, which returns only the rows that are shown.
+None of them reads the log. Times are aware datetimes; `end` is excluded. Rollups are kept by the quarter hour, so a
+span is widened to whole quarter hours. The database adds up the rows, histograms included, and returns only sums.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, tzinfo
-from itertools import chain, groupby
 from typing import Any, NamedTuple, TypeVar, cast
 
 from django.db import connection
-from django.db.models import BigIntegerField, F, Max, Q, QuerySet, Sum
+from django.db.models import BigIntegerField, Expression, F, Func, IntegerField, Max, Q, Sum
 from django.db.models.functions import Cast
 
 from accounts.models import Account, ApiKey
 from monitoring.models import Rollup
-from monitoring.records import ERRORS, TIMED
+from monitoring.records import ERRORS
 from monitoring.rollups.figures import Figures
-from monitoring.rollups.histograms import unpack
-from monitoring.rollups.periods import (
-    Period,
-    Unit,
-    buckets,
-    compose,
-    end_of,
-    hour_of,
-    hour_until,
-    minute_of,
-    moment_of,
-    moment_of_minute,
+from monitoring.rollups.histograms import Joined, unpack
+from monitoring.rollups.periods import DAY, QUARTER, Unit, buckets, ceiling, compose, datetime_of, floor, minute_of
+from monitoring.rollups.store import (
+    ACCOUNT_DAY,
+    COUNTS,
+    HISTOGRAMS,
+    KEY_DAY,
+    KEY_QUARTER,
+    PLATFORM_DAY,
+    PLATFORM_MINUTE,
+    PLATFORM_QUARTER,
 )
-from monitoring.rollups.store import COUNTS, HISTOGRAMS, MINUTE, PLATFORM, TOTAL
 
-#: Up to this many ranges of starts are queried as ranges, more as a list of starts.
-STRETCHES = 4
 #: What a series can be grouped by, and the column of each.
 GROUPS = {"account": "account_id", "key": "key_id", "model": "model", "endpoint": "endpoint"}
 
@@ -50,11 +45,43 @@ ROWS_A_TURN = 500
 
 T = TypeVar("T")
 
-#: The first hour of a bucket and a group; each is None if the query does not divide by it. (The bucket's local time
+#: The rows to read of keys, accounts and the platform: grains by the length of the period.
+OF_KEYS = {QUARTER: KEY_QUARTER, DAY: KEY_DAY}
+OF_ACCOUNTS = {QUARTER: KEY_QUARTER, DAY: ACCOUNT_DAY}
+OF_PLATFORM = {QUARTER: PLATFORM_QUARTER, DAY: PLATFORM_DAY}
+
+#: The first minute of a bucket and a group; each is None if the query does not divide by it. (The bucket's local time
 #: would not do: when daylight saving ends, two hours have the same one, and Python treats them as equal.)
 Place = tuple[int | None, int | str | None]
-#: The bucket of each row, by grain and start.
-Pieces = dict[tuple[str, int], int | None]
+#: Rows that start in a span of minutes (`end` excluded): grain, begin, end.
+Part = tuple[str, int, int]
+
+
+class TooOld(ValueError):  # no Error suffix, like the exceptions of accounts
+    """The span needs quarter hours of keys that have been deleted; the message is for the caller."""
+
+
+class Bucket(Func):
+    """The start of a row's bucket (see periods.buckets), by a binary search in SQL: far fewer rows are returned."""
+
+    output_field = IntegerField()
+
+    def __init__(self, divided: Sequence[tuple[int, int, int | None]]) -> None:
+        super().__init__("start")
+        self.divided = divided
+
+    def as_sql(self, compiler: Any, connection: Any, *_: Any, **__: Any) -> Any:
+        """Return nested CASE expressions."""
+        column, params = compiler.compile(self.source_expressions[0])
+        return _search(column, self.divided), params
+
+
+def _search(column: str, divided: Sequence[tuple[int, int, int | None]]) -> str:
+    if len(divided) == 1:
+        return str(divided[0][2])
+    middle = len(divided) // 2
+    lower, higher = (_search(column, each) for each in (divided[:middle], divided[middle:]))
+    return f"CASE WHEN {column} < {divided[middle][0]} THEN {lower} ELSE {higher} END"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +117,8 @@ class Point:
 
 
 def usage_totals(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING) -> Figures:
-    """Return the figures of a span."""
-    (found,) = collect(lambda whose: [_pieces(whose, begin, end)], scope)
-    return found.get((None, None), Figures())
+    """Return the figures of a span. Raises TooOld."""
+    return Figures.sum_of(point.figures for point in usage_series(begin=begin, end=end, scope=scope))
 
 
 def usage_series(
@@ -103,160 +129,100 @@ def usage_series(
     unit: Unit | None = None,
     zone: tzinfo = UTC,
     by: str | None = None,
-    timed: bool = True,
 ) -> list[Point]:
     """Return the figures of a span by hours, days or months of a zone (None: one bucket) and by one of GROUPS.
 
     Points are ordered by time, then by requests, most first; there is none without requests. The first and last bucket
-    only contain their part of the span. Without `timed` the figures lack latency and first_token, which are most of the
-    data if there are many groups.
+    only contain their part of the span. Raises TooOld.
     """
-    (found,) = collect(lambda whose: [_pieces(whose, begin, end, unit, zone)], scope, by, timed=timed)
+    scope = _with_account(scope)
+    divided = list(buckets(floor(begin, QUARTER), ceiling(end, QUARTER), unit, zone))
+    parts = span_parts(((first, last) for first, last, _ in divided), _grains(scope, by))
+    found: defaultdict[Place, Figures] = defaultdict(Figures)
+    for bucket, group, figures in _sums(parts, scope, by, None if unit is None else Bucket(divided)):
+        found[bucket, group].add(figures)
     return _points(found, by, zone, with_account=scope.account_id is None)
 
 
-def usage_parted(
-    *, begin: datetime, end: datetime, unit: Unit, apart: tuple[datetime, datetime], scope: Scope = EVERYTHING
-) -> tuple[dict[datetime, Figures], Figures]:
-    """Return the figures of a span by the start of its hours, days or months (UTC), and those of the part `apart`.
-
-    Both come from the same queries, so everything in the part is in the series too.
-    """
-    series, part = collect(lambda whose: [_pieces(whose, begin, end, unit), _pieces(whose, *apart)], scope)
-    by_start = {moment_of(start): figures for (start, _), figures in series.items() if start is not None}
-    return by_start, part.get((None, None), Figures())
+def usage_by_minute(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING, by: str | None = None) -> list[Point]:
+    """Return the platform's figures by minute and by one of GROUPS; the scope and group are not of accounts or keys."""
+    parts = [(PLATFORM_MINUTE, minute_of(begin), minute_of(end))]
+    found = {(start, group): figures for start, group, figures in _sums(parts, scope, by, F("start"))}
+    return _points(found, by, UTC, with_account=True)
 
 
-def usage_costs(
-    *, begin: datetime, end: datetime, unit: Unit, scope: Scope = EVERYTHING
-) -> dict[tuple[datetime, str], int]:
-    """Return the cost (nano-dollars) by start of the hour, day or month (UTC) and model, without zero costs."""
-    whose, scope = _whose(scope, "model")
-    return costs_of(_pieces(whose, begin, end, unit), moment_of, scope)
-
-
-def costs_of(pieces: Pieces, moment: Callable[[int], datetime], scope: Scope) -> dict[tuple[datetime, str], int]:
-    """Return the cost (nano-dollars) by start of the bucket and model; `moment` converts a bucket to its start."""
-    rows = Rollup.objects.filter(_within([pieces]), cost__gt=0, **scope.columns).order_by()
-    costs: defaultdict[tuple[datetime, str], int] = defaultdict(int)
-    for grain, start, model, spent in rows.values_list("grain", "start", "model").annotate(spent=_whole(Sum("cost"))):
-        if (bucket := pieces[grain, start]) is not None:
-            costs[moment(bucket), model] += spent
-    return dict(costs)
-
-
-def collect(
-    parts: Callable[[str], list[Pieces]], scope: Scope, by: str | None = None, *, timed: bool = True
-) -> list[dict[Place, Figures]]:
-    """Return the figures of several parts by bucket and group, in two statements.
-
-    `parts` gets the first letter of the grains to read, and returns the pieces of each part.
-    """
-    whose, scope = _whose(scope, by)
-    column = GROUPS[by] if by else None
-    asked = parts(whose)
-    is_divided = any(bucket is not None for pieces in asked for bucket in pieces.values())
-    grouping = ["grain", *(["start"] if is_divided else []), *([column] if column else [])]
-    found: list[dict[Place, Figures]] = [{} for _ in asked]
-    if not any(asked):
-        return found
-    known: dict[tuple[Any, ...], list[Figures]] = {}
-
-    def of(row: tuple[Any, ...]) -> list[Figures]:
-        """Return the sums that a row is added to; they are the same for all rows of its group."""
-        if (group := row[: len(grouping)]) not in known:
-            name = group[-1] if column else None
-            known[group] = [
-                sums.setdefault((pieces[group[:2]] if is_divided else None, name), Figures())
-                for sums, pieces in zip(found, asked, strict=True)
-                if not is_divided or group[:2] in pieces
-            ]
-        return known[group]
-
-    rows = Rollup.objects.filter(_within(asked), **scope.columns).order_by()
-    for row in _sums(rows, grouping):
-        figures = Figures(*row[len(grouping) :])
-        for sums in of(row):
-            sums.add(figures)
-    for row in _times(rows, grouping, is_long=by in CALLERS) if timed else ():
-        latency, first_token = unpack(bytes(row[-2])), unpack(bytes(row[-1]))
-        for sums in of(row):
-            sums.latency += latency
-            sums.first_token += first_token
-    return found
-
-
-def _pieces(whose: str, begin: datetime, end: datetime, unit: Unit | None = None, zone: tzinfo = UTC) -> Pieces:
-    """Return the rows that make up the span, and the bucket of each."""
-    return {
-        (whose + period, start): bucket
-        for first, last, bucket in buckets(hour_of(begin), hour_until(end), unit, zone)
-        for period, start in compose(first, last)
-    }
-
-
-def _whose(scope: Scope, by: str | None) -> tuple[str, Scope]:
-    """Return the letter of the coarsest rows that distinguish what is asked, and the scope with a key's account."""
-    if by is None and scope == EVERYTHING:
-        return TOTAL, scope
-    account_id = scope.account_id
-    if scope.key_id is not None and account_id is None:
-        account_id = ApiKey.objects.filter(pk=scope.key_id).values_list("account_id", flat=True).first()
-    whose = "k" if by == "key" or scope.key_id is not None else "a" if by == "account" or account_id else PLATFORM
-    return whose, replace(scope, account_id=account_id)
-
-
-def _within(asked: Iterable[Pieces]) -> Q:
-    """Return a condition for rows by grain and start, with ranges of starts if those are few."""
-    starts: defaultdict[str, set[int]] = defaultdict(set)
-    for grain, start in chain.from_iterable(asked):
-        starts[grain].add(start)
-    by_grain = (Q(_starting(grain, sorted(of_grain)), grain=grain) for grain, of_grain in starts.items())
-    return Q(*by_grain, _connector=Q.OR)
-
-
-def _starting(grain: str, starts: Sequence[int]) -> Q:
-    stretches: list[tuple[int, int]] = []
-    for start in starts:
-        if stretches and _next(grain, stretches[-1][1]) == start:
-            stretches[-1] = (stretches[-1][0], start)
+def span_parts(spans: Iterable[tuple[int, int]], grains: Mapping[int, str] = OF_KEYS) -> list[Part]:
+    """Return the rows of days and quarter hours that make up adjacent spans of minutes. Raises TooOld."""
+    parts: list[Part] = []
+    for length, first, last in (part for span in spans for part in compose(*span)):
+        if parts and (parts[-1][0], parts[-1][2]) == (grains[length], first):
+            parts[-1] = (grains[length], parts[-1][1], last)
         else:
-            stretches.append((start, start))
-    if len(stretches) > STRETCHES:
-        return Q(start__in=starts)
-    return Q(*(Q(start__range=stretch) for stretch in stretches), _connector=Q.OR)
+            parts.append((grains[length], first, last))
+    oldest = next((first for grain, first, _ in parts if grain == KEY_QUARTER), None)
+    if oldest is not None and (kept := quarters_since()) is not None and oldest < kept:
+        raise TooOld(
+            f"Before {datetime_of(kept):%Y-%m-%d}, usage of accounts and keys is kept by the day of UTC only: "
+            "give whole days of UTC, by the day or month."
+        )
+    return parts
 
 
-def _next(grain: str, start: int) -> int:
-    return start + 1 if grain[1] == MINUTE else end_of(Period(grain[1]), start)
+def quarters_since() -> int | None:
+    """Return the first minute from which on the keys' quarter hours are kept; None if none has been deleted."""
+    quarters, days = (Rollup.objects.filter(grain=grain).order_by("start") for grain in (KEY_QUARTER, KEY_DAY))
+    first = quarters.values_list("start", flat=True).first()
+    if first is not None:
+        day = first - first % DAY
+        # The first day may have lost its beginning.
+        return day + DAY if days.filter(start__lt=day).exists() else None
+    last = days.values_list("start", flat=True).last()
+    return None if last is None else last + DAY
 
 
-def _sums(rows: QuerySet[Rollup], grouping: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Sum all but the histograms; yield the grouping columns, then the sums in the order of Figures."""
-    amounts = {"requests": Sum("requests")}
+def within(parts: Sequence[Part]) -> Q:
+    """Return the condition for the rows of parts."""
+    return Q(*(Q(grain=grain, start__gte=begin, start__lt=end) for grain, begin, end in parts), _connector=Q.OR)
+
+
+def _grains(scope: Scope, by: str | None) -> Mapping[int, str]:
+    if by == "key" or scope.key_id is not None:
+        return OF_KEYS
+    return OF_PLATFORM if by != "account" and scope.account_id is None else OF_ACCOUNTS
+
+
+def _with_account(scope: Scope) -> Scope:
+    """Add the account of a scope's key: the index begins with it."""
+    if scope.key_id is None or scope.account_id is not None:
+        return scope
+    account = ApiKey.objects.filter(pk=scope.key_id).values_list("account_id", flat=True).first()
+    return replace(scope, account_id=account)
+
+
+def _sums(
+    parts: Sequence[Part], scope: Scope, by: str | None, bucket: Expression | F | None
+) -> Iterator[tuple[int | None, int | str | None, Figures]]:
+    """Yield the sums of rows by bucket (None: only one) and group."""
+    if not parts:
+        return
+    grouping = ["grain" if bucket is None else "bucket", *([GROUPS[by]] if by else [])]
+    amounts: dict[str, Any] = {name: Sum(name) for name in COUNTS}
     amounts |= {str(outcome): Sum("requests", filter=Q(outcome=outcome), default=0) for outcome in ERRORS}
-    amounts |= {name: Sum(name) for name in COUNTS if name not in amounts}
-    # Without a server-side cursor: PostgreSQL would store the whole result before it returns the first row.
-    return _in_turns(rows.values_list(*grouping).annotate(**{f"sum_{name}": _whole(amounts[name]) for name in SUMMED}))
-
-
-def _whole(amount: Sum) -> Cast:
-    """Cast a sum to an integer: PostgreSQL's sums are decimals, and parsing those takes longer than adding them."""
-    return Cast(amount, BigIntegerField())
-
-
-def _times(rows: QuerySet[Rollup], grouping: Sequence[str], *, is_long: bool) -> Iterator[tuple[Any, ...]]:
-    """Yield the grouping columns and the histograms of each row; Python adds them up faster than a database would.
-
-    If `is_long` (there may be very many rows, of many callers), a server-side cursor fetches them in parts. That takes
-    twice as long, because the database stores the result before it returns the first row.
-    """
-    timed = rows.filter(outcome__in=TIMED).values_list(*grouping, "latency", "first_token")
-    return _in_turns(timed.iterator() if is_long else timed)
+    rows = Rollup.objects.filter(within(parts), **scope.columns).order_by()
+    divided = rows if bucket is None else rows.annotate(bucket=bucket)
+    summed = divided.values_list(*grouping).annotate(
+        **{f"sum_{name}": Cast(amounts[name], BigIntegerField()) for name in SUMMED},
+        **{f"sum_{name}": Joined(name) for name in HISTOGRAMS},
+    )
+    # By caller, there may be very many rows: a server-side cursor fetches them in parts, but takes longer for few.
+    for row in _in_turns(summed.iterator() if by in CALLERS else summed):
+        times = map(unpack, row[-len(HISTOGRAMS) :])
+        group = row[1] if by else None
+        yield (None if bucket is None else row[0]), group, Figures(*row[len(grouping) : -len(HISTOGRAMS)], *times)
 
 
 def _in_turns(rows: Iterable[T]) -> Iterator[T]:
-    """Let other threads run after each ROWS_A_TURN rows: a year of hours by key is seconds of work."""
+    """Let other threads run after each ROWS_A_TURN rows: a year by key is seconds of work."""
     for number, row in enumerate(rows, start=1):
         yield row
         if number % ROWS_A_TURN == 0:
@@ -268,11 +234,11 @@ def _points(found: Mapping[Place, Figures], by: str | None, zone: tzinfo, *, wit
     groups = {group for _, group in found}
     names = caller_names(by, cast("set[int]", groups), with_account=with_account) if by in CALLERS else {}
     points: dict[Place, Point] = {}
-    for (hour, group), figures in found.items():
+    for (minute, group), figures in found.items():
         name = names[group] if isinstance(group, int) else group
-        start = None if hour is None else moment_of(hour).astimezone(zone)
+        start = None if minute is None else datetime_of(minute).astimezone(zone)
         point = Point(start, name, group if isinstance(group, int) else None, figures)
-        if (known := points.setdefault((hour, name), point)) is not point:
+        if (known := points.setdefault((minute, name), point)) is not point:
             known.figures.add(figures)
     return sorted(
         points.values(), key=lambda each: (each.start.timestamp() if each.start else 0.0, -each.figures.requests)
@@ -287,13 +253,13 @@ def caller_names(kind: str | None, identifiers: Set[int], *, with_account: bool)
     if kind == "account":
         called = dict(Account.objects.filter(pk__in=identifiers).values_list("pk", "name"))
         if gone := identifiers - set(called):
-            accounts = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_MONTH, account_id__in=gone).order_by()
+            accounts = Rollup.objects.filter(grain=ACCOUNT_DAY, account_id__in=gone).order_by()
             called |= dict(accounts.values_list("account_id").annotate(Max("account_name")))
         return called
     present = ApiKey.objects.filter(pk__in=identifiers).values_list("pk", "account__name", "name")
     found = {pk: (account, name) for pk, account, name in present}
     if missing := identifiers - set(found):
-        keys = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, key_id__in=missing).order_by()
+        keys = Rollup.objects.filter(grain=KEY_DAY, key_id__in=missing).order_by()
         for key_id, account, name in keys.values_list("key_id").annotate(Max("account_name"), Max("key_name")):
             found[key_id] = (account, name)
     return {pk: f"{account}/{name}" if with_account else name for pk, (account, name) in found.items()}
@@ -316,8 +282,9 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Rankings:
-    """The accounts and the keys with the highest cost; equal costs are ordered by requests, most first."""
+    """The accounts and keys with the highest cost since `begin`; those of equal cost by requests, most first."""
 
+    begin: datetime
     accounts: Sequence[Rank]
     keys: Sequence[Rank]
 
@@ -345,12 +312,18 @@ UNION ALL SELECT * FROM (SELECT * FROM sums ORDER BY spent DESC, asked DESC, acc
 
 
 def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING, limit: int = 5) -> Rankings:
-    """Return the accounts and keys with the highest cost in a span, widened to whole hours; `end` may be in the future.
+    """Return the accounts and keys with the highest cost in a span; `end` may be in the future.
 
-    Names are the present ones; for deleted accounts and keys, the recorded ones.
+    The span is widened to whole quarter hours, or to whole days (UTC) if quarter hours have been deleted. Names are the
+    present ones; for deleted accounts and keys, the recorded ones.
     """
-    within = Q(*_stretches("k", begin, end), _connector=Q.OR)
-    by_key = Rollup.objects.filter(within, **scope.columns).order_by().values_list("account_id", "key_id")
+    first, last = floor(begin, QUARTER), ceiling(end, QUARTER)
+    try:
+        parts = span_parts([(first, last)])
+    except TooOld:
+        first, last = floor(begin, DAY), ceiling(end, DAY)
+        parts = span_parts([(first, last)])
+    by_key = Rollup.objects.filter(within(parts), **scope.columns).order_by().values_list("account_id", "key_id")
     sums, values = by_key.annotate(
         spent=Sum("cost"),
         asked=Sum("requests"),
@@ -362,14 +335,14 @@ def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING,
         cursor.execute(_RANKED.format(sums=sums), [*values, limit, limit])
         found = [_Sums(*map(int, row)) for row in cursor.fetchall()]
     found.sort(key=lambda row: (-row.spent, -row.asked, row.account_id, row.key_id))  # a union promises no order
-    accounts = caller_names("account", {row.account_id for row in found}, with_account=False)
-    keys = caller_names("key", {row.key_id for row in found} - {0}, with_account=False)
+    account_names = caller_names("account", {row.account_id for row in found}, with_account=False)
+    key_names = caller_names("key", {row.key_id for row in found} - {0}, with_account=False)
     ranks = [
         Rank(
             account_id=row.account_id,
-            account=accounts[row.account_id],
+            account=account_names[row.account_id],
             key_id=row.key_id,
-            key=keys.get(row.key_id, ""),
+            key=key_names.get(row.key_id, ""),
             requests=row.asked,
             failed=row.failed,
             tokens=row.tokens,
@@ -378,43 +351,13 @@ def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING,
         )
         for row in found
     ]
-    return Rankings([rank for rank in ranks if not rank.key_id], [rank for rank in ranks if rank.key_id])
+    accounts, keys = ([rank for rank in ranks if bool(rank.key_id) is is_key] for is_key in (False, True))
+    return Rankings(datetime_of(first), accounts, keys)
 
 
 def busiest_keys(*, begin: datetime, end: datetime, limit: int) -> list[int]:
-    """Return the ids of the keys with the most requests, most first."""
-    rows = Rollup.objects.filter(Q(*_stretches("k", begin, end), _connector=Q.OR)).order_by().values("key_id")
+    """Return the ids of the keys with the most requests, most first. Raises TooOld."""
+    parts = span_parts([(floor(begin, QUARTER), ceiling(end, QUARTER))])
+    rows = Rollup.objects.filter(within(parts)).order_by().values("key_id")
     most = rows.annotate(asked=Sum("requests")).order_by("-asked", "key_id")[:limit]
     return [row["key_id"] for row in most]
-
-
-def _stretches(whose: str, begin: datetime, end: datetime) -> Iterator[Q]:
-    """Yield conditions for the months, days and hours that make up a span, each with as few ranges as possible."""
-    periods = compose(hour_of(begin), hour_until(end))
-    for period, alike in groupby(periods, key=lambda each: each[0]):
-        starts = [start for _, start in alike]
-        yield Q(grain=whose + Period(period), start__range=(starts[0], starts[-1]))
-
-
-Span = tuple[datetime, datetime]
-
-
-def usage_by_minute(*, span: Span, before: Span, scope: Scope) -> tuple[dict[datetime, Figures], Figures]:
-    """Return the figures of a span by minute, and those of the span `before`; both have whole minutes.
-
-    The scope must not have an account or key.
-    """
-    minutes, earlier = collect(
-        lambda whose: [_minute_pieces(whose, span), dict.fromkeys(_minute_pieces(whose, before))], scope
-    )
-    by_minute = {moment_of_minute(minute): figures for (minute, _), figures in minutes.items() if minute is not None}
-    return by_minute, earlier.get((None, None), Figures())
-
-
-def costs_by_minute(*, span: Span, scope: Scope) -> dict[tuple[datetime, str], int]:
-    """Return the cost (nano-dollars) by minute and model, without zero costs; the scope has no account or key."""
-    return costs_of(_minute_pieces(PLATFORM, span), moment_of_minute, scope)
-
-
-def _minute_pieces(whose: str, span: Span) -> Pieces:
-    return {(whose + MINUTE, minute): minute for minute in range(*map(minute_of, span))}

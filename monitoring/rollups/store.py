@@ -6,9 +6,8 @@ that it replaces, and adding up tallies are the same operation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import structlog
@@ -21,9 +20,12 @@ from core.money import nano
 from monitoring.models import RequestRecord, Rollup
 from monitoring.records import TIMED, outcome_of
 from monitoring.rollups.histograms import one, pack, unpack
-from monitoring.rollups.periods import HOUR, Period, hour_of, minute_of, start_of
+from monitoring.rollups.periods import DAY, HOUR, QUARTER, minute_of
 
 log = structlog.get_logger(__name__)
+
+#: Plain strings: psycopg would write the name of an enum's member.
+PLATFORM_MINUTE, PLATFORM_QUARTER, PLATFORM_DAY, ACCOUNT_DAY, KEY_QUARTER, KEY_DAY = map(str, Rollup.Grain)
 
 #: The columns of a rollup that are sums: counts, then histograms.
 COUNTS = (
@@ -50,16 +52,12 @@ CACHE_COLUMNS = {
     RequestRecord.Cache.REPLAY: "replayed",
 }
 
-#: Letters of a grain: first letters beside those of callers (see monitoring.rollups), and the letter of minutes.
-TOTAL, PLATFORM, MINUTE = "t", "p", "i"
-MINUTE_GRAINS = tuple(str(grain) for grain in Rollup.Grain if grain[1] == MINUTE)
 #: The age of records up to which minutes are written, and the age at which minutes are deleted. A record and its
 #: replacement have the same time of admission, so both count in its minute or neither does.
 MINUTES_WRITTEN, MINUTES_KEPT = 3 * HOUR, 4 * HOUR
 
 _CACHE_PLACES = {str(cache): COUNTS.index(column) for cache, column in CACHE_COLUMNS.items()}
 _FIRST_CACHE, _AFTER_CACHE = COUNTS.index("hits"), COUNTS.index("replayed") + 1
-_PERIODS = tuple(Period)
 
 Tally = list[int]
 
@@ -113,54 +111,30 @@ def tally_of(record: RequestRecord) -> Tally:
     ]
 
 
-def hour_row(record: RequestRecord) -> Row:
-    """Return the finest row that a record belongs to: its key's in its hour."""
-    return Row(
-        "kh",
-        hour_of(record.admitted_at),
-        record.account_id,
-        record.key_id,
-        record.endpoint,
-        record.model,
-        outcome_of(record.status),
-    )
-
-
-def minute_row(record: RequestRecord, hour: Row) -> Row:
-    """Return the platform's row of a record's minute; `hour` is the record's hour_row."""
-    return Row(PLATFORM + MINUTE, minute_of(record.admitted_at), 0, 0, hour.endpoint, hour.model, hour.outcome)
-
-
-def total_row(row: Row) -> Row:
-    """Return the total that a row of the platform belongs to."""
-    return Row(TOTAL + row.grain[1], row.start, 0, 0, "", "", row.outcome)
-
-
 def tallies_of(
     changes: Iterable[Change], minutes_since: datetime | None = None
 ) -> tuple[dict[Row, Tally], dict[Row, Names]]:
     """Return what changes of the log add to the finest rows, and the names of these rows.
 
-    The finest rows are the keys' by hour and, for records admitted from `minutes_since` on, the platform's by minute.
+    The finest rows are the keys' by quarter hour and, for records admitted from `minutes_since` on, the platform's by
+    minute.
     """
     tallies: dict[Row, Tally] = {}
     names: dict[Row, Names] = {}
-
-    def count(record: RequestRecord, row: Row, tally: Tally) -> None:
-        add_tally(tallies, row, tally)
-        if minutes_since is not None and record.admitted_at >= minutes_since:
-            minute = minute_row(record, row)
-            add_tally(tallies, minute, tally)
-            names[minute] = NOBODY
-
-    for old, new in changes:
-        row = hour_row(new)
-        count(new, row, tally_of(new))
-        names[row] = Names(new.account_name, new.key_name)
-        if old is not None:
-            replaced = hour_row(old)
-            count(old, replaced, [-amount for amount in tally_of(old)])
-            names.setdefault(replaced, Names(old.account_name, old.key_name))
+    for change in changes:
+        for record, sign in ((change.new, 1), (change.old, -1)):
+            if record is None:
+                continue
+            tally = tally_of(record) if sign > 0 else [-amount for amount in tally_of(record)]
+            what = record.endpoint, record.model, outcome_of(record.status)
+            minute = minute_of(record.admitted_at)
+            row = Row(KEY_QUARTER, minute - minute % QUARTER, record.account_id, record.key_id, *what)
+            add_tally(tallies, row, tally)
+            names[row] = Names(record.account_name, record.key_name)
+            if minutes_since is not None and record.admitted_at >= minutes_since:
+                row = Row(PLATFORM_MINUTE, minute, 0, 0, *what)
+                add_tally(tallies, row, tally)
+                names[row] = NOBODY
     return tallies, names
 
 
@@ -169,37 +143,30 @@ def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row
     wide: dict[Row, Tally] = {}
     wide_names: dict[Row, Names] = {}
     for fine, tally in tallies.items():
-        for row, named in rows_above(fine, names[fine]):
+        for row in (fine, *rows_above(fine)):
             add_tally(wide, row, tally)
-            wide_names[row] = named
-    for row in [row for row in wide if row.grain[0] == PLATFORM]:
-        total = total_row(row)
-        add_tally(wide, total, wide[row])
-        wide_names[total] = NOBODY
+            wide_names[row] = names[fine] if row.key_id else Names(names[fine].account if row.account_id else "")
     return wide, wide_names
 
 
-def rows_above(fine: Row, names: Names) -> Iterator[tuple[Row, Names]]:
-    """Yield a key's row of an hour and the eight rows that contain it (without totals); a minute's row alone."""
-    grain, hour, account, key, *rest = fine
-    if grain[1] == MINUTE:
-        yield fine, NOBODY
-        return
-    callers = (("k", account, key, names), ("a", account, 0, Names(names.account)), ("p", 0, 0, NOBODY))
-    for period, start in zip(_PERIODS, _starts(hour), strict=True):
-        for scope, account_id, key_id, named in callers:
-            yield Row(scope + period, start, account_id, key_id, *rest), named
+def rows_above(fine: Row) -> tuple[Row, ...]:
+    """Return the rows that contain a key's quarter hour: its day, its account's, the platform's. None has a minute."""
+    if fine.grain == PLATFORM_MINUTE:
+        return ()
+    _, start, account_id, key_id, *what = fine
+    day = start - start % DAY
+    return (
+        Row(KEY_DAY, day, account_id, key_id, *what),
+        Row(ACCOUNT_DAY, day, account_id, 0, *what),
+        Row(PLATFORM_QUARTER, start, 0, 0, *what),
+        Row(PLATFORM_DAY, day, 0, 0, *what),
+    )
 
 
 def add_tally(tallies: dict[Row, Tally], row: Row, tally: Tally) -> None:
     """Add a tally to the tally of a row."""
     known = tallies.get(row)
     tallies[row] = tally if known is None else [a + b for a, b in zip(known, tally, strict=True)]
-
-
-@lru_cache(maxsize=1024)
-def _starts(hour: int) -> tuple[int, ...]:
-    return tuple(start_of(period, hour) for period in _PERIODS)
 
 
 #: The key of PostgreSQL's advisory lock for writers of rollups ("rollups" in ASCII).
@@ -226,15 +193,10 @@ def rollups_add(tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> Non
         sums = {row: _sum(row, known.get(row), tally) for row, tally in tallies.items()}
         rollups_write(cursor, {row: tally for row, tally in sums.items() if tally[0]}, names)
         rollups_delete(cursor, [row for row, tally in sums.items() if not tally[0] and row in known])
-        if any(row.grain in MINUTE_GRAINS and row not in known for row in tallies):
-            _forget_minutes(cursor)
-
-
-def _forget_minutes(cursor: CursorWrapper) -> None:
-    """Delete old minutes. This runs whenever a minute is new, so no other job is needed."""
-    latest = minute_of(timezone.now() - MINUTES_KEPT)
-    for grain in MINUTE_GRAINS:
-        cursor.execute(f"DELETE FROM {_TABLE} WHERE grain = %s AND start < %s", [grain, latest])  # noqa: S608
+        if any(row.grain == PLATFORM_MINUTE and row not in known for row in tallies):
+            # Whenever a minute is new, old ones are deleted, so no other job is needed.
+            latest = minute_of(timezone.now() - MINUTES_KEPT)
+            cursor.execute(f"DELETE FROM {_TABLE} WHERE grain = %s AND start < %s", [PLATFORM_MINUTE, latest])  # noqa: S608
 
 
 def rollups_lock(cursor: CursorWrapper) -> None:
@@ -261,7 +223,7 @@ def packed(tally: Tally) -> list[Any]:
 
 def unpacked(columns: Sequence[Any]) -> Tally:
     """Decode the column values of a tally."""
-    return [*columns[: len(COUNTS)], *(unpack(bytes(histogram)) for histogram in columns[len(COUNTS) :])]
+    return [*columns[: len(COUNTS)], *(unpack(histogram) for histogram in columns[len(COUNTS) :])]
 
 
 def _sum(row: Row, known: Tally | None, added: Tally) -> Tally:

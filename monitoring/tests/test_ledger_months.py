@@ -9,7 +9,6 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from monitoring.reconciliation import ledger_months
-from monitoring.rollups.periods import hour_of
 
 pytestmark = pytest.mark.django_db
 NOW = datetime(2026, 11, 27, 3, tzinfo=UTC)
@@ -22,7 +21,7 @@ def _in_november(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def months(begin: datetime, until: datetime = NOW) -> list[int]:
     """List the months of a span."""
-    return ledger_months(hour_of(begin), hour_of(until) + 1)
+    return ledger_months(begin, until)
 
 
 def test_it_takes_those_that_the_span_touches() -> None:

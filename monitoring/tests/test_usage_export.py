@@ -76,17 +76,17 @@ def test_it_splits_as_asked(lines: Lines, arguments: list[str], rows: list[tuple
 
 
 def test_it_keeps_sums_longer_than_records_and_not_for_ever(cast: Cast, settings: Settings) -> None:
-    def months() -> set[int]:
-        return set(Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_MONTH).values_list("start", flat=True))
+    def days() -> set[int]:
+        return set(Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY).values_list("start", flat=True))
 
     now = timezone.now()
-    for days in (500, 200, 0):
-        recorded(cast.owner, admitted_at=int((now - timedelta(days=days)).timestamp() * 1e6))
+    for age in (500, 200, 0):
+        recorded(cast.owner, admitted_at=int((now - timedelta(days=age)).timestamp() * 1e6))
     settings.LOG_RETENTION_DAYS, settings.ROLLUP_RETENTION_DAYS = 0, 400
     prune_by_settings(wait=lambda _: False)
-    assert len(months()) == 3, "what the log holds stays in the rollups"
+    assert len(days()) == 3, "what the log holds stays in the rollups"
     settings.LOG_RETENTION_DAYS = 90
     prune_by_settings(wait=lambda _: False)
-    assert len(months()) == 2
+    assert len(days()) == 2
     settings.ROLLUP_RETENTION_DAYS = 0
     assert rollup_cutoff(0) is None

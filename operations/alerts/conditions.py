@@ -20,7 +20,6 @@ from inference.upstream.errors import CREDIT_USED_UP
 from monitoring.models import Alert, RequestRecord
 from monitoring.reconciliation import ledger_differences, ledger_months
 from monitoring.records import OUTCOMES, Outcome
-from monitoring.rollups.periods import hour_of
 from monitoring.rollups.verify import rollups_differences
 from operations.health import Health, check_each
 
@@ -131,9 +130,9 @@ class BooksWatch:
     def check(self) -> None:
         """Compare the rollups and the ledgers with the log. Raises redis.RedisError, TooManyWaiting, DatabaseError."""
         now = timezone.now()
-        begin, until = hour_of(now - CHECKED), hour_of(now) + 1
-        rollups = sum(1 for _ in rollups_differences(begin, until))
-        ledgers = sum(1 for _ in ledger_differences(ledger_months(begin, until)))
+        begin = now - CHECKED
+        rollups = sum(1 for _ in rollups_differences(begin, now))
+        ledgers = sum(1 for _ in ledger_differences(ledger_months(begin, now)))
         if not rollups and not ledgers:
             self.wrong = ""
             return

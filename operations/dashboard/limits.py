@@ -25,7 +25,7 @@ from accounts.limits.types import LimitName, LimitSet, Subject
 from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget
 from accounts.selectors import HAS_BUDGET, api_key_makers, api_keys_current, model_budgets_current
 from monitoring.models import Rollup
-from monitoring.rollups.periods import hour_of, month_begin
+from monitoring.rollups.periods import minute_of, month_begin
 from monitoring.rollups.queries import busiest_keys
 
 #: Most accounts, keys and model budgets, of each.
@@ -56,7 +56,7 @@ def budgeted_accounts(now: datetime) -> Chosen[Account]:
     accounts = Account.objects.filter(HAS_BUDGET, is_active=True)
     if (few := _if_few(accounts)) is not None:
         return few
-    heaviest = _heaviest(now, Rollup.Grain.ACCOUNT_MONTH, "account_id", account_id__in=accounts.values("pk"))
+    heaviest = _heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", account_id__in=accounts.values("pk"))
     return Chosen(list(accounts.filter(pk__in=[account for (account,) in heaviest])), len(heaviest) < MOST)
 
 
@@ -68,7 +68,7 @@ def budgeted_keys(now: datetime) -> Chosen[ApiKey]:
     lineages = ApiKey.objects.annotate(**LINEAGES)
     counted = reduce(or_, (Q(**{f"{eldest}__in": keys.values("eldest")}) for eldest in LINEAGES))
     members = lineages.filter(counted).values("pk")
-    heaviest = _heaviest(now, Rollup.Grain.KEY_MONTH, "key_id", key_id__in=members)
+    heaviest = _heaviest(now, Rollup.Grain.KEY_DAY, "key_id", key_id__in=members)
     using = lineages.filter(pk__in=[key for (key,) in heaviest]).values_list(*LINEAGES)
     chosen = {eldest for row in using for eldest in row if eldest is not None}
     return Chosen(list(keys.filter(eldest__in=chosen)), len(heaviest) < MOST)
@@ -81,7 +81,7 @@ def model_budgets(now: datetime) -> Chosen[ModelBudget]:
         return few
     owned = budgets.annotate(of=Coalesce("account_id", "key__account_id"))
     within = {"account_id__in": owned.values("of"), "model__in": owned.values("model")}
-    heaviest = set(_heaviest(now, Rollup.Grain.ACCOUNT_MONTH, "account_id", "model", **within))
+    heaviest = set(_heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", "model", **within))
     found = owned.filter(of__in={account for account, _ in heaviest}, model__in={model for _, model in heaviest})
     chosen = [each for each in found if (each.of, each.model) in heaviest]
     return Chosen(chosen, len(heaviest) < MOST)
@@ -94,7 +94,7 @@ def _if_few(rows: QuerySet[Any, Any]) -> Chosen[Any] | None:
 
 def _heaviest(now: datetime, grain: Rollup.Grain, *columns: str, **within: Any) -> Sequence[tuple[Any, ...]]:
     """Return the values of `columns` with the highest usage this month, by cost and then tokens; at most MOST."""
-    rows = Rollup.objects.filter(grain=grain, start=hour_of(month_begin(now)), **within).order_by()
+    rows = Rollup.objects.filter(grain=grain, start__gte=minute_of(month_begin(now)), **within).order_by()
     sums = rows.values(*columns).annotate(spent=Sum("cost"), tokens=Sum(F("input_tokens") + F("output_tokens")))
     return list(sums.order_by("-spent", "-tokens", *columns).values_list(*columns)[:MOST])
 

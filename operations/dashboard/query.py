@@ -12,13 +12,14 @@ from django.db.models import Q
 from accounts.models import Account, ApiKey
 from core.times import DateOutOfRange, parse_datetime
 from monitoring.models import Rollup
-from monitoring.rollups.periods import EPOCH, Period, Unit, buckets, end_of, hour_of, moment_of, start_of
-from monitoring.rollups.queries import Scope
+from monitoring.rollups.periods import EPOCH, ONE_DAY, Unit, buckets, datetime_of, minute_of
+from monitoring.rollups.queries import Scope, quarters_since
+from monitoring.rollups.store import PLATFORM_DAY
 
 RANGES = {"1h": "1 h", "24h": "24 h", "7d": "7 d", "30d": "30 d"}
 DEFAULT, OWN = "24h", "own"
 FILTERS = ("account", "key", "model", "endpoint")
-MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), ONE_DAY
 LONGEST = 3660 * DAY
 #: Up to these lengths a custom span is divided by hours, and by days.
 BY_HOUR, BY_DAY = 7 * DAY, 100 * DAY
@@ -42,19 +43,16 @@ class Span:
         return self.end - self.begin
 
     @property
-    def reach(self) -> datetime:
-        """Return until when rollups can be read: if the span reaches now, to the end of the month."""
-        return self._end_of(Period.MONTH)
+    def last_end(self) -> datetime:
+        """Return the end of the last hour or day, also if it is not over: then its row of the rollups is read."""
+        if self.unit in (None, Unit.HOUR) or not self.is_going_on:
+            return self.end
+        return self.reach
 
     @property
-    def last_end(self) -> datetime:
-        """Return the end of the last hour, day or month, also if it is not over; without a unit, the span's end."""
-        return self._end_of(Period(self.unit[0])) if self.unit else self.end
-
-    def _end_of(self, period: Period) -> datetime:
-        if not self.is_going_on:
-            return self.end
-        return moment_of(end_of(period, start_of(period, hour_of(self.complete))))
+    def reach(self) -> datetime:
+        """Return until when keys are ranked: if the span reaches now, to the end of the day."""
+        return _ceiling(self.end, DAY) if self.is_going_on else self.end
 
     @property
     def is_going_on(self) -> bool:
@@ -65,8 +63,8 @@ class Span:
         """Return the starts of the parts."""
         if self.unit is None:
             return [self.begin + MINUTE * number for number in range(self.length // MINUTE)]
-        divided = buckets(hour_of(self.begin), hour_of(self.end), self.unit, UTC)
-        return [moment_of(start) for _, _, start in divided if start is not None]
+        divided = buckets(minute_of(self.begin), minute_of(self.end), self.unit, UTC)
+        return [datetime_of(start) for _, _, start in divided if start is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +110,10 @@ def read_address(address: Mapping[str, str], now: datetime) -> DashboardQuery:
         del given[each]
     names = {each: given.get(each) for each in ("model", "endpoint")}
     scope = Scope(account_id=identifiers.get("account"), key_id=identifiers.get("key"), **names)
+    kept = None if scope.account_id is None else quarters_since()
+    if kept is not None and (whole := _by_days(span, datetime_of(kept))) != span:
+        problems.append(f"Before {datetime_of(kept):%Y-%m-%d}, usage of accounts and keys is kept by the day only.")
+        name, span = OWN, whole
     return DashboardQuery(name, span, scope, given, tuple(problems))
 
 
@@ -154,14 +156,21 @@ def _moment(text: str, name: str) -> datetime:
         raise Wrong(f"“{text[:30]}” is no moment for “{name}”: write it like 2026-01-31T14:00.") from None
 
 
-def _floor(moment: datetime) -> datetime:
-    return moment.replace(minute=0, second=0, microsecond=0)
+def _by_days(span: Span, kept: datetime) -> Span:
+    """Divide a span that begins before `kept` by whole days."""
+    if span.begin >= kept:
+        return span
+    end = _ceiling(span.end, DAY) if span.end < kept else span.end
+    unit = Unit.DAY if span.unit is Unit.HOUR else span.unit
+    return Span(_floor(span.begin, DAY), end, min(end, span.complete), unit)
 
 
-def _ceiling(moment: datetime) -> datetime:
-    """Round up to a whole hour."""
-    whole = _floor(moment)
-    return whole if whole == moment else whole + HOUR
+def _floor(moment: datetime, length: timedelta = HOUR) -> datetime:
+    return moment - (moment - EPOCH) % length
+
+
+def _ceiling(moment: datetime, length: timedelta = HOUR) -> datetime:
+    return moment + (EPOCH - moment) % length
 
 
 def _unusable(given: Mapping[str, str], identifiers: dict[str, int]) -> Iterator[tuple[str, str]]:
@@ -174,9 +183,10 @@ def _unusable(given: Mapping[str, str], identifiers: dict[str, int]) -> Iterator
             identifiers["account"] = found
     if key := given.get("key"):
         yield from _unusable_key(key, identifiers)
-    if (model := given.get("model")) and not Rollup.objects.filter(grain="pm", model=model).exists():
+    used = Rollup.objects.filter(grain=PLATFORM_DAY)
+    if (model := given.get("model")) and not used.filter(model=model).exists():
         yield "model", f"No request asked for a model “{model[:100]}”: all are shown."
-    if (endpoint := given.get("endpoint")) and not Rollup.objects.filter(grain="pm", endpoint=endpoint).exists():
+    if (endpoint := given.get("endpoint")) and not used.filter(endpoint=endpoint).exists():
         yield "endpoint", f"No request went to an endpoint “{endpoint[:100]}”: all are shown."
 
 

@@ -24,7 +24,7 @@ from monitoring.ingester import ingest_backlog
 from monitoring.models import Alert, RequestRecord, Rollup
 from monitoring.records import OUTCOMES, Outcome
 from monitoring.rollups.figures import QUANTILES, Figures
-from monitoring.rollups.periods import Unit, hour_of, moment_of
+from monitoring.rollups.periods import Unit
 from monitoring.rollups.queries import Rank, usage_rankings
 from operations.alerts.budgets import LEVELS, level_of, topic_of
 from operations.dashboard.data import Reading
@@ -365,7 +365,7 @@ class Lag:
 class Most:
     """The accounts and keys with the highest cost in the span; without accounts if the query is for one key.
 
-    `since` is the start of the ranking if it is before the span's: rankings cover whole hours.
+    `since` is the start of the ranking if it is before the span's: rankings cover whole quarter hours or days.
     """
 
     accounts: list[RankRow]
@@ -377,11 +377,10 @@ def who_had_most(asked: DashboardQuery) -> Most:
     """Return the accounts and keys with the highest cost in the span."""
     span = asked.span
     found = usage_rankings(begin=span.begin, end=span.reach, scope=asked.scope, limit=SHOWN)
-    hour = moment_of(hour_of(span.begin))
     return Most(
         accounts=[] if asked.scope.key_id else [_rank_row(asked, rank) for rank in found.accounts],
         keys=[_rank_row(asked, rank) for rank in found.keys],
-        since=hour if hour < span.begin else None,
+        since=found.begin if found.begin < span.begin else None,
     )
 
 
@@ -438,7 +437,7 @@ def ingest_lag() -> Lag:
 
 def suggestions() -> dict[str, list[str]]:
     """Return suggestions for the filters: names of accounts, models and endpoints."""
-    used = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_MONTH).order_by()
+    used = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY).order_by()
     pairs = set(used.values_list("model", "endpoint").distinct()[:SUGGESTED])
     return {
         "account": list(Account.objects.values_list("name", flat=True)[:SUGGESTED]),

@@ -22,8 +22,7 @@ from accounts.limits.redis import records_stream
 from accounts.limits.types import SHARDS, LimitBackend, LimitName, Unavailable
 from accounts.tests.factories import Cast, logged_in, make_account, make_admin, make_key, make_staff, make_tier
 from monitoring.ingester import Backlog
-from monitoring.models import Alert, Rollup
-from monitoring.rollups.store import MINUTE_GRAINS
+from monitoring.models import Alert
 from monitoring.tests.samples import a_draft, an_operation, recorded
 from operations import deployments
 from operations.dashboard import data, sections
@@ -90,21 +89,12 @@ class TestFigures:
         for milliseconds in (0.2, 5, 80, 1234, 99_999_999):
             recorded(cast.owner, latency_ms=milliseconds, first_token_ms=milliseconds / 2)
         hour, of_account, day = (shown(site, query) for query in ("range=1h", "range=1h&account=acme", "range=24h"))
-        Rollup.objects.filter(grain__in=MINUTE_GRAINS).delete()  # as an earlier release left it
-        for each in (hour, of_account, shown(site, "range=1h")):
+        for each in (hour, of_account):
             assert [tile.value for tile in each["tiles"]] == [tile.value for tile in day["tiles"]]
             for name in ("latency", "first-token"):
                 last = [values[-1] for values in chart(day, name)["sets"].values()]
                 data = chart(each, name)["sets"].values()
                 assert [next(value for value in values if value) for values in data] == last
-
-    def test_it_reads_the_last_hour_from_the_log_where_minutes_are_not_kept_for_all_of_it(
-        self, site: Client, cast: Cast
-    ) -> None:
-        recorded(cast.owner, **ago(minutes=40))
-        Rollup.objects.filter(grain__in=MINUTE_GRAINS).delete()
-        recorded(cast.owner, **ago(minutes=20))
-        assert tile(shown(site, "range=1h"), "Requests").value == "2"
 
     def test_it_reads_the_last_hour_without_the_log(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner, **ago(minutes=150))
@@ -374,11 +364,11 @@ class TestLists:
     ) -> None:
         moment = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
         monkeypatch.setattr("operations.dashboard.views.timezone.now", lambda: moment)
-        recorded(cast.owner, admitted_at=int(moment.timestamp()) * 1_000_000 - 85 * 60 * 1_000_000)  # at 11:05
+        recorded(cast.owner, admitted_at=int(moment.timestamp()) * 1_000_000 - 59 * 60 * 1_000_000)  # at 11:31
         response = site.get(INDEX, {"range": "1h"})
-        assert response.context["dashboard"]["most"].since == datetime(2026, 11, 24, 11, tzinfo=UTC)
-        assert response.content.decode().count("By whole hours: since 11:00 UTC.") == 2
-        assert "By whole hours" not in site.get(INDEX, {"range": "24h"}).content.decode()
+        assert response.context["dashboard"]["most"].since == datetime(2026, 11, 24, 11, 30, tzinfo=UTC)
+        assert response.content.decode().count("Since 2026-11-24 11:30 UTC.") == 2
+        assert "Since 2026" not in site.get(INDEX, {"range": "24h"}).content.decode()
 
     def test_it_links_the_hit_rate_to_the_records_that_it_counts(self, site: Client, cast: Cast) -> None:
         for outcome in ("hit", "coalesced", "coalesced", "miss", "bypass", "replay"):

@@ -2,7 +2,7 @@
 
 import { download, usageCsv } from "./csv.js";
 import { byId } from "./dom.js";
-import { moment, TIME_ZONE, USAGE_ZONE } from "./format.js";
+import { moment, TIME_ZONE } from "./format.js";
 import { showFigures } from "./figures.js";
 import { onKey } from "./key.js";
 import { rangeName, rangeOf } from "./ranges.js";
@@ -71,7 +71,7 @@ function show(found) {
   byId("whose-actions").hidden = false;
   byId("content").hidden = false;
   showStanding(standing);
-  byId("range-told").textContent = `${rangeName(range)}, the whole account, by the ${range.unit} in ${USAGE_ZONE}.`;
+  byId("range-told").textContent = `${rangeName(range)}, the whole account, by the ${range.unit} in ${TIME_ZONE}.`;
   byId("empty").hidden = whole.requests > 0;
   byId("filled").hidden = whole.requests === 0;
   byId("csv").disabled = whole.requests === 0;
@@ -124,7 +124,7 @@ function chooseOwn(event) {
 }
 
 function save() {
-  const days = [shown.range.from, new Date(shown.range.to - 1)].map((date) => date.toLocaleDateString("en-CA", { timeZone: USAGE_ZONE }));
+  const days = [shown.range.from, new Date(shown.range.to - 1)].map((date) => date.toLocaleDateString("en-CA", { timeZone: TIME_ZONE }));
   download(`usage-${shown.standing.account}-by-${shown.group}-${days.join("-to-")}.csv`, usageCsv(shown.split, shown.group));
 }
 

@@ -2,7 +2,7 @@
 
 import { drawChart } from "./charts.js";
 import { byId, element, table } from "./dom.js";
-import { count, exactly, exactMoney, knownMoney, milliseconds, money, percent, USAGE_ZONE } from "./format.js";
+import { count, exactly, exactMoney, knownMoney, milliseconds, money, percent, TIME_ZONE } from "./format.js";
 import { bucketName } from "./ranges.js";
 import { answered, costsByGroup, groupName, onBuckets } from "./usage.js";
 
@@ -19,7 +19,7 @@ export function showFigures({ range, whole, series, split, parts, group }) {
   const shared = {
     labels: buckets.map(({ start }) => bucketName(start, range.unit)),
     names: buckets.map(({ start }) => bucketName(start, range.unit, { full: true })),
-    time: `${time} (${USAGE_ZONE})`,
+    time: `${time} (${TIME_ZONE})`,
   };
   for (const chart of charts(buckets, whole, split, group, range.unit)) drawChart(byId("charts"), { ...shared, ...chart });
   showParts(parts, group);

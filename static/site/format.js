@@ -45,13 +45,6 @@ export const percent = (share) => (share === null || share === undefined ? UNKNO
 /** The browser's time zone (IANA name). */
 export const TIME_ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC";
 
-/**
- * The time zone of usage: the browser's, or UTC if the browser's offset is not in whole hours (as India's).
- * Usage is stored by whole hours of UTC, so the days of such a zone can't be computed.
- */
-export const IS_LOCAL = [0, 3, 6, 9].every((month) => new Date(new Date().getFullYear(), month, 1).getTimezoneOffset() % 60 === 0);
-export const USAGE_ZONE = IS_LOCAL ? TIME_ZONE : "UTC";
-
 /** Format a time in the local zone, with the date unless it is today. */
 export function moment(date, { seconds = false, timeZone = undefined } = {}) {
   const time = { hour: "2-digit", minute: "2-digit", second: seconds ? "2-digit" : undefined, hourCycle: "h23", timeZone };

@@ -1,33 +1,23 @@
-// Time ranges and their buckets, in the time zone of usage (format.js).
+// Time ranges and their buckets, in the browser's time zone.
 
-import { IS_LOCAL, moment, USAGE_ZONE } from "./format.js";
+import { moment, TIME_ZONE } from "./format.js";
 
 const HOUR = 3_600_000;
 const DAY = 24 * HOUR;
 
-/** Return the start of a day in the zone. */
-const dayStart = (year, month, day) => (IS_LOCAL ? new Date(year, month, day) : new Date(Date.UTC(year, month, day)));
-const dateOf = (at) => (IS_LOCAL ? [at.getFullYear(), at.getMonth(), at.getDate()] : [at.getUTCFullYear(), at.getUTCMonth(), at.getUTCDate()]);
-
-function midnight(at, days = 0) {
-  const [year, month, day] = dateOf(at);
-  return dayStart(year, month, day + days);
-}
-
-function monthStart(at, months = 0) {
-  const [year, month] = dateOf(at);
-  return dayStart(year, month + months, 1);
-}
+const midnight = (at, days = 0) => new Date(at.getFullYear(), at.getMonth(), at.getDate() + days);
+const monthStart = (at, months = 0) => new Date(at.getFullYear(), at.getMonth() + months, 1);
 
 function dayOf(text) {
   const [year, month, day] = text.split("-").map(Number);
-  return dayStart(year, month - 1, day);
+  return new Date(year, month - 1, day);
 }
 
 /** Return `{from, to, unit}` of a choice, `to` excluded. For `own`, both dates (`2026-11-24`) are included. */
 export function rangeOf(choice, { from, to } = {}, now = new Date()) {
   if (choice === "24h") {
-    const end = new Date(Math.ceil((now.getTime() + 1) / HOUR) * HOUR);
+    const end = new Date(now);
+    end.setMinutes(60, 0, 0);
     return { from: new Date(end.getTime() - DAY), to: end, unit: "hour" };
   }
   if (choice !== "own") return { from: midnight(now, choice === "7d" ? -6 : -29), to: midnight(now, 1), unit: "day" };
@@ -52,7 +42,7 @@ export function bucketStarts({ from, to, unit }, now = new Date()) {
 /** Return a bucket's name: short for an axis, full for tooltips and tables. */
 export function bucketName(start, unit, { full = false } = {}) {
   const date = new Date(start);
-  const written = (parts) => date.toLocaleString("en-GB", { ...parts, timeZone: USAGE_ZONE });
+  const written = (parts) => date.toLocaleString("en-GB", { ...parts, timeZone: TIME_ZONE });
   if (unit === "month") return written({ month: "short", year: "numeric" });
   const day = written(full ? { weekday: "short", day: "numeric", month: "short", year: "numeric" } : { day: "numeric", month: "short" });
   if (unit === "day") return day;
@@ -62,7 +52,7 @@ export function bucketName(start, unit, { full = false } = {}) {
 
 /** Return a range's name: its first and last day, or its hours. */
 export function rangeName({ from, to, unit }) {
-  const written = (date) => date.toLocaleDateString("en-GB", { dateStyle: "medium", timeZone: USAGE_ZONE });
-  const ends = unit === "hour" ? [from, to].map((date) => moment(date, { timeZone: USAGE_ZONE })) : [from, new Date(to - 1)].map(written);
+  const written = (date) => date.toLocaleDateString("en-GB", { dateStyle: "medium", timeZone: TIME_ZONE });
+  const ends = unit === "hour" ? [from, to].map((date) => moment(date, { timeZone: TIME_ZONE })) : [from, new Date(to - 1)].map(written);
   return ends.join(" to ");
 }

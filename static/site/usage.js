@@ -1,6 +1,6 @@
 // GET /usage: requests, and the conversion of its series to rows of charts, tables and files.
 
-import { USAGE_ZONE } from "./format.js";
+import { TIME_ZONE } from "./format.js";
 import { bucketStarts } from "./ranges.js";
 import { send } from "./service.js";
 
@@ -10,7 +10,7 @@ export const REST = "others";
 
 /** Fetch limits and usage of a range, grouped by `groupBy` (`day`, `day,model` ...). */
 export async function fetchUsage(key, { from, to }, groupBy) {
-  const asked = new URLSearchParams({ from: from.toISOString(), to: to.toISOString(), time_zone: USAGE_ZONE, group_by: groupBy });
+  const asked = new URLSearchParams({ from: from.toISOString(), to: to.toISOString(), time_zone: TIME_ZONE, group_by: groupBy });
   return (await send(`/usage?${asked}`, { key })).json();
 }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
+from django.core.management import CommandError
 from django.utils import timezone
 
 from monitoring.export import KIND, usage_batches, usage_columns
 from monitoring.export_command import ExportCommand, account_id_of
 from monitoring.rollups.periods import Unit, month_begin
-from monitoring.rollups.queries import GROUPS
+from monitoring.rollups.queries import GROUPS, TooOld
 
 
 class Command(ExportCommand):
@@ -28,11 +29,14 @@ class Command(ExportCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Export; without --from, the present month so far."""
         now = timezone.now()
-        batches = usage_batches(
-            begin=options["begin"] or month_begin(now),
-            end=options["end"] or now,
-            unit=Unit(options["unit"]),
-            by=options["by"],
-            account_id=account_id_of(options["account"]),
-        )
+        try:
+            batches = usage_batches(
+                begin=options["begin"] or month_begin(now),
+                end=options["end"] or now,
+                unit=Unit(options["unit"]),
+                by=options["by"],
+                account_id=account_id_of(options["account"]),
+            )
+        except TooOld as error:
+            raise CommandError(str(error)) from error
         self.export(usage_columns(options["by"]), batches, options)
