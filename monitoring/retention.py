@@ -1,8 +1,6 @@
-"""Retention: which rows may be deleted when, and their deletion in small steps that don't disturb requests.
+"""Retention: which rows may be deleted when, and their deletion in small batches with pauses, beside requests.
 
-Pruning deletes rows in the order of an indexed column. A step is a short transaction with a pause after it. It deletes
-as many rows as fit into STEP_SECONDS, judging by the earlier steps; the database cancels it at STEP_LIMIT, and then the
-next step is smaller. Pruning can be stopped after any step and started again.
+A batch is a short transaction with a pause after it. Pruning can be stopped after any batch and started again.
 
 Budgets, statistics and the seeding of ledgers use the rollups, which are kept longer than the records, so records of
 this month may be deleted too. Records of the last two days always stay. While records wait for the ingester, so do
@@ -13,15 +11,13 @@ write one again; if it were deleted by then, it would be counted twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import OperationalError, connection, transaction
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
@@ -34,32 +30,9 @@ from monitoring.rollups.periods import DAY, ONE_DAY, floor, minute_of, month_beg
 
 log = structlog.get_logger(__name__)
 
-STEP_SECONDS = 0.03  # target duration of a step
-STEP_LIMIT = 0.06  # most seconds for the statement of a step; the commit is extra
-PAUSE_RATIO = 3  # the pause after a step is this many times as long as the step
+BATCH = 100  # rows: some milliseconds of work
+PAUSE_RATIO = 3  # the pause after a batch is this many times as long as the batch took
 SHORTEST_PAUSE = 0.02  # seconds: longer than the first sleeps of a SQLite writer that waits for the lock
-FIRST_ROWS, MOST_ROWS = 100, 5_000
-PROGRESS_OPCODES = 1000  # SQLite instructions between two checks of the deadline
-
-
-@dataclass(slots=True)
-class Pace:
-    """The number of rows of the next step."""
-
-    rows: int = FIRST_ROWS
-
-    def learn(self, seconds: float) -> None:
-        """Adapt to the duration of a step; at most double the number."""
-        self._scale(STEP_SECONDS / max(seconds, 1e-6))
-
-    def slow_down(self) -> bool:
-        """Reduce the number to a quarter after a cancelled step; return False if it is 1 already."""
-        was = self.rows
-        self._scale(0.25)
-        return self.rows < was
-
-    def _scale(self, factor: float) -> None:
-        self.rows = max(1, min(MOST_ROWS, int(self.rows * min(factor, 2.0))))
 
 
 @dataclass(slots=True)
@@ -67,87 +40,32 @@ class Pruned:
     """The progress of a pruning."""
 
     rows: int = 0
-    steps: int = 0
+    batches: int = 0
     longest: float = 0.0  # seconds
     was_stopped: bool = False
 
     def __str__(self) -> str:
         stopped = ", stopped before the end" if self.was_stopped else ""
-        return f"{self.steps:,} steps, the longest {self.longest * 1000:.0f} ms{stopped}"
+        return f"{self.batches:,} batches, the longest {self.longest * 1000:.0f} ms{stopped}"
 
 
-@dataclass(slots=True)
-class Pruning:
-    """Deletes the rows of a queryset in the order of an indexed column.
+def prune(doomed: QuerySet[Any], column: str, wait: Callable[[float], bool], done: Pruned | None = None) -> Pruned:
+    """Delete the rows of a queryset in the order of an indexed column, and add to what was `done` before.
 
     `wait` pauses for a number of seconds and returns whether to stop.
     """
-
-    doomed: QuerySet[Any]
-    column: str
-    wait: Callable[[float], bool]
-    pace: Pace = field(default_factory=Pace)
-    done: Pruned = field(default_factory=Pruned)
-
-    def run(self) -> Pruned:
-        """Delete until no row is left or `wait` returns true; raises OperationalError if a step of one row fails."""
-        for seconds in self._steps():
-            if self.wait(max(SHORTEST_PAUSE, seconds * PAUSE_RATIO)):
-                self.done.was_stopped = True
-                break
-        return self.done
-
-    def _steps(self) -> Iterator[float]:
-        """Run the steps; yield the seconds that each took."""
-        after: Any = None
-        while (end := self._end(after)) is not None:
-            began = time.perf_counter()
-            try:
-                rows = self._delete(after, end)
-            except OperationalError:
-                if not self.pace.slow_down():
-                    raise
-                yield time.perf_counter() - began
-                continue
-            after, seconds = end, time.perf_counter() - began
-            self.pace.learn(seconds)
-            self.done.rows += rows
-            self.done.steps += 1
-            self.done.longest = max(self.done.longest, seconds)
-            yield seconds
-
-    def _beyond(self, after: Any) -> QuerySet[Any]:
-        rows = self.doomed.order_by(self.column)
-        return rows if after is None else closest_first(rows.filter(**{f"{self.column}__gt": after}))
-
-    def _end(self, after: Any) -> Any:
-        """Return the column's value of the last row of the next step; None if no row is left."""
-        keys = list(self._beyond(after).values_list(self.column, flat=True)[: self.pace.rows])
-        return keys[-1] if keys else None
-
-    def _delete(self, after: Any, end: Any) -> int:
-        doomed = closest_first(self._beyond(after).filter(**{f"{self.column}__lte": end})).order_by()
-        with transaction.atomic(), _bounded(is_free=self.pace.rows == 1):
-            return doomed.delete()[0]
-
-
-@contextmanager
-def _bounded(*, is_free: bool) -> Iterator[None]:
-    """Have the database cancel a statement after STEP_LIMIT, unless `is_free`: a step of one row must succeed."""
-    if is_free:
-        yield
-    elif connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            # The commit does not wait for the disk: if a crash undoes a step, it is repeated.
-            cursor.execute(f"SET LOCAL synchronous_commit = off; SET LOCAL statement_timeout = {STEP_LIMIT * 1000:.0f}")
-        yield
-    else:
-        deadline = time.monotonic() + STEP_LIMIT
-        connection.connection.set_progress_handler(lambda: time.monotonic() > deadline, PROGRESS_OPCODES)
-        try:
-            yield
-        finally:
-            connection.connection.set_progress_handler(None, 0)
+    done = done or Pruned()
+    rest = doomed.order_by(column)
+    while not done.was_stopped and (batch := list(rest.values_list("pk", column)[:BATCH])):
+        began = time.perf_counter()
+        done.rows += doomed.filter(pk__in=[pk for pk, _ in batch]).delete()[0]
+        seconds = time.perf_counter() - began
+        done.batches += 1
+        done.longest = max(done.longest, seconds)
+        # Without this bound, each batch would walk over the index entries of those before it.
+        rest = closest_first(doomed.filter(**{f"{column}__gte": batch[-1][1]})).order_by(column)
+        done.was_stopped = wait(max(SHORTEST_PAUSE, seconds * PAUSE_RATIO))
+    return done
 
 
 #: Actor, action, kind and detail of the audit entry about deleted records.
@@ -199,10 +117,10 @@ def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
     oldest = oldest_admission()
     if oldest is not None and oldest < cutoff and not has_earlier_rollups(oldest):
         audit_event(actor=PRUNER, action=PRUNED, kind=KIND, details={BEFORE: cutoff.astimezone(UTC).isoformat()})
-    done = Pruning(old_records(cutoff), "admitted_at", wait).run()
+    done = prune(old_records(cutoff), "admitted_at", wait)
     if not done.was_stopped:
         quarters = Rollup.objects.filter(grain=Rollup.Grain.KEY_QUARTER, start__lt=floor(cutoff, DAY))
-        done.was_stopped = Pruning(quarters, "start", wait).run().was_stopped
+        done.was_stopped = prune(quarters, "start", wait).was_stopped
     return done
 
 
@@ -237,7 +155,7 @@ def prune_rollups(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
     total = Pruned()
     for grain in Rollup.Grain:
         old = Rollup.objects.filter(grain=grain, start__lt=minute_of(cutoff))
-        done = Pruning(old, "start", wait, done=total).run()
+        done = prune(old, "start", wait, total)
         if done.was_stopped:
             break
     return total
@@ -248,13 +166,13 @@ def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
     now = timezone.now()
     youngest = now - timedelta(hours=settings.CONTENT_RETENTION_HOURS)
     expired = RequestContent.objects.filter(Q(expires_at__lte=now) | Q(created_at__lte=youngest))
-    return Pruning(expired, "expires_at", wait).run()
+    return prune(expired, "expires_at", wait)
 
 
 def prune_idempotent_answers(*, wait: Callable[[float], bool]) -> Pruned:
     """Delete expired claims on Idempotency-Keys and the answers stored under them."""
     old = IdempotentAnswer.objects.filter(until__lte=timezone.now())
-    return Pruning(old, "until", wait).run()
+    return prune(old, "until", wait)
 
 
 def prune_by_settings(*, wait: Callable[[float], bool]) -> int:

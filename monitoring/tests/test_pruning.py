@@ -1,11 +1,10 @@
-"""Old rows go in small steps: bounded in time, in pauses, in order, and whole whenever it is stopped."""
+"""Old rows go in small batches, with pauses, in order, and whole whenever it is stopped."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
+from django.db.models import QuerySet
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -22,15 +22,13 @@ from accounts.models import AuditEntry, IdempotentAnswer
 from accounts.tests.factories import Cast
 from core.times import month_of
 from monitoring import export
-from monitoring import retention as pruning_module
 from monitoring.export import Selection, record_batches
 from monitoring.ledger import month_settled
 from monitoring.models import RequestRecord
 from monitoring.recorder import write_records
 from monitoring.retention import (
-    MOST_ROWS,
-    Pace,
-    Pruning,
+    Pruned,
+    prune,
     prune_idempotent_answers,
     prune_records,
     prune_rollups,
@@ -57,9 +55,9 @@ def never(seconds: float) -> bool:
     return False
 
 
-def pruning(wait: Callable[[float], bool] = never, **changes: Any) -> Pruning:
-    """Make a pruning of all records."""
-    return Pruning(RequestRecord.objects.all(), "admitted_at", wait, **changes)
+def prune_all(wait: Callable[[float], bool] = never) -> Pruned:
+    """Prune all records."""
+    return prune(RequestRecord.objects.all(), "admitted_at", wait)
 
 
 def test_it_deletes_what_is_older_and_nothing_else(cast: Cast) -> None:
@@ -67,7 +65,7 @@ def test_it_deletes_what_is_older_and_nothing_else(cast: Cast) -> None:
     records(cast, 30, days_ago=80)
     done = prune_records(timezone.now() - timedelta(days=90), wait=never)
     assert (done.rows, done.was_stopped) == (250, False)
-    assert done.steps >= 2
+    assert done.batches >= 2
     assert RequestRecord.objects.count() == 30
 
 
@@ -91,84 +89,29 @@ def test_it_pauses_longer_than_a_step_took(cast: Cast) -> None:
         pauses.append(seconds)
         return False
 
-    done = pruning(note).run()
-    assert len(pauses) == done.steps
+    done = prune_all(note)
+    assert len(pauses) == done.batches
     assert min(pauses) >= 0.02
     assert max(pauses) >= done.longest * 3 or done.longest < 0.01
 
 
 def test_it_stops_after_any_step_and_goes_on_later(cast: Cast) -> None:
     records(cast, 300, days_ago=100)
-    done = pruning(lambda _: True).run()
-    assert (done.rows, done.steps, done.was_stopped) == (100, 1, True)
+    done = prune_all(lambda _: True)
+    assert (done.rows, done.batches, done.was_stopped) == (100, 1, True)
     assert RequestRecord.objects.count() == 200
-    assert pruning().run().rows == 200
-
-
-def test_it_takes_what_fits_into_its_time() -> None:
-    pace = Pace()
-    pace.learn(0.001)
-    assert pace.rows == 200
-    pace.learn(0.3)
-    assert pace.rows == 20
-    for _ in range(20):
-        pace.learn(0.0)
-    assert pace.rows == MOST_ROWS
-    assert pace.slow_down()
-    assert pace.rows == MOST_ROWS / 4
-
-
-def slow_deletes(seconds: float) -> None:
-    """Let the database take so long for each row that it deletes."""
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep({seconds}); "
-                "RETURN OLD; END $$; CREATE TRIGGER slow BEFORE DELETE ON monitoring_requestrecord "
-                "FOR EACH ROW EXECUTE FUNCTION slow()"
-            )
-        return
-    connection.connection.create_function("dawdle", 0, lambda: time.sleep(seconds))
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "CREATE TRIGGER slow BEFORE DELETE ON monitoring_requestrecord BEGIN SELECT dawdle(); "
-            "SELECT count(*) FROM (WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 500) "
-            "SELECT x FROM n); END"
-        )
-
-
-def fast_deletes() -> None:
-    """Take the trigger away."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "DROP TRIGGER slow ON monitoring_requestrecord; DROP FUNCTION slow()"
-            if connection.vendor == "postgresql"
-            else "DROP TRIGGER slow"
-        )
-
-
-def test_it_breaks_off_a_step_that_takes_too_long_and_takes_smaller_ones(cast: Cast) -> None:
-    records(cast, 60, days_ago=100)
-    slow_deletes(0.003)
-    try:
-        done = pruning().run()
-    finally:
-        fast_deletes()
-    assert done.rows == 60
-    assert done.steps >= 3
-    assert done.longest < 0.2
-    assert RequestRecord.objects.count() == 0
+    assert prune_all().rows == 200
 
 
 def test_it_tells_a_database_that_takes_nothing(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
     records(cast, 1, days_ago=100)
 
-    def refuse(*_: Any) -> int:
+    def refuse(*_: Any) -> tuple[int, dict[str, int]]:
         raise OperationalError("away")
 
-    monkeypatch.setattr(Pruning, "_delete", refuse)
+    monkeypatch.setattr(QuerySet, "delete", refuse)
     with pytest.raises(OperationalError):
-        pruning().run()
+        prune_all()
 
 
 @pytest.mark.parametrize(
@@ -198,7 +141,7 @@ def test_it_keeps_the_records_that_an_ingester_may_write_again(
 def test_it_deletes_nothing_while_nobody_can_tell_what_waits(settings: Settings) -> None:
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
     with pytest.raises(CommandError, match="Redis did not answer"):
-        prune("--days", "30")
+        prune_command("--days", "30")
 
 
 def test_it_takes_nothing_from_budgets(cast: Cast) -> None:
@@ -206,13 +149,13 @@ def test_it_takes_nothing_from_budgets(cast: Cast) -> None:
     key, month = scope_of(cast.owner).subjects[0], month_of(micros(timezone.now() - timedelta(days=10)))
     settled = month_settled(key, month)
     assert settled.tokens == 120
-    prune("--days", "3")
+    prune_command("--days", "3")
     assert not RequestRecord.objects.exists()
     assert month_settled(key, month) == settled
     assert list(rollups_differences(*ALWAYS)) == []
 
 
-def prune(*arguments: str) -> str:
+def prune_command(*arguments: str) -> str:
     """Run the command and return what it printed."""
     output = StringIO()
     call_command("prune_logs", *arguments, stdout=output)
@@ -223,32 +166,32 @@ def test_it_prunes_by_setting_and_says_what_it_did(cast: Cast, settings: Setting
     records(cast, 5, days_ago=70)
     records(cast, 5, days_ago=50)
     settings.LOG_RETENTION_DAYS = 60
-    assert "Would prune 5 records" in prune("--dry-run")
+    assert "Would prune 5 records" in prune_command("--dry-run")
     assert RequestRecord.objects.count() == 10
-    assert "Pruned 5 records" in prune()
-    assert "Pruned 5 records" in prune("--days", "40")
-    assert "Pruned 0 records" in prune()
+    assert "Pruned 5 records" in prune_command()
+    assert "Pruned 5 records" in prune_command("--days", "40")
+    assert "Pruned 0 records" in prune_command()
 
 
 def test_it_says_which_records_stay_for_now(cast: Cast) -> None:
     records(cast, 3, days_ago=1.5)
     records(cast, 2, days_ago=2.5)
-    assert "may still be corrected" in prune("--days", "1")
+    assert "may still be corrected" in prune_command("--days", "1")
     assert RequestRecord.objects.count() == 3
-    assert "stay" not in prune("--days", "2")
+    assert "stay" not in prune_command("--days", "2")
 
 
 def test_it_prunes_nothing_where_records_are_kept_for_good(settings: Settings) -> None:
     settings.LOG_RETENTION_DAYS = 0
     with pytest.raises(CommandError, match="Give --days"):
-        prune()
+        prune_command()
 
 
 @pytest.mark.parametrize("days", ["-1", "0", "999999999999"])
 def test_it_refuses_days_that_are_none_before_it_prunes_anything(cast: Cast, days: str) -> None:
     records(cast, 1, days_ago=100)
     with pytest.raises(CommandError, match=f"{days} is not a whole number from 1"):
-        prune(f"--days={days}")
+        prune_command(f"--days={days}")
     assert RequestRecord.objects.count() == 1
 
 
@@ -292,8 +235,7 @@ def work(do: Callable[[], object]) -> int:
 class TestWork:
     """A step costs the same wherever it is in the log: of several bounds in time SQLite searches by one."""
 
-    def test_a_step_of_pruning_reads_no_more_than_it_deletes(self, cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pruning_module, "_bounded", lambda **_: nullcontext())  # it counts by the same handler
+    def test_a_step_of_pruning_reads_no_more_than_it_deletes(self, cast: Cast) -> None:
         records(cast, 2000, days_ago=100)
         last = RequestRecord.objects.order_by("admitted_at")[99].admitted_at
         far = work(lambda: prune_records(timezone.now(), wait=lambda _: True))

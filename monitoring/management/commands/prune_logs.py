@@ -1,4 +1,4 @@
-"""Delete old request records and rollups, expired content and kept answers, in small steps that nobody notices."""
+"""Delete old request records and rollups, expired content and kept answers, in small batches."""
 
 from __future__ import annotations
 
