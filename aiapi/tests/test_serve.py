@@ -69,6 +69,7 @@ def test_it_shows_more_to_those_who_ask_for_a_traceback(tmp_path: Path) -> None:
     assert done.stderr.startswith("Traceback")
 
 
+@pytest.mark.django_db(transaction=True)
 def test_it_runs_gunicorn(production: LazySettings, started: Started) -> None:
     call_command("serve")
     assert len(started) == 1
@@ -133,6 +134,7 @@ def test_it_starts_again_once_the_demo_keys_are_revoked(production: LazySettings
     assert len(started) == 1
 
 
+@pytest.mark.django_db(transaction=True)
 def test_it_starts_in_spite_of_warnings_and_tells_them(production: LazySettings, started: Started) -> None:
     env = Environment({"REDIS_URI": "x"})
     env.text("REDIS_URL", help="h")
