@@ -75,11 +75,6 @@ def _states() -> list[DeploymentState]:
     return [replace(state, is_priced=each.pk not in unpriced) for state, each in zip(states, deployments, strict=True)]
 
 
-def failing_sign() -> str:
-    """Return a string that changes when a deployment's breaker opens, becomes half open or closes anywhere."""
-    return str(sorted((notice.field, notice.is_open) for notice in _published()))
-
-
 def _readings() -> dict[int, BreakerReading]:
     """Return the readings of deployments whose breaker is not closed in any process; the worst one counts."""
     published = [(notice.deployment_id, _reading(notice)) for notice in _published()]

@@ -1,29 +1,22 @@
-"""The figures of the dashboard, from the rollups or (the last hour of an account or key) from the log; and its signs.
+"""The figures of the dashboard, from the rollups or (the last hour of an account or key) from the log.
 
 The rollups have the platform's minutes of the last hours. Minutes of an account or key are added up from the log when
 they are requested: at most MOST records of two hours, because the last hour is compared with the one before. If there
 are more, the series begins later and a notice says so. The database sums the records.
-
-`signs` lists what changes when the dashboard has something new to show: one query and one reading of the streams.
-Records alone would not suffice: while the ingester is down there are no new ones, and that must be shown.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from uuid import UUID
 
-from django.db import connection
-from django.db.models import Count, Max, QuerySet, Value
 from django.utils import timezone
-from redis.exceptions import RedisError
 
 from monitoring.export import Selection
-from monitoring.ingester import ingest_backlog
-from monitoring.models import Alert, RequestRecord
+from monitoring.models import RequestRecord
 from monitoring.records import ERRORS
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.log import log_sums
@@ -31,8 +24,6 @@ from monitoring.rollups.periods import Unit, datetime_of
 from monitoring.rollups.queries import Scope, TooOld, usage_by_minute, usage_series, usage_totals
 from monitoring.rollups.store import MEASURES
 from operations.dashboard.query import DashboardQuery, Span
-from operations.deployments import failing_sign
-from operations.health import LAG_SECONDS
 
 #: Records that are read at most.
 MOST = 100_000
@@ -137,40 +128,7 @@ def _divided(parts: Parts) -> Reading:
     return reading
 
 
-def open_alerts_sign() -> tuple[QuerySet[Any, Any], str]:
-    """Return the open alerts and the column whose maximum changes with them, for the dashboard's mark."""
-    return Alert.objects.filter(ended_at=None), "pk"
-
-
-def signs() -> list[str]:
-    """List strings that change when there is something new: the newest record's id (`None` without records) first.
-
-    Records with a time of admission in the future are ignored (a clock was ahead), so they don't hide newer ones.
-    """
+def newest_record() -> UUID | None:
+    """Return the id of the newest record; one with a time of admission in the future (a clock was ahead) hides none."""
     known = RequestRecord.objects.filter(admitted_at__lte=timezone.now())
-    newest = known.order_by("-admitted_at", "-pk").values("pk")[:1]
-    return [*_values(newest, *_number_and_latest(*open_alerts_sign())), failing_sign(), _backlog_sign()]
-
-
-def _number_and_latest(rows: QuerySet[Any, Any], column: str) -> Iterator[QuerySet[Any, Any]]:
-    together = rows.order_by().annotate(together=Value(1)).values("together")
-    for aggregate in (Count("pk"), Max(column)):
-        yield together.annotate(sign=aggregate).values("sign")
-
-
-def _values(*queries: QuerySet[Any, Any]) -> list[str]:
-    """Return the single value that each query selects, in one statement."""
-    compiled = [query.query.sql_with_params() for query in queries]
-    selected = ", ".join(f"({sql})" for sql, _ in compiled)
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {selected}", [value for _, values in compiled for value in values])
-        return [str(value) for value in cursor.fetchone()]
-
-
-def _backlog_sign() -> str:
-    """Return how many records wait, and for how long in steps of LAG_SECONDS; `away` without Redis."""
-    try:
-        backlog = ingest_backlog()
-    except RedisError:
-        return "away"
-    return f"{backlog.records}.{backlog.seconds // LAG_SECONDS:.0f}"
+    return known.order_by("-admitted_at", "-pk").values_list("pk", flat=True).first()

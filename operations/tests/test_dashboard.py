@@ -18,16 +18,14 @@ from redis.exceptions import RedisError
 
 from accounts import limit_usage
 from accounts.admin.accounts import TITLES
-from accounts.limits.redis import records_stream
-from accounts.limits.types import SHARDS, LimitBackend, LimitName, Unavailable
+from accounts.limits.types import LimitName, Unavailable
 from accounts.tests.factories import Cast, logged_in, make_account, make_admin, make_key, make_staff, make_tier
 from monitoring.ingester import Backlog
 from monitoring.models import Alert
-from monitoring.tests.samples import a_draft, an_operation, recorded
+from monitoring.tests.samples import an_operation, recorded
 from operations import deployments
 from operations.dashboard import data, sections
 from operations.deployments import DeploymentState
-from operations.health import LAG_SECONDS
 
 pytestmark = pytest.mark.django_db
 
@@ -265,11 +263,17 @@ class TestPermission:
 
 class TestLooks:
     def test_it_answers_nothing_where_nothing_happened_for_one_query(
-        self, site: Client, cast: Cast, django_assert_max_num_queries: DjangoAssertNumQueries
+        self,
+        site: Client,
+        cast: Cast,
+        monkeypatch: pytest.MonkeyPatch,
+        django_assert_max_num_queries: DjangoAssertNumQueries,
     ) -> None:
         recorded(cast.owner)
+        now = timezone.now() + timedelta(seconds=30)  # records of this test are not in the future
+        monkeypatch.setattr("operations.dashboard.views.timezone.now", lambda: now)
         mark = shown(site)["mark"]
-        with django_assert_max_num_queries(3):  # the session, its user, and the signs
+        with django_assert_max_num_queries(3):  # the session, its user, and the newest record
             response = site.get(SECTIONS, {"range": "24h", "seen": mark})
         assert (response.status_code, response.content) == (204, b"")
         recorded(cast.owner)
@@ -277,40 +281,17 @@ class TestLooks:
         assert response.status_code == 200
         assert response.context["dashboard"]["mark"] != mark
 
-    def test_it_notices_an_alert_that_begins_or_ends(self, site: Client, cast: Cast) -> None:
-        recorded(cast.owner)
-        seen = [shown(site)["mark"]]
-        for _ in range(2):
-            for ended_at in (None, timezone.now()):
-                alert, _ = Alert.objects.update_or_create(
-                    subject="health:ingest", ended_at=None, defaults={"began_at": timezone.now(), "ended_at": ended_at}
-                )
-                assert site.get(SECTIONS, {"range": "24h", "seen": seen[-1]}).status_code == 200
-                seen.append(shown(site)["mark"])
-                assert site.get(SECTIONS, {"range": "24h", "seen": seen[-1]}).status_code == 204
-        assert alert.ended_at
-        assert seen[0] == seen[2] == seen[4]
-        assert len(set(seen)) == 3
-
-    def test_it_notices_records_that_wait_for_the_ingester(
-        self, site: Client, redis_limits: LimitBackend, store: Any
+    def test_it_shows_what_is_no_record_within_a_minute(
+        self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        issued = make_key()
-        recorded(issued)
-        seen = {shown(site)["mark"]}
-        for _ in range(2):
-            redis_limits.emit(issued.key.account_id, an_operation(), a_draft(issued))
-            seen.add(shown(site)["mark"])
-        assert len(seen) == 3
-        entry = store.xrevrange(records_stream(issued.key.account_id % SHARDS), count=1)[0][1]
-        store.flushdb()
-        waiting = []
-        for seconds in (1, 2, LAG_SECONDS + 1, LAG_SECONDS + 2):
-            old = redis_limits.now() // 1000 - seconds * 1000
-            store.delete(records_stream(0))
-            store.xadd(records_stream(0), entry, id=f"{old}-0")
-            waiting.append(shown(site)["mark"])
-        assert waiting[0] == waiting[1] != waiting[2] == waiting[3], "now the oldest waits longer than it should"
+        recorded(cast.owner)
+        mark = shown(site)["mark"]
+        Alert.objects.create(subject="health:ingest", title="Records wait", began_at=timezone.now())
+        later = timezone.now() + timedelta(minutes=1)
+        monkeypatch.setattr("operations.dashboard.views.timezone.now", lambda: later)
+        response = site.get(SECTIONS, {"range": "24h", "seen": mark})
+        assert response.status_code == 200
+        assert "Records wait" in response.content.decode()
 
     @pytest.mark.parametrize("name", ["1h", "24h", "30d"])
     def test_it_asks_a_bounded_number_of_queries(

@@ -7,8 +7,7 @@ import pytest
 from inference.catalog import Rates, _route
 from inference.models import Deployment, Model, Provider
 from inference.upstream import breaker
-from inference.upstream.breaker import Breakers, breakers, publish
-from operations.dashboard.data import signs
+from inference.upstream.breaker import Breakers, breakers
 from operations.deployments import deployment_states
 
 pytestmark = pytest.mark.django_db
@@ -37,20 +36,6 @@ def test_it_tells_breakers_of_this_process_and_of_others(deployment: Deployment)
     assert state.state == "open"
     assert state.open_since is not None
     elsewhere.forget()
-
-
-def test_it_lets_the_dashboard_notice_a_breaker(deployment: Deployment) -> None:
-    seen = [signs()]
-    publish(deployment.pk, 60)
-    seen.append(signs())
-    publish(deployment.pk + 1, 5)
-    seen.append(signs())
-    assert signs() == seen[2]
-    publish(deployment.pk, None)
-    seen.append(signs())
-    publish(deployment.pk + 1, None)
-    assert signs() == seen[0]
-    assert len({str(each) for each in seen}) == 4
 
 
 def test_it_tells_an_address_that_can_t_be_reached(deployment: Deployment) -> None:
