@@ -91,7 +91,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         """Serve until shutdown. Then wait for calls without a client, whose answers other workers may wait for."""
         from core.telemetry.trace import stop_exporting
-        from inference.open_streams import open_streams
+        from inference.clients import open_streams
         from monitoring.payload_log import keeper
 
         _warm_up()
@@ -125,7 +125,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     @staticmethod
     def _stop_streams() -> None:
-        from inference.open_streams import open_streams
+        from inference.clients import open_streams
 
         open_streams.stop()
 

@@ -31,7 +31,7 @@ from core.errors import ApiError, DependencyUnavailable, ModelNotFound
 from core.telemetry.trace import Trace
 from inference.cache import answer_key
 from inference.catalog import CatalogModel, Rates, Route, catalog
-from inference.client_socket import ClientSocket
+from inference.clients import ClientSocket
 from inference.protocols.base import Body, Payload, Usage, WireProtocol
 from inference.protocols.events import EventReader
 from inference.single_flight import Flight, Wait

@@ -31,11 +31,12 @@ from core.errors import (
     UpstreamFailed,
 )
 from core.redis.leases import renewer
+from core.telemetry.metrics import CLIENT_LEFT
 from inference import cache
 from inference.cache import CachedAnswer
 from inference.call import Call
 from inference.catalog import Route
-from inference.disconnects import CLIENT_LEFT, ClientLeft, DisconnectWatch
+from inference.clients import ClientLeft, DisconnectWatch
 from inference.protocols.base import Body, UnfitAnswer, Usage
 from inference.protocols.sse import find_error
 from inference.single_flight import Wait, flights

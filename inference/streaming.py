@@ -23,10 +23,7 @@ from core.database import release_connections
 from core.errors import ApiError, DependencyUnavailable, InternalError, UpstreamFailed, UpstreamTimeout
 from inference.call import Call
 from inference.catalog import Route
-from inference.client_socket import ClientSocket
-from inference.disconnects import ClientLeft
-from inference.open_streams import open_streams
-from inference.outlet import Outlet, Transcript, watch
+from inference.clients import ClientLeft, ClientSocket, Outlet, Transcript, open_streams, watch
 from inference.pipeline import charge_failure, complete, is_awaited, place, provider_failed, try_routes
 from inference.protocols.events import EventReader
 from inference.protocols.sse import BrokenStream

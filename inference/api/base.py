@@ -26,11 +26,11 @@ from accounts.limits import get_limits
 from accounts.limits.types import Unavailable
 from core.errors import ApiError, DependencyUnavailable
 from core.money import dollars
+from core.telemetry.metrics import CLIENT_LEFT
 from core.telemetry.trace import Trace
 from inference.api.parsing import is_chunked
 from inference.call import Call
-from inference.client_socket import ClientSocket
-from inference.disconnects import CLIENT_LEFT, ClientLeft
+from inference.clients import ClientLeft, ClientSocket
 from inference.protocols.base import Body, Payload, WireProtocol
 from inference.protocols.events import EventReader
 from inference.streaming import Stream

@@ -15,9 +15,8 @@ import pytest
 from django.conf import LazySettings
 from django.test import RequestFactory
 
-from inference import outlet as outlet_module
-from inference.client_socket import ClientSocket
-from inference.outlet import KEEP_ALIVE, LONGEST_QUEUE, Outlet, Transcript, Watch
+from inference import clients as outlet_module
+from inference.clients import KEEP_ALIVE, LONGEST_QUEUE, ClientSocket, Outlet, Transcript, Watch
 from tests.processes import wait_until
 
 
