@@ -7,9 +7,8 @@ database, the ledgers again. Everything in the ledger at the first reading is fo
 that did not change in between must equal what was found. For one in use, the two readings give a lower and an upper
 bound of the difference.
 
-Ledgers that differ or are in use are read several times: each time narrows the bounds, and calls that are charged late
-because Redis was away have been charged by then. Reservations are compared with the sum held by open calls, which
-Redis returns in one step.
+A ledger is wrong if it is so in each of LOOKS looks: calls that are charged late because Redis was away have been
+charged by the last one. Reservations are compared with the sum held by open calls, which Redis returns in one step.
 """
 
 from __future__ import annotations
@@ -99,11 +98,6 @@ class Span(NamedTuple):
         """Return whether the amount is wrong for certain."""
         return self.low > 0 or self.high < 0
 
-    def narrowed(self, by: Span) -> Span:
-        """Intersect with the bounds of a later reading; return the later ones if the two contradict each other."""
-        low, high = max(self.low, by.low), min(self.high, by.high)
-        return Span(low, high) if low <= high else by
-
     def lacking(self, most: int) -> Span:
         """Allow the amount to be too low by `most`."""
         return Span(min(0, self.low + most), min(0, self.high + most)) if self.high < 0 else self
@@ -123,18 +117,9 @@ class Excess(NamedTuple):
         return any(span.is_wrong for span in self)
 
     @property
-    def is_nothing(self) -> bool:
-        """Return whether all amounts are right for certain."""
-        return all(span == (0, 0) for span in self)
-
-    @property
     def is_certain(self) -> bool:
         """Return whether all differences are known exactly."""
         return all(span.low == span.high for span in self)
-
-    def narrowed(self, by: Excess) -> Excess:
-        """Intersect with the bounds of a later reading."""
-        return Excess(*(mine.narrowed(its) for mine, its in zip(self, by, strict=True)))
 
     def lacking(self, most: Amount) -> Excess:
         """Allow the settled amounts to be too low by `most`."""
@@ -266,7 +251,7 @@ def _counted_against(key_ids: set[int]) -> dict[int, list[int]]:
 
 
 #: Readings of a ledger, and seconds between them: together longer than it takes to use Redis again (5 s).
-LOOKS, PAUSE = 4, 3.0
+LOOKS, PAUSE = 3, 3.0
 AT_ONCE = 500  # ledgers of a shard
 MENDER = "command:check_rollups"
 #: The ledger of a model budget that is created during a month lacks the calls that were open, or not yet in the
@@ -310,27 +295,20 @@ def ledgers_mend(differences: Iterable[LedgerDifference]) -> list[LedgerDifferen
 
 
 def _differences(store: LedgerStore, month: int, holders: Iterable[Holder], pause: Pause) -> Iterator[LedgerDifference]:
-    suspects = _unclear(_look(store, month, holders))
+    suspects = _look(store, month, holders)
     for _ in range(LOOKS - 1):
         if not suspects:
             return
         pause(PAUSE)
-        again = _look(store, month, suspects)
-        suspects = _unclear(
-            {holder: (suspects[holder][0].narrowed(excess), at) for holder, (excess, at) in again.items()}
-        )
+        suspects = _look(store, month, suspects)
     for holder, (excess, seeded_at) in suspects.items():
         allowed = excess.lacking(_used_around(holder, seeded_at)) if holder.subject.model else excess
         if allowed.is_wrong:
             yield LedgerDifference(holder, month, allowed)
 
 
-def _unclear(looked: Looked) -> Looked:
-    return {holder: seen for holder, seen in looked.items() if not seen[0].is_nothing}
-
-
 def _look(store: LedgerStore, month: int, holders: Iterable[Holder]) -> Looked:
-    """Read each existing ledger once. Skip those seeded in between: they hold what the database says."""
+    """Return the ledgers that are wrong for certain. Skip those seeded in between: they hold what the database says."""
     by_shard: dict[int, list[Holder]] = defaultdict(list)
     for holder in holders:
         by_shard[holder.account_id % SHARDS].append(holder)
@@ -354,7 +332,9 @@ def _look_at_some(store: LedgerStore, month: int, shard: int, holders: list[Hold
         was, now = before.get(holder.subject), after.get(holder.subject)
         if was is not None and now is not None and was.seeded_at == now.seeded_at:
             found = written[holder.subject] + waiting.get(place_of(holder.subject), Amount())
-            looked[holder] = Excess.seen(was, now, found), now.seeded_at
+            excess = Excess.seen(was, now, found)
+            if excess.is_wrong:
+                looked[holder] = excess, now.seeded_at
     return looked
 
 
