@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from typing import Any, Unpack
 
 from django.apps import apps
+from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
 
 from accounts import services
-from accounts.models import Account, ApiKey, Tier
+from accounts.models import Account, ApiKey, AuditEntry, Tier
 
 ACTOR = "command:test"
 PASSWORD = "correct horse battery staple"  # good enough for the validators
 _numbers = count(1)
+#: The cast as it was made before: rows by model, and each one's id and text; by the settings that keys depend on.
+_casts: dict[tuple[str, ...], tuple[list[list[Any]], dict[str, tuple[int, str]]]] = {}
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,30 @@ def make_expired_key(account: Account) -> IssuedKey:
 
 
 def make_cast() -> Cast:
-    """Make the cast: accounts `acme` and `globex`, and `closed`, which is disabled."""
+    """Make the cast: accounts `acme` and `globex`, and `closed`, which is disabled.
+
+    A process makes it once by the services; later tests get the same rows by four statements instead of 150.
+    """
+    if Tier.objects.exists() or Account.objects.exists() or AuditEntry.objects.exists():
+        return _new_cast()
+    made_under = (settings.ENVIRONMENT, *settings.API_KEY_PEPPERS)
+    if made_under not in _casts:
+        cast = _new_cast()
+        rows = [list(model.objects.order_by("pk")) for model in (Tier, Account, ApiKey, AuditEntry)]
+        named = {name: (issued.key.pk, issued.plain) for name, issued in vars(cast).items()}
+        _casts[made_under] = (rows, named)
+        return cast
+    (tiers, accounts, keys, entries), named = deepcopy(_casts[made_under])
+    for model, rows in ((Tier, tiers), (Account, accounts), (ApiKey, keys), (AuditEntry, entries)):
+        model.objects.bulk_create(rows)
+    by_id = {key.pk: key for key in keys}
+    for key in keys:
+        key.account = next(account for account in accounts if account.pk == key.account_id)
+        key.tier = next(tier for tier in tiers if tier.pk == key.tier_id)
+    return Cast(**{name: IssuedKey(by_id[pk], plain) for name, (pk, plain) in named.items()})
+
+
+def _new_cast() -> Cast:
     acme, closed = make_account("acme"), make_account("closed")
     cast = Cast(
         owner=make_key(account=acme, name="owner"),
