@@ -20,8 +20,9 @@ from accounts.models import Account, ApiKey, AuditEntry, Tier
 ACTOR = "command:test"
 PASSWORD = "correct horse battery staple"  # good enough for the validators
 _numbers = count(1)
-#: The cast as it was made before: rows by model, and each one's id and text; by the settings that keys depend on.
-_casts: dict[tuple[str, ...], tuple[list[list[Any]], dict[str, tuple[int, str]]]] = {}
+_Rows = tuple[list[Tier], list[Account], list[ApiKey], list[AuditEntry], dict[str, tuple[int, str]]]
+#: The cast as it was made before: its rows, and each one's id and text by name; by the settings that keys depend on.
+_casts: dict[tuple[str, ...], _Rows] = {}
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,15 @@ def make_cast() -> Cast:
     made_under = (settings.ENVIRONMENT, *settings.API_KEY_PEPPERS)
     if made_under not in _casts:
         cast = _new_cast()
-        rows = [list(model.objects.order_by("pk")) for model in (Tier, Account, ApiKey, AuditEntry)]
         named = {name: (issued.key.pk, issued.plain) for name, issued in vars(cast).items()}
-        _casts[made_under] = (rows, named)
+        rows = list(Tier.objects.all()), list(Account.objects.all()), list(ApiKey.objects.all())
+        _casts[made_under] = (*rows, list(AuditEntry.objects.order_by("pk")), named)
         return cast
-    (tiers, accounts, keys, entries), named = deepcopy(_casts[made_under])
-    for model, rows in ((Tier, tiers), (Account, accounts), (ApiKey, keys), (AuditEntry, entries)):
-        model.objects.bulk_create(rows)
+    tiers, accounts, keys, entries, named = deepcopy(_casts[made_under])
+    Tier.objects.bulk_create(tiers)
+    Account.objects.bulk_create(accounts)
+    ApiKey.objects.bulk_create(keys)
+    AuditEntry.objects.bulk_create(entries)
     by_id = {key.pk: key for key in keys}
     for key in keys:
         key.account = next(account for account in accounts if account.pk == key.account_id)
