@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -268,8 +269,11 @@ class Platform:
         return record_of(self.service, answer.label)
 
     def add(self, served: Sequence[Served], *, account: str, **tier: Any) -> str:
-        """Add models, and an account with a tier of these limits; return a key of it."""
-        return set_up(self.service, served, account=account, **tier)
+        """Add models, and an account with a tier of these limits; return a key of it, when every worker knows them."""
+        key = set_up(self.service, served, account=account, **tier)
+        if served:
+            time.sleep(1)  # a worker that has just read its catalog reads it again within a second
+        return key
 
     @contextmanager
     def twin(self, *, workers: int = 1) -> Iterator[Platform]:

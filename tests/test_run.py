@@ -156,7 +156,7 @@ def recorded_tokens(service: Service) -> int:
 
 def servers(service: Service) -> list[int]:
     """List gunicorn's masters."""
-    ours = [pid for pid in pids(service) if "aiapi.server" in command(pid)]
+    ours = [pid for pid in pids(service) if "manage.py serve" in command(pid)]
     return [pid for pid in ours if parent(pid) not in ours]
 
 

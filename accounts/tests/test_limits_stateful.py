@@ -248,9 +248,7 @@ class LimitsMachine(RuleBasedStateMachine):
         used = Amount(int(call.held.tokens * share), int(call.held.cost * share))
         overrun = used.tokens > call.held.tokens or used.cost > call.held.cost
         self.overran |= overrun
-        answer = self.ask(
-            "settle", call.scope, operation, admitted_at=call.admitted_at, used=used, record={"used": used.tokens}
-        )
+        answer = self.ask("settle", call.scope, operation, admitted_at=call.admitted_at, used=used, record=DRAFT)
         assert answer == Settlement(used, overrun, late=call.bound_charged)
         self.model.settle(operation, used)
         self.last_settled, self.settled_at = operation, self.clock.now
@@ -260,15 +258,15 @@ class LimitsMachine(RuleBasedStateMachine):
     def settle_again(self) -> None:
         call = self.model.calls[self.last_settled]
         answer = self.ask(
-            "settle", call.scope, self.last_settled, admitted_at=call.admitted_at, used=Amount(9, 9), record={}
+            "settle", call.scope, self.last_settled, admitted_at=call.admitted_at, used=Amount(9, 9), record=DRAFT
         )
         assert answer.duplicate
-        assert not self.ask("emit", call.scope.account_id, self.last_settled, {})
+        assert not self.ask("emit", call.scope.account_id, self.last_settled, DRAFT)
 
     @rule(which=st.integers(0, 1), tokens=st.integers(0, 50))
     def settle_unknown(self, which: int, tokens: int) -> None:
         scope, operation, used = self.scopes[which], an_operation(), Amount(tokens, tokens)
-        self.ask("settle", scope, operation, admitted_at=self.clock.now, used=used, record={})
+        self.ask("settle", scope, operation, admitted_at=self.clock.now, used=used, record=DRAFT)
         self.overran = True  # it reserved nothing, so no limit could hold it
         self.model.calls[operation] = Call(scope, self.clock.now, Amount(), 0)
         self.model.settle(operation, used)

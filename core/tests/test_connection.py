@@ -1,4 +1,7 @@
-"""The connection to the store that all greenlets of a server process share, in a process that gevent has patched."""
+"""The connection to the store that all greenlets of a server process share, in a process that gevent has patched.
+
+The store is this session's own, since these tests stop it and break its connections.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import subprocess
 import sys
 
 from django.conf import settings
+
+from tests.servers import Redis
 
 #: What every script begins with: `wire` runs `echo` (a script that returns its argument) on the store.
 BEGIN = """
@@ -39,16 +44,18 @@ def run(code: str, url: str, *, read_timeout: float = 10) -> str:
     return done.stdout.strip()
 
 
-def test_it_gives_each_caller_its_own_reply(redis_url: str) -> None:
+def test_it_gives_each_caller_its_own_reply(redis: Redis) -> None:
     code = """
+def clients(): return len([each for each in plain.client_list() if "lib" not in each["name"]])
+before = clients()
 texts = [str(number) * (1 if number % 100 else 20_000) for number in range(3_000)]
 assert [greenlet.get() for greenlet in [gevent.spawn(echo, text) for text in texts]] == texts
-print(len([each for each in plain.client_list() if "lib" not in each["name"]]))
+print(clients() - before)
 """
-    assert int(run(code, redis_url)) < 20, "three thousand callers share a connection"
+    assert int(run(code, redis.url)) < 20, "three thousand callers share a connection"
 
 
-def test_it_gives_an_error_to_its_caller_alone(redis_url: str) -> None:
+def test_it_gives_an_error_to_its_caller_alone(redis: Redis) -> None:
     code = """
 wrong = script(b"return redis.call('GET')")
 greenlets = [gevent.spawn(echo, str(number)) for number in range(10)]
@@ -58,10 +65,10 @@ print([outcome(each) for each in greenlets])
 """
     expected = [str(number) for number in range(10)]
     expected[5] = "ResponseError"
-    assert run(code, redis_url) == str(expected)
+    assert run(code, redis.url) == str(expected)
 
 
-def test_it_drops_the_late_reply_of_a_caller_that_was_killed(redis_url: str) -> None:
+def test_it_drops_the_late_reply_of_a_caller_that_was_killed(redis: Redis) -> None:
     code = """
 echo("first")
 killed = [gevent.spawn(echo, "killed") for _ in range(5)]
@@ -69,10 +76,10 @@ gevent.sleep(0)
 for each in killed: each.kill(block=False)
 print([gevent.spawn(echo, str(number)).get() for number in range(5)])
 """
-    assert run(code, redis_url) == str([str(number) for number in range(5)])
+    assert run(code, redis.url) == str([str(number) for number in range(5)])
 
 
-def test_it_connects_anew_when_the_connection_breaks(redis_url: str) -> None:
+def test_it_connects_anew_when_the_connection_breaks(redis: Redis) -> None:
     code = """
 echo("first")
 greenlets = [gevent.spawn(echo, str(number)) for number in range(50)]
@@ -80,10 +87,10 @@ plain.client_kill_filter(_type="normal", skipme=True)
 gevent.joinall(greenlets)
 print([outcome(each) for each in greenlets] == [str(number) for number in range(50)], echo("last"))
 """
-    assert run(code, redis_url) == "True last"
+    assert run(code, redis.url) == "True last"
 
 
-def test_it_gives_up_on_a_store_that_is_silent_and_comes_back_to_it(redis_url: str) -> None:
+def test_it_gives_up_on_a_store_that_is_silent_and_comes_back_to_it(redis: Redis) -> None:
     code = """
 echo("first")
 plain.client_pause(1_500)
@@ -94,10 +101,10 @@ assert 0.1 < time.monotonic() - began < 1.5, time.monotonic() - began
 gevent.sleep(1.6)
 print({outcome(each) for each in greenlets}, echo("last"))
 """
-    assert run(code, redis_url, read_timeout=0.2) == "{'TimeoutError'} last"
+    assert run(code, redis.url, read_timeout=0.2) == "{'TimeoutError'} last"
 
 
-def test_it_reads_what_came_while_the_process_was_busy(redis_url: str) -> None:
+def test_it_reads_what_came_while_the_process_was_busy(redis: Redis) -> None:
     code = """
 from gevent.monkey import get_original
 echo("first")
@@ -106,7 +113,7 @@ gevent.sleep(0.001)
 get_original("time", "sleep")(0.6)
 print(greenlet.get())
 """
-    assert run(code, redis_url, read_timeout=0.2) == "answered"
+    assert run(code, redis.url, read_timeout=0.2) == "answered"
 
 
 def test_it_fails_all_at_once_where_nobody_listens() -> None:
@@ -118,7 +125,7 @@ print({outcome(each) for each in greenlets})
     assert run(code, "redis://127.0.0.1:1/0") == "{'ConnectionError'}"
 
 
-def test_it_connects_anew_in_a_forked_process(redis_url: str) -> None:
+def test_it_connects_anew_in_a_forked_process(redis: Redis) -> None:
     code = """
 import os
 echo("first")
@@ -128,4 +135,4 @@ if child == 0:
 assert [gevent.spawn(echo, f"parent {n}").get() for n in range(20)] == [f"parent {n}" for n in range(20)]
 print(os.waitpid(child, 0)[1])
 """
-    assert run(code, redis_url) == "0"
+    assert run(code, redis.url) == "0"
