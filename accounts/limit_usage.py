@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -196,6 +196,10 @@ class LimitUsage:
 #: Sources of usage: the limits themselves, or (while Redis is away) the records in the database.
 LIVE, RECORDS = "limits", "records"
 MONTHLY = (LimitName.MONTHLY_TOKENS, LimitName.MONTHLY_COST)
+#: What is known of the other limits while Redis is away.
+UNKNOWN_RATES: Mapping[LimitName, tuple[int | None, int | None]] = {
+    name: (None, None) for name in LimitName if name not in MONTHLY
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,27 +251,26 @@ def recorded_usage(subjects: Sequence[Subject]) -> list[LimitUsage]:
 def usage_of_subject(used: SubjectUsage, now: int, windows: Status | None = None) -> list[LimitUsage]:
     """List the usage of each limit of a subject; `windows` has the times at which its rates are reset."""
     requests, tokens = (windows.requests, windows.tokens) if windows is not None else (None, None)
-    rates = (
-        (used.requests, requests.reset_at if requests is not None else None),
-        (used.tokens, tokens.reset_at if tokens is not None else None),
-        (used.slots, None),
-    )
+    rates = {
+        LimitName.REQUESTS_PER_MINUTE: (used.requests, requests.reset_at if requests is not None else None),
+        LimitName.TOKENS_PER_MINUTE: (used.tokens, tokens.reset_at if tokens is not None else None),
+        LimitName.CONCURRENT_REQUESTS: (used.slots, None),
+    }
     return _rows(used.subject, used.settled + used.reserved, now, rates)
 
 
 def _rows(
-    subject: Subject, month: Amount, now: int, rates: Sequence[tuple[int | None, int | None]] = ((None, None),) * 3
+    subject: Subject, month: Amount, now: int, rates: Mapping[LimitName, tuple[int | None, int | None]] = UNKNOWN_RATES
 ) -> list[LimitUsage]:
     """List the limits of a subject in the order in which they are checked; of a model budget, its two monthly ones.
 
-    For a maker, only the limits that it has: the rest of its usage does not concern the calling key.
+    `rates` are the used amounts and times of reset of the limits that are not monthly. For a maker, only the limits
+    that it has: the rest of its usage does not concern the calling key.
     """
     ends = month_end(month_of(now))
-    used = dict(zip(LimitName, (*rates, (month.tokens, ends), (month.cost, ends)), strict=True))
-    rows = [
-        LimitUsage(name, subject, getattr(subject.limits, name), *used[name])
-        for name in (MONTHLY if subject.model else used)
-    ]
+    used = {**rates, LimitName.MONTHLY_TOKENS: (month.tokens, ends), LimitName.MONTHLY_COST: (month.cost, ends)}
+    names = MONTHLY if subject.model else LimitName
+    rows = [LimitUsage(name, subject, getattr(subject.limits, name), *used[name]) for name in names]
     return [row for row in rows if row.limit is not None] if subject.maker else rows
 
 
