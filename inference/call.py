@@ -62,6 +62,9 @@ class Call:
     endpoint: str
     #: Returns the client's socket, to notice a disconnect; None if the call runs to its end even after a disconnect.
     client: Callable[[], ClientSocket] | None = None
+    #: Whether the answer may come from the cache, and be stored in it.
+    reads_cache: bool = True
+    writes_cache: bool = True
 
     # What is asked: see `ask`
     protocol: WireProtocol = field(init=False)
@@ -72,8 +75,6 @@ class Call:
     payload: Payload = field(default_factory=dict)
     read: Callable[[Body], Any] = field(init=False)
     is_stream: bool = False
-    reads_cache: bool = False
-    writes_cache: bool = False
     deadline: Deadline = field(init=False)
     #: The key of the answer in the cache; None if it is not shared.
     cache_key: str | None = None
@@ -138,8 +139,6 @@ class Call:
         read: Callable[[Body], Any],
         shares_answer: bool = True,
         is_stream: bool = False,
-        reads_cache: bool = True,
-        writes_cache: bool = True,
     ) -> Self:
         """Add what is asked: the model (None: the default) and the provider's payload without `model`.
 
@@ -150,14 +149,14 @@ class Call:
         """
         self.model = find_model(model, self.identity, kind=protocol.kind)
         self.protocol, self.model_name, self.payload, self.read = protocol, model, payload, read
-        self.is_stream, self.reads_cache, self.writes_cache = is_stream, reads_cache, writes_cache
+        self.is_stream = is_stream
         self.deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT if is_stream else settings.UPSTREAM_TIMEOUT)
         self.limits = self.identity.limits_for(self.model.public_name)
         self.routes = self.model.routes_within(self.limits)
         self.record.model, self.record.cache = self.model.public_name, "bypass"
-        if shares_answer and self.identity.cache_enabled and (reads_cache or writes_cache):
+        if shares_answer and self.identity.cache_enabled and (self.reads_cache or self.writes_cache):
             self.cache_key = self._answer_key()
-            self.record.cache = "miss" if reads_cache else "bypass"
+            self.record.cache = "miss" if self.reads_cache else "bypass"
         return self
 
     def _answer_key(self) -> str:

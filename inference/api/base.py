@@ -31,7 +31,6 @@ from core.telemetry.trace import Trace
 from inference.api.parsing import is_chunked
 from inference.call import Call
 from inference.clients import ClientLeft, ClientSocket
-from inference.protocols.base import Body, Payload, WireProtocol
 from inference.protocols.events import EventReader
 from inference.streaming import Stream
 
@@ -51,7 +50,15 @@ class RequestRateThrottle(BaseThrottle):
                 admission = get_limits().admit(view.identity.limits, trace.id.hex)
             except Unavailable as error:
                 raise DependencyUnavailable(retry_after=error.retry_after) from error
-        view.call = Call(identity=view.identity, trace=trace, admission=admission, endpoint=view.endpoint)
+        directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
+        view.call = Call(
+            identity=view.identity,
+            trace=trace,
+            admission=admission,
+            endpoint=view.endpoint,
+            reads_cache=directives.isdisjoint(("no-cache", "no-store")),
+            writes_cache="no-store" not in directives,
+        )
         if admission.refusal is not None:
             raise refusal_error(admission.refusal)
         return True
@@ -114,33 +121,11 @@ class ModelEndpoint(KeyView):
         """Return the form of answer that the request's headers choose; empty if the endpoint has only one."""
         return ""
 
-    def ask(
-        self,
-        request: Request,
-        protocol: WireProtocol,
-        model: str | None,
-        payload: Payload,
-        *,
-        read: Callable[[Body], Any],
-        shares_answer: bool = True,
-        is_stream: bool = False,
-    ) -> Call:
-        """Add what is asked to the request's call, and return it; see Call.ask.
-
-        Of Cache-Control, `no-cache` doesn't read the cache, `no-store` neither reads nor writes it.
-        """
+    @property
+    def begun(self) -> Call:
+        """The request's call, to which the view adds what is asked."""
         assert self.call is not None  # noqa: S101  (the throttle begins it)
-        directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
-        return self.call.ask(
-            protocol,
-            model,
-            payload,
-            read=read,
-            shares_answer=shares_answer,
-            is_stream=is_stream,
-            reads_cache=directives.isdisjoint(("no-cache", "no-store")),
-            writes_cache="no-store" not in directives,
-        )
+        return self.call
 
     def handle_exception(self, exc: Exception) -> Response:
         """Return an empty response if the client has disconnected; the call is already recorded."""

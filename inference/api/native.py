@@ -187,7 +187,7 @@ class ChatView(ModelEndpoint):
         is_small = "temperature" not in request.data and _is_local(asked.get("model"))
         temperature = local_model.TEMPERATURE if is_small else asked["temperature"]
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": temperature}
-        call = self.ask(request, chat_surface, asked.get("model"), payload, read=answer_text, is_stream=is_stream)
+        call = self.begun.ask(chat_surface, asked.get("model"), payload, read=answer_text, is_stream=is_stream)
         return self._stream(request, call) if is_stream else self._answer(call)
 
     def answer_form(self, request: Request) -> str:
@@ -240,7 +240,7 @@ class SummarizeView(ModelEndpoint):
             "temperature": prompts.SUMMARY_TEMPERATURE,
             **(local_model.summary_options(text, length) if _is_local(model) else {}),
         }
-        call = self.ask(request, chat_surface, model, payload, read=answer_text)
+        call = self.begun.ask(chat_surface, model, payload, read=answer_text)
         summary = answer(call).strip()
         body = {
             "summary": summary,
