@@ -31,7 +31,7 @@ AT_ONCE = (1, 32, 200)
 PATH = "/v1/chat/completions"
 #: Chunks a second over all streams that are held open.
 RATES = (1000, 5000)
-PACKAGES = ("Django", "gunicorn", "gevent", "urllib3", "openai")
+PACKAGES = ("Django", "gunicorn", "gevent", "openai")
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 #: A bucket of the chunks' histogram, in seconds; narrow beside the time over which the CPU is measured.
 BUCKET = 0.1

@@ -8,8 +8,8 @@ Receivers should refuse a request whose timestamp is old or whose signature does
 if a process dies between sending it and recording that; `id` (the alert's) and `event` identify it.
 
 The host name is resolved once, and only the addresses that passed the check are called, one after the other until one
-can be reached. Redirects are not followed. Each address takes at most TIMEOUT seconds, however slowly a receiver
-answers, because the watch does nothing else meanwhile.
+can be reached. Redirects are not followed. An answer may take TIMEOUT seconds, however slowly it comes, because the
+watch does nothing else meanwhile; only its status is read.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ import hashlib
 import hmac
 import json
 import socket
-import threading
+import ssl
 import time
-from contextlib import suppress
+from base64 import b64encode
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http.client import HTTPException
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPSConnection
 from smtplib import SMTPException
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import structlog
-import urllib3
 from django.conf import settings
 from django.core.mail import EmailMessage
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
-from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from core.network import METADATA, Address, addresses_of, called_address
+from core.network import METADATA, addresses_of, called_address
 from monitoring.export import plain
 from monitoring.models import Alert, AlertDelivery
 from operations.alerts.conditions import Condition
@@ -83,7 +82,8 @@ def minute_of(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-TIMEOUT = 5.0  # seconds
+TIMEOUT = 5.0  # seconds: to connect, and to answer
+LONGEST_LINE = 1024  # bytes of an answer's first line
 
 
 class WebhookError(Exception):
@@ -105,7 +105,7 @@ def send_webhook(delivery: AlertDelivery) -> None:
         status = _post(settings.ALERT_WEBHOOK_URL, body, headers)
     except socket.gaierror as error:
         raise WebhookError("the host name is not known") from error
-    except (HTTPException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+    except (HTTPException, OSError, ValueError, LookupError) as error:
         raise WebhookError(type(error).__name__) from error
     if not 200 <= status < 300:
         raise WebhookError(f"status {status}")
@@ -140,68 +140,42 @@ def checked_addresses(host: str) -> list[str]:
     service, link-local, multicast, unspecified and reserved addresses are not.
     """
     addresses = addresses_of(host)
-    if any(_is_forbidden(called_address(address)) for address in addresses):
-        raise WebhookError("the address is not allowed")
+    for called in map(called_address, addresses):
+        is_special = called.is_link_local or called.is_multicast or called.is_unspecified or called.is_reserved
+        if called in METADATA or (is_special and not called.is_loopback):  # ::1 is among the reserved ones too
+            raise WebhookError("the address is not allowed")
     return addresses
 
 
-def _is_forbidden(address: Address) -> bool:
-    if address.is_loopback:  # ::1 is among the reserved ones too
-        return False
-    is_elsewhere = address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved
-    return is_elsewhere or address in METADATA
-
-
 def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
+    """Post over the first address that can be reached, and return the status."""
     parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    named = {**headers, **_credentials(parts), "Host": parts.netloc.rpartition("@")[2]}
-    target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
+    host, is_secure = parts.hostname or "", parts.scheme == "https"
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers = {**headers, "Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+    with closing((HTTPSConnection if is_secure else HTTPConnection)(host, parts.port)) as connection:
+        connection.sock = sock = _connected(host, connection.port)
+        ends = time.monotonic() + TIMEOUT
+        if is_secure:
+            connection.sock = sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        connection.request("POST", f"{parts.path or '/'}?{parts.query}".removesuffix("?"), body, headers)
+        line = b""
+        while b"\n" not in line:
+            sock.settimeout(max(0.001, ends - time.monotonic()))
+            piece = sock.recv(LONGEST_LINE - len(line))
+            if not piece:
+                raise BadStatusLine("the connection was closed, or the first line is too long")
+            line += piece
+    return int(line.split(maxsplit=2)[1])
+
+
+def _connected(host: str, port: int) -> socket.socket:
     *others, last = checked_addresses(host)
     for address in others:
-        with suppress(urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError):
-            return _status_of(_connection(parts.scheme, address, port, host), target, body, named)
-    return _status_of(_connection(parts.scheme, last, port, host), target, body, named)
-
-
-def _credentials(parts: SplitResult) -> dict[str, str]:
-    """Return the Authorization header for the user and password in a URL; empty without a user."""
-    if parts.username is None:
-        return {}
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return dict(urllib3.make_headers(basic_auth=pair))
-
-
-def _connection(scheme: str, address: str, port: int, host: str) -> HTTPConnection:
-    if scheme == "https":
-        return HTTPSConnection(address, port, timeout=TIMEOUT, server_hostname=host, assert_hostname=host)
-    return HTTPConnection(address, port, timeout=TIMEOUT)
-
-
-def _status_of(connection: HTTPConnection, target: str, body: bytes, headers: dict[str, str]) -> int:
-    """Post over a connection and return the status; close the connection in the end, or after TIMEOUT seconds."""
-    is_late = threading.Event()
-
-    def break_off() -> None:
-        is_late.set()
-        with suppress(
-            OSError, AttributeError
-        ):  # closed already, or not open yet: then the connection's timeout ends it
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
-
-    timer = threading.Timer(TIMEOUT, break_off)
-    timer.daemon = True
-    timer.start()
-    try:
-        connection.request("POST", target, body=body, headers=headers, preload_content=False)
-        return int(connection.getresponse().status)
-    except (HTTPException, urllib3.exceptions.HTTPError, OSError) as error:
-        if is_late.is_set():
-            raise WebhookError("ReadTimeoutError") from error
-        raise
-    finally:
-        timer.cancel()
-        connection.close()
+        with suppress(OSError):
+            return socket.create_connection((address, port), TIMEOUT)
+    return socket.create_connection((last, port), TIMEOUT)
 
 
 FIRST_PAUSE = timedelta(seconds=30)  # doubled with each attempt
