@@ -8,10 +8,18 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.management.base import CommandError
 from django.db import Error as DatabaseError
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
 
 #: No random text of 32 characters has fewer different ones; a repeated letter does.
 FEWEST_CHARACTERS = 10
 DEMO_KEYS = ("dev_key_123", "prod_key_456")
+#: A migration that only databases of earlier releases have: since then each app has one initial migration.
+OLD_MIGRATION = ("accounts", "0002_lineage")
+OLD_DATABASE = (
+    "DATABASE_URL: the database is of an earlier release and can't be upgraded. To start fresh, use an empty one "
+    "(bin/run: move var/ away). To keep its usage, first run export_usage and export_log of that release."
+)
 
 
 @register(Tags.security)
@@ -54,3 +62,13 @@ def require_state_store() -> None:
     """Raise CommandError without REDIS_URL, because limits and records that are not ingested yet are stored there."""
     if not settings.REDIS_URL:
         raise CommandError("REDIS_URL is not set. Set it to a Redis or Valkey, or use bin/run, which starts one.")
+
+
+def require_current_database() -> None:
+    """Raise CommandError with one line if the database was migrated by a release before OLD_MIGRATION was removed."""
+    try:
+        applied = MigrationRecorder(connection).applied_migrations()
+    except DatabaseError:
+        return  # away: the caller reports it or waits for it
+    if OLD_MIGRATION in applied:
+        raise CommandError(OLD_DATABASE)

@@ -92,7 +92,9 @@ class Claim:
         """
         try:
             if not leases.take(self._lease, self._token):
-                raise self._reason(IdempotentAnswer.objects.filter(pk=self._name, until__gt=timezone.now()).first())
+                raise self._reason(
+                    IdempotentAnswer.objects.filter(pk=self._name, expires_at__gt=timezone.now()).first()
+                )
             try:
                 self.insert(has_lease=True)
             except BaseException:
@@ -110,11 +112,16 @@ class Claim:
         Raises what take raises, and DatabaseError.
         """
         now = timezone.now()
-        mine = {"key_id": self._owner, "token": self._token, "fingerprint": self._fingerprint, "until": now + KEPT_FOR}
+        mine = {
+            "key_id": self._owner,
+            "token": self._token,
+            "fingerprint": self._fingerprint,
+            "expires_at": now + KEPT_FOR,
+        }
         row, is_new = IdempotentAnswer.objects.get_or_create(name=self._name, defaults=mine)
         if is_new:
             return
-        if row.until > now and not (has_lease and row.status is None):
+        if row.expires_at > now and not (has_lease and row.status is None):
             raise self._reason(row)
         rows = IdempotentAnswer.objects.filter(name=self._name, token=row.token)
         if not rows.update(**mine, status=None, headers={}, body=b"", cost=0):
@@ -122,8 +129,8 @@ class Claim:
 
     def keep(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Keep the answer in the row. Raises DatabaseError."""
-        until = timezone.now() + KEPT_FOR
-        self._rows.update(status=status, headers=dict(headers), body=body, cost=self.cost, until=until)
+        expires_at = timezone.now() + KEPT_FOR
+        self._rows.update(status=status, headers=dict(headers), body=body, cost=self.cost, expires_at=expires_at)
 
     def finish(self, response: HttpResponseBase, body: bytes | None) -> None:
         """End a claim that was taken, and keep its answer if it is final. `body` is None for a broken answer."""

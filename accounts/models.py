@@ -1,4 +1,4 @@
-"""Accounts own keys, tiers set limits, and keys identify callers; every change of these writes an audit entry.
+"""Accounts own keys, tiers set limits, and keys identify callers. Every change of these writes an audit entry.
 
 A limit of null means no limit. Money is NUMERIC in US dollars here and integer nano-dollars in code.
 """
@@ -32,13 +32,13 @@ class RequestLimits(models.Model):
     """Request limits, shared by tiers and accounts."""
 
     requests_per_minute = models.PositiveIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1)], help_text="In any 60 seconds. Empty: unlimited."
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="In any 60 seconds. Empty: no limit."
     )
     tokens_per_minute = models.PositiveBigIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1)], help_text="In any 60 seconds. Empty: unlimited."
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="In any 60 seconds. Empty: no limit."
     )
     concurrent_requests = models.PositiveIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Open at once. Empty: unlimited."
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Open at the same time. Empty: no limit."
     )
 
     class Meta:
@@ -46,13 +46,13 @@ class RequestLimits(models.Model):
 
 
 class Budgets(models.Model):
-    """Budgets for a calendar month (UTC), of an account or a key."""
+    """Budgets of an account or a key for a calendar month (UTC)."""
 
     monthly_token_budget = models.PositiveBigIntegerField(
-        null=True, blank=True, help_text="Tokens a calendar month (UTC). Empty: no budget."
+        null=True, blank=True, help_text="Tokens per calendar month (UTC). Empty: no budget."
     )
     monthly_cost_budget = models.DecimalField(
-        null=True, blank=True, **DOLLARS, help_text="US dollars a calendar month (UTC). Empty: no budget."
+        null=True, blank=True, **DOLLARS, help_text="US dollars per calendar month (UTC). Empty: no budget."
     )
 
     class Meta:
@@ -63,22 +63,22 @@ class Tier(RequestLimits):
     """The limits, models and cache settings of a class of keys."""
 
     name = models.SlugField(max_length=50, unique=True)
-    cache_enabled = models.BooleanField(default=True, help_text="Whether answers may come from and go to the cache.")
+    cache_enabled = models.BooleanField(default=True, help_text="Whether answers are cached.")
     cache_any_temperature = models.BooleanField(
         default=False,
-        help_text="Whether under /v1 at any temperature, not at 0 alone: the same question, the same answer.",
+        help_text="Whether /v1 answers are cached at any temperature. Off: only at temperature 0.",
     )
     max_output_tokens = models.PositiveIntegerField(
         default=1024,
         validators=[MinValueValidator(1)],
-        help_text="The longest answer, in tokens, where the request doesn't ask for less.",
+        help_text="The most tokens in an answer. A request can ask for fewer.",
     )
     # Last, because from here on the name hides the module in this class's body.
     models = models.JSONField(
         default=list,
         blank=True,
         validators=[validate_model_names],
-        help_text='Public names, as a list: ["gpt-3.5-turbo"]. Empty: every model.',
+        help_text='Public names of the allowed models, as a list: ["gpt-3.5-turbo"]. Empty: every model.',
     )
 
     class Meta:
@@ -92,18 +92,22 @@ class Account(RequestLimits, Budgets):
     """The owner of keys, with caps and budgets over all of them together."""
 
     name = models.SlugField(max_length=100, unique=True)
-    contact = models.EmailField(blank=True, help_text="Who is told about budgets.")
-    is_active = models.BooleanField(default=True, help_text="Off: every key of this account is refused at once.")
-    max_keys = models.PositiveIntegerField(null=True, blank=True, help_text="Usable keys at a time. Empty: any number.")
+    contact = models.EmailField(blank=True, help_text="The e-mail address that gets budget alerts.")
+    is_active = models.BooleanField(default=True, help_text="Off: all keys of this account are refused immediately.")
+    max_keys = models.PositiveIntegerField(
+        null=True, blank=True, help_text="The most usable keys at the same time. Empty: no limit."
+    )
     logs_content = models.BooleanField(
         "log content",
         default=False,
-        help_text="On: prompts and answers of this account are kept for CONTENT_RETENTION_HOURS, for those to read who "
-        "have the permission to view request contents.",
+        help_text="On: prompts and answers of this account are kept for CONTENT_RETENTION_HOURS. Users with the "
+        "permission to view request contents can read them.",
     )
     metadata = models.JSONField(default=dict, blank=True)
     cache_generations = models.JSONField(
-        default=dict, editable=False, help_text="Part of its cached answers' keys, by model; '' stands for all models."
+        default=dict,
+        editable=False,
+        help_text="A part of the keys of its cached answers, by model; '' stands for all models.",
     )
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -125,26 +129,24 @@ class ApiKey(Budgets):
     digest = models.CharField(max_length=64, unique=True, editable=False)
     pepper_id = models.CharField(max_length=32, editable=False)
     scopes = models.JSONField(
-        default=list, blank=True, validators=[validate_scopes], help_text="Empty: every scope but keys:manage."
+        default=list, blank=True, validators=[validate_scopes], help_text="Empty: every scope except keys:manage."
     )
     allowed_ips = models.JSONField(
         default=list,
         blank=True,
         validators=[validate_networks],
-        help_text='Addresses or networks, as a list: ["192.0.2.7", "2001:db8::/32"]. Empty: anywhere.',
+        help_text='Addresses or networks, as a list: ["192.0.2.7", "2001:db8::/32"]. Empty: any address.',
     )
     requests_per_minute_override = models.PositiveIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Instead of the tier's."
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Replaces the tier's limit."
     )
     tokens_per_minute_override = models.PositiveBigIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Instead of the tier's."
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Replaces the tier's limit."
     )
     concurrent_requests_override = models.PositiveIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Instead of the tier's."
+        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Replaces the tier's limit."
     )
-    overrides_until = models.DateTimeField(
-        null=True, blank=True, help_text="When the overrides end. Empty: they don't."
-    )
+    overrides_until = models.DateTimeField(null=True, blank=True, help_text="When the overrides end. Empty: never.")
     successor = models.ForeignKey(
         "self", null=True, blank=True, editable=False, on_delete=models.SET_NULL, related_name="predecessors"
     )
@@ -152,7 +154,7 @@ class ApiKey(Budgets):
         null=True,
         editable=False,
         db_index=True,
-        help_text="The first of the keys that replaced one another: they share its limits and budgets.",
+        help_text="The first of a chain of rotated keys. They share its limits and budgets.",
     )
     maker = models.ForeignKey(
         "self",
@@ -161,7 +163,7 @@ class ApiKey(Budgets):
         editable=False,
         on_delete=models.PROTECT,
         related_name="made_keys",
-        help_text="The key that made it through /keys, whose limits and budgets it counts against as well.",
+        help_text="The key that created this one through /keys. Requests count against its limits and budgets as well.",
     )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
@@ -211,12 +213,12 @@ class ModelBudget(Budgets):
     model = models.CharField(
         max_length=100,
         validators=[RegexValidator(r"\A[^\s{}]+\Z", "A name has no spaces or braces.")],
-        help_text="The model's public name; an alias is taken for it.",
+        help_text="The model's public name. An alias is replaced by it.",
     )
-    first_id = models.BigIntegerField(
+    lineage_id = models.BigIntegerField(
         null=True,
         editable=False,
-        help_text="Of a rotated key: the budget of the first key, whose ledger goes on.",
+        help_text="The budget of the first of a chain of rotated keys. They share its ledger.",
     )
 
     class Meta:
@@ -238,7 +240,7 @@ class ModelBudget(Budgets):
     @property
     def ledger_id(self) -> int:
         """The id of its ledger. A budget that is deleted and created again gets a new one, seeded from the records."""
-        return self.first_id or self.pk
+        return self.lineage_id or self.pk
 
     def clean(self) -> None:
         """Replace an alias by the model's name; refuse unknown models, a changed model, and a budget of nothing."""
@@ -254,7 +256,7 @@ class ModelBudget(Budgets):
 
 
 class AuditEntry(models.Model):
-    """One change, by whatever actor and route: append-only, without secrets."""
+    """One change by an operator, a key or a command. Entries are never changed, and hold no secrets."""
 
     at = models.DateTimeField(default=timezone.now, db_index=True)
     actor = models.CharField(max_length=200, help_text="admin:NAME, key:ACCOUNT/NAME or command:NAME")
@@ -275,17 +277,17 @@ class AuditEntry(models.Model):
 
 
 class IdempotentAnswer(models.Model):
-    """A request's claim on its Idempotency-Key, and the answer kept for retries. Deleted with its key."""
+    """A request's claim on its Idempotency-Key, and the answer that is kept for retries."""
 
-    name = models.CharField(max_length=64, primary_key=True, help_text="A digest of API key and Idempotency-Key.")
+    name = models.CharField(max_length=64, primary_key=True, help_text="Digest of the API key and the Idempotency-Key.")
     key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, related_name="+")
-    token = models.CharField(max_length=32, help_text="Of the request that may finish or delete the row.")
-    fingerprint = models.CharField(max_length=64, help_text="A digest of what was asked.")
-    status = models.PositiveSmallIntegerField(null=True, help_text="Empty while there is no answer yet.")
+    token = models.CharField(max_length=32, help_text="Identifies the request that may finish or delete the row.")
+    fingerprint = models.CharField(max_length=64, help_text="Digest of the request.")
+    status = models.PositiveSmallIntegerField(null=True, help_text="Empty until there is an answer.")
     headers = models.JSONField(default=dict)
     body = models.BinaryField(default=b"")
-    cost = models.BigIntegerField(default=0, help_text="Nano-dollars that the answer cost when it was made.")
-    until = models.DateTimeField(db_index=True)
+    cost = models.BigIntegerField(default=0, help_text="Nano-dollars that the original answer cost.")
+    expires_at = models.DateTimeField(db_index=True)
 
     def __str__(self) -> str:
         return self.name

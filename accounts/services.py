@@ -268,7 +268,7 @@ def model_budget_set(*, owner: Account | ApiKey, budget: BudgetFor, actor: str) 
 def _inherit_budgets(old: ApiKey, successor: ApiKey, *, actor: str) -> None:
     """Copy the budgets for single models to a successor; they continue the same ledgers."""
     for each in old.model_budgets.all():
-        row = ModelBudget(key=successor, model=each.model, first_id=each.ledger_id)
+        row = ModelBudget(key=successor, model=each.model, lineage_id=each.ledger_id)
         row.monthly_token_budget, row.monthly_cost_budget = each.monthly_token_budget, each.monthly_cost_budget
         _write(row, actor=actor)
 

@@ -13,7 +13,7 @@ from django.db import Error as DatabaseError
 from django.db.migrations.executor import MigrationExecutor
 from redis.connection import parse_url
 
-from accounts.checks import FEWEST_CHARACTERS
+from accounts.checks import FEWEST_CHARACTERS, OLD_DATABASE, OLD_MIGRATION
 from accounts.limits import same_server
 
 
@@ -120,10 +120,12 @@ def start_findings() -> Findings:
 
 
 def database_problem() -> str | None:
-    """Return one line if the database can't be reached or lacks migrations; None if it is ready."""
+    """Return one line if the database can't be reached, is too old or lacks migrations; None if it is ready."""
     connection = connections[DEFAULT_DB_ALIAS]
     try:
         executor = MigrationExecutor(connection)
+        if OLD_MIGRATION in executor.loader.applied_migrations:
+            return OLD_DATABASE
         waiting = executor.migration_plan(executor.loader.graph.leaf_nodes())
     except DatabaseError:
         return "DATABASE_URL: the database can't be reached. Start it, or correct the URL."

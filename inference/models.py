@@ -44,12 +44,12 @@ class Provider(RequestLimits):
     api_version = models.CharField(
         max_length=40,
         blank=True,
-        help_text="Azure only: sent as api-version, such as 2024-10-21; v1 or preview for its v1 API.",
+        help_text="Azure only: the api-version parameter, such as 2024-10-21; v1 or preview for its v1 API.",
     )
     base_url = models.CharField(
         max_length=500,
-        help_text="Up to and with /v1, such as https://api.openai.com/v1; of Azure the resource's, "
-        "such as https://blue.openai.azure.com.",
+        help_text="With /v1, such as https://api.openai.com/v1. For Azure: the URL of the resource, such as "
+        "https://blue.openai.azure.com.",
     )
     api_key_variable = models.CharField(
         max_length=100,
@@ -61,18 +61,18 @@ class Provider(RequestLimits):
         default=dict,
         blank=True,
         validators=[validate_extra_headers],
-        help_text='Sent with each call: {"X-Project": "blue"}; a value "$NAME_API_KEY" is read from the environment.',
+        help_text='Sent with each call: {"X-Project": "blue"}. A value "$NAME_API_KEY" is read from the environment.',
     )
     stops_when_client_leaves = models.BooleanField(
-        "stop plain calls when their client leaves",
+        "cancel plain calls when the client disconnects",
         default=False,
-        db_default=False,
-        help_text="For GPUs of your own. Such a call is charged its bound, since no usage is told, and has no answer. "
-        "Off: it runs to its end, and its answer is kept where it may be. Streams are stopped either way.",
+        help_text="For your own GPUs. A cancelled call is charged its upper bound, because the provider reports no "
+        "usage. Off: the call runs to its end, and its answer is cached if the tier allows it. Streams are always "
+        "cancelled.",
     )
-    is_enabled = models.BooleanField(default=True, help_text="Off: nothing is sent there, at once.")
+    is_enabled = models.BooleanField(default=True, help_text="Off: calls to this provider stop immediately.")
     from_environment = models.BooleanField(
-        default=False, editable=False, help_text="Set up by bootstrap from the environment, which keeps it up to date."
+        default=False, editable=False, help_text="Created and updated by bootstrap from environment variables."
     )
 
     class Meta:
@@ -87,7 +87,7 @@ class Provider(RequestLimits):
         return bool(self.api_key_variable) or any(text.startswith("$") for text in self.extra_headers.values())
 
     def clean(self) -> None:
-        """Refuse URLs of this machine or a cloud's metadata service, and Azure without a version."""
+        """Refuse URLs of this machine or a cloud's metadata service, and Azure without an API version."""
         if not self.from_environment:
             validate_provider_url(self.base_url)
         if self.style == self.Style.AZURE and not self.api_version:
@@ -95,7 +95,7 @@ class Provider(RequestLimits):
 
 
 class Model(models.Model):
-    """A model, by the name that callers use."""
+    """A model that callers can name."""
 
     class Kind(models.TextChoices):
         CHAT = "chat"
@@ -104,21 +104,21 @@ class Model(models.Model):
     public_name = models.CharField(max_length=100, unique=True, validators=[MODEL_NAME])
     kind = models.CharField(max_length=20, choices=Kind.choices, default=Kind.CHAT)
     context_size = models.PositiveIntegerField(
-        default=8192, validators=[MinValueValidator(1)], help_text="Prompt and answer together, in tokens."
+        default=8192, validators=[MinValueValidator(1)], help_text="Tokens of prompt and answer together."
     )
     aliases = models.JSONField(
         default=list,
         blank=True,
         validators=[validate_aliases],
-        help_text='Other names under which callers may ask for it, as a list: ["gpt-4", "default"].',
+        help_text='Other names that callers can use, as a list: ["gpt-4", "default"].',
     )
     is_default = models.BooleanField(
-        default=False, help_text="Answers requests that name no model, instead of the one that OPENAI_MODEL names."
+        default=False, help_text="Used for requests that name no model. It replaces OPENAI_MODEL."
     )
-    is_enabled = models.BooleanField(default=True, help_text="Off: callers get 404, at once.")
+    is_enabled = models.BooleanField(default=True, help_text="Off: callers get 404 immediately.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     cache_generation = models.CharField(
-        max_length=16, default=new_generation, editable=False, help_text="Part of its cached answers' keys."
+        max_length=16, default=new_generation, editable=False, help_text="A part of the keys of its cached answers."
     )
 
     class Meta:
@@ -144,7 +144,7 @@ class Deployment(models.Model):
 
     model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="deployments")
     provider = models.ForeignKey(Provider, on_delete=models.PROTECT, related_name="deployments")
-    upstream_name = models.CharField(max_length=200, help_text="What the provider calls the model.")
+    upstream_name = models.CharField(max_length=200, help_text="The provider's name for the model.")
 
     class OutputParameter(models.TextChoices):
         MAX_TOKENS = "max_tokens"
@@ -154,7 +154,8 @@ class Deployment(models.Model):
         max_length=30,
         choices=OutputParameter.choices,
         default=OutputParameter.MAX_TOKENS,
-        help_text="How the server calls the longest answer; OpenAI's newer models know max_completion_tokens only.",
+        help_text="The provider's parameter for the most output tokens. OpenAI's newer models accept only "
+        "max_completion_tokens.",
     )
     order = models.PositiveSmallIntegerField(default=0)
     weight = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
@@ -177,7 +178,7 @@ class Price(models.Model):
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="prices")
     valid_from = models.DateTimeField(default=timezone.now)
     input_per_million = models.DecimalField(**PRICE)
-    cached_input_per_million = models.DecimalField(**PRICE, null=True, blank=True, help_text="Empty: as input.")
+    cached_input_per_million = models.DecimalField(**PRICE, null=True, blank=True, help_text="Empty: the input price.")
     output_per_million = models.DecimalField(**PRICE)
 
     class Meta:

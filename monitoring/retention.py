@@ -171,8 +171,8 @@ def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
 
 def prune_idempotent_answers(*, wait: Callable[[float], bool]) -> Pruned:
     """Delete expired claims on Idempotency-Keys and the answers stored under them."""
-    old = IdempotentAnswer.objects.filter(until__lte=timezone.now())
-    return prune(old, "until", wait)
+    old = IdempotentAnswer.objects.filter(expires_at__lte=timezone.now())
+    return prune(old, "expires_at", wait)
 
 
 def prune_by_settings(*, wait: Callable[[float], bool]) -> int:

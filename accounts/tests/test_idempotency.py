@@ -62,7 +62,7 @@ def answer(status: int = 200) -> HttpResponse:
 def age(by: timedelta = DAY) -> None:
     """Let all rows be so much older."""
     for row in IdempotentAnswer.objects.all():
-        IdempotentAnswer.objects.filter(pk=row.pk).update(until=row.until - by)
+        IdempotentAnswer.objects.filter(pk=row.pk).update(expires_at=row.expires_at - by)
 
 
 def test_it_claims_nothing_without_the_header(owner: int) -> None:

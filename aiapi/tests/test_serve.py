@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,22 @@ def test_it_stops_before_migrations_with_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.endswith("migrations are missing. Run: manage.py migrate")
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "migrate", "prepare"])
+def test_it_stops_with_one_line_at_a_database_of_an_earlier_release(command: str, tmp_path: Path) -> None:
+    file = tmp_path / "old.sqlite3"
+    with closing(sqlite3.connect(file)) as old:
+        old.execute("CREATE TABLE django_migrations (id INTEGER PRIMARY KEY, app TEXT, name TEXT, applied DATETIME)")
+        rows = [("accounts", "0001_initial"), ("accounts", "0002_lineage"), ("monitoring", "0018_few_grains")]
+        old.executemany("INSERT INTO django_migrations (app, name, applied) VALUES (?, ?, '2026-11-24')", rows)
+        old.commit()
+    done = run([command], {"DATABASE_URL": f"sqlite:///{file}", "REDIS_URL": "redis://127.0.0.1:1/0"})
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "DATABASE_URL: the database is of an earlier release" in line
+    assert "empty" in line  # how to start fresh
+    assert "export_usage" in line  # or to export first
 
 
 def test_it_stops_with_one_line_at_a_value_that_cant_be_used() -> None:

@@ -257,6 +257,6 @@ class TestWork:
 def test_it_deletes_answers_kept_for_a_day(cast: Cast) -> None:
     now = timezone.now()
     for name, until in (("old", now - timedelta(seconds=1)), ("new", now + timedelta(hours=1))):
-        IdempotentAnswer.objects.create(name=name, key=cast.owner.key, token="t", fingerprint="f", until=until)
+        IdempotentAnswer.objects.create(name=name, key=cast.owner.key, token="t", fingerprint="f", expires_at=until)
     assert prune_idempotent_answers(wait=never).rows == 1
     assert IdempotentAnswer.objects.get().name == "new"

@@ -25,7 +25,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from monitoring.models import Alert, AlertDelivery, WatchTurn
+from monitoring.models import Alert, AlertDelivery, LeaderLease
 from operations.alerts.budgets import level_of, topic_of
 from operations.alerts.conditions import Condition
 
@@ -44,19 +44,19 @@ class LeaderLock:
 
     def take(self) -> bool:
         """Take the turn, or go on with it; False while it is another's."""
-        WatchTurn.objects.get_or_create(pk=THE_ONE, defaults={"holder": "", "until": Now()})
+        LeaderLease.objects.get_or_create(pk=THE_ONE, defaults={"holder": "", "expires_at": Now()})
         lasting = ALLOWANCE + timedelta(seconds=ROUNDS * settings.WATCH_SECONDS)
-        free = WatchTurn.objects.filter(Q(holder__in=("", self.name)) | Q(until__lte=Now()), pk=THE_ONE)
-        return bool(free.update(holder=self.name, until=Now() + lasting))
+        free = LeaderLease.objects.filter(Q(holder__in=("", self.name)) | Q(expires_at__lte=Now()), pk=THE_ONE)
+        return bool(free.update(holder=self.name, expires_at=Now() + lasting))
 
     def is_mine(self) -> bool:
         """Say whether it still is, and keep it so until the transaction ends, in which this must be asked."""
-        mine = WatchTurn.objects.select_for_update().filter(pk=THE_ONE, holder=self.name)
+        mine = LeaderLease.objects.select_for_update().filter(pk=THE_ONE, holder=self.name)
         return mine.first() is not None
 
     def give_back(self) -> None:
         """Let another have it at once."""
-        WatchTurn.objects.filter(pk=THE_ONE, holder=self.name).update(holder="")
+        LeaderLease.objects.filter(pk=THE_ONE, holder=self.name).update(holder="")
 
 
 def incidents_update(conditions: Iterable[Condition]) -> int:

@@ -11,7 +11,7 @@ from django.core.management import call_command
 from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
-from monitoring.models import Alert, WatchTurn
+from monitoring.models import Alert, LeaderLease
 from operations.alerts import conditions, watch
 from operations.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition
 from operations.alerts.incidents import LeaderLock
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.django_db
 
 def expire() -> None:
     """Let the turn's time run out."""
-    WatchTurn.objects.update(until=Now() - timedelta(seconds=1))
+    LeaderLease.objects.update(expires_at=Now() - timedelta(seconds=1))
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ class TestTurn:
 
     def test_it_lasts_by_the_databases_clock(self) -> None:
         LeaderLock().take()
-        assert WatchTurn.objects.filter(until__gt=Now() + timedelta(seconds=60)).exists()
-        assert not WatchTurn.objects.filter(until__gt=Now() + timedelta(seconds=120)).exists()
+        assert LeaderLease.objects.filter(expires_at__gt=Now() + timedelta(seconds=60)).exists()
+        assert not LeaderLease.objects.filter(expires_at__gt=Now() + timedelta(seconds=120)).exists()
 
 
 class TestRound:

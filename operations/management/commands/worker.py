@@ -10,7 +10,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from accounts.checks import require_state_store
+from accounts.checks import require_current_database, require_state_store
 from core.background import outlived, stop_requests
 from operations.worker import PARTS, SingleRound, Worker
 
@@ -31,6 +31,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Work until SIGTERM, or do one round."""
         require_state_store()
+        require_current_database()
         if options["once"] is not None:
             self._once(options["once"] or PARTS)
             return
