@@ -1,35 +1,39 @@
-"""The part of HTTP/1.1 that a provider's clients use: an asyncio protocol that reads requests and sends replies.
+"""A small HTTP/1.1 server in a thread: keep-alive, pipelining, bodies with a length or in chunks; no TLS.
 
-Supports keep-alive, pipelining, and bodies with a length or in chunks; no TLS, no compression. Written by hand for
-benchmarks of the platform: a non-streamed call should cost less than 100 µs.
+Its replies may be slow, break off, fall silent or reset the connection, and are billed as they are sent.
 """
 
 import asyncio
+import json
+import logging
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, Self
 
-from inference.fake_provider.answers import Frame
-from inference.fake_provider.ledger import Call
+from inference.fake_provider.answers import Call, Frame
 
-MAX_HEAD = 64 * 1024
-MAX_BODY = 64 * 1024 * 1024
-_PIECE = 16
-_LAST_CHUNK = b"0\r\n\r\n"
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
+MAX_HEAD, MAX_BODY = 64 * 1024, 64 * 1024 * 1024
+#: Bytes of each piece of a plain answer that trickles.
+PIECE = 16
+BACKLOG = 4096
+ACCEPT_PAUSE, START_SECONDS = 0.05, 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
-    """A request as read from the socket; header names in lower case."""
+    """A received request; header names in lower case, `body` parsed if it was JSON, otherwise None."""
 
     method: str
     path: str
     query: str
     headers: Mapping[str, str]
-    body: bytes
+    body: Any
 
 
 @dataclass(slots=True)
@@ -57,34 +61,49 @@ class Reply:
         """Return a reply with one body, for which `tokens` are billed."""
         return cls(status, iter([(body, tokens)]), len(body), content_type)
 
-    @property
-    def at_once(self) -> bool:
-        """Return whether the reply needs no pauses and so no task."""
-        return not (self.latency or self.first_delay or self.interval or self.end == "silence")
+    @classmethod
+    def of_json(cls, status: int, body: Any) -> "Reply":
+        """Return a JSON reply."""
+        return cls.whole(status, json.dumps(body).encode())
 
-    def head(self) -> bytes:
-        """Return status line and headers."""
-        framing = "Transfer-Encoding: chunked" if self.length is None else f"Content-Length: {self.length}"
-        extra = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
-        reason = _REASONS.get(self.status, "")
-        lines = f"HTTP/1.1 {self.status} {reason}\r\nContent-Type: {self.content_type}\r\n{framing}\r\n"
-        return f"{lines}{extra}\r\n".encode("latin-1")
-
-    def framed(self, data: bytes) -> bytes:
-        """Return `data` as it is sent, as a chunk if the reply is a stream."""
-        return data if self.length is not None else b"%x\r\n%b\r\n" % (len(data), data)
-
-    def slowed(self, interval: float) -> None:
-        """Send small pieces with pauses; a non-streamed answer's tokens are billed with its first piece."""
+    def slow_down(self, interval: float) -> None:
+        """Send small pieces with pauses; a plain answer's tokens are billed with its first piece."""
         self.interval = interval
         if self.length is not None:
-            self.frames = _pieces(self.frames)
+            (body, tokens), *_ = self.frames
+            starts = range(0, len(body), PIECE)
+            self.frames = ((body[start : start + PIECE], 0 if start else tokens) for start in starts)
 
+    async def send(self, writer: asyncio.StreamWriter) -> None:
+        """Send the reply with its pauses. All is billed before it is sent, so that who has it finds it billed."""
+        if self.latency:
+            await asyncio.sleep(self.latency)
+        waiting = [self._head()] if self.status else []
+        pause = self.first_delay
+        for frame, tokens in self.frames:
+            if pause:
+                writer.write(b"".join(waiting))
+                waiting.clear()
+                await asyncio.sleep(pause)
+                await writer.drain()
+            if self.call is not None:
+                self.call.completion_tokens += tokens
+            waiting.append(frame if self.length is not None else b"%x\r\n%b\r\n" % (len(frame), frame))
+            pause = self.interval
+        if self.end == "silence":
+            writer.write(b"".join(waiting))
+            await asyncio.Event().wait()
+        if self.call is not None:
+            self.call.end("failed" if self.end == "reset" else self.end)
+        if self.length is None and self.end == "complete":
+            waiting.append(b"0\r\n\r\n")
+        writer.write(b"".join(waiting))
 
-def _pieces(frames: Iterator[Frame]) -> Iterator[Frame]:
-    for data, tokens in frames:
-        for start in range(0, len(data), _PIECE):
-            yield data[start : start + _PIECE], 0 if start else tokens
+    def _head(self) -> bytes:
+        framing = "Transfer-Encoding: chunked" if self.length is None else f"Content-Length: {self.length}"
+        extra = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
+        first = f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\nContent-Type: {self.content_type}"
+        return f"{first}\r\n{framing}\r\n{extra}\r\n".encode("latin-1")
 
 
 class _Refused(Exception):
@@ -95,195 +114,178 @@ class _Refused(Exception):
         self.status = status
 
 
-def _read_head(data: bytes) -> Request:
-    lines = data.decode("latin-1").split("\r\n")
+async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
+    """Read the next request; raises _Refused, or IncompleteReadError at the end of the connection."""
     try:
-        method, target, _ = lines[0].split(" ")
-        headers = {}
-        for line in lines[1:]:
-            name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
+        head = await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head[:-4].decode("latin-1").split("\r\n")
+        method, target, _ = first.split(" ")
+        fields = (line.partition(":") for line in lines)
+        headers = {name.lower(): value.strip() for name, _, value in fields}
+        if headers.get("expect", "").lower() == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if "chunked" in headers.get("transfer-encoding", ""):
+            content = b"".join([chunk async for chunk in _chunks(reader)])
+        else:
+            size = int(headers.get("content-length", "0"))
+            if size > MAX_BODY:
+                raise _Refused(413)
+            content = await reader.readexactly(size)
+    except asyncio.LimitOverrunError:
+        raise _Refused(431) from None
     except ValueError:
         raise _Refused(400) from None
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        body = None
     path, _, query = target.partition("?")
-    return Request(method, path, query, headers, b"")
+    return Request(method, path, query, headers, body)
 
 
-def _take_chunked(buffer: bytearray) -> bytes | None:
-    """Remove a chunked body from the buffer and return it; None, with the buffer unchanged, while it is incomplete."""
-    body: list[bytes] = []
-    position = 0
-    while (end := buffer.find(b"\r\n", position)) >= 0:
-        try:
-            size = int(bytes(buffer[position:end]).split(b";")[0], 16)
-        except ValueError:
-            raise _Refused(400) from None
-        position = end + 2 + size + 2
-        if len(buffer) < position:
-            return None
-        if size == 0:
-            del buffer[:position]
-            return b"".join(body)
-        body.append(bytes(buffer[end + 2 : end + 2 + size]))
-    return None
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
+        yield (await reader.readexactly(size + 2))[:-2]
+    await reader.readuntil(b"\r\n")
 
 
-def _take_sized(buffer: bytearray, length: str) -> bytes | None:
-    if not length.isdigit():
-        raise _Refused(400)
-    size = int(length)
-    if size > MAX_BODY:
-        raise _Refused(413)
-    if len(buffer) < size:
-        return None
-    body = bytes(buffer[:size])
-    del buffer[:size]
-    return body
+class _Connection(asyncio.StreamReaderProtocol):
+    """One client's connection: a task answers its requests one after the other, until either side closes it."""
 
+    def __init__(self, server: "HttpServer") -> None:
+        super().__init__(asyncio.StreamReader(limit=MAX_HEAD), self._begin)
+        self._server = server
 
-class Connection(asyncio.Protocol):
-    """One client's connection. Its requests are answered by `handle`, one after the other."""
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._server.connections[self] = writer
+        self._serving = asyncio.create_task(self._serve(reader, writer))
 
-    def __init__(self, handle: Callable[[Request], Reply], everyone: "set[Connection]") -> None:
-        self._handle = handle
-        self._everyone = everyone
-        self._buffer = bytearray()
-        self._head: Request | None = None
-        self._playing: asyncio.Task[None] | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport, and send small writes at once."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._socket: socket.socket = transport.get_extra_info("socket")
-        # asyncio sets this only for sockets with a protocol number, which accepted ones lack.
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._everyone.add(self)
+    def eof_received(self) -> bool:
+        """Close the connection: a client that sends no more has left."""
+        super().eof_received()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the reply in progress: the client disconnected, or the server closed."""
-        self._everyone.discard(self)
-        if self._playing is not None:
-            self._playing.cancel()
+        super().connection_lost(exc)
+        self._server.connections.pop(self, None)
+        self._serving.cancel()
 
-    def pause_writing(self) -> None:
-        """Hold further frames until the client has read some."""
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        """Continue to send."""
-        self._writable.set()
-
-    def close(self) -> None:
-        """End the connection now."""
-        self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        """Add received bytes, and answer complete requests."""
-        self._buffer += data
-        self._pump()
-
-    def _pump(self) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reply, request = None, None
         try:
-            while self._playing is None and not self._transport.is_closing() and (request := self._next_request()):
-                self._answer(request)
+            while request is None or request.headers.get("connection", "").lower() != "close":
+                request = await _read_request(reader, writer)
+                reply = self._server.answer(request)
+                await reply.send(writer)
+                if reply.end == "reset":
+                    # A linger of 0 makes the kernel send RST instead of FIN.
+                    linger = struct.pack("ii", 1, 0)
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    writer.transport.abort()
+                if reply.end != "complete":
+                    break
         except _Refused as refused:
-            self._answer_at_once(Reply.whole(refused.status, b"{}"))
-            self._transport.close()
-
-    def _next_request(self) -> Request | None:
-        head = self._head or self._next_head()
-        if head is None:
-            return None
-        if "chunked" in head.headers.get("transfer-encoding", ""):
-            body = _take_chunked(self._buffer)
-        else:
-            body = _take_sized(self._buffer, head.headers.get("content-length", "0"))
-        self._head = head if body is None else None
-        return None if body is None else head._replace(body=body)
-
-    def _next_head(self) -> Request | None:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > MAX_HEAD:
-                raise _Refused(431)
-            return None
-        head = _read_head(bytes(self._buffer[:end]))
-        del self._buffer[: end + 4]
-        if head.headers.get("expect", "").lower() == "100-continue":
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return head
-
-    def _answer(self, request: Request) -> None:
-        reply = self._handle(request)
-        closing = request.headers.get("connection", "").lower() == "close"
-        if reply.at_once:
-            self._answer_at_once(reply)
-            if closing:
-                self._transport.close()
-        else:
-            self._playing = asyncio.get_running_loop().create_task(self._play(reply, closing))
-
-    def _answer_at_once(self, reply: Reply) -> None:
-        data = [reply.head()] if reply.status else []
-        for frame, tokens in reply.frames:
-            data.append(reply.framed(frame))
-            _bill(reply, tokens)
-        if reply.length is None and reply.end == "complete":
-            data.append(_LAST_CHUNK)
-        # Billed before the write, so that a client with the answer finds it in the ledger.
-        _close_call(reply)
-        self._transport.write(b"".join(data))
-        self._end(reply)
-
-    async def _play(self, reply: Reply, closing: bool) -> None:
-        """Send a reply with its pauses; cancelled when the client disconnects."""
-        try:
-            await self._send_paced(reply)
-        except asyncio.CancelledError:
-            if reply.call is not None:
+            await Reply.of_json(refused.status, {}).send(writer)
+        except (asyncio.CancelledError, asyncio.IncompleteReadError, ConnectionError):
+            if reply is not None and reply.call is not None:
                 reply.call.end("client_left")
-            return
-        self._end(reply)
-        self._playing = None
-        if closing:
-            self._transport.close()
-        self._pump()
-
-    async def _send_paced(self, reply: Reply) -> None:
-        await asyncio.sleep(reply.latency)
-        if reply.status:
-            self._transport.write(reply.head())
-        pause = reply.first_delay
-        for frame, tokens in reply.frames:
-            if pause:
-                await asyncio.sleep(pause)
-            await self._writable.wait()
-            _bill(reply, tokens)
-            self._transport.write(reply.framed(frame))
-            pause = reply.interval
-        if reply.end == "silence":
-            await asyncio.Event().wait()
-        _close_call(reply)
-        if reply.length is None and reply.end == "complete":
-            self._transport.write(_LAST_CHUNK)
-
-    def _end(self, reply: Reply) -> None:
-        """Close the connection if the reply's end requires it."""
-        if reply.end == "cut":
-            self._transport.close()
-        elif reply.end == "reset":
-            # A linger of 0 makes the kernel send RST instead of FIN.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
+        finally:
+            writer.close()
 
 
-def _bill(reply: Reply, tokens: int) -> None:
-    if reply.call is not None:
-        reply.call.completion_tokens += tokens
+class HttpServer(ABC):
+    """Serves in a thread of its own. Use it as a context manager, or call `start` and `stop`, from any thread."""
 
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = host, port
+        self.connections: dict[_Connection, asyncio.StreamWriter] = {}
+        self._accepting: asyncio.Task[None] | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fake-provider", daemon=True)
 
-def _close_call(reply: Reply) -> None:
-    if reply.call is not None:
-        reply.call.end("failed" if reply.end == "reset" else reply.end)
+    @abstractmethod
+    def answer(self, request: Request) -> Reply:
+        """Return the reply to a request; runs in the server's thread."""
+
+    def start(self) -> Self:
+        """Start to listen; raises OSError if the port is taken."""
+        self._bind()
+        self._thread.start()
+        self.listen()
+        return self
+
+    def stop(self) -> None:
+        """Close the socket and all connections, and end the thread."""
+        self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(START_SECONDS)
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def refuse(self) -> None:
+        """Close the listening socket and every connection, but keep the port."""
+        self._run(self._refuse())
+
+    def listen(self) -> None:
+        """Listen again after `refuse`."""
+        self._run(self._listen())
+
+    async def refuse_for(self, seconds: float) -> None:
+        """Refuse connections for a while, once the current request is answered; runs in the server's thread."""
+        await asyncio.sleep(0.01)
+        await self._refuse()
+        await asyncio.sleep(seconds)
+        await self._listen()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(START_SECONDS)
+
+    def _bind(self) -> None:
+        """Bind the port without listening: connections are refused, but no other process can take it."""
+        # With the protocol's number, which accepted sockets inherit, asyncio sends small writes at once.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((self.host, self.port))
+        except OSError:
+            self._socket.close()
+            raise
+        self.port = self._socket.getsockname()[1]
+
+    async def _listen(self) -> None:
+        if self._accepting is None:
+            self._socket.listen(BACKLOG)
+            self._accepting = asyncio.create_task(self._accept())
+
+    async def _accept(self) -> None:
+        # Not asyncio's own server: closing it leaks a connection that it accepts at the same time.
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(self._socket)
+            except OSError:  # too many open files, or a client that disconnected at once: go on serving the others
+                logger.warning("the fake provider could not accept a connection", exc_info=True)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            await loop.connect_accepted_socket(lambda: _Connection(self), accepted)
+
+    async def _refuse(self) -> None:
+        await self._close()
+        self._bind()
+
+    async def _close(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+            self._accepting = None
+        self._socket.close()
+        for writer in list(self.connections.values()):
+            writer.transport.abort()
+        await asyncio.sleep(0.01)  # aborted connections end their calls in the next turns of the event loop

@@ -1,242 +1,294 @@
-"""The fake provider's server, in a thread of a test or of a command, controlled by methods or over HTTP."""
+"""The fake provider: its endpoints, faults and ledger, controlled by methods or over HTTP."""
 
 import asyncio
 import json
-import logging
-import socket
-import threading
+import random
+import re
 import time
-from types import TracebackType
-from typing import Any, Self
+from collections import deque
+from dataclasses import asdict
+from itertools import count
+from typing import Any
+from urllib.parse import parse_qs, unquote
 
-from inference.fake_provider.answers import Json
-from inference.fake_provider.http import Connection, Reply, Request
-from inference.fake_provider.ledger import Call, Ledger, Received
-from inference.fake_provider.replies import Provider, json_reply
-from inference.fake_provider.settings import FakeSettings, FaultPlan, check_fault
+from inference.fake_provider.answers import Answer, Call, FakeProtocol, Frame, Json, compose, sse
+from inference.fake_provider.chat import ChatFormat, CompletionFormat, EmbeddingFormat
+from inference.fake_provider.http import HttpServer, Reply, Request
+from inference.fake_provider.responses import ResponseFormat
+from inference.fake_provider.settings import (
+    BROKEN_JSON,
+    DEFAULT_MODELS,
+    ERROR_FAULTS,
+    ERROR_IN_200,
+    HTML_PAGE,
+    HTTP_FAULTS,
+    OWNER,
+    FakeSettings,
+    HttpError,
+    check_fault,
+)
 
 CONTROL = "/_fake/"
-_START_SECONDS = 10.0
-_BACKLOG = 4096
-_ACCEPT_PAUSE = 0.05
+ENDPOINTS: dict[str, FakeProtocol] = {
+    "chat/completions": ChatFormat(),
+    "completions": CompletionFormat(),
+    "embeddings": EmbeddingFormat(),
+    "responses": ResponseFormat(),
+}
+OPENAI = re.compile(r"/(?:openai/)?v1/(.+?)/?")
+#: Azure's paths under a deployment, and those of the whole resource.
+AZURE = re.compile(r"/openai/deployments/([^/]+)/(chat/completions|completions|embeddings)")
+AZURE_PLAIN = re.compile(r"/openai/(responses|models)")
+CREATED = 1_700_000_000
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+KEPT_REQUESTS = 10_000
+"""Most requests kept, so that a long benchmark does not fill the memory; all calls are kept."""
 
-logger = logging.getLogger(__name__)
 
-
-class FakeUpstream:
+class FakeUpstream(HttpServer):
     """An OpenAI-compatible provider on a real socket, whose answers and failures are set by FakeSettings.
 
-    Use it as a context manager, or call `start` and `stop`. Methods may be called from any thread. Other processes
-    control it over HTTP: GET /_fake/ledger (`?calls=0` for the totals alone), GET /_fake/requests, POST /_fake/settings
-    (any settings, `fail_next` as `{"kind": ..., "times": 1}`, and `refuse_ms`), POST /_fake/reset. These need no key:
-    never expose the port.
+    Other processes control it over HTTP: GET /_fake/ledger (`?calls=0` for the totals alone), GET /_fake/requests,
+    POST /_fake/settings (any settings, `fail_next` as `{"kind": ..., "times": 1}`, and `refuse_ms`), POST /_fake/reset.
+    These need no key: never expose the port.
+
+    `requests` has the latest 10,000 requests, `billed` every call to a model with the tokens billed for it, including
+    running and refused ones, both in order of arrival. A seed determines the sequence of faults.
     """
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0, **settings: Any) -> None:
-        self._first_settings = FakeSettings().changed(settings)
-        self._ledger = Ledger()
-        self._plan = FaultPlan(seed)
-        self._provider = Provider(self._first_settings, self._plan, self._ledger)
-        self._host, self.port = host, port
-        self._connections: set[Connection] = set()
-        self._accepting: asyncio.Task[None] | None = None
-        self._refusing: asyncio.Task[None] | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="fake-upstream", daemon=True)
-
-    # Start and stop
-
-    def start(self) -> Self:
-        """Start to listen, in a thread of its own; raises OSError if the port is taken."""
-        self._socket = self._reserve()
-        self._thread.start()
-        self.listen()
-        return self
-
-    def stop(self) -> None:
-        """Close the socket and all connections, and end the thread."""
-        self._call(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_START_SECONDS)
-        self._loop.close()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def _call(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_SECONDS)
-
-    def _reserve(self) -> socket.socket:
-        """Bind the port without listening: connections are refused, but no other process can take it."""
-        reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        reserved.setblocking(False)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            reserved.bind((self._host, self.port))
-        except OSError:
-            reserved.close()
-            raise
-        self.port = reserved.getsockname()[1]
-        return reserved
-
-    async def _listen(self) -> None:
-        if self._accepting is None:
-            self._socket.listen(_BACKLOG)
-            self._accepting = asyncio.create_task(self._accept(self._socket))
-
-    async def _accept(self, listener: socket.socket) -> None:
-        # Not asyncio's own server: closing it leaks a connection that it accepts at the same time.
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, _ = await loop.sock_accept(listener)
-            except OSError:
-                # Too many open files, or a client that disconnected at once: go on serving the others.
-                logger.warning("the fake upstream could not accept a connection", exc_info=True)
-                await asyncio.sleep(_ACCEPT_PAUSE)
-                continue
-            await loop.connect_accepted_socket(self._connection, accepted)
-
-    async def _refuse(self) -> None:
-        await self._shut()
-        self._socket = self._reserve()
-
-    async def _stop(self) -> None:
-        if self._refusing is not None:
-            self._refusing.cancel()
-        await self._shut()
-
-    async def _shut(self) -> None:
-        """Close the socket and every connection."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
-            self._accepting = None
-        self._socket.close()
-        for connection in list(self._connections):
-            connection.close()
-        # Aborted connections end their calls in the next iterations of the event loop.
-        await asyncio.sleep(0.01)
-
-    def _connection(self) -> Connection:
-        return Connection(self._handle, self._connections)
-
-    # Drive it
+        super().__init__(host, port)
+        self.settings = self._first_settings = FakeSettings().changed(settings)
+        self._seed = seed
+        self._numbers = count(1)
+        self._forget()
 
     @property
     def base_url(self) -> str:
         """Return the URL for an OpenAI client, ending in /v1."""
-        return f"http://{self._host}:{self.port}/v1"
+        return f"http://{self.host}:{self.port}/v1"
 
     @property
-    def settings(self) -> FakeSettings:
-        """Return the settings in force."""
-        return self._provider.settings
+    def requests(self) -> list[Request]:
+        """Return the latest 10,000 requests in order."""
+        return list(self._requests)
+
+    @property
+    def billed(self) -> list[Call]:
+        """Return every call to a model with the tokens billed for it, in order, including running calls."""
+        return list(self._calls)
 
     def set(self, **changes: Any) -> None:
         """Change settings from the next call on; raises ValueError for an unknown or invalid setting."""
-        self._provider.settings = self.settings.changed(changes)
+        self.settings = self.settings.changed(changes)
 
     def fail_next(self, kind: str, times: int = 1) -> None:
         """Make the next `times` calls to a model fail; `refuse` closes the socket until `listen` or `reset`."""
         if check_fault(kind) == "refuse":
             self.refuse()
         else:
-            self._plan.fail_next(kind, times)
-
-    def refuse(self) -> None:
-        """Close the listening socket and every connection, but keep the port."""
-        self._call(self._refuse())
-
-    def listen(self) -> None:
-        """Listen again after `refuse`."""
-        self._call(self._listen())
+            self._next_faults.extend([kind] * times)
 
     def reset(self) -> None:
         """Forget calls, requests and faults, and restore the initial settings."""
         self._forget()
         self.listen()
 
-    def _forget(self) -> None:
-        self._ledger.clear()
-        self._plan.clear()
-        self._provider.settings = self._first_settings
-
-    # Look at it
-
-    @property
-    def requests(self) -> list[Received]:
-        """Return the latest 10,000 requests in order."""
-        return list(self._ledger.requests)
-
-    @property
-    def billed(self) -> list[Call]:
-        """Return every call to a model with the tokens billed for it, in order, including running calls."""
-        return list(self._ledger.calls)
-
     def totals(self) -> dict[str, int]:
         """Return the number of calls, of running ones, and the sums of prompt, cached and completion tokens."""
-        return self._ledger.totals()
+        calls = self.billed
+        return {
+            "calls": len(calls),
+            "running": sum(call.ended_at is None for call in calls),
+            "prompt_tokens": sum(call.prompt_tokens for call in calls),
+            "cached_tokens": sum(call.cached_tokens for call in calls),
+            "completion_tokens": sum(call.completion_tokens for call in calls),
+        }
 
     def wait_idle(self, timeout: float = 5.0) -> None:
         """Wait until no call runs; raises TimeoutError after `timeout` seconds."""
         end = time.monotonic() + timeout
         while self.totals()["running"]:
             if time.monotonic() > end:
-                raise TimeoutError(f"the fake upstream still runs {self.totals()['running']} calls")
+                raise TimeoutError(f"the fake provider still runs {self.totals()['running']} calls")
             time.sleep(0.005)
 
-    # Over HTTP
+    def answer(self, request: Request) -> Reply:
+        """Answer a request like an OpenAI-compatible provider, or obey one to control it."""
+        try:
+            if request.path.startswith(CONTROL):
+                return self._control(request)
+            self._requests.append(request)
+            wanted = self.settings.api_key
+            given = request.headers.get("api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
+            if wanted is not None and given != wanted:
+                raise HttpError(401, "Incorrect API key provided.", code="invalid_api_key")
+            return self._route(request)
+        except HttpError as refusal:
+            return Reply.whole(refusal.status, refusal.body)
 
-    def _handle(self, request: Request) -> Reply:
-        if request.path.startswith(CONTROL):
-            return self._control(request)
-        return self._provider.reply(request)
+    def _forget(self) -> None:
+        self._calls: list[Call] = []
+        self._requests: deque[Request] = deque(maxlen=KEPT_REQUESTS)
+        self._next_faults: deque[str] = deque()
+        self._random = random.Random(self._seed)
+        self.settings = self._first_settings
 
     def _control(self, request: Request) -> Reply:
         match (request.method, request.path.removeprefix(CONTROL)):
             case ("GET", "ledger"):
-                return json_reply(200, self._ledger.as_json(with_calls=request.query != "calls=0"))
+                calls = {} if request.query == "calls=0" else {"calls": [asdict(call) for call in self._calls]}
+                return Reply.of_json(200, {"totals": self.totals(), **calls})
             case ("GET", "requests"):
-                return json_reply(200, [_plain(each) for each in self._ledger.requests])
+                shown = ("method", "path", "headers", "body")
+                return Reply.of_json(200, [{name: getattr(each, name) for name in shown} for each in self._requests])
             case ("POST", "reset"):
                 self._forget()
-                return json_reply(200, {"reset": True})
+                return Reply.of_json(200, {"reset": True})
             case ("POST", "settings"):
-                return self._settings_posted(request)
-        return json_reply(404, {"error": "unknown path"})
+                return self._change(request.body)
+        return Reply.of_json(404, {"error": "unknown path"})
 
-    def _settings_posted(self, request: Request) -> Reply:
+    def _change(self, posted: Any) -> Reply:
         try:
-            self._apply(json.loads(request.body))
+            changes = dict(posted)
+            fail, refuse_ms = changes.pop("fail_next", None), changes.pop("refuse_ms", None)
+            self.set(**changes)
+            if fail is not None:
+                self._next_faults.extend([check_fault(fail["kind"])] * fail.get("times", 1))
+            if refuse_ms is not None:
+                self._refusing = asyncio.create_task(self.refuse_for(refuse_ms / 1000))
         except (ValueError, TypeError, KeyError) as error:
-            return json_reply(400, {"error": str(error)})
-        return json_reply(200, {"set": True})
+            return Reply.of_json(400, {"error": str(error)})
+        return Reply.of_json(200, {"set": True})
 
-    def _apply(self, posted: Json) -> None:
-        fail, refuse_ms = posted.pop("fail_next", None), posted.pop("refuse_ms", None)
-        self.set(**posted)
-        if fail is not None:
-            self._plan.fail_next(fail["kind"], fail.get("times", 1))
-        if refuse_ms is not None:
-            self._refusing = asyncio.create_task(self._refuse_for(refuse_ms / 1000))
+    def _route(self, request: Request) -> Reply:
+        body = request.body
+        azure, plain = AZURE.fullmatch(request.path), AZURE_PLAIN.fullmatch(request.path)
+        if (azure or plain) and "api-version" not in parse_qs(request.query):
+            raise HttpError(404, "Resource not found")
+        if azure:
+            name, body = azure[2], {**body, "model": unquote(azure[1])} if isinstance(body, dict) else body
+        else:
+            openai = plain or OPENAI.fullmatch(request.path)
+            name = openai[1] if openai else ""
+        if name == "models" or name.startswith("models/"):
+            return self._models(unquote(name.removeprefix("models").lstrip("/")))
+        if name not in ENDPOINTS:
+            raise HttpError(404, f"Invalid URL ({request.method} {request.path})")
+        if request.method != "POST":
+            raise HttpError(405, f"Not allowed to {request.method} on {request.path}.")
+        return self._call(request.path, ENDPOINTS[name], body)
 
-    async def _refuse_for(self, seconds: float) -> None:
-        # Let the response to this request be sent first.
-        await asyncio.sleep(0.01)
-        await self._refuse()
-        await asyncio.sleep(seconds)
-        await self._listen()
+    def _models(self, name: str) -> Reply:
+        if (kind := self.settings.models_fault) is not None:
+            return _unbilled_fault(kind, self.settings) or Reply.whole(500, HTTP_FAULTS["http_500"].body)
+        self._check_model(name)
+        listed = [
+            {"id": each, "object": "model", "created": CREATED, "owned_by": OWNER}
+            for each in ([name] if name else self.settings.models or DEFAULT_MODELS)
+        ]
+        return Reply.of_json(200, listed[0] if name else {"object": "list", "data": listed})
+
+    def _check_model(self, name: str) -> None:
+        if name and self.settings.models and name not in self.settings.models:
+            raise HttpError(404, f"The model `{name}` does not exist.", code="model_not_found")
+
+    def _call(self, path: str, protocol: FakeProtocol, body: Any) -> Reply:
+        fields: Json = body if isinstance(body, dict) else {}
+        stream = bool(fields.get("stream")) and protocol.generates
+        call_id = f"{protocol.prefix}{next(self._numbers):08d}"
+        call = Call(call_id, path, str(fields.get("model", "")), stream, self._draw_fault())
+        self._calls.append(call)
+        try:
+            reply = self._reply(call, protocol, body)
+        except HttpError as refusal:
+            call.end("failed")
+            reply = Reply.whole(refusal.status, refusal.body)
+        reply.call = call
+        reply.headers += (("x-request-id", f"req_{call_id}"), ("openai-processing-ms", "1"))
+        reply.latency = self.settings.latency_ms / 1000
+        return reply
+
+    def _draw_fault(self) -> str | None:
+        """Return the fault of a call: the next one queued, or one drawn by chance; None for a successful call."""
+        if self._next_faults:
+            return self._next_faults.popleft()
+        chance = self._random.random() if self.settings.faults else 1.0
+        for kind, rate in self.settings.faults.items():
+            if chance < rate:
+                return kind
+            chance -= rate
+        return None
+
+    def _reply(self, call: Call, protocol: FakeProtocol, body: Any) -> Reply:
+        settings = self.settings
+        if call.fault is not None and (fault := _unbilled_fault(call.fault, settings)) is not None:
+            if fault.end == "complete":
+                call.end("failed")
+            return fault
+        if not isinstance(body, dict):
+            raise HttpError(400, "We could not parse the JSON body of your request.")
+        if not isinstance(body.get("model"), str):
+            raise HttpError(400, "you must provide a model parameter", param="model")
+        self._check_model(body["model"])
+        answer = compose(call, protocol, body, settings)
+        if not (call.fault == "error_first" or (call.fault == "error_event" and not call.stream)):
+            call.prompt_tokens, call.cached_tokens = answer.prompt_tokens, answer.cached_tokens
+        if call.fault == "http_504":
+            return Reply.whole(504, HTTP_FAULTS["http_504"].body, tokens=answer.completion_tokens)
+        reply = _streamed(call, protocol, answer, settings) if call.stream else _whole(call, protocol, answer)
+        if call.fault == "slow":
+            reply.slow_down(settings.slow_interval_ms / 1000)
+        reply.end = {"cut": "cut", "stall": "silence"}.get(call.fault or "", "complete")
+        return reply
 
 
-def _plain(received: Received) -> Json:
-    return {"method": received.method, "path": received.path, "headers": received.headers, "body": received.body}
+def _unbilled_fault(kind: str, settings: FakeSettings) -> Reply | None:
+    """Return the reply of a fault that needs no answer; None for the others."""
+    if kind in HTTP_FAULTS and kind != "http_504":
+        reply = Reply.whole(HTTP_FAULTS[kind].status, HTTP_FAULTS[kind].body)
+        if kind == "http_429":
+            reply.headers = (("Retry-After", f"{settings.retry_after:g}"),)
+        return reply
+    if kind == "wrong_type":
+        return Reply.whole(200, HTML_PAGE, "text/html")
+    if kind in ("reset", "hang"):
+        return Reply(0, iter(()), end="reset" if kind == "reset" else "silence")
+    return None
+
+
+def _whole(call: Call, protocol: FakeProtocol, answer: Answer) -> Reply:
+    tokens = answer.completion_tokens
+    body = json.dumps(protocol.plain(answer)).encode()
+    if call.fault == "broken_json":
+        body = BROKEN_JSON
+    elif call.fault in ERROR_FAULTS:
+        tokens = tokens // 2 if call.fault == "error_usage" else 0
+        reported = tokens if call.fault == "error_usage" else None
+        body = json.dumps(protocol.error_body(ERROR_IN_200, answer, reported)).encode()
+    reply = Reply.whole(200, body, tokens=tokens)
+    if call.fault in ("cut", "stall"):
+        reply.frames = iter([(body[: len(body) // 2], tokens)])
+    return reply
+
+
+def _streamed(call: Call, protocol: FakeProtocol, answer: Answer, settings: FakeSettings) -> Reply:
+    reply = Reply(200, protocol.stream(answer), content_type=EVENT_STREAM)
+    reply.first_delay = settings.first_token_ms / 1000
+    reply.interval = settings.chunk_interval_ms / 1000
+    if call.fault in ("cut", "stall", "broken_json", *ERROR_FAULTS):
+        frames: list[Frame] = []
+        sent = 0
+        for frame in reply.frames:
+            if call.fault == "error_first" or (sent >= answer.completion_tokens // 2 and frame[1]):
+                break
+            frames.append(frame)
+            sent += frame[1]
+        if call.fault in ERROR_FAULTS:
+            reported = sent if call.fault == "error_usage" else None
+            frames.append((protocol.error_event(protocol.error_body(ERROR_IN_200, answer, reported)), 0))
+        elif call.fault == "broken_json":
+            frames.append((sse(BROKEN_JSON), answer.completion_tokens - sent))
+        reply.frames = iter(frames)
+    return reply

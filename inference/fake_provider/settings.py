@@ -1,11 +1,9 @@
 """The fake provider's settings, and its faults with their chances and error bodies."""
 
 import json
-import random
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 DEFAULT_MODELS = ("gpt-3.5-turbo", "gpt-4o-mini", "text-embedding-3-small")
 #: `owned_by` of each model in its list, which marks a provider that bills nothing.
@@ -49,11 +47,6 @@ class FakeSettings:
             parse_fault(f"{kind}:{rate}")
         if self.models_fault is not None:
             parse_fault(self.models_fault)
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """Return the names that GET /v1/models lists."""
-        return self.models or DEFAULT_MODELS
 
     def changed(self, changes: Mapping[str, Any]) -> "FakeSettings":
         """Return a copy with `changes`; raises ValueError for an unknown setting or a value out of bounds."""
@@ -99,29 +92,38 @@ FAULTS: dict[str, str] = {
 }
 
 
-class HttpError(NamedTuple):
-    """An error answer: its status, and the four fields of OpenAI's error body."""
+class HttpError(Exception):
+    """An error answer: its status, and the `fields` of OpenAI's error object. Raised for a request that is refused."""
 
-    status: int
-    kind: str
-    code: str | None
-    param: str | None
-    message: str
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.fields = {"message": message, "type": kind, "param": param, "code": code}
 
-    def fields(self) -> dict[str, str | None]:
-        """Return OpenAI's error object."""
-        return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-
+    @property
     def body(self) -> bytes:
-        """Return OpenAI's error body as JSON."""
-        return json.dumps({"error": self.fields()}).encode()
+        """OpenAI's error body as JSON."""
+        return json.dumps({"error": self.fields}).encode()
+
+
+def missing(param: str) -> HttpError:
+    """Return the error about a parameter that a request lacks."""
+    return HttpError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
 
 
 def _fault(status: int, kind: str, code: str | None = None, param: str | None = None) -> HttpError:
     text = f"The provider failed with {status} ({LEAK_MARKER})."
     if param:  # messages about a parameter are passed on without private details
         text = f"Wrong {param}. See https://{LEAK_MARKER}.example/{status}, {LEAK_MARKER}:8000, or sk-{LEAK_MARKER}."
-    return HttpError(status, kind, code, param, text)
+    return HttpError(status, text, kind=kind, code=code, param=param)
 
 
 HTTP_FAULTS: dict[str, HttpError] = {
@@ -138,9 +140,9 @@ HTTP_FAULTS: dict[str, HttpError] = {
     "http_503": _fault(503, "service_unavailable_error", "overloaded"),
     "http_504": _fault(504, "server_error"),
 }
-#: Errors in answers of status 200.
+#: Faults that are errors in answers of status 200, and that error.
 ERROR_FAULTS = ("error_event", "error_first", "error_usage")
-MID_STREAM_ERROR = _fault(500, "server_error", "server_error")
+ERROR_IN_200 = _fault(500, "server_error", "server_error")
 HTML_PAGE = f"<html><body><h1>Gateway</h1><p>{LEAK_MARKER}</p></body></html>".encode()
 BROKEN_JSON = b'{"id": "' + LEAK_MARKER.encode() + b'", "choices": [{'
 
@@ -161,37 +163,3 @@ def parse_fault(text: str) -> tuple[str, float]:
     if kind == "refuse":
         raise ValueError("refuse cannot be drawn by chance: use fail_next('refuse') or the setting refuse_ms")
     return check_fault(kind), share
-
-
-class FaultPlan:
-    """Chooses the fault of each call: first those queued by `fail_next`, then by chance.
-
-    It has its own random generator, so that a seed determines the sequence of faults.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._random = random.Random(seed)
-        self._queue: deque[str] = deque()
-
-    def fail_next(self, kind: str, times: int = 1) -> None:
-        """Queue the fault `kind` for `times` calls."""
-        self._queue.extend([check_fault(kind)] * times)
-
-    def draw(self, rates: Mapping[str, float]) -> str | None:
-        """Return the fault of this call; None for a successful one."""
-        if self._queue:
-            return self._queue.popleft()
-        if not rates:
-            return None
-        chance = self._random.random()
-        for kind, rate in rates.items():
-            if chance < rate:
-                return kind
-            chance -= rate
-        return None
-
-    def clear(self) -> None:
-        """Empty the queue and restart the random sequence."""
-        self._queue.clear()
-        self._random.seed(self._seed)

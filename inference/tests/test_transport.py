@@ -69,7 +69,7 @@ def open_stream(
 
 def connections(provider: FakeUpstream) -> int:
     """Count the connections that are open at the provider."""
-    return len(provider._connections)
+    return len(provider.connections)
 
 
 def test_it_answers(client: Client, provider: FakeUpstream) -> None:

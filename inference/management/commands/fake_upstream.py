@@ -36,33 +36,25 @@ class Command(BaseCommand):
         """Serve until a signal comes."""
         # Blocked before the server's thread starts, so that sigwait below receives the signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        _allow_many_connections()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         try:
-            fake = self._fake(options).start()
+            fake = FakeUpstream(
+                host=options["host"],
+                port=options["port"],
+                seed=options["seed"],
+                latency_ms=options["latency"],
+                first_token_ms=options["first_token"],
+                chunk_interval_ms=options["chunk_interval"],
+                tokens=options["tokens"],
+                cached_ratio=options["cached_ratio"],
+                faults=dict(map(parse_fault, options["fault"])),
+                api_key=options["api_key"],
+                models=options["model"],
+            ).start()
         except (ValueError, OSError) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"listening on {fake.base_url}")
         self.stdout.flush()
         signal.sigwait((signal.SIGINT, signal.SIGTERM))
         fake.stop()
-
-    def _fake(self, options: dict[str, Any]) -> FakeUpstream:
-        return FakeUpstream(
-            host=options["host"],
-            port=options["port"],
-            seed=options["seed"],
-            latency_ms=options["latency"],
-            first_token_ms=options["first_token"],
-            chunk_interval_ms=options["chunk_interval"],
-            tokens=options["tokens"],
-            cached_ratio=options["cached_ratio"],
-            faults=dict(map(parse_fault, options["fault"])),
-            api_key=options["api_key"],
-            models=options["model"],
-        )
-
-
-def _allow_many_connections() -> None:
-    """Raise the limit of open files to the user's maximum."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
