@@ -1,4 +1,5 @@
-# AI API's image: the web server by default, and every management command (`python manage.py worker`, ...).
+# AI API's image: the web server by default, every management command (`python manage.py worker`, ...), and `embedded`: all
+# processes and their stores in one container, to try it out.
 
 FROM python:3.11.14-slim-bookworm AS build
 # The compiler is for gunicorn's request parser in C, which comes as source only; it stays in this stage.
@@ -8,15 +9,16 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/venv
 WORKDIR /build
-COPY requirements.txt requirements-fast.txt ./
+COPY requirements.txt requirements-fast.txt requirements-embedded.txt ./
 RUN /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check \
-    -r requirements.txt -r requirements-fast.txt
+    -r requirements.txt -r requirements-fast.txt \
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary=:all: -r requirements-embedded.txt
 
 
 FROM python:3.11.14-slim-bookworm
 RUN groupadd --system --gid 10001 aiapi \
     && useradd --system --uid 10001 --gid aiapi --home-dir /app --shell /usr/sbin/nologin aiapi
-ENV PATH=/opt/venv/bin:$PATH \
+ENV PATH=/app/bin:/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     ENVIRONMENT=production \
@@ -25,10 +27,10 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 COPY --from=build /opt/venv /opt/venv
 COPY . .
-# Collected as production serves them, by names with a digest; no secret is needed for that. var/ is for SQLite, where
-# no DATABASE_URL is given; the code stays root's, so that the service can't change it.
+# Collected as production serves them, by names with a digest; no secret is needed for that. `embedded` keeps its
+# data in var/, for which it is given a volume; the code stays root's, so that the service can't change it.
 RUN python manage.py collectstatic --no-input --verbosity 0 \
-    && python -m compileall -q accounts aiapi core inference monitoring operations \
+    && python -m compileall -q accounts aiapi bin core inference monitoring operations \
     && install --directory --owner aiapi --group aiapi var
 USER 10001:10001
 EXPOSE 8000

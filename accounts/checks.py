@@ -61,7 +61,10 @@ def check_demo_keys(databases: Any = None, **options: Any) -> list[CheckMessage]
 def require_state_store() -> None:
     """Raise CommandError without REDIS_URL, because limits and records that are not ingested yet are stored there."""
     if not settings.REDIS_URL:
-        raise CommandError("REDIS_URL is not set. Set it to a Redis or Valkey, or use bin/run, which starts one.")
+        raise CommandError(
+            "REDIS_URL is not set. Set it to a Redis or Valkey, or use bin/run or the image's command `embedded`, "
+            "which start one."
+        )
 
 
 def require_current_database() -> None:

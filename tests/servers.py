@@ -227,8 +227,14 @@ def _starting_server(
 
 
 @contextmanager
-def launched(env: Mapping[str, str] | None = None) -> Iterator[Service]:
-    """Run the whole of bin/run on a free port, without anybody's .env, until it says that it is ready.
+def launched(
+    env: Mapping[str, str] | None = None,
+    *,
+    command: Sequence[str] = (sys.executable, "bin/run"),
+    root: Path = ROOT,
+    user: str | None = None,
+) -> Iterator[Service]:
+    """Run the whole of bin/run, or another command, on a free port, without anybody's .env, until it is ready.
 
     Its processes are a session of their own; a SIGINT to `service.process` is a Ctrl-C.
     """
@@ -236,11 +242,11 @@ def launched(env: Mapping[str, str] | None = None) -> Iterator[Service]:
         port, log = free_port(), Path(folder, "log")
         own = {"PORT": str(port), "ENV_FILE": os.devnull, "DATABASE_URL": f"sqlite:///{folder}/aiapi.sqlite3"}
         complete = {**clean_environment(), **own, **(env or {})}
-        process = spawn([sys.executable, "bin/run"], log, env=complete, cwd=ROOT, session=True)
-        service = Service(port, complete, log, process)
+        process = spawn([*command], log, env=complete, cwd=root, user=user, session=True)
+        service = Service(port, complete, log, process, root)
         try:
             wait_until(lambda: service.is_live() and "is ready" in log.read_text(), "bin/run to be ready", timeout=120)
-            service.ingested = Valkey(ROOT, complete).settings().get("REDIS_URL", "")
+            service.ingested = Valkey(root, complete).settings().get("REDIS_URL", "")
             yield service
         finally:
             stop(process, signal.SIGTERM)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import pytest
 
 from inference.fake_provider import FakeUpstream
 from tests.conftest import provider
-from tests.servers import Postgres, Redis, Service, aiapi_server, clean_environment
+from tests.servers import Postgres, Redis, Service, aiapi_server, clean_environment, launched
 from tests.test_deploy import ROOT, instructions
 
 
@@ -30,6 +31,7 @@ def image() -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o755)
         for part in allowed:
+            (folder / part).parent.mkdir(exist_ok=True)
             copy = partial(shutil.copytree, ignore=left_out) if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, folder / part)
         collect = next(step for step in instructions("RUN") if "collectstatic" in step).split(" && ")[0]
@@ -79,6 +81,43 @@ def test_it_serves_production_from_what_the_image_holds(production: Service) -> 
 def test_it_answers_probes_whatever_host_and_scheme_they_name(production: Service) -> None:
     for path in ("/health/live", "/health/ready"):
         assert production.request("GET", path, headers={"Host": "10.1.2.3:8000"}).status == 200, path
+
+
+def test_it_runs_everything_in_one_container_by_the_command_of_the_readme(image: Path, fake: FakeUpstream) -> None:
+    (line,) = re.findall(r"^docker run (.*) ai-api (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    data = re.search(r"-v \S+:/app/(\S+)", line[0])
+    assert data, "what it keeps would end with the container"
+    folder = image / data.group(1)
+    folder.mkdir(exist_ok=True)
+    user = image_user()
+    if user:
+        shutil.chown(folder, user)
+    env = {**baked(), **provider(fake), "DATABASE_URL": "", "PATH": image_path(image)}
+    with launched(env, command=[str(shutil.which(line[1], path=env["PATH"]))], root=image, user=user) as service:
+        assert service.request("POST", "/chat", {"message": "Hello"}, key="dev_key_123").status == 200
+        report = service.request("GET", "/health").json()
+        assert report["status"] == "healthy", report
+        command = [line[1], "key", "list"]
+        listed = subprocess.run(command, env=service.env, cwd=image, user=user, capture_output=True, check=False)
+        assert b"demo" in listed.stdout, listed
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(40) == 0
+    assert (folder / "aiapi.sqlite3").exists()
+    assert list(folder.glob("valkey/*/appendonlydir")), "limits and records on their way are kept"
+
+
+def test_it_says_that_the_image_has_no_model(image: Path) -> None:
+    env = {**clean_environment(), **baked(), "PATH": image_path(image)}
+    done = subprocess.run(["embedded"], env=env, cwd=image, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.startswith("error: no provider is configured: set OPENAI_API_KEY or OPENAI_BASE_URL")
+
+
+def image_path(image: Path) -> str:
+    """Return the image's PATH, with its /app laid out here and this Python's environment for its own."""
+    path: str = re.findall(r"\bPATH=(\S+)", " ".join(instructions("ENV")))[0]
+    own = path.replace("/app", str(image)).replace("/opt/venv/bin", str(Path(sys.executable).parent))
+    return own.replace("$PATH", os.environ["PATH"])
 
 
 def baked() -> dict[str, str]:

@@ -190,7 +190,7 @@ def test_it_says_in_one_line_that_there_is_no_valkey(tmp_path: Path, monkeypatch
     store.installation.parent.mkdir(parents=True)
     store.installation.write_text("one")
     with pytest.raises(LaunchError, match="install valkey-server or redis-server, or set REDIS_URL"):
-        store.start(Group())
+        store.start(Group(), str(tmp_path / "bin" / "python"))
 
 
 def test_it_starts_no_store_that_the_environment_names() -> None:

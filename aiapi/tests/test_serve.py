@@ -99,11 +99,11 @@ def test_it_refuses_to_start(
 
 
 @pytest.mark.parametrize("command", ["serve", "worker", "check_rollups"])
-def test_it_stops_without_a_state_store_and_names_both_ways_to_one(
+def test_it_stops_without_a_state_store_and_names_the_ways_to_one(
     production: LazySettings, started: Started, command: str
 ) -> None:
     production.REDIS_URL = ""
-    with pytest.raises(CommandError, match=r"^REDIS_URL is not set\. [^\n]*bin/run[^\n]*$"):
+    with pytest.raises(CommandError, match=r"^REDIS_URL is not set\. [^\n]*bin/run[^\n]*`embedded`[^\n]*$"):
         call_command(command)
     assert started == []
 

