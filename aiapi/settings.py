@@ -26,42 +26,42 @@ ENVIRONMENT = ENV.choice(
     "ENVIRONMENT",
     ("development", "production"),
     "development",
-    help="production refuses default secrets and demo keys, and turns on everything that HTTPS needs",
+    help="production refuses default secrets and demo keys, and enables what HTTPS needs",
 )
 IS_PRODUCTION = ENVIRONMENT == "production"
 DEBUG = False
 DEFAULT_SECRET_KEY = "development-only-secret-key-that-production-refuses-0123456789"  # noqa: S105
 DEFAULT_PEPPERS = ["development-only-pepper-that-production-refuses"]
 SECRET_KEY = ENV.text(
-    "SECRET_KEY", DEFAULT_SECRET_KEY, secret=True, help="signs admin sessions; 50 random characters or more"
+    "SECRET_KEY", DEFAULT_SECRET_KEY, secret=True, help="signs admin sessions; at least 50 random characters"
 )
 API_KEY_PEPPERS = ENV.names(
     "API_KEY_PEPPERS",
     DEFAULT_PEPPERS,
     secret=True,
-    help="secrets mixed into the digests of API keys: the first for new keys, the others still accepted",
+    help="secrets for the digests of API keys: the first for new keys, the others are still accepted",
 )
 ALLOW_PLAIN_KEYS = not IS_PRODUCTION  # demo keys such as dev_key_123 exist in development only
 
 # Network
 HOST = ENV.text("HOST", "127.0.0.1", help="address to listen on; 0.0.0.0 in the image")
 PORT = ENV.integer("PORT", 8000, minimum=1, maximum=65535, help="port to listen on")
-WEB_CONCURRENCY = ENV.integer("WEB_CONCURRENCY", 1, minimum=1, maximum=256, help="worker processes")
+WEB_CONCURRENCY = ENV.integer("WEB_CONCURRENCY", 1, minimum=1, maximum=256, help="web workers of a server")
 GRACEFUL_TIMEOUT = ENV.integer(
-    "GRACEFUL_TIMEOUT", 30, minimum=1, maximum=3600, help="seconds that open requests get to end at shutdown"
+    "GRACEFUL_TIMEOUT", 30, minimum=1, maximum=3600, help="seconds for open requests to finish at shutdown"
 )
 ALLOWED_HOSTS = ENV.names(
     "ALLOWED_HOSTS",
     [] if IS_PRODUCTION else ["localhost", "127.0.0.1", "[::1]"],
-    help="host names under which the service is reached; needed in production",
+    help="host names of the service; required in production",
 )
 CORS_ALLOWED_ORIGINS = ENV.names("CORS_ALLOWED_ORIGINS", help="origins whose pages may call the API from a browser")
 CSRF_TRUSTED_ORIGINS = ENV.names("CSRF_TRUSTED_ORIGINS", help="https:// origins of the admin behind a proxy")
 TRUSTED_PROXIES = ENV.integer(
-    "TRUSTED_PROXIES", 0, minimum=0, maximum=10, help="proxies in front whose X-Forwarded-* headers are believed"
+    "TRUSTED_PROXIES", 0, minimum=0, maximum=10, help="proxies in front whose X-Forwarded-* headers are trusted"
 )
 HTTPS_ONLY = ENV.boolean(
-    "HTTPS_ONLY", IS_PRODUCTION, help="redirect to HTTPS, send HSTS, and keep cookies to HTTPS (default: in production)"
+    "HTTPS_ONLY", IS_PRODUCTION, help="redirect to HTTPS, and send HSTS and secure cookies (default: in production)"
 )
 
 # Stores
@@ -73,52 +73,56 @@ DATABASE_URL = ENV.url(
     help="PostgreSQL or SQLite; default: a SQLite file under var/",
 )
 DATABASE_POOL_SIZE = ENV.integer(
-    "DATABASE_POOL_SIZE", 8, minimum=1, maximum=1000, help="PostgreSQL connections of one worker process at most"
+    "DATABASE_POOL_SIZE", 8, minimum=1, maximum=1000, help="most PostgreSQL connections of a process"
 )
 REDIS_URL = ENV.url(
     "REDIS_URL",
     ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"),
     secret=True,
-    help="Redis or Valkey for limits and records (not evicting); bin/run starts its own where there is none",
+    help="the state store, a Redis or Valkey that never evicts: limits and records; bin/run starts its own without it",
 )
 CACHE_URL = ENV.url(
     "CACHE_URL",
     ("redis", "rediss", "unix"),
     secret=True,
-    help="Redis or Valkey for cached answers (allkeys-lru), never a cluster; default: a few in each process's memory",
+    help="the cache store, a Redis or Valkey with allkeys-lru, not a cluster; default: a few answers in each process",
 )
-CACHE_TTL = ENV.integer("CACHE_TTL", 3600, minimum=1, help="seconds for which an answer is kept in the cache")
+CACHE_TTL = ENV.integer("CACHE_TTL", 3600, minimum=1, help="seconds that an answer is cached")
 CACHE_ANSWER_BYTES = ENV.integer(
-    "CACHE_ANSWER_BYTES", 1_048_576, minimum=0, maximum=2**31 - 1, help="longest answer that is cached"
+    "CACHE_ANSWER_BYTES", 1_048_576, minimum=0, maximum=2**31 - 1, help="largest answer that is cached"
 )
 REDIS_TIMEOUT = ENV.number(
-    "REDIS_TIMEOUT", 0.25, minimum=0.01, maximum=10, help="seconds that one call to Redis may take"
+    "REDIS_TIMEOUT", 0.25, minimum=0.01, maximum=10, help="seconds that a command to the state or cache store may take"
 )
 LIMITS_LEASE_SECONDS = ENV.integer(
     "LIMITS_LEASE_SECONDS", 20, minimum=5, maximum=25, help="seconds until a dead process's reservations are charged"
 )
 AUTH_STALE_SECONDS = ENV.integer(
-    "AUTH_STALE_SECONDS", 0, minimum=0, maximum=86400, help="seconds for which known keys go on without the database"
+    "AUTH_STALE_SECONDS", 0, minimum=0, maximum=86400, help="seconds that known keys work without the database"
 )
 
 # The model
-OPENAI_API_KEY = ENV.text("OPENAI_API_KEY", secret=True, help="secret of the provider")
-OPENAI_BASE_URL = ENV.url("OPENAI_BASE_URL", ("http", "https"), help="an OpenAI-compatible server, up to and with /v1")
+OPENAI_API_KEY = ENV.text("OPENAI_API_KEY", secret=True, help="the provider's secret")
+OPENAI_BASE_URL = ENV.url("OPENAI_BASE_URL", ("http", "https"), help="an OpenAI-compatible server, including /v1")
 OPENAI_MODEL = ENV.text(
-    "OPENAI_MODEL", help="default model; gpt-3.5-turbo at the provider, the local demo model without one"
+    "OPENAI_MODEL", help="default model; without it gpt-3.5-turbo, or the local demo model if no provider is set"
 )
-LOCAL_MODEL_URL = ENV.url("LOCAL_MODEL_URL", ("http",), help="the local demo model's address; bin/run sets it")
+LOCAL_MODEL_URL = ENV.url("LOCAL_MODEL_URL", ("http",), help="address of the local demo model; bin/run sets it")
 UPSTREAM_TIMEOUT = ENV.number(
-    "UPSTREAM_TIMEOUT", 60, minimum=0.1, maximum=3600, help="seconds that a model call may take altogether"
+    "UPSTREAM_TIMEOUT",
+    60,
+    minimum=0.1,
+    maximum=3600,
+    help="seconds that a plain call may take, or a stream until its first event",
 )
 UPSTREAM_CONNECT_TIMEOUT = ENV.number(
-    "UPSTREAM_CONNECT_TIMEOUT", 5, minimum=0.1, maximum=60, help="seconds to reach a provider"
+    "UPSTREAM_CONNECT_TIMEOUT", 5, minimum=0.1, maximum=60, help="seconds to connect to a provider"
 )
 UPSTREAM_IDLE_TIMEOUT = ENV.number(
-    "UPSTREAM_IDLE_TIMEOUT", 60, minimum=0.1, maximum=3600, help="seconds that a stream may be silent"
+    "UPSTREAM_IDLE_TIMEOUT", 60, minimum=0.1, maximum=3600, help="seconds that a provider's stream may be silent"
 )
 UPSTREAM_STREAM_TIMEOUT = ENV.number(
-    "UPSTREAM_STREAM_TIMEOUT", 600, minimum=1, maximum=86400, help="seconds that a stream may take altogether"
+    "UPSTREAM_STREAM_TIMEOUT", 600, minimum=1, maximum=86400, help="seconds that a stream may take in total"
 )
 STREAM_FIRST_BYTE_SECONDS = ENV.number(
     "STREAM_FIRST_BYTE_SECONDS",
@@ -128,20 +132,20 @@ STREAM_FIRST_BYTE_SECONDS = ENV.number(
     help="seconds that a stream's status waits for the first byte, so that an early failure is a plain error",
 )
 STREAM_KEEP_ALIVE_SECONDS = ENV.number(
-    "STREAM_KEEP_ALIVE_SECONDS", 15, minimum=0.5, maximum=300, help="seconds of silence before a comment is sent"
+    "STREAM_KEEP_ALIVE_SECONDS", 15, minimum=0.5, maximum=300, help="seconds of silence before a stream gets a comment"
 )
 UPSTREAM_CREDIT_PAUSE = ENV.number(
     "UPSTREAM_CREDIT_PAUSE",
     300,
     minimum=1,
     maximum=86400,
-    help="seconds for which a deployment is not asked whose provider says that the credit is used up",
+    help="seconds without calls to a deployment whose provider reports that the credit is used up",
 )
 UPSTREAM_CONCURRENCY = ENV.integer(
-    "UPSTREAM_CONCURRENCY", 1000, minimum=1, maximum=10_000, help="model calls of one worker process at a time"
+    "UPSTREAM_CONCURRENCY", 1000, minimum=1, maximum=10_000, help="most concurrent model calls of a web worker"
 )
 UPSTREAM_QUEUE_SECONDS = ENV.number(
-    "UPSTREAM_QUEUE_SECONDS", 2, minimum=0, maximum=60, help="seconds that a call waits for a place among them"
+    "UPSTREAM_QUEUE_SECONDS", 2, minimum=0, maximum=60, help="seconds that a call waits to be one of them"
 )
 
 # Bounds
@@ -151,21 +155,21 @@ MAX_UNMETERED_BODY_BYTES = ENV.integer(
     "MAX_UNMETERED_BODY_BYTES",
     8 * 1024 * 1024,
     minimum=1024,
-    help="largest body under /v1 of keys without a limit on tokens or a budget",
+    help="largest body under /v1 for keys without a token limit or a budget",
 )
 MAX_ANSWER_BYTES = ENV.integer(
     "MAX_ANSWER_BYTES",
     64 * 1024 * 1024,
     minimum=1024,
-    help="largest answer of a provider, unpacked, streams included",
+    help="largest answer of a provider, decompressed, streams included",
 )
 IMAGE_URLS = ENV.choice(
     "IMAGE_URLS",
     ("https", "data"),
     "https",
-    help="images under /v1: https also lets providers fetch them from public hosts, data takes none but inline ones",
+    help="images under /v1: https also lets providers fetch them from public hosts, data accepts inline images only",
 )
-FAILED_KEY_RATE = ENV.rate("FAILED_KEY_RATE", "30/m", help="bad keys from one address before they get 429")
+FAILED_KEY_RATE = ENV.rate("FAILED_KEY_RATE", "30/m", help="invalid keys from one address before it gets 429")
 ADMIN_LOGIN_RATE = ENV.rate("ADMIN_LOGIN_RATE", "10/m", help="log-in attempts in the admin from one address")
 
 # Retention
@@ -174,21 +178,21 @@ LOG_RETENTION_DAYS = ENV.integer(
     90,
     minimum=0,
     maximum=36_500,
-    help="days for which request records are kept, two at least; 0: for good",
+    help="days that request records are kept (the last two always); 0: forever",
 )
 ROLLUP_RETENTION_DAYS = ENV.integer(
     "ROLLUP_RETENTION_DAYS",
     3653,
     minimum=0,
     maximum=36_500,
-    help="days for which sums by hour, day and month are kept, at least as long as the records; 0: for good",
+    help="days that sums are kept, at least as long as the records (a key's quarter hours: just as long); 0: forever",
 )
 CONTENT_RETENTION_HOURS = ENV.integer(
     "CONTENT_RETENTION_HOURS",
     72,
     minimum=1,
     maximum=8760,
-    help="hours for which prompts and answers are kept, of accounts whose content is logged",
+    help="hours that prompts and answers of accounts with content logging are kept",
 )
 CONTENT_MAX_BYTES = ENV.integer(
     "CONTENT_MAX_BYTES", 65536, minimum=1024, maximum=16_777_216, help="most that is kept of a prompt, and of an answer"
@@ -200,13 +204,13 @@ WATCH_SECONDS = ENV.number(
     15,
     minimum=1,
     maximum=3600,
-    help="seconds between two rounds in which the leading worker looks for what to alert of",
+    help="seconds between two rounds of the leading worker's alert checks",
 )
 ALERT_WEBHOOK_URL = ENV.url("ALERT_WEBHOOK_URL", ("http", "https"), secret=True, help="where alerts are posted")
-ALERT_WEBHOOK_SECRET = ENV.text("ALERT_WEBHOOK_SECRET", secret=True, help="signs what is posted there")
+ALERT_WEBHOOK_SECRET = ENV.text("ALERT_WEBHOOK_SECRET", secret=True, help="signs the posts to the webhook")
 ALERT_EMAILS = ENV.names("ALERT_EMAILS", help="operators who get alerts by e-mail")
 ALERT_ERROR_RATE = ENV.number(
-    "ALERT_ERROR_RATE", 10, minimum=0.1, maximum=100, help="percent of requests failing in five minutes that alert"
+    "ALERT_ERROR_RATE", 10, minimum=0.1, maximum=100, help="percent of failed requests in five minutes that alerts"
 )
 EMAIL_URL = ENV.url(
     "EMAIL_URL",
@@ -224,21 +228,22 @@ EMAIL_TIMEOUT = 10
 # The first administrator, created by `manage.py bootstrap`
 ADMIN_USERNAME = ENV.text("ADMIN_USERNAME", "admin", help="name of the first administrator")
 ADMIN_PASSWORD = ENV.text(
-    "ADMIN_PASSWORD", secret=True, help="password of the first administrator; default: made up and printed once"
+    "ADMIN_PASSWORD", secret=True, help="password of the first administrator; default: generated and printed once"
 )
 
 # Monitoring
-METRICS_TOKEN = ENV.text("METRICS_TOKEN", secret=True, help="bearer token with which /metrics may be read")
+METRICS_TOKEN = ENV.text("METRICS_TOKEN", secret=True, help="bearer token for /metrics")
 METRICS_NETWORKS = ENV.networks(
-    "METRICS_NETWORKS", help="networks that may read /metrics without it; default: loopback, none once there is a token"
+    "METRICS_NETWORKS",
+    help="networks that may read /metrics without the token; default: loopback, or none if there is a token",
 )
 OTEL_EXPORTER_OTLP_ENDPOINT = ENV.url(
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     ("http", "https"),
-    help="OpenTelemetry collector that takes traces (OTLP over HTTP) under /v1/traces; none: no traces",
+    help="OpenTelemetry collector for traces (OTLP over HTTP, at /v1/traces); without it no traces",
 )
 OTEL_EXPORTER_OTLP_TRACES_ENDPOINT = ENV.url(
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", ("http", "https"), help="the same with its whole path"
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", ("http", "https"), help="the same with the whole path"
 )
 OTEL_TRACES_EXPORTER = ENV.choice("OTEL_TRACES_EXPORTER", ("otlp", "none"), "otlp", help="none turns traces off")
 OTEL_SDK_DISABLED = ENV.boolean("OTEL_SDK_DISABLED", False, help="true turns traces off")

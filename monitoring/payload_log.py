@@ -109,7 +109,7 @@ keeper = ContentKeeper()
 
 @dataclass(slots=True)
 class Cut:
-    """Cuts a JSON value to `left` characters of strings, names and numbers, without reading the rest of it."""
+    """Cuts a JSON value to `left` bytes of strings, names and numbers in UTF-8, without reading the rest of it."""
 
     left: int
     is_over: bool = field(default=False)
@@ -129,12 +129,13 @@ class Cut:
         return value
 
     def _text(self, text: str) -> str:
-        shown = text[: max(0, self.left)]
-        self.left -= len(shown) + 2
-        if len(shown) == len(text):
+        left = max(0, self.left)
+        whole = text[: left + 1].encode("utf-8", "replace")
+        self.left -= min(len(whole), left) + 2
+        if len(whole) <= left:
             return text
         self.is_over = True
-        return shown + ELLIPSIS
+        return whole[:left].decode("utf-8", "ignore") + ELLIPSIS
 
     def _some(self, items: Any) -> Iterator[Any]:
         for item in items:

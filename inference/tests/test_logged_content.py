@@ -168,6 +168,15 @@ class TestNeverInTheWay:
         assert cut.is_over
         assert len(walked) < 20
 
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [("字" * 2000, "字" * 341), ("字" * 341, "字" * 341), ("word", "word"), ("a" * 1024, "a" * 1024)],
+    )
+    def test_it_cuts_by_bytes(self, text: str, shown: str) -> None:
+        cut = Cut(1024)
+        assert cut.of(text) == shown + ("" if text == shown else "…")
+        assert cut.is_over == (text != shown)
+
     def test_it_stops_where_lists_have_no_end(self) -> None:
         deep: list[Any] = []
         deep.append(deep)

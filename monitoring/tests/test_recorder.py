@@ -85,3 +85,11 @@ def test_it_refuses_what_is_no_record(key: IssuedKey, missing: str) -> None:
     with pytest.raises((KeyError, TypeError)):
         write_record(decode_record({**entry, b"r": json.dumps(content).encode()}))
     assert not RequestRecord.objects.exists()
+
+
+def test_it_reads_records_of_an_older_release_without_newer_fields() -> None:
+    """During an upgrade older processes write records with these fields only: every other field needs a default."""
+    oldest = ("label", "admitted_at", "account_id", "account_name", "key_id", "key_name", "endpoint")
+    entry = {b"o": b"0" * 32, b"r": json.dumps(dict.fromkeys(oldest, 1)).encode(), b"x": b"0"}
+    record = decode_record(entry)
+    assert [getattr(record, name) for name in oldest] == [1] * len(oldest)
