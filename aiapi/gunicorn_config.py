@@ -3,6 +3,8 @@
 import resource
 from typing import Any
 
+from gunicorn import glogging
+
 from aiapi import settings
 from aiapi.logs import configuration
 from aiapi.worker import SETTLE_SECONDS
@@ -21,6 +23,13 @@ def _raise_files() -> int:
     return wanted
 
 
+class logger_class(glogging.Logger):  # type: ignore[misc]  # noqa: N801  (the name of the setting)
+    """gunicorn's logger without the access line, which it would format although there is no access log."""
+
+    def access(self, *args: object) -> None:
+        """Do nothing: aiapi.middleware logs each request."""
+
+
 bind = f"{settings.HOST}:{settings.PORT}"
 workers = settings.WEB_CONCURRENCY
 preload_app = True
@@ -37,7 +46,6 @@ limit_request_line = 8190
 # itself, if TRUSTED_PROXIES is set.
 forwarded_allow_ips = ""
 forwarder_headers = ""
-accesslog = None  # aiapi.middleware logs each request
 logconfig_dict = configuration(settings.LOG_LEVEL)  # gunicorn's own lines are JSON like the others
 control_socket_disable = True
 

@@ -18,8 +18,6 @@ from urllib.parse import unquote, urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 T = TypeVar("T")
 
@@ -231,8 +229,6 @@ SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA for
 CONNECT_TIMEOUT = 5
 #: TCP settings that close the connection to a dead host (seconds; tcp_user_timeout in milliseconds).
 DEAD_HOSTS = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
-#: Connections to a cache. With redis-py's default of 100, more concurrent requests than that would miss the cache.
-MAX_CONNECTIONS = 10_000
 #: Seconds after which the pool gives up reconnecting, so that the next request starts anew. The pool doubles its pauses
 #: between attempts: without this limit, it could notice a recovered database only after as long again as the outage.
 RECONNECT_TIMEOUT = 1
@@ -268,15 +264,17 @@ def database_settings(url: str, *, pool_size: int) -> dict[str, Any]:
 
 
 def cache_settings(url: str, *, ttl: int, timeout: float, attempts_url: str = "") -> dict[str, dict[str, Any]]:
-    """Return CACHES: `answers` for model answers, `attempts` for counters of failed log-ins, `default` for the rest.
+    """Return CACHES: `answers` for model answers, `attempts` for counters of failed log-ins, and Django's `default`.
 
     Without `url` the caches are in the process's memory, and attempts are counted at `attempts_url`, if given. With
-    `url`, a cache command takes at most `timeout` seconds and is not retried. Exceptions are ignored for `default`
-    only: inference.cache and accounts.authentication have their own failure policies. `ttl`: seconds for which an
-    answer is kept.
+    `url`, a cache command takes at most `timeout` seconds and is not retried: inference.cache and
+    accounts.authentication have their own failure policies. `ttl`: seconds for which an answer is kept.
     """
-    wanted = (("default", url, 300), ("answers", url, ttl), ("attempts", url or attempts_url, 300))
-    return {alias: _cache(alias, where, lifetime, timeout) for alias, where, lifetime in wanted}
+    return {
+        "default": _cache("default", "", 300, timeout),
+        "answers": _cache("answers", url, ttl, timeout),
+        "attempts": _cache("attempts", url or attempts_url, 300, timeout),
+    }
 
 
 def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any]:
@@ -288,15 +286,9 @@ def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any
             "OPTIONS": {"MAX_ENTRIES": PROCESS_ANSWERS if alias == "answers" else 10_000},
         }
     return {
-        "BACKEND": "accounts.authentication.AttemptsCache" if alias == "attempts" else "django_redis.cache.RedisCache",
+        "BACKEND": "accounts.authentication.AttemptsCache" if alias == "attempts" else "core.cache.SharedRedisCache",
         "LOCATION": url,
         "TIMEOUT": lifetime,
         "KEY_PREFIX": f"aiapi:{alias}",
-        "OPTIONS": {
-            "IGNORE_EXCEPTIONS": alias == "default",
-            "LOG_IGNORED_EXCEPTIONS": True,
-            "SOCKET_CONNECT_TIMEOUT": timeout,
-            "SOCKET_TIMEOUT": timeout,
-            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0), "max_connections": MAX_CONNECTIONS},
-        },
+        "OPTIONS": {"timeout": timeout},
     }

@@ -20,7 +20,6 @@ import structlog
 from django.conf import settings
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
-from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError, ResponseError
 
 from accounts.limits import state_store_is_away
@@ -85,8 +84,8 @@ class _Guard:
             return operation()
         except ResponseError as error:  # the server is up and refuses, for example out of memory
             log.warning("cache_refused", cause=type(error).__name__)
-        except (ConnectionInterrupted, RedisError, OSError) as error:
-            log.warning("cache_failed", cause=type(error.__cause__ or error).__name__)
+        except (RedisError, OSError) as error:
+            log.warning("cache_failed", cause=type(error).__name__)
             self._leave_alone()
         return None
 
@@ -109,7 +108,7 @@ def _answers() -> bool:
         answer_cache().get("probe")
     except ResponseError:
         return True
-    except (ConnectionInterrupted, RedisError, OSError):
+    except (RedisError, OSError):
         return False
     log.info("cache_is_back")
     return True

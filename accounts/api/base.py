@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import structlog
 from django.utils.cache import patch_vary_headers
+from rest_framework.exceptions import NotAcceptable
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -36,6 +37,7 @@ class KeyView(APIView):
     admission: Admission | None = None
     error: ApiError | None = None
     replayed: IdempotentAnswer | None = None
+    not_acceptable: NotAcceptable | None = None
 
     def perform_authentication(self, request: Request) -> None:
         """Authenticate, and note the success, because accessing request.user again would authenticate again."""
@@ -47,12 +49,17 @@ class KeyView(APIView):
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
         """Use the first renderer if none is acceptable; `initial` refuses that later."""
-        return super().perform_content_negotiation(request, force=True)
+        try:
+            return super().perform_content_negotiation(request)
+        except NotAcceptable as error:
+            self.not_acceptable = error
+            return super().perform_content_negotiation(request, force=True)
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Authenticate and count the request first; only then refuse its Accept header or a missing scope."""
         super().initial(request, *args, **kwargs)
-        super().perform_content_negotiation(request)
+        if self.not_acceptable is not None:
+            raise self.not_acceptable
         if self.required_scope and self.caller is not None and self.required_scope not in self.caller.scopes:
             raise ScopeDenied
 

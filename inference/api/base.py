@@ -81,8 +81,8 @@ class StreamOrJSON(DefaultContentNegotiation):
     def select_renderer(
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
-        """Return the first renderer if the request accepts events; negotiate otherwise."""
-        if accepts_events(request):
+        """Return the first renderer if the request accepts events, JSON alone, or anything; negotiate otherwise."""
+        if request.META.get("HTTP_ACCEPT", "*/*") in ("*/*", "application/json") or accepts_events(request):
             renderer = next(iter(renderers))
             return renderer, renderer.media_type
         chosen: tuple[BaseRenderer, str] = super().select_renderer(request, renderers, format_suffix)
