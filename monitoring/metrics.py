@@ -47,7 +47,7 @@ first_token_seconds = Histogram(
 )
 tokens = Counter(
     "aiapi_tokens",
-    "Tokens that were used, as billed: input, output, and cached (those of the input that the provider had cached).",
+    "Tokens as billed: input, output, and cached (the part of the input that the provider had cached).",
     ["model", "kind"],
     registry=REGISTRY,
 )
@@ -60,13 +60,13 @@ unpriced = Counter(
 )
 saved_cost = Counter(
     "aiapi_saved_cost_usd",
-    "What cached, coalesced and replayed answers spared, in US dollars.",
+    "What cached, coalesced and replayed answers saved, in US dollars.",
     ["model"],
     registry=REGISTRY,
 )
 cache_outcomes = Counter(
     "aiapi_cache_outcomes",
-    "Requests by what the cache did: hit, miss, coalesced, bypass or replay.",
+    "Requests by cache outcome: hit, miss, coalesced, bypass or replay.",
     ["endpoint", "outcome"],
     registry=REGISTRY,
 )

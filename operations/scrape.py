@@ -89,12 +89,10 @@ class LiveCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; those of the queue have no value while Redis is away."""
         backlog = _backlog()
-        yield GaugeMetricFamily(
-            "aiapi_state_store_up", "Whether the Redis for state answers.", int(backlog is not None)
-        )
+        yield GaugeMetricFamily("aiapi_state_store_up", "Whether the state store answers.", int(backlog is not None))
         yield GaugeMetricFamily(
             "aiapi_ingest_lag_seconds",
-            "For how long the oldest record has been waiting to be ingested.",
+            "Seconds that the oldest record has waited to be ingested.",
             backlog.seconds if backlog else None,
         )
         yield GaugeMetricFamily(

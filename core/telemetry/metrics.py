@@ -36,26 +36,26 @@ upstream_attempts = Counter(
 )
 breaker_state = Gauge(
     "aiapi_breaker_state",
-    "A deployment's circuit breaker, the worst of any worker: 0 closed, 1 half open (on trial), 2 open.",
+    "A deployment's circuit breaker, the worst of any web worker: 0 closed, 1 half-open, 2 open.",
     ["deployment"],
     multiprocess_mode="livemax",
     registry=REGISTRY,
 )
 upstream_calls = Gauge(
-    "aiapi_upstream_calls", "Calls to providers that run now.", multiprocess_mode="livesum", registry=REGISTRY
+    "aiapi_upstream_calls", "Calls to providers in progress.", multiprocess_mode="livesum", registry=REGISTRY
 )
 upstream_queue = Gauge(
     "aiapi_upstream_queue",
-    "Calls that wait for a place among UPSTREAM_CONCURRENCY.",
+    "Calls that wait because UPSTREAM_CONCURRENCY are in progress.",
     multiprocess_mode="livesum",
     registry=REGISTRY,
 )
 open_streams = Gauge(
-    "aiapi_open_streams", "Streamed answers that run now.", multiprocess_mode="livesum", registry=REGISTRY
+    "aiapi_open_streams", "Streamed answers in progress.", multiprocess_mode="livesum", registry=REGISTRY
 )
 http_responses = Counter(
     "aiapi_http_responses",
-    "Answers to requests of any kind, also those that failed before they were recorded.",
+    "Responses to requests of any kind, also those that failed before they were recorded.",
     ["route", "status"],
     registry=REGISTRY,
 )
