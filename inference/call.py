@@ -20,6 +20,8 @@ from accounts.limits.types import (
     Admission,
     Amount,
     Bound,
+    FlightClaim,
+    InFlight,
     LimitSet,
     OperationClosed,
     Refusal,
@@ -34,7 +36,7 @@ from inference.catalog import CatalogModel, Rates, Route, catalog
 from inference.clients import ClientSocket
 from inference.protocols.base import Body, Payload, Usage, WireProtocol
 from inference.protocols.events import EventReader
-from inference.single_flight import Flight, Wait
+from inference.single_flight import Flight, Wait, pack_error
 from inference.upstream.errors import Deadline
 from monitoring.metrics import observe_record, span_attributes
 from monitoring.payload_log import keeper
@@ -81,7 +83,7 @@ class Call:
     #: Returns why the call is to end without an answer (the client has left, the process shuts down); None otherwise.
     interruption: Callable[[], Exception | None] = _goes_on
 
-    #: The flight that this call leads, and its wait for the flight of another call.
+    #: The flight that this call leads in its process, and its wait for the flight of another call.
     flight: Flight | None = None
     wait: Wait | None = None
     #: The provider's failure, set if the followers of the flight share it.
@@ -223,25 +225,32 @@ class Call:
         reader.feed(str(self.body["stream"]).encode())
         return reader.body()
 
-    def reserve(self, bound: Bound) -> None:
-        """Reserve a slot and the bound; raises the error of a refusal, or DependencyUnavailable."""
+    def reserve(self, bound: Bound) -> InFlight | None:
+        """Reserve a slot and the bound; return the identical call in another process that decides instead, if any.
+
+        Raises the error of a refusal, or DependencyUnavailable.
+        """
         self.bound = bound
         answer = self._reserve(bound)
         if isinstance(answer, Refusal):
             raise refusal_error(answer)
+        return answer if isinstance(answer, InFlight) else None
 
     def covers_another(self) -> bool:
         """Reserve the bound once more, for an attempt after one that may be billed; False if that is not possible."""
-        answer: Reserved | Refusal | None = None
+        answer: Reserved | Refusal | InFlight | None = None
         with suppress(DependencyUnavailable, OperationClosed):
             answer = self._reserve(self.bound) if self.bound is not None else None
         self.is_out_of_room = not isinstance(answer, Reserved)
         return not self.is_out_of_room
 
-    def _reserve(self, bound: Bound) -> Reserved | Refusal:
+    def _reserve(self, bound: Bound) -> Reserved | Refusal | InFlight:
         """Ask the limits for the bound. The draft becomes the record if this process dies."""
-        self.attempts_reserved += 1
-        draft = replace(self.record, status=500, error_code="interrupted", attempts=self.attempts_reserved)
+        attempt = self.attempts_reserved + 1
+        draft = replace(self.record, status=500, error_code="interrupted", attempts=attempt)
+        flight = None
+        if self.flight is not None and self.wait is not None and settings.CACHE_URL:
+            flight = FlightClaim(self.flight.key, self.wait.since)
         try:
             answer = get_limits().reserve(
                 self.limits,
@@ -249,13 +258,17 @@ class Call:
                 admitted_at=self.admission.at,
                 bound=bound,
                 draft=draft,
-                attempt=self.attempts_reserved,
+                attempt=attempt,
+                flight=flight,
             )
         except Unavailable as error:
             raise DependencyUnavailable(retry_after=error.retry_after) from error
         if isinstance(answer, Reserved):
+            self.attempts_reserved = attempt
             self.reserved, self.output_tokens = answer, answer.output_tokens
             self.admission = self.admission.with_tokens(answer.tokens)
+            if self.wait is not None:
+                self.wait.follows = False
         return answer
 
     @property
@@ -315,6 +328,7 @@ class Call:
                 admitted_at=self.admission.at,
                 used=replace(self.used, cost=self.cost or 0),
                 record=self.record,
+                flight_error=pack_error(self.provider_error) if self.provider_error is not None else "",
             )
         self._report()
 

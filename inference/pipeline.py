@@ -20,6 +20,7 @@ from django.conf import settings
 from django.db import DatabaseError
 
 from accounts.limits import get_limits
+from accounts.limits.types import Bound, InFlight
 from core.database import release_connections
 from core.errors import (
     ApiError,
@@ -39,7 +40,7 @@ from inference.catalog import Route
 from inference.clients import ClientLeft, DisconnectWatch
 from inference.protocols.base import Body, UnfitAnswer, Usage
 from inference.protocols.sse import find_error
-from inference.single_flight import Wait, flights
+from inference.single_flight import Wait, flights, unpack_error
 from inference.upstream.client import client, hidden_texts
 from inference.upstream.errors import MISCONFIGURED, AttemptFailed, Deadline, failed_attempt, unfit_attempt
 from inference.upstream.provider_limits import slot
@@ -68,12 +69,9 @@ def complete(call: Call, exchange: Callable[[Call], Any]) -> Any:
     The exchange leaves the provider's answer in `call.body`, charges it, and returns what the caller gets.
     """
     with accounted(call):
-        shared = find_cached(call) or follow(call)
+        shared = find_cached(call) or follow(call) or reserve(call)
         if shared is not None:
             return use_shared(call, shared)
-        if (reason := call.interruption()) is not None:
-            raise reason
-        reserve(call)
         content = exchange(call)
         store(call)  # before the call is settled
         return content
@@ -100,7 +98,7 @@ def accounted(call: Call) -> Iterator[None]:
     else:
         call.finish(status=200)
     finally:
-        leave_flight(call)
+        leave_flight(call, error=call.provider_error)
 
 
 def find_cached(call: Call) -> CachedAnswer | None:
@@ -123,14 +121,9 @@ def follow(call: Call) -> CachedAnswer | None:
     release_connections()
     if call.cache_key is None or not call.reads_cache:
         return None
-    call.wait = Wait(call.deadline, lambda: call.interruption() is not None)
-    with call.trace.stage("flight"):
-        try:
-            joined = flights.join(call.cache_key, call.wait)
-        except ApiError:
-            call.record.cache = "coalesced"
-            call.note("the identical call that this one waited for failed")
-            raise
+    call.wait = Wait(call.cache_key, call.deadline, call.admission.at, lambda: call.interruption() is not None)
+    with call.trace.stage("flight"), coalesced_failure(call):
+        joined = flights.join(call.wait)
     if isinstance(joined, CachedAnswer):
         call.record.cache = "coalesced"
         return joined
@@ -138,8 +131,20 @@ def follow(call: Call) -> CachedAnswer | None:
     return None
 
 
+@contextmanager
+def coalesced_failure(call: Call) -> Iterator[None]:
+    """Record that an error of the block is that of the identical call which this one waited for."""
+    try:
+        yield
+    except ApiError:
+        call.record.cache = "coalesced"
+        call.note("the identical call that this one waited for failed")
+        raise
+
+
 def use_shared(call: Call, shared: CachedAnswer) -> Any:
     """Return what the caller gets of another call's answer. It costs nothing, and saves what that call cost."""
+    leave_flight(call, answer=shared)
     content = shared.body if call.is_stream else call.read(shared.body)
     call.body = shared.body
     call.answer_usage = Usage(shared.input_tokens, shared.cached_tokens, shared.output_tokens)
@@ -149,27 +154,29 @@ def use_shared(call: Call, shared: CachedAnswer) -> Any:
 
 
 def is_awaited(call: Call) -> bool:
-    """Return whether followers wait for the answer of this call."""
-    key, flight = call.cache_key, call.flight
-    return key is not None and flight is not None and flights.is_awaited(key, flight)
+    """Return whether followers wait for the answer of this call, in this process or another."""
+    return call.flight is not None and (call.flight.followers > 0 or get_limits().is_awaited(call.record.id))
 
 
-def leave_flight(call: Call, *, answer: CachedAnswer | None = None) -> None:
-    """End the flight that this call leads, if any. Further calls do nothing.
+def leave_flight(
+    call: Call, *, answer: CachedAnswer | None = None, error: ApiError | None = None, failed_at: int | None = None
+) -> None:
+    """End the flight that this call leads in this process, if any. Further calls do nothing.
 
-    Followers get the answer or the provider's failure. With neither, one of them becomes the leader.
+    Followers get the answer or the error. With neither, one of them becomes the leader.
     """
     flight, call.flight = call.flight, None
-    if flight is not None and call.cache_key is not None:
-        flights.leave(call.cache_key, flight, answer=answer, error=call.provider_error)
+    if flight is not None:
+        flights.leave(flight, answer=answer, error=error, failed_at=failed_at)
 
 
-def reserve(call: Call) -> None:
-    """Reserve the most that the call may use.
+def reserve(call: Call) -> CachedAnswer | None:
+    """Reserve the most that the call may use, or return the answer of an identical call in another process.
 
     Raises UpstreamFailed if the model has no enabled deployment, PriceUnknown if a budget in money applies and no
-    deployment has a price, or the error of a limit that refuses the call.
+    deployment has a price, the error of a limit that refuses the call, or that of the identical call.
     """
+    refuse_if_interrupted(call)
     if not call.model.routes:
         call.note("no deployment of the model is enabled, at a provider that is")
         raise UpstreamFailed
@@ -177,8 +184,36 @@ def reserve(call: Call) -> None:
         raise PriceUnknown
     if all(route.rates is None for route in call.routes):
         call.record.cost = None
+    bound = call.protocol.bound(call.payload, call.identity, call.model)
     with call.trace.stage("limits"):
-        call.reserve(call.protocol.bound(call.payload, call.identity, call.model))
+        other = call.reserve(bound)
+    if other is None or call.wait is None:
+        return None
+    with call.trace.stage("flight"):
+        return follow_elsewhere(call, call.wait, bound, other)
+
+
+def follow_elsewhere(call: Call, wait: Wait, bound: Bound, other: InFlight | None) -> CachedAnswer | None:
+    """Wait for an identical call in another process and return its answer; None once this call has reserved instead."""
+    while other is not None:
+        with coalesced_failure(call):
+            if other.error:
+                error = unpack_error(other.error)
+                leave_flight(call, error=error, failed_at=other.at)
+                raise error
+            shared = wait.elsewhere(other)
+        if shared is not None:
+            call.record.cache = "coalesced"
+            return shared
+        refuse_if_interrupted(call)
+        other = call.reserve(bound)
+    return None
+
+
+def refuse_if_interrupted(call: Call) -> None:
+    """Raise the reason why the call is to end, if there is one."""
+    if (reason := call.interruption()) is not None:
+        raise reason
 
 
 def store(call: Call) -> None:
@@ -198,7 +233,7 @@ def store(call: Call) -> None:
         call.record.deployment,
         call.answer_cost,
     )
-    may_store = call.flight is None or flights.may_store(call.flight)
+    may_store = call.flight is None or not settings.CACHE_URL or get_limits().leads_flight(call.record.id)
     if may_store and call.protocol.is_finished(call.whole_body() or {}):
         with call.trace.stage("cache"):
             cache.store(call.cache_key, answer)

@@ -69,6 +69,12 @@ def pair(running: Pair) -> Iterator[Pair]:
     running.fake.reset()
 
 
+@pytest.fixture(scope="module")
+def poor(running: Pair) -> str:
+    """Return the poor key."""
+    return running.services[0].manage("shell", "-c", POOR_KEY).strip().splitlines()[-1]
+
+
 @dataclass(frozen=True)
 class Got:
     """What one caller got; status 0 where its server died. `at` is monotonic."""
@@ -173,11 +179,23 @@ def test_it_lets_streams_follow_one_that_takes_longer_than_its_first_byte_may(pa
     assert len(pair.fake.requests) == 1
 
 
-def test_it_keeps_what_the_limits_of_one_key_say_from_the_others(pair: Pair) -> None:
+def test_it_shares_with_a_caller_whose_own_limits_are_spent(pair: Pair, poor: str) -> None:
+    """What leads holds all that the key may use; who follows elsewhere takes nothing."""
+    pair.fake.set(latency_ms=1000)
+    body = {**asked(MODEL, "on the house", temperature=0, max_tokens=300), "stream": False}
+
+    async def run() -> list[Got]:
+        return await asyncio.gather(*(ask(service.port, poor, body) for service in pair.services))
+
+    got = asyncio.run(run())
+    assert Counter((each.status, each.cache) for each in got) == {(200, "miss"): 1, (200, "coalesced"): 1}
+    assert len(pair.fake.requests) == 1
+
+
+def test_it_keeps_what_the_limits_of_one_key_say_from_the_others(pair: Pair, poor: str) -> None:
     """A key without room for a second deployment leads; the one that waits has room, and asks by itself."""
     pair.fake.set(latency_ms=1000, faults={"broken_json": 1})
     body = {**asked(SPARED, "whose limits", temperature=0, max_tokens=100), "stream": False}
-    poor = pair.services[0].manage("shell", "-c", POOR_KEY).strip().splitlines()[-1]
 
     async def run() -> tuple[Got, list[Got]]:
         leader = asyncio.create_task(ask(pair.services[0].port, poor, body))

@@ -123,7 +123,7 @@ class WriteRefusal:
 def write_refusal() -> WriteRefusal | None:
     """Return why the Redis of the limits refuses writes although it answers; None if it accepts them, or is away."""
     limits = get_limits()
-    if not isinstance(limits.primary, RedisBackend) or limits.is_degraded:
+    if limits.is_degraded:
         return None
     try:
         errors = limits.primary.write_errors()

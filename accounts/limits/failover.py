@@ -15,6 +15,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from accounts.limits.local import LocalLimiter, wall_clock
 from accounts.limits.records import UsageRecord
+from accounts.limits.redis import HEARTBEAT_SECONDS, RedisBackend
 from accounts.limits.tallies import Tallies
 from accounts.limits.types import (
     MINUTE,
@@ -31,6 +33,8 @@ from accounts.limits.types import (
     Admission,
     Amount,
     Bound,
+    FlightClaim,
+    InFlight,
     LimitBackend,
     LimitSet,
     Refusal,
@@ -149,7 +153,7 @@ class FailoverBackend(LimitBackend):
 
     def __init__(
         self,
-        primary: LimitBackend,
+        primary: RedisBackend,
         *,
         availability: Availability,
         sink: Callable[[UsageRecord], None],
@@ -173,6 +177,16 @@ class FailoverBackend(LimitBackend):
             start=start,
         )
         self._held: OrderedDict[str, Amount] = OrderedDict()
+        #: Shard and key of the flights that calls of this process lead, by operation.
+        self._flights: dict[str, tuple[int, str]] = {}
+        self._heart = PeriodicThread(
+            self._beat,
+            has_work=lambda: bool(self._flights),
+            seconds=lambda: HEARTBEAT_SECONDS,
+            name="flight-heartbeat",
+            event="flights_not_renewed",
+            start=start,
+        )
 
     @property
     def is_degraded(self) -> bool:
@@ -209,12 +223,22 @@ class FailoverBackend(LimitBackend):
         bound: Bound,
         draft: UsageRecord | None,
         attempt: int = 1,
-    ) -> Reserved | Refusal:
-        """Reserve, in this process alone while Redis is away; then raises Unavailable for a call under a budget."""
+        flight: FlightClaim | None = None,
+    ) -> Reserved | Refusal | InFlight:
+        """Reserve; while Redis is away in this process alone, without a flight.
+
+        A call under a budget then raises Unavailable.
+        """
         try:
             answer = self._on_primary(
                 lambda: self.primary.reserve(
-                    scope, operation, admitted_at=admitted_at, bound=bound, draft=draft, attempt=attempt
+                    scope,
+                    operation,
+                    admitted_at=admitted_at,
+                    bound=bound,
+                    draft=draft,
+                    attempt=attempt,
+                    flight=flight,
                 )
             )
         except Unavailable:
@@ -230,7 +254,22 @@ class FailoverBackend(LimitBackend):
             return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
         if isinstance(answer, Reserved):
             self._hold(operation, answer.held)
+            if flight is not None and answer.leads_flight:
+                self._flights[operation] = (scope.shard, flight.key)
+                self._heart.begin()
         return answer
+
+    def leads_flight(self, operation: str) -> bool:
+        """Return whether an open call leads its flight, as far as this process knows: it may have been taken over."""
+        return operation in self._flights
+
+    def is_awaited(self, operation: str) -> bool:
+        """Return whether a call in another process waits for the flight of this one; False while Redis is away."""
+        flight = self._flights.get(operation)
+        try:
+            return flight is not None and self._on_primary(lambda: self.primary.is_awaited(*flight))
+        except (StoreAway, Unavailable):
+            return False
 
     def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
         """Extend leases. While Redis is away, its operations count as open; a late settle corrects that."""
@@ -250,9 +289,11 @@ class FailoverBackend(LimitBackend):
         used: Amount,
         record: UsageRecord | None,
         recorded_at: int | None = None,
+        flight_error: str = "",
     ) -> Settlement:
         """Settle. While Redis is away the settlement waits for it; the record does not. Never raises Unavailable."""
         held = self._held.pop(operation, None)
+        self._flights.pop(operation, None)
         pending = Pending(scope, operation, admitted_at, used, self._clock(), recorded_at, record)
         settlement = self.local.settle(operation, used)
         if settlement is not None:
@@ -262,7 +303,13 @@ class FailoverBackend(LimitBackend):
         try:
             return self._on_primary(
                 lambda: self.primary.settle(
-                    scope, operation, admitted_at=admitted_at, used=used, record=record, recorded_at=recorded_at
+                    scope,
+                    operation,
+                    admitted_at=admitted_at,
+                    used=used,
+                    record=record,
+                    recorded_at=recorded_at,
+                    flight_error=flight_error,
                 )
             )
         except (StoreAway, Unavailable) as error:
@@ -321,6 +368,14 @@ class FailoverBackend(LimitBackend):
     def end(self) -> None:
         """Stop the repair thread of a backend that is being replaced; waiting settlements are dropped."""
         self._mender.end()
+        self._heart.end()
+
+    def _beat(self) -> None:
+        """Show that this process lives, and drop the flights that others have taken over."""
+        known = dict(self._flights)
+        with suppress(StoreAway, Unavailable):  # the next beat tells
+            for operation in known.keys() - self._on_primary(lambda: self.primary.keep_flights(known)):
+                self._flights.pop(operation, None)
 
     def _on_primary(self, call: Callable[[], T]) -> T:
         """Make a call on Redis; raise StoreAway if Redis is away, Unavailable if it is there but the call fails."""

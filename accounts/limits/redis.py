@@ -6,6 +6,8 @@ of a cluster. Redis's clock is the only one. Failures are raised as redis.RedisE
 """
 
 import threading
+import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,8 @@ from accounts.limits.types import (
     Admission,
     Amount,
     Bound,
+    FlightClaim,
+    InFlight,
     LimitBackend,
     LimitName,
     LimitSet,
@@ -41,7 +45,7 @@ from accounts.limits.types import (
 )
 from core.database import database_outage, query_promptly
 from core.redis.scripts import script
-from core.redis.wire import Argument, Wire
+from core.redis.wire import Argument, Call, Wire
 from core.times import DAY, month_end, month_of
 
 Seeder = Callable[[Subject, int], Amount]
@@ -70,6 +74,9 @@ RESERVE_LIMITS = (  # in the order of their numbers in reserve.lua
     LimitName.REQUESTS_PER_MINUTE,
 )
 NO_MONTH = 0  # of a provider's own limits, which have no ledgers
+#: Seconds between two signs of life of a process that leads flights: HEARTBEAT_TTL in prelude.lua allows three.
+HEARTBEAT_SECONDS = 0.3
+_AWAITED = script(b"return redis.call('EXISTS', KEYS[1] .. 'y:' .. ARGV[1] .. ':awaited')")
 _WRITE = script(b"redis.call('SET', KEYS[1] .. 'written', 1, 'EX', 10)")
 
 
@@ -104,6 +111,7 @@ class RedisBackend(LimitBackend):
         self.seeder = seeder
         self.bulk_seeder = bulk_seeder or self._one_by_one
         self.lease_seconds = lease_seconds
+        self.process = uuid.uuid4().hex
         self._seeding = [threading.Lock() for _ in range(SHARDS)]
         self._clock = clock
 
@@ -157,13 +165,15 @@ class RedisBackend(LimitBackend):
         bound: Bound,
         draft: UsageRecord | None,
         attempt: int = 1,
-    ) -> Reserved | Refusal:
+        flight: FlightClaim | None = None,
+    ) -> Reserved | Refusal | InFlight:
         """Take one slot and the bound from all subjects, or nothing from any of them."""
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         arguments: list[Argument] = [
             operation, self.lease_seconds * SECOND, attempt, month, month_end(month) if month else 0,
             bound.prompt.tokens, bound.prompt.cost, bound.output_tokens, bound.least_output, bound.step,
             *divmod(bound.output_price, MILLION), "" if draft is None else draft.as_json(), LAZY_REAPS,
+            *((flight.key, flight.since) if flight else ("", 0)), self.process,
         ]  # fmt: skip
         for subject in scope.subjects:
             limits = subject.limits
@@ -176,17 +186,20 @@ class RedisBackend(LimitBackend):
                 _number(limits.requests_per_minute if scope.is_provider else None),
             )
 
-        def run() -> Reserved | Refusal | LedgerMissing:
+        def run() -> Reserved | Refusal | InFlight | LedgerMissing:
             kind, *answer = self._call("reserve", scope.shard, arguments)
             if kind == b"ok":
                 return _reserved(scope, answer)
+            if kind == b"flight":
+                is_open, at, error = answer
+                return InFlight(bool(is_open), at, error.decode())
             if kind == b"refused":
                 return _refusal(scope, answer)
             if kind == b"missing":
                 return _missing(scope, answer, month)
             raise OperationClosed(operation)
 
-        answer: Reserved | Refusal = self._seeded(scope, run)
+        answer: Reserved | Refusal | InFlight = self._seeded(scope, run)
         return answer
 
     def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
@@ -206,11 +219,12 @@ class RedisBackend(LimitBackend):
         used: Amount,
         record: UsageRecord | None,
         recorded_at: int | None = None,
+        flight_error: str = "",
     ) -> Settlement:
         """Release the slot, replace the bound by what was used, and emit the record."""
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         written = "" if record is None else record.as_json()
-        arguments: list[Argument] = [operation, month, used.tokens, used.cost, written, recorded_at or ""]
+        arguments: list[Argument] = [operation, month, used.tokens, used.cost, written, recorded_at or "", flight_error]
         arguments += [subject.name for subject in scope.subjects]
 
         def run() -> Settlement | LedgerMissing:
@@ -222,6 +236,30 @@ class RedisBackend(LimitBackend):
 
         settlement: Settlement = self._seeded(scope, run)
         return settlement
+
+    def keep_flights(self, flights: Mapping[str, tuple[int, str]]) -> set[str]:
+        """Show that this process lives, for HEARTBEAT_SECONDS three times over; return the flights that it still leads.
+
+        Flights are given and returned by operation, with their shards and keys.
+        """
+        by_shard: dict[int, list[str]] = defaultdict(list)
+        for operation, (shard, _) in flights.items():
+            by_shard[shard].append(operation)
+        calls: list[Call] = []
+        for shard, operations in by_shard.items():
+            pairs = [part for operation in operations for part in (flights[operation][1], operation)]
+            calls.append((prefix_of(shard), self._timed([self.process, *pairs])))
+        answers = self.wire.call_each(load("beat"), calls)
+        return {
+            operation
+            for operations, leads in zip(by_shard.values(), answers, strict=True)
+            for operation, is_led in zip(operations, leads, strict=True)
+            if is_led
+        }
+
+    def is_awaited(self, shard: int, key: str) -> bool:
+        """Return whether a call in another process waited for a flight in the last second."""
+        return bool(self.wire.call(_AWAITED, prefix_of(shard), (key,)))
 
     def emit(self, account_id: int, operation: str, record: UsageRecord, *, tally: Tally | None = None) -> bool:
         """Emit the record of a request that reserved nothing, or count it."""
@@ -322,12 +360,12 @@ def _status(subject: Subject, row: Sequence[int]) -> Status:
 
 
 def _reserved(scope: LimitSet, answer: Sequence[int]) -> Reserved:
-    output, tokens, cost, at, lease_until, *numbers = answer
+    leads_flight, output, tokens, cost, at, lease_until, *numbers = answer
     windows = tuple(
         _window(subject.limits.tokens_per_minute, *row)
         for subject, row in zip(scope.subjects, _rows(numbers, 2), strict=True)
     )
-    return Reserved(output, Amount(tokens, cost), at, lease_until, windows)
+    return Reserved(output, Amount(tokens, cost), at, lease_until, windows, bool(leads_flight))
 
 
 def _refusal(scope: LimitSet, answer: Sequence[int]) -> Refusal:

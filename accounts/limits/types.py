@@ -298,11 +298,35 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class FlightClaim:
+    """The flight that a call is to lead: the key of identical calls, and since when (µs) the end of another matters.
+
+    That is when this call was admitted, later the time of the latest answer about the flight.
+    """
+
+    key: str
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """The result of reserve where an identical call decides: it is in flight (`is_open`), or has ended meanwhile.
+
+    `at` (µs) is the time of this answer; of a call that ended with an `error` for its followers, the time of its end.
+    """
+
+    is_open: bool
+    at: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Reserved:
     """A granted reservation: the output tokens to request from the provider at most, and the bound that is held.
 
     At `lease_until` (µs) the bound is charged unless the lease was renewed or the call settled. `tokens` has the
     tokens-per-minute window of each subject of the scope after this reservation, None for a subject without that limit.
+    `leads_flight`: other processes follow this call until it settles.
     """
 
     output_tokens: int
@@ -310,6 +334,7 @@ class Reserved:
     at: int
     lease_until: int
     tokens: tuple[Window | None, ...]
+    leads_flight: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +406,8 @@ class LimitBackend(ABC):
         bound: Bound,
         draft: UsageRecord | None,
         attempt: int = 1,
-    ) -> Reserved | Refusal:
+        flight: FlightClaim | None = None,
+    ) -> Reserved | Refusal | InFlight:
         """Take one slot and the bound from all subjects, or nothing from any of them.
 
         Grants the largest output that fits, from `bound.least_output` to `bound.output_tokens`. Budgets are those of
@@ -390,6 +416,10 @@ class LimitBackend(ABC):
         open operation adds its bound to what is held and takes no second slot: for a retry after a try that may have
         been billed. Repeating an attempt changes nothing. Raises OperationClosed if the operation is no longer open,
         Unavailable, and errors of the seeder.
+
+        With a `flight`, an identical call that is in flight in a process that lives, or that ended since, decides
+        before the limits: nothing is taken. Else a grant of the whole output makes this call the flight's leader. The
+        flight of a process that died goes to the next that asks.
         """
 
     @abstractmethod
@@ -406,13 +436,14 @@ class LimitBackend(ABC):
         used: Amount,
         record: UsageRecord | None,
         recorded_at: int | None = None,
+        flight_error: str = "",
     ) -> Settlement:
-        """Release the slot, replace the bound by what was used, and emit the record, all in one step.
+        """Release the slot, replace the bound by what was used, end the flight, and emit the record, all in one step.
 
         The ledger is that of the month of `admitted_at`. If the lease had expired, the charge of the bound is replaced
         once. For an operation that the backend does not know (its store was emptied) the used amount is charged, except
         to ledgers seeded from the database after `recorded_at` (µs), the time at which the record was written there.
-        Without a record, settles without emitting one.
+        Without a record, settles without emitting one. `flight_error` goes to those who follow the flight.
         """
 
     def charge(

@@ -11,7 +11,7 @@ import redis
 
 from accounts.limits.records import UsageRecord, decode_record
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream
-from accounts.limits.types import SECOND, SHARDS, Amount, Bound, LimitBackend, Limits, LimitSet, Subject
+from accounts.limits.types import SECOND, SHARDS, Amount, Bound, Limits, LimitSet, Subject
 from core.redis.client import redis_client, wire_for
 
 MIDMONTH = int(datetime(2026, 11, 15, 12, tzinfo=UTC).timestamp()) * SECOND + 250_000
@@ -65,7 +65,7 @@ class Database:
 class World:
     """One backend with the clock that moves it, its database, and a way to take the records that came out."""
 
-    backend: LimitBackend
+    backend: RedisBackend
     clock: Clock
     database: Database
     drain: Callable[[], list[UsageRecord]]

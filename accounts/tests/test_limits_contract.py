@@ -1,6 +1,7 @@
 """What the limits promise, with an injected clock and no sleeps."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from accounts.limits.types import (
     SECOND,
     Admission,
     Amount,
+    InFlight,
     LimitName,
     Limits,
     LimitSet,
@@ -41,7 +43,9 @@ def admit(world: World, scope: LimitSet) -> Admission:
     return world.backend.admit(scope, an_operation())
 
 
-def reserve(world: World, scope: LimitSet, operation: str = "", attempt: int = 1, **bound: int) -> Reserved | Refusal:
+def reserve(
+    world: World, scope: LimitSet, operation: str = "", attempt: int = 1, **bound: int
+) -> Reserved | Refusal | InFlight:
     return world.backend.reserve(
         scope,
         operation or an_operation(),
@@ -64,7 +68,7 @@ def refused(world: World, scope: LimitSet, operation: str = "", attempt: int = 1
     return answer
 
 
-def settle(world: World, scope: LimitSet, operation: str, tokens: int, **more: int) -> Settlement:
+def settle(world: World, scope: LimitSet, operation: str, tokens: int, **more: Any) -> Settlement:
     used = Amount(tokens, tokens * 1_000)
     admitted_at = more.pop("admitted_at", world.clock.now)
     record = replace(DRAFT, output_tokens=tokens)

@@ -13,7 +13,7 @@ import redis
 from accounts.limits.failover import REMEMBERED, FailoverBackend, Pending, PendingSettlements
 from accounts.limits.records import UsageRecord, decode_record
 from accounts.limits.redis import RedisBackend, records_stream
-from accounts.limits.types import SECOND, Amount, Limits, LimitSet, Refusal, Reserved, Unavailable
+from accounts.limits.types import SECOND, Amount, InFlight, Limits, LimitSet, Refusal, Reserved, Unavailable
 from accounts.tests.limits_fixtures import (
     DRAFT,
     NOVEMBER,
@@ -117,7 +117,7 @@ class Outage:
         self.primary.error, self.probe_fails = None, False
         return self.limits.mend_once()
 
-    def reserve(self, scope: LimitSet, operation: str = "") -> Reserved | Refusal:
+    def reserve(self, scope: LimitSet, operation: str = "") -> Reserved | Refusal | InFlight:
         return self.limits.reserve(
             scope, operation or an_operation(), admitted_at=self.clock.now, bound=a_bound(), draft=RECORD
         )
@@ -337,7 +337,7 @@ class TestRealRedis:
             RedisBackend(wire, seeder=database), availability=Availability(wire.ping), sink=stored.append
         )
 
-    def reserve(self, limits: FailoverBackend, scope: LimitSet, operation: str) -> Reserved | Refusal:
+    def reserve(self, limits: FailoverBackend, scope: LimitSet, operation: str) -> Reserved | Refusal | InFlight:
         return limits.reserve(scope, operation, admitted_at=limits.now(), bound=a_bound(), draft=RECORD)
 
     def test_it_survives_a_crash_and_a_restart(

@@ -86,7 +86,10 @@ class World:
 def enter(backend: LimitBackend, scope: LimitSet, tokens: int, operation: str = "") -> Held | Refusal:
     operation = operation or an_operation()
     answer = backend.reserve(scope, operation, admitted_at=0, bound=Bound(Amount(tokens)), draft=DRAFT)
-    return Held(backend, scope, operation, tokens) if isinstance(answer, Reserved) else answer
+    if isinstance(answer, Reserved):
+        return Held(backend, scope, operation, tokens)
+    assert isinstance(answer, Refusal)
+    return answer
 
 
 def a_provider(limits: Limits) -> LimitSet:
@@ -105,7 +108,7 @@ def redis_backend(clock: Clock | None = None, url: str = "", lease_seconds: int 
     return RedisBackend(wire, seeder=no_ledger, lease_seconds=lease_seconds, clock=clock)
 
 
-def failover(primary: LimitBackend, clock: Clock | None = None, *, is_away: Callable[[], bool]) -> FailoverBackend:
+def failover(primary: RedisBackend, clock: Clock | None = None, *, is_away: Callable[[], bool]) -> FailoverBackend:
     """Make a backend that uses Redis as far as that is not away."""
 
     def probe() -> None:

@@ -22,7 +22,7 @@ from accounts.explain import explain_key, explanation_text
 from accounts.key_cache import AuthenticatedKey, KeyCache, build_authenticated_key, directory, model_budgets_of
 from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
-from accounts.limits.types import Amount, Bound, LimitName, LimitSet, Refusal, Reserved
+from accounts.limits.types import Amount, Bound, InFlight, LimitName, LimitSet, Refusal, Reserved
 from accounts.models import Account, ApiKey, AuditEntry, ModelBudget
 from accounts.services import BudgetFor
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_key
@@ -53,7 +53,7 @@ def identity_of(key: ApiKey) -> AuthenticatedKey:
     return build_authenticated_key(key, timezone.now(), model_budgets_of(key))
 
 
-def call(key: ApiKey, tokens: int, model: str = "gpt", *, settles: bool = True) -> Reserved | Refusal:
+def call(key: ApiKey, tokens: int, model: str = "gpt", *, settles: bool = True) -> Reserved | Refusal | InFlight:
     """Reserve for a call of a model, at 1,000 nano-dollars a token, and settle it."""
     limits, scope, operation = get_limits(), identity_of(key).limits_for(model), an_operation()
     bound, at = Bound(Amount(tokens, tokens * 1_000)), limits.now()

@@ -24,8 +24,8 @@ def busy():
         pass
 
 flight.WATCH_SECONDS = 0.2
-shared = flight.Flight()
-followers = [gevent.spawn(shared.outcome, flight.Wait(Deadline(30))) for _ in range(5)]
+shared = flight.Flight("key")
+followers = [gevent.spawn(shared.outcome, flight.Wait("key", Deadline(30), 0)) for _ in range(5)]
 gevent.spawn(busy)
 gevent.sleep(0.1)
 shared.end("the answer", None)

@@ -11,7 +11,7 @@ from django.core.exceptions import ValidationError
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
 from accounts.limits.redis import RedisBackend, prefix_of
-from accounts.limits.types import Amount, Bound, Limits, LimitSet, Refusal, Reserved
+from accounts.limits.types import Amount, Bound, InFlight, Limits, LimitSet, Refusal, Reserved
 from accounts.tests.factories import ACTOR
 from accounts.tests.limits_fixtures import DRAFT, an_operation
 from core.redis.leases import renewer
@@ -65,7 +65,7 @@ def ask(api: Api, number: int) -> Any:
     return api.post("/v1/chat/completions", body)
 
 
-def reserve(scope: LimitSet | None, tokens: int, operation: str = "") -> Reserved | Refusal:
+def reserve(scope: LimitSet | None, tokens: int, operation: str = "") -> Reserved | Refusal | InFlight:
     """Reserve at a provider, as an attempt does."""
     assert scope is not None
     bound = Bound(Amount(tokens))

@@ -24,10 +24,10 @@ class Watched(Flights):
         super().__init__()
         self.errors: list[ApiError | None] = []
 
-    def leave(self, key: str, flight: Flight, **outcome: Any) -> None:
+    def leave(self, flight: Flight, **outcome: Any) -> None:
         """End a flight."""
         self.errors.append(outcome.get("error"))
-        super().leave(key, flight, **outcome)
+        super().leave(flight, **outcome)
 
 
 @pytest.fixture

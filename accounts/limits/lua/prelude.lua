@@ -12,8 +12,13 @@
 --   f                  zset     names of the counts above with refusals not emitted yet, by when (µs) they are due
 --   a:<operation>      string   when (µs) the operation was admitted
 --   o:<operation>      hash     z state (o open, b bound charged, s settled), k attempt, s subjects, m month,
---                               t c tokens and cost held or charged, u output tokens, d draft, y second of the charge
+--                               t c tokens and cost held or charged, u output tokens, d draft, y second of the charge,
+--                               f key of the flight it was given
 --   l                  zset     open operations by the end of their lease (µs)
+--   y:<key>            string   the flight of identical calls: the operation that leads it, and its process
+--   y:<key>:ended      string   when (µs) the last one ended, and the error that those who waited share ('' without)
+--   y:<key>:awaited    string   a call in another process waits for it
+--   p:<process>        string   heartbeat: the process lives
 --   records            stream   usage records for the ingester
 -- Times and amounts are integers below 2^53. Never `..` a large one: Lua would write it as 1.7e+15; use str().
 
@@ -26,6 +31,8 @@ local SETTLED_TTL = 3600
 local EMITTED_TTL = 60   -- for operations that held and used nothing: only a retry after a lost reply looks them up
 local CHARGED_TTL = 86400
 local NO_MONTH = '0'
+local ENDED_TTL = 5000     -- ms; longer than a caller takes from one look at a flight to the next
+local HEARTBEAT_TTL = 1000 -- ms; redis.py renews it every HEARTBEAT_SECONDS
 
 local function str(number)
   return string.format('%.0f', number)
@@ -181,13 +188,29 @@ local function conclude(subjects, month, held_tokens, held_cost, tokens, cost, n
   return charged
 end
 
+-- Return the operation that leads a flight, and its process; nil without one.
+local function leader(flight)
+  return string.match(redis.call('GET', flight) or '', '^(%S+) (%S+)$')
+end
+
+-- End the flight of an operation that still leads it. This comes before all other writes: a Redis that is full refuses
+-- those that take memory, except in a script that has already written.
+local function end_flight(operation, key, error, now)
+  local flight = P .. 'y:' .. (key or '')
+  if key and leader(flight) == operation then
+    redis.call('DEL', flight)
+    redis.call('SET', flight .. ':ended', str(now) .. ' ' .. error, 'PX', ENDED_TTL)
+  end
+end
+
 -- Charge the bound of up to `at_most` reservations whose lease has expired; returns how many.
 local function reap(now, at_most)
   local expired = redis.call('ZRANGEBYSCORE', P .. 'l', '-inf', str(now), 'LIMIT', 0, at_most)
   for _, operation in ipairs(expired) do
     local key = P .. 'o:' .. operation
-    local v = redis.call('HMGET', key, 'z', 's', 'm', 't', 'c', 'u', 'd')
+    local v = redis.call('HMGET', key, 'z', 's', 'm', 't', 'c', 'u', 'd', 'f')
     if v[1] == 'o' then
+      end_flight(operation, v[8], '', now)
       local tokens, cost = tonumber(v[4]), tonumber(v[5])
       local charged = conclude(v[2], v[3], tokens, cost, tokens, cost, now)
       if v[3] ~= NO_MONTH then

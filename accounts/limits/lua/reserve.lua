@@ -1,14 +1,17 @@
--- Take a slot and the bound of a call from all subjects, or nothing from any.
+-- Take a slot and the bound of a call from all subjects, or nothing from any. An identical call decides before the
+-- limits: while one is in flight, or if one has ended since, nothing is taken.
 -- ARGV: 1 clock override, 2 operation, 3 lease (µs), 4 attempt, 5 month (0: no ledgers), 6 when the month's budgets are
 -- whole again, 7 prompt tokens, 8 prompt cost, 9 most output, 10 least output, 11 step, 12 and 13 price of output (whole
--- nano-dollars a token, and the rest in millionths), 14 draft, 15 leases to reap on the way, then of each subject: name,
--- tokens per minute, concurrent requests, monthly tokens, monthly cost, requests per minute (-1 is unlimited; requests
--- that admit.lua has counted are not counted again, so they are unlimited here).
--- Answers {'ok', output, tokens held, cost held, time, lease end, then of each subject tokens used, their reset},
--- {'closed'}, {'missing', numbers of subjects}, or {'refused', time, then of each refusal: number of the subject,
--- number of the limit, used, reset, impossible}.
+-- nano-dollars a token, and the rest in millionths), 14 draft, 15 leases to reap on the way, 16 key of the flight ('' for
+-- none), 17 since when (µs) its end matters to the caller, 18 the caller's process, then of each subject: name, tokens
+-- per minute, concurrent requests, monthly tokens, monthly cost, requests per minute (-1 is unlimited; requests that
+-- admit.lua has counted are not counted again, so they are unlimited here).
+-- Answers {'ok', leads a flight, output, tokens held, cost held, time, lease end, then of each subject tokens used, their
+-- reset}, {'closed'}, {'flight', is open, time (of its end if it failed), error}, {'missing', numbers of subjects}, or
+-- {'refused', time, then of each refusal: number of the subject, number of the limit, used, reset, impossible}.
 
-local FIRST, WIDTH = 16, 6
+local FIRST, WIDTH = 19, 6
+local AWAITED_TTL = 1500 -- ms; several times the pause between two looks of a follower
 local TPM, CONCURRENT, MONTHLY_TOKENS, MONTHLY_COST, REQUESTS = 1, 2, 3, 4, 5
 local now = clock(ARGV[1])
 local second = math.floor(now / 1000000)
@@ -16,6 +19,19 @@ local operation, attempt, month = P .. 'o:' .. ARGV[2], tonumber(ARGV[4]), ARGV[
 local prompt_tokens, prompt_cost = tonumber(ARGV[7]), tonumber(ARGV[8])
 local most, least, step = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 local whole_price, rest_price = tonumber(ARGV[12]), tonumber(ARGV[13])
+local flight = ARGV[16] ~= '' and P .. 'y:' .. ARGV[16]
+
+if flight and redis.call('EXISTS', operation) == 0 then
+  local held_by, process = leader(flight)
+  if held_by and redis.call('EXISTS', P .. 'p:' .. process) == 1 then
+    redis.call('SET', flight .. ':awaited', 1, 'PX', AWAITED_TTL)
+    return { 'flight', 1, now, '' }
+  end
+  local ended, error = string.match(redis.call('GET', flight .. ':ended') or '', '^(%d+) (.*)$')
+  if ended and tonumber(ended) >= tonumber(ARGV[17]) then
+    return { 'flight', 0, error == '' and now or tonumber(ended), error }
+  end
+end
 
 reap(now, tonumber(ARGV[15]))
 
@@ -31,8 +47,8 @@ for i = FIRST, #ARGV, WIDTH do
   subjects[s.number] = s
 end
 
-local function granted(output, tokens, cost, lease_end)
-  local reply = { 'ok', output, tokens, cost, now, lease_end }
+local function granted(leads, output, tokens, cost, lease_end)
+  local reply = { 'ok', leads and 1 or 0, output, tokens, cost, now, lease_end }
   for _, s in ipairs(subjects) do
     reply[#reply + 1] = s.w.t + s.w.s
     reply[#reply + 1] = window_reset(s.w, now)
@@ -40,14 +56,14 @@ local function granted(output, tokens, cost, lease_end)
   return reply
 end
 
-local held = redis.call('HMGET', operation, 'z', 'k', 't', 'c', 'u', 'g')
+local held = redis.call('HMGET', operation, 'z', 'k', 't', 'c', 'u', 'g', 'f')
 local held_tokens, held_cost, held_output = tonumber(held[3] or 0), tonumber(held[4] or 0), tonumber(held[5] or 0)
 if held[1] and held[1] ~= 'o' then
   return { 'closed' }
 end
 local slot = held[1] and 0 or 1
 if held[1] and attempt <= tonumber(held[2]) then
-  return granted(tonumber(held[6]), held_tokens, held_cost, tonumber(redis.call('ZSCORE', P .. 'l', ARGV[2])))
+  return granted(held[7], tonumber(held[6]), held_tokens, held_cost, tonumber(redis.call('ZSCORE', P .. 'l', ARGV[2])))
 end
 
 local missing = { 'missing' }
@@ -143,4 +159,13 @@ redis.call('HSET', operation, 'z', 'o', 'k', attempt, 's', table.concat(names, '
 redis.call('EXPIRE', operation, LONG_TTL)
 redis.call('ZADD', P .. 'l', str(lease_end), ARGV[2])
 redis.call('EXPIRE', P .. 'l', LONG_TTL)
-return granted(output, held_tokens + tokens, held_cost + cost, lease_end)
+
+-- An answer that limits cut short is not shared. A further attempt keeps the flight that the call has.
+local leads = held[7]
+if flight and slot == 1 and output == most then
+  leads = ARGV[16]
+  redis.call('SET', flight, ARGV[2] .. ' ' .. ARGV[18], 'EX', LONG_TTL)
+  redis.call('SET', P .. 'p:' .. ARGV[18], 1, 'PX', HEARTBEAT_TTL)
+  redis.call('HSET', operation, 'f', leads)
+end
+return granted(leads, output, held_tokens + tokens, held_cost + cost, lease_end)

@@ -1,15 +1,16 @@
 -- Replace what an operation holds, or was charged when its lease ran out, by what it used; emit its record.
 -- ARGV: clock override, operation, month of admission (0: no ledgers), tokens used, cost used, record (JSON, '' emits
--- none), when (µs) the record went to the database by another way ('' if it did not), then names of subjects.
+-- none), when (µs) the record went to the database by another way ('' if it did not), the error that those share who
+-- wait for its flight ('' without), then names of subjects.
 -- Answers {state before: 'o', 'b', 's' or '', tokens charged, cost charged, overrun}, or {'missing', numbers}.
 
-local FIRST = 8
+local FIRST = 9
 local now = clock(ARGV[1])
 local second = math.floor(now / 1000000)
 local operation, month = P .. 'o:' .. ARGV[2], ARGV[3]
 local tokens, cost, recorded_at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
 
-local v = redis.call('HMGET', operation, 'z', 's', 'm', 't', 'c', 'y', 'x')
+local v = redis.call('HMGET', operation, 'z', 's', 'm', 't', 'c', 'y', 'x', 'f')
 local state = v[1] or ''
 if state == 's' then
   return { 's', tonumber(v[4] or 0), tonumber(v[5] or 0), tonumber(v[7] or 0) }
@@ -58,6 +59,7 @@ end
 
 local overrun = 0
 if state == 'o' then
+  end_flight(ARGV[2], v[8], ARGV[8], now)
   conclude(v[2], v[3], held_tokens, held_cost, tokens, cost, now)
   redis.call('ZREM', P .. 'l', ARGV[2])
 elseif state == 'b' then
