@@ -182,7 +182,7 @@ def test_it_lets_streams_follow_one_that_takes_longer_than_its_first_byte_may(pa
 def test_it_shares_with_a_caller_whose_own_limits_are_spent(pair: Pair, poor: str) -> None:
     """What leads holds all that the key may use; who follows elsewhere takes nothing."""
     pair.fake.set(latency_ms=1000)
-    body = {**asked(MODEL, "on the house", temperature=0, max_tokens=300), "stream": False}
+    body = {**asked(MODEL, "on the house", temperature=0, max_tokens=200), "stream": False}
 
     async def run() -> list[Got]:
         return await asyncio.gather(*(ask(service.port, poor, body) for service in pair.services))
