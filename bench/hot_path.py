@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
 from harness import NUMBER, Plan, Result, run  # noqa: E402
 
-from launch.system import free_port  # noqa: E402
+from launch.environment import free_port  # noqa: E402
 from tests.processes import spawn, wait_for_port  # noqa: E402
 from tests.servers import Service, aiapi_server, clean_environment, postgres_server, redis_server  # noqa: E402
 

@@ -144,7 +144,7 @@ def generate(plan: Plan) -> Seen:
 @contextmanager
 def fake_provider(*, tokens: int, interval_ms: float) -> Iterator[int]:
     """Run the fake provider in a process of its own; yield its port."""
-    from launch.system import free_port
+    from launch.environment import free_port
     from tests.processes import spawn, wait_for_port
     from tests.servers import clean_environment
 
@@ -230,7 +230,7 @@ def hold(plan: Plan, root: int, worker: int) -> Held:
 @contextmanager
 def bare_relay(to: int) -> Iterator[tuple[int, int]]:
     """Run the relay that does nothing else; yield its port and process."""
-    from launch.system import free_port
+    from launch.environment import free_port
     from tests.processes import spawn, wait_for_port
     from tests.servers import clean_environment
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from launch.system import free_port
+from launch.environment import free_port
 
 CHUNK = 65_536
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from launch.system import free_port
+from launch.environment import free_port
 
 CHUNK = 65_536
 

@@ -27,7 +27,8 @@ from playwright.sync_api import Browser, sync_playwright
 from accounts.limits.redis import records_stream
 from accounts.limits.types import SHARDS
 from inference.fake_provider import FakeUpstream
-from launch.system import chromium, free_port
+from launch.environment import free_port
+from launch.install import chromium
 from launch.valkey import Valkey
 from tests.manager import manager
 from tests.processes import spawn, stop, tail, wait_until

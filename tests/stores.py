@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 import redis as redis_client
 
-from launch.system import free_port
+from launch.environment import free_port
 from tests.processes import spawn, stop, wait_for_port, wait_until
 
 #: The wheel brings PostgreSQL 16, which docker-compose.yml runs, and 18 in another folder.

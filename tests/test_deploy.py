@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import pytest
 import yaml
 from django.conf import settings
 from django.core.management import get_commands
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from aiapi.settings import ENV
 from core.env import PORTS as MAIL_PORTS
-from launch.requirements import read as read_requirements
 
 ROOT = Path(__file__).resolve().parents[1]
 KUBERNETES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
@@ -39,8 +42,17 @@ MEGABYTES = {"m": 1, "mb": 1, "Mi": 1, "g": 1024, "gb": 1024}
 
 def test_it_pins_every_requirement() -> None:
     for path in ROOT.glob("requirements*.txt"):
-        loose = [str(r) for r in read_requirements(path) if [s.operator for s in r.specifier] != ["=="]]
+        loose = [str(r) for r in requirements(path) if [s.operator for s in r.specifier] != ["=="]]
         assert loose == [], path.name
+
+
+def test_it_installs_what_it_pins_with_all_that_this_needs() -> None:
+    """`pip check` can't tell: what requirements-local.txt names is installed without its needs, on purpose."""
+    optional = {"requirements-fast.txt"}  # installed where a compiler is
+    for path in ROOT.glob("requirements*.txt"):
+        if path.name not in optional:
+            follow = path.name != "requirements-local.txt"
+            assert list(unmet(requirements(path), set(), follow=follow)) == [], path.name
 
 
 def test_it_writes_a_dockerfile_that_hadolint_accepts() -> None:
@@ -266,6 +278,30 @@ def test_it_lets_open_requests_end_before_anything_kills_the_server() -> None:
     pre_stop = int(container("deployment")["lifecycle"]["preStop"]["exec"]["command"][-1])
     assert pod["terminationGracePeriodSeconds"] >= graceful + pre_stop + 5
     assert int(compose()["services"]["api"]["stop_grace_period"].removesuffix("s")) >= graceful + 5
+
+
+def requirements(path: Path) -> list[Requirement]:
+    """Parse the requirements of a file, without its comments."""
+    lines = (line.split(" #")[0].strip() for line in path.read_text().splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def unmet(wanted: Iterable[Requirement], seen: set[str], *, follow: bool) -> Iterator[str]:
+    """Yield each requirement that is not installed as asked, and where `follow` says so what those need themselves."""
+    for requirement in wanted:
+        mark = f"{canonicalize_name(requirement.name)}{sorted(requirement.extras)}"
+        try:
+            found = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            found = "none"
+        if found == "none" or not requirement.specifier.contains(found, prereleases=True):
+            yield f"{requirement} is asked for, {found} is installed"
+        elif follow and mark not in seen:
+            seen.add(mark)
+            needs = [Requirement(text) for text in metadata.requires(requirement.name) or []]
+            extras = requirement.extras or {""}
+            chosen = [n for n in needs if not n.marker or any(n.marker.evaluate({"extra": e}) for e in extras)]
+            yield from unmet(chosen, seen, follow=follow)
 
 
 def instructions(name: str) -> list[str]:

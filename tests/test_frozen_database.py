@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from accounts.keys import generate_key
-from launch.system import free_port
+from launch.environment import free_port
 from tests.processes import READY_TIMEOUT, spawn, stop, wait_until
 from tests.servers import ROOT, SECRETS, Postgres, Service, aiapi_server, clean_environment, redis_server
 

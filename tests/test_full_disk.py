@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import redis
 
-from launch.system import free_port
+from launch.environment import free_port
 from tests.running import Platform, Served, chat, completion, running_platform, scripted_provider, wait_until
 from tests.servers import redis_server
 

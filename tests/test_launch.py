@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import environment, system, venv
-from launch.commands import run_logged
-from launch.console import LaunchError
+from launch import LaunchError, environment, install
+from launch.checks import Step, run_steps, summary
+from launch.install import run_logged
 from launch.processes import Group, Stopped
-from launch.steps import Results, Step
 from launch.valkey import Valkey
 from tests.processes import wait_until
 
@@ -92,41 +91,41 @@ def test_it_says_in_one_line_that_a_port_is_in_use() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(LaunchError, match=f"port {port} is in use.*PORT") as raised:
-            system.require_free_port("127.0.0.1", port)
+            environment.require_free_port("127.0.0.1", port)
     assert "\n" not in str(raised.value)
-    system.require_free_port("127.0.0.1", port)
+    environment.require_free_port("127.0.0.1", port)
 
 
 def test_it_says_in_one_line_that_an_address_is_not_this_machine_s() -> None:
     with pytest.raises(LaunchError, match=r"can't listen on 192\.0\.2\.1:8000 .*set HOST and PORT"):
-        system.require_free_port("192.0.2.1", 8000)
+        environment.require_free_port("192.0.2.1", 8000)
 
 
 def test_it_installs_a_requirement_file_again_only_when_it_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[list[str]] = []
-    monkeypatch.setattr(venv, "run_logged", lambda title, command, log, mend="": ran.append(command))
-    monkeypatch.setattr(venv, "_can_compile", lambda: False)
-    monkeypatch.setattr(venv, "_usable", lambda folder: True)
-    for name in (venv.BASE, venv.LOCAL):
+    monkeypatch.setattr(install, "run_logged", lambda title, command, log, mend="": ran.append(command))
+    monkeypatch.setattr(install, "_can_compile", lambda: False)
+    monkeypatch.setattr(install, "_is_usable", lambda folder: True)
+    for name in (install.BASE, install.LOCAL):
         (tmp_path / name).write_text("one==1\n")
     for _ in range(2):
-        venv.ensure(tmp_path, [venv.BASE, venv.LOCAL])
-    assert [command[-1] for command in ran] == [str(tmp_path / venv.BASE), str(tmp_path / venv.LOCAL)]
+        install.ensure_environment(tmp_path, [install.BASE, install.LOCAL])
+    assert [command[-1] for command in ran] == [str(tmp_path / install.BASE), str(tmp_path / install.LOCAL)]
     assert ["--no-deps" in command for command in ran] == [False, True]
-    (tmp_path / venv.BASE).write_text("one==2\n")
-    venv.ensure(tmp_path, [venv.BASE, venv.LOCAL])
+    (tmp_path / install.BASE).write_text("one==2\n")
+    install.ensure_environment(tmp_path, [install.BASE, install.LOCAL])
     assert len(ran) == 3
 
 
 def test_it_makes_the_environment_anew_when_its_python_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(venv, "run_logged", lambda title, command, log, mend="": None)
-    monkeypatch.setattr(venv, "_can_compile", lambda: False)
+    monkeypatch.setattr(install, "run_logged", lambda title, command, log, mend="": None)
+    monkeypatch.setattr(install, "_can_compile", lambda: False)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").symlink_to(tmp_path / "gone")
     (tmp_path / ".venv" / ".installed.json").write_text('{"requirements.txt": "0"}')
-    venv.ensure(tmp_path, [])
+    install.ensure_environment(tmp_path, [])
     assert sorted(path.name for path in (tmp_path / ".venv").iterdir()) == [".lock"]
 
 
@@ -176,11 +175,11 @@ def test_it_goes_on_without_what_is_optional_and_says_so(
     def fail(title: str, command: list[str], log: Path, mend: str = "") -> None:
         raise LaunchError("no such header")
 
-    monkeypatch.setattr(venv, "run_logged", fail)
-    monkeypatch.setattr(venv, "_can_compile", lambda: True)
-    monkeypatch.setattr(venv, "_usable", lambda folder: True)
-    (tmp_path / venv.FAST).write_text("one==1\n")
-    venv.ensure(tmp_path, [])
+    monkeypatch.setattr(install, "run_logged", fail)
+    monkeypatch.setattr(install, "_can_compile", lambda: True)
+    monkeypatch.setattr(install, "_is_usable", lambda folder: True)
+    (tmp_path / install.FAST).write_text("one==1\n")
+    install.ensure_environment(tmp_path, [])
     assert capsys.readouterr().out == "going on without requirements-fast.txt, which is optional: no such header\n"
 
 
@@ -224,10 +223,9 @@ def test_it_gives_up_waiting_for_what_does_not_answer() -> None:
 
 
 def test_it_goes_on_after_a_failed_check_and_sums_up(capfd: pytest.CaptureFixture[str]) -> None:
-    results = Results()
-    results.run([Step("bad", [sys.executable, "-c", "print('why'); raise SystemExit(1)"])], os.environ)
-    results.run([Step("good", [sys.executable, "-c", "print('quiet')"])], os.environ)
-    assert results.summary() == 1
+    results = run_steps([Step("bad", [sys.executable, "-c", "print('why'); raise SystemExit(1)"])], os.environ)
+    results += run_steps([Step("good", [sys.executable, "-c", "print('quiet')"])], os.environ)
+    assert summary(results, 1.0) == 1
     printed = capfd.readouterr().out
     assert "why" in printed
     assert "quiet" not in printed
@@ -236,7 +234,7 @@ def test_it_goes_on_after_a_failed_check_and_sums_up(capfd: pytest.CaptureFixtur
 
 def test_it_ends_what_a_check_left_running(capfd: pytest.CaptureFixture[str]) -> None:
     script = f"import subprocess; print(subprocess.Popen({SLEEPER!r}).pid); raise SystemExit(1)"
-    Results().run([Step("careless", [sys.executable, "-c", script])], os.environ)
+    run_steps([Step("careless", [sys.executable, "-c", script])], os.environ)
     left = int(next(line for line in capfd.readouterr().out.splitlines() if line.isdigit()))
     wait_until(lambda: not is_running(left), "what the check left behind to end")
 
@@ -256,9 +254,10 @@ def test_it_runs_checks_side_by_side_and_tells_of_one_after_the_other(
         raise SystemExit(int(status))
     """
     command = [sys.executable, "-c", textwrap.dedent(meet)]
-    results = Results()
-    results.run([Step("one", [*command, "1", "2-over", "1"]), Step("two", [*command, "2", "1", "1"])], os.environ)
-    assert [(name, passed) for name, passed, _ in results.rows] == [("one", False), ("two", False)]
+    steps = [Step("one", [*command, "1", "2-over", "1"]), Step("two", [*command, "2", "1", "1"])]
+    one, two = run_steps(steps, os.environ)
+    assert (one.passed, two.passed) == (False, False)
+    assert one.seconds >= two.seconds - 0.1
     told = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("   FAILED")]
     assert told == ["", "== one", "1 told", "", "== two", "2 told"]
 
@@ -266,14 +265,14 @@ def test_it_runs_checks_side_by_side_and_tells_of_one_after_the_other(
 def test_it_ends_all_checks_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
-    def interrupt(running: object) -> None:
+    def interrupt(text: str) -> None:
         started.extend(pid for pid in children() if pid not in before)
         raise Stopped(signal.SIGINT)
 
     before = children()
-    monkeypatch.setattr("launch.steps._Running.look", interrupt)
+    monkeypatch.setattr("launch.checks.say", interrupt)
     with pytest.raises(Stopped):
-        Results().run([Step(name, SLEEPER) for name in ("one", "two")], os.environ)
+        run_steps([Step(name, SLEEPER) for name in ("one", "two")], os.environ)
     assert len(started) == 2
     assert not any(is_running(pid) for pid in started)
 

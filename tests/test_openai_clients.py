@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolPara
 from pydantic import BaseModel
 
 from inference.fake_provider import FakeUpstream
-from launch.system import free_port
+from launch.environment import free_port
 from tests.catalogue import Served, record_of, set_up
 from tests.processes import wait_until
 from tests.servers import Service, aiapi_server, fake_upstream

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from launch.system import free_port
+from launch.environment import free_port
 from tests.running import (
     Answered,
     Platform,

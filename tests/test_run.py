@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from inference.fake_provider import FakeUpstream
-from launch.system import free_port
+from launch.environment import free_port
 from tests.catalogue import query_rows
 from tests.conftest import provider
 from tests.processes import wait_until

@@ -18,7 +18,7 @@ from subprocess import Popen
 
 import pytest
 
-from launch.system import free_port
+from launch.environment import free_port
 from operations.tests.webhooks import Hook, webhook
 from tests.processes import stop, wait_until
 from tests.running import Reply, Served, chat, completion, running_platform, scripted_provider

@@ -13,7 +13,7 @@ from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount
 from accounts.tests.limits_fixtures import Database, a_scope, an_operation, shared_redis_url
 from core.redis import availability
-from launch.system import free_port
+from launch.environment import free_port
 from tests.processes import wait_until
 
 

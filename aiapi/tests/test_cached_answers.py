@@ -19,7 +19,7 @@ from inference import cache
 from inference.cache import CachedAnswer, answer_key
 from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import PROMPT, Api, LogLines, Records
-from launch.system import free_port
+from launch.environment import free_port
 from tests.processes import wait_until
 from tests.silent import Silent, silent_server
 from tests.stores import Redis

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch import system, venv
-from launch.console import LaunchError, say
-from launch.processes import Stopped, end_on_signals
-from launch.steps import Results, Step
+from launch import LaunchError, install, say
+from launch.processes import TICK, Group, Stopped, end_on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Files whose tests touch SQL of our own, which PostgreSQL and SQLite may take differently: they run on both.
@@ -76,7 +78,7 @@ PRODUCTION = {
 def main(arguments: Sequence[str]) -> int:
     """Run the checks, or only pytest with the arguments given; return the exit status."""
     if arguments[:1] in (["-h"], ["--help"]):
-        say((ROOT / "bin" / "test").read_text().split('"""')[1])
+        say(sys.modules["__main__"].__doc__ or "")
         return 0
     os.chdir(ROOT)
     end_on_signals()
@@ -91,26 +93,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: list[str], *, full: bool) -> int:
-    results = Results()
-    python = results.timed("install", lambda: _prepare(arguments))
+    started = time.monotonic()
+    python = install.ensure_environment(ROOT, [install.BASE, install.DEVELOPMENT, install.LOCAL, install.EMBEDDED])
+    install.ensure_debian_package(ROOT, "libgomp1")
+    if not arguments or any(part.startswith(("tests", "./tests")) for part in arguments):
+        install.ensure_debian_package(ROOT, "libatomic1")
+        install.ensure_debian_package(ROOT, "chromium")
+    results = [Result("install", True, time.monotonic() - started)]
     with _temporary_folder() as folder:
         env = {name: os.environ[name] for name in KEPT if name in os.environ}
         env |= {"TMPDIR": folder, "PYTHONUNBUFFERED": "1", "FULL": "1" if full else "0"}
-        if arguments:
-            results.run([Step("pytest", [python, "-m", "pytest", *arguments], live=True)], env)
-        else:
-            results.run(_checks(python, folder), env)
-            for step in _tests(python):
-                results.run([step], env)
-    return results.summary()
-
-
-def _prepare(arguments: list[str]) -> str:
-    python = venv.ensure(ROOT, [venv.BASE, venv.DEVELOPMENT, venv.LOCAL, venv.EMBEDDED])
-    system.ensure_libgomp(ROOT)
-    if not arguments or any(part.startswith(("tests", "./tests")) for part in arguments):
-        system.ensure_chromium(ROOT)
-    return str(python)
+        chosen = [[Step("pytest", [python, "-m", "pytest", *arguments], live=True)]]
+        for steps in chosen if arguments else [_checks(python, folder), *([step] for step in _tests(python))]:
+            results += run_steps(steps, env)
+    return summary(results, time.monotonic() - started)
 
 
 def _checks(python: str, folder: str) -> list[Step]:
@@ -123,7 +119,6 @@ def _checks(python: str, folder: str) -> list[Step]:
         Step("lint", [python, "-m", "ruff", "check", "."]),
         Step("types", [python, "-m", "mypy"]),
         Step("import direction", [python, lint_imports]),
-        Step("requirements", [python, "-m", "launch.requirements"], {"PYTHONPATH": "bin"}),
         Step("migrations", [*manage, "makemigrations", "--check", "--dry-run"]),
         Step("production settings", [*manage, "check", "--deploy", "--fail-level", "WARNING"], PRODUCTION),
         Step("OpenAPI schema", [*manage, "spectacular", "--validate", "--fail-on-warn", "--file", schema]),
@@ -143,6 +138,63 @@ def _tests(python: str) -> list[Step]:
         Step("tests on PostgreSQL and Valkey", [*pytest, "-n", "3", "-m", "not timed"], live=True),
         Step("proofs against the clock", [*pytest, "-n", "4", *TIMED], live=True),
     ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command; `live` shows its output as it comes, else only when it fails."""
+
+    name: str
+    command: list[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    live: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a step ended, after so many seconds."""
+
+    name: str
+    passed: bool
+    seconds: float
+
+
+def run_steps(steps: Sequence[Step], env: Mapping[str, str]) -> list[Result]:
+    """Run steps side by side to their ends, tell of one after the other, and end whatever they left behind."""
+    group, started = Group(grace=10), time.monotonic()
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="aiapi-steps-") as folder:
+        logs = [None if step.live else Path(folder, str(number)) for number, step in enumerate(steps)]
+        try:
+            for step, log in zip(steps, logs, strict=True):
+                group.start(step.name, step.command, {**env, **step.env}, log)
+            results = []
+            for member in group.members:
+                say(f"\n== {member.name}")
+                while member.name not in seconds:
+                    time.sleep(TICK)
+                    ended = [each.name for each in group.members if each.process.poll() is not None]
+                    seconds = {name: time.monotonic() - started for name in ended} | seconds
+                results.append(Result(member.name, member.process.returncode == 0, seconds[member.name]))
+                if member.log and not results[-1].passed:
+                    say(member.log.read_text(errors="replace").rstrip())
+                say(f"   {'passed' if results[-1].passed else 'FAILED'} in {seconds[member.name]:.1f} s")
+        finally:
+            group.stop(signal.SIGTERM)
+    return results
+
+
+def summary(results: Sequence[Result], seconds: float) -> int:
+    """Print every step with its time, and return the exit status: 0 when all passed.
+
+    The seconds of all are those of the clock, fewer than the sum where steps ran side by side.
+    """
+    failed = sum(not each.passed for each in results)
+    say(f"\n{'step':<38} {'result':<7} seconds")
+    for each in [*results, Result("all", not failed, seconds)]:
+        say(f"{each.name:<38} {'passed' if each.passed else 'FAILED':<7} {each.seconds:7.1f}")
+    say(f"steps: {len(results) - failed} passed, {failed} failed")
+    return 1 if failed else 0
 
 
 @contextmanager

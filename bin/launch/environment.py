@@ -1,11 +1,13 @@
-"""The environment of the processes: what was set outside, then `.env`, then what the launcher adds."""
+"""The environment of the processes: what was set outside, then `.env`; and the ports that it names."""
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.console import LaunchError
+from launch import LaunchError
 
 DEFAULT_PORT = 8000
 
@@ -36,7 +38,9 @@ def parse(text: str, source: str = ".env") -> dict[str, str]:
         name, separator, value = line.partition("=")
         if not separator or not name.strip().isidentifier():
             raise LaunchError(f"{source}, line {number}: write it as NAME=value")
-        values[name.strip()] = _unquoted(value.strip())
+        value = value.strip()
+        is_quoted = value[:1] in ("'", '"')
+        values[name.strip()] = value[1:].partition(value[0])[0] if is_quoted else value.split(" #", 1)[0].rstrip()
     return values
 
 
@@ -65,7 +69,21 @@ def has_redis(env: Mapping[str, str]) -> bool:
     return bool(env.get("REDIS_URL") or env.get("REDIS_URL_FILE"))
 
 
-def _unquoted(value: str) -> str:
-    if value[:1] in ("'", '"'):
-        return value[1:].partition(value[0])[0]
-    return value.split(" #", 1)[0].rstrip()
+def require_free_port(host: str, port: int) -> None:
+    """Raise LaunchError when something listens on the port already or it may not be used."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise LaunchError(f"port {port} is in use: stop what listens there, or choose another by PORT") from None
+        raise LaunchError(f"can't listen on {host}:{port} ({error.strerror}): set HOST and PORT") from None
+
+
+def free_port() -> int:
+    """Pick a port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

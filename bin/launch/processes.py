@@ -1,4 +1,8 @@
-"""A few processes that live and end together."""
+"""A few processes that live and end together.
+
+Each is a process group of its own: a Ctrl-C reaches the launcher alone, which passes it on once, and what a process
+leaves behind can be ended with it.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from launch.console import LaunchError
+from launch import LaunchError
 
 #: Seconds that members may take to end after SIGTERM, unless the group is given others: gunicorn lets running requests
 #: finish for 30.
 GRACE = 35.0
 #: Seconds between two looks at the members.
-TICK = 0.1
+TICK = 0.05
 #: prctl(2): the signal that a process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
 
@@ -33,6 +37,16 @@ class Stopped(BaseException):
         self.number = number
 
 
+def end_on_signals() -> None:
+    """Turn SIGINT, SIGTERM and SIGHUP into Stopped, raised in the main thread."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+
+
 class Adopted:
     """A process that another launcher started, and left: a part of subprocess.Popen's interface."""
 
@@ -41,12 +55,11 @@ class Adopted:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return None while it lives, else 0: nobody tells its status."""
-        if self.returncode is None:
-            try:
-                os.kill(self.pid, 0)
-            except ProcessLookupError:
-                self.returncode = 0
+        """Return None while it lives, else 0: nobody knows its status."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            self.returncode = 0
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -63,7 +76,7 @@ class Adopted:
 
 @dataclass(frozen=True)
 class Member:
-    """One process of the group; `log` is where its output goes, None for the terminal or for an adopted one.
+    """One process of a group; `log` is where its output goes, None for the terminal or for an adopted one.
 
     One that `serves_others` ends after them.
     """
@@ -73,19 +86,11 @@ class Member:
     log: Path | None = None
     serves_others: bool = False
 
-    def ended(self) -> LaunchError:
-        """Say in one line that it ended by itself, with the last line of its log."""
-        told = self.log.read_text(errors="replace").strip().splitlines()[-1:] if self.log else []
-        last = f": {told[0]} (whole output: {self.log})" if told else ""
-        return LaunchError(f"{self.name} ended by itself with status {self.process.returncode}{last}")
-
 
 class Group:
     """Start processes, watch them, and end all of them when one ends or a signal comes.
 
-    Each is a process group of its own, so that a Ctrl-C reaches the caller alone and is passed on once, and what a
-    member leaves behind can be ended with it. On Linux they also end when the caller is killed outright, but for those
-    that serve others. `grace` is in seconds.
+    On Linux they also end when the launcher is killed outright, but for those that serve others. `grace` is in seconds.
     """
 
     def __init__(self, grace: float = GRACE) -> None:
@@ -100,25 +105,36 @@ class Group:
         log: Path | None = None,
         *,
         serves_others: bool = False,
-    ) -> None:
+    ) -> Member:
         """Add a process; with a log, its output goes there, over that of the start before."""
-        if log is None:
-            process = _start(command, env)
-        else:
+        if log:
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("wb") as output:
-                process = _start(command, env, output.fileno(), ends_with_caller=not serves_others)
-        self.members.append(Member(name, process, log, serves_others))
+        ends_with_launcher = sys.platform == "linux" and not serves_others
+        with (log or Path(os.devnull)).open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=output if log else None,
+                stderr=subprocess.STDOUT if log else None,
+                process_group=0,
+                preexec_fn=end_with_parent if ends_with_launcher else None,  # noqa: PLW1509  (no threads here)
+            )
+        member = Member(name, process, log, serves_others)
+        self.members.append(member)
+        return member
 
     def adopt(self, name: str, pid: int) -> None:
         """Add a process that runs already, as one that serves others; it must lead a process group."""
         self.members.append(Member(name, Adopted(pid), serves_others=True))
 
     def check(self) -> None:
-        """Raise LaunchError when a member has ended."""
+        """Raise LaunchError, with the last line of its log, when a member has ended."""
         for member in self.members:
             if member.process.poll() is not None:
-                raise member.ended()
+                printed = member.log.read_text(errors="replace").strip().splitlines()[-1:] if member.log else []
+                last = f": {printed[0]} (whole output: {member.log})" if printed else ""
+                raise LaunchError(f"{member.name} ended by itself with status {member.process.returncode}{last}")
 
     def wait_until(self, ready: Callable[[], bool], *, timeout: float, what: str) -> None:
         """Wait for a condition while every member lives; raise LaunchError when one ends or the time (s) is over."""
@@ -154,30 +170,6 @@ class Group:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-def end_on_signals() -> None:
-    """Turn SIGINT, SIGTERM and SIGHUP into Stopped, raised in the main thread."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
-
-
-def _start(
-    command: Sequence[str], env: Mapping[str, str], output: int | None = None, *, ends_with_caller: bool = True
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command,
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=None if output is None else subprocess.STDOUT,
-        process_group=0,
-        preexec_fn=end_with_parent if ends_with_caller and sys.platform == "linux" else None,  # noqa: PLW1509  (no threads here)
-    )
 
 
 def end_with_parent() -> None:

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from launch import environment, system, venv
-from launch.console import LaunchError, say
+from launch import LaunchError, environment, install, say
 from launch.processes import Group, Stopped, end_on_signals
 from launch.valkey import Valkey
 
@@ -60,18 +59,18 @@ def main(arguments: Sequence[str], *, installed: str = "") -> int:
 
 
 def _command(env: dict[str, str], arguments: Sequence[str], installed: str) -> int:
-    python = installed or str(venv.ensure(ROOT, [venv.BASE]))
+    python = installed or install.ensure_environment(ROOT, [install.BASE])
     return subprocess.run([python, "manage.py", *arguments], env=env, check=False).returncode
 
 
 def _start_all(group: Group, env: dict[str, str], store: Valkey | None, installed: str, started: float) -> None:
     host, port = environment.address(env)
-    system.require_free_port(host, port)
+    environment.require_free_port(host, port)
     local = not environment.has_provider(env)
     if local and installed:
         raise LaunchError("no provider is configured: set OPENAI_API_KEY or OPENAI_BASE_URL")
-    files = [venv.BASE, *([venv.EMBEDDED] if store else []), *([venv.LOCAL] if local else [])]
-    python = installed or str(venv.ensure(ROOT, files))
+    files = [install.BASE, *([install.EMBEDDED] if store else []), *([install.LOCAL] if local else [])]
+    python = installed or install.ensure_environment(ROOT, files)
     env["PYTHONUNBUFFERED"] = "1"
     if local:
         _start_local_model(group, python, env)
@@ -87,8 +86,8 @@ def _start_all(group: Group, env: dict[str, str], store: Valkey | None, installe
 
 def _start_local_model(group: Group, python: str, env: dict[str, str]) -> None:
     """Start the small model that a package ships, on a free port that the server learns as LOCAL_MODEL_URL."""
-    system.ensure_libgomp(ROOT)
-    port = system.free_port()
+    install.ensure_debian_package(ROOT, "libgomp1")
+    port = environment.free_port()
     env["LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}/v1"
     command = [python, "manage.py", "local_model", "--port", str(port)]
     patient = {**env, "OMP_WAIT_POLICY": "passive"}  # its threads don't spin: on a busy machine that is 30 times faster

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from launch.console import LaunchError
+from launch import LaunchError
 from launch.processes import Group
 
 #: Bytes that a socket's path may have on macOS; Linux takes four more.

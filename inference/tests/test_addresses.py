@@ -15,7 +15,7 @@ from inference.tests.samples import unanswered
 from inference.upstream import breaker as module
 from inference.upstream.breaker import FAILURES, Breakers, BreakerState, address_of
 from inference.upstream.client import client
-from launch.system import free_port
+from launch.environment import free_port
 from tests.processes import wait_until
 
 

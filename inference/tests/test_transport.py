@@ -25,7 +25,7 @@ from inference.tests.wire import HELLO
 from inference.upstream.client import Client, UpstreamStream
 from inference.upstream.errors import BROKEN, FAILED, TIMED_OUT, UNCONNECTED, UNREACHED, AttemptFailed, Verdict
 from inference.upstream.transport import Abort
-from launch.system import free_port
+from launch.environment import free_port
 from tests.processes import wait_until
 
 CHAT = "/chat/completions"

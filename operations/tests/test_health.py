@@ -16,7 +16,7 @@ from accounts.limits.redis import records_stream
 from accounts.limits.types import LimitBackend
 from accounts.tests.factories import make_key
 from core.database import database_outage
-from launch.system import free_port
+from launch.environment import free_port
 from monitoring.ingester import ingest_backlog
 from monitoring.tests.samples import a_draft, an_operation
 from operations import health
