@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-import genai_prices
 from django.conf import settings
 from django.db import transaction
 
@@ -115,9 +114,12 @@ def _is_free(provider: Provider) -> bool:
 
 def listed_price(model: str) -> dict[str, Decimal] | None:
     """Return a model's price in genai-prices' table, in US dollars per million tokens; None if it has none."""
+    from genai_prices import Usage, calc_price  # loads its whole table, and most starts have nothing to price
+
+    one_of_each = Usage(input_tokens=MILLION, output_tokens=MILLION)
+    from_cache = Usage(input_tokens=MILLION, cache_read_tokens=MILLION)
     try:
-        plain = _price(genai_prices.Usage(input_tokens=MILLION, output_tokens=MILLION), model)
-        cached = _price(genai_prices.Usage(input_tokens=MILLION, cache_read_tokens=MILLION), model)
+        plain, cached = (calc_price(each, model_ref=model, provider_id="openai") for each in (one_of_each, from_cache))
     except LookupError:
         return None
     return {
@@ -125,7 +127,3 @@ def listed_price(model: str) -> dict[str, Decimal] | None:
         "cached_input_per_million": Decimal(cached.input_price),
         "output_per_million": Decimal(plain.output_price),
     }
-
-
-def _price(usage: genai_prices.Usage, model: str) -> genai_prices.types.PriceCalculation:
-    return genai_prices.calc_price(usage, model_ref=model, provider_id="openai")

@@ -16,6 +16,7 @@ class Command(BaseCommand):
     """Called by bin/run before it starts the processes."""
 
     help = __doc__
+    requires_system_checks = []  # `serve` makes them; here they would only load every view once more
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the optional output file."""
