@@ -23,7 +23,7 @@ from tests.test_deploy import compose
 
 #: What stands in the .env beside the password.
 ENV_FILE = {"SECRET_KEY": "s" * 64, "API_KEY_PEPPERS": "p" * 64, "OPENAI_API_KEY": "sk-none", "REDIS_PASSWORD": "12ab"}
-PASSWORDS = ["plain", "a/b#c?d", "a%41b", "@:[x", "p w", "%", "ü+&="]
+PASSWORDS = ["plain", "a/b#c?d%41@:[x p w%ü+&="]
 VARIABLE = re.compile(r"\$\{(\w+)(?::?([-?])([^}]*))?\}")
 PLATFORM = ("api", "worker", "prepare")
 ASKS_PASSWORD = struct.pack("!cii", b"R", 8, 3)
@@ -103,7 +103,7 @@ def test_it_gives_the_platform_the_password_that_postgres_has(password: str) -> 
         done = subprocess.run(command, cwd=ROOT, env=complete, capture_output=True, text=True, timeout=120, check=False)
     assert server.told, done.stderr
     assert set(server.told) == {own} == {password}
-    assert password not in done.stdout + done.stderr or len(password) < 3
+    assert password not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("service", PLATFORM)

@@ -43,27 +43,19 @@ def test_it_answers_with_the_model_that_a_package_ships() -> None:
         assert "Traceback" not in service.log.read_text()
 
 
-def test_it_starts_again_with_its_data_and_prints_the_password_once(fake: FakeUpstream, tmp_path: Path) -> None:
-    env = {**provider(fake), "DATABASE_URL": f"sqlite:///{tmp_path}/kept.sqlite3"}
-    with launched(env) as first:
-        assert "shown this once" in first.log.read_text()
-        key = first.create_key(account="acme", tier="premium", name="kept")
-    with launched(env) as second:
-        assert "shown this once" not in second.log.read_text()
-        assert second.request("POST", "/chat", {"message": "Hello"}, key=key).status == 200
-
-
 def test_it_keeps_its_state_through_a_kill_and_ledger_and_log_agree_after_it(
     fake: FakeUpstream, tmp_path: Path
 ) -> None:
     env = {**provider(fake), "DATABASE_URL": f"sqlite:///{tmp_path}/kept.sqlite3"}
     with launched(env) as first:
+        assert "shown this once" in first.log.read_text()
         key = first.create_key(account="acme", tier="premium", name="kept")
         answers = [first.request("POST", "/chat", {"message": f"Question {n}"}, key=key) for n in range(3)]
         first.process.kill()
         wait_until(lambda: all("valkey-server" in each for each in members(first)), "all but Valkey to follow")
         assert len(members(first)) == 2
         with launched(env) as second:
+            assert "shown this once" not in second.log.read_text(), "the administrator's password"
             assert [pid for pid in pids(second) if "valkey-server" in command(pid)] == [], "it took those over"
             answers += [second.request("POST", "/chat", {"message": f"More {n}"}, key=key) for n in range(2)]
             tokens = sum(answer.json()["tokens_used"] for answer in answers)
@@ -76,22 +68,23 @@ def test_it_keeps_its_state_through_a_kill_and_ledger_and_log_agree_after_it(
         wait_until(lambda: members(first) == [], "Valkey to end with the second")
 
 
-def test_it_refuses_to_work_twice_on_one_database(fake: FakeUpstream) -> None:
-    with launched(provider(fake)) as service:
-        done = run({**service.env, "PORT": str(free_port())})
-        folder = Path(service.env["DATABASE_URL"].removeprefix("sqlite:///")).parent
-        assert done.returncode == 1
-        assert done.stdout == (
-            f"error: another bin/run works in {folder}: stop it, or name another database by DATABASE_URL\n"
-        )
-
-
-def test_it_works_in_a_folder_whose_path_is_too_long_for_a_socket(fake: FakeUpstream, tmp_path: Path) -> None:
-    folder = tmp_path / ("long" * 30)
+def test_it_works_alone_in_its_folder_and_ends_the_rest_when_one_process_dies(
+    fake: FakeUpstream, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("long" * 30)  # too long for the path of a socket
     with launched({**provider(fake), "DATABASE_URL": f"sqlite:///{folder}/kept.sqlite3"}) as service:
         assert service.request("POST", "/chat", {"message": "Hello"}, key="dev_key_123").status == 200
-        report = service.request("GET", "/health").json()
-        assert report["checks"]["limits"] == "healthy"
+        assert service.request("GET", "/health").json()["checks"]["limits"] == "healthy"
+        twice = run({**service.env, "PORT": str(free_port())})
+        assert (twice.returncode, twice.stdout) == (
+            1,
+            f"error: another bin/run works in {folder}: stop it, or name another database by DATABASE_URL\n",
+        )
+        (arbiter,) = servers(service)
+        os.kill(arbiter, signal.SIGKILL)
+        assert service.process.wait(40) == 1
+        assert "error: the server ended by itself with status -9" in service.log.read_text()
+        wait_until(lambda: members(service) == [], "every process to end")
 
 
 def test_it_uses_the_store_that_the_settings_name(fake: FakeUpstream, own_redis: Redis) -> None:
@@ -99,15 +92,6 @@ def test_it_uses_the_store_that_the_settings_name(fake: FakeUpstream, own_redis:
         commands = members(service)
         assert any("manage.py worker" in each for each in commands)
         assert not any("valkey-server" in each for each in commands)
-
-
-def test_it_ends_the_rest_when_one_process_dies(fake: FakeUpstream) -> None:
-    with launched(provider(fake)) as service:
-        (arbiter,) = servers(service)
-        os.kill(arbiter, signal.SIGKILL)
-        assert service.process.wait(40) == 1
-        assert "error: the server ended by itself with status -9" in service.log.read_text()
-        wait_until(lambda: members(service) == [], "every process to end")
 
 
 @pytest.mark.parametrize("arguments", [[], ["check"]])
