@@ -26,7 +26,7 @@ from accounts.tests.limits_fixtures import DRAFT, Clock, a_bound, a_scope, an_op
 from core.redis.availability import Availability
 from core.redis.client import redis_client as client_for
 from core.redis.client import wire_for
-from launch.system import free_port
+from launch.environment import free_port
 from tests.processes import wait_until
 from tests.stores import Redis, redis_cluster
 
