@@ -82,7 +82,7 @@ def check_cache_url(**options: Any) -> list[CheckMessage]:
     if settings.WEB_CONCURRENCY == 1 or settings.CACHE_URL:
         return []
     hint = "Set it to a Redis or Valkey with maxmemory-policy allkeys-lru."
-    return [Warning("CACHE_URL is not set: each worker caches a few answers of its own.", hint=hint, id="aiapi.W003")]
+    return [Warning("CACHE_URL is not set: each process caches a few answers of its own.", hint=hint, id="aiapi.W003")]
 
 
 @register()
@@ -91,11 +91,19 @@ def check_cache_server(**options: Any) -> list[CheckMessage]:
     urls = (settings.CACHE_URL, settings.REDIS_URL)
     if not all(urls) or not same_server(*urls):
         return []
-    hint = "Give cached answers a Redis of their own, with maxmemory-policy allkeys-lru, or leave CACHE_URL empty."
+    hint = "Give the cache store a Redis of its own, with maxmemory-policy allkeys-lru, or leave CACHE_URL empty."
     databases = {parse_url(url.replace("+cluster", "")).get("db") or 0 for url in urls}  # type: ignore[no-untyped-call]
     if settings.IS_PRODUCTION and len(databases) == 1:
-        return [Error("CACHE_URL names the Redis of REDIS_URL: answers would fill it.", hint=hint, id="aiapi.E005")]
-    return [Warning("CACHE_URL names the server of REDIS_URL: answers may fill it.", hint=hint, id="aiapi.W004")]
+        return [
+            Error("CACHE_URL names the state store (REDIS_URL): answers would fill it.", hint=hint, id="aiapi.E005")
+        ]
+    return [
+        Warning(
+            "CACHE_URL names the server of the state store (REDIS_URL): answers may fill it.",
+            hint=hint,
+            id="aiapi.W004",
+        )
+    ]
 
 
 @dataclass(frozen=True, slots=True)

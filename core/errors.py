@@ -147,7 +147,7 @@ class PriceUnknown(PermissionDenied):
     """The key has a budget in money, and the model has no price."""
 
     code = "price_unknown"
-    message = "The model has no price, so that a budget in money can't be held: an operator has to enter one."
+    message = "The model has no price, so a budget in money can't be enforced: an operator must enter one."
 
     def __init__(self) -> None:
         super().__init__(param="model")
@@ -188,7 +188,7 @@ class NotAcceptable(ApiError):
 class RequestTimeout(ApiError):
     """The body did not arrive within the time allowed for its length."""
 
-    status, code, message = 408, "request_timeout", "The body did not come in time. Send it again."
+    status, code, message = 408, "request_timeout", "The body did not arrive in time. Send it again."
 
 
 class Conflict(ApiError):

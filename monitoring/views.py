@@ -62,7 +62,7 @@ class UsageView(KeyView):
     @extend_schema(
         operation_id="usage",
         summary="See what is left of the key's limits, and what the account used",
-        description="While the store of the limits is away, the monthly amounts are those of the records.",
+        description="While the state store is away, the monthly amounts are those of the records.",
         parameters=USAGE_PARAMETERS,
         responses=UsageAnswer,
     )
@@ -92,9 +92,9 @@ class RequestView(KeyView):
 
     @extend_schema(
         operation_id="requests_read",
-        summary="See what became of a request",
-        description="By its id, or by the X-Request-ID that it was sent with or answered. Of the key's account only.",
-        responses={200: RecordAnswer, 404: OpenApiResponse(description="The account has no request by that name.")},
+        summary="Read the record of a request",
+        description="By its id or its X-Request-ID. Of the key's account only.",
+        responses={200: RecordAnswer, 404: OpenApiResponse(description="The account has no such request.")},
     )
     def get(self, request: Request, name: str) -> Response:
         """Return a record of the key's account; raises NotFound if the account has none by that name."""

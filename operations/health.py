@@ -111,7 +111,9 @@ def database_health() -> Health:
     if is_written:
         return Health.OK
     refusal = "The database takes no writes: its disk is full, or it is read-only."
-    raise Unwell(Health.DEGRADED, f"{refusal} Records wait in Redis, and nothing can be changed until it does.")
+    raise Unwell(
+        Health.DEGRADED, f"{refusal} Records wait in the state store, and nothing can be changed until it does."
+    )
 
 
 def _write_to_sqlite() -> bool:
@@ -153,11 +155,13 @@ def limits_health() -> Health:
     limits = get_limits()
     limits.now()
     if limits.is_degraded:
-        raise Unwell(Health.DEGRADED, "Redis is away: rates are kept per process, and calls under a budget get 503.")
+        raise Unwell(
+            Health.DEGRADED, "The state store is away: rates are kept per process, and calls under a budget get 503."
+        )
     refusal = write_refusal()
     if refusal is not None:
         health = Health.AWAY if refusal.is_everywhere else Health.DEGRADED
-        raise Unwell(health, f"Redis takes no writes: {refusal.cause}. New calls get 503 until it does.")
+        raise Unwell(health, f"The state store takes no writes: {refusal.cause}. New calls get 503 until it does.")
     return Health.OK
 
 

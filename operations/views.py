@@ -28,9 +28,9 @@ class HealthView(APIView):
 
     @extend_schema(
         operation_id="health",
-        summary="See whether the service and what it needs are well",
-        description="`unhealthy` (503) where calls get nothing but 503: the database is away, or a store that each "
-        "call writes to takes no writes. `degraded` when anything else is wrong.",
+        summary="See whether the service and its parts are healthy",
+        description="`unhealthy` (503) if all calls get 503: the database is away, or the state store takes no writes. "
+        "`degraded` (200) if anything else is wrong.",
         responses={200: HealthAnswer, 503: HealthAnswer},
     )
     def get(self, request: Request) -> Response:
@@ -94,13 +94,13 @@ class MetricsView(APIView):
         operation_id="metrics",
         summary="Read the metrics of this server, for Prometheus",
         description=(
-            "In Prometheus's text format, or OpenMetrics where that is accepted. For addresses in METRICS_NETWORKS "
-            "(loopback by default), or with `Authorization: Bearer METRICS_TOKEN`; a key opens nothing here."
+            "In Prometheus's text format, or OpenMetrics if accepted. For addresses in METRICS_NETWORKS (loopback by "
+            "default), or with `Authorization: Bearer METRICS_TOKEN`; API keys are not accepted."
         ),
         responses={
             (200, "text/plain"): OpenApiTypes.STR,
             (200, "application/openmetrics-text"): OpenApiTypes.STR,
-            403: OpenApiResponse(description="Neither the token nor the address is one that may read them."),
+            403: OpenApiResponse(description="Neither the token nor the address may read them."),
         },
     )
     def get(self, request: Request) -> HttpResponse:

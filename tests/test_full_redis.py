@@ -100,7 +100,7 @@ def test_it_tells_of_a_redis_that_takes_no_writes(small: Small) -> None:
         wait_until(lambda: health(small)["status"] == "unhealthy", "/health to tell", timeout=5)
         told = health(small)
         assert told["checks"]["limits"] == "unhealthy"
-        assert told["reasons"]["limits"].startswith("Redis takes no writes: its memory is full (maxmemory).")
+        assert told["reasons"]["limits"].startswith("The state store takes no writes: its memory is full (maxmemory).")
         assert "its memory is full" in small.service.manage("doctor")
     finally:
         small.redis.config_set("maxmemory", MEMORY)

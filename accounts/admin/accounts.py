@@ -308,8 +308,8 @@ TITLES = {
     LimitName.MONTHLY_TOKENS: "Tokens this month",
     LimitName.MONTHLY_COST: "Cost this month",
 }
-UNKNOWN = "unknown while Redis is away"
-RECORDED = "Redis is away: the monthly amounts come from the usage records; the use of other limits is unknown."
+UNKNOWN = "unknown while the state store is away"
+RECORDED = "The state store is away: monthly amounts come from the records; the use of other limits is unknown."
 
 
 def usage_title(usage: LimitUsage) -> str:

@@ -233,7 +233,7 @@ def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings
     for name in _BUDGETS:
         settings[name] = _at_most(name, asked.get(name), getattr(creator, name), errors)
     if errors:
-        raise InvalidRequest("A key can't be given more than the key that makes it has.", errors=errors)
+        raise InvalidRequest("A key can't have more than the key that makes it.", errors=errors)
     return cast("KeySettings", settings)
 
 
@@ -259,7 +259,7 @@ def delegated_model_budgets(
             _at_most("model_budgets", each["monthly_cost_budget"], mine.cost, errors),
         )
     if errors:
-        raise InvalidRequest("A key can't be given more than the key that makes it has.", errors=errors)
+        raise InvalidRequest("A key can't have more than the key that makes it.", errors=errors)
     return list(budgets.values())
 
 

@@ -112,7 +112,7 @@ class ChatRequest(StrictSerializer):
         min_value=0,
         max_value=2,
         default=0.7,
-        help_text="0 is the most predictable, 2 the most varied. The local demo model takes 0.1 where none is given.",
+        help_text="0 is the most predictable, 2 the most varied. Default of the local demo model: 0.1.",
     )
     model = StrictCharField(
         max_length=MODEL_NAME_LENGTH, required=False, help_text="A model by its public name; default: the platform's."
@@ -174,7 +174,7 @@ class ChatView(ModelEndpoint):
     @extend_schema(
         operation_id="chat",
         summary="Ask a model one question",
-        description="The same question again is answered from the cache of your account, and costs nothing.",
+        description="The same question again is answered from your account's cache, at no cost.",
         request=ChatRequest,
         responses=model_answer(ChatAnswer, streams=True),
         examples=CHAT_EXAMPLES,
@@ -224,7 +224,7 @@ class SummarizeView(ModelEndpoint):
 
     @extend_schema(
         operation_id="summarize",
-        summary="Summarize a text in so many sentences",
+        summary="Summarize a text in a few sentences",
         description="short, medium and long are 1-2, 3-4 and 5-6 sentences.",
         request=SummarizeRequest,
         responses=model_answer(SummarizeAnswer),

@@ -164,7 +164,7 @@ class ResponsesView(OpenAIEndpoint):
 
     @extend_schema(
         operation_id="v1_responses",
-        summary="OpenAI's responses, streams included, without what would live on at the provider",
+        summary="OpenAI's responses, streams included; nothing is stored at the provider",
         request=ResponseRequest,
         responses=model_answer(ResponseObject, streams=True),
     )

@@ -62,7 +62,7 @@ REQUEST_HEADERS = [
         "Cache-Control",
         str,
         OpenApiParameter.HEADER,
-        description="`no-cache`: a fresh answer; `no-store`: none is kept.",
+        description="`no-cache`: a fresh answer, which is stored; `no-store`: one that is not.",
     ),
     OpenApiParameter(
         "X-Request-ID", str, OpenApiParameter.HEADER, description="A label of your own, up to 64 of `[A-Za-z0-9._-]`."

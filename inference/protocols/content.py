@@ -348,7 +348,7 @@ def _check_item(item: Body, *, param: str) -> None:
         text = f"Invalid value for '{param}.type': '{given}'. Supported here are {names}."
         raise InvalidRequest(text, param=f"{param}.type", code="invalid_value")
     if kind == "reasoning" and not (item.get("encrypted_content") or item.get("content")):
-        text = "Nothing is kept at the provider: ask for reasoning.encrypted_content, and send it along."
+        text = "Nothing is stored at the provider: ask for reasoning.encrypted_content, and send it along."
         raise InvalidRequest(text, param=param, code="unsupported_parameter")
     if kind == "configuration_update":
         _refuse_other_updates(item, param=param)

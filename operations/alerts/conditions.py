@@ -74,8 +74,8 @@ def error_rate() -> Iterator[Condition]:
 CHECKS = {
     "llm": (Alert.Kind.PROVIDER, "The model provider does not answer", "See the providers in the admin."),
     "ingest": (Alert.Kind.INGEST, "Usage records wait to be ingested", "Is manage.py worker running?"),
-    "limits": (Alert.Kind.DEPENDENCY, "The store of the limits is not well", "Limits are kept per process; see Redis."),
-    "cache": (Alert.Kind.DEPENDENCY, "The cache of answers is away", "Nothing is cached; see CACHE_URL."),
+    "limits": (Alert.Kind.DEPENDENCY, "The state store is not healthy", "See the state store (REDIS_URL) and the log."),
+    "cache": (Alert.Kind.DEPENDENCY, "The cache store is away", "Nothing is cached; see CACHE_URL."),
 }
 
 
@@ -155,8 +155,7 @@ class BooksWatch:
 
 #: The consequence of a missing price, and what to do.
 CONSEQUENCE = (
-    "What calls cost there is unknown, and no budget in money allows them. "
-    "Enter a price in the admin, 0 for what is free."
+    "The cost of its calls is unknown, and no budget in money allows them. Enter a price in the admin, 0 if it is free."
 )
 
 

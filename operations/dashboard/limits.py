@@ -104,7 +104,7 @@ BUSIEST = 50
 SHOWN = 10
 
 MANY = f"There are more than {MOST} budgets of a kind: only the {MOST} with the highest usage this month are checked."
-UNKNOWN = "Redis is away: budgets are read from the records, and the usage of rates is unknown."
+UNKNOWN = "The state store is away: budgets are read from the records, and the usage of rates is unknown."
 
 
 @dataclass(frozen=True, slots=True)

@@ -427,7 +427,7 @@ def ingest_lag() -> Lag:
         backlog = ingest_backlog()
     except RedisError as error:
         log.warning("backlog_unknown", cause=type(error).__name__)
-        return Lag("Redis is away: how many records wait to be counted is unknown.", is_late=True)
+        return Lag("The state store is away: the number of waiting records is unknown.", is_late=True)
     if not backlog.records:
         return Lag("Every record is counted.")
     waiting = "1 record waits" if backlog.records == 1 else f"{count(backlog.records)} records wait"

@@ -381,7 +381,7 @@ class TestLists:
         recorded(make_key(account=make_account("spent", monthly_token_budget=30)))
         near = shown(site)["nearly"]
         assert [each.owner for each in near.limits] == ["spent"]
-        assert ["Redis is away" in note for note in near.notes] == [True]
+        assert ["state store is away" in note for note in near.notes] == [True]
 
     def test_it_lists_failures_newest_first_each_with_its_page(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner, status=502, **ago(hours=3))

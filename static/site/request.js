@@ -7,7 +7,7 @@ const ENDPOINTS = {
   "/chat": { kind: "chat", about: "One question, one answer.", label: "Message", bounds: [1, 1000], fields: ["temperature", "stream"], example: "What is the capital of France?" },
   "/summarize": {
     kind: "chat",
-    about: "A text in so many sentences.",
+    about: "A summary in a few sentences.",
     label: "Text",
     bounds: [10, 5000],
     fields: ["length"],

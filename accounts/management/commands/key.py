@@ -246,7 +246,9 @@ def _create_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--account", required=True, help="the account; created if it does not exist")
     parser.add_argument("--tier", required=True, help="the tier that sets its limits, such as free")
     parser.add_argument("--name", required=True, help="the key's name, unique in its account")
-    parser.add_argument("--scope", action="append", default=[], choices=SCOPES, help="repeatable; default: all usual")
+    parser.add_argument(
+        "--scope", action="append", default=[], choices=SCOPES, help="repeatable; default: all but keys:manage"
+    )
     parser.add_argument("--expires-days", type=days, help="days until it expires; default: never")
 
 

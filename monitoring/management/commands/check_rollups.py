@@ -1,4 +1,4 @@
-"""Compare the rollups with the request log, and the ledgers of the limits with both; tell where they disagree."""
+"""Compare the rollups with the request log, and the ledgers with both; list the differences."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Command(BaseCommand):
         parser.add_argument("--days", type=whole(1, 36_500), help=days_help)
         add_span_arguments(parser)
         parser.add_argument(
-            "--mend-ledgers", action="store_true", help="correct ledgers by what they are off, while all is well"
+            "--mend-ledgers",
+            action="store_true",
+            help="correct each ledger by its difference, while everything is healthy",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -66,7 +68,9 @@ class Command(BaseCommand):
             found = self._tell(iter(wrong))
             mended = len(ledgers_mend(wrong)) if mend else 0
         except RedisError as error:
-            self.stderr.write(f"Redis did not answer ({type(error).__name__}): the ledgers could not be compared.")
+            self.stderr.write(
+                f"The state store did not answer ({type(error).__name__}): the ledgers could not be compared."
+            )
             return False
         except TooManyWaiting:
             self.stderr.write("Too many records wait to be ingested: the ledgers could not be compared.")

@@ -34,9 +34,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--days",
             type=whole(1, 36_500),
-            help="days for which records are kept, two at least (default: LOG_RETENTION_DAYS)",
+            help="days that records are kept, the last two always (default: LOG_RETENTION_DAYS)",
         )
-        parser.add_argument("--dry-run", action="store_true", help="count what would go, and delete nothing")
+        parser.add_argument("--dry-run", action="store_true", help="count the records, and delete nothing")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Prune, and say what was done."""
@@ -55,12 +55,14 @@ class Command(BaseCommand):
     def _prune_records(self, options: dict[str, Any], stopping: threading.Event) -> None:
         days = settings.LOG_RETENTION_DAYS if options["days"] is None else options["days"]
         if days < 1:
-            raise CommandError("Records are kept for good: LOG_RETENTION_DAYS is 0. Give --days, 1 or more.")
+            raise CommandError("Records are kept forever: LOG_RETENTION_DAYS is 0. Give --days, 1 or more.")
         try:
             cutoff = record_cutoff(days)
         except RedisError as error:
             cause = type(error).__name__
-            raise CommandError(f"Redis did not answer ({cause}): it can't be told which records may go.") from error
+            raise CommandError(
+                f"The state store did not answer ({cause}): which records may be deleted is unknown."
+            ) from error
         if options["dry_run"]:
             self._say(f"Would prune {old_records(cutoff.at).count():,} records", cutoff)
             return

@@ -1,4 +1,4 @@
-"""Make the rollups anew from the request log."""
+"""Rebuild the rollups from the request log."""
 
 from __future__ import annotations
 

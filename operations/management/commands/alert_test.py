@@ -1,4 +1,4 @@
-"""Send a test alert on every way that the settings name, and say what came of it."""
+"""Send a test alert by every configured way, and report the results."""
 
 from __future__ import annotations
 

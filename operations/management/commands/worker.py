@@ -1,4 +1,4 @@
-"""Move usage records into the database, send alerts, prune what has had its time, and check the books every night."""
+"""Move usage records into the database, send alerts, prune, and check rollups and ledgers every night."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Take --once."""
-        once_help = "do one round of everything, or of the parts that are named, and end: for cron, and for trying it"
+        once_help = "do one round of everything, or of the named parts, and end"
         parser.add_argument(
             "--once", nargs="*", choices=PARTS, metavar="PART", help=f"{once_help} ({', '.join(PARTS)})"
         )
