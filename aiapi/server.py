@@ -1,8 +1,8 @@
 """gunicorn with reloads that don't interrupt the service.
 
-The master loads the application once, and its workers share that memory: so nothing may be made at import that has to
-differ from process to process, and no thread be started. On SIGHUP, gunicorn starts new workers and stops the old ones
-at once, so that for some time no worker would accept connections. Here, old workers stop once the new ones serve.
+The master loads the application once, and its workers share that memory. So imports must create nothing that differs
+between processes, and start no threads. On SIGHUP, gunicorn starts new workers and stops the old ones at once, so that
+for some time no worker accepts connections. Here, the old workers stop when the new ones serve.
 """
 
 from __future__ import annotations

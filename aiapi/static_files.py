@@ -24,5 +24,5 @@ class HashedFiles(CompressedManifestStaticFilesStorage):  # type: ignore[misc]  
     )
 
     def create_compressor(self, **options: Any) -> Compressor:
-        """Leave source maps as they are: half of all bytes, for which nobody asks but who debugs."""
+        """Don't compress source maps: they are half of all bytes, and only developers load them."""
         return Compressor(**{**options, "extensions": [*Compressor.SKIP_COMPRESS_EXTENSIONS, "map"]})

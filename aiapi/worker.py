@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 #: Seconds for streams to settle after GRACEFUL_TIMEOUT, before gunicorn kills the worker.
 SETTLE_SECONDS = 4
-#: Seconds for which `Connection: close` is announced, and for which a connection may send a request after that.
+#: Seconds for which responses have `Connection: close`, and in which idle connections may then send a last request.
 LAST_SECONDS = 1.0
 #: Seconds for TCP handshakes that have begun when the whole server stops.
 HANDSHAKE_SECONDS = 0.3
@@ -101,7 +101,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         stop_exporting()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the shutdown (SIGTERM)."""
+        """Begin the shutdown (called by gunicorn at SIGTERM)."""
         if not self.is_ending:
             self.is_ending = True
             gevent.spawn(self._end)

@@ -1,4 +1,4 @@
-"""Usage of a month by key, account and model budget, according to the records. Empty ledgers are seeded from it.
+"""Usage of a month by key, account and model budget, according to the records. Missing ledgers are seeded with it.
 
 It is read from the rollups of days, which are written in the same transaction as the records: at most 31 rows for each
 key or account, endpoint, model and outcome, whatever the number of calls.

@@ -102,7 +102,7 @@ def span_attributes(record: UsageRecord) -> dict[str, str | int]:
 
 
 def outcome_of(status: int) -> str:
-    """Return the outcome of a status: answered, limited, left, invalid (caller's error) or failed (any other error)."""
+    """Return the outcome of a status: answered, limited, left (which rollups count as invalid), invalid or failed."""
     if status < HTTPStatus.BAD_REQUEST:
         return "answered"
     if status == HTTPStatus.TOO_MANY_REQUESTS:

@@ -34,7 +34,7 @@ _OK, _INVALID, _LIMITED, _FAILED = (str(outcome) for outcome in Outcome)  # str(
 
 
 def outcome_of(status: int) -> str:
-    """Return the outcome (see Rollup.Outcome) of a request with this HTTP status."""
+    """Return the outcome (see Rollup.Outcome) of a status; 499, a client that left, is invalid."""
     if status < 400:
         return _OK
     if status >= 500:

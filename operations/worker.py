@@ -1,8 +1,8 @@
-"""The worker: moves usage records into the database and, where it leads, watches, prunes and checks.
+"""The worker: moves usage records into the database and, if it leads, sends alerts, prunes and checks.
 
-Several may run. All of them ingest; one leads (operations.alerts.incidents) and the others stand by. Ingesting has the
-main thread, the rest two others, each with database connections of its own: so it waits for no leadership, webhook,
-provider, pruning or check. What a part raises is logged and outlived.
+Several may run. All ingest; one leads (operations.alerts.incidents). Ingesting runs in the main thread and everything
+else in two further threads with their own database connections, so that nothing delays ingesting. An exception in one
+part is logged; the others go on.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from monitoring.retention import prune_by_settings
 from operations.alerts.conditions import HealthWatch
 from operations.alerts.watch import Round
 
-#: Seconds between two looks for records, and after one that failed.
+#: Seconds between two reads of records, and after a failed one.
 IDLE_SECONDS, TROUBLE_SECONDS = 0.2, 1.0
 PRUNE_SECONDS = 3600.0
 #: When the nightly check begins (UTC), and how many seconds later it is tried again after a failure.
 NIGHT, CHECK_AGAIN_SECONDS = (3, 17), 3600.0
-#: Seconds between two looks whether it is time to prune or to check.
+#: Seconds between two checks whether pruning or the nightly check is due.
 TICK = 1.0
-#: Seconds that a round of the watch and a step of pruning get to end after a stop.
+#: Seconds for a round of alerts and a step of pruning to finish after a stop.
 STOP_SECONDS = 5.0
-#: What one round consists of, in this order: the watch then knows what the check found.
+#: The parts of a round, in this order: the alerts then include the result of the check.
 PARTS = ("ingest", "check", "watch", "prune")
 
 
@@ -43,7 +43,7 @@ class Worker:
         self.round = Round()
 
     def run(self) -> None:
-        """Do everything; return once a batch that was begun is written and another worker may lead."""
+        """Run until `stopping` is set. Returns when the current batch is written and the leadership is given up."""
         threads = [threading.Thread(target=part, name=part.__name__, daemon=True) for part in (self.watch, self.tend)]
         for thread in threads:
             thread.start()
@@ -67,7 +67,7 @@ class Worker:
         self.stopping.wait(IDLE_SECONDS)
 
     def watch(self) -> None:
-        """Try to lead and, while that is so, look at everything and send alerts, every WATCH_SECONDS."""
+        """Try to lead every WATCH_SECONDS; while leading, check all conditions and send alerts."""
         while not self.stopping.wait(settings.WATCH_SECONDS):
             close_old_connections()
             outlived(self.round.run, event="watch_failed")
@@ -89,20 +89,20 @@ class Worker:
 
 
 def next_night(now: datetime) -> datetime:
-    """Return when the nightly check begins after a moment."""
+    """Return when the next nightly check begins."""
     hour, minute = NIGHT
     tonight = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
     return tonight if tonight > now else tonight + timedelta(days=1)
 
 
 class SingleRound:
-    """One round of each part, for cron and for trying it; each returns a sentence that says what was done."""
+    """One round of each part, for cron; each returns a sentence about its result."""
 
     def __init__(self) -> None:
         self.round = Round(HealthWatch(bad_rounds=1, good_rounds=1))
 
     def ingest(self) -> str:
-        """Move the records that are there."""
+        """Move the waiting records."""
         return f"Ingested {Ingester().run_once():,} records."
 
     def check(self) -> str:
@@ -111,12 +111,12 @@ class SingleRound:
         return self.round.books.wrong or "The rollups and the ledgers agree with the log."
 
     def watch(self) -> str:
-        """Look at everything and send alerts, unless another worker leads."""
+        """Check all conditions and send alerts, unless another worker leads."""
         began, sent = self.round.run()
         self.round.turn.give_back()
         others = "" if self.round.leads else "Another worker leads. "
         return f"{others}{began} alerts began, {sent} deliveries arrived."
 
     def prune(self) -> str:
-        """Delete what has had its time."""
+        """Delete what the retention settings allow."""
         return f"Pruned {prune_by_settings(wait=threading.Event().wait):,} rows."

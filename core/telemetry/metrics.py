@@ -1,10 +1,9 @@
-"""Prometheus metrics.
+"""Prometheus metrics; those of requests are in monitoring.metrics.
 
-The metrics of requests are in monitoring.metrics.
 No label identifies a key or an account. A `model` label is the public name of a configured model, or empty if the
 request failed before its model was known.
 
-The workers of a server share a folder (core.telemetry.metrics_folder), and any of them can answer a scrape:
+The web workers of a server share a folder (core.telemetry.metrics_folder), and any of them can answer a scrape:
 counters and histograms are sums over all workers since the server's start, including workers that have ended; gauges
 cover running workers only. operations.scrape reads the folder.
 """

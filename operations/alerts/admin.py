@@ -73,11 +73,11 @@ class AlertAdmin(KeysetAdmin):
         """Return whether the incident is over."""
         return "resolved" if alert.ended_at else "firing"
 
-    @display(description="told")
+    @display(description="sent to")
     def told(self, alert: Alert) -> SafeString | str:
         """Return a line for each delivery: its recipient, and when it was sent or what failed."""
         lines = [(_told(delivery),) for delivery in alert.deliveries.all()]
-        return format_html_join("", "<div>{}</div>", lines) or "nobody"
+        return format_html_join("", "<div>{}</div>", lines) or "no recipient"
 
 
 def _told(delivery: AlertDelivery) -> str:

@@ -36,7 +36,7 @@ class Condition:
     """A condition that begins an incident, or keeps it open.
 
     `is_on`: it holds, and begins an incident if there is none. Otherwise it only keeps an open incident from ending. An
-    incident whose condition is not yielded at all ends. `contact` is an e-mail address beside those of the operators.
+    incident whose condition is not yielded at all ends. `contact` is an e-mail address in addition to the operators'.
     """
 
     kind: Alert.Kind
@@ -120,9 +120,10 @@ CHECKED = timedelta(days=2)
 
 @dataclass(slots=True)
 class BooksWatch:
-    """Knows what the last check of rollups and ledgers found wrong, in a sentence; empty where all was right.
+    """The last nightly check of rollups and ledgers.
 
-    None before the first check: then an incident that goes on lingers, and none begins.
+    `wrong` is what it found, as a sentence; "" if all was right; None before the first check, when incidents neither
+    begin nor end.
     """
 
     wrong: str | None = None
@@ -143,13 +144,13 @@ class BooksWatch:
         )
 
     def __call__(self) -> Iterator[Condition]:
-        """List that something is wrong, by the last check."""
+        """Yield a condition if the last check found a difference."""
         if self.wrong != "":
             title = "Rollups or ledgers disagree with the request log"
             yield Condition(Alert.Kind.BOOKS, "books", title, self.wrong or "", is_on=self.wrong is not None)
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Forget the last check."""
         self.wrong = None
 
 
@@ -206,8 +207,8 @@ def _condition(deployment: Deployment, cause: str) -> Condition:
             is_empty,
             f"The credit is used up at provider {deployment.provider}: no calls go to {deployment}",
             f"Provider {deployment.provider} refused a call to {deployment} for model {deployment.model}: {cause}. "
-            f"A call tries it again after {settings.UPSTREAM_CREDIT_PAUSE:g} seconds; until then, others of the "
-            "model answer, if any.",
+            f"A call tries it again after {settings.UPSTREAM_CREDIT_PAUSE:g} seconds; until then, other deployments "
+            "of the model answer, if any.",
         )
     return Condition(
         Alert.Kind.PROVIDER,

@@ -1,13 +1,13 @@
-"""Which worker leads, so that it begins and ends incidents: one at a time.
+"""Incidents, and the lease of the worker that leads: it alone begins and ends them.
 
-They may see different things: what is away for one of them, another may reach. Did all of them begin and end incidents,
-each would end what another had just begun. So one watches, and the others stand by until it gives its turn back, or was
-not heard of for so long that it must be dead.
+Workers may see different things: a store that is away for one may be reachable for another. If several began and ended
+incidents, each would end what another has just begun. So one leads; another takes over when it gives the lease back, or
+when the lease has expired because it is dead.
 
-The turn is a row and no lock of the database's: where connections are pooled, a session's locks are lost, or left in
-another's hands. Its time is the database's, the same for all.
+The lease is a row and not a database lock: with pooled connections, a session's locks are lost or held by another
+process. Its times are the database's, the same for all workers.
 
-Incidents: each begins once and ends once, however many processes look.
+Each incident begins once and ends once, however many processes check.
 """
 
 from __future__ import annotations
@@ -32,37 +32,38 @@ from operations.alerts.conditions import Condition
 log = structlog.get_logger(__name__)
 
 THE_ONE = 1
-#: How long a turn lasts beyond so many rounds that never came: a round may take long where much is away.
+#: A lease lasts so many rounds, and ALLOWANCE longer: a round is slow when stores or providers are away.
 ROUNDS, ALLOWANCE = 4, timedelta(seconds=10)
 
 
 class LeaderLock:
-    """A process's claim to the turn."""
+    """A process's claim to the lease."""
 
     def __init__(self) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     def take(self) -> bool:
-        """Take the turn, or go on with it; False while it is another's."""
+        """Take or renew the lease; return False if another process holds it."""
         LeaderLease.objects.get_or_create(pk=THE_ONE, defaults={"holder": "", "expires_at": Now()})
         lasting = ALLOWANCE + timedelta(seconds=ROUNDS * settings.WATCH_SECONDS)
         free = LeaderLease.objects.filter(Q(holder__in=("", self.name)) | Q(expires_at__lte=Now()), pk=THE_ONE)
         return bool(free.update(holder=self.name, expires_at=Now() + lasting))
 
     def is_mine(self) -> bool:
-        """Say whether it still is, and keep it so until the transaction ends, in which this must be asked."""
+        """Return whether this process still leads, and lock the row until the end of the (required) transaction."""
         mine = LeaderLease.objects.select_for_update().filter(pk=THE_ONE, holder=self.name)
         return mine.first() is not None
 
     def give_back(self) -> None:
-        """Let another have it at once."""
+        """Give the lease up, so that another process can take it at once."""
         LeaderLease.objects.filter(pk=THE_ONE, holder=self.name).update(holder="")
 
 
 def incidents_update(conditions: Iterable[Condition]) -> int:
-    """Begin an incident for what has come to hold, end those of what holds no more; return how many began.
+    """Begin incidents of new conditions, end those of conditions that no longer hold; return how many began.
 
-    That no two begin of one subject, the database's unique constraint sees to: whoever comes second tells nobody.
+    The database's unique constraint prevents two open incidents of one subject; the process that comes second sends
+    nothing.
     """
     held = {condition.subject: condition for condition in conditions}
     going_on = {alert.subject: alert for alert in Alert.objects.filter(ended_at=None).order_by("pk")}
@@ -72,7 +73,7 @@ def incidents_update(conditions: Iterable[Condition]) -> int:
 
 
 def incident_open(condition: Condition) -> Alert | None:
-    """Write down an incident with whom to tell; None if another process was first."""
+    """Store an incident with its deliveries; return None if another process was first."""
     now = timezone.now()
     with transaction.atomic():
         alert, is_new = Alert.objects.get_or_create(
@@ -94,7 +95,7 @@ def incident_open(condition: Condition) -> Alert | None:
 
 
 def incidents_resolve(alerts: Sequence[Alert]) -> None:
-    """End incidents, and tell those who are told of their beginning. Each ends once, whoever else ends it."""
+    """End incidents, and send messages to the recipients of their beginning. Each ends once in all processes."""
     rising = sorted(alerts, key=lambda each: level_of(each.subject))
     told = set({topic_of(alert.subject): alert.pk for alert in rising}.values())  # of each topic the highest level
     now = timezone.now()
@@ -108,7 +109,7 @@ def incidents_resolve(alerts: Sequence[Alert]) -> None:
 
 
 def _endings_of(alert: Alert, now: datetime) -> list[AlertDelivery]:
-    """List the ways on which the beginning went out, as far as they are still there."""
+    """List the deliveries of an end: to the recipients of the beginning, by channels that are still configured."""
     channels = [channel for channel, is_open in _channels().items() if is_open]
     told = alert.deliveries.filter(is_end=False, channel__in=channels).order_by("pk")
     return [
@@ -118,7 +119,7 @@ def _endings_of(alert: Alert, now: datetime) -> list[AlertDelivery]:
 
 
 def deliveries_of(alert: Alert, contact: str, now: datetime) -> list[AlertDelivery]:
-    """List the ways on which an alert goes out: what the settings name, and the account's contact."""
+    """List the deliveries of an alert: to the recipients in the settings, and to the account's contact."""
     are_open = _channels()
     ways = [(AlertDelivery.Channel.WEBHOOK, "")] if are_open[AlertDelivery.Channel.WEBHOOK] else []
     if are_open[AlertDelivery.Channel.EMAIL]:
@@ -128,7 +129,7 @@ def deliveries_of(alert: Alert, contact: str, now: datetime) -> list[AlertDelive
 
 
 def _channels() -> dict[AlertDelivery.Channel, bool]:
-    """Say of each channel whether the settings name it."""
+    """Return for each channel whether it is configured."""
     return {
         AlertDelivery.Channel.WEBHOOK: bool(settings.ALERT_WEBHOOK_URL),
         AlertDelivery.Channel.EMAIL: bool(settings.EMAIL_URL),

@@ -1,4 +1,4 @@
-"""The round that the leading worker makes every WATCH_SECONDS: look, begin and end incidents, tell of them."""
+"""The round of the leading worker, every WATCH_SECONDS: check conditions, begin and end incidents, send messages."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Round:
-    """Looks at everything while it leads; remembers how often a health check was bad in a row, and the last check."""
+    """A worker's rounds, with the failed health checks in a row and the result of the last nightly check."""
 
     health: HealthWatch = field(default_factory=HealthWatch)
     books: BooksWatch = field(default_factory=BooksWatch)
     turn: LeaderLock = field(default_factory=LeaderLock)
-    leads: bool | None = None  # None: it has not gone round yet
+    leads: bool | None = None  # None before the first round
 
     def run(self) -> tuple[int, int]:
-        """Go round once; return how many incidents began and how many deliveries arrived."""
+        """Make a round; return how many incidents began and how many deliveries succeeded."""
         self._note(self.turn.take())
         try:
             began = self._follow() if self.leads else 0
@@ -43,7 +43,7 @@ class Round:
         return began, deliveries_send()
 
     def _follow(self) -> int:
-        conditions = list(self._conditions())  # this may take long: the turn may have gone to another meanwhile
+        conditions = list(self._conditions())  # slow at times: another process may lead afterwards
         with transaction.atomic():
             return incidents_update(conditions) if self.turn.is_mine() else 0
 
@@ -55,7 +55,7 @@ class Round:
     def _note(self, leads: bool) -> None:
         if leads is not self.leads:
             log.info("worker_leads" if leads else "worker_stands_by", worker=self.turn.name)
-            self.health.forget()  # what was seen before is too long ago to count
+            self.health.forget()  # earlier results are too old to count
             if not leads:
                 self.books.forget()
         self.leads = leads

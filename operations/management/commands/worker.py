@@ -16,7 +16,7 @@ from operations.worker import PARTS, SingleRound, Worker
 
 
 class Command(BaseCommand):
-    """Runs until it is told to stop; a batch that was begun is ended first. Several may run: one leads."""
+    """Runs until SIGTERM, and finishes its batch. Several may run: one leads."""
 
     help = __doc__
     requires_system_checks = []  # they ask for secrets that this process does without; `serve` makes them
@@ -39,7 +39,7 @@ class Command(BaseCommand):
             Worker(stopping).run()
 
     def _once(self, parts: Sequence[str]) -> None:
-        """Do the parts in order, each whatever became of the others; end with status 1 if one failed."""
+        """Do the parts in order, even if one fails; then exit with status 1."""
         once = SingleRound()
         steps = {"ingest": once.ingest, "check": once.check, "watch": once.watch, "prune": once.prune}
         chosen = [part for part in PARTS if part in parts]
