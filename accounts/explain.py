@@ -106,7 +106,7 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
     limits = [ExplainedLimit(usage, _source(key, usage, now)) for usage in report.limits]
     reasons = [*_state_reasons(key, now), *_address_reasons(identity, address), *_limit_reasons(limits)]
     if report.source == RECORDS and identity.limits.has_budget:
-        text = "The store of the limits is away: calls under a monthly budget are refused."
+        text = "The state store is away: calls under a monthly budget are refused."
         reasons.append(Reason(503, "dependency_unavailable", text))
     return Explanation(
         account=key.account.name,
@@ -215,7 +215,7 @@ def _models(identity: AuthenticatedKey) -> list[str] | None:
 def _notes(key: ApiKey, report: UsageReport, address: str | None) -> list[str]:
     notes = []
     if report.source != LIVE:
-        notes.append("The store of the limits is away: the use of rates and slots is unknown.")
+        notes.append("The state store is away: the use of rates and slots is unknown.")
     if key.allowed_ips and address is None:
         notes.append("The key is restricted to addresses: give one to see whether it is allowed.")
     if key.revoked_at is not None and key.revoked_at > timezone.now():

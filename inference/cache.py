@@ -4,8 +4,7 @@ The account is a required part of every key, so answers are never shared between
 
 Failure policy: an unavailable cache costs time, never an answer. A call that fails (after REDIS_TIMEOUT at the latest)
 is logged, and the cache is then left alone until a thread that probes it every PROBE_SECONDS gets an answer. A cache in
-the Redis of the limits is also left alone while the limits find that Redis unavailable. The cache's server decides
-which entries it evicts.
+the state store is also skipped while that is unavailable. The cache's server decides which entries it evicts.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""How much waits for the ingester, as the streams of the limit store tell.
-
-Moves usage records from the limit store's streams into the database, each exactly once.
+"""The ingester: moves usage records from the state store's streams into the database, each exactly once.
 
 Records are read through a consumer group, written in one statement (idempotent by id and revision), and only then
-acknowledged and deleted: a crash at any point leaves them to be read again, and writing them again changes nothing.
-What this ingester read and could not write is read again in its next round; what a dead one had read is taken over
-after CLAIM_IDLE. An entry that is no record is put aside, into a stream named `...:rejected`, and logged: left where
-it is, it would stop all that comes behind it.
+acknowledged and deleted. After a crash they are read again, and writing them again changes nothing. Records that an
+ingester could not write are read again in its next round; those that a dead one had read are taken over after
+CLAIM_IDLE. An entry that is no record is moved to a stream named `...:rejected`, and logged: left in place, it would
+block all later ones.
 """
 
 from __future__ import annotations

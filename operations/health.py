@@ -151,7 +151,7 @@ def cache_health() -> Health:
 
 
 def limits_health() -> Health:
-    """Check that the store of the limits answers and can be written to."""
+    """Check that the state store answers and can be written to."""
     limits = get_limits()
     limits.now()
     if limits.is_degraded:

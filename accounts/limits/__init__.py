@@ -121,7 +121,7 @@ class WriteRefusal:
 
 
 def write_refusal() -> WriteRefusal | None:
-    """Return why the Redis of the limits refuses writes although it answers; None if it accepts them, or is away."""
+    """Return why the state store refuses writes although it answers; None if it accepts them, or is away."""
     limits = get_limits()
     if limits.is_degraded:
         return None

@@ -46,7 +46,7 @@ def spend(issued: IssuedKey, tokens: int, *, stays_open: bool = False) -> None:
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the store of the limits be away."""
+    """Let the state store be away."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise Unavailable

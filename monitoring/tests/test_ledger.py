@@ -1,4 +1,4 @@
-"""What a month has used, as the records say: the truth that an emptied store of the limits is seeded from."""
+"""What a month has used, as the records say: the truth that an emptied state store is seeded from."""
 
 from __future__ import annotations
 

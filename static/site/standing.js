@@ -41,7 +41,7 @@ export function roomAgain({ limits }) {
 }
 
 function summary(limited, source) {
-  if (source === "records") return "The store of the limits is away: monthly amounts are those of the records so far, and what is used of rates is not known.";
+  if (source === "records") return "The state store is away: monthly amounts are those of the records so far, and what is used of rates is not known.";
   const spent = limited.filter((state) => gradeOf(state)[0] === "spent");
   if (spent.length) return `Used up: ${spent.map((state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)}), ${until(state)}`).join("; ")}.`;
   const near = limited.filter((state) => gradeOf(state)[0] === "near");
