@@ -157,7 +157,7 @@ class WireProtocol(ABC):
         return isinstance(event.get("choices"), list) and not event.get("error")
 
     def is_cacheable(self, payload: Payload) -> bool:
-        """Return whether an equal payload may get the same answer again (table in docs/api.md)."""
+        """Return whether an equal payload may get the same answer again (table in docs/openai.md)."""
         return False
 
     def wanted_output(self, payload: Payload, identity: AuthenticatedKey, model: CatalogModel) -> int:
