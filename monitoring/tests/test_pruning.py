@@ -140,7 +140,7 @@ def test_it_keeps_the_records_that_an_ingester_may_write_again(
 
 def test_it_deletes_nothing_while_nobody_can_tell_what_waits(settings: Settings) -> None:
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
-    with pytest.raises(CommandError, match="Redis did not answer"):
+    with pytest.raises(CommandError, match="The state store did not answer"):
         prune_command("--days", "30")
 
 
