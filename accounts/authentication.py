@@ -15,6 +15,7 @@ import structlog
 from django.conf import settings
 from django.http import HttpRequest
 from django_ratelimit.core import get_usage
+from django_redis.cache import RedisCache
 from redis.exceptions import RedisError
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
@@ -22,7 +23,6 @@ from rest_framework.request import Request
 from accounts.key_cache import AuthenticatedKey, directory
 from accounts.keys import is_well_formed
 from accounts.limits import state_store_is_away
-from core.cache import SharedRedisCache
 from core.database import Outage
 from core.errors import AddressDenied, KeyInvalid, TooManyFailures
 from core.network import client_address, is_within, rate_limit_group_key
@@ -92,7 +92,7 @@ def count_attempt(request: HttpRequest, *, group: str, rate: str) -> None:
         raise TooManyFailures(retry_after=usage["time_left"] + 1)
 
 
-class AttemptsCache(SharedRedisCache):
+class AttemptsCache(RedisCache):  # type: ignore[misc]  # django-redis is not typed
     """Redis as a counter; returns None without waiting if Redis was away recently."""
 
     def add(self, *args: Any, **kwargs: Any) -> Any:
@@ -108,8 +108,8 @@ class AttemptsCache(SharedRedisCache):
         return self._ask(lambda: super(AttemptsCache, self).get(*args, **kwargs))
 
     def _ask(self, method: Callable[[], Any]) -> Any:
-        outage = outages[self.url]
-        if state_store_is_away(beside=self.url) or not outage.may_ask():
+        outage = outages[self._server]
+        if state_store_is_away(beside=self._server) or not outage.may_ask():
             return None
         try:
             answer = method()

@@ -18,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 T = TypeVar("T")
 
@@ -286,9 +288,16 @@ def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any
             "OPTIONS": {"MAX_ENTRIES": PROCESS_ANSWERS if alias == "answers" else 10_000},
         }
     return {
-        "BACKEND": "accounts.authentication.AttemptsCache" if alias == "attempts" else "core.cache.SharedRedisCache",
+        "BACKEND": "accounts.authentication.AttemptsCache" if alias == "attempts" else "django_redis.cache.RedisCache",
         "LOCATION": url,
         "TIMEOUT": lifetime,
         "KEY_PREFIX": f"aiapi:{alias}",
-        "OPTIONS": {"timeout": timeout},
+        "VERSION": 2,  # the values of 1 were pickled
+        "OPTIONS": {
+            "REDIS_CLIENT_CLASS": "core.cache.SharedRedis",
+            "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
+            "SOCKET_CONNECT_TIMEOUT": timeout,
+            "SOCKET_TIMEOUT": timeout,
+            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0), "protocol": 2, "driver_info": None},
+        },
     }

@@ -118,11 +118,9 @@ guard = _Guard()
 
 def look_up(key: str) -> CachedAnswer | None:
     """Return the answer under a key; None if there is none, the cache is unavailable, or the entry is unreadable."""
-    stored = guard.call(lambda: answer_cache().get(key))
-    if stored is None:
-        return None
     try:
-        return CachedAnswer(**json.loads(stored))
+        stored = guard.call(lambda: answer_cache().get(key))
+        return None if stored is None else CachedAnswer(**json.loads(stored))
     except (TypeError, ValueError):
         log.warning("cache_entry_unreadable")
         return None

@@ -89,7 +89,7 @@ def test_it_notices_a_postgresql_without_room_on_its_disk(db: None) -> None:
 
 
 def test_it_is_degraded_without_the_cache(settings: Settings, nobody: str) -> None:
-    down = {"BACKEND": "core.cache.SharedRedisCache", "LOCATION": nobody, "OPTIONS": {"timeout": 0.2}}
+    down = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": nobody, "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 0.2}}
     settings.CACHES = {**settings.CACHES, "answers": down}
     assert part("cache") == (200, "degraded", "unhealthy")
 
