@@ -41,12 +41,12 @@ export function roomAgain({ limits }) {
 }
 
 function summary(limited, source) {
-  if (source === "records") return "The state store is away: monthly amounts are those of the records so far, and what is used of rates is not known.";
+  if (source === "records") return "The state store is away: monthly amounts are those of the records so far, and the use of rates is unknown.";
   const spent = limited.filter((state) => gradeOf(state)[0] === "spent");
   if (spent.length) return `Used up: ${spent.map((state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)}), ${until(state)}`).join("; ")}.`;
   const near = limited.filter((state) => gradeOf(state)[0] === "near");
   if (near.length) return `Nearly used up: ${near.map((state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)})`).join("; ")}.`;
-  return limited.length ? "Nothing is used up: you can go on." : "No limit holds for this key.";
+  return limited.length ? "Nothing is used up." : "No limit applies to this key.";
 }
 
 /** Describe when a limit resets. A minute's window frees its slots one by one: at `reset` all of it is free. */
