@@ -58,7 +58,7 @@ class Ticking:
 
 @contextmanager
 def redis_url() -> Iterator[str]:
-    """Give the URL from the command line, or that of a server of our own."""
+    """Return the URL from the command line, or that of a server started here."""
     if len(sys.argv) > 1:
         yield sys.argv[1]
     else:
@@ -82,14 +82,14 @@ def fill(client: Any, scope: LimitSet, clock: Ticking, entries: int) -> None:
 
 
 def script_time(client: Any) -> tuple[int, float]:
-    """Give how many scripts Redis has run, and the µs they took."""
+    """Return how many scripts Redis has run, and the µs they took."""
     stats = client.info("commandstats")
     runs = [stats[name] for name in ("cmdstat_evalsha", "cmdstat_eval") if name in stats]
     return sum(run["calls"] for run in runs), sum(run["usec"] for run in runs)
 
 
 def measure(client: Any, call: Callable[[int], object]) -> tuple[float, float]:
-    """Give µs of Redis and µs of client CPU a call, each the median of some rounds."""
+    """Return µs of Redis and µs of client CPU a call, each the median of some rounds."""
     call(-1)  # so that the script is loaded
     servers, clients, number = [], [], 0
     for _ in range(ROUNDS):
@@ -139,7 +139,7 @@ def measure_limit(client: Any, url: str, limit: int) -> dict[str, tuple[float, f
 
 
 def bytes_per_key(client: Any, url: str, keys: int = 1_000) -> dict[str, float]:
-    """Give bytes of Redis memory for a key (and an account of its own) by what it has done."""
+    """Return bytes of Redis memory for a key (and its account) by its use."""
     sizes = {}
     for name, requests, calls in (
         ("one request", 1, 0),
@@ -167,7 +167,7 @@ def bytes_per_key(client: Any, url: str, keys: int = 1_000) -> dict[str, float]:
 
 
 def bytes_per_request(client: Any, url: str, requests: int = 10_000) -> dict[str, float]:
-    """Give bytes of Redis memory for a recorded request whose record was ingested, by what became of it."""
+    """Return bytes of Redis memory for a request whose record was ingested, by its outcome."""
     sizes = {}
     for name, tally in (("a hit, for a minute", None), ("a refusal beyond the rate, for ten seconds", TALLY)):
         client.flushall()

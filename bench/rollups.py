@@ -33,7 +33,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 
 def a_record(dice: random.Random, moment: datetime) -> UsageRecord:
-    """Make a record as the limits emit it, admitted at a moment."""
+    """Return a record as the limits emit it, admitted at a datetime."""
     from core.times import new_id
 
     key, status = dice.randrange(KEYS), dice.choices(STATUSES, WEIGHTS)[0]

@@ -81,7 +81,7 @@ types: dict[tuple[str, str], str] = {}
 
 
 def unnest(cursor: Any, table: str, columns: Sequence[str], lines: Sequence[Line]) -> Iterator[Source]:
-    """Give the lines as arrays, one a column."""
+    """Return the lines as arrays, one a column."""
     if (table, columns[0]) not in types:
         cursor.execute(
             "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute "

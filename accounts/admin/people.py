@@ -128,7 +128,7 @@ admin.site.extra_urls = _own_urls  # type: ignore[attr-defined]  # unfold's
 
 
 def _granted(user: User) -> set[str]:
-    """Return a user's permissions, also of an inactive user, because whoever may edit the user may activate them."""
+    """Return a user's permissions, also of an inactive user, because an editor of the user may activate them."""
     found = Permission.objects.filter(Q(user=user) | Q(group__user=user)).values_list(
         "content_type__app_label", "codename"
     )

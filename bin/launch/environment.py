@@ -53,7 +53,7 @@ def address(env: Mapping[str, str]) -> tuple[str, int]:
 
 
 def has_provider(env: Mapping[str, str]) -> bool:
-    """Tell whether a provider is configured, directly or by a file that holds the value."""
+    """Return whether a provider is configured, directly or by a file with the value."""
     names = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
     return any(env.get(name) or env.get(f"{name}_FILE") for name in names)
 
@@ -65,7 +65,7 @@ def graceful_timeout(env: Mapping[str, str]) -> float:
 
 
 def has_redis(env: Mapping[str, str]) -> bool:
-    """Tell whether a state store is configured; else bin/run starts its own."""
+    """Return whether a state store is configured; otherwise bin/run starts its own."""
     return bool(env.get("REDIS_URL") or env.get("REDIS_URL_FILE"))
 
 
