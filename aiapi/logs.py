@@ -7,16 +7,13 @@ string. Tracebacks have no values of variables, and exception messages only of t
 from __future__ import annotations
 
 import logging.config
+import sys
 from typing import Any
 
 import structlog
 
-_SHARED: list[Any] = [
-    structlog.contextvars.merge_contextvars,
-    structlog.stdlib.add_log_level,
-    structlog.stdlib.add_logger_name,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-]
+from core.telemetry.trace import current_trace
+
 #: Exceptions whose messages come from code or from the operating system. Others may quote a prompt, for example a
 #: provider's error in the chain of a later exception.
 SPEAKING = frozenset(
@@ -52,7 +49,39 @@ def _silence(part: dict[str, Any]) -> None:
             _silence(inner)
 
 
-_TRACEBACKS = structlog.processors.ExceptionRenderer(_Tracebacks())
+def _add_request_id(logger: Any, method: str, event: Any) -> Any:
+    """Add the label of the current request to a line (a structlog processor)."""
+    trace = current_trace.get()
+    if trace is not None:
+        event["request_id"] = trace.label
+    return event
+
+
+_SHARED: list[Any] = [
+    _add_request_id,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+_RENDERED: list[Any] = [structlog.processors.ExceptionRenderer(_Tracebacks()), structlog.processors.JSONRenderer()]
+
+
+def write_line(line: str) -> None:
+    """Write a finished line."""
+    sys.stderr.write(f"{line}\n")
+
+
+class _Lines:
+    """Writes finished lines, past the standard library's loggers: those take as long as the rest of a line."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def msg(self, line: str) -> None:
+        """Write a line."""
+        write_line(line)
+
+    debug = info = warning = error = critical = exception = msg
 
 
 class WithoutQuery(logging.Filter):
@@ -77,8 +106,7 @@ def configuration(level: str) -> dict[str, Any]:
                 "foreign_pre_chain": _SHARED,
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    _TRACEBACKS,
-                    structlog.processors.JSONRenderer(),
+                    *_RENDERED,
                 ],
             }
         },
@@ -100,8 +128,8 @@ def configure(options: dict[str, Any]) -> None:
     """Set up logging (Django's LOGGING_CONFIG). `options` has the log level as `level`."""
     logging.config.dictConfig(configuration(options["level"]))
     structlog.configure(
-        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*_SHARED, *_RENDERED],
+        logger_factory=_Lines,
+        wrapper_class=structlog.make_filtering_bound_logger(options["level"]),
         cache_logger_on_first_use=True,
     )

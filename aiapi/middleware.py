@@ -65,8 +65,7 @@ class RequestMiddleware:
         request.trace = trace  # type: ignore[attr-defined]
         request.is_model_call = request.path_info.startswith(MODEL_PATHS)  # type: ignore[attr-defined]
         patience = ADMIN_SECONDS if request.path_info.startswith(ADMIN) else REQUEST_SECONDS
-        bound = structlog.contextvars.bound_contextvars(request_id=trace.label)
-        with bound, _current(trace), query_timeout(patience):
+        with _current(trace), query_timeout(patience):
             response = self.get_response(request)
             response["X-Request-ID"] = trace.label
             elapsed = trace.elapsed_ms

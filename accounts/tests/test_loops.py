@@ -23,10 +23,10 @@ def fail(*arguments: Any) -> Any:
     raise RuntimeError("secret")
 
 
-def test_it_outlives_anything_and_tells_its_class_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_outlives_anything_and_tells_its_class_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert outlived(lambda: None, event="fine")
     assert not outlived(fail, event="step_failed")
-    logged = caplog.text
+    logged = capsys.readouterr().err
     assert "step_failed" in logged
     assert "RuntimeError" in logged
     assert "secret" not in logged
@@ -113,11 +113,11 @@ def test_it_works_until_nothing_is_left_and_is_begun_once_for_all_of_it() -> Non
     assert len(work.started) == 2, "it had ended"
 
 
-def test_it_goes_on_with_work_after_a_step_that_failed(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_goes_on_with_work_after_a_step_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
     work = Work(2, fails=True)
     work.thread.run()
     assert work.done == 2
-    assert "work_failed" in caplog.text
+    assert "work_failed" in capsys.readouterr().err
 
 
 def test_it_takes_no_step_once_it_is_ended() -> None:

@@ -150,15 +150,14 @@ def records(db: None) -> Records:
 
 
 @pytest.fixture
-def log_lines() -> Iterator[LogLines]:
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> LogLines:
     """Return a function that reads what was logged since the test began, as the server would have written it."""
-    root, stream = logging.getLogger(), io.StringIO()
-    kinds = [handler.formatter for handler in root.handlers]
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(next(kind for kind in kinds if isinstance(kind, structlog.stdlib.ProcessorFormatter)))
-    root.addHandler(handler)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    root.removeHandler(handler)
+    stream = io.StringIO()
+    monkeypatch.setattr("aiapi.logs.write_line", lambda line: stream.write(f"{line}\n"))
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, structlog.stdlib.ProcessorFormatter):
+            monkeypatch.setattr(handler, "stream", stream)
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from accounts.checks import require_state_store
 from aiapi.checks import start_findings
 from inference.models import Deployment
 from inference.protocols.tokens import count_tokens
+from inference.upstream.local_model import MODEL_NAME
 
 
 class Command(BaseCommand):
@@ -27,8 +28,8 @@ class Command(BaseCommand):
             self.stderr.write(warning)
         if findings.problems:
             raise CommandError("\n".join(findings.problems))
-        for model in {"", *Deployment.objects.values_list("upstream_name", flat=True)}:
-            count_tokens([], model=model)  # loads its encoding, for all workers: half a second, and up to 45 MB
+        for model in Deployment.objects.exclude(upstream_name=MODEL_NAME).values_list("upstream_name", flat=True):
+            count_tokens([], model=model)  # loads its encoding, for all workers: half a second, and up to 75 MB
         connection.close()
         if connection.vendor == "postgresql":
             connection.close_pool()  # type: ignore[attr-defined]  # its threads don't outlive a fork
