@@ -5,7 +5,6 @@ The pages' scripts call the API with the key that the user enters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -27,7 +26,6 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.checks import DEMO_KEYS
-from core import errors
 from core.errors import ApiError
 from inference.catalog import uses_local_model
 from inference.upstream.local_model import MODEL_NAME
@@ -35,86 +33,10 @@ from monitoring.serializers import ServiceAnswer
 from operations.views import AnyFormat
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """The cause of an error and its remedy, for key holders."""
-
-    error: type[ApiError]
-    cause: str
-    mend: str
-
-    @property
-    def code(self) -> str:
-        """Return the error's stable code."""
-        return self.error.code
-
-    @property
-    def status(self) -> int:
-        """Return the error's HTTP status."""
-        return self.error.status
-
-
-MEANINGS = [
-    Meaning(
-        errors.InvalidRequest,
-        "A field is missing, unknown, of the wrong type or out of bounds.",
-        "Correct the field that the answer names.",
-    ),
-    Meaning(
-        errors.BoundExceedsLimit,
-        "The call could use more than an entire limit, so waiting would not help.",
-        "Shorten the prompt, ask for fewer tokens, or have the limit raised.",
-    ),
-    Meaning(errors.KeyRequired, "No key was sent.", "Enter your key."),
-    Meaning(
-        errors.KeyInvalid,
-        "The key is unknown, mistyped, revoked, expired or disabled.",
-        "Check that it is complete; if it is, ask your operator for a new one.",
-    ),
-    Meaning(errors.ScopeDenied, "The key lacks the scope for this.", "Use another key, or have its scopes extended."),
-    Meaning(errors.AddressDenied, "The key may not be used from your IP address.", "Call from an allowed address."),
-    Meaning(
-        errors.ModelNotFound,
-        "The model is unknown or disabled, or this key may not use it.",
-        "Use one of the models that GET /v1/models lists.",
-    ),
-    Meaning(errors.RequestTimeout, "The request came too slowly, or only in part.", "Send it again."),
-    Meaning(errors.BodyTooLarge, "The request is too large.", "Send a smaller one."),
-    Meaning(errors.RateLimited, "The requests of the last minute are used up.", "Wait for the seconds of Retry-After."),
-    Meaning(
-        errors.TokensLimited,
-        "The tokens of the last minute, running calls included, are used up.",
-        "Wait for the seconds of Retry-After, or ask for fewer tokens.",
-    ),
-    Meaning(errors.ConcurrencyLimited, "Too many calls are running at the same time.", "Wait until one has ended."),
-    Meaning(
-        errors.BudgetExhausted,
-        "The rest of the month's budget does not cover this call.",
-        "Wait for the month's end (UTC), or have the budget raised.",
-    ),
-    Meaning(
-        errors.TooManyFailures,
-        "Too many invalid keys came from your address. Valid keys still work.",
-        "Correct the key, and wait for the seconds of Retry-After.",
-    ),
-    Meaning(errors.InternalError, "An error of the service.", "Report the request id to your operator."),
-    Meaning(
-        errors.UpstreamFailed,
-        "The model's provider refused the call, broke off or sent an invalid answer.",
-        "Try again; if it lasts, report the request id.",
-    ),
-    Meaning(errors.ContentFiltered, "The provider's content filter stopped the answer.", "Ask something else."),
-    Meaning(errors.Unavailable, "The service can't answer now.", "Wait for the seconds of Retry-After."),
-    Meaning(
-        errors.DependencyUnavailable,
-        "A dependency of the service is unavailable.",
-        "Wait for the seconds of Retry-After.",
-    ),
-    Meaning(
-        errors.UpstreamBusy, "The provider has no capacity for more calls.", "Wait for the seconds of Retry-After."
-    ),
-    Meaning(errors.UpstreamTimeout, "The provider took too long.", "Try again, or ask for a shorter answer."),
-]
+def explained_errors(kind: type[ApiError] = ApiError) -> list[type[ApiError]]:
+    """List the errors that have an explanation for key holders, in the order of their definition."""
+    below = [each for child in kind.__subclasses__() for each in explained_errors(child)]
+    return [kind, *below] if "cause" in vars(kind) and kind.cause else below
 
 
 def page_context(current: str) -> dict[str, Any]:
@@ -141,7 +63,11 @@ class PageView(TemplateView):
 
     def get_context_data(self, **extra: Any) -> dict[str, Any]:
         """Return the page's template variables."""
-        return super().get_context_data(**extra, **page_context(self.current), codes=MEANINGS)
+        codes = [
+            {"status": each.status, "code": each.code, "cause": each.cause, "remedy": each.remedy}
+            for each in explained_errors()
+        ]
+        return super().get_context_data(**extra, **page_context(self.current), codes=codes)
 
 
 @revalidated

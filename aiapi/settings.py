@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from csp.constants import NONE, SELF
 from django.templatetags.static import static
 
-from core.env import Environment, cache_settings, database_settings, email_settings
+from core.env import Environment, cache_settings, database_settings
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 ENV = Environment(os.environ)
@@ -219,10 +220,11 @@ EMAIL_URL = ENV.url(
     help="mail server: smtp+tls://USER:PASSWORD@HOST:587; without it no e-mail is sent",
 )
 DEFAULT_FROM_EMAIL = ENV.text("EMAIL_FROM", "ai-api@localhost", help="sender of e-mails")
-_EMAIL = email_settings(EMAIL_URL)
-EMAIL_HOST, EMAIL_PORT = _EMAIL.host, _EMAIL.port
-EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _EMAIL.user, _EMAIL.password
-EMAIL_USE_TLS, EMAIL_USE_SSL = _EMAIL.starts_tls, _EMAIL.is_tls
+_MAIL = urlsplit(EMAIL_URL)
+EMAIL_HOST = _MAIL.hostname or "localhost"
+EMAIL_PORT = _MAIL.port or {"smtp+tls": 587, "smtps": 465}.get(_MAIL.scheme, 25)
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = unquote(_MAIL.username or ""), unquote(_MAIL.password or "")
+EMAIL_USE_TLS, EMAIL_USE_SSL = _MAIL.scheme == "smtp+tls", _MAIL.scheme == "smtps"  # STARTTLS; TLS from the start
 EMAIL_TIMEOUT = 10
 
 # The first administrator, created by `manage.py bootstrap`

@@ -1,4 +1,4 @@
-"""Typed, strict reading of environment variables, and Django settings for database, caches and mail from URLs.
+"""Typed, strict reading of environment variables, and Django settings for database and caches from URLs.
 
 The call that reads a variable also declares it, so `Environment.declared` lists exactly the variables that have an
 effect. `NAME_FILE` names a file that holds the value of NAME (for secrets mounted by an orchestrator). An empty value
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -192,36 +192,6 @@ def _parse_boolean(raw: str) -> bool:
     if raw.lower() not in words:
         raise ValueError("must be true or false")
     return words[raw.lower()]
-
-
-PORTS = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
-
-
-@dataclass(frozen=True, slots=True)
-class MailServer:
-    """The SMTP server for outgoing mail. `starts_tls`: STARTTLS on a plain connection; `is_tls`: TLS from the start."""
-
-    host: str = "localhost"
-    port: int = 25
-    user: str = ""
-    password: str = ""
-    starts_tls: bool = False
-    is_tls: bool = False
-
-
-def email_settings(url: str) -> MailServer:
-    """Parse smtp://, smtp+tls:// (STARTTLS) or smtps:// with user and password; an empty URL gives the defaults."""
-    if not url:
-        return MailServer()
-    parts = urlsplit(url)
-    return MailServer(
-        host=parts.hostname or "localhost",
-        port=parts.port or PORTS[parts.scheme],
-        user=unquote(parts.username or ""),
-        password=unquote(parts.password or ""),
-        starts_tls=parts.scheme == "smtp+tls",
-        is_tls=parts.scheme == "smtps",
-    )
 
 
 #: Answers that a process caches in its memory if there is no shared cache.

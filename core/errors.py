@@ -55,6 +55,9 @@ class ApiError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     message: ClassVar[str] = "Internal server error"
+    #: For key holders, on their pages: why, and what to do. Not inherited; empty for errors that need no explanation.
+    cause: ClassVar[str] = ""
+    remedy: ClassVar[str] = ""
     #: The accounts.limits Refusal behind the error; None for every other error.
     refusal: Any = None
 
@@ -79,6 +82,8 @@ class InvalidRequest(ApiError):
     """The body or a parameter is invalid; `errors` maps a field to its messages."""
 
     status, code, message = 400, "invalid_request", "Invalid request."
+    cause = "A field is missing, unknown, of the wrong type or out of bounds."
+    remedy = "Correct the field that the answer names."
 
     def __init__(
         self,
@@ -102,6 +107,8 @@ class BoundExceedsLimit(InvalidRequest):
     """The request could use more than an entire limit, so a later retry would fail too."""
 
     code, message = "bound_exceeds_limit", "The request can never fit a limit of this key."
+    cause = "The call could use more than an entire limit, so waiting would not help."
+    remedy = "Shorten the prompt, ask for fewer tokens, or have the limit raised."
 
 
 class NotAuthenticated(ApiError):
@@ -117,12 +124,16 @@ class KeyRequired(NotAuthenticated):
     """The request has no key."""
 
     code, message = "api_key_required", "API key required. Include X-API-Key header."
+    cause = "No key was sent."
+    remedy = "Enter your key."
 
 
 class KeyInvalid(NotAuthenticated):
     """The key is unknown, wrong, revoked, expired or disabled: one response for all, so that callers can't probe."""
 
     code, message = "invalid_api_key", "Invalid API key"
+    cause = "The key is unknown, mistyped, revoked, expired or disabled."
+    remedy = "Check that it is complete; if it is, ask your operator for a new one."
 
 
 class PermissionDenied(ApiError):
@@ -135,12 +146,16 @@ class ScopeDenied(PermissionDenied):
     """The key lacks the scope of the endpoint."""
 
     code, message = "scope_denied", "This API key may not use this endpoint."
+    cause = "The key lacks the scope for this."
+    remedy = "Use another key, or have its scopes extended."
 
 
 class AddressDenied(PermissionDenied):
     """The key is restricted to other IP addresses."""
 
     code, message = "address_denied", "This API key may not be used from this address."
+    cause = "The key may not be used from your IP address."
+    remedy = "Call from an allowed address."
 
 
 class PriceUnknown(PermissionDenied):
@@ -163,6 +178,8 @@ class ModelNotFound(NotFound):
     """The model is unknown, disabled, or not in the account's tier: the same response for all three."""
 
     code, message = "model_not_found", "The default model does not exist or you do not have access to it."
+    cause = "The model is unknown or disabled, or this key may not use it."
+    remedy = "Use one of the models that GET /v1/models lists."
 
     def __init__(self, name: str | None = None) -> None:
         """Quote `name`, the requested model, in the message (shortened); None for the default model."""
@@ -189,6 +206,8 @@ class RequestTimeout(ApiError):
     """The body did not arrive within the time allowed for its length."""
 
     status, code, message = 408, "request_timeout", "The body did not arrive in time. Send it again."
+    cause = "The request came too slowly, or only in part."
+    remedy = "Send it again."
 
 
 class Conflict(ApiError):
@@ -201,6 +220,8 @@ class BodyTooLarge(ApiError):
     """The body is over the endpoint's size limit."""
 
     status, code, message = 413, "body_too_large", "The request body is too large."
+    cause = "The request is too large."
+    remedy = "Send a smaller one."
 
 
 class UnsupportedMediaType(ApiError):
@@ -230,6 +251,9 @@ class LimitExceeded(ApiError):
 class RateLimited(LimitExceeded):
     """Too many requests in the last minute."""
 
+    cause = "The requests of the last minute are used up."
+    remedy = "Wait for the seconds of Retry-After."
+
     def __init__(self, *, retry_after: int, extra: Mapping[str, Any] | None = None) -> None:
         text = f"Rate limit exceeded. Try again in {retry_after} seconds."
         super().__init__(text, retry_after=retry_after, extra=extra)
@@ -239,46 +263,63 @@ class TokensLimited(LimitExceeded):
     """Too many tokens in the last minute, running calls included."""
 
     code, message = "tokens_limited", "Token rate limit exceeded."
+    cause = "The tokens of the last minute, running calls included, are used up."
+    remedy = "Wait for the seconds of Retry-After, or ask for fewer tokens."
 
 
 class ConcurrencyLimited(LimitExceeded):
     """Too many calls at the same time."""
 
     code, message = "concurrency_limited", "Too many concurrent requests."
+    cause = "Too many calls are running at the same time."
+    remedy = "Wait until one has ended."
 
 
 class BudgetExhausted(LimitExceeded):
     """The rest of the month's budget doesn't cover this call."""
 
     code, message = "budget_exhausted", "The monthly budget is exhausted."
+    cause = "The rest of the month's budget does not cover this call."
+    remedy = "Wait for the month's end (UTC), or have the budget raised."
 
 
 class TooManyFailures(LimitExceeded):
     """Too many invalid keys or failed log-ins from one address; valid keys from there still work."""
 
     code, message = "too_many_failures", "Too many failed attempts. Try again later."
+    cause = "Too many invalid keys came from your address. Valid keys still work."
+    remedy = "Correct the key, and wait for the seconds of Retry-After."
 
 
 class InternalError(ApiError):
     """An unexpected error of the platform; the log has the traceback under the request's id."""
+
+    cause = "An error of the service."
+    remedy = "Report the request id to your operator."
 
 
 class UpstreamFailed(ApiError):
     """The provider refused the call, broke off, or sent an invalid response."""
 
     status, code, message = 502, "upstream_failed", "The model provider failed to answer."
+    cause = "The model's provider refused the call, broke off or sent an invalid answer."
+    remedy = "Try again; if it lasts, report the request id."
 
 
 class ContentFiltered(UpstreamFailed):
     """The provider's content filter stopped the answer."""
 
     code, message = "content_filtered", "The model provider's content filter stopped the answer."
+    cause = "The provider's content filter stopped the answer."
+    remedy = "Ask something else."
 
 
 class Unavailable(ApiError):
     """The request can't be answered now. `retry_after` is in whole seconds."""
 
     status, code, message = 503, "unavailable", "Temporarily unavailable."
+    cause = "The service can't answer now."
+    remedy = "Wait for the seconds of Retry-After."
 
     def __init__(self, message: str | None = None, *, retry_after: int = 1) -> None:
         self.retry_after = retry_after
@@ -289,15 +330,21 @@ class DependencyUnavailable(Unavailable):
     """A database or state store of the platform is unavailable."""
 
     code, message = "dependency_unavailable", "A dependency is temporarily unavailable."
+    cause = "A dependency of the service is unavailable."
+    remedy = "Wait for the seconds of Retry-After."
 
 
 class UpstreamBusy(Unavailable):
     """The provider limits our rate, or no provider has capacity."""
 
     code, message = "upstream_busy", "The model provider has no capacity at the moment."
+    cause = "The provider has no capacity for more calls."
+    remedy = "Wait for the seconds of Retry-After."
 
 
 class UpstreamTimeout(ApiError):
     """The provider didn't answer in time."""
 
     status, code, message = 504, "upstream_timeout", "The model provider did not answer in time."
+    cause = "The provider took too long."
+    remedy = "Try again, or ask for a shorter answer."

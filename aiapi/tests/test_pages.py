@@ -11,7 +11,7 @@ import pytest
 from django.conf import LazySettings
 from django.contrib.staticfiles import finders
 
-from aiapi.pages import MEANINGS
+from aiapi.pages import explained_errors
 from core.errors import ApiError, LimitExceeded
 from inference.tests.fixtures import Api
 
@@ -110,9 +110,8 @@ def test_it_takes_no_posts(api: Api, path: str) -> None:
 
 @pytest.mark.parametrize("path", KEYED)
 def test_it_explains_every_limit_by_its_code(api: Api, path: str) -> None:
-    explained = {meaning.error for meaning in MEANINGS}
-    assert set(tree(LimitExceeded)) - {LimitExceeded} <= explained
+    assert set(tree(LimitExceeded)) - {LimitExceeded} <= set(explained_errors())
     html = page(api, path)
-    for meaning in MEANINGS:
-        assert f'id="code-{meaning.code}"' in html
-        assert meaning.cause.replace("'", "&#x27;") in html
+    for error in explained_errors():
+        assert f'id="code-{error.code}"' in html
+        assert error.cause.replace("'", "&#x27;") in html

@@ -192,3 +192,18 @@ def _row(variable: Variable) -> str:
     """Make the line of the table in docs/configuration.md."""
     default = f"`{_default(variable)}`" if _default(variable) else ""
     return f"| `{variable.name}` | {variable.kind} | {default} | {variable.help} |"
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("", ("localhost", 25, "", "", False, False)),
+        ("smtp://mail.test", ("mail.test", 25, "", "", False, False)),
+        ("smtp+tls://us%40er:p%2Fw@mail.test", ("mail.test", 587, "us@er", "p/w", True, False)),
+        ("smtps://mail.test:2465", ("mail.test", 2465, "", "", False, True)),
+    ],
+)
+def test_it_reads_the_mail_server_out_of_one_url(url: str, server: tuple[object, ...]) -> None:
+    found = load({"EMAIL_URL": url})
+    parts = ("HOST", "PORT", "HOST_USER", "HOST_PASSWORD", "USE_TLS", "USE_SSL")
+    assert tuple(found[f"EMAIL_{part}"] for part in parts) == server
