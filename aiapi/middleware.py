@@ -64,8 +64,8 @@ class RequestMiddleware:
             request.get_host = lambda: "probe"  # type: ignore[method-assign]  # no probe's response depends on the host
         request.trace = trace  # type: ignore[attr-defined]
         request.is_model_call = request.path_info.startswith(MODEL_PATHS)  # type: ignore[attr-defined]
-        patience = ADMIN_SECONDS if request.path_info.startswith(ADMIN) else REQUEST_SECONDS
-        with _current(trace), query_timeout(patience):
+        seconds = ADMIN_SECONDS if request.path_info.startswith(ADMIN) else REQUEST_SECONDS
+        with _current(trace), query_timeout(seconds):
             response = self.get_response(request)
             response["X-Request-ID"] = trace.label
             elapsed = trace.elapsed_ms

@@ -28,7 +28,7 @@ REQUEST_SECONDS = 5.0
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-_patience: ContextVar[float | None] = ContextVar("patience", default=None)
+_query_timeout: ContextVar[float | None] = ContextVar("query_timeout", default=None)
 
 
 def release_connections() -> None:
@@ -40,18 +40,18 @@ def release_connections() -> None:
 
 def current_query_timeout() -> float | None:
     """Return the current query timeout in seconds; None for no timeout."""
-    return _patience.get()
+    return _query_timeout.get()
 
 
 @contextmanager
 def query_timeout(seconds: float) -> Iterator[None]:
     """Set the query timeout within the block, unless an outer one is shorter. Queries then raise OperationalError."""
-    outer = _patience.get()
-    token = _patience.set(seconds if outer is None else min(seconds, outer))
+    outer = _query_timeout.get()
+    token = _query_timeout.set(seconds if outer is None else min(seconds, outer))
     try:
         yield
     finally:
-        _patience.reset(token)
+        _query_timeout.reset(token)
 
 
 def query_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:

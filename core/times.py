@@ -9,11 +9,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from argparse import ArgumentTypeError
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
-
-from django.core.management.base import CommandError
 
 
 class DateOutOfRange(ValueError):
@@ -70,17 +67,3 @@ def new_id() -> uuid.UUID:
     random = int.from_bytes(os.urandom(10), "big")
     high = time.time_ns() // 1_000_000 << 16 | 7 << 12 | random >> 68
     return uuid.UUID(int=high << 64 | 0b10 << 62 | random & (1 << 62) - 1)
-
-
-def datetime_argument(text: str) -> datetime:
-    """Parse an ISO date (midnight) or datetime, in UTC unless it names an offset; for argparse's `type`."""
-    try:
-        return parse_datetime(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text} is not a date or time: give 2026-11-24 or 2026-11-24T18:00") from None
-
-
-def require_order(begin: datetime | None, end: datetime | None) -> None:
-    """Raise CommandError for an empty time range: the command would do nothing and seem to succeed."""
-    if begin is not None and end is not None and begin >= end:
-        raise CommandError("--from must be before --to.")

@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from accounts.audit import audit_event
 from accounts.models import Account
-from core.times import datetime_argument, require_order
+from core.arguments import datetime_argument, require_order
 from monitoring.export import Format, Row, encoded, gzipped
 
 

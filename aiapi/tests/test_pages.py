@@ -17,7 +17,7 @@ from inference.tests.fixtures import Api
 
 PAGES = ["/", "/playground/", "/account/"]
 KEYED = PAGES[1:]
-#: Bytes that a page may be, scripts and styles included, as a server in production sends them (UI.md, section 9).
+#: Bytes that a page may be, scripts and styles included, as a server in production sends them: two seconds on a slow phone network.
 LARGEST = 150_000
 IMPORT = re.compile(r'^import [^"]*"\./([\w.]+)";$', re.MULTILINE)
 HTML = {"Accept": "text/html"}

@@ -52,7 +52,7 @@ class QueryTimeoutConnection(Connection[Any]):
             return answer
 
 
-class _ImpatientPool:
+class _PoolWithQueryTimeout:
     """A pool whose callers wait at most their query timeout for a connection, and never get a closed one."""
 
     def __init__(self, pool: ConnectionPool[Any]) -> None:
@@ -91,4 +91,4 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def pool(self) -> Any:
         """Return the process's pool; None if pooling is off."""
         pool: Any = super().pool
-        return pool and _ImpatientPool(pool)
+        return pool and _PoolWithQueryTimeout(pool)

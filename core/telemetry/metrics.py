@@ -67,8 +67,8 @@ def observe_attempt(provider: str, outcome: str) -> None:
 
 def observe_breaker(deployment: str, state: str) -> None:
     """Set the state of a deployment's breaker if it has changed."""
-    if _breakers.get(deployment) != state:
-        _breakers[deployment] = state
+    if _breaker_states.get(deployment) != state:
+        _breaker_states[deployment] = state
         breaker_state.labels(deployment).set(BREAKER_STATES[state])
 
 
@@ -84,7 +84,7 @@ def class_of(status: int) -> str:
 
 # Looking up the series of some labels takes longer than incrementing it, so the series are cached. Their number is
 # bounded by the combinations of endpoints, models and statuses.
-_breakers: dict[str, str] = {}
+_breaker_states: dict[str, str] = {}
 
 
 @cache

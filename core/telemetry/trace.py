@@ -136,7 +136,7 @@ def begin_spans(trace: Trace, method: str) -> None:
         trace.spans = _exporting().begin(trace, method)
 
 
-def begin_attempt(provider: str, deployment: str) -> Callable[[str], None] | None:
+def begin_attempt_span(provider: str, deployment: str) -> Callable[[str], None] | None:
     """Begin the span of a call to a provider, and return the function that ends it; None if tracing is off."""
     trace = current_trace.get()
     if trace is None or trace.spans is None:

@@ -27,7 +27,7 @@ from django.conf import settings
 
 from core.errors import UpstreamBusy, UpstreamFailed
 from core.telemetry.metrics import observe_attempt, observe_breaker, upstream_calls, upstream_queue
-from core.telemetry.trace import begin_attempt
+from core.telemetry.trace import begin_attempt_span
 from inference.catalog import Route
 from inference.upstream.breaker import COOL_DOWN, breakers
 from inference.upstream.errors import REJECTED, UNCONNECTED, AttemptFailed, Deadline, Effect, Verdict
@@ -194,7 +194,7 @@ def _admitted(choices: Iterable[Route], account_id: int, note: Callable[[str], o
 
 
 def _attempt(route: Route, attempt: Attempt[T], account_id: int, seconds: float) -> T:
-    outcome, finish = "ok", begin_attempt(route.provider, route.name)
+    outcome, finish = "ok", begin_attempt_span(route.provider, route.name)
     try:
         answer = attempt(route)
     except AttemptFailed as failed:

@@ -21,8 +21,8 @@ from django.db import connection, transaction
 from django.db.models import Max, Min, Q, QuerySet
 from django.utils import timezone
 
+from core.arguments import datetime_argument, require_order
 from core.database import repeatable_read
-from core.times import datetime_argument, require_order
 from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import has_earlier_rollups, pruned_before
 from monitoring.rollups.log import ROWS_AT_A_TIME, log_sums

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from accounts.tests.factories import logged_in, make_admin, make_key
-from core.times import datetime_argument
+from core.arguments import datetime_argument
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import recorded
 
