@@ -17,7 +17,7 @@ from inference.tests.fixtures import Api
 
 PAGES = ["/", "/playground/", "/account/"]
 KEYED = PAGES[1:]
-#: Bytes that a page may be, scripts and styles included, as a server in production sends them: two seconds on a slow phone network.
+#: Bytes that a page may be, scripts and styles included, as a server in production sends them (two seconds over 3G).
 LARGEST = 150_000
 IMPORT = re.compile(r'^import [^"]*"\./([\w.]+)";$', re.MULTILINE)
 HTML = {"Accept": "text/html"}
