@@ -65,7 +65,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
     known = (directory, catalog, breakers, guard, leases)
     reports = (recent_reports.clear, reachable_routes.clear)
-    for forget in (reset_limits, database_outage.over, *reports, *(each.forget for each in known)):
+    for forget in (reset_limits, database_outage.succeeded, *reports, *(each.forget for each in known)):
         forget()
 
 

@@ -23,9 +23,9 @@ from rest_framework.request import Request
 from accounts.key_cache import AuthenticatedKey, directory
 from accounts.keys import is_well_formed
 from accounts.limits import state_store_is_away
-from core.database import Outage
 from core.errors import AddressDenied, KeyInvalid, TooManyFailures
 from core.network import client_address, is_within, rate_limit_group_key
+from core.outage import Outage
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +109,7 @@ class AttemptsCache(RedisCache):  # type: ignore[misc]  # django-redis is not ty
 
     def _ask(self, method: Callable[[], Any]) -> Any:
         outage = outages[self._server]
-        if state_store_is_away(beside=self._server) or not outage.may_ask():
+        if state_store_is_away(beside=self._server) or not outage.may_try():
             return None
         try:
             answer = method()
@@ -118,7 +118,7 @@ class AttemptsCache(RedisCache):  # type: ignore[misc]  # django-redis is not ty
             log.warning("attempts_not_counted", cause=type(error).__name__)
             return None
         except ValueError:
-            outage.over()
+            outage.succeeded()
             raise
-        outage.over()
+        outage.succeeded()
         return answer

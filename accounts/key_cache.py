@@ -22,9 +22,10 @@ from accounts.limits.types import Limits, LimitSet, Subject
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.selectors import api_key_makers
 from accounts.validators import DEFAULT_SCOPES
-from core.database import Outage, database_outage, query_promptly
+from core.database import database_outage, query_promptly
 from core.money import nano_dollars
 from core.network import Network
+from core.outage import Outage
 from core.ttl_cache import TtlCache
 
 LAST_USED_PRECISION = timedelta(minutes=1)

@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +19,8 @@ import structlog
 from django.db import Error as DatabaseError
 from django.db import OperationalError, connection, connections, transaction
 
+from core.outage import Outage
+
 #: Query timeouts in seconds: for queries that every model call waits for, and for all others of a request.
 PROMPT_SECONDS = 1.0
 REQUEST_SECONDS = 5.0
@@ -28,6 +28,8 @@ REQUEST_SECONDS = 5.0
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+#: Whether this process finds the database away: the one place that knows it.
+database_outage = Outage()
 _query_timeout: ContextVar[float | None] = ContextVar("query_timeout", default=None)
 
 
@@ -59,7 +61,7 @@ def query_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
 
     Raises DatabaseError: at once during an outage, otherwise after the timeout. `failed` is the log event of a failure.
     """
-    if not outage.may_ask():
+    if not outage.may_try():
         raise OperationalError("the database was unavailable a second ago")
     try:
         with query_timeout(PROMPT_SECONDS):
@@ -70,54 +72,8 @@ def query_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
         raise
     finally:
         release_connections()
-    outage.over()
+    outage.succeeded()
     return answer
-
-
-#: Seconds after a failure before the next attempt, and seconds for which an unfinished attempt blocks all others.
-RETRY_AFTER = 1.0
-ASKING = 10.0
-
-
-class Outage:
-    """A process's knowledge of a dependency's outage: whether the last attempt failed, and when to try again."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._ask_at: float | None = None
-
-    def may_ask(self) -> bool:
-        """Return whether the caller may try now: always, unless the last attempt failed.
-
-        During an outage one caller at a time may try. The others may not until it has called `failed` or `over`, or
-        ASKING seconds have passed.
-        """
-        with self._lock:
-            if self._ask_at is None:
-                return True
-            if self._clock() < self._ask_at:
-                return False
-            self._ask_at = self._clock() + ASKING
-            return True
-
-    @property
-    def is_on(self) -> bool:
-        """Return whether the last attempt failed."""
-        return self._ask_at is not None
-
-    def failed(self) -> None:
-        """Record a failed attempt."""
-        with self._lock:
-            self._ask_at = self._clock() + RETRY_AFTER
-
-    def over(self) -> None:
-        """Record a successful attempt: the outage is over."""
-        self._ask_at = None
-
-
-#: The outage of the database, shared by all callers of `query_promptly`.
-database_outage = Outage()
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 from django.db import Error as DatabaseError
 
-from core.database import Outage
 from core.errors import DependencyUnavailable
+from core.outage import Outage
 
 #: Seconds to wait for another thread's load where an older value would do, or during an outage.
 KNOWN_WAIT = 0.1

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from django.conf import settings
 
 from accounts.limits.types import Limits, LimitSet
-from core.database import Outage, database_outage, query_promptly
+from core.database import database_outage, query_promptly
 from core.money import nano
+from core.outage import Outage
 from core.ttl_cache import TtlCache
 from inference.models import Deployment, Model, Price, Provider
 from inference.upstream import local_model

@@ -10,8 +10,8 @@ from django.core.cache import caches
 from django.test import Client
 
 from accounts import authentication
-from core.database import Outage
 from core.env import cache_settings
+from core.outage import Outage
 from tests.silent import Silent, silent_server
 
 WAIT = 0.2  # seconds

@@ -16,8 +16,9 @@ from django.db.utils import ConnectionHandler
 from psycopg import OperationalError as DriverError
 from psycopg.waiting import Ready, Wait
 
-from core.database import Outage, current_query_timeout, query_promptly, query_timeout
+from core.database import current_query_timeout, query_promptly, query_timeout
 from core.env import database_settings
+from core.outage import Outage
 from core.postgres.base import QueryTimeoutConnection
 from tests.stores import Postgres
 

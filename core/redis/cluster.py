@@ -20,7 +20,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from core.database import Outage
+from core.outage import Outage
 from core.redis.scripts import Script
 from core.redis.wire import Argument, Call, DirectWire
 
@@ -115,7 +115,7 @@ class ClusterWire:
         return self._slots
 
     def _look_up(self) -> None:
-        if not self._outage.may_ask():
+        if not self._outage.may_try():
             raise RedisConnectionError("the cluster is unavailable")
         for address in dict.fromkeys([*self._slots[1], self._seed]):
             try:
@@ -124,7 +124,7 @@ class ClusterWire:
                 continue
             if found[0]:
                 self._slots, self._is_stale = found, False
-                self._outage.over()
+                self._outage.succeeded()
                 return
         self._outage.failed()
         raise RedisConnectionError("the cluster is unavailable")
@@ -182,7 +182,7 @@ class ClusterClient:
         return made
 
     def _make(self) -> Any:
-        if not self._outage.may_ask():
+        if not self._outage.may_try():
             raise RedisConnectionError("the cluster is unavailable")
         try:
             with _cluster_errors():
@@ -190,7 +190,7 @@ class ClusterClient:
         except RedisError:
             self._outage.failed()
             raise
-        self._outage.over()
+        self._outage.succeeded()
         self._made = made
         return made
 

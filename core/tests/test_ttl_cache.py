@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 from django.db import OperationalError
 
-from core.database import Outage, query_promptly
+from core.database import query_promptly
 from core.errors import DependencyUnavailable
+from core.outage import Outage
 from core.ttl_cache import TtlCache
 
 

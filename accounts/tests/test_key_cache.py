@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +22,7 @@ from accounts.models import Account, ApiKey, Tier
 from accounts.services import api_key_create, api_key_rotate
 from accounts.tests.factories import ACTOR, Cast, make_account, make_key, make_tier
 from core.errors import DependencyUnavailable
+from core.outage import RETRY_AFTER
 
 pytestmark = pytest.mark.django_db
 
@@ -167,6 +170,83 @@ def test_it_goes_on_with_known_keys_as_long_as_the_setting_says(
     clock.seconds += 0.2
     with pytest.raises(DependencyUnavailable):
         directory.find(cast.owner.plain)
+
+
+@pytest.fixture
+def slow_failure(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let every query fail after a while, as a pool without connections does; list the queries."""
+    asked: list[str] = []
+
+    def fail(candidates: tuple[str, ...]) -> None:
+        asked.append(candidates[0])
+        time.sleep(0.2)
+        raise OperationalError("no connection")
+
+    monkeypatch.setattr(key_cache, "_query", fail)
+    return asked
+
+
+def test_it_makes_nobody_wait_behind_others(directory: KeyCache, slow_failure: list[str]) -> None:
+    refused: list[float] = []
+
+    def find() -> None:
+        began = time.monotonic()
+        with pytest.raises(DependencyUnavailable):
+            directory.find("ak_dev_one")
+        refused.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=find) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(slow_failure) == 1
+    assert len(refused) == 20
+    assert max(refused) < 1
+
+
+def test_it_keeps_nobody_waiting_for_an_answer_about_a_key_that_is_known(
+    directory: KeyCache, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.AUTH_STALE_SECONDS = 60
+    known = directory.find(cast.owner.plain)
+    asked, may_fail = threading.Event(), threading.Event()
+
+    def hang(candidates: tuple[str, ...]) -> None:
+        asked.set()
+        may_fail.wait(20)
+        raise OperationalError("silent")
+
+    monkeypatch.setattr(key_cache, "_query", hang)
+    clock.seconds += 1
+    who_asks = threading.Thread(target=directory.find, args=(cast.owner.plain,))
+    who_asks.start()
+    assert asked.wait(20)
+    for _ in range(3):
+        assert directory.find(cast.owner.plain) == known
+    assert who_asks.is_alive(), "it still waits for the database"
+    may_fail.set()
+    who_asks.join()
+
+
+def test_it_goes_on_with_known_keys_without_asking_each_time(
+    directory: KeyCache, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.AUTH_STALE_SECONDS = 60
+    assert directory.find(cast.owner.plain)
+    asked: list[int] = []
+
+    def fail(candidates: tuple[str, ...]) -> None:
+        asked.append(1)
+        raise OperationalError("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(key_cache, "_query", fail)
+        clock.seconds += 1
+        assert all(directory.find(cast.owner.plain) for _ in range(10))
+        assert len(asked) == 1
+    clock.seconds += RETRY_AFTER
+    assert directory.find(cast.stranger.plain), "it is back"
 
 
 def test_it_writes_the_time_of_use_at_most_once_a_minute(directory: KeyCache, clock: Clock, cast: Cast) -> None:
