@@ -59,8 +59,11 @@ def audited_save(instance: models.Model, *, actor: str, action: str = "") -> Non
 def audited_delete(instance: models.Model, *, actor: str) -> None:
     """Delete an object and all that cascades, and write an entry for each object except kept answers."""
     with transaction.atomic():
-        for doomed in _cascade(instance):
-            audit_record(actor=actor, action="deleted", target=doomed, before=recorded_values(doomed))
+        collector = Collector(using=router.db_for_write(type(instance), instance=instance), origin=instance)
+        collector.collect([instance])
+        for doomed in chain.from_iterable([*collector.data.values(), *map(list, collector.fast_deletes)]):
+            if not (doomed._meta.auto_created or isinstance(doomed, IdempotentAnswer)):
+                audit_record(actor=actor, action="deleted", target=doomed, before=recorded_values(doomed))
         instance.delete()
 
 
@@ -94,32 +97,18 @@ def stored_values(instance: models.Model) -> Values | None:
 
 def recorded_values(instance: models.Model) -> Values:
     """Return an object's fields as the log stores them: plain JSON, related objects as text, no secrets."""
-    values = {
-        field.name: _recorded(instance, field)
-        for field in chain(instance._meta.concrete_fields, instance._meta.many_to_many)
-        if field.name not in UNRECORDED_FIELDS and not getattr(field, "primary_key", False)
-    }
+    values: Values = {}
+    for field in chain(instance._meta.concrete_fields, instance._meta.many_to_many):
+        if field.name in UNRECORDED_FIELDS or getattr(field, "primary_key", False):
+            continue
+        value = getattr(instance, field.name)
+        if field.many_to_many:
+            value = sorted(str(related) for related in value.all())
+        elif isinstance(value, models.Model):
+            value = str(value)
+        elif isinstance(field, models.DecimalField) and value is not None:
+            # As the database returns it, with all its decimal places, so that an unchanged Decimal compares equal.
+            value = format(value, f".{field.decimal_places}f")
+        values[field.name] = value
     plain: Values = json.loads(json.dumps(values, cls=DjangoJSONEncoder))
     return plain
-
-
-def _recorded(instance: models.Model, field: models.Field[Any, Any]) -> Any:
-    if field.many_to_many:
-        return sorted(str(related) for related in getattr(instance, field.name).all())
-    value = getattr(instance, field.name)
-    # As the database returns it, so that an unchanged Decimal compares equal: with all its decimal places.
-    return str(value) if isinstance(value, models.Model) else _as_stored(field, value)
-
-
-def _as_stored(field: models.Field[Any, Any], value: Any) -> Any:
-    if isinstance(field, models.DecimalField) and value is not None:
-        return format(value, f".{field.decimal_places}f")
-    return value
-
-
-def _cascade(instance: models.Model) -> list[models.Model]:
-    collector = Collector(using=router.db_for_write(type(instance), instance=instance), origin=instance)
-    collector.collect([instance])
-    fast = (list(queryset) for queryset in collector.fast_deletes)
-    found = chain.from_iterable(chain(collector.data.values(), fast))
-    return [item for item in found if not (item._meta.auto_created or isinstance(item, IdempotentAnswer))]

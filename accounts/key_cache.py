@@ -118,9 +118,9 @@ def _query(candidates: tuple[str, ...]) -> AuthenticatedKey | None:
     own, shared = (ModelBudget.objects.filter(**{field: OuterRef(of)}) for field, of in BUDGET_OWNERS.items())
     keys = ApiKey.objects.select_related("account", "tier").annotate(has_model_budgets=Exists(own) | Exists(shared))
     key = keys.filter(digest__in=candidates).first()
-    now = datetime.now(UTC)
-    if key is None or key.state_at(now) != "active":
+    if key is None or key.state != "active":
         return None
+    now = datetime.now(UTC)
     _touch(key, now)
     return identity_of(key, now) if key.has_model_budgets or key.maker_id else build_authenticated_key(key, now)
 

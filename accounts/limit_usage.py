@@ -33,13 +33,23 @@ from core.errors import (
     RateLimited,
     TokensLimited,
 )
-from core.money import dollars
-from core.times import month_end, month_of
+from core.money import NANO_DOLLARS, dollars
+from core.times import month_end, month_of, utc_text
 
 #: Windows of the limits by unit, in seconds. Tokens are counted by whole seconds, and leave the window up to one later.
 WINDOWS = {"requests": MINUTE // SECOND, "tokens": LEAVES}
 
-_ERRORS: dict[LimitName, type[LimitExceeded]] = {
+#: The limits' names for people.
+TITLES = {
+    LimitName.REQUESTS_PER_MINUTE: "Requests in the last minute",
+    LimitName.TOKENS_PER_MINUTE: "Tokens in the last minute",
+    LimitName.CONCURRENT_REQUESTS: "Requests open now",
+    LimitName.MONTHLY_TOKENS: "Tokens this month",
+    LimitName.MONTHLY_COST: "Cost this month",
+}
+
+#: The error of a refusal by each limit.
+LIMIT_ERRORS: dict[LimitName, type[LimitExceeded]] = {
     LimitName.REQUESTS_PER_MINUTE: RateLimited,
     LimitName.TOKENS_PER_MINUTE: TokensLimited,
     LimitName.CONCURRENT_REQUESTS: ConcurrencyLimited,
@@ -56,19 +66,12 @@ def refusal_error(refusal: Refusal) -> ApiError:
     if refusal.impossible:
         error = BoundExceedsLimit()
         error.extra.update(extra)
-    elif refusal.limit is LimitName.REQUESTS_PER_MINUTE:
-        error = RateLimited(retry_after=refusal.retry_after, extra=extra)
     else:
-        error = _ERRORS[refusal.limit](retry_after=refusal.retry_after, extra=extra)
+        error = LIMIT_ERRORS[refusal.limit](retry_after=refusal.retry_after, extra=extra)
     if refusal.subject.maker:
-        error.detail += f" This is a limit of {maker_text(refusal.subject.maker)}."
+        error.detail += f" This is a limit of {blocking.holder}."
     error.refusal = refusal
     return error
-
-
-def maker_text(name: str) -> str:
-    """Return a phrase for a key that created the calling key."""
-    return f"the key {name} that made this one"
 
 
 def epoch_seconds(micros: int) -> int:
@@ -145,7 +148,8 @@ class LimitUsage:
     """How much of one limit of a subject is used, in the limit's own unit (money in nano-dollars).
 
     `limit` is None if there is none, `used` if it is not counted, or unknown because Redis is away. `reset_at` (µs) is
-    when all of it is available again; None for concurrency, and if it is unknown.
+    when all of it is available again; None for concurrency, and if it is unknown. `source` says where the limit's value
+    comes from; only accounts.explain sets it.
     """
 
     name: LimitName
@@ -153,6 +157,7 @@ class LimitUsage:
     limit: int | None
     used: int | None
     reset_at: int | None = None
+    source: str = ""
 
     @property
     def remaining(self) -> int | None:
@@ -172,16 +177,44 @@ class LimitUsage:
         kind = self.subject.kind.replace("key", "maker") if self.subject.maker else self.subject.kind
         return kind.replace("_", " ")
 
+    @property
+    def holder(self) -> str:
+        """The owner in a sentence."""
+        maker = self.subject.maker
+        return f"the key {maker} that made this one" if maker else f"the {self.owner}"
+
+    @property
+    def whose(self) -> str:
+        """The owner, with the name of a maker and the model of a model budget."""
+        return " ".join(part for part in (self.owner, self.subject.maker, self.subject.model) if part)
+
+    @property
+    def title(self) -> str:
+        """The limit's name for people, with the model of a model budget."""
+        return ", ".join(part for part in (TITLES[self.name], self.subject.model) if part)
+
+    @property
+    def text(self) -> str:
+        """How much is used, for people: `1,200 of 10,000 (12%)`; money is rounded to cents."""
+        is_money = self.name is LimitName.MONTHLY_COST
+        used, limit = (
+            f"${(value or 0) / NANO_DOLLARS:,.2f}" if is_money else f"{value or 0:,}"
+            for value in (self.used, self.limit)
+        )
+        if self.limit is None:
+            return "no limit" if self.used is None else f"{used} (no limit)"
+        return f"{used} of {limit} ({self.share:.0%})"
+
     def amount(self, value: int | None) -> int | str | None:
         """Return an amount as callers see it: money as a string in US dollars with all digits."""
         return dollars(value) if value is not None and self.name is LimitName.MONTHLY_COST else value
 
     def as_json(self) -> dict[str, Any]:
-        """Return `{name, owner, limit, used, remaining, reset}`, with `maker` and `model` if it has one.
+        """Return `{name, owner, limit, used, remaining, reset}`, with `maker`, `model` and `source` if it has one.
 
         `maker` is the name of a key that created the calling key; `reset` is in epoch seconds.
         """
-        named = {"maker": self.subject.maker, "model": self.subject.model}
+        named = {"maker": self.subject.maker, "model": self.subject.model, "source": self.source}
         return {
             "name": str(self.name),
             "owner": self.owner,
@@ -191,6 +224,17 @@ class LimitUsage:
             "remaining": self.amount(self.remaining),
             "reset": None if self.reset_at is None else epoch_seconds(self.reset_at),
         }
+
+    def cells(self, unlimited: str, unknown: str, never: str) -> tuple[str, str, str, str]:
+        """Return limit, used, remaining and reset time as the texts of a table, with these for absent values."""
+        limit, used, remaining = (self.amount(value) for value in (self.limit, self.used, self.remaining))
+        reset = None if self.reset_at is None else datetime.fromtimestamp(epoch_seconds(self.reset_at), tz=UTC)
+        return (
+            unlimited if limit is None else str(limit),
+            unknown if used is None else str(used),
+            unknown if remaining is None else str(remaining),
+            utc_text(reset, never, seconds=True),
+        )
 
 
 #: Sources of usage: the limits themselves, or (while Redis is away) the records in the database.

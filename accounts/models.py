@@ -5,7 +5,6 @@ A limit of null means no limit. Money is NUMERIC in US dollars here and integer 
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 from unicodedata import normalize
 
@@ -196,11 +195,13 @@ class ApiKey(Budgets):
         """The id under which the key's limits are counted. Rotation keeps it: a new key gets no fresh limits."""
         return self.lineage_id or self.pk
 
-    def state_at(self, moment: datetime) -> str:
-        """Return the key's state at a time: `active`, `revoked`, `expired` or `disabled` (by its account)."""
-        if self.revoked_at is not None and self.revoked_at <= moment:
+    @property
+    def state(self) -> str:
+        """The key's state now: `active`, `revoked`, `expired` or `disabled` (by its account)."""
+        now = timezone.now()
+        if self.revoked_at is not None and self.revoked_at <= now:
             return "revoked"
-        if self.expires_at is not None and self.expires_at <= moment:
+        if self.expires_at is not None and self.expires_at <= now:
             return "expired"
         return "active" if self.account.is_active else "disabled"
 

@@ -27,22 +27,6 @@ from accounts.selectors import api_keys_usable
 MAX_GRACE = timedelta(days=90)
 NAME_LENGTH = 100
 LAST_FOUR = 4
-#: Fields that a successor takes over when a key is rotated.
-INHERITED_FIELDS = (
-    "account",
-    "tier",
-    "maker",
-    "scopes",
-    "models",
-    "allowed_ips",
-    "requests_per_minute_override",
-    "tokens_per_minute_override",
-    "concurrent_requests_override",
-    "overrides_until",
-    "expires_at",
-    "monthly_token_budget",
-    "monthly_cost_budget",
-)
 
 
 class KeySettings(TypedDict, total=False):
@@ -58,6 +42,10 @@ class KeySettings(TypedDict, total=False):
     expires_at: datetime | None
     monthly_token_budget: int | None
     monthly_cost_budget: Decimal | None
+
+
+#: Fields that a successor takes over when a key is rotated.
+INHERITED_FIELDS = ("account", "tier", "maker", *KeySettings.__annotations__)
 
 
 class BudgetFor(NamedTuple):
@@ -167,8 +155,10 @@ def api_key_require_room(*, key: ApiKey) -> None:
     if key.revoked_at is not None and key.revoked_at <= now:
         return
     account = _lock(key.account)
-    others = api_keys_usable(account=account, at=now).exclude(pk=key.pk)
-    if account.max_keys is not None and others.count() >= account.max_keys and not _is_usable(key, now):
+    usable = api_keys_usable(account=account, at=now)
+    if account.max_keys is None or usable.filter(pk=key.pk).exists():  # a usable key is already counted
+        return
+    if usable.count() >= account.max_keys:
         raise ValidationError(f"Account {account} already has {account.max_keys} usable keys: revoke one first.")
 
 
@@ -217,7 +207,10 @@ def api_key_rotate(*, key: ApiKey, grace: timedelta, actor: str) -> tuple[ApiKey
         successor = ApiKey(name=_successor_name(key), lineage_id=key.limits_id, **inherited)
         plain = generate_key(settings.ENVIRONMENT)
         _store(successor, plain, actor=actor)
-        _inherit_budgets(key, successor, actor=actor)
+        for each in key.model_budgets.all():  # their ledgers go on
+            row = ModelBudget(key=successor, model=each.model, lineage_id=each.ledger_id)
+            row.monthly_token_budget, row.monthly_cost_budget = each.monthly_token_budget, each.monthly_cost_budget
+            _write(row, actor=actor)
         key.successor = successor
         key.revoked_at = timezone.now() + grace
         _write(key, actor=actor, action="rotated")
@@ -265,14 +258,6 @@ def model_budget_set(*, owner: Account | ApiKey, budget: BudgetFor, actor: str) 
         return row
 
 
-def _inherit_budgets(old: ApiKey, successor: ApiKey, *, actor: str) -> None:
-    """Copy the budgets for single models to a successor; they continue the same ledgers."""
-    for each in old.model_budgets.all():
-        row = ModelBudget(key=successor, model=each.model, lineage_id=each.ledger_id)
-        row.monthly_token_budget, row.monthly_cost_budget = each.monthly_token_budget, each.monthly_cost_budget
-        _write(row, actor=actor)
-
-
 def _save(instance: Account | Tier | ApiKey | ModelBudget, *, actor: str) -> None:
     instance.full_clean()
     _write(instance, actor=actor)
@@ -299,19 +284,13 @@ def _lock(account: Account) -> Account:
     return Account.objects.select_for_update().get(pk=account.pk)
 
 
-def _is_usable(key: ApiKey, now: datetime) -> bool:
-    """Return whether a key is stored as usable, and so is already counted in `max_keys`."""
-    return not key._state.adding and api_keys_usable(account=key.account, at=now).filter(pk=key.pk).exists()
-
-
 def _require_rotatable(key: ApiKey, account: Account) -> None:
-    now = timezone.now()
-    state = "replaced" if key.successor_id else key.state_at(now)
+    state = "replaced" if key.successor_id else key.state
     if state not in ("active", "disabled"):
         raise ValidationError(f"Key {key} is {state}: only a key that works can be rotated.")
     if account.max_keys is None:
         return
-    for predecessor in key.predecessors.filter(revoked_at__gt=now):
+    for predecessor in key.predecessors.filter(revoked_at__gt=timezone.now()):
         raise ValidationError(
             f"Key {key} replaced {predecessor}, which still works, and account {account} has a limit of keys: "
             f"revoke {predecessor.name} first."

@@ -23,9 +23,9 @@ from accounts.admin.base import (
     found,
     is_confirmed,
     link,
-    moment,
 )
 from core.money import price_text
+from core.times import utc_text
 from inference.catalog import provider_route
 from inference.models import Deployment, Model, Price, Provider
 from inference.selectors import missing_variables, secret_variables
@@ -268,7 +268,7 @@ class PriceAdmin(CatalogAdmin):
     @display(description="valid from", ordering="valid_from")
     def begins(self, price: Price) -> str:
         """Show when the price takes effect."""
-        return moment(price.valid_from)
+        return utc_text(price.valid_from)
 
     @display(description="begun", boolean=True)
     def is_current(self, price: Price) -> bool:

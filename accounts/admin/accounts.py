@@ -5,8 +5,6 @@ The bars of all rows of a list are read in one step.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
@@ -30,16 +28,15 @@ from accounts.admin.base import (
     found,
     is_confirmed,
     link,
-    moment,
 )
 from accounts.admin.forms import ModelBudgetInline, ModelBudgetsAdmin, TierForm
 from accounts.admin.keys import KeyColumns
 from accounts.key_cache import account_subject, model_subject
-from accounts.limit_usage import LIVE, LimitUsage, usage_of_scopes
+from accounts.limit_usage import LIVE, TITLES, LimitUsage, usage_of_scopes
 from accounts.limits.types import LimitName, LimitSet
 from accounts.models import Account, ApiKey, Tier
 from accounts.selectors import api_keys_usable
-from core.money import NANO_DOLLARS
+from core.times import utc_text
 
 BUDGET_FIELDS = ("monthly_token_budget", "monthly_cost_budget")
 CAP_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "max_keys")
@@ -139,29 +136,37 @@ class AccountAdmin(KeyedAdmin):
         return counted
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """Attach the usage of all rows in one step."""
+        """Attach the usage of all rows in one step; while Redis is away, only that of the month."""
         changelist = super().get_changelist_instance(request)
-        attach_usage(list(changelist.result_list))
+        accounts = {account.pk: account for account in changelist.result_list}
+        scopes = [LimitSet(pk, (account_subject(account),)) for pk, account in accounts.items()]
+        for account in accounts.values():
+            account.usage = {}
+        for usage in usage_of_scopes(scopes).limits:
+            accounts[usage.subject.owner_id].usage[usage.name] = usage
         return changelist
 
     @display(description="tokens this month")
     def tokens_this_month(self, account: Account) -> SafeString:
         """Show the used share of the monthly tokens."""
-        return bar_of(account, LimitName.MONTHLY_TOKENS)
+        return self._bar(account, LimitName.MONTHLY_TOKENS)
 
     @display(description="cost this month")
     def cost_this_month(self, account: Account) -> SafeString:
         """Show the used share of the monthly cost."""
-        return bar_of(account, LimitName.MONTHLY_COST)
+        return self._bar(account, LimitName.MONTHLY_COST)
+
+    def _bar(self, account: Any, name: LimitName) -> SafeString:
+        return usage_bar(account.usage[name]) if name in account.usage else format_html("{}", UNKNOWN)
 
     @display(description="over all keys")
     def used_now(self, account: Account) -> SafeString:
-        """Show the used share of every limit."""
-        return all_bars(account)
-
-    def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[TabularInline], ...]:
-        """Hide model budgets and keys while the account is being created."""
-        return self.inlines if obj else ()
+        """Show the used share of every limit of the account, and of its budgets for single models."""
+        subjects = (account_subject(account), *(model_subject(budget) for budget in account.model_budgets.all()))
+        report = usage_of_scopes([LimitSet(account.pk, subjects)])
+        rows = ((usage.title, usage_bar(usage)) for usage in report.limits)
+        shown = format_html_join("", '<p class="mb-2"><strong>{}</strong><br>{}</p>', rows)
+        return shown if report.source == LIVE else format_html("{}<p>{}</p>", shown, RECORDED)
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer only the one of enable and disable that changes something."""
@@ -199,7 +204,16 @@ class AccountAdmin(KeyedAdmin):
         """Clear the account's cached answers, after confirmation."""
         account: Account = found(self, request, object_id)
         if not is_confirmed(request):
-            return ask(self, request, _clearing_question(account))
+            question = Confirmation(
+                title=f"Clear the cached answers of {account}?",
+                consequences=[
+                    "Within a second every question of this account goes to a model again, and is billed.",
+                    "For one model only: manage.py cache_clear --account NAME --model NAME.",
+                ],
+                submit="Clear cached answers",
+                cancel_url=change_url(account),
+            )
+            return ask(self, request, question)
         services.account_clear_cache(account=account, actor=actor_of(request))
         messages.success(request, f"The cached answers of {account} are cleared: everywhere within a second.")
         return HttpResponseRedirect(change_url(account))
@@ -217,49 +231,32 @@ class AccountAdmin(KeyedAdmin):
     @display(description="created")
     def created(self, account: Account) -> str:
         """Show when the account was created."""
-        return moment(account.created_at)
+        return utc_text(account.created_at)
 
     def _switch(self, request: HttpRequest, account: Account, *, active: bool) -> HttpResponse:
-        if not is_confirmed(request):
-            return ask(self, request, _switch_question(account, active=active))
-        services.account_set_active(account=account, active=active, actor=actor_of(request))
-        done = "enabled" if active else "disabled"
-        messages.success(request, f"Account {account} is {done}: everywhere within a second.")
-        return HttpResponseRedirect(change_url(account))
-
-
-def _clearing_question(account: Account) -> Confirmation:
-    return Confirmation(
-        title=f"Clear the cached answers of {account}?",
-        consequences=[
-            "Within a second every question of this account goes to a model again, and is billed.",
-            "For one model only: manage.py cache_clear --account NAME --model NAME.",
-        ],
-        submit="Clear cached answers",
-        cancel_url=change_url(account),
-    )
-
-
-def _switch_question(account: Account, *, active: bool) -> Confirmation:
-    keys = list(api_keys_usable(account=account, at=timezone.now()).order_by("name"))
-    named = "1 key" if len(keys) == 1 else f"{len(keys):,} keys"
-    if active:
-        title, submit = f"Enable account {account}?", "Enable account"
-        consequences = [f"{named} of {account} will work again within a second."]
-    else:
-        title, submit = f"Disable account {account}?", "Disable account"
+        if is_confirmed(request):
+            services.account_set_active(account=account, active=active, actor=actor_of(request))
+            done = "enabled" if active else "disabled"
+            messages.success(request, f"Account {account} is {done}: everywhere within a second.")
+            return HttpResponseRedirect(change_url(account))
+        keys = list(api_keys_usable(account=account, at=timezone.now()).order_by("name"))
+        named = "1 key" if len(keys) == 1 else f"{len(keys):,} keys"
         consequences = [
             f"{named} of {account} will get 401 within a second; calls that run now are finished.",
             "Enabling the account again makes the same keys work.",
         ]
-    return Confirmation(
-        title=title,
-        consequences=consequences,
-        submit=submit,
-        affected=[f"{key}, last used: {moment(key.last_used_at)}" for key in keys],
-        is_dangerous=not active,
-        cancel_url=change_url(account),
-    )
+        if active:
+            consequences = [f"{named} of {account} will work again within a second."]
+        verb = "Enable" if active else "Disable"
+        question = Confirmation(
+            title=f"{verb} account {account}?",
+            consequences=consequences,
+            submit=f"{verb} account",
+            affected=[f"{key}, last used: {utc_text(key.last_used_at)}" for key in keys],
+            is_dangerous=not active,
+            cancel_url=change_url(account),
+        )
+        return ask(self, request, question)
 
 
 LIMIT_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
@@ -301,67 +298,18 @@ class TierAdmin(KeyedAdmin):
         return count
 
 
-TITLES = {
-    LimitName.REQUESTS_PER_MINUTE: "Requests in the last minute",
-    LimitName.TOKENS_PER_MINUTE: "Tokens in the last minute",
-    LimitName.CONCURRENT_REQUESTS: "Requests open now",
-    LimitName.MONTHLY_TOKENS: "Tokens this month",
-    LimitName.MONTHLY_COST: "Cost this month",
-}
 UNKNOWN = "unknown while the state store is away"
 RECORDED = "The state store is away: monthly amounts come from the records; the use of other limits is unknown."
 
 
-def usage_title(usage: LimitUsage) -> str:
-    """Name a limit, with the model of a model budget."""
-    title, model = TITLES[usage.name], usage.subject.model
-    return title if model is None else f"{title}, {model}"
-
-
-def usage_text(usage: LimitUsage) -> str:
-    """Describe how much of a limit is used, with the percentage."""
-    if usage.limit is None:
-        return "no limit" if usage.used is None else f"{_amount(usage, usage.used)} (no limit)"
-    return f"{_amount(usage, usage.used or 0)} of {_amount(usage, usage.limit)} ({usage.share:.0%})"
-
-
 def usage_bar(usage: LimitUsage) -> SafeString:
-    """Return a progress bar with the text beside it."""
+    """Return a progress bar with the text beside it; without a limit, the text alone."""
     if usage.limit is None:
-        return format_html("{}", usage_text(usage))
+        return format_html("{}", usage.text)
     return format_html(
         '<progress max="{}" value="{}" aria-label="{}" class="block w-40"></progress><span>{}</span>',
         max(usage.limit, 1),
         min(usage.used or 0, max(usage.limit, 1)),
         TITLES[usage.name],
-        usage_text(usage),
+        usage.text,
     )
-
-
-def _amount(usage: LimitUsage, value: int) -> str:
-    return f"${value / NANO_DOLLARS:,.2f}" if usage.name is LimitName.MONTHLY_COST else f"{value:,}"
-
-
-def attach_usage(accounts: Sequence[Account]) -> None:
-    """Set `account.usage` of all accounts in one step; while Redis is away, only that of the month."""
-    report = usage_of_scopes([LimitSet(account.pk, (account_subject(account),)) for account in accounts])
-    found: dict[int, dict[LimitName, LimitUsage]] = defaultdict(dict)
-    for usage in report.limits:
-        found[usage.subject.owner_id][usage.name] = usage
-    for account in accounts:
-        account.usage = found[account.pk]  # type: ignore[attr-defined]  # for the columns
-
-
-def bar_of(account: Account, name: LimitName) -> SafeString:
-    """Return the bar of one limit of an account, after attach_usage."""
-    usage: LimitUsage | None = account.usage.get(name)  # type: ignore[attr-defined]
-    return usage_bar(usage) if usage is not None else format_html("{}", UNKNOWN)
-
-
-def all_bars(account: Account) -> SafeString:
-    """Return the bars of every limit of an account, and of its budgets for single models."""
-    subjects = (account_subject(account), *(model_subject(budget) for budget in account.model_budgets.all()))
-    report = usage_of_scopes([LimitSet(account.pk, subjects)])
-    rows = ((usage_title(usage), usage_bar(usage)) for usage in report.limits)
-    shown = format_html_join("", '<p class="mb-2"><strong>{}</strong><br>{}</p>', rows)
-    return shown if report.source == LIVE else format_html("{}<p>{}</p>", shown, RECORDED)

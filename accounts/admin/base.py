@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
@@ -66,9 +65,6 @@ def action(
     return decorate
 
 
-NEVER = "never"
-
-
 def actor_of(request: HttpRequest) -> str:
     """Return the actor for the audit log."""
     return f"admin:{request.user.get_username()}"
@@ -86,11 +82,6 @@ def link(instance: Model, text: str = "") -> SafeString:
         change_url(instance),
         text or str(instance),
     )
-
-
-def moment(value: datetime | None, absent: str = NEVER) -> str:
-    """Format a time in UTC, to the minute."""
-    return absent if value is None else value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def found(model_admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:

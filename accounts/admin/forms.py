@@ -134,6 +134,10 @@ class ModelBudgetInline(TabularInline):
 class ModelBudgetsAdmin(AuditedAdmin):
     """Pages with model budgets, which take effect within a second."""
 
+    def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
+        """Hide inlines while their owner is being created."""
+        return self.inlines if obj else ()
+
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
         """Save and delete budgets by their services; other inlines are read-only."""
         for budget in formset.save(commit=False):

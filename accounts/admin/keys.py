@@ -6,7 +6,7 @@ now, under which limits, and why not.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
@@ -23,7 +23,6 @@ from accounts.admin.base import (
     Confirmation,
     Fieldsets,
     ModelAdmin,
-    TabularInline,
     action,
     actor_of,
     ask,
@@ -32,17 +31,17 @@ from accounts.admin.base import (
     found,
     is_confirmed,
     link,
-    moment,
     selection,
 )
 from accounts.admin.forms import ApiKeyForm, ModelBudgetInline, ModelBudgetsAdmin, RotationForm
 from accounts.admin.lists import TextFilter
-from accounts.explain import ExplainedLimit, explain_key
+from accounts.explain import explain_key
 from accounts.keys import SHOWN_PREFIX
 from accounts.models import ApiKey
 from accounts.selectors import api_keys_made_by
 from core.network import parse_address
 from core.redaction import PREFIX
+from core.times import utc_text
 
 STATE_BADGES = {
     "active": "success",
@@ -56,10 +55,9 @@ IDENTITY_FIELDS = ("masked", "state", "created", "last_used", "revoked", "replac
 NAMED = 20
 
 
-def shown_state(key: ApiKey, now: datetime) -> str:
-    """Return the state as ApiKey.state_at does, but `in grace` for a key that will be revoked."""
-    state = key.state_at(now)
-    return "in grace" if state == "active" and key.revoked_at is not None else state
+def shown_state(key: ApiKey) -> str:
+    """Return the state, but `in grace` for a key that will be revoked."""
+    return "in grace" if key.state == "active" and key.revoked_at is not None else key.state
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -93,10 +91,7 @@ class AccountFilter(TextFilter):
     title = "account"
     parameter_name = "account"
     placeholder = "its name"
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Select by the exact name."""
-        return queryset.filter(account__name=self.value()) if self.value() else queryset
+    lookup = "account__name"
 
 
 class KeyColumns:
@@ -105,7 +100,7 @@ class KeyColumns:
     @display(description="state", label=STATE_BADGES)
     def state(self, key: ApiKey) -> str:
         """Show the current state."""
-        return shown_state(key, timezone.now())
+        return shown_state(key)
 
     @display(description="key")
     def masked(self, key: ApiKey) -> str:
@@ -115,7 +110,7 @@ class KeyColumns:
     @display(description="last used", ordering="last_used_at")
     def last_used(self, key: ApiKey) -> str:
         """Show when the key was last used, to the minute."""
-        return moment(key.last_used_at)
+        return utc_text(key.last_used_at)
 
 
 @admin.register(ApiKey)
@@ -171,10 +166,6 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         """Make the account read-only once the key exists."""
         return (*IDENTITY_FIELDS, "account") if obj else ()
 
-    def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[TabularInline], ...]:
-        """Hide model budgets while the key is being created."""
-        return self.inlines if obj else ()
-
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Refuse: what a key did must stay attributable. Revoking stops it."""
         return False
@@ -185,7 +176,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         key: ApiKey | None = self.get_object(request, object_id)
         if key is None:
             return []
-        is_revoked = key.state_at(timezone.now()) == "revoked"
+        is_revoked = key.state == "revoked"
         unfit = {"rotate": is_revoked or key.successor_id is not None, "revoke": is_revoked}
         return [item for item in actions if not unfit.get(item.path)]
 
@@ -230,7 +221,19 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         key: ApiKey = found(self, request, object_id)
         form = RotationForm(request.POST if is_confirmed(request) else None)
         if not form.is_valid():
-            return ask(self, request, _rotation_question(key, form))
+            question = Confirmation(
+                title=f"Rotate key {key.name}",
+                consequences=[
+                    "A new key with the same settings is made and shown once.",
+                    "The old key stops when its time is over; revoke it earlier if it has leaked.",
+                ],
+                submit="Rotate key",
+                affected=[_key_line(key)],
+                form=form,
+                is_dangerous=False,
+                cancel_url=change_url(key),
+            )
+            return ask(self, request, question)
         grace: timedelta = form.cleaned_data["grace"]
         try:
             successor, plain = services.api_key_rotate(key=key, grace=grace, actor=actor_of(request))
@@ -244,20 +247,15 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Revoke one key, after confirmation."""
         key: ApiKey = found(self, request, object_id)
-        if not is_confirmed(request):
-            return ask(self, request, _revocation_question([key], cancel_url=change_url(key), hidden={}))
-        self._revoke(request, [key])
-        return HttpResponseRedirect(change_url(key))
+        asked = self._revoke(request, [key], cancel_url=change_url(key), hidden={})
+        return asked or HttpResponseRedirect(change_url(key))
 
     @action(description="Revoke selected keys", permissions=["change"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
         """Revoke the selected keys, after confirmation."""
         keys = list(queryset.select_related("account", "tier").order_by("account_id", "pk"))
-        if not is_confirmed(request):
-            hidden = selection(request, "revoke_selected")
-            return ask(self, request, _revocation_question(keys, cancel_url=request.get_full_path(), hidden=hidden))
-        self._revoke(request, keys)
-        return None
+        hidden = selection(request, "revoke_selected")
+        return self._revoke(request, keys, cancel_url=request.get_full_path(), hidden=hidden)
 
     @display(description="account", ordering="account__name")
     def account_link(self, key: ApiKey) -> SafeString:
@@ -267,14 +265,14 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     @display(description="created")
     def created(self, key: ApiKey) -> str:
         """Show when the key was created."""
-        return moment(key.created_at)
+        return utc_text(key.created_at)
 
     @display(description="revoked")
     def revoked(self, key: ApiKey) -> str:
         """Show when the key was revoked, or will be at the end of its grace period."""
         if key.revoked_at is not None and key.revoked_at > timezone.now():
-            return f"will be at {moment(key.revoked_at)}"
-        return moment(key.revoked_at)
+            return f"will be at {utc_text(key.revoked_at)}"
+        return utc_text(key.revoked_at)
 
     @display(description="replaced by")
     def replaced_by(self, key: ApiKey) -> str | SafeString:
@@ -293,17 +291,41 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         links = format_html_join(", ", "{}", ((link(each),) for each in made[:NAMED]))
         return links + _more(made) if made else "—"
 
-    def _revoke(self, request: HttpRequest, keys: list[ApiKey]) -> None:
-        stopped = sum(services.api_key_revoke(key=key, actor=actor_of(request)) for key in keys)
-        text = f"{_count(stopped)} revoked: refused everywhere within a second." if stopped else "Nothing to revoke."
-        messages.success(request, text)
+    def _revoke(
+        self, request: HttpRequest, keys: list[ApiKey], *, cancel_url: str, hidden: dict[str, list[str]]
+    ) -> HttpResponse | None:
+        """Return the confirmation; once it is confirmed, revoke the keys and return None."""
+        if is_confirmed(request):
+            stopped = sum(services.api_key_revoke(key=key, actor=actor_of(request)) for key in keys)
+            done = f"{_count(stopped)} revoked: refused everywhere within a second."
+            messages.success(request, done if stopped else "Nothing to revoke.")
+            return None
+        accounts = {key.account.name for key in keys}
+        owners = f"account {accounts.pop()}" if len(accounts) == 1 else f"{len(accounts)} accounts"
+        these = "this key" if len(keys) == 1 else "these keys"
+        consequences = [
+            f"Every request with {these} of {owners} will get 401 within a second.",
+            "A revoked key can't be made valid again. To replace a key without an interruption, rotate it instead.",
+        ]
+        if made := api_keys_made_by(keys, at=timezone.now()):
+            names = ", ".join(each.name for each in made[:NAMED]) + _more(made)
+            consequences.append(f"Keys made by {these} go on working, under the same limits as before: {names}.")
+        question = Confirmation(
+            title=f"Revoke {_count(len(keys))}?",
+            consequences=consequences,
+            submit=f"Revoke {_count(len(keys))}",
+            affected=[_key_line(key) for key in keys],
+            cancel_url=cancel_url,
+            hidden=hidden,
+        )
+        return ask(self, request, question)
 
     def _show_issued(
         self, request: HttpRequest, key: ApiKey, plain: str, *, replaced: ApiKey | None = None
     ) -> HttpResponse:
         facts: list[tuple[str, str]] = [("Account", key.account.name), ("Tier", key.tier.name), ("Name", key.name)]
         if replaced is not None:
-            facts.append(("Replaces", f"{replaced}, which works until {moment(replaced.revoked_at)}"))
+            facts.append(("Replaces", f"{replaced}, which works until {utc_text(replaced.revoked_at)}"))
         context = {
             **self.admin_site.each_context(request),
             "opts": self.model._meta,
@@ -325,44 +347,8 @@ def _more(made: list[ApiKey]) -> str:
 
 
 def _key_line(key: ApiKey) -> str:
-    state = shown_state(key, timezone.now())
-    return f"{key.account} / {key.name} ({key.masked}), {state}, last used: {moment(key.last_used_at)}"
-
-
-def _revocation_question(keys: list[ApiKey], *, cancel_url: str, hidden: dict[str, list[str]]) -> Confirmation:
-    accounts = {key.account.name for key in keys}
-    owners = f"account {accounts.pop()}" if len(accounts) == 1 else f"{len(accounts)} accounts"
-    these = "this key" if len(keys) == 1 else "these keys"
-    made = api_keys_made_by(keys, at=timezone.now())
-    names = ", ".join(each.name for each in made[:NAMED]) + _more(made)
-    unaffected = [f"Keys made by {these} go on working, under the same limits as before: {names}."] if made else []
-    return Confirmation(
-        title=f"Revoke {_count(len(keys))}?",
-        consequences=[
-            f"Every request with {these} of {owners} will get 401 within a second.",
-            "A revoked key can't be made valid again. To replace a key without an interruption, rotate it instead.",
-            *unaffected,
-        ],
-        submit=f"Revoke {_count(len(keys))}",
-        affected=[_key_line(key) for key in keys],
-        cancel_url=cancel_url,
-        hidden=hidden,
-    )
-
-
-def _rotation_question(key: ApiKey, form: RotationForm) -> Confirmation:
-    return Confirmation(
-        title=f"Rotate key {key.name}",
-        consequences=[
-            "A new key with the same settings is made and shown once.",
-            "The old key stops when its time is over; revoke it earlier if it has leaked.",
-        ],
-        submit="Rotate key",
-        affected=[_key_line(key)],
-        form=form,
-        is_dangerous=False,
-        cancel_url=change_url(key),
-    )
+    state = shown_state(key)
+    return f"{key.account} / {key.name} ({key.masked}), {state}, last used: {utc_text(key.last_used_at)}"
 
 
 HEADINGS = ("Limit", "Value", "Used", "Left", "Resets", "Where it comes from")
@@ -382,7 +368,10 @@ def check_page(model_admin: ModelAdmin, request: HttpRequest, key: ApiKey) -> Te
         "explained": explained,
         "headings": HEADINGS,
         "rows": [
-            (f"{_title(each)}, {each.whose}", (*each.cells("unlimited", "—", "—"), each.source))
+            (
+                f"{TITLES.get(each.name, each.name.replace('_', ' '))}, {each.whose}",
+                (*each.cells("unlimited", "—", "—"), each.source),
+            )
             for each in explained.limits
         ],
         "address": address,
@@ -390,7 +379,3 @@ def check_page(model_admin: ModelAdmin, request: HttpRequest, key: ApiKey) -> Te
         "key_url": change_url(key),
     }
     return TemplateResponse(request, TEMPLATE, context)
-
-
-def _title(limit: ExplainedLimit) -> str:
-    return TITLES.get(limit.usage.name, limit.usage.name.replace("_", " "))

@@ -42,10 +42,11 @@ class IndexedFilter(admin.SimpleListFilter):
 
 
 class TextFilter(admin.SimpleListFilter):
-    """A filter by typed text; subclasses define what it selects."""
+    """A filter by typed text: rows whose field `lookup` has it."""
 
     template = "admin/text_filter.html"
     placeholder = ""
+    lookup = ""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """Return no choices."""
@@ -58,6 +59,10 @@ class TextFilter(admin.SimpleListFilter):
     def has_output(self) -> bool:
         """Show the filter although it has no choices."""
         return True
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Select by the text; without one, everything."""
+        return queryset.filter(**{self.lookup: self.value()}) if self.value() else queryset
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         """Yield the context of the template."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
-import structlog
 from django.utils.cache import patch_vary_headers
 from rest_framework.exceptions import NotAcceptable
 from rest_framework.request import Request
@@ -20,8 +19,6 @@ from accounts.limits import get_limits
 from accounts.limits.types import Admission, Unavailable
 from accounts.models import IdempotentAnswer
 from core.errors import ApiError, ScopeDenied
-
-log = structlog.get_logger(__name__)
 
 
 class KeyView(APIView):

@@ -6,7 +6,7 @@ Such a key can hand on no limit, scope, model, address or lifetime beyond its ow
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -23,13 +23,13 @@ from rest_framework.response import Response
 from accounts.api.base import KeyView
 from accounts.idempotency import Claim, is_final
 from accounts.key_cache import build_authenticated_key
+from accounts.limits.types import Limits
 from accounts.models import GENERATIONS, ApiKey, ModelBudget, public_model_name
 from accounts.selectors import api_key_list, api_key_makers
 from accounts.serializers import KeyAnswer, KeyRequest, NewKeyAnswer, RotateRequest
 from accounts.services import BudgetFor, KeySettings, api_key_create, api_key_revoke, api_key_rotate
 from accounts.validators import DEFAULT_SCOPES
 from core.errors import InvalidRequest, NotFound, PermissionDenied
-from core.network import Network
 
 #: The name under which the API reports errors of no single field.
 NON_FIELD_ERRORS_KEY = "non_field_errors"
@@ -40,27 +40,33 @@ class KeyManagementView(KeyView):
 
     required_scope = "keys:manage"
 
-    def actor(self, request: Request) -> str:
-        """Return the actor for the audit log."""
+    @property
+    def actor(self) -> str:
+        """The actor for the audit log."""
         return f"key:{self.identity.account_name}/{self.identity.key_name}"
 
-    def find_key(self, request: Request, key_id: int) -> ApiKey:
+    def find_key(self, key_id: int) -> ApiKey:
         """Return a key of the caller's account; raises NotFound for any other."""
         found = api_key_list(account=self.identity.account_name).filter(pk=key_id).first()
         if found is None:
             raise NotFound
         return found
 
-    def find_weaker_key(self, request: Request, key_id: int) -> ApiKey:
+    def find_weaker_key(self, key_id: int) -> ApiKey:
         """Return the calling key, or one of its account that may do no more; raises NotFound, PermissionDenied."""
-        key = self.find_key(request, key_id)
-        own = self.find_key(request, self.identity.key_id)
+        key, own = self.find_key(key_id), self.find_key(self.identity.key_id)
         if key.pk == own.pk:
             return key
         beyond = exceeds(key, own)
-        if exceeds_model_budgets(key.model_budgets.all(), own.model_budgets.all()):
+        budgets = {each.model: each for each in key.model_budgets.all()}
+        if any(
+            _is_more(getattr(budgets.get(each.model), field, None), getattr(each, field))
+            for each in own.model_budgets.all()
+            for field in _BUDGETS
+        ):
             beyond.append("model_budgets")
-        if is_beside(key, own):
+        above = {pk: {each.limits_id for each in makers} for pk, makers in api_key_makers([own, key]).items()}
+        if not above[own.pk] <= above[key.pk]:  # it could help to escape the limits of a key above the calling one
             beyond.append("maker")
         if beyond:
             raise PermissionDenied(f"That key may do more than the calling key: {', '.join(beyond)}.")
@@ -107,7 +113,7 @@ class KeysView(KeyManagementView):
     def get(self, request: Request) -> Response:
         """List the keys of the caller's account, without secrets."""
         keys = api_key_list(account=self.identity.account_name)
-        return Response([_shown(key) for key in keys])
+        return Response(KeyAnswer(keys, many=True).data)
 
     @extend_schema(
         operation_id="keys_create",
@@ -123,8 +129,11 @@ class KeysView(KeyManagementView):
         body = KeyRequest(data=request.data)
         body.is_valid(raise_exception=True)
         asked = dict(body.validated_data)
-        creator = self.find_key(request, self.identity.key_id)
-        require_generation(creator)
+        creator = self.find_key(self.identity.key_id)
+        if len(api_key_makers([creator])[creator.pk]) >= GENERATIONS:
+            raise PermissionDenied(
+                f"This key can't make keys: it is {GENERATIONS} generations below a key that an operator made."
+            )
         name = asked.pop("name")
         identity, wanted = self.identity, asked.pop("model_budgets", [])
         settings = delegated_settings(creator, asked)
@@ -134,12 +143,12 @@ class KeysView(KeyManagementView):
                 account=creator.account,
                 tier=creator.tier,
                 name=name,
-                actor=self.actor(request),
+                actor=self.actor,
                 maker=creator,
                 model_budgets=budgets,
                 **settings,
             )
-        return Response(_shown(key, plain), status=201)
+        return Response({"key": plain, **KeyAnswer(key).data}, status=201)
 
 
 class KeyDetailView(KeyManagementView):
@@ -148,7 +157,7 @@ class KeyDetailView(KeyManagementView):
     @extend_schema(operation_id="keys_read", summary="See one key", responses=KeyAnswer)
     def get(self, request: Request, key_id: int) -> Response:
         """Show a key of the caller's account, without its secret."""
-        return Response(_shown(self.find_key(request, key_id)))
+        return Response(KeyAnswer(self.find_key(key_id)).data)
 
 
 class KeyRevokeView(KeyManagementView):
@@ -165,10 +174,10 @@ class KeyRevokeView(KeyManagementView):
     @answered_once
     def post(self, request: Request, key_id: int) -> Response:
         """Revoke a key of the caller's account; a revoked key stays revoked."""
-        key = self.find_weaker_key(request, key_id)
-        api_key_revoke(key=key, actor=self.actor(request))
+        key = self.find_weaker_key(key_id)
+        api_key_revoke(key=key, actor=self.actor)
         key.refresh_from_db()
-        return Response(_shown(key))
+        return Response(KeyAnswer(key).data)
 
 
 class KeyRotateView(KeyManagementView):
@@ -186,19 +195,11 @@ class KeyRotateView(KeyManagementView):
         """Create a successor, and show its secret this once."""
         body = RotateRequest(data=request.data)
         body.is_valid(raise_exception=True)
-        key = self.find_weaker_key(request, key_id)
+        key = self.find_weaker_key(key_id)
         grace = timedelta(seconds=body.validated_data["grace_seconds"])
         with _validation_errors_as_400():
-            successor, plain = api_key_rotate(key=key, grace=grace, actor=self.actor(request))
-        return Response(_shown(successor, plain), status=201)
-
-
-def _shown(key: ApiKey, plain: str | None = None) -> dict[str, Any]:
-    key.state = key.state_at(datetime.now(UTC))  # type: ignore[attr-defined]  # for the serializer
-    if plain is None:
-        return dict(KeyAnswer(key).data)
-    key.key = plain  # type: ignore[attr-defined]
-    return dict(NewKeyAnswer(key).data)
+            successor, plain = api_key_rotate(key=key, grace=grace, actor=self.actor)
+        return Response({"key": plain, **KeyAnswer(successor).data}, status=201)
 
 
 @contextmanager
@@ -219,17 +220,35 @@ _BUDGETS = ("monthly_token_budget", "monthly_cost_budget")
 def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings:
     """Return the settings of a new key of the creator's tier: the requested ones, else the creator's.
 
-    The scope `keys:manage` is only handed on if it is requested by name. Raises InvalidRequest with every field in
-    which the request exceeds the creator.
+    The scope `keys:manage` is only handed on if it is requested by name. Overrides end with the creator's. Raises
+    InvalidRequest with every field in which the request exceeds the creator.
     """
-    errors: dict[str, list[str]] = {}
+    now = datetime.now(UTC)
+    limits = build_authenticated_key(creator, now).limits.subjects[0].limits
+    scopes, models, end = creator.scopes or sorted(DEFAULT_SCOPES), _models(creator), _end(creator)
+    are_ended = creator.overrides_until is not None and creator.overrides_until <= now
     settings: dict[str, Any] = {
-        "scopes": _scopes(asked, creator, errors),
-        "models": _models_asked(asked, creator, errors),
-        "allowed_ips": _networks(asked, creator, errors),
-        "expires_at": _earlier(asked.get("expires_at"), _end(creator), errors),
-        **_rates(asked, creator, errors),
+        "scopes": list(asked.get("scopes") or (scope for scope in scopes if scope in DEFAULT_SCOPES)),
+        "models": list(asked.get("models") or models or creator.models),  # the same list if the creator may use none
+        "allowed_ips": list(asked.get("allowed_ips") or creator.allowed_ips),
+        "expires_at": asked.get("expires_at") or end,
+        "overrides_until": None if are_ended else creator.overrides_until,
     }
+    errors: dict[str, list[str]] = {}
+    for name, own in (("scopes", scopes), ("models", models)):
+        beyond = [each for each in asked.get(name) or () if own is not None and each not in own]
+        if beyond:
+            errors[name] = [f"Not among this key's own: {', '.join(beyond)}."]
+    if not settings["scopes"]:  # an empty list would mean all of DEFAULT_SCOPES
+        errors["scopes"] = [f"Name at least one of this key's own: {', '.join(scopes)}."]
+    if not _within(settings["allowed_ips"], creator.allowed_ips):
+        errors["allowed_ips"] = ["Not within this key's own addresses."]
+    if end is not None and settings["expires_at"] > end:
+        errors["expires_at"] = ["Later than this key's own."]
+    for name in _RATES:
+        inherited = None if are_ended else getattr(creator, f"{name}_override")
+        wanted = _at_most(name, asked.get(name), getattr(limits, name), errors)
+        settings[f"{name}_override"] = wanted if name in asked else inherited
     for name in _BUDGETS:
         settings[name] = _at_most(name, asked.get(name), getattr(creator, name), errors)
     if errors:
@@ -263,31 +282,6 @@ def delegated_model_budgets(
     return list(budgets.values())
 
 
-def require_generation(creator: ApiKey) -> None:
-    """Raise PermissionDenied for a key that already has the maximum number of makers above it."""
-    if len(api_key_makers([creator])[creator.pk]) >= GENERATIONS:
-        raise PermissionDenied(
-            f"This key can't make keys: it is {GENERATIONS} generations below a key that an operator made."
-        )
-
-
-def is_beside(key: ApiKey, creator: ApiKey) -> bool:
-    """Return whether a key does not count against every key above the creator: it could help to escape their limits."""
-    makers = api_key_makers([creator, key])
-    return not {each.limits_id for each in makers[creator.pk]} <= {each.limits_id for each in makers[key.pk]}
-
-
-def exceeds_model_budgets(key: Iterable[ModelBudget], creator: Iterable[ModelBudget]) -> bool:
-    """Return whether a key lacks one of the creator's model budgets, or has a larger one."""
-    others = {each.model: each for each in key}
-    return any(
-        own is not None and ((other := getattr(others.get(each.model), field, None)) is None or other > own)
-        for each in creator
-        for field in _BUDGETS
-        for own in [getattr(each, field)]
-    )
-
-
 def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
     """List the fields in which a key of the same account exceeds another.
 
@@ -299,21 +293,21 @@ def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
     facts = {
         "scopes": other.scopes <= mine.scopes,
         "models": models is None or (others is not None and set(others) <= set(models)),
-        "allowed_ips": _within(other.networks, mine.networks),
+        "allowed_ips": _within(key.allowed_ips, creator.allowed_ips),
         "expires_at": end is None or (key.expires_at is not None and key.expires_at <= end),
         "max_output_tokens": other.max_output_tokens <= mine.max_output_tokens,
     }
     # Overrides end: a key that is within bounds now may exceed them later.
-    times = {now, *(each.overrides_until for each in (creator, key) if each.overrides_until is not None)}
-    higher = {name for time in times for name in _higher(key, creator, max(time, now))}
+    higher: set[str] = set()
+    for at in {now, *(max(now, each.overrides_until) for each in (creator, key) if each.overrides_until is not None)}:
+        its, own = (build_authenticated_key(each, at).limits.subjects[0].limits for each in (key, creator))
+        higher |= {name for name in Limits.__slots__ if _is_more(getattr(its, name), getattr(own, name))}
     return [name for name, is_within in facts.items() if not is_within] + sorted(higher)
 
 
-def _higher(key: ApiKey, creator: ApiKey, at: datetime) -> list[str]:
-    """List the limits that are higher for the key than for the creator at a time."""
-    mine, others = (build_authenticated_key(each, at).limits.subjects[0].limits for each in (creator, key))
-    pairs = {name: (getattr(others, name), getattr(mine, name)) for name in type(mine).__slots__}
-    return [name for name, (other, own) in pairs.items() if own is not None and (other is None or other > own)]
+def _is_more(other: Any, own: Any) -> bool:
+    """Return whether a limit is higher than another; None is no limit."""
+    return own is not None and (other is None or other > own)
 
 
 def _end(key: ApiKey) -> datetime | None:
@@ -328,67 +322,16 @@ def _models(key: ApiKey) -> list[str] | None:
     return [name for name in key.models if name in key.tier.models]
 
 
-def _models_asked(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> list[str]:
-    """Return the models of a new key. If the creator may use no model, the new key gets the same list."""
-    own = _models(creator)
-    wanted = list(asked.get("models") or own or creator.models)
-    beyond = [] if own is None or not asked.get("models") else [name for name in wanted if name not in own]
-    if beyond:
-        errors["models"] = [f"Not among this key's own: {', '.join(beyond)}."]
-    return wanted
-
-
-def _scopes(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> list[str]:
-    """Return the scopes of a new key, at least one: an empty list would mean all of DEFAULT_SCOPES."""
-    own = creator.scopes or sorted(DEFAULT_SCOPES)
-    wanted = list(asked.get("scopes") or (scope for scope in own if scope in DEFAULT_SCOPES))
-    beyond = [scope for scope in wanted if scope not in own]
-    if beyond:
-        errors["scopes"] = [f"Not among this key's own: {', '.join(beyond)}."]
-    elif not wanted:
-        errors["scopes"] = [f"Name at least one of this key's own: {', '.join(own)}."]
-    return wanted
-
-
-def _networks(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> list[str]:
-    wanted = list(asked.get("allowed_ips") or creator.allowed_ips)
-    own = [ipaddress.ip_network(text) for text in creator.allowed_ips]
-    if not _within([ipaddress.ip_network(text) for text in wanted], own):
-        errors["allowed_ips"] = ["Not within this key's own addresses."]
-    return wanted
-
-
-def _within(inner: Any, outer: Any) -> bool:
+def _within(inner: Sequence[str], outer: Sequence[str]) -> bool:
     """Return whether every network lies in one of the outer ones; without outer ones, any is allowed."""
-    return not outer or (bool(inner) and all(any(_contains(big, small) for big in outer) for small in inner))
-
-
-def _contains(big: Network, small: Network) -> bool:
-    if isinstance(big, ipaddress.IPv4Network) and isinstance(small, ipaddress.IPv4Network):
-        return small.subnet_of(big)
-    if isinstance(big, ipaddress.IPv6Network) and isinstance(small, ipaddress.IPv6Network):
-        return small.subnet_of(big)
-    return False
-
-
-def _earlier(asked: datetime | None, own: datetime | None, errors: dict[str, list[str]]) -> datetime | None:
-    if asked is not None and own is not None and asked > own:
-        errors["expires_at"] = ["Later than this key's own."]
-    return asked or own
-
-
-def _rates(asked: Mapping[str, Any], creator: ApiKey, errors: dict[str, list[str]]) -> dict[str, Any]:
-    """Return the overrides of a new key. They end with the creator's."""
-    now = datetime.now(UTC)
-    are_ended = creator.overrides_until is not None and creator.overrides_until <= now
-    effective = build_authenticated_key(creator, now).limits.subjects[0].limits
-    rates: dict[str, Any] = {"overrides_until": None if are_ended else creator.overrides_until}
-    for name in _RATES:
-        own = None if are_ended else getattr(creator, f"{name}_override")
-        if name in asked:
-            own = _at_most(name, asked[name], getattr(effective, name), errors)
-        rates[f"{name}_override"] = own
-    return rates
+    bigs, smalls = ([ipaddress.ip_network(text) for text in texts] for texts in (outer, inner))
+    return not bigs or (
+        bool(smalls)
+        and all(
+            any(small.version == big.version and small.subnet_of(big) for big in bigs)  # type: ignore[arg-type]
+            for small in smalls
+        )
+    )
 
 
 def _at_most(name: str, asked: Any, own: Any, errors: dict[str, list[str]]) -> Any:

@@ -15,7 +15,11 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts import services
+from accounts.key_cache import build_authenticated_key, directory
+from accounts.limits import get_limits
+from accounts.limits.types import Amount, Bound, Reserved
 from accounts.models import Account, ApiKey, AuditEntry, Tier
+from accounts.tests.limits_fixtures import DRAFT, an_operation
 
 ACTOR = "command:test"
 PASSWORD = "correct horse battery staple"  # good enough for the validators
@@ -36,6 +40,10 @@ class IssuedKey:
     def headers(self) -> dict[str, str]:
         """The header that authenticates, for Django's test client: `client.get(url, **issued.headers)`."""
         return {"HTTP_X_API_KEY": self.plain}
+
+    def works(self) -> bool:
+        """Return whether the key is accepted, as the database is now."""
+        return works(self.plain)
 
 
 @dataclass(frozen=True)
@@ -173,3 +181,27 @@ def stored_text() -> str:
 def secret_part(plain: str) -> str:
     """Return what nobody may see of a key: its random part, without what its prefix and last characters show."""
     return plain[12:-4]
+
+
+def works(plain: str) -> bool:
+    """Return whether a key is accepted, as the database is now."""
+    directory.forget()
+    return directory.find(plain) is not None
+
+
+def latest() -> AuditEntry:
+    """Return the newest entry of the audit log."""
+    return AuditEntry.objects.latest("pk")
+
+
+def spend(issued: IssuedKey, tokens: int = 0, *, requests: int = 0, stays_open: bool = False) -> None:
+    """Use a key's limits as its calls do, at 1,000 nano-dollars a token."""
+    scope, limits = build_authenticated_key(issued.key, timezone.now()).limits, get_limits()
+    for _ in range(requests):
+        limits.admit(scope, an_operation())
+    if not tokens:
+        return
+    operation, at, bound = an_operation(), limits.now(), Bound(Amount(tokens, tokens * 1_000))
+    assert isinstance(limits.reserve(scope, operation, admitted_at=at, bound=bound, draft=DRAFT), Reserved)
+    if not stays_open:
+        limits.settle(scope, operation, admitted_at=at, used=bound.prompt, record=None)

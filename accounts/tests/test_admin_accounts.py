@@ -8,23 +8,12 @@ from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
 from accounts.key_cache import directory
 from accounts.models import Account, AuditEntry, Tier
-from accounts.tests.factories import Cast, IssuedKey, make_account, make_key
+from accounts.tests.factories import Cast, latest, make_account, make_key
 
 pytestmark = pytest.mark.django_db
 
 KEYS, ACCOUNTS, TIERS = (f"/admin/accounts/{name}/" for name in ("apikey", "account", "tier"))
 CONFIRMED = {"confirmed": "yes"}
-
-
-def works(issued: IssuedKey) -> bool:
-    """Say whether a key is accepted, as the database is now."""
-    directory.forget()
-    return directory.find(issued.plain) is not None
-
-
-def latest() -> AuditEntry:
-    """Return the newest entry of the log."""
-    return AuditEntry.objects.latest("pk")
 
 
 class TestAccounts:
@@ -55,15 +44,15 @@ class TestAccounts:
         page = admin_site.get(f"{ACCOUNTS}{cast.owner.key.account_id}/disable/").content.decode()
         assert "2 keys of acme will get 401 within a second" in page
         assert cast.owner.key.masked in page
-        assert works(cast.owner)
+        assert cast.owner.works()
 
     def test_it_disables_and_enables(self, admin_site: Client, cast: Cast) -> None:
         url = f"{ACCOUNTS}{cast.owner.key.account_id}/"
         admin_site.post(f"{url}disable/", CONFIRMED)
-        assert (works(cast.owner), works(cast.stranger)) == (False, True)
+        assert (cast.owner.works(), cast.stranger.works()) == (False, True)
         assert "/enable/" in admin_site.get(f"{url}change/").content.decode()
         admin_site.post(f"{url}enable/", CONFIRMED)
-        assert works(cast.owner)
+        assert cast.owner.works()
         assert [entry.action for entry in AuditEntry.objects.order_by("-pk")[:2]] == ["enabled", "disabled"]
 
     def test_it_deletes_no_account_with_keys_and_says_why(self, admin_site: Client, cast: Cast) -> None:

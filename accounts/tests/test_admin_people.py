@@ -9,16 +9,11 @@ from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
 
 from accounts.models import AuditEntry
-from accounts.tests.factories import PASSWORD, logged_in, make_admin, make_staff
+from accounts.tests.factories import PASSWORD, latest, logged_in, make_admin, make_staff
 
 pytestmark = pytest.mark.django_db
 
 USERS, GROUPS = "/admin/auth/user/", "/admin/auth/group/"
-
-
-def latest() -> AuditEntry:
-    """Return the newest entry."""
-    return AuditEntry.objects.latest("pk")
 
 
 def user_manager() -> Client:

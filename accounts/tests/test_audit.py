@@ -10,16 +10,11 @@ from django.db import transaction
 
 from accounts import audit
 from accounts.models import Account, AuditEntry, Tier
-from accounts.tests.factories import make_account, make_key
+from accounts.tests.factories import latest, make_account, make_key
 
 pytestmark = pytest.mark.django_db
 
 ACTOR = "admin:root"
-
-
-def latest() -> AuditEntry:
-    """Return the newest entry."""
-    return AuditEntry.objects.latest("pk")
 
 
 def test_it_records_a_new_object_with_all_its_fields() -> None:

@@ -66,14 +66,10 @@ def test_it_finds_the_key_in_either_header(headers: dict[str, Any], key: str | N
     assert sent_key(RequestFactory().get("/", **headers)) == key
 
 
-def test_it_identifies_the_owner(cast: Cast) -> None:
-    identity = accepted(request(cast.owner.plain))
-    assert (identity.account_name, identity.key_name) == ("acme", "owner")
-
-
 def test_it_never_takes_one_tenant_for_another(cast: Cast) -> None:
-    assert accepted(request(cast.stranger.plain)).account_name == "globex"
-    assert accepted(request(cast.owner.plain)).account_name == "acme"
+    for issued, names in ((cast.stranger, ("globex", "stranger")), (cast.owner, ("acme", "owner"))):
+        identity = accepted(request(issued.plain))
+        assert (identity.account_name, identity.key_name) == names
 
 
 def test_it_leaves_it_to_the_view_to_ask_for_a_key() -> None:
@@ -124,14 +120,6 @@ def test_it_believes_no_forwarded_address_without_a_trusted_proxy(settings: Sett
     assert isinstance(refusal(sent), AddressDenied)
 
 
-def test_it_believes_the_entry_that_the_trusted_proxy_wrote(settings: Settings) -> None:
-    settings.TRUSTED_PROXIES = 1
-    key = restricted().plain
-    accepted(request(key, "10.0.0.1", HTTP_X_FORWARDED_FOR="203.0.113.9, 192.0.2.1"))
-    forged = request(key, "10.0.0.1", HTTP_X_FORWARDED_FOR="192.0.2.1, 203.0.113.9")
-    assert isinstance(refusal(forged), AddressDenied)
-
-
 class TestFailedAttempts:
     @pytest.fixture(autouse=True)
     def _three_a_minute(self, settings: Settings) -> None:
@@ -161,15 +149,6 @@ class TestFailedAttempts:
             assert isinstance(self.fail(1), TooManyFailures)
             now[0] += 0.001
             assert isinstance(self.fail(1), KeyInvalid)
-
-    def test_it_lets_good_keys_through_from_the_same_address(self, cast: Cast) -> None:
-        assert isinstance(self.fail(10), TooManyFailures)
-        assert accepted(request(cast.owner.plain)).key_id == cast.owner.key.pk
-        assert isinstance(self.fail(1), TooManyFailures)  # a good key does not wipe the bad ones out
-
-    def test_it_counts_other_addresses_apart(self) -> None:
-        self.fail(10)
-        assert isinstance(self.fail(1, address="192.0.2.2"), KeyInvalid)
 
     def test_it_counts_an_ipv6_network_as_one(self) -> None:
         self.fail(3, address="2001:db8:1:2::1")

@@ -15,12 +15,10 @@ from pytest_django import Settings
 
 from accounts import services
 from accounts.explain import Explanation, explain_key
-from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
-from accounts.limits.types import Amount, Bound, Reserved, Unavailable
+from accounts.limits.types import Unavailable
 from accounts.models import ApiKey
-from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key, make_tier, secret_part
-from accounts.tests.limits_fixtures import DRAFT, an_operation
+from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key, make_tier, secret_part, spend
 
 pytestmark = pytest.mark.django_db
 
@@ -38,21 +36,6 @@ def limit_of(explained: Explanation, owner: str, name: str) -> dict[str, Any]:
     """Return a limit as it is printed."""
     (found,) = [limit for limit in explained.as_json()["limits"] if (limit["owner"], limit["name"]) == (owner, name)]
     return dict(found)
-
-
-def spend(issued: IssuedKey, tokens: int = 0, *, requests: int = 0, stays_open: bool = False) -> None:
-    """Use a key's limits as calls of it do."""
-    scope = build_authenticated_key(issued.key, timezone.now()).limits
-    limits = get_limits()
-    for _ in range(requests):
-        limits.admit(scope, an_operation())
-    if not tokens:
-        return
-    operation, at = an_operation(), limits.now()
-    bound = Bound(Amount(tokens, tokens * 1_000))
-    assert isinstance(limits.reserve(scope, operation, admitted_at=at, bound=bound, draft=DRAFT), Reserved)
-    if not stays_open:
-        limits.settle(scope, operation, admitted_at=at, used=bound.prompt, record=None)
 
 
 class TestAdmission:

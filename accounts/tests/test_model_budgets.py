@@ -23,9 +23,9 @@ from accounts.key_cache import AuthenticatedKey, KeyCache, build_authenticated_k
 from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, InFlight, LimitName, LimitSet, Refusal, Reserved
-from accounts.models import Account, ApiKey, AuditEntry, ModelBudget
+from accounts.models import Account, ApiKey, ModelBudget
 from accounts.services import BudgetFor
-from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_key
+from accounts.tests.factories import ACTOR, Cast, IssuedKey, latest, make_key
 from accounts.tests.limits_fixtures import DRAFT, an_operation
 from core.errors import BudgetExhausted
 
@@ -68,11 +68,6 @@ def refused(key: ApiKey, tokens: int, model: str = "gpt") -> Refusal:
     answer = call(key, tokens, model)
     assert isinstance(answer, Refusal)
     return answer
-
-
-def latest() -> AuditEntry:
-    """Return the newest entry of the log."""
-    return AuditEntry.objects.latest("pk")
 
 
 class TestHolding:
@@ -236,10 +231,8 @@ class TestTelling:
         assert explained.admitted, "calls of other models are"
         (note,) = explained.notes
         assert note.startswith("Calls of gpt would be refused (429 budget_exhausted): monthly_tokens")
-        (tokens,) = [
-            each for each in explained.limits if each.usage.subject.model and each.usage.name == "monthly_tokens"
-        ]
-        assert (tokens.whose, tokens.source, tokens.usage.used) == ("account model gpt", "account acme", 60)
+        (tokens,) = [each for each in explained.limits if each.subject.model and each.name == "monthly_tokens"]
+        assert (tokens.whose, tokens.source, tokens.used) == ("account model gpt", "account acme", 60)
         assert "account model gpt  monthly_tokens" in explanation_text(explained)
 
     def test_it_draws_them_on_the_page_of_the_account(self, cast: Cast, admin_site: Client) -> None:

@@ -11,14 +11,11 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 from django.test import Client
-from django.utils import timezone
 
 from accounts import services
-from accounts.key_cache import build_authenticated_key
 from accounts.limits import _process, get_limits
-from accounts.limits.types import Amount, Bound, Reserved, Subject, Unavailable
-from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key
-from accounts.tests.limits_fixtures import DRAFT, an_operation
+from accounts.limits.types import Amount, Subject, Unavailable
+from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key, spend
 
 pytestmark = pytest.mark.django_db
 
@@ -32,16 +29,6 @@ def usage(issued: IssuedKey) -> Any:
 def limit_of(body: Any, owner: str, name: str) -> dict[str, Any]:
     (found,) = [limit for limit in body["limits"] if (limit["owner"], limit["name"]) == (owner, name)]
     return dict(found)
-
-
-def spend(issued: IssuedKey, tokens: int, *, stays_open: bool = False) -> None:
-    """Admit, reserve and settle as a call of the key does, at 1,000 nano-dollars a token."""
-    scope, limits, operation = build_authenticated_key(issued.key, timezone.now()).limits, get_limits(), an_operation()
-    at = limits.admit(scope, operation).at
-    bound = Bound(Amount(tokens, tokens * 1_000))
-    assert isinstance(limits.reserve(scope, operation, admitted_at=at, bound=bound, draft=DRAFT), Reserved)
-    if not stays_open:
-        limits.settle(scope, operation, admitted_at=at, used=bound.prompt, record=None)
 
 
 @pytest.fixture
@@ -78,8 +65,8 @@ def test_it_tells_every_limit_of_key_and_account(cast: Cast) -> None:
 def test_it_tells_what_was_used_and_what_is_open() -> None:
     account = make_account(monthly_token_budget=10_000, tokens_per_minute=1_000, concurrent_requests=3)
     issued = make_key(account=account, monthly_cost_budget=Decimal("0.001"))
-    spend(issued, 300)
-    spend(issued, 100, stays_open=True)
+    spend(issued, 300, requests=1)
+    spend(issued, 100, requests=1, stays_open=True)
     body = usage(issued)
     told = {
         (owner, name): (limit["limit"], limit["used"], limit["remaining"])

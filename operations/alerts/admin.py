@@ -9,9 +9,10 @@ from django.urls import reverse
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
-from accounts.admin.base import Confirmation, action, actor_of, ask, display, is_confirmed, moment
+from accounts.admin.base import Confirmation, action, actor_of, ask, display, is_confirmed
 from accounts.admin.lists import KeysetAdmin
 from accounts.audit import audit_event
+from core.times import utc_text
 from monitoring.models import Alert, AlertDelivery
 from operations.alerts.deliveries import lasted, send_test_alert
 
@@ -59,14 +60,14 @@ class AlertAdmin(KeysetAdmin):
     @display(description="began")
     def began(self, alert: Alert) -> str:
         """Return when the incident began."""
-        return moment(alert.began_at)
+        return utc_text(alert.began_at)
 
     @display(description="ended")
     def ended(self, alert: Alert) -> str:
         """Return when the incident ended, and its duration so far."""
         if alert.ended_at is None:
             return f"firing for {lasted(alert)}"
-        return f"{moment(alert.ended_at)}, after {lasted(alert)}"
+        return f"{utc_text(alert.ended_at)}, after {lasted(alert)}"
 
     @display(description="state", label=STATE_BADGES)
     def state(self, alert: Alert) -> str:
@@ -82,5 +83,5 @@ class AlertAdmin(KeysetAdmin):
 
 def _told(delivery: AlertDelivery) -> str:
     if delivery.sent_at:
-        return f"{delivery}: {moment(delivery.sent_at)}"
+        return f"{delivery}: {utc_text(delivery.sent_at)}"
     return f"{delivery}: {delivery.failure or 'on its way'} ({delivery.attempts} attempts)"

@@ -17,7 +17,6 @@ from typing import Any, Generic, TypeVar
 from django.db.models import BigIntegerField, F, Model, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
-from accounts.admin.accounts import usage_text, usage_title
 from accounts.admin.base import change_url
 from accounts.key_cache import account_subject, key_subject, model_subject
 from accounts.limit_usage import LIVE, LimitUsage, recorded_usage, usage_of_scopes
@@ -157,7 +156,7 @@ class _Found:
 
     def _nearly(self, usage: LimitUsage) -> Nearly:
         name, owner = self.owners[usage.subject.name]
-        return Nearly(name, change_url(owner), usage_title(usage), usage_text(usage), usage.share)
+        return Nearly(name, change_url(owner), usage.title, usage.text, usage.share)
 
 
 def limits_nearly_reached(now: datetime) -> NearlyReached:

@@ -17,7 +17,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from redis.exceptions import RedisError
 
 from accounts import limit_usage
-from accounts.admin.accounts import TITLES
+from accounts.limit_usage import TITLES
 from accounts.limits.types import LimitName, Unavailable
 from accounts.tests.factories import Cast, logged_in, make_account, make_admin, make_key, make_staff, make_tier
 from monitoring.ingester import Backlog
