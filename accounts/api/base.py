@@ -47,7 +47,7 @@ class KeyView(APIView):
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
         """Use the first renderer if none is acceptable; `initial` refuses that later."""
         try:
-            return super().perform_content_negotiation(request)
+            return super().perform_content_negotiation(request, force)
         except NotAcceptable as error:
             self.not_acceptable = error
             return super().perform_content_negotiation(request, force=True)
