@@ -35,7 +35,6 @@ from accounts.limits.types import (
     Bound,
     FlightClaim,
     InFlight,
-    LimitBackend,
     LimitSet,
     Refusal,
     Reserved,
@@ -71,7 +70,7 @@ class Pending:
     maybe_done: bool = False
     tally: Tally | None = None
 
-    def settle(self, backend: LimitBackend) -> None:
+    def settle(self, backend: RedisBackend) -> None:
         """Settle on the backend; raises the backend's errors."""
         if self.tally is not None and self.record is not None:
             backend.emit(self.scope.account_id, self.operation, self.record, tally=self.tally)
@@ -112,7 +111,7 @@ class PendingSettlements:
         if overflow is not None:
             logger.error("limits: too many settlements wait for Redis, dropped that of %s", overflow)
 
-    def flush(self, backend: LimitBackend) -> bool:
+    def flush(self, backend: RedisBackend) -> bool:
         """Make all settlements, oldest first, until one fails. Return whether none is left."""
         while pending := self._oldest():
             if pending.is_ambiguous(self._clock()):
@@ -144,8 +143,8 @@ RETRY_AFTER = 5  # seconds; Redis is in use again sooner than that after its rec
 HELD_CAPACITY = 50_000
 
 
-class FailoverBackend(LimitBackend):
-    """Redis, or this process alone while Redis is away. LimitBackend documents what each method guarantees.
+class FailoverBackend:
+    """Redis, or this process alone while Redis is away. RedisBackend documents what each method guarantees.
 
     `sink` stores a record in the database and raises if it can't. `start` starts the repair thread; tests pass one that
     does nothing, and call `mend_once` themselves.

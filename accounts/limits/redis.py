@@ -29,7 +29,6 @@ from accounts.limits.types import (
     Bound,
     FlightClaim,
     InFlight,
-    LimitBackend,
     LimitName,
     LimitSet,
     OperationClosed,
@@ -90,8 +89,8 @@ def records_stream(shard: int) -> str:
     return prefix_of(shard) + "records"
 
 
-class RedisBackend(LimitBackend):
-    """The limits of all processes. LimitBackend documents what each method guarantees.
+class RedisBackend:
+    """The limits of all processes. All methods are safe to call from any thread or greenlet.
 
     A script that finds a ledger missing is repeated after it was seeded: the `seeder` is called once for each subject
     and month, the `bulk_seeder` once for all subjects of a list. If several processes seed the same ledger, the first
@@ -116,7 +115,7 @@ class RedisBackend(LimitBackend):
         self._clock = clock
 
     def now(self) -> int:
-        """Return the time (µs) by Redis's clock."""
+        """Return the time (µs) by the backend's clock."""
         return int(self._call("now", 0, ()))
 
     def write_errors(self) -> list[ResponseError | None]:
@@ -132,11 +131,14 @@ class RedisBackend(LimitBackend):
         return [error_of(prefix) for prefix in self.wire.one_a_node([prefix_of(shard) for shard in range(SHARDS)])]
 
     def admit(self, scope: LimitSet, operation: str) -> Admission:
-        """Count one request against all subjects, or none."""
+        """Count one request against all subjects, or against none if any of them is at its limit.
+
+        Admitting the same operation again within two minutes does not count again.
+        """
         return self._admission(scope, operation, 1)
 
     def peek(self, scope: LimitSet) -> Admission:
-        """Return what admit would return."""
+        """Return what admit would return now, without counting."""
         return self._admission(scope, "", 0)
 
     def _admission(self, scope: LimitSet, operation: str, counting: int) -> Admission:
@@ -167,7 +169,19 @@ class RedisBackend(LimitBackend):
         attempt: int = 1,
         flight: FlightClaim | None = None,
     ) -> Reserved | Refusal | InFlight:
-        """Take one slot and the bound from all subjects, or nothing from any of them."""
+        """Take one slot and the bound from all subjects, or nothing from any of them.
+
+        Grants the largest output that fits, from `bound.least_output` to `bound.output_tokens`. Budgets are those of
+        the month of `admitted_at`. The `draft` is the usage record to emit if the lease expires; None for a provider. A
+        call that costs nothing is not refused by a budget in money, even if that is overspent. A higher `attempt` of an
+        open operation adds its bound to what is held and takes no second slot: for a retry after a try that may have
+        been billed. Repeating an attempt changes nothing. Raises OperationClosed if the operation is no longer open,
+        Unavailable, and errors of the seeder.
+
+        With a `flight`, an identical call that is in flight in a process that lives, or that ended since, decides
+        before the limits: nothing is taken. Else a grant of the whole output makes this call the flight's leader. The
+        flight of a process that died goes to the next that asks.
+        """
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         arguments: list[Argument] = [
             operation, self.lease_seconds * SECOND, attempt, month, month_end(month) if month else 0,
@@ -203,7 +217,7 @@ class RedisBackend(LimitBackend):
         return answer
 
     def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
-        """Extend the leases of open operations."""
+        """Extend the leases of a shard's open operations to a full lease from now; return those that are still open."""
         names = list(operations)
         if not names:
             return frozenset()
@@ -221,7 +235,13 @@ class RedisBackend(LimitBackend):
         recorded_at: int | None = None,
         flight_error: str = "",
     ) -> Settlement:
-        """Release the slot, replace the bound by what was used, and emit the record."""
+        """Release the slot, replace the bound by what was used, end the flight, and emit the record, all in one step.
+
+        The ledger is that of the month of `admitted_at`. If the lease had expired, the charge of the bound is replaced
+        once. For an operation that the backend does not know (its store was emptied) the used amount is charged, except
+        to ledgers seeded from the database after `recorded_at` (µs), the time at which the record was written there.
+        Without a record, settles without emitting one. `flight_error` goes to those who follow the flight.
+        """
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         written = "" if record is None else record.as_json()
         arguments: list[Argument] = [operation, month, used.tokens, used.cost, written, recorded_at or "", flight_error]
@@ -262,7 +282,11 @@ class RedisBackend(LimitBackend):
         return bool(self.wire.call(_AWAITED, prefix_of(shard), (key,)))
 
     def emit(self, account_id: int, operation: str, record: UsageRecord, *, tally: Tally | None = None) -> bool:
-        """Emit the record of a request that reserved nothing, or count it."""
+        """Emit the record of a request that reserved nothing (a hit, a refusal); return False if it was emitted before.
+
+        With a `tally` it may be counted together with others instead. If the operation turns out to hold a reservation
+        (the reply to reserve was lost), that is released.
+        """
         if tally is not None:
             arguments: list[Argument] = [operation, record.as_json(), tally.owner, tally.kind, REFUSALS_A_MINUTE]
             noted = self._call("refuse", account_id % SHARDS, arguments)
@@ -273,11 +297,11 @@ class RedisBackend(LimitBackend):
         return not self.settle(nobody, operation, admitted_at=0, used=Amount(), record=record).duplicate
 
     def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
-        """Charge the bound of reservations whose lease has expired."""
+        """Charge the bound of the shard's reservations whose lease has expired; return how many there were."""
         return int(self._call("reap", shard, [at_most]))
 
     def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
-        """Return what each subject uses now, and has used in the month."""
+        """Return what each subject uses now, and has used in the month (YYYYMM; by default the current one)."""
         asked = month or month_of(self.now())
         arguments = _usage_arguments(scope, asked)
 
@@ -288,7 +312,7 @@ class RedisBackend(LimitBackend):
         return used
 
     def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
-        """Return the usage of many scopes."""
+        """Return the `usage` of many scopes, in a number of round trips that does not grow with theirs."""
         asked = month or month_of(self.now())
         while True:
             answers = self._usages(scopes, asked)

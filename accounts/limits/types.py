@@ -15,13 +15,10 @@ closed at their start and open at their end.
 """
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
-
-from accounts.limits.records import UsageRecord
 
 MILLION = 1_000_000
 EXACT = 2**53  # Lua's numbers are doubles: integers are exact below this
@@ -373,108 +370,6 @@ class SubjectUsage:
     slots: int
     settled: Amount
     reserved: Amount
-
-
-class LimitBackend(ABC):
-    """The limits of all subjects, stored in one place. All methods are safe to call from any thread or greenlet."""
-
-    lease_seconds: int
-
-    @property
-    def is_degraded(self) -> bool:
-        """Whether the store is known to be away, and a substitute is in use."""
-        return False
-
-    @abstractmethod
-    def admit(self, scope: LimitSet, operation: str) -> Admission:
-        """Count one request against all subjects, or against none if any of them is at its limit.
-
-        Admitting the same operation again within two minutes does not count again.
-        """
-
-    @abstractmethod
-    def peek(self, scope: LimitSet) -> Admission:
-        """Return what admit would return now, without counting."""
-
-    @abstractmethod
-    def reserve(
-        self,
-        scope: LimitSet,
-        operation: str,
-        *,
-        admitted_at: int,
-        bound: Bound,
-        draft: UsageRecord | None,
-        attempt: int = 1,
-        flight: FlightClaim | None = None,
-    ) -> Reserved | Refusal | InFlight:
-        """Take one slot and the bound from all subjects, or nothing from any of them.
-
-        Grants the largest output that fits, from `bound.least_output` to `bound.output_tokens`. Budgets are those of
-        the month of `admitted_at`. The `draft` is the usage record to emit if the lease expires; None for a provider. A
-        call that costs nothing is not refused by a budget in money, even if that is overspent. A higher `attempt` of an
-        open operation adds its bound to what is held and takes no second slot: for a retry after a try that may have
-        been billed. Repeating an attempt changes nothing. Raises OperationClosed if the operation is no longer open,
-        Unavailable, and errors of the seeder.
-
-        With a `flight`, an identical call that is in flight in a process that lives, or that ended since, decides
-        before the limits: nothing is taken. Else a grant of the whole output makes this call the flight's leader. The
-        flight of a process that died goes to the next that asks.
-        """
-
-    @abstractmethod
-    def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
-        """Extend the leases of a shard's open operations to a full lease from now; return those that are still open."""
-
-    @abstractmethod
-    def settle(
-        self,
-        scope: LimitSet,
-        operation: str,
-        *,
-        admitted_at: int,
-        used: Amount,
-        record: UsageRecord | None,
-        recorded_at: int | None = None,
-        flight_error: str = "",
-    ) -> Settlement:
-        """Release the slot, replace the bound by what was used, end the flight, and emit the record, all in one step.
-
-        The ledger is that of the month of `admitted_at`. If the lease had expired, the charge of the bound is replaced
-        once. For an operation that the backend does not know (its store was emptied) the used amount is charged, except
-        to ledgers seeded from the database after `recorded_at` (µs), the time at which the record was written there.
-        Without a record, settles without emitting one. `flight_error` goes to those who follow the flight.
-        """
-
-    def charge(
-        self, scope: LimitSet, operation: str, *, admitted_at: int, used: Amount, recorded_at: int
-    ) -> Settlement:
-        """Charge a call that was served and recorded while the store was away. Idempotent for 24 hours."""
-        return self.settle(scope, operation, admitted_at=admitted_at, used=used, record=None, recorded_at=recorded_at)
-
-    @abstractmethod
-    def emit(self, account_id: int, operation: str, record: UsageRecord, *, tally: Tally | None = None) -> bool:
-        """Emit the record of a request that reserved nothing (a hit, a refusal); return False if it was emitted before.
-
-        With a `tally` it may be counted together with others instead. If the operation turns out to hold a reservation
-        (the reply to reserve was lost), that is released.
-        """
-
-    @abstractmethod
-    def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
-        """Charge the bound of the shard's reservations whose lease has expired; return how many there were."""
-
-    @abstractmethod
-    def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
-        """Return what each subject uses now, and has used in the month (YYYYMM; by default the current one)."""
-
-    @abstractmethod
-    def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
-        """Return the `usage` of many scopes, in a number of round trips that does not grow with theirs."""
-
-    @abstractmethod
-    def now(self) -> int:
-        """Return the time (µs) by the backend's clock."""
 
 
 def binding(refusals: Iterable[Refusal]) -> Refusal:

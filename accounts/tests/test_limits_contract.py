@@ -448,10 +448,10 @@ class TestSettlement:
         world.clock.step(1)
         reserved(world, scope)
         world.clock.step(1)
-        charge = world.backend.charge
+        settle, used = world.backend.settle, Amount(10, 10)
         for operation, recorded_at in zip(operations, (recorded_before_seed, world.clock.now), strict=True):
             for _ in range(2):
-                charge(scope, operation, admitted_at=recorded_at, used=Amount(10, 10), recorded_at=recorded_at)
+                settle(scope, operation, admitted_at=recorded_at, used=used, record=None, recorded_at=recorded_at)
         assert usage(world, scope).settled == Amount(10, 10)
 
 

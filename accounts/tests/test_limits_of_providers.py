@@ -23,7 +23,6 @@ from accounts.limits.types import (
     SHARDS,
     Amount,
     Bound,
-    LimitBackend,
     LimitName,
     Limits,
     LimitSet,
@@ -48,7 +47,7 @@ KINDS = {
 class Held:
     """A reservation at a provider."""
 
-    backend: LimitBackend
+    backend: RedisBackend | FailoverBackend
     scope: LimitSet
     operation: str
     tokens: int
@@ -63,7 +62,7 @@ class Held:
 class World:
     """A backend with the clock that moves it."""
 
-    backend: LimitBackend
+    backend: RedisBackend | FailoverBackend
     clock: Clock
 
     def enter(self, scope: LimitSet, tokens: int = 10, operation: str = "") -> Held | Refusal:
@@ -83,7 +82,7 @@ class World:
         return answer
 
 
-def enter(backend: LimitBackend, scope: LimitSet, tokens: int, operation: str = "") -> Held | Refusal:
+def enter(backend: RedisBackend | FailoverBackend, scope: LimitSet, tokens: int, operation: str = "") -> Held | Refusal:
     operation = operation or an_operation()
     answer = backend.reserve(scope, operation, admitted_at=0, bound=Bound(Amount(tokens)), draft=DRAFT)
     if isinstance(answer, Reserved):
@@ -315,7 +314,7 @@ class TestAway:
         assert not limits.pending
 
 
-def race(backend: LimitBackend, scope: LimitSet) -> list[Held | Refusal]:
+def race(backend: RedisBackend | FailoverBackend, scope: LimitSet) -> list[Held | Refusal]:
     """Try to reserve from all threads at once, and stay."""
     results: list[Held | Refusal] = []
     start = threading.Barrier(THREADS)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from accounts.limits.redis import RedisBackend
-from accounts.limits.types import Amount, Bound, LimitBackend, Limits, LimitSet, Refusal, Subject
+from accounts.limits.types import Amount, Bound, Limits, LimitSet, Refusal, Subject
 from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_scope, an_operation, shared_redis_url
 from core.redis.client import redis_client, wire_for
 
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     resets: tuple[int, ...]
 
 
-def try_once(backend: LimitBackend, scope: LimitSet, kind: str, admitted_at: int) -> int | None:
+def try_once(backend: RedisBackend, scope: LimitSet, kind: str, admitted_at: int) -> int | None:
     """Try to pass the limit; answer None if it did, and when to try again if it did not."""
     if kind == "requests":
         refusal = backend.admit(scope, an_operation()).refusal
@@ -42,7 +42,7 @@ def try_once(backend: LimitBackend, scope: LimitSet, kind: str, admitted_at: int
     return answer.reset_at if isinstance(answer, Refusal) else None
 
 
-def race(backend: LimitBackend, scope: LimitSet, kind: str, admitted_at: int) -> list[int | None]:
+def race(backend: RedisBackend, scope: LimitSet, kind: str, admitted_at: int) -> list[int | None]:
     """Try from all threads at once."""
     results: list[int | None] = []
     start = threading.Barrier(THREADS)

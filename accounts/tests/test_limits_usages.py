@@ -11,7 +11,7 @@ import pytest
 
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
-from accounts.limits.types import Amount, LimitBackend, Limits, LimitSet, Reserved, Subject, Unavailable
+from accounts.limits.types import Amount, Limits, LimitSet, Reserved, Subject, Unavailable
 from accounts.tests.limits_fixtures import (
     DRAFT,
     Database,
@@ -34,7 +34,7 @@ def backend() -> RedisBackend:
     return world.backend
 
 
-def use(backend: LimitBackend, scope: LimitSet, tokens: int) -> None:
+def use(backend: RedisBackend | FailoverBackend, scope: LimitSet, tokens: int) -> None:
     """Make one request of the scope that settles so many tokens, and leave another open."""
     for is_settled in (True, False):
         operation = an_operation()

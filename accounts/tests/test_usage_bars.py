@@ -14,7 +14,8 @@ from accounts import limit_usage
 from accounts.admin.accounts import RECORDED
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
-from accounts.limits.types import Amount, LimitBackend, Unavailable
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.types import Amount, Unavailable
 from accounts.models import Account
 from accounts.tests.factories import IssuedKey, logged_in, make_admin, make_key
 
@@ -37,7 +38,7 @@ def issued() -> IssuedKey:
     limits, scope = get_limits(), build_authenticated_key(issued.key, timezone.now()).limits
     limits.usage(scope)  # seeds the ledgers, before what is charged then
     used = Amount(1_200, 2_500_000_000)
-    limits.charge(scope, "0" * 32, admitted_at=limits.now(), used=used, recorded_at=limits.now())
+    limits.settle(scope, "0" * 32, admitted_at=limits.now(), used=used, record=None)
     return issued
 
 
@@ -76,7 +77,7 @@ def test_it_needs_no_query_a_row(
 def test_it_shows_the_month_by_the_records_while_redis_is_away(
     site: Client, issued: IssuedKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: LimitBackend, *arguments: Any) -> Any:
+    def fail(self: FailoverBackend, *arguments: Any) -> Any:
         raise Unavailable
 
     def settled(subjects: Any, month: int) -> Any:

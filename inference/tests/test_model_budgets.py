@@ -24,13 +24,8 @@ def spend(api: Api, tokens: int) -> None:
     limits, key = get_limits(), api.key.key
     identity = build_authenticated_key(key, key.created_at, model_budgets_of(key))
     limits.usage(identity.every_limit)  # seeds the ledgers
-    limits.charge(
-        identity.limits_for(MODEL),
-        "0" * 32,
-        admitted_at=limits.now(),
-        used=Amount(tokens),
-        recorded_at=limits.now(),
-    )
+    scope, used = identity.limits_for(MODEL), Amount(tokens)
+    limits.settle(scope, "0" * 32, admitted_at=limits.now(), used=used, record=None)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from accounts.limits import get_limits, reset_limits
-from accounts.limits.types import LimitBackend
+from accounts.limits.failover import FailoverBackend
 from accounts.tests.factories import Cast, make_cast
 from core.redis.client import redis_client
 
@@ -29,7 +29,7 @@ def store(redis_url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def redis_limits(store: Any) -> Iterator[LimitBackend]:
+def redis_limits(store: Any) -> Iterator[FailoverBackend]:
     """Return the limits, with nothing in their store."""
     reset_limits()
     yield get_limits()

@@ -16,10 +16,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from accounts import services
 from accounts.key_cache import build_authenticated_key, model_budgets_of
+from accounts.limits.failover import FailoverBackend
 from accounts.limits.ledgers import LedgerStore
 from accounts.limits.records import UsageRecord
 from accounts.limits.redis import prefix_of
-from accounts.limits.types import Amount, LimitBackend, LimitSet
+from accounts.limits.types import Amount, LimitSet
 from accounts.models import ApiKey, AuditEntry
 from accounts.services import BudgetFor
 from accounts.tests.factories import ACTOR, Cast, IssuedKey
@@ -37,13 +38,13 @@ pytestmark = pytest.mark.django_db
 MODEL = "gpt-3.5-turbo"
 
 
-def used(limits: LimitBackend, issued: IssuedKey, tokens: int) -> None:
+def used(limits: FailoverBackend, issued: IssuedKey, tokens: int) -> None:
     """Have a key use so many tokens, at 3 nano-dollars each; the record of that goes to the stream."""
     operation = open_call(limits, issued)
     settle(limits, issued, operation, a_draft(issued, input_tokens=tokens, output_tokens=0, cost=tokens * 3))
 
 
-def settle(limits: LimitBackend, issued: IssuedKey, operation: str, draft: UsageRecord) -> None:
+def settle(limits: FailoverBackend, issued: IssuedKey, operation: str, draft: UsageRecord) -> None:
     """Settle a call as its draft says."""
     amount = Amount(draft.input_tokens + draft.output_tokens, draft.cost or 0)
     limits.settle(scope_of(issued), operation, admitted_at=draft.admitted_at, used=amount, record=draft)
@@ -67,7 +68,7 @@ def key(cast: Cast) -> str:
 
 class TestRightLedgers:
     def test_it_finds_nothing_where_the_records_are_in_the_database(
-        self, cast: Cast, redis_limits: LimitBackend
+        self, cast: Cast, redis_limits: FailoverBackend
     ) -> None:
         for issued in (cast.owner, cast.colleague, cast.stranger):
             used(redis_limits, issued, 30)
@@ -75,26 +76,26 @@ class TestRightLedgers:
         assert RequestRecord.objects.count() == 3
         assert told() == []
 
-    def test_it_counts_what_is_still_in_the_stream(self, cast: Cast, redis_limits: LimitBackend) -> None:
+    def test_it_counts_what_is_still_in_the_stream(self, cast: Cast, redis_limits: FailoverBackend) -> None:
         used(redis_limits, cast.owner, 30)
         Ingester().run_once()
         used(redis_limits, cast.owner, 7)
         assert told() == []
 
-    def test_it_counts_once_what_is_in_both(self, cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    def test_it_counts_once_what_is_in_both(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
         used(redis_limits, cast.owner, 30)
         with suppress(RedisConnectionError):
             Ingester(CrashingClient(store)).run_once()
         assert RequestRecord.objects.count() == 1
         assert told() == []
 
-    def test_it_leaves_open_calls_out(self, cast: Cast, redis_limits: LimitBackend) -> None:
+    def test_it_leaves_open_calls_out(self, cast: Cast, redis_limits: FailoverBackend) -> None:
         used(redis_limits, cast.owner, 30)
         open_call(redis_limits, cast.owner)
         assert told() == []
 
     def test_it_counts_the_bound_that_a_dead_call_was_charged(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any
     ) -> None:
         operation = open_call(redis_limits, cast.owner)
         scope = scope_of(cast.owner)
@@ -109,7 +110,7 @@ class TestRightLedgers:
         assert told() == []
         assert RequestRecord.objects.get().usage_source == "provider"
 
-    def test_it_knows_that_successors_share_a_ledger(self, cast: Cast, redis_limits: LimitBackend, key: str) -> None:
+    def test_it_knows_that_successors_share_a_ledger(self, cast: Cast, redis_limits: FailoverBackend, key: str) -> None:
         ApiKey.objects.filter(pk=cast.colleague.key.pk).update(lineage_id=cast.owner.key.pk)
         cast.colleague.key.refresh_from_db()
         used(redis_limits, cast.owner, 30)
@@ -117,12 +118,12 @@ class TestRightLedgers:
         used(redis_limits, cast.colleague, 7)
         assert told() == []
 
-    def test_it_reads_no_ledger_that_there_is_not(self, cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    def test_it_reads_no_ledger_that_there_is_not(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
         recorded(cast.owner)
         assert told() == []
         assert store.keys("*:m:*") == []
 
-    def test_it_leaves_out_what_is_no_record(self, cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    def test_it_leaves_out_what_is_no_record(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
         used(redis_limits, cast.owner, 30)
         stream = f"{prefix_of(scope_of(cast.owner).shard)}records"
         for nonsense in ({"nonsense": "x"}, {"o": "x", "x": "0", "r": "{}"}, {"o": "x", "x": "0", "r": "[]"}):
@@ -130,14 +131,14 @@ class TestRightLedgers:
         assert told() == []
 
     def test_it_is_not_misled_by_calls_that_end_while_it_looks(
-        self, cast: Cast, redis_limits: LimitBackend, monkeypatch: pytest.MonkeyPatch
+        self, cast: Cast, redis_limits: FailoverBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         used(redis_limits, cast.owner, 30)
         monkeypatch.setattr(LedgerStore, "waiting", meanwhile(lambda: used(redis_limits, cast.owner, 7)))
         monkeypatch.setattr(reconciliation, "unwritten", after(unwritten, lambda: used(redis_limits, cast.owner, 5)))
         assert told() == []
 
-    def test_it_waits_for_what_is_charged_late(self, cast: Cast, redis_limits: LimitBackend) -> None:
+    def test_it_waits_for_what_is_charged_late(self, cast: Cast, redis_limits: FailoverBackend) -> None:
         used(redis_limits, cast.owner, 30)
         operation, draft = open_call(redis_limits, cast.owner), a_draft(cast.owner)
         write_record(replace(draft, id=operation))  # as while Redis is away
@@ -183,7 +184,7 @@ def after(call: Callable[..., Any], act: Callable[[], object]) -> Callable[..., 
 
 class TestWrongLedgers:
     def test_it_tells_of_a_ledger_that_was_changed_by_hand(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any, key: str
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any, key: str
     ) -> None:
         used(redis_limits, cast.owner, 30)
         used(redis_limits, cast.stranger, 30)
@@ -195,7 +196,7 @@ class TestWrongLedgers:
         assert whose == f"ledger of {month_of(now_micros())}: key {name} ({key})"
         assert what == "charged 1,000 tokens too much, was charged $0.000000090 too little"
 
-    def test_it_tells_of_an_accounts_ledger(self, cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    def test_it_tells_of_an_accounts_ledger(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
         used(redis_limits, cast.owner, 30)
         Ingester().run_once()
         account = f"account:{cast.owner.key.account_id}"
@@ -203,7 +204,7 @@ class TestWrongLedgers:
         (line,) = told()
         assert line.endswith(f"account {cast.owner.key.account.name} ({account}) was charged 1 tokens too little")
 
-    def test_it_tells_of_a_record_that_was_lost(self, cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
+    def test_it_tells_of_a_record_that_was_lost(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
         used(redis_limits, cast.owner, 30)
         store.delete(f"{prefix_of(scope_of(cast.owner).shard)}records")
         assert [line.partition(" was ")[2] for line in told()] == [
@@ -211,7 +212,7 @@ class TestWrongLedgers:
         ] * 2
 
     def test_it_tells_of_a_reservation_that_nobody_holds(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any, key: str
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any, key: str
     ) -> None:
         operation = open_call(redis_limits, cast.owner, tokens=100)
         assert told() == []
@@ -222,7 +223,7 @@ class TestWrongLedgers:
         assert len(told()) == 2
 
     def test_it_tells_of_a_ledger_in_use_how_far_it_is_off_at_least(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any, monkeypatch: pytest.MonkeyPatch, key: str
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any, monkeypatch: pytest.MonkeyPatch, key: str
     ) -> None:
         used(redis_limits, cast.owner, 30)
         store.hincrby(ledger_name(cast.owner, key), "st", 1_000)
@@ -231,7 +232,7 @@ class TestWrongLedgers:
         assert line.endswith("was charged at least 1,000 tokens too much")
 
     def test_it_looks_at_the_month_of_admission(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any, key: str
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any, key: str
     ) -> None:
         used(redis_limits, cast.owner, 30)
         present = month_of(now_micros())
@@ -245,7 +246,7 @@ class TestWrongLedgers:
         assert "30 tokens too little" in line
 
     def test_it_gives_up_where_the_ingester_is_too_far_behind(
-        self, cast: Cast, redis_limits: LimitBackend, monkeypatch: pytest.MonkeyPatch
+        self, cast: Cast, redis_limits: FailoverBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(reconciliation, "MOST", 2)
         for _ in range(3):
@@ -263,7 +264,7 @@ def _models(db: None) -> None:
 @pytest.mark.usefixtures("_models")
 class TestModelBudgets:
     def test_it_compares_the_budgets_of_a_key_and_an_account_for_a_model(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any
     ) -> None:
         scope = self.budgets(cast)
         self.use(redis_limits, cast, scope, 30)
@@ -279,7 +280,7 @@ class TestModelBudgets:
         assert all(f" for model {MODEL} (" in line for line in lines)
 
     def test_it_forgives_what_was_on_its_way_when_a_budget_was_made(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any
     ) -> None:
         used(redis_limits, cast.owner, 40)  # not ingested yet
         scope = self.budgets(cast)
@@ -298,7 +299,7 @@ class TestModelBudgets:
         key = cast.owner.key
         return build_authenticated_key(key, timezone.now(), model_budgets_of(key)).limits_for(MODEL)
 
-    def use(self, limits: LimitBackend, cast: Cast, scope: LimitSet, tokens: int) -> None:
+    def use(self, limits: FailoverBackend, cast: Cast, scope: LimitSet, tokens: int) -> None:
         """Use so many tokens of the model."""
         draft = a_draft(cast.owner, input_tokens=tokens, output_tokens=0, cost=tokens * 3)
         amount = Amount(tokens, tokens * 3)
@@ -311,7 +312,7 @@ class TestCommand:
         monkeypatch.setattr(reconciliation, "PAUSE", 0.0)
 
     def test_it_says_that_they_agree(
-        self, cast: Cast, redis_limits: LimitBackend, capsys: pytest.CaptureFixture[str]
+        self, cast: Cast, redis_limits: FailoverBackend, capsys: pytest.CaptureFixture[str]
     ) -> None:
         used(redis_limits, cast.owner, 30)
         call_command("check_rollups")
@@ -321,7 +322,7 @@ class TestCommand:
         ]
 
     def test_it_tells_by_its_status_that_a_ledger_is_wrong(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any, capsys: pytest.CaptureFixture[str], key: str
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any, capsys: pytest.CaptureFixture[str], key: str
     ) -> None:
         used(redis_limits, cast.owner, 30)
         store.hincrby(ledger_name(cast.owner, key), "st", 1_000)
@@ -334,7 +335,7 @@ class TestCommand:
         assert "1 ledgers disagree with the records" in err
 
     def test_it_mends_ledgers_if_it_is_told_to(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any, capsys: pytest.CaptureFixture[str], key: str
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any, capsys: pytest.CaptureFixture[str], key: str
     ) -> None:
         open_call(redis_limits, cast.owner, tokens=100)
         used(redis_limits, cast.owner, 30)
@@ -347,7 +348,7 @@ class TestCommand:
         assert "was charged 25 tokens too little" in AuditEntry.objects.get(action="corrected").after["difference"]
 
     def test_it_mends_nothing_by_rollups_that_are_wrong(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any, key: str
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any, key: str
     ) -> None:
         used(redis_limits, cast.owner, 30)
         Ingester().run_once()
@@ -358,7 +359,7 @@ class TestCommand:
         assert store.hgetall(ledger_name(cast.owner, key)) == before
 
     def test_it_leaves_a_ledger_in_use_for_another_time(
-        self, cast: Cast, redis_limits: LimitBackend, store: Any, monkeypatch: pytest.MonkeyPatch, key: str
+        self, cast: Cast, redis_limits: FailoverBackend, store: Any, monkeypatch: pytest.MonkeyPatch, key: str
     ) -> None:
         used(redis_limits, cast.owner, 30)
         store.hincrby(ledger_name(cast.owner, key), "st", 1_000)
@@ -370,7 +371,7 @@ class TestCommand:
     def test_it_fails_where_it_could_not_compare(
         self,
         cast: Cast,
-        redis_limits: LimitBackend,
+        redis_limits: FailoverBackend,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
         cause: Exception,

@@ -12,8 +12,8 @@ from django.test import Client
 from pytest_django import Settings
 
 from accounts.limits import reset_limits
+from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import records_stream
-from accounts.limits.types import LimitBackend
 from accounts.tests.factories import make_key
 from core.database import database_outage
 from launch.environment import free_port
@@ -117,7 +117,7 @@ def test_it_is_degraded_without_the_model(check: Callable[[], Health]) -> None:
     assert llm != "healthy"
 
 
-def test_it_is_degraded_when_records_wait_too_long(redis_limits: LimitBackend, store: Any) -> None:
+def test_it_is_degraded_when_records_wait_too_long(redis_limits: FailoverBackend, store: Any) -> None:
     issued = make_key()
     redis_limits.emit(issued.key.account_id, an_operation(), a_draft(issued))
     assert part("ingest")[2] == "healthy"
