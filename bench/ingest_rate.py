@@ -17,7 +17,7 @@ from harness import cpu_seconds, tree
 from hot_path import ingester
 
 from accounts.limits.redis import RedisBackend
-from accounts.limits.types import Amount
+from accounts.tests.limits_fixtures import Database
 from core.redis.client import redis_client as limits_client
 from core.redis.client import wire_for
 from tests.ledgers import waiting_records
@@ -33,7 +33,7 @@ WATCHED = 500
 def ingest_rate(service: Service, postgres: Postgres, redis: Redis, callers: Sequence[Any]) -> Iterator[str]:
     """Move records that wait, on one core; then some that come at a pace, and see when each can be read."""
     store = redis_client.Redis.from_url(redis.url)
-    backend = RedisBackend(wire_for(limits_client(redis.url, read_timeout=5)), seeder=lambda *_: Amount())
+    backend = RedisBackend(wire_for(limits_client(redis.url, read_timeout=5)), seeder=Database())
     with ingester(service) as pid:
         time.sleep(3)  # until it has started
         wait_empty(store)

@@ -22,6 +22,7 @@ import redis  # noqa: E402
 from accounts.limits.records import UsageRecord  # noqa: E402
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream  # noqa: E402
 from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, LimitSet, Subject, Tally  # noqa: E402  # noqa: E402
+from accounts.tests.limits_fixtures import Database  # noqa: E402
 from core.redis.client import redis_client, wire_for  # noqa: E402
 from core.times import month_of  # noqa: E402
 from tests.stores import redis_server  # noqa: E402
@@ -109,7 +110,7 @@ def measure_limit(client: Any, url: str, limit: int) -> dict[str, tuple[float, f
     """Measure every call under one limit, with a log that is nearly full to it."""
     client.flushall()
     scope, clock = a_scope(limit), Ticking(limit)
-    backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=lambda *_: Amount(), clock=clock)
+    backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database(), clock=clock)
     fill(client, scope, clock, limit - 1)
     backend.admit(scope, "warm")
     backend.usage(scope)
@@ -147,7 +148,7 @@ def bytes_per_key(client: Any, url: str, keys: int = 1_000) -> dict[str, float]:
         ("100 requests, 1 open call", 100, 1),
     ):
         client.flushall()
-        backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=lambda *_: Amount())
+        backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database())
         before = client.info("memory")["used_memory"]
         for number in range(keys):
             limits = Limits(1000, PLENTY, PLENTY, PLENTY, PLENTY)
@@ -171,7 +172,7 @@ def bytes_per_request(client: Any, url: str, requests: int = 10_000) -> dict[str
     sizes = {}
     for name, tally in (("a hit, for a minute", None), ("a refusal beyond the rate, for ten seconds", TALLY)):
         client.flushall()
-        backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=lambda *_: Amount())
+        backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database())
         for number in range(REFUSALS_A_MINUTE):
             backend.emit(1, f"single-{number}", DRAFT, tally=TALLY)
         before = client.info("memory")["used_memory"]

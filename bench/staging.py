@@ -184,11 +184,11 @@ def churned(way: str, batches: int) -> tuple[float, float, float]:
 def measure(records: int, batches: int) -> None:
     """Print both tables."""
     from accounts.limits.redis import RedisBackend
-    from accounts.limits.types import Amount
+    from accounts.tests.limits_fixtures import Database
     from core.redis.client import redis_client, wire_for
 
     client = redis_client(os.environ["REDIS_URL"], read_timeout=5)
-    limits = RedisBackend(wire_for(client), seeder=lambda *_: Amount())
+    limits = RedisBackend(wire_for(client), seeder=Database())
     for way in WAYS:
         ingested(way, limits, 2_000)  # warms up
     taken: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}

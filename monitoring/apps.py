@@ -13,7 +13,7 @@ class MonitoringConfig(AppConfig):
     def ready(self) -> None:
         """Install the seeders and the sink of the limits."""
         from accounts.limits import install
-        from monitoring.ledger import month_settled, months_settled
+        from monitoring.ledger import months_settled
         from monitoring.recorder import write_record
 
-        install(seeder=month_settled, bulk_seeder=months_settled, sink=write_record)
+        install(seeder=months_settled, sink=write_record)

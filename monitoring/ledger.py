@@ -21,13 +21,11 @@ from monitoring.models import Rollup
 AT_ONCE = 1_000
 
 
-def month_settled(subject: Subject, month: int) -> Amount:
-    """Return tokens and cost (nano-dollars) of a subject's records admitted in a month (YYYYMM, UTC)."""
-    return months_settled([subject], month)[subject]
-
-
 def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
-    """Return the same for many keys, accounts and model budgets, in a few queries for each AT_ONCE of them."""
+    """Return tokens and cost (nano-dollars) of the records of keys, accounts and model budgets in a month.
+
+    The month is in UTC (YYYYMM). A few queries are made for each AT_ONCE of the subjects.
+    """
     settled: dict[Subject, Amount] = {}
     for kind, alike in _alike(subjects):
         owners, models = {each.owner_id for each in alike}, {each.model for each in alike} - {None}

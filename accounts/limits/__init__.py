@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import UsageRecord
-from accounts.limits.redis import BulkSeeder, RedisBackend, Seeder
+from accounts.limits.redis import RedisBackend, Seeder
 from accounts.limits.types import DEFAULT_LEASE_SECONDS, Amount, Subject
 from core.redis.client import reset_state_store, state_store
 
@@ -40,7 +40,6 @@ Sink = Callable[[UsageRecord], None]
 @dataclass(frozen=True, slots=True)
 class _Parts:
     seeder: Seeder | None = None
-    bulk_seeder: BulkSeeder | None = None
     sink: Sink | None = None
 
 
@@ -57,20 +56,15 @@ _process = _Process(_Parts())
 _lock = threading.Lock()
 
 
-def install(
-    *,
-    seeder: Seeder | None = None,
-    bulk_seeder: BulkSeeder | None = None,
-    sink: Sink | None = None,
-) -> None:
+def install(*, seeder: Seeder | None = None, sink: Sink | None = None) -> None:
     """Install what the limits need from other apps; None leaves a part unchanged. AppConfig.ready calls it.
 
-    `seeder` returns what a subject has settled in a month, from the usage records; `bulk_seeder` does so for many
-    subjects. `sink` stores a record in the database, one row for each id with the highest revision, and raises if it
-    can't. A backend that was built before is dropped and rebuilt on next use.
+    `seeder` returns what subjects have settled in a month, from the usage records. `sink` stores a record in the
+    database, one row for each id with the highest revision, and raises if it can't. A backend that was built before is
+    dropped and rebuilt on next use.
     """
     parts = _process.parts
-    _process.parts = _Parts(seeder or parts.seeder, bulk_seeder or parts.bulk_seeder, sink or parts.sink)
+    _process.parts = _Parts(seeder or parts.seeder, sink or parts.sink)
     reset_limits()
 
 
@@ -92,11 +86,11 @@ def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subj
     """Return what subjects have settled in a month (YYYYMM) according to the records in the database.
 
     For use while Redis is away. Open calls and records that are not yet ingested are missing from it. Raises
-    ImproperlyConfigured if no bulk seeder is installed, and database errors.
+    ImproperlyConfigured if no seeder is installed, and database errors.
     """
-    if _process.parts.bulk_seeder is None:
-        raise ImproperlyConfigured("accounts.limits needs a bulk seeder: see accounts.limits.install")
-    return _process.parts.bulk_seeder(subjects, month)
+    if _process.parts.seeder is None:
+        raise ImproperlyConfigured("accounts.limits needs a seeder: see accounts.limits.install")
+    return _process.parts.seeder(subjects, month)
 
 
 def state_store_is_away(*, beside: str) -> bool:
@@ -162,5 +156,5 @@ def _build(parts: _Parts) -> FailoverBackend:
         raise ImproperlyConfigured("accounts.limits needs a seeder and a sink: see accounts.limits.install")
     lease_seconds: int = getattr(settings, "LIMITS_LEASE_SECONDS", DEFAULT_LEASE_SECONDS)
     store = state_store()
-    primary = RedisBackend(store.wire, seeder=parts.seeder, bulk_seeder=parts.bulk_seeder, lease_seconds=lease_seconds)
+    primary = RedisBackend(store.wire, seeder=parts.seeder, lease_seconds=lease_seconds)
     return FailoverBackend(primary, availability=store.availability, sink=parts.sink)

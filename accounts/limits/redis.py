@@ -10,12 +10,13 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from accounts.limits.records import UsageRecord
-from accounts.limits.scripts import load
 from accounts.limits.types import (
     DEFAULT_LEASE_SECONDS,
     LAZY_REAPS,
@@ -43,15 +44,12 @@ from accounts.limits.types import (
     binding,
 )
 from core.database import database_outage, query_promptly
-from core.redis.scripts import script
+from core.redis.scripts import Script, script
 from core.redis.wire import Argument, Call, Wire
 from core.times import DAY, month_end, month_of
 
-Seeder = Callable[[Subject, int], Amount]
-"""Returns what a subject has settled in a month (YYYYMM), from the database. May raise database errors."""
-
-BulkSeeder = Callable[[Sequence[Subject], int], Mapping[Subject, Amount]]
-"""Does the same for many subjects, in a number of queries that doesn't grow with theirs."""
+Seeder = Callable[[Sequence[Subject], int], Mapping[Subject, Amount]]
+"""Returns what subjects have settled in a month (YYYYMM), from the database. May raise database errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +77,15 @@ _AWAITED = script(b"return redis.call('EXISTS', KEYS[1] .. 'y:' .. ARGV[1] .. ':
 _WRITE = script(b"redis.call('SET', KEYS[1] .. 'written', 1, 'EX', 10)")
 
 
+_LUA = Path(__file__).with_name("lua")
+
+
+@cache
+def load(name: str) -> Script:
+    """Load a script of the lua folder, with the prelude that all share."""
+    return script(b"\n".join((_LUA / f"{part}.lua").read_bytes() for part in ("prelude", name)))
+
+
 def prefix_of(shard: int) -> str:
     """Return the prefix, with the hash tag, of all Redis keys of a shard."""
     return f"aiapi:{{s{shard}}}:"
@@ -92,9 +99,8 @@ def records_stream(shard: int) -> str:
 class RedisBackend:
     """The limits of all processes. All methods are safe to call from any thread or greenlet.
 
-    A script that finds a ledger missing is repeated after it was seeded: the `seeder` is called once for each subject
-    and month, the `bulk_seeder` once for all subjects of a list. If several processes seed the same ledger, the first
-    wins. A `clock` (µs) replaces Redis's in tests.
+    A script that finds ledgers missing is repeated after they were seeded. If several processes seed the same ledger,
+    the first wins. A `clock` (µs) replaces Redis's in tests.
     """
 
     def __init__(
@@ -102,13 +108,11 @@ class RedisBackend:
         wire: Wire,
         *,
         seeder: Seeder,
-        bulk_seeder: BulkSeeder | None = None,
         lease_seconds: int = DEFAULT_LEASE_SECONDS,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self.wire = wire
         self.seeder = seeder
-        self.bulk_seeder = bulk_seeder or self._one_by_one
         self.lease_seconds = lease_seconds
         self.process = uuid.uuid4().hex
         self._seeding = [threading.Lock() for _ in range(SHARDS)]
@@ -314,24 +318,18 @@ class RedisBackend:
     def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
         """Return the `usage` of many scopes, in a number of round trips that does not grow with theirs."""
         asked = month or month_of(self.now())
+        calls = [(prefix_of(scope.shard), self._timed(_usage_arguments(scope, asked))) for scope in scopes]
         while True:
-            answers = self._usages(scopes, asked)
+            told = zip(scopes, self.wire.call_each(load("usage"), calls), strict=True)
+            answers = [_usage_answer(scope, asked, answer) for scope, answer in told]
             found = [answer for answer in answers if not isinstance(answer, LedgerMissing)]
             if len(found) == len(answers):
                 return found
             missing = [subject for a in answers if isinstance(a, LedgerMissing) for subject in a.subjects]
-            amounts = self.bulk_seeder(missing, asked)
+            amounts = self._settled(missing, asked)
             for scope, answer in zip(scopes, answers, strict=True):
                 if isinstance(answer, LedgerMissing):
                     self._seed(scope, asked, {subject: amounts[subject] for subject in answer.subjects})
-
-    def _usages(self, scopes: Sequence[LimitSet], month: int) -> list[tuple[SubjectUsage, ...] | LedgerMissing]:
-        calls = [(prefix_of(scope.shard), self._timed(_usage_arguments(scope, month))) for scope in scopes]
-        answers = self.wire.call_each(load("usage"), calls)
-        return [_usage_answer(scope, month, answer) for scope, answer in zip(scopes, answers, strict=True)]
-
-    def _one_by_one(self, subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
-        return {subject: self.seeder(subject, month) for subject in subjects}
 
     def _seeded(self, scope: LimitSet, call: Callable[[], Any]) -> Any:
         """Make a call, again after each seeding of ledgers that it found missing."""
@@ -339,14 +337,11 @@ class RedisBackend:
             # If many calls miss a ledger, one queries the database: together they would exhaust its connections.
             with self._seeding[scope.shard]:
                 while isinstance(answer := call(), LedgerMissing):
-                    self._seed(scope, answer.month, self._settled(answer))
+                    self._seed(scope, answer.month, self._settled(answer.subjects, answer.month))
         return answer
 
-    def _settled(self, missing: LedgerMissing) -> Mapping[Subject, Amount]:
-        def ask() -> Mapping[Subject, Amount]:
-            return {subject: self.seeder(subject, missing.month) for subject in missing.subjects}
-
-        return query_promptly(ask, database_outage, failed="ledger_not_seeded")
+    def _settled(self, subjects: Sequence[Subject], month: int) -> Mapping[Subject, Amount]:
+        return query_promptly(lambda: self.seeder(subjects, month), database_outage, failed="ledger_not_seeded")
 
     def _seed(self, scope: LimitSet, month: int, amounts: Mapping[Subject, Amount]) -> None:
         arguments: list[Argument] = [month, month_end(month) + LEDGER_KEPT]

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -53,12 +53,11 @@ class Database:
     asked: list[tuple[str, int]] = field(default_factory=list)
     knows: Callable[[Subject, int], Amount] | None = None
 
-    def __call__(self, subject: Subject, month: int) -> Amount:
-        """Give what a subject has settled in a month."""
-        self.asked.append((subject.name, month))
-        if self.knows:
-            return self.knows(subject, month)
-        return self.ledgers.get((subject.name, month), Amount())
+    def __call__(self, subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
+        """Give what subjects have settled in a month."""
+        self.asked += [(subject.name, month) for subject in subjects]
+        knows = self.knows or (lambda subject, month: self.ledgers.get((subject.name, month), Amount()))
+        return {subject: knows(subject, month) for subject in subjects}
 
 
 @dataclass

@@ -12,8 +12,7 @@ from django.conf import LazySettings
 from accounts.limits import reset_limits
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import UsageRecord, decode_record
-from accounts.limits.redis import RedisBackend, prefix_of, records_stream
-from accounts.limits.scripts import load
+from accounts.limits.redis import RedisBackend, load, prefix_of, records_stream
 from accounts.limits.types import (
     REFUSALS_A_MINUTE,
     SHARDS,

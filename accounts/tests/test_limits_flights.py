@@ -22,7 +22,7 @@ from accounts.limits.types import (
     Refusal,
     Reserved,
 )
-from accounts.tests.limits_fixtures import DRAFT, Clock, a_bound, a_scope, an_operation, shared_redis_url
+from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_bound, a_scope, an_operation, shared_redis_url
 from core.redis.availability import Availability
 from core.redis.client import redis_client as client_for
 from core.redis.client import wire_for
@@ -42,7 +42,7 @@ class Process:
 
     def __post_init__(self) -> None:
         wire = wire_for(client_for(self.url, read_timeout=5))
-        self.primary = RedisBackend(wire, seeder=lambda subject, month: Amount(), clock=self.clock)
+        self.primary = RedisBackend(wire, seeder=Database(), clock=self.clock)
         self.limits = FailoverBackend(self.primary, availability=Availability(wire.ping), sink=lambda record: None)
 
     def reserve(

@@ -11,7 +11,7 @@ import pytest
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, Reserved, Subject, Unavailable
-from accounts.tests.limits_fixtures import DRAFT
+from accounts.tests.limits_fixtures import DRAFT, Database
 from core.redis.availability import Availability
 from core.redis.client import redis_client, wire_for
 from tests.stores import redis_server
@@ -35,7 +35,7 @@ def store() -> Iterator[Any]:
 def test_it_refuses_new_calls_and_hands_the_records_of_open_ones_to_the_database(store: Any) -> None:
     options = store.connection_pool.connection_kwargs
     wire = wire_for(redis_client(f"redis://{options['host']}:{options['port']}", read_timeout=1))
-    primary = RedisBackend(wire, seeder=lambda subject, month: Amount(), lease_seconds=30)
+    primary = RedisBackend(wire, seeder=Database(), lease_seconds=30)
     written: list[Any] = []
     limits = FailoverBackend(primary, availability=Availability(wire.ping), sink=written.append)
     now = limits.now()

@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -96,7 +96,7 @@ def a_provider(limits: Limits) -> LimitSet:
     return LimitSet.of_provider(next(_numbers) + os.getpid() * 100_000, limits)
 
 
-def no_ledger(subject: Subject, month: int) -> Amount:
+def no_ledger(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
     """Stand in for the database, which is never asked."""
     raise AssertionError("a provider has no ledger")
 

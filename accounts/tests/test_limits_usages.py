@@ -67,16 +67,11 @@ def test_it_asks_the_database_once_for_all_that_is_missing(backend: RedisBackend
         asked.append(len(subjects))
         return {subject: Amount(7, 70) for subject in subjects}
 
-    backend.bulk_seeder = seed
+    backend.seeder = seed
     scopes = some_scopes()
     assert all(usage.settled == Amount(7, 70) for found in backend.usages(scopes) for usage in found)
     backend.usages(scopes)
     assert asked == [2 * len(scopes)]
-
-
-def test_it_does_without_a_bulk_seeder(backend: RedisBackend) -> None:
-    (found,) = backend.usages(some_scopes(1))
-    assert found[0].settled == Amount()
 
 
 def test_it_makes_two_round_trips_for_any_number_of_scopes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,10 +132,10 @@ def test_it_loads_the_script_where_redis_has_forgotten_it() -> None:
 def test_it_asks_the_database_once_when_many_calls_miss_the_same_ledger(backend: RedisBackend) -> None:
     asked: list[Subject] = []
 
-    def seed(subject: Subject, month: int) -> Amount:
-        asked.append(subject)
+    def seed(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
+        asked.extend(subjects)
         time.sleep(0.05)
-        return Amount(7, 70)
+        return dict.fromkeys(subjects, Amount(7, 70))
 
     backend.seeder = seed
     scope = a_scope(monthly_tokens=10_000)

@@ -13,8 +13,8 @@ from django.conf import LazySettings
 from accounts.key_cache import AuthenticatedKey, build_authenticated_key
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
-from accounts.limits.types import Amount
 from accounts.tests.factories import make_key, make_tier
+from accounts.tests.limits_fixtures import Database
 from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from core.redis.availability import Availability
 from core.redis.client import redis_client, wire_for
@@ -178,7 +178,7 @@ class Process:
 
     def __init__(self, url: str, identity: AuthenticatedKey) -> None:
         wire = wire_for(redis_client(url, read_timeout=5))
-        primary = RedisBackend(wire, seeder=lambda subject, month: Amount())
+        primary = RedisBackend(wire, seeder=Database())
         self.limits = FailoverBackend(primary, availability=Availability(wire.ping), sink=lambda record: None)
         self.flights = Flights()
         self.identity = identity

@@ -15,7 +15,7 @@ from accounts.tests.factories import ACTOR, Cast, IssuedKey
 from core.times import month_of
 from monitoring import ledger
 from monitoring.ingester import Ingester
-from monitoring.ledger import month_settled, months_settled
+from monitoring.ledger import months_settled
 from monitoring.recorder import write_records
 from monitoring.tests.samples import a_draft, a_record, now_micros, open_call, recorded, scope_of
 
@@ -33,15 +33,20 @@ def of_key(issued: IssuedKey) -> Subject:
     return Subject("key", str(issued.key.pk), Limits())
 
 
+def settled(subject: Subject, month: int) -> Amount:
+    """Return what one subject has settled."""
+    return months_settled([subject], month)[subject]
+
+
 def test_it_sums_what_a_key_and_its_account_used(cast: Cast) -> None:
     at = midnight(11, 15)
     recorded(cast.owner, admitted_at=at, input_tokens=20, output_tokens=10, cost=25_000)
     recorded(cast.owner, admitted_at=at, input_tokens=1, output_tokens=2, cost=1)
     recorded(cast.colleague, admitted_at=at, input_tokens=100, output_tokens=0, cost=7)
     recorded(cast.stranger, admitted_at=at, input_tokens=5_000, output_tokens=0, cost=1_000_000)
-    assert month_settled(of_key(cast.owner), NOVEMBER) == Amount(33, 25_001)
+    assert settled(of_key(cast.owner), NOVEMBER) == Amount(33, 25_001)
     account = Subject("account", str(cast.owner.key.account_id), Limits())
-    assert month_settled(account, NOVEMBER) == Amount(133, 25_008)
+    assert settled(account, NOVEMBER) == Amount(133, 25_008)
 
 
 def test_it_counts_by_the_month_of_admission_in_utc(cast: Cast) -> None:
@@ -49,17 +54,17 @@ def test_it_counts_by_the_month_of_admission_in_utc(cast: Cast) -> None:
         recorded(cast.owner, admitted_at=at, cost=999)
     for at in (midnight(11, 1), midnight(12, 1) - 1):
         recorded(cast.owner, admitted_at=at, cost=1)
-    assert month_settled(of_key(cast.owner), NOVEMBER).cost == 2
+    assert settled(of_key(cast.owner), NOVEMBER).cost == 2
 
 
 def test_it_sums_money_to_the_nano_dollar(cast: Cast) -> None:
     at, costs = midnight(11, 15), [100_000_000 * number + number for number in range(1, 200)]
     write_records([a_record(cast.owner, admitted_at=at, cost=cost) for cost in costs])
-    assert month_settled(of_key(cast.owner), NOVEMBER).cost == sum(costs)
+    assert settled(of_key(cast.owner), NOVEMBER).cost == sum(costs)
 
 
 def test_it_says_nothing_was_used_when_there_is_no_record(cast: Cast) -> None:
-    assert month_settled(of_key(cast.owner), NOVEMBER) == Amount(0, 0)
+    assert settled(of_key(cast.owner), NOVEMBER) == Amount(0, 0)
 
 
 def test_it_seeds_an_emptied_store_before_the_next_call(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
@@ -80,7 +85,7 @@ def test_it_agrees_with_the_store_once_the_records_came_in(cast: Cast, redis_lim
     Ingester().run_once()
     key, account = redis_limits.usage(scope)
     assert key.settled == account.settled == Amount(37, 409)
-    assert month_settled(of_key(cast.owner), month_of(now_micros())) == Amount(37, 409)
+    assert settled(of_key(cast.owner), month_of(now_micros())) == Amount(37, 409)
 
 
 def test_it_counts_made_keys_against_all_those_above_them(cast: Cast) -> None:
@@ -95,8 +100,8 @@ def test_it_counts_made_keys_against_all_those_above_them(cast: Cast) -> None:
         recorded(issued, admitted_at=at, model="a", input_tokens=1, output_tokens=0, cost=10**cost)
     subjects = [of_key(issued) for issued in (*chain, late)]
     of_model = Subject("key_model", f"{cast.owner.key.pk}:1:a", Limits())
-    settled = months_settled([*subjects, of_model], NOVEMBER)
-    assert [settled[each].cost for each in (*subjects, of_model)] == [1111, 1110, 100, 1000, 1111]
+    found = months_settled([*subjects, of_model], NOVEMBER)
+    assert [found[each].cost for each in (*subjects, of_model)] == [1111, 1110, 100, 1000, 1111]
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 1_000])
@@ -117,6 +122,6 @@ def test_it_sums_the_use_of_one_model_by_key_and_by_account(
         Subject("account_model", f"{account}:4:c:1", Limits()),
         Subject("account", str(account), Limits()),
     ]
-    settled = months_settled(subjects, NOVEMBER)
-    assert [settled[each].tokens for each in subjects] == [130, 3, 130, 0, 133]
-    assert [settled[each].cost for each in subjects] == [32, 1, 32, 0, 33]
+    found = months_settled(subjects, NOVEMBER)
+    assert [found[each].tokens for each in subjects] == [130, 3, 130, 0, 133]
+    assert [found[each].cost for each in subjects] == [32, 1, 32, 0, 33]

@@ -23,7 +23,7 @@ from accounts.tests.factories import Cast
 from core.times import month_of
 from monitoring import export
 from monitoring.export import Selection, record_batches
-from monitoring.ledger import month_settled
+from monitoring.ledger import months_settled
 from monitoring.models import RequestRecord
 from monitoring.recorder import write_records
 from monitoring.retention import (
@@ -147,11 +147,11 @@ def test_it_deletes_nothing_while_nobody_can_tell_what_waits(settings: Settings)
 def test_it_takes_nothing_from_budgets(cast: Cast) -> None:
     records(cast, 4, days_ago=10)
     key, month = scope_of(cast.owner).subjects[0], month_of(micros(timezone.now() - timedelta(days=10)))
-    settled = month_settled(key, month)
-    assert settled.tokens == 120
+    settled = months_settled([key], month)
+    assert settled[key].tokens == 120
     prune_command("--days", "3")
     assert not RequestRecord.objects.exists()
-    assert month_settled(key, month) == settled
+    assert months_settled([key], month) == settled
     assert list(rollups_differences(*ALWAYS)) == []
 
 

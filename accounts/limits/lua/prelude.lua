@@ -1,4 +1,4 @@
--- Shared by every script of accounts.limits; scripts.py prepends it to each.
+-- Shared by every script of accounts.limits; redis.py prepends it to each.
 --
 -- KEYS[1] is the prefix of a shard, `aiapi:{s17}:`. All keys derive from it, so all are in one slot of a cluster. The
 -- shard of an account is its id modulo 64, that of a provider 64 + its id. A provider has no ledgers and no records, its
