@@ -65,23 +65,22 @@ class Pending:
     admitted_at: int
     used: Amount
     since: int
-    recorded_at: int | None
+    recorded_at: int | None = None
     record: UsageRecord | None = None
     maybe_done: bool = False
     tally: Tally | None = None
+    flight_error: str = ""
 
-    def settle(self, backend: RedisBackend) -> None:
+    def settle(self, backend: RedisBackend) -> Settlement:
         """Settle on the backend; raises the backend's errors."""
-        if self.tally is not None and self.record is not None:
-            backend.emit(self.scope.account_id, self.operation, self.record, tally=self.tally)
-            return
-        backend.settle(
+        return backend.settle(
             self.scope,
             self.operation,
             admitted_at=self.admitted_at,
             used=self.used,
             record=self.record,
             recorded_at=self.recorded_at,
+            flight_error=self.flight_error,
         )
 
     def is_ambiguous(self, now: int) -> bool:
@@ -119,7 +118,10 @@ class PendingSettlements:
                 logger.error("limits: dropped the settlement of %s, which may have been made before", pending.operation)
             else:
                 try:
-                    pending.settle(backend)
+                    if pending.tally is not None and pending.record is not None:
+                        backend.emit(pending.scope.account_id, pending.operation, pending.record, tally=pending.tally)
+                    else:
+                        pending.settle(backend)
                 except Exception:
                     logger.exception("limits: a settlement has to wait: %s", pending.operation)
                     return False
@@ -287,30 +289,19 @@ class FailoverBackend:
         admitted_at: int,
         used: Amount,
         record: UsageRecord | None,
-        recorded_at: int | None = None,
         flight_error: str = "",
     ) -> Settlement:
         """Settle. While Redis is away the settlement waits for it; the record does not. Never raises Unavailable."""
         held = self._held.pop(operation, None)
         self._flights.pop(operation, None)
-        pending = Pending(scope, operation, admitted_at, used, self._clock(), recorded_at, record)
+        pending = Pending(scope, operation, admitted_at, used, self._clock(), record=record, flight_error=flight_error)
         settlement = self.local.settle(operation, used)
         if settlement is not None:
             if not scope.is_provider:
                 self._settle_later(pending, overrun=settlement.overrun, sent=False)
             return settlement
         try:
-            return self._on_primary(
-                lambda: self.primary.settle(
-                    scope,
-                    operation,
-                    admitted_at=admitted_at,
-                    used=used,
-                    record=record,
-                    recorded_at=recorded_at,
-                    flight_error=flight_error,
-                )
-            )
+            return self._on_primary(lambda: pending.settle(self.primary))
         except (StoreAway, Unavailable) as error:
             sent = not isinstance(error, StoreAway) or error.sent
         except Exception:
@@ -326,7 +317,7 @@ class FailoverBackend:
             return self._on_primary(lambda: self.primary.emit(account_id, operation, record, tally=tally))
         except (StoreAway, Unavailable) as error:
             now = self._clock()
-            pending = Pending(LimitSet(account_id, ()), operation, 0, Amount(), now, None, record, tally=tally)
+            pending = Pending(LimitSet(account_id, ()), operation, 0, Amount(), now, record=record, tally=tally)
             if tally is None:
                 if not self._stored(replace(record, id=operation)):
                     self._keep(pending)
@@ -394,7 +385,7 @@ class FailoverBackend:
     def _release_later(self, scope: LimitSet, operation: str, admitted_at: int) -> None:
         """Queue the release of what Redis may have reserved for a call that was then refused."""
         now = self._clock()
-        self._keep(Pending(scope, operation, admitted_at, Amount(), now, now, maybe_done=True))
+        self._keep(Pending(scope, operation, admitted_at, Amount(), now, recorded_at=now, maybe_done=True))
 
     def _settle_later(self, pending: Pending, *, overrun: bool, sent: bool) -> None:
         """Store the record directly and queue the settlement; if storing failed, with the record in it."""

@@ -147,7 +147,7 @@ class TestRightLedgers:
         def charge_in_the_last(seconds: float) -> None:
             pauses.append(seconds)
             if len(pauses) == LOOKS - 1:
-                redis_limits.settle(
+                redis_limits.primary.settle(
                     scope_of(cast.owner),
                     operation,
                     admitted_at=draft.admitted_at,
