@@ -21,6 +21,7 @@ from accounts.limits.types import (
     DEFAULT_LEASE_SECONDS,
     LAZY_REAPS,
     MILLION,
+    NO_ACCOUNT,
     REAP_AT_MOST,
     REFUSALS_A_MINUTE,
     SECOND,
@@ -120,7 +121,7 @@ class RedisBackend:
 
     def now(self) -> int:
         """Return the time (µs) by the backend's clock."""
-        return int(self._call("now", 0, ()))
+        return self.peek(LimitSet(NO_ACCOUNT, ())).at
 
     def write_errors(self) -> list[ResponseError | None]:
         """Write to every node; return for each the error with which it refuses, None if it accepts."""

@@ -174,10 +174,10 @@ def test_it_follows_a_slot_that_has_moved(nodes: list[Redis], url: str) -> None:
     wire = wire_for(redis_client(url, read_timeout=5))
     assert isinstance(wire, ClusterWire)
     prefix = prefix_of(3)
-    assert wire.call(load("now"), prefix, [""])
+    assert wire.call(load("admit"), prefix, ["", "", 0])
     ends, owners = wire._slots
     wire._slots = (ends, [*owners[1:], owners[0]])  # as if they had been there before
-    assert wire.call(load("now"), prefix, [""])
+    assert wire.call(load("admit"), prefix, ["", "", 0])
     assert wire._slots == (ends, owners)
 
 
@@ -192,7 +192,7 @@ def test_it_looks_the_slots_up_once_for_all_who_come_together(url: str, monkeypa
     monkeypatch.setattr(DirectWire, "command", listen)
     wire = wire_for(redis_client(url, read_timeout=5))
     with ThreadPoolExecutor(32) as threads:
-        list(threads.map(lambda shard: wire.call(load("now"), prefix_of(shard), [""]), range(SHARDS)))
+        list(threads.map(lambda shard: wire.call(load("admit"), prefix_of(shard), ["", "", 0]), range(SHARDS)))
     assert len([1 for arguments in asked if arguments[0] == b"CLUSTER"]) == 1
 
 

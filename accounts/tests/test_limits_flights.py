@@ -254,7 +254,7 @@ def test_it_keeps_the_flights_of_a_process_that_lives(
     call_each = one.primary.wire.call_each
 
     def slowly(*parts: Any) -> list[Any]:
-        time.sleep(LIFE / 4)
+        time.sleep(LIFE / 8)
         return call_each(*parts)
 
     monkeypatch.setattr(one.primary.wire, "call_each", slowly)

@@ -33,7 +33,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 )
-RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
+_RENEW = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0")
 _RELEASE = script(b"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0")
 
 
@@ -132,7 +132,7 @@ class Leases:
         tokens = {name: token for name in names if (token := self._tokens.get(name))}
         calls = [(_key(name), (token, self._milliseconds)) for name, token in tokens.items()]
         store = state_store()
-        store.ask(lambda: store.wire.call_each(RENEW, calls))
+        store.ask(lambda: store.wire.call_each(_RENEW, calls))
 
     def forget(self) -> None:
         """Drop all leases without releasing them; they end in the store."""
