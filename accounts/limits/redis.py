@@ -45,8 +45,7 @@ from accounts.limits.types import (
     binding,
 )
 from core.database import database_outage, query_promptly
-from core.redis.scripts import Script, script
-from core.redis.wire import Argument, Call, Wire
+from core.redis.wire import Argument, Call, Script, Wire, script
 from core.times import DAY, month_end, month_of
 
 Seeder = Callable[[Sequence[Subject], int], Mapping[Subject, Amount]]

@@ -15,8 +15,7 @@ from redis.retry import Retry
 
 from core.redis.availability import Availability
 from core.redis.cluster import ClusterClient, ClusterWire
-from core.redis.scripts import Script
-from core.redis.wire import CONNECT_TIMEOUT, PROBE_TIMEOUT, READ_TIMEOUT, Argument, DirectWire, Wire
+from core.redis.wire import CONNECT_TIMEOUT, PROBE_TIMEOUT, READ_TIMEOUT, Argument, DirectWire, Script, Wire
 
 CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 MOST_CONNECTIONS = 10_000  # more than a process's concurrent requests; redis-py's default of 100 would make calls fail

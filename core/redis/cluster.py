@@ -21,8 +21,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisCluste
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from core.outage import Outage
-from core.redis.scripts import Script
-from core.redis.wire import Argument, Call, DirectWire
+from core.redis.wire import Argument, Call, DirectWire, Script
 
 REDIRECTS = 3  # most redirects that a call follows
 

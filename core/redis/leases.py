@@ -16,7 +16,7 @@ from typing import Protocol
 
 from core.background import PeriodicThread, outlived
 from core.redis.client import state_store
-from core.redis.scripts import script
+from core.redis.wire import script
 
 RENEWALS_A_LEASE = 3
 #: Seconds between two looks at what is due.

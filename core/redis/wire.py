@@ -9,9 +9,11 @@ Redis: a reply that has arrived by then is read, and a connection attempt that t
 repeated once.
 """
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
 
@@ -22,13 +24,26 @@ from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from core.redis.connection import SharedConnection, is_possible
-from core.redis.scripts import Script
 
 CONNECT_TIMEOUT = 0.1  # seconds; with the read and the probe, a call waits at most 250 ms for a dead Redis
 READ_TIMEOUT = 0.2
 PROBE_TIMEOUT = 0.05
 IDLE_CONNECTIONS = 128
 STALLED = 1.5  # times the timeout: a longer wait means that this process was busy
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script's source, and its SHA-1 (hex digits), by which Redis caches it."""
+
+    source: bytes
+    sha: bytes
+
+
+def script(source: bytes) -> Script:
+    """Return a script with its digest."""
+    return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
+
 
 Argument = str | int | bytes
 Call = tuple[str, Sequence[Argument]]

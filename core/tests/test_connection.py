@@ -18,7 +18,7 @@ from gevent import monkey; monkey.patch_all()
 import time, gevent, redis
 from core.redis.client import redis_client, wire_for
 from core.redis.connection import is_possible
-from core.redis.scripts import script
+from core.redis.wire import script
 wire = wire_for(redis_client(URL, connect_timeout=10, read_timeout=READ_TIMEOUT))
 plain = redis.Redis.from_url(URL)
 source = script(b"return ARGV[1]")

@@ -15,8 +15,7 @@ from accounts.limits.types import Amount, Bound, InFlight, Limits, LimitSet, Ref
 from accounts.tests.factories import ACTOR
 from accounts.tests.limits_fixtures import DRAFT, an_operation
 from core.redis.leases import renewer
-from core.redis.scripts import Script
-from core.redis.wire import DirectWire
+from core.redis.wire import DirectWire, Script
 from inference.catalog import Route, catalog
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Provider

@@ -49,7 +49,7 @@ from redis.exceptions import RedisError
 from core.database import release_connections
 from core.errors import DependencyUnavailable
 from core.redis.client import state_store
-from core.redis.scripts import Script, script
+from core.redis.wire import Script, script
 from core.telemetry.metrics import observe_breaker
 from inference.catalog import Route, catalog
 from inference.upstream.client import client
