@@ -17,11 +17,11 @@ from accounts.limits.types import (
     Amount,
     LimitName,
     LimitSet,
+    LimitsUnavailable,
     Refusal,
     Status,
     Subject,
     SubjectUsage,
-    Unavailable,
     Window,
 )
 from core.errors import (
@@ -267,7 +267,7 @@ def get_limit_usage(scope: LimitSet) -> UsageReport:
         pairs = zip(limits.usage(scope), admission.statuses, strict=True)
         rows = [row for used, status in pairs for row in usage_of_subject(used, admission.at, status)]
         return UsageReport(admission.at, LIVE, rows)
-    except Unavailable:
+    except LimitsUnavailable:
         return UsageReport(wall_clock(), RECORDS, recorded_usage(scope.subjects))
 
 
@@ -279,7 +279,7 @@ def usage_of_scopes(scopes: Sequence[LimitSet]) -> UsageReport:
     now = wall_clock()
     try:
         used = [each for usages in get_limits().usages(scopes) for each in usages] if scopes else []
-    except Unavailable:
+    except LimitsUnavailable:
         rows = recorded_usage([subject for scope in scopes for subject in scope.subjects])
         return UsageReport(now, RECORDS, [row for row in rows if row.name in MONTHLY])
     return UsageReport(now, LIVE, [row for each in used for row in usage_of_subject(each, now)])

@@ -133,9 +133,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 def _warm_up() -> None:
     """Look up the slots of a cluster before the first requests."""
     from accounts.limits import get_limits
-    from accounts.limits.types import Unavailable
+    from accounts.limits.types import LimitsUnavailable
 
     try:
         get_limits().now()
-    except Unavailable as error:
+    except LimitsUnavailable as error:
         log.warning("limits_not_ready", cause=type(error).__name__)

@@ -23,11 +23,11 @@ from accounts.limits.types import (
     FlightClaim,
     InFlight,
     LimitSet,
+    LimitsUnavailable,
     OperationClosed,
     Refusal,
     Reserved,
     Tally,
-    Unavailable,
 )
 from core.errors import ApiError, DependencyUnavailable, ModelNotFound
 from core.telemetry.trace import Trace
@@ -261,7 +261,7 @@ class Call:
                 attempt=attempt,
                 flight=flight,
             )
-        except Unavailable as error:
+        except LimitsUnavailable as error:
             raise DependencyUnavailable(retry_after=error.retry_after) from error
         if isinstance(answer, Reserved):
             self.attempts_reserved = attempt

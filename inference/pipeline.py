@@ -73,7 +73,7 @@ def complete(call: Call, exchange: Callable[[Call], Any]) -> Any:
         if shared is not None:
             return use_shared(call, shared)
         content = exchange(call)
-        store(call)  # before the call is settled
+        share_answer(call)  # before the call is settled
         return content
 
 
@@ -216,7 +216,7 @@ def refuse_if_interrupted(call: Call) -> None:
         raise reason
 
 
-def store(call: Call) -> None:
+def share_answer(call: Call) -> None:
     """Store a complete, successful answer in the cache, and pass it to the followers.
 
     An answer that this caller's limits shortened is neither stored nor shared: the limits of others may allow all of

@@ -27,10 +27,10 @@ from inference.upstream.errors import Deadline
 #: Seconds between two questions whether a flight elsewhere has ended.
 LOOK_SECONDS = 0.1
 #: Seconds between two checks whether a follower's answer is still wanted.
-WATCH_SECONDS = 0.5
+WANTED_SECONDS = 0.5
 
 #: Failures of a provider that followers in other processes share, by name.
-_FAILURES = {each.__name__: each for each in (InvalidRequest, UpstreamFailed, ContentFiltered, UpstreamTimeout)}
+SHARED_ERRORS = {each.__name__: each for each in (InvalidRequest, UpstreamFailed, ContentFiltered, UpstreamTimeout)}
 
 
 def pack_error(error: ApiError) -> str:
@@ -46,7 +46,7 @@ def unpack_error(text: str) -> ApiError:
         busy = UpstreamBusy(detail, retry_after=retry_after)
         busy.error_code = code
         return busy
-    kind = _FAILURES.get(name, UpstreamFailed)
+    kind = SHARED_ERRORS.get(name, UpstreamFailed)
     return kind(detail, param=param, code=code)
 
 
@@ -117,7 +117,7 @@ class Flight:
         """
         # Never wait for an event that is set: if it is about to wake its waiters and the last of them times out first,
         # gevent 26.9 never wakes a greenlet that began to wait meanwhile (its unlink stops the notifier).
-        while not (self._over.is_set() or self._over.wait(min(WATCH_SECONDS, wait.deadline.left))):
+        while not (self._over.is_set() or self._over.wait(min(WANTED_SECONDS, wait.deadline.left))):
             if not wait.lasts():
                 break
         if self._error is not None and (self._failed_at is None or wait.since <= self._failed_at):

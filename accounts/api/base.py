@@ -16,7 +16,7 @@ from accounts.idempotency import Replayed
 from accounts.key_cache import AuthenticatedKey
 from accounts.limit_usage import rate_headers
 from accounts.limits import get_limits
-from accounts.limits.types import Admission, Unavailable
+from accounts.limits.types import Admission, LimitsUnavailable
 from accounts.models import IdempotentAnswer
 from core.errors import ApiError, ScopeDenied
 
@@ -88,7 +88,7 @@ class KeyView(APIView):
         if admission is None:
             try:
                 return self.rate_headers(get_limits().peek(identity.limits))
-            except Unavailable:
+            except LimitsUnavailable:
                 return {}
         if error is not None and error.refusal is not None:
             return self.rate_headers(admission.refused(error.refusal))

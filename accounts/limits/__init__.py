@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import UsageRecord
 from accounts.limits.redis import RedisBackend, Seeder
-from accounts.limits.types import DEFAULT_LEASE_SECONDS, Amount, Subject
+from accounts.limits.types import Amount, Subject
 from core.redis.client import reset_state_store, state_store
 
 __all__ = [
@@ -154,7 +154,6 @@ def reset_limits() -> None:
 def _build(parts: _Parts) -> FailoverBackend:
     if parts.seeder is None or parts.sink is None:
         raise ImproperlyConfigured("accounts.limits needs a seeder and a sink: see accounts.limits.install")
-    lease_seconds: int = getattr(settings, "LIMITS_LEASE_SECONDS", DEFAULT_LEASE_SECONDS)
     store = state_store()
-    primary = RedisBackend(store.wire, seeder=parts.seeder, lease_seconds=lease_seconds)
-    return FailoverBackend(primary, availability=store.availability, sink=parts.sink)
+    primary = RedisBackend(store.wire, seeder=parts.seeder, lease_seconds=settings.LIMITS_LEASE_SECONDS)
+    return FailoverBackend(primary, availability=store, sink=parts.sink)

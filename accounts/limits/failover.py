@@ -1,13 +1,14 @@
 """The failure policy of the limits: what happens while Redis is away, in one place.
 
-- Request rates, token rates and slots are enforced per process (see local). A call under a budget raises Unavailable,
-  because only Redis knows what is left of the budget. Cache hits reserve nothing and are served. A provider's own
-  limits are enforced per process as well, even where Redis answers but fails: no caller is refused because of that.
-- A call that fails although Redis answers probes raises Unavailable. When Redis counts as away, core.redis.availability
-  says.
-- Settlements that could not reach Redis wait in a bounded queue, while their records go to the database directly. What
-  the full queue drops is counted and logged. Refusals are counted per process; one that Redis may have counted already
-  waits in the queue, to be recorded once.
+- Request rates, token rates and slots are enforced per process (see local). A call under a budget raises
+  LimitsUnavailable, because only Redis knows what is left of the budget. Cache hits reserve nothing and are served. A
+  provider's own limits are enforced per process as well, even where Redis answers but fails: no caller is refused
+  because of that.
+- A call that fails although Redis answers probes raises LimitsUnavailable. core.redis.availability decides when Redis
+  counts as away.
+- Settlements that could not reach Redis wait in a bounded queue, while their records go to the database directly. A
+  full queue drops the oldest, which is counted and logged. Refusals are counted per process. One that Redis may have
+  counted already waits in the queue, so that it is recorded only once.
 - While settlements or counts wait, one thread tries each second to make them; calls never pay for that.
 """
 
@@ -37,12 +38,12 @@ from accounts.limits.types import (
     FlightClaim,
     InFlight,
     LimitSet,
+    LimitsUnavailable,
     Refusal,
     Reserved,
     Settlement,
     SubjectUsage,
     Tally,
-    Unavailable,
 )
 from core.background import PeriodicThread, Start
 from core.redis.availability import Availability, StoreAway
@@ -171,7 +172,7 @@ class FailoverBackend:
         self._sink = sink
         self._clock = clock
         self._mender = PeriodicThread(
-            lambda: self.mend_once(),  # noqa: PLW0108  (looked up at each step)
+            self.mend_once,
             has_work=self._has_to_mend,
             seconds=lambda: MEND_INTERVAL,
             name="limits-mender",
@@ -226,7 +227,7 @@ class FailoverBackend:
     ) -> Reserved | Refusal | InFlight:
         """Reserve; while Redis is away in this process alone, without a flight.
 
-        A call under a budget then raises Unavailable.
+        A call under a budget then raises LimitsUnavailable.
         """
         try:
             answer = self._on_primary(
@@ -240,7 +241,7 @@ class FailoverBackend:
                     flight=flight,
                 )
             )
-        except Unavailable:
+        except LimitsUnavailable:
             if scope.is_provider:  # what Redis may have reserved all the same ends with its lease
                 return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
             self._release_later(scope, operation, admitted_at)
@@ -249,7 +250,7 @@ class FailoverBackend:
             if scope.has_budget:
                 if away.sent:
                     self._release_later(scope, operation, admitted_at)
-                raise Unavailable(retry_after=RETRY_AFTER) from away
+                raise LimitsUnavailable(retry_after=RETRY_AFTER) from away
             return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
         if isinstance(answer, Reserved):
             self._hold(operation, answer.held)
@@ -267,7 +268,7 @@ class FailoverBackend:
         flight = self._flights.get(operation)
         try:
             return flight is not None and self._on_primary(lambda: self.primary.is_awaited(*flight))
-        except (StoreAway, Unavailable):
+        except (StoreAway, LimitsUnavailable):
             return False
 
     def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
@@ -276,7 +277,7 @@ class FailoverBackend:
         alone = frozenset(filter(self.local.holds, names))
         try:
             return alone | self._on_primary(lambda: self.primary.renew(shard, names - alone))
-        except (StoreAway, Unavailable):
+        except (StoreAway, LimitsUnavailable):
             return names
 
     def settle(
@@ -289,7 +290,7 @@ class FailoverBackend:
         record: UsageRecord | None,
         flight_error: str = "",
     ) -> Settlement:
-        """Settle. While Redis is away the settlement waits for it; the record does not. Never raises Unavailable."""
+        """Settle. While Redis is away or fails, the settlement waits for it; the record does not."""
         held = self._held.pop(operation, None)
         self._flights.pop(operation, None)
         pending = Pending(scope, operation, admitted_at, used, self._clock(), record=record, flight_error=flight_error)
@@ -300,7 +301,7 @@ class FailoverBackend:
             return settlement
         try:
             return self._on_primary(lambda: pending.settle(self.primary))
-        except (StoreAway, Unavailable) as error:
+        except (StoreAway, LimitsUnavailable) as error:
             sent = not isinstance(error, StoreAway) or error.sent
         except Exception:
             logger.exception("limits: the settlement of %s has to wait", operation)  # the seeder has no database
@@ -313,7 +314,7 @@ class FailoverBackend:
         """Emit a record; while Redis is away, to the database."""
         try:
             return self._on_primary(lambda: self.primary.emit(account_id, operation, record, tally=tally))
-        except (StoreAway, Unavailable) as error:
+        except (StoreAway, LimitsUnavailable) as error:
             now = self._clock()
             pending = Pending(LimitSet(account_id, ()), operation, 0, Amount(), now, record=record, tally=tally)
             if tally is None:
@@ -335,18 +336,18 @@ class FailoverBackend:
             return 0
 
     def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
-        """Return what each subject uses; raises Unavailable while Redis is away."""
+        """Return what each subject uses; raises LimitsUnavailable while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.usage(scope, month))
         except StoreAway as away:
-            raise Unavailable(retry_after=RETRY_AFTER) from away
+            raise LimitsUnavailable(retry_after=RETRY_AFTER) from away
 
     def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
-        """Return the usage of many scopes; raises Unavailable while Redis is away."""
+        """Return the usage of many scopes; raises LimitsUnavailable while Redis is away."""
         try:
             return self._on_primary(lambda: self.primary.usages(scopes, month))
         except StoreAway as away:
-            raise Unavailable(retry_after=RETRY_AFTER) from away
+            raise LimitsUnavailable(retry_after=RETRY_AFTER) from away
 
     def mend_once(self) -> bool:
         """Probe Redis, and make the waiting settlements; return whether nothing is left to repair."""
@@ -361,19 +362,19 @@ class FailoverBackend:
     def _beat(self) -> None:
         """Show that this process lives, and drop the flights that others have taken over."""
         known = dict(self._flights)
-        with suppress(StoreAway, Unavailable):  # the next beat tells
+        with suppress(StoreAway, LimitsUnavailable):  # the next beat tells
             for operation in known.keys() - self._on_primary(lambda: self.primary.keep_flights(known)):
                 self._flights.pop(operation, None)
 
     def _on_primary(self, call: Callable[[], T]) -> T:
-        """Make a call on Redis; raise StoreAway if Redis is away, Unavailable if it is there but the call fails."""
+        """Make a call on Redis. Raises StoreAway, or LimitsUnavailable if Redis is there but the call fails."""
         try:
             return self.availability.ask(call)
         except StoreAway:
             raise
         except RedisError as error:
             logger.error("limits: Redis answers the probe, but not the call: %s", error)
-            raise Unavailable(retry_after=1) from error
+            raise LimitsUnavailable(retry_after=1) from error
 
     def _hold(self, operation: str, held: Amount) -> None:
         self._held[operation] = held
@@ -408,7 +409,7 @@ class FailoverBackend:
         return bool(self.pending or self.tallies)
 
 
-def _may_have_arrived(error: StoreAway | Unavailable) -> bool:
+def _may_have_arrived(error: StoreAway | LimitsUnavailable) -> bool:
     """Return whether Redis may have executed the call that got no reply."""
     if isinstance(error, StoreAway):
         return error.sent

@@ -49,7 +49,7 @@ class _Use:
         return self.held + sum(tokens for _, tokens in self.settled)
 
     def touch(self, now: int) -> None:
-        """Drop what has left the window, and what a clock wrote that was set back since by more than one."""
+        """Drop entries older than the window, and those more than a window ahead: the clock was set back."""
         self.touched = now
         if self.requests and self.requests[-1] > now + MINUTE:
             self.requests.clear()

@@ -18,7 +18,6 @@ from redis.exceptions import ResponseError
 
 from accounts.limits.records import UsageRecord
 from accounts.limits.types import (
-    DEFAULT_LEASE_SECONDS,
     LAZY_REAPS,
     MILLION,
     NO_ACCOUNT,
@@ -108,7 +107,7 @@ class RedisBackend:
         wire: Wire,
         *,
         seeder: Seeder,
-        lease_seconds: int = DEFAULT_LEASE_SECONDS,
+        lease_seconds: int = 20,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self.wire = wire
@@ -180,7 +179,7 @@ class RedisBackend:
         call that costs nothing is not refused by a budget in money, even if that is overspent. A higher `attempt` of an
         open operation adds its bound to what is held and takes no second slot: for a retry after a try that may have
         been billed. Repeating an attempt changes nothing. Raises OperationClosed if the operation is no longer open,
-        Unavailable, and errors of the seeder.
+        LimitsUnavailable, and errors of the seeder.
 
         With a `flight`, an identical call that is in flight in a process that lives, or that ended since, decides
         before the limits: nothing is taken. Else a grant of the whole output makes this call the flight's leader. The

@@ -97,7 +97,6 @@ NO_ACCOUNT = 0  # ids in the database begin at 1
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
 
-DEFAULT_LEASE_SECONDS = 20
 REAP_AT_MOST = 64  # keeps one call's time in Redis below a few ms
 LEAVES = 61  # seconds; tokens of one second leave the window when the end of that second is a minute old: never early
 LAZY_REAPS = 16  # expired leases of the shard that one reserve clears at most: keeps its time bounded
@@ -119,7 +118,7 @@ class LimitName(StrEnum):
     MONTHLY_COST = "monthly_cost"
 
 
-class Unavailable(Exception):
+class LimitsUnavailable(Exception):
     """Raised when a limit can't be enforced exactly because Redis is away: a 503, never the caller's fault.
 
     `retry_after` is in whole seconds.
@@ -268,7 +267,7 @@ class Status:
 class Admission:
     """The result of admit (counted, if admitted) and of peek (never counted), with one status for each subject.
 
-    `at` is the time of admission in µs; it decides the month and hour of the call's record.
+    `at` is the time of admission in µs; it decides the month and the quarter hour of the call's record.
     """
 
     admitted: bool

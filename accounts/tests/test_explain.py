@@ -16,7 +16,7 @@ from pytest_django import Settings
 from accounts import services
 from accounts.explain import Explanation, explain_key
 from accounts.limits import get_limits
-from accounts.limits.types import Unavailable
+from accounts.limits.types import LimitsUnavailable
 from accounts.models import ApiKey
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key, make_tier, secret_part, spend
 
@@ -157,7 +157,7 @@ class TestLimits:
         self, cast: Cast, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def away(*_: Any) -> None:
-            raise Unavailable
+            raise LimitsUnavailable
 
         limits = get_limits()
         monkeypatch.setattr(type(limits), "peek", away)

@@ -19,10 +19,10 @@ from accounts.limits.types import (
     Amount,
     Limits,
     LimitSet,
+    LimitsUnavailable,
     Refusal,
     Reserved,
     Tally,
-    Unavailable,
 )
 from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_bound, a_scope, an_operation
 from core.redis.availability import Availability
@@ -133,7 +133,7 @@ def test_it_goes_on_alone_while_the_cluster_is_away_and_uses_it_when_it_is_back(
             start=lambda target: None,
         )
         assert [limits.admit(scope, an_operation()).admitted for _ in range(3)] == [True, True, False]
-        with pytest.raises(Unavailable):
+        with pytest.raises(LimitsUnavailable):
             limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft=DRAFT)
         for each in (used, client):
             with pytest.raises(redis.RedisError):
@@ -212,7 +212,7 @@ def test_it_goes_on_alone_when_a_node_is_lost() -> None:
         servers[1].kill()
         assert all(limits.admit(scope, an_operation()).admitted for scope in scopes)
         assert limits.is_degraded
-        with pytest.raises(Unavailable):
+        with pytest.raises(LimitsUnavailable):
             limits.reserve(scopes[0], an_operation(), admitted_at=limits.now(), bound=a_bound(), draft=DRAFT)
 
 

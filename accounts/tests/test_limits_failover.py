@@ -13,7 +13,7 @@ import redis
 from accounts.limits.failover import REMEMBERED, FailoverBackend, Pending, PendingSettlements
 from accounts.limits.records import UsageRecord, decode_record
 from accounts.limits.redis import RedisBackend, records_stream
-from accounts.limits.types import SECOND, Amount, InFlight, Limits, LimitSet, Refusal, Reserved, Unavailable
+from accounts.limits.types import SECOND, Amount, InFlight, Limits, LimitSet, LimitsUnavailable, Refusal, Reserved
 from accounts.tests.limits_fixtures import (
     DRAFT,
     NOVEMBER,
@@ -140,7 +140,7 @@ class TestBreaker:
     def test_it_opens_only_when_a_separate_probe_fails_too(self, outage: Outage) -> None:
         outage.begin(redis.TimeoutError("slow"))
         outage.probe_fails = False
-        with pytest.raises(Unavailable) as refused:
+        with pytest.raises(LimitsUnavailable) as refused:
             outage.limits.admit(a_scope(), an_operation())
         assert refused.value.retry_after == 1
         assert not outage.limits.is_degraded
@@ -163,7 +163,7 @@ class TestBreaker:
 
     def test_it_turns_answers_that_are_errors_into_unavailable(self, outage: Outage) -> None:
         outage.begin(redis.exceptions.OutOfMemoryError("OOM command not allowed"))
-        with pytest.raises(Unavailable):
+        with pytest.raises(LimitsUnavailable):
             outage.limits.admit(a_scope(), an_operation())
         assert outage.probes == 0
 
@@ -189,7 +189,7 @@ class TestAway:
     def test_it_refuses_calls_under_a_budget(self, outage: Outage) -> None:
         outage.begin()
         for limits in (Limits(monthly_tokens=10**9), Limits(monthly_cost=10**12)):
-            with pytest.raises(Unavailable):
+            with pytest.raises(LimitsUnavailable):
                 outage.reserve(a_scope(limits))
 
     def test_it_charges_what_it_served_alone_when_redis_is_back(self, outage: Outage) -> None:
@@ -255,7 +255,7 @@ class TestAway:
     def test_it_gives_back_what_a_lost_reply_had_reserved(self, outage: Outage) -> None:
         scope = a_scope(monthly_tokens=1000)
         outage.begin(redis.TimeoutError("lost"), reply_lost=True)
-        with pytest.raises(Unavailable):
+        with pytest.raises(LimitsUnavailable):
             outage.reserve(scope)
         outage.end()
         used = outage.primary.usage(scope)[0]
@@ -284,7 +284,7 @@ class TestAway:
 
     def test_it_does_not_guess_usage(self, outage: Outage) -> None:
         outage.begin()
-        with pytest.raises(Unavailable):
+        with pytest.raises(LimitsUnavailable):
             outage.limits.usage(a_scope())
 
 
@@ -349,7 +349,7 @@ class TestRealRedis:
         time.sleep(1.1)  # the append-only file is synced once a second
         server.kill()
         assert limits.admit(scope, an_operation()).admitted
-        with pytest.raises(Unavailable):
+        with pytest.raises(LimitsUnavailable):
             self.reserve(limits, budget, an_operation())
         limits.settle(budget, operation, admitted_at=limits.now(), used=Amount(30, 30), record=RECORD)
         assert [record.id for record in stored] == [operation]

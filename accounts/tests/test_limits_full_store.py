@@ -10,7 +10,7 @@ import pytest
 
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
-from accounts.limits.types import Amount, Bound, Limits, LimitSet, Reserved, Subject, Unavailable
+from accounts.limits.types import Amount, Bound, Limits, LimitSet, LimitsUnavailable, Reserved, Subject
 from accounts.tests.limits_fixtures import DRAFT, Database
 from core.redis.availability import Availability
 from core.redis.client import redis_client, wire_for
@@ -44,7 +44,7 @@ def test_it_refuses_new_calls_and_hands_the_records_of_open_ones_to_the_database
     settled = limits.settle(SCOPE, "a" * 32, admitted_at=now, used=Amount(30, 5), record=RECORD)
     assert settled.charged == Amount(30, 5)
     assert [(record.id, record.status) for record in written] == [("a" * 32, 200)]
-    with pytest.raises(Unavailable):
+    with pytest.raises(LimitsUnavailable):
         limits.reserve(SCOPE, "b" * 32, admitted_at=now, bound=BOUND, draft=RECORD)
     store.config_set("maxmemory", 0)
     assert isinstance(limits.reserve(SCOPE, "c" * 32, admitted_at=now, bound=BOUND, draft=RECORD), Reserved)

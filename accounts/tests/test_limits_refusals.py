@@ -11,7 +11,7 @@ import redis
 from accounts.limits import tallies
 from accounts.limits.records import UsageRecord
 from accounts.limits.redis import prefix_of, records_stream
-from accounts.limits.types import REFUSALS_A_MINUTE, Amount, LimitSet, Reserved, Tally, Unavailable
+from accounts.limits.types import REFUSALS_A_MINUTE, Amount, LimitSet, LimitsUnavailable, Reserved, Tally
 from accounts.tests.limits_fixtures import (
     DRAFT,
     World,
@@ -204,7 +204,7 @@ class TestFailover:
 
     def test_it_keeps_refusals_while_the_database_is_away_too(self, outage: Outage) -> None:
         outage.begin()
-        with pytest.raises(Unavailable):
+        with pytest.raises(LimitsUnavailable):
             outage.limits.usage(a_scope())
         outage.database_is_away = True
         self.refuse(outage, REFUSALS_A_MINUTE + 20)

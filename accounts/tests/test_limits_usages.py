@@ -11,7 +11,7 @@ import pytest
 
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
-from accounts.limits.types import Amount, Limits, LimitSet, Reserved, Subject, Unavailable
+from accounts.limits.types import Amount, Limits, LimitSet, LimitsUnavailable, Reserved, Subject
 from accounts.tests.limits_fixtures import (
     DRAFT,
     Database,
@@ -105,7 +105,7 @@ def test_it_is_unavailable_while_redis_is_away() -> None:
     )
     assert limits.usages(some_scopes(1))
     limits.availability.is_away = True
-    with pytest.raises(Unavailable):
+    with pytest.raises(LimitsUnavailable):
         limits.usages(some_scopes(1))
 
 

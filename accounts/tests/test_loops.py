@@ -58,13 +58,13 @@ def test_it_goes_on_mending_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
     outage, mended = Outage(), []
     limits = outage.limits
     limits.pending.add(Pending(a_scope(), "op", 0, Amount(), 0, 0))
-    mend = limits.mend_once
+    flush = limits.tallies.flush
 
-    def mend_badly_at_first() -> bool:
+    def fail_at_first() -> bool:
         mended.append(True)
-        return fail() if len(mended) == 1 else mend()
+        return fail() if len(mended) == 1 else flush()
 
-    monkeypatch.setattr(limits, "mend_once", mend_badly_at_first)
+    monkeypatch.setattr(limits.tallies, "flush", fail_at_first)
     monkeypatch.setattr(failover, "MEND_INTERVAL", 0)
     limits._mender.run()
     assert len(mended) == 2

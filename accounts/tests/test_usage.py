@@ -14,7 +14,7 @@ from django.test import Client
 
 from accounts import services
 from accounts.limits import _process, get_limits
-from accounts.limits.types import Amount, Subject, Unavailable
+from accounts.limits.types import Amount, Subject, LimitsUnavailable
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key, spend
 
 pytestmark = pytest.mark.django_db
@@ -36,7 +36,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the state store be away."""
 
     def fail(*_: Any, **__: Any) -> None:
-        raise Unavailable
+        raise LimitsUnavailable
 
     kind = type(get_limits())
     for name in ("peek", "usage"):

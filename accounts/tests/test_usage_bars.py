@@ -15,7 +15,7 @@ from accounts.admin.accounts import RECORDED
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.types import Amount, Unavailable
+from accounts.limits.types import Amount, LimitsUnavailable
 from accounts.models import Account
 from accounts.tests.factories import IssuedKey, logged_in, make_admin, make_key
 
@@ -78,7 +78,7 @@ def test_it_shows_the_month_by_the_records_while_redis_is_away(
     site: Client, issued: IssuedKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: FailoverBackend, *arguments: Any) -> Any:
-        raise Unavailable
+        raise LimitsUnavailable
 
     def settled(subjects: Any, month: int) -> Any:
         return {subject: Amount(1_500, 5_000_000_000) for subject in subjects}

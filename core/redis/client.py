@@ -2,9 +2,9 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
@@ -19,8 +19,6 @@ from core.redis.wire import CONNECT_TIMEOUT, PROBE_TIMEOUT, READ_TIMEOUT, Argume
 
 CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 MOST_CONNECTIONS = 10_000  # more than a process's concurrent requests; redis-py's default of 100 would make calls fail
-
-T = TypeVar("T")
 
 
 def redis_client(
@@ -51,20 +49,16 @@ def wire_for(client: redis.Redis | ClusterClient) -> Wire:
     return DirectWire(client.connection_pool)
 
 
-@dataclass(frozen=True, slots=True)
-class StateStore:
-    """The connections to the state store, and what is known of its availability."""
+class StateStore(Availability):
+    """The state store as this process knows it: the wire to it, and its availability."""
 
-    wire: Wire
-    availability: Availability
-
-    def ask(self, call: Callable[[], T]) -> T:
-        """Make an idempotent call on the wire. Raises RedisError, at once while the store is known to be away."""
-        return self.availability.ask(call)
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire.ping)
+        self.wire = wire
 
     def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
         """Run an idempotent script on the shard of a prefix. Raises RedisError as `ask` does."""
-        return self.availability.ask(lambda: self.wire.call(script, prefix, arguments))
+        return self.ask(lambda: self.wire.call(script, prefix, arguments))
 
 
 @dataclass(slots=True)
@@ -92,7 +86,7 @@ def reset_state_store() -> None:
     """Close the state store; the next `state_store` makes one from the current settings."""
     store, _process.store = _process.store, None
     if store is not None and _process.pid == os.getpid():
-        store.availability.end()
+        store.end()
         store.wire.close()
 
 
@@ -100,6 +94,5 @@ def _state_store() -> StateStore:
     if not settings.REDIS_URL:
         raise ImproperlyConfigured("REDIS_URL is not set, and limits are kept there")
     # A call without a reply is followed by a probe: together they may take REDIS_TIMEOUT.
-    wait: float = getattr(settings, "REDIS_TIMEOUT", READ_TIMEOUT + PROBE_TIMEOUT)
-    wire = wire_for(redis_client(settings.REDIS_URL, read_timeout=max(wait - PROBE_TIMEOUT, PROBE_TIMEOUT)))
-    return StateStore(wire, Availability(wire.ping))
+    read_timeout = max(settings.REDIS_TIMEOUT - PROBE_TIMEOUT, PROBE_TIMEOUT)
+    return StateStore(wire_for(redis_client(settings.REDIS_URL, read_timeout=read_timeout)))

@@ -148,7 +148,10 @@ class _Link:
             self._idle_writer = None
 
     def _watch(self) -> None:
-        """Fail if the store was silent for too long at two looks in a row: timers run before sockets are looked at."""
+        """Fail if the store was silent for too long at two looks in a row.
+
+        At the first, its reply may be waiting: the event loop runs timers before it reads sockets.
+        """
         if not self._waiting:
             self._timer.stop()
             self._is_watched = False

@@ -1,4 +1,4 @@
-"""Leases in the state store: what a process holds stays its own until it lets go, or the lease ends as it died.
+"""Leases in the state store: a process keeps one until it releases it; if the process dies, the lease expires.
 
 One thread in each process renews all that the process holds: named leases (`leases`), and the limits' reservations.
 A lease is renewed each third of its length; most calls end before, and cost no renewal.

@@ -23,7 +23,7 @@ from accounts.api.base import KeyView
 from accounts.idempotency import Claim
 from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
-from accounts.limits.types import Unavailable
+from accounts.limits.types import LimitsUnavailable
 from core.errors import ApiError, DependencyUnavailable
 from core.money import dollars
 from core.telemetry.metrics import CLIENT_LEFT
@@ -48,7 +48,7 @@ class RequestRateThrottle(BaseThrottle):
         with trace.stage("limits"):
             try:
                 admission = get_limits().admit(view.identity.limits, trace.id.hex)
-            except Unavailable as error:
+            except LimitsUnavailable as error:
                 raise DependencyUnavailable(retry_after=error.retry_after) from error
         directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
         view.call = Call(

@@ -8,7 +8,7 @@ import pytest
 
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
-from accounts.limits.types import Amount, Bound, Unavailable
+from accounts.limits.types import Amount, Bound, LimitsUnavailable
 from accounts.tests.factories import IssuedKey, make_key, make_tier
 from core.errors import ApiError, BoundExceedsLimit, ConcurrencyLimited, TokensLimited
 from core.telemetry.trace import begin_trace
@@ -165,7 +165,7 @@ def test_it_says_when_limits_can_t_be_held(opened: Open, monkeypatch: pytest.Mon
     call = opened()
 
     def away(*arguments: object, **options: object) -> None:
-        raise Unavailable(retry_after=7)
+        raise LimitsUnavailable(retry_after=7)
 
     monkeypatch.setattr(get_limits(), "reserve", away)
     with pytest.raises(ApiError) as refused:

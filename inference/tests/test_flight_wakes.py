@@ -23,7 +23,7 @@ def busy():
     while time.monotonic() < until:
         pass
 
-flight.WATCH_SECONDS = 0.2
+flight.WANTED_SECONDS = 0.2
 shared = flight.Flight("key")
 followers = [gevent.spawn(shared.outcome, flight.Wait("key", Deadline(30), 0)) for _ in range(5)]
 gevent.spawn(busy)

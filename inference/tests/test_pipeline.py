@@ -119,7 +119,7 @@ def test_it_answers_502_for_a_model_that_nothing_serves(api: Api, upstream: Fake
 def test_it_tells_a_bug_as_500_and_records_it(
     api: Api, upstream: FakeUpstream, records: Records, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.pipeline.store", lambda *parts: 1 / 0)
+    monkeypatch.setattr("inference.pipeline.share_answer", lambda *parts: 1 / 0)
     answer = api.chat()
     assert answer.status_code == 500
     assert answer.json() == {

@@ -214,10 +214,10 @@ def test_it_answers_503_while_limits_cant_be_held(
     api: Api, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, settings: LazySettings
 ) -> None:
     from accounts.limits import get_limits
-    from accounts.limits.types import Unavailable
+    from accounts.limits.types import LimitsUnavailable
 
     def fail(*args: Any, **options: Any) -> None:
-        raise Unavailable(retry_after=5)
+        raise LimitsUnavailable(retry_after=5)
 
     monkeypatch.setattr(type(get_limits()), "reserve", fail)
     answer = api.chat()

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from accounts import limit_usage
 from accounts.limit_usage import TITLES
-from accounts.limits.types import LimitName, Unavailable
+from accounts.limits.types import LimitName, LimitsUnavailable
 from accounts.tests.factories import Cast, logged_in, make_account, make_admin, make_key, make_staff, make_tier
 from monitoring.ingester import Backlog
 from monitoring.models import Alert
@@ -375,7 +375,7 @@ class TestLists:
         self, site: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def away(*_: object) -> None:
-            raise Unavailable
+            raise LimitsUnavailable
 
         monkeypatch.setattr(limit_usage, "get_limits", away)
         recorded(make_key(account=make_account("spent", monthly_token_budget=30)))

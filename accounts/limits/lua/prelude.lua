@@ -12,8 +12,8 @@
 --   f                  zset     names of the counts above with refusals not emitted yet, by when (µs) they are due
 --   a:<operation>      string   when (µs) the operation was admitted
 --   o:<operation>      hash     z state (o open, b bound charged, s settled), k attempt, s subjects, m month,
---                               t c tokens and cost held or charged, u output tokens, d draft, y second of the charge,
---                               f key of the flight it was given
+--                               t c tokens and cost held or charged, u output tokens, g those of the latest attempt,
+--                               d draft, y second of the charge, x overrun, f key of the flight that it was given
 --   l                  zset     open operations by the end of their lease (µs)
 --   y:<key>            string   the flight of identical calls: the operation that leads it, and its process
 --   y:<key>:ended      string   when (µs) the last one ended, and the error that those who waited share ('' without)
