@@ -1,11 +1,8 @@
 -- Take a slot and the bound of a call from all subjects, or nothing from any. An identical call decides before the
 -- limits: while one is in flight, or if one has ended since, nothing is taken.
--- ARGV: 1 clock override, 2 operation, 3 lease (µs), 4 attempt, 5 month (0: no ledgers), 6 when the month's budgets are
--- whole again, 7 prompt tokens, 8 prompt cost, 9 most output, 10 least output, 11 step, 12 and 13 price of output (whole
--- nano-dollars a token, and the rest in millionths), 14 draft, 15 leases to reap on the way, 16 key of the flight ('' for
--- none), 17 since when (µs) its end matters to the caller, 18 the caller's process, then of each subject: name, tokens
--- per minute, concurrent requests, monthly tokens, monthly cost, requests per minute (-1 is unlimited; requests that
--- admit.lua has counted are not counted again, so they are unlimited here).
+-- ARGV: as named below, then of each subject: name, tokens per minute, concurrent requests, monthly tokens, monthly cost,
+-- requests per minute (-1 is unlimited; requests that admit.lua has counted are not counted again, so they are unlimited
+-- here).
 -- Answers {'ok', leads a flight, output, tokens held, cost held, time, lease end, then of each subject tokens used, their
 -- reset}, {'closed'}, {'flight', is open, time (of its end if it failed), error}, {'missing', numbers of subjects}, or
 -- {'refused', time, then of each refusal: number of the subject, number of the limit, used, reset, impossible}.
@@ -13,27 +10,32 @@
 local FIRST, WIDTH = 19, 6
 local AWAITED_TTL = 1500 -- ms; several times the pause between two looks of a follower
 local TPM, CONCURRENT, MONTHLY_TOKENS, MONTHLY_COST, REQUESTS = 1, 2, 3, 4, 5
-local now = clock(ARGV[1])
+
+-- `month` 0: no ledgers; budgets are whole again at `month_ends`. `most` and `least` output, in multiples of `step`, at
+-- so many whole nano-dollars a token and a rest in millionths. The end of a flight (key '': none) matters since a time.
+local override, id, lease, attempt, month, month_ends = unpack(ARGV, 1, 6)
+local prompt_tokens, prompt_cost, most, least, step, whole_price, rest_price = unpack(ARGV, 7, 13)
+local draft, lazy_reaps, flight_key, flight_since, process = unpack(ARGV, 14, 18)
+prompt_tokens, prompt_cost = tonumber(prompt_tokens), tonumber(prompt_cost)
+most, least, step = tonumber(most), tonumber(least), tonumber(step)
+whole_price, rest_price = tonumber(whole_price), tonumber(rest_price)
+local now = clock(override)
 local second = math.floor(now / 1000000)
-local operation, attempt, month = P .. 'o:' .. ARGV[2], tonumber(ARGV[4]), ARGV[5]
-local prompt_tokens, prompt_cost = tonumber(ARGV[7]), tonumber(ARGV[8])
-local most, least, step = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local whole_price, rest_price = tonumber(ARGV[12]), tonumber(ARGV[13])
-local flight = ARGV[16] ~= '' and P .. 'y:' .. ARGV[16]
+local operation, flight = P .. 'o:' .. id, flight_key ~= '' and P .. 'y:' .. flight_key
 
 if flight and redis.call('EXISTS', operation) == 0 then
-  local held_by, process = leader(flight)
-  if held_by and redis.call('EXISTS', P .. 'p:' .. process) == 1 then
+  local held_by, its_process = leader(flight)
+  if held_by and redis.call('EXISTS', P .. 'p:' .. its_process) == 1 then
     redis.call('SET', flight .. ':awaited', 1, 'PX', AWAITED_TTL)
     return { 'flight', 1, now, '' }
   end
   local ended, error = string.match(redis.call('GET', flight .. ':ended') or '', '^(%d+) (.*)$')
-  if ended and tonumber(ended) >= tonumber(ARGV[17]) then
+  if ended and tonumber(ended) >= tonumber(flight_since) then
     return { 'flight', 0, error == '' and now or tonumber(ended), error }
   end
 end
 
-reap(now, tonumber(ARGV[15]))
+reap(now, tonumber(lazy_reaps))
 
 local subjects = {}
 for i = FIRST, #ARGV, WIDTH do
@@ -62,8 +64,8 @@ if held[1] and held[1] ~= 'o' then
   return { 'closed' }
 end
 local slot = held[1] and 0 or 1
-if held[1] and attempt <= tonumber(held[2]) then
-  return granted(held[7], tonumber(held[6]), held_tokens, held_cost, tonumber(redis.call('ZSCORE', P .. 'l', ARGV[2])))
+if held[1] and tonumber(attempt) <= tonumber(held[2]) then
+  return granted(held[7], tonumber(held[6]), held_tokens, held_cost, tonumber(redis.call('ZSCORE', P .. 'l', id)))
 end
 
 local missing = { 'missing' }
@@ -98,7 +100,7 @@ end
 
 for _, s in ipairs(subjects) do
   local function in_a_second() return now + 1000000 end
-  local function next_month() return tonumber(ARGV[6]) end
+  local function next_month() return tonumber(month_ends) end
   if s.limits[REQUESTS] then
     s.at = math.max(now, log_latest(s.log, now))
     check(s, REQUESTS, log_length(s.log, s.at), 1, function(excess) return log_reset(s.log, excess, s.at) end)
@@ -153,19 +155,19 @@ for _, s in ipairs(subjects) do
   end
   names[s.number] = s.name
 end
-local lease_end = now + tonumber(ARGV[3])
+local lease_end = now + tonumber(lease)
 redis.call('HSET', operation, 'z', 'o', 'k', attempt, 's', table.concat(names, ' '), 'm', month,
-  't', held_tokens + tokens, 'c', held_cost + cost, 'u', held_output + output, 'g', output, 'd', ARGV[14])
+  't', held_tokens + tokens, 'c', held_cost + cost, 'u', held_output + output, 'g', output, 'd', draft)
 redis.call('EXPIRE', operation, LONG_TTL)
-redis.call('ZADD', P .. 'l', str(lease_end), ARGV[2])
+redis.call('ZADD', P .. 'l', str(lease_end), id)
 redis.call('EXPIRE', P .. 'l', LONG_TTL)
 
 -- An answer that limits cut short is not shared. A further attempt keeps the flight that the call has.
 local leads = held[7]
 if flight and slot == 1 and output == most then
-  leads = ARGV[16]
-  redis.call('SET', flight, ARGV[2] .. ' ' .. ARGV[18], 'EX', LONG_TTL)
-  redis.call('SET', P .. 'p:' .. ARGV[18], 1, 'PX', HEARTBEAT_TTL)
+  leads = flight_key
+  redis.call('SET', flight, id .. ' ' .. process, 'EX', LONG_TTL)
+  redis.call('SET', P .. 'p:' .. process, 1, 'PX', HEARTBEAT_TTL)
   redis.call('HSET', operation, 'f', leads)
 end
 return granted(leads, output, held_tokens + tokens, held_cost + cost, lease_end)
