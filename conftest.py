@@ -54,18 +54,18 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     """Begin without what an earlier test left in Redis, in caches, or in this process."""
     from accounts.key_cache import directory
     from accounts.limits import reset_limits
+    from core.cache import forget_outages
     from core.database import database_outage
     from core.redis.leases import leases
-    from inference.cache import guard
     from inference.catalog import catalog
     from inference.upstream.breaker import breakers
     from operations.health import reachable_routes, recent_reports
 
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
-    known = (directory, catalog, breakers, guard, leases)
+    known = (directory, catalog, breakers, leases)
     reports = (recent_reports.clear, reachable_routes.clear)
-    for forget in (reset_limits, database_outage.succeeded, *reports, *(each.forget for each in known)):
+    for forget in (reset_limits, forget_outages, database_outage.succeeded, *reports, *(each.forget for each in known)):
         forget()
 
 

@@ -7,7 +7,6 @@ key is refused all the same.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +21,9 @@ from rest_framework.request import Request
 
 from accounts.key_cache import AuthenticatedKey, directory
 from accounts.keys import is_well_formed
-from accounts.limits import state_store_is_away
 from core.errors import AddressDenied, KeyInvalid, TooManyFailures
 from core.network import client_address, is_within, rate_limit_group_key
-from core.outage import Outage
+from core.redis.availability import StoreAway
 
 log = structlog.get_logger(__name__)
 
@@ -77,10 +75,6 @@ class ApiKeyAuthentication(BaseAuthentication):
         return 'Bearer realm="api"'
 
 
-#: By the cache's URL, because Django creates its caches anew in every thread.
-outages: defaultdict[str, Outage] = defaultdict(Outage)
-
-
 def count_attempt(request: HttpRequest, *, group: str, rate: str) -> None:
     """Count an attempt against the client's address; raises TooManyFailures above the rate.
 
@@ -93,7 +87,7 @@ def count_attempt(request: HttpRequest, *, group: str, rate: str) -> None:
 
 
 class AttemptsCache(RedisCache):  # type: ignore[misc]  # django-redis is not typed
-    """Redis as a counter; returns None without waiting if Redis was away recently."""
+    """Redis as a counter of attempts; returns None while it is away."""
 
     def add(self, *args: Any, **kwargs: Any) -> Any:
         """Create a counter."""
@@ -108,17 +102,9 @@ class AttemptsCache(RedisCache):  # type: ignore[misc]  # django-redis is not ty
         return self._ask(lambda: super(AttemptsCache, self).get(*args, **kwargs))
 
     def _ask(self, method: Callable[[], Any]) -> Any:
-        outage = outages[self._server]
-        if state_store_is_away(beside=self._server) or not outage.may_try():
-            return None
         try:
-            answer = method()
+            return method()
         except (RedisError, OSError) as error:
-            outage.failed()
-            log.warning("attempts_not_counted", cause=type(error).__name__)
+            if not isinstance(error, StoreAway) or error.sent:
+                log.warning("attempts_not_counted", cause=type(error).__name__)
             return None
-        except ValueError:
-            outage.succeeded()
-            raise
-        outage.succeeded()
-        return answer

@@ -14,7 +14,7 @@ from django.db.migrations.executor import MigrationExecutor
 from redis.connection import parse_url
 
 from accounts.checks import FEWEST_CHARACTERS, OLD_DATABASE, OLD_MIGRATION
-from accounts.limits import same_server
+from core.redis.client import same_server
 
 
 @register(Tags.security)

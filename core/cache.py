@@ -3,25 +3,57 @@
 redis-py takes a connection from its pool for each command and checks it, which took a tenth of a model call's CPU time.
 """
 
-from functools import cache
 from typing import Any
 
 import redis
+from django.conf import settings
 
+from core.redis.availability import Availability
+from core.redis.client import server_of, state_store
 from core.redis.wire import DirectWire
 
 
-@cache
-def _wire(pool: redis.ConnectionPool) -> DirectWire:
-    """Return the process's wire to a server; django-redis has one pool for it, and a client for each thread."""
-    return DirectWire(pool)
+class CacheServer:
+    """The process's wire to the server of a cache, and its availability."""
+
+    def __init__(self, pool: Any) -> None:
+        at = pool.connection_kwargs
+        self._place = (None, at["path"]) if "path" in at else (at.get("host"), at.get("port"))
+        self._wire = DirectWire(pool)
+        self.own_availability = Availability(self._wire.ping, name="cache")
+
+    @property
+    def availability(self) -> Availability:
+        """The availability of the server: the state store's, if it is the same one."""
+        is_state_store = bool(settings.REDIS_URL) and server_of(settings.REDIS_URL) == self._place
+        return state_store() if is_state_store else self.own_availability
+
+    def command(self, *command: Any) -> Any:
+        """Run a command once. Raises RedisError, at once while the server is known to be away."""
+        return self.availability.ask(lambda: self._wire.command(*command), attempts=1)
+
+
+#: django-redis has one pool for a server, and a client for each thread.
+_servers: dict[redis.ConnectionPool, CacheServer] = {}
+
+
+def forget_outages() -> None:
+    """Take the servers of all caches to be available, so that calls ask them again."""
+    for server in _servers.values():
+        server.own_availability.is_away = False
 
 
 class SharedRedis(redis.Redis):
     """The client. Failures are raised as RedisError, and nothing is retried."""
 
+    @property
+    def server(self) -> CacheServer:
+        """The server of the client's pool."""
+        pool = self.connection_pool
+        return _servers.get(pool) or _servers.setdefault(pool, CacheServer(pool))
+
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run a command and return its reply as redis-py does."""
-        reply = _wire(self.connection_pool).command(*args)
+        reply = self.server.command(*args)
         callback: Any = self.response_callbacks.get(args[0])  # type: ignore[no-untyped-call]
         return reply if callback is None else callback(reply, **options)

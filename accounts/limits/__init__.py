@@ -9,8 +9,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -26,13 +24,10 @@ __all__ = [
     "get_limits",
     "install",
     "reset_limits",
-    "same_server",
     "settled_in_database",
-    "state_store_is_away",
     "write_refusal",
 ]
 
-REDIS_PORT = 6379
 logger = logging.getLogger(__name__)
 Sink = Callable[[UsageRecord], None]
 
@@ -93,11 +88,6 @@ def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subj
     return _process.parts.seeder(subjects, month)
 
 
-def state_store_is_away(*, beside: str) -> bool:
-    """Return whether the limits know that their Redis is away, and the URL `beside` names the same server."""
-    return bool(settings.REDIS_URL) and same_server(settings.REDIS_URL, beside) and get_limits().is_degraded
-
-
 #: Why Redis refuses writes, by a word of its error message; redis-py may have removed the error code from that.
 _CAUSES = {
     "maxmemory": "its memory is full (maxmemory)",
@@ -129,18 +119,6 @@ def write_refusal() -> WriteRefusal | None:
     logger.error("limits: Redis refuses writes: %s", refusals[0])
     cause = next((cause for word, cause in _CAUSES.items() if word in refusals[0]), "its answer is in the log")
     return WriteRefusal(cause, is_everywhere=len(refusals) == len(errors))
-
-
-@lru_cache(maxsize=8)
-def same_server(url: str, other: str) -> bool:
-    """Return whether two URLs name the same Redis server."""
-    return _server(url) == _server(other)
-
-
-def _server(url: str) -> tuple[str | None, int | str]:
-    """Return a server's host and port, or the path of its socket."""
-    parts = urlsplit(url)
-    return (None, parts.path) if parts.scheme == "unix" else (parts.hostname, parts.port or REDIS_PORT)
 
 
 def reset_limits() -> None:

@@ -14,7 +14,7 @@ from django.test import Client
 
 from accounts import services
 from accounts.limits import _process, get_limits
-from accounts.limits.types import Amount, Subject, LimitsUnavailable
+from accounts.limits.types import Amount, LimitsUnavailable, Subject
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key, spend
 
 pytestmark = pytest.mark.django_db

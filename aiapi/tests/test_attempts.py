@@ -8,10 +8,9 @@ import pytest
 from django.conf import LazySettings
 from django.core.cache import caches
 from django.test import Client
+from django_redis import get_redis_connection
 
-from accounts import authentication
 from core.env import cache_settings
-from core.outage import Outage
 from tests.silent import Silent, silent_server
 
 WAIT = 0.2  # seconds
@@ -41,10 +40,10 @@ def send_bad_keys() -> list[int]:
 def test_it_lets_one_bad_key_wait_and_no_others(
     silent: Silent, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("core.redis.availability.PROBE_INTERVAL", 60.0)
     keep_attempts_in(silent.redis_url, settings)
-    monkeypatch.setitem(authentication.outages, silent.redis_url, Outage(lambda: 0.0))
     assert send_bad_keys() == [401] * BAD_KEYS
-    assert silent.calls() == 1
+    assert silent.calls() == 2, "a command and a probe"
 
 
 def test_it_counts_in_redis(redis_url: str, settings: LazySettings) -> None:
@@ -54,18 +53,15 @@ def test_it_counts_in_redis(redis_url: str, settings: LazySettings) -> None:
     assert send_bad_keys() == [401, 401, 401, 429, 429]
 
 
-def test_it_asks_again_after_a_second(redis_url: str, settings: LazySettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_counts_nothing_while_redis_is_away(redis_url: str, settings: LazySettings) -> None:
     keep_attempts_in(redis_url, settings)
-    seconds = [0.0]
-    monkeypatch.setitem(authentication.outages, redis_url, outage := Outage(lambda: seconds[0]))
-    outage.failed()
-    cache = caches["attempts"]
+    cache, availability = caches["attempts"], get_redis_connection("attempts").server.availability
     cache.clear()
-    assert cache.add("a", 1) is None
-    seconds[0] += 1
+    availability.is_away = True
+    assert not cache.add("a", 1)
+    availability.is_away = False
     assert cache.add("a", 1)
     assert cache.incr("a") == 2
     assert cache.get("a") == 2
     with pytest.raises(ValueError, match="not found"):
         cache.incr("b")
-    assert not outage.is_on

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.conf import LazySettings
 from django.core.cache import caches
+from django_redis import get_redis_connection
 
 from accounts.limits import get_limits, reset_limits
 from accounts.tests.factories import make_key
@@ -95,10 +96,10 @@ def silent() -> Iterator[Silent]:
 def test_it_lets_no_request_wait_for_a_cache_that_is_away(
     silent: Silent, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("core.redis.availability.PROBE_INTERVAL", 0.1)
     set_cache(settings, silent.redis_url)
     assert cache.look_up("key") is None
-    assert silent.calls() == 1
+    assert silent.calls() == 2, "a command and a probe"
     began, asked = time.monotonic(), 0
     while time.monotonic() - began < 1:
         cache.look_up("key")
@@ -119,18 +120,18 @@ def test_it_believes_the_limits_that_their_redis_is_away(
     assert silent.calls() == 2
     assert cache.look_up("key") is None
     assert silent.calls() == 0
-    assert not cache.guard.is_away
     reset_limits()
 
 
 def test_it_comes_back_by_itself(
     api: Api, upstream: FakeUpstream, settings: LazySettings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("core.redis.availability.PROBE_INTERVAL", 0.2)
     set_cache(settings, redis.url)
     caches["answers"].clear()
     os.kill(redis.process.pid, signal.SIGSTOP)
     assert api.chat()["X-Cache"] == "MISS"
     os.kill(redis.process.pid, signal.SIGCONT)
-    wait_until(lambda: not cache.guard.is_away, "the cache to be used again", timeout=5)
+    server = get_redis_connection("answers").server
+    wait_until(lambda: not server.availability.is_away, "the cache to be used again", timeout=5)
     assert [api.chat()["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]

@@ -1,19 +1,20 @@
-"""Whether the state store is available, and how a call to it fails while it is not: one policy for all that use it.
+"""Whether a store is available, and how a call to it fails while it is not: one policy for all that use it.
 
 - A call that fails is followed by a separate probe. If the probe fails, the breaker opens and no further call waits for
   the store. If it succeeds, the store is slow but not away: the call is made again (all are idempotent), and once more
   after a further probe.
 - While the breaker is open, one thread probes each second and closes it; calls never pay for that.
 
-What a caller does without the store is its own matter: see accounts.limits.failover for the limits.
+What a caller does without the store is its own matter: see accounts.limits.failover for the limits, inference.cache for
+cached answers.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -23,30 +24,36 @@ from core.background import PeriodicThread, Start
 PROBE_INTERVAL = 1.0  # seconds between probes while the store is away
 ATTEMPTS = 3  # for one call, as long as the store answers the probes between them
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
 
 class StoreAway(RedisConnectionError):
-    """The state store is away. `sent` says that the call may have reached it."""
+    """The store is away. `sent` says that the call may have reached it."""
 
     def __init__(self, *, sent: bool) -> None:
-        super().__init__("the state store is away")
+        super().__init__("the store is away")
         self.sent = sent
 
 
 class Availability:
     """The availability of a store, as this process knows it.
 
-    `probe` raises RedisError unless the store answers at once; `clock` returns monotonic seconds; `start` runs the
-    probing thread.
+    `probe` raises RedisError unless the store answers at once; `name` is for the log; `clock` returns monotonic
+    seconds; `start` runs the probing thread.
     """
 
     def __init__(
-        self, probe: Callable[[], None], *, clock: Callable[[], float] = time.monotonic, start: Start | None = None
+        self,
+        probe: Callable[[], None],
+        *,
+        name: str = "state",
+        clock: Callable[[], float] = time.monotonic,
+        start: Start | None = None,
     ) -> None:
         self._probe = probe
+        self._name = name
         self._clock = clock
         self._lock = threading.Lock()
         self._answered_at = float("-inf")
@@ -60,11 +67,11 @@ class Availability:
         )
         self.is_away = False
 
-    def ask(self, call: Callable[[], T]) -> T:
+    def ask(self, call: Callable[[], T], *, attempts: int = ATTEMPTS) -> T:
         """Make an idempotent call. Raises StoreAway, or what the call raises although the store is there."""
         if self.is_away:
             raise StoreAway(sent=False)
-        for _ in range(ATTEMPTS - 1):
+        for _ in range(attempts - 1):
             try:
                 return call()
             except (RedisConnectionError, RedisTimeoutError):
@@ -79,7 +86,7 @@ class Availability:
         """Probe the store if it is away, and return whether it is there."""
         if self.is_away and self._answers():
             self.is_away = False
-            logger.warning("limits: Redis is back")
+            log.warning("store_is_back", store=self._name)
         return not self.is_away
 
     def end(self) -> None:
@@ -96,7 +103,7 @@ class Availability:
             if not self.is_away and self._answered_at < failed_at and not self._answers():
                 self.is_away = True
                 self._prober.begin()
-                logger.error("limits: Redis is away, rates go on per process and budgets are refused")
+                log.error("store_is_away", store=self._name)
         if self.is_away:
             raise StoreAway(sent=True) from None
 
@@ -104,7 +111,7 @@ class Availability:
         try:
             self._probe()
         except (RedisError, OSError) as error:
-            logger.info("limits: the probe of Redis failed: %s", error)
+            log.info("store_probe_failed", store=self._name, cause=type(error).__name__)
             return False
         self._answered_at = self._clock()
         return True

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,20 @@ from core.redis.wire import CONNECT_TIMEOUT, PROBE_TIMEOUT, READ_TIMEOUT, Argume
 
 CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 MOST_CONNECTIONS = 10_000  # more than a process's concurrent requests; redis-py's default of 100 would make calls fail
+
+REDIS_PORT = 6379
+
+
+def same_server(url: str, other: str) -> bool:
+    """Return whether two URLs name the same Redis server."""
+    return server_of(url) == server_of(other)
+
+
+@lru_cache(maxsize=8)
+def server_of(url: str) -> tuple[str | None, int | str]:
+    """Return a server's host and port, or the path of its socket."""
+    parts = urlsplit(url)
+    return (None, parts.path) if parts.scheme == "unix" else (parts.hostname, parts.port or REDIS_PORT)
 
 
 def redis_client(
