@@ -89,7 +89,7 @@ def fill(records: int) -> None:
     from django.db import connection, transaction
 
     from monitoring.models import Rollup
-    from monitoring.records import as_row
+    from monitoring.recorder import as_row
     from monitoring.rollups.store import Change, rollups_add, spread, tallies_of
 
     Rollup.objects.all().delete()
@@ -109,10 +109,10 @@ def fill(records: int) -> None:
 
 def reads() -> Iterator[tuple[str, Callable[[], Any]]]:
     """List what readers ask."""
-    from monitoring.rollups.parameters import UsageSpan
     from monitoring.rollups.periods import Unit
     from monitoring.rollups.queries import Scope, usage_rankings, usage_series, usage_totals
     from monitoring.selectors import account_usage, stats
+    from monitoring.serializers import UsageSpan
 
     month, year = END - timedelta(days=30), END - timedelta(days=400)
     span = {"begin": month, "end": END}

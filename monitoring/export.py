@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -29,7 +30,7 @@ from core.keyset import Place, stretch
 from monitoring.models import RequestRecord, Rollup
 from monitoring.rollups.figures import QUANTILES
 from monitoring.rollups.periods import DAY, QUARTER, Unit, buckets, ceiling, datetime_of, floor
-from monitoring.rollups.queries import CALLERS, EVERYTHING, Point, Scope, span_parts, usage_series
+from monitoring.rollups.queries import CALLERS, EVERYTHING, Scope, span_parts, usage_series
 
 Row = Sequence[Any]
 
@@ -49,20 +50,20 @@ class Format(StrEnum):
         return "text/csv; charset=utf-8" if self is Format.CSV else "application/x-ndjson"
 
 
-def encoded(columns: Sequence[str], batches: Iterable[Sequence[Row]], file_format: Format) -> Iterator[bytes]:
-    """Encode each batch of rows as one chunk; CSV begins with a line of column names."""
+def encoded(
+    columns: Sequence[str], batches: Iterable[Sequence[Row]], file_format: Format, *, is_packed: bool = False
+) -> Iterator[bytes]:
+    """Encode each batch of rows as one chunk; CSV begins with a line of column names. `is_packed`: compress by gzip."""
+    chunks: Iterator[bytes] = (_json_lines(columns, batch) for batch in batches)
     if file_format is Format.CSV:
-        yield _csv([columns])
-    for batch in batches:
-        yield _csv(map(_cells, batch)) if file_format is Format.CSV else _json_lines(columns, batch)
+        chunks = chain([_csv([columns])], (_csv([_cell(value) for value in row] for row in batch) for batch in batches))
+    return _gzipped(chunks) if is_packed else chunks
 
 
-def gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Compress chunks into one gzip file."""
+def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
     compressor = zlib.compressobj(wbits=GZIP_WINDOW)
     for chunk in chunks:
-        packed = compressor.compress(chunk)
-        if packed:
+        if packed := compressor.compress(chunk):
             yield packed
     yield compressor.flush()
 
@@ -88,10 +89,6 @@ def _csv(rows: Iterable[Row]) -> bytes:
     buffer = io.StringIO()
     csv.writer(buffer).writerows(rows)
     return buffer.getvalue().encode()
-
-
-def _cells(row: Row) -> list[Any]:
-    return [_cell(value) for value in row]
 
 
 def _cell(value: Any) -> Any:
@@ -202,38 +199,35 @@ def usage_batches(
 
     No connection is held between batches, so a slow download does not take one from requests. Raises TooOld at once.
     """
-    divided = list(buckets(*_kept(floor(begin, QUARTER), ceiling(end, QUARTER)), unit, UTC))
-    if by in CALLERS or account_id is not None:
-        span_parts((first, last) for first, last, _ in divided)
-    return _usage_batches(divided, Scope(account_id=account_id), by)
-
-
-def _usage_batches(divided: Iterable[tuple[int, int, int | None]], scope: Scope, by: str) -> Iterator[Sequence[Row]]:
-    for first, last, start in divided:
-        points = usage_series(begin=datetime_of(first), end=datetime_of(last), scope=scope, by=by)
-        release_connections()
-        time.sleep(0)  # let other threads run, also during a long span without requests
-        if points and start is not None:
-            yield [_row(point, datetime_of(start)) for point in points]
-
-
-def _kept(first: int, end: int) -> tuple[int, int]:
-    """Cut a span of minutes to the days that have rollups: it may begin in the year 1."""
     days = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY).aggregate(first=Min("start"), last=Max("start"))
     if days["first"] is None:
-        return first, first
-    return max(first, days["first"]), min(end, days["last"] + DAY)
+        return iter(())
+    # The span may begin in the year 1: only days that have rollups are divided.
+    kept = max(floor(begin, QUARTER), days["first"]), min(ceiling(end, QUARTER), days["last"] + DAY)
+    divided = list(buckets(*kept, unit, UTC))
+    if by in CALLERS or account_id is not None:
+        span_parts((first, last) for first, last, _ in divided)
+    scope = Scope(account_id=account_id)
+    return (rows for first, last, start in divided if (rows := _usage_rows(first, last, start or first, scope, by)))
 
 
-def _row(point: Point, start: datetime) -> list[Any]:
-    answer = point.figures.as_answer()
-    times = [(answer[name] or {}).get(quantile) for name in TIMED for quantile in QUANTILES]
-    return [
-        start,
-        point.group or "",
-        point.group_id,
-        answer["requests"],
-        *(answer["errors"][name] for name in ERRORS),
-        *(answer[name] for name in PLAIN),
-        *times,
-    ]
+def _usage_rows(first: int, last: int, start: int, scope: Scope, by: str) -> Sequence[Row]:
+    """Return the rows of the period that begins at minute `start`, for its part from `first` to `last` (excluded)."""
+    points = usage_series(begin=datetime_of(first), end=datetime_of(last), scope=scope, by=by)
+    release_connections()
+    time.sleep(0)  # let other threads run, also during a long span without requests
+    rows = []
+    for point in points:
+        answer = point.figures.as_answer()
+        rows.append(
+            [
+                datetime_of(start),
+                point.group or "",
+                point.group_id,
+                answer["requests"],
+                *(answer["errors"][name] for name in ERRORS),
+                *(answer[name] for name in PLAIN),
+                *((answer[name] or {}).get(quantile) for name in TIMED for quantile in QUANTILES),
+            ]
+        )
+    return rows

@@ -15,7 +15,7 @@ from django.core.management.base import BaseCommand, CommandError
 from accounts.audit import audit_event
 from accounts.models import Account
 from core.arguments import datetime_argument, require_order
-from monitoring.export import Format, Row, encoded, gzipped
+from monitoring.export import Format, Row, encoded
 
 
 class ExportCommand(BaseCommand):
@@ -40,24 +40,19 @@ class ExportCommand(BaseCommand):
         told = ("format", "begin", "end", "account", "output", "key", "model", "endpoint", "unit", "by")
         details = {name: str(options[name]) for name in told if options.get(name)}
         audit_event(actor=f"command:{self.name}", action="exported", kind=self.kind, details=details)
-        counter = _Counter()
-        chunks = encoded(columns, counter.counted(batches), file_format)
-        if options["gzip"] or str(output or "").endswith(".gz"):
-            chunks = gzipped(chunks)
+        rows = 0
+
+        def counted() -> Iterator[Sequence[Row]]:
+            nonlocal rows
+            for batch in batches:
+                rows += len(batch)
+                yield batch
+
+        is_packed = options["gzip"] or str(output or "").endswith(".gz")
         with _opened(output) as file:
-            for chunk in chunks:
+            for chunk in encoded(columns, counted(), file_format, is_packed=is_packed):
                 file.write(chunk)
-        self.stderr.write(f"Exported {counter.rows:,} {self.kind}s.")
-
-
-class _Counter:
-    rows = 0
-
-    def counted(self, batches: Iterable[Sequence[Row]]) -> Iterator[Sequence[Row]]:
-
-        for batch in batches:
-            self.rows += len(batch)
-            yield batch
+        self.stderr.write(f"Exported {rows:,} {self.kind}s.")
 
 
 def account_id_of(name: str | None) -> int | None:

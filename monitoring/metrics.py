@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from http import HTTPStatus
+from typing import TypeVar
 
 from prometheus_client import Counter, Histogram
 
@@ -78,22 +79,40 @@ limits_refused = Counter(
 )
 
 
+M = TypeVar("M", Counter, Histogram)
+
+
 def observe_record(record: UsageRecord) -> None:
     """Count a request from its final record."""
-    endpoint, model, status = record.endpoint, record.model, record.status
-    _requests(endpoint, model, status).inc(record.count)
+    endpoint, model, status, many = record.endpoint, record.model, record.status, record.count
+    _series(requests, endpoint, model, class_of(status), outcome_of(status)).inc(many)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        _refused(record.error_code).inc(record.count)
+        _series(limits_refused, record.error_code).inc(many)
     if status < HTTPStatus.BAD_REQUEST:
-        _seconds(endpoint, model, record.cache).observe(record.latency_ms * MILLI)
+        is_cached = "true" if record.cache in ("hit", "coalesced", "replay") else "false"
+        _series(request_seconds, endpoint, model, is_cached).observe(record.latency_ms * MILLI)
     if record.cache:
-        _cache(endpoint, record.cache).inc(record.count)
+        _series(cache_outcomes, endpoint, record.cache).inc(many)
     if record.first_token_ms is not None:
-        _first_token(endpoint, model).observe(record.first_token_ms * MILLI)
+        _series(first_token_seconds, endpoint, model).observe(record.first_token_ms * MILLI)
     if record.input_tokens or record.output_tokens:
-        _observe_use(record)
+        _series(tokens, model, "input").inc(record.input_tokens)
+        _series(tokens, model, "cached").inc(record.cached_tokens)
+        _series(tokens, model, "output").inc(record.output_tokens)
+        _series(cost, model).inc((record.cost or 0) * NANO)
+        if record.cost is None:
+            _series(unpriced, model).inc()
     if record.saved_cost:
-        _saved(model).inc(record.saved_cost * NANO)
+        _series(saved_cost, model).inc(record.saved_cost * NANO)
+
+
+@cache
+def _series(metric: M, *labels: str) -> M:
+    """Return a metric's series of some labels. To look it up in the metric takes longer than to increment it.
+
+    The number of series is bounded by the combinations of endpoints, models and statuses.
+    """
+    return metric.labels(*labels)
 
 
 def span_attributes(record: UsageRecord) -> dict[str, str | int]:
@@ -110,60 +129,3 @@ def outcome_of(status: int) -> str:
     if status == CLIENT_LEFT:
         return "left"
     return "invalid" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
-
-
-def _observe_use(record: UsageRecord) -> None:
-    given, cached, written, price = _used(record.model)
-    given.inc(record.input_tokens)
-    written.inc(record.output_tokens)
-    if record.cached_tokens:
-        cached.inc(record.cached_tokens)
-    price.inc((record.cost or 0) * NANO)
-    if record.cost is None:
-        _unpriced(record.model).inc()
-
-
-# Looking up the series of some labels takes longer than incrementing it, so the series are cached. Their number is
-# bounded by the combinations of endpoints, models and statuses.
-
-
-@cache
-def _requests(endpoint: str, model: str, status: int) -> Counter:
-    return requests.labels(endpoint, model, class_of(status), outcome_of(status))
-
-
-@cache
-def _seconds(endpoint: str, model: str, outcome: str) -> Histogram:
-    is_cached = outcome in ("hit", "coalesced", "replay")
-    return request_seconds.labels(endpoint, model, "true" if is_cached else "false")
-
-
-@cache
-def _first_token(endpoint: str, model: str) -> Histogram:
-    return first_token_seconds.labels(endpoint, model)
-
-
-@cache
-def _used(model: str) -> tuple[Counter, Counter, Counter, Counter]:
-    given, cached, written = (tokens.labels(model, kind) for kind in ("input", "cached", "output"))
-    return given, cached, written, cost.labels(model)
-
-
-@cache
-def _unpriced(model: str) -> Counter:
-    return unpriced.labels(model)
-
-
-@cache
-def _saved(model: str) -> Counter:
-    return saved_cost.labels(model)
-
-
-@cache
-def _cache(endpoint: str, outcome: str) -> Counter:
-    return cache_outcomes.labels(endpoint, outcome)
-
-
-@cache
-def _refused(code: str) -> Counter:
-    return limits_refused.labels(code)

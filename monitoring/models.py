@@ -148,6 +148,35 @@ class Rollup(models.Model):
         return f"{self.grain} {self.start} {self.account_name}/{self.key_name} {self.endpoint} {self.model}"
 
 
+Outcome = Rollup.Outcome
+
+#: Outcomes that are errors, the caller's or ours.
+ERRORS = (Outcome.INVALID, Outcome.LIMITED, Outcome.FAILED)
+#: Outcomes whose times are measured: a refusal takes almost no time, and one row may stand for many of them.
+TIMED = (Outcome.OK, Outcome.FAILED)
+#: Query conditions by outcome.
+OUTCOMES = {
+    Outcome.OK: models.Q(status__lt=400),
+    Outcome.INVALID: models.Q(status__gte=400, status__lt=500) & ~models.Q(status=429),
+    Outcome.LIMITED: models.Q(status=429),
+    Outcome.FAILED: models.Q(status__gte=500),
+}
+
+#: What /stats and the dashboard count as cache hits: cached and coalesced answers.
+FOUND = (RequestRecord.Cache.HIT, RequestRecord.Cache.COALESCED)
+
+_OK, _INVALID, _LIMITED, _FAILED = (str(outcome) for outcome in Outcome)  # str() for each record would be measurable
+
+
+def outcome_of(status: int) -> str:
+    """Return the outcome (see Rollup.Outcome) of a status; 499, a client that left, is invalid."""
+    if status < 400:
+        return _OK
+    if status >= 500:
+        return _FAILED
+    return _LIMITED if status == 429 else _INVALID
+
+
 class RequestContent(models.Model):
     """Prompt and answer of a request of an account with content logging. It is not shown after `expires_at`."""
 

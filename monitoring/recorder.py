@@ -6,18 +6,20 @@ replaced record, read under a lock, is subtracted; a record that was stored alre
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
 
-from accounts.limits.records import UsageRecord
+from accounts.limits.records import FIELDS, UsageRecord
 from core.bulk import insert_lines
 from core.database import REQUEST_SECONDS, query_timeout
+from core.money import NANO_DOLLARS
 from monitoring.models import RequestRecord
-from monitoring.records import as_row, newest_revisions
 from monitoring.rollups.store import Change, rollups_apply
 
 _FIELDS = RequestRecord._meta.concrete_fields
@@ -74,3 +76,30 @@ def _line(row: RequestRecord) -> tuple[Any, ...]:
     if connection.vendor == "postgresql":  # psycopg knows the types itself, and is faster
         return _values(row)
     return tuple(field.get_db_prep_save(getattr(row, field.attname), connection) for field in _FIELDS)
+
+
+MICROSECONDS = 1_000_000
+
+
+def as_row(record: UsageRecord) -> RequestRecord:
+    """Return the unsaved row of a record; raises ValueError or TypeError if a field is malformed."""
+    values = {name: getattr(record, name) for name in FIELDS}
+    values |= {
+        "id": UUID(record.id),
+        "admitted_at": datetime.fromtimestamp(record.admitted_at / MICROSECONDS, tz=UTC),
+        "cost": None if record.cost is None else Decimal(record.cost) / NANO_DOLLARS,
+        "saved_cost": Decimal(record.saved_cost) / NANO_DOLLARS,
+        "stages": record.stages[:200],
+        "failures": record.failures[:500],
+    }
+    return RequestRecord(**values)
+
+
+def newest_revisions(records: Iterable[UsageRecord]) -> list[UsageRecord]:
+    """Return the record of highest revision for each id: one statement can't write a row twice."""
+    newest: dict[str, UsageRecord] = {}
+    for record in records:
+        known = newest.get(record.id)
+        if known is None or known.revision < record.revision:
+            newest[record.id] = record
+    return list(newest.values())

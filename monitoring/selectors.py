@@ -14,8 +14,8 @@ from django.db.models import Sum
 from accounts.selectors import api_key_count
 from monitoring.models import RequestRecord, Rollup
 from monitoring.rollups.figures import Figures
-from monitoring.rollups.parameters import UsageSpan
 from monitoring.rollups.queries import Point, Scope, caller_names, usage_series
+from monitoring.serializers import UsageSpan
 
 
 def stats(*, account_id: int | None) -> dict[str, Any]:

@@ -1,13 +1,138 @@
-"""Serializers of the answers of monitoring's endpoints."""
+"""The parameters and the answers of monitoring's endpoints."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
+from zoneinfo import ZoneInfo
 
+from django.utils import timezone
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 
-from accounts.serializers import LimitUsageAnswer
+from accounts.serializers import LimitUsageAnswer, StrictSerializer
+from core.times import parse_datetime
 from monitoring.models import RequestRecord
+from monitoring.rollups.periods import EPOCH, MINUTE, QUARTER, Unit, buckets, datetime_of, floor, midnight
+from monitoring.rollups.queries import TooOld, span_parts
+
+GROUPS = ("key", "model", "endpoint")
+#: The longest span by unit (None: not divided by time).
+LONGEST = {
+    Unit.HOUR: timedelta(days=31),
+    Unit.DAY: timedelta(days=400),
+    Unit.MONTH: timedelta(days=10 * 366),
+    None: timedelta(days=10 * 366),
+}
+#: The longest span by day in a zone other than UTC: such days are summed from quarter hours, 96 times as many rows.
+LONGEST_ELSEWHERE = timedelta(days=100)
+#: Names (or beginnings) in the zone database that are not IANA zones: the server's own, and zones with leap seconds.
+NO_ZONES = ("localtime", "Factory", "posix", "right/")
+LATEST = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSpan:
+    """A span of whole quarter hours, and how its series is grouped."""
+
+    begin: datetime
+    end: datetime
+    zone: tzinfo
+    unit: Unit | None
+    group: str | None
+
+    @property
+    def group_by(self) -> list[str]:
+        """Return the grouping of the series, time first."""
+        return [str(each) for each in (self.unit, self.group) if each]
+
+
+class StatsQuery(StrictSerializer):
+    """GET /stats takes no parameters."""
+
+    unknown_field = "Unknown parameter: it takes none."
+
+
+class UsageQuery(StrictSerializer):
+    """The parameters of GET /usage: `from`, `to`, `time_zone`, `group_by`."""
+
+    unknown_field = "Unknown parameter: known are from, to, time_zone and group_by."
+    time_zone = serializers.CharField(default="UTC")
+    group_by = serializers.CharField(default=str(Unit.DAY), allow_blank=True)
+
+    def get_fields(self) -> dict[str, Any]:
+        """Add `from`, which is a Python keyword, and `to`."""
+        moments = {name: serializers.CharField(required=False) for name in ("from", "to")}
+        return {**super().get_fields(), **moments}
+
+    def validate_time_zone(self, name: str) -> tzinfo:
+        """Return the zone of an IANA name."""
+        try:
+            if name.startswith(NO_ZONES):
+                raise LookupError(name)
+            return ZoneInfo(name)
+        except (LookupError, ValueError, OSError) as error:
+            raise serializers.ValidationError("No such time zone: give an IANA name, such as Europe/Berlin.") from error
+
+    def validate_group_by(self, text: str) -> tuple[Unit | None, str | None]:
+        """Parse the comma list; return at most one unit and at most one group."""
+        asked = [part.strip() for part in text.split(",") if part.strip()]
+        units, groups = [Unit(part) for part in asked if part in set(Unit)], [part for part in asked if part in GROUPS]
+        if len(units) + len(groups) < len(asked):
+            raise serializers.ValidationError(f"Known are {', '.join([*Unit, *GROUPS])}.")
+        if len(units) > 1 or len(groups) > 1:
+            raise serializers.ValidationError(
+                "At most one of hour, day and month, and at most one of key, model and endpoint."
+            )
+        return next(iter(units), None), next(iter(groups), None)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Return the UsageSpan as `span`."""
+        zone, (unit, group) = attrs["time_zone"], attrs["group_by"]
+        next_hour = datetime_of(floor(timezone.now(), 60) + 60)
+        end = _moment("to", attrs["to"], zone) if "to" in attrs else next_hour
+        month = datetime_of(midnight((end - MINUTE).astimezone(zone).date().replace(day=1), zone))
+        begin = _moment("from", attrs["from"], zone) if "from" in attrs else month
+        if begin >= end:
+            raise serializers.ValidationError({"to": "It is not after `from`."})
+        longest = LONGEST_ELSEWHERE if unit is Unit.DAY and str(zone) != "UTC" else LONGEST[unit]
+        if end - begin > longest:
+            by = f"by the {unit}" if unit else "in all"
+            raise serializers.ValidationError({"from": f"At most {longest.days} days at once {by}."})
+        divided = buckets(floor(begin, QUARTER), floor(end, QUARTER), unit, zone)
+        try:
+            span_parts(((first, last) for first, last, _ in divided))
+        except TooOld as error:
+            raise serializers.ValidationError({"from": str(error)}) from error
+        return {"span": UsageSpan(begin, end, zone, unit, group)}
+
+
+USAGE_PARAMETERS = [
+    OpenApiParameter(name, str, description=description)
+    for name, description in {
+        "from": "A date or date-time on a whole quarter hour. Default: the beginning of the present month.",
+        "to": "The same, excluded. Default: the end of the present hour.",
+        "time_zone": "An IANA name: of days and months, and of times that name no offset. Default: UTC.",
+        "group_by": "A comma list: at most one of hour (up to 31 days), day (400 days, 100 in a zone "
+        "other than UTC) and month (10 years), and at most one of key, model and endpoint. Default: day.",
+    }.items()
+]
+
+
+def _moment(name: str, text: str, zone: tzinfo) -> datetime:
+    """Parse a date or date-time; it is in the zone unless it has an offset."""
+    try:
+        moment = parse_datetime(text, zone)
+    except ValueError as error:
+        raise serializers.ValidationError(
+            {name: "Write a date or date-time: 2026-11-24, 2026-11-24T15:00Z."}
+        ) from error
+    if not EPOCH <= moment < LATEST:
+        raise serializers.ValidationError({name: "Too far from the present."})
+    if moment != datetime_of(floor(moment, QUARTER)):
+        raise serializers.ValidationError({name: "Usage is kept by the quarter hour: give a whole one, such as 15:45."})
+    return moment
 
 
 class StatsAnswer(serializers.Serializer[Any]):

@@ -14,9 +14,8 @@ from accounts.authentication import ApiKeyAuthentication
 from accounts.limit_usage import get_limit_usage, month_text
 from core.errors import NotFound, PermissionDenied
 from monitoring.models import VIEW_RECORDS as SEES_RECORDS
-from monitoring.rollups.parameters import USAGE_PARAMETERS, StatsQuery, UsageQuery
 from monitoring.selectors import account_usage, request_record, stats
-from monitoring.serializers import RecordAnswer, StatsAnswer, UsageAnswer
+from monitoring.serializers import USAGE_PARAMETERS, RecordAnswer, StatsAnswer, StatsQuery, UsageAnswer, UsageQuery
 
 
 class StaffSession(SessionAuthentication):

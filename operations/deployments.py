@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from inference.catalog import catalog
 from inference.models import Deployment
 from inference.selectors import deployments_without_price, missing_variables
-from inference.upstream.breaker import BreakerReading, BreakerState, Notice, breakers, failing
+from inference.upstream.breaker import BreakerReading, BreakerState, breakers, failing
 from monitoring.models import Alert
 from operations.alerts.conditions import alert_subjects, health_subject
 
@@ -58,70 +58,53 @@ WORSE_AND_WORSE = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPE
 
 
 def deployment_states() -> list[DeploymentState]:
-    """List all deployments: troubled ones first, then those without a price, disabled ones last."""
-    return sorted(_states(), key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
+    """List all deployments: troubled ones first, then those without a price, disabled ones last.
 
-
-def _states() -> list[DeploymentState]:
-    """List all deployments with what this process and all others know of them.
-
-    If its address can't be reached it counts as open; if it failed and was not called since, as half-open.
+    A deployment whose address can't be reached counts as open, one that failed and was not called since as half-open.
     """
-    deployments = list(Deployment.objects.select_related("model", "provider"))
     known = _readings()
-    unlisted = _unlisted()
+    default = catalog.default()
+    is_unlisted = Alert.objects.filter(subject=health_subject("llm"), ended_at=None).exists()
+    unlisted = default.routes[0].deployment_id if is_unlisted and default and default.routes else None
     unpriced = set(deployments_without_price().values_list("pk", flat=True))
-    states = [_state(each, known.get(each.pk, CLOSED), is_unlisted=each.pk == unlisted) for each in deployments]
-    return [replace(state, is_priced=each.pk not in unpriced) for state, each in zip(states, deployments, strict=True)]
+    states = []
+    for each in Deployment.objects.select_related("model", "provider"):
+        reading = known.get(each.pk, CLOSED)
+        states.append(
+            DeploymentState(
+                model=each.model.public_name,
+                provider=each.provider.name,
+                name=each.upstream_name,
+                url=reverse("admin:inference_deployment_change", args=[each.pk]),
+                is_enabled=each.is_enabled and each.model.is_enabled and each.provider.is_enabled,
+                state=str(reading.state),
+                open_since=reading.since,
+                cause=reading.cause,
+                accounts=reading.accounts,
+                alert_subjects=alert_subjects(each.pk),
+                missing=", ".join(missing_variables(each.provider)),
+                is_unlisted=each.pk == unlisted,
+                is_priced=each.pk not in unpriced,
+            )
+        )
+    return sorted(states, key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
 
 
 def _readings() -> dict[int, BreakerReading]:
-    """Return the readings of deployments whose breaker is not closed in any process; the worst one counts."""
-    published = [(notice.deployment_id, _reading(notice)) for notice in _published()]
+    """Return the readings of deployments whose breaker is not closed in any process; the worst one counts.
+
+    While the state store is away, those of this process alone.
+    """
+    found: list[tuple[int, BreakerReading]] = []
+    try:
+        for notice in failing():
+            state = BreakerState.OPEN if notice.is_open else BreakerState.HALF_OPEN
+            found.append((notice.deployment_id, BreakerReading(state, notice.since, notice.cause)))
+    except RedisError as error:
+        log.warning("breakers_not_read", cause=type(error).__name__)
     known: dict[int, BreakerReading] = {}
-    for pk, reading in [*published, *breakers.snapshot().items()]:
+    for pk, reading in [*found, *breakers.snapshot().items()]:
         other = known.get(pk, CLOSED)
         worse = max(other, reading, key=lambda each: WORSE_AND_WORSE.index(each.state))
         known[pk] = replace(worse, accounts=max(other.accounts, reading.accounts))
     return known
-
-
-def _published() -> list[Notice]:
-    """Return what all processes have published; nothing while the state store is away."""
-    try:
-        return failing()
-    except RedisError as error:
-        log.warning("breakers_not_read", cause=type(error).__name__)
-        return []
-
-
-def _reading(notice: Notice) -> BreakerReading:
-    state = BreakerState.OPEN if notice.is_open else BreakerState.HALF_OPEN
-    return BreakerReading(state, notice.since, notice.cause)
-
-
-def _unlisted() -> int | None:
-    """Return the id of the default model's deployment if an alert on its provider's list of models is firing."""
-    model = catalog.default()
-    if model is None or not model.routes:
-        return None
-    alerts = Alert.objects.filter(subject=health_subject("llm"), ended_at=None)
-    return model.routes[0].deployment_id if alerts.exists() else None
-
-
-def _state(deployment: Deployment, reading: BreakerReading, *, is_unlisted: bool) -> DeploymentState:
-    enabled = (deployment.is_enabled, deployment.model.is_enabled, deployment.provider.is_enabled)
-    return DeploymentState(
-        model=deployment.model.public_name,
-        provider=deployment.provider.name,
-        name=deployment.upstream_name,
-        url=reverse("admin:inference_deployment_change", args=[deployment.pk]),
-        is_enabled=all(enabled),
-        state=str(reading.state),
-        open_since=reading.since,
-        cause=reading.cause,
-        accounts=reading.accounts,
-        alert_subjects=alert_subjects(deployment.pk),
-        missing=", ".join(missing_variables(deployment.provider)),
-        is_unlisted=is_unlisted,
-    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiResponse, extend_schema
+from rest_framework import serializers
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
 from rest_framework.renderers import BaseRenderer
@@ -17,14 +19,34 @@ from rest_framework.views import APIView
 from core.errors import PermissionDenied
 from operations.health import Health, health_report, readiness, recent_reports
 from operations.scrape import may_scrape, metrics_text
-from operations.serializers import HealthAnswer, ProbeAnswer
 
 
-class HealthView(APIView):
-    """GET /health."""
+class HealthAnswer(serializers.Serializer[Any]):
+    """The answer of /health."""
+
+    status = serializers.ChoiceField(choices=[str(state) for state in Health])
+    checks = serializers.DictField(child=serializers.ChoiceField(choices=[str(state) for state in Health]))
+    reasons = serializers.DictField(
+        child=serializers.CharField(), required=False, help_text="Reasons by name of a failed check, if known."
+    )
+    response_time_ms = serializers.FloatField()
+
+
+class ProbeAnswer(serializers.Serializer[Any]):
+    """The answer of /health/live and /health/ready."""
+
+    status = serializers.ChoiceField(choices=[str(state) for state in Health])
+
+
+class OpenView(APIView):
+    """A view without authentication: what may be read is decided by the view itself."""
 
     authentication_classes = []
     permission_classes = []
+
+
+class HealthView(OpenView):
+    """GET /health."""
 
     @extend_schema(
         operation_id="health",
@@ -39,11 +61,8 @@ class HealthView(APIView):
         return Response(report, status=503 if report["status"] == Health.AWAY else 200)
 
 
-class LiveView(APIView):
+class LiveView(OpenView):
     """GET /health/live: the process answers."""
-
-    authentication_classes = []
-    permission_classes = []
 
     @extend_schema(operation_id="health_live", summary="See whether the process answers", responses=ProbeAnswer)
     def get(self, request: Request) -> Response:
@@ -51,11 +70,8 @@ class LiveView(APIView):
         return Response({"status": str(Health.OK)})
 
 
-class ReadyView(APIView):
+class ReadyView(OpenView):
     """GET /health/ready: requests can be answered."""
-
-    authentication_classes = []
-    permission_classes = []
 
     @extend_schema(
         operation_id="health_ready",
@@ -83,11 +99,9 @@ class AnyFormat(BaseContentNegotiation):
         return renderer, renderer.media_type
 
 
-class MetricsView(APIView):
+class MetricsView(OpenView):
     """GET /metrics: Prometheus reads it, by METRICS_TOKEN or from METRICS_NETWORKS."""
 
-    authentication_classes = []
-    permission_classes = []
     content_negotiation_class = AnyFormat
 
     @extend_schema(

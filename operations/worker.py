@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 
+import structlog
 from django.conf import settings
-from django.db import close_old_connections
+from django.db import close_old_connections, transaction
 from django.utils import timezone
 
 from core.background import outlived
 from monitoring.ingester import Ingester
 from monitoring.retention import prune_by_settings
-from operations.alerts.conditions import HealthWatch
-from operations.alerts.watch import Round
+from operations.alerts.conditions import (
+    BooksWatch,
+    HealthWatch,
+    budgets_used,
+    error_rate,
+    failing_deployments,
+    missing_prices,
+)
+from operations.alerts.deliveries import deliveries_send
+from operations.alerts.incidents import LeaderLock, incidents_update
+
+log = structlog.get_logger(__name__)
 
 #: Seconds between two reads of records, and after a failed one.
 IDLE_SECONDS, TROUBLE_SECONDS = 0.2, 1.0
@@ -33,6 +45,38 @@ TICK = 1.0
 STOP_SECONDS = 5.0
 #: The parts of a round, in this order: the alerts then include the result of the check.
 PARTS = ("ingest", "check", "watch", "prune")
+
+
+@dataclass(slots=True)
+class Round:
+    """A worker's rounds, with the failed health checks in a row and the result of the last nightly check."""
+
+    health: HealthWatch = field(default_factory=HealthWatch)
+    books: BooksWatch = field(default_factory=BooksWatch)
+    turn: LeaderLock = field(default_factory=LeaderLock)
+    leads: bool | None = None  # None before the first round
+
+    def run(self) -> tuple[int, int]:
+        """Make a round; return how many incidents began and how many deliveries succeeded."""
+        leads = self.turn.take()
+        if leads is not self.leads:
+            log.info("worker_leads" if leads else "worker_stands_by", worker=self.turn.name)
+            self.health.forget()  # earlier results are too old to count
+            if not leads:
+                self.books.forget()
+        self.leads = leads
+        try:
+            began = self._incidents() if leads else 0
+        except Exception:
+            self.turn.give_back()  # another may see more
+            raise
+        return began, deliveries_send()
+
+    def _incidents(self) -> int:
+        watched = (budgets_used, error_rate, self.health, failing_deployments, missing_prices, self.books)
+        conditions = [condition for source in watched for condition in source()]
+        with transaction.atomic():  # the conditions are slow at times: another process may lead by now
+            return incidents_update(conditions) if self.turn.is_mine() else 0
 
 
 class Worker:
@@ -56,15 +100,15 @@ class Worker:
     def ingest(self) -> None:
         """Move records, batch after batch."""
         ingester = Ingester()
+
+        def move_all() -> None:
+            while not self.stopping.is_set() and ingester.run_once():
+                pass
+
         while not self.stopping.is_set():
             close_old_connections()
-            if not outlived(partial(self._ingest_all, ingester), event="ingest_failed"):
-                self.stopping.wait(TROUBLE_SECONDS)
-
-    def _ingest_all(self, ingester: Ingester) -> None:
-        while not self.stopping.is_set() and ingester.run_once():
-            pass
-        self.stopping.wait(IDLE_SECONDS)
+            is_done = outlived(move_all, event="ingest_failed")
+            self.stopping.wait(IDLE_SECONDS if is_done else TROUBLE_SECONDS)
 
     def watch(self) -> None:
         """Try to lead every WATCH_SECONDS; while leading, check all conditions and send alerts."""

@@ -75,15 +75,24 @@ class Figures:
         return self.hits + self.coalesced
 
     @property
-    def cache_hit_rate(self) -> float:
-        """Return the share of hits in hits and misses, with three decimals; 0 if there were neither."""
-        asked = self.cache_hits + self.misses
-        return round(self.cache_hits / asked, 3) if asked else 0.0
+    def cache_lookups(self) -> int:
+        """Return the number of requests that the cache was asked for: hits and misses."""
+        return self.cache_hits + self.misses
 
     @property
-    def error_rate(self) -> float:
-        """Return the share of failed (5xx) requests, with four decimals; 0 without requests."""
-        return round(self.failed / self.requests, 4) if self.requests else 0.0
+    def cache_hit_rate(self) -> float:
+        """Return the share of hits in hits and misses, with three decimals; 0 if there were neither."""
+        return round(self.cache_hits / self.cache_lookups, 3) if self.cache_lookups else 0.0
+
+    @property
+    def answered(self) -> int:
+        """Return the number of requests that did not end with an error."""
+        return self.requests - self.invalid - self.limited - self.failed
+
+    @property
+    def tokens(self) -> int:
+        """Return input and output tokens."""
+        return self.input_tokens + self.output_tokens
 
     @property
     def is_cost_unknown(self) -> bool:

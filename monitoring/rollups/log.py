@@ -22,8 +22,7 @@ from django.db.models import (
 from django.db.models.functions import Cast, Round
 
 from core.money import NANO_DOLLARS
-from monitoring.models import RequestRecord
-from monitoring.records import OUTCOMES, TIMED
+from monitoring.models import OUTCOMES, TIMED, RequestRecord
 from monitoring.rollups.histograms import Joined, of_texts
 from monitoring.rollups.store import CACHE_COLUMNS, COUNTS, HISTOGRAMS, Tally
 

@@ -18,8 +18,7 @@ from django.db.models import BigIntegerField, Expression, F, Func, IntegerField,
 from django.db.models.functions import Cast
 
 from accounts.models import Account, ApiKey
-from monitoring.models import Rollup
-from monitoring.records import ERRORS
+from monitoring.models import ERRORS, Rollup
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.histograms import Joined, unpack
 from monitoring.rollups.periods import DAY, QUARTER, Unit, buckets, ceiling, compose, datetime_of, floor, minute_of

@@ -17,8 +17,7 @@ from django.utils import timezone
 
 from core.bulk import delete_lines, insert_lines, select_lines
 from core.money import nano
-from monitoring.models import RequestRecord, Rollup
-from monitoring.records import TIMED, outcome_of
+from monitoring.models import TIMED, RequestRecord, Rollup, outcome_of
 from monitoring.rollups.histograms import one, pack, unpack
 from monitoring.rollups.periods import DAY, HOUR, QUARTER, minute_of
 

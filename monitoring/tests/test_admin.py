@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from accounts.tests.factories import Cast, IssuedKey, logged_in, make_admin, make_staff
 from core.errors import UpstreamTimeout
-from monitoring.admin.records import SEARCHED, RequestRecordAdmin
+from monitoring.admin import SEARCHED, RequestRecordAdmin
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import now_micros, recorded
 

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -22,7 +22,7 @@ from django.test import Client
 from accounts.models import AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
 from monitoring import export
-from monitoring.export import COLUMNS, Format, encoded, gzipped, plain
+from monitoring.export import COLUMNS, Format, encoded, plain
 from monitoring.models import RequestRecord
 from monitoring.recorder import write_records
 from monitoring.tests.samples import a_record, now_micros, recorded
@@ -69,8 +69,9 @@ class TestEncoding:
         ]
 
     def test_it_packs_what_gzip_unpacks(self) -> None:
-        chunks = [b"a" * 1000, b"", b"b" * 100_000]
-        assert gzip.decompress(b"".join(gzipped(chunks))) == b"".join(chunks)
+        batches = [[("a" * 1000,)], [], [("b" * 100_000,)]]
+        packed, plainly = (b"".join(encoded(["c"], batches, Format.CSV, is_packed=way)) for way in (True, False))
+        assert gzip.decompress(packed) == plainly
 
 
 @pytest.fixture
@@ -248,10 +249,8 @@ def peak_of_export() -> int:
     """Return the most memory (bytes) that an export takes, of the rows alone."""
     tracemalloc.start()
     try:
-        chunks: Iterator[bytes] = gzipped(
-            encoded(COLUMNS, export.record_batches(RequestRecord.objects.all()), Format.CSV)
-        )
-        for _ in chunks:
+        records = export.record_batches(RequestRecord.objects.all())
+        for _ in encoded(COLUMNS, records, Format.CSV, is_packed=True):
             pass
         return tracemalloc.get_traced_memory()[1]
     finally:

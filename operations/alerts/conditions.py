@@ -1,4 +1,4 @@
-"""Conditions for alerts, apart from budgets: error rate, health checks, failing deployments, and missing prices."""
+"""Conditions for alerts: error rate, budgets, health checks, failing deployments, missing prices, and wrong sums."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from django.db.models import Sum
 from django.utils import timezone
 from redis.exceptions import RedisError
 
+from accounts.key_cache import account_subject, key_ledger, model_subject
+from accounts.limits.local import wall_clock
+from accounts.limits.types import SECOND, Subject
+from accounts.models import Account, ApiKey, Budgets
+from accounts.selectors import HAS_BUDGET, api_keys_current, model_budgets_current
+from core.money import NANO_DOLLARS, nano_dollars
+from core.times import month_end, month_of
 from inference.models import Deployment
 from inference.selectors import models_without_price
 from inference.upstream.breaker import failing, listing_trouble, publish, served_routes
 from inference.upstream.errors import CREDIT_USED_UP
-from monitoring.models import Alert, RequestRecord
+from monitoring.ledger import months_settled
+from monitoring.models import OUTCOMES, Alert, Outcome, RequestRecord
 from monitoring.reconciliation import ledger_differences, ledger_months
-from monitoring.records import OUTCOMES, Outcome
+from monitoring.rollups.periods import EPOCH
 from monitoring.rollups.verify import rollups_differences
 from operations.health import Health, check_each
 
@@ -68,6 +76,78 @@ def error_rate() -> Iterator[Condition]:
         f"({percent:.1f} %; the alert is set to {limit} %). See the request log, outcome Failed.",
         is_on=percent >= limit and requests >= FEWEST_REQUESTS,
     )
+
+
+#: Percentages of a budget at which an alert begins.
+LEVELS = (50, 80, 100)
+PREFIX = "budget:"  # of an alert's subject
+#: The consequence of a used-up budget, by what it counts.
+REFUSED = {
+    "tokens": "Further calls are refused. ",
+    "cost": "Further calls are refused, apart from those of models that are free. ",
+}
+SLACK = 5  # percentage points below a level at which its incident ends, as when the budget was raised
+
+
+def budgets_used() -> Iterator[Condition]:
+    """Yield the levels that budgets have reached this month: of accounts, of keys, and of either for one model."""
+    month, now = month_of(wall_clock()), timezone.now()
+    budgets: list[tuple[Budgets, Account | ApiKey, Subject]] = [
+        *((each, each, account_subject(each)) for each in Account.objects.filter(HAS_BUDGET, is_active=True)),
+        *((each, each, key_ledger(each)) for each in api_keys_current(at=now).filter(HAS_BUDGET)),
+        *(
+            (each, holder, model_subject(each))
+            for each in model_budgets_current(at=now)
+            if (holder := each.key or each.account) is not None
+        ),
+    ]
+    settled = months_settled([subject for _, _, subject in budgets], month)
+    for budget, holder, subject in budgets:
+        spent, tokens, money = settled[subject], budget.monthly_token_budget, nano_dollars(budget.monthly_cost_budget)
+        model = subject.model or ""
+        if tokens:
+            told = f"{spent.tokens:,} of {tokens:,} tokens"
+            yield from _levels(holder, model, "tokens", spent.tokens, tokens, told, month)
+        if money:
+            told = f"${spent.cost / NANO_DOLLARS:,.2f} of ${money / NANO_DOLLARS:,.2f}"
+            yield from _levels(holder, model, "cost", spent.cost, money, told, month)
+
+
+def _levels(
+    holder: Account | ApiKey, model: str, what: str, used: int, limit: int, told: str, month: int
+) -> Iterator[Condition]:
+    """Yield the highest level reached, and as not on those below it or within SLACK: their incidents stay open."""
+    if isinstance(holder, ApiKey):
+        name, slug = f"Key {holder.account.name}/{holder.name}", f"key:{holder.limits_id}:{model}"
+        contact = holder.account.contact
+    else:
+        name, slug, contact = f"Account {holder.name}", f"account:{holder.pk}:{model}", holder.contact
+    name += f" for model {model}" if model else ""
+    highest = max((level for level in LEVELS if used * 100 >= limit * level), default=0)
+    percent = used * 100 // limit
+    renewed = EPOCH + timedelta(seconds=month_end(month) // SECOND)
+    for level in LEVELS:
+        if used * 100 >= limit * (level - SLACK):
+            yield Condition(
+                Alert.Kind.BUDGET,
+                f"{PREFIX}{slug}:{what}:{level}:{month}",
+                f"{name} has used {percent} % of its {what} budget",
+                f"{name} has used {told} of this month's budget ({percent} %). "
+                f"{REFUSED[what] if percent >= 100 else ''}"
+                f"The budget is whole again on {renewed:%Y-%m-%d} 00:00 UTC.",
+                is_on=level == highest,
+                contact=contact,
+            )
+
+
+def topic_of(subject: str) -> str:
+    """Return what an alert is about: its subject; for a budget, without the level."""
+    return subject.rsplit(":", 2)[0] if subject.startswith(PREFIX) else subject
+
+
+def level_of(subject: str) -> int:
+    """Return the level of a budget's alert; 0 for other alerts."""
+    return int(subject.rsplit(":", 2)[1]) if subject.startswith(PREFIX) else 0
 
 
 #: By check: the kind of alert, its title, and advice.

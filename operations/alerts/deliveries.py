@@ -22,7 +22,6 @@ import ssl
 import time
 from base64 import b64encode
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPSConnection
 from smtplib import SMTPException
@@ -42,44 +41,30 @@ from operations.alerts.incidents import incident_open
 
 log = structlog.get_logger(__name__)
 
-MINUTE, HOUR, DAY = 60, 3600, 86_400
 
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """The title and the text of a message."""
-
-    title: str
-    text: str
-
-
-def message_of(delivery: AlertDelivery) -> Message:
-    """Return the message of a delivery."""
+def message_of(delivery: AlertDelivery) -> tuple[str, str]:
+    """Return the title and the text of a delivery's message."""
     alert = delivery.alert
     if not delivery.is_end:
-        return Message(alert.title, alert.text)
+        return alert.title, alert.text
     ended = alert.ended_at or timezone.now()
-    span = f"It began at {minute_of(alert.began_at)}, ended at {minute_of(ended)} and lasted {lasted(alert)}."
-    return Message(f"Resolved: {alert.title}", f"This is over. {span} It was: {alert.text}")
+    span = f"It began at {_minute(alert.began_at)}, ended at {_minute(ended)} and lasted {lasted(alert)}."
+    return f"Resolved: {alert.title}", f"This is over. {span} It was: {alert.text}"
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def lasted(alert: Alert) -> str:
     """Return the duration of an incident, or its duration so far, in the two largest units."""
-    seconds = int(((alert.ended_at or timezone.now()) - alert.began_at) / timedelta(seconds=1))
-    parts = [
-        (seconds // DAY, "day"),
-        (seconds % DAY // HOUR, "hour"),
-        (seconds % HOUR // MINUTE, "minute"),
-        (seconds % MINUTE, "second"),
-    ]
-    first = next((place for place, (number, _) in enumerate(parts) if number), len(parts) - 1)
-    said = [f"{number} {unit}{'' if number == 1 else 's'}" for number, unit in parts[first : first + 2] if number]
-    return " ".join(said) or "less than a second"
-
-
-def minute_of(moment: datetime) -> str:
-    """Format a datetime in UTC, to the minute."""
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    rest = int(((alert.ended_at or timezone.now()) - alert.began_at) / timedelta(seconds=1))
+    told: list[str] = []
+    for unit, seconds in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        number, rest = divmod(rest, seconds)
+        if number or told:
+            told.append(f"{number} {unit}{'' if number == 1 else 's'}" if number else "")
+    return " ".join(filter(None, told[:2])) or "less than a second"
 
 
 TIMEOUT = 5.0  # seconds: to connect, and to answer
@@ -113,15 +98,15 @@ def send_webhook(delivery: AlertDelivery) -> None:
 
 def payload(delivery: AlertDelivery) -> dict[str, object]:
     """Return the JSON body of a delivery."""
-    alert, message = delivery.alert, message_of(delivery)
+    alert, (title, text) = delivery.alert, message_of(delivery)
     ended = alert.ended_at if delivery.is_end else None
     return {
         "id": alert.pk,
         "event": "ended" if delivery.is_end else "began",
         "kind": alert.kind,
         "subject": alert.subject,
-        "title": message.title,
-        "text": message.text,
+        "title": title,
+        "text": text,
         "began_at": plain(alert.began_at),
         "ended_at": plain(ended),
         "lasted_seconds": ended and round((ended - alert.began_at).total_seconds()),
@@ -188,17 +173,17 @@ ROUND_SECONDS = 10.0
 
 def deliveries_send(now: datetime | None = None) -> int:
     """Send due deliveries, for about ROUND_SECONDS; return how many succeeded."""
-    moment, began = now or timezone.now(), time.monotonic()
+    due_at, began = now or timezone.now(), time.monotonic()
     underway = AlertDelivery.objects.filter(sent_at=None, attempts__lt=MOST_ATTEMPTS)
     beginning = underway.filter(
         alert=OuterRef("alert"), channel=OuterRef("channel"), recipient=OuterRef("recipient"), is_end=False
     )
     # The message of an end waits until that of the beginning is sent to the same recipient.
-    due = underway.filter(Q(is_end=False) | ~Exists(beginning), next_at__lte=moment)
+    due = underway.filter(Q(is_end=False) | ~Exists(beginning), next_at__lte=due_at)
     found = list(due.select_related("alert").order_by("next_at")[:A_ROUND])
     arrived = 0
     for delivery in found:
-        arrived += _deliver(delivery, moment)
+        arrived += _deliver(delivery, due_at)
         if time.monotonic() - began >= ROUND_SECONDS:
             break
     return arrived
@@ -226,7 +211,13 @@ def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
     if not mine.update(attempts=delivery.attempts + 1, next_at=now + pause):
         return False
     try:
-        _send(delivery)
+        if delivery.channel == AlertDelivery.Channel.WEBHOOK:
+            send_webhook(delivery)
+        else:
+            title, text = message_of(delivery)
+            subject = " ".join(f"[{settings.NAME}] {title}".split())  # names of callers may hold line breaks
+            body = text if delivery.is_end else f"{text}\n\n{_minute(delivery.alert.began_at)}"
+            EmailMessage(subject, f"{body}\n", settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()
     except (WebhookError, SMTPException, OSError, ValueError) as error:  # ValueError: invalid headers or addresses
         cause = str(error) if isinstance(error, WebhookError) else type(error).__name__
         log.error("alert_not_delivered", alert=delivery.alert_id, channel=delivery.channel, cause=cause)
@@ -234,13 +225,3 @@ def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
         return False
     AlertDelivery.objects.filter(pk=delivery.pk).update(sent_at=timezone.now(), failure="")
     return True
-
-
-def _send(delivery: AlertDelivery) -> None:
-    if delivery.channel == AlertDelivery.Channel.WEBHOOK:
-        send_webhook(delivery)
-        return
-    message = message_of(delivery)
-    subject = " ".join(f"[{settings.NAME}] {message.title}".split())  # names of callers may hold line breaks
-    body = message.text if delivery.is_end else f"{message.text}\n\n{minute_of(delivery.alert.began_at)}"
-    EmailMessage(subject, f"{body}\n", settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()

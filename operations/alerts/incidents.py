@@ -16,7 +16,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 from django.conf import settings
@@ -26,8 +26,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from monitoring.models import Alert, AlertDelivery, LeaderLease
-from operations.alerts.budgets import level_of, topic_of
-from operations.alerts.conditions import Condition
+from operations.alerts.conditions import Condition, level_of, topic_of
 
 log = structlog.get_logger(__name__)
 
@@ -60,10 +59,9 @@ class LeaderLock:
 
 
 def incidents_update(conditions: Iterable[Condition]) -> int:
-    """Begin incidents of new conditions, end those of conditions that no longer hold; return how many began.
+    """Begin an incident for each new condition that is on, end those without a condition; return how many began.
 
-    The database's unique constraint prevents two open incidents of one subject; the process that comes second sends
-    nothing.
+    A unique constraint of the database prevents two open incidents of one subject.
     """
     held = {condition.subject: condition for condition in conditions}
     going_on = {alert.subject: alert for alert in Alert.objects.filter(ended_at=None).order_by("pk")}
@@ -73,64 +71,54 @@ def incidents_update(conditions: Iterable[Condition]) -> int:
 
 
 def incident_open(condition: Condition) -> Alert | None:
-    """Store an incident with its deliveries; return None if another process was first."""
+    """Store an incident and its deliveries; return None if another process was first.
+
+    Its messages go to the recipients in the settings and, by e-mail, to the contact of the condition.
+    """
     now = timezone.now()
+    texts = {"kind": condition.kind, "title": condition.title[:250], "text": condition.text}
     with transaction.atomic():
         alert, is_new = Alert.objects.get_or_create(
-            subject=condition.subject,
-            ended_at=None,
-            defaults={
-                "kind": condition.kind,
-                "title": condition.title[:250],
-                "text": condition.text,
-                "began_at": now,
-            },
+            subject=condition.subject, ended_at=None, defaults={**texts, "began_at": now}
         )
-        if is_new:
-            AlertDelivery.objects.bulk_create(deliveries_of(alert, condition.contact, now))
-    if not is_new:
-        return None
+        if not is_new:
+            return None
+        emails = dict.fromkeys([*settings.ALERT_EMAILS, *([condition.contact] if condition.contact else [])])
+        recipients = {AlertDelivery.Channel.WEBHOOK: [""], AlertDelivery.Channel.EMAIL: list(emails)}
+        AlertDelivery.objects.bulk_create(
+            AlertDelivery(alert=alert, channel=channel, recipient=recipient, next_at=now)
+            for channel in _open_channels()
+            for recipient in recipients[channel]
+        )
     log.warning("alert", kind=str(condition.kind), subject=condition.subject, title=condition.title)
     return alert
 
 
 def incidents_resolve(alerts: Sequence[Alert]) -> None:
-    """End incidents, and send messages to the recipients of their beginning. Each ends once in all processes."""
+    """End incidents that are still open, and send word to the recipients of their beginnings.
+
+    Of the levels of a budget that end together, only the highest sends messages.
+    """
     rising = sorted(alerts, key=lambda each: level_of(each.subject))
-    told = set({topic_of(alert.subject): alert.pk for alert in rising}.values())  # of each topic the highest level
+    told = set({topic_of(alert.subject): alert.pk for alert in rising}.values())
     now = timezone.now()
     for alert in alerts:
         with transaction.atomic():
             if not Alert.objects.filter(pk=alert.pk, ended_at=None).update(ended_at=now):
                 continue
             if alert.pk in told:
-                AlertDelivery.objects.bulk_create(_endings_of(alert, now))
+                beginnings = alert.deliveries.filter(is_end=False, channel__in=_open_channels()).order_by("pk")
+                AlertDelivery.objects.bulk_create(
+                    AlertDelivery(alert=alert, channel=each.channel, recipient=each.recipient, is_end=True, next_at=now)
+                    for each in beginnings
+                )
         log.warning("alert_over", kind=alert.kind, subject=alert.subject, title=alert.title)
 
 
-def _endings_of(alert: Alert, now: datetime) -> list[AlertDelivery]:
-    """List the deliveries of an end: to the recipients of the beginning, by channels that are still configured."""
-    channels = [channel for channel, is_open in _channels().items() if is_open]
-    told = alert.deliveries.filter(is_end=False, channel__in=channels).order_by("pk")
-    return [
-        AlertDelivery(alert=alert, channel=each.channel, recipient=each.recipient, is_end=True, next_at=now)
-        for each in told
-    ]
-
-
-def deliveries_of(alert: Alert, contact: str, now: datetime) -> list[AlertDelivery]:
-    """List the deliveries of an alert: to the recipients in the settings, and to the account's contact."""
-    are_open = _channels()
-    ways = [(AlertDelivery.Channel.WEBHOOK, "")] if are_open[AlertDelivery.Channel.WEBHOOK] else []
-    if are_open[AlertDelivery.Channel.EMAIL]:
-        addresses = dict.fromkeys([*settings.ALERT_EMAILS, *([contact] if contact else [])])
-        ways += [(AlertDelivery.Channel.EMAIL, address) for address in addresses]
-    return [AlertDelivery(alert=alert, channel=channel, recipient=to, next_at=now) for channel, to in ways]
-
-
-def _channels() -> dict[AlertDelivery.Channel, bool]:
-    """Return for each channel whether it is configured."""
-    return {
-        AlertDelivery.Channel.WEBHOOK: bool(settings.ALERT_WEBHOOK_URL),
-        AlertDelivery.Channel.EMAIL: bool(settings.EMAIL_URL),
+def _open_channels() -> list[AlertDelivery.Channel]:
+    """List the channels that the settings name."""
+    named = {
+        AlertDelivery.Channel.WEBHOOK: settings.ALERT_WEBHOOK_URL,
+        AlertDelivery.Channel.EMAIL: settings.EMAIL_URL,
     }
+    return [channel for channel, target in named.items() if target]

@@ -16,8 +16,7 @@ from uuid import UUID
 from django.utils import timezone
 
 from monitoring.export import Selection
-from monitoring.models import RequestRecord
-from monitoring.records import ERRORS
+from monitoring.models import ERRORS, RequestRecord
 from monitoring.rollups.figures import Figures
 from monitoring.rollups.log import log_sums
 from monitoring.rollups.periods import Unit, datetime_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
@@ -98,31 +98,68 @@ def read_address(address: Mapping[str, str], now: datetime) -> DashboardQuery:
     problems: list[str] = []
     name = address.get("range") or (OWN if address.get("from") else DEFAULT)
     try:
-        span = _span(name, address, now)
+        span = _recent(name, now) if name in RANGES else _own(name, address, now)
     except Wrong as wrong:
         problems.append(f"{wrong} The last 24 hours are shown.")
         name, span = DEFAULT, _recent(DEFAULT, now)
     # PostgreSQL rejects strings with NUL.
     given = {each: text for each in FILTERS if (text := address.get(each, "").replace("\0", "").strip())}
-    identifiers: dict[str, int] = {}
-    for each, problem in _unusable(given, identifiers):
-        problems.append(problem)
-        del given[each]
-    names = {each: given.get(each) for each in ("model", "endpoint")}
-    scope = Scope(account_id=identifiers.get("account"), key_id=identifiers.get("key"), **names)
+    scope = _scope(given, problems)
     kept = None if scope.account_id is None else quarters_since()
-    if kept is not None and (whole := _by_days(span, datetime_of(kept))) != span:
-        problems.append(f"Before {datetime_of(kept):%Y-%m-%d}, usage of accounts and keys is kept by the day only.")
-        name, span = OWN, whole
+    if kept is not None and span.begin < (since := datetime_of(kept)):
+        end = _ceiling(span.end, DAY) if span.end < since else span.end
+        unit = Unit.DAY if span.unit is Unit.HOUR else span.unit
+        whole = Span(_floor(span.begin, DAY), end, min(end, span.complete), unit)
+        if whole != span:
+            problems.append(f"Before {since:%Y-%m-%d}, usage of accounts and keys is kept by the day only.")
+            name, span = OWN, whole
     return DashboardQuery(name, span, scope, given, tuple(problems))
 
 
-def _span(name: str, address: Mapping[str, str], now: datetime) -> Span:
-    if name in RANGES:
-        return _recent(name, now)
+def _scope(given: dict[str, str], problems: list[str]) -> Scope:
+    """Return the scope of the filters; remove those that can't be used, and add the reasons to `problems`."""
+
+    def drop(name: str, problem: str) -> None:
+        problems.append(problem)
+        del given[name]
+
+    account_id = key_id = None
+    if account := given.get("account"):
+        account_id = Account.objects.filter(name=account).values_list("pk", flat=True).first()
+        if account_id is None:
+            drop("account", f"No account is called “{account[:100]}”: all are shown.")
+    if key := given.get("key"):
+        keys = ApiKey.objects.filter(Q(name=key) | Q(prefix=key))
+        if account_id is not None:
+            keys = keys.filter(account_id=account_id)
+        found = list(keys.values_list("pk", "account_id")[:2])
+        if len(found) == 1:
+            key_id, account_id = found[0]
+        elif found:
+            drop("key", f"Several keys are called “{key[:100]}”: name the account as well. All keys are shown.")
+        else:
+            drop("key", f"No key is called “{key[:100]}”: all are shown.")
+    used = Rollup.objects.filter(grain=PLATFORM_DAY)
+    for name, problem in (("model", "No request asked for a model"), ("endpoint", "No request went to an endpoint")):
+        if (text := given.get(name)) and not used.filter(**{name: text}).exists():
+            drop(name, f"{problem} “{text[:100]}”: all are shown.")
+    return Scope(account_id=account_id, key_id=key_id, model=given.get("model"), endpoint=given.get("endpoint"))
+
+
+def _own(name: str, address: Mapping[str, str], now: datetime) -> Span:
+    """Return the span from `from` to `to`. Raises Wrong."""
     if name != OWN:
         raise Wrong(f"There is no range {name[:20]}.")
-    begin, end = (_moment(address.get(each, ""), each) for each in ("from", "to"))
+    ends = []
+    for each in ("from", "to"):
+        text = address.get(each, "")
+        try:
+            ends.append(parse_datetime(text))
+        except DateOutOfRange:
+            raise Wrong(f"“{text[:30]}” is too far away.") from None
+        except ValueError:
+            raise Wrong(f"“{text[:30]}” is no moment for “{each}”: write it like 2026-01-31T14:00.") from None
+    begin, end = ends
     if not begin < end:
         raise Wrong("A range ends after it begins.")
     if begin < EPOCH:
@@ -147,57 +184,9 @@ def _recent(name: str, now: datetime) -> Span:
     return Span(end - (DAY if name == "24h" else 7 * DAY), end, complete, Unit.HOUR)
 
 
-def _moment(text: str, name: str) -> datetime:
-    try:
-        return parse_datetime(text)
-    except DateOutOfRange:
-        raise Wrong(f"“{text[:30]}” is too far away.") from None
-    except ValueError:
-        raise Wrong(f"“{text[:30]}” is no moment for “{name}”: write it like 2026-01-31T14:00.") from None
-
-
-def _by_days(span: Span, kept: datetime) -> Span:
-    """Divide a span that begins before `kept` by whole days."""
-    if span.begin >= kept:
-        return span
-    end = _ceiling(span.end, DAY) if span.end < kept else span.end
-    unit = Unit.DAY if span.unit is Unit.HOUR else span.unit
-    return Span(_floor(span.begin, DAY), end, min(end, span.complete), unit)
-
-
 def _floor(moment: datetime, length: timedelta = HOUR) -> datetime:
     return moment - (moment - EPOCH) % length
 
 
 def _ceiling(moment: datetime, length: timedelta = HOUR) -> datetime:
     return moment + (EPOCH - moment) % length
-
-
-def _unusable(given: Mapping[str, str], identifiers: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Fill in the ids of account and key; yield the filters that can't be used, each with the reason."""
-    if account := given.get("account"):
-        found = Account.objects.filter(name=account).values_list("pk", flat=True).first()
-        if found is None:
-            yield "account", f"No account is called “{account[:100]}”: all are shown."
-        else:
-            identifiers["account"] = found
-    if key := given.get("key"):
-        yield from _unusable_key(key, identifiers)
-    used = Rollup.objects.filter(grain=PLATFORM_DAY)
-    if (model := given.get("model")) and not used.filter(model=model).exists():
-        yield "model", f"No request asked for a model “{model[:100]}”: all are shown."
-    if (endpoint := given.get("endpoint")) and not used.filter(endpoint=endpoint).exists():
-        yield "endpoint", f"No request went to an endpoint “{endpoint[:100]}”: all are shown."
-
-
-def _unusable_key(key: str, identifiers: dict[str, int]) -> Iterator[tuple[str, str]]:
-    keys = ApiKey.objects.filter(Q(name=key) | Q(prefix=key))
-    if "account" in identifiers:
-        keys = keys.filter(account_id=identifiers["account"])
-    found = list(keys.values_list("pk", "account_id")[:2])
-    if len(found) == 1:
-        identifiers["key"], identifiers["account"] = found[0]
-    elif found:
-        yield "key", f"Several keys are called “{key[:100]}”: name the account as well. All keys are shown."
-    else:
-        yield "key", f"No key is called “{key[:100]}”: all are shown."

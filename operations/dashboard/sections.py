@@ -8,25 +8,23 @@ accounts and keys with the highest cost, recent failures, open alerts, and the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from django.db.models import QuerySet
 from redis.exceptions import RedisError
 
 from accounts.models import Account
 from core.money import NANO_DOLLARS, count, exact_money, known_money, money
 from monitoring.export import Selection
 from monitoring.ingester import ingest_backlog
-from monitoring.models import Alert, RequestRecord, Rollup
-from monitoring.records import OUTCOMES, Outcome
+from monitoring.models import OUTCOMES, Alert, Outcome, RequestRecord, Rollup
 from monitoring.rollups.figures import QUANTILES, Figures
 from monitoring.rollups.periods import Unit
 from monitoring.rollups.queries import Rank, usage_rankings
-from operations.alerts.budgets import LEVELS, level_of, topic_of
+from operations.alerts.conditions import LEVELS, level_of, topic_of
 from operations.dashboard.data import Reading
 from operations.dashboard.query import DashboardQuery
 from operations.health import LAG_SECONDS
@@ -85,17 +83,12 @@ class Tile:
     query: str
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """The measure of a tile: `of` returns its value (None without data), `write` formats it.
-
-    `direction` is 1 if more is better, -1 if it is worse, else 0. The change of a share is shown in percentage points.
-    """
-
-    of: Callable[[Figures], float | None]
-    write: Callable[[float], str]
-    direction: int = 0
-    is_share: bool = False
+Value = float | int | None
+Of = Callable[[Figures], Value]
+Write = Callable[[Any], str]
+#: The figures of a part without requests.
+NOTHING = Figures()
+NOTHING_MORE: Mapping[str, str] = {}
 
 
 def tiles(asked: DashboardQuery, reading: Reading) -> list[Tile]:
@@ -103,94 +96,106 @@ def tiles(asked: DashboardQuery, reading: Reading) -> list[Tile]:
     total = reading.total
     times, first = total.latency_quantiles(), total.first_token_quantiles()
     slow = {"slower": f"{times[1]:.0f}"} if times else {}
+    refused = f"{count(total.limited)} limited, {count(total.invalid)} invalid"
+    unpriced = f"{count(total.unpriced)} without a price" if total.unpriced else "US dollars"
 
-    def tile(name: str, measure: Measure, exact: str, more: str, **query: str) -> Tile:
-        value = measure.of(total)
-        shown = UNKNOWN if value is None else measure.write(value)
-        return Tile(name, shown, exact, more, change(measure, reading), asked.log_query(**query))
+    def tile(
+        name: str,
+        of: Of,
+        write: Write,
+        exact: str,
+        more: str,
+        *,
+        direction: int = 0,
+        is_share: bool = False,
+        log_filter: Mapping[str, str] = NOTHING_MORE,
+    ) -> Tile:
+        value = of(total)
+        shown = UNKNOWN if value is None else write(value)
+        compared = change(of, write, reading, direction=direction, is_share=is_share)
+        return Tile(name, shown, exact, more, compared, asked.log_query(**log_filter))
 
-    asked_cache = total.cache_hits + total.misses
     return [
-        tile("Requests", REQUESTS, f"{total.requests:,}", f"{count(_answered(total))} answered"),
-        tile("Failed", ERRORS, f"{total.failed:,} of {total.requests:,}", _errors(total), status="failed"),
-        tile("Latency p95", LATENCY, "within 5 %", f"p50 {milliseconds(times[0] if times else None)}", **slow),
+        tile("Requests", lambda each: each.requests, count, f"{total.requests:,}", f"{count(total.answered)} answered"),
         tile(
-            "First token p95", FIRST_TOKEN, "within 5 %", f"p50 {milliseconds(first[0] if first else None)}", stream="1"
+            "Failed",
+            lambda each: each.failed / each.requests if each.requests else None,
+            percent,
+            f"{total.failed:,} of {total.requests:,}",
+            f"{count(total.failed)} failed; {refused}",
+            direction=-1,
+            is_share=True,
+            log_filter={"status": "failed"},
+        ),
+        tile(
+            "Latency p95",
+            lambda each: _p95(each.latency_quantiles(P95)),
+            milliseconds,
+            "within 5 %",
+            f"p50 {milliseconds(times[0] if times else None)}",
+            direction=-1,
+            log_filter=slow,
+        ),
+        tile(
+            "First token p95",
+            lambda each: _p95(each.first_token_quantiles(P95)),
+            milliseconds,
+            "within 5 %",
+            f"p50 {milliseconds(first[0] if first else None)}",
+            direction=-1,
+            log_filter={"stream": "1"},
         ),
         tile(
             "Cache hit rate",
-            HIT_RATE,
-            f"{total.cache_hits:,} of {asked_cache:,}",
+            lambda each: each.cache_hits / each.cache_lookups if each.cache_lookups else None,
+            percent,
+            f"{total.cache_hits:,} of {total.cache_lookups:,}",
             f"{count(total.cache_hits)} hits",
-            cache="found",
+            direction=1,
+            is_share=True,
+            log_filter={"cache": "found"},
         ),
-        tile("Tokens", TOKENS, f"{_tokens(total):,}", f"{count(total.output_tokens)} written"),
+        tile("Tokens", lambda each: each.tokens, count, f"{total.tokens:,}", f"{count(total.output_tokens)} written"),
         replace(
-            tile("Cost", COST, known_money(total.cost, total.unpriced, exact_money), _unpriced(total) or "US dollars"),
+            tile("Cost", lambda each: each.cost, money, known_money(total.cost, total.unpriced, exact_money), unpriced),
             value=known_money(total.cost, total.unpriced),
         ),
-        tile("Saved", SAVED, exact_money(total.saved_cost), "by cache and sharing"),
+        tile(
+            "Saved",
+            lambda each: each.saved_cost,
+            money,
+            exact_money(total.saved_cost),
+            "by cache and sharing",
+            direction=1,
+        ),
     ]
 
 
-def change(measure: Measure, reading: Reading) -> Change:
-    """Compare the complete part of the span with the same length of time before."""
+def _p95(values: list[float] | None) -> float | None:
+    return values[0] if values else None
+
+
+def change(of: Of, write: Write, reading: Reading, *, direction: int = 0, is_share: bool = False) -> Change:
+    """Compare a value of the complete part of the span with that of the same length of time before.
+
+    `direction` is 1 if more is better, -1 if it is worse, else 0. The change of a share is in percentage points.
+    """
     if reading.before is None:
         return Change("nothing to compare", "even", "The time before is not known.")
-    now, before = measure.of(reading.complete), measure.of(reading.before)
-    if now is None or before is None or (not before and not measure.is_share):
+    now, before = of(reading.complete), of(reading.before)
+    if now is None or before is None or (not before and not is_share):
         return Change("none before" if not before else "none now", "even", "There is nothing to compare with.")
-    by = now - before if measure.is_share else (now - before) / before
-    told = f"{measure.write(now)} now, {measure.write(before)} in the time before; what is not over yet left out."
-    if abs(by) < (LEAST_CHANGE / 10 if measure.is_share else LEAST_CHANGE):
+    by = now - before if is_share else (now - before) / before
+    told = f"{write(now)} now, {write(before)} in the time before; what is not over yet left out."
+    if abs(by) < (LEAST_CHANGE / 10 if is_share else LEAST_CHANGE):
         return Change("as before", "even", told)
-    amount = f"{abs(by) * 100:.1f} points" if measure.is_share else _percent(abs(by))
-    tone = "even" if not measure.direction else "better" if (by > 0) == (measure.direction > 0) else "worse"
+    if is_share:
+        amount = f"{abs(by) * 100:.1f} points"
+    else:
+        amount = f"{abs(by) * 100:.0f} %" if abs(by) < 10 else f"{abs(by):,.0f} times more"
+    tone = "even" if not direction else "better" if (by > 0) == (direction > 0) else "worse"
     return Change(f"{'▲' if by > 0 else '▼'} {amount}", tone, told)
 
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}".replace("%", " %") if share < 10 else f"{share:,.0f} times more"
-
-
-def _answered(figures: Figures) -> int:
-    return figures.requests - figures.invalid - figures.limited - figures.failed
-
-
-def _errors(figures: Figures) -> str:
-    refused = f"{count(figures.limited)} limited, {count(figures.invalid)} invalid"
-    return f"{count(figures.failed)} failed; {refused}"
-
-
-def _unpriced(figures: Figures) -> str:
-    return f"{count(figures.unpriced)} without a price" if figures.unpriced else ""
-
-
-def _tokens(figures: Figures) -> int:
-    return figures.input_tokens + figures.output_tokens
-
-
-def _p95(values: list[float] | None) -> float | None:
-    return None if values is None else values[0]
-
-
-def _of_requests(figures: Figures) -> float | None:
-    return figures.failed / figures.requests if figures.requests else None
-
-
-def _hit_rate(figures: Figures) -> float | None:
-    found = figures.cache_hits + figures.misses
-    return figures.cache_hits / found if found else None
-
-
-REQUESTS = Measure(lambda figures: figures.requests, lambda value: count(int(value)))
-ERRORS = Measure(_of_requests, percent, direction=-1, is_share=True)
-LATENCY = Measure(lambda figures: _p95(figures.latency_quantiles(P95)), milliseconds, direction=-1)
-FIRST_TOKEN = Measure(lambda figures: _p95(figures.first_token_quantiles(P95)), milliseconds, direction=-1)
-HIT_RATE = Measure(_hit_rate, percent, direction=1, is_share=True)
-TOKENS = Measure(_tokens, lambda value: count(int(value)))
-COST = Measure(lambda figures: figures.cost, lambda value: money(int(value)))
-SAVED = Measure(lambda figures: figures.saved_cost, lambda value: money(int(value)), direction=1)
 
 #: Most series in a chart; the smallest ones are added up as REST.
 SERIES = 6
@@ -198,140 +203,89 @@ REST = "others"
 NO_MODEL = "no model"
 #: With few requests, p95 and p99 are the same request.
 OVERLAP = "With few timed requests, the lines of p95 and p99 coincide."
+#: The entries of a chart beside those that all share.
+CHART = ("id", "title", "kind", "numbers", "unit", "sets", "summary")
 
-Value = float | int | None
 Set = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """The parts of the span: their starts, the labels below a chart, and the names in tooltips and tables."""
-
-    starts: Sequence[datetime]
-    labels: Sequence[str]
-    names: Sequence[str]
-    per: str
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        """Return the entries that all charts share."""
-        return {"labels": self.labels, "names": self.names, "time": f"{self.per.capitalize()} (UTC)"}
+Quantiles = Callable[[Figures], list[float] | None]
 
 
 def charts(asked: DashboardQuery, reading: Reading) -> list[dict[str, Any]]:
     """Return the data of the charts, in the order of the page."""
-    axis = _axis(asked)
-    made = (_traffic, _latency, _first_token, _tokens_chart, _cost)
-    found = [{**axis.shared, **each(axis, reading)} for each in made]
+    starts, total, per = asked.span.starts(), reading.total, asked.span.unit or "minute"
+    labels, names = _axis(asked, starts)
+    shared = {"labels": labels, "names": names, "time": f"{per.capitalize()} (UTC)"}
+
+    def bars(name: str, of: Of, **more: Any) -> Set:
+        return {"name": name, **more, "values": [of(reading.parts.get(start, NOTHING)) for start in starts]}
+
+    def lines(of: Quantiles) -> tuple[list[Set], str]:
+        """Return a line of each quantile, without a value where there were no requests, and the whole span in words."""
+        found = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
+        sets = [
+            {"name": name, "values": [None if values is None else round(values[place], 1) for values in found]}
+            for place, name in enumerate(QUANTILES)
+        ]
+        whole = of(total)
+        if whole is None:
+            return sets, "Nothing was timed."
+        told = ", ".join(f"{name} {milliseconds(value)}" for name, value in zip(QUANTILES, whole, strict=True))
+        return sets, f"Altogether {told}."
+
+    traffic = [  # the looks (colours) are those of the account page
+        bars("answered", lambda each: each.answered, look=0),
+        bars("over a limit", lambda each: each.limited, look=1),
+        bars("failed", lambda each: each.failed, look=3),
+        bars("invalid", lambda each: each.invalid, look=4),
+    ]
+    tokens = [
+        bars("input", lambda each: each.input_tokens - each.cached_tokens),
+        bars("cached input", lambda each: each.cached_tokens),
+        bars("output", lambda each: each.output_tokens),
+    ]
+    seen = f"{count(total.requests)} requests, {count(total.failed)} of them failed."
+    used = f"{count(total.input_tokens)} in, {count(total.output_tokens)} out."
+    spent = f"{known_money(total.cost, total.unpriced).capitalize()} altogether."
+    first, dollars = "Time to first token (streams)", f"US dollars per {per}"
+    rows = (
+        ("traffic", "Requests and errors", "bars", "count", f"Requests per {per}", traffic, seen),
+        ("latency", "Latency", "lines", "time", "Time to the whole answer", *lines(Figures.latency_quantiles)),
+        ("first-token", first, "lines", "time", "Time to the first token", *lines(Figures.first_token_quantiles)),
+        ("tokens", "Tokens", "bars", "count", f"Tokens per {per}", tokens, used),
+        ("cost", "Cost by model", "bars", "money", dollars, _costs(reading, starts), spent),
+    )
+    found = [{**shared, **dict(zip(CHART, row, strict=True))} for row in rows]
     return [{**each, **({"note": OVERLAP} if each["kind"] == "lines" else {})} for each in found]
 
 
-def _axis(asked: DashboardQuery) -> Axis:
-    starts = asked.span.starts()
+def _axis(asked: DashboardQuery, starts: Sequence[datetime]) -> tuple[list[str], list[str]]:
+    """Return the labels below a chart, and the names of the parts in tooltips and tables."""
     unit = asked.span.unit
-    if unit is None or unit is Unit.HOUR:
-        is_long = asked.span.length > timedelta(days=2)
-        labels = [_clock(start, with_day=is_long) for start in starts]
-        step = timedelta(minutes=1) if unit is None else timedelta(hours=1)
-        names = [f"{start:%Y-%m-%d %H:%M} to {start + step:%H:%M} UTC" for start in starts]
-    elif unit is Unit.DAY:
-        labels, names = [f"{start.day} {start:%b}" for start in starts], [f"{start:%Y-%m-%d}" for start in starts]
-    else:
-        labels, names = [f"{start:%b %Y}" for start in starts], [f"{start:%Y-%m}" for start in starts]
-    return Axis(starts, labels, names, unit or "minute")
+    if unit is Unit.DAY:
+        return [f"{start.day} {start:%b}" for start in starts], [f"{start:%Y-%m-%d}" for start in starts]
+    if unit is Unit.MONTH:
+        return [f"{start:%b %Y}" for start in starts], [f"{start:%Y-%m}" for start in starts]
+    is_long = asked.span.length > timedelta(days=2)
+    labels = [f"{start.day} {start:%b %H:%M}" if is_long else f"{start:%H:%M}" for start in starts]
+    step = timedelta(minutes=1) if unit is None else timedelta(hours=1)
+    return labels, [f"{start:%Y-%m-%d %H:%M} to {start + step:%H:%M} UTC" for start in starts]
 
 
-def _clock(start: datetime, *, with_day: bool) -> str:
-    return f"{start.day} {start:%b %H:%M}" if with_day else f"{start:%H:%M}"
-
-
-def _values(axis: Axis, reading: Reading, of: Callable[[Figures], Value], absent: Value = 0) -> list[Value]:
-    """Return a value for each part, and `absent` for parts without requests: 0 requests, but no latency."""
-    return [of(reading.parts[start]) if start in reading.parts else absent for start in axis.starts]
-
-
-def _traffic(axis: Axis, reading: Reading) -> dict[str, Any]:
-    total = reading.total
-    # The looks (colours) are the same as on the account page.
-    columns: list[tuple[str, int, Callable[[Figures], Value]]] = [
-        ("answered", 0, lambda each: each.requests - each.invalid - each.limited - each.failed),
-        ("over a limit", 1, lambda each: each.limited),
-        ("failed", 3, lambda each: each.failed),
-        ("invalid", 4, lambda each: each.invalid),
-    ]
-    sets = [{"name": name, "look": look, "values": _values(axis, reading, of)} for name, look, of in columns]
-    summary = f"{count(total.requests)} requests, {count(total.failed)} of them failed."
-    return _chart("traffic", "Requests and errors", "bars", "count", f"Requests per {axis.per}", sets, summary)
-
-
-def _latency(axis: Axis, reading: Reading) -> dict[str, Any]:
-    values = reading.total.latency_quantiles()
-    sets = _quantiles(axis, reading, Figures.latency_quantiles)
-    return _chart("latency", "Latency", "lines", "time", "Time to the whole answer", sets, _told(values))
-
-
-def _first_token(axis: Axis, reading: Reading) -> dict[str, Any]:
-    values = reading.total.first_token_quantiles()
-    sets = _quantiles(axis, reading, Figures.first_token_quantiles)
-    title, unit = "Time to first token (streams)", "Time to the first token"
-    return _chart("first-token", title, "lines", "time", unit, sets, _told(values))
-
-
-def _quantiles(axis: Axis, reading: Reading, of: Callable[[Figures], list[float] | None]) -> list[Set]:
-    found = [of(reading.parts[start]) if start in reading.parts else None for start in axis.starts]
-    return [
-        {"name": name, "values": [None if values is None else round(values[place], 1) for values in found]}
-        for place, name in enumerate(QUANTILES)
-    ]
-
-
-def _told(values: list[float] | None) -> str:
-    if values is None:
-        return "Nothing was timed."
-    told = ", ".join(f"{name} {milliseconds(value)}" for name, value in zip(QUANTILES, values, strict=True))
-    return f"Altogether {told}."
-
-
-def _tokens_chart(axis: Axis, reading: Reading) -> dict[str, Any]:
-    total = reading.total
-    columns: dict[str, Callable[[Figures], Value]] = {
-        "input": lambda each: each.input_tokens - each.cached_tokens,
-        "cached input": lambda each: each.cached_tokens,
-        "output": lambda each: each.output_tokens,
-    }
-    sets = [{"name": name, "values": _values(axis, reading, of)} for name, of in columns.items()]
-    summary = f"{count(total.input_tokens)} in, {count(total.output_tokens)} out."
-    return _chart("tokens", "Tokens", "bars", "count", f"Tokens per {axis.per}", sets, summary)
-
-
-def _cost(axis: Axis, reading: Reading) -> dict[str, Any]:
-    """Return the chart of the cost by model: the most expensive ones, and the rest added up."""
+def _costs(reading: Reading, starts: Sequence[datetime]) -> list[Set]:
+    """Return the cost by model: the most expensive ones, and the rest added up."""
     costs = {model: sum(parts.values()) for model, parts in reading.costs.items()}
     ranked = [model for model in sorted(costs, key=lambda model: (-costs[model], model)) if costs[model]]
     shown = ranked if len(ranked) <= SERIES else ranked[: SERIES - 1]
-    sets = [{"name": model or NO_MODEL, "values": _costs(axis, reading, [model])} for model in shown]
+    groups = [(model or NO_MODEL, [model]) for model in shown]
     if len(shown) < len(ranked):
-        sets.append({"name": REST, "values": _costs(axis, reading, ranked[len(shown) :])})
-    summary = f"{known_money(reading.total.cost, reading.total.unpriced).capitalize()} altogether."
-    return _chart("cost", "Cost by model", "bars", "money", f"US dollars per {axis.per}", sets, summary)
-
-
-def _costs(axis: Axis, reading: Reading, models: Sequence[str]) -> list[float]:
-    of_these = [reading.costs[model] for model in models]
-    sums = [sum(parts.get(start, 0) for parts in of_these) for start in axis.starts]
-    return [amount / NANO_DOLLARS for amount in sums]
-
-
-def _chart(name: str, title: str, kind: str, numbers: str, unit: str, sets: list[Set], summary: str) -> dict[str, Any]:
-    return {
-        "id": name,
-        "title": title,
-        "kind": kind,
-        "numbers": numbers,
-        "unit": unit,
-        "sets": sets,
-        "summary": summary,
-    }
+        groups.append((REST, ranked[len(shown) :]))
+    return [
+        {
+            "name": name,
+            "values": [sum(reading.costs[model].get(start, 0) for model in models) / NANO_DOLLARS for start in starts],
+        }
+        for name, models in groups
+    ]
 
 
 SHOWN = 5
@@ -377,34 +331,30 @@ def who_had_most(asked: DashboardQuery) -> Most:
     """Return the accounts and keys with the highest cost in the span."""
     span = asked.span
     found = usage_rankings(begin=span.begin, end=span.reach, scope=asked.scope, limit=SHOWN)
+
+    def row(rank: Rank) -> RankRow:
+        whose = {"account": rank.account, **({"key": rank.key} if rank.key else {})}
+        return RankRow(
+            name="/".join(whose.values()),
+            query=asked.query(**whose),
+            log_query=asked.log_query(**whose),
+            requests=count(rank.requests),
+            failed=percent(rank.failed / rank.requests) if rank.failed else "0",
+            tokens=count(rank.tokens),
+            cost=known_money(rank.cost, rank.unpriced),
+        )
+
     return Most(
-        accounts=[] if asked.scope.key_id else [_rank_row(asked, rank) for rank in found.accounts],
-        keys=[_rank_row(asked, rank) for rank in found.keys],
+        accounts=[] if asked.scope.key_id else [row(rank) for rank in found.accounts],
+        keys=[row(rank) for rank in found.keys],
         since=found.begin if found.begin < span.begin else None,
-    )
-
-
-def _rank_row(asked: DashboardQuery, rank: Rank) -> RankRow:
-    whose = {"account": rank.account, **({"key": rank.key} if rank.key else {})}
-    return RankRow(
-        name="/".join(whose.values()),
-        query=asked.query(**whose),
-        log_query=asked.log_query(**whose),
-        requests=count(rank.requests),
-        failed=percent(rank.failed / rank.requests) if rank.failed else "0",
-        tokens=count(rank.tokens),
-        cost=known_money(rank.cost, rank.unpriced),
     )
 
 
 def recent_failures(asked: DashboardQuery) -> list[RequestRecord]:
     """Return the newest failed (5xx) records of the span; they have an index."""
-    return list(_failures(asked).order_by("-admitted_at", "-pk")[:RECENT])
-
-
-def _failures(asked: DashboardQuery) -> QuerySet[RequestRecord]:
-    chosen = Selection(asked.span.begin, asked.span.end, asked.scope)
-    return chosen.records().filter(OUTCOMES[Outcome.FAILED])
+    records = Selection(asked.span.begin, asked.span.end, asked.scope).records()
+    return list(records.filter(OUTCOMES[Outcome.FAILED]).order_by("-admitted_at", "-pk")[:RECENT])
 
 
 def open_alerts(*, but: Collection[str] = ()) -> list[Alert]:

@@ -14,8 +14,7 @@ from accounts import services
 from accounts.tests.factories import ACTOR, Cast, logged_in, make_admin
 from monitoring.models import Alert, AlertDelivery
 from monitoring.tests.samples import recorded
-from operations.alerts.budgets import budgets_used, level_of, topic_of
-from operations.alerts.conditions import Condition
+from operations.alerts.conditions import Condition, budgets_used, level_of, topic_of
 from operations.alerts.deliveries import FIRST_PAUSE, MOST_ATTEMPTS, deliveries_send, lasted, send_test_alert
 from operations.alerts.incidents import incidents_resolve, incidents_update
 from operations.tests.webhooks import Hook, webhook

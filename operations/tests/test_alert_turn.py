@@ -12,11 +12,12 @@ from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
 from monitoring.models import Alert, LeaderLease
-from operations.alerts import conditions, watch
+from operations import worker as module
+from operations.alerts import conditions
 from operations.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition
 from operations.alerts.incidents import LeaderLock
-from operations.alerts.watch import Round
 from operations.health import Finding, Health
+from operations.worker import Round
 
 pytestmark = pytest.mark.django_db
 
@@ -66,8 +67,8 @@ class TestTurn:
 
     def test_it_lasts_by_the_databases_clock(self) -> None:
         LeaderLock().take()
-        assert LeaderLease.objects.filter(expires_at__gt=Now() + timedelta(seconds=60)).exists()
-        assert not LeaderLease.objects.filter(expires_at__gt=Now() + timedelta(seconds=120)).exists()
+        assert LeaderLease.objects.filter(until__gt=Now() + timedelta(seconds=60)).exists()
+        assert not LeaderLease.objects.filter(until__gt=Now() + timedelta(seconds=120)).exists()
 
 
 class TestRound:
@@ -106,7 +107,7 @@ class TestRound:
             assert other.turn.take()
             yield Condition(Alert.Kind.ERRORS, "errors", "title", "text")
 
-        monkeypatch.setattr(watch, "error_rate", take_over)
+        monkeypatch.setattr(module, "error_rate", take_over)
         assert slow.run() == (0, 0)
         assert going_on() == []
 
@@ -117,7 +118,7 @@ class TestRound:
             raise TimeoutError
 
         one, other = Round(), Round()
-        monkeypatch.setattr(watch, "error_rate", fail)
+        monkeypatch.setattr(module, "error_rate", fail)
         with pytest.raises(TimeoutError):
             one.run()
         assert other.turn.take()

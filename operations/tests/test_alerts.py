@@ -26,13 +26,12 @@ from accounts.tests.factories import ACTOR, Cast, logged_in, make_admin, make_st
 from monitoring.models import Alert, AlertDelivery
 from monitoring.tests.samples import recorded
 from operations.alerts import conditions, deliveries
-from operations.alerts.budgets import budgets_used
-from operations.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition, HealthWatch, error_rate
+from operations.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition, HealthWatch, budgets_used, error_rate
 from operations.alerts.deliveries import FIRST_PAUSE, MOST_ATTEMPTS, deliveries_send, signature
 from operations.alerts.incidents import incident_open, incidents_update
-from operations.alerts.watch import Round
 from operations.health import Finding, Health
 from operations.tests.webhooks import Hook, webhook
+from operations.worker import Round
 
 pytestmark = pytest.mark.django_db
 SECRET = "a secret of the webhook's"

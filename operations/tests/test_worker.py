@@ -19,8 +19,7 @@ from accounts.tests.factories import Cast
 from monitoring.models import Alert, Rollup
 from monitoring.tests.test_pruning import records
 from operations import worker as module
-from operations.alerts.watch import Round
-from operations.worker import Worker, next_night
+from operations.worker import Round, Worker, next_night
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -1,13 +1,14 @@
-"""The page "Export usage": usage by time and by account, key, model or endpoint, as a file."""
+"""Files of the admin, and the page "Export usage": usage by time and by account, key, model or endpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest
+from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -22,8 +23,7 @@ from unfold.widgets import (
 from accounts.admin.base import ModelAdmin, actor_of
 from accounts.audit import audit_event
 from accounts.models import Account
-from monitoring.admin.base import file_response
-from monitoring.export import KIND, Format, encoded, gzipped, usage_batches, usage_columns
+from monitoring.export import KIND, Format, Row, encoded, usage_batches, usage_columns
 from monitoring.rollups.periods import Unit, month_begin
 from monitoring.rollups.queries import GROUPS, TooOld
 
@@ -88,15 +88,24 @@ class UsageExportForm(forms.Form):
 
 def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResponseBase:
     """Show the form (the query parameter `account` fills that field), or answer a valid POST with the file."""
-    if request.method == "POST":
-        form = UsageExportForm(request.POST)
-        if form.is_valid():
-            try:
-                return _file(request, form)
-            except TooOld as error:
-                form.add_error("begin", str(error))
-    else:
-        form = UsageExportForm(initial={"account": request.GET.get("account", "")})
+    form = UsageExportForm(request.POST or None, initial={"account": request.GET.get("account", "")})
+    if form.is_valid():
+        wanted = form.cleaned_data
+        unit, by, account = wanted["unit"], wanted["by"], wanted["account"]
+        try:
+            batches = usage_batches(
+                begin=wanted["begin"], end=wanted["end"], unit=unit, by=by, account_id=account.pk if account else None
+            )
+        except TooOld as error:
+            form.add_error("begin", str(error))
+        else:
+            file_format, is_packed = wanted["file_format"], wanted["is_packed"]
+            details = {name: str(wanted[name]) for name in ("begin", "end", "unit", "by", "account") if wanted[name]}
+            details |= {"format": file_format, "gzip": is_packed}
+            audit_event(actor=actor_of(request), action="exported", kind=KIND, details=details)
+            return file_response(
+                usage_columns(by), batches, f"usage-by-{unit}-and-{by}", file_format, is_packed=is_packed
+            )
     context = {
         **model_admin.admin_site.each_context(request),
         "opts": model_admin.opts,
@@ -107,20 +116,13 @@ def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResp
     return TemplateResponse(request, TEMPLATE, context)
 
 
-def _file(request: HttpRequest, form: UsageExportForm) -> HttpResponseBase:
-    """Stream the rows and write an audit entry."""
-    wanted = form.cleaned_data
-    file_format, account, is_packed = wanted["file_format"], wanted["account"], wanted["is_packed"]
-    details = {name: str(wanted[name]) for name in ("begin", "end", "unit", "by", "account") if wanted[name]}
-    details |= {"format": file_format, "gzip": is_packed}
-    batches = usage_batches(
-        begin=wanted["begin"],
-        end=wanted["end"],
-        unit=wanted["unit"],
-        by=wanted["by"],
-        account_id=account.pk if account else None,
+def file_response(
+    columns: Sequence[str], batches: Iterable[Sequence[Row]], name: str, file_format: Format, *, is_packed: bool
+) -> StreamingHttpResponse:
+    """Stream rows as a file; append the time (UTC) and the extension to its name."""
+    name = f"{name}-{timezone.now():%Y%m%dT%H%M%SZ}.{file_format}{'.gz' if is_packed else ''}"
+    return StreamingHttpResponse(
+        encoded(columns, batches, file_format, is_packed=is_packed),
+        content_type="application/gzip" if is_packed else file_format.content_type,
+        headers={"Content-Disposition": f'attachment; filename="{name}"', "X-Accel-Buffering": "no"},
     )
-    audit_event(actor=actor_of(request), action="exported", kind=KIND, details=details)
-    chunks = encoded(usage_columns(wanted["by"]), batches, file_format)
-    name = f"usage-by-{wanted['unit']}-and-{wanted['by']}"
-    return file_response(gzipped(chunks) if is_packed else chunks, name, file_format, is_packed=is_packed)

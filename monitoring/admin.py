@@ -1,4 +1,4 @@
-"""The request log in the admin: read-only, filtered, and paged without counting rows.
+"""The request log in the admin: read-only, filtered, paged without counting rows, and exported as it is filtered.
 
 The page of a record also shows what its error code means, the time by stage, and the logged prompt and answer.
 """
@@ -16,22 +16,21 @@ from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
-from django.urls import reverse
+from django.urls import path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from accounts.admin.base import Fieldsets, action, display
+from accounts.admin.base import Fieldsets, action, actor_of, display
 from accounts.admin.lists import IndexedFilter, KeysetAdmin, TextFilter, TimeFilter
+from accounts.audit import audit_event
 from accounts.models import Account, ApiKey
 from core.errors import ApiError
-from monitoring.admin.base import ExportingAdmin
-from monitoring.admin.usage import usage_export_page
-from monitoring.export import COLUMNS, record_batches
-from monitoring.models import RequestRecord
+from monitoring.admin_export import file_response, usage_export_page
+from monitoring.export import COLUMNS, Format, record_batches
+from monitoring.models import FOUND, OUTCOMES, Outcome, RequestRecord, outcome_of
 from monitoring.payload_log import content_of
-from monitoring.records import FOUND, OUTCOMES, Outcome, outcome_of
 
 #: Display names of the stages.
 STAGES = {
@@ -57,57 +56,6 @@ MESSAGES = {
     "client_left": "The client closed the connection before the answer was complete.",
     "interrupted": "The process ended while the call ran; it was charged its bound.",
 }
-
-
-def reason_text(code: str) -> SafeString:
-    """Return an error code with its message, and a link to advice if callers get the code."""
-    if not code:
-        return SafeString("—")
-    message = MESSAGES.get(code)
-    told = f"{code}: {message}" if message else code
-    if code not in TOLD_TO_CALLERS:
-        return format_html("{}", told)
-    url = f"{reverse('playground')}#code-{code}"
-    link = '{} <a class="text-primary-600 dark:text-primary-500 underline" href="{}">What to do about it</a>'
-    return format_html(link, told, url)
-
-
-def stage_table(record: RequestRecord) -> SafeString:
-    """Return an HTML table of the time by stage (ms), with the rest of the latency in the last row."""
-    named = [part.partition("=") for part in record.stages.split()]
-    times = [(STAGES.get(name, name), float(spent)) for name, _, spent in named]
-    if not times:
-        return SafeString("not recorded")
-    rest = max(0.0, record.latency_ms - sum(spent for _, spent in times))
-    rows = format_html_join(
-        "",
-        '<tr><td class="pr-6">{}</td><td class="text-right whitespace-nowrap">{} ms</td></tr>',
-        ((name, f"{spent:,.1f}") for name, spent in [*times, ("the rest, a stream's running time included", rest)]),
-    )
-    return format_html("<table>{}</table>", rows)
-
-
-def content_text(record: RequestRecord, part: str) -> SafeString:
-    """Return the logged `prompt` or `answer` (the `part`) as HTML, or the reason why there is none."""
-    content = content_of(record.pk)
-    if content is None:
-        return SafeString(_why_absent(record))
-    text = getattr(content, part)
-    if not text:
-        return SafeString("there was no answer")
-    cut = " Cut at CONTENT_MAX_BYTES." if content.is_cut else ""
-    return format_html(
-        '<pre class="max-h-80 overflow-auto text-xs" style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>'
-        '<p class="text-subtle text-xs">Will not be shown after {} UTC.{}</p>',
-        text,
-        f"{content.expires_at:%Y-%m-%d %H:%M}",
-        cut,
-    )
-
-
-def _why_absent(record: RequestRecord) -> str:
-    logs = Account.objects.filter(pk=record.account_id, logs_content=True).exists()
-    return "not logged, or expired" if logs else "not logged: content logging is off for this account"
 
 
 STATUSES: dict[str, tuple[str, Q]] = {
@@ -176,22 +124,16 @@ class ExactFilter(TextFilter):
 
 
 class ModelFilter(ExactFilter, IndexedFilter):
-    """Filters records by the model's public name."""
-
     title = parameter_name = "model"
     placeholder = "public name"
 
 
 class EndpointFilter(ExactFilter):
-    """Filters records by the endpoint's name."""
-
     title = parameter_name = "endpoint"
     placeholder = "such as chat"
 
 
 class ErrorCodeFilter(ExactFilter):
-    """Filters records by error code."""
-
     title = "error code"
     parameter_name = "error_code"
     placeholder = "such as rate_limited"
@@ -275,7 +217,7 @@ class CacheFilter(admin.SimpleListFilter):
 
 
 @admin.register(RequestRecord)
-class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
+class RequestRecordAdmin(KeysetAdmin):
     """The request log, read-only."""
 
     list_display = ("when", "outcome", "account", "key", "endpoint", "model", "cache", "tokens", "price", "latency")
@@ -292,9 +234,8 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         StreamFilter,
     )
     list_fullwidth = True
+    list_before_template = "admin/export_links.html"
     actions_list = ("export_usage",)
-    export_columns = COLUMNS
-    export_batches = staticmethod(record_batches)
     search_fields = ("label",)
     search_help_text = "The complete request id"
     time_column, search_rows = "admitted_at", SEARCHED
@@ -315,6 +256,39 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
         if not request.user.has_perm("monitoring.view_requestcontent"):
             return self.fieldsets
         return (*self.fieldsets, ("Content", {"fields": CONTENT_FIELDS}))
+
+    def get_urls(self) -> list[Any]:
+        """Add the export URL; its query is that of the list."""
+        url = path("export/", self.admin_site.admin_view(self.export_view), name="monitoring_requestrecord_export")
+        return [url, *super().get_urls()]
+
+    def has_export_permission(self, request: HttpRequest, object_id: object = None) -> bool:
+        """Return whether the user may export the log and the usage."""
+        return request.user.has_perm("monitoring.export_requestrecord")
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """Show the list, with export links for users who may export."""
+        context = {**(extra_context or {}), "may_export": self.has_export_permission(request)}
+        return super().changelist_view(request, context)
+
+    def export_view(self, request: HttpRequest) -> HttpResponseBase:
+        """Stream all pages of the filtered list, oldest first, and write an audit entry.
+
+        Raises PermissionDenied. Redirects to the list if a parameter is invalid.
+        """
+        if not (self.has_export_permission(request) and self.has_view_permission(request)):
+            raise PermissionDenied
+        parameters = request.GET.copy()
+        asked, is_packed = parameters.pop("format", [Format.CSV])[-1], bool(parameters.pop("gzip", []))
+        request.GET = parameters  # type: ignore[assignment]  # only the list's own parameters are left
+        try:
+            file_format, queryset = Format(asked), self.get_changelist_instance(request).queryset
+        except (ValueError, IncorrectLookupParameters):
+            return HttpResponseRedirect("../?e=1")
+        filters = {name: values[-1] for name, values in request.GET.lists()}
+        details = {"format": file_format, "filters": filters, "gzip": is_packed}
+        audit_event(actor=actor_of(request), action="exported", kind=str(self.opts.verbose_name), details=details)
+        return file_response(COLUMNS, record_batches(queryset), "requestrecords", file_format, is_packed=is_packed)
 
     @action(description="Export usage", permissions=["export"], icon="summarize", url_path="export-usage")
     def export_usage(self, request: HttpRequest) -> HttpResponseBase:
@@ -380,13 +354,32 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
 
     @display(description="why")
     def reason(self, record: RequestRecord) -> SafeString:
-        """Return the error code with its message."""
-        return reason_text(record.error_code)
+        """Return the error code with its message, and a link to advice if callers get the code."""
+        code = record.error_code
+        if not code:
+            return SafeString("—")
+        message = MESSAGES.get(code)
+        told = f"{code}: {message}" if message else code
+        if code not in TOLD_TO_CALLERS:
+            return format_html("{}", told)
+        url = f"{reverse('playground')}#code-{code}"
+        advice = '{} <a class="text-primary-600 dark:text-primary-500 underline" href="{}">What to do about it</a>'
+        return format_html(advice, told, url)
 
     @display(description="time by stage")
     def stage_times(self, record: RequestRecord) -> SafeString:
-        """Return the time by stage."""
-        return stage_table(record)
+        """Return a table of the time by stage (ms), with the rest of the latency in the last row."""
+        named = [part.partition("=") for part in record.stages.split()]
+        times = [(STAGES.get(name, name), float(spent)) for name, _, spent in named]
+        if not times:
+            return SafeString("not recorded")
+        rest = max(0.0, record.latency_ms - sum(spent for _, spent in times))
+        rows = format_html_join(
+            "",
+            '<tr><td class="pr-6">{}</td><td class="text-right whitespace-nowrap">{} ms</td></tr>',
+            ((name, f"{spent:,.1f}") for name, spent in [*times, ("the rest, a stream's running time included", rest)]),
+        )
+        return format_html("<table>{}</table>", rows)
 
     @display(description="why attempts failed")
     def attempt_failures(self, record: RequestRecord) -> str:
@@ -396,12 +389,12 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
     @display(description="prompt")
     def prompt(self, record: RequestRecord) -> SafeString:
         """Return the logged prompt."""
-        return content_text(record, "prompt")
+        return _content(record, "prompt")
 
     @display(description="answer")
     def answer(self, record: RequestRecord) -> SafeString:
         """Return the logged answer."""
-        return content_text(record, "answer")
+        return _content(record, "answer")
 
     @display(description="remarks")
     def flags(self, record: RequestRecord) -> str:
@@ -414,3 +407,21 @@ class RequestRecordAdmin(ExportingAdmin, KeysetAdmin):
 def _link(model: str, pk: int, text: str) -> SafeString:
     url = reverse(f"admin:accounts_{model}_change", args=[pk])
     return format_html('<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>', url, text)
+
+
+def _content(record: RequestRecord, part: str) -> SafeString:
+    """Return the logged `prompt` or `answer` (the `part`) as HTML, or the reason why there is none."""
+    content = content_of(record.pk)
+    if content is None:
+        logs = Account.objects.filter(pk=record.account_id, logs_content=True).exists()
+        return SafeString("not logged, or expired" if logs else "not logged: content logging is off for this account")
+    text = getattr(content, part)
+    if not text:
+        return SafeString("there was no answer")
+    return format_html(
+        '<pre class="max-h-80 overflow-auto text-xs" style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>'
+        '<p class="text-subtle text-xs">Will not be shown after {} UTC.{}</p>',
+        text,
+        f"{content.expires_at:%Y-%m-%d %H:%M}",
+        " Cut at CONTENT_MAX_BYTES." if content.is_cut else "",
+    )
