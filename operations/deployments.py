@@ -58,7 +58,12 @@ WORSE_AND_WORSE = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPE
 
 
 def deployment_states() -> list[DeploymentState]:
-    """List all deployments: troubled ones first, then those without a price, disabled ones last.
+    """List all deployments: troubled ones first, then those without a price, disabled ones last."""
+    return sorted(_states(), key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
+
+
+def _states() -> list[DeploymentState]:
+    """List all deployments with what any process knows of them.
 
     A deployment whose address can't be reached counts as open, one that failed and was not called since as half-open.
     """
@@ -87,7 +92,7 @@ def deployment_states() -> list[DeploymentState]:
                 is_priced=each.pk not in unpriced,
             )
         )
-    return sorted(states, key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
+    return states
 
 
 def _readings() -> dict[int, BreakerReading]:
