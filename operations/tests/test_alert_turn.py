@@ -67,8 +67,8 @@ class TestTurn:
 
     def test_it_lasts_by_the_databases_clock(self) -> None:
         LeaderLock().take()
-        assert LeaderLease.objects.filter(until__gt=Now() + timedelta(seconds=60)).exists()
-        assert not LeaderLease.objects.filter(until__gt=Now() + timedelta(seconds=120)).exists()
+        assert LeaderLease.objects.filter(expires_at__gt=Now() + timedelta(seconds=60)).exists()
+        assert not LeaderLease.objects.filter(expires_at__gt=Now() + timedelta(seconds=120)).exists()
 
 
 class TestRound:
