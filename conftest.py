@@ -59,12 +59,13 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     from core.redis.leases import leases
     from inference.catalog import catalog
     from inference.upstream.breaker import breakers
+    from operations.dashboard.sections import recent_rankings
     from operations.health import reachable_routes, recent_reports
 
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
     known = (directory, catalog, breakers, leases)
-    reports = (recent_reports.clear, reachable_routes.clear)
+    reports = (recent_reports.clear, reachable_routes.clear, recent_rankings.clear)
     for forget in (reset_limits, forget_outages, database_outage.succeeded, *reports, *(each.forget for each in known)):
         forget()
 

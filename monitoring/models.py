@@ -94,8 +94,8 @@ class RequestRecord(models.Model):
 class Rollup(models.Model):
     """The sums of the requests of one period, key, endpoint, model and outcome (see monitoring.rollups).
 
-    In rows of the whole platform `account_id` is 0, and in these and an account's `key_id` is 0. A row covers at least
-    one request.
+    In rows of the whole platform `account_id` is 0, and in these and an account's `key_id` is 0. A key's month has one
+    row of all endpoints, models and outcomes, without histograms. A row covers at least one request.
     """
 
     class Grain(models.TextChoices):
@@ -107,6 +107,7 @@ class Rollup(models.Model):
         ACCOUNT_DAY = "ad"
         KEY_QUARTER = "kq"
         KEY_DAY = "kd"
+        KEY_MONTH = "km"
 
     class Outcome(models.TextChoices):
         """How requests ended: answered (`ok`), `invalid` (4xx other than 429), `limited` (429), `failed` (5xx)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,7 @@ from django.db.models import Sum
 from accounts.selectors import api_key_count
 from monitoring.models import RequestRecord, Rollup
 from monitoring.rollups.figures import Figures
-from monitoring.rollups.queries import Point, Scope, caller_names, usage_series
+from monitoring.rollups.queries import Scope, caller_names, usage_series
 from monitoring.serializers import UsageSpan
 
 
@@ -22,23 +21,27 @@ def stats(*, account_id: int | None) -> dict[str, Any]:
     """Return the answer of GET /stats: requests to model endpoints of one account, or of all (None).
 
     Keys have their present name, deleted keys the recorded one; over all accounts it is `account/name`. Keys of the
-    same name are added up. It is read from the rollups of days: their number does not grow with that of requests.
+    same name are added up. It is read from the keys' months: their number does not grow with that of requests.
     """
     scope = {} if account_id is None else {"account_id": account_id}
-    days = Rollup.objects.filter(grain=Rollup.Grain.KEY_DAY, **scope).order_by()
-    by_key = days.values_list("key_id").annotate(*map(Sum, ("requests", "hits", "coalesced", "misses")))
+    months = Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH, **scope).order_by()
+    by_key = months.values_list("key_id").annotate(*map(Sum, ("requests", "hits", "coalesced", "misses")))
     requests, hits, misses = dict[int, int](), 0, 0
     for key_id, asked, *cached, missed in by_key:
         requests[key_id] = int(asked)
         hits += int(sum(cached))  # a coalesced answer cost no upstream call of its own: it counts as a hit
         misses += int(missed)
+    names = caller_names("key", set(requests), months, with_account=account_id is None)
+    by_name = Counter[str]()
+    for key_id, count in requests.items():
+        by_name[names[key_id]] += count
     return {
-        "total_requests": sum(requests.values()),
+        "total_requests": by_name.total(),
         "cache_hits": hits,
         "cache_misses": misses,
         "cache_hit_rate": round(hits / (hits + misses), 3) if hits + misses else 0.0,
         "total_api_keys": api_key_count(account_id=account_id, at=datetime.now(UTC)),
-        "requests_by_key": _requests_by_key(requests, with_account=account_id is None),
+        "requests_by_key": dict(by_name.most_common()),
     }
 
 
@@ -58,13 +61,15 @@ def account_usage(account_id: int, span: UsageSpan) -> dict[str, Any]:
         "time_zone": str(span.zone),
         "group_by": span.group_by,
         "totals": Figures.sum_of(point.figures for point in points).as_answer(),
-        "series": [_entry(point, span.group) for point in points],
+        "series": [
+            {
+                **({"start": point.start.isoformat()} if point.start else {}),
+                **({span.group: point.group} if span.group else {}),
+                **point.figures.as_answer(),
+            }
+            for point in points
+        ],
     }
-
-
-def _entry(point: Point, group: str | None) -> dict[str, Any]:
-    start = {"start": point.start.isoformat()} if point.start else {}
-    return {**start, **({group: point.group} if group else {}), **point.figures.as_answer()}
 
 
 def request_record(*, account_id: int, name: str) -> RequestRecord | None:
@@ -78,11 +83,3 @@ def request_record(*, account_id: int, name: str) -> RequestRecord | None:
         if found is not None:
             return found
     return own.filter(label=name).order_by("-admitted_at", "-id").first()
-
-
-def _requests_by_key(requests: Mapping[int, int], *, with_account: bool) -> dict[str, int]:
-    names = caller_names("key", set(requests), with_account=with_account)
-    by_name: Counter[str] = Counter()
-    for key_id, count in requests.items():
-        by_name[names[key_id]] += count
-    return dict(by_name.most_common())

@@ -235,6 +235,7 @@ class Migration(migrations.Migration):
                             ("ad", "Account Day"),
                             ("kq", "Key Quarter"),
                             ("kd", "Key Day"),
+                            ("km", "Key Month"),
                         ],
                         max_length=2,
                     ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from enum import StrEnum
+from functools import lru_cache
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MINUTE, HOUR, ONE_DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -48,6 +49,12 @@ def ceiling(moment: datetime, length: int) -> int:
 def month_begin(moment: datetime) -> datetime:
     """Return the beginning of a datetime's month (UTC)."""
     return moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+@lru_cache(maxsize=100)
+def month_minute(minute: int) -> int:
+    """Return the first minute of the month (UTC) that a minute is in."""
+    return minute_of(month_begin(datetime_of(minute)))
 
 
 def compose(begin: int, end: int) -> list[tuple[int, int, int]]:

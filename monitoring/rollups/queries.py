@@ -14,7 +14,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any, NamedTuple, TypeVar, cast
 
 from django.db import connection
-from django.db.models import BigIntegerField, Expression, F, Func, IntegerField, Max, Q, Sum
+from django.db.models import BigIntegerField, Expression, F, Func, IntegerField, Max, Q, QuerySet, Sum
 from django.db.models.functions import Cast
 
 from accounts.models import Account, ApiKey
@@ -140,14 +140,15 @@ def usage_series(
     found: defaultdict[Place, Figures] = defaultdict(Figures)
     for bucket, group, figures in _sums(parts, scope, by, None if unit is None else Bucket(divided)):
         found[bucket, group].add(figures)
-    return _points(found, by, zone, with_account=scope.account_id is None)
+    rows = Rollup.objects.filter(within(parts), **scope.columns)
+    return _points(found, by, zone, rows, with_account=scope.account_id is None)
 
 
 def usage_by_minute(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING, by: str | None = None) -> list[Point]:
     """Return the platform's figures by minute and by one of GROUPS; the scope and group are not of accounts or keys."""
     parts = [(PLATFORM_MINUTE, minute_of(begin), minute_of(end))]
     found = {(start, group): figures for start, group, figures in _sums(parts, scope, by, F("start"))}
-    return _points(found, by, UTC, with_account=True)
+    return _points(found, by, UTC, Rollup.objects.none(), with_account=True)
 
 
 def span_parts(spans: Iterable[tuple[int, int]], grains: Mapping[int, str] = OF_KEYS) -> list[Part]:
@@ -228,10 +229,12 @@ def _in_turns(rows: Iterable[T]) -> Iterator[T]:
             time.sleep(0)
 
 
-def _points(found: Mapping[Place, Figures], by: str | None, zone: tzinfo, *, with_account: bool) -> list[Point]:
-    """Return sorted points with names; groups of the same name are added up."""
+def _points(
+    found: Mapping[Place, Figures], by: str | None, zone: tzinfo, rows: QuerySet[Rollup], *, with_account: bool
+) -> list[Point]:
+    """Return sorted points with names, those of deleted callers from `rows`; groups of the same name are added up."""
     groups = {group for _, group in found}
-    names = caller_names(by, cast("set[int]", groups), with_account=with_account) if by in CALLERS else {}
+    names = caller_names(by, cast("set[int]", groups), rows, with_account=with_account) if by in CALLERS else {}
     points: dict[Place, Point] = {}
     for (minute, group), figures in found.items():
         name = names[group] if isinstance(group, int) else group
@@ -244,22 +247,25 @@ def _points(found: Mapping[Place, Figures], by: str | None, zone: tzinfo, *, wit
     )
 
 
-def caller_names(kind: str | None, identifiers: Set[int], *, with_account: bool) -> dict[int, str]:
-    """Return the present names of accounts or keys (`kind`) by id; for deleted ones, the recorded names.
+def caller_names(
+    kind: str | None, identifiers: Set[int], rows: QuerySet[Rollup], *, with_account: bool
+) -> dict[int, str]:
+    """Return the present names of accounts or keys (`kind`) by id; for deleted ones, those recorded in `rows`.
 
     Keys are named `account/name` if `with_account`.
     """
     if kind == "account":
         called = dict(Account.objects.filter(pk__in=identifiers).values_list("pk", "name"))
         if gone := identifiers - set(called):
-            accounts = Rollup.objects.filter(grain=ACCOUNT_DAY, account_id__in=gone).order_by()
-            called |= dict(accounts.values_list("account_id").annotate(Max("account_name")))
+            recorded = rows.filter(account_id__in=gone).order_by().values_list("account_id")
+            called |= dict(recorded.annotate(Max("account_name")))
         return called
-    present = ApiKey.objects.filter(pk__in=identifiers).values_list("pk", "account__name", "name")
-    found = {pk: (account, name) for pk, account, name in present}
+    # The names of all keys are read in less time than a query with a thousand ids takes.
+    keys = ApiKey.objects.filter(pk__in=identifiers) if len(identifiers) < 1000 else ApiKey.objects.all()
+    found = {pk: (account, name) for pk, account, name in keys.order_by().values_list("pk", "account__name", "name")}
     if missing := identifiers - set(found):
-        keys = Rollup.objects.filter(grain=KEY_DAY, key_id__in=missing).order_by()
-        for key_id, account, name in keys.values_list("key_id").annotate(Max("account_name"), Max("key_name")):
+        recorded = rows.filter(key_id__in=missing).order_by().values_list("key_id")
+        for key_id, account, name in recorded.annotate(Max("account_name"), Max("key_name")):
             found[key_id] = (account, name)
     return {pk: f"{account}/{name}" if with_account else name for pk, (account, name) in found.items()}
 
@@ -322,20 +328,24 @@ def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING,
     except TooOld:
         first, last = floor(begin, DAY), ceiling(end, DAY)
         parts = span_parts([(first, last)])
-    by_key = Rollup.objects.filter(within(parts), **scope.columns).order_by().values_list("account_id", "key_id")
-    sums, values = by_key.annotate(
-        spent=Sum("cost"),
-        asked=Sum("requests"),
-        tokens=Sum(F("input_tokens") + F("output_tokens")),
-        failed=Sum("requests", filter=Q(outcome=Rollup.Outcome.FAILED), default=0),
-        unpriced=Sum("unpriced"),
-    ).query.sql_with_params()
+    rows = Rollup.objects.filter(within(parts), **scope.columns).order_by()
+    sums, values = (
+        rows.values_list("account_id", "key_id")
+        .annotate(
+            spent=Sum("cost"),
+            asked=Sum("requests"),
+            tokens=Sum(F("input_tokens") + F("output_tokens")),
+            failed=Sum("requests", filter=Q(outcome=Rollup.Outcome.FAILED), default=0),
+            unpriced=Sum("unpriced"),
+        )
+        .query.sql_with_params()
+    )
     with connection.cursor() as cursor:
         cursor.execute(_RANKED.format(sums=sums), [*values, limit, limit])
         found = [_Sums(*map(int, row)) for row in cursor.fetchall()]
     found.sort(key=lambda row: (-row.spent, -row.asked, row.account_id, row.key_id))  # a union promises no order
-    account_names = caller_names("account", {row.account_id for row in found}, with_account=False)
-    key_names = caller_names("key", {row.key_id for row in found} - {0}, with_account=False)
+    account_names = caller_names("account", {row.account_id for row in found}, rows, with_account=False)
+    key_names = caller_names("key", {row.key_id for row in found} - {0}, rows, with_account=False)
     ranks = [
         Rank(
             account_id=row.account_id,

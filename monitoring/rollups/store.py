@@ -19,12 +19,12 @@ from core.bulk import delete_lines, insert_lines, select_lines
 from core.money import nano
 from monitoring.models import TIMED, RequestRecord, Rollup, outcome_of
 from monitoring.rollups.histograms import one, pack, unpack
-from monitoring.rollups.periods import DAY, HOUR, QUARTER, minute_of
+from monitoring.rollups.periods import DAY, HOUR, QUARTER, minute_of, month_minute
 
 log = structlog.get_logger(__name__)
 
 #: Plain strings: psycopg would write the name of an enum's member.
-PLATFORM_MINUTE, PLATFORM_QUARTER, PLATFORM_DAY, ACCOUNT_DAY, KEY_QUARTER, KEY_DAY = map(str, Rollup.Grain)
+PLATFORM_MINUTE, PLATFORM_QUARTER, PLATFORM_DAY, ACCOUNT_DAY, KEY_QUARTER, KEY_DAY, KEY_MONTH = map(str, Rollup.Grain)
 
 #: The columns of a rollup that are sums: counts, then histograms.
 COUNTS = (
@@ -143,23 +143,37 @@ def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row
     wide_names: dict[Row, Names] = {}
     for fine, tally in tallies.items():
         for row in (fine, *rows_above(fine)):
-            add_tally(wide, row, tally)
+            add_tally(wide, row, without_histograms(tally) if row.grain == KEY_MONTH else tally)
             wide_names[row] = names[fine] if row.key_id else Names(names[fine].account if row.account_id else "")
     return wide, wide_names
 
 
 def rows_above(fine: Row) -> tuple[Row, ...]:
-    """Return the rows that contain a key's quarter hour: its day, its account's, the platform's. None has a minute."""
+    """Return the rows that contain a key's quarter hour: its day and month, its account's, the platform's.
+
+    None contains a minute of the platform.
+    """
     if fine.grain == PLATFORM_MINUTE:
         return ()
     _, start, account_id, key_id, *what = fine
     day = start - start % DAY
     return (
         Row(KEY_DAY, day, account_id, key_id, *what),
+        month_row(day, account_id, key_id),
         Row(ACCOUNT_DAY, day, account_id, 0, *what),
         Row(PLATFORM_QUARTER, start, 0, 0, *what),
         Row(PLATFORM_DAY, day, 0, 0, *what),
     )
+
+
+def month_row(minute: int, account_id: int, key_id: int) -> Row:
+    """Return the row of a key's month (UTC) that a minute is in: of all endpoints, models and outcomes."""
+    return Row(KEY_MONTH, month_minute(minute), account_id, key_id, "", "", "")
+
+
+def without_histograms(tally: Tally) -> Tally:
+    """Return a tally with empty histograms."""
+    return [*tally[: len(COUNTS)], *[0] * len(HISTOGRAMS)]
 
 
 def add_tally(tallies: dict[Row, Tally], row: Row, tally: Tally) -> None:

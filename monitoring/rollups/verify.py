@@ -9,16 +9,17 @@ The arguments `--from` and `--to` of the commands about rollups are defined here
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Max, Min, Q, QuerySet
+from django.db.models import Max, Min, Q, QuerySet, Sum
 from django.utils import timezone
 
 from core.arguments import datetime_argument, require_order
@@ -26,11 +27,23 @@ from core.database import repeatable_read
 from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import has_earlier_rollups, pruned_before
 from monitoring.rollups.log import ROWS_AT_A_TIME, log_sums
-from monitoring.rollups.periods import DAY, EPOCH, ONE_DAY, QUARTER, ceiling, datetime_of, floor, minute_of
+from monitoring.rollups.periods import (
+    DAY,
+    EPOCH,
+    ONE_DAY,
+    QUARTER,
+    ceiling,
+    datetime_of,
+    floor,
+    minute_of,
+    month_minute,
+)
 from monitoring.rollups.store import (
     ACCOUNT_DAY,
+    COUNTS,
     HISTOGRAMS,
     KEY_DAY,
+    KEY_MONTH,
     KEY_QUARTER,
     MEASURES,
     MINUTES_WRITTEN,
@@ -42,11 +55,13 @@ from monitoring.rollups.store import (
     Row,
     Tally,
     add_tally,
+    month_row,
     rollups_delete,
     rollups_lock,
     rollups_write,
     spread,
     unpacked,
+    without_histograms,
 )
 
 Sums = dict[Row, Tally]
@@ -77,32 +92,52 @@ class Difference:
 
 
 def rollups_differences(begin: datetime, until: datetime) -> Iterator[Difference]:
-    """Compare the rollups of the days that a span touches with the log; yield what is wrong, and change nothing.
+    """Compare the rollups of the days that a span touches with the log, and their months with the days; change nothing.
 
-    Each day is read in one snapshot of the database, in which log and rollups agree.
+    Each day and month is read in one snapshot of the database, in which log and rollups agree.
     """
-    for day in _days(begin, until):
+    for differences in _comparisons(begin, until):
         with repeatable_read():
-            found = _differences(day)
+            found = differences()
         yield from found
 
 
 def rollups_rebuild(begin: datetime, until: datetime) -> Iterator[Difference]:
-    """Correct the rollups of the days that a span touches, a transaction each; yield what was wrong.
+    """Correct the rollups of the days that a span touches and their months, a transaction each; yield what was wrong.
 
-    Other writers wait only while a day that is wrong is added up again.
+    Other writers wait only while a day or month that is wrong is added up again.
     """
-    for day in _days(begin, until):
+    for differences in _comparisons(begin, until):
         with repeatable_read():
-            if not _differences(day):
+            if not differences():
                 continue
         with transaction.atomic(), connection.cursor() as cursor:
             rollups_lock(cursor)
-            wrong = _differences(day)
+            wrong = differences()
             right = {each.row: each.expected for each in wrong if each.expected is not None}
             rollups_write(cursor, right, {each.row: each.names for each in wrong})
             rollups_delete(cursor, [each.row for each in wrong if each.expected is None])
         yield from wrong
+
+
+def _comparisons(begin: datetime, until: datetime) -> list[Callable[[], list[Difference]]]:
+    """Return what finds the differences of each day, and then of each month."""
+    first, last = span_of_log()
+    days = range(floor(max(begin, first), DAY), ceiling(min(until, last), DAY), DAY)
+    months = sorted({month_minute(day) for day in days})
+    return [*(partial(_differences, day) for day in days), *(partial(_month_differences, month) for month in months)]
+
+
+def _month_differences(month: int) -> list[Difference]:
+    """Compare the rows of one month with the sums of the keys' days."""
+    following = month_minute(month + 31 * DAY)
+    days = Rollup.objects.filter(grain=KEY_DAY, start__gte=month, start__lt=following).order_by()
+    by_key = days.values_list("account_id", "key_id").annotate(Max("account_name"), Max("key_name"), *map(Sum, COUNTS))
+    expected, named = Sums(), Named()
+    for account_id, key_id, account, key, *sums in by_key:
+        row = month_row(month, account_id, key_id)
+        expected[row], named[row] = without_histograms([*map(int, sums)]), Names(account, key)
+    return _compared(expected, dict(_tallies(Rollup.objects.filter(grain=KEY_MONTH, start=month))), named)
 
 
 def span_of_log() -> tuple[datetime, datetime]:
@@ -117,11 +152,6 @@ def span_of_log() -> tuple[datetime, datetime]:
     return first, datetime_of(floor(edges["last"], DAY) + DAY)
 
 
-def _days(begin: datetime, until: datetime) -> range:
-    first, last = span_of_log()
-    return range(floor(max(begin, first), DAY), ceiling(min(until, last), DAY), DAY)
-
-
 def _differences(day: int) -> list[Difference]:
     """Compare the rows of one day."""
     records = RequestRecord.objects.filter(admitted_at__gte=datetime_of(day), admitted_at__lt=datetime_of(day + DAY))
@@ -131,9 +161,11 @@ def _differences(day: int) -> list[Difference]:
     accounts: Named = {}
     for tallies, called, kept in _by_key(records, rows):
         expected, names = spread(tallies, called)
-        for row in [row for row in expected if not row.key_id]:
-            add_tally(wider, row, expected.pop(row))
-            accounts[row] = names[row]
+        for row in [row for row in expected if row.grain not in (KEY_QUARTER, KEY_DAY)]:
+            tally = expected.pop(row)
+            if row.grain != KEY_MONTH:
+                add_tally(wider, row, tally)
+                accounts[row] = names[row]
         found += _compared(expected, kept, names)
     # Minutes are only compared while they are written and kept.
     since = minute_of(timezone.now() - MINUTES_WRITTEN) + 1

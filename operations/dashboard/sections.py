@@ -14,16 +14,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
+from django.utils import timezone
 from redis.exceptions import RedisError
 
-from accounts.models import Account
+from accounts.models import Account, ApiKey
 from core.money import NANO_DOLLARS, count, exact_money, known_money, money
+from core.ttl_cache import TtlCache
 from monitoring.export import Selection
 from monitoring.ingester import ingest_backlog
 from monitoring.models import OUTCOMES, Alert, Outcome, RequestRecord, Rollup
 from monitoring.rollups.figures import QUANTILES, Figures
-from monitoring.rollups.periods import Unit
-from monitoring.rollups.queries import Rank, usage_rankings
+from monitoring.rollups.periods import Unit, minute_of
+from monitoring.rollups.queries import Rank, Rankings, Scope, usage_rankings
 from operations.alerts.conditions import LEVELS, level_of, topic_of
 from operations.dashboard.data import Reading
 from operations.dashboard.query import DashboardQuery
@@ -290,8 +292,8 @@ def _costs(reading: Reading, starts: Sequence[datetime]) -> list[Set]:
 
 SHOWN = 5
 RECENT = 10
-#: Most names that a filter suggests; others can be typed.
-SUGGESTED = 200
+#: Most names that a filter suggests, and how long ago models and endpoints were used; others can be typed.
+SUGGESTED, SUGGESTED_SINCE = 200, timedelta(days=90)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,10 +329,23 @@ class Most:
     since: datetime | None
 
 
+def _rankings(ranked: tuple[datetime, datetime, Scope]) -> Rankings:
+    begin, end, scope = ranked
+    return usage_rankings(begin=begin, end=end, scope=scope, limit=SHOWN)
+
+
+#: Rankings by what is ranked. With many keys they are sums of very many rows, so then they may be a minute old.
+MANY_KEYS = 1000
+recent_rankings: TtlCache[tuple[datetime, datetime, Scope], Rankings] = TtlCache(
+    _rankings, max_age=60, from_end=True, size=100
+)
+
+
 def who_had_most(asked: DashboardQuery) -> Most:
     """Return the accounts and keys with the highest cost in the span."""
     span = asked.span
-    found = usage_rankings(begin=span.begin, end=span.reach, scope=asked.scope, limit=SHOWN)
+    ranked = (span.begin, span.reach, asked.scope)
+    found = recent_rankings.get(ranked) if ApiKey.objects.count() >= MANY_KEYS else _rankings(ranked)
 
     def row(rank: Rank) -> RankRow:
         whose = {"account": rank.account, **({"key": rank.key} if rank.key else {})}
@@ -387,7 +402,8 @@ def ingest_lag() -> Lag:
 
 def suggestions() -> dict[str, list[str]]:
     """Return suggestions for the filters: names of accounts, models and endpoints."""
-    used = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY).order_by()
+    lately = minute_of(timezone.now() - SUGGESTED_SINCE)
+    used = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY, start__gte=lately).order_by()
     pairs = set(used.values_list("model", "endpoint").distinct()[:SUGGESTED])
     return {
         "account": list(Account.objects.values_list("name", flat=True)[:SUGGESTED]),

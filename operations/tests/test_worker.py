@@ -45,7 +45,7 @@ def going(part: Callable[[], None], worker: Worker) -> Iterator[None]:
 def test_it_goes_on_watching_while_it_prunes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.WATCH_SECONDS = 0.01
     rounds: list[int] = []
-    pruned: list[int] = []
+    meanwhile: list[int] = []  # rounds while it pruned
 
     class Counting(Round):
         def run(self) -> tuple[int, int]:
@@ -53,10 +53,10 @@ def test_it_goes_on_watching_while_it_prunes(settings: Settings, monkeypatch: py
             return super().run()
 
     def prune(*, wait: Callable[[float], bool]) -> int:
-        end = len(rounds) + 3
-        while len(rounds) < end and not wait(0.01):
+        before = len(rounds)
+        while len(rounds) < before + 3 and not wait(0.01):
             pass
-        pruned.append(len(rounds) >= end)
+        meanwhile.append(len(rounds) - before)
         return 0
 
     monkeypatch.setattr(module, "PRUNE_SECONDS", 0.0)
@@ -65,7 +65,8 @@ def test_it_goes_on_watching_while_it_prunes(settings: Settings, monkeypatch: py
     worker = Worker(threading.Event())
     worker.round = Counting()
     with going(worker.watch, worker), going(worker.tend, worker):
-        wait_until(lambda: any(pruned), "three rounds while it prunes")
+        wait_until(lambda: bool(meanwhile), "three rounds while it prunes")
+    assert meanwhile[0] >= 3
 
 
 def test_it_watches_again_after_a_round_that_failed(settings: Settings) -> None:
