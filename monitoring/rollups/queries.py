@@ -128,17 +128,18 @@ def usage_series(
     unit: Unit | None = None,
     zone: tzinfo = UTC,
     by: str | None = None,
+    timed: bool = True,
 ) -> list[Point]:
     """Return the figures of a span by hours, days or months of a zone (None: one bucket) and by one of GROUPS.
 
-    Points are ordered by time, then by requests, most first; there is none without requests. The first and last bucket
-    only contain their part of the span. Raises TooOld.
+    Without `timed` they lack histograms, which take most of the time. Points are ordered by time, then by requests, most
+    first; there is none without requests. The first and last bucket only contain their part of the span. Raises TooOld.
     """
     scope = _with_account(scope)
     divided = list(buckets(floor(begin, QUARTER), ceiling(end, QUARTER), unit, zone))
     parts = span_parts(((first, last) for first, last, _ in divided), _grains(scope, by))
     found: defaultdict[Place, Figures] = defaultdict(Figures)
-    for bucket, group, figures in _sums(parts, scope, by, None if unit is None else Bucket(divided)):
+    for bucket, group, figures in _sums(parts, scope, by, None if unit is None else Bucket(divided), timed=timed):
         found[bucket, group].add(figures)
     rows = Rollup.objects.filter(within(parts), **scope.columns)
     return _points(found, by, zone, rows, with_account=scope.account_id is None)
@@ -200,7 +201,7 @@ def _with_account(scope: Scope) -> Scope:
 
 
 def _sums(
-    parts: Sequence[Part], scope: Scope, by: str | None, bucket: Expression | F | None
+    parts: Sequence[Part], scope: Scope, by: str | None, bucket: Expression | F | None, *, timed: bool = True
 ) -> Iterator[tuple[int | None, int | str | None, Figures]]:
     """Yield the sums of rows by bucket (None: only one) and group."""
     if not parts:
@@ -212,13 +213,17 @@ def _sums(
     divided = rows if bucket is None else rows.annotate(bucket=bucket)
     summed = divided.values_list(*grouping).annotate(
         **{f"sum_{name}": Cast(amounts[name], BigIntegerField()) for name in SUMMED},
-        **{f"sum_{name}": Joined(name) for name in HISTOGRAMS},
+        **{f"sum_{name}": Joined(name) for name in HISTOGRAMS if timed},
     )
     # By caller, there may be very many rows: a server-side cursor fetches them in parts, but takes longer for few.
     for row in _in_turns(summed.iterator() if by in CALLERS else summed):
-        times = map(unpack, row[-len(HISTOGRAMS) :])
+        sums = row[len(grouping) :]
         group = row[1] if by else None
-        yield (None if bucket is None else row[0]), group, Figures(*row[len(grouping) : -len(HISTOGRAMS)], *times)
+        yield (
+            (None if bucket is None else row[0]),
+            group,
+            Figures(*sums[: len(SUMMED)], *map(unpack, sums[len(SUMMED) :])),
+        )
 
 
 def _in_turns(rows: Iterable[T]) -> Iterator[T]:

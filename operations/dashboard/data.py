@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 from django.utils import timezone
@@ -52,8 +53,11 @@ def read(asked: DashboardQuery) -> Reading:
     span, scope = asked.span, asked.scope
     if span.unit is None:
         return _of_minutes(span, scope)
-    points = usage_series(begin=span.begin, end=span.last_end, scope=scope, unit=span.unit, by="model")
-    reading = _divided((point.start, point.group or "", point.figures) for point in points if point.start)
+    series = partial(usage_series, begin=span.begin, end=span.last_end, scope=scope, unit=span.unit)
+    models = series(by="model", timed=False)
+    reading = _divided((point.start, point.group or "", point.figures) for point in models if point.start)
+    reading.parts = {point.start: point.figures for point in series() if point.start}
+    reading.total = Figures.sum_of(reading.parts.values())
     if span.complete > span.begin:
         reading.complete = (
             _sum_until(reading, span.complete)
