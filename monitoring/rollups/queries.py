@@ -132,8 +132,9 @@ def usage_series(
 ) -> list[Point]:
     """Return the figures of a span by hours, days or months of a zone (None: one bucket) and by one of GROUPS.
 
-    Without `timed` they lack histograms, which take most of the time. Points are ordered by time, then by requests, most
-    first; there is none without requests. The first and last bucket only contain their part of the span. Raises TooOld.
+    Without `timed` they lack histograms, which take most of the time. Points are ordered by time, then by requests,
+    most first; there is none without requests. The first and last bucket only contain their part of the span. Raises
+    TooOld.
     """
     scope = _with_account(scope)
     divided = list(buckets(floor(begin, QUARTER), ceiling(end, QUARTER), unit, zone))
