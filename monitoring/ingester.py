@@ -1,4 +1,4 @@
-"""The ingester: moves usage records from the state store's streams into the database, each exactly once.
+"""Moves usage records from the state store's streams into the database, each exactly once.
 
 Records are read through a consumer group, written in one statement (idempotent by id and revision), and only then
 acknowledged and deleted. After a crash they are read again, and writing them again changes nothing. Records that an

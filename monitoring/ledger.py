@@ -6,7 +6,7 @@ key or account, endpoint, model and outcome, whatever the number of calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby, islice
 
 from django.db.models import F, QuerySet, Sum
@@ -27,18 +27,12 @@ def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amo
     The month is in UTC (YYYYMM). A few queries are made for each AT_ONCE of the subjects.
     """
     settled: dict[Subject, Amount] = {}
-    for kind, alike in _alike(subjects):
-        owners, models = {each.owner_id for each in alike}, {each.model for each in alike} - {None}
-        sums = (_sums_of_lineages if kind.startswith("key") else _sums_of_accounts)(owners, models, month)
-        settled |= {each: sums.get((each.owner_id, each.model), Amount()) for each in alike}
-    return settled
-
-
-def _alike(subjects: Sequence[Subject]) -> Iterator[tuple[str, list[Subject]]]:
-    """Yield (kind, subjects) with at most AT_ONCE subjects of one kind."""
     for kind, of_one in groupby(sorted(subjects, key=lambda each: each.kind), key=lambda each: each.kind):
         while some := list(islice(of_one, AT_ONCE)):
-            yield kind, some
+            owners, models = {each.owner_id for each in some}, {each.model for each in some} - {None}
+            sums = (_sums_of_lineages if kind.startswith("key") else _sums_of_accounts)(owners, models, month)
+            settled |= {each: sums.get((each.owner_id, each.model), Amount()) for each in some}
+    return settled
 
 
 Sums = dict[tuple[int, str | None], Amount]

@@ -57,17 +57,14 @@ class Holder:
 
 def ledger_holders() -> list[Holder]:
     """List all owners of ledgers. The rotations of a key share one ledger, under the name of the last key."""
-    found: dict[str, Holder] = {}
-    for account in Account.objects.order_by("pk").iterator():
-        _add(found, account_subject(account), account.pk, f"account {account.name}")
-    for key in ApiKey.objects.select_related("account").order_by("pk").iterator():
-        _add(found, key_ledger(key), key.account_id, _key_name(key))
+    accounts, keys = Account.objects.order_by("pk"), ApiKey.objects.select_related("account").order_by("pk")
+    found = [Holder(account_subject(each), each.pk, f"account {each.name}") for each in accounts.iterator()]
+    found += [Holder(key_ledger(each), each.account_id, _key_name(each)) for each in keys.iterator()]
     for budget in ModelBudget.objects.select_related("account", "key__account").order_by("pk").iterator():
-        holder = budget.key or budget.account
-        name = _key_name(holder) if isinstance(holder, ApiKey) else f"account {holder}"
+        name = _key_name(budget.key) if budget.key else f"account {budget.account}"
         account_id = budget.key.account_id if budget.key else budget.account_id or 0
-        _add(found, model_subject(budget), account_id, f"{name} for model {budget.model}")
-    return list(found.values())
+        found.append(Holder(model_subject(budget), account_id, f"{name} for model {budget.model}"))
+    return list({holder.subject.name: holder for holder in found}.values())
 
 
 def ledger_months(begin: datetime, until: datetime) -> list[int]:
@@ -77,10 +74,6 @@ def ledger_months(begin: datetime, until: datetime) -> list[int]:
     first, last = (int(f"{moment:%Y%m}") for moment in (begin, until - MICROSECOND))
     present = month_of(wall_clock())
     return [month for month in (month_of(month_start(present) - 1), present) if max(first, oldest) <= month <= last]
-
-
-def _add(found: dict[str, Holder], subject: Subject, account_id: int, name: str) -> None:
-    found[subject.name] = Holder(subject, account_id, name)
 
 
 def _key_name(key: ApiKey) -> str:
@@ -201,7 +194,9 @@ def newest_uses(records: Iterable[UsageRecord], month: int) -> Uses:
     for record in records:
         with suppress(ValueError, TypeError):  # malformed: the ingester will put it aside
             if month_of(record.admitted_at) == month:
-                identifier, use = UUID(record.id), _use(record)
+                amount = Amount(record.input_tokens + record.output_tokens, record.cost or 0)
+                use = Use(record.revision, record.account_id, record.key_id, record.model, amount)
+                identifier = UUID(record.id)
                 if identifier not in uses or uses[identifier].revision < use.revision:
                     uses[identifier] = use
         if len(uses) > MOST:
@@ -220,18 +215,16 @@ def unwritten(uses: Uses) -> dict[Place, Amount]:
             del changes[identifier]
     sums: dict[Place, Amount] = defaultdict(Amount)
     every = [*changes.values(), *replaced]
-    counted = _counted_against({use.key_id for use in every})
+    keys = ApiKey.objects.filter(pk__in={use.key_id for use in every})
+    makers = api_key_makers(keys)
+    # The keys that a key's use counts against, each by the first key of its rotation.
+    counted = {key.pk: [each.limits_id for each in (key, *makers[key.pk])] for key in keys}
     for use in every:
         for model in (None, use.model):
             sums["account", use.account_id, model] += use.amount
             for first in counted.get(use.key_id, [use.key_id]):
                 sums["key", first, model] += use.amount
     return sums
-
-
-def _use(record: UsageRecord) -> Use:
-    amount = Amount(record.input_tokens + record.output_tokens, record.cost or 0)
-    return Use(record.revision, record.account_id, record.key_id, record.model, amount)
 
 
 def _written(uses: Uses) -> Iterable[tuple[UUID, Use]]:
@@ -241,13 +234,6 @@ def _written(uses: Uses) -> Iterable[tuple[UUID, Use]]:
         for row in RequestRecord.objects.filter(pk__in=some).order_by():
             amount = Amount(row.input_tokens + row.output_tokens, nano(row.cost or Decimal(0)))
             yield row.pk, Use(row.revision, row.account_id, row.key_id, row.model, amount)
-
-
-def _counted_against(key_ids: set[int]) -> dict[int, list[int]]:
-    """Map each key to the keys that its use counts against; each is the first key of its rotation."""
-    keys = ApiKey.objects.filter(pk__in=key_ids)
-    makers = api_key_makers(keys)
-    return {key.pk: [each.limits_id for each in (key, *makers[key.pk])] for key in keys}
 
 
 #: Readings of a ledger, and seconds between them: together longer than it takes to use Redis again (5 s).
@@ -308,7 +294,7 @@ def _differences(store: LedgerStore, month: int, holders: Iterable[Holder], paus
 
 
 def _look(store: LedgerStore, month: int, holders: Iterable[Holder]) -> Looked:
-    """Return the ledgers that are wrong for certain. Skip those seeded in between: they hold what the database says."""
+    """Return the ledgers that are wrong for certain."""
     by_shard: dict[int, list[Holder]] = defaultdict(list)
     for holder in holders:
         by_shard[holder.account_id % SHARDS].append(holder)
@@ -320,6 +306,7 @@ def _look(store: LedgerStore, month: int, holders: Iterable[Holder]) -> Looked:
 
 
 def _look_at_some(store: LedgerStore, month: int, shard: int, holders: list[Holder]) -> Looked:
+    """Compare ledgers of one shard. Skip those seeded in between: they hold what the database says."""
     before = store.read(shard, [holder.subject for holder in holders], month)
     if not before:
         return {}

@@ -43,15 +43,11 @@ def write_records(records: Sequence[UsageRecord]) -> int:
     rows = {row.id: row for row in map(as_row, newest_revisions(records))}
     if rows:
         with transaction.atomic():
-            rollups_apply(_log(rows))
+            # In order of ids, so that two writers of the same records don't deadlock.
+            inserted = _insert([rows[identifier] for identifier in sorted(rows)])
+            changes = [Change(None, rows[identifier]) for identifier in inserted]
+            rollups_apply(changes + _replace({pk: row for pk, row in rows.items() if pk not in inserted}))
     return len(rows)
-
-
-def _log(rows: Mapping[UUID, RequestRecord]) -> list[Change]:
-    """Write rows and return the changes, in order of ids so that two writers of the same records don't deadlock."""
-    inserted = _insert([rows[identifier] for identifier in sorted(rows)])
-    changes = [Change(None, rows[identifier]) for identifier in inserted]
-    return changes + _replace({pk: row for pk, row in rows.items() if pk not in inserted})
 
 
 def _replace(rows: Mapping[UUID, RequestRecord]) -> list[Change]:

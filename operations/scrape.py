@@ -5,7 +5,8 @@ from __future__ import annotations
 import hmac
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import ip_network
 
 import django
@@ -17,7 +18,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 from redis.exceptions import RedisError
 
 from core.errors import DependencyUnavailable
@@ -25,7 +25,7 @@ from core.network import client_address, is_within
 from core.telemetry import metrics
 from core.telemetry.metrics_folder import VARIABLE
 from inference.catalog import deployment_names
-from monitoring.ingester import Backlog, ingest_backlog
+from monitoring.ingester import ingest_backlog
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
@@ -39,7 +39,9 @@ def may_scrape(request: HttpRequest) -> bool:
     header has fewer entries), the client's address is unknown and the token is needed.
     """
     token: str = settings.METRICS_TOKEN
-    if token and hmac.compare_digest(_bearer_token(request).encode(), token.encode()):
+    scheme, _, given = str(request.META.get("HTTP_AUTHORIZATION", "")).partition(" ")
+    given = given.strip() if scheme.lower() == "bearer" else ""
+    if token and hmac.compare_digest(given.encode(), token.encode()):
         return True
     forwarded = request.META.get("HTTP_X_FORWARDED_FOR")
     if forwarded is not None and not 0 < settings.TRUSTED_PROXIES <= len(forwarded.split(",")):
@@ -68,19 +70,17 @@ class WorkerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics in the order of their definition."""
-        found = {each.name: each for each in self._shared()}
+        # Those of the folder that all workers share; without one, those of this process.
+        is_shared = bool(os.environ.get(VARIABLE))
+        shared = MultiProcessCollector(None).collect() if is_shared else metrics.REGISTRY.collect()  # type: ignore[no-untyped-call]
+        found = {each.name: each for each in shared}
         for own in metrics.REGISTRY.collect():
             metric = found.get(own.name) or Metric(own.name, own.documentation, own.type)
             if own.name == "aiapi_breaker_state":
-                metric.samples = _of_present_deployments(metric)
+                with suppress(DependencyUnavailable):  # then those of deleted deployments stay
+                    present = set(deployment_names())
+                    metric.samples = [each for each in metric.samples if each.labels["deployment"] in present]
             yield metric
-
-    def _shared(self) -> Iterable[Metric]:
-        """Read the metrics folder of the workers; without one, those of this process."""
-        if os.environ.get(VARIABLE):
-            found: Iterable[Metric] = MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
-            return found
-        return metrics.REGISTRY.collect()
 
 
 class LiveCollector(Collector):
@@ -88,7 +88,11 @@ class LiveCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; those of the queue have no value while Redis is away."""
-        backlog = _backlog()
+        try:
+            backlog = ingest_backlog()
+        except RedisError as error:
+            log.warning("backlog_not_read", cause=type(error).__name__)
+            backlog = None
         yield GaugeMetricFamily("aiapi_state_store_up", "Whether the state store answers.", int(backlog is not None))
         yield GaugeMetricFamily(
             "aiapi_ingest_lag_seconds",
@@ -101,25 +105,3 @@ class LiveCollector(Collector):
         build = GaugeMetricFamily("aiapi_build_info", "What is running.", labels=["version", "python", "django"])
         build.add_metric([settings.VERSION, platform.python_version(), django.get_version()], 1)
         yield build
-
-
-def _of_present_deployments(metric: Metric) -> list[Sample]:
-    """Leave out the breakers of deleted deployments; return all while the deployments are unknown."""
-    try:
-        present = set(deployment_names())
-    except DependencyUnavailable:
-        return metric.samples
-    return [sample for sample in metric.samples if sample.labels["deployment"] in present]
-
-
-def _backlog() -> Backlog | None:
-    try:
-        return ingest_backlog()
-    except RedisError as error:
-        log.warning("backlog_not_read", cause=type(error).__name__)
-        return None
-
-
-def _bearer_token(request: HttpRequest) -> str:
-    scheme, _, token = str(request.META.get("HTTP_AUTHORIZATION", "")).partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""

@@ -7,7 +7,7 @@ of the last hour and of their accounts are read from the limits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import reduce
@@ -19,8 +19,8 @@ from django.db.models.functions import Coalesce
 
 from accounts.admin.base import change_url
 from accounts.key_cache import account_subject, key_subject, model_subject
-from accounts.limit_usage import LIVE, LimitUsage, recorded_usage, usage_of_scopes
-from accounts.limits.types import LimitName, LimitSet, Subject
+from accounts.limit_usage import LIVE, recorded_usage, usage_of_scopes
+from accounts.limits.types import LimitSet, Subject
 from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget
 from accounts.selectors import HAS_BUDGET, api_key_makers, api_keys_current, model_budgets_current
 from monitoring.models import Rollup
@@ -136,75 +136,45 @@ class NearlyReached:
     notes: list[str] = field(default_factory=list)
 
 
-class _Found:
-    """Collects usage by subject and limit; that from the limits replaces that from the records."""
+def limits_nearly_reached(now: datetime) -> NearlyReached:
+    """Return the limits of which at least the share NEARLY is used, highest first.
 
-    def __init__(self) -> None:
-        self.owners: dict[str, tuple[str, Account | ApiKey]] = {}
-        self._usage: dict[tuple[str, LimitName], LimitUsage] = {}
+    Budgets are read from the records, usage of the busiest keys from the limits, in one step.
+    """
+    owners: dict[str, tuple[str, Account | ApiKey]] = {}
 
-    def own(self, subject: Subject, name: str, owner: Account | ApiKey) -> Subject:
-        self.owners[subject.name] = name, owner
+    def own(subject: Subject, account: Account, owner: Account | ApiKey) -> Subject:
+        owners[subject.name] = f"{account.name}/{owner.name}" if isinstance(owner, ApiKey) else owner.name, owner
         return subject
 
-    def add(self, usages: Iterable[LimitUsage]) -> None:
-        self._usage |= {(usage.subject.name, usage.name): usage for usage in usages}
-
-    def nearly(self) -> list[Nearly]:
-        near = (self._nearly(usage) for usage in self._usage.values() if usage.share >= NEARLY)
-        return sorted(near, key=lambda each: (-each.share, each.owner))
-
-    def _nearly(self, usage: LimitUsage) -> Nearly:
-        name, owner = self.owners[usage.subject.name]
-        return Nearly(name, change_url(owner), usage.title, usage.text, usage.share)
-
-
-def limits_nearly_reached(now: datetime) -> NearlyReached:
-    """Return the limits of which at least the share NEARLY is used, highest first."""
-    found = _Found()
-    notes = [] if _add_budgets(found, now) else [MANY]
-    if not _add_rates(found, now):
-        notes.append(UNKNOWN)
-    near = found.nearly()
-    return NearlyReached(near[:SHOWN], len(near), notes)
-
-
-def _add_budgets(found: _Found, now: datetime) -> bool:
-    """Add budgets by the records; return whether all budgets were read."""
     accounts, keys, budgets = budgeted_accounts(now), budgeted_keys(now), model_budgets(now)
-    subjects = [
-        *(found.own(account_subject(each), each.name, each) for each in accounts.rows),
-        *(found.own(key_subject(each, now), _key_name(each), each) for each in keys.rows),
-        *(found.own(model_subject(each), *_budget_owner(each)) for each in budgets.rows),
+    budgeted = [
+        *(own(account_subject(each), each, each) for each in accounts.rows),
+        *(own(key_subject(each, now), each.account, each) for each in keys.rows),
+        *(own(model_subject(each), each.key.account, each.key) for each in budgets.rows if each.key),
+        *(own(model_subject(each), each.account, each.account) for each in budgets.rows if each.account),
     ]
-    found.add(recorded_usage(subjects))
-    return accounts.is_all and keys.is_all and budgets.is_all
-
-
-def _add_rates(found: _Found, now: datetime) -> bool:
-    """Add usage of the busiest keys by the limits, in one step; return whether these were there to be asked."""
     busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
-    scopes = []
-    keys = list(api_keys_current(at=now).filter(pk__in=busiest))
-    makers = api_key_makers(keys)
-    for key in keys:
-        counted = [(each, f"{key.account.name}/{each.name}") for each in (key, *makers[key.pk])]
-        subjects = (
-            *(found.own(key_subject(each, now), name, each) for each, name in counted),
-            found.own(account_subject(key.account), key.account.name, key.account),
+    busy = list(api_keys_current(at=now).filter(pk__in=busiest))
+    makers = api_key_makers(busy)
+    scopes = [
+        LimitSet(
+            key.account_id,
+            (
+                *(own(key_subject(each, now), key.account, each) for each in (key, *makers[key.pk])),
+                own(account_subject(key.account), key.account, key.account),
+            ),
         )
-        scopes.append(LimitSet(key.account_id, subjects))
+        for key in busy
+    ]
     report = usage_of_scopes(scopes)
-    found.add(report.limits)
-    return report.source == LIVE
-
-
-def _key_name(key: ApiKey) -> str:
-    return f"{key.account.name}/{key.name}"
-
-
-def _budget_owner(budget: ModelBudget) -> tuple[str, Account | ApiKey]:
-    if budget.key is not None:
-        return _key_name(budget.key), budget.key
-    assert budget.account is not None  # noqa: S101  # a constraint of the table
-    return budget.account.name, budget.account
+    # What the limits say replaces what the records say.
+    usages = {(usage.subject.name, usage.name): usage for usage in [*recorded_usage(budgeted), *report.limits]}
+    near = []
+    for usage in usages.values():
+        if usage.share >= NEARLY:
+            name, owner = owners[usage.subject.name]
+            near.append(Nearly(name, change_url(owner), usage.title, usage.text, usage.share))
+    near.sort(key=lambda each: (-each.share, each.owner))
+    notes = [] if accounts.is_all and keys.is_all and budgets.is_all else [MANY]
+    return NearlyReached(near[:SHOWN], len(near), notes if report.source == LIVE else [*notes, UNKNOWN])
