@@ -80,7 +80,7 @@ class Difference:
     def __str__(self) -> str:
         grain, start, account_id, key_id, *what = self.row
         where = f"{Rollup.Grain(grain).label.lower()} {datetime_of(start):%Y-%m-%d %H:%M}"
-        whose = f"account {account_id} key {key_id} {' '.join(part for part in what if part)}"
+        whose = " ".join([f"account {account_id} key {key_id}", *(part for part in what if part)])
         nothing = [0] * len(MEASURES)
         pairs = zip(MEASURES, self.kept or nothing, self.expected or nothing, strict=True)
         wrong = [

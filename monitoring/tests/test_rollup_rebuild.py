@@ -107,6 +107,15 @@ def test_it_says_of_which_minute_something_is_wrong(cast: Cast, monkeypatch: pyt
     assert "requests 3 instead of 1" in str(wrong)
 
 
+def test_it_says_of_which_month_something_is_wrong(cast: Cast) -> None:
+    for day in (1, 24):
+        recorded(cast.owner, admitted_at=micros(11, day))
+    Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH).update(requests=3)
+    (wrong,) = rollups_differences(*span_of_log())
+    key = cast.owner.key
+    assert str(wrong) == (f"key month 2026-11-01 00:00, account {key.account_id} key {key.pk}: requests 3 instead of 2")
+
+
 def test_it_mends_only_the_span_that_it_is_given(log: None) -> None:
     spoil_by_deleting_all()
     list(rollups_rebuild(datetime(2026, 11, 1, 5, tzinfo=UTC), datetime(2026, 11, 1, 6, tzinfo=UTC)))
