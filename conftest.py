@@ -60,14 +60,26 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     from inference.catalog import catalog
     from inference.upstream.breaker import breakers
     from monitoring.selectors import recent_stats
+    from operations.dashboard.data import recent_readings
     from operations.dashboard.sections import recent_rankings
     from operations.health import reachable_routes, recent_reports
 
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
     known = (directory, catalog, breakers, leases)
-    reports = (recent_reports.clear, reachable_routes.clear, recent_rankings.clear, recent_stats.clear)
-    for forget in (reset_limits, forget_outages, database_outage.succeeded, *reports, *(each.forget for each in known)):
+    reports = (
+        recent_reports.clear,
+        reachable_routes.clear,
+        recent_rankings.clear,
+        recent_readings.clear,
+        recent_stats.clear,
+    )
+    for forget in (
+        reset_limits,
+        database_outage.succeeded,
+        *(each.clear for each in recent),
+        *(each.forget for each in known),
+    ):
         forget()
 
 

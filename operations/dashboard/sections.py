@@ -27,7 +27,7 @@ from monitoring.rollups.figures import QUANTILES, Figures
 from monitoring.rollups.periods import Unit, minute_of
 from monitoring.rollups.queries import Rank, Rankings, Scope, usage_rankings
 from operations.alerts.conditions import LEVELS, level_of, topic_of
-from operations.dashboard.data import Reading
+from operations.dashboard.data import MANY_KEYS, Reading
 from operations.dashboard.query import DashboardQuery
 from operations.health import LAG_SECONDS
 
@@ -335,7 +335,6 @@ def _rankings(ranked: tuple[datetime, datetime, Scope]) -> Rankings:
 
 
 #: Rankings by what is ranked. With many keys they are sums of very many rows, so then they may be a minute old.
-MANY_KEYS = 1000
 recent_rankings: TtlCache[tuple[datetime, datetime, Scope], Rankings] = TtlCache(
     _rankings, max_age=60, from_end=True, size=100
 )
