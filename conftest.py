@@ -67,19 +67,9 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
     known = (directory, catalog, breakers, leases)
-    reports = (
-        recent_reports.clear,
-        reachable_routes.clear,
-        recent_rankings.clear,
-        recent_readings.clear,
-        recent_stats.clear,
-    )
-    for forget in (
-        reset_limits,
-        database_outage.succeeded,
-        *(each.clear for each in recent),
-        *(each.forget for each in known),
-    ):
+    recent = (recent_reports, reachable_routes, recent_rankings, recent_readings, recent_stats)
+    forgetting = [*(each.clear for each in recent), *(each.forget for each in known)]
+    for forget in (reset_limits, forget_outages, database_outage.succeeded, *forgetting):
         forget()
 
 
