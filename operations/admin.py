@@ -80,5 +80,5 @@ class AlertAdmin(KeysetAdmin):
         lines = []
         for delivery in alert.deliveries.all():
             pending = f"{delivery.failure or 'on its way'} ({delivery.attempts} attempts)"
-            lines.append((f"{delivery}: {utc_text(delivery.sent_at) if delivery.sent_at else pending}",))
+            lines.append((f"{delivery}: {utc_text(delivery.sent_at, pending)}",))
         return format_html_join("", "<div>{}</div>", lines) or "no recipient"
