@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from inference.fake_provider import FAULTS, LEAK_MARKER, Call, FakeUpstream
-from inference.protocols.chat import chat_surface
-from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
+from inference.protocols.base import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
+from inference.protocols.chat import chat_protocol
 from tests.catalogue import Record, Served, record_of, set_up
 from tests.processes import wait_until
 from tests.servers import ROOT, Service, aiapi_server, fake_upstream
@@ -156,7 +156,7 @@ def billed(platform: Platform, line: Line, record: Record, body: str) -> str:
     answer = tokens_of(served[-1]) if served else (0, 0)
     failed = [tokens_of(call) for call in platform.failing.billed if call.fault == "error_usage"]
     payload = {name: value for name, value in asked("m", max_tokens=OUTPUT).items() if name not in ("model", "stream")}
-    bound = chat_surface.prompt_bound(payload) + OUTPUT
+    bound = chat_protocol.prompt_bound(payload) + OUTPUT
     told = {
         "": ("nothing", (0, 0)),
         "provider": as_told(failed, answer if record.status == 200 or not failed else None),

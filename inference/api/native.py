@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from django.http import HttpResponseBase
@@ -13,15 +13,18 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from core.errors import ApiError, ContentFiltered, UpstreamFailed
 from inference import prompts
 from inference.api.base import EVENT_STREAM, ModelEndpoint, accepts_events
-from inference.api.deltas import DeltaReader, delta_error
 from inference.api.schema import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
 from inference.call import Call
 from inference.catalog import catalog
 from inference.pipeline import answer
 from inference.prompts import SENTENCES
-from inference.protocols.chat import answer_text, chat_surface
+from inference.protocols.base import GIVEN_UP, Body, Payload, choices_in
+from inference.protocols.chat import answer_text, chat_protocol
+from inference.protocols.choices import ChunkReader
+from inference.protocols.sse import server_sent
 from inference.upstream import local_model
 
 MODEL_NAME_LENGTH = 100
@@ -187,7 +190,7 @@ class ChatView(ModelEndpoint):
         is_small = "temperature" not in request.data and _is_local(asked.get("model"))
         temperature = local_model.TEMPERATURE if is_small else asked["temperature"]
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": temperature}
-        call = self.begun.ask(chat_surface, asked.get("model"), payload, read=answer_text, is_stream=is_stream)
+        call = self.begun.ask(chat_protocol, asked.get("model"), payload, read=answer_text, is_stream=is_stream)
         return self._stream(request, call) if is_stream else self._answer(call)
 
     def answer_form(self, request: Request) -> str:
@@ -240,7 +243,7 @@ class SummarizeView(ModelEndpoint):
             "temperature": prompts.SUMMARY_TEMPERATURE,
             **(local_model.summary_options(text, length) if _is_local(model) else {}),
         }
-        call = self.begun.ask(chat_surface, model, payload, read=answer_text)
+        call = self.begun.ask(chat_protocol, model, payload, read=answer_text)
         summary = answer(call).strip()
         body = {
             "summary": summary,
@@ -256,3 +259,69 @@ def _is_local(name: str | None) -> bool:
     """Return whether a model (None: the default) is the local demo model."""
     model = catalog.default() if name is None else catalog.find(name)
     return model is not None and model.public_name == local_model.MODEL_NAME
+
+
+class DeltaReader(ChunkReader):
+    """Turns a provider's chunks into the events of /chat: `delta` with `{text}`, then `done` with the whole answer."""
+
+    def __init__(self, payload: Payload, *, model: str, label: str, is_cached: bool) -> None:
+        super().__init__(forwards_usage=False)
+        self._payload = payload
+        self._model = model
+        self._label = label
+        self._is_cached = is_cached
+        self._said: list[str] = []
+        self._reason: Any = None
+        self._written = b""
+
+    def look(self, event: Body) -> bool:
+        """Take the usage and the text."""
+        super().look(event)
+        choice = next(iter(choices_in(event)), {})
+        self._reason = choice.get("finish_reason") or self._reason  # checked at the end, when the usage is known
+        delta = choice.get("delta")
+        text = delta.get("content") if isinstance(delta, dict) else None
+        if isinstance(text, str) and text:
+            self._said.append(text)
+            self._written = server_sent("delta", {"text": text})
+        return False
+
+    def take_done(self) -> bool:
+        """Write the event `done`."""
+        super().take_done()
+        self._written = server_sent("done", self._answer())
+        return False
+
+    def _is_signed(self, events: bytes) -> bool:
+        return True
+
+    def _relay(self, event: bytes) -> bytes:
+        self._written = b""
+        self._passes(event)
+        return self._written
+
+    def _answer(self) -> Body:
+        """Build the body of a non-streamed answer.
+
+        Raises ContentFiltered or UpstreamFailed if the provider filtered or aborted the answer, which is then
+        incomplete, and UpstreamFailed if it is empty.
+        """
+        if self._reason == "content_filter":
+            raise ContentFiltered
+        if self._reason in GIVEN_UP:
+            raise UpstreamFailed
+        response = "".join(self._said)
+        if not response.strip():
+            raise UpstreamFailed
+        usage, _ = self.billed_usage(partial(chat_protocol.estimate, self._payload, model=self._model))
+        return {
+            "response": response,
+            "tokens_used": usage.input_tokens + usage.output_tokens,
+            "cached": self._is_cached,
+            "request_id": self._label,
+        }
+
+
+def delta_error(error: ApiError, *, label: str) -> bytes:
+    """Return an error as an event of /chat."""
+    return server_sent("error", {"detail": error.detail, "code": error.error_code, "request_id": label})

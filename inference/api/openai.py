@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 from django.http import HttpResponseBase
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -16,7 +17,6 @@ from accounts.key_cache import AuthenticatedKey
 from accounts.limit_usage import openai_rate_headers
 from accounts.limits.types import Admission
 from core.errors import ModelNotFound, NotFound, UpstreamFailed
-from inference.api import validation
 from inference.api.base import ModelEndpoint
 from inference.api.errors import openai_error_body
 from inference.api.schema import (
@@ -32,14 +32,13 @@ from inference.api.schema import (
     ResponseRequest,
     model_answer,
 )
-from inference.api.validation import Check, check_payload
 from inference.catalog import CatalogModel, catalog
 from inference.pipeline import answer
 from inference.protocols.base import Body, UnfitAnswer, WireProtocol
-from inference.protocols.chat import chat_surface, refuse_unbounded
-from inference.protocols.completions import completion_surface, embedding_surface
-from inference.protocols.content import refuse_items
-from inference.protocols.responses import response_surface
+from inference.protocols.chat import chat_protocol
+from inference.protocols.completions import completion_protocol, embedding_protocol
+from inference.protocols.parameters import UNCACHEABLE, refuse_misspelt
+from inference.protocols.responses import response_protocol
 
 #: Header that overrides the tier on whether an answer at any temperature may be cached and shared.
 CACHE_SWITCH = "HTTP_X_CACHE_ANSWER"
@@ -47,18 +46,15 @@ SWITCHED = {"1": True, "true": True, "0": False, "false": False}
 
 
 class OpenAIEndpoint(ModelEndpoint):
-    """A POST of OpenAI's API. The payload is passed on as it is, apart from what is checked, capped or refused here."""
+    """A POST of OpenAI's API. The payload is passed on, apart from what its protocol checks, caps or refuses."""
 
     protocol: WireProtocol
-    checks: Mapping[str, Check]
-    required: tuple[str, ...]
 
-    def respond_to(self, request: Request) -> HttpResponseBase:
-        """Check the payload and answer it, as a stream if it asks for one."""
+    def post(self, request: Request) -> HttpResponseBase:
+        """Answer in OpenAI's format, as a stream if the payload asks for one."""
         payload, protocol = dict(request.data), self.protocol
-        validation.refuse_misspelt(payload)
-        check_payload(payload, self.checks, required=self.required)
-        self.refuse(payload)
+        refuse_misspelt(payload, checked_names())
+        protocol.check(payload)
         is_stream, model = payload.pop("stream", None) is True, payload.pop("model")
         shares = self._may_share(request, payload)
         read = partial(_read, protocol, payload)
@@ -81,100 +77,65 @@ class OpenAIEndpoint(ModelEndpoint):
         any_temperature = self.identity.cache_any_temperature if chosen is None else chosen
         return self.protocol.is_cacheable({**payload, "temperature": 0} if any_temperature else payload)
 
-    def refuse(self, payload: Mapping[str, Any]) -> None:
-        """Raise InvalidRequest for content that can't be passed on, beyond the checks of single parameters."""
-
     def rate_headers(self, admission: Admission) -> dict[str, str]:
         """Return the rate headers, with OpenAI's names added."""
         return {**super().rate_headers(admission), **openai_rate_headers(admission)}
 
 
+def described(operation_id: str, summary: str, request: Any, answer: Any, *, streams: bool = True) -> Any:
+    """Describe the POST of an endpoint in the OpenAPI schema."""
+    responses = model_answer(answer, streams=streams)
+    schema = extend_schema(operation_id=operation_id, summary=summary, request=request, responses=responses)
+    return extend_schema_view(post=schema)
+
+
+@described("v1_chat_completions", "OpenAI's chat completions, streams included", ChatCompletionRequest, ChatCompletion)
 class ChatCompletionsView(OpenAIEndpoint):
     """POST /v1/chat/completions."""
 
     endpoint = "v1.chat.completions"
     required_scope = "chat"
-    protocol = chat_surface
-    checks = validation.CHAT_CHECKS
-    required = ("model", "messages")
-
-    @extend_schema(
-        operation_id="v1_chat_completions",
-        summary="OpenAI's chat completions, streams included",
-        request=ChatCompletionRequest,
-        responses=model_answer(ChatCompletion, streams=True),
-    )
-    def post(self, request: Request) -> HttpResponseBase:
-        """Answer in OpenAI's format."""
-        return self.respond_to(request)
-
-    def refuse(self, payload: Mapping[str, Any]) -> None:
-        """Raise InvalidRequest for content that can't be bounded or that is stored at the provider."""
-        refuse_unbounded(payload)
+    protocol = chat_protocol
 
 
+@described("v1_completions", "OpenAI's completions, streams included", CompletionRequest, Completion)
 class CompletionsView(OpenAIEndpoint):
     """POST /v1/completions."""
 
     endpoint = "v1.completions"
     required_scope = "chat"
-    protocol = completion_surface
-    checks = validation.COMPLETION_CHECKS
-    required = ("model", "prompt")
-
-    @extend_schema(
-        operation_id="v1_completions",
-        summary="OpenAI's completions, streams included",
-        request=CompletionRequest,
-        responses=model_answer(Completion, streams=True),
-    )
-    def post(self, request: Request) -> HttpResponseBase:
-        """Answer in OpenAI's format."""
-        return self.respond_to(request)
+    protocol = completion_protocol
 
 
+@described("v1_embeddings", "OpenAI's embeddings", EmbeddingRequest, EmbeddingList, streams=False)
 class EmbeddingsView(OpenAIEndpoint):
     """POST /v1/embeddings."""
 
     endpoint = "v1.embeddings"
     required_scope = "embeddings"
-    protocol = embedding_surface
-    checks = validation.EMBEDDING_CHECKS
-    required = ("model", "input")
-
-    @extend_schema(
-        operation_id="v1_embeddings",
-        summary="OpenAI's embeddings",
-        request=EmbeddingRequest,
-        responses=model_answer(EmbeddingList),
-    )
-    def post(self, request: Request) -> HttpResponseBase:
-        """Answer in OpenAI's format."""
-        return self.respond_to(request)
+    protocol = embedding_protocol
 
 
+@described(
+    "v1_responses",
+    "OpenAI's responses, streams included; nothing is stored at the provider",
+    ResponseRequest,
+    ResponseObject,
+)
 class ResponsesView(OpenAIEndpoint):
     """POST /v1/responses."""
 
     endpoint = "v1.responses"
     required_scope = "chat"
-    protocol = response_surface
-    checks = validation.RESPONSE_CHECKS
-    required = ("model", "input")
+    protocol = response_protocol
 
-    @extend_schema(
-        operation_id="v1_responses",
-        summary="OpenAI's responses, streams included; nothing is stored at the provider",
-        request=ResponseRequest,
-        responses=model_answer(ResponseObject, streams=True),
-    )
-    def post(self, request: Request) -> HttpResponseBase:
-        """Answer in OpenAI's format."""
-        return self.respond_to(request)
 
-    def refuse(self, payload: Mapping[str, Any]) -> None:
-        """Raise InvalidRequest for content that can't be bounded or that is stored at the provider."""
-        refuse_items(payload)
+
+@cache
+def checked_names() -> frozenset[str]:
+    """Return the names of all parameters that the platform looks at, on whichever endpoint."""
+    checks = (view.protocol.checks for view in OpenAIEndpoint.__subclasses__())
+    return frozenset(chain(UNCACHEABLE, *checks))
 
 
 class ModelsView(KeyView):

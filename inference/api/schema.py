@@ -12,8 +12,8 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiRespo
 from rest_framework import serializers
 from rest_framework.serializers import Serializer
 
-from inference.api.validation import MOST_ANSWERS, MOST_DIMENSIONS, MOST_OUTPUT
 from inference.models import Model
+from inference.protocols.parameters import MOST_ANSWERS, MOST_DIMENSIONS, MOST_OUTPUT
 
 CHAT_EXAMPLES = [
     OpenApiExample("A question", value={"message": "What is the capital of France?"}, request_only=True),

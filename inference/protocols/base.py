@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import toktok
+
 from accounts.key_cache import AuthenticatedKey
 from accounts.limits.types import MILLION, Amount, Bound
-from core.background import yield_to_others
+from core.background import LEAST_SLEEP, yield_to_others
 from core.errors import InvalidRequest
 from inference.catalog import CatalogModel
-from inference.protocols.tokens import count_tokens
+from inference.protocols.parameters import UNCACHEABLE, Check, check_payload
 
 if TYPE_CHECKING:
     from inference.protocols.events import EventReader
@@ -29,10 +32,16 @@ PART_OVERHEAD = 16
 #: Names of the longest answer, and other parameters that may be sent without the caller's asking.
 OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 ADDED_PARAMETERS = ("store", "stream_options")
-#: Finish reasons of a complete answer: OpenAI's, and other servers' names for `stop`.
-FINISHED = ("stop", "length", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence")
 #: Finish reasons of an answer that the provider aborted: OpenRouter's, SGLang's and DeepSeek's.
 GIVEN_UP = ("error", "abort", "insufficient_system_resource")
+
+#: Prefixes of the names of models with the older encoding; all others are counted with the newer one.
+OLDER_MODELS = ("gpt-3.5", "gpt-4-", "text-embedding", "davinci-002", "babbage-002")
+#: Tokens around each message, and around the whole, in OpenAI's chat format (OpenAI cookbook, "How to count tokens").
+MESSAGE_TOKENS = 3
+REPLY_TOKENS = 3
+#: Characters to count before other greenlets run; takes some milliseconds.
+COUNTED_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +77,27 @@ class UnfitAnswer(Exception):
 
 
 class WireProtocol(ABC):
-    """An endpoint of OpenAI's API: its path, the bound of a call, and the usage of an answer."""
+    """An endpoint of OpenAI's API: its path, its parameters, the bound of a call, and the usage of an answer."""
 
     #: Path below the provider's base URL.
     path: str
+    #: Parameter of the prompt, without which there is no request.
+    prompt_parameter: str
+    #: Checks of the parameters: of those that are refused (docs/openai.md has them), and of all.
+    refused: Mapping[str, Check]
+    checks: Mapping[str, Check]
     #: Kind of the models that it serves (Model.Kind).
     kind: str = "chat"
     #: Lowest maximum of output tokens that providers accept here.
     least_output: int = 1
+
+    def check(self, payload: Payload) -> None:
+        """Raise InvalidRequest for a parameter or content that can't be passed on."""
+        check_payload(payload, self.checks, required=("model", self.prompt_parameter))
+        self.check_content(payload)
+
+    def check_content(self, payload: Payload) -> None:  # noqa: B027  (bare prompts have none)
+        """Raise InvalidRequest for content whose tokens can't be bounded, or that is stored at the provider."""
 
     @abstractmethod
     def prompt_bound(self, payload: Payload) -> int:
@@ -157,8 +179,11 @@ class WireProtocol(ABC):
         return isinstance(event.get("choices"), list) and not event.get("error")
 
     def is_cacheable(self, payload: Payload) -> bool:
-        """Return whether an equal payload may get the same answer again (table in docs/openai.md)."""
-        return False
+        """Return whether an equal payload may get the same answer again (table in docs/openai.md).
+
+        It may at temperature 0, without tools and personal parameters.
+        """
+        return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
 
     def wanted_output(self, payload: Payload, identity: AuthenticatedKey, model: CatalogModel) -> int:
         """Return the output tokens of one answer: the least of the payload's, the tier's and the model's maximum."""
@@ -208,11 +233,6 @@ def choices_in(body: Body) -> list[Body]:
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
-def are_finished(choices: Sequence[Body]) -> bool:
-    """Return whether there are choices and all are complete (see FINISHED)."""
-    return bool(choices) and all(choice.get("finish_reason") in FINISHED for choice in choices)
-
-
 def is_count(value: Any) -> TypeGuard[int]:
     """Return whether a value is an integer from 0 to MOST_TOKENS, and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
@@ -250,3 +270,28 @@ def cached_tokens(details: Any, prompt: int) -> int:
     """Return the cached tokens in the details of a usage: at most the prompt's, 0 if there are none."""
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     return min(cached, prompt) if is_count(cached) else 0
+
+
+def count_tokens(texts: Iterable[str], *, model: str) -> int:
+    """Count the tokens of texts with the encoding of a model, given by its provider's name.
+
+    Exact for OpenAI's models, an estimate for others.
+    """
+    older = model == "gpt-4" or model.startswith(OLDER_MODELS)
+    encoding = "cl100k_base" if older else "o200k_base"
+    tokens, size, waiting = 0, 0, list[str]()
+    for piece in _pieces(texts):
+        if size + len(piece) > COUNTED_AT_ONCE:
+            tokens += int(sum(toktok.batch_count(waiting, encoding, 1)))
+            size, waiting = 0, []
+            time.sleep(LEAST_SLEEP)
+        waiting.append(piece.encode("utf-8", "replace").decode())  # replaces halves of surrogate pairs
+        size += len(piece)
+    return tokens + int(sum(toktok.batch_count(waiting, encoding, 1)))
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts in pieces of at most COUNTED_AT_ONCE characters; each cut may add a token."""
+    for text in texts:
+        for begin in range(0, len(text), COUNTED_AT_ONCE):
+            yield text[begin : begin + COUNTED_AT_ONCE]

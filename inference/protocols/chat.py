@@ -7,18 +7,19 @@ from itertools import chain
 from core.errors import ContentFiltered, UpstreamFailed
 from inference.protocols.base import (
     GIVEN_UP,
+    MESSAGE_TOKENS,
     PART_OVERHEAD,
+    REPLY_TOKENS,
     REQUEST_OVERHEAD,
     Body,
     Payload,
     Usage,
-    WireProtocol,
-    are_finished,
     choices_in,
-    is_of_one_answer,
+    count_tokens,
     json_bytes,
     read_openai_usage,
 )
+from inference.protocols.choices import ChoicesProtocol
 from inference.protocols.content import (
     FUNCTIONS,
     IMAGE_ESTIMATE,
@@ -31,21 +32,54 @@ from inference.protocols.content import (
     texts_in,
     without_images,
 )
-from inference.protocols.events import ChunkReader, chunk_reader
-from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
+from inference.protocols.parameters import (
+    ANSWER_NAMES,
+    MOST_ANSWERS,
+    MOST_OUTPUT,
+    OUTPUT_NAMES,
+    REFUSED,
+    SAMPLING,
+    integer,
+    is_list_of_objects,
+    is_objects,
+    only_text,
+    others,
+)
 
 #: The content parts that messages may have.
 PARTS = PartTypes(texts=frozenset({"text", "refusal"}), image="image_url")
 #: Names of the longest answer, in order of precedence.
 OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens")
-#: Parameters of requests with effects outside, with stored data, or of one user: their answers are not cached.
-UNCACHEABLE = ("tools", "functions", "store", "user", "safety_identifier", "metadata", "prompt_cache_key", "audio")
 
 
-class ChatProtocol(WireProtocol):
+class ChatProtocol(ChoicesProtocol):
     """Chat completions, for /v1/chat/completions and for the platform's own endpoints."""
 
     path = "/chat/completions"
+    prompt_parameter = "messages"
+    refused = {
+        **REFUSED,
+        **others(OUTPUT_NAMES, "max_completion_tokens", reads=["max_tokens"]),
+        **others(ANSWER_NAMES, "n"),
+    }
+    checks = {
+        **refused,
+        **SAMPLING,
+        "messages": is_list_of_objects,
+        "max_tokens": integer(1, MOST_OUTPUT),
+        "max_completion_tokens": integer(1, MOST_OUTPUT),
+        "n": integer(1, MOST_ANSWERS),
+        "tools": is_objects,
+        "functions": is_objects,
+        "modalities": only_text,
+    }
+
+    def check_content(self, payload: Payload) -> None:
+        """Raise InvalidRequest for tools that the provider runs, and for parts and fields that are not accepted."""
+        refuse_foreign_tools(payload.get("tools"), own=FUNCTIONS)
+        for number, message in enumerate(payload["messages"]):
+            PARTS.check(message.get("content"), param=f"messages[{number}].content")
+            refuse_media(message, param=f"messages[{number}]")
 
     def prompt_bound(self, payload: Payload) -> int:
         """Return one token a byte of the request's JSON, plus IMAGE_TOKENS an image, plus overhead."""
@@ -77,11 +111,6 @@ class ChatProtocol(WireProtocol):
             kept["store"] = False
         return {**kept, parameter: tokens}
 
-    def read_usage(self, body: Body) -> Usage | None:
-        """Return the usage in `usage`; None if it does not cover all answers."""
-        usage = read_openai_usage(body.get("usage"))
-        return None if usage is not None and is_of_one_answer(usage.output_tokens, said_in(body)) else usage
-
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the messages, the schemas, the images and the answers."""
         messages = payload["messages"]
@@ -95,36 +124,19 @@ class ChatProtocol(WireProtocol):
 
     def is_complete(self, body: Body) -> bool:
         """Return whether there are choices, all of them objects."""
-        choices = body.get("choices")
-        return isinstance(choices, list) and bool(choices) and all(isinstance(choice, dict) for choice in choices)
+        return super().is_complete(body) and all(isinstance(choice, dict) for choice in body["choices"])
 
-    def is_finished(self, body: Body) -> bool:
-        """Return whether each choice has a finish reason of a complete answer."""
-        return are_finished(choices_in(body))
-
-    def is_cacheable(self, payload: Payload) -> bool:
-        """Return whether the temperature is 0 and the request has no tools and no personal parameters."""
-        return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
-
-    def as_stream(self, payload: Payload) -> Body:
-        """Ask for a stream with the usage at its end, which the platform always needs."""
-        options = {**(payload.get("stream_options") or {}), "include_usage": True}
-        return {**payload, "stream": True, "stream_options": options}
-
-    def reader(self, payload: Payload) -> ChunkReader:
-        """Return a reader of chunks."""
-        return chunk_reader(payload, answers=self.answers(payload))
+    def texts(self, body: Body) -> list[str]:
+        """Return the `content` of the answers, without reasoning, which some servers send twice."""
+        messages = (choice.get("message") for choice in choices_in(body))
+        return [
+            text
+            for message in messages
+            if isinstance(message, dict) and isinstance(text := message.get("content"), str)
+        ]
 
 
-chat_surface = ChatProtocol()
-
-
-def said_in(body: Body) -> list[str]:
-    """Return the `content` of the answers, without reasoning, which some servers send twice."""
-    messages = (choice.get("message") for choice in choices_in(body))
-    return [
-        text for message in messages if isinstance(message, dict) and isinstance(text := message.get("content"), str)
-    ]
+chat_protocol = ChatProtocol()
 
 
 def answer_text(body: Body) -> str:
@@ -139,11 +151,3 @@ def answer_text(body: Body) -> str:
     if not isinstance(content, str) or not content.strip():
         raise UpstreamFailed
     return content
-
-
-def refuse_unbounded(payload: Payload) -> None:
-    """Raise InvalidRequest for content whose tokens can't be bounded, or that is stored at the provider."""
-    refuse_foreign_tools(payload.get("tools"), own=FUNCTIONS)
-    for number, message in enumerate(payload["messages"]):
-        PARTS.check(message.get("content"), param=f"messages[{number}].content")
-        refuse_media(message, param=f"messages[{number}]")

@@ -20,25 +20,57 @@ from inference.protocols.base import (
     UnfitAnswer,
     Usage,
     WireProtocol,
-    are_finished,
     choices_in,
+    count_tokens,
     is_count,
-    is_of_one_answer,
     json_bytes,
     read_openai_usage,
 )
-from inference.protocols.chat import UNCACHEABLE
-from inference.protocols.events import ChunkReader, chunk_reader
-from inference.protocols.tokens import count_tokens
+from inference.protocols.choices import ChoicesProtocol, ChunkReader
+from inference.protocols.parameters import (
+    ANSWER_NAMES,
+    MOST_ANSWERS,
+    MOST_DIMENSIONS,
+    MOST_OUTPUT,
+    OUTPUT_NAMES,
+    REFUSED,
+    SAMPLING,
+    UNCACHEABLE,
+    integer,
+    is_prompt,
+    is_string,
+    is_text,
+    one_of,
+    others,
+    unsupported,
+)
 
 #: OpenAI's maximum for a completion that names none.
 DEFAULT_OUTPUT = 16
 
 
-class CompletionProtocol(WireProtocol):
+class CompletionProtocol(ChoicesProtocol):
     """Completions of a bare prompt."""
 
     path = "/completions"
+    prompt_parameter = "prompt"
+    refused = {
+        **REFUSED,
+        **others(OUTPUT_NAMES, "max_tokens"),
+        **others(ANSWER_NAMES, "n", reads=["best_of"]),
+        "prompt_embeds": unsupported("send texts or tokens as the prompt."),
+        "tools": unsupported("completions call none.", off=[]),
+        "functions": unsupported("completions call none.", off=[]),
+    }
+    checks = {
+        **refused,
+        **SAMPLING,
+        "prompt": is_prompt,
+        "suffix": is_string,
+        "max_tokens": integer(0, MOST_OUTPUT),
+        "n": integer(1, MOST_ANSWERS),
+        "best_of": integer(0, MOST_ANSWERS),
+    }
 
     def prompt_bound(self, payload: Payload) -> int:
         """Return one token a byte of the request's JSON; the suffix counts once for each prompt."""
@@ -58,11 +90,6 @@ class CompletionProtocol(WireProtocol):
         """Set max_tokens; 0 stays 0."""
         return {**payload, "max_tokens": 0 if _generates_nothing(payload) else tokens}
 
-    def read_usage(self, body: Body) -> Usage | None:
-        """Return the usage in `usage`; None if it does not cover all answers."""
-        usage = read_openai_usage(body.get("usage"))
-        return None if usage is not None and is_of_one_answer(usage.output_tokens, _texts(body)) else usage
-
     def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
         """Return the usage and its source. For prompts that are only echoed, an output of 0 beside texts is right."""
         reported = read_openai_usage(body.get("usage"))
@@ -72,7 +99,7 @@ class CompletionProtocol(WireProtocol):
 
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the prompts and the answers, without the prompts echoed in them."""
-        prompts, texts = _prompts(payload.get("prompt")), _texts(body)
+        prompts, texts = _prompts(payload.get("prompt")), self.texts(body)
         read, written = count_prompts(prompts, model=model), count_tokens(texts, model=model)
         echoed = read * len(texts) // len(prompts) if payload.get("echo") else 0
         suffixes = [str(payload.get("suffix") or "")] * len(prompts)
@@ -80,26 +107,15 @@ class CompletionProtocol(WireProtocol):
         counted = Usage(read + count_tokens(suffixes, model=model), 0, output)
         return (read_openai_usage(body.get("usage")) or counted).at_least(counted)
 
-    def is_complete(self, body: Body) -> bool:
-        """Return whether there are choices."""
-        return isinstance(body.get("choices"), list) and bool(body["choices"])
-
-    def is_finished(self, body: Body) -> bool:
-        """Return whether each choice has a finish reason of a complete answer."""
-        return are_finished(choices_in(body))
-
-    def is_cacheable(self, payload: Payload) -> bool:
-        """Return whether the temperature is 0 and the request has no tools and no personal parameters."""
-        return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
-
-    def as_stream(self, payload: Payload) -> Body:
-        """Ask for a stream with the usage at its end, which the platform always needs."""
-        options = {**(payload.get("stream_options") or {}), "include_usage": True}
-        return {**payload, "stream": True, "stream_options": options}
+    def texts(self, body: Body) -> list[str]:
+        """Return the texts of the answers."""
+        return [str(choice.get("text") or "") for choice in choices_in(body)]
 
     def reader(self, payload: Payload) -> ChunkReader:
-        """Return a reader of chunks."""
-        return chunk_reader(payload, answers=1 if _generates_nothing(payload) else self.answers(payload))
+        """Return a reader of chunks; the usage of prompts that are only scored is not compared with answers."""
+        reader = super().reader(payload)
+        reader.answers = 1 if _generates_nothing(payload) else reader.answers
+        return reader
 
 
 class EmbeddingProtocol(WireProtocol):
@@ -107,6 +123,20 @@ class EmbeddingProtocol(WireProtocol):
 
     path = "/embeddings"
     kind = "embedding"
+    prompt_parameter = "input"
+    refused = {
+        **REFUSED,
+        "messages": unsupported("send texts or tokens as the input."),
+        "images": unsupported("send texts or tokens as the input.", off=[]),
+        "stream": unsupported("embeddings come all at once.", off=False),
+    }
+    checks = {
+        **refused,
+        "model": is_text,
+        "input": is_prompt,
+        "encoding_format": one_of("float", "base64"),
+        "dimensions": integer(1, MOST_DIMENSIONS),
+    }
 
     def prompt_bound(self, payload: Payload) -> int:
         """Return one token a byte of the request's JSON."""
@@ -152,10 +182,6 @@ def _generates_nothing(payload: Payload) -> bool:
     return payload.get("max_tokens") == 0
 
 
-def _texts(body: Body) -> list[str]:
-    return [str(choice.get("text") or "") for choice in choices_in(body)]
-
-
 def count_prompts(prompts: list[Any], *, model: str) -> int:
     """Count the tokens of prompts, each a text or a list of tokens."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -169,8 +195,8 @@ def _prompts(value: Any) -> list[Any]:
     return [value if value is not None else ""]
 
 
-completion_surface = CompletionProtocol()
-embedding_surface = EmbeddingProtocol()
+completion_protocol = CompletionProtocol()
+embedding_protocol = EmbeddingProtocol()
 
 FLOAT_BYTES = 4
 #: Parameters of other servers that choose numbers other than float32; such vectors are not converted.

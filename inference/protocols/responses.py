@@ -10,21 +10,24 @@ from itertools import chain
 from typing import Any
 
 from inference.protocols.base import (
+    MESSAGE_TOKENS,
     PART_OVERHEAD,
+    REPLY_TOKENS,
     REQUEST_OVERHEAD,
     Body,
     Payload,
     Usage,
     WireProtocol,
+    count_tokens,
     is_count,
     json_bytes,
     read_response_usage,
 )
-from inference.protocols.chat import UNCACHEABLE
 from inference.protocols.content import (
     IMAGE_ESTIMATE,
     IMAGE_TOKENS,
     image_count,
+    refuse_items,
     schema_texts,
     texts_in,
     tool_overhead,
@@ -32,8 +35,21 @@ from inference.protocols.content import (
     without_images,
 )
 from inference.protocols.events import EventReader
+from inference.protocols.parameters import (
+    ANSWER_NAMES,
+    KEPT,
+    MOST_OUTPUT,
+    OUTPUT_NAMES,
+    REFUSED,
+    SAMPLING,
+    integer,
+    is_input,
+    is_objects,
+    is_string,
+    others,
+    unsupported,
+)
 from inference.protocols.sse import server_sent
-from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 
 #: Fields of an output item that the model did not write, besides its type and id.
 LABELS = {"role": None, "status": None, "call_id": None, "encrypted_content": None}
@@ -46,6 +62,26 @@ class ResponseProtocol(WireProtocol):
 
     path = "/responses"
     least_output = 16
+    prompt_parameter = "input"
+    refused = {
+        **REFUSED,
+        **others(OUTPUT_NAMES, "max_output_tokens"),
+        **dict.fromkeys(ANSWER_NAMES, unsupported("a response is one answer.")),
+        **dict.fromkeys(("previous_response_id", "conversation", "prompt"), unsupported(KEPT)),
+        "background": unsupported(KEPT, off=False),
+    }
+    checks = {
+        **refused,
+        **SAMPLING,
+        "input": is_input,
+        "instructions": is_string,
+        "max_output_tokens": integer(1, MOST_OUTPUT),
+        "tools": is_objects,
+    }
+
+    def check_content(self, payload: Payload) -> None:
+        """Raise InvalidRequest for tools that the provider runs, and for items that are not accepted."""
+        refuse_items(payload)
 
     def prompt_bound(self, payload: Payload) -> int:
         """Return one token a byte of the request's JSON, plus IMAGE_TOKENS an image, plus overhead."""
@@ -92,9 +128,8 @@ class ResponseProtocol(WireProtocol):
         return body.get("status") == "completed" or (body.get("status") == "incomplete" and is_cut)
 
     def is_cacheable(self, payload: Payload) -> bool:
-        """Return whether the temperature is 0 and the request has no tools and no personal parameters."""
-        is_own = any(payload.get(name) for name in UNCACHEABLE) or bool(_tools(payload))
-        return payload.get("temperature") == 0 and not is_own
+        """Return whether the temperature is 0 and the request has no tools, also in its input."""
+        return super().is_cacheable(payload) and not _tools(payload)
 
     def as_stream(self, payload: Payload) -> Body:
         """Ask for a stream, whose last event holds the usage."""
@@ -136,7 +171,7 @@ class ResponseProtocol(WireProtocol):
         return beginning + _numbered("response.failed", number, whole)
 
 
-response_surface = ResponseProtocol()
+response_protocol = ResponseProtocol()
 
 
 class ResponseReader(EventReader):

@@ -10,7 +10,7 @@ from openai.lib.azure import _deployments_endpoints
 
 from inference.catalog import Rates, Route
 from inference.fake_provider import FakeUpstream
-from inference.protocols.chat import chat_surface
+from inference.protocols.chat import chat_protocol
 from inference.upstream.client import DEPLOYMENT_PATHS, Client
 
 SECRET = "azure-secret"
@@ -110,6 +110,6 @@ def test_it_writes_a_deployment_s_name_as_a_path_may_hold_it(fake: FakeUpstream,
 
 def test_it_streams(fake: FakeUpstream, route: Route) -> None:
     payload = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
-    stream = Client().open_stream(route, "/chat/completions", payload, seconds=5, opens=chat_surface.opens_stream)
+    stream = Client().open_stream(route, "/chat/completions", payload, seconds=5, opens=chat_protocol.opens_stream)
     assert b"[DONE]" in stream.first + b"".join(stream)
     assert fake.requests[0].path == "/openai/deployments/mine/chat/completions"

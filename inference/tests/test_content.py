@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from core.errors import InvalidRequest
 from inference.fake_provider import FakeUpstream
-from inference.protocols.base import REQUEST_OVERHEAD, Payload, WireProtocol
-from inference.protocols.chat import chat_surface, refuse_unbounded
+from inference.protocols.base import REQUEST_OVERHEAD, Payload, WireProtocol, count_tokens
+from inference.protocols.chat import chat_protocol
 from inference.protocols.content import IMAGE_TOKENS, is_public_url, refuse_items
-from inference.protocols.responses import response_surface
-from inference.protocols.tokens import count_tokens
+from inference.protocols.responses import response_protocol
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.payloads import is_taken_as_it_is
 
@@ -55,16 +54,16 @@ def refusal(refuse: Any, payload: Payload) -> tuple[str | None, str]:
 @pytest.mark.parametrize(
     ("protocol", "payload"),
     [
-        (chat_surface, chat(image())),
-        (chat_surface, chat({"type": "image_url", "image_url": DATA_URL})),
-        (chat_surface, {"messages": [{"role": "tool", "content": [image(PUBLIC_URL)]}]}),
-        (response_surface, response({"type": "input_image", "image_url": DATA_URL})),
+        (chat_protocol, chat(image())),
+        (chat_protocol, chat({"type": "image_url", "image_url": DATA_URL})),
+        (chat_protocol, {"messages": [{"role": "tool", "content": [image(PUBLIC_URL)]}]}),
+        (response_protocol, response({"type": "input_image", "image_url": DATA_URL})),
         (
-            response_surface,
+            response_protocol,
             response({"type": "input_image", "image_url": PUBLIC_URL}, kind="function_call_output", field="output"),
         ),
         (
-            response_surface,
+            response_protocol,
             {"input": [{"type": "computer_call_output", "output": SCREENSHOT}]},
         ),
     ],
@@ -74,25 +73,25 @@ def test_it_reckons_an_image_by_number(protocol: WireProtocol, payload: dict[str
 
 
 def test_it_reckons_each_image() -> None:
-    assert chat_surface.prompt_bound(chat(image(), image(PUBLIC_URL), image())) > 3 * IMAGE_TOKENS
+    assert chat_protocol.prompt_bound(chat(image(), image(PUBLIC_URL), image())) > 3 * IMAGE_TOKENS
 
 
 @pytest.mark.parametrize(
     ("protocol", "payload"),
     [
-        (chat_surface, chat({**image(), "text": WORDS})),
-        (chat_surface, chat(image(detail=WORDS))),
-        (chat_surface, chat(image(WORDS))),
-        (chat_surface, chat({"type": "input_image", "text": WORDS})),
-        (chat_surface, chat({"type": "computer_screenshot", "text": WORDS})),
-        (chat_surface, {"messages": [{"role": "user", "content": {"type": "image_url", "text": WORDS}}]}),
-        (chat_surface, {"messages": [{"type": "image_url", "image_url": {"url": DATA_URL}, "content": WORDS}]}),
-        (chat_surface, {"messages": [{"role": "user", "content": [{"content": [image(DATA_URL + WORDS)]}]}]}),
-        (response_surface, response({"type": "input_image", "image_url": DATA_URL, "text": WORDS})),
-        (response_surface, {"input": [{"type": "input_image", "image_url": DATA_URL, "content": WORDS}]}),
-        (response_surface, {"input": [{"output": {"type": "computer_screenshot", "image_url": WORDS}}]}),
-        (response_surface, {"input": [{"output": {**SCREENSHOT, "detail": WORDS}}]}),
-        (response_surface, {"input": [{"type": "additional_tools", "tools": [{"type": "function", "name": WORDS}]}]}),
+        (chat_protocol, chat({**image(), "text": WORDS})),
+        (chat_protocol, chat(image(detail=WORDS))),
+        (chat_protocol, chat(image(WORDS))),
+        (chat_protocol, chat({"type": "input_image", "text": WORDS})),
+        (chat_protocol, chat({"type": "computer_screenshot", "text": WORDS})),
+        (chat_protocol, {"messages": [{"role": "user", "content": {"type": "image_url", "text": WORDS}}]}),
+        (chat_protocol, {"messages": [{"type": "image_url", "image_url": {"url": DATA_URL}, "content": WORDS}]}),
+        (chat_protocol, {"messages": [{"role": "user", "content": [{"content": [image(DATA_URL + WORDS)]}]}]}),
+        (response_protocol, response({"type": "input_image", "image_url": DATA_URL, "text": WORDS})),
+        (response_protocol, {"input": [{"type": "input_image", "image_url": DATA_URL, "content": WORDS}]}),
+        (response_protocol, {"input": [{"output": {"type": "computer_screenshot", "image_url": WORDS}}]}),
+        (response_protocol, {"input": [{"output": {**SCREENSHOT, "detail": WORDS}}]}),
+        (response_protocol, {"input": [{"type": "additional_tools", "tools": [{"type": "function", "name": WORDS}]}]}),
     ],
 )
 def test_it_counts_every_byte_around_an_image(protocol: WireProtocol, payload: dict[str, Any]) -> None:
@@ -104,7 +103,7 @@ def test_it_bounds_what_stands_around_images_from_above(text: str, detail: str, 
     parts = [{"type": kind, "text": text, "image_url": {"url": PUBLIC_URL, "detail": detail}}] * images
     counted = count_tokens([text, detail] * images, model="gpt-4o")
     least = counted + (images * IMAGE_TOKENS if kind in ("image_url", "input_image") else 0)
-    assert chat_surface.prompt_bound(chat(*parts)) >= least + REQUEST_OVERHEAD
+    assert chat_protocol.prompt_bound(chat(*parts)) >= least + REQUEST_OVERHEAD
 
 
 # What is taken
@@ -121,7 +120,7 @@ def test_it_bounds_what_stands_around_images_from_above(text: str, detail: str, 
     ],
 )
 def test_it_takes_a_chat_of_texts_and_images(payload: dict[str, Any]) -> None:
-    assert is_taken_as_it_is(refuse_unbounded, payload)
+    assert is_taken_as_it_is(chat_protocol.check_content, payload)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,7 @@ def test_it_takes_a_response_s_own_items(payload: dict[str, Any]) -> None:
     ],
 )
 def test_it_refuses_other_parts_of_a_chat(part: Any, param: str, code: str) -> None:
-    assert refusal(refuse_unbounded, chat({"type": "text", "text": "a"}, part)) == (param, code)
+    assert refusal(chat_protocol.check_content, chat({"type": "text", "text": "a"}, part)) == (param, code)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ def test_it_refuses_other_parts_of_a_chat(part: Any, param: str, code: str) -> N
     ],
 )
 def test_it_refuses_other_messages(message: dict[str, Any], param: str, code: str) -> None:
-    assert refusal(refuse_unbounded, {"messages": [message]}) == (param, code)
+    assert refusal(chat_protocol.check_content, {"messages": [message]}) == (param, code)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +243,10 @@ def test_it_refuses_other_parts_and_items_of_a_response(payload: dict[str, Any],
     ],
 )
 def test_it_refuses_images_from_where_the_caller_may_not_look(url: str) -> None:
-    assert refusal(refuse_unbounded, chat(image(url))) == ("messages[0].content[0].image_url", "invalid_image_url")
+    assert refusal(chat_protocol.check_content, chat(image(url))) == (
+        "messages[0].content[0].image_url",
+        "invalid_image_url",
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,13 +260,13 @@ def test_it_refuses_images_from_where_the_caller_may_not_look(url: str) -> None:
 )
 def test_it_takes_images_from_public_hosts(url: str) -> None:
     assert is_public_url(url)
-    refuse_unbounded(chat(image(url)))
+    chat_protocol.check_content(chat(image(url)))
 
 
 def test_it_takes_inline_images_alone_where_operators_say_so(settings: LazySettings) -> None:
     settings.IMAGE_URLS = "data"
-    refuse_unbounded(chat(image()))
-    assert refusal(refuse_unbounded, chat(image(PUBLIC_URL)))[1] == "invalid_image_url"
+    chat_protocol.check_content(chat(image()))
+    assert refusal(chat_protocol.check_content, chat(image(PUBLIC_URL)))[1] == "invalid_image_url"
 
 
 def test_it_says_in_openai_s_shape_which_part_is_at_fault(roomy: Api, upstream: FakeUpstream) -> None:

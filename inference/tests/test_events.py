@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ContentFiltered, UpstreamFailed
-from inference.api.deltas import DeltaReader
+from inference.api.native import DeltaReader
 from inference.protocols import sse
 from inference.protocols.base import Usage
-from inference.protocols.events import ChunkReader, EventReader
-from inference.protocols.responses import ResponseReader, response_surface
+from inference.protocols.choices import ChunkReader
+from inference.protocols.events import EventReader
+from inference.protocols.responses import ResponseReader, response_protocol
 from inference.protocols.sse import BrokenStream, parse_events
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
@@ -428,4 +429,4 @@ def test_it_passes_what_has_no_data_on() -> None:
     ],
 )
 def test_it_knows_what_opens_a_stream_of_a_response(first: dict[str, Any], opens: bool) -> None:
-    assert response_surface.opens_stream(first) is opens
+    assert response_protocol.opens_stream(first) is opens

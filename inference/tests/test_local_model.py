@@ -19,7 +19,7 @@ import pytest
 from django.conf import settings
 
 from inference.fake_provider import FakeUpstream
-from inference.protocols.chat import chat_surface
+from inference.protocols.chat import chat_protocol
 from inference.upstream import local_model
 from inference.upstream.local_model import MODEL_NAME, LocalModelUnavailable, wait_until_ready
 
@@ -109,8 +109,8 @@ def test_every_answer_of_several_is_charged(model: openai.OpenAI) -> None:
     answer = ask(model, "Write a story about a dog.", n=3, max_tokens=30)
     body, payload = answer.to_dict(), {"messages": [{"role": "user", "content": "Write a story about a dog."}]}
     assert answer.usage.completion_tokens <= 30
-    assert chat_surface.read_usage(body) is None
-    assert 60 < chat_surface.estimate(payload, body, model=MODEL_NAME).output_tokens < 110
+    assert chat_protocol.read_usage(body) is None
+    assert 60 < chat_protocol.estimate(payload, body, model=MODEL_NAME).output_tokens < 110
 
 
 @needs_model

@@ -24,7 +24,7 @@ from core.telemetry.trace import begin_trace
 from core.times import new_id
 from inference.call import Call
 from inference.fake_provider import FakeUpstream
-from inference.protocols.chat import chat_surface
+from inference.protocols.chat import chat_protocol
 from inference.tests.fixtures import PROMPT, Api, LogLines, Records
 from monitoring import payload_log
 from monitoring.models import RequestContent
@@ -59,7 +59,7 @@ def a_call(cast: Cast, payload: dict[str, Any]) -> Call:
     """Make a call of the owner that asks for so much."""
     identity, trace = build_authenticated_key(cast.owner.key, timezone.now()), begin_trace(None)
     call = Call(identity=identity, trace=trace, admission=get_limits().peek(identity.limits), endpoint="chat")
-    call.protocol, call.payload = chat_surface, payload
+    call.protocol, call.payload = chat_protocol, payload
     return call
 
 

@@ -7,15 +7,11 @@ from typing import Any
 import pytest
 
 from core.errors import InvalidRequest
-from inference.api.validation import (
-    CHAT_CHECKS,
-    COMPLETION_CHECKS,
-    EMBEDDING_CHECKS,
-    RESPONSE_CHECKS,
-    Check,
-    check_payload,
-)
 from inference.fake_provider import FakeUpstream
+from inference.protocols.base import WireProtocol
+from inference.protocols.chat import chat_protocol
+from inference.protocols.completions import completion_protocol, embedding_protocol
+from inference.protocols.responses import response_protocol
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.samples import serve
 
@@ -23,19 +19,17 @@ CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
 COMPLETION = {"model": MODEL, "prompt": "hello"}
 EMBEDDING = {"model": "embedder", "input": "hello"}
 RESPONSE = {"model": MODEL, "input": "hello"}
-ENDPOINTS: list[tuple[str, dict[str, Any], dict[str, Check], tuple[str, ...]]] = [
-    ("/v1/chat/completions", CHAT, CHAT_CHECKS, ("model", "messages")),
-    ("/v1/completions", COMPLETION, COMPLETION_CHECKS, ("model", "prompt")),
-    ("/v1/embeddings", EMBEDDING, EMBEDDING_CHECKS, ("model", "input")),
-    ("/v1/responses", RESPONSE, RESPONSE_CHECKS, ("model", "input")),
+ENDPOINTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("/v1/chat/completions", CHAT, ("model", "messages")),
+    ("/v1/completions", COMPLETION, ("model", "prompt")),
+    ("/v1/embeddings", EMBEDDING, ("model", "input")),
+    ("/v1/responses", RESPONSE, ("model", "input")),
 ]
 CHAT_ENDPOINTS = [endpoint for endpoint in ENDPOINTS if endpoint[0] != "/v1/embeddings"]
 
 
-@pytest.mark.parametrize(("path", "body", "checks", "required"), ENDPOINTS)
-def test_it_says_what_is_missing(
-    roomy: Api, path: str, body: dict[str, Any], checks: dict[str, Check], required: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize(("path", "body", "required"), ENDPOINTS)
+def test_it_says_what_is_missing(roomy: Api, path: str, body: dict[str, Any], required: tuple[str, ...]) -> None:
     for name in required:
         for lacking in ({k: v for k, v in body.items() if k != name}, {**body, name: None}):
             answer = roomy.post(path, lacking)
@@ -62,12 +56,11 @@ WRONG_FOR_ALL: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "code"), WRONG_FOR_ALL)
-@pytest.mark.parametrize(("path", "body", "checks", "required"), CHAT_ENDPOINTS)
+@pytest.mark.parametrize(("path", "body", "required"), CHAT_ENDPOINTS)
 def test_it_names_the_wrong_parameter_as_openai_does(
     roomy: Api,
     path: str,
     body: dict[str, Any],
-    checks: dict[str, Check],
     required: tuple[str, ...],
     name: str,
     value: Any,
@@ -82,64 +75,64 @@ def test_it_names_the_wrong_parameter_as_openai_does(
 
 
 @pytest.mark.parametrize(
-    ("checks", "body", "name", "value", "code"),
+    ("protocol", "body", "name", "value", "code"),
     [
-        (CHAT_CHECKS, CHAT, "messages", "hello", "invalid_type"),
-        (CHAT_CHECKS, CHAT, "messages", ["hello"], "invalid_type"),
-        (CHAT_CHECKS, CHAT, "messages", [], "empty_array"),
-        (CHAT_CHECKS, CHAT, "max_tokens", 0, "integer_below_min_value"),
-        (CHAT_CHECKS, CHAT, "max_tokens", 1.5, "invalid_type"),
-        (CHAT_CHECKS, CHAT, "max_tokens", True, "invalid_type"),
-        (CHAT_CHECKS, CHAT, "max_completion_tokens", 10**9, "integer_above_max_value"),
-        (CHAT_CHECKS, CHAT, "n", 129, "integer_above_max_value"),
-        (CHAT_CHECKS, CHAT, "n", 0, "integer_below_min_value"),
-        (CHAT_CHECKS, CHAT, "tools", {}, "invalid_type"),
-        (CHAT_CHECKS, CHAT, "tools", [1], "invalid_type"),
-        (CHAT_CHECKS, CHAT, "stream_options", True, "invalid_type"),
-        (CHAT_CHECKS, CHAT, "modalities", ["text", "audio"], "unsupported_parameter"),
-        (CHAT_CHECKS, CHAT, "audio", {"voice": "ash"}, "unsupported_parameter"),
-        (CHAT_CHECKS, CHAT, "prediction", {"type": "content"}, "unsupported_parameter"),
-        (CHAT_CHECKS, CHAT, "web_search_options", {"a": 1}, "unsupported_parameter"),
-        (COMPLETION_CHECKS, COMPLETION, "prompt", [], "invalid_type"),
-        (COMPLETION_CHECKS, COMPLETION, "prompt", ["a", 1], "invalid_type"),
-        (COMPLETION_CHECKS, COMPLETION, "prompt", [True], "invalid_type"),
-        (COMPLETION_CHECKS, COMPLETION, "prompt", [{"a": 1}], "invalid_type"),
-        (COMPLETION_CHECKS, COMPLETION, "prompt", [[1], []], "invalid_type"),
-        (COMPLETION_CHECKS, COMPLETION, "prompt", [[1], ["a"]], "invalid_type"),
-        (COMPLETION_CHECKS, COMPLETION, "best_of", -1, "integer_below_min_value"),
-        (COMPLETION_CHECKS, COMPLETION, "max_tokens", -1, "integer_below_min_value"),
-        (EMBEDDING_CHECKS, EMBEDDING, "input", {"text": "a"}, "invalid_type"),
-        (EMBEDDING_CHECKS, EMBEDDING, "encoding_format", "hex", "invalid_value"),
-        (EMBEDDING_CHECKS, EMBEDDING, "dimensions", 0, "integer_below_min_value"),
-        (EMBEDDING_CHECKS, EMBEDDING, "stream", True, "unsupported_parameter"),
-        (RESPONSE_CHECKS, RESPONSE, "input", [1, 2], "invalid_type"),
-        (RESPONSE_CHECKS, RESPONSE, "input", [], "empty_array"),
-        (RESPONSE_CHECKS, RESPONSE, "max_output_tokens", "9", "invalid_type"),
-        (RESPONSE_CHECKS, RESPONSE, "instructions", ["a"], "invalid_type"),
+        (chat_protocol, CHAT, "messages", "hello", "invalid_type"),
+        (chat_protocol, CHAT, "messages", ["hello"], "invalid_type"),
+        (chat_protocol, CHAT, "messages", [], "empty_array"),
+        (chat_protocol, CHAT, "max_tokens", 0, "integer_below_min_value"),
+        (chat_protocol, CHAT, "max_tokens", 1.5, "invalid_type"),
+        (chat_protocol, CHAT, "max_tokens", True, "invalid_type"),
+        (chat_protocol, CHAT, "max_completion_tokens", 10**9, "integer_above_max_value"),
+        (chat_protocol, CHAT, "n", 129, "integer_above_max_value"),
+        (chat_protocol, CHAT, "n", 0, "integer_below_min_value"),
+        (chat_protocol, CHAT, "tools", {}, "invalid_type"),
+        (chat_protocol, CHAT, "tools", [1], "invalid_type"),
+        (chat_protocol, CHAT, "stream_options", True, "invalid_type"),
+        (chat_protocol, CHAT, "modalities", ["text", "audio"], "unsupported_parameter"),
+        (chat_protocol, CHAT, "audio", {"voice": "ash"}, "unsupported_parameter"),
+        (chat_protocol, CHAT, "prediction", {"type": "content"}, "unsupported_parameter"),
+        (chat_protocol, CHAT, "web_search_options", {"a": 1}, "unsupported_parameter"),
+        (completion_protocol, COMPLETION, "prompt", [], "invalid_type"),
+        (completion_protocol, COMPLETION, "prompt", ["a", 1], "invalid_type"),
+        (completion_protocol, COMPLETION, "prompt", [True], "invalid_type"),
+        (completion_protocol, COMPLETION, "prompt", [{"a": 1}], "invalid_type"),
+        (completion_protocol, COMPLETION, "prompt", [[1], []], "invalid_type"),
+        (completion_protocol, COMPLETION, "prompt", [[1], ["a"]], "invalid_type"),
+        (completion_protocol, COMPLETION, "best_of", -1, "integer_below_min_value"),
+        (completion_protocol, COMPLETION, "max_tokens", -1, "integer_below_min_value"),
+        (embedding_protocol, EMBEDDING, "input", {"text": "a"}, "invalid_type"),
+        (embedding_protocol, EMBEDDING, "encoding_format", "hex", "invalid_value"),
+        (embedding_protocol, EMBEDDING, "dimensions", 0, "integer_below_min_value"),
+        (embedding_protocol, EMBEDDING, "stream", True, "unsupported_parameter"),
+        (response_protocol, RESPONSE, "input", [1, 2], "invalid_type"),
+        (response_protocol, RESPONSE, "input", [], "empty_array"),
+        (response_protocol, RESPONSE, "max_output_tokens", "9", "invalid_type"),
+        (response_protocol, RESPONSE, "instructions", ["a"], "invalid_type"),
     ],
 )
-def test_it_refuses(checks: dict[str, Check], body: dict[str, Any], name: str, value: Any, code: str) -> None:
+def test_it_refuses(protocol: WireProtocol, body: dict[str, Any], name: str, value: Any, code: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        check_payload({**body, name: value}, checks, required=())
+        protocol.check({**body, name: value})
     assert (refused.value.param, refused.value.error_code) == (name, code)
 
 
 @pytest.mark.parametrize(
-    ("checks", "payload"),
+    ("protocol", "payload"),
     [
         (
-            CHAT_CHECKS,
+            chat_protocol,
             {**CHAT, "temperature": 1, "top_p": None, "n": None, "tools": [], "audio": None, "stream": False},
         ),
-        (CHAT_CHECKS, {**CHAT, "modalities": ["text"], "service_tier": "auto", "brand_new": {"any": ["thing"]}}),
-        (COMPLETION_CHECKS, {**COMPLETION, "prompt": ["a", "b"]}),
-        (COMPLETION_CHECKS, {**COMPLETION, "prompt": [1, 2]}),
-        (EMBEDDING_CHECKS, {**EMBEDDING, "input": [[1, 2], [3]], "stream": False}),
-        (RESPONSE_CHECKS, {**RESPONSE, "input": [{"role": "user", "content": "hello"}]}),
+        (chat_protocol, {**CHAT, "modalities": ["text"], "service_tier": "auto", "brand_new": {"any": ["thing"]}}),
+        (completion_protocol, {**COMPLETION, "prompt": ["a", "b"]}),
+        (completion_protocol, {**COMPLETION, "prompt": [1, 2]}),
+        (embedding_protocol, {**EMBEDDING, "input": [[1, 2], [3]], "stream": False}),
+        (response_protocol, {**RESPONSE, "input": [{"role": "user", "content": "hello"}]}),
     ],
 )
-def test_it_accepts(checks: dict[str, Check], payload: dict[str, Any]) -> None:
-    check_payload(payload, checks, required=("model",))
+def test_it_accepts(protocol: WireProtocol, payload: dict[str, Any]) -> None:
+    protocol.check(payload)
 
 
 PASSED_THROUGH: dict[str, Any] = {
@@ -172,7 +165,7 @@ def test_it_passes_every_other_parameter_through(roomy: Api, upstream: FakeUpstr
 
 def test_it_passes_a_call_of_each_endpoint_on(roomy: Api, upstream: FakeUpstream) -> None:
     serve("embedder", kind="embedding")
-    for path, body, _, _ in ENDPOINTS:
+    for path, body, _ in ENDPOINTS:
         answer = roomy.post(path, body)
         assert answer.status_code == 200, answer.content
         assert upstream.requests[-1].path == path

@@ -10,17 +10,27 @@ import pytest
 from django.conf import settings
 
 from core.errors import InvalidRequest
-from inference.api import validation
-from inference.api.validation import check_payload, refuse_misspelt
+from inference.api.openai import checked_names
 from inference.fake_provider import FakeUpstream
+from inference.protocols.chat import chat_protocol
+from inference.protocols.completions import completion_protocol, embedding_protocol
+from inference.protocols.parameters import _by_folded, check_payload, refuse_misspelt
+from inference.protocols.responses import response_protocol
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.samples import serve
 
 CHECKS = {
-    "/v1/chat/completions": validation.CHAT_CHECKS,
-    "/v1/completions": validation.COMPLETION_CHECKS,
-    "/v1/embeddings": validation.EMBEDDING_CHECKS,
-    "/v1/responses": validation.RESPONSE_CHECKS,
+    "/v1/chat/completions": chat_protocol.checks,
+    "/v1/completions": completion_protocol.checks,
+    "/v1/embeddings": embedding_protocol.checks,
+    "/v1/responses": response_protocol.checks,
+}
+#: What each endpoint refuses, by its name in docs/openai.md.
+REFUSED = {
+    "chat completions": chat_protocol.refused,
+    "completions": completion_protocol.refused,
+    "embeddings": embedding_protocol.refused,
+    "responses": response_protocol.refused,
 }
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]},
@@ -86,13 +96,13 @@ def documented() -> list[tuple[str, str]]:
     return [
         (endpoint, name)
         for names, ends in rows
-        for endpoint in (validation.REFUSED if ends == "all" else ends.split(", "))
+        for endpoint in (REFUSED if ends == "all" else ends.split(", "))
         for name in re.findall(r"\w+", names)
     ]
 
 
 def test_it_documents_all_that_it_refuses_and_nothing_else() -> None:
-    assert sorted(documented()) == sorted((end, name) for end, names in validation.REFUSED.items() for name in names)
+    assert sorted(documented()) == sorted((end, name) for end, names in REFUSED.items() for name in names)
 
 
 def code_of(path: str, name: str, value: Any) -> str | None:
@@ -144,7 +154,7 @@ def test_it_refuses_what_lives_on_at_the_provider(name: str) -> None:
 )
 def test_it_refuses_names_that_some_servers_take_for_others(name: str, meant: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        refuse_misspelt(["messages", name])
+        refuse_misspelt(["messages", name], checked_names())
     assert (refused.value.param, refused.value.error_code) == (name, "unknown_parameter")
     assert f"'{meant}'" in refused.value.detail
 
@@ -152,7 +162,7 @@ def test_it_refuses_names_that_some_servers_take_for_others(name: str, meant: st
 def is_refused(name: str) -> bool:
     """Say whether a name is taken for a misspelt one."""
     try:
-        refuse_misspelt([name])
+        refuse_misspelt([name], checked_names())
     except InvalidRequest:
         return True
     return False
@@ -164,7 +174,7 @@ def test_it_lets_every_other_name_through() -> None:
 
 
 def test_no_two_names_are_told_apart_by_their_spelling_alone() -> None:
-    assert len(validation._BY_FOLDED) == len(validation._NAMES)
+    assert len(_by_folded(checked_names())) == len(checked_names())
 
 
 @pytest.mark.parametrize("path", OWN)

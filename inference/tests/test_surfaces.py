@@ -15,12 +15,11 @@ from accounts.key_cache import AuthenticatedKey, build_authenticated_key
 from accounts.tests.factories import make_key, make_tier
 from core.errors import InvalidRequest
 from inference.catalog import CatalogModel, Rates, Route
-from inference.protocols.base import Usage, WireProtocol
-from inference.protocols.chat import chat_surface, refuse_unbounded
-from inference.protocols.completions import completion_surface, embedding_surface
+from inference.protocols.base import MESSAGE_TOKENS, REPLY_TOKENS, Usage, WireProtocol, count_tokens
+from inference.protocols.chat import chat_protocol
+from inference.protocols.completions import completion_protocol, embedding_protocol
 from inference.protocols.content import BUILT_IN_TOKENS, refuse_items
-from inference.protocols.responses import response_surface
-from inference.protocols.tokens import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
+from inference.protocols.responses import response_protocol
 from inference.tests.payloads import is_taken_as_it_is
 
 MODELS = ("gpt-4", "gpt-4o")
@@ -65,7 +64,7 @@ def chat(*contents: Any, **more: Any) -> dict[str, Any]:
 @given(st.lists(st.tuples(roles, texts), min_size=1, max_size=6))
 def test_it_bounds_the_tokens_of_a_chat_from_above(messages: list[tuple[str, str]]) -> None:
     payload = {"messages": [{"role": role, "content": text} for role, text in messages]}
-    bound = chat_surface.prompt_bound(payload)
+    bound = chat_protocol.prompt_bound(payload)
     for name in MODELS:
         counted = count_tokens([part for message in messages for part in message], model=name)
         assert counted + MESSAGE_TOKENS * len(messages) + REPLY_TOKENS <= bound
@@ -76,18 +75,18 @@ def test_it_bounds_the_tokens_of_tools_from_above(name: str, description: str, s
     tool = {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
     plain, with_tools = chat("hello"), chat("hello", tools=[tool])
     written = count_tokens([json.dumps(tool, ensure_ascii=False, separators=(",", ":"))], model="gpt-4o")
-    assert chat_surface.prompt_bound(with_tools) >= chat_surface.prompt_bound(plain) + written
+    assert chat_protocol.prompt_bound(with_tools) >= chat_protocol.prompt_bound(plain) + written
     asked = {"input": "hello", "tools": [tool]}
-    assert response_surface.prompt_bound(asked) >= response_surface.prompt_bound({"input": "hello"}) + written
+    assert response_protocol.prompt_bound(asked) >= response_protocol.prompt_bound({"input": "hello"}) + written
 
 
 @given(st.lists(st.tuples(roles, texts), min_size=1, max_size=4), texts)
 def test_it_bounds_the_tokens_of_a_response_from_above(messages: list[tuple[str, str]], instructions: str) -> None:
     items = [{"role": role, "content": [{"type": "input_text", "text": text}]} for role, text in messages]
-    bound = response_surface.prompt_bound({"input": items, "instructions": instructions})
+    bound = response_protocol.prompt_bound({"input": items, "instructions": instructions})
     counted = count_tokens([instructions, *(text for _, text in messages)], model="gpt-4o")
     assert counted + MESSAGE_TOKENS * (len(items) + 1) + REPLY_TOKENS <= bound
-    alone = response_surface.prompt_bound({"input": instructions})
+    alone = response_protocol.prompt_bound({"input": instructions})
     assert count_tokens([instructions], model="gpt-4o") + MESSAGE_TOKENS + REPLY_TOKENS <= alone
 
 
@@ -95,37 +94,37 @@ def test_it_bounds_the_tokens_of_a_response_from_above(messages: list[tuple[str,
 def test_it_bounds_the_tokens_of_prompts_from_above(prompts: list[str]) -> None:
     for name in MODELS:
         counted = count_tokens(prompts, model=name)
-        assert counted <= completion_surface.prompt_bound({"prompt": prompts})
-        assert counted <= embedding_surface.prompt_bound({"input": prompts})
+        assert counted <= completion_protocol.prompt_bound({"prompt": prompts})
+        assert counted <= embedding_protocol.prompt_bound({"input": prompts})
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=50))
 def test_it_bounds_prompts_that_are_tokens_already(tokens: list[int]) -> None:
-    assert len(tokens) <= completion_surface.prompt_bound({"prompt": tokens})
-    assert 2 * len(tokens) <= embedding_surface.prompt_bound({"input": [tokens, tokens]})
+    assert len(tokens) <= completion_protocol.prompt_bound({"prompt": tokens})
+    assert 2 * len(tokens) <= embedding_protocol.prompt_bound({"input": [tokens, tokens]})
 
 
 def test_it_bounds_a_suffix_once_for_each_prompt() -> None:
     """A model that inserts reads it after every prompt."""
     suffix, prompts = "zanzibar " * 1000, ["a"] * 50
-    assert completion_surface.prompt_bound({"prompt": prompts, "suffix": suffix}) >= 50 * len(suffix)
-    assert completion_surface.prompt_bound({"prompt": prompts}) < 500
+    assert completion_protocol.prompt_bound({"prompt": prompts, "suffix": suffix}) >= 50 * len(suffix)
+    assert completion_protocol.prompt_bound({"prompt": prompts}) < 500
 
 
 def test_it_bounds_what_stands_beside_the_input_of_embeddings() -> None:
-    assert embedding_surface.prompt_bound({"input": "a", "instruction": "zanzibar " * 1000}) > 9000
+    assert embedding_protocol.prompt_bound({"input": "a", "instruction": "zanzibar " * 1000}) > 9000
 
 
 # Bounds of calls
 
 
 def test_it_bounds_a_call_by_the_tier_s_output_where_none_is_asked_for(identity: AuthenticatedKey) -> None:
-    bound = chat_surface.bound(chat("hello"), identity, model())
+    bound = chat_protocol.bound(chat("hello"), identity, model())
     assert (bound.output_tokens, bound.least_output, bound.step) == (1000, 1, 1)
 
 
 def test_it_gives_what_is_asked_for_whole(identity: AuthenticatedKey) -> None:
-    bound = chat_surface.bound(chat("hello", max_tokens=50), identity, model())
+    bound = chat_protocol.bound(chat("hello", max_tokens=50), identity, model())
     assert (bound.output_tokens, bound.least_output) == (50, 50)
 
 
@@ -134,17 +133,17 @@ def test_it_cuts_the_output_to_tier_and_context(
     identity: AuthenticatedKey, asked: int | None, context: int, output: int
 ) -> None:
     payload = chat("hello", max_completion_tokens=asked)
-    assert chat_surface.bound(payload, identity, model(context_size=context)).output_tokens == output
+    assert chat_protocol.bound(payload, identity, model(context_size=context)).output_tokens == output
 
 
 @pytest.mark.parametrize(
     ("protocol", "payload", "answers"),
     [
-        (chat_surface, chat("hello", n=3, max_tokens=10), 3),
-        (completion_surface, {"prompt": ["a", "b"], "n": 3, "max_tokens": 10}, 6),
-        (completion_surface, {"prompt": "a", "n": 2, "best_of": 5, "max_tokens": 10}, 5),
-        (completion_surface, {"prompt": [[1, 2], [3]], "max_tokens": 10}, 2),
-        (completion_surface, {"prompt": [1, 2, 3], "max_tokens": 10}, 1),
+        (chat_protocol, chat("hello", n=3, max_tokens=10), 3),
+        (completion_protocol, {"prompt": ["a", "b"], "n": 3, "max_tokens": 10}, 6),
+        (completion_protocol, {"prompt": "a", "n": 2, "best_of": 5, "max_tokens": 10}, 5),
+        (completion_protocol, {"prompt": [[1, 2], [3]], "max_tokens": 10}, 2),
+        (completion_protocol, {"prompt": [1, 2, 3], "max_tokens": 10}, 1),
     ],
 )
 def test_it_reckons_the_output_of_each_answer(
@@ -155,24 +154,24 @@ def test_it_reckons_the_output_of_each_answer(
 
 
 def test_it_takes_the_provider_s_own_maximum_of_completions(identity: AuthenticatedKey) -> None:
-    assert completion_surface.bound({"prompt": "a"}, identity, model()).output_tokens == 16
+    assert completion_protocol.bound({"prompt": "a"}, identity, model()).output_tokens == 16
 
 
 def test_it_bounds_embeddings_without_output(identity: AuthenticatedKey) -> None:
-    bound = embedding_surface.bound({"input": "a"}, identity, model())
+    bound = embedding_protocol.bound({"input": "a"}, identity, model())
     assert (bound.output_tokens, bound.at(0).tokens) == (0, bound.prompt.tokens)
 
 
 def test_it_bounds_by_the_dearest_price_of_each_kind(identity: AuthenticatedKey) -> None:
     rates = (Rates(input=1_000_000, output=5_000_000), Rates(input=2_000_000, cached_input=9_000_000, output=1_000_000))
-    bound = chat_surface.bound(chat("hello", max_tokens=10), identity, model(*rates))
+    bound = chat_protocol.bound(chat("hello", max_tokens=10), identity, model(*rates))
     assert bound.at(10).cost == 9 * bound.prompt.tokens + 5 * 10
 
 
 def test_it_refuses_what_is_too_large_to_be_reckoned(identity: AuthenticatedKey) -> None:
     dear = Rates(output=2**50)
     with pytest.raises(InvalidRequest):
-        chat_surface.bound(chat("hello"), replace(identity, max_output_tokens=2**40), model(dear, context_size=2**40))
+        chat_protocol.bound(chat("hello"), replace(identity, max_output_tokens=2**40), model(dear, context_size=2**40))
 
 
 # What is sent
@@ -183,32 +182,32 @@ def test_it_refuses_what_is_too_large_to_be_reckoned(identity: AuthenticatedKey)
 )
 @pytest.mark.parametrize("known", ["max_tokens", "max_completion_tokens"])
 def test_it_sends_the_maximum_under_the_one_name_that_the_deployment_knows(asked: dict[str, int], known: str) -> None:
-    sent = chat_surface.with_output(chat("hello", seed=1, **asked), 7, known)
+    sent = chat_protocol.with_output(chat("hello", seed=1, **asked), 7, known)
     assert sent == chat("hello", seed=1, **{known: 7})
 
 
 def test_it_lets_nothing_be_stored_at_the_provider() -> None:
-    assert chat_surface.with_output(chat("hello", store=True), 7, "max_tokens")["store"] is False
-    assert response_surface.with_output({"input": "a", "store": True}, 7, "max_tokens") == {
+    assert chat_protocol.with_output(chat("hello", store=True), 7, "max_tokens")["store"] is False
+    assert response_protocol.with_output({"input": "a", "store": True}, 7, "max_tokens") == {
         "input": "a",
         "store": False,
         "max_output_tokens": 7,
     }
-    assert completion_surface.with_output({"prompt": "a"}, 7, "max_completion_tokens")["max_tokens"] == 7
+    assert completion_protocol.with_output({"prompt": "a"}, 7, "max_completion_tokens")["max_tokens"] == 7
 
 
-@pytest.mark.parametrize("protocol", [chat_surface, completion_surface])
+@pytest.mark.parametrize("protocol", [chat_protocol, completion_protocol])
 def test_it_asks_for_usage_in_streams_whatever_the_caller_asks(protocol: WireProtocol) -> None:
     sent = protocol.as_stream({"stream_options": {"include_usage": False, "include_obfuscation": False}})
     assert sent["stream"] is True
     assert sent["stream_options"] == {"include_usage": True, "include_obfuscation": False}
     assert protocol.as_stream({})["stream_options"] == {"include_usage": True}
-    assert response_surface.as_stream({"input": "a"}) == {"input": "a", "stream": True}
+    assert response_protocol.as_stream({"input": "a"}) == {"input": "a", "stream": True}
 
 
 def test_it_streams_no_embeddings() -> None:
     with pytest.raises(InvalidRequest):
-        embedding_surface.as_stream({"input": "a"})
+        embedding_protocol.as_stream({"input": "a"})
 
 
 # What was used
@@ -217,19 +216,19 @@ CHAT_USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details
 RESPONSE_USAGE = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 5}}
 
 
-@pytest.mark.parametrize("protocol", [chat_surface, completion_surface, embedding_surface])
+@pytest.mark.parametrize("protocol", [chat_protocol, completion_protocol, embedding_protocol])
 def test_it_reads_usage_as_openai_tells_it(protocol: WireProtocol) -> None:
     assert protocol.read_usage({"usage": CHAT_USAGE}) == Usage(9, 5, 4)
     assert protocol.read_usage({"usage": {"prompt_tokens": 3, "total_tokens": 3}}) == Usage(3, 0, 0)
 
 
 def test_it_reads_usage_of_responses() -> None:
-    assert response_surface.read_usage({"usage": RESPONSE_USAGE}) == Usage(9, 5, 4)
+    assert response_protocol.read_usage({"usage": RESPONSE_USAGE}) == Usage(9, 5, 4)
 
 
 def test_it_never_takes_more_tokens_for_cached_than_there_are() -> None:
     usage = {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 50}}
-    assert chat_surface.read_usage({"usage": usage}) == Usage(9, 9, 4)
+    assert chat_protocol.read_usage({"usage": usage}) == Usage(9, 9, 4)
 
 
 @pytest.mark.parametrize(
@@ -249,37 +248,37 @@ def test_it_never_takes_more_tokens_for_cached_than_there_are() -> None:
     ],
 )
 def test_it_believes_no_usage_that_is_none(usage: Any) -> None:
-    for protocol in (chat_surface, completion_surface, embedding_surface, response_surface):
+    for protocol in (chat_protocol, completion_protocol, embedding_protocol, response_protocol):
         assert protocol.read_usage({"usage": usage}) is None
 
 
 @pytest.mark.parametrize("details", [None, [], {"cached_tokens": None}, {"cached_tokens": -1}, {"cached_tokens": "5"}])
 def test_it_takes_odd_details_for_nothing_cached(details: Any) -> None:
-    assert chat_surface.read_usage({"usage": {**CHAT_USAGE, "prompt_tokens_details": details}}) == Usage(9, 0, 4)
+    assert chat_protocol.read_usage({"usage": {**CHAT_USAGE, "prompt_tokens_details": details}}) == Usage(9, 0, 4)
 
 
 @given(texts, texts)
 def test_it_counts_what_a_provider_does_not_tell(question: str, answer: str) -> None:
     asked, said = count_tokens([question], model="gpt-4o"), count_tokens([answer], model="gpt-4o")
     body = {"choices": [{"message": {"role": "assistant", "content": answer}, "text": answer}]}
-    counted = chat_surface.estimate(chat(question), body, model="gpt-4o")
+    counted = chat_protocol.estimate(chat(question), body, model="gpt-4o")
     assert counted.input_tokens >= asked + MESSAGE_TOKENS + REPLY_TOKENS
     assert counted.output_tokens == said
-    assert completion_surface.estimate({"prompt": [question]}, body, model="gpt-4o") == Usage(asked, 0, said)
-    assert embedding_surface.estimate({"input": question}, {}, model="gpt-4o") == Usage(asked, 0, 0)
+    assert completion_protocol.estimate({"prompt": [question]}, body, model="gpt-4o") == Usage(asked, 0, said)
+    assert embedding_protocol.estimate({"input": question}, {}, model="gpt-4o") == Usage(asked, 0, 0)
     response = {"output": [{"content": [{"type": "output_text", "text": answer}]}]}
-    assert response_surface.estimate({"input": question}, response, model="gpt-4o").output_tokens == said
+    assert response_protocol.estimate({"input": question}, response, model="gpt-4o").output_tokens == said
 
 
 def test_it_counts_tokens_that_were_sent_as_such() -> None:
-    assert embedding_surface.estimate({"input": [[1, 2, 3], [4]]}, {}, model="m") == Usage(4, 0, 0)
-    assert completion_surface.estimate({"prompt": [1, 2, 3]}, {"choices": []}, model="m") == Usage(3, 0, 0)
+    assert embedding_protocol.estimate({"input": [[1, 2, 3], [4]]}, {}, model="m") == Usage(4, 0, 0)
+    assert completion_protocol.estimate({"prompt": [1, 2, 3]}, {"choices": []}, model="m") == Usage(3, 0, 0)
 
 
 def test_it_estimates_never_above_the_bound() -> None:
     payload = chat([{"type": "image_url", "image_url": {"url": DATA_URL}}, {"type": "text", "text": "what is it?"}])
-    estimated = chat_surface.estimate(payload, {"choices": []}, model="gpt-4o")
-    assert estimated.input_tokens <= chat_surface.prompt_bound(payload)
+    estimated = chat_protocol.estimate(payload, {"choices": []}, model="gpt-4o")
+    assert estimated.input_tokens <= chat_protocol.prompt_bound(payload)
 
 
 def test_it_counts_what_a_model_reads_beside_the_messages() -> None:
@@ -293,10 +292,10 @@ def test_it_counts_what_a_model_reads_beside_the_messages() -> None:
         assert used <= protocol.prompt_bound(payload)
         return used
 
-    assert counted(chat_surface, {**chat("hi"), "tools": tools}) > 500
-    assert counted(response_surface, {"input": "hi", "tools": tools}) > 500
-    assert counted(chat_surface, chat(image)) > 1000
-    assert counted(response_surface, {"input": inputs}) > 1000
+    assert counted(chat_protocol, {**chat("hi"), "tools": tools}) > 500
+    assert counted(response_protocol, {"input": "hi", "tools": tools}) > 500
+    assert counted(chat_protocol, chat(image)) > 1000
+    assert counted(response_protocol, {"input": inputs}) > 1000
 
 
 STORY = "Once upon a time there was a dog who lived in a small house by the sea, and every day it ran."
@@ -309,7 +308,7 @@ def answers(number: int, told: int) -> dict[str, Any]:
     return {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": told}}
 
 
-@pytest.mark.parametrize("protocol", [chat_surface, completion_surface])
+@pytest.mark.parametrize("protocol", [chat_protocol, completion_protocol])
 @pytest.mark.parametrize("number", [2, 4])
 def test_it_charges_every_answer_of_a_provider_that_tells_the_tokens_of_one(
     protocol: WireProtocol, number: int
@@ -321,7 +320,7 @@ def test_it_charges_every_answer_of_a_provider_that_tells_the_tokens_of_one(
     assert used.input_tokens >= 9
 
 
-@pytest.mark.parametrize("protocol", [chat_surface, completion_surface])
+@pytest.mark.parametrize("protocol", [chat_protocol, completion_protocol])
 def test_it_believes_a_provider_whose_tokenizer_makes_a_fifth_less(protocol: WireProtocol) -> None:
     told = 3 * TOKENS * 4 // 5 + 1
     assert protocol.read_usage(answers(3, told)) == Usage(9, 0, told)
@@ -332,13 +331,13 @@ def test_it_counts_thoughts_that_are_told_twice_in_no_answer() -> None:
     body = answers(2, 3 * TOKENS)
     for choice in body["choices"]:
         choice["message"] = {**choice["message"], "reasoning": STORY * 5, "reasoning_content": STORY * 5}
-    assert chat_surface.read_usage(body) == Usage(9, 0, 3 * TOKENS)
+    assert chat_protocol.read_usage(body) == Usage(9, 0, 3 * TOKENS)
 
 
 def test_it_takes_an_echoed_prompt_for_no_output() -> None:
     payload = {"prompt": [STORY, STORY], "n": 2, "echo": True}
     body = {"choices": [{"text": STORY + " The end."}] * 4, "usage": {"prompt_tokens": 9, "completion_tokens": 12}}
-    assert completion_surface.estimate(payload, body, model="") == Usage(2 * TOKENS, 0, 12)
+    assert completion_protocol.estimate(payload, body, model="") == Usage(2 * TOKENS, 0, 12)
 
 
 # Whole answers, and shared ones
@@ -347,10 +346,10 @@ def test_it_takes_an_echoed_prompt_for_no_output() -> None:
 @pytest.mark.parametrize(
     ("protocol", "whole", "broken"),
     [
-        (chat_surface, {"choices": [{}]}, [{}, {"choices": []}, {"choices": "a"}, {"choices": [1]}, {"error": {}}]),
-        (completion_surface, {"choices": [{}]}, [{}, {"choices": []}, {"choices": {}}]),
-        (embedding_surface, {"data": [{}]}, [{}, {"data": []}, {"data": {}}]),
-        (response_surface, {"output": []}, [{}, {"output": None}, {"output": [], "status": "failed"}]),
+        (chat_protocol, {"choices": [{}]}, [{}, {"choices": []}, {"choices": "a"}, {"choices": [1]}, {"error": {}}]),
+        (completion_protocol, {"choices": [{}]}, [{}, {"choices": []}, {"choices": {}}]),
+        (embedding_protocol, {"data": [{}]}, [{}, {"data": []}, {"data": {}}]),
+        (response_protocol, {"output": []}, [{}, {"output": None}, {"output": [], "status": "failed"}]),
     ],
 )
 def test_it_knows_a_whole_answer(protocol: WireProtocol, whole: dict[str, Any], broken: list[dict[str, Any]]) -> None:
@@ -358,7 +357,7 @@ def test_it_knows_a_whole_answer(protocol: WireProtocol, whole: dict[str, Any], 
     assert not any(protocol.is_complete(body) for body in broken)
 
 
-@pytest.mark.parametrize("protocol", [chat_surface, completion_surface, response_surface])
+@pytest.mark.parametrize("protocol", [chat_protocol, completion_protocol, response_protocol])
 def test_it_shares_answers_at_temperature_0_only(protocol: WireProtocol) -> None:
     assert protocol.is_cacheable({"temperature": 0})
     assert protocol.is_cacheable({"temperature": 0.0, "seed": 1, "tools": [], "metadata": {}, "user": ""})
@@ -379,32 +378,32 @@ def test_it_shares_answers_at_temperature_0_only(protocol: WireProtocol) -> None
     ],
 )
 def test_it_shares_no_answer_that_acts_or_is_somebody_s_own(personal: dict[str, Any]) -> None:
-    for protocol in (chat_surface, completion_surface, response_surface, embedding_surface):
+    for protocol in (chat_protocol, completion_protocol, response_protocol, embedding_protocol):
         assert not protocol.is_cacheable({"temperature": 0, **personal})
-    assert embedding_surface.is_cacheable({"input": "a"})
+    assert embedding_protocol.is_cacheable({"input": "a"})
 
 
 @pytest.mark.parametrize(
     ("protocol", "body", "is_finished"),
     [
-        (chat_surface, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "content_filter"}]}, False),
-        (response_surface, {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, False),
-        (chat_surface, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "tool_calls"}]}, True),
-        (completion_surface, {"choices": [{"finish_reason": "length"}]}, True),
+        (chat_protocol, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "content_filter"}]}, False),
+        (response_protocol, {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, False),
+        (chat_protocol, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "tool_calls"}]}, True),
+        (completion_protocol, {"choices": [{"finish_reason": "length"}]}, True),
         *(
             (protocol, {"choices": [{"finish_reason": reason}]}, False)
-            for protocol in (chat_surface, completion_surface)
+            for protocol in (chat_protocol, completion_protocol)
             for reason in ("", "error", "abort", "whatever")
         ),
-        (chat_surface, {"choices": [{"finish_reason": None}]}, False),
-        (chat_surface, {"choices": [{"finish_reason": []}]}, False),
-        (chat_surface, {"choices": [{}]}, False),
-        (response_surface, {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, True),
-        (response_surface, {"status": "completed", "incomplete_details": None}, True),
-        (response_surface, {"status": "in_progress"}, False),
-        (response_surface, {"status": "incomplete", "incomplete_details": None}, False),
-        (response_surface, {}, False),
-        (embedding_surface, {"data": []}, True),
+        (chat_protocol, {"choices": [{"finish_reason": None}]}, False),
+        (chat_protocol, {"choices": [{"finish_reason": []}]}, False),
+        (chat_protocol, {"choices": [{}]}, False),
+        (response_protocol, {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, True),
+        (response_protocol, {"status": "completed", "incomplete_details": None}, True),
+        (response_protocol, {"status": "in_progress"}, False),
+        (response_protocol, {"status": "incomplete", "incomplete_details": None}, False),
+        (response_protocol, {}, False),
+        (embedding_protocol, {"data": []}, True),
     ],
 )
 def test_it_knows_an_answer_that_may_be_cached(protocol: WireProtocol, body: dict[str, Any], is_finished: bool) -> None:
@@ -420,7 +419,7 @@ def test_it_knows_an_answer_that_may_be_cached(protocol: WireProtocol, body: dic
     ],
 )
 def test_it_refuses_the_provider_s_own_tools(tool: dict[str, Any], param: str, code: str) -> None:
-    for refuse in (refuse_unbounded, refuse_items):
+    for refuse in (chat_protocol.check_content, refuse_items):
         with pytest.raises(InvalidRequest) as refused:
             refuse({**chat("hello", tools=[tool]), "input": "hello"})
         assert (refused.value.param, refused.value.error_code) == (param, code)
@@ -433,11 +432,13 @@ def test_it_reckons_what_a_provider_writes_for_a_tool() -> None:
         ({"input": [{"type": "additional_tools", "tools": [{"type": "apply_patch"}, {"type": "computer"}]}]}, 2),
     ):
         least = count * BUILT_IN_TOKENS + len(json.dumps(payload, separators=(",", ":")))
-        assert least < response_surface.prompt_bound(payload) < least + 200
+        assert least < response_protocol.prompt_bound(payload) < least + 200
 
 
 def test_it_takes_own_tools() -> None:
-    assert is_taken_as_it_is(refuse_unbounded, chat("hello", tools=[{"type": "function"}, {"type": "custom"}]))
+    assert is_taken_as_it_is(
+        chat_protocol.check_content, chat("hello", tools=[{"type": "function"}, {"type": "custom"}])
+    )
 
 
 @pytest.mark.parametrize(
@@ -463,5 +464,5 @@ def test_it_takes_a_response_that_leaves_nothing_behind() -> None:
 def test_it_takes_encrypted_reasoning_for_about_the_text_that_it_was() -> None:
     thoughts = STORY * 4
     reasoning = {"type": "reasoning", "summary": [], "encrypted_content": b64encode(thoughts.encode()).decode()}
-    used = response_surface.estimate({"input": "a"}, {"output": [reasoning, "odd"]}, model="")
+    used = response_protocol.estimate({"input": "a"}, {"output": [reasoning, "odd"]}, model="")
     assert used.output_tokens == pytest.approx(count_tokens([thoughts], model=""), rel=0.25)

@@ -12,7 +12,7 @@ from accounts.limits.types import REFUSALS_A_MINUTE, SECOND
 from accounts.tests.factories import Cast, make_account, make_key, make_tier
 from accounts.tests.limits_fixtures import Clock
 from inference.fake_provider import FakeUpstream
-from inference.protocols.chat import chat_surface
+from inference.protocols.chat import chat_protocol
 from inference.tests.fixtures import MODEL, Api, Records
 
 RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
@@ -159,7 +159,7 @@ def test_it_tells_the_tokens_that_a_call_leaves_to_others(api: Api, upstream: Fa
     """While it runs, that is: as much as it could use at most is held then. Of streams see tests/test_streams."""
     metered = api.of(make_key(tier=make_tier("metered", tokens_per_minute=3000, requests_per_minute=None)))
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 100, "temperature": 0}
-    bound = chat_surface.prompt_bound({name: value for name, value in body.items() if name != "model"}) + 100
+    bound = chat_protocol.prompt_bound({name: value for name, value in body.items() if name != "model"}) + 100
 
     def left(**headers: str) -> int:
         """Return what the headers of one more answer say."""

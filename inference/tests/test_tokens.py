@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference.protocols.tokens import count_tokens
+from inference.protocols.base import count_tokens
 
 #: The example, and its counts, of the OpenAI cookbook's "How to count tokens with tiktoken".
 TEXT = "お誕生日おめでとう"

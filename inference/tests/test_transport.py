@@ -18,7 +18,7 @@ from django.conf import LazySettings
 from core.errors import UpstreamFailed, UpstreamTimeout
 from inference.catalog import Rates, Route
 from inference.fake_provider import FakeUpstream
-from inference.protocols.chat import chat_surface
+from inference.protocols.chat import chat_protocol
 from inference.tests.odd_provider import odd_provider
 from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
@@ -63,7 +63,7 @@ def open_stream(
 ) -> UpstreamStream:
     """Open a stream."""
     where = route(provider.base_url)
-    opens = chat_surface.opens_stream
+    opens = chat_protocol.opens_stream
     return client.open_stream(where, CHAT, STREAM, seconds=seconds, opens=opens, idle_seconds=idle, abort=abort)
 
 
@@ -239,7 +239,7 @@ def test_it_sends_no_more_of_what_nobody_wants(client: Client) -> None:
         abort.shut_down = lambda: None  # type: ignore[method-assign]  # the other side ends it first
         abort.watch = lambda connection: abort.set()  # type: ignore[method-assign]
         with pytest.raises(AttemptFailed) as failed:
-            client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream, abort=abort)
+            client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_protocol.opens_stream, abort=abort)
     assert failed.value.verdict == BROKEN
     assert served == [1, 1]
 
@@ -250,7 +250,7 @@ def test_it_sends_nothing_to_where_a_name_must_not_lead(client: Client, provider
         client.call(guarded, CHAT, PAYLOAD, seconds=5)
     assert failed.value.verdict == UNREACHED
     with pytest.raises(AttemptFailed):
-        client.open_stream(guarded, CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
+        client.open_stream(guarded, CHAT, STREAM, seconds=5, opens=chat_protocol.opens_stream)
     assert client.list_models(guarded, seconds=5) is not None
     assert provider.requests == []
     assert client.call(replace(guarded, is_guarded=False), CHAT, PAYLOAD, seconds=5)
@@ -286,7 +286,7 @@ CHUNK = b'data: {"choices": [{"index": 0, "delta": {"content": "hi"}}]}\n\n'
 )
 def test_it_takes_what_is_no_event_of_the_endpoint_for_no_answer(client: Client, body: bytes) -> None:
     with odd_provider(body, headers=EVENTS) as url, pytest.raises(AttemptFailed) as failed:
-        client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
+        client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_protocol.opens_stream)
     assert failed.value.verdict == BROKEN
 
 
@@ -301,7 +301,7 @@ def test_it_takes_what_is_no_event_of_the_endpoint_for_no_answer(client: Client,
 )
 def test_it_knows_an_error_in_a_first_event(client: Client, body: bytes) -> None:
     with odd_provider(body, headers=EVENTS) as url, pytest.raises(AttemptFailed) as failed:
-        client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
+        client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_protocol.opens_stream)
     assert (failed.value.verdict, failed.value.usage) == (FAILED, None)
     assert "secret" not in failed.value.cause
 
@@ -310,7 +310,7 @@ def test_it_knows_an_error_in_a_first_event(client: Client, body: bytes) -> None
 @pytest.mark.parametrize("body", [CHUNK, CHUNK.rstrip(), CHUNK.replace(b"\n", b"\r\n"), CHUNK * 2])
 def test_it_begins_a_stream_with_its_first_event(client: Client, before: bytes, body: bytes) -> None:
     with odd_provider(before + body, headers=EVENTS) as url:
-        stream = client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_surface.opens_stream)
+        stream = client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_protocol.opens_stream)
         assert stream.first + b"".join(stream) == body.replace(b"\r\n", b"\n")
         stream.close()
 
@@ -333,7 +333,7 @@ def test_it_hands_over_each_piece_before_the_next_is_sent(client: Client) -> Non
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        stream = client.open_stream(route(url), CHAT, STREAM, seconds=10, opens=chat_surface.opens_stream)
+        stream = client.open_stream(route(url), CHAT, STREAM, seconds=10, opens=chat_protocol.opens_stream)
         came = [stream.first]
         seen.release()
         for piece in stream:

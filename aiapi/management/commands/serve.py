@@ -10,7 +10,7 @@ from django.db import connection
 from accounts.checks import require_state_store
 from aiapi.checks import start_findings
 from inference.models import Deployment
-from inference.protocols.tokens import count_tokens
+from inference.protocols.base import count_tokens
 from inference.upstream.local_model import MODEL_NAME
 
 

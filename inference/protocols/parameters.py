@@ -1,4 +1,4 @@
-"""Checks of the parameters of /v1: those that the platform relies on, and those that it refuses.
+"""Checks of the parameters of /v1, of which each protocol makes its table: what it relies on, and what it refuses.
 
 All other parameters are left to the provider. Errors have OpenAI's texts and codes.
 
@@ -10,10 +10,10 @@ tokens, or that make another model answer, are refused too. As with OpenAI and a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from core.errors import InvalidRequest
-from inference.protocols.chat import UNCACHEABLE
 
 MOST_ANSWERS = 128
 MOST_OUTPUT = 10_000_000
@@ -113,7 +113,7 @@ def decimal(minimum: float, maximum: float) -> Check:
     return check
 
 
-def refused(reason: str, *, off: Any = None) -> Check:
+def unsupported(reason: str, *, off: Any = None) -> Check:
     """Return a check that accepts only `off`, the value that switches the parameter off (None: there is none).
 
     An empty object does not switch it off: OpenAI starts a search for `web_search_options: {}`.
@@ -197,14 +197,10 @@ PAID_LISTS = (
     "context_management",  # OpenAI and Anthropic: the text written to shorten the context is billed as well
 )
 
-_EXCEEDS = "it could exceed what the call may use."
-_UNPRICED = "its price can't be bounded."
-_ELSEWHERE = "the model is chosen here, and its price with it."
-_KEPT = "nothing is kept at the provider."
-
-
-def _all(names: Iterable[str], check: Check) -> dict[str, Check]:
-    return dict.fromkeys(names, check)
+EXCEEDS = "it could exceed what the call may use."
+UNPRICED = "its price can't be bounded."
+ELSEWHERE = "the model is chosen here, and its price with it."
+KEPT = "nothing is kept at the provider."
 
 
 def _instead(own: str) -> Check:
@@ -217,49 +213,22 @@ def _instead(own: str) -> Check:
     return check
 
 
-def _others(names: Iterable[str], own: str, *, reads: Iterable[str] = ()) -> dict[str, Check]:
+def others(names: Iterable[str], own: str, *, reads: Iterable[str] = ()) -> dict[str, Check]:
     """Return checks that refuse all names but `own` and those in `reads`."""
-    return _all((name for name in names if name not in (own, *reads)), _instead(own))
+    return dict.fromkeys((name for name in names if name not in (own, *reads)), _instead(own))
 
 
-_EVERYWHERE: dict[str, Check] = {
-    **_all(LEAST_NAMES, refused(_EXCEEDS)),
-    **_all(SETTINGS_NAMES, refused(_EXCEEDS)),
-    **_all(ROUTING_NAMES, refused(_ELSEWHERE)),
-    **_all(ROUTING_LISTS, refused(_ELSEWHERE, off=[])),
-    **_all(PAID_NAMES, refused(_UNPRICED, off=False)),
-    **_all(PAID_LISTS, refused(_UNPRICED, off=[])),
+#: Parameters that every endpoint refuses, except for values that switch them off.
+REFUSED: dict[str, Check] = {
+    **dict.fromkeys(LEAST_NAMES, unsupported(EXCEEDS)),
+    **dict.fromkeys(SETTINGS_NAMES, unsupported(EXCEEDS)),
+    **dict.fromkeys(ROUTING_NAMES, unsupported(ELSEWHERE)),
+    **dict.fromkeys(ROUTING_LISTS, unsupported(ELSEWHERE, off=[])),
+    **dict.fromkeys(PAID_NAMES, unsupported(UNPRICED, off=False)),
+    **dict.fromkeys(PAID_LISTS, unsupported(UNPRICED, off=[])),
 }
-#: Parameters that each endpoint refuses, except for values that switch them off. A test compares docs/openai.md.
-REFUSED: dict[str, dict[str, Check]] = {
-    "chat completions": {
-        **_EVERYWHERE,
-        **_others(OUTPUT_NAMES, "max_completion_tokens", reads=["max_tokens"]),
-        **_others(ANSWER_NAMES, "n"),
-    },
-    "completions": {
-        **_EVERYWHERE,
-        **_others(OUTPUT_NAMES, "max_tokens"),
-        **_others(ANSWER_NAMES, "n", reads=["best_of"]),
-        "prompt_embeds": refused("send texts or tokens as the prompt."),
-        "tools": refused("completions call none.", off=[]),
-        "functions": refused("completions call none.", off=[]),
-    },
-    "embeddings": {
-        **_EVERYWHERE,
-        "messages": refused("send texts or tokens as the input."),
-        "images": refused("send texts or tokens as the input.", off=[]),
-        "stream": refused("embeddings come all at once.", off=False),
-    },
-    "responses": {
-        **_EVERYWHERE,
-        **_others(OUTPUT_NAMES, "max_output_tokens"),
-        **_all(ANSWER_NAMES, refused("a response is one answer.")),
-        "background": refused(_KEPT, off=False),
-        **_all(("previous_response_id", "conversation", "prompt"), refused(_KEPT)),
-    },
-}
-_SAMPLING: dict[str, Check] = {
+#: Parameters of all endpoints that generate text.
+SAMPLING: dict[str, Check] = {
     "model": is_text,
     "stream": is_boolean,
     "temperature": decimal(0, 2),
@@ -267,58 +236,26 @@ _SAMPLING: dict[str, Check] = {
     "service_tier": one_of("auto", "default"),
     "stream_options": is_object,
 }
-CHAT_CHECKS: dict[str, Check] = {
-    **REFUSED["chat completions"],
-    **_SAMPLING,
-    "messages": is_list_of_objects,
-    "max_tokens": integer(1, MOST_OUTPUT),
-    "max_completion_tokens": integer(1, MOST_OUTPUT),
-    "n": integer(1, MOST_ANSWERS),
-    "tools": is_objects,
-    "functions": is_objects,
-    "modalities": only_text,
-}
-COMPLETION_CHECKS: dict[str, Check] = {
-    **REFUSED["completions"],
-    **_SAMPLING,
-    "prompt": is_prompt,
-    "suffix": is_string,
-    "max_tokens": integer(0, MOST_OUTPUT),
-    "n": integer(1, MOST_ANSWERS),
-    "best_of": integer(0, MOST_ANSWERS),
-}
-EMBEDDING_CHECKS: dict[str, Check] = {
-    **REFUSED["embeddings"],
-    "model": is_text,
-    "input": is_prompt,
-    "encoding_format": one_of("float", "base64"),
-    "dimensions": integer(1, MOST_DIMENSIONS),
-}
-RESPONSE_CHECKS: dict[str, Check] = {
-    **REFUSED["responses"],
-    **_SAMPLING,
-    "input": is_input,
-    "instructions": is_string,
-    "max_output_tokens": integer(1, MOST_OUTPUT),
-    "tools": is_objects,
-}
+#: Parameters of requests with effects outside, with stored data, or of one user: their answers are not cached.
+UNCACHEABLE = ("tools", "functions", "store", "user", "safety_identifier", "metadata", "prompt_cache_key", "audio")
 
-_NAMES = {*CHAT_CHECKS, *COMPLETION_CHECKS, *EMBEDDING_CHECKS, *RESPONSE_CHECKS, *UNCACHEABLE}
+
+def refuse_misspelt(names: Iterable[str], checked: frozenset[str]) -> None:
+    """Raise InvalidRequest for a misspelt name that some servers accept as one of the `checked` parameters.
+
+    Go, .NET and Protocol Buffers read `Max_Tokens` or `maxTokens` as `max_tokens`.
+    """
+    by_folded = _by_folded(checked)
+    for name in names:
+        if name not in checked and (meant := by_folded.get(_folded(name))) is not None:
+            text = f"Unknown parameter: '{name[:100]}'. Did you mean '{meant}'?"
+            raise InvalidRequest(text, param=name[:100], code="unknown_parameter")
+
+
+@cache
+def _by_folded(names: frozenset[str]) -> dict[str, str]:
+    return {_folded(name): name for name in names}
 
 
 def _folded(name: str) -> str:
     return name.replace("_", "").replace("-", "").casefold()
-
-
-_BY_FOLDED = {_folded(name): name for name in _NAMES}
-
-
-def refuse_misspelt(names: Iterable[str]) -> None:
-    """Raise InvalidRequest for a misspelt name that some servers accept as one of the parameters checked here.
-
-    Go, .NET and Protocol Buffers read `Max_Tokens` or `maxTokens` as `max_tokens`.
-    """
-    for name in names:
-        if name not in _NAMES and (meant := _BY_FOLDED.get(_folded(name))) is not None:
-            text = f"Unknown parameter: '{name[:100]}'. Did you mean '{meant}'?"
-            raise InvalidRequest(text, param=name[:100], code="unknown_parameter")
