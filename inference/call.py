@@ -45,7 +45,7 @@ from monitoring.payload_log import keeper
 ANSWERED_BEFORE = ("hit", "coalesced", "replay")
 
 #: Characters of a record's `failures` that are kept.
-MOST_TOLD = 500
+MOST_FAILURES = 500
 
 
 def _goes_on() -> None:
@@ -157,20 +157,16 @@ class Call:
         self.routes = self.model.routes_within(self.limits)
         self.record.model, self.record.cache = self.model.public_name, "bypass"
         if shares_answer and self.identity.cache_enabled and (self.reads_cache or self.writes_cache):
-            self.cache_key = self._answer_key()
+            most_output = protocol.wanted_output(payload, self.identity, self.model)
+            self.cache_key = answer_key(
+                self.identity.account_id,
+                endpoint=self.endpoint,
+                model=self.model.public_name,
+                payload={"asked": protocol.shaping(payload), "most_output": most_output, "is_stream": is_stream},
+                generation=(self.identity.cache_generation(self.model.public_name), self.model.cache_generation),
+            )
             self.record.cache = "miss" if self.reads_cache else "bypass"
         return self
-
-    def _answer_key(self) -> str:
-        protocol, name = self.protocol, self.model.public_name
-        wanted = protocol.wanted_output(self.payload, self.identity, self.model)
-        return answer_key(
-            self.identity.account_id,
-            endpoint=self.endpoint,
-            model=name,
-            payload={"asked": protocol.shaping(self.payload), "most_output": wanted, "is_stream": self.is_stream},
-            generation=(self.identity.cache_generation(name), self.model.cache_generation),
-        )
 
     @property
     def is_fallback(self) -> bool:
@@ -303,15 +299,15 @@ class Call:
 
     def note_failure(self, deployment: str, cause: str) -> None:
         """Record why an attempt failed, for operators. The cause contains none of the provider's text."""
-        self._tell(f"{deployment}: {cause}")
+        self._add_failure(f"{deployment}: {cause}")
 
     def note(self, sentence: str) -> None:
         """Record another obstacle once, such as a deployment that was skipped."""
         if sentence not in self.record.failures:
-            self._tell(sentence)
+            self._add_failure(sentence)
 
-    def _tell(self, text: str) -> None:
-        self.record.failures = f"{self.record.failures}; {text}".removeprefix("; ")[:MOST_TOLD]
+    def _add_failure(self, text: str) -> None:
+        self.record.failures = f"{self.record.failures}; {text}".removeprefix("; ")[:MOST_FAILURES]
 
     def finish(self, *, status: int, error_code: str = "") -> None:
         """Settle the reservation, if there is one, and emit the record."""

@@ -155,7 +155,8 @@ def uses_local_model() -> bool:
 def _read_models() -> dict[str, CatalogModel]:
     deployments = Deployment.objects.select_related("provider").filter(is_enabled=True, provider__is_enabled=True)
     routes: dict[int, list[Route]] = defaultdict(list)
-    rates = _current_rates()
+    prices: Iterable[Price] = Price.objects.filter(valid_from__lte=datetime.now(UTC)).order_by("valid_from")
+    rates = {price.deployment_id: _rates(price) for price in prices}
     for deployment in deployments.order_by("order", "-weight", "id"):
         routes[deployment.model_id].append(_route(deployment, rates.get(deployment.pk)))
     return {
@@ -173,11 +174,6 @@ def _read_models() -> dict[str, CatalogModel]:
     }
 
 
-def _current_rates() -> dict[int, Rates]:
-    prices: Iterable[Price] = Price.objects.filter(valid_from__lte=datetime.now(UTC)).order_by("valid_from")
-    return {price.deployment_id: _rates(price) for price in prices}
-
-
 def _rates(price: Price) -> Rates:
     cached = price.cached_input_per_million
     return Rates(
@@ -192,14 +188,9 @@ def provider_route(provider: Provider) -> Route:
     return _route(Deployment(provider=provider, upstream_name=""), None)
 
 
-def _provider_limits(provider: Provider) -> LimitSet | None:
-    """Return the scope of a provider's own limits; None if it has none, so that its calls skip the limits."""
-    limits = Limits(provider.requests_per_minute, provider.tokens_per_minute, provider.concurrent_requests)
-    return None if limits == Limits() else LimitSet.of_provider(provider.pk, limits)
-
-
 def _route(deployment: Deployment, rates: Rates | None) -> Route:
     provider = deployment.provider
+    limits = Limits(provider.requests_per_minute, provider.tokens_per_minute, provider.concurrent_requests)
     return Route(
         deployment_id=deployment.pk or 0,
         name=f"{provider.name}/{deployment.upstream_name}",
@@ -215,6 +206,7 @@ def _route(deployment: Deployment, rates: Rates | None) -> Route:
         order=deployment.order,
         weight=deployment.weight,
         rates=rates,
-        provider_limits=_provider_limits(provider),
+        # without limits of its own, its calls skip the limits
+        provider_limits=None if limits == Limits() else LimitSet.of_provider(provider.pk, limits),
         stops_when_client_leaves=provider.stops_when_client_leaves,
     )

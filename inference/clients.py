@@ -2,7 +2,7 @@
 
 One thread a process (a greenlet under gevent) watches all calls: a timer for each piece would cost more than the piece.
 
-The fast path of a stream is here and in ChunkedReading (inference.upstream.chunked): the event loop reads a piece, and
+The fast path of a stream is here and in ChunkedReading (inference.upstream.body): the event loop reads a piece, and
 `Outlet.put` writes it to the client's socket, while both greenlets of the stream wait. CPU a chunk, in multiples of a
 relay that only hands bytes on, at 1,000 chunks a second over 40 streams, in one run on a busy machine: 1.0 to 1.1 with
 the fast path; 1.7 to 2.2 with one generator in the request's greenlet, which read through the response's buffer and

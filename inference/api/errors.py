@@ -27,18 +27,11 @@ def is_openai_path(path: str) -> bool:
 def openai_error_body(error: ApiError) -> dict[str, Any]:
     """Return `{error: {message, type, param, code}}`, with the error's extra fields beside these."""
     code = _CODES.get(error.error_code, error.error_code)
-    extra = {name: value for name, value in error.extra.items() if name != "errors"}
-    return {"error": {"message": _message(error), "type": _type(error), "param": error.param, "code": code, **extra}}
-
-
-def _type(error: ApiError) -> str:
+    kind = "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     if error.status == HTTPStatus.TOO_MANY_REQUESTS:
-        return _LIMIT_TYPES.get(error.error_code, "requests")
-    return "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-
-
-def _message(error: ApiError) -> str:
-    """Return the message of the first invalid field, or the error's detail: OpenAI's shape has one text."""
-    for texts in error.extra.get("errors", {}).values():
-        return str(texts[0])
-    return error.detail
+        kind = _LIMIT_TYPES.get(error.error_code, "requests")
+    # OpenAI's shape has one text: that of the first invalid field, or the error's own.
+    invalid = [str(texts[0]) for texts in error.extra.get("errors", {}).values()]
+    extra = {name: value for name, value in error.extra.items() if name != "errors"}
+    fields = {"message": (invalid or [error.detail])[0], "type": kind, "param": error.param, "code": code}
+    return {"error": {**fields, **extra}}

@@ -54,7 +54,13 @@ class StrictFloatField(serializers.FloatField):
 
     def to_internal_value(self, data: Any) -> float:
         """Return the number; fails for another type or a number that is not finite."""
-        if isinstance(data, bool) or not isinstance(data, int | float) or not _is_finite(data):
+        if isinstance(data, bool) or not isinstance(data, int | float):
+            self.fail("invalid")
+        try:
+            number = float(data)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
             self.fail("invalid")
         return float(super().to_internal_value(data))
 
@@ -161,13 +167,6 @@ def _shared(kind: type[StrictSerializer]) -> StrictSerializer:
     return kind()
 
 
-def _is_finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:
-        return False
-
-
 class ChatView(ModelEndpoint):
     """POST /chat."""
 
@@ -191,7 +190,15 @@ class ChatView(ModelEndpoint):
         temperature = local_model.TEMPERATURE if is_small else asked["temperature"]
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": temperature}
         call = self.begun.ask(chat_protocol, asked.get("model"), payload, read=answer_text, is_stream=is_stream)
-        return self._stream(request, call) if is_stream else self._answer(call)
+        if not is_stream:
+            return self._answer(call)
+        model, label = call.model_name or "", call.trace.label
+        return self.respond_as_stream(
+            request,
+            call,
+            make_reader=lambda is_cached: DeltaReader(call.payload, model=model, label=label, is_cached=is_cached),
+            error_event=lambda error, _: delta_error(error, label=label),
+        )
 
     def answer_form(self, request: Request) -> str:
         """Return the media type of events if Accept asks for a stream; empty otherwise."""
@@ -207,15 +214,6 @@ class ChatView(ModelEndpoint):
                 "cached": call.is_cached,
                 "request_id": call.trace.label,
             },
-        )
-
-    def _stream(self, request: Request, call: Call) -> HttpResponseBase:
-        model, label = call.model_name or "", call.trace.label
-        return self.respond_as_stream(
-            request,
-            call,
-            make_reader=lambda is_cached: DeltaReader(call.payload, model=model, label=label, is_cached=is_cached),
-            error_event=lambda error, _: delta_error(error, label=label),
         )
 
 

@@ -144,7 +144,8 @@ class ModelsView(KeyView):
     @extend_schema(operation_id="v1_models", summary="List the models that the key may use", responses=ModelList)
     def get(self, request: Request) -> Response:
         """List the models that the key may use and that have an enabled deployment."""
-        return Response({"object": "list", "data": [_shown(model) for model in _listed(self.identity)]})
+        models = [model for _, model in sorted(catalog.models().items()) if _is_listed(model, self.identity)]
+        return Response({"object": "list", "data": list(map(_shown, models))})
 
 
 class ModelView(KeyView):
@@ -177,10 +178,6 @@ def _read(protocol: WireProtocol, payload: Mapping[str, Any], body: Body) -> Bod
         return protocol.answered(payload, body)
     except UnfitAnswer as error:
         raise UpstreamFailed from error
-
-
-def _listed(identity: AuthenticatedKey) -> list[CatalogModel]:
-    return [model for _, model in sorted(catalog.models().items()) if _is_listed(model, identity)]
 
 
 def _is_listed(model: CatalogModel, identity: AuthenticatedKey) -> bool:

@@ -59,7 +59,8 @@ def read_body(request: Any, limit: int) -> bytes:
         raise UnsupportedMediaType(
             "Send the body as it is: no Content-Encoding is decoded.", headers={"Accept-Encoding": "identity"}
         )
-    if _declared_length(request) > limit:
+    declared = str(request.META.get("CONTENT_LENGTH") or "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
         raise BodyTooLarge(f"The request body is too large: {limit:,} bytes at most are taken.")
     stream = request.environ["wsgi.input"] if is_chunked(request) else request
     try:
@@ -93,11 +94,6 @@ def is_chunked(request: HttpRequest) -> bool:
     """Return whether a request's body comes in chunks, without a length."""
     encoding = str(request.META.get("HTTP_TRANSFER_ENCODING", ""))
     return isinstance(request, WSGIRequest) and "chunked" in encoding.lower()
-
-
-def _declared_length(request: HttpRequest) -> int:
-    length = str(request.META.get("CONTENT_LENGTH") or "")
-    return int(length[:20]) if length.isdecimal() else 0
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -280,7 +280,9 @@ def count_tokens(texts: Iterable[str], *, model: str) -> int:
     older = model == "gpt-4" or model.startswith(OLDER_MODELS)
     encoding = "cl100k_base" if older else "o200k_base"
     tokens, size, waiting = 0, 0, list[str]()
-    for piece in _pieces(texts):
+    # a long text is counted in pieces; each cut may add a token
+    pieces = (text[at : at + COUNTED_AT_ONCE] for text in texts for at in range(0, len(text), COUNTED_AT_ONCE))
+    for piece in pieces:
         if size + len(piece) > COUNTED_AT_ONCE:
             tokens += int(sum(toktok.batch_count(waiting, encoding, 1)))
             size, waiting = 0, []
@@ -288,10 +290,3 @@ def count_tokens(texts: Iterable[str], *, model: str) -> int:
         waiting.append(piece.encode("utf-8", "replace").decode())  # replaces halves of surrogate pairs
         size += len(piece)
     return tokens + int(sum(toktok.batch_count(waiting, encoding, 1)))
-
-
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Yield texts in pieces of at most COUNTED_AT_ONCE characters; each cut may add a token."""
-    for text in texts:
-        for begin in range(0, len(text), COUNTED_AT_ONCE):
-            yield text[begin : begin + COUNTED_AT_ONCE]

@@ -77,14 +77,14 @@ class ChunkReader(EventReader):
 
     def look(self, event: Body) -> bool:
         """Note the usage. A chunk without choices that holds it is forwarded only if the caller asked for it."""
-        usage = self._told_in(event)
+        usage = self._usage_in(event)
         if usage is not None:
             self.usage, self._usage_is_early, self._usage_stands_alone = usage, False, not event.get("choices")
         elif self.usage is not None and any(map(_generates, choices_in(event))):
             self._usage_is_early = True
         return self._forwards_usage or bool(event.get("choices")) or event.get("usage") is None
 
-    def _told_in(self, event: Body) -> Usage | None:
+    def _usage_in(self, event: Body) -> Usage | None:
         """Return the usage in an event or, as Moonshot sends it, in its only choice; 0/0 after another is ignored."""
         choices = choices_in(event) if self.answers == 1 else []
         found = (read_openai_usage(holder.get("usage")) for holder in (event, *choices))

@@ -108,7 +108,8 @@ class ResponseProtocol(WireProtocol):
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the input, the schemas, the images and the output."""
         given = _items(payload.get("input"))
-        items = [*map(_without_tools, without_images(given)), payload.get("instructions")]
+        shown = ({**item, "tools": None} if isinstance(item, dict) else item for item in without_images(given))
+        items = [*shown, payload.get("instructions")]
         texts = chain(texts_in(items), schema_texts({**payload, "tools": _tools(payload)}))
         around = MESSAGE_TOKENS * len(items) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(given)
         prompt = count_tokens(texts, model=model) + around
@@ -235,10 +236,6 @@ def _tools(payload: Payload) -> list[Body]:
     """Return all tools of a request: those beside its input, and those in the items of its input."""
     items = (item for item in _items(payload.get("input")) if isinstance(item, dict))
     return [tool for holder in (payload, *items) for tool in holder.get("tools") or ()]
-
-
-def _without_tools(item: Any) -> Any:
-    return {name: value for name, value in item.items() if name != "tools"} if isinstance(item, dict) else item
 
 
 def _items(value: Any) -> list[Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from inference.protocols.base import Body, Usage, choices_in, read_openai_usage, read_response_usage, written_json
 
@@ -56,8 +55,9 @@ class EventBuffer:
         if waiting.endswith(b"\r"):
             data = b"\r" + data
             del waiting[-1]
-        if b"\r" in data:
-            data = _with_lf(data)
+        if b"\r" in data:  # a CR at the end is kept, since an LF may follow it
+            last = b"\r" if data.endswith(b"\r") else b""
+            data = data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
         if not waiting and data.endswith(END_OF_EVENT):
             return data
         searched = max(0, len(waiting) - 1)
@@ -76,12 +76,6 @@ class EventBuffer:
         last = self.rest.rstrip(b"\r\n")
         self._waiting.clear()
         return last + END_OF_EVENT if last else b""
-
-
-def _with_lf(data: bytes) -> bytes:
-    """End lines with LF alone; keep a CR at the end, since an LF may follow it."""
-    last = b"\r" if data.endswith(b"\r") else b""
-    return data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
 
 
 def parse_events(text: bytes) -> Iterator[Body]:
@@ -192,7 +186,8 @@ def find_error(body: Body, *, is_named: bool = False) -> ProviderError | None:
     response = body.get("response") if body.get("type") == "response.failed" else body
     if not isinstance(response, dict):
         response = {}
-    error = response.get("error") or _error_of_a_choice(response)
+    of_choices = (choice.get("error") for choice in choices_in(response))  # where OpenRouter puts it
+    error = response.get("error") or next(filter(None, of_choices), None)
     is_failed = response is not body or body.get("status") == "failed"
     is_error = is_named or is_failed or body.get("type") == "error" or body.get("object") == "error"
     if not error and not is_error:
@@ -203,8 +198,3 @@ def find_error(body: Body, *, is_named: bool = False) -> ProviderError | None:
     return ProviderError(
         fields, response=response if is_failed else {}, usage=usage if usage != Usage(0, 0, 0) else None
     )
-
-
-def _error_of_a_choice(body: Body) -> Any:
-    """Return the first error in a choice, where OpenRouter puts it."""
-    return next(filter(None, (choice.get("error") for choice in choices_in(body))), None)

@@ -132,9 +132,9 @@ def failing() -> list[Notice]:
     names_and_values = iter(_ask(_READ))
     found = []
     for name, value in zip(names_and_values, names_and_values, strict=True):
-        told = json.loads(value)
-        times = {at: datetime.fromtimestamp(told[at], UTC) for at in ("since", "open_until", "seen_at")}
-        notice = Notice(field=name.decode(), cause=told["cause"], **times)
+        fields = json.loads(value)
+        times = {at: datetime.fromtimestamp(fields[at], UTC) for at in ("since", "open_until", "seen_at")}
+        notice = Notice(field=name.decode(), cause=fields["cause"], **times)
         if notice.is_open or notice.seen_at > datetime.now(UTC) - STILL_FAILING:
             found.append(notice)
         else:
@@ -299,7 +299,7 @@ class Breakers:
             if opens:
                 self._open(deployment, shared)
         if opens or was_trial:
-            self._tell(shared)
+            self._publish_state(shared)
 
     def pause(self, route: Route, seconds: float, cause: str) -> None:
         """Open the breaker for all accounts for `seconds`, after a failure that would meet every other call too.
@@ -312,7 +312,7 @@ class Breakers:
             circuit.cause, circuit.failed_at, circuit.needs_call = cause, self._clock(), True
             self._open(deployment, circuit, seconds)
         self._close(address_of(route))
-        self._tell(circuit)
+        self._publish_state(circuit)
 
     def eject(self, route: Route, cause: str = "") -> None:
         """Note that a connection failed, and why, and eject the address."""
@@ -385,14 +385,14 @@ class Breakers:
     def _refusing(self, route: Route, account_id: int) -> list[_Circuit]:
         return [each for each in self._opened(route, account_id) if not each.is_reached]
 
-    def _worst(self, deployment_id: int, route: Route, *, is_told: bool = False) -> _Circuit | None:
+    def _worst(self, deployment_id: int, route: Route, *, is_published: bool = False) -> _Circuit | None:
         """Return the breaker, of a deployment or its address, that decides the deployment's state; None if closed.
 
-        `is_told`: without an address that no probe has tried yet, since a single failed connection may be transient.
+        `is_published`: without an address that no probe has tried yet, since one failure may be transient.
         """
         found = (self._shared.get(address_of(route)), self._shared.get(deployment_id))
         opened = [circuit for circuit in found if circuit is not None and circuit.is_open]
-        if is_told:
+        if is_published:
             opened = [circuit for circuit in opened if circuit.has_failed_probe or not circuit.is_address]
         return min(opened, key=lambda circuit: circuit.is_half_open(self._clock()), default=None)
 
@@ -427,15 +427,15 @@ class Breakers:
             log.info("breaker_closed", deployment_id=key)
         else:
             log.info("address_back", address=key[0], port=key[1])
-        self._tell(circuit)
+        self._publish_state(circuit)
 
-    def _tell(self, circuit: _Circuit) -> None:
+    def _publish_state(self, circuit: _Circuit) -> None:
         """Publish the state of a breaker's deployments; that of an address once a probe has failed too."""
         self._observe(circuit)
         if circuit.is_address and not circuit.has_failed_probe:
             return
         for deployment in tuple(circuit.deployments):
-            worst, now = self._worst(deployment, circuit.route, is_told=True), self._clock()
+            worst, now = self._worst(deployment, circuit.route, is_published=True), self._clock()
             if worst is None:
                 self._publish(deployment, None)
             else:
@@ -461,7 +461,7 @@ class Breakers:
             pause = min(2 * pause, LONGEST_PAUSE)
             if circuit.is_address:
                 circuit.opened_at, circuit.cool_down = self._clock(), pause + settings.UPSTREAM_CONNECT_TIMEOUT
-            self._tell(circuit)
+            self._publish_state(circuit)
 
     def _is_well(self, circuit: _Circuit) -> bool:
         """Probe once; return whether the breaker is to be closed."""

@@ -86,19 +86,13 @@ class UpstreamStream:
                 raise failed_attempt(error, route=self.route.name) from error
 
     def hand_to(self, takes: Callable[[bytes], bool]) -> None:
-        """Offer further bytes to `takes` before they are yielded: see inference.upstream.chunked.ChunkedReading."""
+        """Offer further bytes to `takes` before they are yielded: see inference.upstream.body.ChunkedReading."""
         self._response.hand_to(takes)
 
     def close(self) -> None:
         """Close the connection, or return it to its pool if the stream has ended."""
         self._is_closed = True
         self._response.close()
-
-
-def _written(body: dict[str, Any]) -> bytes:
-    written = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    yield_to_others(len(written))
-    return written
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +193,15 @@ class Client:
 
         Raises ErrorAnswer for an error status, with as much of its body as can be read.
         """
-        prepared = self._prepared(route, path, "post" if body is not None else "get")
+        prepared, content = self._prepared(route, path, "post" if body is not None else "get"), None
+        if body is not None:
+            content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+            yield_to_others(len(content))
         response = self._transport.open(
             prepared.method,
             prepared.url,
             {**prepared.headers, **UNCOMPRESSED, **headers, **passed_on()},
-            _written(body) if body is not None else None,
+            content,
             connect=min(seconds, settings.UPSTREAM_CONNECT_TIMEOUT),
             read=seconds,
             is_guarded=route.is_guarded,
@@ -212,10 +209,10 @@ class Client:
         )
         if 200 <= response.status < 300:
             return response
-        content = b""
+        detail = b""
         with suppress(TimeoutError), _deadline(ERROR_SECONDS):
-            content = response.read_until(LARGEST_ERROR)
-        raise ErrorAnswer(response.status, response.headers, content)
+            detail = response.read_until(LARGEST_ERROR)
+        raise ErrorAnswer(response.status, response.headers, detail)
 
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
         """Return an endpoint's URL and headers as the SDK builds them, cached until something in them changes."""

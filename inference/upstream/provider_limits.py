@@ -26,7 +26,11 @@ class NoRoom(AttemptFailed):
     """A provider's own limit has no room for an attempt; `refusal` says which, and when it has."""
 
     def __init__(self, refusal: Refusal) -> None:
-        super().__init__(FULL, _error(refusal))
+        error: ApiError = UpstreamBusy(retry_after=refusal.retry_after)
+        if refusal.impossible:
+            text = "The request and its longest answer are more than the model's provider takes in a minute."
+            error = InvalidRequest(text, code="bound_exceeds_limit")
+        super().__init__(FULL, error)
         self.refusal = refusal
 
 
@@ -87,10 +91,3 @@ def none_has_room(refused: list[NoRoom], *, others_after: float | None) -> Attem
         waits.append(ceil(others_after))
     error = UpstreamBusy(retry_after=min(waits)) if waits else refused[0].error
     return AttemptFailed(FULL, error)
-
-
-def _error(refusal: Refusal) -> ApiError:
-    if refusal.impossible:
-        text = "The request and its longest answer are more than the model's provider takes in a minute."
-        return InvalidRequest(text, code="bound_exceeds_limit")
-    return UpstreamBusy(retry_after=refusal.retry_after)

@@ -148,7 +148,9 @@ def first_success(
                 returns.learn(route, failed.verdict)
                 if failure is None or failed.verdict.retry or not failure.verdict.retry:
                     failure = failed  # preferably the last one that may be retried later
-                if not _may_go_on(failed.verdict, deadline, covers_another):
+                if not failed.verdict.fallback or deadline.is_over:
+                    raise
+                if failed.verdict.may_be_billed and not covers_another():
                     raise
     raise failure or _none_admitted(choices, full, account_id)
 
@@ -234,12 +236,6 @@ def _learn(route: Route, failed: AttemptFailed, account_id: int, seconds: float)
             breakers.gave_up(route, account_id)
         case Effect.NONE:
             breakers.gave_up(route, account_id)
-
-
-def _may_go_on(verdict: Verdict, deadline: Deadline, covers_another: Callable[[], bool]) -> bool:
-    if not verdict.fallback or deadline.is_over:
-        return False
-    return not verdict.may_be_billed or covers_another()
 
 
 def _none_admitted(choices: list[Route], full: list[NoRoom], account_id: int) -> AttemptFailed:

@@ -5,19 +5,14 @@ CPU than that: see bench/hot_path.py. Nothing here knows what a request means.
 
 Look-ups of names run in threads of their own, each name once at a time: a look-up at a silent name server can't be
 cancelled, and under gevent ten threads make all look-ups of a process.
-
-Content codings (RFC 9110, section 8.4.1) are decoded in pieces of bounded size. Providers are asked for `identity`, but
-some compress anyway, and some label an uncompressed body as compressed.
 """
 
 from __future__ import annotations
 
-import re
 import socket
 import ssl
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -27,115 +22,15 @@ from select import POLLIN
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-import brotli
 import structlog
 from gevent import monkey
 
 from core.background import LEAST_SLEEP
 from core.network import addresses_of, parse_address
-from inference.upstream.chunked import READ_SIZE, ChunkedReading
+from inference.upstream.body import READ_SIZE, ChunkedReading, DamagedBody, unpacked
 from inference.validators import is_forbidden_address
 
 log = structlog.get_logger(__name__)
-
-#: Most bytes that one step of decompression yields.
-PIECE = 64 * 1024
-#: Most codings of one body; no provider is known to use more than two.
-MOST_CODINGS = 3
-GZIP = b"\x1f\x8b"
-#: The beginning of an uncompressed answer: an object, or a stream of events. No coding produces such bytes.
-PLAIN = re.compile(rb"[ \t\r\n]*\{|(?:data|event|id|retry):|: ")
-
-Unpack = Callable[[Iterator[bytes]], Iterator[bytes]]
-
-
-class DamagedBody(ValueError):
-    """A body can't be decoded, or decodes to more bytes than may be read."""
-
-
-def unpacked(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """Yield a body decoded by its Content-Encoding, in pieces of bounded size.
-
-    A body that is not in the named coding, or in an unknown one, is yielded unchanged. Raises DamagedBody for a
-    truncated or damaged body.
-    """
-    named = [name.strip().lower() for name in encoding.split(",")]
-    codings = [name for name in named if name not in ("", "identity")]
-    if len(codings) > MOST_CODINGS:
-        raise DamagedBody("too many content codings")
-    for coding in reversed(codings):
-        pieces = _without(coding, pieces)
-    return pieces
-
-
-def _without(coding: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    start = b""
-    for piece in pieces:
-        start += piece
-        if len(start) > 1:
-            break
-    unpack = _unpacking(coding, start)
-    rest = _joined(start, pieces)
-    yield from unpack(rest) if unpack else rest
-
-
-def _joined(start: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    yield start
-    yield from pieces
-
-
-def _unpacking(coding: str, start: bytes) -> Unpack | None:
-    """Choose a decoder by the label and the first bytes: labels may be wrong, and "deflate" has two meanings."""
-    if coding in ("gzip", "x-gzip", "deflate"):
-        if start.startswith(GZIP) or _is_zlib(start):
-            return lambda pieces: _inflated(pieces, zlib.MAX_WBITS + 32)  # gzip or zlib, by its header
-        if coding == "deflate" and not PLAIN.match(start):
-            return lambda pieces: _inflated(pieces, -zlib.MAX_WBITS)
-        return None
-    return _unbrotlied if coding == "br" and not PLAIN.match(start) else None
-
-
-def _is_zlib(start: bytes) -> bool:
-    """Return whether bytes begin with zlib's header (RFC 1950, section 2.2)."""
-    return len(start) > 1 and start[0] & 0x0F == zlib.DEFLATED and int.from_bytes(start[:2], "big") % 31 == 0
-
-
-def _inflated(pieces: Iterator[bytes], wbits: int) -> Iterator[bytes]:
-    """Yield the bytes of all gzip members, or of the one zlib stream; trailing bytes are left out."""
-    inflater = zlib.decompressobj(wbits)
-    try:
-        for piece in pieces:
-            data = piece
-            while data:
-                if inflater.eof:
-                    if data[0] != GZIP[0]:  # no further member
-                        break
-                    inflater = zlib.decompressobj(wbits)
-                yield inflater.decompress(data, PIECE)
-                data = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-        yield inflater.flush()
-    except zlib.error as error:
-        raise DamagedBody("damaged") from error
-    if not inflater.eof:
-        raise DamagedBody("broken off")
-
-
-def _unbrotlied(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    unpacker = brotli.Decompressor()
-    try:
-        for piece in pieces:
-            data = piece
-            while not unpacker.is_finished():
-                unpacked_piece = unpacker.process(data, output_buffer_limit=PIECE)
-                data = b""
-                yield unpacked_piece
-                if not unpacked_piece and unpacker.can_accept_more_data():
-                    break
-    except brotli.error as error:
-        raise DamagedBody("damaged") from error
-    if not unpacker.is_finished():
-        raise DamagedBody("broken off")
-
 
 #: Idle connections kept for each provider; further ones are closed after use.
 KEPT_CONNECTIONS = 200

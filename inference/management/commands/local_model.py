@@ -6,7 +6,7 @@ import sys
 import threading
 from argparse import ArgumentParser
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
@@ -44,11 +44,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{MODEL_NAME} is served on {server.listening_address}/v1")
         while not ended.wait(_PARENT_CHECK_SECONDS) and os.getppid() == parent:
             pass
-        _leave()
-
-
-def _leave() -> NoReturn:
-    """Exit without waiting for answers in progress, as the server's own shutdown would."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+        # Exit without waiting for answers in progress, as the server's own shutdown would.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
