@@ -325,7 +325,7 @@ def _attempt(call: Call, watch: DisconnectWatch | None, route: Route) -> tuple[B
     stops = watch if route.stops_when_client_leaves else None
     if stops is not None and stops.is_unwanted():
         raise ClientLeft
-    with slot(route, call.attempt_id, call.attempt_tokens) as held:
+    with slot(call, route) as held:
         call.begin_attempt(route)
         try:
             with stops.watching() if stops else nullcontext() as abort:

@@ -210,7 +210,7 @@ class Stream:
 
     def _attempt(self, call: Call, route: Route, deadline: Deadline) -> UpstreamStream:
         self._refuse_if_unwanted()
-        slot = self._slot = take_slot(route, call.attempt_id, call.attempt_tokens)
+        slot = self._slot = take_slot(call, route)
         call.begin_attempt(route)
         protocol = call.protocol
         payload = protocol.as_stream(call.outgoing(route))

@@ -42,7 +42,9 @@ class ChoicesProtocol(WireProtocol):
     def read_usage(self, body: Body) -> Usage | None:
         """Return the usage in `usage`; None if it does not cover all answers."""
         usage = read_openai_usage(body.get("usage"))
-        return None if usage is not None and is_of_one_answer(usage.output_tokens, self.texts(body)) else usage
+        if usage is None or len(choices_in(body)) < 2:
+            return usage
+        return None if is_of_one_answer(usage.output_tokens, self.texts(body)) else usage
 
     def is_complete(self, body: Body) -> bool:
         """Return whether there are choices."""

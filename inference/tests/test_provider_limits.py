@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -187,7 +188,7 @@ def test_it_renews_the_lease_of_a_slot_until_it_is_settled(provider: Provider, m
     route, operation = limited_route(provider, concurrent_requests=1), an_operation()
     assert route.provider_limits is not None
     lease = (route.provider_limits.shard, {operation})
-    slot = take_slot(route, operation, 1)
+    slot = take_slot(cast("Any", SimpleNamespace(attempt_id=operation, attempt_tokens=1)), route)
     monkeypatch.setattr(renewer, "_clock", lambda: time.monotonic() + 3600)
     renewer.renew_due()
     assert lease in renewed

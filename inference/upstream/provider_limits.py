@@ -16,6 +16,7 @@ from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, LimitSet, Refusal
 from core.errors import ApiError, InvalidRequest, UpstreamBusy
 from core.redis.leases import renewer
+from inference.call import Call
 from inference.catalog import Route
 from inference.upstream.errors import FULL, AttemptFailed
 
@@ -51,13 +52,14 @@ class Slot:
             get_limits().settle(limits, self._operation, admitted_at=0, used=Amount(tokens), record=None)
 
 
-def take_slot(route: Route, operation: str, tokens: int) -> Slot:
-    """Count a request at the route's provider, take a slot and hold so many tokens there; raises NoRoom.
+def take_slot(call: Call, route: Route) -> Slot:
+    """Count the call's next attempt at the route's provider, take a slot and hold its tokens there; raises NoRoom.
 
     A provider without limits of its own grants it without asking anybody.
     """
-    limits = route.provider_limits
+    limits, operation, tokens = route.provider_limits, "", 0
     if limits is not None:
+        operation, tokens = call.attempt_id, call.attempt_tokens
         bound = Bound(Amount(tokens))
         answer = get_limits().reserve(limits, operation, admitted_at=0, bound=bound, draft=None)
         if isinstance(answer, Refusal):
@@ -68,9 +70,9 @@ def take_slot(route: Route, operation: str, tokens: int) -> Slot:
 
 
 @contextmanager
-def slot(route: Route, operation: str, tokens: int) -> Iterator[Slot]:
+def slot(call: Call, route: Route) -> Iterator[Slot]:
     """Hold a slot while the block runs, which settles it with what was used; a failed attempt used all or nothing."""
-    held = take_slot(route, operation, tokens)
+    held = take_slot(call, route)
     try:
         yield held
     except AttemptFailed as failure:

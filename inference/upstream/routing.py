@@ -187,11 +187,10 @@ def _admitted(choices: Iterable[Route], account_id: int, note: Callable[[str], o
     `note` gets a sentence with the reason for each other route.
     """
     for route in choices:
-        is_admitted = breakers.admits(route, account_id)
-        observe_breaker(route.name, breakers.state(route))
-        if is_admitted:
+        if breakers.admits(route, account_id):
             yield route
         else:
+            observe_breaker(route.name, breakers.state(route))
             note(breakers.why_not(route, account_id))
 
 
