@@ -1,4 +1,4 @@
-"""A model call on its way: who asks, what is asked, what it holds of the limits, what it has used, and its record.
+"""A model call on its way: its caller, its request, what it holds of the limits, what it has used, and its record.
 
 A call leaves exactly one usage record: `settle` emits it for a call with a reservation, `emit` for any other.
 """

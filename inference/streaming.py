@@ -130,7 +130,7 @@ class Stream:
             self._abort.set()
 
     def _interruption(self) -> Exception | None:
-        """Return why the call is to end, if it is: the process shuts down, or nobody wants the answer any more."""
+        """Return why the call is to end, if it is: the process shuts down, or the answer is no longer wanted."""
         return self._stop or (ClientLeft() if self._is_abandoned else None)
 
     def _produce(self) -> None:

@@ -62,7 +62,7 @@ STILL_FAILING = timedelta(seconds=900)
 FAILURES = 5
 OF_ONE_ACCOUNT = 3
 COOL_DOWN, FIRST_PAUSE, LONGEST_PAUSE = 5.0, 1.0, 60.0  # seconds
-#: How long notices are kept that nobody reads.
+#: How long unread notices are kept.
 KEPT_SECONDS = 86_400
 #: Most seconds for a provider's list of models.
 LISTING_SECONDS = 10.0
@@ -146,12 +146,13 @@ def failing() -> list[Notice]:
 class BreakerReading:
     """The state of a deployment's breaker for all accounts, and since when and why it is not closed.
 
-    `accounts` counts the accounts whose own breaker is open.
+    No call passes for so many `seconds`. `accounts` counts the accounts whose own breaker is open.
     """
 
     state: BreakerState = BreakerState.CLOSED
     since: datetime | None = None
     cause: str = ""
+    seconds: float = 0.0
     accounts: int = 0
 
 
@@ -385,8 +386,8 @@ class Breakers:
     def _refusing(self, route: Route, account_id: int) -> list[_Circuit]:
         return [each for each in self._opened(route, account_id) if not each.is_reached]
 
-    def _worst(self, deployment_id: int, route: Route, *, is_published: bool = False) -> _Circuit | None:
-        """Return the breaker, of a deployment or its address, that decides the deployment's state; None if closed.
+    def _reading(self, deployment_id: int, route: Route, *, is_published: bool = False) -> BreakerReading:
+        """Return the state of a deployment: by its own breaker or that of its address, whichever is worse.
 
         `is_published`: without an address that no probe has tried yet, since one failure may be transient.
         """
@@ -394,14 +395,14 @@ class Breakers:
         opened = [circuit for circuit in found if circuit is not None and circuit.is_open]
         if is_published:
             opened = [circuit for circuit in opened if circuit.has_failed_probe or not circuit.is_address]
-        return min(opened, key=lambda circuit: circuit.is_half_open(self._clock()), default=None)
-
-    def _reading(self, deployment_id: int, route: Route) -> BreakerReading:
-        worst = self._worst(deployment_id, route)
-        if worst is None:
+        if not opened:
             return BreakerReading()
-        state = BreakerState.HALF_OPEN if worst.is_half_open(self._clock()) else BreakerState.OPEN
-        return BreakerReading(state, self._since(worst), worst.cause)
+        now = self._clock()
+        worst = min(opened, key=lambda circuit: circuit.is_half_open(now))
+        if worst.is_half_open(now):
+            return BreakerReading(BreakerState.HALF_OPEN, self._since(worst), worst.cause)
+        left = max(0.0, worst.opened_at + worst.cool_down - now)
+        return BreakerReading(BreakerState.OPEN, self._since(worst), worst.cause, seconds=left)
 
     def _since(self, circuit: _Circuit) -> datetime:
         return datetime.now(UTC) - timedelta(seconds=self._clock() - circuit.open_since)
@@ -435,12 +436,11 @@ class Breakers:
         if circuit.is_address and not circuit.has_failed_probe:
             return
         for deployment in tuple(circuit.deployments):
-            worst, now = self._worst(deployment, circuit.route, is_published=True), self._clock()
-            if worst is None:
+            reading = self._reading(deployment, circuit.route, is_published=True)
+            if reading.state is BreakerState.CLOSED:
                 self._publish(deployment, None)
             else:
-                left = 0.0 if worst.is_half_open(now) else worst.opened_at + worst.cool_down - now
-                self._publish(deployment, max(0.0, left), worst.cause, since=self._since(worst))
+                self._publish(deployment, reading.seconds, reading.cause, since=reading.since)
 
     def _observe(self, circuit: _Circuit) -> None:
         for deployment, name in tuple(circuit.deployments.items()):

@@ -44,7 +44,7 @@ class Slot:
         self._tokens = tokens
 
     def settle(self, used: int | None = None) -> None:
-        """Give the slot back, once, and count the tokens that were used: all that it holds where nobody knows."""
+        """Give the slot back, once, and count the tokens that were used: all that it holds if the use is unknown."""
         limits, self._limits = self._limits, None
         if limits is not None:
             renewer.let_go(self._operation)
@@ -83,10 +83,10 @@ def slot(call: Call, route: Route) -> Iterator[Slot]:
 
 
 def none_has_room(refused: list[NoRoom], *, others_after: float | None) -> AttemptFailed:
-    """Make what callers are told when no provider has room: when the first of them will, in whole seconds.
+    """Return the failure of a call for which no provider has room, with the whole seconds until the first one has.
 
-    `others_after` are the seconds until a deployment may be asked that was not asked now; None where there is none.
-    A call that is larger than all that any of them grants a minute is told so.
+    `others_after`: seconds until a deployment may be asked that was not asked now; None if there is none. The failure
+    of a call that is larger than any of them grants a minute is an InvalidRequest.
     """
     waits = [full.refusal.retry_after for full in refused if not full.refusal.impossible]
     if others_after is not None:

@@ -1,4 +1,4 @@
-"""HTTP connections to providers: pooled, bounded, and closed when nobody waits for the answer any more.
+"""HTTP connections to providers: pooled, bounded in time, and closed when the answer is no longer wanted.
 
 Sockets of our own, with the standard library's parser for the heads of answers. The layers of an HTTP client cost more
 CPU than that: see bench/hot_path.py. Nothing here knows what a request means.
