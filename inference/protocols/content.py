@@ -145,7 +145,8 @@ def is_public_url(url: Any) -> bool:
 
 def image_count(messages: Any) -> int:
     """Count the images in messages, or in the items of a response's input."""
-    return sum(map(_is_image, _parts_in(messages)))
+    values = (message.get(name) for message in messages if isinstance(message, dict) for name in CONTENT)
+    return sum(_is_image(part) for value in values for part in (value if isinstance(value, list) else [value]))
 
 
 def without_images(messages: list[Any]) -> list[Any]:
@@ -153,12 +154,13 @@ def without_images(messages: list[Any]) -> list[Any]:
 
     Everything else in an image part still counts as text.
     """
-    return [
-        {name: _without_urls(value) if name in CONTENT else value for name, value in message.items()}
-        if isinstance(message, dict)
-        else message
-        for message in messages
-    ]
+    shown = []
+    for message in messages:
+        fields = {name: message[name] for name in CONTENT if name in message} if isinstance(message, dict) else {}
+        for name, value in fields.items():
+            fields[name] = list(map(_without_url, value)) if isinstance(value, list) else _without_url(value)
+        shown.append({**message, **fields} if fields else message)
+    return shown
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -181,20 +183,9 @@ def schema_texts(payload: Mapping[str, Any]) -> Iterator[str]:
             yield json.dumps(payload[name], ensure_ascii=False, separators=(",", ":"))
 
 
-def _parts_in(messages: list[Any]) -> Iterator[Any]:
-    for message in messages:
-        for name in CONTENT if isinstance(message, dict) else ():
-            value = message.get(name)
-            yield from value if isinstance(value, list) else [value]
-
-
-def _without_urls(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_url(part) if _is_image(part) else part for part in value]
-    return _without_url(value) if _is_image(value) else value
-
-
-def _without_url(part: dict[str, Any]) -> dict[str, Any]:
+def _without_url(part: Any) -> Any:
+    if not _is_image(part):
+        return part
     holder = part["image_url"]
     return {**part, "image_url": {**holder, "url": ""} if isinstance(holder, dict) else ""}
 

@@ -203,19 +203,14 @@ ELSEWHERE = "the model is chosen here, and its price with it."
 KEPT = "nothing is kept at the provider."
 
 
-def _instead(own: str) -> Check:
-    """Return a check that refuses everything and names the parameter to use."""
+def others(names: Iterable[str], own: str, *, reads: Iterable[str] = ()) -> dict[str, Check]:
+    """Return checks that refuse all names but `own`, which they recommend, and those in `reads`."""
 
     def check(name: str, value: object) -> None:
         text = f"Unsupported parameter: '{name}'. Use '{own}' instead."
         raise InvalidRequest(text, param=name, code="unsupported_parameter")
 
-    return check
-
-
-def others(names: Iterable[str], own: str, *, reads: Iterable[str] = ()) -> dict[str, Check]:
-    """Return checks that refuse all names but `own` and those in `reads`."""
-    return dict.fromkeys((name for name in names if name not in (own, *reads)), _instead(own))
+    return dict.fromkeys((name for name in names if name not in (own, *reads)), check)
 
 
 #: Parameters that every endpoint refuses, except for values that switch them off.
