@@ -466,3 +466,34 @@ def test_it_takes_encrypted_reasoning_for_about_the_text_that_it_was() -> None:
     reasoning = {"type": "reasoning", "summary": [], "encrypted_content": b64encode(thoughts.encode()).decode()}
     used = response_protocol.estimate({"input": "a"}, {"output": [reasoning, "odd"]}, model="")
     assert used.output_tokens == pytest.approx(count_tokens([thoughts], model=""), rel=0.25)
+
+
+# Counting tokens where a provider doesn't report them
+
+#: The example, with its counts, of the OpenAI cookbook's "How to count tokens with tiktoken".
+BIRTHDAY = "お誕生日おめでとう"
+
+
+@pytest.mark.parametrize(
+    "model", ["gpt-3.5-turbo", "gpt-4", "gpt-4-turbo", "text-embedding-3-small", "davinci-002", "babbage-002"]
+)
+def test_it_counts_older_models_by_their_own_encoding(model: str) -> None:
+    assert count_tokens([BIRTHDAY], model=model) == 9
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "gpt-4.1-mini", "o3", "gpt-5", "llama-3", ""])
+def test_it_counts_all_others_as_the_newer_ones_count(model: str) -> None:
+    assert count_tokens([BIRTHDAY], model=model) == 8
+
+
+def test_it_adds_texts_up() -> None:
+    assert count_tokens(["hello", "", "hello"], model="gpt-4o") == 2 * count_tokens(["hello"], model="gpt-4o")
+    assert count_tokens([], model="gpt-4o") == 0
+
+
+def test_it_takes_what_looks_like_a_special_token_for_text() -> None:
+    assert count_tokens(["<|endoftext|>"], model="gpt-4o") > 1
+
+
+def test_it_counts_what_is_no_text() -> None:
+    assert count_tokens(["half of a pair: \ud83d"], model="gpt-4o") > 1
