@@ -24,7 +24,7 @@ from inference.call import Call
 from inference.clients import ClientLeft
 from inference.fake_provider import FakeUpstream
 from inference.pipeline import complete, provider_failed
-from inference.protocols.chat import chat_surface
+from inference.protocols.chat import chat_protocol
 from inference.single_flight import Flight, Flights, Wait
 from inference.upstream.errors import Deadline
 from tests.processes import wait_until
@@ -191,7 +191,7 @@ class Process:
         admission = self.limits.admit(self.identity.limits, trace.id.hex)
         call = Call(identity=self.identity, trace=trace, admission=admission, endpoint="chat")
         payload = {"messages": [{"role": "user", "content": "the same"}]}
-        call.ask(chat_surface, None, payload, read=lambda body: body["choices"][0]["message"]["content"])
+        call.ask(chat_protocol, None, payload, read=lambda body: body["choices"][0]["message"]["content"])
         call.deadline = Deadline(seconds)
         return call
 
