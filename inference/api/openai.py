@@ -130,7 +130,6 @@ class ResponsesView(OpenAIEndpoint):
     protocol = response_protocol
 
 
-
 @cache
 def checked_names() -> frozenset[str]:
     """Return the names of all parameters that the platform looks at, on whichever endpoint."""
