@@ -36,8 +36,8 @@ BODY_SECONDS, BYTES_A_SECOND = 10.0, 16 * 1024
 #: lose the response.
 LEFT_BODY_SECONDS = 30.0
 LEFT_BODY_STEP = 256 * 1024
-#: An address may have 1/STRANGERS of the slots for connections without a complete header; 1/FREE of all is kept free.
-STRANGERS, FREE = 4, 20
+#: An address may have 1/HEADERLESS of the slots for connections without a complete header; 1/FREE of all is kept free.
+HEADERLESS, FREE = 4, 20
 #: Seconds after which a request that waits for its client may be aborted if slots are needed.
 STALLED_SECONDS = 5.0
 #: Least seconds between two log lines about closed connections.
@@ -50,11 +50,11 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
     """A client connection with a deadline for the data that it has to send next."""
 
     timeout: float | None
-    crowd: Crowd
-    #: The client's address as counted by Crowd (IPv6: the /64 network).
+    pool: ClientPool
+    #: The client's address as counted by ClientPool (IPv6: the /64 network).
     origin: bytes
     #: Whether no complete request header has arrived yet.
-    is_stranger: bool
+    is_headerless: bool
     #: gunicorn's current request (None between requests), its start, and whether a part of its response has been sent.
     request: Any
     began_at: float
@@ -69,13 +69,13 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
         """Set the deadline for the next request's first byte."""
         self.request, self.is_idle = None, True
         self.deadline, self.seconds_a_byte = monotonic() + seconds, 0.0
-        self.crowd.waiting[self] = None
+        self.pool.waiting[self] = None
 
     def begin(self, request: Any) -> None:
         """Begin a request whose header is complete, and set the deadline for its body."""
-        self.crowd.waiting.pop(self, None)
-        if self.is_stranger:
-            self.crowd.welcome(self)
+        self.pool.waiting.pop(self, None)
+        if self.is_headerless:
+            self.pool.header_received(self)
         self.request, self.began_at, self.is_answered = request, monotonic(), False
         self.deadline, self.seconds_a_byte = self.began_at + BODY_SECONDS, 1 / BYTES_A_SECOND
 
@@ -85,7 +85,7 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
         if getattr(body.reader, "length", None) == 0:  # nothing is left, the usual case
             return True
         self.deadline, self.seconds_a_byte = monotonic() + LEFT_BODY_SECONDS, 0.0
-        self.crowd.waiting[self] = None
+        self.pool.waiting[self] = None
         try:
             while body.read(LEFT_BODY_STEP):
                 gevent.sleep(0)  # let other greenlets run, however fast the data comes
@@ -112,7 +112,7 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
             data = self._last_look(*args) if self.is_idle else b""
         if self.is_idle:
             self.is_idle, self.deadline = False, monotonic() + HEADER_SECONDS
-            self.crowd.waiting[self] = None  # it is there already, unless `_let_go` has just removed it
+            self.pool.waiting[self] = None  # it is there already, unless `_end_waits` has just removed it
         return data
 
     def _last_look(self, *args: Any) -> bytes:
@@ -126,14 +126,14 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
             self.timeout = None
 
     def _recv_body(self, *args: Any) -> bytes:
-        self.crowd.stalled[self] = self.began_at
+        self.pool.stalled[self] = self.began_at
         try:
             data: bytes = super().recv(*args)
         except TimeoutError:
             self.request.force_close()
             raise
         finally:
-            self.crowd.stalled.pop(self, None)
+            self.pool.stalled.pop(self, None)
         self.deadline += len(data) * self.seconds_a_byte
         return data
 
@@ -146,11 +146,11 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
             sent = 0
         if sent == len(data):
             return
-        self.crowd.stalled[self] = monotonic()
+        self.pool.stalled[self] = monotonic()
         try:
             super().sendall(memoryview(data)[sent:], flags)
         finally:
-            self.crowd.stalled.pop(self, None)
+            self.pool.stalled.pop(self, None)
 
     def stop_reading(self) -> None:
         """Abort the wait for data from this client, if any."""
@@ -161,7 +161,7 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
         self.hub.cancel_wait(self._write_event, BrokenPipeError(errno.EPIPE, "the slot of this client was needed"))
 
 
-class Crowd(gevent.pool.Pool):  # type: ignore[misc]  # gevent has no types
+class ClientPool(gevent.pool.Pool):  # type: ignore[misc]  # gevent has no types
     """The greenlet pool of a worker's connections. `bounds_addresses` is False behind proxies."""
 
     def __init__(self, size: int, *, bounds_addresses: bool) -> None:
@@ -171,33 +171,33 @@ class Crowd(gevent.pool.Pool):  # type: ignore[misc]  # gevent has no types
         self.waiting: dict[Connection, None] = {}
         #: Connections whose request waits for its client to send the body or read the response, and since when.
         self.stalled: dict[Connection, float] = {}
-        self._most_strangers = size // STRANGERS if bounds_addresses else size
-        self._strangers: dict[bytes, dict[Connection, None]] = {}
+        self._most_headerless = size // HEADERLESS if bounds_addresses else size
+        self._headerless: dict[bytes, dict[Connection, None]] = {}
         self._logged_at = -LOG_SECONDS
 
     def enter(self, connection: Connection, address: Any) -> None:
         """Add a new connection; if its address has too many without a header, close the oldest of those."""
-        connection.crowd, connection.origin, connection.is_stranger = self, _origin(address), True
+        connection.pool, connection.origin, connection.is_headerless = self, _origin(address), True
         self.connections.add(connection)
-        strangers = self._strangers.setdefault(connection.origin, {})
-        strangers[connection] = None
-        if len(strangers) > self._most_strangers:
-            self._let_go(next(iter(strangers)), "address")
+        headerless = self._headerless.setdefault(connection.origin, {})
+        headerless[connection] = None
+        if len(headerless) > self._most_headerless:
+            self._end_waits(next(iter(headerless)), "address")
 
-    def welcome(self, connection: Connection) -> None:
+    def header_received(self, connection: Connection) -> None:
         """Stop counting a connection among those without a complete header."""
-        connection.is_stranger = False
-        strangers = self._strangers[connection.origin]
-        del strangers[connection]
-        if not strangers:
-            del self._strangers[connection.origin]
+        connection.is_headerless = False
+        headerless = self._headerless[connection.origin]
+        del headerless[connection]
+        if not headerless:
+            del self._headerless[connection.origin]
 
     def leave(self, connection: Connection) -> None:
         """Remove a connection."""
         self.connections.discard(connection)
         self.waiting.pop(connection, None)
-        if connection.is_stranger:
-            self.welcome(connection)
+        if connection.is_headerless:
+            self.header_received(connection)
 
     def end_overdue(self) -> None:
         """Abort the waits whose deadline has passed."""
@@ -208,7 +208,7 @@ class Crowd(gevent.pool.Pool):  # type: ignore[misc]  # gevent has no types
     def full(self) -> bool:
         """Return whether all slots are in use. gevent asks before each accept, so this may close one."""
         if self.free_count() <= self.size // FREE and (oldest := self._oldest()) is not None:
-            self._let_go(oldest, "places")
+            self._end_waits(oldest, "places")
         return bool(super().full())
 
     def _oldest(self) -> Connection | None:
@@ -218,11 +218,11 @@ class Crowd(gevent.pool.Pool):  # type: ignore[misc]  # gevent has no types
         until = monotonic() - STALLED_SECONDS
         return next((connection for connection, since in self.stalled.items() if since < until), None)
 
-    def _let_go(self, connection: Connection, cause: str) -> None:
+    def _end_waits(self, connection: Connection, cause: str) -> None:
         self.waiting.pop(connection, None)
         self.stalled.pop(connection, None)
-        if connection.is_stranger:
-            self.welcome(connection)  # `leave` follows later; until then it must not be chosen again
+        if connection.is_headerless:
+            self.header_received(connection)  # `leave` follows later; until then it must not be chosen again
         connection.stop_reading()
         connection.stop_writing()
         if monotonic() - self._logged_at >= LOG_SECONDS:
@@ -233,8 +233,8 @@ class Crowd(gevent.pool.Pool):  # type: ignore[misc]  # gevent has no types
 class Listener(gevent.server.StreamServer):  # type: ignore[misc]  # gevent has no types
     """A listening socket whose connections have deadlines."""
 
-    def __init__(self, listener: Any, handle: Callable[..., None], crowd: Crowd, *, max_accept: int) -> None:
-        super().__init__(listener, handle=handle, spawn=crowd)
+    def __init__(self, listener: Any, handle: Callable[..., None], pool: ClientPool, *, max_accept: int) -> None:
+        super().__init__(listener, handle=handle, spawn=pool)
         self.max_accept = max_accept
 
     def do_read(self) -> tuple[Connection, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import structlog
 from csp.constants import UNSAFE_EVAL, UNSAFE_INLINE
@@ -30,7 +30,10 @@ from core.database import REQUEST_SECONDS, query_timeout
 from core.errors import TooManyFailures
 from core.redaction import without_keys
 from core.telemetry.metrics import observe_response
-from core.telemetry.trace import Spans, Trace, begin_spans, begin_trace, current_trace
+from core.telemetry.trace import Trace, begin_spans, begin_trace, current_trace
+
+if TYPE_CHECKING:
+    from core.telemetry.otel import RequestSpans
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 #: Called by orchestrators and Prometheus, which may use any host name or IP address.
@@ -104,7 +107,7 @@ def _current(trace: Trace) -> Iterator[None]:
         current_trace.reset(token)
 
 
-def _end_spans(spans: Spans, route: str, response: HttpResponseBase) -> None:
+def _end_spans(spans: RequestSpans, route: str, response: HttpResponseBase) -> None:
     """End the request's span; for a stream, when it is closed."""
     spans.answer(route, response.status_code)
     if response.streaming:

@@ -19,7 +19,7 @@ import structlog
 from django.conf import settings
 from gunicorn.workers.ggevent import GeventWorker
 
-from aiapi.connections import FIRST_BYTE_SECONDS, Connection, Crowd, Listener
+from aiapi.connections import FIRST_BYTE_SECONDS, ClientPool, Connection, Listener
 
 log = structlog.get_logger(__name__)
 
@@ -54,18 +54,18 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def server_class(self, listener: Any, **options: Any) -> Listener:
         """Return the server for a listening socket (called by gunicorn for each)."""
-        crowd = Crowd(self.worker_connections, bounds_addresses=not settings.TRUSTED_PROXIES)
+        pool = ClientPool(self.worker_connections, bounds_addresses=not settings.TRUSTED_PROXIES)
         max_accept = 1 if self.cfg.workers > 1 else MAX_ACCEPT
 
         def serve(client: Connection, address: Any) -> None:
-            crowd.enter(client, address)
+            pool.enter(client, address)
             client.await_request(LAST_SECONDS if self.is_ending else FIRST_BYTE_SECONDS)
             try:
                 self.handle(listener, client, address)
             finally:
-                crowd.leave(client)
+                pool.leave(client)
 
-        self.listeners.append(Listener(listener, serve, crowd, max_accept=max_accept))
+        self.listeners.append(Listener(listener, serve, pool, max_accept=max_accept))
         return self.listeners[-1]
 
     def timeout_ctx(self) -> AbstractContextManager[None]:

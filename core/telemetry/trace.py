@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from django.conf import settings
 
@@ -25,7 +25,7 @@ from core.redaction import without_keys
 from core.times import new_id
 
 if TYPE_CHECKING:
-    from core.telemetry.otel import Exporting
+    from core.telemetry.otel import Exporting, RequestSpans
 
 #: X-Request-ID values that are accepted as the request's label.
 LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
@@ -34,25 +34,6 @@ TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:(?<!\A00.{53})-[!-~]{0,200})?\Z"
 )
 TRACESTATE = re.compile(r"[ -~]{1,512}\Z")
-
-
-class Spans(Protocol):
-    """The spans of one request, for OpenTelemetry (core.telemetry.otel)."""
-
-    def enter(self, stage: str) -> Callable[[], None]:
-        """Begin the span of a stage, and return the function that ends it."""
-
-    def attempt(self, provider: str, deployment: str) -> Callable[[str], None]:
-        """Begin the span of a call to a provider, and return the function that ends it with its outcome."""
-
-    def describe(self, attributes: Mapping[str, str | int]) -> None:
-        """Add attributes to the request's span."""
-
-    def answer(self, route: str, status: int) -> None:
-        """Set the route and the response status."""
-
-    def end(self) -> None:
-        """End the request's own span."""
 
 
 @dataclass(slots=True)
@@ -67,7 +48,7 @@ class Trace:
     started: float = field(default_factory=time.perf_counter)
     stages: dict[str, float] = field(default_factory=dict)
     passed_on: Mapping[str, str] = field(default_factory=dict)
-    spans: Spans | None = None
+    spans: RequestSpans | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
