@@ -51,6 +51,7 @@ class TtlCache(Generic[K, V]):
 
     def get(self, key: K) -> V:
         """Return a key's value; raises DependencyUnavailable, or any other error of `load`."""
+        # each is a pair of value and time, and so true even for a value of None
         found = self._kept(key) or self._loaded(key) or self._kept(key, self._grace())
         if found is None:
             raise DependencyUnavailable
@@ -69,27 +70,30 @@ class TtlCache(Generic[K, V]):
 
     def _loaded(self, key: K) -> tuple[V, float] | None:
         """Load a value, or wait for another thread that does; return None if that fails or takes too long."""
-        wait = KNOWN_WAIT if self._outage.is_on or self._kept(key, self._grace()) else -1
+        wait = KNOWN_WAIT if self._outage.is_on or self._kept(key, self._grace()) else None
         lock = self._locks.setdefault(key, threading.Lock())
-        if not lock.acquire(timeout=wait):
+        if not lock.acquire(timeout=-1 if wait is None else wait):
             return None
         try:
-            found = self._kept(key)
-            if found is not None or not self._loaders.acquire(timeout=None if wait < 0 else wait):
-                return found
-            try:
-                began = self._clock()
-                value = self._load(key)
-                found = value, self._clock() if self._from_end else began
-            except DatabaseError:
-                return None
-            finally:
-                self._loaders.release()
-            self._values[key] = found
-            self._values.move_to_end(key)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
-            return found
+            return self._kept(key) or self._load_once(key, wait)
         finally:
             lock.release()
             self._locks.pop(key, None)
+
+    def _load_once(self, key: K, wait: float | None) -> tuple[V, float] | None:
+        """Load a value as one of at most `loaders` threads; return None if it can't begin in time, or fails."""
+        if not self._loaders.acquire(timeout=wait):
+            return None
+        try:
+            began = self._clock()
+            value = self._load(key)
+            found = value, self._clock() if self._from_end else began
+        except DatabaseError:
+            return None
+        finally:
+            self._loaders.release()
+        self._values[key] = found
+        self._values.move_to_end(key)
+        while len(self._values) > self._size:
+            self._values.popitem(last=False)
+        return found
