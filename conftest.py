@@ -15,15 +15,19 @@ from tests.stores import Postgres, Redis, postgres_server, redis_server
 #: Files that take longest, first those that mostly wait: begun last, one would run on when all else is over.
 LONGEST = (
     "tests/test_chaos.py",
-    "tests/test_service.py",
-    "tests/test_watchers.py",
-    "tests/test_provider_states.py",
     "tests/test_run.py",
-    "tests/test_processes.py",
-    "tests/test_admin_browser.py",
+    "tests/test_provider_states.py",
+    "tests/test_watchers.py",
+    "tests/test_service.py",
+    "tests/test_image.py",
+    "tests/test_made_keys.py",
+    "tests/test_idempotency.py",
     "tests/test_random_faults.py",
-    "tests/test_account.py",
+    "tests/test_admin_browser.py",
     "tests/test_fault_matrix.py",
+    "tests/test_codex.py",
+    "tests/test_provider_streams.py",
+    "tests/test_processes.py",
     "tests/test_ledger_check.py",
 )
 #: Marks a Redis database as one that tests may empty.

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import psycopg
 
 from accounts.limits.redis import prefix_of, records_stream
 from accounts.limits.types import SHARDS, Amount
-from tests.processes import stop
+from tests.processes import Process, stop
 from tests.servers import Service, start_worker
 
 
@@ -109,7 +108,7 @@ def counted_refusals(store: Any) -> int:
 
 
 @contextmanager
-def ingester(service: Service, log: Path) -> Iterator[Popen[bytes]]:
+def ingester(service: Service, log: Path) -> Iterator[Process]:
     """Run a worker beside a platform, which ingests."""
     process = start_worker(service.env, log)
     try:

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from launch.processes import end_with_parent
+from tests.manager import Forked
+
+Process = subprocess.Popen[bytes] | Forked
 
 #: Seconds that a server may take to answer at first, on a busy machine.
 READY_TIMEOUT = 60.0
@@ -59,7 +62,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
     wait_until(listening, f"port {port}")
 
 
-def stop(process: subprocess.Popen[bytes], number: int) -> None:
+def stop(process: Process, number: int) -> None:
     """Send the signal if it still runs, and kill it when it has not ended in time."""
     if process.poll() is None:
         process.send_signal(number)

@@ -31,7 +31,7 @@ from launch.environment import free_port
 from launch.install import chromium
 from launch.valkey import Valkey
 from tests.manager import manager
-from tests.processes import spawn, stop, tail, wait_until
+from tests.processes import Process, spawn, stop, tail, wait_until
 from tests.stores import Postgres, Redis, postgres_server, redis_cluster, redis_server
 
 __all__ = [
@@ -94,7 +94,7 @@ class Service:
     port: int
     env: dict[str, str]
     log: Path
-    process: subprocess.Popen[bytes]
+    process: Process
     folder: Path = ROOT
     ingested: str = ""
 
@@ -169,9 +169,17 @@ class Service:
         return False
 
 
-def start_worker(env: Mapping[str, str], log: Path, root: Path = ROOT) -> subprocess.Popen[bytes]:
+def start_worker(env: Mapping[str, str], log: Path, root: Path = ROOT) -> Process:
     """Run `manage.py worker`. Unless `env` says otherwise it only watches after an hour: tests look by themselves."""
-    return spawn([sys.executable, "manage.py", "worker"], log, env={"WATCH_SECONDS": "3600", **env}, cwd=root)
+    return _start("worker", {"WATCH_SECONDS": "3600", **env}, log, root)
+
+
+def _start(command: str, env: Mapping[str, str], log: Path, root: Path, user: str | None = None) -> Process:
+    """Start a command that goes on: in a fork, unless another folder, user or clock has to be there from its begin."""
+    if root == ROOT and user is None and "LD_PRELOAD" not in env:
+        forks = manager(serves=True) if command == "serve" else manager()
+        return forks.start(env, log, command)
+    return spawn([sys.executable, "manage.py", command], log, env=env, cwd=root, user=user)
 
 
 @contextmanager
@@ -219,7 +227,7 @@ def _starting_server(
             complete.setdefault("CACHE_URL", complete["REDIS_URL"])
         if prepare:
             prepare_database(complete, root)
-        process = spawn([sys.executable, "manage.py", "serve"], log, env=complete, cwd=root, user=user)
+        process = _start("serve", complete, log, root, user)
         stack.callback(stop, process, signal.SIGTERM)
         if has_own_store:
             stack.callback(stop, start_worker(complete, log, root), signal.SIGTERM)

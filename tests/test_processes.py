@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import psycopg
@@ -21,7 +21,7 @@ import redis
 from accounts.limits.redis import records_stream
 from accounts.limits.types import SHARDS
 from inference.fake_provider import FakeUpstream
-from tests.processes import wait_until
+from tests.processes import Process, wait_until
 from tests.servers import Answer, Service, aiapi_server, redis_server, start_worker
 
 WORKERS = 4
@@ -56,7 +56,7 @@ class Cluster:
     store: Any
     keys: dict[str, tuple[str, int]]
     folder: Path
-    worker: Popen[bytes] | None = None
+    worker: Process | None = None
 
     def chat(self, key: str, message: str) -> Answer:
         """Ask with a key of that name."""
@@ -96,7 +96,7 @@ def cluster(
             built.start_worker()
             yield built
             if built.worker is not None:
-                built.worker.terminate()
+                built.worker.send_signal(signal.SIGTERM)
                 assert built.worker.wait(20) == 0
 
 

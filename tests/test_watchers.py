@@ -8,21 +8,19 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
 from launch.environment import free_port
 from operations.tests.webhooks import Hook, webhook
-from tests.processes import stop, wait_until
+from tests.manager import manager
+from tests.processes import Process, stop, wait_until
 from tests.running import Reply, Served, chat, completion, running_platform, scripted_provider
-from tests.servers import ROOT, SECRETS, Redis, aiapi_server, clean_environment, start_worker
+from tests.servers import SECRETS, Redis, aiapi_server, clean_environment, start_worker
 
 #: More looks than end an incident (operations.alerts.conditions); each takes longer than a round.
 MANY = 6
@@ -46,7 +44,7 @@ def env(prepared: Callable[[], dict[str, str]], own_redis: Redis, hook: Hook) ->
 
 
 @contextmanager
-def worker(env: dict[str, str], log: Path) -> Iterator[Popen[bytes]]:
+def worker(env: dict[str, str], log: Path) -> Iterator[Process]:
     """Run `manage.py worker`."""
     process = start_worker(env, log)
     try:
@@ -57,8 +55,9 @@ def worker(env: dict[str, str], log: Path) -> Iterator[Popen[bytes]]:
 
 def once(env: dict[str, str]) -> str:
     """Run `manage.py worker --once watch` and return what it says."""
-    command = [sys.executable, "manage.py", "worker", "--once", "watch"]
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    status, output, errors = manager().run(env, "worker", "--once", "watch")
+    assert status == 0, errors
+    return output
 
 
 def test_they_do_not_end_each_others_episodes(env: dict[str, str], hook: Hook, tmp_path: Path) -> None:
