@@ -78,7 +78,7 @@ class Forked:
         while (status := self.poll()) is None:
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout)
-            time.sleep(0.005)
+            time.sleep(0.01)
         return status
 
     def send_signal(self, number: int) -> None:
@@ -106,8 +106,9 @@ def _serve() -> None:
     fork, waitpid = os.fork, os.waitpid
     if serves := "serve" in sys.argv:
         from gevent import monkey
-        from gevent.os import fork_gevent as fork
+        from gevent.os import fork_gevent
 
+        fork = fork_gevent
         monkey.patch_all()
         from core.telemetry.metrics_folder import make_folder
 

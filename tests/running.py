@@ -16,8 +16,6 @@ import http.client
 import json
 import select
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -30,8 +28,9 @@ from typing import Any
 
 from tests.admin_pages import Admin, AdminPage
 from tests.catalogue import Record, Served, query_rows, record_of, set_up
+from tests.manager import manager
 from tests.processes import wait_until
-from tests.servers import READING_RECORDS, ROOT, Service, aiapi_server, clean_environment
+from tests.servers import READING_RECORDS, Service, aiapi_server, clean_environment
 from tests.streams import data_of
 
 __all__ = [
@@ -320,10 +319,8 @@ def running_platform(
 
 def command(env: Mapping[str, str], *arguments: str) -> tuple[int, str]:
     """Run a management command with nothing but these settings; return its status and what it printed."""
-    line = [sys.executable, "manage.py", *arguments]
-    settings = {**clean_environment(), **env}
-    done = subprocess.run(line, env=settings, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    return done.returncode, done.stdout + done.stderr
+    status, output, errors = manager().run({**clean_environment(), **env}, *arguments)
+    return status, output + errors
 
 
 @contextmanager
