@@ -121,7 +121,7 @@ def _serve() -> None:
     if serves:
         import aiapi.server
         import aiapi.worker  # noqa: F401
-        from inference.protocols.tokens import count_tokens
+        from inference.protocols.base import count_tokens
         from inference.upstream.client import sdk
 
         sdk()
