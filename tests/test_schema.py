@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
 from django.conf import LazySettings
 from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -25,6 +28,16 @@ EXAMPLES = 15
 JUDGED_BY_MORE = ("/keys", "/usage", "/v1/")
 
 schema = schemathesis.openapi.from_wsgi("/openapi.json", WSGIHandler())
+
+
+@pytest.fixture(autouse=True)
+def _open_connection() -> Iterator[None]:
+    """Leave the test's transaction open after a request, as Django's own test client does."""
+    signals = (request_started, request_finished)
+    connected = [signal for signal in signals if signal.disconnect(close_old_connections)]
+    yield
+    for signal in connected:
+        signal.connect(close_old_connections)
 
 
 @pytest.fixture
