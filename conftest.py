@@ -56,7 +56,7 @@ def _static_files_when_asked_for() -> None:
 @pytest.fixture(autouse=True)
 def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     """Begin without what an earlier test left in Redis, in caches, or in this process."""
-    from accounts.key_cache import directory
+    from accounts.key_cache import key_cache
     from accounts.limits import reset_limits
     from core.cache import forget_outages
     from core.database import database_outage
@@ -70,7 +70,7 @@ def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
 
     for client in _redis_databases:
         client.pipeline().flushdb().set(TESTS_OWN, 1).execute()
-    known = (directory, catalog, breakers, leases)
+    known = (key_cache, catalog, breakers, leases)
     recent = (recent_reports, reachable_routes, recent_rankings, recent_readings, recent_stats)
     forgetting = [*(each.clear for each in recent), *(each.forget for each in known)]
     for forget in (reset_limits, forget_outages, database_outage.succeeded, *forgetting):

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
-from accounts.key_cache import AuthenticatedKey, directory
+from accounts.key_cache import AuthenticatedKey, key_cache
 from accounts.keys import is_well_formed
 from core.errors import AddressDenied, KeyInvalid, TooManyFailures
 from core.network import client_address, is_within, rate_limit_group_key
@@ -50,7 +50,7 @@ def authenticate_key(key: str, request: HttpRequest) -> AuthenticatedKey:
     them, AddressDenied for a key that is restricted to other addresses, and DependencyUnavailable if the database is
     away.
     """
-    identity = directory.find(key) if is_well_formed(key) else None
+    identity = key_cache.find(key) if is_well_formed(key) else None
     if identity is None:
         # Only further bad keys are blocked, never a good one from that address.
         count_attempt(request, group="failed-keys", rate=settings.FAILED_KEY_RATE)

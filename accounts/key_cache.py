@@ -111,7 +111,7 @@ class KeyCache:
         return query_promptly(lambda: _query(candidates), self._outage, failed="key_lookup_failed")
 
 
-directory = KeyCache(outage=database_outage)
+key_cache = KeyCache(outage=database_outage)
 
 
 def _query(candidates: tuple[str, ...]) -> AuthenticatedKey | None:

@@ -19,7 +19,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from accounts.audit import audit_change, audit_record, audited_delete, audited_save
-from accounts.key_cache import directory
+from accounts.key_cache import key_cache
 from accounts.keys import accepted_peppers, digest_key, generate_key, is_well_formed, shown_prefix
 from accounts.models import Account, ApiKey, ModelBudget, Tier, public_model_name
 from accounts.selectors import api_keys_usable
@@ -85,7 +85,7 @@ def account_clear_cache(*, account: Account, actor: str, model: str = "") -> Non
         account.cache_generations = {**kept, model: secrets.token_hex(4)}
         account.save(update_fields=["cache_generations"])
         audit_record(actor=actor, action="cleared", target=account, after={"cached_answers": model or "of all models"})
-        transaction.on_commit(directory.forget)
+        transaction.on_commit(key_cache.forget)
 
 
 def account_set_active(*, account: Account, active: bool, actor: str) -> None:
@@ -240,7 +240,7 @@ def model_budget_delete(*, budget: ModelBudget, actor: str) -> None:
     """Delete a budget for one model."""
     with transaction.atomic():
         audited_delete(budget, actor=actor)
-        transaction.on_commit(directory.forget)
+        transaction.on_commit(key_cache.forget)
 
 
 def model_budget_set(*, owner: Account | ApiKey, budget: BudgetFor, actor: str) -> ModelBudget | None:
@@ -266,7 +266,7 @@ def _save(instance: Account | Tier | ApiKey | ModelBudget, *, actor: str) -> Non
 def _write(instance: Account | Tier | ApiKey | ModelBudget, *, actor: str, action: str = "") -> None:
     """Save without validating the rest of the row, so that invalid fields never keep a key from being stopped."""
     audited_save(instance, actor=actor, action=action)
-    transaction.on_commit(directory.forget)
+    transaction.on_commit(key_cache.forget)
 
 
 def _store(key: ApiKey, plain: str, *, actor: str) -> None:

@@ -21,7 +21,7 @@ Start = Callable[[Callable[[], None]], None]
 log = structlog.get_logger(__name__)
 
 
-def outlived(step: Callable[[], object], *, event: str) -> bool:
+def run_step(step: Callable[[], object], *, event: str) -> bool:
     """Run one step of a loop and return whether it succeeded. An exception is logged by its class, without its text."""
     try:
         step()
@@ -102,7 +102,7 @@ class PeriodicThread:
             with self._stepping:
                 if self._is_over:
                     return
-                outlived(self._step, event=self._event)
+                run_step(self._step, event=self._event)
             with self._lock:
                 if not self._has_work():
                     self._runs_in = 0

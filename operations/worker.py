@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import close_old_connections, transaction
 from django.utils import timezone
 
-from core.background import outlived
+from core.background import run_step
 from monitoring.ingester import Ingester
 from monitoring.retention import prune_by_settings
 from operations.alerts.conditions import (
@@ -95,7 +95,7 @@ class Worker:
         ends = time.monotonic() + STOP_SECONDS
         for thread in threads:
             thread.join(max(0.0, ends - time.monotonic()))
-        outlived(self.round.turn.give_back, event="watch_failed")
+        run_step(self.round.turn.give_back, event="watch_failed")
 
     def ingest(self) -> None:
         """Move records, batch after batch."""
@@ -107,14 +107,14 @@ class Worker:
 
         while not self.stopping.is_set():
             close_old_connections()
-            is_done = outlived(move_all, event="ingest_failed")
+            is_done = run_step(move_all, event="ingest_failed")
             self.stopping.wait(IDLE_SECONDS if is_done else TROUBLE_SECONDS)
 
     def watch(self) -> None:
         """Try to lead every WATCH_SECONDS; while leading, check all conditions and send alerts."""
         while not self.stopping.wait(settings.WATCH_SECONDS):
             close_old_connections()
-            outlived(self.round.run, event="watch_failed")
+            run_step(self.round.run, event="watch_failed")
 
     def tend(self) -> None:
         """Prune each hour and check each night, while this worker leads."""
@@ -124,10 +124,10 @@ class Worker:
                 continue
             close_old_connections()
             if time.monotonic() >= prune_at:
-                outlived(partial(prune_by_settings, wait=self.stopping.wait), event="pruning_failed")
+                run_step(partial(prune_by_settings, wait=self.stopping.wait), event="pruning_failed")
                 prune_at = time.monotonic() + PRUNE_SECONDS
             if timezone.now() >= check_at:
-                is_done = outlived(self.round.books.check, event="check_failed")
+                is_done = run_step(self.round.books.check, event="check_failed")
                 again = timezone.now() + timedelta(seconds=CHECK_AGAIN_SECONDS)
                 check_at = next_night(timezone.now()) if is_done else again
 

@@ -20,7 +20,7 @@ import pytest
 from django.conf import LazySettings
 from django.db import OperationalError
 
-from accounts.key_cache import directory
+from accounts.key_cache import key_cache
 from accounts.tests.factories import make_key
 from inference.catalog import catalog
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
@@ -295,7 +295,7 @@ def _break(
         case ["slow", "body"]:
             monkeypatch.setattr("django.core.handlers.wsgi.LimitedStream.read", _time_out)
         case ["database"]:
-            directory.forget()
+            key_cache.forget()
             monkeypatch.setattr("accounts.key_cache._query", _fail)
         case ["bug"]:
             monkeypatch.setattr("inference.call.find_model", _stumble)

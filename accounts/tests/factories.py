@@ -15,7 +15,7 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts import services
-from accounts.key_cache import build_authenticated_key, directory
+from accounts.key_cache import build_authenticated_key, key_cache
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, Reserved
 from accounts.models import Account, ApiKey, AuditEntry, Tier
@@ -185,8 +185,8 @@ def secret_part(plain: str) -> str:
 
 def works(plain: str) -> bool:
     """Return whether a key is accepted, as the database is now."""
-    directory.forget()
-    return directory.find(plain) is not None
+    key_cache.forget()
+    return key_cache.find(plain) is not None
 
 
 def latest() -> AuditEntry:

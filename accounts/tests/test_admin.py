@@ -12,7 +12,7 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
-from accounts.key_cache import directory
+from accounts.key_cache import key_cache
 from accounts.models import Account, ApiKey, AuditEntry
 from accounts.tests.factories import (
     Cast,
@@ -71,7 +71,7 @@ class TestMakingKeys:
         assert response.status_code == 200
         assert "it will not be shown again" in response.content.decode()
         assert "no-store" in response.headers["Cache-Control"]
-        assert directory.find(plain)
+        assert key_cache.find(plain)
         key = ApiKey.objects.get()
         for url in (KEYS, f"{KEYS}{key.pk}/change/", f"{KEYS}{key.pk}/history/", "/admin/accounts/auditentry/"):
             assert secret_part(plain) not in admin_site.get(url).content.decode()
@@ -163,10 +163,10 @@ class TestChangingKeys:
         self, admin_site: Client, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
     ) -> None:
         issued = make_key()
-        directory.find(issued.plain)
+        key_cache.find(issued.plain)
         with django_capture_on_commit_callbacks(execute=True):
             self.change(admin_site, issued.key, scopes=["usage"])
-        identity = directory.find(issued.plain)
+        identity = key_cache.find(issued.plain)
         assert identity is not None
         assert identity.scopes == {"usage"}
 
@@ -217,7 +217,7 @@ class TestRotating:
     def test_it_shows_the_successor_once(self, admin_site: Client, cast: Cast) -> None:
         response = admin_site.post(f"{KEYS}{cast.owner.key.pk}/rotate/", {**CONFIRMED, "grace": "3600"})
         plain = issued_in(response)
-        assert directory.find(plain)
+        assert key_cache.find(plain)
         assert cast.owner.works()
         assert secret_part(plain) not in stored_text()
         assert f"owner ({cast.owner.key.masked}), which works until" in response.content.decode()

@@ -6,7 +6,7 @@ import pytest
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
-from accounts.key_cache import directory
+from accounts.key_cache import key_cache
 from accounts.models import Account, AuditEntry, Tier
 from accounts.tests.factories import Cast, latest, make_account, make_key
 
@@ -92,11 +92,11 @@ class TestTiers:
         self, admin_site: Client, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
     ) -> None:
         issued = make_key()
-        directory.find(issued.plain)
+        key_cache.find(issued.plain)
         changes = {"name": "free", "requests_per_minute": "9", "max_output_tokens": "64", "models": "a, b"}
         with django_capture_on_commit_callbacks(execute=True):
             admin_site.post(f"{TIERS}{issued.key.tier_id}/change/", changes)
-        identity = directory.find(issued.plain)
+        identity = key_cache.find(issued.plain)
         assert identity is not None
         assert identity.limits.subjects[0].limits.requests_per_minute == 9
         assert identity.tier_models == {"a", "b"}

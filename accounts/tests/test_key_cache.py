@@ -47,8 +47,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def directory(clock: Clock) -> KeyCache:
-    """Make an empty directory on that clock."""
+def cache(clock: Clock) -> KeyCache:
+    """Make an empty cache on that clock."""
     return KeyCache(clock)
 
 
@@ -73,33 +73,33 @@ def key_limits(**fields: Any) -> Limits:
     return identity_of(make_key(tier=tier, **fields).key).limits.subjects[0].limits
 
 
-def test_it_knows_usable_keys_only(directory: KeyCache, cast: Cast) -> None:
+def test_it_knows_usable_keys_only(cache: KeyCache, cast: Cast) -> None:
     usable = (cast.owner, cast.colleague, cast.stranger)
-    assert [(found := directory.find(issued.plain)) and found.key_name for issued in usable] == [
+    assert [(found := cache.find(issued.plain)) and found.key_name for issued in usable] == [
         "owner",
         "colleague",
         "stranger",
     ]
-    assert not any(directory.find(issued.plain) for issued in (cast.revoked, cast.expired, cast.disabled))
+    assert not any(cache.find(issued.plain) for issued in (cast.revoked, cast.expired, cast.disabled))
 
 
 def test_it_asks_the_database_once_a_second(
-    directory: KeyCache, clock: Clock, cast: Cast, django_assert_num_queries: DjangoAssertNumQueries
+    cache: KeyCache, clock: Clock, cast: Cast, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
-    directory.find(cast.owner.plain)  # writes the time of use as well
+    cache.find(cast.owner.plain)  # writes the time of use as well
     clock.seconds += 1
     with django_assert_num_queries(1):
         for _ in range(100):
-            directory.find(cast.owner.plain)
+            cache.find(cast.owner.plain)
             clock.seconds += 0.009
 
 
 def test_it_asks_once_a_second_for_unknown_keys_as_well(
-    directory: KeyCache, clock: Clock, django_assert_num_queries: DjangoAssertNumQueries
+    cache: KeyCache, clock: Clock, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     with django_assert_num_queries(2):
         for _ in range(4):
-            assert directory.find("ak_live_unknown") is None
+            assert cache.find("ak_live_unknown") is None
             clock.seconds += 0.5
 
 
@@ -120,56 +120,56 @@ def expire(key: ApiKey) -> None:
 
 @pytest.mark.parametrize("stop", [revoke, disable, expire])
 def test_it_sees_a_change_by_others_within_a_second(
-    directory: KeyCache, clock: Clock, cast: Cast, stop: Callable[[ApiKey], None]
+    cache: KeyCache, clock: Clock, cast: Cast, stop: Callable[[ApiKey], None]
 ) -> None:
-    assert directory.find(cast.owner.plain)
+    assert cache.find(cast.owner.plain)
     stop(cast.owner.key)
     clock.seconds += 0.999
-    assert directory.find(cast.owner.plain)
+    assert cache.find(cast.owner.plain)
     clock.seconds += 0.001
-    assert directory.find(cast.owner.plain) is None
+    assert cache.find(cast.owner.plain) is None
 
 
-def test_it_forgets_when_it_is_told(directory: KeyCache, cast: Cast) -> None:
-    assert directory.find(cast.owner.plain)
+def test_it_forgets_when_it_is_told(cache: KeyCache, cast: Cast) -> None:
+    assert cache.find(cast.owner.plain)
     revoke(cast.owner.key)
-    directory.forget()
-    assert directory.find(cast.owner.plain) is None
+    cache.forget()
+    assert cache.find(cast.owner.plain) is None
 
 
-def test_it_refuses_a_key_that_ends_while_it_is_known(directory: KeyCache, cast: Cast) -> None:
+def test_it_refuses_a_key_that_ends_while_it_is_known(cache: KeyCache, cast: Cast) -> None:
     ends = timezone.now() + timedelta(milliseconds=30)
     ApiKey.objects.filter(pk=cast.owner.key.pk).update(expires_at=ends)
-    assert directory.find(cast.owner.plain)
+    assert cache.find(cast.owner.plain)
     while timezone.now() < ends:
         pass
-    assert directory.find(cast.owner.plain) is None
+    assert cache.find(cast.owner.plain) is None
 
 
 def test_it_says_that_the_database_is_away(
-    directory: KeyCache, clock: Clock, cast: Cast, database_away: Callable[[], None]
+    cache: KeyCache, clock: Clock, cast: Cast, database_away: Callable[[], None]
 ) -> None:
-    assert directory.find(cast.owner.plain)
+    assert cache.find(cast.owner.plain)
     database_away()
-    assert directory.find(cast.owner.plain)
+    assert cache.find(cast.owner.plain)
     clock.seconds += 1
     with pytest.raises(DependencyUnavailable):
-        directory.find(cast.owner.plain)
+        cache.find(cast.owner.plain)
 
 
 def test_it_goes_on_with_known_keys_as_long_as_the_setting_says(
-    directory: KeyCache, clock: Clock, cast: Cast, database_away: Callable[[], None], settings: Settings
+    cache: KeyCache, clock: Clock, cast: Cast, database_away: Callable[[], None], settings: Settings
 ) -> None:
     settings.AUTH_STALE_SECONDS = 60
-    assert directory.find(cast.owner.plain)
+    assert cache.find(cast.owner.plain)
     database_away()
     clock.seconds += 60.9
-    assert directory.find(cast.owner.plain)
+    assert cache.find(cast.owner.plain)
     with pytest.raises(DependencyUnavailable):
-        directory.find(cast.stranger.plain)
+        cache.find(cast.stranger.plain)
     clock.seconds += 0.2
     with pytest.raises(DependencyUnavailable):
-        directory.find(cast.owner.plain)
+        cache.find(cast.owner.plain)
 
 
 @pytest.fixture
@@ -186,13 +186,13 @@ def slow_failure(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_it_makes_nobody_wait_behind_others(directory: KeyCache, slow_failure: list[str]) -> None:
+def test_it_makes_nobody_wait_behind_others(cache: KeyCache, slow_failure: list[str]) -> None:
     refused: list[float] = []
 
     def find() -> None:
         began = time.monotonic()
         with pytest.raises(DependencyUnavailable):
-            directory.find("ak_dev_one")
+            cache.find("ak_dev_one")
         refused.append(time.monotonic() - began)
 
     threads = [threading.Thread(target=find) for _ in range(20)]
@@ -206,10 +206,10 @@ def test_it_makes_nobody_wait_behind_others(directory: KeyCache, slow_failure: l
 
 
 def test_it_keeps_nobody_waiting_for_an_answer_about_a_key_that_is_known(
-    directory: KeyCache, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    cache: KeyCache, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.AUTH_STALE_SECONDS = 60
-    known = directory.find(cast.owner.plain)
+    known = cache.find(cast.owner.plain)
     asked, may_fail = threading.Event(), threading.Event()
 
     def hang(candidates: tuple[str, ...]) -> None:
@@ -219,21 +219,21 @@ def test_it_keeps_nobody_waiting_for_an_answer_about_a_key_that_is_known(
 
     monkeypatch.setattr(key_cache, "_query", hang)
     clock.seconds += 1
-    who_asks = threading.Thread(target=directory.find, args=(cast.owner.plain,))
+    who_asks = threading.Thread(target=cache.find, args=(cast.owner.plain,))
     who_asks.start()
     assert asked.wait(20)
     for _ in range(3):
-        assert directory.find(cast.owner.plain) == known
+        assert cache.find(cast.owner.plain) == known
     assert who_asks.is_alive(), "it still waits for the database"
     may_fail.set()
     who_asks.join()
 
 
 def test_it_goes_on_with_known_keys_without_asking_each_time(
-    directory: KeyCache, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    cache: KeyCache, clock: Clock, cast: Cast, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.AUTH_STALE_SECONDS = 60
-    assert directory.find(cast.owner.plain)
+    assert cache.find(cast.owner.plain)
     asked: list[int] = []
 
     def fail(candidates: tuple[str, ...]) -> None:
@@ -243,36 +243,36 @@ def test_it_goes_on_with_known_keys_without_asking_each_time(
     with monkeypatch.context() as patched:
         patched.setattr(key_cache, "_query", fail)
         clock.seconds += 1
-        assert all(directory.find(cast.owner.plain) for _ in range(10))
+        assert all(cache.find(cast.owner.plain) for _ in range(10))
         assert len(asked) == 1
     clock.seconds += RETRY_AFTER
-    assert directory.find(cast.stranger.plain), "it is back"
+    assert cache.find(cast.stranger.plain), "it is back"
 
 
-def test_it_writes_the_time_of_use_at_most_once_a_minute(directory: KeyCache, clock: Clock, cast: Cast) -> None:
-    directory.find(cast.owner.plain)
+def test_it_writes_the_time_of_use_at_most_once_a_minute(cache: KeyCache, clock: Clock, cast: Cast) -> None:
+    cache.find(cast.owner.plain)
     first = ApiKey.objects.get(pk=cast.owner.key.pk).last_used_at
     assert first is not None
     clock.seconds += 1
-    directory.find(cast.owner.plain)
+    cache.find(cast.owner.plain)
     assert ApiKey.objects.get(pk=cast.owner.key.pk).last_used_at == first
     ApiKey.objects.filter(pk=cast.owner.key.pk).update(last_used_at=first - timedelta(minutes=1))
     clock.seconds += 1
-    directory.find(cast.owner.plain)
+    cache.find(cast.owner.plain)
     assert ApiKey.objects.get(pk=cast.owner.key.pk).last_used_at != first - timedelta(minutes=1)
 
 
-def test_it_writes_no_time_of_use_for_refused_keys(directory: KeyCache, cast: Cast) -> None:
-    directory.find(cast.revoked.plain)
+def test_it_writes_no_time_of_use_for_refused_keys(cache: KeyCache, cast: Cast) -> None:
+    cache.find(cast.revoked.plain)
     assert ApiKey.objects.get(pk=cast.revoked.key.pk).last_used_at is None
 
 
-def test_it_knows_keys_under_older_peppers(directory: KeyCache, clock: Clock, cast: Cast, settings: Settings) -> None:
+def test_it_knows_keys_under_older_peppers(cache: KeyCache, clock: Clock, cast: Cast, settings: Settings) -> None:
     settings.API_KEY_PEPPERS = ["a new pepper", *settings.API_KEY_PEPPERS]
-    assert directory.find(cast.owner.plain)
+    assert cache.find(cast.owner.plain)
     settings.API_KEY_PEPPERS = ["a new pepper"]
     clock.seconds += 1
-    assert directory.find(cast.owner.plain) is None
+    assert cache.find(cast.owner.plain) is None
 
 
 def test_it_takes_limits_from_the_tier() -> None:
@@ -308,7 +308,7 @@ def test_it_takes_caps_and_budgets_of_the_account() -> None:
 
 
 def test_it_counts_a_made_key_against_those_above_it_as_they_are_now(
-    directory: KeyCache, django_assert_num_queries: DjangoAssertNumQueries
+    cache: KeyCache, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     key = make_key(tier=make_tier("ten", requests_per_minute=10)).key
     plain, above = "", [key]
@@ -319,7 +319,7 @@ def test_it_counts_a_made_key_against_those_above_it_as_they_are_now(
     ApiKey.objects.filter(pk=successor.pk).update(requests_per_minute_override=3, revoked_at=timezone.now())
     ApiKey.objects.update(last_used_at=timezone.now())
     with django_assert_num_queries(4):  # the key, those above it, the successor, budgets for single models
-        found = directory.find(plain)
+        found = cache.find(plain)
     assert found is not None
     *keys, account = found.limits.subjects
     assert account.kind == "account"
@@ -344,7 +344,7 @@ def test_it_gives_every_scope_but_key_management_unless_some_are_named() -> None
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_keeps_no_connection_of_the_pool_once_a_key_is_read(directory: KeyCache) -> None:
+def test_it_keeps_no_connection_of_the_pool_once_a_key_is_read(cache: KeyCache) -> None:
     issued = make_key()
-    assert directory.find(issued.plain) is not None
+    assert cache.find(issued.plain) is not None
     assert connection.vendor == "sqlite" or connection.connection is None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from accounts.key_cache import directory
+from accounts.key_cache import key_cache
 from accounts.models import Account, ApiKey, AuditEntry
 from accounts.tests.factories import Cast, make_key, make_tier, secret_part, stored_text
 from tests.stores import Postgres
@@ -38,7 +38,7 @@ class TestCreate:
     def test_it_makes_account_and_key_and_prints_the_key_once(self) -> None:
         make_tier("free")
         answer = json.loads(create("--json").splitlines()[-1])
-        assert directory.find(answer["key"])
+        assert key_cache.find(answer["key"])
         assert (answer["account"], answer["name"], answer["tier"], answer["state"]) == ("acme", "ci", "free", "active")
         assert secret_part(answer["key"]) not in run("list") + run("list", "--json") + stored_text()
 
@@ -47,7 +47,7 @@ class TestCreate:
         output = create()
         key = output.split()[-1]
         assert "It will not be shown again" in output
-        assert directory.find(key)
+        assert key_cache.find(key)
 
     def test_it_uses_an_account_that_exists(self, cast: Cast) -> None:
         create(account="globex")
@@ -117,8 +117,8 @@ class TestRotate:
         output = run("rotate", "--account", "acme", "--name", "owner", "--grace", "60", "--json")
         answer = json.loads(output.splitlines()[-1])
         assert answer["name"] == "owner-2"
-        assert directory.find(answer["key"])
-        assert directory.find(cast.owner.plain)
+        assert key_cache.find(answer["key"])
+        assert key_cache.find(cast.owner.plain)
 
     def test_it_says_how_long_the_old_key_works(self, cast: Cast) -> None:
         assert "works for 86400 more seconds" in run("rotate", "--prefix", cast.owner.key.prefix)
@@ -137,13 +137,13 @@ class TestRotate:
 class TestRevoke:
     def test_it_revokes_by_name(self, cast: Cast) -> None:
         assert run("revoke", "--account", "acme", "--name", "owner").startswith("Revoked owner")
-        assert directory.find(cast.owner.plain) is None
-        assert directory.find(cast.colleague.plain)
+        assert key_cache.find(cast.owner.plain) is None
+        assert key_cache.find(cast.colleague.plain)
 
     @pytest.mark.parametrize("shown", ["prefix", "masked"])
     def test_it_revokes_by_what_is_shown(self, cast: Cast, shown: str) -> None:
         run("revoke", "--prefix", getattr(cast.owner.key, shown))
-        assert directory.find(cast.owner.plain) is None
+        assert key_cache.find(cast.owner.plain) is None
 
     def test_it_says_when_there_was_nothing_to_do(self, cast: Cast) -> None:
         assert "was already revoked" in run("revoke", "--account", "acme", "--name", "revoked")

@@ -13,7 +13,7 @@ from django.utils import timezone
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
 from accounts import services
-from accounts.key_cache import directory
+from accounts.key_cache import key_cache
 from accounts.models import ApiKey, AuditEntry
 from accounts.tests.factories import (
     ACTOR,
@@ -106,7 +106,7 @@ class TestCreation:
             None,
         )
         assert told["scopes"] == ["chat", "summarize", "embeddings", "usage"]
-        identity = directory.find(told["key"])
+        identity = key_cache.find(told["key"])
         assert identity is not None
         assert (identity.account_name, identity.key_name) == ("acme", "ci")
 
@@ -259,8 +259,8 @@ class TestRotation:
         assert answer.status_code == 201
         told = answer.json()
         assert told["name"] == "owner-2"
-        assert directory.find(told["key"])
-        assert directory.find(cast.owner.plain)
+        assert key_cache.find(told["key"])
+        assert key_cache.find(cast.owner.plain)
         assert secret_part(told["key"]) not in stored_text()
         assert AuditEntry.objects.get(action="rotated").actor == "key:acme/manager"
 
@@ -272,7 +272,7 @@ class TestRotation:
 
     def test_it_stops_the_old_key_at_once_without_grace(self, cast: Cast, manager: IssuedKey) -> None:
         send("POST", f"/keys/{cast.owner.key.pk}/rotate", manager, {"grace_seconds": 0})
-        assert directory.find(cast.owner.plain) is None
+        assert key_cache.find(cast.owner.plain) is None
 
     @pytest.mark.parametrize(
         "body", [{"grace_seconds": -1}, {"grace_seconds": 90 * 86_400 + 1}, {"grace_seconds": "x"}, {"grace": 0}]
@@ -310,11 +310,11 @@ class TestRevocation:
         manager: IssuedKey,
         django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks,
     ) -> None:
-        assert directory.find(cast.colleague.plain)
+        assert key_cache.find(cast.colleague.plain)
         with django_capture_on_commit_callbacks(execute=True):
             answer = send("POST", f"/keys/{cast.colleague.key.pk}/revoke", manager)
         assert (answer.status_code, answer.json()["state"]) == (200, "revoked")
-        assert directory.find(cast.colleague.plain) is None
+        assert key_cache.find(cast.colleague.plain) is None
         assert AuditEntry.objects.get(action="revoked").actor == "key:acme/manager"
 
     def test_it_leaves_a_revoked_key_as_it_is(self, cast: Cast, manager: IssuedKey) -> None:
@@ -324,5 +324,5 @@ class TestRevocation:
 
     def test_it_lets_a_key_revoke_itself(self, manager: IssuedKey) -> None:
         assert send("POST", f"/keys/{manager.key.pk}/revoke", manager).json()["state"] == "revoked"
-        directory.forget()
+        key_cache.forget()
         assert send("GET", "/keys", manager).status_code == 401

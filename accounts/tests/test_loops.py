@@ -1,4 +1,4 @@
-"""Steps of background loops: what they raise is logged, without its text, and outlived."""
+"""Steps of background loops: what they raise is logged, without its text, and the loop goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accounts.limits.failover import Pending
 from accounts.limits.types import Amount
 from accounts.tests.limits_fixtures import a_scope
 from accounts.tests.test_limits_failover import Outage
-from core.background import PeriodicThread, ProcessThread, outlived
+from core.background import PeriodicThread, ProcessThread, run_step
 from core.redis.leases import LeaseRenewer
 from tests.processes import wait_until
 
@@ -24,8 +24,8 @@ def fail(*arguments: Any) -> Any:
 
 
 def test_it_outlives_anything_and_tells_its_class_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outlived(lambda: None, event="fine")
-    assert not outlived(fail, event="step_failed")
+    assert run_step(lambda: None, event="fine")
+    assert not run_step(fail, event="step_failed")
     logged = capsys.readouterr().err
     assert "step_failed" in logged
     assert "RuntimeError" in logged

@@ -19,7 +19,7 @@ from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
 from accounts import services
 from accounts.explain import explain_key, explanation_text
-from accounts.key_cache import AuthenticatedKey, KeyCache, build_authenticated_key, directory, model_budgets_of
+from accounts.key_cache import AuthenticatedKey, KeyCache, build_authenticated_key, key_cache, model_budgets_of
 from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, InFlight, LimitName, LimitSet, Refusal, Reserved
@@ -150,7 +150,7 @@ class TestSnapshots:
         self, cast: Cast, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
     ) -> None:
         def found() -> LimitSet:
-            identity = directory.find(cast.owner.plain)
+            identity = key_cache.find(cast.owner.plain)
             assert identity is not None
             return identity.limits_for("gpt")
 

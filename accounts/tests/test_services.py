@@ -12,7 +12,7 @@ from django.utils import timezone
 from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
 
 from accounts import services
-from accounts.key_cache import directory
+from accounts.key_cache import key_cache
 from accounts.keys import digests
 from accounts.models import Account, ApiKey, AuditEntry, Tier
 from accounts.tests.factories import ACTOR, make_account, make_key, make_tier, secret_part, stored_text, works
@@ -74,10 +74,10 @@ class TestTiers:
         self, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
     ) -> None:
         issued = make_key()
-        directory.find(issued.plain)
+        key_cache.find(issued.plain)
         with django_capture_on_commit_callbacks(execute=True):
             make_tier("free", requests_per_minute=77)
-        identity = directory.find(issued.plain)
+        identity = key_cache.find(issued.plain)
         assert identity is not None
         assert identity.limits.subjects[0].limits.requests_per_minute == 77
 

@@ -11,7 +11,7 @@ import pytest
 from django.test import Client
 from pytest_django import Settings
 
-from accounts.key_cache import build_authenticated_key, directory
+from accounts.key_cache import build_authenticated_key, key_cache
 from accounts.limits import get_limits, reset_limits
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.types import SECOND, Amount, Bound, Reserved
@@ -54,7 +54,7 @@ def test_it_accepts_the_keys_of_every_pepper(api: Api, settings: Settings) -> No
     settings.API_KEY_PEPPERS = [second, *settings.API_KEY_PEPPERS]
     assert api.get("/usage").status_code == 200
     settings.API_KEY_PEPPERS = [first]
-    directory.forget()
+    key_cache.forget()
     assert api.get("/usage").status_code == 401
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from core.background import PeriodicThread, outlived
+from core.background import PeriodicThread, run_step
 from core.redis.client import state_store
 from core.redis.wire import script
 
@@ -96,7 +96,7 @@ class LeaseRenewer:
                 held.renewed_at = now
                 due[held.leases, held.shard].append(name)
         for (leases, shard), names in due.items():
-            outlived(partial(leases.renew, shard, names), event="leases_not_renewed")
+            run_step(partial(leases.renew, shard, names), event="leases_not_renewed")
 
 
 renewer = LeaseRenewer()

@@ -8,7 +8,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from accounts import services
-from accounts.key_cache import directory
+from accounts.key_cache import key_cache
 from accounts.models import Account, AuditEntry, Tier
 from accounts.tests.factories import ACTOR, Cast, logged_in, make_admin, make_staff
 from inference.catalog import catalog
@@ -31,7 +31,7 @@ def clear(*arguments: str) -> str:
 
 def forget() -> None:
     """Let a second pass: what this process knows of keys and models is read again."""
-    directory.forget()
+    key_cache.forget()
     catalog.forget()
 
 

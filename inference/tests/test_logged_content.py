@@ -16,7 +16,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts.key_cache import build_authenticated_key, directory
+from accounts.key_cache import build_authenticated_key, key_cache
 from accounts.limits import get_limits
 from accounts.models import Account, AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_admin, make_staff
@@ -45,7 +45,7 @@ def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def logged(api: Api) -> Api:
     """Return a caller whose account's content is logged."""
     Account.objects.filter(pk=api.key.key.account_id).update(logs_content=True)
-    directory.forget()
+    key_cache.forget()
     return api
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accounts.key_cache import build_authenticated_key, directory, model_budgets_of
+from accounts.key_cache import build_authenticated_key, key_cache, model_budgets_of
 from accounts.limits import get_limits
 from accounts.limits.types import Amount
 from accounts.models import public_model_name
@@ -46,7 +46,7 @@ def test_it_refuses_a_model_whose_budget_is_used_up_by_any_of_its_names(
 ) -> None:
     holder = api.key.key if owner == "key" else api.key.key.account
     model_budget_set(owner=holder, budget=BudgetFor("smart", BUDGET, None), actor=ACTOR)
-    directory.forget()
+    key_cache.forget()
     assert api.chat(model=name).status_code == 200
     spend(api, BUDGET - 20)
     answer = api.chat("another", model=name)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from accounts.key_cache import directory
+from accounts.key_cache import key_cache
 from accounts.models import Account, ApiKey, Tier
 from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import MODEL, Api
@@ -143,24 +143,24 @@ def test_it_changes_what_a_caller_sees(
     monkeypatch.setattr(keeper._thread, "start", lambda: False)
     value, effect = EFFECTS[kind][field]
     ApiKey.objects.update(scopes=["chat", "usage", "keys:manage"])
-    directory.forget()
+    key_cache.forget()
     before = effect(api, upstream)
     kind._default_manager.update(**{field: value})
-    directory.forget()
+    key_cache.forget()
     after = effect(api, upstream)
     assert after != before, f"{kind.__name__}.{field} = {value} changes nothing"
 
 
 def test_it_ends_overrides_when_they_are_over(api: Api, upstream: FakeUpstream) -> None:
     ApiKey.objects.update(requests_per_minute_override=77)
-    directory.forget()
+    key_cache.forget()
     assert limit_headers(api, upstream) == "77"
     ApiKey.objects.update(overrides_until=PAST)
-    directory.forget()
+    key_cache.forget()
     assert limit_headers(api, upstream) == "5"
 
 
 def test_it_names_a_model_that_exists(api: Api, upstream: FakeUpstream) -> None:
     Tier.objects.update(models=[MODEL])
-    directory.forget()
+    key_cache.forget()
     assert answered(api, upstream) == 200

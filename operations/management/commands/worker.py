@@ -11,7 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from accounts.checks import require_current_database, require_state_store
-from core.background import outlived, stop_requests
+from core.background import run_step, stop_requests
 from operations.worker import PARTS, SingleRound, Worker
 
 
@@ -43,7 +43,7 @@ class Command(BaseCommand):
         once = SingleRound()
         steps = {"ingest": once.ingest, "check": once.check, "watch": once.watch, "prune": once.prune}
         chosen = [part for part in PARTS if part in parts]
-        went_well = [outlived(partial(self._say, steps[part]), event=f"{part}_failed") for part in chosen]
+        went_well = [run_step(partial(self._say, steps[part]), event=f"{part}_failed") for part in chosen]
         if not all(went_well):
             sys.exit(1)
 
