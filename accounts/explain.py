@@ -13,15 +13,12 @@ from django.utils import timezone
 
 from accounts.key_cache import AuthenticatedKey, identity_of
 from accounts.keys import accepted_peppers
-from accounts.limit_usage import LIMIT_ERRORS, LIVE, LimitUsage, get_limit_usage
-from accounts.limits.types import LimitName
+from accounts.limit_usage import LIVE, LimitUsage, get_limit_usage
+from accounts.limits.types import LIMITS
 from accounts.models import ApiKey
 from core.network import is_within
 from core.redaction import PREFIX
 from core.times import utc_text
-
-#: The limits of the tier that a key may override.
-OVERRIDABLE = (LimitName.REQUESTS_PER_MINUTE, LimitName.TOKENS_PER_MINUTE, LimitName.CONCURRENT_REQUESTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
         reasons.append(Reason(403, "address_denied", f"The key may not be used from {address}."))
     notes = []
     for each in (limit for limit in limits if limit.remaining == 0):
-        code = LIMIT_ERRORS[each.name].code
+        code = LIMITS[each.name].error.code
         text = f"{each.name} of {each.holder} is full: {each.amount(each.used)} of {each.amount(each.limit)}."
         if each.subject.model is None:
             reasons.append(Reason(429, code, text))
@@ -134,7 +131,7 @@ def _source(key: ApiKey, usage: LimitUsage, now: datetime) -> str:
         return f"account {key.account.name}"
     if usage.subject.maker:
         return f"key {usage.subject.maker}"
-    if usage.name not in OVERRIDABLE:
+    if LIMITS[usage.name].is_budget:
         return "this key"
     if getattr(key, f"{usage.name}_override") is None:
         return f"tier {key.tier.name}"

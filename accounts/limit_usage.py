@@ -10,9 +10,10 @@ from typing import Any
 from accounts.limits import get_limits, settled_in_database
 from accounts.limits.local import wall_clock
 from accounts.limits.types import (
-    LEAVES,
+    LIMITS,
     MINUTE,
     SECOND,
+    TOKEN_WINDOW_SECONDS,
     Admission,
     Amount,
     LimitName,
@@ -24,38 +25,12 @@ from accounts.limits.types import (
     SubjectUsage,
     Window,
 )
-from core.errors import (
-    ApiError,
-    BoundExceedsLimit,
-    BudgetExhausted,
-    ConcurrencyLimited,
-    LimitExceeded,
-    RateLimited,
-    TokensLimited,
-)
+from core.errors import ApiError, BoundExceedsLimit
 from core.money import NANO_DOLLARS, dollars
 from core.times import month_end, month_of, utc_text
 
 #: Windows of the limits by unit, in seconds. Tokens are counted by whole seconds, and leave the window up to one later.
-WINDOWS = {"requests": MINUTE // SECOND, "tokens": LEAVES}
-
-#: The limits' names for people.
-TITLES = {
-    LimitName.REQUESTS_PER_MINUTE: "Requests in the last minute",
-    LimitName.TOKENS_PER_MINUTE: "Tokens in the last minute",
-    LimitName.CONCURRENT_REQUESTS: "Requests open now",
-    LimitName.MONTHLY_TOKENS: "Tokens this month",
-    LimitName.MONTHLY_COST: "Cost this month",
-}
-
-#: The error of a refusal by each limit.
-LIMIT_ERRORS: dict[LimitName, type[LimitExceeded]] = {
-    LimitName.REQUESTS_PER_MINUTE: RateLimited,
-    LimitName.TOKENS_PER_MINUTE: TokensLimited,
-    LimitName.CONCURRENT_REQUESTS: ConcurrencyLimited,
-    LimitName.MONTHLY_TOKENS: BudgetExhausted,
-    LimitName.MONTHLY_COST: BudgetExhausted,
-}
+WINDOWS = {"requests": MINUTE // SECOND, "tokens": TOKEN_WINDOW_SECONDS}
 
 
 def refusal_error(refusal: Refusal) -> ApiError:
@@ -67,7 +42,7 @@ def refusal_error(refusal: Refusal) -> ApiError:
         error = BoundExceedsLimit()
         error.extra.update(extra)
     else:
-        error = LIMIT_ERRORS[refusal.limit](retry_after=refusal.retry_after, extra=extra)
+        error = LIMITS[refusal.limit].error(retry_after=refusal.retry_after, extra=extra)
     if refusal.subject.maker:
         error.detail += f" This is a limit of {blocking.holder}."
     error.refusal = refusal
@@ -191,7 +166,7 @@ class LimitUsage:
     @property
     def title(self) -> str:
         """The limit's name for people, with the model of a model budget."""
-        return ", ".join(part for part in (TITLES[self.name], self.subject.model) if part)
+        return ", ".join(part for part in (LIMITS[self.name].title, self.subject.model) if part)
 
     @property
     def text(self) -> str:
@@ -239,11 +214,6 @@ class LimitUsage:
 
 #: Sources of usage: the limits themselves, or (while Redis is away) the records in the database.
 LIVE, RECORDS = "limits", "records"
-MONTHLY = (LimitName.MONTHLY_TOKENS, LimitName.MONTHLY_COST)
-#: What is known of the other limits while Redis is away.
-UNKNOWN_RATES: Mapping[LimitName, tuple[int | None, int | None]] = {
-    name: (None, None) for name in LimitName if name not in MONTHLY
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +251,7 @@ def usage_of_scopes(scopes: Sequence[LimitSet]) -> UsageReport:
         used = [each for usages in get_limits().usages(scopes) for each in usages] if scopes else []
     except LimitsUnavailable:
         rows = recorded_usage([subject for scope in scopes for subject in scope.subjects])
-        return UsageReport(now, RECORDS, [row for row in rows if row.name in MONTHLY])
+        return UsageReport(now, RECORDS, [row for row in rows if LIMITS[row.name].is_budget])
     return UsageReport(now, LIVE, [row for each in used for row in usage_of_subject(each, now)])
 
 
@@ -289,7 +259,7 @@ def recorded_usage(subjects: Sequence[Subject]) -> list[LimitUsage]:
     """List the usage of the limits of subjects as far as the records in the database know it: that of the month."""
     now = wall_clock()
     settled = settled_in_database(subjects, month_of(now)) if subjects else {}
-    return [row for subject in subjects for row in _rows(subject, settled[subject], now)]
+    return [row for subject in subjects for row in _rows(subject, settled[subject], now, rates={})]
 
 
 def usage_of_subject(used: SubjectUsage, now: int, windows: Status | None = None) -> list[LimitUsage]:
@@ -304,17 +274,20 @@ def usage_of_subject(used: SubjectUsage, now: int, windows: Status | None = None
 
 
 def _rows(
-    subject: Subject, month: Amount, now: int, rates: Mapping[LimitName, tuple[int | None, int | None]] = UNKNOWN_RATES
+    subject: Subject, month: Amount, now: int, rates: Mapping[LimitName, tuple[int | None, int | None]]
 ) -> list[LimitUsage]:
     """List the limits of a subject in the order in which they are checked; of a model budget, its two monthly ones.
 
-    `rates` are the used amounts and times of reset of the limits that are not monthly. For a maker, only the limits
-    that it has: the rest of its usage does not concern the calling key.
+    `rates` are the used amounts and times of reset of the other limits, as far as they are known. For a maker, only the
+    limits that it has: the rest of its usage does not concern the calling key.
     """
     ends = month_end(month_of(now))
     used = {**rates, LimitName.MONTHLY_TOKENS: (month.tokens, ends), LimitName.MONTHLY_COST: (month.cost, ends)}
-    names = MONTHLY if subject.model else LimitName
-    rows = [LimitUsage(name, subject, getattr(subject.limits, name), *used[name]) for name in names]
+    rows = [
+        LimitUsage(name, subject, getattr(subject.limits, name), *used.get(name, (None, None)))
+        for name, limit in LIMITS.items()
+        if limit.is_budget or not subject.model
+    ]
     return [row for row in rows if row.limit is not None] if subject.maker else rows
 
 

@@ -33,19 +33,19 @@ def api_key_list(*, account: str | None = None) -> QuerySet[ApiKey]:
 
 def api_keys_usable(*, account: Account, at: datetime) -> QuerySet[ApiKey]:
     """List an account's keys that are neither revoked nor expired at a time; keys in a grace period are usable."""
-    return account.api_keys.filter(_is_usable(at))
+    return account.api_keys.filter(is_usable(at))
 
 
 def api_key_count(*, account_id: int | None, at: datetime) -> int:
     """Count the keys of one account, or of all (None), that work at a time; keys of disabled accounts don't."""
-    keys = ApiKey.objects.filter(_is_usable(at), account__is_active=True)
+    keys = ApiKey.objects.filter(is_usable(at), account__is_active=True)
     return (keys if account_id is None else keys.filter(account_id=account_id)).count()
 
 
 def api_keys_current(*, at: datetime) -> QuerySet[ApiKey]:
     """List the keys of all active accounts that work at a time and have not been replaced."""
     keys = ApiKey.objects.select_related("account", "tier")
-    return keys.filter(_is_usable(at), revoked_at=None, account__is_active=True)
+    return keys.filter(is_usable(at), revoked_at=None, account__is_active=True)
 
 
 def model_budgets_current(*, at: datetime) -> QuerySet[ModelBudget]:
@@ -57,8 +57,12 @@ def model_budgets_current(*, at: datetime) -> QuerySet[ModelBudget]:
     return ModelBudget.objects.select_related("account", "key__account").filter(owned)
 
 
-def _is_usable(at: datetime) -> Q:
-    return (Q(revoked_at=None) | Q(revoked_at__gt=at)) & (Q(expires_at=None) | Q(expires_at__gt=at))
+def is_usable(at: datetime, to_key: str = "") -> Q:
+    """Select keys that are neither revoked nor expired at a time; `to_key` leads to them from another model."""
+    revoked, expires = (
+        Q((f"{to_key}{end}", None)) | Q((f"{to_key}{end}__gt", at)) for end in ("revoked_at", "expires_at")
+    )
+    return revoked & expires
 
 
 def api_keys_of_lineages(firsts: Iterable[int]) -> QuerySet[ApiKey]:
@@ -111,7 +115,7 @@ def api_keys_made_by(keys: Iterable[ApiKey], *, at: datetime) -> list[ApiKey]:
     """List the usable keys, of any generation, that these keys or the keys they replaced have created."""
     makers = {key.pk: key.limits_id for key in keys}
     counted = api_keys_counted_against(makers.values())
-    usable = api_key_list().filter(_is_usable(at), pk__in=list(counted)).exclude(pk__in=makers)
+    usable = api_key_list().filter(is_usable(at), pk__in=list(counted)).exclude(pk__in=makers)
     return [key for key in usable if counted[key.pk] - {key.limits_id}]
 
 

@@ -103,19 +103,19 @@ _TRANSLATIONS: list[tuple[tuple[type[Exception], ...], type[ApiError]]] = [
 
 def _from_validation(exception: drf.ValidationError) -> InvalidRequest:
     errors: dict[str, list[str]] = {}
-    for field, text in _told(exception.detail, ""):
+    for field, text in _messages(exception.detail, ""):
         errors.setdefault(field or NON_FIELD, []).append(text)
     return InvalidRequest(errors=errors)
 
 
-def _told(detail: Any, field: str) -> Iterator[tuple[str, str]]:
+def _messages(detail: Any, field: str) -> Iterator[tuple[str, str]]:
     """Yield (field, message) for each message; nested fields as `scopes[0]` or `model_budgets[1].model`."""
     if isinstance(detail, dict):
         for name, inner in detail.items():
-            yield from _told(inner, _within(field, name))
+            yield from _messages(inner, _within(field, name))
     elif isinstance(detail, list | tuple):
         for number, inner in enumerate(detail):
-            yield from _told(inner, _within(field, number) if isinstance(inner, dict) else field)
+            yield from _messages(inner, _within(field, number) if isinstance(inner, dict) else field)
     else:
         yield field, str(detail)
 

@@ -32,14 +32,11 @@ from accounts.admin.base import (
 from accounts.admin.forms import ModelBudgetInline, ModelBudgetsAdmin, TierForm
 from accounts.admin.keys import KeyColumns
 from accounts.key_cache import account_subject, model_subject
-from accounts.limit_usage import LIVE, TITLES, LimitUsage, usage_of_scopes
-from accounts.limits.types import LimitName, LimitSet
+from accounts.limit_usage import LIVE, LimitUsage, usage_of_scopes
+from accounts.limits.types import BUDGET_FIELDS, LIMITS, RATE_FIELDS, LimitName, LimitSet
 from accounts.models import Account, ApiKey, Tier
-from accounts.selectors import api_keys_usable
+from accounts.selectors import api_keys_usable, is_usable
 from core.times import utc_text
-
-BUDGET_FIELDS = ("monthly_token_budget", "monthly_cost_budget")
-CAP_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "max_keys")
 
 
 class KeyedAdmin(ModelBudgetsAdmin):
@@ -112,7 +109,7 @@ class AccountAdmin(KeyedAdmin):
     add_fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("name", "contact")}),
         ("Monthly budgets over all keys", {"fields": BUDGET_FIELDS}),
-        ("Caps over all keys", {"fields": CAP_FIELDS}),
+        ("Caps over all keys", {"fields": (*RATE_FIELDS, "max_keys")}),
         ("Content", {"fields": ("logs_content",)}),
         ("Metadata", {"fields": ("metadata",), "classes": ("collapse",)}),
     )
@@ -128,9 +125,7 @@ class AccountAdmin(KeyedAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Count the usable keys of each account in the same query."""
-        now = timezone.now()
-        usable = Q(api_keys__revoked_at=None) | Q(api_keys__revoked_at__gt=now)
-        usable &= Q(api_keys__expires_at=None) | Q(api_keys__expires_at__gt=now)
+        usable = is_usable(timezone.now(), "api_keys__")
         number = Count("api_keys", filter=usable & Q(api_keys__isnull=False))
         counted: QuerySet[Any] = super().get_queryset(request).annotate(usable_keys=number)
         return counted
@@ -259,21 +254,18 @@ class AccountAdmin(KeyedAdmin):
         return ask(self, request, question)
 
 
-LIMIT_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
-
-
 @admin.register(Tier)
 class TierAdmin(KeyedAdmin):
     """The admin of tiers. A change reaches every key of the tier within a second."""
 
     form = TierForm
-    list_display = ("name", *LIMIT_FIELDS, "max_output_tokens", "allowed_models", "cache_enabled", "keys")
+    list_display = ("name", *RATE_FIELDS, "max_output_tokens", "allowed_models", "cache_enabled", "keys")
     search_fields = ("name",)
     empty_value_display = "unlimited"
     instead = "Give its keys another tier first."
     fieldsets = (
         (None, {"fields": ("name",)}),
-        ("Limits of each key", {"fields": (*LIMIT_FIELDS, "max_output_tokens")}),
+        ("Limits of each key", {"fields": (*RATE_FIELDS, "max_output_tokens")}),
         ("What its keys may use", {"fields": ("models", "cache_enabled", "cache_any_temperature")}),
     )
 
@@ -310,6 +302,6 @@ def usage_bar(usage: LimitUsage) -> SafeString:
         '<progress max="{}" value="{}" aria-label="{}" class="block w-40"></progress><span>{}</span>',
         max(usage.limit, 1),
         min(usage.used or 0, max(usage.limit, 1)),
-        TITLES[usage.name],
+        LIMITS[usage.name].title,
         usage.text,
     )

@@ -17,6 +17,7 @@ from unfold.widgets import (
 
 from accounts import services
 from accounts.admin.base import AuditedAdmin, TabularInline, actor_of
+from accounts.limits.types import BUDGET_FIELDS
 from accounts.models import ApiKey, ModelBudget, Tier
 from accounts.services import api_key_require_room
 from accounts.validators import SCOPES, validate_model_names, validate_networks
@@ -121,7 +122,7 @@ class ModelBudgetInline(TabularInline):
     """The model budgets of an account or a key."""
 
     model = ModelBudget
-    fields = ("model", "monthly_token_budget", "monthly_cost_budget")
+    fields = ("model", *BUDGET_FIELDS)
     extra = 0
     per_page = 20
     hide_title = True

@@ -37,6 +37,7 @@ from accounts.admin.forms import ApiKeyForm, ModelBudgetInline, ModelBudgetsAdmi
 from accounts.admin.lists import TextFilter
 from accounts.explain import explain_key
 from accounts.keys import SHOWN_PREFIX
+from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS
 from accounts.models import ApiKey
 from accounts.selectors import api_keys_made_by
 from core.network import parse_address
@@ -129,17 +130,10 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     actions_detail = ("test", "rotate", "revoke")
     settings_fieldsets: ClassVar[Fieldsets] = (
         ("What it may do", {"fields": ("scopes", "models", "allowed_ips")}),
-        ("Monthly budgets of its own", {"fields": ("monthly_token_budget", "monthly_cost_budget")}),
+        ("Monthly budgets of its own", {"fields": BUDGET_FIELDS}),
         (
             "Limits instead of the tier's",
-            {
-                "fields": (
-                    "requests_per_minute_override",
-                    "tokens_per_minute_override",
-                    "concurrent_requests_override",
-                    "overrides_until",
-                )
-            },
+            {"fields": (*(f"{field}_override" for field in RATE_FIELDS), "overrides_until")},
         ),
     )
     add_fieldsets: ClassVar[Fieldsets] = (

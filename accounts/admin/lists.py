@@ -116,7 +116,7 @@ class TimeFilter(admin.ListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Apply those ends of the range that are given."""
-        begin, end = (parse_moment(text) for text in self._typed())
+        begin, end = (parse_time_filter(text) for text in self._typed())
         if begin is not None:
             queryset = queryset.filter(**{f"{self._column}__gte": begin})
         return queryset if end is None else queryset.filter(**{f"{self._column}__lt": end})
@@ -126,7 +126,7 @@ class TimeFilter(admin.ListFilter):
         return begin, end
 
 
-def parse_moment(text: str) -> datetime | None:
+def parse_time_filter(text: str) -> datetime | None:
     """Parse a time in UTC: ISO 8601, or a number of hours or days before now; None for an empty text.
 
     Raises IncorrectLookupParameters for anything else; the admin answers that with a message.
@@ -162,7 +162,7 @@ class Searched:
     """How far the search for a page that is not full went: the number of rows, and the time of the last one."""
 
     rows: int
-    moment: datetime
+    time: datetime
     url: str
     is_newer: bool
 

@@ -8,6 +8,7 @@ permission.
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
@@ -35,7 +36,6 @@ else:
     GroupBase, UserBase = DjangoGroupAdmin, DjangoUserAdmin
 
 POWERS = ("is_superuser", "is_staff", "groups", "user_permissions")
-FOUND = 302
 
 
 class RelationsAuditedAdmin(AuditedAdmin):
@@ -57,7 +57,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class PersonAdmin(UserBase, RelationsAuditedAdmin):
+class UserAdmin(UserBase, RelationsAuditedAdmin):
     """The admin of users."""
 
     form = UserChangeForm
@@ -83,7 +83,7 @@ class PersonAdmin(UserBase, RelationsAuditedAdmin):
         """Change a user's password, and write an audit entry without its value."""
         with transaction.atomic():
             response: HttpResponse = super().user_change_password(request, id, form_url)
-            if request.method == "POST" and response.status_code == FOUND:
+            if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
                 audit_record(actor=actor_of(request), action="password", target=User.objects.get(pk=id))
         return response
 
@@ -98,7 +98,7 @@ class PersonAdmin(UserBase, RelationsAuditedAdmin):
 
 
 @admin.register(Group)
-class TeamAdmin(GroupBase, RelationsAuditedAdmin):
+class GroupAdmin(GroupBase, RelationsAuditedAdmin):
     """The admin of groups."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -118,7 +118,7 @@ def change_own_password(request: HttpRequest) -> HttpResponse:
     """Change the user's own password on the site's page, and write an audit entry without its value."""
     with transaction.atomic():
         response: HttpResponse = admin.site.password_change(request)
-        if request.method == "POST" and response.status_code == FOUND:
+        if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
             audit_record(actor=actor_of(request), action="password", target=request.user)  # type: ignore[arg-type]  # staff
     return response
 
@@ -221,13 +221,13 @@ class AuditEntryAdmin(KeysetAdmin):
         rows = format_html_join(
             "",
             f"<tr>{cell * 3}</tr>",
-            ((name.replace("_", " "), _written(entry.before, name), _written(entry.after, name)) for name in names),
+            ((name.replace("_", " "), _shown(entry.before, name), _shown(entry.after, name)) for name in names),
         )
         head = '<tr class="text-left"><th class="pr-4">Field</th><th class="pr-4">Before</th><th>After</th></tr>'
         return format_html('<table class="w-full">{}{}</table>', SafeString(head), rows)
 
 
-def _written(values: dict[str, Any], name: str) -> str:
+def _shown(values: dict[str, Any], name: str) -> str:
     if name not in values or values[name] is None:
         return "—"
     value = values[name]

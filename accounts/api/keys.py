@@ -22,8 +22,8 @@ from rest_framework.response import Response
 
 from accounts.api.base import KeyView
 from accounts.idempotency import Claim, is_final
-from accounts.key_cache import build_authenticated_key
-from accounts.limits.types import Limits
+from accounts.key_cache import build_authenticated_key, key_subject
+from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS, Limits
 from accounts.models import GENERATIONS, ApiKey, ModelBudget, public_model_name
 from accounts.selectors import api_key_list, api_key_makers
 from accounts.serializers import KeyAnswer, KeyRequest, NewKeyAnswer, RotateRequest
@@ -62,7 +62,7 @@ class KeyManagementView(KeyView):
         if any(
             _is_more(getattr(budgets.get(each.model), field, None), getattr(each, field))
             for each in own.model_budgets.all()
-            for field in _BUDGETS
+            for field in BUDGET_FIELDS
         ):
             beyond.append("model_budgets")
         above = {pk: {each.limits_id for each in makers} for pk, makers in api_key_makers([own, key]).items()}
@@ -128,23 +128,23 @@ class KeysView(KeyManagementView):
         """Create a key, and show its secret this once."""
         body = KeyRequest(data=request.data)
         body.is_valid(raise_exception=True)
-        asked = dict(body.validated_data)
-        creator = self.find_key(self.identity.key_id)
-        if len(api_key_makers([creator])[creator.pk]) >= GENERATIONS:
+        asked = body.validated_data
+        maker = self.find_key(self.identity.key_id)
+        if len(api_key_makers([maker])[maker.pk]) >= GENERATIONS:
             raise PermissionDenied(
                 f"This key can't make keys: it is {GENERATIONS} generations below a key that an operator made."
             )
-        name = asked.pop("name")
-        identity, wanted = self.identity, asked.pop("model_budgets", [])
-        settings = delegated_settings(creator, asked)
-        budgets = delegated_model_budgets(creator.model_budgets.all(), wanted, allowed=identity.may_use_model)
+        settings = delegated_settings(maker, asked)
+        budgets = delegated_model_budgets(
+            maker.model_budgets.all(), asked.get("model_budgets", ()), allowed=self.identity.may_use_model
+        )
         with _validation_errors_as_400():
             key, plain = api_key_create(
-                account=creator.account,
-                tier=creator.tier,
-                name=name,
+                account=maker.account,
+                tier=maker.tier,
+                name=asked["name"],
                 actor=self.actor,
-                maker=creator,
+                maker=maker,
                 model_budgets=budgets,
                 **settings,
             )
@@ -213,26 +213,22 @@ def _validation_errors_as_400() -> Iterator[None]:
         raise InvalidRequest(errors=errors) from error
 
 
-_RATES = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
-_BUDGETS = ("monthly_token_budget", "monthly_cost_budget")
+def delegated_settings(maker: ApiKey, asked: Mapping[str, Any]) -> KeySettings:
+    """Return the settings of a new key of the maker's tier: the requested ones, else the maker's.
 
-
-def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings:
-    """Return the settings of a new key of the creator's tier: the requested ones, else the creator's.
-
-    The scope `keys:manage` is only handed on if it is requested by name. Overrides end with the creator's. Raises
-    InvalidRequest with every field in which the request exceeds the creator.
+    The scope `keys:manage` is only handed on if it is requested by name. Overrides end with the maker's. Raises
+    InvalidRequest with every field in which the request exceeds the maker.
     """
     now = datetime.now(UTC)
-    limits = build_authenticated_key(creator, now).limits.subjects[0].limits
-    scopes, models, end = creator.scopes or sorted(DEFAULT_SCOPES), _models(creator), _end(creator)
-    are_ended = creator.overrides_until is not None and creator.overrides_until <= now
+    limits, end = key_subject(maker, now).limits, build_authenticated_key(maker, now).ends_at
+    scopes, models = maker.scopes or sorted(DEFAULT_SCOPES), _models(maker)
+    are_ended = maker.overrides_until is not None and maker.overrides_until <= now
     settings: dict[str, Any] = {
         "scopes": list(asked.get("scopes") or (scope for scope in scopes if scope in DEFAULT_SCOPES)),
-        "models": list(asked.get("models") or models or creator.models),  # the same list if the creator may use none
-        "allowed_ips": list(asked.get("allowed_ips") or creator.allowed_ips),
+        "models": list(asked.get("models") or models or maker.models),  # the same list if the maker may use none
+        "allowed_ips": list(asked.get("allowed_ips") or maker.allowed_ips),
         "expires_at": asked.get("expires_at") or end,
-        "overrides_until": None if are_ended else creator.overrides_until,
+        "overrides_until": None if are_ended else maker.overrides_until,
     }
     errors: dict[str, list[str]] = {}
     for name, own in (("scopes", scopes), ("models", models)):
@@ -241,16 +237,16 @@ def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings
             errors[name] = [f"Not among this key's own: {', '.join(beyond)}."]
     if not settings["scopes"]:  # an empty list would mean all of DEFAULT_SCOPES
         errors["scopes"] = [f"Name at least one of this key's own: {', '.join(scopes)}."]
-    if not _within(settings["allowed_ips"], creator.allowed_ips):
+    if not _within(settings["allowed_ips"], maker.allowed_ips):
         errors["allowed_ips"] = ["Not within this key's own addresses."]
     if end is not None and settings["expires_at"] > end:
         errors["expires_at"] = ["Later than this key's own."]
-    for name in _RATES:
-        inherited = None if are_ended else getattr(creator, f"{name}_override")
+    for name in RATE_FIELDS:
+        inherited = None if are_ended else getattr(maker, f"{name}_override")
         wanted = _at_most(name, asked.get(name), getattr(limits, name), errors)
         settings[f"{name}_override"] = wanted if name in asked else inherited
-    for name in _BUDGETS:
-        settings[name] = _at_most(name, asked.get(name), getattr(creator, name), errors)
+    for name in BUDGET_FIELDS:
+        settings[name] = _at_most(name, asked.get(name), getattr(maker, name), errors)
     if errors:
         raise InvalidRequest("A key can't have more than the key that makes it.", errors=errors)
     return cast("KeySettings", settings)
@@ -259,10 +255,10 @@ def delegated_settings(creator: ApiKey, asked: Mapping[str, Any]) -> KeySettings
 def delegated_model_budgets(
     own: Iterable[ModelBudget], asked: Iterable[Mapping[str, Any]], *, allowed: Callable[[str], bool]
 ) -> list[BudgetFor]:
-    """Return the model budgets of a new key: the requested ones, and the creator's for its other models.
+    """Return the model budgets of a new key: the requested ones, and the maker's for its other models.
 
-    `allowed` returns whether the creator may use a model; whether other models exist is not revealed. Raises
-    InvalidRequest if a requested budget exceeds the creator's.
+    `allowed` returns whether the maker may use a model; whether other models exist is not revealed. Raises
+    InvalidRequest if a requested budget exceeds the maker's.
     """
     budgets = {each.model: BudgetFor(each.model, each.monthly_token_budget, each.monthly_cost_budget) for each in own}
     errors: dict[str, list[str]] = {}
@@ -282,37 +278,32 @@ def delegated_model_budgets(
     return list(budgets.values())
 
 
-def exceeds(key: ApiKey, creator: ApiKey) -> list[str]:
-    """List the fields in which a key of the same account exceeds another.
+def exceeds(key: ApiKey, caller: ApiKey) -> list[str]:
+    """List the fields in which a key exceeds the calling one, which is of the same account.
 
-    Rotating such a key would hand more on than the other has; revoking it would stop a more trusted key.
+    Rotating such a key would hand more on than the caller has; revoking it would stop a more trusted key.
     """
     now = datetime.now(UTC)
-    mine, other = build_authenticated_key(creator, now), build_authenticated_key(key, now)
-    end, models, others = _end(creator), _models(creator), _models(key)
-    facts = {
-        "scopes": other.scopes <= mine.scopes,
-        "models": models is None or (others is not None and set(others) <= set(models)),
-        "allowed_ips": _within(key.allowed_ips, creator.allowed_ips),
-        "expires_at": end is None or (key.expires_at is not None and key.expires_at <= end),
-        "max_output_tokens": other.max_output_tokens <= mine.max_output_tokens,
+    its, own = build_authenticated_key(key, now), build_authenticated_key(caller, now)
+    its_models, models = _models(key), _models(caller)
+    is_within = {
+        "scopes": its.scopes <= own.scopes,
+        "models": models is None or (its_models is not None and set(its_models) <= set(models)),
+        "allowed_ips": _within(key.allowed_ips, caller.allowed_ips),
+        "expires_at": own.ends_at is None or (key.expires_at is not None and key.expires_at <= own.ends_at),
+        "max_output_tokens": its.max_output_tokens <= own.max_output_tokens,
     }
     # Overrides end: a key that is within bounds now may exceed them later.
     higher: set[str] = set()
-    for at in {now, *(max(now, each.overrides_until) for each in (creator, key) if each.overrides_until is not None)}:
-        its, own = (build_authenticated_key(each, at).limits.subjects[0].limits for each in (key, creator))
-        higher |= {name for name in Limits.__slots__ if _is_more(getattr(its, name), getattr(own, name))}
-    return [name for name, is_within in facts.items() if not is_within] + sorted(higher)
+    for at in {now, *(max(now, each.overrides_until) for each in (key, caller) if each.overrides_until is not None)}:
+        limits, bounds = key_subject(key, at).limits, key_subject(caller, at).limits
+        higher |= {name for name in Limits.__slots__ if _is_more(getattr(limits, name), getattr(bounds, name))}
+    return [name for name, fits in is_within.items() if not fits] + sorted(higher)
 
 
 def _is_more(other: Any, own: Any) -> bool:
     """Return whether a limit is higher than another; None is no limit."""
     return own is not None and (other is None or other > own)
-
-
-def _end(key: ApiKey) -> datetime | None:
-    """Return when a key stops working: at its expiry or its revocation; None: never."""
-    return min((end for end in (key.expires_at, key.revoked_at) if end is not None), default=None)
 
 
 def _models(key: ApiKey) -> list[str] | None:
@@ -324,13 +315,12 @@ def _models(key: ApiKey) -> list[str] | None:
 
 def _within(inner: Sequence[str], outer: Sequence[str]) -> bool:
     """Return whether every network lies in one of the outer ones; without outer ones, any is allowed."""
-    bigs, smalls = ([ipaddress.ip_network(text) for text in texts] for texts in (outer, inner))
-    return not bigs or (
-        bool(smalls)
-        and all(
-            any(small.version == big.version and small.subnet_of(big) for big in bigs)  # type: ignore[arg-type]
-            for small in smalls
-        )
+    if not outer:
+        return True
+    outer_networks = [ipaddress.ip_network(text) for text in outer]
+    return bool(inner) and all(
+        any(small.version == big.version and small.subnet_of(big) for big in outer_networks)  # type: ignore[arg-type]
+        for small in map(ipaddress.ip_network, inner)
     )
 
 

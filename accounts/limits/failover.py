@@ -29,9 +29,9 @@ from accounts.limits.records import UsageRecord
 from accounts.limits.redis import HEARTBEAT_SECONDS, RedisBackend
 from accounts.limits.tallies import Tallies
 from accounts.limits.types import (
+    MAX_REAPED,
     MINUTE,
     NO_ACCOUNT,
-    REAP_AT_MOST,
     Admission,
     Amount,
     Bound,
@@ -51,7 +51,7 @@ from core.redis.availability import Availability, StoreAway
 logger = logging.getLogger(__name__)
 
 CAPACITY = 20_000
-REMEMBERED = 60 * MINUTE  # µs; how long Redis remembers that an operation was settled: SETTLED_TTL in prelude.lua
+SETTLED_TTL = 60 * MINUTE  # µs; how long Redis remembers that an operation was settled: SETTLED_TTL in prelude.lua
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Pending:
 
     def is_ambiguous(self, now: int) -> bool:
         """Return whether Redis may have forgotten that this was settled already: settling again could charge twice."""
-        return self.maybe_done and self.record is None and now - self.since >= REMEMBERED
+        return self.maybe_done and self.record is None and now - self.since >= SETTLED_TTL
 
 
 class PendingSettlements:
@@ -142,7 +142,7 @@ class PendingSettlements:
 
 T = TypeVar("T")
 
-MEND_INTERVAL = 1.0  # seconds between attempts to make what waits for Redis
+REPAIR_INTERVAL = 1.0  # seconds between attempts to make what waits for Redis
 RETRY_AFTER = 5  # seconds; Redis is in use again sooner than that after its recovery
 HELD_CAPACITY = 50_000
 
@@ -151,7 +151,7 @@ class FailoverBackend:
     """Redis, or this process alone while Redis is away. RedisBackend documents what each method guarantees.
 
     `sink` stores a record in the database and raises if it can't. `start` starts the repair thread; tests pass one that
-    does nothing, and call `mend_once` themselves.
+    does nothing, and call `repair_once` themselves.
     """
 
     def __init__(
@@ -171,10 +171,10 @@ class FailoverBackend:
         self.tallies = Tallies(sink)
         self._sink = sink
         self._clock = clock
-        self._mender = PeriodicThread(
-            self.mend_once,
-            has_work=self._has_to_mend,
-            seconds=lambda: MEND_INTERVAL,
+        self._repairer = PeriodicThread(
+            self.repair_once,
+            has_work=self._has_to_repair,
+            seconds=lambda: REPAIR_INTERVAL,
             name="limits-mender",
             event="limits_not_mended",
             start=start,
@@ -325,10 +325,10 @@ class FailoverBackend:
             else:
                 self.tallies.add(tally, operation, record, now)
                 if self.tallies:
-                    self._mender.begin()
+                    self._repairer.begin()
             return True
 
-    def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
+    def reap(self, shard: int, *, at_most: int = MAX_REAPED) -> int:
         """Charge expired leases; while Redis is away none, they are charged after its return."""
         try:
             return self._on_primary(lambda: self.primary.reap(shard, at_most=at_most))
@@ -349,14 +349,14 @@ class FailoverBackend:
         except StoreAway as away:
             raise LimitsUnavailable(retry_after=RETRY_AFTER) from away
 
-    def mend_once(self) -> bool:
+    def repair_once(self) -> bool:
         """Probe Redis, and make the waiting settlements; return whether nothing is left to repair."""
         stored = self.tallies.flush()
         return self.availability.try_close() and self.pending.flush(self.primary) and stored
 
     def end(self) -> None:
         """Stop the repair thread of a backend that is being replaced; waiting settlements are dropped."""
-        self._mender.end()
+        self._repairer.end()
         self._heart.end()
 
     def _beat(self) -> None:
@@ -403,9 +403,9 @@ class FailoverBackend:
 
     def _keep(self, pending: Pending) -> None:
         self.pending.add(pending)
-        self._mender.begin()
+        self._repairer.begin()
 
-    def _has_to_mend(self) -> bool:
+    def _has_to_repair(self) -> bool:
         return bool(self.pending or self.tallies)
 
 

@@ -18,10 +18,10 @@ from redis.exceptions import ResponseError
 
 from accounts.limits.records import UsageRecord
 from accounts.limits.types import (
-    LAZY_REAPS,
+    MAX_REAPED,
+    MAX_REAPED_BY_RESERVE,
     MILLION,
     NO_ACCOUNT,
-    REAP_AT_MOST,
     REFUSALS_A_MINUTE,
     SECOND,
     SHARDS,
@@ -60,7 +60,7 @@ class LedgerMissing:
 
 
 UNLIMITED = -1
-HOLDS = -1  # what refuse.lua returns for an operation that holds a reservation
+HOLDS_RESERVATION = -1  # what refuse.lua returns for an operation that holds a reservation
 LEDGER_KEPT = 45 * DAY * SECOND  # after the end of its month, for late settles and reports
 RESERVE_LIMITS = (  # in the order of their numbers in reserve.lua
     LimitName.TOKENS_PER_MINUTE,
@@ -189,7 +189,7 @@ class RedisBackend:
         arguments: list[Argument] = [
             operation, self.lease_seconds * SECOND, attempt, month, month_end(month) if month else 0,
             bound.prompt.tokens, bound.prompt.cost, bound.output_tokens, bound.least_output, bound.step,
-            *divmod(bound.output_price, MILLION), "" if draft is None else draft.as_json(), LAZY_REAPS,
+            *divmod(bound.output_price, MILLION), "" if draft is None else draft.as_json(), MAX_REAPED_BY_RESERVE,
             *((flight.key, flight.since) if flight else ("", 0)), self.process,
         ]  # fmt: skip
         for subject in scope.subjects:
@@ -293,13 +293,13 @@ class RedisBackend:
         if tally is not None:
             arguments: list[Argument] = [operation, record.as_json(), tally.owner, tally.kind, REFUSALS_A_MINUTE]
             noted = self._call("refuse", account_id % SHARDS, arguments)
-            if noted != HOLDS:
+            if noted != HOLDS_RESERVATION:
                 return bool(noted)
         # The month does not matter: an operation that reserved has its own, and one that did not is charged nothing.
         nobody = LimitSet(account_id, ())
         return not self.settle(nobody, operation, admitted_at=0, used=Amount(), record=record).duplicate
 
-    def reap(self, shard: int, *, at_most: int = REAP_AT_MOST) -> int:
+    def reap(self, shard: int, *, at_most: int = MAX_REAPED) -> int:
         """Charge the bound of the shard's reservations whose lease has expired; return how many there were."""
         return int(self._call("reap", shard, [at_most]))
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
+from core.errors import BudgetExhausted, ConcurrencyLimited, LimitExceeded, RateLimited, TokensLimited
+
 MILLION = 1_000_000
 EXACT = 2**53  # Lua's numbers are doubles: integers are exact below this
 
@@ -97,9 +99,9 @@ NO_ACCOUNT = 0  # ids in the database begin at 1
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
 
-REAP_AT_MOST = 64  # keeps one call's time in Redis below a few ms
-LEAVES = 61  # seconds; tokens of one second leave the window when the end of that second is a minute old: never early
-LAZY_REAPS = 16  # expired leases of the shard that one reserve clears at most: keeps its time bounded
+MAX_REAPED = 64  # keeps one call's time in Redis below a few ms
+TOKEN_WINDOW_SECONDS = 61  # the tokens of a second leave the window when its end is a minute old: never early
+MAX_REAPED_BY_RESERVE = 16  # expired leases of the shard that one reserve clears at most: keeps its time bounded
 REFUSALS_A_MINUTE = 60  # refusals of an owner with a record each; further ones are only counted, see Tally
 
 SUBJECT_NAME = re.compile(r"[a-z_]+:[^\s{}]+")
@@ -116,6 +118,30 @@ class LimitName(StrEnum):
     CONCURRENT_REQUESTS = "concurrent_requests"
     MONTHLY_TOKENS = "monthly_tokens"
     MONTHLY_COST = "monthly_cost"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitProperties:
+    """A limit's title for people, the error of its refusals, and its field in the API, of accounts and of keys.
+
+    A budget is a key's own. Other limits are fields of the tier, which a key may override in `<field>_override`.
+    """
+
+    title: str
+    error: type[LimitExceeded]
+    field: str
+    is_budget: bool = False
+
+
+LIMITS = {
+    LimitName.REQUESTS_PER_MINUTE: LimitProperties("Requests in the last minute", RateLimited, "requests_per_minute"),
+    LimitName.TOKENS_PER_MINUTE: LimitProperties("Tokens in the last minute", TokensLimited, "tokens_per_minute"),
+    LimitName.CONCURRENT_REQUESTS: LimitProperties("Requests open now", ConcurrencyLimited, "concurrent_requests"),
+    LimitName.MONTHLY_TOKENS: LimitProperties("Tokens this month", BudgetExhausted, "monthly_token_budget", True),
+    LimitName.MONTHLY_COST: LimitProperties("Cost this month", BudgetExhausted, "monthly_cost_budget", True),
+}
+RATE_FIELDS = tuple(limit.field for limit in LIMITS.values() if not limit.is_budget)
+BUDGET_FIELDS = tuple(limit.field for limit in LIMITS.values() if limit.is_budget)
 
 
 class LimitsUnavailable(Exception):

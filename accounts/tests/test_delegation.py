@@ -31,18 +31,18 @@ def a_key(tier: dict[str, Any] | None = None, /, **fields: Any) -> ApiKey:
     )
 
 
-def refused(creator: ApiKey, **asked: Any) -> list[str]:
-    """Return the fields in which more is asked than the creator has; none if it gets what it asks for."""
+def refused(maker: ApiKey, **asked: Any) -> list[str]:
+    """Return the fields in which more is asked than the maker has; none if it gets what it asks for."""
     try:
-        delegated_settings(creator, asked)
+        delegated_settings(maker, asked)
     except InvalidRequest as error:
         return sorted(error.extra["errors"])
     return []
 
 
-def limits_of(creator: ApiKey, moment: Any = NOW, **asked: Any) -> Any:
+def limits_of(maker: ApiKey, moment: Any = NOW, **asked: Any) -> Any:
     """Return the limits that a new key would have at a moment."""
-    made = ApiKey(pk=2, account=creator.account, tier=creator.tier, **delegated_settings(creator, asked))
+    made = ApiKey(pk=2, account=maker.account, tier=maker.tier, **delegated_settings(maker, asked))
     return build_authenticated_key(made, moment).limits.subjects[0].limits
 
 
@@ -63,36 +63,36 @@ class TestInheritance:
         assert delegated_settings(a_key(**own), {}) == {**own, "scopes": DELEGATED}
 
     def test_it_takes_empty_lists_for_nothing_asked(self) -> None:
-        creator = a_key(models=["a"], allowed_ips=["192.0.2.7"])
-        made = delegated_settings(creator, {"scopes": [], "models": [], "allowed_ips": []})
+        maker = a_key(models=["a"], allowed_ips=["192.0.2.7"])
+        made = delegated_settings(maker, {"scopes": [], "models": [], "allowed_ips": []})
         assert (made["scopes"], made["models"], made["allowed_ips"]) == (DELEGATED, ["a"], ["192.0.2.7"])
 
     def test_it_hands_the_management_of_keys_on_to_who_asks_for_it_by_name(self) -> None:
-        creator = a_key()
-        assert delegated_settings(creator, {"scopes": ["keys:manage"]})["scopes"] == ["keys:manage"]
-        assert delegated_settings(creator, {})["scopes"] == DELEGATED
-        assert delegated_settings(creator, {"scopes": []})["scopes"] == DELEGATED
+        maker = a_key()
+        assert delegated_settings(maker, {"scopes": ["keys:manage"]})["scopes"] == ["keys:manage"]
+        assert delegated_settings(maker, {})["scopes"] == DELEGATED
+        assert delegated_settings(maker, {"scopes": []})["scopes"] == DELEGATED
 
     def test_it_never_turns_no_scope_into_every_scope(self) -> None:
         """A key that may only manage keys has nothing to hand on unasked, and a key without scopes has most of them."""
-        creator = a_key(scopes=["keys:manage"])
-        assert refused(creator) == refused(creator, scopes=[]) == ["scopes"]
-        assert refused(creator, scopes=["keys:manage"]) == []
+        maker = a_key(scopes=["keys:manage"])
+        assert refused(maker) == refused(maker, scopes=[]) == ["scopes"]
+        assert refused(maker, scopes=["keys:manage"]) == []
 
     def test_it_names_the_tier_s_models_so_that_a_wider_tier_does_not_widen_the_key(self) -> None:
         assert delegated_settings(a_key({"models": ["a", "b"]}), {})["models"] == ["a", "b"]
 
     def test_it_never_turns_no_model_into_every_model(self) -> None:
-        creator = a_key({"models": ["a"]}, models=["b"])
-        made = ApiKey(account=creator.account, tier=creator.tier, **delegated_settings(creator, {}))
+        maker = a_key({"models": ["a"]}, models=["b"])
+        made = ApiKey(account=maker.account, tier=maker.tier, **delegated_settings(maker, {}))
         identity = build_authenticated_key(made, NOW)
         assert not any(identity.may_use_model(name) for name in ("a", "b"))
-        assert refused(creator, models=["a"]) == ["models"]
+        assert refused(maker, models=["a"]) == ["models"]
 
     def test_it_ends_with_a_creator_that_was_replaced(self) -> None:
-        creator = a_key(expires_at=LATER, revoked_at=SOON)
-        assert delegated_settings(creator, {})["expires_at"] == SOON
-        assert refused(creator, expires_at=LATER) == ["expires_at"]
+        maker = a_key(expires_at=LATER, revoked_at=SOON)
+        assert delegated_settings(maker, {})["expires_at"] == SOON
+        assert refused(maker, expires_at=LATER) == ["expires_at"]
 
 
 @pytest.mark.parametrize(
@@ -136,16 +136,16 @@ def test_it_refuses_more_than_the_creator_has(own: dict[str, Any], asked: dict[s
 
 
 def test_it_names_every_field_at_once() -> None:
-    creator = a_key(models=["a"], monthly_token_budget=1, expires_at=SOON)
+    maker = a_key(models=["a"], monthly_token_budget=1, expires_at=SOON)
     asked = {"scopes": ["embeddings"], "models": ["b"], "monthly_token_budget": 2, "expires_at": LATER}
-    assert refused(creator, **asked) == ["expires_at", "models", "monthly_token_budget", "scopes"]
+    assert refused(maker, **asked) == ["expires_at", "models", "monthly_token_budget", "scopes"]
 
 
 def test_it_lets_overrides_end_with_the_creator_s() -> None:
-    creator = a_key(requests_per_minute_override=50, overrides_until=SOON)
-    assert limits_of(creator).requests_per_minute == 50
-    assert limits_of(creator, LATER).requests_per_minute == 20
-    assert limits_of(creator, LATER, requests_per_minute=50).requests_per_minute == 20
+    maker = a_key(requests_per_minute_override=50, overrides_until=SOON)
+    assert limits_of(maker).requests_per_minute == 50
+    assert limits_of(maker, LATER).requests_per_minute == 20
+    assert limits_of(maker, LATER, requests_per_minute=50).requests_per_minute == 20
 
 
 class TestExceeding:

@@ -138,10 +138,10 @@ def test_it_goes_on_alone_while_the_cluster_is_away_and_uses_it_when_it_is_back(
         for each in (used, client):
             with pytest.raises(redis.RedisError):
                 each.set("a", "2")
-        assert not limits.mend_once()
+        assert not limits.repair_once()
         for server in servers:
             server.restart()
-        wait_until(limits.mend_once, "the limits to find the cluster again")
+        wait_until(limits.repair_once, "the limits to find the cluster again")
         assert isinstance(
             limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft=DRAFT), Reserved
         )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from accounts.limits.failover import REMEMBERED, FailoverBackend, Pending, PendingSettlements
+from accounts.limits.failover import SETTLED_TTL, FailoverBackend, Pending, PendingSettlements
 from accounts.limits.records import UsageRecord, decode_record
 from accounts.limits.redis import RedisBackend, records_stream
 from accounts.limits.types import SECOND, Amount, InFlight, Limits, LimitSet, LimitsUnavailable, Refusal, Reserved
@@ -115,7 +115,7 @@ class Outage:
 
     def end(self) -> bool:
         self.primary.error, self.probe_fails = None, False
-        return self.limits.mend_once()
+        return self.limits.repair_once()
 
     def reserve(self, scope: LimitSet, operation: str = "") -> Reserved | Refusal | InFlight:
         return self.limits.reserve(
@@ -156,7 +156,7 @@ class TestBreaker:
     def test_it_closes_when_the_probe_succeeds_again(self, outage: Outage) -> None:
         outage.begin()
         outage.limits.admit(a_scope(), an_operation())
-        assert not outage.limits.mend_once()
+        assert not outage.limits.repair_once()
         assert outage.limits.is_degraded
         assert outage.end()
         assert not outage.limits.is_degraded
@@ -299,7 +299,7 @@ class TestPending:
         assert (len(queue), queue.dropped) == (2, 1)
 
     def test_it_does_not_repeat_what_redis_may_have_forgotten(self) -> None:
-        world, queue = redis_world(), PendingSettlements(Clock(REMEMBERED))
+        world, queue = redis_world(), PendingSettlements(Clock(SETTLED_TTL))
         queue.add(self.pending("a", maybe_done=True))
         queue.add(self.pending("b"))
         assert queue.flush(world.backend)

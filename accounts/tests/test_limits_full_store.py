@@ -48,6 +48,6 @@ def test_it_refuses_new_calls_and_hands_the_records_of_open_ones_to_the_database
         limits.reserve(SCOPE, "b" * 32, admitted_at=now, bound=BOUND, draft=RECORD)
     store.config_set("maxmemory", 0)
     assert isinstance(limits.reserve(SCOPE, "c" * 32, admitted_at=now, bound=BOUND, draft=RECORD), Reserved)
-    limits.mend_once()
+    limits.repair_once()
     (usage,) = limits.usage(SCOPE)
     assert (usage.settled, usage.reserved, usage.slots) == (Amount(30, 5), Amount(40, 40), 1)

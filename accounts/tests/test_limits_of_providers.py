@@ -299,7 +299,7 @@ class TestAway:
         limits.availability.is_away = away[0] = True
         shared.leave(3)
         away[0] = False
-        assert limits.mend_once()
+        assert limits.repair_once()
         world.entered(scope, 7)
 
     def test_it_goes_on_in_the_process_where_redis_answers_and_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,7 +208,7 @@ class TestFailover:
             outage.limits.usage(a_scope())
         outage.database_is_away = True
         self.refuse(outage, REFUSALS_A_MINUTE + 20)
-        assert not outage.limits.mend_once()
+        assert not outage.limits.repair_once()
         outage.database_is_away = False
         assert outage.end()
         assert total(outage.stored) == REFUSALS_A_MINUTE + 20

@@ -65,8 +65,8 @@ def test_it_goes_on_mending_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
         return fail() if len(mended) == 1 else flush()
 
     monkeypatch.setattr(limits.tallies, "flush", fail_at_first)
-    monkeypatch.setattr(failover, "MEND_INTERVAL", 0)
-    limits._mender.run()
+    monkeypatch.setattr(failover, "REPAIR_INTERVAL", 0)
+    limits._repairer.run()
     assert len(mended) == 2
     assert not limits.pending
 

@@ -17,8 +17,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from redis.exceptions import RedisError
 
 from accounts import limit_usage
-from accounts.limit_usage import TITLES
-from accounts.limits.types import LimitName, LimitsUnavailable
+from accounts.limits.types import LIMITS, LimitName, LimitsUnavailable
 from accounts.tests.factories import Cast, logged_in, make_account, make_admin, make_key, make_staff, make_tier
 from monitoring.ingester import Backlog
 from monitoring.models import Alert
@@ -383,8 +382,8 @@ class TestLists:
         recorded(make_key(account=make_account("roomy", monthly_token_budget=1000)))
         near = shown(site)["nearly"]
         assert [(each.owner, each.limit, each.percent) for each in near.limits] == [
-            ("spent", TITLES[LimitName.MONTHLY_TOKENS], 100),
-            ("spent/all", TITLES[LimitName.MONTHLY_TOKENS], 81),
+            ("spent", LIMITS[LimitName.MONTHLY_TOKENS].title, 100),
+            ("spent/all", LIMITS[LimitName.MONTHLY_TOKENS].title, 81),
         ]
         assert near.limits[0].is_reached
         assert near.notes == []

@@ -24,7 +24,7 @@
 
 local P = KEYS[1]
 local MINUTE = 60000000
-local LEAVES = 61        -- seconds; a second's bucket leaves the window when its end is a minute old: never early
+local TOKEN_WINDOW_SECONDS = 61 -- a second's bucket leaves the window when its end is a minute old: never early
 local WINDOW_TTL = 120   -- seconds
 local LONG_TTL = 3888000 -- 45 days, for what must outlive an outage: open reservations, leases, records
 local SETTLED_TTL = 3600
@@ -99,7 +99,7 @@ local function window_load(key, second)
   local v = redis.call('HMGET', key, 'n', 't', 's', 'h', 'l')
   local w = { key = key, n = tonumber(v[1] or 0), t = tonumber(v[2] or 0), s = tonumber(v[3] or 0),
               h = tonumber(v[4] or 0), l = tonumber(v[5] or 0) }
-  local gone = math.min(w.l, second - LEAVES)
+  local gone = math.min(w.l, second - TOKEN_WINDOW_SECONDS)
   if w.h > 0 and w.h <= gone then
     local fields = {}
     for bucket = w.h, gone do
@@ -130,9 +130,9 @@ end
 -- Return when (µs) the window will be empty, if nothing is added.
 local function window_reset(w, now)
   if w.t > 0 then
-    return now + LEAVES * 1000000
+    return now + TOKEN_WINDOW_SECONDS * 1000000
   end
-  return w.s > 0 and (w.l + LEAVES) * 1000000 or now
+  return w.s > 0 and (w.l + TOKEN_WINDOW_SECONDS) * 1000000 or now
 end
 
 -- Return when (µs) enough settled tokens will have left a window; when open ones will leave is unknown.
@@ -151,7 +151,7 @@ local function tokens_reset(w, excess, now)
     end
     if tokens then
       excess = excess - tonumber(tokens)
-      at = (w.h + i - 1 + LEAVES) * 1000000
+      at = (w.h + i - 1 + TOKEN_WINDOW_SECONDS) * 1000000
     end
   end
   return at

@@ -21,7 +21,7 @@ local held_tokens, held_cost = tonumber(v[4] or 0), tonumber(v[5] or 0)
 local function replace(subjects, month_charged, bucket)
   for name in string.gmatch(subjects, '%S+') do
     local w = window_load(P .. name .. ':w', second)
-    if bucket > second - LEAVES then
+    if bucket > second - TOKEN_WINDOW_SECONDS then
       redis.call('HINCRBY', w.key, str(bucket), tokens - held_tokens)
       local empty = w.h == 0 or w.h > w.l
       w.h, w.l = empty and bucket or math.min(w.h, bucket), math.max(w.l, bucket)
