@@ -1,6 +1,6 @@
-"""Snapshots of keys, cached in each worker for at most one second, so that a change takes effect within that time.
+"""Snapshots of keys, cached in each process for at most one second, so that a change takes effect within that time.
 
-They cost one database query per key, worker and second, and a few more for a key that was created by another or has
+They cost one database query per key, process and second, and a few more for a key that was created by another or has
 budgets for single models. Unknown keys are cached as unknown for the same second.
 """
 

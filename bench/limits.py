@@ -21,7 +21,7 @@ import redis  # noqa: E402
 
 from accounts.limits.records import UsageRecord  # noqa: E402
 from accounts.limits.redis import RedisBackend, prefix_of, records_stream  # noqa: E402
-from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, LimitSet, Subject, Tally  # noqa: E402  # noqa: E402
+from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, LimitSet, RefusalGroup, Subject  # noqa: E402  # noqa: E402
 from accounts.tests.limits_fixtures import Database  # noqa: E402
 from core.redis.client import redis_client, wire_for  # noqa: E402
 from core.times import month_of  # noqa: E402
@@ -43,7 +43,7 @@ DRAFT = UsageRecord(
     status=200,
     attempts=1,
 )
-TALLY = Tally("key:1", "chat:429:rate_limited::")
+REFUSAL_GROUP = RefusalGroup("key:1", "chat:429:rate_limited::")
 
 
 class Ticking:
@@ -134,7 +134,7 @@ def measure_limit(client: Any, url: str, limit: int) -> dict[str, tuple[float, f
         "renew": measure(client, lambda number: backend.renew(1, [f"op-{number}"])),
         "settle": measure(client, settle),
         "emit": measure(client, lambda number: backend.emit(1, f"hit-{number}", DRAFT)),
-        "refusal": measure(client, lambda number: backend.emit(1, f"no-{number}", DRAFT, tally=TALLY)),
+        "refusal": measure(client, lambda number: backend.emit(1, f"no-{number}", DRAFT, group=REFUSAL_GROUP)),
         "usage": measure(client, lambda _: backend.usage(scope, month_of(at))),
     }
 
@@ -170,14 +170,14 @@ def bytes_per_key(client: Any, url: str, keys: int = 1_000) -> dict[str, float]:
 def bytes_per_request(client: Any, url: str, requests: int = 10_000) -> dict[str, float]:
     """Return bytes of Redis memory for a request whose record was ingested, by its outcome."""
     sizes = {}
-    for name, tally in (("a hit, for a minute", None), ("a refusal beyond the rate, for ten seconds", TALLY)):
+    for name, group in (("a hit, for a minute", None), ("a refusal beyond the rate, for ten seconds", REFUSAL_GROUP)):
         client.flushall()
         backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database())
         for number in range(REFUSALS_A_MINUTE):
-            backend.emit(1, f"single-{number}", DRAFT, tally=TALLY)
+            backend.emit(1, f"single-{number}", DRAFT, group=REFUSAL_GROUP)
         before = client.info("memory")["used_memory"]
         for number in range(requests):
-            backend.emit(1, f"0190{number:028d}", DRAFT, tally=tally)
+            backend.emit(1, f"0190{number:028d}", DRAFT, group=group)
             if number % 100 == 0:
                 client.xtrim(records_stream(1), 0)
         client.unlink(records_stream(1))

@@ -26,8 +26,8 @@ from accounts.limits.types import (
     LimitsUnavailable,
     OperationClosed,
     Refusal,
+    RefusalGroup,
     Reserved,
-    Tally,
 )
 from core.errors import ApiError, DependencyUnavailable, ModelNotFound
 from core.telemetry.trace import Trace
@@ -329,10 +329,10 @@ class Call:
         self._report()
 
     def emit(self, *, status: int, error_code: str = "") -> None:
-        """Emit the record of a call that reserved nothing; refusals beyond a rate are counted in a tally instead."""
+        """Emit the record of a call that reserved nothing; refusals beyond a rate may be counted in a group instead."""
         self._complete(status, error_code)
         with self.trace.stage("limits"):
-            get_limits().emit(self.identity.account_id, self.record.id, self.record, tally=self._tally())
+            get_limits().emit(self.identity.account_id, self.record.id, self.record, group=self._refusal_group())
         self._report()
 
     def _complete(self, status: int, error_code: str) -> None:
@@ -345,8 +345,8 @@ class Call:
         record.latency_ms = round(self.trace.elapsed_ms, 3)
         record.stages = self.trace.stages_text
 
-    def _tally(self) -> Tally | None:
-        """Return the tally that counts this refusal with equal ones; None if it needs a record of its own.
+    def _refusal_group(self) -> RefusalGroup | None:
+        """Return the group in which this refusal is counted with equal ones; None if it needs a record of its own.
 
         Refusals are equal if they agree in every field that reports group by.
         """
@@ -354,7 +354,7 @@ class Call:
         if not 400 <= record.status < 500 or record.cache in ANSWERED_BEFORE:
             return None
         alike = (record.endpoint, record.status, record.error_code, record.cache, record.model)
-        return Tally(f"key:{record.key_id}", ":".join(map(str, alike)))
+        return RefusalGroup(f"key:{record.key_id}", ":".join(map(str, alike)))
 
     def _report(self) -> None:
         """Report the emitted record to metrics and spans, and the content to the payload log if the account has one."""

@@ -27,7 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from accounts.limits.local import LocalLimiter, wall_clock
 from accounts.limits.records import UsageRecord
 from accounts.limits.redis import HEARTBEAT_SECONDS, RedisBackend
-from accounts.limits.tallies import Tallies
+from accounts.limits.refusal_counts import RefusalCounts
 from accounts.limits.types import (
     MAX_REAPED,
     MINUTE,
@@ -40,10 +40,10 @@ from accounts.limits.types import (
     LimitSet,
     LimitsUnavailable,
     Refusal,
+    RefusalGroup,
     Reserved,
     Settlement,
     SubjectUsage,
-    Tally,
 )
 from core.background import PeriodicThread, Start
 from core.redis.availability import Availability, StoreAway
@@ -58,7 +58,7 @@ SETTLED_TTL = 60 * MINUTE  # µs; how long Redis remembers that an operation was
 class Pending:
     """One settlement that has still to be made. It has a record only if that could not be stored in another way.
 
-    `maybe_done` means that it was sent before and only the reply is missing. A `tally` makes it a refusal, which is
+    `maybe_done` means that it was sent before and only the reply is missing. A `group` makes it a refusal, which is
     emitted instead of settled. Times are in µs.
     """
 
@@ -70,7 +70,7 @@ class Pending:
     recorded_at: int | None = None
     record: UsageRecord | None = None
     maybe_done: bool = False
-    tally: Tally | None = None
+    group: RefusalGroup | None = None
     flight_error: str = ""
 
     def settle(self, backend: RedisBackend) -> Settlement:
@@ -120,8 +120,8 @@ class PendingSettlements:
                 logger.error("limits: dropped the settlement of %s, which may have been made before", pending.operation)
             else:
                 try:
-                    if pending.tally is not None and pending.record is not None:
-                        backend.emit(pending.scope.account_id, pending.operation, pending.record, tally=pending.tally)
+                    if pending.group is not None and pending.record is not None:
+                        backend.emit(pending.scope.account_id, pending.operation, pending.record, group=pending.group)
                     else:
                         pending.settle(backend)
                 except Exception:
@@ -168,7 +168,7 @@ class FailoverBackend:
         self.local = LocalLimiter(clock)
         self.availability = availability
         self.pending = PendingSettlements(clock)
-        self.tallies = Tallies(sink)
+        self.refusal_counts = RefusalCounts(sink)
         self._sink = sink
         self._clock = clock
         self._repairer = PeriodicThread(
@@ -310,21 +310,21 @@ class FailoverBackend:
         self._settle_later(pending, overrun=overrun, sent=sent)
         return Settlement(used, overrun)
 
-    def emit(self, account_id: int, operation: str, record: UsageRecord, *, tally: Tally | None = None) -> bool:
+    def emit(self, account_id: int, operation: str, record: UsageRecord, *, group: RefusalGroup | None = None) -> bool:
         """Emit a record; while Redis is away, to the database."""
         try:
-            return self._on_primary(lambda: self.primary.emit(account_id, operation, record, tally=tally))
+            return self._on_primary(lambda: self.primary.emit(account_id, operation, record, group=group))
         except (StoreAway, LimitsUnavailable) as error:
             now = self._clock()
-            pending = Pending(LimitSet(account_id, ()), operation, 0, Amount(), now, record=record, tally=tally)
-            if tally is None:
+            pending = Pending(LimitSet(account_id, ()), operation, 0, Amount(), now, record=record, group=group)
+            if group is None:
                 if not self._stored(replace(record, id=operation)):
                     self._keep(pending)
             elif _may_have_arrived(error):
                 self._keep(pending)
             else:
-                self.tallies.add(tally, operation, record, now)
-                if self.tallies:
+                self.refusal_counts.add(group, operation, record, now)
+                if self.refusal_counts:
                     self._repairer.begin()
             return True
 
@@ -351,7 +351,7 @@ class FailoverBackend:
 
     def repair_once(self) -> bool:
         """Probe Redis, and make the waiting settlements; return whether nothing is left to repair."""
-        stored = self.tallies.flush()
+        stored = self.refusal_counts.flush()
         return self.availability.try_close() and self.pending.flush(self.primary) and stored
 
     def end(self) -> None:
@@ -406,7 +406,7 @@ class FailoverBackend:
         self._repairer.begin()
 
     def _has_to_repair(self) -> bool:
-        return bool(self.pending or self.tallies)
+        return bool(self.pending or self.refusal_counts)
 
 
 def _may_have_arrived(error: StoreAway | LimitsUnavailable) -> bool:

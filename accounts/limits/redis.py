@@ -34,12 +34,12 @@ from accounts.limits.types import (
     LimitSet,
     OperationClosed,
     Refusal,
+    RefusalGroup,
     Reserved,
     Settlement,
     Status,
     Subject,
     SubjectUsage,
-    Tally,
     Window,
     binding,
 )
@@ -284,14 +284,14 @@ class RedisBackend:
         """Return whether a call in another process waited for a flight in the last second."""
         return bool(self.wire.call(_AWAITED, prefix_of(shard), (key,)))
 
-    def emit(self, account_id: int, operation: str, record: UsageRecord, *, tally: Tally | None = None) -> bool:
+    def emit(self, account_id: int, operation: str, record: UsageRecord, *, group: RefusalGroup | None = None) -> bool:
         """Emit the record of a request that reserved nothing (a hit, a refusal); return False if it was emitted before.
 
-        With a `tally` it may be counted together with others instead. If the operation turns out to hold a reservation
+        With a `group` it may be counted together with others instead. If the operation turns out to hold a reservation
         (the reply to reserve was lost), that is released.
         """
-        if tally is not None:
-            arguments: list[Argument] = [operation, record.as_json(), tally.owner, tally.kind, REFUSALS_A_MINUTE]
+        if group is not None:
+            arguments: list[Argument] = [operation, record.as_json(), group.owner, group.kind, REFUSALS_A_MINUTE]
             noted = self._call("refuse", account_id % SHARDS, arguments)
             if noted != HOLDS_RESERVATION:
                 return bool(noted)

@@ -102,7 +102,7 @@ MINUTE = 60 * SECOND
 MAX_REAPED = 64  # keeps one call's time in Redis below a few ms
 TOKEN_WINDOW_SECONDS = 61  # the tokens of a second leave the window when its end is a minute old: never early
 MAX_REAPED_BY_RESERVE = 16  # expired leases of the shard that one reserve clears at most: keeps its time bounded
-REFUSALS_A_MINUTE = 60  # refusals of an owner with a record each; further ones are only counted, see Tally
+REFUSALS_A_MINUTE = 60  # refusals of an owner with a record each; further ones are only counted, see RefusalGroup
 
 SUBJECT_NAME = re.compile(r"[a-z_]+:[^\s{}]+")
 
@@ -374,7 +374,7 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class RefusalGroup:
     """The group in which a refusal is counted once its owner has REFUSALS_A_MINUTE records of refusals in a minute.
 
     The refusals of one owner, kind and minute share one record: the first one's, with its id and a `count` that grows

@@ -21,8 +21,8 @@ from accounts.limits.types import (
     LimitSet,
     LimitsUnavailable,
     Refusal,
+    RefusalGroup,
     Reserved,
-    Tally,
 )
 from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_bound, a_scope, an_operation
 from core.redis.availability import Availability
@@ -76,9 +76,8 @@ def test_it_runs_every_step_in_every_shard(backend: RedisBackend, clock: Clock, 
         assert backend.usage(scope)[0].settled == Amount(30, 30)
         assert backend.emit(scope.account_id, an_operation(), replace(DRAFT, status=3))
         for _ in range(REFUSALS_A_MINUTE + 2):
-            assert backend.emit(
-                scope.account_id, an_operation(), replace(DRAFT, status=4), tally=Tally(scope.subjects[0].name, "x")
-            )
+            group = RefusalGroup(scope.subjects[0].name, "x")
+            assert backend.emit(scope.account_id, an_operation(), replace(DRAFT, status=4), group=group)
         clock.step(2)
         assert backend.reap(scope.shard) == 0
         records = [decode_record(fields) for _, fields in client.xrange(records_stream(scope.shard))]

@@ -266,7 +266,7 @@ class TestRedis:
     def test_it_charges_nothing_that_an_emptied_redis_has_forgotten(self, world: World) -> None:
         scope = a_provider(Limits(tokens_per_minute=10))
         Held(world.backend, scope, an_operation(), 10).leave(10)
-        world.entered(scope, 10)
+        assert isinstance(world.enter(scope, 10), Held), "all of the limit is left"
 
     def test_it_has_a_shard_for_each_provider_apart_from_those_of_accounts(self) -> None:
         first, second = (LimitSet.of_provider(number, Limits()) for number in (1, 65))

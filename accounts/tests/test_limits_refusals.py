@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import redis
 
-from accounts.limits import tallies
+from accounts.limits import refusal_counts
 from accounts.limits.records import UsageRecord
 from accounts.limits.redis import prefix_of, records_stream
-from accounts.limits.types import REFUSALS_A_MINUTE, Amount, LimitSet, LimitsUnavailable, Reserved, Tally
+from accounts.limits.types import REFUSALS_A_MINUTE, Amount, LimitSet, LimitsUnavailable, RefusalGroup, Reserved
 from accounts.tests.limits_fixtures import (
     DRAFT,
     World,
@@ -37,16 +37,16 @@ def outage() -> Outage:
     return Outage()
 
 
-def a_tally(scope: LimitSet, kind: str = "chat:429") -> Tally:
-    return Tally(scope.subjects[0].name, kind)
+def a_group(scope: LimitSet, kind: str = "chat:429") -> RefusalGroup:
+    return RefusalGroup(scope.subjects[0].name, kind)
 
 
 def refuse(world: World, scope: LimitSet, times: int, kind: str = "chat:429", **draft: Any) -> list[str]:
     """Refuse so many requests of a key, and give their operations."""
     operations = [an_operation() for _ in range(times)]
-    tally = a_tally(scope, kind)
+    group = a_group(scope, kind)
     for operation in operations:
-        assert world.backend.emit(scope.account_id, operation, replace(REFUSED, **draft), tally=tally)
+        assert world.backend.emit(scope.account_id, operation, replace(REFUSED, **draft), group=group)
     return operations
 
 
@@ -113,7 +113,7 @@ class TestBackends:
         scope = a_scope()
         single, counted = refuse(world, scope, REFUSALS_A_MINUTE + 1)[-2:]
         for operation in (single, counted):
-            assert not world.backend.emit(scope.account_id, operation, REFUSED, tally=a_tally(scope))
+            assert not world.backend.emit(scope.account_id, operation, REFUSED, group=a_group(scope))
         assert total(settled_down(world, scope)) == REFUSALS_A_MINUTE + 1
 
     def test_it_loses_none_of_many_at_once(self, world: World) -> None:
@@ -128,7 +128,7 @@ class TestBackends:
         world.drain()
         granted = world.backend.reserve(scope, operation, admitted_at=world.clock.now, bound=a_bound(), draft=DRAFT)
         assert isinstance(granted, Reserved)
-        assert world.backend.emit(scope.account_id, operation, REFUSED, tally=a_tally(scope))
+        assert world.backend.emit(scope.account_id, operation, REFUSED, group=a_group(scope))
         used = world.backend.usage(scope)[0]
         assert (used.slots, used.reserved, used.settled) == (0, Amount(), Amount())
         assert [record.id for record in world.drain()] == [operation]
@@ -164,7 +164,7 @@ class TestRedis:
 class TestFailover:
     def refuse(self, outage: Outage, times: int) -> None:
         for _ in range(times):
-            assert outage.limits.emit(1, an_operation(), REFUSED, tally=Tally(outage.owner, "chat:429"))
+            assert outage.limits.emit(1, an_operation(), REFUSED, group=RefusalGroup(outage.owner, "chat:429"))
 
     def test_it_counts_in_the_process_while_redis_is_away(self, outage: Outage) -> None:
         outage.begin()
@@ -195,7 +195,7 @@ class TestFailover:
     def test_it_begins_another_record_before_its_revisions_run_out(
         self, outage: Outage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tallies, "LARGEST_COUNT", 10)
+        monkeypatch.setattr(refusal_counts, "LARGEST_COUNT", 10)
         outage.begin()
         outage.limits.admit(a_scope(), an_operation())
         self.refuse(outage, REFUSALS_A_MINUTE + 25)

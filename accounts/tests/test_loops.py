@@ -58,13 +58,13 @@ def test_it_goes_on_mending_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
     outage, mended = Outage(), []
     limits = outage.limits
     limits.pending.add(Pending(a_scope(), "op", 0, Amount(), 0, 0))
-    flush = limits.tallies.flush
+    flush = limits.refusal_counts.flush
 
     def fail_at_first() -> bool:
         mended.append(True)
         return fail() if len(mended) == 1 else flush()
 
-    monkeypatch.setattr(limits.tallies, "flush", fail_at_first)
+    monkeypatch.setattr(limits.refusal_counts, "flush", fail_at_first)
     monkeypatch.setattr(failover, "REPAIR_INTERVAL", 0)
     limits._repairer.run()
     assert len(mended) == 2

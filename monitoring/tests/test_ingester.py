@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import prefix_of, records_stream
-from accounts.limits.types import REFUSALS_A_MINUTE, Amount, Tally
+from accounts.limits.types import REFUSALS_A_MINUTE, Amount, RefusalGroup
 from accounts.tests.factories import Cast, IssuedKey
 from monitoring import ingester as module
 from monitoring.ingester import CLAIM_IDLE, GROUP, Ingester
@@ -301,7 +301,7 @@ def test_it_writes_how_many_refusals_there_were(cast: Cast, redis_limits: Failov
     ingester, refused = Ingester(), a_draft(cast.owner, status=429, error_code="rate_limited")
     for counted in (4, 3):
         for _ in range(counted + (REFUSALS_A_MINUTE if counted == 4 else 0)):
-            redis_limits.emit(account, an_operation(), refused, tally=Tally(f"key:{cast.owner.key.pk}", "chat"))
+            redis_limits.emit(account, an_operation(), refused, group=RefusalGroup(f"key:{cast.owner.key.pk}", "chat"))
         for name, _ in store.zscan_iter(f"{prefix_of(shard)}f"):
             store.zadd(f"{prefix_of(shard)}f", {name: 1})  # two seconds later
         redis_limits.reap(shard)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from accounts.limits.records import UsageRecord
-from accounts.limits.types import MINUTE, REFUSALS_A_MINUTE, Tally
+from accounts.limits.types import MINUTE, REFUSALS_A_MINUTE, RefusalGroup
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ LARGEST_COUNT = 30_000
 CAPACITY = 20_000
 
 
-class Tallies:
+class RefusalCounts:
     """The refusals of the current minute, by owner and kind. Thread-safe.
 
     Each is written to `sink` at once, so that none is lost if the process is killed: as a row of its own, or as the
@@ -29,16 +29,16 @@ class Tallies:
         self._lock = threading.Lock()
         self._minute = 0
         self._seen: Counter[str] = Counter()
-        self._sums: dict[Tally, UsageRecord] = {}
+        self._sums: dict[RefusalGroup, UsageRecord] = {}
         self._waiting: OrderedDict[str, UsageRecord] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many records wait."""
         return len(self._waiting)
 
-    def add(self, tally: Tally, operation: str, record: UsageRecord, now: int) -> None:
+    def add(self, group: RefusalGroup, operation: str, record: UsageRecord, now: int) -> None:
         """Record a refusal at `now` (µs); errors of the sink are logged, not raised."""
-        counted = self._counted(tally, operation, record, now)
+        counted = self._counted(group, operation, record, now)
         with self._lock:
             self._waiting[counted.id] = counted
             dropped = self._waiting.popitem(last=False)[0] if len(self._waiting) > CAPACITY else None
@@ -61,16 +61,16 @@ class Tallies:
                 del self._waiting[record.id]
         return True
 
-    def _counted(self, tally: Tally, operation: str, record: UsageRecord, now: int) -> UsageRecord:
+    def _counted(self, group: RefusalGroup, operation: str, record: UsageRecord, now: int) -> UsageRecord:
         with self._lock:
             if now // MINUTE != self._minute:
                 self._minute = now // MINUTE
                 self._seen.clear()
                 self._sums.clear()
-            self._seen[tally.owner] += 1
-            if self._seen[tally.owner] <= REFUSALS_A_MINUTE:
+            self._seen[group.owner] += 1
+            if self._seen[group.owner] <= REFUSALS_A_MINUTE:
                 return replace(record, id=operation)
-            counted = self._sums[tally] = _grown(self._sums.get(tally), operation, record)
+            counted = self._sums[group] = _grown(self._sums.get(group), operation, record)
             return counted
 
 
