@@ -170,7 +170,7 @@ class Claim:
             log.error("idempotency_failed", cause=type(error).__name__)
 
     def _reason(self, row: IdempotentAnswer | None) -> Exception:
-        """Return the error for a request that may not run. `row` is the other request's; None if it was taken just now."""
+        """Return the error for a request that may not run; `row` is the other request's, None if just taken."""
         if row is not None and row.fingerprint != self._fingerprint:
             return IdempotencyKeyReused()
         if row is None or row.status is None:

@@ -112,15 +112,15 @@ def _messages(detail: Any, field: str) -> Iterator[tuple[str, str]]:
     """Yield (field, message) for each message; nested fields as `scopes[0]` or `model_budgets[1].model`."""
     if isinstance(detail, dict):
         for name, inner in detail.items():
-            yield from _messages(inner, _within(field, name))
+            yield from _messages(inner, _path(field, name))
     elif isinstance(detail, list | tuple):
         for number, inner in enumerate(detail):
-            yield from _messages(inner, _within(field, number) if isinstance(inner, dict) else field)
+            yield from _messages(inner, _path(field, number) if isinstance(inner, dict) else field)
     else:
         yield field, str(detail)
 
 
-def _within(field: str, name: str | int) -> str:
+def _path(field: str, name: str | int) -> str:
     if isinstance(name, int):
         return f"{field}[{name}]"
     if not field or name == NON_FIELD:

@@ -33,7 +33,7 @@ class logger_class(glogging.Logger):  # type: ignore[misc]  # noqa: N801  (the n
 bind = f"{settings.HOST}:{settings.PORT}"
 workers = settings.WEB_CONCURRENCY
 preload_app = True
-worker_class = "aiapi.worker.Worker"
+worker_class = "aiapi.worker.WebWorker"
 worker_connections = min(2000, _raise_files() // 2)
 http_parser = "auto"  # gunicorn_h1c, the C parser, if it is installed
 graceful_timeout = settings.GRACEFUL_TIMEOUT + SETTLE_SECONDS  # seconds until gunicorn kills a worker

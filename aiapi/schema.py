@@ -126,19 +126,13 @@ class StaffSecurity(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
 class StrictBody(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
     """Describes request bodies that reject unknown fields."""
 
-    target_class = "inference.api.native.StrictSerializer"
+    target_class = "accounts.serializers.StrictSerializer"
     match_subclasses = True
 
     def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> dict[str, Any]:
         """Return the serializer's schema without additional properties."""
         schema: dict[str, Any] = auto_schema._map_serializer(self.target, direction, True)  # type: ignore[no-untyped-call]
         return {**schema, "additionalProperties": False}
-
-
-class StrictAccountBody(StrictBody):  # type: ignore[no-untyped-call]
-    """The same for the serializers of accounts."""
-
-    target_class = "accounts.serializers.StrictSerializer"
 
 
 def without_slashes(endpoints: list[tuple[str, str, str, Any]]) -> list[tuple[str, str, str, Any]]:

@@ -102,9 +102,9 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         """Send a signal to a worker; SIGTERM only once, because an exiting worker no longer handles it."""
         worker = self.WORKERS.get(pid)
         if worker is not None and sig == signal.SIGTERM:
-            if worker.is_told_to_end:
+            if worker.has_sigterm:
                 return
-            worker.is_told_to_end = True
+            worker.has_sigterm = True
         super().kill_worker(pid, sig)
 
     def stop(self, graceful: bool = True) -> None:

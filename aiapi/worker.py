@@ -34,11 +34,11 @@ MAX_ACCEPT = 100
 UNBOUND = contextlib.nullcontext()
 
 
-class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
+class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """A worker that finishes open requests within graceful_timeout and closes idle connections before."""
 
     #: Whether the master has sent SIGTERM; set and read by the master only.
-    is_told_to_end = False
+    has_sigterm = False
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)

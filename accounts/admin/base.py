@@ -186,7 +186,7 @@ CONFIRMED = "confirmed"
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The content of a confirmation page. `hidden` are the fields that it sends back beside `confirmed`."""
+    """The content of a confirmation page. `hidden` are the fields that it sends back with `confirmed`."""
 
     title: str
     consequences: Sequence[str]

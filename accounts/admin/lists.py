@@ -216,21 +216,23 @@ class KeysetChangeList(ChangeList):
 
     def _search_end(self, request: HttpRequest, after: Place | None, *, is_newer: bool) -> Place | None:
         """Return the last row to search; None if an index finds the rows, or fewer rows are left."""
-        most = self._admin.search_rows
-        asked = {name for name, values in self.get_filters_params().items() if any(values)}
-        if most is None or self.query or not asked:
+        limit = self._admin.search_rows
+        filtered_by = {name for name, values in self.get_filters_params().items() if any(values)}
+        if limit is None or self.query or not filtered_by:
             return None
-        indexed = [each for each in self.filter_specs if isinstance(each, IndexedFilter) and each.value()]
+        indexed = [
+            each for each in self.filter_specs if isinstance(each, IndexedFilter) and each.value() and each.is_indexed()
+        ]
         times = [each for each in self.filter_specs if isinstance(each, TimeFilter)]
-        quick = [each for each in indexed if each.is_indexed()][:1]
-        if not asked.difference(*(spec.expected_parameters() for spec in (*times, *quick))):
+        by_index = [*indexed[:1], *times]
+        if not filtered_by.difference(*(each.expected_parameters() for each in by_index)):
             return None
         rows: QuerySet[Any] = self.root_queryset
-        for spec in (*quick, *times):
-            rows = cast("QuerySet[Any]", spec.queryset(request, rows))
+        for each in by_index:
+            rows = cast("QuerySet[Any]", each.queryset(request, rows))
         places = stretch(rows, self._time, after, is_newer=is_newer).values_list(self._time, "pk")
-        found = list(places[most - 1 : most + 1])
-        return Place(*found[0]) if len(found) == 2 else None
+        last_and_next = list(places[limit - 1 : limit + 1])
+        return Place(*last_and_next[0]) if len(last_and_next) == 2 else None
 
     @property
     def _admin(self) -> KeysetAdmin:

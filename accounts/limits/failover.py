@@ -362,7 +362,7 @@ class FailoverBackend:
     def _beat(self) -> None:
         """Show that this process lives, and drop the flights that others have taken over."""
         known = dict(self._flights)
-        with suppress(StoreAway, LimitsUnavailable):  # the next beat tells
+        with suppress(StoreAway, LimitsUnavailable):  # the next beat finds out
             for operation in known.keys() - self._on_primary(lambda: self.primary.keep_flights(known)):
                 self._flights.pop(operation, None)
 

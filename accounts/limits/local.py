@@ -61,7 +61,7 @@ class _Use:
             self.settled.popleft()
 
     def tokens_free_at(self, excess: int, now: int) -> int:
-        """Return when so many settled tokens will have left; nobody knows when those of open calls will."""
+        """Return when so many settled tokens will have left the window; for those of open calls that is unknown."""
         for at, tokens in self.settled:
             excess -= tokens
             if excess <= 0:
@@ -80,7 +80,7 @@ class _Open:
 
 
 class LocalLimiter:
-    """The limits as one process keeps them. `clock` gives µs since the epoch."""
+    """The limits as one process keeps them. `clock` returns µs since the epoch."""
 
     def __init__(self, clock: Callable[[], int] = wall_clock) -> None:
         self._clock = clock
@@ -90,7 +90,7 @@ class LocalLimiter:
         self._open: dict[str, _Open] = {}
 
     def admit(self, scope: LimitSet, *, counts: bool = True) -> Admission:
-        """Count one request against all subjects, or none; without `counts` only tell."""
+        """Count one request against all subjects, or none; without `counts`, only check."""
         with self._lock:
             now = self._now()
             uses = [(subject, self._use(subject.name, now)) for subject in scope.subjects]
@@ -138,7 +138,7 @@ class LocalLimiter:
             return answer
 
     def settle(self, operation: str, used: Amount) -> Settlement | None:
-        """Give the slot back, and replace what the call holds by what it used; None if it holds nothing here."""
+        """Release the slot, and replace what the call holds by what it used; None if it holds nothing here."""
         with self._lock:
             now, call = self._now(), self._open.pop(operation, None)
             if call is None:
@@ -152,7 +152,7 @@ class LocalLimiter:
         return Settlement(used, overrun=used.tokens > call.held.tokens or used.cost > call.held.cost)
 
     def _now(self) -> int:
-        """Return the time, which stands still while the clock is a little behind."""
+        """Return the time, which does not go back if the clock is set back by less than a window."""
         now = self._clock()
         self._latest = self._latest if now < self._latest <= now + MINUTE else now
         return self._latest
@@ -180,7 +180,7 @@ def _full(subject: Subject, use: _Use, now: int) -> Refusal | None:
 
 
 def _lacking(subject: Subject, use: _Use, tokens: int, slots: int, now: int) -> list[Refusal]:
-    """Refuse a call for whose tokens or slot there is no room."""
+    """Refuse a call whose tokens or slot do not fit."""
     refusals, used, limits = [], use.tokens, subject.limits
     if (most := limits.tokens_per_minute) is not None and used + tokens > most:
         free = use.tokens_free_at(used + tokens - most, now)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class StoreAway(RedisConnectionError):
-    """The store is away. `sent` says that the call may have reached it."""
+    """The store is away. `sent` means that the call may have reached it."""
 
     def __init__(self, *, sent: bool) -> None:
         super().__init__("the store is away")

@@ -31,7 +31,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 READ_SIZE = 65536
 #: Seconds between two looks at whether the store is silent.
-TICK = 0.02
+LOOK_SECONDS = 0.02
 
 
 def is_possible() -> bool:
@@ -96,18 +96,18 @@ def _link(outcome: _Link | RedisError) -> _Link:
 
 
 class _Link:
-    """A connected socket, with those who wait for replies on it, in the order of their commands."""
+    """A connected socket, with the callers that wait for replies on it, in the order of their commands."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._socket = connection._sock
         self._socket.settimeout(None)  # `_watch` bounds the wait
         self._hub = get_hub()
-        self._silence = connection.socket_timeout - 2 * TICK
+        self._silence = connection.socket_timeout - 2 * LOOK_SECONDS
         self._unsent: list[bytes] = []
         self._waiting: deque[Waiter[Any]] = deque()
         self._idle_writer: Waiter[None] | None = None
-        self._timer = self._hub.loop.timer(TICK, TICK)
+        self._timer = self._hub.loop.timer(LOOK_SECONDS, LOOK_SECONDS)
         self._is_watched = self._is_suspect = False
         self._heard_at = 0.0
         self.is_usable = True
@@ -130,7 +130,7 @@ class _Link:
         return waiter.get()
 
     def fail(self, error: RedisError) -> None:
-        """Close the socket, and fail all who wait."""
+        """Close the socket, and fail all waiting callers."""
         if not self.is_usable:
             return
         self.is_usable = False
@@ -180,7 +180,7 @@ class _Link:
             self.fail(error)
 
     def _read(self) -> None:
-        """Hand replies to those who wait, in order, until the connection breaks."""
+        """Hand replies to the waiting callers, in order, until the connection breaks."""
         reader = hiredis.Reader(protocolError=InvalidResponse, replyError=self._connection._parser.parse_error)
         run_callback = self._hub.loop.run_callback
         error: RedisError = RedisConnectionError("the store closed the connection")

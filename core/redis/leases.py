@@ -20,7 +20,7 @@ from core.redis.wire import script
 
 RENEWALS_A_LEASE = 3
 #: Seconds between two looks at what is due.
-TICK = 0.1
+LOOK_SECONDS = 0.1
 #: Seconds that a named lease outlives a holder that died.
 LEASE_SECONDS = 15.0
 
@@ -64,13 +64,13 @@ class LeaseRenewer:
         self._thread = PeriodicThread(
             self.renew_due,
             has_work=lambda: bool(self._held),
-            seconds=lambda: TICK,
+            seconds=lambda: LOOK_SECONDS,
             name="lease-renewer",
             event="leases_not_renewed",
         )
 
     def hold(self, leases: Renewable, shard: int, name: str) -> None:
-        """Keep a lease alive until it is let go."""
+        """Renew a lease until `let_go`."""
         self._held[name] = _Held(leases, shard, self._clock())
         self._thread.begin()
 

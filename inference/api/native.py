@@ -13,6 +13,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.serializers import StrictSerializer
 from core.errors import ApiError, ContentFiltered, UpstreamFailed
 from inference import prompts
 from inference.api.base import EVENT_STREAM, ModelEndpoint, accepts_events
@@ -92,28 +93,20 @@ class StrictChoiceField(serializers.ChoiceField):
         return data
 
 
-class StrictSerializer(serializers.Serializer[Any]):
-    """A body that refuses unknown fields, so that a misspelt field is reported instead of ignored."""
+class SharedSerializer(StrictSerializer):
+    """A body without unknown fields, whose serializer all requests of the process share."""
 
     @classmethod
     def validated(cls, data: Any) -> dict[str, Any]:
         """Return a body's validated fields; raises DRF's ValidationError.
 
-        All requests of the process share one serializer: creating one copies every field, which costs more than
-        validation, and validation leaves no state in it.
+        A new serializer copies every field, which costs more than validation; validation leaves no state in it.
         """
         fields: dict[str, Any] = _shared(cls).run_validation(data)
         return fields
 
-    def to_internal_value(self, data: Any) -> Any:
-        """Refuse unknown fields, then validate the others."""
-        unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
-        if unknown:
-            raise serializers.ValidationError({name[:100]: ["Unknown field."] for name in unknown[:20]})
-        return super().to_internal_value(data)
 
-
-class ChatRequest(StrictSerializer):
+class ChatRequest(SharedSerializer):
     """The request body of /chat."""
 
     message = StrictCharField(max_length=1000, help_text="What to ask; not blank.")
@@ -140,7 +133,7 @@ class ChatAnswer(serializers.Serializer[Any]):
     request_id = serializers.CharField(help_text="The request's id, as in X-Request-ID.")
 
 
-class SummarizeRequest(StrictSerializer):
+class SummarizeRequest(SharedSerializer):
     """The request body of /summarize."""
 
     text = StrictCharField(min_length=10, max_length=5000, help_text="What to summarize; not blank.")
@@ -163,7 +156,7 @@ class SummarizeAnswer(serializers.Serializer[Any]):
 
 
 @cache
-def _shared(kind: type[StrictSerializer]) -> StrictSerializer:
+def _shared(kind: type[SharedSerializer]) -> SharedSerializer:
     return kind()
 
 
