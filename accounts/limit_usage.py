@@ -164,6 +164,11 @@ class LimitUsage:
         return " ".join(part for part in (self.owner, self.subject.maker, self.subject.model) if part)
 
     @property
+    def is_money(self) -> bool:
+        """Whether amounts are nano-dollars, not counts."""
+        return self.name is LimitName.MONTHLY_COST
+
+    @property
     def title(self) -> str:
         """The limit's name for people, with the model of a model budget."""
         return ", ".join(part for part in (LIMITS[self.name].title, self.subject.model) if part)
@@ -171,9 +176,8 @@ class LimitUsage:
     @property
     def text(self) -> str:
         """How much is used, for people: `1,200 of 10,000 (12%)`; money is rounded to cents."""
-        is_money = self.name is LimitName.MONTHLY_COST
         used, limit = (
-            f"${(value or 0) / NANO_DOLLARS:,.2f}" if is_money else f"{value or 0:,}"
+            f"${(value or 0) / NANO_DOLLARS:,.2f}" if self.is_money else f"{value or 0:,}"
             for value in (self.used, self.limit)
         )
         if self.limit is None:
@@ -182,7 +186,7 @@ class LimitUsage:
 
     def amount(self, value: int | None) -> int | str | None:
         """Return an amount as callers see it: money as a string in US dollars with all digits."""
-        return dollars(value) if value is not None and self.name is LimitName.MONTHLY_COST else value
+        return dollars(value) if value is not None and self.is_money else value
 
     def as_json(self) -> dict[str, Any]:
         """Return `{name, owner, limit, used, remaining, reset}`, with `maker`, `model` and `source` if it has one.

@@ -137,12 +137,12 @@ def api_key_issue(*, key: ApiKey, actor: str) -> str:
     """
     plain = generate_key(settings.ENVIRONMENT)
     with transaction.atomic():
-        api_key_require_room(key=key)
+        api_key_check_max_keys(key=key)
         _store(key, plain, actor=actor)
     return plain
 
 
-def api_key_require_room(*, key: ApiKey) -> None:
+def api_key_check_max_keys(*, key: ApiKey) -> None:
     """Raise ValidationError if a key that is new, or becomes usable again, would exceed its account's `max_keys`.
 
     Call it in the transaction that saves the key: it locks the account until that ends.
@@ -187,7 +187,7 @@ def api_key_save(*, key: ApiKey, actor: str) -> None:
         _lock(key.account)
         stored = ApiKey.objects.get(pk=key.pk)
         key.revoked_at, key.successor, key.last_used_at = stored.revoked_at, stored.successor, stored.last_used_at
-        api_key_require_room(key=key)
+        api_key_check_max_keys(key=key)
         _save(key, actor=actor)
 
 
@@ -232,8 +232,7 @@ def api_key_revoke(*, key: ApiKey, actor: str) -> bool:
 
 def model_budget_save(*, budget: ModelBudget, actor: str) -> None:
     """Save a new or changed budget of a key or an account for one model."""
-    with transaction.atomic():
-        _save(budget, actor=actor)
+    _save(budget, actor=actor)
 
 
 def model_budget_delete(*, budget: ModelBudget, actor: str) -> None:

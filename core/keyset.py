@@ -24,8 +24,8 @@ class Place(NamedTuple):
     @classmethod
     def parse(cls, text: str, model: type[Model]) -> Place:
         """Parse the `str` form of a place. Raises ValueError or Django's ValidationError for any other text."""
-        moment, _, key = text.partition("~")
-        return cls(parse_datetime(moment), model._meta.pk.to_python(key))
+        at, _, key = text.partition("~")
+        return cls(parse_datetime(at), model._meta.pk.to_python(key))
 
 
 def stretch(

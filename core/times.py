@@ -45,8 +45,8 @@ def month_of(at: int) -> int:
 
 @lru_cache(maxsize=8)
 def _month_of_day(day: int) -> int:
-    moment = datetime.fromtimestamp(day * DAY, tz=UTC)
-    return moment.year * 100 + moment.month
+    date = datetime.fromtimestamp(day * DAY, tz=UTC)
+    return date.year * 100 + date.month
 
 
 @lru_cache(maxsize=8)

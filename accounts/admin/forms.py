@@ -19,7 +19,7 @@ from accounts import services
 from accounts.admin.base import AuditedAdmin, TabularInline, actor_of
 from accounts.limits.types import BUDGET_FIELDS
 from accounts.models import ApiKey, ModelBudget, Tier
-from accounts.services import api_key_require_room
+from accounts.services import api_key_check_max_keys
 from accounts.validators import SCOPES, validate_model_names, validate_networks
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class ApiKeyForm(ApiKeyModelForm):
         if self.errors:
             return
         try:
-            api_key_require_room(key=self.instance)
+            api_key_check_max_keys(key=self.instance)
         except ValidationError as error:
             self.add_error(None, error)
 

@@ -346,7 +346,6 @@ def _key_line(key: ApiKey) -> str:
 
 
 HEADINGS = ("Limit", "Value", "Used", "Left", "Resets", "Where it comes from")
-TITLES = {"monthly_cost": "monthly cost (US dollars)"}
 TEMPLATE = "admin/accounts/apikey/check.html"
 
 
@@ -363,7 +362,7 @@ def check_page(model_admin: ModelAdmin, request: HttpRequest, key: ApiKey) -> Te
         "headings": HEADINGS,
         "rows": [
             (
-                f"{TITLES.get(each.name, each.name.replace('_', ' '))}, {each.whose}",
+                f"{each.name.replace('_', ' ')}{' (US dollars)' if each.is_money else ''}, {each.whose}",
                 (*each.cells("unlimited", "—", "—"), each.source),
             )
             for each in explained.limits

@@ -319,16 +319,14 @@ class RedisBackend:
         asked = month or month_of(self.now())
         calls = [(prefix_of(scope.shard), self._timed(_usage_arguments(scope, asked))) for scope in scopes]
         while True:
-            told = zip(scopes, self.wire.call_each(load("usage"), calls), strict=True)
-            answers = [_usage_answer(scope, asked, answer) for scope, answer in told]
-            found = [answer for answer in answers if not isinstance(answer, LedgerMissing)]
-            if len(found) == len(answers):
-                return found
-            missing = [subject for a in answers if isinstance(a, LedgerMissing) for subject in a.subjects]
-            amounts = self._settled(missing, asked)
-            for scope, answer in zip(scopes, answers, strict=True):
-                if isinstance(answer, LedgerMissing):
-                    self._seed(scope, asked, {subject: amounts[subject] for subject in answer.subjects})
+            replies = zip(scopes, self.wire.call_each(load("usage"), calls), strict=True)
+            answers = [(scope, _usage_answer(scope, asked, reply)) for scope, reply in replies]
+            missing = [(scope, answer.subjects) for scope, answer in answers if isinstance(answer, LedgerMissing)]
+            if not missing:
+                return [answer for _, answer in answers if not isinstance(answer, LedgerMissing)]
+            amounts = self._settled([subject for _, subjects in missing for subject in subjects], asked)
+            for scope, subjects in missing:
+                self._seed(scope, asked, {subject: amounts[subject] for subject in subjects})
 
     def _seeded(self, scope: LimitSet, call: Callable[[], Any]) -> Any:
         """Make a call, again after each seeding of ledgers that it found missing."""

@@ -71,16 +71,14 @@ class Availability:
         """Make an idempotent call. Raises StoreAway, or what the call raises although the store is there."""
         if self.is_away:
             raise StoreAway(sent=False)
-        for _ in range(attempts - 1):
+        while True:
             try:
                 return call()
             except (RedisConnectionError, RedisTimeoutError):
                 self._suspect()
-        try:
-            return call()
-        except (RedisConnectionError, RedisTimeoutError):
-            self._suspect()
-            raise
+                attempts -= 1
+                if not attempts:
+                    raise
 
     def try_close(self) -> bool:
         """Probe the store if it is away, and return whether it is there."""
