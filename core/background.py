@@ -73,9 +73,8 @@ class PeriodicThread:
         self._step = step
         self._has_work = has_work
         self._seconds = seconds
-        self._name = name
         self._event = event
-        self._start = start or self._in_thread
+        self._start = start or (lambda run: threading.Thread(target=run, name=name, daemon=True).start())
         self._lock = threading.Lock()
         self._stepping = threading.Lock()
         self._runs_in = 0  # process id: a forked process inherits no threads
@@ -107,9 +106,6 @@ class PeriodicThread:
                 if not self._has_work():
                     self._runs_in = 0
                     return
-
-    def _in_thread(self, run: Callable[[], None]) -> None:
-        threading.Thread(target=run, name=self._name, daemon=True).start()
 
 
 @contextmanager

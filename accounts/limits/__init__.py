@@ -32,22 +32,17 @@ logger = logging.getLogger(__name__)
 Sink = Callable[[UsageRecord], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    seeder: Seeder | None = None
-    sink: Sink | None = None
-
-
 @dataclass(slots=True)
 class _Process:
-    """The installed parts, and the backend with the id of the process that built it."""
+    """What other apps have installed, and the backend with the id of the process that built it."""
 
-    parts: _Parts
+    seeder: Seeder | None = None
+    sink: Sink | None = None
     backend: FailoverBackend | None = None
     pid: int = 0
 
 
-_process = _Process(_Parts())
+_process = _Process()
 _lock = threading.Lock()
 
 
@@ -58,8 +53,7 @@ def install(*, seeder: Seeder | None = None, sink: Sink | None = None) -> None:
     database, one row for each id with the highest revision, and raises if it can't. A backend that was built before is
     dropped and rebuilt on next use.
     """
-    parts = _process.parts
-    _process.parts = _Parts(seeder or parts.seeder, sink or parts.sink)
+    _process.seeder, _process.sink = seeder or _process.seeder, sink or _process.sink
     reset_limits()
 
 
@@ -72,7 +66,7 @@ def get_limits() -> FailoverBackend:
     if backend is None or _process.pid != os.getpid():
         with _lock:
             if _process.backend is None or _process.pid != os.getpid():
-                _process.backend, _process.pid = _build(_process.parts), os.getpid()
+                _process.backend, _process.pid = _build(), os.getpid()
             backend = _process.backend
     return backend
 
@@ -83,9 +77,9 @@ def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subj
     For use while Redis is away. Open calls and records that are not yet ingested are missing from it. Raises
     ImproperlyConfigured if no seeder is installed, and database errors.
     """
-    if _process.parts.seeder is None:
+    if _process.seeder is None:
         raise ImproperlyConfigured("accounts.limits needs a seeder: see accounts.limits.install")
-    return _process.parts.seeder(subjects, month)
+    return _process.seeder(subjects, month)
 
 
 #: Why Redis refuses writes, by a word of its error message; redis-py may have removed the error code from that.
@@ -129,9 +123,10 @@ def reset_limits() -> None:
     reset_state_store()
 
 
-def _build(parts: _Parts) -> FailoverBackend:
-    if parts.seeder is None or parts.sink is None:
+def _build() -> FailoverBackend:
+    seeder, sink = _process.seeder, _process.sink
+    if seeder is None or sink is None:
         raise ImproperlyConfigured("accounts.limits needs a seeder and a sink: see accounts.limits.install")
     store = state_store()
-    primary = RedisBackend(store.wire, seeder=parts.seeder, lease_seconds=settings.LIMITS_LEASE_SECONDS)
-    return FailoverBackend(primary, availability=store, sink=parts.sink)
+    primary = RedisBackend(store.wire, seeder=seeder, lease_seconds=settings.LIMITS_LEASE_SECONDS)
+    return FailoverBackend(primary, availability=store, sink=sink)

@@ -127,17 +127,14 @@ class PendingSettlements:
                 except Exception:
                     logger.exception("limits: a settlement has to wait: %s", pending.operation)
                     return False
-            self._remove(pending)
+            with self._lock:
+                if self._queue.get(pending.operation) is pending:
+                    del self._queue[pending.operation]
         return True
 
     def _oldest(self) -> Pending | None:
         with self._lock:
             return next(iter(self._queue.values()), None)
-
-    def _remove(self, pending: Pending) -> None:
-        with self._lock:
-            if self._queue.get(pending.operation) is pending:
-                del self._queue[pending.operation]
 
 
 T = TypeVar("T")
@@ -173,7 +170,7 @@ class FailoverBackend:
         self._clock = clock
         self._repairer = PeriodicThread(
             self.repair_once,
-            has_work=self._has_to_repair,
+            has_work=lambda: bool(self.pending or self.refusal_counts),
             seconds=lambda: REPAIR_INTERVAL,
             name="limits-mender",
             event="limits_not_mended",
@@ -253,7 +250,9 @@ class FailoverBackend:
                 raise LimitsUnavailable(retry_after=RETRY_AFTER) from away
             return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
         if isinstance(answer, Reserved):
-            self._hold(operation, answer.held)
+            self._held[operation] = answer.held
+            if len(self._held) > HELD_CAPACITY:
+                self._held.popitem(last=False)
             if flight is not None and answer.leads_flight:
                 self._flights[operation] = (scope.shard, flight.key)
                 self._heart.begin()
@@ -376,11 +375,6 @@ class FailoverBackend:
             logger.error("limits: Redis answers the probe, but not the call: %s", error)
             raise LimitsUnavailable(retry_after=1) from error
 
-    def _hold(self, operation: str, held: Amount) -> None:
-        self._held[operation] = held
-        if len(self._held) > HELD_CAPACITY:
-            self._held.popitem(last=False)
-
     def _release_later(self, scope: LimitSet, operation: str, admitted_at: int) -> None:
         """Queue the release of what Redis may have reserved for a call that was then refused."""
         now = self._clock()
@@ -404,9 +398,6 @@ class FailoverBackend:
     def _keep(self, pending: Pending) -> None:
         self.pending.add(pending)
         self._repairer.begin()
-
-    def _has_to_repair(self) -> bool:
-        return bool(self.pending or self.refusal_counts)
 
 
 def _may_have_arrived(error: StoreAway | LimitsUnavailable) -> bool:

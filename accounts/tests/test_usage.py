@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -121,7 +120,7 @@ def test_it_tells_the_months_by_the_records_while_the_store_is_away(
     def settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
         return {subject: Amount(250, 3) for subject in subjects}
 
-    monkeypatch.setattr(_process, "parts", replace(_process.parts, seeder=settled))
+    monkeypatch.setattr(_process, "seeder", settled)
     body = usage(cast.owner)
     assert body["source"] == "records"
     tokens = limit_of(body, "account", "monthly_tokens")
@@ -136,7 +135,7 @@ def test_it_answers_503_when_the_database_is_away_as_well(
     def gone(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
         raise OperationalError("gone")
 
-    monkeypatch.setattr(_process, "parts", replace(_process.parts, seeder=gone))
+    monkeypatch.setattr(_process, "seeder", gone)
     answer = Client().get("/usage", **cast.owner.headers)  # type: ignore[arg-type]  # headers
     assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
     assert answer["Retry-After"]

@@ -12,7 +12,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from core.telemetry.trace import Trace
@@ -76,7 +76,8 @@ class RequestSpans:
 
         def finish(outcome: str) -> None:
             if outcome != "ok":
-                _fail(span, outcome)
+                span.set_attribute("error.type", outcome)
+                span.set_status(Status(StatusCode.ERROR))
             span.end()
 
         return finish
@@ -106,8 +107,3 @@ class RequestSpans:
 def _endpoint() -> str:
     base: str = settings.OTEL_EXPORTER_OTLP_ENDPOINT
     return settings.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or f"{base.rstrip('/')}/v1/traces"
-
-
-def _fail(span: Span, outcome: str) -> None:
-    span.set_attribute("error.type", outcome)
-    span.set_status(Status(StatusCode.ERROR))

@@ -164,7 +164,7 @@ def log_lines(monkeypatch: pytest.MonkeyPatch) -> LogLines:
 def clock(db: None, settings: LazySettings, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Hold the limits by a clock that only the test moves."""
     stopped = Clock()
-    seeder = _process.parts.seeder
+    seeder = _process.seeder
     assert seeder is not None
     wire = wire_for(redis_client(settings.REDIS_URL, read_timeout=5))
     redis = RedisBackend(wire, seeder=seeder, clock=stopped)
