@@ -1,4 +1,4 @@
-"""Background threads, a clean stop for long commands, and pauses between CPU-bound steps.
+"""What each process has of its own, background threads, a clean stop for long commands, and pauses between steps.
 
 A background loop runs once in each process and continues after a step has failed. A gevent worker runs one greenlet at
 a time, so a CPU-bound step that doesn't yield delays every other request of the worker.
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import structlog
 
@@ -19,6 +20,32 @@ Start = Callable[[Callable[[], None]], None]
 """Runs a function in the background: in a thread, or in a greenlet where gevent has patched threads."""
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class PerProcess(Generic[T]):
+    """A value that each process builds on its first use. A forked process inherits no threads and builds its own."""
+
+    def __init__(self, build: Callable[[], T]) -> None:
+        self._build = build
+        self._lock = threading.Lock()
+        self._built: tuple[int, T] | None = None  # with the id of the process
+
+    def get(self) -> T:
+        """Return the value of this process; raises what building it raises."""
+        built = self._built
+        if built is None or built[0] != os.getpid():
+            with self._lock:
+                built = self._built
+                if built is None or built[0] != os.getpid():
+                    built = self._built = os.getpid(), self._build()
+        return built[1]
+
+    def drop(self) -> T | None:
+        """Forget the value, so that the next use builds another; return it if this process has built it."""
+        built, self._built = self._built, None
+        return built[1] if built is not None and built[0] == os.getpid() else None
 
 
 def run_step(step: Callable[[], object], *, event: str) -> bool:

@@ -5,8 +5,6 @@ sink when Django starts; see install.
 """
 
 import logging
-import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +16,7 @@ from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import UsageRecord
 from accounts.limits.redis import RedisBackend, Seeder
 from accounts.limits.types import Amount, Subject
+from core.background import PerProcess
 from core.redis.client import reset_state_store, state_store
 
 __all__ = [
@@ -33,17 +32,12 @@ Sink = Callable[[UsageRecord], None]
 
 
 @dataclass(slots=True)
-class _Process:
-    """What other apps have installed, and the backend with the id of the process that built it."""
-
+class _Installed:
     seeder: Seeder | None = None
     sink: Sink | None = None
-    backend: FailoverBackend | None = None
-    pid: int = 0
 
 
-_process = _Process()
-_lock = threading.Lock()
+_installed = _Installed()
 
 
 def install(*, seeder: Seeder | None = None, sink: Sink | None = None) -> None:
@@ -53,7 +47,7 @@ def install(*, seeder: Seeder | None = None, sink: Sink | None = None) -> None:
     database, one row for each id with the highest revision, and raises if it can't. A backend that was built before is
     dropped and rebuilt on next use.
     """
-    _process.seeder, _process.sink = seeder or _process.seeder, sink or _process.sink
+    _installed.seeder, _installed.sink = seeder or _installed.seeder, sink or _installed.sink
     reset_limits()
 
 
@@ -62,13 +56,7 @@ def get_limits() -> FailoverBackend:
 
     Raises ImproperlyConfigured without REDIS_URL, or if no seeder and sink are installed.
     """
-    backend = _process.backend
-    if backend is None or _process.pid != os.getpid():
-        with _lock:
-            if _process.backend is None or _process.pid != os.getpid():
-                _process.backend, _process.pid = _build(), os.getpid()
-            backend = _process.backend
-    return backend
+    return _backend.get()
 
 
 def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subject, Amount]:
@@ -77,9 +65,9 @@ def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subj
     For use while Redis is away. Open calls and records that are not yet ingested are missing from it. Raises
     ImproperlyConfigured if no seeder is installed, and database errors.
     """
-    if _process.seeder is None:
+    if _installed.seeder is None:
         raise ImproperlyConfigured("accounts.limits needs a seeder: see accounts.limits.install")
-    return _process.seeder(subjects, month)
+    return _installed.seeder(subjects, month)
 
 
 #: Why Redis refuses writes, by a word of its error message; redis-py may have removed the error code from that.
@@ -117,16 +105,19 @@ def write_refusal() -> WriteRefusal | None:
 
 def reset_limits() -> None:
     """Drop the backend with its pending work, and the state store: the next use builds both from the settings."""
-    backend, _process.backend = _process.backend, None
-    if backend is not None and _process.pid == os.getpid():
+    backend = _backend.drop()
+    if backend is not None:
         backend.end()
     reset_state_store()
 
 
 def _build() -> FailoverBackend:
-    seeder, sink = _process.seeder, _process.sink
+    seeder, sink = _installed.seeder, _installed.sink
     if seeder is None or sink is None:
         raise ImproperlyConfigured("accounts.limits needs a seeder and a sink: see accounts.limits.install")
     store = state_store()
     primary = RedisBackend(store.wire, seeder=seeder, lease_seconds=settings.LIMITS_LEASE_SECONDS)
     return FailoverBackend(primary, availability=store, sink=sink)
+
+
+_backend = PerProcess(_build)

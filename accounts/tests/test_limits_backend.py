@@ -19,8 +19,8 @@ from tests.processes import wait_until
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(limits._process, "seeder", Database())
-    monkeypatch.setattr(limits._process, "sink", lambda record: None)
+    monkeypatch.setattr(limits._installed, "seeder", Database())
+    monkeypatch.setattr(limits._installed, "sink", lambda record: None)
     limits.reset_limits()
     yield
     limits.reset_limits()
@@ -64,8 +64,8 @@ def test_it_mends_no_more_once_it_is_replaced(settings: Any, monkeypatch: pytest
 
 
 def test_it_says_what_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits._process, "seeder", None)
-    monkeypatch.setattr(limits._process, "sink", None)
+    monkeypatch.setattr(limits._installed, "seeder", None)
+    monkeypatch.setattr(limits._installed, "sink", None)
     with pytest.raises(ImproperlyConfigured, match="seeder"):
         limits.get_limits()
 
@@ -74,8 +74,8 @@ def test_it_keeps_what_was_installed_before() -> None:
     seeder = Database()
     limits.install(seeder=seeder)
     limits.get_limits()
-    assert limits._process.seeder is seeder
-    assert limits._process.sink is not None
+    assert limits._installed.seeder is seeder
+    assert limits._installed.sink is not None
 
 
 def test_it_is_built_anew_in_a_forked_process(settings: Any) -> None:

@@ -12,7 +12,7 @@ from django.db import OperationalError
 from django.test import Client
 
 from accounts import services
-from accounts.limits import _process, get_limits
+from accounts.limits import _installed, get_limits
 from accounts.limits.types import Amount, LimitsUnavailable, Subject
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, make_account, make_key, spend
 
@@ -120,7 +120,7 @@ def test_it_tells_the_months_by_the_records_while_the_store_is_away(
     def settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
         return {subject: Amount(250, 3) for subject in subjects}
 
-    monkeypatch.setattr(_process, "seeder", settled)
+    monkeypatch.setattr(_installed, "seeder", settled)
     body = usage(cast.owner)
     assert body["source"] == "records"
     tokens = limit_of(body, "account", "monthly_tokens")
@@ -135,7 +135,7 @@ def test_it_answers_503_when_the_database_is_away_as_well(
     def gone(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
         raise OperationalError("gone")
 
-    monkeypatch.setattr(_process, "seeder", gone)
+    monkeypatch.setattr(_installed, "seeder", gone)
     answer = Client().get("/usage", **cast.owner.headers)  # type: ignore[arg-type]  # headers
     assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
     assert answer["Retry-After"]

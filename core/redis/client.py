@@ -1,9 +1,6 @@
 """The state store (Redis or Valkey): one for all parts of a process, and clients for what needs its own connections."""
 
-import os
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from core.background import PerProcess
 from core.redis.availability import Availability
 from core.redis.cluster import ClusterClient, ClusterWire
 from core.redis.wire import CONNECT_TIMEOUT, PROBE_TIMEOUT, READ_TIMEOUT, Argument, DirectWire, Script, Wire
@@ -76,38 +74,25 @@ class StateStore(Availability):
         return self.ask(lambda: self.wire.call(script, prefix, arguments))
 
 
-@dataclass(slots=True)
-class _Process:
-    store: StateStore | None = None
-    pid: int = 0
-
-
-_process = _Process()
-_lock = threading.Lock()
-
-
 def state_store() -> StateStore:
     """Return the state store of this process; a fork has its own. Raises ImproperlyConfigured without REDIS_URL."""
-    store = _process.store
-    if store is None or _process.pid != os.getpid():
-        with _lock:
-            if _process.store is None or _process.pid != os.getpid():
-                _process.store, _process.pid = _state_store(), os.getpid()
-            store = _process.store
-    return store
+    return _store.get()
 
 
 def reset_state_store() -> None:
     """Close the state store; the next `state_store` makes one from the current settings."""
-    store, _process.store = _process.store, None
-    if store is not None and _process.pid == os.getpid():
+    store = _store.drop()
+    if store is not None:
         store.end()
         store.wire.close()
 
 
-def _state_store() -> StateStore:
+def _build() -> StateStore:
     if not settings.REDIS_URL:
         raise ImproperlyConfigured("REDIS_URL is not set, and limits are kept there")
     # A call without a reply is followed by a probe: together they may take REDIS_TIMEOUT.
     read_timeout = max(settings.REDIS_TIMEOUT - PROBE_TIMEOUT, PROBE_TIMEOUT)
     return StateStore(wire_for(redis_client(settings.REDIS_URL, read_timeout=read_timeout)))
+
+
+_store = PerProcess(_build)

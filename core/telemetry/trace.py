@@ -8,7 +8,6 @@ answer.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 
+from core.background import PerProcess
 from core.redaction import without_keys
 from core.times import new_id
 
@@ -103,18 +103,19 @@ def passed_on() -> Mapping[str, str]:
 LAST_SECONDS = 2.0
 
 
-class _Process:
-    """The exporter of this process, made at its first request because forked processes inherit no threads."""
+def _build_exporting() -> Exporting:
+    from core.telemetry.otel import Exporting
 
-    exporting: Exporting | None = None
-    pid = 0
-    lock = threading.Lock()
+    return Exporting()
+
+
+_exporting = PerProcess(_build_exporting)
 
 
 def begin_spans(trace: Trace, method: str) -> None:
     """Begin the span of a request if tracing is on."""
     if _are_on():
-        trace.spans = _exporting().begin(trace, method)
+        trace.spans = _exporting.get().begin(trace, method)
 
 
 def begin_attempt_span(provider: str, deployment: str) -> Callable[[str], None] | None:
@@ -127,8 +128,8 @@ def begin_attempt_span(provider: str, deployment: str) -> Callable[[str], None] 
 
 def stop_exporting() -> None:
     """Export the waiting spans before the process ends, in at most LAST_SECONDS."""
-    exporting, _Process.exporting = _Process.exporting, None
-    if exporting is not None and _Process.pid == os.getpid():
+    exporting = _exporting.drop()
+    if exporting is not None:
         last = threading.Thread(target=exporting.stop, name="last-spans", daemon=True)
         last.start()
         last.join(LAST_SECONDS)
@@ -138,12 +139,3 @@ def _are_on() -> bool:
     if not (settings.OTEL_EXPORTER_OTLP_ENDPOINT or settings.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT):
         return False
     return settings.OTEL_TRACES_EXPORTER == "otlp" and not settings.OTEL_SDK_DISABLED
-
-
-def _exporting() -> Exporting:
-    with _Process.lock:
-        if _Process.exporting is None or _Process.pid != os.getpid():
-            from core.telemetry.otel import Exporting
-
-            _Process.exporting, _Process.pid = Exporting(), os.getpid()
-        return _Process.exporting

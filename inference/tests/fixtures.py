@@ -19,7 +19,7 @@ from django.conf import LazySettings
 from django.test import Client
 from django.test.client import ClientHandler
 
-from accounts.limits import _process
+from accounts.limits import _backend, _installed
 from accounts.limits.failover import FailoverBackend
 from accounts.limits.redis import RedisBackend
 from accounts.tests.factories import Cast, IssuedKey, make_cast, make_key, make_tier
@@ -164,11 +164,10 @@ def log_lines(monkeypatch: pytest.MonkeyPatch) -> LogLines:
 def clock(db: None, settings: LazySettings, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Hold the limits by a clock that only the test moves."""
     stopped = Clock()
-    seeder = _process.seeder
+    seeder = _installed.seeder
     assert seeder is not None
     wire = wire_for(redis_client(settings.REDIS_URL, read_timeout=5))
     redis = RedisBackend(wire, seeder=seeder, clock=stopped)
     limits = FailoverBackend(redis, availability=Availability(wire.ping), sink=write_record, clock=stopped)
-    monkeypatch.setattr(_process, "backend", limits)
-    monkeypatch.setattr(_process, "pid", os.getpid())
+    monkeypatch.setattr(_backend, "_built", (os.getpid(), limits))
     return stopped
