@@ -18,8 +18,8 @@ from django.db import Error as DatabaseError
 from django.db.models import Exists, OuterRef, Q
 
 from accounts.keys import digests
-from accounts.limits.types import Limits, LimitSet, Subject
-from accounts.models import Account, ApiKey, ModelBudget
+from accounts.limits.types import RATE_FIELDS, Limits, LimitSet, Subject
+from accounts.models import Account, ApiKey, Budgets, ModelBudget
 from accounts.selectors import api_key_makers
 from accounts.validators import DEFAULT_SCOPES
 from core.database import database_outage, query_promptly
@@ -188,20 +188,11 @@ def build_authenticated_key(
 def key_subject(key: ApiKey, now: datetime) -> Subject:
     """Return the subject with the limits of a key whose tier is loaded, for the time `now`."""
     overriding = key.overrides_until is None or now < key.overrides_until
-
-    def effective(name: str) -> int | None:
-        override: int | None = getattr(key, f"{name}_override") if overriding else None
-        tier_limit: int | None = getattr(key.tier, name)
-        return tier_limit if override is None else override
-
-    limits = Limits(
-        requests_per_minute=effective("requests_per_minute"),
-        tokens_per_minute=effective("tokens_per_minute"),
-        concurrent_requests=effective("concurrent_requests"),
-        monthly_tokens=key.monthly_token_budget,
-        monthly_cost=nano_dollars(key.monthly_cost_budget),
-    )
-    return Subject(kind="key", id=str(key.limits_id), limits=limits)
+    rates: dict[str, int | None] = {}
+    for name in RATE_FIELDS:
+        override = getattr(key, f"{name}_override") if overriding else None
+        rates[name] = getattr(key.tier, name) if override is None else override
+    return Subject(kind="key", id=str(key.limits_id), limits=_limits(key, rates))
 
 
 def key_ledger(key: ApiKey) -> Subject:
@@ -211,18 +202,17 @@ def key_ledger(key: ApiKey) -> Subject:
 
 def account_subject(account: Account) -> Subject:
     """Return the subject with an account's caps and budgets over all its keys."""
-    limits = Limits(
-        requests_per_minute=account.requests_per_minute,
-        tokens_per_minute=account.tokens_per_minute,
-        concurrent_requests=account.concurrent_requests,
-        monthly_tokens=account.monthly_token_budget,
-        monthly_cost=nano_dollars(account.monthly_cost_budget),
-    )
-    return Subject(kind="account", id=str(account.pk), limits=limits)
+    rates = {name: getattr(account, name) for name in RATE_FIELDS}
+    return Subject(kind="account", id=str(account.pk), limits=_limits(account, rates))
 
 
 def model_subject(budget: ModelBudget) -> Subject:
     """Return the subject of a budget for one model: `key_model:<key>:<ledger>:<model>`, or `account_model:…`."""
     kind, owner = ("key_model", budget.key.limits_id) if budget.key else ("account_model", budget.account_id)
-    limits = Limits(monthly_tokens=budget.monthly_token_budget, monthly_cost=nano_dollars(budget.monthly_cost_budget))
-    return Subject(kind=kind, id=f"{owner}:{budget.ledger_id}:{budget.model}", limits=limits)
+    return Subject(kind=kind, id=f"{owner}:{budget.ledger_id}:{budget.model}", limits=_limits(budget, {}))
+
+
+def _limits(owner: Budgets, rates: Mapping[str, int | None]) -> Limits:
+    """Return rates and an owner's monthly budgets as limits."""
+    cost = nano_dollars(owner.monthly_cost_budget)
+    return Limits(**rates, monthly_tokens=owner.monthly_token_budget, monthly_cost=cost)
