@@ -11,7 +11,7 @@ from django.apps import apps
 from django.conf import settings
 from django.utils import timezone
 
-from accounts.key_cache import AuthenticatedKey, identity_of
+from accounts.key_cache import identity_of
 from accounts.keys import accepted_peppers
 from accounts.limit_usage import LIVE, LimitUsage, get_limit_usage
 from accounts.limits.types import LIMITS
@@ -64,7 +64,7 @@ class Explanation:
 def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
     """Explain a key whose account and tier are loaded, for a call from the address (None: an allowed one)."""
     now = timezone.now()
-    identity = identity_of(key, now)
+    identity, models = identity_of(key, now), key.allowed_models
     report = get_limit_usage(identity.every_limit)
     limits = [replace(usage, source=_source(key, usage, now)) for usage in report.limits]
     reasons = [Reason(401, "invalid_api_key", text) for text in _faults(key, now)]
@@ -101,7 +101,7 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
         reasons=reasons,
         limits=limits,
         scopes=sorted(identity.scopes),
-        models=_models(identity),
+        models=None if models is None else sorted(set(models)),
         allowed_ips=list(key.allowed_ips),
         max_output_tokens=identity.max_output_tokens,
         cache_enabled=identity.cache_enabled,
@@ -148,13 +148,6 @@ def _unpriced_models() -> list[str]:
     usable = deployments.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
     priced = usable.filter(prices__valid_from__lte=timezone.now()).values("model")
     return sorted(set(usable.exclude(model__in=priced).values_list("model__public_name", flat=True)))
-
-
-def _models(identity: AuthenticatedKey) -> list[str] | None:
-    """List the models that both tier and key allow; None: every model."""
-    if not identity.tier_models and not identity.key_models:
-        return None
-    return sorted(name for name in identity.tier_models | identity.key_models if identity.may_use_model(name))
 
 
 def explanation_text(explained: Explanation) -> str:

@@ -205,6 +205,13 @@ class ApiKey(Budgets):
             return "expired"
         return "active" if self.account.is_active else "disabled"
 
+    @property
+    def allowed_models(self) -> list[str] | None:
+        """The models that both tier and key allow, which may be none; None: all."""
+        if not self.models or not self.tier.models:
+            return list(self.models or self.tier.models) or None
+        return [name for name in self.models if name in self.tier.models]
+
 
 class ModelBudget(Budgets):
     """A budget of a key, or of an account over all its keys, for one model in a calendar month (UTC)."""

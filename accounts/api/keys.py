@@ -221,7 +221,7 @@ def delegated_settings(maker: ApiKey, asked: Mapping[str, Any]) -> KeySettings:
     """
     now = datetime.now(UTC)
     limits, end = key_subject(maker, now).limits, build_authenticated_key(maker, now).ends_at
-    scopes, models = maker.scopes or sorted(DEFAULT_SCOPES), _models(maker)
+    scopes, models = maker.scopes or sorted(DEFAULT_SCOPES), maker.allowed_models
     are_ended = maker.overrides_until is not None and maker.overrides_until <= now
     settings: dict[str, Any] = {
         "scopes": list(asked.get("scopes") or (scope for scope in scopes if scope in DEFAULT_SCOPES)),
@@ -285,7 +285,7 @@ def exceeds(key: ApiKey, caller: ApiKey) -> list[str]:
     """
     now = datetime.now(UTC)
     its, own = build_authenticated_key(key, now), build_authenticated_key(caller, now)
-    its_models, models = _models(key), _models(caller)
+    its_models, models = key.allowed_models, caller.allowed_models
     is_within = {
         "scopes": its.scopes <= own.scopes,
         "models": models is None or (its_models is not None and set(its_models) <= set(models)),
@@ -304,13 +304,6 @@ def exceeds(key: ApiKey, caller: ApiKey) -> list[str]:
 def _is_more(other: Any, own: Any) -> bool:
     """Return whether a limit is higher than another; None is no limit."""
     return own is not None and (other is None or other > own)
-
-
-def _models(key: ApiKey) -> list[str] | None:
-    """Return the models that both tier and key allow, which may be none; None: all."""
-    if not key.models or not key.tier.models:
-        return list(key.models or key.tier.models) or None
-    return [name for name in key.models if name in key.tier.models]
 
 
 def _within(inner: Sequence[str], outer: Sequence[str]) -> bool:

@@ -172,7 +172,7 @@ class FailoverBackend:
             self.repair_once,
             has_work=lambda: bool(self.pending or self.refusal_counts),
             seconds=lambda: REPAIR_INTERVAL,
-            name="limits-mender",
+            name="limits-repairer",
             event="limits_not_mended",
             start=start,
         )

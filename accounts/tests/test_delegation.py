@@ -47,7 +47,7 @@ def limits_of(maker: ApiKey, moment: Any = NOW, **asked: Any) -> Any:
 
 
 class TestInheritance:
-    def test_it_gives_what_the_creator_has_where_nothing_is_asked(self) -> None:
+    def test_it_gives_what_the_maker_has_where_nothing_is_asked(self) -> None:
         own = {
             "scopes": MANAGING,
             "models": ["a"],
@@ -89,7 +89,7 @@ class TestInheritance:
         assert not any(identity.may_use_model(name) for name in ("a", "b"))
         assert refused(maker, models=["a"]) == ["models"]
 
-    def test_it_ends_with_a_creator_that_was_replaced(self) -> None:
+    def test_it_ends_with_a_maker_that_was_replaced(self) -> None:
         maker = a_key(expires_at=LATER, revoked_at=SOON)
         assert delegated_settings(maker, {})["expires_at"] == SOON
         assert refused(maker, expires_at=LATER) == ["expires_at"]
@@ -131,7 +131,7 @@ class TestInheritance:
         ({}, {"expires_at": LATER}, []),
     ],
 )
-def test_it_refuses_more_than_the_creator_has(own: dict[str, Any], asked: dict[str, Any], fields: list[str]) -> None:
+def test_it_refuses_more_than_the_maker_has(own: dict[str, Any], asked: dict[str, Any], fields: list[str]) -> None:
     assert refused(a_key(**own), **asked) == fields
 
 
@@ -141,7 +141,7 @@ def test_it_names_every_field_at_once() -> None:
     assert refused(maker, **asked) == ["expires_at", "models", "monthly_token_budget", "scopes"]
 
 
-def test_it_lets_overrides_end_with_the_creator_s() -> None:
+def test_it_lets_overrides_end_with_the_maker_s() -> None:
     maker = a_key(requests_per_minute_override=50, overrides_until=SOON)
     assert limits_of(maker).requests_per_minute == 50
     assert limits_of(maker, LATER).requests_per_minute == 20

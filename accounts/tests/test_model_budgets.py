@@ -301,7 +301,7 @@ class TestDelegation:
 
         return send
 
-    def test_it_hands_on_the_creators_own(self, post: Callable[..., Any]) -> None:
+    def test_it_hands_on_the_makers_own(self, post: Callable[..., Any]) -> None:
         answer = post(name="new")
         assert (answer.status_code, answer.json()["model_budgets"]) == (
             201,
