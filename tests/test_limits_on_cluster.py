@@ -35,6 +35,7 @@ def cluster_site(
     with redis_cluster() as nodes:
         # Fewer connections than accounts: none may be held by who waits for another's look-up.
         env = {**prepared(), "DATABASE_POOL_SIZE": "2", "REDIS_URL": f"redis+cluster://127.0.0.1:{nodes[0].port}"}
+        env["REDIS_TIMEOUT"] = "2"  # a cluster that a busy machine makes slow is not away: budgets would be refused
         with aiapi_server(env, workers=2, prepare=False) as service, ingester(service, log):
             yield Site(service, fake, nodes[0], postgres)
 
