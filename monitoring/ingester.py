@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -109,7 +109,10 @@ class Ingester:
     def _write_left(self, stream: str) -> int:
         """Write the records that this ingester or a dead one left of a stream."""
         self._join(stream)
-        return self._write_unfinished(stream) + self._write({stream: self._abandoned(stream)})
+        moved = self._write_unfinished(stream)
+        answer = self._of_group(stream, self.client.xautoclaim, stream, GROUP, self.name, CLAIM_IDLE)
+        taken_over = [(identifier, fields) for identifier, fields in answer[1] if fields] if answer else []
+        return moved + self._write({stream: taken_over})
 
     def _gather(self, waiting: deque[str]) -> Batch:
         """Read new records of as many streams as make a batch; those that may hold more go to the end of the queue.
@@ -153,24 +156,21 @@ class Ingester:
 
     def _read(self, stream: str, after: str) -> list[Entry]:
         """Read a batch: `>` those that nobody has read, an id those behind it that this ingester has not written."""
-        try:
-            answer = self.client.xreadgroup(GROUP, self.name, {stream: after}, count=BATCH)
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            self._grouped.discard(stream)  # the store was emptied
-            return []
-        return _entries(answer)
+        answer = self._of_group(stream, self.client.xreadgroup, GROUP, self.name, {stream: after})
+        streams = answer.items() if isinstance(answer, dict) else answer or []  # a dictionary by RESP3
+        return [
+            entry for _, found in streams for entry in (found[0] if found and isinstance(found[0], list) else found)
+        ]
 
-    def _abandoned(self, stream: str) -> list[Entry]:
+    def _of_group(self, stream: str, command: Callable[..., Any], *arguments: Any) -> Any:
+        """Send a command of the stream's consumer group; return None if the store was emptied and has no group."""
         try:
-            answer = self.client.xautoclaim(stream, GROUP, self.name, CLAIM_IDLE, count=BATCH)
+            return command(*arguments, count=BATCH)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
             self._grouped.discard(stream)
-            return []
-        return [(identifier, fields) for identifier, fields in answer[1] if fields]
+            return None
 
     def _write(self, batch: Batch) -> int:
         filled = {stream: entries for stream, entries in batch.items() if entries}
@@ -222,8 +222,3 @@ def _store_each(entries: Iterable[Entry]) -> tuple[int, list[Entry]]:
             log.error("record_refused", entry=entry[0].decode(), cause=type(error).__name__)
             refused.append(entry)
     return written, refused
-
-
-def _entries(answer: Any) -> list[Entry]:
-    streams: Iterable[Any] = answer.items() if isinstance(answer, dict) else answer or []
-    return [entry for _, found in streams for entry in (found[0] if found and isinstance(found[0], list) else found)]

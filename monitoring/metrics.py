@@ -13,6 +13,7 @@ from prometheus_client import Counter, Histogram
 
 from accounts.limits.records import UsageRecord
 from core.telemetry.metrics import CLIENT_LEFT, MILLI, NANO, REGISTRY, SECONDS, class_of
+from monitoring.models import Outcome, outcome_of
 
 #: Span attributes by record field, with OpenTelemetry's semantic names where they exist.
 SPAN_ATTRIBUTES = {
@@ -85,7 +86,7 @@ M = TypeVar("M", Counter, Histogram)
 def observe_record(record: UsageRecord) -> None:
     """Count a request from its final record."""
     endpoint, model, status, many = record.endpoint, record.model, record.status, record.count
-    _series(requests, endpoint, model, class_of(status), outcome_of(status)).inc(many)
+    _series(requests, endpoint, model, class_of(status), outcome_label(status)).inc(many)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         _series(limits_refused, record.error_code).inc(many)
     if status < HTTPStatus.BAD_REQUEST:
@@ -120,12 +121,9 @@ def span_attributes(record: UsageRecord) -> dict[str, str | int]:
     return {name: value for field, name in SPAN_ATTRIBUTES.items() if (value := getattr(record, field))}
 
 
-def outcome_of(status: int) -> str:
-    """Return the outcome of a status: answered, limited, left (which rollups count as invalid), invalid or failed."""
-    if status < HTTPStatus.BAD_REQUEST:
-        return "answered"
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return "limited"
+def outcome_label(status: int) -> str:
+    """Return a status's outcome as metrics name it: `answered` for ok, and `left` for a client that left (invalid)."""
     if status == CLIENT_LEFT:
         return "left"
-    return "invalid" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
+    outcome = outcome_of(status)
+    return "answered" if outcome == Outcome.OK else outcome

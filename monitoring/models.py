@@ -99,7 +99,7 @@ class Rollup(models.Model):
     """
 
     class Grain(models.TextChoices):
-        """The requests that a row covers (the platform's, an account's, a key's) and the length of its period."""
+        """A letter for whose requests a row covers (platform, account, key), one for its period (`i`: minute)."""
 
         PLATFORM_MINUTE = "pi"
         PLATFORM_QUARTER = "pq"

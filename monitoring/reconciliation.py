@@ -80,8 +80,8 @@ def _key_name(key: ApiKey) -> str:
     return f"key {key.account.name}/{key.name}"
 
 
-class Span(NamedTuple):
-    """Bounds of how much an amount is too high: at least `low`, at most `high`; negative if it is too low."""
+class Bounds(NamedTuple):
+    """How much an amount is too high: at least `low`, at most `high`; negative if it is too low."""
 
     low: int
     high: int
@@ -91,28 +91,28 @@ class Span(NamedTuple):
         """Return whether the amount is wrong for certain."""
         return self.low > 0 or self.high < 0
 
-    def lacking(self, most: int) -> Span:
+    def lacking(self, most: int) -> Bounds:
         """Allow the amount to be too low by `most`."""
-        return Span(min(0, self.low + most), min(0, self.high + most)) if self.high < 0 else self
+        return Bounds(min(0, self.low + most), min(0, self.high + most)) if self.high < 0 else self
 
 
 class Excess(NamedTuple):
     """How much a ledger is too high: tokens and cost (nano-dollars), settled and reserved."""
 
-    tokens: Span
-    cost: Span
-    reserved_tokens: Span
-    reserved_cost: Span
+    tokens: Bounds
+    cost: Bounds
+    reserved_tokens: Bounds
+    reserved_cost: Bounds
 
     @property
     def is_wrong(self) -> bool:
         """Return whether any amount is wrong for certain."""
-        return any(span.is_wrong for span in self)
+        return any(bounds.is_wrong for bounds in self)
 
     @property
     def is_certain(self) -> bool:
         """Return whether all differences are known exactly."""
-        return all(span.low == span.high for span in self)
+        return all(bounds.low == bounds.high for bounds in self)
 
     def lacking(self, most: Amount) -> Excess:
         """Allow the settled amounts to be too low by `most`."""
@@ -124,7 +124,7 @@ class Excess(NamedTuple):
         tokens = sorted((before.settled.tokens - found.tokens, after.settled.tokens - found.tokens))
         cost = sorted((before.settled.cost - found.cost, after.settled.cost - found.cost))
         reserved = after.reserved - after.held
-        return cls(Span(*tokens), Span(*cost), *(Span(each, each) for each in (reserved.tokens, reserved.cost)))
+        return cls(Bounds(*tokens), Bounds(*cost), *(Bounds(each, each) for each in (reserved.tokens, reserved.cost)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +144,14 @@ class LedgerDifference:
         return f"ledger of {self.month}: {self.holder.name} ({self.holder.subject.name}) {', '.join(told)}"
 
 
-def _told(what: str, tokens: Span, cost: Span) -> list[str]:
+def _told(what: str, tokens: Bounds, cost: Bounds) -> list[str]:
     told = []
-    for span, is_money in ((tokens, False), (cost, True)):
-        if span.is_wrong:
-            amount = span.low if span.low > 0 else -span.high
+    for bounds, is_money in ((tokens, False), (cost, True)):
+        if bounds.is_wrong:
+            amount = bounds.low if bounds.low > 0 else -bounds.high
             text = f"${dollars(amount)}" if is_money else f"{amount:,} tokens"
-            least = "" if span.low == span.high else "at least "
-            told.append(f"{what} {least}{text} too {'much' if span.low > 0 else 'little'}")
+            least = "" if bounds.low == bounds.high else "at least "
+            told.append(f"{what} {least}{text} too {'much' if bounds.low > 0 else 'little'}")
     return told
 
 

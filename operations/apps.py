@@ -4,6 +4,6 @@ from django.apps import AppConfig
 
 
 class OperationsConfig(AppConfig):
-    """The app's configuration. The app has no models; those of alerts are in monitoring."""
+    """The app's configuration. The app has no models: alerts' tables and permissions are monitoring's."""
 
     name = "operations"

@@ -22,8 +22,8 @@ from core.background import run_step
 from monitoring.ingester import Ingester
 from monitoring.retention import prune_by_settings
 from operations.alerts.conditions import (
-    BooksWatch,
     HealthWatch,
+    ReconciliationWatch,
     budgets_used,
     error_rate,
     failing_deployments,
@@ -35,10 +35,10 @@ from operations.alerts.incidents import LeaderLock, incidents_update
 log = structlog.get_logger(__name__)
 
 #: Seconds between two reads of records, and after a failed one.
-IDLE_SECONDS, TROUBLE_SECONDS = 0.2, 1.0
+IDLE_SECONDS, RETRY_SECONDS = 0.2, 1.0
 PRUNE_SECONDS = 3600.0
 #: When the nightly check begins (UTC), and how many seconds later it is tried again after a failure.
-NIGHT, CHECK_AGAIN_SECONDS = (3, 17), 3600.0
+CHECK_AT, CHECK_AGAIN_SECONDS = (3, 17), 3600.0
 #: Seconds between two checks whether pruning or the nightly check is due.
 TICK = 1.0
 #: Seconds for a round of alerts and a step of pruning to finish after a stop.
@@ -52,31 +52,31 @@ class Round:
     """A worker's rounds, with the failed health checks in a row and the result of the last nightly check."""
 
     health: HealthWatch = field(default_factory=HealthWatch)
-    books: BooksWatch = field(default_factory=BooksWatch)
-    turn: LeaderLock = field(default_factory=LeaderLock)
+    reconciliation: ReconciliationWatch = field(default_factory=ReconciliationWatch)
+    lock: LeaderLock = field(default_factory=LeaderLock)
     leads: bool | None = None  # None before the first round
 
     def run(self) -> tuple[int, int]:
         """Make a round; return how many incidents began and how many deliveries succeeded."""
-        leads = self.turn.take()
+        leads = self.lock.take()
         if leads is not self.leads:
-            log.info("worker_leads" if leads else "worker_stands_by", worker=self.turn.name)
+            log.info("worker_leads" if leads else "worker_stands_by", worker=self.lock.name)
             self.health.forget()  # earlier results are too old to count
             if not leads:
-                self.books.forget()
+                self.reconciliation.forget()
         self.leads = leads
         try:
             began = self._incidents() if leads else 0
         except Exception:
-            self.turn.give_back()  # another may see more
+            self.lock.give_back()  # another may see more
             raise
         return began, deliveries_send()
 
     def _incidents(self) -> int:
-        watched = (budgets_used, error_rate, self.health, failing_deployments, missing_prices, self.books)
+        watched = (budgets_used, error_rate, self.health, failing_deployments, missing_prices, self.reconciliation)
         conditions = [condition for source in watched for condition in source()]
         with transaction.atomic():  # the conditions are slow at times: another process may lead by now
-            return incidents_update(conditions) if self.turn.is_mine() else 0
+            return incidents_update(conditions) if self.lock.is_mine() else 0
 
 
 class Worker:
@@ -95,7 +95,7 @@ class Worker:
         ends = time.monotonic() + STOP_SECONDS
         for thread in threads:
             thread.join(max(0.0, ends - time.monotonic()))
-        run_step(self.round.turn.give_back, event="watch_failed")
+        run_step(self.round.lock.give_back, event="watch_failed")
 
     def ingest(self) -> None:
         """Move records, batch after batch."""
@@ -108,7 +108,7 @@ class Worker:
         while not self.stopping.is_set():
             close_old_connections()
             is_done = run_step(move_all, event="ingest_failed")
-            self.stopping.wait(IDLE_SECONDS if is_done else TROUBLE_SECONDS)
+            self.stopping.wait(IDLE_SECONDS if is_done else RETRY_SECONDS)
 
     def watch(self) -> None:
         """Try to lead every WATCH_SECONDS; while leading, check all conditions and send alerts."""
@@ -127,14 +127,14 @@ class Worker:
                 run_step(partial(prune_by_settings, wait=self.stopping.wait), event="pruning_failed")
                 prune_at = time.monotonic() + PRUNE_SECONDS
             if timezone.now() >= check_at:
-                is_done = run_step(self.round.books.check, event="check_failed")
+                is_done = run_step(self.round.reconciliation.check, event="check_failed")
                 again = timezone.now() + timedelta(seconds=CHECK_AGAIN_SECONDS)
                 check_at = next_night(timezone.now()) if is_done else again
 
 
 def next_night(now: datetime) -> datetime:
     """Return when the next nightly check begins."""
-    hour, minute = NIGHT
+    hour, minute = CHECK_AT
     tonight = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
     return tonight if tonight > now else tonight + timedelta(days=1)
 
@@ -151,13 +151,13 @@ class SingleRound:
 
     def check(self) -> str:
         """Compare rollups, ledgers and log."""
-        self.round.books.check()
-        return self.round.books.wrong or "The rollups and the ledgers agree with the log."
+        self.round.reconciliation.check()
+        return self.round.reconciliation.wrong or "The rollups and the ledgers agree with the log."
 
     def watch(self) -> str:
         """Check all conditions and send alerts, unless another worker leads."""
         began, sent = self.round.run()
-        self.round.turn.give_back()
+        self.round.lock.give_back()
         others = "" if self.round.leads else "Another worker leads. "
         return f"{others}{began} alerts began, {sent} deliveries arrived."
 

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from core.telemetry import metrics
 from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import Api
-from monitoring.metrics import outcome_of
+from monitoring.metrics import outcome_label
 from tests.servers import ROOT
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -92,7 +92,7 @@ def test_it_finds_a_name_that_does_not_exist(written: dict[str, set[str]]) -> No
 
 
 def test_it_compares_with_outcomes_that_there_are() -> None:
-    outcomes = {outcome_of(status) for status in (200, 400, 429, 499, 500)}
+    outcomes = {outcome_label(status) for status in (200, 400, 429, 499, 500)}
     named = {
         word
         for _, query in queries()

@@ -6,7 +6,7 @@ that it replaces, and adding up tallies are the same operation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -26,14 +26,17 @@ log = structlog.get_logger(__name__)
 #: Plain strings: psycopg would write the name of an enum's member.
 PLATFORM_MINUTE, PLATFORM_QUARTER, PLATFORM_DAY, ACCOUNT_DAY, KEY_QUARTER, KEY_DAY, KEY_MONTH = map(str, Rollup.Grain)
 
+CACHE_COLUMNS = {
+    RequestRecord.Cache.HIT: "hits",
+    RequestRecord.Cache.COALESCED: "coalesced",
+    RequestRecord.Cache.MISS: "misses",
+    RequestRecord.Cache.BYPASS: "bypassed",
+    RequestRecord.Cache.REPLAY: "replayed",
+}
 #: The columns of a rollup that are sums: counts, then histograms.
 COUNTS = (
     "requests",
-    "hits",
-    "coalesced",
-    "misses",
-    "bypassed",
-    "replayed",
+    *CACHE_COLUMNS.values(),
     "input_tokens",
     "cached_tokens",
     "output_tokens",
@@ -43,20 +46,10 @@ COUNTS = (
 )
 HISTOGRAMS = ("latency", "first_token")
 MEASURES = (*COUNTS, *HISTOGRAMS)
-CACHE_COLUMNS = {
-    RequestRecord.Cache.HIT: "hits",
-    RequestRecord.Cache.COALESCED: "coalesced",
-    RequestRecord.Cache.MISS: "misses",
-    RequestRecord.Cache.BYPASS: "bypassed",
-    RequestRecord.Cache.REPLAY: "replayed",
-}
 
 #: The age of records up to which minutes are written, and the age at which minutes are deleted. A record and its
 #: replacement have the same time of admission, so both count in its minute or neither does.
 MINUTES_WRITTEN, MINUTES_KEPT = 3 * HOUR, 4 * HOUR
-
-_CACHE_PLACES = {str(cache): COUNTS.index(column) for cache, column in CACHE_COLUMNS.items()}
-_FIRST_CACHE, _AFTER_CACHE = COUNTS.index("hits"), COUNTS.index("replayed") + 1
 
 Tally = list[int]
 
@@ -93,12 +86,9 @@ class Change(NamedTuple):
 def tally_of(record: RequestRecord) -> Tally:
     """Return the tally of one record."""
     timed = outcome_of(record.status) in TIMED
-    caches = [0] * (_AFTER_CACHE - _FIRST_CACHE)
-    if (place := _CACHE_PLACES.get(str(record.cache))) is not None:
-        caches[place - _FIRST_CACHE] = record.count
     return [
         record.count,
-        *caches,
+        *(record.count if record.cache == cache else 0 for cache in CACHE_COLUMNS),
         record.input_tokens,
         record.cached_tokens,
         record.output_tokens,
@@ -184,6 +174,7 @@ def add_tally(tallies: dict[Row, Tally], row: Row, tally: Tally) -> None:
 
 #: The key of PostgreSQL's advisory lock for writers of rollups ("rollups" in ASCII).
 LOCK = 0x726F6C6C757073
+READ = (*Row._fields, *MEASURES)
 COLUMNS = (*Row._fields, "account_name", "key_name", *MEASURES)
 _TABLE = Rollup._meta.db_table
 _UPDATES = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS[len(Row._fields) :])
@@ -202,7 +193,7 @@ def rollups_add(tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> Non
     """Add tallies to rows; delete rows whose number of requests becomes 0."""
     with connection.cursor() as cursor:
         rollups_lock(cursor)
-        known = _read(cursor, list(tallies))
+        known = dict(decoded(select_lines(cursor, _TABLE, Row._fields, list(tallies), READ)))
         sums = {row: _sum(row, known.get(row), tally) for row, tally in tallies.items()}
         rollups_write(cursor, {row: tally for row, tally in sums.items() if tally[0]}, names)
         rollups_delete(cursor, [row for row, tally in sums.items() if not tally[0] and row in known])
@@ -234,9 +225,10 @@ def packed(tally: Tally) -> list[Any]:
     return [*tally[: len(COUNTS)], *(pack(histogram) for histogram in tally[len(COUNTS) :])]
 
 
-def unpacked(columns: Sequence[Any]) -> Tally:
-    """Decode the column values of a tally."""
-    return [*columns[: len(COUNTS)], *(unpack(histogram) for histogram in columns[len(COUNTS) :])]
+def decoded(lines: Iterable[Sequence[Any]]) -> Iterator[tuple[Row, Tally]]:
+    """Decode the values of the columns READ."""
+    width, counts = len(Row._fields), len(Row._fields) + len(COUNTS)
+    return ((Row(*line[:width]), [*line[width:counts], *map(unpack, line[counts:])]) for line in lines)
 
 
 def _sum(row: Row, known: Tally | None, added: Tally) -> Tally:
@@ -247,9 +239,3 @@ def _sum(row: Row, known: Tally | None, added: Tally) -> Tally:
         log.error("rollups_disagree_with_log", row=tuple(row))
         return [max(0, amount) for amount in added]
     return added
-
-
-def _read(cursor: CursorWrapper, rows: Sequence[Row]) -> dict[Row, Tally]:
-    found = select_lines(cursor, _TABLE, Row._fields, rows, (*Row._fields, *MEASURES))
-    width = len(Row._fields)
-    return {Row(*each[:width]): unpacked(each[width:]) for each in found}

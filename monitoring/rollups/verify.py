@@ -51,16 +51,17 @@ from monitoring.rollups.store import (
     PLATFORM_DAY,
     PLATFORM_MINUTE,
     PLATFORM_QUARTER,
+    READ,
     Names,
     Row,
     Tally,
     add_tally,
+    decoded,
     month_row,
     rollups_delete,
     rollups_lock,
     rollups_write,
     spread,
-    unpacked,
     without_histograms,
 )
 
@@ -207,9 +208,7 @@ def _by_key(records: QuerySet[RequestRecord], rows: QuerySet[Rollup]) -> Iterato
 
 
 def _tallies(rows: QuerySet[Rollup]) -> Iterator[tuple[Row, Tally]]:
-    width = len(Row._fields)
-    for line in rows.values_list(*Row._fields, *MEASURES).iterator(chunk_size=ROWS_AT_A_TIME):
-        yield Row(*line[:width]), unpacked(line[width:])
+    return decoded(rows.values_list(*READ).iterator(chunk_size=ROWS_AT_A_TIME))
 
 
 def _compared(expected: Sums, kept: Sums, names: Named) -> list[Difference]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 
 from monitoring.models import RequestRecord, Rollup
-from monitoring.rollups.store import MEASURES, PLATFORM_MINUTE, Change, Row, Tally, spread, tallies_of, unpacked
+from monitoring.rollups.store import PLATFORM_MINUTE, READ, Change, Row, Tally, decoded, spread, tallies_of
 
 
 def rollups_kept(*, minutes: bool = False) -> dict[Row, Tally]:
     """Read all rollups but the minutes, which are kept for some hours only; or (`minutes`) those as well."""
     rows = Rollup.objects.all() if minutes else Rollup.objects.exclude(grain=PLATFORM_MINUTE)
-    return {Row(*line[:7]): unpacked(line[7:]) for line in rows.values_list(*Row._fields, *MEASURES)}
+    return dict(decoded(rows.values_list(*READ)))
 
 
 def rollups_expected(minutes_since: datetime | None = None) -> dict[Row, Tally]:

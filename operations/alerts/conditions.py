@@ -150,8 +150,8 @@ def level_of(subject: str) -> int:
     return int(subject.rsplit(":", 2)[1]) if subject.startswith(PREFIX) else 0
 
 
-#: By check: the kind of alert, its title, and advice.
-CHECKS = {
+#: By health check: the kind of alert, its title, and advice. The database has none: it stores them.
+ALERTS = {
     "llm": (Alert.Kind.PROVIDER, "The model provider does not answer", "See the providers in the admin."),
     "ingest": (Alert.Kind.INGEST, "Usage records wait to be ingested", "Is manage.py worker running?"),
     "limits": (Alert.Kind.DEPENDENCY, "The state store is not healthy", "See the state store (REDIS_URL) and the log."),
@@ -183,8 +183,8 @@ class HealthWatch:
             is_bad = found.health is not Health.OK
             self._bad[name] = self._bad[name] + 1 if is_bad else 0
             self._good[name] = 0 if is_bad else self._good[name] + 1
-            if name in CHECKS and self._good[name] < self.good_rounds:
-                kind, title, advice = CHECKS[name]
+            if name in ALERTS and self._good[name] < self.good_rounds:
+                kind, title, advice = ALERTS[name]
                 text = f"The health check {name} says: {found.health}. {found.reason or advice}"
                 yield Condition(kind, health_subject(name), title, text, is_on=self._bad[name] >= self.bad_rounds)
 
@@ -199,7 +199,7 @@ CHECKED = timedelta(days=2)
 
 
 @dataclass(slots=True)
-class BooksWatch:
+class ReconciliationWatch:
     """The last nightly check of rollups and ledgers.
 
     `wrong` is what it found, as a sentence; "" if all was right; None before the first check, when incidents neither

@@ -22,7 +22,7 @@ import ssl
 import time
 from base64 import b64encode
 from contextlib import closing, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPSConnection
 from smtplib import SMTPException
 from urllib.parse import unquote, urlsplit
@@ -34,6 +34,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from core.network import METADATA, addresses_of, called_address
+from core.times import utc_text
 from monitoring.export import plain
 from monitoring.models import Alert, AlertDelivery
 from operations.alerts.conditions import Condition
@@ -48,12 +49,8 @@ def message_of(delivery: AlertDelivery) -> tuple[str, str]:
     if not delivery.is_end:
         return alert.title, alert.text
     ended = alert.ended_at or timezone.now()
-    span = f"It began at {_minute(alert.began_at)}, ended at {_minute(ended)} and lasted {lasted(alert)}."
+    span = f"It began at {utc_text(alert.began_at)}, ended at {utc_text(ended)} and lasted {lasted(alert)}."
     return f"Resolved: {alert.title}", f"This is over. {span} It was: {alert.text}"
-
-
-def _minute(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def lasted(alert: Alert) -> str:
@@ -216,7 +213,7 @@ def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
         else:
             title, text = message_of(delivery)
             subject = " ".join(f"[{settings.NAME}] {title}".split())  # names of callers may hold line breaks
-            body = text if delivery.is_end else f"{text}\n\n{_minute(delivery.alert.began_at)}"
+            body = text if delivery.is_end else f"{text}\n\n{utc_text(delivery.alert.began_at)}"
             EmailMessage(subject, f"{body}\n", settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()
     except (WebhookError, SMTPException, OSError, ValueError) as error:  # ValueError: invalid headers or addresses
         cause = str(error) if isinstance(error, WebhookError) else type(error).__name__

@@ -107,7 +107,7 @@ UNKNOWN = "The state store is away: budgets are read from the records, and the u
 
 
 @dataclass(frozen=True, slots=True)
-class Nearly:
+class NearLimit:
     """A limit, its owner, and how much of it is used: `share` (1 is all), and `percent` (up to 100) for a bar."""
 
     owner: str
@@ -128,15 +128,15 @@ class Nearly:
 
 
 @dataclass(slots=True)
-class NearlyReached:
+class NearLimits:
     """The limits with the highest share used, the number of all nearly reached ones, and notes on missing data."""
 
-    limits: list[Nearly]
+    limits: list[NearLimit]
     number: int = 0
     notes: list[str] = field(default_factory=list)
 
 
-def limits_nearly_reached(now: datetime) -> NearlyReached:
+def limits_nearly_reached(now: datetime) -> NearLimits:
     """Return the limits of which at least the share NEARLY is used, highest first.
 
     Budgets are read from the records, usage of the busiest keys from the limits, in one step.
@@ -174,7 +174,7 @@ def limits_nearly_reached(now: datetime) -> NearlyReached:
     for usage in usages.values():
         if usage.share >= NEARLY:
             name, owner = owners[usage.subject.name]
-            near.append(Nearly(name, change_url(owner), usage.title, usage.text, usage.share))
+            near.append(NearLimit(name, change_url(owner), usage.title, usage.text, usage.share))
     near.sort(key=lambda each: (-each.share, each.owner))
     notes = [] if accounts.is_all and keys.is_all and budgets.is_all else [MANY]
-    return NearlyReached(near[:SHOWN], len(near), notes if report.source == LIVE else [*notes, UNKNOWN])
+    return NearLimits(near[:SHOWN], len(near), notes if report.source == LIVE else [*notes, UNKNOWN])

@@ -323,7 +323,7 @@ def test_it_goes_round_over_everything(cast: Cast, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(conditions, "check_each", lambda: {"ingest": Finding(Health.DEGRADED)})
     first = Round(HealthWatch(bad_rounds=1))
     assert first.run() == (1, 1)
-    first.turn.give_back()
+    first.lock.give_back()
     assert mail.outbox[0].subject == "[AI API] Usage records wait to be ingested"
     output = StringIO()
     call_command("worker", "--once", "watch", stdout=output)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.django_db
 
 
 def expire() -> None:
-    """Let the turn's time run out."""
+    """Let the lease expire."""
     LeaderLease.objects.update(expires_at=Now() - timedelta(seconds=1))
 
 
@@ -72,7 +72,7 @@ class TestTurn:
 
 
 class TestRound:
-    def test_it_leaves_the_episodes_of_the_one_that_watches_alone(self, seen: dict[str, Health]) -> None:
+    def test_it_leaves_the_incidents_of_the_leader_alone(self, seen: dict[str, Health]) -> None:
         one, other = Round(), Round()
         seen["cache"] = Health.AWAY
         for _ in range(BAD_ROUNDS):
@@ -104,7 +104,7 @@ class TestRound:
 
         def take_over() -> Iterator[Condition]:
             expire()
-            assert other.turn.take()
+            assert other.lock.take()
             yield Condition(Alert.Kind.ERRORS, "errors", "title", "text")
 
         monkeypatch.setattr(module, "error_rate", take_over)
@@ -121,7 +121,7 @@ class TestRound:
         monkeypatch.setattr(module, "error_rate", fail)
         with pytest.raises(TimeoutError):
             one.run()
-        assert other.turn.take()
+        assert other.lock.take()
 
     def test_it_logs_when_its_part_changes(self, seen: dict[str, Health]) -> None:
         one, other = Round(), Round()
@@ -129,7 +129,7 @@ class TestRound:
             for _ in range(2):
                 one.run()
                 other.run()
-            one.turn.give_back()
+            one.lock.give_back()
             other.run()
         assert [entry["event"] for entry in logs] == ["worker_leads", "worker_stands_by", "worker_leads"]
 
@@ -141,7 +141,7 @@ def test_its_command_says_that_another_leads(seen: dict[str, Health]) -> None:
     output = StringIO()
     call_command("worker", "--once", "watch", stdout=output)
     assert output.getvalue() == "Another worker leads. 0 alerts began, 0 deliveries arrived.\n"
-    ruling.turn.give_back()
+    ruling.lock.give_back()
     for told in ("1 alerts began, 0 deliveries arrived.\n", "0 alerts began, 0 deliveries arrived.\n"):
         output = StringIO()
         call_command("worker", "--once", "watch", stdout=output)
