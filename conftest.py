@@ -12,7 +12,7 @@ from django.conf import settings
 from launch.checks import TIMED
 from tests.stores import Postgres, Redis, postgres_server, redis_server
 
-#: Files that take longest, first those that mostly wait: begun last, one would run on when all else is over.
+#: The slowest files, which start first: a late one would delay the end. Those that mostly wait come before the others.
 LONGEST = (
     "tests/test_chaos.py",
     "tests/test_run.py",

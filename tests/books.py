@@ -50,7 +50,7 @@ FROM monitoring_requestrecord WHERE account_id = %s
 
 
 @dataclass(frozen=True)
-class Row:
+class LogRow:
     """A record of the log; cost in nano-dollars, time of admission in seconds since the epoch."""
 
     label: str
@@ -77,9 +77,9 @@ class Books:
     #: The most that was seen to count against a budget of tokens, by the name of the key.
     peaks: dict[str, int] = field(default_factory=dict)
 
-    def log(self) -> list[Row]:
+    def log(self) -> list[LogRow]:
         """List the records."""
-        return [Row(*row) for row in rows(self.service, LOG, self.account)]
+        return [LogRow(*row) for row in rows(self.service, LOG, self.account)]
 
     def wrong(self, *, lost: int = 0) -> list[str]:
         """Name what does not agree with the log, where so many records may have been lost with the store."""
@@ -98,7 +98,7 @@ class Books:
         if waiting := waiting_records(self.store) + counted_refusals(self.store):
             yield f"{waiting} records wait"
 
-    def _answers(self, log: list[Row], lost: int) -> Iterator[str]:
+    def _answers(self, log: list[LogRow], lost: int) -> Iterator[str]:
         logged = {row.label: row for row in log}
         if len(logged) < len(log):
             yield "a label is in the log twice"
@@ -125,7 +125,7 @@ class Books:
         if summed != kept:
             yield f"the log adds up to {summed}, the rollups say {kept}"
 
-    def _ledgers(self, log: list[Row]) -> Iterator[str]:
+    def _ledgers(self, log: list[LogRow]) -> Iterator[str]:
         for month in sorted({row.month for row in log}):
             for subject, key in [(f"account:{self.account}", 0), *((f"key:{key}", key) for key in self.keys.values())]:
                 own = [row for row in log if row.month == month and key in (0, row.key)]
@@ -134,10 +134,10 @@ class Books:
                 if ledger.exists and (found := ledger.read()) != used:
                     yield f"the ledger of {subject} in {month} is {found}, the log says {used}"
 
-    def _bill(self, log: list[Row], lost: int) -> Iterator[str]:
+    def _bill(self, log: list[LogRow], lost: int) -> Iterator[str]:
         """Compare by question: several who ask the same may have been answered by one call."""
         questions = {each.label: each.question for each in self.outcomes}
-        charged: dict[str, list[Row]] = defaultdict(list)
+        charged: dict[str, list[LogRow]] = defaultdict(list)
         for row in log:
             charged[questions[row.label]].append(row)
         unrecorded = 0

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+# Plugins are imported before `pythonpath` of pyproject.toml takes effect.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bin"))
 
 from tests.stores import postgres_server, redis_server

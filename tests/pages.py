@@ -27,7 +27,7 @@ print(json.dumps({name: issued.plain for name, issued in made.items()}))
 #: The grades of axe-core's findings that no page may have.
 GRAVE = ("serious", "critical")
 #: What a browser says by itself of an answer that is no success; the tests that provoke one allow it.
-REFUSED = "Failed to load resource: the server responded with a status of"
+FAILED_REQUEST = "Failed to load resource: the server responded with a status of"
 
 
 @dataclass
@@ -64,7 +64,7 @@ def make_keys(service: Service, account: str, keys: Mapping[str, Mapping[str, An
     return made
 
 
-def watch(page: Page, *, allowed: Callable[[str], bool] = lambda text: text.startswith(REFUSED)) -> Watched:
+def watch(page: Page, *, allowed: Callable[[str], bool] = lambda text: text.startswith(FAILED_REQUEST)) -> Watched:
     """Begin to watch a page for scripts that fail or are forbidden, missing files and requests."""
     watched = Watched(page)
 

@@ -43,7 +43,6 @@ __all__ = [
     "Reply",
     "ScriptedProvider",
     "Served",
-    "another_server",
     "chat",
     "command",
     "completion",
@@ -321,14 +320,6 @@ def command(env: Mapping[str, str], *arguments: str) -> tuple[int, str]:
     """Run a management command with nothing but these settings; return its status and what it printed."""
     status, output, errors = manager().run({**clean_environment(), **env}, *arguments)
     return status, output + errors
-
-
-@contextmanager
-def another_server(platform: Platform) -> Iterator[Platform]:
-    """Run a second server of a platform, on the same stores."""
-    env = {name: value for name, value in platform.service.env.items() if name != "PORT"}
-    with aiapi_server(env, prepare=False) as service:
-        yield Platform(service, platform.key)
 
 
 def chat(model: str, text: str = "hello there", **more: Any) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from tests.running import (
     Reply,
     ScriptedProvider,
     Served,
-    another_server,
     chat,
     completion,
     running_platform,
@@ -54,7 +53,7 @@ def platform(
 @pytest.fixture(scope="module")
 def second(platform: Platform) -> Iterator[Platform]:
     """Run another server on the same stores."""
-    with another_server(platform) as running:
+    with platform.twin() as running:
         yield running
 
 
@@ -106,7 +105,7 @@ def test_it_runs_anew_once_the_lease_of_a_process_that_died_is_over(
 ) -> None:
     body, headers, calls = question(), once(), len(provider.calls)
     provider.script(MODEL, Reply(delay=60.0, body=completion("Hello").body), completion("Hello again"))
-    with another_server(platform) as doomed, ThreadPoolExecutor(1) as pool:
+    with platform.twin() as doomed, ThreadPoolExecutor(1) as pool:
         lost = pool.submit(doomed.ask, CHAT, body, headers=headers)
         wait_until(lambda: len(provider.calls) > calls, "the provider to be asked")
         for pid in (doomed.service.process.pid, *doomed.service.worker_pids()):

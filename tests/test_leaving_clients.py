@@ -19,7 +19,6 @@ from tests.running import (
     Reply,
     ScriptedProvider,
     Served,
-    another_server,
     chat,
     completion,
     running_platform,
@@ -79,7 +78,7 @@ def platform(
 @pytest.fixture(scope="module")
 def second(platform: Platform) -> Iterator[Platform]:
     """Run a second server of it."""
-    with another_server(platform) as running:
+    with platform.twin() as running:
         yield running
 
 

@@ -54,7 +54,7 @@ def platform(prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
 
 @pytest.mark.parametrize("kind", ["plain", "stream"])
 def test_it_lets_a_caller_wait_for_one_connection_once(platform: Platform, kind: str) -> None:
-    """The probes beside the calls, two of which fall into these seconds, are nobody's to wait for."""
+    """No call waits for the probes either, of which two run during these seconds."""
     spent, labels = [], []
     began = time.monotonic()
     while time.monotonic() - began < CONNECT_TIMEOUT + 4:

@@ -60,7 +60,7 @@ def once(env: dict[str, str]) -> str:
     return output
 
 
-def test_they_do_not_end_each_others_episodes(env: dict[str, str], hook: Hook, tmp_path: Path) -> None:
+def test_it_ends_no_incident_of_another_worker(env: dict[str, str], hook: Hook, tmp_path: Path) -> None:
     blind, seeing = tmp_path / "blind.log", tmp_path / "seeing.log"
     without_cache = {**env, "CACHE_URL": f"redis://127.0.0.1:{free_port()}/0"}
     with worker(without_cache, blind) as first:

@@ -19,7 +19,7 @@ PATH = "/v1/chat/completions"
 PATIENCE = 60.0
 #: Different questions that a caller who repeats himself asks, whose answers are cached.
 REPEATED = 5
-REFUSED = 429
+REFUSED = http.HTTPStatus.TOO_MANY_REQUESTS
 
 
 @dataclass(frozen=True)

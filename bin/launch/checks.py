@@ -32,7 +32,7 @@ OWN_SQL = (
     "monitoring/tests/test_rollups.py",
     "operations/tests/test_dashboard.py",
 )
-#: Files that hold what they start to seconds which a machine that is busy does not keep.
+#: Tests with time limits, which a busy machine would exceed.
 TIMED = (
     "tests/test_key_lifecycle.py",
     "tests/test_limits_failures.py",
@@ -63,7 +63,7 @@ KEPT = (
     "TEST_REDIS_URL",
 )
 
-#: What production must be given, with secrets that are nobody's.
+#: The required settings of production, with dummy secrets.
 PRODUCTION = {
     "ENVIRONMENT": "production",
     "SECRET_KEY": "0123456789-of-the-checks-only-abcdefghijklmnopqrstuvwxyz-ABCDEFGH",
@@ -110,7 +110,7 @@ def _run(arguments: list[str], *, full: bool) -> int:
 
 
 def _checks(python: str, folder: str) -> list[Step]:
-    """List what runs side by side: none of it needs another, and the types take as long as all others together."""
+    """List the checks. They run side by side: none depends on another, and mypy takes as long as the rest together."""
     manage, schema = [python, "manage.py"], f"{folder}/openapi.yaml"
     sqlite = {"DATABASE_URL": f"sqlite:///{folder}/unit.sqlite3"}
     lint_imports = str(ROOT / ".venv" / "bin" / "lint-imports")
