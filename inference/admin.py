@@ -380,7 +380,7 @@ def callers(models: Sequence[Model]) -> list[str]:
     now, asked = timezone.now(), Counter[str]()
     for model in models:
         scope = Scope(model=model.public_name)
-        ranked = usage_rankings(begin=now - LATELY, end=now, scope=scope, limit=MOST_CALLERS)
+        ranked = usage_rankings(begin=now - LATELY, end=now, scope=scope, limit=MOST_CALLERS, with_keys=False)
         for rank in ranked.accounts:
             asked[rank.account] += rank.requests
     return [f"{account}: {number:,} requests in the last seven days" for account, number in asked.most_common()]

@@ -26,7 +26,7 @@ def stats(*, account_id: int | None) -> dict[str, Any]:
     same name are added up. It is read from the keys' months: their number does not grow with that of requests. With
     many keys, the answer over all accounts may be a second old.
     """
-    if account_id is None and ApiKey.objects.count() >= MANY_KEYS:
+    if account_id is None and has_many_keys():
         return recent_stats.get(None)
     return _stats(account_id)
 
@@ -55,6 +55,13 @@ def _stats(account_id: int | None) -> dict[str, Any]:
 
 
 MANY_KEYS = 1000
+
+
+def has_many_keys() -> bool:
+    """Return whether there are so many keys that sums over all of them are kept for a while."""
+    return ApiKey.objects.count() >= MANY_KEYS
+
+
 recent_stats: TtlCache[int | None, dict[str, Any]] = TtlCache(_stats, max_age=1.0, from_end=True)
 
 

@@ -11,9 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, tzinfo
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from django.db import connection
 from django.db.models import BigIntegerField, Expression, F, Func, IntegerField, Max, Q, QuerySet, Sum
 from django.db.models.functions import Cast
 
@@ -282,13 +281,13 @@ class Rank:
 
     account_id: int
     account: str
-    key_id: int
-    key: str
     requests: int
     failed: int
     tokens: int
     cost: int
     unpriced: int = 0
+    key_id: int = 0
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,74 +299,42 @@ class Rankings:
     keys: Sequence[Rank]
 
 
-class _Sums(NamedTuple):
-    account_id: int
-    key_id: int
-    spent: int
-    asked: int
-    tokens: int
-    failed: int
-    unpriced: int
+#: The sums of a Rank. Sums with a column's name come last, because expressions after them would refer to the sum.
+_RANKED = {
+    "tokens": Sum(F("input_tokens") + F("output_tokens")),
+    "failed": Sum("requests", filter=Q(outcome=Rollup.Outcome.FAILED), default=0),
+    **{name: Sum(name) for name in ("requests", "cost", "unpriced")},
+}
 
 
-#: Reads the keys' rows once; the sums by account are made from the sums by key.
-_RANKED = """
-WITH sums AS ({sums})
-SELECT * FROM (
-    SELECT account_id, 0 AS key_id, SUM(spent) AS spent, SUM(asked) AS asked, SUM(tokens) AS tokens, SUM(failed),
-        SUM(unpriced)
-    FROM sums GROUP BY account_id ORDER BY SUM(spent) DESC, SUM(asked) DESC, account_id LIMIT %s
-) AS accounts
-UNION ALL SELECT * FROM (SELECT * FROM sums ORDER BY spent DESC, asked DESC, account_id, key_id LIMIT %s) AS keys
-"""
-
-
-def usage_rankings(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING, limit: int = 5) -> Rankings:
+def usage_rankings(
+    *, begin: datetime, end: datetime, scope: Scope = EVERYTHING, limit: int = 5, with_keys: bool = True
+) -> Rankings:
     """Return the accounts and keys with the highest cost in a span; `end` may be in the future.
 
     The span is widened to whole quarter hours, or to whole days (UTC) if quarter hours have been deleted. Names are the
-    present ones; for deleted accounts and keys, the recorded ones.
+    present ones; for deleted accounts and keys, the recorded ones. Without `with_keys`, only accounts are ranked: of
+    10,000 keys, that takes a fiftieth of the time.
     """
     first, last = floor(begin, QUARTER), ceiling(end, QUARTER)
     try:
-        parts = span_parts([(first, last)])
+        span_parts([(first, last)])
     except TooOld:
         first, last = floor(begin, DAY), ceiling(end, DAY)
-        parts = span_parts([(first, last)])
-    rows = Rollup.objects.filter(within(parts), **scope.columns).order_by()
-    sums, values = (
-        rows.values_list("account_id", "key_id")
-        .annotate(
-            spent=Sum("cost"),
-            asked=Sum("requests"),
-            tokens=Sum(F("input_tokens") + F("output_tokens")),
-            failed=Sum("requests", filter=Q(outcome=Rollup.Outcome.FAILED), default=0),
-            unpriced=Sum("unpriced"),
-        )
-        .query.sql_with_params()
-    )
-    with connection.cursor() as cursor:
-        cursor.execute(_RANKED.format(sums=sums), [*values, limit, limit])
-        found = [_Sums(*map(int, row)) for row in cursor.fetchall()]
-    found.sort(key=lambda row: (-row.spent, -row.asked, row.account_id, row.key_id))  # a union promises no order
-    account_names = caller_names("account", {row.account_id for row in found}, rows, with_account=False)
-    key_names = caller_names("key", {row.key_id for row in found} - {0}, rows, with_account=False)
-    ranks = [
-        Rank(
-            account_id=row.account_id,
-            account=account_names[row.account_id],
-            key_id=row.key_id,
-            key=key_names.get(row.key_id, ""),
-            requests=row.asked,
-            failed=row.failed,
-            tokens=row.tokens,
-            cost=row.spent,
-            unpriced=row.unpriced,
-        )
-        for row in found
-    ]
-    accounts, keys = ([rank for rank in ranks if bool(rank.key_id) is is_key] for is_key in (False, True))
-    return Rankings(datetime_of(first), accounts, keys)
+
+    def ranked(*kinds: str) -> list[Rank]:
+        parts = span_parts([(first, last)], _grains(scope, kinds[-1]))
+        rows = Rollup.objects.filter(within(parts), **scope.columns).order_by()
+        columns = [GROUPS[kind] for kind in kinds]
+        most = rows.values(*columns).annotate(**_RANKED).order_by("-cost", "-requests", *columns)[:limit]
+        found: list[dict[str, Any]] = [{name: int(value) for name, value in row.items()} for row in most]
+        for kind in kinds:
+            names = caller_names(kind, {row[GROUPS[kind]] for row in found}, rows, with_account=False)
+            for row in found:
+                row[kind] = names[row[GROUPS[kind]]]
+        return [Rank(**row) for row in found]
+
+    return Rankings(datetime_of(first), ranked("account"), ranked("account", "key") if with_keys else [])
 
 
 def busiest_keys(*, begin: datetime, end: datetime, limit: int) -> list[int]:

@@ -16,7 +16,6 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from accounts.models import ApiKey
 from core.ttl_cache import TtlCache
 from monitoring.export import Selection
 from monitoring.models import ERRORS, RequestRecord
@@ -25,6 +24,7 @@ from monitoring.rollups.log import log_sums
 from monitoring.rollups.periods import Unit, datetime_of
 from monitoring.rollups.queries import Scope, TooOld, usage_by_minute, usage_series, usage_totals
 from monitoring.rollups.store import MEASURES
+from monitoring.selectors import has_many_keys
 from operations.dashboard.query import DashboardQuery, Span
 
 #: Records that are read at most.
@@ -52,7 +52,7 @@ class Reading:
 
 def read(asked: DashboardQuery) -> Reading:
     """Return the figures for a query; with many keys, those of several days may be a minute old."""
-    if asked.span.length > LONG and ApiKey.objects.count() >= MANY_KEYS:
+    if asked.span.length > LONG and has_many_keys():
         return recent_readings.get((asked.span, asked.scope))
     return _read((asked.span, asked.scope))
 
@@ -81,7 +81,6 @@ def _read(asked: tuple[Span, Scope]) -> Reading:
 
 #: The script of the page asks once a minute for spans that are longer.
 LONG = timedelta(days=2)
-MANY_KEYS = 1000
 recent_readings: TtlCache[tuple[Span, Scope], Reading] = TtlCache(_read, max_age=60, from_end=True, size=20)
 
 

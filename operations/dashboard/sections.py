@@ -17,7 +17,7 @@ import structlog
 from django.utils import timezone
 from redis.exceptions import RedisError
 
-from accounts.models import Account, ApiKey
+from accounts.models import Account
 from core.money import NANO_DOLLARS, count, exact_money, known_money, money
 from core.ttl_cache import TtlCache
 from monitoring.export import Selection
@@ -26,8 +26,9 @@ from monitoring.models import OUTCOMES, Alert, Outcome, RequestRecord, Rollup
 from monitoring.rollups.figures import QUANTILES, Figures
 from monitoring.rollups.periods import Unit, minute_of
 from monitoring.rollups.queries import Rank, Rankings, Scope, usage_rankings
+from monitoring.selectors import has_many_keys
 from operations.alerts.conditions import LEVELS, level_of, topic_of
-from operations.dashboard.data import MANY_KEYS, Reading
+from operations.dashboard.data import Reading
 from operations.dashboard.query import DashboardQuery
 from operations.health import LAG_SECONDS
 
@@ -318,33 +319,37 @@ class Lag:
 
 
 @dataclass(frozen=True, slots=True)
-class Most:
+class TopCallers:
     """The accounts and keys with the highest cost in the span; without accounts if the query is for one key.
 
-    `since` is the start of the ranking if it is before the span's: rankings cover whole quarter hours or days.
+    With many keys, those of all accounts are not ranked, and `hint` says so. `since` is the start of the ranking if it
+    is before the span's: rankings cover whole quarter hours or days.
     """
 
     accounts: list[RankRow]
     keys: list[RankRow]
+    hint: str
     since: datetime | None
 
 
-def _rankings(ranked: tuple[datetime, datetime, Scope]) -> Rankings:
+def _rankings(ranked: tuple[datetime, datetime, Scope], *, with_keys: bool = False) -> Rankings:
     begin, end, scope = ranked
-    return usage_rankings(begin=begin, end=end, scope=scope, limit=SHOWN)
+    with_keys = with_keys or scope.account_id is not None
+    return usage_rankings(begin=begin, end=end, scope=scope, limit=SHOWN, with_keys=with_keys)
 
 
-#: Rankings by what is ranked. With many keys they are sums of very many rows, so then they may be a minute old.
+#: Rankings with many keys, by what is ranked: at most a minute old, and with keys only of a single account.
 recent_rankings: TtlCache[tuple[datetime, datetime, Scope], Rankings] = TtlCache(
     _rankings, max_age=60, from_end=True, size=100
 )
 
 
-def who_had_most(asked: DashboardQuery) -> Most:
+def top_callers(asked: DashboardQuery) -> TopCallers:
     """Return the accounts and keys with the highest cost in the span."""
     span = asked.span
     ranked = (span.begin, span.reach, asked.scope)
-    found = recent_rankings.get(ranked) if ApiKey.objects.count() >= MANY_KEYS else _rankings(ranked)
+    is_many = has_many_keys()
+    found = recent_rankings.get(ranked) if is_many else _rankings(ranked, with_keys=True)
 
     def row(rank: Rank) -> RankRow:
         whose = {"account": rank.account, **({"key": rank.key} if rank.key else {})}
@@ -358,9 +363,10 @@ def who_had_most(asked: DashboardQuery) -> Most:
             cost=known_money(rank.cost, rank.unpriced),
         )
 
-    return Most(
+    return TopCallers(
         accounts=[] if asked.scope.key_id else [row(rank) for rank in found.accounts],
         keys=[row(rank) for rank in found.keys],
+        hint="Choose an account to see its top keys." if is_many and asked.scope.account_id is None else "",
         since=found.begin if found.begin < span.begin else None,
     )
 

@@ -24,7 +24,7 @@ from operations.dashboard.sections import (
     recent_failures,
     suggestions,
     tiles,
-    who_had_most,
+    top_callers,
 )
 from operations.deployments import deployment_states
 
@@ -93,7 +93,7 @@ def _sections(request: HttpRequest, asked: DashboardQuery) -> dict[str, Any]:
         "notice": reading.notice,
         "tiles": tiles(asked, reading),
         "charts": charts(asked, reading),
-        "most": who_had_most(asked),
+        "most": top_callers(asked),
         "nearly": limits_nearly_reached(now),
         "deployments": deployments,
         "lag": ingest_lag(),

@@ -343,9 +343,8 @@ class TestLists:
     def test_it_may_show_many_keys_as_they_were_a_minute_ago(
         self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch, name: str, shown_requests: str
     ) -> None:
-        monkeypatch.setattr(sections, "MANY_KEYS", 2)
-        monkeypatch.setattr(data, "MANY_KEYS", 2)
-        query = f"range={name}"
+        monkeypatch.setattr("monitoring.selectors.MANY_KEYS", 2)
+        query = f"range={name}&account=acme"
         recorded(cast.owner)
         assert [row.requests for row in shown(site, query)["most"].keys] == ["1"]
         recorded(cast.owner)
@@ -356,6 +355,18 @@ class TestLists:
         data.recent_readings.clear()
         fresh = shown(site, query)
         assert ([row.requests for row in fresh["most"].keys], tile(fresh, "Requests").value) == (["2"], "2")
+
+    def test_it_ranks_of_many_keys_those_of_a_chosen_account(
+        self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("monitoring.selectors.MANY_KEYS", 2)
+        recorded(cast.owner, cost=3)
+        recorded(cast.stranger, cost=4)
+        hint = "Choose an account to see its top keys."
+        for query, keys in (("", []), ("account=acme", ["acme/owner"])):
+            response = site.get(f"{INDEX}?{query}")
+            most = response.context["dashboard"]["most"]
+            assert ([row.name for row in most.keys], hint in response.content.decode()) == (keys, not keys)
 
     def test_it_says_since_when_it_ranks_where_that_is_before_the_span(
         self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch
