@@ -41,7 +41,7 @@ def test_it_charges_a_call_on_which_we_fail_ourselves(
     def fail(*arguments: object, **options: object) -> None:
         raise TypeError("a fault of ours")
 
-    monkeypatch.setattr(pipeline, "store", fail)
+    monkeypatch.setattr(pipeline, "share_answer", fail)
     assert roomy.chat().status_code == 500
     (record,) = records()
     assert (record.status, record.error_code, record.usage_source) == (500, "internal_error", "provider")
