@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from inference.fake_provider import Call, FakeUpstream
+from inference.fake_provider import FakeCall, FakeUpstream
 from tests.ledgers import Ledger, counted_refusals, rows, waiting_records
 from tests.servers import Service
 from tests.traffic import REFUSED, Outcome
@@ -156,9 +156,9 @@ class Books:
             if sum(row.tokens for row in recorded if row.usage_source not in UNSURE):
                 yield f"{question} is recorded, and was not billed"
 
-    def bill(self) -> dict[str, list[Call]]:
+    def bill(self) -> dict[str, list[FakeCall]]:
         """Return the provider's calls, by question."""
-        found: dict[str, list[Call]] = defaultdict(list)
+        found: dict[str, list[FakeCall]] = defaultdict(list)
         asked = [each for each in self.fake.requests if each.method == "POST"]
         for request, call in zip(asked, self.fake.billed, strict=True):
             found[request.body["messages"][-1]["content"]].append(call)
@@ -205,6 +205,6 @@ class Books:
             thread.join()
 
 
-def _overlaps(other: Call, call: Call) -> bool:
+def _overlaps(other: FakeCall, call: FakeCall) -> bool:
     """Look whether another call, or this one, ran when this one began."""
     return other.started_at <= call.started_at < (other.ended_at or time.monotonic())

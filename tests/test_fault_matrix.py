@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from inference.fake_provider import FAULTS, LEAK_MARKER, Call, FakeUpstream
+from inference.fake_provider import FAULTS, LEAK_MARKER, FakeCall, FakeUpstream
 from inference.protocols.base import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 from inference.protocols.chat import chat_protocol
 from tests.catalogue import Record, Served, record_of, set_up
@@ -179,7 +179,7 @@ def as_told(failed: list[tuple[int, int]], answer: tuple[int, int] | None) -> tu
     return " + ".join(name for name, _ in named), (sum(each[0] for _, each in named), sum(each[1] for _, each in named))
 
 
-def tokens_of(call: Call) -> tuple[int, int]:
+def tokens_of(call: FakeCall) -> tuple[int, int]:
     """Return what the provider bills for a call."""
     return call.prompt_tokens, call.completion_tokens
 

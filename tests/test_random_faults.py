@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from inference.fake_provider import Call, FakeUpstream
+from inference.fake_provider import FakeCall, FakeUpstream
 from tests.catalogue import Record, Served, records, set_up
 from tests.processes import wait_until
 from tests.servers import Redis, Service, aiapi_server
@@ -33,7 +33,7 @@ class Run:
 
     asked: list[str]
     records: dict[str, list[Record]]
-    billed: dict[str, list[Call]]
+    billed: dict[str, list[FakeCall]]
     month: dict[str, Any]
     slots: int
 
@@ -112,7 +112,7 @@ def collect(service: Service, own_fake: FakeUpstream, key: str, labels: list[str
     by_label: dict[str, list[Record]] = defaultdict(list)
     for record in found:
         by_label[record.label].append(record)
-    billed: dict[str, list[Call]] = defaultdict(list)
+    billed: dict[str, list[FakeCall]] = defaultdict(list)
     posts = [received for received in own_fake.requests if received.method == "POST"]
     for received, call in zip(posts, own_fake.billed, strict=True):
         billed[received.body["messages"][0]["content"]].append(call)
@@ -121,7 +121,7 @@ def collect(service: Service, own_fake: FakeUpstream, key: str, labels: list[str
     return Run(labels, by_label, billed, own, own["concurrent_requests"])
 
 
-def tokens(call: Call) -> int:
+def tokens(call: FakeCall) -> int:
     """Return what a call is billed."""
     return call.prompt_tokens + call.completion_tokens
 

@@ -29,7 +29,7 @@ MOST_CHOICES = 128
 
 
 @dataclass(slots=True)
-class Call:
+class FakeCall:
     """A call to a model and the tokens billed for it; times are monotonic seconds, `ended_at` is None while it runs.
 
     `outcome` is `running`, `complete`, `cut` (by a fault), `client_left` or `failed` (nothing billed).
@@ -176,7 +176,7 @@ def parse_prompts(given: Any) -> list[Prompt]:
     ]
 
 
-def compose(call: Call, protocol: FakeProtocol, body: Json, settings: FakeSettings) -> Answer:
+def compose(call: FakeCall, protocol: FakeProtocol, body: Json, settings: FakeSettings) -> Answer:
     """Answer a call with `n` equal choices for each prompt, and apply the faults that concern the content.
 
     Raises HttpError for a body that the endpoint refuses.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, Self
 
-from inference.fake_provider.answers import Call, Frame
+from inference.fake_provider.answers import FakeCall, Frame
 
 MAX_HEAD, MAX_BODY = 64 * 1024, 64 * 1024 * 1024
 #: Bytes of each piece of a plain answer that trickles.
@@ -54,7 +54,7 @@ class Reply:
     first_delay: float = 0.0
     interval: float = 0.0
     end: str = "complete"
-    call: Call | None = None
+    call: FakeCall | None = None
 
     @classmethod
     def whole(cls, status: int, body: bytes, content_type: str = "application/json", tokens: int = 0) -> "Reply":

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from inference.fake_provider.answers import Answer, Call, FakeProtocol, Frame, Json, compose, sse
+from inference.fake_provider.answers import Answer, FakeCall, FakeProtocol, Frame, Json, compose, sse
 from inference.fake_provider.chat import ChatFormat, CompletionFormat, EmbeddingFormat
 from inference.fake_provider.http import HttpServer, Reply, Request
 from inference.fake_provider.responses import ResponseFormat
@@ -74,7 +74,7 @@ class FakeUpstream(HttpServer):
         return list(self._requests)
 
     @property
-    def billed(self) -> list[Call]:
+    def billed(self) -> list[FakeCall]:
         """Return every call to a model with the tokens billed for it, in order, including running calls."""
         return list(self._calls)
 
@@ -128,7 +128,7 @@ class FakeUpstream(HttpServer):
             return Reply.whole(refusal.status, refusal.body)
 
     def _forget(self) -> None:
-        self._calls: list[Call] = []
+        self._calls: list[FakeCall] = []
         self._requests: deque[Request] = deque(maxlen=KEPT_REQUESTS)
         self._next_faults: deque[str] = deque()
         self._random = random.Random(self._seed)
@@ -155,7 +155,9 @@ class FakeUpstream(HttpServer):
             fail, refuse_ms = changes.pop("fail_next", None), changes.pop("refuse_ms", None)
             self.set(**changes)
             if fail is not None:
-                self._next_faults.extend([check_fault(fail["kind"])] * fail.get("times", 1))
+                if check_fault(fail["kind"]) == "refuse":
+                    raise ValueError("refuse would close this port as well: post refuse_ms")
+                self._next_faults.extend([fail["kind"]] * fail.get("times", 1))
             if refuse_ms is not None:
                 self._refusing = asyncio.create_task(self.refuse_for(refuse_ms / 1000))
         except (ValueError, TypeError, KeyError) as error:
@@ -198,7 +200,7 @@ class FakeUpstream(HttpServer):
         fields: Json = body if isinstance(body, dict) else {}
         stream = bool(fields.get("stream")) and protocol.generates
         call_id = f"{protocol.prefix}{next(self._numbers):08d}"
-        call = Call(call_id, path, str(fields.get("model", "")), stream, self._draw_fault())
+        call = FakeCall(call_id, path, str(fields.get("model", "")), stream, self._draw_fault())
         self._calls.append(call)
         try:
             reply = self._reply(call, protocol, body)
@@ -221,7 +223,7 @@ class FakeUpstream(HttpServer):
             chance -= rate
         return None
 
-    def _reply(self, call: Call, protocol: FakeProtocol, body: Any) -> Reply:
+    def _reply(self, call: FakeCall, protocol: FakeProtocol, body: Any) -> Reply:
         settings = self.settings
         if call.fault is not None and (fault := _unbilled_fault(call.fault, settings)) is not None:
             if fault.end == "complete":
@@ -258,7 +260,7 @@ def _unbilled_fault(kind: str, settings: FakeSettings) -> Reply | None:
     return None
 
 
-def _whole(call: Call, protocol: FakeProtocol, answer: Answer) -> Reply:
+def _whole(call: FakeCall, protocol: FakeProtocol, answer: Answer) -> Reply:
     tokens = answer.completion_tokens
     body = json.dumps(protocol.plain(answer)).encode()
     if call.fault == "broken_json":
@@ -273,7 +275,7 @@ def _whole(call: Call, protocol: FakeProtocol, answer: Answer) -> Reply:
     return reply
 
 
-def _streamed(call: Call, protocol: FakeProtocol, answer: Answer, settings: FakeSettings) -> Reply:
+def _streamed(call: FakeCall, protocol: FakeProtocol, answer: Answer, settings: FakeSettings) -> Reply:
     reply = Reply(200, protocol.stream(answer), content_type=EVENT_STREAM)
     reply.first_delay = settings.first_token_ms / 1000
     reply.interval = settings.chunk_interval_ms / 1000

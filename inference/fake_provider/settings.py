@@ -161,5 +161,5 @@ def parse_fault(text: str) -> tuple[str, float]:
     if not 0 <= share <= 1:
         raise ValueError(f"the rate of fault {kind!r} must lie between 0 and 1, not {rate}")
     if kind == "refuse":
-        raise ValueError("refuse cannot be drawn by chance: use fail_next('refuse') or the setting refuse_ms")
+        raise ValueError("refuse cannot be drawn by chance: use fail_next('refuse') or post refuse_ms")
     return check_fault(kind), share

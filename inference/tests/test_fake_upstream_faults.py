@@ -242,6 +242,7 @@ def control(fake: FakeUpstream, method: str, path: str, body: Any = None) -> Any
 def test_it_is_driven_over_http(fake: FakeUpstream) -> None:
     assert control(fake, "POST", "settings", {"tokens": 7, "fail_next": {"kind": "http_500"}}) == {"set": True}
     assert "unknown settings" in control(fake, "POST", "settings", {"nothing": 7})["error"]
+    assert "refuse_ms" in control(fake, "POST", "settings", {"fail_next": {"kind": "refuse"}})["error"]
     assert [post(fake, CHAT, chat_body()).status for _ in range(2)] == [500, 200]
     ledger = control(fake, "GET", "ledger")
     assert ledger["totals"] == control(fake, "GET", "ledger?calls=0")["totals"] == fake.totals()
