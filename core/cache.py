@@ -9,7 +9,7 @@ import redis
 from django.conf import settings
 
 from core.redis.availability import Availability
-from core.redis.client import server_of, state_store
+from core.redis.client import REDIS_PORT, server_of, state_store
 from core.redis.wire import DirectWire
 
 
@@ -18,7 +18,7 @@ class CacheServer:
 
     def __init__(self, pool: Any) -> None:
         at = pool.connection_kwargs
-        self._place = (None, at["path"]) if "path" in at else (at.get("host"), at.get("port"))
+        self._place = (None, at["path"]) if "path" in at else (at.get("host", "localhost"), at.get("port", REDIS_PORT))
         self._wire = DirectWire(pool)
         self.own_availability = Availability(self._wire.ping, name="cache")
 
@@ -29,7 +29,7 @@ class CacheServer:
         return state_store() if is_state_store else self.own_availability
 
     def command(self, *command: Any) -> Any:
-        """Run a command once. Raises RedisError, at once while the server is known to be away."""
+        """Run a command, again if its connection broke. Raises RedisError, at once while the server is away."""
         return self.availability.ask(lambda: self._wire.command(*command), attempts=1)
 
 
@@ -44,7 +44,7 @@ def forget_outages() -> None:
 
 
 class SharedRedis(redis.Redis):
-    """The client. Failures are raised as RedisError, and nothing is retried."""
+    """The client. Failures are raised as RedisError."""
 
     @property
     def server(self) -> CacheServer:

@@ -70,6 +70,10 @@ def query_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:
         outage.failed()
         log.error(failed, cause=type(error).__name__)
         raise
+    except BaseException:
+        if outage.is_on:  # nothing is known of the database, but another caller may try
+            outage.failed()
+        raise
     finally:
         release_connections()
     outage.succeeded()

@@ -245,7 +245,7 @@ class Call:
         attempt = self.attempts_reserved + 1
         draft = replace(self.record, status=500, error_code="interrupted", attempts=attempt)
         flight = None
-        if self.flight is not None and self.wait is not None and settings.CACHE_URL:
+        if self.flight is not None and self.wait is not None and not self.wait.is_alone and settings.CACHE_URL:
             flight = FlightClaim(self.flight.key, self.wait.since)
         try:
             answer = get_limits().reserve(

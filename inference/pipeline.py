@@ -138,7 +138,8 @@ def coalesced_failure(call: Call) -> Iterator[None]:
         yield
     except ApiError:
         call.record.cache = "coalesced"
-        call.note("the identical call that this one waited for failed")
+        is_late = call.deadline.is_over
+        call.note(f"the identical call that this one waited for {'took too long' if is_late else 'failed'}")
         raise
 
 
@@ -233,7 +234,8 @@ def share_answer(call: Call) -> None:
         call.record.deployment,
         call.answer_cost,
     )
-    may_store = call.flight is None or not settings.CACHE_URL or get_limits().leads_flight(call.record.id)
+    was_leader = call.reserved is not None and call.reserved.leads_flight
+    may_store = not was_leader or get_limits().leads_flight(call.record.id)
     if may_store and call.protocol.is_finished(call.whole_body() or {}):
         with call.trace.stage("cache"):
             cache.store(call.cache_key, answer)

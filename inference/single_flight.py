@@ -4,7 +4,8 @@ Within a process, the first call for a cache key leads; the others follow, and w
 the reservation of the leading call holds the flight (see accounts.limits). A call that finds it held elsewhere asks
 again until it has ended, and then looks into the cache. If that process dies, the next that asks takes the flight over,
 within about a second. A leader that was taken over finishes and is billed, but does not store its answer. Without a
-shared cache, or while the state store is away, each process works alone.
+shared cache, while the state store is away, or once two calls elsewhere have left no answer in the cache, each process
+works alone.
 
 A follower waits no longer than its own call may take; then it gets a 504 and makes no call.
 """
@@ -68,6 +69,13 @@ class Wait:
     is_unwanted: Callable[[], bool] = _never
     #: Whether the call follows another now.
     follows: bool = False
+    #: How many calls elsewhere have left no answer in the cache.
+    misses: int = 0
+
+    @property
+    def is_alone(self) -> bool:
+        """Return whether to wait for no further call elsewhere: processes that took turns would be late."""
+        return self.misses > 1
 
     def lasts(self) -> bool:
         """Return whether to continue waiting; raises UpstreamTimeout after the deadline."""
@@ -84,7 +92,9 @@ class Wait:
         """
         self.since = other.at
         if not other.is_open:
-            return look_up(self.key)
+            answer = look_up(self.key)
+            self.misses += answer is None
+            return answer
         self.follows = True
         if self.lasts():
             time.sleep(min(LOOK_SECONDS, self.deadline.left))

@@ -90,6 +90,16 @@ class Ingester:
             moved += self._write(self._gather(waiting))
         return moved
 
+    def leave(self) -> None:
+        """Delete this consumer where it holds no records: the store would keep each one that ever was."""
+        for stream in self._grouped:
+            try:
+                if not self.client.xpending_range(stream, GROUP, "-", "+", 1, consumername=self.name):
+                    self.client.xgroup_delconsumer(stream, GROUP, self.name)
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+
     def _reap(self) -> None:
         if time.monotonic() - self._reaped_at < REAP_INTERVAL:
             return

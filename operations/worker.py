@@ -22,6 +22,7 @@ from core.background import run_step
 from monitoring.ingester import Ingester
 from monitoring.retention import prune_by_settings
 from operations.alerts.conditions import (
+    Condition,
     HealthWatch,
     ReconciliationWatch,
     budgets_used,
@@ -58,7 +59,11 @@ class Round:
 
     def run(self) -> tuple[int, int]:
         """Make a round; return how many incidents began and how many deliveries succeeded."""
-        leads = self.lock.take()
+        try:
+            leads = self.lock.take()
+        except Exception:
+            self.leads = False
+            raise
         if leads is not self.leads:
             log.info("worker_leads" if leads else "worker_stands_by", worker=self.lock.name)
             self.health.forget()  # earlier results are too old to count
@@ -70,13 +75,25 @@ class Round:
         except Exception:
             self.lock.give_back()  # another may see more
             raise
-        return began, deliveries_send()
+        finally:
+            sent = deliveries_send()
+        return began, sent
 
     def _incidents(self) -> int:
+        """Begin and end incidents. If a source of conditions fails, none ends, and its error is raised afterwards."""
         watched = (budgets_used, error_rate, self.health, failing_deployments, missing_prices, self.reconciliation)
-        conditions = [condition for source in watched for condition in source()]
+        conditions: list[Condition] = []
+        failure = None
+        for source in watched:
+            try:
+                conditions += source()
+            except Exception as error:  # noqa: BLE001  (of any kind; raised below)
+                failure = error
         with transaction.atomic():  # the conditions are slow at times: another process may lead by now
-            return incidents_update(conditions) if self.lock.is_mine() else 0
+            began = incidents_update(conditions, ends=failure is None) if self.lock.is_mine() else 0
+        if failure is not None:
+            raise failure
+        return began
 
 
 class Worker:
@@ -109,6 +126,7 @@ class Worker:
             close_old_connections()
             is_done = run_step(move_all, event="ingest_failed")
             self.stopping.wait(IDLE_SECONDS if is_done else RETRY_SECONDS)
+        run_step(ingester.leave, event="ingest_failed")
 
     def watch(self) -> None:
         """Try to lead every WATCH_SECONDS; while leading, check all conditions and send alerts."""
@@ -147,7 +165,10 @@ class SingleRound:
 
     def ingest(self) -> str:
         """Move the waiting records."""
-        return f"Ingested {Ingester().run_once():,} records."
+        ingester = Ingester()
+        written = ingester.run_once()
+        ingester.leave()
+        return f"Ingested {written:,} records."
 
     def check(self) -> str:
         """Compare rollups, ledgers and log."""

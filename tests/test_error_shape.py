@@ -274,7 +274,7 @@ def _break(
     what: str, api: Api, upstream: FakeUpstream, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bring about what a case needs to be broken."""
-    settings.UPSTREAM_TIMEOUT = 0.3
+    settings.UPSTREAM_TIMEOUT = 0.3 if what == "fault hang" else 5.0
     monkeypatch.setattr("inference.upstream.routing.FIRST_PAUSE", 0.01)
     match what.split():
         case ["fault", fault]:

@@ -32,6 +32,7 @@ def test_it_reads_env_files_as_people_write_them() -> None:
         SINGLE='as it is'
         COMMENTED=value # a comment
         EMPTY=
+        EXPLAINED= # a comment
     """
     assert environment.parse(textwrap.dedent(text)) == {
         "PLAIN": "value",
@@ -40,6 +41,7 @@ def test_it_reads_env_files_as_people_write_them() -> None:
         "SINGLE": "as it is",
         "COMMENTED": "value",
         "EMPTY": "",
+        "EXPLAINED": "",
     }
 
 
@@ -194,8 +196,8 @@ def test_it_ends_those_that_serve_others_after_the_others(tmp_path: Path) -> Non
     group = Group()
     for name, delay in (("store", 0.0), ("web", 0.5)):
         script = (
-            "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, [2]); print('up', flush=True); "
-            f"signal.sigwait([2]); time.sleep({delay}); open({str(told)!r}, 'a').write({name + ' '!r})"
+            "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, [15]); print('up', flush=True); "
+            f"signal.sigwait([15]); time.sleep({delay}); open({str(told)!r}, 'a').write({name + ' '!r})"
         )
         log = tmp_path / name
         group.start(name, [sys.executable, "-c", script], os.environ, log, serves_others=name == "store")

@@ -37,8 +37,8 @@ def test_it_answers_with_the_model_that_a_package_ships() -> None:
         assert 0 < answer.json()["summary_length"] < answer.json()["original_length"] == len(TEXT)
         group = members(service)
         assert len(group) >= 4, "the launcher, the model, the arbiter and a worker"
-        service.process.send_signal(signal.SIGINT)
-        assert service.process.wait(40) == 0
+        service.process.send_signal(signal.SIGHUP)  # the terminal is closed
+        assert service.process.wait(20) == 0
         wait_until(lambda: members(service) == [], "every process to end")
         assert "Traceback" not in service.log.read_text()
 

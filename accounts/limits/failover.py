@@ -51,6 +51,7 @@ from core.redis.availability import Availability, StoreAway
 logger = logging.getLogger(__name__)
 
 CAPACITY = 20_000
+MOST_FAILURES = 3  # of settlements, before the rest waits for the next attempt
 SETTLED_TTL = 60 * MINUTE  # µs; how long Redis remembers that an operation was settled: SETTLED_TTL in prelude.lua
 
 
@@ -113,8 +114,12 @@ class PendingSettlements:
             logger.error("limits: too many settlements wait for Redis, dropped that of %s", overflow)
 
     def flush(self, backend: RedisBackend) -> bool:
-        """Make all settlements, oldest first, until one fails. Return whether none is left."""
-        while pending := self._oldest():
+        """Make the settlements in the order of the queue. Return whether none is left.
+
+        One that fails goes to the end, so that it does not hold up the others; after MOST_FAILURES the rest waits.
+        """
+        failures = 0
+        while failures < MOST_FAILURES and (pending := self._oldest()):
             if pending.is_ambiguous(self._clock()):
                 self.dropped += 1
                 logger.error("limits: dropped the settlement of %s, which may have been made before", pending.operation)
@@ -126,15 +131,23 @@ class PendingSettlements:
                         pending.settle(backend)
                 except Exception:
                     logger.exception("limits: a settlement has to wait: %s", pending.operation)
-                    return False
-            with self._lock:
-                if self._queue.get(pending.operation) is pending:
-                    del self._queue[pending.operation]
-        return True
+                    failures += 1
+                    self._take(pending, to_end=True)
+                    continue
+            self._take(pending)
+        return not self._queue
 
     def _oldest(self) -> Pending | None:
         with self._lock:
             return next(iter(self._queue.values()), None)
+
+    def _take(self, pending: Pending, *, to_end: bool = False) -> None:
+        """Remove a settlement, or move it to the end, unless another of its operation has replaced it."""
+        with self._lock:
+            if self._queue.get(pending.operation) is pending:
+                self._queue.move_to_end(pending.operation)
+                if not to_end:
+                    del self._queue[pending.operation]
 
 
 T = TypeVar("T")

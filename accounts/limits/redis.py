@@ -43,7 +43,8 @@ from accounts.limits.types import (
     Window,
     binding,
 )
-from core.database import database_outage, query_promptly
+from core.database import query_promptly
+from core.outage import Outage
 from core.redis.wire import Argument, Call, Script, Wire, script
 from core.times import DAY, month_end, month_of
 
@@ -115,6 +116,7 @@ class RedisBackend:
         self.lease_seconds = lease_seconds
         self.process = uuid.uuid4().hex
         self._seeding = [threading.Lock() for _ in range(SHARDS)]
+        self._seeding_outage = Outage()  # of its own: one account's slow sum must not fail the look-ups of keys
         self._clock = clock
 
     def now(self) -> int:
@@ -338,7 +340,7 @@ class RedisBackend:
         return answer
 
     def _settled(self, subjects: Sequence[Subject], month: int) -> Mapping[Subject, Amount]:
-        return query_promptly(lambda: self.seeder(subjects, month), database_outage, failed="ledger_not_seeded")
+        return query_promptly(lambda: self.seeder(subjects, month), self._seeding_outage, failed="ledger_not_seeded")
 
     def _seed(self, scope: LimitSet, month: int, amounts: Mapping[Subject, Amount]) -> None:
         arguments: list[Argument] = [month, month_end(month) + LEDGER_KEPT]

@@ -305,6 +305,21 @@ class TestPending:
         assert queue.flush(world.backend)
         assert queue.dropped == 1
 
+    def test_it_makes_the_others_when_one_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        world, queue = redis_world(), PendingSettlements(Clock())
+        for operation in "abc":
+            queue.add(self.pending(operation))
+        settled = []
+
+        def settle(scope: LimitSet, operation: str, **more: Any) -> None:
+            if operation == "a":
+                raise TimeoutError
+            settled.append(operation)
+
+        monkeypatch.setattr(world.backend, "settle", settle)
+        assert not queue.flush(world.backend)
+        assert (settled, len(queue)) == (["b", "c"], 1)
+
     def test_it_keeps_what_fails(self) -> None:
         outage, queue = Outage(), PendingSettlements(Clock())
         outage.begin()

@@ -38,9 +38,9 @@ def parse(text: str, source: str = ".env") -> dict[str, str]:
         name, separator, value = line.partition("=")
         if not separator or not name.strip().isidentifier():
             raise LaunchError(f"{source}, line {number}: write it as NAME=value")
-        value = value.strip()
-        is_quoted = value[:1] in ("'", '"')
-        values[name.strip()] = value[1:].partition(value[0])[0] if is_quoted else value.split(" #", 1)[0].rstrip()
+        text = value.strip()
+        is_quoted = text[:1] in ("'", '"')
+        values[name.strip()] = text[1:].partition(text[0])[0] if is_quoted else value.split(" #", 1)[0].strip()
     return values
 
 

@@ -101,7 +101,7 @@ def _install(root: Path, folder: Path, name: str, log: Path) -> None:
 def ensure_debian_package(root: Path, package: str) -> None:
     """Install one of the DEBIAN packages unless what it brings is present, as root; else say what to do in one line."""
     brings, why = DEBIAN[package]
-    if _is_present(brings):
+    if sys.platform != "linux" or _is_present(brings):
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise LaunchError(f"{package} is missing: install it (Debian, Ubuntu: sudo apt-get install {package}); {why}")

@@ -151,7 +151,7 @@ class Group:
             self.check()
             time.sleep(TICK)
 
-    def stop(self, number: int = signal.SIGINT) -> None:
+    def stop(self, number: int = signal.SIGTERM) -> None:
         """End every member by a signal, and kill what is left of them after the grace or a second signal.
 
         Then end those that serve others in the same way. gunicorn ends at once on SIGINT, and lets open requests end

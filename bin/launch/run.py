@@ -34,7 +34,7 @@ def main(arguments: Sequence[str], *, installed: str = "") -> int:
     os.chdir(ROOT)
     end_on_signals()
     group = Group()
-    number: int = signal.SIGINT
+    number: int = signal.SIGTERM
     held = ExitStack()
     try:
         env = environment.load(ROOT, os.environ)
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str], *, installed: str = "") -> int:
         say(f"error: {error}")
         return 1
     except Stopped as stopped:
-        number = stopped.number
+        # gunicorn reloads on SIGHUP, which comes when the terminal is closed, and Valkey ignores it
+        number = signal.SIGINT if stopped.number == signal.SIGINT else signal.SIGTERM
         say("\nStopping.")
     finally:
         group.stop(number)

@@ -389,10 +389,50 @@ def test_it_stores_no_answer_after_it_was_taken_over(
     assert waiting.result(5) == "Here."
 
 
-def test_it_leaves_each_process_to_itself_while_redis_is_away(two: list[Process], pool: ThreadPoolExecutor) -> None:
+def test_it_leaves_each_process_to_itself_while_redis_is_away(
+    two: list[Process], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.cache.look_up", lambda key: None)
     for process in two:
         process.limits.availability.is_away = True
         exchange, answer = led(pool, process)
         waiting = followed(pool, process)
         exchange.set_result(BODY)
         assert [each.result(5) for each in (answer, *waiting)] == ["Here."] * 2
+
+
+def test_it_stores_answers_while_redis_is_away(two: list[Process], pool: ThreadPoolExecutor) -> None:
+    one, other = two
+    for process in two:
+        process.limits.availability.is_away = True
+    exchange, answer = led(pool, one)
+    exchange.set_result(BODY)
+    assert answer.result(5) == "Here."
+    ((call, again),) = ask(pool, other)
+    assert again.result(5) == "Here."
+    assert call.record.cache == "hit"
+
+
+def test_it_takes_no_turns_where_answers_cant_be_shared(
+    two: list[Process], pool: ThreadPoolExecutor, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.cache.store", lambda key, answer: None)
+    one, other = two
+    third = Process(settings.REDIS_URL, one.identity)
+    try:
+        exchange, answer = led(pool, one)
+        waiting = ask(pool, other) + ask(pool, third)
+        wait_until(lambda: all(call.wait is not None and call.wait.follows for call, _ in waiting), "followers")
+        exchange.set_result(BODY)
+        wait_until(lambda: len(other.exchanges) + len(third.exchanges) == 1, "one to lead")
+        wait_until(lambda: all(call.wait is not None and call.wait.misses for call, _ in waiting), "a look in vain")
+        second, last = (other, third) if other.exchanges else (third, other)
+        late = followed(pool, one)
+        second.exchanges[0].set_result(BODY)
+        wait_until(lambda: len(last.exchanges) == 1 and len(one.exchanges) == 2, "both others at once", 3)
+        for process in (last, one):
+            process.exchanges[-1].set_result(BODY)
+        assert [each.result(8) for each in (answer, *(each for _, each in waiting), *late)] == ["Here."] * 4
+    finally:
+        third.limits.end()
+        third.limits.availability.end()

@@ -75,6 +75,17 @@ def test_it_moves_every_record_once(cast: Cast, redis_limits: FailoverBackend, s
     assert store.xpending(stream_of(cast.owner), GROUP)["pending"] == 0
 
 
+def test_it_leaves_no_consumer_behind(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
+    emitted(redis_limits, cast.owner)
+    emitted(redis_limits, cast.stranger)
+    read_by_the_dead(store, stream_of(cast.stranger), idle=0)
+    ingester = Ingester()
+    ingester.run_once()
+    ingester.leave()
+    consumers = [store.xinfo_consumers(stream_of(issued), GROUP) for issued in (cast.owner, cast.stranger)]
+    assert [[each["name"] for each in found] for found in consumers] == [[], [b"dead"]]
+
+
 def test_it_moves_what_comes_after_its_first_round(cast: Cast, redis_limits: FailoverBackend) -> None:
     ingester = Ingester()
     assert ingester.run_once() == 0  # there is no stream yet

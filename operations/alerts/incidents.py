@@ -58,15 +58,16 @@ class LeaderLock:
         LeaderLease.objects.filter(pk=THE_ONE, holder=self.name).update(holder="")
 
 
-def incidents_update(conditions: Iterable[Condition]) -> int:
+def incidents_update(conditions: Iterable[Condition], *, ends: bool = True) -> int:
     """Begin an incident for each new condition that is on, end those without a condition; return how many began.
 
+    `ends`: whether the conditions are all that there are, so that incidents without one may end.
     A unique constraint of the database prevents two open incidents of one subject.
     """
     held = {condition.subject: condition for condition in conditions}
     going_on = {alert.subject: alert for alert in Alert.objects.filter(ended_at=None).order_by("pk")}
     new = [each for each in held.values() if each.is_on and each.subject not in going_on]
-    incidents_resolve([alert for subject, alert in going_on.items() if subject not in held])
+    incidents_resolve([] if not ends else [alert for subject, alert in going_on.items() if subject not in held])
     return sum(incident_open(condition) is not None for condition in new)
 
 

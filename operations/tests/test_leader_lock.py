@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from monitoring.models import Alert, LeaderLease
 from operations import worker as module
 from operations.alerts import conditions
-from operations.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition
+from operations.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition, HealthWatch
 from operations.alerts.incidents import LeaderLock
 from operations.health import Finding, Health
 from operations.worker import Round
@@ -122,6 +122,28 @@ class TestRound:
         with pytest.raises(TimeoutError):
             one.run()
         assert other.lock.take()
+
+    def test_it_tells_of_what_it_sees_and_ends_nothing_when_it_can_not_see_all(
+        self, seen: dict[str, Health], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one = Round(HealthWatch(bad_rounds=1, good_rounds=1))
+        seen["cache"] = Health.AWAY
+        one.run()
+        monkeypatch.setattr(
+            module, "budgets_used", lambda: iter([Condition(Alert.Kind.BUDGET, "budget", "full", "text")])
+        )
+
+        def fail() -> Iterator[Condition]:
+            raise TimeoutError
+
+        sent = iter([1])
+        monkeypatch.setattr(module, "deliveries_send", lambda: next(sent))
+        monkeypatch.setattr(module, "error_rate", fail)
+        seen["cache"] = Health.OK
+        with pytest.raises(TimeoutError):
+            one.run()
+        assert going_on() == ["budget", "health:cache"]
+        assert next(sent, None) is None, "what was queued before is sent"
 
     def test_it_logs_when_its_part_changes(self, seen: dict[str, Health]) -> None:
         one, other = Round(), Round()

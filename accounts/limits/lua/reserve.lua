@@ -24,14 +24,15 @@ local second = math.floor(now / 1000000)
 local operation, flight = P .. 'o:' .. id, flight_key ~= '' and P .. 'y:' .. flight_key
 
 if flight and redis.call('EXISTS', operation) == 0 then
+  -- The end of one that this call waited for comes first, though another call may lead by now.
+  local ended, error = string.match(redis.call('GET', flight .. ':ended') or '', '^(%d+) (.*)$')
+  if ended and tonumber(ended) >= tonumber(flight_since) then
+    return { 'flight', 0, error == '' and now or tonumber(ended), error }
+  end
   local held_by, its_process = leader(flight)
   if held_by and redis.call('EXISTS', P .. 'p:' .. its_process) == 1 then
     redis.call('SET', flight .. ':awaited', 1, 'PX', AWAITED_TTL)
     return { 'flight', 1, now, '' }
-  end
-  local ended, error = string.match(redis.call('GET', flight .. ':ended') or '', '^(%d+) (.*)$')
-  if ended and tonumber(ended) >= tonumber(flight_since) then
-    return { 'flight', 0, error == '' and now or tonumber(ended), error }
   end
 end
 
@@ -64,8 +65,9 @@ if held[1] and held[1] ~= 'o' then
   return { 'closed' }
 end
 local slot = held[1] and 0 or 1
+local leads = held[7] and leader(P .. 'y:' .. held[7]) == id -- a further attempt keeps the flight that the call has
 if held[1] and tonumber(attempt) <= tonumber(held[2]) then
-  return granted(held[7], tonumber(held[6]), held_tokens, held_cost, tonumber(redis.call('ZSCORE', P .. 'l', id)))
+  return granted(leads, tonumber(held[6]), held_tokens, held_cost, tonumber(redis.call('ZSCORE', P .. 'l', id)))
 end
 
 local missing = { 'missing' }
@@ -162,12 +164,11 @@ redis.call('EXPIRE', operation, LONG_TTL)
 redis.call('ZADD', P .. 'l', str(lease_end), id)
 redis.call('EXPIRE', P .. 'l', LONG_TTL)
 
--- An answer that limits cut short is not shared. A further attempt keeps the flight that the call has.
-local leads = held[7]
+-- An answer that limits cut short is not shared.
 if flight and slot == 1 and output == most then
-  leads = flight_key
+  leads = true
   redis.call('SET', flight, id .. ' ' .. process, 'EX', LONG_TTL)
   redis.call('SET', P .. 'p:' .. process, 1, 'PX', HEARTBEAT_TTL)
-  redis.call('HSET', operation, 'f', leads)
+  redis.call('HSET', operation, 'f', flight_key)
 end
 return granted(leads, output, held_tokens + tokens, held_cost + cost, lease_end)
