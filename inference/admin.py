@@ -35,7 +35,7 @@ from inference.models import Deployment, Model, Price, Provider
 from inference.selectors import missing_variables, secret_variables
 from inference.services import catalog_delete, catalog_save, model_clear_cache
 from inference.upstream.breaker import failing
-from inference.upstream.client import client
+from inference.upstream.client import upstream
 from monitoring.rollups.queries import Scope, usage_rankings
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
@@ -173,7 +173,7 @@ class ProviderAdmin(ConfirmsDisabling):
             title, submit = f"Test the connection to {provider}?", "Test connection"
             cancel_url = change_url(provider)
             return ask(self, request, Confirmation(title, [text], submit, is_dangerous=False, cancel_url=cancel_url))
-        failure = client.list_models(provider_route(provider), seconds=CONNECTION_SECONDS)
+        failure = upstream.list_models(provider_route(provider), seconds=CONNECTION_SECONDS)
         if failure is None:
             messages.success(request, f"{provider} answers.")
         else:

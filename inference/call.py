@@ -48,10 +48,6 @@ ANSWERED_BEFORE = ("hit", "coalesced", "replay")
 MOST_FAILURES = 500
 
 
-def _goes_on() -> None:
-    return None
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Call:
     """One request to a model endpoint, from its admission to its record. `ask` adds what is asked."""
@@ -81,7 +77,7 @@ class Call:
     #: The key of the answer in the cache; None if it is not shared.
     cache_key: str | None = None
     #: Returns why the call is to end without an answer (the client has left, the process shuts down); None otherwise.
-    interruption: Callable[[], Exception | None] = _goes_on
+    interruption: Callable[[], Exception | None] = field(default=lambda: None)
 
     #: The flight that this call leads in its process, and its wait for the flight of another call.
     flight: Flight | None = None
@@ -184,8 +180,8 @@ class Call:
         """Return whether the answer came without an upstream call of this call."""
         return self.record.cache in ANSWERED_BEFORE
 
-    def begin_attempt(self, route: Route) -> None:
-        """Note the deployment that the call is sent to."""
+    def note_attempt(self, route: Route) -> None:
+        """Record the deployment that the call is sent to."""
         self.route = route
         self.first_route = self.first_route or route
         self.record.deployment = route.name
@@ -271,11 +267,6 @@ class Call:
     def cost(self) -> int | None:
         """The cost of the call in nano-dollars; None if unknown."""
         return None if self.is_unpriced else self.used.cost
-
-    @property
-    def is_charged(self) -> bool:
-        """Return whether an attempt has been charged."""
-        return bool(self.record.usage_source)
 
     def charge(self, usage: Usage, rates: Rates | None, *, source: str) -> None:
         """Add the usage of an attempt to what was charged before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -62,6 +63,19 @@ class Route:
     provider_limits: LimitSet | None = None
     #: Whether a non-streamed call is stopped when its client disconnects.
     stops_when_client_leaves: bool = False
+
+    @property
+    def secret(self) -> str:
+        """The provider's secret from the environment; empty if it has none."""
+        return os.environ.get(self.api_key_variable, "") if self.api_key_variable else ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The extra headers; a value `$NAME_API_KEY` is read from the environment, and left out if empty."""
+        resolved = {
+            name: os.environ.get(text[1:], "") if text.startswith("$") else text for name, text in self.extra_headers
+        }
+        return {name: text for name, text in resolved.items() if text}
 
 
 @dataclass(frozen=True, slots=True)

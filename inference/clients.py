@@ -33,7 +33,7 @@ from core.telemetry import metrics
 from inference.upstream.transport import Abort
 
 #: Seconds between two checks of a stream.
-WATCH_SECONDS = 0.5
+CLIENT_POLL_SECONDS = 0.5
 KEEP_ALIVE = b": keep-alive\n\n"
 #: Most pieces queued for a slow client; beyond them, the producer waits SLOW_SECONDS between two checks.
 LONGEST_QUEUE = 256
@@ -182,7 +182,7 @@ class Outlet:
     def wait(self, seconds: float) -> None:
         """Wait until there is something to write or the reader has left, at most `seconds`."""
         ends = time.monotonic() + seconds
-        while self.has_reader and not self.started.wait(max(0.0, min(WATCH_SECONDS, ends - time.monotonic()))):
+        while self.has_reader and not self.started.wait(max(0.0, min(CLIENT_POLL_SECONDS, ends - time.monotonic()))):
             if time.monotonic() >= ends:
                 return
 
@@ -206,7 +206,7 @@ class Watched(Protocol):
 
 
 class Watch:
-    """Checks everything that was added, every WATCH_SECONDS."""
+    """Checks everything that was added, every CLIENT_POLL_SECONDS."""
 
     def __init__(self) -> None:
         self._watched: set[Watched] = set()
@@ -223,7 +223,7 @@ class Watch:
 
     def _run(self) -> None:
         while True:
-            time.sleep(WATCH_SECONDS)
+            time.sleep(CLIENT_POLL_SECONDS)
             now = time.monotonic()
             for stream in list(self._watched):
                 try:
@@ -262,7 +262,7 @@ class DisconnectWatch:
 
     @contextmanager
     def watching(self) -> Iterator[Abort]:
-        """Check every WATCH_SECONDS while the block runs; yields the abort for the call to use."""
+        """Check every CLIENT_POLL_SECONDS while the block runs; yields the abort for the call to use."""
         watch.add(self)
         try:
             yield self.abort

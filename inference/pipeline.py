@@ -41,10 +41,10 @@ from inference.clients import ClientLeft, DisconnectWatch
 from inference.protocols.base import Body, UnfitAnswer, Usage
 from inference.protocols.sse import find_error
 from inference.single_flight import Wait, flights, unpack_error
-from inference.upstream.client import client, hidden_texts
+from inference.upstream.client import upstream
 from inference.upstream.errors import MISCONFIGURED, AttemptFailed, Deadline, failed_attempt, unfit_attempt
-from inference.upstream.provider_limits import slot
-from inference.upstream.routing import capacity, first_success
+from inference.upstream.provider_limits import capacity, provider_slot
+from inference.upstream.routing import first_success
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def accounted(call: Call) -> Iterator[None]:
         raise
     except Exception as failure:
         # A fault of the platform, perhaps after the provider has answered and billed: charge the bound, not nothing.
-        if call.reserved is not None and not call.is_charged:
+        if call.reserved is not None and not call.record.usage_source:
             call.charge_bound()
         kind = DependencyUnavailable if isinstance(failure, DatabaseError) else InternalError
         call.finish(status=kind.status, error_code=kind.code)
@@ -121,7 +121,7 @@ def follow(call: Call) -> CachedAnswer | None:
     release_connections()
     if call.cache_key is None or not call.reads_cache:
         return None
-    call.wait = Wait(call.cache_key, call.deadline, call.admission.at, lambda: call.interruption() is not None)
+    call.wait = Wait(call.cache_key, call.deadline, call.admission.at, call.interruption)
     with call.trace.stage("flight"), coalesced_failure(call):
         joined = flights.join(call.wait)
     if isinstance(joined, CachedAnswer):
@@ -243,30 +243,30 @@ def share_answer(call: Call) -> None:
 
 
 @contextmanager
-def place(call: Call, deadline: Deadline) -> Iterator[None]:
-    """Hold one of this process's places for provider calls, and renew the call's lease meanwhile.
+def process_slot(call: Call, deadline: Deadline) -> Iterator[None]:
+    """Hold one of this process's slots for provider calls, and renew the call's lease meanwhile.
 
-    No database connection is held. Raises UpstreamBusy if no place becomes free in time.
+    No database connection is held. Raises UpstreamBusy if no slot becomes free in time.
     """
     release_connections()
     with ExitStack() as held:
         held.enter_context(renewer.held(get_limits(), call.limits.shard, call.record.id))
         try:
-            held.enter_context(capacity().place(min(deadline.left, settings.UPSTREAM_QUEUE_SECONDS)))
+            held.enter_context(capacity().slot(min(deadline.left, settings.UPSTREAM_QUEUE_SECONDS)))
         except UpstreamBusy:
             call.note(f"this process makes {settings.UPSTREAM_CONCURRENCY} calls at once (UPSTREAM_CONCURRENCY)")
             raise
         yield
 
 
-def try_routes(
-    call: Call, attempt: Callable[[Route], T], deadline: Deadline, *, rest: Callable[[float], object] = time.sleep
+def ask_deployments(
+    call: Call, ask: Callable[[Route], T], deadline: Deadline, *, rest: Callable[[float], object] = time.sleep
 ) -> T:
-    """Try the deployments until one answers; raises the error of the last failure. `rest` waits between rounds."""
+    """Ask the deployments until one answers; raises the error of the last failure. `rest` waits between rounds."""
     try:
         return first_success(
             call.routes,
-            attempt,
+            ask,
             deadline,
             account_id=call.identity.account_id,
             covers_another=call.covers_another,
@@ -308,8 +308,8 @@ def charge_failure(call: Call, failure: AttemptFailed, route: Route) -> None:
 
 def _exchange(call: Call, *, watch: DisconnectWatch | None) -> Any:
     """Ask the deployments for one body; return what the endpoint makes of it."""
-    with call.trace.stage("upstream"), place(call, call.deadline):
-        call.body, route = try_routes(call, partial(_attempt, call, watch), call.deadline)
+    with call.trace.stage("upstream"), process_slot(call, call.deadline):
+        call.body, route = ask_deployments(call, partial(_ask_for_body, call, watch), call.deadline)
     try:
         return call.read(call.body)
     except ApiError as error:
@@ -319,20 +319,20 @@ def _exchange(call: Call, *, watch: DisconnectWatch | None) -> Any:
         raise
 
 
-def _attempt(call: Call, watch: DisconnectWatch | None, route: Route) -> tuple[Body, Route]:
-    """Make one call to one deployment and charge it. A failed attempt that may be billed is charged its bound.
+def _ask_for_body(call: Call, watch: DisconnectWatch | None, route: Route) -> tuple[Body, Route]:
+    """Ask one deployment for a body, and charge the attempt. A failed attempt that may be billed is charged its bound.
 
     Raises AttemptFailed, or ClientLeft if the client disconnected and the route stops calls for that.
     """
     stops = watch if route.stops_when_client_leaves else None
     if stops is not None and stops.is_unwanted():
         raise ClientLeft
-    with slot(call, route) as held:
-        call.begin_attempt(route)
+    with provider_slot(call, route) as slot:
+        call.note_attempt(route)
         try:
             with stops.watching() if stops else nullcontext() as abort:
                 payload = call.outgoing(route)
-                body = client.call(route, call.protocol.path, payload, seconds=call.deadline.left, abort=abort)
+                body = upstream.call(route, call.protocol.path, payload, seconds=call.deadline.left, abort=abort)
             _refuse_failure(call, body, route)
         except AttemptFailed as failure:
             if abort is None or not abort.is_set:
@@ -340,11 +340,11 @@ def _attempt(call: Call, watch: DisconnectWatch | None, route: Route) -> tuple[B
                 raise
             failure.cause = "stopped, since its client had left"
             charge_failure(call, failure, route)
-            held.settle(failure.tokens)
+            slot.settle(failure.tokens)
             raise ClientLeft from failure
         usage, source = call.protocol.used(call.payload, body, model=route.upstream_name)
         call.charge(usage, route.rates, source=source)
-        held.settle(usage.input_tokens + usage.output_tokens)
+        slot.settle(usage.input_tokens + usage.output_tokens)
     return body, route
 
 
@@ -358,11 +358,11 @@ def _refuse_failure(call: Call, body: Body, route: Route) -> None:
         if error.usage is None:
             counted = protocol.estimate(payload, body, model=route.upstream_name)
             error.usage, error.usage_source = counted if counted.output_tokens else None, "estimated"
-        raise failed_attempt(error, route=route.name, hidden=hidden_texts(route))
+        raise failed_attempt(error, route)
     if not protocol.is_complete(body):
-        raise failed_attempt(ValueError("incomplete answer"), route=route.name)
+        raise failed_attempt(ValueError("incomplete answer"), route)
     try:
         protocol.answered(payload, body)
     except UnfitAnswer as unfit:
         usage, source = protocol.used(payload, body, model=route.upstream_name)
-        raise unfit_attempt(unfit, route=route.name, usage=usage, usage_source=source) from unfit
+        raise unfit_attempt(unfit, route, usage=usage, usage_source=source) from unfit

@@ -12,7 +12,7 @@ from inference.catalog import default_model_name, provider_route, uses_local_mod
 from inference.fake_provider import OWNER
 from inference.models import Deployment, Model, Price, Provider
 from inference.services import catalog_save
-from inference.upstream.client import client
+from inference.upstream.client import upstream
 from inference.upstream.local_model import CONTEXT_TOKENS, MODEL_NAME
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -108,7 +108,7 @@ def _is_free(provider: Provider) -> bool:
         return True
     if provider.base_url == OPENAI_URL:
         return False
-    listed = client.models(provider_route(provider), seconds=LIST_SECONDS)
+    listed = upstream.models(provider_route(provider), seconds=LIST_SECONDS)
     return bool(listed) and all(each.get("owned_by") == OWNER for each in listed)
 
 

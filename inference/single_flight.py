@@ -16,7 +16,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from django.conf import settings
 
@@ -51,13 +51,9 @@ def unpack_error(text: str) -> ApiError:
     return kind(detail, param=param, code=code)
 
 
-def _never() -> bool:
-    return False
-
-
 @dataclass(slots=True)
 class Wait:
-    """A call's wait for an identical one: until its own deadline, or until `is_unwanted` returns true.
+    """A call's wait for an identical one: until its own deadline, or until `is_unwanted` returns a reason.
 
     `key` is that of the answer in the cache. `since` (µs, by the state store's clock) is when the call was admitted, or
     when it last heard that another process makes the call: what ends later matters to it.
@@ -66,7 +62,7 @@ class Wait:
     key: str
     deadline: Deadline
     since: int
-    is_unwanted: Callable[[], bool] = _never
+    is_unwanted: Callable[[], object] = field(default=lambda: False)
     #: Whether the call follows another now.
     follows: bool = False
     #: How many calls elsewhere have left no answer in the cache.

@@ -24,10 +24,18 @@ from core.errors import ApiError, DependencyUnavailable, InternalError, Upstream
 from inference.call import Call
 from inference.catalog import Route
 from inference.clients import ClientLeft, ClientSocket, Outlet, Transcript, open_streams, watch
-from inference.pipeline import charge_failure, complete, is_awaited, place, provider_failed, try_routes
+from inference.pipeline import (
+    ask_deployments,
+    charge_failure,
+    complete,
+    is_awaited,
+    process_slot,
+    provider_failed,
+    refuse_if_interrupted,
+)
 from inference.protocols.events import EventReader
 from inference.protocols.sse import BrokenStream
-from inference.upstream.client import UpstreamStream, client, hidden_texts
+from inference.upstream.client import UpstreamStream, upstream
 from inference.upstream.errors import AttemptFailed, Deadline, failed_attempt
 from inference.upstream.provider_limits import Slot, take_slot
 from inference.upstream.transport import Abort
@@ -47,6 +55,9 @@ class Stream:
     cache. `error_event` returns the bytes that report an error to the client after the stream has begun. `keep`
     receives everything that was written (None if the stream broke off), once the call is settled; with it, the call
     runs to its end even if the client disconnects.
+
+    Attributes are grouped by the greenlet that sets them. While the producer waits for the provider, the event loop
+    works in its place (`_relay`).
     """
 
     def __init__(
@@ -60,22 +71,27 @@ class Stream:
     ) -> None:
         self.call = call
         self._make_reader = make_reader
-        self._reader = make_reader(False)
         self._error_event = error_event
-        self._outlet = Outlet(client)
         self._keep = keep
+        self._outlet = Outlet(client)  # from the producer to the consumer
+        # Set by the producer. The watch also reads `_waits_since` and the reader's state; whoever ends the stream early
+        # closes `_stream`.
+        self._reader = make_reader(False)
         self._kept = Transcript(LARGEST_ANSWER)
+        self._stream: UpstreamStream | None = None
+        self._waits_since = NEVER
+        self._billed_by: Route | None = None
+        self._slot: Slot | None = None
+        # Under the lock: `_headers_sent` is set by the consumer, `_failure` by the producer if that comes first.
         self._headers_lock = threading.Lock()
         self._headers_sent = False
         self._failure: ApiError | None = None
-        self._is_abandoned = False
-        self._stop: ApiError | None = None
+        # Reasons to end early, set once and found by the producer at its next step: `_is_abandoned` by the consumer,
+        # the watch, or the producer while it writes; `_is_silent` by the watch; `_stop` by the shutdown.
         self._abort = Abort()
-        self._stream: UpstreamStream | None = None
-        self._waits_since = NEVER
+        self._is_abandoned = False
         self._is_silent = False
-        self._billed_by: Route | None = None
-        self._slot: Slot | None = None
+        self._stop: ApiError | None = None
         call.interruption = self._interruption
 
     def open(self) -> None:
@@ -161,7 +177,7 @@ class Stream:
         """Pass a provider's stream on, and charge what came of it."""
         deadline = Deadline(min(settings.UPSTREAM_TIMEOUT, call.deadline.left))
         try:
-            with place(call, deadline):
+            with process_slot(call, deadline):
                 self._stream = stream = self._connect(call, deadline)
                 self._waits_since = time.monotonic()
                 try:
@@ -201,34 +217,31 @@ class Stream:
     def _connect(self, call: Call, deadline: Deadline) -> UpstreamStream:
         """Open a stream at the first deployment that sends one, and note the time to its first byte."""
         with call.trace.stage("upstream"):
-            stream = try_routes(
-                call, lambda route: self._attempt(call, route, deadline), deadline, rest=self._abort.wait
+            stream = ask_deployments(
+                call, lambda route: self._ask_for_stream(call, route, deadline), deadline, rest=self._abort.wait
             )
         call.record.first_token_ms = round(call.trace.elapsed_ms, 3)
         self._billed_by = stream.route
         return stream
 
-    def _attempt(self, call: Call, route: Route, deadline: Deadline) -> UpstreamStream:
-        self._refuse_if_unwanted()
+    def _ask_for_stream(self, call: Call, route: Route, deadline: Deadline) -> UpstreamStream:
+        """Ask one deployment for a stream; charge the attempt if it fails."""
+        refuse_if_interrupted(call)
         slot = self._slot = take_slot(call, route)
-        call.begin_attempt(route)
+        call.note_attempt(route)
         protocol = call.protocol
         payload = protocol.as_stream(call.outgoing(route))
         try:
-            return client.open_stream(
+            return upstream.open_stream(
                 route, protocol.path, payload, seconds=deadline.left, opens=protocol.opens_stream, abort=self._abort
             )
         except AttemptFailed as failure:
             slot.settle(failure.tokens)
             if failure.usage is None and self._interruption() is not None:
                 self._billed_by = route if failure.verdict.may_be_billed else None
-                self._refuse_if_unwanted()
+                refuse_if_interrupted(call)
             charge_failure(call, failure, route)
             raise
-
-    def _refuse_if_unwanted(self) -> None:
-        if (reason := self._interruption()) is not None:
-            raise reason
 
     def _pass_on(self, stream: UpstreamStream, reader: EventReader) -> None:
         """Pass the provider's stream to the client.
@@ -238,7 +251,7 @@ class Stream:
         try:
             self._write(reader.feed(stream.first))
             if self._outlet.can_send:
-                stream.hand_to(partial(self._relay, reader))
+                stream.response.hand_to(partial(self._relay, reader))
             self._read_on(stream, reader)
             self._write(reader.finish())
         except BrokenStream as failure:
@@ -251,7 +264,7 @@ class Stream:
                 self.call.note_failure(stream.route.name, failure.cause)
                 raise failure.error from failure
         if reader.error is not None:
-            failed = failed_attempt(reader.error, route=stream.route.name, hidden=hidden_texts(stream.route))
+            failed = failed_attempt(reader.error, stream.route)
             self.call.note_failure(stream.route.name, failed.cause)
             raise failed.error
         if not reader.is_done:
@@ -285,7 +298,7 @@ class Stream:
     def _go_on(self, reader: EventReader) -> None:
         """Raise the reason to stop, if there is one and the stream has not ended."""
         if not reader.is_over:
-            self._refuse_if_unwanted()
+            refuse_if_interrupted(self.call)
             if self._is_silent or self._waits_since >= self.call.deadline.ends:
                 raise UpstreamTimeout
 

@@ -26,7 +26,7 @@ from accounts.limits import get_limits, write_refusal
 from core.database import PROMPT_SECONDS, database_outage, query_timeout
 from core.ttl_cache import TtlCache
 from inference.catalog import Route, catalog
-from inference.upstream.client import client
+from inference.upstream.client import upstream
 from monitoring.ingester import ingest_backlog
 
 #: Seconds that a record may wait for the ingester before it counts as a lag.
@@ -188,7 +188,7 @@ recent_reports: TtlCache[Callable[[], Any], Any] = TtlCache(lambda make: make(),
 MODEL_SECONDS = 30
 PROBE_SECONDS = 2.0
 reachable_routes: TtlCache[Route, bool] = TtlCache(
-    lambda route: client.list_models(route, seconds=PROBE_SECONDS) is None, max_age=MODEL_SECONDS, from_end=True
+    lambda route: upstream.list_models(route, seconds=PROBE_SECONDS) is None, max_age=MODEL_SECONDS, from_end=True
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from inference.protocols.base import count_tokens
-from inference.tests.odd_provider import odd_provider
+from inference.tests.samples import odd_provider
 from tests.catalogue import Record, Served, record_of, set_up
 from tests.servers import Service, aiapi_server, fake_upstream
 from tests.streams import Stream, asked, data_of, said

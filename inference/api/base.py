@@ -1,8 +1,4 @@
-"""The base of the model endpoints: request rates, usage records, response headers and streams.
-
-DRF's SimpleRateThrottle reads, counts and writes in three steps, and admits more than its limit under load. The
-throttle here is a single atomic call to accounts.limits.
-"""
+"""The base of the model endpoints: request rates, usage records, response headers and streams."""
 
 from __future__ import annotations
 
@@ -17,7 +13,6 @@ from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import BaseThrottle
 
 from accounts.api.base import KeyView
 from accounts.idempotency import Claim
@@ -35,33 +30,6 @@ from inference.protocols.events import EventReader
 from inference.streaming import Stream
 
 log = structlog.get_logger(__name__)
-
-
-class RequestRateThrottle(BaseThrottle):
-    """Admits a POST of a known key within the requests a minute of its key and account; other methods don't count."""
-
-    def allow_request(self, request: Request, view: ModelEndpoint) -> bool:  # type: ignore[override]  # no other view
-        """Count the request once, and begin its call; raises RateLimited with the seconds until the next request."""
-        if request.method != "POST":
-            return True
-        trace: Trace = request._request.trace  # type: ignore[attr-defined]
-        with trace.stage("limits"):
-            try:
-                admission = get_limits().admit(view.identity.limits, trace.id.hex)
-            except LimitsUnavailable as error:
-                raise DependencyUnavailable(retry_after=error.retry_after) from error
-        directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
-        view.call = Call(
-            identity=view.identity,
-            trace=trace,
-            admission=admission,
-            endpoint=view.endpoint,
-            reads_cache=directives.isdisjoint(("no-cache", "no-store")),
-            writes_cache="no-store" not in directives,
-        )
-        if admission.refusal is not None:
-            raise refusal_error(admission.refusal)
-        return True
 
 
 EVENT_STREAM = "text/event-stream"
@@ -92,11 +60,10 @@ class StreamOrJSON(DefaultContentNegotiation):
 class ModelEndpoint(KeyView):
     """A POST to a model: counted against the rates, recorded exactly once, described in response headers."""
 
-    throttle_classes = [RequestRateThrottle]
     content_negotiation_class = StreamOrJSON
     endpoint: str
-    #: The request's call, once it is counted.
-    call: Call | None = None
+    #: The request's call; None until the request is counted.
+    _call: Call | None = None
     claim: Claim | None = None
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
@@ -106,13 +73,39 @@ class ModelEndpoint(KeyView):
             wrapped._stream = request  # type: ignore[assignment]
         return wrapped
 
+    def check_throttles(self, request: Request) -> None:
+        """Count a POST within the requests a minute of its key and account, and begin its call.
+
+        That is a single atomic step: DRF's SimpleRateThrottle reads, counts and writes in three, and admits more than
+        its limit under load. Raises RateLimited with the seconds until the next request.
+        """
+        if request.method != "POST":
+            return
+        trace: Trace = request._request.trace  # type: ignore[attr-defined]
+        with trace.stage("limits"):
+            try:
+                admission = get_limits().admit(self.identity.limits, trace.id.hex)
+            except LimitsUnavailable as error:
+                raise DependencyUnavailable(retry_after=error.retry_after) from error
+        directives = {part.strip().lower() for part in str(request.META.get("HTTP_CACHE_CONTROL", "")).split(",")}
+        self._call = Call(
+            identity=self.identity,
+            trace=trace,
+            admission=admission,
+            endpoint=self.endpoint,
+            reads_cache=directives.isdisjoint(("no-cache", "no-store")),
+            writes_cache="no-store" not in directives,
+        )
+        if admission.refusal is not None:
+            raise refusal_error(admission.refusal)
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Claim the request's Idempotency-Key, if it has one, before any work."""
         super().initial(request, *args, **kwargs)
-        if self.call is not None:
+        if self._call is not None:
             claim = Claim.of(request, self.identity, form=self.answer_form(request))
             if claim is None:
-                self.call.client = partial(ClientSocket, request._request)
+                self._call.client = partial(ClientSocket, request._request)
             else:
                 claim.take()
             self.claim = claim
@@ -122,10 +115,10 @@ class ModelEndpoint(KeyView):
         return ""
 
     @property
-    def begun(self) -> Call:
+    def call(self) -> Call:
         """The request's call, to which the view adds what is asked."""
-        assert self.call is not None  # noqa: S101  (the throttle begins it)
-        return self.call
+        assert self._call is not None  # noqa: S101  (check_throttles begins it)
+        return self._call
 
     def handle_exception(self, exc: Exception) -> Response:
         """Return an empty response if the client has disconnected; the call is already recorded."""
@@ -156,7 +149,7 @@ class ModelEndpoint(KeyView):
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         """Record the request if the pipeline did not, finish its claim, and add the rate and Server-Timing headers."""
-        call, claim = self.call, self.claim
+        call, claim = self._call, self.claim
         if call is not None:
             self.admission = call.admission
         response = super().finalize_response(request, response, *args, **kwargs)

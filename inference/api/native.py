@@ -23,8 +23,7 @@ from inference.catalog import catalog
 from inference.pipeline import answer
 from inference.prompts import SENTENCES
 from inference.protocols.base import GIVEN_UP, Body, Payload, choices_in
-from inference.protocols.chat import answer_text, chat_protocol
-from inference.protocols.choices import ChunkReader
+from inference.protocols.chat import ChunkReader, answer_text, chat_protocol
 from inference.protocols.sse import server_sent
 from inference.upstream import local_model
 
@@ -182,7 +181,7 @@ class ChatView(ModelEndpoint):
         is_small = "temperature" not in request.data and _is_local(asked.get("model"))
         temperature = local_model.TEMPERATURE if is_small else asked["temperature"]
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": temperature}
-        call = self.begun.ask(chat_protocol, asked.get("model"), payload, read=answer_text, is_stream=is_stream)
+        call = self.call.ask(chat_protocol, asked.get("model"), payload, read=answer_text, is_stream=is_stream)
         if not is_stream:
             return self._answer(call)
         model, label = call.model_name or "", call.trace.label
@@ -234,7 +233,7 @@ class SummarizeView(ModelEndpoint):
             "temperature": prompts.SUMMARY_TEMPERATURE,
             **(local_model.summary_options(text, length) if _is_local(model) else {}),
         }
-        call = self.begun.ask(chat_protocol, model, payload, read=answer_text)
+        call = self.call.ask(chat_protocol, model, payload, read=answer_text)
         summary = answer(call).strip()
         body = {
             "summary": summary,

@@ -58,7 +58,7 @@ class OpenAIEndpoint(ModelEndpoint):
         is_stream, model = payload.pop("stream", None) is True, payload.pop("model")
         shares = self._may_share(request, payload)
         read = partial(_read, protocol, payload)
-        call = self.begun.ask(protocol, model, payload, read=read, shares_answer=shares, is_stream=is_stream)
+        call = self.call.ask(protocol, model, payload, read=read, shares_answer=shares, is_stream=is_stream)
         if not is_stream:
             return self.respond(call, answer(call))
         return self.respond_as_stream(

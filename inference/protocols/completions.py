@@ -26,7 +26,7 @@ from inference.protocols.base import (
     json_bytes,
     read_openai_usage,
 )
-from inference.protocols.choices import ChoicesProtocol, ChunkReader
+from inference.protocols.chat import ChoicesProtocol, ChunkReader
 from inference.protocols.parameters import (
     ANSWER_NAMES,
     MOST_ANSWERS,

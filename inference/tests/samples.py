@@ -1,15 +1,19 @@
-"""Models that tests of inference call, and a place where nobody answers."""
+"""What tests of inference share: models, odd providers, and a check of payloads."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from inference.catalog import catalog
 from inference.models import Deployment, Model, Price, Provider
+from inference.protocols.base import Payload
 
 
 def serve(
@@ -48,3 +52,37 @@ def unanswered(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
             filler.setblocking(False)
             filler.connect_ex((host, port))
         yield port
+
+
+@contextmanager
+def odd_provider(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Run a provider that answers every call with just these bytes, and yield its base URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name in the base class)
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def is_taken_as_it_is(check: Callable[[Payload], object], payload: Payload) -> bool:
+    """Say whether a check that lets a payload pass leaves it as it was; raises what the check does."""
+    before = deepcopy(payload)
+    check(payload)
+    return payload == before

@@ -13,8 +13,8 @@ from inference.catalog import Rates, Route
 from inference.fake_provider import FakeUpstream
 from inference.tests.samples import unanswered
 from inference.upstream import breaker as module
-from inference.upstream.breaker import FAILURES, Breakers, BreakerState, address_of
-from inference.upstream.client import client
+from inference.upstream.breaker import FAILURES_TO_OPEN, Breakers, BreakerState, address_of
+from inference.upstream.client import upstream
 from launch.environment import free_port
 from tests.processes import wait_until
 
@@ -179,6 +179,7 @@ def test_it_asks_for_no_list_of_models_while_somebody_calls(known: Breakers, net
     wait_until(lambda: is_aside(known, HERE) and network.tried >= 3, "a few attempts")
     network.is_up = True
     wait_until(lambda: not is_aside(known, HERE), "the address to be taken back")
+    assert network.listed == 0
 
 
 def test_it_leaves_nothing_aside_by_a_probe_that_broke(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +225,7 @@ def test_it_tells_nobody_of_a_moment_s_trouble(known: Breakers, network: Network
 
 
 def test_it_takes_back_no_notice_of_an_open_breaker(known: Breakers, network: Network) -> None:
-    for account in range(FAILURES):
+    for account in range(FAILURES_TO_OPEN):
         known.failed(HERE, account)
     known.eject(HERE)
     assert is_aside(known, THERE)
@@ -239,19 +240,19 @@ def test_it_takes_back_no_notice_of_an_open_breaker(known: Breakers, network: Ne
 
 def test_it_reaches_what_listens(fake: FakeUpstream) -> None:
     fake.reset()
-    assert client.reaches(route(fake.base_url), 1)
+    assert upstream.reaches(route(fake.base_url), 1)
     assert fake.requests == [], "nothing is sent"
 
 
 def test_it_reaches_nobody_where_nothing_listens(settings: LazySettings) -> None:
-    assert not client.reaches(route(f"http://127.0.0.1:{free_port()}/v1"), 1)
-    assert not client.reaches(route("http://no-such-host.invalid/v1"), 1)
+    assert not upstream.reaches(route(f"http://127.0.0.1:{free_port()}/v1"), 1)
+    assert not upstream.reaches(route("http://no-such-host.invalid/v1"), 1)
 
 
 def test_it_reaches_nobody_in_a_black_hole() -> None:
     with unanswered() as port:
-        assert not client.reaches(route(f"http://127.0.0.1:{port}/v1"), 0.2)
+        assert not upstream.reaches(route(f"http://127.0.0.1:{port}/v1"), 0.2)
 
 
 def test_it_reaches_no_address_that_is_forbidden(fake: FakeUpstream) -> None:
-    assert not client.reaches(route(fake.base_url, is_guarded=True), 1)
+    assert not upstream.reaches(route(fake.base_url, is_guarded=True), 1)

@@ -15,7 +15,7 @@ from core.money import price_text
 from inference.catalog import Rates, _route, catalog
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Deployment, Model, Price, Provider
-from inference.upstream.breaker import FAILURES, breakers, failing
+from inference.upstream.breaker import FAILURES_TO_OPEN, breakers, failing
 from monitoring.tests.samples import recorded
 
 pytestmark = pytest.mark.django_db
@@ -157,7 +157,7 @@ class TestProviders:
         assert LEAK_MARKER not in page
 
     def test_it_shows_an_open_breaker(self, site: Client, deployment: Deployment) -> None:
-        for account in range(FAILURES):
+        for account in range(FAILURES_TO_OPEN):
             breakers.failed(_route(deployment, Rates()), account)
         assert "open" in site.get(DEPLOYMENTS).content.decode()
         assert [notice.deployment_id for notice in failing()] == [deployment.pk]

@@ -11,7 +11,7 @@ from openai.lib.azure import _deployments_endpoints
 from inference.catalog import Rates, Route
 from inference.fake_provider import FakeUpstream
 from inference.protocols.chat import chat_protocol
-from inference.upstream.client import DEPLOYMENT_PATHS, Client
+from inference.upstream.client import DEPLOYMENT_PATHS, Upstream
 
 SECRET = "azure-secret"
 
@@ -39,7 +39,7 @@ def route(fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> Route:
 
 
 def test_it_calls_the_deployments_own_path_with_the_version_and_the_key(fake: FakeUpstream, route: Route) -> None:
-    body = Client().call(route, "/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, seconds=5)
+    body = Upstream().call(route, "/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, seconds=5)
     assert body["choices"]
     (request,) = fake.requests
     # The fake refuses a request of this style that has no api-version.
@@ -66,7 +66,7 @@ DATED = {
 @pytest.mark.parametrize("path", ANSWERS)
 def test_it_calls_each_endpoint_where_azure_has_it(fake: FakeUpstream, route: Route, path: str) -> None:
     """The fake answers 404 elsewhere, and to a call without api-version."""
-    Client().call(route, path, ANSWERS[path], seconds=5)
+    Upstream().call(route, path, ANSWERS[path], seconds=5)
     assert fake.requests[0].path == DATED[path]
     assert fake.requests[0].body["model"] == "mine"
 
@@ -83,13 +83,13 @@ def test_it_calls_the_v1_api_at_openai_s_own_paths(
     fake: FakeUpstream, route: Route, path: str, base: str, version: str
 ) -> None:
     route = replace(route, base_url=route.base_url + base, api_version=version)
-    Client().call(route, path, ANSWERS[path], seconds=5)
+    Upstream().call(route, path, ANSWERS[path], seconds=5)
     assert fake.requests[0].path == f"/openai/v1{path}"
     assert fake.requests[0].body["model"] == "mine"
 
 
 def test_it_sends_no_day_to_the_v1_api(fake: FakeUpstream, route: Route) -> None:
-    client, path = Client(), "/responses"
+    client, path = Upstream(), "/responses"
     dated = replace(route, base_url=route.base_url + "/openai/v1")
     assert "api-version" not in client._prepared(dated, path).url
     assert client._prepared(replace(dated, api_version="preview"), path).url.endswith("?api-version=preview")
@@ -98,18 +98,18 @@ def test_it_sends_no_day_to_the_v1_api(fake: FakeUpstream, route: Route) -> None
 def test_it_asks_for_the_models_of_the_resource(fake: FakeUpstream, route: Route) -> None:
     for version, path in (("2024-10-21", "/openai/models"), ("v1", "/openai/v1/models")):
         fake.reset()
-        assert Client().list_models(replace(route, api_version=version), seconds=5) is None
+        assert Upstream().list_models(replace(route, api_version=version), seconds=5) is None
         assert fake.requests[0].path == path
 
 
 def test_it_writes_a_deployment_s_name_as_a_path_may_hold_it(fake: FakeUpstream, route: Route) -> None:
-    Client().call(replace(route, upstream_name="a/b c"), "/completions", {"prompt": "hi"}, seconds=5)
+    Upstream().call(replace(route, upstream_name="a/b c"), "/completions", {"prompt": "hi"}, seconds=5)
     assert fake.requests[0].body["model"] == "a/b c"
     assert "/openai/deployments/a%2Fb%20c/completions" in fake.requests[0].path
 
 
 def test_it_streams(fake: FakeUpstream, route: Route) -> None:
     payload = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
-    stream = Client().open_stream(route, "/chat/completions", payload, seconds=5, opens=chat_protocol.opens_stream)
+    stream = Upstream().open_stream(route, "/chat/completions", payload, seconds=5, opens=chat_protocol.opens_stream)
     assert b"[DONE]" in stream.first + b"".join(stream)
     assert fake.requests[0].path == "/openai/deployments/mine/chat/completions"

@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from inference.catalog import Rates, Route
-from inference.upstream.breaker import COOL_DOWN, FAILURES, LONGEST_PAUSE, STILL_FAILING, Breakers, BreakerState
+from inference.upstream.breaker import COOL_DOWN, FAILURES_TO_OPEN, LONGEST_PAUSE, STILL_FAILING, Breakers, BreakerState
 
 DEPLOYMENT, OTHER = (
     Route(number, f"p/{number}", "p", f"http://p{number}/v1", "", (), "m", "max_tokens", 0, 1, Rates())
@@ -93,7 +93,7 @@ def test_it_lets_everything_pass_at_first(breakers: Breakers) -> None:
 
 
 def test_it_opens_after_failures_in_a_row(breakers: Breakers) -> None:
-    fail(breakers, FAILURES - 1)
+    fail(breakers, FAILURES_TO_OPEN - 1)
     assert breakers.admits(DEPLOYMENT, ACCOUNT)
     fail(breakers, 1)
     assert breakers.state(DEPLOYMENT) is BreakerState.OPEN
@@ -101,19 +101,19 @@ def test_it_opens_after_failures_in_a_row(breakers: Breakers) -> None:
 
 
 def test_it_begins_to_count_anew_after_a_success(breakers: Breakers) -> None:
-    fail(breakers, FAILURES - 1)
+    fail(breakers, FAILURES_TO_OPEN - 1)
     breakers.answered(DEPLOYMENT, ACCOUNT)
-    fail(breakers, FAILURES - 1)
+    fail(breakers, FAILURES_TO_OPEN - 1)
     assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
 
 
 def test_it_keeps_a_breaker_for_each_deployment(breakers: Breakers) -> None:
-    fail(breakers, FAILURES)
+    fail(breakers, FAILURES_TO_OPEN)
     assert breakers.admits(OTHER, ACCOUNT)
 
 
 def test_it_lets_one_trial_pass_once_it_has_cooled_down(breakers: Breakers, clock: Clock) -> None:
-    fail(breakers, FAILURES)
+    fail(breakers, FAILURES_TO_OPEN)
     clock.advance(COOL_DOWN - 0.001)
     assert not breakers.admits(DEPLOYMENT, ACCOUNT)
     clock.advance(0.001)
@@ -122,7 +122,7 @@ def test_it_lets_one_trial_pass_once_it_has_cooled_down(breakers: Breakers, cloc
 
 
 def test_it_closes_after_a_trial_that_went_well(breakers: Breakers, clock: Clock) -> None:
-    fail(breakers, FAILURES)
+    fail(breakers, FAILURES_TO_OPEN)
     clock.advance(COOL_DOWN)
     assert breakers.admits(DEPLOYMENT, ACCOUNT)
     breakers.answered(DEPLOYMENT, ACCOUNT)
@@ -133,7 +133,7 @@ def test_it_closes_after_a_trial_that_went_well(breakers: Breakers, clock: Clock
 def test_it_stays_open_twice_as_long_after_each_trial_that_failed_up_to_a_longest(
     breakers: Breakers, clock: Clock
 ) -> None:
-    fail(breakers, FAILURES)
+    fail(breakers, FAILURES_TO_OPEN)
     for seconds in (5, 10, 20, 40, 60, 60):
         assert not breakers.admits(DEPLOYMENT, ACCOUNT)
         clock.advance(seconds)
@@ -142,7 +142,7 @@ def test_it_stays_open_twice_as_long_after_each_trial_that_failed_up_to_a_longes
 
 
 def test_it_takes_late_failures_of_calls_that_began_before_for_no_new_reason(breakers: Breakers, clock: Clock) -> None:
-    fail(breakers, FAILURES)
+    fail(breakers, FAILURES_TO_OPEN)
     clock.advance(1)
     fail(breakers, 20)
     clock.advance(COOL_DOWN - 1)
@@ -150,7 +150,7 @@ def test_it_takes_late_failures_of_calls_that_began_before_for_no_new_reason(bre
 
 
 def test_it_lets_another_try_after_a_trial_that_told_nothing(breakers: Breakers, clock: Clock) -> None:
-    fail(breakers, FAILURES)
+    fail(breakers, FAILURES_TO_OPEN)
     clock.advance(COOL_DOWN)
     assert breakers.admits(DEPLOYMENT, ACCOUNT)
     breakers.gave_up(DEPLOYMENT, ACCOUNT)
@@ -171,21 +171,21 @@ class TestAccounts:
             breakers.failed(DEPLOYMENT, account)
 
     def test_it_closes_to_the_one_account_whose_calls_fail(self, breakers: Breakers) -> None:
-        self.answer_badly(breakers, *[ACCOUNT] * FAILURES)
+        self.answer_badly(breakers, *[ACCOUNT] * FAILURES_TO_OPEN)
         assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
         assert not breakers.admits(DEPLOYMENT, ACCOUNT)
         assert breakers.admits(DEPLOYMENT, STRANGER)
         assert breakers.admits(OTHER, ACCOUNT)
 
     def test_it_counts_only_some_of_one_account_for_all(self, breakers: Breakers) -> None:
-        self.answer_badly(breakers, *[ACCOUNT] * 4 * FAILURES, STRANGER)
+        self.answer_badly(breakers, *[ACCOUNT] * 4 * FAILURES_TO_OPEN, STRANGER)
         assert breakers.admits(DEPLOYMENT, THIRD)
         self.answer_badly(breakers, STRANGER)
         assert breakers.state(DEPLOYMENT) is BreakerState.OPEN
         assert not breakers.admits(DEPLOYMENT, THIRD)
 
     def test_it_lets_one_call_of_the_account_try_again(self, breakers: Breakers, clock: Clock) -> None:
-        self.answer_badly(breakers, *[ACCOUNT] * FAILURES)
+        self.answer_badly(breakers, *[ACCOUNT] * FAILURES_TO_OPEN)
         clock.advance(COOL_DOWN)
         assert [breakers.admits(DEPLOYMENT, ACCOUNT) for _ in range(2)] == [True, False]
         self.answer_badly(breakers, ACCOUNT)
@@ -197,7 +197,7 @@ class TestAccounts:
         assert all(breakers.admits(DEPLOYMENT, ACCOUNT) for _ in range(5))
 
     def test_it_leaves_the_next_trial_to_another_account(self, breakers: Breakers, clock: Clock) -> None:
-        fail(breakers, FAILURES)
+        fail(breakers, FAILURES_TO_OPEN)
         clock.advance(COOL_DOWN)
         assert breakers.admits(DEPLOYMENT, ACCOUNT)
         self.answer_badly(breakers, ACCOUNT)
@@ -207,7 +207,7 @@ class TestAccounts:
         assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
 
     def test_it_opens_again_when_the_trials_of_two_accounts_have_failed(self, breakers: Breakers, clock: Clock) -> None:
-        fail(breakers, FAILURES)
+        fail(breakers, FAILURES_TO_OPEN)
         clock.advance(COOL_DOWN)
         for account in (ACCOUNT, STRANGER):
             assert breakers.admits(DEPLOYMENT, account)
@@ -223,7 +223,7 @@ class TestProbes:
     def test_it_probes_what_waits_for_a_call_that_does_not_come(
         self, breakers: Breakers, clock: Clock, provider: Provider
     ) -> None:
-        fail(breakers, FAILURES)
+        fail(breakers, FAILURES_TO_OPEN)
         probe(breakers)
         assert provider.listed == 0, "it has to cool down first"
         clock.advance(COOL_DOWN)
@@ -237,7 +237,7 @@ class TestProbes:
     def test_it_probes_less_and_less_often(
         self, breakers: Breakers, clock: Clock, provider: Provider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fail(breakers, FAILURES)
+        fail(breakers, FAILURES_TO_OPEN)
         provider.trouble, pauses = "http 503", []
         circuit = breakers._shared[DEPLOYMENT.deployment_id]
 
@@ -256,7 +256,7 @@ class TestProbes:
     def test_it_closes_by_a_list_that_did_not_come_before(
         self, breakers: Breakers, clock: Clock, provider: Provider
     ) -> None:
-        fail(breakers, FAILURES)
+        fail(breakers, FAILURES_TO_OPEN)
         clock.advance(COOL_DOWN)
         provider.trouble = "http 503"
         probe(breakers)
@@ -268,7 +268,7 @@ class TestProbes:
     def test_it_takes_a_list_that_always_came_for_no_proof_until_nothing_has_failed_for_long(
         self, breakers: Breakers, clock: Clock
     ) -> None:
-        fail(breakers, FAILURES)
+        fail(breakers, FAILURES_TO_OPEN)
         clock.advance(COOL_DOWN)
         probe(breakers)
         assert breakers.state(DEPLOYMENT) is BreakerState.HALF_OPEN
@@ -277,7 +277,7 @@ class TestProbes:
         assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
 
     def test_it_closes_what_is_not_served_any_more(self, breakers: Breakers, monkeypatch: pytest.MonkeyPatch) -> None:
-        fail(breakers, FAILURES)
+        fail(breakers, FAILURES_TO_OPEN)
         monkeypatch.setattr(breakers, "_served", lambda: [OTHER])
         probe(breakers)
         assert breakers.state(DEPLOYMENT) is BreakerState.CLOSED
@@ -286,8 +286,8 @@ class TestProbes:
 class TestSnapshot:
     def test_it_tells_how_things_stand(self, breakers: Breakers, clock: Clock) -> None:
         assert breakers.snapshot() == {}
-        fail(breakers, FAILURES)
-        for _ in range(FAILURES):
+        fail(breakers, FAILURES_TO_OPEN)
+        for _ in range(FAILURES_TO_OPEN):
             breakers.failed(OTHER, ACCOUNT)
         clock.advance(2)
         found = breakers.snapshot()
@@ -298,7 +298,7 @@ class TestSnapshot:
         assert 2 <= (datetime.now(UTC) - since).total_seconds() < 60
 
     def test_it_tells_since_when_through_trials_that_failed(self, breakers: Breakers, clock: Clock) -> None:
-        fail(breakers, FAILURES)
+        fail(breakers, FAILURES_TO_OPEN)
         clock.advance(COOL_DOWN)
         assert breakers.snapshot()[1].state is BreakerState.HALF_OPEN
         fail_trials(breakers)

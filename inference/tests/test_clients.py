@@ -199,7 +199,7 @@ class Stream:
 
 
 def test_it_looks_after_all_streams_whatever_one_of_them_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlet_module, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(outlet_module, "CLIENT_POLL_SECONDS", 0.01)
     watch, bad, good = Watch(), Stream(fails=True), Stream()
     watch.add(bad)
     watch.add(good)

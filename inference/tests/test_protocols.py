@@ -20,7 +20,7 @@ from inference.protocols.chat import chat_protocol
 from inference.protocols.completions import completion_protocol, embedding_protocol
 from inference.protocols.content import BUILT_IN_TOKENS, refuse_items
 from inference.protocols.responses import response_protocol
-from inference.tests.payloads import is_taken_as_it_is
+from inference.tests.samples import is_taken_as_it_is
 
 MODELS = ("gpt-4", "gpt-4o")
 DATA_URL = "data:image/png;base64," + "A" * 100_000

@@ -1,12 +1,15 @@
-"""A provider's own limits: the next provider is asked where one is reached, and callers are told when to come back."""
+"""Limits of calls to providers: the next provider is asked, and callers are told when to come back."""
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from django.conf import LazySettings
 from django.core.exceptions import ValidationError
 
 from accounts.key_cache import build_authenticated_key
@@ -15,6 +18,7 @@ from accounts.limits.redis import RedisBackend, prefix_of
 from accounts.limits.types import Amount, Bound, InFlight, Limits, LimitSet, Refusal, Reserved
 from accounts.tests.factories import ACTOR
 from accounts.tests.limits_fixtures import DRAFT, an_operation
+from core.errors import UpstreamBusy
 from core.redis.leases import renewer
 from core.redis.wire import DirectWire, Script
 from inference.catalog import Route, catalog
@@ -23,7 +27,8 @@ from inference.models import Deployment, Provider
 from inference.services import catalog_save
 from inference.tests.fixtures import MODEL, Api, Records
 from inference.upstream.breaker import breakers
-from inference.upstream.provider_limits import take_slot
+from inference.upstream.provider_limits import Capacity, capacity, take_slot
+from tests.processes import wait_until
 
 
 @pytest.fixture
@@ -210,3 +215,97 @@ def test_it_shares_the_limits_of_all_its_models_and_no_others(provider: Provider
     scope = limit(provider, requests_per_minute=3, tokens_per_minute=4, concurrent_requests=5)
     assert scope == LimitSet.of_provider(provider.pk, Limits(3, 4, 5))
     assert isinstance(reserve(scope, 5), Refusal)
+
+
+# The calls that a process makes at once: never exceeded, fair to those who wait
+
+
+def test_it_gives_slots_until_all_are_taken() -> None:
+    slots = Capacity(2)
+    with slots.slot(0), slots.slot(0):
+        assert slots.taken == 2
+        with pytest.raises(UpstreamBusy) as refused, slots.slot(0):
+            pass
+    assert refused.value.headers["Retry-After"] == "1"
+    assert (slots.taken, slots.queued) == (0, 0)
+
+
+def test_it_gives_a_slot_back_when_its_call_fails() -> None:
+    slots = Capacity(1)
+    with pytest.raises(ZeroDivisionError), slots.slot(0):
+        raise ZeroDivisionError
+    with slots.slot(0):
+        assert slots.taken == 1
+
+
+def test_it_loses_no_slot_to_a_call_that_is_broken_off_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(event: threading.Event, seconds: float) -> bool:
+        raise KeyboardInterrupt
+
+    slots = Capacity(1)
+    with slots.slot(0):
+        monkeypatch.setattr(threading.Event, "wait", break_off)
+        with pytest.raises(KeyboardInterrupt), slots.slot(1):
+            pass
+    assert (slots.taken, slots.queued) == (0, 0)
+
+
+def test_it_says_no_within_the_time_that_it_was_given() -> None:
+    slots = Capacity(1)
+    with slots.slot(0):
+        began = time.monotonic()
+        with pytest.raises(UpstreamBusy), slots.slot(0.05):
+            pass
+        assert 0.04 < time.monotonic() - began < 1
+    assert slots.queued == 0
+
+
+def test_it_gives_free_slots_in_the_order_in_which_they_were_asked_for() -> None:
+    slots = Capacity(1)
+    served: list[int] = []
+
+    def work(number: int) -> None:
+        with slots.slot(10):
+            served.append(number)
+
+    with slots.slot(0):
+        threads = []
+        for number in range(5):
+            threads.append(threading.Thread(target=work, args=[number]))
+            threads[-1].start()
+            wait_until(lambda queued=number + 1: slots.queued == queued, "a call to wait")  # type: ignore[misc]
+    for thread in threads:
+        thread.join(10)
+    assert served == [0, 1, 2, 3, 4]
+    assert (slots.taken, slots.queued) == (0, 0)
+
+
+def test_it_never_has_more_open_than_slots() -> None:
+    slots, lock = Capacity(3), threading.Lock()
+    state = {"open": 0, "most": 0, "served": 0, "refused": 0}
+
+    def work(number: int) -> None:
+        try:
+            with slots.slot(0.02 if number % 3 else 0):
+                with lock:
+                    state["open"] += 1
+                    state["most"] = max(state["most"], state["open"])
+                time.sleep(0.001)
+                with lock:
+                    state["open"] -= 1
+                    state["served"] += 1
+        except UpstreamBusy:
+            with lock:
+                state["refused"] += 1
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(300)))
+    assert state["most"] == 3
+    assert state["served"] + state["refused"] == 300
+    assert (slots.taken, slots.queued) == (0, 0)
+
+
+def test_it_is_as_large_as_the_setting_says(settings: LazySettings) -> None:
+    settings.UPSTREAM_CONCURRENCY = 7
+    assert capacity().slots == 7
+    assert capacity() is capacity()

@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import UpstreamBusy, UpstreamFailed
 from inference.catalog import Rates, Route
-from inference.upstream.breaker import FAILURES, BreakerState, breakers
+from inference.upstream.breaker import FAILURES_TO_OPEN, BreakerState, breakers
 from inference.upstream.errors import (
     BROKEN,
     BUSY,
@@ -77,7 +77,7 @@ def ask(
 def open_breakers(*deployments: Route) -> None:
     """Let deployments fail until their breakers are open."""
     for each in deployments:
-        for account in range(FAILURES):
+        for account in range(FAILURES_TO_OPEN):
             breakers.failed(each, account)
 
 
@@ -213,7 +213,7 @@ def test_it_fails_where_there_is_no_deployment(pauses: list[float]) -> None:
 def test_it_opens_the_breaker_for_a_provider_that_fails_and_for_nothing_else(
     pauses: list[float], verdict: Verdict, state: BreakerState
 ) -> None:
-    for account in range(FAILURES):
+    for account in range(FAILURES_TO_OPEN):
         with pytest.raises(AttemptFailed):
             ask(Provider(d1=[verdict] * ROUNDS), FIRST, account=account)
     assert breakers.state(FIRST) is state
@@ -221,7 +221,7 @@ def test_it_opens_the_breaker_for_a_provider_that_fails_and_for_nothing_else(
 
 @pytest.mark.parametrize("verdict", [BROKEN, FAILED, TIMED_OUT])
 def test_it_lets_no_account_close_a_deployment_to_others_by_what_it_asks(pauses: list[float], verdict: Verdict) -> None:
-    for _ in range(3 * FAILURES):
+    for _ in range(3 * FAILURES_TO_OPEN):
         with pytest.raises(AttemptFailed):
             ask(Provider(d1=[verdict] * ROUNDS), FIRST, account=7)
     assert breakers.state(FIRST) is BreakerState.CLOSED
@@ -233,10 +233,10 @@ def test_it_lets_no_account_close_a_deployment_to_others_by_what_it_asks(pauses:
 
 
 def test_it_closes_the_breaker_after_an_answer(pauses: list[float]) -> None:
-    for account in range(FAILURES - 1):
+    for account in range(FAILURES_TO_OPEN - 1):
         breakers.failed(FIRST, account)
     ask(Provider(), FIRST)
-    breakers.failed(FIRST, FAILURES)
+    breakers.failed(FIRST, FAILURES_TO_OPEN)
     assert breakers.state(FIRST) is BreakerState.CLOSED
 
 

@@ -14,7 +14,7 @@ from inference.models import Deployment, Provider
 from inference.single_flight import Flight, Flights
 from inference.tests.fixtures import Api
 from inference.tests.samples import serve
-from inference.upstream.routing import capacity
+from inference.upstream.provider_limits import capacity
 
 
 class Watched(Flights):
@@ -104,6 +104,6 @@ def test_it_hands_on_nothing_of_a_process_that_is_full(
     api: Api, upstream: FakeUpstream, watched: Watched, settings: LazySettings
 ) -> None:
     settings.UPSTREAM_CONCURRENCY, settings.UPSTREAM_QUEUE_SECONDS = 1, 0
-    with capacity().place(0):
+    with capacity().slot(0):
         assert api.chat().json()["code"] == "upstream_busy"
     assert watched.errors == [None]

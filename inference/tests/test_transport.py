@@ -19,10 +19,9 @@ from core.errors import UpstreamFailed, UpstreamTimeout
 from inference.catalog import Rates, Route
 from inference.fake_provider import FakeUpstream
 from inference.protocols.chat import chat_protocol
-from inference.tests.odd_provider import odd_provider
-from inference.tests.samples import unanswered
+from inference.tests.samples import odd_provider, unanswered
 from inference.tests.wire import HELLO
-from inference.upstream.client import Client, UpstreamStream
+from inference.upstream.client import Upstream, UpstreamStream
 from inference.upstream.errors import BROKEN, FAILED, TIMED_OUT, UNCONNECTED, UNREACHED, AttemptFailed, Verdict
 from inference.upstream.transport import Abort
 from launch.environment import free_port
@@ -43,9 +42,9 @@ def provider(fake: FakeUpstream) -> Iterator[FakeUpstream]:
 
 
 @pytest.fixture
-def client() -> Client:
+def client() -> Upstream:
     """Return a client without open connections."""
-    return Client()
+    return Upstream()
 
 
 def route(base_url: str) -> Route:
@@ -53,13 +52,13 @@ def route(base_url: str) -> Route:
     return Route(1, "p/m", "p", base_url, "", (), "m", "max_tokens", 0, 1, Rates())
 
 
-def call(client: Client, provider: FakeUpstream, seconds: float = 5) -> dict[str, Any]:
+def call(client: Upstream, provider: FakeUpstream, seconds: float = 5) -> dict[str, Any]:
     """Make a plain call."""
     return client.call(route(provider.base_url), CHAT, PAYLOAD, seconds=seconds)
 
 
 def open_stream(
-    client: Client, provider: FakeUpstream, *, seconds: float = 5, idle: float = 5, abort: Abort | None = None
+    client: Upstream, provider: FakeUpstream, *, seconds: float = 5, idle: float = 5, abort: Abort | None = None
 ) -> UpstreamStream:
     """Open a stream."""
     where = route(provider.base_url)
@@ -72,19 +71,19 @@ def connections(provider: FakeUpstream) -> int:
     return len(provider.connections)
 
 
-def test_it_answers(client: Client, provider: FakeUpstream) -> None:
+def test_it_answers(client: Upstream, provider: FakeUpstream) -> None:
     assert call(client, provider)["choices"][0]["message"]["content"] == ANSWER
     (received,) = provider.requests
     assert received.body == {**PAYLOAD, "model": "m"}
 
 
-def test_it_asks_for_streams_without_compression(client: Client, provider: FakeUpstream) -> None:
+def test_it_asks_for_streams_without_compression(client: Upstream, provider: FakeUpstream) -> None:
     open_stream(client, provider).close()
     (received,) = provider.requests
     assert (received.headers["accept"], received.headers["accept-encoding"]) == ("text/event-stream", "identity")
 
 
-def test_it_keeps_a_connection_for_the_next_call(client: Client, provider: FakeUpstream) -> None:
+def test_it_keeps_a_connection_for_the_next_call(client: Upstream, provider: FakeUpstream) -> None:
     before = connections(provider)
     for _ in range(3):
         call(client, provider)
@@ -94,7 +93,7 @@ def test_it_keeps_a_connection_for_the_next_call(client: Client, provider: FakeU
     assert connections(provider) == before + 1
 
 
-def test_it_connects_anew_where_the_provider_has_closed(client: Client, provider: FakeUpstream) -> None:
+def test_it_connects_anew_where_the_provider_has_closed(client: Upstream, provider: FakeUpstream) -> None:
     call(client, provider)
     provider.refuse()
     provider.listen()
@@ -102,7 +101,7 @@ def test_it_connects_anew_where_the_provider_has_closed(client: Client, provider
 
 
 def test_it_keeps_no_more_idle_connections_than_it_may(
-    client: Client, provider: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+    client: Upstream, provider: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.upstream.transport.KEPT_CONNECTIONS", 2)
     before = connections(provider)
@@ -115,7 +114,7 @@ def test_it_keeps_no_more_idle_connections_than_it_may(
 
 
 def test_it_keeps_connections_to_the_providers_that_it_asked_last(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.upstream.transport.KEPT_PROVIDERS", 1)
     with FakeUpstream() as one, FakeUpstream() as other:
@@ -125,7 +124,7 @@ def test_it_keeps_connections_to_the_providers_that_it_asked_last(
         assert connections(other) == 1
 
 
-def test_it_sends_no_header_that_holds_another(client: Client, provider: FakeUpstream) -> None:
+def test_it_sends_no_header_that_holds_another(client: Upstream, provider: FakeUpstream) -> None:
     with pytest.raises(AttemptFailed):
         client.call(
             replace(route(provider.base_url), extra_headers=(("x-a", "b\r\nx-c: d"),)), CHAT, PAYLOAD, seconds=5
@@ -186,14 +185,14 @@ def forgetful(*ends: bytes | None) -> Iterator[tuple[str, list[int]]]:
 
 
 @pytest.mark.parametrize("ending", [b"", None])
-def test_it_sends_once_more_where_a_kept_connection_had_ended(client: Client, ending: bytes | None) -> None:
+def test_it_sends_once_more_where_a_kept_connection_had_ended(client: Upstream, ending: bytes | None) -> None:
     with forgetful(ending) as (url, served):
         for _ in range(2):
             assert client.call(route(url), CHAT, PAYLOAD, seconds=5)
     assert served == [1, 1, 2]
 
 
-def test_it_does_not_send_again_what_was_answered_in_part(client: Client) -> None:
+def test_it_does_not_send_again_what_was_answered_in_part(client: Upstream) -> None:
     with forgetful(b"HTTP/1.1 2") as (url, served):
         assert client.call(route(url), CHAT, PAYLOAD, seconds=5)
         with pytest.raises(AttemptFailed) as failed:
@@ -203,7 +202,7 @@ def test_it_does_not_send_again_what_was_answered_in_part(client: Client) -> Non
 
 
 def test_it_does_not_send_again_what_a_provider_was_given_time_for(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be billed: sent again, the provider would bill it twice and the caller once."""
     monkeypatch.setattr("inference.upstream.transport.ENDED_BEFORE_SECONDS", 0.0)
@@ -215,7 +214,7 @@ def test_it_does_not_send_again_what_a_provider_was_given_time_for(
     assert served == [1, 1]
 
 
-def test_it_takes_a_new_connection_for_what_it_sends_once_more(client: Client) -> None:
+def test_it_takes_a_new_connection_for_what_it_sends_once_more(client: Upstream) -> None:
     with forgetful(b"", b"") as (url, served):
         together = threading.Barrier(2)
 
@@ -232,7 +231,7 @@ def test_it_takes_a_new_connection_for_what_it_sends_once_more(client: Client) -
     assert served[-1] == max(served)
 
 
-def test_it_sends_no_more_of_what_nobody_wants(client: Client) -> None:
+def test_it_sends_no_more_of_what_nobody_wants(client: Upstream) -> None:
     abort = Abort()
     with forgetful(b"") as (url, served):
         assert client.call(route(url), CHAT, PAYLOAD, seconds=5)
@@ -244,7 +243,7 @@ def test_it_sends_no_more_of_what_nobody_wants(client: Client) -> None:
     assert served == [1, 1]
 
 
-def test_it_sends_nothing_to_where_a_name_must_not_lead(client: Client, provider: FakeUpstream) -> None:
+def test_it_sends_nothing_to_where_a_name_must_not_lead(client: Upstream, provider: FakeUpstream) -> None:
     guarded = replace(route(provider.base_url.replace("127.0.0.1", "localhost")), is_guarded=True)
     with pytest.raises(AttemptFailed) as failed:
         client.call(guarded, CHAT, PAYLOAD, seconds=5)
@@ -259,7 +258,7 @@ def test_it_sends_nothing_to_where_a_name_must_not_lead(client: Client, provider
 
 
 def test_it_connects_where_a_guarded_name_may_lead(
-    client: Client, provider: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+    client: Upstream, provider: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.upstream.transport.is_forbidden_address", lambda address: address != "127.0.0.1")
     assert client.call(replace(route(provider.base_url), is_guarded=True), CHAT, PAYLOAD, seconds=5)
@@ -284,7 +283,7 @@ CHUNK = b'data: {"choices": [{"index": 0, "delta": {"content": "hi"}}]}\n\n'
         b'{"choices": [{}]}\n\n' + CHUNK,
     ],
 )
-def test_it_takes_what_is_no_event_of_the_endpoint_for_no_answer(client: Client, body: bytes) -> None:
+def test_it_takes_what_is_no_event_of_the_endpoint_for_no_answer(client: Upstream, body: bytes) -> None:
     with odd_provider(body, headers=EVENTS) as url, pytest.raises(AttemptFailed) as failed:
         client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_protocol.opens_stream)
     assert failed.value.verdict == BROKEN
@@ -299,7 +298,7 @@ def test_it_takes_what_is_no_event_of_the_endpoint_for_no_answer(client: Client,
         b'{"error": {"message": "secret"}}\n\n',
     ],
 )
-def test_it_knows_an_error_in_a_first_event(client: Client, body: bytes) -> None:
+def test_it_knows_an_error_in_a_first_event(client: Upstream, body: bytes) -> None:
     with odd_provider(body, headers=EVENTS) as url, pytest.raises(AttemptFailed) as failed:
         client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_protocol.opens_stream)
     assert (failed.value.verdict, failed.value.usage) == (FAILED, None)
@@ -308,14 +307,14 @@ def test_it_knows_an_error_in_a_first_event(client: Client, body: bytes) -> None
 
 @pytest.mark.parametrize("before", [b"", b": processing\n\n", b"\n\n: a\r\n\r\nid: 1\n\n", b"event: ping\n\n:\n\n"])
 @pytest.mark.parametrize("body", [CHUNK, CHUNK.rstrip(), CHUNK.replace(b"\n", b"\r\n"), CHUNK * 2])
-def test_it_begins_a_stream_with_its_first_event(client: Client, before: bytes, body: bytes) -> None:
+def test_it_begins_a_stream_with_its_first_event(client: Upstream, before: bytes, body: bytes) -> None:
     with odd_provider(before + body, headers=EVENTS) as url:
         stream = client.open_stream(route(url), CHAT, STREAM, seconds=5, opens=chat_protocol.opens_stream)
         assert stream.first + b"".join(stream) == body.replace(b"\r\n", b"\n")
         stream.close()
 
 
-def test_it_hands_over_each_piece_before_the_next_is_sent(client: Client) -> None:
+def test_it_hands_over_each_piece_before_the_next_is_sent(client: Upstream) -> None:
     pieces, seen = [b'data: {"choices": [%d]}\n\n' % number for number in range(5)], threading.Semaphore(0)
 
     def serve() -> None:
@@ -342,7 +341,7 @@ def test_it_hands_over_each_piece_before_the_next_is_sent(client: Client) -> Non
     assert [piece for piece in came if piece] == pieces
 
 
-def test_it_closes_the_connection_of_a_stream_that_is_not_read_on(client: Client, provider: FakeUpstream) -> None:
+def test_it_closes_the_connection_of_a_stream_that_is_not_read_on(client: Upstream, provider: FakeUpstream) -> None:
     provider.set(chunk_interval_ms=20, tokens=500)
     before = connections(provider)
     stream = open_stream(client, provider)
@@ -353,7 +352,7 @@ def test_it_closes_the_connection_of_a_stream_that_is_not_read_on(client: Client
 
 
 def test_it_ends_a_read_that_is_under_way_when_another_closes_the_stream(
-    client: Client, provider: FakeUpstream
+    client: Upstream, provider: FakeUpstream
 ) -> None:
     provider.fail_next("stall")
     stream = open_stream(client, provider)
@@ -365,7 +364,7 @@ def test_it_ends_a_read_that_is_under_way_when_another_closes_the_stream(
     assert call(client, provider)
 
 
-def test_it_breaks_a_request_off_that_waits_for_its_answer(client: Client, provider: FakeUpstream) -> None:
+def test_it_breaks_a_request_off_that_waits_for_its_answer(client: Upstream, provider: FakeUpstream) -> None:
     provider.fail_next("hang")
     abort = Abort()
     threading.Timer(0.1, abort.set).start()
@@ -377,7 +376,7 @@ def test_it_breaks_a_request_off_that_waits_for_its_answer(client: Client, provi
     wait_until(lambda: provider.billed[0].outcome == "client_left", "the provider to notice", 2)
 
 
-def test_it_sends_nothing_that_was_broken_off_before(client: Client, provider: FakeUpstream) -> None:
+def test_it_sends_nothing_that_was_broken_off_before(client: Upstream, provider: FakeUpstream) -> None:
     abort = Abort()
     abort.set()
     with pytest.raises(AttemptFailed) as failed:
@@ -386,7 +385,7 @@ def test_it_sends_nothing_that_was_broken_off_before(client: Client, provider: F
     assert provider.requests == []
 
 
-def test_it_may_ask_again_after_an_answer_that_was_none(client: Client, provider: FakeUpstream) -> None:
+def test_it_may_ask_again_after_an_answer_that_was_none(client: Upstream, provider: FakeUpstream) -> None:
     provider.fail_next("wrong_type")
     abort = Abort()
     with pytest.raises(AttemptFailed):
@@ -394,7 +393,7 @@ def test_it_may_ask_again_after_an_answer_that_was_none(client: Client, provider
     assert open_stream(client, provider, abort=abort).first
 
 
-def test_it_leaves_a_connection_alone_that_went_back_to_its_pool(client: Client, provider: FakeUpstream) -> None:
+def test_it_leaves_a_connection_alone_that_went_back_to_its_pool(client: Upstream, provider: FakeUpstream) -> None:
     abort = Abort()
     stream = open_stream(client, provider, abort=abort)
     list(stream)
@@ -416,7 +415,7 @@ def test_it_leaves_a_connection_alone_that_went_back_to_its_pool(client: Client,
         ("stall", TIMED_OUT),
     ],
 )
-def test_it_knows_what_a_failure_means(client: Client, provider: FakeUpstream, fault: str, verdict: Verdict) -> None:
+def test_it_knows_what_a_failure_means(client: Upstream, provider: FakeUpstream, fault: str, verdict: Verdict) -> None:
     provider.fail_next(fault)
     with pytest.raises(AttemptFailed) as failed:
         call(client, provider, seconds=0.3)
@@ -426,7 +425,7 @@ def test_it_knows_what_a_failure_means(client: Client, provider: FakeUpstream, f
 
 @pytest.mark.parametrize(("fault", "verdict"), [("reset", BROKEN), ("wrong_type", BROKEN), ("hang", TIMED_OUT)])
 def test_it_knows_why_a_stream_did_not_begin(
-    client: Client, provider: FakeUpstream, fault: str, verdict: Verdict
+    client: Upstream, provider: FakeUpstream, fault: str, verdict: Verdict
 ) -> None:
     provider.fail_next(fault)
     with pytest.raises(AttemptFailed) as failed:
@@ -436,7 +435,7 @@ def test_it_knows_why_a_stream_did_not_begin(
 
 @pytest.mark.parametrize(("fault", "error"), [("cut", UpstreamFailed), ("stall", UpstreamTimeout)])
 def test_it_tells_of_a_stream_that_breaks_off(
-    client: Client, provider: FakeUpstream, fault: str, error: type[Exception]
+    client: Upstream, provider: FakeUpstream, fault: str, error: type[Exception]
 ) -> None:
     provider.fail_next(fault)
     stream = open_stream(client, provider, idle=0.3)
@@ -446,13 +445,13 @@ def test_it_tells_of_a_stream_that_breaks_off(
     stream.close()
 
 
-def test_it_says_that_nobody_was_reached(client: Client) -> None:
+def test_it_says_that_nobody_was_reached(client: Upstream) -> None:
     with pytest.raises(AttemptFailed) as failed:
         client.call(route(f"http://127.0.0.1:{free_port()}/v1"), CHAT, PAYLOAD, seconds=2)
     assert failed.value.verdict == UNREACHED
 
 
-def test_it_waits_for_a_connection_no_longer_than_the_setting_says(client: Client, settings: LazySettings) -> None:
+def test_it_waits_for_a_connection_no_longer_than_the_setting_says(client: Upstream, settings: LazySettings) -> None:
     settings.UPSTREAM_CONNECT_TIMEOUT = 0.2
     began = time.monotonic()
     with unanswered() as port, pytest.raises(AttemptFailed) as failed:
@@ -462,7 +461,7 @@ def test_it_waits_for_a_connection_no_longer_than_the_setting_says(client: Clien
     assert isinstance(failed.value.error, UpstreamTimeout)
 
 
-def test_it_serves_many_at_once_over_the_same_pool(client: Client, provider: FakeUpstream) -> None:
+def test_it_serves_many_at_once_over_the_same_pool(client: Upstream, provider: FakeUpstream) -> None:
     provider.set(latency_ms=20)
     answered: list[bool] = []
     threads = [threading.Thread(target=lambda: answered.append(bool(call(client, provider)))) for _ in range(40)]

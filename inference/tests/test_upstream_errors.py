@@ -18,7 +18,7 @@ from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Provider
 from inference.protocols.sse import BrokenStream, parse_data
 from inference.tests.fixtures import MODEL, PROMPT, PROVIDER_SECRET, Api, LogLines, Records
-from inference.tests.odd_provider import odd_provider
+from inference.tests.samples import odd_provider
 from inference.upstream import errors
 from inference.upstream.errors import retry_after_seconds
 

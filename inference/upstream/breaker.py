@@ -2,7 +2,7 @@
 
 Deployments. A deployment that is reached and fails is left alone for a while:
 
-closed     calls pass; FAILURES in a row open the breaker
+closed     calls pass; FAILURES_TO_OPEN in a row open the breaker
 open       no call passes for COOL_DOWN seconds, twice as long after each failed trial, at most LONGEST_PAUSE
 half open  one call passes as a trial: success closes the breaker, failure opens it again
 
@@ -52,14 +52,14 @@ from core.redis.client import state_store
 from core.redis.wire import Script, script
 from core.telemetry.metrics import observe_breaker
 from inference.catalog import Route, catalog
-from inference.upstream.client import client
+from inference.upstream.client import upstream
 from inference.upstream.errors import Effect
 
 log = structlog.get_logger(__name__)
 
 #: How long a deployment counts as failing after its last failure: longer than any trial takes.
 STILL_FAILING = timedelta(seconds=900)
-FAILURES = 5
+FAILURES_TO_OPEN = 5
 OF_ONE_ACCOUNT = 3
 COOL_DOWN, FIRST_PAUSE, LONGEST_PAUSE = 5.0, 1.0, 60.0  # seconds
 #: How long unread notices are kept.
@@ -220,12 +220,12 @@ class _Circuit:
         self.failures[account_id] += 1
         if self.is_open:
             return len(self.failures) > 1
-        return sum(min(each, OF_ONE_ACCOUNT) for each in self.failures.values()) >= FAILURES
+        return sum(min(each, OF_ONE_ACCOUNT) for each in self.failures.values()) >= FAILURES_TO_OPEN
 
 
 def listing_trouble(route: Route) -> str | None:
     """Ask a provider for its models, and return the cause if calls would fail too; None otherwise."""
-    failure = client.list_models(route, seconds=min(LISTING_SECONDS, settings.UPSTREAM_TIMEOUT))
+    failure = upstream.list_models(route, seconds=min(LISTING_SECONDS, settings.UPSTREAM_TIMEOUT))
     return failure.cause if failure is not None and failure.verdict.breaker in (Effect.COUNT, Effect.EJECT) else None
 
 
@@ -248,7 +248,7 @@ class Breakers:
         self,
         clock: Callable[[], float] = time.monotonic,
         publish: Callable[..., None] = publish,
-        reaches: Callable[[Route, float], bool] = client.reaches,
+        reaches: Callable[[Route, float], bool] = upstream.reaches,
         listing: Callable[[Route], str | None] = listing_trouble,
         served: Callable[[], list[Route]] = served_routes,
     ) -> None:
@@ -293,7 +293,7 @@ class Breakers:
             own = self._own.setdefault((deployment, account_id), _Circuit(route, cause))
             own.failures[account_id] += 1
             # a failed trial of the shared breaker opens the account's own at once: another account makes the next one
-            if own.has_trial or (not own.is_open and (was_trial or own.failures[account_id] >= FAILURES)):
+            if own.has_trial or (not own.is_open and (was_trial or own.failures[account_id] >= FAILURES_TO_OPEN)):
                 own.trip(self._clock())
                 log.warning("breaker_opened", deployment_id=deployment, account_id=account_id, seconds=own.cool_down)
             opens = shared.fails(account_id, was_trial=was_trial)

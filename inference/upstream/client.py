@@ -8,13 +8,12 @@ retried here: a retry must fit the caller's deadline and reservation (see routin
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from django.conf import settings
 
@@ -23,7 +22,7 @@ from core.json import parse_strictly
 from core.telemetry.trace import passed_on
 from inference.catalog import Route
 from inference.protocols.sse import BrokenStream, read_opening
-from inference.upstream.errors import FAILURES, AttemptFailed, ErrorAnswer, failed_attempt
+from inference.upstream.errors import ATTEMPT_EXCEPTIONS, AttemptFailed, ErrorAnswer, failed_attempt
 from inference.upstream.transport import Abort, PooledTransport, Response
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class UpstreamStream:
     def __init__(self, response: Response, route: Route, opens: Callable[[dict[str, Any]], bool]) -> None:
         self.route = route
         self._is_closed = False
-        self._response = response
+        self.response = response
         self._reads = iter(response)
         try:
             self.first = read_opening(self._reads, opens)  # regardless of Content-Type, which servers often set wrong
@@ -81,18 +80,14 @@ class UpstreamStream:
         """Yield the bytes after `first` as they arrive; raises AttemptFailed if the stream breaks off."""
         try:
             yield from self._reads
-        except FAILURES as error:
+        except ATTEMPT_EXCEPTIONS as error:
             if not self._is_closed:
-                raise failed_attempt(error, route=self.route.name) from error
-
-    def hand_to(self, takes: Callable[[bytes], bool]) -> None:
-        """Offer further bytes to `takes` before they are yielded: see inference.upstream.body.ChunkedReading."""
-        self._response.hand_to(takes)
+                raise failed_attempt(error, self.route) from error
 
     def close(self) -> None:
         """Close the connection, or return it to its pool if the stream has ended."""
         self._is_closed = True
-        self._response.close()
+        self.response.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +99,7 @@ class _Prepared:
     headers: dict[str, str]
 
 
-class Client:
+class Upstream:
     """Makes calls to providers over one pool of connections."""
 
     def __init__(self) -> None:
@@ -123,8 +118,8 @@ class Client:
             with _deadline(seconds):
                 response = self._open(route, path, seconds, body, abort=abort)
                 answer = read_object(response.read(settings.MAX_ANSWER_BYTES))
-        except FAILURES as error:
-            raise failed_attempt(error, route=route.name, hidden=hidden_texts(route)) from error
+        except ATTEMPT_EXCEPTIONS as error:
+            raise failed_attempt(error, route) from error
         return answer
 
     def open_stream(
@@ -151,8 +146,8 @@ class Client:
                 stream = UpstreamStream(response, route, opens)
             abort.limit(idle_seconds)
             return stream
-        except FAILURES as error:
-            raise failed_attempt(error, route=route.name, hidden=hidden_texts(route)) from error
+        except ATTEMPT_EXCEPTIONS as error:
+            raise failed_attempt(error, route) from error
 
     def reaches(self, route: Route, seconds: float) -> bool:
         """Return whether a connection to the route's address can be made; no request is sent."""
@@ -162,16 +157,16 @@ class Client:
         """Ask the provider for its models and return the failure, judged as that of a call; None if it answers."""
         try:
             self._list(route, seconds)
-        except FAILURES as error:
-            return failed_attempt(error, route=route.name)
+        except ATTEMPT_EXCEPTIONS as error:
+            return failed_attempt(error, route)
         return None
 
     def models(self, route: Route, *, seconds: float) -> list[dict[str, Any]]:
         """Return the provider's models as it describes them; empty if the request fails."""
         try:
             found = read_object(self._list(route, seconds)).get("data")
-        except FAILURES as error:
-            failed_attempt(error, route=route.name)
+        except ATTEMPT_EXCEPTIONS as error:
+            failed_attempt(error, route)
             return []
         return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
@@ -216,7 +211,7 @@ class Client:
 
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
         """Return an endpoint's URL and headers as the SDK builds them, cached until something in them changes."""
-        key = (method, route.base_url, _path(route, path), _secret(route), route.api_version, *_headers(route).items())
+        key = (method, route.base_url, _path(route, path), route.secret, route.api_version, *route.headers.items())
         prepared = self._endpoints.get(key)
         if prepared is None:
             request = _built(route, method, _path(route, path))
@@ -227,7 +222,7 @@ class Client:
         return prepared
 
 
-client = Client()
+upstream = Upstream()
 
 
 @cache
@@ -249,9 +244,9 @@ def _built(route: Route, method: str, path: str) -> httpx2.Request:
 
     # The SDK requires a secret; a provider without one ignores the header. It sends nothing itself.
     http = httpx2.Client(transport=httpx2.BaseTransport(), trust_env=False)
-    secret = _secret(route)
+    secret = route.secret
     maker: OpenAI = sdk().OpenAI(base_url=route.base_url, api_key=secret or "none", http_client=http, max_retries=0)
-    options: dict[str, Any] = {"headers": _headers(route)}
+    options: dict[str, Any] = {"headers": route.headers}
     if route.is_azure:
         if not (_is_azure_v1_url(route) and _is_dated(route.api_version)):  # the v1 API has no dated versions
             options["params"] = {"api-version": route.api_version}
@@ -271,15 +266,6 @@ def _deadline(seconds: float) -> Iterator[None]:
         return
     with Timeout(seconds, TimeoutError("deadline")):
         yield
-
-
-def hidden_texts(route: Route) -> list[str]:
-    """Return texts that callers must not see in a provider's message: its secrets and its host."""
-    return [_secret(route), *_headers(route).values(), urlsplit(route.base_url).hostname or ""]
-
-
-def _secret(route: Route) -> str:
-    return os.environ.get(route.api_key_variable, "") if route.api_key_variable else ""
 
 
 def _path(route: Route, path: str) -> str:
@@ -306,11 +292,3 @@ def _is_azure_v1_url(route: Route) -> bool:
 def _is_dated(version: str) -> bool:
     """Return whether an API version is a date, such as 2024-10-21; those of the v1 API are `v1` and `preview`."""
     return version[:1].isdigit()
-
-
-def _headers(route: Route) -> dict[str, str]:
-    """Return a provider's extra headers; a value `$NAME_API_KEY` is read from the environment, left out if empty."""
-    resolved = {
-        name: os.environ.get(text[1:], "") if text.startswith("$") else text for name, text in route.extra_headers
-    }
-    return {name: text for name, text in resolved.items() if text}

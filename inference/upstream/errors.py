@@ -19,10 +19,12 @@ from enum import StrEnum
 from http.client import HTTPException, HTTPMessage
 from math import ceil
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
 from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from inference.catalog import Route
 from inference.protocols.base import UnfitAnswer, Usage
 from inference.protocols.sse import ProviderError
 from inference.upstream.transport import NotConnected
@@ -143,7 +145,7 @@ class ErrorAnswer(Exception):
 
 
 #: The exceptions of a failed call: those of the connection, of errors in answers, and of invalid answers.
-FAILURES = (NotConnected, OSError, HTTPException, ErrorAnswer, ProviderError, ValueError, RecursionError)
+ATTEMPT_EXCEPTIONS = (NotConnected, OSError, HTTPException, ErrorAnswer, ProviderError, ValueError, RecursionError)
 
 
 class Deadline:
@@ -283,25 +285,22 @@ DEFAULT_RETRY_AFTER = 5
 NUMBER = re.compile(r"\d{1,10}(?:\.\d+)?")
 
 
-def failed_attempt(error: Exception, *, route: str, hidden: Iterable[str] = ()) -> AttemptFailed:
-    """Turn an exception of the client into an AttemptFailed, and log its cause.
-
-    `route` is the deployment's name; `hidden` are texts that callers must not see in the provider's message.
-    """
+def failed_attempt(error: Exception, route: Route) -> AttemptFailed:
+    """Turn an exception of an attempt at a deployment into an AttemptFailed, and log its cause."""
     if isinstance(error, ErrorAnswer):
-        failed = _from_status(error.status, error.fields, error.headers, hidden)
+        failed = _from_status(error.status, error.fields, error.headers, route)
     elif isinstance(error, ProviderError):
-        failed = _from_answer(error, hidden)
+        failed = _from_answer(error, route)
     else:
         failed = _from_exception(error)
-    log.warning("upstream_failed", route=route, cause=failed.cause, status=failed.error.status)
+    log.warning("upstream_failed", route=route.name, cause=failed.cause, status=failed.error.status)
     return failed
 
 
-def unfit_attempt(error: UnfitAnswer, *, route: str, usage: Usage, usage_source: str) -> AttemptFailed:
+def unfit_attempt(error: UnfitAnswer, route: Route, *, usage: Usage, usage_source: str) -> AttemptFailed:
     """Turn an answer that does not fit its request into an AttemptFailed, and log why; its usage is billed."""
     failed = AttemptFailed(UNFIT, cause=str(error), usage=usage, usage_source=usage_source)
-    log.warning("upstream_failed", route=route, cause=failed.cause, status=failed.error.status)
+    log.warning("upstream_failed", route=route.name, cause=failed.cause, status=failed.error.status)
     return failed
 
 
@@ -318,7 +317,7 @@ def _from_exception(error: Exception) -> AttemptFailed:
     return AttemptFailed(BROKEN, cause=type(error).__name__)
 
 
-def _from_status(status: int, fields: Mapping[str, Any], headers: Headers, hidden: Iterable[str]) -> AttemptFailed:
+def _from_status(status: int, fields: Mapping[str, Any], headers: Headers, route: Route) -> AttemptFailed:
     """Judge an error answer; the caller of a rejected request gets a message about his own parameters."""
     code, param, kind = (_name(fields.get(field)) for field in ("code", "param", "type"))
     cause = f"http {status} {code or ''}".strip()
@@ -332,17 +331,18 @@ def _from_status(status: int, fields: Mapping[str, Any], headers: Headers, hidde
     if verdict.sees is UpstreamBusy:
         error = UpstreamBusy(retry_after=ceil(seconds) or DEFAULT_RETRY_AFTER)
     elif verdict is REJECTED:
+        hidden = (route.secret, *route.headers.values(), urlsplit(route.base_url).hostname or "")
         text = passable(fields.get("message"), hidden) if param or code in CALLERS_CODES else ""
         error = InvalidRequest(text or REJECTION, param=param, code=code or "upstream_rejected")
     return AttemptFailed(replace(verdict, retry_after=seconds) if verdict.retry else verdict, error, cause=cause)
 
 
-def _from_answer(error: ProviderError, hidden: Iterable[str]) -> AttemptFailed:
+def _from_answer(error: ProviderError, route: Route) -> AttemptFailed:
     """Judge an error with status 200 by the status that it stands for; the caller gets its code.
 
     Only the usage in the error is billed. If there is one, the deployment is not tried again, which would cost again.
     """
-    failed = _from_status(status_of(error.fields), error.fields, {}, hidden)
+    failed = _from_status(status_of(error.fields), error.fields, {}, route)
     code = _name(error.fields.get("code"))
     if code is not None and code not in OPERATORS_CODES:
         failed.error.error_code = code

@@ -1,21 +1,27 @@
-"""A provider's own limits: a reservation there before each attempt, settled with the tokens that it used.
+"""Limits of calls to providers: how many a process makes at once, and each provider's own limits.
 
-The scripts of the callers' limits keep them too, over all processes. Nobody is charged and nothing is recorded. While
-Redis is away, each process keeps them for itself.
+Each attempt is preceded by a reservation at the provider, which is settled with the tokens that the attempt used. The
+scripts of the callers' limits keep these limits too, over all processes. Nobody is charged and nothing is recorded.
+While the state store is away, each process keeps them for itself.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from math import ceil
 
 import structlog
+from django.conf import settings
 
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, LimitSet, Refusal
 from core.errors import ApiError, InvalidRequest, UpstreamBusy
 from core.redis.leases import renewer
+from core.telemetry.metrics import upstream_calls, upstream_queue
 from inference.call import Call
 from inference.catalog import Route
 from inference.upstream.errors import FULL, AttemptFailed
@@ -23,8 +29,61 @@ from inference.upstream.errors import FULL, AttemptFailed
 log = structlog.get_logger(__name__)
 
 
+class Capacity:
+    """The slots of this process for calls to providers, granted in the order of the requests.
+
+    A semaphore would let a new call overtake those that wait.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.taken = 0
+        self._waiting: deque[threading.Event] = deque()
+        self._lock = threading.Lock()
+
+    @property
+    def queued(self) -> int:
+        """The number of calls that wait for a slot."""
+        return len(self._waiting)
+
+    @contextmanager
+    def slot(self, seconds: float) -> Iterator[None]:
+        """Hold a slot while the block runs; raises UpstreamBusy if none becomes free within the seconds."""
+        turn = threading.Event()
+        with self._lock:
+            self._waiting.append(turn)
+            self._admit()
+        try:
+            if not turn.is_set() and not turn.wait(seconds):
+                raise UpstreamBusy(retry_after=1)
+            yield
+        finally:
+            with self._lock:
+                if turn.is_set():
+                    self.taken -= 1
+                else:
+                    self._waiting.remove(turn)
+                self._admit()
+
+    def _admit(self) -> None:
+        """Give the free slots to the calls that wait longest."""
+        while self._waiting and self.taken < self.slots:
+            self.taken += 1
+            self._waiting.popleft().set()
+        upstream_calls.set(self.taken)
+        upstream_queue.set(self.queued)
+
+
+_capacity = lru_cache(maxsize=1)(Capacity)
+
+
+def capacity() -> Capacity:
+    """Return the process's capacity; a new one if UPSTREAM_CONCURRENCY has changed."""
+    return _capacity(settings.UPSTREAM_CONCURRENCY)
+
+
 class NoRoom(AttemptFailed):
-    """A provider's own limit has no room for an attempt; `refusal` says which, and when it has."""
+    """An attempt exceeds one of its provider's own limits; `refusal` has the limit, and when it has room again."""
 
     def __init__(self, refusal: Refusal) -> None:
         error: ApiError = UpstreamBusy(retry_after=refusal.retry_after)
@@ -70,8 +129,11 @@ def take_slot(call: Call, route: Route) -> Slot:
 
 
 @contextmanager
-def slot(call: Call, route: Route) -> Iterator[Slot]:
-    """Hold a slot while the block runs, which settles it with what was used; a failed attempt used all or nothing."""
+def provider_slot(call: Call, route: Route) -> Iterator[Slot]:
+    """Hold a slot at the route's provider while the block runs, which settles it with the tokens used.
+
+    After a failure, these are the tokens of the AttemptFailed; all that the slot holds if they are unknown.
+    """
     held = take_slot(call, route)
     try:
         yield held

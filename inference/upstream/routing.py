@@ -5,19 +5,13 @@ failure that another deployment may not share (refused connection, 402, 408, 429
 If all have failed and a failure may pass, the round is repeated after a pause with full jitter, or after the provider's
 Retry-After if that is short and within the deadline. Nothing is retried after the first streamed byte: by then an
 attempt has succeeded.
-
-A process also limits its concurrent calls to providers (Capacity), with a short fair queue for the others.
 """
 
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from math import ceil
 from typing import TypeVar
@@ -26,7 +20,7 @@ import structlog
 from django.conf import settings
 
 from core.errors import UpstreamBusy, UpstreamFailed
-from core.telemetry.metrics import observe_attempt, observe_breaker, upstream_calls, upstream_queue
+from core.telemetry.metrics import observe_attempt, observe_breaker
 from core.telemetry.trace import begin_attempt_span
 from inference.catalog import Route
 from inference.upstream.breaker import COOL_DOWN, breakers
@@ -34,59 +28,6 @@ from inference.upstream.errors import REJECTED, UNCONNECTED, AttemptFailed, Dead
 from inference.upstream.provider_limits import NoRoom, none_has_room
 
 log = structlog.get_logger(__name__)
-
-
-class Capacity:
-    """A number of places for concurrent calls, granted in the order of the requests.
-
-    A semaphore would let a new call overtake those that wait.
-    """
-
-    def __init__(self, places: int) -> None:
-        self.places = places
-        self.taken = 0
-        self._waiting: deque[threading.Event] = deque()
-        self._lock = threading.Lock()
-
-    @property
-    def queued(self) -> int:
-        """The number of calls that wait for a place."""
-        return len(self._waiting)
-
-    @contextmanager
-    def place(self, seconds: float) -> Iterator[None]:
-        """Hold a place while the block runs; raises UpstreamBusy if none becomes free within the seconds."""
-        turn = threading.Event()
-        with self._lock:
-            self._waiting.append(turn)
-            self._admit()
-        try:
-            if not turn.is_set() and not turn.wait(seconds):
-                raise UpstreamBusy(retry_after=1)
-            yield
-        finally:
-            with self._lock:
-                if turn.is_set():
-                    self.taken -= 1
-                else:
-                    self._waiting.remove(turn)
-                self._admit()
-
-    def _admit(self) -> None:
-        """Give the free places to the calls that wait longest."""
-        while self._waiting and self.taken < self.places:
-            self.taken += 1
-            self._waiting.popleft().set()
-        upstream_calls.set(self.taken)
-        upstream_queue.set(self.queued)
-
-
-_capacity = lru_cache(maxsize=1)(Capacity)
-
-
-def capacity() -> Capacity:
-    """Return the process's capacity; a new one if UPSTREAM_CONCURRENCY has changed."""
-    return _capacity(settings.UPSTREAM_CONCURRENCY)
 
 
 ROUNDS = 3
@@ -97,7 +38,6 @@ LONGEST_PAUSE = 5.0
 NEVER = float("inf")
 
 T = TypeVar("T")
-Attempt = Callable[[Route], T]
 
 
 def by_preference(routes: Iterable[Route], chance: Callable[[], float] = random.random) -> list[Route]:
@@ -113,7 +53,7 @@ def by_preference(routes: Iterable[Route], chance: Callable[[], float] = random.
 
 def first_success(
     routes: Iterable[Route],
-    attempt: Attempt[T],
+    ask: Callable[[Route], T],
     deadline: Deadline,
     *,
     account_id: int,
@@ -121,7 +61,7 @@ def first_success(
     note: Callable[[str], object],
     rest: Callable[[float], object] | None = None,
 ) -> T:
-    """Try deployments until one answers, and return its answer.
+    """Ask deployments until one answers, and return its answer. Each is checked just before it is asked.
 
     `covers_another` is called after an attempt that may be billed, and returns whether the caller's limits allow one
     more. `account_id` is the caller's account: the failures of a single account don't open a breaker for all. `rest`
@@ -138,9 +78,13 @@ def first_success(
     for number in range(ROUNDS):
         if number and not returns.rest(number, deadline, rest or time.sleep):
             break
-        for route in _admitted(filter(returns.admits, choices), account_id, note):
+        for route in filter(returns.admits, choices):
+            if not breakers.admits(route, account_id):
+                observe_breaker(route.name, breakers.state(route))
+                note(breakers.why_not(route, account_id))
+                continue
             try:
-                return _attempt(route, attempt, account_id, deadline.left)
+                return _attempt(route, ask, account_id, deadline.left)
             except NoRoom as refused:
                 full.append(refused)
                 note(f"provider {route.provider} has no room: {refused.refusal.limit}")
@@ -181,23 +125,11 @@ class _Returns:
         return True
 
 
-def _admitted(choices: Iterable[Route], account_id: int, note: Callable[[str], object]) -> Iterator[Route]:
-    """Yield the routes whose address and breaker admit a call, each checked just before it is tried.
-
-    `note` gets a sentence with the reason for each other route.
-    """
-    for route in choices:
-        if breakers.admits(route, account_id):
-            yield route
-        else:
-            observe_breaker(route.name, breakers.state(route))
-            note(breakers.why_not(route, account_id))
-
-
-def _attempt(route: Route, attempt: Attempt[T], account_id: int, seconds: float) -> T:
+def _attempt(route: Route, ask: Callable[[Route], T], account_id: int, seconds: float) -> T:
+    """Make one attempt, of which breakers, metrics and the trace learn the outcome."""
     outcome, finish = "ok", begin_attempt_span(route.provider, route.name)
     try:
-        answer = attempt(route)
+        answer = ask(route)
     except AttemptFailed as failed:
         # the class's code: an instance may have the provider's
         outcome = "no_room" if isinstance(failed, NoRoom) else failed.error.code

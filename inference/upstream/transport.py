@@ -43,7 +43,7 @@ TURN = 1024 * 1024
 ENDED_BEFORE_SECONDS = 2.0
 
 #: Scheme, host, port, and whether the addresses that validate_provider_url forbids are refused.
-Place = tuple[str, str, int, bool]
+Origin = tuple[str, str, int, bool]
 #: gevent's own would switch to its loop.
 _poll: Any = monkey.get_original("select", "poll")
 
@@ -142,12 +142,12 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
-def _connect(place: Place, seconds: float) -> socket.socket:
+def _connect(origin: Origin, seconds: float) -> socket.socket:
     """Connect to the first address of a name that accepts; raises NotConnected.
 
     The look-up, all attempts and the TLS handshake share the time. Forbidden addresses are left out.
     """
-    scheme, host, port, is_guarded = place
+    scheme, host, port, is_guarded = origin
     ends = time.monotonic() + seconds
     try:
         addresses = lookups.addresses_of(host, seconds)
@@ -183,7 +183,7 @@ class PooledTransport:
     """Sends requests over connections that the process's threads or greenlets share."""
 
     def __init__(self) -> None:
-        self._idle: dict[Place, list[socket.socket]] = {}  # the provider that was used last stands last
+        self._idle: dict[Origin, list[socket.socket]] = {}  # the provider that was used last stands last
         self._lock = threading.Lock()
 
     def open(
@@ -204,18 +204,18 @@ class PooledTransport:
         NotConnected if nothing was sent; TimeoutError, OSError, HTTPException or ValueError for other failures.
         """
         parts, abort = urlsplit(url), abort or Abort()
-        place, request = _place(parts, is_guarded=is_guarded), _request(method, parts, headers, content)
-        kept = self._take(place)
+        origin, request = _origin(parts, is_guarded=is_guarded), _request(method, parts, headers, content)
+        kept = self._take(origin)
         if kept is not None:
             with suppress(_Stale):
-                return self._send(place, kept, request, read, abort, is_kept=True)
+                return self._send(origin, kept, request, read, abort, is_kept=True)
             if abort.is_set:
                 raise ConnectionAbortedError
-        return self._send(place, _connect(place, connect), request, read, abort)
+        return self._send(origin, _connect(origin, connect), request, read, abort)
 
     def _send(
         self,
-        place: Place,
+        origin: Origin,
         connection: socket.socket,
         request: bytes,
         read: float,
@@ -238,12 +238,12 @@ class PooledTransport:
         except BaseException:
             connection.close()
             raise
-        return Response(answer, connection, abort, lambda: self._give_back(place, connection))
+        return Response(answer, connection, abort, lambda: self._give_back(origin, connection))
 
     def reaches(self, url: str, seconds: float, *, is_guarded: bool = False) -> bool:
         """Return whether a new connection to a URL's address can be made; it is closed again."""
         try:
-            _connect(_place(urlsplit(url), is_guarded=is_guarded), seconds).close()
+            _connect(_origin(urlsplit(url), is_guarded=is_guarded), seconds).close()
         except NotConnected:
             return False
         return True
@@ -254,9 +254,9 @@ class PooledTransport:
             for connection in self._idle.popitem()[1]:
                 connection.close()
 
-    def _take(self, place: Place) -> socket.socket | None:
+    def _take(self, origin: Origin) -> socket.socket | None:
         """Return an idle connection, the one used last; None if there is none."""
-        idle = self._idle.get(place)
+        idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
             poll = _poll()
@@ -266,9 +266,9 @@ class PooledTransport:
             connection.close()  # the provider has closed it, or sent what nobody asked for
         return None
 
-    def _give_back(self, place: Place, connection: socket.socket) -> None:
+    def _give_back(self, origin: Origin, connection: socket.socket) -> None:
         with self._lock:
-            idle = self._idle[place] = self._idle.pop(place, [])
+            idle = self._idle[origin] = self._idle.pop(origin, [])
             idle.append(connection)
             surplus = [idle.pop(0)] if len(idle) > KEPT_CONNECTIONS else []
             if len(self._idle) > KEPT_PROVIDERS:
@@ -277,7 +277,7 @@ class PooledTransport:
             connection.close()
 
 
-def _place(parts: SplitResult, *, is_guarded: bool) -> Place:
+def _origin(parts: SplitResult, *, is_guarded: bool) -> Origin:
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), is_guarded
 
 

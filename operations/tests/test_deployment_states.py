@@ -25,12 +25,12 @@ def test_it_tells_breakers_of_this_process_and_of_others(deployment: Deployment)
     assert (state.model, state.provider, state.name, state.state, state.is_enabled) == ("m", "p", "u", "closed", True)
     assert not state.is_troubled
     elsewhere = Breakers()
-    for account in range(breaker.FAILURES):
+    for account in range(breaker.FAILURES_TO_OPEN):
         elsewhere.failed(_route(deployment, Rates()), account)
     (state,) = deployment_states()
     assert state.state == "open"
     assert state.is_troubled
-    for account in range(breaker.FAILURES):
+    for account in range(breaker.FAILURES_TO_OPEN):
         breakers.failed(_route(deployment, Rates()), account)
     (state,) = deployment_states()
     assert state.state == "open"
