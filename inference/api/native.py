@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.serializers import StrictSerializer
-from core.errors import ApiError, ContentFiltered, UpstreamFailed
+from core.errors import ContentFiltered, UpstreamFailed
 from inference import prompts
 from inference.api.base import EVENT_STREAM, ModelEndpoint, accepts_events
 from inference.api.schema import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
@@ -189,7 +189,9 @@ class ChatView(ModelEndpoint):
             request,
             call,
             make_reader=lambda is_cached: DeltaReader(call.payload, model=model, label=label, is_cached=is_cached),
-            error_event=lambda error, _: delta_error(error, label=label),
+            error_event=lambda error, _: server_sent(
+                "error", {"detail": error.detail, "code": error.error_code, "request_id": label}
+            ),
         )
 
     def answer_form(self, request: Request) -> str:
@@ -310,8 +312,3 @@ class DeltaReader(ChunkReader):
             "cached": self._is_cached,
             "request_id": self._label,
         }
-
-
-def delta_error(error: ApiError, *, label: str) -> bytes:
-    """Return an error as an event of /chat."""
-    return server_sent("error", {"detail": error.detail, "code": error.error_code, "request_id": label})
