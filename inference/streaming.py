@@ -37,7 +37,7 @@ from inference.protocols.events import EventReader
 from inference.protocols.sse import BrokenStream
 from inference.upstream.client import UpstreamStream, upstream
 from inference.upstream.errors import AttemptFailed, Deadline, failed_attempt
-from inference.upstream.provider_limits import Slot, take_slot
+from inference.upstream.provider_limits import ProviderSlot, take_slot
 from inference.upstream.transport import Abort
 
 #: Seconds to keep reading a provider's stream after its end or an error: the usage may follow.
@@ -81,7 +81,7 @@ class Stream:
         self._stream: UpstreamStream | None = None
         self._waits_since = NEVER
         self._billed_by: Route | None = None
-        self._slot: Slot | None = None
+        self._slot: ProviderSlot | None = None
         # Under the lock: `_headers_sent` is set by the consumer, `_failure` by the producer if that comes first.
         self._headers_lock = threading.Lock()
         self._headers_sent = False

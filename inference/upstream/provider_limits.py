@@ -94,7 +94,7 @@ class NoRoom(AttemptFailed):
         self.refusal = refusal
 
 
-class Slot:
+class ProviderSlot:
     """A reservation at a provider: a slot, and tokens that it holds. Without `limits` there is nothing to settle."""
 
     def __init__(self, limits: LimitSet | None, operation: str, tokens: int) -> None:
@@ -111,7 +111,7 @@ class Slot:
             get_limits().settle(limits, self._operation, admitted_at=0, used=Amount(tokens), record=None)
 
 
-def take_slot(call: Call, route: Route) -> Slot:
+def take_slot(call: Call, route: Route) -> ProviderSlot:
     """Count the call's next attempt at the route's provider, take a slot and hold its tokens there; raises NoRoom.
 
     A provider without limits of its own grants it without asking anybody.
@@ -125,11 +125,11 @@ def take_slot(call: Call, route: Route) -> Slot:
             log.info("provider_full", provider=route.provider, limit=str(answer.limit), retry_after=answer.retry_after)
             raise NoRoom(answer)
         renewer.hold(get_limits(), limits.shard, operation)
-    return Slot(limits, operation, tokens)
+    return ProviderSlot(limits, operation, tokens)
 
 
 @contextmanager
-def provider_slot(call: Call, route: Route) -> Iterator[Slot]:
+def provider_slot(call: Call, route: Route) -> Iterator[ProviderSlot]:
     """Hold a slot at the route's provider while the block runs, which settles it with the tokens used.
 
     After a failure, these are the tokens of the AttemptFailed; all that the slot holds if they are unknown.
