@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ def key(shared_site: Site) -> str:
 def limit(service: Service, slots: int) -> None:
     """Let the model's provider have so many slots."""
     service.manage("shell", "-c", LIMIT.replace("MODEL", MODEL).replace("SLOTS", str(slots)))
+    time.sleep(1)  # a worker that has just read its catalog reads it again within a second
 
 
 def opened(service: Service, key: str) -> tuple[int, Stream]:
