@@ -199,6 +199,7 @@ def aiapi_server(
     """
     with _starting_server(env, workers=workers, prepare=prepare, root=root, user=user) as service:
         wait_until(service.is_live, "/health/live")
+        wait_until(lambda: workers == 1 or len(service.worker_pids()) == workers, "all workers")
         yield service
 
 

@@ -202,7 +202,8 @@ def test_it_sends_nothing_where_a_certificate_is_wrong(
 )
 def test_it_has_reached_nobody_by_what_is_no_name(name: str, cause: str) -> None:
     failure = failed_call(f"http://{name}:1/v1")
-    assert (failure.verdict, failure.cause) == (UNREACHED, f"connection: {cause}")
+    assert failure.verdict == UNREACHED
+    assert failure.cause.replace("UnicodeEncodeError", "UnicodeError") == f"connection: {cause}"  # since Python 3.13
 
 
 @pytest.fixture
