@@ -1,8 +1,7 @@
 """Authenticate requests by API key, and count failed attempts by address in the cache `attempts`.
 
-While that cache is away, only one request a second waits for its timeout: django-ratelimit calls the cache twice for
-each bad key, and each call would wait for a Redis that hangs. Attempts that can't be counted are not limited; the bad
-key is refused all the same.
+While the server of that cache is known to be away (core.redis.availability), no request waits for it. Attempts that
+can't be counted are not limited; the bad key is refused all the same.
 """
 
 from __future__ import annotations

@@ -201,6 +201,9 @@ SQLITE_PRAGMAS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA for
 CONNECT_TIMEOUT = 5
 #: TCP settings that close the connection to a dead host (seconds; tcp_user_timeout in milliseconds).
 DEAD_HOSTS = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+#: Options of each connection to Redis: redis-py retries nothing, and without HELLO (protocol 3) and the driver's name a
+#: new connection needs no round trip.
+REDIS_OPTIONS = {"retry": Retry(NoBackoff(), 0), "protocol": 2, "driver_info": None}
 #: Seconds after which the pool gives up reconnecting, so that the next request starts anew. The pool doubles its pauses
 #: between attempts: without this limit, it could notice a recovered database only after as long again as the outage.
 RECONNECT_TIMEOUT = 1
@@ -239,8 +242,8 @@ def cache_settings(url: str, *, ttl: int, timeout: float, attempts_url: str = ""
     """Return CACHES: `answers` for model answers, `attempts` for counters of failed log-ins, and Django's `default`.
 
     Without `url` the caches are in the process's memory, and attempts are counted at `attempts_url`, if given. With
-    `url`, a cache command takes at most `timeout` seconds and is not retried: inference.cache and
-    accounts.authentication have their own failure policies. `ttl`: seconds for which an answer is kept.
+    `url`, a cache command takes at most `timeout` seconds (see core.cache): inference.cache and accounts.authentication
+    have their own failure policies. `ttl`: seconds for which an answer is kept.
     """
     return {
         "default": _cache("default", "", 300, timeout),
@@ -268,6 +271,6 @@ def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any
             "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
             "SOCKET_CONNECT_TIMEOUT": timeout,
             "SOCKET_TIMEOUT": timeout,
-            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0), "protocol": 2, "driver_info": None},
+            "CONNECTION_POOL_KWARGS": REDIS_OPTIONS,
         },
     }

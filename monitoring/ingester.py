@@ -92,13 +92,11 @@ class Ingester:
 
     def leave(self) -> None:
         """Delete this consumer where it holds no records: the store would keep each one that ever was."""
-        for stream in self._grouped:
-            try:
-                if not self.client.xpending_range(stream, GROUP, "-", "+", 1, consumername=self.name):
-                    self.client.xgroup_delconsumer(stream, GROUP, self.name)
-            except ResponseError as error:
-                if "NOGROUP" not in str(error):
-                    raise
+        for stream in list(self._grouped):
+            pending = self.client.xpending_range
+            held = self._of_group(stream, pending, stream, GROUP, "-", "+", 1, consumername=self.name)
+            if held == []:
+                self._of_group(stream, self.client.xgroup_delconsumer, stream, GROUP, self.name)
 
     def _reap(self) -> None:
         if time.monotonic() - self._reaped_at < REAP_INTERVAL:
@@ -120,7 +118,7 @@ class Ingester:
         """Write the records that this ingester or a dead one left of a stream."""
         self._join(stream)
         moved = self._write_unfinished(stream)
-        answer = self._of_group(stream, self.client.xautoclaim, stream, GROUP, self.name, CLAIM_IDLE)
+        answer = self._of_group(stream, self.client.xautoclaim, stream, GROUP, self.name, CLAIM_IDLE, count=BATCH)
         taken_over = [(identifier, fields) for identifier, fields in answer[1] if fields] if answer else []
         return moved + self._write({stream: taken_over})
 
@@ -166,16 +164,16 @@ class Ingester:
 
     def _read(self, stream: str, after: str) -> list[Entry]:
         """Read a batch: `>` those that nobody has read, an id those behind it that this ingester has not written."""
-        answer = self._of_group(stream, self.client.xreadgroup, GROUP, self.name, {stream: after})
+        answer = self._of_group(stream, self.client.xreadgroup, GROUP, self.name, {stream: after}, count=BATCH)
         streams = answer.items() if isinstance(answer, dict) else answer or []  # a dictionary by RESP3
         return [
             entry for _, found in streams for entry in (found[0] if found and isinstance(found[0], list) else found)
         ]
 
-    def _of_group(self, stream: str, command: Callable[..., Any], *arguments: Any) -> Any:
+    def _of_group(self, stream: str, command: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Send a command of the stream's consumer group; return None if the store was emptied and has no group."""
         try:
-            return command(*arguments, count=BATCH)
+            return command(*arguments, **options)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise

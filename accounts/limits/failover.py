@@ -132,22 +132,24 @@ class PendingSettlements:
                 except Exception:
                     logger.exception("limits: a settlement has to wait: %s", pending.operation)
                     failures += 1
-                    self._take(pending, to_end=True)
+                    self._dequeue(pending, keep=True)
                     continue
-            self._take(pending)
+            self._dequeue(pending)
         return not self._queue
 
     def _oldest(self) -> Pending | None:
         with self._lock:
             return next(iter(self._queue.values()), None)
 
-    def _take(self, pending: Pending, *, to_end: bool = False) -> None:
-        """Remove a settlement, or move it to the end, unless another of its operation has replaced it."""
+    def _dequeue(self, pending: Pending, *, keep: bool = False) -> None:
+        """Remove a settlement (`keep`: move it to the end), unless another of its operation has replaced it."""
         with self._lock:
-            if self._queue.get(pending.operation) is pending:
+            if self._queue.get(pending.operation) is not pending:
+                return
+            if keep:
                 self._queue.move_to_end(pending.operation)
-                if not to_end:
-                    del self._queue[pending.operation]
+            else:
+                del self._queue[pending.operation]
 
 
 T = TypeVar("T")

@@ -8,10 +8,9 @@ from urllib.parse import urlsplit
 import redis
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from core.background import PerProcess
+from core.env import REDIS_OPTIONS
 from core.redis.availability import Availability
 from core.redis.cluster import ClusterClient, ClusterWire
 from core.redis.wire import CONNECT_TIMEOUT, PROBE_TIMEOUT, READ_TIMEOUT, Argument, DirectWire, Script, Wire
@@ -42,11 +41,9 @@ def redis_client(
     The client connects when it is first used, and raises RedisError then if Redis is unavailable. Timeouts in seconds.
     """
     options: dict[str, Any] = {
+        **REDIS_OPTIONS,
         "socket_connect_timeout": connect_timeout,
         "socket_timeout": read_timeout,
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,  # has no HELLO, so that a new connection needs no round trip
-        "driver_info": None,
         "max_connections": MOST_CONNECTIONS,
     }
     scheme = urlsplit(url).scheme

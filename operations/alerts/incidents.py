@@ -67,7 +67,8 @@ def incidents_update(conditions: Iterable[Condition], *, ends: bool = True) -> i
     held = {condition.subject: condition for condition in conditions}
     going_on = {alert.subject: alert for alert in Alert.objects.filter(ended_at=None).order_by("pk")}
     new = [each for each in held.values() if each.is_on and each.subject not in going_on]
-    incidents_resolve([] if not ends else [alert for subject, alert in going_on.items() if subject not in held])
+    if ends:
+        incidents_resolve([alert for subject, alert in going_on.items() if subject not in held])
     return sum(incident_open(condition) is not None for condition in new)
 
 
