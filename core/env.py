@@ -41,7 +41,6 @@ class Variable:
     name: str
     kind: str
     default: str
-    help: str
     secret: bool
 
 
@@ -55,11 +54,11 @@ class Environment:
         self._values = values
         self.declared: dict[str, Variable] = {}
 
-    def text(self, name: str, default: str = "", *, help: str, secret: bool = False) -> str:
+    def text(self, name: str, default: str = "", *, secret: bool = False) -> str:
         """Read a text without its surrounding white space."""
-        return self._read(name, str, default, kind="text", help=help, secret=secret)
+        return self._read(name, str, default, kind="text", secret=secret)
 
-    def choice(self, name: str, choices: tuple[str, ...], default: str, *, help: str) -> str:
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
         """Read one of the words in `choices`."""
 
         def parse(raw: str) -> str:
@@ -67,29 +66,29 @@ class Environment:
                 raise ValueError(f"must be one of {', '.join(choices)}")
             return raw
 
-        return self._read(name, parse, default, kind=" or ".join(choices), help=help)
+        return self._read(name, parse, default, kind=" or ".join(choices))
 
-    def integer(self, name: str, default: int, *, minimum: int, maximum: int = 2**53, help: str) -> int:
+    def integer(self, name: str, default: int, *, minimum: int, maximum: int = 2**53) -> int:
         """Read a whole number between minimum and maximum, both included."""
-        return self._read(name, _bounded(int, minimum, maximum), default, kind="whole number", help=help)
+        return self._read(name, _bounded(int, minimum, maximum), default, kind="whole number")
 
-    def number(self, name: str, default: float, *, minimum: float, maximum: float = 1e9, help: str) -> float:
+    def number(self, name: str, default: float, *, minimum: float, maximum: float = 1e9) -> float:
         """Read a number between minimum and maximum, both included."""
-        return self._read(name, _bounded(float, minimum, maximum), default, kind="number", help=help)
+        return self._read(name, _bounded(float, minimum, maximum), default, kind="number")
 
-    def boolean(self, name: str, default: bool, *, help: str) -> bool:
+    def boolean(self, name: str, default: bool) -> bool:
         """Read true or false (also yes, no, on, off, 1, 0)."""
-        return self._read(name, _parse_boolean, default, kind="true or false", help=help)
+        return self._read(name, _parse_boolean, default, kind="true or false")
 
-    def names(self, name: str, default: Iterable[str] = (), *, help: str, secret: bool = False) -> list[str]:
+    def names(self, name: str, default: Iterable[str] = (), *, secret: bool = False) -> list[str]:
         """Read a comma-separated list; empty parts are dropped."""
 
         def parse(raw: str) -> list[str]:
             return [part.strip() for part in raw.split(",") if part.strip()]
 
-        return self._read(name, parse, list(default), kind="comma-separated list", help=help, secret=secret)
+        return self._read(name, parse, list(default), kind="comma-separated list", secret=secret)
 
-    def networks(self, name: str, *, help: str) -> list[IPv4Network | IPv6Network]:
+    def networks(self, name: str) -> list[IPv4Network | IPv6Network]:
         """Read a comma-separated list of networks in CIDR notation, or addresses; none by default."""
 
         def parse(raw: str) -> list[IPv4Network | IPv6Network]:
@@ -98,9 +97,9 @@ class Environment:
             except ValueError:
                 raise ValueError("must be networks such as 10.0.0.0/8, without bits set after the prefix") from None
 
-        return self._read(name, parse, [], kind="comma-separated networks", help=help)
+        return self._read(name, parse, [], kind="comma-separated networks")
 
-    def rate(self, name: str, default: str, *, help: str) -> str:
+    def rate(self, name: str, default: str) -> str:
         """Read a rate such as 30/m (s, m, h, d: per second, minute, hour, day)."""
 
         def parse(raw: str) -> str:
@@ -108,9 +107,9 @@ class Environment:
                 raise ValueError("must be a number of times in a second, minute, hour or day, such as 30/m")
             return raw
 
-        return self._read(name, parse, default, kind="rate", help=help)
+        return self._read(name, parse, default, kind="rate")
 
-    def url(self, name: str, schemes: tuple[str, ...], default: str = "", *, help: str, secret: bool = False) -> str:
+    def url(self, name: str, schemes: tuple[str, ...], default: str = "", *, secret: bool = False) -> str:
         """Read a URL of one of the schemes; http:// and https:// ones must name a host."""
 
         def parse(raw: str) -> str:
@@ -121,7 +120,7 @@ class Environment:
                 raise ValueError("must name a host")
             return raw
 
-        return self._read(name, parse, default, kind="URL", help=help, secret=secret)
+        return self._read(name, parse, default, kind="URL", secret=secret)
 
     def near_misses(self) -> list[tuple[str, str]]:
         """List (name that is set but unknown, known name it resembles), sorted."""
@@ -135,11 +134,9 @@ class Environment:
                 found.append((name, alike[0]))
         return found
 
-    def _read(
-        self, name: str, parse: Callable[[str], T], default: T, *, kind: str, help: str, secret: bool = False
-    ) -> T:
+    def _read(self, name: str, parse: Callable[[str], T], default: T, *, kind: str, secret: bool = False) -> T:
         shown = ",".join(default) if isinstance(default, list) else str(default)
-        self.declared[name] = Variable(name, kind, shown.lower() if isinstance(default, bool) else shown, help, secret)
+        self.declared[name] = Variable(name, kind, shown.lower() if isinstance(default, bool) else shown, secret)
         raw = self._raw(name)
         if not raw:
             return default

@@ -13,14 +13,14 @@ from core.env import ConfigurationError, Environment
 
 Read = Callable[[Environment], Any]
 
-text: Read = lambda env: env.text("X", "d", help="h")  # noqa: E731
-choice: Read = lambda env: env.choice("X", ("a", "b"), "a", help="h")  # noqa: E731
-integer: Read = lambda env: env.integer("X", 5, minimum=1, maximum=9, help="h")  # noqa: E731
-number: Read = lambda env: env.number("X", 0.5, minimum=0.1, maximum=2, help="h")  # noqa: E731
-boolean: Read = lambda env: env.boolean("X", True, help="h")  # noqa: E731
-names: Read = lambda env: env.names("X", ["d"], help="h")  # noqa: E731
-url: Read = lambda env: env.url("X", ("http", "redis"), "http://d", help="h")  # noqa: E731
-rate: Read = lambda env: env.rate("X", "1/m", help="h")  # noqa: E731
+text: Read = lambda env: env.text("X", "d")  # noqa: E731
+choice: Read = lambda env: env.choice("X", ("a", "b"), "a")  # noqa: E731
+integer: Read = lambda env: env.integer("X", 5, minimum=1, maximum=9)  # noqa: E731
+number: Read = lambda env: env.number("X", 0.5, minimum=0.1, maximum=2)  # noqa: E731
+boolean: Read = lambda env: env.boolean("X", True)  # noqa: E731
+names: Read = lambda env: env.names("X", ["d"])  # noqa: E731
+url: Read = lambda env: env.url("X", ("http", "redis"), "http://d")  # noqa: E731
+rate: Read = lambda env: env.rate("X", "1/m")  # noqa: E731
 
 DEFAULTS = [
     (text, "d"), (choice, "a"), (integer, 5), (number, 0.5), (boolean, True), (names, ["d"]), (url, "http://d"),
@@ -120,14 +120,14 @@ def test_it_refuses_a_file_that_cant_be_read(tmp_path: Path, content: bytes | No
 
 def test_it_remembers_what_was_declared() -> None:
     env = Environment({})
-    env.text("A", "x", help="the a", secret=True)
-    env.boolean("B", False, help="the b")
-    env.names("C", ["x", "y"], help="the c")
-    told = {name: (each.kind, each.default, each.help, each.secret) for name, each in env.declared.items()}
+    env.text("A", "x", secret=True)
+    env.boolean("B", False)
+    env.names("C", ["x", "y"])
+    told = {name: (each.kind, each.default, each.secret) for name, each in env.declared.items()}
     assert told == {
-        "A": ("text", "x", "the a", True),
-        "B": ("true or false", "false", "the b", False),
-        "C": ("comma-separated list", "x,y", "the c", False),
+        "A": ("text", "x", True),
+        "B": ("true or false", "false", False),
+        "C": ("comma-separated list", "x,y", False),
     }
 
 
@@ -145,5 +145,5 @@ def test_it_remembers_what_was_declared() -> None:
 def test_it_reports_near_misses(values: dict[str, str], found: list[tuple[str, str]]) -> None:
     env = Environment(values)
     for name in ("REDIS_URL", "PORT", "HOST"):
-        env.text(name, help="h")
+        env.text(name)
     assert env.near_misses() == found

@@ -139,7 +139,7 @@ def test_it_starts_again_once_the_demo_keys_are_revoked(production: LazySettings
 @pytest.mark.django_db(transaction=True)
 def test_it_starts_in_spite_of_warnings_and_tells_them(production: LazySettings, started: Started) -> None:
     env = Environment({"REDIS_URI": "x"})
-    env.text("REDIS_URL", help="h")
+    env.text("REDIS_URL")
     production.ENV = env
     stderr = StringIO()
     call_command("serve", stderr=stderr)
