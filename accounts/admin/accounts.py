@@ -19,6 +19,7 @@ from accounts import services
 from accounts.admin.base import (
     Confirmation,
     Fieldsets,
+    ReadOnly,
     TabularInline,
     action,
     actor_of,
@@ -28,6 +29,7 @@ from accounts.admin.base import (
     found,
     is_confirmed,
     link,
+    time_column,
 )
 from accounts.admin.forms import ModelBudgetInline, ModelBudgetsAdmin, TierForm
 from accounts.admin.keys import KeyColumns
@@ -38,6 +40,32 @@ from accounts.models import Account, ApiKey, Tier
 from accounts.selectors import api_keys_usable, is_usable
 from core.times import utc_text
 
+RECORDED = "The state store is away: monthly amounts come from the records; the use of other limits is unknown."
+
+
+def usage_bar(usage: LimitUsage) -> SafeString:
+    """Return a progress bar with the text beside it; without a limit, the text alone."""
+    if usage.limit is None:
+        return format_html("{}", usage.text)
+    return format_html(
+        '<progress max="{}" value="{}" aria-label="{}" class="block w-40"></progress><span>{}</span>',
+        max(usage.limit, 1),
+        min(usage.used or 0, max(usage.limit, 1)),
+        LIMITS[usage.name].title,
+        usage.text,
+    )
+
+
+def month_column(description: str, name: LimitName) -> Any:
+    """Return a column with the used share of a monthly budget of each account of a list."""
+
+    @display(description=description)
+    def column(model_admin: AccountAdmin, account: Any) -> SafeString:
+        usage: LimitUsage | None = account.usage.get(name)
+        return usage_bar(usage) if usage else SafeString("unknown while the state store is away")
+
+    return column
+
 
 class KeyedAdmin(ModelBudgetsAdmin):
     """The admin of objects that keys refer to: they can't be deleted while they have keys."""
@@ -47,9 +75,7 @@ class KeyedAdmin(ModelBudgetsAdmin):
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         """Remove deletion in bulk."""
-        actions: dict[str, Any] = super().get_actions(request)
-        actions.pop("delete_selected", None)
-        return actions
+        return {name: each for name, each in super().get_actions(request).items() if name != "delete_selected"}
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
@@ -61,32 +87,21 @@ class KeyedAdmin(ModelBudgetsAdmin):
             keys = "1 API key belongs" if count == 1 else f"{count:,} API keys belong"
             messages.error(request, f"{instance} can't be deleted: {keys} to it, revoked ones included. {self.instead}")
             return HttpResponseRedirect(change_url(instance))
-        response: HttpResponse = super().delete_view(request, object_id, extra_context)
-        return response
+        return super().delete_view(request, object_id, extra_context)
 
 
-class KeyInline(KeyColumns, TabularInline):
-    """An account's keys, read-only, with links to their pages."""
+class KeyInline(ReadOnly, KeyColumns, TabularInline):
+    """An account's keys, with links to their own pages, where they are created and changed."""
 
     model = ApiKey
     fields = readonly_fields = ("key_link", "tier", "masked", "state", "last_used")
     verbose_name_plural = "API keys"
-    extra = max_num = 0
-    can_delete = False
     per_page = 20
     hide_title = True
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
         """Select keys with what their rows show."""
         return super().get_queryset(request).select_related("account", "tier").order_by("name")
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse: a key is created on its own page, which shows its secret once."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse: a key is changed on its own page."""
-        return False
 
     @display(description="name")
     def key_link(self, key: ApiKey) -> SafeString:
@@ -105,6 +120,9 @@ class AccountAdmin(KeyedAdmin):
     inlines = (ModelBudgetInline, KeyInline)
     actions_detail = ("add_key", "clear_cache", "enable", "disable")
     empty_value_display = "none"
+    created = time_column("created", "created_at")
+    tokens_this_month = month_column("tokens this month", LimitName.MONTHLY_TOKENS)
+    cost_this_month = month_column("cost this month", LimitName.MONTHLY_COST)
     instead = "Disable it instead."
     add_fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("name", "contact")}),
@@ -141,19 +159,6 @@ class AccountAdmin(KeyedAdmin):
             accounts[usage.subject.owner_id].usage[usage.name] = usage
         return changelist
 
-    @display(description="tokens this month")
-    def tokens_this_month(self, account: Account) -> SafeString:
-        """Show the used share of the monthly tokens."""
-        return self._bar(account, LimitName.MONTHLY_TOKENS)
-
-    @display(description="cost this month")
-    def cost_this_month(self, account: Account) -> SafeString:
-        """Show the used share of the monthly cost."""
-        return self._bar(account, LimitName.MONTHLY_COST)
-
-    def _bar(self, account: Any, name: LimitName) -> SafeString:
-        return usage_bar(account.usage[name]) if name in account.usage else format_html("{}", UNKNOWN)
-
     @display(description="over all keys")
     def used_now(self, account: Account) -> SafeString:
         """Show the used share of every limit of the account, and of its budgets for single models."""
@@ -167,8 +172,7 @@ class AccountAdmin(KeyedAdmin):
         """Offer only the one of enable and disable that changes something."""
         account: Account | None = self.get_object(request, object_id)
         unfit = "enable" if account is not None and account.is_active else "disable"
-        actions: list[Any] = super().get_actions_detail(request, object_id)
-        return [item for item in actions if item.path != unfit]
+        return [item for item in super().get_actions_detail(request, object_id) if item.path != unfit]
 
     def has_add_key_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Return whether the user may create keys.
@@ -180,9 +184,8 @@ class AccountAdmin(KeyedAdmin):
     @action(description="Add key", permissions=["add_key"], icon="add", url_path="add-key")
     def add_key(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Redirect to the page that creates a key for this account."""
-        return HttpResponseRedirect(
-            f"{reverse('admin:accounts_apikey_add')}?account={found(self, request, object_id).pk}"
-        )
+        account = found(self, request, object_id)
+        return HttpResponseRedirect(f"{reverse('admin:accounts_apikey_add')}?account={account.pk}")
 
     @action(description="Enable", permissions=["change"], icon="check", url_path="enable")
     def enable(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -222,11 +225,6 @@ class AccountAdmin(KeyedAdmin):
     def keys(self, account: Any) -> str:
         """Show the number of usable keys, and the maximum if there is one."""
         return str(account.usable_keys) if account.max_keys is None else f"{account.usable_keys} of {account.max_keys}"
-
-    @display(description="created")
-    def created(self, account: Account) -> str:
-        """Show when the account was created."""
-        return utc_text(account.created_at)
 
     def _switch(self, request: HttpRequest, account: Account, *, active: bool) -> HttpResponse:
         if is_confirmed(request):
@@ -286,22 +284,4 @@ class TierAdmin(KeyedAdmin):
     @display(description="keys", ordering="key_count")
     def keys(self, tier: Any) -> int:
         """Show the number of keys, revoked ones included."""
-        count: int = tier.key_count
-        return count
-
-
-UNKNOWN = "unknown while the state store is away"
-RECORDED = "The state store is away: monthly amounts come from the records; the use of other limits is unknown."
-
-
-def usage_bar(usage: LimitUsage) -> SafeString:
-    """Return a progress bar with the text beside it; without a limit, the text alone."""
-    if usage.limit is None:
-        return format_html("{}", usage.text)
-    return format_html(
-        '<progress max="{}" value="{}" aria-label="{}" class="block w-40"></progress><span>{}</span>',
-        max(usage.limit, 1),
-        min(usage.used or 0, max(usage.limit, 1)),
-        LIMITS[usage.name].title,
-        usage.text,
-    )
+        return int(tier.key_count)

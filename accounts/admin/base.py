@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import Field, JSONField, Model, QuerySet
 from django.db.models.constants import LOOKUP_SEP
 from django.forms import Form
@@ -18,11 +17,12 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.decorators import action as unfold_action
-from unfold.decorators import display as unfold_display
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from accounts.audit import audited_delete, audited_save
+from core.times import utc_text
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin as _ModelAdmin
@@ -35,34 +35,34 @@ if TYPE_CHECKING:
             """Return the actions of an object's page that the user may use."""
 
     TabularInline = _TabularInline[Any, Any]
+
+    def display(
+        *, description: str, ordering: str | None = None, label: dict[str, str] | None = None, boolean: bool = False
+    ) -> Callable[[Function], Function]:
+        """Describe a column; `label` maps its values to badges: success, info, warning, danger, primary."""
+
+    def action(
+        *, description: str, permissions: Sequence[str], icon: str | None = None, url_path: str | None = None
+    ) -> Callable[[Function], Function]:
+        """Describe an action: on a list it gets a queryset, on an object's page the object's id."""
 else:
     from unfold.admin import ModelAdmin, TabularInline
+    from unfold.decorators import action, display
 
 __all__ = ["Fieldsets", "ModelAdmin", "TabularInline", "action", "display"]
 
 #: The sections of a page, as in Django's ModelAdmin.fieldsets.
 Fieldsets = tuple[tuple[str | None, Any], ...]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def display(
-    *, description: str, ordering: str | None = None, label: dict[str, str] | None = None, boolean: bool | None = None
-) -> Callable[[Function], Function]:
-    """Describe a column; `label` maps its values to badges: success, info, warning, danger, primary."""
-    decorate: Callable[[Function], Function] = unfold_display(
-        description=description, ordering=ordering, label=label, boolean=boolean
-    )
-    return decorate
+def time_column(description: str, field: str, *, ordering: str | None = None) -> Callable[[Any, Any], str]:
+    """Return a column with a time of each row."""
 
+    @display(description=description, ordering=ordering)
+    def column(model_admin: Any, row: Any) -> str:
+        return utc_text(getattr(row, field))
 
-def action(
-    *, description: str, permissions: Sequence[str], icon: str | None = None, url_path: str | None = None
-) -> Callable[[Function], Function]:
-    """Describe an action: on a list it gets a queryset, on an object's page the object's id."""
-    decorate: Callable[[Function], Function] = unfold_action(
-        description=description, permissions=permissions, icon=icon, url_path=url_path
-    )
-    return decorate
+    return column
 
 
 def actor_of(request: HttpRequest) -> str:
@@ -153,7 +153,17 @@ class AuditedAdmin(OfferedLookupsAdmin):
             self.erase(instance, actor=actor_of(request))
 
 
-class ReadOnlyAdmin(OfferedLookupsAdmin):
+class ReadOnly:
+    """Refuses to add, change and delete rows."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Refuse."""
+        return False
+
+    has_change_permission = has_delete_permission = has_add_permission
+
+
+class ReadOnlyAdmin(ReadOnly, OfferedLookupsAdmin):
     """Read-only pages, for users with the view permission."""
 
     actions = None
@@ -162,21 +172,7 @@ class ReadOnlyAdmin(OfferedLookupsAdmin):
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """Show the object without a link to its history, which is always empty."""
-        context = {**(extra_context or {}), "show_history": False}
-        response: HttpResponse = super().change_view(request, object_id, form_url, context)
-        return response
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse to add."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse to change."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse to delete."""
-        return False
+        return super().change_view(request, object_id, form_url, {**(extra_context or {}), "show_history": False})
 
 
 #: How many affected objects a confirmation lists; further ones are only counted.
@@ -203,24 +199,16 @@ def is_confirmed(request: HttpRequest) -> bool:
     return request.method == "POST" and CONFIRMED in request.POST
 
 
+def page(
+    model_admin: ModelAdmin, request: HttpRequest, template: str, title: str, context: Mapping[str, Any]
+) -> TemplateResponse:
+    """Return a page of the admin with a template of ours."""
+    own = {"opts": model_admin.model._meta, "title": title, **context}
+    return TemplateResponse(request, template, {**model_admin.admin_site.each_context(request), **own})
+
+
 def ask(model_admin: ModelAdmin, request: HttpRequest, question: Confirmation) -> TemplateResponse:
     """Return the confirmation page."""
-    context = {
-        **model_admin.admin_site.each_context(request),
-        "opts": model_admin.model._meta,
-        "title": question.title,
-        "question": question,
-        "named": question.affected[:NAMED],
-        "unnamed": max(0, len(question.affected) - NAMED),
-        "confirmed": CONFIRMED,
-    }
-    return TemplateResponse(request, "admin/confirmation.html", context)
-
-
-def selection(request: HttpRequest, action: str) -> dict[str, list[str]]:
-    """Return the hidden fields that send a list's selection to the action again."""
-    return {
-        "action": [action],
-        "select_across": [request.POST.get("select_across", "0")],
-        ACTION_CHECKBOX_NAME: request.POST.getlist(ACTION_CHECKBOX_NAME),
-    }
+    affected = question.affected
+    named = {"named": affected[:NAMED], "unnamed": max(0, len(affected) - NAMED), "confirmed": CONFIRMED}
+    return page(model_admin, request, "admin/confirmation.html", question.title, {"question": question, **named})

@@ -7,13 +7,14 @@ now, under which limits, and why not.
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import chain
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
@@ -22,7 +23,6 @@ from accounts import services
 from accounts.admin.base import (
     Confirmation,
     Fieldsets,
-    ModelAdmin,
     action,
     actor_of,
     ask,
@@ -31,7 +31,8 @@ from accounts.admin.base import (
     found,
     is_confirmed,
     link,
-    selection,
+    page,
+    time_column,
 )
 from accounts.admin.forms import ApiKeyForm, ModelBudgetInline, ModelBudgetsAdmin, RotationForm
 from accounts.admin.lists import TextFilter
@@ -51,7 +52,9 @@ STATE_BADGES = {
     "revoked": "danger",
     "disabled": "danger",
 }
-IDENTITY_FIELDS = ("masked", "state", "created", "last_used", "revoked", "replaced_by", "made_by", "made")
+OVERRIDE_FIELDS = [f"{name}_override" for name in RATE_FIELDS]
+#: What a key's page shows without offering a change, two columns a line.
+IDENTITY_FIELDS = (("masked", "state"), ("created", "last_used"), ("revoked", "replaced_by"), ("made_by", "made"))
 #: How many keys created by a key its pages list; further ones are only counted.
 NAMED = 20
 
@@ -98,6 +101,8 @@ class AccountFilter(TextFilter):
 class KeyColumns:
     """The columns of lists of keys."""
 
+    last_used = time_column("last used", "last_used_at", ordering="last_used_at")
+
     @display(description="state", label=STATE_BADGES)
     def state(self, key: ApiKey) -> str:
         """Show the current state."""
@@ -107,11 +112,6 @@ class KeyColumns:
     def masked(self, key: ApiKey) -> str:
         """Show the visible part of the key."""
         return key.masked
-
-    @display(description="last used", ordering="last_used_at")
-    def last_used(self, key: ApiKey) -> str:
-        """Show when the key was last used, to the minute."""
-        return utc_text(key.last_used_at)
 
 
 @admin.register(ApiKey)
@@ -126,6 +126,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     search_help_text = "Beginning of a key, or a name"
     autocomplete_fields = ("account",)
     inlines = (ModelBudgetInline,)
+    created = time_column("created", "created_at")
     actions = ("revoke_selected",)
     actions_detail = ("test", "rotate", "revoke")
     settings_fieldsets: ClassVar[Fieldsets] = (
@@ -133,7 +134,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         ("Monthly budgets of its own", {"fields": BUDGET_FIELDS}),
         (
             "Limits instead of the tier's",
-            {"fields": (*(f"{field}_override" for field in RATE_FIELDS), "overrides_until")},
+            {"fields": (*(f"{name}_override" for name in RATE_FIELDS), "overrides_until")},
         ),
     )
     add_fieldsets: ClassVar[Fieldsets] = (
@@ -141,24 +142,14 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         *settings_fieldsets,
     )
     fieldsets: ClassVar[Fieldsets] = (
-        (
-            None,
-            {
-                "fields": (
-                    ("masked", "state"),
-                    ("created", "last_used"),
-                    ("revoked", "replaced_by"),
-                    ("made_by", "made"),
-                )
-            },
-        ),
+        (None, {"fields": IDENTITY_FIELDS}),
         ("Settings", {"fields": ("account", "tier", "name", "expires_at")}),
         *settings_fieldsets,
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
         """Make the account read-only once the key exists."""
-        return (*IDENTITY_FIELDS, "account") if obj else ()
+        return (*chain.from_iterable(IDENTITY_FIELDS), "account") if obj else ()
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Refuse: what a key did must stay attributable. Revoking stops it."""
@@ -166,13 +157,12 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Remove rotation and revocation for a revoked key, and rotation for a replaced one."""
-        actions: list[Any] = super().get_actions_detail(request, object_id)
         key: ApiKey | None = self.get_object(request, object_id)
         if key is None:
             return []
         is_revoked = key.state == "revoked"
         unfit = {"rotate": is_revoked or key.successor_id is not None, "revoke": is_revoked}
-        return [item for item in actions if not unfit.get(item.path)]
+        return [item for item in super().get_actions_detail(request, object_id) if not unfit.get(item.path)]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Show the list; shorten a key that was pasted into the search to its visible part."""
@@ -181,16 +171,14 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
             parameters = request.GET.copy()
             parameters["q"] = term[:SHOWN_PREFIX]
             return HttpResponseRedirect(f"{request.path}?{parameters.urlencode()}")
-        response: HttpResponse = super().changelist_view(request, extra_context)
-        return response
+        return super().changelist_view(request, extra_context)
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """Show a single save button, because the secret is shown only once."""
         buttons = {"show_save_and_add_another": False, "show_save_and_continue": False}
-        response: HttpResponse = super().add_view(request, form_url, {**(extra_context or {}), **buttons})
-        return response
+        return super().add_view(request, form_url, {**(extra_context or {}), **buttons})
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
         """Save changes, or create the key; its secret is passed only to the response of this request."""
@@ -206,8 +194,26 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
 
     @action(description="Test this key", permissions=["view"], icon="rule", url_path="test")
     def test(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Show whether the key would be admitted now; nothing is counted or changed."""
-        return check_page(self, request, found(self, request, object_id))
+        """Show whether a request from the address of the page's form would be admitted now; nothing is counted."""
+        key: ApiKey = found(self, request, object_id)
+        address = request.GET.get("address", "").strip()
+        is_address = not address or parse_address(address) is not None
+        explained = explain_key(key, address=address if address and is_address else None)
+        context = {
+            "explained": explained,
+            "headings": ("Limit", "Value", "Used", "Left", "Resets", "Where it comes from"),
+            "rows": [
+                (
+                    f"{each.name.replace('_', ' ')}{' (US dollars)' if each.is_money else ''}, {each.whose}",
+                    (*each.cells("unlimited", "—", "—"), each.source),
+                )
+                for each in explained.limits
+            ],
+            "address": address,
+            "problem": "" if is_address else "That is not an IP address.",
+            "key_url": change_url(key),
+        }
+        return page(self, request, "admin/accounts/apikey/check.html", f"Test of key {key.name}", context)
 
     @action(description="Rotate", permissions=["change"], icon="autorenew", url_path="rotate")
     def rotate(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -248,18 +254,17 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
         """Revoke the selected keys, after confirmation."""
         keys = list(queryset.select_related("account", "tier").order_by("account_id", "pk"))
-        hidden = selection(request, "revoke_selected")
+        hidden = {  # sends the selection to this action again
+            "action": ["revoke_selected"],
+            "select_across": [request.POST.get("select_across", "0")],
+            ACTION_CHECKBOX_NAME: request.POST.getlist(ACTION_CHECKBOX_NAME),
+        }
         return self._revoke(request, keys, cancel_url=request.get_full_path(), hidden=hidden)
 
     @display(description="account", ordering="account__name")
     def account_link(self, key: ApiKey) -> SafeString:
         """Link to the account."""
         return link(key.account)
-
-    @display(description="created")
-    def created(self, key: ApiKey) -> str:
-        """Show when the key was created."""
-        return utc_text(key.created_at)
 
     @display(description="revoked")
     def revoked(self, key: ApiKey) -> str:
@@ -282,8 +287,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     def made(self, key: ApiKey) -> str | SafeString:
         """Link to the usable keys, of any generation, that it created and that its limits apply to."""
         made = api_keys_made_by([key], at=timezone.now())
-        links = format_html_join(", ", "{}", ((link(each),) for each in made[:NAMED]))
-        return links + _more(made) if made else "—"
+        return format_html_join(", ", "{}", ((link(each),) for each in made[:NAMED])) + _more(made) if made else "—"
 
     def _revoke(
         self, request: HttpRequest, keys: list[ApiKey], *, cancel_url: str, hidden: dict[str, list[str]]
@@ -317,19 +321,12 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     def _show_issued(
         self, request: HttpRequest, key: ApiKey, plain: str, *, replaced: ApiKey | None = None
     ) -> HttpResponse:
-        facts: list[tuple[str, str]] = [("Account", key.account.name), ("Tier", key.tier.name), ("Name", key.name)]
+        facts = [("Account", key.account.name), ("Tier", key.tier.name), ("Name", key.name)]
         if replaced is not None:
             facts.append(("Replaces", f"{replaced}, which works until {utc_text(replaced.revoked_at)}"))
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.model._meta,
-            "title": f"New API key {key.name}",
-            "plain": plain,
-            "facts": facts,
-            "chat_url": request.build_absolute_uri("/chat"),
-            "key_url": change_url(key),
-        }
-        return TemplateResponse(request, "admin/accounts/apikey/issued.html", context)
+        chat_url = request.build_absolute_uri("/chat")
+        context = {"plain": plain, "facts": facts, "chat_url": chat_url, "key_url": change_url(key)}
+        return page(self, request, "admin/accounts/apikey/issued.html", f"New API key {key.name}", context)
 
 
 def _count(number: int) -> str:
@@ -343,32 +340,3 @@ def _more(made: list[ApiKey]) -> str:
 def _key_line(key: ApiKey) -> str:
     state = shown_state(key)
     return f"{key.account} / {key.name} ({key.masked}), {state}, last used: {utc_text(key.last_used_at)}"
-
-
-HEADINGS = ("Limit", "Value", "Used", "Left", "Resets", "Where it comes from")
-TEMPLATE = "admin/accounts/apikey/check.html"
-
-
-def check_page(model_admin: ModelAdmin, request: HttpRequest, key: ApiKey) -> TemplateResponse:
-    """Show the explanation of the key, for a request from the address in the page's form."""
-    address = request.GET.get("address", "").strip()
-    is_address = not address or parse_address(address) is not None
-    explained = explain_key(key, address=address if address and is_address else None)
-    context = {
-        **model_admin.admin_site.each_context(request),
-        "opts": model_admin.model._meta,
-        "title": f"Test of key {key.name}",
-        "explained": explained,
-        "headings": HEADINGS,
-        "rows": [
-            (
-                f"{each.name.replace('_', ' ')}{' (US dollars)' if each.is_money else ''}, {each.whose}",
-                (*each.cells("unlimited", "—", "—"), each.source),
-            )
-            for each in explained.limits
-        ],
-        "address": address,
-        "problem": "" if is_address else "That is not an IP address.",
-        "key_url": change_url(key),
-    }
-    return TemplateResponse(request, TEMPLATE, context)

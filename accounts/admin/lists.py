@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from django.contrib import admin
 from django.contrib.admin import ShowFacets
@@ -20,7 +19,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, QueryDict
+from django.http import HttpRequest
 from django.utils import timezone
 
 from accounts.admin.base import ReadOnlyAdmin
@@ -41,12 +40,21 @@ class IndexedFilter(admin.SimpleListFilter):
         return True
 
 
-class TextFilter(admin.SimpleListFilter):
-    """A filter by typed text: rows whose field `lookup` has it."""
+class FieldFilter(admin.SimpleListFilter):
+    """A filter by the field `lookup`: rows with the chosen value; without one, all rows."""
+
+    lookup = ""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Select by the value."""
+        return queryset.filter(**{self.lookup: self.value()}) if self.value() else queryset
+
+
+class TextFilter(FieldFilter):
+    """A filter by typed text."""
 
     template = "admin/text_filter.html"
     placeholder = ""
-    lookup = ""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """Return no choices."""
@@ -59,10 +67,6 @@ class TextFilter(admin.SimpleListFilter):
     def has_output(self) -> bool:
         """Show the filter although it has no choices."""
         return True
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Select by the text; without one, everything."""
-        return queryset.filter(**{self.lookup: self.value()}) if self.value() else queryset
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         """Yield the context of the template."""
@@ -157,9 +161,8 @@ class KeysetPaginator(Paginator):  # type: ignore[type-arg]  # Django's is not g
     template_name = "admin/keyset_pagination.html"
 
 
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """How far the search for a page that is not full went: the number of rows, and the time of the last one."""
+class Searched(NamedTuple):
+    """How far the search for a page that is not full went: the number of rows, the time of the last, where to go on."""
 
     rows: int
     time: datetime
@@ -175,11 +178,14 @@ class KeysetChangeList(ChangeList):
     (`searched`), and the next page continues from there.
     """
 
+    model_admin: KeysetAdmin
     older_url = newer_url = newest_url = ""
     searched: Searched | None = None
 
     def __init__(self, request: HttpRequest, *args: Any) -> None:
-        parameters = _without_nul(request.GET)
+        parameters = request.GET.copy()
+        for name, values in parameters.lists():
+            parameters.setlist(name, [value.replace("\0", "") for value in values])  # PostgreSQL refuses NUL
         self._older_than = parameters.pop(OLDER, [""])[-1]
         self._newer_than = parameters.pop(NEWER, [""])[-1]
         request.GET = parameters  # type: ignore[assignment]  # a new search or filter starts at the newest row
@@ -187,77 +193,54 @@ class KeysetChangeList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the page, and set the URLs of its neighbours."""
-        is_newer, start = bool(self._newer_than), self._newer_than or self._older_than
-        after = self._parse(start) if start else None
+        is_newer, start, column = bool(self._newer_than), self._newer_than or self._older_than, self._column
+        try:
+            after = Place.parse(start, self.model) if start else None
+        except (ValueError, ValidationError) as error:
+            raise IncorrectLookupParameters(error) from error
         last = self._search_end(request, after, is_newer=is_newer)
-        rows = list(stretch(self.queryset, self._time, after, last, is_newer=is_newer)[: self.list_per_page + 1])
+        rows = list(stretch(self.queryset, column, after, last, is_newer=is_newer)[: self.list_per_page + 1])
         is_full = len(rows) > self.list_per_page
         rows = rows[: self.list_per_page]
-        further = self._place(rows[-1]) if is_full else last
-        if is_newer:
-            rows.reverse()
-            self._link(older=self._place(rows[-1]) if rows else None, newer=further)
-        else:
-            self._link(older=further, newer=self._place(rows[0]) if rows and start else None)
+        places = [Place(getattr(row, column), row.pk) for row in rows]
+        further = places[-1] if is_full else last
+        begin = places[0] if places and start else None
+        older, newer = (begin, further) if is_newer else (further, begin)
+        self.older_url, self.newer_url = (
+            self.get_query_string({name: str(place)}) if place else ""
+            for name, place in ((OLDER, older), (NEWER, newer))
+        )
         self.newest_url = self.get_query_string() if self.newer_url or (start and not is_newer) else ""
         if last is not None and not is_full:
             url = self.newer_url if is_newer else self.older_url
-            self.searched = Searched(self._admin.search_rows or 0, last.at, url, is_newer)
-        self.result_list = rows
+            self.searched = Searched(self.model_admin.search_rows or 0, last.at, url, is_newer)
+        self.result_list = rows[::-1] if is_newer else rows
         self.result_count = self.full_result_count = len(rows)
         self.show_full_result_count = self.show_admin_actions = self.can_show_all = self.multi_page = False
         self.paginator = KeysetPaginator(rows, self.list_per_page)
 
-    def _link(self, *, older: Place | None, newer: Place | None) -> None:
-        if older is not None:
-            self.older_url = self.get_query_string({OLDER: str(older)})
-        if newer is not None:
-            self.newer_url = self.get_query_string({NEWER: str(newer)})
-
     def _search_end(self, request: HttpRequest, after: Place | None, *, is_newer: bool) -> Place | None:
         """Return the last row to search; None if an index finds the rows, or fewer rows are left."""
-        limit = self._admin.search_rows
+        limit = self.model_admin.search_rows
         filtered_by = {name for name, values in self.get_filters_params().items() if any(values)}
         if limit is None or self.query or not filtered_by:
             return None
         indexed = [
             each for each in self.filter_specs if isinstance(each, IndexedFilter) and each.value() and each.is_indexed()
         ]
-        times = [each for each in self.filter_specs if isinstance(each, TimeFilter)]
-        by_index = [*indexed[:1], *times]
+        by_index = [*indexed[:1], *(each for each in self.filter_specs if isinstance(each, TimeFilter))]
         if not filtered_by.difference(*(each.expected_parameters() for each in by_index)):
             return None
         rows: QuerySet[Any] = self.root_queryset
         for each in by_index:
             rows = cast("QuerySet[Any]", each.queryset(request, rows))
-        places = stretch(rows, self._time, after, is_newer=is_newer).values_list(self._time, "pk")
+        places = stretch(rows, self._column, after, is_newer=is_newer).values_list(self._column, "pk")
         last_and_next = list(places[limit - 1 : limit + 1])
         return Place(*last_and_next[0]) if len(last_and_next) == 2 else None
 
     @property
-    def _admin(self) -> KeysetAdmin:
-        return cast("KeysetAdmin", self.model_admin)
-
-    @property
-    def _time(self) -> str:
-        return self._admin.time_column
-
-    def _place(self, row: Any) -> Place:
-        return Place(getattr(row, self._time), row.pk)
-
-    def _parse(self, text: str) -> Place:
-        try:
-            return Place.parse(text, self.model)
-        except (ValueError, ValidationError) as error:
-            raise IncorrectLookupParameters(error) from error
-
-
-def _without_nul(address: QueryDict) -> QueryDict:
-    """Return the parameters without NUL, which PostgreSQL refuses."""
-    copied = address.copy()
-    for name, values in copied.lists():
-        copied.setlist(name, [value.replace("\0", "") for value in values])
-    return copied
+    def _column(self) -> str:
+        return self.model_admin.time_column
 
 
 class KeysetAdmin(ReadOnlyAdmin):

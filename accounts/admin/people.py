@@ -8,6 +8,7 @@ permission.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,17 @@ from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, Permission, User
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from accounts.admin.base import AuditedAdmin, actor_of, display
-from accounts.admin.lists import KeysetAdmin, TextFilter, TimeFilter
+from accounts.admin.base import AuditedAdmin, actor_of, display, time_column
+from accounts.admin.lists import FieldFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_change, audit_record, stored_values
 from accounts.models import AuditEntry
-from core.times import utc_text
 
 if TYPE_CHECKING:
     GroupBase = DjangoGroupAdmin
@@ -80,12 +80,8 @@ class UserAdmin(UserBase, RelationsAuditedAdmin):
         return self._may_touch(request, obj) and bool(super().has_delete_permission(request, obj))
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:  # noqa: A002  # Django's name
-        """Change a user's password, and write an audit entry without its value."""
-        with transaction.atomic():
-            response: HttpResponse = super().user_change_password(request, id, form_url)
-            if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
-                audit_record(actor=actor_of(request), action="password", target=User.objects.get(pk=id))
-        return response
+        """Change a user's password, and write an audit entry."""
+        return audited_password(request, id, lambda: super(UserAdmin, self).user_change_password(request, id, form_url))
 
     def _may_touch(self, request: HttpRequest, obj: User | None) -> bool:
         """Return whether a user has no permission that the requesting user lacks; a new password would grant them."""
@@ -101,26 +97,25 @@ class UserAdmin(UserBase, RelationsAuditedAdmin):
 class GroupAdmin(GroupBase, RelationsAuditedAdmin):
     """The admin of groups."""
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Reserve groups for superusers."""
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Reserve groups for superusers: deleting one removes permissions, too."""
         return _is_superuser(request)
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Reserve groups for superusers."""
-        return _is_superuser(request)
+    has_change_permission = has_delete_permission = has_add_permission
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Reserve groups for superusers: deleting a group removes permissions."""
-        return _is_superuser(request)
+
+def audited_password(request: HttpRequest, user_id: Any, change: Callable[[], HttpResponse]) -> HttpResponse:
+    """Return the response of a page that changes a user's password, and write an audit entry without its value."""
+    with transaction.atomic():
+        response = change()
+        if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
+            audit_record(actor=actor_of(request), action="password", target=User.objects.get(pk=user_id))
+        return response
 
 
 def change_own_password(request: HttpRequest) -> HttpResponse:
-    """Change the user's own password on the site's page, and write an audit entry without its value."""
-    with transaction.atomic():
-        response: HttpResponse = admin.site.password_change(request)
-        if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
-            audit_record(actor=actor_of(request), action="password", target=request.user)  # type: ignore[arg-type]  # staff
-    return response
+    """Change the user's own password on the site's page, and write an audit entry."""
+    return audited_password(request, request.user.pk, lambda: admin.site.password_change(request))
 
 
 #: unfold's site calls this for URLs that precede its own.
@@ -134,17 +129,8 @@ def _is_superuser(request: HttpRequest) -> bool:
 
 
 ACTIONS = (
-    "created",
-    "changed",
-    "deleted",
-    "rotated",
-    "revoked",
-    "enabled",
-    "disabled",
-    "cleared",
-    "exported",
-    "password",
-)
+    "created", "changed", "deleted", "rotated", "revoked", "enabled", "disabled", "cleared", "exported", "password",
+)  # fmt: skip
 #: How many changed fields the list shows.
 NAMED_FIELDS = 4
 
@@ -158,35 +144,29 @@ class ActorFilter(TextFilter):
     lookup = "actor__icontains"
 
 
-class ActionFilter(admin.SimpleListFilter):
+class ActionFilter(FieldFilter):
     """Filter entries by action."""
 
     title = "action"
     parameter_name = "what"
+    lookup = "action"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """Return all actions."""
         return [(name, name.capitalize()) for name in ACTIONS]
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
-        """Select by the action."""
-        return queryset.filter(action=self.value()) if self.value() else queryset
 
-
-class TargetFilter(admin.SimpleListFilter):
+class TargetFilter(FieldFilter):
     """Filter entries by the kind of object that was changed."""
 
     title = "kind"
     parameter_name = "kind"
+    lookup = "target_type"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """Return the kinds of objects that the admin can change."""
         kinds = {str(model._meta.verbose_name) for model in model_admin.admin_site._registry}
         return [(kind, kind[:1].upper() + kind[1:]) for kind in sorted(kinds - {"audit entry"})]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
-        """Select by the kind."""
-        return queryset.filter(target_type=self.value()) if self.value() else queryset
 
 
 @admin.register(AuditEntry)
@@ -197,12 +177,8 @@ class AuditEntryAdmin(KeysetAdmin):
     list_filter = (ActionFilter, TargetFilter, ActorFilter, TimeFilter)
     search_fields = ("target", "actor")
     search_help_text = "What was changed, or who did it"
+    when = time_column("when", "at")
     fields = readonly_fields = ("when", "actor", "action", "target_type", "target_id", "target", "changes")
-
-    @display(description="when")
-    def when(self, entry: AuditEntry) -> str:
-        """Show the time."""
-        return utc_text(entry.at)
 
     @display(description="what changed")
     def fields_changed(self, entry: AuditEntry) -> str:
