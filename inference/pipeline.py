@@ -38,8 +38,7 @@ from inference.cache import CachedAnswer
 from inference.call import Call
 from inference.catalog import Route
 from inference.clients import ClientLeft, DisconnectWatch
-from inference.protocols.base import Body, UnfitAnswer, Usage
-from inference.protocols.sse import find_error
+from inference.protocols.base import Body, UnfitAnswer, Usage, find_error
 from inference.single_flight import Wait, flights, unpack_error
 from inference.upstream.client import upstream
 from inference.upstream.errors import MISCONFIGURED, AttemptFailed, Deadline, failed_attempt, unfit_attempt

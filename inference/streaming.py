@@ -33,8 +33,7 @@ from inference.pipeline import (
     provider_failed,
     refuse_if_interrupted,
 )
-from inference.protocols.events import EventReader
-from inference.protocols.sse import BrokenStream
+from inference.protocols.events import BrokenStream, EventReader
 from inference.upstream.client import UpstreamStream, upstream
 from inference.upstream.errors import AttemptFailed, Deadline, failed_attempt
 from inference.upstream.provider_limits import ProviderSlot, take_slot

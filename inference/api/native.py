@@ -14,7 +14,6 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.serializers import StrictSerializer
-from core.errors import ContentFiltered, UpstreamFailed
 from inference import prompts
 from inference.api.base import EVENT_STREAM, ModelEndpoint, accepts_events
 from inference.api.schema import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
@@ -22,9 +21,9 @@ from inference.call import Call
 from inference.catalog import catalog
 from inference.pipeline import answer
 from inference.prompts import SENTENCES
-from inference.protocols.base import GIVEN_UP, Body, Payload, choices_in
-from inference.protocols.chat import ChunkReader, answer_text, chat_protocol
-from inference.protocols.sse import server_sent
+from inference.protocols.base import Body, Payload, choices_in
+from inference.protocols.chat import ChunkReader, answer_text, chat_protocol, usable_text
+from inference.protocols.events import server_sent
 from inference.upstream import local_model
 
 MODEL_NAME_LENGTH = 100
@@ -264,51 +263,36 @@ class DeltaReader(ChunkReader):
         self._is_cached = is_cached
         self._said: list[str] = []
         self._reason: Any = None
-        self._written = b""
 
-    def look(self, event: Body) -> bool:
-        """Take the usage and the text."""
-        super().look(event)
-        choice = next(iter(choices_in(event)), {})
+    def is_signed(self, events: bytes) -> bool:
+        """Return True: every event is parsed."""
+        return True
+
+    def read(self, event: bytes, body: Body) -> bytes:
+        """Take the usage, and write the text as a `delta`."""
+        super().read(event, body)
+        choice = next(iter(choices_in(body)), {})
         self._reason = choice.get("finish_reason") or self._reason  # checked at the end, when the usage is known
         delta = choice.get("delta")
         text = delta.get("content") if isinstance(delta, dict) else None
-        if isinstance(text, str) and text:
-            self._said.append(text)
-            self._written = server_sent("delta", {"text": text})
-        return False
+        if not isinstance(text, str) or not text:
+            return b""
+        self._said.append(text)
+        return server_sent("delta", {"text": text})
 
-    def take_done(self) -> bool:
-        """Write the event `done`."""
-        super().take_done()
-        self._written = server_sent("done", self._answer())
-        return False
-
-    def _is_signed(self, events: bytes) -> bool:
-        return True
-
-    def _relay(self, event: bytes) -> bytes:
-        self._written = b""
-        self._passes(event)
-        return self._written
-
-    def _answer(self) -> Body:
-        """Build the body of a non-streamed answer.
+    def read_done(self, event: bytes) -> bytes:
+        """Write the event `done`, with the body of a non-streamed answer.
 
         Raises ContentFiltered or UpstreamFailed if the provider filtered or aborted the answer, which is then
         incomplete, and UpstreamFailed if it is empty.
         """
-        if self._reason == "content_filter":
-            raise ContentFiltered
-        if self._reason in GIVEN_UP:
-            raise UpstreamFailed
-        response = "".join(self._said)
-        if not response.strip():
-            raise UpstreamFailed
+        super().read_done(event)
+        response = usable_text("".join(self._said), self._reason)
         usage, _ = self.billed_usage(partial(chat_protocol.estimate, self._payload, model=self._model))
-        return {
+        answer = {
             "response": response,
             "tokens_used": usage.input_tokens + usage.output_tokens,
             "cached": self._is_cached,
             "request_id": self._label,
         }
+        return server_sent("done", answer)

@@ -35,8 +35,8 @@ from inference.api.schema import (
 from inference.catalog import CatalogModel, catalog
 from inference.pipeline import answer
 from inference.protocols.base import Body, UnfitAnswer, WireProtocol
-from inference.protocols.chat import chat_protocol
-from inference.protocols.completions import completion_protocol, embedding_protocol
+from inference.protocols.chat import chat_protocol, completion_protocol
+from inference.protocols.embeddings import embedding_protocol
 from inference.protocols.parameters import UNCACHEABLE, refuse_misspelt
 from inference.protocols.responses import response_protocol
 

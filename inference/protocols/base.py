@@ -1,4 +1,4 @@
-"""The interface of a provider's endpoint to the pipeline, and the functions that the endpoints share."""
+"""A provider's endpoint as the pipeline sees it (WireProtocol), and what all endpoints share: usage, tokens, errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from accounts.limits.types import MILLION, Amount, Bound
 from core.background import LEAST_SLEEP, yield_to_others
 from core.errors import InvalidRequest
 from inference.catalog import CatalogModel
-from inference.protocols.parameters import UNCACHEABLE, Check, check_payload
+from inference.protocols.parameters import UNCACHEABLE, Check, refuse
 
 if TYPE_CHECKING:
     from inference.protocols.events import EventReader
@@ -26,9 +26,9 @@ Body = dict[str, Any]
 
 #: Most tokens that a provider's template adds around the whole prompt (PART_OVERHEAD: around each message or tool).
 REQUEST_OVERHEAD = 32
+PART_OVERHEAD = 16
 #: More than any call can use. A higher number from a provider is ignored, and could not be stored exactly.
 MOST_TOKENS = 1_000_000_000
-PART_OVERHEAD = 16
 #: Names of the longest answer, and other parameters that may be sent without the caller's asking.
 OUTPUT_PARAMETERS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 ADDED_PARAMETERS = ("store", "stream_options")
@@ -65,11 +65,18 @@ class Usage:
         prompt, output = (max(self.input_tokens, counted.input_tokens), max(self.output_tokens, counted.output_tokens))
         return Usage(prompt, self.cached_tokens, output)
 
-    def filled(self, counted: Usage) -> Usage:
-        """Return this usage with the counted figure in place of each 0, which is wrong beside a text."""
-        return Usage(
-            self.input_tokens or counted.input_tokens, self.cached_tokens, self.output_tokens or counted.output_tokens
-        )
+    def filled(self, counted: Usage) -> tuple[Usage, str]:
+        """Return this usage with the counted figure in place of each 0, which is wrong beside a text, and its source.
+
+        The source is "provider" if nothing was replaced, otherwise "estimated".
+        """
+        prompt, output = self.input_tokens or counted.input_tokens, self.output_tokens or counted.output_tokens
+        used = Usage(prompt, self.cached_tokens, output)
+        return used, "provider" if used == self else "estimated"
+
+
+#: The last usage of some servers, which sent the real one before.
+NOTHING = Usage(0, 0, 0)
 
 
 class UnfitAnswer(Exception):
@@ -77,27 +84,31 @@ class UnfitAnswer(Exception):
 
 
 class WireProtocol(ABC):
-    """An endpoint of OpenAI's API: its path, its parameters, the bound of a call, and the usage of an answer."""
+    """An endpoint of a provider's API: its path, its parameters, the bound of a call, and the usage of an answer."""
 
     #: Path below the provider's base URL.
     path: str
     #: Parameter of the prompt, without which there is no request.
     prompt_parameter: str
-    #: Checks of the parameters: of those that are refused (docs/openai.md has them), and of all.
+    #: Checks of the parameters: of those that are refused (docs/openai.md has them), and of all. Content whose tokens
+    #: can't be bounded, or that is stored at the provider, is refused too.
     refused: Mapping[str, Check]
     checks: Mapping[str, Check]
     #: Kind of the models that it serves (Model.Kind).
     kind: str = "chat"
+    #: The endpoint's names of the longest answer, in order of precedence.
+    output_names: Sequence[str] = ()
     #: Lowest maximum of output tokens that providers accept here.
     least_output: int = 1
 
     def check(self, payload: Payload) -> None:
-        """Raise InvalidRequest for a parameter or content that can't be passed on."""
-        check_payload(payload, self.checks, required=("model", self.prompt_parameter))
-        self.check_content(payload)
-
-    def check_content(self, payload: Payload) -> None:  # noqa: B027  (bare prompts have none)
-        """Raise InvalidRequest for content whose tokens can't be bounded, or that is stored at the provider."""
+        """Raise InvalidRequest, with `param` and `code`, for the first parameter or content that can't be passed on."""
+        for name in ("model", self.prompt_parameter):
+            if payload.get(name) is None:
+                refuse(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
+        for name, check in self.checks.items():
+            if payload.get(name) is not None:
+                check(name, payload[name])
 
     @abstractmethod
     def prompt_bound(self, payload: Payload) -> int:
@@ -105,11 +116,15 @@ class WireProtocol(ABC):
 
     def asked_output(self, payload: Payload) -> int | None:
         """Return the payload's maximum of output tokens for one answer; None if it names none."""
-        return None
+        return next((int(payload[name]) for name in self.output_names if payload.get(name) is not None), None)
 
     def answers(self, payload: Payload) -> int:
         """Return the number of answers that the payload asks for, each with its own output."""
         return 1
+
+    def generates(self, payload: Payload) -> bool:
+        """Return whether the payload asks for output at all, so that an output of 0 tokens is wrong."""
+        return True
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
         """Return the payload to send, with the tokens granted to each answer as its maximum.
@@ -125,26 +140,31 @@ class WireProtocol(ABC):
             return self.asked_output(payload) is None
         return name in ADDED_PARAMETERS and name not in payload
 
-    @abstractmethod
-    def read_usage(self, body: Body) -> Usage | None:
-        """Return the usage in an answer; None if there is none, or if it does not cover the whole answer."""
+    def parse_usage(self, usage: Any) -> Usage | None:
+        """Parse the `usage` of an answer; None if it is invalid."""
+        return parse_usage(usage)
 
     @abstractmethod
+    def count(self, payload: Payload, body: Body, *, model: str) -> Usage:
+        """Count the usage of a call with a tokenizer."""
+
     def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
         """Count the usage of a call with a tokenizer. If the provider reports a higher figure, that one is returned."""
+        counted = self.count(payload, body, model=model)
+        return (self.parse_usage(body.get("usage")) or counted).at_least(counted)
+
+    def is_of_all(self, reported: Usage, body: Body) -> bool:
+        """Return whether the usage in an answer covers all of it."""
+        return True
 
     def used(self, payload: Payload, body: Body, *, model: str) -> tuple[Usage, str]:
         """Return the usage of a non-streamed call, and its source: "provider" or "estimated"."""
-        reported = self.read_usage(body)
-        if (
-            reported is not None
-            and reported.input_tokens
-            and (reported.output_tokens or self.asked_output(payload) == 0)
-        ):
+        reported, generates = self.parse_usage(body.get("usage")), self.generates(payload)
+        if reported is None or (generates and not self.is_of_all(reported, body)):
+            return self.estimate(payload, body, model=model), "estimated"
+        if reported.input_tokens and (reported.output_tokens or not generates):
             return reported, "provider"
-        counted = self.estimate(payload, body, model=model)
-        used = reported.filled(counted) if reported is not None else counted
-        return used, "provider" if used == reported else "estimated"
+        return reported.filled(self.estimate(payload, body, model=model))
 
     @abstractmethod
     def is_complete(self, body: Body) -> bool:
@@ -163,27 +183,28 @@ class WireProtocol(ABC):
         return payload
 
     def as_stream(self, payload: Payload) -> Body:
-        """Return the payload to send for a stream; raises InvalidRequest if the endpoint does not stream."""
-        raise InvalidRequest("This endpoint does not stream.", param="stream")
+        """Return the payload to send for a stream, which must report its usage."""
+        return {**payload, "stream": True}
 
     def reader(self, payload: Payload) -> EventReader:
         """Return a reader of the stream that the payload asks for."""
         raise NotImplementedError("only of endpoints that stream")
 
-    def error_event(self, payload: Payload, model: str, reader: EventReader, error: Body) -> bytes:
-        """Return what reports an error to the caller after the stream has begun; `error` is in OpenAI's shape."""
-        return b"data: " + json.dumps(error, separators=(",", ":")).encode() + b"\n\n"
-
     def opens_stream(self, event: Body) -> bool:
         """Return whether an event may open a stream: it is no error and belongs to this endpoint."""
         return isinstance(event.get("choices"), list) and not event.get("error")
 
+    def error_event(self, payload: Payload, model: str, reader: EventReader, error: Body) -> bytes:
+        """Return what reports an error to the caller after the stream has begun; `error` is in OpenAI's shape."""
+        return b"data: " + json.dumps(error, separators=(",", ":")).encode() + b"\n\n"
+
     def is_cacheable(self, payload: Payload) -> bool:
         """Return whether an equal payload may get the same answer again (table in docs/openai.md).
 
-        It may at temperature 0, without tools and personal parameters.
+        It may at temperature 0, which embeddings don't have, without tools and personal parameters.
         """
-        return payload.get("temperature") == 0 and not any(payload.get(name) for name in UNCACHEABLE)
+        is_exact = payload.get("temperature") == 0 or self.kind == "embedding"
+        return is_exact and not any(payload.get(name) for name in UNCACHEABLE)
 
     def wanted_output(self, payload: Payload, identity: AuthenticatedKey, model: CatalogModel) -> int:
         """Return the output tokens of one answer: the least of the payload's, the tier's and the model's maximum."""
@@ -212,19 +233,53 @@ class WireProtocol(ABC):
             raise InvalidRequest("The request is too large.") from error
 
 
-def json_bytes(value: Any) -> int:
-    """Return the length of a value as JSON in UTF-8, an upper bound of its tokens for any tokenizer."""
-    size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
-    yield_to_others(size)
-    return size
+class ProviderError(Exception):
+    """An error that a provider sent with status 200: instead of an answer, as an event, or as a failed response.
+
+    `fields` is its error object (code, param, type, and a message that must not be passed on), `response` the failed
+    response that contains it (empty if there is none). `usage` is the usage of the call; None if it is unknown or
+    nothing was generated.
+    """
+
+    def __init__(self, fields: Body, *, response: Body, usage: Usage | None) -> None:
+        super().__init__("the answer is an error")
+        self.fields = fields
+        self.response = response
+        self.usage = usage
+        self.usage_source = "provider"
 
 
-def written_json(value: Any) -> bytes:
-    """Return a value as JSON in UTF-8; as ASCII with escapes if it contains half of a surrogate pair."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+def find_error(body: Body, *, is_named: bool = False) -> ProviderError | None:
+    """Return the error in a body or an event's data; None if there is none. `is_named`: the event is named an error."""
+    response = body.get("response") if body.get("type") == "response.failed" else body
+    if not isinstance(response, dict):
+        response = {}
+    of_choices = (choice.get("error") for choice in choices_in(response))  # where OpenRouter puts it
+    error = response.get("error") or next(filter(None, of_choices), None)
+    is_failed = response is not body or body.get("status") == "failed"
+    is_error = is_named or is_failed or body.get("type") == "error" or body.get("object") == "error"
+    if not error and not is_error:
+        return None
+    fields = error if isinstance(error, dict) else {} if error or is_failed else body
+    usage = parse_usage(response.get("usage")) or parse_usage(response.get("usage"), "input", "output")
+    return ProviderError(fields, response=response if is_failed else {}, usage=usage if usage != NOTHING else None)
+
+
+def parse_usage(usage: Any, prompt: str = "prompt", output: str = "completion") -> Usage | None:
+    """Parse a usage whose fields begin with these names; None if it is invalid. Embeddings report no completion."""
+    if not isinstance(usage, dict):
+        return None
+    read, written = usage.get(f"{prompt}_tokens"), usage.get(f"{output}_tokens", 0 if output == "completion" else None)
+    if not is_count(read) or not is_count(written):
+        return None
+    details = usage.get(f"{prompt}_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return Usage(read, min(cached, read) if is_count(cached) else 0, written)
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Return whether a value is an integer from 0 to MOST_TOKENS, and not a boolean."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
 
 
 def choices_in(body: Body) -> list[Body]:
@@ -233,43 +288,24 @@ def choices_in(body: Body) -> list[Body]:
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
-def is_count(value: Any) -> TypeGuard[int]:
-    """Return whether a value is an integer from 0 to MOST_TOKENS, and not a boolean."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
+def json_bytes(value: Any) -> int:
+    """Return the length of a value as JSON in UTF-8, an upper bound of its tokens for any tokenizer."""
+    size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+    yield_to_others(size)
+    return size
 
 
-def read_openai_usage(usage: Any) -> Usage | None:
-    """Parse the usage of chat completions, completions and embeddings; None if it is invalid."""
-    if not isinstance(usage, dict):
-        return None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
-    if not is_count(prompt) or not is_count(completion):
-        return None
-    return Usage(prompt, cached_tokens(usage.get("prompt_tokens_details"), prompt), completion)
+def prompts_in(value: Any) -> list[Any]:
+    """Return the prompts of `prompt` or `input`: a text, a list of texts, a list of tokens, or a list of those."""
+    if isinstance(value, list) and value and not all(isinstance(item, int) for item in value):
+        return value
+    return [value if value is not None else ""]
 
 
-def read_response_usage(usage: Any) -> Usage | None:
-    """Parse the usage of responses, whose fields have other names; None if it is invalid."""
-    if not isinstance(usage, dict):
-        return None
-    prompt, output = usage.get("input_tokens"), usage.get("output_tokens")
-    if not is_count(prompt) or not is_count(output):
-        return None
-    return Usage(prompt, cached_tokens(usage.get("input_tokens_details"), prompt), output)
-
-
-def is_of_one_answer(output_tokens: int, texts: Sequence[str]) -> bool:
-    """Return whether a provider's output tokens cover one of several answers only, as llama.cpp reports them.
-
-    The provider's tokenizer may differ: a count lower by a fifth, and by a token for each text, is accepted.
-    """
-    return len(texts) > 1 and (count_tokens(texts, model="") - len(texts)) * 4 > output_tokens * 5
-
-
-def cached_tokens(details: Any, prompt: int) -> int:
-    """Return the cached tokens in the details of a usage: at most the prompt's, 0 if there are none."""
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return min(cached, prompt) if is_count(cached) else 0
+def count_prompts(prompts: list[Any], *, model: str) -> int:
+    """Count the tokens of prompts, each a text or a list of tokens."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    return count_tokens(texts, model=model) + sum(len(prompt) for prompt in prompts if isinstance(prompt, list))
 
 
 def count_tokens(texts: Iterable[str], *, model: str) -> int:

@@ -1,11 +1,14 @@
-"""Readers of a provider's event stream, which relay events as bytes and parse only those that matter.
+"""Streams of server-sent events (HTML standard, section 9.2): their bytes, and readers of a provider's stream.
 
-Chunks of text pass unchanged, as whole events. Only the few events with usage, an error or the end are parsed. If the
-stream breaks off, all its events are parsed once to estimate its usage.
+Readers relay events as bytes and parse only those that matter. Chunks of text pass unchanged, as whole events. Only the
+few events with usage, an error or the end are parsed. If the stream breaks off, all its events are parsed once to
+estimate its usage.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,31 +18,155 @@ from django.conf import settings
 
 from core.background import LEAST_SLEEP
 from core.errors import ApiError
-from inference.protocols.base import (
-    Body,
-    Usage,
-    read_openai_usage,
-)
-from inference.protocols.sse import (
-    DONE,
-    END_OF_EVENT,
-    ERROR,
-    BrokenStream,
-    EventBuffer,
-    ProviderError,
-    event_data,
-    find_error,
-    parse_data,
-    parse_events,
-    refuse_garbage,
-)
+from inference.protocols.base import NOTHING, Body, ProviderError, Usage, find_error, parse_usage
 
+END_OF_EVENT = b"\n\n"
 #: End of an event that holds a whole object; an event with another end is parsed.
 END_OF_OBJECT = b"}" + END_OF_EVENT
-#: The last usage of some servers, which sent the real one before.
-NOTHING = Usage(0, 0, 0)
+DONE = b"[DONE]"
+#: Beginnings of an event's lines (HTML standard, section 9.2.6); the first is that of a comment.
+FIELDS = (b":", b"data", b"event", b"id", b"retry")
+#: The name of an event that is an error whatever its data are.
+ERROR = re.compile(rb"^event: ?error$", re.MULTILINE)
+#: Most bytes of one event.
+LONGEST_EVENT = 16 * 1024 * 1024
 #: Bytes of events to parse before other greenlets run; takes some milliseconds.
 TURN = 256 * 1024
+
+
+class BrokenStream(Exception):
+    """The provider's stream contains something that is no event. The text of the exception must not be passed on.
+
+    `before` is the valid part received with it, to be forwarded first.
+    """
+
+    before: bytes = b""
+
+
+class EventBuffer:
+    """Collects bytes of a stream into whole events, and ends their lines with LF.
+
+    Takes linear time: each byte is searched once, however many pieces an event comes in.
+    """
+
+    def __init__(self) -> None:
+        self.rest = bytearray()
+
+    def add(self, data: bytes) -> bytes:
+        """Add received bytes and return the whole events; raises BrokenStream if one is longer than LONGEST_EVENT."""
+        rest = self.rest
+        if rest.endswith(b"\r"):
+            data = b"\r" + data
+            del rest[-1]
+        if b"\r" in data:  # a CR at the end is kept, since an LF may follow it
+            last = b"\r" if data.endswith(b"\r") else b""
+            data = data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
+        searched = max(0, len(rest) - 1)
+        rest += data
+        end = rest.rfind(END_OF_EVENT, searched) + len(END_OF_EVENT)
+        if end < len(END_OF_EVENT):
+            if len(rest) > LONGEST_EVENT:
+                raise BrokenStream("an event without end")
+            return b""
+        events = bytes(rest[:end])
+        del rest[:end]
+        return events
+
+    def end(self) -> bytes:
+        """Return the unfinished event, which ends with the stream; empty if there is none."""
+        last = bytes(self.rest).rstrip(b"\r\n")
+        self.rest.clear()
+        return last + END_OF_EVENT if last else b""
+
+
+def parse_events(text: bytes) -> Iterator[Body]:
+    """Yield the JSON objects in the events of a stream; leave out `[DONE]` and all other data."""
+    for event in text.split(END_OF_EVENT):
+        data = event_data(event)
+        if data and data != DONE:
+            with suppress(BrokenStream):
+                yield parse_data(data)
+
+
+def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> bytes:
+    """Read up to the first event with data, and return the bytes received from its beginning on.
+
+    Comments before it, which some providers send while they work, are skipped. Raises ProviderError if that event or
+    the whole body is an error, BrokenStream if the stream ends before or `opens` rejects the event.
+    """
+    buffer = EventBuffer()
+    for piece in pieces:
+        events, at = buffer.add(piece), 0
+        while (end := events.find(END_OF_EVENT, at)) >= 0:
+            if _is_opening(events[at:end], opens):
+                return events[at:] + bytes(buffer.rest)
+            at = end + len(END_OF_EVENT)
+    last = bytes(buffer.rest).rstrip(b"\r\n")
+    if last and _is_opening(last, opens):
+        return last
+    raise BrokenStream("no event")
+
+
+def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
+    """Return whether an event has data; raises ProviderError or BrokenStream if it can't open the stream."""
+    is_body = event.lstrip().startswith(b"{")  # instead of events
+    found = find_error(body := parse_data(event)) or body if is_body else parse_event(event)
+    if found is None:
+        return False
+    if isinstance(found, ProviderError):
+        raise found
+    if is_body or not opens(found):
+        raise BrokenStream("no event of this endpoint")
+    return True
+
+
+def parse_event(event: bytes) -> Body | ProviderError | None:
+    """Return the object or the error in an event; None if it has no data.
+
+    Raises BrokenStream for other data, and for lines that are neither fields nor comments, such as a proxy's HTML page.
+    """
+    is_named_error, data = ERROR.search(event) is not None, event_data(event)
+    if data or is_named_error:
+        body = parse_data(data, is_error=is_named_error)
+        return find_error(body, is_named=is_named_error) or body
+    if not all(line.startswith(FIELDS) for line in event.split(b"\n") if line):
+        raise BrokenStream("no event")
+    return None
+
+
+def event_data(event: bytes) -> bytes:
+    """Return the data of an event: its `data:` lines (HTML standard, section 9.2.6)."""
+    lines = (line for line in event.split(b"\n") if line.startswith(b"data:"))
+    return b"\n".join(line[5:].removeprefix(b" ") for line in lines)
+
+
+def parse_data(data: bytes, *, is_error: bool = False) -> Body:
+    """Parse an event's data as a JSON object.
+
+    For other data, raises BrokenStream, or returns an empty object if the event is an error.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    if is_error:
+        return {}
+    raise BrokenStream("no JSON object")
+
+
+def server_sent(event: str, data: Body) -> bytes:
+    """Return a named event with a JSON object."""
+    return b"event: " + event.encode() + b"\ndata: " + written_json(data) + b"\n\n"
+
+
+def written_json(value: Body) -> bytes:
+    """Return an object as JSON in UTF-8; as ASCII with escapes if it contains half of a surrogate pair."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 class EventReader(ABC):
@@ -75,20 +202,36 @@ class EventReader(ABC):
         """
         if self._postponed is not None:
             raise self._postponed
-        events = self._buffer.add(data)
-        return self._forward(events) if events else b""
+        if plain := self.pass_on(data):
+            return plain
+        forwarded = bytearray()
+        try:
+            for event in filter(None, self.stripped(self._buffer.add(data)).split(END_OF_EVENT)):
+                if not self.is_over:
+                    forwarded += self._read(event)
+                elif self.error is not None:
+                    self._look_for_usage(event)
+        except BrokenStream as error:
+            error.before = bytes(forwarded)
+            raise
+        except ApiError as error:
+            if not forwarded:
+                raise
+            self._postponed = error
+        return bytes(forwarded)
 
     def pass_on(self, data: bytes) -> bytes:
         """Process bytes that are whole events without signs, and return what to forward.
 
         Any other bytes are left for `feed`, and nothing is returned.
         """
-        if not self._buffer.is_empty or self.is_over or b"\r" in data or not data.endswith(END_OF_OBJECT):
+        if self._buffer.rest or self.is_over or b"\r" in data or not data.endswith(END_OF_OBJECT):
             return b""
-        events = self._stripped(data)
-        if not self._is_plain(events):
-            return b""
-        if self._size + len(events) > settings.MAX_ANSWER_BYTES:
+        events = self.stripped(data)
+        number = events.count(END_OF_EVENT)
+        are_whole = events.count(END_OF_OBJECT) == number and events.startswith(self.start)
+        is_plain = are_whole and events.count(END_OF_EVENT + self.start) == number - 1 and not self.is_signed(events)
+        if not is_plain or self._size + len(events) > settings.MAX_ANSWER_BYTES:
             return b""
         self._keep(events)
         return events
@@ -137,18 +280,24 @@ class EventReader(ABC):
         """
         reported = self.usage
         is_last = not self._usage_is_early and (self.is_done or self._usage_stands_alone)
-        is_of_all = reported is not None and is_last and not self.lacks_answers(reported)
-        if reported is not None and is_of_all and reported.input_tokens and reported.output_tokens:
+        is_final = reported is not None and is_last and self.is_of_all(reported)
+        if reported is not None and is_final and reported.input_tokens and reported.output_tokens:
             return reported, "provider"
         counted = estimate(self.body())
-        if reported is None or not is_of_all:
+        if reported is None or not is_final:
             return (reported or counted).at_least(counted), "estimated"
-        used = reported.filled(counted)
-        return used, "provider" if used == reported else "estimated"
+        return reported.filled(counted)
 
-    def lacks_answers(self, reported: Usage) -> bool:
-        """Return whether the provider's usage does not cover all answers."""
-        return False
+    @abstractmethod
+    def read(self, event: bytes, body: Body) -> bytes:
+        """Process an event with its parsed data (empty if it has none), and return the bytes to forward.
+
+        Raises BrokenStream.
+        """
+
+    @abstractmethod
+    def read_done(self, event: bytes) -> bytes:
+        """Process the event whose data are `[DONE]`, and return the bytes to forward; raises BrokenStream."""
 
     @abstractmethod
     def has_generated(self) -> bool:
@@ -158,82 +307,15 @@ class EventReader(ABC):
     def body(self) -> Body:
         """Return the output received so far as a non-streamed body, for estimates."""
 
-    @abstractmethod
-    def look(self, event: Body) -> bool:
-        """Process a parsed event and return whether to forward it; raises BrokenStream."""
+    def is_of_all(self, reported: Usage) -> bool:
+        """Return whether the provider's usage covers all answers."""
+        return True
 
-    @abstractmethod
-    def take_done(self) -> bool:
-        """Process the event `[DONE]` and return whether to forward it; raises BrokenStream."""
-
-    def _forward(self, events: bytes) -> bytes:
-        """Return events without signs unchanged, and process all others one by one."""
-        stripped = self._stripped(events)
-        if not self.is_over and self._is_plain(stripped):
-            self._keep(stripped)
-            return stripped
-        forwarded = bytearray()
-        try:
-            for event in filter(None, stripped.split(END_OF_EVENT)):
-                forwarded += self._relay_or_ignore(event)
-        except BrokenStream as error:
-            error.before = bytes(forwarded)
-            raise
-        except ApiError as error:
-            if not forwarded:
-                raise
-            self._postponed = error
-        return bytes(forwarded)
-
-    def _relay_or_ignore(self, event: bytes) -> bytes:
-        """Return the bytes to forward of one event and keep the event; nothing if the stream is over."""
-        if self.is_over:
-            self._look_for_usage(event)
-            return b""
-        forwarded = self._relay(event)
-        if self.error is None:
-            self._keep(event + END_OF_EVENT)
-        return forwarded
-
-    def _look_for_usage(self, event: bytes) -> None:
-        """Search an event after an error for the usage, which may come alone or in the failed response."""
-        data = event_data(event)
-        if self.error is None or not data or data == DONE:
-            return
-        with suppress(BrokenStream):
-            body = parse_data(data)
-            found = find_error(body)
-            if found is not None and found.response:
-                self._fail(ProviderError(found.fields or self.error.fields, response=found.response, usage=found.usage))
-            else:
-                self._take_usage(read_openai_usage(body.get("usage")))
-
-    def _keep(self, events: bytes) -> None:
-        """Keep events for the cache and for estimates; raises BrokenStream beyond MAX_ANSWER_BYTES."""
-        self._size += len(events)
-        if self._size > settings.MAX_ANSWER_BYTES:
-            raise BrokenStream("too large an answer")
-        self._kept.append(events)
-
-    def _fail(self, error: ProviderError) -> None:
-        self.error = error
-        self._take_usage(error.usage)
-
-    def _take_usage(self, usage: Usage | None) -> None:
-        """Note the usage of a failed stream, which covers all its output."""
-        if usage is not None and usage != NOTHING:
-            self.usage, self._usage_is_early, self._usage_stands_alone = usage, False, True
-
-    def _stripped(self, events: bytes) -> bytes:
+    def stripped(self, events: bytes) -> bytes:
         """Return events without the parts that are never forwarded."""
         return events
 
-    def _is_plain(self, events: bytes) -> bool:
-        number = events.count(END_OF_EVENT)
-        are_whole = events.count(END_OF_OBJECT) == number and events.startswith(self.start)
-        return are_whole and events.count(END_OF_EVENT + self.start) == number - 1 and not self._is_signed(events)
-
-    def _is_signed(self, events: bytes) -> bool:
+    def is_signed(self, events: bytes) -> bool:
         """Return whether events must be parsed. After the usage all are, to notice further output."""
         if self.usage is not None and not self._usage_is_early:
             return True
@@ -242,22 +324,42 @@ class EventReader(ABC):
                 return True
         return False
 
-    def _relay(self, event: bytes) -> bytes:
-        """Return the bytes to forward of one event; raises BrokenStream."""
-        return event + END_OF_EVENT if self._passes(event) else b""
+    def _read(self, event: bytes) -> bytes:
+        """Process one event, keep it unless it is an error, and return the bytes to forward."""
+        forwarded = event + END_OF_EVENT
+        if not (event.endswith(b"}") and event.startswith(self.start)) or self.is_signed(event):
+            if event_data(event) == DONE:
+                forwarded = self.read_done(event)
+            elif isinstance(found := parse_event(event), ProviderError):
+                self.error = found
+                self._take_usage(found.usage)
+                return b""
+            else:
+                forwarded = self.read(event, found or {})
+        self._keep(event + END_OF_EVENT)
+        return forwarded
 
-    def _passes(self, event: bytes) -> bool:
-        if event.endswith(b"}") and event.startswith(self.start) and not self._is_signed(event):
-            return True
-        is_named_error, data = ERROR.search(event) is not None, event_data(event)
-        if data == DONE:
-            return self.take_done()
-        if not data and not is_named_error:
-            refuse_garbage(event)
-            return True
-        body = parse_data(data, is_error=is_named_error)
-        error = find_error(body, is_named=is_named_error)
-        if error is not None:
-            self._fail(error)
-            return False
-        return self.look(body)
+    def _keep(self, events: bytes) -> None:
+        """Keep events for the cache and for estimates; raises BrokenStream beyond MAX_ANSWER_BYTES."""
+        self._size += len(events)
+        if self._size > settings.MAX_ANSWER_BYTES:
+            raise BrokenStream("too large an answer")
+        self._kept.append(events)
+
+    def _look_for_usage(self, event: bytes) -> None:
+        """Search an event after an error for the usage, which may come alone or in the failed response."""
+        with suppress(BrokenStream):
+            found = parse_event(event)
+            if not isinstance(found, ProviderError):
+                self._take_usage(parse_usage((found or {}).get("usage")))
+                return
+            if found.response and self.error is not None:
+                self.error = ProviderError(
+                    found.fields or self.error.fields, response=found.response, usage=found.usage
+                )
+            self._take_usage(found.usage)
+
+    def _take_usage(self, usage: Usage | None) -> None:
+        """Note the usage of a failed stream, which covers all its output."""
+        if usage is not None and usage != NOTHING:
+            self.usage, self._usage_is_early, self._usage_stands_alone = usage, False, True

@@ -1,6 +1,7 @@
 """Checks of the parameters of /v1, of which each protocol makes its table: what it relies on, and what it refuses.
 
-All other parameters are left to the provider. Errors have OpenAI's texts and codes.
+All other parameters are left to the provider. Errors have OpenAI's texts and codes. A check gets a parameter's name, or
+the place of a field such as `messages[0].content`, and its value; it raises InvalidRequest.
 
 The platform computes the most that a call may use before it sends it. So each endpoint accepts one name for the longest
 answer and one for the number of answers; other names that some server knows are refused. Parameters that cost more than
@@ -9,67 +10,60 @@ tokens, or that make another model answer, are refused too. As with OpenAI and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from core.errors import InvalidRequest
 
 MOST_ANSWERS = 128
 MOST_OUTPUT = 10_000_000
+MOST_DIMENSIONS = 100_000
 
 Check = Callable[[str, Any], None]
 
 
-def check_payload(payload: Mapping[str, Any], checks: Mapping[str, Check], *, required: tuple[str, ...]) -> None:
-    """Check the parameters of a payload; raises InvalidRequest with `param` and `code` for the first that fails."""
-    for name in required:
-        if payload.get(name) is None:
-            raise InvalidRequest(
-                f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
-            )
-    for name, check in checks.items():
-        if payload.get(name) is not None:
-            check(name, payload[name])
+def refuse(text: str, name: str, code: str) -> NoReturn:
+    """Raise InvalidRequest about a parameter or a field."""
+    raise InvalidRequest(text, param=name, code=code)
 
 
-def is_string(name: str, value: Any) -> None:
-    """Accept a text, which may be empty."""
-    if not isinstance(value, str):
-        raise _wrong_type(name, "a string")
+def wrong_type(name: str, wanted: str) -> NoReturn:
+    """Raise InvalidRequest for a value of another type than was `wanted`."""
+    refuse(f"Invalid type for '{name}': expected {wanted}.", name, "invalid_type")
+
+
+def of_type(kind: type, wanted: str) -> Check:
+    """Return a check for values of a type."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, kind):
+            wrong_type(name, wanted)
+
+    return check
+
+
+is_string = of_type(str, "a string")
 
 
 def is_text(name: str, value: Any) -> None:
     """Accept a text that is not empty."""
     is_string(name, value)
     if not value:
-        raise InvalidRequest(f"Invalid '{name}': empty string.", param=name, code="empty_string")
-
-
-def is_boolean(name: str, value: Any) -> None:
-    """Accept true and false."""
-    if not isinstance(value, bool):
-        raise _wrong_type(name, "a boolean")
-
-
-def is_object(name: str, value: Any) -> None:
-    """Accept an object."""
-    if not isinstance(value, dict):
-        raise _wrong_type(name, "an object")
-
-
-def is_list_of_objects(name: str, value: Any) -> None:
-    """Accept a list of at least one object."""
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise _wrong_type(name, "an array of objects")
-    if not value:
-        raise InvalidRequest(f"Invalid '{name}': empty array.", param=name, code="empty_array")
+        refuse(f"Invalid '{name}': empty string.", name, "empty_string")
 
 
 def is_objects(name: str, value: Any) -> None:
     """Accept a list of objects, which may be empty."""
-    if value != []:
-        is_list_of_objects(name, value)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        wrong_type(name, "an array of objects")
+
+
+def is_list_of_objects(name: str, value: Any) -> None:
+    """Accept a list of at least one object."""
+    is_objects(name, value)
+    if not value:
+        refuse(f"Invalid '{name}': empty array.", name, "empty_array")
 
 
 def is_prompt(name: str, value: Any) -> None:
@@ -77,38 +71,35 @@ def is_prompt(name: str, value: Any) -> None:
     if isinstance(value, str):
         return
     if not isinstance(value, list) or not value:
-        raise _wrong_type(name, "a string or an array that is not empty")
+        wrong_type(name, "a string or an array that is not empty")
     kinds = {type(item) for item in value}
     if kinds == {list}:
         kinds = {int} if all(value) and {type(item) for tokens in value for item in tokens} == {int} else set()
     if kinds not in ({str}, {int}):
-        raise _wrong_type(name, "a string or an array of strings, of token numbers, or of arrays of those")
+        wrong_type(name, "a string or an array of strings, of token numbers, or of arrays of those")
 
 
-def is_input(name: str, value: Any) -> None:
-    """Accept a text, or a list of at least one object."""
-    if not isinstance(value, str):
-        is_list_of_objects(name, value)
-
-
-def integer(minimum: int, maximum: int) -> Check:
-    """Return a check for whole numbers within bounds."""
+def number(minimum: float, maximum: float, *, kind: str = "integer") -> Check:
+    """Return a check for numbers within bounds; `kind`: "integer" or "decimal"."""
+    types, wanted = ((int,), "an integer") if kind == "integer" else ((int, float), "a number")
 
     def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise _wrong_type(name, "an integer")
-        _within(name, value, minimum, maximum, "integer")
+        if isinstance(value, bool) or not isinstance(value, types):
+            wrong_type(name, wanted)
+        if value < minimum:
+            refuse(f"Invalid '{name}': expected a value of {minimum} or more.", name, f"{kind}_below_min_value")
+        if value > maximum:
+            refuse(f"Invalid '{name}': expected a value of {maximum} or less.", name, f"{kind}_above_max_value")
 
     return check
 
 
-def decimal(minimum: float, maximum: float) -> Check:
-    """Return a check for numbers within bounds."""
+def one_of(*accepted: str) -> Check:
+    """Return a check for one of a few words."""
 
     def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _wrong_type(name, "a number")
-        _within(name, value, minimum, maximum, "decimal")
+        if value not in accepted:
+            refuse(f"Invalid value for '{name}': expected one of {', '.join(accepted)}.", name, "invalid_value")
 
     return check
 
@@ -121,42 +112,43 @@ def unsupported(reason: str, *, off: Any = None) -> Check:
 
     def check(name: str, value: Any) -> None:
         if off is None or type(value) is not type(off) or value != off:
-            raise InvalidRequest(f"'{name}' is not supported here: {reason}", param=name, code="unsupported_parameter")
+            refuse(f"'{name}' is not supported here: {reason}", name, "unsupported_parameter")
 
     return check
 
 
-def one_of(*accepted: str) -> Check:
-    """Return a check for one of a few words."""
+def others(names: Iterable[str], own: str, *, reads: Iterable[str] = ()) -> dict[str, Check]:
+    """Return checks that refuse all names but `own`, which they recommend, and those in `reads`."""
 
-    def check(name: str, value: Any) -> None:
-        if value not in accepted:
-            text = f"Invalid value for '{name}': expected one of {', '.join(accepted)}."
-            raise InvalidRequest(text, param=name, code="invalid_value")
+    def check(name: str, value: object) -> None:
+        refuse(f"Unsupported parameter: '{name}'. Use '{own}' instead.", name, "unsupported_parameter")
 
-    return check
+    return dict.fromkeys((name for name in names if name not in (own, *reads)), check)
 
 
-def only_text(name: str, value: Any) -> None:
-    """Accept only the modality text: audio has another price."""
-    if value != ["text"]:
-        raise InvalidRequest(f"'{name}' can be [\"text\"] only here.", param=name, code="unsupported_parameter")
+def folded(name: str) -> str:
+    """Return a parameter's name as Go, .NET and Protocol Buffers read it: `Max_Tokens`, `maxTokens` as `maxtokens`."""
+    return name.replace("_", "").replace("-", "").casefold()
 
 
-def _within(name: str, value: float, minimum: float, maximum: float, kind: str) -> None:
-    if value < minimum:
-        text = f"Invalid '{name}': expected a value of {minimum} or more."
-        raise InvalidRequest(text, param=name, code=f"{kind}_below_min_value")
-    if value > maximum:
-        text = f"Invalid '{name}': expected a value of {maximum} or less."
-        raise InvalidRequest(text, param=name, code=f"{kind}_above_max_value")
+@cache
+def names_by_fold(names: frozenset[str], fold: Callable[[str], str]) -> dict[str, str]:
+    """Return the names by their folded forms."""
+    return {fold(name): name for name in names}
 
 
-def _wrong_type(name: str, wanted: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid type for '{name}': expected {wanted}.", param=name, code="invalid_type")
+def refuse_misspelt(
+    names: Iterable[str], checked: frozenset[str], *, at: str = "", fold: Callable[[str], str] = folded
+) -> None:
+    """Raise InvalidRequest for a misspelt name that some servers accept as one of the `checked` names.
 
+    `at` is the place of an object's fields, such as `messages[0].`; `fold` returns how servers read a name.
+    """
+    for name in names:
+        if name not in checked and (meant := names_by_fold(checked, fold).get(fold(name))) is not None:
+            place = f"{at}{name[:100]}"
+            refuse(f"Unknown parameter: '{place}'. Did you mean '{meant}'?", place, "unknown_parameter")
 
-MOST_DIMENSIONS = 100_000
 
 #: Names of the longest answer: OpenAI's, and those of llama.cpp, Ollama, TGI, LMDeploy, TabbyAPI and their kind.
 OUTPUT_NAMES = (
@@ -202,17 +194,6 @@ UNPRICED = "its price can't be bounded."
 ELSEWHERE = "the model is chosen here, and its price with it."
 KEPT = "nothing is kept at the provider."
 
-
-def others(names: Iterable[str], own: str, *, reads: Iterable[str] = ()) -> dict[str, Check]:
-    """Return checks that refuse all names but `own`, which they recommend, and those in `reads`."""
-
-    def check(name: str, value: object) -> None:
-        text = f"Unsupported parameter: '{name}'. Use '{own}' instead."
-        raise InvalidRequest(text, param=name, code="unsupported_parameter")
-
-    return dict.fromkeys((name for name in names if name not in (own, *reads)), check)
-
-
 #: Parameters that every endpoint refuses, except for values that switch them off.
 REFUSED: dict[str, Check] = {
     **dict.fromkeys(LEAST_NAMES, unsupported(EXCEEDS)),
@@ -225,32 +206,11 @@ REFUSED: dict[str, Check] = {
 #: Parameters of all endpoints that generate text.
 SAMPLING: dict[str, Check] = {
     "model": is_text,
-    "stream": is_boolean,
-    "temperature": decimal(0, 2),
-    "top_p": decimal(0, 1),
+    "stream": of_type(bool, "a boolean"),
+    "temperature": number(0, 2, kind="decimal"),
+    "top_p": number(0, 1, kind="decimal"),
     "service_tier": one_of("auto", "default"),
-    "stream_options": is_object,
+    "stream_options": of_type(dict, "an object"),
 }
 #: Parameters of requests with effects outside, with stored data, or of one user: their answers are not cached.
 UNCACHEABLE = ("tools", "functions", "store", "user", "safety_identifier", "metadata", "prompt_cache_key", "audio")
-
-
-def refuse_misspelt(names: Iterable[str], checked: frozenset[str]) -> None:
-    """Raise InvalidRequest for a misspelt name that some servers accept as one of the `checked` parameters.
-
-    Go, .NET and Protocol Buffers read `Max_Tokens` or `maxTokens` as `max_tokens`.
-    """
-    by_folded = _by_folded(checked)
-    for name in names:
-        if name not in checked and (meant := by_folded.get(_folded(name))) is not None:
-            text = f"Unknown parameter: '{name[:100]}'. Did you mean '{meant}'?"
-            raise InvalidRequest(text, param=name[:100], code="unknown_parameter")
-
-
-@cache
-def _by_folded(names: frozenset[str]) -> dict[str, str]:
-    return {_folded(name): name for name in names}
-
-
-def _folded(name: str) -> str:
-    return name.replace("_", "").replace("-", "").casefold()

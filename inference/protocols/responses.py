@@ -1,40 +1,39 @@
-"""The protocol of POST /responses, and the reader of its streams."""
+"""The protocol of POST /responses.
+
+The input may contain messages, reasoning, and calls of the caller's tools with their outputs. Output of the provider's
+tools and references to stored items are refused. A stream's last event holds the whole response.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from inference.protocols.base import (
-    MESSAGE_TOKENS,
     PART_OVERHEAD,
-    REPLY_TOKENS,
-    REQUEST_OVERHEAD,
     Body,
     Payload,
     Usage,
     WireProtocol,
     count_tokens,
     is_count,
-    json_bytes,
-    read_response_usage,
+    parse_usage,
 )
 from inference.protocols.content import (
-    IMAGE_ESTIMATE,
-    IMAGE_TOKENS,
-    image_count,
-    refuse_items,
-    schema_texts,
+    FUNCTIONS,
+    content_bound,
+    content_estimate,
+    part_of,
+    refuse_media,
+    refuse_unknown_spelling,
+    text_or,
     texts_in,
-    tool_overhead,
-    tools_in,
-    without_images,
+    tools_of,
 )
-from inference.protocols.events import EventReader
+from inference.protocols.events import END_OF_EVENT, EventReader, server_sent
 from inference.protocols.parameters import (
     ANSWER_NAMES,
     KEPT,
@@ -42,27 +41,143 @@ from inference.protocols.parameters import (
     OUTPUT_NAMES,
     REFUSED,
     SAMPLING,
-    integer,
-    is_input,
+    Check,
+    is_list_of_objects,
     is_objects,
     is_string,
+    number,
     others,
+    refuse,
     unsupported,
 )
-from inference.protocols.sse import server_sent
 
-#: Fields of an output item that the model did not write, besides its type and id.
-LABELS = {"role": None, "status": None, "call_id": None, "encrypted_content": None}
+#: Fields of an output item that the model did not write.
+LABELS = ("type", "id", "role", "status", "call_id", "encrypted_content")
 #: Characters of encrypted reasoning a token: base64 of about 4.5 characters of text.
 ENCRYPTED = 6
+
+#: Tools that the caller runs and whose description the provider adds to the prompt.
+BUILT_IN = ("local_shell", "shell", "apply_patch", "tool_search", "computer", "computer_use_preview")
+#: Most tokens of such a description; the longest known, of a computer, has fewer than 1,500.
+BUILT_IN_TOKENS = 5_000
+#: Fields of an update in the middle of a conversation. Other settings must be parameters, which are checked.
+UPDATED = frozenset({"type", "id", "reasoning", "text"})
+
+is_own_tools = tools_of(*FUNCTIONS, "namespace", *BUILT_IN)
+is_function_tools = tools_of(*FUNCTIONS)
+
+
+def check_tools(name: str, tools: Any) -> None:
+    """Accept tools that the caller runs: functions, also in namespaces, local shells, searches by the client."""
+    is_own_tools(name, tools)
+    for at, tool in enumerate(tools):
+        if tool["type"] == "namespace" and tool.get("tools") is not None:
+            is_function_tools(f"{name}[{at}].tools", tool["tools"])
+        elif tool["type"] == "shell":
+            check_environment(f"{name}[{at}].environment", tool.get("environment"))
+        elif tool["type"] == "tool_search":
+            check_execution(f"{name}[{at}].execution", tool.get("execution"))
+
+
+def check_environment(name: str, environment: Any) -> None:
+    """Accept a shell's environment that is local: containers run at the provider."""
+    if not isinstance(environment, dict) or environment.get("type") != "local":
+        text = f"Invalid value for '{name}.type': 'local' is supported here, which the caller runs."
+        refuse(text, f"{name}.type", "invalid_value")
+    refuse_unknown_spelling(name, environment)
+
+
+def check_execution(name: str, execution: Any) -> None:
+    """Accept a tool search that the client runs."""
+    if execution != "client":
+        text = f"Invalid value for '{name}': 'client' is supported here, so that the caller runs the search."
+        refuse(text, name, "invalid_value")
+
+
+def check_captures(name: str, value: Any) -> None:
+    """Accept the output of commands: objects of texts that are no content parts."""
+    is_objects(name, value)
+    for at, each in enumerate(value):
+        refuse_media(f"{name}[{at}]", each)
+        if "type" in each:
+            refuse(f"Unknown parameter: '{name}[{at}].type'.", f"{name}[{at}].type", "unknown_parameter")
+
+
+def check_output(name: str, value: Any) -> None:
+    """Accept a text, which may be absent."""
+    if value is not None:
+        is_string(name, value)
+
+
+#: Parts of messages and tool outputs, and of reasoning (sent whole, not by its id).
+PARTS = text_or(part_of("input_text", "output_text", "refusal", image="input_image"))
+REASONING = text_or(part_of("reasoning_text", "summary_text"))
+#: The accepted items, with a check for each field that may hold content. `check_item` has the checks for all items.
+ITEMS: Mapping[str, Mapping[str, Check]] = {
+    "message": {"content": PARTS},
+    "agent_message": {"content": text_or(part_of("encrypted_content", "input_text"))},
+    "reasoning": {"content": REASONING, "summary": REASONING},
+    "function_call": {},
+    "function_call_output": {"output": PARTS},
+    "custom_tool_call": {},
+    "custom_tool_call_output": {"output": PARTS},
+    "additional_tools": {},
+    "tool_search_call": {},
+    "tool_search_output": {},
+    "local_shell_call": {},
+    "local_shell_call_output": {"output": check_output},
+    "shell_call": {},
+    "shell_call_output": {"output": check_captures},
+    "apply_patch_call": {},
+    "apply_patch_call_output": {"output": check_output},
+    "computer_call": {},
+    "computer_call_output": {"output": part_of(image="computer_screenshot")},
+    "configuration_update": {},
+}
+#: Fields of any item, checked where they are given.
+ITEM_FIELDS = {"tools": check_tools, "environment": check_environment, "execution": check_execution}
+
+
+def check_item(name: str, item: Body) -> None:
+    """Accept an item whose type is in ITEMS, with content that is accepted.
+
+    An item without a type is a message if it has a role, and otherwise a reference to an item stored at the provider.
+    """
+    kind = item.get("type", "message" if "role" in item else "item_reference")
+    if not isinstance(kind, str) or kind not in ITEMS:
+        given, names = str(kind)[:100], ", ".join(f"'{each}'" for each in ITEMS)
+        text = f"Invalid value for '{name}.type': '{given}'. Supported here are {names}."
+        refuse(text, f"{name}.type", "invalid_value")
+    if kind == "reasoning" and not (item.get("encrypted_content") or item.get("content")):
+        text = "Nothing is stored at the provider: ask for reasoning.encrypted_content, and send it along."
+        refuse(text, name, "unsupported_parameter")
+    if kind == "configuration_update" and (unknown := next((each for each in item if each not in UPDATED), None)):
+        at = f"{name}.{unknown[:100]}"
+        text = f"Unsupported parameter: '{at}'. Only reasoning and text can be updated in the input."
+        refuse(text, at, "unsupported_parameter")
+    for field, check in ITEMS[kind].items():
+        check(f"{name}.{field}", item.get(field))
+    refuse_media(name, item)
+    for field, check in ITEM_FIELDS.items():
+        if item.get(field) is not None:
+            check(f"{name}.{field}", item[field])
+
+
+def check_input(name: str, value: Any) -> None:
+    """Accept a text, or a list of at least one item."""
+    if not isinstance(value, str):
+        is_list_of_objects(name, value)
+        for at, item in enumerate(value):
+            check_item(f"{name}[{at}]", item)
 
 
 class ResponseProtocol(WireProtocol):
     """Responses, without anything that the provider would store."""
 
     path = "/responses"
-    least_output = 16
     prompt_parameter = "input"
+    output_names = ("max_output_tokens",)
+    least_output = 16
     refused = {
         **REFUSED,
         **others(OUTPUT_NAMES, "max_output_tokens"),
@@ -73,50 +188,36 @@ class ResponseProtocol(WireProtocol):
     checks = {
         **refused,
         **SAMPLING,
-        "input": is_input,
         "instructions": is_string,
-        "max_output_tokens": integer(1, MOST_OUTPUT),
-        "tools": is_objects,
+        "max_output_tokens": number(1, MOST_OUTPUT),
+        "tools": check_tools,
+        "input": check_input,
     }
 
-    def check_content(self, payload: Payload) -> None:
-        """Raise InvalidRequest for tools that the provider runs, and for items that are not accepted."""
-        refuse_items(payload)
-
     def prompt_bound(self, payload: Payload) -> int:
-        """Return one token a byte of the request's JSON, plus IMAGE_TOKENS an image, plus overhead."""
-        items = _items(payload.get("input"))
-        rest = {name: value for name, value in payload.items() if name != "input"}
-        images = image_count(items)
-        size = json_bytes(without_images(items) if images else items) + json_bytes(rest)
-        around = PART_OVERHEAD * len(items) + sum(map(tool_overhead, tools_in(_tools(payload))))
-        return REQUEST_OVERHEAD + around + size + IMAGE_TOKENS * images
-
-    def asked_output(self, payload: Payload) -> int | None:
-        """Return max_output_tokens."""
-        asked = payload.get("max_output_tokens")
-        return None if asked is None else int(asked)
+        """Return one token a byte of the request's JSON, the most of each image and built-in tool, and overhead."""
+        items, tools = _items(payload), _tools(payload)
+        tools += [inner for tool in tools if tool.get("type") == "namespace" for inner in tool.get("tools") or ()]
+        built_in = sum(tool.get("type") in BUILT_IN for tool in tools)
+        around = PART_OVERHEAD * (len(items) + len(tools)) + BUILT_IN_TOKENS * built_in
+        return content_bound(items, payload, without="input", around=around)
 
     def with_output(self, payload: Payload, tokens: int, parameter: str) -> Body:
         """Set the maximum, and forbid the provider to store anything."""
         return {**payload, "max_output_tokens": tokens, "store": False}
 
-    def read_usage(self, body: Body) -> Usage | None:
-        """Return the usage in `usage`."""
-        return read_response_usage(body.get("usage"))
+    def parse_usage(self, usage: Any) -> Usage | None:
+        """Parse a usage, whose fields have other names than those of chat completions."""
+        return parse_usage(usage, "input", "output")
 
-    def estimate(self, payload: Payload, body: Body, *, model: str) -> Usage:
-        """Count the input, the schemas, the images and the output."""
-        given = _items(payload.get("input"))
-        shown = ({**item, "tools": None} if isinstance(item, dict) else item for item in without_images(given))
-        items = [*shown, payload.get("instructions")]
-        texts = chain(texts_in(items), schema_texts({**payload, "tools": _tools(payload)}))
-        around = MESSAGE_TOKENS * len(items) + REPLY_TOKENS + IMAGE_ESTIMATE * image_count(given)
-        prompt = count_tokens(texts, model=model) + around
+    def count(self, payload: Payload, body: Body, *, model: str) -> Usage:
+        """Count the input, the schemas, the images and the output, encrypted reasoning included."""
+        items = [{**item, "tools": None} if isinstance(item, dict) else item for item in _items(payload)]
+        asked = {**payload, "tools": _tools(payload)}
+        prompt = content_estimate([*items, payload.get("instructions")], asked, model=model)
         output = [item for item in body.get("output") or [] if isinstance(item, dict)]
         hidden = sum(len(str(item.get("encrypted_content") or "")) for item in output) // ENCRYPTED
-        written = count_tokens(texts_in([{**item, **LABELS} for item in output]), model=model)
-        return Usage(prompt, 0, written + hidden)
+        return Usage(prompt, 0, count_tokens(texts_in(output, besides=LABELS), model=model) + hidden)
 
     def is_complete(self, body: Body) -> bool:
         """Return whether there is an output and the response has not failed."""
@@ -132,10 +233,6 @@ class ResponseProtocol(WireProtocol):
         """Return whether the temperature is 0 and the request has no tools, also in its input."""
         return super().is_cacheable(payload) and not _tools(payload)
 
-    def as_stream(self, payload: Payload) -> Body:
-        """Ask for a stream, whose last event holds the usage."""
-        return {**payload, "stream": True}
-
     def opens_stream(self, event: Body) -> bool:
         """Return whether the event belongs to a response and is not its failure."""
         kind = event.get("type")
@@ -148,28 +245,29 @@ class ResponseProtocol(WireProtocol):
     def error_event(self, payload: Payload, model: str, reader: EventReader, error: Body) -> bytes:
         """Return the event that ends a response as failed: the object received so far, under the next sequence number.
 
-        If no event was sent yet, `response.created` comes first, because clients rely on it.
+        If no event was sent yet, `response.created` comes first, because clients rely on it. The next number is the
+        number of events if the provider's have none.
         """
-        events = list(reader.events())
+        events, beginning, items = list(reader.events()), b"", {}
+        numbers = [event["sequence_number"] for event in events if is_count(event.get("sequence_number"))]
+        number = max(numbers) + 1 if numbers else len(events)
         received = [event["response"] for event in events if isinstance(event.get("response"), dict)]
-        beginning, number = b"", _next_number(events)
         if not received:
-            received = [_new_response(payload, model)]
-            beginning, number = _numbered("response.created", 0, received[0]), 1
-        items = {
-            event["output_index"]: event.get("item")
-            for event in events
-            if event.get("type") == "response.output_item.done" and is_count(event.get("output_index"))
-        }
-        provider = reader.error.response if reader.error is not None else {}
+            received = [new_response(payload, model)]
+            fields = {"type": "response.created", "sequence_number": 0, "response": received[0]}
+            beginning, number = server_sent("response.created", fields), 1
+        for event in events:
+            if event.get("type") == "response.output_item.done" and is_count(event.get("output_index")):
+                items[event["output_index"]] = event.get("item")
         whole = {
             **received[-1],
             "output": [items[index] for index in sorted(items)],
-            **provider,
+            **(reader.error.response if reader.error is not None else {}),
             "status": "failed",
             "error": {name: error["error"][name] for name in ("code", "message", "param")},
         }
-        return beginning + _numbered("response.failed", number, whole)
+        failed = {"type": "response.failed", "sequence_number": number, "response": whole}
+        return beginning + server_sent("response.failed", failed)
 
 
 response_protocol = ResponseProtocol()
@@ -195,18 +293,18 @@ class ResponseReader(EventReader):
         super().__init__()
         self._whole: Body = {}
 
-    def look(self, event: Body) -> bool:
+    def read(self, event: bytes, body: Body) -> bytes:
         """Note the end and the usage in it."""
-        if event.get("type") in ("response.completed", "response.incomplete"):
+        if body.get("type") in ("response.completed", "response.incomplete"):
             self.is_done = True
-            response = event.get("response")
+            response = body.get("response")
             self._whole = response if isinstance(response, dict) else {}
-            self.usage = read_response_usage(self._whole.get("usage"))
-        return True
+            self.usage = response_protocol.parse_usage(self._whole.get("usage"))
+        return event + END_OF_EVENT
 
-    def take_done(self) -> bool:
-        """Return False: the end is another event."""
-        return False
+    def read_done(self, event: bytes) -> bytes:
+        """Forward nothing: the end is another event."""
+        return b""
 
     def has_generated(self) -> bool:
         """Return whether any output was received."""
@@ -232,27 +330,19 @@ def _output_in(events: Iterator[Body]) -> list[Body]:
     return [*whole.values(), *({"content": text} for text in texts.values() if text)]
 
 
-def _tools(payload: Payload) -> list[Body]:
-    """Return all tools of a request: those beside its input, and those in the items of its input."""
-    items = (item for item in _items(payload.get("input")) if isinstance(item, dict))
-    return [tool for holder in (payload, *items) for tool in holder.get("tools") or ()]
-
-
-def _items(value: Any) -> list[Any]:
+def _items(payload: Payload) -> list[Any]:
+    """Return the items of the input; a text is one."""
+    value = payload.get("input")
     return value if isinstance(value, list) else [value if value is not None else ""]
 
 
-def _next_number(events: list[Body]) -> int:
-    """Return the next sequence number; the number of events if the provider's events have none."""
-    numbers = [event["sequence_number"] for event in events if is_count(event.get("sequence_number"))]
-    return max(numbers) + 1 if numbers else len(events)
+def _tools(payload: Payload) -> list[Body]:
+    """Return all tools of a request: those beside its input, and those in the items of its input."""
+    items = (item for item in _items(payload) if isinstance(item, dict))
+    return [tool for holder in (payload, *items) for tool in holder.get("tools") or ()]
 
 
-def _numbered(kind: str, number: int, response: Body) -> bytes:
-    return server_sent(kind, {"type": kind, "sequence_number": number, "response": response})
-
-
-def _new_response(payload: Payload, model: str) -> Body:
+def new_response(payload: Payload, model: str) -> Body:
     """Build the object of a response that has just begun, from the request."""
     defaults: dict[str, Any] = {
         "instructions": None,

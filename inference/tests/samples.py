@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
+from core.errors import InvalidRequest
 from inference.catalog import catalog
 from inference.models import Deployment, Model, Price, Provider
-from inference.protocols.base import Payload
+from inference.protocols.base import Payload, WireProtocol
 
 
 def serve(
@@ -81,8 +84,15 @@ def odd_provider(body: bytes, *, status: int = 200, headers: Mapping[str, str] |
         server.server_close()
 
 
-def is_taken_as_it_is(check: Callable[[Payload], object], payload: Payload) -> bool:
-    """Say whether a check that lets a payload pass leaves it as it was; raises what the check does."""
+def is_taken_as_it_is(protocol: WireProtocol, payload: Payload) -> bool:
+    """Say whether a protocol that lets a payload pass leaves it as it was; raises its error otherwise."""
     before = deepcopy(payload)
-    check(payload)
+    protocol.check({"model": "m", **payload})
     return payload == before
+
+
+def refusal(protocol: WireProtocol, payload: Payload) -> tuple[str | None, str]:
+    """Return `param` and `code` of the error that a payload meets."""
+    with pytest.raises(InvalidRequest) as refused:
+        protocol.check({"model": "m", **payload})
+    return refused.value.param, refused.value.error_code

@@ -9,14 +9,13 @@ from django.conf import LazySettings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import InvalidRequest
 from inference.fake_provider import FakeUpstream
-from inference.protocols.base import REQUEST_OVERHEAD, Payload, WireProtocol, count_tokens
+from inference.protocols.base import REQUEST_OVERHEAD, WireProtocol, count_tokens
 from inference.protocols.chat import chat_protocol
-from inference.protocols.content import IMAGE_TOKENS, is_public_url, refuse_items
+from inference.protocols.content import IMAGE_TOKENS, is_public_url
 from inference.protocols.responses import response_protocol
 from inference.tests.fixtures import MODEL, Api
-from inference.tests.samples import is_taken_as_it_is
+from inference.tests.samples import is_taken_as_it_is, refusal
 
 DATA_URL = "data:image/png;base64," + "A" * 100_000
 PUBLIC_URL = "https://example.com/a.png"
@@ -39,13 +38,6 @@ def chat(*parts: Any, **more: Any) -> dict[str, Any]:
 def response(*parts: Any, kind: str = "message", field: str = "content", **more: Any) -> dict[str, Any]:
     """Make a response's input of one item."""
     return {"input": [{"type": kind, field: list(parts), **more}]}
-
-
-def refusal(refuse: Any, payload: Payload) -> tuple[str | None, str]:
-    """Return `param` and `code` of the error that a payload meets."""
-    with pytest.raises(InvalidRequest) as refused:
-        refuse(payload)
-    return refused.value.param, refused.value.error_code
 
 
 # What counts
@@ -120,7 +112,7 @@ def test_it_bounds_what_stands_around_images_from_above(text: str, detail: str, 
     ],
 )
 def test_it_takes_a_chat_of_texts_and_images(payload: dict[str, Any]) -> None:
-    assert is_taken_as_it_is(chat_protocol.check_content, payload)
+    assert is_taken_as_it_is(chat_protocol, payload)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +128,7 @@ def test_it_takes_a_chat_of_texts_and_images(payload: dict[str, Any]) -> None:
     ],
 )
 def test_it_takes_a_response_s_own_items(payload: dict[str, Any]) -> None:
-    assert is_taken_as_it_is(refuse_items, payload)
+    assert is_taken_as_it_is(response_protocol, payload)
 
 
 # What is refused
@@ -166,7 +158,7 @@ def test_it_takes_a_response_s_own_items(payload: dict[str, Any]) -> None:
     ],
 )
 def test_it_refuses_other_parts_of_a_chat(part: Any, param: str, code: str) -> None:
-    assert refusal(chat_protocol.check_content, chat({"type": "text", "text": "a"}, part)) == (param, code)
+    assert refusal(chat_protocol, chat({"type": "text", "text": "a"}, part)) == (param, code)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +173,7 @@ def test_it_refuses_other_parts_of_a_chat(part: Any, param: str, code: str) -> N
     ],
 )
 def test_it_refuses_other_messages(message: dict[str, Any], param: str, code: str) -> None:
-    assert refusal(chat_protocol.check_content, {"messages": [message]}) == (param, code)
+    assert refusal(chat_protocol, {"messages": [message]}) == (param, code)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +197,7 @@ def test_it_refuses_other_messages(message: dict[str, Any], param: str, code: st
     ],
 )
 def test_it_refuses_other_parts_and_items_of_a_response(payload: dict[str, Any], param: str, code: str) -> None:
-    assert refusal(refuse_items, payload) == (param, code)
+    assert refusal(response_protocol, payload) == (param, code)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +235,7 @@ def test_it_refuses_other_parts_and_items_of_a_response(payload: dict[str, Any],
     ],
 )
 def test_it_refuses_images_from_where_the_caller_may_not_look(url: str) -> None:
-    assert refusal(chat_protocol.check_content, chat(image(url))) == (
+    assert refusal(chat_protocol, chat(image(url))) == (
         "messages[0].content[0].image_url",
         "invalid_image_url",
     )
@@ -260,13 +252,13 @@ def test_it_refuses_images_from_where_the_caller_may_not_look(url: str) -> None:
 )
 def test_it_takes_images_from_public_hosts(url: str) -> None:
     assert is_public_url(url)
-    chat_protocol.check_content(chat(image(url)))
+    assert is_taken_as_it_is(chat_protocol, chat(image(url)))
 
 
 def test_it_takes_inline_images_alone_where_operators_say_so(settings: LazySettings) -> None:
     settings.IMAGE_URLS = "data"
-    chat_protocol.check_content(chat(image()))
-    assert refusal(chat_protocol.check_content, chat(image(PUBLIC_URL)))[1] == "invalid_image_url"
+    assert is_taken_as_it_is(chat_protocol, chat(image()))
+    assert refusal(chat_protocol, chat(image(PUBLIC_URL)))[1] == "invalid_image_url"
 
 
 def test_it_says_in_openai_s_shape_which_part_is_at_fault(roomy: Api, upstream: FakeUpstream) -> None:

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 from core.errors import ContentFiltered, UpstreamFailed
 from inference.api.native import DeltaReader
-from inference.protocols import sse
+from inference.protocols import events
 from inference.protocols.base import Usage
 from inference.protocols.chat import ChunkReader
-from inference.protocols.events import EventReader
+from inference.protocols.events import BrokenStream, EventReader, parse_events
 from inference.protocols.responses import ResponseReader, response_protocol
-from inference.protocols.sse import BrokenStream, parse_events
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
 DONE = b"data: [DONE]\n\n"
@@ -259,7 +258,7 @@ def test_it_passes_nothing_of_a_broken_event_on(broken: bytes, kind: str) -> Non
 
 
 def test_it_bounds_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "LONGEST_EVENT", 1000)
+    monkeypatch.setattr(events, "LONGEST_EVENT", 1000)
     reader = ChunkReader(forwards_usage=False)
     for _ in range(10):
         assert reader.feed(b"x" * 100) == b""

@@ -13,9 +13,9 @@ from core.errors import InvalidRequest
 from inference.api.openai import checked_names
 from inference.fake_provider import FakeUpstream
 from inference.protocols.base import WireProtocol
-from inference.protocols.chat import chat_protocol
-from inference.protocols.completions import completion_protocol, embedding_protocol
-from inference.protocols.parameters import _by_folded, check_payload, refuse_misspelt
+from inference.protocols.chat import chat_protocol, completion_protocol
+from inference.protocols.embeddings import embedding_protocol
+from inference.protocols.parameters import folded, names_by_fold, refuse_misspelt
 from inference.protocols.responses import response_protocol
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.samples import serve
@@ -268,7 +268,7 @@ def test_it_documents_all_that_it_refuses_and_nothing_else() -> None:
 def code_of(path: str, name: str, value: Any) -> str | None:
     """Return the code of the refusal that a parameter meets, None where it passes."""
     try:
-        check_payload({**BODIES[path], name: value}, PROTOCOLS[path].checks, required=())
+        PROTOCOLS[path].check({**BODIES[path], name: value})
     except InvalidRequest as refused:
         return refused.error_code if refused.param == name else f"of {refused.param}"
     return None
@@ -334,7 +334,7 @@ def test_it_lets_every_other_name_through() -> None:
 
 
 def test_no_two_names_are_told_apart_by_their_spelling_alone() -> None:
-    assert len(_by_folded(checked_names())) == len(checked_names())
+    assert len(names_by_fold(checked_names(), folded)) == len(checked_names())
 
 
 @pytest.mark.parametrize("path", OWN)

@@ -16,11 +16,10 @@ from accounts.tests.factories import make_key, make_tier
 from core.errors import InvalidRequest
 from inference.catalog import CatalogModel, Rates, Route
 from inference.protocols.base import MESSAGE_TOKENS, REPLY_TOKENS, Usage, WireProtocol, count_tokens
-from inference.protocols.chat import chat_protocol
-from inference.protocols.completions import completion_protocol, embedding_protocol
-from inference.protocols.content import BUILT_IN_TOKENS, refuse_items
-from inference.protocols.responses import response_protocol
-from inference.tests.samples import is_taken_as_it_is
+from inference.protocols.chat import chat_protocol, completion_protocol
+from inference.protocols.embeddings import embedding_protocol
+from inference.protocols.responses import BUILT_IN_TOKENS, response_protocol
+from inference.tests.samples import is_taken_as_it_is, refusal
 
 MODELS = ("gpt-4", "gpt-4o")
 DATA_URL = "data:image/png;base64," + "A" * 100_000
@@ -205,11 +204,6 @@ def test_it_asks_for_usage_in_streams_whatever_the_caller_asks(protocol: WirePro
     assert response_protocol.as_stream({"input": "a"}) == {"input": "a", "stream": True}
 
 
-def test_it_streams_no_embeddings() -> None:
-    with pytest.raises(InvalidRequest):
-        embedding_protocol.as_stream({"input": "a"})
-
-
 # What was used
 
 CHAT_USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 5}}
@@ -218,17 +212,17 @@ RESPONSE_USAGE = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details":
 
 @pytest.mark.parametrize("protocol", [chat_protocol, completion_protocol, embedding_protocol])
 def test_it_reads_usage_as_openai_tells_it(protocol: WireProtocol) -> None:
-    assert protocol.read_usage({"usage": CHAT_USAGE}) == Usage(9, 5, 4)
-    assert protocol.read_usage({"usage": {"prompt_tokens": 3, "total_tokens": 3}}) == Usage(3, 0, 0)
+    assert protocol.parse_usage(CHAT_USAGE) == Usage(9, 5, 4)
+    assert protocol.parse_usage({"prompt_tokens": 3, "total_tokens": 3}) == Usage(3, 0, 0)
 
 
 def test_it_reads_usage_of_responses() -> None:
-    assert response_protocol.read_usage({"usage": RESPONSE_USAGE}) == Usage(9, 5, 4)
+    assert response_protocol.parse_usage(RESPONSE_USAGE) == Usage(9, 5, 4)
 
 
 def test_it_never_takes_more_tokens_for_cached_than_there_are() -> None:
     usage = {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 50}}
-    assert chat_protocol.read_usage({"usage": usage}) == Usage(9, 9, 4)
+    assert chat_protocol.parse_usage(usage) == Usage(9, 9, 4)
 
 
 @pytest.mark.parametrize(
@@ -249,12 +243,12 @@ def test_it_never_takes_more_tokens_for_cached_than_there_are() -> None:
 )
 def test_it_believes_no_usage_that_is_none(usage: Any) -> None:
     for protocol in (chat_protocol, completion_protocol, embedding_protocol, response_protocol):
-        assert protocol.read_usage({"usage": usage}) is None
+        assert protocol.parse_usage(usage) is None
 
 
 @pytest.mark.parametrize("details", [None, [], {"cached_tokens": None}, {"cached_tokens": -1}, {"cached_tokens": "5"}])
 def test_it_takes_odd_details_for_nothing_cached(details: Any) -> None:
-    assert chat_protocol.read_usage({"usage": {**CHAT_USAGE, "prompt_tokens_details": details}}) == Usage(9, 0, 4)
+    assert chat_protocol.parse_usage({**CHAT_USAGE, "prompt_tokens_details": details}) == Usage(9, 0, 4)
 
 
 @given(texts, texts)
@@ -314,8 +308,8 @@ def test_it_charges_every_answer_of_a_provider_that_tells_the_tokens_of_one(
     protocol: WireProtocol, number: int
 ) -> None:
     body, payload = answers(number, TOKENS), {**chat("hi"), "prompt": "hi", "n": number}
-    assert protocol.read_usage(body) is None
-    used = protocol.estimate(payload, body, model="smollm2")
+    used, source = protocol.used(payload, body, model="smollm2")
+    assert source == "estimated"
     assert used.output_tokens == pytest.approx(number * TOKENS, abs=number)
     assert used.input_tokens >= 9
 
@@ -323,15 +317,16 @@ def test_it_charges_every_answer_of_a_provider_that_tells_the_tokens_of_one(
 @pytest.mark.parametrize("protocol", [chat_protocol, completion_protocol])
 def test_it_believes_a_provider_whose_tokenizer_makes_a_fifth_less(protocol: WireProtocol) -> None:
     told = 3 * TOKENS * 4 // 5 + 1
-    assert protocol.read_usage(answers(3, told)) == Usage(9, 0, told)
-    assert protocol.read_usage(answers(1, 1)) == Usage(9, 0, 1)
+    for number, tokens in ((3, told), (1, 1)):
+        body = answers(number, tokens)
+        assert protocol.used({}, body, model="") == (Usage(9, 0, tokens), "provider")
 
 
 def test_it_counts_thoughts_that_are_told_twice_in_no_answer() -> None:
     body = answers(2, 3 * TOKENS)
     for choice in body["choices"]:
         choice["message"] = {**choice["message"], "reasoning": STORY * 5, "reasoning_content": STORY * 5}
-    assert chat_protocol.read_usage(body) == Usage(9, 0, 3 * TOKENS)
+    assert chat_protocol.used({}, body, model="") == (Usage(9, 0, 3 * TOKENS), "provider")
 
 
 def test_it_takes_an_echoed_prompt_for_no_output() -> None:
@@ -419,10 +414,8 @@ def test_it_knows_an_answer_that_may_be_cached(protocol: WireProtocol, body: dic
     ],
 )
 def test_it_refuses_the_provider_s_own_tools(tool: dict[str, Any], param: str, code: str) -> None:
-    for refuse in (chat_protocol.check_content, refuse_items):
-        with pytest.raises(InvalidRequest) as refused:
-            refuse({**chat("hello", tools=[tool]), "input": "hello"})
-        assert (refused.value.param, refused.value.error_code) == (param, code)
+    assert refusal(chat_protocol, chat("hello", tools=[tool])) == (param, code)
+    assert refusal(response_protocol, {"input": "hello", "tools": [tool]}) == (param, code)
 
 
 def test_it_reckons_what_a_provider_writes_for_a_tool() -> None:
@@ -436,9 +429,7 @@ def test_it_reckons_what_a_provider_writes_for_a_tool() -> None:
 
 
 def test_it_takes_own_tools() -> None:
-    assert is_taken_as_it_is(
-        chat_protocol.check_content, chat("hello", tools=[{"type": "function"}, {"type": "custom"}])
-    )
+    assert is_taken_as_it_is(chat_protocol, chat("hello", tools=[{"type": "function"}, {"type": "custom"}]))
 
 
 @pytest.mark.parametrize(
@@ -451,14 +442,12 @@ def test_it_takes_own_tools() -> None:
     ],
 )
 def test_it_refuses_what_would_live_on_at_the_provider(payload: dict[str, Any], param: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        refuse_items({"input": "a", **payload})
-    assert refused.value.param == param
+    assert refusal(response_protocol, {"input": "a", **payload})[0] == param
 
 
 def test_it_takes_a_response_that_leaves_nothing_behind() -> None:
     payload = {"input": "a", "store": True, "tools": [{"type": "custom"}]}
-    assert is_taken_as_it_is(refuse_items, payload)
+    assert is_taken_as_it_is(response_protocol, payload)
 
 
 def test_it_takes_encrypted_reasoning_for_about_the_text_that_it_was() -> None:

@@ -16,7 +16,7 @@ from django.conf import LazySettings, settings
 from inference.catalog import catalog
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Provider
-from inference.protocols.sse import BrokenStream, parse_data
+from inference.protocols.events import BrokenStream, parse_data
 from inference.tests.fixtures import MODEL, PROMPT, PROVIDER_SECRET, Api, LogLines, Records
 from inference.tests.samples import odd_provider
 from inference.upstream import errors

@@ -21,7 +21,7 @@ from core.background import yield_to_others
 from core.json import parse_strictly
 from core.telemetry.trace import passed_on
 from inference.catalog import Route
-from inference.protocols.sse import BrokenStream, read_opening
+from inference.protocols.events import BrokenStream, read_opening
 from inference.upstream.errors import ATTEMPT_EXCEPTIONS, AttemptFailed, ErrorAnswer, failed_attempt
 from inference.upstream.transport import Abort, PooledTransport, Response
 

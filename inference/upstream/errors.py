@@ -25,8 +25,7 @@ import structlog
 
 from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from inference.catalog import Route
-from inference.protocols.base import UnfitAnswer, Usage
-from inference.protocols.sse import ProviderError
+from inference.protocols.base import ProviderError, UnfitAnswer, Usage
 from inference.upstream.transport import NotConnected
 
 log = structlog.get_logger(__name__)
