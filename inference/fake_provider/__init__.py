@@ -8,7 +8,7 @@
 `manage.py fake_upstream` runs it as a process. `FAULTS` lists the faults and what each bills.
 """
 
-from inference.fake_provider.answers import FakeCall
+from inference.fake_provider.http import FakeCall
 from inference.fake_provider.server import FakeUpstream
 from inference.fake_provider.settings import FAULTS, LEAK_MARKER, OWNER
 

@@ -9,13 +9,14 @@ import logging
 import socket
 import struct
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, NamedTuple, Self
 
-from inference.fake_provider.answers import FakeCall, Frame
+from inference.fake_provider.formats import Frame
 
 MAX_HEAD, MAX_BODY = 64 * 1024, 64 * 1024 * 1024
 #: Bytes of each piece of a plain answer that trickles.
@@ -24,6 +25,32 @@ BACKLOG = 4096
 ACCEPT_PAUSE, START_SECONDS = 0.05, 10.0
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class FakeCall:
+    """A call to a model and the tokens billed for it; times are monotonic seconds, `ended_at` is None while it runs.
+
+    `outcome` is `running`, `complete`, `cut` (by a fault), `client_left` or `failed` (nothing billed).
+    """
+
+    id: str
+    path: str
+    model: str
+    stream: bool
+    fault: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    outcome: str = "running"
+    started_at: float = field(default_factory=time.monotonic)
+    ended_at: float | None = None
+
+    def end(self, outcome: str) -> None:
+        """End the call with an outcome; only the first end counts."""
+        if self.ended_at is None:
+            self.outcome = outcome
+            self.ended_at = time.monotonic()
 
 
 class Request(NamedTuple):
@@ -78,7 +105,12 @@ class Reply:
         """Send the reply with its pauses. All is billed before it is sent, so that who has it finds it billed."""
         if self.latency:
             await asyncio.sleep(self.latency)
-        waiting = [self._head()] if self.status else []
+        waiting: list[bytes] = []
+        if self.status:
+            framing = "Transfer-Encoding: chunked" if self.length is None else f"Content-Length: {self.length}"
+            extra = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
+            first = f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\nContent-Type: {self.content_type}"
+            waiting.append(f"{first}\r\n{framing}\r\n{extra}\r\n".encode("latin-1"))
         pause = self.first_delay
         for frame, tokens in self.frames:
             if pause:
@@ -98,43 +130,34 @@ class Reply:
         if self.length is None and self.end == "complete":
             waiting.append(b"0\r\n\r\n")
         writer.write(b"".join(waiting))
-
-    def _head(self) -> bytes:
-        framing = "Transfer-Encoding: chunked" if self.length is None else f"Content-Length: {self.length}"
-        extra = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
-        first = f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\nContent-Type: {self.content_type}"
-        return f"{first}\r\n{framing}\r\n{extra}\r\n".encode("latin-1")
-
-
-class _Refused(Exception):
-    """The received bytes are not a request that this server accepts; carries the status of the response."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+        if self.end == "reset":
+            # A linger of 0 makes the kernel send RST instead of FIN.
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
 
 
-async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
-    """Read the next request; raises _Refused, or IncompleteReadError at the end of the connection."""
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-        first, *lines = head[:-4].decode("latin-1").split("\r\n")
-        method, target, _ = first.split(" ")
-        fields = (line.partition(":") for line in lines)
-        headers = {name.lower(): value.strip() for name, _, value in fields}
-        if headers.get("expect", "").lower() == "100-continue":
-            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if "chunked" in headers.get("transfer-encoding", ""):
-            content = b"".join([chunk async for chunk in _chunks(reader)])
-        else:
-            size = int(headers.get("content-length", "0"))
-            if size > MAX_BODY:
-                raise _Refused(413)
-            content = await reader.readexactly(size)
-    except asyncio.LimitOverrunError:
-        raise _Refused(431) from None
-    except ValueError:
-        raise _Refused(400) from None
+async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
+    """Read the next request.
+
+    Raises ValueError or LimitOverrunError for what is no request, IncompleteReadError at the end of the connection.
+    """
+    head = await reader.readuntil(b"\r\n\r\n")
+    first, *lines = head[:-4].decode("latin-1").split("\r\n")
+    method, target, _ = first.split(" ")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if headers.get("expect", "").lower() == "100-continue":
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if "chunked" in headers.get("transfer-encoding", ""):
+        content = b""
+        while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
+            content += (await reader.readexactly(size + 2))[:-2]
+        await reader.readuntil(b"\r\n")
+    else:
+        size = int(headers.get("content-length", "0"))
+        if size > MAX_BODY:
+            raise ValueError("too large a body")
+        content = await reader.readexactly(size)
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -143,13 +166,7 @@ async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
     return Request(method, path, query, headers, body)
 
 
-async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-        yield (await reader.readexactly(size + 2))[:-2]
-    await reader.readuntil(b"\r\n")
-
-
-class _Connection(asyncio.StreamReaderProtocol):
+class Connection(asyncio.StreamReaderProtocol):
     """One client's connection: a task answers its requests one after the other, until either side closes it."""
 
     def __init__(self, server: "HttpServer") -> None:
@@ -175,18 +192,13 @@ class _Connection(asyncio.StreamReaderProtocol):
         reply, request = None, None
         try:
             while request is None or request.headers.get("connection", "").lower() != "close":
-                request = await _read_request(reader, writer)
+                request = await read_request(reader, writer)
                 reply = self._server.answer(request)
                 await reply.send(writer)
-                if reply.end == "reset":
-                    # A linger of 0 makes the kernel send RST instead of FIN.
-                    linger = struct.pack("ii", 1, 0)
-                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                    writer.transport.abort()
                 if reply.end != "complete":
                     break
-        except _Refused as refused:
-            await Reply.of_json(refused.status, {}).send(writer)
+        except (ValueError, asyncio.LimitOverrunError):
+            await Reply.of_json(400, {}).send(writer)
         except (asyncio.CancelledError, asyncio.IncompleteReadError, ConnectionError):
             if reply is not None and reply.call is not None:
                 reply.call.end("client_left")
@@ -199,7 +211,7 @@ class HttpServer(ABC):
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
-        self.connections: dict[_Connection, asyncio.StreamWriter] = {}
+        self.connections: dict[Connection, asyncio.StreamWriter] = {}
         self._accepting: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake-provider", daemon=True)
@@ -274,7 +286,7 @@ class HttpServer(ABC):
                 logger.warning("the fake provider could not accept a connection", exc_info=True)
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
-            await loop.connect_accepted_socket(lambda: _Connection(self), accepted)
+            await loop.connect_accepted_socket(lambda: Connection(self), accepted)
 
     async def _refuse(self) -> None:
         await self._close()

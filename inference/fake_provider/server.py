@@ -6,15 +6,23 @@ import random
 import re
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import count
+from itertools import accumulate, count
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from inference.fake_provider.answers import Answer, FakeCall, FakeProtocol, Frame, Json, compose, sse
-from inference.fake_provider.chat import ChatFormat, CompletionFormat, EmbeddingFormat
-from inference.fake_provider.http import HttpServer, Reply, Request
-from inference.fake_provider.responses import ResponseFormat
+from inference.fake_provider.answers import Answer, Json, compose
+from inference.fake_provider.formats import (
+    ChatFormat,
+    CompletionFormat,
+    EmbeddingFormat,
+    FakeProtocol,
+    Frame,
+    ResponseFormat,
+    sse,
+)
+from inference.fake_provider.http import FakeCall, HttpServer, Reply, Request
 from inference.fake_provider.settings import (
     BROKEN_JSON,
     DEFAULT_MODELS,
@@ -41,8 +49,8 @@ AZURE = re.compile(r"/openai/deployments/([^/]+)/(chat/completions|completions|e
 AZURE_PLAIN = re.compile(r"/openai/(responses|models)")
 CREATED = 1_700_000_000
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+#: Most requests kept, so that a long benchmark does not fill the memory; all calls are kept.
 KEPT_REQUESTS = 10_000
-"""Most requests kept, so that a long benchmark does not fill the memory; all calls are kept."""
 
 
 class FakeUpstream(HttpServer):
@@ -115,17 +123,17 @@ class FakeUpstream(HttpServer):
 
     def answer(self, request: Request) -> Reply:
         """Answer a request like an OpenAI-compatible provider, or obey one to control it."""
+        if request.path.startswith(CONTROL):
+            return self._control(request)
+        self._requests.append(request)
+        wanted = self.settings.api_key
+        given = request.headers.get("api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
         try:
-            if request.path.startswith(CONTROL):
-                return self._control(request)
-            self._requests.append(request)
-            wanted = self.settings.api_key
-            given = request.headers.get("api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
             if wanted is not None and given != wanted:
                 raise HttpError(401, "Incorrect API key provided.", code="invalid_api_key")
             return self._route(request)
         except HttpError as refusal:
-            return Reply.whole(refusal.status, refusal.body)
+            return self._refused(refusal)
 
     def _forget(self) -> None:
         self._calls: list[FakeCall] = []
@@ -146,23 +154,23 @@ class FakeUpstream(HttpServer):
                 self._forget()
                 return Reply.of_json(200, {"reset": True})
             case ("POST", "settings"):
-                return self._change(request.body)
+                try:
+                    self._change(dict(request.body))
+                except (ValueError, TypeError, KeyError) as error:
+                    return Reply.of_json(400, {"error": str(error)})
+                return Reply.of_json(200, {"set": True})
         return Reply.of_json(404, {"error": "unknown path"})
 
-    def _change(self, posted: Any) -> Reply:
-        try:
-            changes = dict(posted)
-            fail, refuse_ms = changes.pop("fail_next", None), changes.pop("refuse_ms", None)
-            self.set(**changes)
-            if fail is not None:
-                if check_fault(fail["kind"]) == "refuse":
-                    raise ValueError("refuse would close this port as well: post refuse_ms")
-                self._next_faults.extend([fail["kind"]] * fail.get("times", 1))
-            if refuse_ms is not None:
-                self._refusing = asyncio.create_task(self.refuse_for(refuse_ms / 1000))
-        except (ValueError, TypeError, KeyError) as error:
-            return Reply.of_json(400, {"error": str(error)})
-        return Reply.of_json(200, {"set": True})
+    def _change(self, changes: Json) -> None:
+        """Change settings and the next faults, as another process posted them; raises ValueError and the like."""
+        fail, refuse_ms = changes.pop("fail_next", None), changes.pop("refuse_ms", None)
+        self.set(**changes)
+        if fail is not None:
+            if fail["kind"] == "refuse":
+                raise ValueError("refuse would close this port as well: post refuse_ms")
+            self.fail_next(fail["kind"], fail.get("times", 1))
+        if refuse_ms is not None:
+            self._refusing = asyncio.create_task(self.refuse_for(refuse_ms / 1000))
 
     def _route(self, request: Request) -> Reply:
         body = request.body
@@ -184,7 +192,7 @@ class FakeUpstream(HttpServer):
 
     def _models(self, name: str) -> Reply:
         if (kind := self.settings.models_fault) is not None:
-            return _unbilled_fault(kind, self.settings) or Reply.whole(500, HTTP_FAULTS["http_500"].body)
+            return self._without_answer(kind) or self._refused(HTTP_FAULTS["http_500"])
         self._check_model(name)
         listed = [
             {"id": each, "object": "model", "created": CREATED, "owned_by": OWNER}
@@ -197,100 +205,101 @@ class FakeUpstream(HttpServer):
             raise HttpError(404, f"The model `{name}` does not exist.", code="model_not_found")
 
     def _call(self, path: str, protocol: FakeProtocol, body: Any) -> Reply:
+        """Answer a call to a model, or fail it by a fault: the next one queued, or one drawn by chance."""
         fields: Json = body if isinstance(body, dict) else {}
-        stream = bool(fields.get("stream")) and protocol.generates
-        call_id = f"{protocol.prefix}{next(self._numbers):08d}"
-        call = FakeCall(call_id, path, str(fields.get("model", "")), stream, self._draw_fault())
+        fault = self._next_faults.popleft() if self._next_faults else None
+        if fault is None and (rates := self.settings.faults):
+            drawn = self._random.random()
+            sums = zip(rates, accumulate(rates.values()), strict=True)
+            fault = next((kind for kind, share in sums if drawn < share), None)
+        call_id, stream = (
+            f"{protocol.prefix}{next(self._numbers):08d}",
+            bool(fields.get("stream")) and protocol.generates,
+        )
+        call = FakeCall(call_id, path, str(fields.get("model", "")), stream, fault)
         self._calls.append(call)
         try:
             reply = self._reply(call, protocol, body)
         except HttpError as refusal:
             call.end("failed")
-            reply = Reply.whole(refusal.status, refusal.body)
+            reply = self._refused(refusal)
         reply.call = call
         reply.headers += (("x-request-id", f"req_{call_id}"), ("openai-processing-ms", "1"))
         reply.latency = self.settings.latency_ms / 1000
         return reply
 
-    def _draw_fault(self) -> str | None:
-        """Return the fault of a call: the next one queued, or one drawn by chance; None for a successful call."""
-        if self._next_faults:
-            return self._next_faults.popleft()
-        chance = self._random.random() if self.settings.faults else 1.0
-        for kind, rate in self.settings.faults.items():
-            if chance < rate:
-                return kind
-            chance -= rate
-        return None
-
     def _reply(self, call: FakeCall, protocol: FakeProtocol, body: Any) -> Reply:
-        settings = self.settings
-        if call.fault is not None and (fault := _unbilled_fault(call.fault, settings)) is not None:
-            if fault.end == "complete":
+        settings, fault = self.settings, call.fault or ""
+        if (reply := self._without_answer(fault)) is not None:
+            if reply.end == "complete":
                 call.end("failed")
-            return fault
+            return reply
         if not isinstance(body, dict):
             raise HttpError(400, "We could not parse the JSON body of your request.")
         if not isinstance(body.get("model"), str):
             raise HttpError(400, "you must provide a model parameter", param="model")
         self._check_model(body["model"])
-        answer = compose(call, protocol, body, settings)
-        if not (call.fault == "error_first" or (call.fault == "error_event" and not call.stream)):
+        prompts = protocol.prompts(body)
+        answer = compose(call.id, prompts, body, settings, generates=protocol.generates, fault=call.fault)
+        if not (fault == "error_first" or (fault == "error_event" and not call.stream)):
             call.prompt_tokens, call.cached_tokens = answer.prompt_tokens, answer.cached_tokens
-        if call.fault == "http_504":
+        if fault == "http_504":
             return Reply.whole(504, HTTP_FAULTS["http_504"].body, tokens=answer.completion_tokens)
-        reply = _streamed(call, protocol, answer, settings) if call.stream else _whole(call, protocol, answer)
-        if call.fault == "slow":
+        if call.stream:
+            reply = Reply(200, _stream(fault, protocol, answer), content_type=EVENT_STREAM)
+            reply.first_delay, reply.interval = settings.first_token_ms / 1000, settings.chunk_interval_ms / 1000
+        else:
+            reply = _whole(fault, protocol, answer)
+        if fault == "slow":
             reply.slow_down(settings.slow_interval_ms / 1000)
-        reply.end = {"cut": "cut", "stall": "silence"}.get(call.fault or "", "complete")
+        reply.end = {"cut": "cut", "stall": "silence"}.get(fault, "complete")
+        return reply
+
+    def _without_answer(self, fault: str) -> Reply | None:
+        """Return the reply of a fault that needs no answer and bills nothing; None for the others."""
+        if fault in HTTP_FAULTS and fault != "http_504":
+            return self._refused(HTTP_FAULTS[fault])
+        if fault == "wrong_type":
+            return Reply.whole(200, HTML_PAGE, "text/html")
+        if fault in ("reset", "hang"):
+            return Reply(0, iter(()), end="reset" if fault == "reset" else "silence")
+        return None
+
+    def _refused(self, error: HttpError) -> Reply:
+        reply = Reply.whole(error.status, error.body)
+        if error is HTTP_FAULTS["http_429"]:
+            reply.headers = (("Retry-After", f"{self.settings.retry_after:g}"),)
         return reply
 
 
-def _unbilled_fault(kind: str, settings: FakeSettings) -> Reply | None:
-    """Return the reply of a fault that needs no answer; None for the others."""
-    if kind in HTTP_FAULTS and kind != "http_504":
-        reply = Reply.whole(HTTP_FAULTS[kind].status, HTTP_FAULTS[kind].body)
-        if kind == "http_429":
-            reply.headers = (("Retry-After", f"{settings.retry_after:g}"),)
-        return reply
-    if kind == "wrong_type":
-        return Reply.whole(200, HTML_PAGE, "text/html")
-    if kind in ("reset", "hang"):
-        return Reply(0, iter(()), end="reset" if kind == "reset" else "silence")
-    return None
-
-
-def _whole(call: FakeCall, protocol: FakeProtocol, answer: Answer) -> Reply:
+def _whole(fault: str, protocol: FakeProtocol, answer: Answer) -> Reply:
+    """Return the reply with an answer, or with what a fault makes of it."""
     tokens = answer.completion_tokens
+    if fault == "broken_json":
+        return Reply.whole(200, BROKEN_JSON, tokens=tokens)
+    if fault in ERROR_FAULTS:
+        reported = tokens // 2 if fault == "error_usage" else None
+        return Reply.whole(
+            200, json.dumps(protocol.error_body(ERROR_IN_200, answer, reported)).encode(), tokens=reported or 0
+        )
     body = json.dumps(protocol.plain(answer)).encode()
-    if call.fault == "broken_json":
-        body = BROKEN_JSON
-    elif call.fault in ERROR_FAULTS:
-        tokens = tokens // 2 if call.fault == "error_usage" else 0
-        reported = tokens if call.fault == "error_usage" else None
-        body = json.dumps(protocol.error_body(ERROR_IN_200, answer, reported)).encode()
     reply = Reply.whole(200, body, tokens=tokens)
-    if call.fault in ("cut", "stall"):
+    if fault in ("cut", "stall"):
         reply.frames = iter([(body[: len(body) // 2], tokens)])
     return reply
 
 
-def _streamed(call: FakeCall, protocol: FakeProtocol, answer: Answer, settings: FakeSettings) -> Reply:
-    reply = Reply(200, protocol.stream(answer), content_type=EVENT_STREAM)
-    reply.first_delay = settings.first_token_ms / 1000
-    reply.interval = settings.chunk_interval_ms / 1000
-    if call.fault in ("cut", "stall", "broken_json", *ERROR_FAULTS):
-        frames: list[Frame] = []
-        sent = 0
-        for frame in reply.frames:
-            if call.fault == "error_first" or (sent >= answer.completion_tokens // 2 and frame[1]):
-                break
-            frames.append(frame)
-            sent += frame[1]
-        if call.fault in ERROR_FAULTS:
-            reported = sent if call.fault == "error_usage" else None
-            frames.append((protocol.error_event(protocol.error_body(ERROR_IN_200, answer, reported)), 0))
-        elif call.fault == "broken_json":
-            frames.append((sse(BROKEN_JSON), answer.completion_tokens - sent))
-        reply.frames = iter(frames)
-    return reply
+def _stream(fault: str, protocol: FakeProtocol, answer: Answer) -> Iterator[Frame]:
+    """Yield the events of an answer, up to its middle if a fault ends it there, or to its beginning."""
+    sent = 0
+    for frame, tokens in protocol.stream(answer):
+        is_half = bool(tokens) and sent >= answer.completion_tokens // 2
+        if fault == "error_first" or (is_half and fault in ("cut", "stall", "broken_json", *ERROR_FAULTS)):
+            break
+        yield frame, tokens
+        sent += tokens
+    if fault in ERROR_FAULTS:
+        reported = sent if fault == "error_usage" else None
+        yield protocol.error_event(protocol.error_body(ERROR_IN_200, answer, reported)), 0
+    elif fault == "broken_json":
+        yield sse(BROKEN_JSON), answer.completion_tokens - sent

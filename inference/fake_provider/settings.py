@@ -8,34 +8,36 @@ from typing import Any
 DEFAULT_MODELS = ("gpt-3.5-turbo", "gpt-4o-mini", "text-embedding-3-small")
 #: `owned_by` of each model in its list, which marks a provider that bills nothing.
 OWNER = "fake"
+#: A text in every error of the fake provider, so that a test can prove that no provider's text reaches callers.
+LEAK_MARKER = "provider-internal-detail"
 
 
 @dataclass(frozen=True, slots=True)
 class FakeSettings:
     """The behaviour of a fake provider; times in milliseconds."""
 
+    #: From the request to the first byte of the response's head.
     latency_ms: float = 0.0
-    """From the request to the first byte of the response's head."""
+    #: From the head of a stream to its first event.
     first_token_ms: float = 0.0
-    """From the head of a stream to its first event."""
+    #: Between two events of a stream; 0 sends them all at once.
     chunk_interval_ms: float = 0.0
-    """Between two events of a stream; 0 sends them all at once."""
+    #: Between two pieces of an answer under the fault `slow`.
     slow_interval_ms: float = 200.0
-    """Between two pieces of an answer under the fault `slow`."""
+    #: Tokens (words) of an answer; None: depends on the input.
     tokens: int | None = None
-    """Tokens (words) of an answer; None: depends on the input."""
+    #: Share of the prompt's tokens that is reported and billed as cached input.
     cached_ratio: float = 0.0
-    """Share of the prompt's tokens that is reported and billed as cached input."""
+    #: Chance of each fault in a call to a model, 0 to 1.
     faults: Mapping[str, float] = field(default_factory=dict)
-    """Chance of each fault in a call to a model, 0 to 1."""
+    #: Fault of every GET /v1/models, which `faults` does not affect.
     models_fault: str | None = None
-    """Fault of every GET /v1/models, which `faults` does not affect."""
+    #: Seconds in the Retry-After header of http_429.
     retry_after: float = 1.0
-    """Seconds in the Retry-After header of http_429."""
+    #: Key that callers must send; None accepts any.
     api_key: str | None = None
-    """Key that callers must send; None accepts any."""
+    #: Models that exist; empty: lists a few well-known ones and accepts any name.
     models: tuple[str, ...] = ()
-    """Models that exist; empty: lists a few well-known ones and accepts any name."""
 
     def __post_init__(self) -> None:
         for name in ("latency_ms", "first_token_ms", "chunk_interval_ms", "slow_interval_ms", "retry_after"):
@@ -43,23 +45,16 @@ class FakeSettings:
                 raise ValueError(f"{name} must not be negative")
         if not 0 <= self.cached_ratio <= 1:
             raise ValueError("cached_ratio must lie between 0 and 1")
-        for kind, rate in self.faults.items():
-            parse_fault(f"{kind}:{rate}")
-        if self.models_fault is not None:
-            parse_fault(self.models_fault)
+        for fault in [f"{kind}:{rate}" for kind, rate in self.faults.items()] + [self.models_fault or ""]:
+            if fault:
+                parse_fault(fault)
 
     def changed(self, changes: Mapping[str, Any]) -> "FakeSettings":
         """Return a copy with `changes`; raises ValueError for an unknown setting or a value out of bounds."""
-        unknown = set(changes) - {each.name for each in fields(self)}
-        if unknown:
+        if unknown := set(changes) - {each.name for each in fields(self)}:
             raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
-        if "models" in changes:
-            changes = {**changes, "models": tuple(changes["models"])}
-        return replace(self, **changes)
+        return replace(self, **{**changes, "models": tuple(changes.get("models", self.models))})
 
-
-LEAK_MARKER = "provider-internal-detail"
-"""A text in every error of the fake provider, so that a test can prove that no provider's text reaches callers."""
 
 FAULTS: dict[str, str] = {
     "http_400": "400 with OpenAI's error body, code context_length_exceeded, param messages; bills nothing",
@@ -112,11 +107,6 @@ class HttpError(Exception):
     def body(self) -> bytes:
         """OpenAI's error body as JSON."""
         return json.dumps({"error": self.fields}).encode()
-
-
-def missing(param: str) -> HttpError:
-    """Return the error about a parameter that a request lacks."""
-    return HttpError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
 
 
 def _fault(status: int, kind: str, code: str | None = None, param: str | None = None) -> HttpError:
