@@ -34,9 +34,10 @@ def records(keys: list[Any], *, days: float, a_day: int, seed: int = 1) -> Itera
     for number in range(int(days * a_day)):
         moment = now - timedelta(days=days) * (1 - (number + chance.random()) / (days * a_day))
         is_night = moment.hour in NIGHT and now - moment > LATELY
-        if days > 1 and (is_night or chance.random() > (0.5 + (moment.hour in range(8, 19)) / 2)):
-            continue
         is_out = timedelta(hours=20) < now - moment < timedelta(hours=21)
+        is_quiet = is_night or chance.random() > (0.5 + (moment.hour in range(8, 19)) / 2)
+        if days > 1 and is_quiet and not is_out:  # the outage is seen at whatever time of the day
+            continue
         yield _record(chance, chance.choices(keys, range(len(keys), 0, -1))[0], moment, is_out=is_out)
 
 
@@ -66,7 +67,7 @@ def _record(chance: random.Random, key: Any, moment: datetime, *, is_out: bool) 
 def _outcome(chance: random.Random, model: str, *, is_out: bool) -> dict[str, Any]:
     """Draw how it ended: mostly well, some from the cache; refused, or failed, above all during an outage."""
     drawn = chance.random()
-    if drawn < (0.6 if is_out else 0.01):
+    if drawn < (0.9 if is_out else 0.01):
         return {"status": 502, "error_code": "upstream_failed", "attempts": 3}
     if drawn > 0.97:
         return {"status": 429, "error_code": "rate_limited", "count": chance.randint(1, 5)}

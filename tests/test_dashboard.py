@@ -20,7 +20,7 @@ SETUP = f"""
 from accounts.tests.factories import make_admin
 from tests.demo import fill
 make_admin("{NAME}", password="{PASSWORD}")
-fill(2, 300)
+fill(2, 600)
 """
 
 
