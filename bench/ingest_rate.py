@@ -16,10 +16,8 @@ import redis as redis_client
 from harness import cpu_seconds, tree
 from hot_path import ingester
 
-from accounts.limits.redis import RedisBackend
-from accounts.tests.limits_fixtures import Database
-from core.redis.client import redis_client as limits_client
-from core.redis.client import wire_for
+from accounts.limits.failover import FailoverBackend
+from accounts.tests.limits_fixtures import limits_on
 from tests.ledgers import waiting_records
 from tests.servers import Postgres, Redis, Service
 
@@ -33,7 +31,7 @@ WATCHED = 500
 def ingest_rate(service: Service, postgres: Postgres, redis: Redis, callers: Sequence[Any]) -> Iterator[str]:
     """Move records that wait, on one core; then some that come at a pace, and see when each can be read."""
     store = redis_client.Redis.from_url(redis.url)
-    backend = RedisBackend(wire_for(limits_client(redis.url, read_timeout=5)), seeder=Database())
+    backend = limits_on(redis.url)
     with ingester(service) as pid:
         time.sleep(3)  # until it has started
         wait_empty(store)
@@ -65,7 +63,7 @@ def ingest_rate(service: Service, postgres: Postgres, redis: Redis, callers: Seq
     yield f"\nUntil a record could be read at that pace: {middle:.2f} s in the middle, {most:.2f} s at most."
 
 
-def paced(backend: RedisBackend, service: Service, callers: Sequence[Any]) -> list[float]:
+def paced(backend: FailoverBackend, service: Service, callers: Sequence[Any]) -> list[float]:
     """Emit records evenly; return how many seconds it took until some of them were in the database."""
     delays: list[float] = []
     watchers = []
@@ -89,7 +87,7 @@ def watch(service: Service, identifier: str, since: float, delays: list[float]) 
     delays.append(time.monotonic() - since)
 
 
-def emit(backend: RedisBackend, callers: Sequence[Any], number: int) -> list[str]:
+def emit(backend: FailoverBackend, callers: Sequence[Any], number: int) -> list[str]:
     """Emit records as requests do, of any keys; return their ids."""
     identifiers = []
     for _ in range(number):

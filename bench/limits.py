@@ -20,10 +20,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 import redis  # noqa: E402
 
 from accounts.limits.records import UsageRecord  # noqa: E402
-from accounts.limits.redis import RedisBackend, prefix_of, records_stream  # noqa: E402
-from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, LimitSet, RefusalGroup, Subject  # noqa: E402  # noqa: E402
-from accounts.tests.limits_fixtures import Database  # noqa: E402
-from core.redis.client import redis_client, wire_for  # noqa: E402
+from accounts.limits.redis import prefix_of, records_stream  # noqa: E402
+from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, LimitSet, RefusalGroup, Subject  # noqa: E402
+from accounts.tests.limits_fixtures import Clock, limits_on  # noqa: E402
 from core.times import month_of  # noqa: E402
 from tests.stores import redis_server  # noqa: E402
 
@@ -110,7 +109,7 @@ def measure_limit(client: Any, url: str, limit: int) -> dict[str, tuple[float, f
     """Measure every call under one limit, with a log that is nearly full to it."""
     client.flushall()
     scope, clock = a_scope(limit), Ticking(limit)
-    backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database(), clock=clock)
+    backend = limits_on(url, clock=clock)
     fill(client, scope, clock, limit - 1)
     backend.admit(scope, "warm")
     backend.usage(scope)
@@ -124,7 +123,7 @@ def measure_limit(client: Any, url: str, limit: int) -> dict[str, tuple[float, f
 
     admit = measure(client, lambda number: backend.admit(scope, f"op-{number}"))
     clock.tick = 0  # or the first leases would run out while the last are taken
-    full = RedisBackend(backend.wire, seeder=backend.seeder, clock=lambda: clock.now - 1)
+    full = limits_on(url, clock=Clock(clock.now - 1))
     fill(client, scope, clock, 5)
     return {
         "admit": admit,
@@ -148,7 +147,7 @@ def bytes_per_key(client: Any, url: str, keys: int = 1_000) -> dict[str, float]:
         ("100 requests, 1 open call", 100, 1),
     ):
         client.flushall()
-        backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database())
+        backend = limits_on(url)
         before = client.info("memory")["used_memory"]
         for number in range(keys):
             limits = Limits(1000, PLENTY, PLENTY, PLENTY, PLENTY)
@@ -172,7 +171,7 @@ def bytes_per_request(client: Any, url: str, requests: int = 10_000) -> dict[str
     sizes = {}
     for name, group in (("a hit, for a minute", None), ("a refusal beyond the rate, for ten seconds", REFUSAL_GROUP)):
         client.flushall()
-        backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database())
+        backend = limits_on(url)
         for number in range(REFUSALS_A_MINUTE):
             backend.emit(1, f"single-{number}", DRAFT, group=REFUSAL_GROUP)
         before = client.info("memory")["used_memory"]

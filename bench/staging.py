@@ -183,12 +183,9 @@ def churned(way: str, batches: int) -> tuple[float, float, float]:
 
 def measure(records: int, batches: int) -> None:
     """Print both tables."""
-    from accounts.limits.redis import RedisBackend
-    from accounts.tests.limits_fixtures import Database
-    from core.redis.client import redis_client, wire_for
+    from accounts.tests.limits_fixtures import limits_on
 
-    client = redis_client(os.environ["REDIS_URL"], read_timeout=5)
-    limits = RedisBackend(wire_for(client), seeder=Database())
+    limits = limits_on(os.environ["REDIS_URL"])
     for way in WAYS:
         ingested(way, limits, 2_000)  # warms up
     taken: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}

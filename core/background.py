@@ -123,16 +123,20 @@ class PeriodicThread:
 
     def run(self) -> None:
         """Run steps until no work is left. This is the thread's main function."""
-        while True:
-            time.sleep(self._seconds())
-            with self._stepping:
-                if self._is_over:
-                    return
-                run_step(self._step, event=self._event)
-            with self._lock:
-                if not self._has_work():
-                    self._runs_in = 0
-                    return
+        try:
+            while True:
+                time.sleep(self._seconds())
+                with self._stepping:
+                    if self._is_over:
+                        return
+                    run_step(self._step, event=self._event)
+                with self._lock:
+                    if not self._has_work():
+                        self._runs_in = 0
+                        return
+        except BaseException:  # a killed greenlet: the next `begin` starts another
+            self._runs_in = 0
+            raise
 
 
 @contextmanager

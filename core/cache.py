@@ -30,7 +30,7 @@ class CacheServer:
 
     def command(self, *command: Any) -> Any:
         """Run a command, again if its connection broke. Raises RedisError, at once while the server is away."""
-        return self.availability.ask(lambda: self._wire.command(*command), attempts=1)
+        return self.availability.ask(self._wire.command, *command, attempts=1)
 
 
 #: django-redis has one pool for a server, and a client for each thread.

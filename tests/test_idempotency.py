@@ -120,7 +120,7 @@ def test_it_runs_anew_once_the_lease_of_a_process_that_died_is_over(
         return answers[-1].status != 409
 
     wait_until(is_answered, "the lease to end", LEASE_OVER)
-    assert (answers[-1].status, is_replay(answers[-1])) == (200, False)
+    assert (answers[-1].status, is_replay(answers[-1])) == (200, False), (answers[-1].body, platform.log[-2000:])
     assert len(provider.calls) == calls + 2
     assert is_replay(platform.ask(CHAT, body, headers=headers))
     assert platform.record(answers[-1]).usage_source == "provider"

@@ -5,16 +5,14 @@ sink when Django starts; see install.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.records import UsageRecord
-from accounts.limits.redis import RedisBackend, Seeder
+from accounts.limits.failover import FailoverBackend, Seeder, Sink
 from accounts.limits.types import Amount, Subject
 from core.background import PerProcess
 from core.redis.client import reset_state_store, state_store
@@ -28,7 +26,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-Sink = Callable[[UsageRecord], None]
 
 
 @dataclass(slots=True)
@@ -92,7 +89,7 @@ def write_refusal() -> WriteRefusal | None:
     if limits.is_degraded:
         return None
     try:
-        errors = limits.primary.write_errors()
+        errors = limits.write_errors()
     except RedisError:
         return None
     refusals = [str(error) for error in errors if error is not None]
@@ -115,9 +112,7 @@ def _build() -> FailoverBackend:
     seeder, sink = _installed.seeder, _installed.sink
     if seeder is None or sink is None:
         raise ImproperlyConfigured("accounts.limits needs a seeder and a sink: see accounts.limits.install")
-    store = state_store()
-    primary = RedisBackend(store.wire, seeder=seeder, lease_seconds=settings.LIMITS_LEASE_SECONDS)
-    return FailoverBackend(primary, availability=store, sink=sink)
+    return FailoverBackend(state_store(), seeder=seeder, sink=sink, lease_seconds=settings.LIMITS_LEASE_SECONDS)
 
 
 _backend = PerProcess(_build)

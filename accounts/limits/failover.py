@@ -1,9 +1,13 @@
-"""The failure policy of the limits: what happens while Redis is away, in one place.
+"""The limits: one Lua script for each step, the seeding of missing ledgers, and what happens while Redis is away.
 
-- Request rates, token rates and slots are enforced per process (see local). A call under a budget raises
-  LimitsUnavailable, because only Redis knows what is left of the budget. Cache hits reserve nothing and are served. A
-  provider's own limits are enforced per process as well, even where Redis answers but fails: no caller is refused
-  because of that.
+They are exact for any number of processes. A ledger that Redis lost, or never had, is seeded from the database before
+anything is taken from it; if several processes seed the same one, the first wins.
+
+Failure policy:
+- While Redis is away, request rates, token rates and slots are enforced per process (see local). A call under a budget
+  raises LimitsUnavailable, because only Redis knows what is left of the budget. Cache hits reserve nothing and are
+  served. A provider's own limits are enforced per process as well, even where Redis answers but fails: no caller is
+  refused because of that.
 - A call that fails although Redis answers probes raises LimitsUnavailable. core.redis.availability decides when Redis
   counts as away.
 - Settlements that could not reach Redis wait in a bounded queue, while their records go to the database directly. A
@@ -14,24 +18,31 @@
 
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+import uuid
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from accounts.limits import redis as scripts
 from accounts.limits.local import LocalLimiter, wall_clock
+from accounts.limits.pending import Pending, PendingSettlements
 from accounts.limits.records import UsageRecord
-from accounts.limits.redis import HEARTBEAT_SECONDS, RedisBackend
+from accounts.limits.redis import NO_MONTH, LedgerMissing, load, prefix_of
 from accounts.limits.refusal_counts import RefusalCounts
 from accounts.limits.types import (
     MAX_REAPED,
-    MINUTE,
+    MAX_REAPED_BY_RESERVE,
+    MILLION,
     NO_ACCOUNT,
+    REFUSALS_A_MINUTE,
+    SECOND,
+    SHARDS,
     Admission,
     Amount,
     Bound,
@@ -43,146 +54,63 @@ from accounts.limits.types import (
     RefusalGroup,
     Reserved,
     Settlement,
+    Subject,
     SubjectUsage,
 )
 from core.background import PeriodicThread, Start
-from core.redis.availability import Availability, StoreAway
+from core.database import query_promptly
+from core.outage import Outage
+from core.redis.availability import StoreAway
+from core.redis.client import StateStore
+from core.redis.wire import Argument, Call
+from core.times import DAY, month_end, month_of
 
 logger = logging.getLogger(__name__)
 
-CAPACITY = 20_000
-MOST_FAILURES = 3  # of settlements, before the rest waits for the next attempt
-SETTLED_TTL = 60 * MINUTE  # µs; how long Redis remembers that an operation was settled: SETTLED_TTL in prelude.lua
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """One settlement that has still to be made. It has a record only if that could not be stored in another way.
-
-    `maybe_done` means that it was sent before and only the reply is missing. A `group` makes it a refusal, which is
-    emitted instead of settled. Times are in µs.
-    """
-
-    scope: LimitSet
-    operation: str
-    admitted_at: int
-    used: Amount
-    since: int
-    recorded_at: int | None = None
-    record: UsageRecord | None = None
-    maybe_done: bool = False
-    group: RefusalGroup | None = None
-    flight_error: str = ""
-
-    def settle(self, backend: RedisBackend) -> Settlement:
-        """Settle on the backend; raises the backend's errors."""
-        return backend.settle(
-            self.scope,
-            self.operation,
-            admitted_at=self.admitted_at,
-            used=self.used,
-            record=self.record,
-            recorded_at=self.recorded_at,
-            flight_error=self.flight_error,
-        )
-
-    def is_ambiguous(self, now: int) -> bool:
-        """Return whether Redis may have forgotten that this was settled already: settling again could charge twice."""
-        return self.maybe_done and self.record is None and now - self.since >= SETTLED_TTL
-
-
-class PendingSettlements:
-    """A bounded queue of settlements, one for each operation, oldest first. Thread-safe."""
-
-    def __init__(self, clock: Callable[[], int], capacity: int = CAPACITY) -> None:
-        self._clock = clock
-        self._capacity = capacity
-        self._lock = threading.Lock()
-        self._queue: OrderedDict[str, Pending] = OrderedDict()
-        self.dropped = 0
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def add(self, pending: Pending) -> None:
-        """Queue a settlement. It replaces an earlier one of its operation; a full queue drops its oldest."""
-        with self._lock:
-            self._queue[pending.operation] = pending
-            overflow = self._queue.popitem(last=False)[0] if len(self._queue) > self._capacity else None
-            self.dropped += overflow is not None
-        if overflow is not None:
-            logger.error("limits: too many settlements wait for Redis, dropped that of %s", overflow)
-
-    def flush(self, backend: RedisBackend) -> bool:
-        """Make the settlements in the order of the queue. Return whether none is left.
-
-        One that fails goes to the end, so that it does not hold up the others; after MOST_FAILURES the rest waits.
-        """
-        failures = 0
-        while failures < MOST_FAILURES and (pending := self._oldest()):
-            if pending.is_ambiguous(self._clock()):
-                self.dropped += 1
-                logger.error("limits: dropped the settlement of %s, which may have been made before", pending.operation)
-            else:
-                try:
-                    if pending.group is not None and pending.record is not None:
-                        backend.emit(pending.scope.account_id, pending.operation, pending.record, group=pending.group)
-                    else:
-                        pending.settle(backend)
-                except Exception:
-                    logger.exception("limits: a settlement has to wait: %s", pending.operation)
-                    failures += 1
-                    self._dequeue(pending, keep=True)
-                    continue
-            self._dequeue(pending)
-        return not self._queue
-
-    def _oldest(self) -> Pending | None:
-        with self._lock:
-            return next(iter(self._queue.values()), None)
-
-    def _dequeue(self, pending: Pending, *, keep: bool = False) -> None:
-        """Remove a settlement (`keep`: move it to the end), unless another of its operation has replaced it."""
-        with self._lock:
-            if self._queue.get(pending.operation) is not pending:
-                return
-            if keep:
-                self._queue.move_to_end(pending.operation)
-            else:
-                del self._queue[pending.operation]
-
-
 T = TypeVar("T")
+Seeder = Callable[[Sequence[Subject], int], Mapping[Subject, Amount]]
+"""Returns what subjects have settled in a month (YYYYMM), from the database. May raise database errors."""
+Sink = Callable[[UsageRecord], None]
+"""Stores a record in the database, one row for each id with the highest revision; raises if it can't."""
 
+LEDGER_KEPT = 45 * DAY * SECOND  # after the end of its month, for late settles and reports
+HOLDS_RESERVATION = -1  # what refuse.lua returns for an operation that holds a reservation
+#: Seconds between two signs of life of a process that leads flights: HEARTBEAT_TTL in prelude.lua allows three.
+HEARTBEAT_SECONDS = 0.3
 REPAIR_INTERVAL = 1.0  # seconds between attempts to make what waits for Redis
 RETRY_AFTER = 5  # seconds; Redis is in use again sooner than that after its recovery
 HELD_CAPACITY = 50_000
 
 
 class FailoverBackend:
-    """Redis, or this process alone while Redis is away. RedisBackend documents what each method guarantees.
+    """The limits of all processes, kept in Redis; while that is away, those of this process alone.
 
-    `sink` stores a record in the database and raises if it can't. `start` starts the repair thread; tests pass one that
-    does nothing, and call `repair_once` themselves.
+    All methods are safe to call from any thread or greenlet. A `clock` (µs) replaces Redis's and this machine's in
+    tests. `start` starts the background threads; tests pass one that does nothing, and call `repair_once` themselves.
     """
 
     def __init__(
         self,
-        primary: RedisBackend,
+        store: StateStore,
         *,
-        availability: Availability,
-        sink: Callable[[UsageRecord], None],
-        clock: Callable[[], int] = wall_clock,
+        seeder: Seeder,
+        sink: Sink,
+        lease_seconds: int = 20,
+        clock: Callable[[], int] | None = None,
         start: Start | None = None,
     ) -> None:
-        self.lease_seconds = primary.lease_seconds
-        self.primary = primary
-        self.local = LocalLimiter(clock)
-        self.availability = availability
-        self.pending = PendingSettlements(clock)
-        self.refusal_counts = RefusalCounts(sink)
+        self.store = store
+        self.seeder = seeder
+        self.lease_seconds = lease_seconds
+        self.process = uuid.uuid4().hex
         self._sink = sink
-        self._clock = clock
+        self._store_clock = clock
+        self._clock = clock or wall_clock
+        self._seeding = [threading.Lock() for _ in range(SHARDS)]
+        self._seeding_outage = Outage()  # of its own: one account's slow sum must not fail the look-ups of keys
+        self.local = LocalLimiter(self._clock)
+        self.pending = PendingSettlements(self._clock)
+        self.refusal_counts = RefusalCounts(sink)
         self._repairer = PeriodicThread(
             self.repair_once,
             has_work=lambda: bool(self.pending or self.refusal_counts),
@@ -206,25 +134,26 @@ class FailoverBackend:
     @property
     def is_degraded(self) -> bool:
         """Whether Redis is away."""
-        return self.availability.is_away
+        return self.store.is_away
 
     def now(self) -> int:
         """Return the time (µs), by this machine's clock while Redis is away."""
         return self.peek(LimitSet(NO_ACCOUNT, ())).at
 
-    def admit(self, scope: LimitSet, operation: str) -> Admission:
-        """Count one request, in this process alone while Redis is away."""
+    def admit(self, scope: LimitSet, operation: str, *, counts: bool = True) -> Admission:
+        """Count one request against all subjects, or against none if any of them is at its limit.
+
+        Admitting the same operation again within two minutes does not count again. Without `counts`, only check.
+        """
+        arguments = [operation, int(counts), *scripts.admit_arguments(scope)]
         try:
-            return self._on_primary(lambda: self.primary.admit(scope, operation))
+            return scripts.admission(scope, self._call("admit", scope.shard, arguments))
         except StoreAway:
-            return self.local.admit(scope)
+            return self.local.admit(scope, counts=counts)
 
     def peek(self, scope: LimitSet) -> Admission:
-        """Return what admit would return."""
-        try:
-            return self._on_primary(lambda: self.primary.peek(scope))
-        except StoreAway:
-            return self.local.admit(scope, counts=False)
+        """Return what admit would return now, without counting."""
+        return self.admit(scope, "", counts=False)
 
     def reserve(
         self,
@@ -237,33 +166,43 @@ class FailoverBackend:
         attempt: int = 1,
         flight: FlightClaim | None = None,
     ) -> Reserved | Refusal | InFlight:
-        """Reserve; while Redis is away in this process alone, without a flight.
+        """Take one slot and the bound from all subjects, or nothing from any of them.
 
-        A call under a budget then raises LimitsUnavailable.
+        Grants the largest output that fits, from `bound.least_output` to `bound.output_tokens`. Budgets are those of
+        the month of `admitted_at`. The `draft` is the usage record to emit if the lease expires; None for a provider. A
+        call that costs nothing is not refused by a budget in money, even if that is overspent. A higher `attempt` of an
+        open operation adds its bound to what is held and takes no second slot: for a retry after a try that may have
+        been billed. Repeating an attempt changes nothing. Raises OperationClosed if the operation is no longer open,
+        LimitsUnavailable, and errors of the seeder.
+
+        With a `flight`, an identical call that is in flight in a process that lives, or that ended since, decides
+        before the limits: nothing is taken. Else a grant of the whole output makes this call the flight's leader. The
+        flight of a process that died goes to the next that asks. There are no flights while Redis is away.
         """
+        month = NO_MONTH if scope.is_provider else month_of(admitted_at)
+        arguments: list[Argument] = [
+            operation, self.lease_seconds * SECOND, attempt, month, month_end(month) if month else 0,
+            bound.prompt.tokens, bound.prompt.cost, bound.output_tokens, bound.least_output, bound.step,
+            *divmod(bound.output_price, MILLION), "" if draft is None else draft.as_json(), MAX_REAPED_BY_RESERVE,
+            *((flight.key, flight.since) if flight else ("", 0)), self.process, *scripts.reserve_arguments(scope),
+        ]  # fmt: skip
+
+        def run() -> Reserved | Refusal | InFlight | LedgerMissing:
+            return scripts.reservation(scope, operation, month, self._call("reserve", scope.shard, arguments))
+
         try:
-            answer = self._on_primary(
-                lambda: self.primary.reserve(
-                    scope,
-                    operation,
-                    admitted_at=admitted_at,
-                    bound=bound,
-                    draft=draft,
-                    attempt=attempt,
-                    flight=flight,
-                )
-            )
+            answer: Reserved | Refusal | InFlight = self._seeded(scope, run)
         except LimitsUnavailable:
             if scope.is_provider:  # what Redis may have reserved all the same ends with its lease
                 return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
             self._release_later(scope, operation, admitted_at)
             raise
         except StoreAway as away:
-            if scope.has_budget:
-                if away.sent:
-                    self._release_later(scope, operation, admitted_at)
-                raise LimitsUnavailable(retry_after=RETRY_AFTER) from away
-            return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
+            if not scope.has_budget:
+                return self.local.reserve(scope, operation, bound=bound, attempt=attempt)
+            if away.sent:
+                self._release_later(scope, operation, admitted_at)
+            raise LimitsUnavailable(retry_after=RETRY_AFTER) from away
         if isinstance(answer, Reserved):
             self._held[operation] = answer.held
             if len(self._held) > HELD_CAPACITY:
@@ -280,19 +219,29 @@ class FailoverBackend:
     def is_awaited(self, operation: str) -> bool:
         """Return whether a call in another process waits for the flight of this one; False while Redis is away."""
         flight = self._flights.get(operation)
+        if flight is None:
+            return False
+        shard, key = flight
         try:
-            return flight is not None and self._on_primary(lambda: self.primary.is_awaited(*flight))
-        except (StoreAway, LimitsUnavailable):
+            return bool(self.store.call(scripts.AWAITED, prefix_of(shard), (key,)))
+        except RedisError:
             return False
 
     def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
-        """Extend leases. While Redis is away, its operations count as open; a late settle corrects that."""
+        """Extend the leases of a shard's open operations to a full lease from now; return those that are still open.
+
+        While Redis is away they all count as open; a late settle corrects that.
+        """
         names = frozenset(operations)
         alone = frozenset(filter(self.local.holds, names))
+        asked = sorted(names - alone)
+        if not asked:
+            return alone
         try:
-            return alone | self._on_primary(lambda: self.primary.renew(shard, names - alone))
+            still_open = self._call("renew", shard, [self.lease_seconds * SECOND, *asked])
         except (StoreAway, LimitsUnavailable):
             return names
+        return alone | {name for name, held in zip(asked, still_open, strict=True) if held}
 
     def settle(
         self,
@@ -304,7 +253,12 @@ class FailoverBackend:
         record: UsageRecord | None,
         flight_error: str = "",
     ) -> Settlement:
-        """Settle. While Redis is away or fails, the settlement waits for it; the record does not."""
+        """Release the slot, replace the bound by what was used, end the flight, and emit the record, all in one step.
+
+        The ledger is that of the month of `admitted_at`. If the lease had expired, the charge of the bound is replaced
+        once. Without a record, settles without emitting one. `flight_error` goes to those who follow the flight. While
+        Redis is away or fails, the settlement waits for it; the record does not.
+        """
         held = self._held.pop(operation, None)
         self._flights.pop(operation, None)
         pending = Pending(scope, operation, admitted_at, used, self._clock(), record=record, flight_error=flight_error)
@@ -314,7 +268,7 @@ class FailoverBackend:
                 self._settle_later(pending, overrun=settlement.overrun, sent=False)
             return settlement
         try:
-            return self._on_primary(lambda: pending.settle(self.primary))
+            return self._settle(pending)
         except (StoreAway, LimitsUnavailable) as error:
             sent = not isinstance(error, StoreAway) or error.sent
         except Exception:
@@ -325,70 +279,180 @@ class FailoverBackend:
         return Settlement(used, overrun)
 
     def emit(self, account_id: int, operation: str, record: UsageRecord, *, group: RefusalGroup | None = None) -> bool:
-        """Emit a record; while Redis is away, to the database."""
+        """Emit the record of a request that reserved nothing (a hit, a refusal); return False if it was emitted before.
+
+        With a `group` it may be counted together with others instead. If the operation turns out to hold a reservation
+        (the reply to reserve was lost), that is released. While Redis is away, the record goes to the database.
+        """
+        # The month does not matter: an operation that reserved has its own, and one that did not is charged nothing.
+        nobody = LimitSet(account_id, ())
+        pending = Pending(nobody, operation, 0, Amount(), self._clock(), record=record, group=group)
         try:
-            return self._on_primary(lambda: self.primary.emit(account_id, operation, record, group=group))
+            return self._emit(pending)
         except (StoreAway, LimitsUnavailable) as error:
-            now = self._clock()
-            pending = Pending(LimitSet(account_id, ()), operation, 0, Amount(), now, record=record, group=group)
             if group is None:
                 if not self._stored(replace(record, id=operation)):
                     self._keep(pending)
             elif _may_have_arrived(error):
                 self._keep(pending)
             else:
-                self.refusal_counts.add(group, operation, record, now)
+                self.refusal_counts.add(group, operation, record, self._clock())
                 if self.refusal_counts:
                     self._repairer.begin()
             return True
 
     def reap(self, shard: int, *, at_most: int = MAX_REAPED) -> int:
-        """Charge expired leases; while Redis is away none, they are charged after its return."""
+        """Charge the bound of the shard's reservations whose lease has expired; return how many there were.
+
+        While Redis is away there is nothing to charge: that happens after its return.
+        """
         try:
-            return self._on_primary(lambda: self.primary.reap(shard, at_most=at_most))
+            return int(self._call("reap", shard, [at_most]))
         except StoreAway:
             return 0
 
     def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
-        """Return what each subject uses; raises LimitsUnavailable while Redis is away."""
+        """Return what each subject uses now, and has used in the month (YYYYMM; by default the current one).
+
+        Raises LimitsUnavailable while Redis is away.
+        """
+        asked = month or month_of(self.now())
+        arguments = scripts.usage_arguments(scope, asked)
         try:
-            return self._on_primary(lambda: self.primary.usage(scope, month))
+            used: tuple[SubjectUsage, ...] = self._seeded(
+                scope, lambda: scripts.usages(scope, asked, self._call("usage", scope.shard, arguments))
+            )
+            return used
         except StoreAway as away:
             raise LimitsUnavailable(retry_after=RETRY_AFTER) from away
 
     def usages(self, scopes: Sequence[LimitSet], month: int | None = None) -> list[tuple[SubjectUsage, ...]]:
-        """Return the usage of many scopes; raises LimitsUnavailable while Redis is away."""
+        """Return the `usage` of many scopes, in a number of round trips that does not grow with theirs."""
+        asked = month or month_of(self.now())
+        calls = [(prefix_of(scope.shard), self._timed(scripts.usage_arguments(scope, asked))) for scope in scopes]
         try:
-            return self._on_primary(lambda: self.primary.usages(scopes, month))
+            while True:
+                replies = self._ask(self.store.call_each, load("usage"), calls)
+                found = [scripts.usages(scope, asked, reply) for scope, reply in zip(scopes, replies, strict=True)]
+                missing = [
+                    (scope, each.subjects)
+                    for scope, each in zip(scopes, found, strict=True)
+                    if isinstance(each, LedgerMissing)
+                ]
+                if not missing:
+                    return [each for each in found if not isinstance(each, LedgerMissing)]
+                self._seed(asked, missing)
         except StoreAway as away:
             raise LimitsUnavailable(retry_after=RETRY_AFTER) from away
+
+    def write_errors(self) -> list[ResponseError | None]:
+        """Write to every node; return for each the error with which it refuses, None if it accepts."""
+
+        def error_of(prefix: str) -> ResponseError | None:
+            try:
+                self.store.call(scripts.WRITE, prefix, ())
+            except ResponseError as error:
+                return error
+            return None
+
+        return [error_of(prefix) for prefix in self.store.wire.one_a_node([prefix_of(each) for each in range(SHARDS)])]
 
     def repair_once(self) -> bool:
         """Probe Redis, and make the waiting settlements; return whether nothing is left to repair."""
         stored = self.refusal_counts.flush()
-        return self.availability.try_close() and self.pending.flush(self.primary) and stored
+        made = self.store.try_close() and self.pending.flush(
+            lambda pending: self._emit(pending) if pending.group is not None else self._settle(pending)
+        )
+        return made and stored
 
     def end(self) -> None:
-        """Stop the repair thread of a backend that is being replaced; waiting settlements are dropped."""
+        """Stop the background threads of a backend that is being replaced; waiting settlements are dropped."""
         self._repairer.end()
         self._heart.end()
 
-    def _beat(self) -> None:
-        """Show that this process lives, and drop the flights that others have taken over."""
-        known = dict(self._flights)
-        with suppress(StoreAway, LimitsUnavailable):  # the next beat finds out
-            for operation in known.keys() - self._on_primary(lambda: self.primary.keep_flights(known)):
-                self._flights.pop(operation, None)
+    def _settle(self, pending: Pending) -> Settlement:
+        """Settle in Redis.
 
-    def _on_primary(self, call: Callable[[], T]) -> T:
-        """Make a call on Redis. Raises StoreAway, or LimitsUnavailable if Redis is there but the call fails."""
+        For an operation that Redis does not know (it was emptied) the used amount is charged, except to ledgers seeded
+        from the database after the record was written there.
+        """
+        scope, used, record = pending.scope, pending.used, pending.record
+        month = NO_MONTH if scope.is_provider else month_of(pending.admitted_at)
+        arguments: list[Argument] = [
+            pending.operation, month, used.tokens, used.cost, "" if record is None else record.as_json(),
+            pending.recorded_at or "", pending.flight_error, *(subject.name for subject in scope.subjects),
+        ]  # fmt: skip
+        settlement: Settlement = self._seeded(
+            scope, lambda: scripts.settlement(scope, month, self._call("settle", scope.shard, arguments))
+        )
+        return settlement
+
+    def _emit(self, pending: Pending) -> bool:
+        """Emit a record in Redis, or count it in its group."""
+        record, group = pending.record, pending.group
+        if record is not None and group is not None:
+            arguments: list[Argument] = [
+                pending.operation,
+                record.as_json(),
+                group.owner,
+                group.kind,
+                REFUSALS_A_MINUTE,
+            ]
+            counted = self._call("refuse", pending.scope.shard, arguments)
+            if counted != HOLDS_RESERVATION:
+                return bool(counted)
+        return not self._settle(pending).duplicate
+
+    def _beat(self) -> None:
+        """Show that this process lives, in one round trip, and drop the flights that others have taken over."""
+        operations: dict[int, list[str]] = defaultdict(list)
+        pairs: dict[int, list[Argument]] = defaultdict(list)
+        for operation, (shard, key) in list(self._flights.items()):
+            operations[shard].append(operation)
+            pairs[shard] += (key, operation)
+        calls: list[Call] = [(prefix_of(shard), self._timed([self.process, *each])) for shard, each in pairs.items()]
+        with suppress(StoreAway, LimitsUnavailable):  # the next beat finds out
+            answers = self._ask(self.store.call_each, load("beat"), calls)
+            for led, replies in zip(operations.values(), answers, strict=True):
+                for operation, is_led in zip(led, replies, strict=True):
+                    if not is_led:
+                        self._flights.pop(operation, None)
+
+    def _call(self, script: str, shard: int, arguments: Sequence[Argument]) -> Any:
+        return self._ask(self.store.call, load(script), prefix_of(shard), self._timed(arguments))
+
+    def _ask(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Make a call to Redis. Raises StoreAway, or LimitsUnavailable if Redis is there but the call fails."""
         try:
-            return self.availability.ask(call)
+            return call(*arguments)
         except StoreAway:
             raise
         except RedisError as error:
             logger.error("limits: Redis answers the probe, but not the call: %s", error)
             raise LimitsUnavailable(retry_after=1) from error
+
+    def _timed(self, arguments: Sequence[Argument]) -> list[Argument]:
+        return ["" if self._store_clock is None else self._store_clock(), *arguments]
+
+    def _seeded(self, scope: LimitSet, call: Callable[[], Any]) -> Any:
+        """Make a call, again after each seeding of ledgers that it found missing."""
+        answer = call()
+        if isinstance(answer, LedgerMissing):
+            # If many calls miss a ledger, one queries the database: together they would exhaust its connections.
+            with self._seeding[scope.shard]:
+                while isinstance(answer := call(), LedgerMissing):
+                    self._seed(answer.month, [(scope, answer.subjects)])
+        return answer
+
+    def _seed(self, month: int, missing: Sequence[tuple[LimitSet, Sequence[Subject]]]) -> None:
+        """Create ledgers with what the database has; raises its errors."""
+        subjects = [subject for _, each in missing for subject in each]
+        amounts = query_promptly(lambda: self.seeder(subjects, month), self._seeding_outage, failed="ledger_not_seeded")
+        for scope, owners in missing:
+            arguments: list[Argument] = [month, month_end(month) + LEDGER_KEPT]
+            for subject in owners:
+                arguments += (subject.name, amounts[subject].tokens, amounts[subject].cost)
+            self._call("seed", scope.shard, arguments)
 
     def _release_later(self, scope: LimitSet, operation: str, admitted_at: int) -> None:
         """Queue the release of what Redis may have reserved for a call that was then refused."""

@@ -16,7 +16,7 @@ closed at their start and open at their end.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
@@ -188,15 +188,13 @@ class Subject:
     id: str
     limits: Limits
     maker: str = ""
+    #: The name of the subject in Redis, such as `key:17`.
+    name: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.kind}:{self.id}")
         if not SUBJECT_NAME.fullmatch(self.name):
             raise ValueError(f"not a subject: {self.name!r}")
-
-    @property
-    def name(self) -> str:
-        """The name of the subject in Redis, such as `key:17`."""
-        return f"{self.kind}:{self.id}"
 
     @property
     def model(self) -> str | None:
@@ -219,21 +217,21 @@ class LimitSet:
 
     account_id: int
     subjects: tuple[Subject, ...]
+    #: Whether these are a provider's own limits.
+    is_provider: bool = field(init=False, compare=False, repr=False)
+    #: The shard, whose hash tag all Redis keys of the account, or of the provider, carry.
+    shard: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        is_provider = bool(self.subjects) and self.subjects[0].kind == "provider"
+        shard = SHARDS + self.subjects[0].owner_id if is_provider else self.account_id % SHARDS
+        object.__setattr__(self, "is_provider", is_provider)
+        object.__setattr__(self, "shard", shard)
 
     @classmethod
     def of_provider(cls, provider_id: int, limits: Limits) -> Self:
         """Make the scope of a provider's own limits, which have no budgets."""
         return cls(NO_ACCOUNT, (Subject("provider", str(provider_id), limits),))
-
-    @property
-    def is_provider(self) -> bool:
-        """Whether these are a provider's own limits."""
-        return bool(self.subjects) and self.subjects[0].kind == "provider"
-
-    @property
-    def shard(self) -> int:
-        """The shard, whose hash tag all Redis keys of the account, or of the provider, carry."""
-        return SHARDS + self.subjects[0].owner_id if self.is_provider else self.account_id % SHARDS
 
     @property
     def has_budget(self) -> bool:

@@ -9,10 +9,12 @@ from typing import Any
 
 import redis
 
+from accounts.limits.failover import FailoverBackend, Seeder, Sink
 from accounts.limits.records import UsageRecord, decode_record
-from accounts.limits.redis import RedisBackend, prefix_of, records_stream
+from accounts.limits.redis import prefix_of, records_stream
 from accounts.limits.types import SECOND, SHARDS, Amount, Bound, Limits, LimitSet, Subject
-from core.redis.client import redis_client, wire_for
+from core.background import Start
+from core.redis.client import StateStore, redis_client, wire_for
 
 MIDMONTH = int(datetime(2026, 11, 15, 12, tzinfo=UTC).timestamp()) * SECOND + 250_000
 NOVEMBER, DECEMBER = 202611, 202612
@@ -64,10 +66,32 @@ class Database:
 class World:
     """One backend with the clock that moves it, its database, and a way to take the records that came out."""
 
-    backend: RedisBackend
+    backend: FailoverBackend
     clock: Clock
     database: Database
     drain: Callable[[], list[UsageRecord]]
+
+
+def limits_on(
+    url: str = "",
+    *,
+    seeder: Seeder | None = None,
+    sink: Sink | None = None,
+    clock: Callable[[], int] | None = None,
+    lease_seconds: int = 20,
+    read_timeout: float = 5,
+    start: Start | None = None,
+) -> FailoverBackend:
+    """Make the limits of one process on a Redis, by default the shared one. Nothing reaches a database."""
+    store = StateStore(wire_for(redis_client(url or shared_redis_url(), read_timeout=read_timeout)), start=start)
+    return FailoverBackend(
+        store,
+        seeder=seeder or Database(),
+        sink=sink or (lambda record: None),
+        clock=clock,
+        lease_seconds=lease_seconds,
+        start=start,
+    )
 
 
 def redis_world(clock: Clock | None = None, url: str | None = None) -> World:
@@ -84,7 +108,7 @@ def redis_world(clock: Clock | None = None, url: str | None = None) -> World:
 
     for shard in range(SHARDS):
         client.unlink(records_stream(shard), prefix_of(shard) + "l", prefix_of(shard) + "f")
-    backend = RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=database, clock=clock)
+    backend = limits_on(url, seeder=database, clock=clock)
     return World(backend, clock, database, drain)
 
 

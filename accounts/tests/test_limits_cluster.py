@@ -11,8 +11,8 @@ from django.conf import LazySettings
 
 from accounts.limits import reset_limits
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.records import UsageRecord, decode_record
-from accounts.limits.redis import RedisBackend, load, prefix_of, records_stream
+from accounts.limits.records import decode_record
+from accounts.limits.redis import load, prefix_of, records_stream
 from accounts.limits.types import (
     REFUSALS_A_MINUTE,
     SHARDS,
@@ -24,12 +24,11 @@ from accounts.limits.types import (
     RefusalGroup,
     Reserved,
 )
-from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_bound, a_scope, an_operation
-from core.redis.availability import Availability
+from accounts.tests.limits_fixtures import DRAFT, Clock, a_bound, a_scope, an_operation, limits_on
 from core.redis.client import redis_client, wire_for
 from core.redis.cluster import ClusterWire
 from core.redis.leases import Leases
-from core.redis.wire import DirectWire
+from core.redis.wire import READ_TIMEOUT, DirectWire
 from tests.processes import wait_until
 from tests.stores import Redis, redis_cluster
 
@@ -51,8 +50,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def backend(url: str, clock: Clock) -> RedisBackend:
-    return RedisBackend(wire_for(redis_client(url, read_timeout=5)), seeder=Database(), clock=clock)
+def backend(url: str, clock: Clock) -> FailoverBackend:
+    return limits_on(url, clock=clock)
 
 
 def in_every_shard() -> list[LimitSet]:
@@ -62,7 +61,7 @@ def in_every_shard() -> list[LimitSet]:
     return list(scopes.values())
 
 
-def test_it_runs_every_step_in_every_shard(backend: RedisBackend, clock: Clock, url: str) -> None:
+def test_it_runs_every_step_in_every_shard(backend: FailoverBackend, clock: Clock, url: str) -> None:
     client: Any = redis_client(url)
     for scope in in_every_shard():
         operation, at = an_operation(), backend.now()
@@ -85,10 +84,10 @@ def test_it_runs_every_step_in_every_shard(backend: RedisBackend, clock: Clock, 
         assert records[-1].count == 2
 
 
-def test_it_keeps_the_limits_of_providers_in_shards_of_their_own(backend: RedisBackend, nodes: list[Redis]) -> None:
+def test_it_keeps_the_limits_of_providers_in_shards_of_their_own(backend: FailoverBackend, nodes: list[Redis]) -> None:
     limits, bound = Limits(requests_per_minute=2, tokens_per_minute=200, concurrent_requests=1), a_bound()
     scopes = [LimitSet.of_provider(number, limits) for number in range(1, 20)]
-    assert len(backend.wire.one_a_node([prefix_of(scope.shard) for scope in scopes])) == len(nodes)
+    assert len(backend.store.wire.one_a_node([prefix_of(scope.shard) for scope in scopes])) == len(nodes)
     for scope in scopes:
         operation = an_operation()
         for _ in range(2):
@@ -105,7 +104,7 @@ def test_it_spreads_the_shards_over_all_nodes(nodes: list[Redis], url: str) -> N
     assert owners == {node.port for node in nodes}
 
 
-def test_it_keeps_all_keys_of_an_account_in_one_slot(nodes: list[Redis], backend: RedisBackend, url: str) -> None:
+def test_it_keeps_all_keys_of_an_account_in_one_slot(nodes: list[Redis], backend: FailoverBackend, url: str) -> None:
     scope, operation = a_scope(requests_per_minute=5, tokens_per_minute=1000), an_operation()
     backend.admit(scope, operation)
     backend.reserve(scope, operation, admitted_at=backend.now(), bound=a_bound(), draft=DRAFT)
@@ -123,14 +122,8 @@ def test_it_goes_on_alone_while_the_cluster_is_away_and_uses_it_when_it_is_back(
         assert used.set("a", "1")
         for server in servers:
             server.kill()
-        wire, client = wire_for(redis_client(url)), redis_client(url)
-        primary = RedisBackend(wire, seeder=Database())
-        limits = FailoverBackend(
-            primary,
-            availability=Availability(wire.ping, start=lambda target: None),
-            sink=lambda record: None,
-            start=lambda target: None,
-        )
+        client: Any = redis_client(url)
+        limits = limits_on(url, read_timeout=READ_TIMEOUT, start=lambda target: None)
         assert [limits.admit(scope, an_operation()).admitted for _ in range(3)] == [True, True, False]
         with pytest.raises(LimitsUnavailable):
             limits.reserve(scope, an_operation(), admitted_at=limits.now(), bound=a_bound(), draft=DRAFT)
@@ -155,7 +148,7 @@ def _takes(client: Any) -> bool:
         return False
 
 
-def test_it_notices_a_node_that_takes_no_writes(nodes: list[Redis], backend: RedisBackend) -> None:
+def test_it_notices_a_node_that_takes_no_writes(nodes: list[Redis], backend: FailoverBackend) -> None:
     assert backend.write_errors() == [None] * len(nodes)
     for node in nodes:
         full: Any = redis.Redis.from_url(node.url)
@@ -196,16 +189,9 @@ def test_it_looks_the_slots_up_once_for_all_who_come_together(url: str, monkeypa
 
 
 def test_it_goes_on_alone_when_a_node_is_lost() -> None:
-    records: list[UsageRecord] = []
     with redis_cluster() as servers:
-        wire = wire_for(redis_client(f"redis+cluster://127.0.0.1:{servers[0].port}"))
-        primary = RedisBackend(wire, seeder=Database())
-        limits = FailoverBackend(
-            primary,
-            availability=Availability(wire.ping, start=lambda target: None),
-            sink=records.append,
-            start=lambda target: None,
-        )
+        url = f"redis+cluster://127.0.0.1:{servers[0].port}"
+        limits = limits_on(url, read_timeout=READ_TIMEOUT, start=lambda target: None)
         scopes = in_every_shard()
         assert all(limits.admit(scope, an_operation()).admitted for scope in scopes)
         servers[1].kill()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from accounts.limits.redis import RedisBackend
+from accounts.limits.pending import Pending
 from accounts.limits.types import (
     MINUTE,
     SECOND,
@@ -324,9 +324,9 @@ class TestBudgets:
 
     def test_it_lets_the_first_seed_win(self, world: World) -> None:
         scope = a_scope(monthly_tokens=100)
-        assert isinstance(world.backend, RedisBackend)
         for amount in (Amount(40, 7), Amount(90, 9)):
-            world.backend._seed(scope, NOVEMBER, dict.fromkeys(scope.subjects, amount))
+            world.database.ledgers = {(subject.name, NOVEMBER): amount for subject in scope.subjects}
+            world.backend._seed(NOVEMBER, [(scope, scope.subjects)])
         assert usage(world, scope).settled == Amount(40, 7)
 
     def test_it_reports_the_impossible_before_what_merely_takes_long(self, world: World) -> None:
@@ -448,10 +448,11 @@ class TestSettlement:
         world.clock.step(1)
         reserved(world, scope)
         world.clock.step(1)
-        settle, used = world.backend.settle, Amount(10, 10)
         for operation, recorded_at in zip(operations, (recorded_before_seed, world.clock.now), strict=True):
             for _ in range(2):
-                settle(scope, operation, admitted_at=recorded_at, used=used, record=None, recorded_at=recorded_at)
+                pending = Pending(scope, operation, recorded_at, Amount(10, 10), recorded_at, recorded_at)
+                world.backend.pending.add(pending)
+                assert world.backend.repair_once()
         assert usage(world, scope).settled == Amount(10, 10)
 
 

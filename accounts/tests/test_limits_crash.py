@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import redis
 
+from accounts.limits.failover import FailoverBackend
 from accounts.limits.records import UsageRecord, decode_record
-from accounts.limits.redis import RedisBackend, records_stream
+from accounts.limits.redis import records_stream
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, OperationClosed, Reserved, Subject
-from accounts.tests.limits_fixtures import DRAFT, Database, a_scope, an_operation, shared_redis_url
-from core.redis.client import redis_client, wire_for
+from accounts.tests.limits_fixtures import DRAFT, a_scope, an_operation, limits_on, shared_redis_url
 from tests.processes import wait_until
 
 BUDGET = 10_000
@@ -25,14 +25,9 @@ CALL_SECONDS = 0.2
 MISSES = 20  # refusals in a row after which a thread takes the budget to be spent
 
 
-def a_backend() -> RedisBackend:
-    wire = wire_for(redis_client(shared_redis_url(), read_timeout=10))
-    return RedisBackend(wire, seeder=Database(), lease_seconds=LEASE_SECONDS)
-
-
 def spend(url: str, scope: LimitSet, together: Barrier) -> None:
     """Make calls of random size from all threads until the budget is spent, as one server does."""
-    backend = RedisBackend(wire_for(redis_client(url, read_timeout=10)), seeder=Database(), lease_seconds=LEASE_SECONDS)
+    backend = limits_on(url, read_timeout=10, lease_seconds=LEASE_SECONDS)
 
     def run() -> None:
         misses = 0
@@ -47,7 +42,7 @@ def spend(url: str, scope: LimitSet, together: Barrier) -> None:
         thread.join()
 
 
-def call_once(backend: RedisBackend, scope: LimitSet) -> bool:
+def call_once(backend: FailoverBackend, scope: LimitSet) -> bool:
     """Make one call that uses part of its bound; answer whether it was let in."""
     operation, at = an_operation(), backend.now()
     bound = Bound(Amount(random.randint(1, 50), 5), random.randint(0, 100), 1_000_000, minimum_output=0)
@@ -87,7 +82,7 @@ def scope() -> LimitSet:
 
 
 def test_it_accounts_for_every_token_when_a_process_is_killed(scope: LimitSet) -> None:
-    backend, context = a_backend(), multiprocessing.get_context("spawn")
+    backend, context = limits_on(read_timeout=10, lease_seconds=LEASE_SECONDS), multiprocessing.get_context("spawn")
     together = context.Barrier(3)
     arguments = (shared_redis_url(), scope, together)
     servers = [context.Process(target=spend, args=arguments, daemon=True) for _ in range(2)]
@@ -114,7 +109,7 @@ def test_it_accounts_for_every_token_when_a_process_is_killed(scope: LimitSet) -
     assert BUDGET - 50 <= recorded.tokens <= BUDGET, "refused although there was room"
 
 
-def sample(backend: RedisBackend, scope: LimitSet) -> int:
+def sample(backend: FailoverBackend, scope: LimitSet) -> int:
     """Give what counts against the budget at this moment."""
     time.sleep(0.002)
     used = backend.usage(scope)[0]

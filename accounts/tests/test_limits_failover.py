@@ -3,16 +3,17 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import redis
 
-from accounts.limits.failover import SETTLED_TTL, FailoverBackend, Pending, PendingSettlements
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.pending import SETTLED_TTL, Pending, PendingSettlements
 from accounts.limits.records import UsageRecord, decode_record
-from accounts.limits.redis import RedisBackend, records_stream
+from accounts.limits.redis import records_stream
 from accounts.limits.types import SECOND, Amount, InFlight, Limits, LimitSet, LimitsUnavailable, Refusal, Reserved
 from accounts.tests.limits_fixtures import (
     DRAFT,
@@ -22,76 +23,69 @@ from accounts.tests.limits_fixtures import (
     a_bound,
     a_scope,
     an_operation,
+    limits_on,
     redis_world,
     shared_redis_url,
 )
-from core.redis.availability import Availability
-from core.redis.client import redis_client, wire_for
+from core.redis.client import StateStore, redis_client, wire_for
+from core.redis.wire import READ_TIMEOUT
 from tests.processes import wait_until
 from tests.stores import Redis, redis_server
 
 RECORD = replace(DRAFT, usage_source="provider")
 
 
-class Failing(RedisBackend):
-    """A primary that fails while told to: before it does anything, or after (the reply is lost)."""
+class FailingWire:
+    """A wire that fails while told to: before it runs a script, or after (the reply is lost)."""
 
-    error: redis.RedisError | None = None
-    reply_lost = False
-    calls = 0
+    def __init__(self) -> None:
+        self._wire = wire_for(redis_client(shared_redis_url(), read_timeout=5))
+        self.error: redis.RedisError | None = None
+        self.reply_lost = self.probe_fails = False
+        self.calls = self.probes = 0
 
-    def _run(self, call: Callable[[], Any]) -> Any:
+    def call(self, *script: Any) -> Any:
+        return self._run(self._wire.call, *script)
+
+    def call_each(self, *scripts: Any) -> Any:
+        return self._run(self._wire.call_each, *scripts)
+
+    def one_a_node(self, prefixes: Sequence[str]) -> Collection[str]:
+        return self._wire.one_a_node(prefixes)
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def _run(self, call: Callable[..., Any], *arguments: Any) -> Any:
         self.calls += 1
         if self.error and self.reply_lost:
-            call()
+            call(*arguments)
         if self.error:
             raise self.error
-        return call()
+        return call(*arguments)
 
-    def admit(self, *args: Any, **more: Any) -> Any:
-        return self._run(lambda: RedisBackend.admit(self, *args, **more))
-
-    def peek(self, *args: Any, **more: Any) -> Any:
-        return self._run(lambda: RedisBackend.peek(self, *args, **more))
-
-    def reserve(self, *args: Any, **more: Any) -> Any:
-        return self._run(lambda: RedisBackend.reserve(self, *args, **more))
-
-    def renew(self, *args: Any, **more: Any) -> Any:
-        return self._run(lambda: RedisBackend.renew(self, *args, **more))
-
-    def settle(self, *args: Any, **more: Any) -> Any:
-        return self._run(lambda: RedisBackend.settle(self, *args, **more))
-
-    def emit(self, *args: Any, **more: Any) -> Any:
-        return self._run(lambda: RedisBackend.emit(self, *args, **more))
-
-    def usage(self, *args: Any, **more: Any) -> Any:
-        return self._run(lambda: RedisBackend.usage(self, *args, **more))
+    def ping(self) -> None:
+        self.probes += 1
+        if self.probe_fails:
+            raise redis.ConnectionError("refused")
 
 
 class Outage:
-    """A failover backend over a primary that fails on demand, and all that comes out of them."""
+    """The limits of a process whose wire fails on demand, those of a process beside it, and all that comes out."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.owner = f"key:{an_operation()}"  # the store is shared: what other tests refuse must not count here
-        world = redis_world(self.clock)
-        self.drain, self.streamed = world.drain, list[UsageRecord]()
+        self.drain, self.streamed = redis_world(self.clock).drain, list[UsageRecord]()
         self.stored: list[UsageRecord] = []
         self.database = Database()
         self.database_is_away = False
-        self.probe_fails = False
-        self.probes = 0
-        wire = wire_for(redis_client(shared_redis_url(), read_timeout=5))
-        self.primary = Failing(wire, seeder=self.database, clock=self.clock)
-        self.limits = FailoverBackend(
-            self.primary,
-            availability=Availability(self.probe, start=lambda target: None),
-            sink=self.store,
-            clock=self.clock,
-            start=lambda target: None,
-        )
+        self.wire = FailingWire()
+        parts: dict[str, Any] = {
+            "seeder": self.database, "sink": self.store, "clock": self.clock, "start": lambda target: None
+        }  # fmt: skip
+        self.limits = FailoverBackend(StateStore(self.wire, start=parts["start"]), **parts)
+        self.beside = limits_on(**parts)
 
     @property
     def stream(self) -> list[UsageRecord]:
@@ -99,22 +93,17 @@ class Outage:
         self.streamed += self.drain()
         return self.streamed
 
-    def probe(self) -> None:
-        self.probes += 1
-        if self.probe_fails:
-            raise redis.ConnectionError("refused")
-
     def store(self, record: UsageRecord) -> None:
         if self.database_is_away:
             raise OSError("the database is away")
         self.stored.append(record)
 
     def begin(self, error: redis.RedisError | None = None, *, reply_lost: bool = False) -> None:
-        self.primary.error, self.primary.reply_lost = error or redis.ConnectionError("refused"), reply_lost
-        self.probe_fails = True
+        self.wire.error, self.wire.reply_lost = error or redis.ConnectionError("refused"), reply_lost
+        self.wire.probe_fails = True
 
     def end(self) -> bool:
-        self.primary.error, self.probe_fails = None, False
+        self.wire.error, self.wire.probe_fails = None, False
         return self.limits.repair_once()
 
     def reserve(self, scope: LimitSet, operation: str = "") -> Reserved | Refusal | InFlight:
@@ -127,7 +116,7 @@ class Outage:
         return self.limits.settle(scope, operation, admitted_at=self.clock.now, used=used, record=RECORD)
 
     def settled(self, scope: LimitSet) -> Amount:
-        settled: Amount = self.primary.usage(scope, NOVEMBER)[0].settled
+        settled: Amount = self.beside.usage(scope, NOVEMBER)[0].settled
         return settled
 
 
@@ -139,18 +128,18 @@ def outage() -> Outage:
 class TestBreaker:
     def test_it_opens_only_when_a_separate_probe_fails_too(self, outage: Outage) -> None:
         outage.begin(redis.TimeoutError("slow"))
-        outage.probe_fails = False
+        outage.wire.probe_fails = False
         with pytest.raises(LimitsUnavailable) as refused:
             outage.limits.admit(a_scope(), an_operation())
         assert refused.value.retry_after == 1
         assert not outage.limits.is_degraded
-        assert (outage.primary.calls, outage.probes) == (3, 3)
+        assert (outage.wire.calls, outage.wire.probes) == (3, 3)
 
     def test_it_asks_redis_no_more_once_it_is_open(self, outage: Outage) -> None:
         outage.begin()
         for _ in range(5):
             assert outage.limits.admit(a_scope(), an_operation()).admitted
-        assert (outage.primary.calls, outage.probes) == (1, 1)
+        assert (outage.wire.calls, outage.wire.probes) == (1, 1)
         assert outage.limits.is_degraded
 
     def test_it_closes_when_the_probe_succeeds_again(self, outage: Outage) -> None:
@@ -165,11 +154,11 @@ class TestBreaker:
         outage.begin(redis.exceptions.OutOfMemoryError("OOM command not allowed"))
         with pytest.raises(LimitsUnavailable):
             outage.limits.admit(a_scope(), an_operation())
-        assert outage.probes == 0
+        assert outage.wire.probes == 0
 
     def test_it_starts_one_mender_for_all_that_fails(self, outage: Outage) -> None:
         started: list[Callable[[], None]] = []
-        outage.limits.availability._prober._start = started.append
+        outage.limits.store._prober._start = started.append
         outage.begin()
         for _ in range(3):
             outage.limits.admit(a_scope(), an_operation())
@@ -204,7 +193,7 @@ class TestAway:
 
     def test_it_charges_ledgers_that_were_there_before_the_outage(self, outage: Outage) -> None:
         scope, operation = a_scope(), an_operation()
-        outage.primary.usage(scope)
+        outage.beside.usage(scope)
         outage.clock.step(1)
         outage.begin()
         outage.reserve(scope, operation)
@@ -219,7 +208,7 @@ class TestAway:
         assert not outage.settle(scope, operation, 30).duplicate
         assert [record.id for record in outage.stored] == [operation]
         assert outage.end()
-        used = outage.primary.usage(scope)[0]
+        used = outage.beside.usage(scope)[0]
         assert (used.settled, used.reserved, used.slots) == (Amount(30, 30), Amount(), 0)
         assert outage.stream == []
 
@@ -235,7 +224,7 @@ class TestAway:
         outage.reserve(scope, operation)
         outage.begin()
         outage.clock.step(30)
-        outage.primary.reap(scope.shard)
+        outage.beside.reap(scope.shard)
         outage.settle(scope, operation, 30)
         outage.end()
         assert outage.settled(scope) == Amount(30, 30)
@@ -258,7 +247,7 @@ class TestAway:
         with pytest.raises(LimitsUnavailable):
             outage.reserve(scope)
         outage.end()
-        used = outage.primary.usage(scope)[0]
+        used = outage.beside.usage(scope)[0]
         assert (used.reserved, used.slots, used.settled) == (Amount(), 0, Amount())
 
     def test_it_keeps_records_while_the_database_is_away_too(self, outage: Outage) -> None:
@@ -299,33 +288,24 @@ class TestPending:
         assert (len(queue), queue.dropped) == (2, 1)
 
     def test_it_does_not_repeat_what_redis_may_have_forgotten(self) -> None:
-        world, queue = redis_world(), PendingSettlements(Clock(SETTLED_TTL))
+        queue, made = PendingSettlements(Clock(SETTLED_TTL)), list[Pending]()
         queue.add(self.pending("a", maybe_done=True))
         queue.add(self.pending("b"))
-        assert queue.flush(world.backend)
-        assert queue.dropped == 1
+        assert queue.flush(made.append)
+        assert ([each.operation for each in made], queue.dropped) == (["b"], 1)
 
-    def test_it_makes_the_others_when_one_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        world, queue = redis_world(), PendingSettlements(Clock())
+    def test_it_makes_the_others_when_one_fails_and_keeps_that(self) -> None:
+        queue, made = PendingSettlements(Clock()), []
         for operation in "abc":
             queue.add(self.pending(operation))
-        settled = []
 
-        def settle(scope: LimitSet, operation: str, **more: Any) -> None:
-            if operation == "a":
+        def make(pending: Pending) -> None:
+            if pending.operation == "a":
                 raise TimeoutError
-            settled.append(operation)
+            made.append(pending.operation)
 
-        monkeypatch.setattr(world.backend, "settle", settle)
-        assert not queue.flush(world.backend)
-        assert (settled, len(queue)) == (["b", "c"], 1)
-
-    def test_it_keeps_what_fails(self) -> None:
-        outage, queue = Outage(), PendingSettlements(Clock())
-        outage.begin()
-        queue.add(self.pending("a"))
-        assert not queue.flush(outage.primary)
-        assert len(queue) == 1
+        assert not queue.flush(make)
+        assert (made, len(queue)) == (["b", "c"], 1)
 
 
 @pytest.fixture
@@ -347,10 +327,7 @@ class TestRealRedis:
 
     @pytest.fixture
     def limits(self, server: Redis, stored: list[UsageRecord], database: Database) -> FailoverBackend:
-        wire = wire_for(redis_client(server.url))
-        return FailoverBackend(
-            RedisBackend(wire, seeder=database), availability=Availability(wire.ping), sink=stored.append
-        )
+        return limits_on(server.url, read_timeout=READ_TIMEOUT, seeder=database, sink=stored.append)
 
     def reserve(self, limits: FailoverBackend, scope: LimitSet, operation: str) -> Reserved | Refusal | InFlight:
         return limits.reserve(scope, operation, admitted_at=limits.now(), bound=a_bound(), draft=RECORD)
@@ -407,7 +384,7 @@ class TestRealRedis:
         limits.admit(a_scope(), an_operation())
         server.kill()
         server.restart()
-        assert limits.primary.admit(a_scope(), an_operation()).admitted
+        assert limits.admit(a_scope(), an_operation()).admitted
         assert not limits.is_degraded
 
     def test_it_loads_scripts_again_that_redis_has_forgotten(self, server: Redis, limits: FailoverBackend) -> None:
@@ -439,5 +416,5 @@ class TestRealRedis:
 
 def test_it_uses_redis_time() -> None:
     with redis_server() as server:
-        backend = RedisBackend(wire_for(redis_client(server.url)), seeder=Database())
+        backend = limits_on(server.url)
         assert abs(backend.now() - time.time_ns() // 1000) < SECOND

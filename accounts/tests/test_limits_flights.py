@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import redis as redis_client
 
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend
 from accounts.limits.types import (
     Amount,
     FlightClaim,
@@ -22,10 +20,7 @@ from accounts.limits.types import (
     Refusal,
     Reserved,
 )
-from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_bound, a_scope, an_operation, shared_redis_url
-from core.redis.availability import Availability
-from core.redis.client import redis_client as client_for
-from core.redis.client import wire_for
+from accounts.tests.limits_fixtures import DRAFT, Clock, a_bound, a_scope, an_operation, limits_on, shared_redis_url
 from launch.environment import free_port
 from tests.processes import wait_until
 from tests.stores import Redis, redis_cluster
@@ -41,9 +36,7 @@ class Process:
     url: str
 
     def __post_init__(self) -> None:
-        wire = wire_for(client_for(self.url, read_timeout=5))
-        self.primary = RedisBackend(wire, seeder=Database(), clock=self.clock)
-        self.limits = FailoverBackend(self.primary, availability=Availability(wire.ping), sink=lambda record: None)
+        self.limits = limits_on(self.url, clock=self.clock)
 
     def reserve(
         self, scope: LimitSet, operation: str, *, since: int | None = None, attempt: int = 1, **bound: Any
@@ -83,7 +76,7 @@ class Process:
     def die(self) -> None:
         """Show no further sign of life."""
         self.limits.end()
-        self.limits.availability.end()
+        self.limits.store.end()
 
     def held(self, scope: LimitSet) -> tuple[int, int]:
         """Return tokens and slots in use."""
@@ -224,8 +217,8 @@ def test_it_keeps_the_flight_in_a_further_attempt(two: tuple[Process, Process]) 
 def test_it_ends_a_flight_with_the_lease_of_a_call(two: tuple[Process, Process], clock: Clock) -> None:
     (one, other), scope = two, a_scope()
     operation, since = one.lead(scope), clock.now
-    clock.step(one.primary.lease_seconds + 1)
-    assert other.primary.reap(scope.shard) == 1
+    clock.step(one.limits.lease_seconds + 1)
+    assert other.limits.reap(scope.shard) == 1
     assert other.follow(scope, since=since) == InFlight(is_open=False, at=clock.now)
     clock.now += 1
     other.lead(scope)
@@ -250,13 +243,13 @@ def test_it_keeps_the_flights_of_a_process_that_lives(
 ) -> None:
     """However many they are, one round trip keeps them all; here it is a slow one."""
     (one, other), scopes = two, [a_scope() for _ in range(100)]
-    call_each = one.primary.wire.call_each
+    call_each = one.limits.store.wire.call_each
 
     def slowly(*parts: Any) -> list[Any]:
         time.sleep(LIFE / 8)
         return call_each(*parts)
 
-    monkeypatch.setattr(one.primary.wire, "call_each", slowly)
+    monkeypatch.setattr(one.limits.store.wire, "call_each", slowly)
     operations = [one.lead(scope) for scope in scopes]
     ends = time.monotonic() + 2.5 * LIFE
     while time.monotonic() < ends:
@@ -270,7 +263,7 @@ def test_it_notices_that_its_flight_was_taken_over(
 ) -> None:
     (one, other), scope = two, a_scope()
     with monkeypatch.context() as stalled:
-        stalled.setattr(one.primary, "keep_flights", lambda flights: 1 / 0)
+        stalled.setattr(one.limits.store, "call_each", lambda *scripts: 1 / 0)
         operation, taken = one.lead(scope), an_operation()
         wait_until(lambda: isinstance(other.reserve(scope, taken), Reserved), "the flight", 2 * LIFE)
         assert one.limits.leads_flight(operation)

@@ -8,12 +8,9 @@ from typing import Any
 
 import pytest
 
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, LimitsUnavailable, Reserved, Subject
-from accounts.tests.limits_fixtures import DRAFT, Database
-from core.redis.availability import Availability
-from core.redis.client import redis_client, wire_for
+from accounts.tests.limits_fixtures import DRAFT, limits_on
+from core.redis.client import redis_client
 from tests.stores import redis_server
 
 PLENTY = 10**9
@@ -34,10 +31,8 @@ def store() -> Iterator[Any]:
 
 def test_it_refuses_new_calls_and_hands_the_records_of_open_ones_to_the_database(store: Any) -> None:
     options = store.connection_pool.connection_kwargs
-    wire = wire_for(redis_client(f"redis://{options['host']}:{options['port']}", read_timeout=1))
-    primary = RedisBackend(wire, seeder=Database(), lease_seconds=30)
-    written: list[Any] = []
-    limits = FailoverBackend(primary, availability=Availability(wire.ping), sink=written.append)
+    url, written = f"redis://{options['host']}:{options['port']}", list[Any]()
+    limits = limits_on(url, read_timeout=1, lease_seconds=30, sink=written.append)
     now = limits.now()
     assert isinstance(limits.reserve(SCOPE, "a" * 32, admitted_at=now, bound=BOUND, draft=RECORD), Reserved)
     store.config_set("maxmemory", 1)

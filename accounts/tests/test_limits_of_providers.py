@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -16,7 +16,7 @@ import redis
 from redis.exceptions import ResponseError
 
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend, prefix_of
+from accounts.limits.redis import prefix_of
 from accounts.limits.types import (
     NO_ACCOUNT,
     SECOND,
@@ -30,9 +30,7 @@ from accounts.limits.types import (
     Reserved,
     Subject,
 )
-from accounts.tests.limits_fixtures import DRAFT, Clock, an_operation, shared_redis_url
-from core.redis.availability import Availability
-from core.redis.client import redis_client, wire_for
+from accounts.tests.limits_fixtures import DRAFT, Clock, an_operation, limits_on, shared_redis_url
 
 _numbers = itertools.count(1)
 PROCESSES, THREADS, TRIES, LIMIT, TOKENS_EACH = 2, 8, 10, 50, 7
@@ -47,7 +45,7 @@ KINDS = {
 class Held:
     """A reservation at a provider."""
 
-    backend: RedisBackend | FailoverBackend
+    backend: FailoverBackend
     scope: LimitSet
     operation: str
     tokens: int
@@ -62,7 +60,7 @@ class Held:
 class World:
     """A backend with the clock that moves it."""
 
-    backend: RedisBackend | FailoverBackend
+    backend: FailoverBackend
     clock: Clock
 
     def enter(self, scope: LimitSet, tokens: int = 10, operation: str = "") -> Held | Refusal:
@@ -82,7 +80,7 @@ class World:
         return answer
 
 
-def enter(backend: RedisBackend | FailoverBackend, scope: LimitSet, tokens: int, operation: str = "") -> Held | Refusal:
+def enter(backend: FailoverBackend, scope: LimitSet, tokens: int, operation: str = "") -> Held | Refusal:
     operation = operation or an_operation()
     answer = backend.reserve(scope, operation, admitted_at=0, bound=Bound(Amount(tokens)), draft=DRAFT)
     if isinstance(answer, Reserved):
@@ -101,33 +99,17 @@ def no_ledger(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
     raise AssertionError("a provider has no ledger")
 
 
-def redis_backend(clock: Clock | None = None, url: str = "", lease_seconds: int = 20) -> RedisBackend:
+def redis_backend(clock: Clock | None = None, url: str = "", lease_seconds: int = 20) -> FailoverBackend:
     """Make a backend over the shared Redis."""
-    wire = wire_for(redis_client(url or shared_redis_url(), read_timeout=10))
-    return RedisBackend(wire, seeder=no_ledger, lease_seconds=lease_seconds, clock=clock)
-
-
-def failover(primary: RedisBackend, clock: Clock | None = None, *, is_away: Callable[[], bool]) -> FailoverBackend:
-    """Make a backend that uses Redis as far as that is not away."""
-
-    def probe() -> None:
-        if is_away():
-            raise ConnectionError
-
-    more = {} if clock is None else {"clock": clock}
-    return FailoverBackend(
-        primary,
-        availability=Availability(probe, start=lambda target: None),
-        sink=lambda record: None,
-        start=lambda mend: None,
-        **more,
+    return limits_on(
+        url, seeder=no_ledger, lease_seconds=lease_seconds, clock=clock, read_timeout=10, start=lambda target: None
     )
 
 
 def alone(clock: Clock) -> FailoverBackend:
     """Make the backend of a process whose Redis is away."""
-    backend = failover(redis_backend(clock), clock, is_away=lambda: True)
-    backend.availability.is_away = True
+    backend = redis_backend(clock)
+    backend.store.is_away = True
     return backend
 
 
@@ -276,15 +258,14 @@ class TestRedis:
 
 class TestAway:
     def test_it_goes_on_in_the_process_while_redis_is_away(self) -> None:
-        away = [False]
-        limits = failover(redis_backend(), is_away=lambda: away[0])
+        limits = redis_backend()
         world, scope = World(limits, Clock()), a_provider(Limits(concurrent_requests=1))
         shared = world.entered(scope)
         world.refused(scope)
-        limits.availability.is_away = away[0] = True
+        limits.store.is_away = True
         single = world.entered(scope)
         world.refused(scope)
-        limits.availability.is_away = away[0] = False
+        limits.store.is_away = False
         single.leave(0)
         world.refused(scope)  # Redis knows of the shared one alone
         shared.leave(0)
@@ -292,29 +273,27 @@ class TestAway:
         assert not limits.pending
 
     def test_it_frees_in_redis_what_ended_while_redis_was_away(self) -> None:
-        away = [False]
-        limits = failover(redis_backend(), is_away=lambda: away[0])
+        limits = redis_backend()
         world, scope = World(limits, Clock()), a_provider(Limits(tokens_per_minute=10, concurrent_requests=1))
         shared = world.entered(scope, 10)
-        limits.availability.is_away = away[0] = True
+        limits.store.is_away = True
         shared.leave(3)
-        away[0] = False
         assert limits.repair_once()
         world.entered(scope, 7)
 
     def test_it_goes_on_in_the_process_where_redis_answers_and_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(*arguments: Any, **named: Any) -> Any:
+        def fail(*arguments: Any) -> Any:
             raise ResponseError("OOM command not allowed")
 
-        limits = failover(redis_backend(), is_away=lambda: False)
+        limits = redis_backend()
         world, scope = World(limits, Clock()), a_provider(Limits(concurrent_requests=1))
-        monkeypatch.setattr(RedisBackend, "reserve", fail)
+        monkeypatch.setattr(limits.store, "call", fail)
         world.entered(scope)
         world.refused(scope)
         assert not limits.pending
 
 
-def race(backend: RedisBackend | FailoverBackend, scope: LimitSet) -> list[Held | Refusal]:
+def race(backend: FailoverBackend, scope: LimitSet) -> list[Held | Refusal]:
     """Try to reserve from all threads at once, and stay."""
     results: list[Held | Refusal] = []
     start = threading.Barrier(THREADS)

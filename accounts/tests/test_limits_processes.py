@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from accounts.limits.redis import RedisBackend
+from accounts.limits.failover import FailoverBackend
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, Refusal, Subject
-from accounts.tests.limits_fixtures import DRAFT, Clock, Database, a_scope, an_operation, shared_redis_url
-from core.redis.client import redis_client, wire_for
+from accounts.tests.limits_fixtures import DRAFT, Clock, a_scope, an_operation, limits_on, shared_redis_url
 
 PROCESSES, THREADS, TRIES = 8, 8, 3  # 192 tries in each round
 LIMIT = 100
@@ -32,7 +31,7 @@ class Outcome(NamedTuple):
     resets: tuple[int, ...]
 
 
-def try_once(backend: RedisBackend, scope: LimitSet, kind: str, admitted_at: int) -> int | None:
+def try_once(backend: FailoverBackend, scope: LimitSet, kind: str, admitted_at: int) -> int | None:
     """Try to pass the limit; answer None if it did, and when to try again if it did not."""
     if kind == "requests":
         refusal = backend.admit(scope, an_operation()).refusal
@@ -42,7 +41,7 @@ def try_once(backend: RedisBackend, scope: LimitSet, kind: str, admitted_at: int
     return answer.reset_at if isinstance(answer, Refusal) else None
 
 
-def race(backend: RedisBackend, scope: LimitSet, kind: str, admitted_at: int) -> list[int | None]:
+def race(backend: FailoverBackend, scope: LimitSet, kind: str, admitted_at: int) -> list[int | None]:
     """Try from all threads at once."""
     results: list[int | None] = []
     start = threading.Barrier(THREADS)
@@ -61,7 +60,7 @@ def race(backend: RedisBackend, scope: LimitSet, kind: str, admitted_at: int) ->
 
 def worker(url: str, rounds: list[tuple[str, LimitSet]], together: Barrier, outcomes: Any) -> None:
     """Run all rounds in one process, each of them begun together with the other processes."""
-    backend = RedisBackend(wire_for(redis_client(url, read_timeout=10)), seeder=Database())
+    backend = limits_on(url, read_timeout=10)
     admitted_at = backend.now()
     for number, (kind, scope) in enumerate(rounds):
         together.wait()
@@ -110,7 +109,7 @@ def test_it_admits_the_first_request_sent_at_the_announced_time(
     outcomes: dict[str, list[tuple[LimitSet, list[Outcome]]]],
 ) -> None:
     clock = Clock()
-    backend = RedisBackend(wire_for(redis_client(shared_redis_url())), seeder=Database(), clock=clock)
+    backend = limits_on(clock=clock)
     for scope, seen in outcomes["requests"]:
         announced = {reset for outcome in seen for reset in outcome.resets}
         assert len(announced) == 1  # the oldest of the 100 was the same for all who were refused

@@ -183,12 +183,12 @@ class TestFailover:
         assert outage.stored == []
         assert outage.end()
         outage.clock.step(2)
-        outage.primary.reap(1)
+        outage.beside.reap(1)
         assert total(outage.stream) == REFUSALS_A_MINUTE + 2
 
     def test_it_keeps_a_refusal_that_redis_turned_down(self, outage: Outage) -> None:
         outage.begin(redis.exceptions.OutOfMemoryError("OOM command not allowed"))
-        outage.probe_fails = False
+        outage.wire.probe_fails = False
         self.refuse(outage, 1)
         assert total(outage.stored) == 1
 

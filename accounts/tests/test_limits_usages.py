@@ -10,31 +10,29 @@ from typing import Any
 import pytest
 
 from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend
 from accounts.limits.types import Amount, Limits, LimitSet, LimitsUnavailable, Reserved, Subject
 from accounts.tests.limits_fixtures import (
     DRAFT,
-    Database,
     a_bound,
     a_scope,
     an_operation,
+    limits_on,
     redis_world,
     shared_redis_url,
 )
-from core.redis.availability import Availability
-from core.redis.client import redis_client, wire_for
+from core.redis.client import redis_client
 from core.redis.wire import DirectWire
 from tests.stores import redis_cluster
 
 
 @pytest.fixture
-def backend() -> RedisBackend:
+def backend() -> FailoverBackend:
     world = redis_world()
-    assert isinstance(world.backend, RedisBackend)
+    assert isinstance(world.backend, FailoverBackend)
     return world.backend
 
 
-def use(backend: RedisBackend | FailoverBackend, scope: LimitSet, tokens: int) -> None:
+def use(backend: FailoverBackend, scope: LimitSet, tokens: int) -> None:
     """Make one request of the scope that settles so many tokens, and leave another open."""
     for is_settled in (True, False):
         operation = an_operation()
@@ -48,7 +46,7 @@ def some_scopes(number: int = 5) -> list[LimitSet]:
     return [a_scope(Limits(requests_per_minute=100), monthly_tokens=10_000) for _ in range(number)]
 
 
-def test_it_tells_the_same_as_one_by_one(backend: RedisBackend) -> None:
+def test_it_tells_the_same_as_one_by_one(backend: FailoverBackend) -> None:
     scopes = some_scopes()
     for number, scope in enumerate(scopes[:3]):
         use(backend, scope, 10 + number)
@@ -60,7 +58,7 @@ def test_it_tells_the_same_as_one_by_one(backend: RedisBackend) -> None:
     assert backend.usages([]) == []
 
 
-def test_it_asks_the_database_once_for_all_that_is_missing(backend: RedisBackend) -> None:
+def test_it_asks_the_database_once_for_all_that_is_missing(backend: FailoverBackend) -> None:
     asked: list[int] = []
 
     def seed(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
@@ -96,15 +94,9 @@ def test_it_makes_two_round_trips_for_any_number_of_scopes(monkeypatch: pytest.M
 
 
 def test_it_is_unavailable_while_redis_is_away() -> None:
-    def away(*_: Any) -> None:
-        raise ConnectionError
-
-    backend = redis_world().backend
-    limits = FailoverBackend(
-        backend, availability=Availability(away, start=lambda target: None), sink=away, start=lambda target: None
-    )
+    limits = limits_on(start=lambda target: None)
     assert limits.usages(some_scopes(1))
-    limits.availability.is_away = True
+    limits.store.is_away = True
     with pytest.raises(LimitsUnavailable):
         limits.usages(some_scopes(1))
 
@@ -112,24 +104,22 @@ def test_it_is_unavailable_while_redis_is_away() -> None:
 def test_it_reads_from_every_node_of_a_cluster() -> None:
     with redis_cluster() as nodes:
         url = f"redis+cluster://127.0.0.1:{nodes[0].port}"
-        wire = wire_for(redis_client(url, read_timeout=5))
-        backend = RedisBackend(wire, seeder=Database())
+        backend = limits_on(url)
         scopes = some_scopes(70)
         use(backend, scopes[3], 5)
         assert [found[0].settled.tokens for found in backend.usages(scopes)] == [0, 0, 0, 5, *[0] * 66]
-        wire.close()
+        backend.store.wire.close()
 
 
 def test_it_loads_the_script_where_redis_has_forgotten_it() -> None:
-    wire = wire_for(redis_client(shared_redis_url(), read_timeout=5))
-    backend = RedisBackend(wire, seeder=Database())
+    backend = limits_on()
     scopes = some_scopes(3)
     backend.usages(scopes)
     redis_client(shared_redis_url()).script_flush()
     assert len(backend.usages(scopes)) == 3
 
 
-def test_it_asks_the_database_once_when_many_calls_miss_the_same_ledger(backend: RedisBackend) -> None:
+def test_it_asks_the_database_once_when_many_calls_miss_the_same_ledger(backend: FailoverBackend) -> None:
     asked: list[Subject] = []
 
     def seed(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:

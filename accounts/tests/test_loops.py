@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from accounts.limits import failover
-from accounts.limits.failover import Pending
+from accounts.limits.pending import Pending
 from accounts.limits.types import Amount
 from accounts.tests.limits_fixtures import a_scope
 from accounts.tests.test_limits_failover import Outage

@@ -78,7 +78,7 @@ def silent_redis(settings: Settings) -> Iterator[None]:
         yield
         limits = get_limits()
         assert isinstance(limits, FailoverBackend)
-        limits.availability.is_away = False  # its mender ends
+        limits.store.is_away = False  # its mender ends
         reset_limits()
 
 

@@ -12,7 +12,7 @@ cached answers.
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -67,13 +67,14 @@ class Availability:
         )
         self.is_away = False
 
-    def ask(self, call: Callable[[], T], *, attempts: int = ATTEMPTS) -> T:
+    def ask(self, call: Callable[..., T], *arguments: Any, attempts: int = ATTEMPTS) -> T:
         """Make an idempotent call. Raises StoreAway, or what the call raises although the store is there."""
         if self.is_away:
+            self._prober.begin()  # it runs already, unless its start failed
             raise StoreAway(sent=False)
         while True:
             try:
-                return call()
+                return call(*arguments)
             except (RedisConnectionError, RedisTimeoutError):
                 self._suspect()
                 attempts -= 1

@@ -9,11 +9,11 @@ import redis
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from core.background import PerProcess
+from core.background import PerProcess, Start
 from core.env import REDIS_OPTIONS
 from core.redis.availability import Availability
 from core.redis.cluster import ClusterClient, ClusterWire
-from core.redis.wire import CONNECT_TIMEOUT, PROBE_TIMEOUT, READ_TIMEOUT, Argument, DirectWire, Script, Wire
+from core.redis.wire import CONNECT_TIMEOUT, PROBE_TIMEOUT, READ_TIMEOUT, Argument, Call, DirectWire, Script, Wire
 
 CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 MOST_CONNECTIONS = 10_000  # more than a process's concurrent requests; redis-py's default of 100 would make calls fail
@@ -62,13 +62,17 @@ def wire_for(client: redis.Redis | ClusterClient) -> Wire:
 class StateStore(Availability):
     """The state store as this process knows it: the wire to it, and its availability."""
 
-    def __init__(self, wire: Wire) -> None:
-        super().__init__(wire.ping)
+    def __init__(self, wire: Wire, *, start: Start | None = None) -> None:
+        super().__init__(wire.ping, start=start)
         self.wire = wire
 
     def call(self, script: Script, prefix: str, arguments: Sequence[Argument]) -> Any:
         """Run an idempotent script on the shard of a prefix. Raises RedisError as `ask` does."""
-        return self.ask(lambda: self.wire.call(script, prefix, arguments))
+        return self.ask(self.wire.call, script, prefix, arguments)
+
+    def call_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run an idempotent script for each prefix with its arguments, in one round trip a node."""
+        return self.ask(self.wire.call_each, script, calls)
 
 
 def state_store() -> StateStore:

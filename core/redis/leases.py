@@ -131,8 +131,7 @@ class Leases:
         """Renew leases, in one round trip a node."""
         tokens = {name: token for name in names if (token := self._tokens.get(name))}
         calls = [(_key(name), (token, self._milliseconds)) for name, token in tokens.items()]
-        store = state_store()
-        store.ask(lambda: store.wire.call_each(_RENEW, calls))
+        state_store().call_each(_RENEW, calls)
 
     def forget(self) -> None:
         """Drop all leases without releasing them; they end in the store."""

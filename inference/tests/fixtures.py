@@ -20,12 +20,8 @@ from django.test import Client
 from django.test.client import ClientHandler
 
 from accounts.limits import _backend, _installed
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend
 from accounts.tests.factories import Cast, IssuedKey, make_cast, make_key, make_tier
-from accounts.tests.limits_fixtures import Clock
-from core.redis.availability import Availability
-from core.redis.client import redis_client, wire_for
+from accounts.tests.limits_fixtures import Clock, limits_on
 from inference.catalog import catalog
 from inference.fake_provider import FakeUpstream
 from inference.seeds import provider_seed
@@ -166,8 +162,6 @@ def clock(db: None, settings: LazySettings, monkeypatch: pytest.MonkeyPatch) -> 
     stopped = Clock()
     seeder = _installed.seeder
     assert seeder is not None
-    wire = wire_for(redis_client(settings.REDIS_URL, read_timeout=5))
-    redis = RedisBackend(wire, seeder=seeder, clock=stopped)
-    limits = FailoverBackend(redis, availability=Availability(wire.ping), sink=write_record, clock=stopped)
+    limits = limits_on(settings.REDIS_URL, seeder=seeder, sink=write_record, clock=stopped)
     monkeypatch.setattr(_backend, "_built", (os.getpid(), limits))
     return stopped

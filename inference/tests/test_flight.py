@@ -14,13 +14,9 @@ import pytest
 from django.conf import LazySettings
 
 from accounts.key_cache import AuthenticatedKey, build_authenticated_key
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import RedisBackend
 from accounts.tests.factories import make_key, make_tier
-from accounts.tests.limits_fixtures import Database
+from accounts.tests.limits_fixtures import limits_on
 from core.errors import ApiError, InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout
-from core.redis.availability import Availability
-from core.redis.client import redis_client, wire_for
 from core.telemetry.trace import begin_trace
 from inference.cache import CachedAnswer
 from inference.call import Call
@@ -180,9 +176,7 @@ class Process:
     """A process with limits and flights of its own. Its callers ask all the same, and the exchange is the test's."""
 
     def __init__(self, url: str, identity: AuthenticatedKey) -> None:
-        wire = wire_for(redis_client(url, read_timeout=5))
-        primary = RedisBackend(wire, seeder=Database())
-        self.limits = FailoverBackend(primary, availability=Availability(wire.ping), sink=lambda record: None)
+        self.limits = limits_on(url)
         self.flights = Flights()
         self.identity = identity
         #: The exchanges of calls that lead, to be ended by the test: with a body, or an error.
@@ -237,7 +231,7 @@ def two(
     yield processes
     for process in processes:
         process.limits.end()
-        process.limits.availability.end()
+        process.limits.store.end()
 
 
 def ask(
@@ -397,7 +391,7 @@ def test_it_leaves_each_process_to_itself_while_redis_is_away(
 ) -> None:
     monkeypatch.setattr("inference.cache.look_up", lambda key: None)
     for process in two:
-        process.limits.availability.is_away = True
+        process.limits.store.is_away = True
         exchange, answer = led(pool, process)
         waiting = followed(pool, process)
         exchange.set_result(BODY)
@@ -407,7 +401,7 @@ def test_it_leaves_each_process_to_itself_while_redis_is_away(
 def test_it_stores_answers_while_redis_is_away(two: list[Process], pool: ThreadPoolExecutor) -> None:
     one, other = two
     for process in two:
-        process.limits.availability.is_away = True
+        process.limits.store.is_away = True
     exchange, answer = led(pool, one)
     exchange.set_result(BODY)
     assert answer.result(5) == "Here."
@@ -438,7 +432,7 @@ def test_it_takes_no_turns_where_answers_cant_be_shared(
         assert [each.result(8) for each in (answer, *(each for _, each in waiting), *late)] == ["Here."] * 4
     finally:
         third.limits.end()
-        third.limits.availability.end()
+        third.limits.store.end()
 
 
 #: The loop is busy until the leader's time to end and the followers' to look around have both come; it then serves them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,8 @@ from django.core.exceptions import ValidationError
 
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
-from accounts.limits.redis import RedisBackend, prefix_of
+from accounts.limits.failover import FailoverBackend
+from accounts.limits.redis import prefix_of
 from accounts.limits.types import Amount, Bound, InFlight, Limits, LimitSet, Refusal, Reserved
 from accounts.tests.factories import ACTOR
 from accounts.tests.limits_fixtures import DRAFT, an_operation
@@ -185,18 +187,18 @@ def test_it_asks_redis_once_before_and_once_after_and_never_where_a_provider_has
 def test_it_renews_the_lease_of_a_slot_until_it_is_settled(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     renewed: list[Any] = []
 
-    def renew(self: RedisBackend, shard: int, operations: frozenset[str]) -> frozenset[str]:
+    def renew(self: FailoverBackend, shard: int, operations: Iterable[str]) -> frozenset[str]:
         renewed.append((shard, operations))
-        return operations
+        return frozenset(operations)
 
-    monkeypatch.setattr(RedisBackend, "renew", renew)
+    monkeypatch.setattr(FailoverBackend, "renew", renew)
     route, operation = limited_route(provider, concurrent_requests=1), an_operation()
     assert route.provider_limits is not None
     lease = (route.provider_limits.shard, {operation})
     slot = take_slot(cast("Any", SimpleNamespace(attempt_id=operation, attempt_tokens=1)), route)
     monkeypatch.setattr(renewer, "_clock", lambda: time.monotonic() + 3600)
     renewer.renew_due()
-    assert lease in renewed
+    assert lease in [(shard, set(operations)) for shard, operations in renewed]
     slot.settle()
     renewed.clear()
     renewer.renew_due()

@@ -147,13 +147,12 @@ class TestRightLedgers:
         def charge_in_the_last(seconds: float) -> None:
             pauses.append(seconds)
             if len(pauses) == LOOKS - 1:
-                redis_limits.primary.settle(
+                redis_limits.settle(
                     scope_of(cast.owner),
                     operation,
                     admitted_at=draft.admitted_at,
                     used=Amount(30, 25_000),
                     record=None,
-                    recorded_at=now_micros(),
                 )
 
         assert list(ledger_differences([month_of(now_micros())], pause=charge_in_the_last)) == []
