@@ -58,47 +58,28 @@ class ModelBudgetBody(serializers.Serializer[Any]):
     )
 
 
+def _override(limit: str) -> serializers.IntegerField:
+    return serializers.IntegerField(source=f"{limit}_override", allow_null=True, help_text="null: the tier's.")
+
+
 class KeyAnswer(serializers.ModelSerializer[ApiKey]):
     """A key as shown to its account: without the secret."""
 
     tier = serializers.CharField(source="tier.name")
-    requests_per_minute = serializers.IntegerField(
-        source="requests_per_minute_override", allow_null=True, help_text="null: the tier's."
-    )
-    tokens_per_minute = serializers.IntegerField(
-        source="tokens_per_minute_override", allow_null=True, help_text="null: the tier's."
-    )
-    concurrent_requests = serializers.IntegerField(
-        source="concurrent_requests_override", allow_null=True, help_text="null: the tier's."
-    )
+    requests_per_minute = _override("requests_per_minute")
+    tokens_per_minute = _override("tokens_per_minute")
+    concurrent_requests = _override("concurrent_requests")
     model_budgets = ModelBudgetBody(many=True)
     state = serializers.ChoiceField(choices=["active", "revoked", "expired", "disabled"], read_only=True)
 
     class Meta:
         model = ApiKey
         fields = [
-            "id",
-            "name",
-            "prefix",
-            "last_four",
-            "tier",
-            "state",
-            "scopes",
-            "models",
-            "allowed_ips",
-            "maker",
-            "requests_per_minute",
-            "tokens_per_minute",
-            "concurrent_requests",
-            "overrides_until",
-            "monthly_token_budget",
-            "monthly_cost_budget",
-            "model_budgets",
-            "created_at",
-            "expires_at",
-            "revoked_at",
-            "last_used_at",
-        ]
+            "id", "name", "prefix", "last_four", "tier", "state", "scopes", "models", "allowed_ips", "maker",
+            "requests_per_minute", "tokens_per_minute", "concurrent_requests", "overrides_until",
+            "monthly_token_budget", "monthly_cost_budget", "model_budgets",
+            "created_at", "expires_at", "revoked_at", "last_used_at",
+        ]  # fmt: skip
         read_only_fields = fields
 
 

@@ -78,7 +78,10 @@ def as_api_error(exception: Exception) -> ApiError | None:
     if isinstance(exception, ApiError):
         return exception
     if isinstance(exception, drf.ValidationError):
-        return _from_validation(exception)
+        errors: dict[str, list[str]] = {}
+        for field, text in _messages(exception.detail, ""):
+            errors.setdefault(field or NON_FIELD, []).append(text)
+        return InvalidRequest(errors=errors)
     if isinstance(exception, DatabaseError):
         log.error("database_failed", cause=type(exception).__name__)
         return DependencyUnavailable()
@@ -99,13 +102,6 @@ _TRANSLATIONS: list[tuple[tuple[type[Exception], ...], type[ApiError]]] = [
     ((RequestDataTooBig,), BodyTooLarge),
     ((drf.ParseError, SuspiciousOperation), MalformedBody),
 ]
-
-
-def _from_validation(exception: drf.ValidationError) -> InvalidRequest:
-    errors: dict[str, list[str]] = {}
-    for field, text in _messages(exception.detail, ""):
-        errors.setdefault(field or NON_FIELD, []).append(text)
-    return InvalidRequest(errors=errors)
 
 
 def _messages(detail: Any, field: str) -> Iterator[tuple[str, str]]:
@@ -155,37 +151,27 @@ MOST_OF_A_HOST = 100
 
 
 def error_answer(request: HttpRequest, error: ApiError, hint: str | None = None) -> HttpResponse:
-    """Return the response for an error: a page if a browser asks for one, otherwise JSON."""
+    """Return the response for an error: a page if a browser asks for one, otherwise (or if the page fails) JSON."""
     answer: HttpResponse | None = None
-    if _wants_page(request):
-        answer = _page(request, error, hint or HINTS[type(error)])
+    accepts_page = "text/html" in request.headers.get("Accept", "").lower()
+    if accepts_page and not getattr(request, "is_model_call", False):
+        context = {
+            **page_context("error"),
+            "title": error.detail.rstrip("."),
+            "hint": hint or HINTS[type(error)],
+            "status": error.status,
+            "request_id": request.trace.label,  # type: ignore[attr-defined]
+            "is_admin": request.path_info.startswith("/admin/"),
+        }
+        try:
+            page = render_to_string("error.html", context)
+            answer = HttpResponse(page, status=error.status, headers=dict(error.headers))
+        except Exception as failure:
+            log.error("error_page_failed", exc_info=failure)
     if answer is None:
         answer = json_error(request, error)
     patch_vary_headers(answer, ["Accept"])
     return answer
-
-
-def _wants_page(request: HttpRequest) -> bool:
-    """Return whether the client accepts HTML and the path is not a model endpoint."""
-    return "text/html" in request.headers.get("Accept", "").lower() and not getattr(request, "is_model_call", False)
-
-
-def _page(request: HttpRequest, error: ApiError, hint: str) -> HttpResponse | None:
-    """Render the error page; None if that fails."""
-    context = {
-        **page_context("error"),
-        "title": error.detail.rstrip("."),
-        "hint": hint,
-        "status": error.status,
-        "request_id": request.trace.label,  # type: ignore[attr-defined]
-        "is_admin": request.path_info.startswith("/admin/"),
-    }
-    try:
-        page = render_to_string("error.html", context)
-    except Exception as failure:
-        log.error("error_page_failed", exc_info=failure)
-        return None
-    return HttpResponse(page, status=error.status, headers=dict(error.headers))
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

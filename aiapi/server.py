@@ -90,7 +90,8 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         """Wait until the new workers serve. For each that fails to start, an old one is kept."""
         newest = sorted(self.WORKERS.values(), key=lambda worker: worker.age)[-self.num_workers :]
         until = time.monotonic() + START_SECONDS
-        while not all(map(_serves, newest)) and time.monotonic() < until:
+        # A worker that accepts connections has sent a heartbeat, which sets its file's time to monotonic seconds.
+        while time.monotonic() < until and any(each.tmp.last_update() > time.monotonic() for each in newest):
             time.sleep(0.05)
             with suppress(HaltServer):  # raised when a worker failed to start
                 self.reap_workers()
@@ -113,8 +114,3 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         if graceful and listens_alone:
             self.app.end()
         super().stop(graceful)
-
-
-def _serves(worker: Any) -> bool:
-    """Return whether a worker accepts connections. Its first heartbeat sets the file's time to monotonic seconds."""
-    return bool(worker.tmp.last_update() <= time.monotonic())

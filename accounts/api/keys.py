@@ -6,8 +6,7 @@ Such a key can hand on no limit, scope, model, address or lifetime beyond its ow
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -31,8 +30,9 @@ from accounts.services import BudgetFor, KeySettings, api_key_create, api_key_re
 from accounts.validators import DEFAULT_SCOPES
 from core.errors import InvalidRequest, NotFound, PermissionDenied
 
-#: The name under which the API reports errors of no single field.
-NON_FIELD_ERRORS_KEY = "non_field_errors"
+#: The name under which the API reports errors of no single field, by Django's.
+FIELD_NAMES: dict[str, str] = {NON_FIELD_ERRORS: "non_field_errors"}
+MORE_THAN_MAKER = "A key can't have more than the key that makes it."
 
 
 class KeyManagementView(KeyView):
@@ -71,6 +71,13 @@ class KeyManagementView(KeyView):
         if beyond:
             raise PermissionDenied(f"That key may do more than the calling key: {', '.join(beyond)}.")
         return key
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """Answer 400 with the messages of a service that refuses a change."""
+        if isinstance(exc, DjangoValidationError):
+            fields = exc.message_dict if hasattr(exc, "error_dict") else {NON_FIELD_ERRORS: exc.messages}
+            exc = InvalidRequest(errors={FIELD_NAMES.get(name, name): texts for name, texts in fields.items()})
+        return super().handle_exception(exc)
 
 
 View = TypeVar("View", bound=KeyManagementView)
@@ -112,8 +119,7 @@ class KeysView(KeyManagementView):
     @extend_schema(operation_id="keys_list", summary="List the account's keys", responses=KeyAnswer(many=True))
     def get(self, request: Request) -> Response:
         """List the keys of the caller's account, without secrets."""
-        keys = api_key_list(account=self.identity.account_name)
-        return Response(KeyAnswer(keys, many=True).data)
+        return Response(KeyAnswer(api_key_list(account=self.identity.account_name), many=True).data)
 
     @extend_schema(
         operation_id="keys_create",
@@ -138,16 +144,15 @@ class KeysView(KeyManagementView):
         budgets = delegated_model_budgets(
             maker.model_budgets.all(), asked.get("model_budgets", ()), allowed=self.identity.may_use_model
         )
-        with _validation_errors_as_400():
-            key, plain = api_key_create(
-                account=maker.account,
-                tier=maker.tier,
-                name=asked["name"],
-                actor=self.actor,
-                maker=maker,
-                model_budgets=budgets,
-                **settings,
-            )
+        key, plain = api_key_create(
+            account=maker.account,
+            tier=maker.tier,
+            name=asked["name"],
+            actor=self.actor,
+            maker=maker,
+            model_budgets=budgets,
+            **settings,
+        )
         return Response({"key": plain, **KeyAnswer(key).data}, status=201)
 
 
@@ -197,20 +202,8 @@ class KeyRotateView(KeyManagementView):
         body.is_valid(raise_exception=True)
         key = self.find_weaker_key(key_id)
         grace = timedelta(seconds=body.validated_data["grace_seconds"])
-        with _validation_errors_as_400():
-            successor, plain = api_key_rotate(key=key, grace=grace, actor=self.actor)
+        successor, plain = api_key_rotate(key=key, grace=grace, actor=self.actor)
         return Response({"key": plain, **KeyAnswer(successor).data}, status=201)
-
-
-@contextmanager
-def _validation_errors_as_400() -> Iterator[None]:
-    """Turn validation errors of the services into a 400."""
-    try:
-        yield
-    except DjangoValidationError as error:
-        fields = error.message_dict if hasattr(error, "error_dict") else {NON_FIELD_ERRORS_KEY: error.messages}
-        errors = {NON_FIELD_ERRORS_KEY if name == NON_FIELD_ERRORS else name: texts for name, texts in fields.items()}
-        raise InvalidRequest(errors=errors) from error
 
 
 def delegated_settings(maker: ApiKey, asked: Mapping[str, Any]) -> KeySettings:
@@ -248,7 +241,7 @@ def delegated_settings(maker: ApiKey, asked: Mapping[str, Any]) -> KeySettings:
     for name in BUDGET_FIELDS:
         settings[name] = _at_most(name, asked.get(name), getattr(maker, name), errors)
     if errors:
-        raise InvalidRequest("A key can't have more than the key that makes it.", errors=errors)
+        raise InvalidRequest(MORE_THAN_MAKER, errors=errors)
     return cast("KeySettings", settings)
 
 
@@ -274,7 +267,7 @@ def delegated_model_budgets(
             _at_most("model_budgets", each["monthly_cost_budget"], mine.cost, errors),
         )
     if errors:
-        raise InvalidRequest("A key can't have more than the key that makes it.", errors=errors)
+        raise InvalidRequest(MORE_THAN_MAKER, errors=errors)
     return list(budgets.values())
 
 

@@ -95,18 +95,10 @@ def make_key(
     return IssuedKey(key, plain)
 
 
-def make_revoked_key(account: Account) -> IssuedKey:
-    """Make a key that was revoked a minute ago."""
-    issued = make_key(account=account, name="revoked")
-    ApiKey.objects.filter(pk=issued.key.pk).update(revoked_at=timezone.now() - timedelta(minutes=1))
-    issued.key.refresh_from_db()
-    return issued
-
-
-def make_expired_key(account: Account) -> IssuedKey:
-    """Make a key that expired a minute ago."""
-    issued = make_key(account=account, name="expired")
-    ApiKey.objects.filter(pk=issued.key.pk).update(expires_at=timezone.now() - timedelta(minutes=1))
+def make_past_key(account: Account, name: str, ended: str) -> IssuedKey:
+    """Make a key whose `ended` (revoked_at or expires_at) was a minute ago."""
+    issued = make_key(account=account, name=name)
+    ApiKey.objects.filter(pk=issued.key.pk).update(**{ended: timezone.now() - timedelta(minutes=1)})
     issued.key.refresh_from_db()
     return issued
 
@@ -143,8 +135,8 @@ def _new_cast() -> Cast:
         owner=make_key(account=acme, name="owner"),
         colleague=make_key(account=acme, name="colleague"),
         stranger=make_key(account=make_account("globex"), name="stranger"),
-        revoked=make_revoked_key(acme),
-        expired=make_expired_key(acme),
+        revoked=make_past_key(acme, "revoked", "revoked_at"),
+        expired=make_past_key(acme, "expired", "expires_at"),
         disabled=make_key(account=closed, name="disabled"),
     )
     services.account_set_active(account=closed, active=False, actor=ACTOR)

@@ -18,6 +18,7 @@ NOW = timezone.now()
 SOON, LATER, PAST = NOW + timedelta(days=1), NOW + timedelta(days=2), NOW - timedelta(days=1)
 MANAGING = ["chat", "usage", "keys:manage"]
 DELEGATED = ["chat", "usage"]
+OVER = {"requests_per_minute_override": 50}
 
 
 def a_key(tier: dict[str, Any] | None = None, /, **fields: Any) -> ApiKey:
@@ -46,53 +47,45 @@ def limits_of(maker: ApiKey, moment: Any = NOW, **asked: Any) -> Any:
     return build_authenticated_key(made, moment).limits.subjects[0].limits
 
 
-class TestInheritance:
-    def test_it_gives_what_the_maker_has_where_nothing_is_asked(self) -> None:
-        own = {
-            "scopes": MANAGING,
-            "models": ["a"],
-            "allowed_ips": ["192.0.2.0/24"],
-            "requests_per_minute_override": 3,
-            "tokens_per_minute_override": 4,
-            "concurrent_requests_override": 5,
-            "overrides_until": SOON,
-            "monthly_token_budget": 6,
-            "monthly_cost_budget": Decimal(7),
-            "expires_at": LATER,
-        }
-        assert delegated_settings(a_key(**own), {}) == {**own, "scopes": DELEGATED}
+def test_it_gives_what_the_maker_has_where_nothing_is_asked() -> None:
+    own = {
+        "scopes": MANAGING,
+        "models": ["a"],
+        "allowed_ips": ["192.0.2.0/24"],
+        "requests_per_minute_override": 3,
+        "tokens_per_minute_override": 4,
+        "concurrent_requests_override": 5,
+        "overrides_until": SOON,
+        "monthly_token_budget": 6,
+        "monthly_cost_budget": Decimal(7),
+        "expires_at": LATER,
+    }
+    maker = a_key(**own)
+    assert delegated_settings(maker, {}) == {**own, "scopes": DELEGATED}
+    assert delegated_settings(maker, {"scopes": [], "models": [], "allowed_ips": []}) == delegated_settings(maker, {})
+    assert delegated_settings(maker, {"scopes": ["keys:manage"]})["scopes"] == ["keys:manage"], "asked for by name"
 
-    def test_it_takes_empty_lists_for_nothing_asked(self) -> None:
-        maker = a_key(models=["a"], allowed_ips=["192.0.2.7"])
-        made = delegated_settings(maker, {"scopes": [], "models": [], "allowed_ips": []})
-        assert (made["scopes"], made["models"], made["allowed_ips"]) == (DELEGATED, ["a"], ["192.0.2.7"])
 
-    def test_it_hands_the_management_of_keys_on_to_who_asks_for_it_by_name(self) -> None:
-        maker = a_key()
-        assert delegated_settings(maker, {"scopes": ["keys:manage"]})["scopes"] == ["keys:manage"]
-        assert delegated_settings(maker, {})["scopes"] == DELEGATED
-        assert delegated_settings(maker, {"scopes": []})["scopes"] == DELEGATED
+def test_it_never_turns_no_scope_into_every_scope() -> None:
+    """A key that may only manage keys has nothing to hand on unasked, and a key without scopes has most of them."""
+    maker = a_key(scopes=["keys:manage"])
+    assert refused(maker) == refused(maker, scopes=[]) == ["scopes"]
+    assert refused(maker, scopes=["keys:manage"]) == []
 
-    def test_it_never_turns_no_scope_into_every_scope(self) -> None:
-        """A key that may only manage keys has nothing to hand on unasked, and a key without scopes has most of them."""
-        maker = a_key(scopes=["keys:manage"])
-        assert refused(maker) == refused(maker, scopes=[]) == ["scopes"]
-        assert refused(maker, scopes=["keys:manage"]) == []
 
-    def test_it_names_the_tier_s_models_so_that_a_wider_tier_does_not_widen_the_key(self) -> None:
-        assert delegated_settings(a_key({"models": ["a", "b"]}), {})["models"] == ["a", "b"]
+def test_it_never_turns_no_model_into_every_model_nor_follows_a_tier_that_gets_wider() -> None:
+    assert delegated_settings(a_key({"models": ["a", "b"]}), {})["models"] == ["a", "b"]
+    maker = a_key({"models": ["a"]}, models=["b"])
+    made = ApiKey(account=maker.account, tier=maker.tier, **delegated_settings(maker, {}))
+    identity = build_authenticated_key(made, NOW)
+    assert not any(identity.may_use_model(name) for name in ("a", "b"))
+    assert refused(maker, models=["a"]) == ["models"]
 
-    def test_it_never_turns_no_model_into_every_model(self) -> None:
-        maker = a_key({"models": ["a"]}, models=["b"])
-        made = ApiKey(account=maker.account, tier=maker.tier, **delegated_settings(maker, {}))
-        identity = build_authenticated_key(made, NOW)
-        assert not any(identity.may_use_model(name) for name in ("a", "b"))
-        assert refused(maker, models=["a"]) == ["models"]
 
-    def test_it_ends_with_a_maker_that_was_replaced(self) -> None:
-        maker = a_key(expires_at=LATER, revoked_at=SOON)
-        assert delegated_settings(maker, {})["expires_at"] == SOON
-        assert refused(maker, expires_at=LATER) == ["expires_at"]
+def test_it_ends_with_a_maker_that_was_replaced() -> None:
+    maker = a_key(expires_at=LATER, revoked_at=SOON)
+    assert delegated_settings(maker, {})["expires_at"] == SOON
+    assert refused(maker, expires_at=LATER) == ["expires_at"]
 
 
 @pytest.mark.parametrize(
@@ -110,22 +103,14 @@ class TestInheritance:
         ({}, {"requests_per_minute": 20}, []),
         ({}, {"requests_per_minute": 21}, ["requests_per_minute"]),
         ({"requests_per_minute_override": 5}, {"requests_per_minute": 6}, ["requests_per_minute"]),
-        ({"requests_per_minute_override": 50}, {"requests_per_minute": 50}, []),
-        (
-            {"requests_per_minute_override": 50, "overrides_until": PAST},
-            {"requests_per_minute": 50},
-            ["requests_per_minute"],
-        ),
+        (OVER, {"requests_per_minute": 50}, []),
+        ({**OVER, "overrides_until": PAST}, {"requests_per_minute": 50}, ["requests_per_minute"]),
         ({"tokens_per_minute_override": 5}, {"tokens_per_minute": 6}, ["tokens_per_minute"]),
         ({"concurrent_requests_override": 5}, {"concurrent_requests": 6}, ["concurrent_requests"]),
         ({}, {"tokens_per_minute": 10**9, "concurrent_requests": 10**6}, []),
         ({"monthly_token_budget": 5}, {"monthly_token_budget": 6}, ["monthly_token_budget"]),
         ({"monthly_token_budget": 5}, {"monthly_token_budget": 0}, []),
-        (
-            {"monthly_cost_budget": Decimal(5)},
-            {"monthly_cost_budget": Decimal("5.000000001")},
-            ["monthly_cost_budget"],
-        ),
+        ({"monthly_cost_budget": 5}, {"monthly_cost_budget": Decimal("5.000000001")}, ["monthly_cost_budget"]),
         ({"expires_at": SOON}, {"expires_at": SOON}, []),
         ({"expires_at": SOON}, {"expires_at": LATER}, ["expires_at"]),
         ({}, {"expires_at": LATER}, []),
@@ -148,43 +133,37 @@ def test_it_lets_overrides_end_with_the_maker_s() -> None:
     assert limits_of(maker, LATER, requests_per_minute=50).requests_per_minute == 20
 
 
-class TestExceeding:
-    @pytest.mark.parametrize(
-        ("own", "other", "beyond"),
-        [
-            ({}, {}, []),
-            ({}, {"scopes": ["chat"]}, []),
-            ({}, {"scopes": ["embeddings"]}, ["scopes"]),
-            ({"models": ["a"]}, {"models": ["a"]}, []),
-            ({"models": ["a"]}, {}, ["models"]),
-            ({"allowed_ips": ["192.0.2.0/24"]}, {"allowed_ips": ["192.0.2.7"]}, []),
-            ({"allowed_ips": ["192.0.2.0/24"]}, {}, ["allowed_ips"]),
-            ({"requests_per_minute_override": 5}, {}, ["requests_per_minute"]),
-            ({}, {"requests_per_minute_override": 21}, ["requests_per_minute"]),
-            ({"tokens_per_minute_override": 5}, {}, ["tokens_per_minute"]),
-            ({"concurrent_requests_override": 5}, {"concurrent_requests_override": 6}, ["concurrent_requests"]),
-            ({"monthly_token_budget": 5}, {}, ["monthly_tokens"]),
-            ({"monthly_cost_budget": Decimal(5)}, {"monthly_cost_budget": Decimal(6)}, ["monthly_cost"]),
-            ({"expires_at": SOON}, {}, ["expires_at"]),
-            ({"expires_at": SOON}, {"expires_at": LATER}, ["expires_at"]),
-            ({"expires_at": LATER}, {"expires_at": SOON}, []),
-            ({"revoked_at": SOON}, {}, ["expires_at"]),
-        ],
-    )
-    def test_it_names_what_a_key_has_beyond_another(
-        self, own: dict[str, Any], other: dict[str, Any], beyond: list[str]
-    ) -> None:
-        assert exceeds(a_key(**other), a_key(**own)) == beyond
+@pytest.mark.parametrize(
+    ("own", "other", "beyond"),
+    [
+        ({}, {}, []),
+        ({}, {"scopes": ["chat"]}, []),
+        ({}, {"scopes": ["embeddings"]}, ["scopes"]),
+        ({"models": ["a"]}, {"models": ["a"]}, []),
+        ({"models": ["a"]}, {}, ["models"]),
+        ({"allowed_ips": ["192.0.2.0/24"]}, {"allowed_ips": ["192.0.2.7"]}, []),
+        ({"allowed_ips": ["192.0.2.0/24"]}, {}, ["allowed_ips"]),
+        ({"requests_per_minute_override": 5}, {}, ["requests_per_minute"]),
+        ({}, {"requests_per_minute_override": 21}, ["requests_per_minute"]),
+        ({"tokens_per_minute_override": 5}, {}, ["tokens_per_minute"]),
+        ({"concurrent_requests_override": 5}, {"concurrent_requests_override": 6}, ["concurrent_requests"]),
+        ({"monthly_token_budget": 5}, {}, ["monthly_tokens"]),
+        ({"monthly_cost_budget": Decimal(5)}, {"monthly_cost_budget": Decimal(6)}, ["monthly_cost"]),
+        ({"expires_at": SOON}, {}, ["expires_at"]),
+        ({"expires_at": SOON}, {"expires_at": LATER}, ["expires_at"]),
+        ({"expires_at": LATER}, {"expires_at": SOON}, []),
+        ({"revoked_at": SOON}, {}, ["expires_at"]),
+    ],
+)
+def test_it_names_what_a_key_has_beyond_another(own: dict[str, Any], other: dict[str, Any], beyond: list[str]) -> None:
+    assert exceeds(a_key(**other), a_key(**own)) == beyond
 
-    def test_it_compares_tiers(self) -> None:
-        small, large = {"max_output_tokens": 10, "models": ["a"]}, {"requests_per_minute": None}
-        assert exceeds(a_key(large), a_key(small)) == ["models", "max_output_tokens", "requests_per_minute"]
-        assert exceeds(a_key(small), a_key(large)) == []
 
-    def test_it_sees_limits_that_are_higher_when_overrides_have_ended(self) -> None:
-        throttled = a_key(requests_per_minute_override=5, overrides_until=SOON)
-        assert exceeds(throttled, a_key({"requests_per_minute": 5})) == ["requests_per_minute"]
-        assert exceeds(a_key(), a_key(requests_per_minute_override=50, overrides_until=SOON)) == []
-
-    def test_it_lets_a_key_without_any_model_be_handed_on(self) -> None:
-        assert exceeds(a_key({"models": ["a"]}, models=["b"]), a_key({"models": ["a"]})) == []
+def test_it_compares_tiers_and_limits_that_are_higher_when_overrides_have_ended() -> None:
+    small, large = {"max_output_tokens": 10, "models": ["a"]}, {"requests_per_minute": None}
+    assert exceeds(a_key(large), a_key(small)) == ["models", "max_output_tokens", "requests_per_minute"]
+    assert exceeds(a_key(small), a_key(large)) == []
+    assert exceeds(a_key({"models": ["a"]}, models=["b"]), a_key({"models": ["a"]})) == [], "it has no model"
+    throttled = a_key(requests_per_minute_override=5, overrides_until=SOON)
+    assert exceeds(throttled, a_key({"requests_per_minute": 5})) == ["requests_per_minute"]
+    assert exceeds(a_key(), a_key(**OVER, overrides_until=SOON)) == []

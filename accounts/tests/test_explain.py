@@ -38,164 +38,136 @@ def limit_of(explained: Explanation, owner: str, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-class TestAdmission:
-    def test_it_admits_a_fresh_key_and_counts_nothing(self, cast: Cast) -> None:
-        for _ in range(10):
-            explained = explain(cast.owner)
-            assert explained.admitted
-        requests = limit_of(explained, "key", "requests_per_minute")
-        assert (requests["limit"], requests["used"], requests["remaining"], requests["source"]) == (
-            5,
-            0,
-            5,
-            "tier free",
-        )
-        assert (explained.account, explained.name, explained.tier, explained.state) == (
-            "acme",
-            "owner",
-            "free",
-            "active",
-        )
-        assert explained.models is None
-        assert "keys:manage" not in explained.scopes
+def test_it_admits_a_fresh_key_and_counts_nothing(cast: Cast) -> None:
+    for _ in range(10):
+        explained = explain(cast.owner)
+        assert explained.admitted
+    requests = limit_of(explained, "key", "requests_per_minute")
+    assert [requests[name] for name in ("limit", "used", "remaining", "source")] == [5, 0, 5, "tier free"]
+    assert (explained.account, explained.name, explained.tier) == ("acme", "owner", "free")
+    assert (explained.state, explained.models) == ("active", None)
+    assert "keys:manage" not in explained.scopes
+    cast.owner.key.refresh_from_db()
+    assert cast.owner.key.last_used_at is None
+    two = make_key(tier=make_tier("two", models=["a", "b"]), models=["b", "c"])
+    assert explain(two).models == ["b"]
 
-    def test_it_writes_no_time_of_use(self, cast: Cast) -> None:
-        explain(cast.owner)
-        cast.owner.key.refresh_from_db()
-        assert cast.owner.key.last_used_at is None
 
-    @pytest.mark.parametrize(
-        ("who", "text"), [("revoked", "was revoked at"), ("expired", "expired at"), ("disabled", "closed is disabled")]
-    )
-    def test_it_says_why_a_key_is_invalid(self, cast: Cast, who: str, text: str) -> None:
+def test_it_names_all_that_makes_a_key_invalid(cast: Cast, settings: Settings) -> None:
+    for who, text in (("revoked", "was revoked at"), ("expired", "expired at"), ("disabled", "closed is disabled")):
         explained = explain(getattr(cast, who))
         assert codes(explained) == [(401, "invalid_api_key")]
         assert text in explained.reasons[0].text
-
-    def test_it_names_all_that_stands_against_it(self, cast: Cast) -> None:
-        services.account_set_active(account=cast.revoked.key.account, active=False, actor=ACTOR)
-        assert len(explain(cast.revoked).reasons) == 2
-
-    def test_it_sees_that_a_pepper_is_gone(self, cast: Cast, settings: Settings) -> None:
-        settings.API_KEY_PEPPERS = ["another-pepper-of-forty-characters-......"]
-        assert "API_KEY_PEPPERS" in explain(cast.owner).reasons[0].text
-
-    def test_it_sees_that_a_plain_key_is_refused_in_production(self, cast: Cast, settings: Settings) -> None:
-        account, tier = make_account(), make_tier()
-        key = services.api_key_import(account=account, tier=tier, name="demo", plain="dev_key_123", actor=ACTOR)
-        assert explain_key(key).admitted
-        settings.ALLOW_PLAIN_KEYS = False
-        assert codes(explain_key(key)) == [(401, "invalid_api_key")]
-
-    def test_it_judges_an_address_if_it_is_given_one(self) -> None:
-        issued = make_key(allowed_ips=["192.0.2.0/28"])
-        assert explain(issued, address="192.0.2.1").admitted
-        assert codes(explain(issued, address="192.0.2.99")) == [(403, "address_denied")]
-        unasked = explain(issued)
-        assert unasked.admitted
-        assert "restricted to addresses" in unasked.notes[0]
-
-    def test_it_says_until_when_a_replaced_key_works(self, cast: Cast) -> None:
-        services.api_key_rotate(key=cast.owner.key, grace=timedelta(hours=1), actor=ACTOR)
-        explained = explain(cast.owner)
-        assert explained.admitted
-        assert "works until" in explained.notes[0]
-
-    def test_it_lists_the_models_that_tier_and_key_allow(self) -> None:
-        issued = make_key(tier=make_tier("two", models=["a", "b"]), models=["b", "c"])
-        assert explain(issued).models == ["b"]
-
-
-class TestLimits:
-    @pytest.mark.parametrize(
-        ("limit", "code", "use"),
-        [
-            ({"requests_per_minute_override": 2}, "rate_limited", {"requests": 2}),
-            ({"tokens_per_minute_override": 100}, "tokens_limited", {"tokens": 100}),
-            ({"concurrent_requests_override": 1}, "concurrency_limited", {"tokens": 1, "stays_open": True}),
-            ({"monthly_token_budget": 100}, "budget_exhausted", {"tokens": 100}),
-            ({"monthly_cost_budget": Decimal("0.0001")}, "budget_exhausted", {"tokens": 100}),
-            ({"monthly_token_budget": 0}, "budget_exhausted", {}),
-        ],
+    services.account_set_active(account=cast.revoked.key.account, active=False, actor=ACTOR)
+    assert len(explain(cast.revoked).reasons) == 2
+    key = services.api_key_import(
+        account=make_account(), tier=make_tier(), name="demo", plain="dev_key_123", actor=ACTOR
     )
-    def test_it_says_which_limit_is_full(self, limit: dict[str, Any], code: str, use: dict[str, Any]) -> None:
-        issued = make_key(**limit)
-        spend(issued, **use)
-        explained = explain(issued)
-        assert codes(explained) == [(429, code)]
-        assert "of the key is full" in explained.reasons[0].text
-
-    def test_it_says_when_a_cap_of_the_account_is_full(self) -> None:
-        account = make_account(requests_per_minute=1)
-        first, second = make_key(account=account), make_key(account=account)
-        spend(first, requests=1)
-        explained = explain(second)
-        assert "of the account is full: 1 of 1" in explained.reasons[0].text
-        assert limit_of(explained, "account", "requests_per_minute")["source"] == f"account {account.name}"
-
-    def test_it_says_where_an_override_comes_from_and_when_it_ends(self) -> None:
-        soon, past = timezone.now() + timedelta(days=1), timezone.now() - timedelta(days=1)
-        ends = make_key(requests_per_minute_override=7, overrides_until=soon)
-        stays = make_key(requests_per_minute_override=8)
-        ended = make_key(requests_per_minute_override=9, overrides_until=past)
-        found = [limit_of(explain(issued), "key", "requests_per_minute") for issued in (ends, stays, ended)]
-        assert [limit["limit"] for limit in found] == [7, 8, 5]
-        assert found[0]["source"].startswith("this key's override, until 20")
-        assert found[1]["source"] == "this key's override"
-        assert found[2]["source"].startswith("tier free (this key's override ended 20")
-
-    def test_it_counts_what_is_open_and_tells_money_exactly(self) -> None:
-        issued = make_key(monthly_token_budget=1_000, monthly_cost_budget=Decimal(1))
-        spend(issued, 300)
-        spend(issued, 100, stays_open=True)
-        explained = explain(issued)
-        tokens, cost = (limit_of(explained, "key", name) for name in ("monthly_tokens", "monthly_cost"))
-        assert (tokens["used"], tokens["remaining"], tokens["source"]) == (400, 600, "this key")
-        assert (cost["limit"], cost["used"], cost["remaining"]) == ("1.000000000", "0.000400000", "0.999600000")
-
-    def test_it_tells_the_months_by_the_records_while_the_limits_are_away(
-        self, cast: Cast, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def away(*_: Any) -> None:
-            raise LimitsUnavailable
-
-        limits = get_limits()
-        monkeypatch.setattr(type(limits), "peek", away)
-        explained = explain(cast.owner)
-        assert explained.admitted
-        assert limit_of(explained, "key", "requests_per_minute")["used"] is None
-        assert "away" in explained.notes[0]
-        assert codes(explain(make_key(monthly_token_budget=9))) == [(503, "dependency_unavailable")]
+    assert explain_key(key).admitted
+    settings.ALLOW_PLAIN_KEYS = False
+    assert codes(explain_key(key)) == [(401, "invalid_api_key")]
+    settings.API_KEY_PEPPERS = ["another-pepper-of-forty-characters-......"]
+    assert "API_KEY_PEPPERS" in explain(cast.stranger).reasons[0].text
 
 
-class TestCommand:
-    @staticmethod
-    def run(*arguments: str) -> str:
-        output = StringIO()
-        call_command("key", "explain", *arguments, stdout=output)
-        return output.getvalue()
+def test_it_judges_an_address_if_it_is_given_one() -> None:
+    issued = make_key(allowed_ips=["192.0.2.0/28"])
+    assert explain(issued, address="192.0.2.1").admitted
+    assert codes(explain(issued, address="192.0.2.99")) == [(403, "address_denied")]
+    unasked = explain(issued)
+    assert unasked.admitted
+    assert "restricted to addresses" in unasked.notes[0]
 
-    def test_it_explains_a_key_by_its_prefix(self, cast: Cast) -> None:
-        output = self.run(cast.owner.key.prefix)
-        assert output.startswith(f"Key owner ({cast.owner.key.masked}) of acme, tier free, would be admitted now.")
-        assert "tier free" in output
-        assert secret_part(cast.owner.plain) not in output
 
-    def test_it_explains_a_key_by_its_name_as_json(self, cast: Cast) -> None:
-        told = json.loads(self.run("--account", "acme", "--name", "revoked", "--json"))
-        assert told["admitted"] is False
-        assert told["reasons"][0]["code"] == "invalid_api_key"
-        assert {limit["name"] for limit in told["limits"]} >= {"requests_per_minute", "monthly_cost"}
+def test_it_says_until_when_a_replaced_key_works(cast: Cast) -> None:
+    services.api_key_rotate(key=cast.owner.key, grace=timedelta(hours=1), actor=ACTOR)
+    explained = explain(cast.owner)
+    assert explained.admitted
+    assert "works until" in explained.notes[0]
 
-    def test_it_takes_an_address(self, cast: Cast) -> None:
-        make_key(account=cast.owner.key.account, name="office", allowed_ips=["192.0.2.0/28"])
-        arguments = ("--account", "acme", "--name", "office", "--address")
-        assert "403 address_denied" in self.run(*arguments, "198.51.100.1")
-        assert "would be admitted now" in self.run(*arguments, "192.0.2.3")
-        with pytest.raises(CommandError, match=r"^nowhere is not an IP address"):
-            self.run(*arguments, "nowhere")
 
-    @pytest.mark.parametrize("arguments", [("ak_dev_none",), (), ("--account", "acme", "--name", "nobody")])
-    def test_it_says_in_one_line_that_it_finds_no_key(self, cast: Cast, arguments: tuple[str, ...]) -> None:
-        with pytest.raises(CommandError, match=r"^[^\n]+$"):
-            self.run(*arguments)
+@pytest.mark.parametrize(
+    ("limit", "code", "use"),
+    [
+        ({"requests_per_minute_override": 2}, "rate_limited", {"requests": 2}),
+        ({"tokens_per_minute_override": 100}, "tokens_limited", {"tokens": 100}),
+        ({"concurrent_requests_override": 1}, "concurrency_limited", {"tokens": 1, "stays_open": True}),
+        ({"monthly_token_budget": 100}, "budget_exhausted", {"tokens": 100}),
+        ({"monthly_cost_budget": Decimal("0.0001")}, "budget_exhausted", {"tokens": 100}),
+        ({"monthly_token_budget": 0}, "budget_exhausted", {}),
+    ],
+)
+def test_it_says_which_limit_is_full(limit: dict[str, Any], code: str, use: dict[str, Any]) -> None:
+    issued = make_key(**limit)
+    spend(issued, **use)
+    explained = explain(issued)
+    assert codes(explained) == [(429, code)]
+    assert "of the key is full" in explained.reasons[0].text
+
+
+def test_it_says_when_a_cap_of_the_account_is_full() -> None:
+    account = make_account(requests_per_minute=1)
+    first, second = make_key(account=account), make_key(account=account)
+    spend(first, requests=1)
+    explained = explain(second)
+    assert "of the account is full: 1 of 1" in explained.reasons[0].text
+    assert limit_of(explained, "account", "requests_per_minute")["source"] == f"account {account.name}"
+
+
+def test_it_says_where_an_override_comes_from_and_when_it_ends() -> None:
+    for days, limit, source in (
+        (None, 7, "this key's override"),
+        (1, 7, "this key's override, until 20"),
+        (-1, 5, "tier free (this key's override ended 20"),
+    ):
+        until = None if days is None else timezone.now() + timedelta(days=days)
+        issued = make_key(requests_per_minute_override=7, overrides_until=until)
+        found = limit_of(explain(issued), "key", "requests_per_minute")
+        assert found["limit"] == limit
+        assert found["source"].startswith(source)
+
+
+def test_it_counts_what_is_open_and_tells_money_exactly() -> None:
+    issued = make_key(monthly_token_budget=1_000, monthly_cost_budget=Decimal(1))
+    spend(issued, 300)
+    spend(issued, 100, stays_open=True)
+    explained = explain(issued)
+    tokens, cost = (limit_of(explained, "key", name) for name in ("monthly_tokens", "monthly_cost"))
+    assert (tokens["used"], tokens["remaining"], tokens["source"]) == (400, 600, "this key")
+    assert (cost["limit"], cost["used"], cost["remaining"]) == ("1.000000000", "0.000400000", "0.999600000")
+
+
+def test_it_tells_the_months_by_the_records_while_the_limits_are_away(
+    cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise LimitsUnavailable
+
+    monkeypatch.setattr(type(get_limits()), "peek", away)
+    explained = explain(cast.owner)
+    assert explained.admitted
+    assert limit_of(explained, "key", "requests_per_minute")["used"] is None
+    assert "away" in explained.notes[0]
+    assert codes(explain(make_key(monthly_token_budget=9))) == [(503, "dependency_unavailable")]
+
+
+def run(*arguments: str) -> str:
+    """Run `key explain` and return what it printed."""
+    output = StringIO()
+    call_command("key", "explain", *arguments, stdout=output)
+    return output.getvalue()
+
+
+def test_its_command_takes_a_prefix_or_a_name_and_an_address(cast: Cast) -> None:
+    output = run(cast.owner.key.prefix)
+    assert output.startswith(f"Key owner ({cast.owner.key.masked}) of acme, tier free, would be admitted now.")
+    assert secret_part(cast.owner.plain) not in output
+    told = json.loads(run("--account", "acme", "--name", "revoked", "--json"))
+    assert (told["admitted"], told["reasons"][0]["code"]) == (False, "invalid_api_key")
+    assert {limit["name"] for limit in told["limits"]} >= {"requests_per_minute", "monthly_cost"}
+    make_key(account=cast.owner.key.account, name="office", allowed_ips=["192.0.2.0/28"])
+    office = ("--account", "acme", "--name", "office", "--address")
+    assert "403 address_denied" in run(*office, "198.51.100.1")
+    assert "would be admitted now" in run(*office, "192.0.2.3")
+    with pytest.raises(CommandError, match=r"^nowhere is not an IP address"):
+        run(*office, "nowhere")

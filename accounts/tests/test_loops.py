@@ -101,23 +101,19 @@ class Work:
             fail()
 
 
-def test_it_works_until_nothing_is_left_and_is_begun_once_for_all_of_it() -> None:
-    work = Work(3)
+def test_it_works_until_nothing_is_left_whatever_fails_and_is_begun_once_for_all_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = Work(3, fails=True)
     for _ in range(3):
         work.thread.begin()
     (run,) = work.started
     run()
     assert work.done == 3
+    assert "work_failed" in capsys.readouterr().err
     work.left = 1
     work.thread.begin()
     assert len(work.started) == 2, "it had ended"
-
-
-def test_it_goes_on_with_work_after_a_step_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
-    work = Work(2, fails=True)
-    work.thread.run()
-    assert work.done == 2
-    assert "work_failed" in capsys.readouterr().err
 
 
 def test_it_takes_no_step_once_it_is_ended() -> None:

@@ -22,7 +22,7 @@ from accounts.explain import explain_key, explanation_text
 from accounts.key_cache import AuthenticatedKey, KeyCache, build_authenticated_key, key_cache, model_budgets_of
 from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
-from accounts.limits.types import Amount, Bound, InFlight, LimitName, LimitSet, Refusal, Reserved
+from accounts.limits.types import Amount, Bound, InFlight, LimitName, Refusal, Reserved
 from accounts.models import Account, ApiKey, ModelBudget
 from accounts.services import BudgetFor
 from accounts.tests.factories import ACTOR, Cast, IssuedKey, latest, make_key
@@ -149,138 +149,101 @@ class TestSnapshots:
     def test_it_takes_a_change_at_once_in_this_process(
         self, cast: Cast, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
     ) -> None:
-        def found() -> LimitSet:
+        for budget in (BudgetFor("gpt", 1, None), BudgetFor("gpt", None, None)):
+            with django_capture_on_commit_callbacks(execute=True):
+                row = services.model_budget_set(owner=cast.owner.key, budget=budget, actor=ACTOR)
             identity = key_cache.find(cast.owner.plain)
             assert identity is not None
-            return identity.limits_for("gpt")
-
-        assert len(found().subjects) == 2
-        with django_capture_on_commit_callbacks(execute=True):
-            budget = give(cast.owner.key)
-        assert len(found().subjects) == 3
-        with django_capture_on_commit_callbacks(execute=True):
-            services.model_budget_delete(budget=budget, actor=ACTOR)
-        assert len(found().subjects) == 2
+            assert len(identity.limits_for("gpt").subjects) == (3 if row else 2)
 
 
 class TestSetting:
-    def test_it_takes_an_alias_for_the_model(self, cast: Cast) -> None:
-        assert give(cast.owner.key, model="alias").model == "gpt"
-        assert give(cast.owner.key, 7, model="alias").pk == ModelBudget.objects.get().pk
-
-    def test_it_refuses_a_model_that_does_not_exist(self, cast: Cast) -> None:
-        with pytest.raises(ValidationError, match="No model has the name or alias gtp"):
-            give(cast.owner.key, model="gtp")
-
-    def test_it_refuses_a_budget_of_nothing(self, cast: Cast) -> None:
-        with pytest.raises(ValidationError, match="tokens, of money, or both"):
-            services.model_budget_save(budget=ModelBudget(key=cast.owner.key, model="gpt"), actor=ACTOR)
-
-    @pytest.mark.parametrize("owners", ["none", "both"])
-    def test_it_wants_one_owner(self, cast: Cast, owners: str) -> None:
-        key = cast.owner.key
-        who = {"none": {}, "both": {"key": key, "account": key.account}}[owners]
-        with pytest.raises(ValidationError):
-            services.model_budget_save(budget=ModelBudget(model="gpt", monthly_token_budget=1, **who), actor=ACTOR)
-
-    def test_it_refuses_a_second_one_for_the_same_model(self, cast: Cast) -> None:
-        give(cast.owner.key)
-        with pytest.raises(ValidationError):
-            services.model_budget_save(
-                budget=ModelBudget(key=cast.owner.key, model="gpt", monthly_token_budget=1), actor=ACTOR
-            )
-
-    def test_it_does_not_turn_a_budget_into_one_for_another_model(self, cast: Cast) -> None:
-        budget = give(cast.owner.key)
-        budget.model = "small"
-        with pytest.raises(ValidationError, match="can't be changed"):
-            services.model_budget_save(budget=budget, actor=ACTOR)
-
-    def test_it_leaves_entries_in_the_audit_log(self, cast: Cast) -> None:
-        budget = give(cast.owner.key)
+    def test_it_takes_an_alias_for_the_model_and_audits_each_change(self, cast: Cast) -> None:
+        budget = give(cast.owner.key, model="alias")
+        assert budget.model == "gpt"
         assert (latest().action, latest().target_type) == ("created", "budget for a model")
         assert latest().after["monthly_token_budget"] == 100
-        give(cast.owner.key, 50)
+        assert give(cast.owner.key, 50, model="alias").pk == budget.pk
         assert (latest().before, latest().after) == ({"monthly_token_budget": 100}, {"monthly_token_budget": 50})
         services.model_budget_set(owner=cast.owner.key, budget=BudgetFor("gpt", None, None), actor=ACTOR)
         assert (latest().action, latest().target_id) == ("deleted", str(budget.pk))
 
+    def test_it_refuses_what_makes_no_sense(self, cast: Cast) -> None:
+        key, budget = cast.owner.key, give(cast.owner.key)
+        budget.model = "small"
+        for wrong, told in (
+            (ModelBudget(key=key, model="gtp", monthly_token_budget=1), "No model has the name or alias gtp"),
+            (ModelBudget(key=key, model="small"), "tokens, of money, or both"),
+            (ModelBudget(key=key, model="gpt", monthly_token_budget=1), "already exists"),
+            (ModelBudget(model="gpt", monthly_token_budget=1), "model_budget_of_key_or_account"),
+            (
+                ModelBudget(model="gpt", monthly_token_budget=1, key=key, account=key.account),
+                "model_budget_of_key_or_account",
+            ),
+            (budget, "can't be changed"),
+        ):
+            with pytest.raises(ValidationError, match=told):
+                services.model_budget_save(budget=wrong, actor=ACTOR)
+
 
 class TestTelling:
-    def test_it_tells_them_in_usage(self, cast: Cast) -> None:
+    def test_it_tells_them_in_usage_and_in_explanations(self, cast: Cast) -> None:
         give(cast.owner.key, 100)
-        give(cast.owner.key.account, None, "2")
+        give(cast.owner.key.account, 60, "2")
         call(cast.owner.key, 60)
         body = Client().get("/usage", **cast.owner.headers).json()  # type: ignore[arg-type]
         told = {(each["owner"], each["name"]): each for each in body["limits"] if "model" in each}
-        assert list(told) == [
-            ("key model", "monthly_tokens"),
-            ("key model", "monthly_cost"),
-            ("account model", "monthly_tokens"),
-            ("account model", "monthly_cost"),
-        ]
+        names = ("monthly_tokens", "monthly_cost")
+        assert list(told) == [(owner, name) for owner in ("key model", "account model") for name in names]
         tokens, cost = told["key model", "monthly_tokens"], told["account model", "monthly_cost"]
         assert (tokens["model"], tokens["limit"], tokens["used"], tokens["remaining"]) == ("gpt", 100, 60, 40)
         assert (cost["limit"], cost["remaining"]) == ("2.000000000", "1.999940000")
         assert len(body["limits"]) == 14
-
-    def test_it_explains_them(self, cast: Cast) -> None:
-        give(cast.owner.key.account, 60)
-        call(cast.owner.key, 60)
         explained = explain_key(cast.owner.key)
         assert explained.admitted, "calls of other models are"
         (note,) = explained.notes
         assert note.startswith("Calls of gpt would be refused (429 budget_exhausted): monthly_tokens")
-        (tokens,) = [each for each in explained.limits if each.subject.model and each.name == "monthly_tokens"]
-        assert (tokens.whose, tokens.source, tokens.used) == ("account model gpt", "account acme", 60)
+        row = next(each for each in explained.limits if each.whose == "account model gpt" and each.name == names[0])
+        assert (row.source, row.used) == ("account acme", 60)
         assert "account model gpt  monthly_tokens" in explanation_text(explained)
 
-    def test_it_draws_them_on_the_page_of_the_account(self, cast: Cast, admin_site: Client) -> None:
-        give(cast.owner.key.account, 80)
-        call(cast.owner.key, 60)
-        page = admin_site.get(f"/admin/accounts/account/{cast.owner.key.account_id}/change/").content.decode()
+    def test_it_shows_them_in_the_admin(self, cast: Cast, admin_site: Client) -> None:
+        key = cast.owner.key
+        give(key.account, 80)
+        give(key, 80)
+        call(key, 60)
+        page = admin_site.get(f"/admin/accounts/account/{key.account_id}/change/").content.decode()
         assert "Tokens this month, gpt" in page
         assert "60 of 80 (75%)" in page
-
-    def test_it_shows_them_on_the_page_that_tests_a_key(self, cast: Cast, admin_site: Client) -> None:
-        give(cast.owner.key, 80)
-        page = admin_site.get(f"/admin/accounts/apikey/{cast.owner.key.pk}/test/").content.decode()
+        page = admin_site.get(f"/admin/accounts/apikey/{key.pk}/test/").content.decode()
         assert "monthly tokens, key model gpt" in page
 
 
-class TestAdmin:
-    @pytest.mark.parametrize("page", ["apikey", "account"])
-    def test_it_sets_changes_and_removes_them(self, cast: Cast, admin_site: Client, page: str) -> None:
-        owner: Any = cast.owner.key if page == "apikey" else cast.owner.key.account
-        url = f"/admin/accounts/{page}/{owner.pk}/change/"
+@pytest.mark.parametrize("page", ["apikey", "account"])
+def test_it_sets_changes_and_removes_them_in_the_admin(cast: Cast, admin_site: Client, page: str) -> None:
+    owner: Any = cast.owner.key if page == "apikey" else cast.owner.key.account
+    url = f"/admin/accounts/{page}/{owner.pk}/change/"
 
-        def send(row: dict[str, Any], *, initial: int) -> Any:
-            numbers = {"TOTAL_FORMS": 1, "INITIAL_FORMS": initial, "MIN_NUM_FORMS": 0, "MAX_NUM_FORMS": 9}
-            inline = {f"model_budgets-{name}": value for name, value in numbers.items()}
-            none = {f"api_keys-{name}": 0 for name in numbers}
-            fields = {"name": owner.name, "metadata": "{}", "tier": cast.owner.key.tier_id, **none}
-            dates = {f"{name}_{part}": "" for name in ("expires_at", "overrides_until") for part in (0, 1)}
-            rows = {f"model_budgets-0-{name}": value for name, value in row.items()}
-            return admin_site.post(url, {**fields, **dates, **inline, **rows})
+    def send(row: dict[str, Any], *, initial: int) -> Any:
+        numbers = {"TOTAL_FORMS": 1, "INITIAL_FORMS": initial, "MIN_NUM_FORMS": 0, "MAX_NUM_FORMS": 9}
+        inline = {f"model_budgets-{name}": value for name, value in numbers.items()}
+        none = {f"api_keys-{name}": 0 for name in numbers}
+        fields = {"name": owner.name, "metadata": "{}", "tier": cast.owner.key.tier_id, **none}
+        dates = {f"{name}_{part}": "" for name in ("expires_at", "overrides_until") for part in (0, 1)}
+        rows = {f"model_budgets-0-{name}": value for name, value in row.items()}
+        return admin_site.post(url, {**fields, **dates, **inline, **rows})
 
-        assert send({"model": "alias", "monthly_token_budget": "70"}, initial=0).status_code == 302
-        budget = owner.model_budgets.get()
-        assert (budget.model, budget.monthly_token_budget, latest().actor) == ("gpt", 70, "admin:root")
-        known = {"id": budget.pk, "model": "gpt"}
-        assert send({**known, "monthly_token_budget": "80"}, initial=1).status_code == 302
-        assert owner.model_budgets.get().monthly_token_budget == 80
-        assert send({**known, "monthly_token_budget": "80", "DELETE": "on"}, initial=1).status_code == 302
-        assert not owner.model_budgets.exists()
-        assert latest().action == "deleted"
-
-    def test_it_says_beside_the_form_what_is_wrong(self, cast: Cast, admin_site: Client) -> None:
-        numbers = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 0, "MIN_NUM_FORMS": 0, "MAX_NUM_FORMS": 9}
-        rows = {f"model_budgets-{name}": value for name, value in numbers.items()}
-        rows |= {f"api_keys-{name}": 0 for name in numbers}
-        wrong = {**rows, "name": "acme", "metadata": "{}", "model_budgets-0-model": "nothing"}
-        account = cast.owner.key.account_id
-        page = admin_site.post(f"/admin/accounts/account/{account}/change/", wrong).content.decode()
-        assert "No model has the name or alias nothing." in page
+    wrong = send({"model": "nothing"}, initial=0).content.decode()
+    assert "No model has the name or alias nothing." in wrong
+    assert send({"model": "alias", "monthly_token_budget": "70"}, initial=0).status_code == 302
+    budget = owner.model_budgets.get()
+    assert (budget.model, budget.monthly_token_budget, latest().actor) == ("gpt", 70, "admin:root")
+    known = {"id": budget.pk, "model": "gpt"}
+    assert send({**known, "monthly_token_budget": "80"}, initial=1).status_code == 302
+    assert owner.model_budgets.get().monthly_token_budget == 80
+    assert send({**known, "monthly_token_budget": "80", "DELETE": "on"}, initial=1).status_code == 302
+    assert not owner.model_budgets.exists()
+    assert latest().action == "deleted"
 
 
 class TestDelegation:
@@ -301,26 +264,15 @@ class TestDelegation:
 
         return send
 
-    def test_it_hands_on_the_makers_own(self, post: Callable[..., Any]) -> None:
+    def test_it_hands_on_the_makers_own_or_less_and_budgets_for_further_models(self, post: Callable[..., Any]) -> None:
         answer = post(name="new")
-        assert (answer.status_code, answer.json()["model_budgets"]) == (
-            201,
-            [{"model": "gpt", "monthly_token_budget": 100, "monthly_cost_budget": "1.000000000"}],
-        )
-
-    def test_it_hands_on_less_and_budgets_for_further_models(self, post: Callable[..., Any]) -> None:
-        wanted = [
-            {"model": "alias", "monthly_token_budget": 40},
-            {"model": "small", "monthly_cost_budget": "0.5"},
+        own = {"model": "gpt", "monthly_token_budget": 100, "monthly_cost_budget": "1.000000000"}
+        assert (answer.status_code, answer.json()["model_budgets"]) == (201, [own])
+        wanted = [{"model": "alias", "monthly_token_budget": 40}, {"model": "small", "monthly_cost_budget": "0.5"}]
+        assert post(name="less", model_budgets=wanted).json()["model_budgets"] == [
+            {**own, "monthly_token_budget": 40},
+            {"model": "small", "monthly_token_budget": None, "monthly_cost_budget": "0.500000000"},
         ]
-        made = {each["model"]: each for each in post(name="new", model_budgets=wanted).json()["model_budgets"]}
-        assert made["gpt"]["monthly_token_budget"] == 40
-        assert made["gpt"]["monthly_cost_budget"] == "1.000000000"
-        assert made["small"] == {
-            "model": "small",
-            "monthly_token_budget": None,
-            "monthly_cost_budget": "0.500000000",
-        }
 
     @pytest.mark.parametrize(
         "wanted",
@@ -357,37 +309,36 @@ class TestDelegation:
         assert post(path).status_code == 201
 
 
-class TestCommand:
-    def run(self, *arguments: str) -> str:
-        """Run `key budget` for the account acme."""
-        output = StringIO()
-        call_command("key", "budget", "--account", "acme", *arguments, stdout=output)
-        return output.getvalue()
+def run(*arguments: str) -> str:
+    """Run `key budget` for the account acme."""
+    output = StringIO()
+    call_command("key", "budget", "--account", "acme", *arguments, stdout=output)
+    return output.getvalue()
 
-    def test_it_sets_and_removes_a_keys(self, cast: Cast) -> None:
-        told = self.run("--name", "owner", "--model", "alias", "--tokens", "5000", "--cost", "2.50")
-        assert told.strip().endswith("may use 5,000 tokens and $2.5 of gpt a month.")
-        budget = cast.owner.key.model_budgets.get()
-        assert (budget.monthly_token_budget, budget.monthly_cost_budget) == (5000, Decimal("2.5"))
-        self.run("--name", "owner", "--model", "gpt", "--remove")
-        assert not ModelBudget.objects.exists()
 
-    def test_it_sets_an_accounts(self, cast: Cast) -> None:
-        told = json.loads(self.run("--model", "gpt", "--cost", "3", "--json"))
-        assert told == {"model": "gpt", "monthly_token_budget": None, "monthly_cost_budget": "3.000000000"}
-        assert cast.owner.key.account.model_budgets.get().monthly_cost_budget == 3
+def test_its_command_sets_and_removes_them(cast: Cast) -> None:
+    told = run("--name", "owner", "--model", "alias", "--tokens", "5000", "--cost", "2.50")
+    assert told.strip().endswith("may use 5,000 tokens and $2.5 of gpt a month.")
+    budget = cast.owner.key.model_budgets.get()
+    assert (budget.monthly_token_budget, budget.monthly_cost_budget) == (5000, Decimal("2.5"))
+    run("--name", "owner", "--model", "gpt", "--remove")
+    assert not ModelBudget.objects.exists()
+    answer = json.loads(run("--model", "gpt", "--cost", "3", "--json"))
+    assert answer == {"model": "gpt", "monthly_token_budget": None, "monthly_cost_budget": "3.000000000"}
+    assert cast.owner.key.account.model_budgets.get().monthly_cost_budget == 3
 
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            ("--model", "gpt"),
-            ("--model", "gpt", "--remove", "--tokens", "1"),
-            ("--model", "none", "--tokens", "1"),
-            ("--model", "gpt", "--cost", "much"),
-            ("--model", "gpt", "--tokens", "-1"),
-        ],
-    )
-    def test_it_says_what_it_can_not_do(self, cast: Cast, arguments: tuple[str, ...]) -> None:
-        with pytest.raises(CommandError):
-            self.run(*arguments)
-        assert not ModelBudget.objects.exists()
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--model", "gpt"),
+        ("--model", "gpt", "--remove", "--tokens", "1"),
+        ("--model", "none", "--tokens", "1"),
+        ("--model", "gpt", "--cost", "much"),
+        ("--model", "gpt", "--tokens", "-1"),
+    ],
+)
+def test_its_command_says_what_it_can_not_do(cast: Cast, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(CommandError):
+        run(*arguments)
+    assert not ModelBudget.objects.exists()

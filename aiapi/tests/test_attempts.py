@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from django.conf import LazySettings
 from django.core.cache import caches
@@ -11,19 +9,12 @@ from django.test import Client
 from django_redis import get_redis_connection
 
 from core.env import cache_settings
-from tests.silent import Silent, silent_server
+from tests.silent import Silent
 
 WAIT = 0.2  # seconds
 BAD_KEYS = 5
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def silent() -> Iterator[Silent]:
-    """Run a Redis that never answers."""
-    with silent_server() as server:
-        yield server
 
 
 def keep_attempts_in(url: str, settings: LazySettings) -> None:

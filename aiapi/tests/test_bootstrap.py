@@ -34,12 +34,6 @@ def bootstrap() -> tuple[str, str]:
     return stdout.getvalue(), stderr.getvalue()
 
 
-def test_it_makes_the_tiers() -> None:
-    bootstrap()
-    tiers = dict(Tier.objects.values_list("name", "requests_per_minute"))
-    assert tiers == {"free": 5, "premium": 20}
-
-
 def test_it_prints_the_administrators_password_once() -> None:
     printed, _ = bootstrap()
     line = next(line for line in printed.splitlines() if line.startswith("Administrator admin, password "))
@@ -59,12 +53,14 @@ def test_it_takes_the_administrators_password_from_the_environment_and_keeps_it_
     assert "horse" not in printed
 
 
-def test_it_makes_the_demo_keys_in_development(api: Api) -> None:
+def test_it_makes_tiers_and_demo_keys_in_development_once(api: Api) -> None:
     bootstrap()
-    tiers = {key.name: key.tier.name for key in ApiKey.objects.filter(account__name="demo")}
-    assert tiers == {"dev": "free", "prod": "premium"}
+    assert dict(Tier.objects.values_list("name", "requests_per_minute")) == {"free": 5, "premium": 20}
     assert api.get("/stats", key="dev_key_123")["X-RateLimit-Limit"] == "5"
     assert api.get("/stats", key="prod_key_456")["X-RateLimit-Limit"] == "20"
+    call_command("key", "revoke", "--account", "demo", "--name", "dev", stdout=StringIO())
+    bootstrap()
+    assert not ApiKey.objects.filter(digest__in=digests("dev_key_123"), revoked_at=None).exists()
 
 
 def test_it_makes_no_demo_keys_in_production(openai: LazySettings) -> None:
@@ -74,19 +70,11 @@ def test_it_makes_no_demo_keys_in_production(openai: LazySettings) -> None:
     assert "dev_key_123" not in printed
 
 
-def test_it_does_not_bring_revoked_demo_keys_back() -> None:
-    bootstrap()
-    call_command("key", "revoke", "--account", "demo", "--name", "dev", stdout=StringIO())
-    bootstrap()
-    assert not ApiKey.objects.filter(digest__in=digests("dev_key_123"), revoked_at=None).exists()
-
-
 def test_it_sets_up_openai_with_prices() -> None:
     printed, complaints = bootstrap()
     provider = Provider.objects.get()
-    assert (provider.name, provider.base_url, provider.api_key_variable) == (
-        "openai", "https://api.openai.com/v1", "OPENAI_API_KEY",
-    )  # fmt: skip
+    assert (provider.name, provider.base_url) == ("openai", "https://api.openai.com/v1")
+    assert provider.api_key_variable == "OPENAI_API_KEY"
     assert "Provider openai serves gpt-3.5-turbo, gpt-4o-mini, gpt-4.1-mini, text-embedding-3-small." in printed
     price = Price.objects.get(deployment__upstream_name="gpt-3.5-turbo")
     assert (price.input_per_million, price.output_per_million) == (Decimal("0.5"), Decimal("1.5"))
@@ -99,64 +87,41 @@ def test_it_sets_up_another_server_with_the_model_that_is_named(openai: LazySett
     bootstrap()
     provider = Provider.objects.get()
     assert (provider.base_url, provider.api_key_variable) == ("http://127.0.0.1:9/v1", "")
-    assert list(Model.objects.values_list("public_name", flat=True)) == ["llama3"]
+    assert Model.objects.get().public_name == "llama3"
 
 
-def test_it_sets_up_the_local_model_without_a_provider(openai: LazySettings) -> None:
-    openai.OPENAI_API_KEY, openai.LOCAL_MODEL_URL = "", "http://127.0.0.1:9/v1"
-    bootstrap()
-    assert Provider.objects.get().name == "local"
-    assert list(Model.objects.values_list("public_name", flat=True)) == ["smollm2-135m-instruct"]
-
-
-def test_it_says_what_to_do_without_any_model(openai: LazySettings) -> None:
+def test_it_says_what_to_do_without_any_model_and_with_one_that_can_be_none(openai: LazySettings) -> None:
+    openai.OPENAI_MODEL = "no such name!"
+    with pytest.raises(CommandError, match=r"\AOPENAI_MODEL or OPENAI_BASE_URL: "):
+        bootstrap()
     openai.OPENAI_API_KEY, openai.LOCAL_MODEL_URL = "", ""
     _, complaints = bootstrap()
     assert "OPENAI_API_KEY" in complaints
     assert not Provider.objects.exists()
 
 
-def test_it_names_the_variable_of_a_model_that_can_be_none(openai: LazySettings) -> None:
-    openai.OPENAI_MODEL = "no such name!"
-    with pytest.raises(CommandError, match=r"\AOPENAI_MODEL or OPENAI_BASE_URL: "):
+def test_it_switches_to_the_provider_that_the_environment_names_or_to_the_local_model(openai: LazySettings) -> None:
+    openai.LOCAL_MODEL_URL = "http://127.0.0.1:9/v1"
+    for secret, enabled in (("", {"local": True}), ("sk-two", {"local": False, "openai": True})):
+        openai.OPENAI_API_KEY = secret
         bootstrap()
-    assert not Provider.objects.exists()
-
-
-def test_it_switches_the_earlier_provider_off_when_the_environment_names_another(openai: LazySettings) -> None:
-    openai.OPENAI_API_KEY, openai.LOCAL_MODEL_URL = "", "http://127.0.0.1:9/v1"
-    bootstrap()
-    openai.OPENAI_API_KEY = "sk-two"
-    bootstrap()
-    assert dict(Provider.objects.values_list("name", "is_enabled")) == {"local": False, "openai": True}
+        assert dict(Provider.objects.values_list("name", "is_enabled")) == enabled
     openai.OPENAI_API_KEY = ""
     bootstrap()
     assert dict(Provider.objects.values_list("name", "is_enabled")) == {"local": True, "openai": False}
+    assert Model.objects.filter(public_name="smollm2-135m-instruct").exists()
 
 
-def test_it_changes_nothing_the_second_time() -> None:
+def test_it_changes_nothing_the_second_time_and_keeps_what_operators_changed() -> None:
     bootstrap()
+    entries = AuditEntry.objects.filter(actor="command:bootstrap")
+    kinds = {"tier", "account", "API key", "provider", "model", "deployment", "price"}
+    assert kinds <= set(entries.values_list("target_type", flat=True))
+    assert "dev_key_123" not in str(list(entries.values()))
+    Tier.objects.filter(name="free").update(requests_per_minute=7)
+    Model.objects.filter(public_name="gpt-4o-mini").update(is_enabled=False)
+    Price.objects.update(input_per_million=9)
     tables = (Tier, Account, ApiKey, Provider, Model, Deployment, Price, User, AuditEntry)
     before = [list(table._default_manager.order_by("pk").values()) for table in tables]
     bootstrap()
     assert [list(table._default_manager.order_by("pk").values()) for table in tables] == before
-
-
-def test_it_keeps_what_operators_changed() -> None:
-    bootstrap()
-    Tier.objects.filter(name="free").update(requests_per_minute=7)
-    Model.objects.filter(public_name="gpt-4o-mini").update(is_enabled=False)
-    Price.objects.update(input_per_million=9)
-    bootstrap()
-    assert Tier.objects.get(name="free").requests_per_minute == 7
-    assert not Model.objects.get(public_name="gpt-4o-mini").is_enabled
-    assert set(Price.objects.values_list("input_per_million", flat=True)) == {9}
-
-
-def test_it_leaves_an_audit_entry_of_what_it_made() -> None:
-    bootstrap()
-    entries = AuditEntry.objects.filter(actor="command:bootstrap")
-    assert {"tier", "account", "apikey", "provider", "model", "deployment", "price"} <= {
-        entry.target_type.lower().replace("_", "").replace(" ", "") for entry in entries
-    }
-    assert "dev_key_123" not in str(list(entries.values()))

@@ -41,9 +41,6 @@ def test_it_translates_what_is_expected(exception: Exception, kind: type[api_err
     error = as_api_error(exception)
     assert type(error) is kind
     assert "secret" not in str(error.detail)
-
-
-def test_it_knows_nothing_of_other_exceptions() -> None:
     assert as_api_error(RuntimeError("a bug")) is None
 
 
@@ -67,28 +64,18 @@ def test_it_tells_validation_errors_by_field(detail: Any, errors: dict[str, list
     assert error.extra == {"errors": errors}
 
 
-def test_it_writes_the_shape_of_the_platforms_own_paths() -> None:
-    request = _request("/chat")
-    error = api_errors.RateLimited(retry_after=7, extra={"limit": {"name": "requests_per_minute"}})
-    assert error_body(request, error) == {
+def test_it_writes_the_shape_of_the_platforms_own_paths_and_openais_under_v1() -> None:
+    error: api_errors.ApiError = api_errors.RateLimited(retry_after=7, extra={"limit": {"name": "requests_per_minute"}})
+    assert error_body(_request("/chat"), error) == {
         "detail": "Rate limit exceeded. Try again in 7 seconds.",
         "code": "rate_limited",
         "request_id": "label",
         "limit": {"name": "requests_per_minute"},
     }
-
-
-@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/chat/completions", "/v1/nowhere"])
-def test_it_writes_openais_shape_under_v1(path: str) -> None:
-    body = error_body(_request(path), api_errors.InvalidRequest(errors={"temperature": ["Must be a number."]}))
-    assert body == {
-        "error": {
-            "message": "Must be a number.",
-            "type": "invalid_request_error",
-            "param": "temperature",
-            "code": "invalid_request",
-        }
-    }
+    error = api_errors.InvalidRequest(errors={"temperature": ["Must be a number."]})
+    told = {"message": "Must be a number.", "type": "invalid_request_error", "code": "invalid_request"}
+    for path in ("/v1", "/v1/", "/v1/chat/completions", "/v1/nowhere"):
+        assert error_body(_request(path), error) == {"error": {**told, "param": "temperature"}}
 
 
 @pytest.mark.parametrize(

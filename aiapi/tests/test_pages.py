@@ -1,4 +1,4 @@
-"""The pages for a key's holder, as a server gives them out: their policy, their size, what they say of refusals."""
+"""The root, the documentation and the pages for a key's holder: what they load, their policy, size and explanations."""
 
 from __future__ import annotations
 
@@ -15,19 +15,35 @@ from aiapi.pages import explained_errors
 from core.errors import ApiError, LimitExceeded
 from inference.tests.fixtures import Api
 
-PAGES = ["/", "/playground/", "/account/"]
-KEYED = PAGES[1:]
+KEYED = ["/playground/", "/account/"]
+OWN = ["/", *KEYED]
+PAGES = ["/docs", "/redoc", *OWN]
 #: Bytes that a page may be, scripts and styles included, as a server in production sends them (two seconds over 3G).
 LARGEST = 150_000
 IMPORT = re.compile(r'^import [^"]*"\./([\w.]+)";$', re.MULTILINE)
-HTML = {"Accept": "text/html"}
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+#: Whatever a page loads by itself; links that a reader follows are none of these.
+LOADS = re.compile(
+    r"""<(?:script|img|iframe|source|embed)\b[^>]*?\bsrc=["']([^"']+)|<link\b[^>]*?\bhref=["']([^"']+)"""
+)
 
 
 def page(api: Api, path: str) -> str:
-    """Return a page's HTML."""
+    """Return the page that a browser gets."""
     answer = api.get(path, key=None, headers=HTML)
-    assert answer.status_code == 200
+    assert (answer.status_code, answer["Content-Type"]) == (200, "text/html; charset=utf-8")
     return answer.content.decode()
+
+
+def policy(api: Api, path: str) -> set[str]:
+    """Return the directives of a page's policy."""
+    return set(api.get(path, key=None, headers=HTML)["Content-Security-Policy"].split("; "))
+
+
+def loaded(html: str) -> list[str]:
+    """Return the addresses that a page loads, data: ones apart."""
+    found = [first or second for first, second in LOADS.findall(html)]
+    return [address for address in found if not address.startswith("data:")]
 
 
 def files(html: str) -> set[Path]:
@@ -51,24 +67,45 @@ def tree(root: type[ApiError]) -> Iterator[type[ApiError]]:
         yield from tree(child)
 
 
+def test_it_says_what_it_is_to_all_but_browsers(api: Api) -> None:
+    for accept in ("*/*", "application/json", "application/json, text/plain, */*", "image/png", ";;;", ""):
+        answer = api.get("/", key=None, headers={"Accept": accept})
+        assert answer.json() == {
+            "name": "AI API",
+            "version": "1.0.0",
+            "description": "Production-ready AI API with authentication and rate limiting",
+            "docs": "/docs",
+            "health": "/health",
+        }
+        assert "Accept" in answer["Vary"]
+    html = page(api, "/")
+    assert "<h1>AI API" in html
+    assert {"/docs", "/redoc", "/health", "/admin/", *KEYED} <= set(re.findall(r'href="([^"]+)"', html))
+
+
 @pytest.mark.parametrize("path", PAGES)
-def test_it_is_small_as_it_is_sent(api: Api, path: str) -> None:
+def test_it_loads_nothing_from_elsewhere_and_needs_no_inline_script(api: Api, path: str) -> None:
+    html = page(api, path)
+    addresses = loaded(html)
+    assert addresses
+    for address in addresses:
+        assert re.match(r"/(?!/)|/?docs", address)
+        assert api.get(address, key=None).status_code == 200, address
+    assert re.findall(r"<script(?![^>]*\bsrc=)[^>]*>", html) == []
+    assert re.findall(r"\son\w+=", html) == []
+    directives = policy(api, path)
+    assert {"script-src 'self'", "default-src 'none'"} <= directives
+    assert not re.search(r"https?:", str(directives))
+
+
+@pytest.mark.parametrize("path", OWN)
+def test_it_is_small_and_forbids_everything_that_it_does_not_need(api: Api, path: str) -> None:
     html = page(api, path)
     assert len(html.encode()) + sum(len(gzip.compress(file.read_bytes())) for file in files(html)) < LARGEST
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_it_is_small_unpacked_but_for_the_charts(api: Api, path: str) -> None:
-    html = page(api, path)
     own = [file for file in files(html) if file.name != "chart.js"]
-    assert len(html.encode()) + sum(file.stat().st_size for file in own) < LARGEST
+    assert len(html.encode()) + sum(file.stat().st_size for file in own) < LARGEST, "unpacked but for the charts"
     assert ("chart.js" in html) == (path == "/account/")
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_it_forbids_everything_that_it_does_not_need(api: Api, path: str) -> None:
-    policy = api.get(path, key=None, headers=HTML)["Content-Security-Policy"]
-    assert set(policy.split("; ")) == {
+    assert policy(api, path) == {
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
@@ -79,39 +116,42 @@ def test_it_forbids_everything_that_it_does_not_need(api: Api, path: str) -> Non
         "frame-ancestors 'none'",
         "base-uri 'none'",
     }
-    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", page(api, path))
+    assert not re.search(r"<style|\sstyle=|javascript:", html)
 
 
-@pytest.mark.parametrize("path", KEYED)
-def test_it_takes_a_key_in_a_field_that_no_form_can_send(api: Api, path: str) -> None:
-    (field,) = re.findall(r'<input id="key"[^>]*>', page(api, path))
-    assert 'type="password"' in field
-    assert 'autocomplete="off"' in field
-    assert "name=" not in field
-
-
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", OWN)
 def test_it_names_a_demo_key_where_there_is_one_only(api: Api, settings: LazySettings, path: str) -> None:
     assert "dev_key_123" in page(api, path)
     settings.ALLOW_PLAIN_KEYS = False
     assert "dev_key_123" not in page(api, path)
 
 
-@pytest.mark.parametrize("path", ["/playground", "/account"])
-def test_it_adds_the_slash(api: Api, path: str) -> None:
-    answer = api.get(path, key=None)
-    assert (answer.status_code, answer["Location"]) == (301, f"{path}/")
-
-
 @pytest.mark.parametrize("path", KEYED)
-def test_it_takes_no_posts(api: Api, path: str) -> None:
-    assert api.post(path, key=None).status_code == 405
-
-
-@pytest.mark.parametrize("path", KEYED)
-def test_it_explains_every_limit_by_its_code(api: Api, path: str) -> None:
-    assert set(tree(LimitExceeded)) - {LimitExceeded} <= set(explained_errors())
+def test_it_takes_a_key_in_a_field_that_no_form_can_send_and_explains_every_limit(api: Api, path: str) -> None:
     html = page(api, path)
+    (field,) = re.findall(r'<input id="key"[^>]*>', html)
+    assert 'type="password"' in field
+    assert 'autocomplete="off"' in field
+    assert "name=" not in field
+    assert set(tree(LimitExceeded)) - {LimitExceeded} <= set(explained_errors())
     for error in explained_errors():
         assert f'id="code-{error.code}"' in html
         assert error.cause.replace("'", "&#x27;") in html
+    assert api.post(path, key=None).status_code == 405
+    bare = api.get(path.rstrip("/"), key=None)
+    assert (bare.status_code, bare["Location"]) == (301, path)
+
+
+def test_it_styles_pages_without_addresses_of_elsewhere() -> None:
+    assert re.findall(r"url\(|@import", Path(str(finders.find("site/site.css"))).read_text()) == []
+
+
+def test_it_tells_the_documentation_where_the_schema_is(api: Api) -> None:
+    (script,) = [address for address in loaded(page(api, "/docs")) if "script" in address]
+    answer = api.get(script, key=None)
+    assert "javascript" in answer["Content-Type"]
+    assert "/openapi.json" in answer.content.decode()
+    assert re.findall(r"""["'](?:https?:)?//(?!testserver)""", answer.content.decode()) == []
+    html = page(api, "/redoc")
+    assert 'spec-url="/openapi.json"' in html
+    assert "fonts.googleapis" not in html

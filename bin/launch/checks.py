@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,20 +46,9 @@ TIMED = (
 
 #: What a step gets of the caller's environment; the platform's own settings stay outside.
 KEPT = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "TERM",
-    "CI",
-    "LD_LIBRARY_PATH",
-    "NODE_EXTRA_CA_CERTS",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "PIP_CERT",
-    "TEST_DATABASE_URL",
-    "TEST_REDIS_URL",
-)
+    "PATH", "HOME", "LANG", "LC_ALL", "TERM", "CI", "LD_LIBRARY_PATH", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE",
+    "SSL_CERT_DIR", "PIP_CERT", "TEST_DATABASE_URL", "TEST_REDIS_URL",
+)  # fmt: skip
 
 #: The required settings of production, with dummy secrets.
 PRODUCTION = {
@@ -82,31 +69,28 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     os.chdir(ROOT)
     end_on_signals()
+    started = time.monotonic()
+    chosen = [part for part in arguments if part != "--full"]
     try:
-        return _run([part for part in arguments if part != "--full"], full="--full" in arguments)
+        python = install.ensure_environment(ROOT, [install.BASE, install.DEVELOPMENT, install.LOCAL, install.EMBEDDED])
+        needs_browser = not chosen or any(part.startswith(("tests", "./tests")) for part in chosen)
+        for package in ("libgomp1", *(("libatomic1", "chromium") if needs_browser else ())):
+            install.ensure_debian_package(ROOT, package)
+        results = [Result("install", True, time.monotonic() - started)]
+        with tempfile.TemporaryDirectory(prefix="aiapi-test-", ignore_cleanup_errors=True) as folder:
+            Path(folder).chmod(0o711)  # passed through by other users, because PostgreSQL runs as one of them
+            env = {name: os.environ[name] for name in KEPT if name in os.environ}
+            env |= {"TMPDIR": folder, "PYTHONUNBUFFERED": "1", "FULL": "1" if "--full" in arguments else "0"}
+            only = [[Step("pytest", [python, "-m", "pytest", *chosen], live=True)]]
+            for steps in only if chosen else [_checks(python, folder), *([step] for step in _tests(python))]:
+                results += run_steps(steps, env)
+        return summary(results, time.monotonic() - started)
     except LaunchError as error:
         say(f"error: {error}")
         return 1
     except Stopped:
         say("\nStopped.")
         return 130
-
-
-def _run(arguments: list[str], *, full: bool) -> int:
-    started = time.monotonic()
-    python = install.ensure_environment(ROOT, [install.BASE, install.DEVELOPMENT, install.LOCAL, install.EMBEDDED])
-    install.ensure_debian_package(ROOT, "libgomp1")
-    if not arguments or any(part.startswith(("tests", "./tests")) for part in arguments):
-        install.ensure_debian_package(ROOT, "libatomic1")
-        install.ensure_debian_package(ROOT, "chromium")
-    results = [Result("install", True, time.monotonic() - started)]
-    with _temporary_folder() as folder:
-        env = {name: os.environ[name] for name in KEPT if name in os.environ}
-        env |= {"TMPDIR": folder, "PYTHONUNBUFFERED": "1", "FULL": "1" if full else "0"}
-        chosen = [[Step("pytest", [python, "-m", "pytest", *arguments], live=True)]]
-        for steps in chosen if arguments else [_checks(python, folder), *([step] for step in _tests(python))]:
-            results += run_steps(steps, env)
-    return summary(results, time.monotonic() - started)
 
 
 def _checks(python: str, folder: str) -> list[Step]:
@@ -195,17 +179,3 @@ def summary(results: Sequence[Result], seconds: float) -> int:
         say(f"{each.name:<38} {'passed' if each.passed else 'FAILED':<7} {each.seconds:7.1f}")
     say(f"steps: {len(results) - failed} passed, {failed} failed")
     return 1 if failed else 0
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[str]:
-    """Yield a folder for everything temporary, removed at the end whatever happens.
-
-    It can be passed through by other users, because PostgreSQL runs as one of them.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="aiapi-test-"))
-    folder.chmod(0o711)
-    try:
-        yield str(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -52,21 +52,20 @@ def address(env: Mapping[str, str]) -> tuple[str, int]:
     return env.get("HOST") or "127.0.0.1", int(port)
 
 
-def has_provider(env: Mapping[str, str]) -> bool:
-    """Return whether a provider is configured, directly or by a file with the value."""
-    names = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
+def is_set(env: Mapping[str, str], *names: str) -> bool:
+    """Return whether one of the variables has a value, directly or by a file with it."""
     return any(env.get(name) or env.get(f"{name}_FILE") for name in names)
+
+
+def has_provider(env: Mapping[str, str]) -> bool:
+    """Return whether a provider is configured; otherwise bin/run starts the local model."""
+    return is_set(env, "OPENAI_API_KEY", "OPENAI_BASE_URL")
 
 
 def graceful_timeout(env: Mapping[str, str]) -> float:
     """Return the seconds that open requests get to end, as far as they can be read: the settings judge the value."""
     given = env.get("GRACEFUL_TIMEOUT", "")
     return float(given) if given.isdecimal() else 30.0
-
-
-def has_redis(env: Mapping[str, str]) -> bool:
-    """Return whether a state store is configured; otherwise bin/run starts its own."""
-    return bool(env.get("REDIS_URL") or env.get("REDIS_URL_FILE"))
 
 
 def require_free_port(host: str, port: int) -> None:

@@ -38,9 +38,11 @@ def main(arguments: Sequence[str], *, installed: str = "") -> int:
     held = ExitStack()
     try:
         env = environment.load(ROOT, os.environ)
-        store = None if environment.has_redis(env) else Valkey(ROOT, env)
+        store = None if environment.is_set(env, "REDIS_URL") else Valkey(ROOT, env)
         if arguments:
-            return _command(env | (store.settings() if store else {}), arguments, installed)
+            python = installed or install.ensure_environment(ROOT, [install.BASE])
+            command = [python, "manage.py", *arguments]
+            return subprocess.run(command, env=env | (store.settings() if store else {}), check=False).returncode
         group.grace = environment.graceful_timeout(env) + 5
         if store:
             held.enter_context(store.held())
@@ -59,11 +61,6 @@ def main(arguments: Sequence[str], *, installed: str = "") -> int:
     return 0
 
 
-def _command(env: dict[str, str], arguments: Sequence[str], installed: str) -> int:
-    python = installed or install.ensure_environment(ROOT, [install.BASE])
-    return subprocess.run([python, "manage.py", *arguments], env=env, check=False).returncode
-
-
 def _start_all(group: Group, env: dict[str, str], store: Valkey | None, installed: str, started: float) -> None:
     host, port = environment.address(env)
     environment.require_free_port(host, port)
@@ -75,7 +72,9 @@ def _start_all(group: Group, env: dict[str, str], store: Valkey | None, installe
     env["PYTHONUNBUFFERED"] = "1"
     if local:
         _start_local_model(group, python, env)
-    _manage(python, env, "prepare", *([str(store.installation)] if store else []))
+    prepare = [python, "manage.py", "prepare", *([str(store.installation)] if store else [])]
+    if subprocess.run(prepare, env=env, check=False).returncode != 0:
+        raise LaunchError("manage.py prepare failed: see above")
     if store:
         store.start(group, python)
         env |= store.settings()
@@ -97,12 +96,6 @@ def _start_local_model(group: Group, python: str, env: dict[str, str]) -> None:
     say("No provider is configured: a small demo model answers, often wrongly. Set OPENAI_API_KEY or OPENAI_BASE_URL.")
 
 
-def _manage(python: str, env: dict[str, str], *arguments: str) -> None:
-    """Run a management command to its end; its own output is the explanation when it fails."""
-    if subprocess.run([python, "manage.py", *arguments], env=env, check=False).returncode != 0:
-        raise LaunchError(f"manage.py {arguments[0]} failed: see above")
-
-
 def _is_live(host: str, port: int) -> bool:
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
@@ -122,20 +115,16 @@ def _shown(host: str) -> str:
 
 
 def _welcome(base: str, env: dict[str, str], seconds: float) -> None:
-    production = env.get("ENVIRONMENT") == "production"
-    key = "YOUR_KEY" if production else "dev_key_123"
-    model = (
-        ""
-        if environment.has_provider(env)
-        else "  model           a small demo model; for another set OPENAI_API_KEY or OPENAI_BASE_URL\n"
-    )
-    create = "bin/run key create --account NAME --tier free --name NAME"
+    key, keys = "dev_key_123", "dev_key_123 (free), prod_key_456 (premium)"
+    if env.get("ENVIRONMENT") == "production":
+        key, keys = "YOUR_KEY", "make one: bin/run key create --account NAME --tier free --name NAME"
+    model = "  model           a small demo model; for another set OPENAI_API_KEY or OPENAI_BASE_URL\n"
     say(f"""
 AI API is ready after {seconds:.0f} seconds.
   {base}/         overview and playground
   {base}/docs     API documentation
   {base}/admin/   administration
-{model}  keys            {f"make one: {create}" if production else "dev_key_123 (free), prod_key_456 (premium)"}
+{"" if environment.has_provider(env) else model}  keys            {keys}
   try             curl -s {base}/chat -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\
                     -d '{{"message": "Write a short welcome to a new developer."}}'
 Ctrl-C stops everything.

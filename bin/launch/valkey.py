@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from launch import LaunchError
+from launch.environment import is_set
 from launch.processes import Group
 
 #: Bytes that a socket's path may have on macOS; Linux takes four more.
@@ -95,8 +96,7 @@ class Valkey:
         if len(os.fsencode(folder / "state.sock")) > LONGEST_PATH:
             digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
             folder = _private(Path(tempfile.gettempdir(), f"aiapi-{os.geteuid()}-{digest}"))
-        names = [name for name in OPTIONS if not (self._env.get(name) or self._env.get(f"{name}_FILE"))]
-        return {name: folder / f"{FILES[name]}.sock" for name in names}
+        return {name: folder / f"{FILES[name]}.sock" for name in OPTIONS if not is_set(self._env, name)}
 
 
 def _program(python: str) -> str:

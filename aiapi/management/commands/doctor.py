@@ -25,16 +25,13 @@ class Command(BaseCommand):
         for name, state in report["checks"].items():
             self.stdout.write(f"{name:10} {state} {report.get('reasons', {}).get(name, '')}".rstrip())
         if report["checks"]["database"] == Health.OK:
-            self._show_prices()
+            missing = models_without_price()
+            if not missing:
+                self.stdout.write(f"{'prices':10} {Health.OK}")
+            for model, deployments in missing.items():
+                self.stdout.write(f"{'prices':10} missing for {model} ({deployments}). {CONSEQUENCE}")
         for line in findings.warnings:
             self.stdout.write(f"warning    {line}")
         if findings.problems:
             raise CommandError("\n".join(findings.problems))
         self.stdout.write(f"A start would succeed ({Health.OK} is what every line above should say).")
-
-    def _show_prices(self) -> None:
-        missing = models_without_price()
-        if not missing:
-            self.stdout.write(f"{'prices':10} {Health.OK}")
-        for model, deployments in missing.items():
-            self.stdout.write(f"{'prices':10} missing for {model} ({deployments}). {CONSEQUENCE}")
