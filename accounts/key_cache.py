@@ -67,12 +67,13 @@ class AuthenticatedKey:
 
     def may_use_model(self, name: str) -> bool:
         """Return whether tier and key allow a public model name; an empty list allows all."""
-        return all(not allowed or name in allowed for allowed in (self.tier_models, self.key_models))
+        return (not self.tier_models or name in self.tier_models) and (not self.key_models or name in self.key_models)
 
     def limits_for(self, model: str) -> LimitSet:
         """Return what a call of this model (public name) counts against, budgets for the model included."""
-        extra = tuple(subject for name, subject in self.model_subjects if name == model)
-        return self._with(extra) if extra else self.limits
+        if not self.model_subjects:
+            return self.limits
+        return self._with(tuple(subject for name, subject in self.model_subjects if name == model))
 
     @property
     def every_limit(self) -> LimitSet:

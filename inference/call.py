@@ -29,7 +29,7 @@ from accounts.limits.types import (
     RefusalGroup,
     Reserved,
 )
-from core.errors import ApiError, DependencyUnavailable, ModelNotFound
+from core.errors import ApiError, DependencyUnavailable, InvalidRequest, ModelNotFound, UpstreamFailed
 from core.telemetry.trace import Trace
 from inference.cache import answer_key
 from inference.catalog import CatalogModel, Rates, Route, catalog
@@ -37,7 +37,7 @@ from inference.clients import ClientSocket
 from inference.protocols.base import Body, Payload, Usage, WireProtocol
 from inference.protocols.events import EventReader
 from inference.single_flight import Flight, Wait, pack_error
-from inference.upstream.errors import Deadline
+from inference.upstream.errors import MISCONFIGURED, AttemptFailed, Deadline
 from monitoring.metrics import observe_record, span_attributes
 from monitoring.payload_log import keeper
 
@@ -128,38 +128,40 @@ class Call:
             endpoint=self.endpoint,
         )
 
+    def choose(self, protocol: WireProtocol, model: str | None) -> CatalogModel:
+        """Choose the model by name (None: the default), and the deployments that the limits allow.
+
+        Raises ModelNotFound if it does not exist, is of another kind, or the caller may not use it.
+        """
+        found = catalog.default() if model is None else catalog.find(model)
+        if found is None or found.kind != protocol.kind or not self.identity.may_use_model(found.public_name):
+            raise ModelNotFound(model)
+        self.protocol, self.model, self.model_name = protocol, found, model
+        self.limits = self.identity.limits_for(found.public_name)
+        self.routes = found.routes_within(self.limits)
+        self.record.model, self.record.cache = found.public_name, "bypass"
+        return found
+
     def ask(
-        self,
-        protocol: WireProtocol,
-        model: str | None,
-        payload: Payload,
-        *,
-        read: Callable[[Body], Any],
-        shares_answer: bool = True,
-        is_stream: bool = False,
+        self, payload: Payload, *, read: Callable[[Body], Any], shares_answer: bool = True, is_stream: bool = False
     ) -> Self:
-        """Add what is asked: the model (None: the default) and the provider's payload without `model`.
+        """Add the provider's payload, without `model`, which has been chosen.
 
         `read` extracts the endpoint's answer from a provider's body that is not streamed. It raises an ApiError if the
         body is unusable for the endpoint; such an answer is billed and not cached. `shares_answer`: the answer may come
-        from the cache and be stored in it. Raises ModelNotFound for a model that does not exist, is of another kind, or
-        that the caller may not use.
+        from the cache and be stored in it.
         """
-        self.model = find_model(model, self.identity, kind=protocol.kind)
-        self.protocol, self.model_name, self.payload, self.read = protocol, model, payload, read
-        self.is_stream = is_stream
+        self.payload, self.read, self.is_stream = payload, read, is_stream
         self.deadline = Deadline(settings.UPSTREAM_STREAM_TIMEOUT if is_stream else settings.UPSTREAM_TIMEOUT)
-        self.limits = self.identity.limits_for(self.model.public_name)
-        self.routes = self.model.routes_within(self.limits)
-        self.record.model, self.record.cache = self.model.public_name, "bypass"
         if shares_answer and self.identity.cache_enabled and (self.reads_cache or self.writes_cache):
+            name, protocol = self.model.public_name, self.protocol
             most_output = protocol.wanted_output(payload, self.identity, self.model)
             self.cache_key = answer_key(
                 self.identity.account_id,
                 endpoint=self.endpoint,
-                model=self.model.public_name,
+                model=name,
                 payload={"asked": protocol.shaping(payload), "most_output": most_output, "is_stream": is_stream},
-                generation=(self.identity.cache_generation(self.model.public_name), self.model.cache_generation),
+                generation=(self.identity.cache_generation(name), self.model.cache_generation),
             )
             self.record.cache = "miss" if self.reads_cache else "bypass"
         return self
@@ -288,6 +290,33 @@ class Call:
             self.is_unpriced |= self.route is not None and self.route.rates is None
             self.record.usage_source = "bound"
 
+    def charge_failure(self, failure: AttemptFailed, route: Route) -> None:
+        """Charge a failed attempt and note its cause.
+
+        The charge is its usage, or its bound if the usage is unknown and the attempt may be billed. If the provider
+        rejects a parameter that the platform added, the error becomes UpstreamFailed: the caller can't correct it.
+        """
+        error = failure.error
+        if isinstance(error, InvalidRequest) and self.protocol.is_added(error.param, self.payload):
+            verdict = replace(MISCONFIGURED, may_be_billed=failure.verdict.may_be_billed)
+            failure.error, failure.verdict = UpstreamFailed(), verdict
+            failure.cause = f"{failure.cause} about {error.param}"
+        self.note_failure(route.name, failure.cause)
+        if failure.usage is not None:
+            self.charge(failure.usage, route.rates, source=failure.usage_source)
+        elif failure.verdict.may_be_billed:
+            self.charge_bound()
+
+    def provider_failed(self, error: ApiError) -> ApiError:
+        """Return the provider's failure, and share it with the followers unless this caller's limits had a part in it.
+
+        They had if they shortened the longest answer and the provider rejected the request, or if they did not allow an
+        attempt at another deployment. The keys of the followers may have higher limits.
+        """
+        if not self.is_out_of_room and not (self.is_cut and isinstance(error, InvalidRequest)):
+            self.provider_error = error
+        return error
+
     def note_failure(self, deployment: str, cause: str) -> None:
         """Record why an attempt failed, for operators. The cause contains none of the provider's text."""
         self._add_failure(f"{deployment}: {cause}")
@@ -360,14 +389,3 @@ class Call:
                 prompt={"model": self.model_name, **self.payload},
                 answer=self.whole_body,
             )
-
-
-def find_model(name: str | None, identity: AuthenticatedKey, *, kind: str) -> CatalogModel:
-    """Return the model with a name (None: the default model).
-
-    Raises ModelNotFound if it does not exist, is of another kind, or the identity may not use it.
-    """
-    model = catalog.default() if name is None else catalog.find(name)
-    if model is None or model.kind != kind or not identity.may_use_model(model.public_name):
-        raise ModelNotFound(name)
-    return model

@@ -6,7 +6,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from django.conf import settings
@@ -90,6 +90,17 @@ class CatalogModel:
     aliases: tuple[str, ...] = ()
     is_default: bool = False
     cache_generation: str = ""
+    #: The highest known price of each kind among the routes, for the bound of a call.
+    dearest: Rates = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        known = [route.rates for route in self.routes if route.rates is not None]
+        dearest = Rates(
+            input=max((max(rates.input, rates.cached_input) for rates in known), default=0),
+            cached_input=max((rates.cached_input for rates in known), default=0),
+            output=max((rates.output for rates in known), default=0),
+        )
+        object.__setattr__(self, "dearest", dearest)
 
     def routes_within(self, limits: LimitSet) -> tuple[Route, ...]:
         """Return the routes that a call may take; with a budget in money, only those with a price."""
@@ -97,15 +108,14 @@ class CatalogModel:
             return self.routes
         return tuple(route for route in self.routes if route.rates is not None)
 
-    @property
-    def dearest(self) -> Rates:
-        """The highest known price of each kind among the routes, for the bound of a call."""
-        known = [route.rates for route in self.routes if route.rates is not None]
-        return Rates(
-            input=max((max(rates.input, rates.cached_input) for rates in known), default=0),
-            cached_input=max((rates.cached_input for rates in known), default=0),
-            output=max((rates.output for rates in known), default=0),
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """The enabled models by public name, by public name or alias, and the default."""
+
+    models: dict[str, CatalogModel]
+    by_name: dict[str, CatalogModel]
+    default: CatalogModel | None
 
 
 class Catalog:
@@ -122,28 +132,25 @@ class Catalog:
 
         Raises DependencyUnavailable if the database has been unavailable for AUTH_STALE_SECONDS and a second.
         """
-        _, names = self._catalog.get(None)
-        return names.get(name)
+        return self._catalog.get(None).by_name.get(name)
 
     def default(self) -> CatalogModel | None:
         """Return the model for calls that name none: the operators' default, or the environment's; may be None."""
-        chosen = (model for model in self.models().values() if model.is_default)
-        return next(chosen, None) or self.find(default_model_name())
+        return self._catalog.get(None).default
 
     def models(self) -> dict[str, CatalogModel]:
         """Return all enabled models by public name."""
-        models, _ = self._catalog.get(None)
-        return models
+        return self._catalog.get(None).models
 
     def forget(self) -> None:
         """Read the database again at the next use."""
         self._catalog.clear()
 
-    def _load(self, _: None) -> tuple[dict[str, CatalogModel], dict[str, CatalogModel]]:
-        """Return the enabled models by public name, and by public name and alias."""
+    def _load(self, _: None) -> _Snapshot:
         models = query_promptly(_read_models, self._outage, failed="catalog_read_failed")
-        aliases = {alias: model for model in models.values() for alias in model.aliases}
-        return models, {**aliases, **models}
+        by_name = {alias: model for model in models.values() for alias in model.aliases} | models
+        chosen = next((model for model in models.values() if model.is_default), None)
+        return _Snapshot(models, by_name, chosen or by_name.get(default_model_name()))
 
 
 catalog = Catalog(outage=database_outage)

@@ -8,15 +8,12 @@ Plain and streamed calls differ in the exchange alone: inference.streaming has t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import structlog
-from django.conf import settings
 from django.db import DatabaseError
 
 from accounts.limits import get_limits
@@ -26,12 +23,9 @@ from core.errors import (
     ApiError,
     DependencyUnavailable,
     InternalError,
-    InvalidRequest,
     PriceUnknown,
-    UpstreamBusy,
     UpstreamFailed,
 )
-from core.redis.leases import renewer
 from core.telemetry.metrics import CLIENT_LEFT
 from inference import cache
 from inference.cache import CachedAnswer
@@ -41,9 +35,9 @@ from inference.clients import ClientLeft, DisconnectWatch
 from inference.protocols.base import Body, UnfitAnswer, Usage, find_error
 from inference.single_flight import Wait, flights, unpack_error
 from inference.upstream.client import upstream
-from inference.upstream.errors import MISCONFIGURED, AttemptFailed, Deadline, failed_attempt, unfit_attempt
-from inference.upstream.provider_limits import capacity, provider_slot
-from inference.upstream.routing import first_success
+from inference.upstream.errors import AttemptFailed, failed_attempt, unfit_attempt
+from inference.upstream.provider_limits import process_slot, provider_slot
+from inference.upstream.routing import with_fallback
 
 T = TypeVar("T")
 
@@ -241,80 +235,16 @@ def share_answer(call: Call) -> None:
     leave_flight(call, answer=answer)
 
 
-@contextmanager
-def process_slot(call: Call, deadline: Deadline) -> Iterator[None]:
-    """Hold one of this process's slots for provider calls, and renew the call's lease meanwhile.
-
-    No database connection is held. Raises UpstreamBusy if no slot becomes free in time.
-    """
-    release_connections()
-    with ExitStack() as held:
-        held.enter_context(renewer.held(get_limits(), call.limits.shard, call.record.id))
-        try:
-            held.enter_context(capacity().slot(min(deadline.left, settings.UPSTREAM_QUEUE_SECONDS)))
-        except UpstreamBusy:
-            call.note(f"this process makes {settings.UPSTREAM_CONCURRENCY} calls at once (UPSTREAM_CONCURRENCY)")
-            raise
-        yield
-
-
-def ask_deployments(
-    call: Call, ask: Callable[[Route], T], deadline: Deadline, *, rest: Callable[[float], object] = time.sleep
-) -> T:
-    """Ask the deployments until one answers; raises the error of the last failure. `rest` waits between rounds."""
-    try:
-        return first_success(
-            call.routes,
-            ask,
-            deadline,
-            account_id=call.identity.account_id,
-            covers_another=call.covers_another,
-            rest=rest,
-            note=call.note,
-        )
-    except AttemptFailed as failure:
-        raise provider_failed(call, failure.error) from failure
-
-
-def provider_failed(call: Call, error: ApiError) -> ApiError:
-    """Return the provider's failure, and share it with the followers unless this caller's limits contributed to it.
-
-    The limits contribute if they shortened the longest answer and the provider rejected the request, or if they did
-    not allow an attempt at another deployment. The keys of the followers may have higher limits.
-    """
-    if not call.is_out_of_room and not (call.is_cut and isinstance(error, InvalidRequest)):
-        call.provider_error = error
-    return error
-
-
-def charge_failure(call: Call, failure: AttemptFailed, route: Route) -> None:
-    """Charge a failed attempt and note its cause.
-
-    The charge is its usage, or its bound if the usage is unknown and the attempt may be billed. If the provider rejects
-    a parameter that the platform added, the error becomes UpstreamFailed: the caller can't correct it.
-    """
-    error = failure.error
-    if isinstance(error, InvalidRequest) and call.protocol.is_added(error.param, call.payload):
-        verdict = replace(MISCONFIGURED, may_be_billed=failure.verdict.may_be_billed)
-        failure.error, failure.verdict = UpstreamFailed(), verdict
-        failure.cause = f"{failure.cause} about {error.param}"
-    call.note_failure(route.name, failure.cause)
-    if failure.usage is not None:
-        call.charge(failure.usage, route.rates, source=failure.usage_source)
-    elif failure.verdict.may_be_billed:
-        call.charge_bound()
-
-
 def _exchange(call: Call, *, watch: DisconnectWatch | None) -> Any:
     """Ask the deployments for one body; return what the endpoint makes of it."""
     with call.trace.stage("upstream"), process_slot(call, call.deadline):
-        call.body, route = ask_deployments(call, partial(_ask_for_body, call, watch), call.deadline)
+        call.body, route = with_fallback(call, partial(_ask_for_body, call, watch), call.deadline)
     try:
         return call.read(call.body)
     except ApiError as error:
         log.warning("upstream_failed", route=route.name, cause=error.error_code, status=error.status)
         call.note_failure(route.name, error.error_code)
-        provider_failed(call, error)
+        call.provider_failed(error)
         raise
 
 
@@ -335,10 +265,10 @@ def _ask_for_body(call: Call, watch: DisconnectWatch | None, route: Route) -> tu
             _refuse_failure(call, body, route)
         except AttemptFailed as failure:
             if abort is None or not abort.is_set:
-                charge_failure(call, failure, route)
+                call.charge_failure(failure, route)
                 raise
             failure.cause = "stopped, since its client had left"
-            charge_failure(call, failure, route)
+            call.charge_failure(failure, route)
             slot.settle(failure.tokens)
             raise ClientLeft from failure
         usage, source = call.protocol.used(call.payload, body, model=route.upstream_name)

@@ -24,19 +24,12 @@ from core.errors import ApiError, DependencyUnavailable, InternalError, Upstream
 from inference.call import Call
 from inference.catalog import Route
 from inference.clients import ClientLeft, ClientSocket, Outlet, Transcript, open_streams, watch
-from inference.pipeline import (
-    ask_deployments,
-    charge_failure,
-    complete,
-    is_awaited,
-    process_slot,
-    provider_failed,
-    refuse_if_interrupted,
-)
+from inference.pipeline import complete, is_awaited, refuse_if_interrupted
 from inference.protocols.events import BrokenStream, EventReader
 from inference.upstream.client import UpstreamStream, upstream
 from inference.upstream.errors import AttemptFailed, Deadline, failed_attempt
-from inference.upstream.provider_limits import ProviderSlot, take_slot
+from inference.upstream.provider_limits import ProviderSlot, process_slot, take_slot
+from inference.upstream.routing import with_fallback
 from inference.upstream.transport import Abort
 
 #: Seconds to keep reading a provider's stream after its end or an error: the usage may follow.
@@ -183,7 +176,7 @@ class Stream:
                     self._pass_on(stream, self._reader)
                 except ApiError as error:
                     if error is not self._stop:
-                        provider_failed(call, error)
+                        call.provider_failed(error)
                     raise
                 finally:
                     self._stream = None
@@ -216,7 +209,7 @@ class Stream:
     def _connect(self, call: Call, deadline: Deadline) -> UpstreamStream:
         """Open a stream at the first deployment that sends one, and note the time to its first byte."""
         with call.trace.stage("upstream"):
-            stream = ask_deployments(
+            stream = with_fallback(
                 call, lambda route: self._ask_for_stream(call, route, deadline), deadline, rest=self._abort.wait
             )
         call.record.first_token_ms = round(call.trace.elapsed_ms, 3)
@@ -239,7 +232,7 @@ class Stream:
             if failure.usage is None and self._interruption() is not None:
                 self._billed_by = route if failure.verdict.may_be_billed else None
                 refuse_if_interrupted(call)
-            charge_failure(call, failure, route)
+            call.charge_failure(failure, route)
             raise
 
     def _pass_on(self, stream: UpstreamStream, reader: EventReader) -> None:

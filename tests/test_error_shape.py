@@ -298,7 +298,7 @@ def _break(
             key_cache.forget()
             monkeypatch.setattr("accounts.key_cache._query", _fail)
         case ["bug"]:
-            monkeypatch.setattr("inference.call.find_model", _stumble)
+            monkeypatch.setattr("inference.call.Call.choose", _stumble)
             monkeypatch.setattr("monitoring.views.stats", _stumble)
 
 

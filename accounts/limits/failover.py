@@ -262,7 +262,7 @@ class FailoverBackend:
         held = self._held.pop(operation, None)
         self._flights.pop(operation, None)
         pending = Pending(scope, operation, admitted_at, used, self._clock(), record=record, flight_error=flight_error)
-        settlement = self.local.settle(operation, used)
+        settlement = self.local.settle(operation, used) if self.local.holds(operation) else None
         if settlement is not None:
             if not scope.is_provider:
                 self._settle_later(pending, overrun=settlement.overrun, sent=False)

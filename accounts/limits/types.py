@@ -221,12 +221,16 @@ class LimitSet:
     is_provider: bool = field(init=False, compare=False, repr=False)
     #: The shard, whose hash tag all Redis keys of the account, or of the provider, carry.
     shard: int = field(init=False, compare=False, repr=False)
+    #: Whether any subject has a monthly budget in money.
+    has_cost_budget: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         is_provider = bool(self.subjects) and self.subjects[0].kind == "provider"
         shard = SHARDS + self.subjects[0].owner_id if is_provider else self.account_id % SHARDS
         object.__setattr__(self, "is_provider", is_provider)
         object.__setattr__(self, "shard", shard)
+        has_cost_budget = any(subject.limits.monthly_cost is not None for subject in self.subjects)
+        object.__setattr__(self, "has_cost_budget", has_cost_budget)
 
     @classmethod
     def of_provider(cls, provider_id: int, limits: Limits) -> Self:
@@ -237,11 +241,6 @@ class LimitSet:
     def has_budget(self) -> bool:
         """Whether any subject has a monthly budget."""
         return any(subject.limits.has_budget for subject in self.subjects)
-
-    @property
-    def has_cost_budget(self) -> bool:
-        """Whether any subject has a monthly budget in money."""
-        return any(subject.limits.monthly_cost is not None for subject in self.subjects)
 
 
 @dataclass(frozen=True, slots=True)

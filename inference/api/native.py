@@ -18,7 +18,6 @@ from inference import prompts
 from inference.api.base import EVENT_STREAM, ModelEndpoint, accepts_events
 from inference.api.schema import CHAT_EXAMPLES, REQUEST_HEADERS, SUMMARIZE_EXAMPLES, model_answer
 from inference.call import Call
-from inference.catalog import catalog
 from inference.pipeline import answer
 from inference.prompts import SENTENCES
 from inference.protocols.base import Body, Payload, choices_in
@@ -177,17 +176,18 @@ class ChatView(ModelEndpoint):
         """Ask a model one question; the answer is streamed if the request asks for that."""
         asked = ChatRequest.validated(request.data)
         is_stream = asked["stream"] or accepts_events(request)
-        is_small = "temperature" not in request.data and _is_local(asked.get("model"))
+        model = self.call.choose(chat_protocol, asked.get("model"))
+        is_small = "temperature" not in request.data and model.public_name == local_model.MODEL_NAME
         temperature = local_model.TEMPERATURE if is_small else asked["temperature"]
         payload = {"messages": prompts.chat_messages(asked["message"]), "temperature": temperature}
-        call = self.call.ask(chat_protocol, asked.get("model"), payload, read=answer_text, is_stream=is_stream)
+        call = self.call.ask(payload, read=answer_text, is_stream=is_stream)
         if not is_stream:
             return self._answer(call)
-        model, label = call.model_name or "", call.trace.label
+        name, label = call.model_name or "", call.trace.label
         return self.respond_as_stream(
             request,
             call,
-            make_reader=lambda is_cached: DeltaReader(call.payload, model=model, label=label, is_cached=is_cached),
+            make_reader=lambda is_cached: DeltaReader(call.payload, model=name, label=label, is_cached=is_cached),
             error_event=lambda error, _: server_sent(
                 "error", {"detail": error.detail, "code": error.error_code, "request_id": label}
             ),
@@ -228,13 +228,14 @@ class SummarizeView(ModelEndpoint):
     def post(self, request: Request) -> Response:
         """Summarize a text in a number of sentences."""
         asked = SummarizeRequest.validated(request.data)
-        text, length, model = asked["text"], asked["length"], asked.get("model")
+        text, length = asked["text"], asked["length"]
+        is_local = self.call.choose(chat_protocol, asked.get("model")).public_name == local_model.MODEL_NAME
         payload = {
             "messages": prompts.summary_messages(text, length),
             "temperature": prompts.SUMMARY_TEMPERATURE,
-            **(local_model.summary_options(text, length) if _is_local(model) else {}),
+            **(local_model.summary_options(text, length) if is_local else {}),
         }
-        call = self.call.ask(chat_protocol, model, payload, read=answer_text)
+        call = self.call.ask(payload, read=answer_text)
         summary = answer(call).strip()
         body = {
             "summary": summary,
@@ -244,12 +245,6 @@ class SummarizeView(ModelEndpoint):
             "request_id": call.trace.label,
         }
         return self.respond(call, body)
-
-
-def _is_local(name: str | None) -> bool:
-    """Return whether a model (None: the default) is the local demo model."""
-    model = catalog.default() if name is None else catalog.find(name)
-    return model is not None and model.public_name == local_model.MODEL_NAME
 
 
 class DeltaReader(ChunkReader):

@@ -58,7 +58,8 @@ class OpenAIEndpoint(ModelEndpoint):
         is_stream, model = payload.pop("stream", None) is True, payload.pop("model")
         shares = self._may_share(request, payload)
         read = partial(_read, protocol, payload)
-        call = self.call.ask(protocol, model, payload, read=read, shares_answer=shares, is_stream=is_stream)
+        self.call.choose(protocol, model)
+        call = self.call.ask(payload, read=read, shares_answer=shares, is_stream=is_stream)
         if not is_stream:
             return self.respond(call, answer(call))
         return self.respond_as_stream(

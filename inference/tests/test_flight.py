@@ -22,7 +22,7 @@ from inference.cache import CachedAnswer
 from inference.call import Call
 from inference.clients import ClientLeft
 from inference.fake_provider import FakeUpstream
-from inference.pipeline import complete, provider_failed
+from inference.pipeline import complete
 from inference.protocols.chat import chat_protocol
 from inference.single_flight import Flight, Flights, Wait
 from inference.upstream.errors import Deadline
@@ -188,7 +188,8 @@ class Process:
         admission = self.limits.admit(self.identity.limits, trace.id.hex)
         call = Call(identity=self.identity, trace=trace, admission=admission, endpoint="chat")
         payload = {"messages": [{"role": "user", "content": "the same"}]}
-        call.ask(chat_protocol, None, payload, read=lambda body: body["choices"][0]["message"]["content"])
+        call.choose(chat_protocol, None)
+        call.ask(payload, read=lambda body: body["choices"][0]["message"]["content"])
         call.deadline = Deadline(seconds)
         return call
 
@@ -203,7 +204,7 @@ class Process:
         try:
             call.body = ended.result(10)
         except ApiError as error:
-            raise provider_failed(call, error) from error
+            raise call.provider_failed(error) from error
         return call.read(call.body)
 
 

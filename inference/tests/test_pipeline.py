@@ -183,6 +183,7 @@ def test_it_uses_the_model_that_settings_name(api: Api, upstream: FakeUpstream, 
     serve("house-model")
     assert api.chat()["X-Model"] == MODEL
     settings.OPENAI_MODEL = "house-model"
+    catalog.forget()
     assert api.chat()["X-Model"] == "house-model"
 
 

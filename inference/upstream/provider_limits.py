@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from math import ceil
 
@@ -19,12 +19,13 @@ from django.conf import settings
 
 from accounts.limits import get_limits
 from accounts.limits.types import Amount, Bound, LimitSet, Refusal
+from core.database import release_connections
 from core.errors import ApiError, InvalidRequest, UpstreamBusy
 from core.redis.leases import renewer
 from core.telemetry.metrics import upstream_calls, upstream_queue
 from inference.call import Call
 from inference.catalog import Route
-from inference.upstream.errors import FULL, AttemptFailed
+from inference.upstream.errors import FULL, AttemptFailed, Deadline
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +81,22 @@ _capacity = lru_cache(maxsize=1)(Capacity)
 def capacity() -> Capacity:
     """Return the process's capacity; a new one if UPSTREAM_CONCURRENCY has changed."""
     return _capacity(settings.UPSTREAM_CONCURRENCY)
+
+
+@contextmanager
+def process_slot(call: Call, deadline: Deadline) -> Iterator[None]:
+    """Hold one of this process's slots for provider calls, and renew the call's lease meanwhile.
+
+    No database connection is held. Raises UpstreamBusy if no slot becomes free in time.
+    """
+    release_connections()
+    with renewer.held(get_limits(), call.limits.shard, call.record.id), ExitStack() as held:
+        try:
+            held.enter_context(capacity().slot(min(deadline.left, settings.UPSTREAM_QUEUE_SECONDS)))
+        except UpstreamBusy:
+            call.note(f"this process makes {settings.UPSTREAM_CONCURRENCY} calls at once (UPSTREAM_CONCURRENCY)")
+            raise
+        yield
 
 
 class NoRoom(AttemptFailed):

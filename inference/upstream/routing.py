@@ -22,6 +22,7 @@ from django.conf import settings
 from core.errors import UpstreamBusy, UpstreamFailed
 from core.telemetry.metrics import observe_attempt, observe_breaker
 from core.telemetry.trace import begin_attempt_span
+from inference.call import Call
 from inference.catalog import Route
 from inference.upstream.breaker import COOL_DOWN, breakers
 from inference.upstream.errors import REJECTED, UNCONNECTED, AttemptFailed, Deadline, Effect, Verdict
@@ -51,27 +52,18 @@ def by_preference(routes: Iterable[Route], chance: Callable[[], float] = random.
     return ordered
 
 
-def first_success(
-    routes: Iterable[Route],
-    ask: Callable[[Route], T],
-    deadline: Deadline,
-    *,
-    account_id: int,
-    covers_another: Callable[[], bool],
-    note: Callable[[str], object],
-    rest: Callable[[float], object] | None = None,
+def with_fallback(
+    call: Call, ask: Callable[[Route], T], deadline: Deadline, *, rest: Callable[[float], object] | None = None
 ) -> T:
-    """Ask deployments until one answers, and return its answer. Each is checked just before it is asked.
+    """Ask the deployments of a call until one answers, and return its answer. Each is checked just before it is asked.
 
-    `covers_another` is called after an attempt that may be billed, and returns whether the caller's limits allow one
-    more. `account_id` is the caller's account: the failures of a single account don't open a breaker for all. `rest`
-    waits a number of seconds between two rounds, or until the call is no longer wanted (None: the full time). `note`
-    gets a sentence for operators about each deployment that was skipped.
+    `ask` makes one attempt, and raises AttemptFailed. `rest` waits a number of seconds between two rounds, or until the
+    call is no longer wanted (None: the full time). The failures of a single account don't open a breaker for all.
 
-    Raises the AttemptFailed of the last attempt, preferably of one that may be retried later; or one with UpstreamBusy
-    if every breaker is open, every address is ejected, or every provider has reached its limits.
+    Raises the error of the last attempt, preferably of one that may be retried later; UpstreamBusy if every breaker is
+    open, every address is ejected, or every provider has reached its limits.
     """
-    choices = by_preference(routes)
+    account_id, choices = call.identity.account_id, by_preference(call.routes)
     failure: AttemptFailed | None = None
     full: list[NoRoom] = []
     returns = _Returns()
@@ -81,22 +73,22 @@ def first_success(
         for route in filter(returns.admits, choices):
             if not breakers.admits(route, account_id):
                 observe_breaker(route.name, breakers.state(route))
-                note(breakers.why_not(route, account_id))
+                call.note(breakers.why_not(route, account_id))
                 continue
             try:
                 return _attempt(route, ask, account_id, deadline.left)
             except NoRoom as refused:
                 full.append(refused)
-                note(f"provider {route.provider} has no room: {refused.refusal.limit}")
+                call.note(f"provider {route.provider} has no room: {refused.refusal.limit}")
             except AttemptFailed as failed:
                 returns.learn(route, failed.verdict)
                 if failure is None or failed.verdict.retry or not failure.verdict.retry:
                     failure = failed  # preferably the last one that may be retried later
-                if not failed.verdict.fallback or deadline.is_over:
-                    raise
-                if failed.verdict.may_be_billed and not covers_another():
-                    raise
-    raise failure or _none_admitted(choices, full, account_id)
+                is_last = not failed.verdict.fallback or deadline.is_over
+                if is_last or (failed.verdict.may_be_billed and not call.covers_another()):
+                    raise call.provider_failed(failed.error) from failed
+    failure = failure or _none_admitted(choices, full, account_id)
+    raise call.provider_failed(failure.error) from failure
 
 
 class _Returns:
