@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from inference.fake_provider import FakeUpstream
 from inference.protocols.base import REQUEST_OVERHEAD, WireProtocol, count_tokens
 from inference.protocols.chat import chat_protocol
-from inference.protocols.content import IMAGE_TOKENS, is_public_url
+from inference.protocols.content import IMAGE_TOKENS
 from inference.protocols.responses import response_protocol
 from inference.tests.fixtures import MODEL, Api
 from inference.tests.samples import is_taken_as_it_is, refusal
@@ -44,28 +44,23 @@ def response(*parts: Any, kind: str = "message", field: str = "content", **more:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "payload"),
+    ("protocol", "payload", "images"),
     [
-        (chat_protocol, chat(image())),
-        (chat_protocol, chat({"type": "image_url", "image_url": DATA_URL})),
-        (chat_protocol, {"messages": [{"role": "tool", "content": [image(PUBLIC_URL)]}]}),
-        (response_protocol, response({"type": "input_image", "image_url": DATA_URL})),
+        (chat_protocol, chat(image()), 1),
+        (chat_protocol, chat({"type": "image_url", "image_url": DATA_URL}), 1),
+        (chat_protocol, {"messages": [{"role": "tool", "content": [image(PUBLIC_URL)]}]}, 1),
+        (chat_protocol, chat(image(), image(PUBLIC_URL), image()), 3),
+        (response_protocol, response({"type": "input_image", "image_url": DATA_URL}), 1),
         (
             response_protocol,
             response({"type": "input_image", "image_url": PUBLIC_URL}, kind="function_call_output", field="output"),
+            1,
         ),
-        (
-            response_protocol,
-            {"input": [{"type": "computer_call_output", "output": SCREENSHOT}]},
-        ),
+        (response_protocol, {"input": [{"type": "computer_call_output", "output": SCREENSHOT}]}, 1),
     ],
 )
-def test_it_reckons_an_image_by_number(protocol: WireProtocol, payload: dict[str, Any]) -> None:
-    assert IMAGE_TOKENS < protocol.prompt_bound(payload) < IMAGE_TOKENS + 500
-
-
-def test_it_reckons_each_image() -> None:
-    assert chat_protocol.prompt_bound(chat(image(), image(PUBLIC_URL), image())) > 3 * IMAGE_TOKENS
+def test_it_reckons_each_image_by_number(protocol: WireProtocol, payload: dict[str, Any], images: int) -> None:
+    assert images * IMAGE_TOKENS < protocol.prompt_bound(payload) < images * IMAGE_TOKENS + 500
 
 
 @pytest.mark.parametrize(
@@ -102,59 +97,73 @@ def test_it_bounds_what_stands_around_images_from_above(text: str, detail: str, 
 
 
 @pytest.mark.parametrize(
-    "payload",
+    ("protocol", "payload"),
     [
-        chat(image(), {"type": "text", "text": "what is it?", "cache_control": {"type": "ephemeral"}}),
-        chat({"type": "refusal", "refusal": "no"}, audio=None),
-        chat(image(PUBLIC_URL, detail="low")),
-        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}]},
-        {"messages": [{"role": "assistant"}, {"role": "user", "content": "file"}]},
+        (
+            chat_protocol,
+            chat(image(), {"type": "text", "text": "what is it?", "cache_control": {"type": "ephemeral"}}),
+        ),
+        (chat_protocol, chat({"type": "refusal", "refusal": "no"}, audio=None)),
+        (chat_protocol, chat(image(PUBLIC_URL, detail="low"))),
+        (
+            chat_protocol,
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}]},
+        ),
+        (chat_protocol, {"messages": [{"role": "assistant"}, {"role": "user", "content": "file"}]}),
+        (chat_protocol, {**chat(), "tools": [{"type": "function"}, {"type": "custom"}]}),
+        (response_protocol, {"input": [{"role": "user", "content": "hello"}]}),
+        (
+            response_protocol,
+            response(
+                {"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": DATA_URL, "file_id": None}
+            ),
+        ),
+        (
+            response_protocol,
+            response({"type": "output_text", "text": "a", "annotations": []}, {"type": "refusal", "refusal": "no"}),
+        ),
+        (response_protocol, {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}]}),
+        (response_protocol, {"input": [{"type": "function_call_output", "call_id": "c", "output": "42"}]}),
+        (
+            response_protocol,
+            {"input": [{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA"}]},
+        ),
+        (response_protocol, response({"type": "reasoning_text", "text": "hm"}, kind="reasoning")),
+        (response_protocol, {"input": "a", "store": True, "tools": [{"type": "custom"}]}),
     ],
 )
-def test_it_takes_a_chat_of_texts_and_images(payload: dict[str, Any]) -> None:
-    assert is_taken_as_it_is(chat_protocol, payload)
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        {"input": [{"role": "user", "content": "hello"}]},
-        response({"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": DATA_URL, "file_id": None}),
-        response({"type": "output_text", "text": "a", "annotations": []}, {"type": "refusal", "refusal": "no"}),
-        {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}]},
-        {"input": [{"type": "function_call_output", "call_id": "c", "output": "42"}]},
-        {"input": [{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA"}]},
-        response({"type": "reasoning_text", "text": "hm"}, kind="reasoning"),
-    ],
-)
-def test_it_takes_a_response_s_own_items(payload: dict[str, Any]) -> None:
-    assert is_taken_as_it_is(response_protocol, payload)
+def test_it_takes_texts_images_and_own_tools_as_they_are(protocol: WireProtocol, payload: dict[str, Any]) -> None:
+    assert is_taken_as_it_is(protocol, payload)
 
 
 # What is refused
+
+PART = "messages[0].content[1]"
+ENVIRONMENT = "tools[0].environment.type"
 
 
 @pytest.mark.parametrize(
     ("part", "param", "code"),
     [
-        ({"type": "file", "file": {"file_id": "file-1"}}, "messages[0].content[1].type", "invalid_value"),
-        ({"type": "file", "file": {"file_data": "JVBERi0="}}, "messages[0].content[1].type", "invalid_value"),
-        ({"type": "input_audio", "input_audio": {"data": "UklG"}}, "messages[0].content[1].type", "invalid_value"),
-        ({"type": "video_url", "video_url": {"url": DATA_URL}}, "messages[0].content[1].type", "invalid_value"),
-        ({"type": "image_embeds"}, "messages[0].content[1].type", "invalid_value"),
-        ({"type": ["text"]}, "messages[0].content[1].type", "invalid_value"),
-        ({"text": "no type"}, "messages[0].content[1].type", "invalid_value"),
-        ("hello", "messages[0].content[1].type", "invalid_value"),
-        (
-            {"type": "text", "text": "a", "video_url": {"url": "u"}},
-            "messages[0].content[1].video_url",
-            "unsupported_parameter",
+        *(
+            (part, f"{PART}.type", "invalid_value")
+            for part in (
+                {"type": "file", "file": {"file_id": "file-1"}},
+                {"type": "file", "file": {"file_data": "JVBERi0="}},
+                {"type": "input_audio", "input_audio": {"data": "UklG"}},
+                {"type": "video_url", "video_url": {"url": DATA_URL}},
+                {"type": "image_embeds"},
+                {"type": ["text"]},
+                {"text": "no type"},
+                "hello",
+            )
         ),
-        ({"type": "text", "Type": "file", "text": "a"}, "messages[0].content[1].Type", "unknown_parameter"),
-        ({**image(), "file_id": "file-1"}, "messages[0].content[1].file_id", "unsupported_parameter"),
-        (image(file_id="file-1"), "messages[0].content[1].image_url.file_id", "unsupported_parameter"),
-        (image(None), "messages[0].content[1].image_url", "invalid_image_url"),
-        ({"type": "image_url"}, "messages[0].content[1].image_url", "invalid_image_url"),
+        ({"type": "text", "text": "a", "video_url": {"url": "u"}}, f"{PART}.video_url", "unsupported_parameter"),
+        ({"type": "text", "Type": "file", "text": "a"}, f"{PART}.Type", "unknown_parameter"),
+        ({**image(), "file_id": "file-1"}, f"{PART}.file_id", "unsupported_parameter"),
+        (image(file_id="file-1"), f"{PART}.image_url.file_id", "unsupported_parameter"),
+        (image(None), f"{PART}.image_url", "invalid_image_url"),
+        ({"type": "image_url"}, f"{PART}.image_url", "invalid_image_url"),
     ],
 )
 def test_it_refuses_other_parts_of_a_chat(part: Any, param: str, code: str) -> None:
@@ -162,18 +171,18 @@ def test_it_refuses_other_parts_of_a_chat(part: Any, param: str, code: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("message", "param", "code"),
+    ("message", "field", "code"),
     [
-        ({"role": "assistant", "audio": {"id": "audio_1"}}, "messages[0].audio", "unsupported_parameter"),
-        ({"role": "user", "content": "a", "images": ["AAAA"]}, "messages[0].images", "unsupported_parameter"),
-        ({"role": "user", "Content": [{"type": "file"}]}, "messages[0].Content", "unknown_parameter"),
-        ({"role": "user", "content": "a", "IMAGES": ["AAAA"]}, "messages[0].IMAGES", "unknown_parameter"),
-        ({"role": "user", "content": {"type": "text"}}, "messages[0].content", "invalid_type"),
-        ({"role": "user", "content": 5}, "messages[0].content", "invalid_type"),
+        ({"role": "assistant", "audio": {"id": "audio_1"}}, "audio", "unsupported_parameter"),
+        ({"role": "user", "content": "a", "images": ["AAAA"]}, "images", "unsupported_parameter"),
+        ({"role": "user", "Content": [{"type": "file"}]}, "Content", "unknown_parameter"),
+        ({"role": "user", "content": "a", "IMAGES": ["AAAA"]}, "IMAGES", "unknown_parameter"),
+        ({"role": "user", "content": {"type": "text"}}, "content", "invalid_type"),
+        ({"role": "user", "content": 5}, "content", "invalid_type"),
     ],
 )
-def test_it_refuses_other_messages(message: dict[str, Any], param: str, code: str) -> None:
-    assert refusal(chat_protocol, {"messages": [message]}) == (param, code)
+def test_it_refuses_other_messages(message: dict[str, Any], field: str, code: str) -> None:
+    assert refusal(chat_protocol, {"messages": [message]}) == (f"messages[0].{field}", code)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +203,33 @@ def test_it_refuses_other_messages(message: dict[str, Any], param: str, code: st
         (response({"type": "input_text"}, kind="reasoning"), "input[0].content[0].type", "invalid_value"),
         ({"input": [{"type": "computer_call_output", "output": {}}]}, "input[0].output.type", "invalid_value"),
         ({"input": [{"type": {}}]}, "input[0].type", "invalid_value"),
+        # what would live on at the provider, or run there
+        ({"tools": [{"type": "function"}, {"type": "file_search"}]}, "tools[1].type", "invalid_value"),
+        ({"tools": [{"type": "shell", "environment": {"type": "container"}}]}, ENVIRONMENT, "invalid_value"),
+        ({"tools": [{"type": "tool_search"}]}, "tools[0].execution", "invalid_value"),
+        ({"tools": [{"type": "namespace", "tools": [{"type": "mcp"}]}]}, "tools[0].tools[0].type", "invalid_value"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type", "invalid_value"),
+        ({"input": [{"role": "user", "content": "a"}, {"id": "msg_1"}]}, "input[1].type", "invalid_value"),
+        ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, "input[0]", "unsupported_parameter"),
+        ({"input": [{"type": "shell_call_output"}]}, "input[0].output", "invalid_type"),
+        ({"input": [{"type": "configuration_update", "model": "m"}]}, "input[0].model", "unsupported_parameter"),
     ],
 )
-def test_it_refuses_other_parts_and_items_of_a_response(payload: dict[str, Any], param: str, code: str) -> None:
-    assert refusal(response_protocol, payload) == (param, code)
+def test_it_refuses_other_parts_items_and_tools_of_a_response(payload: dict[str, Any], param: str, code: str) -> None:
+    assert refusal(response_protocol, {"input": "a", **payload}) == (param, code)
+
+
+@pytest.mark.parametrize(
+    ("tool", "field", "code"),
+    [
+        ({"type": "web_search"}, "type", "invalid_value"),
+        ({}, "type", "invalid_value"),
+        ({"type": "function", "Type": "web_search"}, "Type", "unknown_parameter"),
+    ],
+)
+def test_it_refuses_the_provider_s_own_tools(tool: dict[str, Any], field: str, code: str) -> None:
+    assert refusal(chat_protocol, {**chat(), "tools": [tool]}) == (f"tools[0].{field}", code)
+    assert refusal(response_protocol, {"input": "hello", "tools": [tool]}) == (f"tools[0].{field}", code)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +283,6 @@ def test_it_refuses_images_from_where_the_caller_may_not_look(url: str) -> None:
     ],
 )
 def test_it_takes_images_from_public_hosts(url: str) -> None:
-    assert is_public_url(url)
     assert is_taken_as_it_is(chat_protocol, chat(image(url)))
 
 
@@ -261,15 +292,12 @@ def test_it_takes_inline_images_alone_where_operators_say_so(settings: LazySetti
     assert refusal(chat_protocol, chat(image(PUBLIC_URL)))[1] == "invalid_image_url"
 
 
-def test_it_says_in_openai_s_shape_which_part_is_at_fault(roomy: Api, upstream: FakeUpstream) -> None:
+def test_it_passes_images_on_as_they_came_or_says_which_is_at_fault(roomy: Api, upstream: FakeUpstream) -> None:
     answer = roomy.post("/v1/chat/completions", {"model": MODEL, **chat(image("http://10.0.0.1/a.png"))})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "messages[0].content[0].image_url"
-    assert answer.json()["error"]["code"] == "invalid_image_url"
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "messages[0].content[0].image_url")
+    assert error["code"] == "invalid_image_url"
     assert not upstream.requests
-
-
-def test_it_passes_images_on_as_they_came(roomy: Api, upstream: FakeUpstream) -> None:
     messages = chat(image(PUBLIC_URL, detail="low"), {"type": "text", "text": "what is it?"})["messages"]
     assert roomy.post("/v1/chat/completions", {"model": MODEL, "messages": messages}).status_code == 200
     assert upstream.requests[-1].body["messages"] == messages

@@ -1,10 +1,14 @@
-"""Streams of events: what is forwarded, what is taken out, what counts as broken; however the bytes are cut."""
+"""Streams of events: what is forwarded, what is taken out, what counts as broken; however the bytes are cut.
+
+tests/test_provider_streams.py and tests/test_odd_streams.py prove the same of whole streams, with what is billed.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,6 +24,7 @@ from inference.protocols.events import BrokenStream, EventReader, parse_events
 from inference.protocols.responses import ResponseReader, response_protocol
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
+COUNTED = Usage(4, 0, 9)
 DONE = b"data: [DONE]\n\n"
 
 
@@ -33,10 +38,26 @@ def chunk(text: str, **more: Any) -> bytes:
     return event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}], **more})
 
 
-def plain_stream(**more: Any) -> bytes:
-    """Write a whole stream with its usage at the end."""
-    usage = event({"choices": [], "usage": USAGE})
-    return chunk("Hello", **more) + b": keep-alive\n\n" + chunk(" you", **more) + usage + DONE
+def response_event(kind: str, **fields: Any) -> bytes:
+    """Write an event of a response."""
+    return event({"type": kind, **fields}, kind)
+
+
+LAST = event({"choices": [], "usage": USAGE})
+FINISH = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+PLAIN = chunk("Hello", usage=None) + b": keep-alive\n\n" + chunk(" you", usage=None) + LAST + DONE
+SILENT = chunk("Hello") + b": keep-alive\n\n" + chunk(" you") + DONE
+
+
+def chunks(*, forwards_usage: bool = False, answers: int = 1) -> ChunkReader:
+    """Make a reader of chunks."""
+    return ChunkReader(forwards_usage=forwards_usage, answers=answers)
+
+
+def deltas() -> DeltaReader:
+    """Make a reader that writes /chat's events."""
+    payload = {"messages": [{"role": "user", "content": "hi"}]}
+    return DeltaReader(payload, model="gpt-4o", label="req-1", is_cached=False)
 
 
 def follow(reader: EventReader, *pieces: bytes) -> bytes:
@@ -44,35 +65,46 @@ def follow(reader: EventReader, *pieces: bytes) -> bytes:
     return b"".join(reader.feed(piece) for piece in pieces) + reader.finish()
 
 
-def test_it_forwards_text_as_it_came() -> None:
-    sent = chunk("Hello") + chunk("") + b": a comment\n\n" + chunk('"usage" and [DONE]')
-    reader = ChunkReader(forwards_usage=False)
+def billed(reader: EventReader) -> tuple[Usage, str]:
+    """Return what a stream is billed, whose tokens are counted as COUNTED."""
+    return reader.billed_usage(lambda body: COUNTED)
+
+
+# What is forwarded
+
+
+def test_it_forwards_text_and_what_has_no_data_as_it_came() -> None:
+    sent = chunk("Hello") + b": a comment\n\nevent: ping\n\nretry: 5\nid: 1\n\n" + chunk('"usage" and [DONE]')
+    reader = chunks()
     assert reader.feed(sent) == sent
-    assert not reader.is_done
+    assert (reader.is_done, reader.usage) == (False, None)
+    assert list(parse_events(sent + b"data: broken\n\n"))[1]["choices"][0]["delta"]["content"] == '"usage" and [DONE]'
 
 
-def test_it_takes_out_the_usage_that_the_caller_did_not_ask_for() -> None:
-    reader = ChunkReader(forwards_usage=False)
-    forwarded = follow(reader, plain_stream(usage=None))
-    assert reader.usage == Usage(5, 3, 2)
-    assert reader.is_done
-    assert b'"usage"' not in forwarded
-    assert forwarded == chunk("Hello") + b": keep-alive\n\n" + chunk(" you") + DONE
-
-
-def test_it_forwards_the_usage_that_the_caller_asked_for() -> None:
-    reader = ChunkReader(forwards_usage=True)
-    assert follow(reader, plain_stream(usage=None)) == plain_stream(usage=None)
-    assert reader.usage == Usage(5, 3, 2)
+@given(st.sampled_from([b"\n", b"\r\n", b"\r"]), st.just(range(1000)) | st.lists(st.integers(0, 1000), max_size=20))
+def test_it_forwards_usage_to_who_asked_for_it_however_the_bytes_are_cut(ends: bytes, cuts: Iterable[int]) -> None:
+    sent = PLAIN.replace(b"\n", ends)
+    places = sorted({0, len(sent), *(cut for cut in cuts if cut < len(sent))})
+    for forwards, told in ((True, PLAIN), (False, SILENT)):
+        reader, at_once = chunks(forwards_usage=forwards), chunks(forwards_usage=forwards)
+        pieces = (sent[start:end] for start, end in pairwise(places))
+        assert follow(reader, *pieces) == follow(at_once, PLAIN) == told
+        assert (reader.usage, reader.is_done, reader.text) == (Usage(5, 3, 2), True, at_once.text)
 
 
 def test_it_takes_usage_out_of_a_chunk_that_holds_it_beside_text() -> None:
-    sent = chunk("Hello", usage=USAGE)
-    reader, asked = ChunkReader(forwards_usage=False), ChunkReader(forwards_usage=True)
-    (shown,) = parse_events(reader.feed(sent))
+    reader = chunks()
+    (shown,) = parse_events(reader.feed(chunk("Hello", usage=USAGE)))
     assert event(shown) == chunk("Hello")
-    assert asked.feed(sent) == sent
-    assert reader.usage == asked.usage == Usage(5, 3, 2)
+    reader.feed(b'data: {"choices": [],\ndata: "usage":\ndata: {"prompt_tokens": 1, "completion_tokens": 1}}\n\n')
+    assert reader.usage == Usage(1, 0, 1)
+
+
+@pytest.mark.parametrize("end", [b"data: [DONE]", b"data: [DONE]\n", b"data: [DONE]\r\n", b"data:[DONE]\n\n"])
+def test_it_takes_the_end_of_the_stream_for_that_of_its_last_event(end: bytes) -> None:
+    reader = chunks()
+    assert follow(reader, chunk("Hello") + end).startswith(chunk("Hello") + b"data:")
+    assert reader.is_done
 
 
 ERRORS = [
@@ -84,91 +116,79 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("pieces", [1, 2])
-def test_it_passes_no_error_on_however_it_is_told(error: bytes, pieces: int) -> None:
-    reader = ChunkReader(forwards_usage=False)
-    parts = [chunk("Hello"), error + chunk(" you") + DONE]
-    assert follow(reader, *(parts if pieces == 2 else [b"".join(parts)])) == chunk("Hello")
-    assert reader.error is not None
-    assert not reader.is_done
-    assert reader.body()["choices"][0]["message"]["content"] == "Hello"
-
-
-@pytest.mark.parametrize("error", ERRORS)
-def test_it_takes_no_answer_for_whole_that_an_error_ended(error: bytes) -> None:
-    reader = delta_reader()
-    assert follow(reader, chunk("Hello") + error + DONE) == b'event: delta\ndata: {"text":"Hello"}\n\n'
-    assert reader.error is not None
-    assert not reader.is_done
+def test_it_passes_no_error_on_however_it_is_told(error: bytes) -> None:
+    for parts in ([chunk("Hello"), error + chunk(" you") + DONE], [chunk("Hello") + error + chunk(" you") + DONE]):
+        reader, own = chunks(), deltas()
+        assert follow(reader, *parts) == chunk("Hello")
+        assert follow(own, *parts) == b'event: delta\ndata: {"text":"Hello"}\n\n'
+        assert reader.error is not None
+        assert [reader.is_done, own.is_done] == [False, False]
+        assert reader.body()["choices"][0]["message"]["content"] == "Hello"
 
 
 @pytest.mark.parametrize("after", [chunk(" and more"), b"<p>garbage</p>\n\n", ERRORS[0], DONE])
 def test_it_ignores_what_follows_the_end(after: bytes) -> None:
-    for pieces in ([plain_stream(), after], [plain_stream() + after]):
-        reader = ChunkReader(forwards_usage=True)
-        assert follow(reader, *pieces) == plain_stream()
+    for pieces in ([PLAIN, after], [PLAIN + after]):
+        reader = chunks(forwards_usage=True)
+        assert follow(reader, *pieces) == PLAIN
         assert (reader.usage, reader.is_done, reader.error) == (Usage(5, 3, 2), True, None)
 
 
-@pytest.mark.parametrize("piece", ["with the error", "after it"])
-def test_it_believes_the_usage_of_an_error(piece: str) -> None:
-    error, usage = {"error": {"code": "server_error"}}, {"usage": USAGE}
-    told = event({**error, **usage}) if piece == "with the error" else event(error) + event({"choices": [], **usage})
-    reader = ChunkReader(forwards_usage=False)
-    follow(reader, chunk("Hello") + told)
-    assert reader.needs_no_more
-    assert billed(reader) == (Usage(5, 3, 2), "provider")
+# What counts as broken
 
 
-def test_it_takes_an_error_before_any_text_for_free() -> None:
-    role = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-    for sent, is_free in ((role + ERRORS[0], True), (role + chunk("a") + ERRORS[0], False), (role, False)):
-        reader = ChunkReader(forwards_usage=False)
-        follow(reader, sent)
-        assert reader.is_free is is_free
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b'data: {"id": "provider-internal-detail", "choices": [{\n\n',
+        b"data: provider-internal-detail\n\n",
+        b'data: ["provider-internal-detail"]\n\n',
+        b'data: "usage"\n\n',
+        *(b"data: " + data + b"\n\n" for data in (b"null", b"[" * 50_000, b'{"a": ' + b"[" * 50_000, b"\xff")),
+        b"Bad gateway\n\n",
+        b'{"a": 1}\n\n',
+        b"<p>}\n\n",
+    ],
+)
+@pytest.mark.parametrize("make", [lambda: chunks(forwards_usage=True), ResponseReader])
+def test_it_passes_nothing_of_a_broken_event_on(broken: bytes, make: Callable[[], EventReader]) -> None:
+    for before in (chunk("Hello"), b""):
+        with pytest.raises(BrokenStream) as raised:
+            make().feed(before + broken + chunk(" you"))
+        assert raised.value.before == before
+        assert "provider-internal-detail" not in str(raised.value)
 
 
-@given(st.data())
-def test_it_reads_the_same_however_the_bytes_are_cut(data: st.DataObject) -> None:
-    ends = data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
-    sent = plain_stream(usage=None).replace(b"\n", ends)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=20)))
-    pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
-    reader, at_once = ChunkReader(forwards_usage=False), ChunkReader(forwards_usage=False)
-    assert follow(reader, *pieces) == follow(at_once, plain_stream(usage=None))
-    assert (reader.usage, reader.is_done, reader.text) == (at_once.usage, True, at_once.text)
-
-
-@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
-@pytest.mark.parametrize("forwards", [True, False])
-def test_it_reads_byte_by_byte(ends: bytes, forwards: bool) -> None:
-    sent = plain_stream().replace(b"\n", ends)
-    reader = ChunkReader(forwards_usage=forwards)
-    forwarded = follow(reader, *(sent[i : i + 1] for i in range(len(sent))))
-    assert forwarded == follow(ChunkReader(forwards_usage=forwards), plain_stream())
+def test_it_takes_a_stream_without_an_answer_for_broken() -> None:
+    reader = chunks()
+    assert reader.feed(LAST) == b""
+    with pytest.raises(BrokenStream):
+        reader.feed(DONE)
     assert (reader.usage, reader.is_done) == (Usage(5, 3, 2), True)
 
 
-@pytest.mark.parametrize("end", [b"data: [DONE]", b"data: [DONE]\n", b"data: [DONE]\r\n", b"data:[DONE]\n\n"])
-def test_it_takes_the_end_of_the_stream_for_that_of_its_last_event(end: bytes) -> None:
-    reader = ChunkReader(forwards_usage=False)
-    assert follow(reader, chunk("Hello") + end).startswith(chunk("Hello") + b"data:")
-    assert reader.is_done
+def test_it_bounds_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LONGEST_EVENT", 1000)
+    reader = chunks()
+    for _ in range(10):
+        assert reader.feed(b"x" * 100) == b""
+    with pytest.raises(BrokenStream):
+        reader.feed(b"x")
 
 
-COUNTED = Usage(4, 0, 9)
+@pytest.mark.parametrize("byte", [b"x", b"\r\n:"])
+def test_it_takes_a_long_event_in_many_pieces_in_its_stride(byte: bytes) -> None:
+    """An event of 8 MB in pieces of 1,000 bytes: if each piece copied all before it, that would be 32 GB."""
+    reader, began = chunks(), time.process_time()
+    for _ in range(8000):
+        assert reader.feed(b":" + byte * (1000 // len(byte))) == b""
+    assert time.process_time() - began < 3
 
 
-def billed(reader: EventReader) -> tuple[Usage, str]:
-    """Return what a stream is billed, whose tokens are counted as COUNTED."""
-    return reader.billed_usage(lambda body: COUNTED)
+# What is billed
 
 
-LAST = event({"choices": [], "usage": USAGE})
-FINISH = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-
-
-@pytest.mark.parametrize("make", [lambda: ChunkReader(forwards_usage=False), lambda: ChunkReader(forwards_usage=True)])
+@pytest.mark.parametrize("forwards", [True, False])
 @pytest.mark.parametrize(
     ("sent", "told"),
     [
@@ -185,94 +205,43 @@ FINISH = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
         (LAST + chunk("Hello") + LAST + DONE, True),
     ],
 )
-def test_it_believes_usage_that_was_told_at_the_end_only(
-    make: Callable[[], ChunkReader], sent: bytes, told: bool
-) -> None:
+def test_it_believes_usage_that_was_told_at_the_end_only(forwards: bool, sent: bytes, told: bool) -> None:
     for step in (1, 1000):
-        reader = make()
+        reader = chunks(forwards_usage=forwards)
         follow(reader, *(sent[start : start + step] for start in range(0, len(sent), step)))
         assert billed(reader) == ((Usage(5, 3, 2), "provider") if told else (Usage(5, 3, 9), "estimated"))
 
 
-@pytest.mark.parametrize(("answers", "told"), [(1, True), (2, False)])
-def test_it_believes_no_usage_that_is_of_one_answer_among_several(answers: int, told: bool) -> None:
+@pytest.mark.parametrize(
+    ("answers", "texts", "told"),
+    [(1, ["one two three "] * 6, True), (2, ["one two three "] * 6, False), (2, ["word"] * 2, True)],
+)
+def test_it_believes_no_usage_that_is_of_one_answer_among_several(answers: int, texts: list[str], told: bool) -> None:
     """llama.cpp ends each answer's chunks with a usage of its own, so that the last one stands for all."""
-    reader = ChunkReader(forwards_usage=False, answers=answers)
-    pieces = [event({"choices": [{"index": n, "delta": {"content": "one two three "}}]}) for n in (0, 1) * 3]
+    reader = chunks(answers=answers)
+    pieces = [event({"choices": [{"index": n % 2, "delta": {"content": text}}]}) for n, text in enumerate(texts)]
     follow(reader, *pieces, LAST, DONE)
     assert billed(reader) == ((Usage(5, 3, 2), "provider") if told else (Usage(5, 3, 9), "estimated"))
 
 
-def test_it_believes_a_usage_of_several_answers() -> None:
-    reader = ChunkReader(forwards_usage=False, answers=2)
-    pieces = [event({"choices": [{"index": n, "text": "word"}]}) for n in (0, 1)]
-    follow(reader, *pieces, LAST, DONE)
-    assert billed(reader) == (Usage(5, 3, 2), "provider")
-
-
-def test_it_counts_where_no_usage_was_told() -> None:
-    reader = ChunkReader(forwards_usage=False)
+def test_it_counts_what_nobody_tells_and_believes_the_usage_of_an_error() -> None:
+    reader = chunks()
     follow(reader, chunk("Hello") + DONE)
     assert billed(reader) == (COUNTED, "estimated")
+    error, usage = {"error": {"code": "server_error"}}, {"usage": USAGE}
+    for told in (event({**error, **usage}), event(error) + event({"choices": [], **usage})):
+        reader = chunks()
+        follow(reader, chunk("Hello") + told)
+        assert reader.needs_no_more
+        assert billed(reader) == (Usage(5, 3, 2), "provider")
 
 
-def test_it_takes_a_stream_without_an_answer_for_broken() -> None:
-    reader = ChunkReader(forwards_usage=False)
-    assert reader.feed(event({"choices": [], "usage": USAGE})) == b""
-    with pytest.raises(BrokenStream):
-        reader.feed(DONE)
-    assert (reader.usage, reader.is_done) == (Usage(5, 3, 2), True)
-
-
-def test_it_knows_a_stream_that_did_not_come_to_its_end() -> None:
-    reader = ChunkReader(forwards_usage=False)
-    follow(reader, chunk("Hello"))
-    assert not reader.is_done
-    assert reader.usage is None
-
-
-def test_it_joins_the_lines_of_an_event() -> None:
-    reader = ChunkReader(forwards_usage=False)
-    reader.feed(b'data: {"choices": [],\ndata: "usage":\ndata: {"prompt_tokens": 1, "completion_tokens": 1}}\n\n')
-    assert reader.usage == Usage(1, 0, 1)
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        b'data: {"id": "provider-internal-detail", "choices": [{\n\n',
-        b"data: provider-internal-detail\n\n",
-        b"data: <html>\n\n",
-        b'data: ["provider-internal-detail"]\n\n',
-        b'data: "usage"\n\n',
-    ],
-)
-@pytest.mark.parametrize("kind", ["chunks", "response"])
-def test_it_passes_nothing_of_a_broken_event_on(broken: bytes, kind: str) -> None:
-    reader: EventReader = ChunkReader(forwards_usage=True) if kind == "chunks" else ResponseReader()
-    before = chunk("Hello")
-    with pytest.raises(BrokenStream) as raised:
-        reader.feed(before + broken + chunk(" you"))
-    assert raised.value.before == before
-    assert "provider-internal-detail" not in str(raised.value)
-
-
-def test_it_bounds_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "LONGEST_EVENT", 1000)
-    reader = ChunkReader(forwards_usage=False)
-    for _ in range(10):
-        assert reader.feed(b"x" * 100) == b""
-    with pytest.raises(BrokenStream):
-        reader.feed(b"x")
-
-
-@pytest.mark.parametrize("byte", [b"x", b"\r\n:"])
-def test_it_takes_a_long_event_in_many_pieces_in_its_stride(byte: bytes) -> None:
-    """An event of 8 MB in pieces of 1,000 bytes: if each piece copied all before it, that would be 32 GB."""
-    reader, began = ChunkReader(forwards_usage=False), time.process_time()
-    for _ in range(8000):
-        assert reader.feed(b":" + byte * (1000 // len(byte))) == b""
-    assert time.process_time() - began < 3
+def test_it_takes_an_error_before_any_text_for_free() -> None:
+    role = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+    for sent, is_free in ((role + ERRORS[0], True), (role + chunk("a") + ERRORS[0], False), (role, False)):
+        reader = chunks()
+        follow(reader, sent)
+        assert reader.is_free is is_free
 
 
 def test_it_puts_together_what_was_generated_until_a_stream_broke_off() -> None:
@@ -284,10 +253,11 @@ def test_it_puts_together_what_was_generated_until_a_stream_broke_off() -> None:
         {"index": 1, "delta": {"refusal": "No."}, "finish_reason": "stop"},
         {"index": 2, "text": "a completion's"},
     ]
-    reader = ChunkReader(forwards_usage=False)
+    reader = chunks()
     reader.feed(b"".join(event({"choices": [piece]}) for piece in pieces))
     texts = [choice["message"]["content"] + choice["text"] for choice in reader.body()["choices"]]
     assert texts == ["Hello(thought)", 'add{"a": 1}No.', "a completion's"]
+    assert not reader.is_done
 
 
 @pytest.mark.parametrize(
@@ -307,115 +277,45 @@ def test_it_puts_together_what_was_generated_until_a_stream_broke_off() -> None:
     ],
 )
 def test_it_makes_an_answer_of_odd_chunks_too(odd: dict[str, Any]) -> None:
-    reader = ChunkReader(forwards_usage=False)
+    reader = chunks()
     reader.feed(event(odd))
     assert isinstance(reader.body()["choices"], list)
     assert reader.usage is None
 
 
-def test_it_leaves_out_what_is_no_event() -> None:
-    found = list(parse_events(b': comment\n\nevent: ping\n\ndata: broken\n\ndata: {"a": 1}\n\ndata: [DONE]\n\n'))
-    assert found == [{"a": 1}]
-
-
-def response_event(kind: str, **fields: Any) -> bytes:
-    """Write an event of a response."""
-    return event({"type": kind, **fields}, kind)
+# Responses
 
 
 @pytest.mark.parametrize("end", ["response.completed", "response.incomplete"])
-def test_it_reads_the_usage_of_a_response(end: str) -> None:
-    usage = {"input_tokens": 7, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 2}}
-    sent = response_event("response.created", response={"error": None}) + response_event(
-        "response.output_text.delta", delta="Hello"
-    )
-    sent += response_event(end, response={"usage": usage})
+def test_it_reads_a_response(end: str) -> None:
     reader = ResponseReader()
-    assert follow(reader, sent) == sent
-    assert (reader.usage, reader.is_done) == (Usage(7, 2, 4), True)
-
-
-@pytest.mark.parametrize("kind", ["error", "response.failed"])
-def test_it_passes_no_failed_response_on_as_it_is(kind: str) -> None:
-    reader = ResponseReader()
-    assert reader.feed(response_event(kind, response={"error": {"message": "text"}}, message="text")) == b""
-    assert reader.error is not None
-    assert not reader.is_done
-
-
-def test_it_puts_a_response_together_that_broke_off() -> None:
-    reader = ResponseReader()
-    for piece in ("Hel", "lo"):
-        reader.feed(response_event("response.output_text.delta", delta=piece))
+    sent = response_event("response.created", response={"error": None})
+    sent += b"".join(response_event("response.output_text.delta", delta=piece) for piece in ("Hel", "lo"))
+    assert reader.feed(sent) == sent
     reader.feed(response_event("response.function_call_arguments.delta", delta='{"a": 1}'))
     reader.feed(response_event("response.output_text.done", text="Hello"))
     assert reader.body() == {"output": [{"content": 'Hello{"a": 1}'}]}
-    assert not reader.is_done
+    usage = {"input_tokens": 7, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 2}}
+    last = response_event(end, response={"usage": usage})
+    assert follow(reader, last) == last
+    assert (reader.usage, reader.is_done) == (Usage(7, 2, 4), True)
 
 
-def delta_reader(*, is_cached: bool = False) -> DeltaReader:
-    """Return what makes /chat's events."""
-    payload = {"messages": [{"role": "user", "content": "hi"}]}
-    return DeltaReader(payload, model="gpt-4o", label="req-1", is_cached=is_cached)
-
-
-def test_it_translates_chunks_into_the_platform_s_own_events() -> None:
-    forwarded = follow(delta_reader(), plain_stream(usage=None)).decode().split("\n\n")
-    assert forwarded[:2] == ['event: delta\ndata: {"text":"Hello"}', 'event: delta\ndata: {"text":" you"}']
-    name, _, data = forwarded[2].partition("\ndata: ")
-    assert name == "event: done"
-    assert json.loads(data) == {"response": "Hello you", "tokens_used": 7, "cached": False, "request_id": "req-1"}
-
-
-def test_it_counts_tokens_itself_where_the_provider_tells_none() -> None:
-    forwarded = follow(delta_reader(), chunk("Hello") + DONE)
-    told = json.loads(forwarded.decode().rpartition("data: ")[2])
-    assert told["tokens_used"] > 1
-
-
-def test_it_tells_of_a_filtered_answer_once_its_usage_is_known() -> None:
-    reader = delta_reader()
-    reader.feed(chunk("Hel") + event({"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]}))
-    reader.feed(event({"choices": [], "usage": USAGE}))
-    with pytest.raises(ContentFiltered):
-        reader.feed(DONE)
-    assert (reader.usage, reader.is_done) == (Usage(5, 3, 2), True)
-
-
-@pytest.mark.parametrize("name", ["event: error", "event:error"])
-def test_it_passes_no_named_error_on_among_a_response_s_events(name: str) -> None:
-    sent = response_event("response.output_text.delta", delta="Hel")
-    error = f'{name}\ndata: {{"message": "internal"}}\n\n'.encode()
-    reader = ResponseReader()
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(
+            response_event(each, response={"error": {"message": "a"}}, message="a")
+            for each in ("error", "response.failed")
+        ),
+        *(f'{name}\ndata: {{"message": "internal"}}\n\n'.encode() for name in ("event: error", "event:error")),
+    ],
+)
+def test_it_passes_no_failed_response_on_as_it_is(error: bytes) -> None:
+    sent, reader = response_event("response.output_text.delta", delta="Hel"), ResponseReader()
     assert reader.feed(sent + error) == sent
     assert reader.error is not None
-
-
-def test_it_fails_for_an_empty_answer() -> None:
-    with pytest.raises(UpstreamFailed):
-        follow(delta_reader(), chunk(" ") + DONE)
-
-
-@pytest.mark.parametrize("reason", ["content_filter", "error"])
-def test_it_sends_what_came_before_it_tells_that_it_is_none(reason: str) -> None:
-    reader = delta_reader()
-    end = event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
-    assert reader.feed(chunk("Hel") + end + DONE) == b'event: delta\ndata: {"text":"Hel"}\n\n'
-    with pytest.raises(UpstreamFailed):
-        reader.finish()
-
-
-@pytest.mark.parametrize("garbage", [b"Bad gateway\n\n", b'{"a": 1}\n\n', b"<p>}\n\n"])
-def test_it_passes_no_garbage_on(garbage: bytes) -> None:
-    for sent in (chunk("Hello") + garbage, garbage + chunk("Hello"), garbage):
-        with pytest.raises(BrokenStream) as broken:
-            ChunkReader(forwards_usage=False).feed(sent)
-        assert garbage not in broken.value.before
-
-
-def test_it_passes_what_has_no_data_on() -> None:
-    sent = b": a comment\n\nevent: ping\n\nretry: 5\nid: 1\n\n" + chunk("Hello")
-    assert ChunkReader(forwards_usage=False).feed(sent) == sent
+    assert not reader.is_done
 
 
 @pytest.mark.parametrize(
@@ -429,3 +329,28 @@ def test_it_passes_what_has_no_data_on() -> None:
 )
 def test_it_knows_what_opens_a_stream_of_a_response(first: dict[str, Any], opens: bool) -> None:
     assert response_protocol.opens_stream(first) is opens
+
+
+# The platform's own events
+
+
+def test_it_translates_chunks_into_the_platform_s_own_events() -> None:
+    for sent, tokens in ((PLAIN, 7), (SILENT, 10)):
+        forwarded = follow(deltas(), sent).decode().split("\n\n")
+        assert forwarded[:2] == ['event: delta\ndata: {"text":"Hello"}', 'event: delta\ndata: {"text":" you"}']
+        name, _, data = forwarded[2].partition("\ndata: ")
+        told = {"response": "Hello you", "tokens_used": tokens, "cached": False, "request_id": "req-1"}
+        assert (name, json.loads(data)) == ("event: done", told)
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"), [("content_filter", ContentFiltered), ("error", UpstreamFailed), (None, UpstreamFailed)]
+)
+def test_it_sends_what_came_before_it_tells_that_it_is_none(reason: str | None, error: type[Exception]) -> None:
+    end = event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+    text = "Hel" if reason else " "
+    reader = deltas()
+    assert reader.feed(chunk(text) + end + LAST + DONE) == f'event: delta\ndata: {{"text":"{text}"}}\n\n'.encode()
+    with pytest.raises(error):
+        reader.finish()
+    assert (reader.usage, reader.is_done) == (Usage(5, 3, 2), True)
