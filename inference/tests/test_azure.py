@@ -38,17 +38,6 @@ def route(fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> Route:
     )
 
 
-def test_it_calls_the_deployments_own_path_with_the_version_and_the_key(fake: FakeUpstream, route: Route) -> None:
-    body = Upstream().call(route, "/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, seconds=5)
-    assert body["choices"]
-    (request,) = fake.requests
-    # The fake refuses a request of this style that has no api-version.
-    assert request.path == "/openai/deployments/mine/chat/completions"
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    assert headers["api-key"] == SECRET
-    assert "authorization" not in headers
-
-
 ANSWERS: dict[str, dict[str, Any]] = {
     "/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/completions": {"prompt": "hi"},
@@ -67,8 +56,10 @@ DATED = {
 def test_it_calls_each_endpoint_where_azure_has_it(fake: FakeUpstream, route: Route, path: str) -> None:
     """The fake answers 404 elsewhere, and to a call without api-version."""
     Upstream().call(route, path, ANSWERS[path], seconds=5)
-    assert fake.requests[0].path == DATED[path]
-    assert fake.requests[0].body["model"] == "mine"
+    (request,) = fake.requests
+    assert (request.path, request.body["model"]) == (DATED[path], "mine")
+    assert request.headers["api-key"] == SECRET
+    assert "authorization" not in request.headers
 
 
 def test_it_goes_where_the_sdk_goes(route: Route) -> None:

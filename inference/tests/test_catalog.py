@@ -14,7 +14,7 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 
 from core.errors import DependencyUnavailable
-from inference.catalog import Catalog, Rates, default_model_name
+from inference.catalog import Catalog, CatalogModel, Rates, default_model_name
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment, Model, Price, Provider
 from inference.tests.fixtures import MODEL
@@ -30,40 +30,43 @@ class Clock:
         return self.now
 
 
-def test_it_finds_a_model_with_its_routes_and_prices(upstream: FakeUpstream) -> None:
-    serve("house", upstream_name="deep/7b", input=3, cached_input=1, output=5)
-    model = Catalog().find("house")
+def found(name: str) -> CatalogModel:
+    """Return a model that a new catalog finds."""
+    model = Catalog().find(name)
     assert model is not None
-    (route,) = model.routes
+    return model
+
+
+def test_it_finds_a_model_with_its_routes_and_prices(upstream: FakeUpstream) -> None:
+    deployment = serve("house", upstream_name="deep/7b", input=3, cached_input=1, output=5)
+    (route,) = found("house").routes
     assert (route.name, route.upstream_name, route.base_url) == ("openai/deep/7b", "deep/7b", upstream.base_url)
     assert route.api_key_variable == "OPENAI_API_KEY"
     assert route.rates == Rates(input=3 * 10**9, cached_input=10**9, output=5 * 10**9)
+    deployment.prices.update(cached_input_per_million=None)  # then it costs what other input does
+    assert found("house").routes[0].rates == Rates(input=3 * 10**9, cached_input=3 * 10**9, output=5 * 10**9)
 
 
 def test_it_knows_nothing_of_what_is_switched_off(upstream: FakeUpstream) -> None:
     assert Catalog().find("unknown") is None
-    Deployment.objects.update(is_enabled=False)
-    model = Catalog().find(MODEL)
-    assert model is not None
-    assert model.routes == ()
-    Deployment.objects.update(is_enabled=True)
-    Provider.objects.update(is_enabled=False)
-    model = Catalog().find(MODEL)
-    assert model is not None
-    assert model.routes == ()
+    for kind in (Deployment, Provider):
+        kind.objects.update(is_enabled=False)
+        assert found(MODEL).routes == ()
+        kind.objects.update(is_enabled=True)
     Model.objects.update(is_enabled=False)
     assert Catalog().find(MODEL) is None
 
 
-def test_it_tries_routes_in_order_and_then_by_weight(upstream: FakeUpstream) -> None:
-    first = serve("many", upstream_name="a")
+def test_it_tries_routes_in_order_and_then_by_weight_and_bounds_by_the_dearest(upstream: FakeUpstream) -> None:
+    first = serve("many", upstream_name="a", input=1, cached_input=4, output=2)
     for name, order, weight in (("b", 1, 1), ("c", 0, 9), ("d", 1, 5)):
-        Deployment.objects.create(
+        made = Deployment.objects.create(
             model=first.model, provider=first.provider, upstream_name=name, order=order, weight=weight
         )
-    model = Catalog().find("many")
-    assert model is not None
+    Price.objects.create(deployment=made, input_per_million=3, output_per_million=Decimal("1.5"))
+    model = found("many")
     assert [route.upstream_name for route in model.routes] == ["c", "a", "d", "b"]
+    assert (model.dearest.input, model.dearest.output) == (4 * 10**9, 2 * 10**9)
 
 
 def test_it_takes_the_latest_price_that_has_begun(upstream: FakeUpstream) -> None:
@@ -72,25 +75,7 @@ def test_it_takes_the_latest_price_that_has_begun(upstream: FakeUpstream) -> Non
     for days, price in ((-2, 7), (1, 9)):
         amounts = {"input_per_million": price, "output_per_million": 0}
         Price.objects.create(deployment=deployment, valid_from=now + timedelta(days=days), **amounts)
-    model = Catalog().find("priced")
-    assert model is not None
-    assert model.routes[0].rates == Rates(input=10**9)
-
-
-def test_it_takes_cached_input_at_the_price_of_input_where_it_has_none_of_its_own(upstream: FakeUpstream) -> None:
-    serve("priced", input=3, cached_input=1).prices.update(cached_input_per_million=None)
-    model = Catalog().find("priced")
-    assert model is not None
-    assert model.routes[0].rates == Rates(input=3 * 10**9, cached_input=3 * 10**9)
-
-
-def test_it_reckons_bounds_with_the_dearest_of_all_routes(upstream: FakeUpstream) -> None:
-    first = serve("many", input=1, cached_input=4, output=2)
-    second = Deployment.objects.create(model=first.model, provider=first.provider, upstream_name="b", order=1)
-    Price.objects.create(deployment=second, input_per_million=3, output_per_million=Decimal("1.5"))
-    model = Catalog().find("many")
-    assert model is not None
-    assert (model.dearest.input, model.dearest.output) == (4 * 10**9, 2 * 10**9)
+    assert found("priced").routes[0].rates == Rates(input=10**9)
 
 
 def test_it_believes_what_it_read_for_a_second(upstream: FakeUpstream, django_assert_num_queries: Any) -> None:

@@ -180,6 +180,7 @@ def test_it_asks_for_usage_in_streams_whatever_the_caller_asks() -> None:
 # What was used
 
 CHAT_USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 5}}
+ODD_DETAILS: list[Any] = [None, [], {"cached_tokens": None}, {"cached_tokens": -1}, {"cached_tokens": "5"}]
 RESPONSE_USAGE = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 5}}
 
 
@@ -190,10 +191,7 @@ RESPONSE_USAGE = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details":
         (embedding_protocol, {"prompt_tokens": 3, "total_tokens": 3}, (3, 0, 0)),
         (response_protocol, RESPONSE_USAGE, (9, 5, 4)),
         (chat_protocol, {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 50}}, (9, 9, 4)),
-        *(
-            (chat_protocol, {**CHAT_USAGE, "prompt_tokens_details": details}, (9, 0, 4))
-            for details in (None, [], {"cached_tokens": None}, {"cached_tokens": -1}, {"cached_tokens": "5"})
-        ),
+        *((chat_protocol, {**CHAT_USAGE, "prompt_tokens_details": details}, (9, 0, 4)) for details in ODD_DETAILS),
     ],
 )
 def test_it_reads_usage_as_openai_tells_it(protocol: WireProtocol, usage: Any, read: tuple[int, int, int]) -> None:
@@ -311,12 +309,13 @@ def test_it_knows_a_whole_answer(protocol: WireProtocol, whole: dict[str, Any], 
 def test_it_shares_answers_at_temperature_0_that_are_nobody_s_own() -> None:
     personal: dict[str, Any] = {"functions": [{}], "store": True, "user": "u", "safety_identifier": "u"}
     personal |= {"tools": [{}], "metadata": {"a": "b"}, "prompt_cache_key": "k"}
-    for protocol in (chat_protocol, completion_protocol, response_protocol):
+    generating: list[WireProtocol] = [chat_protocol, completion_protocol, response_protocol]
+    for protocol in generating:
         assert protocol.is_cacheable({"temperature": 0})
         assert protocol.is_cacheable({"temperature": 0.0, "seed": 1, "tools": [], "metadata": {}, "user": ""})
         assert not protocol.is_cacheable({"temperature": 0.1})
         assert not protocol.is_cacheable({})
-    for protocol in (chat_protocol, completion_protocol, response_protocol, embedding_protocol):
+    for protocol in [*generating, embedding_protocol]:
         assert not any(protocol.is_cacheable({"temperature": 0, name: value}) for name, value in personal.items())
     assert embedding_protocol.is_cacheable({"input": "a"})
 

@@ -19,17 +19,10 @@ def test_it_looks_prices_up_in_dollars_per_million_tokens() -> None:
         "cached_input_per_million": Decimal("0.5"),
         "output_per_million": Decimal("1.5"),
     }
-
-
-def test_it_knows_that_cached_input_is_cheaper() -> None:
     price = listed_price("gpt-4o-mini")
     assert price is not None
     assert 0 < price["cached_input_per_million"] < price["input_per_million"] < price["output_per_million"]
-
-
-@pytest.mark.parametrize("model", ["no-such-model", "smollm2-135m-instruct"])
-def test_it_lists_no_price_of_an_unknown_model(model: str) -> None:
-    assert listed_price(model) is None
+    assert [listed_price(model) for model in ("no-such-model", "smollm2-135m-instruct")] == [None, None]
 
 
 def test_it_enters_no_second_price(upstream: FakeUpstream) -> None:
@@ -39,20 +32,15 @@ def test_it_enters_no_second_price(upstream: FakeUpstream) -> None:
     assert price.input_per_million == 9
 
 
-def test_it_enters_a_price_of_0_for_what_the_fake_provider_serves_beside_listed_models(
-    upstream: FakeUpstream, settings: LazySettings
+def test_it_enters_a_price_of_0_for_what_the_fake_provider_serves_and_none_for_another_server(
+    upstream: FakeUpstream, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.OPENAI_MODEL = "made-up"
     provider_seed(actor="command:test")
     price = Price.objects.get(deployment__upstream_name="made-up")
     assert price.input_per_million == price.output_per_million == 0
     assert price.cached_input_per_million is None
-
-
-def test_it_leaves_a_model_of_another_server_without_a_price(
-    upstream: FakeUpstream, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings.OPENAI_MODEL = "made-up"
+    settings.OPENAI_MODEL = "of-another"
     monkeypatch.setattr("inference.seeds.OWNER", "somebody else")
     provider_seed(actor="command:test")
-    assert not Price.objects.filter(deployment__upstream_name="made-up").exists()
+    assert not Price.objects.filter(deployment__upstream_name="of-another").exists()
