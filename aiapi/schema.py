@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from drf_spectacular.extensions import (
-    OpenApiAuthenticationExtension,
-    OpenApiSerializerExtension,
-)
+from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerExtension
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import Direction, OpenApiParameter
 from rest_framework import serializers
@@ -33,7 +30,7 @@ ERRORS = {
 }
 #: Error statuses of an endpoint: without a key (OPEN), with a key, and in addition those with a body, query
 #: parameters, a name or id in the path, or a model call.
-OPEN_ERRORS = (406, 500)
+OPEN_ERRORS: tuple[int, ...] = (406, 500)
 KEY_ERRORS = (401, 403, 406, 429, 500, 503)
 BODY_ERRORS = (400, 409, 413, 415, 422)
 PARAMETER_ERRORS = (400,)
@@ -152,12 +149,22 @@ class ApiSchema(AutoSchema):
         return spread
 
     def _get_response_bodies(self, direction: Direction = "response") -> dict[str, Any]:
+        """Add the error responses that an endpoint of this kind can give."""
         bodies: dict[str, Any] = super()._get_response_bodies(direction)
+        statuses = OPEN_ERRORS
+        if self.view.authentication_classes:
+            statuses = (
+                KEY_ERRORS
+                + (PARAMETER_ERRORS if hasattr(self.view, "query") else ())
+                + (BODY_ERRORS if self.method == "POST" else ())
+                + (NAME_ERRORS if "{" in self.path else ())
+                + (MODEL_ERRORS if hasattr(self.view, "endpoint") else ())
+            )
         serializer = OpenAIErrorBody if is_openai_path(self.path) else ErrorBody
-        for status in self._error_statuses():
-            if str(status) not in bodies:
-                body: dict[str, Any] = self._get_response_for_code(serializer(), str(status))  # type: ignore[no-untyped-call]
-                bodies[str(status)] = {**body, "description": ERRORS[status]}
+        for status in map(str, statuses):
+            if status not in bodies:
+                body: dict[str, Any] = self._get_response_for_code(serializer(), status)  # type: ignore[no-untyped-call]
+                bodies[status] = {**body, "description": ERRORS[int(status)]}
         return dict(sorted(bodies.items()))
 
     def get_override_parameters(self) -> list[Any]:
@@ -165,17 +172,6 @@ class ApiSchema(AutoSchema):
         parameters: list[Any] = super().get_override_parameters()
         takes_key = self.method == "POST" and self.view.authentication_classes
         return [*parameters, IDEMPOTENCY_KEY] if takes_key else parameters
-
-    def _error_statuses(self) -> tuple[int, ...]:
-        if not self.view.authentication_classes:
-            return OPEN_ERRORS
-        return (
-            KEY_ERRORS
-            + (PARAMETER_ERRORS if hasattr(self.view, "query") else ())
-            + (BODY_ERRORS if self.method == "POST" else ())
-            + (NAME_ERRORS if "{" in self.path else ())
-            + (MODEL_ERRORS if hasattr(self.view, "endpoint") else ())
-        )
 
     def _map_serializer_field(
         self, field: Any, direction: Direction, bypass_extensions: bool = False

@@ -153,7 +153,6 @@ MIDDLEWARE = [
 
 ROOT_URLCONF = "aiapi.urls"
 APPEND_SLASH = True  # for the admin; API paths exist in both forms
-WSGI_APPLICATION = "aiapi.wsgi.application"
 TEMPLATES: list[dict[str, Any]] = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",

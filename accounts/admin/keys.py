@@ -132,10 +132,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     settings_fieldsets: ClassVar[Fieldsets] = (
         ("What it may do", {"fields": ("scopes", "models", "allowed_ips")}),
         ("Monthly budgets of its own", {"fields": BUDGET_FIELDS}),
-        (
-            "Limits instead of the tier's",
-            {"fields": (*(f"{name}_override" for name in RATE_FIELDS), "overrides_until")},
-        ),
+        ("Limits instead of the tier's", {"fields": (*OVERRIDE_FIELDS, "overrides_until")}),
     )
     add_fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("account", "tier", "name", "expires_at")}),

@@ -12,19 +12,9 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
-from accounts import services
 from accounts.key_cache import key_cache
 from accounts.models import ApiKey, AuditEntry
-from accounts.tests.factories import (
-    ACTOR,
-    Cast,
-    IssuedKey,
-    make_key,
-    make_tier,
-    secret_part,
-    stored_text,
-    works,
-)
+from accounts.tests.factories import Cast, IssuedKey, make_key, make_tier, secret_part, stored_text, works
 from accounts.validators import SCOPES
 
 if TYPE_CHECKING:
@@ -183,23 +173,6 @@ def test_it_lets_nobody_reach_beyond_himself(cast: Cast) -> None:
             (told,) = error_fields(send("POST", "/keys", limited, {"name": "more", field: value}))
             assert told.partition("[")[0] == field
     assert not ApiKey.objects.filter(name="more").exists()
-
-
-def test_it_respects_the_account_s_number_of_keys(cast: Cast, manager: IssuedKey) -> None:
-    account = cast.owner.key.account
-    account.max_keys = 4
-    services.account_save(account=account, actor=ACTOR)
-    assert send("POST", "/keys", manager, {"name": "fourth"}).status_code == 201
-    answer = send("POST", "/keys", manager, {"name": "fifth"})
-    assert "4 usable keys" in str(answer.json()["errors"]["non_field_errors"])
-    assert send("POST", f"/keys/{cast.colleague.key.pk}/revoke", manager).status_code == 200
-    assert send("POST", "/keys", manager, {"name": "fifth"}).status_code == 201
-
-
-def test_it_takes_no_key_from_one_that_is_gone(cast: Cast) -> None:
-    ApiKey.objects.update(scopes=["keys:manage"])
-    for gone in (cast.revoked, cast.expired, cast.disabled):
-        assert send("POST", "/keys", gone, {"name": "new"}).status_code == 401
 
 
 def test_it_replaces_a_key_and_lets_both_work_for_a_day(cast: Cast, manager: IssuedKey) -> None:

@@ -1,4 +1,4 @@
-"""Failed attempts are counted in a Redis of which nobody waits twice that it does not answer."""
+"""Failed attempts are counted in a Redis, for which nobody waits twice when it does not answer."""
 
 from __future__ import annotations
 
@@ -56,3 +56,13 @@ def test_it_counts_nothing_while_redis_is_away(redis_url: str, settings: LazySet
     assert cache.get("a") == 2
     with pytest.raises(ValueError, match="not found"):
         cache.incr("b")
+
+
+def test_it_limits_log_ins_by_admin_login_rate(settings: LazySettings) -> None:
+    settings.ADMIN_LOGIN_RATE = "2/d"
+    client = Client(REMOTE_ADDR="192.0.2.78")
+    attempt = {"username": "root", "password": "guess"}
+    statuses = [client.post("/admin/login/", attempt).status_code for _ in range(4)]
+    assert statuses == [200, 200, 429, 429]
+    assert client.get("/admin/login/").status_code == 200
+    assert Client(REMOTE_ADDR="192.0.2.79").post("/admin/login/", attempt).status_code == 200

@@ -7,7 +7,6 @@ import re
 import runpy
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -92,11 +91,6 @@ def test_it_changes_a_setting_that_something_reads_by_every_variable(variable: V
     assert used | known, f"{variable.name} changes {names}, which nothing reads"
 
 
-def test_it_reads_a_secret_out_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("sk-mounted\n")
-    assert load({"OPENAI_API_KEY_FILE": str(tmp_path / "key")})["OPENAI_API_KEY"] == "sk-mounted"
-
-
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -140,16 +134,13 @@ def test_it_caches_where_it_is_told_alone_and_counts_attempts_for_all_processes(
     assert (caches["answers"]["LOCATION"], caches["attempts"]["LOCATION"]) == (answers, attempts)
 
 
-def test_it_turns_on_in_production_what_https_needs() -> None:
-    found = load(PRODUCTION)
+def test_it_turns_on_in_production_what_https_needs_and_believes_trusted_proxies_only() -> None:
     wanted = ("SECURE_SSL_REDIRECT", "SESSION_COOKIE_SECURE", "CSRF_COOKIE_SECURE", "SECURE_HSTS_SECONDS")
+    found, plain = load(PRODUCTION), load({**PRODUCTION, "HTTPS_ONLY": "false", "TRUSTED_PROXIES": "1"})
     assert all(found[name] for name in wanted)
-    assert not any(load({**PRODUCTION, "HTTPS_ONLY": "false"})[name] for name in wanted)
-
-
-def test_it_believes_forwarded_headers_of_trusted_proxies_only() -> None:
-    assert load({})["SECURE_PROXY_SSL_HEADER"] is None
-    assert load({"TRUSTED_PROXIES": "1"})["SECURE_PROXY_SSL_HEADER"] == ("HTTP_X_FORWARDED_PROTO", "https")
+    assert not any(plain[name] for name in wanted)
+    assert found["SECURE_PROXY_SSL_HEADER"] is None
+    assert plain["SECURE_PROXY_SSL_HEADER"] == ("HTTP_X_FORWARDED_PROTO", "https")
 
 
 def test_it_lists_every_variable_in_the_example() -> None:

@@ -23,14 +23,12 @@ class Command(BaseCommand):
         parser.add_argument("file", nargs="?", type=Path, help="where to write the installation id")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Prepare the database and write its installation id to the file, if given."""
+        """Prepare the database, and write its installation id to the file, if given.
+
+        It is the time of the database's first migration, to the microsecond.
+        """
         call_command("migrate", verbosity=0)
         call_command("bootstrap", stdout=self.stdout, stderr=self.stderr)
         if options["file"] is not None:
-            options["file"].write_text(installation_id())
-
-
-def installation_id() -> str:
-    """Return an id of this database: the time of its first migration, to the microsecond."""
-    first = MigrationRecorder(connection).migration_qs.earliest("id")
-    return f"{first.applied:%Y%m%dT%H%M%S.%f}"
+            first = MigrationRecorder(connection).migration_qs.earliest("id")
+            options["file"].write_text(f"{first.applied:%Y%m%dT%H%M%S.%f}")
