@@ -33,9 +33,9 @@ from core.errors import ApiError, DependencyUnavailable, InvalidRequest, ModelNo
 from core.telemetry.trace import Trace
 from inference.cache import answer_key
 from inference.catalog import CatalogModel, Rates, Route, catalog
-from inference.clients import ClientSocket
 from inference.protocols.base import Body, Payload, Usage, WireProtocol
 from inference.protocols.events import EventReader
+from inference.relay import ClientSocket
 from inference.single_flight import Flight, Wait, pack_error
 from inference.upstream.errors import MISCONFIGURED, AttemptFailed, Deadline
 from monitoring.metrics import observe_record, span_attributes
@@ -76,8 +76,8 @@ class Call:
     deadline: Deadline = field(init=False)
     #: The key of the answer in the cache; None if it is not shared.
     cache_key: str | None = None
-    #: Returns why the call is to end without an answer (the client has left, the process shuts down); None otherwise.
-    interruption: Callable[[], Exception | None] = field(default=lambda: None)
+    #: Returns why the call is to end without an answer (the client has left, the process shuts down), if it is to.
+    interruption: Callable[[], Exception | None] | None = None
 
     #: The flight that this call leads in its process, and its wait for the flight of another call.
     flight: Flight | None = None

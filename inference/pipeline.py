@@ -206,7 +206,7 @@ def follow_elsewhere(call: Call, wait: Wait, bound: Bound, other: InFlight | Non
 
 def refuse_if_interrupted(call: Call) -> None:
     """Raise the reason why the call is to end, if there is one."""
-    if (reason := call.interruption()) is not None:
+    if call.interruption is not None and (reason := call.interruption()) is not None:
         raise reason
 
 

@@ -16,7 +16,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from django.conf import settings
 
@@ -62,7 +62,7 @@ class Wait:
     key: str
     deadline: Deadline
     since: int
-    is_unwanted: Callable[[], object] = field(default=lambda: False)
+    is_unwanted: Callable[[], object] | None = None
     #: Whether the call follows another now.
     follows: bool = False
     #: How many calls elsewhere have left no answer in the cache.
@@ -75,7 +75,7 @@ class Wait:
 
     def lasts(self) -> bool:
         """Return whether to continue waiting; raises UpstreamTimeout after the deadline."""
-        if self.is_unwanted():
+        if self.is_unwanted is not None and self.is_unwanted():
             return False
         if self.deadline.is_over:
             raise UpstreamTimeout

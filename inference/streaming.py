@@ -23,9 +23,10 @@ from core.database import release_connections
 from core.errors import ApiError, DependencyUnavailable, InternalError, UpstreamFailed, UpstreamTimeout
 from inference.call import Call
 from inference.catalog import Route
-from inference.clients import ClientLeft, ClientSocket, Outlet, Transcript, open_streams, watch
+from inference.clients import ClientLeft, open_streams, watch
 from inference.pipeline import complete, is_awaited, refuse_if_interrupted
 from inference.protocols.events import BrokenStream, EventReader
+from inference.relay import ClientSocket, Outlet, Transcript
 from inference.upstream.client import UpstreamStream, upstream
 from inference.upstream.errors import AttemptFailed, Deadline, failed_attempt
 from inference.upstream.provider_limits import ProviderSlot, process_slot, take_slot

@@ -86,7 +86,7 @@ M = TypeVar("M", Counter, Histogram)
 def observe_record(record: UsageRecord) -> None:
     """Count a request from its final record."""
     endpoint, model, status, many = record.endpoint, record.model, record.status, record.count
-    _series(requests, endpoint, model, class_of(status), outcome_label(status)).inc(many)
+    _requests(endpoint, model, status).inc(many)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         _series(limits_refused, record.error_code).inc(many)
     if status < HTTPStatus.BAD_REQUEST:
@@ -105,6 +105,11 @@ def observe_record(record: UsageRecord) -> None:
             _series(unpriced, model).inc()
     if record.saved_cost:
         _series(saved_cost, model).inc(record.saved_cost * NANO)
+
+
+@cache
+def _requests(endpoint: str, model: str, status: int) -> Counter:
+    return requests.labels(endpoint, model, class_of(status), outcome_label(status))
 
 
 @cache

@@ -48,14 +48,6 @@ def install(*, seeder: Seeder | None = None, sink: Sink | None = None) -> None:
     reset_limits()
 
 
-def get_limits() -> FailoverBackend:
-    """Return the backend of this process, building it if needed; a forked process builds its own.
-
-    Raises ImproperlyConfigured without REDIS_URL, or if no seeder and sink are installed.
-    """
-    return _backend.get()
-
-
 def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subject, Amount]:
     """Return what subjects have settled in a month (YYYYMM) according to the records in the database.
 
@@ -116,3 +108,6 @@ def _build() -> FailoverBackend:
 
 
 _backend = PerProcess(_build)
+#: Return the limits of this process, built on first use; a forked process builds its own. Raises ImproperlyConfigured
+#: without REDIS_URL, or if no seeder and sink are installed.
+get_limits = _backend.get

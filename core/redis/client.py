@@ -75,11 +75,6 @@ class StateStore(Availability):
         return self.ask(self.wire.call_each, script, calls)
 
 
-def state_store() -> StateStore:
-    """Return the state store of this process; a fork has its own. Raises ImproperlyConfigured without REDIS_URL."""
-    return _store.get()
-
-
 def reset_state_store() -> None:
     """Close the state store; the next `state_store` makes one from the current settings."""
     store = _store.drop()
@@ -97,3 +92,5 @@ def _build() -> StateStore:
 
 
 _store = PerProcess(_build)
+#: Return the state store of this process; a fork has its own. Raises ImproperlyConfigured without REDIS_URL.
+state_store = _store.get

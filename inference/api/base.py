@@ -25,8 +25,9 @@ from core.telemetry.metrics import CLIENT_LEFT
 from core.telemetry.trace import Trace
 from inference.api.parsing import is_chunked
 from inference.call import Call
-from inference.clients import ClientLeft, ClientSocket
+from inference.clients import ClientLeft
 from inference.protocols.events import EventReader
+from inference.relay import ClientSocket
 from inference.streaming import Stream
 
 log = structlog.get_logger(__name__)

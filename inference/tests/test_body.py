@@ -14,7 +14,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.upstream.body import LONGEST_LINE, ChunkedReading, Chunks, ProtocolError
+from inference.relay import LONGEST_LINE, ChunkedReading, Chunks, ProtocolError
 
 END = b"0\r\n\r\n"
 PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=8)

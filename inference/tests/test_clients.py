@@ -16,7 +16,8 @@ from django.conf import LazySettings
 from django.test import RequestFactory
 
 from inference import clients as outlet_module
-from inference.clients import KEEP_ALIVE, LONGEST_QUEUE, ClientSocket, Outlet, Transcript, Watch
+from inference.clients import Watch
+from inference.relay import KEEP_ALIVE, LONGEST_QUEUE, ClientSocket, Outlet, Transcript
 from tests.processes import wait_until
 
 

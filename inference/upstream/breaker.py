@@ -334,6 +334,8 @@ class Breakers:
 
     def state(self, route: Route) -> BreakerState:
         """Return the state of a deployment's breaker for all accounts; open if its address is ejected."""
+        if not self._shared:
+            return BreakerState.CLOSED
         return self._reading(route.deployment_id, route).state
 
     def why_not(self, route: Route, account_id: int) -> str:

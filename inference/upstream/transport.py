@@ -27,7 +27,8 @@ from gevent import monkey
 
 from core.background import LEAST_SLEEP
 from core.network import addresses_of, parse_address
-from inference.upstream.body import READ_SIZE, ChunkedReading, DamagedBody, unpacked
+from inference.relay import READ_SIZE, ChunkedReading
+from inference.upstream.codings import DamagedBody, unpacked
 from inference.validators import is_forbidden_address
 
 log = structlog.get_logger(__name__)
