@@ -312,7 +312,9 @@ def running_platform(
     Its database is one that is prepared, or where `env` names none an SQLite file of its own; without REDIS_URL it has
     a Valkey and a worker of its own.
     """
-    with aiapi_server(env, workers=workers, prepare="DATABASE_URL" not in env) as service:
+    # A store that a busy machine makes slow is not away: calls under a budget or an Idempotency-Key would be refused.
+    patient = {"REDIS_TIMEOUT": "1", **env}
+    with aiapi_server(patient, workers=workers, prepare="DATABASE_URL" not in env) as service:
         yield Platform(service, set_up(service, served, **tier))
 
 
