@@ -98,8 +98,8 @@ class TestHolding:
         give(cast.owner.key, 10)
         identity, other = identity_of(cast.owner.key), identity_of(cast.stranger.key)
         assert len(identity.limits_for("gpt").subjects) == 3
-        assert identity.limits_for("small") is identity.limits
-        assert other.limits_for("gpt") is other.limits
+        assert identity.limits_for("small") == identity.limits
+        assert other.limits_for("gpt") == other.limits
 
     def test_it_begins_anew_from_the_records_where_a_budget_is_made_again(self, cast: Cast) -> None:
         first = give(cast.owner.key)

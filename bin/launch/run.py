@@ -19,6 +19,7 @@ from launch.valkey import Valkey
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for the server, and for the local model before it, to answer at first.
 START_TIMEOUT = 90.0
+PROVIDER = "OPENAI_API_KEY or OPENAI_BASE_URL"
 
 
 def main(arguments: Sequence[str], *, installed: str = "") -> int:
@@ -66,12 +67,18 @@ def _start_all(group: Group, env: dict[str, str], store: Valkey | None, installe
     environment.require_free_port(host, port)
     local = not environment.has_provider(env)
     if local and installed:
-        raise LaunchError("no provider is configured: set OPENAI_API_KEY or OPENAI_BASE_URL")
+        raise LaunchError(f"no provider is configured: set {PROVIDER}")
     files = [install.BASE, *([install.EMBEDDED] if store else []), *([install.LOCAL] if local else [])]
     python = installed or install.ensure_environment(ROOT, files)
     env["PYTHONUNBUFFERED"] = "1"
-    if local:
-        _start_local_model(group, python, env)
+    if local:  # the small model that a package ships
+        install.ensure_debian_package(ROOT, "libgomp1")
+        model_port = environment.free_port()
+        env["LOCAL_MODEL_URL"] = f"http://127.0.0.1:{model_port}/v1"
+        command = [python, "manage.py", "local_model", "--port", str(model_port)]
+        patient = {**env, "OMP_WAIT_POLICY": "passive"}  # threads don't spin: 30 times faster on a busy machine
+        group.start("the local model", command, patient, ROOT / "var" / "log" / "local_model.log")
+        say(f"No provider is configured: a small demo model answers, often wrongly. Set {PROVIDER}.")
     prepare = [python, "manage.py", "prepare", *([str(store.installation)] if store else [])]
     if subprocess.run(prepare, env=env, check=False).returncode != 0:
         raise LaunchError("manage.py prepare failed: see above")
@@ -82,18 +89,6 @@ def _start_all(group: Group, env: dict[str, str], store: Valkey | None, installe
     group.start("the server", [python, "manage.py", "serve"], env)
     group.wait_until(lambda: _is_live(_shown(host), port), timeout=START_TIMEOUT, what="the server")
     _welcome(f"http://{_shown(host)}:{port}", env, time.monotonic() - started)
-
-
-def _start_local_model(group: Group, python: str, env: dict[str, str]) -> None:
-    """Start the small model that a package ships, on a free port that the server learns as LOCAL_MODEL_URL."""
-    install.ensure_debian_package(ROOT, "libgomp1")
-    port = environment.free_port()
-    env["LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}/v1"
-    command = [python, "manage.py", "local_model", "--port", str(port)]
-    patient = {**env, "OMP_WAIT_POLICY": "passive"}  # its threads don't spin: on a busy machine that is 30 times faster
-    log = ROOT / "var" / "log" / "local_model.log"
-    group.start("the local model", command, patient, log)
-    say("No provider is configured: a small demo model answers, often wrongly. Set OPENAI_API_KEY or OPENAI_BASE_URL.")
 
 
 def _is_live(host: str, port: int) -> bool:
@@ -118,7 +113,7 @@ def _welcome(base: str, env: dict[str, str], seconds: float) -> None:
     key, keys = "dev_key_123", "dev_key_123 (free), prod_key_456 (premium)"
     if env.get("ENVIRONMENT") == "production":
         key, keys = "YOUR_KEY", "make one: bin/run key create --account NAME --tier free --name NAME"
-    model = "  model           a small demo model; for another set OPENAI_API_KEY or OPENAI_BASE_URL\n"
+    model = f"  model           a small demo model; for another set {PROVIDER}\n"
     say(f"""
 AI API is ready after {seconds:.0f} seconds.
   {base}/         overview and playground

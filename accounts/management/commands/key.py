@@ -111,7 +111,7 @@ class Command(BaseCommand):
                 scopes=options["scope"],
                 expires_at=None if lasting is None else timezone.now() + timedelta(days=lasting),
             )
-        self._show_secret(key, plain, as_json=options["json"])
+        self._tell(options, {"key": plain, **describe(key)}, issued(key, plain))
 
     def list(self, options: dict[str, Any]) -> None:
         """Print the keys, masked."""
@@ -130,24 +130,19 @@ class Command(BaseCommand):
         """Create a successor, print its secret, and let the old key work for the grace period."""
         old = _find_key(options)
         key, plain = services.api_key_rotate(key=old, grace=timedelta(seconds=options["grace"]), actor=ACTOR)
-        if not options["json"]:
-            self.stdout.write(f"{old} works for {options['grace']} more seconds; {key.name} replaces it.")
-        self._show_secret(key, plain, as_json=options["json"])
+        replaced = f"{old} works for {options['grace']} more seconds; {key.name} replaces it.\n"
+        self._tell(options, {"key": plain, **describe(key)}, replaced + issued(key, plain))
 
     def revoke(self, options: dict[str, Any]) -> None:
         """Revoke a key; it stops within a second."""
         key = _find_key(options)
-        done = services.api_key_revoke(key=key, actor=ACTOR)
-        if options["json"]:
-            self.stdout.write(json.dumps(describe(key)))
-        elif done:
-            self.stdout.write(f"Revoked {key} of {key.account}: it is refused everywhere within a second.")
-            made = selectors.api_keys_made_by([key], at=timezone.now())
-            if made:
+        text = f"{key} of {key.account} was already revoked."
+        if services.api_key_revoke(key=key, actor=ACTOR):
+            text = f"Revoked {key} of {key.account}: it is refused everywhere within a second."
+            if made := selectors.api_keys_made_by([key], at=timezone.now()):
                 names = ", ".join(each.name for each in made)
-                self.stdout.write(f"The keys that it made keep working, under its limits as well: {names}.")
-        else:
-            self.stdout.write(f"{key} of {key.account} was already revoked.")
+                text += f"\nThe keys that it made keep working, under its limits as well: {names}."
+        self._tell(options, describe(key), text)
 
     def budget(self, options: dict[str, Any]) -> None:
         """Set the monthly budget of a key, or of an account over all its keys, for one model."""
@@ -163,19 +158,17 @@ class Command(BaseCommand):
             raise CommandError("Give --tokens, --cost or both, or --remove.")
         wanted = services.BudgetFor(options["model"], tokens, cost)
         budget = services.model_budget_set(owner=owner, budget=wanted, actor=ACTOR)
-        if options["json"]:
-            set_to = budget and {
-                "model": budget.model,
-                "monthly_token_budget": tokens,
-                "monthly_cost_budget": None if cost is None else f"{cost:.9f}",
-            }
-            self.stdout.write(json.dumps(set_to))
-        elif budget is None:
-            self.stdout.write(f"{owner} has no budget of its own for {wanted.model}.")
-        else:
-            amounts = [] if tokens is None else [f"{tokens:,} tokens"]
-            amounts += [] if cost is None else [f"${cost.normalize():f}"]
-            self.stdout.write(f"{owner} may use {' and '.join(amounts)} of {budget.model} a month.")
+        if budget is None:
+            self._tell(options, None, f"{owner} has no budget of its own for {wanted.model}.")
+            return
+        texts = [] if tokens is None else [f"{tokens:,} tokens"]
+        texts += [] if cost is None else [f"${cost.normalize():f}"]
+        money = None if cost is None else f"{cost:.9f}"
+        self._tell(
+            options,
+            {"model": budget.model, "monthly_token_budget": tokens, "monthly_cost_budget": money},
+            f"{owner} may use {' and '.join(texts)} of {budget.model} a month.",
+        )
 
     def explain(self, options: dict[str, Any]) -> None:
         """Print whether a request with the key would be admitted now, under which limits, and why not."""
@@ -184,15 +177,15 @@ class Command(BaseCommand):
             raise CommandError(f"{address} is not an IP address.")
         require_state_store()
         explained = explain_key(_find_key(options), address=address)
-        self.stdout.write(json.dumps(explained.as_json()) if options["json"] else explanation_text(explained))
+        self._tell(options, explained.as_json(), explanation_text(explained))
 
-    def _show_secret(self, key: ApiKey, plain: str, *, as_json: bool) -> None:
-        if as_json:
-            self.stdout.write(json.dumps({"key": plain, **describe(key)}))
-            return
-        self.stdout.write(
-            f"Key {key.name} of {key.account}, tier {key.tier}. It will not be shown again:\n\n  {plain}\n"
-        )
+    def _tell(self, options: dict[str, Any], data: dict[str, Any] | None, text: str) -> None:
+        self.stdout.write(json.dumps(data) if options["json"] else text)
+
+
+def issued(key: ApiKey, plain: str) -> str:
+    """Return the text that shows a new key."""
+    return f"Key {key.name} of {key.account}, tier {key.tier}. It will not be shown again:\n\n  {plain}\n"
 
 
 def describe(key: ApiKey) -> dict[str, Any]:

@@ -36,12 +36,6 @@ class Command(BaseCommand):
         """Create what is missing and print a summary."""
         for name, limits in TIERS.items():
             tier_ensure(name=name, actor=ACTOR, **limits)
-        self._seed_provider()
-        self._ensure_admin()
-        if not settings.IS_PRODUCTION:
-            self._ensure_demo_keys()
-
-    def _seed_provider(self) -> None:
         try:
             seeded = provider_seed(actor=ACTOR)
         except ValidationError as error:
@@ -52,22 +46,16 @@ class Command(BaseCommand):
             self.stdout.write(f"Provider {seeded.provider} serves {', '.join(seeded.models)}.")
         for model in seeded.unpriced:
             self.stderr.write(f"Model {model} has no price. {CONSEQUENCE}")
-
-    def _ensure_admin(self) -> None:
         users = get_user_model().objects
-        if users.filter(is_superuser=True).exists():
-            return
-        password = settings.ADMIN_PASSWORD or secrets.token_urlsafe(12)
-        with transaction.atomic():
-            user = users.create_superuser(settings.ADMIN_USERNAME, password=password)
-            audit_change(user, before=None, actor=ACTOR)
-        shown = "the one of ADMIN_PASSWORD" if settings.ADMIN_PASSWORD else f"{password} (shown this once)"
-        self.stdout.write(f"Administrator {settings.ADMIN_USERNAME}, password {shown}.")
-
-    def _ensure_demo_keys(self) -> None:
-        if ApiKey.objects.filter(account__name=DEMO_ACCOUNT).exists():
-            return
-        account = account_ensure(name=DEMO_ACCOUNT, actor=ACTOR)
-        for plain, tier, name in zip(DEMO_KEYS, TIERS, ("dev", "prod"), strict=True):
-            api_key_import(plain=plain, account=account, tier=Tier.objects.get(name=tier), name=name, actor=ACTOR)
-        self.stdout.write("Demo keys: dev_key_123 (free), prod_key_456 (premium).")
+        if not users.filter(is_superuser=True).exists():
+            password = settings.ADMIN_PASSWORD or secrets.token_urlsafe(12)
+            with transaction.atomic():
+                user = users.create_superuser(settings.ADMIN_USERNAME, password=password)
+                audit_change(user, before=None, actor=ACTOR)
+            shown = "the one of ADMIN_PASSWORD" if settings.ADMIN_PASSWORD else f"{password} (shown this once)"
+            self.stdout.write(f"Administrator {settings.ADMIN_USERNAME}, password {shown}.")
+        if not settings.IS_PRODUCTION and not ApiKey.objects.filter(account__name=DEMO_ACCOUNT).exists():
+            account = account_ensure(name=DEMO_ACCOUNT, actor=ACTOR)
+            for plain, tier, name in zip(DEMO_KEYS, TIERS, ("dev", "prod"), strict=True):
+                api_key_import(plain=plain, account=account, tier=Tier.objects.get(name=tier), name=name, actor=ACTOR)
+            self.stdout.write("Demo keys: dev_key_123 (free), prod_key_456 (premium).")
