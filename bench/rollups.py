@@ -90,7 +90,7 @@ def fill(records: int) -> None:
 
     from monitoring.models import Rollup
     from monitoring.recorder import as_row
-    from monitoring.rollups.store import Change, rollups_add, spread, tallies_of
+    from monitoring.rollups.store import Change, rollups_add, spread, sums_of
 
     Rollup.objects.all().delete()
     dice, a_day = random.Random(records), records // DAYS
@@ -98,7 +98,7 @@ def fill(records: int) -> None:
         begin = END - timedelta(days=DAYS - day)
         moments = (begin + timedelta(seconds=86_400 * number / a_day) for number in range(a_day))
         with transaction.atomic():
-            rollups_add(*spread(*tallies_of(Change(None, as_row(a_record(dice, each))) for each in moments)))
+            rollups_add(spread(sums_of(Change(None, as_row(a_record(dice, each))) for each in moments)))
     with connection.cursor() as cursor:
         cursor.execute("VACUUM ANALYZE monitoring_rollup")
         cursor.execute(

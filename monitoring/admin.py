@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -41,38 +41,26 @@ STAGES = {
 }
 
 
-def _messages(kind: type[ApiError]) -> Iterator[tuple[str, str]]:
-    yield kind.code, kind.message
+def _kinds(kind: type[ApiError]) -> Iterator[type[ApiError]]:
+    yield kind
     for child in kind.__subclasses__():
-        yield from _messages(child)
+        yield from _kinds(child)
 
 
 #: Messages of the error codes that callers get.
-TOLD_TO_CALLERS = dict(_messages(ApiError))
+PUBLIC_MESSAGES = {kind.code: kind.message for kind in _kinds(ApiError)}
 #: The same, with the error codes that only records have.
 MESSAGES = {
-    **TOLD_TO_CALLERS,
+    **PUBLIC_MESSAGES,
     "upstream_busy": "No deployment took the call: see why attempts failed.",
     "client_left": "The client closed the connection before the answer was complete.",
     "interrupted": "The process ended while the call ran; it was charged its bound.",
 }
 
-
-STATUSES: dict[str, tuple[str, Q]] = {
-    "ok": ("Answered (2xx)", OUTCOMES[Outcome.OK]),
-    "limited": ("Over a limit (429)", OUTCOMES[Outcome.LIMITED]),
-    "refused": ("Refused otherwise (4xx)", OUTCOMES[Outcome.INVALID]),
-    "failed": ("Failed (5xx)", OUTCOMES[Outcome.FAILED]),
-}
-#: A single status as the value of the status parameter.
-SINGLE_STATUS = re.compile("[1-5][0-9]{2}")
-
-#: The cache filter's value for FOUND.
-FOUND_NAME = "found"
 #: Records that are searched for one page when no index fits the filters: some 30 ms.
 SEARCHED = 50_000
 #: What a record's page shows beside the model's fields. CONTENT_FIELDS need a permission.
-TOLD_FIELDS = ("reason", "stage_times", "attempt_failures")
+EXPLAINED_FIELDS = ("reason", "stage_times", "attempt_failures")
 CONTENT_FIELDS = ("prompt", "answer")
 STATUS_BADGES = {
     str(Outcome.OK): "success",
@@ -85,57 +73,40 @@ STATUS_BADGES = {
 class AccountFilter(TextFilter, IndexedFilter):
     """Filters records by the account's current name."""
 
-    title = "account"
-    parameter_name = "account"
+    title = parameter_name = "account"
     placeholder = "its name"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
         """Filter by the account's id, which has an index."""
-        if not self.value():
-            return queryset
-        return queryset.filter(
-            account_id__in=list(Account.objects.filter(name=self.value()).values_list("pk", flat=True))
-        )
+        found = Account.objects.filter(name=self.value()).values_list("pk", flat=True)
+        return queryset.filter(account_id__in=list(found)) if self.value() else queryset
 
 
 class KeyFilter(TextFilter, IndexedFilter):
     """Filters records by the name or the visible prefix of a key."""
 
-    title = "key"
-    parameter_name = "key"
+    title = parameter_name = "key"
     placeholder = "its name or prefix"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
         """Filter by the ids of the keys, which have an index."""
-        text = self.value()
-        if not text:
-            return queryset
-        keys = ApiKey.objects.filter(Q(name=text) | Q(prefix=text))
-        return queryset.filter(key_id__in=list(keys.values_list("pk", flat=True)))
+        found = ApiKey.objects.filter(Q(name=self.value()) | Q(prefix=self.value())).values_list("pk", flat=True)
+        return queryset.filter(key_id__in=list(found)) if self.value() else queryset
 
 
-class ExactFilter(TextFilter):
-    """Filters by exact match of the field that has the parameter's name."""
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Filter by exact match."""
-        text = self.value()
-        return queryset.filter(**{str(self.parameter_name): text}) if text else queryset
-
-
-class ModelFilter(ExactFilter, IndexedFilter):
-    title = parameter_name = "model"
+class ModelFilter(TextFilter, IndexedFilter):
+    title = parameter_name = lookup = "model"
     placeholder = "public name"
 
 
-class EndpointFilter(ExactFilter):
-    title = parameter_name = "endpoint"
+class EndpointFilter(TextFilter):
+    title = parameter_name = lookup = "endpoint"
     placeholder = "such as chat"
 
 
-class ErrorCodeFilter(ExactFilter):
+class ErrorCodeFilter(TextFilter):
     title = "error code"
-    parameter_name = "error_code"
+    parameter_name = lookup = "error_code"
     placeholder = "such as rate_limited"
 
 
@@ -156,64 +127,77 @@ class SlowFilter(TextFilter):
         return queryset.filter(latency_ms__gte=float(text))  # infinity if there are too many digits
 
 
-class StreamFilter(admin.SimpleListFilter):
-    """Filters by streamed or not: only streams have a time to the first token."""
+class OfferedFilter(admin.SimpleListFilter):
+    """Filters by one of the values `offered`, each with a text and a condition; any other selects everything."""
 
-    title = "stream"
-    parameter_name = "stream"
+    offered: ClassVar[Mapping[str, tuple[str, Q]]] = {}
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the two choices."""
-        return [("1", "Streams"), ("0", "Whole answers")]
+        """Return the values and texts."""
+        return [(value, text) for value, (text, _) in self.offered.items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Filter by whether a time to the first token was recorded."""
-        return queryset.filter(first_token_ms__isnull=self.value() == "0") if self.value() in ("0", "1") else queryset
+        """Filter by the condition of the value."""
+        value = self.value()
+        return queryset.filter(self.offered[value][1]) if value is not None and value in self.offered else queryset
 
 
-class StatusFilter(IndexedFilter):
+class StreamFilter(OfferedFilter):
+    """Filters by streamed or not: only streams have a time to the first token."""
+
+    title = parameter_name = "stream"
+    offered: ClassVar[Mapping[str, tuple[str, Q]]] = {
+        "1": ("Streams", Q(first_token_ms__isnull=False)),
+        "0": ("Whole answers", Q(first_token_ms__isnull=True)),
+    }
+
+
+class CacheFilter(OfferedFilter):
+    """Filters records by cache outcome; `found` selects those that the hit rate counts as hits."""
+
+    title = parameter_name = "cache"
+    offered: ClassVar[Mapping[str, tuple[str, Q]]] = {
+        "found": ("Hit or coalesced", Q(cache__in=FOUND)),
+        **{value: (str(text), Q(cache=value)) for value, text in RequestRecord.Cache.choices},
+    }
+
+
+class StatusFilter(OfferedFilter, IndexedFilter):
     """Filters records by outcome, or by one HTTP status if the parameter is a number."""
 
     title = "outcome"
     parameter_name = "status"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the outcomes."""
-        return [(name, text) for name, (text, _) in STATUSES.items()]
+    offered: ClassVar[Mapping[str, tuple[str, Q]]] = {
+        "ok": ("Answered (2xx)", OUTCOMES[Outcome.OK]),
+        "limited": ("Over a limit (429)", OUTCOMES[Outcome.LIMITED]),
+        "refused": ("Refused otherwise (4xx)", OUTCOMES[Outcome.INVALID]),
+        "failed": ("Failed (5xx)", OUTCOMES[Outcome.FAILED]),
+    }
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
         """Filter by outcome or by status."""
-        text = self.value() or ""
-        if text not in STATUSES and not SINGLE_STATUS.fullmatch(text):
-            return queryset
-        chosen = STATUSES[text][1] if text in STATUSES else Q(status=int(text))
-        if self.is_indexed():
-            chosen &= Q(status__gte=HTTPStatus.BAD_REQUEST)  # SQLite uses the partial index only with its own condition
-        return queryset.filter(chosen)
+        found = super().queryset(request, queryset)
+        if status := self._status():
+            found = found.filter(status=status)
+        # SQLite uses the partial index only with its own condition.
+        return found.filter(status__gte=HTTPStatus.BAD_REQUEST) if self.is_indexed() else found
 
     def is_indexed(self) -> bool:
         """Return whether an index helps: for failed, limited and single error statuses. Other outcomes are too many."""
+        return self.value() in ("failed", "limited") or self._status() >= HTTPStatus.BAD_REQUEST
+
+    def _status(self) -> int:
+        """Return the status that the value is; 0 if it is none."""
         text = self.value() or ""
-        return text in ("failed", "limited") or (
-            SINGLE_STATUS.fullmatch(text) is not None and int(text) >= HTTPStatus.BAD_REQUEST
-        )
+        return int(text) if re.fullmatch("[1-5][0-9]{2}", text) else 0
 
 
-class CacheFilter(admin.SimpleListFilter):
-    """Filters records by cache outcome; `found` selects those that the hit rate counts as hits."""
+def _column(description: str, text: Callable[[RequestRecord], str]) -> Any:
+    return display(description=description)(lambda _admin, record: text(record))
 
-    title = parameter_name = "cache"
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return each cache outcome, and `found`."""
-        return [(FOUND_NAME, "Hit or coalesced"), *RequestRecord.Cache.choices]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestRecord]) -> QuerySet[RequestRecord]:
-        """Filter by cache outcome."""
-        text = self.value()
-        if text not in (FOUND_NAME, *RequestRecord.Cache.values):
-            return queryset
-        return queryset.filter(cache__in=FOUND if text == FOUND_NAME else [text])
+def _milliseconds(time: float | None) -> str:
+    return "—" if time is None else f"{time:,.0f} ms"
 
 
 @admin.register(RequestRecord)
@@ -249,7 +233,24 @@ class RequestRecordAdmin(KeysetAdmin):
         ),
         ("Ids", {"fields": ("id", "label", "revision")}),
     )
-    readonly_fields = ("when", "latency", "first_token", "account", "key", "flags", *TOLD_FIELDS, *CONTENT_FIELDS)
+    readonly_fields = ("when", "latency", "first_token", "account", "key", "flags", *EXPLAINED_FIELDS, *CONTENT_FIELDS)
+
+    when = _column("when (UTC)", lambda record: f"{record.admitted_at:%Y-%m-%d %H:%M:%S}")
+    account = _column("account", lambda record: _link("account", record.account_id, record.account_name))
+    key = _column("key", lambda record: _link("apikey", record.key_id, record.key_name))
+    tokens = _column("tokens in + out", lambda record: f"{record.input_tokens:,} + {record.output_tokens:,}")
+    latency = _column("latency", lambda record: _milliseconds(record.latency_ms))
+    first_token = _column("first token", lambda record: _milliseconds(record.first_token_ms))
+    attempt_failures = _column("why attempts failed", lambda record: record.failures or "none failed")
+    prompt = _column("prompt", lambda record: _content(record, "prompt"))
+    answer = _column("answer", lambda record: _content(record, "answer"))
+
+    @display(description="cost")
+    def price(self, record: RequestRecord) -> str:
+        """Return the cost in US dollars with six decimals, or `unknown`."""
+        if record.cost is None:
+            return "unknown"
+        return f"${record.cost:.6f}" if record.cost else "—"
 
     def get_fieldsets(self, request: HttpRequest, obj: RequestRecord | None = None) -> Fieldsets:
         """Add prompt and answer for users with the permission to view request contents."""
@@ -309,48 +310,11 @@ class RequestRecordAdmin(KeysetAdmin):
             found |= Q(pk=uuid.UUID(term))
         return queryset.filter(found), False
 
-    @display(description="when (UTC)")
-    def when(self, record: RequestRecord) -> str:
-        """Return the time of admission, to the second."""
-        return f"{record.admitted_at:%Y-%m-%d %H:%M:%S}"
-
     @display(description="outcome", label=STATUS_BADGES)
     def outcome(self, record: RequestRecord) -> tuple[str, str]:
         """Return status and error code, and how many refusals the record stands for."""
         times = f"({record.count:,} times)" if record.count > 1 else ""
         return outcome_of(record.status), " ".join(filter(None, (str(record.status), record.error_code, times)))
-
-    @display(description="account")
-    def account(self, record: RequestRecord) -> SafeString:
-        """Return a link to the account, with the name it had at the time."""
-        return _link("account", record.account_id, record.account_name)
-
-    @display(description="key")
-    def key(self, record: RequestRecord) -> SafeString:
-        """Return a link to the key, with the name it had at the time."""
-        return _link("apikey", record.key_id, record.key_name)
-
-    @display(description="tokens in + out")
-    def tokens(self, record: RequestRecord) -> str:
-        """Return input and output tokens."""
-        return f"{record.input_tokens:,} + {record.output_tokens:,}"
-
-    @display(description="cost")
-    def price(self, record: RequestRecord) -> str:
-        """Return the cost in US dollars with six decimals, or `unknown`."""
-        if record.cost is None:
-            return "unknown"
-        return f"${record.cost:.6f}" if record.cost else "—"
-
-    @display(description="latency")
-    def latency(self, record: RequestRecord) -> str:
-        """Return the latency in ms."""
-        return f"{record.latency_ms:,.0f} ms"
-
-    @display(description="first token")
-    def first_token(self, record: RequestRecord) -> str:
-        """Return the time to the first token of a stream in ms."""
-        return "—" if record.first_token_ms is None else f"{record.first_token_ms:,.0f} ms"
 
     @display(description="why")
     def reason(self, record: RequestRecord) -> SafeString:
@@ -359,12 +323,12 @@ class RequestRecordAdmin(KeysetAdmin):
         if not code:
             return SafeString("—")
         message = MESSAGES.get(code)
-        told = f"{code}: {message}" if message else code
-        if code not in TOLD_TO_CALLERS:
-            return format_html("{}", told)
+        text = f"{code}: {message}" if message else code
+        if code not in PUBLIC_MESSAGES:
+            return format_html("{}", text)
         url = f"{reverse('playground')}#code-{code}"
         advice = '{} <a class="text-primary-600 dark:text-primary-500 underline" href="{}">What to do about it</a>'
-        return format_html(advice, told, url)
+        return format_html(advice, text, url)
 
     @display(description="time by stage")
     def stage_times(self, record: RequestRecord) -> SafeString:
@@ -380,21 +344,6 @@ class RequestRecordAdmin(KeysetAdmin):
             ((name, f"{spent:,.1f}") for name, spent in [*times, ("the rest, a stream's running time included", rest)]),
         )
         return format_html("<table>{}</table>", rows)
-
-    @display(description="why attempts failed")
-    def attempt_failures(self, record: RequestRecord) -> str:
-        """Return why attempts failed, by deployment."""
-        return record.failures or "none failed"
-
-    @display(description="prompt")
-    def prompt(self, record: RequestRecord) -> SafeString:
-        """Return the logged prompt."""
-        return _content(record, "prompt")
-
-    @display(description="answer")
-    def answer(self, record: RequestRecord) -> SafeString:
-        """Return the logged answer."""
-        return _content(record, "answer")
 
     @display(description="remarks")
     def flags(self, record: RequestRecord) -> str:

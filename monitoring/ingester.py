@@ -77,17 +77,33 @@ class Ingester:
         self.client = client or redis_client(settings.REDIS_URL, read_timeout=READ_TIMEOUT)
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
         self._grouped: set[str] = set()
-        self._unfinished: set[str] = set()
+        self._is_unfinished = False  # a round failed: this consumer may hold records that it has not written
         self._reaped_at = float("-inf")
 
     def run_once(self) -> int:
-        """Charge dead reservations, then move what is there; answer how many records were written."""
-        self._reap()
-        filled = self._filled()
-        moved = sum(self._write_left(stream) for stream in filled)
-        waiting = deque(filled)
+        """Charge dead reservations, then move all waiting records; return how many were written."""
+        if time.monotonic() - self._reaped_at >= REAP_INTERVAL:
+            self._reaped_at = time.monotonic()
+            for shard in range(SHARDS):
+                get_limits().reap(shard)
+        streams = [records_stream(shard) for shard in range(SHARDS)]
+        pipeline = self.client.pipeline(transaction=False)
+        for stream in streams:
+            pipeline.xlen(stream)
+        waiting = deque(stream for stream, length in zip(streams, pipeline.execute(), strict=True) if length)
+        has_old, self._is_unfinished = self._is_unfinished, True
+        moved = sum(self._write_left(stream, has_old=has_old) for stream in waiting)
         while waiting:
-            moved += self._write(self._gather(waiting))
+            # A batch takes records of several streams: a transaction for each stream would cost most of the time where
+            # many accounts ask a little each. A stream that may hold more goes to the end of the queue.
+            batch: Batch = {}
+            while waiting and sum(map(len, batch.values())) < BATCH:
+                stream = waiting.popleft()
+                batch[stream] = self._read(stream, ">")
+                if len(batch[stream]) == BATCH:
+                    waiting.append(stream)
+            moved += self._write(batch)
+        self._is_unfinished = False
         return moved
 
     def leave(self) -> None:
@@ -98,69 +114,22 @@ class Ingester:
             if held == []:
                 self._of_group(stream, self.client.xgroup_delconsumer, stream, GROUP, self.name)
 
-    def _reap(self) -> None:
-        if time.monotonic() - self._reaped_at < REAP_INTERVAL:
-            return
-        self._reaped_at = time.monotonic()
-        limits = get_limits()
-        for shard in range(SHARDS):
-            limits.reap(shard)
-
-    def _filled(self) -> list[str]:
-        """List the streams that hold anything, in one round trip: most of the time, none does."""
-        streams = [records_stream(shard) for shard in range(SHARDS)]
-        pipeline = self.client.pipeline(transaction=False)
-        for stream in streams:
-            pipeline.xlen(stream)
-        return [stream for stream, length in zip(streams, pipeline.execute(), strict=True) if length]
-
-    def _write_left(self, stream: str) -> int:
-        """Write the records that this ingester or a dead one left of a stream."""
-        self._join(stream)
-        moved = self._write_unfinished(stream)
+    def _write_left(self, stream: str, *, has_old: bool) -> int:
+        """Write the records of a stream that this ingester (`has_old`) or a dead one has read and not written."""
+        if stream not in self._grouped:
+            try:
+                self.client.xgroup_create(stream, GROUP, id="0")
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+            self._grouped.add(stream)
+        moved, last = 0, "0"
+        while has_old and (entries := self._read(stream, last)):
+            moved += self._write({stream: [(identifier, fields) for identifier, fields in entries if fields]})
+            last = entries[-1][0].decode()
         answer = self._of_group(stream, self.client.xautoclaim, stream, GROUP, self.name, CLAIM_IDLE, count=BATCH)
         taken_over = [(identifier, fields) for identifier, fields in answer[1] if fields] if answer else []
         return moved + self._write({stream: taken_over})
-
-    def _gather(self, waiting: deque[str]) -> Batch:
-        """Read new records of as many streams as make a batch; those that may hold more go to the end of the queue.
-
-        A transaction for each stream would cost most of the time where many accounts ask a little each.
-        """
-        batch: Batch = {}
-        try:
-            while waiting and sum(map(len, batch.values())) < BATCH:
-                stream = waiting.popleft()
-                batch[stream] = self._read(stream, ">")
-                if len(batch[stream]) == BATCH:
-                    waiting.append(stream)
-        except Exception:
-            self._unfinished.update(batch)
-            raise
-        return batch
-
-    def _write_unfinished(self, stream: str) -> int:
-        """Write what this ingester had read when a batch failed: the stream tells it from any entry on."""
-        moved, last = 0, "0"
-        while stream in self._unfinished:
-            entries = self._read(stream, last)
-            if not entries:
-                self._unfinished.discard(stream)
-                break
-            moved += self._write({stream: [(identifier, fields) for identifier, fields in entries if fields]})
-            last = entries[-1][0].decode()
-        return moved
-
-    def _join(self, stream: str) -> None:
-        """Make the consumer group of a stream, where this ingester has not found it to exist before."""
-        if stream in self._grouped:
-            return
-        try:
-            self.client.xgroup_create(stream, GROUP, id="0")
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-        self._grouped.add(stream)
 
     def _read(self, stream: str, after: str) -> list[Entry]:
         """Read a batch: `>` those that nobody has read, an id those behind it that this ingester has not written."""
@@ -181,52 +150,35 @@ class Ingester:
             return None
 
     def _write(self, batch: Batch) -> int:
-        filled = {stream: entries for stream, entries in batch.items() if entries}
-        if not filled:
+        """Write entries; then acknowledge and delete them, and put aside those that are no records."""
+        entries = list(chain.from_iterable(batch.values()))
+        if not entries:
             return 0
+        refused: set[tuple[str, bytes]] = set()
         try:
-            return self._move(filled)
-        except Exception:
-            self._unfinished.update(filled)
-            raise
-
-    def _move(self, batch: Batch) -> int:
-        refused: Batch = {}
-        try:
-            written = _store(chain.from_iterable(batch.values()))
+            written = _store(entries)
         except UNREADABLE:
             written = 0
-            for stream, entries in batch.items():
-                stored, refused[stream] = _store_each(entries)
-                written += stored
-        for stream, entries in batch.items():
-            self._take_off(stream, entries, refused.get(stream, ()))
+            for stream, entry in ((stream, entry) for stream, of_stream in batch.items() for entry in of_stream):
+                try:
+                    written += _store([entry])
+                except UNREADABLE as error:
+                    log.error("record_refused", entry=entry[0].decode(), cause=type(error).__name__)
+                    refused.add((stream, entry[0]))
+        for stream, of_stream in batch.items():
+            if of_stream:
+                identifiers = [identifier for identifier, _ in of_stream]
+                pipeline: Any = self.client.pipeline(transaction=True)
+                for identifier, fields in of_stream:
+                    if (stream, identifier) in refused:
+                        pipeline.xadd(f"{stream}:rejected", fields, maxlen=REJECTED_KEPT)
+                pipeline.xack(stream, GROUP, *identifiers)
+                pipeline.xdel(stream, *identifiers)
+                pipeline.execute()
         return written
-
-    def _take_off(self, stream: str, entries: Sequence[Entry], refused: Sequence[Entry]) -> None:
-        """Acknowledge and delete a batch, and put aside what was refused of it, in one transaction."""
-        identifiers = [identifier for identifier, _ in entries]
-        pipeline: Any = self.client.pipeline(transaction=True)
-        for _, fields in refused:
-            pipeline.xadd(f"{stream}:rejected", fields, maxlen=REJECTED_KEPT)
-        pipeline.xack(stream, GROUP, *identifiers)
-        pipeline.xdel(stream, *identifiers)
-        pipeline.execute()
 
 
 def _store(entries: Iterable[Entry]) -> int:
     records = [decode_record(fields) for _, fields in entries]
     with transaction.atomic():
         return write_records(records)
-
-
-def _store_each(entries: Iterable[Entry]) -> tuple[int, list[Entry]]:
-    """Write entries one by one; return how many were written, and those that are no records."""
-    written, refused = 0, []
-    for entry in entries:
-        try:
-            written += _store([entry])
-        except UNREADABLE as error:
-            log.error("record_refused", entry=entry[0].decode(), cause=type(error).__name__)
-            refused.append(entry)
-    return written, refused

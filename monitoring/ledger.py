@@ -21,6 +21,9 @@ from monitoring.models import Rollup
 AT_ONCE = 1_000
 
 
+Sums = dict[tuple[int, str | None], Amount]
+
+
 def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
     """Return tokens and cost (nano-dollars) of the records of keys, accounts and model budgets in a month.
 
@@ -30,17 +33,13 @@ def months_settled(subjects: Sequence[Subject], month: int) -> dict[Subject, Amo
     for kind, of_one in groupby(sorted(subjects, key=lambda each: each.kind), key=lambda each: each.kind):
         while some := list(islice(of_one, AT_ONCE)):
             owners, models = {each.owner_id for each in some}, {each.model for each in some} - {None}
-            sums = (_sums_of_lineages if kind.startswith("key") else _sums_of_accounts)(owners, models, month)
+            if kind.startswith("key"):
+                sums = _sums_of_lineages(owners, models, month)
+            else:
+                rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY, account_id__in=owners)
+                sums = _sums(rows, "account_id", models, month)
             settled |= {each: sums.get((each.owner_id, each.model), Amount()) for each in some}
     return settled
-
-
-Sums = dict[tuple[int, str | None], Amount]
-
-
-def _sums_of_accounts(identifiers: set[int], models: set[str | None], month: int) -> Sums:
-    rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY, account_id__in=identifiers)
-    return _sums(rows, "account_id", models, month)
 
 
 def _sums_of_lineages(identifiers: set[int], models: set[str | None], month: int) -> Sums:

@@ -203,7 +203,7 @@ class Alert(models.Model):
         INGEST = "ingest", "ingest lag"
         DEPENDENCY = "dependency"
         PRICE = "price", "missing price"
-        BOOKS = "books", "rollups or ledgers"
+        RECONCILIATION = "books", "rollups or ledgers"
         TEST = "test"
 
     kind = models.CharField(max_length=20, choices=Kind.choices)

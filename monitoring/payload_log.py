@@ -148,8 +148,20 @@ class Cut:
 def write_content(entries: Sequence[Entry]) -> None:
     """Write entries; skip records whose content is stored already."""
     lifetime = timedelta(hours=settings.CONTENT_RETENTION_HOURS)
+    rows = [
+        RequestContent(
+            record_id=entry.record_id,
+            account_id=entry.account_id,
+            created_at=entry.created_at,
+            expires_at=entry.created_at + lifetime,
+            prompt=_json(entry.prompt),
+            answer="" if entry.answer is None else _json(entry.answer),
+            is_cut=entry.is_cut,
+        )
+        for entry in entries
+    ]
     with transaction.atomic():
-        RequestContent.objects.bulk_create([_row(entry, lifetime) for entry in entries], ignore_conflicts=True)
+        RequestContent.objects.bulk_create(rows, ignore_conflicts=True)
 
 
 def content_of(record_id: UUID) -> RequestContent | None:
@@ -157,18 +169,6 @@ def content_of(record_id: UUID) -> RequestContent | None:
     now = timezone.now()
     youngest = now - timedelta(hours=settings.CONTENT_RETENTION_HOURS)
     return RequestContent.objects.filter(pk=record_id, expires_at__gt=now, created_at__gt=youngest).first()
-
-
-def _row(entry: Entry, lifetime: timedelta) -> RequestContent:
-    return RequestContent(
-        record_id=entry.record_id,
-        account_id=entry.account_id,
-        created_at=entry.created_at,
-        expires_at=entry.created_at + lifetime,
-        prompt=_json(entry.prompt),
-        answer="" if entry.answer is None else _json(entry.answer),
-        is_cut=entry.is_cut,
-    )
 
 
 def _json(value: Any) -> str:

@@ -29,7 +29,7 @@ from django.db.models import F, Sum
 
 from accounts.audit import audit_event
 from accounts.key_cache import account_subject, key_ledger, model_subject
-from accounts.limits.ledgers import Ledger, LedgerStore
+from accounts.limits.ledgers import LedgerStore
 from accounts.limits.local import wall_clock
 from accounts.limits.records import UsageRecord
 from accounts.limits.types import SECOND, SHARDS, Amount, Subject
@@ -43,7 +43,22 @@ from monitoring.models import RequestRecord, Rollup
 from monitoring.retention import rollup_cutoff
 from monitoring.rollups.periods import EPOCH, HOUR, QUARTER, floor
 
-MICROSECOND = timedelta(microseconds=1)
+#: Waiting records of a shard that are held in memory. If there are more, the ingester has to catch up first.
+MOST = 100_000
+IDS_AT_A_TIME = 2_000
+#: Readings of a ledger, and seconds between them: together longer than it takes to use Redis again (5 s).
+LOOKS, PAUSE = 3, 3.0
+AT_ONCE = 500  # ledgers of a shard
+MENDER = "command:check_rollups"
+#: The ledger of a model budget that is created during a month lacks the calls that were open, or not yet in the
+#: database, when it was seeded. Usage between these offsets from the seeding may be missing.
+AROUND = (-HOUR, timedelta(seconds=2))
+
+Pause = Callable[[float], object]
+
+
+class TooManyWaiting(Exception):
+    """Too many records wait for the ingester to compare them with the ledgers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +68,6 @@ class Holder:
     subject: Subject
     account_id: int
     name: str
-
-
-def ledger_holders() -> list[Holder]:
-    """List all owners of ledgers. The rotations of a key share one ledger, under the name of the last key."""
-    accounts, keys = Account.objects.order_by("pk"), ApiKey.objects.select_related("account").order_by("pk")
-    found = [Holder(account_subject(each), each.pk, f"account {each.name}") for each in accounts.iterator()]
-    found += [Holder(key_ledger(each), each.account_id, _key_name(each)) for each in keys.iterator()]
-    for budget in ModelBudget.objects.select_related("account", "key__account").order_by("pk").iterator():
-        name = _key_name(budget.key) if budget.key else f"account {budget.account}"
-        account_id = budget.key.account_id if budget.key else budget.account_id or 0
-        found.append(Holder(model_subject(budget), account_id, f"{name} for model {budget.model}"))
-    return list({holder.subject.name: holder for holder in found}.values())
-
-
-def ledger_months(begin: datetime, until: datetime) -> list[int]:
-    """List the months (YYYYMM) in a span of time whose ledgers are in use: this and, for late calls, the last."""
-    pruned = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
-    oldest = 0 if pruned is None else int(f"{pruned:%Y%m}")
-    first, last = (int(f"{moment:%Y%m}") for moment in (begin, until - MICROSECOND))
-    present = month_of(wall_clock())
-    return [month for month in (month_of(month_start(present) - 1), present) if max(first, oldest) <= month <= last]
-
-
-def _key_name(key: ApiKey) -> str:
-    return f"key {key.account.name}/{key.name}"
 
 
 class Bounds(NamedTuple):
@@ -109,23 +99,6 @@ class Excess(NamedTuple):
         """Return whether any amount is wrong for certain."""
         return any(bounds.is_wrong for bounds in self)
 
-    @property
-    def is_certain(self) -> bool:
-        """Return whether all differences are known exactly."""
-        return all(bounds.low == bounds.high for bounds in self)
-
-    def lacking(self, most: Amount) -> Excess:
-        """Allow the settled amounts to be too low by `most`."""
-        return self._replace(tokens=self.tokens.lacking(most.tokens), cost=self.cost.lacking(most.cost))
-
-    @classmethod
-    def seen(cls, before: Ledger, after: Ledger, found: Amount) -> Excess:
-        """Compare two readings of a ledger with the records `found` in between."""
-        tokens = sorted((before.settled.tokens - found.tokens, after.settled.tokens - found.tokens))
-        cost = sorted((before.settled.cost - found.cost, after.settled.cost - found.cost))
-        reserved = after.reserved - after.held
-        return cls(Bounds(*tokens), Bounds(*cost), *(Bounds(each, each) for each in (reserved.tokens, reserved.cost)))
-
 
 @dataclass(frozen=True, slots=True)
 class LedgerDifference:
@@ -136,35 +109,121 @@ class LedgerDifference:
     excess: Excess
 
     def __str__(self) -> str:
-        excess = self.excess
-        told = [
-            *_told("was charged", excess.tokens, excess.cost),
-            *_told("has reserved", excess.reserved_tokens, excess.reserved_cost),
-        ]
-        return f"ledger of {self.month}: {self.holder.name} ({self.holder.subject.name}) {', '.join(told)}"
+        parts = []
+        for name, bounds in self.excess._asdict().items():
+            if bounds.is_wrong:
+                amount = bounds.low if bounds.low > 0 else -bounds.high
+                text = f"${dollars(amount)}" if name.endswith("cost") else f"{amount:,} tokens"
+                least = "" if bounds.low == bounds.high else "at least "
+                what = "has reserved" if name.startswith("reserved") else "was charged"
+                parts.append(f"{what} {least}{text} too {'much' if bounds.low > 0 else 'little'}")
+        return f"ledger of {self.month}: {self.holder.name} ({self.holder.subject.name}) {', '.join(parts)}"
 
 
-def _told(what: str, tokens: Bounds, cost: Bounds) -> list[str]:
-    told = []
-    for bounds, is_money in ((tokens, False), (cost, True)):
-        if bounds.is_wrong:
-            amount = bounds.low if bounds.low > 0 else -bounds.high
-            text = f"${dollars(amount)}" if is_money else f"{amount:,} tokens"
-            least = "" if bounds.low == bounds.high else "at least "
-            told.append(f"{what} {least}{text} too {'much' if bounds.low > 0 else 'little'}")
-    return told
+def ledger_months(begin: datetime, until: datetime) -> list[int]:
+    """List the months (YYYYMM) in a span of time whose ledgers are in use: this and, for late calls, the last."""
+    pruned = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
+    first, last = int(f"{max(begin, pruned or begin):%Y%m}"), int(f"{until - timedelta(microseconds=1):%Y%m}")
+    present = month_of(wall_clock())
+    return [month for month in (month_of(month_start(present) - 1), present) if first <= month <= last]
 
 
-#: Waiting records of a shard that are held in memory. If there are more, the ingester has to catch up first.
-MOST = 100_000
-IDS_AT_A_TIME = 2_000
+def ledger_differences(months: Iterable[int], *, pause: Pause = time.sleep) -> Iterator[LedgerDifference]:
+    """Compare the ledgers of some months (YYYYMM) with the records; yield those that are wrong for certain.
 
-#: The owner of a ledger: `key` or `account`, its id, and the model of a model budget (else None).
-Place = tuple[str, int, str | None]
+    Raises redis.RedisError and TooManyWaiting.
+    """
+    holders = _ledger_holders()
+    with closing(LedgerStore(settings.REDIS_URL)) as store:
+        for month in months:
+            suspects = _look(store, month, holders)
+            for _ in range(LOOKS - 1):
+                if suspects:
+                    pause(PAUSE)
+                    suspects = _look(store, month, suspects)
+            for holder, (excess, seeded_at) in suspects.items():
+                allowed = excess
+                if holder.subject.model:
+                    most = _used_around(holder, seeded_at)
+                    tokens, cost = excess.tokens.lacking(most.tokens), excess.cost.lacking(most.cost)
+                    allowed = excess._replace(tokens=tokens, cost=cost)
+                if allowed.is_wrong:
+                    yield LedgerDifference(holder, month, allowed)
 
 
-class TooManyWaiting(Exception):
-    """Too many records wait for the ingester to compare them with the ledgers."""
+def ledgers_mend(differences: Iterable[LedgerDifference]) -> list[LedgerDifference]:
+    """Correct the ledgers whose difference is known exactly, write audit entries, and return them.
+
+    A correction adds the difference, so calls may settle at the same time. Raises redis.RedisError.
+    """
+    certain = [each for each in differences if all(bounds.low == bounds.high for bounds in each.excess)]
+    with closing(LedgerStore(settings.REDIS_URL)) as store:
+        for each in certain:
+            excess, holder = each.excess, each.holder
+            store.correct(
+                holder.account_id % SHARDS,
+                holder.subject,
+                each.month,
+                settled=Amount(-excess.tokens.low, -excess.cost.low),
+                reserved=Amount(-excess.reserved_tokens.low, -excess.reserved_cost.low),
+            )
+            audit_event(actor=MENDER, action="corrected", kind="ledger", details={"difference": str(each)})
+    return certain
+
+
+def _ledger_holders() -> list[Holder]:
+    """List all owners of ledgers. The rotations of a key share one ledger, under the name of the last key."""
+    found = [Holder(account_subject(each), each.pk, f"account {each.name}") for each in Account.objects.order_by("pk")]
+    keys = ApiKey.objects.select_related("account").order_by("pk").iterator()
+    found += [Holder(key_ledger(key), key.account_id, _key_name(key)) for key in keys]
+    for budget in ModelBudget.objects.select_related("account", "key__account").order_by("pk").iterator():
+        name = _key_name(budget.key) if budget.key else f"account {budget.account}"
+        account_id = budget.key.account_id if budget.key else budget.account_id or 0
+        found.append(Holder(model_subject(budget), account_id, f"{name} for model {budget.model}"))
+    return list({holder.subject.name: holder for holder in found}.values())
+
+
+def _key_name(key: ApiKey) -> str:
+    return f"key {key.account.name}/{key.name}"
+
+
+def _look(store: LedgerStore, month: int, holders: Iterable[Holder]) -> dict[Holder, tuple[Excess, int]]:
+    """Return the ledgers that are wrong for certain: how much each is too high, and when it was seeded (µs).
+
+    Skip those that are seeded meanwhile: they hold what the database says.
+    """
+    by_shard: dict[int, list[Holder]] = defaultdict(list)
+    for holder in holders:
+        by_shard[holder.account_id % SHARDS].append(holder)
+    parts = (
+        (shard, of_shard[start : start + AT_ONCE])
+        for shard, of_shard in by_shard.items()
+        for start in range(0, len(of_shard), AT_ONCE)
+    )
+    wrong = {}
+    for shard, some in parts:
+        before = store.read(shard, [holder.subject for holder in some], month)
+        if not before:
+            continue
+        uses = newest_uses(store.waiting(shard), month)
+        with repeatable_read():
+            written, waiting = months_settled(list(before), month), unwritten(uses)
+        after = store.read(shard, list(before), month)
+        for holder in some:
+            was, now = before.get(holder.subject), after.get(holder.subject)
+            if was is not None and now is not None and was.seeded_at == now.seeded_at:
+                owner = holder.subject.kind.partition("_")[0], holder.subject.owner_id, holder.subject.model
+                found = written[holder.subject] + waiting.get(owner, Amount())
+                first, last, reserved = was.settled - found, now.settled - found, now.reserved - now.held
+                excess = Excess(
+                    Bounds(*sorted((first.tokens, last.tokens))),
+                    Bounds(*sorted((first.cost, last.cost))),
+                    Bounds(reserved.tokens, reserved.tokens),
+                    Bounds(reserved.cost, reserved.cost),
+                )
+                if excess.is_wrong:
+                    wrong[holder] = excess, now.seeded_at
+    return wrong
 
 
 class Use(NamedTuple):
@@ -178,11 +237,8 @@ class Use(NamedTuple):
 
 
 Uses = dict[UUID, Use]
-
-
-def place_of(subject: Subject) -> Place:
-    """Return the place of a subject's ledger."""
-    return subject.kind.partition("_")[0], subject.owner_id, subject.model
+#: The owner of a ledger: `key` or `account`, its id, and the model of a model budget (else None).
+Owner = tuple[str, int, str | None]
 
 
 def newest_uses(records: Iterable[UsageRecord], month: int) -> Uses:
@@ -204,16 +260,19 @@ def newest_uses(records: Iterable[UsageRecord], month: int) -> Uses:
     return uses
 
 
-def unwritten(uses: Uses) -> dict[Place, Amount]:
-    """Return what uses will add to the records in the database, by place; uses that are there already add nothing."""
+def unwritten(uses: Uses) -> dict[Owner, Amount]:
+    """Return what uses will add to the records in the database, by owner; uses that are there already add nothing."""
     changes = dict(uses)
     replaced: list[Use] = []
-    for identifier, written in _written(uses):
-        if written.revision < uses[identifier].revision:
-            replaced.append(written._replace(amount=Amount() - written.amount))
-        else:
-            del changes[identifier]
-    sums: dict[Place, Amount] = defaultdict(Amount)
+    identifiers = iter(uses)
+    while some := list(islice(identifiers, IDS_AT_A_TIME)):
+        for row in RequestRecord.objects.filter(pk__in=some).order_by():
+            if row.revision < uses[row.pk].revision:
+                amount = Amount(-row.input_tokens - row.output_tokens, -nano(row.cost or Decimal(0)))
+                replaced.append(Use(row.revision, row.account_id, row.key_id, row.model, amount))
+            else:
+                del changes[row.pk]
+    sums: dict[Owner, Amount] = defaultdict(Amount)
     every = [*changes.values(), *replaced]
     keys = ApiKey.objects.filter(pk__in={use.key_id for use in every})
     makers = api_key_makers(keys)
@@ -225,104 +284,6 @@ def unwritten(uses: Uses) -> dict[Place, Amount]:
             for first in counted.get(use.key_id, [use.key_id]):
                 sums["key", first, model] += use.amount
     return sums
-
-
-def _written(uses: Uses) -> Iterable[tuple[UUID, Use]]:
-    """Read the records in the database that have these ids."""
-    identifiers = iter(uses)
-    while some := list(islice(identifiers, IDS_AT_A_TIME)):
-        for row in RequestRecord.objects.filter(pk__in=some).order_by():
-            amount = Amount(row.input_tokens + row.output_tokens, nano(row.cost or Decimal(0)))
-            yield row.pk, Use(row.revision, row.account_id, row.key_id, row.model, amount)
-
-
-#: Readings of a ledger, and seconds between them: together longer than it takes to use Redis again (5 s).
-LOOKS, PAUSE = 3, 3.0
-AT_ONCE = 500  # ledgers of a shard
-MENDER = "command:check_rollups"
-#: The ledger of a model budget that is created during a month lacks the calls that were open, or not yet in the
-#: database, when it was seeded. Usage between these offsets from the seeding may be missing.
-AROUND = (-HOUR, timedelta(seconds=2))
-
-Pause = Callable[[float], object]
-#: By owner: how much its ledger is too high, and when it was seeded (µs).
-Looked = dict[Holder, tuple[Excess, int]]
-
-
-def ledger_differences(months: Iterable[int], *, pause: Pause = time.sleep) -> Iterator[LedgerDifference]:
-    """Compare the ledgers of some months (YYYYMM) with the records; yield those that are wrong for certain.
-
-    Raises redis.RedisError and TooManyWaiting.
-    """
-    holders = ledger_holders()
-    with closing(LedgerStore(settings.REDIS_URL)) as store:
-        for month in months:
-            yield from _differences(store, month, holders, pause)
-
-
-def ledgers_mend(differences: Iterable[LedgerDifference]) -> list[LedgerDifference]:
-    """Correct the ledgers whose difference is known exactly, write audit entries, and return them.
-
-    A correction adds the difference, so calls may settle at the same time. Raises redis.RedisError.
-    """
-    certain = [each for each in differences if each.excess.is_certain]
-    with closing(LedgerStore(settings.REDIS_URL)) as store:
-        for each in certain:
-            excess, holder = each.excess, each.holder
-            store.correct(
-                holder.account_id % SHARDS,
-                holder.subject,
-                each.month,
-                settled=Amount(-excess.tokens.low, -excess.cost.low),
-                reserved=Amount(-excess.reserved_tokens.low, -excess.reserved_cost.low),
-            )
-            audit_event(actor=MENDER, action="corrected", kind="ledger", details={"difference": str(each)})
-    return certain
-
-
-def _differences(store: LedgerStore, month: int, holders: Iterable[Holder], pause: Pause) -> Iterator[LedgerDifference]:
-    suspects = _look(store, month, holders)
-    for _ in range(LOOKS - 1):
-        if not suspects:
-            return
-        pause(PAUSE)
-        suspects = _look(store, month, suspects)
-    for holder, (excess, seeded_at) in suspects.items():
-        allowed = excess.lacking(_used_around(holder, seeded_at)) if holder.subject.model else excess
-        if allowed.is_wrong:
-            yield LedgerDifference(holder, month, allowed)
-
-
-def _look(store: LedgerStore, month: int, holders: Iterable[Holder]) -> Looked:
-    """Return the ledgers that are wrong for certain."""
-    by_shard: dict[int, list[Holder]] = defaultdict(list)
-    for holder in holders:
-        by_shard[holder.account_id % SHARDS].append(holder)
-    looked: Looked = {}
-    for shard, its in by_shard.items():
-        for start in range(0, len(its), AT_ONCE):
-            looked |= _look_at_some(store, month, shard, its[start : start + AT_ONCE])
-    return looked
-
-
-def _look_at_some(store: LedgerStore, month: int, shard: int, holders: list[Holder]) -> Looked:
-    """Compare ledgers of one shard. Skip those seeded in between: they hold what the database says."""
-    before = store.read(shard, [holder.subject for holder in holders], month)
-    if not before:
-        return {}
-    uses = newest_uses(store.waiting(shard), month)
-    with repeatable_read():
-        written, waiting = months_settled(list(before), month), unwritten(uses)
-    after = store.read(shard, list(before), month)
-    looked = {}
-    for holder in holders:
-        was, now = before.get(holder.subject), after.get(holder.subject)
-        if was is not None and now is not None and was.seeded_at == now.seeded_at:
-            found = written[holder.subject] + waiting.get(place_of(holder.subject), Amount())
-            excess = Excess.seen(was, now, found)
-            if excess.is_wrong:
-                looked[holder] = excess, now.seeded_at
-    return looked
 
 
 def _used_around(holder: Holder, seeded_at: int) -> Amount:

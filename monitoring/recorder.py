@@ -6,7 +6,7 @@ replaced record, read under a lock, is subtracted; a record that was stored alre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from operator import attrgetter
@@ -40,32 +40,27 @@ def write_records(records: Sequence[UsageRecord]) -> int:
 
     Idempotent: a record that is stored already changes nothing; one with a higher revision replaces it.
     """
-    rows = {row.id: row for row in map(as_row, newest_revisions(records))}
-    if rows:
-        with transaction.atomic():
-            # In order of ids, so that two writers of the same records don't deadlock.
-            inserted = _insert([rows[identifier] for identifier in sorted(rows)])
-            changes = [Change(None, rows[identifier]) for identifier in inserted]
-            rollups_apply(changes + _replace({pk: row for pk, row in rows.items() if pk not in inserted}))
-    return len(rows)
-
-
-def _replace(rows: Mapping[UUID, RequestRecord]) -> list[Change]:
-    """Replace the stored rows of lower revision."""
+    newest: dict[str, UsageRecord] = {}  # by id: one statement can't write a row twice
+    for record in records:
+        if record.id not in newest or newest[record.id].revision < record.revision:
+            newest[record.id] = record
+    rows = {row.id: row for row in map(as_row, newest.values())}
     if not rows:
-        return []
-    known = RequestRecord.objects.select_for_update().filter(pk__in=list(rows)).order_by("pk")
-    changes = [Change(old, rows[old.pk]) for old in known if old.revision < rows[old.pk].revision]
-    for change in changes:
-        change.new.save(force_update=True)
-    return changes
-
-
-def _insert(rows: Sequence[RequestRecord]) -> set[UUID]:
-    """Insert the rows whose ids are new, and return these ids."""
-    with connection.cursor() as cursor:
-        found = insert_lines(cursor, _TABLE, _COLUMNS, [_line(row) for row in rows], _UNLESS_KNOWN)
-    return {pk if isinstance(pk, UUID) else UUID(pk) for (pk,) in found}
+        return 0
+    with transaction.atomic(), connection.cursor() as cursor:
+        # In order of ids, so that two writers of the same records don't deadlock.
+        lines = [_line(rows[identifier]) for identifier in sorted(rows)]
+        found = insert_lines(cursor, _TABLE, _COLUMNS, lines, _UNLESS_KNOWN)
+        inserted = {pk if isinstance(pk, UUID) else UUID(pk) for (pk,) in found}
+        changes = [Change(None, rows[identifier]) for identifier in inserted]
+        if older := [identifier for identifier in rows if identifier not in inserted]:
+            known = RequestRecord.objects.select_for_update().filter(pk__in=older).order_by("pk")
+            for stored in known:
+                if stored.revision < rows[stored.pk].revision:
+                    rows[stored.pk].save(force_update=True)
+                    changes.append(Change(stored, rows[stored.pk]))
+        rollups_apply(changes)
+    return len(rows)
 
 
 def _line(row: RequestRecord) -> tuple[Any, ...]:
@@ -89,13 +84,3 @@ def as_row(record: UsageRecord) -> RequestRecord:
         "failures": record.failures[:500],
     }
     return RequestRecord(**values)
-
-
-def newest_revisions(records: Iterable[UsageRecord]) -> list[UsageRecord]:
-    """Return the record of highest revision for each id: one statement can't write a row twice."""
-    newest: dict[str, UsageRecord] = {}
-    for record in records:
-        known = newest.get(record.id)
-        if known is None or known.revision < record.revision:
-            newest[record.id] = record
-    return list(newest.values())

@@ -93,9 +93,9 @@ def record_cutoff(days: float, *, now: datetime | None = None) -> Cutoff:
 
     Raises redis.RedisError: without knowing which records wait for the ingester, nothing may be deleted.
     """
-    moment = now or timezone.now()
-    wanted = moment - timedelta(days=days)
-    return Cutoff(min(wanted, moment - REPLACEABLE - timedelta(seconds=ingest_backlog().seconds)), wanted)
+    now = now or timezone.now()
+    wanted = now - timedelta(days=days)
+    return Cutoff(min(wanted, now - REPLACEABLE - timedelta(seconds=ingest_backlog().seconds)), wanted)
 
 
 def old_records(cutoff: datetime) -> QuerySet[RequestRecord]:
@@ -124,9 +124,9 @@ def prune_records(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
     return done
 
 
-def has_earlier_rollups(moment: datetime) -> bool:
+def has_earlier_rollups(at: datetime) -> bool:
     """Return whether there are rollups of days (UTC) before that of a datetime."""
-    return Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY, start__lt=floor(moment, DAY)).exists()
+    return Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY, start__lt=floor(at, DAY)).exists()
 
 
 def pruned_before() -> datetime | None:
@@ -152,13 +152,10 @@ def rollup_cutoff(days: int, *, now: datetime | None = None) -> datetime | None:
 
 def prune_rollups(cutoff: datetime, *, wait: Callable[[float], bool]) -> Pruned:
     """Delete the rollups before `cutoff`, in small steps."""
-    total = Pruned()
+    done = Pruned()
     for grain in Rollup.Grain:
-        old = Rollup.objects.filter(grain=grain, start__lt=minute_of(cutoff))
-        done = prune(old, "start", wait, total)
-        if done.was_stopped:
-            break
-    return total
+        prune(Rollup.objects.filter(grain=grain, start__lt=minute_of(cutoff)), "start", wait, done)
+    return done
 
 
 def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
@@ -171,19 +168,19 @@ def prune_content(*, wait: Callable[[float], bool]) -> Pruned:
 
 def prune_idempotent_answers(*, wait: Callable[[float], bool]) -> Pruned:
     """Delete expired claims on Idempotency-Keys and the answers stored under them."""
-    old = IdempotentAnswer.objects.filter(expires_at__lte=timezone.now())
-    return prune(old, "expires_at", wait)
+    return prune(IdempotentAnswer.objects.filter(expires_at__lte=timezone.now()), "expires_at", wait)
 
 
 def prune_by_settings(*, wait: Callable[[float], bool]) -> int:
     """Delete everything that the retention settings allow; log the numbers of rows and return their sum."""
-    content = prune_content(wait=wait)
-    answers = prune_idempotent_answers(wait=wait)
     days = settings.LOG_RETENTION_DAYS
-    records = prune_records(record_cutoff(days).at, wait=wait) if days else Pruned()
-    cutoff = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
-    rollups = prune_rollups(cutoff, wait=wait) if cutoff else Pruned()
-    pruned = {"records": records, "contents": content, "idempotent_answers": answers, "rollups": rollups}
+    pruned = {
+        "contents": prune_content(wait=wait),
+        "idempotent_answers": prune_idempotent_answers(wait=wait),
+        "records": prune_records(record_cutoff(days).at, wait=wait) if days else Pruned(),
+    }
+    cutoff = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)  # it depends on which records are left
+    pruned["rollups"] = prune_rollups(cutoff, wait=wait) if cutoff else Pruned()
     if any(each.rows for each in pruned.values()):
         longest = max(each.longest for each in pruned.values())
         log.info("pruned", **{name: each.rows for name, each in pruned.items()}, longest_ms=round(longest * 1000))

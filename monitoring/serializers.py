@@ -123,16 +123,16 @@ USAGE_PARAMETERS = [
 def _moment(name: str, text: str, zone: tzinfo) -> datetime:
     """Parse a date or date-time; it is in the zone unless it has an offset."""
     try:
-        moment = parse_datetime(text, zone)
+        at = parse_datetime(text, zone)
     except ValueError as error:
         raise serializers.ValidationError(
             {name: "Write a date or date-time: 2026-11-24, 2026-11-24T15:00Z."}
         ) from error
-    if not EPOCH <= moment < LATEST:
+    if not EPOCH <= at < LATEST:
         raise serializers.ValidationError({name: "Too far from the present."})
-    if moment != datetime_of(floor(moment, QUARTER)):
+    if at != datetime_of(floor(at, QUARTER)):
         raise serializers.ValidationError({name: "Usage is kept by the quarter hour: give a whole one, such as 15:45."})
-    return moment
+    return at
 
 
 class StatsAnswer(serializers.Serializer[Any]):
@@ -228,30 +228,11 @@ class RecordAnswer(serializers.ModelSerializer[RequestRecord]):
 
     class Meta:
         model = RequestRecord
-        fields = [
-            "id",
-            "label",
-            "admitted_at",
-            "key",
-            "endpoint",
-            "model",
-            "status",
-            "error_code",
-            "cache",
-            "input_tokens",
-            "cached_tokens",
-            "output_tokens",
-            "cost",
-            "saved_cost",
-            "usage_source",
-            "is_partial",
-            "is_overrun",
-            "latency_ms",
-            "first_token_ms",
-            "attempts",
-            "count",
+        fields = read_only_fields = [
+            *("id", "label", "admitted_at", "key", "endpoint", "model", "status", "error_code", "cache"),
+            *("input_tokens", "cached_tokens", "output_tokens", "cost", "saved_cost", "usage_source"),
+            *("is_partial", "is_overrun", "latency_ms", "first_token_ms", "attempts", "count"),
         ]
-        read_only_fields = fields
 
 
 class ServiceAnswer(serializers.Serializer[Any]):

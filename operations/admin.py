@@ -23,10 +23,10 @@ STATE_BADGES = {"firing": "danger", "resolved": "success"}
 class AlertAdmin(KeysetAdmin):
     """Incidents, newest first, read-only."""
 
-    list_display = ("began", "state", "kind", "title", "told")
+    list_display = ("began", "state", "kind", "title", "sent_to")
     list_filter = ("kind",)
     time_column = "began_at"
-    fields = readonly_fields = ("state", "kind", "title", "text", "began", "ended", "told", "subject")
+    fields = readonly_fields = ("state", "kind", "title", "text", "began", "ended", "sent_to", "subject")
     actions_list = ("test",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Alert]:
@@ -39,16 +39,16 @@ class AlertAdmin(KeysetAdmin):
         """Ask for confirmation, then send a test alert to all recipients."""
         back = reverse("admin:monitoring_alert_changelist")
         if not is_confirmed(request):
-            told = "All recipients in ALERT_WEBHOOK_URL and ALERT_EMAILS get an alert that says it is a test."
+            consequence = "All recipients in ALERT_WEBHOOK_URL and ALERT_EMAILS get an alert that says it is a test."
             question = Confirmation(
-                "Send a test alert?", [told], "Send test alert", is_dangerous=False, cancel_url=back
+                "Send a test alert?", [consequence], "Send test alert", is_dangerous=False, cancel_url=back
             )
             return ask(self, request, question)
         deliveries = send_test_alert()
         audit_event(actor=actor_of(request), action="tested", kind="alert", details={"ways": len(deliveries)})
         for delivery in deliveries:
-            tell = messages.error if delivery.failure else messages.success
-            tell(request, f"{delivery}: {delivery.failure or 'sent'}.")
+            show = messages.error if delivery.failure else messages.success
+            show(request, f"{delivery}: {delivery.failure or 'sent'}.")
         if not deliveries:
             messages.warning(request, "There is no recipient: set ALERT_WEBHOOK_URL, or EMAIL_URL and ALERT_EMAILS.")
         return HttpResponseRedirect(back)
@@ -75,7 +75,7 @@ class AlertAdmin(KeysetAdmin):
         return "resolved" if alert.ended_at else "firing"
 
     @display(description="sent to")
-    def told(self, alert: Alert) -> SafeString | str:
+    def sent_to(self, alert: Alert) -> SafeString | str:
         """Return a line for each delivery: its recipient, and when it was sent or what failed."""
         lines = []
         for delivery in alert.deliveries.all():

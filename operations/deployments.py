@@ -58,12 +58,7 @@ WORSE_AND_WORSE = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPE
 
 
 def deployment_states() -> list[DeploymentState]:
-    """List all deployments: troubled ones first, then those without a price, disabled ones last."""
-    return sorted(_states(), key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
-
-
-def _states() -> list[DeploymentState]:
-    """List all deployments with what any process knows of them.
+    """List all deployments: troubled ones first, then those without a price, disabled ones last.
 
     A deployment whose address can't be reached counts as open, one that failed and was not called since as half-open.
     """
@@ -92,7 +87,7 @@ def _states() -> list[DeploymentState]:
                 is_priced=each.pk not in unpriced,
             )
         )
-    return states
+    return sorted(states, key=lambda state: (not state.is_troubled, state.is_priced, not state.is_enabled))
 
 
 def _readings() -> dict[int, BreakerReading]:

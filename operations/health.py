@@ -1,8 +1,8 @@
 """Health checks by name, and the health and readiness of the service.
 
-A check returns OK, DEGRADED or AWAY, or raises Unwell with a reason that is shown to anybody. The text of any other
-exception is not shown; its type is logged. The service is unhealthy, and not ready, only if every call gets 503: if the
-database is away, or a store that each call writes to takes no writes. Anything else that is away makes it degraded.
+A check returns a Finding. The text of an exception that it raises is not shown; its type is logged. The service is
+unhealthy, and not ready, only if every call gets 503: if the database is away, or a store that each call writes to
+takes no writes. Anything else that is away makes it degraded.
 
 The check `llm` asks the default model's provider for its list of models, which costs no tokens.
 """
@@ -45,23 +45,16 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of a check, and the reason if one is known."""
+    """The result of a check, and the reason if one is known: a sentence without addresses and names, for anybody."""
 
     health: Health
     reason: str = ""
 
 
-class Unwell(Exception):
-    """A check failed. The reason is public: a sentence without addresses and names."""
-
-    def __init__(self, health: Health, reason: str) -> None:
-        super().__init__(reason)
-        self.finding = Finding(health, reason)
-
-
 #: Checks of what every call needs.
 VITAL = ("database", "limits")
-Check = Callable[[], Health]
+Check = Callable[[], Finding]
+HEALTHY = Finding(Health.OK)
 
 
 def check_each() -> dict[str, Finding]:
@@ -72,7 +65,7 @@ def check_each() -> dict[str, Finding]:
 def health_report() -> dict[str, Any]:
     """Run all checks; return `{status, checks, response_time_ms}`, and `reasons` if any are known."""
     began = time.perf_counter()
-    results = {"api": Finding(Health.OK)} | check_each()
+    results = {"api": HEALTHY} | check_each()
     status = Health.OK if all(found.health is Health.OK for found in results.values()) else Health.DEGRADED
     if any(results[name].health is Health.AWAY for name in VITAL):
         status = Health.AWAY
@@ -91,7 +84,7 @@ def readiness() -> Health:
     return Health.AWAY if is_away else Health.OK
 
 
-def database_health() -> Health:
+def database_health() -> Finding:
     """Read from the database and write to it. If it does not answer, note the outage so that other checks don't wait.
 
     If it can't be written to, it is only degraded: calls are answered, and their records wait in Redis.
@@ -109,11 +102,10 @@ def database_health() -> Health:
         log.warning("database_not_written", cause=str(error))
         is_written = False
     if is_written:
-        return Health.OK
+        return HEALTHY
     refusal = "The database takes no writes: its disk is full, or it is read-only."
-    raise Unwell(
-        Health.DEGRADED, f"{refusal} Records wait in the state store, and nothing can be changed until it does."
-    )
+    consequence = "Records wait in the state store, and nothing can be changed until it does."
+    return Finding(Health.DEGRADED, f"{refusal} {consequence}")
 
 
 def _write_to_sqlite() -> bool:
@@ -143,39 +135,37 @@ def _write_to_postgres() -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def cache_health() -> Health:
+def cache_health() -> Finding:
     """Write to the answer cache and read it back."""
     cache = caches[settings.ANSWER_CACHE]
     cache.set("health", "ok", 10)
-    return Health.OK if cache.get("health") == "ok" else Health.AWAY
+    return HEALTHY if cache.get("health") == "ok" else Finding(Health.AWAY)
 
 
-def limits_health() -> Health:
+def limits_health() -> Finding:
     """Check that the state store answers and can be written to."""
     limits = get_limits()
     limits.now()
     if limits.is_degraded:
-        raise Unwell(
+        return Finding(
             Health.DEGRADED, "The state store is away: rates are kept per process, and calls under a budget get 503."
         )
     refusal = write_refusal()
-    if refusal is not None:
-        health = Health.AWAY if refusal.is_everywhere else Health.DEGRADED
-        raise Unwell(health, f"The state store takes no writes: {refusal.cause}. New calls get 503 until it does.")
-    return Health.OK
+    if refusal is None:
+        return HEALTHY
+    health = Health.AWAY if refusal.is_everywhere else Health.DEGRADED
+    return Finding(health, f"The state store takes no writes: {refusal.cause}. New calls get 503 until it does.")
 
 
-def ingest_health() -> Health:
+def ingest_health() -> Finding:
     """Return DEGRADED if records wait for the ingester longer than LAG_SECONDS."""
-    return Health.DEGRADED if ingest_backlog().seconds > LAG_SECONDS else Health.OK
+    return Finding(Health.DEGRADED) if ingest_backlog().seconds > LAG_SECONDS else HEALTHY
 
 
 def probe(name: str, check: Check) -> Finding:
-    """Run one check. Any exception other than Unwell means AWAY."""
+    """Run one check. Any exception means AWAY."""
     try:
-        return Finding(check())
-    except Unwell as unwell:
-        return unwell.finding
+        return check()
     except Exception as error:  # noqa: BLE001  # drivers raise errors of many types; the type is logged
         log.warning("health_check_failed", check=name, cause=type(error).__name__)
         return Finding(Health.AWAY)
@@ -192,12 +182,11 @@ reachable_routes: TtlCache[Route, bool] = TtlCache(
 )
 
 
-def llm_health() -> Health:
+def llm_health() -> Finding:
     """Return whether the provider of the default model can be reached."""
     model = catalog.default()
-    if model is None or not model.routes:
-        return Health.AWAY
-    return Health.OK if reachable_routes.get(model.routes[0]) else Health.AWAY
+    is_reached = model is not None and bool(model.routes) and reachable_routes.get(model.routes[0])
+    return HEALTHY if is_reached else Finding(Health.AWAY)
 
 
 #: The checks of GET /health by name; alerts use the same ones.

@@ -54,19 +54,18 @@ def metrics_text(accept: str) -> tuple[bytes, str]:
     """Return all metrics in the format that an Accept header asks for, and the content type."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry()
-    registry.register(WorkerCollector())
-    registry.register(LiveCollector())
+    registry.register(ServerCollector())
     return encode(registry), content_type
 
 
 def metric_names() -> list[str]:
     """List the names of all metrics as alert rules use them: counters end in `_total`."""
-    families = [*metrics.REGISTRY.collect(), *LiveCollector().collect()]
+    families = [*metrics.REGISTRY.collect(), *measured_now()]
     return sorted(f"{each.name}_total" if each.type == "counter" else each.name for each in families)
 
 
-class WorkerCollector(Collector):
-    """Collects the metrics of the workers, including those without a series yet."""
+class ServerCollector(Collector):
+    """Collects the metrics of all workers, including those without a series yet, and what is measured now."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics in the order of their definition."""
@@ -81,27 +80,21 @@ class WorkerCollector(Collector):
                     present = set(deployment_names())
                     metric.samples = [each for each in metric.samples if each.labels["deployment"] in present]
             yield metric
+        yield from measured_now()
 
 
-class LiveCollector(Collector):
-    """Collects what is measured at each scrape: the queue of records, and information about the build."""
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; those of the queue have no value while Redis is away."""
-        try:
-            backlog = ingest_backlog()
-        except RedisError as error:
-            log.warning("backlog_not_read", cause=type(error).__name__)
-            backlog = None
-        yield GaugeMetricFamily("aiapi_state_store_up", "Whether the state store answers.", int(backlog is not None))
-        yield GaugeMetricFamily(
-            "aiapi_ingest_lag_seconds",
-            "Seconds that the oldest record has waited to be ingested.",
-            backlog.seconds if backlog else None,
-        )
-        yield GaugeMetricFamily(
-            "aiapi_ingest_queue_records", "Records that wait to be ingested.", backlog.records if backlog else None
-        )
-        build = GaugeMetricFamily("aiapi_build_info", "What is running.", labels=["version", "python", "django"])
-        build.add_metric([settings.VERSION, platform.python_version(), django.get_version()], 1)
-        yield build
+def measured_now() -> Iterator[Metric]:
+    """Yield what is measured at each scrape: the queue of records (no value while Redis is away), and the build."""
+    try:
+        backlog = ingest_backlog()
+    except RedisError as error:
+        log.warning("backlog_not_read", cause=type(error).__name__)
+        backlog = None
+    seconds, records = (backlog.seconds, backlog.records) if backlog else (None, None)
+    waited = "Seconds that the oldest record has waited to be ingested."
+    yield GaugeMetricFamily("aiapi_state_store_up", "Whether the state store answers.", int(backlog is not None))
+    yield GaugeMetricFamily("aiapi_ingest_lag_seconds", waited, seconds)
+    yield GaugeMetricFamily("aiapi_ingest_queue_records", "Records that wait to be ingested.", records)
+    build = GaugeMetricFamily("aiapi_build_info", "What is running.", labels=["version", "python", "django"])
+    build.add_metric([settings.VERSION, platform.python_version(), django.get_version()], 1)
+    yield build

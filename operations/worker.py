@@ -44,8 +44,6 @@ CHECK_AT, CHECK_AGAIN_SECONDS = (3, 17), 3600.0
 TICK = 1.0
 #: Seconds for a round of alerts and a step of pruning to finish after a stop.
 STOP_SECONDS = 5.0
-#: The parts of a round, in this order: the alerts then include the result of the check.
-PARTS = ("ingest", "check", "watch", "prune")
 
 
 @dataclass(slots=True)
@@ -58,7 +56,10 @@ class Round:
     leads: bool | None = None  # None before the first round
 
     def run(self) -> tuple[int, int]:
-        """Make a round; return how many incidents began and how many deliveries succeeded."""
+        """Make a round; return how many incidents began and how many deliveries succeeded.
+
+        If a source of conditions fails, no incident ends, and its error is raised afterwards.
+        """
         try:
             leads = self.lock.take()
         except Exception:
@@ -70,8 +71,14 @@ class Round:
             if not leads:
                 self.reconciliation.forget()
         self.leads = leads
+        began = 0
         try:
-            began = self._incidents() if leads else 0
+            if leads:
+                conditions, failure = self._conditions()
+                with transaction.atomic():  # the conditions are slow at times: another process may lead by now
+                    began = incidents_update(conditions, ends=failure is None) if self.lock.is_mine() else 0
+                if failure is not None:
+                    raise failure
         except Exception:
             self.lock.give_back()  # another may see more
             raise
@@ -79,21 +86,17 @@ class Round:
             sent = deliveries_send()
         return began, sent
 
-    def _incidents(self) -> int:
-        """Begin and end incidents. If a source of conditions fails, none ends, and its error is raised afterwards."""
+    def _conditions(self) -> tuple[list[Condition], Exception | None]:
+        """Return the conditions of all sources that work, and the last error of one that does not."""
         watched = (budgets_used, error_rate, self.health, failing_deployments, missing_prices, self.reconciliation)
         conditions: list[Condition] = []
         failure = None
         for source in watched:
             try:
                 conditions += source()
-            except Exception as error:  # noqa: BLE001  (of any kind; raised below)
+            except Exception as error:  # noqa: BLE001  (of any kind; the caller raises it)
                 failure = error
-        with transaction.atomic():  # the conditions are slow at times: another process may lead by now
-            began = incidents_update(conditions, ends=failure is None) if self.lock.is_mine() else 0
-        if failure is not None:
-            raise failure
-        return began
+        return conditions, failure
 
 
 class Worker:
@@ -155,33 +158,3 @@ def next_night(now: datetime) -> datetime:
     hour, minute = CHECK_AT
     tonight = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
     return tonight if tonight > now else tonight + timedelta(days=1)
-
-
-class SingleRound:
-    """One round of each part, for cron; each returns a sentence about its result."""
-
-    def __init__(self) -> None:
-        self.round = Round(HealthWatch(bad_rounds=1, good_rounds=1))
-
-    def ingest(self) -> str:
-        """Move the waiting records."""
-        ingester = Ingester()
-        written = ingester.run_once()
-        ingester.leave()
-        return f"Ingested {written:,} records."
-
-    def check(self) -> str:
-        """Compare rollups, ledgers and log."""
-        self.round.reconciliation.check()
-        return self.round.reconciliation.wrong or "The rollups and the ledgers agree with the log."
-
-    def watch(self) -> str:
-        """Check all conditions and send alerts, unless another worker leads."""
-        began, sent = self.round.run()
-        self.round.lock.give_back()
-        others = "" if self.round.leads else "Another worker leads. "
-        return f"{others}{began} alerts began, {sent} deliveries arrived."
-
-    def prune(self) -> str:
-        """Delete what the retention settings allow."""
-        return f"Pruned {prune_by_settings(wait=threading.Event().wait):,} rows."

@@ -30,6 +30,6 @@ for one another anyway, because every batch changes the platform's rows of this 
 deadlock, and nothing can change a row between its reading and its writing.
 
 `store` computes what a record adds to which rows and writes it, `histograms` and `periods` are its units, `queries`
-reads rollups and returns `figures`, `parameters` validates the parameters of GET /usage, `log` adds up the log itself,
-and `verify` compares rollups with the log or rebuilds them from it.
+reads rollups and returns `figures`, `log` adds up the log itself, and `verify` compares rollups with the log or
+rebuilds them from it.
 """

@@ -5,17 +5,20 @@ an hour. A value in bucket i is reported as 2 * GAMMA^i / (GAMMA + 1), which dif
 (GAMMA - 1) / (GAMMA + 1) = 4.8 %. (DDSketch: Masson, Rim, Lee, "A fast and fully-mergeable quantile sketch with
 relative-error guarantees", VLDB 2019.)
 
-A histogram is one integer with the count of bucket i in bits 40 * i to 40 * i + 39: adding histograms is adding
-integers. A bucket overflows at 10^12. In the database it is a text with number and count of each bucket in use,
-`57:2 63:1`. The texts of several histograms, joined by spaces, are the text of their sum, so the database can add up
-many rows by joining them.
+A histogram is one integer with the count of bucket i in bits 64 * i to 64 * i + 63: adding histograms is adding
+integers, and its bytes are an array of counts. In the database it is a text with number and count of each bucket in
+use, `57:2 63:1`. The texts of several histograms, joined by spaces, are the text of their sum, so the database can add
+up many rows by joining them.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from django.db.models import Aggregate, TextField
@@ -23,8 +26,7 @@ from django.db.models import Aggregate, TextField
 GAMMA = 1.1
 LONGEST = 3_600_000.0  # ms
 BUCKETS = math.ceil(math.log(LONGEST, GAMMA)) + 1
-BITS = 40
-MASK = (1 << BITS) - 1
+BITS = 64
 
 _LOG_GAMMA = math.log(GAMMA)
 
@@ -72,25 +74,23 @@ def pack(histogram: int) -> str:
 
 def unpack(text: str) -> int:
     """Decode the text of a histogram, or of several that are joined by spaces: their sum."""
-    sums: dict[str, int] = {}
-    for entry, times in Counter(text.split()).items():  # equal entries are parsed once
-        bucket, _, count = entry.partition(":")
-        sums[bucket] = sums.get(bucket, 0) + int(count) * times
-    return sum(count << BITS * int(bucket) for bucket, count in sums.items())
+    filled = array("Q", bytes(BITS // 8 * BUCKETS))
+    for entry, times in Counter(text.split()).items():
+        bucket, count = _parsed(entry)
+        filled[bucket] += count * times
+    return int.from_bytes(filled.tobytes(), sys.byteorder)
+
+
+@lru_cache(maxsize=10_000)  # most entries are small counts, of which there are few different ones
+def _parsed(entry: str) -> tuple[int, int]:
+    bucket, _, count = entry.partition(":")
+    return int(bucket), int(count)
 
 
 def counts(histogram: int) -> list[tuple[int, int]]:
     """List (bucket, count) of the buckets in use, in order."""
-    found = []
-    bucket = 0
-    while histogram:
-        skipped = ((histogram & -histogram).bit_length() - 1) // BITS
-        histogram >>= BITS * skipped
-        bucket += skipped
-        found.append((bucket, histogram & MASK))
-        histogram >>= BITS
-        bucket += 1
-    return found
+    filled = array("Q", histogram.to_bytes(BITS // 8 * BUCKETS, sys.byteorder))
+    return [(bucket, count) for bucket, count in enumerate(filled) if count]
 
 
 def quantiles(histogram: int, wanted: Sequence[float]) -> list[float] | None:
@@ -102,11 +102,11 @@ def quantiles(histogram: int, wanted: Sequence[float]) -> list[float] | None:
     total = sum(count for _, count in filled)
     if not total:
         return None
-    places = [math.floor(q * (total - 1)) for q in wanted]
+    ranks = [math.floor(q * (total - 1)) for q in wanted]
     found: list[float] = []
     seen = 0
     for bucket, count in filled:
         seen += count
-        while len(found) < len(places) and places[len(found)] < seen:
+        while len(found) < len(ranks) and ranks[len(found)] < seen:
             found.append(value_of(bucket))
     return found

@@ -26,9 +26,9 @@ class Unit(StrEnum):
     MONTH = "month"
 
 
-def minute_of(moment: datetime) -> int:
+def minute_of(at: datetime) -> int:
     """Return the minute of a datetime."""
-    return (moment - EPOCH) // MINUTE
+    return (at - EPOCH) // MINUTE
 
 
 def datetime_of(minute: int) -> datetime:
@@ -36,19 +36,19 @@ def datetime_of(minute: int) -> datetime:
     return EPOCH + minute * MINUTE
 
 
-def floor(moment: datetime, length: int) -> int:
+def floor(at: datetime, length: int) -> int:
     """Return the first minute of the period (its length in minutes: QUARTER, DAY) that a datetime is in."""
-    return minute_of(moment) // length * length
+    return minute_of(at) // length * length
 
 
-def ceiling(moment: datetime, length: int) -> int:
+def ceiling(at: datetime, length: int) -> int:
     """Return the first minute of the first period of that length that does not begin before a datetime."""
-    return -((EPOCH - moment) // (length * MINUTE)) * length
+    return -((EPOCH - at) // (length * MINUTE)) * length
 
 
-def month_begin(moment: datetime) -> datetime:
+def month_begin(at: datetime) -> datetime:
     """Return the beginning of a datetime's month (UTC)."""
-    return moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return at.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 @lru_cache(maxsize=100)
@@ -80,27 +80,20 @@ def buckets(begin: int, end: int, unit: Unit | None, zone: tzinfo) -> Iterator[t
         return
     at = begin
     while at < end:
-        start, following = _bounds(datetime_of(at), unit, zone)
+        local = datetime_of(at).astimezone(zone)
+        if unit is Unit.HOUR:
+            start, following = at - local.minute, at - local.minute + 60
+            # If clocks change by half an hour, an hour begins or ends at the change.
+            while datetime_of(start).astimezone(zone).utcoffset() != local.utcoffset():
+                start += QUARTER
+            while datetime_of(following - 1).astimezone(zone).utcoffset() != local.utcoffset():
+                following -= QUARTER
+        else:
+            first = local.date().replace(day=1) if unit is Unit.MONTH else local.date()
+            after = (first + 31 * ONE_DAY).replace(day=1) if unit is Unit.MONTH else first + ONE_DAY
+            start, following = midnight(first, zone), midnight(after, zone)
         yield at, min(following, end), start
         at = following
-
-
-def _bounds(moment: datetime, unit: Unit, zone: tzinfo) -> tuple[int, int]:
-    """Return the first minute of the hour, day or month that a datetime is in, and the one after it."""
-    local = moment.astimezone(zone)
-    if unit is not Unit.HOUR:
-        opening = local.date().replace(day=1) if unit is Unit.MONTH else local.date()
-        following = (opening + 31 * ONE_DAY).replace(day=1) if unit is Unit.MONTH else opening + ONE_DAY
-        return midnight(opening, zone), midnight(following, zone)
-    start = minute_of(moment) - local.minute
-    end = start + 60
-    # If clocks change by half an hour, an hour begins or ends at the change.
-    offset = local.utcoffset()
-    while datetime_of(start).astimezone(zone).utcoffset() != offset:
-        start += QUARTER
-    while datetime_of(end - 1).astimezone(zone).utcoffset() != offset:
-        end -= QUARTER
-    return start, end
 
 
 def midnight(day: date, zone: tzinfo) -> int:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, tzinfo
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from django.db.models import BigIntegerField, Expression, F, Func, IntegerField, Max, Q, QuerySet, Sum
 from django.db.models.functions import Cast
@@ -41,8 +41,6 @@ SUMMED = tuple(each.name for each in fields(Figures) if each.name not in HISTOGR
 #: Rows that are added up before other threads may run: a few milliseconds of work.
 ROWS_A_TURN = 500
 
-T = TypeVar("T")
-
 #: The rows to read of keys, accounts and the platform: grains by the length of the period.
 OF_KEYS = {QUARTER: KEY_QUARTER, DAY: KEY_DAY}
 OF_ACCOUNTS = {QUARTER: KEY_QUARTER, DAY: ACCOUNT_DAY}
@@ -50,7 +48,7 @@ OF_PLATFORM = {QUARTER: PLATFORM_QUARTER, DAY: PLATFORM_DAY}
 
 #: The first minute of a bucket and a group; each is None if the query does not divide by it. (The bucket's local time
 #: would not do: when daylight saving ends, two hours have the same one, and Python treats them as equal.)
-Place = tuple[int | None, int | str | None]
+Cell = tuple[int | None, int | str | None]
 #: Rows that start in a span of minutes (`end` excluded): grain, begin, end.
 Part = tuple[str, int, int]
 
@@ -135,12 +133,14 @@ def usage_series(
     most first; there is none without requests. The first and last bucket only contain their part of the span. Raises
     TooOld.
     """
-    scope = _with_account(scope)
+    if scope.key_id is not None and scope.account_id is None:  # the index begins with the account
+        account = ApiKey.objects.filter(pk=scope.key_id).values_list("account_id", flat=True).first()
+        scope = replace(scope, account_id=account)
     divided = list(buckets(floor(begin, QUARTER), ceiling(end, QUARTER), unit, zone))
     parts = span_parts(((first, last) for first, last, _ in divided), _grains(scope, by))
-    found: defaultdict[Place, Figures] = defaultdict(Figures)
-    for bucket, group, figures in _sums(parts, scope, by, None if unit is None else Bucket(divided), timed=timed):
-        found[bucket, group].add(figures)
+    found: defaultdict[Cell, Figures] = defaultdict(Figures)
+    for cell, figures in _sums(parts, scope, by, None if unit is None else Bucket(divided), timed=timed):
+        found[cell].add(figures)
     rows = Rollup.objects.filter(within(parts), **scope.columns)
     return _points(found, by, zone, rows, with_account=scope.account_id is None)
 
@@ -148,8 +148,7 @@ def usage_series(
 def usage_by_minute(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING, by: str | None = None) -> list[Point]:
     """Return the platform's figures by minute and by one of GROUPS; the scope and group are not of accounts or keys."""
     parts = [(PLATFORM_MINUTE, minute_of(begin), minute_of(end))]
-    found = {(start, group): figures for start, group, figures in _sums(parts, scope, by, F("start"))}
-    return _points(found, by, UTC, Rollup.objects.none(), with_account=True)
+    return _points(dict(_sums(parts, scope, by, F("start"))), by, UTC, Rollup.objects.none(), with_account=True)
 
 
 def span_parts(spans: Iterable[tuple[int, int]], grains: Mapping[int, str] = OF_KEYS) -> list[Part]:
@@ -192,18 +191,10 @@ def _grains(scope: Scope, by: str | None) -> Mapping[int, str]:
     return OF_PLATFORM if by != "account" and scope.account_id is None else OF_ACCOUNTS
 
 
-def _with_account(scope: Scope) -> Scope:
-    """Add the account of a scope's key: the index begins with it."""
-    if scope.key_id is None or scope.account_id is not None:
-        return scope
-    account = ApiKey.objects.filter(pk=scope.key_id).values_list("account_id", flat=True).first()
-    return replace(scope, account_id=account)
-
-
 def _sums(
     parts: Sequence[Part], scope: Scope, by: str | None, bucket: Expression | F | None, *, timed: bool = True
-) -> Iterator[tuple[int | None, int | str | None, Figures]]:
-    """Yield the sums of rows by bucket (None: only one) and group."""
+) -> Iterator[tuple[Cell, Figures]]:
+    """Yield the sums of rows by bucket (None: only one) and group; without a bucket, a group may have several."""
     if not parts:
         return
     grouping = ["grain" if bucket is None else "bucket", *([GROUPS[by]] if by else [])]
@@ -216,31 +207,21 @@ def _sums(
         **{f"sum_{name}": Joined(name) for name in HISTOGRAMS if timed},
     )
     # By caller, there may be very many rows: a server-side cursor fetches them in parts, but takes longer for few.
-    for row in _in_turns(summed.iterator() if by in CALLERS else summed):
+    for number, row in enumerate(summed.iterator() if by in CALLERS else summed, start=1):
         sums = row[len(grouping) :]
-        group = row[1] if by else None
-        yield (
-            (None if bucket is None else row[0]),
-            group,
-            Figures(*sums[: len(SUMMED)], *map(unpack, sums[len(SUMMED) :])),
-        )
-
-
-def _in_turns(rows: Iterable[T]) -> Iterator[T]:
-    """Let other threads run after each ROWS_A_TURN rows: a year by key is seconds of work."""
-    for number, row in enumerate(rows, start=1):
-        yield row
+        figures = Figures(*sums[: len(SUMMED)], *map(unpack, sums[len(SUMMED) :]))
+        yield (None if bucket is None else row[0], row[1] if by else None), figures
         if number % ROWS_A_TURN == 0:
-            time.sleep(0)
+            time.sleep(0)  # let other threads run: a year by key is seconds of work
 
 
 def _points(
-    found: Mapping[Place, Figures], by: str | None, zone: tzinfo, rows: QuerySet[Rollup], *, with_account: bool
+    found: Mapping[Cell, Figures], by: str | None, zone: tzinfo, rows: QuerySet[Rollup], *, with_account: bool
 ) -> list[Point]:
     """Return sorted points with names, those of deleted callers from `rows`; groups of the same name are added up."""
     groups = {group for _, group in found}
     names = caller_names(by, cast("set[int]", groups), rows, with_account=with_account) if by in CALLERS else {}
-    points: dict[Place, Point] = {}
+    points: dict[Cell, Point] = {}
     for (minute, group), figures in found.items():
         name = names[group] if isinstance(group, int) else group
         start = None if minute is None else datetime_of(minute).astimezone(zone)
@@ -259,20 +240,18 @@ def caller_names(
 
     Keys are named `account/name` if `with_account`.
     """
-    if kind == "account":
-        called = dict(Account.objects.filter(pk__in=identifiers).values_list("pk", "name"))
-        if gone := identifiers - set(called):
-            recorded = rows.filter(account_id__in=gone).order_by().values_list("account_id")
-            called |= dict(recorded.annotate(Max("account_name")))
-        return called
+    is_account = kind == "account"
+    called: Any = Account.objects if is_account else ApiKey.objects
     # The names of all keys are read in less time than a query with a thousand ids takes.
-    keys = ApiKey.objects.filter(pk__in=identifiers) if len(identifiers) < 1000 else ApiKey.objects.all()
-    found = {pk: (account, name) for pk, account, name in keys.order_by().values_list("pk", "account__name", "name")}
+    called = called.filter(pk__in=identifiers) if is_account or len(identifiers) < 1000 else called.all()
+    names = ("name",) if is_account else ("account__name", "name")
+    recorded = ("account_name",) if is_account else ("account_name", "key_name")
+    column = "account_id" if is_account else "key_id"
+    found = {pk: name for pk, *name in called.order_by().values_list("pk", *names)}
     if missing := identifiers - set(found):
-        recorded = rows.filter(key_id__in=missing).order_by().values_list("key_id")
-        for key_id, account, name in recorded.annotate(Max("account_name"), Max("key_name")):
-            found[key_id] = (account, name)
-    return {pk: f"{account}/{name}" if with_account else name for pk, (account, name) in found.items()}
+        gone = rows.filter(**{f"{column}__in": missing}).order_by().values_list(column)
+        found |= {pk: name for pk, *name in gone.annotate(*map(Max, recorded))}
+    return {pk: "/".join(name if with_account else name[-1:]) for pk, name in found.items()}
 
 
 @dataclass(frozen=True, slots=True)

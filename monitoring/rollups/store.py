@@ -7,6 +7,7 @@ that it replaces, and adding up tallies are the same operation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -100,16 +101,27 @@ def tally_of(record: RequestRecord) -> Tally:
     ]
 
 
-def tallies_of(
-    changes: Iterable[Change], minutes_since: datetime | None = None
-) -> tuple[dict[Row, Tally], dict[Row, Names]]:
-    """Return what changes of the log add to the finest rows, and the names of these rows.
+@dataclass(slots=True)
+class Sums:
+    """Tallies by row, and the names of the rows' accounts and keys."""
+
+    tallies: dict[Row, Tally] = field(default_factory=dict)
+    names: dict[Row, Names] = field(default_factory=dict)
+
+    def add(self, row: Row, tally: Tally, names: Names = NOBODY) -> None:
+        """Add a tally to that of a row."""
+        known = self.tallies.get(row)
+        self.tallies[row] = tally if known is None else [a + b for a, b in zip(known, tally, strict=True)]
+        self.names[row] = names
+
+
+def sums_of(changes: Iterable[Change], minutes_since: datetime | None = None) -> Sums:
+    """Return what changes of the log add to the finest rows.
 
     The finest rows are the keys' by quarter hour and, for records admitted from `minutes_since` on, the platform's by
     minute.
     """
-    tallies: dict[Row, Tally] = {}
-    names: dict[Row, Names] = {}
+    sums = Sums()
     for change in changes:
         for record, sign in ((change.new, 1), (change.old, -1)):
             if record is None:
@@ -118,42 +130,28 @@ def tallies_of(
             what = record.endpoint, record.model, outcome_of(record.status)
             minute = minute_of(record.admitted_at)
             row = Row(KEY_QUARTER, minute - minute % QUARTER, record.account_id, record.key_id, *what)
-            add_tally(tallies, row, tally)
-            names[row] = Names(record.account_name, record.key_name)
+            sums.add(row, tally, Names(record.account_name, record.key_name))
             if minutes_since is not None and record.admitted_at >= minutes_since:
-                row = Row(PLATFORM_MINUTE, minute, 0, 0, *what)
-                add_tally(tallies, row, tally)
-                names[row] = NOBODY
-    return tallies, names
+                sums.add(Row(PLATFORM_MINUTE, minute, 0, 0, *what), tally)
+    return sums
 
 
-def spread(tallies: dict[Row, Tally], names: dict[Row, Names]) -> tuple[dict[Row, Tally], dict[Row, Names]]:
-    """Return the tallies and names of the finest rows and of all rows that contain them."""
-    wide: dict[Row, Tally] = {}
-    wide_names: dict[Row, Names] = {}
-    for fine, tally in tallies.items():
-        for row in (fine, *rows_above(fine)):
-            add_tally(wide, row, without_histograms(tally) if row.grain == KEY_MONTH else tally)
-            wide_names[row] = names[fine] if row.key_id else Names(names[fine].account if row.account_id else "")
-    return wide, wide_names
-
-
-def rows_above(fine: Row) -> tuple[Row, ...]:
-    """Return the rows that contain a key's quarter hour: its day and month, its account's, the platform's.
-
-    None contains a minute of the platform.
-    """
-    if fine.grain == PLATFORM_MINUTE:
-        return ()
-    _, start, account_id, key_id, *what = fine
-    day = start - start % DAY
-    return (
-        Row(KEY_DAY, day, account_id, key_id, *what),
-        month_row(day, account_id, key_id),
-        Row(ACCOUNT_DAY, day, account_id, 0, *what),
-        Row(PLATFORM_QUARTER, start, 0, 0, *what),
-        Row(PLATFORM_DAY, day, 0, 0, *what),
-    )
+def spread(fine: Sums) -> Sums:
+    """Return the sums of the finest rows and of all rows that contain them: no row contains a platform's minute."""
+    wide = Sums()
+    for row, tally in fine.tallies.items():
+        names = fine.names[row]
+        wide.add(row, tally, names)
+        if row.grain == PLATFORM_MINUTE:
+            continue
+        _, start, account_id, key_id, *what = row
+        day = start - start % DAY
+        wide.add(Row(KEY_DAY, day, account_id, key_id, *what), tally, names)
+        wide.add(month_row(day, account_id, key_id), without_histograms(tally), names)
+        wide.add(Row(ACCOUNT_DAY, day, account_id, 0, *what), tally, Names(names.account))
+        wide.add(Row(PLATFORM_QUARTER, start, 0, 0, *what), tally)
+        wide.add(Row(PLATFORM_DAY, day, 0, 0, *what), tally)
+    return wide
 
 
 def month_row(minute: int, account_id: int, key_id: int) -> Row:
@@ -164,12 +162,6 @@ def month_row(minute: int, account_id: int, key_id: int) -> Row:
 def without_histograms(tally: Tally) -> Tally:
     """Return a tally with empty histograms."""
     return [*tally[: len(COUNTS)], *[0] * len(HISTOGRAMS)]
-
-
-def add_tally(tallies: dict[Row, Tally], row: Row, tally: Tally) -> None:
-    """Add a tally to the tally of a row."""
-    known = tallies.get(row)
-    tallies[row] = tally if known is None else [a + b for a, b in zip(known, tally, strict=True)]
 
 
 #: The key of PostgreSQL's advisory lock for writers of rollups ("rollups" in ASCII).
@@ -183,20 +175,27 @@ _REPLACE = f"ON CONFLICT ({', '.join(Row._fields)}) DO UPDATE SET {_UPDATES}"
 
 def rollups_apply(changes: Iterable[Change]) -> None:
     """Add changes of the log to the rollups; call it in the transaction of these changes."""
-    tallies, names = tallies_of(changes, minutes_since=timezone.now() - MINUTES_WRITTEN)
-    changed = {row: tally for row, tally in tallies.items() if any(tally)}
-    if changed:
-        rollups_add(*spread(changed, names))
+    sums = sums_of(changes, minutes_since=timezone.now() - MINUTES_WRITTEN)
+    sums.tallies = {row: tally for row, tally in sums.tallies.items() if any(tally)}
+    if sums.tallies:
+        rollups_add(spread(sums))
 
 
-def rollups_add(tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> None:
-    """Add tallies to rows; delete rows whose number of requests becomes 0."""
+def rollups_add(added: Sums) -> None:
+    """Add sums to rows; delete rows whose number of requests becomes 0."""
     with connection.cursor() as cursor:
         rollups_lock(cursor)
-        known = dict(decoded(select_lines(cursor, _TABLE, Row._fields, list(tallies), READ)))
-        sums = {row: _sum(row, known.get(row), tally) for row, tally in tallies.items()}
-        rollups_write(cursor, {row: tally for row, tally in sums.items() if tally[0]}, names)
-        rollups_delete(cursor, [row for row, tally in sums.items() if not tally[0] and row in known])
+        known = dict(decoded(select_lines(cursor, _TABLE, Row._fields, list(added.tallies), READ)))
+        tallies: dict[Row, Tally] = {}
+        for row, tally in added.tallies.items():
+            sums = [a + b for a, b in zip(known[row], tally, strict=True)] if row in known else tally
+            if min(sums) < 0:
+                # Only if the rollups lacked a record of the log: the nightly check reports it, a rebuild corrects it.
+                log.error("rollups_disagree_with_log", row=tuple(row))
+                sums = [max(0, amount) for amount in sums]
+            tallies[row] = sums
+        rollups_write(cursor, {row: tally for row, tally in tallies.items() if tally[0]}, added.names)
+        rollups_delete(cursor, [row for row, tally in tallies.items() if not tally[0] and row in known])
         if any(row.grain == PLATFORM_MINUTE and row not in known for row in tallies):
             # Whenever a minute is new, old ones are deleted, so no other job is needed.
             latest = minute_of(timezone.now() - MINUTES_KEPT)
@@ -211,7 +210,8 @@ def rollups_lock(cursor: CursorWrapper) -> None:
 
 def rollups_write(cursor: CursorWrapper, tallies: Mapping[Row, Tally], names: Mapping[Row, Names]) -> None:
     """Insert or overwrite rows."""
-    lines = [(*row, *names[row], *packed(tally)) for row, tally in tallies.items()]
+    counts = len(COUNTS)
+    lines = [(*row, *names[row], *tally[:counts], *map(pack, tally[counts:])) for row, tally in tallies.items()]
     insert_lines(cursor, _TABLE, COLUMNS, lines, _REPLACE)
 
 
@@ -220,22 +220,7 @@ def rollups_delete(cursor: CursorWrapper, rows: Sequence[Row]) -> None:
     delete_lines(cursor, _TABLE, Row._fields, rows)
 
 
-def packed(tally: Tally) -> list[Any]:
-    """Encode a tally as column values."""
-    return [*tally[: len(COUNTS)], *(pack(histogram) for histogram in tally[len(COUNTS) :])]
-
-
 def decoded(lines: Iterable[Sequence[Any]]) -> Iterator[tuple[Row, Tally]]:
     """Decode the values of the columns READ."""
     width, counts = len(Row._fields), len(Row._fields) + len(COUNTS)
     return ((Row(*line[:width]), [*line[width:counts], *map(unpack, line[counts:])]) for line in lines)
-
-
-def _sum(row: Row, known: Tally | None, added: Tally) -> Tally:
-    if known is not None:
-        added = [a + b for a, b in zip(known, added, strict=True)]
-    if min(added) < 0:
-        # Only if the rollups lacked a record of the log: the nightly check reports it, a rebuild corrects it.
-        log.error("rollups_disagree_with_log", row=tuple(row))
-        return [max(0, amount) for amount in added]
-    return added

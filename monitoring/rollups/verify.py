@@ -54,8 +54,8 @@ from monitoring.rollups.store import (
     READ,
     Names,
     Row,
+    Sums,
     Tally,
-    add_tally,
     decoded,
     month_row,
     rollups_delete,
@@ -64,9 +64,6 @@ from monitoring.rollups.store import (
     spread,
     without_histograms,
 )
-
-Sums = dict[Row, Tally]
-Named = dict[Row, Names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +123,19 @@ def _comparisons(begin: datetime, until: datetime) -> list[Callable[[], list[Dif
     first, last = span_of_log()
     days = range(floor(max(begin, first), DAY), ceiling(min(until, last), DAY), DAY)
     months = sorted({month_minute(day) for day in days})
-    return [*(partial(_differences, day) for day in days), *(partial(_month_differences, month) for month in months)]
+    return [*(partial(_of_day, day) for day in days), *(partial(_of_month, month) for month in months)]
 
 
-def _month_differences(month: int) -> list[Difference]:
+def _of_month(month: int) -> list[Difference]:
     """Compare the rows of one month with the sums of the keys' days."""
     following = month_minute(month + 31 * DAY)
     days = Rollup.objects.filter(grain=KEY_DAY, start__gte=month, start__lt=following).order_by()
     by_key = days.values_list("account_id", "key_id").annotate(Max("account_name"), Max("key_name"), *map(Sum, COUNTS))
-    expected, named = Sums(), Named()
+    expected = Sums()
     for account_id, key_id, account, key, *sums in by_key:
-        row = month_row(month, account_id, key_id)
-        expected[row], named[row] = without_histograms([*map(int, sums)]), Names(account, key)
-    return _compared(expected, dict(_tallies(Rollup.objects.filter(grain=KEY_MONTH, start=month))), named)
+        tally = without_histograms([*map(int, sums)])
+        expected.add(month_row(month, account_id, key_id), tally, Names(account, key))
+    return _compared(expected, dict(_tallies(Rollup.objects.filter(grain=KEY_MONTH, start=month))))
 
 
 def span_of_log() -> tuple[datetime, datetime]:
@@ -153,29 +150,27 @@ def span_of_log() -> tuple[datetime, datetime]:
     return first, datetime_of(floor(edges["last"], DAY) + DAY)
 
 
-def _differences(day: int) -> list[Difference]:
+def _of_day(day: int) -> list[Difference]:
     """Compare the rows of one day."""
     records = RequestRecord.objects.filter(admitted_at__gte=datetime_of(day), admitted_at__lt=datetime_of(day + DAY))
     rows = Rollup.objects.filter(start__gte=day, start__lt=day + DAY)
     found: list[Difference] = []
-    wider: dict[Row, Tally] = {}
-    accounts: Named = {}
-    for tallies, called, kept in _by_key(records, rows):
-        expected, names = spread(tallies, called)
-        for row in [row for row in expected if row.grain not in (KEY_QUARTER, KEY_DAY)]:
-            tally = expected.pop(row)
+    wider = Sums()
+    for quarters, kept in _by_key(records, rows):
+        expected, of_key = spread(quarters), Sums()
+        for row, tally in expected.tallies.items():
             if row.grain != KEY_MONTH:
-                add_tally(wider, row, tally)
-                accounts[row] = names[row]
-        found += _compared(expected, kept, names)
+                sums = of_key if row.grain in (KEY_QUARTER, KEY_DAY) else wider
+                sums.add(row, tally, expected.names[row])
+        found += _compared(of_key, kept)
     # Minutes are only compared while they are written and kept.
     since = minute_of(timezone.now() - MINUTES_WRITTEN) + 1
     recent = records.filter(admitted_at__gte=datetime_of(since))
     for (minute, *what), tally in log_sums(recent, 1, "endpoint", "model"):
-        wider[Row(PLATFORM_MINUTE, minute, 0, 0, *what)] = tally
+        wider.add(Row(PLATFORM_MINUTE, minute, 0, 0, *what), tally)
     grains = (PLATFORM_QUARTER, PLATFORM_DAY, ACCOUNT_DAY)
     kept_wider = rows.filter(Q(grain__in=grains) | Q(grain=PLATFORM_MINUTE, start__gte=since))
-    found += _compared(wider, dict(_tallies(kept_wider)), accounts)
+    found += _compared(wider, dict(_tallies(kept_wider)))
     if not found:
         return []
     # If records of this day were pruned meanwhile, its sums mean nothing.
@@ -183,8 +178,8 @@ def _differences(day: int) -> list[Difference]:
     return found if first <= datetime_of(day) < last else []
 
 
-def _by_key(records: QuerySet[RequestRecord], rows: QuerySet[Rollup]) -> Iterator[tuple[Sums, Named, Sums]]:
-    """Yield for each key what its records add to its quarter hours, the names of these, and its stored rows."""
+def _by_key(records: QuerySet[RequestRecord], rows: QuerySet[Rollup]) -> Iterator[tuple[Sums, dict[Row, Tally]]]:
+    """Yield for each key what its records add to its quarter hours, and its stored rows."""
     of_key = ("account_id", "key_id")
     logged = log_sums(records, QUARTER, *of_key, "endpoint", "model", "account_name", "key_name", order=of_key)
     stored = _tallies(rows.filter(grain__in=(KEY_QUARTER, KEY_DAY)).order_by(*of_key))
@@ -195,27 +190,27 @@ def _by_key(records: QuerySet[RequestRecord], rows: QuerySet[Rollup]) -> Iterato
         key=itemgetter(0),
     )
     for _, lines in groupby(ordered, key=itemgetter(0)):
-        tallies, names, kept = Sums(), Named(), Sums()
+        sums, kept = Sums(), dict[Row, Tally]()
         for _, group, tally in lines:
             if isinstance(group, Row):
                 kept[group] = tally
                 continue
             start, account_id, key_id, endpoint, model, account_name, key_name, outcome = group
             row = Row(KEY_QUARTER, start, account_id, key_id, endpoint, model, outcome)
-            add_tally(tallies, row, tally)  # a key that was renamed has several groups
-            names[row] = Names(account_name, key_name)
-        yield tallies, names, kept
+            sums.add(row, tally, Names(account_name, key_name))  # a key that was renamed has several groups
+        yield sums, kept
 
 
 def _tallies(rows: QuerySet[Rollup]) -> Iterator[tuple[Row, Tally]]:
     return decoded(rows.values_list(*READ).iterator(chunk_size=ROWS_AT_A_TIME))
 
 
-def _compared(expected: Sums, kept: Sums, names: Named) -> list[Difference]:
+def _compared(expected: Sums, kept: dict[Row, Tally]) -> list[Difference]:
+    right = expected.tallies
     return [
-        Difference(row, expected.get(row), kept.get(row), names.get(row, NOBODY))
-        for row in sorted({*expected, *kept})
-        if expected.get(row) != kept.get(row)
+        Difference(row, right.get(row), kept.get(row), expected.names.get(row, NOBODY))
+        for row in sorted({*right, *kept})
+        if right.get(row) != kept.get(row)
     ]
 
 

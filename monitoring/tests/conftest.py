@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.test import Client
 
 from accounts.limits import get_limits, reset_limits
 from accounts.limits.failover import FailoverBackend
-from accounts.tests.factories import Cast, make_cast
+from accounts.tests.factories import Cast, logged_in, make_admin, make_cast
 from core.redis.client import redis_client
 
 
@@ -17,6 +18,12 @@ from core.redis.client import redis_client
 def cast(db: None) -> Cast:
     """Make everybody whom a test should meet: owner, colleague, stranger, revoked, expired, disabled."""
     return make_cast()
+
+
+@pytest.fixture
+def site(db: None) -> Client:
+    """Return a browser that is logged in to the admin as a superuser."""
+    return logged_in(make_admin())
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from monitoring.models import RequestRecord, Rollup
-from monitoring.rollups.store import PLATFORM_MINUTE, READ, Change, Row, Tally, decoded, spread, tallies_of
+from monitoring.rollups.store import PLATFORM_MINUTE, READ, Change, Row, Tally, decoded, spread, sums_of
 
 
 def rollups_kept(*, minutes: bool = False) -> dict[Row, Tally]:
@@ -17,4 +17,4 @@ def rollups_kept(*, minutes: bool = False) -> dict[Row, Tally]:
 def rollups_expected(minutes_since: datetime | None = None) -> dict[Row, Tally]:
     """Make the rollups of all the log, record by record; minutes of what was admitted since then."""
     changes = [Change(None, record) for record in RequestRecord.objects.all()]
-    return spread(*tallies_of(changes, minutes_since))[0]
+    return spread(sums_of(changes, minutes_since)).tallies

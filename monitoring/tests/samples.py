@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
@@ -22,6 +23,16 @@ _numbers = itertools.count()
 def now_micros() -> int:
     """Return the time in µs since the epoch."""
     return time.time_ns() // 1000
+
+
+def micros(at: datetime) -> int:
+    """Return a datetime as records have it: µs since the epoch."""
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def micros_at(month: int, day: int, hour: int = 0, minute: int = 0) -> int:
+    """Return a time of 2026 (UTC) as records have it."""
+    return micros(datetime(2026, month, day, hour, minute, tzinfo=UTC))
 
 
 def an_operation() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,15 +17,10 @@ from monitoring import ledger
 from monitoring.ingester import Ingester
 from monitoring.ledger import months_settled
 from monitoring.recorder import write_records
-from monitoring.tests.samples import a_draft, a_record, now_micros, open_call, recorded, scope_of
+from monitoring.tests.samples import a_draft, a_record, micros_at, now_micros, open_call, recorded, scope_of
 
 pytestmark = pytest.mark.django_db
 NOVEMBER = 202611
-
-
-def midnight(month: int, day: int) -> int:
-    """Return the beginning (UTC) of a day of 2026 as µs since the epoch."""
-    return int(datetime(2026, month, day, tzinfo=UTC).timestamp()) * 1_000_000
 
 
 def of_key(issued: IssuedKey) -> Subject:
@@ -38,33 +33,23 @@ def settled(subject: Subject, month: int) -> Amount:
     return months_settled([subject], month)[subject]
 
 
-def test_it_sums_what_a_key_and_its_account_used(cast: Cast) -> None:
-    at = midnight(11, 15)
-    recorded(cast.owner, admitted_at=at, input_tokens=20, output_tokens=10, cost=25_000)
-    recorded(cast.owner, admitted_at=at, input_tokens=1, output_tokens=2, cost=1)
-    recorded(cast.colleague, admitted_at=at, input_tokens=100, output_tokens=0, cost=7)
-    recorded(cast.stranger, admitted_at=at, input_tokens=5_000, output_tokens=0, cost=1_000_000)
-    assert settled(of_key(cast.owner), NOVEMBER) == Amount(33, 25_001)
+def test_it_sums_what_a_key_and_its_account_used_in_a_month_of_utc(cast: Cast) -> None:
     account = Subject("account", str(cast.owner.key.account_id), Limits())
+    assert settled(of_key(cast.owner), NOVEMBER) == Amount(0, 0)
+    for at in (micros_at(11, 1) - 1, micros_at(12, 1)):
+        recorded(cast.owner, admitted_at=at, cost=999)
+    recorded(cast.owner, admitted_at=micros_at(11, 1), input_tokens=20, output_tokens=10, cost=25_000)
+    recorded(cast.owner, admitted_at=micros_at(12, 1) - 1, input_tokens=1, output_tokens=2, cost=1)
+    recorded(cast.colleague, admitted_at=micros_at(11, 15), input_tokens=100, output_tokens=0, cost=7)
+    recorded(cast.stranger, admitted_at=micros_at(11, 15), input_tokens=5_000, output_tokens=0, cost=1_000_000)
+    assert settled(of_key(cast.owner), NOVEMBER) == Amount(33, 25_001)
     assert settled(account, NOVEMBER) == Amount(133, 25_008)
 
 
-def test_it_counts_by_the_month_of_admission_in_utc(cast: Cast) -> None:
-    for at in (midnight(11, 1) - 1, midnight(12, 1)):
-        recorded(cast.owner, admitted_at=at, cost=999)
-    for at in (midnight(11, 1), midnight(12, 1) - 1):
-        recorded(cast.owner, admitted_at=at, cost=1)
-    assert settled(of_key(cast.owner), NOVEMBER).cost == 2
-
-
 def test_it_sums_money_to_the_nano_dollar(cast: Cast) -> None:
-    at, costs = midnight(11, 15), [100_000_000 * number + number for number in range(1, 200)]
+    at, costs = micros_at(11, 15), [100_000_000 * number + number for number in range(1, 200)]
     write_records([a_record(cast.owner, admitted_at=at, cost=cost) for cost in costs])
     assert settled(of_key(cast.owner), NOVEMBER).cost == sum(costs)
-
-
-def test_it_says_nothing_was_used_when_there_is_no_record(cast: Cast) -> None:
-    assert settled(of_key(cast.owner), NOVEMBER) == Amount(0, 0)
 
 
 def test_it_seeds_an_emptied_store_before_the_next_call(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
@@ -89,7 +74,7 @@ def test_it_agrees_with_the_store_once_the_records_came_in(cast: Cast, redis_lim
 
 
 def test_it_counts_made_keys_against_all_those_above_them(cast: Cast) -> None:
-    at, account, tier = midnight(11, 15), cast.owner.key.account, cast.owner.key.tier
+    at, account, tier = micros_at(11, 15), cast.owner.key.account, cast.owner.key.tier
     chain = [cast.owner]
     for name in ("child", "grandchild"):
         made = api_key_create(account=account, tier=tier, name=name, actor=ACTOR, maker=chain[-1].key)
@@ -109,7 +94,7 @@ def test_it_sums_the_use_of_one_model_by_key_and_by_account(
     cast: Cast, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(ledger, "AT_ONCE", at_once)
-    at = midnight(11, 15)
+    at = micros_at(11, 15)
     key, account = cast.owner.key.pk, cast.owner.key.account_id
     recorded(cast.owner, admitted_at=at, model="a", input_tokens=20, output_tokens=10, cost=25)
     recorded(cast.owner, admitted_at=at, model="b", input_tokens=1, output_tokens=2, cost=1)

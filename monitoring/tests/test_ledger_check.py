@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ from core.times import month_of, month_start
 from monitoring import reconciliation
 from monitoring.ingester import Ingester
 from monitoring.models import RequestRecord, Rollup
-from monitoring.reconciliation import LOOKS, ledger_differences, ledgers_mend, unwritten
+from monitoring.reconciliation import LOOKS, LedgerDifference, ledger_differences, ledgers_mend, unwritten
 from monitoring.recorder import write_record
 from monitoring.rollups.periods import DAY
 from monitoring.tests.samples import a_draft, an_operation, now_micros, open_call, recorded, scope_of
@@ -38,252 +38,230 @@ pytestmark = pytest.mark.django_db
 MODEL = "gpt-3.5-turbo"
 
 
-def used(limits: FailoverBackend, issued: IssuedKey, tokens: int) -> None:
-    """Have a key use so many tokens, at 3 nano-dollars each; the record of that goes to the stream."""
-    operation = open_call(limits, issued)
-    settle(limits, issued, operation, a_draft(issued, input_tokens=tokens, output_tokens=0, cost=tokens * 3))
+@dataclass
+class Ledgers:
+    """The limits, their store, and calls of keys: `owner` is the one that tests look at."""
 
+    limits: FailoverBackend
+    store: Any
+    owner: IssuedKey
 
-def settle(limits: FailoverBackend, issued: IssuedKey, operation: str, draft: UsageRecord) -> None:
-    """Settle a call as its draft says."""
-    amount = Amount(draft.input_tokens + draft.output_tokens, draft.cost or 0)
-    limits.settle(scope_of(issued), operation, admitted_at=draft.admitted_at, used=amount, record=draft)
+    def __post_init__(self) -> None:
+        self.key, self.account = f"key:{self.owner.key.pk}", f"account:{self.owner.key.account_id}"
+        self.prefix = prefix_of(scope_of(self.owner).shard)
 
+    def use(self, tokens: int, issued: IssuedKey | None = None, scope: LimitSet | None = None) -> None:
+        """Have a key use so many tokens, at 3 nano-dollars each; the record of that goes to the stream."""
+        issued = issued or self.owner
+        draft = a_draft(issued, input_tokens=tokens, output_tokens=0, cost=tokens * 3)
+        self.settle(open_call(self.limits, issued) if scope is None else an_operation(), draft, scope, issued)
 
-def ledger_name(issued: IssuedKey, subject: str) -> str:
-    """Return the key in Redis of a ledger of the present month."""
-    return f"{prefix_of(scope_of(issued).shard)}{subject}:m:{month_of(now_micros())}"
+    def settle(
+        self, operation: str, draft: UsageRecord, scope: LimitSet | None = None, issued: IssuedKey | None = None
+    ) -> None:
+        """Settle a call as its draft says."""
+        amount = Amount(draft.input_tokens + draft.output_tokens, draft.cost or 0)
+        scope = scope or scope_of(issued or self.owner)
+        self.limits.settle(scope, operation, admitted_at=draft.admitted_at, used=amount, record=draft)
 
-
-def told() -> list[str]:
-    """Compare the present month, without pauses, and return what is told."""
-    return [str(each) for each in ledger_differences([month_of(now_micros())], pause=lambda _: None)]
+    def name(self, subject: str) -> str:
+        """Return the key in Redis of a ledger of the present month."""
+        return f"{self.prefix}{subject}:m:{month_of(now_micros())}"
 
 
 @pytest.fixture
-def key(cast: Cast) -> str:
-    """Return the owner's key as a subject."""
-    return f"key:{cast.owner.key.pk}"
+def ledgers(cast: Cast, redis_limits: FailoverBackend, store: Any) -> Ledgers:
+    """Return the limits on an empty store, and acme's owner."""
+    return Ledgers(redis_limits, store, cast.owner)
 
 
-class TestRightLedgers:
-    def test_it_finds_nothing_where_the_records_are_in_the_database(
-        self, cast: Cast, redis_limits: FailoverBackend
-    ) -> None:
-        for issued in (cast.owner, cast.colleague, cast.stranger):
-            used(redis_limits, issued, 30)
-        Ingester().run_once()
-        assert RequestRecord.objects.count() == 3
-        assert told() == []
-
-    def test_it_counts_what_is_still_in_the_stream(self, cast: Cast, redis_limits: FailoverBackend) -> None:
-        used(redis_limits, cast.owner, 30)
-        Ingester().run_once()
-        used(redis_limits, cast.owner, 7)
-        assert told() == []
-
-    def test_it_counts_once_what_is_in_both(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
-        used(redis_limits, cast.owner, 30)
-        with suppress(RedisConnectionError):
-            Ingester(CrashingClient(store)).run_once()
-        assert RequestRecord.objects.count() == 1
-        assert told() == []
-
-    def test_it_leaves_open_calls_out(self, cast: Cast, redis_limits: FailoverBackend) -> None:
-        used(redis_limits, cast.owner, 30)
-        open_call(redis_limits, cast.owner)
-        assert told() == []
-
-    def test_it_counts_the_bound_that_a_dead_call_was_charged(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any
-    ) -> None:
-        operation = open_call(redis_limits, cast.owner)
-        scope = scope_of(cast.owner)
-        store.zadd(f"{prefix_of(scope.shard)}l", {operation: 1})
-        assert redis_limits.reap(scope.shard) == 1
-        assert told() == []
-        Ingester().run_once()
-        assert told() == []
-        settle(redis_limits, cast.owner, operation, a_draft(cast.owner))  # late: its record replaces the other
-        assert told() == []
-        Ingester().run_once()
-        assert told() == []
-        assert RequestRecord.objects.get().usage_source == "provider"
-
-    def test_it_knows_that_successors_share_a_ledger(self, cast: Cast, redis_limits: FailoverBackend, key: str) -> None:
-        ApiKey.objects.filter(pk=cast.colleague.key.pk).update(lineage_id=cast.owner.key.pk)
-        cast.colleague.key.refresh_from_db()
-        used(redis_limits, cast.owner, 30)
-        Ingester().run_once()
-        used(redis_limits, cast.colleague, 7)
-        assert told() == []
-
-    def test_it_reads_no_ledger_that_there_is_not(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
-        recorded(cast.owner)
-        assert told() == []
-        assert store.keys("*:m:*") == []
-
-    def test_it_leaves_out_what_is_no_record(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
-        used(redis_limits, cast.owner, 30)
-        stream = f"{prefix_of(scope_of(cast.owner).shard)}records"
-        for nonsense in ({"nonsense": "x"}, {"o": "x", "x": "0", "r": "{}"}, {"o": "x", "x": "0", "r": "[]"}):
-            store.xadd(stream, nonsense)
-        assert told() == []
-
-    def test_it_is_not_misled_by_calls_that_end_while_it_looks(
-        self, cast: Cast, redis_limits: FailoverBackend, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        used(redis_limits, cast.owner, 30)
-        monkeypatch.setattr(LedgerStore, "waiting", meanwhile(lambda: used(redis_limits, cast.owner, 7)))
-        monkeypatch.setattr(reconciliation, "unwritten", after(unwritten, lambda: used(redis_limits, cast.owner, 5)))
-        assert told() == []
-
-    def test_it_waits_for_what_is_charged_late(self, cast: Cast, redis_limits: FailoverBackend) -> None:
-        used(redis_limits, cast.owner, 30)
-        operation, draft = open_call(redis_limits, cast.owner), a_draft(cast.owner)
-        write_record(replace(draft, id=operation))  # as while Redis is away
-        pauses: list[float] = []
-
-        def charge_in_the_last(seconds: float) -> None:
-            pauses.append(seconds)
-            if len(pauses) == LOOKS - 1:
-                redis_limits.settle(
-                    scope_of(cast.owner),
-                    operation,
-                    admitted_at=draft.admitted_at,
-                    used=Amount(30, 25_000),
-                    record=None,
-                )
-
-        assert list(ledger_differences([month_of(now_micros())], pause=charge_in_the_last)) == []
-        assert len(pauses) == LOOKS - 1
+def differences(month: int = 0, pause: Callable[[float], object] = lambda _: None) -> list[LedgerDifference]:
+    """Compare a month (the present one), without pauses."""
+    return list(ledger_differences([month or month_of(now_micros())], pause=pause))
 
 
-def meanwhile(act: Callable[[], object]) -> Callable[..., Any]:
-    """Read a stream, and act before the database is read."""
+def told(month: int = 0) -> list[str]:
+    """Compare a month, and return what is told."""
+    return [str(each) for each in differences(month)]
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Act each time that a stream was read, before the database is."""
     read = LedgerStore.waiting
 
     def waiting(self: LedgerStore, shard: int) -> Iterator[Any]:
         yield from list(read(self, shard))
         act()
 
-    return waiting
+    monkeypatch.setattr(LedgerStore, "waiting", waiting)
 
 
-def after(call: Callable[..., Any], act: Callable[[], object]) -> Callable[..., Any]:
-    """Read the database, and act before the ledgers are read again."""
+class TestRightLedgers:
+    def test_it_counts_once_what_is_in_the_database_in_the_stream_or_in_both(
+        self, ledgers: Ledgers, cast: Cast
+    ) -> None:
+        for issued in (cast.owner, cast.colleague, cast.stranger):
+            ledgers.use(30, issued)
+        Ingester().run_once()
+        assert told() == []
+        ledgers.use(7)
+        assert told() == []
+        with suppress(RedisConnectionError):
+            Ingester(CrashingClient(ledgers.store)).run_once()
+        assert RequestRecord.objects.count() == 4
+        open_call(ledgers.limits, cast.owner)
+        for nonsense in ({"nonsense": "x"}, {"o": "x", "x": "0", "r": "{}"}, {"o": "x", "x": "0", "r": "[]"}):
+            ledgers.store.xadd(f"{ledgers.prefix}records", nonsense)
+        assert told() == []
 
-    def called(*arguments: Any) -> Any:
-        answer = call(*arguments)
-        act()
-        return answer
+    def test_it_counts_the_bound_that_a_dead_call_was_charged(self, ledgers: Ledgers) -> None:
+        operation, shard = open_call(ledgers.limits, ledgers.owner), scope_of(ledgers.owner).shard
+        ledgers.store.zadd(f"{ledgers.prefix}l", {operation: 1})
+        assert ledgers.limits.reap(shard) == 1
+        assert told() == []
+        Ingester().run_once()
+        assert told() == []
+        ledgers.settle(operation, a_draft(ledgers.owner))  # late: its record replaces the other
+        assert told() == []
+        Ingester().run_once()
+        assert told() == []
+        assert RequestRecord.objects.get().usage_source == "provider"
 
-    return called
+    def test_it_knows_that_successors_share_a_ledger(self, ledgers: Ledgers, cast: Cast) -> None:
+        ApiKey.objects.filter(pk=cast.colleague.key.pk).update(lineage_id=cast.owner.key.pk)
+        cast.colleague.key.refresh_from_db()
+        ledgers.use(30)
+        Ingester().run_once()
+        ledgers.use(7, cast.colleague)
+        assert told() == []
+
+    def test_it_reads_no_ledger_that_there_is_not(self, ledgers: Ledgers) -> None:
+        recorded(ledgers.owner)
+        assert told() == []
+        assert ledgers.store.keys("*:m:*") == []
+
+    def test_it_is_not_misled_by_calls_that_end_while_it_looks(
+        self, ledgers: Ledgers, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def then_use(uses: Any) -> Any:
+            found = unwritten(uses)
+            ledgers.use(5)
+            return found
+
+        ledgers.use(30)
+        meanwhile(monkeypatch, lambda: ledgers.use(7))
+        monkeypatch.setattr(reconciliation, "unwritten", then_use)
+        assert told() == []
+
+    def test_it_waits_for_what_is_charged_late(self, ledgers: Ledgers) -> None:
+        ledgers.use(30)
+        operation, draft = open_call(ledgers.limits, ledgers.owner), a_draft(ledgers.owner)
+        write_record(replace(draft, id=operation))  # as while Redis is away
+        pauses: list[float] = []
+
+        def charge_in_the_last(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == LOOKS - 1:
+                ledgers.limits.settle(
+                    scope_of(ledgers.owner),
+                    operation,
+                    admitted_at=draft.admitted_at,
+                    used=Amount(30, 25_000),
+                    record=None,
+                )
+
+        assert differences(pause=charge_in_the_last) == []
+        assert len(pauses) == LOOKS - 1
 
 
 class TestWrongLedgers:
-    def test_it_tells_of_a_ledger_that_was_changed_by_hand(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any, key: str
-    ) -> None:
-        used(redis_limits, cast.owner, 30)
-        used(redis_limits, cast.stranger, 30)
-        store.hincrby(ledger_name(cast.owner, key), "st", 1_000)
-        store.hincrby(ledger_name(cast.owner, key), "sc", -90)
-        name = f"{cast.owner.key.account.name}/{cast.owner.key.name}"
-        (line,) = told()
-        whose, _, what = line.partition(" was ")
-        assert whose == f"ledger of {month_of(now_micros())}: key {name} ({key})"
-        assert what == "charged 1,000 tokens too much, was charged $0.000000090 too little"
-
-    def test_it_tells_of_an_accounts_ledger(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
-        used(redis_limits, cast.owner, 30)
+    def test_it_tells_of_a_ledger_that_was_changed_by_hand(self, ledgers: Ledgers, cast: Cast) -> None:
+        for issued in (cast.owner, cast.stranger):
+            ledgers.use(30, issued)
         Ingester().run_once()
-        account = f"account:{cast.owner.key.account_id}"
-        store.hset(ledger_name(cast.owner, account), "st", 29)
-        (line,) = told()
-        assert line.endswith(f"account {cast.owner.key.account.name} ({account}) was charged 1 tokens too little")
+        ledgers.store.hincrby(ledgers.name(ledgers.key), "st", 1_000)
+        ledgers.store.hincrby(ledgers.name(ledgers.key), "sc", -90)
+        ledgers.store.hset(ledgers.name(ledgers.account), "st", 29)
+        month, owner = month_of(now_micros()), cast.owner.key
+        wrong = "was charged 1,000 tokens too much, was charged $0.000000090 too little"
+        assert sorted(told()) == [
+            f"ledger of {month}: account {owner.account.name} ({ledgers.account}) was charged 1 tokens too little",
+            f"ledger of {month}: key {owner.account.name}/{owner.name} ({ledgers.key}) {wrong}",
+        ]
 
-    def test_it_tells_of_a_record_that_was_lost(self, cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
-        used(redis_limits, cast.owner, 30)
-        store.delete(f"{prefix_of(scope_of(cast.owner).shard)}records")
-        assert [line.partition(" was ")[2] for line in told()] == [
-            "charged 30 tokens too much, was charged $0.000000090 too much"
-        ] * 2
+    def test_it_tells_of_a_record_that_was_lost(self, ledgers: Ledgers) -> None:
+        ledgers.use(30)
+        ledgers.store.delete(f"{ledgers.prefix}records")
+        wrong = "charged 30 tokens too much, was charged $0.000000090 too much"
+        assert [line.partition(" was ")[2] for line in told()] == [wrong] * 2
 
-    def test_it_tells_of_a_reservation_that_nobody_holds(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any, key: str
-    ) -> None:
-        operation = open_call(redis_limits, cast.owner, tokens=100)
+    def test_it_tells_of_a_reservation_that_nobody_holds(self, ledgers: Ledgers) -> None:
+        operation = open_call(ledgers.limits, ledgers.owner, tokens=100)
         assert told() == []
-        store.hincrby(ledger_name(cast.owner, key), "rt", 50)
+        ledgers.store.hincrby(ledgers.name(ledgers.key), "rt", 50)
         (line,) = told()
         assert line.endswith("has reserved 50 tokens too much")
-        store.delete(f"{prefix_of(scope_of(cast.owner).shard)}o:{operation}")
+        ledgers.store.delete(f"{ledgers.prefix}o:{operation}")
         assert len(told()) == 2
 
     def test_it_tells_of_a_ledger_in_use_how_far_it_is_off_at_least(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any, monkeypatch: pytest.MonkeyPatch, key: str
+        self, ledgers: Ledgers, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        used(redis_limits, cast.owner, 30)
-        store.hincrby(ledger_name(cast.owner, key), "st", 1_000)
-        monkeypatch.setattr(LedgerStore, "waiting", meanwhile(lambda: used(redis_limits, cast.owner, 7)))
-        (line,) = told()
-        assert line.endswith("was charged at least 1,000 tokens too much")
+        ledgers.use(30)
+        ledgers.store.hincrby(ledgers.name(ledgers.key), "st", 1_000)
+        meanwhile(monkeypatch, lambda: ledgers.use(7))
+        (found,) = differences()
+        assert str(found).endswith("was charged at least 1,000 tokens too much")
+        assert ledgers_mend([found]) == [], "a ledger in use is corrected another time"
+        assert not AuditEntry.objects.filter(action="corrected").exists()
 
-    def test_it_looks_at_the_month_of_admission(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any, key: str
-    ) -> None:
-        used(redis_limits, cast.owner, 30)
-        present = month_of(now_micros())
-        before = month_start(present) - 1
-        redis_limits.usage(scope_of(cast.owner), month_of(before))
-        draft = a_draft(cast.owner, admitted_at=before)
-        redis_limits.emit(cast.owner.key.account_id, an_operation(), draft)  # a record of what was not charged
+    def test_it_looks_at_the_month_of_admission(self, ledgers: Ledgers) -> None:
+        ledgers.use(30)
+        before = month_start(month_of(now_micros())) - 1
+        ledgers.limits.usage(scope_of(ledgers.owner), month_of(before))
+        draft = a_draft(ledgers.owner, admitted_at=before)
+        ledgers.limits.emit(ledgers.owner.key.account_id, an_operation(), draft)  # a record of what was not charged
         assert told() == []
-        (line, _) = map(str, ledger_differences([month_of(before)], pause=lambda _: None))
+        (line, _) = told(month_of(before))
         assert line.startswith(f"ledger of {month_of(before)}: ")
         assert "30 tokens too little" in line
 
-    def test_it_gives_up_where_the_ingester_is_too_far_behind(
-        self, cast: Cast, redis_limits: FailoverBackend, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(reconciliation, "MOST", 2)
-        for _ in range(3):
-            used(redis_limits, cast.owner, 1)
-        with pytest.raises(reconciliation.TooManyWaiting):
-            told()
 
-
-@pytest.fixture
-def _models(db: None) -> None:
-    """Let there be a model that budgets can be for."""
-    apps.get_model("inference", "Model").objects.create(public_name=MODEL)
-
-
-@pytest.mark.usefixtures("_models")
 class TestModelBudgets:
+    @pytest.fixture
+    def give(self, ledgers: Ledgers) -> Callable[[], LimitSet]:
+        """Return what gives the owner and its account a budget for a model, and returns what a call counts against."""
+        apps.get_model("inference", "Model").objects.create(public_name=MODEL)
+        key = ledgers.owner.key
+
+        def give() -> LimitSet:
+            for owner in (key, key.account):
+                services.model_budget_set(owner=owner, budget=BudgetFor(MODEL, 10_000, None), actor=ACTOR)
+            return build_authenticated_key(key, timezone.now(), model_budgets_of(key)).limits_for(MODEL)
+
+        return give
+
     def test_it_compares_the_budgets_of_a_key_and_an_account_for_a_model(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any
+        self, ledgers: Ledgers, cast: Cast, give: Callable[[], LimitSet]
     ) -> None:
-        scope = self.budgets(cast)
-        self.use(redis_limits, cast, scope, 30)
+        scope = give()
+        ledgers.use(30, scope=scope)
         Ingester().run_once()
-        self.use(redis_limits, cast, scope, 7)
-        used(redis_limits, cast.colleague, 0)
+        ledgers.use(7, scope=scope)
+        ledgers.use(0, cast.colleague)
         assert told() == []
         for subject in scope.subjects[2:]:
-            store.hincrby(ledger_name(cast.owner, subject.name), "st", 5)
+            ledgers.store.hincrby(ledgers.name(subject.name), "st", 5)
         lines = told()
         assert len(lines) == 2
         assert all(line.endswith("was charged 5 tokens too much") for line in lines)
         assert all(f" for model {MODEL} (" in line for line in lines)
 
     def test_it_forgives_what_was_on_its_way_when_a_budget_was_made(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any
+        self, ledgers: Ledgers, give: Callable[[], LimitSet]
     ) -> None:
-        used(redis_limits, cast.owner, 40)  # not ingested yet
-        scope = self.budgets(cast)
-        self.use(redis_limits, cast, scope, 7)
+        ledgers.use(40)  # not ingested yet
+        ledgers.use(7, scope=give())
         Ingester().run_once()
         assert told() == []
         Rollup.objects.filter(grain="kq").update(start=F("start") - DAY)
@@ -291,96 +269,58 @@ class TestModelBudgets:
         assert len(lines) == 2
         assert all("was charged 40 tokens too little" in line for line in lines)
 
-    def budgets(self, cast: Cast) -> LimitSet:
-        """Give the owner and its account a budget for the model, and return what a call of it counts against."""
-        for owner in (cast.owner.key, cast.owner.key.account):
-            services.model_budget_set(owner=owner, budget=BudgetFor(MODEL, 10_000, None), actor=ACTOR)
-        key = cast.owner.key
-        return build_authenticated_key(key, timezone.now(), model_budgets_of(key)).limits_for(MODEL)
-
-    def use(self, limits: FailoverBackend, cast: Cast, scope: LimitSet, tokens: int) -> None:
-        """Use so many tokens of the model."""
-        draft = a_draft(cast.owner, input_tokens=tokens, output_tokens=0, cost=tokens * 3)
-        amount = Amount(tokens, tokens * 3)
-        limits.settle(scope, an_operation(), admitted_at=draft.admitted_at, used=amount, record=draft)
-
 
 class TestCommand:
     @pytest.fixture(autouse=True)
     def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reconciliation, "PAUSE", 0.0)
 
-    def test_it_says_that_they_agree(
-        self, cast: Cast, redis_limits: FailoverBackend, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        used(redis_limits, cast.owner, 30)
-        call_command("check_rollups")
-        assert capsys.readouterr().out.splitlines() == [
-            "The rollups agree with the log.",
-            "The ledgers agree with the records.",
-        ]
-
     def test_it_tells_by_its_status_that_a_ledger_is_wrong(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any, capsys: pytest.CaptureFixture[str], key: str
+        self, ledgers: Ledgers, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        used(redis_limits, cast.owner, 30)
-        store.hincrby(ledger_name(cast.owner, key), "st", 1_000)
+        ledgers.use(30)
+        call_command("check_rollups")
+        right = "The rollups agree with the log.\n"
+        assert capsys.readouterr().out == f"{right}The ledgers agree with the records.\n"
+        ledgers.store.hincrby(ledgers.name(ledgers.key), "st", 1_000)
         with pytest.raises(SystemExit) as ended:
             call_command("check_rollups", "--days=2")
         assert ended.value.code == 1
         out, err = capsys.readouterr()
-        assert out == "The rollups agree with the log.\n"
+        assert out == right
         assert "was charged 1,000 tokens too much" in err
         assert "1 ledgers disagree with the records" in err
 
-    def test_it_mends_ledgers_if_it_is_told_to(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any, capsys: pytest.CaptureFixture[str], key: str
+    def test_it_mends_ledgers_if_it_is_told_to_and_the_rollups_are_right(
+        self, ledgers: Ledgers, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        open_call(redis_limits, cast.owner, tokens=100)
-        used(redis_limits, cast.owner, 30)
-        name = ledger_name(cast.owner, key)
-        right = store.hgetall(name)
-        store.hset(name, mapping={"st": 5, "sc": 10**9, "rt": 0, "rc": 7})
+        open_call(ledgers.limits, ledgers.owner, tokens=100)
+        ledgers.use(30)
+        name = ledgers.name(ledgers.key)
+        right = ledgers.store.hgetall(name)
+        ledgers.store.hset(name, mapping={"st": 5, "sc": 10**9, "rt": 0, "rc": 7})
         call_command("check_rollups", "--mend-ledgers")
-        assert store.hgetall(name) == right
+        assert ledgers.store.hgetall(name) == right
         assert "Corrected 1 ledgers." in capsys.readouterr().out
         assert "was charged 25 tokens too little" in AuditEntry.objects.get(action="corrected").after["difference"]
-
-    def test_it_mends_nothing_by_rollups_that_are_wrong(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any, key: str
-    ) -> None:
-        used(redis_limits, cast.owner, 30)
         Ingester().run_once()
         Rollup.objects.update(input_tokens=5)
-        before = store.hgetall(ledger_name(cast.owner, key))
         with pytest.raises(SystemExit):
             call_command("check_rollups", "--mend-ledgers")
-        assert store.hgetall(ledger_name(cast.owner, key)) == before
+        assert ledgers.store.hgetall(name) == right
 
-    def test_it_leaves_a_ledger_in_use_for_another_time(
-        self, cast: Cast, redis_limits: FailoverBackend, store: Any, monkeypatch: pytest.MonkeyPatch, key: str
-    ) -> None:
-        used(redis_limits, cast.owner, 30)
-        store.hincrby(ledger_name(cast.owner, key), "st", 1_000)
-        monkeypatch.setattr(LedgerStore, "waiting", meanwhile(lambda: used(redis_limits, cast.owner, 7)))
-        assert ledgers_mend(ledger_differences([month_of(now_micros())])) == []
-        assert not AuditEntry.objects.filter(action="corrected").exists()
-
-    @pytest.mark.parametrize("cause", [RedisConnectionError("gone"), reconciliation.TooManyWaiting()])
+    @pytest.mark.parametrize("cause", ["store away", "too many waiting"])
     def test_it_fails_where_it_could_not_compare(
-        self,
-        cast: Cast,
-        redis_limits: FailoverBackend,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-        cause: Exception,
+        self, ledgers: Ledgers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cause: str
     ) -> None:
-        used(redis_limits, cast.owner, 30)
-
         def fail(self: LedgerStore, shard: int) -> Any:
-            raise cause
+            raise RedisConnectionError("gone")
 
-        monkeypatch.setattr(LedgerStore, "waiting", fail)
+        for _ in range(3):
+            ledgers.use(30)
+        monkeypatch.setattr(reconciliation, "MOST", 2)
+        if cause == "store away":
+            monkeypatch.setattr(LedgerStore, "waiting", fail)
         with pytest.raises(SystemExit):
             call_command("check_rollups")
         assert "the ledgers could not be compared" in capsys.readouterr().err

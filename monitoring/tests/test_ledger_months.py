@@ -8,32 +8,20 @@ import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
+from monitoring import reconciliation
 from monitoring.reconciliation import ledger_months
 
 pytestmark = pytest.mark.django_db
 NOW = datetime(2026, 11, 27, 3, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True)
-def _in_november(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_takes_this_month_and_the_last_of_those_that_the_span_touches_and_rollups_have(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
     monkeypatch.setattr(timezone, "now", lambda: NOW)
-
-
-def months(begin: datetime, until: datetime = NOW) -> list[int]:
-    """List the months of a span."""
-    return ledger_months(begin, until)
-
-
-def test_it_takes_those_that_the_span_touches() -> None:
-    assert months(NOW - timedelta(days=2)) == [202611]
-    assert months(NOW - timedelta(days=27)) == [202610, 202611]
-    assert months(datetime(2026, 9, 1, tzinfo=UTC), datetime(2026, 10, 5, tzinfo=UTC)) == [202610]
-
-
-def test_it_takes_none_before_the_last() -> None:
-    assert months(NOW - timedelta(days=900)) == [202610, 202611]
-
-
-def test_it_leaves_out_a_month_whose_rollups_are_gone(settings: Settings) -> None:
+    monkeypatch.setattr(reconciliation, "wall_clock", lambda: int(NOW.timestamp()) * 1_000_000)
+    for days, months in ((2, [202611]), (27, [202610, 202611]), (900, [202610, 202611])):
+        assert ledger_months(NOW - timedelta(days=days), NOW) == months
+    assert ledger_months(datetime(2026, 9, 1, tzinfo=UTC), datetime(2026, 10, 5, tzinfo=UTC)) == [202610]
     settings.ROLLUP_RETENTION_DAYS = 7
-    assert months(NOW - timedelta(days=60)) == [202611]
+    assert ledger_months(NOW - timedelta(days=60), NOW) == [202611]

@@ -21,7 +21,7 @@ from monitoring.rollups.periods import DAY, minute_of
 from monitoring.rollups.store import MINUTES_WRITTEN
 from monitoring.rollups.verify import rollups_differences, rollups_rebuild, span_of_log
 from monitoring.tests.logs import rollups_expected, rollups_kept
-from monitoring.tests.samples import recorded
+from monitoring.tests.samples import micros_at, recorded
 
 pytestmark = pytest.mark.django_db
 
@@ -29,25 +29,22 @@ pytestmark = pytest.mark.django_db
 ALWAYS = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
-def micros(month: int, day: int, hour: int = 0) -> int:
-    """Return an hour of 2026 in UTC as records tell it."""
-    return int(datetime(2026, month, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
-
-
 @pytest.fixture
 def log(cast: Cast) -> None:
     """Write a log over two months, of three keys and two accounts."""
-    moments = (micros(10, 31, 23), micros(11, 1), micros(11, 1, 5), micros(11, 1, 5) + 1, micros(11, 3, 7))
+    moments = (
+        micros_at(10, 31, 23),
+        micros_at(11, 1),
+        micros_at(11, 1, 5),
+        micros_at(11, 1, 5) + 1,
+        micros_at(11, 3, 7),
+    )
     for number, moment in enumerate(moments * 3):
         issued = (cast.owner, cast.colleague, cast.stranger)[number % 3]
         status = (200, 200, 429, 503)[number % 4]
         recorded(
             issued, admitted_at=moment, status=status, latency_ms=100.0 * number, cost=number, model=f"m{number % 2}"
         )
-
-
-def spoil_nothing() -> None:
-    """Leave everything as it is."""
 
 
 def spoil_by_deleting_all() -> None:
@@ -68,21 +65,22 @@ def spoil_by_inventing() -> None:
         row.save(force_insert=True)
 
 
-SPOILERS = [spoil_nothing, spoil_by_deleting_all, spoil_amounts, spoil_by_inventing]
+SPOILERS = [None, spoil_by_deleting_all, spoil_amounts, spoil_by_inventing]
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)
-def test_it_mends_whatever_is_wrong(log: None, spoil: Callable[[], None]) -> None:
-    spoil()
+def test_it_mends_whatever_is_wrong(log: None, spoil: Callable[[], None] | None) -> None:
+    if spoil is not None:
+        spoil()
     wrong = list(rollups_rebuild(*span_of_log()))
-    assert bool(wrong) is (spoil is not spoil_nothing)
+    assert bool(wrong) is (spoil is not None)
     assert rollups_kept() == rollups_expected()
     assert list(rollups_differences(*span_of_log())) == []
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)
 def test_it_mends_the_minutes_that_are_kept(
-    cast: Cast, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[], None]
+    cast: Cast, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[], None] | None
 ) -> None:
     now = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
     monkeypatch.setattr(timezone, "now", lambda: now)
@@ -90,30 +88,33 @@ def test_it_mends_the_minutes_that_are_kept(
         moment = now - timedelta(minutes=minutes)
         admitted_at = int(moment.timestamp()) * 1_000_000
         recorded(cast.owner, admitted_at=admitted_at, model=f"m{minutes % 2}")
-    spoil()
+    if spoil is not None:
+        spoil()
     wrong = list(rollups_rebuild(*span_of_log()))
-    assert any(each.row.grain == Rollup.Grain.PLATFORM_MINUTE for each in wrong) is (spoil is not spoil_nothing)
+    assert any(each.row.grain == Rollup.Grain.PLATFORM_MINUTE for each in wrong) is (spoil is not None)
     assert rollups_kept(minutes=True) == rollups_expected(minutes_since=now - MINUTES_WRITTEN)
     assert list(rollups_differences(*span_of_log())) == []
 
 
-def test_it_says_of_which_minute_something_is_wrong(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("grain", "told"),
+    [
+        ("pi", "platform minute 2026-11-24 12:30, account 0 key 0 chat gpt-3.5-turbo ok"),
+        ("kq", "key quarter 2026-11-24 12:30, account {account} key {key} chat gpt-3.5-turbo ok"),
+        ("km", "key month 2026-11-01 00:00, account {account} key {key}"),
+    ],
+)
+def test_it_says_of_which_row_what_is_wrong(cast: Cast, monkeypatch: pytest.MonkeyPatch, grain: str, told: str) -> None:
     now = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
     monkeypatch.setattr(timezone, "now", lambda: now)
     recorded(cast.owner, admitted_at=int(now.timestamp()) * 1_000_000)
-    Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_MINUTE).update(requests=3)
+    Rollup.objects.filter(grain=grain).update(requests=3)
     (wrong,) = rollups_differences(*span_of_log())
-    assert str(wrong).startswith("platform minute 2026-11-24 12:30, account 0 key 0 chat gpt-3.5-turbo ok")
-    assert "requests 3 instead of 1" in str(wrong)
-
-
-def test_it_says_of_which_month_something_is_wrong(cast: Cast) -> None:
-    for day in (1, 24):
-        recorded(cast.owner, admitted_at=micros(11, day))
-    Rollup.objects.filter(grain=Rollup.Grain.KEY_MONTH).update(requests=3)
+    named = told.format(account=cast.owner.key.account_id, key=cast.owner.key.pk)
+    assert str(wrong) == f"{named}: requests 3 instead of 1"
+    Rollup.objects.filter(grain=grain).update(requests=1, first_token="5:1")
     (wrong,) = rollups_differences(*span_of_log())
-    key = cast.owner.key
-    assert str(wrong) == (f"key month 2026-11-01 00:00, account {key.account_id} key {key.pk}: requests 3 instead of 2")
+    assert str(wrong) == f"{named}: first_token"
 
 
 def test_it_mends_only_the_span_that_it_is_given(log: None) -> None:
@@ -170,24 +171,13 @@ def test_it_adds_up_again_what_was_written_meanwhile(cast: Cast, log: None, monk
     locks, lock = [], store.rollups_lock
 
     def write_first(cursor: Any) -> None:
-        locks.append(recorded(cast.owner, admitted_at=micros(11, 1, 5)))
+        locks.append(recorded(cast.owner, admitted_at=micros_at(11, 1, 5)))
         lock(cursor)
 
     monkeypatch.setattr(verify, "rollups_lock", write_first)
     list(rollups_rebuild(*span_of_log()))
     assert len(locks) == 5  # three days and their two months
     assert rollups_kept() == rollups_expected()
-
-
-def test_it_says_what_is_wrong(cast: Cast) -> None:
-    recorded(cast.owner, admitted_at=micros(11, 1, 5))
-    Rollup.objects.filter(grain="kq").update(requests=3, first_token="5:1")
-    (told, *_) = map(str, rollups_differences(*span_of_log()))
-    key = cast.owner.key
-    assert told == (
-        f"key quarter 2026-11-01 05:00, account {key.account_id} key {key.pk} chat gpt-3.5-turbo ok: "
-        "requests 3 instead of 1, first_token"
-    )
 
 
 def test_its_command_rebuilds_a_span(log: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,20 +193,20 @@ def test_its_command_rebuilds_a_span(log: None, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.endswith("The rollups agree with the log.\n")
 
 
-def test_its_command_refuses_what_is_no_date() -> None:
-    with pytest.raises(CommandError, match="is not a date or time"):
-        call_command("rebuild_rollups", "--from=yesterday")
-
-
-def test_its_command_does_not_take_a_reversed_span_for_one_that_is_right() -> None:
-    with pytest.raises(CommandError, match="--from must be before --to"):
-        call_command("rebuild_rollups", "--from=2026-11-04", "--to=2026-11-03")
-
-
-@pytest.mark.parametrize("days", ["0", "-1", "99999999999"])
-def test_its_command_does_not_take_no_days_for_days_that_are_right(days: str) -> None:
-    with pytest.raises(CommandError, match=f"{days} is not a whole number from 1"):
-        call_command("check_rollups", f"--days={days}")
+@pytest.mark.parametrize(
+    ("command", "arguments", "told"),
+    [
+        ("rebuild_rollups", ["--from=yesterday"], "is not a date or time"),
+        ("rebuild_rollups", ["--from=2026-11-04", "--to=2026-11-03"], "--from must be before --to"),
+        *(
+            ("check_rollups", [f"--days={days}"], f"{days} is not a whole number from 1")
+            for days in (0, -1, 99999999999)
+        ),
+    ],
+)
+def test_its_commands_refuse_what_is_no_span(command: str, arguments: list[str], told: str) -> None:
+    with pytest.raises(CommandError, match=told):
+        call_command(command, *arguments)
 
 
 def test_its_command_tells_by_its_status_that_something_is_wrong(log: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,22 +104,15 @@ def test_it_forgets_minutes_when_a_new_one_begins(key: IssuedKey, monkeypatch: p
     assert Rollup.objects.filter(grain="pd").exists()
 
 
-def test_it_takes_out_what_a_late_settle_replaced(key: IssuedKey) -> None:
-    operation = an_operation()
-    write_record(a_record(key, id=operation, revision=1, status=500, usage_source="bound", cost=90))
-    write_record(a_record(key, id=operation, revision=2, cost=7))
-    assert set(Rollup.objects.exclude(grain="km").values_list("outcome", "requests", "cost")) == {("ok", 1, 7)}
-    assert Rollup.objects.filter(grain="km").values_list("requests", "cost").get() == (1, 7)
-
-
-def test_it_counts_what_a_row_of_refusals_stands_for(key: IssuedKey) -> None:
-    operation = an_operation()
-    for revision, count in ((1, 10), (2, 25)):
-        write_record(a_record(key, id=operation, revision=revision, count=count, status=429, cache=""))
-    assert set(Rollup.objects.exclude(grain="km").values_list("outcome", "requests", "latency")) == {
-        ("limited", 25, "")
-    }
-    assert Rollup.objects.get(grain="km").requests == 25
+def test_it_takes_out_what_a_later_revision_replaced(key: IssuedKey) -> None:
+    late, refused = an_operation(), an_operation()
+    write_record(a_record(key, id=late, revision=1, status=500, usage_source="bound", cost=90))
+    write_record(a_record(key, id=late, revision=2, cost=7))
+    for revision, count in ((1, 10), (2, 25)):  # a row of refusals stands for so many
+        write_record(a_record(key, id=refused, revision=revision, count=count, status=429, cache="", cost=0))
+    found = Rollup.objects.exclude(grain="km").values_list("outcome", "requests", "cost", "latency")
+    assert {(*row[:3], bool(row[3])) for row in found} == {("ok", 1, 7, True), ("limited", 25, 0, False)}
+    assert Rollup.objects.filter(grain="km").values_list("requests", "cost").get() == (26, 7)
 
 
 def test_it_keeps_neither_record_nor_rollup_of_a_transaction_that_failed(key: IssuedKey) -> None:

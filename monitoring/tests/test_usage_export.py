@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,19 @@ from pytest_django import Settings
 from accounts.tests.factories import Cast
 from monitoring.models import Rollup
 from monitoring.retention import prune_by_settings, rollup_cutoff
-from monitoring.tests.samples import recorded
+from monitoring.tests.samples import micros_at, recorded
 
 pytestmark = pytest.mark.django_db
 Lines = Callable[..., list[dict[str, Any]]]
 
 
-def at(*moment: int) -> int:
-    """Return a moment of 2026 (UTC): month, day, hour, as µs since the epoch."""
-    month, day, hour = moment
-    return int(datetime(2026, month, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
-
-
 @pytest.fixture
 def lines(tmp_path: Path, cast: Cast) -> Lines:
     """Return what exports and reads the lines, after some requests of October and November."""
-    recorded(cast.owner, admitted_at=at(10, 31, 23), cost=1_000_000, input_tokens=5, output_tokens=0)
-    recorded(cast.owner, admitted_at=at(11, 1, 0), cost=2_000_000, cache="hit", saved_cost=500)
-    recorded(cast.colleague, admitted_at=at(11, 1, 5), status=429, count=7, cache="", cost=0)
-    recorded(cast.stranger, admitted_at=at(11, 2, 5), status=502, latency_ms=100.0, cost=0)
+    recorded(cast.owner, admitted_at=micros_at(10, 31, 23), cost=1_000_000, input_tokens=5, output_tokens=0)
+    recorded(cast.owner, admitted_at=micros_at(11, 1, 0), cost=2_000_000, cache="hit", saved_cost=500)
+    recorded(cast.colleague, admitted_at=micros_at(11, 1, 5), status=429, count=7, cache="", cost=0)
+    recorded(cast.stranger, admitted_at=micros_at(11, 2, 5), status=502, latency_ms=100.0, cost=0)
 
     def export(*arguments: str) -> list[dict[str, Any]]:
         file = tmp_path / "usage.jsonl"
@@ -46,16 +40,14 @@ def lines(tmp_path: Path, cast: Cast) -> Lines:
     return export
 
 
-def test_it_writes_a_row_for_each_day_and_account(lines: Lines) -> None:
-    assert [(line["start"], line["account"], line["requests"], line["cost"]) for line in lines()] == [
+def test_it_writes_a_row_for_each_day_and_account_with_every_figure(lines: Lines) -> None:
+    found = lines()
+    assert [(line["start"], line["account"], line["requests"], line["cost"]) for line in found] == [
         ("2026-10-31T00:00:00Z", "acme", 1, "0.001000000"),
         ("2026-11-01T00:00:00Z", "acme", 8, "0.002000000"),
         ("2026-11-02T00:00:00Z", "globex", 1, "0.000000000"),
     ]
-
-
-def test_it_writes_every_figure(lines: Lines) -> None:
-    _, limited, failed = lines()
+    _, limited, failed = found
     assert (limited["limited_requests"], limited["cache_hits"], limited["saved_cost"]) == (7, 1, "0.000000500")
     assert (failed["failed_requests"], failed["first_token_ms_p50"]) == (1, None)
     assert failed["latency_ms_p99"] == pytest.approx(100, rel=0.05)

@@ -90,7 +90,10 @@ SLACK = 5  # percentage points below a level at which its incident ends, as when
 
 
 def budgets_used() -> Iterator[Condition]:
-    """Yield the levels that budgets have reached this month: of accounts, of keys, and of either for one model."""
+    """Yield the levels that budgets have reached this month: of accounts, of keys, and of either for one model.
+
+    Of a budget's levels only the highest that is reached is on. Those below it or within SLACK stay if they are open.
+    """
     month, now = month_of(wall_clock()), timezone.now()
     budgets: list[tuple[Budgets, Account | ApiKey, Subject]] = [
         *((each, each, account_subject(each)) for each in Account.objects.filter(HAS_BUDGET, is_active=True)),
@@ -102,42 +105,35 @@ def budgets_used() -> Iterator[Condition]:
         ),
     ]
     settled = months_settled([subject for _, _, subject in budgets], month)
+    renewed = EPOCH + timedelta(seconds=month_end(month) // SECOND)
     for budget, holder, subject in budgets:
         spent, tokens, money = settled[subject], budget.monthly_token_budget, nano_dollars(budget.monthly_cost_budget)
-        model = subject.model or ""
-        if tokens:
-            told = f"{spent.tokens:,} of {tokens:,} tokens"
-            yield from _levels(holder, model, "tokens", spent.tokens, tokens, told, month)
-        if money:
-            told = f"${spent.cost / NANO_DOLLARS:,.2f} of ${money / NANO_DOLLARS:,.2f}"
-            yield from _levels(holder, model, "cost", spent.cost, money, told, month)
-
-
-def _levels(
-    holder: Account | ApiKey, model: str, what: str, used: int, limit: int, told: str, month: int
-) -> Iterator[Condition]:
-    """Yield the highest level reached, and as not on those below it or within SLACK: their incidents stay open."""
-    if isinstance(holder, ApiKey):
-        name, slug = f"Key {holder.account.name}/{holder.name}", f"key:{holder.limits_id}:{model}"
-        contact = holder.account.contact
-    else:
-        name, slug, contact = f"Account {holder.name}", f"account:{holder.pk}:{model}", holder.contact
-    name += f" for model {model}" if model else ""
-    highest = max((level for level in LEVELS if used * 100 >= limit * level), default=0)
-    percent = used * 100 // limit
-    renewed = EPOCH + timedelta(seconds=month_end(month) // SECOND)
-    for level in LEVELS:
-        if used * 100 >= limit * (level - SLACK):
-            yield Condition(
-                Alert.Kind.BUDGET,
-                f"{PREFIX}{slug}:{what}:{level}:{month}",
-                f"{name} has used {percent} % of its {what} budget",
-                f"{name} has used {told} of this month's budget ({percent} %). "
-                f"{REFUSED[what] if percent >= 100 else ''}"
-                f"The budget is whole again on {renewed:%Y-%m-%d} 00:00 UTC.",
-                is_on=level == highest,
-                contact=contact,
-            )
+        of_model = f" for model {subject.model}" if subject.model else ""
+        if isinstance(holder, ApiKey):
+            name, slug = f"Key {holder.account.name}/{holder.name}{of_model}", f"key:{holder.limits_id}"
+            contact = holder.account.contact
+        else:
+            name, slug, contact = f"Account {holder.name}{of_model}", f"account:{holder.pk}", holder.contact
+        dollars = f"${spent.cost / NANO_DOLLARS:,.2f} of ${(money or 0) / NANO_DOLLARS:,.2f}"
+        for what, used, limit, amounts in (
+            ("tokens", spent.tokens, tokens, f"{spent.tokens:,} of {tokens or 0:,} tokens"),
+            ("cost", spent.cost, money, dollars),
+        ):
+            if not limit:
+                continue
+            percent, reached = used * 100 // limit, [level for level in LEVELS if used * 100 >= limit * level]
+            for level in LEVELS:
+                if used * 100 >= limit * (level - SLACK):
+                    yield Condition(
+                        Alert.Kind.BUDGET,
+                        f"{PREFIX}{slug}:{subject.model or ''}:{what}:{level}:{month}",
+                        f"{name} has used {percent} % of its {what} budget",
+                        f"{name} has used {amounts} of this month's budget ({percent} %). "
+                        f"{REFUSED[what] if percent >= 100 else ''}"
+                        f"The budget is whole again on {renewed:%Y-%m-%d} 00:00 UTC.",
+                        is_on=level == max(reached, default=0),
+                        contact=contact,
+                    )
 
 
 def topic_of(subject: str) -> str:
@@ -227,7 +223,7 @@ class ReconciliationWatch:
         """Yield a condition if the last check found a difference."""
         if self.wrong != "":
             title = "Rollups or ledgers disagree with the request log"
-            yield Condition(Alert.Kind.BOOKS, "books", title, self.wrong or "", is_on=self.wrong is not None)
+            yield Condition(Alert.Kind.RECONCILIATION, "books", title, self.wrong or "", is_on=self.wrong is not None)
 
     def forget(self) -> None:
         """Forget the last check."""
@@ -280,24 +276,22 @@ def failing_deployments() -> Iterator[Condition]:
 
 
 def _condition(deployment: Deployment, cause: str) -> Condition:
-    is_failing, is_empty = alert_subjects(deployment.pk)
-    if cause.startswith(CREDIT_USED_UP):
-        return Condition(
-            Alert.Kind.PROVIDER,
-            is_empty,
-            f"The credit is used up at provider {deployment.provider}: no calls go to {deployment}",
-            f"Provider {deployment.provider} refused a call to {deployment} for model {deployment.model}: {cause}. "
-            f"A call tries it again after {settings.UPSTREAM_CREDIT_PAUSE:g} seconds; until then, other deployments "
-            "of the model answer, if any.",
-        )
-    return Condition(
-        Alert.Kind.PROVIDER,
-        is_failing,
-        f"Provider {deployment.provider} fails: no calls go to {deployment}",
-        f"Calls to {deployment} for model {deployment.model} failed several times in a row, or did not reach it "
+    subject, credit_subject = alert_subjects(deployment.pk)
+    provider, model = deployment.provider, deployment.model
+    title = f"Provider {provider} fails: no calls go to {deployment}"
+    text = (
+        f"Calls to {deployment} for model {model} failed several times in a row, or did not reach it "
         f"({cause or 'the cause is not known'}). No calls go there until a trial succeeds; other deployments "
-        "of the model answer, if any.",
+        "of the model answer, if any."
     )
+    if cause.startswith(CREDIT_USED_UP):
+        subject, title = credit_subject, f"The credit is used up at provider {provider}: no calls go to {deployment}"
+        text = (
+            f"Provider {provider} refused a call to {deployment} for model {model}: {cause}. "
+            f"A call tries it again after {settings.UPSTREAM_CREDIT_PAUSE:g} seconds; until then, other deployments "
+            "of the model answer, if any."
+        )
+    return Condition(Alert.Kind.PROVIDER, subject, title, text)
 
 
 def _probe_forgotten() -> None:
@@ -306,9 +300,11 @@ def _probe_forgotten() -> None:
     The probe is the list of models. It does not show whether credit is used up, so such notices are left out.
     """
     long_ago = timezone.now() - RENEWED
-    old = [each for each in failing() if each.seen_at <= long_ago and not each.is_open]
-    forgotten = [each for each in old if not each.cause.startswith(CREDIT_USED_UP)]
-    forgotten.sort(key=lambda notice: notice.seen_at)
+    forgotten = [
+        each
+        for each in sorted(failing(), key=lambda notice: notice.seen_at)
+        if each.seen_at <= long_ago and not each.is_open and not each.cause.startswith(CREDIT_USED_UP)
+    ]
     served = {route.deployment_id: route for route in served_routes()} if forgotten else {}
     for notice in forgotten[:A_ROUND]:
         route = served.get(notice.deployment_id)

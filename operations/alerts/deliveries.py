@@ -56,12 +56,12 @@ def message_of(delivery: AlertDelivery) -> tuple[str, str]:
 def lasted(alert: Alert) -> str:
     """Return the duration of an incident, or its duration so far, in the two largest units."""
     rest = int(((alert.ended_at or timezone.now()) - alert.began_at) / timedelta(seconds=1))
-    told: list[str] = []
+    parts: list[str] = []
     for unit, seconds in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):
         number, rest = divmod(rest, seconds)
-        if number or told:
-            told.append(f"{number} {unit}{'' if number == 1 else 's'}" if number else "")
-    return " ".join(filter(None, told[:2])) or "less than a second"
+        if number or parts:
+            parts.append(f"{number} {unit}{'' if number == 1 else 's'}" if number else "")
+    return " ".join(filter(None, parts[:2])) or "less than a second"
 
 
 TIMEOUT = 5.0  # seconds: to connect, and to answer
@@ -137,10 +137,16 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers = {**headers, "Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
     with closing((HTTPSConnection if is_secure else HTTPConnection)(host, parts.port)) as connection:
-        connection.sock = sock = _connected(host, connection.port)
+        *others, last = checked_addresses(host)
+        for address in others:
+            with suppress(OSError):
+                connection.sock = socket.create_connection((address, connection.port), TIMEOUT)
+                break
+        sock: socket.socket = connection.sock or socket.create_connection((last, connection.port), TIMEOUT)
         ends = time.monotonic() + TIMEOUT
         if is_secure:
-            connection.sock = sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        connection.sock = sock
         connection.request("POST", f"{parts.path or '/'}?{parts.query}".removesuffix("?"), body, headers)
         line = b""
         while b"\n" not in line:
@@ -150,14 +156,6 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
                 raise BadStatusLine("the connection was closed, or the first line is too long")
             line += piece
     return int(line.split(maxsplit=2)[1])
-
-
-def _connected(host: str, port: int) -> socket.socket:
-    *others, last = checked_addresses(host)
-    for address in others:
-        with suppress(OSError):
-            return socket.create_connection((address, port), TIMEOUT)
-    return socket.create_connection((last, port), TIMEOUT)
 
 
 FIRST_PAUSE = timedelta(seconds=30)  # doubled with each attempt
@@ -177,9 +175,8 @@ def deliveries_send(now: datetime | None = None) -> int:
     )
     # The message of an end waits until that of the beginning is sent to the same recipient.
     due = underway.filter(Q(is_end=False) | ~Exists(beginning), next_at__lte=due_at)
-    found = list(due.select_related("alert").order_by("next_at")[:A_ROUND])
     arrived = 0
-    for delivery in found:
+    for delivery in due.select_related("alert").order_by("next_at")[:A_ROUND]:
         arrived += _deliver(delivery, due_at)
         if time.monotonic() - began >= ROUND_SECONDS:
             break

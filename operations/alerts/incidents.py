@@ -78,19 +78,16 @@ def incident_open(condition: Condition) -> Alert | None:
     Its messages go to the recipients in the settings and, by e-mail, to the contact of the condition.
     """
     now = timezone.now()
-    texts = {"kind": condition.kind, "title": condition.title[:250], "text": condition.text}
+    texts = {"kind": condition.kind, "title": condition.title[:250], "text": condition.text, "began_at": now}
     with transaction.atomic():
-        alert, is_new = Alert.objects.get_or_create(
-            subject=condition.subject, ended_at=None, defaults={**texts, "began_at": now}
-        )
+        alert, is_new = Alert.objects.get_or_create(subject=condition.subject, ended_at=None, defaults=texts)
         if not is_new:
             return None
-        emails = dict.fromkeys([*settings.ALERT_EMAILS, *([condition.contact] if condition.contact else [])])
-        recipients = {AlertDelivery.Channel.WEBHOOK: [""], AlertDelivery.Channel.EMAIL: list(emails)}
+        emails = list(dict.fromkeys(filter(None, [*settings.ALERT_EMAILS, condition.contact])))
         AlertDelivery.objects.bulk_create(
             AlertDelivery(alert=alert, channel=channel, recipient=recipient, next_at=now)
             for channel in _open_channels()
-            for recipient in recipients[channel]
+            for recipient in (emails if channel == AlertDelivery.Channel.EMAIL else [""])
         )
     log.warning("alert", kind=str(condition.kind), subject=condition.subject, title=condition.title)
     return alert
@@ -102,13 +99,13 @@ def incidents_resolve(alerts: Sequence[Alert]) -> None:
     Of the levels of a budget that end together, only the highest sends messages.
     """
     rising = sorted(alerts, key=lambda each: level_of(each.subject))
-    told = set({topic_of(alert.subject): alert.pk for alert in rising}.values())
+    reported = set({topic_of(alert.subject): alert.pk for alert in rising}.values())
     now = timezone.now()
     for alert in alerts:
         with transaction.atomic():
             if not Alert.objects.filter(pk=alert.pk, ended_at=None).update(ended_at=now):
                 continue
-            if alert.pk in told:
+            if alert.pk in reported:
                 beginnings = alert.deliveries.filter(is_end=False, channel__in=_open_channels()).order_by("pk")
                 AlertDelivery.objects.bulk_create(
                     AlertDelivery(alert=alert, channel=each.channel, recipient=each.recipient, is_end=True, next_at=now)

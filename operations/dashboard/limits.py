@@ -7,12 +7,12 @@ of the last hour and of their accounts are read from the limits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import reduce
 from operator import or_
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from django.db.models import BigIntegerField, F, Model, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
@@ -31,9 +31,9 @@ from monitoring.rollups.queries import busiest_keys
 MOST = 500
 
 Row = TypeVar("Row", bound=Model)
-#: The first key of a rotation: all its keys share their limits.
-LINEAGE = Coalesce("lineage_id", "pk", output_field=BigIntegerField())
-#: The same for a key and its makers: its use counts against their budgets too.
+#: Rows that have a budget, and whether no other row with a budget was used this month.
+Chosen = tuple[list[Row], bool]
+#: The first keys of the rotations of a key and of its makers: its use counts against the budgets of all of them.
 LINEAGES = {
     f"eldest_{above}": Coalesce(
         f"{'maker__' * above}lineage_id", f"{'maker__' * above}pk", output_field=BigIntegerField()
@@ -42,56 +42,50 @@ LINEAGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen(Generic[Row]):
-    """Rows that have a budget. `is_all`: no other row with a budget was used this month."""
-
-    rows: Sequence[Row]
-    is_all: bool
-
-
 def budgeted_accounts(now: datetime) -> Chosen[Account]:
     """Return accounts with a budget: all, or those that used most this month."""
-    accounts = Account.objects.filter(HAS_BUDGET, is_active=True)
-    if (few := _if_few(accounts)) is not None:
-        return few
-    heaviest = _heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", account_id__in=accounts.values("pk"))
-    return Chosen(list(accounts.filter(pk__in=[account for (account,) in heaviest])), len(heaviest) < MOST)
+
+    def heaviest(accounts: QuerySet[Account]) -> Chosen[Account]:
+        found = _heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", account_id__in=accounts.values("pk"))
+        return list(accounts.filter(pk__in=[account for (account,) in found])), len(found) < MOST
+
+    return _all_or(heaviest, Account.objects.filter(HAS_BUDGET, is_active=True))
 
 
 def budgeted_keys(now: datetime) -> Chosen[ApiKey]:
     """Return keys with a budget: all, or those used most this month, including earlier keys and keys they made."""
-    keys = api_keys_current(at=now).filter(HAS_BUDGET).annotate(eldest=LINEAGE)
-    if (few := _if_few(keys)) is not None:
-        return few
-    lineages = ApiKey.objects.annotate(**LINEAGES)
-    counted = reduce(or_, (Q(**{f"{eldest}__in": keys.values("eldest")}) for eldest in LINEAGES))
-    members = lineages.filter(counted).values("pk")
-    heaviest = _heaviest(now, Rollup.Grain.KEY_DAY, "key_id", key_id__in=members)
-    using = lineages.filter(pk__in=[key for (key,) in heaviest]).values_list(*LINEAGES)
-    chosen = {eldest for row in using for eldest in row if eldest is not None}
-    return Chosen(list(keys.filter(eldest__in=chosen)), len(heaviest) < MOST)
+
+    def heaviest(keys: QuerySet[Any]) -> Chosen[ApiKey]:
+        lineages = ApiKey.objects.annotate(**LINEAGES)
+        counted = reduce(or_, (Q(**{f"{eldest}__in": keys.values("eldest_0")}) for eldest in LINEAGES))
+        found = _heaviest(now, Rollup.Grain.KEY_DAY, "key_id", key_id__in=lineages.filter(counted).values("pk"))
+        using = lineages.filter(pk__in=[key for (key,) in found]).values_list(*LINEAGES)
+        chosen = {eldest for row in using for eldest in row if eldest is not None}
+        return list(keys.filter(eldest_0__in=chosen)), len(found) < MOST
+
+    return _all_or(heaviest, api_keys_current(at=now).filter(HAS_BUDGET).annotate(eldest_0=LINEAGES["eldest_0"]))
 
 
 def model_budgets(now: datetime) -> Chosen[ModelBudget]:
     """Return model budgets: all, or those whose accounts used most of the model this month."""
-    budgets = model_budgets_current(at=now)
-    if (few := _if_few(budgets)) is not None:
-        return few
-    owned = budgets.annotate(of=Coalesce("account_id", "key__account_id"))
-    within = {"account_id__in": owned.values("of"), "model__in": owned.values("model")}
-    heaviest = set(_heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", "model", **within))
-    found = owned.filter(of__in={account for account, _ in heaviest}, model__in={model for _, model in heaviest})
-    chosen = [each for each in found if (each.of, each.model) in heaviest]
-    return Chosen(chosen, len(heaviest) < MOST)
+
+    def heaviest(budgets: QuerySet[ModelBudget]) -> Chosen[ModelBudget]:
+        owned = budgets.annotate(of=Coalesce("account_id", "key__account_id"))
+        within = {"account_id__in": owned.values("of"), "model__in": owned.values("model")}
+        found = set(_heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", "model", **within))
+        near = owned.filter(of__in={account for account, _ in found}, model__in={model for _, model in found})
+        return [each for each in near if (each.of, each.model) in found], len(found) < MOST
+
+    return _all_or(heaviest, model_budgets_current(at=now))
 
 
-def _if_few(rows: QuerySet[Any, Any]) -> Chosen[Any] | None:
+def _all_or(heaviest: Callable[[QuerySet[Row]], Chosen[Row]], rows: QuerySet[Row]) -> Chosen[Row]:
+    """Return all rows if they are at most MOST, or what `heaviest` chooses."""
     found = list(rows[: MOST + 1])
-    return Chosen(found, True) if len(found) <= MOST else None
+    return (found, True) if len(found) <= MOST else heaviest(rows)
 
 
-def _heaviest(now: datetime, grain: Rollup.Grain, *columns: str, **within: Any) -> Sequence[tuple[Any, ...]]:
+def _heaviest(now: datetime, grain: Rollup.Grain, *columns: str, **within: Any) -> list[tuple[Any, ...]]:
     """Return the values of `columns` with the highest usage this month, by cost and then tokens; at most MOST."""
     rows = Rollup.objects.filter(grain=grain, start__gte=minute_of(month_begin(now)), **within).order_by()
     sums = rows.values(*columns).annotate(spent=Sum("cost"), tokens=Sum(F("input_tokens") + F("output_tokens")))
@@ -147,26 +141,22 @@ def limits_nearly_reached(now: datetime) -> NearLimits:
         owners[subject.name] = f"{account.name}/{owner.name}" if isinstance(owner, ApiKey) else owner.name, owner
         return subject
 
-    accounts, keys, budgets = budgeted_accounts(now), budgeted_keys(now), model_budgets(now)
+    accounts, has_all_accounts = budgeted_accounts(now)
+    keys, has_all_keys = budgeted_keys(now)
+    budgets, has_all_budgets = model_budgets(now)
     budgeted = [
-        *(own(account_subject(each), each, each) for each in accounts.rows),
-        *(own(key_subject(each, now), each.account, each) for each in keys.rows),
-        *(own(model_subject(each), each.key.account, each.key) for each in budgets.rows if each.key),
-        *(own(model_subject(each), each.account, each.account) for each in budgets.rows if each.account),
+        *(own(account_subject(each), each, each) for each in accounts),
+        *(own(key_subject(each, now), each.account, each) for each in keys),
+        *(own(model_subject(each), each.key.account, each.key) for each in budgets if each.key),
+        *(own(model_subject(each), each.account, each.account) for each in budgets if each.account),
     ]
     busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
     busy = list(api_keys_current(at=now).filter(pk__in=busiest))
     makers = api_key_makers(busy)
-    scopes = [
-        LimitSet(
-            key.account_id,
-            (
-                *(own(key_subject(each, now), key.account, each) for each in (key, *makers[key.pk])),
-                own(account_subject(key.account), key.account, key.account),
-            ),
-        )
-        for key in busy
-    ]
+    scopes = []
+    for key in busy:
+        of_keys = (own(key_subject(each, now), key.account, each) for each in (key, *makers[key.pk]))
+        scopes.append(LimitSet(key.account_id, (*of_keys, own(account_subject(key.account), key.account, key.account))))
     report = usage_of_scopes(scopes)
     # What the limits say replaces what the records say.
     usages = {(usage.subject.name, usage.name): usage for usage in [*recorded_usage(budgeted), *report.limits]}
@@ -176,5 +166,5 @@ def limits_nearly_reached(now: datetime) -> NearLimits:
             name, owner = owners[usage.subject.name]
             near.append(NearLimit(name, change_url(owner), usage.title, usage.text, usage.share))
     near.sort(key=lambda each: (-each.share, each.owner))
-    notes = [] if accounts.is_all and keys.is_all and budgets.is_all else [MANY]
+    notes = [] if has_all_accounts and has_all_keys and has_all_budgets else [MANY]
     return NearLimits(near[:SHOWN], len(near), notes if report.source == LIVE else [*notes, UNKNOWN])

@@ -12,14 +12,13 @@ from django.db.models import Q
 from accounts.models import Account, ApiKey
 from core.times import DateOutOfRange, parse_datetime
 from monitoring.models import Rollup
-from monitoring.rollups.periods import EPOCH, ONE_DAY, Unit, buckets, datetime_of, minute_of
+from monitoring.rollups.periods import EPOCH, HOUR, MINUTE, Unit, buckets, datetime_of, minute_of
+from monitoring.rollups.periods import ONE_DAY as DAY
 from monitoring.rollups.queries import Scope, quarters_since
-from monitoring.rollups.store import PLATFORM_DAY
 
 RANGES = {"1h": "1 h", "24h": "24 h", "7d": "7 d", "30d": "30 d"}
 DEFAULT, OWN = "24h", "own"
 FILTERS = ("account", "key", "model", "endpoint")
-MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), ONE_DAY
 LONGEST = 3660 * DAY
 #: Up to these lengths a custom span is divided by hours, and by days.
 BY_HOUR, BY_DAY = 7 * DAY, 100 * DAY
@@ -43,28 +42,16 @@ class Span:
         return self.end - self.begin
 
     @property
-    def last_end(self) -> datetime:
-        """Return the end of the last hour or day, also if it is not over: then its row of the rollups is read."""
-        if self.unit in (None, Unit.HOUR) or not self.is_going_on:
-            return self.end
-        return self.reach
-
-    @property
     def reach(self) -> datetime:
-        """Return until when keys are ranked: if the span reaches now, to the end of the day."""
-        return _ceiling(self.end, DAY) if self.is_going_on else self.end
-
-    @property
-    def is_going_on(self) -> bool:
-        """Return whether the span ends in a period that is not over."""
-        return self.complete < self.end
+        """Return until when rows of days are read: to the end of the day if the last period is not over."""
+        return _ceiling(self.end, DAY) if self.complete < self.end else self.end
 
     def starts(self) -> list[datetime]:
         """Return the starts of the parts."""
+        begin, end = minute_of(self.begin), minute_of(self.end)
         if self.unit is None:
-            return [self.begin + MINUTE * number for number in range(self.length // MINUTE)]
-        divided = buckets(minute_of(self.begin), minute_of(self.end), self.unit, UTC)
-        return [datetime_of(start) for _, _, start in divided if start is not None]
+            return [datetime_of(minute) for minute in range(begin, end)]
+        return [datetime_of(start) for *_, start in buckets(begin, end, self.unit, UTC) if start is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,31 +105,28 @@ def read_address(address: Mapping[str, str], now: datetime) -> DashboardQuery:
 
 def _scope(given: dict[str, str], problems: list[str]) -> Scope:
     """Return the scope of the filters; remove those that can't be used, and add the reasons to `problems`."""
-
-    def drop(name: str, problem: str) -> None:
-        problems.append(problem)
-        del given[name]
-
     account_id = key_id = None
+    reasons: dict[str, str] = {}
     if account := given.get("account"):
         account_id = Account.objects.filter(name=account).values_list("pk", flat=True).first()
         if account_id is None:
-            drop("account", f"No account is called “{account[:100]}”: all are shown.")
+            reasons["account"] = f"No account is called “{account[:100]}”: all are shown."
     if key := given.get("key"):
-        keys = ApiKey.objects.filter(Q(name=key) | Q(prefix=key))
-        if account_id is not None:
-            keys = keys.filter(account_id=account_id)
-        found = list(keys.values_list("pk", "account_id")[:2])
-        if len(found) == 1:
-            key_id, account_id = found[0]
-        elif found:
-            drop("key", f"Several keys are called “{key[:100]}”: name the account as well. All keys are shown.")
+        of_account = {} if account_id is None else {"account_id": account_id}
+        keys = ApiKey.objects.filter(Q(name=key) | Q(prefix=key), **of_account).values_list("pk", "account_id")[:2]
+        if len(keys) == 1:
+            key_id, account_id = keys[0]
+        elif keys:
+            reasons["key"] = f"Several keys are called “{key[:100]}”: name the account as well. All keys are shown."
         else:
-            drop("key", f"No key is called “{key[:100]}”: all are shown.")
-    used = Rollup.objects.filter(grain=PLATFORM_DAY)
+            reasons["key"] = f"No key is called “{key[:100]}”: all are shown."
+    used = Rollup.objects.filter(grain=Rollup.Grain.PLATFORM_DAY)
     for name, problem in (("model", "No request asked for a model"), ("endpoint", "No request went to an endpoint")):
         if (text := given.get(name)) and not used.filter(**{name: text}).exists():
-            drop(name, f"{problem} “{text[:100]}”: all are shown.")
+            reasons[name] = f"{problem} “{text[:100]}”: all are shown."
+    for name, reason in reasons.items():
+        problems.append(reason)
+        del given[name]
     return Scope(account_id=account_id, key_id=key_id, model=given.get("model"), endpoint=given.get("endpoint"))
 
 
@@ -160,14 +144,14 @@ def _own(name: str, address: Mapping[str, str], now: datetime) -> Span:
         except ValueError:
             raise Wrong(f"“{text[:30]}” is no moment for “{each}”: write it like 2026-01-31T14:00.") from None
     begin, end = ends
-    if not begin < end:
-        raise Wrong("A range ends after it begins.")
-    if begin < EPOCH:
-        raise Wrong("A range begins in 1970 at the earliest.")
-    if begin > now:
-        raise Wrong("A range begins before now.")
-    if end - begin > LONGEST:
-        raise Wrong("A range is ten years long at most.")
+    for is_wrong, reason in (
+        (begin >= end, "A range ends after it begins."),
+        (begin < EPOCH, "A range begins in 1970 at the earliest."),
+        (begin > now, "A range begins before now."),
+        (end - begin > LONGEST, "A range is ten years long at most."),
+    ):
+        if is_wrong:
+            raise Wrong(reason)
     begin, end = _floor(begin), min(_ceiling(end), _ceiling(now))
     unit = Unit.HOUR if end - begin <= BY_HOUR else Unit.DAY if end - begin <= BY_DAY else Unit.MONTH
     return Span(begin, end, min(end, _floor(now)), unit)
@@ -175,18 +159,17 @@ def _own(name: str, address: Mapping[str, str], now: datetime) -> Span:
 
 def _recent(name: str, now: datetime) -> Span:
     if name == "1h":
-        minute = now.replace(second=0, microsecond=0)
+        minute = _floor(now, MINUTE)
         return Span(minute - 59 * MINUTE, minute + MINUTE, minute, None)
     end, complete = _ceiling(now), _floor(now)
     if name == "30d":
-        today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        return Span(today - 29 * DAY, end, complete, Unit.DAY)
+        return Span(_floor(now, DAY) - 29 * DAY, end, complete, Unit.DAY)
     return Span(end - (DAY if name == "24h" else 7 * DAY), end, complete, Unit.HOUR)
 
 
-def _floor(moment: datetime, length: timedelta = HOUR) -> datetime:
-    return moment - (moment - EPOCH) % length
+def _floor(at: datetime, length: timedelta = HOUR) -> datetime:
+    return at - (at - EPOCH) % length
 
 
-def _ceiling(moment: datetime, length: timedelta = HOUR) -> datetime:
-    return moment + (EPOCH - moment) % length
+def _ceiling(at: datetime, length: timedelta = HOUR) -> datetime:
+    return at + (EPOCH - at) % length

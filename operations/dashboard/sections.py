@@ -8,7 +8,7 @@ accounts and keys with the highest cost, recent failures, open alerts, and the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,16 +20,16 @@ from redis.exceptions import RedisError
 from accounts.models import Account
 from core.money import NANO_DOLLARS, count, exact_money, known_money, money
 from core.ttl_cache import TtlCache
-from monitoring.export import Selection
+from monitoring.export import records_within
 from monitoring.ingester import ingest_backlog
 from monitoring.models import OUTCOMES, Alert, Outcome, RequestRecord, Rollup
 from monitoring.rollups.figures import QUANTILES, Figures
-from monitoring.rollups.periods import Unit, minute_of
+from monitoring.rollups.periods import HOUR, MINUTE, Unit, minute_of
 from monitoring.rollups.queries import Rank, Rankings, Scope, usage_rankings
 from monitoring.selectors import has_many_keys
 from operations.alerts.conditions import LEVELS, level_of, topic_of
-from operations.dashboard.data import Reading
-from operations.dashboard.query import DashboardQuery
+from operations.dashboard.data import LONG, Reading
+from operations.dashboard.query import DashboardQuery, Span
 from operations.health import LAG_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -51,27 +51,17 @@ def percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{share * 100:.1f}".removesuffix(".0") + " %"
 
 
-def duration(seconds: float) -> str:
-    """Format seconds as 42 s, 12 min, 5 h or 6 days."""
-    if seconds < 120:
-        return f"{math.ceil(seconds)} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
-
-
-P95 = (0.95,)
 #: A relative change below this is shown as none: changes are shown in whole percent.
 LEAST_CHANGE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The change of a figure from the time before: a short `text`, the `tone` (better, worse, even), a full `told`."""
+    """The change of a figure from the time before: `text`, its `tone` (better, worse, even), and `full`, a sentence."""
 
     text: str
     tone: str
-    told: str
+    full: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,154 +76,112 @@ class Tile:
     query: str
 
 
-Value = float | int | None
-Of = Callable[[Figures], Value]
+Of = Callable[[Figures], float | int | None]
 Write = Callable[[Any], str]
-#: The figures of a part without requests.
-NOTHING = Figures()
-NOTHING_MORE: Mapping[str, str] = {}
 
 
 def tiles(asked: DashboardQuery, reading: Reading) -> list[Tile]:
     """Return the row of tiles."""
     total = reading.total
-    times, first = total.latency_quantiles(), total.first_token_quantiles()
-    slow = {"slower": f"{times[1]:.0f}"} if times else {}
+    times: Sequence[float | None] = total.latency_quantiles() or (None, None)
+    first: Sequence[float | None] = total.first_token_quantiles() or (None,)
     refused = f"{count(total.limited)} limited, {count(total.invalid)} invalid"
     unpriced = f"{count(total.unpriced)} without a price" if total.unpriced else "US dollars"
+    exact_cost = known_money(total.cost, total.unpriced, exact_money)
 
     def tile(
-        name: str,
-        of: Of,
-        write: Write,
-        exact: str,
-        more: str,
-        *,
-        direction: int = 0,
-        is_share: bool = False,
-        log_filter: Mapping[str, str] = NOTHING_MORE,
+        name: str, of: Of, write: Write, exact: str, more: str, direction: int = 0, **log_filter: str | None
     ) -> Tile:
         value = of(total)
         shown = UNKNOWN if value is None else write(value)
-        compared = change(of, write, reading, direction=direction, is_share=is_share)
-        return Tile(name, shown, exact, more, compared, asked.log_query(**log_filter))
+        query = asked.log_query(**{name: value for name, value in log_filter.items() if value is not None})
+        return Tile(name, shown, exact, more, change(of, write, reading, direction), query)
 
+    failure_rate, hit_rate = _share("failed", "requests"), _share("cache_hits", "cache_lookups")
+    latency, first_token = _p95(Figures.latency_quantiles), _p95(Figures.first_token_quantiles)
+    failed = f"{count(total.failed)} failed; {refused}"
+    p95, p50 = (f"{times[1]:.0f}" if times[1] is not None else None), milliseconds(times[0])
+    lookups, within = f"{total.cache_hits:,} of {total.cache_lookups:,}", "within 5 %"
+    hits, written = f"{count(total.cache_hits)} hits", f"{count(total.output_tokens)} written"
+    cost = tile("Cost", lambda each: each.cost, money, exact_cost, unpriced)
     return [
         tile("Requests", lambda each: each.requests, count, f"{total.requests:,}", f"{count(total.answered)} answered"),
-        tile(
-            "Failed",
-            lambda each: each.failed / each.requests if each.requests else None,
-            percent,
-            f"{total.failed:,} of {total.requests:,}",
-            f"{count(total.failed)} failed; {refused}",
-            direction=-1,
-            is_share=True,
-            log_filter={"status": "failed"},
-        ),
-        tile(
-            "Latency p95",
-            lambda each: _p95(each.latency_quantiles(P95)),
-            milliseconds,
-            "within 5 %",
-            f"p50 {milliseconds(times[0] if times else None)}",
-            direction=-1,
-            log_filter=slow,
-        ),
-        tile(
-            "First token p95",
-            lambda each: _p95(each.first_token_quantiles(P95)),
-            milliseconds,
-            "within 5 %",
-            f"p50 {milliseconds(first[0] if first else None)}",
-            direction=-1,
-            log_filter={"stream": "1"},
-        ),
-        tile(
-            "Cache hit rate",
-            lambda each: each.cache_hits / each.cache_lookups if each.cache_lookups else None,
-            percent,
-            f"{total.cache_hits:,} of {total.cache_lookups:,}",
-            f"{count(total.cache_hits)} hits",
-            direction=1,
-            is_share=True,
-            log_filter={"cache": "found"},
-        ),
-        tile("Tokens", lambda each: each.tokens, count, f"{total.tokens:,}", f"{count(total.output_tokens)} written"),
-        replace(
-            tile("Cost", lambda each: each.cost, money, known_money(total.cost, total.unpriced, exact_money), unpriced),
-            value=known_money(total.cost, total.unpriced),
-        ),
-        tile(
-            "Saved",
-            lambda each: each.saved_cost,
-            money,
-            exact_money(total.saved_cost),
-            "by cache and sharing",
-            direction=1,
-        ),
+        tile("Failed", failure_rate, percent, f"{total.failed:,} of {total.requests:,}", failed, -1, status="failed"),
+        tile("Latency p95", latency, milliseconds, within, f"p50 {p50}", -1, slower=p95),
+        tile("First token p95", first_token, milliseconds, within, f"p50 {milliseconds(first[0])}", -1, stream="1"),
+        tile("Cache hit rate", hit_rate, percent, lookups, hits, 1, cache="found"),
+        tile("Tokens", lambda each: each.tokens, count, f"{total.tokens:,}", written),
+        replace(cost, value=known_money(total.cost, total.unpriced)),
+        tile("Saved", lambda each: each.saved_cost, money, exact_money(total.saved_cost), "by cache and sharing", 1),
     ]
 
 
-def _p95(values: list[float] | None) -> float | None:
-    return values[0] if values else None
+def _share(part: str, whole: str) -> Of:
+    return lambda each: getattr(each, part) / getattr(each, whole) if getattr(each, whole) else None
 
 
-def change(of: Of, write: Write, reading: Reading, *, direction: int = 0, is_share: bool = False) -> Change:
+def _p95(quantiles: Callable[[Figures, tuple[float, ...]], list[float] | None]) -> Of:
+    return lambda each: next(iter(quantiles(each, (0.95,)) or ()), None)
+
+
+def change(of: Of, write: Write, reading: Reading, direction: int) -> Change:
     """Compare a value of the complete part of the span with that of the same length of time before.
 
     `direction` is 1 if more is better, -1 if it is worse, else 0. The change of a share is in percentage points.
     """
+    is_share = write is percent
     if reading.before is None:
         return Change("nothing to compare", "even", "The time before is not known.")
     now, before = of(reading.complete), of(reading.before)
     if now is None or before is None or (not before and not is_share):
         return Change("none before" if not before else "none now", "even", "There is nothing to compare with.")
     by = now - before if is_share else (now - before) / before
-    told = f"{write(now)} now, {write(before)} in the time before; what is not over yet left out."
+    full = f"{write(now)} now, {write(before)} in the time before; what is not over yet left out."
     if abs(by) < (LEAST_CHANGE / 10 if is_share else LEAST_CHANGE):
-        return Change("as before", "even", told)
+        return Change("as before", "even", full)
+    amount = f"{abs(by) * 100:.0f} %" if abs(by) < 10 else f"{abs(by):,.0f} times more"
     if is_share:
         amount = f"{abs(by) * 100:.1f} points"
-    else:
-        amount = f"{abs(by) * 100:.0f} %" if abs(by) < 10 else f"{abs(by):,.0f} times more"
     tone = "even" if not direction else "better" if (by > 0) == (direction > 0) else "worse"
-    return Change(f"{'▲' if by > 0 else '▼'} {amount}", tone, told)
+    return Change(f"{'▲' if by > 0 else '▼'} {amount}", tone, full)
 
 
 #: Most series in a chart; the smallest ones are added up as REST.
-SERIES = 6
-REST = "others"
+SERIES, REST = 6, "others"
 NO_MODEL = "no model"
 #: With few requests, p95 and p99 are the same request.
 OVERLAP = "With few timed requests, the lines of p95 and p99 coincide."
-#: The entries of a chart beside those that all share.
-CHART = ("id", "title", "kind", "numbers", "unit", "sets", "summary")
 
 Set = dict[str, Any]
-Quantiles = Callable[[Figures], list[float] | None]
 
 
 def charts(asked: DashboardQuery, reading: Reading) -> list[dict[str, Any]]:
     """Return the data of the charts, in the order of the page."""
     starts, total, per = asked.span.starts(), reading.total, asked.span.unit or "minute"
-    labels, names = _axis(asked, starts)
+    labels, names = _axis(asked.span, starts)
     shared = {"labels": labels, "names": names, "time": f"{per.capitalize()} (UTC)"}
+    nothing = Figures()
 
     def bars(name: str, of: Of, **more: Any) -> Set:
-        return {"name": name, **more, "values": [of(reading.parts.get(start, NOTHING)) for start in starts]}
+        return {"name": name, **more, "values": [of(reading.parts.get(start, nothing)) for start in starts]}
 
-    def lines(of: Quantiles) -> tuple[list[Set], str]:
+    def chart(name: str, title: str, unit: str, sets: list[Set], summary: str, numbers: str = "count") -> Set:
+        drawn = {"id": name, "title": title, "kind": "bars", "numbers": numbers, "unit": unit}
+        return {**shared, **drawn, "sets": sets, "summary": summary}
+
+    def lines(name: str, title: str, unit: str, of: Callable[[Figures], list[float] | None]) -> Set:
         """Return a line of each quantile, without a value where there were no requests, and the whole span in words."""
         found = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
         sets = [
-            {"name": name, "values": [None if values is None else round(values[place], 1) for values in found]}
-            for place, name in enumerate(QUANTILES)
+            {"name": quantile, "values": [None if values is None else round(values[index], 1) for values in found]}
+            for index, quantile in enumerate(QUANTILES)
         ]
         whole = of(total)
-        if whole is None:
-            return sets, "Nothing was timed."
-        told = ", ".join(f"{name} {milliseconds(value)}" for name, value in zip(QUANTILES, whole, strict=True))
-        return sets, f"Altogether {told}."
+        parts = [
+            f"{each} {milliseconds(value)}" for each, value in zip(QUANTILES, whole or [], strict=whole is not None)
+        ]
+        summary = f"Altogether {', '.join(parts)}." if parts else "Nothing was timed."
+        return {**chart(name, title, unit, sets, summary, "time"), "kind": "lines", "note": OVERLAP}
 
     traffic = [  # the looks (colours) are those of the account page
         bars("answered", lambda each: each.answered, look=0),
@@ -250,27 +198,23 @@ def charts(asked: DashboardQuery, reading: Reading) -> list[dict[str, Any]]:
     used = f"{count(total.input_tokens)} in, {count(total.output_tokens)} out."
     spent = f"{known_money(total.cost, total.unpriced).capitalize()} altogether."
     first, dollars = "Time to first token (streams)", f"US dollars per {per}"
-    rows = (
-        ("traffic", "Requests and errors", "bars", "count", f"Requests per {per}", traffic, seen),
-        ("latency", "Latency", "lines", "time", "Time to the whole answer", *lines(Figures.latency_quantiles)),
-        ("first-token", first, "lines", "time", "Time to the first token", *lines(Figures.first_token_quantiles)),
-        ("tokens", "Tokens", "bars", "count", f"Tokens per {per}", tokens, used),
-        ("cost", "Cost by model", "bars", "money", dollars, _costs(reading, starts), spent),
-    )
-    found = [{**shared, **dict(zip(CHART, row, strict=True))} for row in rows]
-    return [{**each, **({"note": OVERLAP} if each["kind"] == "lines" else {})} for each in found]
+    return [
+        chart("traffic", "Requests and errors", f"Requests per {per}", traffic, seen),
+        lines("latency", "Latency", "Time to the whole answer", Figures.latency_quantiles),
+        lines("first-token", first, "Time to the first token", Figures.first_token_quantiles),
+        chart("tokens", "Tokens", f"Tokens per {per}", tokens, used),
+        chart("cost", "Cost by model", dollars, _costs(reading, starts), spent, "money"),
+    ]
 
 
-def _axis(asked: DashboardQuery, starts: Sequence[datetime]) -> tuple[list[str], list[str]]:
+def _axis(span: Span, starts: Sequence[datetime]) -> tuple[list[str], list[str]]:
     """Return the labels below a chart, and the names of the parts in tooltips and tables."""
-    unit = asked.span.unit
-    if unit is Unit.DAY:
+    if span.unit is Unit.DAY:
         return [f"{start.day} {start:%b}" for start in starts], [f"{start:%Y-%m-%d}" for start in starts]
-    if unit is Unit.MONTH:
+    if span.unit is Unit.MONTH:
         return [f"{start:%b %Y}" for start in starts], [f"{start:%Y-%m}" for start in starts]
-    is_long = asked.span.length > timedelta(days=2)
-    labels = [f"{start.day} {start:%b %H:%M}" if is_long else f"{start:%H:%M}" for start in starts]
-    step = timedelta(minutes=1) if unit is None else timedelta(hours=1)
+    labels = [f"{start.day} {start:%b %H:%M}" if span.length > LONG else f"{start:%H:%M}" for start in starts]
+    step = MINUTE if span.unit is None else HOUR
     return labels, [f"{start:%Y-%m-%d %H:%M} to {start + step:%H:%M} UTC" for start in starts]
 
 
@@ -282,17 +226,14 @@ def _costs(reading: Reading, starts: Sequence[datetime]) -> list[Set]:
     groups = [(model or NO_MODEL, [model]) for model in shown]
     if len(shown) < len(ranked):
         groups.append((REST, ranked[len(shown) :]))
-    return [
-        {
-            "name": name,
-            "values": [sum(reading.costs[model].get(start, 0) for model in models) / NANO_DOLLARS for start in starts],
-        }
-        for name, models in groups
-    ]
+
+    def values(models: Sequence[str]) -> list[float]:
+        return [sum(reading.costs[model].get(start, 0) for model in models) / NANO_DOLLARS for start in starts]
+
+    return [{"name": name, "values": values(models)} for name, models in groups]
 
 
-SHOWN = 5
-RECENT = 10
+SHOWN, RECENT = 5, 10
 #: Most names that a filter suggests, and how long ago models and endpoints were used; others can be typed.
 SUGGESTED, SUGGESTED_SINCE = 200, timedelta(days=90)
 
@@ -373,7 +314,7 @@ def top_callers(asked: DashboardQuery) -> TopCallers:
 
 def recent_failures(asked: DashboardQuery) -> list[RequestRecord]:
     """Return the newest failed (5xx) records of the span; they have an index."""
-    records = Selection(asked.span.begin, asked.span.end, asked.scope).records()
+    records = records_within(asked.span.begin, asked.span.end, asked.scope)
     return list(records.filter(OUTCOMES[Outcome.FAILED]).order_by("-admitted_at", "-pk")[:RECENT])
 
 
@@ -384,9 +325,8 @@ def open_alerts(*, but: Collection[str] = ()) -> list[Alert]:
     """
     going_on = Alert.objects.filter(ended_at=None).exclude(subject__in=but).order_by("-pk")
     of_service = going_on.exclude(kind=Alert.Kind.BUDGET)[:RECENT]
-    rising = sorted(
-        going_on.filter(kind=Alert.Kind.BUDGET)[: RECENT * len(LEVELS)], key=lambda alert: level_of(alert.subject)
-    )
+    of_budgets = going_on.filter(kind=Alert.Kind.BUDGET)[: RECENT * len(LEVELS)]
+    rising = sorted(of_budgets, key=lambda alert: level_of(alert.subject))
     highest = {topic_of(alert.subject): alert for alert in rising}.values()
     return [*of_service, *sorted(highest, key=lambda alert: -alert.pk)][:RECENT]
 
@@ -401,8 +341,14 @@ def ingest_lag() -> Lag:
     if not backlog.records:
         return Lag("Every record is counted.")
     waiting = "1 record waits" if backlog.records == 1 else f"{count(backlog.records)} records wait"
-    text = f"{waiting} to be counted, the oldest for {duration(backlog.seconds)}."
-    return Lag(text, is_late=backlog.seconds > LAG_SECONDS)
+    seconds = backlog.seconds
+    if seconds < 120:
+        waited = f"{math.ceil(seconds)} s"
+    elif seconds < 7200:
+        waited = f"{seconds / 60:.0f} min"
+    else:
+        waited = f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+    return Lag(f"{waiting} to be counted, the oldest for {waited}.", is_late=seconds > LAG_SECONDS)
 
 
 def suggestions() -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from accounts.limits.failover import FailoverBackend
 from accounts.tests.factories import Cast
+from monitoring.ingester import Ingester
 from monitoring.models import Alert, Rollup
 from monitoring.tests.test_pruning import records
 from operations import worker as module
@@ -117,10 +118,10 @@ def test_it_alerts_of_books_that_disagree_until_a_check_finds_them_right(
 
 
 def test_it_does_each_part_whatever_became_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: object) -> str:
+    def fail(self: object) -> int:
         raise TimeoutError
 
-    monkeypatch.setattr(module.SingleRound, "ingest", fail)
+    monkeypatch.setattr(Ingester, "run_once", fail)
     output = StringIO()
     with capture_logs() as logs, pytest.raises(SystemExit) as ended:
         call_command("worker", "--once", "ingest", "watch", stdout=output)

@@ -31,16 +31,12 @@ class Hook:
                 """Say nothing."""
 
         self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?token=x"
 
     @property
     def posted(self) -> list[dict[str, Any]]:
         """What it got, read."""
         return [json.loads(body) for _, body in self.got]
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server.server_port}/hook?token=x"
 
 
 @contextmanager

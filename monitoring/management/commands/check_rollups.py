@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterable
 from datetime import timedelta
-from itertools import islice
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -19,8 +18,8 @@ from monitoring.reconciliation import TooManyWaiting, ledger_differences, ledger
 from monitoring.rollups.periods import HOUR
 from monitoring.rollups.verify import add_span_arguments, rollups_differences, span_of
 
-#: Differences that are told one by one.
-TOLD = 50
+#: Differences that are listed one by one.
+LISTED = 50
 
 
 class Command(BaseCommand):
@@ -41,52 +40,47 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Compare, and tell."""
+        """Compare, and list the differences."""
         require_state_store()
         now = timezone.now()
         if options["days"]:
             options["begin"] = now - timedelta(days=options["days"])
-        are_right = self._compare_rollups(options)
+        wrong = self._list(rollups_differences(*span_of(options)))
+        if wrong:
+            self.stderr.write(f"{wrong:,} rows of the rollups disagree with the log: run manage.py rebuild_rollups.")
+        else:
+            self.stdout.write("The rollups agree with the log.")
         if options["until"] is None:
             options["until"] = now + HOUR  # a ledger may hold something of today though the log has nothing
         # What ledgers are compared with is read from the rollups: by wrong ones none is corrected.
-        are_right = self._compare_ledgers(options, mend=options["mend_ledgers"] and are_right) and are_right
-        if not are_right:
+        if not self._are_ledgers_right(options, mend=options["mend_ledgers"] and not wrong) or wrong:
             sys.exit(1)
 
-    def _compare_rollups(self, options: dict[str, Any]) -> bool:
-        found = self._tell(rollups_differences(*span_of(options)))
-        if found:
-            self.stderr.write(f"{found:,} rows of the rollups disagree with the log: run manage.py rebuild_rollups.")
-            return False
-        self.stdout.write("The rollups agree with the log.")
-        return True
-
-    def _compare_ledgers(self, options: dict[str, Any], *, mend: bool) -> bool:
+    def _are_ledgers_right(self, options: dict[str, Any], *, mend: bool) -> bool:
         try:
             wrong = list(ledger_differences(ledger_months(*span_of(options))))
-            found = self._tell(iter(wrong))
+            self._list(wrong)
             mended = len(ledgers_mend(wrong)) if mend else 0
         except RedisError as error:
-            self.stderr.write(
-                f"The state store did not answer ({type(error).__name__}): the ledgers could not be compared."
-            )
+            cause = type(error).__name__
+            self.stderr.write(f"The state store did not answer ({cause}): the ledgers could not be compared.")
             return False
         except TooManyWaiting:
             self.stderr.write("Too many records wait to be ingested: the ledgers could not be compared.")
             return False
         if mended:
             self.stdout.write(f"Corrected {mended:,} ledgers.")
-        if found > mended:
-            self.stderr.write(f"{found - mended:,} ledgers disagree with the records: see docs/operations.md, Rollups.")
-            return False
-        if not found:
+        left = len(wrong) - mended
+        if left:
+            self.stderr.write(f"{left:,} ledgers disagree with the records: see docs/operations.md, Rollups.")
+        elif not wrong:
             self.stdout.write("The ledgers agree with the records.")
-        return True
+        return not left
 
-    def _tell(self, differences: Iterator[object]) -> int:
-        """Tell the first of the differences one by one; return how many there are."""
-        told = list(islice(differences, TOLD))
-        for difference in told:
-            self.stderr.write(str(difference))
-        return len(told) + sum(1 for _ in differences)
+    def _list(self, differences: Iterable[object]) -> int:
+        """List the first of the differences one by one; return how many there are."""
+        number = 0
+        for number, difference in enumerate(differences, start=1):
+            if number <= LISTED:
+                self.stderr.write(str(difference))
+        return number

@@ -8,8 +8,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from accounts.models import ApiKey
-from monitoring.export import COLUMNS, Selection, record_batches
-from monitoring.export_command import ExportCommand, account_id_of
+from monitoring.export import COLUMNS, ExportCommand, account_id_of, record_batches, records_within
 from monitoring.rollups.queries import Scope
 
 
@@ -28,20 +27,13 @@ class Command(ExportCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Export."""
-        scope = Scope(
-            account_id=account_id_of(options["account"]),
-            key_id=_key_id_of(options["account"], options["key"]),
-            model=options["model"] or None,
-            endpoint=options["endpoint"] or None,
-        )
-        selection = Selection(options["begin"], options["end"], scope)
-        self.export(COLUMNS, record_batches(selection.records()), options)
-
-
-def _key_id_of(account: str | None, name: str | None) -> int | None:
-    if not name:
-        return None
-    found = ApiKey.objects.filter(account__name=account, name=name).values_list("pk", flat=True).first()
-    if found is None:
-        raise CommandError(f"Account {account} has no key named {name}." if account else "--key needs --account.")
-    return found
+        account, key, key_id = options["account"], options["key"], None
+        account_id = account_id_of(account)
+        if key:
+            key_id = ApiKey.objects.filter(account_id=account_id or 0, name=key).values_list("pk", flat=True).first()
+            if key_id is None:
+                raise CommandError(
+                    f"Account {account} has no key named {key}." if account else "--key needs --account."
+                )
+        scope = Scope(account_id, key_id, options["model"] or None, options["endpoint"] or None)
+        self.export(COLUMNS, record_batches(records_within(options["begin"], options["end"], scope)), options)

@@ -8,8 +8,7 @@ from typing import Any
 from django.core.management import CommandError
 from django.utils import timezone
 
-from monitoring.export import KIND, usage_batches, usage_columns
-from monitoring.export_command import ExportCommand, account_id_of
+from monitoring.export import KIND, ExportCommand, account_id_of, usage_batches, usage_columns
 from monitoring.rollups.periods import Unit, month_begin
 from monitoring.rollups.queries import GROUPS, TooOld
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from argparse import ArgumentParser
 from typing import Any
 
@@ -13,7 +12,6 @@ from redis.exceptions import RedisError
 from core.arguments import whole
 from core.background import stop_requests
 from monitoring.retention import (
-    Cutoff,
     old_records,
     prune_content,
     prune_idempotent_answers,
@@ -46,33 +44,26 @@ class Command(BaseCommand):
                 self.stdout.write(f"Pruned the content of {content.rows:,} requests that had expired ({content}).")
                 answers = prune_idempotent_answers(wait=stopping.wait)
                 self.stdout.write(f"Pruned {answers.rows:,} answers kept under Idempotency-Keys ({answers}).")
-                cutoff = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
-                if cutoff is not None:
-                    rollups = prune_rollups(cutoff, wait=stopping.wait)
-                    self.stdout.write(f"Pruned {rollups.rows:,} rollups from before {cutoff:%Y-%m-%d} ({rollups}).")
-            self._prune_records(options, stopping)
-
-    def _prune_records(self, options: dict[str, Any], stopping: threading.Event) -> None:
-        days = settings.LOG_RETENTION_DAYS if options["days"] is None else options["days"]
-        if days < 1:
-            raise CommandError("Records are kept forever: LOG_RETENTION_DAYS is 0. Give --days, 1 or more.")
-        try:
-            cutoff = record_cutoff(days)
-        except RedisError as error:
-            cause = type(error).__name__
-            raise CommandError(
-                f"The state store did not answer ({cause}): which records may be deleted is unknown."
-            ) from error
-        if options["dry_run"]:
-            self._say(f"Would prune {old_records(cutoff.at).count():,} records", cutoff)
-            return
-        pruned = prune_records(cutoff.at, wait=stopping.wait)
-        self._say(f"Pruned {pruned.rows:,} records", cutoff, f" ({pruned})")
-
-    def _say(self, what: str, cutoff: Cutoff, how: str = "") -> None:
-        self.stdout.write(f"{what} from before {cutoff.at:%Y-%m-%d %H:%M} UTC{how}.")
-        if cutoff.is_protected:
-            self.stdout.write(
-                f"Those from then to {cutoff.wanted:%Y-%m-%d %H:%M} UTC stay for now: calls of the last two days, "
-                "and of the two before the oldest record that waits to be ingested, may still be corrected."
-            )
+                before = rollup_cutoff(settings.ROLLUP_RETENTION_DAYS)
+                if before is not None:
+                    rollups = prune_rollups(before, wait=stopping.wait)
+                    self.stdout.write(f"Pruned {rollups.rows:,} rollups from before {before:%Y-%m-%d} ({rollups}).")
+            days = settings.LOG_RETENTION_DAYS if options["days"] is None else options["days"]
+            if days < 1:
+                raise CommandError("Records are kept forever: LOG_RETENTION_DAYS is 0. Give --days, 1 or more.")
+            try:
+                cutoff = record_cutoff(days)
+            except RedisError as error:
+                cause = f"The state store did not answer ({type(error).__name__})"
+                raise CommandError(f"{cause}: which records may be deleted is unknown.") from error
+            from_before = f"records from before {cutoff.at:%Y-%m-%d %H:%M} UTC"
+            if options["dry_run"]:
+                self.stdout.write(f"Would prune {old_records(cutoff.at).count():,} {from_before}.")
+            else:
+                pruned = prune_records(cutoff.at, wait=stopping.wait)
+                self.stdout.write(f"Pruned {pruned.rows:,} {from_before} ({pruned}).")
+            if cutoff.is_protected:
+                self.stdout.write(
+                    f"Those from then to {cutoff.wanted:%Y-%m-%d %H:%M} UTC stay for now: calls of the last two days, "
+                    "and of the two before the oldest record that waits to be ingested, may still be corrected."
+                )
