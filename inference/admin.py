@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -27,9 +27,9 @@ from accounts.admin.base import (
     found,
     is_confirmed,
     link,
+    time_column,
 )
 from core.money import price_text
-from core.times import utc_text
 from inference.catalog import provider_route
 from inference.models import Deployment, Model, Price, Provider
 from inference.selectors import missing_variables, secret_variables
@@ -52,7 +52,7 @@ Row = Provider | Model | Deployment
 
 
 class CatalogAdmin(AuditedAdmin):
-    """Saves and deletes through the catalog's services."""
+    """Saves and deletes through the catalog's services; asks before a form switches something off or removes it."""
 
     def write(self, instance: Any, *, actor: str) -> None:
         """Save a row."""
@@ -61,10 +61,6 @@ class CatalogAdmin(AuditedAdmin):
     def erase(self, instance: Any, *, actor: str) -> None:
         """Delete a row."""
         catalog_delete(row=instance, actor=actor)
-
-
-class ConfirmsDisabling(CatalogAdmin):
-    """Shows what a form would switch off or remove, and saves it once that is confirmed."""
 
     def changeform_view(
         self,
@@ -75,43 +71,83 @@ class ConfirmsDisabling(CatalogAdmin):
     ) -> Any:
         """Ask for confirmation if the form needs it; otherwise show or save the form as Django does."""
         if request.method == "POST" and object_id is not None and not is_confirmed(request):
-            question = self._question(request, object_id)
-            if question is not None:
-                return ask(self, request, question)
+            row = self.get_object(request, unquote(object_id))
+            if row is not None and self.has_change_permission(request, row):
+                off = [type(each)._default_manager.get(pk=each.pk) for each in self._switched_off(request, row)]
+                if off:
+                    hidden = {name: request.POST.getlist(name) for name in request.POST if name != TOKEN}
+                    return ask(self, request, question_about(off, cancel_url=change_url(row), hidden=hidden))
         return super().changeform_view(request, object_id, form_url, extra_context)
-
-    def _question(self, request: HttpRequest, object_id: str) -> Confirmation | None:
-        row = self.get_object(request, unquote(object_id))
-        if row is None or not self.has_change_permission(request, row):
-            return None
-        off = [type(each)._default_manager.get(pk=each.pk) for each in self._switched_off(request, row)]
-        if not off:
-            return None
-        asked_lately = callers(models_of(off))
-        nobody = [] if asked_lately else ["Nobody asked there in the last seven days."]
-        return Confirmation(
-            title=f"Switch off {' and '.join(map(str, off))}?",
-            consequences=[*consequences(off), *nobody],
-            submit="Switch off",
-            affected=asked_lately,
-            cancel_url=change_url(row),
-            hidden={name: request.POST.getlist(name) for name in request.POST if name != TOKEN},
-        )
 
     def _switched_off(self, request: HttpRequest, row: Row) -> Iterator[Row]:
         """Yield the rows that the form, if valid, would switch off or remove; they hold the form's values."""
-        form = self.get_form(request, row, change=True)(request.POST, request.FILES, instance=row)
-        if form.is_valid() and _is_switched_off(form):
-            yield row
+        forms = [self.get_form(request, row, change=True)(request.POST, request.FILES, instance=row)]
         for formset, inline in self.get_formsets_with_inlines(request, row):
-            prefix = formset.get_default_prefix()
-            rows = formset(**self.get_formset_kwargs(request, row, inline, prefix))
-            if issubclass(formset.model, Deployment) and rows.is_valid():
-                yield from (each.instance for each in rows.initial_forms if _is_switched_off(each))
+            if issubclass(formset.model, Deployment):
+                prefix = formset.get_default_prefix()
+                forms += formset(**self.get_formset_kwargs(request, row, inline, prefix)).initial_forms
+        for form in forms:
+            if form.is_valid():
+                is_off = "is_enabled" in form.changed_data and not form.cleaned_data["is_enabled"]
+                if is_off or form.cleaned_data.get("DELETE"):
+                    yield form.instance
+
+    def ask_first(
+        self, request: HttpRequest, row: Row, title: str, text: str, submit: str, **more: Any
+    ) -> HttpResponse:
+        """Return the confirmation page of an action on a row."""
+        return ask(self, request, Confirmation(title, [text], submit, cancel_url=change_url(row), **more))
+
+
+def question_about(off: Sequence[Row], *, cancel_url: str, hidden: dict[str, list[str]]) -> Confirmation:
+    """Return the question before rows are switched off: what happens within a second, and who called there lately."""
+    usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
+    gone = [each for each in off if isinstance(each, Model)]
+    providers, deployments = ([each.pk for each in off if isinstance(each, kind)] for kind in (Provider, Deployment))
+    lost = usable.filter(Q(provider__in=providers) | Q(pk__in=deployments))
+    left = usable.exclude(pk__in=[each.pk for each in lost]).exclude(model__in=gone)
+    served = {each.model_id for each in left}
+    affected_models = {each.pk for each in gone} | {each.model_id for each in lost}
+    models = list(Model.objects.filter(pk__in=affected_models, is_enabled=True))
+    weakened = [each for each in models if each not in gone]
+    outcomes = {
+        "Within a second nobody can call {} any more: callers get 404 model_not_found.": gone,
+        "Within a second nobody is left to answer for {}: callers get 502.": [
+            each for each in weakened if each.pk not in served
+        ],
+        "{} is answered by other deployments from then on.": [each for each in weakened if each.pk in served],
+        "{} is the default, for calls that name no model.": [each for each in models if each.is_default],
+    }
+    sentences = [text.format(", ".join(map(str, each))) for text, each in outcomes.items() if each]
+    now, asked = timezone.now(), Counter[str]()
+    for model in models:
+        scope = Scope(model=model.public_name)
+        ranked = usage_rankings(begin=now - LATELY, end=now, scope=scope, limit=MOST_CALLERS, with_keys=False)
+        for rank in ranked.accounts:
+            asked[rank.account] += rank.requests
+    nobody = [] if asked else ["Nobody asked there in the last seven days."]
+    return Confirmation(
+        title=f"Switch off {' and '.join(map(str, off))}?",
+        consequences=[*(sentences or ["No call goes there now, so nothing stops working."]), *nobody],
+        submit="Switch off",
+        affected=[f"{account}: {number:,} requests in the last seven days" for account, number in asked.most_common()],
+        cancel_url=cancel_url,
+        hidden=hidden,
+    )
+
+
+def link_column(field: str) -> Callable[[Any, Any], SafeString]:
+    """Return a column with a link to a related row."""
+
+    @display(description=field, ordering=f"{field}__{'public_name' if field == 'model' else 'name'}")
+    def column(model_admin: Any, row: Any) -> SafeString:
+        return link(getattr(row, field))
+
+    return column
 
 
 @admin.register(Provider)
-class ProviderAdmin(ConfirmsDisabling):
+class ProviderAdmin(CatalogAdmin):
     """Providers."""
 
     list_display = ("name", "base_url", "api_key_variable", "secret", "deployment_count", "is_enabled")
@@ -170,9 +206,8 @@ class ProviderAdmin(ConfirmsDisabling):
             text = (
                 f"{provider.base_url} is asked for its list of models, with the provider's secret. No token is spent."
             )
-            title, submit = f"Test the connection to {provider}?", "Test connection"
-            cancel_url = change_url(provider)
-            return ask(self, request, Confirmation(title, [text], submit, is_dangerous=False, cancel_url=cancel_url))
+            title = f"Test the connection to {provider}?"
+            return self.ask_first(request, provider, title, text, "Test connection", is_dangerous=False)
         failure = upstream.list_models(provider_route(provider), seconds=CONNECTION_SECONDS)
         if failure is None:
             messages.success(request, f"{provider} answers.")
@@ -205,7 +240,7 @@ class DeploymentInline(TabularInline):
 
 
 @admin.register(Model)
-class ModelAdmin(ConfirmsDisabling):
+class ModelAdmin(CatalogAdmin):
     """Models."""
 
     list_display = ("public_name", "kind", "context_size", "served_by", "is_default", "is_enabled")
@@ -221,8 +256,7 @@ class ModelAdmin(ConfirmsDisabling):
         model: Model = found(self, request, object_id)
         if not is_confirmed(request):
             text = "Within a second every question to this model, of every account, goes to it again, and is billed."
-            title, submit = f"Clear the cached answers of {model}?", "Clear cached answers"
-            return ask(self, request, Confirmation(title, [text], submit, cancel_url=change_url(model)))
+            return self.ask_first(request, model, f"Clear the cached answers of {model}?", text, "Clear cached answers")
         model_clear_cache(model=model, actor=actor_of(request))
         messages.success(request, f"The cached answers of {model} are cleared: everywhere within a second.")
         return HttpResponseRedirect(change_url(model))
@@ -256,7 +290,7 @@ class PriceInline(TabularInline):
 
 
 @admin.register(Deployment)
-class DeploymentAdmin(ConfirmsDisabling):
+class DeploymentAdmin(CatalogAdmin):
     """Deployments."""
 
     list_display = ("upstream_name", "model_link", "provider_link", "order", "weight", "price", "breaker", "is_enabled")
@@ -288,15 +322,8 @@ class DeploymentAdmin(ConfirmsDisabling):
             return "no secret"
         return str(deployment.breaker_state)
 
-    @display(description="model", ordering="model__public_name")
-    def model_link(self, deployment: Deployment) -> SafeString:
-        """Link to the model."""
-        return link(deployment.model)
-
-    @display(description="provider", ordering="provider__name")
-    def provider_link(self, deployment: Deployment) -> SafeString:
-        """Link to the provider."""
-        return link(deployment.provider)
+    model_link = link_column("model")
+    provider_link = link_column("provider")
 
     @display(description="price per million tokens")
     def price(self, deployment: Any) -> str:
@@ -323,64 +350,9 @@ class PriceAdmin(CatalogAdmin):
         """Return False: prices can't be changed, because calls were billed with them; add a new price instead."""
         return False
 
-    @display(description="valid from", ordering="valid_from")
-    def begins(self, price: Price) -> str:
-        """Show when the price takes effect."""
-        return utc_text(price.valid_from)
+    begins = time_column("valid from", "valid_from", ordering="valid_from")
 
     @display(description="begun", boolean=True)
     def is_current(self, price: Price) -> bool:
         """Show whether the price has taken effect."""
         return price.valid_from <= timezone.now()
-
-
-def _is_switched_off(form: Any) -> bool:
-    cleaned = form.cleaned_data
-    return bool(cleaned.get("DELETE")) or ("is_enabled" in form.changed_data and not cleaned["is_enabled"])
-
-
-def models_of(off: Sequence[Row]) -> list[Model]:
-    """Return the enabled models that are affected if all of `off` is switched off."""
-    models = {each.pk for each in off if isinstance(each, Model)}
-    models |= {each.model_id for each in _deployments_of(off)}
-    return list(Model.objects.filter(pk__in=models, is_enabled=True))
-
-
-def _deployments_of(off: Sequence[Row]) -> list[Deployment]:
-    providers = [each.pk for each in off if isinstance(each, Provider)]
-    deployments = [each.pk for each in off if isinstance(each, Deployment)]
-    return list(_usable().filter(Q(provider__in=providers) | Q(pk__in=deployments)))
-
-
-def _usable() -> QuerySet[Deployment]:
-    return Deployment.objects.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
-
-
-def consequences(off: Sequence[Row]) -> list[str]:
-    """Return sentences on what happens within a second if all of `off` is switched off."""
-    gone = [each for each in off if isinstance(each, Model)]
-    lost = _deployments_of(off)
-    left = _usable().exclude(pk__in=[each.pk for each in lost]).exclude(model__in=gone)
-    served = {each.model_id for each in left}
-    weakened = [each for each in models_of(off) if each not in gone]
-    outcomes = {
-        "Within a second nobody can call {} any more: callers get 404 model_not_found.": gone,
-        "Within a second nobody is left to answer for {}: callers get 502.": [
-            each for each in weakened if each.pk not in served
-        ],
-        "{} is answered by other deployments from then on.": [each for each in weakened if each.pk in served],
-        "{} is the default, for calls that name no model.": [each for each in models_of(off) if each.is_default],
-    }
-    sentences = [text.format(", ".join(map(str, models))) for text, models in outcomes.items() if models]
-    return sentences or ["No call goes there now, so nothing stops working."]
-
-
-def callers(models: Sequence[Model]) -> list[str]:
-    """Return the accounts that called these models lately, with their numbers of requests, the highest first."""
-    now, asked = timezone.now(), Counter[str]()
-    for model in models:
-        scope = Scope(model=model.public_name)
-        ranked = usage_rankings(begin=now - LATELY, end=now, scope=scope, limit=MOST_CALLERS, with_keys=False)
-        for rank in ranked.accounts:
-            asked[rank.account] += rank.requests
-    return [f"{account}: {number:,} requests in the last seven days" for account, number in asked.most_common()]

@@ -64,312 +64,264 @@ def formset(name: str, *rows: dict[str, Any], initial: int = 0) -> dict[str, Any
     return {**{f"{name}-{field}": str(value) for field, value in numbers.items()}, **fields}
 
 
-class TestProviders:
-    def add(self, site: Client, **changes: str) -> Any:
-        """Make a provider in the admin."""
-        fields = {
-            "name": "green",
-            "base_url": "https://203.0.113.9/v1",
-            "api_key_variable": "",
-            "style": "openai",
-            "is_enabled": "on",
-        }
-        return site.post(f"{PROVIDERS}add/", {**fields, "extra_headers": "{}", **changes})
-
-    def test_it_makes_a_provider(self, site: Client) -> None:
-        self.add(site, api_key_variable="GREEN_API_KEY")
-        assert Provider.objects.get().api_key_variable == "GREEN_API_KEY"
-        assert (latest().actor, latest().action, latest().target_type) == ("admin:root", "created", "provider")
-
-    def test_it_keeps_what_a_provider_grants(self, site: Client) -> None:
-        self.add(site, requests_per_minute="60", tokens_per_minute="90000", concurrent_requests="8")
-        made = Provider.objects.get()
-        assert (made.requests_per_minute, made.tokens_per_minute, made.concurrent_requests) == (60, 90_000, 8)
-        assert latest().after["tokens_per_minute"] == 90_000
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"concurrent_requests": "0"}, "greater than or equal to 1"),
-            ({"base_url": "http://127.0.0.1/v1"}, "Loopback, link-local and metadata addresses are not allowed here."),
-            ({"base_url": "http://169.254.169.254/v1"}, "Loopback, link-local and metadata addresses"),
-            ({"base_url": "ftp://203.0.113.9"}, "Give an http:// or https:// URL."),
-            ({"api_key_variable": "DATABASE_URL"}, "ends in _API_KEY"),
-            ({"extra_headers": '{"X-Token": "abc"}'}, "looks like a secret"),
-            ({"extra_headers": "{"}, "Enter a valid JSON."),
-        ],
-    )
-    def test_it_says_what_is_wrong(self, site: Client, changes: dict[str, str], message: str) -> None:
-        assert message in self.add(site, **changes).content.decode()
-        assert not Provider.objects.exists()
-
-    def test_it_leaves_to_the_environment_what_comes_from_it(self, site: Client, deployment: Deployment) -> None:
-        url = f"{PROVIDERS}{deployment.provider_id}/change/"
-        assert "come from the environment" in site.get(url).content.decode()
-        site.post(
-            url,
-            {
-                "name": "x",
-                "base_url": "https://203.0.113.1",
-                "extra_headers": "{}",
-                "style": "openai",
-                "is_enabled": "",
-                **CONFIRMED,
-            },
-        )
-        provider = Provider.objects.get()
-        assert (provider.name, provider.base_url, provider.is_enabled) == ("blue", "https://blue.example/v1", False)
-
-    @pytest.mark.parametrize(("value", "shown"), [("s3cr3t-value", "set"), ("", "missing")])
-    def test_it_tells_whether_the_secret_is_there_and_never_the_secret(
-        self, site: Client, deployment: Deployment, monkeypatch: pytest.MonkeyPatch, value: str, shown: str
-    ) -> None:
-        monkeypatch.setenv("BLUE_API_KEY", value)
-        pages = [site.get(url).content.decode() for url in (PROVIDERS, f"{PROVIDERS}{deployment.provider_id}/change/")]
-        assert all(shown in page for page in pages)
-        assert not any("s3cr3t-value" in page for page in pages)
-
-    def test_it_switches_a_provider_off_at_once(
-        self,
-        site: Client,
-        deployment: Deployment,
-        django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks,
-    ) -> None:
-        assert catalog.models()["small"].routes
-        with django_capture_on_commit_callbacks(execute=True):
-            site.post(f"{PROVIDERS}{deployment.provider_id}/change/", {"extra_headers": "{}", **CONFIRMED})
-        assert not catalog.models()["small"].routes
-        assert (latest().before, latest().after) == ({"is_enabled": True}, {"is_enabled": False})
-
-    def test_it_needs_a_version_for_azure(self, site: Client) -> None:
-        fields = {"name": "green", "style": "azure", "base_url": "https://203.0.113.9", "extra_headers": "{}"}
-        assert "Azure needs one" in site.post(f"{PROVIDERS}add/", fields).content.decode()
-
-    def test_it_tests_a_connection(self, site: Client, deployment: Deployment) -> None:
-        with FakeUpstream() as fake:
-            Provider.objects.update(base_url=fake.base_url)
-            url = f"{PROVIDERS}{deployment.provider_id}/test-connection"
-            assert "blue answers." not in site.get(url, follow=True).content.decode()
-            assert "blue answers." in site.post(f"{url}/", CONFIRMED, follow=True).content.decode()
-            fake.set(models_fault="http_401")
-            page = site.post(f"{url}/", CONFIRMED, follow=True).content.decode()
-        assert "does not answer as it should: http 401" in page
-        assert LEAK_MARKER not in page
-
-    def test_it_shows_an_open_breaker(self, site: Client, deployment: Deployment) -> None:
-        for account in range(FAILURES_TO_OPEN):
-            breakers.failed(_route(deployment, Rates()), account)
-        assert "open" in site.get(DEPLOYMENTS).content.decode()
-        assert [notice.deployment_id for notice in failing()] == [deployment.pk]
-
-    def test_it_deletes_no_provider_with_deployments(self, site: Client, deployment: Deployment) -> None:
-        page = site.post(f"{PROVIDERS}{deployment.provider_id}/delete/", {"post": "yes"}).content.decode()
-        assert "protected related objects" in page
-        assert Provider.objects.exists()
+def page_of(deployment: Deployment, kind: str, part: str = "change/") -> str:
+    """Return the URL of a page of the deployment, its model or its provider."""
+    ids = {PROVIDERS: deployment.provider_id, MODELS: deployment.model_id, DEPLOYMENTS: deployment.pk}
+    return f"{kind}{ids[kind]}/{part}"
 
 
-class TestModels:
-    def test_it_makes_a_model_with_its_deployments(
-        self,
-        site: Client,
-        deployment: Deployment,
-        django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks,
-    ) -> None:
-        row = {
-            "provider": deployment.provider_id,
-            "upstream_name": "big-1",
-            "order": 0,
-            "weight": 1,
-            "is_enabled": "on",
-        }
-        fields = {"public_name": "big", "kind": "chat", "context_size": "4096", "is_enabled": "on"}
-        assert catalog.find("big") is None
-        with django_capture_on_commit_callbacks(execute=True):
-            site.post(f"{MODELS}add/", {**fields, "aliases": '["huge"]', **formset("deployments", row)})
-        assert catalog.find("huge") is catalog.find("big")
-        found = catalog.find("big")
-        assert found is not None
-        assert [route.upstream_name for route in found.routes] == ["big-1"]
-        created = AuditEntry.objects.filter(action="created").values_list("target_type", "target")
-        assert set(created) == {("model", "big"), ("deployment", "blue/big-1")}
+# Providers
 
-    def test_it_refuses_a_name_that_no_caller_could_send(self, site: Client) -> None:
-        fields = {"public_name": "two words", "kind": "chat", "context_size": "4096"}
-        page = site.post(f"{MODELS}add/", {**fields, **formset("deployments")}).content.decode()
-        assert "Letters, digits and . _ : / @ - only." in page
 
-    @pytest.mark.parametrize(("aliases", "text"), [('["small"]', "has the name small already"), ("[1]", "Give names")])
-    def test_it_refuses_an_alias_that_is_taken_or_no_name(
-        self, site: Client, deployment: Deployment, aliases: str, text: str
-    ) -> None:
-        fields = {"public_name": "big", "aliases": aliases, "kind": "chat", "context_size": "4096"}
-        page = site.post(f"{MODELS}add/", {**fields, **formset("deployments")}).content.decode()
+def add_provider(site: Client, **changes: str) -> Any:
+    """Make a provider in the admin."""
+    fields = {"name": "green", "base_url": "https://203.0.113.9/v1", "api_key_variable": "", "style": "openai"}
+    return site.post(f"{PROVIDERS}add/", {**fields, "is_enabled": "on", "extra_headers": "{}", **changes})
+
+
+def test_it_makes_a_provider_with_what_it_grants(site: Client) -> None:
+    granted = {"requests_per_minute": "60", "tokens_per_minute": "90000", "concurrent_requests": "8"}
+    add_provider(site, api_key_variable="GREEN_API_KEY", **granted)
+    made = Provider.objects.get()
+    assert made.api_key_variable == "GREEN_API_KEY"
+    assert (made.requests_per_minute, made.tokens_per_minute, made.concurrent_requests) == (60, 90_000, 8)
+    assert (latest().actor, latest().action, latest().target_type) == ("admin:root", "created", "provider")
+    assert latest().after["tokens_per_minute"] == 90_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"concurrent_requests": "0"}, "greater than or equal to 1"),
+        ({"base_url": "http://127.0.0.1/v1"}, "Loopback, link-local and metadata addresses are not allowed here."),
+        ({"base_url": "http://169.254.169.254/v1"}, "Loopback, link-local and metadata addresses"),
+        ({"base_url": "ftp://203.0.113.9"}, "Give an http:// or https:// URL."),
+        ({"api_key_variable": "DATABASE_URL"}, "ends in _API_KEY"),
+        ({"extra_headers": '{"X-Token": "abc"}'}, "looks like a secret"),
+        ({"extra_headers": "{"}, "Enter a valid JSON."),
+        ({"style": "azure"}, "Azure needs one"),
+    ],
+)
+def test_it_says_what_is_wrong_with_a_provider(site: Client, changes: dict[str, str], message: str) -> None:
+    assert message in add_provider(site, **changes).content.decode()
+    assert not Provider.objects.exists()
+
+
+def test_it_leaves_to_the_environment_what_comes_from_it_and_deletes_nothing_in_use(
+    site: Client, deployment: Deployment
+) -> None:
+    url = page_of(deployment, PROVIDERS)
+    assert "come from the environment" in site.get(url).content.decode()
+    fields = {"name": "x", "base_url": "https://203.0.113.1", "extra_headers": "{}", "style": "openai"}
+    site.post(url, {**fields, "is_enabled": "", **CONFIRMED})
+    provider = Provider.objects.get()
+    assert (provider.name, provider.base_url, provider.is_enabled) == ("blue", "https://blue.example/v1", False)
+    page = site.post(page_of(deployment, PROVIDERS, "delete/"), {"post": "yes"}).content.decode()
+    assert "protected related objects" in page
+    assert Provider.objects.exists()
+
+
+@pytest.mark.parametrize(("value", "shown"), [("s3cr3t-value", "set"), ("", "missing")])
+def test_it_tells_whether_the_secret_is_there_and_never_the_secret(
+    site: Client, deployment: Deployment, monkeypatch: pytest.MonkeyPatch, value: str, shown: str
+) -> None:
+    monkeypatch.setenv("BLUE_API_KEY", value)
+    pages = [site.get(url).content.decode() for url in (PROVIDERS, page_of(deployment, PROVIDERS))]
+    assert all(shown in page for page in pages)
+    assert not any("s3cr3t-value" in page for page in pages)
+
+
+def test_it_switches_a_provider_off_at_once(
+    site: Client, deployment: Deployment, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+) -> None:
+    assert catalog.models()["small"].routes
+    with django_capture_on_commit_callbacks(execute=True):
+        site.post(page_of(deployment, PROVIDERS), {"extra_headers": "{}", **CONFIRMED})
+    assert not catalog.models()["small"].routes
+    assert (latest().before, latest().after) == ({"is_enabled": True}, {"is_enabled": False})
+
+
+def test_it_tests_a_connection(site: Client, deployment: Deployment) -> None:
+    with FakeUpstream() as fake:
+        Provider.objects.update(base_url=fake.base_url)
+        url = page_of(deployment, PROVIDERS, "test-connection/")
+        assert "blue answers." not in site.get(url, follow=True).content.decode()
+        assert "blue answers." in site.post(url, CONFIRMED, follow=True).content.decode()
+        fake.set(models_fault="http_401")
+        page = site.post(url, CONFIRMED, follow=True).content.decode()
+    assert "does not answer as it should: http 401" in page
+    assert LEAK_MARKER not in page
+
+
+# Models
+
+
+MODEL_FIELDS = {"public_name": "big", "kind": "chat", "context_size": "4096", "is_enabled": "on"}
+
+
+def test_it_makes_a_model_with_its_deployments(
+    site: Client, deployment: Deployment, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+) -> None:
+    row = {"provider": deployment.provider_id, "upstream_name": "big-1", "order": 0, "weight": 1, "is_enabled": "on"}
+    assert catalog.find("big") is None
+    with django_capture_on_commit_callbacks(execute=True):
+        site.post(f"{MODELS}add/", {**MODEL_FIELDS, "aliases": '["huge"]', **formset("deployments", row)})
+    found = catalog.find("big")
+    assert found is not None
+    assert catalog.find("huge") is found
+    assert [route.upstream_name for route in found.routes] == ["big-1"]
+    created = AuditEntry.objects.filter(action="created").values_list("target_type", "target")
+    assert set(created) == {("model", "big"), ("deployment", "blue/big-1")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"public_name": "two words"}, "Letters, digits and . _ : / @ - only."),
+        ({"aliases": '["small"]'}, "has the name small already"),
+        ({"aliases": "[1]"}, "Give names"),
+        ({"is_default": "on"}, "Another model is the default"),
+    ],
+)
+def test_it_says_what_is_wrong_with_a_model(
+    site: Client, deployment: Deployment, changes: dict[str, str], message: str
+) -> None:
+    Model.objects.update(is_default=True)
+    page = site.post(f"{MODELS}add/", {**MODEL_FIELDS, **changes, **formset("deployments")}).content.decode()
+    assert message in page
+
+
+def test_it_audits_all_that_a_deletion_takes_along(site: Client, deployment: Deployment) -> None:
+    site.post(page_of(deployment, MODELS, "delete/"), {"post": "yes"})
+    assert not Deployment.objects.exists()
+    deleted = AuditEntry.objects.filter(action="deleted").values_list("target_type", flat=True)
+    assert sorted(deleted) == ["deployment", "model", "price"]
+
+
+# Switching off: a form that takes something away is asked about once, and saved as it was sent
+
+
+def model_form(deployment: Deployment, row: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """Return what a model's page sends with one deployment in it."""
+    own = {"id": deployment.pk, "model": deployment.model_id, "provider": deployment.provider_id}
+    own |= {"upstream_name": deployment.upstream_name, "order": 0, "weight": 1, "is_enabled": "on", **(row or {})}
+    fields = {"public_name": "small", "kind": "chat", "context_size": "8192", "is_enabled": "on", **changes}
+    return {**fields, **formset("deployments", own, initial=1)}
+
+
+def asked(site: Client, url: str, form: dict[str, Any], *told: str) -> None:
+    """Send a form that is asked about; check what the page says, and that it sends back what it was sent."""
+    response = site.post(url, form)
+    assert response.context["question"].hidden == {name: [str(value)] for name, value in form.items()}
+    page = response.content.decode()
+    assert 'name="confirmed"' in page
+    for text in told:
         assert text in page
 
-    def test_it_refuses_a_second_default(self, site: Client, deployment: Deployment) -> None:
-        Model.objects.update(is_default=True)
-        fields = {"public_name": "big", "kind": "chat", "context_size": "4096", "is_default": "on"}
-        page = site.post(f"{MODELS}add/", {**fields, **formset("deployments")}).content.decode()
-        assert "Another model is the default" in page
 
-    def test_it_audits_all_that_a_deletion_takes_along(self, site: Client, deployment: Deployment) -> None:
-        site.post(f"{MODELS}{deployment.model_id}/delete/", {"post": "yes"})
-        assert not Deployment.objects.exists()
-        deleted = AuditEntry.objects.filter(action="deleted").values_list("target_type", flat=True)
-        assert sorted(deleted) == ["deployment", "model", "price"]
-
-    def test_it_deletes_a_deployment_of_its_page(self, site: Client, deployment: Deployment) -> None:
-        row = {"id": deployment.pk, "model": deployment.model_id, "provider": deployment.provider_id, "DELETE": "on"}
-        row |= {"upstream_name": "small-1", "order": 0, "weight": 1}
-        fields = {"public_name": "small", "kind": "chat", "context_size": "8192", "is_enabled": "on"}
-        form = {**fields, **formset("deployments", row, initial=1), **CONFIRMED}
-        site.post(f"{MODELS}{deployment.model_id}/change/", form)
-        assert not Deployment.objects.exists()
-        assert AuditEntry.objects.filter(action="deleted", target="blue/small-1").exists()
+def test_it_asks_before_a_model_is_switched_off(site: Client, deployment: Deployment) -> None:
+    recorded(make_key(account=make_account("acme")), model="small")
+    Model.objects.update(is_default=True)
+    url, form = page_of(deployment, MODELS), model_form(deployment, is_enabled="")
+    told = ("Switch off small?", "nobody can call small any more", "small is the default", "acme: 1 requests")
+    asked(site, url, {**form, "is_default": "on"}, *told)
+    assert Model.objects.get().is_enabled
+    assert not AuditEntry.objects.filter(target_type="model").exists()
+    site.post(url, {**form, **CONFIRMED})
+    assert not Model.objects.get().is_enabled
+    client = logged_in(make_staff("inference.view_model"))
+    assert client.post(url, model_form(deployment)).status_code == 403
+    wrong = site.post(url, model_form(deployment, is_enabled="", public_name="two words")).content.decode()
+    assert "Letters, digits and . _ : / @ - only." in wrong
 
 
-class TestSwitchingOff:
-    """A form that takes something away is asked about once, and saved as it was sent."""
+def test_it_says_who_answers_once_a_provider_is_switched_off(site: Client, deployment: Deployment) -> None:
+    url, form = page_of(deployment, PROVIDERS), {"extra_headers": "{}"}
+    nobody = "nobody is left to answer for small: callers get 502"
+    asked(site, url, form, "Switch off blue?", nobody, "Nobody asked there")
+    assert Provider.objects.get().is_enabled
+    other = Provider.objects.create(name="green", base_url="https://green.example/v1", from_environment=True)
+    spare = Deployment.objects.create(model=deployment.model, provider=other, upstream_name="s")
+    asked(site, url, form, "small is answered by other deployments from then on.")
+    Deployment.objects.filter(pk=spare.pk).update(is_enabled=False)
+    asked(site, url, form, nobody)
+    asked(site, page_of(spare, PROVIDERS), form, "No call goes there now")
 
-    @pytest.fixture
-    def spare(self, deployment: Deployment) -> Deployment:
-        """Make another deployment of the model, at another provider."""
-        other = Provider.objects.create(name="green", base_url="https://green.example/v1", from_environment=True)
-        return Deployment.objects.create(model=deployment.model, provider=other, upstream_name="s")
 
-    def model_form(self, deployment: Deployment, **changes: Any) -> dict[str, Any]:
-        """Return what a model's page sends with one deployment in it."""
-        row: dict[str, Any] = {"id": deployment.pk, "model": deployment.model_id, "provider": deployment.provider_id}
-        row |= {"upstream_name": deployment.upstream_name, "order": 0, "weight": 1, "is_enabled": "on"}
-        fields = {"public_name": "small", "kind": "chat", "context_size": "8192", "is_enabled": "on"}
-        row |= {name.removeprefix("row_"): value for name, value in changes.items() if name.startswith("row_")}
-        fields |= {name: value for name, value in changes.items() if not name.startswith("row_")}
-        return {**fields, **formset("deployments", row, initial=1)}
-
-    def asked(self, site: Client, url: str, form: dict[str, Any]) -> str:
-        """Send a form that is asked about, check that what the page sends back is what it was sent, and return it."""
-        response = site.post(url, form)
-        question = response.context["question"]
-        assert question.hidden == {name: [str(value)] for name, value in form.items()}
-        page = response.content.decode()
-        assert 'name="confirmed"' in page
-        return page
-
-    def test_it_asks_before_a_model_is_switched_off(self, site: Client, deployment: Deployment) -> None:
-        recorded(make_key(account=make_account("acme")), model="small")
-        Model.objects.update(is_default=True)
-        url, form = f"{MODELS}{deployment.model_id}/change/", self.model_form(deployment, is_enabled="")
-        page = self.asked(site, url, {**form, "is_default": "on"})
-        for told in ("Switch off small?", "nobody can call small any more", "small is the default", "acme: 1 requests"):
-            assert told in page
-        assert Model.objects.get().is_enabled
-        assert not AuditEntry.objects.filter(target_type="model").exists()
-        site.post(url, {**form, **CONFIRMED})
-        assert not Model.objects.get().is_enabled
-
-    def test_it_asks_before_a_provider_is_switched_off(self, site: Client, deployment: Deployment) -> None:
-        page = self.asked(site, f"{PROVIDERS}{deployment.provider_id}/change/", {"extra_headers": "{}"})
-        for told in ("Switch off blue?", "nobody is left to answer for small: callers get 502", "Nobody asked there"):
-            assert told in page
-        assert Provider.objects.get().is_enabled
-
-    def test_it_says_who_answers_instead(self, site: Client, deployment: Deployment, spare: Deployment) -> None:
-        page = self.asked(site, f"{PROVIDERS}{deployment.provider_id}/change/", {"extra_headers": "{}"})
-        assert "small is answered by other deployments from then on." in page
-        Deployment.objects.filter(pk=spare.pk).update(is_enabled=False)
-        page = self.asked(site, f"{PROVIDERS}{deployment.provider_id}/change/", {"extra_headers": "{}"})
-        assert "nobody is left to answer for small" in page
-        page = self.asked(site, f"{PROVIDERS}{spare.provider_id}/change/", {"extra_headers": "{}"})
-        assert "No call goes there now" in page
-
-    @pytest.mark.parametrize("row", [{"row_is_enabled": ""}, {"row_DELETE": "on"}])
-    def test_it_asks_before_a_model_s_page_takes_a_deployment_away(
-        self, site: Client, deployment: Deployment, row: dict[str, str]
-    ) -> None:
-        page = self.asked(site, f"{MODELS}{deployment.model_id}/change/", self.model_form(deployment, **row))
-        assert "Switch off blue/small-1?" in page
+def test_it_asks_before_a_deployment_is_taken_away(site: Client, deployment: Deployment) -> None:
+    fields: dict[str, Any] = {"model": deployment.model_id, "provider": deployment.provider_id}
+    fields |= {"upstream_name": "small-1", "order": 0, "weight": 1, "output_parameter": "max_tokens"}
+    asked(site, page_of(deployment, DEPLOYMENTS), {**fields, **formset("prices")}, "Switch off blue/small-1?")
+    url = page_of(deployment, MODELS)
+    for row in ({"is_enabled": ""}, {"DELETE": "on"}):
+        asked(site, url, model_form(deployment, row), "Switch off blue/small-1?")
         assert Deployment.objects.get().is_enabled
-
-    def test_it_asks_before_a_deployment_is_switched_off(self, site: Client, deployment: Deployment) -> None:
-        fields: dict[str, Any] = {"model": deployment.model_id, "provider": deployment.provider_id}
-        fields |= {"upstream_name": "small-1", "order": 0, "weight": 1, "output_parameter": "max_tokens"}
-        fields |= formset("prices")
-        url = f"{DEPLOYMENTS}{deployment.pk}/change/"
-        assert "Switch off blue/small-1?" in self.asked(site, url, fields)
-        site.post(url, {**fields, **CONFIRMED})
-        assert not Deployment.objects.get().is_enabled
-
-    def test_it_asks_nothing_where_nothing_is_taken_away(self, site: Client, deployment: Deployment) -> None:
-        url = f"{MODELS}{deployment.model_id}/change/"
-        assert site.post(url, self.model_form(deployment, context_size="4096")).status_code == 302
-        Model.objects.update(is_enabled=False)
-        assert site.post(url, self.model_form(deployment, is_enabled="")).status_code == 302
-        assert site.post(url, self.model_form(deployment)).status_code == 302
-        assert Model.objects.get().is_enabled
-
-    def test_it_says_first_what_is_wrong_with_the_form(self, site: Client, deployment: Deployment) -> None:
-        form = self.model_form(deployment, is_enabled="", public_name="two words")
-        page = site.post(f"{MODELS}{deployment.model_id}/change/", form).content.decode()
-        assert "Letters, digits and . _ : / @ - only." in page
-
-    def test_it_asks_only_who_may_change_it(self, deployment: Deployment) -> None:
-        client = logged_in(make_staff("inference.view_model"))
-        form = self.model_form(deployment, is_enabled="")
-        assert client.post(f"{MODELS}{deployment.model_id}/change/", form).status_code == 403
+    site.post(page_of(deployment, DEPLOYMENTS), {**fields, **formset("prices"), **CONFIRMED})
+    assert not Deployment.objects.get().is_enabled
+    site.post(url, {**model_form(deployment, {"DELETE": "on"}), **CONFIRMED})
+    assert not Deployment.objects.exists()
+    assert AuditEntry.objects.filter(action="deleted", target="blue/small-1").exists()
 
 
-class TestPrices:
-    def change(self, site: Client, deployment: Deployment, *rows: dict[str, Any], initial: int = 0) -> Any:
-        """Send the page of a deployment with these prices."""
+def test_it_asks_nothing_where_nothing_is_taken_away(site: Client, deployment: Deployment) -> None:
+    url = page_of(deployment, MODELS)
+    assert site.post(url, model_form(deployment, context_size="4096")).status_code == 302
+    Model.objects.update(is_enabled=False)
+    assert site.post(url, model_form(deployment, is_enabled="")).status_code == 302
+    assert site.post(url, model_form(deployment)).status_code == 302
+    assert Model.objects.get().is_enabled
+
+
+# Prices and pages
+
+
+def test_it_adds_prices_and_changes_none(site: Client, deployment: Deployment) -> None:
+    def change(price: dict[str, Any], initial: int = 0) -> str:
         fields = {"model": deployment.model_id, "provider": deployment.provider_id, "upstream_name": "small-1"}
         fields |= {"order": 0, "weight": 1, "is_enabled": "on", "output_parameter": "max_tokens"}
-        url = f"{DEPLOYMENTS}{deployment.pk}/change/"
-        return site.post(url, {**fields, **formset("prices", *rows, initial=initial)})
+        form = {**fields, **formset("prices", price, initial=initial)}
+        return site.post(page_of(deployment, DEPLOYMENTS), form).content.decode()
 
-    def test_it_adds_a_price_to_the_history(self, site: Client, deployment: Deployment) -> None:
-        self.change(site, deployment, NEW_PRICE)
-        assert deployment.prices.count() == 2
-        assert (latest().action, latest().target_type) == ("created", "price")
-        assert latest().after["output_per_million"] == "0.600000000"
+    price = deployment.prices.get()
+    change({**NEW_PRICE, "id": price.pk, "deployment": deployment.pk}, initial=1)
+    price.refresh_from_db()
+    assert price.input_per_million == Decimal(1)
+    assert site.post(f"{PRICES}{price.pk}/change/", NEW_PRICE).status_code == 403
+    assert "greater than or equal to 0" in change({**NEW_PRICE, "input_per_million": "-1"})
+    change(NEW_PRICE)
+    assert deployment.prices.count() == 2
+    assert (latest().action, latest().target_type) == ("created", "price")
+    assert latest().after["output_per_million"] == "0.600000000"
 
-    def test_it_changes_no_price_that_was_entered(self, site: Client, deployment: Deployment) -> None:
-        price = deployment.prices.get()
-        self.change(site, deployment, {**NEW_PRICE, "id": price.pk, "deployment": deployment.pk}, initial=1)
-        price.refresh_from_db()
-        assert price.input_per_million == Decimal(1)
-        assert site.post(f"{PRICES}{price.pk}/change/", NEW_PRICE).status_code == 403
 
-    def test_it_refuses_a_negative_price(self, site: Client, deployment: Deployment) -> None:
-        page = self.change(site, deployment, {**NEW_PRICE, "input_per_million": "-1"}).content.decode()
-        assert "greater than or equal to 0" in page
+def test_it_lists_deployments_with_their_prices_and_breakers(site: Client, deployment: Deployment) -> None:
+    assert "$1.00 in, $2.00 out" in site.get(DEPLOYMENTS).content.decode()
+    deployment.prices.all().delete()
+    assert "no price: cost unknown" in site.get(DEPLOYMENTS).content.decode()
+    for account in range(FAILURES_TO_OPEN):
+        breakers.failed(_route(deployment, Rates()), account)
+    assert "open" in site.get(DEPLOYMENTS).content.decode()
+    assert [notice.deployment_id for notice in failing()] == [deployment.pk]
 
-    def test_it_lists_what_counts_now(self, site: Client, deployment: Deployment) -> None:
-        assert "$1.00 in, $2.00 out" in site.get(DEPLOYMENTS).content.decode()
-        deployment.prices.all().delete()
-        assert "no price: cost unknown" in site.get(DEPLOYMENTS).content.decode()
 
-    @pytest.mark.parametrize(
-        ("amount", "text"),
-        [("0.6", "$0.60"), ("0.075000000", "$0.075"), ("0", "$0.00"), ("12", "$12.00"), ("1000", "$1000.00")],
-    )
-    def test_it_writes_dollars(self, amount: str, text: str) -> None:
-        assert price_text(Decimal(amount)) == text
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [("0.6", "$0.60"), ("0.075000000", "$0.075"), ("0", "$0.00"), ("12", "$12.00"), ("1000", "$1000.00")],
+)
+def test_it_writes_dollars(amount: str, text: str) -> None:
+    assert price_text(Decimal(amount)) == text
 
 
 @pytest.mark.parametrize("url", [PROVIDERS, MODELS, DEPLOYMENTS, PRICES])
-class TestPages:
-    def test_it_asks_the_database_as_often_for_many_as_for_few(
-        self, site: Client, deployment: Deployment, url: str, django_assert_max_num_queries: DjangoAssertNumQueries
-    ) -> None:
-        for number in range(15):
-            model = Model.objects.create(public_name=f"m{number}")
-            made = Deployment.objects.create(model=model, provider=deployment.provider, upstream_name=f"m{number}")
-            Price.objects.create(deployment=made, input_per_million=1, output_per_million=2)
-            Provider.objects.create(name=f"p{number}", base_url="https://203.0.113.9/v1")
-        with django_assert_max_num_queries(9):
-            assert site.get(url).status_code == 200
-
-    def test_it_lets_staff_without_permission_see_nothing(self, url: str) -> None:
-        client = logged_in(make_staff())
-        assert client.get(url).status_code == 403
-        assert client.get(f"{url}add/").status_code == 403
+def test_it_asks_the_database_as_often_for_many_as_for_few_and_shows_staff_nothing(
+    site: Client, deployment: Deployment, url: str, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for number in range(15):
+        model = Model.objects.create(public_name=f"m{number}")
+        made = Deployment.objects.create(model=model, provider=deployment.provider, upstream_name=f"m{number}")
+        Price.objects.create(deployment=made, input_per_million=1, output_per_million=2)
+        Provider.objects.create(name=f"p{number}", base_url="https://203.0.113.9/v1")
+    with django_assert_max_num_queries(9):
+        assert site.get(url).status_code == 200
+    client = logged_in(make_staff())
+    assert [client.get(each).status_code for each in (url, f"{url}add/")] == [403, 403]
