@@ -181,14 +181,11 @@ CALLERS_CODES = frozenset(
 )  # fmt: skip
 #: Codes or types of the error that the operator's credit is used up, which status 402 means too.
 CREDIT_CODES = frozenset(
-    {
-        "billing_hard_limit_reached",
-        "billing_not_active",
-        "exceeded_current_quota_error",
-        "insufficient_balance",
+    (
+        "billing_hard_limit_reached", "billing_not_active", "exceeded_current_quota_error", "insufficient_balance",
         "insufficient_quota",
-    }
-)
+    )
+)  # fmt: skip
 #: Codes of problems between the operator and the provider, with their statuses; callers don't see these codes.
 OPERATORS_CODES = {
     **dict.fromkeys(CREDIT_CODES, 429),
@@ -290,30 +287,29 @@ def failed_attempt(error: Exception, route: Route) -> AttemptFailed:
         failed = _from_status(error.status, error.fields, error.headers, route)
     elif isinstance(error, ProviderError):
         failed = _from_answer(error, route)
+    elif isinstance(error, NotConnected):
+        reason = error.__cause__ or error  # such as an unknown name or an untrusted certificate
+        is_refused = isinstance(reason, ConnectionRefusedError)
+        failed = AttemptFailed(
+            UNREACHED, cause="connection refused" if is_refused else f"connection: {type(reason).__name__}"
+        )
+        if isinstance(reason, TimeoutError):
+            failed = AttemptFailed(UNCONNECTED, cause="connect timeout")
+    elif isinstance(error, TimeoutError):
+        failed = AttemptFailed(TIMED_OUT, cause="timeout")
     else:
-        failed = _from_exception(error)
-    log.warning("upstream_failed", route=route.name, cause=failed.cause, status=failed.error.status)
-    return failed
+        failed = AttemptFailed(BROKEN, cause=type(error).__name__)
+    return _logged(failed, route)
 
 
 def unfit_attempt(error: UnfitAnswer, route: Route, *, usage: Usage, usage_source: str) -> AttemptFailed:
     """Turn an answer that does not fit its request into an AttemptFailed, and log why; its usage is billed."""
-    failed = AttemptFailed(UNFIT, cause=str(error), usage=usage, usage_source=usage_source)
+    return _logged(AttemptFailed(UNFIT, cause=str(error), usage=usage, usage_source=usage_source), route)
+
+
+def _logged(failed: AttemptFailed, route: Route) -> AttemptFailed:
     log.warning("upstream_failed", route=route.name, cause=failed.cause, status=failed.error.status)
     return failed
-
-
-def _from_exception(error: Exception) -> AttemptFailed:
-    if isinstance(error, NotConnected):
-        reason = error.__cause__ or error  # such as an unknown name or an untrusted certificate
-        if isinstance(reason, TimeoutError):
-            return AttemptFailed(UNCONNECTED, cause="connect timeout")
-        is_refused = isinstance(reason, ConnectionRefusedError)
-        cause = "connection refused" if is_refused else f"connection: {type(reason).__name__}"
-        return AttemptFailed(UNREACHED, cause=cause)
-    if isinstance(error, TimeoutError):
-        return AttemptFailed(TIMED_OUT, cause="timeout")
-    return AttemptFailed(BROKEN, cause=type(error).__name__)
 
 
 def _from_status(status: int, fields: Mapping[str, Any], headers: Headers, route: Route) -> AttemptFailed:
