@@ -47,16 +47,25 @@ def provider_seed(*, actor: str) -> Seeded:
     seeded = _catalog_seed(actor=actor)
     of_provider = Deployment.objects.filter(provider__name=seeded.provider, prices=None)
     unpriced = list(of_provider.select_related("provider", "model"))
-    if unpriced and _is_free(unpriced[0].provider):
-        for deployment in unpriced:
-            catalog_save(row=Price(deployment=deployment, **FREE), actor=actor)
-        return seeded
-    return replace(seeded, unpriced=tuple(deployment.model.public_name for deployment in unpriced))
+    provider = unpriced[0].provider if unpriced else None
+    is_free = seeded.provider == LOCAL
+    if provider is not None and not is_free and provider.base_url != OPENAI_URL:
+        # A fake provider says so in its list. Any other server may bill: an operator enters its prices, 0 for own GPUs.
+        listed = upstream.models(provider_route(provider), seconds=LIST_SECONDS)
+        is_free = bool(listed) and all(each.get("owned_by") == OWNER for each in listed)
+    if not is_free:
+        return replace(seeded, unpriced=tuple(deployment.model.public_name for deployment in unpriced))
+    for deployment in unpriced:
+        catalog_save(row=Price(deployment=deployment, **FREE), actor=actor)
+    return seeded
 
 
 @transaction.atomic
 def _catalog_seed(*, actor: str) -> Seeded:
-    name, url, variable = _configured()
+    name, url = "openai", settings.OPENAI_BASE_URL or OPENAI_URL
+    variable = "OPENAI_API_KEY" if settings.OPENAI_API_KEY else ""
+    if uses_local_model():
+        name, url, variable = LOCAL, settings.LOCAL_MODEL_URL, ""
     for other in Provider.objects.filter(from_environment=True, is_enabled=True).exclude(name=name):
         other.is_enabled = False
         catalog_save(row=other, actor=actor)
@@ -74,14 +83,6 @@ def _catalog_seed(*, actor: str) -> Seeded:
     return Seeded(name, (*chat, *embedding))
 
 
-def _configured() -> tuple[str, str, str]:
-    """Return the name, the base URL and the secret's variable of the environment's provider."""
-    if uses_local_model():
-        return LOCAL, settings.LOCAL_MODEL_URL, ""
-    variable = "OPENAI_API_KEY" if settings.OPENAI_API_KEY else ""
-    return "openai", settings.OPENAI_BASE_URL or OPENAI_URL, variable
-
-
 def _seed_model(provider: Provider, name: str, kind: str, *, actor: str) -> None:
     model = Model.objects.filter(public_name=name).first()
     if model is None:
@@ -97,19 +98,6 @@ def _seed_model(provider: Provider, name: str, kind: str, *, actor: str) -> None
     price = None if deployment.prices.exists() else listed_price(name)
     if price is not None:
         catalog_save(row=Price(deployment=deployment, **price), actor=actor)
-
-
-def _is_free(provider: Provider) -> bool:
-    """Return whether the provider bills nothing: the local model, or a fake provider by its list of models.
-
-    Any other server may bill: an operator enters its prices, 0 for their own hardware.
-    """
-    if provider.name == LOCAL:
-        return True
-    if provider.base_url == OPENAI_URL:
-        return False
-    listed = upstream.models(provider_route(provider), seconds=LIST_SECONDS)
-    return bool(listed) and all(each.get("owned_by") == OWNER for each in listed)
 
 
 def listed_price(model: str) -> dict[str, Decimal] | None:

@@ -36,18 +36,14 @@ def validate_extra_headers(value: Any) -> None:
     if not isinstance(value, dict):
         raise ValidationError('Give headers as an object, such as {"X-Project": "blue"}.')
     for name, text in value.items():
-        _validate_header(name, text)
-
-
-def _validate_header(name: str, text: Any) -> None:
-    if not HEADER_NAME.match(name) or name.lower() in RESERVED_HEADERS:
-        raise ValidationError(f"The header {name} may not be set here.")
-    if not isinstance(text, str) or not text.isprintable() or not text.isascii():
-        raise ValidationError(f"The value of {name} must be a text of printable ASCII characters.")
-    if text.startswith("$"):
-        validate_api_key_variable(text[1:])
-    elif SECRET_HEADER.search(name):
-        raise ValidationError(f"{name} looks like a secret: name its variable as $SOMETHING_API_KEY.")
+        if not HEADER_NAME.match(name) or name.lower() in RESERVED_HEADERS:
+            raise ValidationError(f"The header {name} may not be set here.")
+        if not isinstance(text, str) or not text.isprintable() or not text.isascii():
+            raise ValidationError(f"The value of {name} must be a text of printable ASCII characters.")
+        if text.startswith("$"):
+            validate_api_key_variable(text[1:])
+        elif SECRET_HEADER.search(name):
+            raise ValidationError(f"{name} looks like a secret: name its variable as $SOMETHING_API_KEY.")
 
 
 def validate_provider_url(url: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache, partial
 from itertools import chain
 from typing import Any
@@ -34,7 +33,7 @@ from inference.api.schema import (
 )
 from inference.catalog import CatalogModel, catalog
 from inference.pipeline import answer
-from inference.protocols.base import Body, UnfitAnswer, WireProtocol
+from inference.protocols.base import Body, Payload, UnfitAnswer, WireProtocol
 from inference.protocols.chat import chat_protocol, completion_protocol
 from inference.protocols.embeddings import embedding_protocol
 from inference.protocols.parameters import UNCACHEABLE, refuse_misspelt
@@ -56,8 +55,11 @@ class OpenAIEndpoint(ModelEndpoint):
         refuse_misspelt(payload, checked_names())
         protocol.check(payload)
         is_stream, model = payload.pop("stream", None) is True, payload.pop("model")
-        shares = self._may_share(request, payload)
-        read = partial(_read, protocol, payload)
+        # Answers at temperature 0 are shared, and those at any temperature if the caller's header or the tier says so.
+        chosen = SWITCHED.get(str(request.META.get(CACHE_SWITCH, "")).strip().lower())
+        any_temperature = self.identity.cache_any_temperature if chosen is None else chosen
+        shares = protocol.is_cacheable({**payload, "temperature": 0} if any_temperature else payload)
+        read = partial(answer_for, protocol, payload)
         self.call.choose(protocol, model)
         call = self.call.ask(payload, read=read, shares_answer=shares, is_stream=is_stream)
         if not is_stream:
@@ -68,15 +70,6 @@ class OpenAIEndpoint(ModelEndpoint):
             make_reader=lambda _: protocol.reader(payload),
             error_event=lambda error, reader: protocol.error_event(payload, model, reader, openai_error_body(error)),
         )
-
-    def _may_share(self, request: Request, payload: Mapping[str, Any]) -> bool:
-        """Return whether the answer may be cached and shared.
-
-        That needs temperature 0, unless the caller's header or the tier allows any temperature.
-        """
-        chosen = SWITCHED.get(str(request.META.get(CACHE_SWITCH, "")).strip().lower())
-        any_temperature = self.identity.cache_any_temperature if chosen is None else chosen
-        return self.protocol.is_cacheable({**payload, "temperature": 0} if any_temperature else payload)
 
     def rate_headers(self, admission: Admission) -> dict[str, str]:
         """Return the rate headers, with OpenAI's names added."""
@@ -172,7 +165,7 @@ class UnsupportedView(KeyView):
         raise NotFound("This path of OpenAI's API is not supported here.")
 
 
-def _read(protocol: WireProtocol, payload: Mapping[str, Any], body: Body) -> Body:
+def answer_for(protocol: WireProtocol, payload: Payload, body: Body) -> Body:
     """Return an answer in the form that this caller asks for: it may come from a call with another form."""
     try:
         return protocol.answered(payload, body)

@@ -203,7 +203,7 @@ def test_it_audits_all_that_a_deletion_takes_along(site: Client, deployment: Dep
 
 def model_form(deployment: Deployment, row: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """Return what a model's page sends with one deployment in it."""
-    own = {"id": deployment.pk, "model": deployment.model_id, "provider": deployment.provider_id}
+    own: dict[str, Any] = {"id": deployment.pk, "model": deployment.model_id, "provider": deployment.provider_id}
     own |= {"upstream_name": deployment.upstream_name, "order": 0, "weight": 1, "is_enabled": "on", **(row or {})}
     fields = {"public_name": "small", "kind": "chat", "context_size": "8192", "is_enabled": "on", **changes}
     return {**fields, **formset("deployments", own, initial=1)}

@@ -286,7 +286,15 @@ def failed_attempt(error: Exception, route: Route) -> AttemptFailed:
     if isinstance(error, ErrorAnswer):
         failed = _from_status(error.status, error.fields, error.headers, route)
     elif isinstance(error, ProviderError):
-        failed = _from_answer(error, route)
+        # Status 200: judged by the status that the error stands for; the caller gets its code. Only the usage in the
+        # error is billed. If there is one, the deployment is not tried again, which would cost again.
+        failed = _from_status(status_of(error.fields), error.fields, {}, route)
+        code, is_billed = _name(error.fields.get("code")), error.usage is not None
+        if code is not None and code not in OPERATORS_CODES:
+            failed.error.error_code = code
+        failed.usage, failed.usage_source = error.usage, error.usage_source
+        failed.verdict = replace(failed.verdict, may_be_billed=is_billed, retry=failed.verdict.retry and not is_billed)
+        failed.cause += " inside a 200"
     elif isinstance(error, NotConnected):
         reason = error.__cause__ or error  # such as an unknown name or an untrusted certificate
         is_refused = isinstance(reason, ConnectionRefusedError)
@@ -330,22 +338,6 @@ def _from_status(status: int, fields: Mapping[str, Any], headers: Headers, route
         text = passable(fields.get("message"), hidden) if param or code in CALLERS_CODES else ""
         error = InvalidRequest(text or REJECTION, param=param, code=code or "upstream_rejected")
     return AttemptFailed(replace(verdict, retry_after=seconds) if verdict.retry else verdict, error, cause=cause)
-
-
-def _from_answer(error: ProviderError, route: Route) -> AttemptFailed:
-    """Judge an error with status 200 by the status that it stands for; the caller gets its code.
-
-    Only the usage in the error is billed. If there is one, the deployment is not tried again, which would cost again.
-    """
-    failed = _from_status(status_of(error.fields), error.fields, {}, route)
-    code = _name(error.fields.get("code"))
-    if code is not None and code not in OPERATORS_CODES:
-        failed.error.error_code = code
-    failed.usage, failed.usage_source = error.usage, error.usage_source
-    is_billed = error.usage is not None
-    failed.verdict = replace(failed.verdict, may_be_billed=is_billed, retry=failed.verdict.retry and not is_billed)
-    failed.cause += " inside a 200"
-    return failed
 
 
 def retry_after_seconds(headers: Headers) -> float:

@@ -116,16 +116,6 @@ def load_library() -> Any:
         raise LocalModelUnavailable(f"xllamacpp does not load: {error}") from error
 
 
-def _require_free(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise LocalModelUnavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
-
-
 def _parameters(library: Any, host: str, port: int) -> Any:
     parameters = library.CommonParams()
     parameters.model.path = str(model_file())
@@ -159,7 +149,12 @@ def serve(host: str, port: int) -> Any:
     """
     library = load_library()
     parameters = _parameters(library, host, port)
-    _require_free(host, port)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LocalModelUnavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
     try:
         return library.Server(parameters)
     except RuntimeError as error:
