@@ -46,7 +46,7 @@ def test_it_waits_for_redis_as_long_as_the_settings_say_probe_included(settings:
     settings.REDIS_URL, settings.REDIS_TIMEOUT = shared_redis_url(), 0.75
     backend = limits.get_limits()
     options = backend.store.wire._pool.connection_kwargs  # type: ignore[attr-defined]
-    assert options["socket_timeout"] == pytest.approx(0.7)
+    assert options["socket_timeout"] == pytest.approx(0.6)
 
 
 def test_it_mends_no_more_once_it_is_replaced(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:

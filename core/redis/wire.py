@@ -27,7 +27,8 @@ from core.redis.connection import SharedConnection, is_possible
 
 CONNECT_TIMEOUT = 0.1  # seconds; with the read and the probe, a call waits at most 250 ms for a dead Redis
 READ_TIMEOUT = 0.2
-PROBE_TIMEOUT = 0.05
+#: A probe may take this part of the time-out of a reply: 50 ms of 200.
+PROBE_PART = 0.25
 IDLE_CONNECTIONS = 128
 STALLED = 1.5  # times the timeout: a longer wait means that this process was busy
 
@@ -62,7 +63,7 @@ class Wire(Protocol):
         """Return one of the prefixes for each node."""
 
     def ping(self) -> None:
-        """Raise RedisError unless Redis answers within PROBE_TIMEOUT on a new connection."""
+        """Raise RedisError unless Redis answers within a quarter of the usual time on a new connection."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -108,11 +109,10 @@ class DirectWire:
         self.probe(b"PING")
 
     def probe(self, *command: Argument) -> Any:
-        """Return the reply to a command within PROBE_TIMEOUT, on a new connection."""
+        """Return the reply to a command within PROBE_PART of the usual time, on a new connection."""
         options = self._pool.connection_kwargs
-        probe = self._pool.connection_class(
-            **{**options, "socket_timeout": PROBE_TIMEOUT, "socket_connect_timeout": PROBE_TIMEOUT}
-        )
+        seconds = PROBE_PART * options.get("socket_timeout", READ_TIMEOUT)
+        probe = self._pool.connection_class(**{**options, "socket_timeout": seconds, "socket_connect_timeout": seconds})
         try:
             _connect(probe)
             probe.send_command(*command)
