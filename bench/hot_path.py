@@ -24,7 +24,8 @@ from harness import NUMBER, Plan, Result, run  # noqa: E402
 
 from launch.environment import free_port  # noqa: E402
 from tests.processes import spawn, wait_for_port  # noqa: E402
-from tests.servers import Service, aiapi_server, clean_environment, postgres_server, redis_server  # noqa: E402
+from tests.servers import Service, aiapi_server, clean_environment  # noqa: E402
+from tests.stores import postgres_server, redis_server  # noqa: E402
 
 DEFAULT_SECONDS = 5.0
 MAKE_KEY = """

@@ -19,7 +19,8 @@ from hot_path import ingester
 from accounts.limits.failover import FailoverBackend
 from accounts.tests.limits_fixtures import limits_on
 from tests.ledgers import waiting_records
-from tests.servers import Postgres, Redis, Service
+from tests.servers import Service
+from tests.stores import Postgres, Redis
 
 RECORDS = 50_000
 PACED = 1_000  # records a second

@@ -34,15 +34,8 @@ from hot_path import chat, fake_provider, ingester  # noqa: E402
 from ingest_rate import ingest_rate  # noqa: E402
 from log_fill import DAYS, Caller, fill  # noqa: E402
 
-from tests.servers import (  # noqa: E402
-    Postgres,
-    Redis,
-    Service,
-    aiapi_server,
-    postgres_server,
-    prepare_database,
-    redis_server,
-)
+from tests.servers import Service, aiapi_server, prepare_database  # noqa: E402
+from tests.stores import Postgres, Redis, postgres_server, redis_server  # noqa: E402
 
 SMALL = 50_000
 PART = 1_000_000  # records that are exported, and pruned; of a smaller log, a fifth

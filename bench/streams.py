@@ -166,7 +166,8 @@ def served(*, tokens: int, interval_ms: float) -> Iterator[tuple[int, Any, str]]
     """Run the provider and the platform; yield the provider's port, the service, and a key without limits."""
     from hot_path import MAKE_KEY, ingester
 
-    from tests.servers import aiapi_server, postgres_server, redis_server
+    from tests.servers import aiapi_server
+    from tests.stores import postgres_server, redis_server
 
     with ExitStack() as stack:
         port = stack.enter_context(fake_provider(tokens=tokens, interval_ms=interval_ms))

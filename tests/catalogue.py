@@ -1,10 +1,11 @@
-"""Models, prices and keys for end-to-end tests, made in a running platform's database; and its records, read there."""
+"""Models, prices, accounts and keys for end-to-end tests, made in a running platform's database; and its records."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,11 +15,22 @@ from psycopg.rows import dict_row
 from tests.processes import wait_until
 from tests.servers import Service
 
+#: Each key has a tier of its own, without limits but those given; budgets, overrides and scopes are the key's.
 SETUP = """
 import json
 from decimal import Decimal
-from accounts.tests.factories import make_account, make_key, make_tier
+from accounts.services import BudgetFor, model_budget_set
+from accounts.tests.factories import ACTOR, make_account, make_key, make_tier
 from inference.models import Deployment, Model, Price, Provider
+
+def parsed(fields):
+    return {name: Decimal(value) if name == "monthly_cost_budget" else value for name, value in fields.items()}
+
+def set_budgets(owner, budgets):
+    for model, (tokens, cost) in budgets.items():
+        budget = BudgetFor(model, tokens, None if cost is None else Decimal(cost))
+        model_budget_set(owner=owner, budget=budget, actor=ACTOR)
+
 wanted = json.loads(WANTED)
 for row in wanted["models"]:
     fields = {"kind": row["kind"], "context_size": 128000}
@@ -33,9 +45,56 @@ for row in wanted["models"]:
             Price.objects.create(deployment=deployment, input_per_million=Decimal(row["input"]),
                                  cached_input_per_million=Decimal(row["cached"]),
                                  output_per_million=Decimal(row["output"]))
-tier = make_tier(wanted["account"], **{"requests_per_minute": None, **wanted["tier"]})
-print(make_key(account=make_account(wanted["account"]), tier=tier, name="e2e", **wanted["key"]).plain)
+made = []
+for name, limits, keys in wanted["accounts"]:
+    shared = limits.pop("model_budgets", {})
+    account = make_account(name, **parsed(limits))
+    set_budgets(account, shared)
+    issued = []
+    for key_name, fields in keys.items():
+        own = fields.pop("model_budgets", {})
+        of_key = {field for field in fields if field.startswith("monthly_") or field.endswith(("scopes", "_override"))}
+        of_tier = {field: value for field, value in fields.items() if field not in of_key}
+        tier = make_tier(name if len(keys) == 1 else f"{name}-{key_name}", **{"requests_per_minute": None, **of_tier})
+        of_key = parsed({field: fields[field] for field in of_key})
+        issued.append(make_key(account=account, tier=tier, name=key_name, **of_key))
+        set_budgets(issued[-1].key, own)
+    made.append([account.pk, name, [[each.key.pk, each.key.name, each.plain] for each in issued]])
+print(json.dumps(made))
 """
+
+
+@dataclass(frozen=True)
+class OwnKey:
+    """A key with its text."""
+
+    id: int
+    name: str
+    plain: str
+
+
+@dataclass(frozen=True)
+class Owned:
+    """An account with its keys."""
+
+    id: int
+    name: str
+    keys: list[OwnKey]
+
+    @property
+    def key(self) -> OwnKey:
+        """Return its first key."""
+        return self.keys[0]
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """Return the texts of its keys by their names."""
+        return {key.name: key.plain for key in self.keys}
+
+    @property
+    def secrets(self) -> Iterator[str]:
+        """Go through the texts of its keys round and round."""
+        return itertools.cycle(key.plain for key in self.keys)
 
 
 @dataclass(frozen=True)
@@ -55,15 +114,21 @@ class Served:
     deployment: dict[str, Any] = field(default_factory=dict)
 
 
-def set_up(service: Service, served: Sequence[Served], *, account: str = "e2e", **tier: Any) -> str:
-    """Make models, and a key of an account and a tier of its own, without limits but those given; return the key.
+#: An account to be made: its name, its limits, and its keys by name, each with its limits.
+Wanted = tuple[str, Mapping[str, Any], Mapping[str, Mapping[str, Any]]]
 
-    Limits are those of the tier; `scopes` and budgets, whose names begin with `monthly_`, are the key's.
-    """
-    of_key = {name: value for name, value in tier.items() if name.startswith("monthly_") or name == "scopes"}
-    limits = {name: limit for name, limit in tier.items() if name not in of_key}
-    wanted = {"models": [asdict(model) for model in served], "account": account, "tier": limits, "key": of_key}
-    return service.manage("shell", "-c", SETUP.replace("WANTED", repr(json.dumps(wanted)))).strip().splitlines()[-1]
+
+def make(service: Service, served: Sequence[Served], *accounts: Wanted) -> list[Owned]:
+    """Make models and accounts with keys."""
+    wanted = json.dumps({"models": [asdict(model) for model in served], "accounts": accounts})
+    made = service.manage("shell", "-c", SETUP.replace("WANTED", repr(wanted))).strip().splitlines()[-1]
+    return [Owned(pk, name, [OwnKey(*key) for key in keys]) for pk, name, keys in json.loads(made)]
+
+
+def set_up(service: Service, served: Sequence[Served], *, account: str = "e2e", **limits: Any) -> str:
+    """Make models, and an account with a key named e2e, without limits but those given; return the key."""
+    (owned,) = make(service, served, (account, {}, {"e2e": limits}))
+    return owned.key.plain
 
 
 @dataclass(frozen=True)
@@ -88,12 +153,12 @@ class Record:
     first_token_ms: float | None
 
 
-def records(service: Service) -> list[Record]:
-    """List the records of a platform, the oldest first; where nothing ingests them, those that wait too."""
+def records(service: Service, label: str = "") -> list[Record]:
+    """List the records of a platform or one request, the oldest first; where nothing ingests, those that wait too."""
     if not service.ingested:
         service.manage("worker", "--once", "ingest")
     names = list(Record.__dataclass_fields__)
-    query = f"SELECT {', '.join(names)} FROM monitoring_requestrecord ORDER BY id"  # noqa: S608  (names of our own)
+    query = f"SELECT {', '.join(names)} FROM monitoring_requestrecord WHERE '{label}' IN ('', label) ORDER BY id"  # noqa: S608
     rows = [
         dict(row, is_partial=bool(row["is_partial"])) | {name: _nano(row[name]) for name in ("cost", "saved_cost")}
         for row in query_rows(service, query)
@@ -110,7 +175,7 @@ def record_of(service: Service, label: str) -> Record:
     found: list[Record] = []
 
     def is_there() -> bool:
-        found[:] = [record for record in records(service) if record.label == label]
+        found[:] = records(service, label)
         return bool(found)
 
     wait_until(is_there, f"the record of {label}", 15)

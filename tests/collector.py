@@ -37,36 +37,26 @@ class Collector:
     headers: list[dict[str, str]] = field(default_factory=list)
 
     @property
-    def requests(self) -> list[Any]:
-        """Parse the bodies."""
-        return [ExportTraceServiceRequest.FromString(body) for body in self.bodies]
-
-    @property
     def resource(self) -> dict[str, Any]:
         """Return the attributes of what sent the first spans."""
-        return _values(self.requests[0].resource_spans[0].resource.attributes)
+        return _values(self._sent()[0].resource.attributes)
 
     @property
     def spans(self) -> list[Span]:
         """Return all spans, by the time at which they began."""
-        found = [
-            Span(
-                name=span.name,
-                kind=span.kind,
-                trace=span.trace_id.hex(),
-                id=span.span_id.hex(),
-                parent=span.parent_span_id.hex(),
-                began=span.start_time_unix_nano,
-                ended=span.end_time_unix_nano,
-                failed=span.status.code == span.status.STATUS_CODE_ERROR,
-                attributes=_values(span.attributes),
-            )
-            for request in self.requests
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-        return sorted(found, key=lambda span: span.began)
+        sent = [span for each in self._sent() for scope in each.scope_spans for span in scope.spans]
+        return sorted(map(_parsed, sent), key=lambda span: span.began)
+
+    def _sent(self) -> list[Any]:
+        requests = [ExportTraceServiceRequest.FromString(body) for body in self.bodies]
+        return [spans for request in requests for spans in request.resource_spans]
+
+
+def _parsed(span: Any) -> Span:
+    trace, own, parent = (each.hex() for each in (span.trace_id, span.span_id, span.parent_span_id))
+    times = span.start_time_unix_nano, span.end_time_unix_nano
+    has_failed = span.status.code == span.status.STATUS_CODE_ERROR
+    return Span(span.name, span.kind, trace, own, parent, *times, has_failed, _values(span.attributes))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,41 +10,82 @@ from playwright.sync_api import Browser, Page
 
 from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import api, handler, upstream
-from tests.ledgers import ingester
-from tests.servers import (
-    Postgres,
-    Redis,
-    Service,
-    aiapi_server,
-    browser,
-    fake_upstream,
-    prepare_database,
-    redis_server,
+from tests.running import (
+    CHAT,
+    EMBEDDER,
+    EMBEDDINGS,
+    MODEL,
+    SHORT,
+    Model,
+    Platform,
+    ScriptedProvider,
+    Served,
+    running_platform,
+    scripted_provider,
 )
+from tests.servers import Service, aiapi_server, browser, prepare_database, running_worker
 from tests.sites import SITE_SETTINGS, WORKERS, Site
+from tests.stores import Postgres, Redis, redis_server
 
 __all__ = ["api", "handler", "upstream"]
 
 
 @pytest.fixture(scope="session")
 def fake() -> Iterator[FakeUpstream]:
-    """Run the fake provider that `service` and `full_service` call."""
-    with fake_upstream() as server:
+    """Run the fake provider that `service` calls."""
+    with FakeUpstream() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def service(fake: FakeUpstream) -> Iterator[Service]:
     """Run the platform on SQLite and a Valkey of its own against the fake provider."""
-    with aiapi_server(provider(fake)) as server:
+    with aiapi_server(asking(fake)) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def full_service(prepared: Callable[[], dict[str, str]], redis: Redis) -> Iterator[Service]:
-    """Run the platform on PostgreSQL and Redis with two workers against the fake provider."""
-    with aiapi_server({**prepared(), "REDIS_URL": redis.url}, workers=2, prepare=False) as server:
-        yield server
+def provider() -> Iterator[ScriptedProvider]:
+    """Run the provider of `platform`, which answers what tests script."""
+    with scripted_provider() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def spare() -> Iterator[ScriptedProvider]:
+    """Run the provider of its second deployments."""
+    with scripted_provider() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def platform(prepared: Callable[[], dict[str, str]], provider: ScriptedProvider) -> Iterator[Platform]:
+    """Run the platform that tests share: with short waits, and two models which they let nothing happen to."""
+    served = [Served(MODEL, [provider.base_url]), Served(EMBEDDER, [provider.base_url], kind="embedding")]
+    with running_platform({**prepared(), **SHORT}, served) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def make_model(platform: Platform, provider: ScriptedProvider, spare: ScriptedProvider) -> Callable[..., Model]:
+    """Return what makes a model that an endpoint takes, at the shared platform."""
+
+    def made(kind: str) -> Iterator[Model]:
+        at = [provider.base_url, spare.base_url]
+        for begin in itertools.count(0, 50):
+            names = [f"{kind}-{begin + number}" for number in range(50)]
+            alone = [Served(name, at[:1], kind=kind) for name in names]
+            platform.add([*alone, *(Served(f"{name}-spared", at, kind=kind) for name in names)], account=names[0])
+            yield from (Model(platform, provider, spare, name, f"{name}-spared") for name in names)
+
+    pools = {kind: made(kind) for kind in ("chat", "embedding")}
+    return lambda path=CHAT: next(pools["embedding" if path == EMBEDDINGS else "chat"])
+
+
+@pytest.fixture
+def model(make_model: Callable[..., Model]) -> Model:
+    """Make a model for chats."""
+    return make_model()
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +102,9 @@ def prepared(fake: FakeUpstream, postgres: Postgres) -> Callable[[], dict[str, s
     For `aiapi_server(settings, prepare=False)`: to migrate takes longer than to copy what was migrated once.
     """
     template = postgres.create_database()
-    prepare_database({**provider(fake), "DATABASE_URL": template})
+    prepare_database({**asking(fake), "DATABASE_URL": template})
     name = template.rpartition("/")[2]
-    return lambda: {**provider(fake), "DATABASE_URL": postgres.create_database(name)}
+    return lambda: {**asking(fake), "DATABASE_URL": postgres.create_database(name)}
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +118,7 @@ def shared_site(
     with redis_server() as server:
         env = {**prepared(), **SITE_SETTINGS, "REDIS_URL": server.url}
         log = tmp_path_factory.mktemp("site") / "worker.log"
-        with aiapi_server(env, workers=WORKERS, prepare=False) as running, ingester(running, log):
+        with aiapi_server(env, workers=WORKERS, prepare=False) as running, running_worker(running.env, log):
             yield Site(running, fake, server, postgres)
 
 
@@ -103,6 +145,6 @@ def page(chromium: Browser) -> Iterator[Page]:
     context.close()
 
 
-def provider(fake: FakeUpstream) -> dict[str, str]:
+def asking(fake: FakeUpstream) -> dict[str, str]:
     """Return the settings that make the fake provider the platform's."""
     return {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-of-the-fake-provider"}

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from accounts.limits.redis import prefix_of, records_stream
 from accounts.limits.types import SHARDS, Amount
-from tests.processes import Process, stop
-from tests.servers import Service, start_worker
+from tests.servers import Service
 
 
 @dataclass
@@ -105,13 +100,3 @@ def empty(store: Any) -> int:
 def counted_refusals(store: Any) -> int:
     """Count the counts of refusals that are not in the stream yet: they go there two seconds after they began."""
     return sum(store.zcard(f"{prefix_of(shard)}f") for shard in range(SHARDS))
-
-
-@contextmanager
-def ingester(service: Service, log: Path) -> Iterator[Process]:
-    """Run a worker beside a platform, which ingests."""
-    process = start_worker(service.env, log)
-    try:
-        yield process
-    finally:
-        stop(process, signal.SIGTERM)

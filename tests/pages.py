@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,18 +10,6 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Page, Request
 
 from tests.npm import npm_install
-from tests.servers import Service
-
-#: Makes keys of one account, each of a tier of its own.
-MAKE_KEYS = """
-import json
-from accounts.tests.factories import make_account, make_key, make_tier
-asked = json.loads('WANTED')
-account = make_account(asked["account"])
-keys = asked["keys"].items()
-made = {name: make_key(account=account, name=name, tier=make_tier(f"{account.name}-{name}", **of)) for name, of in keys}
-print(json.dumps({name: issued.plain for name, issued in made.items()}))
-"""
 
 #: The grades of axe-core's findings that no page may have.
 GRAVE = ("serious", "critical")
@@ -55,13 +42,6 @@ class Watched:
             "storage": str(self.page.evaluate(stores)),
         }
         return [name for name, content in places.items() if secret in content]
-
-
-def make_keys(service: Service, account: str, keys: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Make an account with keys, each by its name and the fields of a tier of its own; return their texts by name."""
-    script = MAKE_KEYS.replace("WANTED", json.dumps({"account": account, "keys": keys}))
-    made: dict[str, str] = json.loads(service.manage("shell", "-c", script).strip().splitlines()[-1])
-    return made
 
 
 def watch(page: Page, *, allowed: Callable[[str], bool] = lambda text: text.startswith(FAILED_REQUEST)) -> Watched:

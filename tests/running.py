@@ -12,7 +12,6 @@ commands, the database. When the code behind changes, this module (and what it i
 
 from __future__ import annotations
 
-import http.client
 import json
 import select
 import socket
@@ -27,22 +26,31 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tests.admin_pages import Admin, AdminPage
+from tests.answers import Answer
 from tests.catalogue import Record, Served, query_rows, record_of, set_up
 from tests.manager import manager
 from tests.processes import wait_until
-from tests.servers import READING_RECORDS, Service, aiapi_server, clean_environment
-from tests.streams import data_of
+from tests.servers import Service, aiapi_server, clean_environment
 
 __all__ = [
+    "CHAT",
+    "EMBEDDER",
+    "EMBEDDINGS",
+    "LARGEST",
+    "MODEL",
+    "NO_STORE",
+    "SHORT",
     "Admin",
     "AdminPage",
-    "Answered",
+    "Answer",
     "Asked",
+    "Model",
     "Platform",
     "Record",
     "Reply",
     "ScriptedProvider",
     "Served",
+    "answered",
     "chat",
     "command",
     "completion",
@@ -51,6 +59,22 @@ __all__ = [
     "scripted_provider",
     "wait_until",
 ]
+
+
+#: The models of the platform that tests share (`platform`), which a test scripts anew.
+MODEL, EMBEDDER = "m", "e"
+#: Bytes of the longest answer that it takes of a provider, and its seconds.
+LARGEST = 1024 * 1024
+SHORT = {
+    "MAX_ANSWER_BYTES": str(LARGEST),
+    "UPSTREAM_TIMEOUT": "8",
+    "UPSTREAM_IDLE_TIMEOUT": "2",
+    "STREAM_FIRST_BYTE_SECONDS": "3",
+    "LIMITS_LEASE_SECONDS": "5",
+    "REDIS_TIMEOUT": "2",  # a store that a busy machine makes slow is not away: calls would be refused
+}
+CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+NO_STORE = {"Cache-Control": "no-store"}
 
 
 @dataclass(frozen=True)
@@ -193,30 +217,6 @@ def scripted_provider(port: int = 0) -> Iterator[ScriptedProvider]:
         provider.stop()
 
 
-@dataclass(frozen=True)
-class Answered:
-    """What the platform answered: header names in lower case; `label` is the request id that was sent along."""
-
-    label: str
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        """Parse the body."""
-        return json.loads(self.body)
-
-    def events(self) -> list[Any]:
-        """Parse the data of each event of a stream; `[DONE]` stays a text."""
-        return data_of(self.body.decode())
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """Return the error under /v1: message, type, param, code."""
-        error: dict[str, Any] = self.json()["error"]
-        return error
-
-
 @dataclass
 class Platform:
     """A running platform, and a key without limits but those that were asked for."""
@@ -233,36 +233,27 @@ class Platform:
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
         leave_after: float | None = None,
-    ) -> Answered:
+    ) -> Answer:
         """Send one request and read all of its answer; a POST where there is a body.
 
         `leave_after` hangs up after so many seconds without an answer: then the status is 0.
         """
-        label = uuid.uuid4().hex
-        content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        sent = {
-            "X-API-Key": self.key if key is None else key,
-            "X-Request-ID": label,
-            "Content-Type": "application/json",
-        }
-        if path.startswith(READING_RECORDS):
-            self.service.await_records()
-        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=leave_after or 60)
+        headers = {"Content-Type": "application/json", "X-Request-ID": uuid.uuid4().hex, **(headers or {})}
         try:
-            connection.request(
-                method or ("GET" if content is None else "POST"), path, content, {**sent, **(headers or {})}
+            return self.service.request(
+                method or ("GET" if body is None else "POST"),
+                path,
+                body,
+                key=self.key if key is None else key,
+                headers=headers,
+                timeout=leave_after or 60,
             )
-            answer = connection.getresponse()
-            names = {name.lower(): value for name, value in answer.getheaders()}
-            return Answered(label, answer.status, names, answer.read())
         except TimeoutError:
             if leave_after is None:
                 raise
-            return Answered(label, 0, {}, b"")
-        finally:
-            connection.close()
+            return Answer(0, {}, b"", headers["X-Request-ID"])
 
-    def record(self, answer: Answered) -> Record:
+    def record(self, answer: Answer) -> Record:
         """Wait for the record of a request, and return it."""
         return record_of(self.service, answer.label)
 
@@ -303,6 +294,46 @@ class Platform:
         return query_rows(self.service, query)
 
 
+@dataclass
+class Model:
+    """A model of the shared platform that no other test asks, since breakers remember; `spared`: one with a spare."""
+
+    platform: Platform
+    provider: ScriptedProvider
+    spare: ScriptedProvider
+    name: str
+    spared: str
+
+    def script(self, *replies: Reply) -> None:
+        """Set what the provider answers, whether there is a spare or not."""
+        for name in (self.name, self.spared):
+            self.provider.script(name, *replies)
+
+    def body(self, path: str = CHAT, *, spared: bool = False, **more: Any) -> dict[str, Any]:
+        """Make a body that asks an endpoint for a short text."""
+        bodies: dict[str, dict[str, Any]] = {
+            CHAT: {"messages": [{"role": "user", "content": "hello there"}]},
+            "/v1/completions": {"prompt": "hello there"},
+            "/v1/responses": {"input": "hello there"},
+            EMBEDDINGS: {"input": "hello there"},
+            "/chat": {"message": "hello there"},
+            "/summarize": {"text": "hello there " * 5},
+        }
+        return {"model": self.spared if spared else self.name, **bodies[path], **more}
+
+    def ask(self, path: str = CHAT, *, headers: Any = None, **more: Any) -> Answer:
+        """Ask it at an endpoint; with further fields of the body."""
+        return self.platform.ask(path, self.body(path, **more), headers=headers)
+
+    def record(self, answer: Answer) -> Record:
+        """Wait for the record of a request, and return it."""
+        return self.platform.record(answer)
+
+    def calls(self, *, spared: bool = False) -> list[Asked]:
+        """List what the provider was asked, without the spare's calls."""
+        return self.provider.calls_of(self.spared if spared else self.name)
+
+
 @contextmanager
 def running_platform(
     env: Mapping[str, str], served: Sequence[Served], *, workers: int = 1, **tier: Any
@@ -334,6 +365,39 @@ def completion(text: str, *, usage: Mapping[str, Any] | None = None, **choice: A
     said = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}
     told = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7} if usage is None else usage
     body = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [said], "usage": told}
+    return Reply(body=json.dumps(body).encode())
+
+
+def answered(
+    path: str = CHAT, text: str = "Hello", *, prompt: int = 5, output: int = 2, is_stream: bool = False
+) -> Reply:
+    """Make what a provider answers at an endpoint, sound and whole: a text, and the tokens that it says it used."""
+    usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+    body: dict[str, Any] = {"id": "c", "object": "o", "created": 1, "model": "m", "usage": usage}
+    if path == EMBEDDINGS:
+        body["data"] = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
+    elif path == "/v1/responses":
+        content = [{"type": "output_text", "text": text, "annotations": []}]
+        item = {"type": "message", "id": "i", "role": "assistant", "status": "completed", "content": content}
+        used = {"input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output}
+        whole = {"status": "completed", "output": [item], "usage": used}
+        body = {"id": "r", "object": "response", "created_at": 1, **whole}
+        kinds: list[tuple[str, dict[str, Any]]] = [
+            ("response.created", {"response": {"id": "r", "status": "in_progress"}}),
+            ("response.output_text.delta", {"delta": text}),
+            ("response.completed", {"response": body}),
+        ]
+        if is_stream:
+            parts = enumerate(kinds)
+            return Reply(body=[event({"type": kind, "sequence_number": n, **more}, kind) for n, (kind, more) in parts])
+    else:
+        said = {"role": "assistant", "content": text}
+        if is_stream:
+            first = {"index": 0, "delta": said, "text": text, "finish_reason": None}
+            last = {"index": 0, "delta": {}, "text": "", "finish_reason": "stop"}
+            chunks = [{"id": "c", "choices": [first]}, {"id": "c", "choices": [last]}, {"choices": [], "usage": usage}]
+            return Reply(body=[event(each) for each in (*chunks, "[DONE]")])
+        body["choices"] = [{"index": 0, "message": said, "text": text, "finish_reason": "stop"}]
     return Reply(body=json.dumps(body).encode())
 
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,30 +27,13 @@ from playwright.sync_api import Browser, sync_playwright
 
 from accounts.limits.redis import records_stream
 from accounts.limits.types import SHARDS
-from inference.fake_provider import FakeUpstream
 from launch.environment import free_port
 from launch.install import chromium
 from launch.valkey import Valkey
+from tests.answers import Answer
 from tests.manager import manager
 from tests.processes import Process, spawn, stop, tail, wait_until
-from tests.stores import Postgres, Redis, postgres_server, redis_cluster, redis_server
-
-__all__ = [
-    "Answer",
-    "Postgres",
-    "Redis",
-    "Service",
-    "aiapi_server",
-    "aiapi_servers",
-    "browser",
-    "fake_upstream",
-    "launched",
-    "local_model",
-    "postgres_server",
-    "redis_cluster",
-    "redis_server",
-    "start_worker",
-]
+from tests.stores import redis_server
 
 ROOT = Path(__file__).resolve().parents[1]
 PEPPER = "p" * 25 + "0123456789abcde"
@@ -69,19 +53,6 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back: header names in lower case, the body as bytes."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        """Parse the body."""
-        return json.loads(self.body)
 
 
 @dataclass
@@ -104,22 +75,29 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     def request(
-        self, method: str, path: str, body: Any = None, *, key: str = "", headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str = "",
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 60,
     ) -> Answer:
         """Send one request on a connection of its own; a body that is not bytes goes as JSON, a key as X-API-Key."""
-        sent = dict(headers or {})
+        label = uuid.uuid4().hex
+        sent = {"X-Request-ID": label, **({"X-API-Key": key} if key else {}), **(headers or {})}
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
             sent.setdefault("Content-Type", "application/json")
-        if key:
-            sent["X-API-Key"] = key
         if method == "GET" and path.startswith(READING_RECORDS):
             self.await_records()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request(method, path, body=body, headers=sent)
             answer = connection.getresponse()
-            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, names, answer.read(), sent["X-Request-ID"])
         except TimeoutError as error:
             error.add_note(f"the log of the server that did not answer:\n{tail(self.log)}")
             raise
@@ -174,6 +152,16 @@ def start_worker(env: Mapping[str, str], log: Path, root: Path = ROOT) -> Proces
     return _start("worker", {"WATCH_SECONDS": "3600", **env}, log, root)
 
 
+@contextmanager
+def running_worker(env: Mapping[str, str], log: Path) -> Iterator[Process]:
+    """Run a worker beside a platform with these settings."""
+    process = start_worker(env, log)
+    try:
+        yield process
+    finally:
+        stop(process, signal.SIGTERM)
+
+
 def _start(command: str, env: Mapping[str, str], log: Path, root: Path, user: str | None = None) -> Process:
     """Start a command that goes on: in a fork, unless another folder, user or clock has to be there from its begin."""
     if root == ROOT and user is None and "LD_PRELOAD" not in env:
@@ -197,26 +185,6 @@ def aiapi_server(
     without CACHE_URL it caches where its state is. Nothing of the caller's environment that the platform reads gets
     through: only `env` counts. It runs from the folder `root`, as `user` where that is given.
     """
-    with _starting_server(env, workers=workers, prepare=prepare, root=root, user=user) as service:
-        wait_until(service.is_live, "/health/live")
-        wait_until(lambda: workers == 1 or len(service.worker_pids()) == workers, "all workers")
-        yield service
-
-
-@contextmanager
-def aiapi_servers(env: Mapping[str, str], number: int) -> Iterator[list[Service]]:
-    """Run so many servers of one worker each on a database that is prepared; they start together."""
-    with ExitStack() as stack:
-        services = [stack.enter_context(_starting_server(env, prepare=False)) for _ in range(number)]
-        for service in services:
-            wait_until(service.is_live, "/health/live")
-        yield services
-
-
-@contextmanager
-def _starting_server(
-    env: Mapping[str, str] | None, *, workers: int = 1, prepare: bool, root: Path = ROOT, user: str | None = None
-) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="aiapi-service-") as folder, ExitStack() as stack:
         port, log = free_port(), Path(folder, "log")
         own = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "DATABASE_URL": f"sqlite:///{folder}/aiapi.sqlite3"}
@@ -233,7 +201,10 @@ def _starting_server(
         if has_own_store:
             stack.callback(stop, start_worker(complete, log, root), signal.SIGTERM)
         ingested = complete["REDIS_URL"] if has_own_store else ""
-        yield Service(port, complete, log, process, root, ingested)
+        service = Service(port, complete, log, process, root, ingested)
+        wait_until(service.is_live, "/health/live")
+        wait_until(lambda: workers == 1 or len(service.worker_pids()) == workers, "all workers")
+        yield service
 
 
 @contextmanager
@@ -277,13 +248,6 @@ def local_model() -> Iterator[str]:
             yield f"{service.base_url}/v1"
         finally:
             stop(process, signal.SIGTERM)
-
-
-@contextmanager
-def fake_upstream() -> Iterator[FakeUpstream]:
-    """Run the fake OpenAI server that the project ships, in this process."""
-    with FakeUpstream() as fake:
-        yield fake
 
 
 @contextmanager

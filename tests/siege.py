@@ -6,10 +6,11 @@ import asyncio
 import itertools
 import resource
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+
+from tests.network import in_loop
 
 #: Seconds between two bytes, and before a connection that was closed is opened again.
 PAUSE = 1.0
@@ -38,14 +39,13 @@ class Siege:
         self.opened = 0
         self.open = 0
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         """Besiege the port until it is told to stop."""
-        tasks = {asyncio.create_task(self._hold(next(self._manners), place, stop)) for place in range(self._number)}
+        tasks = [asyncio.create_task(self._hold(next(self._manners), place, stop)) for place in range(self._number)]
+        ready()
         await stop.wait()
-        while tasks:
-            for task in tasks:
-                task.cancel()
-            _, tasks = await asyncio.wait(tasks, timeout=1)
+        for task in tasks:
+            task.cancel()
 
     async def _hold(self, manner: Manner, place: int, stop: asyncio.Event) -> None:
         await asyncio.sleep(place / self._a_second)
@@ -109,16 +109,5 @@ def besieged(port: int, manners: list[Manner], **how: int) -> Iterator[Siege]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     siege = Siege(port, manners, **how)
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
-
-    def run() -> None:
-        loop.run_until_complete(siege.run(stop))
-        loop.close()
-
-    thread = threading.Thread(target=run, name="siege")
-    thread.start()
-    try:
+    with in_loop(siege.run):
         yield siege
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(30)

@@ -59,16 +59,3 @@ class Stream:
         if hasattr(self, "_answer"):
             self._answer.close()
         return time.monotonic()
-
-
-def data_of(text: str) -> list[Any]:
-    """Parse the data of each event; `[DONE]` stays a text."""
-    found = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
-    return [data if data == "[DONE]" else json.loads(data) for data in found]
-
-
-def said(text: str) -> str:
-    """Join what a chat completion's stream says."""
-    chunks = [event for event in data_of(text) if isinstance(event, dict)]
-    choices = [choice for chunk in chunks for choice in chunk.get("choices", ())]
-    return "".join(choice["delta"].get("content") or "" for choice in choices)

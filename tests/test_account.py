@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.pages import Watched, grave_faults, make_keys, watch
+from tests.catalogue import make
+from tests.pages import Watched, grave_faults, watch
 from tests.servers import Service
 
 KEY = "made-up-key"
@@ -297,7 +298,8 @@ def test_it_shows_the_landing_page_to_all(chromium: Browser, service: Service) -
 
 
 def test_it_shows_what_the_platform_counted(chromium: Browser, service: Service) -> None:
-    keys = make_keys(service, "holder", {"holder": {"requests_per_minute": 7}, "other": {"requests_per_minute": None}})
+    (owned,) = make(service, [], ("holder", {}, {"holder": {"requests_per_minute": 7}, "other": {}}))
+    keys = owned.plain
     for message in ("one", "one", "two"):
         assert service.request("POST", "/chat", {"message": message}, key=keys["holder"]).status == 200
     assert service.request("POST", "/chat", {"message": ""}, key=keys["other"]).status == 400

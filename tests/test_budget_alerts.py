@@ -8,9 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.running import Platform, Served, chat, completion, running_platform, scripted_provider, wait_until
+from tests.running import (
+    CHAT,
+    MODEL,
+    Platform,
+    ScriptedProvider,
+    Served,
+    chat,
+    completion,
+    running_platform,
+    wait_until,
+)
 
-MODEL = "budgeted"
 #: Of each call, at $2 and $10 a million tokens: $0.0012.
 USED = {"prompt_tokens": 100, "completion_tokens": 100, "total_tokens": 200}
 
@@ -19,26 +28,24 @@ NUMBERS = count(100)
 
 
 @pytest.fixture(scope="module")
-def platform(prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
-    """Run a platform whose model says of each call that it used 200 tokens."""
-    with scripted_provider() as provider:
-        provider.script(MODEL, completion("Hello", usage=USED))
-        with running_platform(prepared(), [Served(MODEL, [provider.base_url])]) as running:
-            yield running
+def platform(prepared: Callable[[], dict[str, str]], provider: ScriptedProvider) -> Iterator[Platform]:
+    """Run a platform on which nothing else is to be told of, so that a look is quick."""
+    with running_platform(prepared(), [Served(MODEL, [provider.base_url])]) as running:
+        yield running
 
 
 @pytest.fixture
-def account(platform: Platform) -> str:
+def account(platform: Platform, provider: ScriptedProvider) -> str:
     """Return the name of an account that has used 200 tokens this month, by a key named e2e."""
+    provider.script(MODEL, completion("Hello", usage=USED))
     name = f"account-{next(NUMBERS)}"
     key = platform.add([], account=name)
-    assert platform.ask("/v1/chat/completions", chat(MODEL), key=key).status == 200
+    assert platform.ask(CHAT, chat(MODEL), key=key).status == 200
     wait_until(lambda: bool(records_of(platform, name)), "the record", 15)
     return name
 
 
 def records_of(platform: Platform, account: str) -> list[dict[str, Any]]:
-    """List an account's records."""
     return platform.rows(f"SELECT id FROM monitoring_requestrecord WHERE account_name = '{account}'")  # noqa: S608
 
 

@@ -8,7 +8,6 @@ provider's bill and what callers were answered agree, no limit was passed, and n
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
@@ -30,12 +29,13 @@ import pytest
 import redis
 
 from inference.fake_provider import FakeUpstream
-from tests.balancer import Balancer, balancer
 from tests.books import Books
+from tests.catalogue import Owned, make
 from tests.ledgers import empty, waiting_records
+from tests.network import Balancer, balancer
 from tests.processes import spawn, stop, wait_until
-from tests.servers import ROOT, Postgres, Redis, Service, aiapi_server, redis_server
-from tests.stores import clock
+from tests.servers import ROOT, Service, aiapi_server
+from tests.stores import Postgres, Redis, clock, redis_server
 from tests.traffic import REFUSED, Manner, Traffic
 
 pytestmark = pytest.mark.timeout(300)  # the first blow starts all servers
@@ -50,48 +50,28 @@ LIVE = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 #: Limits of the keys in each blow's account; what is asked exhausts them.
 RATE, SLOTS, BUDGET = 10, 1, 800
-SETUP = f"""
-import json
-from accounts.tests.factories import make_account, make_key, make_tier
-tier = make_tier("short", requests_per_minute=None, max_output_tokens=16)
-limits = {{"free": {{}}, "rated": {{"requests_per_minute_override": {RATE}}},
-          "narrow": {{"concurrent_requests_override": {SLOTS}}}, "budgeted": {{"monthly_token_budget": {BUDGET}}}}}
-made = []
-for _ in range(NUMBER):
-    account = make_account()
-    keys = {{name: make_key(account=account, tier=tier, **fields) for name, fields in limits.items()}}
-    made.append([account.pk, {{name: [issued.key.pk, issued.plain] for name, issued in keys.items()}}])
-print(json.dumps(made))
-"""
+LIMITS: dict[str, dict[str, Any]] = {
+    "free": {},
+    "rated": {"requests_per_minute": RATE},
+    "narrow": {"concurrent_requests": SLOTS},
+    "budgeted": {"monthly_token_budget": BUDGET},
+}
 AGREE = ["The rollups agree with the log.", "The ledgers agree with the records."]
 
 
-@dataclass(frozen=True)
-class Cast:
-    """An account with its keys: the id and the text of each, by name."""
-
-    account: int
-    keys: dict[str, tuple[int, str]]
-
-    def manners(self) -> list[Manner]:
-        """List how its callers ask, each on a kept connection and on new ones."""
-        asked = [
-            ("free", False, False),
-            ("free", True, False),
-            ("free", False, True),
-            ("free", True, True),
-            ("free", False, False),
-            ("free", True, False),
-            ("rated", False, False),
-            ("narrow", True, False),
-            ("budgeted", False, False),
-            ("budgeted", True, False),
-        ]
-        return [
-            Manner(self.keys[name][1], is_streamed, is_repeated, is_kept)
-            for is_kept in (True, False)
-            for name, is_streamed, is_repeated in asked
-        ]
+#: How keys are used: streamed, repeated; each on a kept connection and on new ones.
+MANNERS = [
+    ("free", False, False),
+    ("free", True, False),
+    ("free", False, True),
+    ("free", True, True),
+    ("free", False, False),
+    ("free", True, False),
+    ("rated", False, False),
+    ("narrow", True, False),
+    ("budgeted", False, False),
+    ("budgeted", True, False),
+]
 
 
 @dataclass
@@ -106,13 +86,12 @@ class Chaos:
     folder: Path
     stack: ExitStack
     front: Balancer
-    casts: list[Cast] = field(default_factory=list)
+    casts: list[Owned] = field(default_factory=list)
     servers: list[Service] = field(default_factory=list)
     worker: Popen[bytes] | None = None
 
     @property
     def store(self) -> Any:
-        """Return a client of Redis."""
         return redis.Redis.from_url(self.redis.url, socket_timeout=5)
 
     def start_server(self) -> None:
@@ -127,7 +106,6 @@ class Chaos:
         self.worker = spawn(command, self.folder / "worker.log", env=self.servers[0].env, cwd=ROOT)
 
     def kill_worker(self) -> None:
-        """Kill it."""
         assert self.worker is not None
         self.worker.kill()
         self.worker.wait()
@@ -138,7 +116,6 @@ class Chaos:
         return str(told.get("reasons", {}).get("limits", ""))
 
     def now(self) -> datetime:
-        """Return the time by Redis's clock."""
         return datetime.fromtimestamp(self.store.time()[0], UTC)
 
 
@@ -282,7 +259,6 @@ def open_idle(server: Service) -> list[socket.socket]:
 
 
 def last_words(connections: list[socket.socket]) -> set[bytes]:
-    """Read each to its end."""
     words = {connection.recv(65_536) for connection in connections}
     for connection in connections:
         connection.close()
@@ -333,8 +309,8 @@ def running_chaos(
         chaos = Chaos({**env, **own}, postgres, store, fake, folder / "clock", folder, stack, front)
         for _ in range(servers):
             chaos.start_server()
-        made = chaos.servers[0].manage("shell", "-c", SETUP.replace("NUMBER", str(casts))).splitlines()[-1]
-        chaos.casts = [Cast(account, keys) for account, keys in json.loads(made)]
+        keys = {name: {"max_output_tokens": 16, **limits} for name, limits in LIMITS.items()}
+        chaos.casts = make(chaos.servers[0], [], *((f"cast-{number}", {}, keys) for number in range(casts)))
         chaos.start_worker()
         yield chaos
         assert chaos.worker is not None
@@ -349,7 +325,6 @@ def chaos(
     postgres: Postgres,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Chaos]:
-    """Run two servers."""
     folder, casts = tmp_path_factory.mktemp("chaos"), ROUNDS * len(BLOWS)
     with running_chaos(prepared(), postgres, fake, folder, servers=2, casts=casts, moved=False) as running:
         yield running
@@ -394,10 +369,15 @@ def assert_books_after(chaos: Chaos, blow: Blow, *, answers: int) -> str:
     cast = chaos.casts.pop()
     chaos.fake.reset()
     chaos.fake.set(latency_ms=150, chunk_interval_ms=20)
-    traffic = Traffic(chaos.front.port, MODEL, cast.manners())
-    keys = {name: key for name, (key, _) in cast.keys.items()}
-    names = {plain: name for name, (_, plain) in cast.keys.items()}
-    books = Books(chaos.servers[0], chaos.store, chaos.fake, cast.account, keys, traffic.outcomes)
+    manners = [
+        Manner(cast.plain[name], is_streamed, is_repeated, is_kept)
+        for is_kept in (True, False)
+        for name, is_streamed, is_repeated in MANNERS
+    ]
+    traffic = Traffic(chaos.front.port, MODEL, manners)
+    names = {key.plain: key.name for key in cast.keys}
+    keys = {key.name: key.id for key in cast.keys}
+    books = Books(chaos.servers[0], chaos.store, chaos.fake, cast.id, keys, traffic.outcomes)
     with books.watched("budgeted"), traffic.running():
         traffic.wait_for(50)
         lost = blow.strike(chaos, traffic) or 0
@@ -420,7 +400,7 @@ def assert_books_after(chaos: Chaos, blow: Blow, *, answers: int) -> str:
     assert {each.failure for each in traffic.failures()} <= blow.may_fail, told
     assert sum(failed.values()) <= blow.at_most, told
     assert books.most_in_a_minute("rated") <= RATE * blow.times_limits
-    assert books.most_at_once(cast.keys["narrow"][1]) <= SLOTS * blow.times_limits
+    assert books.most_at_once(cast.plain["narrow"]) <= SLOTS * blow.times_limits
     assert books.peaks["budgeted"] <= BUDGET
     assert len(books.months()) == (2 if blow is MONTH else 1)
     return f"{told}, slowest {max(each.seconds for each in traffic.outcomes):.1f} s"

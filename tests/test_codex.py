@@ -6,7 +6,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,7 @@ from typing import Any
 import pytest
 
 from tests.npm import npm_install, run_node
-from tests.running import (
-    Asked,
-    Platform,
-    Reply,
-    ScriptedProvider,
-    Served,
-    event,
-    running_platform,
-    scripted_provider,
-    wait_until,
-)
+from tests.running import Asked, Platform, Reply, ScriptedProvider, Served, event, wait_until
 from tests.servers import ROOT
 
 #: A model that Codex knows nothing of, and two of those that it sends other kinds of tools.
@@ -67,7 +57,6 @@ class Ran:
 
     @property
     def said(self) -> str:
-        """Return the model's last message."""
         items = [event.get("item", {}) for event in map(json.loads, self.done.stdout.splitlines())]
         return "".join(item["text"] for item in items if item.get("type") == "agent_message")
 
@@ -76,19 +65,9 @@ class Ran:
         return [item for item in self.calls[-1].payload["input"] if item["type"] == kind]
 
 
-@pytest.fixture(scope="module")
-def provider() -> Iterator[ScriptedProvider]:
-    """Run a provider of this module's own."""
-    with scripted_provider() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def platform(provider: ScriptedProvider, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
-    """Run a platform that serves the models."""
-    served = [Served(name, [provider.base_url]) for name in (OWN, OLDER, NEWER)]
-    with running_platform(prepared(), served) as running:
-        yield running
+@pytest.fixture(scope="module", autouse=True)
+def _served(platform: Platform, provider: ScriptedProvider) -> None:
+    platform.add([Served(name, [provider.base_url]) for name in (OWN, OLDER, NEWER)], account="codex")
 
 
 @pytest.fixture
@@ -123,8 +102,8 @@ def test_it_runs_a_command_and_reads_its_output(platform: Platform, run_codex: C
     assert "counted-42" in ran.inputs("function_call_output")[0]["output"]
     (group,) = [tool for tool in ran.calls[0].payload["tools"] if tool["type"] == "namespace"]
     assert {tool["type"] for tool in group["tools"]} == {"function"}, "it goes on as Codex sent it"
-    query = "SELECT model, status, input_tokens, usage_source FROM monitoring_requestrecord"
-    whole = {"model": OWN, "status": 200, "input_tokens": 1000, "usage_source": "provider"}
+    query = f"SELECT status, input_tokens, usage_source FROM monitoring_requestrecord WHERE model = '{OWN}'"  # noqa: S608
+    whole = {"status": 200, "input_tokens": 1000, "usage_source": "provider"}
     wait_until(lambda: platform.rows(query) == [whole, whole], "the records of both calls")
 
 

@@ -7,18 +7,17 @@ the result against a server that asks for the password, as PostgreSQL's protocol
 from __future__ import annotations
 
 import re
-import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 
-from tests.servers import ROOT, Redis, clean_environment
+from tests.servers import ROOT, clean_environment
+from tests.stores import Redis
 from tests.test_deploy import compose
 
 #: What stands in the .env beside the password.
@@ -42,65 +41,43 @@ def filled_in(service: str, values: Mapping[str, str]) -> dict[str, str]:
     return {name: VARIABLE.sub(value_of, str(value)) for name, value in environment.items()}
 
 
-class Door:
+class Door(ThreadingTCPServer):
     """A server that speaks enough of PostgreSQL's protocol to ask for a password; `told` are those it was told."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        super().__init__(("127.0.0.1", 0), Asking)
 
-    def serve(self) -> None:
-        """Ask each that connects, and hang up, until closed."""
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection, connection.makefile("rb") as sent:
-                self._ask(connection, sent)
 
-    def _ask(self, connection: socket.socket, sent: Any) -> None:
-        while True:
-            length, code = struct.unpack("!ii", sent.read(8))
-            sent.read(length - 8)
-            if code not in CODES_BEFORE_START:
-                break
-            connection.sendall(b"N")
-        connection.sendall(ASKS_PASSWORD)
-        head = sent.read(5)
+class Asking(StreamRequestHandler):
+    """Ask each that connects, and hang up."""
+
+    server: Door
+
+    def handle(self) -> None:
+        code = CODES_BEFORE_START[0]
+        while code in CODES_BEFORE_START:
+            length, code = struct.unpack("!ii", self.rfile.read(8))
+            self.rfile.read(length - 8)
+            self.wfile.write(b"N" if code in CODES_BEFORE_START else ASKS_PASSWORD)
+        head = self.rfile.read(5)
         if head[:1] == b"p":
-            self.told.append(sent.read(struct.unpack("!i", head[1:])[0] - 4).rstrip(b"\0").decode())
-
-    def close(self) -> None:
-        """End."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-
-@contextmanager
-def door() -> Iterator[Door]:
-    """Run a server that asks for a password."""
-    server = Door()
-    thread = threading.Thread(target=server.serve, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.close()
-        thread.join(5)
+            self.server.told.append(self.rfile.read(struct.unpack("!i", head[1:])[0] - 4).rstrip(b"\0").decode())
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_it_gives_the_platform_the_password_that_postgres_has(password: str) -> None:
     values = {**ENV_FILE, "POSTGRES_PASSWORD": password}
     own = filled_in("postgres", values)["POSTGRES_PASSWORD"]
-    with door() as server:
+    with Door() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         env = filled_in("prepare", values)
-        env["DATABASE_URL"] = env["DATABASE_URL"].replace("postgres:5432", server.address)
+        address = f"127.0.0.1:{server.server_address[1]}"
+        env["DATABASE_URL"] = env["DATABASE_URL"].replace("postgres:5432", address)
         command = [sys.executable, "manage.py", "migrate", "--no-input"]
         complete = {**clean_environment(), **env}
         done = subprocess.run(command, cwd=ROOT, env=complete, capture_output=True, text=True, timeout=120, check=False)
+        server.shutdown()
     assert server.told, done.stderr
     assert set(server.told) == {own} == {password}
     assert password not in done.stdout + done.stderr

@@ -31,7 +31,6 @@ DOCUMENTED = re.compile(r"^\| `(aiapi_\w+)` \| (\w+) \| (.*) \| (.+) \|$", re.MU
 
 
 def rules() -> list[Any]:
-    """List the alerts."""
     return [rule for group in ALERTS["groups"] for rule in group["rules"]]
 
 

@@ -310,12 +310,10 @@ def instructions(name: str) -> list[str]:
 
 
 def compose() -> Any:
-    """Parse docker-compose.yml."""
     return yaml_of("docker-compose.yml")
 
 
 def manifest(name: str) -> Any:
-    """Parse one of the Kubernetes manifests."""
     return yaml_of(f"deploy/kubernetes/{name}.yaml")
 
 

@@ -5,59 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from typing import Any
 
 import openai
 import pytest
 
 from tests.npm import npm_install, run_node
-from tests.running import (
-    Platform,
-    Reply,
-    ScriptedProvider,
-    Served,
-    running_platform,
-    scripted_provider,
-    wait_until,
-)
+from tests.running import EMBEDDINGS as PATH
+from tests.running import Answer, Model, Reply, wait_until
 
-MODEL, SPARED = "embedder", "spared"
-PATH = "/v1/embeddings"
 #: Numbers that float32 holds exactly, so that both forms are the same.
 ONE, TWO = [0.5, -0.25, 1.0, 0.0], [2.0, 3.5, -1.0, 0.125]
-NUMBERS = count(1)
 USAGE = {"prompt_tokens": 7, "total_tokens": 7}
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[ScriptedProvider]:
-    """Run a provider."""
-    with scripted_provider() as provider:
-        yield provider
-
-
-@pytest.fixture(scope="module")
-def spare() -> Iterator[ScriptedProvider]:
-    """Run the provider of a second deployment."""
-    with scripted_provider() as provider:
-        provider.script(SPARED, reply(ONE))
-        yield provider
-
-
-@pytest.fixture(scope="module")
-def platform(
-    provider: ScriptedProvider, spare: ScriptedProvider, prepared: Callable[[], dict[str, str]]
-) -> Iterator[Platform]:
-    """Run the platform before them."""
-    served = [
-        Served(MODEL, [provider.base_url], kind="embedding"),
-        Served(SPARED, [provider.base_url, spare.base_url], kind="embedding"),
-    ]
-    with running_platform(prepared(), served) as platform:
-        yield platform
 
 
 def encoded(numbers: Sequence[float]) -> str:
@@ -71,14 +32,17 @@ def reply(*vectors: Any, **more: Any) -> Reply:
 
 
 def items(*data: Any, **more: Any) -> Reply:
-    """Make the reply with these items."""
     body = {"object": "list", "model": "upstream", "data": list(data), "usage": USAGE, **more}
     return Reply(body=json.dumps(body).encode())
 
 
-def asked(inputs: Any = None, *, model: str = MODEL, **more: Any) -> dict[str, Any]:
-    """Make a body with an input that nobody has asked for before, or with these."""
-    return {"model": model, "input": f"text {next(NUMBERS)}" if inputs is None else inputs, **more}
+@pytest.fixture
+def model(make_model: Callable[..., Model]) -> Model:
+    return make_model(PATH)
+
+
+def ask(model: Model, body: Mapping[str, Any], **headers: str) -> Answer:
+    return model.platform.ask(PATH, body, headers=headers)
 
 
 def vectors(answer: Any) -> list[Any]:
@@ -90,7 +54,6 @@ def vectors(answer: Any) -> list[Any]:
 
 
 def in_form(form: str | None, *each: Sequence[float]) -> list[Any]:
-    """Write vectors in a form."""
     return [encoded(vector) if form == "base64" else list(vector) for vector in each]
 
 
@@ -104,94 +67,89 @@ FORMS = ["", None, "float", "base64"]
 
 @pytest.mark.parametrize("wanted", FORMS)
 @pytest.mark.parametrize("given", ["float", "base64"])
-def test_it_gives_the_form_that_was_asked_for(
-    platform: Platform, provider: ScriptedProvider, wanted: str | None, given: str
-) -> None:
-    provider.script(MODEL, reply(*in_form(given, ONE, TWO)))
-    body = asked(["a", f"b{next(NUMBERS)}"], **form_of(wanted))
-    answer = platform.ask(PATH, body)
+def test_it_gives_the_form_that_was_asked_for(model: Model, wanted: str | None, given: str) -> None:
+    model.script(reply(*in_form(given, ONE, TWO)))
+    body = model.body(PATH, input=["a", "b"], **form_of(wanted))
+    answer = ask(model, body)
     assert vectors(answer) == in_form(wanted, ONE, TWO)
     assert {**answer.json(), "data": 0} == {"object": "list", "model": "upstream", "data": 0, "usage": USAGE}
-    assert provider.calls[-1].payload == body
-    record = platform.record(answer)
+    assert model.calls()[-1].payload == body
+    record = model.record(answer)
     assert (record.input_tokens, record.output_tokens, record.usage_source) == (7, 0, "provider")
 
 
 @pytest.mark.parametrize("first", FORMS)
 @pytest.mark.parametrize("given", ["float", "base64"])
-def test_it_gives_the_form_that_was_asked_for_from_the_cache_too(
-    platform: Platform, provider: ScriptedProvider, first: str | None, given: str
-) -> None:
+def test_it_gives_the_form_that_was_asked_for_from_the_cache_too(model: Model, first: str | None, given: str) -> None:
     """An answer serves both forms: the second call goes nowhere."""
-    provider.script(MODEL, reply(*in_form(given, ONE)), Reply(500))
-    body = asked()
-    assert platform.ask(PATH, {**body, **form_of(first)}).headers["x-cache"] == "MISS"
+    model.script(reply(*in_form(given, ONE)), Reply(500))
+    body = model.body(PATH)
+    assert ask(model, {**body, **form_of(first)}).headers["x-cache"] == "MISS"
     for form in FORMS:
-        answer = platform.ask(PATH, {**body, **form_of(form)})
+        answer = ask(model, {**body, **form_of(form)})
         assert answer.headers["x-cache"] == "HIT"
         assert vectors(answer) == in_form(form, ONE)
 
 
-def test_it_gives_each_of_those_who_ask_at_once_his_form(platform: Platform, provider: ScriptedProvider) -> None:
+def test_it_gives_each_of_those_who_ask_at_once_his_form(model: Model) -> None:
     body = reply(ONE).body
     assert isinstance(body, bytes)
     slow = Reply(headers={"Content-Type": "application/json"}, body=[b" ", 1.5, body])
-    provider.script(MODEL, slow, Reply(500))
-    question, before = asked(), len(provider.calls)
+    model.script(slow, Reply(500))
+    question = model.body(PATH)
     with ThreadPoolExecutor(len(FORMS)) as pool:
-        first = pool.submit(platform.ask, PATH, {**question, **form_of("base64")})
-        wait_until(lambda: len(provider.calls) > before, "the call")
-        others = [pool.submit(platform.ask, PATH, {**question, **form_of(form)}) for form in FORMS]
+        first = pool.submit(ask, model, {**question, **form_of("base64")})
+        wait_until(lambda: bool(model.calls()), "the call")
+        others = [pool.submit(ask, model, {**question, **form_of(form)}) for form in FORMS]
         assert vectors(first.result()) == in_form("base64", ONE)
         for form, other in zip(FORMS, others, strict=True):
             assert vectors(other.result()) == in_form(form, ONE)
             assert other.result().headers["x-cache"] in ("COALESCED", "HIT")
 
 
-def test_it_replays_the_form_that_was_asked_for(platform: Platform, provider: ScriptedProvider) -> None:
-    provider.script(MODEL, reply(ONE), Reply(500))
-    body, headers = asked(encoding_format="base64"), {"Idempotency-Key": "form", "Cache-Control": "no-store"}
-    first, again = platform.ask(PATH, body, headers=headers), platform.ask(PATH, body, headers=headers)
+def test_it_replays_the_form_that_was_asked_for(model: Model) -> None:
+    model.script(reply(ONE), Reply(500))
+    body, headers = model.body(PATH, encoding_format="base64"), {"Idempotency-Key": "form", "Cache-Control": "no-store"}
+    first, again = ask(model, body, **headers), ask(model, body, **headers)
     assert again.headers["idempotency-replayed"] == "true"
     assert vectors(first) == vectors(again) == [encoded(ONE)]
 
 
-def test_it_rounds_to_float32_only_what_it_has_to_write_so(platform: Platform, provider: ScriptedProvider) -> None:
-    provider.script(MODEL, reply([0.1, 1, -7e-3]))
-    body = asked()
-    assert vectors(platform.ask(PATH, body)) == [[0.1, 1, -7e-3]]
-    assert vectors(platform.ask(PATH, {**body, "encoding_format": "base64"})) == [encoded([0.1, 1, -7e-3])]
+def test_it_rounds_to_float32_only_what_it_has_to_write_so(model: Model) -> None:
+    model.script(reply([0.1, 1, -7e-3]))
+    body = model.body(PATH)
+    assert vectors(ask(model, body)) == [[0.1, 1, -7e-3]]
+    assert vectors(ask(model, {**body, "encoding_format": "base64"})) == [encoded([0.1, 1, -7e-3])]
 
 
 @pytest.mark.parametrize(("inputs", "number"), [("a", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1, 2], [3]], 2)])
-def test_it_takes_every_kind_of_input(platform: Platform, provider: ScriptedProvider, inputs: Any, number: int) -> None:
-    provider.script(MODEL, reply(*[ONE] * number))
-    answer = platform.ask(PATH, asked(inputs, encoding_format="base64"), headers={"Cache-Control": "no-store"})
+def test_it_takes_every_kind_of_input(model: Model, inputs: Any, number: int) -> None:
+    model.script(reply(*[ONE] * number))
+    answer = ask(model, model.body(PATH, input=inputs, encoding_format="base64"))
     assert vectors(answer) == [encoded(ONE)] * number
 
 
-def test_it_brings_vectors_into_the_order_of_their_inputs(platform: Platform, provider: ScriptedProvider) -> None:
-    provider.script(MODEL, items({"index": 1, "embedding": TWO}, {"index": 0, "embedding": ONE, "more": 1}))
-    answer = platform.ask(PATH, asked(["a", "order"]))
+def test_it_brings_vectors_into_the_order_of_their_inputs(model: Model) -> None:
+    model.script(items({"index": 1, "embedding": TWO}, {"index": 0, "embedding": ONE, "more": 1}))
+    answer = ask(model, model.body(PATH, input=["a", "order"]))
     assert vectors(answer) == [ONE, TWO]
     assert answer.json()["data"][0]["more"] == 1
 
 
-def test_it_numbers_vectors_that_have_no_index(platform: Platform, provider: ScriptedProvider) -> None:
-    provider.script(MODEL, items({"embedding": ONE}, {"embedding": TWO, "index": None}))
-    assert vectors(platform.ask(PATH, asked(["a", "number"]))) == [ONE, TWO]
+def test_it_numbers_vectors_that_have_no_index(model: Model) -> None:
+    model.script(items({"embedding": ONE}, {"embedding": TWO, "index": None}))
+    assert vectors(ask(model, model.body(PATH, input=["a", "number"]))) == [ONE, TWO]
 
 
-def test_it_passes_dimensions_on(platform: Platform, provider: ScriptedProvider) -> None:
-    provider.script(MODEL, reply(ONE), reply(ONE[:2]))
-    body = asked()
-    assert vectors(platform.ask(PATH, body)) == [ONE]
-    assert vectors(platform.ask(PATH, {**body, "dimensions": 2})) == [ONE[:2]]
-    assert provider.calls[-1].payload["dimensions"] == 2
+def test_it_passes_dimensions_on(model: Model) -> None:
+    model.script(reply(ONE), reply(ONE[:2]))
+    body = model.body(PATH)
+    assert vectors(ask(model, body)) == [ONE]
+    assert vectors(ask(model, {**body, "dimensions": 2})) == [ONE[:2]]
+    assert model.calls()[-1].payload["dimensions"] == 2
 
 
 def number(index: Any, embedding: Any) -> dict[str, Any]:
-    """Make an item."""
     return {"object": "embedding", "index": index, "embedding": embedding}
 
 
@@ -227,34 +185,32 @@ UNFIT: dict[str, Sequence[Any]] = {
 
 @pytest.mark.parametrize("name", UNFIT)
 @pytest.mark.parametrize("form", ["", "base64"])
-def test_it_takes_what_does_not_fit_the_question_for_a_provider_s_failure(
-    platform: Platform, provider: ScriptedProvider, name: str, form: str
-) -> None:
+def test_it_takes_what_does_not_fit_the_question_for_a_provider_s_failure(model: Model, name: str, form: str) -> None:
     """It is billed as the provider says, is not kept, and does not put the deployment aside."""
-    provider.script(MODEL, items(*UNFIT[name]), reply(ONE, TWO))
-    body = asked(["a", f"b{next(NUMBERS)}"], **form_of(form))
-    answer = platform.ask(PATH, body)
+    model.script(items(*UNFIT[name]), reply(ONE, TWO))
+    body = model.body(PATH, input=["a", "b"], **form_of(form))
+    answer = ask(model, body)
     assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
-    record = platform.record(answer)
+    record = model.record(answer)
     assert (record.status, record.usage_source, record.input_tokens) == (502, "provider", 7)
-    assert vectors(platform.ask(PATH, body)) == in_form(form, ONE, TWO)
+    assert vectors(ask(model, body)) == in_form(form, ONE, TWO)
 
 
 @pytest.mark.parametrize("name", ["too many", "null in a vector", "an index twice"])
-def test_it_asks_the_next_deployment_then(platform: Platform, provider: ScriptedProvider, name: str) -> None:
-    provider.script(SPARED, items(*UNFIT[name]))
-    answer = platform.ask(PATH, asked(["only one"], model=SPARED, encoding_format="base64", user=name))
+def test_it_asks_the_next_deployment_then(make_model: Callable[..., Model], name: str) -> None:
+    model = make_model(PATH)
+    model.script(items(*UNFIT[name]))
+    model.spare.script(model.spared, reply(ONE))
+    answer = model.ask(PATH, input=["only one"], encoding_format="base64", spared=True)
     assert vectors(answer) == [encoded(ONE)]
-    record = platform.record(answer)
+    record = model.record(answer)
     assert (record.status, record.attempts, record.input_tokens) == (200, 2, 14)
 
 
 @pytest.mark.parametrize("given", ["float", "base64"])
-def test_it_takes_vectors_of_another_length_than_was_asked_for_for_a_failure(
-    platform: Platform, provider: ScriptedProvider, given: str
-) -> None:
-    provider.script(MODEL, reply(*in_form(given, ONE)))
-    answer = platform.ask(PATH, asked(dimensions=2))
+def test_it_takes_vectors_of_another_length_than_was_asked_for_for_a_failure(model: Model, given: str) -> None:
+    model.script(reply(*in_form(given, ONE)))
+    answer = ask(model, model.body(PATH, dimensions=2))
     assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
 
 
@@ -266,20 +222,18 @@ OWN_NUMBERS: list[tuple[dict[str, Any], Any]] = [
 
 
 @pytest.mark.parametrize(("more", "vector"), OWN_NUMBERS)
-def test_it_looks_into_no_numbers_of_another_kind(
-    platform: Platform, provider: ScriptedProvider, more: Mapping[str, Any], vector: Any
-) -> None:
+def test_it_looks_into_no_numbers_of_another_kind(model: Model, more: Mapping[str, Any], vector: Any) -> None:
     """Those of a server's own parameters pass as they are, and never in the wrong form."""
-    provider.script(MODEL, reply(vector))
-    body = asked(**more)
-    assert vectors(platform.ask(PATH, body)) == [vector]
+    model.script(reply(vector))
+    body = model.body(PATH, **more)
+    assert vectors(ask(model, body)) == [vector]
     other = "float" if more.get("encoding_format") else "base64"
-    answer = platform.ask(PATH, {**body, "encoding_format": other})
+    answer = ask(model, {**body, "encoding_format": other})
     assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
 
 
-def test_it_refuses_a_form_that_it_does_not_know(platform: Platform) -> None:
-    answer = platform.ask(PATH, asked(encoding_format="bytes"))
+def test_it_refuses_a_form_that_it_does_not_know(model: Model) -> None:
+    answer = ask(model, model.body(PATH, encoding_format="bytes"))
     assert (answer.status, answer.error["param"], answer.error["code"]) == (400, "encoding_format", "invalid_value")
 
 
@@ -288,28 +242,28 @@ CLIENT_FORMS = ["", "float", "base64"]
 
 
 @pytest.mark.parametrize("given", ["float", "base64"])
-def test_it_serves_the_official_python_client(platform: Platform, provider: ScriptedProvider, given: str) -> None:
-    inputs = ["a", f"b{next(NUMBERS)}"]
-    provider.script(MODEL, reply(*in_form(given, ONE, TWO)), Reply(500))
-    with openai.OpenAI(base_url=f"{platform.service.base_url}/v1", api_key=platform.key, max_retries=0) as client:
+def test_it_serves_the_official_python_client(model: Model, given: str) -> None:
+    inputs = ["a", "b"]
+    model.script(reply(*in_form(given, ONE, TWO)), Reply(500))
+    url, key = f"{model.platform.service.base_url}/v1", model.platform.key
+    with openai.OpenAI(base_url=url, api_key=key, max_retries=0) as client:
         for form in CLIENT_FORMS:
             more: Any = form_of(form)
-            made = client.embeddings.create(model=MODEL, input=inputs, **more)
+            made = client.embeddings.create(model=model.name, input=inputs, **more)
             assert [each.embedding for each in made.data] == in_form(form, ONE, TWO)
-        provider.script(MODEL, reply(*in_form(given, ONE[:2])))
-        small = client.embeddings.create(model=MODEL, input=inputs[1], dimensions=2)
+        model.script(reply(*in_form(given, ONE[:2])))
+        small = client.embeddings.create(model=model.name, input=inputs[1], dimensions=2)
         assert small.data[0].embedding == ONE[:2]
         with pytest.raises(openai.InternalServerError) as failed:
-            client.embeddings.create(model=MODEL, input="three", dimensions=3)
+            client.embeddings.create(model=model.name, input="three", dimensions=3)
         assert failed.value.status_code == 502
 
 
 @pytest.mark.parametrize("given", ["float", "base64"])
-def test_it_serves_the_official_node_client(platform: Platform, provider: ScriptedProvider, given: str) -> None:
+def test_it_serves_the_official_node_client(model: Model, given: str) -> None:
     folder = npm_install("node")
-    text = f"node {next(NUMBERS)}"
-    provider.script(MODEL, reply(*in_form(given, ONE, TWO)))
-    arguments = ["embeddings.mjs", f"{platform.service.base_url}/v1", platform.key, MODEL, text]
+    model.script(reply(*in_form(given, ONE, TWO)))
+    arguments = ["embeddings.mjs", f"{model.platform.service.base_url}/v1", model.platform.key, model.name, "node"]
     done = run_node("node", arguments, folder)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

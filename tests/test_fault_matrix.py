@@ -12,10 +12,11 @@ import pytest
 from inference.fake_provider import FAULTS, LEAK_MARKER, FakeCall, FakeUpstream
 from inference.protocols.base import MESSAGE_TOKENS, REPLY_TOKENS, count_tokens
 from inference.protocols.chat import chat_protocol
+from tests.answers import data_of, said
 from tests.catalogue import Record, Served, record_of, set_up
 from tests.processes import wait_until
-from tests.servers import ROOT, Service, aiapi_server, fake_upstream
-from tests.streams import Stream, asked, data_of, said
+from tests.servers import ROOT, Service, aiapi_server
+from tests.streams import Stream, asked
 
 LINE = re.compile(r"\| `(\w+)` \| (plain|stream|patient stream) \| (.+) \| (.+) \| (.+) \| (.+) \|")
 OUTPUT = 40
@@ -47,7 +48,6 @@ class Line:
 
 
 def read_table() -> list[Line]:
-    """Read the table of docs/faults.md."""
     found = LINE.findall((ROOT / "docs" / "faults.md").read_text())
     alone = [Line(fault, call, False, answer, billed) for fault, call, answer, billed, _, _ in found]
     return alone + [Line(fault, call, True, answer, billed) for fault, call, _, _, answer, billed in found]
@@ -80,8 +80,8 @@ def running(prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
     """Run the platform twice, on the same database."""
     env = {**prepared(), **SHORT}
     with (
-        fake_upstream() as failing,
-        fake_upstream() as healthy,
+        FakeUpstream() as failing,
+        FakeUpstream() as healthy,
         aiapi_server(env, prepare=False) as service,
         aiapi_server({**env, **PATIENT}, prepare=False) as patient,
     ):

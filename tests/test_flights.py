@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from inference.fake_provider import FakeUpstream
+from tests.answers import data_of
 from tests.catalogue import Served, record_of, records, set_up
 from tests.processes import wait_until
-from tests.servers import Redis, Service, aiapi_servers, fake_upstream
-from tests.streams import CHAT, Stream, asked, data_of
+from tests.servers import Service, aiapi_server
+from tests.stores import Redis
+from tests.streams import CHAT, Stream, asked
 
 MODEL = "shared"
 SPARED = "spared"
@@ -48,7 +50,7 @@ class Pair:
 @pytest.fixture(scope="module")
 def own_fake() -> Iterator[FakeUpstream]:
     """Run a provider of this module's own."""
-    with fake_upstream() as server:
+    with FakeUpstream() as server:
         yield server
 
 
@@ -56,7 +58,11 @@ def own_fake() -> Iterator[FakeUpstream]:
 def running(own_fake: FakeUpstream, own_redis: Redis, prepared: Callable[[], dict[str, str]]) -> Iterator[Pair]:
     """Run two servers."""
     env = {**prepared(), "REDIS_URL": own_redis.url, "UPSTREAM_TIMEOUT": str(LIMIT)}
-    with fake_upstream() as spare, aiapi_servers(env, 2) as (one, other):
+    with (
+        FakeUpstream() as spare,
+        aiapi_server(env, prepare=False) as one,
+        aiapi_server(env, prepare=False) as other,
+    ):
         served = [Served(MODEL, [own_fake.base_url]), Served(SPARED, [own_fake.base_url, spare.base_url])]
         yield Pair((one, other), own_fake, set_up(one, served))
 

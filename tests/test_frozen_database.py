@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import uuid
@@ -17,19 +16,14 @@ import pytest
 
 from accounts.keys import generate_key
 from launch.environment import free_port
+from tests.catalogue import make
 from tests.processes import READY_TIMEOUT, spawn, stop, wait_until
-from tests.servers import ROOT, SECRETS, Postgres, Service, aiapi_server, clean_environment, redis_server
+from tests.servers import ROOT, SECRETS, Service, aiapi_server, clean_environment
+from tests.stores import Postgres, redis_server
 
 KEYS = 6
 #: Seconds in which everybody has an answer, on a machine that may be busy with other tests.
 PROMPT = 2.0
-MAKE_KEYS = f"""
-import json
-from accounts.tests.factories import make_key, make_tier
-tier = make_tier("unlimited", requests_per_minute=None)
-keys = [make_key(tier=tier, **({{"monthly_token_budget": 10**6}} if n % 2 else {{}})) for n in range({KEYS})]
-print(json.dumps([key.plain for key in keys]))
-"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,6 @@ def frozen(
     postgres: Postgres,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Frozen]:
-    """Run them."""
 
     def serve(env: dict[str, str]) -> Any:
         if request.param == "gevent":
@@ -87,8 +80,9 @@ def frozen(
     with redis_server() as redis:
         env = {**prepared(), "REDIS_URL": redis.url, "LOG_LEVEL": "WARNING"}
         with serve(env) as strict, serve({**env, "AUTH_STALE_SECONDS": "600"}) as patient:
-            made = strict.manage("shell", "-c", MAKE_KEYS).splitlines()[-1]
-            yield Frozen(postgres, strict, patient, json.loads(made))
+            keys = {f"key-{n}": {"monthly_token_budget": 10**6} if n % 2 else {} for n in range(KEYS)}
+            (owned,) = make(strict, [], ("frozen", {}, keys))
+            yield Frozen(postgres, strict, patient, list(owned.plain.values()))
 
 
 def test_it_serves_known_keys_and_refuses_others_while_the_database_is_frozen(frozen: Frozen) -> None:

@@ -40,7 +40,6 @@ KEPT, BODY, UNREAD = Manner(WHOLE), Manner(REFUSED, b" " * 600), Manner(LARGE, r
 
 @pytest.fixture(scope="module")
 def platform(prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
-    """Run a server of one worker."""
     with scripted_provider() as provider:
         provider.script(MODEL, completion("Hello"))
         with running_platform(prepared(), [Served(MODEL, [provider.base_url])]) as running:

@@ -12,7 +12,7 @@ import pytest
 import redis as redis_client
 
 from tests.running import (
-    Answered,
+    Answer,
     Platform,
     Reply,
     ScriptedProvider,
@@ -23,7 +23,7 @@ from tests.running import (
     scripted_provider,
     wait_until,
 )
-from tests.servers import Postgres, Redis
+from tests.stores import Postgres, Redis
 
 CHAT, KEYS = "/v1/chat/completions", "/keys"
 MODEL = "asked-once"
@@ -67,7 +67,7 @@ def question(text: str = "") -> dict[str, object]:
     return chat(MODEL, text or uuid.uuid4().hex, temperature=1)
 
 
-def is_replay(answer: Answered) -> bool:
+def is_replay(answer: Answer) -> bool:
     """Return whether an answer was kept from an earlier request."""
     return answer.headers.get("idempotency-replayed") == "true"
 
@@ -113,7 +113,7 @@ def test_it_runs_anew_once_the_lease_of_a_process_that_died_is_over(
         assert lost.exception() is not None
     running = platform.ask(CHAT, body, headers=headers)
     assert (running.status, running.error["code"]) == (409, "idempotency_in_progress")
-    answers: list[Answered] = []
+    answers: list[Answer] = []
 
     def is_answered() -> bool:
         answers.append(platform.ask(CHAT, body, headers=headers))

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from accounts.keys import generate_key
+from tests.answers import Answer
+from tests.catalogue import Owned, OwnKey
 from tests.ledgers import rows
-from tests.servers import PEPPER, Answer
-from tests.sites import WORKERS, Owned, OwnKey, Site
+from tests.servers import PEPPER
+from tests.sites import WORKERS, Site
 
 #: Requests that reach every worker, as good as surely.
 EVERYWHERE = 5 * WORKERS
@@ -53,20 +55,17 @@ class Holder:
 
 @pytest.fixture(scope="module")
 def holders(shared_site: Site) -> Iterator[Holder]:
-    """Make holders, one for each test."""
     made = shared_site.make(*(({}, {}, 2) for _ in range(7)))
     return iter([Holder(shared_site, owned) for owned in made])
 
 
 @pytest.fixture
 def holder(site: Site, holders: Iterator[Holder]) -> Holder:
-    """Return the next holder."""
     return next(holders)
 
 
 @contextmanager
 def redis_paused(site: Site) -> Iterator[None]:
-    """Let Redis be away."""
     site.redis.process.send_signal(signal.SIGSTOP)
     try:
         yield

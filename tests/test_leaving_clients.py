@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.running import (
-    Answered,
+    Answer,
     Platform,
     Reply,
     ScriptedProvider,
@@ -44,7 +44,6 @@ def provider() -> Iterator[ScriptedProvider]:
 
 @pytest.fixture(scope="module")
 def spare() -> Iterator[ScriptedProvider]:
-    """Run another."""
     with scripted_provider() as running:
         yield running
 
@@ -77,14 +76,12 @@ def platform(
 
 @pytest.fixture(scope="module")
 def second(platform: Platform) -> Iterator[Platform]:
-    """Run a second server of it."""
     with platform.twin() as running:
         yield running
 
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    """Run clients at the same time."""
     with ThreadPoolExecutor(4) as running:
         yield running
 
@@ -94,7 +91,7 @@ def question(model: str = "own") -> dict[str, Any]:
     return chat(model, f"What is {uuid.uuid4().hex}?", temperature=0)
 
 
-def assert_stopped(platform: Platform, provider: ScriptedProvider, model: str, answer: Answered) -> None:
+def assert_stopped(platform: Platform, provider: ScriptedProvider, model: str, answer: Answer) -> None:
     """Fail unless a call was stopped soon after its client had left, which is now, and charged its bound."""
     began = time.monotonic()
     call = provider.calls_of(model)[-1]
@@ -188,7 +185,7 @@ def test_it_stops_when_the_last_of_them_leaves(
     elsewhere: Platform = request.getfixturevalue(where)
     provider.script("own", NEVER)
     body, number = question(), len(provider.calls)
-    leading: Future[Answered] = pool.submit(platform.ask, CHAT, body, leave_after=2 * LEAVES)
+    leading: Future[Answer] = pool.submit(platform.ask, CHAT, body, leave_after=2 * LEAVES)
     wait_until(lambda: len(provider.calls) > number, "the provider to be asked")
     following = elsewhere.ask(CHAT, body, leave_after=4 * LEAVES)
     assert not provider.calls[-1].was_left, "one has waited until now"

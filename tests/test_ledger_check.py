@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 
 from inference.fake_provider import FakeUpstream
-from tests.ledgers import ingester, rows, waiting_records
-from tests.load import Ask, ask
+from tests.catalogue import Owned
+from tests.ledgers import rows, waiting_records
+from tests.manager import manager
 from tests.processes import wait_until
-from tests.servers import ROOT, Postgres, Redis, aiapi_server
-from tests.sites import Owned, Site
+from tests.servers import aiapi_server, running_worker
+from tests.sites import Site
+from tests.stores import Postgres, Redis
+from tests.traffic import Manner, Traffic
 
 CLIENTS = 8
 CHECK = ("check_rollups", "--days", "1")
 AGREE = "The ledgers agree with the records."
-
-_numbers = itertools.count(1)
 
 
 @pytest.fixture
@@ -40,66 +37,49 @@ def at_work(
     redis.Redis.from_url(own_redis.url).flushall()
 
 
-@contextmanager
-def load(site: Site, callers: list[Owned]) -> Iterator[list[int]]:
-    """Have clients ask without end, until the block is left; yield the statuses that came back so far."""
-    statuses: list[int] = []
-    is_over = threading.Event()
-
-    async def client(owned: Owned) -> None:
-        for plain in owned.secrets:
-            if is_over.is_set():
-                return
-            statuses.append((await ask(Ask(site.service.port, plain, str(next(_numbers))))).status)
-
-    async def clients() -> None:
-        await asyncio.gather(*(client(owned) for owned in itertools.islice(itertools.cycle(callers), CLIENTS)))
-
-    thread = threading.Thread(target=lambda: asyncio.run(clients()))
-    thread.start()
-    try:
-        yield statuses
-    finally:
-        is_over.set()
-        thread.join()
+def load(site: Site, callers: list[Owned]) -> Traffic:
+    """Have eight clients ask anew, once they run."""
+    manners = itertools.cycle(Manner(key.plain) for owned in callers for key in owned.keys)
+    return Traffic(site.service.port, "gpt-3.5-turbo", list(itertools.islice(manners, CLIENTS)))
 
 
-def checked(site: Site) -> subprocess.CompletedProcess[str]:
-    """Run the check, whatever it says."""
-    command = [sys.executable, "manage.py", *CHECK]
-    return subprocess.run(command, env=site.service.env, cwd=ROOT, capture_output=True, text=True, check=False)
+def checked(site: Site) -> tuple[int, str]:
+    """Run the check; return its status, and what it finds."""
+    status, _, errors = manager().run(site.service.env, *CHECK)
+    return status, errors
 
 
 def test_it_finds_nothing_wrong_while_calls_go_on(at_work: Site, tmp_path: Path) -> None:
     model_budget = {"model_budgets": {"gpt-3.5-turbo": [10_000_000, None]}}
     callers = at_work.make((model_budget, {}, 2), ({}, model_budget, 2))
     at_work.fake.set(latency_ms=20)
-    with ingester(at_work.service, tmp_path / "log"), load(at_work, callers) as statuses:
-        wait_until(lambda: len(statuses) > 20, "answers")
-        before = len(statuses)
+    with running_worker(at_work.service.env, tmp_path / "log"), load(at_work, callers).running() as traffic:
+        traffic.wait_for(20)
+        before = len(traffic.outcomes)
         assert AGREE in at_work.service.manage(*CHECK)
-        assert len(statuses) > before + 20
-    assert set(statuses) == {200}
+        assert len(traffic.outcomes) > before + 20
+    assert {each.status for each in traffic.outcomes} == {200}
 
 
 def test_it_tells_a_fault_from_what_is_on_its_way(at_work: Site, tmp_path: Path) -> None:
     (owned, other) = at_work.make(({}, {}, 1), ({}, {}, 1))
-    with load(at_work, [owned, other]) as statuses:
-        wait_until(lambda: len(statuses) > 20, "answers")
-    at_work.fake.set(latency_ms=8_000)
-    hanging = threading.Thread(target=lambda: asyncio.run(ask(Ask(at_work.service.port, owned.key.plain, "wait"))))
+    with load(at_work, [owned, other]).running() as traffic:
+        traffic.wait_for(20)
+    at_work.fake.set(latency_ms=5_000)
+    body, more = {"message": "wait"}, {"key": owned.key.plain}
+    hanging = threading.Thread(target=at_work.service.request, args=("POST", "/chat", body), kwargs=more)
     hanging.start()
     ledger = at_work.ledger(owned)
     wait_until(lambda: ledger.reserved.tokens > 0, "a call to be open")
     assert waiting_records(at_work.store) > 20
     assert AGREE in at_work.service.manage(*CHECK)
     at_work.store.hincrby(ledger.name, "st", 7)
-    found = checked(at_work)
-    assert found.returncode == 1
-    (line, _) = found.stderr.splitlines()
+    status, found = checked(at_work)
+    assert status == 1
+    (line, _) = found.splitlines()
     assert line.endswith(f"(key:{owned.key.id}) was charged 7 tokens too much")
     hanging.join()
-    with ingester(at_work.service, tmp_path / "log"):
+    with running_worker(at_work.service.env, tmp_path / "log"):
         wait_until(lambda: not waiting_records(at_work.store), "the records")
-    assert rows(at_work.service, "SELECT count(*) FROM monitoring_requestrecord") == [(len(statuses) + 1,)]
-    assert checked(at_work).stderr.splitlines()[0] == line
+    assert rows(at_work.service, "SELECT count(*) FROM monitoring_requestrecord") == [(len(traffic.outcomes) + 1,)]
+    assert checked(at_work)[1].splitlines()[0] == line

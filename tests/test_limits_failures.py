@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 
 from accounts.keys import generate_key
+from tests.answers import Answer
+from tests.catalogue import Owned
 from tests.ledgers import Ledger, rows
+from tests.network import Balancer, balancer
 from tests.processes import wait_until
-from tests.proxy import SlowProxy, slow_proxy
-from tests.servers import Answer, Service, aiapi_server
-from tests.sites import WORKERS, Owned, Site
+from tests.servers import Service, aiapi_server
+from tests.sites import WORKERS, Site
 
 RATE = 5
 RECOVERY = 5.0  # seconds after which a store that is back is used again
@@ -124,7 +126,7 @@ class Second:
     """A second server, and what stands between it and Redis."""
 
     service: Service
-    proxy: SlowProxy
+    proxy: Balancer
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +191,7 @@ def test_it_waits_for_a_paused_redis_once_and_settles_later(trial: Trial) -> Non
 def second(shared_site: Site) -> Iterator[Second]:
     """Run one more server on the same stores; its Redis can be made slow, and it outlasts the database."""
     env = {name: value for name, value in shared_site.service.env.items() if name not in ("PORT", "WEB_CONCURRENCY")}
-    with slow_proxy(shared_site.redis.port) as proxy:
+    with balancer(shared_site.redis.port) as proxy:
         own = {"REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0", "AUTH_STALE_SECONDS": "600"}
         with aiapi_server({**env, "CACHE_URL": shared_site.redis.url, **own}, prepare=False) as service:
             yield Second(service, proxy)

@@ -13,11 +13,11 @@ import pytest
 from redis.cluster import RedisCluster
 
 from inference.fake_provider import FakeUpstream
-from tests.ledgers import ingester
 from tests.load import Ask, volley
 from tests.processes import wait_until
-from tests.servers import Postgres, aiapi_server, redis_cluster
+from tests.servers import aiapi_server, running_worker
 from tests.sites import Site
+from tests.stores import Postgres, redis_cluster
 
 ACCOUNTS = 8  # in as many shards, on all nodes
 ALLOWED, CLIENTS = 5, 12
@@ -36,7 +36,7 @@ def cluster_site(
         # Fewer connections than accounts: none may be held by who waits for another's look-up.
         env = {**prepared(), "DATABASE_POOL_SIZE": "2", "REDIS_URL": f"redis+cluster://127.0.0.1:{nodes[0].port}"}
         env["REDIS_TIMEOUT"] = "2"  # a cluster that a busy machine makes slow is not away: budgets would be refused
-        with aiapi_server(env, workers=2, prepare=False) as service, ingester(service, log):
+        with aiapi_server(env, workers=2, prepare=False) as service, running_worker(service.env, log):
             yield Site(service, fake, nodes[0], postgres)
 
 

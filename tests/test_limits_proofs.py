@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from inference.catalog import OPENAI_DEFAULT_MODEL as MODEL
+from tests.catalogue import Owned
 from tests.ledgers import Ledger
 from tests.load import Ask, Reply, finished, volley
 from tests.processes import wait_until
-from tests.sites import WORKERS, Owned, Site
+from tests.sites import WORKERS, Site
 
 CLIENTS = 200
 ALLOWED = 50

@@ -19,7 +19,6 @@ PIECES, LETTERS = 8_000, 5_000
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[ScriptedProvider]:
-    """Run a provider."""
     with scripted_provider() as running:
         yield running
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from tests.running import Answered, Platform, Served, chat, completion, running_platform, scripted_provider, wait_until
-from tests.servers import Redis
+from tests.running import Answer, Platform, Served, chat, completion, running_platform, scripted_provider, wait_until
+from tests.stores import Redis
 
 MODEL, OTHER = "m", "other"
 CHAT = "/v1/chat/completions"
@@ -57,13 +57,12 @@ def maker(platform: Platform, **limits: Any) -> tuple[str, str]:
 
 
 def make(platform: Platform, key: str, **fields: Any) -> Made:
-    """Make a key with a key."""
     answer = platform.ask("/keys", {"name": f"made{next(_numbers)}", **fields}, key=key)
     assert answer.status == 201, answer.body
     return Made(answer.json()["key"], answer.json()["id"], answer.json()["name"])
 
 
-def ask(platform: Platform, key: str, model: str = MODEL) -> Answered:
+def ask(platform: Platform, key: str, model: str = MODEL) -> Answer:
     """Ask a question that nobody asked before."""
     return platform.ask(CHAT, chat(model, QUESTION, max_tokens=20, user=str(next(_numbers))), key=key)
 
@@ -73,7 +72,7 @@ def statuses(platform: Platform, keys: Sequence[str]) -> list[int]:
     return [ask(platform, key).status for key in keys]
 
 
-def limit_of(answer: Answered) -> dict[str, Any]:
+def limit_of(answer: Answer) -> dict[str, Any]:
     """Return the limit that a refusal names."""
     assert answer.status == 429, answer.body
     limit: dict[str, Any] = answer.error["limit"]
@@ -123,7 +122,7 @@ def test_it_holds_a_budget_for_one_model_that_the_maker_gets_later(platform: Pla
     assert ask(platform, made.key).status == 200
     amount = ["--model", MODEL, "--tokens", str(TOKENS)]
     platform.manage("key", "budget", "--account", account, "--name", "e2e", *amount)
-    answered: list[Answered] = []  # each worker knows the budget within a second, not all at the same time
+    answered: list[Answer] = []  # each worker knows the budget within a second, not all at the same time
 
     def is_refused() -> bool:
         answered.append(ask(platform, made.key))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -15,11 +16,11 @@ from pydantic import BaseModel
 
 from inference.fake_provider import FakeUpstream
 from launch.environment import free_port
-from tests.catalogue import Served, record_of, set_up
-from tests.processes import wait_until
-from tests.servers import Service, aiapi_server, fake_upstream
+from tests.catalogue import record_of
+from tests.npm import npm_install, run_node
+from tests.running import Platform, Served, wait_until
 
-MODEL, EMBEDDER, SPARE = "chat", "embedder", "spare"
+MODEL, EMBEDDER, SPARE = "sdk-chat", "sdk-embedder", "sdk-spare"
 ANSWER = "You said: hello there"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello there"}]
 ADD: ChatCompletionToolParam = {
@@ -44,37 +45,22 @@ class Address(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def own_fake() -> Iterator[FakeUpstream]:
-    """Run a provider of this module's own."""
-    with fake_upstream() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def platform(prepared: Callable[[], dict[str, str]]) -> Iterator[Service]:
-    """Run the platform with several models."""
-    with aiapi_server(prepared(), prepare=False) as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def key(platform: Service, own_fake: FakeUpstream) -> str:
-    """Return a key for the models."""
+def key(platform: Platform, fake: FakeUpstream) -> str:
     served = [
-        Served(MODEL, [own_fake.base_url]),
-        Served(EMBEDDER, [own_fake.base_url], kind="embedding"),
-        Served(SPARE, [f"http://127.0.0.1:{free_port()}/v1", own_fake.base_url]),
+        Served(MODEL, [fake.base_url]),
+        Served(EMBEDDER, [fake.base_url], kind="embedding"),
+        Served(SPARE, [f"http://127.0.0.1:{free_port()}/v1", fake.base_url]),
     ]
-    return set_up(platform, served, account="sdk", requests_per_minute=1000)
+    return platform.add(served, account="sdk", requests_per_minute=1000)
 
 
 @pytest.fixture
-def client(platform: Service, key: str, own_fake: FakeUpstream) -> Iterator[openai.OpenAI]:
+def client(platform: Platform, key: str, fake: FakeUpstream) -> Iterator[openai.OpenAI]:
     """Return the official client, which retries nothing by itself."""
-    own_fake.reset()
-    with openai.OpenAI(base_url=f"{platform.base_url}/v1", api_key=key, max_retries=0) as sdk:
+    fake.reset()
+    with openai.OpenAI(base_url=f"{platform.service.base_url}/v1", api_key=key, max_retries=0) as sdk:
         yield sdk
-    own_fake.reset()
+    fake.reset()
 
 
 def test_it_chats(client: openai.OpenAI) -> None:
@@ -85,7 +71,7 @@ def test_it_chats(client: openai.OpenAI) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 4)
 
 
-def test_it_takes_the_parameters_that_openai_documents(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
+def test_it_takes_the_parameters_that_openai_documents(client: openai.OpenAI, fake: FakeUpstream) -> None:
     answer = client.chat.completions.create(
         model=MODEL,
         messages=[
@@ -114,7 +100,7 @@ def test_it_takes_the_parameters_that_openai_documents(client: openai.OpenAI, ow
     )
     assert [choice.message.content for choice in answer.choices] == [ANSWER, ANSWER]
     assert answer.choices[0].logprobs is not None
-    sent = own_fake.requests[-1].body
+    sent = fake.requests[-1].body
     assert (sent["seed"], sent["stop"], sent["top_p"], sent["of_next_year"]) == (7, ["\n"], 0.9, {"a": 1})
 
 
@@ -163,9 +149,9 @@ def test_it_parses_into_a_pydantic_model(client: openai.OpenAI) -> None:
     assert response.output_parsed == Address(street="hello there", number=0)
 
 
-def test_it_works_asynchronously(platform: Service, key: str, client: openai.OpenAI) -> None:
+def test_it_works_asynchronously(platform: Platform, key: str, client: openai.OpenAI) -> None:
     async def talk() -> tuple[list[str | None], str]:
-        async with openai.AsyncOpenAI(base_url=f"{platform.base_url}/v1", api_key=key, max_retries=0) as sdk:
+        async with openai.AsyncOpenAI(base_url=f"{platform.service.base_url}/v1", api_key=key, max_retries=0) as sdk:
             ask = sdk.chat.completions.create
             answers = await asyncio.gather(*(ask(model=MODEL, messages=MESSAGES) for _ in range(10)))
             said = ""
@@ -176,9 +162,9 @@ def test_it_works_asynchronously(platform: Service, key: str, client: openai.Ope
     assert asyncio.run(talk()) == ([ANSWER] * 10, ANSWER)
 
 
-def test_it_embeds(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
+def test_it_embeds(client: openai.OpenAI, fake: FakeUpstream) -> None:
     encoded = client.embeddings.create(model=EMBEDDER, input="hello")  # the client asks for base64 and decodes it
-    assert own_fake.requests[-1].body["encoding_format"] == "base64"
+    assert fake.requests[-1].body["encoding_format"] == "base64"
     numbers = client.embeddings.create(model=EMBEDDER, input="hello", encoding_format="float")
     assert encoded.data[0].embedding == pytest.approx(numbers.data[0].embedding)
     raw: Any = client.embeddings.create(model=EMBEDDER, input="hello", encoding_format="base64")
@@ -189,15 +175,15 @@ def test_it_embeds(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
     assert len(client.embeddings.create(model=EMBEDDER, input=[1, 2], dimensions=8).data[0].embedding) == 8
 
 
-def test_it_makes_responses(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
+def test_it_makes_responses(client: openai.OpenAI, fake: FakeUpstream) -> None:
     answer = client.responses.create(model=MODEL, input="hello there", instructions="Be brief.")
     assert answer.output_text == ANSWER
     assert answer.usage is not None
     assert answer.usage.output_tokens == 4
-    assert own_fake.requests[-1].body["store"] is False
+    assert fake.requests[-1].body["store"] is False
     listed: Any = [{"role": "user", "content": [{"type": "input_text", "text": "hello there"}]}]
     assert client.responses.create(model=MODEL, input=listed, store=True).output_text == ANSWER
-    assert own_fake.requests[-1].body["store"] is False
+    assert fake.requests[-1].body["store"] is False
 
 
 def test_it_streams_responses(client: openai.OpenAI) -> None:
@@ -223,77 +209,23 @@ def test_it_completes_prompts(client: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks) == ANSWER
 
 
-def test_it_lists_the_models_that_the_key_may_use(client: openai.OpenAI, platform: Service) -> None:
+def test_it_lists_the_models_that_the_key_may_use(client: openai.OpenAI, platform: Platform) -> None:
     assert {MODEL, EMBEDDER, SPARE} <= {model.id for model in client.models.list()}
     assert client.models.retrieve(MODEL).object == "model"
-    narrow = set_up(platform, [], account="narrow", models=[MODEL])
+    narrow = platform.add([], account="narrow", models=[MODEL])
     assert [model.id for model in client.with_options(api_key=narrow).models.list()] == [MODEL]
     with pytest.raises(openai.NotFoundError):
         client.with_options(api_key=narrow).models.retrieve(EMBEDDER)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "code", "param"),
-    [
-        ({"model": "unknown"}, openai.NotFoundError, "model_not_found", "model"),
-        ({"model": EMBEDDER}, openai.NotFoundError, "model_not_found", "model"),
-        ({"messages": []}, openai.BadRequestError, "empty_array", "messages"),
-        ({"temperature": 3}, openai.BadRequestError, "decimal_above_max_value", "temperature"),
-        ({"n": 0}, openai.BadRequestError, "integer_below_min_value", "n"),
-        ({"max_tokens": "many"}, openai.BadRequestError, "invalid_type", "max_tokens"),
-    ],
-)
-def test_it_raises_the_client_s_own_errors(
-    client: openai.OpenAI, change: dict[str, Any], error: type[openai.APIStatusError], code: str, param: str
-) -> None:
-    with pytest.raises(error) as raised:
-        client.chat.completions.create(**{"model": MODEL, "messages": MESSAGES, **change})
-    assert (raised.value.code, raised.value.param) == (code, param)
-    assert raised.value.type == "invalid_request_error"
-    assert raised.value.request_id
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "code"),
-    [
-        ("http_400", openai.BadRequestError, "context_length_exceeded"),
-        ("http_401", openai.InternalServerError, "upstream_failed"),
-        ("http_500", openai.InternalServerError, "upstream_failed"),
-        ("http_429", openai.InternalServerError, "upstream_busy"),
-        ("broken_json", openai.InternalServerError, "upstream_failed"),
-    ],
-)
-def test_it_raises_errors_for_a_provider_s_failures(
-    client: openai.OpenAI, own_fake: FakeUpstream, fault: str, error: type[openai.APIStatusError], code: str
-) -> None:
-    own_fake.set(faults={fault: 1}, retry_after=9)
-    with pytest.raises(error) as raised:
-        client.chat.completions.create(model=MODEL, messages=MESSAGES)
-    assert raised.value.code == code
-    assert "provider-internal-detail" not in str(raised.value)
-
-
-def test_it_raises_an_error_in_the_middle_of_a_stream(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
-    own_fake.set(chunk_interval_ms=10)
-    own_fake.fail_next("cut", 2)
-    with pytest.raises(openai.APIError) as raised:
-        list(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
-    assert raised.value.code == "upstream_failed"
+def test_it_hands_a_failed_response_over(client: openai.OpenAI, fake: FakeUpstream) -> None:
+    fake.set(chunk_interval_ms=10)
+    fake.fail_next("cut")
     with client.responses.stream(model=MODEL, input="hello there") as stream:
         last = list(stream)[-1]
     assert last.type == "response.failed"  # which the client hands over as it is
     assert last.response.error is not None
     assert (last.response.status, last.response.error.code) == ("failed", "upstream_failed")
-
-
-def test_it_tells_bad_keys_and_forbidden_paths_apart(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.AuthenticationError) as raised:
-        client.with_options(api_key="sk-wrong").models.list()
-    assert raised.value.code == "invalid_api_key"
-    with pytest.raises(openai.NotFoundError):
-        client.files.list()
-    with pytest.raises(openai.NotFoundError):
-        client.images.generate(model=MODEL, prompt="a cat")
 
 
 @pytest.mark.parametrize("name", ["previous_response_id", "conversation", "prompt"])
@@ -303,14 +235,12 @@ def test_it_refuses_what_would_live_on_at_the_provider(client: openai.OpenAI, na
     assert raised.value.param == name
 
 
-def test_it_is_retried_by_the_client_as_it_asks(
-    client: openai.OpenAI, platform: Service, own_fake: FakeUpstream
-) -> None:
-    narrow = client.with_options(api_key=set_up(platform, [], account="one-at-a-time", concurrent_requests=1))
-    own_fake.set(latency_ms=700)
+def test_it_is_retried_by_the_client_as_it_asks(client: openai.OpenAI, platform: Platform, fake: FakeUpstream) -> None:
+    narrow = client.with_options(api_key=platform.add([], account="one-at-a-time", concurrent_requests=1))
+    fake.set(latency_ms=700)
     other = threading.Thread(target=narrow.chat.completions.create, kwargs={"model": MODEL, "messages": MESSAGES})
     other.start()
-    wait_until(lambda: bool(own_fake.billed), "the first call to arrive")
+    wait_until(lambda: bool(fake.billed), "the first call to arrive")
     with pytest.raises(openai.RateLimitError) as raised:
         narrow.chat.completions.create(model=MODEL, messages=MESSAGES)
     assert (raised.value.code, raised.value.type) == ("rate_limit_exceeded", "requests")
@@ -322,17 +252,8 @@ def test_it_is_retried_by_the_client_as_it_asks(
     other.join()
 
 
-def test_it_runs_out_of_quota_as_openai_s(client: openai.OpenAI, platform: Service) -> None:
-    limited = client.with_options(api_key=set_up(platform, [], account="limited", requests_per_minute=1))
-    limited.chat.completions.create(model=MODEL, messages=MESSAGES)
-    with pytest.raises(openai.RateLimitError) as raised:
-        limited.chat.completions.create(model=MODEL, messages=MESSAGES)
-    assert (raised.value.code, raised.value.type) == ("rate_limit_exceeded", "requests")
-    assert raised.value.response.headers["x-ratelimit-remaining-requests"] == "0"
-
-
-def test_it_gives_up_when_the_client_does(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
-    own_fake.set(latency_ms=500)
+def test_it_gives_up_when_the_client_does(client: openai.OpenAI, fake: FakeUpstream) -> None:
+    fake.set(latency_ms=500)
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.1).chat.completions.create(model=MODEL, messages=MESSAGES)
 
@@ -355,7 +276,7 @@ def test_it_tells_more_in_the_headers(client: openai.OpenAI) -> None:
     assert bypass.headers["X-Cache"] == "BYPASS"
 
 
-def test_it_shares_what_the_caller_lets_be_shared(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
+def test_it_shares_what_the_caller_lets_be_shared(client: openai.OpenAI, fake: FakeUpstream) -> None:
     for wanted in ("MISS", "HIT"):
         raw = client.chat.completions.with_raw_response.create(
             model=MODEL, messages=MESSAGES, temperature=1.2, extra_headers={"X-Cache-Answer": "1"}
@@ -365,18 +286,18 @@ def test_it_shares_what_the_caller_lets_be_shared(client: openai.OpenAI, own_fak
     assert raw.headers["X-Cache"] == "BYPASS"
 
 
-def test_it_answers_from_the_next_deployment(client: openai.OpenAI, platform: Service) -> None:
+def test_it_answers_from_the_next_deployment(client: openai.OpenAI, platform: Platform) -> None:
     raw = client.chat.completions.with_raw_response.create(model=SPARE, messages=MESSAGES)
     assert (raw.headers["X-Model"], raw.headers["X-Fallback"]) == (SPARE, "true")
     streamed = client.chat.completions.with_raw_response.create(model=SPARE, messages=MESSAGES, stream=True)
     assert streamed.headers["X-Fallback"] == "true"
     assert [chunk for chunk in streamed.parse() if chunk.choices]
-    first, second = (record_of(platform, answer.headers["X-Request-ID"]) for answer in (raw, streamed))
+    first, second = (record_of(platform.service, answer.headers["X-Request-ID"]) for answer in (raw, streamed))
     assert (first.status, first.attempts) == (200, 2)
     assert (second.status, second.attempts) == (200, 1), "an address that could not be reached is passed by"
 
 
-def test_it_answers_a_retry_once_only(client: openai.OpenAI, own_fake: FakeUpstream) -> None:
+def test_it_answers_a_retry_once_only(client: openai.OpenAI, fake: FakeUpstream) -> None:
     headers = {"Idempotency-Key": "the-same"}
     answers = [
         client.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, extra_headers=headers)
@@ -384,4 +305,34 @@ def test_it_answers_a_retry_once_only(client: openai.OpenAI, own_fake: FakeUpstr
     ]
     assert answers[0].parse().id == answers[1].parse().id
     assert answers[1].headers["Idempotency-Replayed"] == "true"
-    assert len(own_fake.billed) == 1
+    assert len(fake.billed) == 1
+
+
+def test_it_serves_the_official_node_client(platform: Platform, key: str, fake: FakeUpstream) -> None:
+    """Its program asks for everything once, and tells what came."""
+    fake.reset()
+    arguments = ["client.mjs", f"{platform.service.base_url}/v1", key, MODEL, EMBEDDER]
+    done = run_node("node", arguments, npm_install("node"))
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: not fake.totals()["running"], "the calls to end")
+    told = json.loads(done.stdout)
+    errors, events, models = (told.pop(name) for name in ("errors", "events", "models"))
+    assert told == {
+        **dict.fromkeys(("plain", "final", "streamed", "response", "completion"), ANSWER),
+        **dict.fromkeys(("usage", "streamedUsage"), 6),
+        **dict.fromkeys(("requestId", "remaining"), True),
+        "tool": {"name": "add", "arguments": '{"a": 0}'},
+        "parsed": {"answer": "hello there"},
+        "vectors": [64, 64],
+        "model": MODEL,
+        "aborted": 1,
+    }
+    assert (events[0], events[-1]) == ("response.created", "response.completed")
+    assert {MODEL, EMBEDDER} <= set(models)
+    assert {name: (error["name"], error["status"], error["code"]) for name, error in errors.items()} == {
+        "key": ("AuthenticationError", 401, "invalid_api_key"),
+        "model": ("NotFoundError", 404, "model_not_found"),
+        "parameter": ("BadRequestError", 400, "decimal_above_max_value"),
+        "path": ("NotFoundError", 404, "not_found"),
+    }
+    assert errors["parameter"]["param"] == "temperature"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.running import Platform, Reply, ScriptedProvider, Served, event, running_platform, scripted_provider
+from tests.running import CHAT, EMBEDDER, MODEL, Platform, Reply, ScriptedProvider, event
 from tests.servers import ROOT
 
 STORY = "The safety bicycle of 1885 set the pattern for all that followed. " * 5
-MODEL, EMBEDDER = "parameter-model", "parameter-embedder"
 ENDPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat completions": ("/v1/chat/completions", {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}),
+    "chat completions": (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}),
     "completions": ("/v1/completions", {"model": MODEL, "prompt": "a"}),
     "embeddings": ("/v1/embeddings", {"model": EMBEDDER, "input": "a"}),
     "responses": ("/v1/responses", {"model": MODEL, "input": "a"}),
@@ -28,21 +26,6 @@ ROWS: list[tuple[str, str, str]] = ROW.findall((ROOT / "docs" / "openai.md").rea
 LISTS = {"models", "fallbacks", "model_list", "transforms", "plugins", "mcp_servers", "data_sources"} | {
     "context_management", "tools", "functions", "images",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[ScriptedProvider]:
-    """Run a provider of this module's own."""
-    with scripted_provider() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def platform(provider: ScriptedProvider, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
-    """Run a platform that serves the models."""
-    served = [Served(MODEL, [provider.base_url]), Served(EMBEDDER, [provider.base_url], kind="embedding")]
-    with running_platform(prepared(), served) as running:
-        yield running
 
 
 def names_of(endpoint: str, *, with_off: bool = False) -> list[str]:

@@ -11,8 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from inference.fake_provider import FakeUpstream
+from tests.catalogue import make
 from tests.npm import run_node
-from tests.pages import Watched, grave_faults, make_keys, watch
+from tests.pages import Watched, grave_faults, watch
 from tests.servers import ROOT, Service
 
 TEXT = 'It\'s a "test"\nof $(quotes) & `ticks`'
@@ -21,7 +22,8 @@ TEXT = 'It\'s a "test"\nof $(quotes) & `ticks`'
 @pytest.fixture(scope="module")
 def keys(service: Service) -> dict[str, str]:
     """Make a key whom no limit stops, and one with a single request a minute."""
-    return make_keys(service, "player", {"roomy": {"requests_per_minute": 1000}, "spent": {"requests_per_minute": 1}})
+    limits = {"roomy": {"requests_per_minute": 1000}, "spent": {"requests_per_minute": 1}}
+    return make(service, [], ("player", {}, limits))[0].plain
 
 
 @pytest.fixture

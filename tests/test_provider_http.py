@@ -6,32 +6,20 @@ import gzip
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from typing import Any
 
 import brotli
 import pytest
 
-from tests.running import (
-    Answered,
-    Platform,
-    Reply,
-    ScriptedProvider,
-    Served,
-    chat,
-    completion,
-    event,
-    running_platform,
-    scripted_provider,
-)
+from tests.running import CHAT, EMBEDDINGS, LARGEST, Answer, Model, Platform, Reply, answered, completion, event
 
-CHAT = "/v1/chat/completions"
-#: The largest plain answer that this platform takes.
-LARGEST = 1024 * 1024
 HOST = "gpu-7.internal.example"
 SECRET = "sk-proj-aB3dE5gH7jK9mN1pQ3sT5vX7"
+#: Endpoints, and those of them that have a temperature, and streams.
+TEMPERED = (CHAT, "/v1/responses", "/v1/completions", "/chat")
+ENDPOINTS = (*TEMPERED, EMBEDDINGS, "/summarize")
 #: How a body may be packed, and under which label it comes.
 CODINGS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
@@ -47,28 +35,6 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
     "DEFLATE": bytes,
     "BR": bytes,
 }
-_numbers = count()
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[ScriptedProvider]:
-    with scripted_provider() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def platform(prepared: Callable[[], dict[str, str]], provider: ScriptedProvider) -> Iterator[Platform]:
-    env = {**prepared(), "MAX_ANSWER_BYTES": str(LARGEST)}
-    served = [Served(f"m{number}", [provider.base_url]) for number in range(140)]
-    served.append(Served("embedder", [provider.base_url], kind="embedding"))
-    with running_platform(env, served) as running:
-        yield running
-
-
-@pytest.fixture
-def model() -> str:
-    """Name a model that no other test asks, since breakers remember."""
-    return f"m{next(_numbers)}"
 
 
 def rejection(message: str, *, status: int = 400, **fields: Any) -> Reply:
@@ -92,19 +58,6 @@ def packed(reply: Reply, label: str) -> Reply:
     )
 
 
-def streamed(text: str) -> Reply:
-    """Make a sound stream of chat completions."""
-    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-    events = [
-        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}]},
-        {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-        {**chunk, "choices": [], "usage": usage},
-        "[DONE]",
-    ]
-    return Reply(body=[b"".join(map(event, events))])
-
-
 def padded(size: int) -> bytes:
     """Make a sound answer of so many bytes, most of them blanks."""
     body = completion("Hello").body
@@ -113,42 +66,38 @@ def padded(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("label", CODINGS)
-def test_it_reads_an_answer_in_any_coding(
-    platform: Platform, provider: ScriptedProvider, model: str, label: str
-) -> None:
-    provider.script(model, packed(completion("Hello"), label), packed(streamed("Hello"), label))
-    plain = platform.ask(CHAT, chat(model))
+def test_it_reads_an_answer_in_any_coding(model: Model, label: str) -> None:
+    model.script(packed(completion("Hello"), label), packed(answered(is_stream=True), label))
+    plain = model.ask()
     assert (plain.status, plain.json()["choices"][0]["message"]["content"]) == (200, "Hello")
-    stream = platform.ask(CHAT, chat(model, stream=True))
+    stream = model.ask(stream=True)
     assert [each["choices"][0]["delta"] for each in stream.events()[:1]] == [{"role": "assistant", "content": "Hello"}]
     assert stream.events()[-1] == "[DONE]"
     for answer in (plain, stream):
-        record = platform.record(answer)
+        record = model.record(answer)
         assert (record.status, record.usage_source, record.input_tokens, record.output_tokens) == (
             200, "provider", 5, 2,
         )  # fmt: skip
-    assert {call.headers["accept-encoding"] for call in provider.calls_of(model)} == {"identity"}
+    assert {call.headers["accept-encoding"] for call in model.calls()} == {"identity"}
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("label", CODINGS)
-def test_it_reads_an_error_in_any_coding(
-    platform: Platform, provider: ScriptedProvider, model: str, label: str, is_stream: bool
-) -> None:
+def test_it_reads_an_error_in_any_coding(model: Model, label: str, is_stream: bool) -> None:
     too_long = rejection("Too long.", param="messages", code="context_length_exceeded")
     busy = Reply(429, {"Retry-After": "17"}, b'{"error": {"message": "slow down"}}')
-    provider.script(model, *[packed(too_long, label)] * 6, packed(busy, label), completion("Hello"))
+    model.script(*[packed(too_long, label)] * 6, packed(busy, label), completion("Hello"))
     for _ in range(6):  # more than open a breaker
-        rejected = platform.ask(CHAT, chat(model, stream=is_stream))
+        rejected = model.ask(stream=is_stream)
         assert (rejected.status, rejected.error["code"], rejected.error["param"]) == (
             400, "context_length_exceeded", "messages",
         )  # fmt: skip
-    refused = platform.ask(CHAT, chat(model, stream=is_stream))
+    refused = model.ask(stream=is_stream)
     assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "upstream_busy", "17")
     for answer in (rejected, refused):
-        record = platform.record(answer)
+        record = model.record(answer)
         assert (record.cost, record.input_tokens + record.output_tokens) == (0, 0)
-    assert platform.ask(CHAT, chat(model)).status == 200
+    assert model.ask().status == 200
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
@@ -167,70 +116,47 @@ def test_it_reads_an_error_in_any_coding(
     ids=["half a gzip", "no brotli", "no JSON", "cut", "endless", "huge", "nested", "no text"],
 )
 def test_it_takes_an_error_for_what_its_status_says_whatever_its_body_is(
-    platform: Platform, provider: ScriptedProvider, model: str, unreadable: Reply, is_stream: bool
+    model: Model, unreadable: Reply, is_stream: bool
 ) -> None:
-    provider.script(model, unreadable)
+    model.script(unreadable)
     began = time.monotonic()
-    answer = platform.ask(CHAT, chat(model, stream=is_stream))
+    answer = model.ask(stream=is_stream)
     assert (answer.status, answer.error["code"]) == (400, "upstream_rejected")
     assert time.monotonic() - began < 20
-    record = platform.record(answer)
+    record = model.record(answer)
     assert (record.status, record.cost, record.output_tokens) == (400, 0, 0)
 
 
 @pytest.mark.parametrize("label", ["identity", "gzip", "br"])
-def test_it_reads_a_plain_answer_up_to_a_bound(
-    platform: Platform, provider: ScriptedProvider, model: str, label: str
-) -> None:
-    provider.script(model, *[packed(Reply(body=padded(LARGEST + more)), label) for more in (0, 1)])
-    assert platform.ask(CHAT, chat(model)).status == 200
-    too_large = platform.ask(CHAT, chat(model))
+def test_it_reads_a_plain_answer_up_to_a_bound(model: Model, label: str) -> None:
+    model.script(*[packed(Reply(body=padded(LARGEST + more)), label) for more in (0, 1)])
+    assert model.ask().status == 200
+    too_large = model.ask()
     assert (too_large.status, too_large.error["code"]) == (502, "upstream_failed")
-    assert platform.record(too_large).usage_source == "bound"
+    assert model.record(too_large).usage_source == "bound"
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/responses", {"input": "hi"}),
-        ("/v1/completions", {"prompt": "hi"}),
-        ("/v1/embeddings", {"input": "hi", "model": "embedder"}),
-        ("/chat", {"message": "hi"}),
-        ("/summarize", {"text": "so much to say"}),
-    ],
-)
-def test_it_takes_a_larger_answer_for_none_on_every_endpoint(
-    platform: Platform, provider: ScriptedProvider, model: str, path: str, body: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("path", [path for path in ENDPOINTS if path != CHAT])
+def test_it_takes_a_larger_answer_for_none_on_every_endpoint(make_model: Callable[..., Model], path: str) -> None:
+    model = make_model(path)
     large = {"choices": [{"message": {"content": "x" * LARGEST}, "text": "x"}], "output": [{}], "data": [{}]}
-    asked = {"model": model, **body}
-    provider.script(asked["model"], Reply(body=json.dumps(large).encode()))
-    assert platform.ask(path, asked).status == 502
+    model.script(Reply(body=json.dumps(large).encode()))
+    assert model.ask(path).status == 502
 
 
-def test_a_small_body_that_unpacks_to_a_huge_one_holds_nobody_up(
-    platform: Platform, provider: ScriptedProvider, model: str
-) -> None:
+def test_a_small_body_that_unpacks_to_a_huge_one_holds_nobody_up(model: Model) -> None:
     bomb = gzip.compress(b'{"choices": ["') + gzip.compress(b"x" * 10_000_000) * 100
-    provider.script(model, *[Reply(status, {"Content-Encoding": "gzip"}, bomb) for status in (200, 400, 200)])
+    model.script(*[Reply(status, {"Content-Encoding": "gzip"}, bomb) for status in (200, 400, 200)])
     began = time.monotonic()
-    assert [platform.ask(CHAT, chat(model)).status for _ in range(2)] == [502, 400]
-    assert platform.ask(CHAT, chat(model, stream=True)).status == 502
+    assert [model.ask().status for _ in range(2)] == [502, 400]
+    assert model.ask(stream=True).status == 502
     assert time.monotonic() - began < 3
 
 
 TOO_LONG = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens."
-ENDPOINTS: dict[str, dict[str, Any]] = {
-    CHAT: {"messages": [{"role": "user", "content": "hi"}], "temperature": 0.7},
-    "/v1/responses": {"input": "hi", "temperature": 0.7},
-    "/v1/completions": {"prompt": "hi", "temperature": 0.7},
-    "/v1/embeddings": {"model": "embedder", "input": "hi"},
-    "/chat": {"message": "hi", "temperature": 0.7},
-    "/summarize": {"text": "so much to say"},
-}
 
 
-def message_of(answer: Answered) -> str:
+def message_of(answer: Answer) -> str:
     """Return what an error says, in either shape."""
     body = answer.json()
     return str(body["error"]["message"] if "error" in body else body["detail"])
@@ -240,23 +166,22 @@ def message_of(answer: Answered) -> str:
 @pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("path", ENDPOINTS)
 def test_it_passes_on_what_a_provider_says_of_the_caller_s_parameters(
-    platform: Platform, provider: ScriptedProvider, model: str, path: str, status: int, is_stream: bool
+    make_model: Callable[..., Model], path: str, status: int, is_stream: bool
 ) -> None:
-    body = {"model": model, **ENDPOINTS[path]}
-    if is_stream:
-        if path in ("/v1/embeddings", "/summarize"):
-            return
-        body["stream"] = True
+    if is_stream and path not in TEMPERED:
+        return
+    model, more = make_model(path), dict[str, Any](stream=True) if is_stream else {}
+    if path in TEMPERED:
+        more["temperature"] = 0.7
     said = "Unsupported value: 'temperature' does not support 0.7 with this model."
-    provider.script(
-        body["model"],
+    model.script(
         rejection(said, status=status, param="temperature", code="unsupported_value"),
         rejection(TOO_LONG, status=status, code="context_length_exceeded"),
     )
     for expected, code in ((said, "unsupported_value"), (TOO_LONG, "context_length_exceeded")):
-        answer = platform.ask(path, body)
+        answer = model.ask(path, **more)
         assert (answer.status, message_of(answer)) == (400, expected)
-        assert platform.record(answer).error_code == code
+        assert model.record(answer).error_code == code
 
 
 @pytest.mark.parametrize(
@@ -276,13 +201,11 @@ def test_it_passes_on_what_a_provider_says_of_the_caller_s_parameters(
         ({"message": "Too long. " * 1000, "param": "messages"}, ...),
     ],
 )  # fmt: skip
-def test_it_passes_on_nothing_else(
-    platform: Platform, provider: ScriptedProvider, model: str, error: dict[str, Any], message: Any
-) -> None:
+def test_it_passes_on_nothing_else(model: Model, error: dict[str, Any], message: Any) -> None:
     reply = Reply(400, body=json.dumps({"error": error}).encode())
-    provider.script(model, reply)
+    model.script(reply)
     for is_stream in (False, True):
-        answer = platform.ask(CHAT, chat(model, stream=is_stream))
+        answer = model.ask(stream=is_stream)
         assert answer.status == 400
         said = message_of(answer)
         if message is ...:
@@ -290,9 +213,9 @@ def test_it_passes_on_nothing_else(
             assert len(said) <= 300
         else:
             assert said == (message or "The model provider rejected the request.")
-        for part in (HOST, SECRET, "127.0.0.1", str(provider.base_url)):
+        for part in (HOST, SECRET, "127.0.0.1", model.provider.base_url):
             assert part not in answer.body.decode()
-            assert part not in platform.log[-10_000:]
+            assert part not in model.platform.log[-10_000:]
 
 
 @pytest.mark.parametrize(
@@ -305,16 +228,15 @@ def test_it_passes_on_nothing_else(
     ],
 )
 def test_a_parameter_that_the_caller_did_not_send_is_none_of_his_faults(
-    platform: Platform, provider: ScriptedProvider, model: str, path: str, parameter: str
+    model: Model, path: str, parameter: str
 ) -> None:
-    body = {**ENDPOINTS[path], "model": model}
     said = f"{parameter} is too large: 16384. This model supports at most 4096."
-    provider.script(model, rejection(said, param=parameter, code="invalid_value"))
-    answer = platform.ask(path, body)
-    assert (answer.status, platform.record(answer).error_code) == (502, "upstream_failed")
+    model.script(rejection(said, param=parameter, code="invalid_value"))
+    answer = model.ask(path)
+    assert (answer.status, model.record(answer).error_code) == (502, "upstream_failed")
     assert "4096" not in answer.body.decode()
     if path.startswith("/v1"):
-        asked = platform.ask(path, {**body, parameter: 100})
+        asked = model.ask(path, **{parameter: 100})
         assert (asked.status, message_of(asked)) == (400, said)
 
 
@@ -336,53 +258,133 @@ def in_seconds(seconds: float, form: str = "%a, %d %b %Y %H:%M:%S GMT") -> str:
     ],
 )
 def test_it_tells_callers_when_the_provider_wants_to_be_asked_again(
-    platform: Platform, provider: ScriptedProvider, model: str, status: int, headers: dict[str, str], seconds: int
+    model: Model, status: int, headers: dict[str, str], seconds: int
 ) -> None:
-    provider.script(model, Reply(status, headers, b"{}"))
-    answers = [
-        platform.ask(CHAT, chat(model)),
-        platform.ask(CHAT, chat(model, stream=True)),
-        platform.ask("/chat", {"message": "hi", "model": model}),
-    ]
+    model.script(Reply(status, headers, b"{}"))
+    answers = [model.ask(), model.ask(stream=True), model.ask("/chat")]
     assert [answer.status for answer in answers] == [503] * 3
     for answer in answers:
         said = int(answer.headers["retry-after"])
         assert said == seconds or (seconds == 36000 and 30000 < said < seconds)  # the date was made some time ago
-    assert len(provider.calls_of(model)) == 3
+    assert len(model.calls()) == 3
 
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("headers", [{"Retry-After": "0.7"}, {"retry-after-ms": "700"}])
-def test_it_waits_itself_where_that_takes_not_long(
-    platform: Platform, provider: ScriptedProvider, model: str, status: int, headers: dict[str, str]
-) -> None:
-    provider.script(model, Reply(status, headers, b"{}"), completion("Hello"))
+def test_it_waits_itself_where_that_takes_not_long(model: Model, status: int, headers: dict[str, str]) -> None:
+    model.script(Reply(status, headers, b"{}"), completion("Hello"))
     began = time.monotonic()
-    assert platform.ask(CHAT, chat(model)).status == 200
+    assert model.ask().status == 200
     assert time.monotonic() - began > 0.7
 
 
 @pytest.mark.parametrize(("path", "least"), [("/v1/responses", 16), (CHAT, 1)], ids=["responses", "chat"])
-def test_it_refuses_what_a_limit_leaves_less_for_than_providers_take(
-    platform: Platform, provider: ScriptedProvider, model: str, path: str, least: int
-) -> None:
+def test_it_refuses_what_a_limit_leaves_less_for_than_providers_take(model: Model, path: str, least: int) -> None:
     """The longest answer of a call that names none is cut to what a limit leaves, which gets less call by call."""
-    key = platform.add([], account=f"near-{model}", tokens_per_minute=500)
-    text = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hello"}]}]
-    usage = {"prompt_tokens": 5, "completion_tokens": 2, "input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": "Hello"},
-        "finish_reason": "stop",
-    }
-    answer = {"id": "r", "status": "completed", "output": text, "choices": [choice], "usage": usage}
-    provider.script(model, Reply(body=json.dumps(answer).encode()))
-    asked = {"input": "hi"} if path == "/v1/responses" else chat(model)
-    answers = [platform.ask(path, {**asked, "model": model}, key=key)]
+    key = model.platform.add([], account=f"near-{model.name}", tokens_per_minute=500)
+    model.script(answered(path))
+    answers = [model.platform.ask(path, model.body(path), key=key)]
     while answers[-1].status == 200:
-        answers.append(platform.ask(path, {**asked, "model": model}, key=key))
+        answers.append(model.platform.ask(path, model.body(path), key=key))
     assert (answers[-1].status, "tokens" in answers[-1].error["type"]) == (429, True)
     name = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
-    sent = [int(call.payload[name]) for call in provider.calls_of(model)]
+    sent = [int(call.payload[name]) for call in model.calls()]
     assert least <= sent[-1] < least + 7 * 2
     assert len(sent) == len(answers) - 1
+
+
+# Header names and media types have no case, and a stream is known by what it is, not by its label.
+
+CHUNK = event({"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]})
+
+
+@pytest.mark.parametrize(
+    "label", ["Text/Event-Stream; Charset=UTF-8", "text/plain", "application/octet-stream", "application/json", ""]
+)
+@pytest.mark.parametrize("path", [CHAT, "/chat"])
+def test_it_knows_a_stream_by_its_events(model: Model, label: str, path: str) -> None:
+    model.script(Reply(headers={"CONTENT-TYPE": label}, body=[b": working\n\n", CHUNK, event("[DONE]")]))
+    answer = model.ask(path, stream=True)
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert b"Hello" in answer.body
+    assert model.record(answer).status == 200
+
+
+@pytest.mark.parametrize("page", [b"<html>\n<body>Bad gateway</body>\n\n", b"Bad gateway\n\n"])
+def test_it_takes_no_page_for_a_stream_whatever_its_label(model: Model, page: bytes) -> None:
+    model.script(Reply(headers={"Content-Type": "text/event-stream"}, body=[page]))
+    assert model.ask(stream=True).status == 502
+
+
+@pytest.mark.parametrize("label", ["Application/JSON", "text/plain", ""])
+def test_it_reads_a_plain_answer_under_any_label(model: Model, label: str) -> None:
+    model.script(Reply(headers={"content-TYPE": label}, body=completion("Hello").body))
+    answer = model.ask()
+    assert (answer.status, answer.json()["choices"][0]["message"]["content"]) == (200, "Hello")
+
+
+@pytest.mark.parametrize("label", ["APPLICATION/JSON", "Application/Json; Charset=UTF-8"])
+def test_it_takes_a_caller_s_media_type_in_any_case(model: Model, label: str) -> None:
+    model.script(completion("Hello"))
+    assert model.ask("/chat", headers={"Content-Type": label}).status == 200
+
+
+def test_it_streams_to_one_who_accepts_events_in_any_case(model: Model) -> None:
+    model.script(Reply(body=[CHUNK, event("[DONE]")]))
+    answer = model.ask("/chat", headers={"ACCEPT": "Text/Event-Stream"})
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream")
+
+
+def test_it_shows_a_page_to_a_browser_in_any_case(platform: Platform) -> None:
+    assert platform.ask("/", headers={"Accept": "Text/HTML"}).headers["content-type"].startswith("text/html")
+
+
+def test_it_honours_a_provider_s_headers_in_any_case(model: Model) -> None:
+    model.script(Reply(429, {"RETRY-AFTER": "17"}, b"{}"))
+    answer = model.ask()
+    assert (answer.status, answer.headers["retry-after"]) == (503, "17")
+
+
+# A provider whose credit is used up: the next deployment answers, operators are told, and it is left alone.
+
+LEFT_ALONE = 300
+EMPTY = {
+    "402": Reply(402, body=b"Payment required"),
+    "quota": rejection("No quota.", status=429, type="insufficient_quota", code="insufficient_quota"),
+    "type": rejection("No quota.", status=429, type="insufficient_quota"),
+    "billing": rejection("No quota.", status=429, type=None, code="billing_not_active"),
+    "limit": rejection("No quota.", type=None, code="billing_hard_limit_reached"),
+}
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("kind", EMPTY)
+def test_it_asks_the_next_deployment_and_leaves_the_empty_one_alone(model: Model, kind: str, is_stream: bool) -> None:
+    model.script(EMPTY[kind])
+    model.spare.script(model.spared, answered(is_stream=True) if is_stream else completion("Hello"))
+    answers = [model.ask(stream=is_stream, spared=True) for _ in range(3)]
+    assert [answer.status for answer in answers] == [200] * 3
+    assert (len(model.calls(spared=True)), len(model.spare.calls_of(model.spared))) == (1, 3)
+    assert [model.record(answer).attempts for answer in answers] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("kind", EMPTY)
+def test_it_tells_callers_at_once_where_there_is_no_other_and_operators_why(
+    model: Model, kind: str, is_stream: bool
+) -> None:
+    """It is no business of callers whose credit is used up; a pause as for a busy provider would not help."""
+    model.script(EMPTY[kind])
+    failed, refused = (model.ask(stream=is_stream) for _ in range(2))
+    assert (failed.status, failed.error["code"]) == (502, "upstream_failed")
+    assert (refused.status, refused.error["code"]) == (503, "upstream_busy")
+    assert LEFT_ALONE - 60 < int(refused.headers["retry-after"]) <= LEFT_ALONE
+    assert len(model.calls()) == 1
+    record = model.record(failed)
+    assert (record.status, record.cost, record.input_tokens) == (502, 0, 0)
+    assert "quota" not in (failed.body + refused.body).decode()
+    if (kind, is_stream) == ("quota", False):
+        model.platform.manage("worker", "--once", "watch")
+        alerts = model.platform.rows("SELECT title, text FROM monitoring_alert WHERE ended_at IS NULL")
+        assert [each for each in alerts if model.name in each["text"] and "credit is used up" in each["title"]]

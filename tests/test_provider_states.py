@@ -17,7 +17,7 @@ import pytest
 
 from launch.environment import free_port
 from tests.running import (
-    Answered,
+    Answer,
     Platform,
     Reply,
     ScriptedProvider,
@@ -50,12 +50,11 @@ class Scene:
     providers: dict[str, ScriptedProvider] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
 
-    def ask(self, model: str, *, path: str = CHAT, stream: bool = False, key: str | None = None) -> Answered:
-        """Ask a model."""
+    def ask(self, model: str, *, path: str = CHAT, stream: bool = False, key: str | None = None) -> Answer:
         body = {"model": model, "message": "hello"} if path == "/chat" else chat(model)
         return self.platform.ask(path, {**body, **({"stream": True} if stream else {})}, key=key)
 
-    def failures(self, answer: Answered) -> str:
+    def failures(self, answer: Answer) -> str:
         """Return what the record of a request says of failures."""
         return self.platform.record(answer).failures
 

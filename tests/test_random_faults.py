@@ -19,7 +19,8 @@ import pytest
 from inference.fake_provider import FakeCall, FakeUpstream
 from tests.catalogue import Record, Served, records, set_up
 from tests.processes import wait_until
-from tests.servers import Redis, Service, aiapi_server
+from tests.servers import Service, aiapi_server
+from tests.stores import Redis
 from tests.streams import CHAT, asked
 
 MODEL = "unlucky"
@@ -122,12 +123,10 @@ def collect(service: Service, own_fake: FakeUpstream, key: str, labels: list[str
 
 
 def tokens(call: FakeCall) -> int:
-    """Return what a call is billed."""
     return call.prompt_tokens + call.completion_tokens
 
 
 def charged(record: Record) -> int:
-    """Return what a record charges."""
     return record.input_tokens + record.output_tokens
 
 

@@ -15,17 +15,11 @@ from functools import partial
 
 import pytest
 
-from tests.running import (
-    Reply,
-    Served,
-    chat,
-    event,
-    running_platform,
-    scripted_provider,
-    wait_until,
-)
-from tests.servers import Redis, Service
-from tests.streams import Stream, data_of
+from tests.answers import data_of
+from tests.running import Reply, Served, chat, event, running_platform, scripted_provider, wait_until
+from tests.servers import Service
+from tests.stores import Redis
+from tests.streams import Stream
 
 pytestmark = pytest.mark.timeout(300)  # servers start and load, and the machine may be busy
 

@@ -2,180 +2,130 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.running import Platform, Reply, ScriptedProvider, Served, event, running_platform, scripted_provider
+from tests.running import CHAT, MODEL, Model, Platform, Reply, ScriptedProvider, answered, event
 
-MODEL, CALLING = "tool-model", "calling-model"
-FUNCTION = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": False}
-CUSTOM = {"type": "custom", "name": "exec", "format": {"type": "text"}}
-GROUP = {"type": "namespace", "name": "crm", "description": "", "tools": [FUNCTION, CUSTOM]}
-LOCAL = {"type": "local", "skills": [{"name": "s", "description": "d", "path": "/skills/s"}]}
-SEARCH = {"type": "tool_search", "execution": "client", "description": "d", "parameters": {"type": "object"}}
+
+def of(kind: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, **more}
+
+
+FUNCTION = of("function", name="add", parameters=of("object"), strict=False)
+CUSTOM = of("custom", name="exec", format=of("text"))
+GROUP = of("namespace", name="crm", description="", tools=[FUNCTION, CUSTOM])
+LOCAL = of("local", skills=[{"name": "s", "description": "d", "path": "/skills/s"}])
+SEARCH = of("tool_search", execution="client", description="d", parameters=of("object"))
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 TOOLS: list[dict[str, Any]] = [
     FUNCTION,
     CUSTOM,
     GROUP,
     SEARCH,
-    {"type": "local_shell"},
-    {"type": "shell", "environment": LOCAL},
-    {"type": "apply_patch"},
-    {"type": "computer"},
-    {"type": "computer_use_preview", "display_width": 800, "display_height": 600, "environment": "browser"},
+    of("local_shell"),
+    of("shell", environment=LOCAL),
+    of("apply_patch"),
+    of("computer"),
+    of("computer_use_preview", display_width=800, display_height=600, environment="browser"),
 ]
 ITEMS: list[dict[str, Any]] = [
-    {"type": "additional_tools", "role": "developer", "tools": TOOLS},
+    of("additional_tools", role="developer", tools=TOOLS),
     {"role": "user", "content": "Do it."},
-    {"type": "configuration_update", "reasoning": {"effort": "low"}},
-    {"type": "function_call", "call_id": "c1", "name": "add", "namespace": "crm", "arguments": "{}"},
-    {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_image", "image_url": PIXEL}]},
-    {"type": "custom_tool_call", "call_id": "c2", "name": "exec", "namespace": "crm", "input": "1"},
-    {"type": "custom_tool_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "1"}]},
-    {"type": "tool_search_call", "call_id": "c3", "execution": "client", "arguments": {"query": "file"}},
-    {"type": "tool_search_output", "call_id": "c3", "execution": "client", "tools": [GROUP], "status": "completed"},
-    {
-        "type": "local_shell_call",
-        "id": "l4",
-        "call_id": "c4",
-        "status": "completed",
-        "action": {"type": "exec", "command": ["ls"], "env": {"FILE": "a", "image": "b"}},
-    },
-    {"type": "local_shell_call_output", "id": "l4", "call_id": "c4", "output": "a.txt"},
-    {"type": "shell_call", "call_id": "c5", "action": {"commands": ["ls"]}, "environment": {"type": "local"}},
-    {
-        "type": "shell_call_output",
-        "call_id": "c5",
-        "output": [{"stdout": "a.txt", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}],
-    },
-    {
-        "type": "apply_patch_call",
-        "call_id": "c6",
-        "status": "completed",
-        "operation": {"type": "update_file", "path": "a.txt", "diff": "+b"},
-    },
-    {"type": "apply_patch_call_output", "call_id": "c6", "status": "completed", "output": "done"},
-    {
-        "type": "computer_call",
-        "id": "cc",
-        "call_id": "c7",
-        "status": "completed",
-        "pending_safety_checks": [],
-        "actions": [{"type": "click", "button": "left", "x": 1, "y": 2}],
-    },
-    {
-        "type": "computer_call_output",
-        "call_id": "c7",
-        "output": {"type": "computer_screenshot", "image_url": PIXEL, "detail": "original"},
-    },
-    {
-        "type": "agent_message",
-        "author": "/root",
-        "recipient": "/root/a",
-        "content": [{"type": "input_text", "text": "a"}],
-    },
+    of("configuration_update", reasoning={"effort": "low"}),
+    of("function_call", call_id="c1", name="add", namespace="crm", arguments="{}"),
+    of("function_call_output", call_id="c1", output=[of("input_image", image_url=PIXEL)]),
+    of("custom_tool_call", call_id="c2", name="exec", namespace="crm", input="1"),
+    of("custom_tool_call_output", call_id="c2", output=[of("input_text", text="1")]),
+    of("tool_search_call", call_id="c3", execution="client", arguments={"query": "file"}),
+    of("tool_search_output", call_id="c3", execution="client", tools=[GROUP], status="completed"),
+    of(
+        "local_shell_call",
+        id="l4",
+        call_id="c4",
+        status="completed",
+        action=of("exec", command=["ls"], env={"FILE": "a", "image": "b"}),
+    ),
+    of("local_shell_call_output", id="l4", call_id="c4", output="a.txt"),
+    of("shell_call", call_id="c5", action={"commands": ["ls"]}, environment=of("local")),
+    of(
+        "shell_call_output",
+        call_id="c5",
+        output=[{"stdout": "a.txt", "stderr": "", "outcome": of("exit", exit_code=0)}],
+    ),
+    of("apply_patch_call", call_id="c6", status="completed", operation=of("update_file", path="a.txt", diff="+b")),
+    of("apply_patch_call_output", call_id="c6", status="completed", output="done"),
+    of(
+        "computer_call",
+        id="cc",
+        call_id="c7",
+        status="completed",
+        pending_safety_checks=[],
+        actions=[of("click", button="left", x=1, y=2)],
+    ),
+    of("computer_call_output", call_id="c7", output=of("computer_screenshot", image_url=PIXEL, detail="original")),
+    of("agent_message", author="/root", recipient="/root/a", content=[of("input_text", text="a")]),
 ]
 #: What the provider runs, and bills by what nobody can bound.
 FOREIGN: list[dict[str, Any]] = [
-    {"type": "web_search", "external_web_access": False},
-    {"type": "web_search_preview"},
-    {"type": "file_search", "vector_store_ids": ["vs_1"]},
-    {"type": "code_interpreter", "container": {"type": "auto"}},
-    {"type": "image_generation"},
-    {"type": "mcp", "server_label": "s", "server_url": "https://mcp.example.com"},
-    {"type": "programmatic_tool_calling"},
+    of("web_search", external_web_access=False),
+    of("web_search_preview"),
+    of("file_search", vector_store_ids=["vs_1"]),
+    of("code_interpreter", container=of("auto")),
+    of("image_generation"),
+    of("mcp", server_label="s", server_url="https://mcp.example.com"),
+    of("programmatic_tool_calling"),
 ]
 NOT_LOCAL: list[tuple[dict[str, Any], str]] = [
-    ({"type": "shell"}, "environment.type"),
-    ({"type": "shell", "environment": {"type": "container_auto"}}, "environment.type"),
-    ({"type": "shell", "environment": {"type": "container_reference", "container_id": "c"}}, "environment.type"),
-    ({"type": "shell", "environment": {"type": "local", "Type": "container_auto"}}, "environment.Type"),
-    ({"type": "shell", "environment": LOCAL, "Environment": {"type": "container_auto"}}, "Environment"),
-    ({"type": "tool_search"}, "execution"),
-    ({"type": "tool_search", "execution": "server"}, "execution"),
-    ({**GROUP, "tools": [FUNCTION, {"type": "web_search"}]}, "tools[1].type"),
+    (of("shell"), "environment.type"),
+    (of("shell", environment=of("container_auto")), "environment.type"),
+    (of("shell", environment=of("container_reference", container_id="c")), "environment.type"),
+    (of("shell", environment={"type": "local", "Type": "container_auto"}), "environment.Type"),
+    (of("shell", environment=LOCAL, Environment=of("container_auto")), "Environment"),
+    (of("tool_search"), "execution"),
+    (of("tool_search", execution="server"), "execution"),
+    ({**GROUP, "tools": [FUNCTION, of("web_search")]}, "tools[1].type"),
     ({**GROUP, "tools": [GROUP]}, "tools[0].type"),
     ({**GROUP, "tools": ["add"]}, "tools"),
     ({**GROUP, "tools": {}}, "tools"),
-    ({**GROUP, "Tools": [{"type": "web_search"}]}, "Tools"),
+    ({**GROUP, "Tools": [of("web_search")]}, "Tools"),
 ]
 OTHER_ITEMS: list[tuple[dict[str, Any], str]] = [
-    ({"type": "web_search_call", "id": "ws_1", "status": "completed"}, "type"),
-    ({"type": "mcp_call", "id": "m_1", "name": "n", "server_label": "s", "arguments": "{}"}, "type"),
-    ({"type": "code_interpreter_call", "id": "ci_1", "container_id": "c", "code": "1"}, "type"),
-    ({"type": "image_generation_call", "id": "ig_1", "result": "AAAA"}, "type"),
-    ({"type": "compaction_trigger"}, "type"),
-    ({"type": "item_reference", "id": "msg_1"}, "type"),
-    ({"type": "additional_tools", "role": "developer", "tools": [{"type": "mcp"}]}, "tools[0].type"),
-    ({"type": "tool_search_output", "call_id": "c", "tools": [{"type": "web_search"}]}, "tools[0].type"),
-    ({"role": "user", "content": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
-    ({"role": "user", "content": "a", "Tools": [{"type": "web_search"}]}, "Tools"),
-    ({"type": "tool_search_call", "call_id": "c", "execution": "server", "arguments": {}}, "execution"),
+    (of("web_search_call", id="ws_1", status="completed"), "type"),
+    (of("mcp_call", id="m_1", name="n", server_label="s", arguments="{}"), "type"),
+    (of("code_interpreter_call", id="ci_1", container_id="c", code="1"), "type"),
+    (of("image_generation_call", id="ig_1", result="AAAA"), "type"),
+    (of("compaction_trigger"), "type"),
+    (of("item_reference", id="msg_1"), "type"),
+    (of("additional_tools", role="developer", tools=[of("mcp")]), "tools[0].type"),
+    (of("tool_search_output", call_id="c", tools=[of("web_search")]), "tools[0].type"),
+    ({"role": "user", "content": "a", "tools": [of("web_search")]}, "tools[0].type"),
+    ({"role": "user", "content": "a", "Tools": [of("web_search")]}, "Tools"),
+    (of("tool_search_call", call_id="c", execution="server", arguments={}), "execution"),
     (
-        {
-            "type": "shell_call",
-            "call_id": "c",
-            "action": {"commands": []},
-            "environment": {"type": "container_reference", "container_id": "c"},
-        },
+        of("shell_call", call_id="c", action={"commands": []}, environment=of("container_reference", container_id="c")),
         "environment.type",
     ),
-    ({"type": "shell_call_output", "call_id": "c", "output": "text"}, "output"),
-    ({"type": "shell_call_output", "call_id": "c", "output": [{"type": "input_file", "text": "a"}]}, "output[0].type"),
-    ({"type": "shell_call_output", "call_id": "c", "output": [{"file_id": "file-1"}]}, "output[0].file_id"),
-    ({"type": "local_shell_call_output", "id": "l", "output": [{"type": "input_file"}]}, "output"),
-    ({"type": "apply_patch_call_output", "call_id": "c", "output": {"file_id": "file-1"}}, "output"),
+    (of("shell_call_output", call_id="c", output="text"), "output"),
+    (of("shell_call_output", call_id="c", output=[of("input_file", text="a")]), "output[0].type"),
+    (of("shell_call_output", call_id="c", output=[{"file_id": "file-1"}]), "output[0].file_id"),
+    (of("local_shell_call_output", id="l", output=[of("input_file")]), "output"),
+    (of("apply_patch_call_output", call_id="c", output={"file_id": "file-1"}), "output"),
+    (of("computer_call_output", call_id="c", output=of("computer_screenshot", file_id="file-1")), "output.file_id"),
     (
-        {
-            "type": "computer_call_output",
-            "call_id": "c",
-            "output": {"type": "computer_screenshot", "file_id": "file-1"},
-        },
-        "output.file_id",
-    ),
-    (
-        {
-            "type": "computer_call_output",
-            "call_id": "c",
-            "output": {"type": "computer_screenshot", "image_url": "http://127.0.0.1/a.png"},
-        },
+        of("computer_call_output", call_id="c", output=of("computer_screenshot", image_url="http://127.0.0.1/a.png")),
         "output.image_url",
     ),
-    ({"type": "computer_call_output", "call_id": "c", "output": "text"}, "output.type"),
-    ({"type": "configuration_update", "service_tier": "priority"}, "service_tier"),
-    ({"type": "agent_message", "content": [{"type": "input_image", "image_url": PIXEL}]}, "content[0].type"),
+    (of("computer_call_output", call_id="c", output="text"), "output.type"),
+    (of("configuration_update", service_tier="priority"), "service_tier"),
+    (of("agent_message", content=[of("input_image", image_url=PIXEL)]), "content[0].type"),
 ]
 
 
-def answer() -> Reply:
-    """Make the reply of a sound response."""
-    said = {
-        "type": "message",
-        "role": "assistant",
-        "content": [{"type": "output_text", "text": "Hi", "annotations": []}],
-    }
-    usage = {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
-    body = {"id": "r", "object": "response", "status": "completed", "model": "m", "output": [said], "usage": usage}
-    return Reply(body=json.dumps(body).encode())
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[ScriptedProvider]:
-    """Run a provider of this module's own."""
-    with scripted_provider() as server:
-        server.script(MODEL, answer())
-        yield server
-
-
-@pytest.fixture(scope="module")
-def platform(provider: ScriptedProvider, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
-    """Run a platform that serves the models."""
-    with running_platform(prepared(), [Served(name, [provider.base_url]) for name in (MODEL, CALLING)]) as running:
-        yield running
+@pytest.fixture(autouse=True)
+def _answer(provider: ScriptedProvider) -> None:
+    provider.script(MODEL, answered("/v1/responses"))
 
 
 def streamed(item: dict[str, Any], *, ends: bool) -> Reply:
@@ -239,12 +189,12 @@ def test_it_refuses_items_that_lie_elsewhere_or_hold_what_nobody_can_bound(platf
 def test_it_takes_functions_alone_in_chats(platform: Platform) -> None:
     for tool in TOOLS[2:]:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "tools": [tool]}
-        answered = platform.ask("/v1/chat/completions", body)
+        answered = platform.ask(CHAT, body)
         assert (answered.status, answered.error["param"]) == (400, "tools[0].type")
 
 
 def test_it_counts_a_screenshot_as_an_image_and_a_tool_as_what_the_provider_writes_for_it(platform: Platform) -> None:
-    key = platform.add([], account="narrow", tokens_per_minute=60_000)
+    key = platform.add([], account="narrow-tools", tokens_per_minute=60_000)
     shot = {
         "type": "computer_call_output",
         "call_id": "c",
@@ -269,13 +219,9 @@ def test_it_shares_no_answer_to_a_request_whose_input_brings_tools(platform: Pla
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_it_counts_a_call_of_a_tool_that_comes_in_one_piece(
-    platform: Platform, provider: ScriptedProvider, ends: bool
-) -> None:
-    script = "echo " + "zanzibar seventeen " * 50
-    call = {"type": "local_shell_call", "id": "l", "call_id": "c", "action": {"type": "exec", "command": [script]}}
-    provider.script(CALLING, streamed(call, ends=ends))
-    answered = platform.ask("/v1/responses", {"model": CALLING, "input": "a", "stream": True})
-    record = platform.record(answered)
+def test_it_counts_a_call_of_a_tool_that_comes_in_one_piece(model: Model, ends: bool) -> None:
+    command = "echo " + "zanzibar seventeen " * 50
+    model.script(streamed(of("local_shell_call", call_id="c", action=of("exec", command=[command])), ends=ends))
+    record = model.record(model.ask("/v1/responses", stream=True))
     assert record.usage_source == "estimated"
     assert 100 < record.output_tokens < 400

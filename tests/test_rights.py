@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.running import Answered, Platform, Served, command, running_platform, scripted_provider
+from tests.running import Answer, Platform, Served, command, running_platform, scripted_provider
 
 PRODUCTION = {
     "ENVIRONMENT": "production",
@@ -166,7 +166,7 @@ def test_it_asks_a_provider_at_the_press_of_a_button_only(platform: Platform) ->
 
 
 def test_it_counts_log_ins_whatever_a_peer_says_of_its_mount(platform: Platform) -> None:
-    def log_in(number: int) -> Answered:
+    def log_in(number: int) -> Answer:
         headers = {"SCRIPT_NAME": f"/{number}", "Content-Type": "application/x-www-form-urlencoded"}
         path = f"/{number}/admin/login/" if number % 2 else "/admin/login/"
         return platform.ask(path, b"username=root&password=guess", headers=headers)

@@ -1,4 +1,4 @@
-"""SQLite beside another process that writes to it: callers are answered, and what is recorded waits."""
+"""One process on SQLite and a Valkey of its own, as `bin/run` starts it: at once, and beside another that writes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,28 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+from inference.fake_provider import FakeUpstream
 from tests.servers import Service
+
+CALLERS = 6
+
+
+def test_it_sends_identical_calls_in_flight_once(service: Service, fake: FakeUpstream) -> None:
+    key = service.create_key(account="flight", tier="premium", name="first")
+    fake.reset()
+    fake.set(latency_ms=1000)
+    body = {"message": "all at once"}
+    with ThreadPoolExecutor(CALLERS) as pool:
+        answers = list(pool.map(lambda _: service.request("POST", "/chat", body, key=key), range(CALLERS)))
+    fake.reset()
+    assert [answer.status for answer in answers] == [200] * CALLERS, answers
+    *others, leading = sorted(answer.headers["x-cache"] for answer in answers)
+    assert leading == "MISS"
+    assert {"COALESCED"} <= set(others) <= {"COALESCED", "HIT"}, "who came when it was over"
+    assert {answer.json()["response"] for answer in answers} == {"You said: all at once"}
+    costs = sorted(answer.headers["x-cost-usd"] for answer in answers)
+    assert costs[:-1] == ["0.000000000"] * (CALLERS - 1)
+    assert costs[-1] != "0.000000000"
 
 
 def test_it_answers_while_another_process_writes_and_records_the_call_afterwards(service: Service) -> None:

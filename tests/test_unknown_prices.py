@@ -17,15 +17,18 @@ from typing import Any
 import pytest
 
 from tests.running import (
+    CHAT,
+    EMBEDDINGS,
+    SHORT,
     AdminPage,
-    Answered,
+    Answer,
     Platform,
     Reply,
     ScriptedProvider,
     Served,
+    answered,
     chat,
     completion,
-    event,
     running_platform,
     scripted_provider,
     wait_until,
@@ -35,54 +38,16 @@ USED = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
 CACHED = {**USED, "prompt_tokens_details": {"cached_tokens": 600}}
 #: What USED costs in nano-dollars at the prices of Served, $2 and $10 per million tokens.
 COST = 1000 * 2_000 + 100 * 10_000
-SAID = completion("Hello", usage=USED)
-STREAMED = Reply(
-    body=[
-        event({"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]}),
-        event({"choices": [], "usage": USED}),
-        event("[DONE]"),
-    ]
-)
-
-
-def body_of(**fields: Any) -> Reply:
-    """Make a reply of these fields."""
-    return Reply(body=json.dumps({"id": "x", "created": 1, "model": "m", **fields}).encode())
-
-
-TEXT = body_of(
-    object="text_completion",
-    usage=USED,
-    choices=[{"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}],
-)
-MESSAGE = {
-    "type": "message",
-    "id": "msg",
-    "status": "completed",
-    "role": "assistant",
-    "content": [{"type": "output_text", "text": "Hello", "annotations": []}],
-}
-RESPONSE = body_of(
-    object="response",
-    created_at=1,
-    status="completed",
-    output=[MESSAGE],
-    usage={"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100},
-)
-VECTOR = body_of(
-    object="list",
-    data=[{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}],
-    usage={"prompt_tokens": 1000, "total_tokens": 1000},
-)
-#: By what it is: where a call goes, its body, and what the provider answers.
-CALLS: dict[str, tuple[str, dict[str, Any], Reply]] = {
-    "chat": ("/v1/chat/completions", chat("unpriced"), SAID),
-    "stream": ("/v1/chat/completions", chat("unpriced", stream=True), STREAMED),
-    "completion": ("/v1/completions", {"model": "unpriced", "prompt": "hello there"}, TEXT),
-    "response": ("/v1/responses", {"model": "unpriced", "input": "hello there"}, RESPONSE),
-    "embedding": ("/v1/embeddings", {"model": "unpriced-vectors", "input": "hello there"}, VECTOR),
-    "own chat": ("/chat", {"model": "unpriced", "message": "hello there"}, SAID),
-    "summary": ("/summarize", {"model": "unpriced", "text": "hello there " * 10}, SAID),
+SAID, STREAMED = (answered(prompt=1000, output=100, is_stream=is_stream) for is_stream in (False, True))
+#: By what it is: where a call goes, and its body.
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (CHAT, chat("unpriced")),
+    "stream": (CHAT, chat("unpriced", stream=True)),
+    "completion": ("/v1/completions", {"model": "unpriced", "prompt": "hello there"}),
+    "response": ("/v1/responses", {"model": "unpriced", "input": "hello there"}),
+    "embedding": (EMBEDDINGS, {"model": "unpriced-vectors", "input": "hello there"}),
+    "own chat": ("/chat", {"model": "unpriced", "message": "hello there"}),
+    "summary": ("/summarize", {"model": "unpriced", "text": "hello there " * 10}),
 }
 
 
@@ -113,7 +78,7 @@ def platform(
         Served("free", at, input=0, cached=0, output=0),
         Served("mixed", [other.base_url]),
     ]
-    with running_platform(prepared(), served) as running:
+    with running_platform({**prepared(), **SHORT}, served) as running:
         yield running
 
 
@@ -129,7 +94,7 @@ def summed(platform: Platform, provider: ScriptedProvider) -> str:
     script_all(provider)
     key = platform.add([], account="summed")
     for model in ("priced", "unpriced", "unpriced"):
-        platform.record(platform.ask("/v1/chat/completions", chat(model), key=key))
+        platform.record(platform.ask(CHAT, chat(model), key=key))
     return key
 
 
@@ -143,11 +108,9 @@ def script_all(provider: ScriptedProvider) -> None:
     """Let every model answer with USED tokens, unless a test scripts something else."""
     for model in ("priced", "unpriced", "free"):
         provider.script(model, SAID)
-    provider.script("unpriced-vectors", VECTOR)
 
 
 def deployment_id(platform: Platform, model: str) -> int:
-    """Find the deployment of a model."""
     (row,) = platform.rows(f"SELECT id FROM inference_deployment WHERE upstream_name = '{model}'")  # noqa: S608
     return int(row["id"])
 
@@ -159,7 +122,6 @@ def enter_price(platform: Platform, model: str, **amounts: str) -> AdminPage:
 
 
 def account_id(platform: Platform, name: str) -> int:
-    """Find an account."""
     (row,) = platform.rows(f"SELECT id FROM accounts_account WHERE name = '{name}'")  # noqa: S608
     return int(row["id"])
 
@@ -178,7 +140,7 @@ def usage(platform: Platform, key: str) -> dict[str, Any]:
     return {"": told["totals"], **{entry["model"]: entry for entry in told["series"]}}
 
 
-def assert_refused(answer: Answered) -> None:
+def assert_refused(answer: Answer) -> None:
     """See that a call was refused because its model has no price."""
     body = answer.json()
     error = body.get("error", body)
@@ -186,230 +148,234 @@ def assert_refused(answer: Answered) -> None:
     assert "no price" in error.get("message", error.get("detail"))
 
 
-class TestPrices:
-    def test_it_bills_cached_tokens_as_input_where_their_price_was_left_empty(
-        self, platform: Platform, provider: ScriptedProvider
-    ) -> None:
-        provider.script("cached", completion("Hello", usage=CACHED))
-        enter_price(platform, "cached", input="2", output="10")
-        record = platform.record(platform.ask("/v1/chat/completions", chat("cached")))
-        assert (record.cached_tokens, record.cost) == (600, COST)
-
-    def test_it_takes_no_price_for_0_that_was_not_entered(self, platform: Platform) -> None:
-        assert "This field is required" in enter_price(platform, "half", input="2").words
-        of_half = f"SELECT 1 FROM inference_price WHERE deployment_id = {deployment_id(platform, 'half')}"  # noqa: S608
-        assert platform.rows(of_half) == []
-
-    def test_it_begins_with_a_price_of_0_for_what_the_fake_provider_serves(
-        self, platform: Platform, prepared: Callable[[], dict[str, str]]
-    ) -> None:
-        new = {**platform.service.env, **prepared(), "OPENAI_MODEL": "unlisted"}
-        installed = Platform(replace(platform.service, env=new), key="")
-        installed.manage("bootstrap")
-        (price,) = installed.rows(
-            "SELECT input_per_million + output_per_million AS both, cached_input_per_million AS cached "  # noqa: S608
-            f"FROM inference_price WHERE deployment_id = {deployment_id(installed, 'unlisted')}"
-        )
-        assert (float(price["both"]), price["cached"]) == (0, None)
+def test_it_bills_cached_tokens_as_input_where_their_price_was_left_empty(
+    platform: Platform, provider: ScriptedProvider
+) -> None:
+    provider.script("cached", completion("Hello", usage=CACHED))
+    enter_price(platform, "cached", input="2", output="10")
+    record = platform.record(platform.ask(CHAT, chat("cached")))
+    assert (record.cached_tokens, record.cost) == (600, COST)
 
 
-class TestUnknownCosts:
-    @pytest.mark.parametrize("call", CALLS)
-    def test_it_records_an_unknown_cost_and_sends_none(
-        self, platform: Platform, provider: ScriptedProvider, call: str
-    ) -> None:
-        path, body, reply = CALLS[call]
-        provider.script(body["model"], reply)
-        answer = platform.ask(path, body)
+def test_it_takes_no_price_for_0_that_was_not_entered(platform: Platform) -> None:
+    assert "This field is required" in enter_price(platform, "half", input="2").words
+    of_half = f"SELECT 1 FROM inference_price WHERE deployment_id = {deployment_id(platform, 'half')}"  # noqa: S608
+    assert platform.rows(of_half) == []
+
+
+def test_it_begins_with_a_price_of_0_for_what_the_fake_provider_serves(
+    platform: Platform, prepared: Callable[[], dict[str, str]]
+) -> None:
+    new = {**platform.service.env, **prepared(), "OPENAI_MODEL": "unlisted"}
+    installed = Platform(replace(platform.service, env=new), key="")
+    installed.manage("bootstrap")
+    (price,) = installed.rows(
+        "SELECT input_per_million + output_per_million AS both, cached_input_per_million AS cached "  # noqa: S608
+        f"FROM inference_price WHERE deployment_id = {deployment_id(installed, 'unlisted')}"
+    )
+    assert (float(price["both"]), price["cached"]) == (0, None)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_it_records_an_unknown_cost_and_sends_none(platform: Platform, provider: ScriptedProvider, call: str) -> None:
+    path, body = CALLS[call]
+    provider.script(body["model"], answered(path, prompt=1000, output=100, is_stream="stream" in body))
+    answer = platform.ask(path, body)
+    assert answer.status == 200
+    assert "x-cost-usd" not in answer.headers
+    record = platform.record(answer)
+    assert (record.input_tokens, record.cost, record.usage_source) == (1000, None, "provider")
+    assert platform.ask(f"/requests/{answer.label}").json()["cost"] is None
+
+
+def test_it_costs_nothing_to_get_such_an_answer_again(platform: Platform) -> None:
+    body = {"model": "unpriced", "message": "the same again"}
+    once = {"Idempotency-Key": "unpriced"}
+    assert platform.ask("/chat", body, headers=once).headers["x-cache"] == "MISS"
+    for headers, outcome in ((once, "replay"), ({}, "hit")):
+        again = platform.ask("/chat", body, headers=headers)
+        assert (again.status, again.headers["x-cost-usd"]) == (200, "0.000000000")
+        record = platform.record(again)
+        assert (record.cache, record.cost) == (outcome, 0)
+
+
+def test_it_records_an_unknown_cost_of_a_call_that_is_charged_its_bound(
+    platform: Platform, provider: ScriptedProvider
+) -> None:
+    provider.script("unpriced", Reply(body=b'{"choices"', breaks_off=True))
+    failed = platform.record(platform.ask(CHAT, chat("unpriced")))
+    assert (failed.status, failed.usage_source) == (502, "bound")
+    assert (failed.input_tokens > 0, failed.cost) == (True, None)
+
+
+def test_it_records_a_cost_of_0_where_the_provider_did_nothing(platform: Platform, provider: ScriptedProvider) -> None:
+    provider.script("unpriced", Reply(429, {"Retry-After": "30"}, b"{}"))
+    refused = platform.record(platform.ask(CHAT, chat("unpriced")))
+    assert (refused.input_tokens, refused.cost) == (0, 0)
+
+
+def test_it_records_an_unknown_cost_of_a_call_whose_process_died(
+    platform: Platform, provider: ScriptedProvider
+) -> None:
+    provider.script("unpriced", Reply(body=[60.0]))
+    before = len(provider.calls)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(platform.ask, CHAT, chat("unpriced", "die"))
+        wait_until(lambda: len(provider.calls) > before, "the call")
+        (pid,) = platform.service.worker_pids()
+        platform.service.kill_worker(pid)
+        assert isinstance(asking.exception(), OSError | HTTPException)
+    provider.script("unpriced", SAID)
+    died = "SELECT cost, input_tokens FROM monitoring_requestrecord WHERE error_code = 'interrupted'"
+    wait_until(lambda: bool(platform.rows(died)), "the record of the call that died", 60)
+    (row,) = platform.rows(died)
+    assert (row["input_tokens"] > 0, row["cost"]) == (True, None)
+
+
+def test_it_tells_sums_as_known_in_part(platform: Platform, summed: str) -> None:
+    told = usage(platform, summed)
+    assert {name: (each["cost"], each["unpriced_requests"]) for name, each in told.items()} == {
+        "": ("0.003000000", 2),
+        "priced": ("0.003000000", 0),
+        "unpriced": (None, 2),
+    }
+
+
+@pytest.mark.usefixtures("summed")
+def test_it_leaves_an_unknown_cost_empty_in_files(platform: Platform) -> None:
+    lines = platform.manage("export_log", "--format", "jsonl", "--account", "summed").splitlines()
+    assert [json.loads(line)["cost"] for line in lines] == ["0.003000000", None, None]
+    rows = csv.DictReader(io.StringIO(platform.manage("export_log", "--account", "summed")))
+    assert [row["cost"] for row in rows] == ["0.003000000", "", ""]
+    usage_file = platform.manage("export_usage", "--unit", "month", "--by", "account")
+    (row,) = [row for row in csv.DictReader(io.StringIO(usage_file)) if row["account"] == "summed"]
+    assert (row["cost"], row["unpriced_requests"]) == ("0.003000000", "2")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_it_refuses_a_call_whose_cost_nobody_can_bound(
+    platform: Platform, provider: ScriptedProvider, budgeted: str, call: str
+) -> None:
+    path, body = CALLS[call]
+    asked = len(provider.calls)
+    answer = platform.ask(path, body, key=budgeted)
+    assert_refused(answer)
+    record = platform.record(answer)
+    assert (record.error_code, record.input_tokens, record.cost) == ("price_unknown", 0, 0)
+    assert len(provider.calls) == asked
+
+
+@pytest.mark.parametrize("whose", ["account", "account model", "key model"])
+def test_it_refuses_it_whoever_has_the_budget(platform: Platform, whose: str) -> None:
+    name = whose.replace(" ", "-")
+    key = platform.add([], account=name)
+    assert platform.ask(CHAT, chat("unpriced"), key=key).status == 200
+    if whose == "account":
+        give_account_budget(platform, name, "5")
+    else:
+        of_key = ["--name", "e2e"] if whose == "key model" else []
+        platform.manage("key", "budget", "--account", name, *of_key, "--model", "unpriced", "--cost", "5")
+    wait_until(lambda: platform.ask(CHAT, chat("unpriced"), key=key).status == 403, "the budget", 5)
+    assert_refused(platform.ask(CHAT, chat("unpriced", stream=True), key=key))
+    assert platform.ask(CHAT, chat("priced"), key=key).status == 200
+
+
+def test_it_takes_it_once_a_price_of_0_was_entered(
+    platform: Platform, provider: ScriptedProvider, budgeted: str
+) -> None:
+    provider.script("own", SAID)
+    assert_refused(platform.ask(CHAT, chat("own"), key=budgeted))
+    enter_price(platform, "own", input="0", output="0")
+    wait_until(lambda: platform.ask(CHAT, chat("own"), key=budgeted).status == 200, "the price", 5)
+
+
+def test_it_passes_by_a_deployment_without_a_price(
+    platform: Platform, provider: ScriptedProvider, other: ScriptedProvider, budgeted: str
+) -> None:
+    provider.script("mixed", SAID)
+    other.script("mixed", SAID)
+    for _ in range(8):
+        answer = platform.ask(CHAT, chat("mixed"), key=budgeted)
+        assert (answer.status, answer.headers["x-cost-usd"]) == (200, "0.003000000")
+    other.script("mixed", Reply(500, body=b"{}"))
+    assert platform.ask(CHAT, chat("mixed"), key=budgeted).status == 502
+    assert provider.calls_of("mixed") == []
+    assert platform.ask(CHAT, chat("mixed")).status == 200, "without a budget it may go there"
+
+
+def test_it_answers_from_a_free_model_when_a_budget_is_overspent(
+    platform: Platform, provider: ScriptedProvider
+) -> None:
+    key = platform.add([], account="overspent", monthly_cost_budget="0.1", max_output_tokens=500)
+    provider.script("priced", completion("Hello", usage={**USED, "prompt_tokens": 1_000_000}))
+    assert platform.ask(CHAT, chat("priced"), key=key).status == 200
+    refused = platform.ask(CHAT, chat("priced"), key=key)
+    assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
+    for body in (chat("free"), chat("free", stream=True)):
+        provider.script("free", STREAMED if "stream" in body else SAID)
+        answer = platform.ask(CHAT, body, key=key)
         assert answer.status == 200
-        assert "x-cost-usd" not in answer.headers
-        record = platform.record(answer)
-        assert (record.input_tokens, record.cost, record.usage_source) == (1000, None, "provider")
-        assert platform.ask(f"/requests/{answer.label}").json()["cost"] is None
-
-    def test_it_costs_nothing_to_get_such_an_answer_again(self, platform: Platform) -> None:
-        body = {"model": "unpriced", "message": "the same again"}
-        once = {"Idempotency-Key": "unpriced"}
-        assert platform.ask("/chat", body, headers=once).headers["x-cache"] == "MISS"
-        for headers, outcome in ((once, "replay"), ({}, "hit")):
-            again = platform.ask("/chat", body, headers=headers)
-            assert (again.status, again.headers["x-cost-usd"]) == (200, "0.000000000")
-            record = platform.record(again)
-            assert (record.cache, record.cost) == (outcome, 0)
-
-    def test_it_records_an_unknown_cost_of_a_call_that_is_charged_its_bound(
-        self, platform: Platform, provider: ScriptedProvider
-    ) -> None:
-        provider.script("unpriced", Reply(body=b'{"choices"', breaks_off=True))
-        failed = platform.record(platform.ask("/v1/chat/completions", chat("unpriced")))
-        assert (failed.status, failed.usage_source) == (502, "bound")
-        assert (failed.input_tokens > 0, failed.cost) == (True, None)
-
-    def test_it_records_a_cost_of_0_where_the_provider_did_nothing(
-        self, platform: Platform, provider: ScriptedProvider
-    ) -> None:
-        provider.script("unpriced", Reply(429, {"Retry-After": "30"}, b"{}"))
-        refused = platform.record(platform.ask("/v1/chat/completions", chat("unpriced")))
-        assert (refused.input_tokens, refused.cost) == (0, 0)
-
-    def test_it_records_an_unknown_cost_of_a_call_whose_process_died(
-        self, platform: Platform, provider: ScriptedProvider
-    ) -> None:
-        provider.script("unpriced", Reply(body=[60.0]))
-        before = len(provider.calls)
-        with ThreadPoolExecutor(1) as pool:
-            asking = pool.submit(platform.ask, "/v1/chat/completions", chat("unpriced", "die"))
-            wait_until(lambda: len(provider.calls) > before, "the call")
-            (pid,) = platform.service.worker_pids()
-            platform.service.kill_worker(pid)
-            assert isinstance(asking.exception(), OSError | HTTPException)
-        provider.script("unpriced", SAID)
-        died = "SELECT cost, input_tokens FROM monitoring_requestrecord WHERE error_code = 'interrupted'"
-        wait_until(lambda: bool(platform.rows(died)), "the record of the call that died", 60)
-        (row,) = platform.rows(died)
-        assert (row["input_tokens"] > 0, row["cost"]) == (True, None)
-
-    def test_it_tells_sums_as_known_in_part(self, platform: Platform, summed: str) -> None:
-        told = usage(platform, summed)
-        assert {name: (each["cost"], each["unpriced_requests"]) for name, each in told.items()} == {
-            "": ("0.003000000", 2),
-            "priced": ("0.003000000", 0),
-            "unpriced": (None, 2),
-        }
-
-    @pytest.mark.usefixtures("summed")
-    def test_it_leaves_an_unknown_cost_empty_in_files(self, platform: Platform) -> None:
-        lines = platform.manage("export_log", "--format", "jsonl", "--account", "summed").splitlines()
-        assert [json.loads(line)["cost"] for line in lines] == ["0.003000000", None, None]
-        rows = csv.DictReader(io.StringIO(platform.manage("export_log", "--account", "summed")))
-        assert [row["cost"] for row in rows] == ["0.003000000", "", ""]
-        usage_file = platform.manage("export_usage", "--unit", "month", "--by", "account")
-        (row,) = [row for row in csv.DictReader(io.StringIO(usage_file)) if row["account"] == "summed"]
-        assert (row["cost"], row["unpriced_requests"]) == ("0.003000000", "2")
+        assert platform.record(answer).cost == 0
+        assert provider.calls_of("free")[-1].payload["max_tokens"] == 500, "its answer is not cut short"
 
 
-class TestBudgetsInMoney:
-    @pytest.mark.parametrize("call", CALLS)
-    def test_it_refuses_a_call_whose_cost_nobody_can_bound(
-        self, platform: Platform, provider: ScriptedProvider, budgeted: str, call: str
-    ) -> None:
-        path, body, _ = CALLS[call]
-        asked = len(provider.calls)
-        answer = platform.ask(path, body, key=budgeted)
-        assert_refused(answer)
-        record = platform.record(answer)
-        assert (record.error_code, record.input_tokens, record.cost) == ("price_unknown", 0, 0)
-        assert len(provider.calls) == asked
-
-    @pytest.mark.parametrize("whose", ["account", "account model", "key model"])
-    def test_it_refuses_it_whoever_has_the_budget(self, platform: Platform, whose: str) -> None:
-        name = whose.replace(" ", "-")
-        key = platform.add([], account=name)
-        assert platform.ask("/v1/chat/completions", chat("unpriced"), key=key).status == 200
-        if whose == "account":
-            give_account_budget(platform, name, "5")
-        else:
-            of_key = ["--name", "e2e"] if whose == "key model" else []
-            platform.manage("key", "budget", "--account", name, *of_key, "--model", "unpriced", "--cost", "5")
-        wait_until(
-            lambda: platform.ask("/v1/chat/completions", chat("unpriced"), key=key).status == 403, "the budget", 5
-        )
-        assert_refused(platform.ask("/v1/chat/completions", chat("unpriced", stream=True), key=key))
-        assert platform.ask("/v1/chat/completions", chat("priced"), key=key).status == 200
-
-    def test_it_takes_it_once_a_price_of_0_was_entered(
-        self, platform: Platform, provider: ScriptedProvider, budgeted: str
-    ) -> None:
-        provider.script("own", SAID)
-        assert_refused(platform.ask("/v1/chat/completions", chat("own"), key=budgeted))
-        enter_price(platform, "own", input="0", output="0")
-        wait_until(
-            lambda: platform.ask("/v1/chat/completions", chat("own"), key=budgeted).status == 200, "the price", 5
-        )
-
-    def test_it_passes_by_a_deployment_without_a_price(
-        self, platform: Platform, provider: ScriptedProvider, other: ScriptedProvider, budgeted: str
-    ) -> None:
-        provider.script("mixed", SAID)
-        other.script("mixed", SAID)
-        for _ in range(8):
-            answer = platform.ask("/v1/chat/completions", chat("mixed"), key=budgeted)
-            assert (answer.status, answer.headers["x-cost-usd"]) == (200, "0.003000000")
-        other.script("mixed", Reply(500, body=b"{}"))
-        assert platform.ask("/v1/chat/completions", chat("mixed"), key=budgeted).status == 502
-        assert provider.calls_of("mixed") == []
-        assert platform.ask("/v1/chat/completions", chat("mixed")).status == 200, "without a budget it may go there"
+def test_it_answers_from_a_free_model_when_a_budget_was_lowered(platform: Platform) -> None:
+    key = platform.add([], account="lowered")
+    assert platform.ask(CHAT, chat("priced"), key=key).status == 200
+    give_account_budget(platform, "lowered", "0.002")
+    wait_until(lambda: platform.ask(CHAT, chat("priced"), key=key).status == 429, "the budget", 5)
+    assert platform.ask(CHAT, chat("free"), key=key).status == 200
 
 
-class TestSpentBudgets:
-    def test_it_answers_from_a_free_model_when_a_budget_is_overspent(
-        self, platform: Platform, provider: ScriptedProvider
-    ) -> None:
-        key = platform.add([], account="overspent", monthly_cost_budget="0.1", max_output_tokens=500)
-        provider.script("priced", completion("Hello", usage={**USED, "prompt_tokens": 1_000_000}))
-        assert platform.ask("/v1/chat/completions", chat("priced"), key=key).status == 200
-        refused = platform.ask("/v1/chat/completions", chat("priced"), key=key)
+def test_it_holds_models_without_a_price_and_free_ones_to_a_budget_in_tokens(platform: Platform) -> None:
+    key = platform.add([], account="in-tokens", monthly_token_budget=1_150, max_output_tokens=100)
+    assert platform.ask(CHAT, chat("unpriced"), key=key).status == 200
+    for model in ("free", "unpriced"):
+        refused = platform.ask(CHAT, chat(model), key=key)
         assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
-        for body in (chat("free"), chat("free", stream=True)):
-            provider.script("free", STREAMED if "stream" in body else SAID)
-            answer = platform.ask("/v1/chat/completions", body, key=key)
-            assert answer.status == 200
-            assert platform.record(answer).cost == 0
-            assert provider.calls_of("free")[-1].payload["max_tokens"] == 500, "its answer is not cut short"
-
-    def test_it_answers_from_a_free_model_when_a_budget_was_lowered(self, platform: Platform) -> None:
-        key = platform.add([], account="lowered")
-        assert platform.ask("/v1/chat/completions", chat("priced"), key=key).status == 200
-        give_account_budget(platform, "lowered", "0.002")
-        wait_until(lambda: platform.ask("/v1/chat/completions", chat("priced"), key=key).status == 429, "the budget", 5)
-        assert platform.ask("/v1/chat/completions", chat("free"), key=key).status == 200
-
-    def test_it_holds_models_without_a_price_and_free_ones_to_a_budget_in_tokens(self, platform: Platform) -> None:
-        key = platform.add([], account="in-tokens", monthly_token_budget=1_150, max_output_tokens=100)
-        assert platform.ask("/v1/chat/completions", chat("unpriced"), key=key).status == 200
-        for model in ("free", "unpriced"):
-            refused = platform.ask("/v1/chat/completions", chat(model), key=key)
-            assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
 
 
 def test_it_keeps_log_and_sums_alike(platform: Platform) -> None:
     assert platform.manage("check_rollups").splitlines()[0] == "The rollups agree with the log."
 
 
-class TestWhoIsTold:
-    def test_it_names_models_without_a_price_in_the_doctors_lines(self, platform: Platform) -> None:
-        told = platform.manage("doctor").splitlines()
-        missing = [line.split() for line in told if line.startswith("prices")]
-        assert {"unpriced", "unpriced-vectors", "mixed"} <= {line[3] for line in missing}
-        assert not {"priced", "free", "gpt-3.5-turbo"} & {line[3] for line in missing}
+def test_it_names_models_without_a_price_in_the_doctors_lines(platform: Platform) -> None:
+    told = platform.manage("doctor").splitlines()
+    missing = [line.split() for line in told if line.startswith("prices")]
+    assert {"unpriced", "unpriced-vectors", "mixed"} <= {line[3] for line in missing}
+    assert not {"priced", "free", "gpt-3.5-turbo"} & {line[3] for line in missing}
 
-    def test_it_raises_an_alert_for_each_until_a_price_is_entered(self, platform: Platform) -> None:
-        platform.manage("worker", "--once", "watch")
-        (alert,) = platform.rows("SELECT title, ended_at FROM monitoring_alert WHERE subject = 'price:alerted'")
-        assert (alert["title"], alert["ended_at"]) == ("Model alerted has no price", None)
-        assert platform.rows("SELECT 1 FROM monitoring_alert WHERE subject IN ('price:priced', 'price:free')") == []
-        enter_price(platform, "alerted", input="0", output="0")
-        platform.manage("worker", "--once", "watch")
-        (alert,) = platform.rows("SELECT ended_at FROM monitoring_alert WHERE subject = 'price:alerted'")
-        assert alert["ended_at"]
 
-    @pytest.mark.usefixtures("summed")
-    def test_it_shows_them_on_the_dashboard_with_sums_that_are_at_least(self, platform: Platform) -> None:
-        for span in ("24h", "1h"):
-            words = platform.admin.page(f"/admin/?range={span}&account=summed").words
-            assert "at least $0.003" in words
-            assert "2 without a price" in words
-            assert "✕ no price" in words
+def test_it_raises_an_alert_for_each_until_a_price_is_entered(platform: Platform) -> None:
+    platform.manage("worker", "--once", "watch")
+    (alert,) = platform.rows("SELECT title, ended_at FROM monitoring_alert WHERE subject = 'price:alerted'")
+    assert (alert["title"], alert["ended_at"]) == ("Model alerted has no price", None)
+    assert platform.rows("SELECT 1 FROM monitoring_alert WHERE subject IN ('price:priced', 'price:free')") == []
+    enter_price(platform, "alerted", input="0", output="0")
+    platform.manage("worker", "--once", "watch")
+    (alert,) = platform.rows("SELECT ended_at FROM monitoring_alert WHERE subject = 'price:alerted'")
+    assert alert["ended_at"]
 
-    def test_it_keeps_the_state_of_health(self, platform: Platform) -> None:
-        told = platform.ask("/health")
-        assert (told.status, told.json()["status"]) == (200, "healthy")
 
-    def test_it_explains_which_models_a_budget_rules_out(self, platform: Platform, budgeted: str) -> None:
-        told = platform.manage("key", "explain", "--account", "budgeted", "--name", "e2e")
-        assert "Calls of unpriced would be refused (403 price_unknown)" in told
-        assert "Calls of priced would" not in told
-        listed = {each["id"] for each in platform.ask("/v1/models", key=budgeted).json()["data"]}
-        assert {"priced", "free"} <= listed
-        assert "unpriced" not in listed
-        assert "unpriced" in {each["id"] for each in platform.ask("/v1/models").json()["data"]}
+@pytest.mark.usefixtures("summed")
+def test_it_shows_them_on_the_dashboard_with_sums_that_are_at_least(platform: Platform) -> None:
+    for span in ("24h", "1h"):
+        words = platform.admin.page(f"/admin/?range={span}&account=summed").words
+        assert "at least $0.003" in words
+        assert "2 without a price" in words
+        assert "✕ no price" in words
+
+
+def test_it_keeps_the_state_of_health(platform: Platform) -> None:
+    told = platform.ask("/health")
+    assert (told.status, told.json()["status"]) == (200, "healthy")
+
+
+def test_it_explains_which_models_a_budget_rules_out(platform: Platform, budgeted: str) -> None:
+    told = platform.manage("key", "explain", "--account", "budgeted", "--name", "e2e")
+    assert "Calls of unpriced would be refused (403 price_unknown)" in told
+    assert "Calls of priced would" not in told
+    listed = {each["id"] for each in platform.ask("/v1/models", key=budgeted).json()["data"]}
+    assert {"priced", "free"} <= listed
+    assert "unpriced" not in listed
+    assert "unpriced" in {each["id"] for each in platform.ask("/v1/models").json()["data"]}

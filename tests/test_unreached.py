@@ -11,10 +11,11 @@ import pytest
 
 from inference.fake_provider import FakeUpstream
 from inference.tests.samples import unanswered
+from tests.answers import said
 from tests.catalogue import Served, record_of, records, set_up
 from tests.processes import wait_until
-from tests.servers import Service, aiapi_server, fake_upstream
-from tests.streams import Stream, asked, said
+from tests.servers import Service, aiapi_server
+from tests.streams import Stream, asked
 
 CONNECT_TIMEOUT = 1.5
 
@@ -40,7 +41,7 @@ def platform(prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
     """Run the platform: a black hole for each kind of call, and a provider that refuses."""
     env = {**prepared(), "UPSTREAM_CONNECT_TIMEOUT": str(CONNECT_TIMEOUT)}
     with ExitStack() as stack:
-        away, spare = (stack.enter_context(fake_upstream()) for _ in range(2))
+        away, spare = (stack.enter_context(FakeUpstream()) for _ in range(2))
         holes = [f"http://127.0.0.1:{stack.enter_context(unanswered())}/v1" for _ in range(3)]
         service = stack.enter_context(aiapi_server(env, prepare=False))
         served = [

@@ -3,60 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from tests.running import (
-    Answered,
-    Platform,
-    Reply,
-    ScriptedProvider,
-    Served,
-    chat,
-    event,
-    running_platform,
-    scripted_provider,
-)
+from tests.running import CHAT, EMBEDDINGS, Model, Reply, answered, event
 
-MODEL, EMBEDDER = "m", "e"
 WORDS = "one two three four five"
 COUNTED = 5
-TEXT = {"text": "The honey bee lives in large colonies."}
 #: A request of each endpoint that generates text.
-PLAIN: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": chat(MODEL),
-    "/v1/completions": {"model": MODEL, "prompt": "hello there"},
-    "/v1/responses": {"model": MODEL, "input": "hello there"},
-    "/chat": {"model": MODEL, "message": "hello there"},
-    "/summarize": {"model": MODEL, **TEXT},
-}
-STREAMED = {path: {**body, "stream": True} for path, body in PLAIN.items() if path != "/summarize"}
-CALLS = [
-    *((path, body) for path, body in PLAIN.items()),
-    *((path, body) for path, body in STREAMED.items()),
+PATHS = (CHAT, "/v1/completions", "/v1/responses", "/chat", "/summarize")
+CALLS: list[tuple[str, dict[str, bool]]] = [(path, {}) for path in PATHS] + [
+    (path, {"stream": True}) for path in PATHS[:4]
 ]
-NUMBERS = count(1)
-CHUNKED = ("/v1/chat/completions", "/v1/completions")
+CHUNKED = (CHAT, "/v1/completions")
 #: Figures of input and output that can't be, beside a question and five words.
 IMPOSSIBLE = [(0, 0), (90, 0), (0, 9)]
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[ScriptedProvider]:
-    """Run a provider."""
-    with scripted_provider() as provider:
-        yield provider
-
-
-@pytest.fixture(scope="module")
-def platform(provider: ScriptedProvider, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
-    """Run the platform before it."""
-    served = [Served(MODEL, [provider.base_url]), Served(EMBEDDER, [provider.base_url], kind="embedding")]
-    with running_platform(prepared(), served) as platform:
-        yield platform
 
 
 def told(prompt: int, output: int | None) -> dict[str, int]:
@@ -65,7 +28,6 @@ def told(prompt: int, output: int | None) -> dict[str, int]:
 
 
 def choice(path: str, text: str, **more: Any) -> dict[str, Any]:
-    """Make a choice of a chunk."""
     said = {"text": text} if path == "/v1/completions" else {"delta": {"content": text}}
     return {"index": 0, **said, "finish_reason": None, **more}
 
@@ -90,92 +52,60 @@ def stream(*events: bytes) -> Reply:
     return Reply(body=[*events, event("[DONE]")])
 
 
-def reply(path: str, text: str, prompt: int, output: int, *, is_stream: bool) -> Reply:
-    """Make what a provider answers for an endpoint: a text, and what it says that it used."""
-    usage = told(prompt, output)
-    if path == "/v1/responses":
-        part = {"type": "output_text", "text": text, "annotations": []}
-        item = {"type": "message", "id": "i", "role": "assistant", "status": "completed", "content": [part]}
-        used = {"input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output}
-        body = {"id": "r", "object": "response", "status": "completed", "output": [item], "usage": used}
-        kinds: list[tuple[str, dict[str, Any]]] = [
-            ("response.created", {"response": {"id": "r", "status": "in_progress"}}),
-            ("response.output_text.delta", {"delta": text}),
-            ("response.completed", {"response": body}),
-        ]
-        events = [event({"type": kind, "sequence_number": n, **more}, kind) for n, (kind, more) in enumerate(kinds)]
-        return Reply(body=events) if is_stream else Reply(body=json.dumps(body).encode())
-    if is_stream:
-        return stream(chunk(path, text), finish(path), own(usage))
-    said = {"text": text} if path == "/v1/completions" else {"message": {"role": "assistant", "content": text}}
-    body = {"id": "c", "object": "o", "choices": [{"index": 0, "finish_reason": "stop", **said}], "usage": usage}
-    return Reply(body=json.dumps(body).encode())
-
-
-@pytest.mark.parametrize(("path", "body"), CALLS)
+@pytest.mark.parametrize(("path", "more"), CALLS)
 @pytest.mark.parametrize(("prompt", "output"), IMPOSSIBLE)
 def test_it_counts_itself_beside_a_usage_that_can_not_be(
-    platform: Platform, provider: ScriptedProvider, path: str, body: dict[str, Any], prompt: int, output: int
+    model: Model, path: str, more: dict[str, bool], prompt: int, output: int
 ) -> None:
-    provider.script(MODEL, reply(path, WORDS, prompt, output, is_stream="stream" in body))
-    answer = platform.ask(path, body, headers={"Cache-Control": "no-store"})
+    model.script(answered(path, WORDS, prompt=prompt, output=output, is_stream="stream" in more))
+    answer = model.ask(path, **more)
     assert answer.status == 200
-    record = platform.record(answer)
+    record = model.record(answer)
     assert record.usage_source == "estimated"
     assert record.output_tokens == (output or COUNTED)
     assert record.input_tokens == prompt or (not prompt and record.input_tokens > 1)
     assert record.cost == 2000 * record.input_tokens + 10000 * record.output_tokens
     if path == "/chat":
-        tokens = answer.events()[-1]["tokens_used"] if "stream" in body else answer.json()["tokens_used"]
+        tokens = answer.events()[-1]["tokens_used"] if "stream" in more else answer.json()["tokens_used"]
         assert tokens == record.input_tokens + record.output_tokens
 
 
-@pytest.mark.parametrize(("path", "body"), CALLS)
-def test_it_believes_a_usage_that_can_be(
-    platform: Platform, provider: ScriptedProvider, path: str, body: dict[str, Any]
-) -> None:
-    provider.script(MODEL, reply(path, WORDS, 100, 3, is_stream="stream" in body))
-    record = platform.record(platform.ask(path, body, headers={"Cache-Control": "no-store"}))
+@pytest.mark.parametrize(("path", "more"), CALLS)
+def test_it_believes_a_usage_that_can_be(model: Model, path: str, more: dict[str, bool]) -> None:
+    model.script(answered(path, WORDS, prompt=100, output=3, is_stream="stream" in more))
+    record = model.record(model.ask(path, **more))
     assert (record.usage_source, record.input_tokens, record.output_tokens) == ("provider", 100, 3)
 
 
-@pytest.mark.parametrize("path", [path for path in PLAIN if path.startswith("/v1/")])
+@pytest.mark.parametrize("path", PATHS[:3])
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_it_believes_that_nothing_was_generated_where_nothing_came(
-    platform: Platform, provider: ScriptedProvider, path: str, is_stream: bool
-) -> None:
-    provider.script(MODEL, reply(path, "", 9, 0, is_stream=is_stream))
-    record = platform.record(platform.ask(path, (STREAMED if is_stream else PLAIN)[path]))
+def test_it_believes_that_nothing_was_generated_where_nothing_came(model: Model, path: str, is_stream: bool) -> None:
+    model.script(answered(path, "", prompt=9, output=0, is_stream=is_stream))
+    record = model.record(model.ask(path, stream=is_stream))
     assert (record.usage_source, record.input_tokens, record.output_tokens) == ("provider", 9, 0)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_it_counts_the_tool_calls_that_a_usage_leaves_out(
-    platform: Platform, provider: ScriptedProvider, is_stream: bool
-) -> None:
+def test_it_counts_the_tool_calls_that_a_usage_leaves_out(model: Model, is_stream: bool) -> None:
     called = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [called]}
     said = {"index": 0, "finish_reason": "tool_calls", ("delta" if is_stream else "message"): message}
     body = {"id": "c", "choices": [said], "usage": told(9, 0)}
-    provider.script(MODEL, stream(event(body)) if is_stream else Reply(body=json.dumps(body).encode()))
-    record = platform.record(platform.ask("/v1/chat/completions", chat(MODEL, stream=is_stream)))
+    model.script(stream(event(body)) if is_stream else Reply(body=json.dumps(body).encode()))
+    record = model.record(model.ask(stream=is_stream))
     assert (record.usage_source, record.input_tokens) == ("estimated", 9)
     assert record.output_tokens > 3
 
 
 @pytest.mark.parametrize("usage", [told(0, None), told(0, 0), None])
 def test_it_counts_the_input_of_embeddings_that_a_usage_leaves_out(
-    platform: Platform, provider: ScriptedProvider, usage: dict[str, int] | None
+    make_model: Callable[..., Model], usage: dict[str, int] | None
 ) -> None:
     body = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}], "usage": usage}
-    provider.script(EMBEDDER, Reply(body=json.dumps(body).encode()))
-    record = platform.record(ask_fresh(platform, "/v1/embeddings", {"model": EMBEDDER, "input": WORDS}))
+    model = make_model(EMBEDDINGS)
+    model.script(Reply(body=json.dumps(body).encode()))
+    record = model.record(model.ask(EMBEDDINGS, input=WORDS))
     assert (record.usage_source, record.input_tokens, record.output_tokens) == ("estimated", COUNTED, 0)
-
-
-def ask_fresh(platform: Platform, path: str, body: dict[str, Any]) -> Answered:
-    """Ask without the cache."""
-    return platform.ask(path, body, headers={"Cache-Control": "no-store"})
 
 
 def running(path: str, *usages: Any) -> list[bytes]:
@@ -198,24 +128,22 @@ def running(path: str, *usages: Any) -> list[bytes]:
     ],
 )
 def test_it_takes_the_last_of_the_usages_that_run_along(
-    platform: Platform, provider: ScriptedProvider, path: str, last: Callable[[str], list[bytes]]
+    model: Model, path: str, last: Callable[[str], list[bytes]]
 ) -> None:
     ending = last(path)
     pieces = [chunk(path, f"{word} ", usage=told(30, n)) for n, word in enumerate(WORDS.split())]
     is_told_late = any(b'"completion_tokens": 9' in each for each in ending)
-    provider.script(MODEL, stream(*pieces, *ending))
-    record = platform.record(platform.ask(path, STREAMED[path]))
+    model.script(stream(*pieces, *ending))
+    record = model.record(model.ask(path, stream=True))
     assert (record.usage_source, record.input_tokens) == ("provider", 30)
     assert record.output_tokens == (9 if is_told_late else 4)
 
 
 @pytest.mark.parametrize("path", CHUNKED)
-def test_it_takes_a_usage_out_of_the_choice_that_holds_it(
-    platform: Platform, provider: ScriptedProvider, path: str
-) -> None:
+def test_it_takes_a_usage_out_of_the_choice_that_holds_it(model: Model, path: str) -> None:
     last = event({"id": "c", "choices": [choice(path, "", finish_reason="stop", usage=told(30, 9))]})
-    provider.script(MODEL, stream(chunk(path, WORDS), last))
-    record = platform.record(platform.ask(path, STREAMED[path]))
+    model.script(stream(chunk(path, WORDS), last))
+    record = model.record(model.ask(path, stream=True))
     assert (record.usage_source, record.input_tokens, record.output_tokens) == ("provider", 30, 9)
 
 
@@ -247,7 +175,6 @@ PLACES: dict[str, Callable[[str], Sequence[bytes]]] = {
 
 
 def text_of(events: Sequence[Any]) -> str:
-    """Join the text of chunks."""
     choices = [each["choices"][0] for each in events if each != "[DONE]" and each["choices"]]
     return "".join(each.get("text") or each.get("delta", {}).get("content") or "" for each in choices)
 
@@ -256,17 +183,13 @@ def text_of(events: Sequence[Any]) -> str:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": False}}, {"stream_options": None}])
 def test_it_shows_no_usage_to_one_who_did_not_ask_for_it(
-    platform: Platform, provider: ScriptedProvider, path: str, place: str, options: dict[str, Any]
+    model: Model, path: str, place: str, options: dict[str, Any]
 ) -> None:
     """Not from the provider, not from the cache, and not from what an Idempotency-Key replays."""
-    provider.script(MODEL, stream(*PLACES[place](path)), Reply(500))
-    body = {**STREAMED[path], "temperature": 0, "seed": next(NUMBERS), **options}
-    headers = {"Idempotency-Key": f"key-{body['seed']}"}
-    first, replayed, cached = (
-        platform.ask(path, body, headers=headers),
-        platform.ask(path, body, headers=headers),
-        platform.ask(path, body),
-    )
+    model.script(stream(*PLACES[place](path)), Reply(500))
+    headers, body = {"Idempotency-Key": model.name}, {"stream": True, "temperature": 0, **options}
+    first, replayed = (model.ask(path, headers=headers, **body) for _ in range(2))
+    cached = model.ask(path, **body)
     assert (replayed.headers.get("idempotency-replayed"), cached.headers["x-cache"]) == ("true", "HIT")
     for answer in (first, replayed, cached):
         assert answer.status == 200
@@ -278,23 +201,21 @@ def test_it_shows_no_usage_to_one_who_did_not_ask_for_it(
 
 @pytest.mark.parametrize("path", CHUNKED)
 @pytest.mark.parametrize("place", [place for place in PLACES if "odd" not in place])
-def test_it_shows_the_usage_to_one_who_asked_for_it(
-    platform: Platform, provider: ScriptedProvider, path: str, place: str
-) -> None:
+def test_it_shows_the_usage_to_one_who_asked_for_it(model: Model, path: str, place: str) -> None:
     sent = PLACES[place](path)
-    provider.script(MODEL, stream(*sent), Reply(500))
-    body = {**STREAMED[path], "temperature": 0, "seed": next(NUMBERS), "stream_options": {"include_usage": True}}
-    first, cached = platform.ask(path, body), platform.ask(path, body)
+    model.script(stream(*sent), Reply(500))
+    body = {"stream": True, "temperature": 0, "stream_options": {"include_usage": True}}
+    first, cached = (model.ask(path, **body) for _ in range(2))
     assert cached.headers["x-cache"] == "HIT"
     for answer in (first, cached):
         assert answer.body == b"".join([*sent, event("[DONE]")])
 
 
 @pytest.mark.parametrize("path", CHUNKED)
-def test_it_leaves_the_rest_of_a_chunk_as_it_was(platform: Platform, provider: ScriptedProvider, path: str) -> None:
+def test_it_leaves_the_rest_of_a_chunk_as_it_was(model: Model, path: str) -> None:
     """Text in any script, halves of surrogate pairs, and what nobody knows."""
     odd = {"of_next_year": {"usage_tips": [1e-7, None, "usage"]}, "logprobs": None}
     piece = choice(path, 'naïve 東京 \U0001f600 \ud83d "usage": null', **odd)
-    provider.script(MODEL, stream(event({"id": "c", "choices": [piece], "usage": told(9, 5)}), finish(path)))
-    answer = platform.ask(path, STREAMED[path])
+    model.script(stream(event({"id": "c", "choices": [piece], "usage": told(9, 5)}), finish(path)))
+    answer = model.ask(path, stream=True)
     assert answer.events()[0] == {"id": "c", "choices": [piece]}

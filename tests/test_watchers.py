@@ -10,7 +10,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,10 @@ import pytest
 from launch.environment import free_port
 from operations.tests.webhooks import Hook, webhook
 from tests.manager import manager
-from tests.processes import Process, stop, wait_until
+from tests.processes import wait_until
 from tests.running import Reply, Served, chat, completion, running_platform, scripted_provider
-from tests.servers import SECRETS, Redis, aiapi_server, clean_environment, start_worker
+from tests.servers import SECRETS, aiapi_server, clean_environment, running_worker
+from tests.stores import Redis
 
 #: More looks than end an incident (operations.alerts.conditions); each takes longer than a round.
 MANY = 6
@@ -43,16 +43,6 @@ def env(prepared: Callable[[], dict[str, str]], own_redis: Redis, hook: Hook) ->
     return {**clean_environment(), **SECRETS, **prepared(), **own}
 
 
-@contextmanager
-def worker(env: dict[str, str], log: Path) -> Iterator[Process]:
-    """Run `manage.py worker`."""
-    process = start_worker(env, log)
-    try:
-        yield process
-    finally:
-        stop(process, signal.SIGTERM)
-
-
 def once(env: dict[str, str]) -> str:
     """Run `manage.py worker --once watch` and return what it says."""
     status, output, errors = manager().run(env, "worker", "--once", "watch")
@@ -63,9 +53,9 @@ def once(env: dict[str, str]) -> str:
 def test_it_ends_no_incident_of_another_worker(env: dict[str, str], hook: Hook, tmp_path: Path) -> None:
     blind, seeing = tmp_path / "blind.log", tmp_path / "seeing.log"
     without_cache = {**env, "CACHE_URL": f"redis://127.0.0.1:{free_port()}/0"}
-    with worker(without_cache, blind) as first:
+    with running_worker(without_cache, blind) as first:
         wait_until(lambda: bool(hook.got), "an alert")
-        with worker(env, seeing):
+        with running_worker(env, seeing):
             wait_until(lambda: "worker_stands_by" in seeing.read_text(), "the second to stand by")
             for _ in range(MANY):
                 assert once(env).startswith("Another worker leads. 0 alerts began")

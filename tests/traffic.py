@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.streams import data_of
+from tests.answers import data_of
 
 PATH = "/v1/chat/completions"
 PATIENCE = 60.0

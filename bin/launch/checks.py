@@ -40,7 +40,6 @@ TIMED = (
     "tests/test_flights.py",
     "tests/test_hostile_connections.py",
     "tests/test_leaving_clients.py",
-    "tests/test_single_flight.py",
     "tests/test_unreached.py",
 )
 

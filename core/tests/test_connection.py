@@ -10,7 +10,7 @@ import sys
 
 from django.conf import settings
 
-from tests.servers import Redis
+from tests.stores import Redis
 
 #: What every script begins with: `wire` runs `echo` (a script that returns its argument) on the store.
 BEGIN = """

@@ -16,7 +16,6 @@ from pytest_django import Settings
 from accounts.tests.factories import IssuedKey, make_key, make_tier
 from monitoring.ingester import Ingester
 from monitoring.models import RequestRecord
-from tests.servers import fake_upstream
 
 pytestmark = pytest.mark.django_db
 PROMPT = "What is the airspeed of a swallow in the year 1974?"
@@ -29,7 +28,7 @@ PROVIDER_SECRET = "sk-of-the-fake-provider"
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[FakeUpstream]:
     """Run a fake provider."""
-    with fake_upstream() as server:
+    with FakeUpstream() as server:
         yield server
 
 

@@ -1,5 +1,5 @@
 // What a JavaScript developer writes for OpenAI, run against the platform: the base URL and the key are all that differ.
-// Prints one JSON object that says what came back; tests/test_node_client.py judges it.
+// Prints one JSON object that says what came back; tests/test_openai_clients.py judges it.
 import OpenAI from "openai";
 
 const [baseURL, apiKey, model, embedder] = process.argv.slice(2);

@@ -1,4 +1,7 @@
-"""Stores that take no writes: /health and its readiness say what callers see, until there is room again."""
+"""Stores that take no writes: /health and its readiness say what callers see, until there is room again.
+
+What accounts have answered never fills the one small Redis that has everything.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,28 @@ import psycopg
 import pytest
 import redis
 
+from inference.fake_provider import FakeUpstream
 from launch.environment import free_port
-from tests.running import Platform, Served, chat, completion, running_platform, scripted_provider, wait_until
-from tests.servers import redis_server
+from tests.answers import Answer
+from tests.catalogue import make
+from tests.running import (
+    CHAT,
+    EMBEDDER,
+    NO_STORE,
+    Platform,
+    Served,
+    chat,
+    completion,
+    running_platform,
+    scripted_provider,
+    wait_until,
+)
+from tests.stores import redis_server
 
 #: Seconds after which it is known that a store takes writes no more, or again.
 KNOWN = 5.0
+#: Bytes of a small Redis, and inputs whose embeddings are half a megabyte of an answer.
+MEMORY, INPUTS = 8 * 2**20, 800
 #: Statuses of /health and /health/ready, and of a call.
 WELL, AWAY = (200, 200, 200), (503, 503, 503)
 
@@ -50,12 +70,11 @@ def on_redis(prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
 
 def seen(platform: Platform) -> tuple[int, int, int]:
     """Return what /health, /health/ready and a call answer."""
-    asked = platform.ask("/v1/chat/completions", chat("m", uuid.uuid4().hex)).status
+    asked = platform.ask(CHAT, chat("m", uuid.uuid4().hex)).status
     return platform.ask("/health").status, platform.ask("/health/ready").status, asked
 
 
 def wait_to_see(platform: Platform, statuses: tuple[int, int, int], what: str) -> None:
-    """Wait until they agree on these."""
     wait_until(lambda: seen(platform) == statuses, what, timeout=KNOWN)
 
 
@@ -189,7 +208,14 @@ def unsaved(client: Any) -> Iterator[None]:
         client.config_set("dir", folder)
 
 
-@pytest.mark.parametrize(("fault", "reason"), [(full, "memory is full"), (replica, "replica"), (unsaved, "its disk")])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (full, "The state store takes no writes: its memory is full (maxmemory)."),
+        (replica, "replica"),
+        (unsaved, "its disk"),
+    ],
+)
 def test_it_is_away_while_redis_takes_no_writes(
     on_redis: Platform, fault: Callable[[Any], AbstractContextManager[None]], reason: str
 ) -> None:
@@ -200,4 +226,55 @@ def test_it_is_away_while_redis_takes_no_writes(
         told = on_redis.ask("/health").json()
         assert (told["status"], told["checks"]["limits"]) == ("unhealthy", "unhealthy")
         assert reason in told["reasons"]["limits"]
+        assert told["reasons"]["limits"] in on_redis.manage("doctor")
     wait_to_see(on_redis, WELL, "the platform to be well again")
+
+
+@dataclass(frozen=True)
+class Small:
+    """The platform on a Redis of MEMORY bytes, and a client of that."""
+
+    platform: Platform
+    redis: Any
+
+    def key(self, name: str) -> str:
+        """Make an account with a key that no limit stops."""
+        return self.platform.add([], account=name)
+
+    def embed(self, key: str, name: object, **headers: str) -> Answer:
+        """Ask for half a megabyte; that leaves the Redis room."""
+        body = {"model": EMBEDDER, "input": [f"{name}-{number}" for number in range(INPUTS)]}
+        answer = self.platform.ask("/v1/embeddings", body, key=key, headers=headers)
+        assert (answer.status, len(answer.body) > 400_000) == (200, True), answer.body[:200]
+        assert float(self.redis.info("memory")["used_memory"]) < 0.8 * MEMORY
+        return answer
+
+
+@pytest.fixture(scope="module")
+def small(prepared: Callable[[], dict[str, str]], fake: FakeUpstream) -> Iterator[Small]:
+    """Run it, with a cache as small."""
+    bound = ("--maxmemory", str(MEMORY))
+    lru = (*bound, "--maxmemory-policy", "allkeys-lru")
+    with redis_server(options=bound) as server, redis_server(options=lru) as cache:
+        env = {**prepared(), "REDIS_URL": server.url, "CACHE_URL": cache.url}
+        with running_platform(env, [Served(EMBEDDER, [fake.base_url], kind="embedding")]) as platform:
+            yield Small(platform, server.client())
+
+
+def test_it_serves_others_whatever_one_has_cached(small: Small) -> None:
+    flood = small.key("flood")
+    for number in range(19):
+        small.embed(flood, number)
+    assert small.embed(flood, 18).headers["x-cache"] == "HIT", "its newest answers are cached"
+    assert small.platform.ask("/chat", {"message": "new"}, key=small.key("other")).status == 200
+
+
+def test_it_serves_others_whatever_many_have_kept_under_idempotency_keys(small: Small) -> None:
+    headers = {"Idempotency-Key": "first", **NO_STORE}
+    made = make(small.platform.service, [], *((f"keeper-{number}", {}, {"e2e": {}}) for number in range(14)))
+    keys = [owned.key.plain for owned in made]
+    for key in keys:
+        small.embed(key, "kept", **headers)
+    for key in (keys[0], keys[-1]):
+        assert small.embed(key, "kept", **headers).headers.get("idempotency-replayed") == "true"
+    assert small.platform.ask("/chat", {"message": "new"}, key=keys[0]).status == 200
