@@ -21,7 +21,7 @@ from inference.protocols import events
 from inference.protocols.base import Usage
 from inference.protocols.chat import ChunkReader
 from inference.protocols.events import BrokenStream, EventReader, parse_events
-from inference.protocols.responses import ResponseReader, response_protocol
+from inference.protocols.responses import ResponseReader
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
 COUNTED = Usage(4, 0, 9)
@@ -126,14 +126,6 @@ def test_it_passes_no_error_on_however_it_is_told(error: bytes) -> None:
         assert reader.body()["choices"][0]["message"]["content"] == "Hello"
 
 
-@pytest.mark.parametrize("after", [chunk(" and more"), b"<p>garbage</p>\n\n", ERRORS[0], DONE])
-def test_it_ignores_what_follows_the_end(after: bytes) -> None:
-    for pieces in ([PLAIN, after], [PLAIN + after]):
-        reader = chunks(forwards_usage=True)
-        assert follow(reader, *pieces) == PLAIN
-        assert (reader.usage, reader.is_done, reader.error) == (Usage(5, 3, 2), True, None)
-
-
 # What counts as broken
 
 
@@ -224,26 +216,6 @@ def test_it_believes_no_usage_that_is_of_one_answer_among_several(answers: int, 
     assert billed(reader) == ((Usage(5, 3, 2), "provider") if told else (Usage(5, 3, 9), "estimated"))
 
 
-def test_it_counts_what_nobody_tells_and_believes_the_usage_of_an_error() -> None:
-    reader = chunks()
-    follow(reader, chunk("Hello") + DONE)
-    assert billed(reader) == (COUNTED, "estimated")
-    error, usage = {"error": {"code": "server_error"}}, {"usage": USAGE}
-    for told in (event({**error, **usage}), event(error) + event({"choices": [], **usage})):
-        reader = chunks()
-        follow(reader, chunk("Hello") + told)
-        assert reader.needs_no_more
-        assert billed(reader) == (Usage(5, 3, 2), "provider")
-
-
-def test_it_takes_an_error_before_any_text_for_free() -> None:
-    role = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-    for sent, is_free in ((role + ERRORS[0], True), (role + chunk("a") + ERRORS[0], False), (role, False)):
-        reader = chunks()
-        follow(reader, sent)
-        assert reader.is_free is is_free
-
-
 def test_it_puts_together_what_was_generated_until_a_stream_broke_off() -> None:
     pieces = [
         {"index": 0, "delta": {"role": "assistant", "content": "Hel"}},
@@ -299,36 +271,6 @@ def test_it_reads_a_response(end: str) -> None:
     last = response_event(end, response={"usage": usage})
     assert follow(reader, last) == last
     assert (reader.usage, reader.is_done) == (Usage(7, 2, 4), True)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        *(
-            response_event(each, response={"error": {"message": "a"}}, message="a")
-            for each in ("error", "response.failed")
-        ),
-        *(f'{name}\ndata: {{"message": "internal"}}\n\n'.encode() for name in ("event: error", "event:error")),
-    ],
-)
-def test_it_passes_no_failed_response_on_as_it_is(error: bytes) -> None:
-    sent, reader = response_event("response.output_text.delta", delta="Hel"), ResponseReader()
-    assert reader.feed(sent + error) == sent
-    assert reader.error is not None
-    assert not reader.is_done
-
-
-@pytest.mark.parametrize(
-    ("first", "opens"),
-    [
-        ({"type": "response.created", "response": {}}, True),
-        ({"type": "response.failed", "response": {}}, False),
-        ({"type": "error", "message": "m"}, False),
-        ({"choices": []}, False),
-    ],
-)
-def test_it_knows_what_opens_a_stream_of_a_response(first: dict[str, Any], opens: bool) -> None:
-    assert response_protocol.opens_stream(first) is opens
 
 
 # The platform's own events
