@@ -288,9 +288,9 @@ def choices_in(body: Body) -> list[Body]:
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
-def json_bytes(value: Any) -> int:
-    """Return the length of a value as JSON in UTF-8, an upper bound of its tokens for any tokenizer."""
-    size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+def json_bytes(*values: Any) -> int:
+    """Return the length of values as JSON in UTF-8, an upper bound of their tokens for any tokenizer."""
+    size = sum(len(json.dumps(each, ensure_ascii=False, separators=(",", ":")).encode()) for each in values)
     yield_to_others(size)
     return size
 

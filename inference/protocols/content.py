@@ -195,7 +195,7 @@ def content_bound(items: Sequence[Any], payload: Payload, *, without: str, aroun
     """
     shown, images = without_images(items)
     rest = {name: value for name, value in payload.items() if name != without}
-    return REQUEST_OVERHEAD + around + json_bytes(shown) + json_bytes(rest) + IMAGE_TOKENS * images
+    return REQUEST_OVERHEAD + around + json_bytes(shown, rest) + IMAGE_TOKENS * images
 
 
 def content_estimate(items: Sequence[Any], payload: Payload, *, model: str) -> int:

@@ -280,8 +280,3 @@ def test_it_needs_the_scope(api: Api, records: Records) -> None:
     assert answer.json()["code"] == "scope_denied"
     assert answer["X-RateLimit-Remaining"] == "4"
     assert [record.status for record in records()] == [403]
-
-
-@pytest.mark.parametrize("path", ["/chat", "/chat/"])
-def test_it_answers_with_and_without_a_slash(api: Api, upstream: FakeUpstream, path: str) -> None:
-    assert api.post(path, {"message": "a"}).status_code == 200

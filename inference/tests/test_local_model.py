@@ -7,9 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +22,7 @@ from inference.protocols.chat import chat_protocol
 from inference.upstream import local_model
 from inference.upstream.local_model import MODEL_NAME, LocalModelUnavailable, wait_until_ready
 from launch.environment import free_port
+from tests.processes import wait_until
 
 PARENT = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(60)"
 """A program that starts another and waits."""
@@ -58,13 +58,6 @@ def running() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
             process.kill()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} seconds"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def model() -> Iterator[openai.OpenAI]:
     with running() as (_, url):
@@ -77,21 +70,13 @@ def ask(model: openai.OpenAI, content: str, **options: Any) -> Any:
 
 
 @needs_model
-def test_it_answers_a_question_and_tells_its_usage(model: openai.OpenAI) -> None:
+def test_it_answers_a_question_whole_and_streamed_and_tells_its_usage(model: openai.OpenAI) -> None:
+    assert [each.id for each in model.models.list()] == [MODEL_NAME]
     answer = ask(model, "What is the capital of France?", temperature=0, max_tokens=40)
     assert "Paris" in answer.choices[0].message.content
     assert answer.usage.prompt_tokens > 10
     assert 0 < answer.usage.completion_tokens <= 40
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-
-
-@needs_model
-def test_it_is_listed_under_its_public_name(model: openai.OpenAI) -> None:
-    assert [each.id for each in model.models.list()] == [MODEL_NAME]
-
-
-@needs_model
-def test_it_streams_and_tells_its_usage(model: openai.OpenAI) -> None:
     usage = {"include_usage": True}
     chunks = list(ask(model, "Hi", temperature=0, max_tokens=20, stream=True, stream_options=usage))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -139,14 +124,10 @@ def test_it_refuses_more_than_its_context_and_lives_on(model: openai.OpenAI) -> 
 
 @needs_model
 def test_it_answers_more_at_once_than_it_has_slots(model: openai.OpenAI) -> None:
-    answers: list[Any] = []
     count = local_model.PARALLEL_REQUESTS * 2
-    threads = [threading.Thread(target=lambda: answers.append(ask(model, "Hi", max_tokens=10))) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == count
+    with ThreadPoolExecutor(count) as threads:
+        answers = list(threads.map(lambda _: ask(model, "Hi", max_tokens=10), range(count)))
+    assert all(answer.choices for answer in answers)
 
 
 @needs_model
@@ -182,7 +163,7 @@ def test_it_ends_when_its_parent_is_gone() -> None:
         try:
             wait_until_ready(url, 60)
             parent.kill()
-            wait_for(lambda: not local_model.is_ready(url), 5)
+            wait_until(lambda: not local_model.is_ready(url), "the local model to end", 5)
         except BaseException:
             os.kill(child, signal.SIGKILL)
             raise
