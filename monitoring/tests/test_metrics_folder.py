@@ -39,16 +39,6 @@ def test_it_makes_a_folder_that_nobody_else_can_read(parent: Path) -> None:
     assert os.environ[VARIABLE] == str(folder)
 
 
-def test_it_removes_the_folder_at_the_end_of_the_server_and_not_of_a_fork(parent: Path) -> None:
-    fork = "pid = os.fork()\nif pid == 0: sys.exit()\nos.waitpid(pid, 0)"
-    script = f"import os, sys\nfrom core.telemetry.metrics_folder import make_folder\nmake_folder()\n{fork}"
-    script += f"\nprint(os.listdir({str(parent)!r}))"
-    env = {**os.environ, "TMPDIR": str(parent)}
-    run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-    assert "aiapi-metrics-" in run.stdout
-    assert list(parent.iterdir()) == []
-
-
 def test_it_leaves_the_folder_of_another_server_alone(parent: Path) -> None:
     first = make_folder()
     age(first)

@@ -54,11 +54,6 @@ def test_it_keeps_the_highest_revision_in_whatever_order(key: IssuedKey, order: 
     assert (row.revision, row.usage_source, row.cost) == (2, "provider", Decimal("0.000000007"))
 
 
-def test_it_takes_more_than_one_statement_holds(key: IssuedKey) -> None:
-    batch = [a_record(key) for _ in range(501 + 1)]
-    assert write_records(batch) == len(batch) == RequestRecord.objects.count()
-
-
 def test_it_keeps_a_cost_to_the_nano_dollar_up_to_a_million_dollars(key: IssuedKey) -> None:
     for cost in (1, 999_999_999_999_999):  # beyond that SQLite, which stores a double, would round
         write_record(a_record(key, cost=cost, input_tokens=2**53))

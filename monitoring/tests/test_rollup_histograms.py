@@ -43,12 +43,6 @@ def test_it_reads_what_it_packed(filled: list[tuple[int, int]]) -> None:
     assert list(counts(histogram)) == sorted(filled)
 
 
-@given(st.lists(times, min_size=1), st.lists(times))
-def test_it_takes_out_what_was_put_in(kept: list[float], removed: list[float]) -> None:
-    whole = sum(map(one, kept + removed))
-    assert whole - sum(map(one, removed)) == sum(map(one, kept))
-
-
 @given(st.lists(times), st.lists(times))
 def test_it_reads_joined_texts_as_the_sum(some: list[float], more: list[float]) -> None:
     texts = [pack(sum(map(one, values))) for values in (some, more)]

@@ -90,10 +90,7 @@ SLACK = 5  # percentage points below a level at which its incident ends, as when
 
 
 def budgets_used() -> Iterator[Condition]:
-    """Yield the levels that budgets have reached this month: of accounts, of keys, and of either for one model.
-
-    Of a budget's levels only the highest that is reached is on. Those below it or within SLACK stay if they are open.
-    """
+    """Yield the levels that budgets have reached this month: of accounts, of keys, and of either for one model."""
     month, now = month_of(wall_clock()), timezone.now()
     budgets: list[tuple[Budgets, Account | ApiKey, Subject]] = [
         *((each, each, account_subject(each)) for each in Account.objects.filter(HAS_BUDGET, is_active=True)),
@@ -105,35 +102,42 @@ def budgets_used() -> Iterator[Condition]:
         ),
     ]
     settled = months_settled([subject for _, _, subject in budgets], month)
-    renewed = EPOCH + timedelta(seconds=month_end(month) // SECOND)
     for budget, holder, subject in budgets:
         spent, tokens, money = settled[subject], budget.monthly_token_budget, nano_dollars(budget.monthly_cost_budget)
-        of_model = f" for model {subject.model}" if subject.model else ""
-        if isinstance(holder, ApiKey):
-            name, slug = f"Key {holder.account.name}/{holder.name}{of_model}", f"key:{holder.limits_id}"
-            contact = holder.account.contact
-        else:
-            name, slug, contact = f"Account {holder.name}{of_model}", f"account:{holder.pk}", holder.contact
-        dollars = f"${spent.cost / NANO_DOLLARS:,.2f} of ${(money or 0) / NANO_DOLLARS:,.2f}"
-        for what, used, limit, amounts in (
-            ("tokens", spent.tokens, tokens, f"{spent.tokens:,} of {tokens or 0:,} tokens"),
-            ("cost", spent.cost, money, dollars),
-        ):
-            if not limit:
-                continue
-            percent, reached = used * 100 // limit, [level for level in LEVELS if used * 100 >= limit * level]
-            for level in LEVELS:
-                if used * 100 >= limit * (level - SLACK):
-                    yield Condition(
-                        Alert.Kind.BUDGET,
-                        f"{PREFIX}{slug}:{subject.model or ''}:{what}:{level}:{month}",
-                        f"{name} has used {percent} % of its {what} budget",
-                        f"{name} has used {amounts} of this month's budget ({percent} %). "
-                        f"{REFUSED[what] if percent >= 100 else ''}"
-                        f"The budget is whole again on {renewed:%Y-%m-%d} 00:00 UTC.",
-                        is_on=level == max(reached, default=0),
-                        contact=contact,
-                    )
+        model = subject.model or ""
+        if tokens:
+            amounts = f"{spent.tokens:,} of {tokens:,} tokens"
+            yield from _levels(holder, model, "tokens", spent.tokens, tokens, amounts, month)
+        if money:
+            amounts = f"${spent.cost / NANO_DOLLARS:,.2f} of ${money / NANO_DOLLARS:,.2f}"
+            yield from _levels(holder, model, "cost", spent.cost, money, amounts, month)
+
+
+def _levels(
+    holder: Account | ApiKey, model: str, what: str, used: int, limit: int, amounts: str, month: int
+) -> Iterator[Condition]:
+    """Yield the highest level reached, and as not on those below it or within SLACK: their incidents stay open."""
+    if isinstance(holder, ApiKey):
+        name, slug = f"Key {holder.account.name}/{holder.name}", f"key:{holder.limits_id}:{model}"
+        contact = holder.account.contact
+    else:
+        name, slug, contact = f"Account {holder.name}", f"account:{holder.pk}:{model}", holder.contact
+    name += f" for model {model}" if model else ""
+    highest = max((level for level in LEVELS if used * 100 >= limit * level), default=0)
+    percent = used * 100 // limit
+    renewed = EPOCH + timedelta(seconds=month_end(month) // SECOND)
+    for level in LEVELS:
+        if used * 100 >= limit * (level - SLACK):
+            yield Condition(
+                Alert.Kind.BUDGET,
+                f"{PREFIX}{slug}:{what}:{level}:{month}",
+                f"{name} has used {percent} % of its {what} budget",
+                f"{name} has used {amounts} of this month's budget ({percent} %). "
+                f"{REFUSED[what] if percent >= 100 else ''}"
+                f"The budget is whole again on {renewed:%Y-%m-%d} 00:00 UTC.",
+                is_on=level == highest,
+                contact=contact,
+            )
 
 
 def topic_of(subject: str) -> str:

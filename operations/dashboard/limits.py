@@ -7,14 +7,14 @@ of the last hour and of their accounts are read from the limits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import reduce
 from operator import or_
 from typing import Any, TypeVar
 
-from django.db.models import BigIntegerField, F, Model, Q, QuerySet, Sum
+from django.db.models import BigIntegerField, F, Model, Q, Sum
 from django.db.models.functions import Coalesce
 
 from accounts.admin.base import change_url
@@ -32,7 +32,7 @@ MOST = 500
 
 Row = TypeVar("Row", bound=Model)
 #: Rows that have a budget, and whether no other row with a budget was used this month.
-Chosen = tuple[list[Row], bool]
+Chosen = tuple[Sequence[Row], bool]
 #: The first keys of the rotations of a key and of its makers: its use counts against the budgets of all of them.
 LINEAGES = {
     f"eldest_{above}": Coalesce(
@@ -44,45 +44,37 @@ LINEAGES = {
 
 def budgeted_accounts(now: datetime) -> Chosen[Account]:
     """Return accounts with a budget: all, or those that used most this month."""
-
-    def heaviest(accounts: QuerySet[Account]) -> Chosen[Account]:
-        found = _heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", account_id__in=accounts.values("pk"))
-        return list(accounts.filter(pk__in=[account for (account,) in found])), len(found) < MOST
-
-    return _all_or(heaviest, Account.objects.filter(HAS_BUDGET, is_active=True))
+    accounts = Account.objects.filter(HAS_BUDGET, is_active=True)
+    if len(few := list(accounts[: MOST + 1])) <= MOST:
+        return few, True
+    heaviest = _heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", account_id__in=accounts.values("pk"))
+    return list(accounts.filter(pk__in=[account for (account,) in heaviest])), len(heaviest) < MOST
 
 
 def budgeted_keys(now: datetime) -> Chosen[ApiKey]:
     """Return keys with a budget: all, or those used most this month, including earlier keys and keys they made."""
-
-    def heaviest(keys: QuerySet[Any]) -> Chosen[ApiKey]:
-        lineages = ApiKey.objects.annotate(**LINEAGES)
-        counted = reduce(or_, (Q(**{f"{eldest}__in": keys.values("eldest_0")}) for eldest in LINEAGES))
-        found = _heaviest(now, Rollup.Grain.KEY_DAY, "key_id", key_id__in=lineages.filter(counted).values("pk"))
-        using = lineages.filter(pk__in=[key for (key,) in found]).values_list(*LINEAGES)
-        chosen = {eldest for row in using for eldest in row if eldest is not None}
-        return list(keys.filter(eldest_0__in=chosen)), len(found) < MOST
-
-    return _all_or(heaviest, api_keys_current(at=now).filter(HAS_BUDGET).annotate(eldest_0=LINEAGES["eldest_0"]))
+    keys = api_keys_current(at=now).filter(HAS_BUDGET).annotate(eldest=LINEAGES["eldest_0"])
+    if len(few := list(keys[: MOST + 1])) <= MOST:
+        return few, True
+    lineages = ApiKey.objects.annotate(**LINEAGES)
+    counted = reduce(or_, (Q(**{f"{eldest}__in": keys.values("eldest")}) for eldest in LINEAGES))
+    members = lineages.filter(counted).values("pk")
+    heaviest = _heaviest(now, Rollup.Grain.KEY_DAY, "key_id", key_id__in=members)
+    using = lineages.filter(pk__in=[key for (key,) in heaviest]).values_list(*LINEAGES)
+    chosen = {eldest for row in using for eldest in row if eldest is not None}
+    return list(keys.filter(eldest__in=chosen)), len(heaviest) < MOST
 
 
 def model_budgets(now: datetime) -> Chosen[ModelBudget]:
     """Return model budgets: all, or those whose accounts used most of the model this month."""
-
-    def heaviest(budgets: QuerySet[ModelBudget]) -> Chosen[ModelBudget]:
-        owned = budgets.annotate(of=Coalesce("account_id", "key__account_id"))
-        within = {"account_id__in": owned.values("of"), "model__in": owned.values("model")}
-        found = set(_heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", "model", **within))
-        near = owned.filter(of__in={account for account, _ in found}, model__in={model for _, model in found})
-        return [each for each in near if (each.of, each.model) in found], len(found) < MOST
-
-    return _all_or(heaviest, model_budgets_current(at=now))
-
-
-def _all_or(heaviest: Callable[[QuerySet[Row]], Chosen[Row]], rows: QuerySet[Row]) -> Chosen[Row]:
-    """Return all rows if they are at most MOST, or what `heaviest` chooses."""
-    found = list(rows[: MOST + 1])
-    return (found, True) if len(found) <= MOST else heaviest(rows)
+    budgets = model_budgets_current(at=now)
+    if len(few := list(budgets[: MOST + 1])) <= MOST:
+        return few, True
+    owned = budgets.annotate(of=Coalesce("account_id", "key__account_id"))
+    within = {"account_id__in": owned.values("of"), "model__in": owned.values("model")}
+    heaviest = set(_heaviest(now, Rollup.Grain.ACCOUNT_DAY, "account_id", "model", **within))
+    found = owned.filter(of__in={account for account, _ in heaviest}, model__in={model for _, model in heaviest})
+    return [each for each in found if (each.of, each.model) in heaviest], len(heaviest) < MOST
 
 
 def _heaviest(now: datetime, grain: Rollup.Grain, *columns: str, **within: Any) -> list[tuple[Any, ...]]:

@@ -298,11 +298,6 @@ class TestBudgets:
         ended = [text for text in mailed(BOSS) if text.startswith("Resolved")]
         assert ended == [f"Resolved: Account {account.name} has used 100 % of its tokens budget"]
 
-    def test_it_alerts_of_the_highest_level_that_is_reached_at_once(self, cast: Cast, account: Account) -> None:
-        recorded(cast.owner, input_tokens=5000, cost=0)
-        assert budgets() == [f"account:{account.pk}::tokens:100"]
-        assert AlertDelivery.objects.count() == 2
-
     def test_it_ends_when_the_budget_is_raised_and_not_by_a_hair(self, cast: Cast, account: Account) -> None:
         recorded(cast.owner, input_tokens=500, output_tokens=0, cost=0)
         assert len(budgets()) == 1
