@@ -40,7 +40,7 @@ def fake() -> Iterator[FakeUpstream]:
 @pytest.fixture(scope="session")
 def service(fake: FakeUpstream) -> Iterator[Service]:
     """Run the platform on SQLite and a Valkey of its own against the fake provider."""
-    with aiapi_server(asking(fake)) as server:
+    with aiapi_server(settings_of(fake)) as server:
         yield server
 
 
@@ -102,9 +102,9 @@ def prepared(fake: FakeUpstream, postgres: Postgres) -> Callable[[], dict[str, s
     For `aiapi_server(settings, prepare=False)`: to migrate takes longer than to copy what was migrated once.
     """
     template = postgres.create_database()
-    prepare_database({**asking(fake), "DATABASE_URL": template})
+    prepare_database({**settings_of(fake), "DATABASE_URL": template})
     name = template.rpartition("/")[2]
-    return lambda: {**asking(fake), "DATABASE_URL": postgres.create_database(name)}
+    return lambda: {**settings_of(fake), "DATABASE_URL": postgres.create_database(name)}
 
 
 @pytest.fixture(scope="session")
@@ -145,6 +145,6 @@ def page(chromium: Browser) -> Iterator[Page]:
     context.close()
 
 
-def asking(fake: FakeUpstream) -> dict[str, str]:
+def settings_of(fake: FakeUpstream) -> dict[str, str]:
     """Return the settings that make the fake provider the platform's."""
     return {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-of-the-fake-provider"}

@@ -73,6 +73,14 @@ def stop(process: Process, number: int) -> None:
         process.wait()
 
 
+def is_running(pid: int) -> bool:
+    """Tell whether a process exists, and is no zombie that waits for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def tail(log: Path, lines: int = 40) -> str:
     """Return the last lines of a log file."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -36,10 +36,12 @@ __all__ = [
     "CHAT",
     "EMBEDDER",
     "EMBEDDINGS",
+    "ENDPOINTS",
     "LARGEST",
     "MODEL",
     "NO_STORE",
     "SHORT",
+    "STREAMING",
     "Admin",
     "AdminPage",
     "Answer",
@@ -51,6 +53,7 @@ __all__ = [
     "ScriptedProvider",
     "Served",
     "answered",
+    "asking",
     "chat",
     "command",
     "completion",
@@ -74,6 +77,9 @@ SHORT = {
     "REDIS_TIMEOUT": "2",  # a store that a busy machine makes slow is not away: calls would be refused
 }
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+#: Endpoints that ask a model, those that stream before the others.
+STREAMING = (CHAT, "/v1/completions", "/v1/responses", "/chat")
+ENDPOINTS = (*STREAMING, "/summarize", EMBEDDINGS)
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -311,15 +317,7 @@ class Model:
 
     def body(self, path: str = CHAT, *, spared: bool = False, **more: Any) -> dict[str, Any]:
         """Make a body that asks an endpoint for a short text."""
-        bodies: dict[str, dict[str, Any]] = {
-            CHAT: {"messages": [{"role": "user", "content": "hello there"}]},
-            "/v1/completions": {"prompt": "hello there"},
-            "/v1/responses": {"input": "hello there"},
-            EMBEDDINGS: {"input": "hello there"},
-            "/chat": {"message": "hello there"},
-            "/summarize": {"text": "hello there " * 5},
-        }
-        return {"model": self.spared if spared else self.name, **bodies[path], **more}
+        return asking(path, self.spared if spared else self.name, **more)
 
     def ask(self, path: str = CHAT, *, headers: Any = None, **more: Any) -> Answer:
         """Ask it at an endpoint; with further fields of the body."""
@@ -358,6 +356,19 @@ def command(env: Mapping[str, str], *arguments: str) -> tuple[int, str]:
 def chat(model: str, text: str = "hello there", **more: Any) -> dict[str, Any]:
     """Make the body of a chat completion."""
     return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+
+
+def asking(path: str, model: str, **more: Any) -> dict[str, Any]:
+    """Make a body that asks a model at an endpoint for a short text."""
+    bodies: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": [{"role": "user", "content": "hello there"}]},
+        "/v1/completions": {"prompt": "hello there"},
+        "/v1/responses": {"input": "hello there"},
+        EMBEDDINGS: {"input": "hello there"},
+        "/chat": {"message": "hello there"},
+        "/summarize": {"text": "hello there " * 5},
+    }
+    return {"model": model, **bodies[path], **more}
 
 
 def completion(text: str, *, usage: Mapping[str, Any] | None = None, **choice: Any) -> Reply:

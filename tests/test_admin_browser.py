@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from inference.fake_provider import FakeUpstream
-from tests.conftest import asking
+from tests.conftest import settings_of
 from tests.pages import grave_faults
 from tests.processes import wait_until
 from tests.servers import Service, aiapi_server
@@ -30,7 +30,7 @@ MESSAGE = {"message": "Hello!"}
 def platform(fake: FakeUpstream) -> Iterator[Service]:
     """Run a platform of this module's own, whose administrator is known."""
     people = {"ADMIN_USERNAME": NAME, "ADMIN_PASSWORD": PASSWORD, "ADMIN_LOGIN_RATE": "1000/m"}
-    with aiapi_server({**asking(fake), **people}) as server:
+    with aiapi_server({**settings_of(fake), **people}) as server:
         yield server
 
 

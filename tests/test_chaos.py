@@ -33,10 +33,10 @@ from tests.books import Books
 from tests.catalogue import Owned, make
 from tests.ledgers import empty, waiting_records
 from tests.network import Balancer, balancer
-from tests.processes import spawn, stop, wait_until
+from tests.processes import is_running, spawn, stop, wait_until
 from tests.servers import ROOT, Service, aiapi_server
 from tests.stores import Postgres, Redis, clock, redis_server
-from tests.traffic import REFUSED, Manner, Traffic
+from tests.traffic import REFUSED, Manner, Traffic, ask_live
 
 pytestmark = pytest.mark.timeout(300)  # the first blow starts all servers
 
@@ -46,7 +46,6 @@ MODEL = "gpt-3.5-turbo"
 ROUNDS = 4 if os.environ.get("FULL") == "1" else 1
 IDLE = 20
 UNBOUND = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-LIVE = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 #: Limits of the keys in each blow's account; what is asked exhausts them.
 RATE, SLOTS, BUDGET = 10, 1, 800
@@ -158,14 +157,6 @@ def kill_master(chaos: Chaos, _: Traffic) -> None:
     chaos.start_server()
 
 
-def is_running(pid: int) -> bool:
-    """Look whether a process runs: one that has ended may wait for its parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def restart_redis(chaos: Chaos, traffic: Traffic) -> None:
     """Stop Redis, and start it again two seconds later."""
     chaos.redis.stop()
@@ -250,11 +241,7 @@ def open_idle(server: Service) -> list[socket.socket]:
     """Open connections to a server that wait: some were answered once, and some never used."""
     connections = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(2 * IDLE)]
     for connection in connections[:IDLE]:
-        connection.sendall(LIVE)
-        answer = b""
-        while not answer.endswith(b"}") and (piece := connection.recv(65_536)):
-            answer += piece
-        assert b"200 OK" in answer
+        assert b"200 OK" in ask_live(connection)
     return connections
 
 

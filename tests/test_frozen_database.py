@@ -85,12 +85,14 @@ def frozen(
             yield Frozen(postgres, strict, patient, list(owned.plain.values()))
 
 
-def test_it_serves_known_keys_and_refuses_others_while_the_database_is_frozen(frozen: Frozen) -> None:
+def test_it_serves_known_keys_and_refuses_others_while_the_database_is_frozen(
+    frozen: Frozen, scale: Callable[[int, int], int]
+) -> None:
     everybody = [200] * KEYS
     for service in (frozen.strict, frozen.patient):  # the first calls of a process import what they need
         assert frozen.ask(service, within=READY_TIMEOUT) == everybody
     unknown = generate_key("development")
-    for _ in range(2):
+    for _ in range(scale(1, 2)):
         time.sleep(1.1)  # the snapshots of the keys are a second old
         with frozen.postgres.frozen():
             assert frozen.ask(frozen.patient, rounds=2) == 2 * everybody

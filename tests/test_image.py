@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from inference.fake_provider import FakeUpstream
-from tests.conftest import asking
+from tests.conftest import settings_of
 from tests.servers import Service, aiapi_server, clean_environment, launched
 from tests.stores import Postgres, Redis
 from tests.test_deploy import ROOT, instructions
@@ -54,7 +54,7 @@ def production(image: Path, fake: FakeUpstream, postgres: Postgres, own_redis: R
         "TRUSTED_PROXIES": "1",
         "ADMIN_PASSWORD": "correct-horse-battery-staple",
     }
-    complete = {**baked(), **stores, **hosts, **asking(fake)}
+    complete = {**baked(), **stores, **hosts, **settings_of(fake)}
     with aiapi_server(complete, workers=2, root=image, user=image_user()) as server:
         yield server
 
@@ -93,7 +93,7 @@ def test_it_runs_everything_in_one_container_by_the_command_of_the_readme(image:
     user = image_user()
     if user:
         shutil.chown(folder, user)
-    env = {**baked(), **asking(fake), "DATABASE_URL": "", "PATH": image_path(image)}
+    env = {**baked(), **settings_of(fake), "DATABASE_URL": "", "PATH": image_path(image)}
     with launched(env, command=[str(shutil.which(line[1], path=env["PATH"]))], root=image, user=user) as service:
         assert service.request("POST", "/chat", {"message": "Hello"}, key="dev_key_123").status == 200
         report = service.request("GET", "/health").json()

@@ -17,7 +17,7 @@ from launch.checks import Step, run_steps, summary
 from launch.install import run_logged
 from launch.processes import Group, Stopped
 from launch.valkey import Valkey
-from tests.processes import wait_until
+from tests.processes import is_running, wait_until
 
 BIN = Path(__file__).resolve().parents[1] / "bin"
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -219,11 +219,3 @@ def test_it_ends_all_checks_when_it_is_interrupted(monkeypatch: pytest.MonkeyPat
         run_steps([Step(name, SLEEPER) for name in ("one", "two")], os.environ)
     assert len(started) == 2
     assert not any(is_running(pid) for pid in started)
-
-
-def is_running(pid: int) -> bool:
-    """Tell whether a process exists and is no zombie waiting for its parent."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -258,51 +258,47 @@ def test_it_gives_up_when_the_client_does(client: openai.OpenAI, fake: FakeUpstr
         client.with_options(timeout=0.1).chat.completions.create(model=MODEL, messages=MESSAGES)
 
 
+def raw(client: openai.OpenAI, model: str = MODEL, **more: Any) -> Any:
+    """Ask, and return the answer with its headers."""
+    return client.chat.completions.with_raw_response.create(model=model, messages=MESSAGES, **more)
+
+
 def test_it_tells_more_in_the_headers(client: openai.OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, temperature=0)
-    assert raw.parse().choices[0].message.content == ANSWER
-    assert raw.headers["X-Model"] == MODEL
-    assert raw.headers["X-Fallback"] == "false"
-    assert raw.headers["X-Cost-USD"] == "0.000044000"  # 2 tokens at 2, 4 at 10 dollars a million
-    assert raw.headers["x-ratelimit-limit-requests"] == "1000"
-    assert int(raw.headers["x-ratelimit-remaining-requests"]) < 1000
-    assert raw.headers["x-request-id"]
-    again = client.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, temperature=0)
+    told = raw(client, temperature=0)
+    assert told.parse().choices[0].message.content == ANSWER
+    assert told.headers["X-Model"] == MODEL
+    assert told.headers["X-Fallback"] == "false"
+    assert told.headers["X-Cost-USD"] == "0.000044000"  # 2 tokens at 2, 4 at 10 dollars a million
+    assert told.headers["x-ratelimit-limit-requests"] == "1000"
+    assert int(told.headers["x-ratelimit-remaining-requests"]) < 1000
+    assert told.headers["x-request-id"]
+    again = raw(client, temperature=0)
     assert (again.headers["X-Cache"], again.headers["X-Cost-USD"]) == ("HIT", "0.000000000")
-    fresh = {"Cache-Control": "no-cache"}
-    bypass = client.chat.completions.with_raw_response.create(
-        model=MODEL, messages=MESSAGES, temperature=0, extra_headers=fresh
-    )
+    bypass = raw(client, temperature=0, extra_headers={"Cache-Control": "no-cache"})
     assert bypass.headers["X-Cache"] == "BYPASS"
 
 
 def test_it_shares_what_the_caller_lets_be_shared(client: openai.OpenAI, fake: FakeUpstream) -> None:
     for wanted in ("MISS", "HIT"):
-        raw = client.chat.completions.with_raw_response.create(
-            model=MODEL, messages=MESSAGES, temperature=1.2, extra_headers={"X-Cache-Answer": "1"}
-        )
-        assert raw.headers["X-Cache"] == wanted
-    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, temperature=1.2)
-    assert raw.headers["X-Cache"] == "BYPASS"
+        shared = raw(client, temperature=1.2, extra_headers={"X-Cache-Answer": "1"})
+        assert shared.headers["X-Cache"] == wanted
+    assert raw(client, temperature=1.2).headers["X-Cache"] == "BYPASS"
 
 
 def test_it_answers_from_the_next_deployment(client: openai.OpenAI, platform: Platform) -> None:
-    raw = client.chat.completions.with_raw_response.create(model=SPARE, messages=MESSAGES)
-    assert (raw.headers["X-Model"], raw.headers["X-Fallback"]) == (SPARE, "true")
-    streamed = client.chat.completions.with_raw_response.create(model=SPARE, messages=MESSAGES, stream=True)
+    told = raw(client, SPARE)
+    assert (told.headers["X-Model"], told.headers["X-Fallback"]) == (SPARE, "true")
+    streamed = raw(client, SPARE, stream=True)
     assert streamed.headers["X-Fallback"] == "true"
     assert [chunk for chunk in streamed.parse() if chunk.choices]
-    first, second = (record_of(platform.service, answer.headers["X-Request-ID"]) for answer in (raw, streamed))
+    first, second = (record_of(platform.service, answer.headers["X-Request-ID"]) for answer in (told, streamed))
     assert (first.status, first.attempts) == (200, 2)
     assert (second.status, second.attempts) == (200, 1), "an address that could not be reached is passed by"
 
 
 def test_it_answers_a_retry_once_only(client: openai.OpenAI, fake: FakeUpstream) -> None:
     headers = {"Idempotency-Key": "the-same"}
-    answers = [
-        client.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, extra_headers=headers)
-        for _ in range(2)
-    ]
+    answers = [raw(client, extra_headers=headers) for _ in range(2)]
     assert answers[0].parse().id == answers[1].parse().id
     assert answers[1].headers["Idempotency-Replayed"] == "true"
     assert len(fake.billed) == 1

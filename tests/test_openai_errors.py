@@ -16,11 +16,15 @@ from openai.types import ErrorObject
 from tests.running import (
     CHAT,
     EMBEDDER,
+    EMBEDDINGS,
+    ENDPOINTS,
     MODEL,
+    STREAMING,
     Model,
     Platform,
     Reply,
     ScriptedProvider,
+    asking,
     chat,
     completion,
     event,
@@ -28,14 +32,8 @@ from tests.running import (
 )
 
 #: A valid body of each endpoint.
-BODIES: dict[str, dict[str, Any]] = {
-    CHAT: chat(MODEL),
-    "/v1/completions": {"model": MODEL, "prompt": "hello there"},
-    "/v1/responses": {"model": MODEL, "input": "hello there"},
-    "/v1/embeddings": {"model": EMBEDDER, "input": "hello there"},
-}
-STREAMING = list(BODIES)[:3]
-EVERYWHERE = [(path, False) for path in BODIES] + [(path, True) for path in STREAMING]
+BODIES = {path: asking(path, EMBEDDER if path == EMBEDDINGS else MODEL) for path in ENDPOINTS if path.startswith("/v1")}
+EVERYWHERE = [(path, False) for path in BODIES] + [(path, True) for path in STREAMING[:3]]
 INVALID = "invalid_request_error"
 REQUESTS, TOKENS = ("rate_limit_exceeded", "requests"), ("rate_limit_exceeded", "tokens")
 QUOTA = ("insufficient_quota", "insufficient_quota")

@@ -13,13 +13,22 @@ from typing import Any
 import brotli
 import pytest
 
-from tests.running import CHAT, EMBEDDINGS, LARGEST, Answer, Model, Platform, Reply, answered, completion, event
+from tests.running import (
+    CHAT,
+    ENDPOINTS,
+    LARGEST,
+    STREAMING,
+    Answer,
+    Model,
+    Platform,
+    Reply,
+    answered,
+    completion,
+    event,
+)
 
 HOST = "gpu-7.internal.example"
 SECRET = "sk-proj-aB3dE5gH7jK9mN1pQ3sT5vX7"
-#: Endpoints, and those of them that have a temperature, and streams.
-TEMPERED = (CHAT, "/v1/responses", "/v1/completions", "/chat")
-ENDPOINTS = (*TEMPERED, EMBEDDINGS, "/summarize")
 #: How a body may be packed, and under which label it comes.
 CODINGS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
@@ -168,10 +177,10 @@ def message_of(answer: Answer) -> str:
 def test_it_passes_on_what_a_provider_says_of_the_caller_s_parameters(
     make_model: Callable[..., Model], path: str, status: int, is_stream: bool
 ) -> None:
-    if is_stream and path not in TEMPERED:
+    if is_stream and path not in STREAMING:
         return
     model, more = make_model(path), dict[str, Any](stream=True) if is_stream else {}
-    if path in TEMPERED:
+    if path in STREAMING:
         more["temperature"] = 0.7
     said = "Unsupported value: 'temperature' does not support 0.7 with this model."
     model.script(

@@ -101,7 +101,9 @@ def scene(prepared: Callable[[], dict[str, str]]) -> Iterator[Scene]:
         served = [Served(model, each, provider=FURTHER.get(model, {})) for model, each in urls.items()]
         served.append(Served("nowhere", []))
         platform = stack.enter_context(running_platform({**prepared(), **own}, served))
-        yield Scene(platform, platform.add([], account="other"), providers, ports)
+        scene = Scene(platform, platform.add([], account="other"), providers, ports)
+        scene.open_breaker("only-calls-fail")  # which is not probed for a quarter of a minute
+        yield scene
 
 
 @pytest.mark.parametrize(
@@ -197,9 +199,8 @@ def test_it_probes_a_deployment_that_failed(scene: Scene) -> None:
 
 def test_it_takes_a_list_of_models_for_no_proof_where_only_calls_fail(scene: Scene) -> None:
     model, provider = "only-calls-fail", scene.providers["only-calls-fail"]
-    scene.open_breaker(model)
     wait_until(lambda: provider.listings > 0, "a probe", 20)
-    assert "on trial" in scene.row(model)
+    wait_until(lambda: "on trial" in scene.row(model), "the dashboard to say so")
     assert "on trial" in scene.shown_in_list(model)
     provider.script(model, completion("Hello"))
     wait_until(lambda: scene.ask(model).status == 200, "a trial", 20)

@@ -15,8 +15,9 @@ from inference.protocols.base import count_tokens
 from tests.answers import said
 from tests.running import (
     CHAT,
-    EMBEDDINGS,
+    ENDPOINTS,
     SHORT,
+    STREAMING,
     Answer,
     Model,
     Platform,
@@ -34,8 +35,6 @@ Make = Callable[..., Model]
 SECRET = "sk-internal-of-the-provider"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
-STREAMED = (CHAT, COMPLETIONS, RESPONSES, "/chat")
-PLAIN = (*STREAMED, "/summarize", EMBEDDINGS)
 #: Of what a provider tells in the two ways of OpenAI's endpoints: 1,000 tokens in, 500 out.
 CHAT_USAGE = {"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500}
 RESPONSE_USAGE = {"input_tokens": 1000, "output_tokens": 500, "total_tokens": 1500}
@@ -257,7 +256,7 @@ def test_it_bills_what_an_error_among_chunks_says_was_used(make: Make, path: str
     assert (record.input_tokens, record.output_tokens) == (1000, 500)
 
 
-@pytest.mark.parametrize("path", STREAMED)
+@pytest.mark.parametrize("path", STREAMING)
 def test_it_counts_what_came_before_an_error_that_tells_no_usage(make: Make, path: str) -> None:
     model = make(path, streamed=True)
     error = {**told("server_error"), "type": "error"}
@@ -272,7 +271,7 @@ def test_it_counts_what_came_before_an_error_that_tells_no_usage(make: Make, pat
     assert 0 < record.input_tokens < 50
 
 
-@pytest.mark.parametrize("path", STREAMED)
+@pytest.mark.parametrize("path", STREAMING)
 def test_it_charges_nothing_for_an_error_before_any_text(make: Make, path: str) -> None:
     model = make(path, streamed=True)
     begin = numbered(CREATED, failed("server_error")) if path == RESPONSES else [
@@ -361,7 +360,7 @@ def test_it_ends_a_response_that_the_platform_stops_as_a_failed_one(prepared: Ca
 # 3. An error inside a 200: what it costs, who else is asked, and whose fault it is
 
 #: Endpoints, plain and streamed.
-EVERY_WAY = [(path, False) for path in PLAIN] + [(path, True) for path in STREAMED]
+EVERY_WAY = [(path, False) for path in ENDPOINTS] + [(path, True) for path in STREAMING]
 
 
 @pytest.mark.parametrize(("path", "streamed"), EVERY_WAY)
@@ -370,18 +369,18 @@ def test_it_answers_a_caller_s_fault_with_a_400_and_asks_nobody_else(
     make: Make, path: str, streamed: bool, usage: bool
 ) -> None:
     model, code = make(path, streamed=streamed), "context_length_exceeded" if streamed else "invalid_prompt"
-    model.script((first_error if streamed else error_body)(path, code, usage and path in STREAMED))
+    model.script((first_error if streamed else error_body)(path, code, usage and path in STREAMING))
     answer = model.ask(path, spared=True, **({"stream": True} if streamed else {}))
     record = model.record(answer)
     assert (answer.status, record.status, record.error_code, record.attempts) == (400, 400, code, 1)
-    assert (record.input_tokens, record.output_tokens) == ((1000, 500) if usage and path in STREAMED else (0, 0))
+    assert (record.input_tokens, record.output_tokens) == ((1000, 500) if usage and path in STREAMING else (0, 0))
     assert SECRET not in answer.body.decode()
     assert (len(model.calls(spared=True)), model.spare.calls_of(model.spared)) == (1, [])
 
 
 @pytest.mark.parametrize(
     ("path", "streamed", "usage"),
-    [*((*way, False) for way in EVERY_WAY), *((*way, True) for way in EVERY_WAY if way[0] in STREAMED)],
+    [*((*way, False) for way in EVERY_WAY), *((*way, True) for way in EVERY_WAY if way[0] in STREAMING)],
 )
 def test_it_charges_what_an_error_inside_a_200_says_was_used(
     make: Make, path: str, streamed: bool, usage: bool
@@ -457,7 +456,7 @@ def test_it_gives_a_failed_response_to_those_who_wait_for_it(make: Make) -> None
     assert max(costs) > 0
 
 
-@pytest.mark.parametrize("path", STREAMED)
+@pytest.mark.parametrize("path", STREAMING)
 def test_it_asks_again_for_a_retry_of_a_stream_that_failed(make: Make, path: str) -> None:
     model = make(path, streamed=True)
     events = FAILURES["response.failed"] if path == RESPONSES else [chunk("Hel", path), event({"error": told("x")})]

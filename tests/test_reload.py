@@ -20,6 +20,7 @@ from tests.running import Reply, Served, chat, event, running_platform, scripted
 from tests.servers import Service
 from tests.stores import Redis
 from tests.streams import Stream
+from tests.traffic import ask_live
 
 pytestmark = pytest.mark.timeout(300)  # servers start and load, and the machine may be busy
 
@@ -27,21 +28,12 @@ WORKERS = 2
 #: Connections that are opened at once while a server stops.
 BURST = 100
 WORD = event({"id": "c", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]})
-LIVE = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 def streamed(words: int, pause: float) -> Reply:
     """Make a stream of so many words with pauses between them."""
     pieces: list[bytes | float] = [piece for _ in range(words) for piece in (WORD, pause)]
     return Reply(body=[*pieces, event("[DONE]")])
-
-
-def read_answer(connection: socket.socket) -> bytes:
-    """Read until the end of /health/live's answer, or of the connection."""
-    answer = b""
-    while not answer.endswith(b"}") and (piece := connection.recv(65_536)):
-        answer += piece
-    return answer
 
 
 def is_rid_of(service: Service, workers: set[int]) -> bool:
@@ -53,8 +45,7 @@ def ask_once(port: int) -> str:
     """Ask on a new connection; return `answered`, `refused`, or what else happened."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-            connection.sendall(LIVE)
-            answer = read_answer(connection)
+            answer = ask_live(connection)
     except ConnectionRefusedError:
         return "refused"
     except OSError as error:

@@ -10,17 +10,9 @@ from typing import Any
 import pytest
 
 from accounts.validators import SCOPES
-from tests.running import CHAT, MODEL, Platform, ScriptedProvider, chat, completion
+from tests.running import CHAT, ENDPOINTS, MODEL, STREAMING, Platform, ScriptedProvider, asking, completion
 
-BODIES: dict[str, dict[str, Any]] = {
-    "/chat": {"message": "hello there", "model": MODEL},
-    "/summarize": {"text": "hello there, all of you", "model": MODEL},
-    CHAT: chat(MODEL),
-    "/v1/completions": {"model": MODEL, "prompt": "hello there"},
-    "/v1/responses": {"model": MODEL, "input": "hello there"},
-    "/v1/embeddings": {"model": MODEL, "input": "hello there"},
-}
-STREAMED = ("/chat", CHAT, "/v1/completions", "/v1/responses")
+BODIES = {path: asking(path, MODEL) for path in ENDPOINTS}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +31,7 @@ def told(path: str, answer: Any) -> tuple[str, str]:
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("streams", [False, True])
 def test_it_refuses_a_compressed_body(own: Platform, provider: ScriptedProvider, path: str, streams: bool) -> None:
-    body = {**BODIES[path], **({"stream": True} if streams and path in STREAMED else {})}
+    body = {**BODIES[path], **({"stream": True} if streams and path in STREAMING else {})}
     provider.calls.clear()
     packed = gzip.compress(json.dumps(body).encode())
     answer = own.ask(path, packed, headers={"Content-Encoding": "gzip"})

@@ -26,7 +26,7 @@ from inference.fake_provider import FakeUpstream
 from launch.environment import free_port
 from tests.answers import Answer
 from tests.catalogue import query_rows
-from tests.conftest import asking
+from tests.conftest import settings_of
 from tests.pages import watch
 from tests.processes import wait_until
 from tests.servers import ROOT, Service, clean_environment, launched
@@ -235,7 +235,7 @@ def test_it_lets_a_developer_try_an_endpoint_in_the_browser(local: Service, page
 def test_it_keeps_its_state_through_a_kill_and_ledger_and_log_agree_after_it(
     fake: FakeUpstream, tmp_path: Path
 ) -> None:
-    env = {**asking(fake), "DATABASE_URL": f"sqlite:///{tmp_path}/kept.sqlite3"}
+    env = {**settings_of(fake), "DATABASE_URL": f"sqlite:///{tmp_path}/kept.sqlite3"}
     with launched(env) as first:
         assert "shown this once" in first.log.read_text()
         key = first.create_key(account="acme", tier="premium", name="kept")
@@ -261,7 +261,7 @@ def test_it_works_alone_in_its_folder_and_ends_the_rest_when_one_process_dies(
     fake: FakeUpstream, tmp_path: Path
 ) -> None:
     folder = tmp_path / ("long" * 30)  # too long for the path of a socket
-    with launched({**asking(fake), "DATABASE_URL": f"sqlite:///{folder}/kept.sqlite3"}) as service:
+    with launched({**settings_of(fake), "DATABASE_URL": f"sqlite:///{folder}/kept.sqlite3"}) as service:
         assert service.request("POST", "/chat", {"message": "Hello"}, key="dev_key_123").status == 200
         assert service.request("GET", "/health").json()["checks"]["limits"] == "healthy"
         twice = run({**service.env, "PORT": str(free_port())})
@@ -277,7 +277,7 @@ def test_it_works_alone_in_its_folder_and_ends_the_rest_when_one_process_dies(
 
 
 def test_it_uses_the_store_that_the_settings_name(fake: FakeUpstream, own_redis: Redis) -> None:
-    with launched({**asking(fake), "REDIS_URL": own_redis.url}) as service:
+    with launched({**settings_of(fake), "REDIS_URL": own_redis.url}) as service:
         commands = members(service)
         assert any("manage.py worker" in each for each in commands)
         assert not any("valkey-server" in each for each in commands)

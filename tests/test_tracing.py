@@ -11,7 +11,7 @@ import pytest
 from inference.fake_provider import FakeUpstream
 from tests.answers import Answer
 from tests.collector import Collector, Span, collecting
-from tests.conftest import asking
+from tests.conftest import settings_of
 from tests.servers import aiapi_server
 from tests.streams import Stream, asked
 
@@ -51,7 +51,7 @@ class Traced:
 def traced(fake: FakeUpstream) -> Iterator[Traced]:
     """Let a server answer one request at the second attempt, stream one, refuse one, and end."""
     with collecting() as collector:
-        env = {**asking(fake), **SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+        env = {**settings_of(fake), **SETTINGS, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
         with aiapi_server(env) as service:
             key = service.create_key(account="traced", tier="premium", name="first")
             fake.reset()

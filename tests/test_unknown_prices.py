@@ -19,6 +19,7 @@ import pytest
 from tests.running import (
     CHAT,
     EMBEDDINGS,
+    ENDPOINTS,
     SHORT,
     AdminPage,
     Answer,
@@ -27,6 +28,7 @@ from tests.running import (
     ScriptedProvider,
     Served,
     answered,
+    asking,
     chat,
     completion,
     running_platform,
@@ -39,16 +41,9 @@ CACHED = {**USED, "prompt_tokens_details": {"cached_tokens": 600}}
 #: What USED costs in nano-dollars at the prices of Served, $2 and $10 per million tokens.
 COST = 1000 * 2_000 + 100 * 10_000
 SAID, STREAMED = (answered(prompt=1000, output=100, is_stream=is_stream) for is_stream in (False, True))
-#: By what it is: where a call goes, and its body.
-CALLS: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat": (CHAT, chat("unpriced")),
-    "stream": (CHAT, chat("unpriced", stream=True)),
-    "completion": ("/v1/completions", {"model": "unpriced", "prompt": "hello there"}),
-    "response": ("/v1/responses", {"model": "unpriced", "input": "hello there"}),
-    "embedding": (EMBEDDINGS, {"model": "unpriced-vectors", "input": "hello there"}),
-    "own chat": ("/chat", {"model": "unpriced", "message": "hello there"}),
-    "summary": ("/summarize", {"model": "unpriced", "text": "hello there " * 10}),
-}
+#: Where calls go, with their bodies.
+CALLS = [(path, asking(path, "unpriced-vectors" if path == EMBEDDINGS else "unpriced")) for path in ENDPOINTS]
+CALLS.append((CHAT, chat("unpriced", stream=True)))
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +171,10 @@ def test_it_begins_with_a_price_of_0_for_what_the_fake_provider_serves(
     assert (float(price["both"]), price["cached"]) == (0, None)
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_it_records_an_unknown_cost_and_sends_none(platform: Platform, provider: ScriptedProvider, call: str) -> None:
-    path, body = CALLS[call]
+@pytest.mark.parametrize(("path", "body"), CALLS)
+def test_it_records_an_unknown_cost_and_sends_none(
+    platform: Platform, provider: ScriptedProvider, path: str, body: Any
+) -> None:
     provider.script(body["model"], answered(path, prompt=1000, output=100, is_stream="stream" in body))
     answer = platform.ask(path, body)
     assert answer.status == 200
@@ -252,11 +248,10 @@ def test_it_leaves_an_unknown_cost_empty_in_files(platform: Platform) -> None:
     assert (row["cost"], row["unpriced_requests"]) == ("0.003000000", "2")
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(("path", "body"), CALLS)
 def test_it_refuses_a_call_whose_cost_nobody_can_bound(
-    platform: Platform, provider: ScriptedProvider, budgeted: str, call: str
+    platform: Platform, provider: ScriptedProvider, budgeted: str, path: str, body: Any
 ) -> None:
-    path, body = CALLS[call]
     asked = len(provider.calls)
     answer = platform.ask(path, body, key=budgeted)
     assert_refused(answer)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.running import CHAT, EMBEDDINGS, Model, Reply, answered, event
+from tests.running import CHAT, EMBEDDINGS, ENDPOINTS, Model, Reply, answered, event
 
 WORDS = "one two three four five"
 COUNTED = 5
 #: A request of each endpoint that generates text.
-PATHS = (CHAT, "/v1/completions", "/v1/responses", "/chat", "/summarize")
+PATHS = ENDPOINTS[:5]
 CALLS: list[tuple[str, dict[str, bool]]] = [(path, {}) for path in PATHS] + [
     (path, {"stream": True}) for path in PATHS[:4]
 ]

@@ -17,7 +17,7 @@ import pytest
 from inference.fake_provider import FakeUpstream
 from monitoring.tests.scraped import Growth, value
 from tests.catalogue import Served
-from tests.conftest import asking
+from tests.conftest import settings_of
 from tests.ledgers import rows
 from tests.processes import wait_until
 from tests.running import CHAT, Platform, Reply, ScriptedProvider, chat, completion, event, running_platform
@@ -227,7 +227,7 @@ def test_its_metrics_tell_what_the_log_has_on_each_worker_and_forget_nothing_whe
 
 
 def test_its_metrics_work_with_one_worker_and_leave_nothing_behind(fake: FakeUpstream, tmp_path: Path) -> None:
-    env = {**asking(fake), "TMPDIR": str(tmp_path), "METRICS_TOKEN": "let-me-read"}
+    env = {**settings_of(fake), "TMPDIR": str(tmp_path), "METRICS_TOKEN": "let-me-read"}
     with aiapi_server(env) as service:
         (folder,) = tmp_path.glob("aiapi-metrics-*")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700

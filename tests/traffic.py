@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import select
+import socket
 import threading
 import time
 import uuid
@@ -20,6 +21,18 @@ PATIENCE = 60.0
 #: Different questions that a caller who repeats himself asks, whose answers are cached.
 REPEATED = 5
 REFUSED = http.HTTPStatus.TOO_MANY_REQUESTS
+
+
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def ask_live(connection: socket.socket) -> bytes:
+    """Ask for /health/live, and read the answer, or what comes until the connection ends."""
+    connection.sendall(LIVE)
+    answer = b""
+    while not answer.endswith(b"}") and (piece := connection.recv(65_536)):
+        answer += piece
+    return answer
 
 
 @dataclass(frozen=True)
