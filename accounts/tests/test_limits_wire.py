@@ -9,27 +9,26 @@ from core.redis.wire import DirectWire
 
 
 class Connection:
-    """A connection whose first steps time out, each after so many seconds; then all is well."""
+    """A connection of which connecting or reading times out at first, each time after so many seconds."""
 
     socket_connect_timeout = 0.1
     clock = 0.0
-    slow: tuple[float, ...] = ()
-    made = 0
+    slow_connects: tuple[float, ...] = ()
+    slow_reads: tuple[float, ...] = ()
     has_answer = True
 
     def __init__(self, **options: Any) -> None:
-        self.times = list(type(self).slow)
+        self.connects, self.reads = list(self.slow_connects), list(self.slow_reads)
 
-    def _step(self) -> None:
-        if self.times:
-            type(self).clock += self.times.pop(0)
+    def _step(self, times: list[float]) -> None:
+        if times:
+            type(self).clock += times.pop(0)
             raise redis.TimeoutError("timed out")
 
     def connect(self) -> None:
-        self._step()
-        type(self).made += 1
+        self._step(self.connects)
 
-    def send_command(self, *command: Any, **options: Any) -> None:
+    def send_command(self, *command: Any) -> None:
         """Send nothing."""
 
     def can_read(self, timeout: float) -> bool:
@@ -37,62 +36,41 @@ class Connection:
         return self.has_answer
 
     def read_response(self, *, disconnect_on_error: bool = True) -> str:
-        self._step()
+        self._step(self.reads)
         return "PONG"
 
     def disconnect(self) -> None:
-        self.times = []
+        """Close nothing."""
 
 
-class Pool:
-    """What a wire asks a pool."""
-
-    def __init__(self, connection_class: type[Connection]) -> None:
-        self.connection_class = connection_class
-        self.connection_kwargs: dict[str, Any] = {}
-
-
-@pytest.fixture
-def kind(monkeypatch: pytest.MonkeyPatch) -> type[Connection]:
-    """Make a class of connections by whose clock the wire measures."""
-
+@pytest.mark.parametrize(
+    ("connects", "reads", "has_answer", "is_there"),
+    [
+        ((), (), True, True),
+        ((0.4,), (), True, True),  # the process was late: it connects again
+        ((0.1,), (), True, False),
+        ((0.4, 0.1), (), True, False),
+        ((), (0.2,), True, True),  # the reply came before the process looked
+        ((), (0.2,), False, False),
+    ],
+)
+def test_it_takes_a_store_for_away_only_where_the_process_itself_was_not_late(
+    monkeypatch: pytest.MonkeyPatch,
+    connects: tuple[float, ...],
+    reads: tuple[float, ...],
+    *,
+    has_answer: bool,
+    is_there: bool,
+) -> None:
     class Own(Connection):
-        pass
+        slow_connects, slow_reads = connects, reads
 
+    Own.has_answer = has_answer
     monkeypatch.setattr("core.redis.wire.monotonic", lambda: Own.clock)
-    return Own
-
-
-def over(kind: type[Connection]) -> DirectWire:
-    return DirectWire(Pool(kind))  # type: ignore[arg-type]
-
-
-def test_it_connects_again_where_the_process_itself_was_late(kind: type[Connection]) -> None:
-    kind.slow = (0.4,)
-    assert over(kind).command(b"PING") == "PONG"
-    over(kind).ping()
-    assert kind.made == 2
-
-
-def test_it_takes_one_that_does_not_connect_in_time_for_away(kind: type[Connection]) -> None:
-    kind.slow = (0.1,)
-    with pytest.raises(redis.TimeoutError):
-        over(kind).command(b"PING")
-    kind.slow = (0.4, 0.1)
-    with pytest.raises(redis.TimeoutError):
-        over(kind).command(b"PING")
-
-
-@pytest.mark.parametrize("has_answer", [True, False])
-def test_it_reads_a_reply_that_came_before_the_process_looked(kind: type[Connection], *, has_answer: bool) -> None:
-    direct = over(kind)
-    assert direct.command(b"PING") == "PONG"
-    (connection,) = direct._idle
-    connection.times, connection.has_answer = [0.2], has_answer
-    if has_answer:
-        assert direct.command(b"PING") == "PONG"
-        assert list(direct._idle) == [connection]
+    pool: Any = type("Pool", (), {"connection_class": Own, "connection_kwargs": {}})()
+    wire = DirectWire(pool)
+    if is_there:
+        wire.ping()
     else:
         with pytest.raises(redis.TimeoutError):
-            direct.command(b"PING")
-        assert not direct._idle
+            wire.ping()
