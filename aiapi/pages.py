@@ -23,14 +23,13 @@ from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerSplitV
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
 from accounts.checks import DEMO_KEYS
 from core.errors import ApiError
 from inference.catalog import uses_local_model
 from inference.upstream.local_model import MODEL_NAME
 from monitoring.serializers import ServiceAnswer
-from operations.views import AnyFormat
+from operations.views import AnyFormat, OpenView
 
 
 def explained_errors(kind: type[ApiError] = ApiError) -> list[type[ApiError]]:
@@ -71,11 +70,9 @@ class PageView(TemplateView):
 
 
 @revalidated
-class RootView(APIView):
+class RootView(OpenView):
     """GET /."""
 
-    authentication_classes = []
-    permission_classes = []
     renderer_classes = [JSONRenderer]
     content_negotiation_class = AnyFormat
 
@@ -104,11 +101,9 @@ def openapi_document() -> bytes:
 
 
 @revalidated
-class OpenAPIView(APIView):
+class OpenAPIView(OpenView):
     """GET /openapi.json."""
 
-    authentication_classes = []
-    permission_classes = []
     content_negotiation_class = AnyFormat
     schema = None
 
@@ -119,21 +114,17 @@ class OpenAPIView(APIView):
 
 @revalidated
 @method_decorator(csp_update({"style-src": [SELF, UNSAFE_INLINE]}), name="dispatch")
-class SwaggerView(SpectacularSwaggerSplitView):
+class SwaggerView(OpenView, SpectacularSwaggerSplitView):
     """GET /docs: Swagger UI from the project's own static files, without an inline script."""
 
-    authentication_classes = []
-    permission_classes = []
     url_name = "openapi"
     url_self = "/docs"
 
 
 @revalidated
 @method_decorator(csp_update({"worker-src": [SELF, "blob:"], "style-src": [SELF, UNSAFE_INLINE]}), name="dispatch")
-class RedocView(SpectacularRedocView):
+class RedocView(OpenView, SpectacularRedocView):
     """GET /redoc: ReDoc from the project's own static files. It needs inline styles and a web worker."""
 
-    authentication_classes = []
-    permission_classes = []
     url_name = "openapi"
     template_name = "redoc.html"

@@ -25,11 +25,11 @@ from accounts.admin.base import (
     actor_of,
     ask,
     change_url,
+    column,
     display,
     found,
     is_confirmed,
     link,
-    time_column,
 )
 from accounts.admin.forms import ModelBudgetInline, ModelBudgetsAdmin, TierForm
 from accounts.admin.keys import KeyColumns
@@ -56,15 +56,10 @@ def usage_bar(usage: LimitUsage) -> SafeString:
     )
 
 
-def month_column(description: str, name: LimitName) -> Any:
-    """Return a column with the used share of a monthly budget of each account of a list."""
-
-    @display(description=description)
-    def column(model_admin: AccountAdmin, account: Any) -> SafeString:
-        usage: LimitUsage | None = account.usage.get(name)
-        return usage_bar(usage) if usage else SafeString("unknown while the state store is away")
-
-    return column
+def month_bar(account: Any, name: LimitName) -> SafeString:
+    """Return the bar of a monthly budget of an account in the list."""
+    usage: LimitUsage | None = account.usage.get(name)
+    return usage_bar(usage) if usage else SafeString("unknown while the state store is away")
 
 
 class KeyedAdmin(ModelBudgetsAdmin):
@@ -95,6 +90,7 @@ class KeyInline(ReadOnly, KeyColumns, TabularInline):
 
     model = ApiKey
     fields = readonly_fields = ("key_link", "tier", "masked", "state", "last_used")
+    key_link = column("name", lambda key: link(key, key.name))
     verbose_name_plural = "API keys"
     per_page = 20
     hide_title = True
@@ -102,11 +98,6 @@ class KeyInline(ReadOnly, KeyColumns, TabularInline):
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
         """Select keys with what their rows show."""
         return super().get_queryset(request).select_related("account", "tier").order_by("name")
-
-    @display(description="name")
-    def key_link(self, key: ApiKey) -> SafeString:
-        """Link to the key's page."""
-        return link(key, key.name)
 
 
 @admin.register(Account)
@@ -120,9 +111,15 @@ class AccountAdmin(KeyedAdmin):
     inlines = (ModelBudgetInline, KeyInline)
     actions_detail = ("add_key", "clear_cache", "enable", "disable")
     empty_value_display = "none"
-    created = time_column("created", "created_at")
-    tokens_this_month = month_column("tokens this month", LimitName.MONTHLY_TOKENS)
-    cost_this_month = month_column("cost this month", LimitName.MONTHLY_COST)
+    created = column("created", lambda account: utc_text(account.created_at))
+    status = column(
+        "state",
+        lambda account: "active" if account.is_active else "disabled",
+        ordering="is_active",
+        label={"active": "success", "disabled": "danger"},
+    )
+    tokens_this_month = column("tokens this month", lambda account: month_bar(account, LimitName.MONTHLY_TOKENS))
+    cost_this_month = column("cost this month", lambda account: month_bar(account, LimitName.MONTHLY_COST))
     instead = "Disable it instead."
     add_fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("name", "contact")}),
@@ -216,11 +213,6 @@ class AccountAdmin(KeyedAdmin):
         messages.success(request, f"The cached answers of {account} are cleared: everywhere within a second.")
         return HttpResponseRedirect(change_url(account))
 
-    @display(description="state", ordering="is_active", label={"active": "success", "disabled": "danger"})
-    def status(self, account: Account) -> str:
-        """Show whether the account's keys work."""
-        return "active" if account.is_active else "disabled"
-
     @display(description="usable keys", ordering="usable_keys")
     def keys(self, account: Any) -> str:
         """Show the number of usable keys, and the maximum if there is one."""
@@ -259,6 +251,8 @@ class TierAdmin(KeyedAdmin):
     form = TierForm
     list_display = ("name", *RATE_FIELDS, "max_output_tokens", "allowed_models", "cache_enabled", "keys")
     search_fields = ("name",)
+    allowed_models = column("models", lambda tier: ", ".join(tier.models) or "every model")
+    keys = column("keys", lambda tier: tier.key_count, ordering="key_count")  # revoked ones included
     empty_value_display = "unlimited"
     instead = "Give its keys another tier first."
     fieldsets = (
@@ -275,13 +269,3 @@ class TierAdmin(KeyedAdmin):
         """Count each tier's keys in the same query."""
         counted: QuerySet[Any] = super().get_queryset(request).annotate(key_count=Count("api_keys"))
         return counted
-
-    @display(description="models")
-    def allowed_models(self, tier: Tier) -> str:
-        """Show the models that the tier's keys may use."""
-        return ", ".join(tier.models) or "every model"
-
-    @display(description="keys", ordering="key_count")
-    def keys(self, tier: Any) -> int:
-        """Show the number of keys, revoked ones included."""
-        return int(tier.key_count)

@@ -20,7 +20,6 @@ from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from accounts.audit import audited_delete, audited_save
-from core.times import utc_text
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -55,14 +54,16 @@ __all__ = ["Fieldsets", "ModelAdmin", "TabularInline", "action", "display"]
 Fieldsets = tuple[tuple[str | None, Any], ...]
 
 
-def time_column(description: str, field: str, *, ordering: str | None = None) -> Callable[[Any, Any], str]:
-    """Return a column with a time of each row."""
+def column(
+    description: str, value: Callable[[Any], Any], *, ordering: str | None = None, label: dict[str, str] | None = None
+) -> Callable[[Any, Any], Any]:
+    """Return a column that shows a value of each row."""
 
-    @display(description=description, ordering=ordering)
-    def column(model_admin: Any, row: Any) -> str:
-        return utc_text(getattr(row, field))
+    @display(description=description, ordering=ordering, label=label)
+    def shown(model_admin: Any, row: Any) -> Any:
+        return value(row)
 
-    return column
+    return shown
 
 
 def actor_of(request: HttpRequest) -> str:

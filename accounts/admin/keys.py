@@ -27,12 +27,12 @@ from accounts.admin.base import (
     actor_of,
     ask,
     change_url,
+    column,
     display,
     found,
     is_confirmed,
     link,
     page,
-    time_column,
 )
 from accounts.admin.forms import ApiKeyForm, ModelBudgetInline, ModelBudgetsAdmin, RotationForm
 from accounts.admin.lists import TextFilter
@@ -101,17 +101,9 @@ class AccountFilter(TextFilter):
 class KeyColumns:
     """The columns of lists of keys."""
 
-    last_used = time_column("last used", "last_used_at", ordering="last_used_at")
-
-    @display(description="state", label=STATE_BADGES)
-    def state(self, key: ApiKey) -> str:
-        """Show the current state."""
-        return shown_state(key)
-
-    @display(description="key")
-    def masked(self, key: ApiKey) -> str:
-        """Show the visible part of the key."""
-        return key.masked
+    state = column("state", shown_state, label=STATE_BADGES)
+    masked = column("key", lambda key: key.masked)
+    last_used = column("last used", lambda key: utc_text(key.last_used_at), ordering="last_used_at")
 
 
 @admin.register(ApiKey)
@@ -126,7 +118,11 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     search_help_text = "Beginning of a key, or a name"
     autocomplete_fields = ("account",)
     inlines = (ModelBudgetInline,)
-    created = time_column("created", "created_at")
+    account_link = column("account", lambda key: link(key.account), ordering="account__name")
+    created = column("created", lambda key: utc_text(key.created_at))
+    replaced_by = column("replaced by", lambda key: link(key.successor) if key.successor else "—")
+    #: The key that created it through /keys, whose limits apply to it too.
+    made_by = column("made by", lambda key: link(key.maker) if key.maker else "an operator")
     actions = ("revoke_selected",)
     actions_detail = ("test", "rotate", "revoke")
     settings_fieldsets: ClassVar[Fieldsets] = (
@@ -258,27 +254,12 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         }
         return self._revoke(request, keys, cancel_url=request.get_full_path(), hidden=hidden)
 
-    @display(description="account", ordering="account__name")
-    def account_link(self, key: ApiKey) -> SafeString:
-        """Link to the account."""
-        return link(key.account)
-
     @display(description="revoked")
     def revoked(self, key: ApiKey) -> str:
         """Show when the key was revoked, or will be at the end of its grace period."""
         if key.revoked_at is not None and key.revoked_at > timezone.now():
             return f"will be at {utc_text(key.revoked_at)}"
         return utc_text(key.revoked_at)
-
-    @display(description="replaced by")
-    def replaced_by(self, key: ApiKey) -> str | SafeString:
-        """Link to the successor."""
-        return link(key.successor) if key.successor else "—"
-
-    @display(description="made by")
-    def made_by(self, key: ApiKey) -> str | SafeString:
-        """Link to the key that created it through /keys, whose limits apply to it too."""
-        return link(key.maker) if key.maker else "an operator"
 
     @display(description="usable keys made by it")
     def made(self, key: ApiKey) -> str | SafeString:

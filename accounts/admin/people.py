@@ -24,10 +24,11 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from accounts.admin.base import AuditedAdmin, actor_of, display, time_column
+from accounts.admin.base import AuditedAdmin, actor_of, column, display
 from accounts.admin.lists import FieldFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_change, audit_record, stored_values
 from accounts.models import AuditEntry
+from core.times import utc_text
 
 if TYPE_CHECKING:
     GroupBase = DjangoGroupAdmin
@@ -177,7 +178,7 @@ class AuditEntryAdmin(KeysetAdmin):
     list_filter = (ActionFilter, TargetFilter, ActorFilter, TimeFilter)
     search_fields = ("target", "actor")
     search_help_text = "What was changed, or who did it"
-    when = time_column("when", "at")
+    when = column("when", lambda entry: utc_text(entry.at))
     fields = readonly_fields = ("when", "actor", "action", "target_type", "target_id", "target", "changes")
 
     @display(description="what changed")
