@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +12,6 @@ from django.contrib.admin.utils import unquote
 from django.db.models import Case, Count, Prefetch, Q, QuerySet, Value, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
-from django.utils.safestring import SafeString
 from redis.exceptions import RedisError
 
 from accounts.admin.base import (
@@ -23,13 +22,14 @@ from accounts.admin.base import (
     actor_of,
     ask,
     change_url,
+    column,
     display,
     found,
     is_confirmed,
     link,
-    time_column,
 )
 from core.money import price_text
+from core.times import utc_text
 from inference.catalog import provider_route
 from inference.models import Deployment, Model, Price, Provider
 from inference.selectors import missing_variables, secret_variables
@@ -136,16 +136,6 @@ def question_about(off: Sequence[Row], *, cancel_url: str, hidden: dict[str, lis
     )
 
 
-def link_column(field: str) -> Callable[[Any, Any], SafeString]:
-    """Return a column with a link to a related row."""
-
-    @display(description=field, ordering=f"{field}__{'public_name' if field == 'model' else 'name'}")
-    def column(model_admin: Any, row: Any) -> SafeString:
-        return link(getattr(row, field))
-
-    return column
-
-
 @admin.register(Provider)
 class ProviderAdmin(CatalogAdmin):
     """Providers."""
@@ -222,11 +212,7 @@ class ProviderAdmin(CatalogAdmin):
             return "missing"
         return "set" if secret_variables(provider) else "none needed"
 
-    @display(description="deployments", ordering="deployment_total")
-    def deployment_count(self, provider: Any) -> int:
-        """Show the number of the provider's deployments."""
-        total: int = provider.deployment_total
-        return total
+    deployment_count = column("deployments", lambda provider: provider.deployment_total, ordering="deployment_total")
 
 
 class DeploymentInline(TabularInline):
@@ -267,10 +253,7 @@ class ModelAdmin(CatalogAdmin):
         prefetch = Prefetch("deployments", usable.order_by("order", "-weight", "id"), to_attr="usable_deployments")
         return super().get_queryset(request).prefetch_related(prefetch)
 
-    @display(description="served by")
-    def served_by(self, model: Any) -> str:
-        """Show the usable deployments, in the order of routing."""
-        return ", ".join(str(deployment) for deployment in model.usable_deployments) or "nobody"
+    served_by = column("served by", lambda model: ", ".join(map(str, model.usable_deployments)) or "nobody")
 
 
 class PriceInline(TabularInline):
@@ -322,8 +305,8 @@ class DeploymentAdmin(CatalogAdmin):
             return "no secret"
         return str(deployment.breaker_state)
 
-    model_link = link_column("model")
-    provider_link = link_column("provider")
+    model_link = column("model", lambda row: link(row.model), ordering="model__public_name")
+    provider_link = column("provider", lambda row: link(row.provider), ordering="provider__name")
 
     @display(description="price per million tokens")
     def price(self, deployment: Any) -> str:
@@ -350,7 +333,7 @@ class PriceAdmin(CatalogAdmin):
         """Return False: prices can't be changed, because calls were billed with them; add a new price instead."""
         return False
 
-    begins = time_column("valid from", "valid_from", ordering="valid_from")
+    begins = column("valid from", lambda price: utc_text(price.valid_from), ordering="valid_from")
 
     @display(description="begun", boolean=True)
     def is_current(self, price: Price) -> bool:

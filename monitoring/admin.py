@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from django.urls import path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from accounts.admin.base import Fieldsets, action, actor_of, display
+from accounts.admin.base import Fieldsets, action, actor_of, column, display
 from accounts.admin.lists import IndexedFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_event
 from accounts.models import Account, ApiKey
@@ -192,10 +192,6 @@ class StatusFilter(OfferedFilter, IndexedFilter):
         return int(text) if re.fullmatch("[1-5][0-9]{2}", text) else 0
 
 
-def _column(description: str, text: Callable[[RequestRecord], str]) -> Any:
-    return display(description=description)(lambda _admin, record: text(record))
-
-
 def _milliseconds(time: float | None) -> str:
     return "—" if time is None else f"{time:,.0f} ms"
 
@@ -235,15 +231,15 @@ class RequestRecordAdmin(KeysetAdmin):
     )
     readonly_fields = ("when", "latency", "first_token", "account", "key", "flags", *EXPLAINED_FIELDS, *CONTENT_FIELDS)
 
-    when = _column("when (UTC)", lambda record: f"{record.admitted_at:%Y-%m-%d %H:%M:%S}")
-    account = _column("account", lambda record: _link("account", record.account_id, record.account_name))
-    key = _column("key", lambda record: _link("apikey", record.key_id, record.key_name))
-    tokens = _column("tokens in + out", lambda record: f"{record.input_tokens:,} + {record.output_tokens:,}")
-    latency = _column("latency", lambda record: _milliseconds(record.latency_ms))
-    first_token = _column("first token", lambda record: _milliseconds(record.first_token_ms))
-    attempt_failures = _column("why attempts failed", lambda record: record.failures or "none failed")
-    prompt = _column("prompt", lambda record: _content(record, "prompt"))
-    answer = _column("answer", lambda record: _content(record, "answer"))
+    when = column("when (UTC)", lambda record: f"{record.admitted_at:%Y-%m-%d %H:%M:%S}")
+    account = column("account", lambda record: _link("account", record.account_id, record.account_name))
+    key = column("key", lambda record: _link("apikey", record.key_id, record.key_name))
+    tokens = column("tokens in + out", lambda record: f"{record.input_tokens:,} + {record.output_tokens:,}")
+    latency = column("latency", lambda record: _milliseconds(record.latency_ms))
+    first_token = column("first token", lambda record: _milliseconds(record.first_token_ms))
+    attempt_failures = column("why attempts failed", lambda record: record.failures or "none failed")
+    prompt = column("prompt", lambda record: _content(record, "prompt"))
+    answer = column("answer", lambda record: _content(record, "answer"))
 
     @display(description="cost")
     def price(self, record: RequestRecord) -> str:

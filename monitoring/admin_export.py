@@ -10,7 +10,6 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from unfold.widgets import (
@@ -20,7 +19,7 @@ from unfold.widgets import (
     UnfoldBooleanWidget,
 )
 
-from accounts.admin.base import ModelAdmin, actor_of
+from accounts.admin.base import ModelAdmin, actor_of, page
 from accounts.audit import audit_event
 from accounts.models import Account
 from monitoring.export import KIND, Format, Row, encoded, usage_batches, usage_columns
@@ -106,14 +105,8 @@ def usage_export_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResp
             return file_response(
                 usage_columns(by), batches, f"usage-by-{unit}-and-{by}", file_format, is_packed=is_packed
             )
-    context = {
-        **model_admin.admin_site.each_context(request),
-        "opts": model_admin.opts,
-        "title": "Export usage",
-        "form": form,
-        "back_url": reverse("admin:monitoring_requestrecord_changelist"),
-    }
-    return TemplateResponse(request, TEMPLATE, context)
+    back_url = reverse("admin:monitoring_requestrecord_changelist")
+    return page(model_admin, request, TEMPLATE, "Export usage", {"form": form, "back_url": back_url})
 
 
 def file_response(

@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
-from accounts.admin.base import Confirmation, action, actor_of, ask, display, is_confirmed
+from accounts.admin.base import Confirmation, action, actor_of, ask, column, display, is_confirmed
 from accounts.admin.lists import KeysetAdmin
 from accounts.audit import audit_event
 from core.times import utc_text
@@ -27,6 +27,8 @@ class AlertAdmin(KeysetAdmin):
     list_filter = ("kind",)
     time_column = "began_at"
     fields = readonly_fields = ("state", "kind", "title", "text", "began", "ended", "sent_to", "subject")
+    began = column("began", lambda alert: utc_text(alert.began_at))
+    state = column("state", lambda alert: "resolved" if alert.ended_at else "firing", label=STATE_BADGES)
     actions_list = ("test",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Alert]:
@@ -57,22 +59,12 @@ class AlertAdmin(KeysetAdmin):
         """Return whether the user may send a test alert."""
         return request.user.has_perm("monitoring.test_alert")
 
-    @display(description="began")
-    def began(self, alert: Alert) -> str:
-        """Return when the incident began."""
-        return utc_text(alert.began_at)
-
     @display(description="ended")
     def ended(self, alert: Alert) -> str:
         """Return when the incident ended, and its duration so far."""
         if alert.ended_at is None:
             return f"firing for {lasted(alert)}"
         return f"{utc_text(alert.ended_at)}, after {lasted(alert)}"
-
-    @display(description="state", label=STATE_BADGES)
-    def state(self, alert: Alert) -> str:
-        """Return whether the incident is over."""
-        return "resolved" if alert.ended_at else "firing"
 
     @display(description="sent to")
     def sent_to(self, alert: Alert) -> SafeString | str:
