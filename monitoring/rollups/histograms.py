@@ -16,9 +16,11 @@ from __future__ import annotations
 import math
 import sys
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from django.db.models import Aggregate, TextField
@@ -89,7 +91,8 @@ def _parsed(entry: str) -> tuple[int, int]:
 
 def counts(histogram: int) -> list[tuple[int, int]]:
     """List (bucket, count) of the buckets in use, in order."""
-    filled = array("Q", histogram.to_bytes(BITS // 8 * BUCKETS, sys.byteorder))
+    used = -(-histogram.bit_length() // BITS)
+    filled = array("Q", histogram.to_bytes(BITS // 8 * used, sys.byteorder))
     return [(bucket, count) for bucket, count in enumerate(filled) if count]
 
 
@@ -99,14 +102,7 @@ def quantiles(histogram: int, wanted: Sequence[float]) -> list[float] | None:
     The quantile q of n values is the value at index floor(q * (n - 1)) in ascending order.
     """
     filled = counts(histogram)
-    total = sum(count for _, count in filled)
-    if not total:
+    if not filled:
         return None
-    ranks = [math.floor(q * (total - 1)) for q in wanted]
-    found: list[float] = []
-    seen = 0
-    for bucket, count in filled:
-        seen += count
-        while len(found) < len(ranks) and ranks[len(found)] < seen:
-            found.append(value_of(bucket))
-    return found
+    seen = list(accumulate(count for _, count in filled))
+    return [value_of(filled[bisect_right(seen, math.floor(q * (seen[-1] - 1)))][0]) for q in wanted]
