@@ -211,14 +211,14 @@ def _generates(choice: Body) -> bool:
     return bool(choice.get("text")) or any(texts_in(choice.get("delta"), besides=LABELS))
 
 
-check_part = text_or(part_of("refusal", "text", image="image_url"))
+check_content = text_or(part_of("refusal", "text", image="image_url"))
 
 
 def check_messages(name: str, messages: Any) -> None:
     """Accept messages whose content is text, or images that can be bounded."""
     is_list_of_objects(name, messages)
     for at, message in enumerate(messages):
-        check_part(f"{name}[{at}].content", message.get("content"))
+        check_content(f"{name}[{at}].content", message.get("content"))
         refuse_media(f"{name}[{at}]", message)
 
 
