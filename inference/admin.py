@@ -32,7 +32,6 @@ from core.money import price_text
 from core.times import utc_text
 from inference.catalog import provider_route
 from inference.models import Deployment, Model, Price, Provider
-from inference.selectors import missing_variables, secret_variables
 from inference.services import catalog_delete, catalog_save, model_clear_cache
 from inference.upstream.breaker import failing
 from inference.upstream.client import upstream
@@ -167,7 +166,7 @@ class ProviderAdmin(CatalogAdmin):
             fixed |= {"name", "style", "api_version", "base_url", "api_key_variable"}
         if not request.user.is_superuser:
             fixed |= {"api_key_variable", "extra_headers"}
-            fixed |= {"base_url"} if obj is not None and obj.names_secret else set()
+            fixed |= {"base_url"} if obj is not None and obj.secret_variables else set()
         return tuple(fixed)
 
     def get_fieldsets(self, request: HttpRequest, obj: Provider | None = None) -> Any:
@@ -208,9 +207,9 @@ class ProviderAdmin(CatalogAdmin):
     @display(description="secret", label=SECRET_BADGES)
     def secret(self, provider: Provider) -> str:
         """Show whether the secret is set on this server, never the secret itself."""
-        if missing_variables(provider):
+        if provider.missing_variables:
             return "missing"
-        return "set" if secret_variables(provider) else "none needed"
+        return "set" if provider.secret_variables else "none needed"
 
     deployment_count = column("deployments", lambda provider: provider.deployment_total, ordering="deployment_total")
 
@@ -301,7 +300,7 @@ class DeploymentAdmin(CatalogAdmin):
     @display(description="breaker", label=BREAKER_BADGES)
     def breaker(self, deployment: Any) -> str:
         """Show the state of the breaker: an open one passes no calls for a while, then one trial."""
-        if deployment.breaker_state == "closed" and missing_variables(deployment.provider):
+        if deployment.breaker_state == "closed" and deployment.provider.missing_variables:
             return "no secret"
         return str(deployment.breaker_state)
 

@@ -31,6 +31,13 @@ class Rates:
     cached_input: int = 0
     output: int = 0
 
+    @classmethod
+    def of(cls, price: Price) -> Rates:
+        """Return the rates of a price; cached input costs what other input does if it has no price of its own."""
+        cached = price.cached_input_per_million
+        whole = nano(price.input_per_million)
+        return cls(whole, whole if cached is None else nano(cached), nano(price.output_per_million))
+
     def cost(self, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
         """Return the cost of a call in nano-dollars, rounded up once. `cached_tokens` are part of `input_tokens`."""
         total = (
@@ -177,7 +184,7 @@ def _read_models() -> dict[str, CatalogModel]:
     deployments = Deployment.objects.select_related("provider").filter(is_enabled=True, provider__is_enabled=True)
     routes: dict[int, list[Route]] = defaultdict(list)
     prices: Iterable[Price] = Price.objects.filter(valid_from__lte=datetime.now(UTC)).order_by("valid_from")
-    rates = {price.deployment_id: _rates(price) for price in prices}
+    rates = {price.deployment_id: Rates.of(price) for price in prices}
     for deployment in deployments.order_by("order", "-weight", "id"):
         routes[deployment.model_id].append(_route(deployment, rates.get(deployment.pk)))
     return {
@@ -193,15 +200,6 @@ def _read_models() -> dict[str, CatalogModel]:
         )
         for model in Model.objects.filter(is_enabled=True)
     }
-
-
-def _rates(price: Price) -> Rates:
-    cached = price.cached_input_per_million
-    return Rates(
-        input=nano(price.input_per_million),
-        cached_input=nano(price.input_per_million if cached is None else cached),
-        output=nano(price.output_per_million),
-    )
 
 
 def provider_route(provider: Provider) -> Route:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from typing import Any
 
@@ -82,9 +83,15 @@ class Provider(RequestLimits):
         return self.name
 
     @property
-    def names_secret(self) -> bool:
-        """Whether a secret from the environment is sent to the provider."""
-        return bool(self.api_key_variable) or any(text.startswith("$") for text in self.extra_headers.values())
+    def secret_variables(self) -> list[str]:
+        """The names of the environment variables that hold the provider's secrets."""
+        headers = [value.removeprefix("$") for value in self.extra_headers.values() if value.startswith("$")]
+        return [name for name in (self.api_key_variable, *headers) if name]
+
+    @property
+    def missing_variables(self) -> list[str]:
+        """Those of its secret variables that are not set on this server."""
+        return [name for name in self.secret_variables if not os.environ.get(name)]
 
     def clean(self) -> None:
         """Refuse URLs of this machine or a cloud's metadata service, and Azure without an API version."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
-from inference.models import Deployment, Price, Provider
+from inference.models import Deployment, Price
 
 
 def deployments_without_price() -> QuerySet[Deployment]:
@@ -23,14 +21,3 @@ def models_without_price() -> dict[str, str]:
     for deployment in deployments_without_price():
         found.setdefault(deployment.model.public_name, []).append(str(deployment))
     return {model: ", ".join(names) for model, names in found.items()}
-
-
-def secret_variables(provider: Provider) -> list[str]:
-    """Return the names of the environment variables that hold a provider's secrets."""
-    headers = [value.removeprefix("$") for value in provider.extra_headers.values() if value.startswith("$")]
-    return [name for name in (provider.api_key_variable, *headers) if name]
-
-
-def missing_variables(provider: Provider) -> list[str]:
-    """Return the names of a provider's secret variables that are not set on this server."""
-    return [name for name in secret_variables(provider) if not os.environ.get(name)]

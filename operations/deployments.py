@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from inference.catalog import catalog
 from inference.models import Deployment
-from inference.selectors import deployments_without_price, missing_variables
+from inference.selectors import deployments_without_price
 from inference.upstream.breaker import BreakerReading, BreakerState, breakers, failing
 from monitoring.models import Alert
 from operations.alerts.conditions import alert_subjects, health_subject
@@ -82,7 +82,7 @@ def deployment_states() -> list[DeploymentState]:
                 cause=reading.cause,
                 accounts=reading.accounts,
                 alert_subjects=alert_subjects(each.pk),
-                missing=", ".join(missing_variables(each.provider)),
+                missing=", ".join(each.provider.missing_variables),
                 is_unlisted=each.pk == unlisted,
                 is_priced=each.pk not in unpriced,
             )

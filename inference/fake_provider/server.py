@@ -155,22 +155,19 @@ class FakeUpstream(HttpServer):
                 return Reply.of_json(200, {"reset": True})
             case ("POST", "settings"):
                 try:
-                    self._change(dict(request.body))
+                    changes = dict(request.body)
+                    fail, refuse_ms = changes.pop("fail_next", None), changes.pop("refuse_ms", None)
+                    self.set(**changes)
+                    if fail is not None:
+                        if fail["kind"] == "refuse":
+                            raise ValueError("refuse would close this port as well: post refuse_ms")
+                        self.fail_next(fail["kind"], fail.get("times", 1))
+                    if refuse_ms is not None:
+                        self._refusing = asyncio.create_task(self.refuse_for(refuse_ms / 1000))
                 except (ValueError, TypeError, KeyError) as error:
                     return Reply.of_json(400, {"error": str(error)})
                 return Reply.of_json(200, {"set": True})
         return Reply.of_json(404, {"error": "unknown path"})
-
-    def _change(self, changes: Json) -> None:
-        """Change settings and the next faults, as another process posted them; raises ValueError and the like."""
-        fail, refuse_ms = changes.pop("fail_next", None), changes.pop("refuse_ms", None)
-        self.set(**changes)
-        if fail is not None:
-            if fail["kind"] == "refuse":
-                raise ValueError("refuse would close this port as well: post refuse_ms")
-            self.fail_next(fail["kind"], fail.get("times", 1))
-        if refuse_ms is not None:
-            self._refusing = asyncio.create_task(self.refuse_for(refuse_ms / 1000))
 
     def _route(self, request: Request) -> Reply:
         body = request.body
