@@ -15,17 +15,19 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question for /chat, on a port of 127.0.0.1. The label goes as X-Request-ID."""
+    """A question on a port of 127.0.0.1, after whose seconds the client leaves. The label goes as X-Request-ID."""
 
     port: int
     key: str
-    message: str
+    body: Mapping[str, Any]
+    path: str = "/chat"
     label: str = ""
+    patience: float = PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back; status 0 where the server died, or was not there."""
+    """What came back; status 0 where the server died, or was not there, or the client left."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -78,7 +80,7 @@ async def _converse(question: Ask, connection: Connection | None) -> Reply:
     reader, writer = connection
     try:
         writer.write(_request(question))
-        return _parsed(await asyncio.wait_for(reader.read(-1), PATIENCE))
+        return _parsed(await asyncio.wait_for(reader.read(-1), question.patience))
     except OSError:
         return Reply(0)
     finally:
@@ -86,11 +88,10 @@ async def _converse(question: Ask, connection: Connection | None) -> Reply:
 
 
 def _request(question: Ask) -> bytes:
-    body = json.dumps({"message": question.message}).encode()
+    body = json.dumps(question.body).encode()
     lines = [
-        "POST /chat HTTP/1.1",
+        f"POST {question.path} HTTP/1.0",
         "Host: localhost",
-        "Connection: close",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
         f"X-API-Key: {question.key}",
@@ -105,6 +106,6 @@ def _parsed(answer: bytes) -> Reply:
         return Reply(0)
     status, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    if len(body) != int(headers["content-length"]):
+    if len(body) != int(headers.get("content-length", len(body))):
         return Reply(0)
     return Reply(int(status.split()[1]), headers, body)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from inference.fake_provider import FakeUpstream
+from tests import load
 from tests.answers import data_of
 from tests.catalogue import Served, record_of, records, set_up
+from tests.load import Ask
 from tests.processes import wait_until
 from tests.servers import Service, aiapi_server
 from tests.stores import Redis
@@ -98,20 +98,8 @@ class Got:
 
 async def ask(port: int, key: str, body: dict[str, Any]) -> Got:
     """Ask on a connection of its own."""
-    content = json.dumps(body).encode()
-    head = f"POST {CHAT} HTTP/1.0\r\nHost: localhost\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n"
-    raw = b""
-    with suppress(ConnectionError):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        with closing(writer):
-            writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-            raw = await asyncio.wait_for(reader.read(-1), PATIENCE)
-    header, _, said = raw.partition(b"\r\n\r\n")
-    if not header:
-        return Got(0, "", "", time.monotonic())
-    lines = header.decode().lower().split("\r\n")
-    cache = next((line.partition(": ")[2] for line in lines if line.startswith("x-cache:")), "")
-    return Got(int(lines[0].split()[1]), cache, said.decode(), time.monotonic())
+    reply = await load.ask(Ask(port, key, body, CHAT, patience=PATIENCE))
+    return Got(reply.status, reply.headers.get("x-cache", "").lower(), reply.body.decode(), time.monotonic())
 
 
 def ask_all(pair: Pair, body: dict[str, Any], number: int = CALLERS) -> list[Got]:

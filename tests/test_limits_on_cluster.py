@@ -44,7 +44,7 @@ def test_it_holds_limits_and_loses_no_record_in_any_shard(cluster_site: Site) ->
     site = cluster_site
     made = site.make(*(({}, {"requests_per_minute_override": ALLOWED}, 1) for _ in range(ACCOUNTS)))
     questions = [
-        Ask(site.service.port, owned.key.plain, f"question {number} of {owned.id}")
+        Ask(site.service.port, owned.key.plain, {"message": f"question {number} of {owned.id}"})
         for number in range(CLIENTS)
         for owned in made
     ]

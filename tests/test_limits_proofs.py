@@ -44,7 +44,7 @@ _numbers = itertools.count(10_000_000)
 def questions(site: Site, owned: Owned, number: int) -> list[Ask]:
     """Make questions of the same size, none of them like another, from all keys of an account."""
     secrets = itertools.islice(owned.secrets, number)
-    return [Ask(site.service.port, plain, str(next(_numbers))) for plain in secrets]
+    return [Ask(site.service.port, plain, {"message": str(next(_numbers))}) for plain in secrets]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ platform could not know (a stream that broke off, an attempt without an answer) 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -17,7 +16,9 @@ from typing import Any
 import pytest
 
 from inference.fake_provider import FakeCall, FakeUpstream
+from tests import load
 from tests.catalogue import Record, Served, records, set_up
+from tests.load import Ask
 from tests.processes import wait_until
 from tests.servers import Service, aiapi_server
 from tests.stores import Redis
@@ -73,31 +74,16 @@ async def send_all(service: Service, key: str, labels: list[str]) -> None:
     """Send them all, some at a time."""
     chance, places = random.Random(5), asyncio.Semaphore(AT_ONCE)
 
-    async def one(label: str, stream: bool, patience: float | None) -> None:
+    async def one(label: str, stream: bool, patience: float) -> None:
         async with places:
-            await send(service.port, key, {**asked(MODEL, label, max_tokens=60), "stream": stream}, label, patience)
+            body = {**asked(MODEL, label, max_tokens=60), "stream": stream}
+            await load.ask(Ask(service.port, key, body, CHAT, label, patience))
 
     plans = [
-        (label, chance.random() < 0.6, chance.uniform(0.01, 0.1) if chance.random() < 1 / 3 else None)
+        (label, chance.random() < 0.6, chance.uniform(0.01, 0.1) if chance.random() < 1 / 3 else load.PATIENCE)
         for label in labels
     ]
     await asyncio.gather(*(one(*plan) for plan in plans))
-
-
-async def send(port: int, key: str, body: Any, label: str, patience: float | None) -> None:
-    """Ask, and leave when the patience (seconds) is over."""
-    content = json.dumps(body).encode()
-    lines = ["Host: localhost", f"X-API-Key: {key}", f"X-Request-ID: {label}", "Content-Type: application/json"]
-    head = "\r\n".join([f"POST {CHAT} HTTP/1.0", *lines, f"Content-Length: {len(content)}", "", ""])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(head.encode() + content)
-    try:
-        async with asyncio.timeout(patience):
-            await reader.read(-1)
-    except TimeoutError:
-        pass
-    finally:
-        writer.close()
 
 
 def collect(service: Service, own_fake: FakeUpstream, key: str, labels: list[str]) -> Run:

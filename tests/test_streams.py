@@ -50,17 +50,10 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def own_fake() -> Iterator[FakeUpstream]:
-    """Run a provider of this module's own."""
-    with FakeUpstream() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def served(own_fake: FakeUpstream, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
+def served(fake: FakeUpstream, prepared: Callable[[], dict[str, str]]) -> Iterator[Platform]:
     with aiapi_server({**prepared(), **FAST}, prepare=False) as service:
-        key = set_up(service, [Served(MODEL, [own_fake.base_url])], concurrent_requests=4)
-        yield Platform(service, own_fake, key)
+        key = set_up(service, [Served(MODEL, [fake.base_url])], concurrent_requests=4)
+        yield Platform(service, fake, key)
 
 
 @pytest.fixture
@@ -342,15 +335,15 @@ def test_it_keeps_the_assembled_answer_where_an_account_s_content_is_logged(plat
 
 
 def test_it_ends_open_streams_in_order_when_the_worker_is_told_to(
-    own_fake: FakeUpstream, prepared: Callable[[], dict[str, str]]
+    fake: FakeUpstream, prepared: Callable[[], dict[str, str]]
 ) -> None:
-    own_fake.reset()
+    fake.reset()
     with aiapi_server({**prepared(), **FAST, "GRACEFUL_TIMEOUT": "2"}, prepare=False) as service:
-        key = set_up(service, [Served(MODEL, [own_fake.base_url])])
-        own_fake.set(chunk_interval_ms=100, tokens=10)
+        key = set_up(service, [Served(MODEL, [fake.base_url])])
+        fake.set(chunk_interval_ms=100, tokens=10)
         short = Stream(service, asked(MODEL), key=key)
         short.answer()
-        own_fake.set(tokens=1000)
+        fake.set(tokens=1000)
         long = Stream(service, asked(MODEL, max_tokens=2000), key=key)
         long.answer()
         began = time.monotonic()
@@ -364,5 +357,5 @@ def test_it_ends_open_streams_in_order_when_the_worker_is_told_to(
         record = record_of(service, long.label)
         assert (record.status, record.is_partial, record.usage_source) == (503, True, "estimated")
         assert 10 < record.output_tokens < 60
-    assert [call.outcome for call in own_fake.billed] == ["complete", "client_left"]
-    own_fake.reset()
+    assert [call.outcome for call in fake.billed] == ["complete", "client_left"]
+    fake.reset()
