@@ -250,6 +250,8 @@ class SummarizeView(ModelEndpoint):
 class DeltaReader(ChunkReader):
     """Turns a provider's chunks into the events of /chat: `delta` with `{text}`, then `done` with the whole answer."""
 
+    parses_all = True
+
     def __init__(self, payload: Payload, *, model: str, label: str, is_cached: bool) -> None:
         super().__init__(forwards_usage=False)
         self._payload = payload
@@ -258,10 +260,6 @@ class DeltaReader(ChunkReader):
         self._is_cached = is_cached
         self._said: list[str] = []
         self._reason: Any = None
-
-    def is_signed(self, events: bytes) -> bool:
-        """Return True: every event is parsed."""
-        return True
 
     def read(self, event: bytes, body: Body) -> bytes:
         """Take the usage, and write the text as a `delta`."""

@@ -61,6 +61,8 @@ class EventBuffer:
         if b"\r" in data:  # a CR at the end is kept, since an LF may follow it
             last = b"\r" if data.endswith(b"\r") else b""
             data = data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
+        if not rest and data.endswith(END_OF_EVENT):
+            return data
         searched = max(0, len(rest) - 1)
         rest += data
         end = rest.rfind(END_OF_EVENT, searched) + len(END_OF_EVENT)
@@ -110,7 +112,7 @@ def read_opening(pieces: Iterator[bytes], opens: Callable[[Body], bool]) -> byte
 def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
     """Return whether an event has data; raises ProviderError or BrokenStream if it can't open the stream."""
     is_body = event.lstrip().startswith(b"{")  # instead of events
-    found = find_error(body := parse_data(event)) or body if is_body else parse_event(event)
+    found = find_error(body := parse_data(event)) or body if is_body else parse_event(event, event_data(event))
     if found is None:
         return False
     if isinstance(found, ProviderError):
@@ -120,12 +122,12 @@ def _is_opening(event: bytes, opens: Callable[[Body], bool]) -> bool:
     return True
 
 
-def parse_event(event: bytes) -> Body | ProviderError | None:
-    """Return the object or the error in an event; None if it has no data.
+def parse_event(event: bytes, data: bytes) -> Body | ProviderError | None:
+    """Return the object or the error in an event's data; None if it has none.
 
     Raises BrokenStream for other data, and for lines that are neither fields nor comments, such as a proxy's HTML page.
     """
-    is_named_error, data = ERROR.search(event) is not None, event_data(event)
+    is_named_error = ERROR.search(event) is not None
     if data or is_named_error:
         body = parse_data(data, is_error=is_named_error)
         return find_error(body, is_named=is_named_error) or body
@@ -180,6 +182,8 @@ class EventReader(ABC):
     signs: tuple[bytes, ...] = (b'"usage"', b'"error"', DONE)
     #: Beginning of events that need no parsing; an event with another beginning is parsed.
     start: bytes = b"data:"
+    #: Whether every event is parsed.
+    parses_all = False
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -202,11 +206,12 @@ class EventReader(ABC):
         """
         if self._postponed is not None:
             raise self._postponed
-        if plain := self.pass_on(data):
+        events = self.stripped(self._buffer.add(data))
+        if plain := self._relay(events):
             return plain
         forwarded = bytearray()
         try:
-            for event in filter(None, self.stripped(self._buffer.add(data)).split(END_OF_EVENT)):
+            for event in filter(None, events.split(END_OF_EVENT)):
                 if not self.is_over:
                     forwarded += self._read(event)
                 elif self.error is not None:
@@ -225,9 +230,14 @@ class EventReader(ABC):
 
         Any other bytes are left for `feed`, and nothing is returned.
         """
-        if self._buffer.rest or self.is_over or b"\r" in data or not data.endswith(END_OF_OBJECT):
+        if self._buffer.rest or b"\r" in data or not data.endswith(END_OF_OBJECT):
             return b""
-        events = self.stripped(data)
+        return self._relay(self.stripped(data))
+
+    def _relay(self, events: bytes) -> bytes:
+        """Keep and return whole events if they need no parsing; nothing otherwise."""
+        if self.is_over or self.parses_all:
+            return b""
         number = events.count(END_OF_EVENT)
         are_whole = events.count(END_OF_OBJECT) == number and events.startswith(self.start)
         is_plain = are_whole and events.count(END_OF_EVENT + self.start) == number - 1 and not self.is_signed(events)
@@ -327,10 +337,12 @@ class EventReader(ABC):
     def _read(self, event: bytes) -> bytes:
         """Process one event, keep it unless it is an error, and return the bytes to forward."""
         forwarded = event + END_OF_EVENT
-        if not (event.endswith(b"}") and event.startswith(self.start)) or self.is_signed(event):
-            if event_data(event) == DONE:
+        is_whole = event.endswith(b"}") and event.startswith(self.start)
+        if self.parses_all or not is_whole or self.is_signed(event):
+            data = event_data(event)
+            if data == DONE:
                 forwarded = self.read_done(event)
-            elif isinstance(found := parse_event(event), ProviderError):
+            elif isinstance(found := parse_event(event, data), ProviderError):
                 self.error = found
                 self._take_usage(found.usage)
                 return b""
@@ -349,7 +361,7 @@ class EventReader(ABC):
     def _look_for_usage(self, event: bytes) -> None:
         """Search an event after an error for the usage, which may come alone or in the failed response."""
         with suppress(BrokenStream):
-            found = parse_event(event)
+            found = parse_event(event, event_data(event))
             if not isinstance(found, ProviderError):
                 self._take_usage(parse_usage((found or {}).get("usage")))
                 return
