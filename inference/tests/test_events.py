@@ -1,6 +1,6 @@
 """Streams of events: what is forwarded, what is taken out, what counts as broken; however the bytes are cut.
 
-tests/test_provider_streams.py and tests/test_odd_streams.py prove the same of whole streams, with what is billed.
+tests/test_provider_streams.py proves the same of whole streams, with what is billed.
 """
 
 from __future__ import annotations
