@@ -174,7 +174,7 @@ def test_it_stops_when_the_last_of_them_leaves(
 
 def test_it_is_set_in_the_admin(platform: Platform, provider: ScriptedProvider) -> None:
     provider.script(MODEL, NEVER)
-    (row,) = platform.rows(f"SELECT id FROM inference_provider WHERE base_url = '{provider.base_url}'")  # noqa: S608
+    (row,) = platform.rows(f"SELECT provider_id AS id FROM inference_deployment WHERE upstream_name = '{MODEL}'")  # noqa: S608
     page = f"/admin/inference/provider/{row['id']}/change/"
     platform.admin.submit(page, stops_when_client_leaves="on")
     assert platform.admin.page(page).fields["stops_when_client_leaves"] == "on"
