@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from inference.fake_provider import FakeUpstream
+from tests.catalogue import query_rows
 from tests.conftest import settings_of
 from tests.pages import grave_faults
 from tests.processes import wait_until
@@ -210,10 +211,11 @@ def test_it_shows_a_long_prompt_within_a_small_screen(
     code = "from accounts.models import Account; Account.objects.filter(name='logged').update(logs_content=True)"
     platform.manage("shell", "-c", code)
     time.sleep(EFFECT)
-    request_id = platform.request("POST", "/chat", {"message": message}, key=key).json()["request_id"]
+    assert platform.request("POST", "/chat", {"message": message}, key=key).status == 200
     platform.await_records()
+    (newest,) = query_rows(platform, "SELECT id FROM monitoring_requestrecord ORDER BY admitted_at DESC LIMIT 1")
     admin.set_viewport_size({"width": 360, "height": 800})
-    admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/{request_id}/change/")
+    admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/{newest['id']}/change/")
     wait_until(lambda: _shows(admin, message.strip()), "the record's content")
     assert admin.evaluate("document.documentElement.scrollWidth - window.innerWidth") == 0
     assert not complaints
