@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from django.db import DatabaseError
@@ -38,8 +38,6 @@ from inference.upstream.client import upstream
 from inference.upstream.errors import AttemptFailed, failed_attempt, unfit_attempt
 from inference.upstream.provider_limits import process_slot, provider_slot
 from inference.upstream.routing import with_fallback
-
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
