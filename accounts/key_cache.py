@@ -73,7 +73,8 @@ class AuthenticatedKey:
         """Return what a call of this model (public name) counts against, budgets for the model included."""
         if not self.model_subjects:
             return self.limits
-        return self._with(tuple(subject for name, subject in self.model_subjects if name == model))
+        extra = tuple(subject for name, subject in self.model_subjects if name == model)
+        return self._with(extra) if extra else self.limits
 
     @property
     def every_limit(self) -> LimitSet:

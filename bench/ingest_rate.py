@@ -16,7 +16,7 @@ import redis as redis_client
 from harness import cpu_seconds, tree
 from hot_path import ingester
 
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.tests.limits_fixtures import limits_on
 from tests.ledgers import waiting_records
 from tests.servers import Service
@@ -64,7 +64,7 @@ def ingest_rate(service: Service, postgres: Postgres, redis: Redis, callers: Seq
     yield f"\nUntil a record could be read at that pace: {middle:.2f} s in the middle, {most:.2f} s at most."
 
 
-def paced(backend: FailoverBackend, service: Service, callers: Sequence[Any]) -> list[float]:
+def paced(backend: LimitBackend, service: Service, callers: Sequence[Any]) -> list[float]:
     """Emit records evenly; return how many seconds it took until some of them were in the database."""
     delays: list[float] = []
     watchers = []
@@ -88,7 +88,7 @@ def watch(service: Service, identifier: str, since: float, delays: list[float]) 
     delays.append(time.monotonic() - since)
 
 
-def emit(backend: FailoverBackend, callers: Sequence[Any], number: int) -> list[str]:
+def emit(backend: LimitBackend, callers: Sequence[Any], number: int) -> list[str]:
     """Emit records as requests do, of any keys; return their ids."""
     identifiers = []
     for _ in range(number):

@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 import redis  # noqa: E402
 
 from accounts.limits.records import UsageRecord  # noqa: E402
-from accounts.limits.redis import prefix_of, records_stream  # noqa: E402
+from accounts.limits.scripts import prefix_of, records_stream  # noqa: E402
 from accounts.limits.types import REFUSALS_A_MINUTE, SECOND, Amount, Bound, Limits, LimitSet, RefusalGroup, Subject  # noqa: E402
 from accounts.tests.limits_fixtures import Clock, limits_on  # noqa: E402
 from core.times import month_of  # noqa: E402

@@ -26,7 +26,7 @@ from redis.exceptions import ResponseError
 
 from accounts.limits import get_limits
 from accounts.limits.records import decode_record
-from accounts.limits.redis import records_stream
+from accounts.limits.scripts import records_stream
 from accounts.limits.types import SHARDS
 from core.redis.client import redis_client
 from monitoring.recorder import write_records

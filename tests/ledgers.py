@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from accounts.limits.redis import prefix_of, records_stream
+from accounts.limits.scripts import prefix_of, records_stream
 from accounts.limits.types import SHARDS, Amount
 from tests.servers import Service
 

@@ -25,7 +25,7 @@ from typing import Any
 import redis as redis_client
 from playwright.sync_api import Browser, sync_playwright
 
-from accounts.limits.redis import records_stream
+from accounts.limits.scripts import records_stream
 from accounts.limits.types import SHARDS
 from launch.environment import free_port
 from launch.install import chromium

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
-from accounts.limits.failover import FailoverBackend, Seeder, Sink
+from accounts.limits.backend import LimitBackend, Seeder, Sink
 from accounts.limits.types import Amount, Subject
 from core.background import PerProcess
 from core.redis.client import reset_state_store, state_store
@@ -100,11 +100,11 @@ def reset_limits() -> None:
     reset_state_store()
 
 
-def _build() -> FailoverBackend:
+def _build() -> LimitBackend:
     seeder, sink = _installed.seeder, _installed.sink
     if seeder is None or sink is None:
         raise ImproperlyConfigured("accounts.limits needs a seeder and a sink: see accounts.limits.install")
-    return FailoverBackend(state_store(), seeder=seeder, sink=sink, lease_seconds=settings.LIMITS_LEASE_SECONDS)
+    return LimitBackend(state_store(), seeder=seeder, sink=sink, lease_seconds=settings.LIMITS_LEASE_SECONDS)
 
 
 _backend = PerProcess(_build)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accounts.limits.records import UsageRecord, decode_record
-from accounts.limits.redis import load, prefix_of, records_stream
+from accounts.limits.scripts import load, prefix_of, records_stream
 from accounts.limits.types import Amount, Subject
 from core.redis.client import redis_client, wire_for
 from core.redis.wire import Argument

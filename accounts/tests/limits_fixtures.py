@@ -9,9 +9,9 @@ from typing import Any
 
 import redis
 
-from accounts.limits.failover import FailoverBackend, Seeder, Sink
+from accounts.limits.backend import LimitBackend, Seeder, Sink
 from accounts.limits.records import UsageRecord, decode_record
-from accounts.limits.redis import prefix_of, records_stream
+from accounts.limits.scripts import prefix_of, records_stream
 from accounts.limits.types import SECOND, SHARDS, Amount, Bound, Limits, LimitSet, Subject
 from core.background import Start
 from core.redis.client import StateStore, redis_client, wire_for
@@ -66,7 +66,7 @@ class Database:
 class World:
     """One backend with the clock that moves it, its database, and a way to take the records that came out."""
 
-    backend: FailoverBackend
+    backend: LimitBackend
     clock: Clock
     database: Database
     drain: Callable[[], list[UsageRecord]]
@@ -81,10 +81,10 @@ def limits_on(
     lease_seconds: int = 20,
     read_timeout: float = 5,
     start: Start | None = None,
-) -> FailoverBackend:
+) -> LimitBackend:
     """Make the limits of one process on a Redis, by default the shared one. Nothing reaches a database."""
     store = StateStore(wire_for(redis_client(url or shared_redis_url(), read_timeout=read_timeout)), start=start)
-    return FailoverBackend(
+    return LimitBackend(
         store,
         seeder=seeder or Database(),
         sink=sink or (lambda record: None),

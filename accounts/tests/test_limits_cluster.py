@@ -10,9 +10,9 @@ import redis
 from django.conf import LazySettings
 
 from accounts.limits import reset_limits
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.records import decode_record
-from accounts.limits.redis import load, prefix_of, records_stream
+from accounts.limits.scripts import load, prefix_of, records_stream
 from accounts.limits.types import (
     REFUSALS_A_MINUTE,
     SHARDS,
@@ -50,7 +50,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def backend(url: str, clock: Clock) -> FailoverBackend:
+def backend(url: str, clock: Clock) -> LimitBackend:
     return limits_on(url, clock=clock)
 
 
@@ -61,7 +61,7 @@ def in_every_shard() -> list[LimitSet]:
     return list(scopes.values())
 
 
-def test_it_runs_every_step_in_every_shard(backend: FailoverBackend, clock: Clock, url: str) -> None:
+def test_it_runs_every_step_in_every_shard(backend: LimitBackend, clock: Clock, url: str) -> None:
     client: Any = redis_client(url)
     for scope in in_every_shard():
         operation, at = an_operation(), backend.now()
@@ -84,7 +84,7 @@ def test_it_runs_every_step_in_every_shard(backend: FailoverBackend, clock: Cloc
         assert records[-1].count == 2
 
 
-def test_it_keeps_the_limits_of_providers_in_shards_of_their_own(backend: FailoverBackend, nodes: list[Redis]) -> None:
+def test_it_keeps_the_limits_of_providers_in_shards_of_their_own(backend: LimitBackend, nodes: list[Redis]) -> None:
     limits, bound = Limits(requests_per_minute=2, tokens_per_minute=200, concurrent_requests=1), a_bound()
     scopes = [LimitSet.of_provider(number, limits) for number in range(1, 20)]
     assert len(backend.store.wire.one_a_node([prefix_of(scope.shard) for scope in scopes])) == len(nodes)
@@ -104,7 +104,7 @@ def test_it_spreads_the_shards_over_all_nodes(nodes: list[Redis], url: str) -> N
     assert owners == {node.port for node in nodes}
 
 
-def test_it_keeps_all_keys_of_an_account_in_one_slot(nodes: list[Redis], backend: FailoverBackend, url: str) -> None:
+def test_it_keeps_all_keys_of_an_account_in_one_slot(nodes: list[Redis], backend: LimitBackend, url: str) -> None:
     scope, operation = a_scope(requests_per_minute=5, tokens_per_minute=1000), an_operation()
     backend.admit(scope, operation)
     backend.reserve(scope, operation, admitted_at=backend.now(), bound=a_bound(), draft=DRAFT)
@@ -148,7 +148,7 @@ def _takes(client: Any) -> bool:
         return False
 
 
-def test_it_notices_a_node_that_takes_no_writes(nodes: list[Redis], backend: FailoverBackend) -> None:
+def test_it_notices_a_node_that_takes_no_writes(nodes: list[Redis], backend: LimitBackend) -> None:
     assert backend.write_errors() == [None] * len(nodes)
     for node in nodes:
         full: Any = redis.Redis.from_url(node.url)

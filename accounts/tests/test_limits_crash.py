@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis
 
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.records import UsageRecord, decode_record
-from accounts.limits.redis import records_stream
+from accounts.limits.scripts import records_stream
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, OperationClosed, Reserved, Subject
 from accounts.tests.limits_fixtures import DRAFT, a_scope, an_operation, limits_on, shared_redis_url
 from tests.processes import wait_until
@@ -42,7 +42,7 @@ def spend(url: str, scope: LimitSet, together: Barrier) -> None:
         thread.join()
 
 
-def call_once(backend: FailoverBackend, scope: LimitSet) -> bool:
+def call_once(backend: LimitBackend, scope: LimitSet) -> bool:
     """Make one call that uses part of its bound; answer whether it was let in."""
     operation, at = an_operation(), backend.now()
     bound = Bound(Amount(random.randint(1, 50), 5), random.randint(0, 100), 1_000_000, minimum_output=0)
@@ -109,7 +109,7 @@ def test_it_accounts_for_every_token_when_a_process_is_killed(scope: LimitSet) -
     assert BUDGET - 50 <= recorded.tokens <= BUDGET, "refused although there was room"
 
 
-def sample(backend: FailoverBackend, scope: LimitSet) -> int:
+def sample(backend: LimitBackend, scope: LimitSet) -> int:
     """Give what counts against the budget at this moment."""
     time.sleep(0.002)
     used = backend.usage(scope)[0]

@@ -15,8 +15,8 @@ import pytest
 import redis
 from redis.exceptions import ResponseError
 
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import prefix_of
+from accounts.limits.backend import LimitBackend
+from accounts.limits.scripts import prefix_of
 from accounts.limits.types import (
     NO_ACCOUNT,
     SECOND,
@@ -45,7 +45,7 @@ KINDS = {
 class Held:
     """A reservation at a provider."""
 
-    backend: FailoverBackend
+    backend: LimitBackend
     scope: LimitSet
     operation: str
     tokens: int
@@ -60,7 +60,7 @@ class Held:
 class World:
     """A backend with the clock that moves it."""
 
-    backend: FailoverBackend
+    backend: LimitBackend
     clock: Clock
 
     def enter(self, scope: LimitSet, tokens: int = 10, operation: str = "") -> Held | Refusal:
@@ -80,7 +80,7 @@ class World:
         return answer
 
 
-def enter(backend: FailoverBackend, scope: LimitSet, tokens: int, operation: str = "") -> Held | Refusal:
+def enter(backend: LimitBackend, scope: LimitSet, tokens: int, operation: str = "") -> Held | Refusal:
     operation = operation or an_operation()
     answer = backend.reserve(scope, operation, admitted_at=0, bound=Bound(Amount(tokens)), draft=DRAFT)
     if isinstance(answer, Reserved):
@@ -99,14 +99,14 @@ def no_ledger(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
     raise AssertionError("a provider has no ledger")
 
 
-def redis_backend(clock: Clock | None = None, url: str = "", lease_seconds: int = 20) -> FailoverBackend:
+def redis_backend(clock: Clock | None = None, url: str = "", lease_seconds: int = 20) -> LimitBackend:
     """Make a backend over the shared Redis."""
     return limits_on(
         url, seeder=no_ledger, lease_seconds=lease_seconds, clock=clock, read_timeout=10, start=lambda target: None
     )
 
 
-def alone(clock: Clock) -> FailoverBackend:
+def alone(clock: Clock) -> LimitBackend:
     """Make the backend of a process whose Redis is away."""
     backend = redis_backend(clock)
     backend.store.is_away = True
@@ -293,7 +293,7 @@ class TestAway:
         assert not limits.pending
 
 
-def race(backend: FailoverBackend, scope: LimitSet) -> list[Held | Refusal]:
+def race(backend: LimitBackend, scope: LimitSet) -> list[Held | Refusal]:
     """Try to reserve from all threads at once, and stay."""
     results: list[Held | Refusal] = []
     start = threading.Barrier(THREADS)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.types import Amount, Bound, Limits, LimitSet, Refusal, Subject
 from accounts.tests.limits_fixtures import DRAFT, Clock, a_scope, an_operation, limits_on, shared_redis_url
 
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     resets: tuple[int, ...]
 
 
-def try_once(backend: FailoverBackend, scope: LimitSet, kind: str, admitted_at: int) -> int | None:
+def try_once(backend: LimitBackend, scope: LimitSet, kind: str, admitted_at: int) -> int | None:
     """Try to pass the limit; answer None if it did, and when to try again if it did not."""
     if kind == "requests":
         refusal = backend.admit(scope, an_operation()).refusal
@@ -41,7 +41,7 @@ def try_once(backend: FailoverBackend, scope: LimitSet, kind: str, admitted_at: 
     return answer.reset_at if isinstance(answer, Refusal) else None
 
 
-def race(backend: FailoverBackend, scope: LimitSet, kind: str, admitted_at: int) -> list[int | None]:
+def race(backend: LimitBackend, scope: LimitSet, kind: str, admitted_at: int) -> list[int | None]:
     """Try from all threads at once."""
     results: list[int | None] = []
     start = threading.Barrier(THREADS)

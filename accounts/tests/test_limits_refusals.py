@@ -10,7 +10,7 @@ import redis
 
 from accounts.limits import refusal_counts
 from accounts.limits.records import UsageRecord
-from accounts.limits.redis import prefix_of, records_stream
+from accounts.limits.scripts import prefix_of, records_stream
 from accounts.limits.types import REFUSALS_A_MINUTE, Amount, LimitSet, LimitsUnavailable, RefusalGroup, Reserved
 from accounts.tests.limits_fixtures import (
     DRAFT,
@@ -21,7 +21,7 @@ from accounts.tests.limits_fixtures import (
     redis_world,
     shared_redis_url,
 )
-from accounts.tests.test_limits_failover import Outage
+from accounts.tests.test_limits_outage import Outage
 
 REFUSED = replace(DRAFT, status=429)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.types import Amount, Limits, LimitSet, LimitsUnavailable, Reserved, Subject
 from accounts.tests.limits_fixtures import (
     DRAFT,
@@ -26,13 +26,13 @@ from tests.stores import redis_cluster
 
 
 @pytest.fixture
-def backend() -> FailoverBackend:
+def backend() -> LimitBackend:
     world = redis_world()
-    assert isinstance(world.backend, FailoverBackend)
+    assert isinstance(world.backend, LimitBackend)
     return world.backend
 
 
-def use(backend: FailoverBackend, scope: LimitSet, tokens: int) -> None:
+def use(backend: LimitBackend, scope: LimitSet, tokens: int) -> None:
     """Make one request of the scope that settles so many tokens, and leave another open."""
     for is_settled in (True, False):
         operation = an_operation()
@@ -46,7 +46,7 @@ def some_scopes(number: int = 5) -> list[LimitSet]:
     return [a_scope(Limits(requests_per_minute=100), monthly_tokens=10_000) for _ in range(number)]
 
 
-def test_it_tells_the_same_as_one_by_one(backend: FailoverBackend) -> None:
+def test_it_tells_the_same_as_one_by_one(backend: LimitBackend) -> None:
     scopes = some_scopes()
     for number, scope in enumerate(scopes[:3]):
         use(backend, scope, 10 + number)
@@ -58,7 +58,7 @@ def test_it_tells_the_same_as_one_by_one(backend: FailoverBackend) -> None:
     assert backend.usages([]) == []
 
 
-def test_it_asks_the_database_once_for_all_that_is_missing(backend: FailoverBackend) -> None:
+def test_it_asks_the_database_once_for_all_that_is_missing(backend: LimitBackend) -> None:
     asked: list[int] = []
 
     def seed(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:
@@ -115,7 +115,7 @@ def test_it_loads_the_script_where_redis_has_forgotten_it() -> None:
     assert len(backend.usages(scopes)) == 3
 
 
-def test_it_asks_the_database_once_when_many_calls_miss_the_same_ledger(backend: FailoverBackend) -> None:
+def test_it_asks_the_database_once_when_many_calls_miss_the_same_ledger(backend: LimitBackend) -> None:
     asked: list[Subject] = []
 
     def seed(subjects: Sequence[Subject], month: int) -> dict[Subject, Amount]:

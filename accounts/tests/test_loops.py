@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from accounts.limits import failover
+from accounts.limits import backend
 from accounts.limits.pending import Pending
 from accounts.limits.types import Amount
 from accounts.tests.limits_fixtures import a_scope
-from accounts.tests.test_limits_failover import Outage
+from accounts.tests.test_limits_outage import Outage
 from core.background import PeriodicThread, ProcessThread, run_step
 from core.redis.leases import LeaseRenewer
 from tests.processes import wait_until
@@ -65,7 +65,7 @@ def test_it_goes_on_mending_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
         return fail() if len(mended) == 1 else flush()
 
     monkeypatch.setattr(limits.refusal_counts, "flush", fail_at_first)
-    monkeypatch.setattr(failover, "REPAIR_INTERVAL", 0)
+    monkeypatch.setattr(backend, "REPAIR_INTERVAL", 0)
     limits._repairer.run()
     assert len(mended) == 2
     assert not limits.pending

@@ -14,7 +14,7 @@ from accounts import limit_usage
 from accounts.admin.accounts import RECORDED
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.types import Amount, LimitsUnavailable
 from accounts.models import Account
 from accounts.tests.factories import IssuedKey, logged_in, make_admin, make_key
@@ -77,7 +77,7 @@ def test_it_needs_no_query_a_row(
 def test_it_shows_the_month_by_the_records_while_redis_is_away(
     site: Client, issued: IssuedKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: FailoverBackend, *arguments: Any) -> Any:
+    def fail(self: LimitBackend, *arguments: Any) -> Any:
         raise LimitsUnavailable
 
     def settled(subjects: Any, month: int) -> Any:

@@ -11,7 +11,7 @@ from pytest_django import Settings
 
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits, reset_limits
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.types import SECOND, Amount, Bound, Reserved
 from accounts.tests.limits_fixtures import DRAFT, an_operation
 from inference.tests.fixtures import Api
@@ -38,7 +38,7 @@ def silent_redis(silent: Silent, settings: Settings) -> Iterator[None]:
     settings.REDIS_URL = silent.redis_url
     yield
     limits = get_limits()
-    assert isinstance(limits, FailoverBackend)
+    assert isinstance(limits, LimitBackend)
     limits.store.is_away = False  # its mender ends
     reset_limits()
 

@@ -5,7 +5,7 @@
   after a further probe.
 - While the breaker is open, one thread probes each second and closes it; calls never pay for that.
 
-What a caller does without the store is its own matter: see accounts.limits.failover for the limits, inference.cache for
+What a caller does without the store is its own matter: see accounts.limits.backend for the limits, inference.cache for
 cached answers.
 """
 

@@ -15,8 +15,8 @@ from django.core.exceptions import ValidationError
 
 from accounts.key_cache import build_authenticated_key
 from accounts.limits import get_limits
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import prefix_of
+from accounts.limits.backend import LimitBackend
+from accounts.limits.scripts import prefix_of
 from accounts.limits.types import Amount, Bound, InFlight, Limits, LimitSet, Refusal, Reserved
 from accounts.tests.factories import ACTOR
 from accounts.tests.limits_fixtures import DRAFT, an_operation
@@ -187,11 +187,11 @@ def test_it_asks_redis_once_before_and_once_after_and_never_where_a_provider_has
 def test_it_renews_the_lease_of_a_slot_until_it_is_settled(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     renewed: list[Any] = []
 
-    def renew(self: FailoverBackend, shard: int, operations: Iterable[str]) -> frozenset[str]:
+    def renew(self: LimitBackend, shard: int, operations: Iterable[str]) -> frozenset[str]:
         renewed.append((shard, operations))
         return frozenset(operations)
 
-    monkeypatch.setattr(FailoverBackend, "renew", renew)
+    monkeypatch.setattr(LimitBackend, "renew", renew)
     route, operation = limited_route(provider, concurrent_requests=1), an_operation()
     assert route.provider_limits is not None
     lease = (route.provider_limits.shard, {operation})

@@ -14,7 +14,7 @@ from pytest_django import DjangoAssertNumQueries
 
 import accounts.limits
 from accounts.key_cache import key_cache
-from accounts.limits.redis import load
+from accounts.limits.scripts import load
 from accounts.tests.factories import make_key, make_tier
 from core.redis.wire import DirectWire
 from inference.catalog import catalog

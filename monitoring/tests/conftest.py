@@ -9,7 +9,7 @@ import pytest
 from django.test import Client
 
 from accounts.limits import get_limits, reset_limits
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.tests.factories import Cast, logged_in, make_admin, make_cast
 from core.redis.client import redis_client
 
@@ -36,7 +36,7 @@ def store(redis_url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def redis_limits(store: Any) -> Iterator[FailoverBackend]:
+def redis_limits(store: Any) -> Iterator[LimitBackend]:
     """Return the limits, with nothing in their store."""
     reset_limits()
     yield get_limits()

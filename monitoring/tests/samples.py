@@ -11,7 +11,7 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.key_cache import build_authenticated_key
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.records import UsageRecord
 from accounts.limits.types import Amount, Bound, LimitSet, Reserved
 from accounts.tests.factories import IssuedKey
@@ -82,7 +82,7 @@ def scope_of(issued: IssuedKey) -> LimitSet:
     return build_authenticated_key(issued.key, timezone.now()).limits
 
 
-def open_call(limits: FailoverBackend, issued: IssuedKey, *, tokens: int = 100) -> str:
+def open_call(limits: LimitBackend, issued: IssuedKey, *, tokens: int = 100) -> str:
     """Reserve for a call of a key and return its operation: as a process does that dies before it settles."""
     operation, draft = an_operation(), a_draft(issued, status=500, error_code="interrupted", usage_source="")
     bound = Bound(prompt=Amount(40, 40), output_tokens=tokens - 40, output_price=1_000_000)

@@ -9,8 +9,8 @@ import pytest
 from django.db import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import prefix_of, records_stream
+from accounts.limits.backend import LimitBackend
+from accounts.limits.scripts import prefix_of, records_stream
 from accounts.limits.types import REFUSALS_A_MINUTE, Amount, RefusalGroup
 from accounts.tests.factories import Cast, IssuedKey
 from monitoring import ingester as module
@@ -39,7 +39,7 @@ class CrashingClient:
         return self._client.pipeline(transaction=False)
 
 
-def emitted(limits: FailoverBackend, issued: IssuedKey, **changes: Any) -> str:
+def emitted(limits: LimitBackend, issued: IssuedKey, **changes: Any) -> str:
     """Emit a record of a key into its stream, and return the operation."""
     operation = an_operation()
     limits.emit(issued.key.account_id, operation, a_draft(issued, **changes))
@@ -65,7 +65,7 @@ def read_by_the_dead(store: Any, stream: str, *, idle: int) -> None:
     store.xclaim(stream, GROUP, "dead", 0, pending, idle=idle)
 
 
-def test_it_moves_every_record_once_whenever_it_comes(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
+def test_it_moves_every_record_once_whenever_it_comes(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
     ingester = Ingester()
     assert ingester.run_once() == 0  # there is no stream yet
     expected = {emitted(redis_limits, issued) for issued in (cast.owner, cast.colleague, cast.stranger) for _ in "abc"}
@@ -80,7 +80,7 @@ def test_it_moves_every_record_once_whenever_it_comes(cast: Cast, redis_limits: 
     assert store.xpending(stream_of(cast.owner), GROUP)["pending"] == 0
 
 
-def test_it_leaves_no_consumer_behind(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
+def test_it_leaves_no_consumer_behind(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
     emitted(redis_limits, cast.owner)
     emitted(redis_limits, cast.stranger)
     read_by_the_dead(store, stream_of(cast.stranger), idle=0)
@@ -105,7 +105,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_it_writes_the_records_of_many_accounts_at_once(
-    cast: Cast, redis_limits: FailoverBackend, store: Any, written: list[list[str]]
+    cast: Cast, redis_limits: LimitBackend, store: Any, written: list[list[str]]
 ) -> None:
     expected = {emitted(redis_limits, issued) for issued in (cast.owner, cast.stranger)}
     assert stream_of(cast.owner) != stream_of(cast.stranger)
@@ -116,7 +116,7 @@ def test_it_writes_the_records_of_many_accounts_at_once(
 
 
 def test_it_lets_no_account_wait_for_all_of_anothers_records(
-    cast: Cast, redis_limits: FailoverBackend, monkeypatch: pytest.MonkeyPatch, written: list[list[str]]
+    cast: Cast, redis_limits: LimitBackend, monkeypatch: pytest.MonkeyPatch, written: list[list[str]]
 ) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     first, second = sorted((cast.owner, cast.stranger), key=lambda issued: scope_of(issued).shard)
@@ -129,7 +129,7 @@ def test_it_lets_no_account_wait_for_all_of_anothers_records(
 
 
 def test_it_writes_in_its_next_round_what_it_had_read_when_redis_went_away(
-    cast: Cast, redis_limits: FailoverBackend, monkeypatch: pytest.MonkeyPatch
+    cast: Cast, redis_limits: LimitBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = {emitted(redis_limits, issued) for issued in (cast.owner, cast.stranger)}
     ingester = Ingester()
@@ -151,7 +151,7 @@ def test_it_writes_in_its_next_round_what_it_had_read_when_redis_went_away(
     assert in_database() == expected
 
 
-def test_it_takes_over_what_a_dead_ingester_had_read(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
+def test_it_takes_over_what_a_dead_ingester_had_read(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
     operation = emitted(redis_limits, cast.owner)
     read_by_the_dead(store, stream_of(cast.owner), idle=0)
     successor = Ingester(name="successor")
@@ -163,7 +163,7 @@ def test_it_takes_over_what_a_dead_ingester_had_read(cast: Cast, redis_limits: F
 
 
 def test_it_writes_in_its_next_round_what_the_database_did_not_take(
-    cast: Cast, redis_limits: FailoverBackend, store: Any, monkeypatch: pytest.MonkeyPatch
+    cast: Cast, redis_limits: LimitBackend, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     expected = {emitted(redis_limits, cast.owner) for _ in range(3)}
@@ -185,7 +185,7 @@ def test_it_writes_in_its_next_round_what_the_database_did_not_take(
 
 
 def test_it_writes_nothing_twice_when_it_was_killed_before_it_acknowledged(
-    cast: Cast, redis_limits: FailoverBackend, store: Any
+    cast: Cast, redis_limits: LimitBackend, store: Any
 ) -> None:
     operation = emitted(redis_limits, cast.owner)
     with pytest.raises(RedisConnectionError):
@@ -197,7 +197,7 @@ def test_it_writes_nothing_twice_when_it_was_killed_before_it_acknowledged(
     assert store.xlen(stream_of(cast.owner)) == 0
 
 
-def test_it_lets_the_slower_of_two_change_nothing(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
+def test_it_lets_the_slower_of_two_change_nothing(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
     operation = open_call(redis_limits, cast.owner)
     record = a_draft(cast.owner)
     redis_limits.settle(
@@ -210,7 +210,7 @@ def test_it_lets_the_slower_of_two_change_nothing(cast: Cast, redis_limits: Fail
     assert RequestRecord.objects.count() == 1
 
 
-def test_it_goes_on_after_the_store_was_emptied(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
+def test_it_goes_on_after_the_store_was_emptied(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
     ingester = Ingester()
     emitted(redis_limits, cast.owner)
     ingester.run_once()
@@ -222,7 +222,7 @@ def test_it_goes_on_after_the_store_was_emptied(cast: Cast, redis_limits: Failov
 
 
 def test_it_charges_the_bound_of_a_call_whose_process_died_until_it_settles_late(
-    cast: Cast, redis_limits: FailoverBackend, store: Any
+    cast: Cast, redis_limits: LimitBackend, store: Any
 ) -> None:
     operation, scope = open_call(redis_limits, cast.owner, tokens=100), scope_of(cast.owner)
     store.zadd(prefix_of(scope.shard) + "l", {operation: 1})  # its lease ended long ago
@@ -255,7 +255,7 @@ def test_it_charges_the_bound_of_a_call_whose_process_died_until_it_settles_late
     ids=["fields", "id", "json", "list", "incomplete", "bytes", "refused"],
 )
 def test_it_puts_aside_what_is_no_record_and_moves_the_rest(
-    cast: Cast, redis_limits: FailoverBackend, store: Any, fields: dict[str, Any]
+    cast: Cast, redis_limits: LimitBackend, store: Any, fields: dict[str, Any]
 ) -> None:
     before = emitted(redis_limits, cast.owner)
     if fields:
@@ -271,7 +271,7 @@ def test_it_puts_aside_what_is_no_record_and_moves_the_rest(
     assert not store.exists(stream_of(cast.stranger) + ":rejected")
 
 
-def test_it_writes_how_many_refusals_there_were(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
+def test_it_writes_how_many_refusals_there_were(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
     account, shard = cast.owner.key.account_id, scope_of(cast.owner).shard
     ingester, refused = Ingester(), a_draft(cast.owner, status=429, error_code="rate_limited")
     for counted in (4, 3):

@@ -7,7 +7,7 @@ from pytest_django import Settings
 
 from accounts.limits import get_limits, reset_limits
 from accounts.limits.ledgers import LedgerStore
-from accounts.limits.redis import records_stream
+from accounts.limits.scripts import records_stream
 from accounts.tests.factories import make_key
 from core.redis.client import redis_client
 from monitoring.ingester import Backlog, Ingester, ingest_backlog

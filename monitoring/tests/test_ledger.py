@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.types import Amount, Limits, Subject
 from accounts.models import ApiKey
 from accounts.services import api_key_create, api_key_rotate
@@ -52,7 +52,7 @@ def test_it_sums_money_to_the_nano_dollar(cast: Cast) -> None:
     assert settled(of_key(cast.owner), NOVEMBER).cost == sum(costs)
 
 
-def test_it_seeds_an_emptied_store_before_the_next_call(cast: Cast, redis_limits: FailoverBackend, store: Any) -> None:
+def test_it_seeds_an_emptied_store_before_the_next_call(cast: Cast, redis_limits: LimitBackend, store: Any) -> None:
     recorded(cast.owner, admitted_at=now_micros(), input_tokens=20, output_tokens=10, cost=25_000)
     store.flushdb()
     open_call(redis_limits, cast.owner, tokens=100)
@@ -61,7 +61,7 @@ def test_it_seeds_an_emptied_store_before_the_next_call(cast: Cast, redis_limits
         assert usage.reserved.tokens == 100
 
 
-def test_it_agrees_with_the_store_once_the_records_came_in(cast: Cast, redis_limits: FailoverBackend) -> None:
+def test_it_agrees_with_the_store_once_the_records_came_in(cast: Cast, redis_limits: LimitBackend) -> None:
     scope = scope_of(cast.owner)
     for used in (Amount(30, 400), Amount(7, 9)):
         operation = open_call(redis_limits, cast.owner)

@@ -16,10 +16,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from accounts import services
 from accounts.key_cache import build_authenticated_key, model_budgets_of
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.ledgers import LedgerStore
 from accounts.limits.records import UsageRecord
-from accounts.limits.redis import prefix_of
+from accounts.limits.scripts import prefix_of
 from accounts.limits.types import Amount, LimitSet
 from accounts.models import ApiKey, AuditEntry
 from accounts.services import BudgetFor
@@ -42,7 +42,7 @@ MODEL = "gpt-3.5-turbo"
 class Ledgers:
     """The limits, their store, and calls of keys: `owner` is the one that tests look at."""
 
-    limits: FailoverBackend
+    limits: LimitBackend
     store: Any
     owner: IssuedKey
 
@@ -70,7 +70,7 @@ class Ledgers:
 
 
 @pytest.fixture
-def ledgers(cast: Cast, redis_limits: FailoverBackend, store: Any) -> Ledgers:
+def ledgers(cast: Cast, redis_limits: LimitBackend, store: Any) -> Ledgers:
     """Return the limits on an empty store, and acme's owner."""
     return Ledgers(redis_limits, store, cast.owner)
 

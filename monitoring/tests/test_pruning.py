@@ -16,8 +16,8 @@ from django.db.models import QuerySet
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts.limits.failover import FailoverBackend
-from accounts.limits.redis import records_stream
+from accounts.limits.backend import LimitBackend
+from accounts.limits.scripts import records_stream
 from accounts.models import AuditEntry, IdempotentAnswer
 from accounts.tests.factories import Cast
 from core.times import month_of
@@ -112,7 +112,7 @@ def test_it_keeps_the_records_that_may_still_be_replaced(days: int, at: datetime
 
 
 def test_it_keeps_the_records_that_an_ingester_may_write_again(
-    cast: Cast, redis_limits: FailoverBackend, store: Any
+    cast: Cast, redis_limits: LimitBackend, store: Any
 ) -> None:
     stream, day = records_stream(scope_of(cast.owner).shard), 86_400
     store.xadd(stream, {"o": "x"}, id=f"{int((time.time() - 5 * day) * 1000)}-0")

@@ -13,7 +13,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from accounts.limits import reset_limits
-from accounts.limits.redis import records_stream
+from accounts.limits.scripts import records_stream
 from accounts.tests.factories import make_key
 from core.database import database_outage
 from inference.catalog import catalog

@@ -10,7 +10,7 @@ import pytest
 from django.conf import LazySettings
 from django.test import Client
 
-from accounts.limits.redis import records_stream
+from accounts.limits.scripts import records_stream
 from core.errors import DependencyUnavailable
 from core.telemetry import metrics
 from monitoring.tests.scraped import samples, value

@@ -14,7 +14,7 @@ from django.db import connections
 from pytest_django import Settings
 from structlog.testing import capture_logs
 
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.tests.factories import Cast
 from monitoring.ingester import Ingester
 from monitoring.models import Alert, Rollup
@@ -100,7 +100,7 @@ def once(*parts: str) -> list[str]:
 
 
 def test_it_alerts_of_books_that_disagree_until_a_check_finds_them_right(
-    cast: Cast, redis_limits: FailoverBackend
+    cast: Cast, redis_limits: LimitBackend
 ) -> None:
     records(cast, 1, days_ago=0)
     Rollup.objects.all().delete()

@@ -1,4 +1,4 @@
--- Shared by every script of accounts.limits; redis.py prepends it to each.
+-- Shared by every script of accounts.limits; scripts.py prepends it to each.
 --
 -- KEYS[1] is the prefix of a shard, `aiapi:{s17}:`. All keys derive from it, so all are in one slot of a cluster. The
 -- shard of an account is its id modulo 64, that of a provider 64 + its id. A provider has no ledgers and no records, its
@@ -32,7 +32,7 @@ local EMITTED_TTL = 60   -- for operations that held and used nothing: only a re
 local CHARGED_TTL = 86400
 local NO_MONTH = '0'
 local ENDED_TTL = 5000     -- ms; longer than a caller takes from one look at a flight to the next
-local HEARTBEAT_TTL = 1000 -- ms; redis.py renews it every HEARTBEAT_SECONDS
+local HEARTBEAT_TTL = 1000 -- ms; backend.py renews it every HEARTBEAT_SECONDS
 
 local function str(number)
   return string.format('%.0f', number)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import redis
 
-from accounts.limits.failover import FailoverBackend
+from accounts.limits.backend import LimitBackend
 from accounts.limits.pending import SETTLED_TTL, Pending, PendingSettlements
 from accounts.limits.records import UsageRecord, decode_record
-from accounts.limits.redis import records_stream
+from accounts.limits.scripts import records_stream
 from accounts.limits.types import SECOND, Amount, InFlight, Limits, LimitSet, LimitsUnavailable, Refusal, Reserved
 from accounts.tests.limits_fixtures import (
     DRAFT,
@@ -84,7 +84,7 @@ class Outage:
         parts: dict[str, Any] = {
             "seeder": self.database, "sink": self.store, "clock": self.clock, "start": lambda target: None
         }  # fmt: skip
-        self.limits = FailoverBackend(StateStore(self.wire, start=parts["start"]), **parts)
+        self.limits = LimitBackend(StateStore(self.wire, start=parts["start"]), **parts)
         self.beside = limits_on(**parts)
 
     @property
@@ -326,14 +326,14 @@ class TestRealRedis:
         return Database()
 
     @pytest.fixture
-    def limits(self, server: Redis, stored: list[UsageRecord], database: Database) -> FailoverBackend:
+    def limits(self, server: Redis, stored: list[UsageRecord], database: Database) -> LimitBackend:
         return limits_on(server.url, read_timeout=READ_TIMEOUT, seeder=database, sink=stored.append)
 
-    def reserve(self, limits: FailoverBackend, scope: LimitSet, operation: str) -> Reserved | Refusal | InFlight:
+    def reserve(self, limits: LimitBackend, scope: LimitSet, operation: str) -> Reserved | Refusal | InFlight:
         return limits.reserve(scope, operation, admitted_at=limits.now(), bound=a_bound(), draft=RECORD)
 
     def test_it_survives_a_crash_and_a_restart(
-        self, server: Redis, limits: FailoverBackend, stored: list[UsageRecord]
+        self, server: Redis, limits: LimitBackend, stored: list[UsageRecord]
     ) -> None:
         scope, budget = a_scope(requests_per_minute=3), a_scope(monthly_tokens=1000)
         operation = an_operation()
@@ -350,7 +350,7 @@ class TestRealRedis:
         used = limits.usage(budget)[0]
         assert (used.settled, used.reserved) == (Amount(30, 30), Amount())
 
-    def test_it_waits_for_a_paused_redis_once(self, server: Redis, limits: FailoverBackend) -> None:
+    def test_it_waits_for_a_paused_redis_once(self, server: Redis, limits: LimitBackend) -> None:
         scope = a_scope(requests_per_minute=100)
         limits.admit(scope, an_operation())
         os.kill(server.process.pid, signal.SIGSTOP)
@@ -368,7 +368,7 @@ class TestRealRedis:
         assert limits.admit(scope, an_operation()).admitted
 
     def test_it_reads_a_spent_budget_back_when_redis_comes_back_empty(
-        self, server: Redis, limits: FailoverBackend, database: Database
+        self, server: Redis, limits: LimitBackend, database: Database
     ) -> None:
         scope, operation = a_scope(monthly_tokens=150), an_operation()
         self.reserve(limits, scope, operation)
@@ -380,19 +380,19 @@ class TestRealRedis:
         assert isinstance(refusal, Refusal)
         assert (refusal.used, refusal.impossible) == (100, False)
 
-    def test_it_replaces_connections_that_a_restart_made_stale(self, server: Redis, limits: FailoverBackend) -> None:
+    def test_it_replaces_connections_that_a_restart_made_stale(self, server: Redis, limits: LimitBackend) -> None:
         limits.admit(a_scope(), an_operation())
         server.kill()
         server.restart()
         assert limits.admit(a_scope(), an_operation()).admitted
         assert not limits.is_degraded
 
-    def test_it_loads_scripts_again_that_redis_has_forgotten(self, server: Redis, limits: FailoverBackend) -> None:
+    def test_it_loads_scripts_again_that_redis_has_forgotten(self, server: Redis, limits: LimitBackend) -> None:
         limits.admit(a_scope(), an_operation())
         redis.Redis.from_url(server.url).script_flush()
         assert limits.admit(a_scope(), an_operation()).admitted
 
-    def test_it_gives_every_key_a_time_to_live(self, server: Redis, limits: FailoverBackend) -> None:
+    def test_it_gives_every_key_a_time_to_live(self, server: Redis, limits: LimitBackend) -> None:
         scope = a_scope(requests_per_minute=3, tokens_per_minute=1000, monthly_tokens=1000)
         for tokens in (1, None):
             operation = an_operation()
@@ -406,7 +406,7 @@ class TestRealRedis:
         assert all(key.startswith(b"aiapi:{s%d}:" % scope.shard) for key in keys)
         assert [key for key in keys if client.ttl(key) < 1] == []
 
-    def test_it_puts_records_into_the_stream_of_the_shard(self, server: Redis, limits: FailoverBackend) -> None:
+    def test_it_puts_records_into_the_stream_of_the_shard(self, server: Redis, limits: LimitBackend) -> None:
         scope, operation = a_scope(), an_operation()
         limits.emit(scope.account_id, operation, RECORD)
         client: Any = redis.Redis.from_url(server.url)

@@ -29,12 +29,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from accounts.limits import redis as scripts
+from accounts.limits import scripts
 from accounts.limits.local import LocalLimiter, wall_clock
 from accounts.limits.pending import Pending, PendingSettlements
 from accounts.limits.records import UsageRecord
-from accounts.limits.redis import NO_MONTH, LedgerMissing, load, prefix_of
 from accounts.limits.refusal_counts import RefusalCounts
+from accounts.limits.scripts import NO_MONTH, LedgerMissing, load, prefix_of
 from accounts.limits.types import (
     MAX_REAPED,
     MAX_REAPED_BY_RESERVE,
@@ -82,7 +82,7 @@ RETRY_AFTER = 5  # seconds; Redis is in use again sooner than that after its rec
 HELD_CAPACITY = 50_000
 
 
-class FailoverBackend:
+class LimitBackend:
     """The limits of all processes, kept in Redis; while that is away, those of this process alone.
 
     All methods are safe to call from any thread or greenlet. A `clock` (µs) replaces Redis's and this machine's in
