@@ -118,11 +118,11 @@ def choose(body: Json, text: str, settings: FakeSettings) -> Choice:
         tokens = TOKEN.findall(json.dumps({"answer": text} if schema is None else schema_example(schema, text)))
     else:
         tokens = answer_tokens(text, settings.tokens)
-        stop = body.get("stop") or []
-        stops = [each for each in ([stop] if isinstance(stop, str) else stop) if isinstance(each, str) and each]
-        whole = "".join(tokens)
-        if ends := [at for each in stops if (at := whole.find(each)) >= 0]:
-            tokens = TOKEN.findall(whole[: min(ends)])
+        if stop := body.get("stop"):
+            stops = [each for each in ([stop] if isinstance(stop, str) else stop) if isinstance(each, str) and each]
+            whole = "".join(tokens)
+            if ends := [at for each in stops if (at := whole.find(each)) >= 0]:
+                tokens = TOKEN.findall(whole[: min(ends)])
     names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
     limit = next((body[name] for name in names if body.get(name) is not None), len(tokens) or 1)
     if not isinstance(limit, int) or limit < 1:

@@ -107,10 +107,10 @@ class CompletionFormat(FakeProtocol):
         return {"text": choice.text}
 
     def chunks(self, answer: Answer, index: int, choice: Choice) -> Iterator[tuple[Json, int]]:
-        """Yield the content of a choice's chunks, each with its tokens."""
+        """Yield the fields of a choice's chunks, each with its tokens."""
         for token in choice.tokens:
-            yield {"text": token}, 1
-        yield {"text": "", "finish_reason": choice.finish_reason}, 0
+            yield {"text": token, "logprobs": None, "finish_reason": None}, 1
+        yield {"text": "", "logprobs": None, "finish_reason": choice.finish_reason}, 0
 
     def plain(self, answer: Answer) -> Json:
         """Return the whole answer."""
@@ -129,7 +129,7 @@ class CompletionFormat(FakeProtocol):
             tail, usage = ', "usage": null}', answer.usage()
         for at, each in enumerate(answer.choices):
             for content, tokens in self.chunks(answer, at, each):
-                choice = json.dumps({"index": at, "logprobs": None, "finish_reason": None, **content})
+                choice = f'{{"index": {at}, {json.dumps(content)[1:]}'
                 yield f'data: {head}, "choices": [{choice}]{tail}\n\n'.encode(), tokens
         if usage is not None:
             yield f'data: {head}, "choices": [], "usage": {json.dumps(usage)}}}\n\n'.encode(), 0
@@ -166,13 +166,13 @@ class ChatFormat(CompletionFormat):
         if choice.tool is not None:
             call = {"index": 0, **self._tool_call(answer, index, choice, "")}
             first = {"role": "assistant", "content": None, "tool_calls": [call]}
-        yield {"delta": first}, 0
+        yield {"delta": first, "logprobs": None, "finish_reason": None}, 0
         for token in choice.tokens:
             delta: Json = {"content": token}
             if choice.tool is not None:
                 delta = {"tool_calls": [{"index": 0, "function": {"arguments": token}}]}
-            yield {"delta": delta, "logprobs": self._logprobs(answer, [token])}, 1
-        yield {"delta": {}, "finish_reason": choice.finish_reason}, 0
+            yield {"delta": delta, "logprobs": self._logprobs(answer, [token]), "finish_reason": None}, 1
+        yield {"delta": {}, "logprobs": None, "finish_reason": choice.finish_reason}, 0
 
     def _tool_call(self, answer: Answer, index: int, choice: Choice, arguments: str) -> Json:
         function = {"name": choice.tool, "arguments": arguments}

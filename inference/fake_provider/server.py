@@ -243,7 +243,9 @@ class FakeUpstream(HttpServer):
         if fault == "http_504":
             return Reply.whole(504, HTTP_FAULTS["http_504"].body, tokens=answer.completion_tokens)
         if call.stream:
-            reply = Reply(200, _stream(fault, protocol, answer), content_type=EVENT_STREAM)
+            is_broken = fault in ("cut", "stall", "broken_json", *ERROR_FAULTS)
+            frames = _broken_stream(fault, protocol, answer) if is_broken else protocol.stream(answer)
+            reply = Reply(200, frames, content_type=EVENT_STREAM)
             reply.first_delay, reply.interval = settings.first_token_ms / 1000, settings.chunk_interval_ms / 1000
         else:
             reply = _whole(fault, protocol, answer)
@@ -286,12 +288,11 @@ def _whole(fault: str, protocol: FakeProtocol, answer: Answer) -> Reply:
     return reply
 
 
-def _stream(fault: str, protocol: FakeProtocol, answer: Answer) -> Iterator[Frame]:
-    """Yield the events of an answer, up to its middle if a fault ends it there, or to its beginning."""
+def _broken_stream(fault: str, protocol: FakeProtocol, answer: Answer) -> Iterator[Frame]:
+    """Yield the events of an answer up to its middle, or to its beginning, and what a fault sends then."""
     sent = 0
     for frame, tokens in protocol.stream(answer):
-        is_half = bool(tokens) and sent >= answer.completion_tokens // 2
-        if fault == "error_first" or (is_half and fault in ("cut", "stall", "broken_json", *ERROR_FAULTS)):
+        if fault == "error_first" or (tokens and sent >= answer.completion_tokens // 2):
             break
         yield frame, tokens
         sent += tokens
