@@ -119,7 +119,8 @@ class Stage:
         filled = time.monotonic()
         env = {**self.provider, "DATABASE_URL": url, "REDIS_URL": self.redis.url}
         with aiapi_server(env, prepare=False) as service:
-            service.manage("rebuild_rollups")
+            command = [sys.executable, "manage.py", "rebuild_rollups"]
+            subprocess.run(command, env=service.env, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             site = Site(service, records, self.cast["key"], self.cast["cookie"])
             rebuilt = time.monotonic()
             rows = site.sql("SELECT count(*) FROM monitoring_rollup")

@@ -113,7 +113,11 @@ class PeriodicThread:
             if self._is_over or self._runs_in == os.getpid():
                 return
             self._runs_in = os.getpid()
-        self._start(self.run)
+        try:
+            self._start(self.run)
+        except BaseException:  # no thread, or a killed greenlet: the next `begin` tries again
+            self._runs_in = 0
+            raise
 
     def end(self) -> None:
         """Run no further step, even if work is left, and wait for the current step to finish."""

@@ -245,7 +245,10 @@ class Small:
         """Ask for half a megabyte; that leaves the Redis room."""
         body = {"model": EMBEDDER, "input": [f"{name}-{number}" for number in range(INPUTS)]}
         answer = self.platform.ask("/v1/embeddings", body, key=key, headers=headers)
-        assert (answer.status, len(answer.body) > 400_000) == (200, True), answer.body[:200]
+        assert (answer.status, len(answer.body) > 400_000) == (200, True), (
+            answer.body[:200],
+            self.platform.log[-2000:],
+        )
         assert float(self.redis.info("memory")["used_memory"]) < 0.8 * MEMORY
         return answer
 

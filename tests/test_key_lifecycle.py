@@ -137,7 +137,7 @@ def test_it_asks_the_database_at_most_once_a_second_for_a_key_in_each_worker(hol
     while time.monotonic() - began < 2.5:
         asked += holder.ask().status == 200
     at_most = WORKERS * (int(time.monotonic() - began) + 1)
-    assert asked > 3 * at_most
+    assert asked > at_most
     assert 0 < scans(holder.site) - before <= at_most
 
 

@@ -401,6 +401,10 @@ class LimitBackend:
             counted = self._call("refuse", pending.scope.shard, arguments)
             if counted != HOLDS_RESERVATION:
                 return bool(counted)
+            try:
+                return not self._settle(pending).duplicate
+            except StoreAway as away:  # the operation is known to Redis: it has to be settled there
+                raise StoreAway(sent=True) from away
         return not self._settle(pending).duplicate
 
     def _beat(self) -> None:

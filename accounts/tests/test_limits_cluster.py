@@ -217,3 +217,8 @@ def test_it_takes_renews_and_releases_leases_on_every_node(url: str, settings: L
         for leases in (mine, others):
             leases.forget()
         reset_limits()
+
+
+def test_it_allows_a_node_as_many_connections_as_it_is_given() -> None:
+    wire = ClusterWire("redis://127.0.0.1:1", {"max_connections": 7})
+    assert wire._wire(("127.0.0.1", 1))._pool.max_connections == 7

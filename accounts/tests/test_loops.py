@@ -146,3 +146,19 @@ def test_it_is_ended_when_the_step_that_it_is_at_is_done_in_a_thread_of_its_own(
     may_end.set()
     ender.join(10)
     assert steps == ["slow"]
+
+
+def test_it_begins_once_more_where_a_thread_could_not_be_started() -> None:
+    started: list[Callable[[], None]] = []
+
+    def start(run: Callable[[], None]) -> None:
+        started.append(run)
+        if len(started) == 1:
+            raise RuntimeError("can't start new thread")
+
+    loop = PeriodicThread(int, has_work=lambda: True, seconds=lambda: 1.0, name="loop", event="failed", start=start)
+    with pytest.raises(RuntimeError):
+        loop.begin()
+    loop.begin()
+    loop.begin()
+    assert len(started) == 2

@@ -70,7 +70,7 @@ class Availability:
     def ask(self, call: Callable[..., T], *arguments: Any, attempts: int = ATTEMPTS) -> T:
         """Make an idempotent call. Raises StoreAway, or what the call raises although the store is there."""
         if self.is_away:
-            self._prober.begin()  # it runs already, unless its start failed
+            self._prober.begin()  # it runs already, unless its start failed or it was killed
             raise StoreAway(sent=False)
         while True:
             try:

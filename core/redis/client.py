@@ -13,7 +13,17 @@ from core.background import PerProcess, Start
 from core.env import REDIS_OPTIONS
 from core.redis.availability import Availability
 from core.redis.cluster import ClusterClient, ClusterWire
-from core.redis.wire import CONNECT_TIMEOUT, PROBE_PART, READ_TIMEOUT, Argument, Call, DirectWire, Script, Wire
+from core.redis.wire import (
+    CONNECT_TIMEOUT,
+    LEAST_TIMEOUT,
+    PROBE_PART,
+    READ_TIMEOUT,
+    Argument,
+    Call,
+    DirectWire,
+    Script,
+    Wire,
+)
 
 CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 MOST_CONNECTIONS = 10_000  # more than a process's concurrent requests; redis-py's default of 100 would make calls fail
@@ -87,9 +97,11 @@ def _build() -> StateStore:
     if not settings.REDIS_URL:
         raise ImproperlyConfigured("REDIS_URL is not set, and limits are kept there")
     # A call without a reply is followed by a probe: together they may take REDIS_TIMEOUT.
-    read_timeout = settings.REDIS_TIMEOUT / (1 + PROBE_PART)
-    client = redis_client(settings.REDIS_URL, connect_timeout=read_timeout / 2, read_timeout=read_timeout)
-    return StateStore(wire_for(client))
+    read_timeout = max(settings.REDIS_TIMEOUT / (1 + PROBE_PART), LEAST_TIMEOUT)
+    connect_timeout = max(read_timeout / 2, CONNECT_TIMEOUT)
+    return StateStore(
+        wire_for(redis_client(settings.REDIS_URL, connect_timeout=connect_timeout, read_timeout=read_timeout))
+    )
 
 
 _store = PerProcess(_build)

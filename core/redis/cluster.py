@@ -132,7 +132,8 @@ class ClusterWire:
         wire = self._wires.get(address)
         if wire is None:
             options = {**self._template.connection_kwargs, "host": address[0], "port": address[1]}
-            pool = redis.ConnectionPool(connection_class=self._template.connection_class, **options)
+            kind, most = self._template.connection_class, self._template.max_connections
+            pool = redis.ConnectionPool(connection_class=kind, max_connections=most, **options)
             wire = self._wires.setdefault(address, DirectWire(pool))
         return wire
 

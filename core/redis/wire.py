@@ -25,7 +25,8 @@ from core.redis.connection import SharedConnection, is_possible
 
 CONNECT_TIMEOUT = 0.1  # seconds; with the read and the probe, a call waits at most 250 ms for a dead Redis
 READ_TIMEOUT = 0.2
-#: A probe may take this part of the time-out of a reply: 50 ms of 200.
+LEAST_TIMEOUT = 0.05
+#: A probe may take this part of the time-out of a reply to connect, and to answer: 50 ms of 200.
 PROBE_PART = 0.25
 STALLED = 1.5  # times the timeout: a longer wait means that this process was busy
 
@@ -109,7 +110,8 @@ class DirectWire:
 
         A reply that has arrived by the time-out is read: this process may have been too busy to look.
         """
-        seconds = PROBE_PART * self._pool.connection_kwargs.get("socket_timeout", READ_TIMEOUT)
+        usual = self._pool.connection_kwargs.get("socket_timeout", READ_TIMEOUT)
+        seconds = max(PROBE_PART * usual, LEAST_TIMEOUT)
         probe = self._connected(socket_timeout=seconds, socket_connect_timeout=seconds)
         try:
             probe.send_command(*command)

@@ -6,7 +6,7 @@ an hour. A value in bucket i is reported as 2 * GAMMA^i / (GAMMA + 1), which dif
 relative-error guarantees", VLDB 2019.)
 
 A histogram is one integer with the count of bucket i in bits 64 * i to 64 * i + 63: adding histograms is adding
-integers, and its bytes are an array of counts. In the database it is a text with number and count of each bucket in
+integers, and its bytes are the counts. In the database it is a text with number and count of each bucket in
 use, `57:2 63:1`. The texts of several histograms, joined by spaces, are the text of their sum, so the database can add
 up many rows by joining them.
 """
@@ -14,8 +14,7 @@ up many rows by joining them.
 from __future__ import annotations
 
 import math
-import sys
-from array import array
+import struct
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ GAMMA = 1.1
 LONGEST = 3_600_000.0  # ms
 BUCKETS = math.ceil(math.log(LONGEST, GAMMA)) + 1
 BITS = 64
+MOST = 2**BITS - 1
 
 _LOG_GAMMA = math.log(GAMMA)
 
@@ -76,11 +76,11 @@ def pack(histogram: int) -> str:
 
 def unpack(text: str) -> int:
     """Decode the text of a histogram, or of several that are joined by spaces: their sum."""
-    filled = array("Q", bytes(BITS // 8 * BUCKETS))
+    filled = [0] * BUCKETS
     for entry, times in Counter(text.split()).items():
         bucket, count = _parsed(entry)
-        filled[bucket] += count * times
-    return int.from_bytes(filled.tobytes(), sys.byteorder)
+        filled[bucket] = min(filled[bucket] + count * times, MOST)
+    return int.from_bytes(struct.pack(f"<{BUCKETS}Q", *filled), "little")
 
 
 @lru_cache(maxsize=10_000)  # most entries are small counts, of which there are few different ones
@@ -92,7 +92,7 @@ def _parsed(entry: str) -> tuple[int, int]:
 def counts(histogram: int) -> list[tuple[int, int]]:
     """List (bucket, count) of the buckets in use, in order."""
     used = -(-histogram.bit_length() // BITS)
-    filled = array("Q", histogram.to_bytes(BITS // 8 * used, sys.byteorder))
+    filled = struct.unpack(f"<{used}Q", histogram.to_bytes(BITS // 8 * used, "little"))
     return [(bucket, count) for bucket, count in enumerate(filled) if count]
 
 

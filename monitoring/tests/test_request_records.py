@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from decimal import Decimal
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from monitoring.models import RequestRecord
 pytestmark = pytest.mark.django_db
 PROMPT = "What is the airspeed of a swallow in the year 1974?"
 MODEL = "gpt-3.5-turbo"
-#: Its class is inference's, which monitoring may not import.
+#: Of inference's class, which monitoring may not import.
 FakeUpstream = Any
 PROVIDER_SECRET = "sk-of-the-fake-provider"
 
@@ -28,7 +29,7 @@ PROVIDER_SECRET = "sk-of-the-fake-provider"
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[FakeUpstream]:
     """Run a fake provider."""
-    with FakeUpstream() as server:
+    with import_module("inference.fake_provider").FakeUpstream() as server:
         yield server
 
 

@@ -236,3 +236,9 @@ def test_it_lets_others_have_their_turn(cast: Cast, monkeypatch: pytest.MonkeyPa
         recorded(cast.owner, admitted_at=micros(at(11, number + 1)), model=f"m{number}")
     usage_series(begin=at(11, 1), end=at(11, 6), unit=Unit.DAY)
     assert turns == [0] * 2
+
+
+def test_it_finds_nothing_of_a_key_in_an_account_that_it_does_not_belong_to(cast: Cast) -> None:
+    recorded(cast.stranger, admitted_at=micros(at(2, 1)))
+    mixed = queries.Scope(account_id=cast.owner.key.account_id, key_id=cast.stranger.key.pk)
+    assert usage_totals(begin=at(2, 1), end=at(2, 4), scope=mixed) == Figures()

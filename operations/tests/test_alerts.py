@@ -25,7 +25,16 @@ from accounts.tests.factories import ACTOR, Cast, logged_in, make_admin, make_st
 from monitoring.models import Alert, AlertDelivery
 from monitoring.tests.samples import recorded
 from operations.alerts import conditions, deliveries
-from operations.alerts.conditions import BAD_ROUNDS, GOOD_ROUNDS, Condition, HealthWatch, budgets_used, error_rate
+from operations.alerts.conditions import (
+    BAD_ROUNDS,
+    GOOD_ROUNDS,
+    Condition,
+    HealthWatch,
+    budgets_used,
+    error_rate,
+    level_of,
+    topic_of,
+)
 from operations.alerts.deliveries import FIRST_PAUSE, MOST_ATTEMPTS, deliveries_send, lasted, send_test_alert
 from operations.alerts.incidents import incident_open, incidents_resolve, incidents_update
 from operations.health import Finding, Health
@@ -443,3 +452,8 @@ def test_the_admin_shows_alerts_and_deliveries_in_few_queries_and_changes_nothin
     alert = Alert.objects.earliest("pk")
     assert "title of 0" in site.get(f"{ALERTS}{alert.pk}/change/").content.decode()
     assert site.post(f"{ALERTS}{alert.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_it_names_a_budget_apart_from_its_level_whatever_the_model_is_called() -> None:
+    subject = "budget:key:1:a:b:tokens:50:202611"
+    assert (topic_of(subject), level_of(subject)) == ("budget:key:1:a:b:tokens", 50)
