@@ -174,8 +174,8 @@ def probes(site: Site) -> dict[str, tuple[str, dict[str, str]]]:
         "log, failed": (f"{LOG}?status=failed", operator),
         "log, a model nobody uses": (f"{LOG}?model=nobody-uses-it", operator),
         "log, an error nobody had": (f"{LOG}?status=418", operator),
-        "log, a cache outcome nobody had": (f"{LOG}?cache__exact=replay", operator),
-        "log, the same of an account": (f"{LOG}?account={account}&cache__exact=replay", operator),
+        "log, a cache outcome nobody had": (f"{LOG}?cache=replay", operator),
+        "log, the same of an account": (f"{LOG}?account={account}&cache=replay", operator),
         "log, one label": (f"{LOG}?q={label}", operator),
     }
 
