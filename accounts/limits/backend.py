@@ -360,10 +360,7 @@ class LimitBackend:
     def repair_once(self) -> bool:
         """Probe Redis, and make the waiting settlements; return whether nothing is left to repair."""
         stored = self.refusal_counts.flush()
-        made = self.store.try_close() and self.pending.flush(
-            lambda pending: self._emit(pending) if pending.group is not None else self._settle(pending)
-        )
-        return made and stored
+        return self.store.try_close() and self.pending.flush(self._emit) and stored
 
     def end(self) -> None:
         """Stop the background threads of a backend that is being replaced; waiting settlements are dropped."""
@@ -388,17 +385,11 @@ class LimitBackend:
         return settlement
 
     def _emit(self, pending: Pending) -> bool:
-        """Emit a record in Redis, or count it in its group."""
+        """Settle in Redis, or count the record in its group; return False if that was done before."""
         record, group = pending.record, pending.group
         if record is not None and group is not None:
-            arguments: list[Argument] = [
-                pending.operation,
-                record.as_json(),
-                group.owner,
-                group.kind,
-                REFUSALS_A_MINUTE,
-            ]
-            counted = self._call("refuse", pending.scope.shard, arguments)
+            refusal: list[Argument] = [pending.operation, record.as_json(), group.owner, group.kind, REFUSALS_A_MINUTE]
+            counted = self._call("refuse", pending.scope.shard, refusal)
             if counted != HOLDS_RESERVATION:
                 return bool(counted)
             try:
