@@ -64,7 +64,7 @@ def longest_wait(port: int, key: str, body: bytes) -> tuple[int, float]:
 
 def main(folders: list[Path]) -> None:
     """Measure each body in each tree, and print the least of the longest waits."""
-    from hot_path import fake_provider
+    from bed import fake_provider
 
     from tests.catalogue import Served, set_up
     from tests.servers import aiapi_server

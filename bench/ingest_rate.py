@@ -13,8 +13,8 @@ from typing import Any
 
 import psycopg
 import redis as redis_client
+from bed import ingester
 from harness import cpu_seconds, tree
-from hot_path import ingester
 
 from accounts.limits.backend import LimitBackend
 from accounts.tests.limits_fixtures import limits_on

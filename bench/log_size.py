@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
 import psycopg  # noqa: E402
+from bed import chat, fake_provider, ingester  # noqa: E402
 from harness import Result, run  # noqa: E402
-from hot_path import chat, fake_provider, ingester  # noqa: E402
 from ingest_rate import ingest_rate  # noqa: E402
 from log_fill import DAYS, Caller, fill  # noqa: E402
 

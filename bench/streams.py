@@ -2,8 +2,8 @@
 
 How much later the first token comes than from the provider itself, at 1, 32 and 200 streams at once; and what many
 open streams cost one worker: memory each, CPU a chunk, beside a relay that does nothing else. 200 streams of 8 s, or
-under --full 1,000 of 20 s. As in
-hot_path.py: one gevent worker, PostgreSQL, Redis and the ingester beside it, a fake provider in a process of its own.
+under --full 1,000 of 20 s. One gevent worker, PostgreSQL, Redis and the ingester beside it, a fake provider in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def fake_provider(*, tokens: int, interval_ms: float) -> Iterator[int]:
 @contextmanager
 def served(*, tokens: int, interval_ms: float) -> Iterator[tuple[int, Any, str]]:
     """Run the provider and the platform; yield the provider's port, the service, and a key without limits."""
-    from hot_path import MAKE_KEY, ingester
+    from bed import MAKE_KEY, ingester
 
     from tests.servers import aiapi_server
     from tests.stores import postgres_server, redis_server

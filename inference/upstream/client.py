@@ -1,7 +1,7 @@
 """One call to one deployment, with the requests of the `openai` SDK, over the process's connection pool.
 
 The SDK builds the URL and the headers once for each endpoint of a deployment. The call itself goes over the pool
-directly, because the SDK's HTTP client costs as much CPU as the rest of a request (bench/hot_path.py). Nothing is
+directly, because the SDK's HTTP client costs as much CPU as the rest of a request (bench/side_by_side.py). Nothing is
 retried here: a retry must fit the caller's deadline and reservation (see routing).
 """
 

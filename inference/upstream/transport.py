@@ -1,7 +1,7 @@
 """HTTP connections to providers: pooled, bounded in time, and closed when the answer is no longer wanted.
 
 Sockets of our own, with the standard library's parser for the heads of answers. The layers of an HTTP client cost more
-CPU than that: see bench/hot_path.py. Nothing here knows what a request means.
+CPU than that: see bench/RESULTS.md. Nothing here knows what a request means.
 
 Look-ups of names run in threads of their own, each name once at a time: a look-up at a silent name server can't be
 cancelled, and under gevent ten threads make all look-ups of a process.
