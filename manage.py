@@ -12,8 +12,9 @@ def main() -> None:
     """
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiapi.settings")
     if sys.argv[1:2] == ["serve"]:
-        from gevent import monkey
+        from gevent import config, monkey
 
+        config.track_greenlet_tree = False  # otherwise each greenlet keeps the call stack that spawned it
         monkey.patch_all()  # before anything imports sockets, as the settings do
     from django.core.management import execute_from_command_line
 

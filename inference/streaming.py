@@ -8,6 +8,7 @@ and the output generated until then is billed.
 
 from __future__ import annotations
 
+import _thread
 import contextvars
 import threading
 import time
@@ -67,6 +68,7 @@ class Stream:
         self._error_event = error_event
         self._keep = keep
         self._outlet = Outlet(client)  # from the producer to the consumer
+        self._longest_silence: float = settings.UPSTREAM_IDLE_TIMEOUT  # kept: the watch needs it often
         # Set by the producer. The watch also reads `_waits_since` and the reader's state; whoever ends the stream early
         # closes `_stream`.
         self._reader = make_reader(False)
@@ -94,8 +96,8 @@ class Stream:
         """
         release_connections()
         watch.add(self)
-        produce = contextvars.copy_context().run
-        threading.Thread(target=produce, args=[self._produce], name="stream", daemon=True).start()
+        # Not a threading.Thread, whose locks and lists would stay as long as the stream.
+        _thread.start_new_thread(contextvars.copy_context().run, (self._produce,))
         self._outlet.wait(settings.STREAM_FIRST_BYTE_SECONDS)
         with self._headers_lock:
             if self._failure is not None:
@@ -103,11 +105,8 @@ class Stream:
             self._headers_sent = True
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the client's bytes until the stream ends or the client disconnects."""
-        try:
-            yield from self._outlet
-        finally:
-            self.close()
+        """Return the client's bytes until the stream ends or the client disconnects; the server calls `close` then."""
+        return iter(self._outlet)
 
     def close(self) -> None:
         """Stop the provider's stream unless other calls wait for it; does nothing after its end."""
@@ -120,7 +119,7 @@ class Stream:
         """Close the stream if the client has disconnected, and break it off if the provider is silent for too long."""
         if self._outlet.has_lost_its_reader(now):
             self.close()
-        longest = LAST_WORDS_SECONDS if self._reader.is_over else settings.UPSTREAM_IDLE_TIMEOUT
+        longest = LAST_WORDS_SECONDS if self._reader.is_over else self._longest_silence
         if self._stream is not None and now - self._waits_since > longest:
             self._is_silent = True
             self._break_off()

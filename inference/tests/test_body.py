@@ -166,6 +166,17 @@ def test_it_reads_the_first_bytes_itself_for_they_may_have_been_read_with_the_he
     assert all_of(reading, taker) == [b"b"], "with the end of the body, it is not the loop's to take"
 
 
+def test_it_misses_nothing_of_a_tls_record_that_began_with_the_headers(connected: Pair) -> None:
+    provider, reader = connected
+    provider.sendall(b"headers\n" + chunked(b"a" * 12_000, end=b""))
+    file = reader.makefile("rb")
+    assert file.readline() == b"headers\n"
+    reading, received = ChunkedReading(file, reader), 0
+    with gevent.Timeout(5):
+        while received < 12_000:
+            received += len(reading.read(lambda _: False) or b"")
+
+
 @pytest.mark.parametrize(
     ("sent", "failure"),
     [

@@ -370,7 +370,8 @@ class Response:
         answer = self._answer
         try:
             if answer.chunked:
-                reading = self._reading = ChunkedReading(answer.fp, self._socket)
+                file, answer.fp = answer.fp, None  # the reading closes it
+                reading = self._reading = ChunkedReading(file, self._socket)
                 while (piece := reading.read(self._takes)) is not None:
                     if piece:
                         yield piece
