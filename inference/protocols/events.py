@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -32,6 +34,8 @@ ERROR = re.compile(rb"^event: ?error$", re.MULTILINE)
 LONGEST_EVENT = 16 * 1024 * 1024
 #: Bytes of events to parse before other greenlets run; takes some milliseconds.
 TURN = 256 * 1024
+#: Bytes of kept events that are compressed together.
+BLOCK = 4 * 1024
 
 
 class BrokenStream(Exception):
@@ -79,6 +83,40 @@ class EventBuffer:
         last = bytes(self.rest).rstrip(b"\r\n")
         self.rest.clear()
         return last + END_OF_EVENT if last else b""
+
+
+class KeptEvents:
+    """Events in the order in which they came, compressed by blocks, since the chunks of a stream differ in a few bytes.
+
+    A thousand chunks then take 20 KiB of memory rather than 200, for a microsecond of CPU time each.
+    """
+
+    #: One compressor for all streams (made anew, it would take ten times as long), which forgets each block.
+    _compressor = zlib.compressobj(level=1, wbits=-13, memLevel=6)
+    _lock = threading.Lock()
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._last = bytearray()
+
+    def add(self, events: bytes) -> None:
+        """Add whole events."""
+        self._last += events
+        if len(self._last) < BLOCK:
+            return
+        if len(self._last) > TURN:  # only copied: to compress it would hold up other greenlets
+            self._blocks.append(zlib.compress(self._last, 0, wbits=-15))
+        else:
+            with self._lock:
+                block = self._compressor.compress(self._last) + self._compressor.flush(zlib.Z_FULL_FLUSH)
+            self._blocks.append(block)
+        self._last.clear()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield everything in pieces that are whole events."""
+        for block in self._blocks:
+            yield zlib.decompressobj(wbits=-15).decompress(block)
+        yield bytes(self._last)
 
 
 def parse_events(text: bytes) -> Iterator[Body]:
@@ -193,8 +231,8 @@ class EventReader(ABC):
         self._usage_stands_alone = True
         self._usage_is_early = False
         self._buffer = EventBuffer()
-        self._kept: list[bytes] = []
-        self._size = 0
+        self._kept = KeptEvents()
+        self._size, self._most = 0, settings.MAX_ANSWER_BYTES  # asking the settings for each chunk takes a microsecond
         self._postponed: ApiError | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -241,7 +279,7 @@ class EventReader(ABC):
         number = events.count(END_OF_EVENT)
         are_whole = events.count(END_OF_OBJECT) == number and events.startswith(self.start)
         is_plain = are_whole and events.count(END_OF_EVENT + self.start) == number - 1 and not self.is_signed(events)
-        if not is_plain or self._size + len(events) > settings.MAX_ANSWER_BYTES:
+        if not is_plain or self._size + len(events) > self._most:
             return b""
         self._keep(events)
         return events
@@ -354,9 +392,9 @@ class EventReader(ABC):
     def _keep(self, events: bytes) -> None:
         """Keep events for the cache and for estimates; raises BrokenStream beyond MAX_ANSWER_BYTES."""
         self._size += len(events)
-        if self._size > settings.MAX_ANSWER_BYTES:
+        if self._size > self._most:
             raise BrokenStream("too large an answer")
-        self._kept.append(events)
+        self._kept.add(events)
 
     def _look_for_usage(self, event: bytes) -> None:
         """Search an event after an error for the usage, which may come alone or in the failed response."""

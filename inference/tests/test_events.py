@@ -20,7 +20,7 @@ from inference.api.native import DeltaReader
 from inference.protocols import events
 from inference.protocols.base import Usage
 from inference.protocols.chat import ChunkReader
-from inference.protocols.events import BrokenStream, EventReader, parse_events
+from inference.protocols.events import TURN, BrokenStream, EventReader, KeptEvents, parse_events
 from inference.protocols.responses import ResponseReader
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
@@ -166,6 +166,18 @@ def test_it_bounds_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None
         assert reader.feed(b"x" * 100) == b""
     with pytest.raises(BrokenStream):
         reader.feed(b"x")
+
+
+def test_it_keeps_the_events_of_streams_side_by_side_in_a_fifth_of_their_bytes() -> None:
+    kept, sent = [KeptEvents(), KeptEvents()], [b"", b""]
+    for number in range(1000):
+        each = number % 2
+        kept[each].add(event := chunk(f" word {number}", id="chatcmpl-" + "x" * 40))
+        sent[each] += event
+    assert [b"".join(each) for each in kept] == sent
+    assert all(sum(map(len, each._blocks)) + len(each._last) < len(sent[0]) / 5 for each in kept)
+    kept[0].add(large := chunk("x" * TURN))
+    assert b"".join(kept[0]) == sent[0] + large
 
 
 @pytest.mark.parametrize("byte", [b"x", b"\r\n:"])
