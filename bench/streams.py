@@ -1,13 +1,14 @@
-"""Measure streams: `python bench/streams.py [--full]` prints two tables.
+"""Measure streams: `python bench/streams.py` prints two tables, `--streams N` the second one alone.
 
 How much later the first token comes than from the provider itself, at 1, 32 and 200 streams at once; and what many
-open streams cost one worker: memory each, CPU a chunk, beside a relay that does nothing else. 200 streams of 8 s, or
-under --full 1,000 of 20 s. One gevent worker, PostgreSQL, Redis and the ingester beside it, a fake provider in a
-process of its own.
+open streams cost one worker: memory each, CPU a chunk, beside a relay that does nothing else. 200 streams of 12 s, or N
+of N/100 s more than 10. One gevent worker, PostgreSQL, Redis and the ingester beside it, a fake provider in a process
+of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import platform
@@ -279,9 +280,13 @@ def main() -> None:
         return
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, {versions}\n")
-    print("\n".join(first_tokens()), end="\n\n")
-    size = (1000, 20.0) if "--full" in sys.argv else (200, 8.0)
-    print("\n".join(open_streams(*size)))
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--streams", type=int)
+    streams: int | None = arguments.parse_args().streams
+    if streams is None:
+        print("\n".join(first_tokens()), end="\n\n")
+    streams = streams or 200
+    print("\n".join(open_streams(streams, 10 + streams / 100)))
 
 
 if __name__ == "__main__":
