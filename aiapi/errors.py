@@ -146,6 +146,8 @@ CSRF_HINT = (
     "The form is too old, or cookies are off: go back, reload the page and send it again. "
     "If you run the service behind a proxy: CSRF_TRUSTED_ORIGINS must name its https:// address."
 )
+#: Endpoints with a key in each request, without pages, sessions and forms. Their errors are never pages.
+MODEL_PATHS = ("/chat", "/summarize", "/v1/")
 #: Characters of a refused host name that are logged.
 MOST_OF_A_HOST = 100
 
@@ -154,7 +156,7 @@ def error_answer(request: HttpRequest, error: ApiError, hint: str | None = None)
     """Return the response for an error: a page if a browser asks for one, otherwise (or if the page fails) JSON."""
     answer: HttpResponse | None = None
     accepts_page = "text/html" in request.headers.get("Accept", "").lower()
-    if accepts_page and not getattr(request, "is_model_call", False):
+    if accepts_page and not request.path_info.startswith(MODEL_PATHS):
         context = {
             **page_context("error"),
             "title": error.detail.rstrip("."),

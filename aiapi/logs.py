@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from core.json import to_json
 from core.telemetry.trace import current_trace
 
 #: Exceptions whose messages come from code or from the operating system. Others may quote a prompt, for example a
@@ -57,13 +58,20 @@ def _add_request_id(logger: Any, method: str, event: Any) -> Any:
     return event
 
 
+def _written(event: Any, default: Any) -> str:
+    return to_json(event, default=default).decode()
+
+
 _SHARED: list[Any] = [
     _add_request_id,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
-_RENDERED: list[Any] = [structlog.processors.ExceptionRenderer(_Tracebacks()), structlog.processors.JSONRenderer()]
+_RENDERED: list[Any] = [
+    structlog.processors.ExceptionRenderer(_Tracebacks()),
+    structlog.processors.JSONRenderer(_written),
+]
 
 
 def write_line(line: str) -> None:

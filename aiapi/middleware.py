@@ -1,36 +1,28 @@
-"""Middleware: trace, headers, query timeout, log line and metrics of every request, and what pages alone need.
-
-Model calls skip the middleware of pages, because it took a quarter of their CPU time. Its classes are subclasses of
-Django's (or django-csp's), because Django's system checks look for those.
-"""
+"""Middleware: trace, headers, query timeout, log line and metrics of every request, and what pages alone need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import structlog
 from csp.constants import UNSAFE_EVAL, UNSAFE_INLINE
 from csp.middleware import CSPMiddleware
 from django.conf import settings
-from django.contrib.auth.middleware import AuthenticationMiddleware
-from django.contrib.messages.middleware import MessageMiddleware
-from django.contrib.sessions.middleware import SessionMiddleware
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.middleware.http import ConditionalGetMiddleware
-from django.utils.deprecation import MiddlewareMixin
 
 from accounts.authentication import count_attempt
 from accounts.key_cache import AuthenticatedKey
 from aiapi.errors import error_answer
 from core.database import REQUEST_SECONDS, query_timeout
 from core.errors import TooManyFailures
+from core.headers import set_headers
 from core.redaction import without_keys
 from core.telemetry.metrics import observe_response
-from core.telemetry.trace import Trace, begin_spans, begin_trace, current_trace
+from core.telemetry.trace import begin_spans, begin_trace, current_trace
 
 if TYPE_CHECKING:
     from core.telemetry.otel import RequestSpans
@@ -38,8 +30,6 @@ if TYPE_CHECKING:
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 #: Called by orchestrators and Prometheus, which may use any host name or IP address.
 PROBES = ("/health/live", "/health/ready", "/metrics")
-#: Endpoints with a key in each request, without pages, sessions and forms.
-MODEL_PATHS = ("/chat", "/summarize", "/v1/")
 #: Frequent monitoring requests, which are logged only if they fail.
 QUIET = ("/health", "/metrics")
 
@@ -66,15 +56,17 @@ class RequestMiddleware:
         if request.path_info.rstrip("/") in PROBES:
             request.get_host = lambda: "probe"  # type: ignore[method-assign]  # no probe's response depends on the host
         request.trace = trace  # type: ignore[attr-defined]
-        request.is_model_call = request.path_info.startswith(MODEL_PATHS)  # type: ignore[attr-defined]
         seconds = ADMIN_SECONDS if request.path_info.startswith(ADMIN) else REQUEST_SECONDS
-        with _current(trace), query_timeout(seconds):
-            response = self.get_response(request)
-            response["X-Request-ID"] = trace.label
+        token = current_trace.set(trace)
+        try:
+            with query_timeout(seconds):
+                response = self.get_response(request)
             elapsed = trace.elapsed_ms
-            response["X-Process-Time"] = f"{elapsed / 1000:.3f}"
+            set_headers(response, {"X-Request-ID": trace.label, "X-Process-Time": f"{elapsed / 1000:.3f}"})
             response.setdefault("Cache-Control", "no-store")  # cacheable responses set their own
             self._log(request, response, elapsed)
+        finally:
+            current_trace.reset(token)
         route = _route_name(request)
         observe_response(route, response.status_code)
         if trace.spans is not None:
@@ -98,15 +90,6 @@ class RequestMiddleware:
         )
 
 
-@contextmanager
-def _current(trace: Trace) -> Iterator[None]:
-    token = current_trace.set(trace)
-    try:
-        yield
-    finally:
-        current_trace.reset(token)
-
-
 def _end_spans(spans: RequestSpans, route: str, response: HttpResponseBase) -> None:
     """End the request's span; for a stream, when it is closed."""
     spans.answer(route, response.status_code)
@@ -124,21 +107,7 @@ def _route_name(request: HttpRequest) -> str:
     return match.namespace or match.url_name or "other"
 
 
-class PagesOnly(MiddlewareMixin):
-    """Mixin that makes model calls skip a middleware."""
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Run the middleware for pages only."""
-        # Set by RequestMiddleware, the outermost middleware.
-        respond = self.get_response if request.is_model_call else super().__call__  # type: ignore[attr-defined]
-        return cast("HttpResponseBase", respond(request))  # nothing here is asynchronous
-
-
-class PageSessions(PagesOnly, SessionMiddleware):
-    """Sessions of the users of the admin and of GET /stats."""
-
-
-class PageRevalidation(PagesOnly, ConditionalGetMiddleware):
+class PageRevalidation(ConditionalGetMiddleware):
     """ETags for responses with Cache-Control, and 304 responses to browsers that have them already."""
 
     def needs_etag(self, response: HttpResponseBase) -> bool:
@@ -146,15 +115,7 @@ class PageRevalidation(PagesOnly, ConditionalGetMiddleware):
         return response.has_header("Cache-Control") and super().needs_etag(response)
 
 
-class PageUsers(PagesOnly, AuthenticationMiddleware):
-    """The logged-in user of a session."""
-
-
-class PageMessages(PagesOnly, MessageMiddleware):
-    """Messages for the next page of the admin."""
-
-
-class PagePolicy(PagesOnly, CSPMiddleware):
+class PagePolicy(CSPMiddleware):
     """Content-Security-Policy. On /admin/ it permits eval (for Alpine) and inline styles, which unfold needs."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:

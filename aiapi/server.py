@@ -19,7 +19,6 @@ from django.conf import settings
 from django.core import signals
 from django.core.cache import close_caches
 from django.core.handlers.base import reset_urlconf
-from django.core.wsgi import get_wsgi_application
 from django.db import close_old_connections, reset_queries
 from gunicorn.app.base import Application
 from gunicorn.arbiter import Arbiter
@@ -90,9 +89,9 @@ class Server(Application):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> Any:
         """Return the WSGI application, which the master loads before it forks."""
+        from aiapi.wsgi import application
         from inference.upstream.client import sdk
 
-        application = get_wsgi_application()
         for sender, receiver in NEEDLESS_RECEIVERS:
             sender.disconnect(receiver)
         sdk()

@@ -141,14 +141,21 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "corsheaders.middleware.CorsMiddleware",
     "aiapi.middleware.PagePolicy",
-    "aiapi.middleware.PageSessions",
+    "django.contrib.sessions.middleware.SessionMiddleware",
     "aiapi.middleware.PageRevalidation",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
-    "aiapi.middleware.PageUsers",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
     "aiapi.middleware.AdminLoginLimit",
-    "aiapi.middleware.PageMessages",
+    "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+#: The middleware of model calls (aiapi.wsgi).
+MODEL_CALL_MIDDLEWARE = [
+    "aiapi.middleware.RequestMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    *(["corsheaders.middleware.CorsMiddleware"] if CORS_ALLOWED_ORIGINS else []),
+    "django.middleware.common.CommonMiddleware",
 ]
 
 ROOT_URLCONF = "aiapi.urls"
@@ -243,7 +250,7 @@ LOGGING = {"level": LOG_LEVEL}
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_RENDERER_CLASSES": ["core.json.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["inference.api.parsing.StrictJSONParser"],
     "DEFAULT_SCHEMA_CLASS": "aiapi.schema.ApiSchema",
     "EXCEPTION_HANDLER": "aiapi.errors.handle_exception",

@@ -45,15 +45,18 @@ def current_query_timeout() -> float | None:
     return _query_timeout.get()
 
 
-@contextmanager
-def query_timeout(seconds: float) -> Iterator[None]:
+class query_timeout:  # noqa: N801  (a context manager)
     """Set the query timeout within the block, unless an outer one is shorter. Queries then raise OperationalError."""
-    outer = _query_timeout.get()
-    token = _query_timeout.set(seconds if outer is None else min(seconds, outer))
-    try:
-        yield
-    finally:
-        _query_timeout.reset(token)
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        outer = _query_timeout.get()
+        self._token = _query_timeout.set(self._seconds if outer is None else min(self._seconds, outer))
+
+    def __exit__(self, *_: object) -> None:
+        _query_timeout.reset(self._token)
 
 
 def query_promptly(query: Callable[[], T], outage: Outage, *, failed: str) -> T:

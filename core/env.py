@@ -265,7 +265,7 @@ def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any
         "VERSION": 2,  # the values of 1 were pickled
         "OPTIONS": {
             "REDIS_CLIENT_CLASS": "core.cache.SharedRedis",
-            "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
+            "SERIALIZER": "core.cache.JSONSerializer",
             "SOCKET_CONNECT_TIMEOUT": timeout,
             "SOCKET_TIMEOUT": timeout,
             "CONNECTION_POOL_KWARGS": REDIS_OPTIONS,

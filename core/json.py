@@ -1,15 +1,18 @@
-"""Strict JSON parsing (RFC 8259). Python's parser also accepts NaN, and turns too large numbers into infinity."""
+"""JSON: strict parsing (RFC 8259), quick writing, and DRF's renderer by it.
+
+Python's parser also accepts NaN, and turns too large numbers into infinity. orjson writes in a tenth of json's time; it
+does not parse, since it would make floats of integers beyond 64 bits.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
-
-def parse_strictly(text: str | bytes) -> Any:
-    """Parse JSON with finite numbers only. Raises ValueError, or RecursionError for too deep nesting."""
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+import orjson
+from rest_framework import renderers
 
 
 def _refuse_constant(name: str) -> None:
@@ -21,3 +24,41 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError("a number too large")
     return number
+
+
+_parse = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
+
+
+def parse_strictly(text: str | bytes) -> Any:
+    """Parse JSON with finite numbers only. Raises ValueError, or RecursionError for too deep nesting."""
+    return _parse(text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass"))
+
+
+def to_json(value: Any, *, default: Callable[[Any], Any] | None = None, sort_keys: bool = False) -> bytes:
+    """Write a value as compact JSON in UTF-8; as ASCII with escapes if it contains half of a surrogate pair.
+
+    `default` returns what is written for an object of another type. Raises TypeError for such an object without it.
+    """
+    try:
+        return orjson.dumps(value, default, orjson.OPT_SORT_KEYS if sort_keys else None)
+    except TypeError:  # also an integer beyond 64 bits, or a lone surrogate
+        options: Any = {"default": default, "sort_keys": sort_keys, "separators": (",", ":")}
+        try:
+            return json.dumps(value, ensure_ascii=False, **options).encode()
+        except UnicodeEncodeError:
+            return json.dumps(value, **options).encode()
+
+
+class JSONRenderer(renderers.JSONRenderer):
+    """DRF's renderer, which writes by orjson unless the Accept header asks for an indent."""
+
+    def render(
+        self, data: Any, accepted_media_type: str | None = None, renderer_context: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Return data as JSON; nothing for None. Other types are written as DRF writes them, datetimes too."""
+        if data is None or accepted_media_type != self.media_type:
+            return super().render(data, accepted_media_type, renderer_context)
+        try:
+            return orjson.dumps(data, self.encoder_class().default, orjson.OPT_PASSTHROUGH_DATETIME)
+        except TypeError:
+            return super().render(data, accepted_media_type, renderer_context)

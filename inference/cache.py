@@ -10,7 +10,6 @@ decides which entries it evicts.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +21,7 @@ from django.core.cache.backends.base import BaseCache
 from redis.exceptions import RedisError, ResponseError
 
 from core.background import yield_to_others
+from core.json import to_json
 from core.redis.availability import StoreAway
 from inference import prompts
 
@@ -51,9 +51,9 @@ def answer_key(
     entries are never read again.
     """
     parts = [account_id, generation, endpoint, model, prompts.VERSION, payload]
-    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    canonical = to_json(parts, sort_keys=True)
     yield_to_others(len(canonical))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical).hexdigest()
 
 
 def answer_cache() -> BaseCache:
@@ -77,7 +77,7 @@ def look_up(key: str) -> CachedAnswer | None:
     """Return the answer under a key; None if there is none, the cache is unavailable, or the entry is unreadable."""
     try:
         stored = _asked(lambda: answer_cache().get(key))
-        return None if stored is None else CachedAnswer(**json.loads(stored))
+        return None if stored is None else CachedAnswer(**stored)
     except (TypeError, ValueError):
         log.warning("cache_entry_unreadable")
         return None
@@ -86,6 +86,5 @@ def look_up(key: str) -> CachedAnswer | None:
 def store(key: str, answer: CachedAnswer) -> None:
     """Store an answer for CACHE_TTL seconds, unless it is longer than CACHE_ANSWER_BYTES."""
     fields = {name: getattr(answer, name) for name in CachedAnswer.__slots__}
-    text = json.dumps(fields, separators=(",", ":"))
-    if len(text) <= settings.CACHE_ANSWER_BYTES:
-        _asked(lambda: answer_cache().set(key, text))
+    if len(to_json(fields)) <= settings.CACHE_ANSWER_BYTES:
+        _asked(lambda: answer_cache().set(key, fields))

@@ -35,8 +35,8 @@ from operations.alerts.incidents import LeaderLock, incidents_update
 
 log = structlog.get_logger(__name__)
 
-#: Seconds between two reads of records: where they come slowly, where they come fast (a record of a batch of 300 costs a
-#: third of the CPU of one of ten), and after a failed read.
+#: Seconds between two reads of records: where they come slowly, where they come fast (in a batch of 300 a record costs
+#: a third of the CPU of one of ten), and after a failed read.
 IDLE_SECONDS, BATCH_SECONDS, RETRY_SECONDS = 0.2, 1.0, 1.0
 #: Records of a read from which they come fast.
 FAST = 20

@@ -19,6 +19,7 @@ from accounts.limits import get_limits
 from accounts.limits.types import Admission, LimitsUnavailable
 from accounts.models import IdempotentAnswer
 from core.errors import ApiError, ScopeDenied
+from core.headers import set_headers
 
 
 class KeyView(APIView):
@@ -71,10 +72,9 @@ class KeyView(APIView):
         """Add the headers of every authenticated answer, errors included."""
         response = super().finalize_response(request, response, *args, **kwargs)
         if self.caller is not None:
-            for name, value in self.limit_headers(request, self.caller).items():
-                response[name] = value
+            set_headers(response, self.limit_headers(request, self.caller))
         if self.is_authenticated:
-            response["Cache-Control"] = "private, no-store"
+            set_headers(response, {"Cache-Control": "private, no-store"})
             patch_vary_headers(response, ["Authorization", "X-API-Key"])
         return response
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from core.json import to_json
+
 REVISION_BOUND = 1  # the lease expired, the bound was charged
 REVISION_FINAL = 2  # what the call itself reported, early or late
 
@@ -51,10 +53,10 @@ class UsageRecord:
     saved_cost: int = 0
     count: int = 1
 
-    def as_json(self) -> str:
+    def as_json(self) -> bytes:
         """Encode the record for the limits, without what they add to it, and without what has its default."""
         content = {name: value for name in _WRITTEN if (value := getattr(self, name)) != _DEFAULTS[name]}
-        return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+        return to_json(content)
 
 
 FIELDS = tuple(field.name for field in fields(UsageRecord))

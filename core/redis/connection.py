@@ -173,7 +173,12 @@ class _Link:
                     continue
                 data = b"".join(self._unsent)
                 self._unsent.clear()
-                self._socket.sendall(data)
+                try:
+                    sent = self._socket.send(data, 0, 0.0)  # `sendall` costs twice as much
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(data):
+                    self._socket.sendall(data[sent:])
         except OSError as broken:
             error = RedisConnectionError(f"writing failed: {type(broken).__name__}")
         finally:

@@ -12,8 +12,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -36,6 +35,26 @@ TRACEPARENT = re.compile(
 TRACESTATE = re.compile(r"[ -~]{1,512}\Z")
 
 
+class Stage:
+    """One block of a stage."""
+
+    __slots__ = ("_began", "_leave", "_name", "_trace")
+
+    def __init__(self, trace: Trace, name: str) -> None:
+        self._trace, self._name = trace, name
+
+    def __enter__(self) -> None:
+        spans = self._trace.spans
+        self._leave = spans.enter(self._name) if spans is not None else None
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        stages = self._trace.stages
+        stages[self._name] = stages.get(self._name, 0.0) + (time.perf_counter() - self._began) * 1000
+        if self._leave is not None:
+            self._leave()
+
+
 @dataclass(slots=True)
 class Trace:
     """A request's id (UUIDv7), label (the caller's X-Request-ID, or the id), and milliseconds by stage.
@@ -50,17 +69,9 @@ class Trace:
     passed_on: Mapping[str, str] = field(default_factory=dict)
     spans: RequestSpans | None = None
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the block's duration to a stage."""
-        leave = self.spans.enter(name) if self.spans is not None else None
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages[name] = self.stages.get(name, 0.0) + (time.perf_counter() - began) * 1000
-            if leave is not None:
-                leave()
+    def stage(self, name: str) -> Stage:
+        """Return a context manager that adds the block's duration to a stage."""
+        return Stage(self, name)
 
     @property
     def stages_text(self) -> str:

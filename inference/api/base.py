@@ -20,6 +20,7 @@ from accounts.limit_usage import refusal_error
 from accounts.limits import get_limits
 from accounts.limits.types import LimitsUnavailable
 from core.errors import ApiError, DependencyUnavailable
+from core.headers import set_headers
 from core.money import dollars
 from core.telemetry.metrics import CLIENT_LEFT
 from core.telemetry.trace import Trace
@@ -129,7 +130,9 @@ class ModelEndpoint(KeyView):
         """Build the response to an answered call, with headers for its origin and its cost."""
         if self.claim is not None:
             self.claim.cost = call.cost or 0
-        return Response(body, headers=answer_headers(call))
+        response = Response(body)
+        set_headers(response, answer_headers(call))
+        return response
 
     def respond_as_stream(
         self,
@@ -162,7 +165,7 @@ class ModelEndpoint(KeyView):
             response._resource_closers.append(claim.release)  # type: ignore[attr-defined]  # Django's own
         if call is not None and call.trace.stages:
             spent = (f"{name};dur={milliseconds:.2f}" for name, milliseconds in call.trace.stages.items())
-            response["Server-Timing"] = ", ".join(spent)
+            set_headers(response, {"Server-Timing": ", ".join(spent)})
         return response
 
     def _record(self, call: Call, status: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from accounts.key_cache import AuthenticatedKey
 from accounts.limits.types import MILLION, Amount, Bound
 from core.background import LEAST_SLEEP, yield_to_others
 from core.errors import InvalidRequest
+from core.json import to_json
 from inference.catalog import CatalogModel
 from inference.protocols.parameters import UNCACHEABLE, Check, refuse
 
@@ -196,7 +196,7 @@ class WireProtocol(ABC):
 
     def error_event(self, payload: Payload, model: str, reader: EventReader, error: Body) -> bytes:
         """Return what reports an error to the caller after the stream has begun; `error` is in OpenAI's shape."""
-        return b"data: " + json.dumps(error, separators=(",", ":")).encode() + b"\n\n"
+        return b"data: " + to_json(error) + b"\n\n"
 
     def is_cacheable(self, payload: Payload) -> bool:
         """Return whether an equal payload may get the same answer again (table in docs/openai.md).
@@ -290,7 +290,7 @@ def choices_in(body: Body) -> list[Body]:
 
 def json_bytes(*values: Any) -> int:
     """Return the length of values as JSON in UTF-8, an upper bound of their tokens for any tokenizer."""
-    size = sum(len(json.dumps(each, ensure_ascii=False, separators=(",", ":")).encode()) for each in values)
+    size = sum(len(to_json(each)) for each in values)
     yield_to_others(size)
     return size
 

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 from core.errors import ContentFiltered, UpstreamFailed
+from core.json import to_json
 from inference.protocols.base import (
     GIVEN_UP,
     NOTHING,
@@ -40,7 +41,7 @@ from inference.protocols.content import (
     texts_in,
     tools_of,
 )
-from inference.protocols.events import END_OF_EVENT, BrokenStream, EventReader, written_json
+from inference.protocols.events import END_OF_EVENT, BrokenStream, EventReader
 from inference.protocols.parameters import (
     ANSWER_NAMES,
     MOST_ANSWERS,
@@ -195,7 +196,7 @@ def without_usage(event: bytes, body: Body) -> bytes:
     for holder in holders:
         holder.pop("usage", None)
     fields = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
-    return b"\n".join([*fields, b"data: " + written_json(body)]) + END_OF_EVENT
+    return b"\n".join([*fields, b"data: " + to_json(body)]) + END_OF_EVENT
 
 
 def is_of_one_answer(output_tokens: int, texts: Sequence[str]) -> bool:

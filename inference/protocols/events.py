@@ -20,6 +20,7 @@ from django.conf import settings
 
 from core.background import LEAST_SLEEP
 from core.errors import ApiError
+from core.json import to_json
 from inference.protocols.base import NOTHING, Body, ProviderError, Usage, find_error, parse_usage
 
 END_OF_EVENT = b"\n\n"
@@ -198,15 +199,7 @@ def parse_data(data: bytes, *, is_error: bool = False) -> Body:
 
 def server_sent(event: str, data: Body) -> bytes:
     """Return a named event with a JSON object."""
-    return b"event: " + event.encode() + b"\ndata: " + written_json(data) + b"\n\n"
-
-
-def written_json(value: Body) -> bytes:
-    """Return an object as JSON in UTF-8; as ASCII with escapes if it contains half of a surrogate pair."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+    return b"event: " + event.encode() + b"\ndata: " + to_json(data) + b"\n\n"
 
 
 class EventReader(ABC):

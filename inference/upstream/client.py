@@ -18,7 +18,7 @@ from urllib.parse import quote
 from django.conf import settings
 
 from core.background import yield_to_others
-from core.json import parse_strictly
+from core.json import parse_strictly, to_json
 from core.telemetry.trace import passed_on
 from inference.catalog import Route
 from inference.protocols.events import BrokenStream, read_opening
@@ -190,7 +190,7 @@ class Upstream:
         """
         prepared, content = self._prepared(route, path, "post" if body is not None else "get"), None
         if body is not None:
-            content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+            content = to_json(body)
             yield_to_others(len(content))
         response = self._transport.open(
             prepared.method,
