@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from django.conf import settings
+from django.utils.datastructures import CaseInsensitiveMapping
 
 from core.background import yield_to_others
 from core.json import parse_strictly, to_json
@@ -207,7 +208,7 @@ class Upstream:
         detail = b""
         with suppress(TimeoutError), _deadline(ERROR_SECONDS):
             detail = response.read_until(LARGEST_ERROR)
-        raise ErrorAnswer(response.status, response.headers, detail)
+        raise ErrorAnswer(response.status, CaseInsensitiveMapping(response.headers), detail)
 
     def _prepared(self, route: Route, path: str, method: str = "post") -> _Prepared:
         """Return an endpoint's URL and headers as the SDK builds them, cached until something in them changes."""

@@ -50,20 +50,26 @@ class Capacity:
     @contextmanager
     def slot(self, seconds: float) -> Iterator[None]:
         """Hold a slot while the block runs; raises UpstreamBusy if none becomes free within the seconds."""
-        turn = threading.Event()
+        turn = None
         with self._lock:
-            self._waiting.append(turn)
-            self._admit()
+            if self.taken < self.slots:  # then none waits
+                self.taken += 1
+                upstream_calls.set(self.taken)
+            else:
+                turn = threading.Event()
+                self._waiting.append(turn)
+                upstream_queue.set(self.queued)
         try:
-            if not turn.is_set() and not turn.wait(seconds):
+            if turn is not None and not turn.wait(seconds):
                 raise UpstreamBusy(retry_after=1)
             yield
         finally:
             with self._lock:
-                if turn.is_set():
+                if turn is None or turn.is_set():
                     self.taken -= 1
                 else:
                     self._waiting.remove(turn)
+                    upstream_queue.set(self.queued)
                 self._admit()
 
     def _admit(self) -> None:
@@ -71,8 +77,8 @@ class Capacity:
         while self._waiting and self.taken < self.slots:
             self.taken += 1
             self._waiting.popleft().set()
+            upstream_queue.set(self.queued)
         upstream_calls.set(self.taken)
-        upstream_queue.set(self.queued)
 
 
 _capacity = lru_cache(maxsize=1)(Capacity)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, _read_headers  # type: ignore[attr-defined]  # not in the stubs
 from select import POLLIN
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -180,6 +180,31 @@ def _until(ends: float) -> float:
     return max(0.001, ends - time.monotonic())
 
 
+class Answer(HTTPResponse):
+    """The standard library's response, without its parser of headers, which is that of e-mails."""
+
+    fields: Mapping[str, str]
+
+    def begin(self) -> None:
+        """Read the head: status, headers by lower-case name in `fields`, and how the body ends. 1xx are skipped."""
+        status = 100
+        while 100 <= status < 200:
+            version, status, _ = self._read_status()  # type: ignore[attr-defined]  # not in the stubs
+            lines = _read_headers(self.fp)[:-1]
+        fields: dict[str, str] = {}
+        for line in lines:
+            name, _, value = line.decode("latin-1").partition(":")
+            fields.setdefault(name.strip().lower(), value.strip())
+        length = fields.get("content-length", "")
+        self.status, self.fields = status, fields
+        self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
+        self.length = int(length) if length.isdecimal() and not self.chunked else None
+        if status in (204, 304):
+            self.length = 0
+        is_open = self.chunked or self.length is not None
+        self.will_close = not is_open or version == "HTTP/1.0" or "close" in fields.get("connection", "").lower()
+
+
 class PooledTransport:
     """Sends requests over connections that the process's threads or greenlets share."""
 
@@ -231,7 +256,7 @@ class PooledTransport:
             with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 connection.sendall(request)
             sent_at = time.monotonic()
-            answer = HTTPResponse(connection)
+            answer = Answer(connection)
             if not _has_begun(answer):
                 is_stale = is_kept and time.monotonic() - sent_at < ENDED_BEFORE_SECONDS
                 raise _Stale if is_stale else ConnectionResetError
@@ -295,7 +320,7 @@ def _request(method: str, parts: SplitResult, headers: Mapping[str, str], conten
     return head.encode("latin-1") + b"\r\n\r\n" + (content or b"")
 
 
-def _has_begun(answer: HTTPResponse) -> bool:
+def _has_begun(answer: Answer) -> bool:
     """Wait for the first byte of an answer; return whether it came before the connection ended."""
     try:
         return bool(answer.fp.peek(1))
@@ -311,18 +336,16 @@ class Response:
     The connection returns to its pool if the body is read to its end, and is closed otherwise.
     """
 
-    def __init__(
-        self, answer: HTTPResponse, connection: socket.socket, abort: Abort, give_back: Callable[[], None]
-    ) -> None:
+    def __init__(self, answer: Answer, connection: socket.socket, abort: Abort, give_back: Callable[[], None]) -> None:
         self.status: int = answer.status
-        self.headers = answer.headers
+        self.headers = answer.fields  # by lower-case name
         self._answer: Any = answer
         self._socket = connection
         self._abort = abort
         self._give_back = give_back
         self._is_whole = self._is_closed = False
         self._reading: ChunkedReading | None = None
-        self._encoding = answer.headers.get("Content-Encoding", "")
+        self._encoding = answer.fields.get("content-encoding", "")
         self._takes: Callable[[bytes], bool] | None = None
 
     def hand_to(self, takes: Callable[[bytes], bool]) -> None:
