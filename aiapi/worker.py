@@ -11,12 +11,16 @@ from __future__ import annotations
 import contextlib
 import sys
 from contextlib import AbstractContextManager
+from functools import lru_cache
+from time import time
 from types import FrameType
 from typing import Any
 
 import gevent
 import structlog
 from django.conf import settings
+from gunicorn.http import wsgi
+from gunicorn.util import http_date
 from gunicorn.workers.ggevent import GeventWorker
 
 from aiapi.connections import FIRST_BYTE_SECONDS, ClientPool, Connection, Listener
@@ -32,6 +36,54 @@ HANDSHAKE_SECONDS = 0.3
 #: Connections accepted at a time by a single worker. Several workers accept one each, so that the load is distributed.
 MAX_ACCEPT = 100
 UNBOUND = contextlib.nullcontext()
+
+
+@lru_cache(maxsize=1)
+def date_at(second: int) -> str:
+    """Return a time (seconds since the epoch) as HTTP writes it."""
+    return str(http_date(second))
+
+
+class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's response, which sends its head together with the first part of its body.
+
+    It does not check headers: Django refuses line breaks in them. Together that spares a tenth of a cache hit's CPU.
+    """
+
+    def process_headers(self, headers: list[tuple[str, str]]) -> None:
+        """Take the headers, and the length of the body from them."""
+        self.headers = headers
+        for name, value in headers:
+            if name.lower() == "content-length":
+                self.response_length = int(value)
+
+    def head(self) -> bytes:
+        """Return the head, which is sent by the caller."""
+        self.headers_sent = True
+        major, minor = self.req.version
+        lines = [
+            f"HTTP/{major}.{minor} {self.status}",
+            f"Server: {self.version}",
+            f"Date: {date_at(int(time()))}",
+            f"Connection: {'close' if self.should_close() else 'keep-alive'}",
+            *(["Transfer-Encoding: chunked"] if self.chunked else []),
+            *(f"{name}: {value}" for name, value in self.headers),
+            "\r\n",
+        ]
+        return "\r\n".join(lines).encode("latin-1")
+
+    def send_headers(self) -> None:
+        """Send the head by itself, if it has not been sent."""
+        if not self.headers_sent:
+            self.sock.sendall(self.head())
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the body, and the head before the first."""
+        if self.headers_sent or self.chunked or len(data) != self.response_length or self._omits_body:
+            super().write(data)
+        else:
+            self.sent = len(data)
+            self.sock.sendall(self.head() + data)
 
 
 class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -83,8 +135,28 @@ class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         sock.begin(req)
         if self.is_ending:
             req.force_close()
-        super().handle_request(listener_name, req, sock, addr)
-        if not sock.take_rest():
+        response, environ = wsgi.create(req, sock, addr, listener_name, self.cfg, response_class=Response)
+        try:
+            body = self.wsgi(environ, response.start_response)
+            try:
+                if isinstance(body, wsgi.FileWrapper):
+                    response.write_file(body)
+                else:
+                    for part in body:
+                        response.write(part)
+                response.close()
+            finally:
+                body.close()
+        except OSError:
+            raise
+        except (gevent.GreenletExit, SystemExit):  # the worker is stopping
+            raise StopIteration from None
+        except Exception:
+            if not response.headers_sent:
+                raise
+            log.exception("answer_broke_off")  # a plain error would now be taken for a part of it
+            raise StopIteration from None
+        if response.should_close() or not sock.take_rest():
             raise StopIteration
         sock.await_request(LAST_SECONDS if self.is_ending else self.cfg.keepalive)
 

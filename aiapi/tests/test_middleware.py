@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from uuid import UUID
 
 import pytest
 from django.conf import LazySettings
-from django.test import Client
+from django.core.handlers.wsgi import WSGIRequest
+from django.test import Client, RequestFactory
 
 from accounts.tests.factories import PASSWORD, make_admin
 from inference.fake_provider import FakeUpstream
@@ -175,10 +177,23 @@ def test_it_limits_log_ins_by_address(settings: LazySettings) -> None:
 
 
 def test_it_spares_calls_to_models_what_only_pages_need(api: Api, upstream: FakeUpstream) -> None:
-    call, page = api.post("/chat", {"message": "Hello"}), api.get("/playground/", key=None)
-    assert call.status_code == page.status_code == 200
-    assert not hasattr(call.wsgi_request, "session")
-    assert hasattr(page.wsgi_request, "session")
+    from aiapi.wsgi import application
+
+    def served(request: WSGIRequest) -> tuple[str, dict[str, str], bytes]:
+        heads: list[tuple[str, dict[str, str]]] = []
+        answer = application(request.environ, lambda status, headers: heads.append((status, dict(headers))))
+        body = b"".join(answer)
+        answer.close()
+        return *heads[0], body
+
+    key = {"X-API-Key": api.key.plain}
+    asked = RequestFactory().post("/chat", {"message": "Hello"}, content_type="application/json", headers=key)
+    (status, call, body), (_, page, _) = served(asked), served(RequestFactory().get("/playground/"))
+    assert (status, json.loads(body)["cached"], call["X-Cache"]) == ("200 OK", False, "MISS")
+    assert call["Content-Length"] == str(len(body))
+    assert call["X-Content-Type-Options"] == "nosniff"
+    assert {"X-Request-ID", "X-Process-Time", "Cache-Control", "Vary"} <= set(call)
     assert "Content-Security-Policy" not in call
     assert "Content-Security-Policy" in page
-    assert call["X-Content-Type-Options"] == "nosniff"
+    assert served(RequestFactory().post("/chat", headers=key | {"Host": "elsewhere.example.com"}))[0].startswith("400")
+    assert served(RequestFactory().get("/v1/nowhere"))[0].startswith("404")

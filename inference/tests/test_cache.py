@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -63,7 +62,7 @@ def test_it_saves_nothing_by_an_answer_whose_cost_nobody_knows(
 ) -> None:
     def store_as_before(key: str, answer: cache.CachedAnswer) -> None:
         known = {name: value for name, value in asdict(answer).items() if name != "cost"}
-        caches["answers"].set(key, json.dumps(known))
+        caches["answers"].set(key, known)
 
     monkeypatch.setattr(cache, "store", store_as_before)
     assert [api.chat()["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
