@@ -250,7 +250,7 @@ LOGGING = {"level": LOG_LEVEL}
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_RENDERER_CLASSES": ["core.json.JSONRenderer"],
+    "DEFAULT_RENDERER_CLASSES": ["core.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["inference.api.parsing.StrictJSONParser"],
     "DEFAULT_SCHEMA_CLASS": "aiapi.schema.ApiSchema",
     "EXCEPTION_HANDLER": "aiapi.errors.handle_exception",

@@ -1,4 +1,4 @@
-"""JSON: strict parsing (RFC 8259), quick writing, and DRF's renderer by it.
+"""JSON: strict parsing (RFC 8259), and quick writing.
 
 Python's parser also accepts NaN, and turns too large numbers into infinity. orjson writes in a tenth of json's time; it
 does not parse, since it would make floats of integers beyond 64 bits.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import orjson
-from rest_framework import renderers
 
 
 def _refuse_constant(name: str) -> None:
@@ -47,18 +46,3 @@ def to_json(value: Any, *, default: Callable[[Any], Any] | None = None, sort_key
             return json.dumps(value, ensure_ascii=False, **options).encode()
         except UnicodeEncodeError:
             return json.dumps(value, **options).encode()
-
-
-class JSONRenderer(renderers.JSONRenderer):
-    """DRF's renderer, which writes by orjson unless the Accept header asks for an indent."""
-
-    def render(
-        self, data: Any, accepted_media_type: str | None = None, renderer_context: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Return data as JSON; nothing for None. Other types are written as DRF writes them, datetimes too."""
-        if data is None or accepted_media_type != self.media_type:
-            return super().render(data, accepted_media_type, renderer_context)
-        try:
-            return orjson.dumps(data, self.encoder_class().default, orjson.OPT_PASSTHROUGH_DATETIME)
-        except TypeError:
-            return super().render(data, accepted_media_type, renderer_context)
