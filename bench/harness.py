@@ -20,6 +20,8 @@ from pathlib import Path
 TICKS = os.sysconf("SC_CLK_TCK")
 #: Stands in a plan's body for a number that is another one in every request; of fixed width, as its length counts.
 NUMBER = "#NUMBER#"
+#: Stands in a plan's headers for that number modulo the plan's `turns`.
+TURN = "#TURN#"
 WIDTH = len(NUMBER)
 
 
@@ -42,6 +44,7 @@ class Plan:
     rate: float = 0.0
     statuses: tuple[int, ...] = (200,)
     chance: int = 0
+    turns: int = 1
 
 
 @dataclass(frozen=True)
@@ -173,15 +176,13 @@ class Generator:
         head = [f"POST {plan.path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
         head += [f"Content-Length: {len(plan.body)}", *(f"{name}: {text}" for name, text in plan.headers.items())]
         whole = "\r\n".join(head) + "\r\n\r\n" + plan.body
-        self._before, _, self._after = whole.encode().partition(NUMBER.encode())
-        self._is_numbered = NUMBER in plan.body
+        self._request = whole.encode()
 
     def next_request(self) -> bytes:
         """Make the bytes of the next request."""
-        if not self._is_numbered:
-            return self._before
         self._number += 1
-        return b"%s%0*d%s" % (self._before, WIDTH, self._number, self._after)
+        turn = b"%08d" % (self._number % self.plan.turns)
+        return self._request.replace(NUMBER.encode(), b"%0*d" % (WIDTH, self._number)).replace(TURN.encode(), turn)
 
     def take(self, latency: float, status: int) -> None:
         """Note an answer."""

@@ -172,8 +172,19 @@ def platform_python(tree: Path) -> Path:
 
 
 @contextmanager
-def platform(provider: str, tree: Path = ROOT, *, workers: int = 1, name: str = "this project") -> Iterator[Peer]:
-    """Run a tree of the project as its processes web and worker, on a PostgreSQL and a Valkey of its own."""
+def platform(
+    provider: str,
+    tree: Path = ROOT,
+    *,
+    workers: int = 1,
+    name: str = "this project",
+    script: str = "",
+    fill: Callable[[str], None] = lambda _: None,
+) -> Iterator[Peer]:
+    """Run a tree of the project as its processes web and worker, on a PostgreSQL and a Valkey of its own.
+
+    Before they start, `script` runs in its shell, and `fill` gets the URL of its database.
+    """
     port, python = free_port(), platform_python(tree)
     with ExitStack() as stack:
         postgres, redis = stack.enter_context(postgres_server()), stack.enter_context(redis_server())
@@ -183,10 +194,17 @@ def platform(provider: str, tree: Path = ROOT, *, workers: int = 1, name: str = 
 
         def manage(*arguments: str) -> str:
             command = [python, "manage.py", *arguments]
-            return subprocess.run(command, cwd=tree, env=env, check=True, capture_output=True, text=True).stdout
+            done = subprocess.run(command, cwd=tree, env=env, check=False, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
 
         manage("prepare")
-        keys = [json.loads(line)["key"] for line in manage("shell", "-c", CAST).splitlines() if line.startswith("{")]
+        keys = [
+            json.loads(line)["key"]
+            for line in manage("shell", "-c", CAST + script).splitlines()
+            if line.startswith("{")
+        ]
+        fill(env["DATABASE_URL"])
         serve = answering([python, "manage.py", "serve"], port, "/health/live", env=env, cwd=tree)
         web, started = stack.enter_context(serve)
         log = Path(stack.enter_context(tempfile.TemporaryDirectory()), "log")

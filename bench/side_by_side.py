@@ -93,9 +93,10 @@ def rows(peer: Peer, target: str) -> Iterator[Row]:
     if target == "platform":
         yield chat(peer, "429", f"Number {NUMBER}", key=peer.refused_key, status=429)
         yield chat(peer, "401", f"Number {NUMBER}", key=f"{peer.key[:-4]}0000", status=401)
-        yield completions(peer, "/v1 miss, cache asked", 0)
     if target in ("portkey", "litellm", "platform"):
         yield completions(peer)
+    if target == "platform":
+        yield completions(peer, "/v1 miss, cache asked", 0)
 
 
 def measure(row: Row, **plan: float) -> Result:

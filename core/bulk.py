@@ -1,8 +1,8 @@
 """Bulk INSERT, SELECT and DELETE statements for PostgreSQL and SQLite.
 
-On PostgreSQL, many lines are copied into a temporary table first, which is the fastest way measured (bench/staging.py):
-psycopg spends more time on formatting arrays and VALUES lists than the database spends on writing the rows. Up to FEW
-lines, and all lines on SQLite, are sent as VALUES.
+On PostgreSQL, many lines are copied into a temporary table first, which is the fastest way measured: arrays cost 20 to
+27 % more, because psycopg spends more time on formatting them (or VALUES lists) than the database spends on writing the
+rows. Up to FEW lines, and all lines on SQLite, are sent as VALUES.
 """
 
 from __future__ import annotations
