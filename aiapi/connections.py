@@ -28,6 +28,8 @@ from gunicorn.http.errors import ParseException
 
 #: Seconds from accepting a connection to its first byte.
 FIRST_BYTE_SECONDS = 5.0
+#: Seconds from a response to the next request: more than usual load balancers wait, so that they close first.
+KEEP_ALIVE_SECONDS = 75
 #: Seconds from the first byte of a request to the end of its header.
 HEADER_SECONDS = 5.0
 #: Seconds for a whole body, plus one more for each BYTES_A_SECOND bytes received.
@@ -56,17 +58,21 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
     #: Whether no complete request header has arrived yet.
     is_headerless: bool
     #: gunicorn's current request (None between requests), its start, and whether a part of its response has been sent.
-    request: Any
+    request: Any = None
     began_at: float
     is_answered: bool
     #: Whether no byte of the next request has arrived.
     is_idle: bool
+    #: Whether what is received next begins a request.
+    is_between: bool
     #: The deadline (monotonic seconds) for the next data, and the seconds by which each received byte extends it.
     deadline: float
     seconds_a_byte: float
 
     def await_request(self, seconds: float) -> None:
         """Set the deadline for the next request's first byte."""
+        # Bytes behind the last request are the begin of the next one, which gunicorn's parser has already.
+        self.is_between = self.request is None or not self.request.unreader.buf.getvalue()
         self.request, self.is_idle = None, True
         self.deadline, self.seconds_a_byte = monotonic() + seconds, 0.0
         self.pool.waiting[self] = None
@@ -87,7 +93,7 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
         self.deadline, self.seconds_a_byte = monotonic() + LEFT_BODY_SECONDS, 0.0
         self.pool.waiting[self] = None
         try:
-            while body.read(LEFT_BODY_STEP):
+            while body.read(LEFT_BODY_STEP) and getattr(body.reader, "length", None) != 0:
                 gevent.sleep(0)  # let other greenlets run, however fast the data comes
         except (OSError, ParseException):
             return False
@@ -106,6 +112,18 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
         """
         if self.request is not None:
             return self._recv_body(*args)
+        data = self._recv_header(*args)
+        while self.is_between and (refused := self.pool.refuse(data)):
+            self.sendall(refused)
+            if self.is_headerless:
+                self.pool.header_received(self)
+            self.pool.waiting.pop(self, None)  # a connection that waits from now on stands last
+            self.await_request(KEEP_ALIVE_SECONDS)
+            data = self._recv_header(*args)
+        self.is_between = False
+        return data
+
+    def _recv_header(self, *args: Any) -> bytes:
         try:
             data: bytes = super().recv(*args)
         except TimeoutError:
@@ -162,10 +180,17 @@ class Connection(gevent.socket.socket):  # type: ignore[misc]  # gevent has no t
 
 
 class ClientPool(gevent.pool.Pool):  # type: ignore[misc]  # gevent has no types
-    """The greenlet pool of a worker's connections. `bounds_addresses` is False behind proxies."""
+    """The greenlet pool of a worker's connections.
 
-    def __init__(self, size: int, *, bounds_addresses: bool) -> None:
+    `bounds_addresses` is False behind proxies; `refuse` returns the response to received bytes that are answered before
+    they are parsed (aiapi.overload), and None for all others.
+    """
+
+    def __init__(
+        self, size: int, *, bounds_addresses: bool, refuse: Callable[[bytes], bytes | None] = lambda _: None
+    ) -> None:
         super().__init__(size)
+        self.refuse = refuse
         self.connections: set[Connection] = set()
         #: Connections without a complete header or between two requests; the first has waited longest.
         self.waiting: dict[Connection, None] = {}

@@ -53,12 +53,12 @@ def error_body(request: HttpRequest | Request, error: ApiError) -> dict[str, Any
     if is_openai_path(request.path_info):
         return openai_error_body(error)
     trace = getattr(request, "trace", None)
-    return {
-        "detail": error.detail,
-        "code": error.error_code,
-        "request_id": trace.label if trace else None,
-        **error.extra,
-    }
+    return native_error_body(error, trace.label if trace else None)
+
+
+def native_error_body(error: ApiError, request_id: str | None) -> dict[str, Any]:
+    """Return an error's body outside /v1."""
+    return {"detail": error.detail, "code": error.error_code, "request_id": request_id, **error.extra}
 
 
 def handle_exception(exception: Exception, context: dict[str, Any]) -> Response:

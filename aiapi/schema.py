@@ -25,7 +25,7 @@ ERRORS = {
     429: "A limit is reached. `limit` names it; Retry-After has the seconds to wait.",
     500: "An internal error; the log has it under the request's id.",
     502: "The model provider failed.",
-    503: "A dependency is unavailable or has no capacity. Retry-After has the seconds to wait.",
+    503: "A dependency is unavailable, or it or the service has no capacity. Retry-After has the seconds to wait.",
     504: "The model provider did not answer in time.",
 }
 #: Error statuses of an endpoint: without a key (OPEN), with a key, and in addition those with a body, query

@@ -55,6 +55,7 @@ class Server(Application):  # type: ignore[misc]  # gunicorn has no types
 
     def load_config(self) -> None:
         """Set gunicorn's settings: no file and no command line has a say."""
+        from aiapi.connections import KEEP_ALIVE_SECONDS
         from aiapi.logs import configuration
         from aiapi.worker import SETTLE_SECONDS
         from core.telemetry.metrics_folder import forget_worker
@@ -68,12 +69,12 @@ class Server(Application):  # type: ignore[misc]  # gunicorn has no types
             "workers": settings.WEB_CONCURRENCY,
             "preload_app": True,
             "worker_class": "aiapi.worker.WebWorker",
-            "worker_connections": min(2000, files // 2),
+            "worker_connections": min(2500, files // 2),
             "http_parser": "auto",  # gunicorn_h1c, the C parser, if it is installed
             "graceful_timeout": settings.GRACEFUL_TIMEOUT + SETTLE_SECONDS,  # seconds until gunicorn kills a worker
             "timeout": 60,  # seconds after which a worker with a blocked event loop is replaced
             "sendfile": False,  # gevent has no sendfile; with sendall, waits for slow clients are tracked
-            "keepalive": 75,  # longer than the idle timeout of usual load balancers, so that they close first
+            "keepalive": KEEP_ALIVE_SECONDS,
             "max_requests": 0,
             "limit_request_line": 8190,
             # Trust no forwarding headers: by default gunicorn trusts all clients on this machine. Django reads

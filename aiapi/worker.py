@@ -24,6 +24,7 @@ from gunicorn.util import http_date
 from gunicorn.workers.ggevent import GeventWorker
 
 from aiapi.connections import FIRST_BYTE_SECONDS, ClientPool, Connection, Listener
+from aiapi.overload import Overload
 
 log = structlog.get_logger(__name__)
 
@@ -96,6 +97,7 @@ class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **options)
         self.is_ending = False
         self.listeners: list[Listener] = []
+        self.overload = Overload()
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -106,7 +108,9 @@ class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def server_class(self, listener: Any, **options: Any) -> Listener:
         """Return the server for a listening socket (called by gunicorn for each)."""
-        pool = ClientPool(self.worker_connections, bounds_addresses=not settings.TRUSTED_PROXIES)
+        pool = ClientPool(
+            self.worker_connections, bounds_addresses=not settings.TRUSTED_PROXIES, refuse=self.refuse_bytes
+        )
         max_accept = 1 if self.cfg.workers > 1 else MAX_ACCEPT
 
         def serve(client: Connection, address: Any) -> None:
@@ -135,6 +139,17 @@ class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         sock.begin(req)
         if self.is_ending:
             req.force_close()
+        refused = self.overload.refuse(req)
+        if refused:
+            sock.sendall(refused)
+        else:
+            self._respond(listener_name, req, sock, addr)
+        if not sock.take_rest() or (refused and req.should_close()):
+            raise StopIteration
+        sock.await_request(LAST_SECONDS if self.is_ending else self.cfg.keepalive)
+
+    def _respond(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> None:
+        """Have the application answer a request; raises StopIteration if the connection ends with that."""
         response, environ = wsgi.create(req, sock, addr, listener_name, self.cfg, response_class=Response)
         try:
             body = self.wsgi(environ, response.start_response)
@@ -156,9 +171,12 @@ class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 raise
             log.exception("answer_broke_off")  # a plain error would now be taken for a part of it
             raise StopIteration from None
-        if response.should_close() or not sock.take_rest():
+        if response.should_close():
             raise StopIteration
-        sock.await_request(LAST_SECONDS if self.is_ending else self.cfg.keepalive)
+
+    def refuse_bytes(self, data: bytes) -> bytes | None:
+        """Return the response to a whole call that is shed before it is parsed; at shutdown, that is done after."""
+        return None if self.is_ending else self.overload.refuse_bytes(data)
 
     def run(self) -> None:
         """Serve until shutdown. Then wait for calls without a client, whose answers other workers may wait for."""

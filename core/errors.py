@@ -31,6 +31,7 @@ ApiError
 │   └── ContentFiltered
 ├── Unavailable                   503
 │   ├── DependencyUnavailable
+│   ├── ServiceBusy
 │   └── UpstreamBusy
 └── UpstreamTimeout               504
 
@@ -332,6 +333,14 @@ class DependencyUnavailable(Unavailable):
     code, message = "dependency_unavailable", "A dependency is temporarily unavailable."
     cause = "A dependency of the service is unavailable."
     remedy = "Wait for the seconds of Retry-After."
+
+
+class ServiceBusy(Unavailable):
+    """The web worker can't keep up, and refuses the call before it knows the caller."""
+
+    code, message = "service_busy", "The service has more requests than it can answer at the moment."
+    cause = "The service has more requests than it can answer."
+    remedy = "Wait for the seconds of Retry-After, and longer after each refusal."
 
 
 class UpstreamBusy(Unavailable):

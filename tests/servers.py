@@ -188,6 +188,7 @@ def aiapi_server(
     with tempfile.TemporaryDirectory(prefix="aiapi-service-") as folder, ExitStack() as stack:
         port, log = free_port(), Path(folder, "log")
         own = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "DATABASE_URL": f"sqlite:///{folder}/aiapi.sqlite3"}
+        own["SHED_DELAY"] = "0"  # a busy machine would make any test's calls fail
         complete = {**clean_environment(), **SECRETS, **own, **(env or {})}
         has_own_store = "REDIS_URL" not in complete
         if has_own_store:

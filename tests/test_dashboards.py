@@ -114,6 +114,7 @@ def test_it_alerts_on_all_that_can_go_wrong_for_long() -> None:
         "aiapi_upstream_attempts_total",
         "aiapi_breaker_state",
         "aiapi_upstream_queue",
+        "aiapi_requests_shed_total",
         "aiapi_ingest_lag_seconds",
         "aiapi_ingest_queue_records",
         "aiapi_state_store_up",

@@ -1,6 +1,6 @@
 """Thousands of connections that ask for nothing stop no worker, and none takes its place for longer than it may.
 
-No key is needed to open a connection. One worker with 2,000 places is besieged by more connections than that, which are
+No key is needed to open a connection. One worker with 2,500 places is besieged by more connections than that, which are
 silent, send a byte a second, or don't read, and are opened again when they are closed; callers are answered meanwhile.
 """
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(300)  # servers start and load, and the machine
 
 MODEL = "asked"
 #: Places of a worker for connections; one address gets a quarter of them without having sent a header.
-PLACES = 2000
+PLACES = 2500
 #: Seconds in which most callers, and all of them, are answered while the worker is besieged. It also opens, answers and
 #: closes a hundred of the other connections a second.
 MOSTLY, AT_MOST = 2.0, 15.0

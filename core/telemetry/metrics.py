@@ -58,6 +58,11 @@ http_responses = Counter(
     ["route", "status"],
     registry=REGISTRY,
 )
+requests_shed = Counter(
+    "aiapi_requests_shed",
+    "Model calls refused because the web worker was overloaded, before authentication; in no other metric.",
+    registry=REGISTRY,
+)
 
 
 def observe_attempt(provider: str, outcome: str) -> None:
