@@ -6,36 +6,53 @@ import sys
 
 
 def main() -> None:
-    """Run the command in sys.argv. Invalid configuration ends it with one line that names the variable and the fix.
+    """Run the command in sys.argv."""
+    load(serves=sys.argv[1:2] == ["serve"])
+    run(*sys.argv[1:])
 
-    So does a database that can't be reached or lacks migrations, unless --traceback is given.
+
+def load(*, serves: bool) -> None:
+    """Load the settings, for a process that `serves` with gevent and a folder for its metrics.
+
+    Invalid configuration ends the process with one line that names the variable and the fix.
     """
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiapi.settings")
-    if sys.argv[1:2] == ["serve"]:
-        from gevent import config, monkey
-
-        config.track_greenlet_tree = False  # otherwise each greenlet keeps the call stack that spawned it
-        monkey.patch_all()  # before anything imports sockets, as the settings do
-    from django.core.management import execute_from_command_line
-
+    if serves:
+        patch()
     from core.env import ConfigurationError
 
     try:
         import aiapi.settings  # noqa: F401  (imported here to report an error in one line, without a traceback)
     except ConfigurationError as error:
         sys.exit(f"configuration: {error}")
-    if sys.argv[1:2] == ["serve"]:
+    if serves:
         from core.telemetry.metrics_folder import make_folder
 
         make_folder()  # before anything imports prometheus_client
+
+
+def patch() -> None:
+    """Let gevent patch the standard library, before anything imports sockets, as the settings do."""
+    from gevent import config, monkey
+
+    config.track_greenlet_tree = False  # otherwise each greenlet keeps the call stack that spawned it
+    monkey.patch_all()
+
+
+def run(*arguments: str) -> None:
+    """Run a command.
+
+    A database that can't be reached or lacks migrations ends the process with one line, unless --traceback is given.
+    """
+    from django.core.management import execute_from_command_line
     from django.db import DatabaseError
 
     try:
-        execute_from_command_line(sys.argv)
+        execute_from_command_line(["manage.py", *arguments])
     except DatabaseError:
         from aiapi.checks import database_problem
 
-        problem = None if "--traceback" in sys.argv else database_problem()
+        problem = None if "--traceback" in arguments else database_problem()
         if problem is None:
             raise
         sys.exit(f"error: {problem}")

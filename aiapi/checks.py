@@ -8,6 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import ERROR, WARNING, CheckMessage, Error, Tags, Warning, register, run_checks
+from django.core.management.base import CommandError, OutputWrapper
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DatabaseError
 from django.db.migrations.executor import MigrationExecutor
@@ -125,6 +126,15 @@ def start_findings() -> Findings:
         problems=[_line(message) for message in found if message.is_serious()],
         warnings=[_line(message) for message in found if WARNING <= message.level < ERROR],
     )
+
+
+def require_no_problems(output: OutputWrapper) -> None:
+    """Write a line for each warning; raise CommandError with a line for each problem."""
+    findings = start_findings()
+    for warning in findings.warnings:
+        output.write(warning)
+    if findings.problems:
+        raise CommandError("\n".join(findings.problems))
 
 
 def database_problem() -> str | None:

@@ -13,8 +13,11 @@ import resource
 import signal
 import time
 from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from typing import Any
 
+import django
 from django.conf import settings
 from django.core import signals
 from django.core.cache import close_caches
@@ -37,6 +40,23 @@ NEEDLESS_RECEIVERS = (
     (signals.request_finished, close_caches),
     (signals.request_finished, reset_urlconf),
 )
+
+
+@cache
+def load() -> Any:
+    """Load what a server and a worker use, for forks to share, and return the WSGI application."""
+    django.setup()
+    from aiapi.wsgi import application
+    from inference.upstream.client import sdk
+
+    for module in (settings.ROOT_URLCONF, "aiapi.worker", "operations.worker"):
+        import_module(module)
+    for sender, receiver in NEEDLESS_RECEIVERS:
+        sender.disconnect(receiver)
+    sdk()
+    gc.collect()
+    gc.freeze()  # a full collection of these objects would block every stream for 100 ms, and unshare their memory
+    return application
 
 
 class QuietLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
@@ -90,15 +110,7 @@ class Server(Application):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> Any:
         """Return the WSGI application, which the master loads before it forks."""
-        from aiapi.wsgi import application
-        from inference.upstream.client import sdk
-
-        for sender, receiver in NEEDLESS_RECEIVERS:
-            sender.disconnect(receiver)
-        sdk()
-        gc.collect()
-        gc.freeze()  # a full collection of these objects would block every stream for 100 ms, and unshare their memory
-        return application
+        return load()
 
     @property
     def ends(self) -> bool:

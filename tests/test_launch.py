@@ -144,6 +144,39 @@ def test_it_ends_the_whole_group_when_one_member_ends(tmp_path: Path) -> None:
     assert all(member.process.poll() is not None for member in group.members)
 
 
+def test_it_tells_how_a_fork_ended_and_ends_those_that_go_on() -> None:
+    script = f"""
+        import os, signal, sys, time
+        sys.path.insert(0, {str(BIN)!r})
+        from launch import LaunchError
+        from launch.processes import Group
+        group = Group()
+        group.run("a good step", lambda: print("done", flush=True))
+        for step in (lambda: sys.exit("no database"), lambda: 1 / 0):
+            try:
+                group.run("a step", step)
+            except LaunchError as error:
+                print(error, flush=True)
+        group.members.clear()
+        group.fork("the sleeper", lambda: time.sleep(60))
+        group.fork("the server", lambda: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            group.watch()
+        except LaunchError as error:
+            print(error, flush=True)
+        group.stop()
+        print([member.process.poll() for member in group.members])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=30
+    )
+    failed = "a step failed: see above"
+    killed = "the server ended by itself with status -9"
+    assert done.stdout.splitlines() == ["done", failed, failed, killed, "[-15, -9]"]
+    assert done.stderr.startswith("no database\n")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
 def test_it_ends_the_group_when_the_launcher_is_killed_outright() -> None:
     script = f"""
         import os, sys, time
@@ -168,10 +201,9 @@ def test_it_starts_no_store_that_the_environment_names_and_says_that_there_is_no
     monkeypatch.setattr("launch.valkey.shutil.which", lambda name: None)
     with tempfile.TemporaryDirectory() as folder:  # tmp_path may be too long for a socket
         store = Valkey(Path(folder), {"CACHE_URL": "redis://elsewhere"})
-        assert store.settings() == {}, "before the first start"
+        assert store.settings() == {"REDIS_URL": f"unix://{folder}/var/valkey/state.sock"}
         store.installation.parent.mkdir(parents=True)
         store.installation.write_text("one")
-        assert store.settings() == {"REDIS_URL": f"unix://{folder}/var/valkey/one/state.sock"}
         with pytest.raises(LaunchError, match="install valkey-server or redis-server, or set REDIS_URL"):
             store.start(Group(), f"{folder}/bin/python")
 

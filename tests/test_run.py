@@ -257,6 +257,18 @@ def test_it_keeps_its_state_through_a_kill_and_ledger_and_log_agree_after_it(
         wait_until(lambda: members(first) == [], "Valkey to end with the second")
 
 
+def test_it_begins_anew_with_another_database_after_a_kill(fake: FakeUpstream, tmp_path: Path) -> None:
+    env = {**settings_of(fake), "DATABASE_URL": f"sqlite:///{tmp_path}/one.sqlite3"}
+    with launched(env) as first:
+        assert first.request("POST", "/chat", {"message": "Hello"}, key=FREE_KEY).status == 200
+        first.process.kill()
+        wait_until(lambda: all("valkey-server" in each for each in members(first)), "all but Valkey to follow")
+        with launched({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/two.sqlite3"}) as second:
+            wait_until(lambda: members(first) == [], "Valkey of the first database to end")
+            answer = second.request("POST", "/chat", {"message": "Hello"}, key=FREE_KEY)
+            assert (answer.headers["x-cache"], answer.headers["x-ratelimit-remaining"]) == ("MISS", "4")
+
+
 def test_it_works_alone_in_its_folder_and_ends_the_rest_when_one_process_dies(
     fake: FakeUpstream, tmp_path: Path
 ) -> None:
@@ -279,7 +291,7 @@ def test_it_works_alone_in_its_folder_and_ends_the_rest_when_one_process_dies(
 def test_it_uses_the_store_that_the_settings_name(fake: FakeUpstream, own_redis: Redis) -> None:
     with launched({**settings_of(fake), "REDIS_URL": own_redis.url}) as service:
         commands = members(service)
-        assert any("manage.py worker" in each for each in commands)
+        assert len(commands) == 4, "the launcher, the worker, gunicorn's master and its worker"
         assert not any("valkey-server" in each for each in commands)
 
 
@@ -348,8 +360,9 @@ def recorded_tokens(service: Service) -> int:
 
 
 def servers(service: Service) -> list[int]:
-    ours = [pid for pid in pids(service) if "manage.py serve" in command(pid)]
-    return [pid for pid in ours if parent(pid) not in ours]
+    """List the launcher's forks that have forks: gunicorn's master."""
+    parents = {parent(pid) for pid in pids(service)}
+    return [pid for pid in pids(service) if pid in parents and parent(pid) == service.process.pid]
 
 
 def pids(service: Service) -> list[int]:

@@ -1,4 +1,4 @@
-"""What bin/run and bin/test are made of: the standard library only, since it runs before anything is installed.
+"""What bin/run and bin/test are made of. At its begin it has the standard library only: nothing is installed yet.
 
 This file finds a Python that will do, so that old ones read it too: no syntax later than Python 3.6.
 """

