@@ -1,9 +1,9 @@
 """Measure streams: `python bench/streams.py` prints two tables, `--streams N` the second one alone.
 
 How much later the first token comes than from the provider itself, at 1, 32 and 200 streams at once; and what many
-open streams cost one worker: memory each, CPU a chunk, beside a relay that does nothing else. 200 streams of 12 s, or N
-of N/100 s more than 10. One gevent worker, PostgreSQL, Redis and the ingester beside it, a fake provider in a process
-of its own.
+open streams cost one worker: memory each, CPU a chunk, beside a relay that does nothing else. 200 streams of 14 s, or N
+of N/50 s more than 10; 100 begin each second. One gevent worker, PostgreSQL, Redis and the ingester beside it, a fake
+provider in a process of its own.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def open_streams(streams: int, seconds: float) -> Iterator[str]:
     for rate in RATES:
         interval_ms = streams * 1000 / rate
         with served(tokens=round(seconds * 1000 / interval_ms), interval_ms=interval_ms) as (port, service, key):
-            plan = Plan(service.port, key, streams, ramp=streams / 200, lasts=seconds)
+            plan = Plan(service.port, key, streams, ramp=streams / 100, lasts=seconds)
             with bare_relay(port) as (relay, pid):
                 bare = hold(replace(plan, port=relay), pid, pid)
             (worker,) = service.worker_pids()
@@ -286,7 +286,7 @@ def main() -> None:
     if streams is None:
         print("\n".join(first_tokens()), end="\n\n")
     streams = streams or 200
-    print("\n".join(open_streams(streams, 10 + streams / 100)))
+    print("\n".join(open_streams(streams, 10 + streams / 50)))
 
 
 if __name__ == "__main__":
