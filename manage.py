@@ -22,13 +22,19 @@ def load(*, serves: bool) -> None:
     from core.env import ConfigurationError
 
     try:
-        import aiapi.settings  # noqa: F401  (imported here to report an error in one line, without a traceback)
+        from aiapi import settings  # imported here to report an error in one line, without a traceback
     except ConfigurationError as error:
         sys.exit(f"configuration: {error}")
     if serves:
         from core.telemetry.metrics_folder import make_folder
 
         make_folder()  # before anything imports prometheus_client
+    # Django REST framework and unfold import these for features without a use here: 10 MB.
+    traces = settings.OTEL_EXPORTER_OTLP_ENDPOINT or settings.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
+    is_postgres = settings.DATABASES["default"]["ENGINE"] == "core.postgres"
+    for name, is_needed in (("requests", traces), ("psycopg", is_postgres)):
+        if not is_needed:
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: it can't be imported
 
 
 def patch() -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
+from bed import chat, fake_provider  # noqa: E402
 from harness import NUMBER, run, tree  # noqa: E402
-from hot_path import chat, fake_provider  # noqa: E402
 
 from tests.servers import Service, launched  # noqa: E402
 
