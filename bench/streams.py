@@ -286,7 +286,8 @@ def main() -> None:
     if streams is None:
         print("\n".join(first_tokens()), end="\n\n")
     streams = streams or 200
-    print("\n".join(open_streams(streams, 10 + streams / 50)))
+    for line in open_streams(streams, 10 + streams / 50):
+        print(line, flush=True)  # a line takes more than a minute
 
 
 if __name__ == "__main__":
