@@ -1,22 +1,21 @@
 """Load shedding: a worker that falls behind refuses new model calls at once, so that it answers the others in time.
 
-Without it, all requests advance together: the more arrive, the longer each of them takes, without bound.
+Without it, all requests advance together: the more arrive, the longer each of them takes, without bound. Here calls
+wait for their start in the order of arrival, and one is started in each round of the event loop's queue, behind the
+work that earlier calls have there. So few are under way, and the worker's delay is the number of calls that wait times
+the interval of starts. While that is above SHED_DELAY, new calls are refused. A call that waits for a provider, a store
+or its client has started: that is no delay.
 
-The measure is the worker's delay: the time that a callback waits in the queue of the event loop, which each request
-passes some six times. Waiting for a provider, a store or a client is no delay. A marker in the queue measures it, sent
-with a request while none is under way, so that an idle worker has no work. The worker is overloaded once two markers
-in succession took longer than SHED_DELAY: one alone is an expensive request. After a marker in time, one late marker is
-enough again, until a second one was in time: else the worker would admit too much in each respite.
-
-At five times the sustained rate, four of five requests are refused, so a refusal must cost little. Beside 1.7 ms of
-CPU for a cache hit, a refusal after gunicorn's parser took 0.28 ms, and one of the received bytes 0.15 ms. The latter
-is for bytes that are one whole request beyond doubt; gunicorn parses all others, so that nobody can dispute where the
-next request begins. Both are before authentication, and leave no record. bench/overload.py measures what is answered.
+At five times the sustained rate, four of five calls are refused, so a refusal must cost little. One of the received
+bytes costs a third of one after gunicorn's parser. It is for bytes that are one whole request beyond doubt; gunicorn
+parses all others, so that nobody can dispute where the next request begins. Both are before authentication, and leave
+no record.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from functools import cache
 from time import monotonic
 from typing import Any
@@ -24,17 +23,18 @@ from typing import Any
 import gevent
 import structlog
 from django.conf import settings
-from gunicorn.util import http_date
+from gevent.hub import Waiter
 
 from aiapi.errors import MODEL_PATHS, native_error_body
 from core.errors import ServiceBusy
 from core.json import to_json
 from core.telemetry.metrics import requests_shed
 from core.telemetry.trace import begin_trace
+from core.times import http_date
 from inference.api.errors import is_openai_path, openai_error_body
 
-#: Late markers in succession that are an overload.
-SUSTAINED = 2
+#: How many starts the mean of their intervals reflects.
+SMOOTHED = 32
 #: Least seconds between two log lines about shedding.
 LOG_SECONDS = 60.0
 #: The first line of a call, as clients write it.
@@ -51,30 +51,57 @@ log = structlog.get_logger(__name__)
 
 
 class Overload:
-    """The delay of this worker, and what it refuses meanwhile."""
+    """Starts this worker's calls in the order in which they arrived, and refuses further ones while that takes long."""
 
     def __init__(self) -> None:
-        self._sent_at: float | None = None
-        self._late = 0
+        self._waiting: deque[Waiter[None]] = deque()
+        self._has_round = False
+        self._started_at = 0.0
+        #: The mean seconds from one start to the next while calls wait.
+        self._interval = 0.0
         self._logged_at = -LOG_SECONDS
+
+    @property
+    def is_on(self) -> bool:
+        """Whether calls are refused: a further one would have to wait for more than SHED_DELAY seconds."""
+        return bool(self._waiting and len(self._waiting) * self._interval > settings.SHED_DELAY > 0)
+
+    def await_start(self) -> None:
+        """Wait for the turn of a call. The first of a round starts at once."""
+        if self._has_round:
+            waiter: Waiter[None] = Waiter()
+            self._waiting.append(waiter)
+            waiter.get()
+        else:
+            self._begin_round()
+
+    def _begin_round(self) -> None:
+        self._has_round, self._started_at = True, monotonic()
+        gevent.get_hub().loop.run_callback(self._round)
+
+    def _round(self) -> None:
+        """Start one call, behind all other work that was in the event loop's queue before this."""
+        self._has_round = False
+        if self._waiting:
+            self._interval += (monotonic() - self._started_at - self._interval) / SMOOTHED
+            self._begin_round()
+            self._waiting.popleft().switch(None)  # runs until the call waits for something
 
     def refuse_bytes(self, data: bytes) -> bytes | None:
         """Return the response to what was received between two requests, if it is one whole call to be refused."""
-        call = CALL.match(data)
-        if call is None or not self._is_overloaded():
+        if not self.is_on:
             return None
+        call = CALL.match(data)
         head, separator, body = data.partition(b"\r\n\r\n")
-        length = _only_length(head.lower())
-        if not separator or length != len(body):
+        if call is None or not separator or _only_length(head.lower()) != len(body):
             return None
         label = LABEL.search(head)
         self._count()
         return refusal(call[1].decode(), label and label[1].decode())
 
     def refuse(self, request: Any) -> bytes | None:
-        """Return the response to a request (gunicorn's), if it is a call to be refused."""
-        is_call = request.method == "POST" and request.path.startswith(MODEL_PATHS)
-        if not is_call or not self._is_overloaded():
+        """Return the response to a call (gunicorn's request) that is to be refused."""
+        if not self.is_on:
             return None
         headers = dict(request.headers)
         if "EXPECT" in headers:  # after a refusal, the client might send its body or not
@@ -83,34 +110,16 @@ class Overload:
         origin = headers.get("ORIGIN", "")
         return refusal(request.path, headers.get("X-REQUEST-ID"), origin, closes=request.should_close())
 
-    def _is_overloaded(self) -> bool:
-        if not settings.SHED_DELAY:
-            return False
-        now = monotonic()
-        if self._sent_at is None:
-            self._send(now)
-        return self._late + self._is_late(now) >= SUSTAINED
-
-    def _is_late(self, now: float) -> bool:
-        return self._sent_at is not None and now - self._sent_at > settings.SHED_DELAY
-
-    def _send(self, now: float) -> None:
-        self._sent_at = now
-        gevent.get_hub().loop.run_callback(self._pass)
-
-    def _pass(self) -> None:
-        """Take the time of the marker, whose turn it is, and send another one until the delay is over."""
-        now = monotonic()
-        self._late = min(self._late + 1, SUSTAINED) if self._is_late(now) else max(self._late - 1, 0)
-        self._sent_at = None
-        if self._late:
-            self._send(now)
-
     def _count(self) -> None:
         requests_shed.inc()
         if monotonic() - self._logged_at >= LOG_SECONDS:
             self._logged_at = monotonic()
             log.warning("overloaded", shed_delay=settings.SHED_DELAY)
+
+
+def is_call(request: Any) -> bool:
+    """Return whether a request (gunicorn's) is a model call."""
+    return bool(request.method == "POST" and request.path.startswith(MODEL_PATHS))
 
 
 def _only_length(head: bytes) -> int | None:

@@ -42,7 +42,7 @@ ALLOWED_HOSTS = ENV.names("ALLOWED_HOSTS", [] if IS_PRODUCTION else ["localhost"
 CORS_ALLOWED_ORIGINS = ENV.names("CORS_ALLOWED_ORIGINS")
 CSRF_TRUSTED_ORIGINS = ENV.names("CSRF_TRUSTED_ORIGINS")
 TRUSTED_PROXIES = ENV.integer("TRUSTED_PROXIES", 0, minimum=0, maximum=10)
-SHED_DELAY = ENV.number("SHED_DELAY", 0.05, minimum=0, maximum=60)
+SHED_DELAY = ENV.number("SHED_DELAY", 1, minimum=0, maximum=60)
 HTTPS_ONLY = ENV.boolean("HTTPS_ONLY", IS_PRODUCTION)
 
 # Stores

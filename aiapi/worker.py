@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from contextlib import AbstractContextManager
-from functools import lru_cache
-from time import time
 from types import FrameType
 from typing import Any
 
@@ -20,11 +18,11 @@ import gevent
 import structlog
 from django.conf import settings
 from gunicorn.http import wsgi
-from gunicorn.util import http_date
 from gunicorn.workers.ggevent import GeventWorker
 
 from aiapi.connections import FIRST_BYTE_SECONDS, ClientPool, Connection, Listener
-from aiapi.overload import Overload
+from aiapi.overload import Overload, is_call
+from core.times import http_date
 
 log = structlog.get_logger(__name__)
 
@@ -37,12 +35,6 @@ HANDSHAKE_SECONDS = 0.3
 #: Connections accepted at a time by a single worker. Several workers accept one each, so that the load is distributed.
 MAX_ACCEPT = 100
 UNBOUND = contextlib.nullcontext()
-
-
-@lru_cache(maxsize=1)
-def date_at(second: int) -> str:
-    """Return a time (seconds since the epoch) as HTTP writes it."""
-    return str(http_date(second))
 
 
 class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
@@ -65,7 +57,7 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
         lines = [
             f"HTTP/{major}.{minor} {self.status}",
             f"Server: {self.version}",
-            f"Date: {date_at(int(time()))}",
+            f"Date: {http_date()}",
             f"Connection: {'close' if self.should_close() else 'keep-alive'}",
             *(["Transfer-Encoding: chunked"] if self.chunked else []),
             *(f"{name}: {value}" for name, value in self.headers),
@@ -139,10 +131,14 @@ class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         sock.begin(req)
         if self.is_ending:
             req.force_close()
-        refused = self.overload.refuse(req)
-        if refused:
-            sock.sendall(refused)
-        else:
+        refused = None
+        if is_call(req):
+            refused = self.overload.refuse(req)
+            if refused:
+                sock.sendall(refused)
+            else:
+                self.overload.await_start()
+        if not refused:
             self._respond(listener_name, req, sock, addr)
         if not sock.take_rest() or (refused and req.should_close()):
             raise StopIteration

@@ -317,7 +317,7 @@ def main() -> None:
         case [seconds, shed_delay]:
             measure(float(seconds), shed_delay)
         case given:
-            measure(float(given[0]) if given else DEFAULT_SECONDS, "0.05")
+            measure(float(given[0]) if given else DEFAULT_SECONDS, "1")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from datetime import UTC, datetime, tzinfo
+from email.utils import formatdate
 from functools import lru_cache
 
 
@@ -72,3 +73,13 @@ def new_id() -> uuid.UUID:
     random = int.from_bytes(os.urandom(10), "big")
     high = time.time_ns() // 1_000_000 << 16 | 7 << 12 | random >> 68
     return uuid.UUID(int=high << 64 | 0b10 << 62 | random & (1 << 62) - 1)
+
+
+def http_date() -> str:
+    """Return the current time as HTTP's header Date."""
+    return _http_date(int(time.time()))
+
+
+@lru_cache(maxsize=1)
+def _http_date(second: int) -> str:
+    return formatdate(second, usegmt=True)

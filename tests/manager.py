@@ -23,6 +23,8 @@ from typing import Any
 
 from launch.processes import end_with_parent
 
+#: An environment variable of a server that takes itself to be overloaded.
+TESTED_AS_OVERLOADED = "TESTED_AS_OVERLOADED"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -160,6 +162,10 @@ def _run(env: dict[str, str], arguments: list[str], files: list[str]) -> None:
         for handler in (connections, caches):
             handler.__dict__.pop("settings", None)
             handler.__init__()  # type: ignore[misc]  # without what was made by the settings before
+        if env.get(TESTED_AS_OVERLOADED):
+            from aiapi.overload import Overload
+
+            Overload.is_on = True  # type: ignore[assignment, method-assign]
         sys.argv = ["manage.py", *arguments]
         manage.main()
         status = 0

@@ -1,6 +1,6 @@
 """An overloaded worker refuses model calls at once, and answers all else. Waiting for providers is no overload.
 
-Most tests have a worker that is always overloaded, since no delay is short enough for it.
+Most tests have a worker that takes itself to be overloaded always.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import openai
 import pytest
 
 from tests.load import Ask, Reply, volley
+from tests.manager import TESTED_AS_OVERLOADED
 from tests.running import (
     CHAT,
     ENDPOINTS,
@@ -28,7 +29,6 @@ from tests.running import (
     completion,
     running_platform,
     scripted_provider,
-    wait_until,
 )
 
 pytestmark = pytest.mark.timeout(300)  # servers start and load, and the machine may be busy
@@ -41,11 +41,10 @@ LIVE = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def overloaded(prepared: Callable[[], dict[str, str]], provider: ScriptedProvider) -> Iterator[Platform]:
-    """Run a platform whose worker is overloaded, from its first calls on, which were answered."""
+    """Run a platform whose worker takes itself to be overloaded."""
     provider.script(MODEL, completion("Hello"))
-    env = {**prepared(), "SHED_DELAY": "0.000000001", "CORS_ALLOWED_ORIGINS": PAGE}
+    env = {**prepared(), TESTED_AS_OVERLOADED: "1", "CORS_ALLOWED_ORIGINS": PAGE}
     with running_platform(env, [Served(MODEL, [provider.base_url])]) as platform:
-        wait_until(lambda: platform.ask("/chat", asking("/chat", MODEL)).status == 503, "the worker to be overloaded")
         yield platform
 
 

@@ -66,6 +66,9 @@ class Valkey:
                 raise LaunchError(
                     f"another bin/run works in {self.folder}: stop it, or name another database by DATABASE_URL"
                 ) from None
+            os.register_at_fork(
+                after_in_child=handle.close
+            )  # what outlives a killed bin/run must not keep the next off
             yield
 
     def start(self, group: Group, python: str) -> None:
