@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from functools import cache
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Any
 
 import gevent
@@ -140,7 +140,7 @@ def _only_length(head: bytes) -> int | None:
 
 def refusal(path: str, sent_label: str | None, origin: str = "", *, closes: bool = False) -> bytes:
     """Return the whole response to a call that is refused; `origin`: of the page that calls, for CORS."""
-    label = begin_trace(sent_label).label
+    label = begin_trace(sent_label).label if sent_label else f"shed-{monotonic_ns():x}"
     content = _content(is_openai=is_openai_path(path)).replace(LABEL_PLACE, label)
     cors = ""
     if settings.CORS_ALLOWED_ORIGINS:
