@@ -56,9 +56,23 @@ def answer_key(
     return hashlib.sha256(canonical).hexdigest()
 
 
-def answer_cache() -> BaseCache:
-    """Return the cache of answers that the settings configure."""
-    return caches[settings.ANSWER_CACHE]
+class SharedCache:
+    """The cache of answers that the settings configure, one for all threads and greenlets of the process.
+
+    Django makes one for each: with its client, for each connection of a caller.
+    """
+
+    def __init__(self) -> None:
+        self._made: tuple[object, BaseCache] | None = None  # with the settings that it was made by
+
+    def get(self) -> BaseCache:
+        """Return the cache."""
+        if self._made is None or self._made[0] is not caches.settings:
+            self._made = caches.settings, caches.create_connection(settings.ANSWER_CACHE)
+        return self._made[1]
+
+
+answer_cache = SharedCache()
 
 
 def _asked(operation: Callable[[], T]) -> T | None:
@@ -76,7 +90,7 @@ def _asked(operation: Callable[[], T]) -> T | None:
 def look_up(key: str) -> CachedAnswer | None:
     """Return the answer under a key; None if there is none, the cache is unavailable, or the entry is unreadable."""
     try:
-        stored = _asked(lambda: answer_cache().get(key))
+        stored = _asked(lambda: answer_cache.get().get(key))
         return None if stored is None else CachedAnswer(**stored)
     except (TypeError, ValueError):
         log.warning("cache_entry_unreadable")
@@ -87,4 +101,4 @@ def store(key: str, answer: CachedAnswer) -> None:
     """Store an answer for CACHE_TTL seconds, unless it is longer than CACHE_ANSWER_BYTES."""
     fields = {name: getattr(answer, name) for name in CachedAnswer.__slots__}
     if len(to_json(fields)) <= settings.CACHE_ANSWER_BYTES:
-        _asked(lambda: answer_cache().set(key, fields))
+        _asked(lambda: answer_cache.get().set(key, fields))
