@@ -1,7 +1,7 @@
 """Measure that a request costs the same where there is more of everything: `python bench/scaling.py` prints one table.
 
 In turns, on a platform with one worker, one key and an empty log; with two workers; with 100,000 keys, of which one
-calls, or all in turns; and with a log of 5,000,000 records (or `--records N`). What a limit costs by its size is in
+calls, or each once; and with a log of 5,000,000 records (or `--records N`). What a limit costs by its size is in
 limits.py.
 """
 
@@ -53,7 +53,7 @@ def rows(stack: ExitStack, provider: str, records: int) -> Iterator[tuple[str, R
     two = stack.enter_context(run(name="2 workers", workers=2))
     many = stack.enter_context(run(name=f"{KEYS:,} keys, one calls", script=MAKE_KEYS))
     full = stack.enter_context(run(name=f"{records:,} records", fill=partial(fill_log, records)))
-    all_call = replace(many, name=f"{KEYS:,} keys call in turns", key=f"bench-{TURN}")
+    all_call = replace(many, name=f"{KEYS:,} keys, each calls once", key=f"bench-{TURN}")
     for peer in (one, two, many, all_call, full):
         for kind, message in (("miss", f"Number {NUMBER}"), ("hit", "What is the capital of France?")):
             row = chat(peer, kind, message)
