@@ -1,8 +1,8 @@
 """Load shedding: a worker that falls behind refuses new model calls at once, so that it answers the others in time.
 
 Without it, all requests advance together: the more arrive, the longer each of them takes, without bound. Here calls
-wait for their start in the order of arrival, and one is started in each round of the event loop's queue, behind the
-work that earlier calls have there. So few are under way, and the worker's delay is the number of calls that wait times
+wait for their start in the order of arrival, and one is started in each round of the event loop, in which it also goes
+on with all whose sockets are ready. So few are under way, and the worker's delay is the number of calls that wait times
 the interval of starts. While that is above SHED_DELAY, new calls are refused. A call that waits for a provider, a store
 or its client has started: that is no delay.
 
@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from functools import cache
+from functools import cache, cached_property
 from time import monotonic, monotonic_ns
 from typing import Any
+from urllib.parse import unquote
 
 import gevent
 import structlog
@@ -33,8 +34,9 @@ from core.telemetry.trace import begin_trace
 from core.times import http_date
 from inference.api.errors import is_openai_path, openai_error_body
 
-#: How many starts the mean of their intervals reflects.
-SMOOTHED = 32
+#: How many starts the mean of their intervals reflects, and the seconds of one that count: a pause of the machine tells
+#: nothing about the next.
+SMOOTHED, LONGEST_INTERVAL = 32, 0.1
 #: Least seconds between two log lines about shedding.
 LOG_SECONDS = 60.0
 #: The first line of a call, as clients write it.
@@ -55,11 +57,15 @@ class Overload:
 
     def __init__(self) -> None:
         self._waiting: deque[Waiter[None]] = deque()
-        self._has_round = False
         self._started_at = 0.0
-        #: The mean seconds from one start to the next while calls wait.
-        self._interval = 0.0
+        #: The mean seconds from one start to the next since calls began to wait, and of how many it is.
+        self._interval, self._intervals = 0.0, 0
         self._logged_at = -LOG_SECONDS
+
+    @cached_property  # of the worker's own loop: the master makes this object
+    def _timer(self) -> Any:
+        """Fires in the next round of the event loop, behind its look at the sockets."""
+        return gevent.get_hub().loop.timer(0)
 
     @property
     def is_on(self) -> bool:
@@ -68,7 +74,7 @@ class Overload:
 
     def await_start(self) -> None:
         """Wait for the turn of a call. The first of a round starts at once."""
-        if self._has_round:
+        if self._timer.active:
             waiter: Waiter[None] = Waiter()
             self._waiting.append(waiter)
             waiter.get()
@@ -76,16 +82,20 @@ class Overload:
             self._begin_round()
 
     def _begin_round(self) -> None:
-        self._has_round, self._started_at = True, monotonic()
-        gevent.get_hub().loop.run_callback(self._round)
+        self._started_at = monotonic()
+        self._timer.start(self._round)
 
     def _round(self) -> None:
-        """Start one call, behind all other work that was in the event loop's queue before this."""
-        self._has_round = False
-        if self._waiting:
-            self._interval += (monotonic() - self._started_at - self._interval) / SMOOTHED
-            self._begin_round()
-            self._waiting.popleft().switch(None)  # runs until the call waits for something
+        """Start one call, if one waits."""
+        self._timer.stop()
+        if not self._waiting:
+            self._interval, self._intervals = 0.0, 0
+            return
+        self._intervals = min(self._intervals + 1, SMOOTHED)
+        spent = min(monotonic() - self._started_at, LONGEST_INTERVAL)
+        self._interval += (spent - self._interval) / self._intervals
+        self._begin_round()
+        self._waiting.popleft().switch(None)  # runs until the call waits for something
 
     def refuse_bytes(self, data: bytes) -> bytes | None:
         """Return the response to what was received between two requests, if it is one whole call to be refused."""
@@ -119,7 +129,7 @@ class Overload:
 
 def is_call(request: Any) -> bool:
     """Return whether a request (gunicorn's) is a model call."""
-    return bool(request.method == "POST" and request.path.startswith(MODEL_PATHS))
+    return bool(request.method == "POST" and unquote(request.path).startswith(MODEL_PATHS))
 
 
 def _only_length(head: bytes) -> int | None:

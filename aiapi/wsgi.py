@@ -46,5 +46,6 @@ model_calls = ModelCallHandler()
 
 def application(environ: dict[str, Any], start_response: Any) -> Any:
     """Answer a request by the handler for its path."""
-    handler = model_calls if environ["PATH_INFO"].startswith(MODEL_PATHS) else pages
+    is_call = environ["PATH_INFO"].startswith(MODEL_PATHS) and environ["REQUEST_METHOD"] != "OPTIONS"  # a preflight
+    handler = model_calls if is_call else pages
     return handler(environ, start_response)

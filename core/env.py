@@ -262,7 +262,7 @@ def _cache(alias: str, url: str, lifetime: int, timeout: float) -> dict[str, Any
         "LOCATION": url,
         "TIMEOUT": lifetime,
         "KEY_PREFIX": f"aiapi:{alias}",
-        "VERSION": 2,  # the values of 1 were pickled
+        "VERSION": 3,  # the values of 1 were pickled, those of 2 were JSON in a text
         "OPTIONS": {
             "REDIS_CLIENT_CLASS": "core.cache.SharedRedis",
             "SERIALIZER": "core.cache.JSONSerializer",

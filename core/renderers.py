@@ -15,7 +15,7 @@ class JSONRenderer(renderers.JSONRenderer):
     def render(
         self, data: Any, accepted_media_type: str | None = None, renderer_context: Mapping[str, Any] | None = None
     ) -> Any:
-        """Return data as JSON; nothing for None. Other types are written as DRF writes them, datetimes too."""
+        """Return data as JSON; nothing for None. Other types are written as by DRF, datetimes too; NaN as null."""
         if data is None or accepted_media_type != self.media_type:
             return super().render(data, accepted_media_type, renderer_context)
         try:

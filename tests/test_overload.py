@@ -114,6 +114,7 @@ LARGE = b" " * 60_000
     [
         ([call(), LIVE], [503, 200]),
         ([call(), call(), LIVE], [503, 503, 200]),
+        ([call().replace(b"/chat", b"/%63hat"), LIVE], [503, 200]),
         ([call()[: -len(BODY)], BODY, LIVE], [503, 200]),
         ([call()[:30], call()[30:], LIVE], [503, 200]),
         ([call() + call() + LIVE], [503, 503, 200]),
