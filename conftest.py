@@ -53,6 +53,25 @@ def _static_files_when_asked_for() -> None:
     settings.WHITENOISE_AUTOREFRESH = True
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _model_calls_by_their_own_middleware() -> None:
+    """Let Django's test client pass model calls through the middleware that they have in the server (aiapi.wsgi)."""
+    from django.test.client import ClientHandler
+
+    from aiapi.wsgi import is_model_call, model_call_chain
+
+    load_middleware = ClientHandler.load_middleware
+
+    def load_both(self: ClientHandler, is_async: bool = False) -> None:
+        load_middleware(self, is_async)
+        pages, calls = self._middleware_chain, model_call_chain(self._get_response)
+        self._middleware_chain = lambda request: (calls if is_model_call(request.method, request.path_info) else pages)(
+            request
+        )
+
+    ClientHandler.load_middleware = load_both
+
+
 @pytest.fixture(autouse=True)
 def _isolated(_redis_databases: list[redis_client.Redis]) -> None:
     """Begin without what an earlier test left in Redis, in caches, or in this process."""

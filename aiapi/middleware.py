@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
+from corsheaders.middleware import CorsMiddleware
 from csp.constants import UNSAFE_EVAL, UNSAFE_INLINE
 from csp.middleware import CSPMiddleware
 from django.conf import settings
@@ -105,6 +106,15 @@ def _route_name(request: HttpRequest) -> str:
     if match is None:
         return "other"
     return match.namespace or match.url_name or "other"
+
+
+class OriginMiddleware(CorsMiddleware):
+    """CORS for requests with an Origin. For any other, it would look through all headers for nothing."""
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Return the response, with headers for the page that asks."""
+        respond = super().__call__ if "HTTP_ORIGIN" in request.META else self.get_response
+        return cast("HttpResponseBase", respond(request))  # nothing here is asynchronous
 
 
 class PageRevalidation(ConditionalGetMiddleware):

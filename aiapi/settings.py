@@ -155,7 +155,7 @@ MIDDLEWARE = [
 MODEL_CALL_MIDDLEWARE = [
     "aiapi.middleware.RequestMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    *(["corsheaders.middleware.CorsMiddleware"] if CORS_ALLOWED_ORIGINS else []),
+    "aiapi.middleware.OriginMiddleware",
     "django.middleware.common.CommonMiddleware",
 ]
 

@@ -6,6 +6,7 @@ have the few of settings.MODEL_CALL_MIDDLEWARE, and none of Django's steps for c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
@@ -17,18 +18,28 @@ from django.utils.module_loading import import_string
 from aiapi.errors import MODEL_PATHS
 
 
+def is_model_call(method: str | None, path: str) -> bool:
+    """Return whether a request is a model call. OPTIONS is a preflight of CORS, for which pages have the middleware."""
+    return path.startswith(MODEL_PATHS) and method != "OPTIONS"
+
+
+def model_call_chain(get_response: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the chain of MODEL_CALL_MIDDLEWARE, none of which has hooks for views, templates or exceptions."""
+    chain = convert_exception_to_response(get_response)
+    for path in reversed(settings.MODEL_CALL_MIDDLEWARE):
+        chain = convert_exception_to_response(import_string(path)(chain))
+    return chain
+
+
 class ModelCallHandler(WSGIHandler):
-    """Django's handler for requests to MODEL_PATHS."""
+    """Django's handler for model calls."""
 
     def load_middleware(self, is_async: bool = False) -> None:
-        """Build the chain of MODEL_CALL_MIDDLEWARE, none of which has hooks for views, templates or exceptions."""
-        chain = convert_exception_to_response(self._get_response)  # type: ignore[attr-defined]  # not in the stubs
-        for path in reversed(settings.MODEL_CALL_MIDDLEWARE):
-            chain = convert_exception_to_response(import_string(path)(chain))
+        """Build the chain."""
         self._view_middleware: list[Any] = []
         self._template_response_middleware: list[Any] = []
         self._exception_middleware: list[Any] = []
-        self._middleware_chain = chain
+        self._middleware_chain = model_call_chain(self._get_response)  # type: ignore[attr-defined]  # not in the stubs
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Answer a request."""
@@ -46,6 +57,5 @@ model_calls = ModelCallHandler()
 
 def application(environ: dict[str, Any], start_response: Any) -> Any:
     """Answer a request by the handler for its path."""
-    is_call = environ["PATH_INFO"].startswith(MODEL_PATHS) and environ["REQUEST_METHOD"] != "OPTIONS"  # a preflight
-    handler = model_calls if is_call else pages
+    handler = model_calls if is_model_call(environ["REQUEST_METHOD"], environ["PATH_INFO"]) else pages
     return handler(environ, start_response)
