@@ -110,7 +110,10 @@ class Server(Application):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> Any:
         """Return the WSGI application, which the master loads before it forks."""
-        return load()
+        application = load()
+        gc.collect()
+        gc.freeze()  # again: in bin/run, gunicorn and the models' encodings were loaded since
+        return application
 
     @property
     def ends(self) -> bool:

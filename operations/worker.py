@@ -1,8 +1,9 @@
 """The worker: moves usage records into the database and, if it leads, sends alerts, prunes and checks.
 
 Several may run. All ingest; one leads (operations.alerts.incidents). Ingesting runs in the main thread and everything
-else in two further threads with their own database connections, so that nothing delays ingesting. (Of bin/run they are
-gevent's: there, ingesting waits for their queries of SQLite.) An exception in one part is logged; the others go on.
+else in two further threads with their own database connections, so that nothing delays ingesting. In bin/run, with
+any store, they are gevent's: there, ingesting waits while they compute, and for their queries of SQLite. An exception
+in one part is logged; the others go on.
 """
 
 from __future__ import annotations

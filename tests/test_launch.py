@@ -177,6 +177,30 @@ def test_it_tells_how_a_fork_ended_and_ends_those_that_go_on() -> None:
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
+def test_it_lets_a_fork_that_is_told_to_end_at_once_end_as_itself() -> None:
+    script = f"""
+        import os, signal, sys, time
+        sys.path.insert(0, {str(BIN)!r})
+        from launch.processes import Group, Stopped, end_on_signals
+        end_on_signals()
+        fork = os.fork
+        def told():
+            pid = fork()
+            os.kill(os.getpid(), signal.SIGTERM)
+            return pid
+        os.fork = told
+        group = Group()
+        try:
+            group.fork("the sleeper", lambda: time.sleep(60))
+        except Stopped:
+            print(group.members[0].process.wait())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout == "-15\n", "both are told, and the launcher still knows its fork"
+
+
 def test_it_ends_the_group_when_the_launcher_is_killed_outright() -> None:
     script = f"""
         import os, sys, time
@@ -201,9 +225,10 @@ def test_it_starts_no_store_that_the_environment_names_and_says_that_there_is_no
     monkeypatch.setattr("launch.valkey.shutil.which", lambda name: None)
     with tempfile.TemporaryDirectory() as folder:  # tmp_path may be too long for a socket
         store = Valkey(Path(folder), {"CACHE_URL": "redis://elsewhere"})
-        assert store.settings() == {"REDIS_URL": f"unix://{folder}/var/valkey/state.sock"}
+        assert store.settings() == {}, "before the first start"
         store.installation.parent.mkdir(parents=True)
         store.installation.write_text("one")
+        assert store.settings() == {"REDIS_URL": f"unix://{folder}/var/valkey/one/state.sock"}
         with pytest.raises(LaunchError, match="install valkey-server or redis-server, or set REDIS_URL"):
             store.start(Group(), f"{folder}/bin/python")
 

@@ -264,9 +264,10 @@ def test_it_begins_anew_with_another_database_after_a_kill(fake: FakeUpstream, t
         first.process.kill()
         wait_until(lambda: all("valkey-server" in each for each in members(first)), "all but Valkey to follow")
         with launched({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/two.sqlite3"}) as second:
-            wait_until(lambda: members(first) == [], "Valkey of the first database to end")
             answer = second.request("POST", "/chat", {"message": "Hello"}, key=FREE_KEY)
             assert (answer.headers["x-cache"], answer.headers["x-ratelimit-remaining"]) == ("MISS", "4")
+            assert second.ingested != first.ingested, "what is left of the first can't reach the second's ledgers"
+            assert len(members(first)) == 2, "the first's wait for its next start"
 
 
 def test_it_works_alone_in_its_folder_and_ends_the_rest_when_one_process_dies(
@@ -293,6 +294,7 @@ def test_it_uses_the_store_that_the_settings_name(fake: FakeUpstream, own_redis:
         commands = members(service)
         assert len(commands) == 4, "the launcher, the worker, gunicorn's master and its worker"
         assert not any("valkey-server" in each for each in commands)
+        wait_until(lambda: "worker_leads" in service.log.read_text(), "the worker to work")
 
 
 @pytest.mark.parametrize("arguments", [[], ["check"]])

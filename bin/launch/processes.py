@@ -112,6 +112,7 @@ def _end_with(run: Callable[[], object]) -> NoReturn:
         os.setpgid(0, 0)
         for number in STOPPING:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         if sys.platform == "linux":
             end_with_parent()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -181,7 +182,12 @@ class Group:
 
     def fork(self, name: str, run: Callable[[], object]) -> None:
         """Add a process that runs a function: it shares the memory of all that is loaded here."""
-        self.members.append(Member(name, Forked(run)))
+        # A signal waits until the fork is a member, and no longer handles signals as this process does.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            self.members.append(Member(name, Forked(run)))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def run(self, name: str, run: Callable[[], object]) -> None:
         """Run a function in a process to its end; raise LaunchError when it fails."""

@@ -6,15 +6,17 @@ once. So it has no threads, and no connection to a database.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from launch import LaunchError, environment, install, say
 from launch.processes import Group, Stopped, end_on_signals
@@ -24,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for the server, and for the local model before it, to answer at first.
 START_TIMEOUT = 90.0
 PROVIDER = "OPENAI_API_KEY or OPENAI_BASE_URL"
-#: The variable that keeps when bin/run began, in seconds of the monotonic clock, while it goes on in .venv's Python.
+#: The variable that keeps when bin/run began, in seconds of the monotonic clock, while it starts itself again.
 BEGAN = "BIN_RUN_BEGAN"
 
 
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str], *, installed: bool = False) -> int:
     image); otherwise .venv gets what is missing.
     """
     started = float(os.environ.pop(BEGAN, time.monotonic()))
+    outside = dict(os.environ)
     if arguments[:1] in (["-h"], ["--help"]):
         say(sys.modules["__main__"].__doc__ or "")
         return 0
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str], *, installed: bool = False) -> int:
     number: int = signal.SIGTERM
     held = ExitStack()
     try:
-        env = environment.load(ROOT, os.environ)
+        env = environment.load(ROOT, outside)
         store = None if environment.is_set(env, "REDIS_URL") else Valkey(ROOT, env)
         own = store.settings() if store else {}
         if arguments:
@@ -58,7 +61,9 @@ def main(arguments: Sequence[str], *, installed: bool = False) -> int:
             raise LaunchError(f"no provider is configured: set {PROVIDER}")
         if not installed:
             files = [install.BASE, *([install.EMBEDDED] if store else []), *([install.LOCAL] if local else [])]
-            _go_on_with(install.ensure_environment(ROOT, files), started)
+            python = install.ensure_environment(ROOT, files)
+            if python != sys.executable:
+                _go_on_with(python, outside, started)
         group.grace = environment.graceful_timeout(env) + 5
         if store:
             held.enter_context(store.held())
@@ -69,6 +74,13 @@ def main(arguments: Sequence[str], *, installed: bool = False) -> int:
         manage.patch()  # before the first process starts: gevent's loop would take the status of others
         if local:
             _start_local_model(group)
+        _prepare(group, store)
+        if store and store.settings() != own:  # the first start, or another database: its sockets were not known
+            group.stop()
+            held.close()
+            _go_on_with(sys.executable, outside, started)
+        if local:
+            say(f"No provider is configured: a small demo model answers, often wrongly. Set {PROVIDER}.")
         _start_all(group, store)
         group.wait_until(lambda: _is_live(_shown(host), port), timeout=START_TIMEOUT, what="the server")
         _welcome(f"http://{_shown(host)}:{port}", env, time.monotonic() - started)
@@ -86,11 +98,11 @@ def main(arguments: Sequence[str], *, installed: bool = False) -> int:
     return 0
 
 
-def _go_on_with(python: str, started: float) -> None:
-    """Start bin/run again in this process with .venv's Python, unless this is that one."""
-    if sys.executable != python:
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", BEGAN: str(started)}
-        os.execve(python, [python, str(ROOT / "bin" / "run")], env)  # noqa: S606
+def _go_on_with(python: str, outside: Mapping[str, str], started: float) -> NoReturn:
+    """Start this script again in this process, with the environment that it was given."""
+    atexit._run_exitfuncs()  # they remove the metrics' folder
+    env = {**outside, "PYTHONUNBUFFERED": "1", BEGAN: str(started)}
+    os.execve(python, [python, str(sys.modules["__main__"].__file__)], env)  # noqa: S606
 
 
 def _start_local_model(group: Group) -> None:
@@ -101,11 +113,10 @@ def _start_local_model(group: Group) -> None:
     command = [sys.executable, "manage.py", "local_model", "--port", str(port)]
     patient = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # threads don't spin: 30 times faster on a busy machine
     group.start("the local model", command, patient, ROOT / "var" / "log" / "local_model.log")
-    say(f"No provider is configured: a small demo model answers, often wrongly. Set {PROVIDER}.")
 
 
-def _start_all(group: Group, store: Valkey | None) -> None:
-    """Load the platform, prepare the database, and start the processes."""
+def _prepare(group: Group, store: Valkey | None) -> None:
+    """Load the platform, and prepare the database."""
     import manage
 
     manage.load(serves=True)
@@ -113,6 +124,11 @@ def _start_all(group: Group, store: Valkey | None) -> None:
 
     load()
     group.run("manage.py prepare", partial(manage.run, "prepare", *([str(store.installation)] if store else [])))
+
+
+def _start_all(group: Group, store: Valkey | None) -> None:
+    import manage
+
     if store:
         store.start(group, sys.executable)
     group.fork("the worker", partial(manage.run, "worker"))

@@ -4,8 +4,7 @@ They listen on Unix sockets alone. What the first keeps lies in an append-only f
 that the database holds: a database that was deleted, or another one in its place, never meets its ledgers.
 
 When bin/run is killed outright its servers stay, since the other processes still settle their calls there. The next
-bin/run takes over a server that answers, since two on one append-only file would ruin it, and ends one of another
-database.
+bin/run takes over a server that answers: two on one append-only file would ruin it.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 import shutil
-import signal
 import socket
 import stat
 import tempfile
@@ -27,7 +24,7 @@ from urllib.parse import quote
 
 from launch import LaunchError
 from launch.environment import is_set
-from launch.processes import Adopted, Group
+from launch.processes import Group
 
 #: Bytes that a socket's path may have on macOS; Linux takes four more.
 LONGEST_PATH = 103
@@ -39,8 +36,6 @@ OPTIONS = {
     "CACHE_URL": "--appendonly no --maxmemory 64mb --maxmemory-policy allkeys-lru",
 }
 FILES = {"REDIS_URL": "state", "CACHE_URL": "cache"}
-#: What INFO and CONFIG GET dir answer: the process id and the data folder.
-ANSWER = re.compile(rb"process_id:(\d+)\r\n.*\r\ndir\r\n\$\d+\r\n(.+?)\r\n$", re.DOTALL)
 
 
 class Valkey:
@@ -66,9 +61,8 @@ class Valkey:
                 raise LaunchError(
                     f"another bin/run works in {self.folder}: stop it, or name another database by DATABASE_URL"
                 ) from None
-            os.register_at_fork(
-                after_in_child=handle.close
-            )  # what outlives a killed bin/run must not keep the next off
+            # What outlives a killed bin/run must not keep the next off.
+            os.register_at_fork(after_in_child=handle.close)
             yield
 
     def start(self, group: Group, python: str) -> None:
@@ -78,18 +72,14 @@ class Valkey:
 
         Raises LaunchError where there is no program for this machine, or a server does not start.
         """
-        data = self.installation.parent / self.installation.read_text()
-        data.mkdir(parents=True, exist_ok=True)
         for name, path in self._sockets().items():
             what = f"Valkey ({FILES[name]})"
-            pid, folder = _answering(path) or (0, data)
-            if pid and folder == data.resolve():
+            pid = _answering(path)
+            if pid is not None:
                 group.adopt(what, pid)
                 continue
-            if pid:
-                other = Adopted(pid)
-                other.send_signal(signal.SIGTERM)
-                other.wait()
+            data = self.installation.parent / self.installation.read_text()
+            data.mkdir(parents=True, exist_ok=True)
             where = ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--dir", str(data)]
             command = [_program(python), *where, "--save", "", *OPTIONS[name].split()]
             log = self._root / "var" / "log" / f"valkey-{FILES[name]}.log"
@@ -97,12 +87,14 @@ class Valkey:
             group.wait_until(lambda at=path: _answering(at) is not None, timeout=START_TIMEOUT, what=what)  # type: ignore[misc]
 
     def settings(self) -> dict[str, str]:
-        """Return REDIS_URL and CACHE_URL, without those that the environment names."""
+        """Return REDIS_URL and CACHE_URL; none before the first start, nor where the environment names them."""
+        if not self.installation.exists():
+            return {}
         return {name: f"unix://{quote(str(path))}" for name, path in self._sockets().items()}
 
     def _sockets(self) -> dict[str, Path]:
         """Return the servers' sockets by variable, in a short private folder where this one's path is too long."""
-        folder = self.installation.parent
+        folder = self.installation.parent / self.installation.read_text()
         if len(os.fsencode(folder / "state.sock")) > LONGEST_PATH:
             digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
             folder = _private(Path(tempfile.gettempdir(), f"aiapi-{os.geteuid()}-{digest}"))
@@ -129,18 +121,18 @@ def _private(folder: Path) -> Path:
     return folder
 
 
-def _answering(path: Path) -> tuple[int, Path] | None:
-    """Return the process id and the data folder of the server that is ready at a socket; None if there is none."""
+def _answering(path: Path) -> int | None:
+    """Return the process id of the server that is ready at a socket; None if there is none."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(1)
         client.connect(str(path))
-        client.sendall(b"PING\r\nINFO server\r\nCONFIG GET dir\r\n")
+        client.sendall(b"PING\r\nINFO server\r\n")
         answer = b""
         until = time.monotonic() + 1
-        while not (found := ANSWER.search(answer)):
+        while b"process_id:" not in answer or not answer.endswith(b"\r\n"):
             piece = client.recv(65536)
             answer += piece
             if not piece or not b"+PONG".startswith(answer[:5]) or time.monotonic() > until:
                 return None
-        return int(found[1]), Path(os.fsdecode(found[2]))
+        return int(answer.partition(b"process_id:")[2].split(b"\r\n")[0])
     return None
