@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any, ClassVar
 
 from django.conf import settings
 
@@ -92,9 +92,9 @@ class KeptEvents:
     A thousand chunks then take 20 KiB of memory rather than 200, for a microsecond of CPU time each.
     """
 
-    #: One compressor for all streams (made anew, it would take ten times as long), which forgets each block.
-    _compressor = zlib.compressobj(level=1, wbits=-13, memLevel=6)
-    _lock = threading.Lock()
+    #: The compressors of all streams (made anew, they would take ten times as long), which forget each block. One is
+    #: taken out while in use, and not put back after an exception: it may still hold bytes of that stream.
+    _compressors: ClassVar[list[Any]] = []
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
@@ -108,9 +108,12 @@ class KeptEvents:
         if len(self._last) > TURN:  # only copied: to compress it would hold up other greenlets
             self._blocks.append(zlib.compress(self._last, 0, wbits=-15))
         else:
-            with self._lock:
-                block = self._compressor.compress(self._last) + self._compressor.flush(zlib.Z_FULL_FLUSH)
-            self._blocks.append(block)
+            try:
+                compressor = self._compressors.pop()
+            except IndexError:
+                compressor = zlib.compressobj(level=1, wbits=-13, memLevel=6)
+            self._blocks.append(compressor.compress(self._last) + compressor.flush(zlib.Z_FULL_FLUSH))
+            self._compressors.append(compressor)
         self._last.clear()
 
     def __iter__(self) -> Iterator[bytes]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 from hypothesis import given
@@ -178,6 +180,21 @@ def test_it_keeps_the_events_of_streams_side_by_side_in_a_fifth_of_their_bytes()
     assert all(sum(map(len, each._blocks)) + len(each._last) < len(sent[0]) / 5 for each in kept)
     kept[0].add(large := chunk("x" * TURN))
     assert b"".join(kept[0]) == sent[0] + large
+
+
+@pytest.mark.parametrize("failing", ["compress", "flush"])
+def test_it_keeps_nothing_of_a_stream_whose_compression_failed_among_another_s(
+    monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    compressor = Mock(wraps=zlib.compressobj(level=1, wbits=-13, memLevel=6))
+    getattr(compressor, failing).side_effect = [MemoryError, DEFAULT]
+    monkeypatch.setattr(KeptEvents, "_compressors", [compressor])
+    one, other = KeptEvents(), KeptEvents()
+    with pytest.raises(MemoryError):
+        one.add(chunk("secret" * 1000))
+    other.add(sent := chunk("Hello" * 1000))
+    assert b"".join(other) == sent
+    assert b"".join(one) == chunk("secret" * 1000)
 
 
 @pytest.mark.parametrize("byte", [b"x", b"\r\n:"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from http.client import BadStatusLine, UnknownProtocol
 from typing import Any, BinaryIO
 
 import pytest
@@ -23,7 +24,7 @@ from inference.tests.samples import odd_provider, unanswered
 from inference.tests.wire import HELLO
 from inference.upstream.client import Upstream, UpstreamStream
 from inference.upstream.errors import BROKEN, FAILED, TIMED_OUT, UNCONNECTED, UNREACHED, AttemptFailed, Verdict
-from inference.upstream.transport import Abort
+from inference.upstream.transport import Abort, PooledTransport
 from launch.environment import free_port
 from tests.processes import wait_until
 
@@ -140,15 +141,17 @@ def read_request(file: BinaryIO) -> bool:
     return bool(file.read(int(headers[b"content-length"])))
 
 
+BODY = json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
 @contextmanager
-def forgetful(*ends: bytes | None) -> Iterator[tuple[str, list[int]]]:
+def forgetful(*ends: bytes | None, answer: bytes = WHOLE) -> Iterator[tuple[str, list[int]]]:
     """Run a provider that answers the first request of each connection, and yield its URL and what it counted.
 
     The next request there is read, and the connection ended with these bytes; None: it is reset.
     """
     served: list[int] = []
-    whole = json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()
-    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole
     endings = iter(ends)
 
     def serve(connection: socket.socket, number: int) -> None:
@@ -182,6 +185,59 @@ def forgetful(*ends: bytes | None) -> Iterator[tuple[str, list[int]]]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", served
         finally:
             listener.shutdown(socket.SHUT_RDWR)
+
+
+SIZED, CHUNKED = b"200 OK\r\nContent-Length: 2", b"200 OK\r\nTransfer-Encoding: chunked"
+CHUNKS = b"2\r\nhi\r\n0\r\n\r\n"
+CONTINUE, HINTS = b"100 Continue\r\n\r\nHTTP/1.1 ", b"103 Early Hints\r\nContent-Length: 1\r\n\r\nHTTP/1.1 "
+
+
+def ask(url: str, transport: PooledTransport) -> bytes:
+    """Send a request and return the body of its answer."""
+    return transport.open("POST", url, {}, b"{}", connect=5, read=5).read(1000)
+
+
+@pytest.mark.parametrize(
+    ("head", "sent", "is_kept"),
+    [
+        (SIZED, b"hi", True),
+        (CHUNKED, CHUNKS, True),
+        (b"200 OK\r\nX-A: b\r\n Content-Length: 1\r\n\tConnection: close" + SIZED[6:], b"hi", True),
+        (SIZED + b"\r\nContent-Length: 2", b"hi", False),
+        (SIZED + b"\r\nContent-Length: 3", b"hi", False),
+        (SIZED + b"\r\nTransfer-Encoding: identity", b"hi", False),
+        (SIZED + b"\r\nTransfer-Encoding: gzip, chunked", b"hi", False),
+        (CHUNKED + b"\r\nContent-Length: 2", CHUNKS, False),
+        (CHUNKED + b"\r\nTransfer-Encoding: gzip", CHUNKS, False),
+        (SIZED + b"\r\nConnection: keep-alive\r\nConnection: close", b"hi", False),
+        (CONTINUE + b"102 Processing\r\n\r\nHTTP/1.1 " + HINTS + SIZED, b"hi", True),
+        (CONTINUE * 10 + SIZED, b"hi", True),
+        (b"204 No Content", b"", True),
+        (b"204 No Content\r\nTransfer-Encoding: chunked", b"", False),
+        (b"304 Not Modified\r\nTransfer-Encoding: chunked", b"", False),
+        (b"304 Not Modified\r\nContent-Length: 2", b"", True),
+    ],
+)
+def test_it_keeps_a_connection_where_the_end_of_an_answer_is_certain(head: bytes, sent: bytes, is_kept: bool) -> None:
+    transport = PooledTransport()
+    with forgetful(b"", answer=b"HTTP/1.1 " + head + b"\r\n\r\n" + sent) as (url, served):
+        assert [ask(url, transport) for _ in range(2)] == [b"hi" if sent else b""] * 2
+    assert served == ([1, 1, 2] if is_kept else [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n", BadStatusLine),
+        (b"HTTP/1.1 199 Odd\r\n\r\n" + WHOLE, BadStatusLine),
+        (b"HTTP/1.1 " + CONTINUE * 11 + SIZED + b"\r\n\r\nhi", BadStatusLine),
+        (WHOLE.replace(b"HTTP/1.1", b"HTTP/2"), UnknownProtocol),
+    ],
+)
+def test_it_takes_no_other_answer_for_one_of_http_1(answer: bytes, error: type[Exception]) -> None:
+    with forgetful(answer=answer) as (url, served), pytest.raises(error):
+        ask(url, PooledTransport())
+    assert served == [1]
 
 
 @pytest.mark.parametrize("ending", [b"", None])

@@ -1,7 +1,7 @@
 """HTTP connections to providers: pooled, bounded in time, and closed when the answer is no longer wanted.
 
-Sockets of our own, with the standard library's parser for the heads of answers. The layers of an HTTP client cost more
-CPU than that: see bench/RESULTS.md. Nothing here knows what a request means.
+Sockets of our own. The standard library reads the lines of an answer's head, and `Answer` parses its headers. The
+layers of an HTTP client cost more CPU than that: see bench/RESULTS.md. Nothing here knows what a request means.
 
 Look-ups of names run in threads of their own, each name once at a time: a look-up at a silent name server can't be
 cancelled, and under gevent ten threads make all look-ups of a process.
@@ -17,7 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache
-from http.client import HTTPException, HTTPResponse, _read_headers  # type: ignore[attr-defined]  # not in the stubs
+from http.client import (  # type: ignore[attr-defined]  # _read_headers is not in the stubs
+    BadStatusLine,
+    HTTPException,
+    HTTPResponse,
+    UnknownProtocol,
+    _read_headers,
+)
 from select import POLLIN
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -42,6 +48,12 @@ TURN = 1024 * 1024
 #: A kept connection that was already closed reports that within these seconds of the request. If it closes later, the
 #: provider may have worked on the request: that looks the same as a proxy that drops an idle connection.
 ENDED_BEFORE_SECONDS = 2.0
+
+#: Interim answers (RFC 9110, section 15.2) that are skipped, and how many of them at most. We ask for no 101.
+INTERIM = {100, 102, 103}
+MOST_INTERIM = 10
+#: Answers without a body, whatever their headers say.
+EMPTY = {204, 304}
 
 #: Scheme, host, port, and whether the addresses that validate_provider_url forbids are refused.
 Origin = tuple[str, str, int, bool]
@@ -186,23 +198,45 @@ class Answer(HTTPResponse):
     fields: Mapping[str, str]
 
     def begin(self) -> None:
-        """Read the head: status, headers by lower-case name in `fields`, and how the body ends. 1xx are skipped."""
-        status = 100
-        while 100 <= status < 200:
-            version, status, _ = self._read_status()  # type: ignore[attr-defined]  # not in the stubs
-            lines = _read_headers(self.fp)[:-1]
+        """Read the head: status, headers by lower-case name in `fields`, and how the body ends.
+
+        Of headers with one name `fields` has the first, of `connection` all; of a folded one the first line.
+        """
+        version, status, lines = self._read_final()
         fields: dict[str, str] = {}
+        is_certain = True
         for line in lines:
+            if line[0] in b" \t":
+                continue
             name, _, value = line.decode("latin-1").partition(":")
-            fields.setdefault(name.strip().lower(), value.strip())
-        length = fields.get("content-length", "")
+            name, value = name.strip().lower(), value.strip()
+            if name not in fields:
+                fields[name] = value
+            elif name == "connection":
+                fields[name] += f", {value}"
+            elif name in ("content-length", "transfer-encoding"):
+                is_certain = False
+        length, coding = fields.get("content-length", ""), fields.get("transfer-encoding", "")
+        is_empty = status in EMPTY
         self.status, self.fields = status, fields
-        self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
-        self.length = int(length) if length.isdecimal() and not self.chunked else None
-        if status in (204, 304):
-            self.length = 0
-        is_open = self.chunked or self.length is not None
-        self.will_close = not is_open or version == "HTTP/1.0" or "close" in fields.get("connection", "").lower()
+        self.chunked = coding.lower() == "chunked" and not is_empty
+        self.length = 0 if is_empty else int(length) if length.isdecimal() and not self.chunked else None
+        # The end of a body is uncertain if two headers tell it, or a coding that was not read.
+        is_certain = is_certain and (not length if self.chunked else self.length is not None and not coding)
+        self.will_close = not is_certain or version == "HTTP/1.0" or "close" in fields.get("connection", "").lower()
+
+    def _read_final(self) -> tuple[str, int, list[bytes]]:
+        """Return the version, the status and the lines of the first head that is not an interim answer's."""
+        for _ in range(MOST_INTERIM + 1):
+            version, status = self._read_status()[:2]  # type: ignore[attr-defined]  # not in the stubs
+            if not version.startswith("HTTP/1."):
+                raise UnknownProtocol(version)
+            if status >= 200:
+                return version, status, _read_headers(self.fp)[:-1]
+            if status not in INTERIM:
+                break
+            _read_headers(self.fp)
+        raise BadStatusLine("only interim answers")
 
 
 class PooledTransport:
