@@ -133,11 +133,12 @@ class WebWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if self.is_ending:
             req.force_close()
         try:
-            refused = self.overload.refuse(req) if is_call(req) else None
+            waits = is_call(req)
+            refused = self.overload.refuse(req) if waits else None
             if refused:
                 sock.sendall(refused)
             else:
-                if is_call(req):
+                if waits:
                     self.overload.await_start()
                     sock.begin(req)  # its client had no part in that wait
                 self._respond(listener_name, req, sock, addr)

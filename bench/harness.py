@@ -106,8 +106,13 @@ def tree(root: int) -> Iterable[int]:
 
 def memory_mib(root: int) -> float:
     """Return the memory of a process and its descendants, in MiB: what they share counts once (PSS)."""
-    rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in tree(root))
-    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:")) / 1024
+    return sum(map(pss_mib, tree(root)))
+
+
+def pss_mib(pid: int) -> float:
+    """Return a process's proportional set size in MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bin")]
 
 from bed import chat, fake_provider  # noqa: E402
-from harness import NUMBER, run, tree  # noqa: E402
+from harness import NUMBER, pss_mib, run, tree  # noqa: E402
 
 from tests.servers import Service, launched  # noqa: E402
 
@@ -35,16 +35,10 @@ print(*[make_key(tier=tier, name=f"key {number}").plain for number in range(10)]
 STORES = ("DATABASE_URL", "REDIS_URL", "CACHE_URL")
 
 
-def pss(pid: int) -> float:
-    """Return a process's proportional set size in MiB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
 def processes(launcher: int) -> dict[int, float]:
     """Return the PSS of each process of bin/run, but for the stores."""
     ours = [pid for pid in tree(launcher) if b"valkey" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return {pid: pss(pid) for pid in ours}
+    return {pid: pss_mib(pid) for pid in ours}
 
 
 def load(service: Service, port: int, requests: int) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bin"), str(ROOT / "bench")]
 
-from harness import NUMBER, WIDTH, Plan, cpu_seconds, run  # noqa: E402
+from harness import NUMBER, WIDTH, Plan, cpu_seconds, pss_mib, run  # noqa: E402
 
 from launch.environment import free_port  # noqa: E402
 
@@ -296,8 +296,7 @@ def measure_in_flight(port: int, key: str, worker: int, rate: float) -> None:
     body = json.dumps({"message": f"Number {NUMBER} hold {hold:.2f}"})
     found = arrive(Arrivals(port, "/chat", {"X-API-Key": key}, body, rate, hold * 1.2))
     slowest = found.percentile("200", 1)
-    rollup = Path(f"/proc/{worker}/smaps_rollup").read_text()
-    memory = sum(int(size) for size in re.findall(r"(?m)^Pss: +([0-9]+)", rollup)) / 1024
+    memory = pss_mib(worker)
     print("\n| calls | most open at once | provider's time s | answered | slowest s | of its time | shed | PSS MiB |")
     print("|---|---|---|---|---|---|---|---|")
     print(

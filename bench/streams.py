@@ -143,35 +143,16 @@ def generate(plan: Plan) -> Seen:
 
 
 @contextmanager
-def fake_provider(*, tokens: int, interval_ms: float) -> Iterator[int]:
-    """Run the fake provider in a process of its own; yield its port."""
-    from launch.environment import free_port
-    from tests.processes import spawn, wait_for_port
-    from tests.servers import clean_environment
-
-    port = free_port()
-    log = Path("/tmp", f"aiapi-bench-{port}.log")  # noqa: S108
-    options = ["--port", str(port), "--tokens", str(tokens), "--chunk-interval", str(interval_ms)]
-    started = spawn([sys.executable, "manage.py", "fake_upstream", *options], log, env=clean_environment(), cwd=ROOT)
-    try:
-        wait_for_port(port, started, log)
-        yield port
-    finally:
-        started.terminate()
-        started.wait()
-        log.unlink()
-
-
-@contextmanager
 def served(*, tokens: int, interval_ms: float) -> Iterator[tuple[int, Any, str]]:
     """Run the provider and the platform; yield the provider's port, the service, and a key without limits."""
-    from bed import MAKE_KEY, ingester
+    from bed import MAKE_KEY, fake_provider, ingester
 
     from tests.servers import aiapi_server
     from tests.stores import postgres_server, redis_server
 
     with ExitStack() as stack:
-        port = stack.enter_context(fake_provider(tokens=tokens, interval_ms=interval_ms))
+        options = ("--tokens", str(tokens), "--chunk-interval", str(interval_ms))
+        port, _ = stack.enter_context(fake_provider(*options))
         postgres, redis = stack.enter_context(postgres_server()), stack.enter_context(redis_server())
         stores = {"DATABASE_URL": postgres.create_database(), "REDIS_URL": redis.url}
         provider = {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": "sk-of-the-benchmark"}
@@ -232,21 +213,13 @@ def hold(plan: Plan, root: int, worker: int) -> Held:
 @contextmanager
 def bare_relay(to: int) -> Iterator[tuple[int, int]]:
     """Run the relay that does nothing else; yield its port and process."""
+    from bed import process
+
     from launch.environment import free_port
-    from tests.processes import spawn, wait_for_port
-    from tests.servers import clean_environment
 
     port = free_port()
-    log = Path("/tmp", f"aiapi-bench-{port}.log")  # noqa: S108
-    command = [sys.executable, str(ROOT / "bench" / "relay.py"), str(port), str(to)]
-    started = spawn(command, log, env=clean_environment(), cwd=ROOT)
-    try:
-        wait_for_port(port, started, log)
-        yield port, started.pid
-    finally:
-        started.terminate()
-        started.wait()
-        log.unlink()
+    with process([sys.executable, ROOT / "bench" / "relay.py", str(port), str(to)], port) as pid:
+        yield port, pid
 
 
 def open_streams(streams: int, seconds: float) -> Iterator[str]:
