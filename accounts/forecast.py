@@ -1,0 +1,40 @@
+"""Forecast of a monthly budget at the pace of the last days."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from core.times import SECOND, month_end, month_of
+
+#: The pace is the mean of so many days, today included, or since the first use in them.
+PACE_DAYS = 7
+ONE_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a monthly budget will have used when its month `ends`, and when it is reached.
+
+    `reached_at` is None if the budget lasts to the end of the month, or if it is reached already.
+    """
+
+    expected: int
+    ends: datetime
+    reached_at: datetime | None
+
+
+def budget_forecast(*, used: int, limit: int, daily: Mapping[datetime, int], now: datetime) -> Forecast:
+    """Return the forecast of a budget of which `used` is used in this month (UTC).
+
+    `daily` has the amounts used by day (its start in UTC); days that are older than PACE_DAYS don't count.
+    """
+    ends = datetime.fromtimestamp(month_end(month_of(int(now.timestamp()) * SECOND)) // SECOND, tz=now.tzinfo)
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    recent = {day: amount for day, amount in daily.items() if amount and today - day < PACE_DAYS * ONE_DAY}
+    elapsed = max(now - min(recent, default=now), ONE_DAY)
+    a_day = sum(recent.values()) / (elapsed / ONE_DAY)
+    expected = used + round(a_day * ((ends - now) / ONE_DAY))
+    reaches = used < limit <= expected
+    return Forecast(expected, ends, now + ONE_DAY * ((limit - used) / a_day) if reaches else None)
