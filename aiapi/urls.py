@@ -20,7 +20,7 @@ from inference.api.openai import (
     ResponsesView,
     UnsupportedView,
 )
-from monitoring.views import RequestView, StatsView, UsageView
+from monitoring.views import RequestsView, RequestView, StatsView, UsageView
 from operations.dashboard.views import dashboard_sections
 from operations.views import HealthView, LiveView, MetricsView, ReadyView
 
@@ -54,6 +54,7 @@ urlpatterns = [
     api(r"keys/(?P<key_id>\d{1,18})/revoke", KeyRevokeView.as_view(), "key-revoke"),
     api(r"keys/(?P<key_id>\d{1,18})/rotate", KeyRotateView.as_view(), "key-rotate"),
     api("stats", StatsView.as_view(), "stats"),
+    api("requests", RequestsView.as_view(), "requests"),
     api(r"requests/(?P<name>[A-Za-z0-9._-]{1,64})", RequestView.as_view(), "request"),
     api("health", HealthView.as_view(), "health"),
     api("health/live", LiveView.as_view(), "health-live"),

@@ -92,6 +92,18 @@ def account_usage(account_id: int, span: UsageSpan) -> dict[str, Any]:
     }
 
 
+def request_records(*, account_id: int, limit: int, before: UUID | None = None) -> list[RequestRecord] | None:
+    """Return an account's newest records, or those older than one of them; None if the account has no such record."""
+    own = RequestRecord.objects.filter(account_id=account_id)
+    if before is not None:
+        last = own.filter(pk=before).first()
+        if last is None:
+            return None
+        at = last.admitted_at
+        own = own.filter(admitted_at__lte=at).exclude(admitted_at=at, id__gte=before)
+    return list(own.order_by("-admitted_at", "-id")[:limit])
+
+
 def request_record(*, account_id: int, name: str) -> RequestRecord | None:
     """Return an account's record by id, or the newest with that label (X-Request-ID); None if there is none.
 

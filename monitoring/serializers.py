@@ -135,6 +135,14 @@ def _moment(name: str, text: str, zone: tzinfo) -> datetime:
     return at
 
 
+class RequestsQuery(StrictSerializer):
+    """The parameters of GET /requests."""
+
+    unknown_field = "Unknown parameter: known are limit and before."
+    limit = serializers.IntegerField(min_value=1, max_value=100, default=25)
+    before = serializers.UUIDField(required=False, help_text="The id of a request: older ones are listed.")
+
+
 class StatsAnswer(serializers.Serializer[Any]):
     """The answer of /stats: requests to the model endpoints."""
 
@@ -233,6 +241,15 @@ class RecordAnswer(serializers.ModelSerializer[RequestRecord]):
             *("input_tokens", "cached_tokens", "output_tokens", "cost", "saved_cost", "usage_source"),
             *("is_partial", "is_overrun", "latency_ms", "first_token_ms", "attempts", "count"),
         ]
+
+
+class RequestsAnswer(serializers.Serializer[Any]):
+    """The answer of GET /requests."""
+
+    requests = RecordAnswer(many=True, help_text="The newest first.")
+    next = serializers.UUIDField(
+        allow_null=True, help_text="The value of `before` for older ones; null: there are none."
+    )
 
 
 class ServiceAnswer(serializers.Serializer[Any]):

@@ -1,4 +1,4 @@
-"""GET /stats, GET /usage and GET /requests/{id}."""
+"""GET /stats, GET /usage, GET /requests and GET /requests/{id}."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from rest_framework.response import Response
 from accounts.api.base import KeyView
 from accounts.authentication import ApiKeyAuthentication
 from accounts.limit_usage import get_limit_usage, month_text
-from core.errors import NotFound, PermissionDenied
+from core.errors import InvalidRequest, NotFound, PermissionDenied
 from monitoring.models import VIEW_RECORDS as SEES_RECORDS
-from monitoring.selectors import account_usage, request_record, stats
-from monitoring.serializers import USAGE_PARAMETERS, RecordAnswer, StatsAnswer, StatsQuery, UsageAnswer, UsageQuery
+from monitoring.selectors import account_usage, request_record, request_records, stats
+from monitoring.serializers import (
+    USAGE_PARAMETERS,
+    RecordAnswer,
+    RequestsAnswer,
+    RequestsQuery,
+    StatsAnswer,
+    StatsQuery,
+    UsageAnswer,
+    UsageQuery,
+)
 
 
 class StaffSession(SessionAuthentication):
@@ -82,6 +91,31 @@ class UsageView(KeyView):
                 "usage": account_usage(identity.account_id, query.validated_data["span"]),
             }
         )
+
+
+class RequestsView(KeyView):
+    """GET /requests."""
+
+    required_scope = "usage"
+    query = RequestsQuery
+
+    @extend_schema(
+        operation_id="requests_list",
+        summary="List the account's latest requests",
+        description="Of all keys of the account, the newest first.",
+        parameters=[RequestsQuery],
+        responses=RequestsAnswer,
+    )
+    def get(self, request: Request) -> Response:
+        """Return a page of the records of the key's account, and where the next one begins."""
+        query = self.query(data=request.query_params)
+        query.is_valid(raise_exception=True)
+        asked = query.validated_data
+        records = request_records(account_id=self.identity.account_id, **asked)
+        if records is None:
+            raise InvalidRequest(errors={"before": ["The account has no such request."]})
+        has_more = len(records) == asked["limit"]
+        return Response(RequestsAnswer({"requests": records, "next": records[-1].id if has_more else None}).data)
 
 
 class RequestView(KeyView):

@@ -16,6 +16,7 @@ from accounts.key_cache import AuthenticatedKey
 from accounts.limit_usage import openai_rate_headers
 from accounts.limits.types import Admission
 from core.errors import ModelNotFound, NotFound, UpstreamFailed
+from core.money import dollars
 from inference.api.base import ModelEndpoint
 from inference.api.errors import openai_error_body
 from inference.api.schema import (
@@ -180,11 +181,20 @@ def _is_listed(model: CatalogModel, identity: AuthenticatedKey) -> bool:
 
 
 def _shown(model: CatalogModel) -> dict[str, Any]:
-    """Return OpenAI's fields of a model, plus its kind."""
+    """Return OpenAI's fields of a model, plus its kind, other names, context and price."""
+    rates = model.routes[0].rates
     return {
         "id": model.public_name,
         "object": "model",
         "created": model.created,
         "owned_by": model.routes[0].provider,
         "kind": model.kind,
+        "aliases": list(model.aliases),
+        "context_size": model.context_size,
+        "price": rates
+        and {
+            "input_per_million": dollars(rates.input),
+            "cached_input_per_million": dollars(rates.cached_input),
+            "output_per_million": dollars(rates.output),
+        },
     }

@@ -213,6 +213,14 @@ class ResponseObject(serializers.Serializer[Any]):
     output = serializers.ListField(child=serializers.DictField())
 
 
+class ModelPrice(serializers.Serializer[Any]):
+    """US dollars per million tokens, as texts with nine decimals."""
+
+    input_per_million = serializers.CharField()
+    cached_input_per_million = serializers.CharField()
+    output_per_million = serializers.CharField()
+
+
 class ModelObject(serializers.Serializer[Any]):
     """A model that the key may use."""
 
@@ -222,6 +230,12 @@ class ModelObject(serializers.Serializer[Any]):
     owned_by = serializers.CharField(help_text="The provider that is asked first.")
     kind = serializers.ChoiceField(
         choices=Model.Kind.choices, help_text="`embedding` for /v1/embeddings, `chat` for every other endpoint."
+    )
+    aliases = serializers.ListField(child=serializers.CharField(), help_text="Other names that requests may use.")
+    context_size = serializers.IntegerField(help_text="Tokens of prompt and answer together.")
+    price = ModelPrice(
+        allow_null=True,
+        help_text="At the provider that is asked first; another may cost more or less. null: unknown.",
     )
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("upstream")
 @pytest.fixture
 def aliased(upstream: FakeUpstream) -> Model:
     """Make a model that has two more names."""
-    return serve("large", aliases=["gpt-4", "org/large:latest"]).model
+    return serve("large", input=2, cached_input=1, output=8, aliases=["gpt-4", "org/large:latest"]).model
 
 
 def test_it_lists_each_model_once(roomy: Api, aliased: Model) -> None:
@@ -36,6 +36,13 @@ def test_it_shows_a_model_by_any_name_under_which_it_is_called(roomy: Api, alias
         "created": int(aliased.created_at.timestamp()),
         "owned_by": "openai",
         "kind": "chat",
+        "aliases": ["gpt-4", "org/large:latest"],
+        "context_size": aliased.context_size,
+        "price": {
+            "input_per_million": "2.000000000",
+            "cached_input_per_million": "1.000000000",
+            "output_per_million": "8.000000000",
+        },
     }
     body = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
     assert roomy.post("/v1/chat/completions", body)["X-Model"] == "large"

@@ -1,8 +1,9 @@
-"""GET /requests/{id}: an account's own record of a request."""
+"""GET /requests and /requests/{id}: an account's own records of its requests."""
 
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.test import Client
@@ -41,3 +42,29 @@ def test_it_shows_the_requests_of_all_keys_of_the_account_and_of_no_other(cast: 
     theirs = recorded(cast.stranger, label="theirs").id
     assert get(cast.owner, theirs).status_code == get(cast.owner, "theirs").status_code == 404
     assert get(cast.owner, "unknown").json()["code"] == "not_found"
+
+
+def listed(issued: IssuedKey, query: str = "") -> Any:
+    """List requests."""
+    return Client().get(f"/requests{query}", **issued.headers)  # type: ignore[arg-type]
+
+
+def test_it_lists_the_accounts_own_requests_page_by_page_the_newest_first(cast: Cast) -> None:
+    own = [str(UUID(str(recorded(cast.owner).id))) for _ in range(5)]
+    theirs = recorded(cast.stranger).id
+    seen, query = [], "?limit=2"
+    while query:
+        page = listed(cast.owner, query).json()
+        seen += page["requests"]
+        query = page["next"] and f"?limit=2&before={page['next']}"
+    assert [each["id"] for each in seen] == own[::-1]
+    assert seen[0] == get(cast.owner, own[-1]).json()
+    assert listed(make_key(account=cast.owner.key.account, name="another")).json() == {"requests": seen, "next": None}
+    assert listed(cast.owner, f"?before={theirs}").json()["errors"] == {"before": ["The account has no such request."]}
+
+
+@pytest.mark.parametrize("query", ["?limit=0", "?limit=101", "?limit=x", "?before=x", "?page=2"])
+def test_it_refuses_a_list_that_it_does_not_know(cast: Cast, query: str) -> None:
+    assert (listed(cast.owner, query).status_code, listed(cast.revoked).status_code) == (400, 401)
+    narrow = make_key(account=cast.owner.key.account, name="narrow", scopes=["chat"])
+    assert listed(narrow).json()["code"] == "scope_denied"
