@@ -26,8 +26,9 @@ from accounts.limits.types import (
     Window,
 )
 from core.errors import ApiError, BoundExceedsLimit
+from core.formats import moment
 from core.money import NANO_DOLLARS, dollars
-from core.times import month_end, month_of, utc_text
+from core.times import month_end, month_of
 
 #: Windows of the limits by unit, in seconds. Tokens are counted by whole seconds, and leave the window up to one later.
 WINDOWS = {"requests": MINUTE // SECOND, "tokens": TOKEN_WINDOW_SECONDS}
@@ -147,6 +148,11 @@ class LimitUsage:
         return self.used / self.limit if self.limit else 1.0
 
     @property
+    def percent(self) -> int:
+        """The used part in whole percent, rounded down: 100 means that nothing is left."""
+        return (self.used or 0) * 100 // self.limit if self.limit else round(self.share * 100)
+
+    @property
     def owner(self) -> str:
         """`key`, `maker` or `account`, with ` model` for a model budget."""
         kind = self.subject.kind.replace("key", "maker") if self.subject.maker else self.subject.kind
@@ -175,14 +181,14 @@ class LimitUsage:
 
     @property
     def text(self) -> str:
-        """How much is used, for people: `1,200 of 10,000 (12%)`; money is rounded to cents."""
+        """How much is used, for people: `1,200 of 10,000 (12 %)`; money is rounded to cents."""
         used, limit = (
             f"${(value or 0) / NANO_DOLLARS:,.2f}" if self.is_money else f"{value or 0:,}"
             for value in (self.used, self.limit)
         )
         if self.limit is None:
             return "no limit" if self.used is None else f"{used} (no limit)"
-        return f"{used} of {limit} ({self.share:.0%})"
+        return f"{used} of {limit} ({self.percent} %)"
 
     def amount(self, value: int | None) -> int | str | None:
         """Return an amount as callers see it: money as a string in US dollars with all digits."""
@@ -212,7 +218,7 @@ class LimitUsage:
             unlimited if limit is None else str(limit),
             unknown if used is None else str(used),
             unknown if remaining is None else str(remaining),
-            utc_text(reset, never, seconds=True),
+            moment(reset, never, seconds=True),
         )
 
 

@@ -1,4 +1,4 @@
-"""Parsing and formatting of dates and times, calendar months in UTC, and ids of records.
+"""Parsing of dates and times, calendar months in UTC, and ids of records.
 
 A month is a number YYYYMM; its start and end are µs since the epoch. An id contains the time of the process that made
 it, but nothing is selected or ordered by that.
@@ -28,11 +28,6 @@ def parse_datetime(text: str, zone: tzinfo = UTC) -> datetime:
         return (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(UTC)
     except OverflowError as error:
         raise DateOutOfRange from error
-
-
-def utc_text(at: datetime | None, absent: str = "never", *, seconds: bool = False) -> str:
-    """Format a datetime for people: in UTC, to the minute or second."""
-    return absent if at is None else at.astimezone(UTC).strftime(f"%Y-%m-%d %H:%M{':%S' if seconds else ''} UTC")
 
 
 SECOND = 1_000_000

@@ -28,8 +28,7 @@ from accounts.admin.base import (
     is_confirmed,
     link,
 )
-from core.money import price_text
-from core.times import utc_text
+from core.formats import moment, price_text
 from inference.catalog import provider_route
 from inference.models import Deployment, Model, Price, Provider
 from inference.services import catalog_delete, catalog_save, model_clear_cache
@@ -332,7 +331,7 @@ class PriceAdmin(CatalogAdmin):
         """Return False: prices can't be changed, because calls were billed with them; add a new price instead."""
         return False
 
-    begins = column("valid from", lambda price: utc_text(price.valid_from), ordering="valid_from")
+    begins = column("valid from", lambda price: moment(price.valid_from), ordering="valid_from")
 
     @display(description="begun", boolean=True)
     def is_current(self, price: Price) -> bool:

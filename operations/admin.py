@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from accounts.admin.base import Confirmation, action, actor_of, ask, column, display, is_confirmed
 from accounts.admin.lists import KeysetAdmin
 from accounts.audit import audit_event
-from core.times import utc_text
+from core.formats import moment
 from monitoring.models import Alert, AlertDelivery
 from operations.alerts.deliveries import lasted, send_test_alert
 
@@ -27,7 +27,7 @@ class AlertAdmin(KeysetAdmin):
     list_filter = ("kind",)
     time_column = "began_at"
     fields = readonly_fields = ("state", "kind", "title", "text", "began", "ended", "sent_to", "subject")
-    began = column("began", lambda alert: utc_text(alert.began_at))
+    began = column("began", lambda alert: moment(alert.began_at))
     state = column("state", lambda alert: "resolved" if alert.ended_at else "firing", label=STATE_BADGES)
     actions_list = ("test",)
 
@@ -64,7 +64,7 @@ class AlertAdmin(KeysetAdmin):
         """Return when the incident ended, and its duration so far."""
         if alert.ended_at is None:
             return f"firing for {lasted(alert)}"
-        return f"{utc_text(alert.ended_at)}, after {lasted(alert)}"
+        return f"{moment(alert.ended_at)}, after {lasted(alert)}"
 
     @display(description="sent to")
     def sent_to(self, alert: Alert) -> SafeString | str:
@@ -72,5 +72,5 @@ class AlertAdmin(KeysetAdmin):
         lines = []
         for delivery in alert.deliveries.all():
             pending = f"{delivery.failure or 'on its way'} ({delivery.attempts} attempts)"
-            lines.append((f"{delivery}: {utc_text(delivery.sent_at, pending)}",))
+            lines.append((f"{delivery}: {moment(delivery.sent_at, pending)}",))
         return format_html_join("", "<div>{}</div>", lines) or "no recipient"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
@@ -35,25 +36,20 @@ from accounts.admin.forms import ModelBudgetInline, ModelBudgetsAdmin, TierForm
 from accounts.admin.keys import KeyColumns
 from accounts.key_cache import account_subject, model_subject
 from accounts.limit_usage import LIVE, LimitUsage, usage_of_scopes
-from accounts.limits.types import BUDGET_FIELDS, LIMITS, RATE_FIELDS, LimitName, LimitSet
+from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS, LimitName, LimitSet
 from accounts.models import Account, ApiKey, Tier
 from accounts.selectors import api_keys_usable, is_usable
-from core.times import utc_text
+from core.formats import moment
 
 RECORDED = "The state store is away: monthly amounts come from the records; the use of other limits is unknown."
 
 
 def usage_bar(usage: LimitUsage) -> SafeString:
-    """Return a progress bar with the text beside it; without a limit, the text alone."""
+    """Return the bar of a limit with the text beside it; without a limit, the text alone."""
     if usage.limit is None:
         return format_html("{}", usage.text)
-    return format_html(
-        '<progress max="{}" value="{}" aria-label="{}" class="block w-40"></progress><span>{}</span>',
-        max(usage.limit, 1),
-        min(usage.used or 0, max(usage.limit, 1)),
-        LIMITS[usage.name].title,
-        usage.text,
-    )
+    bar = {"percent": usage.percent, "text": usage.text, "title": usage.title}
+    return render_to_string("admin/limit_bar.html", bar)
 
 
 def month_bar(account: Any, name: LimitName) -> SafeString:
@@ -111,7 +107,7 @@ class AccountAdmin(KeyedAdmin):
     inlines = (ModelBudgetInline, KeyInline)
     actions_detail = ("add_key", "clear_cache", "enable", "disable")
     empty_value_display = "none"
-    created = column("created", lambda account: utc_text(account.created_at))
+    created = column("created", lambda account: moment(account.created_at))
     status = column(
         "state",
         lambda account: "active" if account.is_active else "disabled",
@@ -237,7 +233,7 @@ class AccountAdmin(KeyedAdmin):
             title=f"{verb} account {account}?",
             consequences=consequences,
             submit=f"{verb} account",
-            affected=[f"{key}, last used: {utc_text(key.last_used_at)}" for key in keys],
+            affected=[f"{key}, last used: {moment(key.last_used_at)}" for key in keys],
             is_dangerous=not active,
             cancel_url=change_url(account),
         )

@@ -28,7 +28,7 @@ from accounts.admin.base import AuditedAdmin, actor_of, column, display
 from accounts.admin.lists import FieldFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_change, audit_record, stored_values
 from accounts.models import AuditEntry
-from core.times import utc_text
+from core.formats import moment
 
 if TYPE_CHECKING:
     GroupBase = DjangoGroupAdmin
@@ -178,7 +178,7 @@ class AuditEntryAdmin(KeysetAdmin):
     list_filter = (ActionFilter, TargetFilter, ActorFilter, TimeFilter)
     search_fields = ("target", "actor")
     search_help_text = "What was changed, or who did it"
-    when = column("when", lambda entry: utc_text(entry.at))
+    when = column("when", lambda entry: moment(entry.at))
     fields = readonly_fields = ("when", "actor", "action", "target_type", "target_id", "target", "changes")
 
     @display(description="what changed")

@@ -201,7 +201,7 @@ class TestTelling:
         call(key, 60)
         page = admin_site.get(f"/admin/accounts/account/{key.account_id}/change/").content.decode()
         assert "Tokens this month, gpt" in page
-        assert "60 of 80 (75%)" in page
+        assert "60 of 80 (75 %)" in page
         page = admin_site.get(f"/admin/accounts/apikey/{key.pk}/test/").content.decode()
         assert "monthly tokens, key model gpt" in page
 

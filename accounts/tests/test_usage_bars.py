@@ -51,15 +51,23 @@ def page(site: Client, url: str) -> str:
 
 def test_it_shows_the_month_on_the_list(site: Client, issued: IssuedKey) -> None:
     shown = page(site, ACCOUNTS)
-    assert "1,200 of 10,000 (12%)" in shown
-    assert "$2.50 of $12.50 (20%)" in shown
-    assert '<progress max="10000" value="1200" aria-label="Tokens this month"' in shown
+    assert "1,200 of 10,000 (12 %)" in shown
+    assert "$2.50 of $12.50 (20 %)" in shown
+    assert '<progress class="limit-bar" max="100" value="12" aria-label="Tokens this month">' in shown
+
+
+def test_it_names_a_reached_limit(site: Client, issued: IssuedKey) -> None:
+    Account.objects.update(monthly_token_budget=1_200, monthly_cost_budget=Decimal("2.51"))
+    shown = page(site, ACCOUNTS)
+    assert "1,200 of 1,200 (100 %)" in shown
+    assert shown.count("reached</strong>") == 1
+    assert "limit-near" in shown, "99 % is near, not reached"
 
 
 def test_it_shows_every_limit_on_the_page(site: Client, issued: IssuedKey) -> None:
     shown = page(site, f"{ACCOUNTS}{issued.key.account_id}/change/")
     assert "Requests in the last minute" in shown
-    assert "0 of 7 (0%)" in shown
+    assert "0 of 7 (0 %)" in shown
     assert "0 (no limit)" in shown
 
 
@@ -86,7 +94,7 @@ def test_it_shows_the_month_by_the_records_while_redis_is_away(
     monkeypatch.setattr(type(get_limits()), "usages", fail)
     monkeypatch.setattr(limit_usage, "settled_in_database", settled)
     for shown in (page(site, ACCOUNTS), page(site, f"{ACCOUNTS}{issued.key.account_id}/change/")):
-        assert "1,500 of 10,000 (15%)" in shown
-        assert "$5.00 of $12.50 (40%)" in shown
+        assert "1,500 of 10,000 (15 %)" in shown
+        assert "$5.00 of $12.50 (40 %)" in shown
     assert RECORDED in shown
     assert "Requests in the last minute" not in shown

@@ -8,7 +8,11 @@ from pathlib import Path
 import unfold
 
 ROOT = Path(__file__).resolve().parents[2]
-SHEETS = [Path(unfold.__file__).parent / "static/unfold/css/styles.css", ROOT / "static/dashboard/dashboard.css"]
+SHEETS = [
+    Path(unfold.__file__).parent / "static/unfold/css/styles.css",
+    *ROOT.glob("static/admin/*.css"),
+    ROOT / "static/dashboard/dashboard.css",
+]
 SCRIPTS = [ROOT / "static/dashboard/dashboard.js"]
 MARKUP = [
     *ROOT.glob("templates/admin/**/*.html"),

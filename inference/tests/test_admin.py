@@ -11,7 +11,7 @@ from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
 from accounts.models import AuditEntry
 from accounts.tests.factories import logged_in, make_account, make_admin, make_key, make_staff
-from core.money import price_text
+from core.formats import price_text
 from inference.catalog import Rates, _route, catalog
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.models import Deployment, Model, Price, Provider

@@ -18,7 +18,8 @@ from django.utils import timezone
 from redis.exceptions import RedisError
 
 from accounts.models import Account
-from core.money import NANO_DOLLARS, count, exact_money, known_money, money
+from core.formats import NOTHING, count, exact_money, known_money, milliseconds, money, percent
+from core.money import NANO_DOLLARS
 from core.ttl_cache import TtlCache
 from monitoring.export import records_within
 from monitoring.ingester import ingest_backlog
@@ -33,23 +34,6 @@ from operations.dashboard.query import DashboardQuery, Span
 from operations.health import LAG_SECONDS
 
 log = structlog.get_logger(__name__)
-
-UNKNOWN = "\N{EN DASH}"
-
-
-def milliseconds(ms: float | None) -> str:
-    """Format milliseconds as 340 ms or 1.25 s; None as a dash."""
-    if ms is None:
-        return UNKNOWN
-    if ms >= 1000:
-        return f"{ms / 1000:.{2 if ms < 10_000 else 1}f} s"
-    return f"{ms:.1f} ms".replace(".0 ", " ") if ms < 10 else f"{ms:.0f} ms"
-
-
-def percent(share: float | None) -> str:
-    """Format a share (0 to 1) as 36 % or 36.4 %; None as a dash."""
-    return UNKNOWN if share is None else f"{share * 100:.1f}".removesuffix(".0") + " %"
-
 
 #: A relative change below this is shown as none: changes are shown in whole percent.
 LEAST_CHANGE = 0.005
@@ -93,7 +77,7 @@ def tiles(asked: DashboardQuery, reading: Reading) -> list[Tile]:
         name: str, of: Of, write: Write, exact: str, more: str, direction: int = 0, **log_filter: str | None
     ) -> Tile:
         value = of(total)
-        shown = UNKNOWN if value is None else write(value)
+        shown = NOTHING if value is None else write(value)
         query = asked.log_query(**{name: value for name, value in log_filter.items() if value is not None})
         return Tile(name, shown, exact, more, change(of, write, reading, direction), query)
 

@@ -1,0 +1,126 @@
+"""The admin's sidebar, tabs, brand and command palette, for django-unfold (settings.UNFOLD).
+
+An entry is shown to users who have its permission. The command palette finds lists, actions, accounts by name, keys
+by prefix or name, and requests by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Q
+from django.http import HttpRequest
+from django.urls import reverse
+from unfold.dataclasses import SearchResult
+
+from accounts.admin.base import change_url
+from accounts.keys import SHOWN_PREFIX
+from accounts.models import Account, ApiKey
+from monitoring.models import VIEW_RECORDS, Alert, RequestRecord
+
+#: Groups of entries: title, icon, URL name below `admin:`, permission ("": everybody).
+SIDEBAR = {
+    "Overview": [
+        ("Dashboard", "dashboard", "index", ""),
+        ("Requests", "receipt_long", "monitoring_requestrecord_changelist", VIEW_RECORDS),
+        ("Alerts", "notifications", "monitoring_alert_changelist", "monitoring.view_alert"),
+    ],
+    "Customers": [
+        ("Accounts", "apartment", "accounts_account_changelist", "accounts.view_account"),
+        ("API keys", "key", "accounts_apikey_changelist", "accounts.view_apikey"),
+        ("Tiers", "layers", "accounts_tier_changelist", "accounts.view_tier"),
+    ],
+    "Models": [
+        ("Models", "neurology", "inference_model_changelist", "inference.view_model"),
+        ("Providers", "cloud", "inference_provider_changelist", "inference.view_provider"),
+    ],
+    "Finance": [
+        ("Usage report", "bar_chart", "monitoring_requestrecord_export_usage", "monitoring.export_requestrecord"),
+    ],
+    "Security": [
+        ("Audit log", "history", "accounts_auditentry_changelist", "accounts.view_auditentry"),
+        ("Staff", "badge", "auth_user_changelist", "auth.view_user"),
+        ("Roles", "admin_panel_settings", "auth_group_changelist", "auth.view_group"),
+    ],
+}
+#: Models whose lists are tabs of one page: titles and names below `inference`.
+MODEL_TABS = {"Models": "model", "Deployments": "deployment", "Prices": "price"}
+#: What the command palette finds beside lists and objects: title, icon, URL name, permission.
+ACTIONS = [
+    ("Dashboard", "dashboard", "index", ""),
+    ("Add account", "add", "accounts_account_add", "accounts.add_account"),
+    ("Add key", "add", "accounts_apikey_add", "accounts.add_apikey"),
+    ("Add tier", "add", "accounts_tier_add", "accounts.add_tier"),
+    ("Add provider", "add", "inference_provider_add", "inference.add_provider"),
+    ("Add model", "add", "inference_model_add", "inference.add_model"),
+    ("Export usage", "download", "monitoring_requestrecord_export_usage", "monitoring.export_requestrecord"),
+]
+#: The most results of one kind in the command palette.
+MOST = 8
+
+
+def _is_allowed(request: HttpRequest, permission: str) -> bool:
+    return not permission or request.user.has_perm(permission)
+
+
+def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
+    """Return the groups that have an entry for the user; Alerts has the number of open ones."""
+    groups = []
+    for title, entries in SIDEBAR.items():
+        items = [
+            {"title": text, "icon": icon, "link": reverse(f"admin:{name}"), **_badge(name)}
+            for text, icon, name, permission in entries
+            if _is_allowed(request, permission)
+        ]
+        groups += [{"title": title, "items": items}] if items else []
+    return groups
+
+
+def _badge(name: str) -> dict[str, Any]:
+    """Return the number of open alerts for their entry; nothing if there is none, and for other entries."""
+    number = Alert.objects.filter(ended_at=None).count() if name.startswith("monitoring_alert") else 0
+    return {"badge": str(number), "badge_variant": "danger"} if number else {}
+
+
+def tabs(request: HttpRequest) -> list[dict[str, Any]]:
+    """Return the tabs above the lists of models, deployments and prices."""
+    items = [
+        {"title": title, "link": reverse(f"admin:inference_{name}_changelist")}
+        for title, name in MODEL_TABS.items()
+        if _is_allowed(request, f"inference.view_{name}")
+    ]
+    return [{"models": [f"inference.{name}" for name in MODEL_TABS.values()], "items": items}]
+
+
+def environment(request: HttpRequest) -> list[str]:
+    """Return the environment's name and the colour of its badge."""
+    return [settings.ENVIRONMENT.capitalize(), "danger" if settings.IS_PRODUCTION else "info"]
+
+
+def search(request: HttpRequest, term: str) -> list[SearchResult]:
+    """Return what the command palette finds beside the lists, which unfold finds by their names."""
+    return [*_actions(request, term), *_objects(request, term)]
+
+
+def _actions(request: HttpRequest, term: str) -> Iterator[SearchResult]:
+    for title, icon, name, permission in ACTIONS:
+        if term in title.lower() and _is_allowed(request, permission):
+            yield SearchResult(title, "Action", reverse(f"admin:{name}"), icon)
+
+
+def _objects(request: HttpRequest, term: str) -> Iterator[SearchResult]:
+    if request.user.has_perm("accounts.view_account"):
+        for account in Account.objects.filter(name__icontains=term).order_by("name")[:MOST]:
+            yield SearchResult(account.name, "Account", change_url(account), "apartment")
+    if request.user.has_perm("accounts.view_apikey"):
+        keys = ApiKey.objects.filter(Q(prefix__istartswith=term[:SHOWN_PREFIX]) | Q(name__icontains=term))
+        for key in keys.select_related("account").order_by("name", "pk")[:MOST]:
+            yield SearchResult(
+                f"{key.account} / {key.name} ({key.masked})", f"Key, {key.state}", change_url(key), "key"
+            )
+    if request.user.has_perm(VIEW_RECORDS):
+        for record in RequestRecord.objects.filter(label=term)[:MOST]:
+            title = f"{record.status} {record.endpoint}, {record.account_name}"
+            yield SearchResult(title, "Request", change_url(record), "receipt_long")

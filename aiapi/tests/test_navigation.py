@@ -1,0 +1,70 @@
+"""The admin's sidebar and command palette: what users with few and with all permissions find there."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from django.core.cache import cache
+from django.test import Client
+from django.utils import timezone
+
+from accounts.tests.factories import logged_in, make_account, make_admin, make_key, make_staff
+from monitoring.models import Alert
+from monitoring.tests.samples import recorded
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _empty_palette() -> None:
+    """Forget what the palette found before: unfold keeps results for five minutes."""
+    cache.clear()
+
+
+def shown(client: Client, url: str) -> str:
+    """Return a page."""
+    answer = client.get(url)
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def found(client: Client, term: str) -> str:
+    """Return what the command palette shows for a term."""
+    return shown(client, f"/admin/search/?extended=1&s={term}")
+
+
+def test_it_shows_only_what_a_user_may_see() -> None:
+    page = shown(logged_in(make_staff("accounts.view_account")), "/admin/accounts/account/")
+    assert ">Customers<" in "".join(page.split())
+    assert "/admin/accounts/account/" in page
+    for hidden in ("/admin/accounts/apikey/", "/admin/monitoring/", "/admin/inference/", "/admin/auth/"):
+        assert hidden not in page
+
+
+def test_it_counts_open_alerts() -> None:
+    client = logged_in(make_admin())
+    assert "uppercase min-w-[18px]" not in shown(client, "/admin/accounts/tier/")
+    for number in range(3):
+        Alert.objects.create(
+            kind=Alert.Kind.ERRORS, subject=f"errors {number}", title="t", text="t", began_at=timezone.now()
+        )
+    assert "uppercase min-w-[18px]" in shown(client, "/admin/accounts/tier/")
+
+
+def test_it_finds_accounts_keys_requests_and_actions() -> None:
+    client, issued = logged_in(make_admin()), make_key(account=make_account("acme"), name="nightly")
+    record = recorded(issued, label="req-42")
+    assert f"/admin/accounts/account/{issued.key.account_id}/change/" in found(client, "acm")
+    for term in ("night", issued.key.prefix):
+        assert f"/admin/accounts/apikey/{issued.key.pk}/change/" in found(client, term)
+    assert f"/admin/monitoring/requestrecord/{UUID(record.id)}/change/" in found(client, "req-42")
+    assert "/admin/accounts/apikey/add/" in found(client, "add key")
+    assert "No results" in found(client, "nothing of this name")
+
+
+def test_it_finds_nothing_without_permission() -> None:
+    client, issued = logged_in(make_staff("accounts.view_tier")), make_key(account=make_account("acme"), name="nightly")
+    recorded(issued, label="req-42")
+    for term in ("acme", "nightly", issued.key.prefix, "req-42", "add key"):
+        assert "No results" in found(client, term)

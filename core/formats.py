@@ -1,0 +1,98 @@
+"""Figures and times as people read them: the same in the admin, in messages and in e-mails.
+
+`static/site/format.js` writes the same formats in the browser; `core/template_filters.py` offers them to templates.
+A rounded figure comes with its exact one on hover. What is not known is NOTHING, never zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from core.money import NANO_DOLLARS
+
+NOTHING = "\N{EN DASH}"
+
+COMPACT = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+
+
+def count(number: int) -> str:
+    """Format a count: 1,204 or 1.23 M."""
+    if abs(number) < 10_000:
+        return f"{number:,}"
+    # Round before choosing the letter: 999,999 is 1 M.
+    rounded = float(f"{number:.2e}")
+    size, letter = next(each for each in COMPACT if abs(rounded) >= each[0])
+    return f"{rounded / size:.3g} {letter}"
+
+
+def money(nano_dollars: int) -> str:
+    """Format nano-dollars as $12.34; amounts below ten cents with two significant digits."""
+    dollars = nano_dollars / NANO_DOLLARS
+    if dollars >= 100_000:
+        return f"${count(round(dollars))}"
+    if not nano_dollars or dollars >= 0.1:
+        return f"${dollars:,.2f}"
+    return f"${dollars:.{min(9, 1 - math.floor(math.log10(dollars)))}f}"
+
+
+def known_money(nano_dollars: int, unpriced: int, write: Callable[[int], str] = money) -> str:
+    """Format the cost of requests of which `unpriced` have no known cost: `$1.20`, `at least $1.20`, or `unknown`."""
+    if not unpriced:
+        return write(nano_dollars)
+    return f"at least {write(nano_dollars)}" if nano_dollars else "unknown"
+
+
+def exact_money(nano_dollars: int) -> str:
+    """Format nano-dollars with all significant decimals, at least two."""
+    whole, rest = divmod(nano_dollars, NANO_DOLLARS)
+    digits = f"{rest:09d}"
+    return f"${whole:,}.{digits[:2]}{digits[2:].rstrip('0')}"
+
+
+def price_text(amount: Decimal) -> str:
+    """Format US dollars with all significant decimals, at least two: $0.60, $0.075."""
+    text = f"{amount:.9f}".rstrip("0")
+    whole, _, cents = text.partition(".")
+    return f"${whole}.{cents.ljust(2, '0')}"
+
+
+def milliseconds(ms: float | None) -> str:
+    """Format milliseconds as 340 ms or 1.25 s; None as NOTHING."""
+    if ms is None:
+        return NOTHING
+    if ms >= 1000:
+        return f"{ms / 1000:.{2 if ms < 10_000 else 1}f} s"
+    return f"{ms:.1f} ms".replace(".0 ", " ") if ms < 10 else f"{ms:.0f} ms"
+
+
+def duration(seconds: float | None) -> str:
+    """Format seconds as 42 s, 12 min, 5 h or 6 days; None as NOTHING."""
+    if seconds is None:
+        return NOTHING
+    whole = max(0, math.ceil(seconds))
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{round(whole / 60)} min"
+    return f"{round(whole / 3600)} h" if whole < 172_800 else f"{round(whole / 86_400)} days"
+
+
+def percent(share: float | None) -> str:
+    """Format a share (0 to 1) as 36 % or 36.4 %; None as NOTHING."""
+    return NOTHING if share is None else f"{share * 100:.1f}".removesuffix(".0") + " %"
+
+
+def moment(at: datetime | None, absent: str = "never", *, seconds: bool = False) -> str:
+    """Format a time in UTC, to the minute or second: 2026-11-30 23:50 UTC."""
+    return absent if at is None else at.astimezone(UTC).strftime(f"%Y-%m-%d %H:%M{':%S' if seconds else ''} UTC")
+
+
+def ago(at: datetime | None, now: datetime, absent: str = "never") -> str:
+    """Format a past time as the time since then: 42 s ago; within a second of `now`, just now."""
+    if at is None:
+        return absent
+    since = (now - at).total_seconds()
+    return "just now" if since < 1 else f"{duration(since)} ago"
