@@ -7,6 +7,7 @@ class AccountsConfig(AppConfig):
     """The accounts app; importing its checks registers them."""
 
     name = "accounts"
+    verbose_name = "Customers"
 
     def ready(self) -> None:
         """Register the system checks."""

@@ -7,3 +7,4 @@ class InferenceConfig(AppConfig):
     """The app of model calls and of the catalog of models."""
 
     name = "inference"
+    verbose_name = "Models and providers"

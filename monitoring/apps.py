@@ -9,6 +9,7 @@ class MonitoringConfig(AppConfig):
     """Connects the limits with the records: ledgers are seeded from them, and settled calls are written to them."""
 
     name = "monitoring"
+    verbose_name = "Overview"
 
     def ready(self) -> None:
         """Install the seeders and the sink of the limits."""

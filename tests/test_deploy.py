@@ -212,7 +212,7 @@ def test_it_gives_heroku_and_railway_the_settings_and_paths_that_exist() -> None
     worker = json.loads((ROOT / "deploy" / "railway" / "worker.json").read_text())  # railway.json says `serve`
     assert worker["deploy"]["startCommand"] == "python manage.py worker"
     assert "healthcheckPath" not in worker["deploy"], "it serves no HTTP"
-    assert "/deploy/railway/worker.json" in (ROOT / "README.md").read_text()
+    assert "/deploy/railway/worker.json" in (ROOT / "docs" / "deployment.md").read_text()
     assert {"release", "web", "worker"} == set(yaml.safe_load((ROOT / "Procfile").read_text()))
 
 

@@ -84,8 +84,8 @@ def test_it_answers_probes_whatever_host_and_scheme_they_name(production: Servic
         assert production.request("GET", path, headers={"Host": "10.1.2.3:8000"}).status == 200, path
 
 
-def test_it_runs_everything_in_one_container_by_the_command_of_the_readme(image: Path, fake: FakeUpstream) -> None:
-    (line,) = re.findall(r"^docker run (.*) ai-api (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_it_runs_everything_in_one_container_by_the_command_of_the_docs(image: Path, fake: FakeUpstream) -> None:
+    (line,) = re.findall(r"^docker run (.*) ai-api (.*)$", (ROOT / "docs" / "deployment.md").read_text(), re.MULTILINE)
     data = re.search(r"-v \S+:/app/(\S+)", line[0])
     assert data, "what it keeps would end with the container"
     folder = image / data.group(1)
