@@ -31,10 +31,15 @@ def budget_forecast(*, used: int, limit: int, daily: Mapping[datetime, int], now
     `daily` has the amounts used by day (its start in UTC); days that are older than PACE_DAYS don't count.
     """
     ends = datetime.fromtimestamp(month_end(month_of(int(now.timestamp()) * SECOND)) // SECOND, tz=now.tzinfo)
-    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    recent = {day: amount for day, amount in daily.items() if amount and today - day < PACE_DAYS * ONE_DAY}
-    elapsed = max(now - min(recent, default=now), ONE_DAY)
-    a_day = sum(recent.values()) / (elapsed / ONE_DAY)
+    a_day = daily_pace(daily, now)
     expected = used + round(a_day * ((ends - now) / ONE_DAY))
     reaches = used < limit <= expected
     return Forecast(expected, ends, now + ONE_DAY * ((limit - used) / a_day) if reaches else None)
+
+
+def daily_pace(daily: Mapping[datetime, int], now: datetime) -> float:
+    """Return the mean amount a day of the last PACE_DAYS (UTC), or since the first use in them, a day at least."""
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    recent = {day: amount for day, amount in daily.items() if amount and today - day < PACE_DAYS * ONE_DAY}
+    elapsed = max(now - min(recent, default=now), ONE_DAY)
+    return sum(recent.values()) / (elapsed / ONE_DAY)

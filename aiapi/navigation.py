@@ -18,9 +18,9 @@ from unfold.dataclasses import SearchResult
 from accounts.admin.base import change_url
 from accounts.keys import SHOWN_PREFIX
 from accounts.models import Account, ApiKey
-from monitoring.models import VIEW_RECORDS, Alert, RequestRecord
+from monitoring.models import VIEW_RECORDS, VIEW_ROLLUPS, Alert, RequestRecord
 
-#: Groups of entries: title, icon, URL name below `admin:`, permission ("": everybody).
+#: Groups of entries: title, icon, URL name below `admin:`, permission ("": everybody), or one of several.
 SIDEBAR = {
     "Overview": [
         ("Dashboard", "dashboard", "index", ""),
@@ -37,7 +37,7 @@ SIDEBAR = {
         ("Providers", "cloud", "inference_provider_changelist", "inference.view_provider"),
     ],
     "Finance": [
-        ("Usage report", "bar_chart", "monitoring_requestrecord_export_usage", "monitoring.export_requestrecord"),
+        ("Usage report", "bar_chart", "usage_report", f"{VIEW_ROLLUPS} {VIEW_RECORDS}"),
     ],
     "Security": [
         ("Audit log", "history", "accounts_auditentry_changelist", "accounts.view_auditentry"),
@@ -55,6 +55,7 @@ ACTIONS = [
     ("Add tier", "add", "accounts_tier_add", "accounts.add_tier"),
     ("Add provider", "add", "inference_provider_add", "inference.add_provider"),
     ("Add model", "add", "inference_model_add", "inference.add_model"),
+    ("Usage report", "bar_chart", "usage_report", f"{VIEW_ROLLUPS} {VIEW_RECORDS}"),
     ("Export usage", "download", "monitoring_requestrecord_export_usage", "monitoring.export_requestrecord"),
 ]
 #: The most results of one kind in the command palette.
@@ -62,15 +63,19 @@ MOST = 8
 
 
 def _is_allowed(request: HttpRequest, permission: str) -> bool:
-    return not permission or request.user.has_perm(permission)
+    return not permission or any(map(request.user.has_perm, permission.split()))
 
 
 def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
     """Return the groups that have an entry for the user; Alerts has the number of open ones."""
     groups = []
+    links = {name: reverse(f"admin:{name}") for entries in SIDEBAR.values() for _, _, name, _ in entries}
+    closest = max((len(link) for link in links.values() if request.path.startswith(link)), default=0)
     for title, entries in SIDEBAR.items():
         items = [
-            {"title": text, "icon": icon, "link": reverse(f"admin:{name}"), **_badge(name)}
+            {"title": text, "icon": icon, "link": links[name], **_badge(name)}
+            # The usage report is below the path of the log, which unfold would mark too.
+            | ({"active": False} if request.path.startswith(links[name]) and len(links[name]) < closest else {})
             for text, icon, name, permission in entries
             if _is_allowed(request, permission)
         ]

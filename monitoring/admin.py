@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ from accounts.audit import audit_event
 from accounts.models import Account, ApiKey
 from core.errors import ApiError
 from monitoring.admin_export import file_response, usage_export_page
+from monitoring.admin_report import report_page, statement_page
 from monitoring.export import COLUMNS, Format, record_batches
 from monitoring.models import FOUND, OUTCOMES, Outcome, RequestRecord, outcome_of
 from monitoring.payload_log import content_of
@@ -255,9 +257,14 @@ class RequestRecordAdmin(KeysetAdmin):
         return (*self.fieldsets, ("Content", {"fields": CONTENT_FIELDS}))
 
     def get_urls(self) -> list[Any]:
-        """Add the export URL; its query is that of the list."""
-        url = path("export/", self.admin_site.admin_view(self.export_view), name="monitoring_requestrecord_export")
-        return [url, *super().get_urls()]
+        """Add the export, whose query is that of the list, and the usage report with its statements."""
+        view = self.admin_site.admin_view
+        return [
+            path("export/", view(self.export_view), name="monitoring_requestrecord_export"),
+            path("usage/", view(partial(report_page, self)), name="usage_report"),
+            path("usage/<int:account_id>/", view(statement_page), name="usage_statement"),
+            *super().get_urls(),
+        ]
 
     def has_export_permission(self, request: HttpRequest, object_id: object = None) -> bool:
         """Return whether the user may export the log and the usage."""

@@ -267,3 +267,5 @@ class LeaderLease(models.Model):
 
 #: The permission to see the figures of all accounts.
 VIEW_RECORDS = "monitoring.view_requestrecord"
+#: The permission to see the sums of all accounts, but no requests.
+VIEW_ROLLUPS = "monitoring.view_rollup"

@@ -75,3 +75,9 @@ def log_sums(
         is_timed = row[width - 1] in TIMED
         times = [of_texts(texts) if texts and is_timed else 0 for texts in row[-len(HISTOGRAMS) :]]
         yield row[:width], [*map(int, row[width : -len(HISTOGRAMS)]), *times]
+
+
+def log_totals(records: QuerySet[RequestRecord]) -> tuple[int, int]:
+    """Return the number of requests of records, and their known cost (nano-dollars)."""
+    sums = records.order_by().aggregate(**{f"sum_{name}": _SUMS[name] for name in ("requests", "cost")})
+    return int(sums["sum_requests"] or 0), int(sums["sum_cost"] or 0)

@@ -198,12 +198,10 @@ def _sums(
     if not parts:
         return
     grouping = ["grain" if bucket is None else "bucket", *([GROUPS[by]] if by else [])]
-    amounts: dict[str, Any] = {name: Sum(name) for name in COUNTS}
-    amounts |= {str(outcome): Sum("requests", filter=Q(outcome=outcome), default=0) for outcome in ERRORS}
     rows = Rollup.objects.filter(within(parts), **scope.columns).order_by()
     divided = rows if bucket is None else rows.annotate(bucket=bucket)
     summed = divided.values_list(*grouping).annotate(
-        **{f"sum_{name}": Cast(amounts[name], BigIntegerField()) for name in SUMMED},
+        **_amounts(),
         **{f"sum_{name}": Joined(name) for name in HISTOGRAMS if timed},
     )
     # By caller, there may be very many rows: a server-side cursor fetches them in parts, but takes longer for few.
@@ -213,6 +211,32 @@ def _sums(
         yield (None if bucket is None else row[0], row[1] if by else None), figures
         if number % ROWS_A_TURN == 0:
             time.sleep(0)  # let other threads run: a year by key is seconds of work
+
+
+def _amounts() -> dict[str, Any]:
+    """Return the sums of columns that make up Figures, without histograms."""
+    amounts: dict[str, Any] = {name: Sum(name) for name in COUNTS}
+    amounts |= {str(outcome): Sum("requests", filter=Q(outcome=outcome), default=0) for outcome in ERRORS}
+    return {f"sum_{name}": Cast(amounts[name], BigIntegerField()) for name in SUMMED}
+
+
+def usage_by_account_and_model(
+    *, begin: datetime, end: datetime, scope: Scope = EVERYTHING
+) -> list[tuple[tuple[int, str], Figures]]:
+    """Return the figures of a span, without histograms, by account (id) and model. Raises TooOld."""
+    parts = span_parts([(floor(begin, QUARTER), ceiling(end, QUARTER))], OF_ACCOUNTS)
+    if not parts:
+        return []
+    rows = Rollup.objects.filter(within(parts), **scope.columns).order_by()
+    summed = rows.values_list("account_id", "model").annotate(**_amounts())
+    return [((account, model), Figures(*sums)) for account, model, *sums in summed]
+
+
+def cost_by_day(*, since: datetime, scope: Scope = EVERYTHING) -> list[tuple[int, str, datetime, int]]:
+    """Return the cost (nano-dollars) by account (id), model and day (UTC, its start) since a datetime's day."""
+    rows = Rollup.objects.filter(grain=ACCOUNT_DAY, start__gte=floor(since, DAY), **scope.columns).order_by()
+    summed = rows.values_list("account_id", "model", "start").annotate(Sum("cost"))
+    return [(account, model, datetime_of(day), int(cost)) for account, model, day, cost in summed]
 
 
 def _points(

@@ -1,0 +1,271 @@
+"""The usage report: usage of a period by account and model, beside the period before, with a forecast while it runs.
+
+It is read from the rollups, so its cost does not grow with the log. On request it is compared with the log.
+Money is in nano-dollars. Times are UTC, and `end` is excluded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from django.utils import timezone
+
+from accounts.forecast import PACE_DAYS, daily_pace
+from core.database import repeatable_read
+from core.formats import NOTHING, exact_money, known_money, money, percent
+from core.money import dollars
+from monitoring.export import records_within
+from monitoring.models import Rollup
+from monitoring.rollups.figures import Figures
+from monitoring.rollups.log import log_totals
+from monitoring.rollups.periods import DAY, EPOCH, ONE_DAY, QUARTER, ceiling, datetime_of, floor, month_begin
+from monitoring.rollups.queries import Scope, TooOld, caller_names, cost_by_day, usage_by_account_and_model
+from monitoring.rollups.verify import span_of_log
+
+#: Months of a period, and how many such periods ago it began, by name.
+PERIODS = {"this-month": (1, 0), "last-month": (1, 1), "this-quarter": (3, 0), "last-quarter": (3, 1)}
+CUSTOM = "custom"
+#: Requests up to which the report is compared with the log at once, and at most.
+CHECKED_AT_ONCE, CHECKED_AT_MOST = 50_000, 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A period; `before` is where the one it is compared with begins. `until` is its end, or now while it runs."""
+
+    name: str
+    begin: datetime
+    end: datetime
+    before: datetime
+    until: datetime
+
+    @classmethod
+    def named(cls, name: str, now: datetime) -> Period:
+        """Return one of PERIODS."""
+        months, ago = PERIODS[name]
+        first = month_begin(now)
+        begin = _months_after(first, -((first.month - 1) % months) - months * ago)
+        end = _months_after(begin, months)
+        return cls(name, begin, end, _months_after(begin, -months), min(end, now))
+
+    @classmethod
+    def custom(cls, begin: datetime, end: datetime, now: datetime) -> Period:
+        """Return a span of whole days, which is compared with as many days before it."""
+        return cls(CUSTOM, begin, end, begin - (end - begin), max(begin, min(end, now)))
+
+    @property
+    def last_day(self) -> datetime:
+        """Return the beginning of the last day."""
+        return self.end - ONE_DAY
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the period is not over."""
+        return self.until < self.end
+
+    @property
+    def until_before(self) -> datetime:
+        """Return the end of the time that it is compared with: as long as the part of the period that is over."""
+        return min(self.before + (self.until - self.begin), self.begin) if self.is_running else self.begin
+
+
+def _months_after(first: datetime, months: int) -> datetime:
+    """Return the beginning of the month so many months after (or before) that of `first`."""
+    number = first.year * 12 + first.month - 1 + months
+    return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class Line:
+    """The figures of an account, a model or all, those of the time before, and the cost of the last days (`daily`)."""
+
+    period: Period
+    name: str = ""
+    account_id: int = 0
+    now: Figures = field(default_factory=Figures)
+    then: Figures = field(default_factory=Figures)
+    daily: Counter[datetime] = field(default_factory=Counter)
+    models: list[Line] = field(default_factory=list)
+
+    @property
+    def cost(self) -> int | None:
+        """Return the known cost; None if no part of it is known."""
+        return None if self.now.is_cost_unknown else self.now.cost
+
+    @property
+    def cost_before(self) -> int | None:
+        """Return the known cost of the time before; None if no part of it is known."""
+        return None if self.then.is_cost_unknown else self.then.cost
+
+    @property
+    def shown_cost(self) -> str:
+        """Format the cost: `$1.20`, `at least $1.20`, or `unknown`."""
+        return known_money(self.now.cost, self.now.unpriced)
+
+    @property
+    def exact_cost(self) -> str:
+        """Format the cost with all its decimals."""
+        return known_money(self.now.cost, self.now.unpriced, exact_money)
+
+    @property
+    def shown_cost_before(self) -> str:
+        """Format the cost of the time before."""
+        return known_money(self.then.cost, self.then.unpriced)
+
+    @property
+    def exact_cost_before(self) -> str:
+        """Format the cost of the time before with all its decimals."""
+        return known_money(self.then.cost, self.then.unpriced, exact_money)
+
+    @property
+    def shown_change(self) -> str:
+        """Format the change: `+12.5 %`, or `new` if nothing was used before."""
+        if self.change is None:
+            return "new" if self.now.requests and not self.then.requests else NOTHING
+        return f"{'+' if self.change > 0 else ''}{percent(self.change)}"
+
+    @property
+    def shown_forecast(self) -> str:
+        """Format the forecast."""
+        return NOTHING if self.forecast is None else money(self.forecast)
+
+    @property
+    def change(self) -> float | None:
+        """Return by which share of the cost before the cost is higher; None if there was none, or one is not known."""
+        if self.now.unpriced or self.then.unpriced or not self.then.cost:
+            return None
+        return self.now.cost / self.then.cost - 1
+
+    @property
+    def forecast(self) -> int | None:
+        """Return the cost of the whole period at the pace of the last days; None if it is over, or prices lack."""
+        period = self.period
+        if not period.is_running or self.now.unpriced:
+            return None
+        return self.now.cost + round(daily_pace(self.daily, period.until) * ((period.end - period.until) / ONE_DAY))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Lines of accounts with lines of their models, the highest cost first, and the sum."""
+
+    period: Period
+    accounts: Sequence[Line]
+    total: Line
+
+    def by_model(self) -> Iterator[tuple[Line, Line]]:
+        """Yield each account with each of its models."""
+        return ((account, model) for account in self.accounts for model in account.models)
+
+
+def usage_report(period: Period, account_id: int | None = None) -> Report:
+    """Return the report of all accounts, or of one."""
+    scope = Scope(account_id=account_id)
+    spans = {"now": (period.begin, period.until), "then": (period.before, period.until_before)}
+    found: defaultdict[tuple[int, str], Line] = defaultdict(lambda: Line(period))
+    for when, (begin, end) in spans.items():
+        for (account, model), figures in _usage(begin, end, scope):
+            getattr(found[account, model], when).add(figures)
+    if period.is_running:
+        for account, model, day, cost in cost_by_day(since=period.until - PACE_DAYS * ONE_DAY, scope=scope):
+            found[account, model].daily[day] += cost
+    rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY)
+    names = caller_names("account", {account for account, _ in found}, rows, with_account=True)
+    by_account: defaultdict[int, list[Line]] = defaultdict(list)
+    for (account, model), line in found.items():
+        line.name = model
+        by_account[account].append(line)
+    accounts = [_sum_of(period, lines, names[account], account) for account, lines in by_account.items()]
+    return Report(period, _by_cost(accounts), _sum_of(period, accounts))
+
+
+def _usage(begin: datetime, end: datetime, scope: Scope) -> Iterable[tuple[tuple[int, str], Figures]]:
+    """Return usage of a span, cut to whole days where the quarter hours have been deleted."""
+    try:
+        return usage_by_account_and_model(begin=begin, end=end, scope=scope)
+    except TooOld:
+        whole = datetime_of(floor(end, DAY))
+        return usage_by_account_and_model(begin=begin, end=whole, scope=scope)
+
+
+def _sum_of(period: Period, lines: Sequence[Line], name: str = "", account_id: int = 0) -> Line:
+    now, then = (Figures.sum_of(getattr(line, when) for line in lines) for when in ("now", "then"))
+    daily = sum((line.daily for line in lines), Counter[datetime]())
+    return Line(period, name, account_id, now, then, daily, _by_cost(lines) if account_id else [])
+
+
+def _by_cost(lines: Iterable[Line]) -> list[Line]:
+    return sorted(lines, key=lambda line: (-line.now.cost, -line.now.requests, line.name))
+
+
+@dataclass(frozen=True, slots=True)
+class LogCheck:
+    """A comparison of the report's sums with the log. `problem`: why it was not made; `is_possible`: on request it is.
+
+    `requests` and `cost` are those of the log, `kept` those of the rollups, both of one snapshot of the database.
+    """
+
+    at: datetime
+    requests: int = 0
+    cost: int = 0
+    kept: tuple[int, int] = (0, 0)
+    problem: str = ""
+    is_possible: bool = False
+
+    @property
+    def agrees(self) -> bool:
+        """Return whether the report and the log have the same sums."""
+        return not self.problem and self.kept == (self.requests, self.cost)
+
+
+def log_check(report: Report, account_id: int | None = None, *, is_wanted: bool = False) -> LogCheck:
+    """Compare a report with the log if that takes a fraction of a second, or a few seconds if it `is_wanted`."""
+    period, now, requests = report.period, timezone.now(), report.total.now.requests
+    first, _ = span_of_log()
+    if requests and (first == EPOCH or _has_usage(period.begin, first)):
+        return LogCheck(now, problem="the log no longer has all requests of this period")
+    if requests > CHECKED_AT_MOST:
+        return LogCheck(now, problem="it has too many requests for this page: run manage.py check_rollups")
+    if requests > CHECKED_AT_ONCE and not is_wanted:
+        return LogCheck(now, problem="not checked yet", is_possible=True)
+    begin, end = (datetime_of(minute) for minute in (floor(period.begin, QUARTER), ceiling(period.until, QUARTER)))
+    scope = Scope(account_id=account_id)
+    with repeatable_read():
+        kept = Figures.sum_of(figures for _, figures in usage_by_account_and_model(begin=begin, end=end, scope=scope))
+        logged, cost = log_totals(records_within(begin, end, scope))
+    return LogCheck(now, logged, cost, (kept.requests, kept.cost))
+
+
+def _has_usage(begin: datetime, end: datetime) -> bool:
+    """Return whether there are rollups of days in a span, whose first day may have lost records of the log."""
+    days = Rollup.objects.filter(
+        grain=Rollup.Grain.PLATFORM_DAY, start__gte=floor(begin, DAY), start__lt=floor(end, DAY)
+    )
+    return days.exists()
+
+
+#: The columns of the report and of its CSV, named as in the CSV of a key's holder.
+COLUMNS = (
+    *("account", "model", "requests", "input_tokens", "cached_tokens", "output_tokens", "cost_usd"),
+    *("unpriced_requests", "saved_cost_usd", "previous_cost_usd", "change_percent", "forecast_cost_usd"),
+)
+
+
+def csv_rows(report: Report) -> Iterator[list[Any]]:
+    """Yield the report's lines by account and model, exactly; what is not known is empty."""
+
+    def amount(nano: int | None) -> str | None:
+        return None if nano is None else dollars(nano)
+
+    for account, line in report.by_model():
+        now = line.now
+        change = None if line.change is None else f"{line.change * 100:.1f}"
+        yield [
+            *(account.name, line.name, now.requests, now.input_tokens, now.cached_tokens, now.output_tokens),
+            *(amount(line.cost), now.unpriced, amount(now.saved_cost), amount(line.cost_before), change),
+            amount(line.forecast),
+        ]
