@@ -59,14 +59,15 @@ def month_start(month: int) -> int:
     return int(datetime(year, number, 1, tzinfo=UTC).timestamp()) * SECOND
 
 
-def new_id() -> uuid.UUID:
-    """Return a UUIDv7 of the wall clock's milliseconds and 74 random bits (RFC 9562, section 5.7).
+def new_id(milliseconds: int | None = None) -> uuid.UUID:
+    """Return a UUIDv7 of a time (milliseconds since the epoch; by default now) and 74 random bits (RFC 9562, 5.7).
 
     If the clock is set back, later ids go back too. Libraries with strictly increasing ids would stay ahead of the
     clock instead.
     """
     random = int.from_bytes(os.urandom(10), "big")
-    high = time.time_ns() // 1_000_000 << 16 | 7 << 12 | random >> 68
+    milliseconds = time.time_ns() // 1_000_000 if milliseconds is None else milliseconds
+    high = milliseconds << 16 | 7 << 12 | random >> 68
     return uuid.UUID(int=high << 64 | 0b10 << 62 | random & (1 << 62) - 1)
 
 

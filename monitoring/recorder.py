@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
+from django.db.models import QuerySet
 
 from accounts.limits.records import FIELDS, UsageRecord
 from core.bulk import insert_lines
@@ -61,6 +62,15 @@ def write_records(records: Sequence[UsageRecord]) -> int:
                     changes.append(Change(stored, rows[stored.pk]))
         rollups_apply(changes)
     return len(rows)
+
+
+def delete_records(records: QuerySet[RequestRecord]) -> int:
+    """Delete records, and take them out of the rollups; return their number. Nothing may write them again."""
+    with transaction.atomic():
+        stored = list(records.select_for_update())
+        RequestRecord.objects.filter(pk__in=[record.pk for record in stored]).delete()
+        rollups_apply(Change(record, None) for record in stored)
+    return len(stored)
 
 
 def _line(row: RequestRecord) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
-"""Read and correct the ledgers in Redis, for reconciliation with the records; reading never seeds a ledger."""
+"""Read, correct and delete the ledgers in Redis, for reconciliation with the records; reading never seeds a ledger."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,11 @@ class LedgerStore:
         """Add amounts, which may be negative, to a ledger; a missing ledger stays missing."""
         amounts = [settled.tokens, settled.cost, reserved.tokens, reserved.cost]
         self._wire.call(load("correct"), prefix_of(shard), ["", month, subject.name, *amounts])
+
+    def drop(self, shard: int, subject: Subject, months: Iterable[int]) -> None:
+        """Delete a subject's ledgers of some months, which must have no open calls; the next use seeds them anew."""
+        for month in months:
+            self._client.delete(f"{prefix_of(shard)}{subject.name}:m:{month}")
 
     def close(self) -> None:
         """Close all connections."""

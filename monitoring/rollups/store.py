@@ -6,7 +6,7 @@ that it replaces, and adding up tallies are the same operation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -78,10 +78,10 @@ NOBODY = Names()
 
 
 class Change(NamedTuple):
-    """A record that was written, and the one that it replaced (None if it is new)."""
+    """A record that was written (None: deleted), and the one that it replaced (None if it is new)."""
 
     old: RequestRecord | None
-    new: RequestRecord
+    new: RequestRecord | None
 
 
 def tally_of(record: RequestRecord) -> Tally:
@@ -200,6 +200,19 @@ def rollups_add(added: Sums) -> None:
             # Whenever a minute is new, old ones are deleted, so no other job is needed.
             latest = minute_of(timezone.now() - MINUTES_KEPT)
             cursor.execute(f"DELETE FROM {_TABLE} WHERE grain = %s AND start < %s", [PLATFORM_MINUTE, latest])  # noqa: S608
+
+
+def rollups_forget(account_ids: Collection[int]) -> None:
+    """Delete what rollups have left of accounts whose records are gone, and take it out of the platform's days."""
+    less = Sums()
+    rows = Rollup.objects.filter(account_id__in=account_ids)
+    for row, tally in decoded(rows.values_list(*READ)):
+        amounts = [-amount for amount in tally]
+        less.add(row, amounts)
+        if row.grain == ACCOUNT_DAY:
+            less.add(row._replace(grain=PLATFORM_DAY, account_id=0), amounts)
+    if less.tallies:
+        rollups_add(less)
 
 
 def rollups_lock(cursor: CursorWrapper) -> None:

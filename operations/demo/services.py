@@ -1,0 +1,324 @@
+"""Makes the sample data, and removes it again without a trace in figures, limits or the catalog.
+
+Everything is made by the parts that make the real data: services with audit entries, the recorder with its rollups, the
+conditions of alerts. The accounts have `"demo": true` in their metadata, and the first of them lists what else was
+made. Nobody knows the secrets of the keys; the providers and models are switched off, and their addresses lead nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from random import Random
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.db.models import Max, ProtectedError
+from django.utils import timezone
+from redis.exceptions import RedisError
+
+from accounts.audit import audited_delete
+from accounts.key_cache import account_subject, key_cache, key_ledger
+from accounts.limits.ledgers import LedgerStore
+from accounts.limits.local import wall_clock
+from accounts.limits.records import UsageRecord
+from accounts.limits.types import SHARDS, Subject
+from accounts.models import Account, ApiKey, Tier
+from accounts.services import account_save, account_set_active, api_key_create, tier_save
+from core.times import month_of
+from inference.models import Deployment, Model, Provider
+from inference.services import catalog_delete, catalog_save
+from monitoring.ledger import months_settled
+from monitoring.models import Alert, RequestContent, RequestRecord
+from monitoring.recorder import delete_records, write_records
+from monitoring.retention import has_earlier_rollups, oldest_admission
+from monitoring.rollups.periods import DAY, ONE_DAY, datetime_of, floor, month_begin
+from monitoring.rollups.store import rollups_forget
+from operations.alerts.conditions import PREFIX, alert_subjects, budgets_used
+from operations.demo.traffic import (
+    BUSINESS,
+    CALLERS,
+    DOWN,
+    MODELS,
+    NEARLY_SPENT,
+    STARTER,
+    Caller,
+    Outage,
+    documents,
+    requests,
+)
+
+log = structlog.get_logger(__name__)
+
+LASTING = timedelta(days=61)
+BATCH = 500
+#: The outage began so long ago, and lasted so long.
+OUTAGE_AGO, OUTAGE_LASTED = timedelta(hours=9), timedelta(minutes=40)
+#: How much of its budget NEARLY_SPENT has used, and the steps in which budgets are granted, in dollars.
+SPENT, STEP = Decimal("0.92"), 25
+MARK, MADE = "demo", "demo_made"
+TIERS: Mapping[str, dict[str, Any]] = {
+    BUSINESS: {"requests_per_minute": 600, "tokens_per_minute": 2_000_000, "max_output_tokens": 8_192},
+    STARTER: {"requests_per_minute": 20, "max_output_tokens": 1_024},
+}
+#: Tables of what is made besides accounts and keys, in the order in which it can be removed.
+TABLES: Mapping[str, type[models.Model]] = {
+    "alert": Alert,
+    "deployment": Deployment,
+    "model": Model,
+    "provider": Provider,
+    "tier": Tier,
+}
+
+
+class DemoRefused(Exception):
+    """The sample data can't be made; the message says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What was made or removed."""
+
+    accounts: int
+    keys: int
+    requests: int
+
+
+@dataclass(slots=True)
+class _Made:
+    keys: dict[Caller, ApiKey] = field(default_factory=dict)
+    #: Ids by the names in TABLES.
+    others: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, row: models.Model) -> None:
+        name = next(name for name, table in TABLES.items() if isinstance(row, table))
+        self.others.setdefault(name, []).append(row.pk)
+
+
+def demo_accounts() -> models.QuerySet[Account]:
+    """Return the accounts of the sample data. They are inactive until all of it has been made."""
+    return Account.objects.filter(**{f"metadata__{MARK}": True}).order_by("pk")
+
+
+def demo_make(*, actor: str, force: bool = False) -> Demo:
+    """Make the sample data, about 20,000 requests in as many seconds; raise DemoRefused if that can't be done.
+
+    Production needs `force`. Requests that the log would have pruned already are not made.
+    """
+    if settings.IS_PRODUCTION and not force:
+        raise DemoRefused("This is production: its figures should be real. Use --force if you want sample data here.")
+    if demo_accounts().exists():
+        raise DemoRefused("The sample data is there already. Remove it first: manage.py demo --remove.")
+    now, random = timezone.now().replace(microsecond=0), Random(11)
+    begin = _begin(now)
+    outage = Outage(now - OUTAGE_AGO, now - OUTAGE_AGO + OUTAGE_LASTED)
+    made = _make_rows(begin, actor)
+    records = list(requests(made.keys, begin=begin, end=now, outage=outage, random=random))
+    _write(records)
+    number = len(records) + _spend_budget(made, now, random, actor=actor)
+    with transaction.atomic():
+        accounts = list(demo_accounts())
+        for key in made.keys.values():
+            newest = RequestRecord.objects.filter(key_id=key.pk).aggregate(Max("admitted_at"))
+            ApiKey.objects.filter(pk=key.pk).update(created_at=begin, last_used_at=newest["admitted_at__max"])
+        for account in accounts:
+            account_set_active(account=account, active=True, actor=actor)
+        _alert(made, accounts, outage)
+        first = Account.objects.get(pk=accounts[0].pk)
+        first.metadata |= {MADE: made.others}
+        account_save(account=first, actor=actor)
+        _drop(_ledgers(accounts, list(made.keys.values())))  # a page may have seeded them meanwhile
+    return Demo(len(accounts), len(made.keys), number)
+
+
+def demo_remove(*, actor: str) -> Demo:
+    """Remove the sample data, and what became of it: also requests with its keys, and alerts about its accounts.
+
+    Audit entries stay, and removals add theirs. What real rows need by now, such as a tier with other keys, stays too.
+    """
+    accounts = list(demo_accounts())
+    number = 0
+    for account in accounts:
+        records = RequestRecord.objects.filter(account_id=account.pk).order_by("admitted_at", "pk")
+        while deleted := delete_records(records[:BATCH]):
+            number += deleted
+    ids = [account.pk for account in accounts]
+    keys = list(ApiKey.objects.filter(account__in=ids).order_by("-pk"))  # a key that another made comes before it
+    ledgers = _ledgers(accounts, keys)
+    with transaction.atomic():
+        list(demo_accounts().select_for_update())  # a process that still makes them stops at this
+        delete_records(RequestRecord.objects.filter(account_id__in=ids))
+        rollups_forget(ids)
+        RequestContent.objects.filter(account_id__in=ids).delete()
+        Alert.objects.filter(pk__in=[alert.pk for alert in _alerts_about(accounts, keys)]).delete()
+        for row in (*keys, *accounts):
+            audited_delete(row, actor=actor)
+        for name, table in TABLES.items():
+            made = [pk for account in accounts for pk in account.metadata.get(MADE, {}).get(name, [])]
+            _remove(table._default_manager.filter(pk__in=made), actor)
+        transaction.on_commit(key_cache.forget)
+    _drop(ledgers)
+    return Demo(len(accounts), len(keys), number)
+
+
+def _begin(now: datetime) -> datetime:
+    """Return when the requests begin: not among days whose records have been pruned, which would look wrong then."""
+    begin = datetime_of(floor(now - LASTING, DAY))
+    oldest = oldest_admission() or now
+    if has_earlier_rollups(oldest):
+        begin = max(begin, datetime_of(floor(oldest, DAY)) + ONE_DAY)
+    if now - begin < ONE_DAY:
+        raise DemoRefused("The request log was pruned, and has no days that sample data could be added to.")
+    return begin
+
+
+@transaction.atomic
+def _make_rows(begin: datetime, actor: str) -> _Made:
+    made = _Made()
+    _make_catalog(made, begin, actor)
+    tiers: dict[str, Tier] = {}
+    for name, limits in TIERS.items():
+        tiers[name] = Tier(name=_free(Tier, "name", name), **limits)
+        tier_save(tier=tiers[name], actor=actor)
+        made.add(tiers[name])
+    accounts: dict[str, Account] = {}
+    for caller in CALLERS:
+        account = accounts.get(caller.account)
+        if account is None:
+            account = Account(name=_free(Account, "name", caller.account), is_active=False, metadata={MARK: True})
+            account_save(account=account, actor=actor)
+            accounts[caller.account] = account
+        tier = tiers[caller.tier]
+        made.keys[caller], _ = api_key_create(account=account, tier=tier, name=caller.key, actor=actor)
+    Account.objects.filter(pk__in=[account.pk for account in accounts.values()]).update(created_at=begin)
+    first = accounts[CALLERS[0].account]
+    first.metadata |= {MADE: made.others}
+    account_save(account=first, actor=actor)
+    return made
+
+
+def _make_catalog(made: _Made, begin: datetime, actor: str) -> None:
+    """Make providers and models that are switched off. A model that exists already stays as it is."""
+    providers: dict[str, Provider] = {}
+    for name in dict.fromkeys(name for model in MODELS.values() for name in model.providers):
+        unique = _free(Provider, "name", name)
+        providers[name] = Provider(name=unique, base_url=f"https://{unique}.invalid/v1", is_enabled=False)
+        catalog_save(row=providers[name], actor=actor)
+        made.add(providers[name])
+    for each in MODELS.values():
+        kind = Model.Kind.EMBEDDING if each.is_embedding else Model.Kind.CHAT
+        model = Model(public_name=each.name, kind=kind, context_size=each.context, is_enabled=False)
+        try:
+            catalog_save(row=model, actor=actor)
+        except ValidationError:
+            continue
+        made.add(model)
+        for order, name in enumerate(each.providers):
+            deployment = Deployment(model=model, provider=providers[name], upstream_name=each.name, order=order)
+            catalog_save(row=deployment, actor=actor)
+            made.add(deployment)
+            price = each.price()
+            price.deployment, price.valid_from = deployment, begin
+            catalog_save(row=price, actor=actor)
+
+
+def _free(table: type[models.Model], column: str, name: str) -> str:
+    """Return a name, or with an ending if a real row has it."""
+    return f"{name}-demo" if table._default_manager.filter(**{column: name}).exists() else name
+
+
+def _write(records: Sequence[UsageRecord]) -> None:
+    """Write records in the order of time. Raises DemoRefused if the sample data is removed meanwhile."""
+    ordered = sorted(records, key=lambda record: record.admitted_at)
+    for start in range(0, len(ordered), BATCH):
+        with transaction.atomic():
+            if not demo_accounts().select_for_update():
+                raise DemoRefused("The sample data was removed while it was being made.")
+            write_records(ordered[start : start + BATCH])
+
+
+def _spend_budget(made: _Made, now: datetime, random: Random, *, actor: str) -> int:
+    """Grant an account a budget, and let it use SPENT of that, by more calls of this month; return their number."""
+    caller, key = next((caller, key) for caller, key in made.keys.items() if caller.account == NEARLY_SPENT)
+    account = Account.objects.get(pk=key.account_id)
+    subject, month = account_subject(account), month_of(wall_clock())
+    spent = Decimal(months_settled([subject], month)[subject].cost) / 10**9
+    budget = STEP * (spent // (STEP * SPENT) + 1)
+    more: list[UsageRecord] = []
+    calls = documents(caller, key, begin=month_begin(now), end=now, random=random)
+    while spent < budget * SPENT:
+        more.append(next(calls))
+        spent += Decimal(more[-1].cost or 0) / 10**9
+    _write(more)
+    account.monthly_cost_budget = budget
+    account_save(account=account, actor=actor)
+    return len(more)
+
+
+def _alert(made: _Made, accounts: Sequence[Account], outage: Outage) -> None:
+    """Store the alerts of the outage, and that of the budget: nobody is notified of these."""
+    down = Deployment.objects.filter(pk__in=made.others.get("deployment", []), provider__name__startswith=DOWN)
+    for deployment in down.select_related("model", "provider").order_by("pk"):
+        alert = Alert(
+            kind=Alert.Kind.PROVIDER,
+            subject=alert_subjects(deployment.pk)[0],
+            title=f"Provider {deployment.provider} fails: no calls go to {deployment}",
+            text=f"Calls to {deployment} for model {deployment.model} failed several times in a row (http 502). "
+            "No calls go there until a trial succeeds; other deployments of the model answer, if any.",
+            began_at=outage.noticed,
+            ended_at=outage.end,
+        )
+        alert.save()
+        made.add(alert)
+    subjects = tuple(f"{PREFIX}account:{account.pk}:" for account in accounts)
+    began = max(month_begin(timezone.now()), timezone.now() - timedelta(hours=2))
+    for condition in budgets_used():
+        if condition.is_on and condition.subject.startswith(subjects):
+            texts = {"kind": condition.kind, "title": condition.title, "text": condition.text}
+            made.add(Alert.objects.create(subject=condition.subject, began_at=began, **texts))
+
+
+def _alerts_about(accounts: Sequence[Account], keys: Sequence[ApiKey]) -> list[Alert]:
+    """Return the alerts that a worker has begun about the budgets of these accounts and keys."""
+    subjects = [f"{PREFIX}account:{account.pk}:" for account in accounts]
+    subjects += [f"{PREFIX}key:{key.limits_id}:" for key in keys]
+    budgets = Alert.objects.filter(kind=Alert.Kind.BUDGET)
+    return [alert for alert in budgets if alert.subject.startswith(tuple(subjects))]
+
+
+def _remove(rows: Iterable[models.Model], actor: str) -> None:
+    """Remove rows, apart from those that real rows refer to."""
+    for row in rows:
+        with suppress(ProtectedError), transaction.atomic():
+            if isinstance(row, Model) and row.deployments.exists():
+                continue
+            if isinstance(row, Alert):
+                row.delete()
+            elif isinstance(row, Tier):
+                audited_delete(row, actor=actor)
+            else:
+                catalog_delete(row=row, actor=actor)  # type: ignore[arg-type]
+
+
+def _ledgers(accounts: Sequence[Account], keys: Sequence[ApiKey]) -> list[tuple[int, Subject]]:
+    """Return the owners of ledgers, each with its shard."""
+    found = [(account.pk % SHARDS, account_subject(account)) for account in accounts]
+    return [*found, *((key.account_id % SHARDS, key_ledger(key)) for key in keys)]
+
+
+def _drop(ledgers: Iterable[tuple[int, Subject]]) -> None:
+    """Delete ledgers; those of existing accounts and keys are seeded from the records when they are used next."""
+    begin = timezone.now() - LASTING
+    months = {int(f"{begin + number * ONE_DAY:%Y%m}") for number in range(LASTING.days + 1)}
+    try:
+        with closing(LedgerStore(settings.REDIS_URL)) as store:
+            for shard, subject in ledgers:
+                store.drop(shard, subject, months)
+    except RedisError as error:  # without the store there are no ledgers to be wrong, or they expire in time
+        log.warning("ledgers_not_dropped", cause=type(error).__name__)
