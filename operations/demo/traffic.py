@@ -86,15 +86,15 @@ BUSINESS, STARTER = "business", "starter"
 #: The account whose budget is nearly used up.
 NEARLY_SPENT = "initech"
 CALLERS = (
-    Caller("acme-corp", "production", BUSINESS, 34, {CHAT: 1}, {"gpt-5-mini": 7, "gpt-4.1": 3}, 900, 260, hits=0.05),
+    Caller("acme-corp", "production", BUSINESS, 34, {CHAT: 1}, {"gpt-5-mini": 7, "gpt-4.1": 3}, 3_200, 620, hits=0.05),
     Caller("acme-corp", "search", BUSINESS, 13, {EMBEDDINGS: 1}, {"text-embedding-3-large": 1}, 420, 0, hits=0.2),
     Caller(
         *("globex", "web-chat", BUSINESS, 21, {"chat": 4, CHAT: 1}, {"gpt-5-mini": 2, "mistral-small-latest": 3}),
-        *(310, 150),
+        *(640, 260),
         peak=19,
         hits=0.31,
     ),
-    Caller(NEARLY_SPENT, "documents", BUSINESS, 9, {"summarize": 3, RESPONSES: 1}, {"gpt-4.1": 1}, 7_500, 420, peak=9),
+    Caller(NEARLY_SPENT, "documents", BUSINESS, 9, {"summarize": 3, RESPONSES: 1}, {"gpt-4.1": 1}, 9_500, 520, peak=9),
     Caller("hooli", "agents", BUSINESS, 14, {RESPONSES: 3, CHAT: 2}, {"llama-3.3-70b": 1}, 2_600, 340, daily=0.3),
     Caller("umbrella-labs", "notebook", STARTER, 6, {CHAT: 1}, {"mistral-small-latest": 1}, 700, 300, limited=0.12),
     Caller("umbrella-labs", "ci", STARTER, 3, {CHAT: 1}, {"llama-3.3-70b": 1}, 180, 40, peak=3, hits=0.5),
