@@ -52,7 +52,9 @@ def usage(address: str, requests: int, used: int = 20) -> dict[str, Any]:
     asked = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
     begin, end = (datetime.fromisoformat(asked[name]) for name in ("from", "to"))
     by = asked["group_by"].split(",")
-    groups: list[dict[str, Any]] = [{"model": name} for name in ("gpt-large", FORMULA)] if "model" in by else [{}]
+    groups: list[dict[str, Any]] = (
+        [{"model": name} for name in ("gpt-large", FORMULA)] if "model" in by else [{"key": "laptop"}]
+    )
     days = [begin + DAY * n for n in range((end - begin).days) if n != 1] if "day" in by else [None]
     series = [
         {**({"start": day.isoformat()} if day else {}), **group, **figures(requests)}
@@ -76,6 +78,28 @@ def usage(address: str, requests: int, used: int = 20) -> dict[str, Any]:
     }
 
 
+def listed(address: str) -> dict[str, Any]:
+    """Answer GET /requests: two pages of requests, of which one was refused."""
+    is_first = "before" not in address
+    names = {
+        "id": f"0000000{int(is_first)}",
+        "label": "mine",
+        "key": "laptop",
+        "endpoint": "/chat",
+        "model": "gpt-large",
+    }
+    figures = {"input_tokens": 40, "cached_tokens": 0, "output_tokens": 2, "cost": "0.001250000", "latency_ms": 1250.0}
+    answered = {**names, **figures, "admitted_at": "2026-11-24T10:00:00Z", "status": 200, "error_code": "", "count": 1}
+    refused = {**answered, "status": 429, "error_code": "rate_limited", "count": 7}
+    return {"requests": [refused, answered], "next": names["id"] if is_first else None}
+
+
+def asked(watched: Watched) -> dict[str, list[str]]:
+    """Return the parameters of the latest question for usage in the browser's time zone."""
+    questions = [parse_qs(urlsplit(address).query) for address in watched.requests if "/usage?" in address]
+    return next(each for each in reversed(questions) if each["time_zone"] != ["UTC"])
+
+
 Opener = Callable[..., Watched]
 
 
@@ -84,13 +108,19 @@ def opened(chromium: Browser, service: Service) -> Any:
     """Return what opens the page in a browser of its own, with answers of so many requests, and enters a key."""
     contexts = []
 
-    def open_page(requests: int, *, answer: Callable[[Route], None] | None = None, **options: Any) -> Watched:
+    def open_page(
+        requests: int, *, answer: Callable[[Route], None] | None = None, at: datetime | None = None, **options: Any
+    ) -> Watched:
         usual = {"timezone_id": "Europe/Berlin", "viewport": {"width": 1440, "height": 900}}
         context = chromium.new_context(**{**usual, **options})
         contexts.append(context)
         watched = watch(context.new_page())
+        if at:
+            watched.page.clock.set_fixed_time(at)
         made_up = answer or (lambda route: route.fulfill(json=usage(route.request.url, requests)))
         watched.page.route("**/usage?*", made_up)
+        watched.page.route("**/requests?*", lambda route: route.fulfill(json=listed(route.request.url)))
+        watched.page.route("**/keys", lambda route: route.fulfill(status=403, json={"code": "scope_denied"}))
         watched.page.goto(f"{service.base_url}/account/")
         watched.page.focus("#key")
         watched.page.keyboard.insert_text(KEY)
@@ -111,14 +141,14 @@ def test_it_says_first_what_is_left_and_until_when(opened: Opener, service: Serv
     watched = opened(100)
     page = watched.page
     is_current(page)
-    expect(page.locator("#left-summary")).to_contain_text("Used up: requests per minute (this key), room again")
+    expect(page.locator("#left-summary")).to_contain_text("Used up: requests per minute (this key), frees up")
     expect(page.locator("#left-summary")).to_contain_text("Europe/Berlin")
     cards = page.locator("#limits .card")
     told = [" ".join(card.inner_text().split()) for card in cards.all()]
     assert [text.split(" left")[0] for text in told] == [
         "Requests per minute this key 0",
         "Tokens this month the whole account, gpt-large 100",
-        "Money this month the whole account $20.69",
+        "Spend this month the whole account $20.69",
     ]
     assert "nearly used up" in told[1]
     assert cards.nth(2).locator(".left").get_attribute("title") == "$4.312 of $25.00 used, $20.688 left"
@@ -166,6 +196,36 @@ def test_it_gives_a_file_that_no_spreadsheet_calculates(opened: Opener, tmp_path
     assert rows[0]["latency_p95_ms"] == "1250"
 
 
+def test_it_lists_the_latest_requests_with_what_became_of_each(opened: Opener) -> None:
+    watched = opened(100)
+    page = watched.page
+    is_current(page)
+    rows = page.locator("#records tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0)).to_contain_text("7 rate_limited")
+    page.click("#older")
+    expect(rows).to_have_count(4)
+    expect(page.locator("#older")).to_be_hidden()
+    rows.nth(1).get_by_role("button").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("GET /requests/00000001")
+    expect(dialog).to_contain_text("$0.00125")
+    assert grave_faults(page) == []
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    rows.nth(0).get_by_role("link").click()
+    expect(page.locator("#code-rate_limited")).to_be_in_viewport()
+    assert not watched.complaints
+
+
+def test_it_says_what_a_budget_will_have_used_at_the_end_of_the_month(opened: Opener) -> None:
+    now = datetime(2026, 11, 16, 12, tzinfo=UTC)
+    watched = opened(1000, at=now)  # a thousand requests a day cost $1, and $20.688 are left for 14.5 days
+    is_current(watched.page)
+    budget = watched.page.locator("#limits .card").nth(2)
+    expect(budget).to_contain_text("At this pace $17.70 by 30 November.")
+
+
 def test_it_says_what_to_do_where_nothing_was_asked(opened: Opener) -> None:
     watched = opened(0)
     page = watched.page
@@ -191,9 +251,9 @@ def test_it_asks_for_a_range_and_a_group_of_ones_own(opened: Opener) -> None:
     page.fill("#own-to", "2026-04-02")
     page.click("#own button")
     expect(page.locator("#range-told")).to_contain_text("28 Mar 2026 to 2 Apr 2026")
-    asked = parse_qs(urlsplit(watched.requests[-1]).query)
-    assert asked["time_zone"] == ["Europe/Berlin"]
-    assert (asked["from"], asked["to"]) == (["2026-03-27T23:00:00.000Z"], ["2026-04-02T22:00:00.000Z"])
+    question = asked(watched)
+    assert question["time_zone"] == ["Europe/Berlin"]
+    assert (question["from"], question["to"]) == (["2026-03-27T23:00:00.000Z"], ["2026-04-02T22:00:00.000Z"])
 
 
 def test_it_tells_usage_in_a_zone_whose_hours_begin_in_between(opened: Opener) -> None:
@@ -201,16 +261,14 @@ def test_it_tells_usage_in_a_zone_whose_hours_begin_in_between(opened: Opener) -
     page = watched.page
     is_current(page)
     expect(page.locator("#range-told")).to_contain_text("by the day in Asia/")
-    asked = parse_qs(urlsplit(watched.requests[-1]).query)
-    assert asked["time_zone"][0].startswith("Asia/")
-    assert asked["from"][0].endswith("T18:30:00.000Z")
+    assert asked(watched)["time_zone"][0].startswith("Asia/")
+    assert asked(watched)["from"][0].endswith("T18:30:00.000Z")
     expect(page.locator("#charts figure").first.locator("summary")).to_be_visible()
     page.locator("#charts summary").first.click()
     expect(page.locator("#charts figure").first.locator("tbody tr")).to_have_count(7)
     page.click('[data-range="24h"]')
     is_current(page)
-    asked = parse_qs(urlsplit(watched.requests[-1]).query)
-    assert asked["from"][0].endswith(":30:00.000Z")
+    assert asked(watched)["from"][0].endswith(":30:00.000Z")
 
 
 def test_it_refreshes_by_one_request_and_says_since_when_it_is_stale(opened: Opener) -> None:
@@ -232,7 +290,7 @@ def test_it_refreshes_by_one_request_and_says_since_when_it_is_stale(opened: Ope
     assert len(watched.requests) == before + 1
     well[0] = False
     page.click("#refresh")
-    expect(page.locator("#status")).to_contain_text("not renewed since")
+    expect(page.locator("#status")).to_contain_text("not refreshed since")
     expect(page.get_by_role("alert").first).to_contain_text("503 unavailable: The service is unavailable.")
     expect(page.locator("#tiles")).to_contain_text("600")
     assert grave_faults(page) == []
@@ -316,7 +374,7 @@ def test_it_shows_what_the_platform_counted(chromium: Browser, service: Service)
         page.click(f'[data-range="{choice}"]')
         is_current(page)
         expect(page.locator("#tiles div").first).to_contain_text("3 answered")
-        expect(page.locator("#tiles")).to_contain_text("1 hits")
+        expect(page.locator("#tiles")).to_contain_text("1 hit")
     page.select_option("#group", "key")
     expect(page.locator("#parts-title")).to_have_text("By key")
     rows = page.locator("#parts tbody tr")
@@ -331,3 +389,41 @@ def test_it_shows_what_the_platform_counted(chromium: Browser, service: Service)
     assert not watched.complaints
     assert watched.keeps(keys["holder"]) == []
     context.close()
+
+
+def test_it_manages_the_accounts_keys_for_a_key_that_may(page: Page, service: Service) -> None:
+    fields = {"scopes": ["chat", "usage", "keys:manage"]}
+    (owned,) = make(service, [], ("managed", {}, {"manager": fields, "laptop": {}}))
+    watched = watch(page)
+    page.goto(f"{service.base_url}/account/")
+    page.fill("#key", owned.plain["manager"])
+    page.keyboard.press("Enter")
+    keys = page.locator("#key-list tbody tr")
+    expect(keys).to_have_count(2)
+    page.click("#keys summary")
+    page.fill("#new-name", "made")
+    page.fill("#new-budget", "5")
+    page.click("#new-key button")
+    expect(page.locator("#key-change")).to_contain_text("it is not shown again")
+    made = page.inner_text("#key-change code")
+    assert service.request("POST", "/chat", {"message": "Hello!"}, key=made).status == 200
+    row = keys.filter(has_text="made")
+    row.get_by_role("button", name="Rotate").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop it now").click()
+    expect(page.locator("#key-change")).not_to_contain_text(made)
+    successor = page.inner_text("#key-change code")
+    assert service.request("POST", "/chat", {"message": "Hello!"}, key=successor).status == 200
+    keys.filter(has_text=successor[-4:]).get_by_role("button", name="Revoke").click()
+    assert grave_faults(page) == []
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    assert service.request("GET", "/v1/models", key=successor).status == 200
+    keys.filter(has_text=successor[-4:]).get_by_role("button", name="Revoke").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(keys.filter(has_text=successor[-4:])).to_contain_text("revoked")
+    assert not watched.complaints
+    assert [place for secret in (made, successor) for place in watched.keeps(secret)] == []
+    page.goto(f"{service.base_url}/account/")
+    page.fill("#key", owned.plain["laptop"])
+    page.keyboard.press("Enter")
+    is_current(page)
+    expect(page.locator("#keys")).to_be_hidden()

@@ -16,6 +16,7 @@ from tests.npm import run_node
 from tests.pages import Watched, grave_faults, watch
 from tests.servers import ROOT, Service
 
+CHAT = "/v1/chat/completions"
 TEXT = 'It\'s a "test"\nof $(quotes) & `ticks`'
 
 
@@ -145,6 +146,127 @@ def test_it_says_what_is_wrong_before_it_sends(playground: Watched) -> None:
     page.click("#send")
     expect(page.locator("#temperature")).to_be_focused()
     assert len(playground.requests) == sent
+
+
+def test_it_removes_an_old_error_when_it_refuses_to_send_again(playground: Watched, fake: FakeUpstream) -> None:
+    page = playground.page
+    page.fill("#text", "this one fails")
+    fake.fail_next("error_event")
+    page.click("#send")
+    expect(page.locator("#failure").get_by_role("alert")).to_contain_text("server_error")
+    page.fill("#text", "")
+    page.click("#send")
+    expect(page.locator("#text-problem")).to_be_visible()
+    expect(page.locator("#failure")).to_be_empty()
+
+
+def test_it_sends_a_conversation_with_its_system_prompt_and_earlier_turns(
+    playground: Watched, fake: FakeUpstream
+) -> None:
+    page = playground.page
+    page.select_option("#endpoint", CHAT)
+    page.fill("#system", "Be brief.")
+    fake.reset()
+    for text in ("My name is Ada.", "What is my name?"):
+        page.fill("#text", text)
+        page.click("#send")
+        expect(page.locator("#answer")).to_have_text(f"You said: {text}")
+        expect(page.locator("#text")).to_have_value("")
+    sent = [received.body["messages"] for received in fake.requests if received.body]
+    system, first = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "My name is Ada."}
+    answered = {"role": "assistant", "content": "You said: My name is Ada."}
+    assert sent == [[system, first], [system, first, answered, {"role": "user", "content": "What is my name?"}]]
+    expect(page.locator("#turns")).to_contain_text("You said: My name is Ada.")
+    page.click("#clear")
+    expect(page.locator("#turns")).to_be_empty()
+    expect(page.locator("#text")).to_be_focused()
+    assert not playground.complaints
+
+
+def test_it_shows_markdown_and_runs_nothing_of_it(playground: Watched) -> None:
+    page = playground.page
+    evil = '<img src=x onerror="window.stolen=1"> [a](javascript:window.stolen=1) <script>window.stolen=1</script>'
+    page.select_option("#endpoint", CHAT)
+    page.fill(
+        "#text", f"ok\n\n{evil}\n\n- **bold**\n- ![i](https://evil.example/i.png)\n\n```python\nprint('<b>')\n```"
+    )
+    page.click("#send")
+    expect(page.locator("#answer .code-block")).to_contain_text("print('<b>')")
+    expect(page.locator("#answer li strong")).to_have_text("bold")
+    expect(page.locator("#answer")).to_contain_text('<img src=x onerror="window.stolen=1">')
+    assert page.locator("#answer").locator("img, script, a[href^='javascript'], b").count() == 0
+    assert page.evaluate("window.stolen") is None
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#answer .code-block button").click()
+    assert page.evaluate("navigator.clipboard.readText()") == "print('<b>')"
+    assert grave_faults(page) == []
+    assert not playground.complaints
+
+
+def test_it_asks_two_models_side_by_side(playground: Watched, service: Service) -> None:
+    page = playground.page
+    name = "gpt-3.5-turbo"
+    page.select_option("#endpoint", CHAT)
+    page.select_option("#compare", name)
+    page.fill("#text", "the same to both")
+    page.click("#send")
+    for suffix in ("", "-2"):
+        expect(page.locator(f"#answer{suffix}")).to_have_text("You said: the same to both")
+        expect(page.locator(f"#status{suffix}")).to_contain_text("Answered in")
+        expect(page.locator(f"#facts{suffix}")).to_contain_text("$0.0000")
+    left, right = (page.locator(f"#pane{suffix}").bounding_box() for suffix in ("", "-2"))
+    assert left is not None
+    assert right is not None
+    assert left["y"] == right["y"]
+    page.select_option("#compare", "")
+    expect(page.locator("#pane-2")).to_be_hidden()
+    assert not playground.complaints
+
+
+def test_it_keeps_a_key_for_the_tab_only_if_asked(page: Page, service: Service, key: str) -> None:
+    watched = watch(page)
+    page.goto(f"{service.base_url}/playground/")
+    page.fill("#key", key)
+    page.check("#keep-key")
+    page.click("#use-key")
+    expect(page.locator("#status")).to_contain_text("Key accepted")
+    for path in ("/playground/", "/account/"):
+        page.goto(service.base_url + path)
+        expect(page.locator("#status")).to_contain_text("As of" if path == "/account/" else "Key accepted")
+    assert watched.keeps(key) == ["storage"]
+    other = page.context.new_page()
+    other.goto(f"{service.base_url}/playground/")
+    assert other.input_value("#key") == ""
+    page.goto(f"{service.base_url}/playground/")
+    page.uncheck("#keep-key")
+    assert watched.keeps(key) == []
+    page.check("#keep-key")
+    page.fill("#key", "ak_dev_wrong")
+    page.click("#use-key")
+    expect(page.locator("#key-problem").get_by_role("alert")).to_contain_text("401")
+    assert watched.keeps("ak_dev_wrong") == []
+
+
+def test_it_gives_a_link_with_the_form_and_without_the_key(playground: Watched, service: Service, key: str) -> None:
+    page = playground.page
+    page.select_option("#endpoint", CHAT)
+    page.fill("#text", "a = b & c?")
+    page.fill("#temperature", "0.5")
+    page.uncheck("#stream")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click("#link")
+    expect(page.locator("#linked")).to_have_text("Copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert key not in link
+    other = page.context.new_page()
+    other.goto(link)
+    assert other.input_value("#text") == "a = b & c?"
+    assert (other.input_value("#endpoint"), other.input_value("#temperature")) == (CHAT, "0.5")
+    assert not other.is_checked("#stream")
+    assert '"model": ""' not in other.inner_text("#code-text").replace('":"', '": "')
+    other.fill("#key", key)
+    other.click("#use-key")
+    expect(other.locator("#model")).to_have_value("gpt-3.5-turbo")
 
 
 def test_it_works_by_keyboard_alone(page: Page, service: Service, key: str) -> None:

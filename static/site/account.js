@@ -4,8 +4,11 @@ import { download, usageCsv } from "./csv.js";
 import { byId } from "./dom.js";
 import { moment, TIME_ZONE } from "./format.js";
 import { showFigures } from "./figures.js";
-import { onKey } from "./key.js";
+import { forecasts, paceRange } from "./forecast.js";
+import { forgetKey, onKey } from "./key.js";
+import { showKeys } from "./keys.js";
 import { rangeName, rangeOf } from "./ranges.js";
+import { fetchRecords, showRecords } from "./records.js";
 import { showRefusal } from "./refusals.js";
 import { Refusal } from "./service.js";
 import { roomAgain, showStanding } from "./standing.js";
@@ -14,7 +17,7 @@ import { fetchUsage } from "./usage.js";
 const REFRESH_MS = 60_000;
 const SOONEST_MS = 5000;
 
-let key = ""; // the only copy
+let key = ""; // in memory; key.js may keep a copy for the tab
 let choice = { range: "7d", own: {}, group: "model" };
 let shown = null; // the displayed figures, and the time of their request
 let turn = 0; // number of the latest request; answers to earlier ones are not shown
@@ -49,13 +52,15 @@ async function find(asked) {
   const { usage, ...standing } = await fetchUsage(asked.key, range, range.unit);
   const mark = JSON.stringify([usage, asked.range, asked.own, asked.group]);
   const found = { standing, at: new Date(), mark, range, group: asked.group, whole: usage.totals, series: usage.series };
-  if (shown?.mark === mark) return { ...found, split: shown.split, parts: shown.parts };
-  if (!usage.totals.requests) return { ...found, split: [], parts: [] };
-  const [split, parts] = await Promise.all([
+  if (shown?.mark === mark) return { ...shown, ...found };
+  if (!usage.totals.requests) return { ...found, split: [], parts: [], pace: null, records: [], next: null };
+  const [split, parts, pace, { requests: records, next }] = await Promise.all([
     fetchUsage(asked.key, range, `${range.unit},${asked.group}`),
     fetchUsage(asked.key, range, asked.group),
+    fetchUsage(asked.key, paceRange(), "day,key", "UTC"),
+    fetchRecords(asked.key),
   ]);
-  return { ...found, split: split.usage.series, parts: parts.usage.series };
+  return { ...found, split: split.usage.series, parts: parts.usage.series, pace: pace.usage.series, records, next };
 }
 
 function show(found) {
@@ -70,26 +75,30 @@ function show(found) {
   byId("whose").textContent = `Account ${standing.account}, key ${standing.key}, tier ${standing.tier}.`;
   byId("whose-actions").hidden = false;
   byId("content").hidden = false;
-  showStanding(standing);
+  showStanding(standing, forecasts(standing, found.pace));
   byId("range-told").textContent = `${rangeName(range)}, the whole account, by the ${range.unit} in ${TIME_ZONE}.`;
   byId("empty").hidden = whole.requests > 0;
   byId("filled").hidden = whole.requests === 0;
   byId("csv").disabled = whole.requests === 0;
-  if (whole.requests && !isSame) showFigures(found);
-  say(`As of ${moment(found.at, { seconds: true })} (${TIME_ZONE}); renewed each minute while this page is visible.`);
+  byId("requests").hidden = whole.requests === 0;
+  if (whole.requests && !isSame) {
+    showFigures(found);
+    showRecords(found.records, found.next, older);
+  }
+  say(`As of ${moment(found.at, { seconds: true })} (${TIME_ZONE}); refreshed every minute while this page is visible.`);
 }
 
 function fail(refusal) {
   if (!shown) {
     say("");
     key = "";
-    showRefusal(byId("key-problem"), refusal, { stillWorks: refusal.status < 500 ? null : "Calls of the API may work all the same: try the playground." });
+    showRefusal(byId("key-problem"), refusal, { stillWorks: refusal.status < 500 ? null : "API requests may still work: try the playground." });
   } else if (refusal.status === 400) {
     showRefusal(byId("usage-problem"), refusal);
     say("This range can't be shown.");
   } else {
-    showRefusal(byId("stale"), refusal, { stillWorks: "What you see below is older, and can still be saved as CSV. Calls of the API may work all the same." });
-    say(`As of ${moment(shown.at, { seconds: true })} (${TIME_ZONE}), not renewed since: the last try failed. It is tried again each minute.`);
+    showRefusal(byId("stale"), refusal, { stillWorks: "The figures below are older; you can still download them as CSV. API requests may still work." });
+    say(`As of ${moment(shown.at, { seconds: true })} (${TIME_ZONE}), not refreshed since: the last attempt failed. The page retries every minute.`);
   }
 }
 
@@ -99,6 +108,25 @@ function plan() {
   if (!shown || document.hidden) return;
   const wait = Math.min(REFRESH_MS, Math.max(SOONEST_MS, roomAgain(shown.standing) + 500));
   timer = setTimeout(() => load({ isQuiet: true }), wait);
+}
+
+/** Add the page of requests before those shown. */
+async function older() {
+  try {
+    const { requests, next } = await fetchRecords(key, shown.next);
+    Object.assign(shown, { records: [...shown.records, ...requests], next });
+    showRecords(shown.records, next, older);
+  } catch (error) {
+    showRefusal(byId("records-problem"), error);
+  }
+}
+
+/** Use a key: show its account, and its keys if it may manage them. Returns whether it was accepted. */
+async function use(entered) {
+  key = entered;
+  await load();
+  if (key) await showKeys(key);
+  return Boolean(key);
 }
 
 function chooseRange(button) {
@@ -128,9 +156,9 @@ function save() {
   download(`usage-${shown.standing.account}-by-${shown.group}-${days.join("-to-")}.csv`, usageCsv(shown.split, shown.group));
 }
 
-onKey((entered) => { key = entered; load(); });
+onKey(use);
 byId("refresh").addEventListener("click", () => load());
-byId("forget").addEventListener("click", () => location.reload()); // clears the memory
+byId("forget").addEventListener("click", forgetKey);
 byId("csv").addEventListener("click", save);
 byId("own").addEventListener("submit", chooseOwn);
 byId("group").addEventListener("change", (event) => { choice = { ...choice, group: event.target.value }; load(); });

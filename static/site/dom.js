@@ -17,7 +17,7 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Create a table in a scrolling box. Cells are texts, or `{text, title}` with the exact value as title. */
+/** Create a table in a scrolling box. Cells are texts, or `{text, title}`: a text or elements, and the exact value as title. */
 export function table(caption, columns, rows) {
   const head = columns.map(({ label, isNumber }) => element("th", { scope: "col", class: isNumber && "number" }, label));
   const cells = (row) =>

@@ -30,10 +30,10 @@ function showTiles(whole) {
   const tiles = [
     ["Requests", count(whole.requests), exactly(whole.requests), `${count(answered(whole))} answered`],
     ["Errors", count(invalid + limited + failed), exactly(invalid + limited + failed), `${count(limited)} over a limit`],
-    ["Tokens", count(whole.input_tokens + whole.output_tokens), exactly(whole.input_tokens + whole.output_tokens), `${count(whole.output_tokens)} written`],
+    ["Tokens", count(whole.input_tokens + whole.output_tokens), exactly(whole.input_tokens + whole.output_tokens), `${count(whole.output_tokens)} output`],
     ["Cost", knownMoney(whole), knownMoney(whole, exactMoney), whole.unpriced_requests ? `${count(whole.unpriced_requests)} without a price` : "US dollars"],
     ["Saved", money(whole.saved_cost), exactMoney(whole.saved_cost), "by cache and sharing"],
-    ["Cache hit rate", rate(whole), null, `${count(whole.cache_hits)} hits`],
+    ["Cache hit rate", rate(whole), null, `${count(whole.cache_hits)} ${whole.cache_hits === 1 ? "hit" : "hits"}`],
     ["Latency p95", milliseconds(whole.latency_ms?.p95), null, `p50 ${milliseconds(whole.latency_ms?.p50)}`],
   ];
   byId("tiles").replaceChildren(

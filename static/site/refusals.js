@@ -19,7 +19,7 @@ export function showRefusal(box, refusal, { again = null, stillWorks = null } = 
     limitLine(refusal.limit),
     refusal.requestId ? element("p", { class: "small" }, "Request id: ", element("code", {}, refusal.requestId)) : null,
     stillWorks && element("p", { class: "small" }, stillWorks),
-    meaning(refusal),
+    element("p", { class: "small" }, explain(refusal, "What this code means, and what to do")),
   ];
   const { line, end } = countdown(refusal.retryAfter, again);
   box.replaceChildren(element("div", { class: "notice bad" }, element("div", { role: "alert" }, parts), line));
@@ -40,12 +40,13 @@ function limitLine(limit) {
   return element("p", { class: "small" }, `${words(limit.name)} of ${whose}: ${amount(limit.used)} of ${amount(limit.limit)} used${reset}.`);
 }
 
-function meaning({ code, limit }) {
+/** Return a link from a content to the page's explanation of a code; the content alone if there is none. */
+export function explain({ code, limit }, content) {
   const own = (code === "rate_limit_exceeded" && BY_LIMIT[limit?.name]) || (SAME[code] ?? code);
   const row = document.getElementById(`code-${own}`);
-  if (!row) return null;
+  if (!row) return content;
   const open = () => { document.getElementById("codes").open = true; };
-  return element("p", { class: "small" }, element("a", { href: `#${row.id}`, click: open }, "What this code means, and what to do"));
+  return element("a", { href: `#${row.id}`, click: open }, content);
 }
 
 function countdown(seconds, again) {

@@ -8,9 +8,9 @@ const NEAR = 0.8;
 const NAMES = {
   requests_per_minute: "Requests per minute",
   tokens_per_minute: "Tokens per minute",
-  concurrent_requests: "Open requests",
+  concurrent_requests: "Concurrent requests",
   monthly_tokens: "Tokens this month",
-  monthly_cost: "Money this month",
+  monthly_cost: "Spend this month",
 };
 
 const isMoney = (state) => state.name === "monthly_cost";
@@ -21,16 +21,16 @@ const ownerOf = (state) => holder(state, "the whole account") + (state.model ? `
 const share = (state) => (Number(state.limit) > 0 ? Number(state.used) / Number(state.limit) : 1);
 
 function gradeOf(state) {
-  if (state.remaining === null) return ["", "not known now"];
+  if (state.remaining === null) return ["", "unknown now"];
   if (Number(state.remaining) <= 0) return ["spent", "used up"];
   return share(state) >= NEAR ? ["near", "nearly used up"] : ["", ""];
 }
 
-/** Show the limits of a /usage answer, the most used first. */
-export function showStanding({ limits, source, month }) {
+/** Show the limits of a /usage answer, the most used first, with the forecasts of its budgets. */
+export function showStanding({ limits, source, month }, forecasts = new Map()) {
   const limited = limits.filter((state) => state.limit !== null).sort((one, other) => share(other) - share(one));
-  byId("limits").replaceChildren(...limited.map(card));
-  byId("left-summary").replaceChildren(summary(limited, source), element("span", { class: "quiet small" }, ` Times are of ${TIME_ZONE}.`));
+  byId("limits").replaceChildren(...limited.map((state) => card(state, forecasts.get(state))));
+  byId("left-summary").replaceChildren(summary(limited, source), element("span", { class: "quiet small" }, ` Times are in ${TIME_ZONE}.`));
   byId("unlimited").textContent = unlimited(limits, month);
 }
 
@@ -41,32 +41,32 @@ export function roomAgain({ limits }) {
 }
 
 function summary(limited, source) {
-  if (source === "records") return "The state store is away: monthly amounts are those of the records so far, and the use of rates is unknown.";
+  if (source === "records") return "Live counters are unavailable: monthly amounts come from the request log, and the use of rates is unknown.";
   const spent = limited.filter((state) => gradeOf(state)[0] === "spent");
   if (spent.length) return `Used up: ${spent.map((state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)}), ${until(state)}`).join("; ")}.`;
   const near = limited.filter((state) => gradeOf(state)[0] === "near");
   if (near.length) return `Nearly used up: ${near.map((state) => `${nameOf(state).toLowerCase()} (${ownerOf(state)})`).join("; ")}.`;
-  return limited.length ? "Nothing is used up." : "No limit applies to this key.";
+  return limited.length ? "All limits have room." : "This key has no limits.";
 }
 
 /** Describe when a limit resets. A minute's window frees its slots one by one: at `reset` all of it is free. */
 function until(state) {
-  if (state.reset === null) return "until a call ends";
-  if (state.name.endsWith("per_minute")) return "room again bit by bit within the minute";
+  if (state.reset === null) return "until a request ends";
+  if (state.name.endsWith("per_minute")) return "frees up within a minute";
   const at = new Date(state.reset * 1000);
   const rest = (at - Date.now()) / 1000;
   return rest > 0 ? `until ${moment(at, { seconds: rest < 3600 })} (in ${duration(rest)})` : "until now";
 }
 
 function reset(state) {
-  if (state.reset === null) return "Free again when a call ends.";
+  if (state.reset === null) return "Frees up when a request ends.";
   const at = new Date(state.reset * 1000);
   const rest = (at - Date.now()) / 1000;
   if (Number(state.used) === 0 && state.name.endsWith("per_minute")) return "Nothing used in the last minute.";
-  return rest > 0 ? `Whole again ${moment(at, { seconds: rest < 3600 })}, in ${duration(rest)}.` : "Whole again now.";
+  return rest > 0 ? `Resets at ${moment(at, { seconds: rest < 3600 })}, in ${duration(rest)}.` : "Resets now.";
 }
 
-function card(state) {
+function card(state, forecast) {
   const [grade, told] = gradeOf(state);
   const title = `${exact(state, state.used)} of ${exact(state, state.limit)} used, ${exact(state, state.remaining)} left`;
   return element(
@@ -76,7 +76,16 @@ function card(state) {
     element("p", { class: "left", title }, `${shown(state, state.remaining)} left `, element("small", {}, `of ${shown(state, state.limit)}`)),
     element("progress", { max: "1", value: String(Math.min(1, share(state))), "aria-label": `${nameOf(state)}, ${ownerOf(state)}: ${title}` }),
     element("p", { class: "small" }, `${shown(state, state.used)} used. ${reset(state)} `, element("span", { class: "state" }, told)),
+    forecast && Number(state.remaining) > 0 ? element("p", { class: "small" }, forecastText(state, forecast)) : null,
   );
+}
+
+/** Describe what a budget will have used at the end of the month (UTC), and when it is reached before. */
+function forecastText(state, { expected, ends, reachedAt }) {
+  const day = (time) => new Date(time).toLocaleDateString("en-GB", { day: "numeric", month: "long", timeZone: "UTC" });
+  const amount = shown(state, isMoney(state) ? expected : Math.round(expected));
+  if (reachedAt === null) return `At this pace ${amount} by ${day(ends - 1)}.`;
+  return element("span", { class: "state warn-text" }, `At this pace ${amount} by ${day(ends - 1)}: reached on ${day(reachedAt)}.`);
 }
 
 function unlimited(limits, month) {
