@@ -1,2 +1,22 @@
-// Unfold's pages have no main landmark: screen readers jump to it.
-addEventListener("DOMContentLoaded", () => document.getElementById("content")?.setAttribute("role", "main"));
+// What unfold's pages lack for screen readers: a main landmark, and the names of the sidebar and of fields that complete.
+
+function nameFields() {
+  for (const box of document.querySelectorAll(".select2-container")) {
+    const field = box.parentElement.querySelector("select");
+    const name = document.querySelector(`label[for="${field?.id}"]`)?.textContent.trim() ?? "";
+    for (const shown of box.querySelectorAll("[role=combobox], [role=textbox]")) {
+      shown.removeAttribute("aria-labelledby");
+      shown.setAttribute("aria-label", name);
+    }
+  }
+}
+
+addEventListener("DOMContentLoaded", () => {
+  document.getElementById("main")?.setAttribute("role", "main");
+  document.getElementById("nav-sidebar-inner")?.setAttribute("aria-label", "Sidebar");
+  window.django?.jQuery?.(nameFields); // after Select2 has made them
+});
+
+addEventListener("load", () => {
+  for (const region of document.querySelectorAll(".simplebar-content-wrapper[role=region]")) region.removeAttribute("role");
+});
