@@ -5,6 +5,7 @@ A limit of null means no limit. Money is NUMERIC in US dollars here and integer 
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from unicodedata import normalize
 
@@ -15,6 +16,7 @@ from django.db import models
 from django.utils import timezone
 
 from accounts.validators import validate_line, validate_model_names, validate_networks, validate_scopes
+from core.formats import NOTHING
 
 #: The most generations of keys created through /keys, below a key that an operator created.
 GENERATIONS = 3
@@ -90,7 +92,19 @@ class Tier(RequestLimits):
 class Account(RequestLimits, Budgets):
     """The owner of keys, with caps and budgets over all of them together."""
 
-    name = models.SlugField(max_length=100, unique=True)
+    display_name = models.CharField(
+        "name",
+        max_length=100,
+        blank=True,
+        validators=[validate_line],
+        help_text="Shown in the admin, such as Acme Corp.",
+    )
+    name = models.SlugField(
+        "slug",
+        max_length=100,
+        unique=True,
+        help_text="The name in the API, records and URLs. Empty: made from the name.",
+    )
     contact = models.EmailField(blank=True, help_text="The e-mail address that gets budget alerts.")
     is_active = models.BooleanField(default=True, help_text="Off: all keys of this account are refused immediately.")
     max_keys = models.PositiveIntegerField(
@@ -114,7 +128,7 @@ class Account(RequestLimits, Budgets):
         ordering = ["name"]
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.display_name} ({self.name})" if self.display_name else self.name
 
 
 class ApiKey(Budgets):
@@ -282,6 +296,19 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.actor} {self.action} {self.target_type} {self.target}"
+
+    @property
+    def changes(self) -> list[tuple[str, str, str]]:
+        """The changed fields with their values before and after, as text; for a new object, the fields with a value."""
+        names = [name for name in {**self.before, **self.after} if name in self.before or self.after[name]]
+        return [(name.replace("_", " "), _shown(self.before, name), _shown(self.after, name)) for name in names]
+
+
+def _shown(values: dict[str, Any], name: str) -> str:
+    value = values.get(name)
+    if value is None or value == "":
+        return NOTHING
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 class IdempotentAnswer(models.Model):

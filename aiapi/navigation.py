@@ -117,8 +117,9 @@ def _actions(request: HttpRequest, term: str) -> Iterator[SearchResult]:
 
 def _objects(request: HttpRequest, term: str) -> Iterator[SearchResult]:
     if request.user.has_perm("accounts.view_account"):
-        for account in Account.objects.filter(name__icontains=term).order_by("name")[:MOST]:
-            yield SearchResult(account.name, "Account", change_url(account), "apartment")
+        named = Q(name__icontains=term) | Q(display_name__icontains=term)
+        for account in Account.objects.filter(named).order_by("name")[:MOST]:
+            yield SearchResult(str(account), "Account", change_url(account), "apartment")
     if request.user.has_perm("accounts.view_apikey"):
         keys = ApiKey.objects.filter(Q(prefix__istartswith=term[:SHOWN_PREFIX]) | Q(name__icontains=term))
         for key in keys.select_related("account").order_by("name", "pk")[:MOST]:

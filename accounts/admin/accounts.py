@@ -32,7 +32,7 @@ from accounts.admin.base import (
     is_confirmed,
     link,
 )
-from accounts.admin.forms import ModelBudgetInline, ModelBudgetsAdmin, TierForm
+from accounts.admin.forms import AccountForm, ModelBudgetInline, ModelBudgetsAdmin, TierForm
 from accounts.admin.keys import KeyColumns
 from accounts.key_cache import account_subject, model_subject
 from accounts.limit_usage import LIVE, LimitUsage, usage_of_scopes
@@ -68,6 +68,12 @@ class KeyedAdmin(ModelBudgetsAdmin):
         """Remove deletion in bulk."""
         return {name: each for name, each in super().get_actions(request).items() if name != "delete_selected"}
 
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Show the page, without the button to delete an object that has keys."""
+        instance = kwargs.get("obj")
+        offers = {"show_delete": instance is not None and not instance.api_keys.exists()}
+        return super().render_change_form(request, {**context, **offers}, *args, **kwargs)
+
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
@@ -100,13 +106,16 @@ class KeyInline(ReadOnly, KeyColumns, TabularInline):
 class AccountAdmin(KeyedAdmin):
     """The admin of accounts."""
 
-    list_display = ("name", "status", "keys", "tokens_this_month", "cost_this_month", "contact")
+    form = AccountForm
+    prepopulated_fields: ClassVar[dict[str, Any]] = {"name": ("display_name",)}
+    list_display = ("title", "status", "keys", "tokens_this_month", "cost_this_month", "contact")
     list_filter = ("is_active",)
-    search_fields = ("name", "contact")
+    search_fields = ("name", "display_name", "contact")
     readonly_fields = ("status", "created", "used_now")
     inlines = (ModelBudgetInline, KeyInline)
     actions_detail = ("add_key", "clear_cache", "enable", "disable")
     empty_value_display = "none"
+    title = column("account", str, ordering="name")
     created = column("created", lambda account: moment(account.created_at))
     status = column(
         "state",
@@ -118,7 +127,7 @@ class AccountAdmin(KeyedAdmin):
     cost_this_month = column("cost this month", lambda account: month_bar(account, LimitName.MONTHLY_COST))
     instead = "Disable it instead."
     add_fieldsets: ClassVar[Fieldsets] = (
-        (None, {"fields": ("name", "contact")}),
+        (None, {"fields": ("display_name", "name", "contact")}),
         ("Monthly budgets over all keys", {"fields": BUDGET_FIELDS}),
         ("Caps over all keys", {"fields": (*RATE_FIELDS, "max_keys")}),
         ("Content", {"fields": ("logs_content",)}),

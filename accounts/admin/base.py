@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
 from django.db.models import Field, JSONField, Model, QuerySet
 from django.db.models.constants import LOOKUP_SEP
 from django.forms import Form
@@ -20,6 +22,7 @@ from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from accounts.audit import audited_delete, audited_save
+from accounts.models import AuditEntry
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -117,8 +120,16 @@ def _parameters_of(item: Any) -> tuple[str, ...]:
     return tuple(getattr(item, "parameters", ())) or (item.parameter_name,)
 
 
+#: Audit entries on one page of an object's history.
+HISTORY = 50
+
+
 class AuditedAdmin(OfferedLookupsAdmin):
-    """Saves and deletes through the audit log; subclasses with their own services override `write` and `erase`."""
+    """Saves and deletes through the audit log; subclasses with their own services override `write` and `erase`.
+
+    The history of an object is its audit entries. Django's own log lacks values, commands and calls of the API, so
+    nothing is written to it.
+    """
 
     warn_unsaved_form = True
     formfield_overrides: ClassVar[dict[type[Field[Any, Any]], Any]] = {
@@ -152,6 +163,23 @@ class AuditedAdmin(OfferedLookupsAdmin):
         """Delete the selected objects, with an audit entry for each."""
         for instance in queryset:
             self.erase(instance, actor=actor_of(request))
+
+    def log_addition(self, *_: Any) -> None:  # type: ignore[override]  # Django's returns its entry
+        """Write nothing: the audit log has the change."""
+
+    log_change = log_deletion = log_deletions = log_addition  # type: ignore[assignment]
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the audit entries about an object, newest first; raises PermissionDenied."""
+        instance = found(self, request, unquote(object_id))
+        if not self.has_view_or_change_permission(request, instance):
+            raise PermissionDenied
+        entries = AuditEntry.objects.filter(target_type=str(self.opts.verbose_name), target_id=str(instance.pk))
+        shown = self.get_paginator(request, entries, HISTORY).get_page(request.GET.get("p"))
+        context = {"object": instance, "entries": shown, "may_audit": request.user.has_perm("accounts.view_auditentry")}
+        return page(self, request, "admin/object_history.html", f"History of {instance}", context)
 
 
 class ReadOnly:

@@ -9,6 +9,8 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.text import slugify
 from unfold.widgets import (
     UnfoldAdminCheckboxSelectMultipleWidget,
     UnfoldAdminRadioSelectWidget,
@@ -18,24 +20,28 @@ from unfold.widgets import (
 from accounts import services
 from accounts.admin.base import AuditedAdmin, TabularInline, actor_of
 from accounts.limits.types import BUDGET_FIELDS
-from accounts.models import ApiKey, ModelBudget, Tier
+from accounts.models import Account, ApiKey, ModelBudget, Tier
 from accounts.services import api_key_check_max_keys
 from accounts.validators import SCOPES, validate_model_names, validate_networks
 
 if TYPE_CHECKING:
+    AccountModelForm = forms.ModelForm[Account]
     TierModelForm = forms.ModelForm[Tier]
     ApiKeyModelForm = forms.ModelForm[ApiKey]
 else:
-    TierModelForm = ApiKeyModelForm = forms.ModelForm
+    AccountModelForm = TierModelForm = ApiKeyModelForm = forms.ModelForm
 
 HOUR = 3600
 GRACE_PERIODS = {
-    0: "None: the old key stops at once",
+    0: "0: the old key stops immediately",
     HOUR: "1 hour",
     24 * HOUR: "24 hours",
     7 * 24 * HOUR: "7 days",
     30 * 24 * HOUR: "30 days",
 }
+NEVER, CUSTOM = "never", "custom"
+#: When a new key expires: a number of days from now, or one of the above.
+EXPIRIES = {"30": "30 days", "90": "90 days", "365": "1 year", NEVER: "Never", CUSTOM: "Custom date"}
 
 
 class LinesField(forms.CharField):
@@ -60,6 +66,28 @@ class LinesField(forms.CharField):
     def has_changed(self, initial: Any, data: Any) -> bool:
         """Compare the lists, not the texts."""
         return bool((initial or []) != self.to_python(data))
+
+
+class AccountForm(AccountModelForm):
+    """The form of an account. The slug is made from the name if it is left empty."""
+
+    class Meta:
+        model = Account
+        fields = "__all__"  # the admin's fieldsets choose
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "name" in self.fields:  # not for users who may only view
+            self.fields["name"].required = False
+
+    def clean(self) -> dict[str, Any]:
+        """Make the slug; require a name that it can be made from."""
+        cleaned = super().clean() or {}
+        if not cleaned.get("name") and "name" not in self.errors:
+            cleaned["name"] = slugify(cleaned.get("display_name", ""))[:100]
+            if not cleaned["name"]:
+                self.add_error("name", "Enter a name, or a slug of letters, digits and hyphens.")
+        return cleaned
 
 
 class TierForm(TierModelForm):
@@ -104,6 +132,24 @@ class ApiKeyForm(ApiKeyModelForm):
             api_key_check_max_keys(key=self.instance)
         except ValidationError as error:
             self.add_error(None, error)
+
+
+class NewKeyForm(ApiKeyForm):
+    """The form of a new key, which offers usual times of expiry."""
+
+    expires = forms.ChoiceField(
+        required=False, choices=list(EXPIRIES.items()), initial=NEVER, widget=UnfoldAdminRadioSelectWidget
+    )
+
+    def clean(self) -> dict[str, Any]:
+        """Set the time of expiry by the choice."""
+        cleaned = super().clean() or {}
+        expires = cleaned.get("expires")
+        if expires == CUSTOM and cleaned.get("expires_at") is None and "expires_at" not in self.errors:
+            self.add_error("expires_at", "Enter a date and a time.")
+        elif expires and expires != CUSTOM:
+            cleaned["expires_at"] = None if expires == NEVER else timezone.now() + timedelta(days=int(expires))
+        return cleaned
 
 
 class RotationForm(forms.Form):

@@ -6,15 +6,18 @@ now, under which limits, and why not.
 
 from __future__ import annotations
 
+import secrets
 from datetime import timedelta
 from itertools import chain
 from typing import Any, ClassVar
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import path, reverse
 from django.utils import timezone
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
@@ -34,7 +37,7 @@ from accounts.admin.base import (
     link,
     page,
 )
-from accounts.admin.forms import ApiKeyForm, ModelBudgetInline, ModelBudgetsAdmin, RotationForm
+from accounts.admin.forms import CUSTOM, ApiKeyForm, ModelBudgetInline, ModelBudgetsAdmin, NewKeyForm, RotationForm
 from accounts.admin.lists import TextFilter
 from accounts.explain import explain_key
 from accounts.keys import SHOWN_PREFIX
@@ -57,6 +60,8 @@ OVERRIDE_FIELDS = [f"{name}_override" for name in RATE_FIELDS]
 IDENTITY_FIELDS = (("masked", "state"), ("created", "last_used"), ("revoked", "replaced_by"), ("made_by", "made"))
 #: How many keys created by a key its pages list; further ones are only counted.
 NAMED = 20
+#: The cookie of the page that shows a new key, and the seconds within which it must be opened.
+PAD, PAD_SECONDS = "issued_key", 300
 
 
 def shown_state(key: ApiKey) -> str:
@@ -131,14 +136,29 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         ("Limits instead of the tier's", {"fields": (*OVERRIDE_FIELDS, "overrides_until")}),
     )
     add_fieldsets: ClassVar[Fieldsets] = (
-        (None, {"fields": ("account", "tier", "name", "expires_at")}),
+        (None, {"fields": ("account", "tier", "name", "expires", "expires_at")}),
         *settings_fieldsets,
     )
+    # Only the page of a new key has the field `expires`.
+    conditional_fields: ClassVar[dict[str, str]] = {
+        "expires_at": f"typeof expires == 'undefined' || expires == '{CUSTOM}'"
+    }
     fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": IDENTITY_FIELDS}),
         ("Settings", {"fields": ("account", "tier", "name", "expires_at")}),
         *settings_fieldsets,
     )
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        """Return the form, for a new key the one with usual times of expiry."""
+        return super().get_form(request, obj, change=change, **({} if obj else {"form": NewKeyForm}), **kwargs)
+
+    def get_urls(self) -> list[Any]:
+        """Add the page that shows a new key once."""
+        issued = path(
+            "<int:key_id>/issued/", self.admin_site.admin_view(self.issued_view), name="accounts_apikey_issued"
+        )
+        return [issued, *super().get_urls()]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
         """Make the account read-only once the key exists."""
@@ -182,8 +202,44 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
             request.issued_key = plain  # type: ignore[attr-defined]
 
     def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
-        """Show the new key without a redirect: a URL, a cookie or a session would store the secret."""
-        return self._show_issued(request, obj, request.issued_key)  # type: ignore[attr-defined]
+        """Redirect to the page that shows the new key once."""
+        return self._hand_over(request, obj, request.issued_key)  # type: ignore[attr-defined]
+
+    def _hand_over(self, request: HttpRequest, key: ApiKey, plain: str) -> HttpResponse:
+        """Redirect to the page that shows a new key once, so that going back or reloading creates no other one.
+
+        The session stores the secret combined with a one-time pad; a cookie for that page alone has the pad. Neither
+        reveals anything without the other, and the first visit deletes both.
+        """
+        url, pad = reverse("admin:accounts_apikey_issued", args=[key.pk]), secrets.token_bytes(len(plain))
+        request.session[f"{PAD}_{key.pk}"] = _combine(plain.encode(), pad).hex()
+        response = HttpResponseRedirect(url)
+        is_secure = bool(settings.SESSION_COOKIE_SECURE)
+        response.set_cookie(
+            PAD, pad.hex(), max_age=PAD_SECONDS, path=url, secure=is_secure, httponly=True, samesite="Strict"
+        )
+        return response
+
+    def issued_view(self, request: HttpRequest, key_id: int) -> HttpResponse:
+        """Show a new key to the session that created it, once; afterwards redirect to the key's page."""
+        key: ApiKey = found(self, request, str(key_id))
+        sealed, pad = request.session.pop(f"{PAD}_{key.pk}", ""), request.COOKIES.get(PAD, "")
+        if not sealed or len(sealed) != len(pad):
+            messages.warning(request, "A new key is shown only once. If you did not copy it, rotate the key.")
+            return HttpResponseRedirect(change_url(key))
+        facts = [("Account", str(key.account)), ("Tier", key.tier.name), ("Name", key.name)]
+        facts += [
+            ("Replaces", f"{each}, which works until {moment(each.revoked_at)}") for each in key.predecessors.all()
+        ]
+        context = {
+            "plain": _combine(bytes.fromhex(sealed), bytes.fromhex(pad)).decode(),
+            "facts": facts,
+            "chat_url": request.build_absolute_uri("/chat"),
+            "key_url": change_url(key),
+        }
+        response = page(self, request, "admin/accounts/apikey/issued.html", f"New API key {key.name}", context)
+        response.delete_cookie(PAD, path=request.path, samesite="Strict")
+        return response
 
     @action(description="Test this key", permissions=["view"], icon="rule", url_path="test")
     def test(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -233,8 +289,7 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         except ValidationError as error:
             messages.error(request, " ".join(error.messages))
             return HttpResponseRedirect(change_url(key))
-        key.refresh_from_db()
-        return self._show_issued(request, successor, plain, replaced=key)
+        return self._hand_over(request, successor, plain)
 
     @action(description="Revoke", permissions=["change"], icon="block", url_path="revoke")
     def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -296,15 +351,10 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
         )
         return ask(self, request, question)
 
-    def _show_issued(
-        self, request: HttpRequest, key: ApiKey, plain: str, *, replaced: ApiKey | None = None
-    ) -> HttpResponse:
-        facts = [("Account", key.account.name), ("Tier", key.tier.name), ("Name", key.name)]
-        if replaced is not None:
-            facts.append(("Replaces", f"{replaced}, which works until {moment(replaced.revoked_at)}"))
-        chat_url = request.build_absolute_uri("/chat")
-        context = {"plain": plain, "facts": facts, "chat_url": chat_url, "key_url": change_url(key)}
-        return page(self, request, "admin/accounts/apikey/issued.html", f"New API key {key.name}", context)
+
+def _combine(text: bytes, pad: bytes) -> bytes:
+    """Combine bytes with a pad of the same length by exclusive or, which is its own inverse."""
+    return bytes(one ^ other for one, other in zip(text, pad, strict=True))
 
 
 def _count(number: int) -> str:

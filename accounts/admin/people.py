@@ -7,7 +7,6 @@ permission.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -179,7 +178,7 @@ class AuditEntryAdmin(KeysetAdmin):
     search_fields = ("target", "actor")
     search_help_text = "What was changed, or who did it"
     when = column("when", lambda entry: moment(entry.at))
-    fields = readonly_fields = ("when", "actor", "action", "target_type", "target_id", "target", "changes")
+    fields = readonly_fields = ("when", "actor", "action", "target_type", "target_id", "target", "changed")
 
     @display(description="what changed")
     def fields_changed(self, entry: AuditEntry) -> str:
@@ -191,21 +190,9 @@ class AuditEntryAdmin(KeysetAdmin):
         return ", ".join(name.replace("_", " ") for name in names[:NAMED_FIELDS]) + more
 
     @display(description="changes")
-    def changes(self, entry: AuditEntry) -> SafeString:
+    def changed(self, entry: AuditEntry) -> SafeString:
         """Show each field before and after."""
-        names = [name for name in {**entry.before, **entry.after} if name in entry.before or entry.after[name]]
         cell = '<td class="align-top break-words py-1 pr-4">{}</td>'
-        rows = format_html_join(
-            "",
-            f"<tr>{cell * 3}</tr>",
-            ((name.replace("_", " "), _shown(entry.before, name), _shown(entry.after, name)) for name in names),
-        )
+        rows = format_html_join("", f"<tr>{cell * 3}</tr>", entry.changes)
         head = '<tr class="text-left"><th class="pr-4">Field</th><th class="pr-4">Before</th><th>After</th></tr>'
         return format_html('<table class="w-full">{}{}</table>', SafeString(head), rows)
-
-
-def _shown(values: dict[str, Any], name: str) -> str:
-    if name not in values or values[name] is None:
-        return "—"
-    value = values[name]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -65,9 +65,15 @@ def page_of(client: Client, url: str, **parameters: str) -> str:
 
 
 def test_it_shows_a_new_key_once_and_keeps_it_nowhere(admin_site: Client) -> None:
-    response = add(admin_site, make_account())
+    shown_at = add(admin_site, make_account()).headers["Location"]
+    before = stored_text() + str(dict(admin_site.session.items()))
+    cookies_before = "".join(cookie.value for cookie in admin_site.cookies.values())
+    stranger = logged_in(make_staff("accounts.view_apikey"))
+    assert "ak_" not in stranger.get(shown_at).headers["Location"]
+    response = admin_site.get(shown_at)
     plain = issued_in(response)
-    assert response.status_code == 200
+    assert secret_part(plain) not in before + cookies_before + shown_at
+    assert "A new key is shown only once" in admin_site.get(shown_at, follow=True).content.decode()
     assert "it will not be shown again" in response.content.decode()
     assert "no-store" in response.headers["Cache-Control"]
     assert key_cache.find(plain)
@@ -101,8 +107,21 @@ def test_it_takes_every_setting_of_a_new_key(admin_site: Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("expires", "days"), [("never", None), ("30", 30), ("90", 90), ("365", 365), ("custom", 7), ("", 7)]
+)
+def test_it_offers_usual_times_of_expiry(admin_site: Client, expires: str, days: int | None) -> None:
+    week = timezone.now() + timedelta(days=7)
+    add(admin_site, make_account(), expires=expires, expires_at_0=f"{week:%Y-%m-%d}", expires_at_1=f"{week:%H:%M:%S}")
+    expires_at = ApiKey.objects.get().expires_at
+    left = None if expires_at is None else round((expires_at - timezone.now()) / timedelta(days=1))
+    assert left == days
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"expires": "custom"}, "Enter a date and a time"),
+        ({"expires": "someday"}, "Select a valid choice"),
         ({"name": ""}, "This field is required"),
         ({"name": "taken"}, "already exists"),
         ({"allowed_ips": "somewhere"}, "somewhere is not an address"),
@@ -173,7 +192,7 @@ def test_it_rotates_for_a_period_that_it_offers_and_shows_the_successor_once(adm
     assert "The old key keeps working for" in page_of(admin_site, url)
     admin_site.post(url, {**CONFIRMED, "grace": "999999999"})
     assert ApiKey.objects.count() == count
-    response = admin_site.post(url, {**CONFIRMED, "grace": "3600"})
+    response = admin_site.post(url, {**CONFIRMED, "grace": "3600"}, follow=True)
     plain = issued_in(response)
     assert key_cache.find(plain)
     assert cast.owner.works()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries, DjangoCaptureOnCommitCallbacks
 
+from accounts.audit import audit_record
 from accounts.key_cache import key_cache
 from accounts.models import Account, AuditEntry, Tier
-from accounts.tests.factories import Cast, latest, make_key
+from accounts.tests.factories import Cast, latest, logged_in, make_account, make_key, make_staff
 
 pytestmark = pytest.mark.django_db
 
@@ -24,6 +26,80 @@ def test_it_makes_and_deletes_an_account(admin_site: Client) -> None:
     admin_site.post(f"{ACCOUNTS}{account.pk}/delete/", {"post": "yes"})
     assert not Account.objects.exists()
     assert (latest().action, latest().target) == ("deleted", "acme")
+
+
+@pytest.mark.parametrize(
+    ("names", "slug"),
+    [
+        ({"display_name": "Acme Corp."}, "acme-corp"),
+        ({"display_name": "Acme", "name": "other"}, "other"),
+        ({"name": "only-a-slug"}, "only-a-slug"),
+    ],
+)
+def test_it_makes_the_slug_from_the_name(admin_site: Client, names: dict[str, str], slug: str) -> None:
+    admin_site.post(f"{ACCOUNTS}add/", {"contact": "", "metadata": "{}", **names})
+    account = Account.objects.get()
+    assert (account.name, account.display_name) == (slug, names.get("display_name", ""))
+    assert str(account) == (f"{account.display_name} ({slug})" if account.display_name else slug)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({}, "Enter a name, or a slug"),
+        ({"display_name": "日本"}, "Enter a name, or a slug"),
+        ({"display_name": "Globex"}, "already exists"),
+        ({"name": "no slug"}, "valid “slug”"),
+        ({"display_name": "a\u202eb"}, "Must be one line"),
+    ],
+)
+def test_it_says_what_is_wrong_with_a_name(admin_site: Client, cast: Cast, names: dict[str, str], message: str) -> None:
+    count = Account.objects.count()
+    page = admin_site.post(f"{ACCOUNTS}add/", {"contact": "", "metadata": "{}", **names}).content.decode()
+    assert message in page
+    assert Account.objects.count() == count
+
+
+def test_it_shows_the_audit_entries_of_an_object_as_its_history(admin_site: Client, cast: Cast) -> None:
+    account = make_account("initech", contact="old@initech.test")
+    url = f"{ACCOUNTS}{account.pk}/"
+    admin_site.post(f"{url}disable/", CONFIRMED)
+    key = cast.owner.key
+    admin_site.post(f"{KEYS}{key.pk}/revoke/", CONFIRMED)
+    page = admin_site.get(f"{url}history/").content.decode()
+    assert all(
+        text in page for text in ("Created", "Disabled", "old@initech.test", "?who=admin%3Aroot", "Is active: true →")
+    )
+    assert "Revoked" not in page
+    history = admin_site.get(f"{KEYS}{key.pk}/history/").content.decode()
+    assert "Revoked" in history
+    assert "admin:root" in history
+    assert LogEntry.objects.count() == 0, "there is one history"
+    viewer = logged_in(make_staff("accounts.view_account"))
+    assert "?who=" not in viewer.get(f"{url}history/").content.decode()
+    assert viewer.get(f"{KEYS}{key.pk}/history/").status_code == 403
+    assert admin_site.get(f"{ACCOUNTS}4711/history/").status_code == 404
+
+
+def test_it_pages_through_a_long_history_with_few_queries(
+    admin_site: Client, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    account = make_account("busy")
+    for number in range(60):
+        audit_record(actor="command:test", action="changed", target=account, after={"contact": f"n{number}"})
+    with django_assert_max_num_queries(6):
+        page = admin_site.get(f"{ACCOUNTS}{account.pk}/history/").content.decode()
+    assert ("n59" in page, "n5<" in page, "Page 1 of 2" in page) == (True, False, True)
+    assert "n5<" in admin_site.get(f"{ACCOUNTS}{account.pk}/history/?p=2").content.decode()
+
+
+def test_it_offers_to_delete_only_what_can_be_deleted(admin_site: Client, cast: Cast) -> None:
+    for url, is_offered in (
+        (f"{ACCOUNTS}{cast.owner.key.account_id}/", False),
+        (f"{ACCOUNTS}{make_account('empty').pk}/", True),
+        (f"{TIERS}{cast.owner.key.tier_id}/", False),
+    ):
+        assert (f"{url}delete/" in admin_site.get(f"{url}change/").content.decode()) == is_offered, url
 
 
 def test_it_changes_caps_through_the_log(admin_site: Client, cast: Cast) -> None:
@@ -45,7 +121,7 @@ def test_it_links_its_keys_and_leads_to_a_new_one(
     assert location == f"{KEYS}add/?account={cast.owner.key.account_id}"
     for _ in range(30):
         make_key(account=cast.owner.key.account)
-    with django_assert_max_num_queries(13):
+    with django_assert_max_num_queries(14):
         admin_site.get(f"{url}change/")
 
 
