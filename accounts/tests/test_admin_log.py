@@ -82,7 +82,7 @@ def test_it_goes_to_older_entries_and_back_and_never_counts(admin_site: Client) 
 
     with CaptureQueriesContext(connection) as queries:
         first = page("?what=changed", "n119", "n70")
-    sent = " ".join(query["sql"] for query in queries).upper()
+    sent = " ".join(query["sql"] for query in queries if "accounts_auditentry" in query["sql"]).upper()
     assert not [word for word in ("COUNT(", "OFFSET") if word in sent]
     assert "what=changed" in first.older_url, "filters are kept"
     third = page(page(first.older_url, "n69", "n20").older_url, "n19", "n0")
