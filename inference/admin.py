@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
-from django.db.models import Case, Count, Prefetch, Q, QuerySet, Value, When
+from django.core.exceptions import PermissionDenied
+from django.db.models import Case, Count, Exists, Prefetch, Q, QuerySet, Value, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import path
 from django.utils import timezone
 from redis.exceptions import RedisError
 
 from accounts.admin.base import (
     AuditedAdmin,
     Confirmation,
+    Fieldsets,
     TabularInline,
     action,
     actor_of,
@@ -29,20 +33,21 @@ from accounts.admin.base import (
     link,
 )
 from core.formats import moment, price_text
-from inference.catalog import provider_route
+from inference.catalog import default_model_name
 from inference.models import Deployment, Model, Price, Provider
-from inference.services import catalog_delete, catalog_save, model_clear_cache
+from inference.provider_setup import MOST, PRESETS, Listing, Preset, ProviderAddForm, provider_models
+from inference.services import catalog_delete, catalog_save, model_clear_cache, provider_add
 from inference.upstream.breaker import failing
-from inference.upstream.client import upstream
 from monitoring.rollups.queries import Scope, usage_rankings
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
 BREAKER_BADGES = {"closed": "success", "on trial": "warning", "open": "danger", "no secret": "danger"}
-CONNECTION_SECONDS = 5.0
 SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
 #: The period in which an account's calls count as recent.
 LATELY = timedelta(days=7)
 MOST_CALLERS = 50
+#: How a model is marked that answers requests which name none.
+CHOSEN, INHERITED = "default", "default (environment)"
 #: The form field that the confirmation page adds itself.
 TOKEN = "csrfmiddlewaretoken"  # noqa: S105
 
@@ -134,11 +139,17 @@ def question_about(off: Sequence[Row], *, cancel_url: str, hidden: dict[str, lis
     )
 
 
+def preset_of(request: HttpRequest) -> Preset:
+    """Return the preset that the URL names."""
+    return PRESETS.get(request.GET.get("preset", ""), PRESETS["other"])
+
+
 @admin.register(Provider)
 class ProviderAdmin(CatalogAdmin):
     """Providers."""
 
     list_display = ("name", "base_url", "api_key_variable", "secret", "deployment_count", "is_enabled")
+    add_form_template = "admin/inference/provider/add.html"
     actions_detail = ("test_connection",)
     list_filter = ("is_enabled",)
     search_fields = ("name", "base_url")
@@ -155,6 +166,69 @@ class ProviderAdmin(CatalogAdmin):
         ),
     )
 
+    add_fieldsets: ClassVar[Fieldsets] = (
+        (None, {"fields": ("name", "base_url", "api_key_variable")}),
+        (
+            "Azure, extra headers, and the provider's limits",
+            {
+                "fields": (
+                    *("style", "api_version", "extra_headers", "requests_per_minute", "tokens_per_minute"),
+                    *("concurrent_requests", "stops_when_client_leaves", "is_enabled"),
+                ),
+                "classes": ("collapse",),
+            },
+        ),
+    )
+
+    def get_urls(self) -> list[Any]:
+        """Add the URL that lists the models of a provider that is being added."""
+        view = self.admin_site.admin_view(self.list_models)
+        return [path("add/models/", view, name="inference_provider_models"), *super().get_urls()]
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
+        """Return the form; a new provider's has its models too."""
+        if obj is not None:
+            return super().get_form(request, obj, change, **options)
+        form = type("AddForm", (ProviderAddForm,), {"preset": preset_of(request)})
+        return super().get_form(request, obj, change, **{**options, "form": form})
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """Return the values of the chosen preset."""
+        return preset_of(request).initial
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None) -> Any:
+        """Show the page that adds a provider, with presets."""
+        more = {"presets": PRESETS, "preset": preset_of(request), "title": "Add provider"}
+        return super().add_view(request, form_url, {**(extra_context or {}), **more, **self._line_context(request)})
+
+    def list_models(self, request: HttpRequest) -> HttpResponse:
+        """Ask the provider of the form for its models, and return their lines, or what is wrong."""
+        if request.method != "POST" or not self.has_add_permission(request):
+            raise PermissionDenied
+        form = self.get_form(request)(request.POST)
+        wrong = [text for name, texts in form.errors.items() if name != "name" for text in texts]
+        listing = Listing(trouble=" ".join(map(str, wrong))) if wrong else provider_models(form.instance)
+        if not listing.trouble:
+            form.list_models(listing)
+        context = {"form": form, "listing": listing, **self._line_context(request)}
+        return TemplateResponse(request, "admin/inference/provider/lines.html", context)
+
+    def _line_context(self, request: HttpRequest) -> dict[str, Any]:
+        names = ("model", "deployment", "price")
+        may = all(request.user.has_perm(f"inference.add_{name}") for name in names)
+        return {"may_add_models": may, "most": MOST}
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Save a provider; a new one with its models."""
+        if change:
+            super().save_model(request, obj, form, change)
+            return
+        models = form.models_added() if self._line_context(request)["may_add_models"] else []
+        provider_add(provider=obj, models=models, actor=actor_of(request))
+        if models:
+            names = ", ".join(each.public_name for each in models)
+            messages.success(request, f"{obj} serves {names} from now on. Try it in the playground.")
+
     def get_readonly_fields(self, request: HttpRequest, obj: Provider | None = None) -> tuple[str, ...]:
         """Make the environment's values read-only and, unless the user is a superuser, the fields that name secrets.
 
@@ -169,9 +243,11 @@ class ProviderAdmin(CatalogAdmin):
         return tuple(fixed)
 
     def get_fieldsets(self, request: HttpRequest, obj: Provider | None = None) -> Any:
-        """Add a description of why some fields are read-only."""
+        """Return the sections, of a new provider the important ones first, and say why some fields are read-only."""
+        if obj is None:
+            return self.add_fieldsets
         (title, options), *others = super().get_fieldsets(request, obj)
-        if obj is not None and obj.from_environment:
+        if obj.from_environment:
             text = (
                 "Name, address and secret come from the environment: change OPENAI_BASE_URL and OPENAI_API_KEY there."
             )
@@ -196,11 +272,11 @@ class ProviderAdmin(CatalogAdmin):
             )
             title = f"Test the connection to {provider}?"
             return self.ask_first(request, provider, title, text, "Test connection", is_dangerous=False)
-        failure = upstream.list_models(provider_route(provider), seconds=CONNECTION_SECONDS)
-        if failure is None:
-            messages.success(request, f"{provider} answers.")
+        listing = provider_models(provider)
+        if listing.trouble:
+            messages.error(request, f"{provider}: {listing.trouble}")
         else:
-            messages.error(request, f"{provider} does not answer as it should: {failure.cause}.")
+            messages.success(request, f"{provider} answers, and lists {len(listing.models)} models.")
         return HttpResponseRedirect(change_url(provider))
 
     @display(description="secret", label=SECRET_BADGES)
@@ -227,7 +303,7 @@ class DeploymentInline(TabularInline):
 class ModelAdmin(CatalogAdmin):
     """Models."""
 
-    list_display = ("public_name", "kind", "context_size", "served_by", "is_default", "is_enabled")
+    list_display = ("public_name", "kind", "context_size", "served_by", "answers_by_default", "is_enabled")
     list_filter = ("kind", "is_enabled")
     search_fields = ("public_name",)
     fields = ("public_name", "aliases", "kind", "context_size", "is_default", "is_enabled")
@@ -249,7 +325,17 @@ class ModelAdmin(CatalogAdmin):
         """Read the deployments of all rows in one additional query."""
         usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True).select_related("provider")
         prefetch = Prefetch("deployments", usable.order_by("order", "-weight", "id"), to_attr="usable_deployments")
-        return super().get_queryset(request).prefetch_related(prefetch)
+        another = Exists(Model.objects.filter(is_default=True, is_enabled=True))
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(is_another_default=another)
+        return rows.prefetch_related(prefetch)
+
+    @display(description="default", label={CHOSEN: "success", INHERITED: "success"})
+    def answers_by_default(self, model: Any) -> str | None:
+        """Mark the model for requests that name none: the operators' choice, or else the environment's."""
+        if model.is_default:
+            return CHOSEN
+        is_environments = default_model_name() in (model.public_name, *model.aliases)
+        return INHERITED if is_environments and model.is_enabled and not model.is_another_default else None
 
     served_by = column("served by", lambda model: ", ".join(map(str, model.usable_deployments)) or "nobody")
 

@@ -43,16 +43,19 @@ class Provider(RequestLimits):
     name = models.SlugField(max_length=50, unique=True)
     style = models.CharField(max_length=20, choices=Style.choices, default=Style.OPENAI)
     api_version = models.CharField(
+        "API version",
         max_length=40,
         blank=True,
         help_text="Azure only: the api-version parameter, such as 2024-10-21; v1 or preview for its v1 API.",
     )
     base_url = models.CharField(
+        "base URL",
         max_length=500,
         help_text="With /v1, such as https://api.openai.com/v1. For Azure: the URL of the resource, such as "
         "https://blue.openai.azure.com.",
     )
     api_key_variable = models.CharField(
+        "variable of the secret",
         max_length=100,
         blank=True,
         validators=[validate_api_key_variable],
@@ -71,7 +74,7 @@ class Provider(RequestLimits):
         "usage. Off: the call runs to its end, and its answer is cached if the tier allows it. Streams are always "
         "cancelled.",
     )
-    is_enabled = models.BooleanField(default=True, help_text="Off: calls to this provider stop immediately.")
+    is_enabled = models.BooleanField("enabled", default=True, help_text="Off: calls to this provider stop immediately.")
     from_environment = models.BooleanField(
         default=False, editable=False, help_text="Created and updated by bootstrap from environment variables."
     )
@@ -120,9 +123,9 @@ class Model(models.Model):
         help_text='Other names that callers can use, as a list: ["gpt-4", "default"].',
     )
     is_default = models.BooleanField(
-        default=False, help_text="Used for requests that name no model. It replaces OPENAI_MODEL."
+        "default", default=False, help_text="Used for requests that name no model. It replaces OPENAI_MODEL."
     )
-    is_enabled = models.BooleanField(default=True, help_text="Off: callers get 404 immediately.")
+    is_enabled = models.BooleanField("enabled", default=True, help_text="Off: callers get 404 immediately.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     cache_generation = models.CharField(
         max_length=16, default=new_generation, editable=False, help_text="A part of the keys of its cached answers."
@@ -151,7 +154,7 @@ class Deployment(models.Model):
 
     model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="deployments")
     provider = models.ForeignKey(Provider, on_delete=models.PROTECT, related_name="deployments")
-    upstream_name = models.CharField(max_length=200, help_text="The provider's name for the model.")
+    upstream_name = models.CharField("provider's name", max_length=200, help_text="The provider's name for the model.")
 
     class OutputParameter(models.TextChoices):
         MAX_TOKENS = "max_tokens"
@@ -166,7 +169,7 @@ class Deployment(models.Model):
     )
     order = models.PositiveSmallIntegerField(default=0)
     weight = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
-    is_enabled = models.BooleanField(default=True)
+    is_enabled = models.BooleanField("enabled", default=True)
 
     class Meta:
         ordering = ["model__public_name", "order", "-weight", "id"]

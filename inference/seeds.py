@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
@@ -13,6 +14,7 @@ from inference.fake_provider import OWNER
 from inference.models import Deployment, Model, Price, Provider
 from inference.services import catalog_save
 from inference.upstream.client import upstream
+from inference.upstream.errors import AttemptFailed
 from inference.upstream.local_model import CONTEXT_TOKENS, MODEL_NAME
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -51,7 +53,9 @@ def provider_seed(*, actor: str) -> Seeded:
     is_free = seeded.provider == LOCAL
     if provider is not None and not is_free and provider.base_url != OPENAI_URL:
         # A fake provider says so in its list. Any other server may bill: an operator enters its prices, 0 for own GPUs.
-        listed = upstream.models(provider_route(provider), seconds=LIST_SECONDS)
+        listed = []
+        with suppress(AttemptFailed):
+            listed = upstream.models(provider_route(provider), seconds=LIST_SECONDS)
         is_free = bool(listed) and all(each.get("owned_by") == OWNER for each in listed)
     if not is_free:
         return replace(seeded, unpriced=tuple(deployment.model.public_name for deployment in unpriced))
@@ -100,14 +104,17 @@ def _seed_model(provider: Provider, name: str, kind: str, *, actor: str) -> None
         catalog_save(row=Price(deployment=deployment, **price), actor=actor)
 
 
-def listed_price(model: str) -> dict[str, Decimal] | None:
-    """Return a model's price in genai-prices' table, in US dollars per million tokens; None if it has none."""
+def listed_price(model: str, url: str = OPENAI_URL) -> dict[str, Decimal] | None:
+    """Return a model's price at the provider with this URL, in US dollars per million tokens, by genai-prices' table.
+
+    None if the table has none, or prices other than by tokens.
+    """
     from genai_prices import Usage, calc_price  # loads its whole table, and most starts have nothing to price
 
     one_of_each = Usage(input_tokens=MILLION, output_tokens=MILLION)
     from_cache = Usage(input_tokens=MILLION, cache_read_tokens=MILLION)
     try:
-        plain, cached = (calc_price(each, model_ref=model, provider_id="openai") for each in (one_of_each, from_cache))
+        plain, cached = (calc_price(each, model_ref=model, provider_api_url=url) for each in (one_of_each, from_cache))
     except LookupError:
         return None
     return {
@@ -115,3 +122,14 @@ def listed_price(model: str) -> dict[str, Decimal] | None:
         "cached_input_per_million": Decimal(cached.input_price),
         "output_per_million": Decimal(plain.output_price),
     }
+
+
+def listed_context(model: str, url: str) -> int | None:
+    """Return a model's context size in tokens by the same table; None if it has none."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    try:
+        _, found = get_snapshot().find_provider_model(model, None, None, url)
+    except LookupError:
+        return None
+    return found.context_window

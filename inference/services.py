@@ -6,7 +6,12 @@ second in others, when their catalogs expire.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
 from django.db import transaction
+from django.db.models import Max
 
 from accounts.audit import audit_record, audited_delete, audited_save
 from inference.catalog import catalog
@@ -27,6 +32,43 @@ def catalog_save(*, row: CatalogRow, actor: str) -> None:
         row.full_clean()
         audited_save(row, actor=actor)
         transaction.on_commit(catalog.forget)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAtProvider:
+    """A model that a new provider serves: its deployment's names, and its prices (per million tokens), if known."""
+
+    public_name: str
+    kind: str
+    context_size: int
+    upstream_name: str
+    output_parameter: str
+    price: Mapping[str, Decimal | None] | None
+
+
+def provider_add(*, provider: Provider, models: Sequence[ModelAtProvider], actor: str) -> None:
+    """Save a new provider, deployments of models there, their prices, and the models that don't exist yet, or nothing.
+
+    At a model that has deployments, the new one is asked after them. Raises ValidationError like catalog_save.
+    """
+    with transaction.atomic():
+        catalog_save(row=provider, actor=actor)
+        for each in models:
+            model = Model.objects.filter(public_name=each.public_name).first()
+            if model is None:
+                model = Model(public_name=each.public_name, kind=each.kind, context_size=each.context_size)
+                catalog_save(row=model, actor=actor)
+            last = model.deployments.aggregate(Max("order"))["order__max"]
+            deployment = Deployment(
+                model=model,
+                provider=provider,
+                upstream_name=each.upstream_name,
+                output_parameter=each.output_parameter,
+                order=0 if last is None else last + 1,
+            )
+            catalog_save(row=deployment, actor=actor)
+            if each.price is not None:
+                catalog_save(row=Price(deployment=deployment, **each.price), actor=actor)
 
 
 def catalog_delete(*, row: CatalogRow, actor: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 
 from core.network import METADATA, addresses_of, called_address
@@ -47,7 +48,7 @@ def validate_extra_headers(value: Any) -> None:
 
 
 def validate_provider_url(url: str) -> None:
-    """Refuse URLs of this machine, of link-local addresses and of a cloud's metadata service.
+    """Refuse URLs of link-local addresses, of a cloud's metadata service and, by default, of this machine.
 
     Names are resolved: a name with such an address is refused, a name that does not resolve is accepted (calls to it
     will fail). Private networks are allowed, because self-hosted models run there.
@@ -62,15 +63,24 @@ def validate_provider_url(url: str) -> None:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValidationError("Leave user name, password, query and fragment out of the URL.")
     with suppress(OSError, UnicodeError):
-        if any(map(is_forbidden_address, addresses_of(parts.hostname))):
-            raise ValidationError("Loopback, link-local and metadata addresses are not allowed here.")
+        forbidden = [address for address in addresses_of(parts.hostname) if is_forbidden_address(address)]
+        if any(called_address(address).is_loopback for address in forbidden):
+            raise ValidationError(
+                "This is an address of the server itself. To allow providers there, set LOOPBACK_PROVIDERS=true and "
+                "restart web and worker."
+            )
+        if forbidden:
+            raise ValidationError("Link-local and metadata addresses are not allowed.")
 
 
 def is_forbidden_address(text: str) -> bool:
-    """Return whether an address is loopback, link-local, unspecified, multicast or a metadata service's."""
+    """Return whether an address is link-local, unspecified, multicast or a metadata service's, or loopback.
+
+    LOOPBACK_PROVIDERS allows loopback addresses.
+    """
     address = called_address(text)
     return bool(
-        address.is_loopback
+        (address.is_loopback and not settings.LOOPBACK_PROVIDERS)
         or address.is_link_local
         or address.is_unspecified
         or address.is_multicast

@@ -93,8 +93,8 @@ def test_it_makes_a_provider_with_what_it_grants(site: Client) -> None:
     ("changes", "message"),
     [
         ({"concurrent_requests": "0"}, "greater than or equal to 1"),
-        ({"base_url": "http://127.0.0.1/v1"}, "Loopback, link-local and metadata addresses are not allowed here."),
-        ({"base_url": "http://169.254.169.254/v1"}, "Loopback, link-local and metadata addresses"),
+        ({"base_url": "http://127.0.0.1/v1"}, "set LOOPBACK_PROVIDERS=true and restart"),
+        ({"base_url": "http://169.254.169.254/v1"}, "Link-local and metadata addresses"),
         ({"base_url": "ftp://203.0.113.9"}, "Give an http:// or https:// URL."),
         ({"api_key_variable": "DATABASE_URL"}, "ends in _API_KEY"),
         ({"extra_headers": '{"X-Token": "abc"}'}, "looks like a secret"),
@@ -141,15 +141,16 @@ def test_it_switches_a_provider_off_at_once(
     assert (latest().before, latest().after) == ({"is_enabled": True}, {"is_enabled": False})
 
 
-def test_it_tests_a_connection(site: Client, deployment: Deployment) -> None:
+def test_it_tests_a_connection(site: Client, deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLUE_API_KEY", "a secret")
     with FakeUpstream() as fake:
         Provider.objects.update(base_url=fake.base_url)
         url = page_of(deployment, PROVIDERS, "test-connection/")
-        assert "blue answers." not in site.get(url, follow=True).content.decode()
-        assert "blue answers." in site.post(url, CONFIRMED, follow=True).content.decode()
+        assert "blue answers" not in site.get(url, follow=True).content.decode()
+        assert "blue answers, and lists " in site.post(url, CONFIRMED, follow=True).content.decode()
         fake.set(models_fault="http_401")
         page = site.post(url, CONFIRMED, follow=True).content.decode()
-    assert "does not answer as it should: http 401" in page
+    assert "It refused the secret in BLUE_API_KEY: check it (http 401)." in page
     assert LEAK_MARKER not in page
 
 

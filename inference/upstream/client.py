@@ -163,12 +163,11 @@ class Upstream:
         return None
 
     def models(self, route: Route, *, seconds: float) -> list[dict[str, Any]]:
-        """Return the provider's models as it describes them; empty if the request fails."""
+        """Return the provider's models as it describes them; raises AttemptFailed."""
         try:
             found = read_object(self._list(route, seconds)).get("data")
         except ATTEMPT_EXCEPTIONS as error:
-            failed_attempt(error, route)
-            return []
+            raise failed_attempt(error, route) from error
         return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
     def _list(self, route: Route, seconds: float) -> bytes:
