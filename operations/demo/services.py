@@ -42,6 +42,7 @@ from monitoring.rollups.periods import DAY, ONE_DAY, datetime_of, floor, month_b
 from monitoring.rollups.store import rollups_forget
 from operations.alerts.conditions import PREFIX, alert_subjects, budgets_used
 from operations.demo.traffic import (
+    ACCOUNTS,
     BUSINESS,
     CALLERS,
     DOWN,
@@ -58,8 +59,8 @@ log = structlog.get_logger(__name__)
 
 LASTING = timedelta(days=61)
 BATCH = 500
-#: The outage began so long ago, and lasted so long.
-OUTAGE_AGO, OUTAGE_LASTED = timedelta(hours=9), timedelta(minutes=40)
+#: The outage was so many hours ago, in one of the busiest, and lasted so long.
+OUTAGE_AGO, BUSIEST, OUTAGE_LASTED = range(2, 22), 14, timedelta(minutes=40)
 #: How much of its budget NEARLY_SPENT has used, and the steps in which budgets are granted, in dollars.
 SPENT, STEP = Decimal("0.92"), 25
 MARK, MADE = "demo", "demo_made"
@@ -117,7 +118,9 @@ def demo_make(*, actor: str, force: bool = False) -> Demo:
         raise DemoRefused("The sample data is there already. Remove it first: manage.py demo --remove.")
     now, random = timezone.now().replace(microsecond=0), Random(11)
     begin = _begin(now)
-    outage = Outage(now - OUTAGE_AGO, now - OUTAGE_AGO + OUTAGE_LASTED)
+    hours = (now - timedelta(hours=number) for number in OUTAGE_AGO)
+    failed_at = min(hours, key=lambda at: abs(at.hour - BUSIEST))
+    outage = Outage(failed_at, failed_at + OUTAGE_LASTED)
     made = _make_rows(begin, actor)
     records = list(requests(made.keys, begin=begin, end=now, outage=outage, random=random))
     _write(records)
@@ -192,6 +195,7 @@ def _make_rows(begin: datetime, actor: str) -> _Made:
         account = accounts.get(caller.account)
         if account is None:
             account = Account(name=_free(Account, "name", caller.account), is_active=False, metadata={MARK: True})
+            account.display_name = ACCOUNTS[caller.account]
             account_save(account=account, actor=actor)
             accounts[caller.account] = account
         tier = tiers[caller.tier]

@@ -83,6 +83,13 @@ class Caller:
 
 
 BUSINESS, STARTER = "business", "starter"
+ACCOUNTS = {
+    "acme-corp": "Acme Corp",
+    "globex": "Globex",
+    "initech": "Initech",
+    "hooli": "Hooli",
+    "umbrella-labs": "Umbrella Labs",
+}
 #: The account whose budget is nearly used up.
 NEARLY_SPENT = "initech"
 CALLERS = (
