@@ -6,9 +6,7 @@ The page of a record also shows what its error code means, the time by stage, an
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -29,10 +27,12 @@ from accounts.audit import audit_event
 from accounts.models import Account, ApiKey
 from core.errors import ApiError
 from monitoring.admin_export import file_response, usage_export_page
+from monitoring.admin_log import SEARCHED, chips, histogram, quick_filters, ranges, rows
 from monitoring.admin_report import report_page, statement_page
 from monitoring.export import COLUMNS, Format, record_batches
 from monitoring.models import FOUND, OUTCOMES, Outcome, RequestRecord, outcome_of
 from monitoring.payload_log import content_of
+from monitoring.selectors import ids_with_prefix
 
 #: Display names of the stages.
 STAGES = {
@@ -59,8 +59,6 @@ MESSAGES = {
     "interrupted": "The process ended while the call ran; it was charged its bound.",
 }
 
-#: Records that are searched for one page when no index fits the filters: some 30 ms.
-SEARCHED = 50_000
 #: What a record's page shows beside the model's fields. CONTENT_FIELDS need a permission.
 EXPLAINED_FIELDS = ("reason", "stage_times", "attempt_failures")
 CONTENT_FIELDS = ("prompt", "answer")
@@ -202,7 +200,8 @@ def _milliseconds(time: float | None) -> str:
 class RequestRecordAdmin(KeysetAdmin):
     """The request log, read-only."""
 
-    list_display = ("when", "outcome", "account", "key", "endpoint", "model", "cache", "tokens", "price", "latency")
+    change_list_template = "admin/monitoring/log.html"
+    list_display = ("label",)  # log_rows.html has the columns
     list_filter = (
         StatusFilter,
         CacheFilter,
@@ -216,10 +215,10 @@ class RequestRecordAdmin(KeysetAdmin):
         StreamFilter,
     )
     list_fullwidth = True
-    list_before_template = "admin/export_links.html"
+    list_before_template = "admin/monitoring/log_before.html"
     actions_list = ("export_usage",)
     search_fields = ("label",)
-    search_help_text = "The complete request id"
+    search_help_text = "Request id, or its beginning"
     time_column, search_rows = "admitted_at", SEARCHED
     fieldsets: ClassVar[Fieldsets] = (
         ("What happened", {"fields": ("when", "status", "reason", "latency", "first_token", "count")}),
@@ -271,9 +270,27 @@ class RequestRecordAdmin(KeysetAdmin):
         return request.user.has_perm("monitoring.export_requestrecord")
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
-        """Show the list, with export links for users who may export."""
-        context = {**(extra_context or {}), "may_export": self.has_export_permission(request)}
-        return super().changelist_view(request, context)
+        """Show the list; with `tail=1`, only the rows of its page."""
+        parameters = request.GET.copy()
+        is_tail = bool(parameters.pop("tail", []))
+        request.GET = parameters  # type: ignore[assignment]  # only the list's own parameters are left
+        response: Any = super().changelist_view(request, extra_context)
+        changelist = getattr(response, "context_data", {}).get("cl")
+        if changelist is None:  # invalid parameters were answered with a redirect
+            return response
+        response.context_data |= {"rows": list(rows(changelist)), "chips": list(chips(changelist))}
+        response.context_data["origin"] = request.build_absolute_uri("/").rstrip("/")
+        if is_tail:
+            response.template_name = "admin/monitoring/log_rows.html"
+            return response
+        shown = histogram(changelist, request)
+        response.context_data |= {
+            "histogram": shown,
+            "quick_filters": list(quick_filters(changelist, shown.counts if shown else {})),
+            "ranges": list(ranges(changelist)),
+            "may_export": self.has_export_permission(request),
+        }
+        return response
 
     def export_view(self, request: HttpRequest) -> HttpResponseBase:
         """Stream all pages of the filtered list, oldest first, and write an audit entry.
@@ -304,14 +321,11 @@ class RequestRecordAdmin(KeysetAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[RequestRecord], search_term: str
     ) -> tuple[QuerySet[RequestRecord], bool]:
-        """Find records by exact id or by exact label (the X-Request-ID that the caller saw); both have an index."""
+        """Find records by the beginning of their id, or by exact label (the X-Request-ID that the caller saw)."""
         term = search_term.strip()
         if not term:
             return queryset, False
-        found = Q(label=term)
-        with suppress(ValueError):
-            found |= Q(pk=uuid.UUID(term))
-        return queryset.filter(found), False
+        return queryset.filter(Q(label=term) | Q(pk__in=ids_with_prefix(term))), False
 
     @display(description="outcome", label=STATUS_BADGES)
     def outcome(self, record: RequestRecord) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -115,3 +116,16 @@ def request_record(*, account_id: int, name: str) -> RequestRecord | None:
         if found is not None:
             return found
     return own.filter(label=name).order_by("-admitted_at", "-id").first()
+
+
+#: Digits of an id's beginning that are needed to search for it, and the records that are found at most.
+SHORTEST_PREFIX, MOST_OF_A_PREFIX = 4, 200
+
+
+def ids_with_prefix(text: str) -> list[UUID]:
+    """Return the ids that begin with some hexadecimal digits (dashes don't count), the newest first."""
+    digits = text.replace("-", "").lower()
+    if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_PREFIX},32}}", digits):
+        return []
+    ids = RequestRecord.objects.filter(pk__gte=UUID(digits.ljust(32, "0")), pk__lte=UUID(digits.ljust(32, "f")))
+    return list(ids.order_by("-pk").values_list("pk", flat=True)[:MOST_OF_A_PREFIX])

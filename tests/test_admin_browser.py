@@ -156,6 +156,57 @@ def test_it_shows_in_the_logs_what_was_done_and_asked(admin: Page, platform: Ser
     expect(admin.locator("#result_list")).to_contain_text("logged")
 
 
+def test_it_narrows_the_log_by_its_histogram_and_keeps_views(
+    admin: Page, platform: Service, complaints: list[str]
+) -> None:
+    key = platform.create_key(account="charted", tier="free", name="first")
+    assert chat(platform, key) == 200
+    platform.await_records()
+    log = f"{platform.base_url}/admin/monitoring/requestrecord/"
+    admin.goto(f"{log}?account=charted&from=-24h")
+    assert grave_faults(admin) == []
+    bar = admin.locator("#log-histogram a").last
+    expect(bar).to_have_attribute("aria-label", re.compile(r"UTC: 1 2xx$"))
+    bar.focus()
+    admin.keyboard.press("Enter")
+    admin.wait_for_url(re.compile("until=.*Z"))
+    expect(admin.locator("#result_list tbody tr")).to_have_count(1)
+
+    admin.goto(f"{log}?account=charted&from=-24h")
+    box = admin.locator("#log-histogram").bounding_box()
+    assert box is not None
+    admin.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + 40)
+    admin.mouse.down()
+    admin.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 40)
+    admin.mouse.up()
+    admin.wait_for_url(re.compile("until=.*Z"))
+    assert "account=charted" in admin.url
+    expect(admin.get_by_text("No request fits these filters")).to_be_visible()
+
+    admin.click("#log-views summary")
+    admin.fill("#log-view-name", "yesterday's")
+    admin.click("#log-view-save")
+    saved = admin.url
+    admin.goto(log)
+    admin.click("#log-views summary")
+    admin.click('a:has-text("yesterday\'s")')
+    expect(admin).to_have_url(saved)
+    assert not complaints
+
+
+def test_it_follows_new_requests_only_while_wanted(admin: Page, platform: Service, complaints: list[str]) -> None:
+    key = platform.create_key(account="followed", tier="free", name="first")
+    admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/?account=followed")
+    expect(admin.get_by_text("No request fits these filters")).to_be_visible()
+    admin.check("#log-live")
+    assert chat(platform, key) == 200
+    expect(admin.locator("#result_list tbody tr")).to_have_count(1, timeout=15_000)
+    expect(admin.locator("#log-live-status")).to_contain_text("updated")
+    admin.uncheck("#log-live")
+    expect(admin.locator("#log-live-status")).to_be_empty()
+    assert not complaints
+
+
 def test_it_downloads_usage_from_the_log(admin: Page, platform: Service, complaints: list[str]) -> None:
     key = platform.create_key(account="billed", tier="free", name="first")
     assert chat(platform, key) == 200
@@ -184,7 +235,10 @@ PAGES = [
     "inference/model/1/change/",
     "inference/deployment/1/change/",
     "monitoring/requestrecord/",
+    "monitoring/requestrecord/?from=-7d&status=failed&account=nobody",
     "monitoring/requestrecord/export-usage/",
+    "monitoring/requestrecord/usage/",
+    "monitoring/requestrecord/usage/1/",
 ]
 
 

@@ -120,10 +120,15 @@ class TimeFilter(admin.ListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Apply those ends of the range that are given."""
-        begin, end = (parse_time_filter(text) for text in self._typed())
+        begin, end = self.span()
         if begin is not None:
             queryset = queryset.filter(**{f"{self._column}__gte": begin})
         return queryset if end is None else queryset.filter(**{f"{self._column}__lt": end})
+
+    def span(self) -> tuple[datetime | None, datetime | None]:
+        """Return the ends of the range; None for one that is open. Raises IncorrectLookupParameters."""
+        begin, end = (parse_time_filter(text) for text in self._typed())
+        return begin, end
 
     def _typed(self) -> tuple[str, str]:
         begin, end = (str(self.used_parameters.get(name, "")) for name in ENDS)
@@ -168,6 +173,13 @@ class Searched(NamedTuple):
     time: datetime
     url: str
     is_newer: bool
+
+
+class Counted(NamedTuple):
+    """The newest rows that fit the filters, and the time since which there are these; None if there are no others."""
+
+    rows: QuerySet[Any]
+    since: datetime | None
 
 
 class KeysetChangeList(ChangeList):
@@ -218,6 +230,15 @@ class KeysetChangeList(ChangeList):
         self.result_count = self.full_result_count = len(rows)
         self.show_full_result_count = self.show_admin_actions = self.can_show_all = self.multi_page = False
         self.paginator = KeysetPaginator(rows, self.list_per_page)
+
+    def counted(self, request: HttpRequest, most: int) -> Counted:
+        """Return the rows of all pages, from the newest on, so that at most `most` rows are read."""
+        rows, column = self.queryset, self._column
+        last = self._search_end(request, None, is_newer=False)
+        since = last.at if last else None
+        if since is None and not self.query:
+            since = stretch(rows, column, is_newer=False).values_list(column, flat=True)[most - 1 : most].first()
+        return Counted(rows if since is None else rows.filter(**{f"{column}__gte": since}), since)
 
     def _search_end(self, request: HttpRequest, after: Place | None, *, is_newer: bool) -> Place | None:
         """Return the last row to search; None if an index finds the rows, or fewer rows are left."""

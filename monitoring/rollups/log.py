@@ -81,3 +81,10 @@ def log_totals(records: QuerySet[RequestRecord]) -> tuple[int, int]:
     """Return the number of requests of records, and their known cost (nano-dollars)."""
     sums = records.order_by().aggregate(**{f"sum_{name}": _SUMS[name] for name in ("requests", "cost")})
     return int(sums["sum_requests"] or 0), int(sums["sum_cost"] or 0)
+
+
+def requests_by_period(records: QuerySet[RequestRecord], length: int) -> list[tuple[int, str, int]]:
+    """Return the requests of records by period (its first minute, its length in minutes) and outcome."""
+    start = Minute("admitted_at") / length * length
+    grouped = records.order_by().annotate(start=start, outcome=_OUTCOME).values_list("start", "outcome")
+    return list(grouped.annotate(Sum("count")))

@@ -133,9 +133,7 @@ def usage_series(
     most first; there is none without requests. The first and last bucket only contain their part of the span. Raises
     TooOld.
     """
-    if scope.key_id is not None and scope.account_id is None:  # the index begins with the account
-        account = ApiKey.objects.filter(pk=scope.key_id).values_list("account_id", flat=True).first()
-        scope = replace(scope, account_id=account)
+    scope = _indexed(scope)
     divided = list(buckets(floor(begin, QUARTER), ceiling(end, QUARTER), unit, zone))
     parts = span_parts(((first, last) for first, last, _ in divided), _grains(scope, by))
     found: defaultdict[Cell, Figures] = defaultdict(Figures)
@@ -143,6 +141,22 @@ def usage_series(
         found[cell].add(figures)
     rows = Rollup.objects.filter(within(parts), **scope.columns)
     return _points(found, by, zone, rows, with_account=scope.account_id is None)
+
+
+def _indexed(scope: Scope) -> Scope:
+    """Return a scope with the account of its key, because the index begins with the account."""
+    if scope.key_id is None or scope.account_id is not None:
+        return scope
+    account = ApiKey.objects.filter(pk=scope.key_id).values_list("account_id", flat=True).first()
+    return replace(scope, account_id=account)
+
+
+def requests_by_outcome(*, begin: int, end: int, width: int, scope: Scope = EVERYTHING) -> list[tuple[int, str, int]]:
+    """Return requests by period (its first minute) and outcome; the width (minutes) is a multiple of a QUARTER."""
+    grain = _grains(scope, None)[QUARTER if width % DAY else DAY]
+    rows = Rollup.objects.filter(within([(grain, begin, end)]), **_indexed(scope).columns).order_by()
+    grouped = rows.annotate(period=F("start") / width * width).values_list("period", "outcome")
+    return [(period, outcome, int(requests)) for period, outcome, requests in grouped.annotate(Sum("requests"))]
 
 
 def usage_by_minute(*, begin: datetime, end: datetime, scope: Scope = EVERYTHING, by: str | None = None) -> list[Point]:

@@ -14,7 +14,8 @@ from django.utils import timezone
 
 from accounts.tests.factories import Cast, IssuedKey, logged_in, make_staff
 from core.errors import UpstreamTimeout
-from monitoring.admin import SEARCHED, RequestRecordAdmin
+from monitoring.admin import RequestRecordAdmin
+from monitoring.admin_log import SEARCHED
 from monitoring.models import RequestRecord
 from monitoring.tests.samples import now_micros, recorded
 
@@ -117,7 +118,7 @@ def test_it_goes_from_the_newest_to_the_oldest_and_back_whatever_comes_in(site: 
 
 
 @pytest.mark.parametrize(
-    ("query", "number", "offset"), [("account=acme&from=-24h", 5, False), ("account=acme&status=ok&from=-24h", 7, True)]
+    ("query", "number", "offset"), [("account=acme&from=-24h", 7, False), ("account=acme&status=ok&from=-24h", 9, True)]
 )
 def test_it_never_counts_and_asks_the_same_few_times(
     site: Client, cast: Cast, query: str, number: int, offset: bool
@@ -210,7 +211,8 @@ def test_it_finds_a_page_by_an_index_without_sorting(site: Client, cast: Cast, q
         if connection.vendor == "postgresql":
             for way in ("seqscan", "bitmapscan", "sort"):
                 cursor.execute(f"SET LOCAL enable_{way} = off")
-        cursor.execute(f"EXPLAIN {'QUERY PLAN ' if connection.vendor == 'sqlite' else ''}{asked[-1]['sql']}")
+        (page,) = (query["sql"] for query in asked if query["sql"].endswith("LIMIT 51"))
+        cursor.execute(f"EXPLAIN {'QUERY PLAN ' if connection.vendor == 'sqlite' else ''}{page}")
         plan = str(cursor.fetchall())
     if connection.vendor == "sqlite":  # PostgreSQL goes by what is in the table: of few records by any index
         assert index in plan
