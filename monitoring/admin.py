@@ -1,73 +1,36 @@
 """The request log in the admin: read-only, filtered, paged without counting rows, and exported as it is filtered.
 
-The page of a record also shows what its error code means, the time by stage, and the logged prompt and answer.
+The page of a record is its story (see monitoring.admin_story).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
-from django.urls import path, reverse
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.urls import path
 
-from accounts.admin.base import Fieldsets, action, actor_of, column, display
+from accounts.admin.base import action, actor_of, found, page
 from accounts.admin.lists import IndexedFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_event
 from accounts.models import Account, ApiKey
-from core.errors import ApiError
 from monitoring.admin_export import file_response, usage_export_page
 from monitoring.admin_log import SEARCHED, chips, histogram, quick_filters, ranges, rows
 from monitoring.admin_report import report_page, statement_page
+from monitoring.admin_story import story
 from monitoring.export import COLUMNS, Format, record_batches
-from monitoring.models import FOUND, OUTCOMES, Outcome, RequestRecord, outcome_of
-from monitoring.payload_log import content_of
+from monitoring.models import FOUND, OUTCOMES, Outcome, RequestRecord
 from monitoring.selectors import ids_with_prefix
-
-#: Display names of the stages.
-STAGES = {
-    "limits": "limits: reserving and settling",
-    "cache": "cache",
-    "flight": "waiting for an identical request",
-    "upstream": "provider (of a stream: to its first byte)",
-}
-
-
-def _kinds(kind: type[ApiError]) -> Iterator[type[ApiError]]:
-    yield kind
-    for child in kind.__subclasses__():
-        yield from _kinds(child)
-
-
-#: Messages of the error codes that callers get.
-PUBLIC_MESSAGES = {kind.code: kind.message for kind in _kinds(ApiError)}
-#: The same, with the error codes that only records have.
-MESSAGES = {
-    **PUBLIC_MESSAGES,
-    "upstream_busy": "No deployment took the call: see why attempts failed.",
-    "client_left": "The client closed the connection before the answer was complete.",
-    "interrupted": "The process ended while the call ran; it was charged its bound.",
-}
-
-#: What a record's page shows beside the model's fields. CONTENT_FIELDS need a permission.
-EXPLAINED_FIELDS = ("reason", "stage_times", "attempt_failures")
-CONTENT_FIELDS = ("prompt", "answer")
-STATUS_BADGES = {
-    str(Outcome.OK): "success",
-    str(Outcome.LIMITED): "warning",
-    str(Outcome.INVALID): "info",
-    str(Outcome.FAILED): "danger",
-}
 
 
 class AccountFilter(TextFilter, IndexedFilter):
@@ -192,10 +155,6 @@ class StatusFilter(OfferedFilter, IndexedFilter):
         return int(text) if re.fullmatch("[1-5][0-9]{2}", text) else 0
 
 
-def _milliseconds(time: float | None) -> str:
-    return "—" if time is None else f"{time:,.0f} ms"
-
-
 @admin.register(RequestRecord)
 class RequestRecordAdmin(KeysetAdmin):
     """The request log, read-only."""
@@ -220,40 +179,6 @@ class RequestRecordAdmin(KeysetAdmin):
     search_fields = ("label",)
     search_help_text = "Request id, or its beginning"
     time_column, search_rows = "admitted_at", SEARCHED
-    fieldsets: ClassVar[Fieldsets] = (
-        ("What happened", {"fields": ("when", "status", "reason", "latency", "first_token", "count")}),
-        ("Stage by stage", {"fields": ("stage_times", "attempts", "attempt_failures")}),
-        ("Caller and target", {"fields": ("account", "key", "endpoint", "model", "deployment")}),
-        (
-            "What it used",
-            {"fields": ("input_tokens", "cached_tokens", "output_tokens", "cost", "usage_source", "cache", "flags")},
-        ),
-        ("Ids", {"fields": ("id", "label", "revision")}),
-    )
-    readonly_fields = ("when", "latency", "first_token", "account", "key", "flags", *EXPLAINED_FIELDS, *CONTENT_FIELDS)
-
-    when = column("when (UTC)", lambda record: f"{record.admitted_at:%Y-%m-%d %H:%M:%S}")
-    account = column("account", lambda record: _link("account", record.account_id, record.account_name))
-    key = column("key", lambda record: _link("apikey", record.key_id, record.key_name))
-    tokens = column("tokens in + out", lambda record: f"{record.input_tokens:,} + {record.output_tokens:,}")
-    latency = column("latency", lambda record: _milliseconds(record.latency_ms))
-    first_token = column("first token", lambda record: _milliseconds(record.first_token_ms))
-    attempt_failures = column("why attempts failed", lambda record: record.failures or "none failed")
-    prompt = column("prompt", lambda record: _content(record, "prompt"))
-    answer = column("answer", lambda record: _content(record, "answer"))
-
-    @display(description="cost")
-    def price(self, record: RequestRecord) -> str:
-        """Return the cost in US dollars with six decimals, or `unknown`."""
-        if record.cost is None:
-            return "unknown"
-        return f"${record.cost:.6f}" if record.cost else "—"
-
-    def get_fieldsets(self, request: HttpRequest, obj: RequestRecord | None = None) -> Fieldsets:
-        """Add prompt and answer for users with the permission to view request contents."""
-        if not request.user.has_perm("monitoring.view_requestcontent"):
-            return self.fieldsets
-        return (*self.fieldsets, ("Content", {"fields": CONTENT_FIELDS}))
 
     def get_urls(self) -> list[Any]:
         """Add the export, whose query is that of the list, and the usage report with its statements."""
@@ -327,67 +252,12 @@ class RequestRecordAdmin(KeysetAdmin):
             return queryset, False
         return queryset.filter(Q(label=term) | Q(pk__in=ids_with_prefix(term))), False
 
-    @display(description="outcome", label=STATUS_BADGES)
-    def outcome(self, record: RequestRecord) -> tuple[str, str]:
-        """Return status and error code, and how many refusals the record stands for."""
-        times = f"({record.count:,} times)" if record.count > 1 else ""
-        return outcome_of(record.status), " ".join(filter(None, (str(record.status), record.error_code, times)))
-
-    @display(description="why")
-    def reason(self, record: RequestRecord) -> SafeString:
-        """Return the error code with its message, and a link to advice if callers get the code."""
-        code = record.error_code
-        if not code:
-            return SafeString("—")
-        message = MESSAGES.get(code)
-        text = f"{code}: {message}" if message else code
-        if code not in PUBLIC_MESSAGES:
-            return format_html("{}", text)
-        url = f"{reverse('playground')}#code-{code}"
-        advice = '{} <a class="text-primary-600 dark:text-primary-500 underline" href="{}">What to do about it</a>'
-        return format_html(advice, text, url)
-
-    @display(description="time by stage")
-    def stage_times(self, record: RequestRecord) -> SafeString:
-        """Return a table of the time by stage (ms), with the rest of the latency in the last row."""
-        named = [part.partition("=") for part in record.stages.split()]
-        times = [(STAGES.get(name, name), float(spent)) for name, _, spent in named]
-        if not times:
-            return SafeString("not recorded")
-        rest = max(0.0, record.latency_ms - sum(spent for _, spent in times))
-        rows = format_html_join(
-            "",
-            '<tr><td class="pr-6">{}</td><td class="text-right whitespace-nowrap">{} ms</td></tr>',
-            ((name, f"{spent:,.1f}") for name, spent in [*times, ("the rest, a stream's running time included", rest)]),
-        )
-        return format_html("<table>{}</table>", rows)
-
-    @display(description="remarks")
-    def flags(self, record: RequestRecord) -> str:
-        """Return remarks: a partial answer, or more billed than the bound."""
-        partial = "the answer was interrupted" if record.is_partial else ""
-        overrun = "the provider billed more than the bound" if record.is_overrun else ""
-        return "; ".join(text for text in (partial, overrun) if text) or "none"
-
-
-def _link(model: str, pk: int, text: str) -> SafeString:
-    url = reverse(f"admin:accounts_{model}_change", args=[pk])
-    return format_html('<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>', url, text)
-
-
-def _content(record: RequestRecord, part: str) -> SafeString:
-    """Return the logged `prompt` or `answer` (the `part`) as HTML, or the reason why there is none."""
-    content = content_of(record.pk)
-    if content is None:
-        logs = Account.objects.filter(pk=record.account_id, logs_content=True).exists()
-        return SafeString("not logged, or expired" if logs else "not logged: content logging is off for this account")
-    text = getattr(content, part)
-    if not text:
-        return SafeString("there was no answer")
-    return format_html(
-        '<pre class="max-h-80 overflow-auto text-xs" style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>'
-        '<p class="text-subtle text-xs">Will not be shown after {} UTC.{}</p>',
-        text,
-        f"{content.expires_at:%Y-%m-%d %H:%M}",
-        " Cut at CONTENT_MAX_BYTES." if content.is_cut else "",
-    )
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the story of a request. Raises PermissionDenied, and Http404 if there is no such record."""
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
+            raise PermissionDenied
+        record = found(self, request, unquote(object_id))
+        context = {"original": record, **story(request, record)}
+        return page(self, request, "admin/monitoring/story.html", f"Request {record.pk}", context)

@@ -1,0 +1,144 @@
+"""The admin's page of one request: its story, what surrounds it, and links to what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.apps import apps
+from django.db.models import Model, Q
+from django.http import HttpRequest
+
+from accounts.admin.base import change_url
+from accounts.models import Account, ApiKey
+from core.formats import NOTHING, exact_money, milliseconds, moment
+from core.keyset import Place, stretch
+from core.money import nano
+from monitoring.models import Alert, Outcome, RequestContent, RequestRecord, outcome_of
+from monitoring.payload_log import content_of
+from monitoring.rollups.periods import MINUTE, QUARTER, datetime_of, floor
+from monitoring.rollups.queries import requests_by_outcome
+from monitoring.stories import MESSAGES, advice, attempts_of, headline, stages_of
+
+#: Requests of the same key that are listed before and after, failures of the same minute, and alerts.
+NEIGHBOURS, FAILURES, ALERTS = 3, 5, 5
+#: An alert that began so much later may be about this request: it is sent after some failures.
+LATER = timedelta(minutes=10)
+
+
+def story(request: HttpRequest, record: RequestRecord) -> dict[str, Any]:
+    """Return the context of the page's template."""
+    return {
+        "record": record,
+        "outcome": outcome_of(record.status),
+        "headline": headline(record),
+        "advice": advice(record),
+        "stages": stages_of(record),
+        "attempts": attempts_of(record),
+        "links": list(_links(request, record)),
+        "alerts": list(_alerts(record)) if request.user.has_perm("monitoring.view_alert") else [],
+        "neighbours": _neighbours(record),
+        "around": _around(record),
+        "details": _details(record),
+        "content": _content(record) if request.user.has_perm("monitoring.view_requestcontent") else None,
+    }
+
+
+def _links(request: HttpRequest, record: RequestRecord) -> Iterator[tuple[str, str, str]]:
+    """Yield kind, name and URL of what the request was about, as far as it exists and the user may see it."""
+    provider = record.deployment.partition("/")[0]
+    # Named lazily: the app is above this one.
+    for kind, name, model, condition in (
+        ("Account", record.account_name, Account, Q(pk=record.account_id)),
+        ("Key", record.key_name, ApiKey, Q(pk=record.key_id)),
+        ("Model", record.model, apps.get_model("inference", "Model"), Q(public_name=record.model)),
+        ("Provider", provider, apps.get_model("inference", "Provider"), Q(name=provider)),
+    ):
+        found = _found(request, model, condition) if name else None
+        if name:
+            yield kind, name, change_url(found) if found else ""
+
+
+def _found(request: HttpRequest, model: type[Model], condition: Q) -> Model | None:
+    meta = model._meta
+    if not request.user.has_perm(f"{meta.app_label}.view_{meta.model_name}"):
+        return None
+    return model._default_manager.filter(condition).first()
+
+
+def _alerts(record: RequestRecord) -> Iterator[Alert]:
+    """Yield alerts that were open at the time of the request, or began soon after."""
+    at = record.admitted_at
+    begun = Alert.objects.filter(began_at__lte=at + LATER).exclude(kind=Alert.Kind.TEST)
+    yield from begun.filter(Q(ended_at=None) | Q(ended_at__gte=at)).order_by("-began_at")[:ALERTS]
+
+
+def _neighbours(record: RequestRecord) -> list[RequestRecord]:
+    """Return the requests of the same key around this one, the newest first."""
+    own, place = RequestRecord.objects.filter(key_id=record.key_id), Place(record.admitted_at, record.pk)
+    newer, older = (
+        list(stretch(own, "admitted_at", place, is_newer=is_newer)[:NEIGHBOURS]) for is_newer in (True, False)
+    )
+    return [*newer[::-1], record, *older]
+
+
+def _around(record: RequestRecord) -> dict[str, Any]:
+    """Return what else the platform did then: other failures of the minute, and the outcomes of the quarter hour."""
+    minute = record.admitted_at.replace(second=0, microsecond=0)
+    failed = RequestRecord.objects.filter(status__gte=500, admitted_at__gte=minute, admitted_at__lt=minute + MINUTE)
+    begin = floor(record.admitted_at, QUARTER)
+    counts = {name: number for _, name, number in requests_by_outcome(begin=begin, end=begin + QUARTER, width=QUARTER)}
+    return {
+        "failures": list(failed.exclude(pk=record.pk)[:FAILURES]),
+        "requests": sum(counts.values()),
+        "failed": counts.get(Outcome.FAILED, 0),
+        "minute": _between(minute, minute + MINUTE),
+        "quarter": _between(datetime_of(begin), datetime_of(begin + QUARTER)),
+    }
+
+
+def _between(begin: datetime, end: datetime) -> str:
+    """Return the query of the log for a span of time."""
+    return f"?from={begin:%Y-%m-%dT%H:%MZ}&until={end:%Y-%m-%dT%H:%MZ}"
+
+
+def _details(record: RequestRecord) -> list[tuple[str, str]]:
+    """Return the record's fields as names and texts."""
+    message = MESSAGES.get(record.error_code)
+    remarks = [
+        *(["the answer was interrupted"] if record.is_partial else []),
+        *(["the provider billed more than the bound"] if record.is_overrun else []),
+    ]
+    cost = "unknown: the model has no price" if record.cost is None else exact_money(nano(record.cost))
+    return [
+        ("Time", moment(record.admitted_at, seconds=True)),
+        ("Status", f"{record.status} {record.error_code}".strip()),
+        ("Error", (f"{record.error_code}: {message}" if message else record.error_code) or NOTHING),
+        ("Endpoint", record.endpoint),
+        ("Model", record.model or NOTHING),
+        ("Deployment", record.deployment or NOTHING),
+        ("Latency", milliseconds(record.latency_ms)),
+        ("First token", milliseconds(record.first_token_ms)),
+        ("Calls to providers", f"{record.attempts}"),
+        ("Cache", record.cache or NOTHING),
+        ("Input tokens", f"{record.input_tokens:,} ({record.cached_tokens:,} cached by the provider)"),
+        ("Output tokens", f"{record.output_tokens:,}"),
+        ("Cost", cost),
+        ("Saved by the cache", exact_money(nano(record.saved_cost))),
+        ("Usage reported by", record.usage_source or NOTHING),
+        ("Requests in this record", f"{record.count:,}"),
+        ("Remarks", "; ".join(remarks) or NOTHING),
+        ("Why attempts failed", record.failures or NOTHING),
+        ("X-Request-ID", record.label),
+        ("Revision", f"{record.revision}"),
+    ]
+
+
+def _content(record: RequestRecord) -> RequestContent | str:
+    """Return the logged prompt and answer, or why there are none."""
+    content = content_of(record.pk)
+    if content is not None:
+        return content
+    logs = Account.objects.filter(pk=record.account_id, logs_content=True).exists()
+    return "Not logged, or expired." if logs else "Not logged: content logging is off for this account."

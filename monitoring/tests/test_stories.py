@@ -1,0 +1,153 @@
+"""A request as a story: the sentence of what happened, its stages and attempts, advice, and the page around it."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from accounts.tests.factories import Cast, logged_in, make_staff
+from monitoring.models import Alert, RequestRecord
+from monitoring.stories import ADVICE, FOR_CALLER, MESSAGES, advice, headline, stages_of
+from monitoring.tests.samples import recorded
+
+LOG = "/admin/monitoring/requestrecord/"
+
+
+def a_row(**changes: Any) -> RequestRecord:
+    """Make a record that is not saved."""
+    return RequestRecord(**{"status": 200, "latency_ms": 1000.0, "deployment": "openai/gpt-4o", **changes})
+
+
+REFUSED = "openai/gpt-4o: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "Answered by openai/gpt-4o in 1.00 s"),
+        ({"cache": "hit"}, "Answered from the cache in 1.00 s"),
+        ({"cache": "coalesced"}, "Answered with the answer to an identical request in 1.00 s"),
+        ({"is_partial": True}, "Answered by openai/gpt-4o in 1.00 s; the answer broke off"),
+        (
+            {"failures": REFUSED, "deployment": "azure/gpt"},
+            "Answered by azure/gpt in 1.00 s, after openai refused the connection",
+        ),
+        (
+            {"status": 502, "error_code": "upstream_failed", "failures": f"{REFUSED}; {REFUSED}"},
+            "502 after 1.00 s: openai refused the connection twice",
+        ),
+        (
+            {"status": 503, "failures": f"{REFUSED}; {REFUSED}; {REFUSED}; azure/gpt: http 503"},
+            "503 after 1.00 s: openai refused the connection 3 times, then azure answered 503",
+        ),
+        (
+            {"status": 503, "failures": "provider openai is not asked since 01:38 UTC: connection refused"},
+            "503 after 1.00 s: provider openai is not asked since 01:38 UTC: connection refused",
+        ),
+        (
+            {"status": 502, "failures": "openai/gpt-4o: http 401 invalid_api_key"},
+            "502 after 1.00 s: openai answered 401 (invalid_api_key)",
+        ),
+        (
+            {"status": 502, "failures": "openai/gpt-4o: the credit is used up (http 402)"},
+            "502 after 1.00 s: openai has no credit left",
+        ),
+        ({"status": 504, "failures": "openai/gpt-4o: timeout"}, "504 after 1.00 s: openai did not answer in time"),
+        (
+            {"status": 502, "failures": "openai/gpt-4o: IncompleteRead"},
+            "502 after 1.00 s: openai sent no valid answer (IncompleteRead)",
+        ),
+        (
+            {"status": 429, "error_code": "rate_limited", "latency_ms": 0.4},
+            "429 after 0.4 ms: the requests of the last minute are used up",
+        ),
+        (
+            {"status": 429, "error_code": "rate_limited", "count": 1234},
+            "1,234 requests got 429: the requests of the last minute are used up",
+        ),
+        ({"status": 400, "error_code": "context_length_exceeded"}, "400 after 1.00 s: context_length_exceeded"),
+        ({"status": 500}, "500 after 1.00 s"),
+    ],
+)
+def test_it_says_in_a_sentence_what_happened(changes: dict[str, Any], sentence: str) -> None:
+    assert headline(a_row(**changes)) == sentence
+
+
+def test_it_has_advice_for_every_error_code() -> None:
+    assert set(ADVICE) == set(MESSAGES)
+    assert advice(a_row()) == ""
+    assert advice(a_row(status=400, error_code="a_provider_s_own")) == FOR_CALLER
+    assert advice(a_row(status=502, error_code="a_provider_s_own")) == ADVICE["upstream_failed"]
+
+
+def test_it_puts_the_stages_one_after_the_other() -> None:
+    stages = stages_of(a_row(stages="limits=10.0 cache=40.0 upstream=900.0"))
+    assert [(each.begin, each.length, each.time) for each in stages] == [
+        (0, 1.0, "10 ms"),
+        (1.0, 4.0, "40 ms"),
+        (5.0, 90.0, "900 ms"),
+        (95.0, 5.0, "50 ms"),
+    ]
+    assert stages_of(a_row()) == []
+
+
+@pytest.mark.django_db
+class TestPage:
+    def words(self, site: Client, record_id: str) -> str:
+        """Open the page of a record and return its text without markup."""
+        response = site.get(f"{LOG}{uuid.UUID(record_id)}/change/")
+        assert response.status_code == 200
+        return " ".join(re.sub(r"<[^>]+>", " ", response.content.decode()).split())
+
+    def test_it_shows_what_surrounds_a_request(self, site: Client, cast: Cast) -> None:
+        now = timezone.now()
+        Alert.objects.create(kind="provider", subject="breaker:1", title="openai is down", text="x", began_at=now)
+        Alert.objects.create(
+            kind="errors", subject="errors", title="long over", text="x", began_at=now, ended_at=now - timedelta(days=1)
+        )
+        recorded(cast.owner, label="before")
+        record = recorded(
+            cast.owner, status=502, error_code="upstream_failed", failures=f"{REFUSED}; {REFUSED}", latency_ms=1040.0
+        )
+        recorded(cast.owner, status=429, error_code="rate_limited")
+        recorded(cast.colleague, status=504, error_code="upstream_timeout")
+        text = self.words(site, record.id)
+        assert "502 after 1.04 s: openai refused the connection twice" in text
+        assert "What to do Test the provider on its page." in text
+        assert "openai is down alert since" in text
+        assert "long over" not in text
+        assert "In the same quarter hour: 4 requests , of which 2 failed" in text
+        assert "504 upstream_timeout" in text
+        neighbours = text[text.index("Same key") :]
+        order = [neighbours.index(each) for each in ("429 rate_limited", "502 upstream_failed (this request)")]
+        assert order == sorted(order)
+
+    def test_it_links_only_to_what_the_user_may_see(self, site: Client, cast: Cast) -> None:
+        record = recorded(cast.owner)
+        key_url = f"/admin/accounts/apikey/{cast.owner.key.pk}/change/"
+        page = f"{LOG}{uuid.UUID(record.id)}/change/"
+        assert key_url in site.get(page).content.decode()
+        viewer = logged_in(make_staff("monitoring.view_requestrecord", name="viewer"))
+        html = viewer.get(page).content.decode()
+        assert key_url not in html
+        assert ">Content<" not in html
+        assert logged_in(make_staff("monitoring.view_rollup", name="finance")).get(page).status_code == 403
+        assert site.get(f"{LOG}{uuid.UUID(int=5)}/change/").status_code == 404
+        assert site.get(f"{LOG}nothing/change/").status_code == 404
+
+    def test_it_never_shows_an_unknown_cost_as_zero(self, site: Client, cast: Cast) -> None:
+        assert "unknown: the model has no price" in self.words(site, recorded(cast.owner, cost=None).id)
+
+    def test_it_asks_the_same_few_queries_whatever_the_log(
+        self, site: Client, cast: Cast, django_assert_max_num_queries: Any
+    ) -> None:
+        for _ in range(20):
+            record = recorded(cast.owner, status=502)
+        with django_assert_max_num_queries(20):
+            self.words(site, record.id)
