@@ -19,4 +19,7 @@ addEventListener("DOMContentLoaded", () => {
 
 addEventListener("load", () => {
   for (const region of document.querySelectorAll(".simplebar-content-wrapper[role=region]")) region.removeAttribute("role");
+  setTimeout(() => { // after Django's script has made the fields that choose several
+    for (const icon of document.querySelectorAll(".help-tooltip[aria-label]")) icon.setAttribute("role", "img");
+  });
 });
