@@ -1,6 +1,9 @@
-// What unfold's pages lack for screen readers: a main landmark, and the names of the sidebar and of fields that complete.
+// What unfold's pages lack for screen readers: a main landmark, and the names of the sidebar and of some fields.
 
 function nameFields() {
+  for (const field of document.querySelectorAll("td[data-label] :is(input, select, textarea):not([aria-label])")) {
+    field.setAttribute("aria-label", field.closest("td").dataset.label);
+  }
   for (const box of document.querySelectorAll(".select2-container")) {
     const field = box.parentElement.querySelector("select");
     const name = document.querySelector(`label[for="${field?.id}"]`)?.textContent.trim() ?? "";
