@@ -14,7 +14,10 @@ from accounts.admin.lists import KeysetAdmin
 from accounts.audit import audit_event
 from core.formats import moment
 from monitoring.models import Alert, AlertDelivery
+from operations import overview
 from operations.alerts.deliveries import lasted, send_test_alert
+
+__all__ = ["AlertAdmin", "overview"]
 
 STATE_BADGES = {"firing": "danger", "resolved": "success"}
 

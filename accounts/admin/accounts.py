@@ -13,15 +13,14 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from accounts import services
 from accounts.admin.base import (
     Confirmation,
     Fieldsets,
-    ReadOnly,
-    TabularInline,
+    OverviewAdmin,
     action,
     actor_of,
     ask,
@@ -30,14 +29,12 @@ from accounts.admin.base import (
     display,
     found,
     is_confirmed,
-    link,
 )
 from accounts.admin.forms import AccountForm, ModelBudgetInline, ModelBudgetsAdmin, TierForm
-from accounts.admin.keys import KeyColumns
-from accounts.key_cache import account_subject, model_subject
-from accounts.limit_usage import LIVE, LimitUsage, usage_of_scopes
+from accounts.key_cache import account_subject
+from accounts.limit_usage import LimitUsage, usage_of_scopes
 from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS, LimitName, LimitSet
-from accounts.models import Account, ApiKey, Tier
+from accounts.models import Account, Tier
 from accounts.selectors import api_keys_usable, is_usable
 from core.formats import moment
 
@@ -87,23 +84,8 @@ class KeyedAdmin(ModelBudgetsAdmin):
         return super().delete_view(request, object_id, extra_context)
 
 
-class KeyInline(ReadOnly, KeyColumns, TabularInline):
-    """An account's keys, with links to their own pages, where they are created and changed."""
-
-    model = ApiKey
-    fields = readonly_fields = ("key_link", "tier", "masked", "state", "last_used")
-    key_link = column("name", lambda key: link(key, key.name))
-    verbose_name_plural = "API keys"
-    per_page = 20
-    hide_title = True
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
-        """Select keys with what their rows show."""
-        return super().get_queryset(request).select_related("account", "tier").order_by("name")
-
-
 @admin.register(Account)
-class AccountAdmin(KeyedAdmin):
+class AccountAdmin(OverviewAdmin, KeyedAdmin):
     """The admin of accounts."""
 
     form = AccountForm
@@ -111,12 +93,10 @@ class AccountAdmin(KeyedAdmin):
     list_display = ("title", "status", "keys", "tokens_this_month", "cost_this_month", "contact")
     list_filter = ("is_active",)
     search_fields = ("name", "display_name", "contact")
-    readonly_fields = ("status", "created", "used_now")
-    inlines = (ModelBudgetInline, KeyInline)
+    inlines = (ModelBudgetInline,)
     actions_detail = ("add_key", "clear_cache", "enable", "disable")
     empty_value_display = "none"
     title = column("account", str, ordering="name")
-    created = column("created", lambda account: moment(account.created_at))
     status = column(
         "state",
         lambda account: "active" if account.is_active else "disabled",
@@ -126,17 +106,12 @@ class AccountAdmin(KeyedAdmin):
     tokens_this_month = column("tokens this month", lambda account: month_bar(account, LimitName.MONTHLY_TOKENS))
     cost_this_month = column("cost this month", lambda account: month_bar(account, LimitName.MONTHLY_COST))
     instead = "Disable it instead."
-    add_fieldsets: ClassVar[Fieldsets] = (
+    fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("display_name", "name", "contact")}),
         ("Monthly budgets over all keys", {"fields": BUDGET_FIELDS}),
         ("Caps over all keys", {"fields": (*RATE_FIELDS, "max_keys")}),
         ("Content", {"fields": ("logs_content",)}),
         ("Metadata", {"fields": ("metadata",), "classes": ("collapse",)}),
-    )
-    fieldsets: ClassVar[Fieldsets] = (
-        (None, {"fields": ("status", "created")}),
-        ("Used of limits and budgets", {"fields": ("used_now",)}),
-        *add_fieldsets,
     )
 
     def write(self, instance: Any, *, actor: str) -> None:
@@ -160,15 +135,6 @@ class AccountAdmin(KeyedAdmin):
         for usage in usage_of_scopes(scopes).limits:
             accounts[usage.subject.owner_id].usage[usage.name] = usage
         return changelist
-
-    @display(description="over all keys")
-    def used_now(self, account: Account) -> SafeString:
-        """Show the used share of every limit of the account, and of its budgets for single models."""
-        subjects = (account_subject(account), *(model_subject(budget) for budget in account.model_budgets.all()))
-        report = usage_of_scopes([LimitSet(account.pk, subjects)])
-        rows = ((usage.title, usage_bar(usage)) for usage in report.limits)
-        shown = format_html_join("", '<p class="mb-2"><strong>{}</strong><br>{}</p>', rows)
-        return shown if report.source == LIVE else format_html("{}<p>{}</p>", shown, RECORDED)
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer only the one of enable and disable that changes something."""

@@ -182,6 +182,19 @@ class AuditedAdmin(OfferedLookupsAdmin):
         return page(self, request, "admin/object_history.html", f"History of {instance}", context)
 
 
+class OverviewAdmin(AuditedAdmin):
+    """Pages of objects that open on an overview, with the form behind the tab Settings (admin/overviewed.html).
+
+    The overview is the component OverviewTab of `operations`, since it shows usage and requests.
+    """
+
+    change_form_template = "admin/overviewed.html"
+    tabs: ClassVar[list[dict[str, Any]]] = [
+        {"title": title, "inline": name, "has_permission": True}
+        for title, name in (("Overview", "overview"), ("Settings", "general"))
+    ]
+
+
 class ReadOnly:
     """Refuses to add, change and delete rows."""
 

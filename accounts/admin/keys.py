@@ -26,6 +26,7 @@ from accounts import services
 from accounts.admin.base import (
     Confirmation,
     Fieldsets,
+    OverviewAdmin,
     action,
     actor_of,
     ask,
@@ -103,16 +104,8 @@ class AccountFilter(TextFilter):
     lookup = "account__name"
 
 
-class KeyColumns:
-    """The columns of lists of keys."""
-
-    state = column("state", shown_state, label=STATE_BADGES)
-    masked = column("key", lambda key: key.masked)
-    last_used = column("last used", lambda key: moment(key.last_used_at), ordering="last_used_at")
-
-
 @admin.register(ApiKey)
-class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
+class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
     """The admin of keys."""
 
     form = ApiKeyForm
@@ -123,6 +116,9 @@ class ApiKeyAdmin(KeyColumns, ModelBudgetsAdmin):
     search_help_text = "Beginning of a key, or a name"
     autocomplete_fields = ("account",)
     inlines = (ModelBudgetInline,)
+    state = column("state", shown_state, label=STATE_BADGES)
+    masked = column("key", lambda key: key.masked)
+    last_used = column("last used", lambda key: moment(key.last_used_at), ordering="last_used_at")
     account_link = column("account", lambda key: link(key.account), ordering="account__name")
     created = column("created", lambda key: moment(key.created_at))
     replaced_by = column("replaced by", lambda key: link(key.successor) if key.successor else "—")
