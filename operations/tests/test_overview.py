@@ -83,7 +83,7 @@ def test_it_forecasts_a_budget(
     Account.objects.filter(pk=account.pk).update(monthly_cost_budget=Decimal(budget))
     spend(cast.owner, 3_000_000)  # $3
     month = timezone.now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    monkeypatch.setattr(module.timezone, "now", lambda: month + timedelta(days=9))
+    monkeypatch.setattr("django.utils.timezone.now", lambda: month + timedelta(days=9))
     account.refresh_from_db()
     found = overview(account)
     found.daily[month + timedelta(days=8)].cost = 3_000_000_000
