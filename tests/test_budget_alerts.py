@@ -64,14 +64,14 @@ def budget(platform: Platform, account: str, *arguments: str) -> None:
 def test_it_tells_once_of_a_budget_below_the_month_s_use(platform: Platform, account: str) -> None:
     budget(platform, account, "--tokens", "20")
     told = alerts(platform, account)
-    assert told == [f"Account {account} for model {MODEL} has used 1000 % of its tokens budget"]
+    assert told == [f"Account {account} for model {MODEL} has used 1000 % of its token budget"]
     assert alerts(platform, account) == told, "the next round has nothing to add"
 
 
 def test_it_tells_once_of_each_kind_of_budget(platform: Platform, account: str) -> None:
     budget(platform, account, "--name", "e2e", "--tokens", "220", "--cost", "0.001")
     assert alerts(platform, account) == [
-        f"Key {account}/e2e for model {MODEL} has used 90 % of its tokens budget",
+        f"Key {account}/e2e for model {MODEL} has used 90 % of its token budget",
         f"Key {account}/e2e for model {MODEL} has used 120 % of its cost budget",
     ]
 
@@ -80,14 +80,14 @@ def test_it_tells_once_of_a_budget_that_the_admin_lowers(platform: Platform, acc
     (row,) = platform.rows(f"SELECT id FROM accounts_account WHERE name = '{account}'")  # noqa: S608
     platform.admin.submit(f"/admin/accounts/account/{row['id']}/change/", monthly_token_budget="100")
     told = alerts(platform, account)
-    assert told == [f"Account {account} has used 200 % of its tokens budget"]
+    assert told == [f"Account {account} has used 200 % of its token budget"]
     page = platform.admin.page("/admin/").words
     assert page.count(f"Account {account} has used") == 1
 
 
 def test_it_still_tells_of_each_level_that_use_reaches(platform: Platform, account: str) -> None:
     budget(platform, account, "--tokens", "400")
-    assert [title.partition(" used ")[2] for title in alerts(platform, account)] == ["50 % of its tokens budget"]
+    assert [title.partition(" used ")[2] for title in alerts(platform, account)] == ["50 % of its token budget"]
     budget(platform, account, "--tokens", "250")
     budget_of = [title.partition(" used ")[2] for title in alerts(platform, account)]
-    assert budget_of == ["50 % of its tokens budget", "80 % of its tokens budget"]
+    assert budget_of == ["50 % of its token budget", "80 % of its token budget"]

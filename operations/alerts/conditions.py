@@ -131,10 +131,10 @@ def _levels(
             yield Condition(
                 Alert.Kind.BUDGET,
                 f"{PREFIX}{slug}:{what}:{level}:{month}",
-                f"{name} has used {percent} % of its {what} budget",
+                f"{name} has used {percent} % of its {what.removesuffix('s')} budget",
                 f"{name} has used {amounts} of this month's budget ({percent} %). "
                 f"{REFUSED[what] if percent >= 100 else ''}"
-                f"The budget is whole again on {renewed:%Y-%m-%d} 00:00 UTC.",
+                f"The budget resets on {renewed:%Y-%m-%d} 00:00 UTC.",
                 is_on=level == highest,
                 contact=contact,
             )
@@ -153,7 +153,7 @@ def level_of(subject: str) -> int:
 #: By health check: the kind of alert, its title, and advice. The database has none: it stores them.
 ALERTS = {
     "llm": (Alert.Kind.PROVIDER, "The model provider does not answer", "See the providers in the admin."),
-    "ingest": (Alert.Kind.INGEST, "Usage records wait to be ingested", "Is manage.py worker running?"),
+    "ingest": (Alert.Kind.INGEST, "Usage records are waiting to be ingested", "Is manage.py worker running?"),
     "limits": (Alert.Kind.DEPENDENCY, "The state store is not healthy", "See the state store (REDIS_URL) and the log."),
     "cache": (Alert.Kind.DEPENDENCY, "The cache store is away", "Nothing is cached; see CACHE_URL."),
 }
@@ -185,7 +185,7 @@ class HealthWatch:
             self._good[name] = 0 if is_bad else self._good[name] + 1
             if name in ALERTS and self._good[name] < self.good_rounds:
                 kind, title, advice = ALERTS[name]
-                text = f"The health check {name} says: {found.health}. {found.reason or advice}"
+                text = f"The health check {name} reports: {found.health}. {found.reason or advice}"
                 yield Condition(kind, health_subject(name), title, text, is_on=self._bad[name] >= self.bad_rounds)
 
     def forget(self) -> None:

@@ -50,7 +50,7 @@ def message_of(delivery: AlertDelivery) -> tuple[str, str]:
         return alert.title, alert.text
     ended = alert.ended_at or timezone.now()
     span = f"It began at {moment(alert.began_at)}, ended at {moment(ended)} and lasted {lasted(alert)}."
-    return f"Resolved: {alert.title}", f"This is over. {span} It was: {alert.text}"
+    return f"Resolved: {alert.title}", f"This is resolved. {span} The alert was: {alert.text}"
 
 
 def lasted(alert: Alert) -> str:

@@ -114,6 +114,11 @@ def incidents_resolve(alerts: Sequence[Alert]) -> None:
         log.warning("alert_over", kind=alert.kind, subject=alert.subject, title=alert.title)
 
 
+def is_anybody_notified() -> bool:
+    """Return whether the settings name a recipient of all alerts."""
+    return bool(settings.ALERT_WEBHOOK_URL or (settings.EMAIL_URL and settings.ALERT_EMAILS))
+
+
 def _open_channels() -> list[AlertDelivery.Channel]:
     """List the channels that the settings name."""
     named = {

@@ -141,8 +141,8 @@ class TestIncidents:
             deliveries_send()
         monkeypatch.undo()
         assert mail.outbox[1].body == (
-            "This is over. It began at 2026-11-24 10:05 UTC, ended at 2026-11-24 11:28 UTC and lasted "
-            "1 hour 23 minutes. It was: What is so.\n"
+            "This is resolved. It began at 2026-11-24 10:05 UTC, ended at 2026-11-24 11:28 UTC and lasted "
+            "1 hour 23 minutes. The alert was: What is so.\n"
         )
         began, ended = hook.posted
         assert (began["event"], began["kind"], began["text"]) == ("began", "errors", "What is so.")
@@ -296,7 +296,7 @@ class TestBudgets:
             assert budgets() == [f"{subject}:{level}" for level in levels]
         deliveries_send()
         assert sorted(text.partition(" has used ")[2] for text in mailed(BOSS)) == [
-            f"{percent} % of its tokens budget" for percent in (100, 50, 82)
+            f"{percent} % of its token budget" for percent in (100, 50, 82)
         ]
         (full,) = {message.body for message in mail.outbox if "100 %" in message.subject}
         assert "Further calls are refused" in full
@@ -305,7 +305,7 @@ class TestBudgets:
         for _ in range(2):
             deliveries_send()
         ended = [text for text in mailed(BOSS) if text.startswith("Resolved")]
-        assert ended == [f"Resolved: Account {account.name} has used 100 % of its tokens budget"]
+        assert ended == [f"Resolved: Account {account.name} has used 100 % of its token budget"]
 
     def test_it_ends_when_the_budget_is_raised_and_not_by_a_hair(self, cast: Cast, account: Account) -> None:
         recorded(cast.owner, input_tokens=500, output_tokens=0, cost=0)
@@ -401,7 +401,7 @@ def test_it_goes_round_over_everything(cast: Cast, monkeypatch: pytest.MonkeyPat
     first = Round(HealthWatch(bad_rounds=1))
     assert first.run() == (1, 1)
     first.lock.give_back()
-    assert mailed() == ["Usage records wait to be ingested"]
+    assert mailed() == ["Usage records are waiting to be ingested"]
     output = StringIO()
     call_command("worker", "--once", "watch", stdout=output)
     assert output.getvalue() == "0 alerts began, 0 deliveries arrived.\n"
@@ -448,7 +448,7 @@ def test_the_admin_shows_alerts_and_deliveries_in_few_queries_and_changes_nothin
     incidents_update([something(str(number)) for number in range(15)])
     with django_assert_max_num_queries(7):
         page = site.get(ALERTS).content.decode()
-    assert page.count(f"email {OPS}: on its way") == 15
+    assert page.count(f"email {OPS}: sending") == 15
     alert = Alert.objects.earliest("pk")
     assert "title of 0" in site.get(f"{ALERTS}{alert.pk}/change/").content.decode()
     assert site.post(f"{ALERTS}{alert.pk}/delete/", {"post": "yes"}).status_code == 403

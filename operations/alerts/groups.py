@@ -1,0 +1,169 @@
+"""Alerts grouped by their cause, with links to what they are about: deployment, provider, account, key, and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from urllib.parse import urlencode
+
+from django.db.models import Model
+from django.urls import reverse
+
+from accounts.admin.base import change_url
+from accounts.models import Account, ApiKey
+from inference.models import Deployment, Price
+from monitoring.models import Alert
+from operations.alerts.conditions import level_of, topic_of
+
+#: A link: its text and its URL.
+Link = tuple[str, str]
+#: Resolved alerts of one cause are one incident if they began within this time.
+TOGETHER = timedelta(hours=1)
+#: Requests fail some time before the alert begins.
+BEFORE = timedelta(minutes=10)
+#: Alerts that are looked at for the group of one.
+MOST = 200
+
+
+@dataclass(slots=True)
+class AlertGroup:
+    """Alerts of one cause, the newest first, and links to what they are about."""
+
+    cause: str
+    title: str = ""
+    alerts: list[Alert] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+
+    @property
+    def newest(self) -> Alert:
+        """Return the newest alert."""
+        return self.alerts[0]
+
+    @property
+    def since(self) -> datetime:
+        """Return when the first alert began."""
+        return min(alert.began_at for alert in self.alerts)
+
+    def takes(self, cause: str, alert: Alert) -> bool:
+        """Return whether an older alert of a cause belongs to this incident."""
+        is_open = self.newest.ended_at is None
+        if cause != self.cause or is_open != (alert.ended_at is None):
+            return False
+        return is_open or alert.kind == Alert.Kind.BUDGET or self.since - alert.began_at < TOGETHER
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What an alert's subject names: a deployment, an account or a key (None if it is deleted), and a model."""
+
+    named: Model | None = None
+    model: str = ""
+
+
+#: By kind of object, what to read of it.
+_QUERIES = {
+    "deployment": Deployment.objects.select_related("provider", "model"),
+    "account": Account.objects.all(),
+    "key": ApiKey.objects.select_related("account"),
+}
+
+
+def group_alerts(alerts: Sequence[Alert]) -> list[AlertGroup]:
+    """Group alerts, given newest first, by their causes; the groups stay in the order of their newest alerts."""
+    abouts = subjects_of(alerts)
+    groups: list[AlertGroup] = []
+    for alert in alerts:
+        about = abouts[alert.pk]
+        cause = _cause(alert, about)
+        group = next((each for each in groups if each.takes(cause, alert)), None)
+        if group is None:
+            group = AlertGroup(cause)
+            groups.append(group)
+        group.alerts.append(alert)
+    for group in groups:
+        about = abouts[group.newest.pk]
+        group.title, group.links = _title(group, about), _links(group, about)
+    return groups
+
+
+def subjects_of(alerts: Iterable[Alert]) -> dict[int, About]:
+    """Map the ids of alerts to what they are about, by at most one query each of deployments, accounts and keys."""
+    parsed = {alert.pk: _parse(alert.subject) for alert in alerts}
+    wanted: dict[str, set[int]] = {kind: {pk for each, pk, _ in parsed.values() if each == kind} for kind in _QUERIES}
+    found = {kind: _QUERIES[kind].in_bulk(ids) if ids else {} for kind, ids in wanted.items()}
+    return {alert: About(found.get(kind, {}).get(pk), model) for alert, (kind, pk, model) in parsed.items()}
+
+
+def _parse(subject: str) -> tuple[str, int, str]:
+    """Return the kind (a key of _QUERIES, or ""), the id and the model of an alert's subject."""
+    kind, _, rest = subject.partition(":")
+    if kind == "budget":
+        owner, pk, rest = rest.split(":", 2)
+        return owner, int(pk), rest.rsplit(":", 3)[0]
+    if kind in ("breaker", "credit") and rest.isdecimal():
+        return "deployment", int(rest), ""
+    return "", 0, rest if kind == "price" else ""
+
+
+def _cause(alert: Alert, about: About) -> str:
+    if isinstance(about.named, Deployment):
+        return f"provider:{about.named.provider}"
+    if alert.kind == Alert.Kind.PRICE:
+        return "price"
+    if alert.kind == Alert.Kind.BUDGET:  # the levels of one month
+        return f"{topic_of(alert.subject)}:{alert.subject.rpartition(':')[2]}"
+    return alert.subject
+
+
+def _title(group: AlertGroup, about: About) -> str:
+    """Return the title of a group: of several alerts, how many things they are about."""
+    number, named = len(group.alerts), about.named
+    if number > 1 and group.cause == "price":
+        return f"{number} models have no price"
+    if number > 1 and isinstance(named, Deployment):
+        return f"Provider {named.provider} fails: no calls go to {number} deployments"
+    return max(group.alerts, key=lambda alert: level_of(alert.subject)).title
+
+
+def _links(group: AlertGroup, about: About) -> list[Link]:
+    """List the pages that a group is about, and the request log of its time; of several, what they have in common."""
+    named, model, kind, is_one = about.named, about.model, group.newest.kind, len(group.alerts) == 1
+    if isinstance(named, Deployment):
+        failed = ("Failed requests", log_url(group, status="failed", model=str(named.model) if is_one else ""))
+        provider = (f"Provider {named.provider}", change_url(named.provider))
+        return [failed, provider, *([(f"Deployment {named}", change_url(named))] if is_one else [])]
+    if isinstance(named, ApiKey):
+        requests = log_url(group, account=named.account.name, key=named.name, model=model)
+        return [(f"Key {named.account.name}/{named.name}", change_url(named)), ("Requests", requests)]
+    if isinstance(named, Account):
+        requests = log_url(group, account=named.name, model=model)
+        return [(f"Account {named.name}", change_url(named)), ("Requests", requests)]
+    if kind == Alert.Kind.PRICE:
+        query = f"?{urlencode({'q': model})}" if is_one else ""
+        return [("Deployments", f"{_list(Deployment)}{query}"), ("Prices", _list(Price))]
+    if kind in (Alert.Kind.ERRORS, Alert.Kind.PROVIDER):
+        return [("Failed requests", log_url(group, status="failed")), ("Deployments", _list(Deployment))]
+    return [("Health checks", reverse("health"))] if kind in (Alert.Kind.INGEST, Alert.Kind.DEPENDENCY) else []
+
+
+def log_url(group: AlertGroup, **filters: str) -> str:
+    """Return the URL of the request log of a group's time, with filters."""
+    ends = {"from": f"{group.since - BEFORE:%Y-%m-%dT%H:%MZ}"}
+    ended = [alert.ended_at for alert in group.alerts if alert.ended_at is not None]
+    if len(ended) == len(group.alerts):
+        ends["until"] = f"{max(ended) + timedelta(minutes=1):%Y-%m-%dT%H:%MZ}"
+    asked = {name: value for name, value in (ends | filters).items() if value}
+    return f"{reverse('admin:monitoring_requestrecord_changelist')}?{urlencode(asked)}"
+
+
+def group_of(alert: Alert) -> AlertGroup:
+    """Return the group of an alert, with the alerts of its kind that began about the same time."""
+    within = timedelta(days=31) if alert.kind == Alert.Kind.BUDGET else TOGETHER
+    near = Alert.objects.filter(kind=alert.kind, began_at__range=(alert.began_at - within, alert.began_at + within))
+    groups = group_alerts(list(near.order_by("-began_at", "-pk")[:MOST]))
+    return next((group for group in groups if alert in group.alerts), None) or group_alerts([alert])[0]
+
+
+def _list(model: type[Model]) -> str:
+    return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
