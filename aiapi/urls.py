@@ -21,6 +21,7 @@ from inference.api.openai import (
     UnsupportedView,
 )
 from monitoring.views import RequestsView, RequestView, StatsView, UsageView
+from operations.dashboard.setup import mark_setup, sample_data
 from operations.dashboard.views import dashboard_sections
 from operations.views import HealthView, LiveView, MetricsView, ReadyView
 
@@ -66,5 +67,7 @@ urlpatterns = [
     path("account/", PageView.as_view(current="account"), name="account"),
     path("playground/", PageView.as_view(current="playground"), name="playground"),
     path("admin/dashboard/", admin.site.admin_view(dashboard_sections), name="dashboard_sections"),
+    path("admin/dashboard/setup/", admin.site.admin_view(mark_setup), name="dashboard_setup"),
+    path("admin/dashboard/sample-data/", admin.site.admin_view(sample_data), name="dashboard_sample_data"),
     path("admin/", admin.site.urls),
 ]

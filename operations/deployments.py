@@ -51,6 +51,17 @@ class DeploymentState:
         """Return whether the deployment is enabled but calls of any account don't go there or are likely to fail."""
         return self.is_failing or (self.is_enabled and bool(self.accounts or self.missing or self.is_unlisted))
 
+    @property
+    def trouble(self) -> str:
+        """Return what is wrong with an enabled deployment, in a few words; "" if nothing is."""
+        troubles = [
+            f"{self.missing} is not set on this server" if self.missing else "",
+            "the provider does not return its list of models" if self.is_unlisted else "",
+            f"calls of {self.accounts} account{'' if self.accounts == 1 else 's'} fail" if self.accounts else "",
+            "" if self.is_priced else "no price, so the cost of calls is unknown",
+        ]
+        return "; ".join(filter(None, troubles)) if self.is_enabled else ""
+
 
 log = structlog.get_logger(__name__)
 CLOSED = BreakerReading()

@@ -79,12 +79,12 @@ def assert_flawless(watched: Watched, service: Service) -> None:
 
 
 def test_it_says_what_to_do_where_there_is_nothing(open_dashboard: Opener, filled: Service) -> None:
-    watched = open_dashboard("?range=own&from=2020-01-01&to=2020-01-02", width=390)
-    expect(watched.page.locator("#dash-head")).to_contain_text("Nothing was asked in this time")
+    watched = open_dashboard("?range=custom&from=2020-01-01&to=2020-01-02", width=390)
+    expect(watched.page.locator("#dash-head")).to_contain_text("No requests in this range")
     expect(watched.page.locator("#dash-charts")).to_be_hidden()
     assert_flawless(watched, filled)
-    watched.page.click("text=Look at another range")
-    expect(watched.page.locator("#dash-charts canvas")).to_have_count(5)
+    watched.page.click("text=Choose another range")
+    expect(watched.page.locator("#dash-charts canvas")).to_have_count(6)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_it_says_what_to_do_where_there_is_nothing(open_dashboard: Opener, fille
 )
 def test_it_is_flawless(open_dashboard: Opener, filled: Service, width: int, scheme: Scheme, name: str) -> None:
     watched = open_dashboard(f"?range={name}&account=demo-acme", width=width, scheme=scheme)
-    expect(watched.page.locator("#dash-charts canvas")).to_have_count(5)
+    expect(watched.page.locator("#dash-charts canvas")).to_have_count(6)
     watched.page.locator("#dash-charts summary").first.click()
     expect(watched.page.locator("#dash-charts table").first).to_be_visible()
     assert_flawless(watched, filled)
@@ -102,7 +102,7 @@ def test_it_is_flawless(open_dashboard: Opener, filled: Service, width: int, sch
 def test_it_filters_by_a_form_and_leads_from_a_figure_to_its_records(open_dashboard: Opener, filled: Service) -> None:
     page = open_dashboard("?range=7d").page
     everything = requests_shown(page)
-    page.click("#dash-own")
+    page.click("#dash-custom")
     page.fill("#dash-form [name=account]", "demo-acme")
     page.click("#dash-form [type=submit]")
     expect(page).to_have_url(re.compile(r"/admin/\?range=7d&account=demo-acme$"))
@@ -118,13 +118,13 @@ def test_it_tells_when_the_server_is_away_and_goes_on(open_dashboard: Opener, fi
     before = requests_shown(page)
     page.route("**/admin/dashboard/**", lambda route: route.abort())
     page.click("#dash-now")
-    expect(page.locator("#dash-status")).to_contain_text("The server did not answer. What is shown is from")
+    expect(page.locator("#dash-stale")).to_contain_text("The server did not answer. The figures are from")
     assert requests_shown(page) == before
     page.unroute("**/admin/dashboard/**")
     assert filled.request("POST", "/chat", {"message": "Once more!"}, key="prod_key_456").status == 200
     filled.await_records()
     page.click("#dash-now")
-    expect(page.locator("#dash-status")).to_be_hidden()
+    expect(page.locator("#dash-stale")).to_be_hidden()
     expect(page.locator(".dash-value").first).to_have_attribute("title", f"{before + 1:,}")
 
 
@@ -135,4 +135,21 @@ def test_it_keeps_the_choice_not_to_refresh_and_tells_when_the_session_ends(open
     expect(page.locator("#dash-auto")).not_to_be_checked()
     page.context.clear_cookies()
     page.click("#dash-now")
-    expect(page.locator("#dash-status")).to_contain_text("You are no longer logged in")
+    expect(page.locator("#dash-stale")).to_contain_text("You are logged out")
+
+
+def test_a_click_on_a_bar_opens_the_log_of_its_time(open_dashboard: Opener) -> None:
+    page = open_dashboard("?range=7d&account=demo-acme").page
+    page.locator("#dash-charts canvas").first.click()
+    expect(page).to_have_url(re.compile(r"/requestrecord/\?from=[^&]+Z&until=[^&]+Z&account=demo-acme"))
+
+
+def test_setup_is_dismissed_with_a_click(open_dashboard: Opener) -> None:
+    page = open_dashboard().page
+    page.click("text=/Setup: . of 8 done/")
+    page.click("text=Mark as done")
+    page.click("text=/Setup: . of 8 done/")
+    expect(page.locator(".dash-setup")).to_contain_text("Backup: done")
+    page.click("text=Dismiss")
+    expect(page.locator("#dash-state")).to_be_visible()
+    expect(page.locator(".dash-setup")).to_have_count(0)

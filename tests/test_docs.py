@@ -44,7 +44,7 @@ def test_it_names_every_endpoint(page: Path) -> None:
     told = page.read_text()
     patterns: list[Any] = urlpatterns
     paths = {f"/{str(pattern.pattern).lstrip('^').split('(')[0].rstrip('/?$')}" for pattern in patterns}
-    paths = {path.replace("\\", "") for path in paths} - {"/", "/admin", "/admin/dashboard"}
+    paths = {path.replace("\\", "") for path in paths if not path.startswith("/admin")} - {"/"}
     assert len(paths) > 10
     assert [path for path in sorted(paths) if path not in told] == []
 

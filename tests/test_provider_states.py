@@ -64,8 +64,8 @@ class Scene:
         return found
 
     def has_alert(self, told: str) -> bool:
-        """Say whether the dashboard lists an alert that goes on with these words."""
-        return told in self.platform.admin.page("/admin/").words.partition("Requests")[0]
+        """Say whether the dashboard shows an open alert with these words above its form."""
+        return told in self.platform.admin.page("/admin/").words.partition("Auto-refresh")[0]
 
     def shown_in_list(self, model: str) -> str:
         """Return what the admin's list of deployments shows of a model's."""
@@ -162,17 +162,17 @@ def test_it_probes_what_nobody_calls_until_it_is_there(scene: Scene) -> None:
     model, port = "away-unasked", scene.ports["away-unasked"]
     told = f"no calls go to provider-0-{port}/{model}"
     scene.put_aside(model)
-    assert re.search(r"open: no call goes there since [\d:]+ UTC: connection refused", scene.row(model))
+    assert re.search(r"Open: no calls since [\d: -]+ UTC: connection refused", scene.row(model))
     wait_until(
         lambda: bool(scene.platform.manage("worker", "--once", "watch")) and scene.has_alert(told), "an alert", 30
     )
-    assert "closed" not in scene.row(model)
+    assert "OK" not in scene.row(model)
     with scripted_provider(port) as back:
         back.listing = FAILED
-        wait_until(lambda: "on trial" in scene.row(model), "a connection to be made", 60)
+        wait_until(lambda: "Half-open" in scene.row(model), "a connection to be made", 60)
         assert scene.has_alert(told)
         back.listing = None
-        wait_until(lambda: "closed: calls go there" in scene.row(model), "it to be well again", 60)
+        wait_until(lambda: "✓ OK" in scene.row(model), "it to be well again", 60)
         assert not scene.has_alert(told), "before the watch has looked again"
         assert back.calls == []
         back.script(model, completion("Hello"))
@@ -184,14 +184,14 @@ def test_it_probes_a_deployment_that_failed(scene: Scene) -> None:
     provider.listing = FAILED
     scene.open_breaker(model)
     number = len(provider.calls)
-    assert "open: no call goes there" in scene.row(model)
+    assert "Open: no calls" in scene.row(model)
     assert "http 500" in scene.row(model)
     scene.platform.manage("worker", "--once", "watch")
     assert scene.has_alert(f"/{model}")
     wait_until(lambda: provider.listings > 0, "a probe", 20)
-    wait_until(lambda: "on trial" in scene.row(model), "the dashboard to say so")
+    wait_until(lambda: "Half-open" in scene.row(model), "the dashboard to say so")
     provider.listing = None
-    wait_until(lambda: "closed: calls go there" in scene.row(model), "it to be well again", 40)
+    wait_until(lambda: "✓ OK" in scene.row(model), "it to be well again", 40)
     assert len(provider.calls) == number, "no model was called for it"
     assert not scene.has_alert(f"/{model}")
     assert " closed" in scene.shown_in_list(model)
@@ -200,29 +200,29 @@ def test_it_probes_a_deployment_that_failed(scene: Scene) -> None:
 def test_it_takes_a_list_of_models_for_no_proof_where_only_calls_fail(scene: Scene) -> None:
     model, provider = "only-calls-fail", scene.providers["only-calls-fail"]
     wait_until(lambda: provider.listings > 0, "a probe", 20)
-    wait_until(lambda: "on trial" in scene.row(model), "the dashboard to say so")
+    wait_until(lambda: "Half-open" in scene.row(model), "the dashboard to say so")
     assert "on trial" in scene.shown_in_list(model)
     provider.script(model, completion("Hello"))
     wait_until(lambda: scene.ask(model).status == 200, "a trial", 20)
-    assert "closed: calls go there" in scene.row(model)
+    assert "✓ OK" in scene.row(model)
 
 
 def test_it_shows_a_provider_whose_list_of_models_does_not_come(scene: Scene) -> None:
     model, provider, told = "default-model", scene.providers["default-model"], "The model provider does not answer"
-    assert "closed: calls go there" in scene.row(model)
+    assert "✓ OK" in scene.row(model)
     provider.listing = FAILED
     scene.platform.manage("worker", "--once", "watch")
     provider.listing = None
     assert scene.has_alert(told)
-    assert "its list of models does not come" in scene.row(model)
-    assert "closed" not in scene.row(model)
+    assert "does not return its list of models" in scene.row(model)
+    assert "OK" not in scene.row(model)
     scene.platform.manage("worker", "--once", "watch")
     assert not scene.has_alert(told)
-    assert "closed: calls go there" in scene.row(model)
+    assert "✓ OK" in scene.row(model)
 
 
 def test_it_shows_a_provider_without_its_secret(scene: Scene) -> None:
     assert "NOWHERE_API_KEY is not set" in scene.row("locked")
-    assert "closed" not in scene.row("locked")
+    assert "OK" not in scene.row("locked")
     assert "no secret" in scene.shown_in_list("locked")
     assert "missing" in scene.platform.admin.page("/admin/inference/provider/?q=provider-0").words

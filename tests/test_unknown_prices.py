@@ -358,7 +358,7 @@ def test_it_shows_them_on_the_dashboard_with_sums_that_are_at_least(platform: Pl
         words = platform.admin.page(f"/admin/?range={span}&account=summed").words
         assert "at least $0.003" in words
         assert "2 without a price" in words
-        assert "✕ no price" in words
+        assert "No price, so the cost of calls is unknown" in words
 
 
 def test_it_keeps_the_state_of_health(platform: Platform) -> None:

@@ -62,7 +62,7 @@ def read(response: Any) -> bytes:
 @example(("1000-01-01", "1005-01-01"))
 @example(("0001-01-01", "0001-01-02"))
 def test_it_shows_a_dashboard_for_any_span(site: Client, span: tuple[str, str]) -> None:
-    query = urlencode({"range": "own", "from": span[0], "to": span[1]})
+    query = urlencode({"range": "custom", "from": span[0], "to": span[1]})
     assert site.get(f"/admin/?{query}").status_code == 200
     assert site.get(f"/admin/dashboard/?{query}").status_code == 200
 

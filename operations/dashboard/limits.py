@@ -1,4 +1,4 @@
-"""Limits that are nearly reached, for the dashboard: monthly budgets, and rates of the busiest keys.
+"""Limits that are nearly reached, for the dashboard: monthly budgets with their forecasts, rates of the busiest keys.
 
 The work is bounded, however many accounts there are. Budgets are read from the month's rollups: all of them, or at most
 those of the MOST accounts, keys and models that used most this month. Rates, slots and open calls of the BUSIEST keys
@@ -8,9 +8,10 @@ of the last hour and of their accounts are read from the limits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import reduce
+from itertools import accumulate
 from operator import or_
 from typing import Any, TypeVar
 
@@ -18,13 +19,21 @@ from django.db.models import BigIntegerField, F, Model, Q, Sum
 from django.db.models.functions import Coalesce
 
 from accounts.admin.base import change_url
+from accounts.forecast import ONE_DAY, PACE_DAYS, budget_forecast
 from accounts.key_cache import account_subject, key_subject, model_subject
-from accounts.limit_usage import LIVE, recorded_usage, usage_of_scopes
-from accounts.limits.types import LimitSet, Subject
+from accounts.limit_usage import LIVE, LimitUsage, recorded_usage, usage_of_scopes
+from accounts.limits.types import LIMITS, LimitSet, Subject
 from accounts.models import GENERATIONS, Account, ApiKey, ModelBudget
-from accounts.selectors import HAS_BUDGET, api_key_makers, api_keys_current, model_budgets_current
+from accounts.selectors import (
+    HAS_BUDGET,
+    api_key_makers,
+    api_keys_counted_against,
+    api_keys_current,
+    model_budgets_current,
+)
+from core.formats import count, money
 from monitoring.models import Rollup
-from monitoring.rollups.periods import minute_of, month_begin
+from monitoring.rollups.periods import DAY, datetime_of, floor, minute_of, month_begin
 from monitoring.rollups.queries import busiest_keys
 
 #: Most accounts, keys and model budgets, of each.
@@ -87,6 +96,8 @@ def _heaviest(now: datetime, grain: Rollup.Grain, *columns: str, **within: Any) 
 NEARLY = 0.8
 BUSIEST = 50
 SHOWN = 10
+#: The budgets with the highest share used whose pace is read.
+FORECAST = 5
 
 MANY = f"There are more than {MOST} budgets of a kind: only the {MOST} with the highest usage this month are checked."
 UNKNOWN = "The state store is away: budgets are read from the records, and the usage of rates is unknown."
@@ -94,23 +105,27 @@ UNKNOWN = "The state store is away: budgets are read from the records, and the u
 
 @dataclass(frozen=True, slots=True)
 class NearLimit:
-    """A limit, its owner, and how much of it is used: `share` (1 is all), and `percent` (up to 100) for a bar."""
+    """A limit, its owner, and how much of it is used, in whole percent; of a budget, also its forecast and burn-down.
+
+    `burn_down` are the points of a line (SVG, 100 wide and 100 high) from the beginning of the month to now, `ahead`
+    those of the forecast to its end. The height 0 is nothing used; `limit_y` is where the limit is.
+    """
 
     owner: str
     url: str
     limit: str
     used: str
     share: float
+    forecast: str = ""
+    reached_at: datetime | None = None
+    burn_down: str = ""
+    ahead: str = ""
+    limit_y: float = 0.0
 
     @property
     def percent(self) -> int:
-        """Return the share in whole percent, at most 100."""
-        return min(100, int(self.share * 100))
-
-    @property
-    def is_reached(self) -> bool:
-        """Return whether the limit is used up."""
-        return self.share >= 1
+        """Return the share in whole percent."""
+        return int(self.share * 100)
 
 
 @dataclass(slots=True)
@@ -122,41 +137,97 @@ class NearLimits:
     notes: list[str] = field(default_factory=list)
 
 
+Owner = Account | ApiKey
+
+
 def limits_nearly_reached(now: datetime) -> NearLimits:
-    """Return the limits of which at least the share NEARLY is used, highest first.
+    """Return the limits of which at least the share NEARLY is used, highest first, and budgets that will be reached.
 
-    Budgets are read from the records, usage of the busiest keys from the limits, in one step.
+    Budgets are read from the records, usage of the busiest keys from the limits, in one step. Of the FORECAST budgets
+    with the highest share, those that will be reached this month at their pace are added.
     """
-    owners: dict[str, tuple[str, Account | ApiKey]] = {}
+    owners: dict[str, Owner] = {}
 
-    def own(subject: Subject, account: Account, owner: Account | ApiKey) -> Subject:
-        owners[subject.name] = f"{account.name}/{owner.name}" if isinstance(owner, ApiKey) else owner.name, owner
+    def own(subject: Subject, owner: Owner) -> Subject:
+        owners[subject.name] = owner
         return subject
 
     accounts, has_all_accounts = budgeted_accounts(now)
     keys, has_all_keys = budgeted_keys(now)
     budgets, has_all_budgets = model_budgets(now)
     budgeted = [
-        *(own(account_subject(each), each, each) for each in accounts),
-        *(own(key_subject(each, now), each.account, each) for each in keys),
-        *(own(model_subject(each), each.key.account, each.key) for each in budgets if each.key),
-        *(own(model_subject(each), each.account, each.account) for each in budgets if each.account),
+        *(own(account_subject(each), each) for each in accounts),
+        *(own(key_subject(each, now), each) for each in keys),
+        *(own(model_subject(each), owner) for each in budgets if (owner := each.key or each.account)),
     ]
     busiest = busiest_keys(begin=now - timedelta(hours=1), end=now, limit=BUSIEST)
     busy = list(api_keys_current(at=now).filter(pk__in=busiest))
     makers = api_key_makers(busy)
     scopes = []
     for key in busy:
-        of_keys = (own(key_subject(each, now), key.account, each) for each in (key, *makers[key.pk]))
-        scopes.append(LimitSet(key.account_id, (*of_keys, own(account_subject(key.account), key.account, key.account))))
+        of_keys = (own(key_subject(each, now), each) for each in (key, *makers[key.pk]))
+        scopes.append(LimitSet(key.account_id, (*of_keys, own(account_subject(key.account), key.account))))
     report = usage_of_scopes(scopes)
     # What the limits say replaces what the records say.
     usages = {(usage.subject.name, usage.name): usage for usage in [*recorded_usage(budgeted), *report.limits]}
-    near = []
-    for usage in usages.values():
+    ranked = sorted(usages.values(), key=lambda usage: -usage.share)
+    outlooks = [
+        _outlook(usage, owners[usage.subject.name], now)
+        for usage in [each for each in ranked if LIMITS[each.name].is_budget and each.used][:FORECAST]
+    ]
+    near = {(each.owner, each.limit): each for each in outlooks if each.share >= NEARLY or each.reached_at}
+    for usage in ranked:
         if usage.share >= NEARLY:
-            name, owner = owners[usage.subject.name]
-            near.append(NearLimit(name, change_url(owner), usage.title, usage.text, usage.share))
-    near.sort(key=lambda each: (-each.share, each.owner))
+            plain = _near(usage, owners[usage.subject.name])
+            near.setdefault((plain.owner, plain.limit), plain)
+    found = sorted(near.values(), key=lambda each: (-each.share, each.owner))
     notes = [] if has_all_accounts and has_all_keys and has_all_budgets else [MANY]
-    return NearLimits(near[:SHOWN], len(near), notes if report.source == LIVE else [*notes, UNKNOWN])
+    return NearLimits(found[:SHOWN], len(found), notes if report.source == LIVE else [*notes, UNKNOWN])
+
+
+def _near(usage: LimitUsage, owner: Owner) -> NearLimit:
+    name = f"{owner.account.name}/{owner.name}" if isinstance(owner, ApiKey) else owner.name
+    return NearLimit(name, change_url(owner), usage.title, usage.text, usage.share)
+
+
+def _outlook(usage: LimitUsage, owner: Owner, now: datetime) -> NearLimit:
+    """Return a budget with its forecast, and its use in this month as lines."""
+    limit, used = usage.limit or 0, usage.used or 0
+    daily = _used_by_day(usage, owner, now)
+    seen = budget_forecast(used=used, limit=limit, daily=daily, now=now)
+    write = money if usage.is_money else count
+    text = f"At this pace {write(seen.expected)} of {write(limit)} by {seen.ends - ONE_DAY:%-d %B}"
+    if seen.reached_at is not None:
+        is_today = seen.reached_at.date() == now.date()
+        text += "; reached today" if is_today else f"; reached on {seen.reached_at:%-d %B}"
+    begin, highest = month_begin(now), max(limit, seen.expected) or 1
+
+    def place(at: datetime, amount: float) -> str:
+        return f"{(at - begin) / (seen.ends - begin) * 100:.1f},{100 - amount / highest * 100:.1f}"
+
+    days = sorted(day for day in daily if day >= begin)
+    sums = accumulate((daily[day] for day in days[:-1]), initial=0)
+    here = place(now, used)
+    return replace(
+        _near(usage, owner),
+        forecast=text,
+        reached_at=seen.reached_at,
+        burn_down=" ".join([*(place(day, spent) for day, spent in zip(days, sums, strict=False)), here]),
+        ahead=f"{here} {place(seen.ends, seen.expected)}",
+        limit_y=round(100 - limit / highest * 100, 1),
+    )
+
+
+def _used_by_day(usage: LimitUsage, owner: Owner, now: datetime) -> dict[datetime, int]:
+    """Return what was counted against a budget by day, this month and in the last days."""
+    since = min(month_begin(now), now - PACE_DAYS * ONE_DAY)
+    rows = Rollup.objects.filter(grain=Rollup.Grain.ACCOUNT_DAY, start__gte=floor(since, DAY))
+    if isinstance(owner, ApiKey):
+        keys = list(api_keys_counted_against([owner.limits_id]))
+        rows = Rollup.objects.filter(grain=Rollup.Grain.KEY_DAY, start__gte=floor(since, DAY), key_id__in=keys)
+    rows = rows.filter(account_id=owner.account_id if isinstance(owner, ApiKey) else owner.pk)
+    if usage.subject.model:
+        rows = rows.filter(model=usage.subject.model)
+    amount = Sum("cost") if usage.is_money else Sum(F("input_tokens") + F("output_tokens"))
+    by_day = rows.order_by().values_list("start").annotate(amount=amount)
+    return {datetime_of(start): int(used) for start, used in by_day}

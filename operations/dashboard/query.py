@@ -17,7 +17,7 @@ from monitoring.rollups.periods import ONE_DAY as DAY
 from monitoring.rollups.queries import Scope, quarters_since
 
 RANGES = {"1h": "1 h", "24h": "24 h", "7d": "7 d", "30d": "30 d"}
-DEFAULT, OWN = "24h", "own"
+DEFAULT, CUSTOM = "24h", "custom"
 FILTERS = ("account", "key", "model", "endpoint")
 LONGEST = 3660 * DAY
 #: Up to these lengths a custom span is divided by hours, and by days.
@@ -66,8 +66,8 @@ class DashboardQuery:
 
     def query(self, **changes: str) -> str:
         """Return the dashboard's query string with changes. It contains names, and no secret."""
-        own = {"from": f"{self.span.begin:%Y-%m-%dT%H:%M}", "to": f"{self.span.end:%Y-%m-%dT%H:%M}"}
-        asked = {"range": self.name, **(own if self.name == OWN else {}), **self.filters, **changes}
+        ends = {"from": f"{self.span.begin:%Y-%m-%dT%H:%M}", "to": f"{self.span.end:%Y-%m-%dT%H:%M}"}
+        asked = {"range": self.name, **(ends if self.name == CUSTOM else {}), **self.filters, **changes}
         return "?" + urlencode({name: value for name, value in asked.items() if value})
 
     def log_query(self, **more: str) -> str:
@@ -83,9 +83,9 @@ class Wrong(ValueError):
 def read_address(address: Mapping[str, str], now: datetime) -> DashboardQuery:
     """Parse the parameters of the dashboard's address; replace or drop invalid ones, and raise nothing."""
     problems: list[str] = []
-    name = address.get("range") or (OWN if address.get("from") else DEFAULT)
+    name = address.get("range") or (CUSTOM if address.get("from") else DEFAULT)
     try:
-        span = _recent(name, now) if name in RANGES else _own(name, address, now)
+        span = _recent(name, now) if name in RANGES else _custom(name, address, now)
     except Wrong as wrong:
         problems.append(f"{wrong} The last 24 hours are shown.")
         name, span = DEFAULT, _recent(DEFAULT, now)
@@ -99,7 +99,7 @@ def read_address(address: Mapping[str, str], now: datetime) -> DashboardQuery:
         whole = Span(_floor(span.begin, DAY), end, min(end, span.complete), unit)
         if whole != span:
             problems.append(f"Before {since:%Y-%m-%d}, usage of accounts and keys is kept by the day only.")
-            name, span = OWN, whole
+            name, span = CUSTOM, whole
     return DashboardQuery(name, span, scope, given, tuple(problems))
 
 
@@ -130,10 +130,10 @@ def _scope(given: dict[str, str], problems: list[str]) -> Scope:
     return Scope(account_id=account_id, key_id=key_id, model=given.get("model"), endpoint=given.get("endpoint"))
 
 
-def _own(name: str, address: Mapping[str, str], now: datetime) -> Span:
+def _custom(name: str, address: Mapping[str, str], now: datetime) -> Span:
     """Return the span from `from` to `to`. Raises Wrong."""
-    if name != OWN:
-        raise Wrong(f"There is no range {name[:20]}.")
+    if name != CUSTOM:
+        raise Wrong(f"There is no range “{name[:20]}”.")
     ends = []
     for each in ("from", "to"):
         text = address.get(each, "")
@@ -142,7 +142,7 @@ def _own(name: str, address: Mapping[str, str], now: datetime) -> Span:
         except DateOutOfRange:
             raise Wrong(f"“{text[:30]}” is too far away.") from None
         except ValueError:
-            raise Wrong(f"“{text[:30]}” is no moment for “{each}”: write it like 2026-01-31T14:00.") from None
+            raise Wrong(f"“{text[:30]}” is not a time for “{each}”. Write it like 2026-01-31T14:00.") from None
     begin, end = ends
     for is_wrong, reason in (
         (begin >= end, "A range ends after it begins."),

@@ -1,24 +1,25 @@
 """The sections of the dashboard: tiles, charts and lists.
 
-Numbers have the same format as on the public pages (static/site/format.js). A tile has a total, its change and a link
-to the records. Charts are plain values by part of the span, which static/site/charts.js draws. The lists are the
-accounts and keys with the highest cost, recent failures, open alerts, and the records that wait for the ingester.
+A tile has a total, its change, its course as a small line, and a link to the records. Charts are plain values by part
+of the span, which static/site/charts.js draws. The lists are the accounts and keys with the highest cost, recent
+failures, open alerts, and the records that wait for the ingester.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 import structlog
 from django.utils import timezone
 from redis.exceptions import RedisError
 
 from accounts.models import Account
-from core.formats import NOTHING, count, exact_money, known_money, milliseconds, money, percent
+from core.formats import NOTHING, count, duration, exact_money, known_money, milliseconds, money, percent
 from core.money import NANO_DOLLARS
 from core.ttl_cache import TtlCache
 from monitoring.export import records_within
@@ -50,7 +51,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure: rounded and exact, more about it, its change, and the request log's query string for its records."""
+    """A figure: rounded and exact, more about it, its change, and the request log's query string for its records.
+
+    `course` is its value by part of the span as the path of a line (SVG), see `course_of`.
+    """
 
     name: str
     value: str
@@ -58,15 +62,17 @@ class Tile:
     more: str
     change: Change
     query: str
+    course: str
 
 
+FAILED = "Failed"
 Of = Callable[[Figures], float | int | None]
 Write = Callable[[Any], str]
 
 
-def tiles(asked: DashboardQuery, reading: Reading) -> list[Tile]:
-    """Return the row of tiles."""
-    total = reading.total
+def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[Tile]:
+    """Return the row of tiles. In an outage only fewer failures are better: failed calls are quick and cheap."""
+    total, starts = reading.total, asked.span.starts()
     times: Sequence[float | None] = total.latency_quantiles() or (None, None)
     first: Sequence[float | None] = total.first_token_quantiles() or (None,)
     refused = f"{count(total.limited)} limited, {count(total.invalid)} invalid"
@@ -79,10 +85,14 @@ def tiles(asked: DashboardQuery, reading: Reading) -> list[Tile]:
         value = of(total)
         shown = NOTHING if value is None else write(value)
         query = asked.log_query(**{name: value for name, value in log_filter.items() if value is not None})
-        return Tile(name, shown, exact, more, change(of, write, reading, direction), query)
+        changed = change(of, write, reading, direction)
+        if is_outage and changed.tone == "better" and name != FAILED:
+            changed = replace(changed, tone="even")
+        return Tile(name, shown, exact, more, changed, query, course_of(reading, starts, of))
 
     failure_rate, hit_rate = _share("failed", "requests"), _share("cache_hits", "cache_lookups")
-    latency, first_token = _p95(Figures.latency_quantiles), _p95(Figures.first_token_quantiles)
+    p95_of = partial(_quantile, wanted=0.95)
+    latency, first_token = p95_of(Figures.latency_quantiles), p95_of(Figures.first_token_quantiles)
     failed = f"{count(total.failed)} failed; {refused}"
     p95, p50 = (f"{times[1]:.0f}" if times[1] is not None else None), milliseconds(times[0])
     lookups, within = f"{total.cache_hits:,} of {total.cache_lookups:,}", "within 5 %"
@@ -90,7 +100,7 @@ def tiles(asked: DashboardQuery, reading: Reading) -> list[Tile]:
     cost = tile("Cost", lambda each: each.cost, money, exact_cost, unpriced)
     return [
         tile("Requests", lambda each: each.requests, count, f"{total.requests:,}", f"{count(total.answered)} answered"),
-        tile("Failed", failure_rate, percent, f"{total.failed:,} of {total.requests:,}", failed, -1, status="failed"),
+        tile(FAILED, failure_rate, percent, f"{total.failed:,} of {total.requests:,}", failed, -1, status="failed"),
         tile("Latency p95", latency, milliseconds, within, f"p50 {p50}", -1, slower=p95),
         tile("First token p95", first_token, milliseconds, within, f"p50 {milliseconds(first[0])}", -1, stream="1"),
         tile("Cache hit rate", hit_rate, percent, lookups, hits, 1, cache="found"),
@@ -100,12 +110,29 @@ def tiles(asked: DashboardQuery, reading: Reading) -> list[Tile]:
     ]
 
 
+def course_of(reading: Reading, starts: Sequence[datetime], of: Of) -> str:
+    """Return the path (SVG, 100 wide, 20 high) of a value's course from 0 up; parts without a value are gaps."""
+    values = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
+    highest = max((value for value in values if value), default=0) or 1
+    step = 100 / max(len(values) - 1, 1)
+    path, is_drawing = "", False
+    for index, value in enumerate(values):
+        if value is not None:
+            path += f"{'L' if is_drawing else 'M'}{index * step:.1f} {19 - value / highest * 18:.1f}"
+            path += "" if is_drawing else "h.1"  # a lone point is seen
+        is_drawing = value is not None
+    return path
+
+
 def _share(part: str, whole: str) -> Of:
     return lambda each: getattr(each, part) / getattr(each, whole) if getattr(each, whole) else None
 
 
-def _p95(quantiles: Callable[[Figures, tuple[float, ...]], list[float] | None]) -> Of:
-    return lambda each: next(iter(quantiles(each, (0.95,)) or ()), None)
+Quantiles = Callable[[Figures, tuple[float, ...]], list[float] | None]
+
+
+def _quantile(quantiles: Quantiles, wanted: float) -> Of:
+    return lambda each: next(iter(quantiles(each, (wanted,)) or ()), None)
 
 
 def change(of: Of, write: Write, reading: Reading, direction: int) -> Change:
@@ -115,14 +142,14 @@ def change(of: Of, write: Write, reading: Reading, direction: int) -> Change:
     """
     is_share = write is percent
     if reading.before is None:
-        return Change("nothing to compare", "even", "The time before is not known.")
+        return Change("nothing to compare", "even", "The period before is not known.")
     now, before = of(reading.complete), of(reading.before)
     if now is None or before is None or (not before and not is_share):
-        return Change("none before" if not before else "none now", "even", "There is nothing to compare with.")
+        return Change("none before" if not before else "none now", "even", "There is nothing to compare it with.")
     by = now - before if is_share else (now - before) / before
-    full = f"{write(now)} now, {write(before)} in the time before; what is not over yet left out."
+    full = f"{write(now)} now, {write(before)} in the period before, without what is not over yet."
     if abs(by) < (LEAST_CHANGE / 10 if is_share else LEAST_CHANGE):
-        return Change("as before", "even", full)
+        return Change("no change", "even", full)
     amount = f"{abs(by) * 100:.0f} %" if abs(by) < 10 else f"{abs(by):,.0f} times more"
     if is_share:
         amount = f"{abs(by) * 100:.1f} points"
@@ -133,45 +160,53 @@ def change(of: Of, write: Write, reading: Reading, direction: int) -> Change:
 #: Most series in a chart; the smallest ones are added up as REST.
 SERIES, REST = 6, "others"
 NO_MODEL = "no model"
-#: With few requests, p95 and p99 are the same request.
-OVERLAP = "With few timed requests, the lines of p95 and p99 coincide."
-
 Set = dict[str, Any]
 
 
-def charts(asked: DashboardQuery, reading: Reading) -> list[dict[str, Any]]:
-    """Return the data of the charts, in the order of the page."""
+def charts(asked: DashboardQuery, reading: Reading) -> dict[str, Any]:
+    """Return the charts in the order of the page, and the axis that they share with the log's query of each part.
+
+    The `filter` of a set narrows that query to what it counts.
+    """
     starts, total, per = asked.span.starts(), reading.total, asked.span.unit or "minute"
     labels, names = _axis(asked.span, starts)
-    shared = {"labels": labels, "names": names, "time": f"{per.capitalize()} (UTC)"}
+    ends = [*starts[1:], asked.span.end]
+    queries = [
+        asked.log_query(**{"from": f"{begin:%Y-%m-%dT%H:%MZ}", "until": f"{end:%Y-%m-%dT%H:%MZ}"})
+        for begin, end in zip(starts, ends, strict=True)
+    ]
     nothing = Figures()
 
     def bars(name: str, of: Of, **more: Any) -> Set:
         return {"name": name, **more, "values": [of(reading.parts.get(start, nothing)) for start in starts]}
 
     def chart(name: str, title: str, unit: str, sets: list[Set], summary: str, numbers: str = "count") -> Set:
-        drawn = {"id": name, "title": title, "kind": "bars", "numbers": numbers, "unit": unit}
-        return {**shared, **drawn, "sets": sets, "summary": summary}
+        return {
+            "id": name,
+            "title": title,
+            "kind": "bars",
+            "numbers": numbers,
+            "unit": unit,
+            "sets": sets,
+            "summary": summary,
+        }
 
-    def lines(name: str, title: str, unit: str, of: Callable[[Figures], list[float] | None]) -> Set:
-        """Return a line of each quantile, without a value where there were no requests, and the whole span in words."""
-        found = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
-        sets = [
-            {"name": quantile, "values": [None if values is None else round(values[index], 1) for values in found]}
-            for index, quantile in enumerate(QUANTILES)
-        ]
-        whole = of(total)
-        parts = [
-            f"{each} {milliseconds(value)}" for each, value in zip(QUANTILES, whole or [], strict=whole is not None)
-        ]
-        summary = f"Altogether {', '.join(parts)}." if parts else "Nothing was timed."
-        return {**chart(name, title, unit, sets, summary, "time"), "kind": "lines", "note": OVERLAP}
+    def line(name: str, quantiles: Quantiles, wanted: str) -> tuple[Set, str]:
+        """Return a line of one quantile, without a value where there were no requests, and that of the whole span."""
+        of = _quantile(quantiles, QUANTILES[wanted])
+        values = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
+        rounded = [None if value is None else round(value, 1) for value in values]
+        return {"name": name, "values": rounded}, f"{name} {milliseconds(of(total))}"
+
+    def lines(name: str, title: str, unit: str, *drawn: tuple[Set, str]) -> Set:
+        sets, texts = zip(*drawn, strict=True)
+        return {**chart(name, title, unit, list(sets), f"Overall {', '.join(texts)}.", "time"), "kind": "lines"}
 
     traffic = [  # the looks (colours) are those of the account page
-        bars("answered", lambda each: each.answered, look=0),
-        bars("over a limit", lambda each: each.limited, look=1),
-        bars("failed", lambda each: each.failed, look=3),
-        bars("invalid", lambda each: each.invalid, look=4),
+        bars("answered", lambda each: each.answered, look=0, filter="status=ok"),
+        bars("over a limit", lambda each: each.limited, look=1, filter="status=limited"),
+        bars("failed", lambda each: each.failed, look=3, filter="status=failed"),
+        bars("invalid", lambda each: each.invalid, look=4, filter="status=refused"),
     ]
     tokens = [
         bars("input", lambda each: each.input_tokens - each.cached_tokens),
@@ -180,15 +215,30 @@ def charts(asked: DashboardQuery, reading: Reading) -> list[dict[str, Any]]:
     ]
     seen = f"{count(total.requests)} requests, {count(total.failed)} of them failed."
     used = f"{count(total.input_tokens)} in, {count(total.output_tokens)} out."
-    spent = f"{known_money(total.cost, total.unpriced).capitalize()} altogether."
-    first, dollars = "Time to first token (streams)", f"US dollars per {per}"
-    return [
+    spent = f"{known_money(total.cost, total.unpriced).capitalize()} in total."
+    whole, first = Figures.latency_quantiles, Figures.first_token_quantiles
+    p50_p95 = ("p50", "p95")
+    drawn = [
         chart("traffic", "Requests and errors", f"Requests per {per}", traffic, seen),
-        lines("latency", "Latency", "Time to the whole answer", Figures.latency_quantiles),
-        lines("first-token", first, "Time to the first token", Figures.first_token_quantiles),
+        chart("cost", "Cost by model", f"US dollars per {per}", _costs(reading, starts), spent, "money"),
+        lines("latency", "Latency", "Time to the full answer", *(line(name, whole, name) for name in p50_p95)),
+        lines(
+            "first-token",
+            "Time to first token (streams)",
+            "Time to the first token",
+            *(line(name, first, name) for name in p50_p95),
+        ),
+        lines(
+            "slowest",
+            "Slowest 1 % (p99)",
+            "Time",
+            line("full answer", whole, "p99"),
+            line("first token", first, "p99"),
+        ),
         chart("tokens", "Tokens", f"Tokens per {per}", tokens, used),
-        chart("cost", "Cost by model", dollars, _costs(reading, starts), spent, "money"),
     ]
+    axis = {"labels": labels, "names": names, "time": f"{per.capitalize()} (UTC)", "queries": queries}
+    return {"axis": axis, "charts": drawn}
 
 
 def _axis(span: Span, starts: Sequence[datetime]) -> tuple[list[str], list[str]]:
@@ -214,7 +264,10 @@ def _costs(reading: Reading, starts: Sequence[datetime]) -> list[Set]:
     def values(models: Sequence[str]) -> list[float]:
         return [sum(reading.costs[model].get(start, 0) for model in models) / NANO_DOLLARS for start in starts]
 
-    return [{"name": name, "values": values(models)} for name, models in groups]
+    return [
+        {"name": name, "values": values(models), "filter": urlencode({"model": name}) if models == [name] else ""}
+        for name, models in groups
+    ]
 
 
 SHOWN, RECENT = 5, 10
@@ -325,14 +378,8 @@ def ingest_lag() -> Lag:
     if not backlog.records:
         return Lag("Every record is counted.")
     waiting = "1 record waits" if backlog.records == 1 else f"{count(backlog.records)} records wait"
-    seconds = backlog.seconds
-    if seconds < 120:
-        waited = f"{math.ceil(seconds)} s"
-    elif seconds < 7200:
-        waited = f"{seconds / 60:.0f} min"
-    else:
-        waited = f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
-    return Lag(f"{waiting} to be counted, the oldest for {waited}.", is_late=seconds > LAG_SECONDS)
+    waited = duration(backlog.seconds)
+    return Lag(f"{waiting} to be counted, the oldest for {waited}.", is_late=backlog.seconds > LAG_SECONDS)
 
 
 def suggestions() -> dict[str, list[str]]:

@@ -9,14 +9,16 @@ from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
 from accounts.checks import DEMO_KEYS
-from monitoring.models import VIEW_RECORDS, RequestRecord
+from monitoring.models import VIEW_RECORDS, Alert, RequestRecord
+from operations.alerts.groups import group_alerts
 from operations.dashboard.data import read
 from operations.dashboard.limits import limits_nearly_reached
-from operations.dashboard.query import DEFAULT, FILTERS, OWN, RANGES, DashboardQuery, read_address
+from operations.dashboard.query import CUSTOM, DEFAULT, FILTERS, RANGES, DashboardQuery, read_address
 from operations.dashboard.sections import (
     charts,
     ingest_lag,
@@ -26,6 +28,8 @@ from operations.dashboard.sections import (
     tiles,
     top_callers,
 )
+from operations.dashboard.setup import sample_data_offer, setup_steps
+from operations.dashboard.status import BAD, LOG, platform_status
 from operations.deployments import deployment_states
 
 #: Seconds between two requests of the script; SELDOM for the ranges 7d and 30d.
@@ -37,20 +41,28 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     if not request.user.has_perm(VIEW_RECORDS):
         return context
     asked = read_address(request.GET, timezone.now())
-    own = asked.name == OWN
+    is_custom = asked.name == CUSTOM
     form = {  # it stays while the sections change
         "ranges": [(name, text, asked.query(range=name)) for name, text in RANGES.items()],
         "range": asked.name,
-        "own": OWN,
-        "from": f"{asked.span.begin:%Y-%m-%dT%H:%M}" if own else "",
-        "to": f"{asked.span.end:%Y-%m-%dT%H:%M}" if own else "",
+        "custom": CUSTOM,
+        "from": f"{asked.span.begin:%Y-%m-%dT%H:%M}" if is_custom else "",
+        "to": f"{asked.span.end:%Y-%m-%dT%H:%M}" if is_custom else "",
         "filters": [(name, asked.filters.get(name, "")) for name in FILTERS],
         "suggestions": suggestions(),
         "problems": asked.problems,
         "query": asked.query(),
         "every": SELDOM if asked.name in ("7d", "30d") else EVERY,
     }
-    return {**context, "title": "Dashboard", "dashboard": {**form, **_sections(request, asked)}}
+    shown = _sections(request, asked)
+    has_requests = not shown["is_new"]
+    steps = setup_steps(request, has_requests=has_requests)
+    setup = {
+        "setup": steps,
+        "setup_done": sum(step.is_done for step in steps),
+        "sample_data": sample_data_offer(request, has_requests=has_requests),
+    }
+    return {**context, "title": "Dashboard", "dashboard": {**form, **setup, **shown}}
 
 
 @require_safe
@@ -80,9 +92,15 @@ def _sections(request: HttpRequest, asked: DashboardQuery) -> dict[str, Any]:
     now = timezone.now()
     mark = _mark(now)  # before the figures are read: later records change the next mark
     reading = read(asked)
-    deployments = deployment_states()
+    deployments, lag = deployment_states(), ingest_lag()
     # The watch ends their alerts in its next round; until then the page must not contradict itself.
     well = {subject for each in deployments if not each.is_failing for subject in each.alert_subjects}
+    alerts = open_alerts(but=well) if request.user.has_perm("monitoring.view_alert") else []
+    incidents = group_alerts([alert for alert in alerts if alert.kind != Alert.Kind.BUDGET])
+    status = platform_status(asked, reading, deployments, incidents, lag, now)
+    total = reading.total
+    is_outage = status.tone == BAD or total.failed * 100 > total.requests * settings.ALERT_ERROR_RATE
+    shown = [each for each in deployments if each.is_failing or each.trouble]
     return {
         "mark": mark,
         "now": now,
@@ -90,16 +108,25 @@ def _sections(request: HttpRequest, asked: DashboardQuery) -> dict[str, Any]:
         "is_empty": not reading.total.requests,
         "is_new": mark.startswith("None@"),
         "is_filtered": bool(asked.filters),
+        "is_outage": is_outage,
+        "part": asked.span.unit or "minute",
+        "status": status,
+        # One incident alone is the status already.
+        "incidents": incidents if len(incidents) > 1 or any(each.is_failing for each in deployments) else [],
+        "budgets": [alert for alert in alerts if alert.kind == Alert.Kind.BUDGET],
         "notice": reading.notice,
-        "tiles": tiles(asked, reading),
+        "tiles": tiles(asked, reading, is_outage=is_outage),
         "charts": charts(asked, reading),
         "most": top_callers(asked),
         "nearly": limits_nearly_reached(now),
-        "deployments": deployments,
-        "lag": ingest_lag(),
+        "troubled": shown,
+        "well": [each for each in deployments if each not in shown],
+        "closed": sum(each.is_enabled for each in deployments if each not in shown),
+        "disabled": sum(not each.is_enabled for each in deployments),
+        "lag": lag,
         "failures": recent_failures(asked),
-        "alerts": open_alerts(but=well) if request.user.has_perm("monitoring.view_alert") else [],
-        "log_query": asked.log_query(),
+        "most_failures": ":3" if is_outage else ":",
+        "log_url": reverse(LOG),
         "failed_query": asked.log_query(status="failed"),
         "all_query": asked.query(**dict.fromkeys(FILTERS, "")),
         "longer_query": asked.query(range="30d" if asked.name in (DEFAULT, "7d") else DEFAULT),

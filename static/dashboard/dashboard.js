@@ -9,7 +9,7 @@ import { count, exactly, exactMoney, milliseconds, money } from "../site/format.
 const CHOICE = "dashboard-refresh";
 const root = byId("dashboard");
 const automatic = byId("dash-auto");
-const status = byId("dash-status");
+const stale = byId("dash-stale");
 const again = byId("dash-now");
 let timer = 0;
 let readAt = new Date();
@@ -25,14 +25,18 @@ const NUMBERS = {
 
 /** Draw the charts, if any: without requests, the page shows the next steps instead. */
 function drawCharts() {
-  const { isEmpty } = byId("dash-head").dataset;
+  const { isEmpty, log } = byId("dash-head").dataset;
   byId("dash-charts").hidden = isEmpty === "true";
   if (isEmpty === "true") return;
-  for (const chart of JSON.parse(byId("dash-data").textContent)) drawChart(byId("dash-charts"), { ...chart, ...NUMBERS[chart.numbers] });
+  const { axis, charts } = JSON.parse(byId("dash-data").textContent);
+  for (const chart of charts) {
+    const link = (bucket, set) => [log + axis.queries[bucket], chart.sets[set]?.filter].filter(Boolean).join("&");
+    drawChart(byId("dash-charts"), { ...axis, ...chart, ...NUMBERS[chart.numbers], link });
+  }
 }
 
-const WORDS = { healthy: "✓ healthy", degraded: "◐ degraded", unhealthy: "✕ away" };
-const NAMES = { api: "API", database: "Database", cache: "Cache", limits: "Limits", ingest: "Ingest", llm: "Model" };
+const WORDS = { healthy: "✓ OK", degraded: "◐ degraded", unhealthy: "✕ down" };
+const NAMES = { api: "API", database: "Database", cache: "Cache", limits: "Limits", ingest: "Ingest", llm: "Default model" };
 
 async function showHealth() {
   const list = byId("dash-health");
@@ -41,7 +45,7 @@ async function showHealth() {
     const items = Object.entries(checks).map(([name, state]) => element("li", { class: state === "healthy" ? null : "dash-worse" }, `${NAMES[name] ?? name} ${WORDS[state] ?? state}`));
     list.replaceChildren(...items);
   } catch {
-    list.replaceChildren(element("li", { class: "dash-worse" }, "How things are could not be asked."));
+    list.replaceChildren(element("li", { class: "dash-worse" }, "The health checks did not answer."));
   }
 }
 
@@ -50,14 +54,16 @@ function show(html) {
   const parts = new DOMParser().parseFromString(html, "text/html");
   const health = byId("dash-health").children;
   const known = [...health];
-  for (const id of ["dash-head", "dash-rest"]) byId(id).replaceWith(document.adoptNode(parts.getElementById(id)));
+  const isOpen = byId("dash-well")?.open;
+  for (const id of ["dash-state", "dash-head", "dash-rest"]) byId(id).replaceWith(document.adoptNode(parts.getElementById(id)));
+  if (isOpen) byId("dash-well")?.setAttribute("open", "");
   byId("dash-health").replaceChildren(...known);
   drawCharts();
 }
 
-function tell(...said) {
-  status.replaceChildren(...said);
-  status.hidden = said.length === 0;
+function notify(...text) {
+  stale.replaceChildren(...text);
+  stale.hidden = text.length === 0;
 }
 
 const clock = (moment) => `${moment.toISOString().slice(11, 19)} UTC`;
@@ -70,17 +76,17 @@ async function look() {
     const mark = encodeURIComponent(byId("dash-head").dataset.mark);
     const answer = await fetch(`${root.dataset.url}&seen=${mark}`, { redirect: "manual", signal: AbortSignal.timeout(20_000) });
     if (answer.type === "opaqueredirect" || answer.status === 403) {
-      tell("You are no longer logged in, or may no longer see this. What is shown is from ", clock(readAt), ". ", element("a", { href: location.href }, "Log in again"));
+      notify("You are logged out, or no longer allowed to see this page. The figures are from ", clock(readAt), ". ", element("a", { href: location.href }, "Log in again"));
       automatic.checked = false;
       return;
     }
     if (!answer.ok) throw new Error(String(answer.status));
     if (answer.status === 200) show(await answer.text());
     readAt = new Date();
-    tell();
+    notify();
     showHealth();
   } catch {
-    tell(`The server did not answer. What is shown is from ${clock(readAt)}; links to other pages may fail too.${automatic.checked ? " Trying again by itself." : ""}`);
+    notify(`The server did not answer. The figures are from ${clock(readAt)}; links to other pages may fail too.${automatic.checked ? " Retrying automatically." : ""}`);
   } finally {
     again.disabled = false;
     root.removeAttribute("aria-busy");
@@ -106,17 +112,17 @@ document.addEventListener("visibilitychange", () => {
   else plan();
 });
 
-// An own range is applied once it is filled in; empty fields leave the range unchanged.
+// A custom range is applied once it is filled in; empty fields leave the range unchanged.
 const form = byId("dash-form");
 form.addEventListener("submit", () => {
-  const isOwn = form.elements.from.value || form.elements.to.value;
-  if (isOwn) form.elements.range.value = "own";
-  else if (form.elements.range.value === "own") form.elements.range.value = "24h";
+  const isCustom = form.elements.from.value || form.elements.to.value;
+  if (isCustom) form.elements.range.value = "custom";
+  else if (form.elements.range.value === "custom") form.elements.range.value = "24h";
 });
 form.addEventListener("formdata", ({ formData }) => {
   for (const [name, value] of [...formData]) if (!value) formData.delete(name);
 });
-document.querySelector(".dash-own-link").addEventListener("click", (event) => {
+document.querySelector(".dash-custom-link").addEventListener("click", (event) => {
   event.preventDefault();
   form.closest("details").open = true;
   form.elements.from.focus();

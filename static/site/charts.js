@@ -52,12 +52,17 @@ function axis(title, more = {}) {
   return { title: { display: true, text: title, color: ink }, ticks: { color: ink, maxRotation: 0, autoSkipPadding: 12, ...more.ticks }, grid: { color: colour("line") }, border: { color: colour("edge") }, ...more.own };
 }
 
-function options({ unit, time, format, tick = (value) => format(value), names, sets, isBars, most }) {
+function options({ unit, time, format, tick = (value) => format(value), names, sets, isBars, most, link = null }) {
   return {
     animation: false,
     responsive: true,
     maintainAspectRatio: false,
     interaction: { mode: "index", intersect: false },
+    onClick: (event, [first], chart) => {
+      const [hit] = chart.getElementsAtEventForMode(event.native, "nearest", { intersect: true }, false);
+      if (link && first) location.assign(link(first.index, hit?.datasetIndex));
+    },
+    onHover: (event, items) => { event.native.target.style.cursor = link && items.length ? "pointer" : "default"; },
     scales: {
       x: axis(time, { own: { stacked: isBars, offset: true, grid: { display: false } } }),
       y: axis(unit, { ticks: { callback: (value, _, ticks) => tick(value, ticks[1]?.value), maxTicksLimit: 6 }, own: { stacked: isBars, beginAtZero: true, max: most } }),
@@ -75,6 +80,7 @@ function options({ unit, time, format, tick = (value) => format(value), names, s
  * `sets` is `[{name, values}]`, at most six; missing values are null, and `look` selects one of the six styles.
  * `labels` and `names` are the buckets' short and full names. `format(value, isExact)` formats a value, and
  * `tick(value, first)` a value of the axis, which begins with `first`. `summary` describes the chart in a sentence.
+ * `link(bucket, set)` returns the URL of what a bucket (and one of its sets, if a bar or point was hit) was counted from.
  */
 export function drawChart(box, chart) {
   const { id, title, labels, sets, summary, note = null } = chart;
@@ -108,8 +114,8 @@ function frame(title) {
   return entry;
 }
 
-function tableOf({ title, names, sets, time, format }) {
+function tableOf({ title, names, sets, time, format, link = null }) {
   const columns = [{ label: time }, ...sets.map(({ name }) => ({ label: name, isNumber: true }))];
-  const rows = names.map((name, index) => [name, ...sets.map(({ values }) => (values[index] === null ? "–" : format(values[index], true)))]);
+  const rows = names.map((name, index) => [{ text: link ? element("a", { href: link(index) }, name) : name }, ...sets.map(({ values }) => (values[index] === null ? "–" : format(values[index], true)))]);
   return table(title, columns, rows);
 }
