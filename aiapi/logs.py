@@ -1,4 +1,4 @@
-"""Logging configuration: JSON lines on standard error, from both structlog and the standard library.
+"""Logging configuration: JSON lines on standard error, or plain ones on a terminal, from structlog and logging alike.
 
 Of a request, only method, path, label and a rejected host name are logged; never a key, a prompt, an answer or a query
 string. Tracebacks have no values of variables, and exception messages only of types that can't quote a request.
@@ -28,7 +28,7 @@ SPEAKING = frozenset(
 
 
 class _Tracebacks:
-    """Formats a traceback as a list of exceptions with their frames."""
+    """Formats a traceback as a list of exceptions with their frames, or for a terminal as text."""
 
     def __init__(self) -> None:
         self._transform = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -39,6 +39,16 @@ class _Tracebacks:
         for part in chain:
             _silence(part)
         return chain
+
+    def as_text(self, exc_info: Any) -> str:
+        """Return the exceptions as Python prints them, the outermost last."""
+        lines = []
+        for part in reversed(self(exc_info)):
+            lines += [
+                f'  File "{each["filename"]}", line {each["lineno"]}, in {each["name"]}' for each in part["frames"]
+            ]
+            lines.append(f"{part['exc_type']}: {part['exc_value']}".removesuffix(": "))
+        return "\n".join(lines)
 
 
 def _silence(part: dict[str, Any]) -> None:
@@ -66,12 +76,23 @@ _SHARED: list[Any] = [
     _add_request_id,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
-_RENDERED: list[Any] = [
-    structlog.processors.ExceptionRenderer(_Tracebacks()),
-    structlog.processors.JSONRenderer(_written),
-]
+
+
+def _rendered() -> list[Any]:
+    """Return the processors that make a line: for a person at a terminal, or JSON."""
+    tracebacks = _Tracebacks()
+    if sys.stderr.isatty():
+        return [
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.processors.ExceptionRenderer(tracebacks.as_text),
+            structlog.dev.ConsoleRenderer(pad_event_to=0),
+        ]
+    return [
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.ExceptionRenderer(tracebacks),
+        structlog.processors.JSONRenderer(_written),
+    ]
 
 
 def write_line(line: str) -> None:
@@ -114,7 +135,7 @@ def configuration(level: str) -> dict[str, Any]:
                 "foreign_pre_chain": _SHARED,
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    *_RENDERED,
+                    *_rendered(),
                 ],
             }
         },
@@ -136,7 +157,7 @@ def configure(options: dict[str, Any]) -> None:
     """Set up logging (Django's LOGGING_CONFIG). `options` has the log level as `level`."""
     logging.config.dictConfig(configuration(options["level"]))
     structlog.configure(
-        processors=[*_SHARED, *_RENDERED],
+        processors=[*_SHARED, *_rendered()],
         logger_factory=_Lines,
         wrapper_class=structlog.make_filtering_bound_logger(options["level"]),
         cache_logger_on_first_use=True,

@@ -120,13 +120,23 @@ def test_it_goes_on_without_what_is_optional_and_says_so(
     assert capsys.readouterr().out == "going on without requirements-fast.txt, which is optional: no such header\n"
 
 
-def test_it_tells_a_failed_command_in_one_line_and_keeps_its_output(tmp_path: Path) -> None:
+def test_it_tells_a_failed_command_in_one_line_and_keeps_its_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = "print('a'); print('ERROR: no such package'); print('a hint'); raise SystemExit(1)"
     log = tmp_path / "log" / "install.log"
     with pytest.raises(LaunchError) as raised:
         run_logged("Installing", [sys.executable, "-c", script], log, mend="check the network")
     assert str(raised.value) == (f"Installing failed: ERROR: no such package; check the network (whole output: {log})")
     assert log.read_text() == "a\nERROR: no such package\na hint\n"
+    assert capsys.readouterr().out == "Installing ...\n  a\n  ERROR: no such package\n  a hint\n"
+
+
+def test_it_prints_nothing_of_a_command_that_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "install.log"
+    run_logged("Installing", [sys.executable, "-c", "print('Collecting noise')"], log)
+    assert capsys.readouterr().out == "Installing ...\n  done in 0 s\n"
+    assert log.read_text() == "Collecting noise\n"
 
 
 def test_it_ends_the_whole_group_when_one_member_ends(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
+from io import StringIO
 from typing import Any
 from uuid import UUID
 
 import pytest
 import structlog
 
+from aiapi import logs
 from inference.fake_provider import LEAK_MARKER, FakeUpstream
 from inference.tests.fixtures import PROMPT, PROVIDER_SECRET, Api, LogLines
 from operations.health import CHECKS, recent_reports
@@ -130,3 +133,27 @@ def _assert_silent(log_lines: LogLines, api: Api) -> None:
     text = json.dumps(log_lines(), ensure_ascii=False)
     for secret in (PROMPT, "zanzibar", "You said", api.key.plain, api.key.plain[20:], PROVIDER_SECRET, LEAK_MARKER):
         assert secret not in text
+
+
+class Terminal(StringIO):
+    """A standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        """Return True."""
+        return True
+
+
+def test_it_writes_plain_lines_on_a_terminal_which_quote_as_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    line: Any = {"event": "answer_broke_off", "level": "error", "status": 500}
+    try:
+        raise ValueError(f"quotes {PROMPT}")
+    except ValueError:
+        line["exc_info"] = True
+        for process in logs._rendered():
+            line = process(None, "error", line)
+    plain = re.sub(r"\x1b\[\d+m", "", line)
+    assert re.match(r"\d\d:\d\d:\d\d \[error +\] answer_broke_off +status=500\n", plain)
+    assert re.search(r'  File ".+test_logs.py", line \d+, in test_it_writes_plain_lines', plain)
+    assert plain.endswith("\nValueError")
+    assert PROMPT not in plain

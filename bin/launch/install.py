@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,8 @@ DEBIAN = {
 }
 #: Where the output is no terminal, a progress line this often (seconds).
 QUIET_INTERVAL = 5.0
+#: Lines of a failed command's output that are printed.
+SHOWN_LINES = 15
 
 
 def ensure_environment(root: Path, names: Sequence[str]) -> str:
@@ -133,15 +136,15 @@ def chromium() -> str | None:
 def run_logged(
     title: str, command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, mend: str = ""
 ) -> None:
-    """Run a command to its end; its output goes to the log as a whole, and its newest line shows that it is alive.
+    """Run a command to its end. Its output goes to the log; here only the seconds show that it is alive.
 
-    On a terminal that line rewrites itself, elsewhere there is one every few seconds. Raises LaunchError with the last
-    telling line of the output when the command fails.
+    Raises LaunchError with the last telling line of the output when the command fails, after printing its end.
     """
-    say(f"{title} ...")
     log.parent.mkdir(parents=True, exist_ok=True)
     started = shown = time.monotonic()
-    error = last = ""
+    error, ending = "", deque[str](maxlen=SHOWN_LINES)
+    rewrites = sys.stdout.isatty()
+    say(f"{title} ...")
     with (
         log.open("a", encoding="utf-8") as kept,
         subprocess.Popen(
@@ -157,18 +160,21 @@ def run_logged(
         try:
             for line in process.stdout or ():
                 kept.write(line)
-                last = line.strip() or last
-                error = last if last.lower().startswith(("error", "e:")) else error
-                if sys.stdout.isatty():
-                    print(f"\r\033[K  {last[:100]}", end="", flush=True)
+                if line.strip():
+                    ending.append(line.strip())
+                    error = ending[-1] if ending[-1].lower().startswith(("error", "e:")) else error
+                if rewrites:
+                    print(f"\r\033[K  {time.monotonic() - started:.0f} s", end="", flush=True)
                 elif time.monotonic() - shown >= QUIET_INTERVAL:
                     shown = time.monotonic()
-                    say(f"  {shown - started:3.0f} s  {last[:100]}")
+                    say(f"  {shown - started:.0f} s")
         except BaseException:
             process.terminate()
             raise
+    erase = "\r\033[K" if rewrites else ""
     if process.returncode != 0:
+        say(erase + "\n".join(f"  {line}" for line in ending))
         hint = f"; {mend}" if mend else ""
-        raise LaunchError(f"{title} failed: {error or last or 'no output'}{hint} (whole output: {log})")
-    erase = "\r\033[K" if sys.stdout.isatty() else ""
+        last = error or (ending[-1] if ending else "no output")
+        raise LaunchError(f"{title} failed: {last}{hint} (whole output: {log})")
     say(f"{erase}  done in {time.monotonic() - started:.0f} s")

@@ -155,18 +155,29 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _welcome(base: str, env: dict[str, str], seconds: float) -> None:
-    key, keys = "dev_key_123", "dev_key_123 (free), prod_key_456 (premium)"
+def _welcome(base: str, env: Mapping[str, str], seconds: float) -> None:
+    """Print where everything is, at every start."""
+    user = env.get("ADMIN_USERNAME") or "admin"
+    keys, key = "dev_key_123 (free), prod_key_456 (premium)", "dev_key_123"
     if env.get("ENVIRONMENT") == "production":
-        key, keys = "YOUR_KEY", "make one: bin/run key create --account NAME --tier free --name NAME"
-    model = f"  model           a small demo model; for another set {PROVIDER}\n"
+        keys, key = "make one: bin/run key create --account NAME --tier free --name NAME", "YOUR_KEY"
+    model = f"""smollm2-135m-instruct, a small demo model that is often wrong:
+               set {PROVIDER}, or add a provider: """
+    if environment.has_provider(env):
+        model = f"{env.get('OPENAI_MODEL') or 'gpt-3.5-turbo'} by default; add providers: "
     say(f"""
 AI API is ready after {seconds:.0f} seconds.
-  {base}/         overview and playground
-  {base}/docs     API documentation
-  {base}/admin/   administration
-{"" if environment.has_provider(env) else model}  keys            {keys}
-  try             curl -s {base}/chat -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\
-                    -d '{{"message": "Write a short welcome to a new developer."}}'
+
+  Admin        {base}/admin/
+               user {user}; its password was printed once, at the first start
+               (a new one: bin/run changepassword {user})
+  Playground   {base}/playground/
+  API docs     {base}/docs
+  Keys         {keys}
+  Model        {model}{base}/admin/inference/provider/add/
+  Sample data  bin/run demo  (and bin/run demo --remove)
+  Try          curl -s {base}/chat -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\
+                 -d '{{"message": "Write a short welcome to a new developer."}}'
+
 Ctrl-C stops everything.
 """)
