@@ -1,7 +1,7 @@
 """Snapshots of keys, cached in each process for at most one second, so that a change takes effect within that time.
 
-They cost one database query per key, process and second, and a few more for a key that was created by another or has
-budgets for single models. Unknown keys are cached as unknown for the same second.
+Keys that are needed at the same time are read by one database query. A key that was created by another, or has budgets
+for single models, costs a few more. Unknown keys are cached as unknown for the same second.
 """
 
 from __future__ import annotations
@@ -11,26 +11,35 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
 
 import structlog
 from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db.models import Exists, OuterRef, Q
+from django.db import transaction
+from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 
 from accounts.keys import digests
 from accounts.limits.types import RATE_FIELDS, Limits, LimitSet, Subject
-from accounts.models import Account, ApiKey, Budgets, ModelBudget
+from accounts.models import Account, ApiKey, Budgets, ModelBudget, Tier
 from accounts.selectors import api_key_makers
 from accounts.validators import DEFAULT_SCOPES
-from core.database import database_outage, query_promptly
+from core.compiled import CompiledQuery
+from core.database import PROMPT_SECONDS, database_outage, query_promptly, query_timeout, release_connections
 from core.money import nano_dollars
 from core.network import Network
 from core.outage import Outage
+from core.together import Together
 from core.ttl_cache import TtlCache
 
 LAST_USED_PRECISION = timedelta(minutes=1)
 #: The owners that a model budget can have, and the field of ApiKey with the owner's id.
 BUDGET_OWNERS = {"key": "pk", "account": "account_id"}
+#: What is read of a key, and how it is reached from there.
+READ: dict[type[Model], str] = {ApiKey: "", Account: "account__", Tier: "tier__"}
+#: Keys that are looked up at once, on one connection.
+LOADERS = 100
 
 log = structlog.get_logger(__name__)
 
@@ -90,8 +99,9 @@ class KeyCache:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, outage: Outage | None = None) -> None:
         self._outage = outage or Outage(clock)
+        self._read_together = Together(self._read)
         self._identities = TtlCache(
-            self._load, grace=lambda: settings.AUTH_STALE_SECONDS, outage=self._outage, clock=clock
+            self._load, grace=lambda: settings.AUTH_STALE_SECONDS, outage=self._outage, loaders=LOADERS, clock=clock
         )
 
     def find(self, key: str) -> AuthenticatedKey | None:
@@ -110,21 +120,75 @@ class KeyCache:
         self._identities.clear()
 
     def _load(self, candidates: tuple[str, ...]) -> AuthenticatedKey | None:
-        return query_promptly(lambda: _query(candidates), self._outage, failed="key_lookup_failed")
+        if self._outage.is_on:  # so that nobody waits for the one caller who may try
+            (found,) = self._read([candidates])
+        else:
+            found = self._read_together(candidates)
+        if found is None or found.key.state != "active":
+            return None
+        now = datetime.now(UTC)
+        if found.key.last_used_at is None or now - found.key.last_used_at >= LAST_USED_PRECISION:
+            _touch_together(found.key.pk)
+        if not found.has_more:
+            return build_authenticated_key(found.key, now)
+        return query_promptly(lambda: identity_of(found.key, now), self._outage, failed="key_lookup_failed")
+
+    def _read(self, keys: Sequence[tuple[str, ...]]) -> list[StoredKey | None]:
+        found = query_promptly(lambda: _query(keys), self._outage, failed="key_lookup_failed")
+        return [next((found[digest] for digest in candidates if digest in found), None) for candidates in keys]
 
 
 key_cache = KeyCache(outage=database_outage)
 
 
-def _query(candidates: tuple[str, ...]) -> AuthenticatedKey | None:
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key with its account and tier; `has_more` if it was made by another or has budgets for single models."""
+
+    key: ApiKey
+    has_more: bool
+
+
+def _query(keys: Sequence[tuple[str, ...]]) -> dict[str, StoredKey]:
+    """Read keys, each given by all digests that it may have; return those that exist by their digest."""
+    stored = map(_stored, _rows_of_keys.rows([digest for candidates in keys for digest in candidates]))
+    return {each.key.digest: each for each in stored}
+
+
+@CompiledQuery
+def _rows_of_keys(candidates: Sequence[str]) -> QuerySet[ApiKey, Any]:
+    """Select all fields of keys, their accounts and tiers, and whether a key or its account has model budgets."""
     own, shared = (ModelBudget.objects.filter(**{field: OuterRef(of)}) for field, of in BUDGET_OWNERS.items())
-    keys = ApiKey.objects.select_related("account", "tier").annotate(has_model_budgets=Exists(own) | Exists(shared))
-    key = keys.filter(digest__in=candidates).first()
-    if key is None or key.state != "active":
-        return None
-    now = datetime.now(UTC)
-    _touch(key, now)
-    return identity_of(key, now) if key.has_model_budgets or key.maker_id else build_authenticated_key(key, now)
+    columns = [to + field.attname for model, to in READ.items() for field in model._meta.concrete_fields]
+    keys = ApiKey.objects.annotate(has_model_budgets=Exists(own) | Exists(shared)).order_by()
+    return keys.filter(digest__in=candidates).values_list(*columns, "has_model_budgets")
+
+
+def _stored(row: Sequence[Any]) -> StoredKey:
+    values = iter(row)
+    made: list[Any] = [model(*islice(values, len(model._meta.concrete_fields))) for model in READ]
+    key, key.account, key.tier = made
+    return StoredKey(key, has_more=next(values) or key.maker_id is not None)
+
+
+def _touch(ids: Sequence[int]) -> Sequence[None]:
+    """Update the last use of keys; a failure is logged, because the requests matter more.
+
+    A row that another transaction has locked is left for the next time.
+    """
+    try:
+        with query_timeout(PROMPT_SECONDS), transaction.atomic():
+            free = ApiKey.objects.filter(pk__in=ids).select_for_update(skip_locked=True).order_by()
+            ApiKey.objects.filter(pk__in=free.values("pk")).update(last_used_at=datetime.now(UTC))
+    except DatabaseError as error:
+        log.warning("last_used_not_written", key_ids=ids, cause=type(error).__name__)
+    finally:
+        release_connections()
+    return [None] * len(ids)
+
+
+#: Update the last use of a key, together with those of others who ask at the same time.
+_touch_together = Together(_touch)
 
 
 def identity_of(key: ApiKey, now: datetime) -> AuthenticatedKey:
@@ -138,16 +202,6 @@ def model_budgets_of(key: ApiKey, makers: Sequence[ApiKey] = ()) -> list[ModelBu
     nearness = {each.pk: distance for distance, each in enumerate([key, *makers])}
     found = ModelBudget.objects.select_related("key").filter(Q(key__in=nearness) | Q(account=key.account_id))
     return sorted(found, key=lambda budget: (nearness.get(budget.key_id or 0, len(nearness)), budget.model))
-
-
-def _touch(key: ApiKey, now: datetime) -> None:
-    """Update a key's last use at most once a minute; a failure is logged, because the request matters more."""
-    if key.last_used_at is not None and now - key.last_used_at < LAST_USED_PRECISION:
-        return
-    try:
-        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
-    except DatabaseError as error:
-        log.warning("last_used_not_written", key_id=key.pk, cause=type(error).__name__)
 
 
 def build_authenticated_key(

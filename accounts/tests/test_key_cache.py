@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
@@ -343,6 +344,52 @@ def test_it_allows_models_that_tier_and_key_allow(tier_models: list[str], key_mo
 def test_it_gives_every_scope_but_key_management_unless_some_are_named() -> None:
     assert identity_of(make_key().key).scopes == {"chat", "summarize", "embeddings", "usage"}
     assert identity_of(make_key(scopes=["keys:manage"]).key).scopes == {"keys:manage"}
+
+
+def test_it_reads_every_field_as_django_does(cache: KeyCache) -> None:
+    tier = make_tier("some", requests_per_minute=5, models=["a", "b"], cache_any_temperature=True, max_output_tokens=7)
+    account = make_account(monthly_cost_budget=Decimal("2.000000001"), cache_generations={"a": "1"}, logs_content=True)
+    issued = make_key(
+        tier=tier,
+        account=account,
+        models=["a"],
+        scopes=["chat"],
+        allowed_ips=["192.0.2.0/24"],
+        expires_at=timezone.now() + HOUR,
+        overrides_until=timezone.now() + HOUR,
+        tokens_per_minute_override=3,
+        monthly_token_budget=9,
+    )
+    assert cache.find(issued.plain) == identity_of(issued.key)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_reads_and_touches_at_once_what_many_callers_need(cache: KeyCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [make_key() for _ in range(9)]
+    lists: list[int] = []
+    read = key_cache._query
+
+    def slowly(asked: Sequence[tuple[str, ...]]) -> dict[str, key_cache.StoredKey]:
+        lists.append(len(asked))
+        time.sleep(0.5)
+        return read(asked)
+
+    monkeypatch.setattr(key_cache, "_query", slowly)
+    with ThreadPoolExecutor(max_workers=10) as threads:
+        found = list(threads.map(cache.find, [*(issued.plain for issued in keys), "ak_live_unknown"]))
+    assert [each and each.key_id for each in found] == [*(issued.key.pk for issued in keys), None]
+    assert sum(lists) == 10
+    assert len(lists) <= 3
+    assert not ApiKey.objects.filter(last_used_at=None).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_waits_for_no_lock_to_write_the_time_of_use(cache: KeyCache) -> None:
+    issued = make_key()
+    with ThreadPoolExecutor(max_workers=1) as threads, transaction.atomic():
+        ApiKey.objects.select_for_update().get(pk=issued.key.pk)
+        assert threads.submit(cache.find, issued.plain).result(20) is not None
+    assert connection.vendor == "sqlite" or ApiKey.objects.get(pk=issued.key.pk).last_used_at is None
 
 
 @pytest.mark.django_db(transaction=True)
