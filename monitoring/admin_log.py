@@ -1,7 +1,7 @@
 """Parts of the request log's page: the histogram above the list, quick filters, chips of what is filtered, and rows.
 
-The histogram is read from the rollups where the filters allow it. Otherwise it counts the newest records that fit, at
-most SEARCHED, so its cost does not grow with the log.
+The histogram is read from the rollups where the filters allow it. Otherwise it counts the newest records that fit, so
+its cost does not grow with the log.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from core.formats import NOTHING, exact_money, milliseconds, moment, money
 from core.money import nano
 from monitoring.models import Outcome, RequestRecord, outcome_of
 from monitoring.rollups.log import requests_by_period
-from monitoring.rollups.periods import MINUTE, ONE_DAY, datetime_of, minute_of
+from monitoring.rollups.periods import EPOCH, MINUTE, ONE_DAY, datetime_of, minute_of
 from monitoring.rollups.queries import Scope, requests_by_outcome
 
-#: Records that are searched for one page, or counted for a histogram, when no index fits the filters: some 30 ms.
-SEARCHED = 50_000
+#: Records that are searched for one page when no index fits the filters: some 30 ms; and those counted where one does.
+SEARCHED, COUNTED = 50_000, 20_000
 #: Minutes of a bar: the shortest that makes at most MOST_BARS.
 WIDTHS = (1, 2, 5, 15, 30, 60, 180, 360, 720, 1440, 7 * 1440)
 MOST_BARS = 62
@@ -82,10 +82,10 @@ class Histogram:
 
 
 def histogram(changelist: KeysetChangeList, request: HttpRequest) -> Histogram | None:
-    """Return the histogram of what a list shows, whichever of its pages; None for a span of no length."""
+    """Return the histogram of what a list shows, whichever of its pages; None for one id, and for no time at all."""
     now = timezone.now()
     begin, end = _span(changelist, now)
-    if begin >= end:
+    if begin >= end or changelist.query:
         return None
     width = next((each for each in WIDTHS if (end - begin) / (each * MINUTE) <= MOST_BARS - 1), WIDTHS[-1])
     first = minute_of(begin) // width * width
@@ -95,10 +95,10 @@ def histogram(changelist: KeysetChangeList, request: HttpRequest) -> Histogram |
     if scope is not None and width >= WIDTHS[3]:
         found = requests_by_outcome(begin=first, end=after, width=width, scope=scope)
     else:
-        records = changelist.counted(request, SEARCHED)
-        found, oldest = requests_by_period(records.rows, width), records.since
-        if oldest is not None and oldest > begin:
-            note = f"Only the newest {SEARCHED:,} were counted, back to {moment(oldest)}."
+        records = changelist.counted(request, begin, COUNTED)
+        found = requests_by_period(records.rows, width)
+        if records.since is not None:
+            note = f"Only the newest were counted, back to {moment(records.since)}."
     by_place: defaultdict[int, Counter[str]] = defaultdict(Counter)
     counts = Counter[str]()
     for start, outcome, requests in found:
@@ -119,10 +119,10 @@ def histogram(changelist: KeysetChangeList, request: HttpRequest) -> Histogram |
 
 
 def _span(changelist: KeysetChangeList, now: datetime) -> tuple[datetime, datetime]:
-    """Return the span of the time filter: up to now, and of a day, unless it says otherwise."""
+    """Return the span of the time filter: a day up to now unless it says otherwise. Before 1970 it is empty."""
     begin, end = next(each for each in changelist.filter_specs if isinstance(each, TimeFilter)).span()
-    end = min(end or now, now)
-    return max(begin or end - ONE_DAY, end - LONGEST), end
+    end = max(EPOCH, min(end or now, now))
+    return max(EPOCH, begin or end - ONE_DAY, end - LONGEST), end
 
 
 def _scope(changelist: KeysetChangeList) -> tuple[str | None, Scope | None]:
@@ -141,7 +141,7 @@ def _scope(changelist: KeysetChangeList) -> tuple[str | None, Scope | None]:
                 return chosen, None
             ids[f"{name}_id"] = found[0]
     scope = Scope(model=given.pop("model", None), endpoint=given.pop("endpoint", None), **ids)
-    is_known = not changelist.query and not (wanted and chosen is None) and not set(given) - {"from", "until"}
+    is_known = not (wanted and chosen is None) and not set(given) - {"from", "until"}
     return chosen, scope if is_known else None
 
 

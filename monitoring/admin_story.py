@@ -23,20 +23,30 @@ from monitoring.stories import MESSAGES, advice, attempts_of, headline, stages_o
 
 #: Requests of the same key that are listed before and after, failures of the same minute, and alerts.
 NEIGHBOURS, FAILURES, ALERTS = 3, 5, 5
+#: What to open next, by error code.
+STEPS = {
+    **dict.fromkeys(("upstream_failed", "upstream_busy", "upstream_timeout"), "Provider"),
+    **dict.fromkeys(("rate_limited", "tokens_limited", "concurrency_limited", "budget_exhausted"), "Key"),
+    **dict.fromkeys(("scope_denied", "address_denied", "bound_exceeds_limit"), "Key"),
+    **dict.fromkeys(("model_not_found", "price_unknown"), "Model"),
+}
 #: An alert that began so much later may be about this request: it is sent after some failures.
 LATER = timedelta(minutes=10)
 
 
 def story(request: HttpRequest, record: RequestRecord) -> dict[str, Any]:
     """Return the context of the page's template."""
+    links = list(_links(request, record))
+    step = STEPS.get(record.error_code)
     return {
         "record": record,
+        "step": next((link for link in links if link[0] == step and link[2]), None),
         "outcome": outcome_of(record.status),
         "headline": headline(record),
         "advice": advice(record),
         "stages": stages_of(record),
         "attempts": attempts_of(record),
-        "links": list(_links(request, record)),
+        "links": links,
         "alerts": list(_alerts(record)) if request.user.has_perm("monitoring.view_alert") else [],
         "neighbours": _neighbours(record),
         "around": _around(record),
@@ -70,7 +80,9 @@ def _found(request: HttpRequest, model: type[Model], condition: Q) -> Model | No
 def _alerts(record: RequestRecord) -> Iterator[Alert]:
     """Yield alerts that were open at the time of the request, or began soon after."""
     at = record.admitted_at
-    begun = Alert.objects.filter(began_at__lte=at + LATER).exclude(kind=Alert.Kind.TEST)
+    budgets = (f"budget:account:{record.account_id}:", f"budget:key:{record.key_id}:")
+    own = Q(*(Q(subject__startswith=each) for each in budgets), _connector=Q.OR) | ~Q(kind=Alert.Kind.BUDGET)
+    begun = Alert.objects.filter(own, began_at__lte=at + LATER).exclude(kind=Alert.Kind.TEST)
     yield from begun.filter(Q(ended_at=None) | Q(ended_at__gte=at)).order_by("-began_at")[:ALERTS]
 
 

@@ -76,6 +76,8 @@ SAID = {
     "connect timeout": "did not accept a connection in time",
     "timeout": "did not answer in time",
 }
+#: Milliseconds of the latency outside of stages that are worth a line.
+LEAST_REST = 0.1
 #: How an answer came about that no provider gave for this request.
 HOW = {
     RequestRecord.Cache.HIT: "from the cache",
@@ -177,7 +179,8 @@ def stages_of(record: RequestRecord) -> list[Stage]:
     rest = "the rest, a stream's running time included" if record.first_token_ms is not None else "the rest"
     whole = max(record.latency_ms, spent) or 1.0
     found, begin = [], 0.0
-    for name, time in [*times, (rest, max(0.0, record.latency_ms - spent))]:
+    left = record.latency_ms - spent
+    for name, time in [*times, *([(rest, left)] if left >= LEAST_REST else [])]:
         found.append(Stage(name, milliseconds(time), round(100 * begin / whole, 2), round(100 * time / whole, 2)))
         begin += time
     return found

@@ -231,14 +231,16 @@ class KeysetChangeList(ChangeList):
         self.show_full_result_count = self.show_admin_actions = self.can_show_all = self.multi_page = False
         self.paginator = KeysetPaginator(rows, self.list_per_page)
 
-    def counted(self, request: HttpRequest, most: int) -> Counted:
-        """Return the rows of all pages, from the newest on, so that at most `most` rows are read."""
-        rows, column = self.queryset, self._column
+    def counted(self, request: HttpRequest, begin: datetime, most: int) -> Counted:
+        """Return the rows of all pages since a time, from the newest on, so that at most `most` rows are read."""
+        column = self._column
+        rows = self.queryset.filter(**{f"{column}__gte": begin})
         last = self._search_end(request, None, is_newer=False)
-        since = last.at if last else None
-        if since is None and not self.query:
-            since = stretch(rows, column, is_newer=False).values_list(column, flat=True)[most - 1 : most].first()
-        return Counted(rows if since is None else rows.filter(**{f"{column}__gte": since}), since)
+        if last is None:  # an index finds the rows
+            at = stretch(rows, column, is_newer=False).values_list(column, flat=True)[most - 1 : most].first()
+        else:
+            at = last.at if last.at > begin else None
+        return Counted(rows if at is None else rows.filter(**{f"{column}__gte": at}), at)
 
     def _search_end(self, request: HttpRequest, after: Place | None, *, is_newer: bool) -> Place | None:
         """Return the last row to search; None if an index finds the rows, or fewer rows are left."""

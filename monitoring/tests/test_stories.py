@@ -111,6 +111,9 @@ class TestPage:
         Alert.objects.create(
             kind="errors", subject="errors", title="long over", text="x", began_at=now, ended_at=now - timedelta(days=1)
         )
+        for account, title in ((cast.stranger, "budget of another"), (cast.owner, "budget of its account")):
+            subject = f"budget:account:{account.key.account_id}::cost:80:202612"
+            Alert.objects.create(kind="budget", subject=subject, title=title, text="x", began_at=now)
         recorded(cast.owner, label="before")
         record = recorded(
             cast.owner, status=502, error_code="upstream_failed", failures=f"{REFUSED}; {REFUSED}", latency_ms=1040.0
@@ -121,7 +124,9 @@ class TestPage:
         assert "502 after 1.04 s: openai refused the connection twice" in text
         assert "What to do Test the provider on its page." in text
         assert "openai is down alert since" in text
+        assert "budget of its account alert since" in text
         assert "long over" not in text
+        assert "budget of another" not in text
         assert "In the same quarter hour: 4 requests , of which 2 failed" in text
         assert "504 upstream_timeout" in text
         neighbours = text[text.index("Same key") :]
