@@ -30,8 +30,8 @@ MESSAGE = {"message": "Hello!"}
 @pytest.fixture(scope="module")
 def platform(fake: FakeUpstream) -> Iterator[Service]:
     """Run a platform of this module's own, whose administrator is known."""
-    people = {"ADMIN_USERNAME": NAME, "ADMIN_PASSWORD": PASSWORD, "ADMIN_LOGIN_RATE": "1000/m"}
-    with aiapi_server({**settings_of(fake), **people}) as server:
+    own = {"ADMIN_USERNAME": NAME, "ADMIN_PASSWORD": PASSWORD, "ADMIN_LOGIN_RATE": "1000/m", "LOOPBACK_PROVIDERS": "1"}
+    with aiapi_server({**settings_of(fake), **own}) as server:
         yield server
 
 
@@ -103,6 +103,32 @@ def test_it_makes_a_key_that_works_until_it_is_revoked(admin: Page, platform: Se
     admin.click("button:has-text('Revoke 1 key')")
     assert seconds_until(platform, key, 401) < EFFECT + SLACK
     expect(admin.get_by_text("1 key revoked")).to_be_visible()
+    assert not complaints
+
+
+def test_it_adds_a_provider_whose_model_answers_at_once(
+    admin: Page, platform: Service, complaints: list[str], fake: FakeUpstream
+) -> None:
+    key = platform.create_key(account="tester", tier="premium", name="first")
+    admin.goto(f"{platform.base_url}/admin/inference/provider/add/")
+    admin.click("a:has-text('vLLM')")
+    expect(admin.locator("[name=name]")).to_have_value("vllm")
+    admin.fill("[name=base_url]", "http://127.0.0.1:9/v1")
+    admin.click("button:has-text('Test')")
+    expect(admin.get_by_role("alert")).to_contain_text("connection refused")
+    admin.fill("[name=base_url]", fake.base_url)
+    admin.click("button:has-text('Test')")
+    expect(admin.get_by_role("status")).to_contain_text("It answers, and lists")
+    admin.locator(".pv-line [type=checkbox]").first.check()
+    admin.fill("[name=model-0-public_name]", "house model")
+    admin.click("[name=_save]")
+    expect(admin.get_by_text("Letters, digits and")).to_be_visible()
+    assert grave_faults(admin) == []
+    admin.fill("[name=model-0-public_name]", "house-model")
+    admin.click("[name=_save]")
+    expect(admin.get_by_text("vllm serves house-model from now on.")).to_be_visible()
+    answer = platform.request("POST", "/chat", {**MESSAGE, "model": "house-model"}, key=key)
+    assert (answer.status, answer.headers["x-cost-usd"]) == (200, "0.000000000")
     assert not complaints
 
 

@@ -61,8 +61,8 @@ LASTING = timedelta(days=61)
 BATCH = 500
 #: The outage was so many hours ago, in one of the busiest, and lasted so long.
 OUTAGE_AGO, BUSIEST, OUTAGE_LASTED = range(2, 22), 14, timedelta(minutes=40)
-#: How much of its budget NEARLY_SPENT has used, and the steps in which budgets are granted, in dollars.
-SPENT, STEP = Decimal("0.92"), 25
+#: How much of its budget NEARLY_SPENT has used.
+SPENT = Decimal("0.92")
 MARK, MADE = "demo", "demo_made"
 TIERS: Mapping[str, dict[str, Any]] = {
     BUSINESS: {"requests_per_minute": 600, "tokens_per_minute": 2_000_000, "max_output_tokens": 8_192},
@@ -253,7 +253,8 @@ def _spend_budget(made: _Made, now: datetime, random: Random, *, actor: str) -> 
     account = Account.objects.get(pk=key.account_id)
     subject, month = account_subject(account), month_of(wall_clock())
     spent = Decimal(months_settled([subject], month)[subject].cost) / 10**9
-    budget = STEP * (spent // (STEP * SPENT) + 1)
+    step = 10 if spent > 20 else 1  # dollars: a month that has just begun gets no rush of calls
+    budget = step * (spent // (step * SPENT) + 1)
     more: list[UsageRecord] = []
     calls = documents(caller, key, begin=month_begin(now), end=now, random=random)
     while spent < budget * SPENT:

@@ -55,10 +55,10 @@ DOWN, SPARE = "openai-eu", "azure-west"
 MODELS = {
     model.name: model
     for model in (
-        DemoModel("gpt-4.1", (DOWN,), "2", "0.5", "8", 1_047_576, 620, 13),
+        DemoModel("gpt-4.1", (DOWN,), "2", "0.5", "8", 1_047_576, 620, 9),
         DemoModel("gpt-5-mini", (DOWN, SPARE), "0.25", "0.025", "2", 400_000, 480, 7),
         DemoModel("mistral-small-latest", ("mistral",), "0.1", None, "0.3", 128_000, 310, 8),
-        DemoModel("llama-3.3-70b", ("gpu-rack",), "0", None, "0", 131_072, 240, 19),
+        DemoModel("llama-3.3-70b", ("gpu-rack",), "0", None, "0", 131_072, 240, 10),
         DemoModel("text-embedding-3-large", (DOWN,), "0.13", None, "0", 8_191, 190, 0, is_embedding=True),
     )
 }
@@ -93,7 +93,7 @@ ACCOUNTS = {
 #: The account whose budget is nearly used up.
 NEARLY_SPENT = "initech"
 CALLERS = (
-    Caller("acme-corp", "production", BUSINESS, 34, {CHAT: 1}, {"gpt-5-mini": 7, "gpt-4.1": 3}, 3_200, 620, hits=0.05),
+    Caller("acme-corp", "production", BUSINESS, 34, {CHAT: 1}, {"gpt-5-mini": 7, "gpt-4.1": 3}, 7_500, 380, hits=0.05),
     Caller("acme-corp", "search", BUSINESS, 13, {EMBEDDINGS: 1}, {"text-embedding-3-large": 1}, 420, 0, hits=0.2),
     Caller(
         *("globex", "web-chat", BUSINESS, 21, {"chat": 4, CHAT: 1}, {"gpt-5-mini": 2, "mistral-small-latest": 3}),
@@ -101,7 +101,7 @@ CALLERS = (
         peak=19,
         hits=0.31,
     ),
-    Caller(NEARLY_SPENT, "documents", BUSINESS, 9, {"summarize": 3, RESPONSES: 1}, {"gpt-4.1": 1}, 9_500, 520, peak=9),
+    Caller(NEARLY_SPENT, "documents", BUSINESS, 9, {"summarize": 3, RESPONSES: 1}, {"gpt-4.1": 1}, 21_000, 420, peak=9),
     Caller("hooli", "agents", BUSINESS, 14, {RESPONSES: 3, CHAT: 2}, {"llama-3.3-70b": 1}, 2_600, 340, daily=0.3),
     Caller("umbrella-labs", "notebook", STARTER, 6, {CHAT: 1}, {"mistral-small-latest": 1}, 700, 300, limited=0.12),
     Caller("umbrella-labs", "ci", STARTER, 3, {CHAT: 1}, {"llama-3.3-70b": 1}, 180, 40, peak=3, hits=0.5),
