@@ -19,6 +19,7 @@ from accounts.admin.base import change_url
 from accounts.keys import SHOWN_PREFIX
 from accounts.models import Account, ApiKey
 from monitoring.models import VIEW_RECORDS, VIEW_ROLLUPS, Alert, RequestRecord
+from monitoring.selectors import ids_with_prefix
 
 #: Groups of entries: title, icon, URL name below `admin:`, permission ("": everybody), or one of several.
 SIDEBAR = {
@@ -127,6 +128,6 @@ def _objects(request: HttpRequest, term: str) -> Iterator[SearchResult]:
                 f"{key.account} / {key.name} ({key.masked})", f"Key, {key.state}", change_url(key), "key"
             )
     if request.user.has_perm(VIEW_RECORDS):
-        for record in RequestRecord.objects.filter(label=term)[:MOST]:
+        for record in RequestRecord.objects.filter(Q(label=term) | Q(pk__in=ids_with_prefix(term)))[:MOST]:
             title = f"{record.status} {record.endpoint}, {record.account_name}"
             yield SearchResult(title, "Request", change_url(record), "receipt_long")

@@ -15,6 +15,7 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.forecast import PACE_DAYS, daily_pace
+from accounts.models import Account
 from core.database import repeatable_read
 from core.formats import NOTHING, exact_money, known_money, money, percent
 from core.money import dollars
@@ -86,6 +87,7 @@ class Line:
     period: Period
     name: str = ""
     account_id: int = 0
+    display_name: str = ""
     now: Figures = field(default_factory=Figures)
     then: Figures = field(default_factory=Figures)
     daily: Counter[datetime] = field(default_factory=Counter)
@@ -180,6 +182,9 @@ def usage_report(period: Period, account_id: int | None = None) -> Report:
         line.name = model
         by_account[account].append(line)
     accounts = [_sum_of(period, lines, names[account], account) for account, lines in by_account.items()]
+    shown = dict(Account.objects.exclude(display_name="").values_list("pk", "display_name"))
+    for line in accounts:
+        line.display_name = shown.get(line.account_id, line.name)
     return Report(period, _by_cost(accounts), _sum_of(period, accounts))
 
 
@@ -195,7 +200,7 @@ def _usage(begin: datetime, end: datetime, scope: Scope) -> Iterable[tuple[tuple
 def _sum_of(period: Period, lines: Sequence[Line], name: str = "", account_id: int = 0) -> Line:
     now, then = (Figures.sum_of(getattr(line, when) for line in lines) for when in ("now", "then"))
     daily = sum((line.daily for line in lines), Counter[datetime]())
-    return Line(period, name, account_id, now, then, daily, _by_cost(lines) if account_id else [])
+    return Line(period, name, account_id, name, now, then, daily, _by_cost(lines) if account_id else [])
 
 
 def _by_cost(lines: Iterable[Line]) -> list[Line]:

@@ -220,6 +220,24 @@ def test_it_narrows_the_log_by_its_histogram_and_keeps_views(
     assert not complaints
 
 
+def test_it_tells_a_request_and_prints_a_statement(admin: Page, platform: Service, complaints: list[str]) -> None:
+    key = platform.create_key(account="told", tier="free", name="first")
+    assert chat(platform, key) == 200
+    platform.await_records()
+    admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/?account=told")
+    admin.click("#result_list tbody th a")
+    expect(admin.locator(".rq-story h1")).to_contain_text("Answered by")
+    assert grave_faults(admin) == []
+    admin.click("#copy-id")
+    expect(admin.locator("#copied")).not_to_be_empty()
+    admin.click("a:has-text('Usage report')")
+    assert grave_faults(admin) == []
+    admin.click("tr:has-text('told') >> text=statement")
+    expect(admin.locator("main")).to_contain_text("Agrees with the request log: 1 request,")
+    assert grave_faults(admin) == []
+    assert not complaints
+
+
 def test_it_follows_new_requests_only_while_wanted(admin: Page, platform: Service, complaints: list[str]) -> None:
     key = platform.create_key(account="followed", tier="free", name="first")
     admin.goto(f"{platform.base_url}/admin/monitoring/requestrecord/?account=followed")

@@ -13,7 +13,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from accounts.models import AuditEntry
+from accounts.models import Account, AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_staff
 from monitoring import usage_report as module
 from monitoring.models import RequestRecord
@@ -83,6 +83,11 @@ class TestReport:
         assert "Total of 2 accounts $4.50 $2.00 +125 %" in text
         assert "Forecast" not in text
 
+    def test_it_names_accounts_as_people_know_them(self, site: Client) -> None:
+        Account.objects.filter(name="acme").update(display_name="Acme Corp")
+        assert "Acme Corp statement $3.50" in words(site, PAGE + NOVEMBER)
+        assert rows_of(site, NOVEMBER)[0]["account"] == "acme"
+
     def test_it_gives_what_it_shows_as_csv_with_all_decimals(self, site: Client) -> None:
         rows = rows_of(site, NOVEMBER)
         assert tuple(rows[0]) == COLUMNS
@@ -143,7 +148,7 @@ def test_it_never_shows_an_unknown_cost_as_zero(site: Client, cast: Cast) -> Non
     assert "priceless unknown $0.00" in text
     assert "acme statement at least $1.00" in text
     assert [row["cost_usd"] for row in rows_of(site, NOVEMBER)] == ["1.000000000", ""]
-    assert "1 requests went to models without a price" in words(site, f"{PAGE}{cast.owner.key.account_id}/{NOVEMBER}")
+    assert "1 request went to a model without a price" in words(site, f"{PAGE}{cast.owner.key.account_id}/{NOVEMBER}")
 
 
 def test_it_forecasts_a_running_period_at_the_pace_of_the_last_week(site: Client, cast: Cast) -> None:
