@@ -31,6 +31,7 @@ from accounts.limits.records import UsageRecord
 from accounts.limits.types import SHARDS, Subject
 from accounts.models import Account, ApiKey, Tier
 from accounts.services import account_save, account_set_active, api_key_create, tier_save
+from core.money import NANO_DOLLARS
 from core.times import month_of
 from inference.models import Deployment, Model, Provider
 from inference.services import catalog_delete, catalog_save
@@ -48,10 +49,11 @@ from operations.demo.traffic import (
     DOWN,
     MODELS,
     NEARLY_SPENT,
+    OUTAGE_MINUTES,
     STARTER,
     Caller,
     Outage,
-    documents,
+    document,
     requests,
 )
 
@@ -59,10 +61,10 @@ log = structlog.get_logger(__name__)
 
 LASTING = timedelta(days=61)
 BATCH = 500
-#: The outage was so many hours ago, in one of the busiest, and lasted so long.
-OUTAGE_AGO, BUSIEST, OUTAGE_LASTED = range(2, 22), 14, timedelta(minutes=40)
-#: How much of its budget NEARLY_SPENT has used.
-SPENT = Decimal("0.92")
+#: The outage began so many hours ago, in one of the busiest.
+OUTAGE_AGO, BUSIEST = range(2, 22), 14
+#: How much of its budget NEARLY_SPENT has used. That is a multiple of the first of these dollars that is near enough.
+SPENT, ROUND = Decimal("0.92"), ("50", "10", "5", "1", "0.5", "0.1", "0.05", "0.01")
 MARK, MADE = "demo", "demo_made"
 TIERS: Mapping[str, dict[str, Any]] = {
     BUSINESS: {"requests_per_minute": 600, "tokens_per_minute": 2_000_000, "max_output_tokens": 8_192},
@@ -120,11 +122,11 @@ def demo_make(*, actor: str, force: bool = False) -> Demo:
     begin = _begin(now)
     hours = (now - timedelta(hours=number) for number in OUTAGE_AGO)
     failed_at = min(hours, key=lambda at: abs(at.hour - BUSIEST))
-    outage = Outage(failed_at, failed_at + OUTAGE_LASTED)
+    outage = Outage(failed_at, failed_at + timedelta(minutes=OUTAGE_MINUTES))
     made = _make_rows(begin, actor)
     records = list(requests(made.keys, begin=begin, end=now, outage=outage, random=random))
     _write(records)
-    number = len(records) + _spend_budget(made, now, random, actor=actor)
+    number = len(records) + _grant_budget(made, now, random, actor=actor)
     with transaction.atomic():
         accounts = list(demo_accounts())
         for key in made.keys.values():
@@ -247,23 +249,18 @@ def _write(records: Sequence[UsageRecord]) -> None:
             write_records(ordered[start : start + BATCH])
 
 
-def _spend_budget(made: _Made, now: datetime, random: Random, *, actor: str) -> int:
-    """Grant an account a budget, and let it use SPENT of that, by more calls of this month; return their number."""
+def _grant_budget(made: _Made, now: datetime, random: Random, *, actor: str) -> int:
+    """Grant an account a budget of which it has used SPENT; it makes one more call in this month. Return 1."""
     caller, key = next((caller, key) for caller, key in made.keys.items() if caller.account == NEARLY_SPENT)
+    _write([document(caller, key, max(month_begin(now), now - timedelta(minutes=20)), random)])
     account = Account.objects.get(pk=key.account_id)
     subject, month = account_subject(account), month_of(wall_clock())
-    spent = Decimal(months_settled([subject], month)[subject].cost) / 10**9
-    step = 10 if spent > 20 else 1  # dollars: a month that has just begun gets no rush of calls
-    budget = step * (spent // (step * SPENT) + 1)
-    more: list[UsageRecord] = []
-    calls = documents(caller, key, begin=month_begin(now), end=now, random=random)
-    while spent < budget * SPENT:
-        more.append(next(calls))
-        spent += Decimal(more[-1].cost or 0) / 10**9
-    _write(more)
-    account.monthly_cost_budget = budget
+    spent = Decimal(months_settled([subject], month)[subject].cost) / NANO_DOLLARS
+    most, least = spent / SPENT, spent / (SPENT + Decimal("0.01"))
+    rounded = (most // step * step for step in map(Decimal, ROUND))
+    account.monthly_cost_budget = next((budget for budget in rounded if budget > least), round(most, 6))
     account_save(account=account, actor=actor)
-    return len(more)
+    return 1
 
 
 def _alert(made: _Made, accounts: Sequence[Account], outage: Outage) -> None:

@@ -26,7 +26,7 @@ GROWTH = 5.0
 WEEKEND = 0.35
 #: Shares of calls that fail, and that are invalid, at any time.
 FAILING, INVALID = 0.003, 0.008
-ONE_HOUR = timedelta(hours=1)
+ONE_HOUR, OUTAGE_MINUTES = timedelta(hours=1), 40
 CHAT, RESPONSES, EMBEDDINGS = "v1.chat.completions", "v1.responses", "v1.embeddings"
 
 
@@ -139,15 +139,17 @@ def requests(
             for attempt in range(random.randint(2, 4) if outage.covers(at) else 1):
                 if (again := at + timedelta(seconds=20 * attempt)) < end:
                     yield _request(caller, keys[caller], again, outage, random)
+    first = CALLERS[0]
+    for minute in range(OUTAGE_MINUTES):  # however few the requests are, some meet the outage
+        yield _request(first, keys[first], outage.begin + timedelta(minutes=minute), outage, random)
 
 
-def documents(caller: Caller, key: ApiKey, *, begin: datetime, end: datetime, random: Random) -> Iterator[UsageRecord]:
-    """Yield records of expensive calls without end, at any times of a span."""
+def document(caller: Caller, key: ApiKey, at: datetime, random: Random) -> UsageRecord:
+    """Return the record of a call with a long document."""
     model = MODELS[next(iter(caller.models))]
-    while True:
-        record = _begun(caller, key, begin + random.random() * (end - begin), model, random)
-        _answer(record, model, random, input_tokens=random.randint(90_000, 140_000), output_tokens=1_500)
-        yield record
+    record = _begun(caller, key, at, model, random)
+    _answer(record, model, random, input_tokens=random.randint(90_000, 140_000), output_tokens=1_500)
+    return record
 
 
 def _level(caller: Caller, hour: datetime, begin: datetime, end: datetime, random: Random) -> float:
