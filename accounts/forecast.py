@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -23,6 +23,15 @@ class Forecast:
     expected: int
     ends: datetime
     reached_at: datetime | None
+
+    def sentence(self, limit: int, write: Callable[[int], str]) -> str:
+        """Return the forecast of a budget of `limit` for people."""
+        reached = f"; reached on {_day(self.reached_at)}" if self.reached_at else ""
+        return f"At this pace {write(self.expected)} of {write(limit)} by {_day(self.ends - ONE_DAY)}{reached}."
+
+
+def _day(at: datetime) -> str:
+    return f"{at.day} {at:%B}"
 
 
 def budget_forecast(*, used: int, limit: int, daily: Mapping[datetime, int], now: datetime) -> Forecast:

@@ -50,15 +50,15 @@ class StateFilter(SimpleListFilter):
 
 
 class AlertChangeList(KeysetChangeList):
-    """A page of alerts whose rows are groups: of each, its newest alert is shown (see operations.alerts.groups)."""
+    """A page of alerts whose rows are groups: of each, one alert is shown (see operations.alerts.groups)."""
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the page, and group its alerts."""
         super().get_results(request)
         groups = group_alerts(list(self.result_list))
         for group in groups:
-            group.newest.group = group  # type: ignore[attr-defined]  # a column gets the row alone
-        self.result_list = [group.newest for group in groups]
+            group.lead.group = group  # type: ignore[attr-defined]  # a column gets the row alone
+        self.result_list = [group.lead for group in groups]
 
 
 @admin.register(Alert)

@@ -150,10 +150,7 @@ class Overview:
         forecast = budget_forecast(used=used, limit=limit, daily=daily, now=self.now)
         if used >= limit:
             return f"Calls are refused until {_day(forecast.ends)}."
-        if forecast.reached_at is not None:
-            return f"At this pace reached on {_day(forecast.reached_at)}."
-        write = money if usage.is_money else count
-        return f"At this pace {write(forecast.expected)} of {write(limit)} by {_day(forecast.ends - ONE_DAY)}."
+        return forecast.sentence(limit, money if usage.is_money else count)
 
     @property
     def tiles(self) -> list[Tile]:

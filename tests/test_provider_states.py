@@ -208,7 +208,7 @@ def test_it_takes_a_list_of_models_for_no_proof_where_only_calls_fail(scene: Sce
 
 
 def test_it_shows_a_provider_whose_list_of_models_does_not_come(scene: Scene) -> None:
-    model, provider, told = "default-model", scene.providers["default-model"], "The model provider does not answer"
+    model, provider, told = "default-model", scene.providers["default-model"], "The default model's provider does not"
     assert "✓ OK" in scene.row(model)
     provider.listing = FAILED
     scene.platform.manage("worker", "--once", "watch")

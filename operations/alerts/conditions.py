@@ -71,7 +71,7 @@ def error_rate() -> Iterator[Condition]:
     yield Condition(
         Alert.Kind.ERRORS,
         "errors",
-        f"{percent:.0f} % of requests fail",
+        f"{percent:.0f} % of requests are failing",
         f"{failed:,} of {requests:,} requests of the last 5 minutes ended with a status of 500 or above "
         f"({percent:.1f} %; the alert is set to {limit} %). See the request log, outcome Failed.",
         is_on=percent >= limit and requests >= FEWEST_REQUESTS,
@@ -152,7 +152,7 @@ def level_of(subject: str) -> int:
 
 #: By health check: the kind of alert, its title, and advice. The database has none: it stores them.
 ALERTS = {
-    "llm": (Alert.Kind.PROVIDER, "The model provider does not answer", "See the providers in the admin."),
+    "llm": (Alert.Kind.PROVIDER, "The default model's provider does not answer", "See the providers in the admin."),
     "ingest": (Alert.Kind.INGEST, "Usage records are waiting to be ingested", "Is manage.py worker running?"),
     "limits": (Alert.Kind.DEPENDENCY, "The state store is not healthy", "See the state store (REDIS_URL) and the log."),
     "cache": (Alert.Kind.DEPENDENCY, "The cache store is away", "Nothing is cached; see CACHE_URL."),

@@ -12,14 +12,16 @@ from django.urls import reverse
 
 from accounts.admin.base import change_url
 from accounts.models import Account, ApiKey
+from inference.catalog import catalog
 from inference.models import Deployment, Price
 from monitoring.models import Alert
-from operations.alerts.conditions import level_of, topic_of
+from operations.alerts.conditions import health_subject, level_of, topic_of
 
 #: A link: its text and its URL.
 Link = tuple[str, str]
 #: Resolved alerts of one cause are one incident if they began within this time.
 TOGETHER = timedelta(hours=1)
+PROVIDER, BREAKERS = "provider:", ("breaker:", "credit:")
 #: Requests fail some time before the alert begins.
 BEFORE = timedelta(minutes=10)
 #: Alerts that are looked at for the group of one.
@@ -28,7 +30,7 @@ MOST = 200
 
 @dataclass(slots=True)
 class AlertGroup:
-    """Alerts of one cause, the newest first, and links to what they are about."""
+    """Alerts of one cause, and links to what they are about."""
 
     cause: str
     title: str = ""
@@ -36,9 +38,9 @@ class AlertGroup:
     links: list[Link] = field(default_factory=list)
 
     @property
-    def newest(self) -> Alert:
-        """Return the newest alert."""
-        return self.alerts[0]
+    def lead(self) -> Alert:
+        """Return the newest alert, of a provider's the newest that says where no calls go."""
+        return next((alert for alert in self.alerts if alert.subject.startswith(BREAKERS)), self.alerts[0])
 
     @property
     def since(self) -> datetime:
@@ -46,11 +48,13 @@ class AlertGroup:
         return min(alert.began_at for alert in self.alerts)
 
     def takes(self, cause: str, alert: Alert) -> bool:
-        """Return whether an older alert of a cause belongs to this incident."""
-        is_open = self.newest.ended_at is None
-        if cause != self.cause or is_open != (alert.ended_at is None):
+        """Return whether an alert of a cause belongs to this incident; failed requests belong to a failing provider."""
+        is_open = self.lead.ended_at is None
+        is_effect = alert.kind == Alert.Kind.ERRORS and self.cause.startswith(PROVIDER)
+        if is_open != (alert.ended_at is None) or not (cause == self.cause or is_effect):
             return False
-        return is_open or alert.kind == Alert.Kind.BUDGET or self.since - alert.began_at < TOGETHER
+        is_long = alert.kind == Alert.Kind.BUDGET or (is_open and not is_effect)
+        return is_long or abs(self.since - alert.began_at) < TOGETHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +74,10 @@ _QUERIES = {
 
 
 def group_alerts(alerts: Sequence[Alert]) -> list[AlertGroup]:
-    """Group alerts, given newest first, by their causes; the groups stay in the order of their newest alerts."""
+    """Group alerts, given newest first, by their causes; the groups are in the order of their newest alerts."""
     abouts = subjects_of(alerts)
     groups: list[AlertGroup] = []
-    for alert in alerts:
+    for alert in sorted(alerts, key=lambda each: each.kind == Alert.Kind.ERRORS):  # effects join their causes
         about = abouts[alert.pk]
         cause = _cause(alert, about)
         group = next((each for each in groups if each.takes(cause, alert)), None)
@@ -82,9 +86,12 @@ def group_alerts(alerts: Sequence[Alert]) -> list[AlertGroup]:
             groups.append(group)
         group.alerts.append(alert)
     for group in groups:
-        about = abouts[group.newest.pk]
-        group.title, group.links = _title(group, about), _links(group, about)
-    return groups
+        subjects = [abouts[alert.pk] for alert in group.alerts]
+        number = len({str(each.named or each.model) for each in subjects if each.named or each.model})
+        group.title = _title(group, abouts[group.lead.pk], number)
+        group.links = _links(group, abouts[group.lead.pk], is_one=number == 1)
+    places = {alert.pk: place for place, alert in enumerate(alerts)}
+    return sorted(groups, key=lambda group: min(places[alert.pk] for alert in group.alerts))
 
 
 def subjects_of(alerts: Iterable[Alert]) -> dict[int, About]:
@@ -103,12 +110,14 @@ def _parse(subject: str) -> tuple[str, int, str]:
         return owner, int(pk), rest.rsplit(":", 3)[0]
     if kind in ("breaker", "credit") and rest.isdecimal():
         return "deployment", int(rest), ""
+    if subject == health_subject("llm") and (default := catalog.default()) and default.routes:
+        return "deployment", default.routes[0].deployment_id, ""
     return "", 0, rest if kind == "price" else ""
 
 
 def _cause(alert: Alert, about: About) -> str:
     if isinstance(about.named, Deployment):
-        return f"provider:{about.named.provider}"
+        return f"{PROVIDER}{about.named.provider}"
     if alert.kind == Alert.Kind.PRICE:
         return "price"
     if alert.kind == Alert.Kind.BUDGET:  # the levels of one month
@@ -116,19 +125,19 @@ def _cause(alert: Alert, about: About) -> str:
     return alert.subject
 
 
-def _title(group: AlertGroup, about: About) -> str:
-    """Return the title of a group: of several alerts, how many things they are about."""
-    number, named = len(group.alerts), about.named
+def _title(group: AlertGroup, about: About, number: int) -> str:
+    """Return the title of a group, with the number of the things that its alerts are about if there are several."""
+    named = about.named
     if number > 1 and group.cause == "price":
         return f"{number} models have no price"
     if number > 1 and isinstance(named, Deployment):
         return f"Provider {named.provider} fails: no calls go to {number} deployments"
-    return max(group.alerts, key=lambda alert: level_of(alert.subject)).title
+    return max([group.lead, *group.alerts], key=lambda alert: level_of(alert.subject)).title
 
 
-def _links(group: AlertGroup, about: About) -> list[Link]:
+def _links(group: AlertGroup, about: About, *, is_one: bool) -> list[Link]:
     """List the pages that a group is about, and the request log of its time; of several, what they have in common."""
-    named, model, kind, is_one = about.named, about.model, group.newest.kind, len(group.alerts) == 1
+    named, model, kind = about.named, about.model, group.lead.kind
     if isinstance(named, Deployment):
         failed = ("Failed requests", log_url(group, status="failed", model=str(named.model) if is_one else ""))
         provider = (f"Provider {named.provider}", change_url(named.provider))

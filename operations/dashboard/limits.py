@@ -196,10 +196,6 @@ def _outlook(usage: LimitUsage, owner: Owner, now: datetime) -> NearLimit:
     daily = _used_by_day(usage, owner, now)
     seen = budget_forecast(used=used, limit=limit, daily=daily, now=now)
     write = money if usage.is_money else count
-    text = f"At this pace {write(seen.expected)} of {write(limit)} by {seen.ends - ONE_DAY:%-d %B}"
-    if seen.reached_at is not None:
-        is_today = seen.reached_at.date() == now.date()
-        text += "; reached today" if is_today else f"; reached on {seen.reached_at:%-d %B}"
     begin, highest = month_begin(now), max(limit, seen.expected) or 1
 
     def place(at: datetime, amount: float) -> str:
@@ -210,7 +206,7 @@ def _outlook(usage: LimitUsage, owner: Owner, now: datetime) -> NearLimit:
     here = place(now, used)
     return replace(
         _near(usage, owner),
-        forecast=text,
+        forecast=seen.sentence(limit, write),
         reached_at=seen.reached_at,
         burn_down=" ".join([*(place(day, spent) for day, spent in zip(days, sums, strict=False)), here]),
         ahead=f"{here} {place(seen.ends, seen.expected)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
 from django.conf import settings
@@ -50,7 +50,7 @@ def platform_status(
     if incidents:
         group, more = incidents[0], len(incidents) - 1
         text = f"{group.title}, since {clock(group.since, now)}"
-        if group.newest.kind in (Alert.Kind.ERRORS, Alert.Kind.PROVIDER):
+        if group.lead.kind in (Alert.Kind.ERRORS, Alert.Kind.PROVIDER):
             text += f": {failures_since(group.since - BEFORE)}"
         text += f"; {_number(more, 'more incident')}" if more else ""
         return Status(BAD, f"{text}.", [*group.links, _alert_link(group)])
@@ -94,13 +94,14 @@ def _outage(
     models = sorted({each.model for each in own})
     begun = f" since {clock(since, now)}" if since else ""
     what = f"has been down{begun}" if is_all and begun else "is down" if is_all else f"is failing{begun}"
-    text = f"{provider} {what}{cause}: {_number(len(models), 'model')}, {failures_since(since or now, models)}."
+    # Calls failed before the breaker opened. The minute is that of the link, so that the log has as many.
+    begin = ((since or now) - timedelta(minutes=1)).replace(second=0, microsecond=0)
+    text = f"{provider} {what}{cause}: {_number(len(models), 'model')}, {failures_since(begin, models)}."
     if others := sorted(set(names) - {provider}):
         text += f" Also failing: {', '.join(others)}."
     asked = {"status": "failed", **({"model": models[0]} if len(models) == 1 else {})}
-    begin = {"from": f"{since:%Y-%m-%dT%H:%MZ}"} if since else {"from": "-1h"}
     links = [
-        ("Failed requests", f"{reverse(LOG)}?{urlencode(begin | asked)}"),
+        ("Failed requests", f"{reverse(LOG)}?{urlencode({'from': f'{begin:%Y-%m-%dT%H:%MZ}'} | asked)}"),
         (f"Deployment {own[0].provider}/{own[0].name}", own[0].url)
         if len(own) == 1
         else (f"{len(own)} deployments", "#dash-breakers"),
@@ -131,4 +132,4 @@ def _number(number: int, what: str) -> str:
 
 
 def _alert_link(group: AlertGroup) -> Link:
-    return ("Alert", reverse("admin:monitoring_alert_change", args=[group.newest.pk]))
+    return ("Alert", reverse("admin:monitoring_alert_change", args=[group.lead.pk]))

@@ -56,6 +56,21 @@ def test_it_groups_the_deployments_of_a_provider_that_fail_together(upstream: Fa
     assert "model=first" in before.links[0][1]
 
 
+def test_it_groups_what_follows_from_an_outage_with_it(upstream: FakeUpstream) -> None:
+    deployment = serve("m", is_default=True)
+    alert("errors", Alert.Kind.ERRORS, minute=-600)
+    alert(f"breaker:{deployment.pk}", minute=1)
+    alert("health:llm", minute=2)
+    alert("errors", Alert.Kind.ERRORS, minute=3, ended_at=BEGAN)
+    found = [[each.subject for each in group.alerts] for group in grouped()]
+    assert found == [["errors"], ["health:llm", f"breaker:{deployment.pk}"], ["errors"]]
+    Alert.objects.filter(subject="errors", ended_at=BEGAN).delete()
+    Alert.objects.filter(subject="errors").update(began_at=BEGAN)
+    (outage,) = grouped()
+    assert outage.title == f"title of breaker:{deployment.pk}"
+    assert [text for text, _ in outage.links][1:] == [f"Provider {deployment.provider}", f"Deployment {deployment}"]
+
+
 def test_it_groups_the_levels_of_a_budget_and_links_its_owner(cast: Cast) -> None:
     account, key = cast.owner.key.account, cast.owner.key
     for level in (50, 80, 100):

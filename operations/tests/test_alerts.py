@@ -360,7 +360,7 @@ def test_it_alerts_when_too_many_requests_fail(
     found = list(error_rate())
     assert [condition.is_on for condition in found] == is_on
     if is_on == [True]:
-        assert (found[0].title, "2 of 20 requests" in found[0].text) == ("10 % of requests fail", True)
+        assert (found[0].title, "2 of 20 requests" in found[0].text) == ("10 % of requests are failing", True)
 
 
 class TestHealth:

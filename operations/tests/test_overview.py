@@ -72,7 +72,7 @@ def test_it_sums_up_an_account_and_each_of_its_keys(cast: Cast) -> None:
     ("budget", "state", "outlook"),
     [
         ("1000", "active", "At this pace $"),
-        ("3.5", "active", "At this pace reached on "),
+        ("3.5", "active", "; reached on "),
         ("2", "over budget", "Calls are"),
     ],
 )
@@ -89,7 +89,7 @@ def test_it_forecasts_a_budget(
     found.daily[month + timedelta(days=8)].cost = 3_000_000_000
     bar = next(bar for bar in found.bars if bar.title == "Cost this month")
     assert found.state[0] == state
-    assert bar.outlook.startswith(outlook)
+    assert outlook in bar.outlook
 
 
 def test_it_opens_on_the_overview_with_the_form_behind_it(site: Client, cast: Cast) -> None:
