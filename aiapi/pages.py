@@ -5,13 +5,14 @@ The pages' scripts call the API with the key that the user enters.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
 from csp.constants import SELF, UNSAFE_INLINE
 from csp.decorators import csp_update
 from django.conf import settings
-from django.http import HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import cache_control
@@ -19,14 +20,17 @@ from django.views.generic import TemplateView
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import extend_schema
-from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerSplitView
+from drf_spectacular.views import SpectacularRedocView
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.checks import DEMO_KEYS
-from core.errors import ApiError
-from inference.catalog import uses_local_model
+from aiapi.guides import GUIDES, guide, guide_html
+from core.errors import ApiError, DependencyUnavailable
+from core.formats import exact_money
+from inference.catalog import CatalogModel, catalog, uses_local_model
+from inference.models import Model
 from inference.upstream.local_model import MODEL_NAME
 from monitoring.serializers import ServiceAnswer
 from operations.views import AnyFormat, OpenView
@@ -42,7 +46,43 @@ def page_context(current: str) -> dict[str, Any]:
     """Return a page's template variables; `demo_key` and `demo_model` are empty if there are none."""
     demo_key = DEMO_KEYS[0] if settings.ALLOW_PLAIN_KEYS else ""
     demo_model = MODEL_NAME if uses_local_model() else ""
-    return {"name": settings.NAME, "current": current, "demo_key": demo_key, "demo_model": demo_model}
+    return {"name": settings.NAME, "current": current, "demo_key": demo_key, "demo_model": demo_model, "guides": GUIDES}
+
+
+def public_models() -> list[dict[str, Any]]:
+    """List the enabled models for visitors without a key; none unless PUBLIC_MODELS, or while the database is away."""
+    try:
+        models = sorted(catalog.models().items()) if settings.PUBLIC_MODELS else []
+    except DependencyUnavailable:
+        models = []
+    return [public_model(model) for _, model in models if model.routes]
+
+
+def first_request(request: HttpRequest | Request) -> dict[str, Any]:
+    """Return what the landing page shows of models: the list, and a request to a chat model as curl."""
+    models = public_models()
+    chats = [model for model in models if model["kind"] == Model.Kind.CHAT]
+    chat = next((model["name"] for model in sorted(chats, key=lambda model: not model["is_default"])), "MODEL")
+    body = json.dumps({"model": chat, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    code = f"""curl -sS {request.scheme}://{request.get_host()}/v1/chat/completions \\
+  -H "Authorization: Bearer $AIAPI_KEY" \\
+  -H 'Content-Type: application/json' \\
+  -d '{body}'"""
+    return {"models": models, "code_model": chat, "code": code}
+
+
+def public_model(model: CatalogModel) -> dict[str, Any]:
+    """Return what visitors see of a model, with the prices at the provider that is asked first."""
+    rates = model.routes[0].rates
+    return {
+        "name": model.public_name,
+        "is_default": model is catalog.default(),
+        "kind": model.kind,
+        "aliases": model.aliases,
+        "context_size": model.context_size,
+        "input": exact_money(rates.input) if rates else "",
+        "output": exact_money(rates.output) if rates else "",
+    }
 
 
 #: For pages that are the same for all users: browsers store them, and ask each time whether they have changed.
@@ -66,7 +106,25 @@ class PageView(TemplateView):
             {"status": each.status, "code": each.code, "cause": each.cause, "remedy": each.remedy}
             for each in explained_errors()
         ]
-        return super().get_context_data(**extra, **page_context(self.current), codes=codes)
+        return super().get_context_data(**extra, **page_context(self.current), codes=codes, models=public_models())
+
+
+@revalidated
+class GuideView(TemplateView):
+    """GET /docs/{name}/: a guide or a reference."""
+
+    http_method_names = ["get", "head", "options"]
+    template_name = "guide.html"
+
+    def get_context_data(self, **extra: Any) -> dict[str, Any]:
+        """Return the guide with the service's own address in its examples; raises Http404 for an unknown name."""
+        name = extra.pop("name")
+        if name not in GUIDES:
+            raise Http404
+        page = page_context("docs")
+        origin = f"{self.request.scheme}://{self.request.get_host()}"
+        text = guide_html(name, origin=origin, demo_key=page["demo_key"])
+        return super().get_context_data(**extra, **page, guide=guide(name), guide_name=name, text=text)
 
 
 @revalidated
@@ -87,7 +145,7 @@ class RootView(OpenView):
             "health": "/health",
         }
         wants_page = "text/html" in request.headers.get("Accept", "").lower()
-        page = {**about, **page_context("landing")}
+        page = {**about, **page_context("landing"), **first_request(request)}
         response = render(request._request, "landing.html", page) if wants_page else Response(about)
         response["Vary"] = "Accept"
         return response
@@ -114,11 +172,15 @@ class OpenAPIView(OpenView):
 
 @revalidated
 @method_decorator(csp_update({"style-src": [SELF, UNSAFE_INLINE]}), name="dispatch")
-class SwaggerView(OpenView, SpectacularSwaggerSplitView):
-    """GET /docs: Swagger UI from the project's own static files, without an inline script."""
+class DocsView(OpenView):
+    """GET /docs: Swagger UI in the site's dress, from the project's own static files. It needs inline styles."""
 
-    url_name = "openapi"
-    url_self = "/docs"
+    content_negotiation_class = AnyFormat
+    schema = None
+
+    def get(self, request: Request) -> HttpResponse:
+        """Return the page."""
+        return render(request._request, "docs.html", page_context("docs"))
 
 
 @revalidated

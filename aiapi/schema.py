@@ -48,6 +48,13 @@ IDEMPOTENCY_KEY = OpenApiParameter(
     description="A unique name for this request. Repeated within 24 hours, it returns the same answer at no cost.",
 )
 
+#: Tags by the first part of a path, `/v1` left out; all others are of the service (API_TAGS has their order).
+TAGS = {
+    **dict.fromkeys(("chat", "summarize", "completions", "responses", "embeddings"), "Ask a model"),
+    "models": "Models",
+    **dict.fromkeys(("usage", "requests", "stats"), "Usage"),
+    "keys": "Keys",
+}
 SCHEMES = {
     "ApiKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "BearerKey": {"type": "http", "scheme": "bearer"},
@@ -139,6 +146,11 @@ def without_slashes(endpoints: list[tuple[str, str, str, Any]]) -> list[tuple[st
 
 class ApiSchema(AutoSchema):
     """Describes an endpoint, including its error responses and the Idempotency-Key header."""
+
+    def get_tags(self) -> list[str]:
+        """Return the tag of the endpoint's purpose."""
+        first = self.path.removeprefix("/v1").strip("/").partition("/")[0]
+        return [TAGS.get(first, "Service")]
 
     def get_auth(self) -> list[dict[str, Any]]:
         """Return the security requirements, with alternatives of one authentication class flattened."""

@@ -42,6 +42,7 @@ ALLOWED_HOSTS = ENV.names("ALLOWED_HOSTS", [] if IS_PRODUCTION else ["localhost"
 CORS_ALLOWED_ORIGINS = ENV.names("CORS_ALLOWED_ORIGINS")
 CSRF_TRUSTED_ORIGINS = ENV.names("CSRF_TRUSTED_ORIGINS")
 TRUSTED_PROXIES = ENV.integer("TRUSTED_PROXIES", 0, minimum=0, maximum=10)
+PUBLIC_MODELS = ENV.boolean("PUBLIC_MODELS", not IS_PRODUCTION)
 SHED_DELAY = ENV.number("SHED_DELAY", 1, minimum=0, maximum=60)
 HTTPS_ONLY = ENV.boolean("HTTPS_ONLY", IS_PRODUCTION)
 
@@ -261,6 +262,14 @@ REST_FRAMEWORK = {
     "URL_FORMAT_OVERRIDE": None,
     "COMPACT_JSON": True,
 }
+#: The tags of the API's endpoints, in the order of use (aiapi.schema assigns them).
+API_TAGS = {
+    "Ask a model": "Questions, summaries and OpenAI's protocol.",
+    "Models": "What a key may use, and what it costs.",
+    "Usage": "What is left of limits and budgets, and what was used.",
+    "Keys": "An account's own keys, for a key with the scope keys:manage.",
+    "Service": "Health, metrics and the service's description.",
+}
 SPECTACULAR_SETTINGS = {
     "TITLE": "AI API",
     "VERSION": VERSION,
@@ -268,9 +277,8 @@ SPECTACULAR_SETTINGS = {
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PUBLIC": True,
-    "SWAGGER_UI_DIST": "SIDECAR",
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
+    "TAGS": [{"name": name, "description": description} for name, description in API_TAGS.items()],
     "PREPROCESSING_HOOKS": ["aiapi.schema.without_slashes"],
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
     "LICENSE": {"name": "MIT"},

@@ -9,7 +9,7 @@ from django.contrib import admin
 from django.urls import URLPattern, path, re_path
 
 from accounts.api.keys import KeyDetailView, KeyRevokeView, KeyRotateView, KeysView
-from aiapi.pages import OpenAPIView, PageView, RedocView, RootView, SwaggerView
+from aiapi.pages import DocsView, GuideView, OpenAPIView, PageView, RedocView, RootView
 from inference.api.native import ChatView, SummarizeView
 from inference.api.openai import (
     ChatCompletionsView,
@@ -61,10 +61,12 @@ urlpatterns = [
     api("health/live", LiveView.as_view(), "health-live"),
     api("health/ready", ReadyView.as_view(), "health-ready"),
     api("metrics", MetricsView.as_view(), "metrics"),
-    api("docs", SwaggerView.as_view(), "docs"),
+    api("docs", DocsView.as_view(), "docs"),
+    re_path(r"^docs/(?P<name>[a-z]{1,20})/$", GuideView.as_view(), name="guide"),
     api("redoc", RedocView.as_view(), "redoc"),
     api(r"openapi\.json", OpenAPIView.as_view(), "openapi"),
     path("account/", PageView.as_view(current="account"), name="account"),
+    path("models/", PageView.as_view(current="models"), name="models"),
     path("playground/", PageView.as_view(current="playground"), name="playground"),
     path("admin/dashboard/", admin.site.admin_view(dashboard_sections), name="dashboard_sections"),
     path("admin/dashboard/setup/", admin.site.admin_view(mark_setup), name="dashboard_setup"),

@@ -23,7 +23,7 @@ TOKENS_PER_MINUTE = 1_000
 #: A provider's whole answer, which comes after this many seconds.
 LATE = 2.5
 HEALTH = ("/health", "/health/live", "/health/ready")
-PAGES = ("/docs", "/redoc", "/openapi.json", "/playground/", "/account/", "/")
+PAGES = ("/docs", "/redoc", "/openapi.json", "/playground/", "/account/", "/models/", "/docs/limits/", "/")
 ITEM = re.compile(r'"(?P<name>[a-z-]+)"(?P<parameters>(;\w+=("[a-z]+"|\d+))+)')
 
 

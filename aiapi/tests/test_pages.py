@@ -5,18 +5,22 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
 from django.conf import LazySettings
 from django.contrib.staticfiles import finders
 
+from aiapi.guides import GUIDES
 from aiapi.pages import explained_errors
 from core.errors import ApiError, LimitExceeded
+from inference.fake_provider import FakeUpstream
 from inference.tests.fixtures import Api
+from inference.tests.samples import serve
 
-KEYED = ["/playground/", "/account/"]
-OWN = ["/", *KEYED]
+KEYED = ["/playground/", "/account/", "/models/"]
+OWN = ["/", "/docs/quickstart/", *KEYED]
 PAGES = ["/docs", "/redoc", *OWN]
 #: Bytes that a page may be, scripts and styles included, as a server in production sends them (two seconds over 3G).
 LARGEST = 150_000
@@ -102,8 +106,8 @@ def test_it_loads_nothing_from_elsewhere_and_needs_no_inline_script(api: Api, pa
 def test_it_is_small_and_forbids_everything_that_it_does_not_need(api: Api, path: str) -> None:
     html = page(api, path)
     assert len(html.encode()) + sum(len(gzip.compress(file.read_bytes())) for file in files(html)) < LARGEST
-    own = [file for file in files(html) if file.name != "chart.js"]
-    assert len(html.encode()) + sum(file.stat().st_size for file in own) < LARGEST, "unpacked but for the charts"
+    own = [file for file in files(html) if file.name not in ("chart.js", "marked.js")]
+    assert len(html.encode()) + sum(file.stat().st_size for file in own) < LARGEST, "unpacked but for what others made"
     assert ("chart.js" in html) == (path == "/account/")
     assert policy(api, path) == {
         "default-src 'none'",
@@ -146,12 +150,33 @@ def test_it_styles_pages_without_addresses_of_elsewhere() -> None:
     assert re.findall(r"url\(|@import", Path(str(finders.find("site/site.css"))).read_text()) == []
 
 
+def test_it_shows_models_and_prices_to_visitors_only_where_the_operator_wants_that(
+    api: Api, upstream: FakeUpstream, settings: LazySettings
+) -> None:
+    serve("large", input=2, output=8, aliases=["big"], context_size=200_000)
+    for path in ("/", "/models/"):
+        settings.PUBLIC_MODELS = True
+        for shown in ("large", "also big", "200 K", "$2.00", "$8.00", "#endpoint=/v1/chat/completions&amp;model=large"):
+            assert shown in page(api, path)
+        settings.PUBLIC_MODELS = False
+        assert "<code>large" not in page(api, path)
+    assert '"model": "MODEL"' in unescape(page(api, "/"))
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_it_renders_each_guide_with_its_own_address_and_links_that_exist(api: Api, name: str) -> None:
+    html = page(api, f"/docs/{name}/")
+    assert "localhost:8000" not in html
+    for link in set(re.findall(r'href="(/docs/[^"]*)"', html)):
+        path, _, anchor = link.partition("#")
+        assert not anchor or f'id="{anchor}"' in page(api, path), link
+    assert ".md" not in "".join(re.findall(r'href="([^"]*)"', html))
+    assert api.get("/docs/secrets/", key=None, headers=HTML).status_code == 404
+
+
 def test_it_tells_the_documentation_where_the_schema_is(api: Api) -> None:
-    (script,) = [address for address in loaded(page(api, "/docs")) if "script" in address]
-    answer = api.get(script, key=None)
-    assert "javascript" in answer["Content-Type"]
-    assert "/openapi.json" in answer.content.decode()
-    assert re.findall(r"""["'](?:https?:)?//(?!testserver)""", answer.content.decode()) == []
+    (script,) = [file for file in files(page(api, "/docs")) if file.name == "docs.js"]
+    assert 'url: "/openapi.json"' in script.read_text()
     html = page(api, "/redoc")
     assert 'spec-url="/openapi.json"' in html
     assert "fonts.googleapis" not in html

@@ -1,6 +1,8 @@
 // Code examples of a request in three languages, with the environment variable AIAPI_KEY instead of the key.
 
 const INDENT = "    ";
+/** Where an answer of OpenAI's endpoints has its result. */
+const RESULTS = { "/v1/chat/completions": "choices[0].message.content", "/v1/embeddings": "data[0].embedding" };
 
 /** Return the code of a request `{path, headers, body}` to an origin as `{curl, python, javascript}`. */
 export function snippets(origin, request) {
@@ -34,18 +36,18 @@ function python(value) {
   return JSON.stringify(value);
 }
 
-function pythonWithOpenAI(origin, { headers, body }) {
+function pythonWithOpenAI(origin, { path, headers, body }) {
   const named = Object.entries(body).map(([name, value]) => `${INDENT}${name}=${python(value)},`);
   const extra = Object.keys(headers).length ? [`${INDENT}extra_headers=${python(headers)},`] : [];
   const use = body.stream
     ? ["for chunk in answer:", `${INDENT}if chunk.choices:`, `${INDENT}${INDENT}print(chunk.choices[0].delta.content or "", end="", flush=True)`]
-    : ["print(answer.choices[0].message.content)"];
+    : [`print(answer.${RESULTS[path]})`];
   return [
     "import os",
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url=${JSON.stringify(`${origin}/v1`)}, api_key=os.environ["AIAPI_KEY"])`,
-    "answer = client.chat.completions.create(",
+    `answer = client.${path.replace("/v1/", "").replaceAll("/", ".")}.create(`,
     ...named,
     ...extra,
     ")",
@@ -80,7 +82,7 @@ function javascript(origin, { path, headers, body }, isOpenAI) {
   const more = all.map(([name, value]) => `, ${JSON.stringify(name)}: ${JSON.stringify(value)}`).join("");
   const use = body.stream
     ? ["const text = new TextDecoder();", "for await (const bytes of answer.body) process.stdout.write(text.decode(bytes, { stream: true }));"]
-    : [isOpenAI ? "console.log((await answer.json()).choices[0].message.content);" : "console.log(await answer.json());"];
+    : [isOpenAI ? `console.log((await answer.json()).${RESULTS[path]});` : "console.log(await answer.json());"];
   return [
     `const answer = await fetch(${JSON.stringify(origin + path)}, {`,
     '  method: "POST",',
