@@ -12,6 +12,16 @@ CHECKSUM_LENGTH = 6
 _IN_TEXT = re.compile(rf"({PREFIX}(?:live|dev)_[{ALPHABET}]{{4}})[{ALPHABET}]{{{RANDOM_LENGTH + CHECKSUM_LENGTH - 4}}}")
 
 
+#: The token of an invitation in a path (accounts.admin.invitations).
+INVITATION = "/invitation/"
+_TOKEN = re.compile(rf"({INVITATION}[^/]*/)[^/]+")
+
+
 def without_keys(text: str) -> str:
-    """Cut the API keys in a text down to their displayable prefix. Callers send keys in unexpected fields."""
+    """Cut the API keys in a text down to their displayable prefix, and remove tokens of invitations from paths.
+
+    Callers send keys in unexpected fields.
+    """
+    if INVITATION in text:
+        text = _TOKEN.sub(r"\1…", text)
     return _IN_TEXT.sub(r"\1…", text) if PREFIX in text else text

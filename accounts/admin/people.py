@@ -11,23 +11,28 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, Permission, User
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import Q
-from django.http import HttpRequest, HttpResponse
-from django.urls import path
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.widgets import UnfoldAdminRadioSelectWidget
 
-from accounts.admin.base import AuditedAdmin, actor_of, column, display
+from accounts.admin.base import AuditedAdmin, action, actor_of, column, display, found
+from accounts.admin.invitations import InvitationView, invitation_page
 from accounts.admin.lists import FieldFilter, KeysetAdmin, TextFilter, TimeFilter
 from accounts.audit import audit_change, audit_record, stored_values
 from accounts.models import AuditEntry
-from core.formats import moment
+from accounts.roles import ROLES
+from core.formats import NOTHING, moment
 
 if TYPE_CHECKING:
     GroupBase = DjangoGroupAdmin
@@ -56,20 +61,134 @@ admin.site.unregister(User)
 admin.site.unregister(Group)
 
 
+ADMINISTRATOR = "administrator"
+INVITED, CUSTOM = "false", "custom"
+
+
+class NewUserForm(UserCreationForm):  # type: ignore[misc]  # unfold is untyped
+    """The form of a new user, who is invited to choose a password unless it is set here."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        ways = [(INVITED, "Invite: the user chooses it"), ("true", "Set it here")]
+        self.fields["usable_password"].label = "Password"
+        self.fields["usable_password"].help_text = ""
+        self.fields["usable_password"].choices = ways
+        self.fields["usable_password"].initial = INVITED
+
+
+class RoleForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's is not generic at run time
+    """Offers one of the roles, or all permissions. Only superusers get a form with it.
+
+    A choice replaces the user's groups. Without a change, groups stay as the rest of the form has them.
+    """
+
+    role = forms.ChoiceField(required=False, widget=UnfoldAdminRadioSelectWidget)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        user: User = self.instance
+        groups = list(user.groups.all()) if user.pk else []
+        named = [(str(group.pk), _role_text(group.name)) for group in Group.objects.order_by("name")]
+        several = [(CUSTOM, "Several roles: see the permissions below")] if len(groups) > 1 else []
+        all_of_it = (ADMINISTRATOR, "Administrator: everything, and the only one who grants permissions")
+        self.fields["role"].choices = [("", "None"), *named, all_of_it, *several]  # type: ignore[attr-defined]
+        of_group = CUSTOM if several else str(groups[0].pk) if groups else ""
+        self.fields["role"].initial = ADMINISTRATOR if user.is_superuser else of_group
+
+    @property
+    def _chosen(self) -> str | None:
+        """The role if it was changed, else None."""
+        role = self.cleaned_data.get("role", "")
+        is_offered = "role" in self.data and role != CUSTOM
+        return role if is_offered and role != self.fields["role"].initial else None
+
+    def _post_clean(self) -> None:
+        """Make an administrator a superuser, and let whoever has a role into the admin."""
+        super()._post_clean()  # type: ignore[misc]  # Django's own hook, not in the stubs
+        if self._chosen is not None:
+            self.instance.is_superuser = self._chosen == ADMINISTRATOR
+            self.instance.is_staff = bool(self._chosen) or self.instance.is_staff
+
+    def _save_m2m(self) -> None:
+        """Replace the groups by the role."""
+        super()._save_m2m()  # type: ignore[misc]  # Django's own hook, not in the stubs
+        if self._chosen is not None:
+            self.instance.groups.set([int(self._chosen)] if self._chosen.isdecimal() else [])
+
+
+class NewUserRoleForm(RoleForm, NewUserForm):
+    """The form of a new user for superusers."""
+
+
+class UserRoleForm(RoleForm, UserChangeForm):  # type: ignore[misc]  # unfold is untyped
+    """The form of a user for superusers."""
+
+
+def _role_text(name: str) -> str:
+    return f"{name}: {ROLES[name][0]}" if name in ROLES else name
+
+
 @admin.register(User)
 class UserAdmin(UserBase, RelationsAuditedAdmin):
     """The admin of users."""
 
-    form = UserChangeForm
-    add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
-    list_display = ("username", "email", "is_staff", "is_superuser", "is_active", "last_login")
+    list_display = ("username", "email", "role", "is_active", "last_login")
     list_filter = ("is_staff", "is_superuser", "is_active", "groups")
+    actions_detail = ("invite",)
+    conditional_fields: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("password1", "password2"), "usable_password == 'true'"
+    )
+    add_form_template = "admin/change_form.html"
+    add_fieldsets = (
+        (None, {"fields": ("username", "email", "role")}),
+        (None, {"fields": ("usable_password", "password1", "password2")}),
+    )
+    fieldsets = (
+        (None, {"fields": ("username", "email", "first_name", "last_name", "is_active", "role", "password")}),
+        ("Individual permissions", {"fields": POWERS, "classes": ("collapse",)}),
+        ("Dates", {"fields": ("last_login", "date_joined"), "classes": ("collapse",)}),
+    )
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        """Return the form, for superusers one with roles: only they grant permissions."""
+        forms_ = (NewUserRoleForm, UserRoleForm) if _is_superuser(request) else (NewUserForm, UserChangeForm)
+        return super().get_form(request, obj, change=change, **{"form": forms_[bool(obj)], **kwargs})
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """Read the groups of all rows in one query."""
+        return super().get_queryset(request).prefetch_related("groups")
+
+    @display(description="role")
+    def role(self, user: User) -> str:
+        """Show the roles, or that the user is an administrator."""
+        if user.is_superuser:
+            return "Administrator"
+        return ", ".join(sorted(group.name for group in user.groups.all())) or NOTHING
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
         """Reserve permissions for superusers."""
         own = ("last_login", "date_joined")
-        return own if _is_superuser(request) else (*own, *POWERS)
+        return own if _is_superuser(request) else (*own, "role", *POWERS)
+
+    def response_add(self, request: HttpRequest, obj: User, post_url_continue: str | None = None) -> HttpResponse:
+        """Lead to the invitation of a user without a password."""
+        if obj.has_usable_password():
+            return super().response_add(request, obj, post_url_continue)
+        return HttpResponseRedirect(reverse("admin:auth_user_invite", args=[obj.pk]))
+
+    def has_invite_permission(self, request: HttpRequest, object_id: object = None) -> bool:
+        """Return whether the user may invite others; has_change_permission says whom."""
+        return request.user.has_perms(("auth.change_user",))
+
+    @action(description="Invite", permissions=["invite"], icon="mail", url_path="invite")
+    def invite(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, then send or show a link to choose a password. Raises PermissionDenied."""
+        user: User = found(self, request, object_id)
+        if not self.has_change_permission(request, user):
+            raise PermissionDenied
+        return invitation_page(self, request, user)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Allow changes, of the password too, of users without permissions that the requesting user lacks."""
@@ -120,7 +239,8 @@ def change_own_password(request: HttpRequest) -> HttpResponse:
 
 #: unfold's site calls this for URLs that precede its own.
 admin.site.extra_urls = lambda: [  # type: ignore[attr-defined]  # unfold's
-    path("password_change/", admin.site.admin_view(change_own_password), name="password_change")
+    path("password_change/", admin.site.admin_view(change_own_password), name="password_change"),
+    path("invitation/<uidb64>/<token>/", InvitationView.as_view(), name="invitation"),
 ]
 
 
@@ -130,6 +250,7 @@ def _is_superuser(request: HttpRequest) -> bool:
 
 ACTIONS = (
     "created", "changed", "deleted", "rotated", "revoked", "enabled", "disabled", "cleared", "exported", "password",
+    "invited",
 )  # fmt: skip
 #: How many changed fields the list shows.
 NAMED_FIELDS = 4

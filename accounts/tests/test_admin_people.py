@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, Permission, User
+from django.core.mail import EmailMessage
 from django.test import Client
+from pytest_django import Settings
 
 from accounts.models import AuditEntry
-from accounts.tests.factories import PASSWORD, latest, logged_in, make_admin, make_staff
+from accounts.roles import ROLES, roles_ensure
+from accounts.tests.factories import PASSWORD, latest, logged_in, make_admin, make_staff, stored_text
 
 pytestmark = pytest.mark.django_db
 
@@ -98,3 +102,110 @@ def test_it_lets_nobody_touch_superusers_and_groups_but_a_superuser() -> None:
 @pytest.mark.parametrize("url", [USERS, GROUPS, f"{USERS}add/", f"{GROUPS}add/"])
 def test_it_shows_its_pages(admin_site: Client, url: str) -> None:
     assert admin_site.get(url).status_code == 200
+
+
+def test_it_makes_the_roles_once_and_leaves_them_to_superusers() -> None:
+    roles_ensure(actor="command:bootstrap")
+    assert set(Group.objects.values_list("name", flat=True)) == set(ROLES)
+    for name, (_, permissions) in ROLES.items():
+        assert Group.objects.get(name=name).permissions.count() == len(permissions), "each permission exists"
+        assert not [each for each in permissions if each.endswith("requestcontent") or "change_user" in each]
+    support = Group.objects.get(name="Support")
+    support.permissions.clear()
+    entries = AuditEntry.objects.count()
+    roles_ensure(actor="command:bootstrap")
+    assert (support.permissions.count(), AuditEntry.objects.count()) == (0, entries)
+
+
+def test_it_gives_a_role_by_one_choice(admin_site: Client) -> None:
+    roles_ensure(actor="command:bootstrap")
+    groups = {group.name: str(group.pk) for group in Group.objects.all()}
+    new = {"username": "ada", "email": "", "usable_password": "false", "role": groups["Support"]}
+    response = admin_site.post(f"{USERS}add/", new)
+    ada = User.objects.get(username="ada")
+    assert response.headers["Location"] == f"{USERS}{ada.pk}/invite/"
+    assert (ada.is_staff, ada.is_superuser, ada.has_usable_password()) == (True, False, False)
+    assert [group.name for group in ada.groups.all()] == ["Support"]
+    assert latest().after["groups"] == ["Support"]
+    page = admin_site.get(f"{USERS}{ada.pk}/change/").content.decode()
+    assert re.search(rf'<input[^>]*name="role"[^>]*value="{groups["Support"]}"[^>]*checked', page)
+    url = f"{USERS}{ada.pk}/change/"
+    for role, expected in ((groups["Finance"], (["Finance"], False)), ("administrator", ([], True)), ("", ([], False))):
+        admin_site.post(url, form(User.objects.get(pk=ada.pk), role=role))
+        ada.refresh_from_db()
+        assert ([group.name for group in ada.groups.all()], ada.is_superuser) == expected
+    assert "Select a valid choice" in admin_site.post(url, form(ada, role="4711")).content.decode()
+
+
+def test_it_gives_no_role_for_those_who_may_not_grant_it() -> None:
+    roles_ensure(actor="command:bootstrap")
+    client, user = user_manager(), make_staff(name="ada")
+    operator = str(Group.objects.get(name="Operator").pk)
+    for role in ("administrator", operator):
+        client.post(f"{USERS}{user.pk}/change/", form(user, role=role, first_name="Ada"))
+        new = {"username": f"new-{role}", "email": "", "usable_password": "false", "role": role}
+        client.post(f"{USERS}add/", new)
+    for each in User.objects.filter(username__in=["ada", "new-administrator", f"new-{operator}"]):
+        assert (each.is_superuser, each.groups.count()) == (False, 0), each
+    assert User.objects.get(username="ada").first_name == "Ada"
+    assert User.objects.filter(username__startswith="new-", is_staff=False).count() == 2
+
+
+def invited(client: Client, user: User) -> str:
+    """Invite a user, and return the link that the page shows."""
+    page = client.post(f"{USERS}{user.pk}/invite/", {"confirmed": "yes"}).content.decode()
+    link = re.search(r'id="invitation-link">([^<]+)<', page)
+    assert link, page
+    return link[1]
+
+
+def test_it_invites_a_user_to_choose_a_password_once(admin_site: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    user = make_staff(name="ada")
+    assert "Invite ada?" in admin_site.get(f"{USERS}{user.pk}/invite/").content.decode()
+    link = invited(admin_site, user)
+    assert (latest().action, latest().target, latest().actor) == ("invited", "ada", "admin:root")
+    token = link.rstrip("/").rpartition("/")[2]
+    assert token not in stored_text()
+    guest = Client()
+    form_url = guest.get(link).headers["Location"]
+    page = guest.get(form_url)
+    assert "Set password" in page.content.decode()
+    assert "no-store" in page.headers["Cache-Control"]
+    short = {"new_password1": "short", "new_password2": "short"}
+    assert "too short" in guest.post(form_url, short).content.decode()
+    done = guest.post(form_url, {"new_password1": PASSWORD, "new_password2": PASSWORD})
+    assert done.headers["Location"] == "/admin/login/"
+    assert User.objects.get(pk=user.pk).check_password(PASSWORD)
+    assert (latest().action, latest().actor, latest().after) == ("password", "admin:ada", {})
+    for old in (link, form_url, link.replace(token, "nonsense")):
+        assert "too old" in Client().get(old, follow=True).content.decode()
+    logged = capsys.readouterr()
+    assert token not in logged.out + logged.err
+
+
+def test_it_mails_an_invitation_or_shows_its_link_instead(
+    admin_site: Client, settings: Settings, mailoutbox: list[EmailMessage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EMAIL_URL = "smtp://mail.test"
+    user = make_staff(name="ada")
+    User.objects.filter(pk=user.pk).update(email="ada@acme.test")
+    page = admin_site.post(f"{USERS}{user.pk}/invite/", {"confirmed": "yes"}, follow=True).content.decode()
+    assert "The invitation was sent to ada@acme.test." in page
+    (mail,) = mailoutbox
+    assert mail.to == ["ada@acme.test"]
+    assert "http://testserver/admin/invitation/" in mail.body
+
+    def fail(*_: object) -> None:
+        raise OSError("no mail server")
+
+    monkeypatch.setattr("accounts.admin.invitations.send_mail", fail)
+    assert "/admin/invitation/" in invited(admin_site, user)
+
+
+def test_it_lets_nobody_invite_a_stronger_user() -> None:
+    client, root, equal = user_manager(), make_admin(), make_staff(name="ada")
+    assert client.post(f"{USERS}{root.pk}/invite/", {"confirmed": "yes"}).status_code == 403
+    assert client.get(f"{USERS}{equal.pk}/invite/").status_code == 200
+    viewer = logged_in(make_staff("auth.view_user", name="viewer"))
+    assert viewer.post(f"{USERS}{equal.pk}/invite/", {"confirmed": "yes"}).status_code == 403
+    assert AuditEntry.objects.count() == 0

@@ -1,4 +1,4 @@
-"""Set up what a new installation needs: tiers, provider, models, prices, the first administrator, demo keys."""
+"""Set up what a new installation needs: tiers, roles, provider, models, prices, the first administrator, demo keys."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from django.db import transaction
 from accounts.audit import audit_change
 from accounts.checks import DEMO_KEYS
 from accounts.models import ApiKey, Tier
+from accounts.roles import roles_ensure
 from accounts.services import account_ensure, api_key_import, tier_ensure
 from inference.seeds import provider_seed
 from operations.alerts.conditions import CONSEQUENCE
@@ -36,6 +37,7 @@ class Command(BaseCommand):
         """Create what is missing and print a summary."""
         for name, limits in TIERS.items():
             tier_ensure(name=name, actor=ACTOR, **limits)
+        roles_ensure(actor=ACTOR)
         try:
             seeded = provider_seed(actor=ACTOR)
         except ValidationError as error:
