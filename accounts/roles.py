@@ -27,19 +27,19 @@ _EXPORT = {"monitoring.export_requestrecord"}
 #: What a role is for, and its permissions.
 ROLES: dict[str, tuple[str, set[str]]] = {
     "Operator": (
-        "runs the platform: accounts, keys, tiers, models, providers and prices",
+        "sees everything; changes accounts, keys, tiers, models, providers and prices",
         _VIEWER | _EXPORT | _each("add change delete", f"{CUSTOMERS} {MODELS}") | _each("test", "monitoring.alert")
         | _each("view", "accounts.auditentry auth.user auth.group"),
     ),
     "Support": (
-        "helps customers: sees everything, creates, rotates and revokes keys",
+        "sees everything; creates, rotates and revokes keys",
         _VIEWER | _each("add change", "accounts.apikey") | _each("view", "accounts.auditentry"),
     ),
     "Finance": (
-        "bills customers: usage reports, statements, prices and budgets, but no requests",
+        "usage reports, statements, prices and budgets; no requests",
         _each("view", "accounts.account accounts.modelbudget inference.model inference.price monitoring.rollup"),
     ),
-    "Viewer": ("sees everything and changes nothing", _VIEWER),
+    "Viewer": ("sees everything, changes nothing", _VIEWER),
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from accounts.admin.base import (
 from accounts.admin.forms import AccountForm, ModelBudgetInline, ModelBudgetsAdmin, TierForm
 from accounts.key_cache import account_subject
 from accounts.limit_usage import LimitUsage, usage_of_scopes
-from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS, LimitName, LimitSet
+from accounts.limits.types import BUDGET_FIELDS, LIMITS, RATE_FIELDS, LimitName, LimitSet
 from accounts.models import Account, Tier
 from accounts.selectors import api_keys_usable, is_usable
 from core.formats import moment
@@ -53,6 +53,14 @@ def month_bar(account: Any, name: LimitName) -> SafeString:
     """Return the bar of a monthly budget of an account in the list."""
     usage: LimitUsage | None = account.usage.get(name)
     return usage_bar(usage) if usage else SafeString("unknown while the state store is away")
+
+
+def state_of(account: Any) -> str:
+    """Return the state of an account in the list: `active`, `disabled`, or `over budget`."""
+    if not account.is_active:
+        return "disabled"
+    budgets = [each for each in account.usage.values() if LIMITS[each.name].is_budget and each.limit is not None]
+    return "over budget" if any(each.percent >= 100 for each in budgets) else "active"
 
 
 class KeyedAdmin(ModelBudgetsAdmin):
@@ -99,9 +107,9 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
     title = column("account", str, ordering="name")
     status = column(
         "state",
-        lambda account: "active" if account.is_active else "disabled",
+        state_of,
         ordering="is_active",
-        label={"active": "success", "disabled": "danger"},
+        label={"active": "success", "over budget": "danger", "disabled": "danger"},
     )
     tokens_this_month = column("tokens this month", lambda account: month_bar(account, LimitName.MONTHLY_TOKENS))
     cost_this_month = column("cost this month", lambda account: month_bar(account, LimitName.MONTHLY_COST))
@@ -109,7 +117,7 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
     fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("display_name", "name", "contact")}),
         ("Monthly budgets over all keys", {"fields": BUDGET_FIELDS}),
-        ("Caps over all keys", {"fields": (*RATE_FIELDS, "max_keys")}),
+        ("Limits over all keys", {"fields": (*RATE_FIELDS, "max_keys")}),
         ("Content", {"fields": ("logs_content",)}),
         ("Metadata", {"fields": ("metadata",), "classes": ("collapse",)}),
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.db.models import QuerySet
+from django.db.models import DecimalField, Field, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.text import slugify
 from unfold.widgets import (
     UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminDecimalFieldWidget,
     UnfoldAdminRadioSelectWidget,
     UnfoldAdminTextareaWidget,
 )
@@ -42,6 +44,14 @@ GRACE_PERIODS = {
 NEVER, CUSTOM = "never", "custom"
 #: When a new key expires: a number of days from now, or one of the above.
 EXPIRIES = {"30": "30 days", "90": "90 days", "365": "1 year", NEVER: "Never", CUSTOM: "Custom date"}
+
+
+class AmountInput(UnfoldAdminDecimalFieldWidget):  # type: ignore[misc]  # unfold is untyped
+    """An input of US dollars without the zeros that the database adds: 25, not 25.000000000."""
+
+    def format_value(self, value: Any) -> Any:
+        """Return the amount as people write it; what was typed is unchanged."""
+        return f"{value.normalize():f}" if isinstance(value, Decimal) else super().format_value(value)
 
 
 class LinesField(forms.CharField):
@@ -93,7 +103,7 @@ class AccountForm(AccountModelForm):
 class TierForm(TierModelForm):
     """The form of a tier."""
 
-    models = LinesField(validators=[validate_model_names], help_text="Public names, one a line. Empty: every model.")
+    models = LinesField(validators=[validate_model_names], help_text="Public names, one per line. Empty: every model.")
 
     class Meta:
         model = Tier
@@ -107,15 +117,15 @@ class ApiKeyForm(ApiKeyModelForm):
         required=False,
         choices=[(scope, scope) for scope in SCOPES],
         widget=UnfoldAdminCheckboxSelectMultipleWidget,
-        help_text="None checked: all but keys:manage, which lets the key make and revoke keys of its account.",
+        help_text="None selected: all but keys:manage, which lets the key create and revoke keys of its account.",
     )
     models = LinesField(
-        validators=[validate_model_names], help_text="Public names, one a line. Empty: every model of the tier."
+        validators=[validate_model_names], help_text="Public names, one per line. Empty: every model of the tier."
     )
     allowed_ips = LinesField(
         label="Allowed IPs",
         validators=[validate_networks],
-        help_text="Addresses or networks, one a line, such as 192.0.2.7 or 2001:db8::/32. Empty: anywhere.",
+        help_text="Addresses or networks, one per line, such as 192.0.2.7 or 2001:db8::/32. Empty: anywhere.",
     )
 
     class Meta:
@@ -169,6 +179,7 @@ class ModelBudgetInline(TabularInline):
 
     model = ModelBudget
     fields = ("model", *BUDGET_FIELDS)
+    formfield_overrides: ClassVar[dict[type[Field[Any, Any]], Any]] = {DecimalField: {"widget": AmountInput}}
     extra = 0
     per_page = 20
     hide_title = True
@@ -180,6 +191,11 @@ class ModelBudgetInline(TabularInline):
 
 class ModelBudgetsAdmin(AuditedAdmin):
     """Pages with model budgets, which take effect within a second."""
+
+    formfield_overrides: ClassVar[dict[type[Field[Any, Any]], Any]] = {
+        **AuditedAdmin.formfield_overrides,
+        DecimalField: {"widget": AmountInput},
+    }
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
         """Hide inlines while their owner is being created."""

@@ -127,9 +127,9 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
     actions = ("revoke_selected",)
     actions_detail = ("test", "rotate", "revoke")
     settings_fieldsets: ClassVar[Fieldsets] = (
-        ("What it may do", {"fields": ("scopes", "models", "allowed_ips")}),
-        ("Monthly budgets of its own", {"fields": BUDGET_FIELDS}),
-        ("Limits instead of the tier's", {"fields": (*OVERRIDE_FIELDS, "overrides_until")}),
+        ("Access", {"fields": ("scopes", "models", "allowed_ips")}),
+        ("Monthly budgets of this key", {"fields": BUDGET_FIELDS}),
+        ("Overrides of the tier's limits", {"fields": (*OVERRIDE_FIELDS, "overrides_until")}),
     )
     add_fieldsets: ClassVar[Fieldsets] = (
         (None, {"fields": ("account", "tier", "name", "expires", "expires_at")}),

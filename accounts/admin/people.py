@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
 from django.contrib import admin
@@ -91,7 +91,7 @@ class RoleForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's is not ge
         groups = list(user.groups.all()) if user.pk else []
         named = [(str(group.pk), _role_text(group.name)) for group in Group.objects.order_by("name")]
         several = [(CUSTOM, "Several roles: see the permissions below")] if len(groups) > 1 else []
-        all_of_it = (ADMINISTRATOR, "Administrator: everything, and the only one who grants permissions")
+        all_of_it = (ADMINISTRATOR, "Administrator: everything, staff and roles too")
         self.fields["role"].choices = [("", "None"), *named, all_of_it, *several]  # type: ignore[attr-defined]
         of_group = CUSTOM if several else str(groups[0].pk) if groups else ""
         self.fields["role"].initial = ADMINISTRATOR if user.is_superuser else of_group
@@ -146,7 +146,8 @@ class UserAdmin(UserBase, RelationsAuditedAdmin):
         (None, {"fields": ("usable_password", "password1", "password2")}),
     )
     fieldsets = (
-        (None, {"fields": ("username", "email", "first_name", "last_name", "is_active", "role", "password")}),
+        (None, {"fields": ("username", "email", "first_name", "last_name", "is_active", "role")}),
+        ("Password", {"fields": ("password",), "classes": ("collapse",)}),
         ("Individual permissions", {"fields": POWERS, "classes": ("collapse",)}),
         ("Dates", {"fields": ("last_login", "date_joined"), "classes": ("collapse",)}),
     )
