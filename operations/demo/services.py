@@ -64,7 +64,7 @@ BATCH = 500
 #: The outage began so many hours ago, in one of the busiest.
 OUTAGE_AGO, BUSIEST = range(2, 22), 14
 #: How much of its budget NEARLY_SPENT has used. That is a multiple of the first of these dollars that is near enough.
-SPENT, ROUND = Decimal("0.92"), ("50", "10", "5", "1", "0.5", "0.1", "0.05", "0.01")
+SPENT, ROUND = Decimal("0.92"), ("50", "10", "5", "1", "0.5", "0.1", "0.05", "0.01", "0.001", "0.000001")
 MARK, MADE = "demo", "demo_made"
 TIERS: Mapping[str, dict[str, Any]] = {
     BUSINESS: {"requests_per_minute": 600, "tokens_per_minute": 2_000_000, "max_output_tokens": 8_192},
@@ -258,7 +258,7 @@ def _grant_budget(made: _Made, now: datetime, random: Random, *, actor: str) -> 
     spent = Decimal(months_settled([subject], month)[subject].cost) / NANO_DOLLARS
     most, least = spent / SPENT, spent / (SPENT + Decimal("0.01"))
     rounded = (most // step * step for step in map(Decimal, ROUND))
-    account.monthly_cost_budget = next((budget for budget in rounded if budget > least), round(most, 6))
+    account.monthly_cost_budget = next(budget for budget in rounded if budget > least)
     account_save(account=account, actor=actor)
     return 1
 
