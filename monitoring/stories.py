@@ -119,12 +119,12 @@ def headline(record: RequestRecord) -> str:
     """Return what happened in one sentence: `502 after 1 s: openai refused the connection twice`."""
     after, attempts = milliseconds(record.latency_ms), attempts_of(record)
     failed = _together([each for each in attempts if each.provider])
+    notes = [each.text for each in attempts if not each.provider]
     if outcome_of(record.status) == Outcome.OK:
         how = HOW.get(RequestRecord.Cache(record.cache)) or (f"by {record.deployment}" if record.deployment else "")
         sentence = " ".join(filter(None, ("Answered", how, f"in {after}")))
-        sentence += f", after {failed}" if failed else ""
+        sentence += f", after {failed}" if failed else f" ({notes[0]})" if notes else ""
         return f"{sentence}; the answer broke off" if record.is_partial else sentence
-    notes = [each.text for each in attempts if not each.provider]
     reason = failed or next(iter(notes), "") or _reason(record.error_code)
     if record.count > 1:
         return f"{record.count:,} requests got {record.status}: {reason}"

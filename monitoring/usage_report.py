@@ -30,6 +30,8 @@ from monitoring.rollups.verify import span_of_log
 #: Months of a period, and how many such periods ago it began, by name.
 PERIODS = {"this-month": (1, 0), "last-month": (1, 1), "this-quarter": (3, 0), "last-quarter": (3, 1)}
 CUSTOM = "custom"
+#: The change, as a share of the cost before, from which a factor is easier to read.
+TENFOLD = 9
 #: Requests up to which the report is compared with the log at once, and at most.
 CHECKED_AT_ONCE, CHECKED_AT_MOST = 50_000, 2_000_000
 
@@ -125,9 +127,11 @@ class Line:
 
     @property
     def shown_change(self) -> str:
-        """Format the change: `+12.5 %`, or `new` if nothing was used before."""
+        """Format the change: `+12.5 %`, `24 times` from tenfold on, or `new` if nothing was used before."""
         if self.change is None:
             return "new" if self.now.requests and not self.then.requests else NOTHING
+        if self.change >= TENFOLD:
+            return f"{self.change + 1:,.0f} times"
         return f"{'+' if self.change > 0 else ''}{percent(self.change)}"
 
     @property

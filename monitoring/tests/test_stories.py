@@ -39,6 +39,10 @@ REFUSED = "openai/gpt-4o: connection refused"
             "Answered by azure/gpt in 1.00 s, after openai refused the connection",
         ),
         (
+            {"failures": "deployment openai/gpt-4o is not asked since 14:01 UTC: http 502", "deployment": "azure/gpt"},
+            "Answered by azure/gpt in 1.00 s (deployment openai/gpt-4o is not asked since 14:01 UTC: http 502)",
+        ),
+        (
             {"status": 502, "error_code": "upstream_failed", "failures": f"{REFUSED}; {REFUSED}"},
             "502 after 1.00 s: openai refused the connection twice",
         ),

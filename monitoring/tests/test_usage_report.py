@@ -151,6 +151,13 @@ def test_it_never_shows_an_unknown_cost_as_zero(site: Client, cast: Cast) -> Non
     assert "1 request went to a model without a price" in words(site, f"{PAGE}{cast.owner.key.account_id}/{NOVEMBER}")
 
 
+@pytest.mark.parametrize(("cost", "change"), [(1_500_000, "+50 %"), (500_000, "-50 %"), (24_000_000, "24 times")])
+def test_it_shows_a_change_so_that_it_can_be_read(site: Client, cast: Cast, cost: int, change: str) -> None:
+    recorded(cast.owner, admitted_at=micros_at(10, 15), cost=1_000_000)
+    recorded(cast.owner, admitted_at=micros_at(11, 15), cost=cost)
+    assert f"$0.0010 {change}" in words(site, PAGE + NOVEMBER)
+
+
 def test_it_forecasts_a_running_period_at_the_pace_of_the_last_week(site: Client, cast: Cast) -> None:
     now = datetime(2026, 11, 21, tzinfo=UTC)
     for day in range(1, 21):
@@ -159,7 +166,7 @@ def test_it_forecasts_a_running_period_at_the_pace_of_the_last_week(site: Client
     assert report.total.now.cost == 20_000_000_000
     assert report.total.forecast == pytest.approx(30_000_000_000, rel=0.01)
     recorded(cast.owner, admitted_at=micros(timezone.now() - timedelta(seconds=1)))
-    assert "Forecast to" in words(site)
+    assert "Forecast, " in words(site)
 
 
 def test_it_has_figures_of_a_period_that_just_began(site: Client, cast: Cast) -> None:
