@@ -26,11 +26,12 @@ class Forecast:
 
     def sentence(self, limit: int, write: Callable[[int], str]) -> str:
         """Return the forecast of a budget of `limit` for people."""
-        reached = f"; reached on {_day(self.reached_at)}" if self.reached_at else ""
-        return f"At this pace {write(self.expected)} of {write(limit)} by {_day(self.ends - ONE_DAY)}{reached}."
+        reached = f"; reached on {day_text(self.reached_at)}" if self.reached_at else ""
+        return f"At this pace {write(self.expected)} of {write(limit)} by {day_text(self.ends - ONE_DAY)}{reached}."
 
 
-def _day(at: datetime) -> str:
+def day_text(at: datetime) -> str:
+    """Format a day of the month: 27 December."""
     return f"{at.day} {at:%B}"
 
 

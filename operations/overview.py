@@ -23,7 +23,7 @@ from unfold.components import BaseComponent, register_component
 from accounts.admin.accounts import RECORDED
 from accounts.admin.keys import STATE_BADGES, shown_state
 from accounts.explain import Explanation, explain_key
-from accounts.forecast import budget_forecast
+from accounts.forecast import budget_forecast, day_text
 from accounts.key_cache import account_subject, model_subject
 from accounts.limit_usage import LIVE, LimitUsage, usage_of_scopes
 from accounts.limits.types import LIMITS, LimitName, LimitSet
@@ -37,6 +37,7 @@ from monitoring.rollups.figures import Figures
 from monitoring.rollups.periods import DAY as MINUTES_A_DAY
 from monitoring.rollups.periods import ONE_DAY, Unit, minute_of
 from monitoring.rollups.queries import Scope, usage_rankings, usage_series
+from operations.dashboard.sections import course_of
 
 DAYS = 30
 #: How many keys, models and errors a page shows.
@@ -149,7 +150,7 @@ class Overview:
         daily = {day: figures.cost if usage.is_money else figures.tokens for day, figures in days.items()}
         forecast = budget_forecast(used=used, limit=limit, daily=daily, now=self.now)
         if used >= limit:
-            return f"Calls are refused until {_day(forecast.ends)}."
+            return f"Calls are refused until {day_text(forecast.ends)}."
         return forecast.sentence(limit, money if usage.is_money else count)
 
     @property
@@ -167,7 +168,7 @@ class Overview:
             log = reverse("admin:monitoring_requestrecord_changelist") + self.log_query
         return [
             Tile("Cost this month", money(used), exact_money(used), of, report),
-            Tile(f"By {_day(forecast.ends - ONE_DAY)}", money(forecast.expected), "", "at this pace", report),
+            Tile(f"By {day_text(forecast.ends - ONE_DAY)}", money(forecast.expected), "", "at this pace", report),
             Tile(
                 f"Requests, {DAYS} days",
                 count(total.requests),
@@ -236,15 +237,15 @@ class Overview:
         own = self.account.api_keys.select_related("account", "tier")
         others = own.exclude(pk__in=ranks).order_by(F("last_used_at").desc(nulls_last=True), "-pk")
         shown = [*sorted(own.filter(pk__in=ranks), key=lambda key: list(ranks).index(key.pk)), *others[:KEYS]][:KEYS]
-        lines = self._requests_by_day(shown)
+        lines = self._requests_byday_text(shown)
         rows = []
         for key in shown:
             rank, state = ranks.get(key.pk), shown_state(key)
             requests, cost = (count(rank.requests), known_money(rank.cost, rank.unpriced)) if rank else ("0", NOTHING)
-            rows.append(KeyRow(key, state, STATE_BADGES[state], requests, cost, _course(lines[key.pk])))
+            rows.append(KeyRow(key, state, STATE_BADGES[state], requests, cost, course_of(lines[key.pk])))
         return rows
 
-    def _requests_by_day(self, keys: Sequence[ApiKey]) -> dict[int, list[int]]:
+    def _requests_byday_text(self, keys: Sequence[ApiKey]) -> dict[int, list[int]]:
         first = minute_of(self.begin)
         found = {key.pk: [0] * DAYS for key in keys}
         of_keys = {"account_id": self.account.pk, "key_id__in": list(found)}
@@ -268,16 +269,6 @@ class Overview:
     def log_query(self) -> str:
         """Return the request log's query string for its requests."""
         return "?" + urlencode({"account": self.account.name, **({"key": self.key.prefix} if self.key else {})})
-
-
-def _day(at: datetime) -> str:
-    return f"{at.day} {at:%B}"
-
-
-def _course(values: Sequence[int]) -> str:
-    """Return the path (SVG, 100 wide, 20 high) of a line from 0 up."""
-    highest, step = max(values) or 1, 100 / (len(values) - 1)
-    return "M" + "L".join(f"{number * step:.0f} {19 - value / highest * 18:.0f}" for number, value in enumerate(values))
 
 
 @register_component

@@ -85,10 +85,11 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
         value = of(total)
         shown = NOTHING if value is None else write(value)
         query = asked.log_query(**{name: value for name, value in log_filter.items() if value is not None})
+        course = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
         changed = change(of, write, reading, direction)
         if is_outage and changed.tone == "better" and name != FAILED:
             changed = replace(changed, tone="even")
-        return Tile(name, shown, exact, more, changed, query, course_of(reading, starts, of))
+        return Tile(name, shown, exact, more, changed, query, course_of(course))
 
     failure_rate, hit_rate = _share("failed", "requests"), _share("cache_hits", "cache_lookups")
     p95_of = partial(_quantile, wanted=0.95)
@@ -110,9 +111,8 @@ def tiles(asked: DashboardQuery, reading: Reading, *, is_outage: bool) -> list[T
     ]
 
 
-def course_of(reading: Reading, starts: Sequence[datetime], of: Of) -> str:
-    """Return the path (SVG, 100 wide, 20 high) of a value's course from 0 up; parts without a value are gaps."""
-    values = [of(reading.parts[start]) if start in reading.parts else None for start in starts]
+def course_of(values: Sequence[float | None]) -> str:
+    """Return the path (SVG, 100 wide, 20 high) of the course of values, from 0 up; None is a gap."""
     highest = max((value for value in values if value), default=0) or 1
     step = 100 / max(len(values) - 1, 1)
     path, is_drawing = "", False

@@ -96,7 +96,7 @@ def _outage(
     what = f"has been down{begun}" if is_all and begun else "is down" if is_all else f"is failing{begun}"
     # Calls failed before the breaker opened. The minute is that of the link, so that the log has as many.
     begin = ((since or now) - timedelta(minutes=1)).replace(second=0, microsecond=0)
-    text = f"{provider} {what}{cause}: {_number(len(models), 'model')}, {failures_since(begin, models)}."
+    text = f"{provider} {what}{cause}: {_number(len(models), 'model')} affected, {failures_since(begin, models)}."
     if others := sorted(set(names) - {provider}):
         text += f" Also failing: {', '.join(others)}."
     asked = {"status": "failed", **({"model": models[0]} if len(models) == 1 else {})}
@@ -119,7 +119,7 @@ def failures_since(since: datetime, models: Sequence[str] = ()) -> str:
     if not sums["requests"]:
         return "no request failed"
     at_least = "at least " if sums["rows"] == COUNTED else ""
-    return f"{at_least}{_number(sums['requests'], 'request')} of {_number(sums['accounts'], 'account')} failed"
+    return f"{at_least}{_number(sums['requests'], 'request')} from {_number(sums['accounts'], 'account')} failed"
 
 
 def clock(at: datetime, now: datetime) -> str:

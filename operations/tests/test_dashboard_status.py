@@ -67,7 +67,7 @@ class TestStatus:
         provider = down[0].provider.name
         assert dashboard["status"].text == (
             f"{provider} has been down since {status.clock(since, timezone.now())} (connection refused): "
-            "2 models, 4 requests of 2 accounts failed."
+            "2 models affected, 4 requests from 2 accounts failed."
         )
         assert links(dashboard) == ["Failed requests", "2 deployments", "Alert"]
         assert dashboard["status"].links[2][1] == f"/admin/monitoring/alert/{alert.pk}/change/"
@@ -75,7 +75,7 @@ class TestStatus:
         serve("c")
         assert shown(site)["status"].text.startswith(f"{provider} is failing since")
         monkeypatch.setattr(status, "COUNTED", 1)
-        assert "at least 1 request of 1 account failed" in shown(site)["status"].text
+        assert "at least 1 request from 1 account failed" in shown(site)["status"].text
 
     def test_an_incident(self, site: Client) -> None:
         began = timezone.now() - timedelta(days=3)
