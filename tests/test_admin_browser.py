@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from inference.fake_provider import FakeUpstream
 from tests.catalogue import query_rows
@@ -145,6 +145,71 @@ def test_it_copies_the_key(admin: Page, platform: Service, complaints: list[str]
     admin.wait_for_url("**/?q=*")
     assert key[12:-4] not in admin.url
     expect(admin.locator("#result_list")).to_contain_text(key[:12])
+    assert not complaints
+
+
+def test_it_makes_no_other_key_by_going_back(admin: Page, platform: Service, complaints: list[str]) -> None:
+    platform.create_key(account="backwards", tier="free", name="first")
+    key = create_key(admin, platform, "browser", account="backwards")
+    shown_at = admin.url
+    admin.reload()
+    expect(admin.get_by_text("A new key is shown only once")).to_be_visible()
+    assert key not in admin.content()
+    admin.go_back()
+    admin.goto(shown_at)
+    assert key not in admin.content()
+    keys = query_rows(platform, "SELECT name FROM accounts_apikey WHERE name LIKE 'browser%' AND account_id IN "
+                                "(SELECT id FROM accounts_account WHERE name = 'backwards')")  # fmt: skip
+    assert [row["name"] for row in keys] == ["browser"]
+    assert not complaints
+
+
+def test_it_opens_an_account_on_its_overview_with_the_form_behind_a_tab(
+    admin: Page, platform: Service, complaints: list[str]
+) -> None:
+    key = platform.create_key(account="viewed", tier="free", name="first")
+    assert chat(platform, key) == 200
+    platform.await_records()
+    admin.goto(f"{platform.base_url}/admin/accounts/account/")
+    admin.click("#result_list a:has-text('viewed')")
+    expect(admin.locator("#overview-charts canvas").first).to_be_visible()
+    expect(admin.locator("[name=contact]")).to_be_hidden()
+    assert grave_faults(admin) == []
+    admin.click("text=Change limits")
+    admin.fill("[name=contact]", "no address")
+    admin.click("[name=_save]")
+    expect(admin.get_by_text("Enter a valid email address")).to_be_visible()
+    assert grave_faults(admin) == []
+    admin.fill("[name=contact]", "billing@viewed.test")
+    admin.click("[name=_save]")
+    expect(admin.locator("#result_list")).to_contain_text("billing@viewed.test")
+    assert not complaints
+
+
+def test_it_invites_staff_who_choose_their_password(
+    admin: Page, platform: Service, chromium: Browser, complaints: list[str]
+) -> None:
+    admin.goto(f"{platform.base_url}/admin/auth/user/add/")
+    admin.fill("[name=username]", "ada")
+    admin.click("label:has-text('Viewer')")
+    expect(admin.locator("[name=password1]")).to_be_hidden()
+    admin.click("[name=_save]")
+    admin.click("button:has-text('Create invitation link')")
+    link = admin.inner_text("#invitation-link")
+    assert grave_faults(admin) == []
+    guest = chromium.new_page()
+    guest.goto(link)
+    assert grave_faults(guest) == []
+    for name in ("new_password1", "new_password2"):
+        guest.fill(f"[name={name}]", "a password of ada")
+    guest.click("button:has-text('Set password')")
+    guest.fill("[name=username]", "ada")
+    guest.fill("[name=password]", "a password of ada")
+    guest.click("[type=submit]")
+    expect(guest).to_have_url(f"{platform.base_url}/admin/")
+    expect(guest.get_by_role("link", name="Accounts")).to_be_visible()
+    expect(guest.get_by_role("link", name="Staff")).to_be_hidden()
+    guest.close()
     assert not complaints
 
 

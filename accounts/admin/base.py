@@ -189,10 +189,6 @@ class OverviewAdmin(AuditedAdmin):
     """
 
     change_form_template = "admin/overviewed.html"
-    tabs: ClassVar[list[dict[str, Any]]] = [
-        {"title": title, "inline": name, "has_permission": True}
-        for title, name in (("Overview", "overview"), ("Settings", "general"))
-    ]
 
 
 class ReadOnly:
