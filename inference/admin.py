@@ -41,7 +41,7 @@ from inference.upstream.breaker import failing
 from monitoring.rollups.queries import Scope, usage_rankings
 
 PRICE_FIELDS = ("input_per_million", "cached_input_per_million", "output_per_million")
-BREAKER_BADGES = {"closed": "success", "on trial": "warning", "open": "danger", "no secret": "danger"}
+BREAKER_BADGES = {"off": "info", "closed": "success", "on trial": "warning", "open": "danger", "no secret": "danger"}
 SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
 #: The period in which an account's calls count as recent.
 LATELY = timedelta(days=7)
@@ -303,7 +303,7 @@ class DeploymentInline(TabularInline):
 class ModelAdmin(CatalogAdmin):
     """Models."""
 
-    list_display = ("public_name", "kind", "context_size", "served_by", "answers_by_default", "is_enabled")
+    list_display = ("public_name", "kind", "context", "served_by", "answers_by_default", "is_enabled")
     list_filter = ("kind", "is_enabled")
     search_fields = ("public_name",)
     fields = ("public_name", "aliases", "kind", "context_size", "is_default", "is_enabled")
@@ -337,6 +337,7 @@ class ModelAdmin(CatalogAdmin):
         is_environments = default_model_name() in (model.public_name, *model.aliases)
         return INHERITED if is_environments and model.is_enabled and not model.is_another_default else None
 
+    context = column("context (tokens)", lambda model: f"{model.context_size:,}", ordering="context_size")
     served_by = column("served by", lambda model: ", ".join(map(str, model.usable_deployments)) or "nobody")
 
 
@@ -384,7 +385,9 @@ class DeploymentAdmin(CatalogAdmin):
 
     @display(description="breaker", label=BREAKER_BADGES)
     def breaker(self, deployment: Any) -> str:
-        """Show the state of the breaker: an open one passes no calls for a while, then one trial."""
+        """Show the state of the breaker: an open one passes no calls for a while, then one trial; off: none at all."""
+        if not (deployment.is_enabled and deployment.provider.is_enabled and deployment.model.is_enabled):
+            return "off"
         if deployment.breaker_state == "closed" and deployment.provider.missing_variables:
             return "no secret"
         return str(deployment.breaker_state)

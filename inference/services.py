@@ -49,7 +49,8 @@ class ModelAtProvider:
 def provider_add(*, provider: Provider, models: Sequence[ModelAtProvider], actor: str) -> None:
     """Save a new provider, deployments of models there, their prices, and the models that don't exist yet, or nothing.
 
-    At a model that has deployments, the new one is asked after them. Raises ValidationError like catalog_save.
+    At a model that has deployments, the new one is asked after them. A model that is switched off is switched on.
+    Raises ValidationError like catalog_save.
     """
     with transaction.atomic():
         catalog_save(row=provider, actor=actor)
@@ -57,7 +58,8 @@ def provider_add(*, provider: Provider, models: Sequence[ModelAtProvider], actor
             model = Model.objects.filter(public_name=each.public_name).first()
             if model is None:
                 model = Model(public_name=each.public_name, kind=each.kind, context_size=each.context_size)
-                catalog_save(row=model, actor=actor)
+            model.is_enabled = True
+            catalog_save(row=model, actor=actor)
             last = model.deployments.aggregate(Max("order"))["order__max"]
             deployment = Deployment(
                 model=model,

@@ -128,7 +128,7 @@ def test_it_names_the_setting_that_allows_an_address_of_this_machine(site: Clien
 
 
 def test_it_saves_provider_models_deployments_and_prices(site: Client) -> None:
-    Model.objects.create(public_name="old", aliases=["older"])
+    Model.objects.create(public_name="old", aliases=["older"], is_enabled=False)
     Deployment.objects.create(
         model=Model.objects.get(), provider=Provider.objects.create(name="blue", base_url="x"), upstream_name="o"
     )
