@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts.models import Account
+from accounts.models import Account, AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_account, make_key, make_staff
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment
@@ -20,7 +21,6 @@ from monitoring.models import Alert
 from monitoring.tests.samples import recorded
 from operations import deployments
 from operations.dashboard import sections, setup, status
-from operations.demo.services import Demo
 from operations.tests.test_dashboard import INDEX, ago, shown, tile
 
 pytestmark = pytest.mark.django_db
@@ -159,37 +159,45 @@ class TestSampleData:
     ) -> None:
         made: list[str] = []
 
-        def make(*, actor: str) -> Demo:
-            made.append(actor)
+        def run(action: str) -> CompletedProcess[str]:
+            made.append(action)
             Account.objects.filter(name="acme").update(metadata={"demo": True})
-            return Demo(1, 2, 3)
+            return CompletedProcess([], 0, stdout="Made 3 requests of 1 accounts.\nLook at the dashboard.\n")
 
-        monkeypatch.setattr(setup, "demo_make", make)
+        monkeypatch.setattr(setup, "run_demo", run)
         assert "Load sample data" in site.get(INDEX).content.decode()
         question = site.post(SAMPLE, {"action": "load"}).content.decode()
         assert "Load sample data?" in question
         assert made == []
         page = site.post(SAMPLE, {"action": "load", "confirmed": "yes"}, follow=True).content.decode()
-        assert made == ["admin:root"]
-        assert "Loaded 3 requests of 1 accounts." in page
+        assert made == ["load"]
+        assert "Made 3 requests of 1 accounts." in page
+        entry = AuditEntry.objects.latest("pk")
+        assert (entry.actor, entry.action, entry.target_type) == ("admin:root", "loaded", "sample data")
         assert "Remove sample data" in page
 
     def test_it_is_removed_after_a_question(self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(setup, "demo_remove", lambda *, actor: Demo(1, 2, 3))
+        done = CompletedProcess([], 0, stdout="Removed 3 requests of 1 accounts.\n")
+        monkeypatch.setattr(setup, "run_demo", lambda action: done)
         Account.objects.filter(name="acme").update(metadata={"demo": True})
         assert "Remove sample data?" in site.post(SAMPLE, {"action": "remove"}).content.decode()
         page = site.post(SAMPLE, {"action": "remove", "confirmed": "yes"}, follow=True).content.decode()
         assert "Removed 3 requests of 1 accounts." in page
 
-    def test_it_is_for_those_who_may_and_not_in_production(self, site: Client, settings: Settings) -> None:
+    def test_it_is_for_those_who_may_and_not_in_production(
+        self, site: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         viewer = logged_in(make_staff("monitoring.view_requestrecord", name="viewer"))
         assert "sample data" not in viewer.get(INDEX).content.decode()
         assert viewer.post(SAMPLE, {"action": "load", "confirmed": "yes"}).status_code == 403
         assert viewer.post(SAMPLE, {"action": "remove", "confirmed": "yes"}).status_code == 403
         settings.IS_PRODUCTION = True
         assert "Load sample data" not in site.get(INDEX).content.decode()
+        refused = CompletedProcess([], 1, stdout="", stderr='{"event": "x"}\nCommandError: This is production.\n')
+        monkeypatch.setattr(setup, "run_demo", lambda action: refused)
         page = site.post(SAMPLE, {"action": "load", "confirmed": "yes"}, follow=True).content.decode()
-        assert "This is production" in page
+        assert "This is production." in page
+        assert "CommandError" not in page
         recorded(make_key())
         settings.IS_PRODUCTION = False
         assert "Load sample data" not in site.get(INDEX).content.decode()
