@@ -197,35 +197,40 @@ class Overview:
         return sorted(sums.items(), key=lambda each: (-each[1].cost, -each[1].requests, each[0]))[:MODELS]
 
     @property
-    def charts(self) -> list[dict[str, Any]]:
-        """Return the charts, which static/site/charts.js draws."""
+    def chart_data(self) -> dict[str, Any]:
+        """Return the charts and their shared axis, which static/site/charts.js draws; a day leads to its requests."""
         days = [self.begin + ONE_DAY * number for number in range(DAYS)]
         axis = {
             "kind": "bars",
             "time": "Day (UTC)",
             "labels": [f"{day.day} {day:%b}" for day in days],
             "names": [f"{day:%Y-%m-%d}" for day in days],
+            "ends": [f"{day + ONE_DAY:%Y-%m-%d}" for day in days],
+            "log": reverse("admin:monitoring_requestrecord_changelist") + self.log_query if self.sees_requests else "",
         }
 
         def bars(name: str, look: int, of: Callable[[Figures], float]) -> dict[str, Any]:
             return {"name": name, "look": look, "values": [of(self.daily.get(day, Figures())) for day in days]}
 
-        outcomes = [
+        def chart(title: str, unit: str, numbers: str, summary: str, *sets: dict[str, Any]) -> dict[str, Any]:
+            shown = {"id": title, "title": f"{title}, last {DAYS} days", "unit": f"{unit} a day"}
+            return {**shown, "numbers": numbers, "summary": summary, "sets": sets}
+
+        total = self.total
+        asked = f"{count(total.requests)} requests, {count(total.failed)} failed."
+        paid = f"{known_money(total.cost, total.unpriced).capitalize()} in total."
+        cost = bars("cost", 0, lambda each: each.cost / NANO_DOLLARS)
+        outcomes = (
             bars("answered", 0, lambda each: each.answered),
             bars("over a limit", 1, lambda each: each.limited),
             bars("failed", 3, lambda each: each.failed),
             bars("invalid", 4, lambda each: each.invalid),
+        )
+        charts = [
+            chart("Cost", "US dollars", "money", paid, cost),
+            chart("Requests", "Requests", "count", asked, *outcomes),
         ]
-        cost = bars("cost", 0, lambda each: each.cost / NANO_DOLLARS)
-        total = self.total
-        asked = f"{count(total.requests)} requests, {count(total.failed)} failed."
-        paid = f"{known_money(total.cost, total.unpriced).capitalize()} in total."
-        return [
-            {**axis, "id": "cost", "title": f"Cost, last {DAYS} days", "unit": "US dollars a day", "sets": [cost],
-             "numbers": "money", "summary": paid},
-            {**axis, "id": "requests", "title": f"Requests, last {DAYS} days", "unit": "Requests a day",
-             "sets": outcomes, "numbers": "count", "summary": asked},
-        ]  # fmt: skip
+        return {"axis": axis, "charts": charts}
 
     @property
     def keys(self) -> list[KeyRow]:

@@ -52,8 +52,10 @@ def test_it_sums_up_an_account_and_each_of_its_keys(cast: Cast) -> None:
     assert tiles["Requests, 30 days"].value == "10"
     assert (tiles["Failed, 30 days"].value, tiles["Failed, 30 days"].more) == ("10 %", "1 failed, 8 over a limit")
     assert tiles["Failed, 30 days"].url.endswith("?account=acme&status=failed")
-    cost, requests = account.charts
-    assert (sum(cost["sets"][0]["values"]), len(cost["labels"])) == (3.0, 30)
+    data = account.chart_data
+    cost, requests = data["charts"]
+    assert (sum(cost["sets"][0]["values"]), len(data["axis"]["labels"])) == (3.0, 30)
+    assert data["axis"]["log"].endswith("?account=acme")
     assert {each["name"]: sum(each["values"]) for each in requests["sets"]} == {
         "answered": 1, "over a limit": 8, "failed": 1, "invalid": 0,
     }  # fmt: skip

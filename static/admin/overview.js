@@ -1,16 +1,12 @@
 // The overview of an account or a key: draws its charts and copies its request.
 
-import { drawChart } from "../site/charts.js";
+import { NUMBERS, drawChart } from "../site/charts.js";
 import { byId, copy } from "../site/dom.js";
-import { count, exactly, exactMoney, money } from "../site/format.js";
-
-const NUMBERS = {
-  count: { format: (value, isExact) => (isExact ? exactly(value) : count(value)), tick: (value) => (Number.isInteger(value) ? count(value) : "") },
-  money: { format: (value, isExact) => (isExact ? exactMoney(Number(value).toFixed(9)) : money(value)) },
-};
 
 function drawCharts() {
-  for (const chart of JSON.parse(byId("overview-data").textContent)) drawChart(byId("overview-charts"), { ...chart, ...NUMBERS[chart.numbers] });
+  const { axis, charts } = JSON.parse(byId("overview-data").textContent);
+  const link = axis.log ? (bucket) => `${axis.log}&from=${axis.names[bucket]}&until=${axis.ends[bucket]}` : null;
+  for (const chart of charts) drawChart(byId("overview-charts"), { ...axis, ...chart, ...NUMBERS[chart.numbers], link });
 }
 
 if (byId("overview-data")) {

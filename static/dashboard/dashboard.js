@@ -2,9 +2,8 @@
 //
 // A refresh sends the mark of the displayed data. If nothing has changed since, the response is empty and cheap.
 
-import { drawChart } from "../site/charts.js";
+import { NUMBERS, drawChart } from "../site/charts.js";
 import { byId, element } from "../site/dom.js";
-import { count, exactly, exactMoney, milliseconds, money } from "../site/format.js";
 
 const CHOICE = "dashboard-refresh";
 const root = byId("dashboard");
@@ -13,15 +12,6 @@ const stale = byId("dash-stale");
 const again = byId("dash-now");
 let timer = 0;
 let readAt = new Date();
-
-const NUMBERS = {
-  count: { format: (value, isExact) => (isExact ? exactly(value) : count(value)), tick: (value) => (Number.isInteger(value) ? count(value) : "") },
-  time: { format: (value) => milliseconds(value) },
-  money: {
-    format: (value, isExact) => (isExact ? exactMoney(Number(value).toFixed(9)) : money(value)),
-    tick: (value, step) => `$${value.toFixed(Math.max(2, step ? Math.ceil(-Math.log10(step)) : 2))}`,
-  },
-};
 
 /** Draw the charts, if any: without requests, the page shows the next steps instead. */
 function drawCharts() {
