@@ -223,7 +223,7 @@ def test_it_says_what_a_budget_will_have_used_at_the_end_of_the_month(opened: Op
     watched = opened(1000, at=now)  # a thousand requests a day cost $1, and $20.688 are left for 14.5 days
     is_current(watched.page)
     budget = watched.page.locator("#limits .card").nth(2)
-    expect(budget).to_contain_text("At this pace $17.70 by 30 November.")
+    expect(budget).to_contain_text("At this pace $17.70 of $25.00 by 30 November.")
 
 
 def test_it_says_what_to_do_where_nothing_was_asked(opened: Opener) -> None:

@@ -84,8 +84,8 @@ function card(state, forecast) {
 function forecastText(state, { expected, ends, reachedAt }) {
   const day = (time) => new Date(time).toLocaleDateString("en-GB", { day: "numeric", month: "long", timeZone: "UTC" });
   const amount = shown(state, isMoney(state) ? expected : Math.round(expected));
-  if (reachedAt === null) return `At this pace ${amount} by ${day(ends - 1)}.`;
-  return element("span", { class: "state warn-text" }, `At this pace ${amount} by ${day(ends - 1)}: reached on ${day(reachedAt)}.`);
+  const sentence = `At this pace ${amount} of ${shown(state, state.limit)} by ${day(ends - 1)}`;
+  return reachedAt === null ? `${sentence}.` : element("span", { class: "state warn-text" }, `${sentence}; reached on ${day(reachedAt)}.`);
 }
 
 function unlimited(limits, month) {
