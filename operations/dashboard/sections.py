@@ -119,7 +119,7 @@ def course_of(values: Sequence[float | None]) -> str:
     for index, value in enumerate(values):
         if value is not None:
             path += f"{'L' if is_drawing else 'M'}{index * step:.1f} {19 - value / highest * 18:.1f}"
-            path += "" if is_drawing else "h.1"  # a lone point is seen
+            path += "" if is_drawing else "h1"  # a lone point is seen
         is_drawing = value is not None
     return path
 
