@@ -102,7 +102,8 @@ def report_page(model_admin: ModelAdmin, request: HttpRequest) -> HttpResponseBa
         "check": log_check(report, account_id, is_wanted="check" in request.GET),
         "wrong": Alert.objects.filter(kind=Alert.Kind.RECONCILIATION, ended_at=None).first(),
         "choices": [(name, text, name == period.name) for name, text in CHOICES.items()],
-        "may_export": request.user.has_perm("monitoring.export_requestrecord"),
+        "may_export": request.user.has_perms([VIEW_RECORDS, "monitoring.export_requestrecord"]),
+        "may_see_alerts": request.user.has_perm("monitoring.view_alert"),
     }
     return page(model_admin, request, "admin/monitoring/usage_report.html", "Usage report", context)
 

@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts.models import Account, AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_staff
 from monitoring import usage_report as module
-from monitoring.models import RequestRecord
+from monitoring.models import Alert, RequestRecord
 from monitoring.rollups.periods import month_begin
 from monitoring.tests.samples import micros, micros_at, recorded
 from monitoring.usage_report import COLUMNS, PERIODS, Period, usage_report
@@ -205,6 +205,13 @@ def test_it_is_for_those_who_may_see_sums_or_requests(site: Client, cast: Cast) 
         assert [each.get(path).status_code for path in (PAGE, f"{PAGE}?format=csv", statement)] == [200] * 3
     assert finance.get("/admin/monitoring/requestrecord/").status_code == 403
     assert PAGE in finance.get("/admin/").content.decode()
+    alert = Alert.objects.create(kind="books", subject="books", title="Sums differ", text="x", began_at=timezone.now())
+    exporter = logged_in(make_staff("monitoring.view_rollup", "monitoring.export_requestrecord", name="exporter"))
+    for each, is_linked in ((site, True), (exporter, False)):
+        html = each.get(PAGE).content.decode()
+        assert "Sums differ" in html
+        assert ("Other exports" in html) is is_linked
+        assert (f"/admin/monitoring/alert/{alert.pk}/" in html) is is_linked
     stranger = logged_in(make_staff("accounts.view_account", name="stranger"))
     assert [stranger.get(path).status_code for path in (PAGE, f"{PAGE}?format=csv", statement)] == [403] * 3
     assert PAGE not in stranger.get("/admin/").content.decode()
