@@ -26,8 +26,8 @@ from accounts.limits.types import (
     Window,
 )
 from core.errors import ApiError, BoundExceedsLimit
-from core.formats import moment
-from core.money import NANO_DOLLARS, dollars
+from core.formats import moment, money
+from core.money import dollars
 from core.times import month_end, month_of
 
 #: Windows of the limits by unit, in seconds. Tokens are counted by whole seconds, and leave the window up to one later.
@@ -181,11 +181,8 @@ class LimitUsage:
 
     @property
     def text(self) -> str:
-        """How much is used, for people: `1,200 of 10,000 (12 %)`; money is rounded to cents."""
-        used, limit = (
-            f"${(value or 0) / NANO_DOLLARS:,.2f}" if self.is_money else f"{value or 0:,}"
-            for value in (self.used, self.limit)
-        )
+        """How much is used, for people: `1,200 of 10,000 (12 %)`; money is rounded."""
+        used, limit = (money(value or 0) if self.is_money else f"{value or 0:,}" for value in (self.used, self.limit))
         if self.limit is None:
             return "no limit" if self.used is None else f"{used} (no limit)"
         return f"{used} of {limit} ({self.percent} %)"
