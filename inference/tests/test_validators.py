@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
+from pytest_django import Settings
 
 from inference.models import Provider
 from inference.validators import (
@@ -107,3 +108,11 @@ def test_it_takes_no_address_of_this_machine_or_of_its_cloud(url: str) -> None:
 )
 def test_it_knows_addresses_that_no_provider_has(address: str, forbidden: bool) -> None:
     assert is_forbidden_address(address) is forbidden
+
+
+def test_it_allows_this_machine_and_no_more_where_the_operator_says_so(settings: Settings) -> None:
+    settings.LOOPBACK_PROVIDERS = True
+    validate_provider_url("http://127.0.0.1:11434/v1")
+    allowed = [address for address in ("127.0.0.1", "::1") if not is_forbidden_address(address)]
+    assert allowed == ["127.0.0.1", "::1"]
+    assert all(map(is_forbidden_address, ("0.0.0.0", "169.254.169.254", "fd00:ec2::254", "fe80::1")))
