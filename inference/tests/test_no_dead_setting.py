@@ -118,7 +118,7 @@ EFFECTS: dict[type, dict[str, tuple[Any, Effect]]] = {
 #: What is no setting: names, bookkeeping, and `overrides_until`, which has a test of its own.
 NO_SETTINGS = {
     Tier: {"id", "name"},
-    Account: {"id", "name", "contact", "metadata", "created_at", "cache_generations"},
+    Account: {"id", "name", "display_name", "contact", "metadata", "created_at", "cache_generations"},
     ApiKey: {"id", "account", "tier", "name", "prefix", "last_four", "digest", "pepper_id", "successor", "lineage_id"}
     | {"maker", "created_at", "last_used_at", "overrides_until"},
 }

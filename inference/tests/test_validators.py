@@ -115,4 +115,4 @@ def test_it_allows_this_machine_and_no_more_where_the_operator_says_so(settings:
     validate_provider_url("http://127.0.0.1:11434/v1")
     allowed = [address for address in ("127.0.0.1", "::1") if not is_forbidden_address(address)]
     assert allowed == ["127.0.0.1", "::1"]
-    assert all(map(is_forbidden_address, ("0.0.0.0", "169.254.169.254", "fd00:ec2::254", "fe80::1")))
+    assert all(map(is_forbidden_address, ("224.0.0.1", "169.254.169.254", "fd00:ec2::254", "fe80::1")))
