@@ -1,8 +1,8 @@
 """Measure that a request costs the same where there is more of everything: `python bench/scaling.py` prints one table.
 
 In turns, on a platform with one worker, one key and an empty log; with two workers; with 100,000 keys, of which one
-calls, or each once; and with a log of 5,000,000 records (or `--records N`). What a limit costs by its size is in
-limits.py.
+calls, or 500 in turn, each less than once a second, or each once and for the first time; and with a log of 5,000,000
+records (or `--records N`). What a limit costs by its size is in limits.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness import NUMBER, TURN, Result
 from log_fill import Caller, fill
 from side_by_side import Row, chat, measure, say
 
-KEYS = 100_000
+KEYS, IN_TURN = 100_000, 500
 MAKE_KEYS = f"""
 from accounts.keys import accepted_peppers, digest_key
 from accounts.models import ApiKey
@@ -53,11 +53,12 @@ def rows(stack: ExitStack, provider: str, records: int) -> Iterator[tuple[str, R
     two = stack.enter_context(run(name="2 workers", workers=2))
     many = stack.enter_context(run(name=f"{KEYS:,} keys, one calls", script=MAKE_KEYS))
     full = stack.enter_context(run(name=f"{records:,} records", fill=partial(fill_log, records)))
-    all_call = replace(many, name=f"{KEYS:,} keys, each calls once", key=f"bench-{TURN}")
-    for peer in (one, two, many, all_call, full):
+    in_turn = replace(many, name=f"{KEYS:,} keys, {IN_TURN} call in turn", key=f"bench-{TURN}")
+    all_call = replace(in_turn, name=f"{KEYS:,} keys, each calls once")
+    for peer in (one, two, many, in_turn, all_call, full):
         for kind, message in (("miss", f"Number {NUMBER}"), ("hit", "What is the capital of France?")):
             row = chat(peer, kind, message)
-            yield peer.name, replace(row, plan=replace(row.plan, turns=KEYS))
+            yield peer.name, replace(row, plan=replace(row.plan, turns=IN_TURN if peer is in_turn else KEYS))
 
 
 def main() -> None:
