@@ -12,7 +12,7 @@ from inference.fake_provider import FakeUpstream
 from tests.servers import aiapi_server, browser
 
 FILE = "docs/dashboard.webp"
-WIDTH, HEIGHT = 1280, 860
+WIDTH, HEIGHT = 1280, 1040
 PASSWORD = "only for this picture"
 #: Chromium writes WebP, a quarter of the size of a PNG.
 TO_WEBP = """async (png) => {
