@@ -1,6 +1,6 @@
 """Authenticate requests by API key, and count failed attempts by address in the cache `attempts`.
 
-While the server of that cache is known to be away (core.redis.availability), no request waits for it. Attempts that
+While the server of that cache is known to be down (core.redis.availability), no request waits for it. Attempts that
 can't be counted are not limited; the bad key is refused all the same.
 """
 
@@ -47,7 +47,7 @@ def authenticate_key(key: str, request: HttpRequest) -> AuthenticatedKey:
 
     Raises KeyInvalid for a key that is not usable, TooManyFailures for a bad key from an address that sent too many of
     them, AddressDenied for a key that is restricted to other addresses, and DependencyUnavailable if the database is
-    away.
+    down.
     """
     identity = key_cache.find(key) if is_well_formed(key) else None
     if identity is None:
@@ -86,7 +86,7 @@ def count_attempt(request: HttpRequest, *, group: str, rate: str) -> None:
 
 
 class AttemptsCache(RedisCache):  # type: ignore[misc]  # django-redis is not typed
-    """Redis as a counter of attempts; returns None while it is away."""
+    """Redis as a counter of attempts; returns None while it is down."""
 
     def add(self, *args: Any, **kwargs: Any) -> Any:
         """Create a counter."""

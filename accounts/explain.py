@@ -16,7 +16,7 @@ from accounts.keys import accepted_peppers
 from accounts.limit_usage import LIVE, LimitUsage, get_limit_usage
 from accounts.limits.types import LIMITS
 from accounts.models import ApiKey
-from core.formats import moment
+from core.formats import utc_text
 from core.network import is_within
 from core.redaction import PREFIX
 
@@ -79,7 +79,7 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
         else:  # calls of other models are not refused for it
             notes.append(f"Calls of {each.subject.model} would be refused (429 {code}): {text}")
     if report.source != LIVE and identity.limits.has_budget:
-        text = "The state store is away: calls under a monthly budget are refused."
+        text = "The state store is down: calls under a monthly budget are refused."
         reasons.append(Reason(503, "dependency_unavailable", text))
     notes += [
         f"Calls of {name} would be refused (403 price_unknown): it has no price, and a budget in money counts them."
@@ -87,11 +87,11 @@ def explain_key(key: ApiKey, *, address: str | None = None) -> Explanation:
         if identity.may_use_model(name) and identity.limits_for(name).has_cost_budget
     ]
     if report.source != LIVE:
-        notes.append("The state store is away: the use of rates and slots is unknown.")
+        notes.append("The state store is down: the use of rates and slots is unknown.")
     if key.allowed_ips and address is None:
         notes.append("The key is restricted to addresses: give one to see whether it is allowed.")
     if key.revoked_at is not None and key.revoked_at > now:
-        notes.append(f"The key was replaced and works until {moment(key.revoked_at)}.")
+        notes.append(f"The key was replaced and works until {utc_text(key.revoked_at)}.")
     return Explanation(
         account=key.account.name,
         name=key.name,
@@ -113,9 +113,9 @@ def _faults(key: ApiKey, now: datetime) -> list[str]:
     """List all that makes the key itself unusable. The API reports only that the key is invalid."""
     found = []
     if key.revoked_at is not None and key.revoked_at <= now:
-        found.append(f"The key was revoked at {moment(key.revoked_at)}.")
+        found.append(f"The key was revoked at {utc_text(key.revoked_at)}.")
     if key.expires_at is not None and key.expires_at <= now:
-        found.append(f"The key expired at {moment(key.expires_at)}.")
+        found.append(f"The key expired at {utc_text(key.expires_at)}.")
     if not key.account.is_active:
         found.append(f"The account {key.account.name} is disabled.")
     if key.pepper_id not in {pepper.id for pepper in accepted_peppers()}:
@@ -138,8 +138,8 @@ def _source(key: ApiKey, usage: LimitUsage, now: datetime) -> str:
     if key.overrides_until is None:
         return "this key's override"
     if now < key.overrides_until:
-        return f"this key's override, until {moment(key.overrides_until)}"
-    return f"tier {key.tier.name} (this key's override ended {moment(key.overrides_until)})"
+        return f"this key's override, until {utc_text(key.overrides_until)}"
+    return f"tier {key.tier.name} (this key's override ended {utc_text(key.overrides_until)})"
 
 
 def _unpriced_models() -> list[str]:

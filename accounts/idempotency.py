@@ -88,7 +88,7 @@ class Claim:
         """Take the lease and the row.
 
         Raises Replayed if there is an answer, Conflict while the first request runs, IdempotencyKeyReused if the key
-        came with a different request, and DependencyUnavailable if the state store or the database is away.
+        came with a different request, and DependencyUnavailable if the state store or the database is down.
         """
         try:
             if not leases.take(self._lease, self._token):

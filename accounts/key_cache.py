@@ -107,7 +107,7 @@ class KeyCache:
     def find(self, key: str) -> AuthenticatedKey | None:
         """Return the identity of a usable key; None for any other key.
 
-        Raises DependencyUnavailable while the database is away, unless a snapshot is at most AUTH_STALE_SECONDS older
+        Raises DependencyUnavailable while the database is down, unless a snapshot is at most AUTH_STALE_SECONDS older
         than the usual second.
         """
         identity = self._identities.get(digests(key))

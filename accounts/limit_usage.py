@@ -26,7 +26,7 @@ from accounts.limits.types import (
     Window,
 )
 from core.errors import ApiError, BoundExceedsLimit
-from core.formats import moment, money
+from core.formats import money, utc_text
 from core.money import dollars
 from core.times import month_end, month_of
 
@@ -123,7 +123,7 @@ def _seconds_left(window: Window, unit: str, admission: Admission) -> int:
 class LimitUsage:
     """How much of one limit of a subject is used, in the limit's own unit (money in nano-dollars).
 
-    `limit` is None if there is none, `used` if it is not counted, or unknown because Redis is away. `reset_at` (µs) is
+    `limit` is None if there is none, `used` if it is not counted, or unknown because Redis is down. `reset_at` (µs) is
     when all of it is available again; None for concurrency, and if it is unknown. `source` says where the limit's value
     comes from; only accounts.explain sets it.
     """
@@ -215,11 +215,11 @@ class LimitUsage:
             unlimited if limit is None else str(limit),
             unknown if used is None else str(used),
             unknown if remaining is None else str(remaining),
-            moment(reset, never, seconds=True),
+            utc_text(reset, never, seconds=True),
         )
 
 
-#: Sources of usage: the limits themselves, or (while Redis is away) the records in the database.
+#: Sources of usage: the limits themselves, or (while Redis is down) the records in the database.
 LIVE, RECORDS = "limits", "records"
 
 
@@ -237,7 +237,7 @@ class UsageReport:
 
 
 def get_limit_usage(scope: LimitSet) -> UsageReport:
-    """Return the usage of every limit of a scope; raises database errors if Redis is away too."""
+    """Return the usage of every limit of a scope; raises database errors if Redis is down too."""
     try:
         limits = get_limits()
         admission = limits.peek(scope)
@@ -251,7 +251,7 @@ def get_limit_usage(scope: LimitSet) -> UsageReport:
 def usage_of_scopes(scopes: Sequence[LimitSet]) -> UsageReport:
     """Return the usage of the limits of many scopes in one step, without the times at which rates are reset.
 
-    While Redis is away, that of the monthly limits alone.
+    While Redis is down, that of the monthly limits alone.
     """
     now = wall_clock()
     try:

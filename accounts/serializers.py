@@ -42,7 +42,7 @@ class LimitUsageAnswer(serializers.Serializer[Any]):
     month = serializers.CharField(help_text="The calendar month (UTC) of the budgets, as in 2026-11.")
     source = serializers.ChoiceField(  # type: ignore[assignment]  # the stubs mistake it for Field.source
         choices=[LIVE, RECORDS],
-        help_text="records: the state store is away. Monthly amounts are those of the records written so far; the use "
+        help_text="records: the state store is down. Monthly amounts are those of the records written so far; the use "
         "of rates and slots is unknown.",
     )
     limits = LimitState(many=True)

@@ -138,7 +138,7 @@ HINTS: dict[type[ApiError], str] = {
     NotFound: "There is nothing under this address, or it has been deleted.",
     TooManyFailures: "Too many attempts came from your network address. Wait a minute, and try again.",
     DependencyUnavailable: "The database does not answer. Wait a moment, and load the page again; /health says what is "
-    "away.",
+    "down.",
     InternalError: "This is a fault of the service. Report the request id to your operator.",
 }
 HOST_HINT = "If you run the service: add the host name to ALLOWED_HOSTS."

@@ -50,7 +50,7 @@ def page_context(current: str) -> dict[str, Any]:
 
 
 def public_models() -> list[dict[str, Any]]:
-    """List the enabled models for visitors without a key; none unless PUBLIC_MODELS, or while the database is away."""
+    """List the enabled models for visitors without a key; none unless PUBLIC_MODELS, or while the database is down."""
     try:
         models = sorted(catalog.models().items()) if settings.PUBLIC_MODELS else []
     except DependencyUnavailable:

@@ -31,7 +31,7 @@ class CacheServer:
         return state_store() if is_state_store else self.own_availability
 
     def command(self, *command: Any) -> Any:
-        """Run a command, again if its connection broke. Raises RedisError, at once while the server is away."""
+        """Run a command, again if its connection broke. Raises RedisError, at once while the server is down."""
         return self.availability.ask(self._wire.command, *command, attempts=1)
 
 

@@ -28,7 +28,7 @@ REQUEST_SECONDS = 5.0
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-#: Whether this process finds the database away: the one place that knows it.
+#: Whether this process finds the database down: the one place that knows it.
 database_outage = Outage()
 _query_timeout: ContextVar[float | None] = ContextVar("query_timeout", default=None)
 

@@ -85,7 +85,7 @@ def percent(share: float | None) -> str:
     return NOTHING if share is None else f"{share * 100:.1f}".removesuffix(".0") + " %"
 
 
-def moment(at: datetime | None, absent: str = "never", *, seconds: bool = False) -> str:
+def utc_text(at: datetime | None, absent: str = "never", *, seconds: bool = False) -> str:
     """Format a time in UTC, to the minute or second: 2026-11-30 23:50 UTC."""
     return absent if at is None else at.astimezone(UTC).strftime(f"%Y-%m-%d %H:%M{':%S' if seconds else ''} UTC")
 

@@ -1,4 +1,4 @@
-"""Outages of dependencies: while one is away, one caller at a time tries it, and the others fail at once."""
+"""Outages of dependencies: while one is down, one caller at a time tries it, and the others fail at once."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ for each in (
     formats.milliseconds,
     formats.duration,
     formats.percent,
-    formats.moment,
+    formats.utc_text,
 ):
     register.filter(each.__name__, each)
 

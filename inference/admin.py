@@ -32,7 +32,7 @@ from accounts.admin.base import (
     is_confirmed,
     link,
 )
-from core.formats import moment, price_text
+from core.formats import price_text, utc_text
 from inference.catalog import default_model_name
 from inference.models import Deployment, Model, Price, Provider
 from inference.provider_setup import MOST, PRESETS, Listing, Preset, ProviderAddForm, provider_models
@@ -373,7 +373,7 @@ class DeploymentAdmin(CatalogAdmin):
         begun = Price.objects.filter(valid_from__lte=timezone.now()).order_by("valid_from")
         try:
             notices = failing()
-        except RedisError:  # unknown while the state store is away
+        except RedisError:  # unknown while the state store is down
             notices = []
         states = (
             When(pk__in=[each.deployment_id for each in notices if each.is_open], then=Value("open")),
@@ -420,7 +420,7 @@ class PriceAdmin(CatalogAdmin):
         """Return False: prices can't be changed, because calls were billed with them; add a new price instead."""
         return False
 
-    begins = column("valid from", lambda price: moment(price.valid_from), ordering="valid_from")
+    begins = column("valid from", lambda price: utc_text(price.valid_from), ordering="valid_from")
 
     @display(description="begun", boolean=True)
     def is_current(self, price: Price) -> bool:

@@ -3,7 +3,7 @@
 The account is a required part of every key, so answers are never shared between accounts.
 
 Failure policy: an unavailable cache costs time, never an answer. A call that fails (after REDIS_TIMEOUT at the latest)
-is logged; while the server is known to be away (core.redis.availability), no call waits for it. The cache's server
+is logged; while the server is known to be down (core.redis.availability), no call waits for it. The cache's server
 decides which entries it evicts.
 """
 
@@ -76,7 +76,7 @@ answer_cache = SharedCache()
 
 
 def _asked(operation: Callable[[], T]) -> T | None:
-    """Return the operation's result; None if the cache refuses it, or is away."""
+    """Return the operation's result; None if the cache refuses it, or is down."""
     try:
         return operation()
     except ResponseError as error:  # the server is up and refuses, for example out of memory

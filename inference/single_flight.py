@@ -4,7 +4,7 @@ Within a process, the first call for a cache key leads; the others follow, and w
 the reservation of the leading call holds the flight (see accounts.limits). A call that finds it held elsewhere asks
 again until it has ended, and then looks into the cache. If that process dies, the next that asks takes the flight over,
 within about a second. A leader that was taken over finishes and is billed, but does not store its answer. Without a
-shared cache, while the state store is away, or once two calls elsewhere have left no answer in the cache, each process
+shared cache, while the state store is down, or once two calls elsewhere have left no answer in the cache, each process
 works alone.
 
 A follower waits no longer than its own call may take; then it gets a 504 and makes no call.

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from accounts.admin.lists import SPANS, KeysetChangeList, TimeFilter
 from accounts.models import Account, ApiKey
-from core.formats import NOTHING, exact_money, milliseconds, moment, money
+from core.formats import NOTHING, exact_money, milliseconds, money, utc_text
 from core.money import nano
 from monitoring.models import Outcome, RequestRecord, outcome_of
 from monitoring.rollups.log import requests_by_period
@@ -98,7 +98,7 @@ def histogram(changelist: KeysetChangeList, request: HttpRequest) -> Histogram |
         records = changelist.counted(request, begin, COUNTED)
         found = requests_by_period(records.rows, width)
         if records.since is not None:
-            note = f"Only the newest were counted, back to {moment(records.since)}."
+            note = f"Only the newest were counted, back to {utc_text(records.since)}."
     by_place: defaultdict[int, Counter[str]] = defaultdict(Counter)
     counts = Counter[str]()
     for start, outcome, requests in found:

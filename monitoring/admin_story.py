@@ -12,7 +12,7 @@ from django.http import HttpRequest
 
 from accounts.admin.base import change_url
 from accounts.models import Account, ApiKey
-from core.formats import NOTHING, exact_money, milliseconds, moment
+from core.formats import NOTHING, exact_money, milliseconds, utc_text
 from core.keyset import Place, stretch
 from core.money import nano
 from monitoring.models import Alert, Outcome, RequestContent, RequestRecord, outcome_of
@@ -124,7 +124,7 @@ def _details(record: RequestRecord) -> list[tuple[str, str]]:
     ]
     cost = "unknown: the model has no price" if record.cost is None else exact_money(nano(record.cost))
     return [
-        ("Time", moment(record.admitted_at, seconds=True)),
+        ("Time", utc_text(record.admitted_at, seconds=True)),
         ("Status", f"{record.status} {record.error_code}".strip()),
         ("Error", (f"{record.error_code}: {message}" if message else record.error_code) or NOTHING),
         ("Endpoint", record.endpoint),

@@ -46,7 +46,7 @@ class Backlog:
 
 
 def ingest_backlog() -> Backlog:
-    """Ask all streams in one round trip; raises redis.RedisError when the store is away."""
+    """Ask all streams in one round trip; raises redis.RedisError when the store is down."""
     pipeline = _client(settings.REDIS_URL).pipeline(transaction=False)
     for shard in range(SHARDS):
         pipeline.xlen(records_stream(shard))

@@ -1,7 +1,7 @@
 """The payload log: prompts and answers of accounts with content logging. Best effort, by design.
 
 A request puts its content, cut to CONTENT_MAX_BYTES, into a queue of its process; a thread writes the queue to the
-database in batches. Content is lost if the queue is full, the database is away or the process dies; requests and their
+database in batches. Content is lost if the queue is full, the database is down or the process dies; requests and their
 records are not. The number of dropped entries is logged. The content itself never goes into a log.
 """
 

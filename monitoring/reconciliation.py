@@ -7,7 +7,7 @@ database, the ledgers again. Everything in the ledger at the first reading is fo
 that did not change in between must equal what was found. For one in use, the two readings give a lower and an upper
 bound of the difference.
 
-A ledger is wrong if it is so in each of LOOKS looks: calls that are charged late because Redis was away have been
+A ledger is wrong if it is so in each of LOOKS looks: calls that are charged late because Redis was down have been
 charged by the last one. Reservations are compared with the sum held by open calls, which Redis returns in one step.
 """
 

@@ -31,7 +31,7 @@ _values = attrgetter(*(field.attname for field in _FIELDS))
 
 
 def write_record(record: UsageRecord) -> None:
-    """Write one record. The limits call this for each record while the store is away."""
+    """Write one record. The limits call this for each record while the store is down."""
     with query_timeout(REQUEST_SECONDS):
         write_records([record])
 

@@ -63,7 +63,7 @@ ADVICE = {
     "internal_error": "Search the server's log for this request id: it has the traceback.",
     "upstream_failed": "Test the provider on its page. A second deployment of the model would take its calls.",
     "content_filtered": "The provider's filter stopped the answer. Only another prompt or model helps.",
-    "unavailable": "Look at the health on the dashboard: a part of the platform was away.",
+    "unavailable": "Look at the health on the dashboard: a part of the platform was down.",
     "dependency_unavailable": "Look at the health on the dashboard: the database or Redis could not be reached.",
     "service_busy": "If this lasts, add web workers (WEB_CONCURRENCY) or machines.",
     "upstream_busy": "The provider limits the rate, or its breaker is open: add a deployment elsewhere.",

@@ -70,7 +70,7 @@ class UsageView(KeyView):
     @extend_schema(
         operation_id="usage",
         summary="See what is left of the key's limits, and what the account used",
-        description="While the state store is away, the monthly amounts are those of the records.",
+        description="While the state store is down, the monthly amounts are those of the records.",
         parameters=USAGE_PARAMETERS,
         responses=UsageAnswer,
     )

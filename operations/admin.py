@@ -18,7 +18,7 @@ from django.utils.timezone import now
 from accounts.admin.base import Confirmation, action, actor_of, ask, change_url, column, display, is_confirmed
 from accounts.admin.lists import KeysetAdmin, KeysetChangeList
 from accounts.audit import audit_event
-from core.formats import NOTHING, ago, moment
+from core.formats import NOTHING, ago, utc_text
 from monitoring.models import Alert, AlertDelivery
 from operations import overview
 from operations.alerts.deliveries import lasted, send_test_alert
@@ -120,7 +120,7 @@ class AlertAdmin(KeysetAdmin):
     @display(description="same incident")
     def related(self, alert: Alert) -> SafeString | str:
         """Return links to the other alerts of the incident."""
-        others = ((change_url(each), f"{each.title}, {moment(each.began_at)}") for each in group_of(alert).alerts)
+        others = ((change_url(each), f"{each.title}, {utc_text(each.began_at)}") for each in group_of(alert).alerts)
         own = change_url(alert)
         return format_html_join("", f"<div>{LINK}</div>", (each for each in others if each[0] != own)) or NOTHING
 
@@ -129,14 +129,14 @@ class AlertAdmin(KeysetAdmin):
         """Return how long ago the alert began, and how long it lasted; the exact time on hover."""
         ended = f", lasted {lasted(alert)}" if alert.ended_at else ""
         since = _group(alert).since
-        return format_html('<span title="{}">{}{}</span>', moment(since), ago(since, now()), ended)
+        return format_html('<span title="{}">{}{}</span>', utc_text(since), ago(since, now()), ended)
 
     @display(description="ended")
     def ended(self, alert: Alert) -> str:
         """Return when the incident ended, and its duration so far."""
         if alert.ended_at is None:
             return f"open for {lasted(alert)}"
-        return f"{moment(alert.ended_at)}, after {lasted(alert)}"
+        return f"{utc_text(alert.ended_at)}, after {lasted(alert)}"
 
     @display(description="notified")
     def notified(self, alert: Alert) -> SafeString | str:
@@ -148,7 +148,7 @@ class AlertAdmin(KeysetAdmin):
 def _deliveries(alert: Alert) -> Iterator[str]:
     for delivery in alert.deliveries.all():
         pending = f"{delivery.failure or 'sending'} ({delivery.attempts} attempts)"
-        yield f"{delivery}: {moment(delivery.sent_at, pending)}"
+        yield f"{delivery}: {utc_text(delivery.sent_at, pending)}"
 
 
 def _group(alert: Alert) -> AlertGroup:

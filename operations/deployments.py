@@ -104,7 +104,7 @@ def deployment_states() -> list[DeploymentState]:
 def _readings() -> dict[int, BreakerReading]:
     """Return the readings of deployments whose breaker is not closed in any process; the worst one counts.
 
-    While the state store is away, those of this process alone.
+    While the state store is down, those of this process alone.
     """
     found: list[tuple[int, BreakerReading]] = []
     try:

@@ -1,8 +1,8 @@
 """Health checks by name, and the health and readiness of the service.
 
 A check returns a Finding. The text of an exception that it raises is not shown; its type is logged. The service is
-unhealthy, and not ready, only if every call gets 503: if the database is away, or a store that each call writes to
-takes no writes. Anything else that is away makes it degraded.
+unhealthy, and not ready, only if every call gets 503: if the database is down, or a store that each call writes to
+takes no writes. Anything else that is down makes it degraded.
 
 The check `llm` asks the default model's provider for its list of models, which costs no tokens.
 """
@@ -148,7 +148,7 @@ def limits_health() -> Finding:
     limits.now()
     if limits.is_degraded:
         return Finding(
-            Health.DEGRADED, "The state store is away: rates are kept per process, and calls under a budget get 503."
+            Health.DEGRADED, "The state store is down: rates are kept per process, and calls under a budget get 503."
         )
     refusal = write_refusal()
     if refusal is None:

@@ -84,7 +84,7 @@ class ServerCollector(Collector):
 
 
 def measured_now() -> Iterator[Metric]:
-    """Yield what is measured at each scrape: the queue of records (no value while Redis is away), and the build."""
+    """Yield what is measured at each scrape: the queue of records (no value while Redis is down), and the build."""
     try:
         backlog = ingest_backlog()
     except RedisError as error:

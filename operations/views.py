@@ -51,7 +51,7 @@ class HealthView(OpenView):
     @extend_schema(
         operation_id="health",
         summary="See whether the service and its parts are healthy",
-        description="`unhealthy` (503) if all calls get 503: the database is away, or the state store takes no writes. "
+        description="`unhealthy` (503) if all calls get 503: the database is down, or the state store takes no writes. "
         "`degraded` (200) if anything else is wrong.",
         responses={200: HealthAnswer, 503: HealthAnswer},
     )

@@ -184,7 +184,7 @@ def full(client: Any) -> Iterator[None]:
 
 @contextmanager
 def replica(client: Any) -> Iterator[None]:
-    """Make a Redis the replica of one that is away in the block."""
+    """Make a Redis the replica of one that is down in the block."""
     client.replicaof("127.0.0.1", str(free_port()))
     try:
         yield

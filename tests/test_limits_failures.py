@@ -147,7 +147,7 @@ def trial(site: Site, shared_trial: Trial) -> Iterator[Trial]:
 
 
 def check_service_without_redis(trial: Trial, service: Service | None = None) -> None:
-    """Hold the platform to what is promised while Redis is away."""
+    """Hold the platform to what is promised while Redis is down."""
     first, later = trial.timed("plain", 3, service), trial.timed("plain", 12, service)
     assert max(first) < 2 * 0.25 + SLACK, "the state store and the cache each cost at most 250 ms, once a worker"
     assert statistics.median(later) < 0.05 + SLACK
@@ -155,7 +155,7 @@ def check_service_without_redis(trial: Trial, service: Service | None = None) ->
     began = time.monotonic()
     refused = [trial.chat("plain", service, headers={"Idempotency-Key": uuid.uuid4().hex}) for _ in range(12)]
     assert {answer.status for answer in refused} == {503}
-    assert time.monotonic() - began < 12 * (0.05 + SLACK), "nobody waits for a store that is known to be away"
+    assert time.monotonic() - began < 12 * (0.05 + SLACK), "nobody waits for a store that is known to be down"
     wrong = "ak_dev_" + "0" * 49
     assert (service or trial.site.service).request("GET", "/stats", key=wrong).json()["code"] == "invalid_api_key"
 

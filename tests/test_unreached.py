@@ -22,7 +22,7 @@ CONNECT_TIMEOUT = 1.5
 
 @dataclass
 class Platform:
-    """A platform whose models have two deployments at a provider that is away, and a spare that is not."""
+    """A platform whose models have two deployments at a provider that is down, and a spare that is not."""
 
     service: Service
     away: FakeUpstream

@@ -36,9 +36,9 @@ from accounts.limit_usage import LimitUsage, usage_of_scopes
 from accounts.limits.types import BUDGET_FIELDS, LIMITS, RATE_FIELDS, LimitName, LimitSet
 from accounts.models import Account, Tier
 from accounts.selectors import api_keys_usable, is_usable
-from core.formats import moment
+from core.formats import utc_text
 
-RECORDED = "The state store is away: monthly amounts come from the records; the use of other limits is unknown."
+RECORDED = "The state store is down: monthly amounts come from the records; the use of other limits is unknown."
 
 
 def usage_bar(usage: LimitUsage) -> SafeString:
@@ -52,7 +52,7 @@ def usage_bar(usage: LimitUsage) -> SafeString:
 def month_bar(account: Any, name: LimitName) -> SafeString:
     """Return the bar of a monthly budget of an account in the list."""
     usage: LimitUsage | None = account.usage.get(name)
-    return usage_bar(usage) if usage else SafeString("unknown while the state store is away")
+    return usage_bar(usage) if usage else SafeString("unknown while the state store is down")
 
 
 def state_of(account: Any) -> str:
@@ -134,7 +134,7 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
         return counted
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """Attach the usage of all rows in one step; while Redis is away, only that of the month."""
+        """Attach the usage of all rows in one step; while Redis is down, only that of the month."""
         changelist = super().get_changelist_instance(request)
         accounts = {account.pk: account for account in changelist.result_list}
         scopes = [LimitSet(pk, (account_subject(account),)) for pk, account in accounts.items()]
@@ -216,7 +216,7 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
             title=f"{verb} account {account}?",
             consequences=consequences,
             submit=f"{verb} account",
-            affected=[f"{key}, last used: {moment(key.last_used_at)}" for key in keys],
+            affected=[f"{key}, last used: {utc_text(key.last_used_at)}" for key in keys],
             is_dangerous=not active,
             cancel_url=change_url(account),
         )

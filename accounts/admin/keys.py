@@ -45,7 +45,7 @@ from accounts.keys import SHOWN_PREFIX
 from accounts.limits.types import BUDGET_FIELDS, RATE_FIELDS
 from accounts.models import ApiKey
 from accounts.selectors import api_keys_made_by
-from core.formats import moment
+from core.formats import utc_text
 from core.network import parse_address
 from core.redaction import PREFIX
 
@@ -118,9 +118,9 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
     inlines = (ModelBudgetInline,)
     state = column("state", shown_state, label=STATE_BADGES)
     masked = column("key", lambda key: key.masked)
-    last_used = column("last used", lambda key: moment(key.last_used_at), ordering="last_used_at")
+    last_used = column("last used", lambda key: utc_text(key.last_used_at), ordering="last_used_at")
     account_link = column("account", lambda key: link(key.account), ordering="account__name")
-    created = column("created", lambda key: moment(key.created_at))
+    created = column("created", lambda key: utc_text(key.created_at))
     replaced_by = column("replaced by", lambda key: link(key.successor) if key.successor else "—")
     #: The key that created it through /keys, whose limits apply to it too.
     made_by = column("made by", lambda key: link(key.maker) if key.maker else "an operator")
@@ -225,7 +225,7 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
             return HttpResponseRedirect(change_url(key))
         facts = [("Account", str(key.account)), ("Tier", key.tier.name), ("Name", key.name)]
         facts += [
-            ("Replaces", f"{each}, which works until {moment(each.revoked_at)}") for each in key.predecessors.all()
+            ("Replaces", f"{each}, which works until {utc_text(each.revoked_at)}") for each in key.predecessors.all()
         ]
         context = {
             "plain": _combine(bytes.fromhex(sealed), bytes.fromhex(pad)).decode(),
@@ -309,8 +309,8 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
     def revoked(self, key: ApiKey) -> str:
         """Show when the key was revoked, or will be at the end of its grace period."""
         if key.revoked_at is not None and key.revoked_at > timezone.now():
-            return f"will be at {moment(key.revoked_at)}"
-        return moment(key.revoked_at)
+            return f"will be at {utc_text(key.revoked_at)}"
+        return utc_text(key.revoked_at)
 
     @display(description="usable keys made by it")
     def made(self, key: ApiKey) -> str | SafeString:
@@ -363,4 +363,4 @@ def _more(made: list[ApiKey]) -> str:
 
 def _key_line(key: ApiKey) -> str:
     state = shown_state(key)
-    return f"{key.account} / {key.name} ({key.masked}), {state}, last used: {moment(key.last_used_at)}"
+    return f"{key.account} / {key.name} ({key.masked}), {state}, last used: {utc_text(key.last_used_at)}"

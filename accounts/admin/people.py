@@ -32,7 +32,7 @@ from accounts.admin.lists import FieldFilter, KeysetAdmin, TextFilter, TimeFilte
 from accounts.audit import audit_change, audit_record, stored_values
 from accounts.models import AuditEntry
 from accounts.roles import ROLES
-from core.formats import NOTHING, moment
+from core.formats import NOTHING, utc_text
 
 if TYPE_CHECKING:
     GroupBase = DjangoGroupAdmin
@@ -299,7 +299,7 @@ class AuditEntryAdmin(KeysetAdmin):
     list_filter = (ActionFilter, TargetFilter, ActorFilter, TimeFilter)
     search_fields = ("target", "actor")
     search_help_text = "What was changed, or who did it"
-    when = column("when", lambda entry: moment(entry.at))
+    when = column("when", lambda entry: utc_text(entry.at))
     fields = readonly_fields = ("when", "actor", "action", "target_type", "target_id", "target", "changed")
 
     @display(description="what changed")

@@ -51,7 +51,7 @@ def install(*, seeder: Seeder | None = None, sink: Sink | None = None) -> None:
 def settled_in_database(subjects: Sequence[Subject], month: int) -> Mapping[Subject, Amount]:
     """Return what subjects have settled in a month (YYYYMM) according to the records in the database.
 
-    For use while Redis is away. Open calls and records that are not yet ingested are missing from it. Raises
+    For use while Redis is down. Open calls and records that are not yet ingested are missing from it. Raises
     ImproperlyConfigured if no seeder is installed, and database errors.
     """
     if _installed.seeder is None:
@@ -76,7 +76,7 @@ class WriteRefusal:
 
 
 def write_refusal() -> WriteRefusal | None:
-    """Return why the state store refuses writes although it answers; None if it accepts them, or is away."""
+    """Return why the state store refuses writes although it answers; None if it accepts them, or is down."""
     limits = get_limits()
     if limits.is_degraded:
         return None

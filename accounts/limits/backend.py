@@ -1,15 +1,15 @@
-"""The limits: one Lua script for each step, the seeding of missing ledgers, and what happens while Redis is away.
+"""The limits: one Lua script for each step, the seeding of missing ledgers, and what happens while Redis is down.
 
 They are exact for any number of processes. A ledger that Redis lost, or never had, is seeded from the database before
 anything is taken from it; if several processes seed the same one, the first wins.
 
 Failure policy:
-- While Redis is away, request rates, token rates and slots are enforced per process (see local). A call under a budget
+- While Redis is down, request rates, token rates and slots are enforced per process (see local). A call under a budget
   raises LimitsUnavailable, because only Redis knows what is left of the budget. Cache hits reserve nothing and are
   served. A provider's own limits are enforced per process as well, even where Redis answers but fails: no caller is
   refused because of that.
 - A call that fails although Redis answers probes raises LimitsUnavailable. core.redis.availability decides when Redis
-  counts as away.
+  counts as down.
 - Settlements that could not reach Redis wait in a bounded queue, while their records go to the database directly. A
   full queue drops the oldest, which is counted and logged. Refusals are counted per process. One that Redis may have
   counted already waits in the queue, so that it is recorded only once.
@@ -83,7 +83,7 @@ HELD_CAPACITY = 50_000
 
 
 class LimitBackend:
-    """The limits of all processes, kept in Redis; while that is away, those of this process alone.
+    """The limits of all processes, kept in Redis; while that is down, those of this process alone.
 
     All methods are safe to call from any thread or greenlet. A `clock` (µs) replaces Redis's and this machine's in
     tests. `start` starts the background threads; tests pass one that does nothing, and call `repair_once` themselves.
@@ -133,11 +133,11 @@ class LimitBackend:
 
     @property
     def is_degraded(self) -> bool:
-        """Whether Redis is away."""
+        """Whether Redis is down."""
         return self.store.is_away
 
     def now(self) -> int:
-        """Return the time (µs), by this machine's clock while Redis is away."""
+        """Return the time (µs), by this machine's clock while Redis is down."""
         return self.peek(LimitSet(NO_ACCOUNT, ())).at
 
     def admit(self, scope: LimitSet, operation: str, *, counts: bool = True) -> Admission:
@@ -177,7 +177,7 @@ class LimitBackend:
 
         With a `flight`, an identical call that is in flight in a process that lives, or that ended since, decides
         before the limits: nothing is taken. Else a grant of the whole output makes this call the flight's leader. The
-        flight of a process that died goes to the next that asks. There are no flights while Redis is away.
+        flight of a process that died goes to the next that asks. There are no flights while Redis is down.
         """
         month = NO_MONTH if scope.is_provider else month_of(admitted_at)
         arguments: list[Argument] = [
@@ -217,7 +217,7 @@ class LimitBackend:
         return operation in self._flights
 
     def is_awaited(self, operation: str) -> bool:
-        """Return whether a call in another process waits for the flight of this one; False while Redis is away."""
+        """Return whether a call in another process waits for the flight of this one; False while Redis is down."""
         flight = self._flights.get(operation)
         if flight is None:
             return False
@@ -230,7 +230,7 @@ class LimitBackend:
     def renew(self, shard: int, operations: Iterable[str]) -> frozenset[str]:
         """Extend the leases of a shard's open operations to a full lease from now; return those that are still open.
 
-        While Redis is away they all count as open; a late settle corrects that.
+        While Redis is down they all count as open; a late settle corrects that.
         """
         names = frozenset(operations)
         alone = frozenset(filter(self.local.holds, names))
@@ -257,7 +257,7 @@ class LimitBackend:
 
         The ledger is that of the month of `admitted_at`. If the lease had expired, the charge of the bound is replaced
         once. Without a record, settles without emitting one. `flight_error` goes to those who follow the flight. While
-        Redis is away or fails, the settlement waits for it; the record does not.
+        Redis is down or fails, the settlement waits for it; the record does not.
         """
         held = self._held.pop(operation, None)
         self._flights.pop(operation, None)
@@ -282,7 +282,7 @@ class LimitBackend:
         """Emit the record of a request that reserved nothing (a hit, a refusal); return False if it was emitted before.
 
         With a `group` it may be counted together with others instead. If the operation turns out to hold a reservation
-        (the reply to reserve was lost), that is released. While Redis is away, the record goes to the database.
+        (the reply to reserve was lost), that is released. While Redis is down, the record goes to the database.
         """
         # The month does not matter: an operation that reserved has its own, and one that did not is charged nothing.
         nobody = LimitSet(account_id, ())
@@ -304,7 +304,7 @@ class LimitBackend:
     def reap(self, shard: int, *, at_most: int = MAX_REAPED) -> int:
         """Charge the bound of the shard's reservations whose lease has expired; return how many there were.
 
-        While Redis is away there is nothing to charge: that happens after its return.
+        While Redis is down there is nothing to charge: that happens after its return.
         """
         try:
             return int(self._call("reap", shard, [at_most]))
@@ -314,7 +314,7 @@ class LimitBackend:
     def usage(self, scope: LimitSet, month: int | None = None) -> tuple[SubjectUsage, ...]:
         """Return what each subject uses now, and has used in the month (YYYYMM; by default the current one).
 
-        Raises LimitsUnavailable while Redis is away.
+        Raises LimitsUnavailable while Redis is down.
         """
         asked = month or month_of(self.now())
         arguments = scripts.usage_arguments(scope, asked)

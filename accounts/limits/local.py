@@ -1,4 +1,4 @@
-"""The limits of one process for the time when the state store is away: rates, tokens a minute and slots.
+"""The limits of one process for the time when the state store is down: rates, tokens a minute and slots.
 
 Exact among the threads and greenlets of the process, and nowhere else. There are no budgets (calls under one are
 refused meanwhile), no leases and no records.

@@ -1,4 +1,4 @@
-"""Count and record refusals in this process while Redis is away."""
+"""Count and record refusals in this process while Redis is down."""
 
 import logging
 import threading

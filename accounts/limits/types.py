@@ -145,7 +145,7 @@ BUDGET_FIELDS = tuple(limit.field for limit in LIMITS.values() if limit.is_budge
 
 
 class LimitsUnavailable(Exception):
-    """Raised when a limit can't be enforced exactly because Redis is away: a 503, never the caller's fault.
+    """Raised when a limit can't be enforced exactly because Redis is down: a 503, never the caller's fault.
 
     `retry_after` is in whole seconds.
     """
@@ -171,7 +171,7 @@ class Limits:
 
     @property
     def has_budget(self) -> bool:
-        """Whether a monthly budget is set: such calls are refused while Redis is away."""
+        """Whether a monthly budget is set: such calls are refused while Redis is down."""
         return self.monthly_tokens is not None or self.monthly_cost is not None
 
 

@@ -60,7 +60,7 @@ def test_it_leaves_no_entry_when_the_change_is_rolled_back() -> None:
 
 def test_it_makes_no_change_when_the_entry_can_not_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**fields: object) -> None:
-        raise RuntimeError("the log is away")
+        raise RuntimeError("the log is down")
 
     monkeypatch.setattr(AuditEntry.objects, "create", fail)
     with pytest.raises(RuntimeError):

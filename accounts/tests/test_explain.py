@@ -147,7 +147,7 @@ def test_it_tells_the_months_by_the_records_while_the_limits_are_away(
     explained = explain(cast.owner)
     assert explained.admitted
     assert limit_of(explained, "key", "requests_per_minute")["used"] is None
-    assert "away" in explained.notes[0]
+    assert "down" in explained.notes[0]
     assert codes(explain(make_key(monthly_token_budget=9))) == [(503, "dependency_unavailable")]
 
 

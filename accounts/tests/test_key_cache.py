@@ -56,7 +56,7 @@ def cache(clock: Clock) -> KeyCache:
 
 @pytest.fixture
 def database_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what takes the database away."""
+    """Return what takes the database down."""
 
     def fail(candidates: list[str]) -> None:
         raise OperationalError("connection refused")

@@ -1,4 +1,4 @@
-"""The limits of one process while the store is away: exact among its threads, and small."""
+"""The limits of one process while the store is down: exact among its threads, and small."""
 
 import threading
 from collections.abc import Callable

@@ -107,7 +107,7 @@ def redis_backend(clock: Clock | None = None, url: str = "", lease_seconds: int 
 
 
 def alone(clock: Clock) -> LimitBackend:
-    """Make the backend of a process whose Redis is away."""
+    """Make the backend of a process whose Redis is down."""
     backend = redis_backend(clock)
     backend.store.is_away = True
     return backend

@@ -1,4 +1,4 @@
-"""What the limits do while Redis is away: first with a primary that fails on demand, then with a real one."""
+"""What the limits do while Redis is down: first with a primary that fails on demand, then with a real one."""
 
 import os
 import signal
@@ -95,7 +95,7 @@ class Outage:
 
     def store(self, record: UsageRecord) -> None:
         if self.database_is_away:
-            raise OSError("the database is away")
+            raise OSError("the database is down")
         self.stored.append(record)
 
     def begin(self, error: redis.RedisError | None = None, *, reply_lost: bool = False) -> None:

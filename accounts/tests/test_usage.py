@@ -1,4 +1,4 @@
-"""GET /usage: the caller's limits and what is left of them, live or (while their store is away) by the records."""
+"""GET /usage: the caller's limits and what is left of them, live or (while their store is down) by the records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def limit_of(body: Any, owner: str, name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the state store be away."""
+    """Let the state store be down."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise LimitsUnavailable

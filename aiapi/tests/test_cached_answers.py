@@ -1,4 +1,4 @@
-"""Cached answers in the stores that the settings make: over Redis, for their time, and while Redis is away or hangs."""
+"""Cached answers in the stores that the settings make: over Redis, for their time, and while Redis is down or hangs."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from core.background import PeriodicThread, Start
 
-PROBE_INTERVAL = 1.0  # seconds between probes while the store is away
+PROBE_INTERVAL = 1.0  # seconds between probes while the store is down
 ATTEMPTS = 3  # for one call, as long as the store answers the probes between them
 
 log = structlog.get_logger(__name__)
@@ -30,10 +30,10 @@ T = TypeVar("T")
 
 
 class StoreAway(RedisConnectionError):
-    """The store is away. `sent` means that the call may have reached it."""
+    """The store is down. `sent` means that the call may have reached it."""
 
     def __init__(self, *, sent: bool) -> None:
-        super().__init__("the store is away")
+        super().__init__("the store is down")
         self.sent = sent
 
 
@@ -82,7 +82,7 @@ class Availability:
                     raise
 
     def try_close(self) -> bool:
-        """Probe the store if it is away, and return whether it is there."""
+        """Probe the store if it is down, and return whether it is there."""
         if self.is_away and self._answers():
             self.is_away = False
             log.warning("store_is_back", store=self._name)

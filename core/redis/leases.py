@@ -105,7 +105,7 @@ renewer = LeaseRenewer()
 class Leases:
     """The named leases that this process holds, as tokens by name. A random token identifies a holder.
 
-    Raises RedisError while the store is away, without waiting if that is known already.
+    Raises RedisError while the store is down, without waiting if that is known already.
     """
 
     def __init__(self, lease_seconds: float = LEASE_SECONDS) -> None:

@@ -2,7 +2,7 @@
 
 Each attempt is preceded by a reservation at the provider, which is settled with the tokens that the attempt used. The
 scripts of the callers' limits keep these limits too, over all processes. Nobody is charged and nothing is recorded.
-While the state store is away, each process keeps them for itself.
+While the state store is down, each process keeps them for itself.
 """
 
 from __future__ import annotations

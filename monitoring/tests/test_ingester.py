@@ -170,7 +170,7 @@ def test_it_writes_in_its_next_round_what_the_database_did_not_take(
     ingester, write = Ingester(), write_records
 
     def fail(records: Any) -> int:
-        raise OperationalError("the database is away")
+        raise OperationalError("the database is down")
 
     monkeypatch.setattr(module, "write_records", fail)
     for _ in range(3):

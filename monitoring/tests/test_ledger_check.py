@@ -156,7 +156,7 @@ class TestRightLedgers:
     def test_it_waits_for_what_is_charged_late(self, ledgers: Ledgers) -> None:
         ledgers.use(30)
         operation, draft = open_call(ledgers.limits, ledgers.owner), a_draft(ledgers.owner)
-        write_record(replace(draft, id=operation))  # as while Redis is away
+        write_record(replace(draft, id=operation))  # as while Redis is down
         pauses: list[float] = []
 
         def charge_in_the_last(seconds: float) -> None:
@@ -309,7 +309,7 @@ class TestCommand:
             call_command("check_rollups", "--mend-ledgers")
         assert ledgers.store.hgetall(name) == right
 
-    @pytest.mark.parametrize("cause", ["store away", "too many waiting"])
+    @pytest.mark.parametrize("cause", ["store down", "too many waiting"])
     def test_it_fails_where_it_could_not_compare(
         self, ledgers: Ledgers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cause: str
     ) -> None:
@@ -319,7 +319,7 @@ class TestCommand:
         for _ in range(3):
             ledgers.use(30)
         monkeypatch.setattr(reconciliation, "MOST", 2)
-        if cause == "store away":
+        if cause == "store down":
             monkeypatch.setattr(LedgerStore, "waiting", fail)
         with pytest.raises(SystemExit):
             call_command("check_rollups")

@@ -155,7 +155,7 @@ ALERTS = {
     "llm": (Alert.Kind.PROVIDER, "The default model's provider does not answer", "See the providers in the admin."),
     "ingest": (Alert.Kind.INGEST, "Usage records are waiting to be ingested", "Is manage.py worker running?"),
     "limits": (Alert.Kind.DEPENDENCY, "The state store is not healthy", "See the state store (REDIS_URL) and the log."),
-    "cache": (Alert.Kind.DEPENDENCY, "The cache store is away", "Nothing is cached; see CACHE_URL."),
+    "cache": (Alert.Kind.DEPENDENCY, "The cache store is down", "Nothing is cached; see CACHE_URL."),
 }
 
 
@@ -262,7 +262,7 @@ def failing_deployments() -> Iterator[Condition]:
     """Yield the enabled deployments that fail according to the notices of any process.
 
     A notice stays while a breaker is half-open, so no incident ends before the trial call has succeeded. While the
-    state store is away, the conditions of all deployments are yielded as not on: no incident must end because of that.
+    state store is down, the conditions of all deployments are yielded as not on: no incident must end because of that.
     """
     usable = Deployment.objects.filter(is_enabled=True, provider__is_enabled=True, model__is_enabled=True)
     deployments = usable.select_related("provider", "model").order_by("pk")

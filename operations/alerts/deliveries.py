@@ -33,7 +33,7 @@ from django.core.mail import EmailMessage
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
-from core.formats import moment
+from core.formats import utc_text
 from core.network import METADATA, addresses_of, called_address
 from monitoring.export import plain
 from monitoring.models import Alert, AlertDelivery
@@ -49,7 +49,7 @@ def message_of(delivery: AlertDelivery) -> tuple[str, str]:
     if not delivery.is_end:
         return alert.title, alert.text
     ended = alert.ended_at or timezone.now()
-    span = f"It began at {moment(alert.began_at)}, ended at {moment(ended)} and lasted {lasted(alert)}."
+    span = f"It began at {utc_text(alert.began_at)}, ended at {utc_text(ended)} and lasted {lasted(alert)}."
     return f"Resolved: {alert.title}", f"This is resolved. {span} The alert was: {alert.text}"
 
 
@@ -210,7 +210,7 @@ def _deliver(delivery: AlertDelivery, now: datetime) -> bool:
         else:
             title, text = message_of(delivery)
             subject = " ".join(f"[{settings.NAME}] {title}".split())  # names of callers may hold line breaks
-            body = text if delivery.is_end else f"{text}\n\n{moment(delivery.alert.began_at)}"
+            body = text if delivery.is_end else f"{text}\n\n{utc_text(delivery.alert.began_at)}"
             EmailMessage(subject, f"{body}\n", settings.DEFAULT_FROM_EMAIL, [delivery.recipient]).send()
     except (WebhookError, SMTPException, OSError, ValueError) as error:  # ValueError: invalid headers or addresses
         cause = str(error) if isinstance(error, WebhookError) else type(error).__name__

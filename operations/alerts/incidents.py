@@ -1,6 +1,6 @@
 """Incidents, and the lease of the worker that leads: it alone begins and ends them.
 
-Workers may see different things: a store that is away for one may be reachable for another. If several began and ended
+Workers may see different things: a store that is down for one may be reachable for another. If several began and ended
 incidents, each would end what another has just begun. So one leads; another takes over when it gives the lease back, or
 when the lease has expired because it is dead.
 
@@ -31,7 +31,7 @@ from operations.alerts.conditions import Condition, level_of, topic_of
 log = structlog.get_logger(__name__)
 
 THE_ONE = 1
-#: A lease lasts so many rounds, and ALLOWANCE longer: a round is slow when stores or providers are away.
+#: A lease lasts so many rounds, and ALLOWANCE longer: a round is slow when stores or providers are down.
 ROUNDS, ALLOWANCE = 4, timedelta(seconds=10)
 
 

@@ -100,7 +100,7 @@ SHOWN = 10
 FORECAST = 5
 
 MANY = f"There are more than {MOST} budgets of a kind: only the {MOST} with the highest usage this month are checked."
-UNKNOWN = "The state store is away: budgets are read from the records, and the usage of rates is unknown."
+UNKNOWN = "The state store is down: budgets are read from the records, and the usage of rates is unknown."
 
 
 @dataclass(frozen=True, slots=True)

@@ -374,7 +374,7 @@ def ingest_lag() -> Lag:
         backlog = ingest_backlog()
     except RedisError as error:
         log.warning("backlog_unknown", cause=type(error).__name__)
-        return Lag("The state store is away: the number of waiting records is unknown.", is_late=True)
+        return Lag("The state store is down: the number of waiting records is unknown.", is_late=True)
     if not backlog.records:
         return Lag("Every record is counted.")
     waiting = "1 record waits" if backlog.records == 1 else f"{count(backlog.records)} records wait"

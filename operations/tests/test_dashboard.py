@@ -379,7 +379,7 @@ class TestLists:
         monkeypatch.setattr(limit_usage, "get_limits", away)
         by_records = shown(site)["nearly"]
         assert [each.owner for each in by_records.limits] == [each.owner for each in near.limits]
-        assert ["state store is away" in note for note in by_records.notes] == [True]
+        assert ["state store is down" in note for note in by_records.notes] == [True]
 
     def test_it_lists_failures_newest_first_each_with_its_page(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner, status=502, **ago(hours=3))
