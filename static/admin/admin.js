@@ -17,6 +17,7 @@ function nameFields() {
 addEventListener("DOMContentLoaded", () => {
   document.getElementById("main")?.setAttribute("role", "main");
   document.getElementById("nav-sidebar-inner")?.setAttribute("aria-label", "Sidebar");
+  for (const icon of document.querySelectorAll(".material-symbols-outlined")) icon.setAttribute("aria-hidden", "true");
   window.django?.jQuery?.(nameFields); // after Select2 has made them
 });
 
