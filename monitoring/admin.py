@@ -211,6 +211,9 @@ class RequestRecordAdmin(KeysetAdmin):
         shown = histogram(changelist, request)
         response.context_data |= {
             "histogram": shown,
+            "is_last_day": not any(
+                changelist.filter_params.get("from", []) + changelist.filter_params.get("until", [])
+            ),
             "quick_filters": list(quick_filters(changelist, shown.counts if shown else {})),
             "ranges": list(ranges(changelist)),
             "may_export": self.has_export_permission(request),

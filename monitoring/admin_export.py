@@ -46,7 +46,7 @@ class UsageExportForm(forms.Form):
         help_text="UTC, not included. Empty: until now. Usage is kept by the quarter hour.",
     )
     unit = forms.TypedChoiceField(
-        label="Unit of time",
+        label="Group by time",
         coerce=Unit,
         choices=[(str(unit), f"{unit} (UTC)") for unit in Unit],
         initial=str(Unit.DAY),

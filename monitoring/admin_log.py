@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
 
-from accounts.admin.lists import SPANS, KeysetChangeList, TimeFilter
+from accounts.admin.lists import SPANS, KeysetChangeList, TimeFilter, parse_time_filter
 from accounts.models import Account, ApiKey
 from core.formats import NOTHING, exact_money, milliseconds, money, utc_text
 from core.money import nano
@@ -185,14 +185,23 @@ def chips(changelist: KeysetChangeList) -> Iterator[tuple[str, str, str]]:
         names = [str(name) for name in spec.expected_parameters() if name]
         values = [changelist.filter_params.get(name, [""])[-1] for name in names]
         if any(values):
-            texts = [
-                f"{name} {value}" if len(names) > 1 else value
-                for name, value in zip(names, values, strict=True)
-                if value
-            ]
-            yield str(spec.title), " ".join(texts), changelist.get_query_string(remove=names)
+            text = _span_text(*values) if isinstance(spec, TimeFilter) else " ".join(filter(None, values))
+            yield str(spec.title), text, changelist.get_query_string(remove=names)
     if changelist.query:
         yield "id", changelist.query, changelist.get_query_string(remove=["q"])
+
+
+def _span_text(begin: str, end: str) -> str:
+    """Format the ends of the time filter, as they were typed: `Last 24 hours`, `from 30 Nov 02:00 UTC`."""
+    if begin in SPANS and not end:
+        return SPANS[begin]
+    ends = [parse_time_filter(each) for each in (begin, end)]
+    is_this_year = all(at is None or at.year == timezone.now().year for at in ends)
+    form = "%-d %b %H:%M" if is_this_year else "%-d %b %Y %H:%M"
+    since, until = ("" if at is None else f"{at.astimezone(UTC):{form}}" for at in ends)
+    if since and until:
+        return f"{since} {NOTHING} {until} UTC"
+    return f"from {since} UTC" if since else f"until {until} UTC"
 
 
 @dataclass(frozen=True, slots=True)

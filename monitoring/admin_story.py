@@ -2,52 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.apps import apps
 from django.db.models import Model, Q
 from django.http import HttpRequest
+from django.utils import timezone
 
 from accounts.admin.base import change_url
+from accounts.limits.types import LIMITS, LimitName
 from accounts.models import Account, ApiKey
-from core.formats import NOTHING, exact_money, milliseconds, utc_text
+from core.formats import NOTHING, exact_money, milliseconds, money, utc_text
 from core.keyset import Place, stretch
 from core.money import nano
 from monitoring.models import Alert, Outcome, RequestContent, RequestRecord, outcome_of
 from monitoring.payload_log import content_of
 from monitoring.rollups.periods import MINUTE, QUARTER, datetime_of, floor
 from monitoring.rollups.queries import requests_by_outcome
-from monitoring.stories import MESSAGES, advice, attempts_of, headline, stages_of
+from monitoring.stories import MESSAGES, Attempt, advice, attempts_of, headline, stages_of
 
 #: Requests of the same key that are listed before and after, failures of the same minute, and alerts.
 NEIGHBOURS, FAILURES, ALERTS = 3, 5, 5
 #: What to open next, by error code.
 STEPS = {
-    **dict.fromkeys(("upstream_failed", "upstream_busy", "upstream_timeout"), "Provider"),
-    **dict.fromkeys(("rate_limited", "tokens_limited", "concurrency_limited", "budget_exhausted"), "Key"),
-    **dict.fromkeys(("scope_denied", "address_denied", "bound_exceeds_limit"), "Key"),
-    **dict.fromkeys(("model_not_found", "price_unknown"), "Model"),
+    **dict.fromkeys(("upstream_failed", "upstream_busy", "upstream_timeout"), ("Provider", "Model")),
+    **dict.fromkeys(("scope_denied", "address_denied", "bound_exceeds_limit"), ("Key",)),
+    **dict.fromkeys(("model_not_found", "price_unknown"), ("Model",)),
 }
+#: What is counted, as the rest of a limit's amount.
+UNITS = {
+    LimitName.REQUESTS_PER_MINUTE: "requests per minute",
+    LimitName.TOKENS_PER_MINUTE: "tokens per minute",
+    LimitName.CONCURRENT_REQUESTS: "concurrent calls",
+    LimitName.MONTHLY_TOKENS: "tokens a month",
+    LimitName.MONTHLY_COST: "a month",
+}
+TEST_IT = "Test the provider on its page. A second deployment of the model would take its calls."
+#: Deployments of a provider whose alerts are searched.
+DEPLOYMENTS = 100
 #: An alert that began so much later may be about this request: it is sent after some failures.
 LATER = timedelta(minutes=10)
 
 
 def story(request: HttpRequest, record: RequestRecord) -> dict[str, Any]:
     """Return the context of the page's template."""
-    links = list(_links(request, record))
-    step = STEPS.get(record.error_code)
+    attempts = attempts_of(record)
+    links = list(_links(request, record, attempts))
+    steps = STEPS.get(record.error_code, ())
+    may_see_alerts = request.user.has_perm("monitoring.view_alert")
     return {
         "record": record,
-        "step": next((link for link in links if link[0] == step and link[2]), None),
+        "steps": [link for link in links if link[0] in steps and link[2]],
         "outcome": outcome_of(record.status),
         "headline": headline(record),
-        "advice": advice(record),
+        "advice": (_outage(record, attempts) if may_see_alerts else "") or advice(record),
+        "limits": list(_limits_now(request, record)),
         "stages": stages_of(record),
-        "attempts": attempts_of(record),
+        "attempts": attempts,
         "links": links,
-        "alerts": list(_alerts(record)) if request.user.has_perm("monitoring.view_alert") else [],
+        "alerts": list(_alerts(record)) if may_see_alerts else [],
         "neighbours": _neighbours(record),
         "around": _around(record),
         "details": _details(record),
@@ -55,9 +70,10 @@ def story(request: HttpRequest, record: RequestRecord) -> dict[str, Any]:
     }
 
 
-def _links(request: HttpRequest, record: RequestRecord) -> Iterator[tuple[str, str, str]]:
+def _links(request: HttpRequest, record: RequestRecord, attempts: Sequence[Attempt]) -> Iterator[tuple[str, str, str]]:
     """Yield kind, name and URL of what the request was about, as far as it exists and the user may see it."""
-    provider = record.deployment.partition("/")[0]
+    asked = next((each.provider for each in attempts if each.provider), "")
+    provider = record.deployment.partition("/")[0] or asked
     # Named lazily: the app is above this one.
     for kind, name, model, condition in (
         ("Account", record.account_name, Account, Q(pk=record.account_id)),
@@ -75,6 +91,58 @@ def _found(request: HttpRequest, model: type[Model], condition: Q) -> Model | No
     if not request.user.has_perm(f"{meta.app_label}.view_{meta.model_name}"):
         return None
     return model._default_manager.filter(condition).first()
+
+
+def _outage(record: RequestRecord, attempts: Sequence[Attempt]) -> str:
+    """Return since when and until when the skipped deployment got no calls, according to its alert; "" if unknown."""
+    skipped = next((each for each in attempts if each.skipped_since), None)
+    if record.error_code != "upstream_busy" or skipped is None:
+        return ""
+    deployments = apps.get_model("inference", "Deployment").objects.filter(provider__name=skipped.provider)
+    if skipped.model:
+        deployments = deployments.filter(upstream_name=skipped.model)
+    subjects = [f"breaker:{pk}" for pk in deployments.values_list("pk", flat=True)[:DEPLOYMENTS]]
+    alerts, at = Alert.objects.filter(subject__in=subjects), record.admitted_at
+    then = alerts.filter(Q(ended_at=None) | Q(ended_at__gte=at), began_at__lte=at + LATER).order_by("began_at").first()
+    if then is None:
+        return ""
+    status = skipped.cause.removeprefix("http ")
+    why = f"it kept answering {status}" if status != skipped.cause else f"it failed ({skipped.cause})"
+    if then.ended_at is None:
+        return f"{skipped.provider} has not been called since {skipped.skipped_since} UTC because {why}. {TEST_IT}"
+    ended = then.ended_at
+    until = f"{ended:%H:%M} UTC" if ended.date() == at.date() else utc_text(ended)
+    told = f"{skipped.provider} was not called from {skipped.skipped_since} to {until} because {why}."
+    if alerts.filter(ended_at=None).exists():
+        return f"{told} It is failing again now. {TEST_IT}"
+    return f"{told} It has recovered: nothing to do now. To be safe next time, add a second deployment of the model."
+
+
+def _limits_now(request: HttpRequest, record: RequestRecord) -> Iterator[tuple[str, str, str, str]]:
+    """Yield amount, kind, name and URL of each limit of today's settings that can lead to the record's refusal.
+
+    Budgets for one model are left out.
+    """
+    names = [name for name, limit in LIMITS.items() if limit.error.code == record.error_code]
+    may_see_key = request.user.has_perm("accounts.view_apikey")
+    keys = ApiKey.objects.select_related("account", "tier").filter(pk=record.key_id)
+    key = keys.first() if names and may_see_key else None
+    if key is None:
+        return
+    for name in names:
+        field = LIMITS[name].field
+        holders: list[tuple[str, Model]] = [("key", key), ("account", key.account)]
+        limit = getattr(key, field, None)
+        if not LIMITS[name].is_budget:
+            is_over = key.overrides_until is not None and key.overrides_until <= timezone.now()
+            limit = None if is_over else getattr(key, f"{field}_override")
+            if limit is None:
+                holders[0], limit = ("tier", key.tier), getattr(key.tier, field)
+        for (kind, holder), amount in zip(holders, (limit, getattr(key.account, field)), strict=True):
+            if amount is not None:
+                is_seen = request.user.has_perm(f"accounts.view_{holder._meta.model_name}")
+                shown = money(nano(amount)) if name == LimitName.MONTHLY_COST else f"{amount:,}"
+                yield f"{shown} {UNITS[name]}", kind, str(holder), change_url(holder) if is_seen else ""
 
 
 def _alerts(record: RequestRecord) -> Iterator[Alert]:
@@ -141,7 +209,7 @@ def _details(record: RequestRecord) -> list[tuple[str, str]]:
         ("Usage reported by", record.usage_source or NOTHING),
         ("Requests in this record", f"{record.count:,}"),
         ("Remarks", "; ".join(remarks) or NOTHING),
-        ("Why attempts failed", record.failures or NOTHING),
+        ("Failed attempts", record.failures or NOTHING),
         ("X-Request-ID", record.label),
         ("Revision", f"{record.revision}"),
     ]

@@ -13,10 +13,10 @@ from monitoring.models import Outcome, RequestRecord, outcome_of
 
 #: Display names of the stages.
 STAGES = {
-    "limits": "limits: reserving and settling",
-    "cache": "cache",
-    "flight": "waiting for an identical request",
-    "upstream": "provider (of a stream: to its first byte)",
+    "limits": "Limits (reserve and settle)",
+    "cache": "Cache",
+    "flight": "Waiting for an identical request",
+    "upstream": "Provider (streams: to first byte)",
 }
 
 
@@ -31,11 +31,12 @@ KINDS = {kind.code: kind for kind in _kinds(ApiError)}
 #: Messages of the error codes, also of those that only records have.
 MESSAGES = {
     **{code: kind.message for code, kind in KINDS.items()},
-    "upstream_busy": "No deployment took the call: see why attempts failed.",
+    "upstream_busy": "No deployment took the call: see the failed attempts.",
     "client_left": "The client closed the connection before the answer was complete.",
     "interrupted": "The process ended while the call ran; it was charged its bound.",
 }
 FOR_CALLER = "The caller has to correct the request; there is nothing to do here."
+WAIT = "The caller has to wait for the seconds in Retry-After."
 #: What an operator can do about each error code.
 ADVICE = {
     **dict.fromkeys(
@@ -56,9 +57,9 @@ ADVICE = {
     "model_not_found": "Enable the model, or add it to the account's tier, if the caller should have it.",
     "request_timeout": "The caller's connection was too slow. If it happens to many, look at the proxy in front.",
     "body_too_large": "The caller has to send less, or the limit of the endpoint has to be raised.",
-    "rate_limited": "Raise the requests per minute of the key, account or tier if this use is intended.",
-    "tokens_limited": "Raise the tokens per minute of the key, account or tier if this use is intended.",
-    "concurrency_limited": "Raise the concurrent calls of the key, account or tier if this use is intended.",
+    "rate_limited": f"{WAIT} Raise the requests per minute of the key, account or tier if this use is intended.",
+    "tokens_limited": f"{WAIT} Raise the tokens per minute of the key, account or tier if this use is intended.",
+    "concurrency_limited": f"{WAIT} Raise the concurrent calls of the key, account or tier if this use is intended.",
     "budget_exhausted": "Raise the monthly budget of the key or account, or wait: it resets on the 1st (UTC).",
     "internal_error": "Search the server's log for this request id: it has the traceback.",
     "upstream_failed": "Test the provider on its page. A second deployment of the model would take its calls.",
@@ -66,7 +67,7 @@ ADVICE = {
     "unavailable": "Look at the health on the dashboard: a part of the platform was down.",
     "dependency_unavailable": "Look at the health on the dashboard: the database or Redis could not be reached.",
     "service_busy": "If this lasts, add web workers (WEB_CONCURRENCY) or machines.",
-    "upstream_busy": "The provider limits the rate, or its breaker is open: add a deployment elsewhere.",
+    "upstream_busy": "The provider limits the rate, or its circuit breaker is open. A second deployment would help.",
     "upstream_timeout": "The provider was too slow. Longer answers need a higher UPSTREAM_TIMEOUT.",
     "client_left": "The caller hung up. If many do, compare the latency with their time-outs.",
     "interrupted": "A process ended during the call: search the server's log for a restart or a kill at that time.",
@@ -86,21 +87,42 @@ HOW = {
 }
 #: A failed call in RequestRecord.failures; anything else there is an obstacle without a call.
 CALL = re.compile(r"([^\s/]+)(/\S+): (.*)\Z", re.DOTALL)
+#: A deployment or provider that got no call because its breaker was open (inference.upstream.breaker writes it).
+SKIPPED = re.compile(r"(?:provider|deployment) ([^\s/]+)(/\S+)? is not asked since ([\d :-]+) UTC: (.*)\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A call to a deployment that failed, or (without `provider`) a sentence on why none was made."""
+    """A call to a deployment that failed, or (without `provider`) a sentence on why none was made.
+
+    `skipped_since`: no call was made because the breaker was open since then (UTC); `cause` is what opened it.
+    """
 
     text: str
     provider: str = ""
     said: str = ""
+    model: str = ""
+    skipped_since: str = ""
+    cause: str = ""
 
 
 def attempts_of(record: RequestRecord) -> list[Attempt]:
     """Return the failed attempts and obstacles of a request in their order."""
     parts = [part for part in record.failures.split("; ") if part]
-    return [Attempt(part, call[1], _said(call[3])) if (call := CALL.match(part)) else Attempt(part) for part in parts]
+    return [_attempt(part) for part in parts]
+
+
+def _attempt(text: str) -> Attempt:
+    if call := CALL.match(text):
+        return Attempt(text, call[1], _said(call[3]), call[2][1:])
+    if skipped := SKIPPED.match(text):
+        provider, model, since, cause = skipped.groups("")
+        status = cause.removeprefix("http ")
+        why = f": {cause}" if status == cause else f" after HTTP {status}"
+        return Attempt(
+            text, provider, f"was skipped (circuit breaker open since {since} UTC{why})", model[1:], since, cause
+        )
+    return Attempt(text)
 
 
 def _said(cause: str) -> str:
@@ -176,7 +198,7 @@ def stages_of(record: RequestRecord) -> list[Stage]:
     if not times:
         return []
     spent = sum(time for _, time in times)
-    rest = "the rest, a stream's running time included" if record.first_token_ms is not None else "the rest"
+    rest = "The rest (streams: after the first byte, too)" if record.first_token_ms is not None else "The rest"
     whole = max(record.latency_ms, spent) or 1.0
     found, begin = [], 0.0
     left = record.latency_ms - spent

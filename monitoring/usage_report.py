@@ -14,11 +14,11 @@ from typing import Any
 
 from django.utils import timezone
 
-from accounts.forecast import PACE_DAYS, daily_pace
+from accounts.forecast import PACE_DAYS, budget_forecast, daily_pace
 from accounts.models import Account
 from core.database import repeatable_read
 from core.formats import NOTHING, exact_money, known_money, money, percent
-from core.money import dollars
+from core.money import NANO_DOLLARS, dollars, nano_dollars
 from monitoring.export import records_within
 from monitoring.models import Rollup
 from monitoring.rollups.figures import Figures
@@ -32,6 +32,8 @@ PERIODS = {"this-month": (1, 0), "last-month": (1, 1), "this-quarter": (3, 0), "
 CUSTOM = "custom"
 #: The change, as a share of the cost before, from which a factor is easier to read.
 TENFOLD = 9
+#: The cost before, in nano-dollars, under which a change says nothing.
+CENT = NANO_DOLLARS // 100
 #: Requests up to which the report is compared with the log at once, and at most.
 CHECKED_AT_ONCE, CHECKED_AT_MOST = 50_000, 2_000_000
 
@@ -71,6 +73,22 @@ class Period:
         return self.until < self.end
 
     @property
+    def has_budgets(self) -> bool:
+        """Return whether it is this month, for which budgets hold."""
+        return self.name == "this-month"
+
+    @property
+    def before_text(self) -> str:
+        """Return the name of the time that it is compared with: `October 2026`, `Same period in October`."""
+        months, _ = PERIODS.get(self.name, (0, 0))
+        if not months:
+            return "Same period before" if self.is_running else "Period before"
+        quarter = f"Q{(self.before.month + 2) // 3} {self.before.year}"
+        if self.is_running:
+            return f"Same period in {quarter if months > 1 else f'{self.before:%B}'}"
+        return quarter if months > 1 else f"{self.before:%B %Y}"
+
+    @property
     def until_before(self) -> datetime:
         """Return the end of the time that it is compared with: as long as the part of the period that is over."""
         return min(self.before + (self.until - self.begin), self.begin) if self.is_running else self.begin
@@ -84,7 +102,10 @@ def _months_after(first: datetime, months: int) -> datetime:
 
 @dataclass(slots=True)
 class Line:
-    """The figures of an account, a model or all, those of the time before, and the cost of the last days (`daily`)."""
+    """The figures of an account, a model or all, those of the time before, and the cost of the last days (`daily`).
+
+    `budget` is an account's for this month; None for none, and for any other line or period.
+    """
 
     period: Period
     name: str = ""
@@ -94,6 +115,7 @@ class Line:
     then: Figures = field(default_factory=Figures)
     daily: Counter[datetime] = field(default_factory=Counter)
     models: list[Line] = field(default_factory=list)
+    budget: int | None = None
 
     @property
     def cost(self) -> int | None:
@@ -127,17 +149,38 @@ class Line:
 
     @property
     def shown_change(self) -> str:
-        """Format the change: `+12.5 %`, `24 times` from tenfold on, or `new` if nothing was used before."""
-        if self.change is None:
+        """Format the change: `+12.5 %`, a factor from tenfold on, or `new` if nothing was used before."""
+        if self.change is None or self.change_note:
             return "new" if self.now.requests and not self.then.requests else NOTHING
         if self.change >= TENFOLD:
-            return f"{self.change + 1:,.0f} times"
+            return f"\N{MULTIPLICATION SIGN}{self.change + 1:,.0f}"
         return f"{'+' if self.change > 0 else ''}{percent(self.change)}"
 
     @property
+    def change_note(self) -> str:
+        """Return why a change that could be calculated is not shown; "" if it is shown."""
+        small = self.change is not None and self.then.cost < CENT
+        return "The cost before was under one cent." if small else ""
+
+    @property
+    def shown_budget(self) -> str:
+        """Format the budget."""
+        return NOTHING if self.budget is None else money(self.budget)
+
+    @property
     def shown_forecast(self) -> str:
-        """Format the forecast."""
-        return NOTHING if self.forecast is None else money(self.forecast)
+        """Format the forecast, with a warning if it exceeds the budget: `⚠ $40.00 of $25.00, reached 1 Dec`."""
+        if self.forecast is None:
+            return NOTHING
+        if self.budget is None or self.forecast < self.budget:
+            return money(self.forecast)
+        when = "used up now"
+        if self.now.cost < self.budget:
+            until = self.period.until
+            at = budget_forecast(used=self.now.cost, limit=self.budget, daily=self.daily, now=until).reached_at
+            when = f"reached {at:%-d %b}" if at else ""
+        sign = "\N{WARNING SIGN}"
+        return ", ".join(filter(None, (f"{sign} {money(self.forecast)} of {money(self.budget)}", when)))
 
     @property
     def change(self) -> float | None:
@@ -186,9 +229,12 @@ def usage_report(period: Period, account_id: int | None = None) -> Report:
         line.name = model
         by_account[account].append(line)
     accounts = [_sum_of(period, lines, names[account], account) for account, lines in by_account.items()]
-    shown = dict(Account.objects.exclude(display_name="").values_list("pk", "display_name"))
+    told = Account.objects.exclude(display_name="", monthly_cost_budget=None)
+    known = {pk: (name, budget) for pk, name, budget in told.values_list("pk", "display_name", "monthly_cost_budget")}
     for line in accounts:
-        line.display_name = shown.get(line.account_id, line.name)
+        shown, budget = known.get(line.account_id, ("", None))
+        line.display_name = shown or line.name
+        line.budget = nano_dollars(budget) if period.has_budgets else None
     return Report(period, _by_cost(accounts), _sum_of(period, accounts))
 
 

@@ -120,11 +120,30 @@ class TestFilters:
         assert [(name, value) for name, value, _ in chips] == [
             ("outcome", "failed"),
             ("account", "acme"),
-            ("time", "from -24h"),
+            ("time", "Last 24 hours"),
             ("id", "abc"),
         ]
         assert "account" not in chips[1][2]
         assert "from" not in chips[2][2]
+
+    @pytest.mark.parametrize(
+        ("query", "shown"),
+        [
+            ("from=2025-11-30T02:00Z&until=2025-12-01T02:00Z", "30 Nov 2025 02:00 \N{EN DASH} 1 Dec 2025 02:00 UTC"),
+            ("from=2025-11-30T02:00%2B02:00", "from 30 Nov 2025 00:00 UTC"),
+            ("until=2025-12-01", "until 1 Dec 2025 00:00 UTC"),
+        ],
+    )
+    def test_it_shows_a_span_as_people_read_it(self, site: Client, query: str, shown: str) -> None:
+        ((_, value, _),) = context_of(site, query)["chips"]
+        assert value == shown
+
+    def test_it_says_what_the_numbers_cover_without_a_time(self, site: Client) -> None:
+        assert "Numbers: last 24 hours" in site.get(LOG).content.decode()
+        assert "Last 24 hours: requests per 30 min (peak " in site.get(LOG).content.decode()
+        html = site.get(f"{LOG}?from=-7d").content.decode()
+        assert "Numbers: last 24 hours" not in html
+        assert "Requests per " in html
 
     def test_it_sets_and_removes_quick_filters_with_their_numbers(self, site: Client) -> None:
         offered = {text: (url, is_set) for _, text, url, is_set in context_of(site, "status=failed")["quick_filters"]}

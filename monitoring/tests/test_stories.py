@@ -8,9 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.test import Client
 from django.utils import timezone
 
+from accounts.models import Account, ApiKey, Tier
 from accounts.tests.factories import Cast, logged_in, make_staff
 from monitoring.models import Alert, RequestRecord
 from monitoring.stories import ADVICE, FOR_CALLER, MESSAGES, advice, headline, stages_of
@@ -40,7 +42,10 @@ REFUSED = "openai/gpt-4o: connection refused"
         ),
         (
             {"failures": "deployment openai/gpt-4o is not asked since 14:01 UTC: http 502", "deployment": "azure/gpt"},
-            "Answered by azure/gpt in 1.00 s (deployment openai/gpt-4o is not asked since 14:01 UTC: http 502)",
+            (
+                "Answered by azure/gpt in 1.00 s, after openai was skipped "
+                "(circuit breaker open since 14:01 UTC after HTTP 502)"
+            ),
         ),
         (
             {"status": 502, "error_code": "upstream_failed", "failures": f"{REFUSED}; {REFUSED}"},
@@ -52,7 +57,7 @@ REFUSED = "openai/gpt-4o: connection refused"
         ),
         (
             {"status": 503, "failures": "provider openai is not asked since 01:38 UTC: connection refused"},
-            "503 after 1.00 s: provider openai is not asked since 01:38 UTC: connection refused",
+            "503 after 1.00 s: openai was skipped (circuit breaker open since 01:38 UTC: connection refused)",
         ),
         (
             {"status": 502, "failures": "openai/gpt-4o: http 401 invalid_api_key"},
@@ -136,6 +141,49 @@ class TestPage:
         neighbours = text[text.index("Same key") :]
         order = [neighbours.index(each) for each in ("429 rate_limited", "502 upstream_failed (this request)")]
         assert order == sorted(order)
+
+    def test_it_says_until_when_a_provider_was_not_called(self, site: Client, cast: Cast) -> None:
+        now = timezone.now().replace(second=0, microsecond=0)
+        blue = apps.get_model("inference", "Provider").objects.create(name="blue", base_url="https://blue.example")
+        model = apps.get_model("inference", "Model").objects.create(public_name="painter")
+        deployments = apps.get_model("inference", "Deployment").objects
+        deployment = deployments.create(model=model, provider=blue, upstream_name="p/1")
+        skipped = "deployment blue/p/1 is not asked since 15:25 UTC: http 502"
+        record = recorded(
+            cast.owner, model="painter", status=503, error_code="upstream_busy", failures=skipped, deployment=""
+        )
+        assert "or its circuit breaker is open" in self.words(site, record.id)
+        subject = f"breaker:{deployment.pk}"
+        alert = Alert.objects.create(kind="provider", subject=subject, title="x", text="x", began_at=now)
+        text = self.words(site, record.id)
+        assert "blue has not been called since 15:25 UTC because it kept answering 502." in text
+        assert "Open provider blue" in text
+        Alert.objects.filter(pk=alert.pk).update(ended_at=now + timedelta(minutes=9))
+        text = self.words(site, record.id)
+        assert "because it kept answering 502. It has recovered: nothing to do now." in text
+        Alert.objects.create(kind="provider", subject=subject, title="y", text="y", began_at=now + timedelta(hours=1))
+        assert "It is failing again now." in self.words(site, record.id)
+        viewer = logged_in(make_staff("monitoring.view_requestrecord", name="viewer"))
+        text = self.words(viewer, record.id)
+        assert "because it kept" not in text
+        assert "Open provider" not in text
+
+    def test_it_names_the_limits_that_are_set_now(self, site: Client, cast: Cast) -> None:
+        key = ApiKey.objects.get(pk=cast.owner.key.pk)
+        Tier.objects.filter(pk=key.tier_id).update(requests_per_minute=20)
+        Account.objects.filter(pk=key.account_id).update(requests_per_minute=3000, monthly_cost_budget="25.5")
+        record = recorded(cast.owner, status=429, error_code="rate_limited")
+        text = self.words(site, record.id)
+        assert "The caller has to wait for the seconds in Retry-After." in text
+        assert f"Set now: 20 requests per minute of tier {key.tier} , 3,000 requests per minute of account acme" in text
+        ApiKey.objects.filter(pk=key.pk).update(requests_per_minute_override=7)
+        assert "Set now: 7 requests per minute of key" in self.words(site, record.id)
+        ApiKey.objects.filter(pk=key.pk).update(overrides_until=timezone.now() - timedelta(days=1))
+        assert "Set now: 20 requests per minute of tier" in self.words(site, record.id)
+        spent = recorded(cast.owner, status=429, error_code="budget_exhausted")
+        assert "Set now: $25.50 a month of account acme" in self.words(site, spent.id)
+        viewer = logged_in(make_staff("monitoring.view_requestrecord", name="viewer"))
+        assert "Set now" not in self.words(viewer, record.id)
 
     def test_it_links_only_to_what_the_user_may_see(self, site: Client, cast: Cast) -> None:
         record = recorded(cast.owner)

@@ -78,14 +78,14 @@ def test_it_knows_months_and_quarters(
 class TestReport:
     def test_it_adds_up_accounts_and_models_beside_the_time_before(self, site: Client) -> None:
         text = words(site, PAGE + NOVEMBER)
-        assert "acme statement $3.50 $2.00 +75 %" in text
+        assert "acme Statement $3.50 $2.00 +75 %" in text
         assert "gpt-4o-mini $0.50 $0.00 new" in text
         assert "Total of 2 accounts $4.50 $2.00 +125 %" in text
         assert "Forecast" not in text
 
     def test_it_names_accounts_as_people_know_them(self, site: Client) -> None:
         Account.objects.filter(name="acme").update(display_name="Acme Corp")
-        assert "Acme Corp statement $3.50" in words(site, PAGE + NOVEMBER)
+        assert "Acme Corp Statement $3.50" in words(site, PAGE + NOVEMBER)
         assert rows_of(site, NOVEMBER)[0]["account"] == "acme"
 
     def test_it_gives_what_it_shows_as_csv_with_all_decimals(self, site: Client) -> None:
@@ -146,16 +146,60 @@ def test_it_never_shows_an_unknown_cost_as_zero(site: Client, cast: Cast) -> Non
     recorded(cast.owner, admitted_at=micros_at(11, 2), cost=1_000_000_000)
     text = words(site, PAGE + NOVEMBER)
     assert "priceless unknown $0.00" in text
-    assert "acme statement at least $1.00" in text
+    assert "acme Statement at least $1.00" in text
     assert [row["cost_usd"] for row in rows_of(site, NOVEMBER)] == ["1.000000000", ""]
     assert "1 request went to a model without a price" in words(site, f"{PAGE}{cast.owner.key.account_id}/{NOVEMBER}")
 
 
-@pytest.mark.parametrize(("cost", "change"), [(1_500_000, "+50 %"), (500_000, "-50 %"), (24_000_000, "24 times")])
+@pytest.mark.parametrize(
+    ("cost", "change"), [(30_000_000, "+50 %"), (10_000_000, "-50 %"), (480_000_000, "\N{MULTIPLICATION SIGN}24")]
+)
 def test_it_shows_a_change_so_that_it_can_be_read(site: Client, cast: Cast, cost: int, change: str) -> None:
-    recorded(cast.owner, admitted_at=micros_at(10, 15), cost=1_000_000)
+    recorded(cast.owner, admitted_at=micros_at(10, 15), cost=20_000_000)
     recorded(cast.owner, admitted_at=micros_at(11, 15), cost=cost)
-    assert f"$0.0010 {change}" in words(site, PAGE + NOVEMBER)
+    assert f"$0.020 {change}" in words(site, PAGE + NOVEMBER)
+
+
+def test_it_shows_no_change_of_less_than_a_cent(site: Client, cast: Cast) -> None:
+    recorded(cast.owner, admitted_at=micros_at(10, 15), cost=1_000_000)
+    recorded(cast.owner, admitted_at=micros_at(11, 15), cost=5_000_000_000)
+    assert "$0.0010 \N{EN DASH}" in words(site, PAGE + NOVEMBER)
+    assert 'title="The cost before was under one cent."' in site.get(PAGE + NOVEMBER).content.decode()
+    assert rows_of(site, NOVEMBER)[0]["change_percent"] == "499900.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "now", "text"),
+    [
+        ("this-month", 11, "Same period in November"),
+        ("last-month", 11, "October 2026"),
+        ("this-quarter", 11, "Same period in Q3 2026"),
+        ("last-quarter", 11, "Q2 2026"),
+    ],
+)
+def test_it_names_the_time_before(name: str, now: int, text: str) -> None:
+    assert Period.named(name, datetime(2026, 12, now, tzinfo=UTC)).before_text == text
+
+
+def test_it_marks_who_will_exceed_a_budget(site: Client, cast: Cast) -> None:
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    Account.objects.filter(name="acme").update(monthly_cost_budget="25")
+    for day in range(1, 21):
+        recorded(cast.owner, admitted_at=micros_at(11, day, 12), cost=1_000_000_000)
+    (line,) = usage_report(Period.named("this-month", now)).accounts
+    assert line.shown_budget == "$25.00"
+    assert re.fullmatch(r"\N{WARNING SIGN} \$\d\d\.\d\d of \$25\.00, reached 2[5-7] Nov", line.shown_forecast)
+    Account.objects.filter(name="acme").update(monthly_cost_budget="20")
+    (line,) = usage_report(Period.named("this-month", now)).accounts
+    assert line.shown_forecast.endswith(" of $20.00, used up now")
+    Account.objects.filter(name="acme").update(monthly_cost_budget="99")
+    (line,) = usage_report(Period.named("this-month", now)).accounts
+    assert line.shown_forecast.startswith("$")
+    (line,) = usage_report(Period.named("last-month", datetime(2026, 12, 2, tzinfo=UTC))).accounts
+    assert line.budget is None
+    recorded(cast.owner, admitted_at=micros(timezone.now() - timedelta(seconds=1)))
+    assert "Budget (US$)" in words(site)
+    assert "Budget (US$)" not in words(site, PAGE + NOVEMBER)
 
 
 def test_it_forecasts_a_running_period_at_the_pace_of_the_last_week(site: Client, cast: Cast) -> None:
