@@ -1,8 +1,8 @@
 """Makes the sample data, and removes it again without a trace in figures, limits or the catalog.
 
 Everything is made by the parts that make the real data: services with audit entries, the recorder with its rollups, the
-conditions of alerts. The accounts have `"demo": true` in their metadata, and the first of them lists what else was
-made. Nobody knows the secrets of the keys; the providers and models are switched off, and their addresses lead nowhere.
+conditions of alerts. Entries of the audit log, which nobody can change, list what was made. Nobody knows the secrets of
+the keys; the providers and models are switched off, and their addresses lead nowhere.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from django.db.models import Max, ProtectedError
 from django.utils import timezone
 from redis.exceptions import RedisError
 
-from accounts.audit import audited_delete
+from accounts.audit import audit_event, audited_delete
 from accounts.key_cache import account_subject, key_cache, key_ledger
 from accounts.limits.ledgers import LedgerStore
 from accounts.limits.local import wall_clock
 from accounts.limits.records import UsageRecord
 from accounts.limits.types import SHARDS, Subject
-from accounts.models import Account, ApiKey, Tier
+from accounts.models import Account, ApiKey, AuditEntry, Tier
 from accounts.services import account_save, account_set_active, api_key_create, tier_save
 from core.money import NANO_DOLLARS
 from core.times import month_of
@@ -65,13 +65,16 @@ BATCH = 500
 OUTAGE_AGO, BUSIEST = range(2, 22), 14
 #: How much of its budget NEARLY_SPENT has used. That is a multiple of the first of these dollars that is near enough.
 SPENT, ROUND = Decimal("0.92"), ("50", "10", "5", "1", "0.5", "0.1", "0.05", "0.01", "0.001", "0.000001")
-MARK, MADE = "demo", "demo_made"
+#: The entries of the audit log that list what was made, by the names in TABLES; the last one says that it was removed.
+KIND, MADE, REMOVED = "sample row", "made", "removed"
 TIERS: Mapping[str, dict[str, Any]] = {
     BUSINESS: {"requests_per_minute": 600, "tokens_per_minute": 2_000_000, "max_output_tokens": 8_192},
     STARTER: {"requests_per_minute": 20, "max_output_tokens": 1_024},
 }
-#: Tables of what is made besides accounts and keys, in the order in which it can be removed.
+#: Tables of what is made, in the order in which it can be removed.
 TABLES: Mapping[str, type[models.Model]] = {
+    "key": ApiKey,
+    "account": Account,
     "alert": Alert,
     "deployment": Deployment,
     "model": Model,
@@ -96,21 +99,36 @@ class Demo:
 @dataclass(slots=True)
 class _Made:
     keys: dict[Caller, ApiKey] = field(default_factory=dict)
-    #: Ids by the names in TABLES.
-    others: dict[str, list[int]] = field(default_factory=dict)
+    #: Ids by the names in TABLES, as far as no entry of the audit log has them yet.
+    ids: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, row: models.Model) -> None:
         name = next(name for name, table in TABLES.items() if isinstance(row, table))
-        self.others.setdefault(name, []).append(row.pk)
+        self.ids.setdefault(name, []).append(row.pk)
+
+    def note(self, actor: str) -> None:
+        audit_event(actor=actor, action=MADE, kind=KIND, details=self.ids)
+        self.ids = {}
+
+
+def _ids_made() -> dict[str, list[int]]:
+    """Return the ids of the sample data that is there, by the names in TABLES."""
+    found: dict[str, list[int]] = {name: [] for name in TABLES}
+    for entry in AuditEntry.objects.filter(target_type=KIND).order_by("-pk"):
+        if entry.action == REMOVED:
+            break
+        for name, ids in entry.after.items():
+            found[name] += ids
+    return found
 
 
 def demo_accounts() -> models.QuerySet[Account]:
     """Return the accounts of the sample data. They are inactive until all of it has been made."""
-    return Account.objects.filter(**{f"metadata__{MARK}": True}).order_by("pk")
+    return Account.objects.filter(pk__in=_ids_made()["account"]).order_by("pk")
 
 
 def demo_make(*, actor: str, force: bool = False) -> Demo:
-    """Make the sample data, about 20,000 requests in as many seconds; raise DemoRefused if that can't be done.
+    """Make the sample data, about 20,000 requests in half a minute; raise DemoRefused if that can't be done.
 
     Production needs `force`. Requests that the log would have pruned already are not made.
     """
@@ -135,19 +153,21 @@ def demo_make(*, actor: str, force: bool = False) -> Demo:
         for account in accounts:
             account_set_active(account=account, active=True, actor=actor)
         _alert(made, accounts, outage)
-        first = Account.objects.get(pk=accounts[0].pk)
-        first.metadata |= {MADE: made.others}
-        account_save(account=first, actor=actor)
+        made.note(actor)
         _drop(_ledgers(accounts, list(made.keys.values())))  # a page may have seeded them meanwhile
     return Demo(len(accounts), len(made.keys), number)
 
 
 def demo_remove(*, actor: str) -> Demo:
-    """Remove the sample data, and what became of it: also requests with its keys, and alerts about its accounts.
+    """Remove the sample data with its requests, and alerts about its accounts.
 
-    Audit entries stay, and removals add theirs. What real rows need by now, such as a tier with other keys, stays too.
+    What is in use by now stays: an account with a key that is no sample data, a provider, model or deployment that was
+    switched on, a tier with other keys. Audit entries stay, and removals add theirs. Days whose requests were pruned
+    meanwhile keep them in the platform's figures by the quarter hour.
     """
-    accounts = list(demo_accounts())
+    made = _ids_made()
+    real = ApiKey.objects.exclude(pk__in=made["key"])
+    accounts = list(demo_accounts().exclude(pk__in=real.values("account_id")))
     number = 0
     for account in accounts:
         records = RequestRecord.objects.filter(account_id=account.pk).order_by("admitted_at", "pk")
@@ -165,8 +185,9 @@ def demo_remove(*, actor: str) -> Demo:
         for row in (*keys, *accounts):
             audited_delete(row, actor=actor)
         for name, table in TABLES.items():
-            made = [pk for account in accounts for pk in account.metadata.get(MADE, {}).get(name, [])]
-            _remove(table._default_manager.filter(pk__in=made), actor)
+            if table not in (Account, ApiKey):
+                _remove(table._default_manager.filter(pk__in=made[name]), actor)
+        audit_event(actor=actor, action=REMOVED, kind=KIND, details={"accounts": len(accounts), "requests": number})
         transaction.on_commit(key_cache.forget)
     _drop(ledgers)
     return Demo(len(accounts), len(keys), number)
@@ -174,7 +195,8 @@ def demo_remove(*, actor: str) -> Demo:
 
 def _begin(now: datetime) -> datetime:
     """Return when the requests begin: not among days whose records have been pruned, which would look wrong then."""
-    begin = datetime_of(floor(now - LASTING, DAY))
+    kept = min(LASTING, timedelta(days=settings.LOG_RETENTION_DAYS or LASTING.days) - ONE_DAY)
+    begin = datetime_of(floor(now - kept, DAY))
     oldest = oldest_admission() or now
     if has_earlier_rollups(oldest):
         begin = max(begin, datetime_of(floor(oldest, DAY)) + ONE_DAY)
@@ -196,16 +218,16 @@ def _make_rows(begin: datetime, actor: str) -> _Made:
     for caller in CALLERS:
         account = accounts.get(caller.account)
         if account is None:
-            account = Account(name=_free(Account, "name", caller.account), is_active=False, metadata={MARK: True})
+            account = Account(name=_free(Account, "name", caller.account), is_active=False)
             account.display_name = ACCOUNTS[caller.account]
             account_save(account=account, actor=actor)
             accounts[caller.account] = account
+            made.add(account)
         tier = tiers[caller.tier]
         made.keys[caller], _ = api_key_create(account=account, tier=tier, name=caller.key, actor=actor)
+        made.add(made.keys[caller])
     Account.objects.filter(pk__in=[account.pk for account in accounts.values()]).update(created_at=begin)
-    first = accounts[CALLERS[0].account]
-    first.metadata |= {MADE: made.others}
-    account_save(account=first, actor=actor)
+    made.note(actor)
     return made
 
 
@@ -265,7 +287,7 @@ def _grant_budget(made: _Made, now: datetime, random: Random, *, actor: str) -> 
 
 def _alert(made: _Made, accounts: Sequence[Account], outage: Outage) -> None:
     """Store the alerts of the outage, and that of the budget: nobody is notified of these."""
-    down = Deployment.objects.filter(pk__in=made.others.get("deployment", []), provider__name__startswith=DOWN)
+    down = Deployment.objects.filter(pk__in=_ids_made()["deployment"], provider__name__startswith=DOWN)
     for deployment in down.select_related("model", "provider").order_by("pk"):
         alert = Alert(
             kind=Alert.Kind.PROVIDER,
@@ -295,10 +317,10 @@ def _alerts_about(accounts: Sequence[Account], keys: Sequence[ApiKey]) -> list[A
 
 
 def _remove(rows: Iterable[models.Model], actor: str) -> None:
-    """Remove rows, apart from those that real rows refer to."""
+    """Remove rows, apart from those that are in use: switched on, or referred to by real rows."""
     for row in rows:
         with suppress(ProtectedError), transaction.atomic():
-            if isinstance(row, Model) and row.deployments.exists():
+            if _is_used(row):
                 continue
             if isinstance(row, Alert):
                 row.delete()
@@ -306,6 +328,14 @@ def _remove(rows: Iterable[models.Model], actor: str) -> None:
                 audited_delete(row, actor=actor)
             else:
                 catalog_delete(row=row, actor=actor)  # type: ignore[arg-type]
+
+
+def _is_used(row: models.Model) -> bool:
+    if isinstance(row, Deployment):
+        return row.provider.is_enabled
+    if isinstance(row, Model):
+        return row.is_enabled or row.deployments.exists()
+    return isinstance(row, Provider) and row.is_enabled
 
 
 def _ledgers(accounts: Sequence[Account], keys: Sequence[ApiKey]) -> list[tuple[int, Subject]]:

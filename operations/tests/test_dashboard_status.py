@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts.models import Account, AuditEntry
+from accounts.models import AuditEntry
 from accounts.tests.factories import Cast, logged_in, make_account, make_key, make_staff
 from inference.fake_provider import FakeUpstream
 from inference.models import Deployment
@@ -21,6 +21,7 @@ from monitoring.models import Alert
 from monitoring.tests.samples import recorded
 from operations import deployments
 from operations.dashboard import sections, setup, status
+from operations.demo.services import KIND, MADE
 from operations.tests.test_dashboard import INDEX, ago, shown, tile
 
 pytestmark = pytest.mark.django_db
@@ -153,6 +154,11 @@ class TestSetup:
         assert [site.get(SETUP).status_code, Client().post(SETUP).status_code] == [405, 302]
 
 
+def note_as_sample(cast: Cast) -> None:
+    """Note an account in the audit log as one of the sample data."""
+    AuditEntry.objects.create(actor="t", action=MADE, target_type=KIND, after={"account": [cast.owner.key.account_id]})
+
+
 class TestSampleData:
     def test_it_is_offered_where_there_is_nothing_to_see(
         self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch
@@ -161,7 +167,7 @@ class TestSampleData:
 
         def run(action: str) -> CompletedProcess[str]:
             made.append(action)
-            Account.objects.filter(name="acme").update(metadata={"demo": True})
+            note_as_sample(cast)
             return CompletedProcess([], 0, stdout="Made 3 requests of 1 accounts.\nLook at the dashboard.\n")
 
         monkeypatch.setattr(setup, "run_demo", run)
@@ -179,7 +185,7 @@ class TestSampleData:
     def test_it_is_removed_after_a_question(self, site: Client, cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
         done = CompletedProcess([], 0, stdout="Removed 3 requests of 1 accounts.\n")
         monkeypatch.setattr(setup, "run_demo", lambda action: done)
-        Account.objects.filter(name="acme").update(metadata={"demo": True})
+        note_as_sample(cast)
         assert "Remove sample data?" in site.post(SAMPLE, {"action": "remove"}).content.decode()
         page = site.post(SAMPLE, {"action": "remove", "confirmed": "yes"}, follow=True).content.decode()
         assert "Removed 3 requests of 1 accounts." in page

@@ -156,3 +156,24 @@ def test_a_removal_ends_what_is_still_being_made(monkeypatch: pytest.MonkeyPatch
         demo_make(actor=ACTOR)
     assert not RequestRecord.objects.exists()
     assert not Rollup.objects.aggregate(Sum("requests"))["requests__sum"]
+
+
+def test_it_leaves_what_is_in_use_by_now(cast: Cast) -> None:
+    marked = make_account("marked", metadata={"demo": True, "demo_made": {"tier": [cast.owner.key.tier_id]}})
+    demo_make(actor=ACTOR)
+    used = Account.objects.get(name="acme-corp")
+    issued = make_key(account=used, tier=cast.owner.key.tier)
+    recorded(issued)
+    Provider.objects.filter(name="openai-eu").update(is_enabled=True)
+    demo_remove(actor=ACTOR)
+    assert set(Account.objects.values_list("pk", flat=True)) >= {marked.pk, used.pk, cast.owner.key.account_id}
+    assert RequestRecord.objects.filter(key_id=issued.key.pk).exists()
+    assert [*Provider.objects.values_list("name", flat=True)] == ["openai-eu"]
+    assert Deployment.objects.filter(provider__name="openai-eu").exists()
+    assert "The rollups agree with the log." in checked()
+
+
+def test_it_makes_nothing_older_than_the_log_keeps(settings: Settings) -> None:
+    settings.LOG_RETENTION_DAYS = 10
+    demo_make(actor=ACTOR)
+    assert timezone.now() - RequestRecord.objects.earliest("admitted_at").admitted_at < timedelta(days=10)
