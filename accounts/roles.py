@@ -32,7 +32,7 @@ ROLES: dict[str, tuple[str, set[str]]] = {
         | _each("view", "accounts.auditentry auth.user auth.group"),
     ),
     "Support": (
-        "sees everything; creates, rotates and revokes keys",
+        "sees everything; creates, rotates and revokes keys, and sets their limits",
         _VIEWER | _each("add change", "accounts.apikey") | _each("view", "accounts.auditentry"),
     ),
     "Finance": (

@@ -234,6 +234,8 @@ CORS_ALLOW_HEADERS = [
     *(f"x-stainless-{name}" for name in STAINLESS),
 ]  # fmt: skip
 
+#: The page that adds a provider sends some fields for each of its models.
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 10_000
 TIME_ZONE = "UTC"
 USE_I18N = False
 STATIC_URL = "/static/"

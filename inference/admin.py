@@ -224,7 +224,8 @@ class ProviderAdmin(CatalogAdmin):
             super().save_model(request, obj, form, change)
             return
         models = form.models_added() if self._line_context(request)["may_add_models"] else []
-        provider_add(provider=obj, models=models, actor=actor_of(request))
+        may_change = request.user.has_perm("inference.change_model")
+        provider_add(provider=obj, models=models, actor=actor_of(request), switches_on=may_change)
         if models:
             names = ", ".join(each.public_name for each in models)
             messages.success(request, f"{obj} serves {names} from now on. Try it in the playground.")

@@ -46,10 +46,13 @@ class ModelAtProvider:
     price: Mapping[str, Decimal | None] | None
 
 
-def provider_add(*, provider: Provider, models: Sequence[ModelAtProvider], actor: str) -> None:
+def provider_add(
+    *, provider: Provider, models: Sequence[ModelAtProvider], actor: str, switches_on: bool = True
+) -> None:
     """Save a new provider, deployments of models there, their prices, and the models that don't exist yet, or nothing.
 
-    At a model that has deployments, the new one is asked after them. A model that is switched off is switched on.
+    At a model that has deployments, the new one is asked after them. `switches_on`: a model that is switched off is
+    switched on; otherwise it stays off.
     Raises ValidationError like catalog_save.
     """
     with transaction.atomic():
@@ -58,7 +61,8 @@ def provider_add(*, provider: Provider, models: Sequence[ModelAtProvider], actor
             model = Model.objects.filter(public_name=each.public_name).first()
             if model is None:
                 model = Model(public_name=each.public_name, kind=each.kind, context_size=each.context_size)
-            model.is_enabled = True
+            if switches_on:
+                model.is_enabled = True
             catalog_save(row=model, actor=actor)
             last = model.deployments.aggregate(Max("order"))["order__max"]
             deployment = Deployment(

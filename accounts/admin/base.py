@@ -172,7 +172,10 @@ class AuditedAdmin(OfferedLookupsAdmin):
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show the audit entries about an object, newest first; raises PermissionDenied."""
+        """Show the audit entries about an object, newest first; raises PermissionDenied.
+
+        Who changed what is for those who may read the audit log.
+        """
         instance = found(self, request, unquote(object_id))
         if not self.has_view_or_change_permission(request, instance):
             raise PermissionDenied

@@ -14,7 +14,7 @@ from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.auth.forms import SetPasswordForm
 from django.contrib.auth.models import User
-from django.contrib.auth.tokens import default_token_generator
+from django.contrib.auth.tokens import PasswordResetTokenGenerator
 from django.contrib.auth.views import PasswordResetConfirmView
 from django.core.mail import send_mail
 from django.db import transaction
@@ -29,6 +29,17 @@ from accounts.audit import audit_record
 from core.formats import duration
 
 log = structlog.get_logger(__name__)
+
+
+class InvitationTokens(PasswordResetTokenGenerator):
+    """Django's tokens; a change of the user's powers ends them, so that no early link becomes a strong one."""
+
+    def _make_hash_value(self, user: Any, timestamp: int) -> str:
+        powers = [user.is_superuser, sorted(user.get_all_permissions())]
+        return f"{super()._make_hash_value(user, timestamp)}{powers}"
+
+
+tokens = InvitationTokens()
 
 
 def invitation_page(model_admin: ModelAdmin, request: HttpRequest, user: User) -> HttpResponse:
@@ -50,7 +61,7 @@ def invitation_page(model_admin: ModelAdmin, request: HttpRequest, user: User) -
         )
         return ask(model_admin, request, question)
     audit_record(actor=actor_of(request), action="invited", target=user, after={"email": user.email})
-    names = {"uidb64": urlsafe_base64_encode(force_bytes(user.pk)), "token": default_token_generator.make_token(user)}
+    names = {"uidb64": urlsafe_base64_encode(force_bytes(user.pk)), "token": tokens.make_token(user)}
     url = request.build_absolute_uri(reverse("admin:invitation", kwargs=names))
     if is_mailed and _send(user, url, lasts):
         messages.success(request, f"The invitation was sent to {user.email}.")
@@ -89,6 +100,7 @@ class InvitationView(PasswordResetConfirmView):
     """The page that an invitation leads to, where the invited user chooses a password."""
 
     form_class = NewPasswordForm
+    token_generator = tokens
     template_name = "admin/auth/user/accept_invitation.html"
     success_url = reverse_lazy("admin:login")
     title = "Choose a password"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from datetime import timedelta
 from itertools import chain
+from string import hexdigits
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -219,8 +220,9 @@ class ApiKeyAdmin(OverviewAdmin, ModelBudgetsAdmin):
     def issued_view(self, request: HttpRequest, key_id: int) -> HttpResponse:
         """Show a new key to the session that created it, once; afterwards redirect to the key's page."""
         key: ApiKey = found(self, request, str(key_id))
-        sealed, pad = request.session.pop(f"{PAD}_{key.pk}", ""), request.COOKIES.get(PAD, "")
-        if not sealed or len(sealed) != len(pad):
+        name, pad = f"{PAD}_{key.pk}", request.COOKIES.get(PAD, "")
+        sealed = request.session.pop(name, "") if pad else ""  # a visit without the cookie destroys nothing
+        if not sealed or len(sealed) != len(pad) or not set(pad) <= set(hexdigits):
             messages.warning(request, "A new key is shown only once. If you did not copy it, rotate the key.")
             return HttpResponseRedirect(change_url(key))
         facts = [("Account", str(key.account)), ("Tier", key.tier.name), ("Name", key.name)]

@@ -104,11 +104,11 @@ class RoleForm(forms.ModelForm):  # type: ignore[type-arg]  # Django's is not ge
         return role if is_offered and role != self.fields["role"].initial else None
 
     def _post_clean(self) -> None:
-        """Make an administrator a superuser, and let whoever has a role into the admin."""
+        """Make an administrator a superuser, and let only those who have a role into the admin."""
         super()._post_clean()  # type: ignore[misc]  # Django's own hook, not in the stubs
         if self._chosen is not None:
             self.instance.is_superuser = self._chosen == ADMINISTRATOR
-            self.instance.is_staff = bool(self._chosen) or self.instance.is_staff
+            self.instance.is_staff = bool(self._chosen)
 
     def _save_m2m(self) -> None:
         """Replace the groups by the role."""

@@ -85,6 +85,14 @@ def test_it_shows_a_new_key_once_and_keeps_it_nowhere(admin_site: Client) -> Non
     assert secret_part(plain) not in kept + str(dict(admin_site.session.items()))
 
 
+def test_a_visit_without_the_cookie_leaves_a_new_key_to_be_shown(admin_site: Client) -> None:
+    shown_at = add(admin_site, make_account()).headers["Location"]
+    pad = admin_site.cookies.pop("issued_key")
+    assert admin_site.get(shown_at).status_code == 302
+    admin_site.cookies["issued_key"] = pad.value
+    assert key_cache.find(issued_in(admin_site.get(shown_at)))
+
+
 def test_it_takes_every_setting_of_a_new_key(admin_site: Client) -> None:
     add(
         admin_site,

@@ -183,6 +183,13 @@ def test_it_invites_a_user_to_choose_a_password_once(admin_site: Client, capsys:
     assert token not in logged.out + logged.err
 
 
+def test_an_invitation_ends_when_the_user_gains_powers(admin_site: Client) -> None:
+    user = make_staff(name="ada")
+    link = invited(admin_site, user)
+    User.objects.filter(pk=user.pk).update(is_superuser=True)
+    assert "too old" in Client().get(link, follow=True).content.decode()
+
+
 def test_it_mails_an_invitation_or_shows_its_link_instead(
     admin_site: Client, settings: Settings, mailoutbox: list[EmailMessage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
