@@ -91,12 +91,13 @@ def histogram(changelist: KeysetChangeList, request: HttpRequest) -> Histogram |
     first = minute_of(begin) // width * width
     after = -(-(minute_of(end) + bool(end.second or end.microsecond)) // width) * width
     chosen, scope = _scope(changelist)
-    note = ""
+    note, is_partial = "", False
     if scope is not None and width >= WIDTHS[3]:
         found = requests_by_outcome(begin=first, end=after, width=width, scope=scope)
     else:
         records = changelist.counted(request, begin, COUNTED)
         found = requests_by_period(records.rows, width)
+        is_partial = bool(changelist.filter_params.get("status"))  # the others were not read
         if records.since is not None:
             note = f"Only the newest were counted, back to {utc_text(records.since)}."
     by_place: defaultdict[int, Counter[str]] = defaultdict(Counter)
@@ -112,7 +113,6 @@ def histogram(changelist: KeysetChangeList, request: HttpRequest) -> Histogram |
         if sum(each[name] for name in shown)
     ]
     number = max(1, (after - first) // width)
-    is_partial = scope is None and bool(changelist.filter_params.get("status"))
     return Histogram(
         datetime_of(first), datetime_of(after), width, number, bars, most, {} if is_partial else counts, note
     )

@@ -122,6 +122,13 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
         ("Metadata", {"fields": ("metadata",), "classes": ("collapse",)}),
     )
 
+    def response_add(self, request: HttpRequest, obj: Account, post_url_continue: str | None = None) -> HttpResponse:
+        """Open the new account's page, where a key can be added."""
+        if "_save" not in request.POST or not self.has_view_or_change_permission(request, obj):
+            return super().response_add(request, obj, post_url_continue)
+        messages.success(request, f"{obj} was added. Next: add a key.")
+        return HttpResponseRedirect(change_url(obj))
+
     def write(self, instance: Any, *, actor: str) -> None:
         """Save an account."""
         services.account_save(account=instance, actor=actor)

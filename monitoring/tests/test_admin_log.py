@@ -70,6 +70,7 @@ class TestHistogram:
             ("from=-200d", {"ok": 2, "limited": 7, "failed": 1}),
             ("cache=bypass", {"failed": 1}),
             ("status=502", {}),
+            ("from=-2h&status=failed", {}),
         ],
     )
     def test_it_counts_what_the_filters_select(self, site: Client, query: str, counts: dict[str, int]) -> None:

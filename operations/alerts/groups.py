@@ -43,6 +43,11 @@ class AlertGroup:
         return next((alert for alert in self.alerts if alert.subject.startswith(BREAKERS)), self.alerts[0])
 
     @property
+    def is_resolved(self) -> bool:
+        """Return whether no alert is open."""
+        return all(alert.ended_at is not None for alert in self.alerts)
+
+    @property
     def since(self) -> datetime:
         """Return when the first alert began."""
         return min(alert.began_at for alert in self.alerts)
@@ -131,7 +136,11 @@ def _title(group: AlertGroup, about: About, number: int) -> str:
     if number > 1 and group.cause == "price":
         return f"{number} models have no price"
     if number > 1 and isinstance(named, Deployment):
-        return f"Provider {named.provider} fails: no calls go to {number} deployments"
+        if group.is_resolved:
+            return f"{named.provider} was down: {number} deployments"
+        return f"{named.provider} is down: {number} deployments get no calls"
+    if isinstance(named, Deployment) and group.is_resolved and group.lead.subject.startswith("breaker:"):
+        return f"{named.provider} was down for {named.model}"
     return max([group.lead, *group.alerts], key=lambda alert: level_of(alert.subject)).title
 
 

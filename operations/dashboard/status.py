@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from core.formats import count, percent
 from monitoring.models import OUTCOMES, Alert, Outcome, RequestRecord
-from operations.alerts.groups import BEFORE, AlertGroup, Link
+from operations.alerts.groups import BEFORE, AlertGroup, Link, group_of
 from operations.dashboard.data import Reading
 from operations.dashboard.query import DashboardQuery
 from operations.dashboard.sections import Lag
@@ -42,8 +42,12 @@ def platform_status(
     incidents: Sequence[AlertGroup],
     lag: Lag,
     now: datetime,
+    ended: AlertGroup | None = None,
 ) -> Status:
-    """Return the most important of: an outage, an open incident, figures that lag, deployments to look at, all well."""
+    """Return the most important of: an outage, an open incident, figures that lag, deployments to look at, all well.
+
+    The last names also the provider's outage that `ended` in the span.
+    """
     failing = [each for each in deployments if each.is_failing]
     if failing:
         return _outage(failing, deployments, incidents, now)
@@ -60,10 +64,17 @@ def platform_status(
     if troubled:
         text = f"{_number(len(troubled), 'deployment')} to look at: {troubled[0].provider}/{troubled[0].name}"
         return Status(WARNING, f"{text} ({troubled[0].trouble}).", [("Deployment", troubled[0].url)])
-    return _calm(asked, reading)
+    return _calm(asked, reading, ended, now)
 
 
-def _calm(asked: DashboardQuery, reading: Reading) -> Status:
+def outage_ended(asked: DashboardQuery) -> AlertGroup | None:
+    """Return the newest outage of a provider that ended in the span; None if there was none."""
+    over = Alert.objects.filter(kind=Alert.Kind.PROVIDER, ended_at__range=(asked.span.begin, asked.span.end))
+    newest = over.order_by("-ended_at").first()
+    return group_of(newest) if newest else None
+
+
+def _calm(asked: DashboardQuery, reading: Reading, ended: AlertGroup | None, now: datetime) -> Status:
     """Return the sentence for a platform without an open incident."""
     total, span = reading.total, SPANS.get(asked.name, "in this range")
     failures = (_number(total.failed, "failed request"), reverse(LOG) + asked.log_query(status="failed"))
@@ -73,9 +84,13 @@ def _calm(asked: DashboardQuery, reading: Reading) -> Status:
     share = total.failed / total.requests
     sentence = f"{_number(total.requests, 'request')} {span}{filtered}, {percent(share)} failed."
     links = [failures] if total.failed else []
+    if ended is not None:
+        until = max((alert.ended_at for alert in ended.alerts if alert.ended_at), default=now)
+        sentence += f" {ended.title}, from {clock(ended.since, now)} to {clock(until, now)}."
+        links.append(_alert_link(ended))
     if share * 100 >= settings.ALERT_ERROR_RATE:
         return Status(WARNING, f"No incident is open now, but many requests failed: {sentence}", links)
-    return Status(GOOD, f"All well: {sentence}", links)
+    return Status(GOOD, f"All well{' now' if ended else ''}: {sentence}", links)
 
 
 def _outage(

@@ -29,7 +29,7 @@ from operations.dashboard.sections import (
     top_callers,
 )
 from operations.dashboard.setup import sample_data_offer, setup_steps
-from operations.dashboard.status import BAD, LOG, platform_status
+from operations.dashboard.status import BAD, LOG, outage_ended, platform_status
 from operations.deployments import deployment_states
 
 #: Seconds between two requests of the script; SELDOM for the ranges 7d and 30d.
@@ -97,7 +97,8 @@ def _sections(request: HttpRequest, asked: DashboardQuery) -> dict[str, Any]:
     well = {subject for each in deployments if not each.is_failing for subject in each.alert_subjects}
     alerts = open_alerts(but=well) if request.user.has_perm("monitoring.view_alert") else []
     incidents = group_alerts([alert for alert in alerts if alert.kind != Alert.Kind.BUDGET])
-    status = platform_status(asked, reading, deployments, incidents, lag, now)
+    ended = outage_ended(asked) if request.user.has_perm("monitoring.view_alert") else None
+    status = platform_status(asked, reading, deployments, incidents, lag, now, ended)
     total = reading.total
     is_outage = status.tone == BAD or total.failed * 100 > total.requests * settings.ALERT_ERROR_RATE
     shown = [each for each in deployments if each.is_failing or each.trouble]

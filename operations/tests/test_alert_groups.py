@@ -41,13 +41,13 @@ def test_it_groups_the_deployments_of_a_provider_that_fail_together(upstream: Fa
     alert(f"breaker:{first.pk}", minute=1, ended_at=ended)
     alert(f"breaker:{second.pk}", minute=40, ended_at=ended)
     together, before = grouped()
-    assert together.title == f"Provider {first.provider} fails: no calls go to 2 deployments"
+    assert together.title == f"{first.provider} was down: 2 deployments"
     assert together.since == BEGAN + timedelta(minutes=1)
     (failed, _), (provider, _) = together.links
     assert (failed, provider) == ("Failed requests", f"Provider {first.provider}")
     log = dict(together.links)["Failed requests"]
     assert log == f"{LOG}?from=2026-11-24T09%3A56Z&until=2026-11-24T10%3A56Z&status=failed"
-    assert [len(before.alerts), before.title] == [1, f"title of breaker:{first.pk}"]
+    assert [len(before.alerts), before.title] == [1, f"{first.provider} was down for first"]
     assert [text for text, _ in before.links] == [
         "Failed requests",
         f"Provider {first.provider}",
@@ -110,7 +110,7 @@ class TestAdmin:
         alert("errors", Alert.Kind.ERRORS, ended_at=BEGAN)
         with django_assert_max_num_queries(9):
             page = site.get(ALERTS).content.decode()
-        assert page.count("no calls go to 12 deployments") == 1
+        assert page.count("is down: 12 deployments get no calls") == 1
         assert "title of errors" in page
         assert "title of errors" not in site.get(f"{ALERTS}?state=open").content.decode()
         assert "12 deployments" not in site.get(f"{ALERTS}?state=resolved").content.decode()

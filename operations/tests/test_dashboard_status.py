@@ -45,6 +45,22 @@ class TestStatus:
         assert links(dashboard) == ["1 failed request"]
         assert not dashboard["is_outage"]
 
+    def test_an_outage_that_is_over(self, site: Client, cast: Cast, upstream: FakeUpstream) -> None:
+        recorded(cast.owner)
+        now = timezone.now()
+        over = Alert.objects.create(
+            kind=Alert.Kind.PROVIDER,
+            subject=f"breaker:{serve('a').pk}",
+            title="Provider fails",
+            began_at=now - timedelta(hours=3),
+            ended_at=now - timedelta(hours=2),
+        )
+        status = shown(site)["status"]
+        assert status.text.startswith("All well now: 1 request in 24 h, 0 % failed.")
+        assert "was down for a, from" in status.text
+        assert (status.links[-1][0], str(over.pk) in status.links[-1][1]) == ("Alert", True)
+        assert "was down" not in shown(site, "range=1h")["status"].text
+
     def test_many_failures_without_an_incident(self, site: Client, cast: Cast) -> None:
         recorded(cast.owner, status=502)
         dashboard = shown(site)
