@@ -17,7 +17,10 @@ function nameFields() {
 addEventListener("DOMContentLoaded", () => {
   document.getElementById("main")?.setAttribute("role", "main");
   document.getElementById("nav-sidebar-inner")?.setAttribute("aria-label", "Sidebar");
-  for (const icon of document.querySelectorAll(".material-symbols-outlined")) icon.setAttribute("aria-hidden", "true");
+  for (const icon of document.querySelectorAll(":is(a, button) .material-symbols-outlined")) {
+    const isAlone = icon.closest("a, button").textContent.trim() === icon.textContent.trim(); // then it is the name
+    if (!isAlone) icon.setAttribute("aria-hidden", "true");
+  }
   window.django?.jQuery?.(nameFields); // after Select2 has made them
 });
 
