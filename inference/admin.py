@@ -47,7 +47,7 @@ SECRET_BADGES = {"set": "success", "missing": "danger", "none needed": "info"}
 LATELY = timedelta(days=7)
 MOST_CALLERS = 50
 #: How a model is marked that answers requests which name none.
-CHOSEN, INHERITED = "default", "default (environment)"
+CHOSEN, INHERITED = "default", "default (set by environment)"
 #: The form field that the confirmation page adds itself.
 TOKEN = "csrfmiddlewaretoken"  # noqa: S105
 
@@ -157,11 +157,11 @@ class ProviderAdmin(CatalogAdmin):
         (None, {"fields": ("name", "style", "base_url", "api_version", "stops_when_client_leaves", "is_enabled")}),
         ("Authentication", {"fields": ("api_key_variable", "secret", "extra_headers")}),
         (
-            "What the provider grants, over all callers and servers together",
+            "Provider rate limits (all callers and servers)",
             {
                 "fields": ("requests_per_minute", "tokens_per_minute", "concurrent_requests"),
-                "description": "Where one is reached, the model's next deployment is asked; without any, callers get "
-                "503 and are told when to come back.",
+                "description": "When one is reached, the next deployment is used; if there is none, callers get 503 "
+                "with Retry-After.",
             },
         ),
     )
@@ -269,7 +269,7 @@ class ProviderAdmin(CatalogAdmin):
         provider: Provider = found(self, request, object_id)
         if not is_confirmed(request):
             text = (
-                f"{provider.base_url} is asked for its list of models, with the provider's secret. No token is spent."
+                f"{provider.base_url} is asked for its list of models, with the provider's secret. No tokens are used."
             )
             title = f"Test the connection to {provider}?"
             return self.ask_first(request, provider, title, text, "Test connection", is_dangerous=False)
@@ -339,7 +339,9 @@ class ModelAdmin(CatalogAdmin):
         return INHERITED if is_environments and model.is_enabled and not model.is_another_default else None
 
     context = column("context (tokens)", lambda model: f"{model.context_size:,}", ordering="context_size")
-    served_by = column("served by", lambda model: ", ".join(map(str, model.usable_deployments)) or "nobody")
+    served_by = column(
+        "served by", lambda model: ", ".join(map(str, model.usable_deployments)) or "No enabled deployment"
+    )
 
 
 class PriceInline(TabularInline):

@@ -59,7 +59,7 @@ def test_it_streams_an_answer_and_tells_what_it_cost(
     fake.set(first_token_ms=0, chunk_interval_ms=0)
     assert page.inner_text("#answer") == "You said: one two three four five six seven"
     facts = page.locator("#facts")
-    for told in ("Tokens", "$0.0000", "gpt-3.5-turbo", "MISS", "First text", "Total", "Request id"):
+    for told in ("Tokens", "$0.0000", "gpt-3.5-turbo", "MISS", "First token", "Total", "Request id"):
         expect(facts).to_contain_text(told)
     expect(page.locator("#limit-rows")).to_contain_text("x-ratelimit-remaining")
     page.click("#send")

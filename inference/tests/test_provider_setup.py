@@ -69,6 +69,15 @@ def test_it_fills_in_what_is_known_of_a_provider(site: Client, preset: str, show
     assert [text for text in shown if text not in page] == []
 
 
+def test_it_says_at_once_that_the_preset_s_variable_is_not_set(site: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any test of the provider."""
+    missing = "✗ GROQ_API_KEY is not set on this server"
+    monkeypatch.delenv("GROQ_API_KEY", raising=False)
+    assert missing in site.get(ADD, {"preset": "groq"}).content.decode()
+    monkeypatch.setenv("GROQ_API_KEY", "gsk")
+    assert missing not in site.get(ADD, {"preset": "groq"}).content.decode()
+
+
 def test_it_lists_the_models_of_a_provider_with_their_prices(site: Client) -> None:
     with FakeUpstream() as fake:
         page = list_models(site, fake.base_url)
@@ -214,6 +223,6 @@ def test_it_marks_the_model_that_answers_by_default(site: Client, settings: Sett
     def shown() -> Any:
         return site.get("/admin/inference/model/").content.decode()
 
-    assert "default (environment)" in shown()
+    assert "default (set by environment)" in shown()
     Model.objects.filter(public_name="big").update(is_default=True)
-    assert "default (environment)" not in shown()
+    assert "default (set by environment)" not in shown()

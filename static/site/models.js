@@ -10,7 +10,7 @@ import { send } from "./service.js";
 import { snippets } from "./snippets.js";
 import { fetchUsage } from "./usage.js";
 
-const NUMBERS = ["Context", "Input", "Output", "First text", "Answer"];
+const NUMBERS = ["Context", "Input", "Output", "First token", "Answer"];
 const COLUMNS = [{ label: "Model" }, { label: "For" }, ...NUMBERS.map((label) => ({ label, isNumber: true })), { label: "Next" }];
 
 /** Show the models of a key; returns whether it was accepted. The speed needs the scope `usage`. */

@@ -131,7 +131,7 @@ export class Pane {
       isUnpriced ? ["Cost", "unknown", "the model has no price"] : ["Cost", money(cost), money(cost) === exactMoney(cost) ? null : exactMoney(cost)],
       ["Model", headers.get("X-Model") ?? UNKNOWN, headers.get("X-Fallback") === "true" ? "a fallback answered" : null],
       ["Cache", outcome ?? UNKNOWN, OUTCOMES[outcome]],
-      ["First text", milliseconds(first)],
+      ["First token", milliseconds(first)],
       ["Total", milliseconds(total)],
       ["Request id", headers.get("X-Request-ID") ?? UNKNOWN],
     ];
