@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.options import IS_POPUP_VAR
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
@@ -124,7 +125,8 @@ class AccountAdmin(OverviewAdmin, KeyedAdmin):
 
     def response_add(self, request: HttpRequest, obj: Account, post_url_continue: str | None = None) -> HttpResponse:
         """Open the new account's page, where a key can be added."""
-        if "_save" not in request.POST or not self.has_view_or_change_permission(request, obj):
+        is_popup = IS_POPUP_VAR in request.POST
+        if "_save" not in request.POST or is_popup or not self.has_view_or_change_permission(request, obj):
             return super().response_add(request, obj, post_url_continue)
         messages.success(request, f"{obj} was added. Next: add a key.")
         return HttpResponseRedirect(change_url(obj))

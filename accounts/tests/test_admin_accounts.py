@@ -60,6 +60,18 @@ def test_it_says_what_is_wrong_with_a_name(admin_site: Client, cast: Cast, names
     assert Account.objects.count() == count
 
 
+def test_it_opens_a_new_account_but_closes_a_popup(admin_site: Client) -> None:
+    management = {
+        f"{prefix}-{name}_FORMS": "0" for prefix in ("model_budgets", "api_keys") for name in ("TOTAL", "INITIAL")
+    }
+    form = {"metadata": "{}", "_save": "Save", **management}
+    opened = admin_site.post(f"{ACCOUNTS}add/", {"name": "fresh", **form})
+    assert opened.headers["Location"] == f"{ACCOUNTS}{Account.objects.get(name='fresh').pk}/change/"
+    closed = admin_site.post(f"{ACCOUNTS}add/?_popup=1", {"name": "popped", "_popup": "1", **form})
+    assert closed.status_code == 200
+    assert "data-popup-response" in closed.content.decode()
+
+
 def test_it_shows_the_audit_entries_of_an_object_as_its_history(admin_site: Client, cast: Cast) -> None:
     account = make_account("initech", contact="old@initech.test")
     url = f"{ACCOUNTS}{account.pk}/"
