@@ -242,7 +242,7 @@ class Overview:
         own = self.account.api_keys.select_related("account", "tier")
         others = own.exclude(pk__in=ranks).order_by(F("last_used_at").desc(nulls_last=True), "-pk")
         shown = [*sorted(own.filter(pk__in=ranks), key=lambda key: list(ranks).index(key.pk)), *others[:KEYS]][:KEYS]
-        lines = self._requests_byday_text(shown)
+        lines = self._requests_by_day(shown)
         rows = []
         for key in shown:
             rank, state = ranks.get(key.pk), shown_state(key)
@@ -250,7 +250,7 @@ class Overview:
             rows.append(KeyRow(key, state, STATE_BADGES[state], requests, cost, course_of(lines[key.pk])))
         return rows
 
-    def _requests_byday_text(self, keys: Sequence[ApiKey]) -> dict[int, list[int]]:
+    def _requests_by_day(self, keys: Sequence[ApiKey]) -> dict[int, list[int]]:
         first = minute_of(self.begin)
         found = {key.pk: [0] * DAYS for key in keys}
         of_keys = {"account_id": self.account.pk, "key_id__in": list(found)}
